@@ -1,0 +1,311 @@
+//! The mirror of the TOML file, and the step from it to the checked settings.
+//!
+//! Field names are the keys; an unknown one is refused. Deliberately knows no default that
+//! `config/bitnetd.toml` does not state.
+
+use super::{
+    Budget, Config, ConfigError, Device, Host, I2sLayout, Level, Log, Login, Model, Mqtt, Queue,
+    Socket, Telemetry,
+};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    device: DeviceKeys,
+    model: ModelKeys,
+    budget: BudgetKeys,
+    socket: SocketKeys,
+    mqtt: MqttKeys,
+    queue: QueueKeys,
+    telemetry: TelemetryKeys,
+    log: LogKeys,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DeviceKeys {
+    id: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModelKeys {
+    path: Option<PathBuf>,
+    context: Option<usize>,
+    i2s_layout: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetKeys {
+    memory_mb: Option<u64>,
+    threads: Option<usize>,
+    pin: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SocketKeys {
+    path: Option<PathBuf>,
+    mode: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MqttKeys {
+    host: Option<String>,
+    port: Option<u16>,
+    prefix: Option<String>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    tls: Option<bool>,
+    version: Option<Version>,
+}
+
+/// `5` and `"5"` mean the same.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Version {
+    Number(u64),
+    Text(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct QueueKeys {
+    depth: Option<usize>,
+    timeout_ms: Option<u64>,
+    drain_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TelemetryKeys {
+    interval_s: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogKeys {
+    level: Option<String>,
+}
+
+/// A mistake in one key: section, key, what is wrong and the way out.
+struct Mistake(&'static str, &'static str, String);
+
+type Checked<T> = Result<T, Mistake>;
+
+impl File {
+    pub(super) fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_at(text, span.start));
+            // The library's message may run over several lines; ours is one.
+            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            ConfigError { place: format!("{place}:{line}"), message }
+        })
+    }
+
+    pub(super) fn check(self, place: &str, text: &str, host: &Host) -> Result<Config, ConfigError> {
+        self.checked(host).map_err(|Mistake(section, key, message)| ConfigError {
+            place: match line_of(text, section, key) {
+                Some(line) => format!("{place}:{line}"),
+                None => place.to_owned(),
+            },
+            message: format!("{section}.{key}: {message}"),
+        })
+    }
+
+    fn checked(self, host: &Host) -> Checked<Config> {
+        Ok(Config {
+            device: self.device.checked(host)?,
+            model: self.model.checked()?,
+            budget: self.budget.checked(host)?,
+            socket: self.socket.checked(host)?,
+            mqtt: self.mqtt.checked()?,
+            queue: self.queue.checked()?,
+            telemetry: self.telemetry.checked()?,
+            log: self.log.checked()?,
+        })
+    }
+}
+
+impl DeviceKeys {
+    fn checked(self, host: &Host) -> Checked<Device> {
+        let id = self.id.unwrap_or_else(|| host.name.clone());
+        topic_level(&id, "device", "id")?;
+        Ok(Device { id })
+    }
+}
+
+impl ModelKeys {
+    fn checked(self) -> Checked<Model> {
+        if let Some(context) = self.context {
+            within("model", "context", context as u64, 16..=1 << 20)?;
+        }
+        let i2s_layout = match self.i2s_layout.as_deref() {
+            None | Some("auto") => I2sLayout::Auto,
+            Some("128") => I2sLayout::Blocks128,
+            Some("64") => I2sLayout::Blocks64,
+            Some(other) => {
+                let said = format!("\"{other}\" is no layout; use \"auto\", \"128\" or \"64\"");
+                return Err(Mistake("model", "i2s_layout", said));
+            }
+        };
+        Ok(Model { path: self.path, context: self.context, i2s_layout })
+    }
+}
+
+impl BudgetKeys {
+    fn checked(self, host: &Host) -> Checked<Budget> {
+        let memory_bytes = match self.memory_mb {
+            Some(mb) => within("budget", "memory_mb", mb, 8..=1 << 24)? << 20,
+            // The rest belongs to the system and to what else the owner runs.
+            None => host.memory_bytes / 4 * 3,
+        };
+        let threads = match self.threads {
+            Some(threads) => within("budget", "threads", threads as u64, 1..=256)? as usize,
+            None => host.processors.clamp(1, 256),
+        };
+        Ok(Budget { memory_bytes, threads, pin: self.pin.unwrap_or(false) })
+    }
+}
+
+impl SocketKeys {
+    fn checked(self, host: &Host) -> Checked<Socket> {
+        let path = self.path.unwrap_or_else(|| host.runtime_dir.join("bitnetd.sock"));
+        // sun_path of unix(7) holds 108 bytes with its closing zero.
+        if path.as_os_str().len() > 107 {
+            let said = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
+            return Err(Mistake("socket", "path", said.into()));
+        }
+        let mode = self.mode.as_deref().unwrap_or("0660");
+        let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
+            let said = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
+            Mistake("socket", "mode", said)
+        })?;
+        Ok(Socket { path, mode })
+    }
+}
+
+impl MqttKeys {
+    fn checked(self) -> Checked<Option<Mqtt>> {
+        if self.tls == Some(true) {
+            let said = "this version has no TLS; use a broker on this machine or a tunnel";
+            return Err(Mistake("mqtt", "tls", said.into()));
+        }
+        match &self.version {
+            None | Some(Version::Number(5)) => {}
+            Some(Version::Text(text)) if text == "5" => {}
+            Some(_) => {
+                let said = "this version speaks MQTT 5 only; use a broker that does, and 5 here";
+                return Err(Mistake("mqtt", "version", said.into()));
+            }
+        }
+        let prefix = self.prefix.unwrap_or_else(|| "bitnetd".into());
+        for level in prefix.split('/') {
+            topic_level(level, "mqtt", "prefix")?;
+        }
+        if self.password_file.is_some() && self.username.is_none() {
+            let said = "missing, though password_file is set; name the user too";
+            return Err(Mistake("mqtt", "username", said.into()));
+        }
+        let Some(host) = self.host.filter(|host| !host.is_empty()) else {
+            if self.username.is_some() {
+                let said = "missing, though username is set; without a host there is no link";
+                return Err(Mistake("mqtt", "host", said.into()));
+            }
+            return Ok(None);
+        };
+        let port = within("mqtt", "port", self.port.unwrap_or(1883).into(), 1..=65535)? as u16;
+        let password_file = self.password_file;
+        let login = self.username.map(|username| Login { username, password_file });
+        Ok(Some(Mqtt { host, port, prefix, login }))
+    }
+}
+
+impl QueueKeys {
+    fn checked(self) -> Checked<Queue> {
+        let depth = within("queue", "depth", self.depth.unwrap_or(16) as u64, 1..=10_000)?;
+        let day_ms = 86_400_000;
+        let timeout = self.timeout_ms.unwrap_or(120_000);
+        let drain = self.drain_ms.unwrap_or(10_000);
+        Ok(Queue {
+            depth: depth as usize,
+            timeout: Duration::from_millis(within("queue", "timeout_ms", timeout, 1..=day_ms)?),
+            drain: Duration::from_millis(within("queue", "drain_ms", drain, 0..=day_ms)?),
+        })
+    }
+}
+
+impl TelemetryKeys {
+    fn checked(self) -> Checked<Telemetry> {
+        let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
+        Ok(Telemetry { interval: Duration::from_secs(seconds) })
+    }
+}
+
+impl LogKeys {
+    fn checked(self) -> Checked<Log> {
+        let level = match self.level.as_deref() {
+            Some("error") => Level::Error,
+            Some("warn") => Level::Warn,
+            None | Some("info") => Level::Info,
+            Some("debug") => Level::Debug,
+            Some("trace") => Level::Trace,
+            Some(other) => {
+                let said =
+                    format!("\"{other}\" is no level; use error, warn, info, debug or trace");
+                return Err(Mistake("log", "level", said));
+            }
+        };
+        Ok(Log { level })
+    }
+}
+
+fn within(
+    section: &'static str,
+    key: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Checked<u64> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let said = format!("{value} is outside {} to {}", range.start(), range.end());
+    Err(Mistake(section, key, said))
+}
+
+fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<()> {
+    let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
+    if text.is_empty() || text.len() > 128 || text.contains(bad) {
+        let said = format!(
+            "\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $",
+            text.escape_default()
+        );
+        return Err(Mistake(section, key, said));
+    }
+    Ok(())
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line where a section's key is set; the section's own where the key is not.
+fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let mut within = false;
+    let mut header = None;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            within = name.trim() == section;
+            header = header.or(within.then_some(index + 1));
+        } else if within && line.split('=').next().is_some_and(|name| name.trim() == key) {
+            return Some(index + 1);
+        }
+    }
+    header
+}

@@ -1,0 +1,263 @@
+//! The settings the daemon runs with: checked, complete, by value.
+//!
+//! Two stages: [`file`] mirrors what the owner wrote, this is what the program uses. Deliberately
+//! knows nothing of where the settings go, and reads no environment: the caller passes the host in.
+
+mod file;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/bitnetd/bitnetd.toml";
+
+/// Everything the daemon can be told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[device]`
+    pub device: Device,
+    /// `[model]`
+    pub model: Model,
+    /// `[budget]`
+    pub budget: Budget,
+    /// `[socket]`
+    pub socket: Socket,
+    /// `[mqtt]`; `None` without a host.
+    pub mqtt: Option<Mqtt>,
+    /// `[queue]`
+    pub queue: Queue,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// What this device is called.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Device {
+    /// One MQTT topic level.
+    pub id: String,
+}
+
+/// Which model, and how it is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// A GGUF file; `None` is the built-in model.
+    pub path: Option<PathBuf>,
+    /// Tokens of context; `None` is the model's own, shortened where memory asks for it.
+    pub context: Option<usize>,
+    /// How I2_S tensors are laid out.
+    pub i2s_layout: I2sLayout,
+}
+
+/// The block layouts of I2_S, which share one type id in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum I2sLayout {
+    /// The official one, 128 weights in 32 bytes.
+    #[default]
+    Auto,
+    /// 128 weights in 32 bytes.
+    Blocks128,
+    /// 64 weights in 16 bytes: what bitnet.cpp writes on Arm since November 2025.
+    Blocks64,
+}
+
+/// What the daemon may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Budget {
+    /// Resident memory, in bytes.
+    pub memory_bytes: u64,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Whether each compute thread keeps to one processor.
+    pub pin: bool,
+}
+
+/// The Unix socket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Socket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// The broker link.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mqtt {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// First level of every topic.
+    pub prefix: String,
+    /// User and the file that holds the password.
+    pub login: Option<Login>,
+}
+
+/// How the broker knows us.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Login {
+    /// User name.
+    pub username: String,
+    /// The password's file; read at each connect, so that it can change. `None`: no password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// Waiting requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// How many may wait.
+    pub depth: usize,
+    /// Time allowed to a request that names none.
+    pub timeout: Duration,
+    /// Time that running and waiting requests get after a stop was asked for.
+    pub drain: Duration,
+}
+
+/// Reports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// Time between two.
+    pub interval: Duration,
+}
+
+/// The journal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// Least level that is written.
+    pub level: Level,
+}
+
+/// Levels of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What the defaults depend on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Host {
+    /// Becomes the device id.
+    pub name: String,
+    /// Memory this process may count on: the machine's, or its control group's limit if lower.
+    pub memory_bytes: u64,
+    /// Processors it may run on.
+    pub processors: usize,
+    /// Where the socket goes.
+    pub runtime_dir: PathBuf,
+}
+
+/// One mistake in the configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigError {
+    /// File and line, where known.
+    pub place: String,
+    /// What is wrong and the way out.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// The documented defaults on this host.
+    pub fn defaults(host: &Host) -> Self {
+        file::File::default().check("built-in defaults", "", host).expect("the defaults are sound")
+    }
+
+    /// Reads and checks a configuration file.
+    pub fn load(path: &Path, host: &Host) -> Result<Self, ConfigError> {
+        let place = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            place: place.clone(),
+            message: format!("cannot be read: {error}"),
+        })?;
+        Self::parse(&text, &place, host)
+    }
+
+    /// Checks a configuration given as text; `place` names it in errors.
+    pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
+        file::File::parse(text, place)?.check(place, text, host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Host {
+        Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 4,
+            runtime_dir: "/run/bitnetd".into(),
+        }
+    }
+
+    fn error(text: &str) -> String {
+        Config::parse(text, "bitnetd.toml", &host()).expect_err("a mistake").to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::parse("", "bitnetd.toml", &host()).expect("sound");
+        assert_eq!(config, Config::defaults(&host()));
+        assert_eq!(config.device.id, "cellar");
+        assert_eq!(config.mqtt, None);
+        assert_eq!(config.budget.memory_bytes, 768 << 20);
+        assert_eq!(config.socket.path, Path::new("/run/bitnetd/bitnetd.sock"));
+    }
+
+    #[test]
+    fn the_reference_file_says_the_defaults() {
+        let text = include_str!("../../config/bitnetd.toml");
+        let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");
+        assert_eq!(config, Config::defaults(&host()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let said = error("[device]\nid = \"a\"\n[mqtt]\nhots = \"b\"\n");
+        assert!(said.starts_with("bitnetd.toml:4: "), "{said}");
+        assert!(said.contains("hots") && said.contains("host"), "{said}");
+        assert!(!said.contains('\n'), "{said}");
+        assert!(error("[nonsense]\nx = 1\n").contains("nonsense"));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_named_with_its_line() {
+        let said = error("[queue]\ndepth = \"many\"\n");
+        assert!(said.starts_with("bitnetd.toml:2: "), "{said}");
+        let said = error("[queue]\ndepth = 0\n");
+        assert!(said.starts_with("bitnetd.toml:2: queue.depth"), "{said}");
+        let said = error("[socket]\nmode = \"9\"\n");
+        assert!(said.starts_with("bitnetd.toml:2: socket.mode"), "{said}");
+    }
+
+    #[test]
+    fn a_device_id_is_one_topic_level() {
+        for id in ["a/b", "a+", "#", ""] {
+            let said = error(&format!("[device]\nid = \"{id}\"\n"));
+            assert!(said.starts_with("bitnetd.toml:2: device.id"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_refused_not_ignored() {
+        assert!(error("[mqtt]\nhost = \"b\"\ntls = true\n").contains("mqtt.tls"));
+        assert!(error("[mqtt]\nhost = \"b\"\nversion = \"3.1.1\"\n").contains("mqtt.version"));
+        assert!(error("[mqtt]\nusername = \"b\"\n").contains("mqtt.host"));
+    }
+}

@@ -1,0 +1,178 @@
+//! The telemetry report, as it goes to `P/D/telemetry`.
+
+use super::Method;
+use serde::Serialize;
+
+/// One telemetry report. What is not known is null, never a made-up number.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Power now, in watts.
+    pub power: Option<Reading>,
+    /// Temperature.
+    pub thermal: Thermal,
+    /// Load.
+    pub cpu: Cpu,
+    /// Memory of process and host.
+    pub memory: Memory,
+    /// Percentiles since start.
+    pub latency: Latency,
+    /// Speed.
+    pub throughput: Throughput,
+    /// Counters since start.
+    pub requests: Requests,
+    /// Energy since start.
+    pub energy: Option<Energy>,
+    /// Answers given again.
+    pub cache: Cache,
+    /// The broker link; null where none is configured.
+    pub mqtt: Option<MqttLink>,
+    /// Names of the alerts now raised.
+    pub alerts: Vec<String>,
+}
+
+/// A number with where it came from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reading {
+    /// In `unit`.
+    pub value: f64,
+    /// `W`, `°C`.
+    pub unit: &'static str,
+    /// How it came about.
+    pub method: Method,
+    /// The file or device it was read from.
+    pub source: String,
+    /// What it covers: `board`, `package`, `as wired`, `cpu`.
+    pub scope: String,
+}
+
+/// Temperatures.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Thermal {
+    /// The processor's, in degrees Celsius.
+    pub cpu: Option<Reading>,
+}
+
+/// Processor load.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Cpu {
+    /// All processors, 0 to 100.
+    pub host_percent: Option<f32>,
+    /// This process, 100 a processor.
+    pub process_percent: Option<f32>,
+    /// Operating-system threads of this process.
+    pub threads: Option<usize>,
+    /// One-minute load average.
+    pub load_1m: Option<f64>,
+}
+
+/// Memory, in bytes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Memory {
+    /// Resident memory of this process.
+    pub process_bytes: Option<u64>,
+    /// What the budget allows it.
+    pub budget_bytes: u64,
+    /// Of the host.
+    pub host_total_bytes: Option<u64>,
+    /// Of the host, free for use.
+    pub host_available_bytes: Option<u64>,
+    /// Whether the kernel holds this process to a limit; false on a stock Raspberry Pi OS.
+    pub limit_enforced: bool,
+}
+
+/// Percentiles of one quantity, in milliseconds; null before the first request.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: Option<f64>,
+    /// 95th percentile.
+    pub p95: Option<f64>,
+    /// 99th percentile.
+    pub p99: Option<f64>,
+    /// How many values.
+    pub count: u64,
+}
+
+/// Latencies of answered requests, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Latency {
+    /// Waiting for the worker.
+    pub queue_ms: Percentiles,
+    /// From arrival to the first token.
+    pub ttft_ms: Percentiles,
+    /// Between tokens after the first.
+    pub token_ms: Percentiles,
+    /// From arrival to the last token.
+    pub total_ms: Percentiles,
+}
+
+/// Tokens and their speed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Throughput {
+    /// Prompt tokens read since start.
+    pub prompt_tokens: u64,
+    /// Tokens generated since start.
+    pub completion_tokens: u64,
+    /// Prompt tokens a second while reading prompts.
+    pub prompt_tokens_per_second: Option<f64>,
+    /// Tokens a second while generating.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// Requests by what became of them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Requests {
+    /// Read, over every door.
+    pub received: u64,
+    /// Answered to the end.
+    pub completed: u64,
+    /// Given an `error` event.
+    pub refused: u64,
+    /// Cancelled by their client.
+    pub cancelled: u64,
+    /// Out of time.
+    pub timed_out: u64,
+    /// Came a second time and were not answered again.
+    pub duplicates: u64,
+    /// Waiting now.
+    pub queued: u64,
+    /// Being answered now: 0 or 1.
+    pub running: u64,
+}
+
+/// Energy since start.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Energy {
+    /// Joules in all.
+    pub joules: f64,
+    /// Joules for each generated token.
+    pub joules_per_token: Option<f64>,
+    /// How the power behind it was known.
+    pub method: Method,
+}
+
+/// Answers given again.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Cache {
+    /// Requests answered from it.
+    pub hits: u64,
+    /// Requests that looked and found nothing.
+    pub misses: u64,
+}
+
+/// State of the broker link.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct MqttLink {
+    /// Whether the broker is connected.
+    pub connected: bool,
+    /// Connections made since start.
+    pub connects: u64,
+    /// Connections on which the broker no longer knew our session.
+    pub sessions_lost: u64,
+    /// Replies not yet acknowledged by the broker.
+    pub outbox: u64,
+}

@@ -1,0 +1,123 @@
+//! The doors: they turn bytes into [`Inbound`] requests and events into bytes.
+//!
+//! Deliberately knows nothing of the engine, the queue or the model: a door hands a request on with
+//! the way back inside it, and hears of it only through that way.
+
+pub mod frame;
+pub mod mqtt;
+pub mod unix;
+
+use crate::protocol::{Code, Event, Refusal, Request};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// A request with the way back to its client.
+#[derive(Debug)]
+pub struct Inbound {
+    /// What is asked.
+    pub request: Request,
+    /// The id its events carry: the client's, else one of ours.
+    pub id: String,
+    /// Who asks, for the log and for rates: `unix:uid=1000`, `mqtt:kitchen`.
+    pub client: String,
+    /// When its last byte came; deadlines count from here.
+    pub received: Instant,
+    /// Way back 1: the events.
+    pub reply: Reply,
+    /// Way back 2: raised when the client is gone or asks to stop.
+    pub cancel: Cancel,
+}
+
+/// The events' way to one client. Exactly one last event goes through it, whatever happens:
+/// its place in the client's channel is reserved beforehand, and a reply dropped unanswered
+/// says `internal`.
+#[derive(Debug)]
+pub struct Reply {
+    id: String,
+    tokens: mpsc::Sender<Event>,
+    last: Option<mpsc::OwnedPermit<Event>>,
+}
+
+/// The client's channel is full or closed: it reads too slowly, or is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooSlow;
+
+impl Reply {
+    /// A way back through `channel`, with a place for the last event taken now.
+    /// `None` when the channel is full or closed.
+    pub fn new(id: &str, channel: &mpsc::Sender<Event>) -> Option<Self> {
+        let last = channel.clone().try_reserve_owned().ok()?;
+        Some(Reply { id: id.to_owned(), tokens: channel.clone(), last: Some(last) })
+    }
+
+    /// Hands on the next piece of text; never waits.
+    pub fn token(&self, text: String) -> Result<(), TooSlow> {
+        let event = Event::Token { id: self.id.clone(), text };
+        self.tokens.try_send(event).map_err(|_| TooSlow)
+    }
+
+    /// Ends the request with `event`; never waits, and never fails while the client lives.
+    pub fn finish(mut self, event: Event) {
+        debug_assert!(event.is_last());
+        if let Some(place) = self.last.take() {
+            place.send(event);
+        }
+    }
+
+    /// Ends the request with a refusal.
+    pub fn refuse(self, refusal: Refusal) {
+        let id = Some(self.id.clone());
+        self.finish(Event::Error { id, refusal });
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(place) = self.last.take() {
+            let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
+            place.send(Event::Error { id: Some(self.id.clone()), refusal });
+        }
+    }
+}
+
+/// A flag that stops a request, waiting or running; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks for the stop.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the stop was asked for.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_is_dropped_unanswered_says_internal() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        drop(Reply::new("a", &sender));
+        let Some(Event::Error { id, refusal }) = receiver.try_recv().ok() else { panic!() };
+        assert_eq!((id.as_deref(), refusal.code), (Some("a"), Code::Internal));
+    }
+
+    #[test]
+    fn the_last_event_finds_its_place_in_a_full_channel() {
+        let (sender, mut receiver) = mpsc::channel(2);
+        let reply = Reply::new("a", &sender).expect("room for the last event");
+        assert_eq!(reply.token("x".into()), Ok(()));
+        assert_eq!(reply.token("y".into()), Err(TooSlow));
+        reply.refuse(Refusal::new(Code::Cancelled, "slow"));
+        assert!(matches!(receiver.try_recv(), Ok(Event::Token { .. })));
+        assert!(receiver.try_recv().expect("the place was reserved").is_last());
+    }
+}
