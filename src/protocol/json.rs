@@ -1,0 +1,356 @@
+//! Bytes to requests, events to bytes: the JSON form of the protocol, capped.
+//!
+//! Every message a client can get wrong is answered with one [`Refusal`] that names the key and
+//! the way out. Deliberately knows no transport; which bytes make one message is their business.
+
+use super::{Code, Event, Input, Message, Priority, Refusal, Request, Role, Sampling};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Longest request, in bytes: more text than any context of a small device holds.
+pub const MAX_REQUEST: usize = 256 * 1024;
+/// Longest id, in bytes: it is repeated in every event and may become a topic level.
+pub const MAX_ID: usize = 128;
+/// Most stop texts, and the longest of them in bytes: each is held back while streaming.
+pub const MAX_STOP: (usize, usize) = (16, 256);
+
+/// A line on the socket, or a payload on a prompt topic.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Incoming {
+    /// A prompt.
+    Request(Request),
+    /// `{"cancel":"id"}`: stop the request of that id that came through the same door.
+    Cancel(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestKeys {
+    id: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<MessageKeys>>,
+    max_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    seed: Option<u64>,
+    stop: Option<Vec<String>>,
+    stream: Option<bool>,
+    timeout_ms: Option<u64>,
+    response_format: Option<FormatKeys>,
+    priority: Option<PriorityKey>,
+    cache: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageKeys {
+    role: RoleKey,
+    content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RoleKey {
+    System,
+    User,
+    Assistant,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PriorityKey {
+    Low,
+    Normal,
+    High,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FormatKeys {
+    r#type: String,
+    #[serde(default)]
+    json_schema: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancelKeys {
+    cancel: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancelTopicKeys {
+    id: String,
+}
+
+/// Reads a request, `bytes` being one whole JSON object.
+pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
+    let keys: RequestKeys = parse(bytes)?;
+    check_id(keys.id.as_deref())?;
+    check_format(keys.response_format.as_ref())?;
+    Ok(Request {
+        input: input(keys.prompt, keys.messages)?,
+        max_tokens: keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?,
+        sampling: Sampling {
+            temperature: within("temperature", keys.temperature, 0.0, 10.0)?,
+            top_p: within("top_p", keys.top_p, 0.0, 1.0)?,
+            top_k: keys.top_k,
+            min_p: within("min_p", keys.min_p, 0.0, 1.0)?,
+            repetition_penalty: within("repetition_penalty", keys.repetition_penalty, 0.1, 10.0)?,
+            seed: keys.seed,
+        },
+        stop: stop(keys.stop.unwrap_or_default())?,
+        stream: keys.stream.unwrap_or(false),
+        timeout: keys.timeout_ms.map(timeout).transpose()?,
+        priority: match keys.priority {
+            Some(PriorityKey::Low) => Priority::Low,
+            Some(PriorityKey::High) => Priority::High,
+            Some(PriorityKey::Normal) | None => Priority::Normal,
+        },
+        cache: keys.cache.unwrap_or(true),
+        id: keys.id,
+    })
+}
+
+/// Reads what may come on the socket: a request or a cancellation.
+pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
+    // Only an object whose first key is `cancel` is tried as one, so that every other message
+    // gets the request's own error.
+    let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default();
+    if body.trim_ascii_start().starts_with(b"\"cancel\"") {
+        return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
+    }
+    request(bytes).map(Incoming::Request)
+}
+
+/// Reads a payload of a prompt topic: a request where it begins like a JSON object, else the
+/// prompt itself as plain text.
+pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        return request(bytes);
+    }
+    check_size(bytes)?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| invalid(format!("byte {}: not UTF-8; send text", error.valid_up_to())))?;
+    Ok(Request {
+        id: None,
+        input: input(Some(text.to_owned()), None)?,
+        max_tokens: None,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        stream: false,
+        timeout: None,
+        priority: Priority::Normal,
+        cache: true,
+    })
+}
+
+/// Reads a payload of the cancel topic: `{"id":"…"}`.
+pub fn cancel_topic(bytes: &[u8]) -> Result<String, Refusal> {
+    parse(bytes).map(|keys: CancelTopicKeys| keys.id)
+}
+
+/// Finds the id in a message that is no sound request, so that its refusal can carry it.
+pub fn id_of(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct OnlyId {
+        id: String,
+    }
+    check_size(bytes).ok()?;
+    let id = serde_json::from_slice::<OnlyId>(bytes).ok()?.id;
+    check_id(Some(&id)).is_ok().then_some(id)
+}
+
+/// Writes an event as one JSON object without a line break.
+pub fn event(event: &Event) -> Vec<u8> {
+    serde_json::to_vec(event).expect("an event holds only strings, numbers and booleans")
+}
+
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
+    check_size(bytes)?;
+    serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))
+}
+
+fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
+    if bytes.len() <= MAX_REQUEST {
+        return Ok(());
+    }
+    let said = format!("{} bytes; a request has at most {MAX_REQUEST}", bytes.len());
+    Err(Refusal::new(Code::TooLarge, said))
+}
+
+fn check_id(id: Option<&str>) -> Result<(), Refusal> {
+    match id {
+        Some("") => Err(invalid("id: empty; leave it out and one is made")),
+        Some(id) if id.len() > MAX_ID => Err(invalid(format!("id: longer than {MAX_ID} bytes"))),
+        _ => Ok(()),
+    }
+}
+
+fn check_format(format: Option<&FormatKeys>) -> Result<(), Refusal> {
+    match format {
+        None => Ok(()),
+        Some(FormatKeys { r#type, json_schema: None }) if r#type == "text" => Ok(()),
+        Some(FormatKeys { r#type, .. }) => Err(invalid(format!(
+            "response_format.type: this version writes \"text\" only, not \"{}\"",
+            r#type.escape_debug()
+        ))),
+    }
+}
+
+fn input(prompt: Option<String>, messages: Option<Vec<MessageKeys>>) -> Result<Input, Refusal> {
+    match (prompt, messages) {
+        (Some(prompt), None) if prompt.trim().is_empty() => Err(invalid("prompt: empty")),
+        (Some(prompt), None) => Ok(Input::Prompt(prompt)),
+        (None, Some(messages)) if messages.is_empty() => Err(invalid("messages: empty")),
+        (None, Some(messages)) => Ok(Input::Messages(messages.into_iter().map(message).collect())),
+        (Some(_), Some(_)) => Err(invalid("prompt and messages: give one of them")),
+        (None, None) => Err(invalid("prompt: missing; give it or messages")),
+    }
+}
+
+fn message(keys: MessageKeys) -> Message {
+    let role = match keys.role {
+        RoleKey::System => Role::System,
+        RoleKey::User => Role::User,
+        RoleKey::Assistant => Role::Assistant,
+    };
+    Message { role, content: keys.content }
+}
+
+fn stop(texts: Vec<String>) -> Result<Vec<String>, Refusal> {
+    let (most, longest) = MAX_STOP;
+    if texts.len() > most {
+        return Err(invalid(format!("stop: {} texts; at most {most}", texts.len())));
+    }
+    if texts.iter().any(|text| text.is_empty() || text.len() > longest) {
+        return Err(invalid(format!("stop: each text has 1 to {longest} bytes")));
+    }
+    Ok(texts)
+}
+
+fn timeout(ms: u64) -> Result<Duration, Refusal> {
+    const DAY_MS: u64 = 86_400_000;
+    match ms {
+        1..=DAY_MS => Ok(Duration::from_millis(ms)),
+        _ => Err(invalid(format!("timeout_ms: {ms} is outside 1 to {DAY_MS}"))),
+    }
+}
+
+fn at_least_one(key: &str, value: u32) -> Result<u32, Refusal> {
+    if value == 0 { Err(invalid(format!("{key}: 0; at least 1"))) } else { Ok(value) }
+}
+
+fn within(key: &str, value: Option<f32>, low: f32, high: f32) -> Result<Option<f32>, Refusal> {
+    match value {
+        // A number too large for f32 arrives as infinity and is outside every range.
+        Some(x) if !(low..=high).contains(&x) => {
+            Err(invalid(format!("{key}: {x} is outside {low} to {high}")))
+        }
+        other => Ok(other),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::InvalidRequest, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> Refusal {
+        request(text.as_bytes()).expect_err("not a sound request")
+    }
+
+    #[test]
+    fn a_prompt_alone_is_a_request() {
+        let read = request(br#"{"prompt":"hello"}"#).expect("sound");
+        assert_eq!(read.input, Input::Prompt("hello".into()));
+        assert_eq!((read.stream, read.priority, read.cache), (false, Priority::Normal, true));
+    }
+
+    #[test]
+    fn every_documented_key_is_read() {
+        let text = br#"{"id":"a","messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}],
+            "max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"repetition_penalty":1.1,"seed":7,
+            "stop":["x"],"stream":true,"timeout_ms":1000,"response_format":{"type":"text"},"priority":"high","cache":false}"#;
+        let read = request(text).expect("sound");
+        assert_eq!(read.id.as_deref(), Some("a"));
+        assert_eq!(read.sampling.seed, Some(7));
+        assert_eq!(read.timeout, Some(Duration::from_secs(1)));
+        assert_eq!((read.stream, read.priority, read.cache), (true, Priority::High, false));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let said = refusal(r#"{"prompt":"a","temprature":1}"#);
+        assert_eq!(said.code, Code::InvalidRequest);
+        assert!(said.message.contains("temprature"), "{}", said.message);
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (text, key) in [
+            (r#"{"prompt":"a","temperature":-1}"#, "temperature"),
+            (r#"{"prompt":"a","temperature":1e39}"#, "temperature"),
+            (r#"{"prompt":"a","top_p":2}"#, "top_p"),
+            (r#"{"prompt":"a","max_tokens":0}"#, "max_tokens"),
+            (r#"{"prompt":"a","timeout_ms":0}"#, "timeout_ms"),
+            (r#"{"prompt":"a","stop":[""]}"#, "stop"),
+            (r#"{"prompt":" "}"#, "prompt"),
+            (r#"{"messages":[]}"#, "messages"),
+            (r#"{"prompt":"a","messages":[]}"#, "messages"),
+            (r#"{"prompt":"a","id":""}"#, "id"),
+            (r#"{"prompt":"a","response_format":{"type":"json_object"}}"#, "response_format"),
+        ] {
+            let said = refusal(text).message;
+            assert!(said.contains(key), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_parsed() {
+        let text = format!(r#"{{"prompt":"{}"}}"#, "a".repeat(MAX_REQUEST));
+        assert_eq!(refusal(&text).code, Code::TooLarge);
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_not_a_stack_overflow() {
+        let deep = format!(r#"{{"prompt":{}"#, "[".repeat(100_000));
+        assert_eq!(refusal(&deep).code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_payload_that_is_no_object_is_the_prompt() {
+        let read = request_or_text(b"turn on the light").expect("sound");
+        assert_eq!(read.input, Input::Prompt("turn on the light".into()));
+        assert!(request_or_text(b"\xff\xfe").is_err());
+        assert!(request_or_text(b" {\"prompt\":1}").is_err());
+    }
+
+    #[test]
+    fn a_cancellation_is_told_from_a_request() {
+        assert_eq!(incoming(br#"{"cancel":"a"}"#), Ok(Incoming::Cancel("a".into())));
+        assert!(matches!(incoming(br#"{"prompt":"cancel"}"#), Ok(Incoming::Request(_))));
+    }
+
+    #[test]
+    fn an_unsound_request_still_gives_its_id() {
+        assert_eq!(id_of(br#"{"id":"a","promt":"x"}"#).as_deref(), Some("a"));
+        assert_eq!(id_of(br#"{"id":5}"#), None);
+        assert_eq!(id_of(b"nonsense"), None);
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_the_documented_keys() {
+        let refusal = Refusal { retry_after_ms: Some(5), ..Refusal::new(Code::QueueFull, "a\nb") };
+        let line = event(&Event::Error { id: None, refusal });
+        let text = r#"{"event":"error","id":null,"code":"queue_full","message":"a\nb","retry_after_ms":5}"#;
+        assert_eq!(String::from_utf8(line).expect("JSON is UTF-8"), text);
+    }
+}
