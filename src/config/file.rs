@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Budget, Config, ConfigError, Device, Host, I2sLayout, Level, Log, Login, Model, Mqtt, Queue,
-    Socket, Telemetry,
+    Budget, Config, ConfigError, Device, Host, I2sLayout, Level, Log, Login, Model, Mqtt, Queue, Socket,
+    Telemetry,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -256,8 +256,7 @@ impl LogKeys {
             Some("debug") => Level::Debug,
             Some("trace") => Level::Trace,
             Some(other) => {
-                let said =
-                    format!("\"{other}\" is no level; use error, warn, info, debug or trace");
+                let said = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
                 return Err(Mistake("log", "level", said));
             }
         };

@@ -1,0 +1,70 @@
+//! What can go wrong: one error a stage, each naming the place.
+
+use std::fmt;
+
+/// A model that cannot be used. Its text is one line: the place, what is wrong, the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadError {
+    /// The file, then what in it: a byte offset, a metadata key, a tensor.
+    pub place: String,
+    /// What is wrong there, and the way out where there is one.
+    pub message: String,
+}
+
+impl LoadError {
+    /// An error at `place`.
+    pub fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
+        LoadError { place: place.into(), message: message.into() }
+    }
+
+    /// The same error, seen from the file that holds the place.
+    pub fn within(self, outer: impl fmt::Display) -> Self {
+        LoadError { place: format!("{outer}: {}", self.place), message: self.message }
+    }
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// A prompt that the model cannot take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptError {
+    /// No token at all.
+    Empty,
+    /// More tokens than fit, the first generated one included.
+    ContextExceeded {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens the context holds.
+        context: usize,
+    },
+    /// A token id outside the vocabulary.
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+}
+
+impl fmt::Display for PromptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PromptError::Empty => write!(f, "prompt: no tokens; send some text"),
+            PromptError::ContextExceeded { tokens, context } => write!(
+                f,
+                "prompt: {tokens} tokens, and the context holds {context} with the answer; shorten it"
+            ),
+            PromptError::UnknownToken { id, vocab } => {
+                write!(f, "token {id}: outside the vocabulary of {vocab}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PromptError {}

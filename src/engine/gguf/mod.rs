@@ -1,0 +1,193 @@
+//! GGUF files: the mapping, the header, and typed access to both.
+//!
+//! Deliberately knows no architecture: which keys and tensors a model needs is `model`'s and
+//! `tokenizer`'s business.
+
+mod map;
+mod parse;
+
+pub use map::Map;
+pub use parse::{Array, Header, TEXT, Tensor, Value};
+
+use super::error::LoadError;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A parsed file with its bytes.
+#[derive(Debug)]
+pub struct Gguf {
+    map: Arc<Map>,
+    header: Header,
+}
+
+/// A slice of a file that keeps the file alive.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    map: Arc<Map>,
+    range: Range<usize>,
+}
+
+impl Slice {
+    /// A part of it.
+    ///
+    /// # Panics
+    /// When the part does not lie in it.
+    pub fn part(&self, part: Range<usize>) -> Slice {
+        assert!(part.start <= part.end && part.end <= self.len());
+        let range = self.range.start + part.start..self.range.start + part.end;
+        Slice { map: Arc::clone(&self.map), range }
+    }
+
+    /// Gives back its memory; reading it again reads the file again.
+    pub fn release(&self) {
+        self.map.release(self.range.clone());
+    }
+}
+
+impl std::ops::Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl Gguf {
+    /// Parses a file's header; tensor data is only checked to be there.
+    pub fn parse(map: Map) -> Result<Self, LoadError> {
+        let header = parse::parse(&map)?;
+        Ok(Gguf { map: Arc::new(map), header })
+    }
+
+    /// All tensors, in file order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.header.tensors
+    }
+
+    /// The tensor of a name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.header.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// A tensor's bytes.
+    pub fn data(&self, tensor: &Tensor) -> Slice {
+        Slice { map: Arc::clone(&self.map), range: tensor.bytes.clone() }
+    }
+
+    /// The value of a key.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// A number that must be there.
+    pub fn number(&self, key: &str) -> Result<usize, LoadError> {
+        self.number_or_none(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// A number that may be left out.
+    pub fn number_or_none(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        match self.value(key) {
+            None => Ok(None),
+            // u32 is what every such key holds; it also keeps later products far from overflow.
+            Some(Value::Unsigned(n)) if *n <= u32::MAX.into() => Ok(Some(*n as usize)),
+            Some(Value::Signed(n)) if (0..=u32::MAX.into()).contains(n) => Ok(Some(*n as usize)),
+            Some(other) => Err(wrong(key, "a number", other)),
+        }
+    }
+
+    /// A finite float that may be left out.
+    pub fn float_or(&self, key: &str, default: f32) -> Result<f32, LoadError> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(Value::Float(x)) if x.is_finite() => Ok(*x as f32),
+            Some(other) => Err(wrong(key, "a finite float", other)),
+        }
+    }
+
+    /// A text that may be left out.
+    pub fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(key, "a text", other)),
+        }
+    }
+
+    /// A yes or no that may be left out.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(wrong(key, "a bool", other)),
+        }
+    }
+
+    /// The byte strings of an array that must be there.
+    pub fn strings(&self, key: &str) -> Result<Strings<'_>, LoadError> {
+        match self.value(key) {
+            Some(Value::Array(array)) if array.kind == TEXT => {
+                Ok(Strings { bytes: &self.map[array.bytes.clone()], left: array.len })
+            }
+            Some(other) => Err(wrong(key, "an array of texts", other)),
+            None => Err(missing(key)),
+        }
+    }
+
+    /// The integers of an array of 32-bit integers that may be left out.
+    pub fn integers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64>>, LoadError> {
+        const U32: u32 = 4;
+        const I32: u32 = 5;
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) if matches!(array.kind, U32 | I32) => {
+                let signed = array.kind == I32;
+                let bytes = self.map[array.bytes.clone()].as_chunks::<4>().0;
+                Ok(Some(bytes.iter().map(move |b| match signed {
+                    true => i32::from_le_bytes(*b).into(),
+                    false => u32::from_le_bytes(*b).into(),
+                })))
+            }
+            Some(other) => Err(wrong(key, "an array of integers", other)),
+        }
+    }
+}
+
+/// Iterator over the strings of an array, as bytes.
+#[derive(Debug, Clone)]
+pub struct Strings<'a> {
+    bytes: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.left = self.left.checked_sub(1)?;
+        let (len, rest) = self.bytes.split_first_chunk::<8>().expect("checked when parsed");
+        let (text, rest) = rest.split_at(u64::from_le_bytes(*len) as usize);
+        self.bytes = rest;
+        Some(text)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Strings<'_> {}
+
+fn missing(key: &str) -> LoadError {
+    LoadError::new(format!("metadata key {key}"), "missing; the file is no complete model")
+}
+
+fn wrong(key: &str, want: &str, value: &Value) -> LoadError {
+    let said = match value {
+        Value::Array(array) => format!("is an array of type {}, not {want}", array.kind),
+        Value::Text(text) => {
+            format!("is the text {:?}, not {want}", &text.chars().take(40).collect::<String>())
+        }
+        other => format!("is {other:?}, not {want}"),
+    };
+    LoadError::new(format!("metadata key {key}"), said)
+}

@@ -1,0 +1,291 @@
+//! GGUF version 2 and 3 out of bytes: pure, and bounded by the bytes given.
+//!
+//! Every length is checked against what is left of the file before anything is allocated or
+//! skipped; all arithmetic on sizes is checked. Source of the layout: the GGUF specification in the
+//! ggml project.
+
+use crate::engine::error::LoadError;
+use crate::engine::quant::TensorType;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Alignment of tensor data where the file names none.
+const DEFAULT_ALIGNMENT: u64 = 32;
+/// ggml's own limit.
+const MAX_DIMENSIONS: u32 = 4;
+
+/// What a file says before its tensor data.
+#[derive(Debug, Default)]
+pub struct Header {
+    /// Key and value, in file order.
+    pub metadata: Vec<(String, Value)>,
+    /// Tensors, in file order.
+    pub tensors: Vec<Tensor>,
+}
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// Either float.
+    Float(f64),
+    /// One byte, 0 or 1.
+    Bool(bool),
+    /// Text.
+    Text(String),
+    /// Many of one kind, left in the file.
+    Array(Array),
+}
+
+/// An array's place in the file; its strings have been checked to lie in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// GGUF's number of the element type.
+    pub kind: u32,
+    /// How many.
+    pub len: usize,
+    /// Their bytes, from the start of the file.
+    pub bytes: Range<usize>,
+}
+
+/// A tensor's place in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: TensorType,
+    /// Columns first, as ggml counts.
+    pub dims: Vec<usize>,
+    /// Its bytes, from the start of the file.
+    pub bytes: Range<usize>,
+}
+
+/// GGUF's number of the string type.
+pub const TEXT: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// Reads the header of `file` and checks that every tensor lies in it, apart from the others.
+pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
+    let mut reader = Reader { file, at: 0 };
+    let (tensors, keys) = reader.start()?;
+    let mut header = Header::default();
+    let mut names = HashSet::new();
+    for _ in 0..keys {
+        let (key, value) = reader.entry()?;
+        if !names.insert(key.clone()) {
+            return Err(LoadError::new(format!("metadata key {key}"), "comes twice"));
+        }
+        header.metadata.push((key, value));
+    }
+    let alignment = alignment(&header.metadata)?;
+    let mut raw = Vec::new();
+    let mut names = HashSet::new();
+    for _ in 0..tensors {
+        let tensor = reader.tensor()?;
+        if !names.insert(tensor.name.clone()) {
+            return Err(LoadError::new(format!("tensor {}", tensor.name), "comes twice"));
+        }
+        raw.push(tensor);
+    }
+    let data = (reader.at as u64).next_multiple_of(alignment);
+    for tensor in raw {
+        header.tensors.push(tensor.place(data, alignment, file.len())?);
+    }
+    check_apart(&header.tensors)?;
+    Ok(header)
+}
+
+fn alignment(metadata: &[(String, Value)]) -> Result<u64, LoadError> {
+    match metadata.iter().find(|(key, _)| key == "general.alignment") {
+        None => Ok(DEFAULT_ALIGNMENT),
+        // Beyond a page of 64 KiB alignment buys nothing, and huge values only overflow.
+        Some((_, Value::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
+        Some((key, value)) => Err(LoadError::new(
+            format!("metadata key {key}"),
+            format!("{value:?} is no power of two between 8 and 65536"),
+        )),
+    }
+}
+
+fn check_apart(tensors: &[Tensor]) -> Result<(), LoadError> {
+    let mut by_place: Vec<&Tensor> = tensors.iter().collect();
+    by_place.sort_by_key(|tensor| tensor.bytes.start);
+    for pair in by_place.windows(2) {
+        if pair[0].bytes.end > pair[1].bytes.start {
+            let said = format!("its data overlaps that of {}; the file is damaged", pair[0].name);
+            return Err(LoadError::new(format!("tensor {}", pair[1].name), said));
+        }
+    }
+    Ok(())
+}
+
+/// A tensor's entry before its data is placed.
+struct RawTensor {
+    name: String,
+    kind: u32,
+    dims: Vec<u64>,
+    offset: u64,
+}
+
+impl RawTensor {
+    fn place(self, data: u64, alignment: u64, file: usize) -> Result<Tensor, LoadError> {
+        let fail = |said: String| LoadError::new(format!("tensor {}", self.name), said);
+        let kind = TensorType::from_id(self.kind).map_err(fail)?;
+        let fail = |said: String| LoadError::new(format!("tensor {}", self.name), said);
+        let elements = self.dims.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim));
+        let size = elements
+            .filter(|n| *n > 0)
+            .and_then(|n| kind.bytes(n, self.dims[0]))
+            .ok_or_else(|| fail(format!("shape {:?} is impossible for {}", self.dims, kind.name())))?;
+        if self.offset % alignment != 0 {
+            return Err(fail(format!("offset {} is not aligned to {alignment}", self.offset)));
+        }
+        let end = data.checked_add(self.offset).and_then(|start| start.checked_add(size));
+        match end {
+            Some(end) if end <= file as u64 => Ok(Tensor {
+                kind,
+                // Each dimension is at most the number of elements, whose bytes lie in the file.
+                dims: self.dims.iter().map(|dim| *dim as usize).collect(),
+                bytes: (end - size) as usize..end as usize,
+                name: self.name,
+            }),
+            _ => Err(fail(format!(
+                "offset {} and {size} bytes lie outside the file of {file} bytes; it is truncated or damaged",
+                self.offset
+            ))),
+        }
+    }
+}
+
+struct Reader<'a> {
+    file: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn fail<T>(&self, what: &str) -> Result<T, LoadError> {
+        let said = format!("{what}; the file is truncated or damaged");
+        Err(LoadError::new(format!("byte {}", self.at), said))
+    }
+
+    /// Magic, version, and the numbers of tensors and metadata keys.
+    fn start(&mut self) -> Result<(u64, u64), LoadError> {
+        if self.file.get(..4) != Some(b"GGUF") {
+            return Err(LoadError::new("byte 0", "no GGUF file; give a model in that format"));
+        }
+        self.at = 4;
+        match self.u32()? {
+            2 | 3 => {}
+            version if version.swap_bytes() == 3 => {
+                return Err(LoadError::new("byte 4", "a big-endian file; use the little-endian one"));
+            }
+            version => {
+                let said = format!("GGUF version {version}; this engine reads 2 and 3");
+                return Err(LoadError::new("byte 4", said));
+            }
+        }
+        Ok((self.u64()?, self.u64()?))
+    }
+
+    fn take(&mut self, len: u64) -> Result<&[u8], LoadError> {
+        let left = self.file.len() - self.at;
+        if len > left as u64 {
+            return self.fail(&format!("{len} bytes wanted, {left} left"));
+        }
+        let start = self.at;
+        self.at += len as usize;
+        Ok(&self.file[start..self.at])
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], LoadError> {
+        Ok(self.take(N as u64)?.try_into().expect("take gives the length asked for"))
+    }
+
+    fn u32(&mut self) -> Result<u32, LoadError> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, LoadError> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Result<String, LoadError> {
+        let len = self.u64()?;
+        let at = self.at;
+        match std::str::from_utf8(self.take(len)?) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(LoadError::new(format!("byte {at}"), "text that is not UTF-8")),
+        }
+    }
+
+    fn entry(&mut self) -> Result<(String, Value), LoadError> {
+        let key = self.text()?;
+        let value = self.value().map_err(|error| error.within(format!("metadata key {key}")))?;
+        Ok((key, value))
+    }
+
+    fn value(&mut self) -> Result<Value, LoadError> {
+        Ok(match self.u32()? {
+            0 => Value::Unsigned(u8::from_le_bytes(self.bytes()?).into()),
+            1 => Value::Signed(i8::from_le_bytes(self.bytes()?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(self.bytes()?).into()),
+            3 => Value::Signed(i16::from_le_bytes(self.bytes()?).into()),
+            4 => Value::Unsigned(self.u32()?.into()),
+            5 => Value::Signed(i32::from_le_bytes(self.bytes()?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.bytes()?).into()),
+            7 => Value::Bool(self.bytes::<1>()? != [0]),
+            TEXT => Value::Text(self.text()?),
+            ARRAY => Value::Array(self.array()?),
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
+            12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
+            other => return self.fail(&format!("unknown value type {other}")),
+        })
+    }
+
+    fn array(&mut self) -> Result<Array, LoadError> {
+        let kind = self.u32()?;
+        let len = self.u64()?;
+        let start = self.at;
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            10..=12 => 8,
+            // Each string takes at least the 8 bytes of its length, so the loop ends with the file.
+            TEXT => 0,
+            other => return self.fail(&format!("an array of type {other}")),
+        };
+        if kind == TEXT {
+            for _ in 0..len {
+                let bytes = self.u64()?;
+                self.take(bytes)?;
+            }
+        } else {
+            match len.checked_mul(size) {
+                Some(bytes) => self.take(bytes)?,
+                None => return self.fail(&format!("an array of {len} elements")),
+            };
+        }
+        // Bounded by the file: each element took at least one byte of it.
+        Ok(Array { kind, len: len as usize, bytes: start..self.at })
+    }
+
+    fn tensor(&mut self) -> Result<RawTensor, LoadError> {
+        let name = self.text()?;
+        let rest = |reader: &mut Self| {
+            let count = reader.u32()?;
+            if !(1..=MAX_DIMENSIONS).contains(&count) {
+                return reader.fail(&format!("{count} dimensions"));
+            }
+            let dims = (0..count).map(|_| reader.u64()).collect::<Result<_, _>>()?;
+            Ok((dims, reader.u32()?, reader.u64()?))
+        };
+        let (dims, kind, offset) = rest(self).map_err(|error| error.within(format!("tensor {name}")))?;
+        Ok(RawTensor { name, kind, dims, offset })
+    }
+}

@@ -1,0 +1,135 @@
+//! AVX2 with FMA and F16C: every x86-64 processor since about 2013.
+//!
+//! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
+//! 16-bit lane.
+
+use super::{BLOCKS_IN_16_BITS, Kernels, TILE};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
+use half::f16;
+use std::arch::x86_64::*;
+
+pub(super) const TABLE: Kernels =
+    Kernels { name: "avx2", ternary_one: ternary::<1>, ternary_tile: ternary::<TILE>, dot_f16, mix_f16 };
+
+/// All rows for `T` tokens.
+#[target_feature(enable = "avx2")]
+fn ternary<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    let rows = out.len() / T;
+    for (row, weights) in weights.chunks_exact(packed_row(cols)).enumerate() {
+        let dots = dot_row::<T>(weights, q, cols);
+        for (token, dot) in dots.into_iter().enumerate() {
+            out[token * rows + row] = dot;
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_row<const T: usize>(weights: &[u8], q: &[i8], cols: usize) -> [i32; T] {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); T];
+    for (index, blocks) in weights.chunks(BLOCKS_IN_16_BITS * BLOCK_BYTES).enumerate() {
+        let first = index * BLOCKS_IN_16_BITS * BLOCK;
+        let mut partial = [_mm256_setzero_si256(); T];
+        for (block, bytes) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
+            let codes = unpack(bytes);
+            for (token, partial) in partial.iter_mut().enumerate() {
+                let at = token * cols + first + block * BLOCK;
+                *partial = _mm256_add_epi16(*partial, dot_block(codes, &q[at..at + BLOCK]));
+            }
+        }
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(partial, ones));
+        }
+    }
+    sums.map(|sum| horizontal_sum(sum))
+}
+
+/// The codes of a block, group by group.
+#[target_feature(enable = "avx2")]
+fn unpack(bytes: &[u8]) -> [__m256i; 4] {
+    assert_eq!(bytes.len(), BLOCK_BYTES);
+    // SAFETY: 32 bytes, as just checked; the load needs no alignment.
+    let packed = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+    let low = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(_mm256_srli_epi16::<6>(packed), low),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(packed), low),
+        _mm256_and_si256(packed, low),
+    ]
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_block(codes: [__m256i; 4], q: &[i8]) -> __m256i {
+    assert_eq!(q.len(), BLOCK);
+    let q = q.as_ptr().cast::<__m256i>();
+    // SAFETY: 128 bytes, as just checked: four loads, which need no alignment.
+    let q = unsafe { [0, 1, 2, 3].map(|group| _mm256_loadu_si256(q.add(group))) };
+    let a = _mm256_add_epi16(_mm256_maddubs_epi16(codes[0], q[0]), _mm256_maddubs_epi16(codes[1], q[1]));
+    let b = _mm256_add_epi16(_mm256_maddubs_epi16(codes[2], q[2]), _mm256_maddubs_epi16(codes[3], q[3]));
+    _mm256_add_epi16(a, b)
+}
+
+#[target_feature(enable = "avx2")]
+fn horizontal_sum(x: __m256i) -> i32 {
+    let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+    _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+}
+
+/// Eight half-precision numbers.
+#[target_feature(enable = "avx2,f16c")]
+fn load_f16(bytes: &[u8; 16]) -> __m256 {
+    // SAFETY: 16 bytes; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+#[target_feature(enable = "avx2")]
+fn load_f32(x: &[f32; 8]) -> __m256 {
+    // SAFETY: 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(x.len() * 2).zip(out) {
+        *out = dot_row_f16(row, x);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
+    let ((bytes, bytes_rest), (x, x_rest)) = (row.as_chunks::<16>(), x.as_chunks::<8>());
+    // Two sums: an FMA takes four cycles, and a load is there every half of one.
+    let mut sums = [_mm256_setzero_ps(); 2];
+    for (bytes, x) in bytes.chunks(2).zip(x.chunks(2)) {
+        for ((bytes, x), sum) in bytes.iter().zip(x).zip(&mut sums) {
+            *sum = _mm256_fmadd_ps(load_f16(bytes), load_f32(x), *sum);
+        }
+    }
+    let sum = _mm256_add_ps(sums[0], sums[1]);
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    let sum = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+    bytes_rest
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .zip(x_rest)
+        .fold(sum, |sum, (bytes, x)| sum + f16::from_le_bytes(*bytes).to_f32_const() * x)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    for (row, weight) in rows.chunks_exact(out.len() * 2).zip(weights) {
+        let ((bytes, bytes_rest), (out, out_rest)) = (row.as_chunks::<16>(), out.as_chunks_mut::<8>());
+        for (bytes, out) in bytes.iter().zip(out) {
+            let sum = _mm256_fmadd_ps(load_f16(bytes), _mm256_set1_ps(*weight), load_f32(out));
+            // SAFETY: eight floats; the store needs no alignment.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+        for (bytes, out) in bytes_rest.as_chunks::<2>().0.iter().zip(out_rest) {
+            *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The inner loops, one table of them for each kind of processor.
+//!
+//! [`Kernels`] is a table of function pointers built by [`Kernels::detect`], by
+//! [`Kernels::scalar`] or, for tests and benchmarks, by [`Kernels::all`]. Its safe methods check
+//! every length and then make one call for a whole range of rows, so that the indirect call costs
+//! nothing. Integer results are equal in all tables, always; sums of floats differ by rounding.
+//! Deliberately knows no model: matrices, rows, numbers.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+use super::quant::{BLOCK, Dense, packed_row};
+
+/// Codes times int8, for a fixed number of tokens:
+/// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
+type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
+
+/// Tokens that share one unpacking of the weights. With 16 registers (AVX2) four take 4 for codes, 4
+/// for 16-bit sums and 4 for 32-bit sums; NEON has 32, and codes take 8 there.
+const TILE: usize = 4;
+
+/// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
+type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
+/// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
+type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
+
+/// The inner loops for one kind of processor.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernels {
+    name: &'static str,
+    ternary_one: Ternary,
+    ternary_tile: Ternary,
+    dot_f16: DotF16,
+    mix_f16: MixF16,
+}
+
+/// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
+/// products of a code (at most 2) and an int8 (at least -128) from each of the four groups of a
+/// block, so 15 blocks reach -30,720 and 16 would touch the limit.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const BLOCKS_IN_16_BITS: usize = 15;
+
+impl Kernels {
+    /// The fastest table this processor runs.
+    pub fn detect() -> Self {
+        *Self::all().last().expect("scalar runs everywhere")
+    }
+
+    /// The reference, in plain Rust.
+    pub fn scalar() -> Self {
+        scalar::TABLE
+    }
+
+    /// Every table this processor runs, the slowest first. The only place that asks the processor.
+    pub fn all() -> Vec<Self> {
+        let mut tables = vec![scalar::TABLE];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            tables.push(avx2::TABLE);
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            tables.push(neon::TABLE);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                tables.push(dotprod::TABLE);
+            }
+        }
+        tables
+    }
+
+    /// The table of a name, where this processor runs it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().into_iter().find(|table| table.name == name)
+    }
+
+    /// Its name: `scalar`, `avx2`, `neon`, `neon-dotprod`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Ternary rows times quantised rows.
+    ///
+    /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:
+    /// `[tokens, cols]`, `cols` being whole blocks; `sums`: `[tokens]`, the sum of each row of `q`;
+    /// `out`: `[tokens, rows]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn ternary(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
+        let tokens = sums.len();
+        assert!(tokens > 0 && q.len() % tokens == 0 && out.len() % tokens == 0);
+        let (cols, rows) = (q.len() / tokens, out.len() / tokens);
+        assert!(cols > 0 && cols % BLOCK == 0 && weights.len() == rows * packed_row(cols));
+        // Largest magnitude of a sum: two times 128 a column.
+        assert!(cols <= i32::MAX as usize / 256);
+        let mut token = 0;
+        while token < tokens {
+            let (kernel, count) = match tokens - token {
+                TILE.. => (self.ternary_tile, TILE),
+                _ => (self.ternary_one, 1),
+            };
+            let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
+            // SAFETY: the table was made for this processor, and the lengths were checked above as
+            // the kernels expect them.
+            unsafe { kernel(weights, q, cols, out) }
+            token += count;
+        }
+        // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
+        for (out, sum) in out.chunks_exact_mut(rows.max(1)).zip(sums) {
+            out.iter_mut().for_each(|dot| *dot -= sum);
+        }
+    }
+
+    /// Rows of plain numbers times a vector.
+    ///
+    /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn dot(&self, kind: Dense, rows: &[u8], x: &[f32], out: &mut [f32]) {
+        assert!(!x.is_empty() && rows.len() == out.len() * x.len() * kind.size());
+        match kind {
+            // SAFETY: as in `ternary`.
+            Dense::F16 => unsafe { (self.dot_f16)(rows, x, out) },
+            Dense::F32 => scalar::dot_f32(rows, x, out),
+            Dense::Bf16 => scalar::dot_bf16(rows, x, out),
+        }
+    }
+
+    /// Adds rows of half-precision numbers, each times its weight, to `out`.
+    ///
+    /// `rows`: `[weights.len(), out.len()]`; `weights`: `[rows]`; `out`: `[cols]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn mix_f16(&self, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+        assert!(!out.is_empty() && rows.len() == weights.len() * out.len() * 2);
+        // SAFETY: as in `ternary`.
+        unsafe { (self.mix_f16)(rows, weights, out) }
+    }
+
+    /// Compares this table with the reference on numbers made from `seed`; `Err` says where they
+    /// part.
+    pub fn self_test(&self, seed: u64) -> Result<(), String> {
+        let mut state = seed;
+        let mut next = || {
+            // Steps of a linear congruential generator (Knuth's constants): any numbers will do.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u32
+        };
+        let (rows, cols, tokens) = (5, 17 * BLOCK, 5);
+        let weights: Vec<u8> = (0..rows * packed_row(cols))
+            .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (next() % 3) as u8))
+            .collect();
+        let q: Vec<i8> = (0..tokens * cols).map(|_| next() as i8).collect();
+        let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
+        let (mut ours, mut reference) = (vec![0; rows * tokens], vec![0; rows * tokens]);
+        self.ternary(&weights, &q, &sums, &mut ours);
+        scalar::TABLE.ternary(&weights, &q, &sums, &mut reference);
+        match ours.iter().zip(&reference).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(at) => Err(format!(
+                "kernel {}: row {}, token {}: {} instead of {}",
+                self.name,
+                at % rows,
+                at / rows,
+                ours[at],
+                reference[at]
+            )),
+        }
+    }
+}

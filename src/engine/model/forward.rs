@@ -1,0 +1,225 @@
+//! The forward pass, top to bottom.
+
+use super::state::{Cache, QuantizedRows, State};
+use super::weights::{Layer, Matrix};
+use super::{Activation, Model};
+use crate::engine::ops::{self, Quantized};
+use crate::engine::quant::{Dense, packed_row};
+
+/// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough
+/// rows to cost nothing.
+const TILE: usize = 512;
+/// Tokens of one tile.
+const TILE_TOKENS: usize = 8;
+/// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
+/// 10 microseconds of work.
+const WORTH_SHARING: usize = 1 << 19;
+/// Positions of the cache that are weighed together.
+const POSITIONS: usize = 64;
+
+impl Model {
+    /// Runs `tokens` through the model behind those already in `state`.
+    ///
+    /// # Panics
+    /// With no token, more than `state.batch()`, more than fit, or one outside the vocabulary: the
+    /// session checks all of this.
+    pub fn forward(&self, tokens: &[u32], state: &mut State) {
+        let n = tokens.len();
+        assert!(n > 0 && n <= state.batch && state.len + n <= state.context);
+        self.embed(tokens, state);
+        self.angles(n, state);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attention(index, layer, n, state);
+            self.feed_forward(layer, n, state);
+        }
+        state.len += n;
+    }
+
+    /// Logits behind row `row` of the last pass: `[vocab]`.
+    pub fn logits<'s>(&self, row: usize, state: &'s mut State) -> &'s mut [f32] {
+        let dim = self.shape.dim;
+        let x = &state.x[row * dim..(row + 1) * dim];
+        ops::rmsnorm(&mut state.last, x, &self.weights.output_norm, self.shape.epsilon);
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        let x = &state.last;
+        let grain = self.grain(self.shape.vocab, dim);
+        self.pool.stripes(&mut state.logits, self.shape.vocab, grain, |mut stripe| {
+            let rows = head.rows(stripe.cols.clone());
+            self.kernels.dot(head.kind, rows, x, stripe.row(0));
+        });
+        &mut state.logits
+    }
+
+    fn embed(&self, tokens: &[u32], state: &mut State) {
+        let embedding = &self.weights.embedding;
+        for (token, x) in tokens.iter().zip(state.x.chunks_exact_mut(self.shape.dim)) {
+            let token = *token as usize;
+            embedding.kind.read(embedding.rows(token..token + 1), x);
+        }
+    }
+
+    fn angles(&self, n: usize, state: &mut State) {
+        let pairs = self.shape.rope_dims / 2;
+        for row in 0..n {
+            let part = row * pairs..(row + 1) * pairs;
+            let (cos, sin) = (&mut state.cos[part.clone()], &mut state.sin[part]);
+            ops::rope_angles(state.len + row, &self.weights.rope_frequencies, cos, sin);
+        }
+    }
+
+    fn attention(&self, index: usize, layer: &Layer, n: usize, state: &mut State) {
+        let shape = &self.shape;
+        norm_rows(&mut state.h, &state.x, &layer.attn_norm, n, shape.epsilon);
+        quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
+        self.project(&layer.q, n, &state.quantized, &mut state.q);
+        self.project(&layer.k, n, &state.quantized, &mut state.k);
+        self.project(&layer.v, n, &state.quantized, &mut state.v);
+        self.rotate(n, state);
+        let kv = shape.kv_heads * shape.head_dim;
+        for row in 0..n {
+            let part = row * kv..(row + 1) * kv;
+            let (k, v) = (&state.k[part.clone()], &state.v[part]);
+            state.cache.store(index, state.len + row, k, v);
+        }
+        self.attend(index, n, state);
+        let width = shape.heads * shape.head_dim;
+        if let Some(weight) = &layer.attn_sub_norm {
+            for row in state.attention[..n * width].chunks_exact_mut(width) {
+                ops::rmsnorm_in_place(row, weight, shape.epsilon);
+            }
+        }
+        quantize_rows(&state.attention, width, n, &mut state.quantized);
+        self.project(&layer.o, n, &state.quantized, &mut state.h);
+        ops::add(&mut state.x[..n * shape.dim], &state.h);
+    }
+
+    fn feed_forward(&self, layer: &Layer, n: usize, state: &mut State) {
+        let shape = &self.shape;
+        norm_rows(&mut state.h, &state.x, &layer.ffn_norm, n, shape.epsilon);
+        quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
+        self.project(&layer.gate, n, &state.quantized, &mut state.gate);
+        self.project(&layer.up, n, &state.quantized, &mut state.up);
+        for row in 0..n {
+            let part = row * shape.ffn..(row + 1) * shape.ffn;
+            let (gate, up) = (&mut state.gate[part.clone()], &state.up[part]);
+            match shape.activation {
+                Activation::SquaredRelu => ops::squared_relu_times(gate, up),
+                Activation::Silu => ops::silu_times(gate, up),
+            }
+            if let Some(weight) = &layer.ffn_sub_norm {
+                ops::rmsnorm_in_place(gate, weight, shape.epsilon);
+            }
+        }
+        quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
+        self.project(&layer.down, n, &state.quantized, &mut state.h);
+        ops::add(&mut state.x[..n * shape.dim], &state.h);
+    }
+
+    /// `out = matrix * input`: `[n, cols]` quantised to `[n, rows]`.
+    fn project(&self, matrix: &Matrix, n: usize, input: &QuantizedRows, out: &mut [f32]) {
+        let grain = self.grain(matrix.rows, matrix.cols * n);
+        self.pool.stripes(&mut out[..n * matrix.rows], matrix.rows, grain, |mut stripe| {
+            let mut dots = [0i32; TILE];
+            let (first, end) = (stripe.cols.start, stripe.cols.end);
+            for rows in chunks(first..end, TILE / n.min(TILE_TOKENS)) {
+                for tokens in chunks(0..n, TILE_TOKENS) {
+                    let dots = &mut dots[..rows.len() * tokens.len()];
+                    let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
+                    self.kernels.ternary(matrix.rows(rows.clone()), q, sums, dots);
+                    for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
+                        let scale = matrix.scale / input.made[token].scale;
+                        let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
+                        out.iter_mut().zip(dots).for_each(|(out, dot)| *out = *dot as f32 * scale);
+                    }
+                }
+            }
+        });
+    }
+
+    fn rotate(&self, n: usize, state: &mut State) {
+        let shape = &self.shape;
+        let pairs = shape.rope_dims / 2;
+        let turn = |heads: &mut [f32], count: usize, cos: &[f32], sin: &[f32]| {
+            for (row, heads) in heads.chunks_exact_mut(count * shape.head_dim).take(n).enumerate() {
+                let part = row * pairs..(row + 1) * pairs;
+                for head in heads.chunks_exact_mut(shape.head_dim) {
+                    ops::rope(head, &cos[part.clone()], &sin[part.clone()], shape.rope_pairs);
+                }
+            }
+        };
+        turn(&mut state.q, shape.heads, &state.cos, &state.sin);
+        turn(&mut state.k, shape.kv_heads, &state.cos, &state.sin);
+    }
+
+    fn attend(&self, layer: usize, n: usize, state: &mut State) {
+        let shape = &self.shape;
+        let (heads, size) = (shape.heads, shape.head_dim);
+        let (queries, cache, before) = (&state.q, &state.cache, state.len);
+        let work = heads * n * size * (before + n);
+        let grain = if work < WORTH_SHARING { heads * n } else { 1 };
+        self.pool.pieces(&mut state.attention[..n * heads * size], size, grain, |index, out| {
+            let (row, head) = (index / heads, index % heads);
+            let query = &queries[index * size..(index + 1) * size];
+            let kv_head = head * shape.kv_heads / heads;
+            self.attend_head(query, cache, layer, kv_head, before + row + 1, out);
+        });
+    }
+
+    /// Attention of one head over the first `len` positions, in one pass over the cache: the
+    /// weights are rescaled whenever a larger score turns up, so no row of scores is stored.
+    /// Source of the method: online softmax (Milakov and Gimelshein, arXiv 1805.02867).
+    fn attend_head(
+        &self,
+        query: &[f32], // [head_dim]
+        cache: &Cache,
+        layer: usize,
+        kv_head: usize,
+        len: usize,
+        out: &mut [f32], // [head_dim]
+    ) {
+        let scale = 1.0 / (query.len() as f32).sqrt();
+        let mut scores = [0.0f32; POSITIONS];
+        let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0f32);
+        out.fill(0.0);
+        for positions in chunks(0..len, POSITIONS) {
+            let scores = &mut scores[..positions.len()];
+            let (keys, values) = cache.rows(layer, kv_head, positions);
+            self.kernels.dot(Dense::F16, keys, query, scores);
+            let before = largest;
+            largest = scores.iter().fold(largest, |a, score| a.max(score * scale));
+            let rescale = (before - largest).exp();
+            out.iter_mut().for_each(|x| *x *= rescale);
+            scores.iter_mut().for_each(|score| *score = (*score * scale - largest).exp());
+            total = total * rescale + scores.iter().sum::<f32>();
+            self.kernels.mix_f16(values, scores, out);
+        }
+        out.iter_mut().for_each(|x| *x /= total);
+    }
+
+    /// Columns of a stripe: all of them when the work is too small to share.
+    fn grain(&self, rows: usize, work_per_row: usize) -> usize {
+        if rows * work_per_row < WORTH_SHARING { rows } else { 16 }
+    }
+}
+
+fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], n: usize, epsilon: f32) {
+    let rows = out.chunks_exact_mut(weight.len()).zip(x.chunks_exact(weight.len()));
+    for (out, x) in rows.take(n) {
+        ops::rmsnorm(out, x, weight, epsilon);
+    }
+}
+
+fn quantize_rows(x: &[f32], cols: usize, n: usize, out: &mut QuantizedRows) {
+    out.width = packed_row(cols) * 4;
+    for row in 0..n {
+        let q = &mut out.q[row * out.width..(row + 1) * out.width];
+        let made: Quantized = ops::quantize(&x[row * cols..(row + 1) * cols], q);
+        out.made[row] = made;
+        out.sums[row] = made.sum;
+    }
+}
+
+fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..(start + size).min(end))
+}

@@ -1,0 +1,227 @@
+//! A BitNet transformer: its shape, its weights, its state, and the pass that joins them.
+//!
+//! Deliberately knows no text: token ids in, logits out.
+
+mod forward;
+mod state;
+mod weights;
+
+pub use state::State;
+pub use weights::Layout;
+
+use super::error::LoadError;
+use super::gguf::Gguf;
+use super::kernels::Kernels;
+use super::ops::RopePairs;
+use super::pool::Pool;
+use super::quant::packed_row;
+use weights::Weights;
+
+/// Tokens of a prompt that go through the model together. More would reuse each weight more often,
+/// but 64 already makes the arithmetic the limit, and scratch memory grows with it.
+pub const BATCH: usize = 64;
+
+/// The numbers that make one model of an architecture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shape {
+    /// Architecture, as the file names it.
+    pub arch: String,
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// Longest context it was trained for.
+    pub context: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Elements of a head that are rotated.
+    pub rope_dims: usize,
+    /// Base of the rotation frequencies.
+    pub rope_base: f32,
+    /// Which elements are rotated together.
+    pub rope_pairs: RopePairs,
+    /// Added to the mean square before its root.
+    pub epsilon: f32,
+    /// Between gate and up.
+    pub activation: Activation,
+    /// Whether attention and feed-forward outputs are normalised before their last matrix.
+    pub sub_norms: bool,
+}
+
+/// What the gate goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `relu(x)^2`: BitNet-b1.58-2B-4T.
+    SquaredRelu,
+    /// `x * sigmoid(x)`: Llama, and the first BitNet models.
+    Silu,
+}
+
+impl Shape {
+    /// Reads and checks the numbers of a file.
+    pub fn read(file: &Gguf) -> Result<Self, LoadError> {
+        let arch = file
+            .text("general.architecture")?
+            .ok_or_else(|| LoadError::new("metadata key general.architecture", "missing"))?;
+        let (activation, sub_norms, rope_pairs) = family(arch)?;
+        let key = |name: &str| format!("{arch}.{name}");
+        let heads = file.number(&key("attention.head_count"))?;
+        let dim = file.number(&key("embedding_length"))?;
+        let head_dim = file.number_or_none(&key("attention.key_length"))?;
+        let head_dim = head_dim.unwrap_or(dim / heads.max(1));
+        let embedding = file
+            .tensor("token_embd.weight")
+            .ok_or_else(|| LoadError::new("tensor token_embd.weight", "missing"))?;
+        let shape = Shape {
+            vocab: *embedding.dims.get(1).unwrap_or(&1),
+            context: file.number(&key("context_length"))?,
+            dim,
+            layers: file.number(&key("block_count"))?,
+            heads,
+            kv_heads: file.number_or_none(&key("attention.head_count_kv"))?.unwrap_or(heads),
+            head_dim,
+            ffn: file.number(&key("feed_forward_length"))?,
+            rope_dims: file.number_or_none(&key("rope.dimension_count"))?.unwrap_or(head_dim),
+            rope_base: file.float_or(&key("rope.freq_base"), 10_000.0)?,
+            rope_pairs,
+            epsilon: file.float_or(&key("attention.layer_norm_rms_epsilon"), 1e-5)?,
+            activation,
+            sub_norms,
+            arch: arch.to_owned(),
+        };
+        shape.check(file)?;
+        Ok(shape)
+    }
+
+    fn check(&self, file: &Gguf) -> Result<(), LoadError> {
+        let fail =
+            |key: &str, said: String| Err(LoadError::new(format!("metadata key {}.{key}", self.arch), said));
+        let sizes = [
+            ("context_length", self.context),
+            ("embedding_length", self.dim),
+            ("block_count", self.layers),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("feed_forward_length", self.ffn),
+        ];
+        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return fail(key, "is 0".into());
+        }
+        if self.heads % self.kv_heads != 0 {
+            let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
+            return fail("attention.head_count_kv", said);
+        }
+        if self.rope_dims % 2 != 0 || self.rope_dims > self.head_dim {
+            let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
+            return fail("rope.dimension_count", said);
+        }
+        if self.rope_base <= 0.0 || self.epsilon <= 0.0 {
+            return fail("rope.freq_base", "it and the epsilon must be above 0".into());
+        }
+        match file.text(&format!("{}.rope.scaling.type", self.arch))? {
+            None | Some("none") => Ok(()),
+            Some(other) => fail("rope.scaling.type", format!("\"{other}\" is not supported")),
+        }
+    }
+
+    /// Bytes of the cache for each token of context: keys and values in half precision.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.layers * 2 * self.kv_heads * self.head_dim * 2
+    }
+
+    /// Bytes of everything else a session holds, for `batch` tokens at a time.
+    pub fn scratch_bytes(&self, batch: usize) -> usize {
+        let attention = (2 * self.heads + 2 * self.kv_heads) * self.head_dim;
+        let row = 4 * (3 * self.dim + attention + 2 * self.ffn + self.rope_dims)
+            + 4 * packed_row(self.widest_input());
+        batch * row + 4 * self.vocab
+    }
+
+    fn widest_input(&self) -> usize {
+        self.dim.max(self.heads * self.head_dim).max(self.ffn)
+    }
+}
+
+/// Activation, sub-norms and rotation of an architecture.
+fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
+    match arch {
+        "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
+        "bitnet" => Ok((Activation::Silu, true, RopePairs::Halves)),
+        "llama" => Ok((Activation::Silu, false, RopePairs::Neighbours)),
+        other => Err(LoadError::new(
+            "metadata key general.architecture",
+            format!(
+                "\"{}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights",
+                other.escape_debug()
+            ),
+        )),
+    }
+}
+
+/// A loaded model with the means to run it.
+#[derive(Debug)]
+pub struct Model {
+    shape: Shape,
+    weights: Weights,
+    kernels: Kernels,
+    pool: Pool,
+}
+
+impl Model {
+    /// Loads the weights of a file.
+    pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: Pool) -> Result<Self, LoadError> {
+        let shape = Shape::read(file)?;
+        let weights = Weights::load(file, &shape, layout)?;
+        Ok(Model { shape, weights, kernels, pool })
+    }
+
+    /// Its numbers.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The kernels it runs on.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// The threads it runs on.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Bytes of weights that one decoded token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.weights.bytes_per_token()
+    }
+
+    /// Empty state for `context` tokens, read in batches of at most `batch`.
+    pub fn state(&self, context: usize, batch: usize) -> State {
+        State::new(&self.shape, context, batch)
+    }
+}
+
+/// Bytes of memory that the weights of a file take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightBytes {
+    /// Read from the file's own pages.
+    pub mapped: usize,
+    /// Repacked into memory of ours.
+    pub copied: usize,
+}
+
+impl WeightBytes {
+    /// What loading `file` would take, without loading it.
+    pub fn plan(file: &Gguf, layout: Layout) -> Self {
+        weights::plan(file, layout)
+    }
+}

@@ -1,0 +1,147 @@
+//! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
+
+use super::Shape;
+use crate::engine::ops::Quantized;
+use crate::engine::quant::packed_row;
+use half::f16;
+
+/// Keys and values of the tokens so far.
+#[derive(Debug)]
+pub(super) struct Cache {
+    keys: Vec<u8>,   // [layers, kv_heads, context, head_dim], f16
+    values: Vec<u8>, // [layers, kv_heads, context, head_dim], f16
+    kv_heads: usize,
+    context: usize,
+    head_dim: usize,
+}
+
+impl Cache {
+    fn new(shape: &Shape, context: usize) -> Self {
+        let bytes = context * shape.cache_bytes_per_token() / 2;
+        let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
+        // Zeroed memory from the system takes no page before it is written.
+        Cache { keys: vec![0; bytes], values: vec![0; bytes], kv_heads, context, head_dim }
+    }
+
+    fn start(&self, layer: usize, head: usize, position: usize) -> usize {
+        ((layer * self.kv_heads + head) * self.context + position) * self.head_dim * 2
+    }
+
+    /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
+    pub fn rows(&self, layer: usize, head: usize, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
+        let bytes = self.start(layer, head, range.start)..self.start(layer, head, range.end);
+        (&self.keys[bytes.clone()], &self.values[bytes])
+    }
+
+    /// Stores one token's keys and values, `[kv_heads, head_dim]` each.
+    pub fn store(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        assert!(position < self.context);
+        for head in 0..self.kv_heads {
+            let start = self.start(layer, head, position);
+            let (bytes, part) = (start..start + self.head_dim * 2, head * self.head_dim);
+            write_f16(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
+            write_f16(&mut self.values[bytes], &values[part..part + self.head_dim]);
+        }
+    }
+}
+
+fn write_f16(out: &mut [u8], x: &[f32]) {
+    for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+        *out = f16::from_f32(*x).to_le_bytes();
+    }
+}
+
+/// Rows quantised to int8, each padded to whole blocks.
+#[derive(Debug)]
+pub(super) struct QuantizedRows {
+    pub q: Vec<i8>,           // [batch, padded width of the input at hand]
+    pub made: Vec<Quantized>, // [batch]
+    pub sums: Vec<i32>,       // [batch]
+    pub width: usize,         // padded width of the input at hand
+}
+
+impl QuantizedRows {
+    /// Rows `range` of the quantised input: `[range.len(), width]`.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> &[i8] {
+        &self.q[range.start * self.width..range.end * self.width]
+    }
+}
+
+/// The cache of a session and the buffers of a pass over at most `batch` tokens.
+#[derive(Debug)]
+pub struct State {
+    pub(super) cache: Cache,
+    pub(super) len: usize,
+    pub(super) context: usize,
+    pub(super) batch: usize,
+    pub(super) x: Vec<f32>,         // [batch, dim], the residual stream
+    pub(super) h: Vec<f32>,         // [batch, dim], its normalised copy, then a block's output
+    pub(super) q: Vec<f32>,         // [batch, heads * head_dim]
+    pub(super) k: Vec<f32>,         // [batch, kv_heads * head_dim]
+    pub(super) v: Vec<f32>,         // [batch, kv_heads * head_dim]
+    pub(super) attention: Vec<f32>, // [batch, heads * head_dim]
+    pub(super) gate: Vec<f32>,      // [batch, ffn]
+    pub(super) up: Vec<f32>,        // [batch, ffn]
+    pub(super) quantized: QuantizedRows,
+    pub(super) cos: Vec<f32>,    // [batch, rope_dims / 2]
+    pub(super) sin: Vec<f32>,    // [batch, rope_dims / 2]
+    pub(super) last: Vec<f32>,   // [dim], one row on its way to the head
+    pub(super) logits: Vec<f32>, // [vocab]
+}
+
+impl State {
+    pub(super) fn new(shape: &Shape, context: usize, batch: usize) -> Self {
+        let batch = batch.clamp(1, context.max(1));
+        let floats = |row: usize| vec![0.0f32; batch * row];
+        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        State {
+            cache: Cache::new(shape, context),
+            len: 0,
+            context,
+            batch,
+            x: floats(shape.dim),
+            h: floats(shape.dim),
+            q: floats(q),
+            k: floats(kv),
+            v: floats(kv),
+            attention: floats(q),
+            gate: floats(shape.ffn),
+            up: floats(shape.ffn),
+            quantized: QuantizedRows {
+                q: vec![0; batch * packed_row(shape.widest_input()) * 4],
+                made: vec![Quantized::default(); batch],
+                sums: vec![0; batch],
+                width: 0,
+            },
+            cos: floats(shape.rope_dims / 2),
+            sin: floats(shape.rope_dims / 2),
+            last: vec![0.0; shape.dim],
+            logits: vec![0.0; shape.vocab],
+        }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the cache holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens the cache can hold.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens that one pass can take.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Forgets all tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}

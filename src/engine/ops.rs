@@ -1,0 +1,182 @@
+//! The steps between matrices, one row at a time: normalisation, rotation, activation,
+//! quantisation. Plain loops that the compiler turns into vector code.
+
+/// Running sums kept side by side, so that the additions of a sum do not wait for each other.
+const LANES: usize = 8;
+
+/// `out = x * weight / rms(x)`, the rms taken over the row.
+pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    assert!(out.len() == x.len() && x.len() == weight.len());
+    let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// The same in place.
+pub fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    assert_eq!(x.len(), weight.len());
+    let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x *= scale * weight;
+    }
+}
+
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x * x;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>()
+}
+
+/// A row quantised to int8: `x[i]` is about `q[i] / scale`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Quantized {
+    /// 127 over the largest magnitude of the row.
+    pub scale: f32,
+    /// Sum of the codes.
+    pub sum: i32,
+}
+
+/// Quantises a row to int8 as BitNet was trained: the largest magnitude becomes 127, ties go to
+/// even. `q` may be longer than `x`; the rest is filled with zeros.
+/// Source: `AutoBitLinear` of transformers (`activation_quant`).
+pub fn quantize(x: &[f32], q: &mut [i8]) -> Quantized {
+    let (q, padding) = q.split_at_mut(x.len());
+    padding.fill(0);
+    let scale = 127.0 / max_magnitude(x).max(1e-5);
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = round_half_even(x * scale);
+    }
+    Quantized { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
+}
+
+fn max_magnitude(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut largest = [0.0f32; LANES];
+    for chunk in chunks {
+        for (largest, x) in largest.iter_mut().zip(chunk) {
+            *largest = if x.abs() > *largest { x.abs() } else { *largest };
+        }
+    }
+    largest.iter().chain(rest).fold(0.0, |a, x| a.max(x.abs()))
+}
+
+/// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, by letting the
+/// addition do it: 1.5 * 2^23 has a unit in the last place of exactly 1. Every x86 and Arm vector
+/// unit can do this; the library call for the same needs SSE4.1.
+fn round_half_even(x: f32) -> i8 {
+    const MAGIC: f32 = 12_582_912.0;
+    ((x + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8
+}
+
+/// Angles of the rotary embedding at one position: `cos`, `sin` of each pair, `[head_dim / 2]`.
+pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &mut [f32]) {
+    for ((frequency, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
+        (*sin, *cos) = (position as f32 * frequency).sin_cos();
+    }
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `i` and `i + head_dim / 2`: GPT-NeoX, and every BitNet.
+    Halves,
+    /// `2 i` and `2 i + 1`: llama.cpp's order for Llama files.
+    Neighbours,
+}
+
+/// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` are rotated.
+pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
+    let rotated = &mut head[..2 * cos.len()];
+    match pairs {
+        RopePairs::Halves => {
+            let (a, b) = rotated.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        }
+        RopePairs::Neighbours => {
+            for (([a, b], cos), sin) in rotated.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        }
+    }
+}
+
+/// `gate = relu(gate)^2 * up`: the 2B model's.
+pub fn squared_relu_times(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let positive = gate.max(0.0);
+        *gate = positive * positive * up;
+    }
+}
+
+/// `gate = silu(gate) * up`: Llama's.
+pub fn silu_times(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + (-*gate).exp()) * up;
+    }
+}
+
+/// `x += y`
+pub fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_to_even_on_ties() {
+        for x in -1270..=1270 {
+            let x = x as f32 / 10.0;
+            assert_eq!(round_half_even(x), x.round_ties_even() as i8, "{x}");
+        }
+    }
+
+    #[test]
+    fn quantising_keeps_the_largest_at_127_and_sums_the_codes() {
+        let mut q = [9i8; 6];
+        let made = quantize(&[0.5, -1.0, 0.25, 0.0], &mut q);
+        assert_eq!(q, [64, -127, 32, 0, 0, 0]);
+        assert_eq!((made.scale, made.sum), (127.0, -31));
+    }
+
+    #[test]
+    fn a_row_of_zeros_quantises_to_zeros() {
+        let mut q = [1i8; 3];
+        assert_eq!(quantize(&[0.0; 3], &mut q).sum, 0);
+        assert_eq!(q, [0; 3]);
+    }
+
+    #[test]
+    fn normalising_gives_unit_rms() {
+        let x: Vec<f32> = (0..37).map(|i| i as f32 - 11.0).collect();
+        let mut out = vec![0.0; 37];
+        rmsnorm(&mut out, &x, &[1.0; 37], 0.0);
+        assert!((sum_of_squares(&out) / 37.0 - 1.0).abs() < 1e-5);
+        let mut same = x.clone();
+        rmsnorm_in_place(&mut same, &[1.0; 37], 0.0);
+        assert_eq!(out, same);
+    }
+
+    #[test]
+    fn rotation_keeps_length_and_pairs_as_named() {
+        let (mut cos, mut sin) = ([0.0; 2], [0.0; 2]);
+        rope_angles(3, &[1.0, 0.5], &mut cos, &mut sin);
+        let mut halves = [1.0, 2.0, 3.0, 4.0];
+        rope(&mut halves, &cos, &sin, RopePairs::Halves);
+        let mut neighbours = [1.0, 3.0, 2.0, 4.0];
+        rope(&mut neighbours, &cos, &sin, RopePairs::Neighbours);
+        assert_eq!(halves, [neighbours[0], neighbours[2], neighbours[1], neighbours[3]]);
+        assert!((halves.iter().map(|x| x * x).sum::<f32>() - 30.0).abs() < 1e-4);
+    }
+}

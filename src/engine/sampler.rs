@@ -1,0 +1,218 @@
+//! From logits to a token.
+
+/// How a token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep this many of the likeliest; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the likeliest up to this probability mass.
+    pub top_p: f32,
+    /// Keep what has at least this share of the likeliest one's probability.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens already seen; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Start of the random numbers.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// Greedy.
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+/// Chooses tokens; allocates once.
+#[derive(Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: SplitMix64,
+    candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the likeliest first
+    seen: Vec<bool>,             // [vocab]
+}
+
+/// Candidates less likely than this, relative to the likeliest, are below what a draw of 32 bits
+/// can hit: `ln(2^-32)`.
+const NEGLIGIBLE: f32 = -22.18;
+
+impl Sampler {
+    /// A sampler for a vocabulary of `vocab`.
+    pub fn new(sampling: Sampling, vocab: usize) -> Self {
+        let random = SplitMix64(sampling.seed);
+        let greedy = sampling.temperature <= 0.0;
+        let candidates = Vec::with_capacity(if greedy { 0 } else { vocab });
+        Sampler { sampling, random, candidates, seen: vec![false; vocab] }
+    }
+
+    /// Notes a token of the prompt or the answer, for the repetition penalty.
+    pub fn see(&mut self, id: u32) {
+        self.seen[id as usize] = true;
+    }
+
+    /// The next token. Logits that are no numbers are never chosen.
+    pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
+        self.penalise(logits);
+        if self.sampling.temperature <= 0.0 {
+            return argmax(logits);
+        }
+        self.collect(logits);
+        self.cut();
+        self.draw()
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let penalty = self.sampling.repetition_penalty;
+        if penalty == 1.0 {
+            return;
+        }
+        for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+
+    /// Weights of all candidates that could be drawn, relative to the likeliest, sorted.
+    fn collect(&mut self, logits: &[f32]) {
+        let best = logits[argmax(logits) as usize];
+        self.candidates.clear();
+        for (id, logit) in (0..).zip(logits) {
+            let distance = (logit - best) / self.sampling.temperature;
+            if distance > NEGLIGIBLE {
+                self.candidates.push((distance.exp(), id));
+            }
+        }
+        // Equal weights in the order of their ids: the same seed gives the same text everywhere.
+        self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    }
+
+    fn cut(&mut self) {
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        if top_k > 0 {
+            self.candidates.truncate(top_k);
+        }
+        let enough = self.candidates.iter().position(|(weight, _)| *weight < min_p);
+        self.candidates.truncate(enough.unwrap_or(self.candidates.len()).max(1));
+        let wanted = self.total() * f64::from(top_p);
+        let mut mass = 0.0;
+        let last = self.candidates.iter().position(|(weight, _)| {
+            mass += f64::from(*weight);
+            mass >= wanted
+        });
+        self.candidates.truncate(last.map_or(self.candidates.len(), |last| last + 1));
+    }
+
+    fn total(&self) -> f64 {
+        self.candidates.iter().map(|(weight, _)| f64::from(*weight)).sum()
+    }
+
+    fn draw(&mut self) -> u32 {
+        let mut left = self.random.unit() * self.total();
+        let drawn = self.candidates.iter().find(|(weight, _)| {
+            left -= f64::from(*weight);
+            left < 0.0
+        });
+        // Rounding may leave a crumb behind the last candidate.
+        let (_, id) = drawn.or(self.candidates.last()).expect("the likeliest is always kept");
+        *id
+    }
+}
+
+/// The first of the largest; numbers only.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, logit) in (0..).zip(logits) {
+        if *logit > best.1 {
+            best = (id, *logit);
+        }
+    }
+    best.0
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): six lines whose stream never changes under a promise that
+/// the same seed gives the same text.
+#[derive(Debug)]
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// At least 0, below 1.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut sampler = Sampler::new(sampling, logits.len());
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..20_000 {
+            counts[sampler.sample(&mut logits.to_vec()) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_never_a_nan() {
+        let mut sampler = Sampler::new(Sampling::default(), 4);
+        assert_eq!(sampler.sample(&mut [f32::NAN, 1.0, 3.0, 3.0]), 2);
+        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        assert_eq!(counts(warm, &[f32::NAN, 0.0])[0], 0);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let warm = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+        let counts = counts(warm, &[4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()]);
+        for (count, share) in counts.iter().zip([0.4, 0.1, 0.3, 0.2]) {
+            let expected = 20_000.0 * share;
+            assert!((*count as f64 - expected).abs() < 5.0 * expected.sqrt(), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn cuts_keep_what_they_name() {
+        let logits = [4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()];
+        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let kept = |sampling| {
+            counts(sampling, &logits).iter().map(|count| usize::from(*count > 0)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(Sampling { top_k: 2, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(Sampling { top_p: 0.39, ..warm.clone() }), [1, 0, 0, 0]);
+        assert_eq!(kept(Sampling { top_p: 0.65, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(Sampling { min_p: 0.45, ..warm.clone() }), [1, 0, 1, 1]);
+        assert_eq!(kept(Sampling { top_p: 0.0, ..warm }), [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_draws() {
+        let warm = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32).collect();
+        let draws = |sampling: Sampling| {
+            let mut sampler = Sampler::new(sampling, 50);
+            (0..100).map(|_| sampler.sample(&mut logits.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(warm.clone()), draws(warm.clone()));
+        assert_ne!(draws(warm.clone()), draws(Sampling { seed: 6, ..warm }));
+    }
+
+    #[test]
+    fn the_penalty_pushes_seen_tokens_down_whatever_their_sign() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling, 3);
+        sampler.see(0);
+        sampler.see(1);
+        let mut logits = [3.0, -1.0, 2.0];
+        assert_eq!(sampler.sample(&mut logits), 2);
+        assert_eq!(logits, [1.5, -2.0, 2.0]);
+    }
+}

@@ -1,0 +1,223 @@
+//! One conversation with a model: prefill, then step by step until something ends it.
+//!
+//! Text leaves through a callback that may say stop; it is asked between batches of the prompt and
+//! after every token. Deliberately knows no client, no queue and no deadline.
+
+use super::error::PromptError;
+use super::model::{BATCH, Model, State};
+use super::sampler::{Sampler, Sampling};
+use super::tokenizer::{Pushed, TextStream, Tokenizer};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Bytes reserved for an answer's text for each token it may have; longer texts grow.
+const BYTES_PER_TOKEN: usize = 8;
+
+/// A model's state with the way to fill it.
+#[derive(Debug)]
+pub struct Session<'e> {
+    model: &'e Model,
+    tokenizer: &'e Tokenizer,
+    state: State,
+}
+
+/// What to generate.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Options {
+    /// How a token is chosen.
+    pub sampling: Sampling,
+    /// Most tokens; `None` is as many as the context holds.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// Goes on past end tokens, for measurements.
+    pub ignore_end: bool,
+}
+
+/// What the callback hears.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'t> {
+    /// Tokens of the prompt read so far.
+    Prefill(usize),
+    /// One token was generated; the text it brought, perhaps none yet.
+    Token(&'t str),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// An end token or a stop text.
+    Stop,
+    /// `max_tokens`, or the context.
+    Length,
+    /// The callback said so.
+    Halted,
+}
+
+/// An answer with its measurements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The text.
+    pub text: String,
+    /// Generated tokens, the end token not among them.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub end: End,
+    /// Time for the prompt.
+    pub prefill: Duration,
+    /// Time from the end of the prompt to the first token's choice; `None` when there was none.
+    pub first: Option<Duration>,
+    /// Time from the first token to the last.
+    pub decode: Duration,
+}
+
+impl<'e> Session<'e> {
+    /// An empty session for `context` tokens.
+    pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize) -> Self {
+        Session { model, tokenizer, state: model.state(context, BATCH) }
+    }
+
+    /// Tokens it can hold.
+    pub fn context(&self) -> usize {
+        self.state.context()
+    }
+
+    /// Runs one pass over `tokens` from an empty state; `each` gets every position and its logits,
+    /// `[vocab]`.
+    pub fn logits(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), PromptError> {
+        self.check(tokens, 0)?;
+        self.state.truncate(0);
+        for batch in tokens.chunks(self.state.batch()) {
+            let before = self.state.len();
+            self.model.forward(batch, &mut self.state);
+            for row in 0..batch.len() {
+                each(before + row, self.model.logits(row, &mut self.state));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers `prompt` from an empty state.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &Options,
+        mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, PromptError> {
+        // One place for the first token, without which there is no answer.
+        self.check(prompt, 1)?;
+        let room = self.state.context() - prompt.len();
+        let most = options.max_tokens.unwrap_or(room).min(room);
+        let mut run = Run {
+            sampler: Sampler::new(options.sampling.clone(), self.model.shape().vocab),
+            stream: TextStream::new(&options.stop, most.min(1024) * BYTES_PER_TOKEN),
+            tokens: Vec::with_capacity(most.min(1024)),
+            most,
+            ignore_end: options.ignore_end,
+            started: Instant::now(),
+            prefilled: None,
+            first: None,
+        };
+        prompt.iter().for_each(|id| run.sampler.see(*id));
+        let end = match self.prefill(prompt, &mut step) {
+            ControlFlow::Break(()) => End::Halted,
+            ControlFlow::Continue(last_row) => {
+                run.prefilled = Some(Instant::now());
+                self.decode(last_row, &mut run, &mut step)
+            }
+        };
+        Ok(run.answer(end))
+    }
+
+    fn check(&self, tokens: &[u32], more: usize) -> Result<(), PromptError> {
+        let (vocab, context) = (self.model.shape().vocab, self.state.context());
+        if tokens.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        if tokens.len() + more > context {
+            return Err(PromptError::ContextExceeded { tokens: tokens.len(), context });
+        }
+        match tokens.iter().find(|id| **id as usize >= vocab) {
+            Some(id) => Err(PromptError::UnknownToken { id: *id, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fills the state with the prompt; gives the row of its last token.
+    fn prefill(
+        &mut self,
+        prompt: &[u32],
+        step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<(), usize> {
+        self.state.truncate(0);
+        let mut last_row = 0;
+        for batch in prompt.chunks(self.state.batch()) {
+            self.model.forward(batch, &mut self.state);
+            last_row = batch.len() - 1;
+            step(Step::Prefill(self.state.len()))?;
+        }
+        ControlFlow::Continue(last_row)
+    }
+
+    fn decode(
+        &mut self,
+        mut row: usize,
+        run: &mut Run,
+        step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> End {
+        while run.tokens.len() < run.most {
+            let id = run.sampler.sample(self.model.logits(row, &mut self.state));
+            if !run.ignore_end && self.tokenizer.is_end(id) {
+                return End::Stop;
+            }
+            match run.take(id, self.tokenizer.bytes(id)) {
+                Pushed::Stop(text) => {
+                    let _ = step(Step::Token(text)); // it ends here either way
+                    return End::Stop;
+                }
+                Pushed::More(text) if step(Step::Token(text)).is_break() => return End::Halted,
+                Pushed::More(_) => {}
+            }
+            if run.tokens.len() < run.most {
+                self.model.forward(&[id], &mut self.state);
+                row = 0;
+            }
+        }
+        End::Length
+    }
+}
+
+/// An answer in the making.
+struct Run {
+    sampler: Sampler,
+    stream: TextStream,
+    tokens: Vec<u32>,
+    most: usize,
+    ignore_end: bool,
+    started: Instant,
+    prefilled: Option<Instant>,
+    first: Option<Instant>,
+}
+
+impl Run {
+    fn take(&mut self, id: u32, bytes: &[u8]) -> Pushed<'_> {
+        self.first.get_or_insert_with(Instant::now);
+        self.sampler.see(id);
+        self.tokens.push(id);
+        self.stream.push(bytes)
+    }
+
+    fn answer(mut self, end: End) -> Answer {
+        let now = Instant::now();
+        let prefilled = self.prefilled.unwrap_or(now);
+        self.stream.finish();
+        Answer {
+            text: self.stream.into_text(),
+            tokens: self.tokens,
+            end,
+            prefill: prefilled - self.started,
+            first: self.first.map(|first| first - prefilled),
+            decode: self.first.map_or(Duration::ZERO, |first| now - first),
+        }
+    }
+}

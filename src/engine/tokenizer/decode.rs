@@ -1,0 +1,154 @@
+//! Token bytes to text as they come: whole characters only, and nothing that may yet turn out to be
+//! a stop text.
+
+/// Collects the text of an answer and says which part of it can be shown.
+#[derive(Debug)]
+pub struct TextStream {
+    text: String,
+    pending: Vec<u8>, // the first bytes of a character, at most 3
+    shown: usize,
+    stops: Vec<String>,
+}
+
+/// What a push came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pushed<'t> {
+    /// More text to show, perhaps none.
+    More(&'t str),
+    /// A stop text came; the rest before it.
+    Stop(&'t str),
+}
+
+impl TextStream {
+    /// A stream that ends before any of `stops`; `capacity` in bytes is reserved.
+    pub fn new(stops: &[String], capacity: usize) -> Self {
+        TextStream {
+            text: String::with_capacity(capacity),
+            pending: Vec::with_capacity(4),
+            shown: 0,
+            stops: stops.to_vec(),
+        }
+    }
+
+    /// Adds the bytes of one token.
+    pub fn push(&mut self, bytes: &[u8]) -> Pushed<'_> {
+        let before = self.text.len();
+        self.pending.extend_from_slice(bytes);
+        self.take_characters(false);
+        self.show(before)
+    }
+
+    /// Ends the stream: what was held back, an unfinished character as U+FFFD.
+    pub fn finish(&mut self) -> &str {
+        self.take_characters(true);
+        let start = std::mem::replace(&mut self.shown, self.text.len());
+        &self.text[start..]
+    }
+
+    /// All text so far, shown or held back.
+    pub fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Moves whole characters from `pending` to `text`; bytes that cannot begin or go on with a
+    /// character become U+FFFD.
+    fn take_characters(&mut self, all: bool) {
+        let mut rest = self.pending.as_slice();
+        while !rest.is_empty() {
+            match std::str::from_utf8(rest) {
+                Ok(text) => {
+                    self.text.push_str(text);
+                    rest = &[];
+                }
+                Err(error) => {
+                    let (valid, broken) = rest.split_at(error.valid_up_to());
+                    self.text.push_str(&String::from_utf8_lossy(valid));
+                    match error.error_len() {
+                        None if !all => {
+                            rest = broken;
+                            break;
+                        }
+                        len => {
+                            self.text.push(char::REPLACEMENT_CHARACTER);
+                            rest = &broken[len.unwrap_or(broken.len())..];
+                        }
+                    }
+                }
+            }
+        }
+        let done = self.pending.len() - rest.len();
+        self.pending.drain(..done);
+    }
+
+    fn show(&mut self, before: usize) -> Pushed<'_> {
+        let start = self.shown;
+        // A stop text may begin in what was there before.
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let from = self.text.floor_char_boundary(before.saturating_sub(longest).max(start));
+        let found = self.stops.iter().filter_map(|stop| self.text[from..].find(stop)).min();
+        if let Some(at) = found {
+            self.text.truncate(from + at);
+            self.shown = self.text.len();
+            self.pending.clear();
+            return Pushed::Stop(&self.text[start..]);
+        }
+        self.shown = self.text.len() - self.held_back(start);
+        Pushed::More(&self.text[start..self.shown])
+    }
+
+    /// Bytes at the end that are the beginning of a stop text.
+    fn held_back(&self, start: usize) -> usize {
+        let tail = &self.text.as_bytes()[start..];
+        let overlap = |stop: &String| {
+            let most = tail.len().min(stop.len() - 1);
+            (1..=most).rev().find(|len| stop.as_bytes().starts_with(&tail[tail.len() - len..]))
+        };
+        self.stops.iter().filter_map(overlap).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(stops: &[&str]) -> TextStream {
+        TextStream::new(&stops.iter().map(|stop| stop.to_string()).collect::<Vec<_>>(), 64)
+    }
+
+    #[test]
+    fn half_a_character_waits_for_the_other_half() {
+        let mut stream = stream(&[]);
+        let bytes = "a🙂b".as_bytes();
+        assert_eq!(stream.push(&bytes[..3]), Pushed::More("a"));
+        assert_eq!(stream.push(&bytes[3..4]), Pushed::More(""));
+        assert_eq!(stream.push(&bytes[4..]), Pushed::More("🙂b"));
+        assert_eq!(stream.into_text(), "a🙂b");
+    }
+
+    #[test]
+    fn broken_bytes_become_replacement_characters() {
+        let mut stream = stream(&[]);
+        assert_eq!(stream.push(b"\xffa\xe2\x82"), Pushed::More("\u{fffd}a"));
+        assert_eq!(stream.push(b"b"), Pushed::More("\u{fffd}b"));
+        assert_eq!(stream.push(b"\xf0\x9f"), Pushed::More(""));
+        assert_eq!(stream.finish(), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_stop_text_is_found_across_tokens_and_never_shown() {
+        let mut stream = stream(&["END", "\n\n"]);
+        assert_eq!(stream.push(b"one E"), Pushed::More("one "));
+        assert_eq!(stream.push(b"N"), Pushed::More(""));
+        assert_eq!(stream.push(b"T two\n"), Pushed::More("ENT two"));
+        assert_eq!(stream.push(b"three E"), Pushed::More("\nthree "));
+        assert_eq!(stream.push(b"ND four"), Pushed::Stop(""));
+        assert_eq!(stream.into_text(), "one ENT two\nthree ");
+    }
+
+    #[test]
+    fn what_was_held_back_is_shown_at_the_end() {
+        let mut stream = stream(&["END"]);
+        assert_eq!(stream.push("ü EN".as_bytes()), Pushed::More("ü "));
+        assert_eq!(stream.finish(), "EN");
+    }
+}

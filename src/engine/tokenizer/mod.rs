@@ -1,0 +1,242 @@
+//! Text to token ids and back: byte-level BPE from a model file's own vocabulary.
+//!
+//! Deliberately knows no model and no conversation; [`template`] builds prompts out of the pieces.
+
+mod bpe;
+mod decode;
+mod template;
+
+pub use decode::{Pushed, TextStream};
+pub use template::{Role, Turn};
+
+use crate::engine::error::LoadError;
+use crate::engine::gguf::Gguf;
+use bpe::Merges;
+use regex::Regex;
+use std::collections::HashMap;
+
+/// How the Llama 3 tokenizer, and with it every BitNet-b1.58, cuts text into words, without its
+/// lookahead; [`Tokenizer::words`] does that part.
+/// Source: `tokenizer.json` of Meta-Llama-3-8B.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+
+/// GGUF's token types that mark special tokens.
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// Texts of tokens that end a turn; with the ids a file names, they all end an answer.
+const END_TEXTS: &[&str] = &["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "</s>"];
+
+/// A vocabulary with its rules.
+#[derive(Debug)]
+pub struct Tokenizer {
+    vocab: Vocab,
+    merges: Merges,
+    words: Regex,
+    /// Special tokens, the longest text first.
+    specials: Vec<u32>,
+    bos: Option<u32>,
+    add_bos: bool,
+    ends: Vec<u32>,
+    chat: template::Family,
+}
+
+/// The bytes of every token, in one block.
+#[derive(Debug, Default)]
+struct Vocab {
+    bytes: Vec<u8>,
+    ends: Vec<u32>, // end of each token in `bytes`
+}
+
+impl Vocab {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn push(&mut self, token: &[u8]) {
+        self.bytes.extend_from_slice(token);
+        self.ends.push(self.bytes.len() as u32);
+    }
+
+    fn get(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.bytes[start..self.ends[id] as usize]
+    }
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model file.
+    pub fn read(file: &Gguf) -> Result<Self, LoadError> {
+        check_kind(file)?;
+        let key = "tokenizer.ggml.tokens";
+        let tokens = file.strings(key)?;
+        // Offsets into the vocabulary are 32 bits.
+        if tokens.len() > u32::MAX as usize / 64 {
+            return Err(LoadError::new(key, format!("{} tokens", tokens.len())));
+        }
+        let special = special_ids(file, tokens.len())?;
+        let bytes_of = bpe::byte_of_char();
+        let mut vocab = Vocab::default();
+        for (id, token) in tokens.enumerate() {
+            let special = special.contains(&(id as u32));
+            vocab.push(&if special { token.to_vec() } else { bpe::unmap(token, &bytes_of) });
+        }
+        let ids: HashMap<&[u8], u32> = (0..vocab.len() as u32).rev().map(|id| (vocab.get(id), id)).collect();
+        let merges = Merges::read(file, &ids)?;
+        let chat = template::Family::detect(file, &ids)?;
+        let bos = token_id(file, "tokenizer.ggml.bos_token_id", vocab.len())?;
+        let ends = end_ids(file, &ids, vocab.len())?;
+        drop(ids);
+        let mut specials = special;
+        specials.sort_by_key(|id| std::cmp::Reverse(vocab.get(*id).len()));
+        specials.retain(|id| !vocab.get(*id).is_empty());
+        Ok(Tokenizer {
+            merges,
+            words: Regex::new(LLAMA3).expect("a pattern of ours"),
+            specials,
+            add_bos: file.flag_or("tokenizer.ggml.add_bos_token", true)? && bos.is_some(),
+            bos,
+            ends,
+            chat,
+            vocab,
+        })
+    }
+
+    /// Tokens in the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The bytes a token stands for; a special token's are its name.
+    ///
+    /// # Panics
+    /// When `id` is outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.vocab.get(id)
+    }
+
+    /// Whether a token ends an answer.
+    pub fn is_end(&self, id: u32) -> bool {
+        self.ends.contains(&id)
+    }
+
+    /// Ids of a text in which nothing is special. No beginning-of-text is added.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// Ids of a text in which the names of special tokens mean those tokens. For text of the
+    /// owner's only: a user's text must not be able to end its own turn.
+    pub fn encode_with_specials(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let mut plain = 0;
+        let mut at = 0;
+        while at < text.len() {
+            let rest = &text.as_bytes()[at..];
+            match self.specials.iter().find(|id| rest.starts_with(self.vocab.get(**id))) {
+                Some(id) => {
+                    self.encode_into(&text[plain..at], &mut ids);
+                    ids.push(*id);
+                    at += self.vocab.get(*id).len();
+                    plain = at;
+                }
+                None => at += text[at..].chars().next().map_or(1, char::len_utf8),
+            }
+        }
+        self.encode_into(&text[plain..], &mut ids);
+        ids
+    }
+
+    /// Ids of a bare text as the model expects to find it: with beginning-of-text where the file
+    /// asks for it.
+    pub fn prompt_raw(&self, text: &str) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// Ids of a conversation in the model's own form, ready for the assistant's next turn.
+    pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.bos.into_iter().collect();
+        self.chat.write(turns, &mut ids, |text, ids| self.encode_into(text, ids));
+        ids
+    }
+
+    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
+        for word in self.words(text) {
+            self.merges.encode(word.as_bytes(), ids);
+        }
+    }
+
+    /// The words of a text. The pattern's `\s+(?!\S)`, white space not followed by anything else,
+    /// is told here: a run of white space before a word leaves its last character to that word.
+    fn words<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let found = self.words.find_at(text, at)?;
+            // The pattern matches every character, so `found` starts at `at`.
+            let (mut end, word) = (found.end(), found.as_str());
+            let last = word.chars().next_back()?;
+            let only_white = last.is_whitespace() && !matches!(last, '\r' | '\n');
+            if only_white && end < text.len() && word.len() > last.len_utf8() {
+                end -= last.len_utf8();
+            }
+            let word = &text[at..end];
+            at = end;
+            Some(word)
+        })
+    }
+}
+
+fn check_kind(file: &Gguf) -> Result<(), LoadError> {
+    let refuse = |key: &str, name: &str, way_out: &str| {
+        let said = format!("\"{}\" is not read by this version; {way_out}", name.escape_debug());
+        Err(LoadError::new(format!("metadata key {key}"), said))
+    };
+    let key = "tokenizer.ggml.model";
+    match file.text(key)? {
+        Some("gpt2") => {}
+        Some(other) => return refuse(key, other, "use a model with a gpt2 (byte-level BPE) tokenizer"),
+        None => return Err(LoadError::new(format!("metadata key {key}"), "missing")),
+    }
+    let key = "tokenizer.ggml.pre";
+    match file.text(key)? {
+        // The official 2B-4T file names none; its tokenizer is Llama 3's.
+        None | Some("llama-bpe" | "llama3" | "llama-v3") => Ok(()),
+        Some(other) => refuse(key, other, "use a model with the llama-bpe pre-tokenizer"),
+    }
+}
+
+fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
+    match file.number_or_none(key)? {
+        Some(id) if id >= vocab => {
+            let said = format!("{id} is outside the vocabulary of {vocab}");
+            Err(LoadError::new(format!("metadata key {key}"), said))
+        }
+        id => Ok(id.map(|id| id as u32)),
+    }
+}
+
+fn special_ids(file: &Gguf, vocab: usize) -> Result<Vec<u32>, LoadError> {
+    let key = "tokenizer.ggml.token_type";
+    let Some(kinds) = file.integers(key)? else { return Ok(Vec::new()) };
+    if kinds.len() != vocab {
+        let said = format!("{} types for {vocab} tokens", kinds.len());
+        return Err(LoadError::new(format!("metadata key {key}"), said));
+    }
+    let special = kinds.enumerate().filter(|(_, kind)| matches!(*kind, CONTROL | USER_DEFINED));
+    Ok(special.map(|(id, _)| id as u32).collect())
+}
+
+fn end_ids(file: &Gguf, ids: &HashMap<&[u8], u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
+    let mut ends: Vec<u32> = END_TEXTS.iter().filter_map(|text| ids.get(text.as_bytes())).copied().collect();
+    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+        ends.extend(token_id(file, key, vocab)?);
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(ends)
+}

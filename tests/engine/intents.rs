@@ -1,0 +1,92 @@
+//! The built-in model gives the reference implementation's answers, all of them, to the letter.
+
+use bitnetd::engine::model::Layout;
+use bitnetd::engine::session::{End, Options as Generate, Step};
+use bitnetd::engine::tokenizer::{Role, Turn};
+use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use serde::Deserialize;
+use std::ops::ControlFlow;
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    answer: String,
+    prompt_tokens: usize,
+    finish_reason: String,
+}
+
+fn engine(threads: usize) -> Engine {
+    let file = ModelFile::open(&Source::BuiltIn, Layout::default()).expect("sound");
+    file.load(&Options { threads, pin: false, kernel: None }).expect("sound")
+}
+
+fn cases() -> Vec<Case> {
+    serde_json::from_str(include_str!("../../models/home-intents.cases.json")).expect("a list of cases")
+}
+
+fn chat(engine: &Engine, text: &str) -> Vec<u32> {
+    engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text }])
+}
+
+#[test]
+fn every_case_is_answered_as_the_reference_answers_it() {
+    let engine = engine(2);
+    let mut session = engine.session(512);
+    let cases = cases();
+    assert!(cases.len() > 100);
+    for case in cases {
+        let prompt = chat(&engine, &case.prompt);
+        assert_eq!(prompt.len(), case.prompt_tokens, "{}", case.prompt);
+        let go_on = |_: Step<'_>| ControlFlow::Continue(());
+        let answer = session.generate(&prompt, &Generate::default(), go_on).expect("sound");
+        assert_eq!(answer.text, case.answer, "{}", case.prompt);
+        assert_eq!((answer.end == End::Stop, case.finish_reason.as_str()), (true, "stop"));
+    }
+}
+
+#[test]
+fn streamed_text_is_the_whole_text_and_a_halt_is_heeded() {
+    let engine = engine(1);
+    let mut session = engine.session(128);
+    let case = &cases()[0];
+    let prompt = chat(&engine, &case.prompt);
+    let mut streamed = String::new();
+    let collect = |step: Step<'_>| {
+        if let Step::Token(text) = step {
+            streamed.push_str(text);
+        }
+        ControlFlow::Continue(())
+    };
+    session.generate(&prompt, &Generate::default(), collect).expect("sound");
+    assert_eq!(streamed, case.answer);
+    let mut left = 3;
+    let halt = |step: Step<'_>| {
+        left -= i32::from(matches!(step, Step::Token(_)));
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let answer = session.generate(&prompt, &Generate::default(), halt).expect("sound");
+    assert_eq!((answer.end, answer.tokens.len()), (End::Halted, 3));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_and_one_as_long_as_it_gets_a_token() {
+    let engine = engine(1);
+    let mut session = engine.session(64);
+    let go_on = |_: Step<'_>| ControlFlow::Continue(());
+    assert!(session.generate(&[5; 64], &Generate::default(), go_on).is_err());
+    assert!(session.generate(&[], &Generate::default(), go_on).is_err());
+    assert!(session.generate(&[2048], &Generate::default(), go_on).is_err());
+    let all = Generate { ignore_end: true, ..Generate::default() };
+    let answer = session.generate(&[5; 63], &all, go_on).expect("room for one");
+    assert_eq!((answer.end, answer.tokens.len()), (End::Length, 1));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_before_it() {
+    let engine = engine(1);
+    let mut session = engine.session(128);
+    let prompt = chat(&engine, "turn on the kitchen lights");
+    let options = Generate { stop: vec![",\"slots".into()], ..Generate::default() };
+    let answer = session.generate(&prompt, &options, |_| ControlFlow::Continue(())).expect("sound");
+    assert_eq!((answer.text.as_str(), answer.end), (r#"{"intent":"HassTurnOn""#, End::Stop));
+}

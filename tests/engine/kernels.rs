@@ -1,0 +1,149 @@
+//! Every table this processor runs, against the scalar one: equal on integers, to the last bit.
+
+use bitnetd::engine::kernels::Kernels;
+use bitnetd::engine::quant::{BLOCK, Dense, packed_row};
+use half::f16;
+
+/// Numbers that are the same on every machine.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn packed(&mut self, bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|_| (0..4).fold(0, |byte, _| byte << 2 | (self.next() % 3) as u8)).collect()
+    }
+
+    fn float(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 31) as f32 * 2.0 - 1.0
+    }
+}
+
+/// The sum of products, written as the definition says.
+fn by_definition(weights: &[u8], q: &[i8], cols: usize, row: usize, token: usize) -> i32 {
+    let line = &weights[row * packed_row(cols)..];
+    let code = |col: usize| i32::from(bitnetd::engine::quant::code(line, col)) - 1;
+    (0..cols).map(|col| code(col) * i32::from(q[token * cols + col])).sum()
+}
+
+fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
+    let (rows, tokens) = (weights.len() / packed_row(cols), q.len() / cols);
+    let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
+    let mut out = vec![i32::MIN; rows * tokens];
+    kernels.ternary(weights, q, &sums, &mut out);
+    for token in 0..tokens {
+        for row in 0..rows {
+            let want = by_definition(weights, q, cols, row, token);
+            let at = format!("{} cols {cols} row {row} token {token}", kernels.name());
+            assert_eq!(out[token * rows + row], want, "{at}");
+        }
+    }
+}
+
+#[test]
+fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
+    let mut numbers = Numbers(1);
+    for kernels in Kernels::all() {
+        for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54] {
+            for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9)] {
+                let cols = blocks * BLOCK;
+                let weights = numbers.packed(rows * packed_row(cols));
+                let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+                check_ternary(&kernels, &weights, &q, cols);
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_values_overflow_nothing() {
+    for kernels in Kernels::all() {
+        for blocks in [15, 16, 17, 31, 64] {
+            let cols = blocks * BLOCK;
+            for byte in [0b00_00_00_00u8, 0b01_01_01_01, 0b10_10_10_10] {
+                for q in [-128i8, -127, 127, 0] {
+                    check_ternary(&kernels, &vec![byte; 2 * packed_row(cols)], &vec![q; 5 * cols], cols);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_need_no_alignment() {
+    let mut numbers = Numbers(2);
+    let cols = 3 * BLOCK;
+    for kernels in Kernels::all() {
+        for offset in 0..9 {
+            let weights = numbers.packed(offset + 2 * packed_row(cols));
+            let q: Vec<i8> = (0..offset + 4 * cols).map(|_| numbers.next() as i8).collect();
+            check_ternary(&kernels, &weights[offset..], &q[offset..], cols);
+        }
+    }
+}
+
+#[test]
+fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
+    let mut numbers = Numbers(3);
+    for kernels in Kernels::all() {
+        for cols in (1..40).chain([64, 100, 128, 257]) {
+            let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+            let rows: Vec<f16> = (0..3 * cols).map(|_| f16::from_f32(numbers.float())).collect();
+            let bytes: Vec<u8> = std::iter::once(0).chain(rows.iter().flat_map(|h| h.to_le_bytes())).collect();
+            let mut out = [0.0f32; 3];
+            kernels.dot(Dense::F16, &bytes[1..], &x, &mut out);
+            for (row, out) in rows.chunks(cols).zip(out) {
+                let exact: f64 = row.iter().zip(&x).map(|(h, x)| h.to_f64() * f64::from(*x)).sum();
+                assert!((f64::from(out) - exact).abs() < 1e-5 * cols as f64, "{} {cols}", kernels.name());
+            }
+            let mut mixed = vec![1.0f32; cols];
+            kernels.mix_f16(&bytes[1..], &[0.5, -2.0, 3.0], &mut mixed);
+            for (col, mixed) in mixed.iter().enumerate() {
+                let at = |row: usize| rows[row * cols + col].to_f32();
+                let exact = 1.0 + 0.5 * at(0) - 2.0 * at(1) + 3.0 * at(2);
+                assert!((mixed - exact).abs() < 1e-5, "{} {cols}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_extremes_are_read_right() {
+    let values = [0.0, -0.0, 65504.0, -65504.0, 6.0e-8, 6.1e-5, 1.0, f32::INFINITY].map(f16::from_f32);
+    let bytes: Vec<u8> = values.iter().flat_map(|h| h.to_le_bytes()).collect();
+    for kernels in Kernels::all() {
+        for (at, value) in values.iter().enumerate() {
+            let mut out = [0.0];
+            kernels.dot(Dense::F16, &bytes[at * 2..at * 2 + 2], &[2.0], &mut out);
+            assert_eq!(out[0], value.to_f32() * 2.0, "{}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn the_expected_tables_are_there() {
+    let names: Vec<&str> = Kernels::all().iter().map(Kernels::name).collect();
+    assert_eq!(names[0], "scalar");
+    #[cfg(target_arch = "aarch64")]
+    assert!(names.contains(&"neon"));
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(names.contains(&"neon-dotprod"), std::arch::is_aarch64_feature_detected!("dotprod"));
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2"));
+}
+
+#[test]
+fn the_self_test_passes_on_every_table() {
+    for kernels in Kernels::all() {
+        assert_eq!(kernels.self_test(11), Ok(()));
+    }
+}
+
+#[test]
+#[should_panic]
+fn lengths_that_do_not_agree_are_refused() {
+    Kernels::detect().ternary(&[0; 31], &[0; 128], &[0], &mut [0]);
+}

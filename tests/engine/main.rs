@@ -1,0 +1,15 @@
+//! The engine as a user of the library sees it: files with known right answers, damaged files, and
+//! every kernel against the reference.
+
+mod damaged;
+mod intents;
+mod kernels;
+mod reference;
+mod tokenizer;
+
+use std::path::PathBuf;
+
+/// A file of `tests/data`.
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
