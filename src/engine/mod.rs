@@ -23,7 +23,7 @@ pub mod tokenizer;
 use error::LoadError;
 use gguf::{Gguf, Map};
 use kernels::Kernels;
-use model::{BATCH, Layout, Model, Shape, WeightBytes};
+use model::{BATCH, Dense, Layout, Model, Shape, WeightBytes};
 use pool::Pool;
 use session::Session;
 use std::path::PathBuf;
@@ -117,7 +117,7 @@ impl ModelFile {
         Footprint {
             mapped: weights.mapped,
             copied: weights.copied,
-            cache_per_token: self.shape.cache_bytes_per_token(),
+            cache_per_token: self.shape.cache_bytes_per_token(Dense::F16),
             scratch: self.shape.scratch_bytes(BATCH),
             tokenizer,
         }
@@ -178,5 +178,10 @@ impl Engine {
     /// An empty session for `context` tokens.
     pub fn session(&self, context: usize) -> Session<'_> {
         Session::new(&self.model, &self.tokenizer, context)
+    }
+
+    /// An empty session whose cache rounds nothing; see [`Session::exact`].
+    pub fn exact_session(&self, context: usize) -> Session<'_> {
+        Session::exact(&self.model, &self.tokenizer, context)
     }
 }

@@ -133,6 +133,28 @@ impl Dense {
         if self == Dense::F32 { 4 } else { 2 }
     }
 
+    /// Writes little-endian numbers, rounded to the format; `bytes` holds exactly `x.len()` of them.
+    pub fn write(self, bytes: &mut [u8], x: &[f32]) {
+        assert_eq!(bytes.len(), x.len() * self.size());
+        match self {
+            Dense::F32 => {
+                for (b, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(x) {
+                    *b = x.to_le_bytes();
+                }
+            }
+            Dense::F16 => {
+                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *b = f16::from_f32(*x).to_le_bytes();
+                }
+            }
+            Dense::Bf16 => {
+                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *b = bf16::from_f32(*x).to_le_bytes();
+                }
+            }
+        }
+    }
+
     /// Reads little-endian numbers; `bytes` holds exactly `out.len()` of them.
     pub fn read(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size());

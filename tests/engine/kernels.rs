@@ -92,7 +92,8 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
         for cols in (1..40).chain([64, 100, 128, 257]) {
             let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
             let rows: Vec<f16> = (0..3 * cols).map(|_| f16::from_f32(numbers.float())).collect();
-            let bytes: Vec<u8> = std::iter::once(0).chain(rows.iter().flat_map(|h| h.to_le_bytes())).collect();
+            let bytes: Vec<u8> =
+                std::iter::once(0).chain(rows.iter().flat_map(|h| h.to_le_bytes())).collect();
             let mut out = [0.0f32; 3];
             kernels.dot(Dense::F16, &bytes[1..], &x, &mut out);
             for (row, out) in rows.chunks(cols).zip(out) {
@@ -100,7 +101,7 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
                 assert!((f64::from(out) - exact).abs() < 1e-5 * cols as f64, "{} {cols}", kernels.name());
             }
             let mut mixed = vec![1.0f32; cols];
-            kernels.mix_f16(&bytes[1..], &[0.5, -2.0, 3.0], &mut mixed);
+            kernels.mix(Dense::F16, &bytes[1..], &[0.5, -2.0, 3.0], &mut mixed);
             for (col, mixed) in mixed.iter().enumerate() {
                 let at = |row: usize| rows[row * cols + col].to_f32();
                 let exact = 1.0 + 0.5 * at(0) - 2.0 * at(1) + 3.0 * at(2);

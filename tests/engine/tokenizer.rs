@@ -24,7 +24,12 @@ fn every_case_gives_the_reference_ids_with_and_without_specials() {
     assert!(cases.len() > 40);
     let engine = engine();
     for case in cases {
-        assert_eq!(engine.tokenizer().encode_with_specials(&case.text), case.ids_with_special, "{:?}", case.text);
+        assert_eq!(
+            engine.tokenizer().encode_with_specials(&case.text),
+            case.ids_with_special,
+            "{:?}",
+            case.text
+        );
         assert_eq!(engine.tokenizer().encode(&case.text), case.ids_plain, "{:?}", case.text);
     }
 }
@@ -33,8 +38,11 @@ fn every_case_gives_the_reference_ids_with_and_without_specials() {
 fn decoding_gives_back_every_text() {
     let engine = engine();
     let tokenizer = engine.tokenizer();
-    for text in ["", "hello", " a  b\t\n\n c ", "naïve 日本 🙂\u{200d}x\0", "don't 12345", "\r\n \r x  \u{a0} y"] {
-        let bytes: Vec<u8> = tokenizer.encode(text).iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect();
+    for text in
+        ["", "hello", " a  b\t\n\n c ", "naïve 日本 🙂\u{200d}x\0", "don't 12345", "\r\n \r x  \u{a0} y"]
+    {
+        let bytes: Vec<u8> =
+            tokenizer.encode(text).iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8(bytes).expect("whole characters"), text);
     }
 }

@@ -135,16 +135,20 @@ impl Kernels {
         }
     }
 
-    /// Adds rows of half-precision numbers, each times its weight, to `out`.
+    /// Adds rows of plain numbers, each times its weight, to `out`.
     ///
-    /// `rows`: `[weights.len(), out.len()]`; `weights`: `[rows]`; `out`: `[cols]`.
+    /// `rows`: `[weights.len(), out.len()]` in format `kind`; `weights`: `[rows]`; `out`: `[cols]`.
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn mix_f16(&self, rows: &[u8], weights: &[f32], out: &mut [f32]) {
-        assert!(!out.is_empty() && rows.len() == weights.len() * out.len() * 2);
-        // SAFETY: as in `ternary`.
-        unsafe { (self.mix_f16)(rows, weights, out) }
+    pub fn mix(&self, kind: Dense, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+        assert!(!out.is_empty() && rows.len() == weights.len() * out.len() * kind.size());
+        match kind {
+            // SAFETY: as in `ternary`.
+            Dense::F16 => unsafe { (self.mix_f16)(rows, weights, out) },
+            Dense::F32 => scalar::mix_f32(rows, weights, out),
+            Dense::Bf16 => scalar::mix_bf16(rows, weights, out),
+        }
     }
 
     /// Compares this table with the reference on numbers made from `seed`; `Err` says where they

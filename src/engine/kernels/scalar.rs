@@ -56,9 +56,21 @@ fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u
 }
 
 fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    for (row, weight) in rows.chunks_exact(out.len() * 2).zip(weights) {
-        for (out, bytes) in out.iter_mut().zip(row.as_chunks::<2>().0) {
-            *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
+    mix(rows, weights, out, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32_const());
+}
+
+pub(super) fn mix_bf16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    mix(rows, weights, out, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32_const());
+}
+
+pub(super) fn mix_f32(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    mix(rows, weights, out, f32::from_le_bytes);
+}
+
+fn mix<const N: usize>(rows: &[u8], weights: &[f32], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+    for (row, weight) in rows.chunks_exact(out.len() * N).zip(weights) {
+        for (out, bytes) in out.iter_mut().zip(row.as_chunks::<N>().0) {
+            *out += read(*bytes) * weight;
         }
     }
 }

@@ -4,7 +4,7 @@ use super::state::{Cache, QuantizedRows, State};
 use super::weights::{Layer, Matrix};
 use super::{Activation, Model};
 use crate::engine::ops::{self, Quantized};
-use crate::engine::quant::{Dense, packed_row};
+use crate::engine::quant::packed_row;
 
 /// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough
 /// rows to cost nothing.
@@ -184,14 +184,14 @@ impl Model {
         for positions in chunks(0..len, POSITIONS) {
             let scores = &mut scores[..positions.len()];
             let (keys, values) = cache.rows(layer, kv_head, positions);
-            self.kernels.dot(Dense::F16, keys, query, scores);
+            self.kernels.dot(cache.kind, keys, query, scores);
             let before = largest;
             largest = scores.iter().fold(largest, |a, score| a.max(score * scale));
             let rescale = (before - largest).exp();
             out.iter_mut().for_each(|x| *x *= rescale);
             scores.iter_mut().for_each(|score| *score = (*score * scale - largest).exp());
             total = total * rescale + scores.iter().sum::<f32>();
-            self.kernels.mix_f16(values, scores, out);
+            self.kernels.mix(cache.kind, values, scores, out);
         }
         out.iter_mut().for_each(|x| *x /= total);
     }

@@ -6,6 +6,7 @@ mod forward;
 mod state;
 mod weights;
 
+pub use super::quant::Dense;
 pub use state::State;
 pub use weights::Layout;
 
@@ -133,9 +134,9 @@ impl Shape {
         }
     }
 
-    /// Bytes of the cache for each token of context: keys and values in half precision.
-    pub fn cache_bytes_per_token(&self) -> usize {
-        self.layers * 2 * self.kv_heads * self.head_dim * 2
+    /// Bytes of the cache for each token of context: keys and values in format `kind`.
+    pub fn cache_bytes_per_token(&self, kind: Dense) -> usize {
+        self.layers * 2 * self.kv_heads * self.head_dim * kind.size()
     }
 
     /// Bytes of everything else a session holds, for `batch` tokens at a time.
@@ -204,9 +205,10 @@ impl Model {
         self.weights.bytes_per_token()
     }
 
-    /// Empty state for `context` tokens, read in batches of at most `batch`.
-    pub fn state(&self, context: usize, batch: usize) -> State {
-        State::new(&self.shape, context, batch)
+    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in format
+    /// `cache`.
+    pub fn state(&self, context: usize, batch: usize, cache: Dense) -> State {
+        State::new(&self.shape, context, batch, cache)
     }
 }
 

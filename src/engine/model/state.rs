@@ -2,29 +2,30 @@
 
 use super::Shape;
 use crate::engine::ops::Quantized;
-use crate::engine::quant::packed_row;
-use half::f16;
+use crate::engine::quant::{Dense, packed_row};
 
 /// Keys and values of the tokens so far.
 #[derive(Debug)]
 pub(super) struct Cache {
-    keys: Vec<u8>,   // [layers, kv_heads, context, head_dim], f16
-    values: Vec<u8>, // [layers, kv_heads, context, head_dim], f16
+    keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
+    values: Vec<u8>, // [layers, kv_heads, context, head_dim]
+    /// Their format: half precision, or f32 where a pass must not round what it reads again.
+    pub kind: Dense,
     kv_heads: usize,
     context: usize,
     head_dim: usize,
 }
 
 impl Cache {
-    fn new(shape: &Shape, context: usize) -> Self {
-        let bytes = context * shape.cache_bytes_per_token() / 2;
+    fn new(shape: &Shape, context: usize, kind: Dense) -> Self {
+        let bytes = context * shape.cache_bytes_per_token(kind) / 2;
         let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
         // Zeroed memory from the system takes no page before it is written.
-        Cache { keys: vec![0; bytes], values: vec![0; bytes], kv_heads, context, head_dim }
+        Cache { keys: vec![0; bytes], values: vec![0; bytes], kind, kv_heads, context, head_dim }
     }
 
     fn start(&self, layer: usize, head: usize, position: usize) -> usize {
-        ((layer * self.kv_heads + head) * self.context + position) * self.head_dim * 2
+        ((layer * self.kv_heads + head) * self.context + position) * self.head_dim * self.kind.size()
     }
 
     /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
@@ -38,16 +39,10 @@ impl Cache {
         assert!(position < self.context);
         for head in 0..self.kv_heads {
             let start = self.start(layer, head, position);
-            let (bytes, part) = (start..start + self.head_dim * 2, head * self.head_dim);
-            write_f16(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
-            write_f16(&mut self.values[bytes], &values[part..part + self.head_dim]);
+            let (bytes, part) = (start..start + self.head_dim * self.kind.size(), head * self.head_dim);
+            self.kind.write(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
+            self.kind.write(&mut self.values[bytes], &values[part..part + self.head_dim]);
         }
-    }
-}
-
-fn write_f16(out: &mut [u8], x: &[f32]) {
-    for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-        *out = f16::from_f32(*x).to_le_bytes();
     }
 }
 
@@ -90,12 +85,12 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(shape: &Shape, context: usize, batch: usize) -> Self {
+    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: Dense) -> Self {
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         State {
-            cache: Cache::new(shape, context),
+            cache: Cache::new(shape, context, cache),
             len: 0,
             context,
             batch,
