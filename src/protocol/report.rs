@@ -104,7 +104,7 @@ pub struct Latency {
     pub queue_ms: Percentiles,
     /// From arrival to the first token.
     pub ttft_ms: Percentiles,
-    /// Between tokens after the first.
+    /// Between tokens after the first: one mean for each request.
     pub token_ms: Percentiles,
     /// From arrival to the last token.
     pub total_ms: Percentiles,
@@ -149,10 +149,14 @@ pub struct Requests {
 pub struct Energy {
     /// Joules in all.
     pub joules: f64,
-    /// Joules for each generated token.
+    /// Joules for each generated token, of the requests whose energy is known.
     pub joules_per_token: Option<f64>,
     /// How the power behind it was known.
     pub method: Method,
+    /// Where that power was read last.
+    pub source: String,
+    /// What that power covers.
+    pub scope: String,
 }
 
 /// Answers given again.
@@ -171,7 +175,7 @@ pub struct MqttLink {
     pub connected: bool,
     /// Connections made since start.
     pub connects: u64,
-    /// Connections on which the broker no longer knew our session.
+    /// Connections after the first on which the broker no longer knew our session.
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,

@@ -1,0 +1,127 @@
+//! The report as one line of the journal: words for people, fields for programs.
+
+use crate::protocol::Report;
+use log::{Level, Record};
+
+/// What the line is filed under; its fields repeat its words, so only journald is given them.
+pub(super) const TARGET: &str = "bitnetd::telemetry::report";
+
+const MIB: f64 = (1u64 << 20) as f64;
+
+/// Writes the report to the journal at `info`, with its numbers as fields (`TEMP_MC`, `POWER_W` …).
+pub fn write_journal(report: &Report) {
+    if Level::Info > log::max_level() {
+        return;
+    }
+    let (line, fields) = (journal_line(report), fields(report));
+    let mut record = Record::builder();
+    record.level(Level::Info).target(TARGET).module_path(Some(module_path!()));
+    log::logger().log(&record.key_values(&fields).args(format_args!("{line}")).build());
+}
+
+/// The report in words; what is not known is left out.
+pub fn journal_line(report: &Report) -> String {
+    let memory = &report.memory;
+    let parts = [
+        report.thermal.cpu.as_ref().map(|cpu| format!("{:.1} °C", cpu.value)),
+        report.power.as_ref().map(|power| format!("{:.2} W ({})", power.value, power.scope)),
+        report.cpu.host_percent.map(|percent| format!("processor {percent:.0} %")),
+        memory.process_bytes.map(|bytes| {
+            format!(
+                "memory {:.0} of {:.0} MiB",
+                bytes as f64 / MIB,
+                memory.budget_bytes as f64 / MIB
+            )
+        }),
+        report.throughput.tokens_per_second.map(|speed| format!("{speed:.1} tokens/s")),
+        report.latency.ttft_ms.p95.map(|ms| format!("first token in {ms:.0} ms (p95)")),
+        report.energy.as_ref().map(|energy| format!("{:.0} J", energy.joules)),
+        report.mqtt.as_ref().filter(|link| !link.connected).map(|_| "broker away".into()),
+        Some(requests(report)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<String>>().join(", ")
+}
+
+fn requests(report: &Report) -> String {
+    let requests = &report.requests;
+    let (answered, refused) = (requests.completed, requests.refused);
+    let (waiting, running) = (requests.queued, requests.running);
+    format!("{answered} answered, {refused} refused, {waiting} waiting, {running} running")
+}
+
+/// The numbers of the line under names that journald keeps as they are.
+fn fields(report: &Report) -> Vec<(&'static str, f64)> {
+    let requests = &report.requests;
+    let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
+    let fields = [
+        ("TEMP_MC", report.thermal.cpu.as_ref().map(|cpu| (cpu.value * 1000.0).round())),
+        ("POWER_W", report.power.as_ref().map(|power| power.value)),
+        ("CPU_PERCENT", report.cpu.host_percent.map(f64::from)),
+        ("MEMORY_BYTES", bytes(report.memory.process_bytes)),
+        ("TOKENS_PER_SECOND", report.throughput.tokens_per_second),
+        ("TTFT_MS_P95", report.latency.ttft_ms.p95),
+        ("JOULES", report.energy.as_ref().map(|energy| energy.joules)),
+        ("COMPLETED", Some(requests.completed as f64)),
+        ("REFUSED", Some(requests.refused as f64)),
+        ("QUEUE", Some(requests.queued as f64)),
+        ("UPTIME_S", Some(report.uptime_s as f64)),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Snapshot, Telemetry};
+    use super::*;
+    use crate::protocol::{Method, Reading, Timings, Usage};
+    use std::time::{Instant, SystemTime};
+
+    fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
+        let (source, scope) = ("/sys/x".into(), scope.into());
+        Some(Reading { value, unit, method: Method::Measured, source, scope })
+    }
+
+    fn report() -> Report {
+        let (telemetry, now) = (Telemetry::new(768 << 20), Instant::now());
+        let mut host = Snapshot { power: reading(4.86, "W", "as wired"), ..Snapshot::default() };
+        host.thermal.cpu = reading(56.2, "°C", "cpu");
+        host.cpu.host_percent = Some(98.4);
+        host.memory.process_bytes = Some(512 << 20);
+        telemetry.power(now, host.power.as_ref());
+        telemetry.power(now + std::time::Duration::from_secs(10), host.power.as_ref());
+        let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
+        telemetry.completed(&Usage { prompt_tokens: 5, completion_tokens: 9 }, &timings, None);
+        telemetry.mqtt_configured();
+        telemetry.set_queue(2, 1);
+        telemetry.report(&host, SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_line_says_the_report_in_words() {
+        assert_eq!(
+            journal_line(&report()),
+            "56.2 °C, 4.86 W (as wired), processor 98 %, memory 512 of 768 MiB, 8.0 tokens/s, \
+             first token in 397 ms (p95), 49 J, broker away, \
+             1 answered, 0 refused, 2 waiting, 1 running"
+        );
+    }
+
+    #[test]
+    fn the_fields_carry_the_same_numbers_under_names_journald_keeps() {
+        let fields = fields(&report());
+        for expected in [("TEMP_MC", 56_200.0), ("POWER_W", 4.86), ("QUEUE", 2.0)] {
+            assert!(fields.contains(&expected), "{fields:?}");
+        }
+        let kept = |name: &str| {
+            name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+        };
+        assert!(fields.iter().all(|(name, _)| kept(name) && name.len() <= 64));
+    }
+
+    #[test]
+    fn what_is_not_known_is_neither_in_the_line_nor_in_the_fields() {
+        let report = Telemetry::new(0).report(&Snapshot::default(), SystemTime::UNIX_EPOCH);
+        assert_eq!(journal_line(&report), "0 answered, 0 refused, 0 waiting, 0 running");
+        assert!(fields(&report).iter().all(|(name, _)| !["TEMP_MC", "POWER_W"].contains(name)));
+    }
+}

@@ -1,0 +1,368 @@
+//! What the host and the daemon are doing: counters, latencies, sensors, energy, the journal.
+//!
+//! The daemon tells it what happened, and it answers with a [`Report`]. Deliberately knows nothing
+//! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
+
+mod answers;
+pub mod energy;
+pub mod histogram;
+mod journal;
+pub mod log;
+pub mod sensors;
+mod time;
+
+pub use journal::{journal_line, write_journal};
+pub use time::rfc3339;
+
+use crate::protocol::{
+    Cache, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Timings, Usage,
+};
+use answers::Answers;
+use energy::Meter;
+use sensors::Snapshot;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+/// Everything counted since the daemon started. Shared by `Arc`; no call waits for more than
+/// another one's sums.
+#[derive(Debug)]
+pub struct Telemetry {
+    started: Instant,
+    budget_bytes: u64,
+    received: Counter,
+    completed: Counter,
+    refused: Counter,
+    cancelled: Counter,
+    timed_out: Counter,
+    duplicates: Counter,
+    queued: Counter,
+    running: Counter,
+    cache_hits: Counter,
+    cache_misses: Counter,
+    link: Link,
+    answers: Mutex<Answers>,
+    power: Mutex<Power>,
+}
+
+/// A count or a level; each stands for itself, so no order among them is kept.
+#[derive(Debug, Default)]
+struct Counter(AtomicU64);
+
+/// State of the broker link, as its door tells it.
+#[derive(Debug, Default)]
+struct Link {
+    configured: AtomicBool,
+    connected: AtomicBool,
+    connects: Counter,
+    sessions_lost: Counter,
+    outbox: Counter,
+}
+
+/// The energy so far, and the reading behind it.
+#[derive(Debug, Default)]
+struct Power {
+    meter: Meter,
+    last: Option<Reading>,
+}
+
+impl Telemetry {
+    /// Nothing happened yet; `budget_bytes` is the memory the configuration allows.
+    pub fn new(budget_bytes: u64) -> Self {
+        Telemetry {
+            started: Instant::now(),
+            budget_bytes,
+            received: Counter::default(),
+            completed: Counter::default(),
+            refused: Counter::default(),
+            cancelled: Counter::default(),
+            timed_out: Counter::default(),
+            duplicates: Counter::default(),
+            queued: Counter::default(),
+            running: Counter::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            link: Link::default(),
+            answers: Mutex::default(),
+            power: Mutex::default(),
+        }
+    }
+
+    /// A request was read at some door.
+    pub fn received(&self) {
+        self.received.add();
+    }
+
+    /// A request was given an `error` event.
+    pub fn refused(&self) {
+        self.refused.add();
+    }
+
+    /// A request was cancelled by its client.
+    pub fn cancelled(&self) {
+        self.cancelled.add();
+    }
+
+    /// A request ran out of time.
+    pub fn timed_out(&self) {
+        self.timed_out.add();
+    }
+
+    /// A request came a second time and was not answered again.
+    pub fn duplicate(&self) {
+        self.duplicates.add();
+    }
+
+    /// An answer was computed to its end; `joules` is what it cost, where known.
+    pub fn completed(&self, usage: &Usage, timings: &Timings, joules: Option<f64>) {
+        self.completed.add();
+        locked(&self.answers).add(usage, timings, joules);
+    }
+
+    /// A request was answered from the cache: completed, but no measure of the engine's speed.
+    pub fn cache_hit(&self) {
+        self.cache_hits.add();
+        self.completed.add();
+    }
+
+    /// A request looked in the cache and found nothing.
+    pub fn cache_miss(&self) {
+        self.cache_misses.add();
+    }
+
+    /// How many requests wait and run now.
+    pub fn set_queue(&self, queued: usize, running: usize) {
+        self.queued.set(queued as u64);
+        self.running.set(running as u64);
+    }
+
+    /// There is a broker in the configuration; before this the report says nothing of one.
+    pub fn mqtt_configured(&self) {
+        self.link.configured.store(true, Ordering::Relaxed);
+    }
+
+    /// The broker accepted a connection, and still knew our session or not. On the first one there
+    /// was none that it could have lost.
+    pub fn link_up(&self, session_present: bool) {
+        if !session_present && self.link.connects.get() > 0 {
+            self.link.sessions_lost.add();
+        }
+        self.link.connects.add();
+        self.link.connected.store(true, Ordering::Relaxed);
+    }
+
+    /// The broker is gone.
+    pub fn link_down(&self) {
+        self.link.connected.store(false, Ordering::Relaxed);
+    }
+
+    /// How many replies the broker has not acknowledged yet.
+    pub fn outbox(&self, len: usize) {
+        self.link.outbox.set(len as u64);
+    }
+
+    /// Takes a power reading into the energy. Wanted about once a second, and once at the end of
+    /// each request before [`energy_between`](Self::energy_between); one more does no harm.
+    pub fn power(&self, now: Instant, reading: Option<&Reading>) {
+        let mut power = locked(&self.power);
+        power.meter.sample(now, reading.map(|reading| reading.value));
+        if let Some(reading) = reading {
+            power.last = Some(reading.clone());
+        }
+    }
+
+    /// Energy drawn between two moments; `None` where the power was not known throughout.
+    pub fn energy_between(&self, start: Instant, end: Instant) -> Option<RequestEnergy> {
+        let power = locked(&self.power);
+        let joules = power.meter.between(start, end)?;
+        Some(RequestEnergy { joules, method: power.last.as_ref()?.method })
+    }
+
+    /// Everything at once: `host` as just read, `now` as the clock says.
+    pub fn report(&self, host: &Snapshot, now: SystemTime) -> Report {
+        let answers = locked(&self.answers);
+        Report {
+            time: rfc3339(now),
+            uptime_s: self.started.elapsed().as_secs(),
+            power: host.power.clone(),
+            thermal: host.thermal.clone(),
+            cpu: host.cpu.clone(),
+            memory: Memory { budget_bytes: self.budget_bytes, ..host.memory.clone() },
+            latency: answers.latency(),
+            throughput: answers.throughput(),
+            requests: self.requests(),
+            energy: self.energy(answers.joules_per_token()),
+            cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
+            mqtt: self.link.report(),
+            alerts: Vec::new(),
+        }
+    }
+
+    fn requests(&self) -> Requests {
+        Requests {
+            received: self.received.get(),
+            completed: self.completed.get(),
+            refused: self.refused.get(),
+            cancelled: self.cancelled.get(),
+            timed_out: self.timed_out.get(),
+            duplicates: self.duplicates.get(),
+            queued: self.queued.get(),
+            running: self.running.get(),
+        }
+    }
+
+    fn energy(&self, joules_per_token: Option<f64>) -> Option<Energy> {
+        let power = locked(&self.power);
+        let joules = power.meter.joules()?;
+        let Reading { method, source, scope, .. } = power.last.clone()?;
+        Some(Energy { joules, joules_per_token, method, source, scope })
+    }
+}
+
+impl Counter {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set(&self, level: u64) {
+        self.0.store(level, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Link {
+    fn report(&self) -> Option<MqttLink> {
+        self.configured.load(Ordering::Relaxed).then(|| MqttLink {
+            connected: self.connected.load(Ordering::Relaxed),
+            connects: self.connects.get(),
+            sessions_lost: self.sessions_lost.get(),
+            outbox: self.outbox.get(),
+        })
+    }
+}
+
+/// Counting goes on after a thread died while it counted: the sums are sound at every step.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Method;
+    use std::time::Duration;
+
+    fn watts(value: f64) -> Reading {
+        let (source, scope) = ("/sys/p".into(), "as wired".into());
+        Reading { value, unit: "W", method: Method::Measured, source, scope }
+    }
+
+    fn report(telemetry: &Telemetry) -> Report {
+        telemetry.report(&Snapshot::default(), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_daemon_that_did_nothing_reports_no_made_up_numbers() {
+        let report = report(&Telemetry::new(7));
+        assert_eq!(report.time, "1970-01-01T00:00:00Z");
+        assert_eq!((report.power, report.energy, report.mqtt), (None, None, None));
+        assert_eq!((report.requests, report.latency), Default::default());
+        assert_eq!(report.throughput.tokens_per_second, None);
+        assert_eq!(report.memory.budget_bytes, 7);
+    }
+
+    #[test]
+    fn each_event_is_counted_where_it_belongs() {
+        let telemetry = Telemetry::new(0);
+        telemetry.received();
+        telemetry.received();
+        telemetry.refused();
+        telemetry.cancelled();
+        telemetry.timed_out();
+        telemetry.duplicate();
+        telemetry.cache_hit();
+        telemetry.cache_miss();
+        telemetry.set_queue(3, 1);
+        let Report { requests, cache, .. } = report(&telemetry);
+        let expected = Requests {
+            received: 2,
+            completed: 1,
+            refused: 1,
+            cancelled: 1,
+            timed_out: 1,
+            duplicates: 1,
+            queued: 3,
+            running: 1,
+        };
+        assert_eq!((requests, cache), (expected, Cache { hits: 1, misses: 1 }));
+    }
+
+    #[test]
+    fn the_first_connection_has_lost_no_session() {
+        let telemetry = Telemetry::new(0);
+        telemetry.link_up(false);
+        assert_eq!(report(&telemetry).mqtt, None, "not configured");
+        telemetry.mqtt_configured();
+        telemetry.outbox(4);
+        let link = MqttLink { connected: true, connects: 1, sessions_lost: 0, outbox: 4 };
+        assert_eq!(report(&telemetry).mqtt, Some(link));
+        telemetry.link_down();
+        telemetry.link_up(true);
+        telemetry.link_up(false);
+        telemetry.link_down();
+        let link = MqttLink { connected: false, connects: 3, sessions_lost: 1, outbox: 4 };
+        assert_eq!(report(&telemetry).mqtt, Some(link));
+    }
+
+    #[test]
+    fn energy_says_what_the_power_behind_it_was() {
+        let (telemetry, start) = (Telemetry::new(0), Instant::now());
+        telemetry.power(start, Some(&watts(4.0)));
+        telemetry.power(start + Duration::from_secs(10), Some(&watts(5.0)));
+        let end = start + Duration::from_secs(10);
+        let cost = telemetry.energy_between(start + Duration::from_secs(6), end).expect("known");
+        assert!((cost.joules - 20.0).abs() < 1e-9, "{cost:?}");
+        telemetry.completed(
+            &Usage { prompt_tokens: 3, completion_tokens: 10 },
+            &Timings::default(),
+            Some(cost.joules),
+        );
+        let energy = report(&telemetry).energy.expect("power was read");
+        assert_eq!((energy.joules, energy.joules_per_token), (50.0, Some(2.0)));
+        assert_eq!((energy.source.as_str(), energy.scope.as_str()), ("/sys/p", "as wired"));
+    }
+
+    #[test]
+    fn without_a_sensor_a_request_has_no_energy() {
+        let (telemetry, now) = (Telemetry::new(0), Instant::now());
+        telemetry.power(now, None);
+        assert_eq!(telemetry.energy_between(now, now + Duration::from_secs(1)), None);
+        assert_eq!(report(&telemetry).energy, None);
+    }
+
+    #[test]
+    fn threads_count_together() {
+        let telemetry = Telemetry::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1000).for_each(|_| telemetry.received()));
+            }
+        });
+        assert_eq!(report(&telemetry).requests.received, 4000);
+    }
+
+    #[test]
+    fn a_report_is_one_json_object_with_null_for_the_unknown() {
+        let json = serde_json::to_value(report(&Telemetry::new(0))).expect("plain data");
+        for key in ["power", "energy", "mqtt"] {
+            assert!(json[key].is_null(), "{key}");
+        }
+        for key in ["thermal", "cpu", "memory", "latency", "throughput", "requests", "cache"] {
+            assert!(json[key].is_object(), "{key}");
+        }
+        assert!(json["alerts"].is_array() && json["uptime_s"].is_u64());
+    }
+}

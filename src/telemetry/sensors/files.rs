@@ -1,0 +1,101 @@
+//! Small text files under a root.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A file of `/sys` is at most a page, and those of `/proc` read here take a few kilobytes on a
+/// large machine. A longer one is not what it seems.
+const LONGEST: u64 = 8 << 10;
+
+/// Where `/sys` and `/proc` are found. Paths are given as on the live machine.
+#[derive(Debug)]
+pub(super) struct Root(PathBuf);
+
+impl Root {
+    pub fn new(root: &Path) -> Self {
+        Root(root.to_owned())
+    }
+
+    /// Whether this is the running machine.
+    pub fn is_live(&self) -> bool {
+        self.0 == Path::new("/")
+    }
+
+    /// A file's text; `None` when it cannot be read, is too long or is not UTF-8.
+    pub fn text(&self, path: &str) -> Option<String> {
+        let mut text = String::new();
+        let file = File::open(self.place(path)).ok()?;
+        let length = file.take(LONGEST).read_to_string(&mut text).ok()?;
+        ((length as u64) < LONGEST).then_some(text)
+    }
+
+    /// A file's one word, such as the name of a chip.
+    pub fn word(&self, path: &str) -> Option<String> {
+        self.text(path).map(|text| text.trim().to_owned()).filter(|word| !word.is_empty())
+    }
+
+    /// A file's one whole number.
+    pub fn number(&self, path: &str) -> Option<i64> {
+        self.text(path)?.trim().parse().ok()
+    }
+
+    /// The names in a folder that begin with `prefix`: 2 before 10.
+    pub fn list(&self, folder: &str, prefix: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.place(folder)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with(prefix)).collect();
+        names.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+        names
+    }
+
+    fn place(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+}
+
+/// The bytes of a line like `VmRSS:   1234 kB` in a file of such lines.
+pub(super) fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let number: u64 = value.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    number.checked_mul(1024)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A board recorded under tests/data.
+    pub fn board(name: &str) -> Root {
+        Root::new(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name))
+    }
+
+    #[test]
+    fn a_file_too_long_to_be_a_sensor_is_not_read() {
+        let root = Root::new(Path::new(env!("CARGO_MANIFEST_DIR")));
+        assert!(root.text("/LICENSE-MIT").is_some());
+        assert_eq!(root.text("/LICENSE-APACHE"), None);
+    }
+
+    #[test]
+    fn a_folder_or_a_missing_file_has_no_text() {
+        assert_eq!(board("pi5").text("/sys"), None);
+        assert_eq!(board("pi5").text("/sys/nothing"), None);
+    }
+
+    #[test]
+    fn names_are_listed_in_the_order_of_their_numbers() {
+        let names = board("x86-rapl").list("/sys/class/hwmon", "hwmon");
+        assert_eq!(names, ["hwmon0", "hwmon2", "hwmon10"]);
+    }
+
+    #[test]
+    fn only_a_line_of_kilobytes_with_just_this_key_counts() {
+        let text =
+            "VmRSSExtra:\t5 kB\nVmRSS:\t    12 kB\nThreads:\t3\nHuge: 99999999999999999 kB\n";
+        assert_eq!(kilobytes(text, "VmRSS"), Some(12 << 10));
+        assert_eq!(kilobytes(text, "Threads"), None);
+        assert_eq!(kilobytes(text, "Huge"), None);
+        assert_eq!(kilobytes(text, "Vm"), None);
+    }
+}

@@ -1,0 +1,132 @@
+//! Memory of the process and the host, and the limit the kernel holds the process to.
+//!
+//! Sizes come from lines in kB, never from counts of pages: a Raspberry Pi 5 has pages of 16 KiB.
+
+use super::files::{Root, kilobytes};
+use crate::protocol::Memory;
+use std::path::Path;
+
+/// What is assumed where the host does not tell: the smallest board the daemon is made for.
+const SMALLEST_HOST: u64 = 512 << 20;
+
+/// Memory as the kernel counts it now.
+pub(super) fn read(root: &Root) -> Memory {
+    let host = root.text("/proc/meminfo").unwrap_or_default();
+    let process = root.text("/proc/self/status").unwrap_or_default();
+    Memory {
+        process_bytes: kilobytes(&process, "VmRSS"),
+        budget_bytes: 0,
+        host_total_bytes: kilobytes(&host, "MemTotal"),
+        host_available_bytes: kilobytes(&host, "MemAvailable"),
+        limit_enforced: limit(root).is_some(),
+    }
+}
+
+/// Memory this process may count on: the host's, or its control group's limit where that is lower.
+pub fn host_memory(root: &Path) -> u64 {
+    let root = Root::new(root);
+    limit(&root).or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
+}
+
+/// The memory limit of this process's control group, or of a group around it, in bytes. `None`
+/// where nothing is enforced: no limit set, one above the host's memory, or the memory controller
+/// switched off, as on a stock Raspberry Pi OS.
+pub fn memory_limit(root: &Path) -> Option<u64> {
+    limit(&Root::new(root))
+}
+
+fn limit(root: &Root) -> Option<u64> {
+    let groups = root.text("/proc/self/cgroup")?;
+    let lowest = groups.lines().filter_map(|line| group_limit(root, line)).min()?;
+    // Version 1 writes "no limit" as a number near 2^63, so any that holds nothing is left out.
+    (lowest < total(root).unwrap_or(1 << 60)).then_some(lowest)
+}
+
+fn total(root: &Root) -> Option<u64> {
+    kilobytes(&root.text("/proc/meminfo")?, "MemTotal")
+}
+
+/// The lowest limit of one line of `/proc/self/cgroup`, `id:controllers:path`.
+fn group_limit(root: &Root, line: &str) -> Option<u64> {
+    let mut parts = line.splitn(3, ':');
+    let (_id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let (mount, file) = match controllers {
+        "" => ("/sys/fs/cgroup", "memory.max"),
+        _ if controllers.split(',').any(|c| c == "memory") => {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        }
+        _ => return None,
+    };
+    around(path)
+        .filter_map(|group| root.word(&format!("{mount}{group}/{file}"))?.parse().ok())
+        .min()
+}
+
+/// A group and all groups around it, down to the mount. In a container the path may be that of the
+/// host, of which only the mount itself is seen; one that leads out of the mount is not followed.
+fn around(path: &str) -> impl Iterator<Item = &str> {
+    let path = if path.contains("..") { "" } else { path.trim_end_matches('/') };
+    std::iter::successors(Some(path), |path| path.rfind('/').map(|end| &path[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::board;
+    use super::*;
+    use std::path::PathBuf;
+
+    fn place(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name)
+    }
+
+    #[test]
+    fn memory_of_host_and_process_is_read_in_bytes() {
+        let memory = read(&board("pi4"));
+        assert_eq!(memory.host_total_bytes, Some(3_884_660 << 10));
+        assert_eq!(memory.host_available_bytes, Some(2_904_512 << 10));
+        assert_eq!(memory.process_bytes, Some(702_464 << 10));
+    }
+
+    #[test]
+    fn a_stock_raspberry_pi_os_enforces_no_limit() {
+        assert_eq!(memory_limit(&place("pi5")), None);
+        assert_eq!(host_memory(&place("pi5")), 8_255_968 << 10);
+    }
+
+    #[test]
+    fn the_limit_of_a_group_around_ours_counts_when_it_is_the_lower_one() {
+        assert_eq!(memory_limit(&place("pi4")), Some(1 << 30));
+        assert_eq!(host_memory(&place("pi4")), 1 << 30);
+        assert!(read(&board("pi4")).limit_enforced);
+    }
+
+    #[test]
+    fn a_version_1_limit_is_found_at_the_mount_of_a_container() {
+        assert_eq!(memory_limit(&place("laptop-battery")), Some(2 << 30));
+    }
+
+    #[test]
+    fn a_limit_above_the_memory_of_the_host_is_none() {
+        assert_eq!(memory_limit(&place("x86-rapl")), None);
+    }
+
+    #[test]
+    fn a_host_that_tells_nothing_counts_as_the_smallest_board() {
+        assert_eq!(host_memory(&place("none")), SMALLEST_HOST);
+        assert_eq!(memory_limit(&place("broken")), None);
+    }
+
+    #[test]
+    fn all_groups_around_ours_are_asked() {
+        assert_eq!(around("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
+        assert_eq!(around("/").collect::<Vec<_>>(), [""]);
+        assert_eq!(around("/../x").collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn the_host_total_is_the_one_sysinfo_reads() {
+        let mut system = sysinfo::System::new().expect("Linux is supported");
+        system.refresh_memory();
+        assert_eq!(read(&Root::new(Path::new("/"))).host_total_bytes, Some(system.total_memory()));
+    }
+}

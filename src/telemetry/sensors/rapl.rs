@@ -1,0 +1,159 @@
+//! Power of x86 processor packages, from the energy counters of RAPL.
+
+use super::files::Root;
+use std::time::{Duration, Instant};
+
+const CLASS: &str = "/sys/class/powercap";
+
+/// The counters step about once a millisecond: over less than this the steps would show as noise.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The counters wrap around after 262 kJ on most processors, which is 17 minutes at 250 W. After a
+/// longer pause they may have done so more than once, and the difference means nothing.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// The energy counters of all packages, and the power they give.
+#[derive(Debug)]
+pub(super) struct Rapl {
+    packages: Vec<Package>,
+    before: Option<(Instant, Vec<u64>)>,
+    /// Given again to who asks too soon.
+    watts: Option<f64>,
+}
+
+#[derive(Debug)]
+struct Package {
+    /// Its counter, in microjoules. Only root may read it since Linux 5.10 (CVE-2020-8694), unless
+    /// the owner allows it.
+    energy: String,
+    /// Where the counter wraps around.
+    range: Option<u64>,
+}
+
+impl Rapl {
+    /// The packages whose counters can be read; `None` without any. `intel-rapl` is the name on AMD
+    /// too; `intel-rapl-mmio` has the same packages a second time.
+    pub fn find(root: &Root) -> Option<Self> {
+        let zones = root.list(CLASS, "intel-rapl:").into_iter();
+        let packages: Vec<_> = zones.filter_map(|zone| Package::find(root, &zone)).collect();
+        (!packages.is_empty()).then_some(Rapl { packages, before: None, watts: None })
+    }
+
+    /// The files of all packages.
+    pub fn source(&self) -> String {
+        let files: Vec<_> = self.packages.iter().map(|package| package.energy.as_str()).collect();
+        files.join(", ")
+    }
+
+    /// Whether the counters still answer.
+    pub fn answers(&self, root: &Root) -> bool {
+        self.counters(root).is_some()
+    }
+
+    /// Mean power of all packages together since the reading before, in watts.
+    pub fn watts(&mut self, root: &Root, now: Instant) -> Option<f64> {
+        let Some(counters) = self.counters(root) else {
+            (self.before, self.watts) = (None, None);
+            return None;
+        };
+        let elapsed = self.before.as_ref().map(|(then, _)| now.saturating_duration_since(*then));
+        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST) {
+            self.watts = elapsed.and_then(|elapsed| self.mean(&counters, elapsed));
+            self.before = Some((now, counters));
+        }
+        self.watts
+    }
+
+    fn mean(&self, after: &[u64], elapsed: Duration) -> Option<f64> {
+        let (_, before) = self.before.as_ref().filter(|_| elapsed <= LONGEST)?;
+        let each = self.packages.iter().zip(before.iter().zip(after));
+        let used = each.map(|(package, (&before, &after))| used(before, after, package.range));
+        let microjoules: u64 = used.sum::<Option<u64>>()?;
+        Some(microjoules as f64 / 1e6 / elapsed.as_secs_f64())
+    }
+
+    fn counters(&self, root: &Root) -> Option<Vec<u64>> {
+        self.packages.iter().map(|package| counter(root, &package.energy)).collect()
+    }
+}
+
+impl Package {
+    /// Whole packages only: cores and memory (`intel-rapl:0:0`) are parts of them.
+    fn find(root: &Root, zone: &str) -> Option<Self> {
+        let name = root.word(&format!("{CLASS}/{zone}/name"))?;
+        let energy = format!("{CLASS}/{zone}/energy_uj");
+        let sound = name.starts_with("package-") && counter(root, &energy).is_some();
+        let range = counter(root, &format!("{CLASS}/{zone}/max_energy_range_uj"));
+        sound.then_some(Package { energy, range })
+    }
+}
+
+fn counter(root: &Root, path: &str) -> Option<u64> {
+    root.number(path).and_then(|number| u64::try_from(number).ok())
+}
+
+/// Energy between two values of a counter that starts again at 0 after `range`.
+fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
+    match after.checked_sub(before) {
+        Some(used) => Some(used),
+        None => range?.checked_sub(before)?.checked_add(after),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::board;
+    use super::*;
+
+    /// The counter a second and the wrap-around later is 15 J further.
+    fn pair() -> (Rapl, Root, Root, Instant) {
+        let (early, late) = (board("x86-rapl"), board("x86-rapl-later"));
+        let mut rapl = Rapl::find(&early).expect("a package");
+        let start = Instant::now();
+        assert_eq!(rapl.watts(&early, start), None, "one reading has no power");
+        (rapl, early, late, start)
+    }
+
+    #[test]
+    fn power_is_the_energy_between_readings_over_their_time_across_the_wrap_around() {
+        let (mut rapl, _, late, start) = pair();
+        let watts = rapl.watts(&late, start + Duration::from_secs(1)).expect("two readings");
+        assert!((watts - 15.0).abs() < 1e-9, "{watts}");
+    }
+
+    #[test]
+    fn who_asks_too_soon_hears_the_power_before() {
+        let (mut rapl, early, late, start) = pair();
+        assert_eq!(rapl.watts(&late, start + Duration::from_millis(50)), None);
+        let watts = rapl.watts(&late, start + Duration::from_secs(1));
+        assert_eq!(rapl.watts(&early, start + Duration::from_millis(1050)), watts);
+    }
+
+    #[test]
+    fn a_pause_that_may_hide_a_wrap_around_has_no_power() {
+        let (mut rapl, _, late, start) = pair();
+        assert_eq!(rapl.watts(&late, start + Duration::from_secs(3600)), None);
+    }
+
+    #[test]
+    fn counters_that_cannot_be_read_any_more_are_not_compared_with_old_ones() {
+        let (mut rapl, early, late, start) = pair();
+        assert_eq!(rapl.watts(&board("none"), start + Duration::from_secs(1)), None);
+        assert_eq!(rapl.watts(&late, start + Duration::from_secs(2)), None);
+        assert!(rapl.answers(&early) && !rapl.answers(&board("none")));
+    }
+
+    #[test]
+    fn a_counter_that_falls_without_a_known_range_says_nothing() {
+        assert_eq!(used(10, 5, None), None);
+        assert_eq!(used(10, 5, Some(8)), None);
+        assert_eq!(used(10, 5, Some(12)), Some(7));
+        assert_eq!(used(5, 10, None), Some(5));
+    }
+
+    #[test]
+    fn parts_of_a_package_are_not_counted_twice() {
+        let rapl = Rapl::find(&board("x86-rapl")).expect("a package");
+        assert_eq!(rapl.source(), "/sys/class/powercap/intel-rapl:0/energy_uj");
+    }
+}

@@ -1,0 +1,127 @@
+//! The processor's temperature, from thermal zones or hwmon chips, told apart by their names: their
+//! numbers move between boots.
+
+use super::Found;
+use super::files::Root;
+use crate::protocol::{Method, Reading};
+
+/// Zones that are the processor, the best first, `_` and `-` being the same. Others are left alone:
+/// no temperature is better than that of the battery or the case.
+const ZONES: [&str; 7] = [
+    "cpu-thermal",     // Raspberry Pi and most Arm boards
+    "x86-pkg-temp",    // Intel
+    "bcm2835-thermal", // Raspberry Pi, older kernels
+    "cpu0-thermal",    // Arm boards with a sensor a cluster
+    "package-thermal", // Rockchip
+    "soc-thermal",     // Rockchip, Amlogic
+    "soc",
+];
+
+/// hwmon chips that are the processor, asked after the zones. Their first temperature is the whole
+/// package's.
+const CHIPS: [&str; 3] = ["cpu_thermal", "k10temp", "coretemp"];
+
+/// What a working processor can have, in millidegrees: industrial parts start at -40 °C, and none
+/// lives at 150 °C. Drivers say -273 °C or 85000 °C where the sensor does not answer.
+const SANE_MC: std::ops::RangeInclusive<i64> = -40_000..=150_000;
+
+/// The thermometers of the processor, the best first.
+#[derive(Debug)]
+pub(super) struct Thermometers(Vec<Thermometer>);
+
+#[derive(Debug)]
+struct Thermometer {
+    path: String,
+    name: String,
+}
+
+impl Thermometers {
+    pub fn find(root: &Root) -> Self {
+        let zones = find(root, "/sys/class/thermal", "thermal_zone", ("type", "temp"), &ZONES);
+        let chips = find(root, "/sys/class/hwmon", "hwmon", ("name", "temp1_input"), &CHIPS);
+        Thermometers(zones.into_iter().chain(chips).collect())
+    }
+
+    /// The first that answers.
+    pub fn read(&self, root: &Root) -> Option<Reading> {
+        self.0.iter().find_map(|thermometer| thermometer.read(root))
+    }
+
+    /// All that answer.
+    pub fn found(&self, root: &Root) -> Vec<Found> {
+        let readings = self.0.iter().filter_map(|thermometer| thermometer.read(root));
+        readings.map(|reading| Found::of("temperature", reading)).collect()
+    }
+}
+
+/// The folders whose name file says one of `wanted`, in the order of that list.
+fn find(
+    root: &Root,
+    class: &str,
+    prefix: &str,
+    (name_file, value_file): (&str, &str),
+    wanted: &[&str],
+) -> Vec<Thermometer> {
+    let rank =
+        |name: &str| wanted.iter().position(|w| w.replace('_', "-") == name.replace('_', "-"));
+    let folders = root.list(class, prefix).into_iter();
+    let mut ranked: Vec<_> = folders
+        .filter_map(|folder| {
+            let name = root.word(&format!("{class}/{folder}/{name_file}"))?;
+            Some((
+                rank(&name)?,
+                Thermometer { path: format!("{class}/{folder}/{value_file}"), name },
+            ))
+        })
+        .collect();
+    ranked.sort_by_key(|(rank, _)| *rank); // stable: equal ones stay in the order of their numbers
+    ranked.into_iter().map(|(_, thermometer)| thermometer).collect()
+}
+
+impl Thermometer {
+    fn read(&self, root: &Root) -> Option<Reading> {
+        let millidegrees = root.number(&self.path).filter(|mc| SANE_MC.contains(mc))?;
+        Some(Reading {
+            value: millidegrees as f64 / 1000.0,
+            unit: "°C",
+            method: Method::Measured,
+            source: format!("{} ({})", self.path, self.name),
+            scope: "cpu".into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::board;
+    use super::*;
+
+    fn names(board_name: &str) -> Vec<String> {
+        Thermometers::find(&board(board_name)).0.into_iter().map(|t| t.name).collect()
+    }
+
+    #[test]
+    fn the_processor_is_found_by_name_among_other_zones_and_chips() {
+        assert_eq!(names("pi5"), ["cpu-thermal", "cpu_thermal"]);
+        assert_eq!(names("x86-rapl"), ["x86_pkg_temp", "coretemp"]);
+        assert_eq!(names("laptop-battery"), ["k10temp"]);
+    }
+
+    #[test]
+    fn a_temperature_that_no_processor_has_is_passed_over() {
+        let root = board("pi4");
+        let thermometers = Thermometers::find(&root);
+        assert_eq!(root.number(&thermometers.0[0].path), Some(-273_200));
+        let reading = thermometers.read(&root).expect("the second one answers");
+        assert_eq!(reading.value, 61.341);
+        assert!(reading.source.ends_with("(cpu_thermal)"), "{reading:?}");
+    }
+
+    #[test]
+    fn the_limits_leave_out_what_drivers_say_when_they_know_nothing() {
+        for nonsense in [-273_200, -274_000, 85_000_000, i64::MAX] {
+            assert!(!SANE_MC.contains(&nonsense));
+        }
+        assert!(SANE_MC.contains(&-5_000) && SANE_MC.contains(&110_000));
+    }
+}
