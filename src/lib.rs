@@ -27,5 +27,5 @@ pub mod config;
 //pub mod daemon;
 pub mod engine;
 pub mod protocol;
-//pub mod telemetry;
+pub mod telemetry;
 //pub mod transport;

@@ -27,11 +27,7 @@ pub fn journal_line(report: &Report) -> String {
         report.power.as_ref().map(|power| format!("{:.2} W ({})", power.value, power.scope)),
         report.cpu.host_percent.map(|percent| format!("processor {percent:.0} %")),
         memory.process_bytes.map(|bytes| {
-            format!(
-                "memory {:.0} of {:.0} MiB",
-                bytes as f64 / MIB,
-                memory.budget_bytes as f64 / MIB
-            )
+            format!("memory {:.0} of {:.0} MiB", bytes as f64 / MIB, memory.budget_bytes as f64 / MIB)
         }),
         report.throughput.tokens_per_second.map(|speed| format!("{speed:.1} tokens/s")),
         report.latency.ttft_ms.p95.map(|ms| format!("first token in {ms:.0} ms (p95)")),
@@ -112,9 +108,8 @@ mod tests {
         for expected in [("TEMP_MC", 56_200.0), ("POWER_W", 4.86), ("QUEUE", 2.0)] {
             assert!(fields.contains(&expected), "{fields:?}");
         }
-        let kept = |name: &str| {
-            name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-        };
+        let kept =
+            |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
         assert!(fields.iter().all(|(name, _)| kept(name) && name.len() <= 64));
     }
 

@@ -112,8 +112,7 @@ mod tests {
 
     #[test]
     fn a_line_is_level_message_and_fields() {
-        let fields =
-            [("client", "unix:uid=1000"), ("tokens", "12"), ("note", "two words"), ("none", "")];
+        let fields = [("client", "unix:uid=1000"), ("tokens", "12"), ("note", "two words"), ("none", "")];
         let mut record = Record::builder();
         let record = record.level(Level::Warn).target("bitnetd::daemon").key_values(&fields);
         assert_eq!(

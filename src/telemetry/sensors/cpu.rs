@@ -118,8 +118,7 @@ mod tests {
     fn the_load_of_the_process_is_its_time_over_the_time_between_readings() {
         let start = Instant::now();
         let mut load = Load::new(&board("pi5"));
-        let mut percent =
-            |ticks, ms| load.process_percent(ticks, start + Duration::from_millis(ms));
+        let mut percent = |ticks, ms| load.process_percent(ticks, start + Duration::from_millis(ms));
         assert_eq!(percent(1000, 0), None, "one reading has no load");
         assert_eq!(percent(1300, 1000), Some(300.0));
         assert_eq!(percent(1310, 1100), Some(300.0), "too soon for another");
@@ -137,9 +136,7 @@ mod tests {
     #[test]
     fn a_short_empty_or_made_up_stat_is_not_parsed() {
         let zeros = format!("1 (a){}", " 0".repeat(50));
-        for text in
-            [zeros.as_str(), "", "1 (a) R", "1 (a", "1 (a) R 1 1 1 1 1 1 1 1 1 1 -5 2 0 0 0 0 3 0"]
-        {
+        for text in [zeros.as_str(), "", "1 (a) R", "1 (a", "1 (a) R 1 1 1 1 1 1 1 1 1 1 -5 2 0 0 0 0 3 0"] {
             assert_eq!(Stat::parse(text), None, "{text}");
         }
     }

@@ -91,8 +91,7 @@ pub(super) mod tests {
 
     #[test]
     fn only_a_line_of_kilobytes_with_just_this_key_counts() {
-        let text =
-            "VmRSSExtra:\t5 kB\nVmRSS:\t    12 kB\nThreads:\t3\nHuge: 99999999999999999 kB\n";
+        let text = "VmRSSExtra:\t5 kB\nVmRSS:\t    12 kB\nThreads:\t3\nHuge: 99999999999999999 kB\n";
         assert_eq!(kilobytes(text, "VmRSS"), Some(12 << 10));
         assert_eq!(kilobytes(text, "Threads"), None);
         assert_eq!(kilobytes(text, "Huge"), None);

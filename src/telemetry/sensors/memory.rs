@@ -57,9 +57,7 @@ fn group_limit(root: &Root, line: &str) -> Option<u64> {
         }
         _ => return None,
     };
-    around(path)
-        .filter_map(|group| root.word(&format!("{mount}{group}/{file}"))?.parse().ok())
-        .min()
+    around(path).filter_map(|group| root.word(&format!("{mount}{group}/{file}"))?.parse().ok()).min()
 }
 
 /// A group and all groups around it, down to the mount. In a container the path may be that of the

@@ -105,8 +105,7 @@ impl Battery {
         let folder = format!("{SUPPLIES}/{supply}");
         let kind = root.word(&format!("{folder}/type"))?;
         let scope = root.word(&format!("{folder}/scope"));
-        let feeds =
-            matches!(kind.as_str(), "Battery" | "UPS") && scope.as_deref() != Some("Device");
+        let feeds = matches!(kind.as_str(), "Battery" | "UPS") && scope.as_deref() != Some("Device");
         feeds.then_some(Battery { folder })
     }
 

@@ -62,16 +62,12 @@ fn find(
     (name_file, value_file): (&str, &str),
     wanted: &[&str],
 ) -> Vec<Thermometer> {
-    let rank =
-        |name: &str| wanted.iter().position(|w| w.replace('_', "-") == name.replace('_', "-"));
+    let rank = |name: &str| wanted.iter().position(|w| w.replace('_', "-") == name.replace('_', "-"));
     let folders = root.list(class, prefix).into_iter();
     let mut ranked: Vec<_> = folders
         .filter_map(|folder| {
             let name = root.word(&format!("{class}/{folder}/{name_file}"))?;
-            Some((
-                rank(&name)?,
-                Thermometer { path: format!("{class}/{folder}/{value_file}"), name },
-            ))
+            Some((rank(&name)?, Thermometer { path: format!("{class}/{folder}/{value_file}"), name }))
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank); // stable: equal ones stay in the order of their numbers
