@@ -1,0 +1,369 @@
+//! The desk where everything meets: one thing happens at a time, and what follows is done at once.
+//!
+//! Decides nothing by itself; it carries what one part says to the others.
+
+use super::arrivals::{Arrival, Arrivals, Verdict};
+use super::client::{Broker, Connection, Happened, Identity, Message};
+use super::link::{Link, Loss};
+use super::outbox::{Limits, Outbox, Packet, Serial};
+use super::prompts::{Ids, Prompts, Way, queue_full, shutting_down};
+use super::topics::{Addressed, Topics};
+use super::{Door, LinkState};
+use crate::protocol::{Code, Event, Refusal, Request, json};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+use tokio::time::{sleep_until, timeout};
+
+/// Time for the goodbye on a clean stop, after all replies are out: a round trip or two.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Everything the door changes.
+pub(super) struct Desk {
+    door: Door,
+    topics: Topics,
+    link: Link,
+    connection: Option<Connection>,
+    /// Of the present connection.
+    limits: Limits,
+    /// Whether the broker keeps messages.
+    retains: bool,
+    outbox: Outbox,
+    arrivals: Arrivals,
+    prompts: Prompts,
+    ids: Ids,
+    state: LinkState,
+    closing: Option<Instant>,
+}
+
+impl Desk {
+    pub fn new(door: Door) -> Self {
+        Desk {
+            topics: Topics::new(&door.config.prefix, &door.device),
+            link: Link::new(Instant::now()),
+            connection: None,
+            limits: Limits { packet: usize::MAX, window: 0 },
+            retains: true,
+            outbox: Outbox::default(),
+            arrivals: Arrivals::default(),
+            prompts: Prompts::new(door.requests.clone()),
+            ids: Ids::new(),
+            state: LinkState::default(),
+            closing: None,
+            door,
+        }
+    }
+
+    /// Waits for one thing and does what follows from it. Nothing is awaited while it is done, so
+    /// no part of it can wait for another.
+    pub async fn step(&mut self) {
+        self.pump(Instant::now());
+        self.report();
+        let due = [self.link.due(), self.closing].into_iter().flatten().min();
+        tokio::select! {
+            happened = next(&mut self.connection) => self.on_link(happened),
+            (serial, way, event) = self.prompts.next() => self.on_event(serial, &way, event),
+            Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
+            () = at(due) => self.on_time(Instant::now()),
+            () = self.door.close.cancelled(), if self.closing.is_none() => {
+                self.closing = Some(Instant::now() + self.door.flush);
+            }
+        }
+    }
+
+    /// Hands the connection what is due, as far as it has room; there is a next time.
+    fn pump(&mut self, now: Instant) {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
+            while let Some((row, packet)) = self.outbox.next(now, self.limits)
+                && connection.publish(row, packet, now)
+            {
+                self.outbox.sent(row);
+            }
+        }
+        for serial in self.outbox.take_settled() {
+            self.arrivals.settled(serial, now);
+        }
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
+            while let Some(packet) = self.arrivals.next_ack()
+                && connection.acknowledge(packet)
+            {
+                self.arrivals.acknowledged();
+            }
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if self.link.is_dead(now) {
+            let text = "nothing heard for too long".into();
+            return self.on_lost(&Loss { kind: "silence".into(), text, unreadable: false });
+        }
+        let Some(how) = self.link.wake(now) else { return };
+        let who = Identity {
+            config: &self.door.config,
+            device: &self.door.device,
+            topics: &self.topics,
+            receive_maximum: self.door.window,
+            retains: self.retains,
+        };
+        match Connection::open(&who, how) {
+            Ok(connection) => self.connection = Some(connection),
+            Err(loss) => self.on_lost(&loss),
+        }
+    }
+
+    fn on_link(&mut self, happened: Result<Happened, Loss>) {
+        let now = Instant::now();
+        self.link.heard(now);
+        match happened {
+            Ok(Happened::Connected(broker)) => self.on_connected(broker, now),
+            Ok(Happened::Subscribed(granted)) => self.on_subscribed(granted),
+            Ok(Happened::Message(message)) => self.on_message(&message, now),
+            Ok(Happened::Acknowledged(row, taken)) => self.on_acknowledged(row, taken),
+            Ok(Happened::Disconnected | Happened::Nothing) => {}
+            Err(loss) => self.on_lost(&loss),
+        }
+    }
+
+    fn on_connected(&mut self, broker: Broker, now: Instant) {
+        let welcome = self.link.connected(now, broker.session_present);
+        self.limits = broker.limits;
+        self.retains &= broker.retains;
+        let (place, count) = (self.place(), welcome.generation);
+        log::info!(
+            "{place}: connected (connection {count}, session kept: {})",
+            broker.session_present
+        );
+        if welcome.session_lost {
+            log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
+        }
+        if !broker.session_present {
+            self.arrivals.session_lost();
+        }
+        self.state.subscribed = !welcome.subscribe;
+        if let Some(connection) = self.connection.as_ref().filter(|_| welcome.subscribe) {
+            // A new connection has room. Before `online`, which says that prompts are read.
+            connection.subscribe(&self.topics);
+        }
+        self.announce("online");
+        let info = Packet::json(self.topics.info(), self.door.info.clone());
+        self.outbox.push_status(Packet { retain: self.retains, ..info });
+        self.mention_telemetry();
+    }
+
+    fn announce(&mut self, word: &str) {
+        let packet = Packet::word(self.topics.availability(), word);
+        self.outbox.push_status(Packet { retain: self.retains, ..packet });
+    }
+
+    fn on_subscribed(&mut self, granted: Result<(), String>) {
+        self.state.subscribed = granted.is_ok();
+        match granted {
+            Ok(()) => self.link.subscribed(),
+            Err(reason) => {
+                let (place, topic) = (self.place(), self.topics.prompt());
+                let said = format!(
+                    "{place}: may not subscribe to {topic} ({reason}); allow it in the broker's access list"
+                );
+                log::error!("{said}");
+                self.state.problem = Some(said);
+            }
+        }
+    }
+
+    fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
+        if let Err(reason) = taken {
+            log::warn!(
+                "{}: a publish was refused ({reason}); see the broker's access list",
+                self.place()
+            );
+        }
+        self.outbox.acknowledged(row);
+    }
+
+    fn on_lost(&mut self, loss: &Loss) {
+        self.connection = None;
+        self.outbox.disconnected();
+        self.arrivals.disconnected();
+        self.retains &= loss.kind != "RetainNotSupported";
+        let retry = self.link.lost(Instant::now(), loss, chance());
+        let said = format!("{}: {}", self.place(), loss.text);
+        if retry.log {
+            log::warn!("{said}; next try in {:.1} s", retry.wait.as_secs_f32());
+        }
+        self.state.problem = Some(said);
+    }
+
+    fn on_message(&mut self, message: &Message, now: Instant) {
+        match self.topics.parse(&message.topic) {
+            Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
+            Some(Addressed::Cancel) => {
+                self.on_cancel(&message.payload);
+                self.arrivals.pass(message.packet);
+            }
+            // A subscription of an earlier configuration, still in the session.
+            None => self.arrivals.pass(message.packet),
+        }
+    }
+
+    fn on_cancel(&self, payload: &[u8]) {
+        match json::cancel_topic(payload) {
+            Ok(id) => self.prompts.cancel(&id),
+            Err(refusal) => log::warn!("{}: {}", self.topics.cancel(), refusal.message),
+        }
+    }
+
+    fn on_prompt(&mut self, message: &Message, client: &str, now: Instant) {
+        let read = json::request_or_text(&message.payload);
+        let id = match &read {
+            Ok(request) => request.id.clone(),
+            Err(_) => json::id_of(&message.payload),
+        };
+        let Verdict::New(serial) = self.arrive(message, client, id.as_deref(), now) else { return };
+        if self.outbox.is_crammed() {
+            self.state.dropped += 1;
+            return self.arrivals.settled(serial, now);
+        }
+        let id = id.unwrap_or_else(|| self.ids.make());
+        let (way, checked) = Way::new(message, id, &self.topics, now);
+        match checked.and_then(|()| self.admit(message, read)) {
+            Ok(request) => self.prompts.start(serial, request, client, way),
+            Err(refusal) => {
+                let event = Event::Error { id: Some(way.id.clone()), refusal };
+                self.on_event(serial, &way, event);
+            }
+        }
+    }
+
+    fn arrive(
+        &mut self,
+        message: &Message,
+        client: &str,
+        id: Option<&str>,
+        now: Instant,
+    ) -> Verdict {
+        let arrival = Arrival {
+            packet: message.packet,
+            redelivered: message.redelivered,
+            client,
+            id,
+            correlation: message.correlation.as_deref(),
+            payload: &message.payload,
+        };
+        self.arrivals.arrive(&arrival, now)
+    }
+
+    fn admit(&self, message: &Message, read: Result<Request, Refusal>) -> Result<Request, Refusal> {
+        if message.retained {
+            let said = "a retained prompt would be asked again at every connect; publish it without retain";
+            return Err(Refusal::new(Code::InvalidRequest, said));
+        }
+        let request = read?;
+        if self.door.draining.is_cancelled() || self.closing.is_some() {
+            return Err(shutting_down());
+        }
+        if self.outbox.is_full() { Err(queue_full()) } else { Ok(request) }
+    }
+
+    fn on_event(&mut self, serial: Serial, way: &Way, event: Event) {
+        let packet = way.packet(json::event(&event), Instant::now());
+        match event {
+            Event::Token { .. } => self.outbox.push_token(serial, packet),
+            Event::Done(_) => self.outbox.push_last(serial, &way.id, packet),
+            Event::Error { .. } => {
+                self.arrivals.refused(serial);
+                self.outbox.push_last(serial, &way.id, packet);
+            }
+        }
+    }
+
+    /// Telemetry is at QoS 0 and bypasses the outbox: a later report says more than a kept one.
+    fn mention_telemetry(&mut self) {
+        let report = self.door.telemetry.borrow_and_update().clone();
+        let connection = self.connection.as_ref().filter(|_| self.link.is_online());
+        if let (Some(report), Some(connection)) = (report, connection) {
+            let now = Instant::now();
+            let packet = Packet::json(self.topics.telemetry(), report.to_vec());
+            let packet = Packet { expires: Some(now + self.door.interval), ..packet };
+            if packet.size() <= self.limits.packet {
+                connection.mention(&packet, now);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let (connects, sessions_lost) = self.link.counts();
+        let now = LinkState {
+            connected: self.link.is_online(),
+            subscribed: self.link.is_online() && self.state.subscribed,
+            connects,
+            sessions_lost,
+            outbox: self.outbox.len() as u64,
+            duplicates: self.arrivals.duplicates(),
+            dropped: self.state.dropped + self.outbox.given_up(),
+            problem: self.state.problem.clone(),
+        };
+        self.door.state.send_if_modified(|shown| {
+            let changed = *shown != now;
+            *shown = now;
+            changed
+        });
+    }
+
+    /// Whether what was left is sent, or its time is up.
+    pub fn is_finished(&self, now: Instant) -> bool {
+        let done = self.outbox.is_empty() && self.prompts.is_empty();
+        self.closing.is_some_and(|deadline| done || now >= deadline)
+    }
+
+    /// Says `offline` and goodbye, so that the last will is not needed.
+    pub async fn farewell(&mut self) {
+        if self.link.is_online() {
+            self.announce("offline");
+            if timeout(FAREWELL, self.leave()).await.is_err() {
+                log::warn!("{}: no answer to the goodbye", self.place());
+            }
+        }
+        self.connection = None;
+        self.link = Link::new(Instant::now());
+        self.report();
+    }
+
+    /// Messages that still come are not acknowledged: the broker keeps them for the next start.
+    async fn leave(&mut self) {
+        let mut asked = false;
+        loop {
+            self.pump(Instant::now());
+            if let Some(connection) = self.connection.as_ref().filter(|_| !asked) {
+                asked = !self.outbox.has_status() && connection.disconnect();
+            }
+            match next(&mut self.connection).await {
+                Ok(Happened::Acknowledged(row, _)) => self.outbox.acknowledged(row),
+                Ok(Happened::Disconnected) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("mqtt {}:{}", self.door.config.host, self.door.config.port)
+    }
+}
+
+/// What happens next on the connection; without one, nothing ever.
+async fn next(connection: &mut Option<Connection>) -> Result<Happened, Loss> {
+    match connection {
+        Some(connection) => connection.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// From 0 to 1. Every `RandomState` has keys of its own.
+fn chance() -> f64 {
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+}

@@ -1,0 +1,334 @@
+//! The broker link as a state machine: when to connect, what to do on a new connection, how long
+//! to wait after a lost one.
+//!
+//! No I/O and no clock: time and chance come in, what to do goes out. Knows nothing of prompts.
+
+use std::time::{Duration, Instant};
+
+/// First wait after a lost connection: with it, at most one connect a second.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait: a broker that comes back is found within about a minute.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// A connection that lasted this long was a good one: the waits begin anew.
+const STABLE: Duration = Duration::from_secs(10);
+/// Without a packet either way for this long the connection counts as dead, whatever the socket
+/// says: the client pings every 30 s, but not while a write to a vanished peer blocks it.
+const SILENCE: Duration = Duration::from_secs(75);
+/// Unreadable packets in a row before the broker is asked to forget the session that holds one:
+/// it would deliver the same packet for ever.
+const POISON: u32 = 3;
+
+/// The link's memory.
+#[derive(Debug)]
+pub struct Link {
+    state: State,
+    failures: u32,
+    unreadable: u32,
+    generation: u64,
+    /// The session has our subscriptions.
+    subscribed: bool,
+    connects: u64,
+    sessions_lost: u64,
+    /// What was logged last, so that it is logged once.
+    logged: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Waiting { until: Instant },
+    Connecting,
+    Online { since: Instant, heard: Instant },
+}
+
+/// How to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connect {
+    /// Have the broker forget the session: it holds a packet that cannot be read.
+    pub clean_start: bool,
+}
+
+/// What to do on a new connection, before all else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// Which connection this is; acknowledgements of an earlier one are void.
+    pub generation: u64,
+    /// Whether to subscribe.
+    pub subscribe: bool,
+    /// The broker forgot our session: prompts it held for us are lost.
+    pub session_lost: bool,
+}
+
+/// Why a connection ended or did not come about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Tells kinds apart for the log; each is logged once until the link has been good again.
+    pub kind: String,
+    /// For people: what happened and the way out.
+    pub text: String,
+    /// The broker sent a packet that cannot be read, and will again.
+    pub unreadable: bool,
+}
+
+/// What to do about a lost connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Until the next try.
+    pub wait: Duration,
+    /// Whether to log it.
+    pub log: bool,
+}
+
+impl Link {
+    /// A link that is to connect at once.
+    pub fn new(now: Instant) -> Self {
+        Link {
+            state: State::Waiting { until: now },
+            failures: 0,
+            unreadable: 0,
+            generation: 0,
+            subscribed: false,
+            connects: 0,
+            sessions_lost: 0,
+            logged: None,
+        }
+    }
+
+    /// Whether the broker has accepted the connection.
+    pub fn is_online(&self) -> bool {
+        matches!(self.state, State::Online { .. })
+    }
+
+    /// Connections made, and those on which the session was lost.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.connects, self.sessions_lost)
+    }
+
+    /// When [`Link::wake`] has something to say next.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::Waiting { until } => Some(until),
+            State::Connecting => None,
+            State::Online { heard, .. } => Some(heard + SILENCE),
+        }
+    }
+
+    /// Says whether to connect now.
+    pub fn wake(&mut self, now: Instant) -> Option<Connect> {
+        match self.state {
+            State::Waiting { until } if now >= until => {
+                self.state = State::Connecting;
+                Some(Connect { clean_start: self.unreadable >= POISON })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the peer has been silent for so long that the connection is to be given up.
+    pub fn is_dead(&self, now: Instant) -> bool {
+        matches!(self.state, State::Online { heard, .. } if now >= heard + SILENCE)
+    }
+
+    /// Takes note of a sign of life.
+    pub fn heard(&mut self, now: Instant) {
+        if let State::Online { heard, .. } = &mut self.state {
+            *heard = now;
+        }
+    }
+
+    /// The broker accepted the connection, with or without the session it kept for us.
+    pub fn connected(&mut self, now: Instant, session_present: bool) -> Welcome {
+        self.state = State::Online { since: now, heard: now };
+        self.generation += 1;
+        // The first connection of this process has no session of ours to lose.
+        let session_lost = !session_present && self.connects > 0;
+        self.connects += 1;
+        self.sessions_lost += u64::from(session_lost);
+        self.subscribed &= session_present;
+        if !session_present {
+            self.unreadable = 0;
+        }
+        Welcome { generation: self.generation, subscribe: !self.subscribed, session_lost }
+    }
+
+    /// The broker granted the subscriptions.
+    pub fn subscribed(&mut self) {
+        self.subscribed = true;
+    }
+
+    /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
+    /// house over time, so that a restarted broker does not meet them all at once.
+    pub fn lost(&mut self, now: Instant, loss: &Loss, chance: f64) -> Retry {
+        if matches!(self.state, State::Online { since, .. } if now >= since + STABLE) {
+            self.failures = 0;
+            self.logged = None;
+        }
+        self.unreadable = if loss.unreadable { self.unreadable + 1 } else { 0 };
+        let wait = wait(self.failures, chance);
+        self.failures = self.failures.saturating_add(1);
+        self.state = State::Waiting { until: now + wait };
+        let log = self.logged.as_ref() != Some(&loss.kind);
+        self.logged = Some(loss.kind.clone());
+        Retry { wait, log }
+    }
+}
+
+/// 1, 2, 4 … 60 s, and up to a quarter more.
+fn wait(failures: u32, chance: f64) -> Duration {
+    let plain = FIRST_WAIT.saturating_mul(1 << failures.min(6));
+    plain.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    fn loss(kind: &str) -> Loss {
+        Loss { kind: kind.into(), text: String::new(), unreadable: false }
+    }
+
+    fn unreadable() -> Loss {
+        Loss { unreadable: true, ..loss("oversize") }
+    }
+
+    #[test]
+    fn a_new_link_connects_at_once_and_once() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        assert_eq!(link.wake(now), Some(Connect { clean_start: false }));
+        assert_eq!(link.wake(at(now, 99)), None);
+        assert_eq!(link.due(), None);
+    }
+
+    #[test]
+    fn waits_double_up_to_a_minute() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        let waits: Vec<u64> =
+            (0..8).map(|_| link.lost(now, &loss("refused"), 0.0).wait.as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn chance_only_makes_a_wait_longer_and_never_passes_the_cap() {
+        assert_eq!(wait(0, 1.0), Duration::from_millis(1250));
+        assert_eq!(wait(1, 0.5), Duration::from_millis(2250));
+        assert_eq!(wait(40, 1.0), LONGEST_WAIT);
+        assert_eq!(wait(0, -9.0), FIRST_WAIT);
+    }
+
+    #[test]
+    fn it_waits_before_the_next_try() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.wake(now);
+        link.lost(now, &loss("refused"), 0.0);
+        assert_eq!(link.due(), Some(at(now, 1)));
+        assert_eq!(link.wake(now), None);
+        assert!(link.wake(at(now, 1)).is_some());
+    }
+
+    #[test]
+    fn a_connection_that_lasted_begins_the_waits_anew() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        for _ in 0..5 {
+            link.lost(now, &loss("refused"), 0.0);
+        }
+        link.connected(now, false);
+        assert_eq!(link.lost(at(now, 10), &loss("io"), 0.0).wait, FIRST_WAIT);
+    }
+
+    #[test]
+    fn a_connection_that_ends_at_once_makes_the_waits_longer() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        for seconds in [1, 2, 4] {
+            link.connected(now, true);
+            let wait = link.lost(at(now, 1), &loss("taken over"), 0.0).wait;
+            assert_eq!(wait, Duration::from_secs(seconds));
+        }
+    }
+
+    #[test]
+    fn each_kind_of_failure_is_logged_once() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        assert!(link.lost(now, &loss("refused"), 0.0).log);
+        assert!(!link.lost(now, &loss("refused"), 0.0).log);
+        assert!(link.lost(now, &loss("password"), 0.0).log);
+        link.connected(now, false);
+        assert!(link.lost(at(now, 10), &loss("password"), 0.0).log);
+    }
+
+    #[test]
+    fn the_first_connection_subscribes_and_has_lost_no_session() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        let welcome = Welcome { generation: 1, subscribe: true, session_lost: false };
+        assert_eq!(link.connected(now, false), welcome);
+        assert_eq!(link.counts(), (1, 0));
+    }
+
+    #[test]
+    fn a_kept_session_is_not_subscribed_again() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.connected(now, false);
+        link.subscribed();
+        link.lost(now, &loss("io"), 0.0);
+        let welcome = Welcome { generation: 2, subscribe: false, session_lost: false };
+        assert_eq!(link.connected(now, true), welcome);
+    }
+
+    #[test]
+    fn a_lost_session_is_counted_and_subscribed_again() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.connected(now, false);
+        link.subscribed();
+        link.lost(now, &loss("io"), 0.0);
+        let welcome = Welcome { generation: 2, subscribe: true, session_lost: true };
+        assert_eq!(link.connected(now, false), welcome);
+        assert_eq!(link.counts(), (2, 1));
+    }
+
+    #[test]
+    fn a_subscription_that_was_never_granted_is_asked_for_again() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.connected(now, false);
+        link.lost(now, &loss("io"), 0.0);
+        assert!(link.connected(now, true).subscribe);
+    }
+
+    #[test]
+    fn a_packet_that_cannot_be_read_thrice_makes_the_broker_forget_the_session() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        for n in 0..3 {
+            let later = at(now, 100 * n);
+            assert_eq!(link.wake(later), Some(Connect { clean_start: false }));
+            link.connected(later, n > 0);
+            link.lost(later, &unreadable(), 0.0);
+        }
+        assert_eq!(link.wake(at(now, 400)), Some(Connect { clean_start: true }));
+        link.connected(at(now, 400), false);
+        link.lost(at(now, 401), &loss("io"), 0.0);
+        assert_eq!(link.wake(at(now, 500)), Some(Connect { clean_start: false }));
+    }
+
+    #[test]
+    fn silence_ends_a_connection_and_a_sign_of_life_keeps_it() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.connected(now, false);
+        link.heard(at(now, 60));
+        assert!(!link.is_dead(at(now, 100)));
+        assert!(link.is_dead(at(now, 135)));
+        assert_eq!(link.due(), Some(at(now, 135)));
+    }
+}

@@ -1,0 +1,86 @@
+//! The MQTT door: prompts from the broker's topics in, events to its topics out.
+//!
+//! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
+//! connect), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
+//! back) and `outbox` (replies until the broker has them). `client` is the one user of the MQTT
+//! library.
+//!
+//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
+//! come as bytes, and how the link fares goes out as [`LinkState`].
+
+mod arrivals;
+mod client;
+mod desk;
+mod link;
+mod outbox;
+mod prompts;
+mod topics;
+
+pub use client::{ProbeReport, probe};
+pub use topics::{Addressed, Topics};
+
+use crate::config::Mqtt;
+use crate::transport::Inbound;
+use desk::Desk;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the door needs.
+#[derive(Debug)]
+pub struct Door {
+    /// Where the broker is.
+    pub config: Mqtt,
+    /// The device's level in every topic; one MQTT session belongs to it.
+    pub device: String,
+    /// JSON for the `info` topic.
+    pub info: Vec<u8>,
+    /// Prompts that the broker may deliver before one is acknowledged; it holds back the others.
+    /// The queue's depth.
+    pub window: u16,
+    /// Where requests go. When it is full they are refused.
+    pub requests: mpsc::Sender<Inbound>,
+    /// The latest report, as JSON.
+    pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+    /// When a report is stale: the interval between two.
+    pub interval: Duration,
+    /// How the link fares.
+    pub state: watch::Sender<LinkState>,
+    /// From now on new prompts are refused.
+    pub draining: CancellationToken,
+    /// Send what is left and stop.
+    pub close: CancellationToken,
+    /// Longest time for sending what is left.
+    pub flush: Duration,
+}
+
+/// How the broker link fares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkState {
+    /// Whether the broker is connected.
+    pub connected: bool,
+    /// Whether it granted our subscriptions.
+    pub subscribed: bool,
+    /// Connections made since start.
+    pub connects: u64,
+    /// Connections on which the broker no longer knew our session.
+    pub sessions_lost: u64,
+    /// Replies not yet acknowledged by the broker.
+    pub outbox: u64,
+    /// Prompts that came again and were not answered again.
+    pub duplicates: u64,
+    /// Replies given up, and prompts at QoS 0 that were ignored in a flood.
+    pub dropped: u64,
+    /// What keeps the link down, or did last.
+    pub problem: Option<String>,
+}
+
+/// Serves until `door.close`; returns when what was left is with the broker, or its time is up.
+pub async fn run(door: Door) {
+    let mut desk = Desk::new(door);
+    while !desk.is_finished(Instant::now()) {
+        desk.step().await;
+    }
+    desk.farewell().await;
+}

@@ -1,0 +1,477 @@
+//! Replies until the broker has them.
+//!
+//! Pure: the only memory of what was not yet acknowledged. The MQTT library's own is thrown away
+//! with every connection, so that nothing is sent again behind our back. Knows nothing of who
+//! asked; a prompt is a number here.
+
+use crate::protocol::{Code, Event, Refusal, json};
+use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
+
+/// Most QoS 1 publishes on their way at once; less where the broker's Receive Maximum is lower.
+/// Below the 20 that mosquitto allows by default.
+pub const WINDOW: usize = 16;
+/// Most bytes: some fifty answers that fill a context of 4096 tokens (about 20 KiB each).
+const BYTES: usize = 1 << 20;
+/// Most rows, tokens included: what a minute without a broker makes at the speed of a small board.
+const ROWS: usize = 512;
+/// Answers waiting above this, no new prompt is taken.
+const ANSWERS: usize = 64;
+/// Connections that ended while a row was on its way before it travels alone; and before it is
+/// given up. Alone, it and no other is what the broker ends the connection over.
+const SUSPECT: u32 = 2;
+const POISON: u32 = 5;
+/// No PUBLISH has more bytes beside topic, payload and correlation: lengths, packet id, expiry,
+/// payload format, content type.
+const PROPERTIES: usize = 64;
+
+/// One message for the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Checked by `topics`.
+    pub topic: String,
+    /// JSON, or a word.
+    pub payload: Vec<u8>,
+    /// Whether `payload` is JSON.
+    pub json: bool,
+    /// Whether the broker keeps it.
+    pub retain: bool,
+    /// The prompt's Correlation Data, unchanged.
+    pub correlation: Option<Vec<u8>>,
+    /// When nobody wants it any more.
+    pub expires: Option<Instant>,
+}
+
+impl Packet {
+    /// A plain retained word.
+    pub fn word(topic: String, word: &str) -> Self {
+        let payload = word.as_bytes().to_vec();
+        Packet { topic, payload, json: false, retain: true, correlation: None, expires: None }
+    }
+
+    /// JSON that is not kept by the broker.
+    pub fn json(topic: String, payload: Vec<u8>) -> Self {
+        Packet { topic, payload, json: true, retain: false, correlation: None, expires: None }
+    }
+
+    /// Seconds it is still wanted, rounded up, at least one.
+    pub fn expiry(&self, now: Instant) -> Option<u32> {
+        let left = self.expires?.saturating_duration_since(now);
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        Some(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX))
+    }
+
+    /// No PUBLISH of it is larger: topic, payload, correlation, and all else that is in one.
+    pub(super) fn size(&self) -> usize {
+        let correlation = self.correlation.as_ref().map_or(0, Vec::len);
+        self.topic.len() + self.payload.len() + correlation + PROPERTIES
+    }
+}
+
+/// Names a prompt.
+pub type Serial = u64;
+
+/// What a row is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// A token event: the answer's text comes again in its last event.
+    Token(Serial),
+    /// The last event of a request with this id.
+    Last(Serial, String),
+    /// Ours to say on every connection; forgotten with it.
+    Status,
+}
+
+#[derive(Debug)]
+struct Row {
+    number: u64,
+    kind: Kind,
+    packet: Packet,
+    on_its_way: bool,
+    /// Connections that ended while it was on its way.
+    ended: u32,
+}
+
+/// The rows, oldest first.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    rows: VecDeque<Row>,
+    bytes: usize,
+    next_number: u64,
+    /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
+    /// always the beginning of the answer.
+    muted: HashSet<Serial>,
+    settled: Vec<Serial>,
+    /// Answers that never reached the broker.
+    given_up: u64,
+}
+
+/// What the present connection allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The broker's Maximum Packet Size.
+    pub packet: usize,
+    /// QoS 1 publishes on their way.
+    pub window: usize,
+}
+
+impl Outbox {
+    /// Rows kept.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether the broker has everything.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Answers that were given up.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// Whether so many answers wait that no new prompt is to be taken.
+    pub fn is_full(&self) -> bool {
+        let last = self.rows.iter().filter(|row| matches!(row.kind, Kind::Last(..)));
+        let (count, bytes) = last.fold((0, 0), |(n, b), row| (n + 1, b + row.packet.size()));
+        count >= ANSWERS || bytes >= BYTES / 2
+    }
+
+    /// Whether not even a refusal has room any more.
+    pub fn is_crammed(&self) -> bool {
+        self.rows.len() >= ROWS + ANSWERS
+    }
+
+    /// Whether one of our own messages waits for its acknowledgement.
+    pub fn has_status(&self) -> bool {
+        self.rows.iter().any(|row| row.kind == Kind::Status)
+    }
+
+    /// Keeps a token event, or drops it where there is no room.
+    pub fn push_token(&mut self, prompt: Serial, packet: Packet) {
+        if self.muted.contains(&prompt) {
+            return;
+        }
+        if self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES {
+            self.muted.insert(prompt);
+            return;
+        }
+        self.push(Kind::Token(prompt), packet);
+    }
+
+    /// Keeps the last event of request `id`; waiting tokens make room for it.
+    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) {
+        while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {
+        }
+        self.push(Kind::Last(prompt, id.to_owned()), packet);
+    }
+
+    /// Keeps one of our own messages, before all others.
+    pub fn push_status(&mut self, packet: Packet) {
+        let at = self.rows.iter().take_while(|row| row.kind == Kind::Status).count();
+        self.push(Kind::Status, packet);
+        let row = self.rows.pop_back().expect("just pushed");
+        self.rows.insert(at, row);
+    }
+
+    /// The next row to publish: its number for [`Outbox::sent`] and [`Outbox::acknowledged`], and
+    /// what to send. What is no longer wanted or fits no packet is settled on the way.
+    pub fn next(&mut self, now: Instant, limits: Limits) -> Option<(u64, &Packet)> {
+        loop {
+            let at = self.candidate(limits)?;
+            let row = &self.rows[at];
+            if row.packet.expires.is_some_and(|expires| now >= expires) {
+                self.settle(at);
+            } else if row.packet.size() > limits.packet {
+                self.shrink(at, limits.packet);
+            } else {
+                return Some((self.rows[at].number, &self.rows[at].packet));
+            }
+        }
+    }
+
+    /// The row is with the MQTT library.
+    pub fn sent(&mut self, number: u64) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
+            row.on_its_way = true;
+        }
+    }
+
+    /// The broker has the row, or refused it for good.
+    pub fn acknowledged(&mut self, number: u64) {
+        if let Some(at) = self.rows.iter().position(|row| row.number == number) {
+            self.settle(at);
+        }
+    }
+
+    /// The connection is gone: what was on its way is to be published again.
+    pub fn disconnected(&mut self) {
+        for row in self.rows.iter_mut().filter(|row| row.on_its_way) {
+            row.on_its_way = false;
+            row.ended += 1;
+        }
+        while let Some(at) = self.rows.iter().position(|row| row.kind == Kind::Status) {
+            self.remove(at);
+        }
+        while let Some(at) = self.rows.iter().position(|row| row.ended >= POISON) {
+            self.give_up(at, "the connection ended each time it was published");
+        }
+    }
+
+    /// Prompts whose last event is done with, since the last call.
+    pub fn take_settled(&mut self) -> Vec<Serial> {
+        std::mem::take(&mut self.settled)
+    }
+
+    fn push(&mut self, kind: Kind, packet: Packet) {
+        self.bytes += packet.size();
+        let number = self.next_number;
+        self.next_number += 1;
+        self.rows.push_back(Row { number, kind, packet, on_its_way: false, ended: 0 });
+    }
+
+    /// Where the next row is that may be published.
+    fn candidate(&self, limits: Limits) -> Option<usize> {
+        let suspect = self.rows.iter().any(|row| row.ended >= SUSPECT);
+        let window = if suspect { 1 } else { limits.window.min(WINDOW) };
+        if self.rows.iter().filter(|row| row.on_its_way).count() >= window {
+            return None;
+        }
+        self.rows.iter().position(|row| !row.on_its_way)
+    }
+
+    /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
+    fn drop_token(&mut self) -> bool {
+        let is_spare = |row: &Row| matches!(row.kind, Kind::Token(_)) && !row.on_its_way;
+        let Some(at) = self.rows.iter().rposition(is_spare) else { return false };
+        if let Some(Row { kind: Kind::Token(prompt), .. }) = self.remove(at) {
+            self.muted.insert(prompt);
+        }
+        true
+    }
+
+    /// Puts an error in the place of an answer that the broker would not take.
+    fn shrink(&mut self, at: usize, limit: usize) {
+        let row = &mut self.rows[at];
+        let id = match &row.kind {
+            Kind::Last(_, id) => id,
+            Kind::Token(_) => return self.settle(at),
+            Kind::Status => return self.give_up(at, "it is larger than the broker takes"),
+        };
+        let said = format!(
+            "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
+            row.packet.payload.len()
+        );
+        let refusal = Refusal::new(Code::TooLarge, said);
+        let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
+        let smaller = Packet { payload, ..row.packet.clone() };
+        if smaller.size() > limit || smaller == row.packet {
+            return self
+                .give_up(at, "the broker's Maximum Packet Size is too low even for an error");
+        }
+        self.bytes = self.bytes - row.packet.size() + smaller.size();
+        row.packet = smaller;
+    }
+
+    fn give_up(&mut self, at: usize, why: &str) {
+        log::error!("mqtt: a reply to {} is given up: {why}", self.rows[at].packet.topic);
+        self.given_up += 1;
+        self.settle(at);
+    }
+
+    fn settle(&mut self, at: usize) {
+        if let Some(Row { kind: Kind::Last(prompt, _), .. }) = self.remove(at) {
+            self.muted.remove(&prompt);
+            self.settled.push(prompt);
+        }
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Row> {
+        let row = self.rows.remove(at)?;
+        self.bytes -= row.packet.size();
+        Some(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const WIDE: Limits = Limits { packet: usize::MAX, window: WINDOW };
+
+    fn packet(bytes: usize) -> Packet {
+        Packet::json("t".into(), vec![b'x'; bytes])
+    }
+
+    /// Publishes all that may be published; the row numbers.
+    fn publish(outbox: &mut Outbox, limits: Limits) -> Vec<u64> {
+        let mut sent = Vec::new();
+        while let Some((number, _)) = outbox.next(Instant::now(), limits) {
+            outbox.sent(number);
+            sent.push(number);
+        }
+        sent
+    }
+
+    #[test]
+    fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
+        let mut outbox = Outbox::default();
+        outbox.push_token(7, packet(1));
+        outbox.push_last(7, "a", packet(1));
+        let sent = publish(&mut outbox, WIDE);
+        outbox.acknowledged(sent[0]);
+        assert!(outbox.take_settled().is_empty());
+        outbox.acknowledged(sent[1]);
+        assert_eq!(outbox.take_settled(), [7]);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn at_most_a_window_is_on_its_way() {
+        let mut outbox = Outbox::default();
+        (0..40).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        let sent = publish(&mut outbox, WIDE);
+        assert_eq!(sent.len(), WINDOW);
+        outbox.acknowledged(sent[3]);
+        assert_eq!(publish(&mut outbox, WIDE), [16]);
+        let narrow = Limits { window: 2, ..WIDE };
+        assert!(publish(&mut outbox, narrow).is_empty());
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_is_published_again_in_order() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        let sent = publish(&mut outbox, WIDE);
+        outbox.acknowledged(sent[1]);
+        outbox.disconnected();
+        assert_eq!(publish(&mut outbox, WIDE), [sent[0], sent[2]]);
+    }
+
+    #[test]
+    fn tokens_make_room_for_answers_and_leave_a_prefix() {
+        let mut outbox = Outbox::default();
+        (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
+        outbox.push_last(2, "b", packet(300_000));
+        outbox.push_token(1, packet(1));
+        let kinds: Vec<_> = outbox.rows.iter().map(|row| row.kind.clone()).collect();
+        let mut wanted = vec![Kind::Token(1); 7];
+        wanted.push(Kind::Last(2, "b".into()));
+        assert_eq!(kinds, wanted);
+    }
+
+    #[test]
+    fn tokens_without_end_stay_within_bounds() {
+        let mut outbox = Outbox::default();
+        (0..10_000).for_each(|_| outbox.push_token(1, packet(10)));
+        (0..10_000).for_each(|n| outbox.push_token(n, packet(10_000)));
+        assert!(outbox.len() <= ROWS && outbox.bytes <= BYTES);
+    }
+
+    #[test]
+    fn a_token_on_its_way_is_not_dropped() {
+        let mut outbox = Outbox::default();
+        outbox.push_token(1, packet(BYTES / 2));
+        let sent = publish(&mut outbox, WIDE);
+        outbox.push_last(1, "a", packet(BYTES / 2));
+        assert_eq!(outbox.len(), 2);
+        outbox.acknowledged(sent[0]);
+        assert_eq!(outbox.len(), 1);
+    }
+
+    #[test]
+    fn many_waiting_answers_mean_no_new_prompt() {
+        let mut outbox = Outbox::default();
+        (0..ANSWERS as u64 - 1).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        assert!(!outbox.is_full());
+        outbox.push_last(99, "a", packet(1));
+        assert!(outbox.is_full());
+    }
+
+    #[test]
+    fn large_waiting_answers_mean_no_new_prompt() {
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "a", packet(BYTES / 2));
+        assert!(outbox.is_full());
+    }
+
+    #[test]
+    fn an_answer_larger_than_the_broker_takes_becomes_an_error() {
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "mine", packet(5_000));
+        let limits = Limits { packet: 1_000, ..WIDE };
+        let (_, sent) = outbox.next(Instant::now(), limits).expect("the error");
+        let text = String::from_utf8_lossy(&sent.payload).into_owned();
+        assert!(text.contains(r#""id":"mine","code":"too_large""#), "{text}");
+    }
+
+    #[test]
+    fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "a", packet(5_000));
+        outbox.push_token(2, packet(5_000));
+        assert!(publish(&mut outbox, Limits { packet: 90, ..WIDE }).is_empty());
+        assert_eq!((outbox.take_settled(), outbox.given_up()), (vec![1], 1));
+        assert!(outbox.is_empty() && outbox.bytes == 0);
+    }
+
+    #[test]
+    fn what_nobody_wants_any_more_is_settled_unsent() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "a", Packet { expires: Some(now), ..packet(1) });
+        assert_eq!(outbox.next(now, WIDE), None);
+        assert_eq!(outbox.take_settled(), [1]);
+    }
+
+    #[test]
+    fn the_seconds_left_are_rounded_up_and_never_zero() {
+        let now = Instant::now();
+        let wanted = |ms| Packet { expires: Some(now + Duration::from_millis(ms)), ..packet(1) };
+        assert_eq!(wanted(1_500).expiry(now), Some(2));
+        assert_eq!(wanted(0).expiry(now), Some(1));
+        assert_eq!(packet(1).expiry(now), None);
+    }
+
+    #[test]
+    fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "a", packet(1));
+        outbox.push_status(Packet::word("availability".into(), "online"));
+        outbox.push_status(Packet::word("info".into(), "{}"));
+        assert_eq!(publish(&mut outbox, WIDE), [1, 2, 0]);
+        outbox.disconnected();
+        assert!(!outbox.has_status());
+        assert_eq!(publish(&mut outbox, WIDE), [0]);
+    }
+
+    #[test]
+    fn a_row_that_ends_every_connection_travels_alone_and_is_given_up() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        let mut sent = Vec::new();
+        while !outbox.is_empty() && sent.len() < 20 {
+            sent.push(publish(&mut outbox, WIDE));
+            outbox.disconnected();
+        }
+        let all = vec![0, 1, 2];
+        assert_eq!(sent[..5], [all.clone(), all, vec![0], vec![0], vec![0]]);
+        assert_eq!(outbox.take_settled(), [0, 1, 2]);
+        assert_eq!(outbox.given_up(), 3);
+    }
+
+    #[test]
+    fn the_neighbour_of_such_a_row_gets_through() {
+        let mut outbox = Outbox::default();
+        (0..2).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..2).for_each(|_| {
+            publish(&mut outbox, WIDE);
+            outbox.disconnected();
+        });
+        assert_eq!(publish(&mut outbox, WIDE), [0]);
+        outbox.acknowledged(0);
+        assert_eq!(publish(&mut outbox, WIDE), [1]);
+    }
+}

@@ -1,0 +1,277 @@
+//! Prompts between the broker and the worker: a message becomes an [`Inbound`], its events come
+//! back here and find their topic.
+//!
+//! Knows nothing of the broker link: a prompt runs on while the link is down.
+
+use super::client::Message;
+use super::outbox::{Packet, Serial};
+use super::topics::Topics;
+use crate::protocol::{Code, Event, Refusal, Request};
+use crate::transport::{Cancel, Inbound, Reply};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Events of one prompt between worker and door: some seconds of tokens. The worker cancels a
+/// prompt whose channel is full, and only a door that hangs lets it fill up.
+const EVENTS: usize = 256;
+/// A reply expires with its prompt, but not before the client had a moment to fetch it: an answer
+/// that the deadline cut off comes just after it.
+const MOMENT: Duration = Duration::from_secs(5);
+
+/// Where the events of a prompt go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Way {
+    pub id: String,
+    topic: String,
+    correlation: Option<Vec<u8>>,
+    deadline: Option<Instant>,
+}
+
+impl Way {
+    /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
+    /// answer to that goes to the reply topic.
+    pub fn new(
+        message: &Message,
+        id: String,
+        topics: &Topics,
+        now: Instant,
+    ) -> (Self, Result<(), Refusal>) {
+        let wanted = message.response_topic.as_deref();
+        let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic));
+        let topic = match (wanted, &checked) {
+            (Some(topic), Ok(())) => topic.to_owned(),
+            _ => topics.reply(&id),
+        };
+        let deadline = message.expiry.map(|expiry| now + expiry);
+        let way = Way { id, topic, correlation: message.correlation.clone(), deadline };
+        (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
+    }
+
+    /// A reply on this way.
+    pub fn packet(&self, payload: Vec<u8>, now: Instant) -> Packet {
+        Packet {
+            correlation: self.correlation.clone(),
+            expires: self.deadline.map(|deadline| deadline.max(now + MOMENT)),
+            ..Packet::json(self.topic.clone(), payload)
+        }
+    }
+}
+
+/// Ids for requests that came without one.
+#[derive(Debug)]
+pub(super) struct Ids {
+    /// Random, so that no id comes again after a restart, on a device without a clock either.
+    process: u64,
+    count: u64,
+}
+
+impl Ids {
+    pub fn new() -> Self {
+        Ids { process: RandomState::new().hash_one(std::process::id()), count: 0 }
+    }
+
+    pub fn make(&mut self) -> String {
+        self.count += 1;
+        format!("{:016x}-{}", self.process, self.count)
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    way: Way,
+    events: mpsc::Receiver<Event>,
+    cancel: Cancel,
+}
+
+/// The prompts that await events, oldest first.
+#[derive(Debug)]
+pub(super) struct Prompts {
+    requests: mpsc::Sender<Inbound>,
+    running: BTreeMap<Serial, Running>,
+}
+
+impl Prompts {
+    pub fn new(requests: mpsc::Sender<Inbound>) -> Self {
+        Prompts { requests, running: BTreeMap::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Hands a request on. Where nobody takes it, its refusal comes as its event.
+    pub fn start(&mut self, serial: Serial, mut request: Request, client: &str, way: Way) {
+        let received = Instant::now();
+        let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
+        request.timeout = request.timeout.into_iter().chain(wanted).min();
+        let (sender, events) = mpsc::channel(EVENTS);
+        let reply = Reply::new(&way.id, &sender).expect("a new channel has room");
+        let cancel = Cancel::default();
+        let inbound = Inbound {
+            request,
+            id: way.id.clone(),
+            client: format!("mqtt:{client}"),
+            received,
+            reply,
+            cancel: cancel.clone(),
+        };
+        self.running.insert(serial, Running { way, events, cancel });
+        match self.requests.try_send(inbound) {
+            Ok(()) => {}
+            Err(TrySendError::Full(inbound)) => inbound.reply.refuse(queue_full()),
+            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(shutting_down()),
+        }
+    }
+
+    /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
+    /// whose prompt it means: all of them are stopped.
+    pub fn cancel(&self, id: &str) {
+        for running in self.running.values().filter(|running| running.way.id == id) {
+            running.cancel.raise();
+        }
+    }
+
+    /// Waits for the next event. May be dropped and called again.
+    pub async fn next(&mut self) -> (Serial, Way, Event) {
+        let (serial, event) = poll_fn(|context| {
+            for (serial, running) in &mut self.running {
+                if let Poll::Ready(event) = running.events.poll_recv(context) {
+                    return Poll::Ready((*serial, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        let way = self.running[&serial].way.clone();
+        // A reply says `internal` when it is dropped; a channel closed without that is the same.
+        let event = event.unwrap_or_else(|| {
+            let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
+            Event::Error { id: Some(way.id.clone()), refusal }
+        });
+        if event.is_last() {
+            self.running.remove(&serial);
+        }
+        (serial, way, event)
+    }
+}
+
+/// Too much waits; a second later there may be room.
+pub(super) fn queue_full() -> Refusal {
+    let said = "too many requests wait; ask again later";
+    Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::QueueFull, said) }
+}
+
+/// No new prompts.
+pub(super) fn shutting_down() -> Refusal {
+    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::json;
+
+    fn message() -> Message {
+        Message {
+            topic: b"bitnetd/cellar/prompt".to_vec(),
+            payload: b"hello".to_vec(),
+            packet: Some(1),
+            redelivered: false,
+            retained: false,
+            response_topic: None,
+            correlation: None,
+            expiry: None,
+        }
+    }
+
+    fn way(message: &Message, now: Instant) -> (Way, Result<(), Refusal>) {
+        Way::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
+    }
+
+    fn request() -> Request {
+        json::request_or_text(b"hello").expect("sound")
+    }
+
+    #[test]
+    fn without_a_response_topic_the_id_names_the_way_back() {
+        let now = Instant::now();
+        let packet = way(&message(), now).0.packet(vec![], now);
+        assert_eq!((packet.topic.as_str(), packet.expires), ("bitnetd/cellar/reply/a", None));
+    }
+
+    #[test]
+    fn a_refused_response_topic_is_answered_on_the_reply_topic() {
+        let asked = Message { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
+        let (way, checked) = way(&asked, Instant::now());
+        assert_eq!(way.topic, "bitnetd/cellar/reply/a");
+        assert_eq!(checked.expect_err("a loop").code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_reply_expires_with_its_prompt_but_can_be_fetched_at_the_deadline() {
+        let now = Instant::now();
+        let asked = Message { expiry: Some(Duration::from_secs(60)), ..message() };
+        let (way, _) = way(&asked, now);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(way.packet(vec![], at(10)).expires, Some(at(60)));
+        assert_eq!(way.packet(vec![], at(60)).expires, Some(at(65)));
+    }
+
+    #[test]
+    fn the_message_expiry_is_a_deadline_of_the_request() {
+        let (sender, mut requests) = mpsc::channel(2);
+        let mut prompts = Prompts::new(sender);
+        let asked = Message { expiry: Some(Duration::from_secs(2)), ..message() };
+        for timeout in [None, Some(Duration::from_secs(1))] {
+            let way = way(&asked, Instant::now()).0;
+            prompts.start(1, Request { timeout, ..request() }, "-", way);
+            let given = requests.try_recv().expect("handed on").request.timeout;
+            assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nobody_takes_is_refused() {
+        let (sender, requests) = mpsc::channel(1);
+        let mut prompts = Prompts::new(sender);
+        let mut refused = async |serial| {
+            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
+            match prompts.next().await {
+                (_, _, Event::Error { refusal, .. }) => refusal.code,
+                other => panic!("{other:?}"),
+            }
+        };
+        let first = tokio::time::timeout(Duration::from_millis(20), refused(1)).await;
+        assert!(first.is_err(), "it waits for the worker");
+        assert_eq!(refused(2).await, Code::QueueFull);
+        drop(requests);
+        assert_eq!(refused(3).await, Code::Internal, "the first, lost with the worker");
+    }
+
+    #[test]
+    fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
+        let (sender, mut requests) = mpsc::channel(3);
+        let mut prompts = Prompts::new(sender);
+        for (serial, id) in [(1, "a"), (2, "b"), (3, "a")] {
+            let way = Way { id: id.into(), ..way(&message(), Instant::now()).0 };
+            prompts.start(serial, request(), "-", way);
+        }
+        prompts.cancel("a");
+        let raised: Vec<_> =
+            (0..3).map(|_| requests.try_recv().expect("handed on").cancel.is_raised()).collect();
+        assert_eq!(raised, [true, false, true]);
+    }
+
+    #[test]
+    fn made_ids_differ_within_and_across_processes() {
+        let (mut one, mut other) = (Ids::new(), Ids::new());
+        assert_ne!(one.make(), one.make());
+        assert_ne!(one.process, other.process);
+        assert!(other.make().len() <= json::MAX_ID);
+    }
+}
