@@ -6,7 +6,7 @@
 
 use super::flight::Flight;
 use super::writer::{EVENTS, Writer};
-use super::{http, line};
+use super::{Shared, http, line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::{Code, Event, Refusal, Request};
 use crate::transport::frame::{Line, Lines};
@@ -18,7 +18,6 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 /// Bytes read at once: most requests in one piece, and little beside a few hundred connections.
 const PIECE: usize = 4 * 1024;
@@ -27,48 +26,28 @@ const PIECE: usize = 4 * 1024;
 /// and not that the connection was reset.
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
-/// What a connection needs of the daemon.
-#[derive(Debug)]
-pub(super) struct Connection {
-    /// Its place in the order of arrival; ids made here carry it.
-    pub(super) number: u64,
-    /// Where requests go.
-    pub(super) inbound: mpsc::Sender<Inbound>,
-    /// New requests are refused.
-    pub(super) draining: CancellationToken,
-    /// The end.
-    pub(super) close: CancellationToken,
+/// Serves one client, the daemon's `number`th, to its end.
+pub(super) async fn serve(stream: UnixStream, number: u64, shared: Shared) {
+    log::debug!("connection {number} opened");
+    match talk(stream, number, shared).await {
+        Ok(()) => log::debug!("connection {number} closed"),
+        Err(error) => log::debug!("connection {number} closed: {error}"),
+    }
 }
 
-impl Connection {
-    /// Serves `stream` to its end.
-    pub(super) async fn serve(self, stream: UnixStream) {
-        let number = self.number;
-        log::debug!("connection {number} opened");
-        match self.talk(stream).await {
-            Ok(()) => log::debug!("connection {number} closed"),
-            Err(error) => log::debug!("connection {number} closed: {error}"),
-        }
-    }
-
-    async fn talk(self, mut stream: UnixStream) -> io::Result<()> {
-        let watched = watch(&stream)?;
-        let client = client(&stream);
-        let flight = Flight::default();
-        let (events, from_requests) = mpsc::channel(EVENTS);
-        // One at a time: while the client does not take an answer, its next line is not read.
-        let (answers, from_reader) = mpsc::channel(1);
-        let (reading, half) = stream.split();
-        let flown = &flight;
-        let out = Vec::new();
-        let writer =
-            Writer { half, events: from_requests, answers: from_reader, flight: flown, out };
-        let close = self.close.clone();
-        let reader = Reader { connection: self, client, flight: flown, events, answers, made: 0 };
-        tokio::select! {
-            gone = hangup(&watched) => gone,
-            done = async { tokio::try_join!(reader.run(reading), writer.run(&close)) } => done.map(drop),
-        }
+async fn talk(mut stream: UnixStream, number: u64, shared: Shared) -> io::Result<()> {
+    let (watched, client) = (watch(&stream)?, client(&stream));
+    let flight = &Flight::default();
+    let (reply, events) = mpsc::channel(EVENTS);
+    // One at a time: while the client does not take an answer, its next line is not read.
+    let (answer, answers) = mpsc::channel(1);
+    let (input, half) = stream.split();
+    let close = shared.close.clone();
+    let writer = Writer { half, events, answers, flight, out: Vec::new() };
+    let reader = Reader { shared, number, client, flight, events: reply, answers: answer, made: 0 };
+    tokio::select! {
+        gone = hangup(&watched) => gone,
+        done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => done.map(drop),
     }
 }
 
@@ -101,7 +80,9 @@ fn client(stream: &UnixStream) -> String {
 
 /// The reading side: lines become requests, cancellations or refusals.
 struct Reader<'a> {
-    connection: Connection,
+    shared: Shared,
+    /// The connection's place in the order of arrival; ids made here carry it.
+    number: u64,
     client: String,
     flight: &'a Flight,
     /// The way back of every request.
@@ -123,7 +104,7 @@ impl Reader<'_> {
     /// Reads to the end of the client's stream, or to `close`. Dropping the reader closes its ends
     /// of both channels, which lets the writer end after the last answer.
     async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
-        let close = self.connection.close.clone();
+        let close = self.shared.close.clone();
         tokio::select! {
             biased;
             () = close.cancelled() => Ok(()),
@@ -186,7 +167,7 @@ impl Reader<'_> {
     }
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {
-        if self.connection.draining.is_cancelled() {
+        if self.shared.draining.is_cancelled() {
             return self.refuse(request.id, shutting_down()).await;
         }
         self.flight.room().await;
@@ -207,7 +188,7 @@ impl Reader<'_> {
         }
         loop {
             self.made += 1;
-            let id = format!("u{}-{}", self.connection.number, self.made);
+            let id = format!("u{}-{}", self.number, self.made);
             // A client may have chosen the same one.
             if let Some(cancel) = self.flight.start(&id) {
                 return Some((id, cancel));
@@ -228,7 +209,7 @@ impl Reader<'_> {
     }
 
     async fn hand_on(&self, inbound: Inbound) {
-        if let Err(mpsc::error::SendError(inbound)) = self.connection.inbound.send(inbound).await {
+        if let Err(mpsc::error::SendError(inbound)) = self.shared.inbound.send(inbound).await {
             inbound.reply.refuse(shutting_down());
         }
     }

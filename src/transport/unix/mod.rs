@@ -14,7 +14,6 @@ pub use place::{BindError, Place, bind};
 
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
-use connection::Connection;
 use std::io;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -52,24 +51,22 @@ pub async fn run(
     draining: CancellationToken,
     close: CancellationToken,
 ) {
+    let shared = Shared { inbound, draining, close: close.clone() };
     let mut tasks = JoinSet::new();
-    let mut number = 0u64;
+    let (mut number, mut failing) = (0, false);
     loop {
         tokio::select! {
+            // Ended connections leave before new ones are counted against the cap.
+            biased;
             () = close.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if tasks.len() >= MAX_CONNECTIONS => turn_away(&stream),
                 Ok((stream, _)) => {
+                    failing = false;
                     number += 1;
-                    let (inbound, draining, close) = (inbound.clone(), draining.clone(), close.clone());
-                    let connection = Connection { number, inbound, draining, close };
-                    tasks.spawn(connection.serve(stream));
+                    admit(&mut tasks, stream, number, &shared);
                 }
-                Err(error) => {
-                    log::warn!("a client of the socket cannot be accepted: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => pause(&error, std::mem::replace(&mut failing, true)).await,
             },
         }
     }
@@ -77,6 +74,33 @@ pub async fn run(
     while let Some(ended) = tasks.join_next().await {
         note_panic(ended);
     }
+}
+
+/// What every connection needs of the daemon.
+#[derive(Debug, Clone)]
+struct Shared {
+    /// Where requests go.
+    inbound: mpsc::Sender<Inbound>,
+    /// New requests are refused.
+    draining: CancellationToken,
+    /// The end.
+    close: CancellationToken,
+}
+
+fn admit(tasks: &mut JoinSet<()>, stream: UnixStream, number: u64, shared: &Shared) {
+    if tasks.len() >= MAX_CONNECTIONS {
+        turn_away(&stream);
+    } else {
+        tasks.spawn(connection::serve(stream, number, shared.clone()));
+    }
+}
+
+/// Waits before the next accept; says so once in a row of failures.
+async fn pause(error: &io::Error, said: bool) {
+    if !said {
+        log::warn!("a client of the socket cannot be accepted, it waits: {error}");
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 fn note_panic(ended: Result<(), tokio::task::JoinError>) {
