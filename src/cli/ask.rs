@@ -1,0 +1,337 @@
+//! `bitnetd ask`: one question to a running daemon, over its socket.
+//!
+//! Plain blocking I/O: it waits for one thing at a time. Ctrl-C ends the process, which closes the
+//! connection, which cancels the request.
+
+use super::Failure;
+use crate::protocol::json::MAX_REQUEST;
+use serde::Deserialize;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// Where the system's daemon listens.
+const SYSTEM_SOCKET: &str = "/run/bitnetd/bitnetd.sock";
+
+/// Ask a running daemon
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Ask {
+    /// The daemon's socket [default: the user's own daemon, else the system's]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print the events as they come
+    #[arg(long)]
+    pub json: bool,
+    /// Print the answer when it is whole
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// What to ask; read from standard input when left out or `-`
+    #[arg(value_name = "PROMPT|-")]
+    pub prompt: Option<String>,
+}
+
+/// What the daemon says of our one request.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Said {
+    Token { text: String },
+    Done { text: String },
+    Error { code: String, message: String },
+}
+
+/// Why the answer stopped before its end.
+enum Stop {
+    Failed(Failure),
+    /// Nobody reads our output any more, as with `| head`: no failure.
+    Unread,
+}
+
+/// Asks, and prints the answer as it comes.
+pub fn run(args: Ask) -> Result<(), Failure> {
+    let prompt = prompt(args.prompt.as_deref(), io::stdin())?;
+    let path = args.socket.clone().unwrap_or_else(default_socket);
+    let mut stream = UnixStream::connect(&path).map_err(|error| no_daemon(&path, &error))?;
+    // A daemon that turns us away may have closed already; what it said is still there to read.
+    let _ = stream.write_all(&request(&args, &prompt));
+    let mut printer = Printer { out: io::stdout().lock(), json: args.json, printed: None };
+    match converse(BufReader::new(stream), &mut printer, &path) {
+        Ok(()) | Err(Stop::Unread) => Ok(()),
+        Err(Stop::Failed(failure)) => Err(failure),
+    }
+}
+
+fn prompt(given: Option<&str>, input: impl Read) -> Result<String, Failure> {
+    let text = match given {
+        Some(text) if text != "-" => text.to_owned(),
+        _ => read_prompt(input)?,
+    };
+    if text.trim().is_empty() {
+        return Err(usage("the prompt is empty; give it as an argument or on standard input"));
+    }
+    Ok(text)
+}
+
+fn read_prompt(input: impl Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    // One byte more than the daemon would take shows that there is too much.
+    let read = input.take(MAX_REQUEST as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| usage(&format!("standard input: cannot be read: {error}")))?;
+    if bytes.len() > MAX_REQUEST {
+        let message = format!("standard input: longer than {MAX_REQUEST} bytes; ask less at once");
+        return Err(Failure { code: 5, message });
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| usage("standard input: not UTF-8; give the prompt as UTF-8 text"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn request(args: &Ask, prompt: &str) -> Vec<u8> {
+    let mut keys = serde_json::json!({ "prompt": prompt, "stream": !args.no_stream });
+    if let Some(most) = args.max_tokens {
+        keys["max_tokens"] = most.into();
+    }
+    format!("{keys}\n").into_bytes()
+}
+
+/// Reads events to the last one of our request.
+fn converse(
+    mut events: impl BufRead,
+    printer: &mut Printer<impl Write>,
+    path: &Path,
+) -> Result<(), Stop> {
+    loop {
+        let mut line = String::new();
+        match events.read_line(&mut line) {
+            Ok(length) if length > 0 => {}
+            _ => return Err(printer.break_off(lost(path))),
+        }
+        let Ok(said) = serde_json::from_str(&line) else {
+            return Err(printer.break_off(no_bitnetd(path)));
+        };
+        printer.event(&line, &said)?;
+        match said {
+            Said::Token { .. } => {}
+            Said::Done { .. } => return Ok(()),
+            Said::Error { code, message } => {
+                return Err(printer.break_off(refused(&code, &message)));
+            }
+        }
+    }
+}
+
+/// Puts events on standard output, as text or as they came.
+struct Printer<W> {
+    out: W,
+    json: bool,
+    /// The last character printed, to end with just one line break.
+    printed: Option<char>,
+}
+
+impl<W: Write> Printer<W> {
+    fn event(&mut self, line: &str, said: &Said) -> Result<(), Stop> {
+        match said {
+            _ if self.json => self.print(line),
+            Said::Token { text } => self.print(text),
+            // Not streamed, or given again from the cache in one piece.
+            Said::Done { text } if self.printed.is_none() => {
+                self.print(text)?;
+                self.end_line()
+            }
+            Said::Done { .. } => self.end_line(),
+            Said::Error { .. } => Ok(()),
+        }
+    }
+
+    fn print(&mut self, text: &str) -> Result<(), Stop> {
+        self.printed = text.chars().next_back().or(self.printed);
+        let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        written.map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Stop::Unread,
+            _ => Stop::Failed(Failure { code: 1, message: format!("standard output: {error}") }),
+        })
+    }
+
+    fn end_line(&mut self) -> Result<(), Stop> {
+        if self.printed == Some('\n') { Ok(()) } else { self.print("\n") }
+    }
+
+    /// Ends the text printed so far, so that the error begins on a line of its own.
+    fn break_off(&mut self, failure: Failure) -> Stop {
+        match self.printed {
+            Some(_) => self.end_line().err().unwrap_or(Stop::Failed(failure)),
+            None => Stop::Failed(failure),
+        }
+    }
+}
+
+fn usage(message: &str) -> Failure {
+    Failure { code: 2, message: message.into() }
+}
+
+fn no_daemon(path: &Path, error: &io::Error) -> Failure {
+    let said = match error.kind() {
+        ErrorKind::NotFound => {
+            "no daemon listens there; start one with `bitnetd serve`, or name its socket with --socket"
+        }
+        ErrorKind::ConnectionRefused => {
+            "the daemon that listened there is gone; start it again, or name another with --socket"
+        }
+        ErrorKind::PermissionDenied => {
+            "permission denied; become a member of the group that owns it, or ask as its user"
+        }
+        _ => return Failure { code: 4, message: format!("{}: {error}", path.display()) },
+    };
+    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+}
+
+fn lost(path: &Path) -> Failure {
+    let said = "the daemon closed the connection before its answer was whole; see its log";
+    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+}
+
+fn no_bitnetd(path: &Path) -> Failure {
+    let said = "what answers there is no bitnetd of this version; name its socket with --socket";
+    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+}
+
+/// The daemon's message on one line, whatever is in it.
+fn refused(code: &str, message: &str) -> Failure {
+    let message: Vec<&str> = message.split_whitespace().collect();
+    Failure { code: 5, message: format!("refused ({code}): {}", message.join(" ")) }
+}
+
+/// The socket asked when none is named.
+fn default_socket() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    socket_of(rustix::process::geteuid().is_root(), runtime.as_deref(), |path| path.exists())
+}
+
+/// The user's own daemon; where it has none, the system's.
+fn socket_of(root: bool, runtime: Option<&Path>, exists: impl Fn(&Path) -> bool) -> PathBuf {
+    let system = PathBuf::from(SYSTEM_SOCKET);
+    match runtime.map(|folder| folder.join("bitnetd.sock")) {
+        Some(own) if !root && (exists(&own) || !exists(&system)) => own,
+        _ => system,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    const ANSWER: &str = "{\"event\":\"token\",\"id\":\"a\",\"text\":\"two \"}\n\
+        {\"event\":\"token\",\"id\":\"a\",\"text\":\"words\"}\n\
+        {\"event\":\"done\",\"id\":\"a\",\"text\":\"two words\",\"cached\":false}\n";
+
+    fn conversation(events: &str, json: bool) -> (String, Result<(), Failure>) {
+        let mut printer = Printer { out: Vec::new(), json, printed: None };
+        let ended = match converse(events.as_bytes(), &mut printer, Path::new("/s")) {
+            Ok(()) => Ok(()),
+            Err(Stop::Failed(failure)) => Err(failure),
+            Err(Stop::Unread) => panic!("a Vec takes everything"),
+        };
+        (String::from_utf8(printer.out).expect("text"), ended)
+    }
+
+    #[test]
+    fn tokens_are_printed_as_text_and_end_in_one_line_break() {
+        assert_eq!(conversation(ANSWER, false), ("two words\n".into(), Ok(())));
+        let ended = ANSWER.replace("words", "words\\n");
+        assert_eq!(conversation(&ended, false), ("two words\n".into(), Ok(())));
+    }
+
+    #[test]
+    fn an_answer_in_one_piece_is_printed_once() {
+        let done = ANSWER.lines().last().expect("three lines");
+        assert_eq!(conversation(done, false), ("two words\n".into(), Ok(())));
+    }
+
+    #[test]
+    fn json_prints_the_events_as_they_came() {
+        assert_eq!(conversation(ANSWER, true), (ANSWER.into(), Ok(())));
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_with_its_code_and_exit_code_5() {
+        let events =
+            "{\"event\":\"error\",\"id\":null,\"code\":\"queue_full\",\"message\":\"a\\nb\"}\n";
+        let (out, ended) = conversation(events, false);
+        let message = "refused (queue_full): a b".into();
+        assert_eq!((out.as_str(), ended), ("", Err(Failure { code: 5, message })));
+        assert_eq!(conversation(events, true).0, events);
+    }
+
+    #[test]
+    fn a_connection_that_ends_early_is_exit_code_4_on_a_line_of_its_own() {
+        let first = ANSWER.lines().next().expect("three lines");
+        let (out, ended) = conversation(&format!("{first}\n"), false);
+        assert_eq!((out.as_str(), ended.expect_err("no end").code), ("two \n", 4));
+        assert_eq!(conversation("HTTP/1.1 400\n", false).1.expect_err("no JSON").code, 4);
+    }
+
+    #[test]
+    fn output_that_nobody_reads_is_no_failure() {
+        let (reader, out) = std::io::pipe().expect("two descriptors");
+        drop(reader);
+        let mut printer = Printer { out, json: false, printed: None };
+        let ended = converse(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
+        assert!(matches!(ended, Err(Stop::Unread)));
+    }
+
+    #[test]
+    fn the_prompt_is_the_argument_or_standard_input() {
+        assert_eq!(prompt(Some("a"), &b"b"[..]), Ok("a".into()));
+        assert_eq!(prompt(Some("-"), &b"b\r\n"[..]), Ok("b".into()));
+        assert_eq!(prompt(None, &b"b\nc\n"[..]), Ok("b\nc".into()));
+    }
+
+    #[test]
+    fn a_prompt_that_cannot_be_asked_is_refused_here() {
+        let code = |given, input: &[u8]| prompt(given, input).expect_err("no prompt").code;
+        assert_eq!(code(None, b"\n"), 2);
+        assert_eq!(code(Some(" "), b""), 2);
+        assert_eq!(code(None, b"\xff"), 2);
+        assert_eq!(prompt(None, io::repeat(b'x')).expect_err("endless").code, 5);
+    }
+
+    #[test]
+    fn the_request_is_one_the_daemon_reads() {
+        let args = Ask { max_tokens: Some(5), ..Ask::default() };
+        let line = request(&args, "say \"hi\"\n");
+        let read = crate::protocol::json::request(&line).expect("sound");
+        assert_eq!((read.stream, read.max_tokens), (true, Some(5)));
+        assert_eq!(read.input, crate::protocol::Input::Prompt("say \"hi\"\n".into()));
+    }
+
+    #[test]
+    fn the_users_own_daemon_is_asked_before_the_systems() {
+        let (own, system) = (Path::new("/run/user/7/bitnetd.sock"), Path::new(SYSTEM_SOCKET));
+        let runtime = Some(Path::new("/run/user/7"));
+        assert_eq!(socket_of(false, runtime, |_| true), own);
+        assert_eq!(socket_of(false, runtime, |path| path == system), system);
+        assert_eq!(socket_of(false, runtime, |_| false), own);
+        assert_eq!(socket_of(false, None, |_| false), system);
+        assert_eq!(socket_of(true, runtime, |_| true), system);
+    }
+
+    #[test]
+    fn no_daemon_is_exit_code_4_and_names_the_socket() {
+        let path = std::env::temp_dir().join(format!("bitnetd-ask-{}", std::process::id()));
+        let ask = || {
+            let args =
+                Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
+            run(args).expect_err("nobody answers")
+        };
+        let missing = ask();
+        drop(UnixListener::bind(&path).expect("a free path"));
+        let gone = ask();
+        std::fs::remove_file(&path).expect("ours");
+        assert_eq!((missing.code, gone.code), (4, 4));
+        assert!(missing.message.contains("bitnetd serve"), "{}", missing.message);
+        assert!(gone.message.starts_with(path.to_str().expect("UTF-8")), "{}", gone.message);
+    }
+}

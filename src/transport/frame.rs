@@ -1,0 +1,193 @@
+//! Lines out of bytes, with a cap, however the bytes were split on their way.
+//!
+//! Deliberately does no I/O and knows nothing of what a line says.
+
+/// Capacity that an emptied buffer keeps; a longer line's memory goes back at once, since a few
+/// hundred connections would otherwise each keep the longest line they ever sent.
+const KEPT: usize = 8 * 1024;
+
+/// Collects bytes and hands out the lines in them.
+///
+/// Holds at most the cap and one pushed piece, provided that the lines are taken after each push.
+#[derive(Debug)]
+pub struct Lines {
+    /// Longest line, in bytes, its ending not counted.
+    cap: usize,
+    bytes: Vec<u8>,
+    /// Where in `bytes` the next line begins.
+    start: usize,
+    /// No line ends between `start` and here, so that a line sent byte by byte is searched once.
+    searched: usize,
+    /// Inside a line that was already reported as too long.
+    skipping: bool,
+}
+
+/// What stands between two line ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// The line without its `\n` or `\r\n`; never empty.
+    Whole(&'a [u8]),
+    /// A line beyond the cap; what it said is gone.
+    TooLong,
+}
+
+impl Lines {
+    /// An empty splitter whose lines have at most `cap` bytes.
+    pub fn new(cap: usize) -> Self {
+        Lines { cap, bytes: Vec::new(), start: 0, searched: 0, skipping: false }
+    }
+
+    /// Takes the next piece of the stream; take the lines out before the next one.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.forget_taken();
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// The next line that has ended, or has grown too long. Empty lines are passed over.
+    pub fn take(&mut self) -> Option<Line<'_>> {
+        loop {
+            let Some(end) = self.line_end() else { return self.cut_off() };
+            let line = self.start..end;
+            self.start = end + 1;
+            self.searched = self.start;
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            let length = without_return(&self.bytes[line.clone()]).len();
+            if length > self.cap {
+                return Some(Line::TooLong);
+            }
+            if length > 0 {
+                return Some(Line::Whole(&self.bytes[line.start..line.start + length]));
+            }
+        }
+    }
+
+    /// The rest after the last line end: the stream has ended and so has its last line.
+    pub fn finish(&mut self) -> Option<Line<'_>> {
+        let skipped = std::mem::take(&mut self.skipping);
+        let rest = self.start..self.bytes.len();
+        (self.start, self.searched) = (rest.end, rest.end);
+        let line = without_return(&self.bytes[rest]);
+        (!skipped && !line.is_empty()).then_some(Line::Whole(line))
+    }
+
+    fn line_end(&mut self) -> Option<usize> {
+        let found = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n');
+        let end = found.map(|offset| self.searched + offset);
+        self.searched = end.unwrap_or(self.bytes.len());
+        end
+    }
+
+    /// Drops a line without end that has outgrown the cap, and says so once.
+    fn cut_off(&mut self) -> Option<Line<'_>> {
+        let too_long = without_return(&self.bytes[self.start..]).len() > self.cap;
+        let said = self.skipping;
+        self.skipping |= too_long;
+        if self.skipping {
+            self.start = self.bytes.len();
+        }
+        (too_long && !said).then_some(Line::TooLong)
+    }
+
+    fn forget_taken(&mut self) {
+        self.bytes.drain(..self.start);
+        (self.start, self.searched) = (0, self.searched - self.start);
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(KEPT);
+        }
+    }
+}
+
+/// Some clients end lines as `\r\n`.
+fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAP: usize = 8;
+
+    /// The lines of `pieces`, `None` for one that is too long.
+    fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Option<Vec<u8>>> {
+        let mut lines = Lines::new(CAP);
+        let mut taken = Vec::new();
+        for piece in pieces {
+            lines.push(piece);
+            while let Some(line) = lines.take() {
+                taken.push(owned(line));
+            }
+            assert!(lines.bytes.len() - lines.start <= CAP + 1);
+        }
+        taken.extend(lines.finish().map(owned));
+        taken
+    }
+
+    fn owned(line: Line<'_>) -> Option<Vec<u8>> {
+        match line {
+            Line::Whole(bytes) => Some(bytes.to_vec()),
+            Line::TooLong => None,
+        }
+    }
+
+    fn whole(text: &str) -> Option<Vec<u8>> {
+        Some(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn lines_end_in_newline_or_return_and_newline_or_with_the_stream() {
+        let read = lines([&b"one\ntwo\r\nthree"[..]]);
+        assert_eq!(read, [whole("one"), whole("two"), whole("three")]);
+    }
+
+    #[test]
+    fn empty_lines_are_passed_over() {
+        assert_eq!(lines([&b"\n\r\n\n\none\n\n\r"[..]]), [whole("one")]);
+        assert_eq!(lines([]), []);
+    }
+
+    #[test]
+    fn a_return_inside_a_line_stays() {
+        assert_eq!(lines([&b"a\rb\r\r\n"[..]]), [whole("a\rb\r")]);
+    }
+
+    #[test]
+    fn a_line_of_just_the_cap_is_whole_and_one_byte_more_is_too_long() {
+        assert_eq!(lines([&b"12345678\n12345678\r\n"[..]]), [whole("12345678"), whole("12345678")]);
+        assert_eq!(lines([&b"123456789\nafter\n"[..]]), [None, whole("after")]);
+        assert_eq!(lines([&b"12345678\r\r\nafter"[..]]), [None, whole("after")]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_said_once_and_skipped_to_its_end() {
+        let long = [b'x'; 1000];
+        let read = lines(long.chunks(3).chain([&b"x\nafter\n"[..]]));
+        assert_eq!(read, [None, whole("after")]);
+        assert_eq!(lines([&long[..]]), [None]);
+    }
+
+    #[test]
+    fn every_split_gives_the_same_lines() {
+        let text = b"a\n\r\n12345678\r\n123456789\n\nbc\r\n12345678\r9\nlast\r";
+        let expected = lines([&text[..]]);
+        for first in 0..=text.len() {
+            for second in first..=text.len() {
+                let read = lines([&text[..first], &text[first..second], &text[second..]]);
+                assert_eq!(read, expected, "split at {first} and {second}");
+            }
+        }
+        assert_eq!(lines(text.chunks(1)), expected);
+    }
+
+    #[test]
+    fn the_memory_of_a_long_line_goes_back() {
+        let mut lines = Lines::new(1 << 20);
+        lines.push(&[b'x'; 1 << 20]);
+        lines.push(b"\n");
+        assert!(matches!(lines.take(), Some(Line::Whole(_))));
+        lines.push(b"short");
+        assert!(lines.bytes.capacity() <= KEPT);
+    }
+}

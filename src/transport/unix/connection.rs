@@ -1,0 +1,237 @@
+//! One client of the socket, from its first byte to its last.
+//!
+//! Reading and writing are two halves of one task. It ends when the client has gone, or when the
+//! client has sent its last line and every answer has been written. Deliberately knows nothing of
+//! other connections.
+
+use super::flight::Flight;
+use super::writer::{EVENTS, Writer};
+use super::{Shared, http, line};
+use crate::protocol::json::{self, Incoming};
+use crate::protocol::{Code, Event, Refusal, Request};
+use crate::transport::frame::{Line, Lines};
+use crate::transport::{Cancel, Inbound, Reply};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::ReadHalf;
+use tokio::sync::mpsc;
+
+/// Bytes read at once: most requests in one piece, and little beside a few hundred connections.
+const PIECE: usize = 4 * 1024;
+
+/// How long the rest of an HTTP request is read and ignored, so that its sender reads the answer
+/// and not that the connection was reset.
+const HTTP_LINGER: Duration = Duration::from_secs(1);
+
+/// Serves one client, the daemon's `number`th, to its end.
+pub(super) async fn serve(stream: UnixStream, number: u64, shared: Shared) {
+    log::debug!("connection {number} opened");
+    match talk(stream, number, shared).await {
+        Ok(()) => log::debug!("connection {number} closed"),
+        Err(error) => log::debug!("connection {number} closed: {error}"),
+    }
+}
+
+async fn talk(mut stream: UnixStream, number: u64, shared: Shared) -> io::Result<()> {
+    let (watched, client) = (watch(&stream)?, client(&stream));
+    let flight = &Flight::default();
+    let (reply, events) = mpsc::channel(EVENTS);
+    // One at a time: while the client does not take an answer, its next line is not read.
+    let (answer, answers) = mpsc::channel(1);
+    let (input, half) = stream.split();
+    let close = shared.close.clone();
+    let writer = Writer { half, events, answers, flight, out: Vec::new() };
+    let reader = Reader { shared, number, client, flight, events: reply, answers: answer, made: 0 };
+    tokio::select! {
+        gone = hangup(&watched) => gone,
+        done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => done.map(drop),
+    }
+}
+
+/// A second handle of the same socket. Its readiness is kept apart from the first one's, so that
+/// [`hangup`] can clear it without taking it from a write that waits.
+fn watch(stream: &UnixStream) -> io::Result<UnixStream> {
+    UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+/// Waits until the client has closed both directions, as it also does when it is killed.
+///
+/// The end of its stream alone does not say so: a client that has sent all it wants to send shuts
+/// down that direction and reads on. EPOLLHUP tells the two apart, and comes without a write.
+async fn hangup(watched: &UnixStream) -> io::Result<()> {
+    while !watched.ready(Interest::WRITABLE).await?.is_write_closed() {
+        // Clears the readiness, so that the next wait is for a change; a hangup is never cleared.
+        let _ =
+            watched.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+    Err(io::ErrorKind::ConnectionAborted.into())
+}
+
+/// Who is at the other end, as the kernel noted when it connected.
+fn client(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => format!("unix:uid={}", peer.uid()),
+        Err(_) => "unix:uid=unknown".into(),
+    }
+}
+
+/// The reading side: lines become requests, cancellations or refusals.
+struct Reader<'a> {
+    shared: Shared,
+    /// The connection's place in the order of arrival; ids made here carry it.
+    number: u64,
+    client: String,
+    flight: &'a Flight,
+    /// The way back of every request.
+    events: mpsc::Sender<Event>,
+    /// The way back of what became no request.
+    answers: mpsc::Sender<Vec<u8>>,
+    /// Ids made so far.
+    made: u64,
+}
+
+/// Whether to go on reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    Stop,
+}
+
+impl Reader<'_> {
+    /// Reads to the end of the client's stream, or to `close`. Dropping the reader closes its ends
+    /// of both channels, which lets the writer end after the last answer.
+    async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
+        let close = self.shared.close.clone();
+        tokio::select! {
+            biased;
+            () = close.cancelled() => Ok(()),
+            read = self.read(&mut half) => read,
+        }
+    }
+
+    async fn read(&mut self, half: &mut ReadHalf<'_>) -> io::Result<()> {
+        let mut lines = Lines::new(json::MAX_REQUEST);
+        let mut piece = [0; PIECE];
+        let mut first = true;
+        loop {
+            let length = half.read(&mut piece).await?;
+            lines.push(&piece[..length]);
+            while let Some(line) = lines.take() {
+                if std::mem::take(&mut first) && is_http(line) {
+                    return self.refuse_http(half).await;
+                }
+                if self.line(line).await == Then::Stop {
+                    return Ok(());
+                }
+            }
+            if length == 0 {
+                if let Some(line) = lines.finish() {
+                    self.line(line).await;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    async fn refuse_http(&self, half: &mut ReadHalf<'_>) -> io::Result<()> {
+        self.answer(http::not_implemented()).await;
+        let rest = async {
+            let mut piece = [0; PIECE];
+            while half.read(&mut piece).await? > 0 {}
+            Ok(())
+        };
+        tokio::time::timeout(HTTP_LINGER, rest).await.unwrap_or(Ok(()))
+    }
+
+    async fn line(&mut self, line: Line<'_>) -> Then {
+        let received = Instant::now();
+        match line {
+            Line::TooLong => self.refuse(None, too_long()).await,
+            Line::Whole(bytes) => match json::incoming(bytes) {
+                Ok(Incoming::Request(request)) => self.request(request, received).await,
+                Ok(Incoming::Cancel(id)) => self.cancel(id).await,
+                Err(refusal) => self.refuse(json::id_of(bytes), refusal).await,
+            },
+        }
+    }
+
+    async fn cancel(&self, id: String) -> Then {
+        if self.flight.cancel(&id) {
+            return Then::GoOn;
+        }
+        let said = "cancel: no request of that id is in flight on this connection";
+        self.refuse(Some(id), Refusal::new(Code::InvalidRequest, said)).await
+    }
+
+    async fn request(&mut self, request: Request, received: Instant) -> Then {
+        if self.shared.draining.is_cancelled() {
+            return self.refuse(request.id, shutting_down()).await;
+        }
+        self.flight.room().await;
+        let Some((id, cancel)) = self.start(request.id.clone()) else {
+            let said = "id: in flight on this connection already; choose another";
+            return self.refuse(request.id, Refusal::new(Code::InvalidRequest, said)).await;
+        };
+        let Some(reply) = self.reply(&id).await else { return Then::Stop };
+        let client = self.client.clone();
+        self.hand_on(Inbound { request, id, client, received, reply, cancel }).await;
+        Then::GoOn
+    }
+
+    /// Notes the request under the client's id or one of ours.
+    fn start(&mut self, id: Option<String>) -> Option<(String, Cancel)> {
+        if let Some(id) = id {
+            return self.flight.start(&id).map(|cancel| (id, cancel));
+        }
+        loop {
+            self.made += 1;
+            let id = format!("u{}-{}", self.number, self.made);
+            // A client may have chosen the same one.
+            if let Some(cancel) = self.flight.start(&id) {
+                return Some((id, cancel));
+            }
+        }
+    }
+
+    /// A way back, as soon as the client has taken enough of what waits for it. `None` when the
+    /// connection is ending.
+    async fn reply(&self, id: &str) -> Option<Reply> {
+        loop {
+            if let Some(reply) = Reply::new(id, &self.events) {
+                return Some(reply);
+            }
+            // Taken by a token meanwhile, it is waited for again.
+            drop(self.events.reserve().await.ok()?);
+        }
+    }
+
+    async fn hand_on(&self, inbound: Inbound) {
+        if let Err(mpsc::error::SendError(inbound)) = self.shared.inbound.send(inbound).await {
+            inbound.reply.refuse(shutting_down());
+        }
+    }
+
+    async fn refuse(&self, id: Option<String>, refusal: Refusal) -> Then {
+        self.answer(line(&Event::Error { id, refusal })).await
+    }
+
+    async fn answer(&self, bytes: Vec<u8>) -> Then {
+        if self.answers.send(bytes).await.is_ok() { Then::GoOn } else { Then::Stop }
+    }
+}
+
+fn is_http(line: Line<'_>) -> bool {
+    matches!(line, Line::Whole(bytes) if http::is_request_line(bytes))
+}
+
+fn too_long() -> Refusal {
+    let said = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
+    Refusal::new(Code::TooLarge, said)
+}
+
+fn shutting_down() -> Refusal {
+    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
+}

@@ -1,0 +1,126 @@
+//! The Unix socket: newline-delimited JSON both ways.
+//!
+//! The caller owns the listener and the signals: a path of ours from [`bind`], systemd's socket, or
+//! a test's. Deliberately knows nothing of what becomes of a request: it goes in through one
+//! channel, and its events come back through its connection's own.
+
+mod connection;
+mod flight;
+mod http;
+mod place;
+mod writer;
+
+pub use place::{BindError, Place, bind};
+
+use super::Inbound;
+use crate::protocol::{Code, Event, Refusal, json};
+use std::io;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Most connections at once: each costs two file descriptors, of which a service has 1,024 unless
+/// told otherwise, and up to one request's length of memory.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// When a client that found no free connection may come back.
+const BUSY_RETRY_MS: u64 = 1_000;
+
+/// Pause after a failed accept. Its usual reason, too few file descriptors, lasts until a client
+/// leaves; the connection waits in the backlog meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens through a socket that is already open: [`bind`]'s, or the one systemd handed over.
+///
+/// Must be called within the async runtime.
+pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Serves the clients of `listener` until `close`.
+///
+/// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
+/// on. Once `close` is cancelled, all requests are, and within [`writer::FLUSH`] their last events
+/// have been written, the connections are closed and this returns.
+pub async fn run(
+    listener: UnixListener,
+    inbound: mpsc::Sender<Inbound>,
+    draining: CancellationToken,
+    close: CancellationToken,
+) {
+    let shared = Shared { inbound, draining, close: close.clone() };
+    let mut tasks = JoinSet::new();
+    let (mut number, mut failing) = (0, false);
+    loop {
+        tokio::select! {
+            // Ended connections leave before new ones are counted against the cap.
+            biased;
+            () = close.cancelled() => break,
+            Some(ended) = tasks.join_next() => note_panic(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    failing = false;
+                    number += 1;
+                    admit(&mut tasks, stream, number, &shared);
+                }
+                Err(error) => pause(&error, std::mem::replace(&mut failing, true)).await,
+            },
+        }
+    }
+    drop(listener);
+    while let Some(ended) = tasks.join_next().await {
+        note_panic(ended);
+    }
+}
+
+/// What every connection needs of the daemon.
+#[derive(Debug, Clone)]
+struct Shared {
+    /// Where requests go.
+    inbound: mpsc::Sender<Inbound>,
+    /// New requests are refused.
+    draining: CancellationToken,
+    /// The end.
+    close: CancellationToken,
+}
+
+fn admit(tasks: &mut JoinSet<()>, stream: UnixStream, number: u64, shared: &Shared) {
+    if tasks.len() >= MAX_CONNECTIONS {
+        turn_away(&stream);
+    } else {
+        tasks.spawn(connection::serve(stream, number, shared.clone()));
+    }
+}
+
+/// Waits before the next accept; says so once in a row of failures.
+async fn pause(error: &io::Error, said: bool) {
+    if !said {
+        log::warn!("a client of the socket cannot be accepted, it waits: {error}");
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        log::error!("a connection of the socket ended in a fault of ours: {error}");
+    }
+}
+
+/// Tells a client beyond the cap so, without waiting for it: the buffer of a new socket has room.
+fn turn_away(stream: &UnixStream) {
+    let said = format!("{MAX_CONNECTIONS} clients are connected; close one or ask again later");
+    let refusal =
+        Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
+    // A failure means that the client has left already.
+    let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));
+}
+
+/// An event as it goes over the socket.
+fn line(event: &Event) -> Vec<u8> {
+    let mut line = json::event(event);
+    line.push(b'\n');
+    line
+}

@@ -1,0 +1,209 @@
+//! The socket's place in the file system: taken by one daemon at a time, left clean.
+//!
+//! Deliberately knows nothing of connections, and uses no umask: that belongs to the whole process,
+//! and a thread that creates a file meanwhile would feel it.
+
+use crate::config::Socket;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 1024;
+
+/// Why there is no socket.
+#[derive(Debug)]
+pub enum BindError {
+    /// The folder it should be in does not exist.
+    NoDirectory(PathBuf),
+    /// Another process answers there, or is about to.
+    Taken(PathBuf),
+    /// What is there is no socket, and is not ours to remove.
+    NotASocket(PathBuf),
+    /// The system said no.
+    Io {
+        /// What it was about.
+        path: PathBuf,
+        /// What could not be done: `cannot be …`.
+        failed: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BindError::NoDirectory(path) => {
+                write!(f, "{}: no such directory; create it or change socket.path", path.display())
+            }
+            BindError::Taken(path) => {
+                let path = path.display();
+                write!(f, "{path}: a daemon is listening there; stop it or change socket.path")
+            }
+            BindError::NotASocket(path) => {
+                let path = path.display();
+                write!(f, "{path}: is no socket; move it away or change socket.path")
+            }
+            BindError::Io { path, failed, error } => {
+                write!(f, "{}: {failed}: {error}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            BindError::Io { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Holds the socket's path for this process; dropped, it removes the file that it made.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Device and inode of the socket file, so that a successor's is never removed.
+    file: (u64, u64),
+    /// Released after the socket file is gone.
+    _lock: Lock,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            // A file that stays behind is found stale by the next daemon.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Takes the configured path and listens there, with the configured mode from the first moment.
+///
+/// A socket file that nobody listens on is replaced.
+pub fn bind(settings: &Socket) -> Result<(UnixListener, Place), BindError> {
+    let path = &settings.path;
+    let lock = Lock::take(path)?;
+    make_room(path)?;
+    let socket = create(path, settings.mode)?;
+    let file = identity(path).map_err(io_error(path, "cannot be looked at"))?;
+    let place = Place { path: path.clone(), file, _lock: lock };
+    // The bits that the umask took away.
+    std::fs::set_permissions(path, Permissions::from_mode(settings.mode))
+        .map_err(io_error(path, "its mode cannot be set"))?;
+    rustix::net::listen(&socket, BACKLOG).map_err(io_error(path, "cannot be listened on"))?;
+    Ok((UnixListener::from(socket), place))
+}
+
+/// A socket bound to `path`, never with more than `mode`: Linux gives the file the mode that the
+/// unbound socket has, less the umask (`unix_bind` in net/unix/af_unix.c).
+fn create(path: &Path, mode: u32) -> Result<OwnedFd, BindError> {
+    let socket = stream_socket().map_err(io_error(path, "cannot be created"))?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(mode))
+        .map_err(io_error(path, "its mode cannot be set"))?;
+    let address = SocketAddrUnix::new(path).map_err(io_error(path, "cannot be a socket"))?;
+    rustix::net::bind(&socket, &address).map_err(io_error(path, "cannot be created"))?;
+    Ok(socket)
+}
+
+fn stream_socket() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// Removes a stale socket file; refuses everything else that is there.
+fn make_room(path: &Path) -> Result<(), BindError> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error(path, "cannot be looked at")(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    if is_listened_on(path)? {
+        return Err(BindError::Taken(path.to_owned()));
+    }
+    std::fs::remove_file(path).map_err(io_error(path, "is stale and cannot be removed"))
+}
+
+fn is_listened_on(path: &Path) -> Result<bool, BindError> {
+    let socket = stream_socket().map_err(io_error(path, "cannot be tried"))?;
+    let address = SocketAddrUnix::new(path).map_err(io_error(path, "cannot be a socket"))?;
+    match rustix::net::connect(&socket, &address) {
+        // Somebody accepts, has a full backlog, or uses a socket of another type.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(io_error(path, "cannot be tried")(error)),
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+fn io_error<E: Into<io::Error>>(path: &Path, failed: &'static str) -> impl Fn(E) -> BindError {
+    let path = path.to_owned();
+    move |error| BindError::Io { path: path.clone(), failed, error: error.into() }
+}
+
+/// A locked file beside the socket, held as long as the daemon lives: of two daemons that start at
+/// once, both may find the socket stale, but one of them finds the lock taken.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Self, BindError> {
+        let mut path = OsString::from(socket);
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(BindError::Taken(socket.to_owned())),
+                Err(TryLockError::Error(error)) => {
+                    return Err(io_error(&path, "cannot be locked")(error));
+                }
+            }
+            // Its holder may have removed it between our two calls; then it guards nothing.
+            let locked = file.metadata().map(|found| (found.dev(), found.ino()));
+            if locked.is_ok_and(|locked| identity(&path).is_ok_and(|found| found == locked)) {
+                return Ok(Lock { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still locked here, so nobody else can have taken the file for theirs.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Opens the lock file; no link is followed, and no other user may hold it.
+fn open(path: &Path) -> Result<File, BindError> {
+    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(no_links);
+    options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            BindError::NoDirectory(parent.unwrap_or(Path::new(".")).to_owned())
+        }
+        _ => io_error(path, "cannot be created")(error),
+    })
+}

@@ -1,0 +1,113 @@
+//! The writing side of a connection: the events of all its requests, one a line.
+//!
+//! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
+//! client that reads more slowly than that loses its requests, and nobody else's time.
+
+use super::flight::Flight;
+use super::line;
+use crate::protocol::{Code, Event, Refusal};
+use std::io;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::WriteHalf;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Events that may wait for a slow client: some ten seconds of tokens on a small device, and a
+/// place for the last event of each request in flight.
+pub(super) const EVENTS: usize = 256;
+
+/// How long a client may take nothing at all before it is dropped.
+const STALL: Duration = Duration::from_secs(20);
+
+/// Time from `close` to the end of the connection.
+pub(super) const FLUSH: Duration = Duration::from_secs(2);
+
+/// Bytes collected for one write: each write costs the kernel about a page of its own.
+const BATCH: usize = 4 * 1024;
+
+/// Where a connection's answers come together.
+pub(super) struct Writer<'a> {
+    /// The socket.
+    pub(super) half: WriteHalf<'a>,
+    /// From the requests, by way of their replies.
+    pub(super) events: mpsc::Receiver<Event>,
+    /// From the reading side: lines that answer what became no request.
+    pub(super) answers: mpsc::Receiver<Vec<u8>>,
+    /// Hears of each request's last event.
+    pub(super) flight: &'a Flight,
+    /// Bytes collected and not yet taken by the client.
+    pub(super) out: Vec<u8>,
+}
+
+impl Writer<'_> {
+    /// Writes until every request has ended and nobody can send another, or the client fails, or
+    /// `close` and [`FLUSH`] are over.
+    pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {
+        let flight = self.flight;
+        let written = tokio::select! {
+            written = self.write_all() => Some(written),
+            () = end_of_flush(close, flight) => None,
+        };
+        match written {
+            Some(written) => written,
+            None => self.give_up(),
+        }
+    }
+
+    async fn write_all(&mut self) -> io::Result<()> {
+        while self.collect().await {
+            while !self.out.is_empty() {
+                let taken = timeout(STALL, self.half.write(&self.out)).await??;
+                if taken == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                self.out.drain(..taken);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something to write and takes what else is there; `false` when nothing more comes.
+    async fn collect(&mut self) -> bool {
+        tokio::select! {
+            Some(event) = self.events.recv() => self.add(&event),
+            Some(answer) = self.answers.recv() => self.out.extend(answer),
+            else => return false,
+        }
+        while self.out.len() < BATCH
+            && let Ok(event) = self.events.try_recv()
+        {
+            self.add(&event);
+        }
+        true
+    }
+
+    fn add(&mut self, event: &Event) {
+        self.out.extend(line(event));
+        match event {
+            Event::Done(done) => self.flight.end(&done.id),
+            Event::Error { id: Some(id), .. } => self.flight.end(id),
+            Event::Error { id: None, .. } | Event::Token { .. } => {}
+        }
+    }
+
+    /// Ends what the daemon did not end in time, unless the client has stopped reading.
+    fn give_up(&mut self) -> io::Result<()> {
+        if !self.out.is_empty() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        for id in self.flight.ids() {
+            let refusal = Refusal::new(Code::ShuttingDown, "the daemon stopped; ask again");
+            self.add(&Event::Error { id: Some(id), refusal });
+        }
+        self.half.try_write(&self.out).map(drop)
+    }
+}
+
+async fn end_of_flush(close: &CancellationToken, flight: &Flight) {
+    close.cancelled().await;
+    flight.cancel_all();
+    tokio::time::sleep(FLUSH).await;
+}

@@ -1,0 +1,219 @@
+//! Who leaves, who is slow, and who comes in too great a number.
+
+use super::{Client, Door, PATIENCE, until};
+use bitnetd::transport::unix;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
+
+#[tokio::test]
+async fn closing_the_connection_cancels_its_requests_and_no_others() {
+    let door = Door::open();
+    let (mut leaver, mut stayer) = (door.client().await, door.client().await);
+    leaver.ask("a", "hang").await;
+    leaver.ask("b", "hang").await;
+    door.wait_for(1).await;
+    stayer.ask("c", "hang").await;
+    let stays = door.wait_for(2).await;
+    drop(leaver);
+    let (a, b) = (door.wait_for(0).await, door.wait_for(1).await);
+    until(|| (a.cancel.is_raised() && b.cancel.is_raised()).then_some(())).await;
+    assert_eq!((stays.id.as_str(), stays.cancel.is_raised()), ("c", false));
+    stayer.assert_serves().await;
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_sending_still_gets_its_answers() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    // The last line has no end of its own.
+    client
+        .send("{\"id\":\"a\",\"prompt\":\"hang\"}\n{\"id\":\"b\",\"prompt\":\"last words\"}")
+        .await;
+    client.shut_write().await;
+    assert_eq!(client.end().await["text"], "last words");
+    // Nothing was cancelled by the end of the stream, nor while the daemon could have noticed it.
+    sleep(Duration::from_millis(50)).await;
+    let hanging = door.wait_for(0).await;
+    assert!(!hanging.cancel.is_raised());
+    hanging.cancel.raise();
+    assert_eq!(client.end().await["id"], "a");
+    assert_eq!(client.event().await, None, "the connection ends with the last answer");
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_after_ending_its_sending_is_noticed() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    client.ask("a", "hang").await;
+    client.shut_write().await;
+    let hanging = door.wait_for(0).await;
+    sleep(Duration::from_millis(50)).await;
+    assert!(!hanging.cancel.is_raised());
+    drop(client);
+    until(|| hanging.cancel.is_raised().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_killed_client_is_noticed_although_nothing_is_written_to_it() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    // More than may be in flight, so that its last lines are never read and its end is not either.
+    for number in 0..100 {
+        client.ask(&number.to_string(), "hang").await;
+    }
+    let last = door.wait_for(63).await;
+    assert!(door.seen(64).is_none(), "the rest waits unread");
+    drop(client);
+    until(|| last.cancel.is_raised().then_some(())).await;
+}
+
+#[tokio::test]
+async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    let (count, mut ended) = (1000, 0);
+    let lines: String = (0..count).map(|n| format!("{{\"prompt\":\"number {n}\"}}\n")).collect();
+    let Client { lines: mut answers, mut write } = client;
+    let send = async { write.write_all(lines.as_bytes()).await.expect("open") };
+    let read = async {
+        while ended < count {
+            let line = answers.next_line().await.expect("sound").expect("not the end");
+            ended += usize::from(line.contains("\"done\""));
+        }
+    };
+    timeout(PATIENCE, async { tokio::join!(send, read) }).await.expect("all answered");
+    client = Client { lines: answers, write };
+    client.assert_serves().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
+    let door = Door::open();
+    let mut slow = door.client().await;
+    slow.ask("flood", "flood").await;
+    let flood = door.wait_for(0).await;
+    let mut other = door.client().await;
+    for _ in 0..20 {
+        other.assert_serves().await;
+    }
+    until(|| flood.cancel.is_raised().then_some(())).await;
+    other.assert_serves().await;
+    // Once it reads again it hears how its request ended, and can ask on.
+    assert_eq!(slow.end().await["finish_reason"], "cancelled");
+    slow.assert_serves().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_reads_again_is_dropped() {
+    let door = Door::open();
+    let mut slow = door.client().await;
+    slow.ask("flood", "flood").await;
+    slow.ask("hang", "hang").await;
+    // The clock stands still but for the daemon's own waits.
+    let hang = door.wait_for(1).await;
+    until(|| hang.cancel.is_raised().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_request_that_the_daemon_loses_says_so() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    client.ask("a", "lost").await;
+    client.assert_error(json!("a"), "internal").await;
+}
+
+#[tokio::test]
+async fn a_daemon_without_a_worker_says_shutting_down() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    door.worker.abort();
+    client.ask("a", "x").await;
+    client.assert_error(json!("a"), "shutting_down").await;
+}
+
+#[tokio::test]
+async fn draining_refuses_new_requests_and_lets_running_ones_end() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    client.ask("old", "hang").await;
+    let old = door.wait_for(0).await;
+    door.draining.cancel();
+    client.ask("new", "x").await;
+    client.assert_error(json!("new"), "shutting_down").await;
+    assert!(!old.cancel.is_raised());
+    client.send("{\"cancel\":\"old\"}\n").await;
+    assert_eq!(client.end().await["id"], "old");
+    let mut late = door.client().await;
+    late.ask("late", "x").await;
+    late.assert_error(json!("late"), "shutting_down").await;
+}
+
+#[tokio::test]
+async fn closing_ends_every_request_writes_its_end_and_returns() {
+    let door = Door::open();
+    let (mut client, mut idle) = (door.client().await, door.client().await);
+    client.ask("a", "hang").await;
+    client.ask("b", "deaf").await;
+    door.wait_for(1).await;
+    idle.assert_serves().await;
+    door.close.cancel();
+    let cancelled = client.end().await;
+    assert_eq!((&cancelled["id"], &cancelled["finish_reason"]), (&json!("a"), &json!("cancelled")));
+    client.assert_error(json!("b"), "shutting_down").await;
+    assert_eq!(client.event().await, None);
+    assert_eq!(idle.event().await, None);
+    door.worker.abort();
+    door.shut().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_a_client_that_does_not_read() {
+    let door = Door::open();
+    let mut slow = door.client().await;
+    slow.ask("a", "flood").await;
+    let flood = door.wait_for(0).await;
+    until(|| flood.cancel.is_raised().then_some(())).await;
+    let before = tokio::time::Instant::now();
+    door.shut().await;
+    assert!(before.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn a_thousand_connections_are_served_or_told_to_come_back() {
+    let door = Door::open();
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        clients.push(door.client().await);
+    }
+    let (mut served, mut refused) = (0, 0);
+    for mut client in clients.drain(..).rev() {
+        let _ = client.write.write_all(b"{\"prompt\":\"x\"}\n").await;
+        let event = client.end().await;
+        match event["event"].as_str() {
+            Some("done") => served += 1,
+            _ => {
+                assert_eq!((&event["code"], &event["id"]), (&json!("queue_full"), &Value::Null));
+                assert!(event["retry_after_ms"].is_u64());
+                refused += 1;
+            }
+        }
+    }
+    assert!(served >= unix::MAX_CONNECTIONS && served + refused == 1000, "{served} {refused}");
+    door.client().await.assert_serves().await;
+}
+
+#[tokio::test]
+async fn connections_that_come_and_go_leave_nothing_behind() {
+    let door = Door::open();
+    for number in 0..2 * unix::MAX_CONNECTIONS {
+        let mut client = door.client().await;
+        client.send("{\"prompt\":\"hang\"}\n{\"pro").await;
+        door.wait_for(number).await;
+    }
+    door.client().await.assert_serves().await;
+    let last = door.wait_for(2 * unix::MAX_CONNECTIONS - 1).await;
+    until(|| last.cancel.is_raised().then_some(())).await;
+    door.shut().await;
+}

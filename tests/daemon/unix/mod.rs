@@ -1,0 +1,231 @@
+//! The Unix socket as its users meet it: a real socket, real clients, and a worker that stands in
+//! for the engine. What it answers depends on the prompt; see [`answer`]. Deliberately no daemon
+//! around them.
+
+mod leave;
+mod place;
+mod talk;
+
+use bitnetd::config::Socket;
+use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::transport::unix::{self, Place};
+use bitnetd::transport::{Cancel, Inbound};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines, ReadHalf, WriteHalf};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Far more than anything here takes, also under emulation.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A folder of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bitnetd-unix-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a new name");
+        Folder(path)
+    }
+
+    fn socket(&self) -> Socket {
+        Socket { path: self.0.join("s"), mode: 0o660 }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running socket and its worker.
+struct Door {
+    path: PathBuf,
+    /// What the worker was given, oldest first.
+    seen: Arc<Mutex<Vec<Seen>>>,
+    draining: CancellationToken,
+    close: CancellationToken,
+    tasks: JoinSet<()>,
+    worker: tokio::task::AbortHandle,
+    _place: Place,
+    _folder: Folder,
+}
+
+#[derive(Clone)]
+struct Seen {
+    id: String,
+    client: String,
+    cancel: Cancel,
+}
+
+impl Door {
+    fn open() -> Self {
+        let folder = Folder::new();
+        let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
+        let listener = unix::adopt(listener).expect("inside the runtime");
+        let (inbound, requests) = mpsc::channel(16);
+        let (draining, close) = (CancellationToken::new(), CancellationToken::new());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(unix::run(listener, inbound, draining.clone(), close.clone()));
+        let worker = tasks.spawn(work(requests, seen.clone()));
+        let path = folder.socket().path;
+        Door { path, seen, draining, close, tasks, worker, _place: place, _folder: folder }
+    }
+
+    async fn client(&self) -> Client {
+        Client::new(UnixStream::connect(&self.path).await.expect("somebody listens"))
+    }
+
+    fn seen(&self, index: usize) -> Option<Seen> {
+        self.seen.lock().expect("no panic").get(index).cloned()
+    }
+
+    /// The request that came as number `index`.
+    async fn wait_for(&self, index: usize) -> Seen {
+        until(|| self.seen(index)).await
+    }
+
+    /// Closes the socket and waits for `run` and the worker to return.
+    async fn shut(mut self) {
+        self.close.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        timeout(PATIENCE, all).await.expect("run returns");
+    }
+}
+
+async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            match look() {
+                Some(found) => return found,
+                None => sleep(Duration::from_millis(2)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, found).await.expect("in time")
+}
+
+async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Seen>>>) {
+    let mut running = JoinSet::new();
+    while let Some(inbound) = requests.recv().await {
+        let Inbound { id, client, cancel, .. } = &inbound;
+        let request = Seen { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
+        seen.lock().expect("no panic").push(request);
+        running.spawn(answer(inbound));
+    }
+    running.join_all().await;
+}
+
+/// `hang` waits to be cancelled, `deaf` does not even hear that, `lost` drops the request, `flood`
+/// streams until it is told to stop; anything else is streamed back word by word.
+async fn answer(inbound: Inbound) {
+    let Input::Prompt(prompt) = &inbound.request.input else { return };
+    let mut reason = FinishReason::Stop;
+    match prompt.as_str() {
+        "lost" => return,
+        "deaf" => sleep(PATIENCE).await,
+        "hang" => {
+            reason = until(|| inbound.cancel.is_raised().then_some(FinishReason::Cancelled)).await
+        }
+        "flood" => reason = flood(&inbound).await,
+        words => {
+            for word in words.split_inclusive(' ') {
+                let _ = inbound.reply.token(word.to_owned());
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    let done = done(&inbound.id, prompt, reason);
+    inbound.reply.finish(done);
+}
+
+async fn flood(inbound: &Inbound) -> FinishReason {
+    while !inbound.cancel.is_raised() {
+        if inbound.reply.token("x".repeat(1000)).is_err() {
+            inbound.cancel.raise();
+        }
+        tokio::task::yield_now().await;
+    }
+    FinishReason::Cancelled
+}
+
+fn done(id: &str, text: &str, finish_reason: FinishReason) -> Event {
+    Event::Done(Box::new(Done {
+        id: id.to_owned(),
+        text: text.to_owned(),
+        finish_reason,
+        usage: Usage::default(),
+        timings: Timings::default(),
+        energy: None,
+        cached: false,
+    }))
+}
+
+/// One user of the socket.
+struct Client {
+    lines: Lines<BufReader<ReadHalf<UnixStream>>>,
+    write: WriteHalf<UnixStream>,
+}
+
+impl Client {
+    fn new(stream: UnixStream) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Client { lines: BufReader::new(read).lines(), write }
+    }
+
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let sent = timeout(PATIENCE, self.write.write_all(bytes.as_ref())).await;
+        sent.expect("the daemon reads").expect("the connection is open");
+    }
+
+    async fn ask(&mut self, id: &str, prompt: &str) {
+        self.send(format!("{}\n", json!({"id": id, "prompt": prompt, "stream": true}))).await;
+    }
+
+    /// The next event; `None` at the end of the stream.
+    async fn event(&mut self) -> Option<Value> {
+        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("the daemon answers");
+        line.expect("a sound stream").map(|line| serde_json::from_str(&line).expect("JSON"))
+    }
+
+    /// The next event that is no token.
+    async fn end(&mut self) -> Value {
+        loop {
+            let event = self.event().await.expect("an event before the end");
+            if event["event"] != "token" {
+                return event;
+            }
+        }
+    }
+
+    /// Asks something and hears the answer: the connection works.
+    async fn assert_serves(&mut self) {
+        self.ask("still", "here").await;
+        let event = self.end().await;
+        assert_eq!((&event["id"], &event["text"]), (&json!("still"), &json!("here")));
+    }
+
+    /// Waits for an `error` event with this id and code.
+    async fn assert_error(&mut self, id: Value, code: &str) {
+        let event = self.end().await;
+        assert_eq!((&event["event"], &event["id"]), (&json!("error"), &id), "{event}");
+        assert_eq!(event["code"], code, "{event}");
+    }
+
+    async fn shut_write(&mut self) {
+        self.write.shutdown().await.expect("open until now");
+    }
+}
