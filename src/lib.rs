@@ -22,10 +22,10 @@
 //! await; no allocation in the decode loop; no panic on bad input. `tests/tidy` checks the doors
 //! between the rooms.
 
-//pub mod cli;
+pub mod cli;
 pub mod config;
-//pub mod daemon;
+pub mod daemon;
 pub mod engine;
 pub mod protocol;
 pub mod telemetry;
-//pub mod transport;
+pub mod transport;

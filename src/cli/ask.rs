@@ -97,11 +97,7 @@ fn request(args: &Ask, prompt: &str) -> Vec<u8> {
 }
 
 /// Reads events to the last one of our request.
-fn converse(
-    mut events: impl BufRead,
-    printer: &mut Printer<impl Write>,
-    path: &Path,
-) -> Result<(), Stop> {
+fn converse(mut events: impl BufRead, printer: &mut Printer<impl Write>, path: &Path) -> Result<(), Stop> {
     loop {
         let mut line = String::new();
         match events.read_line(&mut line) {
@@ -257,8 +253,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_line_with_its_code_and_exit_code_5() {
-        let events =
-            "{\"event\":\"error\",\"id\":null,\"code\":\"queue_full\",\"message\":\"a\\nb\"}\n";
+        let events = "{\"event\":\"error\",\"id\":null,\"code\":\"queue_full\",\"message\":\"a\\nb\"}\n";
         let (out, ended) = conversation(events, false);
         let message = "refused (queue_full): a b".into();
         assert_eq!((out.as_str(), ended), ("", Err(Failure { code: 5, message })));
@@ -322,8 +317,7 @@ mod tests {
     fn no_daemon_is_exit_code_4_and_names_the_socket() {
         let path = std::env::temp_dir().join(format!("bitnetd-ask-{}", std::process::id()));
         let ask = || {
-            let args =
-                Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
+            let args = Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
             run(args).expect_err("nobody answers")
         };
         let missing = ask();

@@ -2,7 +2,24 @@
 //!
 //! Deliberately knows no exit by itself: a command returns, and `main` says how it went.
 
-pub mod ask;
+mod ask;
+mod bench;
+mod check_config;
+#[cfg(feature = "demo")]
+mod demo;
+mod doctor;
+mod generate;
+mod host;
+mod logits;
+mod model;
+mod serve;
+mod tokenize;
+
+use crate::daemon;
+use crate::engine::error::LoadError;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
 
 /// Why a command failed, in one line, and the exit code that says so to programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,4 +28,112 @@ pub struct Failure {
     pub code: u8,
     /// One line: the place, and the way out.
     pub message: String,
+}
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Failure { code: 2, message: message.into() }
+    }
+
+    /// Something the system refused us that no argument mends.
+    fn system(message: impl Into<String>) -> Self {
+        Failure { code: 1, message: message.into() }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Failure { code: 3, message: error.to_string() }
+    }
+}
+
+impl From<daemon::Failure> for Failure {
+    fn from(failure: daemon::Failure) -> Self {
+        let code = match failure {
+            daemon::Failure::Model(_) | daemon::Failure::Budget(_) => 3,
+            daemon::Failure::Setup(_) => 1,
+        };
+        Failure { code, message: failure.to_string() }
+    }
+}
+
+/// A ternary language model as a service: answers over MQTT and a Unix socket
+#[derive(Debug, Parser)]
+#[command(name = "bitnetd", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
+    Ask(ask::Ask),
+    Generate(generate::Generate),
+    Bench(bench::Bench),
+    Tokenize(tokenize::Tokenize),
+    Logits(logits::Logits),
+    Doctor(doctor::Doctor),
+    CheckConfig(check_config::CheckConfig),
+}
+
+/// Runs the command that `arguments` name, the program's own name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    match arguments.command {
+        Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::run(args),
+        Command::Ask(args) => ask::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::CheckConfig(args) => check_config::run(args),
+    }
+}
+
+/// Help and version go to standard output; a mistake becomes one line.
+fn usage(error: &clap::Error) -> Result<(), Failure> {
+    if !error.use_stderr() {
+        return print(error.to_string().as_bytes());
+    }
+    let text = error.to_string();
+    if text.starts_with("error:") {
+        // The library tells the mistake, tips and usage in paragraphs of their own.
+        let told = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
+        let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+        return Err(Failure::usage(format!("{told}; see bitnetd --help")));
+    }
+    Err(Failure::usage("no command given; see bitnetd --help"))
+}
+
+/// Writes to standard output; nobody reading any more, as with `| head`, is no failure.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::system(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The text of an argument, or standard input where it is left out or `-`.
+fn text(argument: Option<String>) -> Result<String, Failure> {
+    match argument {
+        Some(text) if text != "-" => Ok(text),
+        _ => {
+            let mut text = String::new();
+            let read = io::stdin().lock().read_to_string(&mut text);
+            read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
+            Ok(text)
+        }
+    }
 }

@@ -136,8 +136,6 @@ pub struct Requests {
     pub cancelled: u64,
     /// Out of time.
     pub timed_out: u64,
-    /// Came a second time and were not answered again.
-    pub duplicates: u64,
     /// Waiting now.
     pub queued: u64,
     /// Being answered now: 0 or 1.
@@ -179,4 +177,10 @@ pub struct MqttLink {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
+    /// Prompts that came a second time and were not answered again.
+    pub duplicates: u64,
+    /// Replies given up, and prompts at QoS 0 ignored in a flood.
+    pub dropped: u64,
+    /// What keeps the link down, or did last.
+    pub problem: Option<String>,
 }

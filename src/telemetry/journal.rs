@@ -89,7 +89,7 @@ mod tests {
         telemetry.completed(&Usage { prompt_tokens: 5, completion_tokens: 9 }, &timings, None);
         telemetry.mqtt_configured();
         telemetry.set_queue(2, 1);
-        telemetry.report(&host, SystemTime::UNIX_EPOCH)
+        telemetry.report(&host, None, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_neither_in_the_line_nor_in_the_fields() {
-        let report = Telemetry::new(0).report(&Snapshot::default(), SystemTime::UNIX_EPOCH);
+        let report = Telemetry::new(0).report(&Snapshot::default(), None, SystemTime::UNIX_EPOCH);
         assert_eq!(journal_line(&report), "0 answered, 0 refused, 0 waiting, 0 running");
         assert!(fields(&report).iter().all(|(name, _)| !["TEMP_MC", "POWER_W"].contains(name)));
     }

@@ -20,7 +20,7 @@ use crate::protocol::{
 use answers::Answers;
 use energy::Meter;
 use sensors::Snapshot;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -35,12 +35,10 @@ pub struct Telemetry {
     refused: Counter,
     cancelled: Counter,
     timed_out: Counter,
-    duplicates: Counter,
     queued: Counter,
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
-    link: Link,
     answers: Mutex<Answers>,
     power: Mutex<Power>,
 }
@@ -48,16 +46,6 @@ pub struct Telemetry {
 /// A count or a level; each stands for itself, so no order among them is kept.
 #[derive(Debug, Default)]
 struct Counter(AtomicU64);
-
-/// State of the broker link, as its door tells it.
-#[derive(Debug, Default)]
-struct Link {
-    configured: AtomicBool,
-    connected: AtomicBool,
-    connects: Counter,
-    sessions_lost: Counter,
-    outbox: Counter,
-}
 
 /// The energy so far, and the reading behind it.
 #[derive(Debug, Default)]
@@ -77,12 +65,10 @@ impl Telemetry {
             refused: Counter::default(),
             cancelled: Counter::default(),
             timed_out: Counter::default(),
-            duplicates: Counter::default(),
             queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
-            link: Link::default(),
             answers: Mutex::default(),
             power: Mutex::default(),
         }
@@ -108,11 +94,6 @@ impl Telemetry {
         self.timed_out.add();
     }
 
-    /// A request came a second time and was not answered again.
-    pub fn duplicate(&self) {
-        self.duplicates.add();
-    }
-
     /// An answer was computed to its end; `joules` is what it cost, where known.
     pub fn completed(&self, usage: &Usage, timings: &Timings, joules: Option<f64>) {
         self.completed.add();
@@ -136,31 +117,6 @@ impl Telemetry {
         self.running.set(running as u64);
     }
 
-    /// There is a broker in the configuration; before this the report says nothing of one.
-    pub fn mqtt_configured(&self) {
-        self.link.configured.store(true, Ordering::Relaxed);
-    }
-
-    /// The broker accepted a connection, and still knew our session or not. On the first one there
-    /// was none that it could have lost.
-    pub fn link_up(&self, session_present: bool) {
-        if !session_present && self.link.connects.get() > 0 {
-            self.link.sessions_lost.add();
-        }
-        self.link.connects.add();
-        self.link.connected.store(true, Ordering::Relaxed);
-    }
-
-    /// The broker is gone.
-    pub fn link_down(&self) {
-        self.link.connected.store(false, Ordering::Relaxed);
-    }
-
-    /// How many replies the broker has not acknowledged yet.
-    pub fn outbox(&self, len: usize) {
-        self.link.outbox.set(len as u64);
-    }
-
     /// Takes a power reading into the energy. Wanted about once a second, and once at the end of
     /// each request before [`energy_between`](Self::energy_between); one more does no harm.
     pub fn power(&self, now: Instant, reading: Option<&Reading>) {
@@ -178,8 +134,8 @@ impl Telemetry {
         Some(RequestEnergy { joules, method: power.last.as_ref()?.method })
     }
 
-    /// Everything at once: `host` as just read, `now` as the clock says.
-    pub fn report(&self, host: &Snapshot, now: SystemTime) -> Report {
+    /// Everything at once: `host` as just read, `mqtt` as its door says, `now` as the clock says.
+    pub fn report(&self, host: &Snapshot, mqtt: Option<MqttLink>, now: SystemTime) -> Report {
         let answers = locked(&self.answers);
         Report {
             time: rfc3339(now),
@@ -193,7 +149,7 @@ impl Telemetry {
             requests: self.requests(),
             energy: self.energy(answers.joules_per_token()),
             cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
-            mqtt: self.link.report(),
+            mqtt,
             alerts: Vec::new(),
         }
     }
@@ -205,7 +161,6 @@ impl Telemetry {
             refused: self.refused.get(),
             cancelled: self.cancelled.get(),
             timed_out: self.timed_out.get(),
-            duplicates: self.duplicates.get(),
             queued: self.queued.get(),
             running: self.running.get(),
         }
@@ -233,17 +188,6 @@ impl Counter {
     }
 }
 
-impl Link {
-    fn report(&self) -> Option<MqttLink> {
-        self.configured.load(Ordering::Relaxed).then(|| MqttLink {
-            connected: self.connected.load(Ordering::Relaxed),
-            connects: self.connects.get(),
-            sessions_lost: self.sessions_lost.get(),
-            outbox: self.outbox.get(),
-        })
-    }
-}
-
 /// Counting goes on after a thread died while it counted: the sums are sound at every step.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -261,7 +205,7 @@ mod tests {
     }
 
     fn report(telemetry: &Telemetry) -> Report {
-        telemetry.report(&Snapshot::default(), SystemTime::UNIX_EPOCH)
+        telemetry.report(&Snapshot::default(), None, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -282,7 +226,6 @@ mod tests {
         telemetry.refused();
         telemetry.cancelled();
         telemetry.timed_out();
-        telemetry.duplicate();
         telemetry.cache_hit();
         telemetry.cache_miss();
         telemetry.set_queue(3, 1);
@@ -293,28 +236,10 @@ mod tests {
             refused: 1,
             cancelled: 1,
             timed_out: 1,
-            duplicates: 1,
             queued: 3,
             running: 1,
         };
         assert_eq!((requests, cache), (expected, Cache { hits: 1, misses: 1 }));
-    }
-
-    #[test]
-    fn the_first_connection_has_lost_no_session() {
-        let telemetry = Telemetry::new(0);
-        telemetry.link_up(false);
-        assert_eq!(report(&telemetry).mqtt, None, "not configured");
-        telemetry.mqtt_configured();
-        telemetry.outbox(4);
-        let link = MqttLink { connected: true, connects: 1, sessions_lost: 0, outbox: 4 };
-        assert_eq!(report(&telemetry).mqtt, Some(link));
-        telemetry.link_down();
-        telemetry.link_up(true);
-        telemetry.link_up(false);
-        telemetry.link_down();
-        let link = MqttLink { connected: false, connects: 3, sessions_lost: 1, outbox: 4 };
-        assert_eq!(report(&telemetry).mqtt, Some(link));
     }
 
     #[test]

@@ -1,1 +1,129 @@
-fn main() {}
+//! Holds the source text to the architecture: who may name whom, where `unsafe` may stand, what a configuration
+//! key needs, what the folders hold. The rules as data are in `table.rs`; change the architecture there.
+//!
+//! It reads text only: no build, no type information. Each rule is a function from one file to its violations, so
+//! `proofs.rs` can show on a few lines of source that it does find what it is for. What the compiler or clippy can
+//! check is not here.
+
+mod config_keys;
+mod imports;
+mod proofs;
+mod rules;
+mod source;
+mod table;
+
+use std::fs;
+use std::path::Path;
+
+use rules::*;
+use table::TOP_LEVEL;
+
+/// Every text file of the repository; large ones are data.
+fn repository() -> Vec<File> {
+    let mut files = vec![];
+    walk(Path::new(env!("CARGO_MANIFEST_DIR")), "", &mut files);
+    assert!(
+        files.iter().any(|file| file.path == "src/lib.rs"),
+        "the source was not found"
+    );
+    files
+}
+
+fn walk(folder: &Path, prefix: &str, files: &mut Vec<File>) {
+    for entry in fs::read_dir(folder).expect("a folder of the repository can be listed") {
+        let entry = entry.expect("its entries too");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = format!("{prefix}{name}");
+        let kind = entry.file_type().expect("the kind of an entry is known");
+        let is_ours = !matches!(name.as_str(), ".git" | "target");
+        if kind.is_dir() && is_ours {
+            walk(&entry.path(), &format!("{path}/"), files);
+        } else if kind.is_file() && entry.metadata().is_ok_and(|data| data.len() < 1 << 20) {
+            // What is not UTF-8 is not text.
+            files.extend(
+                fs::read_to_string(entry.path())
+                    .ok()
+                    .map(|text| File::new(&path, &text)),
+            );
+        }
+    }
+}
+
+fn check(rule: fn(&File) -> Vec<Violation>) {
+    report(repository().iter().flat_map(rule).collect());
+}
+
+fn report(found: Vec<Violation>) {
+    let lines: Vec<String> = found.iter().map(Violation::to_string).collect();
+    assert!(
+        lines.is_empty(),
+        "{} found\n{}\n",
+        lines.len(),
+        lines.join("\n")
+    );
+}
+
+macro_rules! hold {
+    ($($test:ident: $rule:ident,)*) => { $(#[test] fn $test() { check($rule); })* };
+}
+
+hold! {
+    the_import_table_holds: imports_follow_the_table,
+    unsafe_is_only_where_it_may_be: unsafe_stands_only_where_allowed,
+    every_unsafe_has_a_safety_note: unsafe_says_why_it_holds,
+    rumqttc_is_named_in_one_file: rumqttc_has_one_user,
+    the_engine_knows_no_runtime_environment_or_output: engine_keeps_to_itself,
+    no_bare_unwrap: nothing_is_unwrapped_barely,
+    no_dead_code: no_dead_code_is_allowed,
+    no_file_is_too_long: files_are_not_too_long,
+    no_file_is_called_nothing: names_say_something,
+    every_folder_says_what_it_is: folders_say_what_they_are,
+    the_development_machine_is_not_named: nothing_names_the_development_machine,
+}
+
+#[test]
+fn every_source_folder_has_a_door() {
+    let files = repository();
+    let missing = files.iter().filter_map(|file| {
+        let (folder, _) = file.stem()?.rsplit_once('/')?;
+        let door = format!("src/{folder}/mod.rs");
+        (!files.iter().any(|file| file.path == door))
+            .then(|| file.found(1, format!("no {door} beside it")))
+    });
+    report(missing.collect());
+}
+
+#[test]
+fn configuration_files_and_their_mirror_have_the_same_keys() {
+    let files = repository();
+    let shown: Vec<&File> = files
+        .iter()
+        .filter(|file| file.path.starts_with("config/") && file.path.ends_with(".toml"))
+        .collect();
+    let mirror = files
+        .iter()
+        .find(|file| file.path == "src/config/file.rs")
+        .expect("src/config/file.rs exists");
+    let example = "config/bitnetd.toml";
+    assert!(
+        shown.iter().any(|file| file.path == example),
+        "{example} exists"
+    );
+    report(config_keys_agree(example, &shown, mirror));
+}
+
+#[test]
+fn the_top_level_holds_only_what_a_newcomer_expects() {
+    let unexpected: Vec<String> = fs::read_dir(env!("CARGO_MANIFEST_DIR"))
+        .expect("the repository can be listed")
+        .map(|entry| {
+            entry
+                .expect("its entries too")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str()))
+        .collect();
+    assert!(unexpected.is_empty(), "not on the list: {unexpected:?}");
+}

@@ -64,8 +64,7 @@ fn watch(stream: &UnixStream) -> io::Result<UnixStream> {
 async fn hangup(watched: &UnixStream) -> io::Result<()> {
     while !watched.ready(Interest::WRITABLE).await?.is_write_closed() {
         // Clears the readiness, so that the next wait is for a change; a hangup is never cleared.
-        let _ =
-            watched.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        let _ = watched.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
     }
     Err(io::ErrorKind::ConnectionAborted.into())
 }

@@ -6,8 +6,7 @@
 /// capital letter, as every method does (RFC 9110, 9.1).
 pub(super) fn is_request_line(line: &[u8]) -> bool {
     let version = line.len().checked_sub(b" HTTP/1.1".len()).map(|start| &line[start..]);
-    line.first().is_some_and(u8::is_ascii_uppercase)
-        && matches!(version, Some(b" HTTP/1.1" | b" HTTP/1.0"))
+    line.first().is_some_and(u8::is_ascii_uppercase) && matches!(version, Some(b" HTTP/1.1" | b" HTTP/1.0"))
 }
 
 /// The answer to every HTTP request.
@@ -30,9 +29,7 @@ mod tests {
     fn a_request_line_is_told_from_json() {
         assert!(is_request_line(b"GET /health HTTP/1.1"));
         assert!(is_request_line(b"POST /v1/chat/completions HTTP/1.0"));
-        for line in
-            [&b"{\"prompt\":\"GET / HTTP/1.1"[..], b"get / HTTP/1.1", b"HTTP/1.1", b"GET /", b""]
-        {
+        for line in [&b"{\"prompt\":\"GET / HTTP/1.1"[..], b"get / HTTP/1.1", b"HTTP/1.1", b"GET /", b""] {
             assert!(!is_request_line(line));
         }
     }

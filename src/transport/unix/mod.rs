@@ -112,8 +112,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 /// Tells a client beyond the cap so, without waiting for it: the buffer of a new socket has room.
 fn turn_away(stream: &UnixStream) {
     let said = format!("{MAX_CONNECTIONS} clients are connected; close one or ask again later");
-    let refusal =
-        Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
+    let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
     // A failure means that the client has left already.
     let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));
 }

@@ -1,0 +1,20 @@
+//! `bitnetd check-config`: says what is wrong with a configuration, and where.
+
+use super::{Failure, host, print};
+use crate::config::Config;
+use std::path::PathBuf;
+
+/// Say what is wrong with a configuration, and where
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct CheckConfig {
+    /// The TOML file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
+    match Config::load(&args.file, &host::host()) {
+        Ok(_) => print(format!("{}: sound\n", args.file.display()).as_bytes()),
+        Err(error) => Err(Failure::usage(error.to_string())),
+    }
+}

@@ -1,0 +1,107 @@
+//! `bitnetd generate`: one answer in this process, without a daemon.
+
+use super::model::ModelArgs;
+use super::{Failure, print, text};
+use crate::engine::Engine;
+use crate::engine::sampler::Sampling;
+use crate::engine::session::{Answer, End, Options, Step};
+use crate::engine::tokenizer::{Role, Turn};
+use serde::Serialize;
+use std::ops::ControlFlow;
+
+/// Answer one prompt in this process, without a daemon
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Generate {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Continue the text as it is, without a chat template
+    #[arg(long)]
+    raw: bool,
+    /// 0 is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Start of the random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// Print one JSON object with text, counts and timings
+    #[arg(long)]
+    json: bool,
+    /// What to answer; read from standard input when `-`
+    #[arg(value_name = "PROMPT")]
+    prompt: String,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(t) if (0.0..=10.0).contains(&t) => Ok(t),
+        _ => Err("a number from 0 to 10".into()),
+    }
+}
+
+#[derive(Serialize)]
+struct Said<'a> {
+    text: &'a str,
+    finish_reason: &'static str,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    tokens: &'a [u32],
+    prompt_ms: f64,
+    ttft_ms: f64,
+    tokens_per_second: Option<f64>,
+    kernel: &'static str,
+    threads: usize,
+}
+
+pub(super) fn run(args: Generate) -> Result<(), Failure> {
+    let prompt = text(Some(args.prompt.clone()))?;
+    let engine = args.model.load()?;
+    let prompt = match args.raw {
+        true => engine.tokenizer().prompt_raw(&prompt),
+        false => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text: &prompt }]),
+    };
+    let sampling =
+        Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
+    let max_tokens = Some(args.max_tokens as usize);
+    let options = Options { sampling, max_tokens, ..Options::default() };
+    // Memory for what is asked, not for the longest context the file names.
+    let wanted = prompt.len() + args.max_tokens as usize;
+    let mut session = engine.session(wanted.min(engine.model().shape().context));
+    let mut stuck = None;
+    let answer = session.generate(&prompt, &options, |step| match step {
+        Step::Token(text) if !args.json => print(text.as_bytes()).map_or_else(
+            |failure| {
+                stuck = Some(failure);
+                ControlFlow::Break(())
+            },
+            ControlFlow::Continue,
+        ),
+        _ => ControlFlow::Continue(()),
+    });
+    let answer = answer.map_err(|error| Failure { code: 5, message: error.to_string() })?;
+    match stuck {
+        Some(failure) => Err(failure),
+        None if args.json => print(json(&engine, prompt.len(), &answer).as_bytes()),
+        None => print(b"\n"),
+    }
+}
+
+fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
+    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
+    let later = answer.tokens.len().saturating_sub(1) as f64;
+    let said = Said {
+        text: &answer.text,
+        finish_reason: if answer.end == End::Length { "length" } else { "stop" },
+        prompt_tokens,
+        completion_tokens: answer.tokens.len(),
+        tokens: &answer.tokens,
+        prompt_ms: ms(answer.prefill),
+        ttft_ms: ms(answer.prefill + answer.first.unwrap_or_default()),
+        tokens_per_second: (later > 0.0).then(|| later / answer.decode.as_secs_f64()),
+        kernel: engine.model().kernels().name(),
+        threads: engine.model().pool().threads(),
+    };
+    format!("{}\n", serde_json::to_string(&said).expect("strings and numbers"))
+}

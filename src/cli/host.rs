@@ -1,0 +1,40 @@
+//! What the defaults depend on: the only place that asks the environment.
+
+use crate::config::Host;
+use crate::engine::pool;
+use crate::telemetry::sensors;
+use std::path::{Path, PathBuf};
+
+/// This machine and this user.
+pub(super) fn host() -> Host {
+    Host {
+        name: name(),
+        memory_bytes: sensors::host_memory(Path::new("/")),
+        processors: processors(),
+        runtime_dir: runtime_dir(),
+    }
+}
+
+/// Processors this process may run on.
+pub(super) fn processors() -> usize {
+    pool::processors().len().max(1)
+}
+
+/// The host name up to its first dot, as one MQTT topic level.
+fn name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let short = name.split('.').next().unwrap_or_default();
+    let level: String = short.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    if level.is_empty() { "device".into() } else { level }
+}
+
+/// `/run/bitnetd` for root and where systemd made it ours, else the user's own.
+fn runtime_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/run/bitnetd");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from("/run/bitnetd"),
+    }
+}

@@ -1,0 +1,62 @@
+//! `bitnetd serve`: the daemon.
+
+use super::{Failure, host};
+use crate::config::{Config, DEFAULT_FILE};
+use crate::daemon;
+use crate::telemetry;
+use std::path::{Path, PathBuf};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// Run the daemon
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Serve {
+    /// The configuration [default: /etc/bitnetd/bitnetd.toml if it is there, else built-in defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A GGUF file, instead of the configured one
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Serve) -> Result<(), Failure> {
+    let mut config = load(args.config.as_deref())?;
+    config.model.path = args.model.or(config.model.path);
+    config.socket.path = args.socket.unwrap_or(config.socket.path);
+    telemetry::log::init(config.log.level, telemetry::log::under_journald());
+    make_default_dir(&config.socket.path);
+    let (ready, _) = oneshot::channel();
+    Ok(runtime()?.block_on(daemon::run(config, CancellationToken::new(), ready))?)
+}
+
+/// The named configuration, else the system's, else the defaults.
+pub(super) fn load(named: Option<&Path>) -> Result<Config, Failure> {
+    let host = host::host();
+    let path = match named {
+        Some(path) => path,
+        None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
+        None => return Ok(Config::defaults(&host)),
+    };
+    Config::load(path, &host).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// One thread for everything that waits, and one for name look-ups, which block: with the computing
+/// threads that makes `budget.threads + 2`.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .map_err(|error| Failure::system(format!("the runtime cannot be started: {error}")))
+}
+
+/// Started by hand as root nobody has made `/run/bitnetd` yet; a failure shows when the socket is
+/// opened, with its way out.
+fn make_default_dir(socket: &Path) {
+    if let Some(dir) = socket.parent().filter(|dir| *dir == Path::new("/run/bitnetd")) {
+        let _ = std::fs::create_dir(dir);
+    }
+}

@@ -1,0 +1,27 @@
+//! `bitnetd tokenize`: a text as token ids.
+
+use super::model::ModelArgs;
+use super::{Failure, print, text};
+
+/// Print the token ids of a text
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Tokenize {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Read the names of special tokens as those tokens
+    #[arg(long)]
+    special: bool,
+    /// The text; read from standard input when left out or `-`
+    #[arg(value_name = "TEXT|-")]
+    text: Option<String>,
+}
+
+pub(super) fn run(args: Tokenize) -> Result<(), Failure> {
+    let text = text(args.text)?;
+    let engine = args.model.load()?;
+    let ids = match args.special {
+        true => engine.tokenizer().encode_with_specials(&text),
+        false => engine.tokenizer().encode(&text),
+    };
+    print(format!("{}\n", serde_json::to_string(&ids).expect("a list of numbers")).as_bytes())
+}

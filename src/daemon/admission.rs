@@ -1,0 +1,187 @@
+//! Which requests wait, in which order, and which are turned away: decisions only, the time passed
+//! in. Deliberately knows no thread and no model.
+
+use crate::protocol::{Code, Refusal};
+use crate::transport::Inbound;
+use std::time::{Duration, Instant};
+
+/// A request that waits.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The request with its way back.
+    pub inbound: Inbound,
+    /// When its time is up.
+    pub deadline: Instant,
+}
+
+/// The requests that wait, and how long answers take of late.
+#[derive(Debug)]
+pub(super) struct Admission {
+    waiting: Vec<Job>, // oldest first
+    depth: usize,
+    /// Seconds an answer takes, smoothed; what a client that found the queue full is told to wait.
+    pace: f64,
+    closed: bool,
+}
+
+/// Share of the newest answer in the smoothed time: about the last ten count.
+const NEWEST: f64 = 0.2;
+
+impl Admission {
+    pub fn new(depth: usize) -> Self {
+        Admission { waiting: Vec::new(), depth, pace: 1.0, closed: false }
+    }
+
+    /// Takes a request in, or gives it back with the reason.
+    pub fn offer(&mut self, inbound: Inbound, timeout: Duration) -> Result<(), (Box<Inbound>, Refusal)> {
+        if self.closed {
+            return Err((Box::new(inbound), shutting_down()));
+        }
+        if self.waiting.len() >= self.depth {
+            let said = format!("{} requests wait already; ask again later", self.depth);
+            let retry_after_ms = Some((self.pace * 1000.0).ceil() as u64);
+            let refusal = Refusal { retry_after_ms, ..Refusal::new(Code::QueueFull, said) };
+            return Err((Box::new(inbound), refusal));
+        }
+        let deadline = inbound.received + timeout;
+        self.waiting.push(Job { inbound, deadline });
+        Ok(())
+    }
+
+    /// The next to be answered: the oldest of the highest priority.
+    pub fn next(&mut self) -> Option<Job> {
+        let priority = |job: &Job| job.inbound.request.priority;
+        let highest = self.waiting.iter().map(priority).max()?;
+        let at = self.waiting.iter().position(|job| priority(job) == highest)?;
+        Some(self.waiting.remove(at))
+    }
+
+    /// Takes out those that nobody waits for any more, each with what it is told.
+    pub fn sweep(&mut self, now: Instant) -> Vec<(Job, Refusal)> {
+        self.waiting
+            .extract_if(.., |job| verdict(job, now).is_some())
+            .map(|job| {
+                let refusal = verdict(&job, now).expect("just looked at");
+                (job, refusal)
+            })
+            .collect()
+    }
+
+    /// Takes all out; from now on none is taken in.
+    pub fn close(&mut self) -> Vec<(Job, Refusal)> {
+        self.closed = true;
+        self.waiting.drain(..).map(|job| (job, shutting_down())).collect()
+    }
+
+    /// Notes how long an answer took.
+    pub fn note_pace(&mut self, took: Duration) {
+        self.pace += NEWEST * (took.as_secs_f64() - self.pace);
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+}
+
+/// Why a request that has not begun is not worth beginning, if so.
+pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
+    if job.inbound.cancel.is_raised() {
+        return Some(Refusal::new(Code::Cancelled, "cancelled before it was begun"));
+    }
+    if now >= job.deadline {
+        let waited = now.saturating_duration_since(job.inbound.received).as_millis();
+        let said = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
+        return Some(Refusal::new(Code::Timeout, said));
+    }
+    None
+}
+
+fn shutting_down() -> Refusal {
+    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Event, Priority, json};
+    use crate::transport::{Cancel, Reply};
+    use tokio::sync::mpsc;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn inbound(id: &str, priority: Priority, now: Instant) -> (Inbound, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(4);
+        let mut request = json::request(br#"{"prompt":"a"}"#).expect("sound");
+        request.priority = priority;
+        let reply = Reply::new(id, &sender).expect("room");
+        let inbound = Inbound {
+            request,
+            id: id.into(),
+            client: "test".into(),
+            received: now,
+            reply,
+            cancel: Cancel::default(),
+        };
+        (inbound, receiver)
+    }
+
+    #[test]
+    fn higher_priority_goes_first_and_within_one_the_oldest() {
+        let (mut admission, now) = (Admission::new(9), Instant::now());
+        let mut receivers = Vec::new();
+        for (id, priority) in
+            [("a", Priority::Low), ("b", Priority::Normal), ("c", Priority::High), ("d", Priority::Normal)]
+        {
+            let (inbound, receiver) = inbound(id, priority, now);
+            receivers.push(receiver);
+            admission.offer(inbound, MINUTE).expect("room");
+        }
+        let order: Vec<String> =
+            std::iter::from_fn(|| admission.next()).map(|job| job.inbound.id.clone()).collect();
+        assert_eq!(order, ["c", "b", "d", "a"]);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_says_when_to_come_back() {
+        let (mut admission, now) = (Admission::new(1), Instant::now());
+        (0..50).for_each(|_| admission.note_pace(Duration::from_secs(3)));
+        let (first, _a) = inbound("a", Priority::Normal, now);
+        admission.offer(first, MINUTE).expect("room");
+        let (second, _b) = inbound("b", Priority::High, now);
+        let (_, refusal) = admission.offer(second, MINUTE).expect_err("full");
+        assert_eq!(refusal.code, Code::QueueFull);
+        assert!((2900..=3100).contains(&refusal.retry_after_ms.expect("a time")), "{refusal:?}");
+    }
+
+    #[test]
+    fn what_is_cancelled_or_late_is_swept_out_and_the_rest_stays() {
+        let (mut admission, now) = (Admission::new(9), Instant::now());
+        let (cancelled, _a) = inbound("a", Priority::Normal, now);
+        cancelled.cancel.raise();
+        admission.offer(cancelled, MINUTE).expect("room");
+        let (late, _b) = inbound("b", Priority::Normal, now);
+        admission.offer(late, Duration::from_secs(1)).expect("room");
+        let (sound, _c) = inbound("c", Priority::Normal, now);
+        admission.offer(sound, MINUTE).expect("room");
+        let swept = admission.sweep(now + Duration::from_secs(2));
+        let codes: Vec<(&str, Code)> =
+            swept.iter().map(|(job, r)| (job.inbound.id.as_str(), r.code)).collect();
+        assert_eq!(codes, [("a", Code::Cancelled), ("b", Code::Timeout)]);
+        assert_eq!(admission.waiting(), 1);
+    }
+
+    #[test]
+    fn a_closed_queue_gives_all_back_and_takes_none() {
+        let (mut admission, now) = (Admission::new(9), Instant::now());
+        let (first, _a) = inbound("a", Priority::Normal, now);
+        admission.offer(first, MINUTE).expect("room");
+        assert_eq!(admission.close().len(), 1);
+        let (second, _b) = inbound("b", Priority::Normal, now);
+        let (_, refusal) = admission.offer(second, MINUTE).expect_err("closed");
+        assert_eq!(refusal.code, Code::ShuttingDown);
+    }
+}

@@ -1,0 +1,336 @@
+//! The daemon: opens the doors, starts the worker, keeps them company, and closes in order.
+//!
+//! The only room that sees both the doors and the engine. Deliberately knows no arguments and no
+//! exit codes: `cli` brings the settings and takes the failure.
+
+mod admission;
+mod budget;
+mod cache;
+mod health;
+mod shutdown;
+mod systemd;
+mod worker;
+
+pub use budget::{Plan, TooLarge};
+
+use crate::config::{Config, I2sLayout};
+use crate::engine::error::LoadError;
+use crate::engine::model::Layout;
+use crate::engine::{self, ModelFile, Source};
+use crate::protocol::MqttLink;
+use crate::telemetry::sensors::Sensors;
+use crate::telemetry::{self, Telemetry};
+use crate::transport::mqtt::{self, LinkState};
+use crate::transport::{Inbound, unix};
+use log::{error, info, warn};
+use serde::Serialize;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use worker::{Facts, Queue, Worker};
+
+/// Requests on their way from the doors to the queue: the doors wait when there are more.
+const INTAKE: usize = 32;
+/// Time for the last replies to reach the broker on a stop.
+const FLUSH: Duration = Duration::from_secs(3);
+/// Between two power readings: the energy of an answer of some seconds is known to some percent.
+const POWER_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at waiting requests that were cancelled or ran out of time.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Why the daemon did not start, or stopped.
+#[derive(Debug)]
+pub enum Failure {
+    /// The model cannot be used.
+    Model(LoadError),
+    /// The model does not fit the budget.
+    Budget(TooLarge),
+    /// A door cannot be opened, or the system refused something else.
+    Setup(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Model(error) => error.fmt(f),
+            Failure::Budget(error) => error.fmt(f),
+            Failure::Setup(said) => said.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Maps the configured model and plans its memory; nothing is loaded yet.
+pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
+    let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
+    let layout = match config.model.i2s_layout {
+        I2sLayout::Auto | I2sLayout::Blocks128 => Layout::Blocks128,
+        I2sLayout::Blocks64 => Layout::Blocks64,
+    };
+    let file = ModelFile::open(&source, layout).map_err(Failure::Model)?;
+    let footprint = file.footprint();
+    let budget = config.budget.memory_bytes as usize;
+    let plan = Plan::make(&footprint, file.shape().context, config.model.context, budget);
+    plan.map_err(Failure::Budget).map(|plan| (file, plan))
+}
+
+/// Runs until `stop` is cancelled or a signal asks for it. `ready` hears when both doors are open
+/// and the model is loaded.
+pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), Failure> {
+    let (file, plan) = plan(&config)?;
+    info!("{plan}");
+    let telemetry = Arc::new(Telemetry::new(config.budget.memory_bytes));
+    let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
+    let (listener, place) = socket(&config)?;
+    let queue = Arc::new(Queue::new(&config.queue, Arc::clone(&telemetry)));
+    let worker = Worker {
+        queue: Arc::clone(&queue),
+        telemetry: Arc::clone(&telemetry),
+        sensors: Arc::clone(&sensors),
+        context: plan.context,
+    };
+    let options = engine::Options { threads: config.budget.threads, pin: config.budget.pin, kernel: None };
+    let (thread, facts) = worker.start(file, options).await?;
+    let daemon =
+        Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
+    info!(
+        "ready: {} on {}, {} threads, socket {}",
+        facts.model,
+        facts.kernel,
+        daemon.config.budget.threads,
+        daemon.config.socket.path.display()
+    );
+    let outcome = daemon.serve(listener, &facts, &plan, ready).await;
+    // The worker ends when its queue is closed and empty, which `serve` has seen to.
+    if thread.join().is_err() {
+        error!("the worker thread died");
+    }
+    drop(place);
+    outcome
+}
+
+fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
+    let setup = |error: &dyn fmt::Display| Failure::Setup(error.to_string());
+    let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
+        Some(listener) => (listener, None),
+        None => {
+            let (listener, place) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
+            (listener, Some(place))
+        }
+    };
+    let listener = unix::adopt(listener)
+        .map_err(|error| setup(&format!("{}: {error}", config.socket.path.display())))?;
+    Ok((listener, place))
+}
+
+struct Daemon {
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    sensors: Arc<Mutex<Sensors>>,
+    queue: Arc<Queue>,
+    draining: CancellationToken,
+    close: CancellationToken,
+}
+
+impl Daemon {
+    async fn serve(
+        &self,
+        listener: tokio::net::UnixListener,
+        facts: &Facts,
+        plan: &Plan,
+        ready: oneshot::Sender<()>,
+    ) -> Result<(), Failure> {
+        let signals = shutdown::Signals::listen()
+            .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
+        let (intake, requests) = mpsc::channel(INTAKE);
+        let (reports, latest) = watch::channel(None);
+        let mut doors = JoinSet::new();
+        doors.spawn(unix::run(listener, intake.clone(), self.draining.clone(), self.close.clone()));
+        let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
+        let mut company = JoinSet::new();
+        company.spawn(admit(requests, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        company.spawn(sweep(Arc::clone(&self.queue)));
+        company.spawn(sample_power(Arc::clone(&self.sensors), Arc::clone(&self.telemetry)));
+        let reporter = Reporter { reports, link, queue: Arc::clone(&self.queue) };
+        company.spawn(reporter.run(
+            self.config.telemetry.interval,
+            Arc::clone(&self.sensors),
+            Arc::clone(&self.telemetry),
+        ));
+        company.spawn(systemd::feed_watchdog(Arc::clone(&self.queue)));
+        systemd::ready(&facts.model);
+        let _ = ready.send(()); // nobody has to listen
+        self.wait_and_drain(signals, &mut company).await;
+        self.close.cancel();
+        while let Some(ended) = doors.join_next().await {
+            if let Err(error) = ended {
+                error!("a door ended badly: {error}");
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    fn open_mqtt(
+        &self,
+        doors: &mut JoinSet<()>,
+        requests: mpsc::Sender<Inbound>,
+        telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+        facts: &Facts,
+        plan: &Plan,
+    ) -> Option<watch::Receiver<LinkState>> {
+        let config = self.config.mqtt.clone()?;
+        let (state, link) = watch::channel(LinkState::default());
+        doors.spawn(mqtt::run(mqtt::Door {
+            config,
+            device: self.config.device.id.clone(),
+            info: info_payload(&self.config, facts, plan),
+            window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
+            requests,
+            telemetry,
+            interval: self.config.telemetry.interval,
+            state,
+            draining: self.draining.clone(),
+            close: self.close.clone(),
+            flush: FLUSH,
+        }));
+        Some(link)
+    }
+
+    /// Waits for the word to stop, then for the requests at hand, then for the drain deadline.
+    async fn wait_and_drain(&self, mut signals: shutdown::Signals, company: &mut JoinSet<()>) {
+        tokio::select! {
+            () = self.draining.cancelled() => {}
+            signal = signals.next() => info!("stopping on {signal}"),
+            // They end only by a fault, and without them the daemon would answer nobody.
+            Some(ended) = company.join_next() => error!("a task of the daemon ended: {ended:?}"),
+        }
+        systemd::stopping();
+        self.draining.cancel();
+        let deadline = Instant::now() + self.config.queue.drain;
+        tokio::select! {
+            () = self.queue.drained(deadline) => {}
+            signal = signals.next() => warn!("{signal} again: not waiting for answers"),
+        }
+        self.queue.close();
+        self.queue.drained(Instant::now() + FLUSH).await;
+    }
+}
+
+/// What the retained `info` topic says.
+fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Info<'a> {
+        version: &'a str,
+        device: &'a str,
+        model: &'a str,
+        architecture: &'a str,
+        kernel: &'a str,
+        context: usize,
+        budget: Budget,
+    }
+    #[derive(Serialize)]
+    struct Budget {
+        memory_mb: u64,
+        planned_mb: usize,
+        threads: usize,
+    }
+    let info = Info {
+        version: env!("CARGO_PKG_VERSION"),
+        device: &config.device.id,
+        model: &facts.model,
+        architecture: &facts.architecture,
+        kernel: facts.kernel,
+        context: plan.context,
+        budget: Budget {
+            memory_mb: config.budget.memory_bytes >> 20,
+            planned_mb: plan.total().div_ceil(1 << 20),
+            threads: config.budget.threads,
+        },
+    };
+    serde_json::to_vec(&info).expect("strings and numbers")
+}
+
+/// Takes requests from the doors to the queue; ends with the last door.
+async fn admit(mut requests: mpsc::Receiver<Inbound>, queue: Arc<Queue>, telemetry: Arc<Telemetry>) {
+    while let Some(inbound) = requests.recv().await {
+        telemetry.received();
+        queue.offer(inbound);
+    }
+    // The doors end after the drain; until then this task is wanted.
+    std::future::pending::<()>().await;
+}
+
+/// Tells waiting requests that were cancelled or ran out of time; looks only while some wait.
+async fn sweep(queue: Arc<Queue>) {
+    loop {
+        queue.occupied().await;
+        queue.sweep(Instant::now());
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+    }
+}
+
+async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
+    if locked(&sensors).power(Instant::now()).is_none()
+        && locked(&sensors).found().iter().all(|f| f.name != "power")
+    {
+        // No sensor: nothing to wake up for.
+        return std::future::pending().await;
+    }
+    let mut interval = tokio::time::interval(POWER_INTERVAL);
+    loop {
+        interval.tick().await;
+        let now = Instant::now();
+        let reading = locked(&sensors).power(now);
+        telemetry.power(now, reading.as_ref());
+    }
+}
+
+/// Makes a report every interval, for the broker and for the journal.
+struct Reporter {
+    reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+    link: Option<watch::Receiver<LinkState>>,
+    queue: Arc<Queue>,
+}
+
+impl Reporter {
+    async fn run(self, interval: Duration, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
+        // Loads are differences between two readings; this is the first.
+        locked(&sensors).read(Instant::now());
+        let mut interval = tokio::time::interval(interval);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        interval.tick().await;
+        loop {
+            interval.tick().await;
+            let host = locked(&sensors).read(Instant::now());
+            let (waiting, running) = self.queue.level();
+            telemetry.set_queue(waiting, running);
+            let report = telemetry.report(&host, self.link(), SystemTime::now());
+            telemetry::write_journal(&report);
+            let json = serde_json::to_vec(&report).expect("a report is plain data");
+            self.reports.send_replace(Some(Arc::new(json)));
+        }
+    }
+
+    fn link(&self) -> Option<MqttLink> {
+        let state = self.link.as_ref()?.borrow();
+        Some(MqttLink {
+            connected: state.connected,
+            connects: state.connects,
+            sessions_lost: state.sessions_lost,
+            outbox: state.outbox,
+            duplicates: state.duplicates,
+            dropped: state.dropped,
+            problem: state.problem.clone(),
+        })
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,78 @@
+//! The rules as data. Places are paths under `src` without `.rs`: `engine/pool` is `engine/pool.rs`, or all of
+//! `engine/pool/` once it is a folder.
+
+/// A place, and the crate modules it may name; the longest place that fits a file counts. Its own module it may
+/// always name. `main.rs` and `lib.rs` are free.
+#[rustfmt::skip] // a table is read by its columns
+pub const MAY_NAME: &[(&str, &[&str])] = &[
+    ("config",           &[]),
+    ("protocol",         &[]),
+    ("engine/error",     &["engine::quant"]),
+    ("engine/quant",     &["engine::error"]),
+    ("engine/sampler",   &["engine::error", "engine::quant"]),
+    ("engine/ops",       &["engine::error", "engine::quant"]),
+    ("engine/pool",      &["engine::error", "engine::quant"]),
+    ("engine/gguf",      &["engine::error", "engine::quant"]),
+    ("engine/kernels",   &["engine::quant", "engine::pool"]),
+    ("engine/tokenizer", &["engine::error", "engine::gguf"]),
+    ("engine/model",     &["engine::error", "engine::gguf", "engine::quant", "engine::kernels", "engine::ops", "engine::pool"]),
+    ("engine/session",   &["engine::error", "engine::model", "engine::tokenizer", "engine::sampler"]),
+    // The facade, and the model inside the binary.
+    ("engine/mod",       &["engine"]),
+    ("engine/builtin",   &["engine"]),
+    ("guard",            &["config", "protocol"]),
+    ("telemetry",        &["config", "protocol"]),
+    ("transport",        &["config", "protocol", "telemetry"]),
+    ("daemon",           &["config", "protocol", "guard", "telemetry", "transport"]),
+    // The only three that see both sides.
+    ("daemon/mod",       &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/worker",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/budget",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("cli",              &[EVERYTHING]),
+];
+pub const EVERYTHING: &str = "*";
+
+/// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl.
+pub const MAY_BE_UNSAFE: &[&str] = &[
+    "engine/gguf/map",
+    "engine/pool",
+    "engine/kernels",
+    "telemetry/sensors",
+];
+
+/// The one user of the MQTT client crate, so that it can be replaced.
+pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];
+
+/// What the engine never does: it could be published as a crate of its own tomorrow. Tests within it may.
+pub const ENGINE_NEVER_NAMES: &[&[&str]] = &[&["tokio"], &["log"], &["std", "env"]];
+pub const ENGINE_NEVER_CALLS: &[&str] = &["println", "eprintln", "print", "eprint", "dbg"];
+
+/// Names that say nothing of what is inside.
+pub const EMPTY_NAMES: &[&str] = &[
+    "util", "utils", "helper", "helpers", "common", "misc", "manager",
+];
+
+/// Past this a file becomes a folder of the same name.
+pub const MAX_LINES: usize = 600;
+
+/// All that the top level holds, besides dot-folders and what git ignores.
+pub const TOP_LEVEL: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "src",
+    "config",
+    "systemd",
+    "cross",
+    "tests",
+    "models",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "rustfmt.toml",
+    "clippy.toml",
+    "target",
+];
+
+/// Paths of the machine this was written on; in halves, so as not to find themselves.
+pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
