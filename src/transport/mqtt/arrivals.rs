@@ -158,9 +158,9 @@ impl Arrivals {
             (None, None) => None,
         };
         // A packet id is used again for other messages, so the payload is part of the key.
-        let delivery = arrival.packet.map(|packet| {
-            self.secret.hash_one((self.session, packet, arrival.client, arrival.payload))
-        });
+        let delivery = arrival
+            .packet
+            .map(|packet| self.secret.hash_one((self.session, packet, arrival.client, arrival.payload)));
         Keys { name, delivery }
     }
 
@@ -231,8 +231,7 @@ mod tests {
         let now = Instant::now();
         let mut arrivals = Arrivals::default();
         let one = serial(arrivals.arrive(&NAMED, now));
-        let two =
-            serial(arrivals.arrive(&Arrival { packet: Some(2), id: Some("b"), ..PLAIN }, now));
+        let two = serial(arrivals.arrive(&Arrival { packet: Some(2), id: Some("b"), ..PLAIN }, now));
         arrivals.pass(Some(3));
         arrivals.settled(two, now);
         assert!(acks(&mut arrivals).is_empty());

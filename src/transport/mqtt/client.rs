@@ -11,9 +11,8 @@ use super::topics::Topics;
 use crate::config::Mqtt;
 use rumqttc::NetworkOptions;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnAckProperties, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter,
-    LastWill, PubAck, PubAckReason, Publish, PublishProperties, RetainForwardRule, SubAck,
-    SubscribeReasonCode,
+    ConnAck, ConnAckProperties, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill,
+    PubAck, PubAckReason, Publish, PublishProperties, RetainForwardRule, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
@@ -143,13 +142,7 @@ impl Connection {
         let (properties, payload) = (properties(packet, now), packet.payload.clone());
         let taken = self
             .client
-            .try_publish_with_properties(
-                &packet.topic,
-                QoS::AtLeastOnce,
-                packet.retain,
-                payload,
-                properties,
-            )
+            .try_publish_with_properties(&packet.topic, QoS::AtLeastOnce, packet.retain, payload, properties)
             .is_ok();
         if taken {
             self.handed.push_back(row);
@@ -313,11 +306,7 @@ fn password(file: Option<&std::path::Path>) -> Result<String, Loss> {
 /// Retain-as-published, so that a prompt sent as retained is seen as such and refused; none of
 /// those the broker keeps, which would come again at every subscription.
 fn filter(topic: String, qos: QoS) -> Filter {
-    Filter {
-        preserve_retain: true,
-        retain_forward_rule: RetainForwardRule::Never,
-        ..Filter::new(topic, qos)
-    }
+    Filter { preserve_retain: true, retain_forward_rule: RetainForwardRule::Never, ..Filter::new(topic, qos) }
 }
 
 fn properties(packet: &Packet, now: Instant) -> PublishProperties {
@@ -403,9 +392,7 @@ fn refused(code: ConnectReturnCode) -> String {
 
 fn dismissed(code: DisconnectReasonCode) -> String {
     let hint = match code {
-        DisconnectReasonCode::SessionTakenOver => {
-            "; another daemon uses this device.id at this broker"
-        }
+        DisconnectReasonCode::SessionTakenOver => "; another daemon uses this device.id at this broker",
         _ => "",
     };
     format!("the broker ended the connection with {code:?}{hint}")
@@ -433,8 +420,7 @@ mod tests {
             expires: Some(Instant::now()),
         };
         let properties = properties(&packet, Instant::now());
-        let mut publish =
-            Publish::new("a/b", QoS::AtLeastOnce, packet.payload.clone(), Some(properties));
+        let mut publish = Publish::new("a/b", QoS::AtLeastOnce, packet.payload.clone(), Some(properties));
         publish.pkid = 1;
         assert!(publish.size() <= packet.size(), "{} > {}", publish.size(), packet.size());
     }
@@ -457,8 +443,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_names_no_limits_has_none_but_ours() {
-        let connack =
-            ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
+        let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
         let limits = Limits { packet: usize::MAX, window: WINDOW };
         assert_eq!(broker(&connack), Broker { session_present: true, retains: true, limits });
     }

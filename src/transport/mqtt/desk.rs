@@ -128,10 +128,7 @@ impl Desk {
         self.limits = broker.limits;
         self.retains &= broker.retains;
         let (place, count) = (self.place(), welcome.generation);
-        log::info!(
-            "{place}: connected (connection {count}, session kept: {})",
-            broker.session_present
-        );
+        log::info!("{place}: connected (connection {count}, session kept: {})", broker.session_present);
         if welcome.session_lost {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
         }
@@ -171,10 +168,7 @@ impl Desk {
 
     fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
         if let Err(reason) = taken {
-            log::warn!(
-                "{}: a publish was refused ({reason}); see the broker's access list",
-                self.place()
-            );
+            log::warn!("{}: a publish was refused ({reason}); see the broker's access list", self.place());
         }
         self.outbox.acknowledged(row);
     }
@@ -233,13 +227,7 @@ impl Desk {
         }
     }
 
-    fn arrive(
-        &mut self,
-        message: &Message,
-        client: &str,
-        id: Option<&str>,
-        now: Instant,
-    ) -> Verdict {
+    fn arrive(&mut self, message: &Message, client: &str, id: Option<&str>, now: Instant) -> Verdict {
         let arrival = Arrival {
             packet: message.packet,
             redelivered: message.redelivered,

@@ -207,8 +207,7 @@ mod tests {
     fn waits_double_up_to_a_minute() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        let waits: Vec<u64> =
-            (0..8).map(|_| link.lost(now, &loss("refused"), 0.0).wait.as_secs()).collect();
+        let waits: Vec<u64> = (0..8).map(|_| link.lost(now, &loss("refused"), 0.0).wait.as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 

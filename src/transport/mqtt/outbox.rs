@@ -162,8 +162,7 @@ impl Outbox {
 
     /// Keeps the last event of request `id`; waiting tokens make room for it.
     pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) {
-        while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {
-        }
+        while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {}
         self.push(Kind::Last(prompt, id.to_owned()), packet);
     }
 
@@ -267,8 +266,7 @@ impl Outbox {
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
         let smaller = Packet { payload, ..row.packet.clone() };
         if smaller.size() > limit || smaller == row.packet {
-            return self
-                .give_up(at, "the broker's Maximum Packet Size is too low even for an error");
+            return self.give_up(at, "the broker's Maximum Packet Size is too low even for an error");
         }
         self.bytes = self.bytes - row.packet.size() + smaller.size();
         row.packet = smaller;

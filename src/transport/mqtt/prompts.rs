@@ -35,12 +35,7 @@ pub(super) struct Way {
 impl Way {
     /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
     /// answer to that goes to the reply topic.
-    pub fn new(
-        message: &Message,
-        id: String,
-        topics: &Topics,
-        now: Instant,
-    ) -> (Self, Result<(), Refusal>) {
+    pub fn new(message: &Message, id: String, topics: &Topics, now: Instant) -> (Self, Result<(), Refusal>) {
         let wanted = message.response_topic.as_deref();
         let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic));
         let topic = match (wanted, &checked) {
