@@ -11,7 +11,7 @@ use bitnetd::transport::mqtt::probe;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const PROMPT: &str = "bitnetd/cellar/prompt";
 
@@ -151,10 +151,13 @@ async fn a_cancellation_is_not_held_back_behind_a_full_window() {
         held.push(bench.request().await);
     }
     bench.is_quiet().await;
-    broker.publish(&["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#]).await;
-    while !held[0].cancel.is_raised() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#]).await;
+    let raised = async {
+        while !held[0].cancel.is_raised() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), raised).await.expect("raised");
 }
 
 #[tokio::test]
