@@ -1,0 +1,197 @@
+//! The MQTT door on a bench: the test is the worker and the clients.
+
+use crate::support::broker::Mosquitto;
+use bitnetd::config::Mqtt;
+use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::transport::Inbound;
+use bitnetd::transport::mqtt::{Door, LinkState, run};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event as Happened, MqttOptions};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for what must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to look for what must not happen.
+pub const QUIET: Duration = Duration::from_millis(700);
+
+/// An open door.
+pub struct Bench {
+    pub requests: mpsc::Receiver<Inbound>,
+    pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub state: watch::Receiver<LinkState>,
+    pub draining: CancellationToken,
+    close: CancellationToken,
+    task: JoinSet<()>,
+}
+
+impl Bench {
+    /// The door of device `cellar` at this port, connected and subscribed.
+    pub async fn open(port: u16) -> Self {
+        let mut bench = Self::with(config(port), |_| {});
+        bench.until(|state| state.subscribed).await;
+        bench
+    }
+
+    /// A door that may not be connected yet.
+    pub fn with(config: Mqtt, change: impl FnOnce(&mut Door)) -> Self {
+        let (sender, requests) = mpsc::channel(4);
+        let (telemetry, reports) = watch::channel(None);
+        let (shown, state) = watch::channel(LinkState::default());
+        let (draining, close) = (CancellationToken::new(), CancellationToken::new());
+        let mut door = Door {
+            config,
+            device: "cellar".into(),
+            info: br#"{"version":"test"}"#.to_vec(),
+            window: 4,
+            requests: sender,
+            telemetry: reports,
+            interval: Duration::from_secs(10),
+            state: shown,
+            draining: draining.clone(),
+            close: close.clone(),
+            flush: Duration::from_secs(5),
+        };
+        change(&mut door);
+        let mut task = JoinSet::new();
+        task.spawn(run(door));
+        Bench { requests, telemetry, state, draining, close, task }
+    }
+
+    /// Waits until the link's state is as wanted.
+    pub async fn until(&mut self, wanted: impl FnMut(&LinkState) -> bool) {
+        let seen = timeout(PATIENCE, self.state.wait_for(wanted)).await.map(|seen| seen.is_ok());
+        assert_eq!(seen, Ok(true), "{:?}", self.state.borrow());
+    }
+
+    /// The next request.
+    pub async fn request(&mut self) -> Inbound {
+        let request = timeout(PATIENCE, self.requests.recv()).await.expect("a request in time");
+        request.expect("an open door")
+    }
+
+    /// Answers the next request with its own prompt.
+    pub async fn echo(&mut self) -> String {
+        let inbound = self.request().await;
+        let text = prompt(&inbound);
+        answer(inbound, &text);
+        text
+    }
+
+    /// Nothing more comes to the worker.
+    pub async fn is_quiet(&mut self) {
+        let more = timeout(QUIET, self.requests.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
+    /// A clean stop.
+    pub async fn close(self) {
+        self.close_after(async {}).await;
+    }
+
+    /// A clean stop during which something else still happens.
+    pub async fn close_after(mut self, last: impl Future<Output = ()>) {
+        self.close.cancel();
+        tokio::task::yield_now().await;
+        last.await;
+        let ended = timeout(PATIENCE, self.task.join_next()).await.expect("the door closes");
+        ended.expect("it ran").expect("without a panic");
+    }
+
+    /// The daemon is killed.
+    pub async fn kill(mut self) {
+        self.task.shutdown().await;
+    }
+}
+
+/// The broker at this port.
+pub fn config(port: u16) -> Mqtt {
+    Mqtt { host: "127.0.0.1".into(), port, prefix: "bitnetd".into(), login: None }
+}
+
+/// What was asked.
+pub fn prompt(inbound: &Inbound) -> String {
+    match &inbound.request.input {
+        Input::Prompt(text) => text.clone(),
+        Input::Messages(messages) => panic!("a prompt was sent, not {messages:?}"),
+    }
+}
+
+/// Ends a request with a text.
+pub fn answer(inbound: Inbound, text: &str) {
+    let done = Done {
+        id: inbound.id.clone(),
+        text: text.into(),
+        finish_reason: FinishReason::Stop,
+        usage: Usage::default(),
+        timings: Timings::default(),
+        energy: None,
+        cached: false,
+    };
+    inbound.reply.finish(Event::Done(Box::new(done)));
+}
+
+/// A client that sees every property.
+pub struct Client {
+    client: AsyncClient,
+    messages: mpsc::Receiver<Publish>,
+    _task: JoinSet<()>,
+}
+
+impl Client {
+    /// A client of this broker that listens on `filter`.
+    pub async fn listening(broker: &Mosquitto, filter: &str) -> Self {
+        let id = format!("client-{}", filter.len());
+        let mut options = MqttOptions::new(id, "127.0.0.1", broker.port);
+        options.set_max_packet_size(Some(16 << 20));
+        let (client, mut eventloop) = AsyncClient::new(options, 16);
+        client.subscribe(filter, QoS::AtLeastOnce).await.expect("room");
+        let (sender, messages) = mpsc::channel(64);
+        let (ready, mut subscribed) = mpsc::channel(1);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Ok(event) = eventloop.poll().await {
+                match event {
+                    Happened::Incoming(Packet::Publish(message)) => {
+                        let _ = sender.send(message).await;
+                    }
+                    Happened::Incoming(Packet::SubAck(_)) => {
+                        let _ = ready.send(()).await;
+                    }
+                    _ => {}
+                }
+            }
+        });
+        timeout(PATIENCE, subscribed.recv()).await.expect("subscribed").expect("connected");
+        Client { client, messages, _task: task }
+    }
+
+    /// Publishes at QoS 1.
+    pub async fn publish(&self, topic: &str, payload: &[u8], properties: PublishProperties) {
+        let qos = QoS::AtLeastOnce;
+        let sent = self.client.publish_with_properties(topic, qos, false, payload.to_vec(), properties);
+        sent.await.expect("room");
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Publish {
+        let message = timeout(PATIENCE, self.messages.recv()).await.expect("a message in time");
+        message.expect("a connection")
+    }
+
+    /// The next message's payload.
+    pub async fn text(&mut self) -> String {
+        String::from_utf8_lossy(&self.next().await.payload).into_owned()
+    }
+
+    /// No message comes.
+    pub async fn is_quiet(&mut self) {
+        let more = timeout(QUIET, self.messages.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+}

@@ -1,0 +1,341 @@
+//! The MQTT door against a broker of a few lines that misbehaves on demand: what a real broker
+//! does not show, packet by packet.
+
+use super::bench::{Bench, QUIET, answer, config};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, ConnAckProperties, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck,
+    SubscribeReasonCode,
+};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::bytes::BytesMut;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the door is to connect.
+struct Broker(TcpListener);
+
+impl Broker {
+    async fn new() -> Self {
+        Broker(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
+    }
+
+    fn door(&self) -> Bench {
+        let port = self.0.local_addr().expect("its address").port();
+        Bench::with(config(port), |_| {})
+    }
+
+    /// The next connection, up to its CONNECT.
+    async fn accept(&self) -> Session {
+        let accepted = timeout(PATIENCE, self.0.accept()).await.expect("a connection in time");
+        let (stream, _) = accepted.expect("a connection");
+        let mut session = Session { stream, buffer: BytesMut::new(), connect: None, will: None };
+        match session.read().await {
+            Packet::Connect(connect, will, _) => (session.connect, session.will) = (Some(connect), will),
+            other => panic!("no CONNECT but {other:?}"),
+        }
+        session
+    }
+
+    /// The next connection, welcomed, all it does on its own acknowledged.
+    async fn session(&self, kept: bool) -> Session {
+        let mut session = self.accept().await;
+        session.welcome(kept, None).await;
+        session.settle(!kept).await;
+        session
+    }
+}
+
+struct Session {
+    stream: TcpStream,
+    buffer: BytesMut,
+    connect: Option<Connect>,
+    will: Option<LastWill>,
+}
+
+impl Session {
+    async fn write(&mut self, packet: Packet) {
+        let mut bytes = BytesMut::new();
+        packet.write(&mut bytes, None).expect("a sound packet");
+        self.stream.write_all(&bytes).await.expect("an open connection");
+    }
+
+    async fn read(&mut self) -> Packet {
+        timeout(PATIENCE, self.try_read()).await.expect("a packet in time")
+    }
+
+    async fn try_read(&mut self) -> Packet {
+        loop {
+            if let Ok(packet) = Packet::read(&mut self.buffer, None) {
+                return packet;
+            }
+            let read = self.stream.read_buf(&mut self.buffer).await;
+            assert_ne!(read.expect("an open connection"), 0, "the door closed the connection");
+        }
+    }
+
+    async fn welcome(&mut self, session_present: bool, properties: Option<ConnAckProperties>) {
+        let code = ConnectReturnCode::Success;
+        self.write(Packet::ConnAck(ConnAck { session_present, code, properties })).await;
+    }
+
+    /// Grants the subscription and acknowledges `online` and `info`.
+    async fn settle(&mut self, subscribes: bool) {
+        for _ in 0..2 + usize::from(subscribes) {
+            match self.read().await {
+                Packet::Subscribe(asked) => {
+                    let return_codes =
+                        vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); asked.filters.len()];
+                    self.write(Packet::SubAck(SubAck { pkid: asked.pkid, return_codes, properties: None }))
+                        .await;
+                }
+                Packet::Publish(own) => self.acknowledge(&own).await,
+                other => panic!("not expected: {other:?}"),
+            }
+        }
+    }
+
+    async fn deliver(&mut self, pkid: u16, dup: bool, text: &str) {
+        let publish = Publish::new("bitnetd/cellar/prompt", QoS::AtLeastOnce, text.to_owned(), None);
+        self.write(Packet::Publish(Publish { pkid, dup, ..publish })).await;
+    }
+
+    async fn reply(&mut self) -> Publish {
+        match self.read().await {
+            Packet::Publish(publish) => publish,
+            other => panic!("no reply but {other:?}"),
+        }
+    }
+
+    async fn acknowledge(&mut self, publish: &Publish) {
+        self.write(Packet::PubAck(PubAck::new(publish.pkid, None))).await;
+    }
+
+    /// The next packet is the acknowledgement of this prompt.
+    async fn is_acknowledged(&mut self, packet: u16) {
+        assert_eq!(self.read().await, Packet::PubAck(PubAck::new(packet, None)));
+    }
+
+    async fn is_quiet(&mut self) {
+        let more = timeout(QUIET, self.try_read()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_door_introduces_itself_with_a_session_a_will_and_limits() {
+    let broker = Broker::new().await;
+    let _bench = broker.door();
+    let session = broker.accept().await;
+    let connect = session.connect.expect("read");
+    assert_eq!((connect.client_id.as_str(), connect.clean_start), ("bitnetd-cellar", false));
+    let said = connect.properties.expect("some");
+    assert_eq!(said.session_expiry_interval, Some(7 * 24 * 3600));
+    assert_eq!((said.receive_maximum, said.max_packet_size), (Some(4), Some(1 << 20)));
+    let will = session.will.expect("a last will");
+    assert_eq!((&will.topic[..], &will.message[..]), (&b"bitnetd/cellar/availability"[..], &b"offline"[..]));
+    assert_eq!((will.qos, will.retain), (QoS::AtLeastOnce, true));
+}
+
+#[tokio::test]
+async fn a_prompt_is_acknowledged_only_after_the_broker_has_its_answer() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "hi").await;
+    let inbound = bench.request().await;
+    session.is_quiet().await;
+    answer(inbound, "hello");
+    let reply = session.reply().await;
+    session.is_quiet().await;
+    session.acknowledge(&reply).await;
+    session.is_acknowledged(7).await;
+}
+
+#[tokio::test]
+async fn acknowledgements_go_out_in_the_order_of_arrival() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "one").await;
+    session.deliver(8, false, "two").await;
+    let (one, two) = (bench.request().await, bench.request().await);
+    answer(two, "2");
+    let reply = session.reply().await;
+    session.acknowledge(&reply).await;
+    session.is_quiet().await;
+    answer(one, "1");
+    let reply = session.reply().await;
+    session.acknowledge(&reply).await;
+    session.is_acknowledged(7).await;
+    session.is_acknowledged(8).await;
+}
+
+#[tokio::test]
+async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "hi").await;
+    let inbound = bench.request().await;
+    drop(session);
+    let mut session = broker.session(true).await;
+    session.deliver(7, true, "hi").await;
+    bench.is_quiet().await;
+    answer(inbound, "hello");
+    let reply = session.reply().await;
+    session.acknowledge(&reply).await;
+    session.is_acknowledged(7).await;
+    session.is_quiet().await;
+}
+
+#[tokio::test]
+async fn a_redelivery_of_an_answered_prompt_is_acknowledged_and_not_answered() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "hi").await;
+    bench.echo().await;
+    let reply = session.reply().await;
+    session.acknowledge(&reply).await;
+    session.is_acknowledged(7).await;
+    // The acknowledgement was lost with the connection.
+    drop(session);
+    let mut session = broker.session(true).await;
+    session.deliver(7, true, "hi").await;
+    session.is_acknowledged(7).await;
+    session.is_quiet().await;
+    bench.is_quiet().await;
+}
+
+#[tokio::test]
+async fn a_reply_without_acknowledgement_is_published_again_on_the_next_connection() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "hi").await;
+    bench.echo().await;
+    let first = session.reply().await;
+    drop(session);
+    let mut session = broker.session(true).await;
+    let again = session.reply().await;
+    assert_eq!(again.payload, first.payload);
+    session.acknowledge(&again).await;
+    // The prompt belongs to the lost connection until the broker delivers it again.
+    session.is_quiet().await;
+    session.deliver(7, true, "hi").await;
+    session.is_acknowledged(7).await;
+}
+
+#[tokio::test]
+async fn the_broker_s_receive_maximum_bounds_what_is_on_its_way() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.accept().await;
+    let mut said = none();
+    said.receive_max = Some(1);
+    session.welcome(false, Some(said)).await;
+    session.settle(true).await;
+    session.deliver(7, false, "one").await;
+    session.deliver(8, false, "two").await;
+    bench.echo().await;
+    bench.echo().await;
+    let first = session.reply().await;
+    session.is_quiet().await;
+    session.acknowledge(&first).await;
+    // rumqttc keeps acknowledgements behind a full window as well.
+    let second = session.reply().await;
+    session.is_quiet().await;
+    session.acknowledge(&second).await;
+    session.is_acknowledged(7).await;
+    session.is_acknowledged(8).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_is_not_text_is_acknowledged_and_forgotten() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    let publish = Publish::new("x", QoS::AtLeastOnce, "hi", None);
+    let topic = b"bitnetd/cellar/prompt/\xff".as_slice().into();
+    session.write(Packet::Publish(Publish { pkid: 7, topic, ..publish })).await;
+    session.is_acknowledged(7).await;
+    bench.is_quiet().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_packet_ends_in_a_new_session_not_in_a_loop() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let start = Instant::now();
+    for kept in [false, true, true] {
+        let mut session = broker.session(kept).await;
+        assert!(!session.connect.as_ref().expect("read").clean_start);
+        // A PUBLISH at QoS 1 that claims to have 2 MiB.
+        session.stream.write_all(&[0x32, 0x80, 0x80, 0x80, 0x01]).await.expect("open");
+        bench.until(|state| !state.connected).await;
+    }
+    let session = broker.session(false).await;
+    assert!(session.connect.expect("read").clean_start);
+    // 1 + 2 + 4 seconds of waiting at least.
+    assert!(start.elapsed() >= Duration::from_secs(7), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_up_is_tried_at_most_once_a_second() {
+    let broker = Broker::new().await;
+    let _bench = broker.door();
+    let mut before = None;
+    for _ in 0..3 {
+        drop(broker.accept().await);
+        let now = Instant::now();
+        let gap = before.replace(now).map_or(Duration::MAX, |then| now - then);
+        assert!(gap >= Duration::from_millis(950), "{gap:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_without_a_broker_does_not_wait() {
+    let broker = Broker::new().await;
+    let bench = broker.door();
+    drop(broker);
+    timeout(Duration::from_secs(3), bench.close()).await.expect("nothing to wait for");
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_a_silent_broker_only_so_long() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    session.deliver(7, false, "hi").await;
+    bench.echo().await;
+    session.reply().await;
+    // Five seconds for the reply, two for the goodbye, neither acknowledged.
+    timeout(Duration::from_secs(15), bench.close()).await.expect("it gives up");
+}
+
+fn none() -> ConnAckProperties {
+    ConnAckProperties {
+        session_expiry_interval: None,
+        receive_max: None,
+        max_qos: None,
+        retain_available: None,
+        max_packet_size: None,
+        assigned_client_identifier: None,
+        topic_alias_max: None,
+        reason_string: None,
+        user_properties: Vec::new(),
+        wildcard_subscription_available: None,
+        subscription_identifiers_available: None,
+        shared_subscription_available: None,
+        server_keep_alive: None,
+        response_information: None,
+        server_reference: None,
+        authentication_method: None,
+        authentication_data: None,
+    }
+}

@@ -1,0 +1,188 @@
+//! A real mosquitto on a loopback port of its own, and its command-line clients.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+/// Longest wait for anything in these tests; they share slow machines.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A broker; killed, and its files removed, when dropped.
+pub struct Mosquitto {
+    /// Where it listens, on the loopback address.
+    pub port: u16,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Mosquitto {
+    /// A broker that keeps nothing over a restart.
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// A broker that keeps sessions and messages on disk.
+    pub async fn persistent() -> Self {
+        // Written at once, so that a kill loses nothing that was acknowledged.
+        Self::with("persistence true\nautosave_on_changes true\nautosave_interval 1\n").await
+    }
+
+    /// A broker with more lines in its configuration.
+    pub async fn with(lines: &str) -> Self {
+        let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
+        broker.configure(&format!("allow_anonymous true\n{lines}"));
+        broker.restart().await;
+        broker
+    }
+
+    /// A broker that knows one user.
+    pub async fn with_user(name: &str, password: &str) -> Self {
+        let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
+        let users = broker.path("users");
+        std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
+        let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
+        assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
+        broker.configure(&format!("allow_anonymous false\npassword_file {}\n", users.display()));
+        broker.restart().await;
+        broker
+    }
+
+    fn configure(&self, lines: &str) {
+        let (port, place) = (self.port, self.folder.display());
+        // `user` matters only to root, from which mosquitto would drop to a user of its own that
+        // may not write here.
+        let text = format!(
+            "listener {port} 127.0.0.1\nuser root\npersistence_location {place}/\n\
+             log_dest file {place}/log\nlog_type all\n{lines}"
+        );
+        std::fs::write(self.path("mosquitto.conf"), text).expect("a temporary folder");
+    }
+
+    /// A file beside its configuration.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Starts it again on its port, after [`Mosquitto::kill`].
+    pub async fn restart(&mut self) {
+        let child = program("mosquitto")
+            .arg("-c")
+            .arg(self.folder.join("mosquitto.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.child = Some(child.expect("mosquitto is installed (Debian: mosquitto)"));
+        let up = async {
+            while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, up).await.expect("mosquitto listens");
+    }
+
+    /// Ends it without a goodbye to anyone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// How often a client of this id was accepted, by the broker's own log.
+    pub fn connects(&self, client: &str) -> usize {
+        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        let accepted =
+            |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
+        log.lines().filter(accepted).count()
+    }
+
+    /// Runs `mosquitto_pub` with these arguments to its end.
+    pub async fn publish(&self, args: &[&str]) {
+        let child = self.client("mosquitto_pub", args);
+        assert!(finish(child).await.1, "mosquitto_pub {args:?}");
+    }
+
+    /// Begins `mosquitto_sub` with these arguments, and waits until it is subscribed.
+    pub async fn subscribe(&self, args: &[&str]) -> Subscriber {
+        let before = self.subscriptions();
+        let child = self.client("mosquitto_sub", args);
+        let subscribed = async {
+            while self.subscriptions() == before {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, subscribed).await.expect("mosquitto_sub subscribes");
+        Subscriber(child)
+    }
+
+    fn subscriptions(&self) -> usize {
+        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
+    }
+
+    fn client(&self, name: &str, args: &[&str]) -> Child {
+        program(name)
+            .args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A running `mosquitto_sub`; give it `-C` and `-W`, so that it ends.
+pub struct Subscriber(Child);
+
+impl Subscriber {
+    /// What it printed, once it has ended.
+    pub async fn output(self) -> String {
+        finish(self.0).await.0
+    }
+}
+
+/// Waits without blocking the runtime that the daemon under test runs on.
+async fn finish(mut child: Child) -> (String, bool) {
+    let ended = async {
+        loop {
+            if let Some(status) = child.try_wait().expect("our child") {
+                return status.success();
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let success = timeout(PATIENCE, ended).await.expect("the client ends");
+    let output = child.wait_with_output().expect("its output");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), success)
+}
+
+/// Debian keeps the broker in /usr/sbin, which is not in everybody's PATH.
+fn program(name: &str) -> Command {
+    let system = Path::new("/usr/sbin").join(name);
+    Command::new(if system.exists() { system } else { name.into() })
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+fn folder() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("bitnetd-broker-{}-{count}", std::process::id());
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    folder
+}
