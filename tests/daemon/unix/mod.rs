@@ -137,9 +137,7 @@ async fn answer(inbound: Inbound) {
     match prompt.as_str() {
         "lost" => return,
         "deaf" => sleep(PATIENCE).await,
-        "hang" => {
-            reason = until(|| inbound.cancel.is_raised().then_some(FinishReason::Cancelled)).await
-        }
+        "hang" => reason = hang(&inbound.cancel).await,
         "flood" => reason = flood(&inbound).await,
         words => {
             for word in words.split_inclusive(' ') {
@@ -150,6 +148,14 @@ async fn answer(inbound: Inbound) {
     }
     let done = done(&inbound.id, prompt, reason);
     inbound.reply.finish(done);
+}
+
+/// Without an end of its own: a request that ends would show the daemon that its client is gone.
+async fn hang(cancel: &Cancel) -> FinishReason {
+    while !cancel.is_raised() {
+        sleep(Duration::from_millis(2)).await;
+    }
+    FinishReason::Cancelled
 }
 
 async fn flood(inbound: &Inbound) -> FinishReason {
