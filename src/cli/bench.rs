@@ -140,7 +140,8 @@ fn table(said: &Said) -> String {
     let mut out = String::new();
     let mut line = |name: &str, spread: Spread, scale: f64, unit: &str| {
         let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
-        writeln!(out, "{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})").expect("into a string");
+        writeln!(out, "{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})")
+            .expect("into a string");
     };
     line("prefill", said.prefill, 1.0, "tokens/s");
     line("decode", said.decode, 1.0, "tokens/s");

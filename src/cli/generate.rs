@@ -62,8 +62,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         true => engine.tokenizer().prompt_raw(&prompt),
         false => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text: &prompt }]),
     };
-    let sampling =
-        Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
+    let sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
     let max_tokens = Some(args.max_tokens as usize);
     let options = Options { sampling, max_tokens, ..Options::default() };
     // Memory for what is asked, not for the longest context the file names.

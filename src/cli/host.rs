@@ -24,7 +24,8 @@ pub(super) fn processors() -> usize {
 fn name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let short = name.split('.').next().unwrap_or_default();
-    let level: String = short.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    let level: String =
+        short.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
     if level.is_empty() { "device".into() } else { level }
 }
 

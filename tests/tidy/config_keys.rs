@@ -40,11 +40,7 @@ fn is_name(text: &str) -> bool {
 }
 
 fn joined(section: &str, key: &str) -> String {
-    if section.is_empty() {
-        key.to_string()
-    } else {
-        format!("{section}.{key}")
-    }
+    if section.is_empty() { key.to_string() } else { format!("{section}.{key}") }
 }
 
 /// The keys that `struct File` and the structs of its fields read.
@@ -72,19 +68,10 @@ fn collect(name: &str, section: &str, structs: &BTreeMap<String, Vec<Field>>, ke
 }
 
 fn structs(tokens: &[Token]) -> BTreeMap<String, Vec<Field>> {
-    let word = |at: usize| {
-        tokens
-            .get(at)
-            .map_or("", |token: &Token| token.text.as_str())
-    };
+    let word = |at: usize| tokens.get(at).map_or("", |token: &Token| token.text.as_str());
     (0..tokens.len())
         .filter(|&at| word(at) == "struct" && word(at + 2) == "{" && !tokens[at].in_test)
-        .map(|at| {
-            (
-                word(at + 1).to_string(),
-                fields(&tokens[at + 3..closing(tokens, at + 2) - 1]),
-            )
-        })
+        .map(|at| (word(at + 1).to_string(), fields(&tokens[at + 3..closing(tokens, at + 2) - 1])))
         .collect()
 }
 
@@ -120,21 +107,13 @@ fn field(mut tokens: &[Token]) -> Option<Field> {
             return None;
         }
         let at = attribute.iter().position(|token| token.text == "rename");
-        renamed =
-            renamed.or(at.map(|at| attribute[at + 2].text.trim_start_matches('"').to_string()));
+        renamed = renamed.or(at.map(|at| attribute[at + 2].text.trim_start_matches('"').to_string()));
         tokens = rest;
     }
     let colon = tokens.iter().position(|token| token.text == ":")?;
     let name = &tokens[colon - 1];
-    let kind = tokens[colon..]
-        .iter()
-        .map(|token| token.text.clone())
-        .collect();
-    Some(Field {
-        key: renamed.unwrap_or(name.text.clone()),
-        kind,
-        line: name.line,
-    })
+    let kind = tokens[colon..].iter().map(|token| token.text.clone()).collect();
+    Some(Field { key: renamed.unwrap_or(name.text.clone()), kind, line: name.line })
 }
 
 #[cfg(test)]
@@ -148,10 +127,7 @@ mod tests {
     #[test]
     fn set_and_commented_out_keys_are_found_and_prose_is_not() {
         let text = "# The broker. Left out = no link.\n# 0 = off; [log] has more\n[mqtt]\n#host = \"a\"\n# port = 1883\nprefix = \"b\"\n\n[log]\nlevel = \"x = y\"\n";
-        assert_eq!(
-            names(in_toml(text)),
-            ["log.level", "mqtt.host", "mqtt.port", "mqtt.prefix"]
-        );
+        assert_eq!(names(in_toml(text)), ["log.level", "mqtt.host", "mqtt.port", "mqtt.prefix"]);
     }
 
     #[test]

@@ -36,8 +36,7 @@ impl Walk<'_> {
     }
 
     fn is_name(&self, at: usize) -> bool {
-        self.word(at)
-            .starts_with(|c: char| c.is_alphabetic() || c == '_')
+        self.word(at).starts_with(|c: char| c.is_alphabetic() || c == '_')
     }
 
     fn module(&mut self, mut at: usize, end: usize) {
@@ -61,9 +60,8 @@ impl Walk<'_> {
     }
 
     fn starts_path(&self, at: usize) -> bool {
-        let follows_name = at >= 2
-            && self.word(at - 1) == "::"
-            && (self.is_name(at - 2) || self.word(at - 2) == ">");
+        let follows_name =
+            at >= 2 && self.word(at - 1) == "::" && (self.is_name(at - 2) || self.word(at - 2) == ">");
         // `pub(in crate::engine)` says who may see, and names nothing.
         let visibility = at >= 2 && self.word(at - 1) == "in" && self.word(at - 2) == "(";
         self.is_name(at) && self.word(at + 1) == "::" && !follows_name && !visibility
@@ -101,8 +99,7 @@ impl Walk<'_> {
         if segments.len() > 1 && segments.last().is_some_and(|last| last == "self") {
             segments.pop();
         }
-        if segments.len() > before.len() || self.word(at - 1) == "*" || self.word(at - 1) == "self"
-        {
+        if segments.len() > before.len() || self.word(at - 1) == "*" || self.word(at - 1) == "self" {
             self.add(segments, start);
         }
         at
@@ -121,10 +118,7 @@ impl Walk<'_> {
 
     fn add(&mut self, segments: Vec<String>, at: usize) {
         let line = self.tokens[at].line;
-        self.found.push(Path {
-            segments: self.resolve(segments),
-            line,
-        });
+        self.found.push(Path { segments: self.resolve(segments), line });
     }
 
     fn resolve(&self, segments: Vec<String>) -> Vec<String> {
@@ -152,28 +146,13 @@ mod tests {
     use super::*;
 
     fn named(module: &[&str], text: &str) -> Vec<String> {
-        paths(&Source::new(text), module)
-            .iter()
-            .map(|path| path.segments.join("::"))
-            .collect()
+        paths(&Source::new(text), module).iter().map(|path| path.segments.join("::")).collect()
     }
 
     #[test]
     fn groups_are_opened_out() {
-        let found = named(
-            &["daemon"],
-            "use crate::{a::{b, c::{self, D}}, e as f, g::*};",
-        );
-        assert_eq!(
-            found,
-            [
-                "crate::a::b",
-                "crate::a::c",
-                "crate::a::c::D",
-                "crate::e",
-                "crate::g"
-            ]
-        );
+        let found = named(&["daemon"], "use crate::{a::{b, c::{self, D}}, e as f, g::*};");
+        assert_eq!(found, ["crate::a::b", "crate::a::c", "crate::a::c::D", "crate::e", "crate::g"]);
     }
 
     #[test]
@@ -202,13 +181,7 @@ mod tests {
 
     #[test]
     fn visibility_and_capture_lists_name_nothing() {
-        assert!(
-            named(
-                &[],
-                "pub(in crate::engine) struct A; fn f<'a>() -> impl B + use<'a> {}"
-            )
-            .is_empty()
-        );
+        assert!(named(&[], "pub(in crate::engine) struct A; fn f<'a>() -> impl B + use<'a> {}").is_empty());
     }
 
     #[test]

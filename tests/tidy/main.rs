@@ -22,10 +22,7 @@ use table::TOP_LEVEL;
 fn repository() -> Vec<File> {
     let mut files = vec![];
     walk(Path::new(env!("CARGO_MANIFEST_DIR")), "", &mut files);
-    assert!(
-        files.iter().any(|file| file.path == "src/lib.rs"),
-        "the source was not found"
-    );
+    assert!(files.iter().any(|file| file.path == "src/lib.rs"), "the source was not found");
     files
 }
 
@@ -40,11 +37,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<File>) {
             walk(&entry.path(), &format!("{path}/"), files);
         } else if kind.is_file() && entry.metadata().is_ok_and(|data| data.len() < 1 << 20) {
             // What is not UTF-8 is not text.
-            files.extend(
-                fs::read_to_string(entry.path())
-                    .ok()
-                    .map(|text| File::new(&path, &text)),
-            );
+            files.extend(fs::read_to_string(entry.path()).ok().map(|text| File::new(&path, &text)));
         }
     }
 }
@@ -55,12 +48,7 @@ fn check(rule: fn(&File) -> Vec<Violation>) {
 
 fn report(found: Vec<Violation>) {
     let lines: Vec<String> = found.iter().map(Violation::to_string).collect();
-    assert!(
-        lines.is_empty(),
-        "{} found\n{}\n",
-        lines.len(),
-        lines.join("\n")
-    );
+    assert!(lines.is_empty(), "{} found\n{}\n", lines.len(), lines.join("\n"));
 }
 
 macro_rules! hold {
@@ -87,8 +75,7 @@ fn every_source_folder_has_a_door() {
     let missing = files.iter().filter_map(|file| {
         let (folder, _) = file.stem()?.rsplit_once('/')?;
         let door = format!("src/{folder}/mod.rs");
-        (!files.iter().any(|file| file.path == door))
-            .then(|| file.found(1, format!("no {door} beside it")))
+        (!files.iter().any(|file| file.path == door)).then(|| file.found(1, format!("no {door} beside it")))
     });
     report(missing.collect());
 }
@@ -100,15 +87,10 @@ fn configuration_files_and_their_mirror_have_the_same_keys() {
         .iter()
         .filter(|file| file.path.starts_with("config/") && file.path.ends_with(".toml"))
         .collect();
-    let mirror = files
-        .iter()
-        .find(|file| file.path == "src/config/file.rs")
-        .expect("src/config/file.rs exists");
+    let mirror =
+        files.iter().find(|file| file.path == "src/config/file.rs").expect("src/config/file.rs exists");
     let example = "config/bitnetd.toml";
-    assert!(
-        shown.iter().any(|file| file.path == example),
-        "{example} exists"
-    );
+    assert!(shown.iter().any(|file| file.path == example), "{example} exists");
     report(config_keys_agree(example, &shown, mirror));
 }
 
@@ -116,13 +98,7 @@ fn configuration_files_and_their_mirror_have_the_same_keys() {
 fn the_top_level_holds_only_what_a_newcomer_expects() {
     let unexpected: Vec<String> = fs::read_dir(env!("CARGO_MANIFEST_DIR"))
         .expect("the repository can be listed")
-        .map(|entry| {
-            entry
-                .expect("its entries too")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
+        .map(|entry| entry.expect("its entries too").file_name().to_string_lossy().into_owned())
         .filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str()))
         .collect();
     assert!(unexpected.is_empty(), "not on the list: {unexpected:?}");

@@ -17,16 +17,8 @@ pub struct File {
 
 impl File {
     pub fn new(path: &str, text: &str) -> File {
-        let source = if path.ends_with(".rs") {
-            Source::new(text)
-        } else {
-            Source::new("")
-        };
-        File {
-            path: path.into(),
-            text: text.into(),
-            source,
-        }
+        let source = if path.ends_with(".rs") { Source::new(text) } else { Source::new("") };
+        File { path: path.into(), text: text.into(), source }
     }
 
     /// `engine/gguf/mod` for `src/engine/gguf/mod.rs`; nothing for a file outside `src`.
@@ -35,37 +27,28 @@ impl File {
     }
 
     fn is_in(&self, places: &[&str]) -> bool {
-        self.stem()
-            .is_some_and(|stem| places.iter().any(|place| covers(place, stem)))
+        self.stem().is_some_and(|stem| places.iter().any(|place| covers(place, stem)))
     }
 
     /// The module path: `["engine", "gguf"]`.
     fn module(&self) -> Vec<&str> {
         let stem = self.stem().unwrap_or_default();
         let stem = stem.strip_suffix("/mod").unwrap_or(stem);
-        stem.split('/')
-            .filter(|name| !matches!(*name, "lib" | "main"))
-            .collect()
+        stem.split('/').filter(|name| !matches!(*name, "lib" | "main")).collect()
     }
 
     /// A file that only tests are in, as in `#[cfg(test)] mod tests;`.
     fn is_test(&self) -> bool {
-        self.stem()
-            .is_none_or(|stem| stem.split('/').any(|part| part == "tests"))
+        self.stem().is_none_or(|stem| stem.split('/').any(|part| part == "tests"))
     }
 
     pub fn found(&self, line: usize, rule: impl Into<String>) -> Violation {
-        Violation {
-            path: self.path.clone(),
-            line,
-            rule: rule.into(),
-        }
+        Violation { path: self.path.clone(), line, rule: rule.into() }
     }
 }
 
 fn covers(place: &str, stem: &str) -> bool {
-    stem.strip_prefix(place)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    stem.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 pub struct Violation {
@@ -84,23 +67,15 @@ pub fn imports_follow_the_table(file: &File) -> Vec<Violation> {
     let Some(stem) = file.stem().filter(|stem| !matches!(*stem, "lib" | "main")) else {
         return vec![];
     };
-    let row = MAY_NAME
-        .iter()
-        .filter(|(place, _)| covers(place, stem))
-        .max_by_key(|(place, _)| place.len());
+    let row = MAY_NAME.iter().filter(|(place, _)| covers(place, stem)).max_by_key(|(place, _)| place.len());
     let Some((place, may)) = row else {
-        return vec![file.found(
-            1,
-            format!("`{stem}` has no row in the import table of tests/tidy/main.rs"),
-        )];
+        return vec![file.found(1, format!("`{stem}` has no row in the import table of tests/tidy/main.rs"))];
     };
     let own = place.trim_end_matches("/mod").replace('/', "::");
     let allowed = |path: &str| {
         may.iter().chain([&own.as_str()]).any(|module| {
             *module == EVERYTHING
-                || path
-                    .strip_prefix(module)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+                || path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         })
     };
     imports::paths(&file.source, &file.module())
@@ -136,9 +111,7 @@ pub fn unsafe_says_why_it_holds(file: &File) -> Vec<Violation> {
                 Unsafe::Other => None,
                 Unsafe::Function if noted(&file.source, line, &["SAFETY:", "# Safety"]) => None,
                 Unsafe::Block if noted(&file.source, line, &["SAFETY:"]) => None,
-                Unsafe::Function => {
-                    Some(file.found(line, "`unsafe fn` without a `# Safety` section"))
-                }
+                Unsafe::Function => Some(file.found(line, "`unsafe fn` without a `# Safety` section")),
                 Unsafe::Block => {
                     Some(file.found(line, "`unsafe` without a `// SAFETY:` note directly above"))
                 }
@@ -157,19 +130,12 @@ enum Unsafe {
 }
 
 fn unsafe_kind(source: &Source, at: usize) -> Unsafe {
-    let word = |n: usize| {
-        source
-            .tokens
-            .get(at + n)
-            .map_or("", |token| token.text.as_str())
-    };
+    let word = |n: usize| source.tokens.get(at + n).map_or("", |token| token.text.as_str());
     if word(1) == "(" {
         return Unsafe::Other;
     }
     // `unsafe extern "C" fn`: the string is one token.
-    let next = (1..4)
-        .find(|&n| word(n) != "extern" && !word(n).starts_with('"'))
-        .unwrap_or(1);
+    let next = (1..4).find(|&n| word(n) != "extern" && !word(n).starts_with('"')).unwrap_or(1);
     match (word(next), word(next + 1)) {
         ("fn", "(") => Unsafe::Other,
         ("fn" | "trait", _) => Unsafe::Function,
@@ -179,11 +145,7 @@ fn unsafe_kind(source: &Source, at: usize) -> Unsafe {
 
 /// Whether one of `marks` stands in a comment on `line`, or in those above the statement that `line` is part of.
 fn noted(source: &Source, line: usize, marks: &[&str]) -> bool {
-    let marked = |line: usize| {
-        marks
-            .iter()
-            .any(|mark| source.comments[line - 1].contains(mark))
-    };
+    let marked = |line: usize| marks.iter().any(|mark| source.comments[line - 1].contains(mark));
     if marked(line) {
         return true;
     }
@@ -206,12 +168,7 @@ pub fn rumqttc_has_one_user(file: &File) -> Vec<Violation> {
         return vec![];
     }
     words(file, "rumqttc")
-        .map(|line| {
-            file.found(
-                line,
-                "`rumqttc` is named only in src/transport/mqtt/client.rs",
-            )
-        })
+        .map(|line| file.found(line, "`rumqttc` is named only in src/transport/mqtt/client.rs"))
         .collect()
 }
 
@@ -222,37 +179,17 @@ pub fn engine_keeps_to_itself(file: &File) -> Vec<Violation> {
     let tokens = &file.source.tokens;
     let calls = (0..tokens.len())
         .filter(|&at| {
-            ENGINE_NEVER_CALLS
-                .iter()
-                .any(|name| file.source.reads(at, &[name, "!"]))
-                && !tokens[at].in_test
+            ENGINE_NEVER_CALLS.iter().any(|name| file.source.reads(at, &[name, "!"])) && !tokens[at].in_test
         })
-        .map(|at| {
-            file.found(
-                tokens[at].line,
-                format!("`{}!` under src/engine", tokens[at].text),
-            )
-        });
-    let in_test = |line: usize| {
-        tokens
-            .iter()
-            .any(|token| token.line == line && token.in_test)
-    };
+        .map(|at| file.found(tokens[at].line, format!("`{}!` under src/engine", tokens[at].text)));
+    let in_test = |line: usize| tokens.iter().any(|token| token.line == line && token.in_test);
     let paths = imports::paths(&file.source, &file.module());
     let names = paths
         .into_iter()
         .filter(|path| {
-            ENGINE_NEVER_NAMES
-                .iter()
-                .any(|never| starts_with(&path.segments, never))
-                && !in_test(path.line)
+            ENGINE_NEVER_NAMES.iter().any(|never| starts_with(&path.segments, never)) && !in_test(path.line)
         })
-        .map(|path| {
-            file.found(
-                path.line,
-                format!("`{}` under src/engine", path.segments.join("::")),
-            )
-        });
+        .map(|path| file.found(path.line, format!("`{}` under src/engine", path.segments.join("::"))));
     calls.chain(names).collect()
 }
 
@@ -268,78 +205,46 @@ pub fn nothing_is_unwrapped_barely(file: &File) -> Vec<Violation> {
     (0..tokens.len())
         .filter(|&at| file.source.reads(at, &[".", "unwrap", "(", ")"]) && !tokens[at].in_test)
         .map(|at| {
-            file.found(
-                tokens[at + 1].line,
-                "bare `.unwrap()`: use `expect(\"why it holds\")` or an error",
-            )
+            file.found(tokens[at + 1].line, "bare `.unwrap()`: use `expect(\"why it holds\")` or an error")
         })
         .collect()
 }
 
 pub fn no_dead_code_is_allowed(file: &File) -> Vec<Violation> {
-    words(file, "dead_code")
-        .map(|line| file.found(line, "dead code is removed, not allowed"))
-        .collect()
+    words(file, "dead_code").map(|line| file.found(line, "dead code is removed, not allowed")).collect()
 }
 
 pub fn files_are_not_too_long(file: &File) -> Vec<Violation> {
     let lines = file.text.lines().count();
     let too_long = file.stem().is_some() && lines > MAX_LINES;
     too_long
-        .then(|| {
-            file.found(
-                lines,
-                format!("over {MAX_LINES} lines: make it a folder of the same name"),
-            )
-        })
+        .then(|| file.found(lines, format!("over {MAX_LINES} lines: make it a folder of the same name")))
         .into_iter()
         .collect()
 }
 
 pub fn names_say_something(file: &File) -> Vec<Violation> {
-    let is_empty_name = |part: &str| {
-        part.split(['_', '.', '-'])
-            .any(|word| EMPTY_NAMES.contains(&word))
-    };
+    let is_empty_name = |part: &str| part.split(['_', '.', '-']).any(|word| EMPTY_NAMES.contains(&word));
     let bad = file.path.ends_with(".rs") && file.path.split('/').any(is_empty_name);
-    bad.then(|| file.found(1, "a name that says nothing of what is inside"))
+    bad.then(|| file.found(1, "a name that says nothing of what is inside")).into_iter().collect()
+}
+
+pub fn folders_say_what_they_are(file: &File) -> Vec<Violation> {
+    let is_door = file.stem().is_some_and(|stem| stem == "lib" || stem.ends_with("/mod"));
+    let bad = is_door && !file.text.starts_with("//!");
+    bad.then(|| file.found(1, "begins with `//!`: what it is, and what it does not know"))
         .into_iter()
         .collect()
 }
 
-pub fn folders_say_what_they_are(file: &File) -> Vec<Violation> {
-    let is_door = file
-        .stem()
-        .is_some_and(|stem| stem == "lib" || stem.ends_with("/mod"));
-    let bad = is_door && !file.text.starts_with("//!");
-    bad.then(|| {
-        file.found(
-            1,
-            "begins with `//!`: what it is, and what it does not know",
-        )
-    })
-    .into_iter()
-    .collect()
-}
-
 pub fn nothing_names_the_development_machine(file: &File) -> Vec<Violation> {
     let names_it = |line: &str| FOREIGN_PATHS.iter().any(|path| line.contains(path));
-    let lines = file
-        .text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| names_it(line));
-    lines
-        .map(|(at, _)| file.found(at + 1, "a path of the development machine"))
-        .collect()
+    let lines = file.text.lines().enumerate().filter(|(_, line)| names_it(line));
+    lines.map(|(at, _)| file.found(at + 1, "a path of the development machine")).collect()
 }
 
 fn words<'a>(file: &'a File, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    file.source
-        .tokens
-        .iter()
-        .filter(move |token| token.text == word)
-        .map(|token| token.line)
+    file.source.tokens.iter().filter(move |token| token.text == word).map(|token| token.line)
 }
 
 /// `example` has to show every key, and no configuration file may show one that is not read.
@@ -352,17 +257,16 @@ pub fn config_keys_agree(example: &str, files: &[&File], mirror: &File) -> Vec<V
     for file in files {
         let shown = config_keys::in_toml(&file.text);
         let unread = shown.iter().filter(|(key, _)| !read.contains_key(*key));
-        found.extend(unread.map(|(key, line)| {
-            file.found(
-                *line,
-                format!("`{key}` is read by nothing in {}", mirror.path),
-            )
-        }));
+        found.extend(
+            unread.map(|(key, line)| {
+                file.found(*line, format!("`{key}` is read by nothing in {}", mirror.path))
+            }),
+        );
         if file.path == example {
             let unshown = read.iter().filter(|(key, _)| !shown.contains_key(*key));
-            found.extend(unshown.map(|(key, line)| {
-                mirror.found(*line, format!("`{key}` is not shown in {example}"))
-            }));
+            found.extend(
+                unshown.map(|(key, line)| mirror.found(*line, format!("`{key}` is not shown in {example}"))),
+            );
         }
     }
     found

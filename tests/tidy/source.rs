@@ -35,10 +35,7 @@ impl Source {
     /// Whether the tokens from `at` on read as `words`.
     pub fn reads(&self, at: usize, words: &[&str]) -> bool {
         self.tokens.len() >= at + words.len()
-            && self.tokens[at..]
-                .iter()
-                .zip(words)
-                .all(|(token, word)| token.text == *word)
+            && self.tokens[at..].iter().zip(words).all(|(token, word)| token.text == *word)
     }
 }
 
@@ -49,15 +46,8 @@ struct Lexer {
 
 impl Lexer {
     fn new(text: &str) -> Lexer {
-        let out = Source {
-            tokens: vec![],
-            lines: vec![String::new()],
-            comments: vec![String::new()],
-        };
-        Lexer {
-            rest: text.chars().collect(),
-            out,
-        }
+        let out = Source { tokens: vec![], lines: vec![String::new()], comments: vec![String::new()] };
+        Lexer { rest: text.chars().collect(), out }
     }
 
     fn peek(&self, ahead: usize) -> char {
@@ -84,11 +74,7 @@ impl Lexer {
     }
 
     fn push(&mut self, text: String, line: usize) {
-        self.out.tokens.push(Token {
-            text,
-            line,
-            in_test: false,
-        });
+        self.out.tokens.push(Token { text, line, in_test: false });
     }
 
     fn step(&mut self) -> bool {
@@ -151,9 +137,7 @@ impl Lexer {
         for _ in 0..hashes {
             self.take(Keep::Code);
         }
-        self.quoted(line, |lexer| {
-            lexer.peek(0) == '"' && (1..=hashes).all(|n| lexer.peek(n) == '#')
-        });
+        self.quoted(line, |lexer| lexer.peek(0) == '"' && (1..=hashes).all(|n| lexer.peek(n) == '#'));
         for _ in 0..hashes {
             self.take(Keep::Code);
         }
@@ -222,14 +206,8 @@ fn mark_tests(tokens: &mut [Token]) {
             at += 1;
             continue;
         };
-        let end = if inner {
-            tokens.len()
-        } else {
-            item_end(tokens, end)
-        };
-        tokens[at..end]
-            .iter_mut()
-            .for_each(|token| token.in_test = true);
+        let end = if inner { tokens.len() } else { item_end(tokens, end) };
+        tokens[at..end].iter_mut().for_each(|token| token.in_test = true);
         at = end;
     }
 }

@@ -33,12 +33,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
 pub const EVERYTHING: &str = "*";
 
 /// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl.
-pub const MAY_BE_UNSAFE: &[&str] = &[
-    "engine/gguf/map",
-    "engine/pool",
-    "engine/kernels",
-    "telemetry/sensors",
-];
+pub const MAY_BE_UNSAFE: &[&str] = &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors"];
 
 /// The one user of the MQTT client crate, so that it can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];
@@ -48,9 +43,7 @@ pub const ENGINE_NEVER_NAMES: &[&[&str]] = &[&["tokio"], &["log"], &["std", "env
 pub const ENGINE_NEVER_CALLS: &[&str] = &["println", "eprintln", "print", "eprint", "dbg"];
 
 /// Names that say nothing of what is inside.
-pub const EMPTY_NAMES: &[&str] = &[
-    "util", "utils", "helper", "helpers", "common", "misc", "manager",
-];
+pub const EMPTY_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc", "manager"];
 
 /// Past this a file becomes a folder of the same name.
 pub const MAX_LINES: usize = 600;

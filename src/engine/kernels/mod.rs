@@ -45,6 +45,28 @@ pub struct Kernels {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const BLOCKS_IN_16_BITS: usize = 15;
 
+/// The processor's features that matter here, and whether it has them. The only place that asks.
+pub fn cpu_features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    return vec![
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    return vec![
+        ("neon", std::arch::is_aarch64_feature_detected!("neon")),
+        ("fp16", std::arch::is_aarch64_feature_detected!("fp16")),
+        ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+        ("i8mm", std::arch::is_aarch64_feature_detected!("i8mm")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Vec::new();
+}
+
 impl Kernels {
     /// The fastest table this processor runs.
     pub fn detect() -> Self {
@@ -56,24 +78,20 @@ impl Kernels {
         scalar::TABLE
     }
 
-    /// Every table this processor runs, the slowest first. The only place that asks the processor.
+    /// Every table this processor runs, the slowest first.
     pub fn all() -> Vec<Self> {
-        let mut tables = vec![scalar::TABLE];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            tables.push(avx2::TABLE);
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            tables.push(neon::TABLE);
-            if std::arch::is_aarch64_feature_detected!("dotprod") {
-                tables.push(dotprod::TABLE);
-            }
-        }
-        tables
+        let features = cpu_features();
+        let has = |wanted: &[&str]| wanted.iter().all(|name| features.contains(&(*name, true)));
+        let tables: &[(&[&str], Self)] = &[
+            (&[], scalar::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c"], avx2::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            (&["neon"], neon::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            (&["neon", "dotprod"], dotprod::TABLE),
+        ];
+        tables.iter().filter(|(wanted, _)| has(wanted)).map(|(_, table)| *table).collect()
     }
 
     /// The table of a name, where this processor runs it.

@@ -28,9 +28,7 @@ async fn a_client_that_ends_its_sending_still_gets_its_answers() {
     let door = Door::open();
     let mut client = door.client().await;
     // The last line has no end of its own.
-    client
-        .send("{\"id\":\"a\",\"prompt\":\"hang\"}\n{\"id\":\"b\",\"prompt\":\"last words\"}")
-        .await;
+    client.send("{\"id\":\"a\",\"prompt\":\"hang\"}\n{\"id\":\"b\",\"prompt\":\"last words\"}").await;
     client.shut_write().await;
     assert_eq!(client.end().await["text"], "last words");
     // Nothing was cancelled by the end of the stream, nor while the daemon could have noticed it.

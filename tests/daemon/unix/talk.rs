@@ -134,8 +134,7 @@ async fn a_line_of_one_megabyte_is_too_large_and_the_next_is_served() {
 async fn a_client_that_speaks_http_gets_an_http_answer() {
     let door = Door::open();
     let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
-    let request =
-        format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n{}", "y".repeat(100_000));
+    let request = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n{}", "y".repeat(100_000));
     stream.write_all(request.as_bytes()).await.expect("read to its end");
     let mut answer = String::new();
     let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;

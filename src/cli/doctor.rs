@@ -1,0 +1,188 @@
+//! `bitnetd doctor`: what this device has, and what of it the daemon would use.
+
+use super::serve::{load, runtime};
+use super::{Failure, host, print};
+use crate::config::{Config, Mqtt};
+use crate::engine::kernels::{Kernels, cpu_features};
+use crate::protocol::Method;
+use crate::telemetry::sensors::{self, Sensors};
+use crate::transport::mqtt;
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Say what this device has, and what of it the daemon would use
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Doctor {
+    /// The configuration, for the broker [default: as with serve]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Longest wait for the broker.
+const BROKER: Duration = Duration::from_secs(5);
+/// Start of the self-test's numbers; any will do.
+const SEED: u64 = 158;
+
+#[derive(Serialize)]
+struct Said {
+    version: &'static str,
+    architecture: &'static str,
+    processors: usize,
+    cpu_features: Vec<Feature>,
+    kernel: &'static str,
+    kernels: Vec<KernelTest>,
+    sensors: Vec<Sensor>,
+    memory: Memory,
+    broker: Option<Broker>,
+}
+
+#[derive(Serialize)]
+struct Feature {
+    name: &'static str,
+    present: bool,
+}
+
+#[derive(Serialize)]
+struct KernelTest {
+    name: &'static str,
+    /// `ok`, or where it parts from the reference.
+    self_test: String,
+}
+
+#[derive(Serialize)]
+struct Sensor {
+    name: &'static str,
+    source: String,
+    method: Method,
+    scope: String,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    usable_bytes: u64,
+    limit_bytes: Option<u64>,
+    limit_enforced: bool,
+    budget_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Broker {
+    address: String,
+    reachable: bool,
+    said: String,
+}
+
+pub(super) fn run(args: Doctor) -> Result<(), Failure> {
+    let config = load(args.config.as_deref())?;
+    let said = look(&config)?;
+    match args.json {
+        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
+        false => print(table(&said).as_bytes())?,
+    }
+    // A kernel that computes wrongly is the one finding that must not pass for a healthy device.
+    match said.kernels.iter().find(|kernel| kernel.self_test != "ok") {
+        Some(kernel) => {
+            Err(Failure::system(format!("{}; use another kernel and report this", kernel.self_test)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn look(config: &Config) -> Result<Said, Failure> {
+    let root = Path::new("/");
+    let limit = sensors::memory_limit(root);
+    let found = Sensors::new(root).found();
+    let test = |kernels: &Kernels| KernelTest {
+        name: kernels.name(),
+        self_test: kernels.self_test(SEED).err().unwrap_or_else(|| "ok".into()),
+    };
+    Ok(Said {
+        version: env!("CARGO_PKG_VERSION"),
+        architecture: std::env::consts::ARCH,
+        processors: host::processors(),
+        cpu_features: cpu_features().into_iter().map(|(name, present)| Feature { name, present }).collect(),
+        kernel: Kernels::detect().name(),
+        kernels: Kernels::all().iter().map(test).collect(),
+        sensors: found
+            .into_iter()
+            .map(|found| Sensor {
+                name: found.name,
+                source: found.source,
+                method: found.method,
+                scope: found.scope,
+            })
+            .collect(),
+        memory: Memory {
+            usable_bytes: sensors::host_memory(root),
+            limit_bytes: limit,
+            limit_enforced: limit.is_some(),
+            budget_bytes: config.budget.memory_bytes,
+        },
+        broker: config.mqtt.as_ref().map(|broker| probe(broker, &config.device.id)).transpose()?,
+    })
+}
+
+fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
+    let answer = runtime()?.block_on(mqtt::probe(config, device, BROKER));
+    Ok(Broker {
+        address: format!("{}:{}", config.host, config.port),
+        reachable: answer.is_ok(),
+        said: match answer {
+            Err(error) => error,
+            Ok(report) => format!(
+                "answered in {:.0} ms; QoS {}, retain {}, packets up to {}",
+                report.took.as_secs_f64() * 1000.0,
+                report.max_qos,
+                if report.retains { "yes" } else { "no" },
+                report.max_packet_size.map_or("any size".into(), |bytes| format!("{bytes} bytes")),
+            ),
+        },
+    })
+}
+
+fn table(said: &Said) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: &str| {
+        writeln!(out, "{name:<14} {text}").expect("into a string");
+    };
+    line("bitnetd", &format!("{} on {}, {} processors", said.version, said.architecture, said.processors));
+    let features = |present: bool| {
+        let names = said.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    line("cpu features", &format!("{} (not: {})", features(true), features(false)));
+    for kernel in &said.kernels {
+        let chosen = if kernel.name == said.kernel { ", chosen" } else { "" };
+        line("kernel", &format!("{}: self-test {}{chosen}", kernel.name, kernel.self_test));
+    }
+    if said.sensors.is_empty() {
+        line("sensors", "none found: power and temperature will be null");
+    }
+    for sensor in &said.sensors {
+        line("sensor", &format!("{}: {} ({})", sensor.name, sensor.source, sensor.scope));
+    }
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    line(
+        "memory",
+        &format!("{} usable, budget {}", mib(said.memory.usable_bytes), mib(said.memory.budget_bytes)),
+    );
+    let limit =
+        said.memory.limit_bytes.map_or(
+            "none enforced by the kernel; the daemon keeps to its budget by itself".into(),
+            |bytes| format!("{} enforced by the control group", mib(bytes)),
+        );
+    line("memory limit", &limit);
+    match &said.broker {
+        None => line("broker", "none configured: set mqtt.host for a link"),
+        Some(broker) => {
+            let reachable = if broker.reachable { "reachable" } else { "NOT reachable" };
+            line("broker", &format!("{} {reachable}: {}", broker.address, broker.said));
+        }
+    }
+    out
+}
