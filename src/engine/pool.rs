@@ -102,7 +102,7 @@ impl Pool {
         grain: usize,
         body: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        assert!(size > 0 && out.len() % size == 0, "{} in pieces of {size}", out.len());
+        assert!(size > 0 && out.len().is_multiple_of(size), "{} in pieces of {size}", out.len());
         self.stripes(out, out.len(), size * grain, |mut stripe| {
             for (index, piece) in (stripe.cols.start / size..).zip(stripe.row(0).chunks_exact_mut(size)) {
                 body(index, piece);
@@ -123,7 +123,7 @@ impl Pool {
         if out.is_empty() {
             return;
         }
-        assert!(grain > 0 && out.len() % width == 0, "{} in rows of {width}", out.len());
+        assert!(grain > 0 && out.len().is_multiple_of(width), "{} in rows of {width}", out.len());
         let grains = width.div_ceil(grain);
         let wanted = if self.helpers.is_empty() { 1 } else { 2 * self.threads() };
         let per_part = grains.div_ceil(wanted) * grain;

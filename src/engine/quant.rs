@@ -17,8 +17,6 @@ const TQ_BLOCK: usize = 256;
 const TQ1_BYTES: usize = 54;
 /// Bytes of a TQ2_0 block: 64 of four codes, a half-precision scale.
 const TQ2_BYTES: usize = 66;
-/// Four zeros, packed.
-const ZEROS: u8 = 0b0101_0101;
 /// Tail of an I2_S tensor: the scale as f32, padded to 32 bytes.
 pub const I2S_TAIL: usize = 32;
 
@@ -80,7 +78,7 @@ impl TensorType {
     pub fn bytes(self, elements: u64, row: u64) -> Option<u64> {
         let blocks = |size: usize, bytes: usize| {
             let size = size as u64;
-            if row % size == 0 { (elements / size).checked_mul(bytes as u64) } else { None }
+            if row.is_multiple_of(size) { (elements / size).checked_mul(bytes as u64) } else { None }
         };
         match self {
             TensorType::F32 => elements.checked_mul(4),
@@ -272,7 +270,7 @@ fn tq1_code(block: &[u8; TQ1_BYTES], j: usize) -> u8 {
     };
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let fraction = block[byte].wrapping_mul(POWERS[trit]);
-    (u16::from(fraction) * 3 >> 8) as u8
+    ((u16::from(fraction) * 3) >> 8) as u8
 }
 
 /// Packs plain numbers that are all -s, 0 or +s.
@@ -306,13 +304,9 @@ pub fn pack_dense(data: &[u8], kind: Dense, rows: usize, cols: usize) -> Result<
 /// Packs codes given by a function of row and column.
 fn pack(rows: usize, cols: usize, code: impl Fn(usize, usize) -> u8) -> Vec<u8> {
     let width = packed_row(cols);
-    let mut bytes = vec![if cols % BLOCK == 0 { 0 } else { ZEROS }; rows * width];
+    let mut bytes = vec![0; rows * width];
     for (row, packed) in bytes.chunks_exact_mut(width).enumerate() {
-        if cols % BLOCK != 0 {
-            packed.fill(0);
-            (cols..width * 4).for_each(|col| put(packed, col, 1));
-        }
-        (0..cols).for_each(|col| put(packed, col, code(row, col)));
+        (0..width * 4).for_each(|col| put(packed, col, if col < cols { code(row, col) } else { 1 }));
     }
     bytes
 }

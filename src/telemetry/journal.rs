@@ -69,7 +69,7 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
 mod tests {
     use super::super::{Snapshot, Telemetry};
     use super::*;
-    use crate::protocol::{Method, Reading, Timings, Usage};
+    use crate::protocol::{Method, MqttLink, Reading, Timings, Usage};
     use std::time::{Instant, SystemTime};
 
     fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
@@ -87,9 +87,8 @@ mod tests {
         telemetry.power(now + std::time::Duration::from_secs(10), host.power.as_ref());
         let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
         telemetry.completed(&Usage { prompt_tokens: 5, completion_tokens: 9 }, &timings, None);
-        telemetry.mqtt_configured();
         telemetry.set_queue(2, 1);
-        telemetry.report(&host, None, SystemTime::UNIX_EPOCH)
+        telemetry.report(&host, Some(MqttLink::default()), SystemTime::UNIX_EPOCH)
     }
 
     #[test]

@@ -1,1 +1,2 @@
+//! Placeholder until the system tests land.
 fn main() {}

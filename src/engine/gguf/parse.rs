@@ -141,7 +141,7 @@ impl RawTensor {
             .filter(|n| *n > 0)
             .and_then(|n| kind.bytes(n, self.dims[0]))
             .ok_or_else(|| fail(format!("shape {:?} is impossible for {}", self.dims, kind.name())))?;
-        if self.offset % alignment != 0 {
+        if !self.offset.is_multiple_of(alignment) {
             return Err(fail(format!("offset {} is not aligned to {alignment}", self.offset)));
         }
         let end = data.checked_add(self.offset).and_then(|start| start.checked_add(size));

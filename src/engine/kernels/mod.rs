@@ -114,9 +114,9 @@ impl Kernels {
     /// When the lengths do not agree.
     pub fn ternary(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
         let tokens = sums.len();
-        assert!(tokens > 0 && q.len() % tokens == 0 && out.len() % tokens == 0);
+        assert!(tokens > 0 && q.len().is_multiple_of(tokens) && out.len().is_multiple_of(tokens));
         let (cols, rows) = (q.len() / tokens, out.len() / tokens);
-        assert!(cols > 0 && cols % BLOCK == 0 && weights.len() == rows * packed_row(cols));
+        assert!(cols > 0 && cols.is_multiple_of(BLOCK) && weights.len() == rows * packed_row(cols));
         // Largest magnitude of a sum: two times 128 a column.
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;

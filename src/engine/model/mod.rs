@@ -117,11 +117,11 @@ impl Shape {
         if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return fail(key, "is 0".into());
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
             return fail("attention.head_count_kv", said);
         }
-        if self.rope_dims % 2 != 0 || self.rope_dims > self.head_dim {
+        if !self.rope_dims.is_multiple_of(2) || self.rope_dims > self.head_dim {
             let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
             return fail("rope.dimension_count", said);
         }
