@@ -51,6 +51,7 @@ impl From<daemon::Failure> for Failure {
     fn from(failure: daemon::Failure) -> Self {
         let code = match failure {
             daemon::Failure::Model(_) | daemon::Failure::Budget(_) => 3,
+            daemon::Failure::Socket(_) => 2,
             daemon::Failure::Setup(_) => 1,
         };
         Failure { code, message: failure.to_string() }

@@ -49,7 +49,9 @@ pub enum Failure {
     Model(LoadError),
     /// The model does not fit the budget.
     Budget(TooLarge),
-    /// A door cannot be opened, or the system refused something else.
+    /// The socket cannot be opened.
+    Socket(String),
+    /// The system refused something else.
     Setup(String),
 }
 
@@ -58,7 +60,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Model(error) => error.fmt(f),
             Failure::Budget(error) => error.fmt(f),
-            Failure::Setup(said) => said.fmt(f),
+            Failure::Socket(said) | Failure::Setup(said) => said.fmt(f),
         }
     }
 }
@@ -84,6 +86,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
 pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), Failure> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
+    let mut signals = shutdown::Signals::listen()
+        .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(config.budget.memory_bytes));
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
@@ -95,7 +99,13 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         context: plan.context,
     };
     let options = engine::Options { threads: config.budget.threads, pin: config.budget.pin, kernel: None };
-    let (thread, facts) = worker.start(file, options).await?;
+    let (thread, facts) = tokio::select! {
+        started = worker.start(file, options) => started?,
+        signal = signals.next() => {
+            info!("stopping on {signal}, before the model was loaded");
+            return Ok(());
+        }
+    };
     let daemon =
         Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
     info!(
@@ -105,17 +115,17 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         daemon.config.budget.threads,
         daemon.config.socket.path.display()
     );
-    let outcome = daemon.serve(listener, &facts, &plan, ready).await;
+    daemon.serve(listener, signals, &facts, &plan, ready).await;
     // The worker ends when its queue is closed and empty, which `serve` has seen to.
     if thread.join().is_err() {
         error!("the worker thread died");
     }
     drop(place);
-    outcome
+    Ok(())
 }
 
 fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
-    let setup = |error: &dyn fmt::Display| Failure::Setup(error.to_string());
+    let setup = |error: &dyn fmt::Display| Failure::Socket(error.to_string());
     let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
         None => {
@@ -141,12 +151,11 @@ impl Daemon {
     async fn serve(
         &self,
         listener: tokio::net::UnixListener,
+        signals: shutdown::Signals,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
-    ) -> Result<(), Failure> {
-        let signals = shutdown::Signals::listen()
-            .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
+    ) {
         let (intake, requests) = mpsc::channel(INTAKE);
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
@@ -173,7 +182,6 @@ impl Daemon {
             }
         }
         info!("stopped");
-        Ok(())
     }
 
     fn open_mqtt(
