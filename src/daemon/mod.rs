@@ -7,6 +7,7 @@ mod admission;
 mod budget;
 mod cache;
 mod health;
+mod queue;
 mod shutdown;
 mod systemd;
 mod worker;
@@ -23,6 +24,7 @@ use crate::telemetry::{self, Telemetry};
 use crate::transport::mqtt::{self, LinkState};
 use crate::transport::{Inbound, unix};
 use log::{error, info, warn};
+use queue::Queue;
 use serde::Serialize;
 use std::fmt;
 use std::path::Path;
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{Facts, Queue, Worker};
+use worker::{Facts, Worker};
 
 /// Requests on their way from the doors to the queue: the doors wait when there are more.
 const INTAKE: usize = 32;

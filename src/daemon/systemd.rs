@@ -3,7 +3,7 @@
 //! Without systemd all of this does nothing.
 
 use super::health::Progress;
-use super::worker::Queue;
+use super::queue::Queue;
 use log::{error, warn};
 use sd_notify::NotifyState;
 use std::io;

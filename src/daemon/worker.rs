@@ -1,12 +1,12 @@
-//! The border between the async doors and the engine: a queue with a lock, and one plain thread.
+//! The thread that computes: it takes requests from the queue and answers them, one at a time.
 //!
-//! The thread answers one request at a time. It never waits for a client: a client whose channel is
-//! full is cancelled.
+//! It never waits for a client: one whose channel is full is cancelled.
 
 use super::Failure;
-use super::admission::{Admission, Job, verdict};
+use super::admission::{Job, verdict};
 use super::cache::{Cache, Key, Stored};
 use super::locked;
+use super::queue::Queue;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Session, Step};
 use crate::engine::tokenizer::{Role, Turn};
@@ -20,126 +20,10 @@ use crate::transport::{Cancel, Inbound, Reply};
 use log::{debug, error, info};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
-
-/// Between two looks at whether the queue has drained.
-const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Requests between the doors and the worker. Its lock is held for moves only, never while an
-/// answer is computed or a client is told.
-#[derive(Debug)]
-pub(super) struct Queue {
-    admission: Mutex<Admission>,
-    telemetry: Arc<Telemetry>,
-    /// Wakes the worker.
-    offered: Condvar,
-    /// Wakes the sweeper.
-    occupied: Notify,
-    running: AtomicBool,
-    /// Ends the running answer: the drain deadline has passed.
-    cut_off: AtomicBool,
-    /// Counts what the worker does, for the watchdog.
-    steps: AtomicU64,
-    timeout: Duration,
-}
-
-impl Queue {
-    pub fn new(config: &crate::config::Queue, telemetry: Arc<Telemetry>) -> Self {
-        Queue {
-            admission: Mutex::new(Admission::new(config.depth)),
-            telemetry,
-            offered: Condvar::new(),
-            occupied: Notify::new(),
-            running: AtomicBool::new(false),
-            cut_off: AtomicBool::new(false),
-            steps: AtomicU64::new(0),
-            timeout: config.timeout,
-        }
-    }
-
-    /// Takes a request in, or tells its client why not.
-    pub fn offer(&self, inbound: Inbound) {
-        let timeout = inbound.request.timeout.unwrap_or(self.timeout);
-        let offered = locked(&self.admission).offer(inbound, timeout);
-        match offered {
-            Ok(()) => {
-                self.offered.notify_one();
-                self.occupied.notify_one();
-            }
-            Err((inbound, refusal)) => self.refuse(*inbound, refusal),
-        }
-    }
-
-    /// Tells waiting requests that nobody waits for any more.
-    pub fn sweep(&self, now: Instant) {
-        let swept = locked(&self.admission).sweep(now);
-        swept.into_iter().for_each(|(job, refusal)| self.refuse(job.inbound, refusal));
-    }
-
-    /// Waits until some request waits.
-    pub async fn occupied(&self) {
-        while locked(&self.admission).waiting() == 0 {
-            self.occupied.notified().await;
-        }
-    }
-
-    /// Waits until no request waits or runs, or `deadline`.
-    pub async fn drained(&self, deadline: Instant) {
-        while self.level() != (0, 0) && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_INTERVAL).await;
-        }
-    }
-
-    /// Ends what runs, tells what waits, and takes nothing in any more; the worker ends.
-    pub fn close(&self) {
-        self.cut_off.store(true, Ordering::Relaxed);
-        let left = locked(&self.admission).close();
-        self.offered.notify_all();
-        left.into_iter().for_each(|(job, refusal)| self.refuse(job.inbound, refusal));
-    }
-
-    /// Requests that wait, and that run.
-    pub fn level(&self) -> (usize, usize) {
-        let admission = locked(&self.admission);
-        (admission.waiting(), usize::from(self.running.load(Ordering::Relaxed)))
-    }
-
-    /// What the worker has done so far.
-    pub fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed)
-    }
-
-    /// Waits for a request; `None` when the queue is closed.
-    fn next(&self) -> Option<Job> {
-        let mut admission = locked(&self.admission);
-        self.running.store(false, Ordering::Relaxed);
-        loop {
-            if let Some(job) = admission.next() {
-                self.running.store(true, Ordering::Relaxed);
-                return Some(job);
-            }
-            if admission.is_closed() {
-                return None;
-            }
-            admission = self.offered.wait(admission).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn refuse(&self, inbound: Inbound, refusal: Refusal) {
-        match refusal.code {
-            Code::Cancelled => self.telemetry.cancelled(),
-            Code::Timeout => self.telemetry.timed_out(),
-            _ => {}
-        }
-        self.telemetry.refused();
-        info!(CLIENT = inbound.client.as_str(), REQUEST_ID = inbound.id.as_str(); "refused: {}", refusal.message);
-        inbound.reply.refuse(refusal);
-    }
-}
+use std::time::Instant;
+use tokio::sync::oneshot;
 
 /// What the engine turned out to be.
 #[derive(Debug, Clone)]
@@ -191,7 +75,7 @@ impl Worker {
         let mut session = engine.session(self.context);
         let mut cache = Cache::default();
         while let Some(job) = self.queue.next() {
-            self.queue.steps.fetch_add(1, Ordering::Relaxed);
+            self.queue.step();
             match verdict(&job, Instant::now()) {
                 Some(refusal) => self.queue.refuse(job.inbound, refusal),
                 None => self.answer(engine, &mut session, &mut cache, job),
@@ -200,28 +84,18 @@ impl Worker {
     }
 
     fn answer(&self, engine: &Engine, session: &mut Session<'_>, cache: &mut Cache, job: Job) {
-        let Job { inbound, deadline } = job;
-        let Inbound { request, id, client, received, reply, cancel } = inbound;
-        debug!(REQUEST_ID = id.as_str(); "prompt: {:?}", request.input);
-        let begun = Instant::now();
+        let request = &job.inbound.request;
+        debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
         let prompt = tokenize(engine, &request.input);
-        let key = cache_key(&request, &prompt);
-        if let Some(stored) = key.as_ref().and_then(|key| cache.get(key)) {
-            self.telemetry.cache_hit();
-            info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered again");
-            return give_again(stored, prompt.len(), &request, id, received, reply);
+        let key = cache_key(request, &prompt);
+        match key.as_ref().map(|key| cache.get(key)) {
+            Some(Some(stored)) => return self.give_again(stored, prompt.len(), job.inbound),
+            Some(None) => self.telemetry.cache_miss(),
+            None => {}
         }
-        key.iter().for_each(|_| self.telemetry.cache_miss());
-        let mut run = Run {
-            queue: &self.queue,
-            reply: &reply,
-            cancel: &cancel,
-            deadline,
-            stream: request.stream,
-            halt: None,
-            first: None,
-        };
-        let options = options(&request);
+        let begun = Instant::now();
+        let mut run = Run::new(&self.queue, &job);
+        let options = options(request);
         // A fault in the engine costs this request its answer, and nobody else theirs.
         let outcome =
             catch_unwind(AssertUnwindSafe(|| session.generate(&prompt, &options, |step| run.step(step))));
@@ -229,25 +103,45 @@ impl Worker {
         let answer = match outcome {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                self.telemetry.refused();
-                info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "refused: {error}");
-                return reply.refuse(Refusal::new(Code::ContextExceeded, error.to_string()));
+                let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
+                return self.queue.refuse(job.inbound, refusal);
             }
             Err(_) => {
-                self.telemetry.refused();
-                error!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "the engine failed; see the line before");
+                error!(REQUEST_ID = job.inbound.id.as_str(); "the engine failed; standard error says where");
                 let said = "a fault of the daemon, noted in its log; ask again";
-                return reply.refuse(Refusal::new(Code::Internal, said));
+                return self.queue.refuse(job.inbound, Refusal::new(Code::Internal, said));
             }
         };
-        let ended = Instant::now();
-        locked(&self.queue.admission).note_pace(ended - begun);
+        let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
+        self.queue.note_pace(at.ended - at.begun);
         if let (Some(key), None) = (key, halt) {
             cache.put(key, stored(&answer));
         }
-        let done = self.done(id, &prompt, answer, halt, Moments { received, begun, first, ended });
+        let Inbound { id, client, reply, .. } = job.inbound;
+        let done = self.done(id, &prompt, answer, halt, at);
         self.note(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
+    }
+
+    /// Answers from the cache.
+    fn give_again(&self, stored: Stored, prompt: usize, inbound: Inbound) {
+        let Inbound { request, id, client, received, reply, .. } = inbound;
+        self.telemetry.cache_hit();
+        info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered again");
+        if request.stream && !stored.text.is_empty() {
+            // A client that cannot take one event gets the whole text in the last one all the same.
+            let _ = reply.token(stored.text.clone());
+        }
+        let ms = milliseconds(received, Instant::now());
+        reply.finish(Event::Done(Box::new(Done {
+            id,
+            text: stored.text,
+            finish_reason: if stored.stopped { FinishReason::Stop } else { FinishReason::Length },
+            usage: Usage { prompt_tokens: prompt as u32, completion_tokens: stored.completion_tokens },
+            timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
+            energy: None,
+            cached: true,
+        })));
     }
 
     fn done(
@@ -309,9 +203,14 @@ struct Run<'r> {
     first: Option<Instant>,
 }
 
-impl Run<'_> {
+impl<'r> Run<'r> {
+    fn new(queue: &'r Queue, job: &'r Job) -> Self {
+        let Inbound { request, reply, cancel, .. } = &job.inbound;
+        Run { queue, reply, cancel, deadline: job.deadline, stream: request.stream, halt: None, first: None }
+    }
+
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
-        self.queue.steps.fetch_add(1, Ordering::Relaxed);
+        self.queue.step();
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
             if self.stream && !text.is_empty() && self.reply.token(text.to_owned()).is_err() {
@@ -319,7 +218,7 @@ impl Run<'_> {
                 self.cancel.raise();
             }
         }
-        self.halt = if self.cancel.is_raised() || self.queue.cut_off.load(Ordering::Relaxed) {
+        self.halt = if self.cancel.is_raised() || self.queue.is_cut_off() {
             Some(FinishReason::Cancelled)
         } else if Instant::now() >= self.deadline {
             Some(FinishReason::Timeout)
@@ -340,17 +239,20 @@ struct Moments {
 
 impl Moments {
     fn timings(&self, answer: &Answer) -> Timings {
-        let ms = |since: Instant, until: Instant| (until - since).as_secs_f64() * 1000.0;
         let later_tokens = answer.tokens.len().saturating_sub(1) as f64;
         let seconds = answer.decode.as_secs_f64();
         Timings {
-            queue_ms: ms(self.received, self.begun),
+            queue_ms: milliseconds(self.received, self.begun),
             prompt_ms: answer.prefill.as_secs_f64() * 1000.0,
-            ttft_ms: ms(self.received, self.first.unwrap_or(self.ended)),
-            total_ms: ms(self.received, self.ended),
+            ttft_ms: milliseconds(self.received, self.first.unwrap_or(self.ended)),
+            total_ms: milliseconds(self.received, self.ended),
             tokens_per_second: if seconds > 0.0 { later_tokens / seconds } else { 0.0 },
         }
     }
+}
+
+fn milliseconds(since: Instant, until: Instant) -> f64 {
+    until.saturating_duration_since(since).as_secs_f64() * 1000.0
 }
 
 fn tokenize(engine: &Engine, input: &Input) -> Vec<u32> {
@@ -415,21 +317,4 @@ fn stored(answer: &Answer) -> Stored {
         completion_tokens: answer.tokens.len() as u32,
         stopped: answer.end == End::Stop,
     }
-}
-
-fn give_again(stored: Stored, prompt: usize, request: &Request, id: String, received: Instant, reply: Reply) {
-    let ms = received.elapsed().as_secs_f64() * 1000.0;
-    if request.stream && !stored.text.is_empty() {
-        // A client that cannot take one event gets the whole text in the last one all the same.
-        let _ = reply.token(stored.text.clone());
-    }
-    reply.finish(Event::Done(Box::new(Done {
-        id,
-        text: stored.text,
-        finish_reason: if stored.stopped { FinishReason::Stop } else { FinishReason::Length },
-        usage: Usage { prompt_tokens: prompt as u32, completion_tokens: stored.completion_tokens },
-        timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
-        energy: None,
-        cached: true,
-    })));
 }
