@@ -161,7 +161,13 @@ impl Daemon {
         let (intake, requests) = mpsc::channel(INTAKE);
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
-        doors.spawn(unix::run(listener, intake.clone(), self.draining.clone(), self.close.clone()));
+        doors.spawn(unix::run(
+            listener,
+            intake.clone(),
+            Arc::clone(&self.telemetry),
+            self.draining.clone(),
+            self.close.clone(),
+        ));
         let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
         let mut company = JoinSet::new();
         company.spawn(admit(requests, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
@@ -205,6 +211,7 @@ impl Daemon {
             telemetry,
             interval: self.config.telemetry.interval,
             state,
+            counters: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
             flush: FLUSH,

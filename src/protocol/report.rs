@@ -126,11 +126,11 @@ pub struct Throughput {
 /// Requests by what became of them.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Requests {
-    /// Read, over every door.
+    /// Read and handed on, over every door.
     pub received: u64,
     /// Answered to the end.
     pub completed: u64,
-    /// Given an `error` event.
+    /// Given an `error` event; what could not be read as a request counts too.
     pub refused: u64,
     /// Cancelled by their client.
     pub cancelled: u64,

@@ -221,6 +221,7 @@ impl Desk {
         match checked.and_then(|()| self.admit(message, read)) {
             Ok(request) => self.prompts.start(serial, request, client, way),
             Err(refusal) => {
+                self.door.counters.refused();
                 let event = Event::Error { id: Some(way.id.clone()), refusal };
                 self.on_event(serial, &way, event);
             }

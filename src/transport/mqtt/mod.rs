@@ -20,6 +20,7 @@ pub use client::{ProbeReport, probe};
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
+use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
 use desk::Desk;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct Door {
     pub interval: Duration,
     /// How the link fares.
     pub state: watch::Sender<LinkState>,
+    /// Counts what is refused here already.
+    pub counters: Arc<Telemetry>,
     /// From now on new prompts are refused.
     pub draining: CancellationToken,
     /// Send what is left and stop.

@@ -214,6 +214,7 @@ impl Reader<'_> {
     }
 
     async fn refuse(&self, id: Option<String>, refusal: Refusal) -> Then {
+        self.shared.telemetry.refused();
         self.answer(line(&Event::Error { id, refusal })).await
     }
 

@@ -14,16 +14,18 @@ pub use place::{BindError, Place, bind};
 
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
+use crate::telemetry::Telemetry;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Most connections at once: each costs two file descriptors, of which a service has 1,024 unless
-/// told otherwise, and up to one request's length of memory.
-pub const MAX_CONNECTIONS: usize = 256;
+/// Most connections at once: each costs two file descriptors and, with a request that never ends its
+/// line, up to a request's length of memory; 64 such clients hold 16 MiB.
+pub const MAX_CONNECTIONS: usize = 64;
 
 /// When a client that found no free connection may come back.
 const BUSY_RETRY_MS: u64 = 1_000;
@@ -48,10 +50,11 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
 pub async fn run(
     listener: UnixListener,
     inbound: mpsc::Sender<Inbound>,
+    telemetry: Arc<Telemetry>,
     draining: CancellationToken,
     close: CancellationToken,
 ) {
-    let shared = Shared { inbound, draining, close: close.clone() };
+    let shared = Shared { inbound, telemetry, draining, close: close.clone() };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     loop {
@@ -81,6 +84,8 @@ pub async fn run(
 struct Shared {
     /// Where requests go.
     inbound: mpsc::Sender<Inbound>,
+    /// Counts what is refused here already.
+    telemetry: Arc<Telemetry>,
     /// New requests are refused.
     draining: CancellationToken,
     /// The end.

@@ -3,6 +3,7 @@
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::Inbound;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
 use rumqttc::v5::mqttbytes::QoS;
@@ -53,6 +54,7 @@ impl Bench {
             telemetry: reports,
             interval: Duration::from_secs(10),
             state: shown,
+            counters: Arc::new(Telemetry::new(0)),
             draining: draining.clone(),
             close: close.clone(),
             flush: Duration::from_secs(5),

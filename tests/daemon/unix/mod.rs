@@ -8,6 +8,7 @@ mod talk;
 
 use bitnetd::config::Socket;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::unix::{self, Place};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
@@ -79,7 +80,13 @@ impl Door {
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(unix::run(listener, inbound, draining.clone(), close.clone()));
+        tasks.spawn(unix::run(
+            listener,
+            inbound,
+            Arc::new(Telemetry::new(0)),
+            draining.clone(),
+            close.clone(),
+        ));
         let worker = tasks.spawn(work(requests, seen.clone()));
         let path = folder.socket().path;
         Door { path, seen, draining, close, tasks, worker, _place: place, _folder: folder }
