@@ -12,7 +12,8 @@ pub(super) struct Tokenize {
     #[arg(long)]
     special: bool,
     /// The text; read from standard input when left out or `-`
-    #[arg(value_name = "TEXT|-")]
+    // Any text may be asked about, also one that looks like a flag.
+    #[arg(value_name = "TEXT|-", allow_hyphen_values = true)]
     text: Option<String>,
 }
 
