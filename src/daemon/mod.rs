@@ -292,12 +292,10 @@ async fn sweep(queue: Arc<Queue>) {
     }
 }
 
+/// Reads the power between reports too, where there is a sensor.
 async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-    if locked(&sensors).power(Instant::now()).is_none()
-        && locked(&sensors).found().iter().all(|f| f.name != "power")
-    {
-        // No sensor: nothing to wake up for.
-        return std::future::pending().await;
+    if locked(&sensors).found().iter().all(|found| found.name != "power") {
+        return std::future::pending().await; // nothing to wake up for
     }
     let mut interval = tokio::time::interval(POWER_INTERVAL);
     loop {
@@ -324,7 +322,9 @@ impl Reporter {
         interval.tick().await;
         loop {
             interval.tick().await;
-            let host = locked(&sensors).read(Instant::now());
+            let now = Instant::now();
+            let host = locked(&sensors).read(now);
+            telemetry.power(now, host.power.as_ref());
             let (waiting, running) = self.queue.level();
             telemetry.set_queue(waiting, running);
             let report = telemetry.report(&host, self.link(), SystemTime::now());
