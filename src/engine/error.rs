@@ -17,6 +17,16 @@ impl LoadError {
         LoadError { place: place.into(), message: message.into() }
     }
 
+    /// An error at a metadata key.
+    pub fn key(key: &str, message: impl Into<String>) -> Self {
+        Self::new(format!("metadata key {}", shown(key)), message)
+    }
+
+    /// An error at a tensor.
+    pub fn tensor(name: &str, message: impl Into<String>) -> Self {
+        Self::new(format!("tensor {}", shown(name)), message)
+    }
+
     /// The same error, seen from the file that holds the place.
     pub fn within(self, outer: impl fmt::Display) -> Self {
         LoadError { place: format!("{outer}: {}", self.place), message: self.message }
@@ -30,6 +40,18 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
+
+/// A file's own words as an error repeats them: whatever they are, the error stays one line, and no
+/// terminal obeys them.
+pub fn shown(words: &str) -> String {
+    // Longer than any name in use.
+    const MOST: usize = 64;
+    let mut shown: String = words.chars().take(MOST).flat_map(char::escape_debug).collect();
+    if words.chars().nth(MOST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
 
 /// A prompt that the model cannot take.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -87,7 +87,8 @@ impl ModelFile {
         match source {
             Source::BuiltIn => Self::parse(Map::from_static(builtin::bytes()), builtin::NAME, layout),
             Source::File(path) => {
-                let place = path.display().to_string();
+                // A name with a line break in it must not break the error's line.
+                let place = path.display().to_string().replace(char::is_control, "?");
                 let map = Map::open(path)
                     .map_err(|error| LoadError::new(&place, format!("cannot be read: {error}")))?;
                 Self::parse(map, &place, layout)
@@ -140,7 +141,7 @@ impl ModelFile {
         if tokenizer.vocab_size() != self.shape.vocab {
             let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
             let said = format!("{tokens} tokens, but the embedding has {rows} rows");
-            return Err(LoadError::new("metadata key tokenizer.ggml.tokens", said));
+            return Err(LoadError::key("tokenizer.ggml.tokens", said));
         }
         let cpus = if options.pin { pool::processors() } else { Vec::new() };
         let pool = Pool::new(options.threads, &cpus)

@@ -213,6 +213,11 @@ pub fn find_code_3(packed: &[u8]) -> Option<usize> {
     rest.iter().position(|b| b & b >> 1 & 0x55 != 0).map(|at| start + at)
 }
 
+/// Whether packed codes stand for nothing but zeros.
+pub fn all_zeros(packed: &[u8]) -> bool {
+    packed.iter().all(|byte| *byte == 0b01_01_01_01)
+}
+
 /// Packed weights with their one scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Packed {

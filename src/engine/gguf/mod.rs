@@ -99,7 +99,8 @@ impl Gguf {
     pub fn float_or(&self, key: &str, default: f32) -> Result<f32, LoadError> {
         match self.value(key) {
             None => Ok(default),
-            Some(Value::Float(x)) if x.is_finite() => Ok(*x as f32),
+            // Finite as f32: a double may be beyond it.
+            Some(Value::Float(x)) if (*x as f32).is_finite() => Ok(*x as f32),
             Some(other) => Err(wrong(key, "a finite float", other)),
         }
     }
@@ -159,6 +160,13 @@ pub struct Strings<'a> {
     left: usize,
 }
 
+impl Strings<'_> {
+    /// Bytes that those left take in the file.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 impl<'a> Iterator for Strings<'a> {
     type Item = &'a [u8];
 
@@ -178,16 +186,9 @@ impl<'a> Iterator for Strings<'a> {
 impl ExactSizeIterator for Strings<'_> {}
 
 fn missing(key: &str) -> LoadError {
-    LoadError::new(format!("metadata key {key}"), "missing; the file is no complete model")
+    LoadError::key(key, "missing; the file is no complete model")
 }
 
 fn wrong(key: &str, want: &str, value: &Value) -> LoadError {
-    let said = match value {
-        Value::Array(array) => format!("is an array of type {}, not {want}", array.kind),
-        Value::Text(text) => {
-            format!("is the text {:?}, not {want}", &text.chars().take(40).collect::<String>())
-        }
-        other => format!("is {other:?}, not {want}"),
-    };
-    LoadError::new(format!("metadata key {key}"), said)
+    LoadError::key(key, format!("is {value}, not {want}"))
 }

@@ -4,15 +4,21 @@
 //! skipped; all arithmetic on sizes is checked. Source of the layout: the GGUF specification in the
 //! ggml project.
 
-use crate::engine::error::LoadError;
+use crate::engine::error::{LoadError, shown};
 use crate::engine::quant::TensorType;
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
 
 /// Alignment of tensor data where the file names none.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
+/// Entries of either kind. The largest model in use has some hundreds; each takes several times its
+/// bytes in the file once it is read, so a file full of them must not decide how many.
+const MAX_ENTRIES: u64 = 1 << 16;
+/// Bytes of a text that is read into memory; the longest in use are chat templates of some 20 KB.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// What a file says before its tensor data.
 #[derive(Debug, Default)]
@@ -38,6 +44,19 @@ pub enum Value {
     Text(String),
     /// Many of one kind, left in the file.
     Array(Array),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Unsigned(n) => write!(f, "the number {n}"),
+            Value::Signed(n) => write!(f, "the number {n}"),
+            Value::Float(x) => write!(f, "the float {x:?}"),
+            Value::Bool(flag) => write!(f, "the bool {flag}"),
+            Value::Text(text) => write!(f, "the text \"{}\"", shown(text)),
+            Value::Array(array) => write!(f, "an array of type {}", array.kind),
+        }
+    }
 }
 
 /// An array's place in the file; its strings have been checked to lie in it.
@@ -77,7 +96,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     for _ in 0..keys {
         let (key, value) = reader.entry()?;
         if !names.insert(key.clone()) {
-            return Err(LoadError::new(format!("metadata key {key}"), "comes twice"));
+            return Err(LoadError::key(&key, "comes twice; the file is damaged"));
         }
         header.metadata.push((key, value));
     }
@@ -87,7 +106,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     for _ in 0..tensors {
         let tensor = reader.tensor()?;
         if !names.insert(tensor.name.clone()) {
-            return Err(LoadError::new(format!("tensor {}", tensor.name), "comes twice"));
+            return Err(LoadError::tensor(&tensor.name, "comes twice; the file is damaged"));
         }
         raw.push(tensor);
     }
@@ -104,10 +123,9 @@ fn alignment(metadata: &[(String, Value)]) -> Result<u64, LoadError> {
         None => Ok(DEFAULT_ALIGNMENT),
         // Beyond a page of 64 KiB alignment buys nothing, and huge values only overflow.
         Some((_, Value::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
-        Some((key, value)) => Err(LoadError::new(
-            format!("metadata key {key}"),
-            format!("{value:?} is no power of two between 8 and 65536"),
-        )),
+        Some((key, value)) => {
+            Err(LoadError::key(key, format!("is {value}, not a power of two between 8 and 65536")))
+        }
     }
 }
 
@@ -116,8 +134,8 @@ fn check_apart(tensors: &[Tensor]) -> Result<(), LoadError> {
     by_place.sort_by_key(|tensor| tensor.bytes.start);
     for pair in by_place.windows(2) {
         if pair[0].bytes.end > pair[1].bytes.start {
-            let said = format!("its data overlaps that of {}; the file is damaged", pair[0].name);
-            return Err(LoadError::new(format!("tensor {}", pair[1].name), said));
+            let said = format!("its data overlaps that of {}; the file is damaged", shown(&pair[0].name));
+            return Err(LoadError::tensor(&pair[1].name, said));
         }
     }
     Ok(())
@@ -133,9 +151,8 @@ struct RawTensor {
 
 impl RawTensor {
     fn place(self, data: u64, alignment: u64, file: usize) -> Result<Tensor, LoadError> {
-        let fail = |said: String| LoadError::new(format!("tensor {}", self.name), said);
+        let fail = |said: String| LoadError::tensor(&self.name, said);
         let kind = TensorType::from_id(self.kind).map_err(fail)?;
-        let fail = |said: String| LoadError::new(format!("tensor {}", self.name), said);
         let elements = self.dims.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim));
         let size = elements
             .filter(|n| *n > 0)
@@ -180,7 +197,7 @@ impl Reader<'_> {
         self.at = 4;
         match self.u32()? {
             2 | 3 => {}
-            version if version.swap_bytes() == 3 => {
+            version if matches!(version.swap_bytes(), 2 | 3) => {
                 return Err(LoadError::new("byte 4", "a big-endian file; use the little-endian one"));
             }
             version => {
@@ -188,7 +205,18 @@ impl Reader<'_> {
                 return Err(LoadError::new("byte 4", said));
             }
         }
-        Ok((self.u64()?, self.u64()?))
+        Ok((self.count("tensors")?, self.count("metadata keys")?))
+    }
+
+    fn count(&mut self, what: &str) -> Result<u64, LoadError> {
+        let at = self.at;
+        match self.u64()? {
+            count if count <= MAX_ENTRIES => Ok(count),
+            count => {
+                let said = format!("{count} {what}, where {MAX_ENTRIES} are allowed; the file is damaged");
+                Err(LoadError::new(format!("byte {at}"), said))
+            }
+        }
     }
 
     fn take(&mut self, len: u64) -> Result<&[u8], LoadError> {
@@ -216,15 +244,20 @@ impl Reader<'_> {
     fn text(&mut self) -> Result<String, LoadError> {
         let len = self.u64()?;
         let at = self.at;
-        match std::str::from_utf8(self.take(len)?) {
+        let bytes = self.take(len)?;
+        let fail = |said: String| Err(LoadError::new(format!("byte {at}"), said));
+        if len > MAX_TEXT {
+            return fail(format!("a text of {len} bytes, where {MAX_TEXT} are allowed"));
+        }
+        match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(LoadError::new(format!("byte {at}"), "text that is not UTF-8")),
+            Err(_) => fail("text that is not UTF-8; the file is damaged".into()),
         }
     }
 
     fn entry(&mut self) -> Result<(String, Value), LoadError> {
         let key = self.text()?;
-        let value = self.value().map_err(|error| error.within(format!("metadata key {key}")))?;
+        let value = self.value().map_err(|error| error.within(format!("metadata key {}", shown(&key))))?;
         Ok((key, value))
     }
 
@@ -258,7 +291,8 @@ impl Reader<'_> {
             10..=12 => 8,
             // Each string takes at least the 8 bytes of its length, so the loop ends with the file.
             TEXT => 0,
-            other => return self.fail(&format!("an array of type {other}")),
+            ARRAY => return self.fail("an array of arrays, which no model has"),
+            other => return self.fail(&format!("an array of the unknown type {other}")),
         };
         if kind == TEXT {
             for _ in 0..len {
@@ -285,7 +319,8 @@ impl Reader<'_> {
             let dims = (0..count).map(|_| reader.u64()).collect::<Result<_, _>>()?;
             Ok((dims, reader.u32()?, reader.u64()?))
         };
-        let (dims, kind, offset) = rest(self).map_err(|error| error.within(format!("tensor {name}")))?;
+        let (dims, kind, offset) =
+            rest(self).map_err(|error| error.within(format!("tensor {}", shown(&name))))?;
         Ok(RawTensor { name, kind, dims, offset })
     }
 }

@@ -10,7 +10,7 @@ pub use super::quant::Dense;
 pub use state::State;
 pub use weights::Layout;
 
-use super::error::LoadError;
+use super::error::{LoadError, shown};
 use super::gguf::Gguf;
 use super::kernels::Kernels;
 use super::ops::RopePairs;
@@ -21,6 +21,11 @@ use weights::Weights;
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often,
 /// but 64 already makes the arithmetic the limit, and scratch memory grows with it.
 pub const BATCH: usize = 64;
+
+/// Positions that an f32 tells apart: beyond, the rotation of two neighbours would be the same.
+const MAX_CONTEXT: usize = 1 << 24;
+/// Columns of a matrix whose sums of codes (at most 2) times int8 surely fit 32 bits.
+const MAX_WIDTH: usize = i32::MAX as usize / 256;
 
 /// The numbers that make one model of an architecture.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,18 +74,18 @@ pub enum Activation {
 impl Shape {
     /// Reads and checks the numbers of a file.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
-        let arch = file
-            .text("general.architecture")?
-            .ok_or_else(|| LoadError::new("metadata key general.architecture", "missing"))?;
+        let arch = file.text("general.architecture")?.ok_or_else(|| {
+            LoadError::key("general.architecture", "missing; the file is no complete model")
+        })?;
         let (activation, sub_norms, rope_pairs) = family(arch)?;
         let key = |name: &str| format!("{arch}.{name}");
         let heads = file.number(&key("attention.head_count"))?;
         let dim = file.number(&key("embedding_length"))?;
         let head_dim = file.number_or_none(&key("attention.key_length"))?;
         let head_dim = head_dim.unwrap_or(dim / heads.max(1));
-        let embedding = file
-            .tensor("token_embd.weight")
-            .ok_or_else(|| LoadError::new("tensor token_embd.weight", "missing"))?;
+        let embedding = file.tensor("token_embd.weight").ok_or_else(|| {
+            LoadError::tensor("token_embd.weight", "missing; the file is no complete model")
+        })?;
         let shape = Shape {
             vocab: *embedding.dims.get(1).unwrap_or(&1),
             context: file.number(&key("context_length"))?,
@@ -98,13 +103,18 @@ impl Shape {
             sub_norms,
             arch: arch.to_owned(),
         };
+        shape.check_limits(file)?;
         shape.check(file)?;
         Ok(shape)
     }
 
     fn check(&self, file: &Gguf) -> Result<(), LoadError> {
-        let fail =
-            |key: &str, said: String| Err(LoadError::new(format!("metadata key {}.{key}", self.arch), said));
+        let fail = |key: &str, said: String| Err(LoadError::key(&format!("{}.{key}", self.arch), said));
+        let stated = file.value(&format!("{}.attention.key_length", self.arch)).is_some();
+        if !stated && self.heads > 0 && !self.dim.is_multiple_of(self.heads) {
+            let said = format!("{} heads do not divide a width of {}", self.heads, self.dim);
+            return fail("attention.head_count", said);
+        }
         let sizes = [
             ("context_length", self.context),
             ("embedding_length", self.dim),
@@ -125,12 +135,39 @@ impl Shape {
             let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
             return fail("rope.dimension_count", said);
         }
-        if self.rope_base <= 0.0 || self.epsilon <= 0.0 {
-            return fail("rope.freq_base", "it and the epsilon must be above 0".into());
+        // Below 1 the frequencies would rise without bound.
+        if self.rope_base < 1.0 {
+            return fail("rope.freq_base", format!("{} is below 1", self.rope_base));
+        }
+        if self.epsilon <= 0.0 {
+            return fail("attention.layer_norm_rms_epsilon", format!("{} is not above 0", self.epsilon));
         }
         match file.text(&format!("{}.rope.scaling.type", self.arch))? {
             None | Some("none") => Ok(()),
-            Some(other) => fail("rope.scaling.type", format!("\"{other}\" is not supported")),
+            Some(other) => fail("rope.scaling.type", format!("\"{}\" is not supported", shown(other))),
+        }
+    }
+
+    /// Numbers that this file has no tensors for, before anything is computed from them: a plan made
+    /// of them would be absurd, or overflow.
+    fn check_limits(&self, file: &Gguf) -> Result<(), LoadError> {
+        let widest = file.tensors().iter().flat_map(|tensor| &tensor.dims).max().map_or(0, |dim| *dim);
+        let widest = widest.min(MAX_WIDTH);
+        let limits = [
+            ("context_length", self.context, MAX_CONTEXT),
+            // A layer has more than one tensor.
+            ("block_count", self.layers, file.tensors().len()),
+            ("embedding_length", self.dim, widest),
+            ("feed_forward_length", self.ffn, widest),
+            ("attention.head_count", self.heads, widest),
+            ("attention.key_length", self.head_dim, widest / self.heads.max(1)),
+        ];
+        match limits.iter().find(|(_, size, most)| size > most) {
+            None => Ok(()),
+            Some((key, size, most)) => {
+                let said = format!("is {size}, where this file can have {most} at most");
+                Err(LoadError::key(&format!("{}.{key}", self.arch), said))
+            }
         }
     }
 
@@ -158,11 +195,11 @@ fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
         "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
         "bitnet" => Ok((Activation::Silu, true, RopePairs::Halves)),
         "llama" => Ok((Activation::Silu, false, RopePairs::Neighbours)),
-        other => Err(LoadError::new(
-            "metadata key general.architecture",
+        other => Err(LoadError::key(
+            "general.architecture",
             format!(
                 "\"{}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights",
-                other.escape_debug()
+                shown(other)
             ),
         )),
     }

@@ -150,7 +150,7 @@ impl Loader<'_> {
     }
 
     fn tensor(&self, name: &str, dims: &[usize]) -> Result<&Tensor, LoadError> {
-        let fail = |said: String| LoadError::new(format!("tensor {name}"), said);
+        let fail = |said: String| LoadError::tensor(name, said);
         let tensor =
             self.file.tensor(name).ok_or_else(|| fail("missing; the file is no complete model".into()))?;
         if tensor.dims != dims {
@@ -178,7 +178,7 @@ impl Loader<'_> {
             None => Ok(out),
             Some(at) => {
                 let said = format!("element {at} is not a number; the file is damaged");
-                Err(LoadError::new(format!("tensor {name}"), said))
+                Err(LoadError::tensor(name, said))
             }
         }
     }
@@ -186,7 +186,7 @@ impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
         let data = self.file.data(tensor);
-        let fail = |said| LoadError::new(format!("tensor {name}"), said);
+        let fail = |said| LoadError::tensor(name, said);
         let (bytes, scale) = match tensor.kind {
             TensorType::I2S => i2s(data, rows, cols, self.layout).map_err(fail)?,
             kind => {
@@ -223,6 +223,11 @@ impl Loader<'_> {
             return Ok(plain.collect());
         }
         let factors = self.vector(name, pairs)?;
+        if let Some(at) = factors.iter().position(|factor| !factor.is_normal() || *factor < 0.0) {
+            let said =
+                format!("element {at} is {}, no factor to divide by; the file is damaged", factors[at]);
+            return Err(LoadError::tensor(name, said));
+        }
         Ok(plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect())
     }
 
@@ -232,9 +237,9 @@ impl Loader<'_> {
         let used = self.used.borrow();
         match self.file.tensors().iter().find(|tensor| !used.contains(&tensor.name)) {
             None => Ok(()),
-            Some(tensor) => Err(LoadError::new(
-                format!("tensor {}", tensor.name),
-                "is not part of this architecture as this engine knows it",
+            Some(tensor) => Err(LoadError::tensor(
+                &tensor.name,
+                "is not part of this architecture as this engine knows it; use another model",
             )),
         }
     }
@@ -243,7 +248,7 @@ impl Loader<'_> {
 fn dense(name: &str, tensor: &Tensor) -> Result<Dense, LoadError> {
     Dense::of(tensor.kind).ok_or_else(|| {
         let said = format!("is {}, where F32, F16 or BF16 is read", tensor.kind.name());
-        LoadError::new(format!("tensor {name}"), said)
+        LoadError::tensor(name, said)
     })
 }
 
@@ -254,6 +259,10 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
     let scale = f32::from_le_bytes((*tail).try_into().expect("four bytes"));
     if let Some(at) = quant::find_code_3(&codes) {
         return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
+    }
+    // llama-quantize with several threads loses the scale, and every token would be the same.
+    if scale == 0.0 && !quant::all_zeros(&codes) {
+        return Err("its scale is 0, its weights are not; quantise again with one thread".into());
     }
     Ok(match layout {
         Layout::Blocks128 => (Bytes::Mapped(codes), scale),
