@@ -34,15 +34,21 @@ struct Symbol {
 const NONE: u32 = u32::MAX;
 
 impl Merges {
-    pub fn read(file: &Gguf, ids: &HashMap<&[u8], u32>) -> Result<Self, LoadError> {
+    /// Reads the pairs of a file. `control`, in order, are the ids that no text may turn into.
+    pub fn read(file: &Gguf, ids: &HashMap<&[u8], u32>, control: &[u32]) -> Result<Self, LoadError> {
         let key = "tokenizer.ggml.merges";
         let bytes_of = byte_of_char();
+        let is_control = |id: u32| control.binary_search(&id).is_ok();
         let mut pairs = Vec::new();
         for (rank, merge) in file.strings(key)?.enumerate() {
             let pair = read_pair(rank, merge, ids, &bytes_of).ok_or_else(|| {
                 let said = format!("merge {rank} names no two tokens that join to a third");
-                LoadError::new(format!("metadata key {key}"), said)
+                LoadError::key(key, said)
             })?;
+            if is_control(pair.joined) {
+                let said = format!("merge {rank} makes the control token {} out of text", pair.joined);
+                return Err(LoadError::key(key, said));
+            }
             pairs.push(pair);
         }
         pairs.sort_unstable();
@@ -50,9 +56,10 @@ impl Merges {
         pairs.dedup_by_key(|pair| (pair.left, pair.right));
         let mut bytes = Box::new([0; 256]);
         for (byte, id) in (0..=255u8).zip(bytes.iter_mut()) {
-            *id = *ids.get([byte].as_slice()).ok_or_else(|| {
-                let said = format!("has no token for the byte {byte:#04x}");
-                LoadError::new("metadata key tokenizer.ggml.tokens", said)
+            let found = ids.get([byte].as_slice()).copied().filter(|id| !is_control(*id));
+            *id = found.ok_or_else(|| {
+                let said = format!("has no plain token for the byte {byte:#04x}");
+                LoadError::key("tokenizer.ggml.tokens", said)
             })?;
         }
         Ok(Merges { pairs, bytes })

@@ -9,16 +9,20 @@ mod template;
 pub use decode::{Pushed, TextStream};
 pub use template::{Role, Turn};
 
-use crate::engine::error::LoadError;
+use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::Gguf;
 use bpe::Merges;
 use regex::Regex;
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// How the Llama 3 tokenizer, and with it every BitNet-b1.58, cuts text into words, without its
 /// lookahead; [`Tokenizer::words`] does that part.
 /// Source: `tokenizer.json` of Meta-Llama-3-8B.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+
+/// The same compiled; one for all vocabularies, since it takes longer than reading a small one.
+static WORDS: LazyLock<Regex> = LazyLock::new(|| Regex::new(LLAMA3).expect("a pattern of ours"));
 
 /// GGUF's token types that mark special tokens.
 const CONTROL: i64 = 3;
@@ -32,7 +36,6 @@ const END_TEXTS: &[&str] = &["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "
 pub struct Tokenizer {
     vocab: Vocab,
     merges: Merges,
-    words: Regex,
     /// Special tokens, the longest text first.
     specials: Vec<u32>,
     bos: Option<u32>,
@@ -71,19 +74,20 @@ impl Tokenizer {
         check_kind(file)?;
         let key = "tokenizer.ggml.tokens";
         let tokens = file.strings(key)?;
-        // Offsets into the vocabulary are 32 bits.
-        if tokens.len() > u32::MAX as usize / 64 {
-            return Err(LoadError::new(key, format!("{} tokens", tokens.len())));
+        // Ids and offsets into the vocabulary are 32 bits.
+        if tokens.byte_len() > u32::MAX as usize {
+            return Err(LoadError::key(key, format!("{} bytes of tokens are too many", tokens.byte_len())));
         }
-        let special = special_ids(file, tokens.len())?;
+        let special = ids_of_kinds(file, tokens.len(), &[CONTROL, USER_DEFINED])?;
+        let control = ids_of_kinds(file, tokens.len(), &[CONTROL])?;
         let bytes_of = bpe::byte_of_char();
         let mut vocab = Vocab::default();
         for (id, token) in tokens.enumerate() {
-            let special = special.contains(&(id as u32));
+            let special = special.binary_search(&(id as u32)).is_ok();
             vocab.push(&if special { token.to_vec() } else { bpe::unmap(token, &bytes_of) });
         }
         let ids: HashMap<&[u8], u32> = (0..vocab.len() as u32).rev().map(|id| (vocab.get(id), id)).collect();
-        let merges = Merges::read(file, &ids)?;
+        let merges = Merges::read(file, &ids, &control)?;
         let chat = template::Family::detect(file, &ids)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", vocab.len())?;
         let ends = end_ids(file, &ids, vocab.len())?;
@@ -93,7 +97,6 @@ impl Tokenizer {
         specials.retain(|id| !vocab.get(*id).is_empty());
         Ok(Tokenizer {
             merges,
-            words: Regex::new(LLAMA3).expect("a pattern of ours"),
             specials,
             add_bos: file.flag_or("tokenizer.ggml.add_bos_token", true)? && bos.is_some(),
             bos,
@@ -176,7 +179,7 @@ impl Tokenizer {
     fn words<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let found = self.words.find_at(text, at)?;
+            let found = WORDS.find_at(text, at)?;
             // The pattern matches every character, so `found` starts at `at`.
             let (mut end, word) = (found.end(), found.as_str());
             let last = word.chars().next_back()?;
@@ -193,14 +196,14 @@ impl Tokenizer {
 
 fn check_kind(file: &Gguf) -> Result<(), LoadError> {
     let refuse = |key: &str, name: &str, way_out: &str| {
-        let said = format!("\"{}\" is not read by this version; {way_out}", name.escape_debug());
-        Err(LoadError::new(format!("metadata key {key}"), said))
+        let said = format!("\"{}\" is not read by this version; {way_out}", shown(name));
+        Err(LoadError::key(key, said))
     };
     let key = "tokenizer.ggml.model";
     match file.text(key)? {
         Some("gpt2") => {}
         Some(other) => return refuse(key, other, "use a model with a gpt2 (byte-level BPE) tokenizer"),
-        None => return Err(LoadError::new(format!("metadata key {key}"), "missing")),
+        None => return Err(LoadError::key(key, "missing; the file is no complete model")),
     }
     let key = "tokenizer.ggml.pre";
     match file.text(key)? {
@@ -214,21 +217,22 @@ fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadErr
     match file.number_or_none(key)? {
         Some(id) if id >= vocab => {
             let said = format!("{id} is outside the vocabulary of {vocab}");
-            Err(LoadError::new(format!("metadata key {key}"), said))
+            Err(LoadError::key(key, said))
         }
         id => Ok(id.map(|id| id as u32)),
     }
 }
 
-fn special_ids(file: &Gguf, vocab: usize) -> Result<Vec<u32>, LoadError> {
+/// Ids of the tokens of these types, in order.
+fn ids_of_kinds(file: &Gguf, vocab: usize, wanted: &[i64]) -> Result<Vec<u32>, LoadError> {
     let key = "tokenizer.ggml.token_type";
     let Some(kinds) = file.integers(key)? else { return Ok(Vec::new()) };
     if kinds.len() != vocab {
         let said = format!("{} types for {vocab} tokens", kinds.len());
-        return Err(LoadError::new(format!("metadata key {key}"), said));
+        return Err(LoadError::key(key, said));
     }
-    let special = kinds.enumerate().filter(|(_, kind)| matches!(*kind, CONTROL | USER_DEFINED));
-    Ok(special.map(|(id, _)| id as u32).collect())
+    let found = kinds.enumerate().filter(|(_, kind)| wanted.contains(kind));
+    Ok(found.map(|(id, _)| id as u32).collect())
 }
 
 fn end_ids(file: &Gguf, ids: &HashMap<&[u8], u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
