@@ -40,8 +40,11 @@ impl TextStream {
 
     /// Ends the stream: what was held back, an unfinished character as U+FFFD.
     pub fn finish(&mut self) -> &str {
+        let (start, before) = (self.shown, self.text.len());
         self.take_characters(true);
-        let start = std::mem::replace(&mut self.shown, self.text.len());
+        // What was unfinished may complete a stop text after all.
+        self.show(before);
+        self.shown = self.text.len();
         &self.text[start..]
     }
 
@@ -143,6 +146,14 @@ mod tests {
         assert_eq!(stream.push(b"three E"), Pushed::More("\nthree "));
         assert_eq!(stream.push(b"ND four"), Pushed::Stop(""));
         assert_eq!(stream.into_text(), "one ENT two\nthree ");
+    }
+
+    #[test]
+    fn a_stop_text_that_only_the_end_completes_is_not_shown() {
+        let mut stream = stream(&["b\u{fffd}"]);
+        assert_eq!(stream.push(b"ab\xe2\x82"), Pushed::More("a"));
+        assert_eq!(stream.finish(), "");
+        assert_eq!(stream.into_text(), "a");
     }
 
     #[test]
