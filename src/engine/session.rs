@@ -39,7 +39,8 @@ pub struct Options {
 pub enum Step<'t> {
     /// Tokens of the prompt read so far.
     Prefill(usize),
-    /// One token was generated; the text it brought, perhaps none yet.
+    /// One token was generated; the text it brought, perhaps none yet. Comes once more at the end for
+    /// text that was held back until then.
     Token(&'t str),
 }
 
@@ -133,6 +134,10 @@ impl<'e> Session<'e> {
                 self.decode(last_row, &mut run, &mut step)
             }
         };
+        let rest = run.stream.finish();
+        if end != End::Halted && !rest.is_empty() {
+            let _ = step(Step::Token(rest)); // it ends here either way
+        }
         Ok(run.answer(end))
     }
 
@@ -214,10 +219,9 @@ impl Run {
         self.stream.push(bytes)
     }
 
-    fn answer(mut self, end: End) -> Answer {
+    fn answer(self, end: End) -> Answer {
         let now = Instant::now();
         let prefilled = self.prefilled.unwrap_or(now);
-        self.stream.finish();
         Answer {
             text: self.stream.into_text(),
             tokens: self.tokens,

@@ -90,3 +90,23 @@ fn a_stop_text_ends_the_answer_before_it() {
     let answer = session.generate(&prompt, &options, |_| ControlFlow::Continue(())).expect("sound");
     assert_eq!((answer.text.as_str(), answer.end), (r#"{"intent":"HassTurnOn""#, End::Stop));
 }
+
+#[test]
+fn text_held_back_for_a_stop_text_that_never_comes_is_streamed_at_the_end() {
+    let engine = engine(1);
+    let mut session = engine.session(128);
+    let case = &cases()[0];
+    let prompt = chat(&engine, &case.prompt);
+    // Every answer ends in "}}", which might go on to be this.
+    let options = Generate { stop: vec!["}}END".into()], ..Generate::default() };
+    let mut streamed = String::new();
+    let collect = |step: Step<'_>| {
+        if let Step::Token(text) = step {
+            streamed.push_str(text);
+        }
+        ControlFlow::Continue(())
+    };
+    let answer = session.generate(&prompt, &options, collect).expect("sound");
+    assert!(case.answer.ends_with("}}"));
+    assert_eq!((streamed.as_str(), answer.text.as_str()), (case.answer.as_str(), case.answer.as_str()));
+}
