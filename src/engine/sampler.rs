@@ -82,6 +82,10 @@ impl Sampler {
                 self.candidates.push((distance.exp(), id));
             }
         }
+        if self.candidates.is_empty() {
+            // The best is no finite number, as a damaged model may have it.
+            self.candidates.push((1.0, argmax(logits)));
+        }
         // Equal weights in the order of their ids: the same seed gives the same text everywhere.
         self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
@@ -167,6 +171,18 @@ mod tests {
         assert_eq!(sampler.sample(&mut [f32::NAN, 1.0, 3.0, 3.0]), 2);
         let warm = Sampling { temperature: 1.0, ..Sampling::default() };
         assert_eq!(counts(warm, &[f32::NAN, 0.0])[0], 0);
+    }
+
+    #[test]
+    fn logits_of_a_damaged_model_give_some_token() {
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for temperature in [0.0, 1.0] {
+                let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, 3);
+                assert!(sampler.sample(&mut [x; 3]) < 3);
+            }
+            let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+            assert_eq!(Sampler::new(warm, 3).sample(&mut [0.0, f32::INFINITY, x]), 1);
+        }
     }
 
     #[test]
