@@ -1,10 +1,13 @@
 //! The engine as a user of the library sees it: files with known right answers, damaged files, and
 //! every kernel against the reference.
 
+mod allocations;
 mod damaged;
 mod intents;
 mod kernels;
 mod reference;
+mod seeds;
+mod tiny;
 mod tokenizer;
 
 use std::path::PathBuf;

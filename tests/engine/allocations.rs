@@ -1,0 +1,59 @@
+//! Records the largest allocation of each thread: a damaged file must not be able to order memory.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+#[global_allocator]
+static RECORDER: Recorder = Recorder;
+
+thread_local! {
+    // Without a destructor, so that it can be used for as long as the thread lives.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The largest single allocation that `work` makes on this thread, in bytes.
+pub fn largest<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    LARGEST.set(0);
+    let result = work();
+    (result, LARGEST.get())
+}
+
+struct Recorder;
+
+impl Recorder {
+    fn note(size: usize) {
+        LARGEST.set(LARGEST.get().max(size));
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it is; noting a size allocates nothing.
+unsafe impl GlobalAlloc for Recorder {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Self::note(layout.size());
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Self::note(layout.size());
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        Self::note(size);
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[test]
+fn a_large_allocation_is_seen() {
+    let (bytes, size) = largest(|| vec![0u8; 1 << 20]);
+    assert_eq!(bytes.len(), size);
+}

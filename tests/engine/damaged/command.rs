@@ -1,0 +1,80 @@
+//! The same faults as the owner of a device meets them: on the command line.
+
+use crate::tiny;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// `bitnetd`, under the emulator of a foreign build where one is named.
+fn bitnetd() -> Command {
+    let runner = std::env::var("BITNETD_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_bitnetd")]);
+    let mut command = Command::new(words.next().expect("at least the program itself"));
+    command.args(words);
+    command
+}
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("bitnetd-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder for temporary files");
+        Folder(path)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).expect("room for a small file");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // what is left is the system's to clean
+    }
+}
+
+fn generate(model: &Path) -> Output {
+    let mut command = bitnetd();
+    command.args(["generate", "--threads", "1", "--model"]).arg(model).arg("x");
+    command.output().expect("the program was built with its tests")
+}
+
+#[track_caller]
+fn check(model: &Path, wanted: &str) {
+    let Output { status, stdout, stderr } = generate(model);
+    let said = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(stdout.is_empty());
+    assert!(said.ends_with('\n') && said.lines().count() == 1, "{said:?}");
+    assert!(said.contains(wanted), "{wanted:?} is not in {said:?}");
+}
+
+#[test]
+fn a_damaged_model_ends_the_program_with_3_and_one_line_that_names_the_file() {
+    let folder = Folder::new("damaged");
+    let whole = tiny::small().bytes();
+    check(&folder.file("cut.gguf", &whole[..whole.len() / 2]), "cut.gguf: tensor ");
+    check(&folder.file("empty.gguf", &[]), "empty.gguf: byte 0: no GGUF file");
+    let mut file = tiny::small();
+    file.tensor("blk.0.attn_norm.weight").data.fill(0xff);
+    check(&folder.file("nan.gguf", &file.bytes()), "nan.gguf: tensor blk.0.attn_norm.weight: ");
+    check(&folder.file("two\nlines.gguf", b"x"), "lines.gguf: byte 0: ");
+}
+
+#[test]
+fn what_is_no_file_ends_the_program_the_same_way() {
+    let folder = Folder::new("no-file");
+    check(&folder.0, "not a regular file");
+    check(&folder.0.join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");
+    check(Path::new("/dev/null"), "/dev/null: cannot be read: not a regular file");
+}
+
+#[test]
+fn a_sound_model_of_the_same_kind_ends_it_with_0() {
+    let folder = Folder::new("sound");
+    let output = generate(&folder.file("sound.gguf", &tiny::small().bytes()));
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
