@@ -112,9 +112,9 @@ impl ModelFile {
     pub fn footprint(&self) -> Footprint {
         let weights = WeightBytes::plan(&self.file, self.layout);
         let strings = |key: &str| self.file.strings(key).map_or(0, |strings| strings.len());
-        // A token: about 8 bytes and its offset; a merge: four numbers. The map from text to id that
-        // loading needs for a moment takes about 64 bytes a token.
-        let tokenizer = 76 * strings("tokenizer.ggml.tokens") + 16 * strings("tokenizer.ggml.merges");
+        // A token: about 8 bytes, its offset, its place in their order; a merge: four numbers. The map
+        // from text to id that loading needs for a moment takes about 64 bytes a token.
+        let tokenizer = 80 * strings("tokenizer.ggml.tokens") + 16 * strings("tokenizer.ggml.merges");
         Footprint {
             mapped: weights.mapped,
             copied: weights.copied,

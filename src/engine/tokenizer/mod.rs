@@ -36,6 +36,8 @@ const END_TEXTS: &[&str] = &["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "
 pub struct Tokenizer {
     vocab: Vocab,
     merges: Merges,
+    /// All but the control tokens, sorted by their bytes.
+    by_bytes: Vec<u32>,
     /// Special tokens, the longest text first.
     specials: Vec<u32>,
     bos: Option<u32>,
@@ -59,6 +61,15 @@ impl Vocab {
     fn push(&mut self, token: &[u8]) {
         self.bytes.extend_from_slice(token);
         self.ends.push(self.bytes.len() as u32);
+    }
+
+    /// Ids but for those in `without`, which is in order, sorted by their bytes; of equal ones the first.
+    fn by_bytes(&self, without: &[u32]) -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..self.len() as u32).collect();
+        ids.retain(|id| without.binary_search(id).is_err());
+        ids.sort_unstable_by_key(|id| (self.get(*id), *id));
+        ids.dedup_by_key(|id| self.get(*id));
+        ids
     }
 
     fn get(&self, id: u32) -> &[u8] {
@@ -96,6 +107,7 @@ impl Tokenizer {
         specials.sort_by_key(|id| std::cmp::Reverse(vocab.get(*id).len()));
         specials.retain(|id| !vocab.get(*id).is_empty());
         Ok(Tokenizer {
+            by_bytes: vocab.by_bytes(&control),
             merges,
             specials,
             add_bos: file.flag_or("tokenizer.ggml.add_bos_token", true)? && bos.is_some(),
@@ -169,9 +181,19 @@ impl Tokenizer {
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        for word in self.words(text) {
-            self.merges.encode(word.as_bytes(), ids);
+        for word in self.words(text).map(str::as_bytes) {
+            match self.whole(word) {
+                Some(id) => ids.push(id),
+                None => self.merges.encode(word, ids),
+            }
         }
+    }
+
+    /// The token that is a whole word. Llama 3's vocabulary has 588 tokens that no merges lead to, and
+    /// it was trained with them: `ignore_merges` in its `tokenizer.json`, llama.cpp pull request 7193.
+    fn whole(&self, word: &[u8]) -> Option<u32> {
+        let at = self.by_bytes.binary_search_by(|id| self.vocab.get(*id).cmp(word));
+        at.ok().map(|at| self.by_bytes[at])
     }
 
     /// The words of a text. The pattern's `\s+(?!\S)`, white space not followed by anything else,
