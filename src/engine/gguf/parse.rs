@@ -15,8 +15,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
 /// Entries of either kind. The largest model in use has some hundreds; each takes several times its
-/// bytes in the file once it is read, so a file full of them must not decide how many.
-const MAX_ENTRIES: u64 = 1 << 16;
+/// bytes in the file once it is read and is looked for one by one, so a file must not have any number.
+const MAX_ENTRIES: u64 = 1 << 14;
 /// Bytes of a text that is read into memory; the longest in use are chat templates of some 20 KB.
 const MAX_TEXT: u64 = 1 << 20;
 

@@ -39,8 +39,10 @@ impl Merges {
         let key = "tokenizer.ggml.merges";
         let bytes_of = byte_of_char();
         let is_control = |id: u32| control.binary_search(&id).is_ok();
-        let mut pairs = Vec::new();
-        for (rank, merge) in file.strings(key)?.enumerate() {
+        let merges = file.strings(key)?;
+        // Each takes at least the 8 bytes of its length in the file.
+        let mut pairs = Vec::with_capacity(merges.len());
+        for (rank, merge) in merges.enumerate() {
             let pair = read_pair(rank, merge, ids, &bytes_of).ok_or_else(|| {
                 let said = format!("merge {rank} names no two tokens that join to a third");
                 LoadError::key(key, said)

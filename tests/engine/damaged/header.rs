@@ -66,12 +66,12 @@ fn versions_2_and_3_are_read_and_no_others() {
 
 #[test]
 fn counts_beyond_the_file_are_refused() {
-    for count in [u64::MAX, 1 << 63, 1 << 32, 65_537] {
+    for count in [u64::MAX, 1 << 63, 1 << 32, 16_385] {
         refused(&format!("byte 16: {count} metadata keys"), |file| file.said_keys = Some(count));
         refused(&format!("byte 8: {count} tensors"), |file| file.said_tensors = Some(count));
     }
-    refused("byte ", |file| file.said_keys = Some(65_536));
-    refused("byte ", |file| file.said_tensors = Some(65_536));
+    refused("byte ", |file| file.said_keys = Some(16_384));
+    refused("byte ", |file| file.said_tensors = Some(16_384));
 }
 
 #[test]
