@@ -1,4 +1,5 @@
-//! Records the largest allocation of each thread: a damaged file must not be able to order memory.
+//! Records the largest allocation of each thread: a damaged file must not be able to
+//! order memory, and the decode loop allocates nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,9 +14,19 @@ thread_local! {
 
 /// The largest single allocation that `work` makes on this thread, in bytes.
 pub fn largest<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    LARGEST.set(0);
+    forget();
     let result = work();
-    (result, LARGEST.get())
+    (result, largest_so_far())
+}
+
+/// The largest since the last [`forget`] on this thread.
+pub fn largest_so_far() -> usize {
+    LARGEST.get()
+}
+
+/// Begins anew.
+pub fn forget() {
+    LARGEST.set(0);
 }
 
 struct Recorder;

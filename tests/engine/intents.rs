@@ -1,6 +1,8 @@
 //! The built-in model gives the reference implementation's answers, all of them, to the letter.
 
+use crate::allocations;
 use bitnetd::engine::model::Layout;
+use bitnetd::engine::sampler::Sampling;
 use bitnetd::engine::session::{End, Options as Generate, Step};
 use bitnetd::engine::tokenizer::{Role, Turn};
 use bitnetd::engine::{Engine, ModelFile, Options, Source};
@@ -109,4 +111,28 @@ fn text_held_back_for_a_stop_text_that_never_comes_is_streamed_at_the_end() {
     let answer = session.generate(&prompt, &options, collect).expect("sound");
     assert!(case.answer.ends_with("}}"));
     assert_eq!((streamed.as_str(), answer.text.as_str()), (case.answer.as_str(), case.answer.as_str()));
+}
+
+#[test]
+fn the_decode_loop_allocates_nothing() {
+    let engine = engine(1);
+    let mut session = engine.session(128);
+    let prompt = chat(&engine, "turn on the kitchen lights");
+    let warm = Sampling { temperature: 0.5, top_p: 0.9, ..Sampling::default() };
+    for sampling in [Sampling::default(), warm] {
+        let options = Generate { sampling, stop: vec!["}}END".into()], ..Generate::default() };
+        let mut steps = Vec::with_capacity(128);
+        let note = |step: Step<'_>| {
+            // What was allocated since the step before; the first token comes after the prompt.
+            let largest = allocations::largest_so_far();
+            if matches!(step, Step::Token(_)) {
+                steps.push(largest);
+            }
+            allocations::forget();
+            ControlFlow::Continue(())
+        };
+        session.generate(&prompt, &options, note).expect("sound");
+        assert!(steps.len() > 10);
+        assert!(steps.iter().all(|largest| *largest == 0), "{steps:?}");
+    }
 }

@@ -5,7 +5,7 @@
 #[derive(Debug)]
 pub struct TextStream {
     text: String,
-    pending: Vec<u8>, // the first bytes of a character, at most 3
+    pending: Vec<u8>, // the first bytes of a character, at most 3, and while they are added a token's
     shown: usize,
     stops: Vec<String>,
 }
@@ -24,7 +24,8 @@ impl TextStream {
     pub fn new(stops: &[String], capacity: usize) -> Self {
         TextStream {
             text: String::with_capacity(capacity),
-            pending: Vec::with_capacity(4),
+            // Llama 3's longest token is 128 spaces; a longer one grows it once.
+            pending: Vec::with_capacity(3 + 128),
             shown: 0,
             stops: stops.to_vec(),
         }
