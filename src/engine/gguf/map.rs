@@ -19,10 +19,11 @@ enum Bytes {
 impl Map {
     /// Maps a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        // Asked before it is opened: opening a pipe waits for someone to write to it.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        let file = File::open(path)?;
         // SAFETY: the mapping is read-only and private. Another process that writes to or truncates
         // the file under us is outside what a mapping can guard against; the model directory
         // belongs to the administrator, as the README says.

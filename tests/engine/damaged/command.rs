@@ -1,6 +1,7 @@
 //! The same faults as the owner of a device meets them: on the command line.
 
 use crate::tiny;
+use rustix::fs::{FileType, Mode};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -70,6 +71,9 @@ fn what_is_no_file_ends_the_program_the_same_way() {
     check(&folder.0, "not a regular file");
     check(&folder.0.join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");
     check(Path::new("/dev/null"), "/dev/null: cannot be read: not a regular file");
+    let pipe = folder.0.join("pipe.gguf");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+    check(&pipe, "pipe.gguf: cannot be read: not a regular file");
 }
 
 #[test]
