@@ -2,6 +2,7 @@
 //! client of its socket.
 
 use crate::{Folder, PATIENCE, until};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -62,8 +63,12 @@ impl Process {
 
     /// Sends it SIGTERM.
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("it runs");
     }
 }
 
@@ -155,18 +160,14 @@ impl Daemon {
         Daemon { process, socket: folder.path("s"), log }
     }
 
-    /// Waits until it answers on its socket. What it is told is no request, so that nothing counts
-    /// it.
+    /// Waits until its model is loaded and its socket is open.
     pub async fn ready(&mut self) {
-        until("the daemon listens", || {
+        until("the daemon is ready", || {
             let ended = self.process.0.try_wait().expect("our child");
             assert!(ended.is_none(), "{ended:?}: {}", self.log());
-            std::os::unix::net::UnixStream::connect(&self.socket).ok()
+            self.log().contains("ready: ").then_some(())
         })
         .await;
-        let mut client = self.client().await;
-        client.send("ready?\n").await;
-        assert_eq!(client.event().await["event"], "error");
     }
 
     /// A connection to it.

@@ -90,3 +90,19 @@ async fn a_daemon_that_stops_refuses_with_exit_code_5() {
     assert_eq!(ended.code, Some(5), "{ended:?}");
     assert!(ended.error_line().contains("shutting_down"), "{ended:?}");
 }
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_over_an_answer_is_exit_code_4() {
+    let folder = Folder::new();
+    let mut daemon = Daemon::start(&folder, &format!("{}[log]\nlevel = \"debug\"\n", endless())).await;
+    let socket = daemon.socket.clone();
+    let args = ["ask", "--no-stream", "--socket", text(&socket), "hello"];
+    let killed = async {
+        // Prompts are logged at this level as they are begun.
+        daemon.says("prompt: ").await;
+        daemon.process.kill();
+    };
+    let (ended, ()) = tokio::join!(run(&args), killed);
+    assert_eq!((ended.code, ended.out.as_str()), (Some(4), ""), "{ended:?}");
+    assert!(ended.error_line().contains(text(&socket)), "{ended:?}");
+}

@@ -112,11 +112,22 @@ async fn a_socket_of_a_living_daemon_is_not_taken() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let second = refused(&folder, "").await;
-    assert!(second.code.is_some_and(|code| code != 0), "{second:?}");
+    assert_eq!(second.code, Some(2), "{second:?}");
     let said = second.err.lines().last().unwrap_or_default();
     assert!(said.contains(text(&daemon.socket)) && said.contains("socket.path"), "{second:?}");
     let done = daemon.client().await.ask(json!({"prompt": "go"})).await;
     assert_eq!(done["event"], "done");
+}
+
+#[tokio::test]
+async fn a_socket_where_there_is_no_folder_is_exit_code_2_and_makes_none() {
+    let folder = Folder::new();
+    let (config, missing) = (folder.config(""), folder.path("missing"));
+    let socket = missing.join("s");
+    let ended = run(&["serve", "--config", text(&config), "--socket", text(&socket)]).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.err.lines().last().is_some_and(|said| said.contains(text(&missing))), "{ended:?}");
+    assert!(!missing.exists());
 }
 
 #[tokio::test]

@@ -53,6 +53,17 @@ async fn a_second_signal_hurries_and_new_requests_are_refused_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_hangup_does_not_end_it() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    daemon.process.signal(rustix::process::Signal::HUP);
+    daemon.says("SIGHUP").await;
+    let done = daemon.client().await.ask(json!({"prompt": "go"})).await;
+    assert_eq!(done["event"], "done");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn an_idle_daemon_stops_and_leaves_nothing_of_its_socket() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
