@@ -104,6 +104,11 @@ impl File {
             let line = error.span().map_or(1, |span| line_at(text, span.start));
             // The library's message may run over several lines; ours is one.
             let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            // It names an unknown key, but not the key whose value it cannot take.
+            let message = match key_on(text, line).filter(|(_, key)| !message.contains(key)) {
+                Some((section, key)) => format!("{section}.{key}: {message}"),
+                None => message,
+            };
             ConfigError { place: format!("{place}:{line}"), message }
         })
     }
@@ -291,6 +296,14 @@ fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<
 
 fn line_at(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// Section and key of what is set on a line.
+fn key_on(text: &str, line: usize) -> Option<(&str, &str)> {
+    let (key, _) = text.lines().nth(line - 1)?.split_once('=')?;
+    let header = |line| str::trim(line).strip_prefix('[')?.split(']').next();
+    let section = text.lines().take(line).filter_map(header).last()?;
+    Some((section.trim(), key.trim()))
 }
 
 /// The line where a section's key is set; the section's own where the key is not.

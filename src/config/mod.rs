@@ -238,8 +238,8 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_kind_is_named_with_its_line() {
-        let said = error("[queue]\ndepth = \"many\"\n");
-        assert!(said.starts_with("bitnetd.toml:2: "), "{said}");
+        let said = error("[log]\nlevel = \"info\"\n[queue]\ndepth = \"many\"\n");
+        assert!(said.starts_with("bitnetd.toml:4: queue.depth: "), "{said}");
         let said = error("[queue]\ndepth = 0\n");
         assert!(said.starts_with("bitnetd.toml:2: queue.depth"), "{said}");
         let said = error("[socket]\nmode = \"9\"\n");

@@ -141,8 +141,8 @@ impl Drop for Mosquitto {
     }
 }
 
-/// A running `mosquitto_sub`; give it `-C` and `-W`, so that it ends.
-pub struct Subscriber(Child);
+/// A running `mosquitto_sub`; give it `-C` and `-W`, so that it ends, or end it.
+pub struct Subscriber(pub Child);
 
 impl Subscriber {
     /// What it printed, once it has ended.

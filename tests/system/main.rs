@@ -1,2 +1,121 @@
-//! Placeholder until the system tests land.
-fn main() {}
+//! The real binary with the real engine, asked as its users ask: over its socket, over a real
+//! mosquitto, on the command line and by what systemd passes it. Under emulation `BITNETD_RUNNER`
+//! holds the emulator's words.
+
+mod answers;
+mod ask;
+mod busy;
+mod commands;
+mod configuration;
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[cfg(feature = "demo")]
+mod demo;
+mod limits;
+mod listener;
+mod mqtt;
+mod stop;
+#[path = "../support/mod.rs"]
+mod support;
+mod systemd;
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Longest wait for anything: slow machines are shared, and an emulated one is ten times slower.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A request that computes for about a second and ends by the context: so hot that nearly every
+/// token is as likely as the end.
+const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0}"#;
+
+/// Looks until there is something to see.
+async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            match look() {
+                Some(found) => return found,
+                None => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("in time: {what}"))
+}
+
+/// A folder of a test's own, removed at its end.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("bitnetd-system-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).expect("a new name");
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("a temporary folder");
+        path
+    }
+
+    /// A configuration with its socket here.
+    fn config(&self, settings: &str) -> PathBuf {
+        let budget = if settings.contains("[budget]") { "" } else { "[budget]\nthreads = 1\n" };
+        let socket = self.path("s");
+        let text = format!("[socket]\npath = \"{}\"\n{budget}{settings}", socket.display());
+        self.write("bitnetd.toml", &text)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Settings for requests without an end: the tiny model never says its end token, and the context
+/// is longer than any test lasts. Asked greedily, always the same.
+fn endless() -> String {
+    let model = data("reference/b158-tiny.i2_s.gguf");
+    format!("[model]\npath = \"{}\"\ncontext = 65536\n", model.display())
+}
+
+/// Settings for a broker link of the device `cellar`, with a report every second.
+fn linked(port: u16) -> String {
+    format!(
+        "[device]\nid = \"cellar\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n[telemetry]\ninterval_s = 1\n"
+    )
+}
+
+/// A file of `tests/data`.
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A question to the built-in model, with the reference implementation's answer.
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    answer: String,
+    prompt_tokens: u64,
+    finish_reason: String,
+}
+
+fn cases() -> Vec<Case> {
+    serde_json::from_str(include_str!("../../models/home-intents.cases.json")).expect("a list of cases")
+}
+
+/// A path in an argument.
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}

@@ -1,0 +1,192 @@
+//! What is asked over the socket, and what comes back.
+
+use crate::daemon::Daemon;
+use crate::{Folder, LONG, cases};
+use serde_json::{Value, json};
+
+/// The keys of an object, in their order.
+fn keys(object: &Value) -> Vec<&str> {
+    object.as_object().unwrap_or_else(|| panic!("an object: {object}")).keys().map(String::as_str).collect()
+}
+
+/// Everything that is documented of a `done`, whatever was asked.
+fn assert_whole(done: &Value) {
+    let mut found = keys(done);
+    found.sort_unstable();
+    let expected = ["cached", "energy", "event", "finish_reason", "id", "text", "timings", "usage"];
+    assert_eq!(found, expected, "{done}");
+    assert_eq!(done["event"], "done", "{done}");
+    assert!(done["cached"].is_boolean() && done["id"].is_string(), "{done}");
+    for count in ["prompt_tokens", "completion_tokens"] {
+        assert!(done["usage"][count].as_u64().is_some_and(|count| count > 0), "{done}");
+    }
+    assert_sensible_times(done);
+    let energy = &done["energy"];
+    let methods = ["measured", "derived", "estimated"];
+    let sound = |method: &Value| method.as_str().is_some_and(|method| methods.contains(&method));
+    let known = energy["joules"].as_f64().is_some_and(|joules| joules >= 0.0) && sound(&energy["method"]);
+    assert!(energy.is_null() || known, "{done}");
+}
+
+fn assert_sensible_times(done: &Value) {
+    let time = |key: &str| done["timings"][key].as_f64().unwrap_or_else(|| panic!("{key}: {done}"));
+    let [queue, prompt, ttft, total] = ["queue_ms", "prompt_ms", "ttft_ms", "total_ms"].map(time);
+    assert!(queue >= 0.0 && prompt >= 0.0 && queue + prompt <= ttft + 1.0 && ttft <= total, "{done}");
+    assert!(time("tokens_per_second") >= 0.0, "{done}");
+}
+
+#[tokio::test]
+async fn answers_are_the_reference_answers() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    for case in cases().iter().step_by(10) {
+        let done = client.ask(json!({"prompt": case.prompt})).await;
+        assert_whole(&done);
+        assert_eq!(
+            (&done["text"], &done["finish_reason"]),
+            (&json!(case.answer), &json!(case.finish_reason))
+        );
+        assert_eq!(done["usage"]["prompt_tokens"], case.prompt_tokens, "{done}");
+        assert_eq!(done["cached"], false);
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_conversation_is_answered_like_its_only_turn() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let case = &cases()[0];
+    let turns = json!([{"role": "user", "content": case.prompt}]);
+    let done = daemon.client().await.ask(json!({"messages": turns})).await;
+    assert_eq!(done["text"], case.answer);
+}
+
+#[tokio::test]
+async fn the_tokens_are_the_text_and_one_done_ends_each_request() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let cases: Vec<_> = cases().into_iter().take(5).collect();
+    let ask = |case: &crate::Case| json!({"id": case.prompt, "prompt": case.prompt, "stream": true, "cache": false});
+    client.request(&cases.iter().map(ask).collect::<Vec<_>>()).await;
+    for case in &cases {
+        let mut streamed = String::new();
+        let done = loop {
+            let event = client.event().await;
+            // One worker: what was asked first is answered to its end first.
+            assert_eq!(event["id"], case.prompt, "{event}");
+            match event["event"].as_str() {
+                Some("token") => streamed.push_str(event["text"].as_str().expect("text")),
+                _ => break event,
+            }
+        };
+        assert_whole(&done);
+        assert_eq!((streamed.as_str(), &done["text"]), (case.answer.as_str(), &json!(case.answer)));
+    }
+    // The next event is that of the next request, so that nothing followed the last `done`.
+    let done = client.ask(json!({"id": "next", "prompt": "go"})).await;
+    assert_eq!((&done["event"], &done["id"]), (&json!("done"), &json!("next")));
+}
+
+#[tokio::test]
+async fn without_stream_there_are_no_tokens() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    client.request(&[json!({"prompt": "turn on the light"})]).await;
+    assert_whole(&client.event().await);
+}
+
+#[tokio::test]
+async fn the_same_question_is_answered_again_unless_it_says_no() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let question = json!({"prompt": "turn on the kitchen lights"});
+    let first = client.ask(question.clone()).await;
+    let again = client.ask(question).await;
+    let anew = client.ask(json!({"prompt": "turn on the kitchen lights", "cache": false})).await;
+    for (done, cached) in [(&first, false), (&again, true), (&anew, false)] {
+        assert_whole(done);
+        assert_eq!(done["cached"], cached, "{done}");
+        for key in ["text", "usage", "finish_reason"] {
+            assert_eq!(done[key], first[key]);
+        }
+    }
+    let warm = json!({"prompt": "turn on the kitchen lights", "temperature": 0.1, "seed": 1});
+    assert_eq!(client.ask(warm).await["cached"], false, "drawn at random");
+}
+
+#[tokio::test]
+async fn the_same_seed_gives_the_same_answer_and_the_context_ends_it() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let mut request: Value = serde_json::from_str(LONG).expect("JSON");
+    let whole = client.ask(request.clone()).await;
+    assert_eq!(whole["finish_reason"], "length", "{whole}");
+    let usage = &whole["usage"];
+    let tokens = |key: &str| usage[key].as_u64().expect("a number");
+    assert_eq!(tokens("prompt_tokens") + tokens("completion_tokens"), 512);
+    request["max_tokens"] = json!(20);
+    let (one, same) = (client.ask(request.clone()).await, client.ask(request.clone()).await);
+    assert_eq!(one["text"], same["text"]);
+    request["seed"] = json!(1);
+    assert_ne!(client.ask(request).await["text"], one["text"]);
+}
+
+#[tokio::test]
+async fn max_tokens_ends_the_answer_by_its_length() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let done = daemon.client().await.ask(json!({"prompt": "turn on the light", "max_tokens": 3})).await;
+    assert_eq!((&done["finish_reason"], &done["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
+    assert!(done["text"].as_str().is_some_and(|text| text.starts_with("{\"intent")), "{done}");
+}
+
+#[tokio::test]
+async fn a_stop_text_ends_the_answer_and_is_no_part_of_it() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let stop = json!([",\"slots", "never"]);
+    let request = json!({"prompt": "turn on the kitchen lights", "stop": stop, "stream": true});
+    client.request(&[request]).await;
+    let mut streamed = String::new();
+    let done = loop {
+        match client.event().await {
+            event if event["event"] == "token" => streamed.push_str(event["text"].as_str().expect("text")),
+            event => break event,
+        }
+    };
+    assert_eq!(
+        (&done["text"], &done["finish_reason"]),
+        (&json!(r#"{"intent":"HassTurnOn""#), &json!("stop"))
+    );
+    assert_eq!(streamed, r#"{"intent":"HassTurnOn""#);
+}
+
+#[tokio::test]
+async fn a_prompt_longer_than_the_context_is_refused_with_the_numbers() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let error = daemon.client().await.ask(json!({"id": "a", "prompt": "light ".repeat(600)})).await;
+    assert_eq!((&error["code"], &error["id"]), (&json!("context_exceeded"), &json!("a")));
+    assert!(error["message"].as_str().is_some_and(|said| said.contains("512")), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_sound_request_is_refused_and_the_connection_stays_open() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let unknown = client.ask(json!({"id": "a", "prompt": "go", "temprature": 1})).await;
+    assert_eq!((&unknown["id"], &unknown["code"]), (&json!("a"), &json!("invalid_request")));
+    assert!(unknown["message"].as_str().is_some_and(|said| said.contains("temprature")), "{unknown}");
+    client.send("turn on the light\n").await;
+    let no_json = client.event().await;
+    assert_eq!((&no_json["id"], &no_json["code"]), (&Value::Null, &json!("invalid_request")));
+    assert_whole(&client.ask(json!({"prompt": "go"})).await);
+}

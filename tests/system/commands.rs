@@ -1,0 +1,174 @@
+//! The commands that need no daemon.
+
+use crate::daemon::{run, run_with_input};
+use crate::support::broker::{Mosquitto, free_port};
+use crate::{Folder, cases, data, linked, text};
+use serde::Deserialize;
+use serde_json::Value;
+
+#[tokio::test]
+async fn help_lists_only_commands_that_there_are() {
+    let ended = run(&["--help"]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let lines = ended.out.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names: Vec<&str> = lines.map_while(|line| line.split_whitespace().next()).collect();
+    assert!(
+        ["serve", "ask", "generate", "check-config"].iter().all(|name| names.contains(name)),
+        "{names:?}"
+    );
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let ended = run(&[name, "--help"]).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{name}: {ended:?}");
+        assert!(ended.out.contains(&format!("Usage: bitnetd {name}")), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn version_is_one_line() {
+    let ended = run(&["--version"]).await;
+    assert_eq!((ended.code, ended.out), (Some(0), format!("bitnetd {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[tokio::test]
+async fn wrong_usage_is_one_line_and_exit_code_2() {
+    for args in [&[][..], &["fly"], &["serve", "--nonsense"], &["generate"], &["logits", "--tokens", "x"]] {
+        let ended = run(args).await;
+        assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{ended:?}");
+        assert!(ended.error_line().contains("--help"), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn generate_gives_the_reference_answers_without_a_daemon() {
+    for (case, threads) in cases().iter().skip(20).zip(["1", "2", "3"]) {
+        let ended = run(&["generate", "--threads", threads, &case.prompt]).await;
+        let line = format!("{}\n", case.answer);
+        assert_eq!((ended.code, ended.out, ended.err), (Some(0), line, String::new()));
+        let ended = run(&["generate", "--threads", threads, "--json", &case.prompt]).await;
+        let said = ended.json();
+        assert_eq!(
+            (&said["text"], &said["prompt_tokens"]),
+            (&case.answer.clone().into(), &case.prompt_tokens.into())
+        );
+        assert_eq!(said["finish_reason"], case.finish_reason.as_str());
+    }
+}
+
+#[tokio::test]
+async fn generate_heeds_its_limits() {
+    let ended = run(&["generate", "--json", "--max-tokens", "2", "turn on the light"]).await;
+    let said = ended.json();
+    assert_eq!((&said["completion_tokens"], &said["finish_reason"]), (&2.into(), &"length".into()));
+    let hot = |seed| ["generate", "--temperature", "10", "--max-tokens", "20", "--seed", seed, "go"];
+    let (one, same, other) = (run(&hot("1")).await, run(&hot("1")).await, run(&hot("2")).await);
+    assert_eq!(one.out, same.out);
+    assert_ne!(one.out, other.out);
+    let raw = run(&["generate", "--raw", "--json", "turn on the light"]).await.json();
+    let template = run(&["generate", "--json", "turn on the light"]).await.json();
+    assert!(raw["prompt_tokens"].as_u64() < template["prompt_tokens"].as_u64(), "{raw}");
+    let long = run(&["generate", &"light ".repeat(600)]).await;
+    assert_eq!(long.code, Some(5), "{long:?}");
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    text: String,
+    ids_with_special: Vec<u32>,
+    ids_plain: Vec<u32>,
+}
+
+#[tokio::test]
+async fn tokenize_gives_the_reference_ids() {
+    let file = std::fs::read_to_string(data("reference/tokenizer.cases.json")).expect("reference data");
+    let cases: Vec<Tokens> = serde_json::from_str(&file).expect("a list of cases");
+    let special = |case: &&Tokens| case.ids_plain != case.ids_with_special;
+    let plain = |case: &&Tokens| case.ids_plain == case.ids_with_special;
+    let picked = cases.iter().filter(special).take(3).chain(cases.iter().filter(plain).step_by(6));
+    for case in picked {
+        // On standard input: no argument may begin with a dash or hold a zero.
+        let ended = run_with_input(&["tokenize", "-"], &case.text).await;
+        assert_eq!(ended.json(), serde_json::json!(case.ids_plain), "{:?}", case.text);
+        assert_eq!(ended.out.lines().count(), 1);
+        let ended = run_with_input(&["tokenize", "--special"], &case.text).await;
+        assert_eq!(ended.json(), serde_json::json!(case.ids_with_special), "{:?}", case.text);
+    }
+    let ended = run(&["tokenize", "turn on the kitchen lights"]).await;
+    assert_eq!(ended.out, "[671,369,314,1319,735]\n");
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    cases: Vec<Pass>,
+}
+
+#[derive(Deserialize)]
+struct Pass {
+    tokens: Vec<u32>,
+    logits_file: String,
+    logits_shape: [usize; 2],
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[tokio::test]
+async fn logits_are_the_reference_logits() {
+    let (folder, model) = (Folder::new(), data("reference/b158-tiny.i2_s.gguf"));
+    let file = std::fs::read_to_string(data("reference/b158-tiny.json")).expect("reference data");
+    let reference: Reference = serde_json::from_str(&file).expect("reference data");
+    for Pass { tokens, logits_file, logits_shape: [rows, vocab] } in reference.cases {
+        let out = folder.path("logits");
+        let list = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let args = ["logits", "--model", text(&model), "--tokens", &list, "--out", text(&out)];
+        let ended = run(&args).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let got = std::fs::read(&out).expect("just written");
+        assert_eq!(got.len(), 4 * rows * vocab);
+        let want = floats(&std::fs::read(data("reference").join(logits_file)).expect("reference data"));
+        let largest = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let worst = floats(&got).iter().zip(&want).fold(0.0f32, |worst, (x, y)| worst.max((x - y).abs()));
+        assert!(worst <= 1e-3 * largest, "{worst} of {largest}");
+    }
+}
+
+#[tokio::test]
+async fn bench_measures_both_speeds() {
+    let sizes = ["--prompt-tokens", "16", "--generate-tokens", "8", "--repeat", "2", "--threads", "1"];
+    let ended = run(&[&["bench", "--json"][..], &sizes].concat()).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let said = ended.json();
+    for speed in ["prefill", "decode", "memory_bandwidth"] {
+        let [min, median, max] = ["min", "median", "max"].map(|key| said[speed][key].as_f64().expect(key));
+        assert!(0.0 < min && min <= median && median <= max, "{said}");
+    }
+    assert_eq!((&said["prompt_tokens"], &said["threads"]), (&16.into(), &1.into()));
+    assert!(said["bytes_per_token"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
+    assert!(said["bandwidth_share"].as_f64().is_some_and(|share| share > 0.0), "{said}");
+    let table = run(&[&["bench"][..], &sizes].concat()).await;
+    assert!(table.out.contains("prefill") && table.out.contains("decode"), "{table:?}");
+    let long = run(&["bench", "--prompt-tokens", "500", "--generate-tokens", "500"]).await;
+    assert_eq!(long.code, Some(2), "{long:?}");
+}
+
+/// What `doctor` says of the broker.
+async fn diagnosis(folder: &Folder, settings: &str) -> Value {
+    let ended = run(&["doctor", "--json", "--config", text(&folder.config(settings))]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    ended.json()
+}
+
+#[tokio::test]
+async fn doctor_tests_the_kernels_and_finds_the_broker() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let said = diagnosis(&folder, &linked(broker.port)).await;
+    let kernels = said["kernels"].as_array().expect("a list");
+    assert!(kernels.iter().all(|kernel| kernel["self_test"] == "ok"), "{said}");
+    assert!(kernels.iter().any(|kernel| kernel["name"] == said["kernel"]), "{said}");
+    assert!(said["processors"].as_u64().is_some_and(|processors| processors > 0), "{said}");
+    assert!(said["memory"]["usable_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
+    assert_eq!(said["broker"]["reachable"], true, "{said}");
+    let said = diagnosis(&folder, &linked(free_port())).await;
+    assert_eq!(said["broker"]["reachable"], false, "{said}");
+    assert!(diagnosis(&folder, "").await["broker"].is_null());
+}

@@ -1,0 +1,142 @@
+//! What the daemon refuses to start with, how it says so, and who owns the socket.
+
+use crate::daemon::{Daemon, Ended, bitnetd, run};
+use crate::{Folder, data, text};
+use serde_json::json;
+
+/// Starts a daemon that does not start.
+async fn refused(folder: &Folder, settings: &str) -> Ended {
+    run(&["serve", "--config", text(&folder.config(settings))]).await
+}
+
+#[tokio::test]
+async fn a_mistake_is_one_line_with_file_line_and_key() {
+    let folder = Folder::new();
+    for (settings, key) in [
+        ("[queue]\ndepht = 3\n", "depht"),
+        ("[queue]\ndepth = 0\n", "queue.depth"),
+        ("[queue]\ndepth = \"many\"\n", "queue.depth"),
+        ("[mqtt]\nhost = \"a\"\ntls = true\n", "mqtt.tls"),
+        ("[queue\n", "toml"),
+    ] {
+        let file = folder.config(settings);
+        let written = std::fs::read_to_string(&file).expect("just written");
+        let last = written.lines().count();
+        for command in [&["check-config", text(&file)][..], &["serve", "--config", text(&file)]] {
+            let ended = run(command).await;
+            assert_eq!(ended.code, Some(2), "{ended:?}");
+            let place = format!("bitnetd: {}:{last}: ", file.display());
+            assert!(ended.error_line().starts_with(&place), "{ended:?}");
+            assert!(ended.error_line().contains(key), "{ended:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_not_there_is_exit_code_2() {
+    let folder = Folder::new();
+    let file = folder.path("none.toml");
+    for command in [&["check-config", text(&file)][..], &["serve", "--config", text(&file)]] {
+        let ended = run(command).await;
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.error_line().contains(text(&file)), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_sound_configuration_is_exit_code_0() {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/config/bitnetd.toml");
+    let ended = run(&["check-config", reference]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.out.contains("sound"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_model_over_the_budget_is_refused_with_the_numbers() {
+    let folder = Folder::new();
+    let ended = refused(&folder, "[budget]\nmemory_mb = 8\n").await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    let said = ended.error_line();
+    for word in ["budget.memory_mb", "weights", "KV cache", "8.0 MiB", "allow "] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    // What it advises is enough.
+    let advised = said.rsplit("allow ").next().and_then(|rest| rest.split([',', ' ']).next());
+    let settings = format!("[budget]\nthreads = 1\nmemory_mb = {}\n", advised.expect("a number"));
+    Daemon::start(&folder, &settings).await.stop().await;
+}
+
+#[tokio::test]
+async fn a_configured_context_that_does_not_fit_is_refused() {
+    let folder = Folder::new();
+    let ended = refused(&folder, "[model]\ncontext = 100000\n[budget]\nmemory_mb = 64\n").await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.error_line().contains("model.context"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_used_is_exit_code_3_and_is_named() {
+    let folder = Folder::new();
+    let (missing, damaged) = (folder.path("none.gguf"), folder.write("damaged.gguf", "no model"));
+    let config = folder.config("");
+    for model in [&missing, &damaged] {
+        for command in [
+            &["serve", "--config", text(&config), "--model", text(model)][..],
+            &["generate", "--model", text(model), "hello"],
+            &["tokenize", "--model", text(model), "hello"],
+        ] {
+            let ended = run(command).await;
+            assert_eq!(ended.code, Some(3), "{ended:?}");
+            assert!(ended.error_line().contains(text(model)), "{ended:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn arguments_win_over_the_file() {
+    let folder = Folder::new();
+    let settings = "[model]\npath = \"/no/such/model\"\n";
+    let written = std::fs::read_to_string(folder.config(settings)).expect("just written");
+    let config = folder.write("bitnetd.toml", &written.replace("/s\"", "/elsewhere\""));
+    let mut command = bitnetd();
+    command.args(["serve", "--config", text(&config), "--socket", text(&folder.path("s"))]);
+    command.arg("--model").arg(data("reference/b158-tiny.i2_s.gguf"));
+    let mut daemon = Daemon::spawn(&mut command, &folder);
+    daemon.ready().await;
+    assert!(daemon.log().contains("b158-tiny"), "{}", daemon.log());
+    assert!(!folder.path("elsewhere").exists());
+}
+
+#[tokio::test]
+async fn a_socket_of_a_living_daemon_is_not_taken() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let second = refused(&folder, "").await;
+    assert_eq!(second.code, Some(2), "{second:?}");
+    let said = second.err.lines().last().unwrap_or_default();
+    assert!(said.contains(text(&daemon.socket)) && said.contains("socket.path"), "{second:?}");
+    let done = daemon.client().await.ask(json!({"prompt": "go"})).await;
+    assert_eq!(done["event"], "done");
+}
+
+#[tokio::test]
+async fn a_socket_where_there_is_no_folder_is_exit_code_2_and_makes_none() {
+    let folder = Folder::new();
+    let (config, missing) = (folder.config(""), folder.path("missing"));
+    let socket = missing.join("s");
+    let ended = run(&["serve", "--config", text(&config), "--socket", text(&socket)]).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.err.lines().last().is_some_and(|said| said.contains(text(&missing))), "{ended:?}");
+    assert!(!missing.exists());
+}
+
+#[tokio::test]
+async fn a_socket_left_by_a_killed_daemon_is_replaced() {
+    let folder = Folder::new();
+    let mut killed = Daemon::start(&folder, "").await;
+    killed.process.kill();
+    assert!(killed.socket.exists());
+    let daemon = Daemon::start(&folder, "").await;
+    assert_eq!(daemon.client().await.ask(json!({"prompt": "go"})).await["event"], "done");
+    daemon.stop().await;
+}

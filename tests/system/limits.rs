@@ -1,0 +1,94 @@
+//! The budget, held by the whole process: threads under load over both doors, and memory.
+
+use crate::daemon::{Daemon, Process, bitnetd, is_emulated, threads};
+use crate::listener::Listener;
+use crate::support::broker::Mosquitto;
+use crate::{Folder, LONG, linked, until};
+use serde_json::json;
+use std::process::Stdio;
+
+/// Threads that the emulator adds to a process: what there is besides the one of a command that
+/// waits for its input.
+async fn threads_of_the_emulator() -> usize {
+    let waiting = Process::start(bitnetd().args(["tokenize", "-"]).stdin(Stdio::piped()));
+    // Counted until two counts agree: an emulator starts its own threads first.
+    let mut last = 0;
+    let mut steady = |count: usize| std::mem::replace(&mut last, count) == count;
+    let count = until("a steady count", || Some(threads(&waiting)).filter(|count| steady(*count))).await;
+    assert!(is_emulated() || count == 1, "{count} threads of a command that only waits");
+    count - 1
+}
+
+/// The settings with a budget, and a broker that is looked up by its name: the look-up is a thread.
+fn settings(port: u16, threads: usize) -> String {
+    let link = linked(port).replace("127.0.0.1", "localhost");
+    format!("{link}[budget]\nmemory_mb = 256\nthreads = {threads}\n[queue]\ndepth = 64\n")
+}
+
+async fn most_threads_under_load(budget: usize) -> usize {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let daemon = Daemon::start(&folder, &settings(broker.port, budget)).await;
+    let mut all = Listener::on(&broker, "bitnetd/cellar/#").await;
+    all.wait(|message| message.payload == "online").await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = daemon.client().await;
+        client.send(&format!("{LONG}\n")).await;
+        clients.push(client);
+    }
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt", "-m", r#"{"id":"a","prompt":"go"}"#]).await;
+    let mut most = 0;
+    let load = async {
+        for client in &mut clients {
+            assert_eq!(client.end().await["event"], "done");
+        }
+        all.wait(|message| message.topic.ends_with("/reply/a")).await;
+    };
+    let count = async {
+        loop {
+            most = most.max(daemon.threads());
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! { () = load => {}, () = count => {} }
+    most
+}
+
+#[tokio::test]
+async fn the_process_never_has_more_than_two_threads_over_its_budget() {
+    let emulator = threads_of_the_emulator().await;
+    for budget in [1, 2] {
+        let most = most_threads_under_load(budget).await - emulator;
+        assert!(most >= budget && most <= budget + 2, "{most} threads with threads = {budget}");
+    }
+}
+
+/// What a process held at most, in KiB.
+fn peak_kib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn the_process_stays_below_its_memory_plan() {
+    if is_emulated() {
+        return println!("skipped: the emulator's own memory cannot be told from the daemon's");
+    }
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let daemon = Daemon::start(&folder, &settings(broker.port, 2)).await;
+    let info = Listener::on(&broker, "bitnetd/cellar/info").await.next().await.json();
+    let planned = info["budget"]["planned_mb"].as_u64().expect("a number");
+    let mut client = daemon.client().await;
+    // The whole context, a long prompt, and more than the answers that are kept.
+    client.send(&format!("{LONG}\n")).await;
+    assert_eq!(client.end().await["finish_reason"], "length");
+    assert_eq!(client.ask(json!({"prompt": "a ".repeat(200), "max_tokens": 5})).await["event"], "done");
+    for number in 0..50 {
+        let request = json!({"prompt": format!("turn on light {number}"), "max_tokens": 4});
+        assert_eq!(client.ask(request).await["event"], "done");
+    }
+    let peak = peak_kib(&daemon.process);
+    println!("at most {:.1} MiB, planned {planned} MiB", peak as f64 / 1024.0);
+    assert!(peak <= planned << 10, "{peak} KiB, planned {planned} MiB");
+}
