@@ -1,7 +1,7 @@
 //! What is asked over the socket, and what comes back.
 
 use crate::daemon::Daemon;
-use crate::{Folder, LONG, cases};
+use crate::{Folder, cases, endless};
 use serde_json::{Value, json};
 
 /// The keys of an object, in their order.
@@ -120,21 +120,27 @@ async fn the_same_question_is_answered_again_unless_it_says_no() {
 }
 
 #[tokio::test]
-async fn the_same_seed_gives_the_same_answer_and_the_context_ends_it() {
+async fn the_same_seed_gives_the_same_answer() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let mut client = daemon.client().await;
-    let mut request: Value = serde_json::from_str(LONG).expect("JSON");
-    let whole = client.ask(request.clone()).await;
-    assert_eq!(whole["finish_reason"], "length", "{whole}");
-    let usage = &whole["usage"];
-    let tokens = |key: &str| usage[key].as_u64().expect("a number");
-    assert_eq!(tokens("prompt_tokens") + tokens("completion_tokens"), 512);
-    request["max_tokens"] = json!(20);
-    let (one, same) = (client.ask(request.clone()).await, client.ask(request.clone()).await);
-    assert_eq!(one["text"], same["text"]);
-    request["seed"] = json!(1);
-    assert_ne!(client.ask(request).await["text"], one["text"]);
+    let hot = |seed| json!({"prompt": "go", "temperature": 10, "seed": seed, "max_tokens": 20});
+    let (one, same, other) = (client.ask(hot(1)).await, client.ask(hot(1)).await, client.ask(hot(2)).await);
+    assert_eq!(
+        (&one["text"], &one["cached"], &same["cached"]),
+        (&same["text"], &json!(false), &json!(false))
+    );
+    assert_ne!(one["text"], other["text"]);
+}
+
+#[tokio::test]
+async fn the_context_ends_an_answer_that_does_not_end_itself() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &endless().replace("65536", "64")).await;
+    let done = daemon.client().await.ask(json!({"prompt": "go"})).await;
+    assert_eq!(done["finish_reason"], "length", "{done}");
+    let tokens = |key: &str| done["usage"][key].as_u64().expect("a number");
+    assert_eq!(tokens("prompt_tokens") + tokens("completion_tokens"), 64);
 }
 
 #[tokio::test]

@@ -90,6 +90,9 @@ async fn a_client_that_is_gone_cancels_what_it_asked() {
     let mut client = daemon.client().await;
     client.keep_busy().await;
     client.request(&[json!({"prompt": "waits"})]).await;
+    let queued = |report: &Value| report["requests"]["queued"] == 1;
+    // Read by the daemon: of a line that it has not read yet it need not hear.
+    reports.wait(|report| queued(&report.json())).await;
     drop(client);
     let count = |report: &Value, key: &str| report["requests"][key].as_u64().expect("a number");
     let report = reports.wait(|report| count(&report.json(), "cancelled") == 2).await.json();

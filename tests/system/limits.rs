@@ -81,8 +81,8 @@ async fn the_process_stays_below_its_memory_plan() {
     let planned = info["budget"]["planned_mb"].as_u64().expect("a number");
     let mut client = daemon.client().await;
     // The whole context, a long prompt, and more than the answers that are kept.
-    client.send(&format!("{LONG}\n")).await;
-    assert_eq!(client.end().await["finish_reason"], "length");
+    let whole = json!({"prompt": "go", "temperature": 10, "seed": 0});
+    assert_eq!(client.ask(whole).await["finish_reason"], "length");
     assert_eq!(client.ask(json!({"prompt": "a ".repeat(200), "max_tokens": 5})).await["event"], "done");
     for number in 0..50 {
         let request = json!({"prompt": format!("turn on light {number}"), "max_tokens": 4});

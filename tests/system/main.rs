@@ -28,9 +28,9 @@ use tokio::time::{sleep, timeout};
 /// Longest wait for anything: slow machines are shared, and an emulated one is ten times slower.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A request that computes for about a second and ends by the context: so hot that nearly every
-/// token is as likely as the end.
-const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0}"#;
+/// A request that computes for a while: so hot that nearly every token is as likely as the end.
+/// Which tokens they are differs between processors: rounding decides some draws.
+const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0,"max_tokens":200}"#;
 
 /// Looks until there is something to see.
 async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

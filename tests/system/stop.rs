@@ -1,22 +1,21 @@
 //! How the daemon stops.
 
 use crate::daemon::Daemon;
-use crate::{Folder, LONG, endless};
-use serde_json::{Value, json};
+use crate::{Folder, endless};
+use serde_json::json;
 
 #[tokio::test]
 async fn requests_at_hand_are_answered_before_it_stops() {
     let folder = Folder::new();
-    let mut daemon = Daemon::start(&folder, "[queue]\ndrain_ms = 600000\n").await;
+    let mut daemon = Daemon::start(&folder, &format!("{}[queue]\ndrain_ms = 600000\n", endless())).await;
     let mut client = daemon.client().await;
-    let mut long: Value = serde_json::from_str(LONG).expect("JSON");
-    long["stream"] = json!(true);
-    client.request(&[long, json!({"id": "waits", "prompt": "turn on the light"})]).await;
+    let long = json!({"prompt": "go", "stream": true, "max_tokens": 500});
+    client.request(&[long, json!({"id": "waits", "prompt": "go", "max_tokens": 1})]).await;
     assert_eq!(client.event().await["event"], "token");
     daemon.process.terminate();
     assert_eq!(client.end().await["finish_reason"], "length");
     let waited = client.end().await;
-    assert_eq!((&waited["id"], &waited["finish_reason"]), (&json!("waits"), &json!("stop")));
+    assert_eq!((&waited["id"], &waited["finish_reason"]), (&json!("waits"), &json!("length")));
     daemon.ends_well().await;
 }
 
