@@ -114,7 +114,7 @@ impl Worker {
         };
         let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
         self.queue.note_pace(at.ended - at.begun);
-        if let (Some(key), None) = (key, halt) {
+        if let Some(key) = key.filter(|_| answer.end != End::Halted) {
             cache.put(key, stored(&answer));
         }
         let Inbound { id, client, reply, .. } = job.inbound;
@@ -155,10 +155,12 @@ impl Worker {
         let completion_tokens = answer.tokens.len() as u32;
         Done {
             id,
-            finish_reason: halt.unwrap_or(match answer.end {
+            // An answer that came to its own end at the very last step was not halted.
+            finish_reason: match answer.end {
                 End::Stop => FinishReason::Stop,
-                End::Length | End::Halted => FinishReason::Length,
-            }),
+                End::Length => FinishReason::Length,
+                End::Halted => halt.unwrap_or(FinishReason::Cancelled),
+            },
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
             timings: at.timings(&answer),
             text: answer.text,

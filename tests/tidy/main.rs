@@ -32,8 +32,11 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<File>) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = format!("{prefix}{name}");
         let kind = entry.file_type().expect("the kind of an entry is known");
-        let is_ours = !matches!(name.as_str(), ".git" | "target");
-        if kind.is_dir() && is_ours {
+        // `.git` is a file in a second work tree of the repository.
+        if matches!(name.as_str(), ".git" | "target") {
+            continue;
+        }
+        if kind.is_dir() {
             walk(&entry.path(), &format!("{path}/"), files);
         } else if kind.is_file() && entry.metadata().is_ok_and(|data| data.len() < 1 << 20) {
             // What is not UTF-8 is not text.
