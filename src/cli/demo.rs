@@ -137,6 +137,9 @@ async fn ask_all(config: &Config, broker: SocketAddr) -> Result<(), Failure> {
     let failed = |error: mqtt5::MqttError| Failure::system(format!("the demo's MQTT client: {error}"));
     let client = MqttClient::new("bitnetd-demo-client");
     client.connect(&format!("mqtt://{broker}")).await.map_err(failed)?;
+    // A prompt sent before the daemon has subscribed is lost: the broker knows nobody who wants it.
+    let mut availability = subscribe(&client, "bitnetd/demo/availability").await.map_err(failed)?;
+    while next(&mut availability).await? != b"online" {}
     let mut replies = subscribe(&client, "demo/reply").await.map_err(failed)?;
     for prompt in OVER_MQTT {
         say(&format!("MQTT    bitnetd/demo/prompt <- {prompt}\n        demo/reply          -> "))?;
