@@ -22,7 +22,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What the engine turned out to be.
@@ -245,7 +245,7 @@ impl Moments {
         let seconds = answer.decode.as_secs_f64();
         Timings {
             queue_ms: milliseconds(self.received, self.begun),
-            prompt_ms: answer.prefill.as_secs_f64() * 1000.0,
+            prompt_ms: in_milliseconds(answer.prefill),
             ttft_ms: milliseconds(self.received, self.first.unwrap_or(self.ended)),
             total_ms: milliseconds(self.received, self.ended),
             tokens_per_second: if seconds > 0.0 { later_tokens / seconds } else { 0.0 },
@@ -254,7 +254,12 @@ impl Moments {
 }
 
 fn milliseconds(since: Instant, until: Instant) -> f64 {
-    until.saturating_duration_since(since).as_secs_f64() * 1000.0
+    in_milliseconds(until.saturating_duration_since(since))
+}
+
+/// With three decimals: what comes after them is noise, and long to read.
+fn in_milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }
 
 fn tokenize(engine: &Engine, input: &Input) -> Vec<u32> {

@@ -79,7 +79,8 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Divides the logit of every token already seen; 1 changes nothing.
     pub repetition_penalty: Option<f32>,
-    /// Same seed, same model, same request: same answer.
+    /// Same seed, same model, same request, same kind of processor: same answer. (Sums of floats are
+    /// rounded differently by different processors, and now and then that decides a draw.)
     pub seed: Option<u64>,
 }
 
