@@ -17,6 +17,9 @@ pub(super) struct Generate {
     /// Continue the text as it is, without a chat template
     #[arg(long)]
     raw: bool,
+    /// With --raw: put the beginning-of-text token before it
+    #[arg(long, requires = "raw")]
+    bos: bool,
     /// 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
@@ -59,7 +62,11 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     let prompt = text(Some(args.prompt.clone()))?;
     let engine = args.model.load()?;
     let prompt = match args.raw {
-        true => engine.tokenizer().prompt_raw(&prompt),
+        true => {
+            let mut ids = engine.tokenizer().encode(&prompt);
+            ids.splice(0..0, engine.tokenizer().bos().filter(|_| args.bos));
+            ids
+        }
         false => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text: &prompt }]),
     };
     let sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
@@ -67,7 +74,8 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     let options = Options { sampling, max_tokens, ..Options::default() };
     // Memory for what is asked, not for the longest context the file names.
     let wanted = prompt.len() + args.max_tokens as usize;
-    let mut session = engine.session(wanted.min(engine.model().shape().context));
+    // One answer is short enough for a cache that rounds nothing.
+    let mut session = engine.exact_session(wanted.min(engine.model().shape().context));
     let mut stuck = None;
     let answer = session.generate(&prompt, &options, |step| match step {
         Step::Token(text) if !args.json => print(text.as_bytes()).map_or_else(

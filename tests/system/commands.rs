@@ -55,6 +55,22 @@ async fn generate_gives_the_reference_answers_without_a_daemon() {
 }
 
 #[tokio::test]
+async fn generate_raw_continues_the_text_as_the_reference_does() {
+    for name in ["b158-tiny", "bitnet-tiny", "llama-tiny"] {
+        let file = data(&format!("reference/{name}.i2_s.gguf"));
+        // What case 0 of each file has as its tokens.
+        let prompt = "turn on the kitchen lights";
+        let args = ["generate", "--model", text(&file), "--raw", "--max-tokens", "16", "--json", prompt];
+        let said = run(&args).await.json();
+        let reference = std::fs::read(data(&format!("reference/{name}.json"))).expect("reference data");
+        let reference: Value = serde_json::from_slice(&reference).expect("reference data");
+        assert_eq!(said["tokens"], reference["cases"][0]["greedy_16"], "{name}");
+        let begun = run(&[&args[..], &["--bos"]].concat()).await.json();
+        assert_eq!(begun["prompt_tokens"], 6, "{begun}");
+    }
+}
+
+#[tokio::test]
 async fn generate_heeds_its_limits() {
     let ended = run(&["generate", "--json", "--max-tokens", "2", "turn on the light"]).await;
     let said = ended.json();

@@ -114,15 +114,6 @@ impl Gguf {
         }
     }
 
-    /// A yes or no that may be left out.
-    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
-        match self.value(key) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(wrong(key, "a bool", other)),
-        }
-    }
-
     /// The byte strings of an array that must be there.
     pub fn strings(&self, key: &str) -> Result<Strings<'_>, LoadError> {
         match self.value(key) {

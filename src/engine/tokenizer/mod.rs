@@ -41,7 +41,6 @@ pub struct Tokenizer {
     /// Special tokens, the longest text first.
     specials: Vec<u32>,
     bos: Option<u32>,
-    add_bos: bool,
     ends: Vec<u32>,
     chat: template::Family,
 }
@@ -106,16 +105,7 @@ impl Tokenizer {
         let mut specials = special;
         specials.sort_by_key(|id| std::cmp::Reverse(vocab.get(*id).len()));
         specials.retain(|id| !vocab.get(*id).is_empty());
-        Ok(Tokenizer {
-            by_bytes: vocab.by_bytes(&control),
-            merges,
-            specials,
-            add_bos: file.flag_or("tokenizer.ggml.add_bos_token", true)? && bos.is_some(),
-            bos,
-            ends,
-            chat,
-            vocab,
-        })
+        Ok(Tokenizer { by_bytes: vocab.by_bytes(&control), merges, specials, bos, ends, chat, vocab })
     }
 
     /// Tokens in the vocabulary.
@@ -165,12 +155,9 @@ impl Tokenizer {
         ids
     }
 
-    /// Ids of a bare text as the model expects to find it: with beginning-of-text where the file
-    /// asks for it.
-    pub fn prompt_raw(&self, text: &str) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
-        self.encode_into(text, &mut ids);
-        ids
+    /// The token that begins every text the model was trained on, where it has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
     }
 
     /// Ids of a conversation in the model's own form, ready for the assistant's next turn.
