@@ -1,6 +1,6 @@
 //! Text to token ids and back: byte-level BPE from a model file's own vocabulary.
 //!
-//! Deliberately knows no model and no conversation; [`template`] builds prompts out of the pieces.
+//! Deliberately knows no model and no conversation; `template` builds prompts out of the pieces.
 
 mod bpe;
 mod decode;

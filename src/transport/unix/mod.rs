@@ -45,7 +45,7 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
 /// Serves the clients of `listener` until `close`.
 ///
 /// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
-/// on. Once `close` is cancelled, all requests are, and within [`writer::FLUSH`] their last events
+/// on. Once `close` is cancelled, all requests are, and within two seconds their last events
 /// have been written, the connections are closed and this returns.
 pub async fn run(
     listener: UnixListener,
