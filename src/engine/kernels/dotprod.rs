@@ -83,8 +83,8 @@ mod tests {
         if !std::arch::is_aarch64_feature_detected!("dotprod") {
             return; // cortex-a53: the table is not offered there
         }
-        let a: [i8; 16] = std::array::from_fn(|i| (i as i8) * 17 - 128);
-        let b: [i8; 16] = std::array::from_fn(|i| 127 - (i as i8) * 11);
+        let a: [i8; 16] = std::array::from_fn(|i| (i as i32 * 17 - 128) as i8);
+        let b: [i8; 16] = std::array::from_fn(|i| (127 - i as i32 * 11) as i8);
         let want: [i32; 4] = std::array::from_fn(|lane| {
             (0..4).map(|i| i32::from(a[lane * 4 + i]) * i32::from(b[lane * 4 + i])).sum::<i32>()
                 + lane as i32
