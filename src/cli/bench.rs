@@ -149,7 +149,7 @@ fn table(said: &Said) -> String {
     let megabytes = said.bytes_per_token as f64 / 1e6;
     let share = said.bandwidth_share * 100.0;
     format!(
-        "{} on {}, {} threads: {} prompt tokens, {} generated, {} rounds, medians\n\
+        "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n\
          {out}{:<18} {megabytes:>10.1} MB, {share:.0} % of the memory's speed{}\n",
         said.model,
         said.kernel,

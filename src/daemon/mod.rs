@@ -111,7 +111,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
     let daemon =
         Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
     info!(
-        "ready: {} on {}, {} threads, socket {}",
+        "ready: {} on {}, threads: {}, socket {}",
         facts.model,
         facts.kernel,
         daemon.config.budget.threads,
