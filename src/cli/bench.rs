@@ -109,7 +109,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<(Spread, Spread), Failure> {
 
 /// Reads a block larger than any cache of a small device, several times.
 fn memory_bandwidth(pool: &Pool, repeat: u32) -> Spread {
-    const WORDS: usize = 256 << 20 >> 3;
+    const WORDS: usize = 64 << 20 >> 3;
     const PART: usize = 1 << 14;
     let block = vec![1u64; WORDS];
     let total = AtomicU64::new(0);
@@ -133,7 +133,10 @@ fn memory_bandwidth(pool: &Pool, repeat: u32) -> Spread {
 
 fn spread(mut values: Vec<f64>) -> Spread {
     values.sort_by(f64::total_cmp);
-    Spread { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
+    let middle = values.len() / 2;
+    // The mean of the two in the middle where their number is even.
+    let median = (values[middle] + values[(values.len() - 1) / 2]) / 2.0;
+    Spread { min: values[0], median, max: values[values.len() - 1] }
 }
 
 fn table(said: &Said) -> String {

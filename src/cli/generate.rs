@@ -21,7 +21,7 @@ pub(super) struct Generate {
     #[arg(long, requires = "raw")]
     bos: bool,
     /// 0 is greedy
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Start of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -60,6 +60,9 @@ struct Said<'a> {
 
 pub(super) fn run(args: Generate) -> Result<(), Failure> {
     let prompt = text(Some(args.prompt.clone()))?;
+    if prompt.trim().is_empty() {
+        return Err(Failure::usage("PROMPT: empty; say something"));
+    }
     let engine = args.model.load()?;
     let prompt = match args.raw {
         true => {

@@ -181,6 +181,9 @@ impl BudgetKeys {
 impl SocketKeys {
     fn checked(self, host: &Host) -> Checked<Socket> {
         let path = self.path.unwrap_or_else(|| host.runtime_dir.join("bitnetd.sock"));
+        if path.as_os_str().is_empty() {
+            return Err(Mistake("socket", "path", "empty; leave it out for the default".into()));
+        }
         // sun_path of unix(7) holds 108 bytes with its closing zero.
         if path.as_os_str().len() > 107 {
             let said = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
@@ -224,6 +227,9 @@ impl MqttKeys {
             }
             return Ok(None);
         };
+        if host.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Mistake("mqtt", "host", format!("{host:?} is no name or address")));
+        }
         let port = within("mqtt", "port", self.port.unwrap_or(1883).into(), 1..=65535)? as u16;
         let password_file = self.password_file;
         let login = self.username.map(|username| Login { username, password_file });

@@ -101,7 +101,8 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         context: plan.context,
     };
     let options = engine::Options { threads: config.budget.threads, pin: config.budget.pin, kernel: None };
-    let (thread, facts) = tokio::select! {
+    let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
+    let (worker::Thread { handle, ended }, facts) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.next() => {
             info!("stopping on {signal}, before the model was loaded");
@@ -112,18 +113,20 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
     info!(
         "ready: {} on {}, threads: {}, socket {}",
-        facts.model,
-        facts.kernel,
-        daemon.config.budget.threads,
-        daemon.config.socket.path.display()
+        facts.model, facts.kernel, daemon.config.budget.threads, socket_name
     );
-    daemon.serve(listener, signals, &facts, &plan, ready).await;
+    let outcome = daemon.serve(listener, signals, ended, &facts, &plan, ready).await;
     // The worker ends when its queue is closed and empty, which `serve` has seen to.
-    if thread.join().is_err() {
+    if handle.join().is_err() {
         error!("the worker thread died");
     }
     drop(place);
-    Ok(())
+    outcome
+}
+
+/// Where the socket is: under systemd its own word counts, not the configuration's.
+fn local_name(listener: &tokio::net::UnixListener) -> Option<String> {
+    Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
 fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
@@ -154,10 +157,11 @@ impl Daemon {
         &self,
         listener: tokio::net::UnixListener,
         signals: shutdown::Signals,
+        worker: oneshot::Receiver<()>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
-    ) {
+    ) -> Result<(), Failure> {
         let (intake, requests) = mpsc::channel(INTAKE);
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
@@ -182,7 +186,7 @@ impl Daemon {
         company.spawn(systemd::feed_watchdog(Arc::clone(&self.queue)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
-        self.wait_and_drain(signals, &mut company).await;
+        let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
         self.close.cancel();
         while let Some(ended) = doors.join_next().await {
             if let Err(error) = ended {
@@ -190,6 +194,7 @@ impl Daemon {
             }
         }
         info!("stopped");
+        fault.map_or(Ok(()), |said| Err(Failure::Setup(said)))
     }
 
     fn open_mqtt(
@@ -219,15 +224,27 @@ impl Daemon {
         Some(link)
     }
 
-    /// Waits for the word to stop, then for the requests at hand, then for the drain deadline.
-    async fn wait_and_drain(&self, mut signals: shutdown::Signals, company: &mut JoinSet<()>) {
-        tokio::select! {
-            () = self.draining.cancelled() => {}
-            signal = signals.next() => info!("stopping on {signal}"),
-            // They end only by a fault, and without them the daemon would answer nobody.
-            Some(ended) = company.join_next() => error!("a task of the daemon ended: {ended:?}"),
-        }
-        systemd::stopping();
+    /// Waits for the word to stop, then for the requests at hand, then for the drain deadline. Says
+    /// which part of the daemon failed, if that is why it stops: such a daemon answers nobody, and
+    /// its exit code must tell systemd to start another.
+    async fn wait_and_drain(
+        &self,
+        mut signals: shutdown::Signals,
+        worker: oneshot::Receiver<()>,
+        doors: &mut JoinSet<()>,
+        company: &mut JoinSet<()>,
+    ) -> Option<String> {
+        let fault = tokio::select! {
+            () = self.draining.cancelled() => None,
+            signal = signals.next() => {
+                info!("stopping on {signal}");
+                None
+            }
+            _ = worker => Some("the worker thread died; standard error says where".into()),
+            Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
+            Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
+        };
+        systemd::stopping(self.config.queue.drain);
         self.draining.cancel();
         let deadline = Instant::now() + self.config.queue.drain;
         tokio::select! {
@@ -236,6 +253,7 @@ impl Daemon {
         }
         self.queue.close();
         self.queue.drained(Instant::now() + FLUSH).await;
+        fault
     }
 }
 

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The listening socket that systemd opened for us, if it did.
 pub(super) fn listener() -> io::Result<Option<UnixListener>> {
@@ -21,9 +21,17 @@ pub(super) fn ready(model: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
 }
 
-/// A stop was asked for.
-pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("answering what is left")]);
+/// What a stop takes beyond the drain: the last batch of a prompt, and the doors' farewells.
+const AFTER_DRAIN: Duration = Duration::from_secs(15);
+
+/// A stop was asked for; it may take the drain and a little more, whatever the unit's own limit is.
+pub(super) fn stopping(drain: Duration) {
+    let wanted = u32::try_from((drain + AFTER_DRAIN).as_micros()).unwrap_or(u32::MAX);
+    tell(&[
+        NotifyState::Stopping,
+        NotifyState::ExtendTimeoutUsec(wanted),
+        NotifyState::Status("answering what is left"),
+    ]);
 }
 
 /// Feeds systemd's watchdog, if it set one, as long as the worker makes progress.

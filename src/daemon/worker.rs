@@ -33,6 +33,13 @@ pub(super) struct Facts {
     pub kernel: &'static str,
 }
 
+/// The running thread.
+pub(super) struct Thread {
+    pub handle: JoinHandle<()>,
+    /// Resolves when the thread ends, whatever ended it.
+    pub ended: oneshot::Receiver<()>,
+}
+
 /// What the worker thread needs.
 pub(super) struct Worker {
     pub queue: Arc<Queue>,
@@ -43,12 +50,9 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the thread, which loads the model; returns when it is ready for requests.
-    pub async fn start(
-        self,
-        file: ModelFile,
-        options: engine::Options,
-    ) -> Result<(JoinHandle<()>, Facts), Failure> {
+    pub async fn start(self, file: ModelFile, options: engine::Options) -> Result<(Thread, Facts), Failure> {
         let (loaded, outcome) = oneshot::channel();
+        let (alive, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
             .spawn(move || match file.load(&options) {
@@ -61,11 +65,12 @@ impl Worker {
                     };
                     drop(loaded.send(Ok(facts)));
                     self.work(&engine);
+                    drop(alive);
                 }
             })
             .map_err(|error| Failure::Setup(format!("the worker cannot be started: {error}")))?;
         match outcome.await {
-            Ok(Ok(facts)) => Ok((thread, facts)),
+            Ok(Ok(facts)) => Ok((Thread { handle: thread, ended }, facts)),
             Ok(Err(error)) => Err(Failure::Model(error)),
             Err(_) => Err(Failure::Setup("the worker died while it loaded the model".into())),
         }
@@ -76,9 +81,17 @@ impl Worker {
         let mut cache = Cache::default();
         while let Some(job) = self.queue.next() {
             self.queue.step();
-            match verdict(&job, Instant::now()) {
-                Some(refusal) => self.queue.refuse(job.inbound, refusal),
-                None => self.answer(engine, &mut session, &mut cache, job),
+            if let Some(refusal) = verdict(&job, Instant::now()) {
+                self.queue.refuse(job.inbound, refusal);
+                continue;
+            }
+            // A fault costs this request its answer, and nobody else theirs; its reply says
+            // `internal` as it is dropped.
+            let answered =
+                catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, &mut cache, job)));
+            if answered.is_err() {
+                self.telemetry.refused();
+                error!("a request was lost to a fault; standard error says where");
             }
         }
     }
@@ -96,20 +109,13 @@ impl Worker {
         let begun = Instant::now();
         let mut run = Run::new(&self.queue, &job);
         let options = options(request);
-        // A fault in the engine costs this request its answer, and nobody else theirs.
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| session.generate(&prompt, &options, |step| run.step(step))));
+        let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
         let answer = match outcome {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => {
+            Ok(answer) => answer,
+            Err(error) => {
                 let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
                 return self.queue.refuse(job.inbound, refusal);
-            }
-            Err(_) => {
-                error!(REQUEST_ID = job.inbound.id.as_str(); "the engine failed; standard error says where");
-                let said = "a fault of the daemon, noted in its log; ask again";
-                return self.queue.refuse(job.inbound, Refusal::new(Code::Internal, said));
             }
         };
         let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Looks at the job word before a thread parks: about 10 microseconds, the time between two jobs of
+/// Looks at the job word before a thread parks: some ten microseconds, the time between two jobs of
 /// one decode step. Waking a parked thread costs more than that, spinning longer only burns power.
 const SPINS: u32 = 2_000;
 /// Most parts of one job: the job word has 16 bits for them.
@@ -83,6 +83,7 @@ impl Pool {
 
     /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any threads; returns when all are done.
     /// A panic in a part is raised again here after the others are done; the pool stays usable.
+    /// A body must not call this again: it would wait for itself.
     pub fn run(&self, parts: usize, body: Body<'_>) {
         if self.helpers.is_empty() || parts <= 1 {
             (0..parts).for_each(body);
@@ -159,12 +160,16 @@ pub struct Stripe<'a, T> {
     start: *mut T,
     width: usize,
     rows: usize,
-    /// Its columns.
-    pub cols: Range<usize>,
+    cols: Range<usize>,
     matrix: std::marker::PhantomData<&'a mut [T]>,
 }
 
 impl<T> Stripe<'_, T> {
+    /// Its columns.
+    pub fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
     /// Its part of a row: `[cols.len()]`.
     pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
@@ -233,7 +238,12 @@ impl Shared {
         // published, and is not overwritten until then.
         let body = unsafe { *body };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
-            lock(&self.panic).get_or_insert(panic);
+            let mut first = lock(&self.panic);
+            match *first {
+                None => *first = Some(panic),
+                // Dropping it could panic again, here where nobody catches it.
+                Some(_) => std::mem::forget(panic),
+            }
         }
         // Releases what the part wrote to the caller.
         if self.finished.fetch_add(1, Ordering::AcqRel) + 1 == parts {

@@ -7,8 +7,8 @@ use super::{Code, Event, Input, Message, Priority, Refusal, Request, Role, Sampl
 use serde::Deserialize;
 use std::time::Duration;
 
-/// Longest request, in bytes: more text than any context of a small device holds.
-pub const MAX_REQUEST: usize = 256 * 1024;
+/// Longest request, in bytes: four times what a context of 4,096 tokens holds in English.
+pub const MAX_REQUEST: usize = 64 * 1024;
 /// Longest id, in bytes: it is repeated in every event and may become a topic level.
 pub const MAX_ID: usize = 128;
 /// Most stop texts, and the longest of them in bytes: each is held back while streaming.
@@ -44,9 +44,26 @@ struct RequestKeys {
     cache: Option<bool>,
 }
 
+/// By way of a map, so that an array is no message.
+#[derive(Deserialize)]
+#[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
+struct MessageKeys {
+    role: RoleKey,
+    content: String,
+}
+
+impl TryFrom<serde_json::Map<String, serde_json::Value>> for MessageKeys {
+    type Error = serde_json::Error;
+
+    fn try_from(map: serde_json::Map<String, serde_json::Value>) -> Result<Self, Self::Error> {
+        let MessageObject { role, content } = serde_json::from_value(map.into())?;
+        Ok(MessageKeys { role, content })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MessageKeys {
+struct MessageObject {
     role: RoleKey,
     content: String,
 }
@@ -172,7 +189,17 @@ pub fn event(event: &Event) -> Vec<u8> {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     check_size(bytes)?;
-    serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))
+    // An array would do for serde: its elements as the keys in order.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(invalid("not a JSON object; send one like {\"prompt\":\"hello\"}"));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let (key, said) = (error.path().to_string(), error.inner());
+        invalid(if key == "." { said.to_string() } else { format!("{key}: {said}") })
+    })?;
+    reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
+    Ok(read)
 }
 
 fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
@@ -321,8 +348,23 @@ mod tests {
 
     #[test]
     fn deep_nesting_is_an_error_not_a_stack_overflow() {
-        let deep = format!(r#"{{"prompt":{}"#, "[".repeat(100_000));
+        let deep = format!(r#"{{"prompt":{}"#, "[".repeat(MAX_REQUEST / 2));
         assert_eq!(refusal(&deep).code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_its_key_and_an_array_is_no_object() {
+        for (text, word) in [
+            (r#"{"id":5,"prompt":"a"}"#, "id: "),
+            (r#"{"prompt":"a","top_k":-1}"#, "top_k: "),
+            (r#"{"messages":[["user","a"]]}"#, "messages[0]: "),
+            (r#"["a","turn on the lamp"]"#, "JSON object"),
+            ("garbage", "JSON object"),
+            (r#"{"prompt":"a"} x"#, "after the object"),
+        ] {
+            let said = refusal(text).message;
+            assert!(said.contains(word), "{text}: {said}");
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Model {
         let x = &state.last;
         let grain = self.grain(self.shape.vocab, dim);
         self.pool.stripes(&mut state.logits, self.shape.vocab, grain, |mut stripe| {
-            let rows = head.rows(stripe.cols.clone());
+            let rows = head.rows(stripe.cols());
             self.kernels.dot(head.kind, rows, x, stripe.row(0));
         });
         &mut state.logits
@@ -120,7 +120,7 @@ impl Model {
         let grain = self.grain(matrix.rows, matrix.cols * n);
         self.pool.stripes(&mut out[..n * matrix.rows], matrix.rows, grain, |mut stripe| {
             let mut dots = [0i32; TILE];
-            let (first, end) = (stripe.cols.start, stripe.cols.end);
+            let (first, end) = (stripe.cols().start, stripe.cols().end);
             for rows in chunks(first..end, TILE / n.min(TILE_TOKENS)) {
                 for tokens in chunks(0..n, TILE_TOKENS) {
                     let dots = &mut dots[..rows.len() * tokens.len()];

@@ -38,7 +38,7 @@ pub struct Door {
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
     /// Prompts that the broker may deliver before one is acknowledged; it holds back the others.
-    /// The queue's depth.
+    /// The queue's depth, and one for the request being answered.
     pub window: u16,
     /// Where requests go. When it is full they are refused.
     pub requests: mpsc::Sender<Inbound>,

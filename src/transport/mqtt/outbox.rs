@@ -140,7 +140,7 @@ impl Outbox {
 
     /// Whether not even a refusal has room any more.
     pub fn is_crammed(&self) -> bool {
-        self.rows.len() >= ROWS + ANSWERS
+        self.rows.len() >= ROWS + ANSWERS || self.bytes >= 2 * BYTES
     }
 
     /// Whether one of our own messages waits for its acknowledgement.

@@ -161,8 +161,9 @@ impl Reader<'_> {
         if self.flight.cancel(&id) {
             return Then::GoOn;
         }
-        let said = "cancel: no request of that id is in flight on this connection";
-        self.refuse(Some(id), Refusal::new(Code::InvalidRequest, said)).await
+        // Without the id: a request that has just ended must not hear of a second end.
+        let said = format!("cancel: no request {id:?} is in flight on this connection");
+        self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await
     }
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {
@@ -171,8 +172,10 @@ impl Reader<'_> {
         }
         self.flight.room().await;
         let Some((id, cancel)) = self.start(request.id.clone()) else {
-            let said = "id: in flight on this connection already; choose another";
-            return self.refuse(request.id, Refusal::new(Code::InvalidRequest, said)).await;
+            // Without the id: the first request of that id must not seem to end here.
+            let id = request.id.unwrap_or_default();
+            let said = format!("id: {id:?} is in flight on this connection already; choose another");
+            return self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await;
         };
         let Some(reply) = self.reply(&id).await else { return Then::Stop };
         let client = self.client.clone();

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Most connections at once: each costs two file descriptors and, with a request that never ends its
-/// line, up to a request's length of memory; 64 such clients hold 16 MiB.
+/// line, up to a request's length of memory; 64 such clients hold 4 MiB.
 pub const MAX_CONNECTIONS: usize = 64;
 
 /// When a client that found no free connection may come back.
