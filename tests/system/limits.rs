@@ -5,6 +5,8 @@ use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
 use crate::{Folder, LONG, linked, until};
 use serde_json::json;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 /// Threads that the emulator adds to a process: what there is besides the one of a command that
@@ -88,6 +90,16 @@ async fn the_process_stays_below_its_memory_plan() {
         let request = json!({"prompt": format!("turn on light {number}"), "max_tokens": 4});
         assert_eq!(client.ask(request).await["event"], "done");
     }
+    // As many clients as there may be, each with a request that does not end.
+    let unfinished = "x".repeat(60_000);
+    let mut idle: Vec<UnixStream> = Vec::new();
+    for _ in 0..60 {
+        let mut stream = UnixStream::connect(&daemon.socket).expect("room for a client");
+        stream.write_all(unfinished.as_bytes()).expect("the daemon reads it");
+        idle.push(stream);
+    }
+    // Answered behind them all: by then they have been read.
+    assert_eq!(client.ask(json!({"prompt": "turn on the lamp"})).await["event"], "done");
     let peak = peak_kib(&daemon.process);
     println!("at most {:.1} MiB, planned {planned} MiB", peak as f64 / 1024.0);
     assert!(peak <= planned << 10, "{peak} KiB, planned {planned} MiB");
