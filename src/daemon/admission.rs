@@ -35,7 +35,7 @@ impl Admission {
     /// Takes a request in, or gives it back with the reason.
     pub fn offer(&mut self, inbound: Inbound, timeout: Duration) -> Result<(), (Box<Inbound>, Refusal)> {
         if self.closed {
-            return Err((Box::new(inbound), shutting_down()));
+            return Err((Box::new(inbound), Refusal::shutting_down()));
         }
         if self.waiting.len() >= self.depth {
             let said = format!("{} requests wait already; ask again later", self.depth);
@@ -70,7 +70,7 @@ impl Admission {
     /// Takes all out; from now on none is taken in.
     pub fn close(&mut self) -> Vec<(Job, Refusal)> {
         self.closed = true;
-        self.waiting.drain(..).map(|job| (job, shutting_down())).collect()
+        self.waiting.drain(..).map(|job| (job, Refusal::shutting_down())).collect()
     }
 
     /// Notes how long an answer took.
@@ -98,10 +98,6 @@ pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
         return Some(Refusal::new(Code::Timeout, said));
     }
     None
-}
-
-fn shutting_down() -> Refusal {
-    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
 }
 
 #[cfg(test)]

@@ -221,6 +221,11 @@ impl Refusal {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Refusal { code, message: message.into(), retry_after_ms: None }
     }
+
+    /// What a request hears that comes while the daemon stops.
+    pub fn shutting_down() -> Self {
+        Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
+    }
 }
 
 /// The kinds of refusal.

@@ -6,7 +6,7 @@ use super::arrivals::{Arrival, Arrivals, Verdict};
 use super::client::{Broker, Connection, Happened, Identity, Message};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
-use super::prompts::{Ids, Prompts, Way, queue_full, shutting_down};
+use super::prompts::{Ids, Prompts, Way, queue_full};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
 use crate::protocol::{Code, Event, Refusal, Request, json};
@@ -127,7 +127,7 @@ impl Desk {
         let welcome = self.link.connected(now, broker.session_present);
         self.limits = broker.limits;
         self.retains &= broker.retains;
-        let (place, count) = (self.place(), welcome.generation);
+        let (place, count) = (self.place(), welcome.number);
         log::info!("{place}: connected (connection {count}, session kept: {})", broker.session_present);
         if welcome.session_lost {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
@@ -247,7 +247,7 @@ impl Desk {
         }
         let request = read?;
         if self.door.draining.is_cancelled() || self.closing.is_some() {
-            return Err(shutting_down());
+            return Err(Refusal::shutting_down());
         }
         if self.outbox.is_full() { Err(queue_full()) } else { Ok(request) }
     }

@@ -24,7 +24,6 @@ pub struct Link {
     state: State,
     failures: u32,
     unreadable: u32,
-    generation: u64,
     /// The session has our subscriptions.
     subscribed: bool,
     connects: u64,
@@ -50,8 +49,8 @@ pub struct Connect {
 /// What to do on a new connection, before all else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Welcome {
-    /// Which connection this is; acknowledgements of an earlier one are void.
-    pub generation: u64,
+    /// Which connection since start this is.
+    pub number: u64,
     /// Whether to subscribe.
     pub subscribe: bool,
     /// The broker forgot our session: prompts it held for us are lost.
@@ -85,7 +84,6 @@ impl Link {
             state: State::Waiting { until: now },
             failures: 0,
             unreadable: 0,
-            generation: 0,
             subscribed: false,
             connects: 0,
             sessions_lost: 0,
@@ -138,7 +136,6 @@ impl Link {
     /// The broker accepted the connection, with or without the session it kept for us.
     pub fn connected(&mut self, now: Instant, session_present: bool) -> Welcome {
         self.state = State::Online { since: now, heard: now };
-        self.generation += 1;
         // The first connection of this process has no session of ours to lose.
         let session_lost = !session_present && self.connects > 0;
         self.connects += 1;
@@ -147,7 +144,7 @@ impl Link {
         if !session_present {
             self.unreadable = 0;
         }
-        Welcome { generation: self.generation, subscribe: !self.subscribed, session_lost }
+        Welcome { number: self.connects, subscribe: !self.subscribed, session_lost }
     }
 
     /// The broker granted the subscriptions.
@@ -267,7 +264,7 @@ mod tests {
     fn the_first_connection_subscribes_and_has_lost_no_session() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        let welcome = Welcome { generation: 1, subscribe: true, session_lost: false };
+        let welcome = Welcome { number: 1, subscribe: true, session_lost: false };
         assert_eq!(link.connected(now, false), welcome);
         assert_eq!(link.counts(), (1, 0));
     }
@@ -279,7 +276,7 @@ mod tests {
         link.connected(now, false);
         link.subscribed();
         link.lost(now, &loss("io"), 0.0);
-        let welcome = Welcome { generation: 2, subscribe: false, session_lost: false };
+        let welcome = Welcome { number: 2, subscribe: false, session_lost: false };
         assert_eq!(link.connected(now, true), welcome);
     }
 
@@ -290,7 +287,7 @@ mod tests {
         link.connected(now, false);
         link.subscribed();
         link.lost(now, &loss("io"), 0.0);
-        let welcome = Welcome { generation: 2, subscribe: true, session_lost: true };
+        let welcome = Welcome { number: 2, subscribe: true, session_lost: true };
         assert_eq!(link.connected(now, false), welcome);
         assert_eq!(link.counts(), (2, 1));
     }

@@ -119,7 +119,7 @@ impl Prompts {
         match self.requests.try_send(inbound) {
             Ok(()) => {}
             Err(TrySendError::Full(inbound)) => inbound.reply.refuse(queue_full()),
-            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(shutting_down()),
+            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
         }
     }
 
@@ -159,11 +159,6 @@ impl Prompts {
 pub(super) fn queue_full() -> Refusal {
     let said = "too many requests wait; ask again later";
     Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::QueueFull, said) }
-}
-
-/// No new prompts.
-pub(super) fn shutting_down() -> Refusal {
-    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
 }
 
 #[cfg(test)]

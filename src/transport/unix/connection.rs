@@ -168,7 +168,7 @@ impl Reader<'_> {
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {
         if self.shared.draining.is_cancelled() {
-            return self.refuse(request.id, shutting_down()).await;
+            return self.refuse(request.id, Refusal::shutting_down()).await;
         }
         self.flight.room().await;
         let Some((id, cancel)) = self.start(request.id.clone()) else {
@@ -212,7 +212,7 @@ impl Reader<'_> {
 
     async fn hand_on(&self, inbound: Inbound) {
         if let Err(mpsc::error::SendError(inbound)) = self.shared.inbound.send(inbound).await {
-            inbound.reply.refuse(shutting_down());
+            inbound.reply.refuse(Refusal::shutting_down());
         }
     }
 
@@ -233,8 +233,4 @@ fn is_http(line: Line<'_>) -> bool {
 fn too_long() -> Refusal {
     let said = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
     Refusal::new(Code::TooLarge, said)
-}
-
-fn shutting_down() -> Refusal {
-    Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
 }
