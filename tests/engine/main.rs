@@ -5,6 +5,7 @@ mod allocations;
 mod damaged;
 mod intents;
 mod kernels;
+mod layouts;
 mod reference;
 mod seeds;
 mod tiny;
