@@ -10,8 +10,10 @@ mod demo;
 mod doctor;
 mod generate;
 mod host;
+mod inspect;
 mod logits;
 mod model;
+mod perplexity;
 mod serve;
 mod tokenize;
 
@@ -75,7 +77,9 @@ enum Command {
     Generate(generate::Generate),
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
+    Inspect(inspect::Inspect),
     Logits(logits::Logits),
+    Perplexity(perplexity::Perplexity),
     Doctor(doctor::Doctor),
     CheckConfig(check_config::CheckConfig),
 }
@@ -94,7 +98,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }

@@ -3,7 +3,13 @@
 use super::{Failure, host};
 use crate::engine::model::Layout;
 use crate::engine::{Engine, ModelFile, Options, Source};
+use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
+
+/// What `--i2s-layout` takes.
+pub(super) fn layout_arg() -> PossibleValuesParser {
+    std::iter::once("auto").chain(Layout::ALL.map(Layout::name)).into()
+}
 
 /// Which model, and on what
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -12,7 +18,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Layout of I2_S weights: 128, the official one, 64 or 1x4; auto finds it out with a short text
-    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = ["auto", "128", "64", "1x4"])]
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
     /// Threads that compute [default: the processors there are]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod kernels;
 pub mod model;
 mod ops;
+pub mod perplexity;
 pub mod pool;
 pub mod quant;
 pub mod sampler;

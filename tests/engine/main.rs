@@ -6,6 +6,7 @@ mod damaged;
 mod intents;
 mod kernels;
 mod layouts;
+mod perplexity;
 mod reference;
 mod seeds;
 mod tiny;
