@@ -1,13 +1,15 @@
-//! GGUF files: the mapping, the header, and typed access to both.
+//! GGUF files: the mapping, the header, typed access to both, and writing new ones.
 //!
 //! Deliberately knows no architecture: which keys and tensors a model needs is `model`'s and
 //! `tokenizer`'s business.
 
 mod map;
 mod parse;
+mod write;
 
 pub use map::Map;
 pub use parse::{Array, Header, TEXT, Tensor, Value};
+pub use write::{Datum, Draft, Planned, Writer};
 
 use super::error::LoadError;
 use std::ops::Range;
@@ -87,6 +89,17 @@ impl Gguf {
     /// The value of a key.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.header.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// All keys, in file order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.header.metadata.iter().map(|(key, _)| key.as_str())
+    }
+
+    /// A key's value as it stands in the file, the number of its type before it.
+    pub fn value_bytes(&self, key: &str) -> Option<&[u8]> {
+        let at = self.header.metadata.iter().position(|(name, _)| name == key)?;
+        Some(&self.map[self.header.value_bytes[at].clone()])
     }
 
     /// A number that must be there.

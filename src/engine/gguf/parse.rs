@@ -25,6 +25,8 @@ const MAX_TEXT: u64 = 1 << 20;
 pub struct Header {
     /// Key and value, in file order.
     pub metadata: Vec<(String, Value)>,
+    /// Where each of these values lies in the file, the number of its type before it.
+    pub value_bytes: Vec<Range<usize>>,
     /// Tensors, in file order.
     pub tensors: Vec<Tensor>,
 }
@@ -85,7 +87,10 @@ pub struct Tensor {
 
 /// GGUF's number of the string type.
 pub const TEXT: u32 = 8;
-const ARRAY: u32 = 9;
+/// GGUF's number of the array type.
+pub(super) const ARRAY: u32 = 9;
+/// The key that names another alignment of tensor data.
+pub(super) const ALIGNMENT: &str = "general.alignment";
 
 /// Reads the header of `file` and checks that every tensor lies in it, apart from the others.
 pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
@@ -94,11 +99,12 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     let mut header = Header::default();
     let mut names = HashSet::new();
     for _ in 0..keys {
-        let (key, value) = reader.entry()?;
+        let (key, value, bytes) = reader.entry()?;
         if !names.insert(key.clone()) {
             return Err(LoadError::key(&key, "comes twice; the file is damaged"));
         }
         header.metadata.push((key, value));
+        header.value_bytes.push(bytes);
     }
     let alignment = alignment(&header.metadata)?;
     let mut raw = Vec::new();
@@ -119,7 +125,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
 }
 
 fn alignment(metadata: &[(String, Value)]) -> Result<u64, LoadError> {
-    match metadata.iter().find(|(key, _)| key == "general.alignment") {
+    match metadata.iter().find(|(key, _)| key == ALIGNMENT) {
         None => Ok(DEFAULT_ALIGNMENT),
         // Beyond a page of 64 KiB alignment buys nothing, and huge values only overflow.
         Some((_, Value::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
@@ -255,10 +261,12 @@ impl Reader<'_> {
         }
     }
 
-    fn entry(&mut self) -> Result<(String, Value), LoadError> {
+    /// A key, its value, and where that lies.
+    fn entry(&mut self) -> Result<(String, Value, Range<usize>), LoadError> {
         let key = self.text()?;
+        let start = self.at;
         let value = self.value().map_err(|error| error.within(format!("metadata key {}", shown(&key))))?;
-        Ok((key, value))
+        Ok((key, value, start..self.at))
     }
 
     fn value(&mut self) -> Result<Value, LoadError> {

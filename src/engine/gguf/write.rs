@@ -1,0 +1,292 @@
+//! GGUF version 3 into any writer: what the file will hold is planned first, so that every size and
+//! offset is known before the first byte, and tensor data is streamed after it.
+//!
+//! ```text
+//! Draft ── set, copy, tensor ──> Draft ── begin ──> Writer ── write, end_tensor ──> finish
+//! ```
+
+use super::Gguf;
+use super::parse::{ALIGNMENT, ARRAY, TEXT};
+use crate::engine::error::LoadError;
+use crate::engine::quant::TensorType;
+use std::io::{self, Write};
+use std::ops::Range;
+
+/// A metadata value to be written; the variants are GGUF's value types.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Datum {
+    /// One byte.
+    U8(u8),
+    /// One byte.
+    I8(i8),
+    /// Two bytes.
+    U16(u16),
+    /// Two bytes.
+    I16(i16),
+    /// Four bytes.
+    U32(u32),
+    /// Four bytes.
+    I32(i32),
+    /// Four bytes.
+    F32(f32),
+    /// One byte, 0 or 1.
+    Bool(bool),
+    /// UTF-8 with its length before it.
+    Text(String),
+    /// Eight bytes.
+    U64(u64),
+    /// Eight bytes.
+    I64(i64),
+    /// Eight bytes.
+    F64(f64),
+    /// An array of texts.
+    Texts(Vec<String>),
+    /// An array of signed numbers.
+    Integers(Vec<i32>),
+    /// An array of floats.
+    Floats(Vec<f32>),
+    /// An array of any other kind: GGUF's number of the element type, how many, and their bytes.
+    Array(u32, u64, Vec<u8>),
+}
+
+impl From<&str> for Datum {
+    fn from(text: &str) -> Self {
+        Datum::Text(text.to_owned())
+    }
+}
+
+impl Datum {
+    /// The value as a file holds it: its type's number, then its bytes.
+    fn bytes(&self) -> Vec<u8> {
+        let plain = |kind: u32, bytes: &[u8]| [&kind.to_le_bytes()[..], bytes].concat();
+        match self {
+            Datum::U8(n) => plain(0, &[*n]),
+            Datum::I8(n) => plain(1, &n.to_le_bytes()),
+            Datum::U16(n) => plain(2, &n.to_le_bytes()),
+            Datum::I16(n) => plain(3, &n.to_le_bytes()),
+            Datum::U32(n) => plain(4, &n.to_le_bytes()),
+            Datum::I32(n) => plain(5, &n.to_le_bytes()),
+            Datum::F32(x) => plain(6, &x.to_le_bytes()),
+            Datum::Bool(flag) => plain(7, &[u8::from(*flag)]),
+            Datum::Text(text) => plain(TEXT, &string(text)),
+            Datum::U64(n) => plain(10, &n.to_le_bytes()),
+            Datum::I64(n) => plain(11, &n.to_le_bytes()),
+            Datum::F64(x) => plain(12, &x.to_le_bytes()),
+            Datum::Texts(texts) => array(
+                TEXT,
+                texts.len() as u64,
+                &texts.iter().flat_map(|text| string(text)).collect::<Vec<_>>(),
+            ),
+            Datum::Integers(numbers) => array(5, numbers.len() as u64, &flat(numbers, |n| n.to_le_bytes())),
+            Datum::Floats(numbers) => array(6, numbers.len() as u64, &flat(numbers, |x| x.to_le_bytes())),
+            Datum::Array(kind, len, bytes) => array(*kind, *len, bytes),
+        }
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn array(kind: u32, len: u64, elements: &[u8]) -> Vec<u8> {
+    [&ARRAY.to_le_bytes()[..], &kind.to_le_bytes(), &len.to_le_bytes(), elements].concat()
+}
+
+fn flat<T: Copy>(numbers: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| bytes(*n)).collect()
+}
+
+/// What a file will hold: its metadata, and the name, type and shape of each tensor.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Draft {
+    /// Key, and the value as the file holds it.
+    metadata: Vec<(String, Vec<u8>)>,
+    tensors: Vec<Planned>,
+}
+
+/// A tensor of a draft.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: TensorType,
+    /// Columns first, as ggml counts.
+    pub dims: Vec<usize>,
+    /// Bytes of its data, without padding.
+    pub bytes: u64,
+    /// Where they begin, from the start of the tensor data; a multiple of 32.
+    offset: u64,
+}
+
+impl Draft {
+    /// Gives `key` this value, in the place it has or at the end.
+    pub fn set(&mut self, key: &str, value: impl Into<Datum>) {
+        self.put(key, value.into().bytes());
+    }
+
+    /// Copies a value of another file as it is, of whatever kind; nothing where there is none.
+    pub fn copy(&mut self, from: &Gguf, key: &str) {
+        if let Some(bytes) = from.value_bytes(key) {
+            self.put(key, bytes.to_vec());
+        }
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: &str) {
+        self.metadata.retain(|(name, _)| name != key);
+    }
+
+    fn put(&mut self, key: &str, mut bytes: Vec<u8>) {
+        if key == ALIGNMENT {
+            // A copied file may have had another.
+            bytes = Datum::U32(BOUNDARY as u32).bytes();
+        }
+        match self.metadata.iter_mut().find(|(name, _)| name == key) {
+            Some((_, value)) => *value = bytes,
+            None => self.metadata.push((key.to_owned(), bytes)),
+        }
+    }
+
+    /// Adds a tensor of `dims`, columns first. An error where the type cannot have that shape.
+    pub fn tensor(&mut self, name: &str, kind: TensorType, dims: &[usize]) -> Result<(), LoadError> {
+        let wide = |dim: &usize| *dim as u64;
+        let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(wide(dim)));
+        let elements = elements.filter(|n| *n > 0 && !dims.is_empty());
+        let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, wide)));
+        let bytes = bytes.ok_or_else(|| {
+            let said = format!("shape {dims:?} is impossible for {}", kind.name());
+            LoadError::tensor(name, said)
+        })?;
+        let offset = self.data_bytes();
+        self.tensors.push(Planned { name: name.to_owned(), kind, dims: dims.to_vec(), bytes, offset });
+        Ok(())
+    }
+
+    /// Its tensors, in the order their data is written.
+    pub fn tensors(&self) -> &[Planned] {
+        &self.tensors
+    }
+
+    /// Everything before the tensor data, padded to where that begins.
+    pub fn header(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.metadata.len() as u64).to_le_bytes());
+        for (key, value) in &self.metadata {
+            out.extend(string(key));
+            out.extend(value);
+        }
+        for tensor in &self.tensors {
+            out.extend(string(&tensor.name));
+            out.extend((tensor.dims.len() as u32).to_le_bytes());
+            tensor.dims.iter().for_each(|dim| out.extend((*dim as u64).to_le_bytes()));
+            out.extend(id(tensor.kind).to_le_bytes());
+            out.extend(tensor.offset.to_le_bytes());
+        }
+        out.resize(padded(out.len() as u64) as usize, 0);
+        out
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.header().len() as u64 + self.data_bytes()
+    }
+
+    /// Where tensor `index` lies in the file, padding left out.
+    pub fn place(&self, index: usize) -> Range<u64> {
+        let tensor = &self.tensors[index];
+        let start = self.header().len() as u64 + tensor.offset;
+        start..start + tensor.bytes
+    }
+
+    /// Bytes of all tensor data, each tensor padded.
+    fn data_bytes(&self) -> u64 {
+        self.tensors.last().map_or(0, |last| padded(last.offset + last.bytes))
+    }
+
+    /// Writes the header; the tensors' data follows, in order.
+    pub fn begin<W: Write>(&self, mut out: W) -> io::Result<Writer<'_, W>> {
+        out.write_all(&self.header())?;
+        Ok(self.go_on(out, 0))
+    }
+
+    /// A writer behind which the header and the first `done` tensors are already written.
+    pub fn go_on<W: Write>(&self, out: W, done: usize) -> Writer<'_, W> {
+        Writer { draft: self, out, next: done, written: 0 }
+    }
+}
+
+/// Tensor data begins on such a boundary; GGUF's default, so that no key has to name it.
+const BOUNDARY: u64 = 32;
+
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(BOUNDARY)
+}
+
+/// ggml's number of a type: the one that reads as it.
+fn id(kind: TensorType) -> u32 {
+    (0..).find(|id| TensorType::from_id(*id) == Ok(kind)).expect("each type is read under some number")
+}
+
+/// A file being written, past its header. What is written to it is the data of one tensor after the
+/// other.
+#[derive(Debug)]
+pub struct Writer<'a, W> {
+    draft: &'a Draft,
+    out: W,
+    /// The tensor being written.
+    next: usize,
+    /// Bytes of it that are.
+    written: u64,
+}
+
+impl<W: Write> Writer<'_, W> {
+    /// Ends the tensor whose data was written, with its padding. An error where that was too short.
+    pub fn end_tensor(&mut self) -> io::Result<()> {
+        let missing = self.left();
+        if missing > 0 || self.next == self.draft.tensors.len() {
+            return Err(wrong(format!("{missing} bytes are missing")));
+        }
+        let padding = padded(self.written) - self.written;
+        self.out.write_all(&[0; BOUNDARY as usize][..padding as usize])?;
+        self.next += 1;
+        self.written = 0;
+        Ok(())
+    }
+
+    /// The writer underneath, flushed. An error where tensors are missing.
+    pub fn finish(mut self) -> io::Result<W> {
+        if self.next < self.draft.tensors.len() {
+            return Err(wrong(format!("{} is missing", self.draft.tensors[self.next].name)));
+        }
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
+    fn left(&self) -> u64 {
+        self.draft.tensors.get(self.next).map_or(0, |tensor| tensor.bytes - self.written)
+    }
+}
+
+/// A caller that does not keep to its draft.
+fn wrong(said: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {said}"))
+}
+
+impl<W: Write> Write for Writer<'_, W> {
+    /// Writes data of the current tensor; more than it has is an error.
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if data.len() as u64 > self.left() {
+            return Err(wrong(format!("{} bytes where {} are left", data.len(), self.left())));
+        }
+        let written = self.out.write(data)?;
+        self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
