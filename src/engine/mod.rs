@@ -20,6 +20,7 @@ pub mod pool;
 pub mod quant;
 pub mod sampler;
 pub mod session;
+pub mod shapes;
 pub mod tokenizer;
 
 use check::Figure;
@@ -33,10 +34,12 @@ use std::path::PathBuf;
 use tokenizer::Tokenizer;
 
 /// Where a model comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// The one inside the binary.
     BuiltIn,
+    /// Random weights of a well-known shape.
+    Random(shapes::Known),
     /// A GGUF file.
     File(PathBuf),
 }
@@ -94,6 +97,9 @@ impl ModelFile {
             Source::BuiltIn => {
                 let layout = layout.unwrap_or_default();
                 Self::parse(Map::from_static(builtin::bytes()), builtin::NAME, Some(layout))
+            }
+            Source::Random(known) => {
+                Self::parse(known.image()?, known.name, Some(layout.unwrap_or_default()))
             }
             Source::File(path) => {
                 // A name with a line break in it must not break the error's line.

@@ -21,6 +21,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/check",     &["engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.
     ("engine/mod",       &["engine"]),
+    ("engine/shapes",    &["engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
     ("guard",            &["config", "protocol"]),
     ("telemetry",        &["config", "protocol"]),
