@@ -3,6 +3,8 @@
 
 mod allocations;
 mod damaged;
+mod dense;
+mod formats;
 mod intents;
 mod kernels;
 mod reference;

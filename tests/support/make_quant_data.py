@@ -30,7 +30,7 @@ ROWS, COLS, SCALE = 5, 288, 0.0137
 
 
 def blocks(rng, size, scales):
-    """Hard scales over random bytes, then scales of usual size, then each byte value in each place."""
+    """Random bytes under hard scales, then under scales of usual size; at last every byte value."""
     count = len(HARD) + len(NOT_FINITE) + 8
     out = rng.integers(0, 256, (count + 256 // 16, size), dtype=np.uint8)
     for at in scales:
