@@ -14,9 +14,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("small.gguf", whole),
         ("tq1.gguf", blocks(34, [&[77; 52][..], &SCALE].concat().repeat(8)).bytes()),
         ("q4-ternary.gguf", blocks(2, [&SCALE[..], &[0x80, 0xf8].repeat(8)].concat().repeat(64)).bytes()),
-        ("q8-dense.gguf", blocks(8, [&SCALE[..], &dense(32)].concat().repeat(64)).bytes()),
-        ("q4k-dense.gguf", blocks(12, [&SCALE[..], &SCALE, &dense(140)].concat().repeat(8)).bytes()),
-        ("q6k-dense.gguf", blocks(14, [&dense(208), &SCALE].concat().repeat(8)).bytes()),
+        ("q8-dense.gguf", blocks(8, [&SCALE[..], &dense(32)[..]].concat().repeat(64)).bytes()),
+        ("q4k-dense.gguf", blocks(12, [&SCALE[..], &SCALE, &dense(140)[..]].concat().repeat(8)).bytes()),
+        ("q6k-dense.gguf", blocks(14, [&dense(208)[..], &SCALE].concat().repeat(8)).bytes()),
         ("tq2.gguf", blocks(35, [&[CODES; 64][..], &SCALE].concat().repeat(8)).bytes()),
         ("i2s.gguf", blocks(36, [&[CODES; 512][..], &0.5f32.to_le_bytes(), &[0; 28]].concat()).bytes()),
     ]

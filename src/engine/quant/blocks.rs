@@ -121,23 +121,23 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     }
 }
 
-/// Number `j` of a group of 32, `group` of four, of either half of a block: its byte of low nibbles
-/// and the shift there, its byte of upper bits and the shift there.
-#[inline(always)]
-pub fn place_q6_k(half: usize, group: usize, j: usize) -> (usize, usize, usize, usize) {
-    (half * 64 + group % 2 * 32 + j, group / 2 * 4, 128 + half * 32 + j, group * 2)
-}
-
+/// Each half of 128 numbers is four groups of 32: two low nibbles of 64 bytes, two high ones; the upper
+/// bits of the four share 32 bytes.
 #[inline(always)]
 pub fn read_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; K_BLOCK]) {
     let d = half(block, 208);
-    for (index, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(block[192 + index] as i8);
-        let (half, group, first) = (index / 8, index / 2 % 4, index % 2 * 16);
-        let (low, low_shift, high, high_shift) = place_q6_k(half, group, first);
-        for ((low, high), out) in block[low..low + 16].iter().zip(&block[high..high + 16]).zip(out) {
-            let code = low >> low_shift & 15 | (high >> high_shift & 3) << 4;
-            *out = scale * f32::from(code as i8 - 32);
+    let (low, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
+    for (index, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, group) = (index / 4, index % 4);
+        let (low, low_shift) = (&low[half * 2 + group % 2], group / 2 * 4);
+        let mut codes = [0i8; 32];
+        for ((code, low), high) in codes.iter_mut().zip(low).zip(&high[half]) {
+            *code = (low >> low_shift & 15 | (high >> (group * 2) & 3) << 4) as i8 - 32;
+        }
+        let scales = &block[192 + index * 2..];
+        for ((out, codes), scale) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)).zip(scales) {
+            let scale = d * f32::from(*scale as i8);
+            out.iter_mut().zip(codes).for_each(|(out, code)| *out = scale * f32::from(*code));
         }
     }
 }

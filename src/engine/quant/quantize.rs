@@ -5,7 +5,7 @@
 //! are others. Rows that Q6_K can hold as they are, among them all that were read from it, keep
 //! every number.
 
-use super::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, place_q6_k};
+use super::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES};
 use half::f16;
 
 /// Numbers of a Q6_K block that share an int8 scale.
@@ -44,7 +44,10 @@ fn largest(x: &[f32]) -> f32 {
 
 /// The code of `x` with a scale: -32 to 31.
 fn code_q6(x: f32, inverse: f32) -> f32 {
-    (x * inverse).round_ties_even().clamp(-32.0, 31.0)
+    /// 1.5 * 2^23: beside it an f32 has no room for a fraction, so adding it rounds, ties to even. Old
+    /// x86-64 has no instruction for that, and this is tried for every scale of the search.
+    const ROUND: f32 = 12_582_912.0;
+    (x * inverse).clamp(-32.0, 31.0) + ROUND - ROUND
 }
 
 fn inverse(scale: f32) -> f32 {
@@ -57,9 +60,9 @@ fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32
     for (index, x) in x.iter().enumerate() {
         let inverse = inverse(d.to_f32() * f32::from(scales[index / GROUP]));
         let code = (code_q6(*x, inverse) as i8 + 32) as u8;
-        let (low, low_shift, high, high_shift) = place_q6_k(index / 128, index / 32 % 4, index % 32);
-        block[low] |= (code & 15) << low_shift;
-        block[high] |= (code >> 4) << high_shift;
+        let (half, group, j) = (index / 128, index / 32 % 4, index % 32);
+        block[half * 64 + group % 2 * 32 + j] |= (code & 15) << (group / 2 * 4);
+        block[128 + half * 32 + j] |= (code >> 4) << (group * 2);
     }
     block[192..208].iter_mut().zip(scales).for_each(|(byte, scale)| *byte = scale as u8);
     block[208..].copy_from_slice(&d.to_le_bytes());
