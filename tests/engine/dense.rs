@@ -231,9 +231,8 @@ fn error_of(file: &File) -> LoadError {
 
 #[test]
 fn a_model_without_any_ternary_matrix_is_refused() {
-    for first in 0..FORMATS.len() {
+    for (first, id) in FORMATS.into_iter().enumerate() {
         let mut file = model(first);
-        let id = FORMATS[first];
         let q = file.tensor("blk.0.attn_q.weight");
         (q.kind, q.data) = (id, rows(id, 11, DIM));
         let said = error_of(&file).to_string();
