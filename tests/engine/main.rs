@@ -9,6 +9,7 @@ mod reference;
 mod seeds;
 mod tiny;
 mod tokenizer;
+mod tokenizer_answers;
 
 use std::path::PathBuf;
 
