@@ -21,6 +21,10 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_blocks,
 };
 
+/// Rows that are read side by side. They lie far apart, so that each is a stream of its own for the
+/// prefetcher: one row after the other gives 15 GB/s of the 23 that four streams give (Zen 4, one thread).
+pub(super) const STREAMS: usize = 4;
+
 /// All rows for `T` tokens.
 #[target_feature(enable = "avx2")]
 fn ternary<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
@@ -101,36 +105,49 @@ fn load_f32(x: &[f32; 8]) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    for (row, out) in rows.chunks_exact(x.len() * 2).zip(out) {
-        *out = dot_row_f16(row, x);
+pub(super) fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+    let width = x.len() * 2;
+    let part = out.len() / STREAMS;
+    let (streams, rest) = out.split_at_mut(part * STREAMS);
+    for row in 0..part {
+        let at = |stream: usize| &rows[(stream * part + row) * width..][..width];
+        let sums = dot_rows_f16([at(0), at(1), at(2), at(3)], x);
+        sums.into_iter().enumerate().for_each(|(stream, sum)| streams[stream * part + row] = sum);
+    }
+    for (row, out) in rows.chunks_exact(width).skip(part * STREAMS).zip(rest) {
+        *out = dot_rows_f16([row], x)[0];
     }
 }
 
+/// Rows side by side; how many there are changes no bit of a row's sum.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
-    let ((bytes, bytes_rest), (x, x_rest)) = (row.as_chunks::<16>(), x.as_chunks::<8>());
-    // Two sums: an FMA takes four cycles, and a load is there every half of one.
-    let mut sums = [_mm256_setzero_ps(); 2];
-    for (bytes, x) in bytes.chunks(2).zip(x.chunks(2)) {
-        for ((bytes, x), sum) in bytes.iter().zip(x).zip(&mut sums) {
-            *sum = _mm256_fmadd_ps(load_f16(bytes), load_f32(x), *sum);
+fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
+    let (wide, x_rest) = x.as_chunks::<16>();
+    let lines = rows.map(|row| &row.as_chunks::<32>().0[..wide.len()]);
+    // Two sums a row: an FMA takes four cycles.
+    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    for (at, x) in wide.iter().enumerate() {
+        let x = x.as_chunks::<8>().0;
+        for (line, sums) in lines.iter().zip(&mut sums) {
+            for ((half, x), sum) in line[at].as_chunks::<16>().0.iter().zip(x).zip(sums) {
+                *sum = _mm256_fmadd_ps(load_f16(half), load_f32(x), *sum);
+            }
         }
     }
-    let sum = _mm256_add_ps(sums[0], sums[1]);
-    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    let sum = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-    bytes_rest
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .zip(x_rest)
-        .fold(sum, |sum, (bytes, x)| sum + f16::from_le_bytes(*bytes).to_f32_const() * x)
+    let mut out = [0.0; ROWS];
+    for ((row, [a, b]), out) in rows.iter().zip(sums).zip(&mut out) {
+        let sum = _mm256_add_ps(a, b);
+        let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+        let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+        let sum = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+        let rest = row[wide.len() * 32..].as_chunks::<2>().0.iter().zip(x_rest);
+        *out = rest.fold(sum, |sum, (bytes, x)| sum + f16::from_le_bytes(*bytes).to_f32_const() * x);
+    }
+    out
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     for (row, weight) in rows.chunks_exact(out.len() * 2).zip(weights) {
         let ((bytes, bytes_rest), (out, out_rest)) = (row.as_chunks::<16>(), out.as_chunks_mut::<8>());
         for (bytes, out) in bytes.iter().zip(out) {
@@ -145,6 +162,6 @@ fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+pub(super) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
     blocks::dot::<true>(kind, rows, x, out);
 }

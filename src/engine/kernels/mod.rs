@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod blocks;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
@@ -56,6 +58,8 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
         ("fma", is_x86_feature_detected!("fma")),
         ("f16c", is_x86_feature_detected!("f16c")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
@@ -89,6 +93,8 @@ impl Kernels {
             (&[], scalar::TABLE),
             #[cfg(target_arch = "x86_64")]
             (&["avx2", "fma", "f16c"], avx2::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"], avx512::TABLE),
             #[cfg(target_arch = "aarch64")]
             (&["neon"], neon::TABLE),
             #[cfg(target_arch = "aarch64")]

@@ -80,9 +80,7 @@ impl List {
     /// Joins the pair at `at` if it is still what was offered, and offers its new neighbours.
     fn join(&mut self, pairs: &impl Pairs, at: u32, offered: (u32, u32), joined: u32) {
         let symbol = self.symbols[at as usize];
-        if symbol.id != offered.0
-            || symbol.next == NONE
-            || self.symbols[symbol.next as usize].id != offered.1
+        if symbol.id != offered.0 || symbol.next == NONE || self.symbols[symbol.next as usize].id != offered.1
         {
             return; // one of the two has been merged since
         }

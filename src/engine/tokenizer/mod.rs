@@ -35,15 +35,8 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Texts of marks that end a turn; with the ids a file names, they all end an answer.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|end|>",
-    "</s>",
-];
+const END_TEXTS: &[&str] =
+    &["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "</s>"];
 const END_KEYS: &[&str] =
     &["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
@@ -96,7 +89,11 @@ impl Base {
         let pre = file.text(PRE)?;
         let cut = match pre {
             Some(name) => Cut::named(name).ok_or_else(|| {
-                not_read(PRE, name, "use a model with the llama-bpe, falcon3, falcon-e or default pre-tokenizer")
+                not_read(
+                    PRE,
+                    name,
+                    "use a model with the llama-bpe, falcon3, falcon-e or default pre-tokenizer",
+                )
             })?,
             // The official 2B-4T file names none; its tokenizer is Llama 3's.
             None => {

@@ -16,8 +16,9 @@ const MOST_IN_TAG: usize = 300;
 /// Tags of `elif`, each of which lies in the one before.
 const MOST_ELIF: usize = 100;
 
-const STATEMENTS: &[&str] =
-    &["for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue"];
+const STATEMENTS: &[&str] = &[
+    "for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue",
+];
 const CONSTANTS: &[&str] = &["true", "false", "none", "True", "False", "None"];
 /// Words after which a bracket begins a list and a parenthesis a group.
 const KEYWORDS: &[&str] = &["in", "not", "and", "or", "if", "else", "elif", "is", "set", "for"];
@@ -149,7 +150,9 @@ fn lists_in_lists() -> String {
 fn follows_value(token: &Token<'_>) -> bool {
     match token {
         Token::Ident(name) => !KEYWORDS.contains(name),
-        Token::ParenClose | Token::BracketClose | Token::BraceClose | Token::Str(_) | Token::String(_) => true,
+        Token::ParenClose | Token::BracketClose | Token::BraceClose | Token::Str(_) | Token::String(_) => {
+            true
+        }
         _ => false,
     }
 }
