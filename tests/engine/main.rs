@@ -7,6 +7,7 @@ mod intents;
 mod kernels;
 mod reference;
 mod seeds;
+mod templates;
 mod tiny;
 mod tokenizer;
 mod tokenizer_answers;
