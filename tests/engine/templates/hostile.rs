@@ -20,8 +20,8 @@ fn refused(template: &str) {
 
 #[test]
 fn loops_without_end_run_out_of_fuel() {
-    refused("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}{{ messages[0].content }}");
-    refused("{% for i in range(99999) %}{{ messages | length }}{% endfor %}{{ messages[0].content }}");
+    refused("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}{{ messages[-1].content }}");
+    refused("{% for i in range(99999) %}{{ messages | length }}{% endfor %}{{ messages[-1].content }}");
     refused("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}");
     refused("{{ range(10 ** 18) | list | length }}");
     refused("{% set a = range(99999) | list %}{% for i in a %}{% if 'x' in a %}{% endif %}{% endfor %}");
@@ -46,14 +46,14 @@ fn texts_of_any_size_are_not_made() {
         "('ab' * 100000).split('a') | join('b' * 100000)",
         "[1] | batch(100000000, 'x') | list | length",
         "[1] | slice(1000000000) | list | length",
-        "([1] * 100000000) | length ~ messages[0].content",
+        "([1] * 100000000) | length ~ messages[-1].content",
         "([1] * 100000000) | join",
         "10 ** 10 ** 10",
         "lipsum(100000)",
     ] {
         refused(&format!("{{{{ {made} }}}}"));
         refused(&format!("{{% set a = {made} %}}{{{{ a ~ 'x' }}}}"));
-        refused(&format!("{{{{ messages[0].content }}}}{{{{ ({made}) | length }}}}"));
+        refused(&format!("{{{{ messages[-1].content }}}}{{{{ ({made}) | length }}}}"));
     }
     refused("{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}");
     refused("{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}");
@@ -65,7 +65,7 @@ fn lists_that_hold_themselves_many_times_are_not_made() {
     let grow = |step: &str, end: &str| {
         format!(
             "{{% set ns = namespace(a=[0], b=[0]) %}}{{% for i in range(40) %}}{{% set ns.a = {step} %}}\
-             {{% endfor %}}{end}{{{{ messages[0].content }}}}"
+             {{% endfor %}}{end}{{{{ messages[-1].content }}}}"
         )
     };
     for end in ["{{ ns.a }}", "{{ ns.a | tojson }}", "{{ ns.a ~ '' }}", "{{ ns.a == ns.b }}", "{{ ns.a < ns.b }}"] {
@@ -92,7 +92,7 @@ fn lists_that_hold_themselves_many_times_are_not_made() {
     }
     refused("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}");
     refused("{% set n = namespace %}{% set ns = n() %}{% set ns.a = ns %}{{ ns ~ '' }}");
-    refused("{% set ns = namespace() %}{% set m = ns %}{% set ns.a = m %}{{ messages[0].content }}");
+    refused("{% set ns = namespace() %}{% set m = ns %}{% set ns.a = m %}{{ messages[-1].content }}");
     refused("{% macro f(x) %}{{ x ~ '' }}{% endmacro %}{% set ns = namespace() %}{{ f(ns) }}");
     refused("{% macro f(x) %}{{ f(x + x) }}{% endmacro %}{{ f([1]) }}");
     refused("{% set bos_token = [1] %}{% set a = bos_token + bos_token %}{{ a | length }}");
@@ -127,7 +127,7 @@ fn depth_is_an_error_and_not_the_end_of_the_stack() {
         for times in [200, 1000, 5000, many] {
             let times = times.min((1 << 20) / unit.len() - 100); // no longer text is read from a file
             // Where so many are allowed it is only that nothing is said; where not, they are refused.
-            let template = format!("{before}{}{after}{{{{ messages[0].content }}}}", unit.repeat(times));
+            let template = format!("{before}{}{after}{{{{ messages[-1].content }}}}", unit.repeat(times));
             let read = read(&template);
             assert!(times < 1000 || read.is_err(), "{times} of {unit:?}");
         }
@@ -143,7 +143,7 @@ fn lists_that_are_changed_again_and_again_take_no_stack() {
     for step in ["| reverse", "| list", "| sort", "| unique", "| map('upper')", "| select", "[:]", "[0:]", "| reverse | list"] {
         let template = format!(
             "{{% set ns = namespace(a=['x']) %}}{{% for i in range(9000) %}}{{% set ns.a = ns.a {step} %}}\
-             {{% endfor %}}{{{{ ns.a | length }}}}{{{{ ns.a | join }}}}{{{{ messages[0].content }}}}"
+             {{% endfor %}}{{{{ ns.a | length }}}}{{{{ ns.a | join }}}}{{{{ messages[-1].content }}}}"
         );
         // Whether there is fuel for it or not: that it ends is the point.
         let (_, largest) = allocations::largest(|| read(&template));
@@ -167,17 +167,17 @@ fn nothing_outside_the_template_is_reached() {
         "{% do messages %}",
         "{% call f() %}{% endcall %}",
     ] {
-        refused(&format!("{template}{{{{ messages[0].content }}}}"));
+        refused(&format!("{template}{{{{ messages[-1].content }}}}"));
     }
 }
 
 #[test]
 fn what_is_no_template_is_an_error_with_its_line() {
     for (template, wanted) in [
-        ("{{ messages[0].content }", "expected end of variable block (line 1)"),
+        ("{{ messages[-1].content }", "expected end of variable block (line 1)"),
         ("a\nb\n{% if %}", "line 3"),
         ("{% endfor %}", "unknown statement"),
-        ("{{ messages[0].content | nothing }}", "nothing"),
+        ("{{ messages[-1].content | nothing }}", "nothing"),
         ("{{ messages[0].nothing.more }}", "undefined"),
         ("{{ raise_exception('only\\nfor \\u001b[1m tests') }}", "only\\nfor \\u{1b}[1m tests"),
         ("no content", "leaves out what the user says"),
