@@ -16,7 +16,12 @@ fn floats(numbers: &[f32]) -> Vec<u8> {
 /// `<s>`, `</s>`, the bytes, and two words.
 fn tokens() -> Vec<String> {
     let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
-    ["<s>", "</s>"].map(String::from).into_iter().chain(bytes).chain(["e", "\u{2581}e"].map(String::from)).collect()
+    ["<s>", "</s>"]
+        .map(String::from)
+        .into_iter()
+        .chain(bytes)
+        .chain(["e", "\u{2581}e"].map(String::from))
+        .collect()
 }
 
 fn kinds() -> Vec<i32> {

@@ -72,17 +72,23 @@ fn each_family_has_its_form_where_the_file_has_none() {
             family("llama", &llama3, |_| {}),
             format!(
                 "<|begin_of_text|>{}Be brief.<|eot_id|>{}Hello<|eot_id|>{}Hi<|eot_id|>{}",
-                head("system"), head("user"), head("assistant"), head("assistant")
+                head("system"),
+                head("user"),
+                head("assistant"),
+                head("assistant")
             ),
             "llama 3",
         ),
         (
             family("llama", &falcon3, |file| file.set("tokenizer.ggml.pre", tiny::text("falcon3"))),
-            "<|system|>\n Be brief.\n\n<|user|>\nHello \n<|assistant|>\nHi<|endoftext2|>\n<|assistant|>\n".into(),
+            "<|system|>\n Be brief.\n\n<|user|>\nHello \n<|assistant|>\nHi<|endoftext2|>\n<|assistant|>\n"
+                .into(),
             "falcon3",
         ),
         (
-            family("llama", &["<|a|>", "<|b|>"], |file| file.set("tokenizer.ggml.pre", tiny::text("falcon_e"))),
+            family("llama", &["<|a|>", "<|b|>"], |file| {
+                file.set("tokenizer.ggml.pre", tiny::text("falcon_e"))
+            }),
             "system Be brief.\n\nuserHello \nassistantHi\nassistant\n".into(),
             "falcon-e",
         ),
@@ -112,7 +118,9 @@ fn each_family_has_its_form_where_the_file_has_none() {
 
 #[test]
 fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
-    for template in ["{% bad", "{{ 'x' * 10 ** 9 }}<|eot_id|>", "{{ messages[-1].content | upper }}<|eot_id|>"] {
+    for template in
+        ["{% bad", "{{ 'x' * 10 ** 9 }}<|eot_id|>", "{{ messages[-1].content | upper }}<|eot_id|>"]
+    {
         let chat = family("bitnet-b1.58", &["<|begin_of_text|>", "<|eot_id|>"], |file| {
             file.set("tokenizer.chat_template", tiny::text(&format!("{template}{{# eot_id #}}")));
         });
@@ -154,7 +162,8 @@ fn falcon3s_own_template_gives_what_the_form_gives() {
 
 #[test]
 fn every_mark_that_ends_a_turn_ends_an_answer_and_text_that_reads_like_one_does_not() {
-    let ends = ["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|eom_id|>", "</s>"];
+    let ends =
+        ["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|eom_id|>", "</s>"];
     let chat = family("llama", &ends, |file| file.set("tokenizer.ggml.eot_token_id", tiny::number(65)));
     for id in (258..258 + ends.len() as u32).chain([65]) {
         assert!(chat.is_end(id), "{id}");

@@ -20,12 +20,16 @@ fn refused(template: &str) {
 
 #[test]
 fn loops_without_end_run_out_of_fuel() {
-    refused("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}{{ messages[-1].content }}");
+    refused(
+        "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}{{ messages[-1].content }}",
+    );
     refused("{% for i in range(99999) %}{{ messages | length }}{% endfor %}{{ messages[-1].content }}");
     refused("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}");
     refused("{{ range(10 ** 18) | list | length }}");
     refused("{% set a = range(99999) | list %}{% for i in a %}{% if 'x' in a %}{% endif %}{% endfor %}");
-    refused("{% set a = range(9999) | list %}{% set b = range(9999) | list %}{% for i in a %}{{ 'y' if a == b }}{% endfor %}");
+    refused(
+        "{% set a = range(9999) | list %}{% set b = range(9999) | list %}{% for i in a %}{{ 'y' if a == b }}{% endfor %}",
+    );
 }
 
 #[test]
@@ -55,9 +59,15 @@ fn texts_of_any_size_are_not_made() {
         refused(&format!("{{% set a = {made} %}}{{{{ a ~ 'x' }}}}"));
         refused(&format!("{{{{ messages[-1].content }}}}{{{{ ({made}) | length }}}}"));
     }
-    refused("{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}");
-    refused("{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}");
-    refused("{% for m in messages %}{% for i in range(9000) %}0123456789abcdef{% endfor %}{{ m.content }}{% endfor %}");
+    refused(
+        "{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}",
+    );
+    refused(
+        "{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}",
+    );
+    refused(
+        "{% for m in messages %}{% for i in range(9000) %}0123456789abcdef{% endfor %}{{ m.content }}{% endfor %}",
+    );
 }
 
 #[test]
@@ -68,7 +78,9 @@ fn lists_that_hold_themselves_many_times_are_not_made() {
              {{% endfor %}}{end}{{{{ messages[-1].content }}}}"
         )
     };
-    for end in ["{{ ns.a }}", "{{ ns.a | tojson }}", "{{ ns.a ~ '' }}", "{{ ns.a == ns.b }}", "{{ ns.a < ns.b }}"] {
+    for end in
+        ["{{ ns.a }}", "{{ ns.a | tojson }}", "{{ ns.a ~ '' }}", "{{ ns.a == ns.b }}", "{{ ns.a < ns.b }}"]
+    {
         for step in [
             "[ns.a, ns.a]",
             "(ns.a, ns.a)",
@@ -140,7 +152,17 @@ fn depth_is_an_error_and_not_the_end_of_the_stack() {
 
 #[test]
 fn lists_that_are_changed_again_and_again_take_no_stack() {
-    for step in ["| reverse", "| list", "| sort", "| unique", "| map('upper')", "| select", "[:]", "[0:]", "| reverse | list"] {
+    for step in [
+        "| reverse",
+        "| list",
+        "| sort",
+        "| unique",
+        "| map('upper')",
+        "| select",
+        "[:]",
+        "[0:]",
+        "| reverse | list",
+    ] {
         let template = format!(
             "{{% set ns = namespace(a=['x']) %}}{{% for i in range(9000) %}}{{% set ns.a = ns.a {step} %}}\
              {{% endfor %}}{{{{ ns.a | length }}}}{{{{ ns.a | join }}}}{{{{ messages[-1].content }}}}"

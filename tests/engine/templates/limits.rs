@@ -10,7 +10,8 @@ const MARKS: [u32; 2] = [258, 259];
 
 #[test]
 fn nothing_that_is_said_becomes_a_special_token() {
-    let chat = read("{% for m in messages %}<|begin_of_text|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}");
+    let chat =
+        read("{% for m in messages %}<|begin_of_text|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}");
     let chat = chat.expect("a sound template");
     let marks = |ids: &[u32]| ids.iter().filter(|id| MARKS.contains(id)).count();
     for text in [
@@ -26,7 +27,8 @@ fn nothing_that_is_said_becomes_a_special_token() {
         let turns = [turn(Role::System, text), turn(Role::User, text)];
         let ids = chat.prompt_chat(&turns).expect("any text");
         assert_eq!(marks(&ids), 4, "{text:?}");
-        let expected = format!("<|begin_of_text|>system: {text}<|eot_id|><|begin_of_text|>user: {text}<|eot_id|>");
+        let expected =
+            format!("<|begin_of_text|>system: {text}<|eot_id|><|begin_of_text|>user: {text}<|eot_id|>");
         assert_eq!(prompt(&chat, &turns), expected);
     }
 }
@@ -106,7 +108,9 @@ fn what_a_template_says_of_a_conversation_reaches_the_asker() {
 
 #[test]
 fn long_conversations_have_the_fuel_they_need() {
-    let chat = read("{% for m in messages %}{% if m.role == 'user' %}U: {% endif %}{{ m.content | trim }}\n{% endfor %}");
+    let chat = read(
+        "{% for m in messages %}{% if m.role == 'user' %}U: {% endif %}{{ m.content | trim }}\n{% endfor %}",
+    );
     let chat = chat.expect("a sound template");
     let long = "word ".repeat(50_000);
     let turns: Vec<_> = (0..2000).map(|_| turn(Role::User, "yes")).chain([turn(Role::User, &long)]).collect();
@@ -117,15 +121,24 @@ fn long_conversations_have_the_fuel_they_need() {
 fn what_transformers_offers_to_templates_is_there() {
     for (template, wanted) in [
         ("{{ bos_token }}{{ messages[-1]['content'] }}{{ eos_token }}", "<|begin_of_text|>hi<|eot_id|>"),
-        ("{{ messages[-1].content }}{% if add_generation_prompt %}!{% endif %}{% if tools %}?{% endif %}", "hi!"),
+        (
+            "{{ messages[-1].content }}{% if add_generation_prompt %}!{% endif %}{% if tools %}?{% endif %}",
+            "hi!",
+        ),
         ("{{ messages[-1].content }}{{ 'x' if strftime_now is defined else 'no clock' }}", "hino clock"),
-        ("{%- set ns = namespace(n=0) %}\n{% for m in messages %}\n  {% set ns.n = ns.n + 1 %}\n{{ m.content }}{{ ns.n }}\n{% endfor %}", "hi1\n"),
+        (
+            "{%- set ns = namespace(n=0) %}\n{% for m in messages %}\n  {% set ns.n = ns.n + 1 %}\n{{ m.content }}{{ ns.n }}\n{% endfor %}",
+            "hi1\n",
+        ),
         ("{{ messages[-1].content }}{{ {'a': '<\\'&>'} | tojson }}", "hi{\"a\": \"<'&>\"}"),
         ("{{ messages[-1].content }}{{ '\\\\u003c' | tojson }}", "hi\"\\\\u003c\""),
         ("{{ messages[-1].content }}{{ [1, 2] | tojson(indent=2) }}", "hi[\n  1,\n  2\n]"),
         ("{% macro say(m) %}<{{ m.content }}>{% endmacro %}{{ say(messages[-1]) }}", "<hi>"),
         ("{{ messages[-1].content }}{{ none }}{{ true }}{{ loop_not_there }}{{ 7 // 2 }}", "hiNoneTrue3"),
-        ("{% for m in messages %}{% if not loop.last %}{% continue %}{% endif %}{{ m['content'] }}{% endfor %}", "hi"),
+        (
+            "{% for m in messages %}{% if not loop.last %}{% continue %}{% endif %}{{ m['content'] }}{% endfor %}",
+            "hi",
+        ),
         ("{{ messages[-1].content }}{{ messages[0].role.upper().startswith('US') }}", "hiTrue"),
         ("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | last }}", "hi"),
     ] {

@@ -17,8 +17,9 @@ const MOST_IN_TAG: usize = 300;
 /// Tags of `elif`, each of which lies in the one before.
 const MOST_ELIF: usize = 100;
 
-const STATEMENTS: &[&str] =
-    &["for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue"];
+const STATEMENTS: &[&str] = &[
+    "for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue",
+];
 const CONSTANTS: &[&str] = &["true", "false", "none", "True", "False", "None"];
 /// Words after which a bracket begins a list and a parenthesis a group.
 const KEYWORDS: &[&str] = &["in", "not", "and", "or", "if", "else", "elif", "is", "set", "for"];
@@ -151,7 +152,9 @@ fn lists_in_lists() -> String {
 fn follows_value(token: &Token<'_>) -> bool {
     match token {
         Token::Ident(name) => !KEYWORDS.contains(name),
-        Token::ParenClose | Token::BracketClose | Token::BraceClose | Token::Str(_) | Token::String(_) => true,
+        Token::ParenClose | Token::BracketClose | Token::BraceClose | Token::Str(_) | Token::String(_) => {
+            true
+        }
         _ => false,
     }
 }
@@ -227,8 +230,7 @@ fn is_text(tag: &[Token<'_>], at: usize) -> bool {
         Some(Token::Ident(name)) => TEXTS.contains(name),
         _ => false,
     };
-    let done_to =
-        matches!(behind, Some(Token::Dot | Token::BracketOpen | Token::ParenOpen | Token::Pipe));
+    let done_to = matches!(behind, Some(Token::Dot | Token::BracketOpen | Token::ParenOpen | Token::Pipe));
     let part = matches!(before, Token::Dot | Token::Pipe);
     let added = matches!(before, Token::Plus) || matches!(behind, Some(Token::Plus));
     plain && added && !done_to && !part
