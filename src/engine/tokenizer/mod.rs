@@ -1,7 +1,7 @@
 //! Text to token ids and back, and conversations to prompts, from a model file's own metadata.
 //!
 //! The merging is ours. Hugging Face's `tokenizers` is exact, but it reads its own JSON, brings dozens of
-//! crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 9. `kitoken`
+//! crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken`
 //! and `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a promise about
 //! long lines. What libraries do well is theirs: `regex` cuts words in linear time, `aho-corasick` finds
 //! special tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` holds the result
