@@ -8,9 +8,7 @@ use std::path::Path;
 /// FNV-1a over the ids, each as four bytes, the lowest first: what the answers are kept as.
 fn digest(ids: &[u32]) -> u64 {
     let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |value, byte| {
-        (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.fold(0xcbf2_9ce4_8422_2325, |value, byte| (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn texts(folder: &Path) -> Vec<String> {
@@ -39,7 +37,13 @@ fn compare(folder: &Path, name: &str) -> usize {
             }
         }
     }
-    assert!(wrong.is_empty(), "{name}: {} of {}: {:?}", wrong.len(), answers.len(), &wrong[..wrong.len().min(20)]);
+    assert!(
+        wrong.is_empty(),
+        "{name}: {} of {}: {:?}",
+        wrong.len(),
+        answers.len(),
+        &wrong[..wrong.len().min(20)]
+    );
     texts.len()
 }
 

@@ -103,7 +103,10 @@ impl Entries {
         let tokens = file.strings(TOKENS)?;
         // Ids and offsets into the vocabulary are 32 bits.
         if tokens.byte_len() > u32::MAX as usize {
-            return Err(LoadError::key(TOKENS, format!("{} bytes of tokens are too many", tokens.byte_len())));
+            return Err(LoadError::key(
+                TOKENS,
+                format!("{} bytes of tokens are too many", tokens.byte_len()),
+            ));
         }
         let kinds = file.integers(TYPES)?;
         if let Some(kinds) = kinds.as_ref().filter(|kinds| kinds.len() != tokens.len()) {

@@ -84,7 +84,9 @@ impl Family {
                 "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\\n' }}{{ m.content }}<|im_end|>\
                  {{ '\\n' }}{% endfor %}<|im_start|>assistant{{ '\\n' }}"
             }
-            Family::Plain => "{% for m in messages %}{{ m.content }}{{ '' if loop.last else '\\n' }}{% endfor %}",
+            Family::Plain => {
+                "{% for m in messages %}{{ m.content }}{{ '' if loop.last else '\\n' }}{% endfor %}"
+            }
         }
     }
 

@@ -24,14 +24,48 @@ const MOST_WRITTEN: usize = 64 << 10;
 /// Methods of Python's strings and mappings that templates may call. The others are not in use, or
 /// `format`, whose width would order any amount of memory.
 const METHODS: &[&str] = &[
-    "strip", "lstrip", "rstrip", "startswith", "endswith", "split", "splitlines", "upper", "lower", "title",
-    "capitalize", "find", "rfind", "count", "replace", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
-    "islower", "join", "get", "items", "keys", "values",
+    "strip",
+    "lstrip",
+    "rstrip",
+    "startswith",
+    "endswith",
+    "split",
+    "splitlines",
+    "upper",
+    "lower",
+    "title",
+    "capitalize",
+    "find",
+    "rfind",
+    "count",
+    "replace",
+    "isdigit",
+    "isalpha",
+    "isalnum",
+    "isspace",
+    "isupper",
+    "islower",
+    "join",
+    "get",
+    "items",
+    "keys",
+    "values",
 ];
 
 /// Filters and functions that no chat template uses and that make lists of lists, or any amount of text.
-const NOT_OFFERED: &[&str] =
-    &["batch", "slice", "groupby", "zip", "chain", "sum", "format", "pprint", "urlencode", "indent", "dictsort"];
+const NOT_OFFERED: &[&str] = &[
+    "batch",
+    "slice",
+    "groupby",
+    "zip",
+    "chain",
+    "sum",
+    "format",
+    "pprint",
+    "urlencode",
+    "indent",
+    "dictsort",
+];
 
 /// A compiled template.
 #[derive(Debug)]
