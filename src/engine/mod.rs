@@ -9,6 +9,7 @@
 //! and no clock but for its own timings. It could be published as a crate tomorrow.
 
 mod builtin;
+pub mod convert;
 pub mod error;
 pub mod gguf;
 pub mod kernels;

@@ -1,0 +1,128 @@
+//! Another GGUF file as a plan: its metadata carried over and repaired, its matrices in another
+//! form, the rest as it is.
+
+use super::matrix::{Matrix, Source};
+use super::table::{self, Table};
+use super::vocabulary::BITNET_TEMPLATE;
+use super::{Content, Options, Plan};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::{Datum, Gguf, Tensor};
+use crate::engine::model::Shape;
+use crate::engine::quant::Dense;
+use std::sync::OnceLock;
+
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+
+pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> {
+    // Numbers and architecture that this engine could not run are better refused now.
+    let shape = Shape::read(source)?;
+    let mut plan = Plan::new();
+    source.keys().for_each(|key| plan.draft.copy(source, key));
+    plan.draft.set("general.file_type", Datum::U32(options.weights.file_type()));
+    repair(source, &shape, &mut plan)?;
+    for tensor in source.tensors() {
+        put(source, tensor, options, &mut plan)?;
+    }
+    Ok(plan)
+}
+
+fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+    let name = tensor.name.as_str();
+    if name == HEAD && is_copy(source, tensor) {
+        plan.notes.push(format!("{HEAD} is {EMBEDDING} once more, left out"));
+        return Ok(());
+    }
+    if [EMBEDDING, HEAD].contains(&name) {
+        return put_table(source, tensor, options, plan);
+    }
+    if is_matrix(tensor) {
+        let part = name.strip_suffix(".weight").expect("so a matrix is told");
+        return plan.put_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
+    }
+    // A matrix takes its scale along.
+    let of = name.strip_suffix(".scale").and_then(|part| source.tensor(&format!("{part}.weight")));
+    match of.filter(|tensor| is_matrix(tensor)) {
+        Some(_) => Ok(()),
+        None => plan.put(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
+    }
+}
+
+/// Whether a head holds what the embedding holds already, as in the files of April 2025.
+fn is_copy(source: &Gguf, head: &Tensor) -> bool {
+    source.tensor(EMBEDDING).is_some_and(|embedding| {
+        (embedding.kind, &embedding.dims) == (head.kind, &head.dims)
+            && *source.data(embedding) == *source.data(head)
+    })
+}
+
+fn is_matrix(tensor: &Tensor) -> bool {
+    tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight") && tensor.dims.len() == 2
+}
+
+fn put_table(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+    let data = source.data(tensor);
+    let bytes = || Content::Bytes(data.clone());
+    let asked = options.head.map(|head| table::format(&data, Dense::F16, Some(head)));
+    match (Dense::of(tensor.kind), asked) {
+        (Some(from), Some(to)) if from != to => {
+            let cols = tensor.dims[0];
+            let table = Table { name: tensor.name.clone(), data: data.clone(), from, cols, to };
+            plan.put_table(&tensor.name, table)
+        }
+        _ => plan.put(&tensor.name, tensor.kind, &tensor.dims, bytes()),
+    }
+}
+
+fn matrix(source: &Gguf, tensor: &Tensor, options: &Options) -> Result<Matrix, LoadError> {
+    let scale = tensor.name.replace(".weight", ".scale");
+    let factor = match source.tensor(&scale) {
+        None => 1.0,
+        Some(scale) => one_number(source, scale)?,
+    };
+    let data = source.data(tensor);
+    Ok(Matrix {
+        name: tensor.name.clone(),
+        source: Source::Tensor { data, kind: tensor.kind, layout: options.from, factor },
+        rows: tensor.dims[1],
+        cols: tensor.dims[0],
+        paired: None,
+        factor: OnceLock::new(),
+    })
+}
+
+fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
+    let fail = |said: &str| LoadError::tensor(&tensor.name, said);
+    let kind = Dense::of(tensor.kind).filter(|_| tensor.dims == [1]);
+    let kind = kind.ok_or_else(|| fail("is not one plain number; the file is damaged"))?;
+    let mut number = [0.0];
+    kind.read(&source.data(tensor), &mut number);
+    match number[0].is_finite() {
+        true => Ok(number[0]),
+        false => Err(fail("is not a number; the file is damaged")),
+    }
+}
+
+/// What published files are known to have wrong or missing.
+fn repair(source: &Gguf, shape: &Shape, plan: &mut Plan) -> Result<(), LoadError> {
+    let tokens = source.strings("tokenizer.ggml.tokens")?;
+    let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
+    // Llama 3's vocabulary, which all BitNet b1.58 models share.
+    if !(has("<|begin_of_text|>") && has("<|eot_id|>")) {
+        return Ok(());
+    }
+    let key = "tokenizer.ggml.pre";
+    if source.text("tokenizer.ggml.model")? == Some("gpt2") && source.text(key)?.is_none() {
+        plan.draft.set(key, "llama-bpe");
+        plan.notes.push(format!("{key} was missing, set to llama-bpe"));
+    }
+    let key = "tokenizer.chat_template";
+    let bitnet = ["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str());
+    // The right one makes `User` of `user`; the one in the official file does not.
+    let right = source.text(key)?.is_some_and(|template| template.contains("capitalize"));
+    if bitnet && !right {
+        plan.draft.set(key, BITNET_TEMPLATE);
+        plan.notes.push(format!("{key} was not what the model was trained on, replaced"));
+    }
+    Ok(())
+}

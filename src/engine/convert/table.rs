@@ -1,0 +1,77 @@
+//! Embeddings, heads and norms: plain numbers, row by row.
+
+use super::{Failure, Head};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::Slice;
+use crate::engine::quant::{Dense, TensorType};
+use std::io::Write;
+
+/// A table of numbers of a source.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Its name in the source, for errors.
+    pub name: String,
+    pub data: Slice, // [rows, cols]
+    pub from: Dense,
+    pub cols: usize,
+    pub to: Dense,
+}
+
+impl Table {
+    /// The type it is written in.
+    pub fn kind(&self) -> TensorType {
+        match self.to {
+            Dense::F32 => TensorType::F32,
+            Dense::F16 => TensorType::F16,
+            Dense::Bf16 => TensorType::Bf16,
+        }
+    }
+
+    /// Writes it, each number rounded to the format.
+    pub fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let mut line = vec![0.0; self.cols];
+        let mut written = vec![0; self.cols * self.to.size()];
+        for (index, row) in self.data.chunks_exact(self.cols * self.from.size()).enumerate() {
+            self.from.read(row, &mut line);
+            self.check(index, &line)?;
+            self.to.write(&mut written, &line);
+            out.write_all(&written)?;
+        }
+        self.data.release();
+        Ok(())
+    }
+
+    fn check(&self, row: usize, line: &[f32]) -> Result<(), LoadError> {
+        let most = if self.to == Dense::F16 { half::f16::MAX.to_f32() } else { f32::MAX };
+        match line.iter().position(|x| x.abs() > most || x.is_nan()) {
+            None => Ok(()),
+            Some(col) => {
+                let said = format!("row {row} column {col}: {} is beyond what is written", line[col]);
+                Err(LoadError::tensor(&self.name, said))
+            }
+        }
+    }
+}
+
+/// The format for a head: the one asked for, or the smallest that loses nothing of `data`.
+pub(super) fn format(data: &[u8], from: Dense, asked: Option<Head>) -> Dense {
+    match asked {
+        Some(Head::F16) => Dense::F16,
+        None if from == Dense::F32 => {
+            [Dense::F16, Dense::Bf16].into_iter().find(|to| holds(*to, data)).unwrap_or(Dense::F32)
+        }
+        None => from,
+    }
+}
+
+/// Whether every one of these 32-bit numbers is one of `to` too.
+fn holds(to: Dense, data: &[u8]) -> bool {
+    let mut bytes = [0; 2];
+    data.as_chunks::<4>().0.iter().all(|number| {
+        let x = f32::from_le_bytes(*number);
+        let mut back = [0.0];
+        to.write(&mut bytes, &[x]);
+        to.read(&bytes, &mut back);
+        back[0].to_bits() == x.to_bits()
+    })
+}

@@ -1,0 +1,46 @@
+//! Checkpoint folders, converted and run: the logits are those that transformers computes;
+//! `tests/data/checkpoints/README.md` says how these were made.
+
+use super::{converted, engine, folder, options};
+use crate::data;
+use bitnetd::engine::Engine;
+use bitnetd::engine::convert::Options;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Expected {
+    tokens: Vec<u32>,
+    logits_file: String,
+}
+
+/// Largest difference of a logit, as a share of the largest logit.
+fn off(engine: &Engine, name: &str) -> f32 {
+    let text = std::fs::read(data(&format!("checkpoints/{name}/expected.json"))).expect("data");
+    let expected: Expected = serde_json::from_slice(&text).expect("data");
+    let want = std::fs::read(data(&format!("checkpoints/{name}/{}", expected.logits_file))).expect("data");
+    let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let mut got = Vec::new();
+    let row = |_, logits: &[f32]| got.extend_from_slice(logits);
+    engine.exact_session(64).logits(&expected.tokens, row).expect("a sound prompt");
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    got.iter().zip(&want).fold(0.0f32, |worst, (x, y)| worst.max((x - y).abs())) / largest
+}
+
+#[track_caller]
+fn check(name: &str, options: &Options, most: f32) {
+    let engine = engine(converted(&folder(name), options));
+    let off = off(&engine, name);
+    println!("{name} {options:?}: {off:.1e}");
+    assert!(off <= most, "{name}: {off} of the largest logit");
+}
+
+#[test]
+fn master_weights_become_the_model_that_transformers_runs() {
+    check("b158-tiny", &options(), 1e-5);
+}
+
+#[test]
+fn packed_weights_become_the_model_that_transformers_runs() {
+    check("b158-tiny-packed", &options(), 1e-5);
+}
