@@ -5,6 +5,7 @@
 mod ask;
 mod bench;
 mod check_config;
+mod convert;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
@@ -76,6 +77,7 @@ enum Command {
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
     Logits(logits::Logits),
+    Convert(convert::Convert),
     Doctor(doctor::Doctor),
     CheckConfig(check_config::CheckConfig),
 }
@@ -95,6 +97,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Logits(args) => logits::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }

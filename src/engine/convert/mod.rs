@@ -10,14 +10,14 @@
 //! A plan knows every size before the first byte is written, and holds no tensor's data: the source
 //! stays mapped, and one matrix at a time is packed.
 //!
-//! Deliberately knows no terminal and no temporary names: who runs a plan decides where it goes and
-//! what is said meanwhile.
+//! Deliberately knows no terminal: who runs a plan says where it goes, and what is shown meanwhile.
 
 mod checkpoint;
 mod config;
 mod file;
 mod folder;
 mod matrix;
+pub mod part;
 
 mod safetensors;
 mod table;

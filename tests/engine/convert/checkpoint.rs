@@ -44,3 +44,18 @@ fn master_weights_become_the_model_that_transformers_runs() {
 fn packed_weights_become_the_model_that_transformers_runs() {
     check("b158-tiny-packed", &options(), 1e-5);
 }
+
+#[test]
+fn packed_weights_whose_scale_divides_become_a_llama_with_stretched_wavelengths() {
+    check("llama-tiny-packed", &options(), 1e-5);
+}
+
+#[test]
+fn a_checkpoint_in_several_files_with_wide_heads_becomes_the_model_that_transformers_runs() {
+    check("falcon-tiny-sharded", &options(), 1e-5);
+}
+
+#[test]
+fn matrices_that_fit_no_block_become_the_model_that_transformers_runs() {
+    check("bitnet-tiny-f16", &options(), 1e-5);
+}

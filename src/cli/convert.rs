@@ -1,0 +1,260 @@
+//! `bitnetd convert`: a checkpoint folder or another GGUF file as a GGUF file this engine likes best.
+
+use super::{Failure, print};
+use crate::engine::convert::part::{Part, Progress, Stage, hex};
+use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::{Gguf, Map};
+use crate::engine::model::Layout;
+use crate::engine::{ModelFile, Options as Run, Source};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// Make a model file of a Hugging Face checkpoint folder, or of another GGUF file
+///
+/// The output is written as OUT.part; an interrupted run goes on where it stopped when the same command
+/// is given again. Its SHA-256 is printed at the end.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Convert {
+    /// Form of the ternary weights
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
+    weights: WeightsArg,
+    /// Form of embedding and head [default: as they are, in the fewest bits that lose nothing]
+    #[arg(long, value_name = "FORM", value_enum)]
+    head: Option<HeadArg>,
+    /// Block layout of I2_S weights in IN, which the file does not say: 64 is what bitnet.cpp on Arm
+    /// has written since November 2025, 1x4 what it writes on x86 without ACT_PARALLEL
+    #[arg(long, value_name = "LAYOUT", value_enum, default_value_t)]
+    from_layout: LayoutArg,
+    /// Replace OUT
+    #[arg(long)]
+    force: bool,
+    /// A folder with config.json, tokenizer.json and safetensors weights, or a GGUF file
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The GGUF file to write
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WeightsArg {
+    #[default]
+    #[value(name = "i2_s")]
+    I2S,
+    #[value(name = "tq1_0")]
+    Tq1,
+    #[value(name = "tq2_0")]
+    Tq2,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HeadArg {
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum LayoutArg {
+    #[default]
+    #[value(name = "128")]
+    Blocks128,
+    #[value(name = "64")]
+    Blocks64,
+}
+
+impl Convert {
+    fn options(&self) -> Options {
+        Options {
+            weights: match self.weights {
+                WeightsArg::I2S => Weights::I2S,
+                WeightsArg::Tq1 => Weights::Tq1,
+                WeightsArg::Tq2 => Weights::Tq2,
+            },
+            head: self.head.map(|head| match head {
+                HeadArg::F16 => Head::F16,
+            }),
+            from: match self.from_layout {
+                LayoutArg::Blocks128 => Layout::Blocks128,
+                LayoutArg::Blocks64 => Layout::Blocks64,
+            },
+        }
+    }
+}
+
+pub(super) fn run(args: Convert) -> Result<(), Failure> {
+    check_paths(&args)?;
+    let place = shown(&args.input);
+    let plan = plan(&args).map_err(|error| error.within(&place))?;
+    let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
+    check_room(&args.output, &plan, &part)?;
+    let mut screen = Screen::new();
+    plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
+    let origin = origin(&args);
+    let written = part.write(&plan, &origin, &mut |progress| screen.show(&progress));
+    screen.clear();
+    let written = match written {
+        Ok(checksum) => check(&part, &plan).map(|()| checksum).map_err(convert::Failure::Source),
+        error => error,
+    };
+    match written {
+        Ok(checksum) => {
+            part.finish(args.force).map_err(|error| refused(&args.output, &error))?;
+            print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
+        }
+        Err(convert::Failure::Source(error)) => {
+            // What is wrong with the source now is wrong with it next time.
+            part.discard().map_err(|error| refused(&args.output, &error))?;
+            Err(error.within(&place).into())
+        }
+        Err(convert::Failure::Output(error)) => {
+            let said = format!("{}: {error}; the same command goes on from there", shown(part.path()));
+            Err(Failure::system(said))
+        }
+    }
+}
+
+/// A path in a message of one line.
+fn shown(path: &Path) -> String {
+    path.display().to_string().replace(char::is_control, "?")
+}
+
+fn refused(output: &Path, error: &io::Error) -> Failure {
+    Failure::system(format!("{}: cannot be written: {error}", shown(output)))
+}
+
+fn check_paths(args: &Convert) -> Result<(), Failure> {
+    let (input, output) = (&args.input, &args.output);
+    let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", shown(output))));
+    let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    if same {
+        return usage("is IN too; give another name");
+    }
+    if output.is_dir() {
+        return usage("a folder; name the file to write");
+    }
+    if output.exists() && !args.force {
+        return usage("exists already; give another name, or --force to replace it");
+    }
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.is_none_or(Path::is_dir) && output.file_name().is_some() {
+        true => Ok(()),
+        false => usage("its folder does not exist; make it first"),
+    }
+}
+
+fn plan(args: &Convert) -> Result<Plan, LoadError> {
+    let options = args.options();
+    if args.input.is_dir() {
+        return Plan::checkpoint(&Folder::open(&args.input), &options);
+    }
+    let map =
+        Map::open(&args.input).map_err(|error| LoadError::new("IN", format!("cannot be read: {error}")))?;
+    Plan::file(&Gguf::parse(map)?, &options)
+}
+
+/// Refuses to begin what cannot end.
+fn check_room(output: &Path, plan: &Plan, part: &Part) -> Result<(), Failure> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let there = std::fs::metadata(part.path()).map_or(0, |part| part.len());
+    let wanted = plan.draft().file_bytes().saturating_sub(there);
+    match wanted <= free {
+        true => Ok(()),
+        false => {
+            let said = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
+            Err(Failure::system(format!("{}: {said}; make room", shown(output))))
+        }
+    }
+}
+
+/// What one conversion has that another has not: program, options, and each file's size and time.
+fn origin(args: &Convert) -> String {
+    let mut files = vec![args.input.clone()];
+    if let Ok(entries) = std::fs::read_dir(&args.input) {
+        files.extend(entries.flatten().map(|entry| entry.path()));
+        files.sort();
+    }
+    let mut digest = Sha256::new();
+    digest.update(format!("{} {:?}", env!("CARGO_PKG_VERSION"), args.options()));
+    for file in files {
+        let data = std::fs::metadata(&file).ok().map(|data| (data.len(), data.modified().ok()));
+        digest.update(format!("\n{} {data:?}", file.display()));
+    }
+    hex(digest)
+}
+
+/// Opens the file as the daemon will, and loads it where that copies no weights.
+fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
+    let source = Source::File(part.path().to_owned());
+    let file = ModelFile::open(&source, Layout::Blocks128)?;
+    let told = |error: LoadError| LoadError::new("the written file", error.to_string());
+    let map =
+        Map::open(part.path()).map_err(|error| LoadError::new("the written file", error.to_string()))?;
+    let read = Gguf::parse(map).map_err(told)?;
+    let same = read.tensors().iter().zip(plan.draft().tensors()).all(|(read, planned)| {
+        (&read.name, read.kind, &read.dims) == (&planned.name, planned.kind, &planned.dims)
+    });
+    if !same || read.tensors().len() != plan.draft().tensors().len() {
+        return Err(LoadError::new("the written file", "holds other tensors than were written"));
+    }
+    if file.footprint().copied == 0 {
+        file.load(&Run { threads: 1, pin: false, kernel: None }).map_err(told)?;
+    }
+    Ok(())
+}
+
+/// Standard error: a line that changes on a terminal, a line at every tenth elsewhere.
+struct Screen {
+    terminal: bool,
+    /// Stage and tenths that were said last.
+    said: Option<(Stage, u64)>,
+}
+
+impl Screen {
+    fn new() -> Self {
+        Screen { terminal: io::stderr().is_terminal(), said: None }
+    }
+
+    /// Progress that cannot be shown is no reason to stop.
+    fn put(text: &str) {
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+
+    fn line(&self, text: &str) {
+        Self::put(&format!("{text}\n"));
+    }
+
+    fn show(&mut self, progress: &Progress<'_>) {
+        let total = progress.total.max(1);
+        let doing = match progress.stage {
+            Stage::Resuming => "found",
+            Stage::Writing => "written",
+            Stage::Checking => "checked",
+        };
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let counts = format!("{} of {} MiB {doing}", mib(progress.done), mib(total));
+        if self.terminal {
+            const WIDTH: u64 = 24;
+            let filled = (progress.done * WIDTH / total).min(WIDTH) as usize;
+            let bar = format!("{:<width$}", "=".repeat(filled), width = WIDTH as usize);
+            // Narrower than any terminal in use, so that it stays one line.
+            let tensor: String = progress.tensor.chars().take(26).collect();
+            return Self::put(&format!("\r[{bar}] {counts} {tensor}\x1b[K"));
+        }
+        let tenths = progress.done * 10 / total;
+        if self.said != Some((progress.stage, tenths)) {
+            self.said = Some((progress.stage, tenths));
+            self.line(&format!("{} % of {} MiB {doing}", tenths * 10, mib(total)));
+        }
+    }
+
+    /// Takes the changing line away.
+    fn clear(&self) {
+        if self.terminal {
+            Self::put("\r\x1b[K");
+        }
+    }
+}
