@@ -2,20 +2,30 @@
 
 use super::model::ModelArgs;
 use super::{Failure, print};
-use crate::engine::Engine;
 use crate::engine::pool::Pool;
 use crate::engine::session::{Options, Step};
+use crate::engine::shapes::{self, Known};
+use crate::engine::{Engine, ModelFile, Source};
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// What `--shape` takes.
+fn shape_arg() -> PossibleValuesParser {
+    shapes::ALL.map(|known| known.name).into()
+}
+
 /// Measure prefill and decode speed with their spread
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
+    /// Instead of a model file: random weights of this shape, made in memory
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = shape_arg())]
+    shape: Option<String>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt_tokens: u32,
@@ -59,7 +69,7 @@ struct Said {
 }
 
 pub(super) fn run(args: Bench) -> Result<(), Failure> {
-    let engine = args.model.load()?;
+    let engine = load(&args)?;
     let (prefill, decode) = measure(&engine, &args)?;
     let bandwidth = memory_bandwidth(engine.model().pool(), args.repeat);
     let bytes_per_token = engine.model().bytes_per_token();
@@ -80,6 +90,11 @@ pub(super) fn run(args: Bench) -> Result<(), Failure> {
         true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
         false => print(table(&said).as_bytes()),
     }
+}
+
+fn load(args: &Bench) -> Result<Engine, Failure> {
+    let Some(known) = args.shape.as_deref().and_then(Known::named) else { return args.model.load() };
+    Ok(ModelFile::open(&Source::Random(known), None)?.load(&args.model.options())?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<(Spread, Spread), Failure> {

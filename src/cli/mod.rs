@@ -11,8 +11,10 @@ mod demo;
 mod doctor;
 mod generate;
 mod host;
+mod inspect;
 mod logits;
 mod model;
+mod perplexity;
 mod serve;
 mod tokenize;
 
@@ -76,8 +78,10 @@ enum Command {
     Generate(generate::Generate),
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
+    Inspect(inspect::Inspect),
     Logits(logits::Logits),
     Convert(convert::Convert),
+    Perplexity(perplexity::Perplexity),
     Doctor(doctor::Doctor),
     CheckConfig(check_config::CheckConfig),
 }
@@ -96,8 +100,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }

@@ -3,7 +3,13 @@
 use super::{Failure, host};
 use crate::engine::model::Layout;
 use crate::engine::{Engine, ModelFile, Options, Source};
+use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
+
+/// What `--i2s-layout` takes.
+pub(super) fn layout_arg() -> PossibleValuesParser {
+    std::iter::once("auto").chain(Layout::ALL.map(Layout::name)).into()
+}
 
 /// Which model, and on what
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -11,8 +17,8 @@ pub(super) struct ModelArgs {
     /// A GGUF file [default: the built-in model]
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Block layout of I2_S weights: 128, the official one, or 64
-    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = ["auto", "128", "64"])]
+    /// Layout of I2_S weights: 128, the official one, 64 or 1x4; auto finds it out with a short text
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
     /// Threads that compute [default: the processors there are]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -26,13 +32,17 @@ impl ModelArgs {
     /// Maps and checks the model.
     pub fn open(&self) -> Result<ModelFile, Failure> {
         let source = self.model.clone().map_or(Source::BuiltIn, Source::File);
-        let layout = if self.i2s_layout == "64" { Layout::Blocks64 } else { Layout::Blocks128 };
-        Ok(ModelFile::open(&source, layout)?)
+        Ok(ModelFile::open(&source, Layout::named(&self.i2s_layout))?)
     }
 
     /// Maps, checks and loads the model.
     pub fn load(&self) -> Result<Engine, Failure> {
+        Ok(self.open()?.load(&self.options())?)
+    }
+
+    /// What it is run on.
+    pub fn options(&self) -> Options {
         let threads = self.threads.map_or_else(host::processors, usize::from);
-        Ok(self.open()?.load(&Options { threads, pin: false, kernel: self.kernel.clone() })?)
+        Options { threads, pin: false, kernel: self.kernel.clone() }
     }
 }

@@ -19,10 +19,11 @@ pub(super) struct Tokenize {
 
 pub(super) fn run(args: Tokenize) -> Result<(), Failure> {
     let text = text(args.text)?;
-    let engine = args.model.load()?;
+    // Not a weight is read for it.
+    let tokenizer = args.model.open()?.tokenizer()?;
     let ids = match args.special {
-        true => engine.tokenizer().encode_with_specials(&text),
-        false => engine.tokenizer().encode(&text),
+        true => tokenizer.encode_with_specials(&text),
+        false => tokenizer.encode(&text),
     };
     print(format!("{}\n", serde_json::to_string(&ids).expect("a list of numbers")).as_bytes())
 }

@@ -151,11 +151,12 @@ impl ModelKeys {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
         let i2s_layout = match self.i2s_layout.as_deref() {
-            None | Some("auto") => I2sLayout::Auto,
-            Some("128") => I2sLayout::Blocks128,
-            Some("64") => I2sLayout::Blocks64,
+            None | Some("auto") => None,
+            Some("128") => Some(I2sLayout::Blocks128),
+            Some("64") => Some(I2sLayout::Blocks64),
+            Some("1x4") => Some(I2sLayout::Rows4),
             Some(other) => {
-                let said = format!("\"{other}\" is no layout; use \"auto\", \"128\" or \"64\"");
+                let said = format!("\"{other}\" is no layout; use \"auto\", \"128\", \"64\" or \"1x4\"");
                 return Err(Mistake("model", "i2s_layout", said));
             }
         };

@@ -47,20 +47,19 @@ pub struct Model {
     pub path: Option<PathBuf>,
     /// Tokens of context; `None` is the model's own, shortened where memory asks for it.
     pub context: Option<usize>,
-    /// How I2_S tensors are laid out.
-    pub i2s_layout: I2sLayout,
+    /// How I2_S tensors are laid out; `None` is found out when the model is loaded.
+    pub i2s_layout: Option<I2sLayout>,
 }
 
 /// The block layouts of I2_S, which share one type id in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum I2sLayout {
-    /// The official one, 128 weights in 32 bytes.
-    #[default]
-    Auto,
-    /// 128 weights in 32 bytes.
+    /// 128 weights in 32 bytes: the official one.
     Blocks128,
     /// 64 weights in 16 bytes: what bitnet.cpp writes on Arm since November 2025.
     Blocks64,
+    /// Four rows of one column to a byte: what bitnet.cpp writes on x86, built without `ACT_PARALLEL`.
+    Rows4,
 }
 
 /// What the daemon may use.

@@ -72,10 +72,11 @@ impl std::error::Error for Failure {}
 /// Maps the configured model and plans its memory; nothing is loaded yet.
 pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
-    let layout = match config.model.i2s_layout {
-        I2sLayout::Auto | I2sLayout::Blocks128 => Layout::Blocks128,
+    let layout = config.model.i2s_layout.map(|layout| match layout {
+        I2sLayout::Blocks128 => Layout::Blocks128,
         I2sLayout::Blocks64 => Layout::Blocks64,
-    };
+        I2sLayout::Rows4 => Layout::Rows4,
+    });
     let file = ModelFile::open(&source, layout).map_err(Failure::Model)?;
     let footprint = file.footprint();
     let budget = config.budget.memory_bytes as usize;
@@ -111,6 +112,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
     };
     let daemon =
         Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
+    facts.notes.iter().for_each(|note| info!("model: {note}"));
     info!(
         "ready: {} on {}, threads: {}, socket {}",
         facts.model, facts.kernel, daemon.config.budget.threads, socket_name

@@ -31,6 +31,8 @@ pub(super) struct Facts {
     pub model: String,
     pub architecture: String,
     pub kernel: &'static str,
+    /// What was wrong in its file, and how it is read all the same.
+    pub notes: Vec<String>,
 }
 
 /// The running thread.
@@ -62,6 +64,7 @@ impl Worker {
                         model: engine.name().to_owned(),
                         architecture: engine.model().shape().arch.clone(),
                         kernel: engine.model().kernels().name(),
+                        notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(facts)));
                     self.work(&engine);

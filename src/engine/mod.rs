@@ -9,18 +9,22 @@
 //! and no clock but for its own timings. It could be published as a crate tomorrow.
 
 mod builtin;
+pub mod check;
 pub mod convert;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
 pub mod model;
 mod ops;
+pub mod perplexity;
 pub mod pool;
 pub mod quant;
 pub mod sampler;
 pub mod session;
+pub mod shapes;
 pub mod tokenizer;
 
+use check::Figure;
 use error::LoadError;
 use gguf::{Gguf, Map};
 use kernels::Kernels;
@@ -31,10 +35,12 @@ use std::path::PathBuf;
 use tokenizer::Tokenizer;
 
 /// Where a model comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// The one inside the binary.
     BuiltIn,
+    /// Random weights of a well-known shape.
+    Random(shapes::Known),
     /// A GGUF file.
     File(PathBuf),
 }
@@ -45,7 +51,7 @@ pub struct ModelFile {
     place: String,
     file: Gguf,
     shape: Shape,
-    layout: Layout,
+    layout: Option<Layout>,
 }
 
 /// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -80,13 +86,22 @@ pub struct Engine {
     name: String,
     model: Model,
     tokenizer: Tokenizer,
+    notes: Vec<String>,
 }
 
 impl ModelFile {
-    /// Maps and checks a model.
-    pub fn open(source: &Source, layout: Layout) -> Result<Self, LoadError> {
+    /// Maps and checks a model. `layout` is that of its I2_S weights; `None` finds it out when the model
+    /// is loaded.
+    pub fn open(source: &Source, layout: Option<Layout>) -> Result<Self, LoadError> {
         match source {
-            Source::BuiltIn => Self::parse(Map::from_static(builtin::bytes()), builtin::NAME, layout),
+            // Its layout is known.
+            Source::BuiltIn => {
+                let layout = layout.unwrap_or_default();
+                Self::parse(Map::from_static(builtin::bytes()), builtin::NAME, Some(layout))
+            }
+            Source::Random(known) => {
+                Self::parse(known.image()?, known.name, Some(layout.unwrap_or_default()))
+            }
             Source::File(path) => {
                 // A name with a line break in it must not break the error's line.
                 let place = path.display().to_string().replace(char::is_control, "?");
@@ -98,7 +113,7 @@ impl ModelFile {
     }
 
     /// Checks a model given as bytes; `place` names it in errors.
-    pub fn parse(map: Map, place: &str, layout: Layout) -> Result<Self, LoadError> {
+    pub fn parse(map: Map, place: &str, layout: Option<Layout>) -> Result<Self, LoadError> {
         let file = Gguf::parse(map).map_err(|error| error.within(place))?;
         let shape = Shape::read(&file).map_err(|error| error.within(place))?;
         Ok(ModelFile { place: place.to_owned(), file, shape, layout })
@@ -109,9 +124,20 @@ impl ModelFile {
         &self.shape
     }
 
-    /// The memory it would take.
+    /// The parsed file.
+    pub fn file(&self) -> &Gguf {
+        &self.file
+    }
+
+    /// Its tokenizer alone, without its weights.
+    pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        self.read_tokenizer().map_err(|error| error.within(&self.place))
+    }
+
+    /// The memory it would take. A layout yet to be found out changes none of the sums: what is
+    /// repacked is no longer read from the file.
     pub fn footprint(&self) -> Footprint {
-        let weights = WeightBytes::plan(&self.file, self.layout);
+        let weights = WeightBytes::plan(&self.file, self.layout.unwrap_or_default());
         let strings = |key: &str| self.file.strings(key).map_or(0, |strings| strings.len());
         // A token: about 8 bytes, its offset, its place in their order; a merge: four numbers. The map
         // from text to id that loading needs for a moment takes about 64 bytes a token.
@@ -127,10 +153,89 @@ impl ModelFile {
 
     /// Loads it. The calling thread becomes the first of the computing ones.
     pub fn load(self, options: &Options) -> Result<Engine, LoadError> {
-        self.load_parts(options).map_err(|error| error.within(&self.place))
+        let loaded = self.load_as(self.layout.unwrap_or_default(), options).and_then(|engine| {
+            match self.layout.is_none() && check::has_layout(&self.file) {
+                true => self.settle(engine),
+                false => Ok(engine),
+            }
+        });
+        loaded.map_err(|error| error.within(&self.place))
     }
 
-    fn load_parts(&self, options: &Options) -> Result<Engine, LoadError> {
+    /// How well the model foretells a built-in text in each layout that its I2_S weights may have, or
+    /// as it is where it has none.
+    pub fn check(&self, options: &Options) -> Result<Vec<Figure>, LoadError> {
+        let layouts = if check::has_layout(&self.file) { &Layout::ALL[..] } else { &Layout::ALL[..1] };
+        let measured = self.load_as(layouts[0], options).and_then(|mut engine| {
+            let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, layouts[0])];
+            for layout in &layouts[1..] {
+                engine = self.figure(engine, *layout, &mut figures)?;
+            }
+            Ok(figures)
+        });
+        measured.map_err(|error| error.within(&self.place))
+    }
+
+    /// Whether the weights were trained: drawn at random they foretell nothing in any layout.
+    pub fn is_trained(&self) -> bool {
+        check::is_trained(&self.file)
+    }
+
+    /// Finds out the layout of a model that was loaded in the official one.
+    fn settle(&self, mut engine: Engine) -> Result<Engine, LoadError> {
+        if !self.is_trained() {
+            let said = "the weights were never trained, so that no text shows their I2_S layout; read as 128";
+            engine.notes.push(said.into());
+            return Ok(engine);
+        }
+        let official = Layout::default();
+        let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, official)];
+        if check::foretells(&figures[0], self.shape.vocab) {
+            return Ok(engine);
+        }
+        for layout in Layout::ALL.into_iter().filter(|layout| *layout != official) {
+            engine = self.figure(engine, layout, &mut figures)?;
+        }
+        let said = figures.iter().map(|f| format!("{}: {:.0}", f.layout.name(), f.perplexity()));
+        let said = format!("{}, chance {}", said.collect::<Vec<_>>().join(", "), self.shape.vocab);
+        let Some(layout) = check::best(&figures, self.shape.vocab) else {
+            return Err(LoadError::new(
+                "I2_S weights",
+                format!(
+                    "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance                      level ({said}); fetch it again, or name the layout with i2s_layout to use it all the same"
+                ),
+            ));
+        };
+        engine.model = engine.model.reload(&self.file, layout)?;
+        engine.notes.push(format!("I2_S weights are in the layout {} (perplexity {said})", layout.name()));
+        Ok(engine)
+    }
+
+    /// Reads the weights again in another layout and measures; one that the shapes rule out is passed over.
+    fn figure(
+        &self,
+        mut engine: Engine,
+        layout: Layout,
+        figures: &mut Vec<Figure>,
+    ) -> Result<Engine, LoadError> {
+        if self.shape.allows(layout) {
+            engine.model = engine.model.reload(&self.file, layout)?;
+            figures.push(check::measure(&engine.model, &engine.tokenizer, layout));
+        }
+        Ok(engine)
+    }
+
+    fn read_tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        let tokenizer = Tokenizer::read(&self.file)?;
+        if tokenizer.vocab_size() != self.shape.vocab {
+            let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
+            let said = format!("{tokens} tokens, but the embedding has {rows} rows");
+            return Err(LoadError::key("tokenizer.ggml.tokens", said));
+        }
+        Ok(tokenizer)
+    }
+
+    fn load_as(&self, layout: Layout, options: &Options) -> Result<Engine, LoadError> {
         let kernels = match &options.kernel {
             None => Kernels::detect(),
             Some(name) => Kernels::named(name).ok_or_else(|| {
@@ -138,18 +243,13 @@ impl ModelFile {
                 LoadError::new(format!("kernel {name}"), format!("this processor runs {all}"))
             })?,
         };
-        let tokenizer = Tokenizer::read(&self.file)?;
-        if tokenizer.vocab_size() != self.shape.vocab {
-            let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
-            let said = format!("{tokens} tokens, but the embedding has {rows} rows");
-            return Err(LoadError::key("tokenizer.ggml.tokens", said));
-        }
+        let tokenizer = self.read_tokenizer()?;
         let cpus = if options.pin { pool::processors() } else { Vec::new() };
         let pool = Pool::new(options.threads, &cpus)
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
-        let model = Model::load(&self.file, self.layout, kernels, pool)?;
-        Ok(Engine { name, model, tokenizer })
+        let model = Model::load(&self.file, layout, kernels, pool)?;
+        Ok(Engine { name, model, tokenizer, notes: Vec::new() })
     }
 }
 
@@ -165,6 +265,11 @@ impl Engine {
     /// The model's name, as its file gives it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What was wrong or missing in the file, and how it was read all the same: a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The model.

@@ -234,6 +234,13 @@ pub fn pack_i2s_64(data: &[u8], rows: usize, cols: usize, scale: f32) -> Packed 
     Packed { bytes: pack(rows, cols, |row, col| from(row * cols + col)), scale }
 }
 
+/// Repacks I2_S with four rows of one column to a byte (row `r` in byte `r / 4 * cols + col`, bits
+/// `6 - 2 * (r % 4)`), given without its tail.
+pub fn pack_i2s_rows4(data: &[u8], rows: usize, cols: usize, scale: f32) -> Packed {
+    let from = |row: usize, col: usize| data[row / 4 * cols + col] >> (6 - 2 * (row % 4)) & 3;
+    Packed { bytes: pack(rows, cols, from), scale }
+}
+
 /// Repacks TQ2_0.
 pub fn pack_tq2(data: &[u8], rows: usize, cols: usize) -> Result<Packed, String> {
     let (blocks, _) = data.as_chunks::<TQ2_BYTES>();

@@ -105,6 +105,30 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
+    /// How well one pass over `tokens` from an empty state foretells them: `each` gets the surprise, in
+    /// nats, of every token from place `from` on but the first of all, which nothing foretells.
+    pub fn surprise(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        mut each: impl FnMut(f64),
+    ) -> Result<(), PromptError> {
+        self.check(tokens, 0)?;
+        self.state.truncate(0);
+        let mut next = 1;
+        for batch in tokens.chunks(self.state.batch()) {
+            self.model.forward(batch, &mut self.state);
+            for row in 0..batch.len() {
+                // Logits take most of the time of a small model; those nobody asked for are not made.
+                if let Some(token) = tokens.get(next).filter(|_| next >= from) {
+                    each(nats(self.model.logits(row, &mut self.state), *token));
+                }
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Answers `prompt` from an empty state.
     pub fn generate(
         &mut self,
@@ -197,6 +221,13 @@ impl<'e> Session<'e> {
         }
         End::Length
     }
+}
+
+/// `-ln p(token)`, p being the softmax of `logits`; in f64, since a text has many of them to add up.
+fn nats(logits: &[f32], token: u32) -> f64 {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, x| a.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - largest)
 }
 
 /// An answer in the making.

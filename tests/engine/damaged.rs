@@ -11,14 +11,13 @@ use crate::allocations;
 use crate::tiny::{self, File};
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::Map;
-use bitnetd::engine::model::Layout;
 use bitnetd::engine::{ModelFile, Options};
 
 /// What reading any model takes whatever its size: its tables grow in powers of two.
 const FIXED: usize = 16 << 10;
 
 pub fn load(bytes: Vec<u8>) -> Result<(), LoadError> {
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", Layout::Blocks128)?;
+    let file = ModelFile::parse(Map::from(bytes), "m.gguf", None)?;
     // The plan is made before anything is loaded, so it must stand any numbers too.
     let _ = file.footprint().total(file.shape().context);
     file.load(&Options { threads: 1, pin: false, kernel: None }).map(drop)

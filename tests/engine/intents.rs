@@ -1,7 +1,6 @@
 //! The built-in model gives the reference implementation's answers, all of them, to the letter.
 
 use crate::allocations;
-use bitnetd::engine::model::Layout;
 use bitnetd::engine::sampler::Sampling;
 use bitnetd::engine::session::{End, Options as Generate, Step};
 use bitnetd::engine::tokenizer::{Role, Turn};
@@ -18,7 +17,7 @@ struct Case {
 }
 
 fn engine(threads: usize) -> Engine {
-    let file = ModelFile::open(&Source::BuiltIn, Layout::default()).expect("sound");
+    let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
     file.load(&Options { threads, pin: false, kernel: None }).expect("sound")
 }
 

@@ -6,6 +6,8 @@ mod convert;
 mod damaged;
 mod intents;
 mod kernels;
+mod layouts;
+mod perplexity;
 mod reference;
 mod seeds;
 mod tiny;

@@ -2,7 +2,6 @@
 
 use crate::{data, tiny};
 use bitnetd::engine::gguf::{Gguf, Map};
-use bitnetd::engine::model::Layout;
 use bitnetd::engine::tokenizer::Tokenizer;
 use bitnetd::engine::{Engine, ModelFile, Options, Source};
 use serde::Deserialize;
@@ -15,7 +14,7 @@ struct Case {
 }
 
 fn engine() -> Engine {
-    let file = ModelFile::open(&Source::BuiltIn, Layout::default()).expect("sound");
+    let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
     file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
 }
 

@@ -13,7 +13,9 @@ async fn help_lists_only_commands_that_there_are() {
     let lines = ended.out.lines().skip_while(|line| *line != "Commands:").skip(1);
     let names: Vec<&str> = lines.map_while(|line| line.split_whitespace().next()).collect();
     assert!(
-        ["serve", "ask", "generate", "check-config"].iter().all(|name| names.contains(name)),
+        ["serve", "ask", "generate", "perplexity", "inspect", "check-config"]
+            .iter()
+            .all(|name| names.contains(name)),
         "{names:?}"
     );
     for name in names.into_iter().filter(|name| *name != "help") {

@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 mod limits;
 mod listener;
+mod models;
 mod mqtt;
 mod stop;
 #[path = "../support/mod.rs"]

@@ -85,6 +85,16 @@ impl Gguf {
         Slice { map: Arc::clone(&self.map), range: tensor.bytes.clone() }
     }
 
+    /// Bytes of the whole file.
+    pub fn byte_len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// All keys and values, in file order.
+    pub fn metadata(&self) -> &[(String, Value)] {
+        &self.header.metadata
+    }
+
     /// The value of a key.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.header.metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value)

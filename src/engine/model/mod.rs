@@ -171,6 +171,12 @@ impl Shape {
         }
     }
 
+    /// Whether its I2_S matrices can be in a layout at all.
+    pub fn allows(&self, layout: Layout) -> bool {
+        let rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.dim, self.ffn];
+        layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
+    }
+
     /// Bytes of the cache for each token of context: keys and values in format `kind`.
     pub fn cache_bytes_per_token(&self, kind: Dense) -> usize {
         self.layers * 2 * self.kv_heads * self.head_dim * kind.size()
@@ -189,19 +195,29 @@ impl Shape {
     }
 }
 
+/// What BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3) call themselves.
+const EMBEDDING_ARCHS: &[&str] = &["qwen3", "gemma3", "gemma-embedding"];
+
 /// Activation, sub-norms and rotation of an architecture.
 fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
     match arch {
         "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
         "bitnet" => Ok((Activation::Silu, true, RopePairs::Halves)),
         "llama" => Ok((Activation::Silu, false, RopePairs::Neighbours)),
-        other => Err(LoadError::key(
-            "general.architecture",
-            format!(
-                "\"{}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights",
-                shown(other)
-            ),
-        )),
+        other => {
+            let name = shown(other);
+            let said = if EMBEDDING_ARCHS.contains(&other) {
+                format!(
+                    "\"{name}\", as the BitNet-embedding models have it, is not supported yet: they give vectors, \
+                     not text; use bitnet-b1.58, bitnet or llama with ternary weights"
+                )
+            } else {
+                format!(
+                    "\"{name}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights"
+                )
+            };
+            Err(LoadError::key("general.architecture", said))
+        }
     }
 }
 
@@ -218,6 +234,15 @@ impl Model {
     /// Loads the weights of a file.
     pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: Pool) -> Result<Self, LoadError> {
         let shape = Shape::read(file)?;
+        let weights = Weights::load(file, &shape, layout)?;
+        Ok(Model { shape, weights, kernels, pool })
+    }
+
+    /// Reads the weights of the same file again in another layout; those it has are dropped first, so
+    /// that there is never more than one copy.
+    pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
+        let Model { shape, weights, kernels, pool } = self;
+        drop(weights);
         let weights = Weights::load(file, &shape, layout)?;
         Ok(Model { shape, weights, kernels, pool })
     }

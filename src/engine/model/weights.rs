@@ -16,6 +16,27 @@ pub enum Layout {
     Blocks128,
     /// 64 weights in 16 bytes: bitnet.cpp on Arm since November 2025.
     Blocks64,
+    /// Four rows of one column to a byte: bitnet.cpp on x86, built without `ACT_PARALLEL`.
+    Rows4,
+}
+
+impl Layout {
+    /// All there are, the official one first.
+    pub const ALL: [Layout; 3] = [Layout::Blocks128, Layout::Blocks64, Layout::Rows4];
+
+    /// Its name in settings and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Blocks128 => "128",
+            Layout::Blocks64 => "64",
+            Layout::Rows4 => "1x4",
+        }
+    }
+
+    /// The layout of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|layout| layout.name() == name)
+    }
 }
 
 /// All weights of a model.
@@ -268,6 +289,14 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
         Layout::Blocks128 => (Bytes::Mapped(codes), scale),
         Layout::Blocks64 => {
             let packed = quant::pack_i2s_64(&codes, rows, cols, scale);
+            codes.release();
+            (Bytes::Own(packed.bytes), scale)
+        }
+        Layout::Rows4 if !rows.is_multiple_of(4) => {
+            return Err(format!("{rows} rows are no whole groups of the layout 1x4"));
+        }
+        Layout::Rows4 => {
+            let packed = quant::pack_i2s_rows4(&codes, rows, cols, scale);
             codes.release();
             (Bytes::Own(packed.bytes), scale)
         }

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 const PLAN_LIMIT: usize = 1 << 30;
 
 fuzz_target!(|bytes: &[u8]| {
-    for layout in [Layout::Blocks128, Layout::Blocks64] {
+    for layout in [None, Some(Layout::Blocks64), Some(Layout::Rows4)] {
         let loaded = ModelFile::parse(Map::from(bytes.to_vec()), "fuzz.gguf", layout).and_then(|file| {
             assert!(file.footprint().total(1) < PLAN_LIMIT, "{:?}", file.footprint());
             file.load(&Options { threads: 1, pin: false, kernel: None })

@@ -2,7 +2,6 @@
 
 #![no_main]
 
-use bitnetd::engine::model::Layout;
 use bitnetd::engine::tokenizer::{Role, Turn};
 use bitnetd::engine::{Engine, ModelFile, Options, Source};
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +11,7 @@ use std::sync::LazyLock;
 const FIRST_SPECIAL: u32 = 2045;
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let file = ModelFile::open(&Source::BuiltIn, Layout::default()).expect("sound");
+    let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
     file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
 });
 

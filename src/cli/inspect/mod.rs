@@ -1,0 +1,291 @@
+//! `bitnetd inspect`: what a model file holds, whether it runs, and what memory it takes where.
+
+mod text;
+
+use super::model::layout_arg;
+use super::{Failure, host, print};
+use crate::daemon::Plan;
+use crate::engine::check;
+use crate::engine::gguf::{Gguf, Map, TEXT, Value};
+use crate::engine::model::Layout;
+use crate::engine::tokenizer::Tokenizer;
+use crate::engine::{ModelFile, Options, Source};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Show what a model file holds, whether it runs, and what memory it takes
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Inspect {
+    /// A GGUF file [default: the built-in model]
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Load it, and measure how well it foretells a short text in each I2_S layout
+    #[arg(long)]
+    check: bool,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Layout of I2_S weights that the memory plan reckons with: 128, 64 or 1x4
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
+    i2s_layout: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Memory of the boards that people have, in MiB.
+const BOARDS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
+
+#[derive(Serialize)]
+struct Said {
+    file: String,
+    bytes: usize,
+    name: Option<String>,
+    metadata: Vec<Entry>,
+    types: Vec<TypeCount>,
+    tensors: Vec<TensorLine>,
+    /// Why it cannot be run; `null` when it can.
+    problem: Option<String>,
+    model: Option<ModelFacts>,
+    tokenizer: Option<TokenizerFacts>,
+    memory: Option<Memory>,
+    check: Option<Check>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    key: String,
+    value: serde_json::Value,
+}
+
+#[derive(Serialize)]
+struct TypeCount {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    tensors: usize,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct TensorLine {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Columns first, as ggml counts.
+    shape: Vec<usize>,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct ModelFacts {
+    architecture: String,
+    layers: usize,
+    width: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    feed_forward: usize,
+    vocabulary: usize,
+    context: usize,
+}
+
+#[derive(Serialize)]
+struct TokenizerFacts {
+    beginning: Option<Token>,
+    ends: Vec<Token>,
+}
+
+#[derive(Serialize)]
+struct Token {
+    id: u32,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    /// Weights read from the file's own pages, in bytes.
+    mapped: usize,
+    /// Weights repacked into memory of ours.
+    repacked: usize,
+    cache_per_token: usize,
+    scratch: usize,
+    tokenizer: usize,
+    boards: Vec<Board>,
+}
+
+#[derive(Serialize)]
+struct Board {
+    /// `512 MB`, or `this machine`.
+    name: String,
+    /// The daemon's default: three quarters of the memory.
+    budget: usize,
+    fits: bool,
+    /// Tokens of context within the budget; the least that could be asked for where it does not fit.
+    context: usize,
+    /// What the daemon takes with it.
+    total: usize,
+}
+
+#[derive(Serialize)]
+struct Check {
+    /// Whether the weights were trained: drawn at random they foretell nothing.
+    trained: bool,
+    /// What blind guessing has.
+    chance: usize,
+    layouts: Vec<LayoutFigure>,
+    /// The layout that clearly foretells; `null` where none does.
+    layout: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct LayoutFigure {
+    layout: &'static str,
+    perplexity: f64,
+}
+
+pub(super) fn run(args: Inspect) -> Result<(), Failure> {
+    let source = args.model.clone().map_or(Source::BuiltIn, Source::File);
+    let opened = ModelFile::open(&source, Layout::named(&args.i2s_layout));
+    let mut said = match (&opened, &args.model) {
+        (Ok(file), _) => describe(&args, file.file()),
+        // What it holds is worth showing also where it cannot be run.
+        (Err(error), Some(path)) => match Map::open(path).ok().and_then(|map| Gguf::parse(map).ok()) {
+            Some(file) => describe(&args, &file),
+            None => return Err(error.clone().into()),
+        },
+        (Err(error), None) => return Err(error.clone().into()),
+    };
+    let outcome = match opened {
+        Ok(file) => add_model(&mut said, &file, args.check),
+        Err(error) => Err(error.into()),
+    };
+    said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
+    match args.json {
+        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
+        false => print(text::page(&said, args.tensors).as_bytes())?,
+    }
+    outcome
+}
+
+fn describe(args: &Inspect, file: &Gguf) -> Said {
+    let mut types: Vec<TypeCount> = Vec::new();
+    for tensor in file.tensors() {
+        let (kind, bytes) = (tensor.kind.name(), tensor.bytes.len());
+        match types.iter_mut().find(|count| count.kind == kind) {
+            Some(count) => (count.tensors, count.bytes) = (count.tensors + 1, count.bytes + bytes),
+            None => types.push(TypeCount { kind, tensors: 1, bytes }),
+        }
+    }
+    let metadata = file.metadata().iter().map(|(key, value)| Entry { key: key.clone(), value: json(value) });
+    let tensors = file.tensors().iter().map(|tensor| TensorLine {
+        name: tensor.name.clone(),
+        kind: tensor.kind.name(),
+        shape: tensor.dims.clone(),
+        bytes: tensor.bytes.len(),
+    });
+    Said {
+        file: args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string()),
+        bytes: file.byte_len(),
+        name: file.text("general.name").ok().flatten().map(str::to_owned),
+        metadata: metadata.collect(),
+        types,
+        tensors: tensors.collect(),
+        problem: None,
+        model: None,
+        tokenizer: None,
+        memory: None,
+        check: None,
+    }
+}
+
+/// A metadata value; of an array only what it is: vocabularies have megabytes.
+fn json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Unsigned(n) => (*n).into(),
+        Value::Signed(n) => (*n).into(),
+        Value::Float(x) => shortest(*x).into(),
+        Value::Bool(flag) => (*flag).into(),
+        Value::Text(text) => text.as_str().into(),
+        Value::Array(array) => {
+            let kind = if array.kind == TEXT { "texts" } else { "numbers" };
+            serde_json::json!({ "array_of": kind, "length": array.len })
+        }
+    }
+}
+
+/// Most floats of a file are f32: 1e-5 is what it means, not 9.999999747378752e-6.
+fn shortest(x: f64) -> f64 {
+    let short = x as f32;
+    if f64::from(short) == x { short.to_string().parse().unwrap_or(x) } else { x }
+}
+
+/// Adds what only a model that runs has.
+fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(), Failure> {
+    let shape = file.shape();
+    said.model = Some(ModelFacts {
+        architecture: shape.arch.clone(),
+        layers: shape.layers,
+        width: shape.dim,
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        feed_forward: shape.ffn,
+        vocabulary: shape.vocab,
+        context: shape.context,
+    });
+    said.memory = Some(memory(file));
+    said.tokenizer = Some(tokenizer(&file.tokenizer()?));
+    if wants_check {
+        said.check = Some(measure(file)?);
+    }
+    Ok(())
+}
+
+fn memory(file: &ModelFile) -> Memory {
+    let footprint = file.footprint();
+    let board = |name: String, memory: usize| {
+        let planned = Plan::make(&footprint, file.shape().context, None, memory / 4 * 3);
+        let (fits, plan) = match planned {
+            Ok(plan) => (true, plan),
+            Err(refused) => (false, refused.plan),
+        };
+        Board { name, budget: plan.budget, fits, context: plan.context, total: plan.total() }
+    };
+    let mut boards: Vec<Board> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
+    boards.push(board("this machine".into(), host::host().memory_bytes as usize));
+    Memory {
+        mapped: footprint.mapped,
+        repacked: footprint.copied,
+        cache_per_token: footprint.cache_per_token,
+        scratch: footprint.scratch,
+        tokenizer: footprint.tokenizer,
+        boards,
+    }
+}
+
+fn board_name(mib: usize) -> String {
+    if mib < 1024 { format!("{mib} MB") } else { format!("{} GB", mib >> 10) }
+}
+
+fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
+    let token = |id: u32| Token { id, text: String::from_utf8_lossy(tokenizer.bytes(id)).into_owned() };
+    let all = 0..tokenizer.vocab_size() as u32;
+    TokenizerFacts {
+        beginning: tokenizer.bos().map(token),
+        ends: all.filter(|id| tokenizer.is_end(*id)).map(token).collect(),
+    }
+}
+
+fn measure(file: &ModelFile) -> Result<Check, Failure> {
+    let figures = file.check(&Options { threads: host::processors(), pin: false, kernel: None })?;
+    let chance = file.shape().vocab;
+    let layouts = figures
+        .iter()
+        .map(|figure| LayoutFigure { layout: figure.layout.name(), perplexity: figure.perplexity() });
+    Ok(Check {
+        trained: file.is_trained(),
+        chance,
+        layouts: layouts.collect(),
+        layout: check::best(&figures, chance).map(Layout::name),
+    })
+}

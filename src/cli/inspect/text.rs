@@ -1,0 +1,115 @@
+//! The same for a person.
+
+use super::{Board, Check, Memory, Said, Token};
+use std::fmt::Write;
+
+/// Characters of a text that are shown: chat templates have thousands.
+const SHOWN: usize = 60;
+
+pub(super) fn page(said: &Said, tensors: bool) -> String {
+    let mut out = String::new();
+    head(&mut out, said).expect("into a string");
+    if tensors {
+        for tensor in &said.tensors {
+            let shape = format!("{:?}", tensor.shape);
+            writeln!(out, "  {:<36} {:<6} {shape}", tensor.name, tensor.kind).expect("into a string");
+        }
+    }
+    if let Some(memory) = &said.memory {
+        plan(&mut out, memory).expect("into a string");
+    }
+    if let Some(check) = &said.check {
+        figures(&mut out, check).expect("into a string");
+    }
+    out
+}
+
+fn head(out: &mut String, said: &Said) -> std::fmt::Result {
+    let name = said.name.as_deref().map_or(String::new(), |name| format!("{}, ", printable(name)));
+    writeln!(out, "{name}{}, {:.1} MB", printable(&said.file), said.bytes as f64 / 1e6)?;
+    if let Some(model) = &said.model {
+        writeln!(
+            out,
+            "{}: {} layers, {} wide, {} heads over {} of {}, feed-forward {}, vocabulary {}, context {}",
+            model.architecture,
+            model.layers,
+            model.width,
+            model.heads,
+            model.kv_heads,
+            model.head_dim,
+            model.feed_forward,
+            model.vocabulary,
+            model.context
+        )?;
+    }
+    if let Some(tokenizer) = &said.tokenizer {
+        let texts = |tokens: &[Token]| {
+            tokens.iter().map(|t| format!("{} {}", t.id, printable(&t.text))).collect::<Vec<_>>().join(", ")
+        };
+        let beginning = texts(tokenizer.beginning.as_slice());
+        writeln!(out, "begins with: {beginning}; ends with: {}", texts(&tokenizer.ends))?;
+    }
+    writeln!(out, "\nmetadata")?;
+    for entry in &said.metadata {
+        writeln!(out, "  {:<44} {}", printable(&entry.key), value(&entry.value))?;
+    }
+    writeln!(out, "\ntensors")?;
+    for count in &said.types {
+        writeln!(out, "  {:<6} {:>5} {:>10.1} MB", count.kind, count.tensors, count.bytes as f64 / 1e6)?;
+    }
+    Ok(())
+}
+
+fn value(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => printable(text),
+        serde_json::Value::Object(array) => {
+            let kind = array["array_of"].as_str().unwrap_or_default();
+            format!("[{} {kind}]", array["length"])
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A file's own words on one line, without anything a terminal obeys.
+fn printable(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn plan(out: &mut String, memory: &Memory) -> std::fmt::Result {
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    writeln!(
+        out,
+        "\nmemory, in MiB: weights {:.1} mapped + {:.1} repacked, tokenizer {:.1}, scratch {:.1}, KV cache {:.1} KiB a token",
+        mib(memory.mapped),
+        mib(memory.repacked),
+        mib(memory.tokenizer),
+        mib(memory.scratch),
+        memory.cache_per_token as f64 / 1024.0
+    )?;
+    writeln!(out, "  {:<14} {:>8} {:>10} {:>9}", "board", "budget", "context", "takes")?;
+    for Board { name, budget, fits, context, total } in &memory.boards {
+        let context = if *fits { context.to_string() } else { "too small".into() };
+        writeln!(out, "  {name:<14} {:>8.0} {context:>10} {:>9.1}", mib(*budget), mib(*total))?;
+    }
+    writeln!(out, "  A board's budget is three quarters of its memory, the default of budget.memory_mb.")
+}
+
+fn figures(out: &mut String, check: &Check) -> std::fmt::Result {
+    writeln!(out, "\nperplexity of a short text; blind guessing has {}", check.chance)?;
+    for figure in &check.layouts {
+        writeln!(out, "  read as {:<4} {:>12.1}", figure.layout, figure.perplexity)?;
+    }
+    let verdict = match (check.trained, check.layout) {
+        (_, Some(layout)) => format!("it is read as {layout}"),
+        (false, None) => {
+            "its weights were never trained: no text shows their layout; it is read as 128".into()
+        }
+        (true, None) => "it looks damaged, or has an unknown layout".into(),
+    };
+    writeln!(out, "  {verdict}")
+}

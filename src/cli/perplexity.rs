@@ -1,0 +1,104 @@
+//! `bitnetd perplexity`: how well a model foretells a text.
+
+use super::model::ModelArgs;
+use super::{Failure, print};
+use crate::engine::perplexity::Perplexity as Figure;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// Measure how well the model foretells a text
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Perplexity {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of a window; windows overlap by half [at most the model's own context]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(8..=1_000_000))]
+    context: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// The text, in UTF-8
+    #[arg(value_name = "TEXTFILE")]
+    text: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Said {
+    model: String,
+    perplexity: f64,
+    /// Standard error.
+    error: Option<f64>,
+    /// Tokens that counted.
+    tokens: usize,
+    /// Tokens of a window.
+    context: usize,
+    /// What blind guessing has: the size of the vocabulary.
+    chance: usize,
+    kernel: &'static str,
+}
+
+pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
+    let text = read(&args.text)?;
+    let engine = args.model.load()?;
+    let tokens = engine.tokenizer().encode(&text);
+    let bos = engine.tokenizer().bos();
+    if tokens.len() + usize::from(bos.is_some()) < 2 {
+        let said = format!("{}: nothing in it can be foretold; give a longer text", args.text.display());
+        return Err(Failure::usage(said));
+    }
+    let shape = engine.model().shape();
+    // As short as the text where that is shorter: memory for what is asked.
+    let context = (args.context as usize).min(shape.context).min(tokens.len() + 4);
+    let mut session = engine.exact_session(context);
+    let watched = std::io::stderr().is_terminal();
+    let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
+        if watched {
+            progress(so_far, tokens.len());
+        }
+    });
+    let figure = measured.map_err(|error| Failure { code: 3, message: error.to_string() })?;
+    if watched {
+        let _ = write!(std::io::stderr(), "\r\x1b[K"); // the progress line is no part of the output
+    }
+    let said = Said {
+        model: engine.name().to_owned(),
+        perplexity: figure.value(),
+        error: Some(figure.error()).filter(|error| error.is_finite()),
+        tokens: figure.tokens,
+        context,
+        chance: shape.vocab,
+        kernel: engine.model().kernels().name(),
+    };
+    match args.json {
+        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
+        false => print(line(&said).as_bytes()),
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let failed = |said: String| Failure::usage(format!("{}: {said}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        failed(format!("byte {at} is not UTF-8; give a plain text"))
+    })
+}
+
+/// A long text takes a small board hours; the figure settles much sooner.
+fn progress(so_far: &Figure, tokens: usize) {
+    let _ = write!(
+        std::io::stderr(),
+        "\r\x1b[K{} of {tokens} tokens, perplexity so far {:.3}",
+        so_far.tokens,
+        so_far.value()
+    );
+}
+
+fn line(said: &Said) -> String {
+    let error = said.error.map_or(String::new(), |error| format!(" +/- {error:.3}"));
+    format!(
+        "perplexity {:.3}{error} over {} tokens in windows of {}; blind guessing has {}\n",
+        said.perplexity, said.tokens, said.context, said.chance
+    )
+}

@@ -1,0 +1,69 @@
+//! How well a model foretells a text: the exponential of its mean surprise a token.
+//!
+//! Windows of the session's context overlap by half, and every token counts once: those of the first
+//! window, then the second half of each. So each, but for those at the text's beginning, is foretold
+//! from at least half a window before it. llama.cpp scores the second halves of windows side by side
+//! instead; on a long text the two figures agree within their error.
+
+use super::error::PromptError;
+use super::session::Session;
+
+/// What is known of a text so far.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Perplexity {
+    /// Tokens that counted.
+    pub tokens: usize,
+    nats: f64,
+    squares: f64,
+}
+
+impl Perplexity {
+    /// The perplexity: blind guessing among n tokens has n, foresight 1.
+    pub fn value(&self) -> f64 {
+        (self.nats / self.tokens as f64).exp()
+    }
+
+    /// Its standard error, as if the tokens were independent; infinite below two.
+    pub fn error(&self) -> f64 {
+        let count = self.tokens as f64;
+        let mean = self.nats / count;
+        let variance = (self.squares / count - mean * mean).max(0.0) / (count - 1.0);
+        if self.tokens < 2 { f64::INFINITY } else { variance.sqrt() * self.value() }
+    }
+
+    /// Goes through `tokens`, each window begun by `bos` where there is one; `each` hears the figure
+    /// after every window.
+    ///
+    /// # Panics
+    /// When the session holds fewer than four tokens.
+    pub fn of(
+        session: &mut Session<'_>,
+        bos: Option<u32>,
+        tokens: &[u32],
+        mut each: impl FnMut(&Perplexity),
+    ) -> Result<Perplexity, PromptError> {
+        let lead = usize::from(bos.is_some());
+        let size = session.context() - lead;
+        let half = size / 2;
+        assert!(half > 0, "a window of four tokens at least");
+        let mut said = Perplexity::default();
+        let mut window: Vec<u32> = Vec::with_capacity(size + lead);
+        let mut counted = 0;
+        while counted < tokens.len() {
+            let start = if counted == 0 { 0 } else { counted - half };
+            let end = tokens.len().min(start + size);
+            window.clear();
+            window.extend(bos.iter().chain(&tokens[start..end]));
+            session.surprise(&window, lead + counted - start, |nats| said.add(nats))?;
+            each(&said);
+            counted = end;
+        }
+        Ok(said)
+    }
+
+    fn add(&mut self, nats: f64) {
+        self.tokens += 1;
+        self.nats += nats;
+        self.squares += nats * nats;
+    }
+}

@@ -1,0 +1,93 @@
+//! The commands that look into a model file.
+
+use crate::daemon::run;
+use crate::{Folder, data, text};
+
+#[tokio::test]
+async fn perplexity_is_low_for_a_text_the_model_was_trained_on_and_high_for_another() {
+    let folder = Folder::new();
+    let known = folder.write("known", "{\"intent\":\"HassTurnOn\",\"slots\":{\"domain\":\"light\"}}\n");
+    let other = folder.write("other", "Le vieil homme regarda la mer par la fenêtre.\n");
+    let mut said = Vec::new();
+    for file in [&known, &other] {
+        let ended = run(&["perplexity", "--json", text(file)]).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+        let json = ended.json();
+        assert_eq!(json["chance"], 2048);
+        assert!(json["tokens"].as_u64().is_some_and(|tokens| tokens > 5), "{json}");
+        said.push(json["perplexity"].as_f64().expect("a number"));
+    }
+    assert!(1.0 < said[0] && said[0] * 100.0 < said[1], "{said:?}");
+    let line = run(&["perplexity", text(&known)]).await;
+    assert!(line.out.starts_with("perplexity ") && line.out.lines().count() == 1, "{line:?}");
+}
+
+#[tokio::test]
+async fn perplexity_refuses_what_is_no_text() {
+    let folder = Folder::new();
+    let empty = folder.write("empty", "");
+    let binary = folder.path("binary");
+    std::fs::write(&binary, b"abc\xff\xfe").expect("a temporary folder");
+    for (file, part) in [(empty, "longer"), (binary, "byte 3"), (folder.path("missing"), "No such file")] {
+        let ended = run(&["perplexity", text(&file)]).await;
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        let line = ended.error_line();
+        assert!(line.contains(part) && line.contains(text(&file)), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn inspect_shows_what_a_file_holds_and_where_it_fits() {
+    let model = data("reference/llama-tiny.tq2_0.gguf");
+    let said = run(&["inspect", "--json", text(&model)]).await.json();
+    assert_eq!(said["problem"], serde_json::Value::Null, "{said}");
+    assert_eq!(said["model"]["architecture"], "llama");
+    let of = |kind: &str| {
+        let types = said["types"].as_array().expect("a list").clone();
+        types.into_iter().find(|count| count["type"] == kind).expect("a type of the file")["tensors"].clone()
+    };
+    assert_eq!((of("TQ2_0"), of("F16")), (14.into(), 2.into()), "{said}");
+    assert_eq!(said["tensors"].as_array().map(Vec::len), Some(21));
+    let boards = said["memory"]["boards"].as_array().expect("a list");
+    let names: Vec<&str> = boards.iter().filter_map(|board| board["name"].as_str()).collect();
+    assert_eq!(names, ["512 MB", "1 GB", "2 GB", "4 GB", "8 GB", "this machine"]);
+    assert!(boards.iter().all(|board| board["fits"] == true), "{said}");
+    let page = run(&["inspect", "--tensors", text(&model)]).await;
+    for part in ["tokenizer.ggml.tokens", "[2048 texts]", "blk.1.ffn_down.weight", "512 MB"] {
+        assert!(page.out.contains(part), "{part}: {page:?}");
+    }
+}
+
+#[tokio::test]
+async fn inspect_measures_the_layouts_when_asked() {
+    let said = run(&["inspect", "--check", "--json"]).await.json();
+    assert_eq!(
+        (&said["check"]["trained"], &said["check"]["layout"]),
+        (&true.into(), &"128".into()),
+        "{said}"
+    );
+    let figures = said["check"]["layouts"].as_array().expect("a list");
+    let perplexity = |at: usize| figures[at]["perplexity"].as_f64().expect("a number");
+    assert!(perplexity(0) < 2.0 && perplexity(1) > 1000.0 && perplexity(2) > 1000.0, "{said}");
+    let tiny = run(&["inspect", "--check", text(&data("reference/b158-tiny.i2_s.gguf"))]).await;
+    assert!(tiny.out.contains("never trained"), "{tiny:?}");
+}
+
+#[tokio::test]
+async fn inspect_shows_a_file_that_cannot_be_run_and_says_why() {
+    let folder = Folder::new();
+    let model = std::fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
+    let (old, new) = (b"bitnet-b1.58".as_slice(), b"not-an-arch!");
+    let at = model.windows(old.len()).rposition(|bytes| bytes == old);
+    let first = model.windows(old.len()).position(|bytes| bytes == old).expect("the architecture");
+    assert!(at.is_some_and(|at| at > first), "its keys have the name too");
+    let mut other = model;
+    other[first..first + new.len()].copy_from_slice(new);
+    let file = folder.path("m.gguf");
+    std::fs::write(&file, other).expect("a temporary folder");
+    let ended = run(&["inspect", text(&file)]).await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.out.contains("not-an-arch!") && ended.error_line().contains("not supported"), "{ended:?}");
+    let none = run(&["inspect", text(&folder.write("text", "no model"))]).await;
+    assert_eq!((none.code, none.out.as_str()), (Some(3), ""), "{none:?}");
+}
