@@ -1,13 +1,14 @@
 //! Every table this processor runs, against the scalar one: equal on integers, to the last bit.
 
+use crate::formats;
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{BLOCK, Dense, packed_row};
+use bitnetd::engine::quant::{BLOCK, Dense, Numbers, packed_row};
 use half::f16;
 
 /// Numbers that are the same on every machine.
-struct Numbers(u64);
+struct Random(u64);
 
-impl Numbers {
+impl Random {
     fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
@@ -45,7 +46,7 @@ fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
 
 #[test]
 fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
-    let mut numbers = Numbers(1);
+    let mut numbers = Random(1);
     for kernels in Kernels::all() {
         for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54] {
             for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9)] {
@@ -74,7 +75,7 @@ fn extreme_values_overflow_nothing() {
 
 #[test]
 fn rows_need_no_alignment() {
-    let mut numbers = Numbers(2);
+    let mut numbers = Random(2);
     let cols = 3 * BLOCK;
     for kernels in Kernels::all() {
         for offset in 0..9 {
@@ -87,7 +88,7 @@ fn rows_need_no_alignment() {
 
 #[test]
 fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
-    let mut numbers = Numbers(3);
+    let mut numbers = Random(3);
     for kernels in Kernels::all() {
         for cols in (1..40).chain([64, 100, 128, 257]) {
             let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
@@ -109,6 +110,43 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
             }
         }
     }
+}
+
+/// Blocks of random codes with scales of usual size.
+fn blocks(numbers: &mut Random, name: &str, count: usize) -> Vec<u8> {
+    let usual = formats::bytes(&format!("{name}.blocks"));
+    let (_, kind) = formats::ALL.into_iter().find(|(other, _)| *other == name).expect("a format");
+    let blocks: Vec<&[u8]> = usual.chunks_exact(kind.size().1).skip(16).collect();
+    (0..count).flat_map(|_| blocks[numbers.next() as usize % blocks.len()].to_vec()).collect()
+}
+
+#[test]
+fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
+    let mut numbers = Random(4);
+    for kernels in Kernels::all() {
+        for (name, kind) in formats::ALL {
+            for (count, offset) in [(1, 0), (2, 1), (3, 7), (7, 2), (10, 3)] {
+                let (rows, cols) = (3, count * kind.size().0);
+                let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
+                let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+                let (mut out, mut read) = (vec![0.0f32; rows], vec![0.0f32; rows * cols]);
+                kernels.dot(kind, &bytes[offset..], &x, &mut out);
+                Numbers::from(kind).read(&bytes[offset..], &mut read);
+                for (row, out) in read.chunks(cols).zip(out) {
+                    let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let (exact, size) = products.fold((0.0, 0.0), |(a, b), x| (a + x, b + x.abs()));
+                    let error = (f64::from(out) - exact).abs();
+                    assert!(error < 1e-6 * size, "{} {name} {cols}: {error} of {size}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows are whole blocks")]
+fn rows_that_are_no_whole_blocks_are_refused() {
+    Kernels::detect().dot(formats::ALL[1].1, &[0; 34], &[0.0; 33], &mut [0.0]);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 mod allocations;
 mod convert;
 mod damaged;
+mod dense;
+mod formats;
 mod intents;
 mod kernels;
 mod layouts;

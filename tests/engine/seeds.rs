@@ -10,12 +10,21 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("llama.gguf", llama().bytes()),
         ("overlap.gguf", damaged(|file| file.tensor("output_norm.weight").said_offset = Some(0))),
         ("two-keys.gguf", damaged(|file| file.metadata.push((b"general.architecture".to_vec(), text("x"))))),
-        ("unknown-type.gguf", damaged(|file| file.tensor("token_embd.weight").kind = 12)),
+        ("unknown-type.gguf", damaged(|file| file.tensor("token_embd.weight").kind = 13)),
         ("small.gguf", whole),
         ("tq1.gguf", blocks(34, [&[77; 52][..], &SCALE].concat().repeat(8)).bytes()),
+        ("q4-ternary.gguf", blocks(2, [&SCALE[..], &[0x80, 0xf8].repeat(8)].concat().repeat(64)).bytes()),
+        ("q8-dense.gguf", blocks(8, [&SCALE[..], &dense(32)[..]].concat().repeat(64)).bytes()),
+        ("q4k-dense.gguf", blocks(12, [&SCALE[..], &SCALE, &dense(140)[..]].concat().repeat(8)).bytes()),
+        ("q6k-dense.gguf", blocks(14, [&dense(208)[..], &SCALE].concat().repeat(8)).bytes()),
         ("tq2.gguf", blocks(35, [&[CODES; 64][..], &SCALE].concat().repeat(8)).bytes()),
         ("i2s.gguf", blocks(36, [&[CODES; 512][..], &0.5f32.to_le_bytes(), &[0; 28]].concat()).bytes()),
     ]
+}
+
+/// Codes of numbers that are not ternary.
+fn dense(len: u8) -> Vec<u8> {
+    (0..len).map(|at| at.wrapping_mul(29)).collect()
 }
 
 fn damaged(damage: impl FnOnce(&mut File)) -> Vec<u8> {

@@ -3,13 +3,19 @@
 //! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
 //! 16-bit lane.
 
-use super::{BLOCKS_IN_16_BITS, Kernels, TILE};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
+use super::{BLOCKS_IN_16_BITS, Kernels, TILE, blocks};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
 use std::arch::x86_64::*;
 
-pub(super) const TABLE: Kernels =
-    Kernels { name: "avx2", ternary_one: ternary::<1>, ternary_tile: ternary::<TILE>, dot_f16, mix_f16 };
+pub(super) const TABLE: Kernels = Kernels {
+    name: "avx2",
+    ternary_one: ternary::<1>,
+    ternary_tile: ternary::<TILE>,
+    dot_f16,
+    mix_f16,
+    dot_blocks,
+};
 
 /// All rows for `T` tokens.
 #[target_feature(enable = "avx2")]
@@ -132,4 +138,9 @@ fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    blocks::dot::<true>(kind, rows, x, out);
 }

@@ -3,7 +3,7 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
 //! not stable in the compilers this is built with; one line of assembly stands for it.
 
-use super::neon::{dot_f16, load_block, mix_f16, unpack};
+use super::neon::{dot_blocks, dot_f16, load_block, mix_f16, unpack};
 use super::{Kernels, TILE};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::aarch64::*;
@@ -15,6 +15,7 @@ pub(super) const TABLE: Kernels = Kernels {
     ternary_tile: ternary::<TILE>,
     dot_f16,
     mix_f16,
+    dot_blocks,
 };
 
 /// All rows for `T` tokens.

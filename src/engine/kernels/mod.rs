@@ -8,13 +8,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod blocks;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 
-use super::quant::{BLOCK, Dense, packed_row};
+use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
 
 /// Codes times int8, for a fixed number of tokens:
 /// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
@@ -29,6 +30,9 @@ type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
 /// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
 type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
 
+/// Rows of blocks times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
+type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]);
+
 /// The inner loops for one kind of processor.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
@@ -37,6 +41,7 @@ pub struct Kernels {
     ternary_tile: Ternary,
     dot_f16: DotF16,
     mix_f16: MixF16,
+    dot_blocks: DotBlocks,
 }
 
 /// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
@@ -137,19 +142,24 @@ impl Kernels {
         }
     }
 
-    /// Rows of plain numbers times a vector.
+    /// Rows of numbers times a vector.
     ///
-    /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`.
+    /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. A row's result
+    /// does not depend on the rows beside it.
     ///
     /// # Panics
-    /// When the lengths do not agree.
-    pub fn dot(&self, kind: Dense, rows: &[u8], x: &[f32], out: &mut [f32]) {
-        assert!(!x.is_empty() && rows.len() == out.len() * x.len() * kind.size());
+    /// When the lengths do not agree, or rows of blocks are not whole ones.
+    pub fn dot(&self, kind: impl Into<Numbers>, rows: &[u8], x: &[f32], out: &mut [f32]) {
+        let kind = kind.into();
+        let row = kind.row_bytes(x.len()).expect("rows are whole blocks");
+        assert!(!x.is_empty() && rows.len() == out.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Dense::F16 => unsafe { (self.dot_f16)(rows, x, out) },
-            Dense::F32 => scalar::dot_f32(rows, x, out),
-            Dense::Bf16 => scalar::dot_bf16(rows, x, out),
+            Numbers::Plain(Dense::F16) => unsafe { (self.dot_f16)(rows, x, out) },
+            Numbers::Plain(Dense::F32) => scalar::dot_f32(rows, x, out),
+            Numbers::Plain(Dense::Bf16) => scalar::dot_bf16(rows, x, out),
+            // SAFETY: as in `ternary`.
+            Numbers::Blocks(kind) => unsafe { (self.dot_blocks)(kind, rows, x, out) },
         }
     }
 

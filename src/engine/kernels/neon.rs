@@ -2,13 +2,19 @@
 //!
 //! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane.
 
-use super::{BLOCKS_IN_16_BITS, Kernels, TILE};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
+use super::{BLOCKS_IN_16_BITS, Kernels, TILE, blocks};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
 use std::arch::aarch64::*;
 
-pub(super) const TABLE: Kernels =
-    Kernels { name: "neon", ternary_one: ternary::<1>, ternary_tile: ternary::<TILE>, dot_f16, mix_f16 };
+pub(super) const TABLE: Kernels = Kernels {
+    name: "neon",
+    ternary_one: ternary::<1>,
+    ternary_tile: ternary::<TILE>,
+    dot_f16,
+    mix_f16,
+    dot_blocks,
+};
 
 /// All rows for `T` tokens.
 #[target_feature(enable = "neon")]
@@ -135,4 +141,9 @@ pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
     }
+}
+
+#[target_feature(enable = "neon")]
+pub(super) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    blocks::dot::<true>(kind, rows, x, out);
 }

@@ -1,11 +1,11 @@
 //! The reference: plain Rust that every other table is held to.
 
-use super::Kernels;
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
+use super::{Kernels, blocks};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::{bf16, f16};
 
 pub(super) const TABLE: Kernels =
-    Kernels { name: "scalar", ternary_one: ternary, ternary_tile: ternary, dot_f16, mix_f16 };
+    Kernels { name: "scalar", ternary_one: ternary, ternary_tile: ternary, dot_f16, mix_f16, dot_blocks };
 
 /// Sums kept side by side, for the compiler to put into one register.
 const LANES: usize = 8;
@@ -53,6 +53,10 @@ fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u
         }
         *out = sums.iter().sum();
     }
+}
+
+fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    blocks::dot::<false>(kind, rows, x, out);
 }
 
 fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {

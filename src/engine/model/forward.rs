@@ -1,7 +1,7 @@
 //! The forward pass, top to bottom.
 
 use super::state::{Cache, QuantizedRows, State};
-use super::weights::{Layer, Matrix};
+use super::weights::{Form, Layer, Matrix, Packed, Table};
 use super::{Activation, Model};
 use crate::engine::ops::{self, Quantized};
 use crate::engine::quant::packed_row;
@@ -11,11 +11,20 @@ use crate::engine::quant::packed_row;
 const TILE: usize = 512;
 /// Tokens of one tile.
 const TILE_TOKENS: usize = 8;
+/// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
+const DENSE_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
 /// 10 microseconds of work.
 const WORTH_SHARING: usize = 1 << 19;
 /// Positions of the cache that are weighed together.
 const POSITIONS: usize = 64;
+
+/// The input of a matrix: quantised for ternary ones, as it is for dense ones.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    x: &'a [f32], // [n, cols]
+    quantized: &'a QuantizedRows,
+}
 
 impl Model {
     /// Runs `tokens` through the model behind those already in `state`.
@@ -71,9 +80,10 @@ impl Model {
         let shape = &self.shape;
         norm_rows(&mut state.h, &state.x, &layer.attn_norm, n, shape.epsilon);
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
-        self.project(&layer.q, n, &state.quantized, &mut state.q);
-        self.project(&layer.k, n, &state.quantized, &mut state.k);
-        self.project(&layer.v, n, &state.quantized, &mut state.v);
+        let input = Input { x: &state.h, quantized: &state.quantized };
+        self.project(&layer.q, n, input, &mut state.q);
+        self.project(&layer.k, n, input, &mut state.k);
+        self.project(&layer.v, n, input, &mut state.v);
         self.rotate(n, state);
         let kv = shape.kv_heads * shape.head_dim;
         for row in 0..n {
@@ -89,7 +99,8 @@ impl Model {
             }
         }
         quantize_rows(&state.attention, width, n, &mut state.quantized);
-        self.project(&layer.o, n, &state.quantized, &mut state.h);
+        let input = Input { x: &state.attention, quantized: &state.quantized };
+        self.project(&layer.o, n, input, &mut state.h);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 
@@ -97,8 +108,9 @@ impl Model {
         let shape = &self.shape;
         norm_rows(&mut state.h, &state.x, &layer.ffn_norm, n, shape.epsilon);
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
-        self.project(&layer.gate, n, &state.quantized, &mut state.gate);
-        self.project(&layer.up, n, &state.quantized, &mut state.up);
+        let input = Input { x: &state.h, quantized: &state.quantized };
+        self.project(&layer.gate, n, input, &mut state.gate);
+        self.project(&layer.up, n, input, &mut state.up);
         for row in 0..n {
             let part = row * shape.ffn..(row + 1) * shape.ffn;
             let (gate, up) = (&mut state.gate[part.clone()], &state.up[part]);
@@ -111,26 +123,63 @@ impl Model {
             }
         }
         quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
-        self.project(&layer.down, n, &state.quantized, &mut state.h);
+        let input = Input { x: &state.gate, quantized: &state.quantized };
+        self.project(&layer.down, n, input, &mut state.h);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 
-    /// `out = matrix * input`: `[n, cols]` quantised to `[n, rows]`.
-    fn project(&self, matrix: &Matrix, n: usize, input: &QuantizedRows, out: &mut [f32]) {
+    /// `out = matrix * input`: `[n, cols]` to `[n, rows]`.
+    fn project(&self, matrix: &Matrix, n: usize, input: Input, out: &mut [f32]) {
+        let out = &mut out[..n * matrix.rows];
+        match &matrix.form {
+            Form::Ternary(packed) => self.project_ternary(matrix, packed, n, input.quantized, out),
+            Form::Dense(table) => self.project_dense(matrix, table, n, input.x, out),
+        }
+    }
+
+    fn project_ternary(
+        &self,
+        matrix: &Matrix,
+        packed: &Packed,
+        n: usize,
+        input: &QuantizedRows,
+        out: &mut [f32], // [n, rows]
+    ) {
         let grain = self.grain(matrix.rows, matrix.cols * n);
-        self.pool.stripes(&mut out[..n * matrix.rows], matrix.rows, grain, |mut stripe| {
+        self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
             let mut dots = [0i32; TILE];
             let (first, end) = (stripe.cols().start, stripe.cols().end);
             for rows in chunks(first..end, TILE / n.min(TILE_TOKENS)) {
                 for tokens in chunks(0..n, TILE_TOKENS) {
                     let dots = &mut dots[..rows.len() * tokens.len()];
                     let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
-                    self.kernels.ternary(matrix.rows(rows.clone()), q, sums, dots);
+                    self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
                     for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
                         let scale = matrix.scale / input.made[token].scale;
                         let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
                         out.iter_mut().zip(dots).for_each(|(out, dot)| *out = *dot as f32 * scale);
                     }
+                }
+            }
+        });
+    }
+
+    fn project_dense(
+        &self,
+        matrix: &Matrix,
+        table: &Table,
+        n: usize,
+        x: &[f32],       // [n, cols]
+        out: &mut [f32], // [n, rows]
+    ) {
+        let grain = self.grain(matrix.rows, matrix.cols * n);
+        self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
+            let (first, end) = (stripe.cols().start, stripe.cols().end);
+            for rows in chunks(first..end, DENSE_ROWS) {
+                for (token, x) in x.chunks_exact(matrix.cols).take(n).enumerate() {
+                    let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
+                    self.kernels.dot(table.kind, table.rows(rows.clone()), x, out);
+                    out.iter_mut().for_each(|out| *out *= matrix.scale);
                 }
             }
         });

@@ -267,6 +267,11 @@ impl Model {
         self.weights.bytes_per_token()
     }
 
+    /// Matrices of layers that are not ternary and run as they are, in floats.
+    pub fn dense_matrices(&self) -> usize {
+        self.weights.dense_matrices()
+    }
+
     /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in format
     /// `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: Dense) -> State {

@@ -4,7 +4,7 @@ use super::Shape;
 use super::WeightBytes;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
-use crate::engine::quant::{self, Dense, I2S_TAIL, Packed, TensorType, packed_row};
+use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -66,20 +66,34 @@ pub(super) struct Layer {
     pub down: Matrix,                    // [dim, ffn]
 }
 
-/// A ternary matrix in the kernels' form.
+/// A matrix of a layer; each of its numbers is multiplied by `scale`.
 #[derive(Debug)]
 pub(super) struct Matrix {
     pub rows: usize,
     pub cols: usize,
     pub scale: f32,
-    bytes: Bytes, // [rows, packed_row(cols)]
+    pub form: Form,
 }
 
-impl Matrix {
+#[derive(Debug)]
+pub(super) enum Form {
+    /// What BitNet is made of: multiplied in integers.
+    Ternary(Packed),
+    /// A leftover that is not ternary: run as it is.
+    Dense(Table),
+}
+
+/// Ternary weights in the kernels' form.
+#[derive(Debug)]
+pub(super) struct Packed {
+    width: usize,
+    bytes: Bytes, // [rows, width]
+}
+
+impl Packed {
     /// Rows `range`: `[range.len(), packed_row(cols)]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[u8] {
-        let width = packed_row(self.cols);
-        &self.bytes.get()[range.start * width..range.end * width]
+        &self.bytes.get()[range.start * self.width..range.end * self.width]
     }
 }
 
@@ -98,24 +112,37 @@ impl Bytes {
     }
 }
 
-/// A table of plain numbers: the embedding, or the head. Never copied.
+/// A table of numbers: the embedding, the head, a dense matrix. Never copied.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub kind: Dense,
-    cols: usize,
-    bytes: Slice, // [rows, cols]
+    pub kind: Numbers,
+    width: usize,
+    bytes: Slice, // [rows, cols] in `width` bytes a row
 }
 
 impl Table {
+    fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
+        let width = kind.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
+        Table { kind, width, bytes }
+    }
+
+    /// Whether all of its numbers are any: one that is not would make every logit none.
+    fn check(&self, cols: usize) -> Result<(), String> {
+        match self.kind.find_not_finite(&self.bytes, cols) {
+            None => Ok(()),
+            Some((row, col)) => Err(format!("row {row}: column {col} is not a number; the file is damaged")),
+        }
+    }
+
     /// Rows `range`: `[range.len(), cols]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[u8] {
-        let width = self.cols * self.kind.size();
-        &self.bytes[range.start * width..range.end * width]
+        &self.bytes[range.start * self.width..range.end * self.width]
     }
 }
 
 impl Weights {
     pub fn load(file: &Gguf, shape: &Shape, layout: Layout) -> Result<Self, LoadError> {
+        refuse_other_models(file)?;
         let loader = Loader { file, layout, used: RefCell::default() };
         let weights = Weights {
             embedding: loader.table("token_embd.weight", shape.vocab, shape.dim)?,
@@ -132,12 +159,22 @@ impl Weights {
     }
 
     pub fn bytes_per_token(&self) -> usize {
-        let matrices = self
-            .layers
+        let bytes = self.matrices().map(|matrix| match &matrix.form {
+            Form::Ternary(packed) => packed.bytes.get().len(),
+            Form::Dense(table) => table.bytes.len(),
+        });
+        bytes.sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes.len()
+    }
+
+    /// Matrices that are not ternary.
+    pub fn dense_matrices(&self) -> usize {
+        self.matrices().filter(|matrix| matches!(matrix.form, Form::Dense(_))).count()
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.layers
             .iter()
-            .flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]);
-        matrices.map(|matrix| matrix.bytes.get().len()).sum::<usize>()
-            + self.head.as_ref().unwrap_or(&self.embedding).bytes.len()
+            .flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down])
     }
 }
 
@@ -186,13 +223,12 @@ impl Loader<'_> {
 
     fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Table, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
-        let kind = dense(name, tensor)?;
-        Ok(Table { kind, cols, bytes: self.file.data(tensor) })
+        Ok(Table::new(numbers(name, tensor)?, cols, self.file.data(tensor)))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name, &[len])?;
-        let kind = dense(name, tensor)?;
+        let kind = numbers(name, tensor)?;
         let mut out = vec![0.0; len];
         kind.read(&self.file.data(tensor), &mut out);
         match out.iter().position(|x| !x.is_finite()) {
@@ -208,19 +244,24 @@ impl Loader<'_> {
         let tensor = self.tensor(name, &[cols, rows])?;
         let data = self.file.data(tensor);
         let fail = |said| LoadError::tensor(name, said);
-        let (bytes, scale) = match tensor.kind {
-            TensorType::I2S => i2s(data, rows, cols, self.layout).map_err(fail)?,
+        let (form, scale) = match tensor.kind {
+            TensorType::I2S => ternary(i2s(data, rows, cols, self.layout).map_err(fail)?, cols),
+            kind if dense(kind, &data, cols).is_some() => {
+                let table = Table::new(numbers(name, tensor)?, cols, data);
+                table.check(cols).map_err(fail)?;
+                (Form::Dense(table), 1.0)
+            }
             kind => {
                 let packed = repack(&data, kind, rows, cols).map_err(fail)?;
                 data.release();
-                (Bytes::Own(packed.bytes), packed.scale)
+                ternary((Bytes::Own(packed.bytes), packed.scale), cols)
             }
         };
         let scale = scale * self.extra_scale(name)?;
         if !scale.is_finite() {
             return Err(fail("its scale is not a number; the file is damaged".into()));
         }
-        Ok(Matrix { rows, cols, scale, bytes })
+        Ok(Matrix { rows, cols, scale, form })
     }
 
     /// llama.cpp's converter writes the scale of a matrix as a tensor of its own beside weights of
@@ -266,11 +307,35 @@ impl Loader<'_> {
     }
 }
 
-fn dense(name: &str, tensor: &Tensor) -> Result<Dense, LoadError> {
-    Dense::of(tensor.kind).ok_or_else(|| {
-        let said = format!("is {}, where F32, F16 or BF16 is read", tensor.kind.name());
+fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
+    Numbers::of(tensor.kind).ok_or_else(|| {
+        let said =
+            format!("is {}, where F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0 is read", tensor.kind.name());
         LoadError::tensor(name, said)
     })
+}
+
+/// The format of a matrix that is run as it is; `None` for a ternary one.
+fn dense(kind: TensorType, data: &[u8], cols: usize) -> Option<Numbers> {
+    Numbers::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
+}
+
+/// A model is BitNet by its ternary matrices; some may be dense, not all. Asked before any is read
+/// whole: other models are large.
+fn refuse_other_models(file: &Gguf) -> Result<(), LoadError> {
+    let is_dense = |tensor: &&Tensor| dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
+    let mut matrices = file.tensors().iter().filter(|tensor| is_matrix(tensor)).peekable();
+    match matrices.peek().copied() {
+        Some(first) if matrices.all(|tensor| is_dense(&tensor)) => Err(LoadError::tensor(
+            &first.name,
+            "is not ternary, nor is any other matrix of a layer: not a BitNet model; use one",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn ternary((bytes, scale): (Bytes, f32), cols: usize) -> (Form, f32) {
+    (Form::Ternary(Packed { width: packed_row(cols), bytes }), scale)
 }
 
 /// I2_S: codes, then the scale. The official layout is used where it lies.
@@ -303,18 +368,16 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
     })
 }
 
-fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<Packed, String> {
-    match kind {
-        TensorType::Tq1 => quant::pack_tq1(data, rows, cols),
-        TensorType::Tq2 => quant::pack_tq2(data, rows, cols),
-        TensorType::F32 => quant::pack_dense(data, Dense::F32, rows, cols),
-        TensorType::F16 => quant::pack_dense(data, Dense::F16, rows, cols),
-        TensorType::Bf16 => quant::pack_dense(data, Dense::Bf16, rows, cols),
-        TensorType::I2S => unreachable!("read in place"),
+fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::Packed, String> {
+    match (kind, Numbers::of(kind)) {
+        (_, Some(numbers)) => quant::pack_dense(data, numbers, rows, cols),
+        (TensorType::Tq1, _) => quant::pack_tq1(data, rows, cols),
+        (TensorType::Tq2, _) => quant::pack_tq2(data, rows, cols),
+        _ => unreachable!("I2_S is read by a function of its own"),
     }
 }
 
-/// Whether a tensor is one of the ternary matrices.
+/// Whether a tensor is one of the matrices of a layer.
 fn is_matrix(tensor: &Tensor) -> bool {
     tensor.name.starts_with("blk.") && tensor.dims.len() == 2
 }
@@ -323,7 +386,8 @@ pub(super) fn plan(file: &Gguf, layout: Layout) -> WeightBytes {
     let mut plan = WeightBytes::default();
     for tensor in file.tensors() {
         let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
-        if is_matrix(tensor) && !in_place {
+        let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
+        if is_matrix(tensor) && !in_place && !is_dense() {
             plan.copied += tensor.dims[1] * packed_row(tensor.dims[0]);
         } else {
             plan.mapped += tensor.bytes.len();

@@ -32,6 +32,36 @@ fn shapes_without_elements_or_with_too_many_are_refused() {
 }
 
 #[test]
+fn rows_that_are_no_whole_blocks_are_refused() {
+    for (kind, name, dims) in [
+        (2, "Q4_0", [16, 256]),
+        (8, "Q8_0", [48, 32]),
+        (12, "Q4_K", [128, 128]),
+        (14, "Q6_K", [128, 128]),
+        (34, "TQ1_0", [128, 128]),
+    ] {
+        for tensor in [Q, "token_embd.weight", "blk.0.attn_norm.weight"] {
+            let wanted = format!("tensor {tensor}: shape {dims:?} is impossible for {name}");
+            refused_blocks(&wanted, |file| {
+                let tensor = file.tensor(tensor);
+                (tensor.kind, tensor.dims) = (kind, dims.to_vec());
+            });
+        }
+    }
+}
+
+#[test]
+fn blocks_that_lie_outside_the_file_are_refused() {
+    for (kind, row) in [(2, 4 * 18), (8, 4 * 34)] {
+        // 2^44 rows of 128: no file, and no plan, has them.
+        let wanted = format!("and {} bytes lie outside the file", (row as u64) << 44);
+        refused_blocks(&wanted, |file| {
+            (file.tensor(Q).kind, file.tensor(Q).dims) = (kind, vec![128, 1 << 44])
+        });
+    }
+}
+
+#[test]
 fn data_outside_the_file_is_refused() {
     for offset in [1 << 20, 1 << 40, 1 << 63, u64::MAX - 31] {
         let wanted = format!("tensor {Q}: offset {offset} and 128 bytes lie outside the file");
@@ -58,8 +88,8 @@ fn types_of_other_engines_are_named_with_the_way_out() {
     for (kind, wanted) in [
         (38, "TL1 is tiled for one machine; use the model's I2_S file"),
         (39, "TL2 is tiled for one machine; use the model's I2_S file"),
-        (2, "tensor type 2 (Q4_0) is not read by this version; use a file with I2_S"),
-        (12, "tensor type 12 (Q4_K) is not read by this version; use a file with I2_S"),
+        (3, "tensor type 3 (Q4_1) is not read by this version; use a file with I2_S"),
+        (13, "tensor type 13 (Q5_K) is not read by this version; use a file with I2_S"),
         (99, "tensor type 99 (unknown) is not read by this version; use a file with I2_S"),
         (u32::MAX, "tensor type 4294967295 (unknown)"),
     ] {
@@ -100,7 +130,7 @@ fn a_tensor_that_no_part_of_the_model_uses_is_refused() {
 
 #[test]
 fn tables_and_vectors_of_ternary_blocks_are_refused() {
-    let wanted = "tensor token_embd.weight: is I2_S, where F32, F16 or BF16 is read";
+    let wanted = "tensor token_embd.weight: is I2_S, where F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0 is read";
     refused_blocks(wanted, |file| {
         let embedding = file.tensor("token_embd.weight");
         (embedding.kind, embedding.data) = (36, vec![0x55; 128 * tiny::VOCAB / 4 + 32]);
@@ -162,6 +192,27 @@ fn plain_weights_that_are_not_ternary_are_refused() {
         refused(&wanted, |file| {
             file.tensor(Q).data[126..].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
         });
+    }
+}
+
+#[test]
+fn blocks_of_a_ternary_matrix_that_stop_being_ternary_are_refused() {
+    // A scale of 1/2; for Q4_0 codes -8, 0 and 7, the last being what is left of 8.
+    let q8_0 = [&[0x00, 0x38][..], &[127, 0, 129, 0].repeat(8)].concat();
+    let q4_0 = [&[0x00, 0x38][..], &[0x80, 0xf8].repeat(8)].concat();
+    for (kind, block) in [(8, q8_0), (2, q4_0)] {
+        let with = |file: &mut tiny::File, at: usize, byte: u8| {
+            let tensor = file.tensor(Q);
+            (tensor.kind, tensor.data) = (kind, block.repeat(128 * 4));
+            tensor.data[at] = byte;
+        };
+        let mut sound = tiny::blocks();
+        with(&mut sound, 2, block[2]);
+        super::load(sound.bytes()).expect("sound");
+        let last = block.len() * 128 * 4 - 1;
+        for (at, byte) in [(last, 0x35), (last + 2 - block.len(), 0x3c)] {
+            refused_blocks(&format!("tensor {Q}: row 127: is not ternary"), |file| with(file, at, byte));
+        }
     }
 }
 

@@ -1,180 +1,21 @@
-//! How weights are written: tensor types, ternary block layouts, and the step from any of them to
-//! the one form the kernels read.
-//!
-//! That form is I2_S with blocks of 128: codes 0, 1, 2 for -1, 0, +1; element `j` of a block is in
-//! byte `j % 32`, bits `6 - 2 * (j / 32)`; a row is padded with zeros (code 1) to whole blocks.
-//! Deliberately knows no file: slices in, slices out.
+//! Ternary weights: the packed form, and the step from every other layout to it.
 
-use half::{bf16, f16};
+use super::Numbers;
+use super::blocks::{Blocks, Q4_0_BLOCK, Q4_0_BYTES};
+use half::f16;
 
 /// Weights in a block of the packed form.
 pub const BLOCK: usize = 128;
 /// Bytes of a block.
 pub const BLOCK_BYTES: usize = 32;
 /// Weights in a block of TQ1_0 and TQ2_0 (ggml's `QK_K`).
-const TQ_BLOCK: usize = 256;
+pub(super) const TQ_BLOCK: usize = 256;
 /// Bytes of a TQ1_0 block: 48 of five trits, 4 of four trits, a half-precision scale.
-const TQ1_BYTES: usize = 54;
+pub(super) const TQ1_BYTES: usize = 54;
 /// Bytes of a TQ2_0 block: 64 of four codes, a half-precision scale.
-const TQ2_BYTES: usize = 66;
+pub(super) const TQ2_BYTES: usize = 66;
 /// Tail of an I2_S tensor: the scale as f32, padded to 32 bytes.
 pub const I2S_TAIL: usize = 32;
-
-/// Tensor types of GGUF that this engine reads; the numbers are ggml's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TensorType {
-    /// 0
-    F32,
-    /// 1
-    F16,
-    /// 30
-    Bf16,
-    /// 34
-    Tq1,
-    /// 35
-    Tq2,
-    /// 36, as bitnet.cpp uses it
-    I2S,
-}
-
-impl TensorType {
-    /// The type of a number in the file, or the name of what this engine does not read.
-    pub fn from_id(id: u32) -> Result<Self, String> {
-        Ok(match id {
-            0 => TensorType::F32,
-            1 => TensorType::F16,
-            30 => TensorType::Bf16,
-            34 => TensorType::Tq1,
-            35 => TensorType::Tq2,
-            36 => TensorType::I2S,
-            38 | 39 => {
-                let name = if id == 38 { "TL1" } else { "TL2" };
-                return Err(format!("{name} is tiled for one machine; use the model's I2_S file"));
-            }
-            other => {
-                let name = GGML_NAMES.iter().find(|(id, _)| *id == other).map_or("unknown", |n| n.1);
-                return Err(format!(
-                    "tensor type {other} ({name}) is not read by this version; use a file with I2_S, TQ1_0 or TQ2_0 \
-                     weights and F16 embeddings"
-                ));
-            }
-        })
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            TensorType::F32 => "F32",
-            TensorType::F16 => "F16",
-            TensorType::Bf16 => "BF16",
-            TensorType::Tq1 => "TQ1_0",
-            TensorType::Tq2 => "TQ2_0",
-            TensorType::I2S => "I2_S",
-        }
-    }
-
-    /// Bytes of a tensor of `elements` in rows of `row`; `None` where the row does not divide into
-    /// blocks, or on overflow.
-    pub fn bytes(self, elements: u64, row: u64) -> Option<u64> {
-        let blocks = |size: usize, bytes: usize| {
-            let size = size as u64;
-            if row.is_multiple_of(size) { (elements / size).checked_mul(bytes as u64) } else { None }
-        };
-        match self {
-            TensorType::F32 => elements.checked_mul(4),
-            TensorType::F16 | TensorType::Bf16 => elements.checked_mul(2),
-            TensorType::Tq1 => blocks(TQ_BLOCK, TQ1_BYTES),
-            TensorType::Tq2 => blocks(TQ_BLOCK, TQ2_BYTES),
-            TensorType::I2S => blocks(BLOCK, BLOCK_BYTES)?.checked_add(I2S_TAIL as u64),
-        }
-    }
-}
-
-/// Types people will bring that are named when they are refused.
-const GGML_NAMES: &[(u32, &str)] = &[
-    (2, "Q4_0"),
-    (3, "Q4_1"),
-    (6, "Q5_0"),
-    (7, "Q5_1"),
-    (8, "Q8_0"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
-    (12, "Q4_K"),
-    (13, "Q5_K"),
-    (14, "Q6_K"),
-];
-
-/// Number formats of embeddings, heads and caches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dense {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes, IEEE half.
-    F16,
-    /// 2 bytes, the upper half of an f32.
-    Bf16,
-}
-
-impl Dense {
-    /// The format of a tensor type that holds plain numbers.
-    pub fn of(kind: TensorType) -> Option<Self> {
-        match kind {
-            TensorType::F32 => Some(Dense::F32),
-            TensorType::F16 => Some(Dense::F16),
-            TensorType::Bf16 => Some(Dense::Bf16),
-            _ => None,
-        }
-    }
-
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
-        if self == Dense::F32 { 4 } else { 2 }
-    }
-
-    /// Writes little-endian numbers, rounded to the format; `bytes` holds exactly `x.len()` of them.
-    pub fn write(self, bytes: &mut [u8], x: &[f32]) {
-        assert_eq!(bytes.len(), x.len() * self.size());
-        match self {
-            Dense::F32 => {
-                for (b, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(x) {
-                    *b = x.to_le_bytes();
-                }
-            }
-            Dense::F16 => {
-                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    *b = f16::from_f32(*x).to_le_bytes();
-                }
-            }
-            Dense::Bf16 => {
-                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    *b = bf16::from_f32(*x).to_le_bytes();
-                }
-            }
-        }
-    }
-
-    /// Reads little-endian numbers; `bytes` holds exactly `out.len()` of them.
-    pub fn read(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(bytes.len(), out.len() * self.size());
-        match self {
-            Dense::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            Dense::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
-                }
-            }
-            Dense::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = bf16::from_le_bytes(*b).to_f32();
-                }
-            }
-        }
-    }
-}
 
 /// Bytes of a packed row of `cols` weights.
 pub fn packed_row(cols: usize) -> usize {
@@ -285,32 +126,136 @@ fn tq1_code(block: &[u8; TQ1_BYTES], j: usize) -> u8 {
     ((u16::from(fraction) * 3) >> 8) as u8
 }
 
-/// Packs plain numbers that are all -s, 0 or +s.
-pub fn pack_dense(data: &[u8], kind: Dense, rows: usize, cols: usize) -> Result<Packed, String> {
+/// Whether rows of numbers are meant as ternary, by the first that holds anything: it is all -s, 0
+/// or +s, or Q4_0 made of that. Rows that hold nothing are.
+///
+/// # Panics
+/// When rows of `cols` are not whole blocks of the format.
+pub fn is_ternary(data: &[u8], kind: impl Into<Numbers>, cols: usize) -> bool {
+    let kind = kind.into();
+    if is_clipped(data, kind, cols) {
+        return true;
+    }
+    let (mut first, mut scale) = (0, 0.0f32);
+    let decided = kind.pieces(data, cols, |row, _, numbers| {
+        if scale != 0.0 && row > first {
+            return Err(true);
+        }
+        for x in numbers.iter().filter(|x| **x != 0.0) {
+            if scale == 0.0 {
+                (first, scale) = (row, x.abs());
+            }
+            if x.abs() != scale || !scale.is_finite() {
+                return Err(false);
+            }
+        }
+        Ok(())
+    });
+    decided.err().unwrap_or(true)
+}
+
+/// Packs numbers that are all -s, 0 or +s, or Q4_0 made of such.
+///
+/// # Panics
+/// When rows of `cols` are not whole blocks of the format.
+pub fn pack_dense(data: &[u8], kind: impl Into<Numbers>, rows: usize, cols: usize) -> Result<Packed, String> {
+    let kind = kind.into();
+    if is_clipped(data, kind, cols) {
+        return pack_clipped(data, rows, cols);
+    }
     let mut scale = 0.0f32;
-    let mut line = vec![0.0; cols];
-    for (index, row) in data.chunks_exact(cols * kind.size()).enumerate() {
-        kind.read(row, &mut line);
-        for x in line.iter().filter(|x| **x != 0.0) {
+    kind.pieces(data, cols, |row, _, numbers| {
+        for x in numbers.iter().filter(|x| **x != 0.0) {
             if scale == 0.0 {
                 scale = x.abs();
             }
             if x.abs() != scale || !scale.is_finite() {
                 return Err(format!(
-                    "row {index}: is not ternary: holds {x} beside {scale}; use a BitNet model"
+                    "row {row}: is not ternary: holds {x} beside {scale}; use a BitNet model"
                 ));
             }
         }
-    }
-    let mut bytes = vec![0; rows * packed_row(cols)];
-    for (row, packed) in data.chunks_exact(cols * kind.size()).zip(bytes.chunks_exact_mut(packed_row(cols))) {
-        kind.read(row, &mut line);
-        for col in 0..packed_row(cols) * 4 {
-            let x = line.get(col).copied().unwrap_or(0.0);
-            put(packed, col, 1 + u8::from(x > 0.0) - u8::from(x < 0.0));
+        Ok(())
+    })?;
+    let width = packed_row(cols);
+    let mut bytes = vec![0; rows * width];
+    kind.pieces(data, cols, |row, col, numbers| {
+        let packed = &mut bytes[row * width..(row + 1) * width];
+        for (at, x) in numbers.iter().enumerate() {
+            put(packed, col + at, 1 + u8::from(*x > 0.0) - u8::from(*x < 0.0));
         }
-    }
+        let end = col + numbers.len();
+        let padding = if end == cols { end..width * 4 } else { end..end };
+        padding.for_each(|col| put(packed, col, 1));
+        Ok::<(), String>(())
+    })?;
     Ok(Packed { bytes, scale })
+}
+
+/// Whether rows are Q4_0 that was made of ternary numbers, by the first that holds anything.
+///
+/// Q4_0 lets the largest number of a block be code 0, which stands for -8 d. So -s and +s become
+/// codes 0 and 15, in an order that differs from block to block, and the second stands for 7/8 of s:
+/// no ternary numbers any more, but the weights and s = 8 |d| are all there. llama.cpp's quantiser
+/// does this to tensors whose rows are not whole blocks of the TQ1_0 or TQ2_0 that was asked for,
+/// such as `ffn_down` of bitnet_b1_58-3B with its 8640 columns.
+fn is_clipped(data: &[u8], kind: Numbers, cols: usize) -> bool {
+    let row = cols / Q4_0_BLOCK * Q4_0_BYTES;
+    kind == Numbers::Blocks(Blocks::Q4_0)
+        && data.chunks_exact(row).find_map(|row| match clipped_row(row) {
+            Some(0.0) => None,
+            scale => Some(scale.is_some()),
+        }) == Some(true)
+}
+
+/// The one |d| of a row of such blocks, 0 where it holds nothing; `None` where it is no such row.
+fn clipped_row(row: &[u8]) -> Option<f32> {
+    row.as_chunks().0.iter().try_fold(0.0, |one, block| join(one, clipped_block(block)?))
+}
+
+/// The one |d| of two parts, either of which may hold nothing.
+fn join(a: f32, b: f32) -> Option<f32> {
+    (a == b || a == 0.0 || b == 0.0).then_some(a.max(b))
+}
+
+/// The |d| of such a block, 0 where it holds nothing; `None` where it is no such block.
+fn clipped_block(block: &[u8; Q4_0_BYTES]) -> Option<f32> {
+    const LARGEST: u16 = 1;
+    const ZERO: u16 = 1 << 8;
+    const OTHER_SIGN: u16 = 1 << 15;
+    let d = f16::from_le_bytes([block[0], block[1]]).to_f32().abs();
+    // A bit for each code there is.
+    let codes = block[2..].iter().fold(0u16, |codes, byte| codes | 1 << (byte & 15) | 1 << (byte >> 4));
+    if d == 0.0 || codes == ZERO {
+        return Some(0.0);
+    }
+    // The number that set the scale is always there.
+    let ternary = codes & LARGEST != 0 && codes & !(LARGEST | ZERO | OTHER_SIGN) == 0;
+    (ternary && d.is_finite()).then_some(d)
+}
+
+/// Packs Q4_0 that was made of ternary numbers; see [`is_clipped`].
+fn pack_clipped(data: &[u8], rows: usize, cols: usize) -> Result<Packed, String> {
+    let (blocks, _) = data.as_chunks::<Q4_0_BYTES>();
+    let mut one = 0.0;
+    for (index, block) in blocks.iter().enumerate() {
+        one = clipped_block(block).and_then(|d| join(one, d)).ok_or_else(|| {
+            let row = index * Q4_0_BLOCK / cols;
+            format!("row {row}: is not ternary, where rows before it are; use a BitNet model")
+        })?;
+    }
+    let bytes = pack(rows, cols, |row, col| {
+        let at = row * cols + col;
+        let (block, j) = (&blocks[at / Q4_0_BLOCK], at % Q4_0_BLOCK);
+        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        let code = block[2 + j % 16] >> (j / 16 * 4) & 15;
+        match (code, d > 0.0) {
+            (0, true) | (15, false) if d != 0.0 => 0,
+            (0, false) | (15, true) if d != 0.0 => 2,
+            _ => 1,
+        }
+    });
+    Ok(Packed { bytes, scale: 8.0 * one })
 }
 
 /// Packs codes given by a function of row and column.
@@ -347,6 +292,7 @@ fn one_scale(scales: impl Iterator<Item = [u8; 2]>) -> Result<f32, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Dense;
     use super::*;
 
     #[test]
@@ -389,13 +335,5 @@ mod tests {
         assert_eq!(pack_tq2(&data, 2, 256).expect("a block of zeros has no scale").scale, 0.5);
         data[130..132].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
         assert!(pack_tq2(&data, 2, 256).is_err());
-    }
-
-    #[test]
-    fn sizes_refuse_partial_blocks_and_overflow() {
-        assert_eq!(TensorType::I2S.bytes(256, 128), Some(96));
-        assert_eq!(TensorType::I2S.bytes(256, 64), None);
-        assert_eq!(TensorType::Tq1.bytes(512, 256), Some(108));
-        assert_eq!(TensorType::F32.bytes(u64::MAX / 2, 4), None);
     }
 }

@@ -1,0 +1,177 @@
+//! Numbers in rows: plain ones, or blocks that share a scale.
+
+use super::TensorType;
+use super::blocks::Blocks;
+use super::quantize::{write_q6_k, write_q8_0};
+use half::{bf16, f16};
+
+/// Formats of plain numbers: caches hold these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dense {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes, IEEE half.
+    F16,
+    /// 2 bytes, the upper half of an f32.
+    Bf16,
+}
+
+impl Dense {
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        if self == Dense::F32 { 4 } else { 2 }
+    }
+
+    /// Writes little-endian numbers, rounded to the format; `bytes` holds exactly `x.len()` of them.
+    pub fn write(self, bytes: &mut [u8], x: &[f32]) {
+        assert_eq!(bytes.len(), x.len() * self.size());
+        match self {
+            Dense::F32 => {
+                for (b, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(x) {
+                    *b = x.to_le_bytes();
+                }
+            }
+            Dense::F16 => {
+                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *b = f16::from_f32(*x).to_le_bytes();
+                }
+            }
+            Dense::Bf16 => {
+                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *b = bf16::from_f32(*x).to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// Reads little-endian numbers; `bytes` holds exactly `out.len()` of them.
+    pub fn read(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.size());
+        match self {
+            Dense::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Dense::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Dense::Bf16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = bf16::from_le_bytes(*b).to_f32();
+                }
+            }
+        }
+    }
+}
+
+/// Formats of embeddings, heads and matrices that are run as they are: plain numbers, or blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// One by one.
+    Plain(Dense),
+    /// In blocks.
+    Blocks(Blocks),
+}
+
+impl From<Dense> for Numbers {
+    fn from(kind: Dense) -> Self {
+        Numbers::Plain(kind)
+    }
+}
+
+impl From<Blocks> for Numbers {
+    fn from(kind: Blocks) -> Self {
+        Numbers::Blocks(kind)
+    }
+}
+
+impl Numbers {
+    /// The format of a tensor type; `None` for the ternary ones.
+    pub fn of(kind: TensorType) -> Option<Self> {
+        Some(match kind {
+            TensorType::F32 => Numbers::Plain(Dense::F32),
+            TensorType::F16 => Numbers::Plain(Dense::F16),
+            TensorType::Bf16 => Numbers::Plain(Dense::Bf16),
+            TensorType::Q4_0 => Numbers::Blocks(Blocks::Q4_0),
+            TensorType::Q8_0 => Numbers::Blocks(Blocks::Q8_0),
+            TensorType::Q4K => Numbers::Blocks(Blocks::Q4K),
+            TensorType::Q6K => Numbers::Blocks(Blocks::Q6K),
+            TensorType::Tq1 | TensorType::Tq2 | TensorType::I2S => return None,
+        })
+    }
+
+    /// Bytes of a row of `cols` numbers; `None` where they are no whole blocks, or on overflow.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        let (numbers, bytes) = match self {
+            Numbers::Plain(kind) => (1, kind.size()),
+            Numbers::Blocks(kind) => kind.size(),
+        };
+        if cols.is_multiple_of(numbers) { (cols / numbers).checked_mul(bytes) } else { None }
+    }
+
+    /// Reads numbers, to the bit as the `gguf` package of Python reads them; `bytes` holds exactly
+    /// `out.len()` of them.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn read(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Numbers::Plain(kind) => kind.read(bytes, out),
+            Numbers::Blocks(kind) => kind.read(bytes, out),
+        }
+    }
+
+    /// What writes a row, `fn(bytes, x)`; `None` for Q4_0 and Q4_K, which this engine only reads.
+    ///
+    /// It panics where `bytes` does not hold exactly `x.len()` numbers. `x` should be finite: in
+    /// blocks, what is not becomes some number. See [`super::quantize`] for how it rounds.
+    pub fn writer(self) -> Option<fn(&mut [u8], &[f32])> {
+        match self {
+            Numbers::Plain(Dense::F32) => Some(|bytes, x| Dense::F32.write(bytes, x)),
+            Numbers::Plain(Dense::F16) => Some(|bytes, x| Dense::F16.write(bytes, x)),
+            Numbers::Plain(Dense::Bf16) => Some(|bytes, x| Dense::Bf16.write(bytes, x)),
+            Numbers::Blocks(Blocks::Q8_0) => Some(write_q8_0),
+            Numbers::Blocks(Blocks::Q6K) => Some(write_q6_k),
+            Numbers::Blocks(Blocks::Q4_0 | Blocks::Q4K) => None,
+        }
+    }
+
+    /// Where the first number that is not finite stands in rows of `cols`: row and column.
+    pub fn find_not_finite(self, data: &[u8], cols: usize) -> Option<(usize, usize)> {
+        self.pieces(data, cols, |row, col, x| match x.iter().position(|x| !x.is_finite()) {
+            Some(at) => Err((row, col + at)),
+            None => Ok(()),
+        })
+        .err()
+    }
+
+    /// Calls `each(row, first column, numbers)` with some numbers at a time, in order, until it
+    /// fails: rows may be long, and a file must not order memory for them.
+    ///
+    /// # Panics
+    /// When rows of `cols` are not whole blocks.
+    pub(super) fn pieces<E>(
+        self,
+        data: &[u8], // [rows, cols]
+        cols: usize,
+        mut each: impl FnMut(usize, usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        /// A multiple of every block.
+        const PIECE: usize = 256;
+        let width = self.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
+        let piece = self.row_bytes(PIECE).expect("256 is a multiple of every block");
+        let mut numbers = [0.0; PIECE];
+        for (row, bytes) in data.chunks_exact(width).enumerate() {
+            for (index, bytes) in bytes.chunks(piece).enumerate() {
+                let col = index * PIECE;
+                let numbers = &mut numbers[..PIECE.min(cols - col)];
+                self.read(bytes, numbers);
+                each(row, col, numbers)?;
+            }
+        }
+        Ok(())
+    }
+}
