@@ -1,11 +1,13 @@
 //! `bitnetd convert`: a checkpoint folder or another GGUF file as a GGUF file this engine likes best.
 
-use super::{Failure, print};
+use super::model::layout_arg;
+use super::{Failure, host, print};
 use crate::engine::convert::part::{Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map};
 use crate::engine::model::Layout;
+use crate::engine::quant::TensorType;
 use crate::engine::{ModelFile, Options as Run, Source};
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
@@ -24,10 +26,10 @@ pub(super) struct Convert {
     /// Form of embedding and head [default: as they are, in the fewest bits that lose nothing]
     #[arg(long, value_name = "FORM", value_enum)]
     head: Option<HeadArg>,
-    /// Block layout of I2_S weights in IN, which the file does not say: 64 is what bitnet.cpp on Arm
-    /// has written since November 2025, 1x4 what it writes on x86 without ACT_PARALLEL
-    #[arg(long, value_name = "LAYOUT", value_enum, default_value_t)]
-    from_layout: LayoutArg,
+    /// Layout of I2_S weights in IN, which a file does not say: 128, the official one, 64 or 1x4; auto
+    /// finds it out with a short text
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
+    from_layout: String,
     /// Replace OUT
     #[arg(long)]
     force: bool,
@@ -53,15 +55,10 @@ enum WeightsArg {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum HeadArg {
     F16,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum LayoutArg {
-    #[default]
-    #[value(name = "128")]
-    Blocks128,
-    #[value(name = "64")]
-    Blocks64,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q6_k")]
+    Q6K,
 }
 
 impl Convert {
@@ -74,11 +71,10 @@ impl Convert {
             },
             head: self.head.map(|head| match head {
                 HeadArg::F16 => Head::F16,
+                HeadArg::Q8_0 => Head::Q8_0,
+                HeadArg::Q6K => Head::Q6K,
             }),
-            from: match self.from_layout {
-                LayoutArg::Blocks128 => Layout::Blocks128,
-                LayoutArg::Blocks64 => Layout::Blocks64,
-            },
+            from: Layout::named(&self.from_layout).unwrap_or_default(),
         }
     }
 }
@@ -86,7 +82,7 @@ impl Convert {
 pub(super) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
     let place = shown(&args.input);
-    let plan = plan(&args).map_err(|error| error.within(&place))?;
+    let plan = plan(&args, &place)?;
     let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
     check_room(&args.output, &plan, &part)?;
     let mut screen = Screen::new();
@@ -144,14 +140,30 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     }
 }
 
-fn plan(args: &Convert) -> Result<Plan, LoadError> {
-    let options = args.options();
+fn plan(args: &Convert, place: &str) -> Result<Plan, LoadError> {
+    let within = |error: LoadError| error.within(place);
+    let mut options = args.options();
     if args.input.is_dir() {
-        return Plan::checkpoint(&Folder::open(&args.input), &options);
+        return Plan::checkpoint(&Folder::open(&args.input), &options).map_err(within);
     }
-    let map =
-        Map::open(&args.input).map_err(|error| LoadError::new("IN", format!("cannot be read: {error}")))?;
-    Plan::file(&Gguf::parse(map)?, &options)
+    let map = Map::open(&args.input);
+    let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
+    let file = Gguf::parse(map).map_err(within)?;
+    let mut said = None;
+    let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
+    if has_layout && Layout::named(&args.from_layout).is_none() {
+        (options.from, said) = found_layout(&args.input)?;
+    }
+    let mut plan = Plan::file(&file, &options).map_err(within)?;
+    said.into_iter().for_each(|said| plan.note(said));
+    Ok(plan)
+}
+
+/// The layout that a short text shows, and what there is to say of it.
+fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
+    let run = Run { threads: host::processors(), pin: false, kernel: None };
+    let engine = ModelFile::open(&Source::File(input.to_owned()), None)?.load(&run)?;
+    Ok((engine.layout(), engine.notes().first().cloned()))
 }
 
 /// Refuses to begin what cannot end.
@@ -188,16 +200,14 @@ fn origin(args: &Convert) -> String {
 
 /// Opens the file as the daemon will, and loads it where that copies no weights.
 fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
-    let source = Source::File(part.path().to_owned());
-    let file = ModelFile::open(&source, Layout::Blocks128)?;
     let told = |error: LoadError| LoadError::new("the written file", error.to_string());
-    let map =
-        Map::open(part.path()).map_err(|error| LoadError::new("the written file", error.to_string()))?;
-    let read = Gguf::parse(map).map_err(told)?;
-    let same = read.tensors().iter().zip(plan.draft().tensors()).all(|(read, planned)| {
+    let source = Source::File(part.path().to_owned());
+    let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(told)?;
+    let (read, planned) = (file.file().tensors(), plan.draft().tensors());
+    let same = read.iter().zip(planned).all(|(read, planned)| {
         (&read.name, read.kind, &read.dims) == (&planned.name, planned.kind, &planned.dims)
     });
-    if !same || read.tensors().len() != plan.draft().tensors().len() {
+    if !same || read.len() != planned.len() {
         return Err(LoadError::new("the written file", "holds other tensors than were written"));
     }
     if file.footprint().copied == 0 {

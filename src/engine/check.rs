@@ -8,7 +8,7 @@
 
 use super::gguf::Gguf;
 use super::model::{Layout, Model};
-use super::quant::{Dense, TensorType};
+use super::quant::{Numbers, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
 
@@ -96,9 +96,9 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
 /// Whether the weights were trained: embeddings that were share a direction, those drawn at random do not.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor("token_embd.weight") else { return true };
-    let (Some(kind), [cols, rows]) = (Dense::of(table.kind), &table.dims[..]) else { return true };
+    let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
     let bytes = file.data(table);
-    let width = cols * kind.size();
+    let Some(width) = kind.row_bytes(*cols) else { return true };
     let (mut row, mut sum, mut squares) = (vec![0.0; *cols], vec![0.0f64; *cols], 0.0);
     let step = rows.div_ceil(ROWS);
     for bytes in bytes.chunks_exact(width).step_by(step) {

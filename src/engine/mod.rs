@@ -86,6 +86,8 @@ pub struct Engine {
     name: String,
     model: Model,
     tokenizer: Tokenizer,
+    /// In which its I2_S weights were read.
+    layout: Layout,
     notes: Vec<String>,
 }
 
@@ -207,6 +209,7 @@ impl ModelFile {
             ));
         };
         engine.model = engine.model.reload(&self.file, layout)?;
+        engine.layout = layout;
         engine.notes.push(format!("I2_S weights are in the layout {} (perplexity {said})", layout.name()));
         Ok(engine)
     }
@@ -249,7 +252,7 @@ impl ModelFile {
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
         let model = Model::load(&self.file, layout, kernels, pool)?;
-        Ok(Engine { name, model, tokenizer, notes: Vec::new() })
+        Ok(Engine { name, model, tokenizer, layout, notes: Vec::new() })
     }
 }
 
@@ -270,6 +273,11 @@ impl Engine {
     /// What was wrong or missing in the file, and how it was read all the same: a sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The layout in which its I2_S weights were read, named or found out.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The model.

@@ -82,7 +82,7 @@ fn model(first: usize) -> File {
 }
 
 fn open(file: &File) -> ModelFile {
-    ModelFile::parse(Map::from(file.bytes()), "m.gguf", Layout::Blocks128).expect("sound")
+    ModelFile::parse(Map::from(file.bytes()), "m.gguf", Some(Layout::Blocks128)).expect("sound")
 }
 
 fn load(file: &File, threads: usize) -> Engine {
@@ -208,7 +208,7 @@ fn dense_matrices_are_planned_as_mapped_and_ternary_ones_as_copied() {
 fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
     let file = model(3);
     let bytes = file.bytes();
-    let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", Layout::Blocks128).expect("sound");
+    let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", Some(Layout::Blocks128)).expect("sound");
     let options = Options { threads: 1, pin: false, kernel: None };
     let (engine, largest) = allocations::largest(|| parsed.load(&options).expect("sound"));
     // The smallest of them has 18 KB, the vocabulary's tables less.
@@ -267,7 +267,7 @@ fn with_changed(name: &str, mut change: impl FnMut(usize, f32) -> f32) -> Engine
         let x = change(at, half::f16::from_le_bytes(*number).to_f32());
         *number = half::f16::from_f32(x).to_le_bytes();
     }
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", Layout::Blocks128).expect("sound");
+    let file = ModelFile::parse(Map::from(bytes), "m.gguf", Some(Layout::Blocks128)).expect("sound");
     file.load(&Options { threads: 2, pin: false, kernel: None }).expect("sound")
 }
 

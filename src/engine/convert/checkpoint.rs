@@ -137,9 +137,9 @@ impl Builder<'_> {
     fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Table, LoadError> {
         let stored = self.stored(name)?;
         check_shape(stored, shape)?;
-        let from = dense(stored)?;
+        let from = dense(stored)?.into();
         let cols = *shape.last().expect("a shape of ours");
-        Ok(Table { name: name.to_owned(), data: stored.data.clone(), from, cols, to: Dense::F32 })
+        Ok(Table { name: name.to_owned(), data: stored.data.clone(), from, cols, to: Dense::F32.into() })
     }
 
     fn table(&mut self, from: &str, to: &str, rows: usize, cols: usize) -> Result<(), LoadError> {

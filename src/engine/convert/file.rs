@@ -8,7 +8,7 @@ use super::{Content, Options, Plan};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Datum, Gguf, Tensor};
 use crate::engine::model::Shape;
-use crate::engine::quant::Dense;
+use crate::engine::quant::{Numbers, is_ternary};
 use std::sync::OnceLock;
 
 const EMBEDDING: &str = "token_embd.weight";
@@ -36,13 +36,13 @@ fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Re
     if [EMBEDDING, HEAD].contains(&name) {
         return put_table(source, tensor, options, plan);
     }
-    if is_matrix(tensor) {
+    if is_matrix(source, tensor) {
         let part = name.strip_suffix(".weight").expect("so a matrix is told");
         return plan.put_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
     }
     // A matrix takes its scale along.
     let of = name.strip_suffix(".scale").and_then(|part| source.tensor(&format!("{part}.weight")));
-    match of.filter(|tensor| is_matrix(tensor)) {
+    match of.filter(|tensor| is_matrix(source, tensor)) {
         Some(_) => Ok(()),
         None => plan.put(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
     }
@@ -56,22 +56,21 @@ fn is_copy(source: &Gguf, head: &Tensor) -> bool {
     })
 }
 
-fn is_matrix(tensor: &Tensor) -> bool {
-    tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight") && tensor.dims.len() == 2
+/// Whether a tensor is a ternary matrix of a layer. Others are run as they are, and stay so.
+fn is_matrix(source: &Gguf, tensor: &Tensor) -> bool {
+    let layer = tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight");
+    layer
+        && tensor.dims.len() == 2
+        && Numbers::of(tensor.kind).is_none_or(|kind| is_ternary(&source.data(tensor), kind, tensor.dims[0]))
 }
 
 fn put_table(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
     let data = source.data(tensor);
-    let bytes = || Content::Bytes(data.clone());
-    let asked = options.head.map(|head| table::format(&data, Dense::F16, Some(head)));
-    match (Dense::of(tensor.kind), asked) {
-        (Some(from), Some(to)) if from != to => {
-            let cols = tensor.dims[0];
-            let table = Table { name: tensor.name.clone(), data: data.clone(), from, cols, to };
-            plan.put_table(&tensor.name, table)
-        }
-        _ => plan.put(&tensor.name, tensor.kind, &tensor.dims, bytes()),
-    }
+    let from = Numbers::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
+    let from = from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
+    // As it is where nothing is asked for, also where fewer bits would do.
+    let to = if options.head.is_some() { table::format(&data, from, options.head) } else { from };
+    plan.put_table(&tensor.name, Table { name: tensor.name.clone(), data, from, cols: tensor.dims[0], to })
 }
 
 fn matrix(source: &Gguf, tensor: &Tensor, options: &Options) -> Result<Matrix, LoadError> {
@@ -93,13 +92,13 @@ fn matrix(source: &Gguf, tensor: &Tensor, options: &Options) -> Result<Matrix, L
 
 fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
     let fail = |said: &str| LoadError::tensor(&tensor.name, said);
-    let kind = Dense::of(tensor.kind).filter(|_| tensor.dims == [1]);
+    let kind = Numbers::of(tensor.kind).filter(|_| tensor.dims == [1]);
     let kind = kind.ok_or_else(|| fail("is not one plain number; the file is damaged"))?;
     let mut number = [0.0];
     kind.read(&source.data(tensor), &mut number);
-    match number[0].is_finite() {
-        true => Ok(number[0]),
-        false => Err(fail("is not a number; the file is damaged")),
+    match number {
+        [number] if f32::is_finite(number) => Ok(number),
+        _ => Err(fail("is not a number; the file is damaged")),
     }
 }
 

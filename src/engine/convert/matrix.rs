@@ -4,7 +4,7 @@ use super::Failure;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Slice;
 use crate::engine::model::Layout;
-use crate::engine::quant::{self, Dense, I2S_TAIL, Packed, TensorType, code, packed_row};
+use crate::engine::quant::{self, Dense, I2S_TAIL, Numbers, Packed, TensorType, code, packed_row};
 use half::f16;
 use std::io::Write;
 use std::sync::OnceLock;
@@ -49,7 +49,10 @@ impl Matrix {
         let found = match &self.source {
             Source::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
             Source::Strided { scale, .. } => Ok(*scale),
-            Source::Tensor { data, kind, factor, .. } => Ok(magnitude(data, *kind, self.cols) * factor),
+            Source::Tensor { data, kind, factor, .. } => match magnitude(data, *kind, self.cols) {
+                Some(scale) => Ok(scale * factor),
+                None => self.pack().map(|packed| packed.scale),
+            },
         };
         match found.map_err(|said| self.fail(said))? {
             scale if scale.is_finite() => Ok(scale),
@@ -68,7 +71,9 @@ impl Matrix {
     /// How it is held where `wanted` is asked for: that type where rows divide into its blocks.
     pub fn form(&self, wanted: TensorType) -> Result<Form, LoadError> {
         let fits = |kind: &TensorType| kind.bytes(self.cols as u64, self.cols as u64).is_some();
-        let kind = [wanted, TensorType::I2S].into_iter().find(fits).unwrap_or(TensorType::F16);
+        // The plainest blocks hold -1, 0 and +1 exactly, in 4.5 bits each; half precision fits anything.
+        let kinds = [wanted, TensorType::I2S, TensorType::Q4_0];
+        let kind = kinds.into_iter().find(fits).unwrap_or(TensorType::F16);
         let apart = match kind {
             TensorType::I2S => false,
             // The pass over all numbers is for later; nearly no mean is a half-precision number.
@@ -156,14 +161,11 @@ impl Matrix {
         factor: f32,
     ) -> Result<Packed, String> {
         let (rows, cols) = (self.rows, self.cols);
-        let dense = |kind| quant::pack_dense(data, kind, rows, cols);
         let mut packed = match kind {
             TensorType::I2S => self.pack_i2s(data, layout),
             TensorType::Tq1 => quant::pack_tq1(data, rows, cols),
             TensorType::Tq2 => quant::pack_tq2(data, rows, cols),
-            TensorType::F32 => dense(Dense::F32),
-            TensorType::F16 => dense(Dense::F16),
-            TensorType::Bf16 => dense(Dense::Bf16),
+            kind => quant::pack_dense(data, numbers(kind), rows, cols),
         }?;
         packed.scale *= factor;
         Ok(packed)
@@ -182,6 +184,10 @@ impl Matrix {
         Ok(match layout {
             Layout::Blocks128 => Packed { bytes: codes.to_vec(), scale },
             Layout::Blocks64 => quant::pack_i2s_64(codes, self.rows, self.cols, scale),
+            Layout::Rows4 if !self.rows.is_multiple_of(4) => {
+                return Err(format!("{} rows, which the layout 1x4 cannot have; name another", self.rows));
+            }
+            Layout::Rows4 => quant::pack_i2s_rows4(codes, self.rows, self.cols, scale),
         })
     }
 
@@ -220,8 +226,14 @@ fn i2s_scale(data: &[u8]) -> f32 {
     f32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// The scale that a tensor holds itself: of numbers, the first that is not 0.
-fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> f32 {
+/// The format of a tensor that is not in ternary blocks.
+fn numbers(kind: TensorType) -> Numbers {
+    Numbers::of(kind).expect("ternary blocks are told apart before")
+}
+
+/// The scale that a tensor holds itself: of plain numbers, the first that is not 0. `None` where
+/// only reading all of it tells.
+fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
     let half = |at: usize, size: usize| {
         let scales = data.chunks_exact(size).map(|block| [block[at], block[at + 1]]);
         scales.map(|scale| f16::from_le_bytes(scale).to_f32()).find(|scale| *scale != 0.0)
@@ -230,16 +242,17 @@ fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> f32 {
         TensorType::I2S => Some(i2s_scale(data)),
         TensorType::Tq1 => half(52, 54),
         TensorType::Tq2 => half(64, 66),
-        _ => Dense::of(kind).and_then(|kind| {
+        kind => {
+            let Numbers::Plain(kind) = numbers(kind) else { return None };
             let mut line = vec![0.0; cols];
             let mut rows = data.chunks_exact(cols * kind.size());
             rows.find_map(|row| {
                 kind.read(row, &mut line);
                 line.iter().find(|x| **x != 0.0).map(|x| x.abs())
             })
-        }),
+        }
     };
-    found.unwrap_or(0.0)
+    Some(found.unwrap_or(0.0))
 }
 
 /// Packs a row of codes, padded with zeros (code 1) to whole blocks.
@@ -266,14 +279,20 @@ fn write_row(codes: &[u8], cols: usize, kind: TensorType, scale: f32, out: &mut 
             tq2_block(|j| code(codes, at + j), out);
             out.extend(half);
         }),
+        TensorType::Q4_0 => (0..cols).step_by(32).for_each(|at| {
+            out.extend(half);
+            out.extend((at..at + 16).map(|col| q4_0_code(codes, col) | q4_0_code(codes, col + 16) << 4));
+        }),
         _ => {
-            let dense = Dense::of(kind).expect("a matrix is written as blocks or numbers");
-            let line: Vec<f32> = (0..cols).map(|col| (f32::from(code(codes, col)) - 1.0) * scale).collect();
-            let start = out.len();
-            out.resize(start + cols * dense.size(), 0);
-            dense.write(&mut out[start..], &line);
+            let numbers = (0..cols).map(|col| f16::from_f32((f32::from(code(codes, col)) - 1.0) * scale));
+            out.extend(numbers.flat_map(f16::to_le_bytes));
         }
     }
+}
+
+/// Q4_0 counts from -8.
+fn q4_0_code(codes: &[u8], col: usize) -> u8 {
+    code(codes, col) + 7
 }
 
 /// Codes of a TQ2_0 block: element `j` in byte `j / 128 * 32 + j % 32`, bits `2 * (j % 128 / 32)`.

@@ -3,7 +3,7 @@
 use super::{Failure, Head};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Slice;
-use crate::engine::quant::{Dense, TensorType};
+use crate::engine::quant::{Blocks, Dense, Numbers, TensorType};
 use std::io::Write;
 
 /// A table of numbers of a source.
@@ -12,37 +12,54 @@ pub(super) struct Table {
     /// Its name in the source, for errors.
     pub name: String,
     pub data: Slice, // [rows, cols]
-    pub from: Dense,
+    pub from: Numbers,
     pub cols: usize,
-    pub to: Dense,
+    pub to: Numbers,
 }
 
 impl Table {
     /// The type it is written in.
     pub fn kind(&self) -> TensorType {
         match self.to {
-            Dense::F32 => TensorType::F32,
-            Dense::F16 => TensorType::F16,
-            Dense::Bf16 => TensorType::Bf16,
+            Numbers::Plain(Dense::F32) => TensorType::F32,
+            Numbers::Plain(Dense::F16) => TensorType::F16,
+            Numbers::Plain(Dense::Bf16) => TensorType::Bf16,
+            Numbers::Blocks(Blocks::Q8_0) => TensorType::Q8_0,
+            Numbers::Blocks(Blocks::Q6K) => TensorType::Q6K,
+            Numbers::Blocks(Blocks::Q4_0) => TensorType::Q4_0,
+            Numbers::Blocks(Blocks::Q4K) => TensorType::Q4K,
         }
+    }
+
+    /// Bytes of a row as it is read.
+    pub fn width(&self) -> usize {
+        self.from.row_bytes(self.cols).expect("the source's shape was checked against its type")
     }
 
     /// Writes it, each number rounded to the format.
     pub fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let mut line = vec![0.0; self.cols];
-        let mut written = vec![0; self.cols * self.to.size()];
-        for (index, row) in self.data.chunks_exact(self.cols * self.from.size()).enumerate() {
+        let mut written = vec![0; self.to.row_bytes(self.cols).expect("the draft has its size")];
+        let write = self.to.writer();
+        for (index, row) in self.data.chunks_exact(self.width()).enumerate() {
             self.from.read(row, &mut line);
             self.check(index, &line)?;
-            self.to.write(&mut written, &line);
-            out.write_all(&written)?;
+            match write {
+                // The same format: to read and to write it could round.
+                _ if self.from == self.to => out.write_all(row)?,
+                Some(write) => {
+                    write(&mut written, &line);
+                    out.write_all(&written)?;
+                }
+                None => unreachable!("asked for is what can be written"),
+            }
         }
         self.data.release();
         Ok(())
     }
 
     fn check(&self, row: usize, line: &[f32]) -> Result<(), LoadError> {
-        let most = if self.to == Dense::F16 { half::f16::MAX.to_f32() } else { f32::MAX };
+        let most = if self.to == Numbers::Plain(Dense::F16) { half::f16::MAX.to_f32() } else { f32::MAX };
         match line.iter().position(|x| x.abs() > most || x.is_nan()) {
             None => Ok(()),
             Some(col) => {
@@ -53,12 +70,16 @@ impl Table {
     }
 }
 
-/// The format for a head: the one asked for, or the smallest that loses nothing of `data`.
-pub(super) fn format(data: &[u8], from: Dense, asked: Option<Head>) -> Dense {
+/// The format for a head: the one asked for, or of plain numbers the smallest that loses nothing of
+/// `data`.
+pub(super) fn format(data: &[u8], from: Numbers, asked: Option<Head>) -> Numbers {
     match asked {
-        Some(Head::F16) => Dense::F16,
-        None if from == Dense::F32 => {
-            [Dense::F16, Dense::Bf16].into_iter().find(|to| holds(*to, data)).unwrap_or(Dense::F32)
+        Some(Head::F16) => Dense::F16.into(),
+        Some(Head::Q8_0) => Blocks::Q8_0.into(),
+        Some(Head::Q6K) => Blocks::Q6K.into(),
+        None if from == Numbers::Plain(Dense::F32) => {
+            let small = [Dense::F16, Dense::Bf16].into_iter().find(|to| holds(*to, data));
+            small.unwrap_or(Dense::F32).into()
         }
         None => from,
     }
