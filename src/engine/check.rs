@@ -8,7 +8,7 @@
 
 use super::gguf::Gguf;
 use super::model::{Layout, Model};
-use super::quant::{Numbers, TensorType};
+use super::quant::{Dense, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
 
@@ -28,10 +28,13 @@ const FORETOLD: f64 = 0.8;
 /// How many nats a token the best layout must be ahead of the next: 1 is 2.7 times its perplexity.
 const CLEARLY: f64 = 1.0;
 
-/// Rows of the embedding that are looked at, and how far their mean must stand out. Rows drawn at
-/// random have a ratio of 1 (0.9 to 1.1 in the reference models), the built-in model's 61.
+/// Rows of the embedding that are looked at.
 const ROWS: usize = 256;
-const TRAINED: f64 = 3.0;
+/// How many times as far as by chance the rows' mean must stand out, and their lengths differ, for weights
+/// that were trained. Rows drawn at random have 0.9 to 1.1 and 1.0 (the reference models), the built-in
+/// model's 61 and 3.7.
+const MEAN: f64 = 3.0;
+const LENGTHS: f64 = 2.0;
 
 /// How surprised a model is by the built-in texts when it is read in one layout.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -93,23 +96,27 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
     if outcome.is_ok() && count > 0 { sum / f64::from(count) } else { f64::INFINITY }
 }
 
-/// Whether the weights were trained: embeddings that were share a direction, those drawn at random do not.
+/// Whether the weights were trained. The rows of a trained embedding share a direction and differ in
+/// length, common words from rare ones; rows drawn at random, whatever from, do not do both.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor("token_embd.weight") else { return true };
-    let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
+    let (Some(kind), [cols, rows]) = (Dense::of(table.kind), &table.dims[..]) else { return true };
     let bytes = file.data(table);
-    let Some(width) = kind.row_bytes(*cols) else { return true };
-    let (mut row, mut sum, mut squares) = (vec![0.0; *cols], vec![0.0f64; *cols], 0.0);
-    let step = rows.div_ceil(ROWS);
-    for bytes in bytes.chunks_exact(width).step_by(step) {
+    let (mut row, mut sum) = (vec![0.0; *cols], vec![0.0f64; *cols]);
+    let mut lengths = Vec::with_capacity(ROWS);
+    for bytes in bytes.chunks_exact(cols * kind.size()).step_by(rows.div_ceil(ROWS)) {
         kind.read(bytes, &mut row);
         sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += f64::from(*x));
-        squares += row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+        lengths.push(row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt());
     }
-    // Squared length of the mean over what it is by chance: n rows of length 1 add up to length n when
-    // they share a direction, and to the root of n when they do not.
-    let ratio = sum.iter().map(|x| x * x).sum::<f64>() / squares;
-    ratio > TRAINED
+    let (count, squares) = (lengths.len() as f64, lengths.iter().map(|length| length * length).sum::<f64>());
+    // n rows of length 1 add up to length n when they share a direction, and to the root of n by chance.
+    let mean = sum.iter().map(|x| x * x).sum::<f64>() / squares;
+    let average = lengths.iter().sum::<f64>() / count;
+    let spread = (squares / count - average * average).max(0.0).sqrt() / average;
+    // Relative spread of the length of a vector of normal numbers.
+    let by_chance = 1.0 / (2.0 * *cols as f64).sqrt();
+    mean > MEAN && spread > LENGTHS * by_chance
 }
 
 /// Whether any layer matrix is I2_S, and so has a layout to find out.

@@ -4,6 +4,7 @@
 mod command;
 mod header;
 mod numbers;
+mod past;
 mod tensors;
 mod vocabulary;
 

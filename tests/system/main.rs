@@ -15,6 +15,7 @@ mod limits;
 mod listener;
 mod models;
 mod mqtt;
+mod past;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;

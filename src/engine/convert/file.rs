@@ -67,7 +67,8 @@ fn is_matrix(source: &Gguf, tensor: &Tensor) -> bool {
 fn put_table(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
     let data = source.data(tensor);
     let from = Numbers::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
-    let from = from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
+    let from =
+        from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
     // As it is where nothing is asked for, also where fewer bits would do.
     let to = if options.head.is_some() { table::format(&data, from, options.head) } else { from };
     plan.put_table(&tensor.name, Table { name: tensor.name.clone(), data, from, cols: tensor.dims[0], to })

@@ -135,6 +135,12 @@ impl Shape {
             let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
             return fail("rope.dimension_count", said);
         }
+        let value_length = file.number_or_none(&format!("{}.attention.value_length", self.arch))?;
+        if let Some(length) = value_length.filter(|length| *length != self.head_dim) {
+            let said =
+                format!("{length} differs from the {} of a key; no such model is known", self.head_dim);
+            return fail("attention.value_length", said);
+        }
         // Below 1 the frequencies would rise without bound.
         if self.rope_base < 1.0 {
             return fail("rope.freq_base", format!("{} is below 1", self.rope_base));

@@ -127,7 +127,8 @@ impl Numbers {
     /// What writes a row, `fn(bytes, x)`; `None` for Q4_0 and Q4_K, which this engine only reads.
     ///
     /// It panics where `bytes` does not hold exactly `x.len()` numbers. `x` should be finite: in
-    /// blocks, what is not becomes some number. See [`super::quantize`] for how it rounds.
+    /// blocks, what is not becomes some number. Q8_0 is written to the bit as the `gguf` package of
+    /// Python writes it; Q6_K so that the square error is small, and without any where it can.
     pub fn writer(self) -> Option<fn(&mut [u8], &[f32])> {
         match self {
             Numbers::Plain(Dense::F32) => Some(|bytes, x| Dense::F32.write(bytes, x)),

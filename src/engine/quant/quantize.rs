@@ -71,10 +71,11 @@ fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32
 /// Scales that make the square error small: the block's from its largest number, which code -32 of
 /// scale -128 reaches; each group's the best of those around its own largest number.
 fn searched_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
-    let wanted = largest(x).abs() / (32.0 * 128.0);
-    let near = f16::from_f32(wanted.min(f16::MAX.to_f32()));
-    // Rounded up: below, the largest number would be out of reach, by far where d is subnormal.
-    let d = if near.to_f32() < wanted && near < f16::MAX { f16::from_bits(near.to_bits() + 1) } else { near };
+    let wanted = largest(x) / (32.0 * 128.0);
+    let size = f16::from_f32(wanted.abs().min(f16::MAX.to_f32()));
+    // Rounded up: below, the largest number would be out of reach, by far where the scale is subnormal.
+    let up = size < f16::MAX && size.to_f32() < wanted.abs();
+    let d = f16::from_bits(size.to_bits() + u16::from(up)).copysign(f16::from_f32(wanted));
     let groups = x.as_chunks::<GROUP>().0;
     (d, std::array::from_fn(|group| best_scale(&groups[group], d.to_f32())))
 }
@@ -116,12 +117,18 @@ fn exact_scales(x: &[f32; K_BLOCK]) -> Option<(f16, [i8; GROUPS])> {
         if d.to_f64() * f64::from(parts) != unit {
             return None;
         }
-        let mut scales = [0; GROUPS];
-        for (scale, x) in scales.iter_mut().zip(x.as_chunks::<GROUP>().0) {
-            *scale = exact_scale(&x.map(|x| (f64::from(x) / d.to_f64()) as i32))?;
-        }
-        Some((d, scales))
+        // The sign counts where a group needs -128: there is no scale 128.
+        [d, -d].into_iter().find_map(|d| Some((d, scales_for(x, d)?)))
     })
+}
+
+/// Scales with which each number is a code, given that all are whole multiples of `d`.
+fn scales_for(x: &[f32; K_BLOCK], d: f16) -> Option<[i8; GROUPS]> {
+    let mut scales = [0; GROUPS];
+    for (scale, x) in scales.iter_mut().zip(x.as_chunks::<GROUP>().0) {
+        *scale = exact_scale(&x.map(|x| (f64::from(x) / d.to_f64()) as i32))?;
+    }
+    Some(scales)
 }
 
 /// A scale that divides all numbers of a group into codes.

@@ -84,6 +84,13 @@ fn numbers_within_measure_that_the_tensors_do_not_have_are_refused() {
 }
 
 #[test]
+fn keys_and_values_of_different_widths_are_refused() {
+    refused(&named("attention.value_length"), |file| {
+        file.set(&key("attention.value_length"), number(8));
+    });
+}
+
+#[test]
 fn heads_that_cannot_share_their_keys_are_refused() {
     let wanted = format!("{}3 does not divide 2 heads", named("attention.head_count_kv"));
     refused(&wanted, |file| file.set(&key("attention.head_count_kv"), number(3)));
@@ -112,9 +119,13 @@ fn floats_that_would_make_every_number_nan_are_refused() {
 
 #[test]
 fn architectures_and_scalings_that_are_not_known_are_named() {
-    refused("general.architecture: \"gemma3\" is not supported; use bitnet-b1.58", |file| {
-        file.set("general.architecture", text("gemma3"));
+    refused("general.architecture: \"mamba\" is not supported; use bitnet-b1.58", |file| {
+        file.set("general.architecture", text("mamba"));
     });
+    for embedding in ["qwen3", "gemma3", "gemma-embedding"] {
+        let wanted = format!("\"{embedding}\", as the BitNet-embedding models have it, is not supported yet");
+        refused(&wanted, |file| file.set("general.architecture", text(embedding)));
+    }
     refused(&format!("{}\"yarn\" is not supported", named("rope.scaling.type")), |file| {
         file.set(&key("rope.scaling.type"), text("yarn"));
     });
