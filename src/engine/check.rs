@@ -8,7 +8,7 @@
 
 use super::gguf::Gguf;
 use super::model::{Layout, Model};
-use super::quant::{Dense, TensorType};
+use super::quant::{Numbers, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
 
@@ -100,7 +100,7 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
 /// length, common words from rare ones; rows drawn at random, whatever from, do not do both.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor("token_embd.weight") else { return true };
-    let (Some(kind), [cols, rows]) = (Dense::of(table.kind), &table.dims[..]) else { return true };
+    let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
     let bytes = file.data(table);
     let (mut row, mut sum) = (vec![0.0; *cols], vec![0.0f64; *cols]);
     let mut lengths = Vec::with_capacity(ROWS);
