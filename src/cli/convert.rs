@@ -163,7 +163,8 @@ fn plan(args: &Convert, place: &str) -> Result<Plan, LoadError> {
 fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
     let run = Run { threads: host::processors(), pin: false, kernel: None };
     let engine = ModelFile::open(&Source::File(input.to_owned()), None)?.load(&run)?;
-    Ok((engine.layout(), engine.notes().first().cloned()))
+    let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
+    Ok((engine.layout(), said))
 }
 
 /// Refuses to begin what cannot end.

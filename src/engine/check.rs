@@ -97,14 +97,16 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
 }
 
 /// Whether the weights were trained. The rows of a trained embedding share a direction and differ in
-/// length, common words from rare ones; rows drawn at random, whatever from, do not do both.
+/// length, common words from rare ones; rows drawn at random rarely do both. Training
+/// also moves the last norm away from the ones it begins with.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor("token_embd.weight") else { return true };
     let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
+    let Some(width) = kind.row_bytes(*cols) else { return true };
     let bytes = file.data(table);
     let (mut row, mut sum) = (vec![0.0; *cols], vec![0.0f64; *cols]);
     let mut lengths = Vec::with_capacity(ROWS);
-    for bytes in bytes.chunks_exact(cols * kind.size()).step_by(rows.div_ceil(ROWS)) {
+    for bytes in bytes.chunks_exact(width).step_by(rows.div_ceil(ROWS)) {
         kind.read(bytes, &mut row);
         sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += f64::from(*x));
         lengths.push(row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt());
@@ -115,8 +117,16 @@ pub(super) fn is_trained(file: &Gguf) -> bool {
     let average = lengths.iter().sum::<f64>() / count;
     let spread = (squares / count - average * average).max(0.0).sqrt() / average;
     // Relative spread of the length of a vector of normal numbers.
-    let by_chance = 1.0 / (2.0 * *cols as f64).sqrt();
-    mean > MEAN && spread > LENGTHS * by_chance
+    let by_chance = (2.0 * *cols as f64).sqrt().recip();
+    mean > MEAN && spread > LENGTHS * by_chance && !is_constant(file, "output_norm.weight")
+}
+
+/// Whether a tensor repeats one number, as a norm does before any training.
+fn is_constant(file: &Gguf, name: &str) -> bool {
+    let Some(tensor) = file.tensor(name) else { return false };
+    let bytes = file.data(tensor);
+    let size = bytes.len() / tensor.dims.iter().product::<usize>().max(1);
+    size > 0 && bytes.chunks(size).all(|number| number == &bytes[..size])
 }
 
 /// Whether any layer matrix is I2_S, and so has a layout to find out.

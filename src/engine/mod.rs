@@ -204,7 +204,8 @@ impl ModelFile {
             return Err(LoadError::new(
                 "I2_S weights",
                 format!(
-                    "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance                      level ({said}); fetch it again, or name the layout with i2s_layout to use it all the same"
+                    "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance level ({said}); \
+                     fetch it again, or name the layout with i2s_layout to use it all the same"
                 ),
             ));
         };
@@ -252,7 +253,20 @@ impl ModelFile {
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
         let model = Model::load(&self.file, layout, kernels, pool)?;
-        Ok(Engine { name, model, tokenizer, layout, notes: Vec::new() })
+        let notes = self.notes(&model);
+        Ok(Engine { name, model, tokenizer, layout, notes })
+    }
+
+    fn notes(&self, model: &Model) -> Vec<String> {
+        let mut notes = Vec::new();
+        if model::has_duplicate_head(&self.file) {
+            notes.push("the head is a copy of the embedding, and is left in the file".into());
+        }
+        let dense = model.dense_matrices();
+        if dense > 0 {
+            notes.push(format!("{dense} matrices are not ternary, and run as they are: slower"));
+        }
+        notes
     }
 }
 

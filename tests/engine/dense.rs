@@ -6,7 +6,6 @@ use crate::{allocations, data};
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::{Numbers, TensorType};
 use bitnetd::engine::session::{Options as Generate, Step};
 use bitnetd::engine::{Engine, ModelFile, Options};
@@ -82,7 +81,7 @@ fn model(first: usize) -> File {
 }
 
 fn open(file: &File) -> ModelFile {
-    ModelFile::parse(Map::from(file.bytes()), "m.gguf", Some(Layout::Blocks128)).expect("sound")
+    ModelFile::parse(Map::from(file.bytes()), "m.gguf", None).expect("sound")
 }
 
 fn load(file: &File, threads: usize) -> Engine {
@@ -208,7 +207,7 @@ fn dense_matrices_are_planned_as_mapped_and_ternary_ones_as_copied() {
 fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
     let file = model(3);
     let bytes = file.bytes();
-    let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", Some(Layout::Blocks128)).expect("sound");
+    let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
     let options = Options { threads: 1, pin: false, kernel: None };
     let (engine, largest) = allocations::largest(|| parsed.load(&options).expect("sound"));
     // The smallest of them has 18 KB, the vocabulary's tables less.
@@ -232,9 +231,8 @@ fn error_of(file: &File) -> LoadError {
 
 #[test]
 fn a_model_without_any_ternary_matrix_is_refused() {
-    for first in 0..FORMATS.len() {
+    for (first, id) in FORMATS.into_iter().enumerate() {
         let mut file = model(first);
-        let id = FORMATS[first];
         let q = file.tensor("blk.0.attn_q.weight");
         (q.kind, q.data) = (id, rows(id, 11, DIM));
         let said = error_of(&file).to_string();
@@ -267,7 +265,7 @@ fn with_changed(name: &str, mut change: impl FnMut(usize, f32) -> f32) -> Engine
         let x = change(at, half::f16::from_le_bytes(*number).to_f32());
         *number = half::f16::from_f32(x).to_le_bytes();
     }
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", Some(Layout::Blocks128)).expect("sound");
+    let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
     file.load(&Options { threads: 2, pin: false, kernel: None }).expect("sound")
 }
 

@@ -6,12 +6,14 @@ mod convert;
 mod damaged;
 mod dense;
 mod formats;
+mod heads;
 mod intents;
 mod kernels;
 mod layouts;
 mod perplexity;
 mod reference;
 mod seeds;
+mod shapes;
 mod tiny;
 mod tokenizer;
 

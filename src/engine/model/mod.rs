@@ -17,6 +17,7 @@ use super::ops::RopePairs;
 use super::pool::Pool;
 use super::quant::packed_row;
 use weights::Weights;
+pub use weights::has_duplicate_head;
 
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often,
 /// but 64 already makes the arithmetic the limit, and scratch memory grows with it.

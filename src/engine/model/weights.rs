@@ -39,6 +39,9 @@ impl Layout {
     }
 }
 
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+
 /// All weights of a model.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -145,13 +148,14 @@ impl Weights {
         refuse_other_models(file)?;
         let loader = Loader { file, layout, used: RefCell::default() };
         let weights = Weights {
-            embedding: loader.table("token_embd.weight", shape.vocab, shape.dim)?,
+            embedding: loader.table(EMBEDDING, shape.vocab, shape.dim)?,
             layers: (0..shape.layers).map(|index| loader.layer(index, shape)).collect::<Result<_, _>>()?,
             output_norm: loader.vector("output_norm.weight", shape.dim)?,
-            head: match file.tensor("output.weight") {
-                Some(_) => Some(loader.table("output.weight", shape.vocab, shape.dim)?),
+            head: match file.tensor(HEAD) {
+                Some(_) => Some(loader.table(HEAD, shape.vocab, shape.dim)?),
                 None => None,
-            },
+            }
+            .filter(|_| !has_duplicate_head(file)),
             rope_frequencies: loader.rope_frequencies(shape)?,
         };
         loader.nothing_left()?;
@@ -307,6 +311,21 @@ impl Loader<'_> {
     }
 }
 
+/// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Each 61st
+/// row is compared: a head of its own differs in every row, and reading all of both would take a small
+/// board seconds.
+pub fn has_duplicate_head(file: &Gguf) -> bool {
+    const STEP: usize = 61;
+    let (Some(embedding), Some(head)) = (file.tensor(EMBEDDING), file.tensor(HEAD)) else { return false };
+    if (embedding.kind, &embedding.dims) != (head.kind, &head.dims) {
+        return false;
+    }
+    let rows = embedding.dims.get(1).copied().unwrap_or(1).max(1);
+    let (a, b) = (file.data(embedding), file.data(head));
+    let width = (a.len() / rows).max(1);
+    a.chunks(width).zip(b.chunks(width)).step_by(STEP).all(|(a, b)| a == b)
+}
+
 fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
     Numbers::of(tensor.kind).ok_or_else(|| {
         let said =
@@ -384,7 +403,8 @@ fn is_matrix(tensor: &Tensor) -> bool {
 
 pub(super) fn plan(file: &Gguf, layout: Layout) -> WeightBytes {
     let mut plan = WeightBytes::default();
-    for tensor in file.tensors() {
+    let unread = if has_duplicate_head(file) { HEAD } else { "" };
+    for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
         let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
         let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
         if is_matrix(tensor) && !in_place && !is_dense() {

@@ -76,6 +76,10 @@ pub enum Numbers {
     Blocks(Blocks),
 }
 
+/// Writes the numbers of its second argument into its first, and panics where that does not hold
+/// exactly as many.
+pub type WriteRow = fn(&mut [u8], &[f32]);
+
 impl From<Dense> for Numbers {
     fn from(kind: Dense) -> Self {
         Numbers::Plain(kind)
@@ -124,12 +128,12 @@ impl Numbers {
         }
     }
 
-    /// What writes a row, `fn(bytes, x)`; `None` for Q4_0 and Q4_K, which this engine only reads.
+    /// What writes a row; `None` for Q4_0 and Q4_K, which this engine only reads.
     ///
-    /// It panics where `bytes` does not hold exactly `x.len()` numbers. `x` should be finite: in
-    /// blocks, what is not becomes some number. Q8_0 is written to the bit as the `gguf` package of
-    /// Python writes it; Q6_K so that the square error is small, and without any where it can.
-    pub fn writer(self) -> Option<fn(&mut [u8], &[f32])> {
+    /// Numbers should be finite: in blocks, what is not becomes some number. Q8_0 is written to the bit
+    /// as the `gguf` package of Python writes it; Q6_K so that the square error is small, and without
+    /// any where it can.
+    pub fn writer(self) -> Option<WriteRow> {
         match self {
             Numbers::Plain(Dense::F32) => Some(|bytes, x| Dense::F32.write(bytes, x)),
             Numbers::Plain(Dense::F16) => Some(|bytes, x| Dense::F16.write(bytes, x)),

@@ -11,7 +11,7 @@ mod quantize;
 mod ternary;
 
 pub use blocks::Blocks;
-pub use dense::{Dense, Numbers};
+pub use dense::{Dense, Numbers, WriteRow};
 pub use ternary::{
     BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, code, find_code_3, is_ternary, pack_dense, pack_i2s_64,
     pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
