@@ -156,8 +156,9 @@ def bitnet_large(out, name, seed):
     # Two rows beyond the vocabulary, as the published models have.
     model = BitNetForCausalLM(BitNetConfig(vocab_size=vocab + 2, rope_theta=10000.0, **numbers))
     randomise(model, seed)
-    # The numbers as they will be read: in half precision.
-    model.half().float()
+    # The numbers as they will be read: in half precision. Not model.half(): that rounds the rotation too.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
     for parent in list(model.modules()):
         for child, linear in list(parent.named_children()):
             if child in MATRICES:
