@@ -21,13 +21,16 @@ pub(super) fn plan(folder: &Folder, options: &Options) -> Result<Plan, LoadError
     let tensors = Tensors::read(folder)?;
     let mut plan = Plan::new();
     set_numbers(folder, &config, options, &mut plan);
-    vocabulary::add(folder, &config, &mut plan.draft)?;
     let mut builder = Builder { config: &config, options, tensors: &tensors, plan, used: BTreeSet::new() };
     builder.tables()?;
     for layer in 0..config.layers {
         builder.layer(layer)?;
     }
+    builder.rope()?;
     builder.nothing_left()?;
+    // Last, and the same with the wavelengths: by now there are tensors of the sizes that the
+    // configuration claims, so that it cannot order memory for more.
+    vocabulary::add(folder, &config, &mut builder.plan.draft)?;
     Ok(builder.plan)
 }
 
@@ -70,7 +73,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Embedding, last norm, head, stretched wavelengths.
+    /// Embedding, last norm, head.
     fn tables(&mut self) -> Result<(), LoadError> {
         let (vocab, dim) = (self.config.vocab, self.config.dim);
         self.table("model.embed_tokens.weight", "token_embd.weight", vocab, dim)?;
@@ -81,11 +84,13 @@ impl Builder<'_> {
             true => drop(self.used.insert(head.to_owned())),
             false => self.table(head, "output.weight", vocab, dim)?,
         }
-        if let Some(factors) = self.config.rope_factors() {
-            let dims = [factors.len()];
-            self.plan.put("rope_freqs.weight", TensorType::F32, &dims, Content::Numbers(factors))?;
-        }
         Ok(())
+    }
+
+    fn rope(&mut self) -> Result<(), LoadError> {
+        let Some(factors) = self.config.rope_factors() else { return Ok(()) };
+        let dims = [factors.len()];
+        self.plan.put("rope_freqs.weight", TensorType::F32, &dims, Content::Numbers(factors))
     }
 
     fn layer(&mut self, layer: usize) -> Result<(), LoadError> {
@@ -136,8 +141,8 @@ impl Builder<'_> {
     /// A tensor of numbers in this shape.
     fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Table, LoadError> {
         let stored = self.stored(name)?;
-        check_shape(stored, shape)?;
         let from = dense(stored)?.into();
+        check_shape(stored, shape)?;
         let cols = *shape.last().expect("a shape of ours");
         Ok(Table { name: name.to_owned(), data: stored.data.clone(), from, cols, to: Dense::F32.into() })
     }
@@ -177,8 +182,8 @@ impl Builder<'_> {
             })?;
             Source::Strided { data, scale }
         } else {
-            check_shape(stored, &[rows, cols])?;
             let kind = dense(stored)?;
+            check_shape(stored, &[rows, cols])?;
             match recipe {
                 Recipe::Online => Source::Master { data, kind },
                 _ => Source::Tensor {

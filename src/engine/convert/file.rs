@@ -118,8 +118,11 @@ fn repair(source: &Gguf, shape: &Shape, plan: &mut Plan) -> Result<(), LoadError
     }
     let key = "tokenizer.chat_template";
     let bitnet = ["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str());
-    // The right one makes `User` of `user`; the one in the official file does not.
-    let right = source.text(key)?.is_some_and(|template| template.contains("capitalize"));
+    // The official file's writes what nothing was trained on: ik_llama.cpp issue 339. Whatever never
+    // ends a turn is as wrong.
+    let right = source
+        .text(key)?
+        .is_some_and(|template| template.contains("eot_id") && !template.contains("BITNETAssistant"));
     if bitnet && !right {
         plan.draft.set(key, BITNET_TEMPLATE);
         plan.notes.push(format!("{key} was not what the model was trained on, replaced"));

@@ -54,10 +54,7 @@ impl Matrix {
                 None => self.pack().map(|packed| packed.scale),
             },
         };
-        match found.map_err(|said| self.fail(said))? {
-            scale if scale.is_finite() => Ok(scale),
-            _ => Err(self.fail("its scale is not a number; the file is damaged")),
-        }
+        found.and_then(finite).map_err(|said| self.fail(said))
     }
 
     /// What master weights are multiplied by before they are rounded.
@@ -120,7 +117,8 @@ impl Matrix {
             Source::Tensor { data, kind, layout, factor } => self.pack_tensor(data, *kind, *layout, *factor),
         };
         self.data().release();
-        packed
+        let packed = packed?;
+        finite(packed.scale).map(|_| packed)
     }
 
     fn data(&self) -> &Slice {
@@ -194,6 +192,10 @@ impl Matrix {
     fn fail(&self, said: impl Into<String>) -> LoadError {
         LoadError::tensor(&self.name, said)
     }
+}
+
+fn finite(scale: f32) -> Result<f32, String> {
+    if scale.is_finite() { Ok(scale) } else { Err("its scale is not a number; the file is damaged".into()) }
 }
 
 /// The mean magnitude of a matrix's numbers as `WeightQuant` of transformers uses it: a factor, whose

@@ -230,17 +230,17 @@ fn place(what: &str, said: impl Into<String>) -> LoadError {
 /// How Llama 3's tokenizer cuts text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The name GGUF has for a way to cut text, told by its patterns.
+/// The name GGUF has for a way to cut text, told by its patterns. Names of models say less: they
+/// change hands.
 fn pre_tokenizer(given: Option<&Value>) -> Result<&'static str, LoadError> {
-    let mut patterns = Vec::new();
-    let mut kinds = Vec::new();
+    let (mut kinds, mut patterns) = (Vec::new(), Vec::new());
     collect(given, &mut kinds, &mut patterns);
     match (kinds.as_slice(), patterns.as_slice()) {
         (["Split", "ByteLevel"], [LLAMA3]) => Ok("llama-bpe"),
-        (["ByteLevel"], []) => Ok("default"),
         _ => {
-            let said = format!("{} with {} patterns is not known", shown(&kinds.join(" ")), patterns.len());
-            Err(place("pre_tokenizer", format!("{said}; use a model with Llama 3's")))
+            let (kinds, patterns) = (shown(&kinds.join(", ")), shown(&patterns.join(", ")));
+            let said = format!("[{kinds}] with the patterns [{patterns}] has no name in GGUF that we know");
+            Err(place("pre_tokenizer", format!("{said}; use a model that cuts text as Llama 3 does")))
         }
     }
 }

@@ -1,6 +1,9 @@
 //! From other forms of a model to a file of this engine's own.
 
 mod checkpoint;
+mod file;
+mod malformed;
+mod part;
 mod writer;
 
 use crate::data;
