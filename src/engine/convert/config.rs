@@ -317,7 +317,11 @@ fn float(name: &str, x: f64) -> Result<f32, LoadError> {
 
 fn rope_base(raw: &Raw) -> Result<f32, LoadError> {
     let given = raw.rope_theta.or(raw.rope_parameters.as_ref().and_then(|rope| rope.rope_theta));
-    float("rope_theta", given.unwrap_or(10_000.0))
+    match float("rope_theta", given.unwrap_or(10_000.0))? {
+        // Below 1 the frequencies would rise without bound.
+        base if base < 1.0 => Err(key("rope_theta", format!("{base} is below 1"))),
+        base => Ok(base),
+    }
 }
 
 fn rope(raw: &Raw) -> Result<Option<Llama3Rope>, LoadError> {

@@ -4,6 +4,8 @@ mod checkpoint;
 mod file;
 mod malformed;
 mod part;
+mod seeds;
+mod vocabulary;
 mod writer;
 
 use crate::data;
