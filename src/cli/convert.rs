@@ -2,7 +2,7 @@
 
 use super::model::layout_arg;
 use super::{Failure, host, print};
-use crate::engine::convert::part::{Part, Progress, Stage, hex};
+use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map};
@@ -123,9 +123,15 @@ fn refused(output: &Path, error: &io::Error) -> Failure {
 fn check_paths(args: &Convert) -> Result<(), Failure> {
     let (input, output) = (&args.input, &args.output);
     let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", shown(output))));
-    let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-    if same {
-        return usage("is IN too; give another name");
+    let is_input = |path: &Path| {
+        input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
+    };
+    if [output.clone(), part::path(output), part::journal_path(output)].iter().any(|path| is_input(path)) {
+        return usage("it, or a file beside it while it is written, is IN too; give another name");
+    }
+    let of_checkpoint = output.extension().is_some_and(|kind| kind == "safetensors" || kind == "json");
+    if of_checkpoint {
+        return usage("named as a part of a checkpoint; name it .gguf");
     }
     if output.is_dir() {
         return usage("a folder; name the file to write");

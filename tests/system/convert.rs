@@ -62,9 +62,12 @@ async fn wrong_names_are_wrong_usage_and_nothing_is_written() {
     let folder = Folder::new();
     let (model, there) = (data("reference/b158-tiny.i2_s.gguf"), folder.write("there.gguf", "mine"));
     let (model, nowhere) = (text(&model), folder.path("no/where.gguf"));
+    let part = folder.write("begun.gguf.part", "another's");
     for (args, wanted) in [
         (&[model, text(&there)][..], "--force"),
         (&[text(&there), text(&there), "--force"], "is IN too"),
+        (&[text(&part), text(&folder.path("begun.gguf"))], "is IN too"),
+        (&[model, text(&folder.path("model.safetensors"))], "part of a checkpoint"),
         (&[model, text(&folder.path("."))], "a folder"),
         (&[model, text(&nowhere)], "its folder does not exist"),
         (&[model], "OUT"),
@@ -76,7 +79,7 @@ async fn wrong_names_are_wrong_usage_and_nothing_is_written() {
         assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{ended:?}");
         assert!(ended.error_line().contains(wanted), "{wanted}: {ended:?}");
     }
-    assert_eq!(names(&folder), ["there.gguf"]);
+    assert_eq!(names(&folder), ["begun.gguf.part", "there.gguf"]);
     assert_eq!(fs::read_to_string(there).expect("there"), "mine");
 }
 

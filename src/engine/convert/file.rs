@@ -117,15 +117,21 @@ fn repair(source: &Gguf, shape: &Shape, plan: &mut Plan) -> Result<(), LoadError
         plan.notes.push(format!("{key} was missing, set to llama-bpe"));
     }
     let key = "tokenizer.chat_template";
-    let bitnet = ["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str());
-    // The official file's writes what nothing was trained on: ik_llama.cpp issue 339. Whatever never
-    // ends a turn is as wrong.
-    let right = source
-        .text(key)?
-        .is_some_and(|template| template.contains("eot_id") && !template.contains("BITNETAssistant"));
-    if bitnet && !right {
-        plan.draft.set(key, BITNET_TEMPLATE);
-        plan.notes.push(format!("{key} was not what the model was trained on, replaced"));
+    if !["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str()) {
+        return Ok(());
     }
+    let said = match source.text(key)? {
+        None => "was missing, set to BitNet's",
+        Some(template) if is_wrong(template) => "was not what the model was trained on, replaced",
+        Some(_) => return Ok(()),
+    };
+    plan.draft.set(key, BITNET_TEMPLATE);
+    plan.notes.push(format!("{key} {said}"));
     Ok(())
+}
+
+/// The official file's template writes what nothing was trained on: ik_llama.cpp issue 339. Whatever
+/// never ends a turn is as wrong.
+fn is_wrong(template: &str) -> bool {
+    template.contains("BITNETAssistant") || !template.contains("eot_id")
 }

@@ -57,13 +57,13 @@ const STEP: u64 = 4 << 20;
 impl Part {
     /// Opens or creates `OUT.part`, for this process alone.
     pub fn open(out: &Path) -> io::Result<Self> {
-        let path = beside(out, ".part");
+        let path = path(out);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         file.try_lock().map_err(|error| {
             let said = format!("{}: another conversion writes it: {error}", path.display());
             io::Error::new(io::ErrorKind::WouldBlock, said)
         })?;
-        Ok(Part { out: out.to_owned(), journal_path: beside(out, ".part.json"), path, file })
+        Ok(Part { out: out.to_owned(), journal_path: journal_path(out), path, file })
     }
 
     /// Its temporary name.
@@ -217,6 +217,16 @@ fn ends(plan: &Plan) -> Vec<u64> {
 
 fn total(ends: &[u64]) -> u64 {
     ends.last().copied().unwrap_or(0)
+}
+
+/// The temporary name of `out`.
+pub fn path(out: &Path) -> PathBuf {
+    beside(out, ".part")
+}
+
+/// What lies beside it until it is complete.
+pub fn journal_path(out: &Path) -> PathBuf {
+    beside(out, ".part.json")
 }
 
 fn beside(out: &Path, suffix: &str) -> PathBuf {

@@ -38,6 +38,18 @@ struct Added {
     special: bool,
 }
 
+impl Added {
+    /// Whether it is a token of the byte-level vocabulary all the same, such as the line break of
+    /// Falcon3, which is written `\u{10a}`: its text means bytes, as decoding takes it.
+    fn is_bytes(&self, model: &Model) -> bool {
+        // What stands for bytes that do not print.
+        let stands_for_byte = |c| ('\u{100}'..='\u{143}').contains(&c);
+        !self.special
+            && self.content.contains(stands_for_byte)
+            && model.vocab.get(&self.content) == Some(&self.id)
+    }
+}
+
 #[derive(Deserialize)]
 struct Model {
     #[serde(rename = "type")]
@@ -183,7 +195,8 @@ impl Vocabulary {
                 },
             )?;
         }
-        for added in &raw.added_tokens {
+        let added = raw.added_tokens.iter().filter(|added| sentence_piece || !added.is_bytes(&raw.model));
+        for added in added {
             let unknown = sentence_piece && raw.model.unk_token.as_ref() == Some(&added.content);
             let kind = if added.special { CONTROL } else { USER_DEFINED };
             put(added.id, &added.content, if unknown { UNKNOWN } else { kind })?;

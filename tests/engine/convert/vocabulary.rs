@@ -84,3 +84,18 @@ fn the_end_of_a_turn_and_the_beginning_of_a_text_are_found_wherever_they_are_sai
     files.push(("chat_template.jinja".into(), b"{{ 2 }}".to_vec()));
     assert_eq!(header(files).text("tokenizer.chat_template").expect("a text"), Some("{{ 2 }}"));
 }
+
+#[test]
+fn a_line_break_that_is_listed_among_the_added_tokens_stays_a_line_break() {
+    let mut files = files("llama-tiny-packed");
+    let tokenizer = files.iter_mut().find(|(name, _)| name == "tokenizer.json").expect("there");
+    let mut json: serde_json::Value = serde_json::from_slice(&tokenizer.1).expect("JSON");
+    let id = json["model"]["vocab"]["\u{10a}"].as_u64().expect("a byte");
+    let added = json["added_tokens"].as_array_mut().expect("a list");
+    added.push(json!({"id": id, "content": "\u{10a}", "special": false}));
+    added.push(json!({"id": 299 - 4, "content": ">>TITLE<<", "special": false}));
+    tokenizer.1 = json.to_string().into_bytes();
+    let kinds: Vec<i64> =
+        header(files).integers("tokenizer.ggml.token_type").expect("sound").expect("there").collect();
+    assert_eq!((kinds[id as usize], kinds[295]), (1, 4));
+}
