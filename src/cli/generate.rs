@@ -3,6 +3,7 @@
 use super::model::ModelArgs;
 use super::{Failure, print, text};
 use crate::engine::Engine;
+use crate::engine::error::PromptError;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Step};
 use crate::engine::tokenizer::{Role, Turn};
@@ -64,13 +65,17 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         return Err(Failure::usage("PROMPT: empty; say something"));
     }
     let engine = args.model.load()?;
+    let refused = |error: PromptError| Failure { code: 5, message: error.to_string() };
     let prompt = match args.raw {
         true => {
             let mut ids = engine.tokenizer().encode(&prompt);
             ids.splice(0..0, engine.tokenizer().bos().filter(|_| args.bos));
             ids
         }
-        false => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text: &prompt }]),
+        false => {
+            let turn = Turn { role: Role::User, text: &prompt };
+            engine.tokenizer().prompt_chat(&[turn]).map_err(refused)?
+        }
     };
     let sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
     let max_tokens = Some(args.max_tokens as usize);
@@ -90,7 +95,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         ),
         _ => ControlFlow::Continue(()),
     });
-    let answer = answer.map_err(|error| Failure { code: 5, message: error.to_string() })?;
+    let answer = answer.map_err(refused)?;
     match stuck {
         Some(failure) => Err(failure),
         None if args.json => print(json(&engine, prompt.len(), &answer).as_bytes()),

@@ -7,6 +7,7 @@ use super::admission::{Job, verdict};
 use super::cache::{Cache, Key, Stored};
 use super::locked;
 use super::queue::Queue;
+use crate::engine::error::PromptError;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Session, Step};
 use crate::engine::tokenizer::{Role, Turn};
@@ -102,7 +103,13 @@ impl Worker {
     fn answer(&self, engine: &Engine, session: &mut Session<'_>, cache: &mut Cache, job: Job) {
         let request = &job.inbound.request;
         debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
-        let prompt = tokenize(engine, &request.input);
+        let prompt = match tokenize(engine, &request.input) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
+                return self.queue.refuse(job.inbound, refusal);
+            }
+        };
         let key = cache_key(request, &prompt);
         match key.as_ref().map(|key| cache.get(key)) {
             Some(Some(stored)) => return self.give_again(stored, prompt.len(), job.inbound),
@@ -271,7 +278,7 @@ fn in_milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
-fn tokenize(engine: &Engine, input: &Input) -> Vec<u32> {
+fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
     match input {
         Input::Prompt(text) => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text }]),
         Input::Messages(messages) => {

@@ -79,7 +79,8 @@ pub(super) fn measure(model: &Model, tokenizer: &Tokenizer, layout: Layout) -> F
     if foretells(&figure, model.shape().vocab) {
         return figure;
     }
-    let mut exchange = tokenizer.prompt_chat(&[Turn { role: Role::User, text: QUESTION }]);
+    let turn = Turn { role: Role::User, text: QUESTION };
+    let Ok(mut exchange) = tokenizer.prompt_chat(&[turn]) else { return figure };
     let answer = exchange.len();
     exchange.extend(tokenizer.encode(ANSWER));
     Figure { layout, nats: figure.nats.min(mean_surprise(model, tokenizer, &exchange, answer)) }

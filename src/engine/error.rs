@@ -72,6 +72,8 @@ pub enum PromptError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// The chat template does not take the conversation; what it, or the engine, says of that.
+    Template(String),
 }
 
 impl fmt::Display for PromptError {
@@ -85,6 +87,7 @@ impl fmt::Display for PromptError {
             PromptError::UnknownToken { id, vocab } => {
                 write!(f, "token {id}: outside the vocabulary of {vocab}")
             }
+            PromptError::Template(why) => write!(f, "messages: the model's chat template says: {why}"),
         }
     }
 }

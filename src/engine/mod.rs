@@ -253,12 +253,12 @@ impl ModelFile {
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
         let model = Model::load(&self.file, layout, kernels, pool)?;
-        let notes = self.notes(&model);
+        let notes = self.notes(&model, &tokenizer);
         Ok(Engine { name, model, tokenizer, layout, notes })
     }
 
-    fn notes(&self, model: &Model) -> Vec<String> {
-        let mut notes = Vec::new();
+    fn notes(&self, model: &Model, tokenizer: &Tokenizer) -> Vec<String> {
+        let mut notes = tokenizer.notes().to_vec();
         if model::has_duplicate_head(&self.file) {
             notes.push("the head is a copy of the embedding, and is left in the file".into());
         }

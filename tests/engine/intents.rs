@@ -26,7 +26,10 @@ fn cases() -> Vec<Case> {
 }
 
 fn chat(engine: &Engine, text: &str) -> Vec<u32> {
-    engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text }])
+    engine
+        .tokenizer()
+        .prompt_chat(&[Turn { role: Role::User, text }])
+        .expect("a template that takes one turn")
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn load(bytes: Vec<u8>, layout: Option<Layout>) -> Result<Engine, String> {
 
 fn answer(engine: &Engine) -> String {
     let turn = Turn { role: Role::User, text: "turn on the kitchen lights" };
-    let prompt = engine.tokenizer().prompt_chat(&[turn]);
+    let prompt = engine.tokenizer().prompt_chat(&[turn]).expect("a form for it");
     let options = Generate { max_tokens: Some(40), ..Generate::default() };
     let mut session = engine.session(128);
     session.generate(&prompt, &options, |_| ControlFlow::Continue(())).expect("fits").text

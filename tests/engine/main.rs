@@ -16,6 +16,7 @@ mod seeds;
 mod shapes;
 mod tiny;
 mod tokenizer;
+mod tokenizer_answers;
 
 use std::path::PathBuf;
 

@@ -93,6 +93,8 @@ struct ModelFacts {
 struct TokenizerFacts {
     beginning: Option<Token>,
     ends: Vec<Token>,
+    /// What the file had wrong or missing, and how it is read all the same.
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -273,6 +275,7 @@ fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
     TokenizerFacts {
         beginning: tokenizer.bos().map(token),
         ends: all.filter(|id| tokenizer.is_end(*id)).map(token).collect(),
+        notes: tokenizer.notes().to_vec(),
     }
 }
 

@@ -48,6 +48,9 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         };
         let beginning = texts(tokenizer.beginning.as_slice());
         writeln!(out, "begins with: {beginning}; ends with: {}", texts(&tokenizer.ends))?;
+        for note in &tokenizer.notes {
+            writeln!(out, "note: {note}")?;
+        }
     }
     writeln!(out, "\nmetadata")?;
     for entry in &said.metadata {

@@ -157,6 +157,28 @@ impl Gguf {
         }
     }
 
+    /// A bool that may be left out.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(wrong(key, "a bool", other)),
+        }
+    }
+
+    /// The numbers of an array of 32-bit floats that must be there.
+    pub fn floats(&self, key: &str) -> Result<impl ExactSizeIterator<Item = f32>, LoadError> {
+        const F32: u32 = 6;
+        match self.value(key) {
+            Some(Value::Array(array)) if array.kind == F32 => {
+                let numbers = self.map[array.bytes.clone()].as_chunks::<4>().0;
+                Ok(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)))
+            }
+            Some(other) => Err(wrong(key, "an array of 32-bit floats", other)),
+            None => Err(missing(key)),
+        }
+    }
+
     /// The integers of an array of 32-bit integers that may be left out.
     pub fn integers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64>>, LoadError> {
         const U32: u32 = 4;

@@ -3,15 +3,19 @@
 //! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
 //! 16-bit lane.
 
-use super::{BLOCKS_IN_16_BITS, Kernels, TILE, blocks};
+use super::{BLOCKS_IN_16_BITS, Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
 use std::arch::x86_64::*;
+
+/// Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit sums.
+const TILE: usize = 4;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx2",
     ternary_one: ternary::<1>,
     ternary_tile: ternary::<TILE>,
+    tile: TILE,
     dot_f16,
     mix_f16,
     dot_blocks,

@@ -3,16 +3,20 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
 //! not stable in the compilers this is built with; one line of assembly stands for it.
 
+use super::Kernels;
 use super::neon::{dot_blocks, dot_f16, load_block, mix_f16, unpack};
-use super::{Kernels, TILE};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
+
+/// Of 32 registers four tokens take 8 for codes and 8 for sums.
+const TILE: usize = 4;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
     ternary_one: ternary::<1>,
     ternary_tile: ternary::<TILE>,
+    tile: TILE,
     dot_f16,
     mix_f16,
     dot_blocks,

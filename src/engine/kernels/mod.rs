@@ -21,10 +21,6 @@ use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
 /// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
 type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
 
-/// Tokens that share one unpacking of the weights. With 16 registers (AVX2) four take 4 for codes, 4
-/// for 16-bit sums and 4 for 32-bit sums; NEON has 32, and codes take 8 there.
-const TILE: usize = 4;
-
 /// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
 /// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
@@ -39,6 +35,8 @@ pub struct Kernels {
     name: &'static str,
     ternary_one: Ternary,
     ternary_tile: Ternary,
+    /// Tokens of `ternary_tile`: they share one unpacking of the weights.
+    tile: usize,
     dot_f16: DotF16,
     mix_f16: MixF16,
     dot_blocks: DotBlocks,
@@ -126,9 +124,9 @@ impl Kernels {
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let (kernel, count) = match tokens - token {
-                TILE.. => (self.ternary_tile, TILE),
-                _ => (self.ternary_one, 1),
+            let (kernel, count) = match tokens - token >= self.tile {
+                true => (self.ternary_tile, self.tile),
+                false => (self.ternary_one, 1),
             };
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
             // SAFETY: the table was made for this processor, and the lengths were checked above as

@@ -2,15 +2,19 @@
 //!
 //! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane.
 
-use super::{BLOCKS_IN_16_BITS, Kernels, TILE, blocks};
+use super::{BLOCKS_IN_16_BITS, Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
 use std::arch::aarch64::*;
+
+/// Of 32 registers four tokens take 8 for codes and 12 for sums.
+const TILE: usize = 4;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon",
     ternary_one: ternary::<1>,
     ternary_tile: ternary::<TILE>,
+    tile: TILE,
     dot_f16,
     mix_f16,
     dot_blocks,

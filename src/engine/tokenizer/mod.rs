@@ -1,111 +1,142 @@
-//! Text to token ids and back: byte-level BPE from a model file's own vocabulary.
+//! Text to token ids and back, and conversations to prompts, from a model file's own metadata.
 //!
-//! Deliberately knows no model and no conversation; `template` builds prompts out of the pieces.
+//! The merging is ours. Hugging Face's `tokenizers` is exact but reads its own JSON only, brings 60
+//! crates, and keeps strings and hash maps of them: over 100 MB for Llama 3's 128000 tokens where this
+//! takes 7. `kitoken` and `bpe` read other formats too, and `shimmytok`, which does read GGUF, opens
+//! files and merges in quadratic time. What libraries do well is theirs: `regex` cuts words in linear
+//! time, `aho-corasick` finds special tokens, `minijinja` renders templates. `tests/support/tokenizers`
+//! holds the result against Hugging Face's.
+//!
+//! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
 
 mod bpe;
 mod decode;
+mod marks;
+mod merge;
+mod pieces;
 mod template;
+mod vocab;
+mod words;
 
 pub use decode::{Pushed, TextStream};
 pub use template::{Role, Turn};
 
-use crate::engine::error::{LoadError, shown};
+use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
-use bpe::Merges;
-use regex::Regex;
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use bpe::BytePairs;
+use marks::{Marks, Part};
+use pieces::Pieces;
+use template::{Family, Names, Prompt, Template};
+use vocab::{Entries, Kind, Vocab, token_id};
+use words::Cut;
 
-/// How the Llama 3 tokenizer, and with it every BitNet-b1.58, cuts text into words, without its
-/// lookahead; [`Tokenizer::words`] does that part.
-/// Source: `tokenizer.json` of Meta-Llama-3-8B.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TEMPLATE: &str = "tokenizer.chat_template";
 
-/// The same compiled; one for all vocabularies, since it takes longer than reading a small one.
-static WORDS: LazyLock<Regex> = LazyLock::new(|| Regex::new(LLAMA3).expect("a pattern of ours"));
-
-/// GGUF's token types that mark special tokens.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// Texts of tokens that end a turn; with the ids a file names, they all end an answer.
-const END_TEXTS: &[&str] = &["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "</s>"];
+/// Texts of marks that end a turn; with the ids a file names, they all end an answer.
+const END_TEXTS: &[&str] =
+    &["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "</s>"];
+const END_KEYS: &[&str] =
+    &["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 /// A vocabulary with its rules.
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
-    merges: Merges,
-    /// All but the control tokens, sorted by their bytes.
-    by_bytes: Vec<u32>,
-    /// Special tokens, the longest text first.
-    specials: Vec<u32>,
+    rules: Rules,
+    /// Tokens that only a template or the owner may write.
+    marks: Marks,
+    /// Tokens that are one in any text.
+    wholes: Marks,
     bos: Option<u32>,
+    /// Whether a prompt begins with `bos` where its template has not put it there.
+    add_bos: bool,
     ends: Vec<u32>,
-    chat: template::Family,
+    chat: Template,
+    notes: Vec<String>,
 }
 
-/// The bytes of every token, in one block.
-#[derive(Debug, Default)]
-struct Vocab {
-    bytes: Vec<u8>,
-    ends: Vec<u32>, // end of each token in `bytes`
+#[derive(Debug)]
+enum Rules {
+    BytePairs(BytePairs),
+    Pieces(Pieces),
 }
 
-impl Vocab {
-    fn len(&self) -> usize {
-        self.ends.len()
+/// A file's tokens and rules, before its special tokens and its template are looked at.
+struct Base {
+    entries: Entries,
+    rules: Rules,
+    /// Whether it is Falcon-E's, whose chat form no mark tells.
+    falcon_e: bool,
+    notes: Vec<String>,
+}
+
+impl Base {
+    fn read(file: &Gguf) -> Result<Self, LoadError> {
+        match file.text(MODEL)? {
+            Some("gpt2") => Self::byte_pairs(file),
+            Some("llama") => Self::pieces(file),
+            Some(other) => {
+                Err(not_read(MODEL, other, "use a model with a gpt2 (byte-level BPE) or llama tokenizer"))
+            }
+            None => Err(LoadError::key(MODEL, "missing; the file is no complete model")),
+        }
     }
 
-    fn push(&mut self, token: &[u8]) {
-        self.bytes.extend_from_slice(token);
-        self.ends.push(self.bytes.len() as u32);
+    fn byte_pairs(file: &Gguf) -> Result<Self, LoadError> {
+        let mut notes = Vec::new();
+        let pre = file.text(PRE)?;
+        let cut = match pre {
+            Some(name) => Cut::named(name).ok_or_else(|| {
+                not_read(
+                    PRE,
+                    name,
+                    "use a model with the llama-bpe, falcon3, falcon-e or default pre-tokenizer",
+                )
+            })?,
+            // The official 2B-4T file names none; its tokenizer is Llama 3's.
+            None => {
+                notes.push("the file names no pre-tokenizer; llama-bpe is used".into());
+                Cut::Llama3
+            }
+        };
+        let (entries, rules) = BytePairs::read(file, cut)?;
+        let falcon_e = matches!(pre, Some("falcon-e" | "falcon_e"));
+        Ok(Base { entries, rules: Rules::BytePairs(rules), falcon_e, notes })
     }
 
-    /// Ids but for those in `without`, which is in order, sorted by their bytes; of equal ones the first.
-    fn by_bytes(&self, without: &[u32]) -> Vec<u32> {
-        let mut ids: Vec<u32> = (0..self.len() as u32).collect();
-        ids.retain(|id| without.binary_search(id).is_err());
-        ids.sort_unstable_by_key(|id| (self.get(*id), *id));
-        ids.dedup_by_key(|id| self.get(*id));
-        ids
-    }
-
-    fn get(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
-        &self.bytes[start..self.ends[id] as usize]
+    fn pieces(file: &Gguf) -> Result<Self, LoadError> {
+        let (entries, rules) = Pieces::read(file)?;
+        let mut notes = Vec::new();
+        if rules.missing_bytes() > 0 {
+            notes.push(format!(
+                "{} bytes have no token; characters with one are read as the unknown token",
+                rules.missing_bytes()
+            ));
+        }
+        Ok(Base { entries, rules: Rules::Pieces(rules), falcon_e: false, notes })
     }
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model file.
+    /// Reads the tokenizer of a model file: a byte-level one (`gpt2`) or a SentencePiece one (`llama`).
+    ///
+    /// # Errors
+    /// What it does not read by name, and whatever does not hold together, at its key. A chat template
+    /// that cannot be used is an error only where no form of the model's family takes its place.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
-        check_kind(file)?;
-        let key = "tokenizer.ggml.tokens";
-        let tokens = file.strings(key)?;
-        // Ids and offsets into the vocabulary are 32 bits.
-        if tokens.byte_len() > u32::MAX as usize {
-            return Err(LoadError::key(key, format!("{} bytes of tokens are too many", tokens.byte_len())));
-        }
-        let special = ids_of_kinds(file, tokens.len(), &[CONTROL, USER_DEFINED])?;
-        let control = ids_of_kinds(file, tokens.len(), &[CONTROL])?;
-        let bytes_of = bpe::byte_of_char();
-        let mut vocab = Vocab::default();
-        for (id, token) in tokens.enumerate() {
-            let special = special.binary_search(&(id as u32)).is_ok();
-            vocab.push(&if special { token.to_vec() } else { bpe::unmap(token, &bytes_of) });
-        }
-        let ids: HashMap<&[u8], u32> = (0..vocab.len() as u32).rev().map(|id| (vocab.get(id), id)).collect();
-        let merges = Merges::read(file, &ids, &control)?;
-        let chat = template::Family::detect(file, &ids)?;
-        let bos = token_id(file, "tokenizer.ggml.bos_token_id", vocab.len())?;
-        let ends = end_ids(file, &ids, vocab.len())?;
-        drop(ids);
-        let mut specials = special;
-        specials.sort_by_key(|id| std::cmp::Reverse(vocab.get(*id).len()));
-        specials.retain(|id| !vocab.get(*id).is_empty());
-        Ok(Tokenizer { by_bytes: vocab.by_bytes(&control), merges, specials, bos, ends, chat, vocab })
+        let Base { entries, rules, falcon_e, mut notes } = Base::read(file)?;
+        let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
+        let ends = end_ids(file, &entries)?;
+        notes.push(ends_note(&entries.vocab, &ends));
+        let family = Family::detect(file, &entries, falcon_e)?;
+        let names = names(file, &entries.vocab)?;
+        let (chat, own_form) = read_template(file, family, names, &mut notes)?;
+        let add_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(own_form && family.begins());
+        let marks = Marks::new(&entries.vocab, entries.of(Kind::Mark), Kind::Mark)?;
+        let wholes = Marks::new(&entries.vocab, entries.of(Kind::Whole), Kind::Whole)?;
+        Ok(Tokenizer { vocab: entries.vocab, rules, marks, wholes, bos, add_bos, ends, chat, notes })
     }
 
     /// Tokens in the vocabulary.
@@ -126,6 +157,12 @@ impl Tokenizer {
         self.ends.contains(&id)
     }
 
+    /// What the file had wrong or missing and how that was met, and which tokens end an answer: short
+    /// sentences for a log.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Ids of a text in which nothing is special. No beginning-of-text is added.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
@@ -137,21 +174,10 @@ impl Tokenizer {
     /// owner's only: a user's text must not be able to end its own turn.
     pub fn encode_with_specials(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        let mut plain = 0;
-        let mut at = 0;
-        while at < text.len() {
-            let rest = &text.as_bytes()[at..];
-            match self.specials.iter().find(|id| rest.starts_with(self.vocab.get(**id))) {
-                Some(id) => {
-                    self.encode_into(&text[plain..at], &mut ids);
-                    ids.push(*id);
-                    at += self.vocab.get(*id).len();
-                    plain = at;
-                }
-                None => at += text[at..].chars().next().map_or(1, char::len_utf8),
-            }
-        }
-        self.encode_into(&text[plain..], &mut ids);
+        self.marks.each(text, |part| match part {
+            Part::Text(text) => self.encode_into(text, &mut ids),
+            Part::Token(id) => ids.push(id),
+        });
         ids
     }
 
@@ -160,96 +186,119 @@ impl Tokenizer {
         self.bos
     }
 
-    /// Ids of a conversation in the model's own form, ready for the assistant's next turn.
-    pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.bos.into_iter().collect();
-        self.chat.write(turns, &mut ids, |text, ids| self.encode_into(text, ids));
-        ids
+    /// Ids of a conversation in the model's own form, ready for the assistant's next turn. Nothing that
+    /// is said in it becomes a special token.
+    ///
+    /// # Errors
+    /// When the model's chat template does not take the conversation.
+    pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
+        let prompt = self.chat.prompt(turns).map_err(|why| PromptError::Template(why.to_string()))?;
+        let mut ids = Vec::new();
+        self.encode_prompt(&prompt, &mut ids);
+        if self.add_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
+            ids.splice(..0, self.bos);
+        }
+        Ok(ids)
+    }
+
+    /// Looks for special tokens in what the template wrote only. What stands between two of them is
+    /// encoded as one text, as it was in training, whoever said which part of it.
+    fn encode_prompt(&self, prompt: &Prompt, ids: &mut Vec<u32>) {
+        let mut plain = 0; // from here on nothing is encoded yet
+        let mut at = 0;
+        let end = (prompt.text.len()..prompt.text.len(), 0);
+        for (said, _) in prompt.said.iter().chain([&end]) {
+            let mut place = at;
+            self.marks.each(&prompt.text[at..said.start], |part| match part {
+                Part::Text(text) => place += text.len(),
+                Part::Token(id) => {
+                    self.encode_into(&prompt.text[plain..place], ids);
+                    ids.push(id);
+                    place += self.vocab.get(id).len();
+                    plain = place;
+                }
+            });
+            at = said.end;
+        }
+        self.encode_into(&prompt.text[plain..], ids);
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        for word in self.words(text).map(str::as_bytes) {
-            match self.whole(word) {
-                Some(id) => ids.push(id),
-                None => self.merges.encode(word, ids),
-            }
-        }
-    }
-
-    /// The token that is a whole word. Llama 3's vocabulary has 588 tokens that no merges lead to, and
-    /// it was trained with them: `ignore_merges` in its `tokenizer.json`, llama.cpp pull request 7193.
-    fn whole(&self, word: &[u8]) -> Option<u32> {
-        let at = self.by_bytes.binary_search_by(|id| self.vocab.get(*id).cmp(word));
-        at.ok().map(|at| self.by_bytes[at])
-    }
-
-    /// The words of a text. The pattern's `\s+(?!\S)`, white space not followed by anything else,
-    /// is told here: a run of white space before a word leaves its last character to that word.
-    fn words<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let found = WORDS.find_at(text, at)?;
-            // The pattern matches every character, so `found` starts at `at`.
-            let (mut end, word) = (found.end(), found.as_str());
-            let last = word.chars().next_back()?;
-            let only_white = last.is_whitespace() && !matches!(last, '\r' | '\n');
-            if only_white && end < text.len() && word.len() > last.len_utf8() {
-                end -= last.len_utf8();
-            }
-            let word = &text[at..end];
-            at = end;
-            Some(word)
-        })
+        self.wholes.each(text, |part| match part {
+            Part::Token(id) => ids.push(id),
+            Part::Text(text) => match &self.rules {
+                Rules::BytePairs(rules) => rules.encode(&self.vocab, text, ids),
+                Rules::Pieces(rules) => rules.encode(&self.vocab, text, ids),
+            },
+        });
     }
 }
 
-fn check_kind(file: &Gguf) -> Result<(), LoadError> {
-    let refuse = |key: &str, name: &str, way_out: &str| {
-        let said = format!("\"{}\" is not read by this version; {way_out}", shown(name));
-        Err(LoadError::key(key, said))
+fn not_read(key: &str, name: &str, way_out: &str) -> LoadError {
+    LoadError::key(key, format!("\"{}\" is not read by this version; {way_out}", shown(name)))
+}
+
+/// The template that prompts are made with, and whether it is a form of ours.
+fn read_template(
+    file: &Gguf,
+    family: Family,
+    names: Names,
+    notes: &mut Vec<String>,
+) -> Result<(Template, bool), LoadError> {
+    let given = file.text(TEMPLATE)?;
+    let fail = |why: String| LoadError::key(TEMPLATE, why);
+    match given {
+        None if family == Family::Plain => {
+            notes.push("the file has no chat template; the model goes on with what is said".into());
+        }
+        None => notes.push(format!("the file has no chat template; {}'s form is used", family.name())),
+        Some(template) if family.knows_better_than(template) => {
+            notes.push(format!(
+                "the file's chat template is not what the model was trained on; {}'s form is used",
+                family.name()
+            ));
+        }
+        Some(template) => match Template::new(template.to_owned(), names.clone()) {
+            Ok(template) => return Ok((template, false)),
+            Err(why) if family == Family::Plain => {
+                return Err(fail(format!("{why}; give the file a template that can be used")));
+            }
+            Err(why) => {
+                notes.push(format!("the file's chat template {why}; {}'s form is used", family.name()));
+            }
+        },
+    }
+    Template::new(family.form().to_owned(), names).map(|template| (template, true)).map_err(fail)
+}
+
+/// The names that templates call tokens by.
+fn names(file: &Gguf, vocab: &Vocab) -> Result<Names, LoadError> {
+    let name = |key: &str| -> Result<Option<String>, LoadError> {
+        let id = token_id(file, key, vocab.len())?;
+        Ok(id.map(|id| String::from_utf8_lossy(vocab.get(id)).into_owned()))
     };
-    let key = "tokenizer.ggml.model";
-    match file.text(key)? {
-        Some("gpt2") => {}
-        Some(other) => return refuse(key, other, "use a model with a gpt2 (byte-level BPE) tokenizer"),
-        None => return Err(LoadError::key(key, "missing; the file is no complete model")),
-    }
-    let key = "tokenizer.ggml.pre";
-    match file.text(key)? {
-        // The official 2B-4T file names none; its tokenizer is Llama 3's.
-        None | Some("llama-bpe" | "llama3" | "llama-v3") => Ok(()),
-        Some(other) => refuse(key, other, "use a model with the llama-bpe pre-tokenizer"),
-    }
+    Ok(Names { bos: name("tokenizer.ggml.bos_token_id")?, eos: name("tokenizer.ggml.eos_token_id")? })
 }
 
-fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
-    match file.number_or_none(key)? {
-        Some(id) if id >= vocab => {
-            let said = format!("{id} is outside the vocabulary of {vocab}");
-            Err(LoadError::key(key, said))
-        }
-        id => Ok(id.map(|id| id as u32)),
-    }
-}
-
-/// Ids of the tokens of these types, in order.
-fn ids_of_kinds(file: &Gguf, vocab: usize, wanted: &[i64]) -> Result<Vec<u32>, LoadError> {
-    let key = "tokenizer.ggml.token_type";
-    let Some(kinds) = file.integers(key)? else { return Ok(Vec::new()) };
-    if kinds.len() != vocab {
-        let said = format!("{} types for {vocab} tokens", kinds.len());
-        return Err(LoadError::key(key, said));
-    }
-    let found = kinds.enumerate().filter(|(_, kind)| wanted.contains(kind));
-    Ok(found.map(|(id, _)| id as u32).collect())
-}
-
-fn end_ids(file: &Gguf, ids: &HashMap<&[u8], u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
-    let mut ends: Vec<u32> = END_TEXTS.iter().filter_map(|text| ids.get(text.as_bytes())).copied().collect();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        ends.extend(token_id(file, key, vocab)?);
+/// Every token that ends an answer. Without types a text that reads like an end is taken for one; with
+/// them it must be a mark: Llama 3's vocabulary has `</s>` as three letters of text.
+fn end_ids(file: &Gguf, entries: &Entries) -> Result<Vec<u32>, LoadError> {
+    let ids = entries.by_text();
+    let is_mark = |id: &u32| !entries.typed || entries.kind(*id) == Kind::Mark;
+    let texts = END_TEXTS.iter().filter_map(|text| ids.get(text.as_bytes()).copied());
+    let mut ends: Vec<u32> = texts.filter(is_mark).collect();
+    for key in END_KEYS {
+        ends.extend(token_id(file, key, entries.vocab.len())?);
     }
     ends.sort_unstable();
     ends.dedup();
     Ok(ends)
+}
+
+fn ends_note(vocab: &Vocab, ends: &[u32]) -> String {
+    let names: Vec<String> = ends.iter().map(|id| format!("{} ({id})", vocab.name(*id))).collect();
+    match names.is_empty() {
+        true => "no token ends an answer; only its length does".into(),
+        false => format!("answers end at {}", names.join(", ")),
+    }
 }

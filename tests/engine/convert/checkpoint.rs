@@ -1,10 +1,10 @@
 //! Checkpoint folders, converted and run: the logits are those that transformers computes;
 //! `tests/data/checkpoints/README.md` says how these were made.
 
-use super::{converted, engine, files, folder, options};
+use super::{converted, engine, folder, options};
 use crate::data;
 use bitnetd::engine::Engine;
-use bitnetd::engine::convert::{Folder, Options};
+use bitnetd::engine::convert::Options;
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::quant::TensorType;
 use serde::Deserialize;
@@ -15,10 +15,14 @@ struct Expected {
     logits_file: String,
 }
 
+fn expected(name: &str) -> Expected {
+    let text = std::fs::read(data(&format!("checkpoints/{name}/expected.json"))).expect("data");
+    serde_json::from_slice(&text).expect("data")
+}
+
 /// Largest difference of a logit, as a share of the largest logit.
 fn off(engine: &Engine, name: &str) -> f32 {
-    let text = std::fs::read(data(&format!("checkpoints/{name}/expected.json"))).expect("data");
-    let expected: Expected = serde_json::from_slice(&text).expect("data");
+    let expected = expected(name);
     let want = std::fs::read(data(&format!("checkpoints/{name}/{}", expected.logits_file))).expect("data");
     let want: Vec<f32> = want.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let mut got = Vec::new();
@@ -59,18 +63,26 @@ fn a_checkpoint_in_several_files_with_wide_heads_becomes_the_model_that_transfor
 
 #[test]
 fn matrices_that_fit_no_ternary_block_become_the_model_that_transformers_runs() {
-    // Another vocabulary, so that this is about the weights alone.
-    let mut files = files("bitnet-tiny-f16");
-    let tokenizer = std::fs::read(data("checkpoints/llama-tiny-packed/tokenizer.json")).expect("data");
-    files.retain(|(name, _)| !name.starts_with("tokenizer"));
-    files.push(("tokenizer.json".into(), tokenizer));
-    let bytes = converted(&Folder::memory(files), &options());
-    let file = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+    check("bitnet-tiny-f16", &options(), 1e-5);
+    let file = Gguf::parse(Map::from(converted(&folder("bitnet-tiny-f16"), &options()))).expect("sound");
     let kind = |name: &str| file.tensor(name).map(|tensor| tensor.kind);
     // 200 columns are whole blocks of no kind, 96 are three of 32.
     assert_eq!(kind("blk.0.attn_q.weight"), Some(TensorType::F16));
     assert_eq!(kind("blk.0.ffn_down.weight"), Some(TensorType::Q4_0));
     assert_eq!(kind("blk.0.ffn_down.scale"), Some(TensorType::F32));
-    let off = off(&engine(bytes), "bitnet-tiny-f16");
-    assert!(off <= 1e-5, "{off} of the largest logit");
+}
+
+#[test]
+fn the_vocabularies_of_checkpoints_cut_text_as_their_own_tokenizers_do() {
+    let prompts = ["turn on the kitchen lights", "set the heating in the bedroom to twenty degrees"];
+    for (name, prompt) in [
+        ("llama-tiny-packed", prompts[0]),
+        ("falcon-tiny-sharded", prompts[0]),
+        ("bitnet-tiny-f16", prompts[1]),
+    ] {
+        let engine = engine(converted(&folder(name), &options()));
+        // The prompt's first token begins the text.
+        assert_eq!(engine.tokenizer().encode(prompt), expected(name).tokens[1..], "{name}");
+        assert_eq!(engine.tokenizer().bos(), Some(expected(name).tokens[0]), "{name}");
+    }
 }

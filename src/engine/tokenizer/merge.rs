@@ -1,0 +1,99 @@
+//! Merging neighbours, the best pair first, as both kinds of vocabulary do.
+//!
+//! The work grows with n log n, so that a word of a megabyte is no way to stop the daemon.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// What two neighbours come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Joined {
+    /// The lowest joins first; of equal ones the leftmost.
+    pub rank: u32,
+    /// The token they become.
+    pub id: u32,
+}
+
+/// Which neighbours join.
+pub(super) trait Pairs {
+    fn find(&self, left: u32, right: u32) -> Option<Joined>;
+}
+
+/// A place in the word under work; merged places leave the list.
+#[derive(Debug, Clone, Copy)]
+struct Symbol {
+    id: u32,
+    previous: u32,
+    next: u32,
+}
+
+/// A pair that may join, unless one of the two has changed since: rank, place, left, right, and what
+/// it becomes.
+type Offer = Reverse<(u32, u32, u32, u32, u32)>;
+
+/// No place.
+const NONE: u32 = u32::MAX;
+
+/// Appends to `out` what is left of `word` when no two neighbours join.
+pub(super) fn merge(pairs: &impl Pairs, word: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
+    let mut list = List { symbols: symbols(word), offers: BinaryHeap::new() };
+    for at in 0..list.symbols.len() {
+        list.offer(pairs, at as u32);
+    }
+    while let Some(Reverse((_, at, left, right, joined))) = list.offers.pop() {
+        list.join(pairs, at, (left, right), joined);
+    }
+    let mut at = if list.symbols.is_empty() { NONE } else { 0 };
+    while at != NONE {
+        out.push(list.symbols[at as usize].id);
+        at = list.symbols[at as usize].next;
+    }
+}
+
+fn symbols(word: impl Iterator<Item = u32>) -> Vec<Symbol> {
+    let place = |(at, id)| Symbol { id, previous: (at as u32).wrapping_sub(1), next: at as u32 + 1 };
+    let mut symbols: Vec<Symbol> = word.enumerate().map(place).collect();
+    if let Some(last) = symbols.last_mut() {
+        last.next = NONE;
+    }
+    symbols
+}
+
+struct List {
+    symbols: Vec<Symbol>,
+    offers: BinaryHeap<Offer>,
+}
+
+impl List {
+    /// Puts the pair that begins at `at` on the heap, if it joins.
+    fn offer(&mut self, pairs: &impl Pairs, at: u32) {
+        let symbol = self.symbols[at as usize];
+        if symbol.next == NONE {
+            return;
+        }
+        let right = self.symbols[symbol.next as usize].id;
+        if let Some(joined) = pairs.find(symbol.id, right) {
+            self.offers.push(Reverse((joined.rank, at, symbol.id, right, joined.id)));
+        }
+    }
+
+    /// Joins the pair at `at` if it is still what was offered, and offers its new neighbours.
+    fn join(&mut self, pairs: &impl Pairs, at: u32, offered: (u32, u32), joined: u32) {
+        let symbol = self.symbols[at as usize];
+        if symbol.id != offered.0 || symbol.next == NONE || self.symbols[symbol.next as usize].id != offered.1
+        {
+            return; // one of the two has been merged since
+        }
+        let gone = symbol.next as usize;
+        let next = self.symbols[gone].next;
+        self.symbols[gone].id = NONE;
+        self.symbols[at as usize] = Symbol { id: joined, next, ..symbol };
+        if next != NONE {
+            self.symbols[next as usize].previous = at;
+        }
+        self.offer(pairs, at);
+        if symbol.previous != NONE {
+            self.offer(pairs, symbol.previous);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The forms that families of models were trained on, for files that have no template or a wrong one.
+
+use super::super::vocab::{Entries, Kind};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::Gguf;
+
+/// The forms we know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Family {
+    /// `User: …<|eot_id|>Assistant: `. Source: `LLM_CHAT_TEMPLATE_BITNET` of ik_llama.cpp; the
+    /// template inside the official file is wrong.
+    BitNet,
+    /// The same for a vocabulary without the mark: a turn ends with its line.
+    BitNetLines,
+    /// `<|start_header_id|>user<|end_header_id|>\n\n…<|eot_id|>`. Source: Meta's model card.
+    Llama3,
+    /// `<|user|>\n…\n<|assistant|>\n`. Source: `tokenizer_config.json` of Falcon3-7B-Instruct.
+    Falcon3,
+    /// `user…\nassistant\n`. Source: `LLM_CHAT_TEMPLATE_FALCON_E` of ik_llama.cpp.
+    FalconE,
+    /// `<|im_start|>user\n…<|im_end|>\n`, which has no one source.
+    ChatMl,
+    /// A model without a chat form, as 1bitLLM's: it goes on with the text.
+    Plain,
+}
+
+/// What the official file's template writes, which nothing was trained on. Source: issue 339 of
+/// ik_llama.cpp; the text stands in bitnet.cpp's converter.
+const WRONG: &str = "BITNETAssistant";
+
+impl Family {
+    /// The family of a file. `falcon_e` is what its pre-tokenizer says.
+    pub fn detect(file: &Gguf, entries: &Entries, falcon_e: bool) -> Result<Self, LoadError> {
+        let ids = entries.by_text();
+        let marks = |texts: &[&str]| {
+            let is_mark = |id: &u32| !entries.typed || entries.kind(*id) == Kind::Mark;
+            texts.iter().all(|text| ids.get(text.as_bytes()).is_some_and(is_mark))
+        };
+        let arch = file.text("general.architecture")?.unwrap_or_default();
+        Ok(match arch {
+            // BitNet's vocabulary has Llama 3's marks too, but was not trained with them.
+            "bitnet-b1.58" | "bitnet-25" if marks(&["<|eot_id|>"]) => Family::BitNet,
+            "bitnet-b1.58" | "bitnet-25" => Family::BitNetLines,
+            _ if marks(&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]) => Family::Llama3,
+            _ if marks(&["<|user|>", "<|assistant|>"]) => Family::Falcon3,
+            _ if marks(&["<|im_start|>", "<|im_end|>"]) => Family::ChatMl,
+            _ if falcon_e => Family::FalconE,
+            _ => Family::Plain,
+        })
+    }
+
+    /// Whether a template is known to be wrong for it. BitNet's turns end with `<|eot_id|>`: a template
+    /// that never writes it is not what the model was trained on.
+    pub fn knows_better_than(self, template: &str) -> bool {
+        self == Family::BitNet && (template.contains(WRONG) || !template.contains("eot_id"))
+            || self == Family::BitNetLines && template.contains(WRONG)
+    }
+
+    /// Its form as a template.
+    pub fn form(self) -> &'static str {
+        match self {
+            Family::BitNet => {
+                "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}<|eot_id|>\
+                 {% endfor %}Assistant: "
+            }
+            Family::BitNetLines => {
+                "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}{{ '\\n' }}\
+                 {% endfor %}Assistant: "
+            }
+            Family::Llama3 => {
+                "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ '\\n\\n' }}\
+                 {{ m.content | trim }}<|eot_id|>{% endfor %}\
+                 <|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}"
+            }
+            Family::Falcon3 => {
+                "{% for m in messages %}<|{{ m.role }}|>{{ '\\n' }}{{ m.content }}\
+                 {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}\
+                 <|assistant|>{{ '\\n' }}"
+            }
+            Family::FalconE => {
+                "{% for m in messages %}{{ m.role }}{{ m.content }}{{ '\\n' }}{% endfor %}assistant{{ '\\n' }}"
+            }
+            Family::ChatMl => {
+                "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\\n' }}{{ m.content }}<|im_end|>\
+                 {{ '\\n' }}{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+            }
+            Family::Plain => {
+                "{% for m in messages %}{{ m.content }}{{ '' if loop.last else '\\n' }}{% endfor %}"
+            }
+        }
+    }
+
+    /// Its name in a note.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::BitNet | Family::BitNetLines => "bitnet b1.58",
+            Family::Llama3 => "llama 3",
+            Family::Falcon3 => "falcon3",
+            Family::FalconE => "falcon-e",
+            Family::ChatMl => "chatml",
+            Family::Plain => "plain text",
+        }
+    }
+
+    /// Whether its prompts begin with the beginning-of-text token where the file does not say. Falcon's
+    /// templates write none, and its tokenizers add none.
+    pub fn begins(self) -> bool {
+        !matches!(self, Family::Falcon3 | Family::FalconE | Family::ChatMl)
+    }
+}

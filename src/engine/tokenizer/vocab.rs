@@ -1,0 +1,181 @@
+//! The tokens of a file: their bytes, their types, and the texts that are never cut.
+
+use crate::engine::error::{LoadError, shown};
+use crate::engine::gguf::Gguf;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// GGUF's types of tokens; the others are plain text.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const BYTE: i64 = 6;
+
+/// The key of the tokens, which every error about them names.
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Text, reached by merging.
+    Plain,
+    /// A mark that no text turns into: the beginning, the end of a turn.
+    Mark,
+    /// Text that is one token wherever it stands.
+    Whole,
+    /// A byte of a character that has no token.
+    Byte,
+}
+
+/// The bytes of every token, in one block.
+#[derive(Debug, Default)]
+pub(super) struct Vocab {
+    bytes: Vec<u8>,
+    ends: Vec<u32>, // end of each token in `bytes`
+}
+
+impl Vocab {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn get(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.bytes[start..self.ends[id] as usize]
+    }
+
+    /// A token's name in a message.
+    pub fn name(&self, id: u32) -> String {
+        shown(&String::from_utf8_lossy(self.get(id)))
+    }
+
+    fn push(&mut self, token: &[u8]) {
+        self.bytes.extend_from_slice(token);
+        self.ends.push(self.bytes.len() as u32);
+    }
+}
+
+/// Plain tokens sorted by their bytes; of equal ones the first.
+#[derive(Debug)]
+pub(super) struct ByBytes(Vec<u32>);
+
+impl ByBytes {
+    pub fn new(vocab: &Vocab, kinds: &[Kind]) -> Self {
+        let plain = |id: &u32| kinds[*id as usize] == Kind::Plain;
+        let mut ids: Vec<u32> = (0..vocab.len() as u32).filter(plain).collect();
+        ids.sort_unstable_by_key(|id| (vocab.get(*id), *id));
+        ids.dedup_by_key(|id| vocab.get(*id));
+        ByBytes(ids)
+    }
+
+    /// The token of `left` and `right` together.
+    pub fn find(&self, vocab: &Vocab, left: &[u8], right: &[u8]) -> Option<u32> {
+        let at = self.0.binary_search_by(|id| compare(vocab.get(*id), left, right));
+        at.ok().map(|at| self.0[at])
+    }
+}
+
+/// How `token` stands to `left` with `right` behind it, without joining them.
+fn compare(token: &[u8], left: &[u8], right: &[u8]) -> Ordering {
+    let (head, tail) = token.split_at(token.len().min(left.len()));
+    head.cmp(left).then_with(|| tail.cmp(right))
+}
+
+/// The tokens and their types, as the file has them.
+#[derive(Debug)]
+pub(super) struct Entries {
+    pub vocab: Vocab,
+    /// One a token.
+    pub kinds: Vec<Kind>,
+    /// Whether the file said them.
+    pub typed: bool,
+}
+
+impl Entries {
+    /// Reads them. `plain_bytes` gives the bytes that the text of a plain or a byte token stands for;
+    /// its error is what is wrong with the text.
+    pub fn read(
+        file: &Gguf,
+        plain_bytes: impl Fn(Kind, &[u8]) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, LoadError> {
+        let tokens = file.strings(TOKENS)?;
+        // Ids and offsets into the vocabulary are 32 bits.
+        if tokens.byte_len() > u32::MAX as usize {
+            return Err(LoadError::key(
+                TOKENS,
+                format!("{} bytes of tokens are too many", tokens.byte_len()),
+            ));
+        }
+        let kinds = file.integers(TYPES)?;
+        if let Some(kinds) = kinds.as_ref().filter(|kinds| kinds.len() != tokens.len()) {
+            let said = format!("{} types for {} tokens", kinds.len(), tokens.len());
+            return Err(LoadError::key(TYPES, said));
+        }
+        let typed = kinds.is_some();
+        let mut kinds = kinds.into_iter().flatten();
+        let mut entries = Entries { vocab: Vocab::default(), kinds: Vec::with_capacity(tokens.len()), typed };
+        for (id, token) in tokens.enumerate() {
+            let kind = kind_of(kinds.next(), token);
+            let bytes = match kind {
+                Kind::Mark | Kind::Whole => token.to_vec(),
+                Kind::Plain | Kind::Byte => plain_bytes(kind, token)
+                    .map_err(|said| LoadError::key(TOKENS, format!("token {id} {said}")))?,
+            };
+            entries.vocab.push(&bytes);
+            entries.kinds.push(kind);
+        }
+        Ok(entries)
+    }
+
+    pub fn kind(&self, id: u32) -> Kind {
+        self.kinds[id as usize]
+    }
+
+    /// Ids of one kind with a text, in order.
+    pub fn of(&self, kind: Kind) -> Vec<u32> {
+        let ids = 0..self.vocab.len() as u32;
+        ids.filter(|id| self.kind(*id) == kind && !self.vocab.get(*id).is_empty()).collect()
+    }
+
+    /// The ids by their bytes; of equal ones the first.
+    pub fn by_text(&self) -> HashMap<&[u8], u32> {
+        (0..self.vocab.len() as u32).rev().map(|id| (self.vocab.get(id), id)).collect()
+    }
+}
+
+fn kind_of(said: Option<i64>, token: &[u8]) -> Kind {
+    match said {
+        Some(UNKNOWN | CONTROL) => Kind::Mark,
+        Some(USER_DEFINED) if looks_like_a_mark(token) => Kind::Mark,
+        Some(USER_DEFINED) => Kind::Whole,
+        Some(BYTE) => Kind::Byte,
+        _ => Kind::Plain,
+    }
+}
+
+/// Some converters write marks as "user defined", which any text may turn into: nobody must be able to
+/// end a turn by writing its mark.
+fn looks_like_a_mark(token: &[u8]) -> bool {
+    let between = |open: &str, close: &str| {
+        token.len() > open.len() + close.len()
+            && token.starts_with(open.as_bytes())
+            && token.ends_with(close.as_bytes())
+    };
+    [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>"), ("<unused", ">"), (">>", "<<")]
+        .iter()
+        .any(|(open, close)| between(open, close))
+        || [b"<s>".as_slice(), b"</s>", b"<unk>", b"<pad>", b"[INST]", b"[/INST]"].contains(&token)
+}
+
+/// The id that `key` names, if it names one.
+pub(super) fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
+    match file.number_or_none(key)? {
+        Some(id) if id >= vocab => {
+            let said = format!("{id} is outside the vocabulary of {vocab}");
+            Err(LoadError::key(key, said))
+        }
+        id => Ok(id.map(|id| id as u32)),
+    }
+}

@@ -1,0 +1,97 @@
+//! How a text is cut into words before its bytes are merged.
+
+use regex::Regex;
+use std::sync::LazyLock;
+
+/// A pre-tokenizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Llama 3's, and with it that of every BitNet-b1.58, of Falcon3 and of Falcon-E.
+    Llama3,
+    /// llama.cpp's `default`, made for Falcon's first models.
+    Default,
+}
+
+/// Llama 3's pattern without its lookahead; [`each`] does that part.
+/// Source: `tokenizer.json` of Meta-Llama-3-8B.
+static LLAMA3: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    )
+});
+
+/// The four patterns of `default`, each cutting what the one before left. Source: `llama-vocab.cpp` of
+/// llama.cpp. The second is GPT-2's.
+static MARKS: LazyLock<Regex> = LazyLock::new(|| pattern(r"[\p{P}$+<=>^~|]+"));
+static GPT2: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"));
+static NUMBERS: LazyLock<Regex> = LazyLock::new(|| pattern(r"\p{N}+"));
+static THREE_DIGITS: LazyLock<Regex> = LazyLock::new(|| pattern("[0-9]{3}"));
+
+fn pattern(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("a pattern of ours")
+}
+
+impl Cut {
+    /// The pre-tokenizer of a name in a file.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "llama-bpe" | "llama3" | "llama-v3" => Some(Cut::Llama3),
+            // Both ways to write the last are in use: bitnet.cpp's converter writes an underscore.
+            "falcon3" | "falcon-e" | "falcon_e" => Some(Cut::Llama3),
+            "default" => Some(Cut::Default),
+            _ => None,
+        }
+    }
+
+    /// Whether a word that is a token is that token, whatever the merges would make of it.
+    pub fn takes_whole_words(self) -> bool {
+        self == Cut::Llama3
+    }
+
+    /// Calls `word` with each word of `text`.
+    pub fn words(self, text: &str, mut word: impl FnMut(&str)) {
+        match self {
+            Cut::Llama3 => each(&LLAMA3, text, &mut word),
+            Cut::Default => around(&MARKS, text, &mut |piece| {
+                each(&GPT2, piece, &mut |piece| {
+                    around(&NUMBERS, piece, &mut |piece| around(&THREE_DIGITS, piece, &mut word));
+                });
+            }),
+        }
+    }
+}
+
+/// The matches of a pattern that matches everywhere. The lookahead that such patterns have, `\s+(?!\S)`,
+/// is told here: a run of white space before a word leaves its last character to that word.
+fn each(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
+    // With its line breaks at the end a run is Llama 3's `\s*[\r\n]+`, which looks at nothing behind it.
+    let keeps_line_breaks = std::ptr::eq(pattern, &*LLAMA3);
+    let mut at = 0;
+    while let Some(found) = pattern.find_at(text, at) {
+        let mut end = found.end();
+        let last = found.as_str().chars().next_back().expect("no pattern of ours matches nothing");
+        let line_break = matches!(last, '\r' | '\n') && keeps_line_breaks;
+        if last.is_whitespace() && !line_break && end < text.len() && found.len() > last.len_utf8() {
+            end -= last.len_utf8();
+        }
+        word(&text[at..end]);
+        at = end;
+    }
+}
+
+/// The matches of a pattern, and what lies between them.
+fn around(pattern: &Regex, text: &str, piece: &mut impl FnMut(&str)) {
+    let mut at = 0;
+    for found in pattern.find_iter(text) {
+        for part in [&text[at..found.start()], found.as_str()] {
+            if !part.is_empty() {
+                piece(part);
+            }
+        }
+        at = found.end();
+    }
+    if at < text.len() {
+        piece(&text[at..]);
+    }
+}
