@@ -26,9 +26,10 @@ mod vocabulary;
 pub use folder::Folder;
 
 use super::error::LoadError;
-use super::gguf::{Draft, Gguf, Slice};
+use super::gguf::{Draft, Gguf, Map, Slice};
 use super::model::Layout;
 use super::quant::TensorType;
+use super::tokenizer::Tokenizer;
 use matrix::{Form, Matrix};
 use std::fmt;
 use std::io::{self, Write};
@@ -147,12 +148,19 @@ enum Content {
 impl Plan {
     /// What a checkpoint folder becomes.
     pub fn checkpoint(folder: &Folder, options: &Options) -> Result<Self, LoadError> {
-        checkpoint::plan(folder, options)
+        checkpoint::plan(folder, options).and_then(Self::with_vocabulary)
     }
 
     /// What another GGUF file becomes.
     pub fn file(source: &Gguf, options: &Options) -> Result<Self, LoadError> {
-        file::plan(source, options)
+        file::plan(source, options).and_then(Self::with_vocabulary)
+    }
+
+    /// A plan whose vocabulary and chat template are known to be read: better now than after some
+    /// gigabytes were written.
+    fn with_vocabulary(self) -> Result<Self, LoadError> {
+        let alone = Gguf::parse(Map::from(self.draft.metadata().header()))?;
+        Tokenizer::read(&alone).map(|_| self)
     }
 
     fn new() -> Self {

@@ -163,6 +163,11 @@ impl Draft {
         Ok(())
     }
 
+    /// The same metadata without any tensor.
+    pub fn metadata(&self) -> Draft {
+        Draft { metadata: self.metadata.clone(), tensors: Vec::new() }
+    }
+
     /// Its tensors, in the order their data is written.
     pub fn tensors(&self) -> &[Planned] {
         &self.tensors

@@ -1,6 +1,7 @@
 //! From other forms of a model to a file of this engine's own.
 
 mod checkpoint;
+mod command;
 mod file;
 mod malformed;
 mod part;

@@ -1,6 +1,6 @@
 //! The good beginnings of the fuzz target `safetensors`, made here: checkpoints of a few kilobytes.
 
-use super::options;
+use super::{engine, options};
 use crate::tiny::byte_tokens;
 use bitnetd::engine::convert::{Folder, Plan};
 use serde_json::{Map, Value, json};
@@ -101,7 +101,7 @@ fn the_seeds_are_those_made_here_and_sound() {
         let parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
         let names = ["config.json", "tokenizer.json", "model.safetensors"].map(String::from);
         let plan = Plan::checkpoint(&Folder::memory(names.into_iter().zip(parts)), &options()).expect(name);
-        plan.write(Vec::new()).expect(name);
+        engine(plan.write(Vec::new()).expect(name));
     }
 }
 

@@ -1,14 +1,14 @@
-//! Whatever a checkpoint folder holds: an error of one line, or a file that this engine reads.
+//! Whatever a checkpoint folder holds: an error of one line, or a file that this engine loads.
 //!
 //! The input is `config.json`, `tokenizer.json` and `model.safetensors`, with a zero byte between them.
 //! Run it with `-malloc_limit_mb=16`: a folder of some kilobytes has no claim to more.
 
 #![no_main]
 
-use bitnetd::engine::ModelFile;
 use bitnetd::engine::convert::{Failure, Folder, Options, Plan, Weights};
 use bitnetd::engine::gguf::Map;
 use bitnetd::engine::model::Layout;
+use bitnetd::engine::{ModelFile, Options as Run};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -26,7 +26,9 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn check_file(file: Vec<u8>) {
-    ModelFile::parse(Map::from(file), "fuzz.gguf", None).expect("what is written is read");
+    let file = ModelFile::parse(Map::from(file), "fuzz.gguf", Some(Layout::default()));
+    let run = Run { threads: 1, pin: false, kernel: None };
+    file.and_then(|file| file.load(&run)).expect("what is written is read");
 }
 
 fn check_error(said: &str) {
