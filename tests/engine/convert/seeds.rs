@@ -2,7 +2,7 @@
 
 use super::{engine, options};
 use crate::tiny::byte_tokens;
-use bitnetd::engine::convert::{Folder, Plan};
+use bitnetd::engine::convert::{Failure, Folder, Plan};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -102,6 +102,36 @@ fn the_seeds_are_those_made_here_and_sound() {
         let names = ["config.json", "tokenizer.json", "model.safetensors"].map(String::from);
         let plan = Plan::checkpoint(&Folder::memory(names.into_iter().zip(parts)), &options()).expect(name);
         engine(plan.write(Vec::new()).expect(name));
+    }
+}
+
+/// What one damaged byte makes of a checkpoint: an error of one line, or a file that loads.
+fn damaged(bytes: &[u8]) -> bool {
+    let parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
+    let names = ["config.json", "tokenizer.json", "model.safetensors"].map(String::from);
+    let plan = Plan::checkpoint(&Folder::memory(names.into_iter().zip(parts)), &options());
+    match plan.map_err(Failure::from).and_then(|plan| plan.write(Vec::new())) {
+        Ok(file) => drop(engine(file)),
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.len() < 1000 && !said.contains(char::is_control), "{said:?}");
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_checkpoint_with_a_damaged_byte_is_refused_or_still_sound() {
+    for (name, seed) in seeds() {
+        let mut refused = 0;
+        // Steps that reach every kind of place in turn.
+        for at in (0..seed.len()).step_by(13) {
+            let mut bytes = seed.clone();
+            bytes[at] = [0xff, b'"', b'9', b'-', 1][at / 13 % 5];
+            refused += usize::from(damaged(&bytes));
+        }
+        assert!(refused > seed.len() / 13 / 4, "{name}: {refused}");
     }
 }
 
