@@ -83,8 +83,8 @@ pub(super) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
     let place = shown(&args.input);
     let plan = plan(&args, &place)?;
+    check_room(&args.output, &plan)?;
     let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
-    check_room(&args.output, &plan, &part)?;
     let mut screen = Screen::new();
     plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
     let origin = origin(&args);
@@ -174,11 +174,11 @@ fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
 }
 
 /// Refuses to begin what cannot end.
-fn check_room(output: &Path, plan: &Plan, part: &Part) -> Result<(), Failure> {
+fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let there = std::fs::metadata(part.path()).map_or(0, |part| part.len());
+    let there = std::fs::metadata(part::path(output)).map_or(0, |part| part.len());
     let wanted = plan.draft().file_bytes().saturating_sub(there);
     match wanted <= free {
         true => Ok(()),

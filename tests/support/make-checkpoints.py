@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Makes the checkpoint folders of tests/data/checkpoints that transformers has a class for.
 
-Run once, with torch 2.15 and transformers 5.23 on a CPU (and accelerate); its output is committed. Each folder is written as
+Run once, with torch 2.15 and transformers 5.23 on a CPU (and accelerate, sentencepiece); its output is committed. Each folder is written as
 the published models of its family are, read back by transformers in float32, and run on one prompt: those
 logits are the right answer. Nothing of it is made by bitnetd.
 
     TORCHDYNAMO_DISABLE=1 python3 make-checkpoints.py OUT
 """
 
+import io
 import json
 import pathlib
 import sys
 
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -183,8 +185,25 @@ def bitnet_large(out, name, seed):
            logits, tokens)
 
 
+def sentence_piece_model(out):
+    """A tokenizer.model without tokenizer.json, as 1bitLLM publishes its vocabulary (which is Llama 2's), and ids by
+    the sentencepiece package itself."""
+    folder = out / "sentence-piece"
+    folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 3), model_writer=model, model_type="bpe", vocab_size=330, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, character_coverage=1.0,
+        pad_id=-1)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    texts = [*TEXT, "  two  spaces", "42 degrees", "unknown: \u00e9\U0001f600 Z", "a\nb\tc"]
+    write_json(folder / "ids.json", {text: processor.encode(text) for text in texts})
+
+
 def main():
     out = pathlib.Path(sys.argv[1])
+    sentence_piece_model(out)
     llama(out, "llama-tiny-packed", 3, 1, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
           num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, rope_theta=500000.0,
           rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -233,7 +233,7 @@ fn numbers_of_the_configuration_that_make_no_model_are_refused() {
 
 #[test]
 fn vocabularies_that_do_not_fit_are_refused() {
-    refused(PACKED, &["tokenizer.json", "missing", "tokenizer.model"], |c| c.remove("tokenizer.json"));
+    refused(PACKED, &["tokenizer.json", "missing", "no tokenizer.model"], |c| c.remove("tokenizer.json"));
     refused(PACKED, &["tokenizer.json: model.type", "Unigram"], |c| {
         c.json("tokenizer.json", |v| v["model"]["type"] = json!("Unigram"));
     });

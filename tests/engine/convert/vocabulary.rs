@@ -1,9 +1,10 @@
 //! Vocabularies of checkpoints as the metadata that this engine and llama.cpp read.
 
-use super::{files, options};
+use super::{engine, files, options};
 use bitnetd::engine::convert::{Folder, Plan};
 use bitnetd::engine::gguf::{Gguf, Map, Value};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 fn header(files: Vec<(String, Vec<u8>)>) -> Gguf {
     let plan = Plan::checkpoint(&Folder::memory(files), &options()).expect("sound");
@@ -56,6 +57,52 @@ fn a_sentence_piece_vocabulary_gets_its_scores_from_the_order_of_merges() {
     let scores: Vec<f32> = merges.iter().map(|merge| score(&merge.replace(' ', ""))).collect();
     assert_eq!(scores[0], 0.0);
     assert!(scores.windows(2).all(|pair| pair[0] > pair[1]), "the first merge is the best");
+}
+
+/// The checkpoint with a vocabulary of another: `tokenizer.model` as it is when `damage` is done.
+fn with_pieces(damage: impl FnOnce(&mut Vec<u8>)) -> Folder {
+    let mut files = files("bitnet-tiny-f16");
+    files.retain(|(name, _)| name != "tokenizer.json");
+    let mut model = std::fs::read(crate::data("checkpoints/sentence-piece/tokenizer.model")).expect("data");
+    damage(&mut model);
+    files.push(("tokenizer.model".into(), model));
+    // Two that were added later: one of them is a piece already.
+    files.push(("added_tokens.json".into(), json!({"</s>": 2, "<pad>": 330}).to_string().into_bytes()));
+    Folder::memory(files)
+}
+
+#[test]
+fn a_folder_with_tokenizer_model_alone_cuts_text_as_sentencepiece_does() {
+    let engine = engine(super::converted(&with_pieces(|_| {}), &options()));
+    let ids = std::fs::read(crate::data("checkpoints/sentence-piece/ids.json")).expect("data");
+    let ids: BTreeMap<String, Vec<u32>> = serde_json::from_slice(&ids).expect("data");
+    assert_eq!(ids.len(), 10);
+    for (text, ids) in ids {
+        assert_eq!(engine.tokenizer().encode(&text), ids, "{text:?}");
+    }
+    assert_eq!(engine.tokenizer().bos(), Some(1));
+    assert!(engine.tokenizer().is_end(2));
+    assert_eq!(engine.tokenizer().bytes(330), b"<pad>");
+}
+
+#[test]
+fn a_damaged_tokenizer_model_is_refused_or_still_sound() {
+    let len = std::fs::read(crate::data("checkpoints/sentence-piece/tokenizer.model")).expect("data").len();
+    let plan =
+        |damage: &dyn Fn(&mut Vec<u8>)| Plan::checkpoint(&with_pieces(|bytes| damage(bytes)), &options());
+    let mut refused = 0;
+    for at in (0..len).step_by(11) {
+        for damage in [&|bytes: &mut Vec<u8>| bytes[at] = 0xff, &|bytes: &mut Vec<u8>| bytes.truncate(at)]
+            as [&dyn Fn(&mut Vec<u8>); 2]
+        {
+            if let Err(error) = plan(damage) {
+                let said = error.to_string();
+                assert!(said.len() < 500 && !said.contains(char::is_control), "{said:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > len / 11, "{refused}");
 }
 
 #[test]
