@@ -74,9 +74,10 @@ fn arrays_of_another_type_than_they_are_read_as() {
 fn tokens_of_any_length_and_any_bytes() {
     let mut file = tiny::small();
     let mut tokens = tiny::byte_tokens();
-    tokens.extend(["he", "the", "<|begin_of_text|>"].map(String::from));
-    tokens.push("x".repeat(1 << 20));
+    let long = "x".repeat(1 << 20);
+    tokens.extend(["he", &long, "<|begin_of_text|>", "<|eot_id|>"].map(String::from));
     file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
+    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
     load(file.bytes()).expect("a token of a megabyte is a token");
     let mut bytes = file.bytes();
     let at = bytes.windows(8).rposition(|window| window == b"xxxxxxxx").expect("the long token");
