@@ -10,6 +10,7 @@
 
 mod builtin;
 pub mod check;
+pub mod convert;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
@@ -89,6 +90,8 @@ pub struct Engine {
     name: String,
     model: Model,
     tokenizer: Tokenizer,
+    /// In which its I2_S weights were read.
+    layout: Layout,
     notes: Vec<String>,
 }
 
@@ -212,6 +215,7 @@ impl ModelFile {
             ));
         };
         engine.model = engine.model.reload(&self.file, layout)?;
+        engine.layout = layout;
         engine.notes.push(format!("I2_S weights are in the layout {} (perplexity {said})", layout.name()));
         Ok(engine)
     }
@@ -255,7 +259,7 @@ impl ModelFile {
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
         let model = Model::load(&self.file, layout, kernels, pool)?;
         let notes = self.notes(&model, &tokenizer);
-        Ok(Engine { name, model, tokenizer, notes })
+        Ok(Engine { name, model, tokenizer, layout, notes })
     }
 
     fn notes(&self, model: &Model, tokenizer: &Tokenizer) -> Vec<String> {
@@ -288,6 +292,11 @@ impl Engine {
     /// What was wrong or missing in the file, and how it was read all the same: a sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The layout in which its I2_S weights were read, named or found out.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The model.

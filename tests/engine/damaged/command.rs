@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// `bitnetd`, under the emulator of a foreign build where one is named.
-fn bitnetd() -> Command {
+pub fn bitnetd() -> Command {
     let runner = std::env::var("BITNETD_RUNNER").unwrap_or_default();
     let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_bitnetd")]);
     let mut command = Command::new(words.next().expect("at least the program itself"));
@@ -15,16 +15,16 @@ fn bitnetd() -> Command {
 }
 
 /// A folder that goes with its test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("bitnetd-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder for temporary files");
         Folder(path)
     }
 
-    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).expect("room for a small file");
         path
