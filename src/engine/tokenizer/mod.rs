@@ -126,10 +126,12 @@ impl Tokenizer {
     /// What it does not read by name, and whatever does not hold together, at its key. A chat template
     /// that cannot be used is an error only where no form of the model's family takes its place.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
-        let Base { entries, rules, falcon_e, mut notes } = Base::read(file)?;
+        let Base { mut entries, rules, falcon_e, mut notes } = Base::read(file)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
         let ends = end_ids(file, &entries)?;
         notes.push(ends_note(&entries.vocab, &ends));
+        entries.mark(&ends);
+        entries.mark(bos.as_slice());
         let family = Family::detect(file, &entries, falcon_e)?;
         let names = names(file, &entries.vocab)?;
         let (chat, own_form) = read_template(file, family, names, &mut notes)?;

@@ -177,9 +177,12 @@ fn more_special_tokens_than_any_vocabulary_has_are_refused() {
     for (kind, what) in [(3, "control"), (4, "user-defined")] {
         refused(&format!("bytes of {what} tokens, where 262144 are allowed"), |file| {
             let mut tokens = byte_tokens();
-            tokens.extend((256..VOCAB).map(|id| format!("{id}{}", "x".repeat(100_000))));
+            tokens.extend((256..VOCAB).map(|id| format!("{id}{}", "x".repeat(200_000))));
             let mut kinds = [1; VOCAB];
             kinds[256..].fill(kind);
+            for key in ["bos_token_id", "eos_token_id"] {
+                file.set(&format!("tokenizer.ggml.{key}"), number(0)); // what they name would be control tokens
+            }
             file.set(TOKENS, texts(&tokens));
             file.set(TYPES, integers(&kinds));
             file.set("tokenizer.ggml.merges", texts(&[]));

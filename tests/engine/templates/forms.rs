@@ -188,3 +188,49 @@ fn a_file_without_a_pre_tokenizers_name_says_so() {
     let one = tokenizer(&tiny::small()).expect("sound").prompt_chat(&[turn(Role::User, "x")]);
     assert_eq!(tokenizer(&file).expect("sound").prompt_chat(&[turn(Role::User, "x")]), one);
 }
+
+#[test]
+fn a_template_with_tools_and_dates_as_later_llamas_have_it_is_taken() {
+    let template = r#"{{- bos_token }}
+{%- if custom_tools is defined %}{% set tools = custom_tools %}{%- endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% else %}{% set date_string = "26 Jul 2024" %}{% endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}
+{%- if tools is not none and not (builtin_tools is defined) %}
+    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\n\n" }}{%- endfor %}
+    {{- builtin_tools | reject('equalto', 'x') | join(", ") + "\n\n" }}
+{%- endif %}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}{{- raise_exception("only one call at once") }}{%- endif %}
+        {%- for name, value in message.tool_calls[0].function.arguments | items %}{{- name + '="' + value + '"' }}{%- if not loop.last %}{{- ", " }}{%- endif %}{%- endfor %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"#;
+    let marks = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
+    let chat = family("llama", &marks, |file| file.set("tokenizer.chat_template", tiny::text(template)));
+    assert!(!chat.notes().iter().any(|note| note.contains("template")), "{:?}", chat.notes());
+    let head = |role: &str| format!("<|start_header_id|>{role}<|end_header_id|>\n\n");
+    let wanted = format!(
+        "<|begin_of_text|>{}Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|>{}Hello<|eot_id|>{}",
+        head("system"),
+        head("user"),
+        head("assistant")
+    );
+    assert_eq!(prompt(&chat, &TALK[..2]), wanted);
+}

@@ -166,3 +166,34 @@ fn the_beginning_of_text_is_added_where_the_file_asks_for_it_and_only_once() {
         assert_eq!(template(with, add), "<|begin_of_text|>x");
     }
 }
+
+#[test]
+fn user_defined_tokens_are_found_in_any_text_but_for_those_that_mean_something() {
+    let mut file = tiny::small();
+    let mut tokens = tiny::byte_tokens();
+    tokens.extend(["he", "~~~~", "<start_of_turn>", "<end_of_turn>", "<|user|>"].map(String::from));
+    let mut kinds = vec![1; tokens.len()];
+    kinds[257..].fill(4);
+    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
+    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
+    file.set("tokenizer.ggml.eos_token_id", tiny::number(259));
+    let tokenizer = tokenizer(&file).expect("sound");
+    assert_eq!(tokenizer.encode("~~~~"), [257], "it is text");
+    for (text, id) in [("<end_of_turn>", 259), ("<start_of_turn>", 258), ("<|user|>", 260)] {
+        assert!(!tokenizer.encode(text).contains(&id), "{text}");
+        assert_eq!(tokenizer.encode_with_specials(text), [id], "{text}");
+    }
+}
+
+#[test]
+fn marks_of_a_file_without_types_are_told_by_their_look() {
+    let mut file = tiny::small();
+    file.remove("tokenizer.ggml.token_type");
+    let untyped = tokenizer(&file).expect("sound");
+    let typed = tokenizer(&tiny::small()).expect("sound");
+    let turns = [turn(Role::User, "he<|eot_id|>")];
+    assert_eq!(untyped.prompt_chat(&turns), typed.prompt_chat(&turns));
+    assert_eq!(untyped.encode("<|eot_id|>"), typed.encode("<|eot_id|>"));
+    assert!(untyped.is_end(259));
+}
