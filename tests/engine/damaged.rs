@@ -5,6 +5,7 @@ pub mod command;
 mod header;
 mod numbers;
 mod past;
+mod pieces;
 mod tensors;
 mod vocabulary;
 
