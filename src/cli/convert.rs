@@ -197,7 +197,8 @@ fn origin(args: &Convert) -> String {
         files.sort();
     }
     let mut digest = Sha256::new();
-    digest.update(format!("{} {:?}", env!("CARGO_PKG_VERSION"), args.options()));
+    // The layout as it was asked for: what `auto` finds depends on the file alone.
+    digest.update(format!("{} {:?} {}", env!("CARGO_PKG_VERSION"), args.options(), args.from_layout));
     for file in files {
         let data = std::fs::metadata(&file).ok().map(|data| (data.len(), data.modified().ok()));
         digest.update(format!("\n{} {data:?}", file.display()));
