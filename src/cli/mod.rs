@@ -5,6 +5,7 @@
 mod ask;
 mod bench;
 mod check_config;
+mod convert;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
@@ -79,6 +80,7 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Inspect(inspect::Inspect),
     Logits(logits::Logits),
+    Convert(convert::Convert),
     Perplexity(perplexity::Perplexity),
     Doctor(doctor::Doctor),
     CheckConfig(check_config::CheckConfig),
@@ -100,6 +102,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::CheckConfig(args) => check_config::run(args),

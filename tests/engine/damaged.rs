@@ -1,10 +1,11 @@
 //! Files that are damaged, hostile or of another kind: each is an error of one line that names the
 //! place, none is a panic, and none gets more memory than its size has a claim to.
 
-mod command;
+pub mod command;
 mod header;
 mod numbers;
 mod past;
+mod pieces;
 mod tensors;
 mod vocabulary;
 

@@ -28,7 +28,7 @@ fn matrices(bytes: &[u8]) -> Vec<(Range<usize>, usize, usize)> {
 }
 
 /// The same model as another writer would have saved it.
-fn saved_in(layout: Layout) -> Vec<u8> {
+pub fn saved_in(layout: Layout) -> Vec<u8> {
     let mut bytes = built_in();
     for (range, rows, cols) in matrices(&bytes) {
         let official = bytes[range.clone()].to_vec();

@@ -14,6 +14,7 @@ mod perplexity;
 mod reference;
 mod seeds;
 mod shapes;
+mod templates;
 mod tiny;
 mod tokenizer;
 mod tokenizer_answers;

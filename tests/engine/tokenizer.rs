@@ -49,11 +49,47 @@ fn decoding_gives_back_every_text() {
 }
 
 #[test]
-fn a_megabyte_of_one_letter_or_of_spaces_is_no_trap() {
-    // Not a matter of time here, but of ending at all: a quadratic merge would need hours.
-    let engine = engine();
-    for text in ["a".repeat(1 << 20), " ".repeat(1 << 20), "\n ".repeat(1 << 19)] {
-        assert!(!engine.tokenizer().encode(&text).is_empty());
+fn a_long_line_of_anything_is_no_trap_for_any_vocabulary() {
+    // Not a matter of time here, but of ending at all: a quadratic merge would need many minutes. The
+    // first four are the slowest; a megabyte of them takes a second or two.
+    const LONG: usize = 1 << 18;
+    const SHORT: usize = 1 << 14;
+    let units = [
+        "a", " ", "\n ", "\n", "7", "=", "'", "é", "日", "ab", "a ", " a", "\u{2581}", "<", "<|", "\t\r", "½",
+    ];
+    for name in ["llama-bpe", "default", "pieces"] {
+        let bytes = std::fs::read(data(&format!("tokenizers/{name}.gguf"))).expect("a vocabulary");
+        let tokenizer = Tokenizer::read(&Gguf::parse(Map::from(bytes)).expect("sound")).expect("sound");
+        for (at, unit) in units.into_iter().enumerate() {
+            let text = unit.repeat(if at < 4 { LONG } else { SHORT } / unit.len());
+            let ids = tokenizer.encode(&text);
+            let length: usize = ids.iter().map(|id| tokenizer.bytes(*id).len()).sum();
+            // A space may stand before, and U+2581 is one.
+            let whole = text.replace('\u{2581}', " ").len();
+            let prefix = usize::from(name == "pieces");
+            let wanted = if prefix == 1 { whole + prefix } else { text.len() };
+            assert_eq!(length, wanted, "{name}: {unit:?}");
+        }
+    }
+}
+
+#[test]
+fn the_work_of_merging_grows_with_the_text() {
+    // A word of ten times the length takes about ten times as long; a quadratic merge takes a hundred.
+    for name in ["llama-bpe", "pieces"] {
+        let bytes = std::fs::read(data(&format!("tokenizers/{name}.gguf"))).expect("a vocabulary");
+        let tokenizer = Tokenizer::read(&Gguf::parse(Map::from(bytes)).expect("sound")).expect("sound");
+        let time = |len: usize| {
+            let text = "a".repeat(len);
+            let runs = (0..3).map(|_| {
+                let begun = std::time::Instant::now();
+                assert!(!tokenizer.encode(&text).is_empty());
+                begun.elapsed()
+            });
+            runs.min().expect("three")
+        };
+        let (short, long) = (time(20_000), time(200_000));
+        assert!(long < 50 * short, "{name}: {short:?} for the short one, {long:?} for the long one");
     }
 }
 

@@ -7,6 +7,7 @@ mod ask;
 mod busy;
 mod commands;
 mod configuration;
+mod convert;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]

@@ -30,6 +30,15 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// A part of a file.
+    ///
+    /// # Panics
+    /// When `range` does not lie in it.
+    pub fn of(map: &Arc<Map>, range: Range<usize>) -> Slice {
+        assert!(range.start <= range.end && range.end <= map.len());
+        Slice { map: Arc::clone(map), range }
+    }
+
     /// A part of it.
     ///
     /// # Panics

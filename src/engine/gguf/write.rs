@@ -163,6 +163,11 @@ impl Draft {
         Ok(())
     }
 
+    /// The same metadata without any tensor.
+    pub fn metadata(&self) -> Draft {
+        Draft { metadata: self.metadata.clone(), tensors: Vec::new() }
+    }
+
     /// Its tensors, in the order their data is written.
     pub fn tensors(&self) -> &[Planned] {
         &self.tensors
@@ -194,11 +199,11 @@ impl Draft {
         self.header().len() as u64 + self.data_bytes()
     }
 
-    /// Where tensor `index` lies in the file, padding left out.
-    pub fn place(&self, index: usize) -> Range<u64> {
-        let tensor = &self.tensors[index];
-        let start = self.header().len() as u64 + tensor.offset;
-        start..start + tensor.bytes
+    /// Where each tensor's data lies in the file, padding left out.
+    pub fn places(&self) -> Vec<Range<u64>> {
+        let data = self.header().len() as u64;
+        let place = |tensor: &Planned| data + tensor.offset..data + tensor.offset + tensor.bytes;
+        self.tensors.iter().map(place).collect()
     }
 
     /// Bytes of all tensor data, each tensor padded.
@@ -254,6 +259,11 @@ impl<W: Write> Writer<'_, W> {
         self.next += 1;
         self.written = 0;
         Ok(())
+    }
+
+    /// The writer underneath.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// The writer underneath, flushed. An error where tensors are missing.

@@ -36,10 +36,10 @@ const NONE: u32 = u32::MAX;
 
 /// Appends to `out` what is left of `word` when no two neighbours join.
 pub(super) fn merge(pairs: &impl Pairs, word: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
-    let mut list = List { symbols: symbols(word), offers: BinaryHeap::new() };
-    for at in 0..list.symbols.len() {
-        list.offer(pairs, at as u32);
-    }
+    let symbols = symbols(word);
+    // All at once is linear, one by one is not.
+    let offers: Vec<Offer> = (0..symbols.len()).filter_map(|at| offer(pairs, &symbols, at as u32)).collect();
+    let mut list = List { symbols, offers: offers.into() };
     while let Some(Reverse((_, at, left, right, joined))) = list.offers.pop() {
         list.join(pairs, at, (left, right), joined);
     }
@@ -59,6 +59,14 @@ fn symbols(word: impl Iterator<Item = u32>) -> Vec<Symbol> {
     symbols
 }
 
+/// The pair that begins at `at`, if it joins.
+fn offer(pairs: &impl Pairs, symbols: &[Symbol], at: u32) -> Option<Offer> {
+    let left = symbols[at as usize];
+    let right = symbols.get(left.next as usize)?.id; // NONE is no place
+    let joined = pairs.find(left.id, right)?;
+    Some(Reverse((joined.rank, at, left.id, right, joined.id)))
+}
+
 struct List {
     symbols: Vec<Symbol>,
     offers: BinaryHeap<Offer>,
@@ -67,14 +75,7 @@ struct List {
 impl List {
     /// Puts the pair that begins at `at` on the heap, if it joins.
     fn offer(&mut self, pairs: &impl Pairs, at: u32) {
-        let symbol = self.symbols[at as usize];
-        if symbol.next == NONE {
-            return;
-        }
-        let right = self.symbols[symbol.next as usize].id;
-        if let Some(joined) = pairs.find(symbol.id, right) {
-            self.offers.push(Reverse((joined.rank, at, symbol.id, right, joined.id)));
-        }
+        self.offers.extend(offer(pairs, &self.symbols, at));
     }
 
     /// Joins the pair at `at` if it is still what was offered, and offers its new neighbours.

@@ -133,6 +133,16 @@ impl Entries {
         self.kinds[id as usize]
     }
 
+    /// Makes marks of those of `ids` that any text may turn into, though the file gives them a meaning.
+    pub fn mark(&mut self, ids: &[u32]) {
+        for id in ids {
+            let kind = &mut self.kinds[*id as usize];
+            if *kind == Kind::Whole {
+                *kind = Kind::Mark;
+            }
+        }
+    }
+
     /// Ids of one kind with a text, in order.
     pub fn of(&self, kind: Kind) -> Vec<u32> {
         let ids = 0..self.vocab.len() as u32;
@@ -151,6 +161,8 @@ fn kind_of(said: Option<i64>, token: &[u8]) -> Kind {
         Some(USER_DEFINED) if looks_like_a_mark(token) => Kind::Mark,
         Some(USER_DEFINED) => Kind::Whole,
         Some(BYTE) => Kind::Byte,
+        // A file without types: this much is told by the look of a token.
+        None if token.len() > 4 && token.starts_with(b"<|") && token.ends_with(b"|>") => Kind::Mark,
         _ => Kind::Plain,
     }
 }

@@ -1,3 +1,51 @@
 //! From other forms of a model to a file of this engine's own.
 
+mod checkpoint;
+mod command;
+mod file;
+mod malformed;
+mod part;
+mod seeds;
+mod vocabulary;
 mod writer;
+
+use crate::data;
+use bitnetd::engine::convert::{Folder, Options, Plan, Weights};
+use bitnetd::engine::gguf::Map;
+use bitnetd::engine::model::Layout;
+use bitnetd::engine::{Engine, ModelFile, Options as Run};
+
+/// What `bitnetd convert` does when nothing is asked for.
+fn options() -> Options {
+    Options { weights: Weights::default(), head: None, from: Layout::Blocks128 }
+}
+
+/// A checkpoint of `tests/data`, with the tokenizer they share.
+fn files(name: &str) -> Vec<(String, Vec<u8>)> {
+    let read = |path: &str| std::fs::read(data(path)).expect("test data");
+    let mut files = vec![("tokenizer.json".to_owned(), read("reference/tokenizer.json"))];
+    for entry in std::fs::read_dir(data(&format!("checkpoints/{name}"))).expect("test data") {
+        let file = entry.expect("test data").file_name().into_string().expect("UTF-8");
+        let bytes = read(&format!("checkpoints/{name}/{file}"));
+        files.retain(|(name, _)| *name != file);
+        files.push((file, bytes));
+    }
+    files
+}
+
+fn folder(name: &str) -> Folder {
+    Folder::memory(files(name))
+}
+
+fn converted(folder: &Folder, options: &Options) -> Vec<u8> {
+    let plan = Plan::checkpoint(folder, options).expect("a sound checkpoint");
+    let bytes = plan.write(Vec::new()).expect("a sound checkpoint");
+    assert_eq!(bytes.len() as u64, plan.draft().file_bytes());
+    bytes
+}
+
+fn engine(bytes: Vec<u8>) -> Engine {
+    let file =
+        ModelFile::parse(Map::from(bytes), "converted", Some(Layout::Blocks128)).expect("a sound file");
+    file.load(&Run { threads: 1, pin: false, kernel: None }).expect("a sound file")
+}

@@ -88,9 +88,9 @@ fn a_file_aligned_otherwise_is_copied_with_the_default_alignment() {
     draft.set("general.alignment", Datum::U32(64));
     draft.tensor("a", TensorType::F32, &[3]).expect("possible");
     draft.tensor("b", TensorType::F32, &[3]).expect("possible");
-    let file = Gguf::parse(Map::from(vec![draft.header(), vec![0; 64]].concat())).expect("sound");
+    let file = Gguf::parse(Map::from([draft.header(), vec![0; 64]].concat())).expect("sound");
     assert_eq!(file.tensors()[1].bytes.start - file.tensors()[0].bytes.start, 32);
-    assert_eq!(draft.place(1).start, file.tensors()[1].bytes.start as u64);
+    assert_eq!(draft.places()[1].start, file.tensors()[1].bytes.start as u64);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// `bitnetd`, under the emulator of a foreign build where one is named.
-fn bitnetd() -> Command {
+pub fn bitnetd() -> Command {
     let runner = std::env::var("BITNETD_RUNNER").unwrap_or_default();
     let mut words = runner.split_whitespace().chain([env!("CARGO_BIN_EXE_bitnetd")]);
     let mut command = Command::new(words.next().expect("at least the program itself"));
@@ -15,16 +15,16 @@ fn bitnetd() -> Command {
 }
 
 /// A folder that goes with its test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("bitnetd-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder for temporary files");
         Folder(path)
     }
 
-    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).expect("room for a small file");
         path
@@ -81,4 +81,16 @@ fn a_sound_model_of_the_same_kind_ends_it_with_0() {
     let folder = Folder::new("sound");
     let output = generate(&folder.file("sound.gguf", &tiny::small().bytes()));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
+    let folder = Folder::new("template");
+    let mut file = tiny::small();
+    let template = "{{ messages[-1].content.replace('x', 'y') }}<|eot_id|>";
+    file.set("tokenizer.chat_template", tiny::text(template));
+    let Output { status, stdout, stderr } = generate(&folder.file("m.gguf", &file.bytes()));
+    let said = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!((status.code(), stdout.is_empty(), said.lines().count()), (Some(5), true, 1), "{said}");
+    assert!(said.contains("messages: the model's chat template says: changes what is said"), "{said}");
 }

@@ -23,7 +23,7 @@ fn tensor_sizes_that_wrap_round() {
             file.tensor("output_norm.weight").dims = dims.to_vec();
         });
     }
-    for offset in [u64::MAX - 31, u64::MAX & !31, 1 << 63] {
+    for offset in [u64::MAX - 31, !31, 1 << 63] {
         refused("outside the file", |file| file.tensor("output_norm.weight").said_offset = Some(offset));
     }
 }

@@ -9,14 +9,15 @@ const MERGES: &str = "tokenizer.ggml.merges";
 
 #[test]
 fn tokenizers_that_are_not_read_are_named_with_the_way_out() {
-    for name in ["llama", "bert", ""] {
+    for name in ["t5", "bert", ""] {
         let wanted =
             format!("tokenizer.ggml.model: \"{name}\" is not read by this version; use a model with a gpt2");
         refused(&wanted, |file| file.set("tokenizer.ggml.model", text(name)));
     }
-    refused("tokenizer.ggml.pre: \"falcon3\" is not read by this version; use a model with", |file| {
-        file.set("tokenizer.ggml.pre", text("falcon3"));
-    });
+    for name in ["qwen2", "falcon", "LLAMA-BPE", ""] {
+        let wanted = format!("tokenizer.ggml.pre: \"{name}\" is not read by this version; use a model with");
+        refused(&wanted, |file| file.set("tokenizer.ggml.pre", text(name)));
+    }
 }
 
 #[test]
@@ -50,7 +51,7 @@ fn as_many_types_as_tokens_are_asked_for() {
 
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
-    for key in ["bos_token_id", "eos_token_id", "eot_token_id"] {
+    for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"] {
         for id in [260, u32::MAX] {
             let wanted = format!("metadata key tokenizer.ggml.{key}: {id} is outside the vocabulary of 260");
             refused(&wanted, |file| file.set(&format!("tokenizer.ggml.{key}"), number(id)));

@@ -1,9 +1,10 @@
 //! What a template must not have, told from its tokens before it is compiled.
 //!
-//! Fuel bounds the instructions of a rendering and the memory of each, but not two things: how deep an
-//! expression is, which takes stack when it is compiled and dropped, and lists that hold the same list
-//! several times, which take a few instructions to make and 2^n steps to compare or write. So tags and
-//! templates have a length, and containers hold nothing but plain constants.
+//! Fuel bounds the instructions of a rendering and the memory of most, but not two things: how deep an
+//! expression is, which takes stack when it is compiled and dropped, and lists that are made of the same
+//! list several times, which take a few instructions to make and 2^n steps to compare, count or write.
+//! So tags and templates have a length, containers hold nothing but plain constants, nothing is
+//! multiplied, and a sum that is kept has a text or a number in it, which makes it one.
 
 use super::place::RESERVED;
 use minijinja::machinery::{Token, tokenize};
@@ -115,7 +116,7 @@ fn check_tag(tag: &[Token<'_>], namespaces: &[&str]) -> Result<(), String> {
         check_token(tag, at, &mut open, in_targets)?;
         check_namespace(tag, at, namespaces)?;
     }
-    Ok(())
+    check_sums(tag)
 }
 
 /// Follows the brackets, and looks at what stands in them.
@@ -134,6 +135,7 @@ fn check_token(tag: &[Token<'_>], at: usize, open: &mut Vec<Open>, in_targets: b
             None if in_targets => {}
             _ => return Err("holds a list without brackets, which is not offered to templates".into()),
         },
+        Token::Mul | Token::Pow => return Err("multiplies, which is not offered to templates".into()),
         Token::Ident(name) if container && !CONSTANTS.contains(name) => return Err(lists_in_lists()),
         Token::Ident(_) | Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Float(_) => {}
         Token::Colon | Token::Minus => {}
@@ -166,6 +168,81 @@ fn check_namespace(tag: &[Token<'_>], at: usize, namespaces: &[&str]) -> Result<
     let is_one = name == "namespace" || namespaces.contains(&name);
     if is_one && !made_here && !attribute && (name == "namespace" || !used) {
         return Err(format!("uses {} otherwise than by its attributes", name.escape_debug()));
+    }
+    Ok(())
+}
+
+/// The names of tokens: texts, and never anything else.
+const TEXTS: &[&str] = &["bos_token", "eos_token"];
+
+/// A sum in the making: whether it has a plus, and whether one of its terms is a text or a number.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    plus: bool,
+    text: bool,
+    call: bool,
+}
+
+/// Refuses sums that may be of lists, but where the sum is only written: a list is never written.
+fn check_sums(tag: &[Token<'_>]) -> Result<(), String> {
+    let written = matches!(tag[0], Token::VariableStart);
+    let mut sums = vec![Sum::default()];
+    for at in 1..=tag.len() {
+        let Some(sum) = sums.last_mut() else { break };
+        let token = tag.get(at);
+        if token.is_none_or(ends_sum) {
+            let free = written && !sum.call;
+            if sum.plus && !sum.text && !free {
+                return Err("adds two things of which none is plainly a text or a number".into());
+            }
+            *sum = Sum { call: sum.call, ..Sum::default() };
+        }
+        sum.plus |= matches!(token, Some(Token::Plus));
+        sum.text |= is_text(tag, at);
+        match token {
+            Some(Token::ParenOpen | Token::BracketOpen | Token::BraceOpen) => {
+                let call = sum.call || follows_value(&tag[at - 1]);
+                sums.push(Sum { call, ..Sum::default() });
+            }
+            Some(Token::ParenClose | Token::BracketClose | Token::BraceClose) => drop(sums.pop()),
+            _ => {}
+        }
+        check_text_name(tag, at)?;
+    }
+    Ok(())
+}
+
+fn ends_sum(token: &Token<'_>) -> bool {
+    match token {
+        Token::Ident(name) => KEYWORDS.contains(name),
+        Token::Eq | Token::Ne | Token::Gt | Token::Gte | Token::Lt | Token::Lte => true,
+        Token::ParenClose | Token::BracketClose | Token::BraceClose => true,
+        Token::Comma | Token::Colon | Token::Assign | Token::Tilde => true,
+        _ => false,
+    }
+}
+
+/// Whether a term of a sum is plainly a text or a number: with a plus beside it, and nothing done to it.
+fn is_text(tag: &[Token<'_>], at: usize) -> bool {
+    let (before, behind) = (&tag[at - 1], tag.get(at + 1));
+    let plain = match tag.get(at) {
+        Some(Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Float(_)) => true,
+        Some(Token::Ident(name)) => TEXTS.contains(name),
+        _ => false,
+    };
+    let done_to = matches!(behind, Some(Token::Dot | Token::BracketOpen | Token::ParenOpen | Token::Pipe));
+    let part = matches!(before, Token::Dot | Token::Pipe);
+    let added = matches!(before, Token::Plus) || matches!(behind, Some(Token::Plus));
+    plain && added && !done_to && !part
+}
+
+/// The names of tokens stay texts: no template gives them another value.
+fn check_text_name(tag: &[Token<'_>], at: usize) -> Result<(), String> {
+    let named = ident(tag.get(at)).is_some_and(|name| TEXTS.contains(&name));
+    let given = matches!(tag.get(at + 1), Some(Token::Assign)) || ident(tag.get(1)) == Some("macro");
+    let target = ident(tag.get(1)) == Some("for") && at == 2 || ident(tag.get(at + 1)) == Some("in");
+    if named && (given || target) {
+        return Err("gives another value to the name of a token".into());
     }
     Ok(())
 }

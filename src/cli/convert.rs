@@ -1,0 +1,278 @@
+//! `bitnetd convert`: a checkpoint folder or another GGUF file as a GGUF file this engine likes best.
+
+use super::model::layout_arg;
+use super::{Failure, host, print};
+use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
+use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::{Gguf, Map};
+use crate::engine::model::Layout;
+use crate::engine::quant::TensorType;
+use crate::engine::{ModelFile, Options as Run, Source};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// Make a model file of a Hugging Face checkpoint folder, or of another GGUF file
+///
+/// The output is written as OUT.part; an interrupted run goes on where it stopped when the same command
+/// is given again. Its SHA-256 is printed at the end.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Convert {
+    /// Form of the ternary weights
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
+    weights: WeightsArg,
+    /// Form of embedding and head [default: as they are, in the fewest bits that lose nothing]
+    #[arg(long, value_name = "FORM", value_enum)]
+    head: Option<HeadArg>,
+    /// Layout of I2_S weights in IN, which a file does not say: 128, the official one, 64 or 1x4; auto
+    /// finds it out with a short text
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
+    from_layout: String,
+    /// Replace OUT
+    #[arg(long)]
+    force: bool,
+    /// A folder with config.json, tokenizer.json and safetensors weights, or a GGUF file
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The GGUF file to write
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WeightsArg {
+    #[default]
+    #[value(name = "i2_s")]
+    I2S,
+    #[value(name = "tq1_0")]
+    Tq1,
+    #[value(name = "tq2_0")]
+    Tq2,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HeadArg {
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q6_k")]
+    Q6K,
+}
+
+impl Convert {
+    fn options(&self) -> Options {
+        Options {
+            weights: match self.weights {
+                WeightsArg::I2S => Weights::I2S,
+                WeightsArg::Tq1 => Weights::Tq1,
+                WeightsArg::Tq2 => Weights::Tq2,
+            },
+            head: self.head.map(|head| match head {
+                HeadArg::F16 => Head::F16,
+                HeadArg::Q8_0 => Head::Q8_0,
+                HeadArg::Q6K => Head::Q6K,
+            }),
+            from: Layout::named(&self.from_layout).unwrap_or_default(),
+        }
+    }
+}
+
+pub(super) fn run(args: Convert) -> Result<(), Failure> {
+    check_paths(&args)?;
+    let place = shown(&args.input);
+    let plan = plan(&args, &place)?;
+    check_room(&args.output, &plan)?;
+    let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
+    let mut screen = Screen::new();
+    plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
+    let origin = origin(&args);
+    let written = part.write(&plan, &origin, &mut |progress| screen.show(&progress));
+    screen.clear();
+    let written = match written {
+        Ok(checksum) => check(&part, &plan).map(|()| checksum).map_err(convert::Failure::Source),
+        error => error,
+    };
+    match written {
+        Ok(checksum) => {
+            part.finish(args.force).map_err(|error| refused(&args.output, &error))?;
+            print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
+        }
+        Err(convert::Failure::Source(error)) => {
+            // What is wrong with the source now is wrong with it next time.
+            part.discard().map_err(|error| refused(&args.output, &error))?;
+            Err(error.within(&place).into())
+        }
+        Err(convert::Failure::Output(error)) => {
+            let said = format!("{}: {error}; the same command goes on from there", shown(part.path()));
+            Err(Failure::system(said))
+        }
+    }
+}
+
+/// A path in a message of one line.
+fn shown(path: &Path) -> String {
+    path.display().to_string().replace(char::is_control, "?")
+}
+
+fn refused(output: &Path, error: &io::Error) -> Failure {
+    Failure::system(format!("{}: cannot be written: {error}", shown(output)))
+}
+
+fn check_paths(args: &Convert) -> Result<(), Failure> {
+    let (input, output) = (&args.input, &args.output);
+    let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", shown(output))));
+    let is_input = |path: &Path| {
+        input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
+    };
+    if [output.clone(), part::path(output), part::journal_path(output)].iter().any(|path| is_input(path)) {
+        return usage("it, or a file beside it while it is written, is IN too; give another name");
+    }
+    let of_checkpoint = output.extension().is_some_and(|kind| kind == "safetensors" || kind == "json");
+    if of_checkpoint {
+        return usage("named as a part of a checkpoint; name it .gguf");
+    }
+    if output.is_dir() {
+        return usage("a folder; name the file to write");
+    }
+    if output.exists() && !args.force {
+        return usage("exists already; give another name, or --force to replace it");
+    }
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.is_none_or(Path::is_dir) && output.file_name().is_some() {
+        true => Ok(()),
+        false => usage("its folder does not exist; make it first"),
+    }
+}
+
+fn plan(args: &Convert, place: &str) -> Result<Plan, LoadError> {
+    let within = |error: LoadError| error.within(place);
+    let mut options = args.options();
+    if args.input.is_dir() {
+        return Plan::checkpoint(&Folder::open(&args.input), &options).map_err(within);
+    }
+    let map = Map::open(&args.input);
+    let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
+    let file = Gguf::parse(map).map_err(within)?;
+    let mut said = None;
+    let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
+    if has_layout && Layout::named(&args.from_layout).is_none() {
+        (options.from, said) = found_layout(&args.input)?;
+    }
+    let mut plan = Plan::file(&file, &options).map_err(within)?;
+    said.into_iter().for_each(|said| plan.note(said));
+    Ok(plan)
+}
+
+/// The layout that a short text shows, and what there is to say of it.
+fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
+    let run = Run { threads: host::processors(), pin: false, kernel: None };
+    let engine = ModelFile::open(&Source::File(input.to_owned()), None)?.load(&run)?;
+    let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
+    Ok((engine.layout(), said))
+}
+
+/// Refuses to begin what cannot end.
+fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let there = std::fs::metadata(part::path(output)).map_or(0, |part| part.len());
+    let wanted = plan.draft().file_bytes().saturating_sub(there);
+    match wanted <= free {
+        true => Ok(()),
+        false => {
+            let said = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
+            Err(Failure::system(format!("{}: {said}; make room", shown(output))))
+        }
+    }
+}
+
+/// What one conversion has that another has not: program, options, and each file's size and time.
+fn origin(args: &Convert) -> String {
+    let mut files = vec![args.input.clone()];
+    if let Ok(entries) = std::fs::read_dir(&args.input) {
+        files.extend(entries.flatten().map(|entry| entry.path()));
+        files.sort();
+    }
+    let mut digest = Sha256::new();
+    // The layout as it was asked for: what `auto` finds depends on the file alone.
+    digest.update(format!("{} {:?} {}", env!("CARGO_PKG_VERSION"), args.options(), args.from_layout));
+    for file in files {
+        let data = std::fs::metadata(&file).ok().map(|data| (data.len(), data.modified().ok()));
+        digest.update(format!("\n{} {data:?}", file.display()));
+    }
+    hex(digest)
+}
+
+/// Opens the file as the daemon will, and loads it where that copies no weights.
+fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
+    let told = |error: LoadError| LoadError::new("the written file", error.to_string());
+    let source = Source::File(part.path().to_owned());
+    let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(told)?;
+    let (read, planned) = (file.file().tensors(), plan.draft().tensors());
+    let same = read.iter().zip(planned).all(|(read, planned)| {
+        (&read.name, read.kind, &read.dims) == (&planned.name, planned.kind, &planned.dims)
+    });
+    if !same || read.len() != planned.len() {
+        return Err(LoadError::new("the written file", "holds other tensors than were written"));
+    }
+    if file.footprint().copied == 0 {
+        file.load(&Run { threads: 1, pin: false, kernel: None }).map_err(told)?;
+    }
+    Ok(())
+}
+
+/// Standard error: a line that changes on a terminal, a line at every tenth elsewhere.
+struct Screen {
+    terminal: bool,
+    /// Stage and tenths that were said last.
+    said: Option<(Stage, u64)>,
+}
+
+impl Screen {
+    fn new() -> Self {
+        Screen { terminal: io::stderr().is_terminal(), said: None }
+    }
+
+    /// Progress that cannot be shown is no reason to stop.
+    fn put(text: &str) {
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+
+    fn line(&self, text: &str) {
+        Self::put(&format!("{text}\n"));
+    }
+
+    fn show(&mut self, progress: &Progress<'_>) {
+        let total = progress.total.max(1);
+        let doing = match progress.stage {
+            Stage::Resuming => "found",
+            Stage::Writing => "written",
+            Stage::Checking => "checked",
+        };
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let counts = format!("{} of {} MiB {doing}", mib(progress.done), mib(total));
+        if self.terminal {
+            const WIDTH: u64 = 24;
+            let filled = (progress.done * WIDTH / total).min(WIDTH) as usize;
+            let bar = format!("{:<width$}", "=".repeat(filled), width = WIDTH as usize);
+            // Narrower than any terminal in use, so that it stays one line.
+            let tensor: String = progress.tensor.chars().take(26).collect();
+            return Self::put(&format!("\r[{bar}] {counts} {tensor}\x1b[K"));
+        }
+        let tenths = progress.done * 10 / total;
+        if self.said != Some((progress.stage, tenths)) {
+            self.said = Some((progress.stage, tenths));
+            self.line(&format!("{} % of {} MiB {doing}", tenths * 10, mib(total)));
+        }
+    }
+
+    /// Takes the changing line away.
+    fn clear(&self) {
+        if self.terminal {
+            Self::put("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! A checkpoint folder as a plan: which of its tensors is which of the file's, and in which form.
+
+use super::config::{Config, Family, Recipe};
+use super::folder::Folder;
+use super::matrix::{Matrix, Source};
+use super::safetensors::{Stored, Tensors};
+use super::table::{self, Table};
+use super::{Content, Options, Plan, vocabulary};
+use crate::engine::error::{LoadError, shown};
+use crate::engine::gguf::Datum;
+use crate::engine::model::Layout;
+use crate::engine::quant::{Dense, TensorType};
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+/// Tensors that are computed from the configuration anew.
+const LEFT_OUT: &str = ".rotary_emb.inv_freq";
+
+pub(super) fn plan(folder: &Folder, options: &Options) -> Result<Plan, LoadError> {
+    let config = Config::read(folder)?;
+    let tensors = Tensors::read(folder)?;
+    let mut plan = Plan::new();
+    set_numbers(folder, &config, options, &mut plan);
+    let mut builder = Builder { config: &config, options, tensors: &tensors, plan, used: BTreeSet::new() };
+    builder.tables()?;
+    for layer in 0..config.layers {
+        builder.layer(layer)?;
+    }
+    builder.rope()?;
+    builder.nothing_left()?;
+    // Last, and the same with the wavelengths: by now there are tensors of the sizes that the
+    // configuration claims, so that it cannot order memory for more.
+    vocabulary::add(folder, &config, &mut builder.plan.draft)?;
+    Ok(builder.plan)
+}
+
+/// The keys that `Shape::read` and bitnet.cpp read.
+fn set_numbers(folder: &Folder, config: &Config, options: &Options, plan: &mut Plan) {
+    let draft = &mut plan.draft;
+    let arch = config.family.arch();
+    draft.set("general.architecture", arch);
+    if let Some(name) = folder.name() {
+        draft.set("general.name", name.as_str());
+    }
+    draft.set("general.file_type", Datum::U32(options.weights.file_type()));
+    let numbers = [
+        ("vocab_size", config.vocab),
+        ("context_length", config.context),
+        ("embedding_length", config.dim),
+        ("block_count", config.layers),
+        ("feed_forward_length", config.ffn),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+    ];
+    for (name, number) in numbers {
+        let number = u32::try_from(number).expect("checked to be far below");
+        draft.set(&format!("{arch}.{name}"), Datum::U32(number));
+    }
+    draft.set(&format!("{arch}.rope.freq_base"), Datum::F32(config.rope_base));
+    draft.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), Datum::F32(config.epsilon));
+}
+
+struct Builder<'a> {
+    config: &'a Config,
+    options: &'a Options,
+    tensors: &'a Tensors,
+    plan: Plan,
+    /// Tensors of the source that have been looked at.
+    used: BTreeSet<String>,
+}
+
+impl Builder<'_> {
+    /// Embedding, last norm, head.
+    fn tables(&mut self) -> Result<(), LoadError> {
+        let (vocab, dim) = (self.config.vocab, self.config.dim);
+        self.table("model.embed_tokens.weight", "token_embd.weight", vocab, dim)?;
+        self.vector("model.norm.weight", "output_norm.weight", dim)?;
+        let head = "lm_head.weight";
+        match self.config.tied.unwrap_or_else(|| self.tensors.get(head).is_none()) {
+            // Some files hold the tied head once more.
+            true => drop(self.used.insert(head.to_owned())),
+            false => self.table(head, "output.weight", vocab, dim)?,
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self) -> Result<(), LoadError> {
+        let Some(factors) = self.config.rope_factors() else { return Ok(()) };
+        let dims = [factors.len()];
+        self.plan.put("rope_freqs.weight", TensorType::F32, &dims, Content::Numbers(factors))
+    }
+
+    fn layer(&mut self, layer: usize) -> Result<(), LoadError> {
+        let config = self.config;
+        let (dim, ffn, head) = (config.dim, config.ffn, config.head_dim);
+        let (q, kv) = (config.heads * head, config.kv_heads * head);
+        // Only llama.cpp's `llama` rotates neighbours.
+        let paired = (config.family == Family::Llama).then_some(head);
+        let matrices = [
+            ("self_attn.q_proj", "attn_q", q, dim, paired),
+            ("self_attn.k_proj", "attn_k", kv, dim, paired),
+            ("self_attn.v_proj", "attn_v", kv, dim, None),
+            ("self_attn.o_proj", "attn_output", dim, q, None),
+            ("mlp.gate_proj", "ffn_gate", ffn, dim, None),
+            ("mlp.up_proj", "ffn_up", ffn, dim, None),
+            ("mlp.down_proj", "ffn_down", dim, ffn, None),
+        ];
+        let norms = [("input_layernorm", "attn_norm", dim), ("post_attention_layernorm", "ffn_norm", dim)];
+        let sub_norms: &[(&str, &str, usize)] = match config.family {
+            Family::BitNetB158 => {
+                &[("self_attn.attn_sub_norm", "attn_sub_norm", q), ("mlp.ffn_sub_norm", "ffn_sub_norm", ffn)]
+            }
+            Family::BitNet => {
+                &[("self_attn.inner_attn_ln", "attn_sub_norm", q), ("mlp.ffn_layernorm", "ffn_sub_norm", ffn)]
+            }
+            Family::Llama => &[],
+        };
+        for (from, to, len) in norms.iter().chain(sub_norms) {
+            let (from, to) =
+                (format!("model.layers.{layer}.{from}.weight"), format!("blk.{layer}.{to}.weight"));
+            self.vector(&from, &to, *len)?;
+        }
+        for (from, to, rows, cols, paired) in matrices {
+            let (from, to) = (format!("model.layers.{layer}.{from}"), format!("blk.{layer}.{to}"));
+            let matrix = self.matrix(&from, rows, cols, paired)?;
+            self.plan.put_matrix(&to, matrix, self.options.weights.kind())?;
+        }
+        Ok(())
+    }
+
+    fn stored(&mut self, name: &str) -> Result<&Stored, LoadError> {
+        self.used.insert(name.to_owned());
+        self.tensors
+            .get(name)
+            .ok_or_else(|| LoadError::tensor(name, "missing; the checkpoint is no complete model"))
+    }
+
+    /// A tensor of numbers in this shape.
+    fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Table, LoadError> {
+        let stored = self.stored(name)?;
+        let from = dense(stored)?.into();
+        check_shape(stored, shape)?;
+        let cols = *shape.last().expect("a shape of ours");
+        Ok(Table { name: name.to_owned(), data: stored.data.clone(), from, cols, to: Dense::F32.into() })
+    }
+
+    fn table(&mut self, from: &str, to: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
+        let mut table = self.numbers(from, &[rows, cols])?;
+        table.to = table::format(&table.data, table.from, self.options.head);
+        self.plan.put_table(to, table)
+    }
+
+    fn vector(&mut self, from: &str, to: &str, len: usize) -> Result<(), LoadError> {
+        let table = self.numbers(from, &[len])?;
+        self.plan.put_vector(to, table)
+    }
+
+    fn matrix(
+        &mut self,
+        from: &str,
+        rows: usize,
+        cols: usize,
+        paired: Option<usize>,
+    ) -> Result<Matrix, LoadError> {
+        let name = format!("{from}.weight");
+        let scale_name = format!("{from}.weight_scale");
+        let recipe = self.config.recipe;
+        let scale = match self.tensors.get(&scale_name) {
+            Some(stored) => Some(weight_scale(stored, recipe)?),
+            None => None,
+        };
+        self.used.insert(scale_name.clone());
+        let stored = self.stored(&name)?;
+        let data = stored.data.clone();
+        let source = if stored.dtype == "U8" {
+            check_shape(stored, &[rows.div_ceil(4), cols])?;
+            let scale = scale.ok_or_else(|| {
+                LoadError::tensor(&scale_name, "missing; packed weights mean nothing without it")
+            })?;
+            Source::Strided { data, scale }
+        } else {
+            let kind = dense(stored)?;
+            check_shape(stored, &[rows, cols])?;
+            match recipe {
+                Recipe::Online => Source::Master { data, kind },
+                _ => Source::Tensor {
+                    data,
+                    kind: tensor_type(kind),
+                    layout: Layout::default(),
+                    factor: scale.unwrap_or(1.0),
+                },
+            }
+        };
+        Ok(Matrix { name, source, rows, cols, paired, factor: OnceLock::new() })
+    }
+
+    /// A tensor that is used nowhere means a model that is not the one we think.
+    fn nothing_left(&self) -> Result<(), LoadError> {
+        let left = |name: &&str| !self.used.contains(*name) && !name.ends_with(LEFT_OUT);
+        match self.tensors.names().find(left) {
+            None => Ok(()),
+            Some(name) => {
+                let said = format!(
+                    "is not part of {} as this engine knows it; use another model",
+                    self.config.family.arch()
+                );
+                Err(LoadError::tensor(name, said))
+            }
+        }
+    }
+}
+
+fn check_shape(stored: &Stored, shape: &[usize]) -> Result<(), LoadError> {
+    if stored.shape == shape {
+        return Ok(());
+    }
+    let said = format!("has shape {:?}, where config.json asks for {shape:?}", stored.shape);
+    Err(LoadError::tensor(&stored.name, said))
+}
+
+fn dense(stored: &Stored) -> Result<Dense, LoadError> {
+    match stored.dtype.as_str() {
+        "F32" => Ok(Dense::F32),
+        "F16" => Ok(Dense::F16),
+        "BF16" => Ok(Dense::Bf16),
+        other => {
+            let said = format!("is {}, where F32, F16 or BF16 is read", shown(other));
+            Err(LoadError::tensor(&stored.name, said))
+        }
+    }
+}
+
+fn tensor_type(kind: Dense) -> TensorType {
+    match kind {
+        Dense::F32 => TensorType::F32,
+        Dense::F16 => TensorType::F16,
+        Dense::Bf16 => TensorType::Bf16,
+    }
+}
+
+/// What a matrix is multiplied by.
+fn weight_scale(stored: &Stored, recipe: Recipe) -> Result<f32, LoadError> {
+    let fail = |said: String| Err(LoadError::tensor(&stored.name, said));
+    let kind = dense(stored)?;
+    if stored.data.len() != kind.size() {
+        return fail(format!("has shape {:?}, where one number is read", stored.shape));
+    }
+    let mut number = [0.0];
+    kind.read(&stored.data, &mut number);
+    let scale = if recipe == Recipe::Divided { 1.0 / number[0] } else { number[0] };
+    match number[0] > 0.0 && scale > 0.0 && scale.is_finite() {
+        true => Ok(scale),
+        false => fail(format!("is {}, not a number above 0; the file is damaged", number[0])),
+    }
+}

@@ -1,0 +1,137 @@
+//! Another GGUF file as a plan: its metadata carried over and repaired, its matrices in another
+//! form, the rest as it is.
+
+use super::matrix::{Matrix, Source};
+use super::table::{self, Table};
+use super::vocabulary::BITNET_TEMPLATE;
+use super::{Content, Options, Plan};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::{Datum, Gguf, Tensor};
+use crate::engine::model::Shape;
+use crate::engine::quant::{Numbers, is_ternary};
+use std::sync::OnceLock;
+
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+
+pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> {
+    // Numbers and architecture that this engine could not run are better refused now.
+    let shape = Shape::read(source)?;
+    let mut plan = Plan::new();
+    source.keys().for_each(|key| plan.draft.copy(source, key));
+    plan.draft.set("general.file_type", Datum::U32(options.weights.file_type()));
+    repair(source, &shape, &mut plan)?;
+    for tensor in source.tensors() {
+        put(source, tensor, options, &mut plan)?;
+    }
+    Ok(plan)
+}
+
+fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+    let name = tensor.name.as_str();
+    if name == HEAD && is_copy(source, tensor) {
+        plan.notes.push(format!("{HEAD} is {EMBEDDING} once more, left out"));
+        return Ok(());
+    }
+    if [EMBEDDING, HEAD].contains(&name) {
+        return put_table(source, tensor, options, plan);
+    }
+    if is_matrix(source, tensor) {
+        let part = name.strip_suffix(".weight").expect("so a matrix is told");
+        return plan.put_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
+    }
+    // A matrix takes its scale along.
+    let of = name.strip_suffix(".scale").and_then(|part| source.tensor(&format!("{part}.weight")));
+    match of.filter(|tensor| is_matrix(source, tensor)) {
+        Some(_) => Ok(()),
+        None => plan.put(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
+    }
+}
+
+/// Whether a head holds what the embedding holds already, as in the files of April 2025.
+fn is_copy(source: &Gguf, head: &Tensor) -> bool {
+    source.tensor(EMBEDDING).is_some_and(|embedding| {
+        (embedding.kind, &embedding.dims) == (head.kind, &head.dims)
+            && *source.data(embedding) == *source.data(head)
+    })
+}
+
+/// Whether a tensor is a ternary matrix of a layer. Others are run as they are, and stay so.
+fn is_matrix(source: &Gguf, tensor: &Tensor) -> bool {
+    let layer = tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight");
+    layer
+        && tensor.dims.len() == 2
+        && Numbers::of(tensor.kind).is_none_or(|kind| is_ternary(&source.data(tensor), kind, tensor.dims[0]))
+}
+
+fn put_table(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+    let data = source.data(tensor);
+    let from = Numbers::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
+    let from =
+        from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
+    // As it is where nothing is asked for, also where fewer bits would do.
+    let to = if options.head.is_some() { table::format(&data, from, options.head) } else { from };
+    plan.put_table(&tensor.name, Table { name: tensor.name.clone(), data, from, cols: tensor.dims[0], to })
+}
+
+fn matrix(source: &Gguf, tensor: &Tensor, options: &Options) -> Result<Matrix, LoadError> {
+    let scale = tensor.name.replace(".weight", ".scale");
+    let factor = match source.tensor(&scale) {
+        None => 1.0,
+        Some(scale) => one_number(source, scale)?,
+    };
+    let data = source.data(tensor);
+    Ok(Matrix {
+        name: tensor.name.clone(),
+        source: Source::Tensor { data, kind: tensor.kind, layout: options.from, factor },
+        rows: tensor.dims[1],
+        cols: tensor.dims[0],
+        paired: None,
+        factor: OnceLock::new(),
+    })
+}
+
+fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
+    let fail = |said: &str| LoadError::tensor(&tensor.name, said);
+    let kind = Numbers::of(tensor.kind).filter(|_| tensor.dims == [1]);
+    let kind = kind.ok_or_else(|| fail("is not one plain number; the file is damaged"))?;
+    let mut number = [0.0];
+    kind.read(&source.data(tensor), &mut number);
+    match number {
+        [number] if f32::is_finite(number) => Ok(number),
+        _ => Err(fail("is not a number; the file is damaged")),
+    }
+}
+
+/// What published files are known to have wrong or missing.
+fn repair(source: &Gguf, shape: &Shape, plan: &mut Plan) -> Result<(), LoadError> {
+    let tokens = source.strings("tokenizer.ggml.tokens")?;
+    let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
+    // Llama 3's vocabulary, which all BitNet b1.58 models share.
+    if !(has("<|begin_of_text|>") && has("<|eot_id|>")) {
+        return Ok(());
+    }
+    let key = "tokenizer.ggml.pre";
+    if source.text("tokenizer.ggml.model")? == Some("gpt2") && source.text(key)?.is_none() {
+        plan.draft.set(key, "llama-bpe");
+        plan.notes.push(format!("{key} was missing, set to llama-bpe"));
+    }
+    let key = "tokenizer.chat_template";
+    if !["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str()) {
+        return Ok(());
+    }
+    let said = match source.text(key)? {
+        None => "was missing, set to BitNet's",
+        Some(template) if is_wrong(template) => "was not what the model was trained on, replaced",
+        Some(_) => return Ok(()),
+    };
+    plan.draft.set(key, BITNET_TEMPLATE);
+    plan.notes.push(format!("{key} {said}"));
+    Ok(())
+}
+
+/// The official file's template writes what nothing was trained on: ik_llama.cpp issue 339. Whatever
+/// never ends a turn is as wrong.
+fn is_wrong(template: &str) -> bool {
+    template.contains("BITNETAssistant") || !template.contains("eot_id")
+}

@@ -1,0 +1,89 @@
+//! The files of a checkpoint folder, on disk or in memory.
+
+use crate::engine::error::{LoadError, shown};
+use crate::engine::gguf::Map;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a JSON file that is read into memory. The largest in use are vocabularies of 256 thousand
+/// tokens, some 35 MB.
+const MAX_JSON: usize = 128 << 20;
+
+/// A checkpoint folder.
+#[derive(Debug)]
+pub struct Folder(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Disk(PathBuf),
+    Memory(BTreeMap<String, Vec<u8>>),
+}
+
+impl Folder {
+    /// A folder on disk.
+    pub fn open(path: &Path) -> Self {
+        Folder(Kept::Disk(path.to_owned()))
+    }
+
+    /// Files by name, kept in memory.
+    pub fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        Folder(Kept::Memory(files.into_iter().collect()))
+    }
+
+    /// Where a file of the folder lies, for a folder on disk.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        match &self.0 {
+            Kept::Disk(folder) => Some(folder.join(name)),
+            Kept::Memory(_) => None,
+        }
+    }
+
+    /// Its own name, for a folder on disk.
+    pub fn name(&self) -> Option<String> {
+        match &self.0 {
+            Kept::Disk(folder) => {
+                // What `.` stands for; a folder that cannot be told has no name.
+                let folder = folder.canonicalize().ok()?;
+                Some(folder.file_name()?.to_string_lossy().into_owned())
+            }
+            Kept::Memory(_) => None,
+        }
+    }
+
+    /// A file by name; `None` where there is none. `name` is one of ours or has been checked to lead
+    /// nowhere else.
+    pub fn read(&self, name: &str) -> Result<Option<Map>, LoadError> {
+        match &self.0 {
+            Kept::Memory(files) => Ok(files.get(name).cloned().map(Map::from)),
+            Kept::Disk(folder) => match Map::open(&folder.join(name)) {
+                Ok(map) => Ok(Some(map)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(LoadError::new(shown(name), format!("cannot be read: {error}"))),
+            },
+        }
+    }
+
+    /// A file that must be there.
+    pub fn need(&self, name: &str, way_out: &str) -> Result<Map, LoadError> {
+        self.read(name)?.ok_or_else(|| LoadError::new(shown(name), format!("missing; {way_out}")))
+    }
+
+    /// A JSON file in the shape asked for; `None` where there is no such file.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
+        self.read(name)?.map(|bytes| json(name, &bytes)).transpose()
+    }
+}
+
+fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
+    if bytes.len() > MAX_JSON {
+        let said = format!("{} bytes, where {MAX_JSON} are allowed", bytes.len());
+        return Err(LoadError::new(name, said));
+    }
+    // The path to the value says what no line number does in a file of one line.
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let place = format!("{name}: {}", shown(&error.path().to_string()));
+        LoadError::new(place, shown(&error.inner().to_string()))
+    })
+}

@@ -1,0 +1,320 @@
+//! A ternary matrix: out of any form that carries one, into any that a file can hold.
+
+use super::Failure;
+use crate::engine::error::LoadError;
+use crate::engine::gguf::Slice;
+use crate::engine::model::Layout;
+use crate::engine::quant::{self, Dense, I2S_TAIL, Numbers, Packed, TensorType, code, packed_row};
+use half::f16;
+use std::io::Write;
+use std::sync::OnceLock;
+
+/// A ternary matrix of a source.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    /// Its name in the source, for errors.
+    pub name: String,
+    pub source: Source,
+    pub rows: usize,
+    pub cols: usize,
+    /// Width of the heads whose rows are brought into llama.cpp's order.
+    pub paired: Option<usize>,
+    /// Of master weights; found out when it is first asked for.
+    pub factor: OnceLock<f32>,
+}
+
+/// What carries a ternary matrix.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// Numbers of any size, `[rows, cols]`; see [`absmean`].
+    Master { data: Slice, kind: Dense },
+    /// Four codes a byte, `[rows.div_ceil(4), cols]`: row `r` in byte row `r % rows.div_ceil(4)`,
+    /// bits `2 * (r / rows.div_ceil(4))`. Source: `unpack_weights` of transformers.
+    Strided { data: Slice, scale: f32 },
+    /// A tensor of a GGUF file, or numbers that are ternary already; all times `factor`.
+    Tensor { data: Slice, kind: TensorType, layout: Layout, factor: f32 },
+}
+
+/// How a file holds a matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Form {
+    pub kind: TensorType,
+    /// Whether its scale is a tensor of its own, beside weights of magnitude 1.
+    pub apart: bool,
+}
+
+impl Matrix {
+    /// The scale of its weights. Costs a pass over numbers that are not ternary yet.
+    pub fn scale(&self) -> Result<f32, LoadError> {
+        let found = match &self.source {
+            Source::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
+            Source::Strided { scale, .. } => Ok(*scale),
+            Source::Tensor { data, kind, factor, .. } => match magnitude(data, *kind, self.cols) {
+                Some(scale) => Ok(scale * factor),
+                None => self.pack().map(|packed| packed.scale),
+            },
+        };
+        found.and_then(finite).map_err(|said| self.fail(said))
+    }
+
+    /// What master weights are multiplied by before they are rounded.
+    fn factor(&self, data: &[u8], kind: Dense) -> Result<f32, String> {
+        match self.factor.get() {
+            Some(factor) => Ok(*factor),
+            None => absmean(data, kind, self.cols).map(|factor| *self.factor.get_or_init(|| factor)),
+        }
+    }
+
+    /// How it is held where `wanted` is asked for: that type where rows divide into its blocks.
+    pub fn form(&self, wanted: TensorType) -> Result<Form, LoadError> {
+        let fits = |kind: &TensorType| kind.bytes(self.cols as u64, self.cols as u64).is_some();
+        // The plainest blocks hold -1, 0 and +1 exactly, in 4.5 bits each; half precision fits anything.
+        let kinds = [wanted, TensorType::I2S, TensorType::Q4_0];
+        let kind = kinds.into_iter().find(fits).unwrap_or(TensorType::F16);
+        let apart = match kind {
+            TensorType::I2S => false,
+            // The pass over all numbers is for later; nearly no mean is a half-precision number.
+            _ if matches!(self.source, Source::Master { .. }) => true,
+            TensorType::Tq1 | TensorType::Tq2 => f16::from_f32(self.scale()?).to_f32() != self.scale()?,
+            _ => true,
+        };
+        Ok(Form { kind, apart })
+    }
+
+    /// Writes it in a form.
+    pub fn write(&self, form: Form, out: &mut dyn Write) -> Result<(), Failure> {
+        let packed = self.pack().map_err(|said| self.fail(said))?;
+        let scale = if form.apart { 1.0 } else { packed.scale };
+        let width = packed_row(self.cols);
+        let mut line = Vec::new();
+        for row in 0..self.rows {
+            let codes = &packed.bytes[self.source_row(row) * width..][..width];
+            line.clear();
+            write_row(codes, self.cols, form.kind, scale, &mut line);
+            out.write_all(&line)?;
+        }
+        if form.kind == TensorType::I2S {
+            let mut tail = [0; I2S_TAIL];
+            tail[..4].copy_from_slice(&scale.to_le_bytes());
+            out.write_all(&tail)?;
+        }
+        Ok(())
+    }
+
+    /// Where row `row` of the output is in the source. llama.cpp rotates neighbours where
+    /// transformers rotates the halves of a head, so its rows go one from each half by turns.
+    fn source_row(&self, row: usize) -> usize {
+        let Some(head) = self.paired else { return row };
+        let (start, at) = (row / head * head, row % head);
+        start + at % 2 * (head / 2) + at / 2
+    }
+
+    /// Its codes in the kernels' form, rows in the source's order.
+    fn pack(&self) -> Result<Packed, String> {
+        let packed = match &self.source {
+            Source::Master { data, kind } => self.pack_master(data, *kind),
+            Source::Strided { data, scale } => self.pack_strided(data, *scale),
+            Source::Tensor { data, kind, layout, factor } => self.pack_tensor(data, *kind, *layout, *factor),
+        };
+        self.data().release();
+        let packed = packed?;
+        finite(packed.scale).map(|_| packed)
+    }
+
+    fn data(&self) -> &Slice {
+        match &self.source {
+            Source::Master { data, .. } | Source::Strided { data, .. } | Source::Tensor { data, .. } => data,
+        }
+    }
+
+    fn pack_master(&self, data: &[u8], kind: Dense) -> Result<Packed, String> {
+        let factor = self.factor(data, kind)?;
+        let mut bytes = Vec::with_capacity(self.rows * packed_row(self.cols));
+        let mut line = vec![0.0; self.cols];
+        for row in data.chunks_exact(self.cols * kind.size()) {
+            kind.read(row, &mut line);
+            pack_row(self.cols, &mut bytes, |col| ternary(line[col], factor));
+        }
+        Ok(Packed { bytes, scale: 1.0 / factor })
+    }
+
+    fn pack_strided(&self, data: &[u8], scale: f32) -> Result<Packed, String> {
+        if let Some(at) = quant::find_code_3(data) {
+            return Err(format!("byte {at}: holds the undefined code 3; the file is damaged"));
+        }
+        let quarter = self.rows.div_ceil(4);
+        let mut bytes = Vec::with_capacity(self.rows * packed_row(self.cols));
+        for row in 0..self.rows {
+            let (line, shift) = (&data[row % quarter * self.cols..][..self.cols], 2 * (row / quarter));
+            pack_row(self.cols, &mut bytes, |col| line[col] >> shift & 3);
+        }
+        Ok(Packed { bytes, scale })
+    }
+
+    fn pack_tensor(
+        &self,
+        data: &[u8],
+        kind: TensorType,
+        layout: Layout,
+        factor: f32,
+    ) -> Result<Packed, String> {
+        let (rows, cols) = (self.rows, self.cols);
+        let mut packed = match kind {
+            TensorType::I2S => self.pack_i2s(data, layout),
+            TensorType::Tq1 => quant::pack_tq1(data, rows, cols),
+            TensorType::Tq2 => quant::pack_tq2(data, rows, cols),
+            kind => quant::pack_dense(data, numbers(kind), rows, cols),
+        }?;
+        packed.scale *= factor;
+        Ok(packed)
+    }
+
+    fn pack_i2s(&self, data: &[u8], layout: Layout) -> Result<Packed, String> {
+        let (codes, _) = data.split_at(data.len() - I2S_TAIL);
+        let scale = i2s_scale(data);
+        if let Some(at) = quant::find_code_3(codes) {
+            return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
+        }
+        // llama-quantize with several threads loses the scale.
+        if scale == 0.0 && !quant::all_zeros(codes) {
+            return Err("its scale is 0, its weights are not; quantise again with one thread".into());
+        }
+        Ok(match layout {
+            Layout::Blocks128 => Packed { bytes: codes.to_vec(), scale },
+            Layout::Blocks64 => quant::pack_i2s_64(codes, self.rows, self.cols, scale),
+            Layout::Rows4 if !self.rows.is_multiple_of(4) => {
+                return Err(format!("{} rows, which the layout 1x4 cannot have; name another", self.rows));
+            }
+            Layout::Rows4 => quant::pack_i2s_rows4(codes, self.rows, self.cols, scale),
+        })
+    }
+
+    fn fail(&self, said: impl Into<String>) -> LoadError {
+        LoadError::tensor(&self.name, said)
+    }
+}
+
+fn finite(scale: f32) -> Result<f32, String> {
+    if scale.is_finite() { Ok(scale) } else { Err("its scale is not a number; the file is damaged".into()) }
+}
+
+/// The mean magnitude of a matrix's numbers as `WeightQuant` of transformers uses it: a factor, whose
+/// reciprocal is the scale. torch adds in 32 bits in an order of its own; added in 64 bits here, the
+/// mean is the one it rounds to, or its neighbour.
+fn absmean(data: &[u8], kind: Dense, cols: usize) -> Result<f32, String> {
+    let mut line = vec![0.0; cols];
+    let mut sum = 0.0f64;
+    let mut count = 0;
+    for (index, row) in data.chunks_exact(cols * kind.size()).enumerate() {
+        kind.read(row, &mut line);
+        sum += line.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+        if !sum.is_finite() {
+            return Err(format!("row {index}: holds what is not a number; the file is damaged"));
+        }
+        count += cols;
+    }
+    // The least mean that transformers divides by.
+    Ok(1.0 / ((sum / count as f64) as f32).max(1e-5))
+}
+
+/// Code of a number that is to become ternary; ties go to the even side as in torch.
+fn ternary(x: f32, factor: f32) -> u8 {
+    ((x * factor).round_ties_even().clamp(-1.0, 1.0) + 1.0) as u8
+}
+
+/// The scale at the end of an I2_S tensor.
+fn i2s_scale(data: &[u8]) -> f32 {
+    let at = data.len() - I2S_TAIL;
+    f32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// The format of a tensor that is not in ternary blocks.
+fn numbers(kind: TensorType) -> Numbers {
+    Numbers::of(kind).expect("ternary blocks are told apart before")
+}
+
+/// The scale that a tensor holds itself: of plain numbers, the first that is not 0. `None` where
+/// only reading all of it tells.
+fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
+    let half = |at: usize, size: usize| {
+        let scales = data.chunks_exact(size).map(|block| [block[at], block[at + 1]]);
+        scales.map(|scale| f16::from_le_bytes(scale).to_f32()).find(|scale| *scale != 0.0)
+    };
+    let found = match kind {
+        TensorType::I2S => Some(i2s_scale(data)),
+        TensorType::Tq1 => half(52, 54),
+        TensorType::Tq2 => half(64, 66),
+        kind => {
+            let Numbers::Plain(kind) = numbers(kind) else { return None };
+            let mut line = vec![0.0; cols];
+            let mut rows = data.chunks_exact(cols * kind.size());
+            rows.find_map(|row| {
+                kind.read(row, &mut line);
+                line.iter().find(|x| **x != 0.0).map(|x| x.abs())
+            })
+        }
+    };
+    Some(found.unwrap_or(0.0))
+}
+
+/// Packs a row of codes, padded with zeros (code 1) to whole blocks.
+fn pack_row(cols: usize, out: &mut Vec<u8>, code: impl Fn(usize) -> u8) {
+    let code = |col: usize| if col < cols { code(col) } else { 1 };
+    for block in (0..cols).step_by(quant::BLOCK) {
+        out.extend(
+            (block..block + quant::BLOCK_BYTES)
+                .map(|col| code(col) << 6 | code(col + 32) << 4 | code(col + 64) << 2 | code(col + 96)),
+        );
+    }
+}
+
+/// A row of codes in the kernels' form, as a tensor type holds it.
+fn write_row(codes: &[u8], cols: usize, kind: TensorType, scale: f32, out: &mut Vec<u8>) {
+    let half = f16::from_f32(scale).to_le_bytes();
+    match kind {
+        TensorType::I2S => out.extend_from_slice(codes),
+        TensorType::Tq1 => (0..cols).step_by(256).for_each(|at| {
+            tq1_block(|j| code(codes, at + j), out);
+            out.extend(half);
+        }),
+        TensorType::Tq2 => (0..cols).step_by(256).for_each(|at| {
+            tq2_block(|j| code(codes, at + j), out);
+            out.extend(half);
+        }),
+        TensorType::Q4_0 => (0..cols).step_by(32).for_each(|at| {
+            out.extend(half);
+            out.extend((at..at + 16).map(|col| q4_0_code(codes, col) | q4_0_code(codes, col + 16) << 4));
+        }),
+        _ => {
+            let numbers = (0..cols).map(|col| f16::from_f32((f32::from(code(codes, col)) - 1.0) * scale));
+            out.extend(numbers.flat_map(f16::to_le_bytes));
+        }
+    }
+}
+
+/// Q4_0 counts from -8.
+fn q4_0_code(codes: &[u8], col: usize) -> u8 {
+    code(codes, col) + 7
+}
+
+/// Codes of a TQ2_0 block: element `j` in byte `j / 128 * 32 + j % 32`, bits `2 * (j % 128 / 32)`.
+fn tq2_block(code: impl Fn(usize) -> u8, out: &mut Vec<u8>) {
+    for half in [0, 128] {
+        out.extend(
+            (half..half + 32).map(|j| code(j) | code(j + 32) << 2 | code(j + 64) << 4 | code(j + 96) << 6),
+        );
+    }
+}
+
+/// Codes of a TQ1_0 block: five trits a byte, the first the most significant, stored as a fraction
+/// of 3^5 rounded up to 256ths; see `quant::pack_tq1`, which reads it.
+fn tq1_block(code: impl Fn(usize) -> u8, out: &mut Vec<u8>) {
+    let byte = |start: usize, step: usize, count: usize| {
+        let trits = (0..5).map(|n| if n < count { u16::from(code(start + n * step)) } else { 0 });
+        let number = trits.fold(0, |number, trit| number * 3 + trit);
+        (number * 256).div_ceil(243) as u8
+    };
+    out.extend((0..32).map(|j| byte(j, 32, 5)));
+    out.extend((160..176).map(|j| byte(j, 16, 5)));
+    out.extend((240..244).map(|j| byte(j, 4, 4)));
+}

@@ -1,0 +1,242 @@
+//! Safetensors files: a JSON header that names each tensor's type, shape and place, then the data.
+//!
+//! Read here and not with the `safetensors` crate: that keeps the last of two tensors of one name
+//! without a word, and most of its errors do not say which tensor is meant. Source of the format:
+//! the README of the safetensors project.
+
+use super::folder::Folder;
+use crate::engine::error::{LoadError, shown};
+use crate::engine::gguf::{Map, Slice};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes of a header. Some ten thousand tensors take one million.
+const MAX_HEADER: u64 = 16 << 20;
+/// Tensors of a file, and files of a checkpoint: several times what the largest have.
+const MAX_TENSORS: usize = 1 << 16;
+const MAX_FILES: usize = 1 << 10;
+
+/// A tensor of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its name.
+    pub name: String,
+    /// Its type, as the format names it.
+    pub dtype: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub data: Slice,
+}
+
+/// All tensors of a checkpoint, by name.
+#[derive(Debug)]
+pub struct Tensors(BTreeMap<String, Stored>);
+
+/// `model.safetensors.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+impl Tensors {
+    /// Reads the headers of a folder's one file, or of all files its index names; where it has both,
+    /// the one file, as transformers does.
+    pub fn read(folder: &Folder) -> Result<Self, LoadError> {
+        if let Some(file) = folder.read(SINGLE)? {
+            return Ok(Tensors(file_tensors(SINGLE, file)?));
+        }
+        let index = folder.json::<Index>(INDEX)?.ok_or_else(|| {
+            let said = format!("missing, and no {INDEX}; give a folder with safetensors weights");
+            LoadError::new(SINGLE, said)
+        })?;
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        if names.len() > MAX_FILES {
+            let said = format!("{} files, where {MAX_FILES} are allowed", names.len());
+            return Err(LoadError::new(INDEX, said));
+        }
+        let mut files = BTreeMap::new();
+        for name in names {
+            check_name(name).map_err(|said| LoadError::new(INDEX, said))?;
+            let file = folder.need(name, "download all files that the index names")?;
+            files.insert(name.clone(), file_tensors(name, file)?);
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, file) in index.weight_map {
+            let tensor = files[&file].get(&name).cloned().ok_or_else(|| {
+                let said = format!("the index says it is in {}, and it is not", shown(&file));
+                LoadError::tensor(&name, said)
+            })?;
+            tensors.insert(name, tensor);
+        }
+        Ok(Tensors(tensors))
+    }
+
+    /// The tensor of a name.
+    pub fn get(&self, name: &str) -> Option<&Stored> {
+        self.0.get(name)
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+/// A name from the index must mean a file of the folder itself.
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = !name.contains(['/', '\\', '\0']) && name.ends_with(".safetensors");
+    match plain {
+        true => Ok(()),
+        false => {
+            Err(format!("names the file \"{}\", which is no safetensors file of the folder", shown(name)))
+        }
+    }
+}
+
+fn file_tensors(file: &str, map: Map) -> Result<BTreeMap<String, Stored>, LoadError> {
+    let map = Arc::new(map);
+    parse(&map).map_err(|error| error.within(shown(file)))
+}
+
+/// The tensors of one file. Every length is checked against the file before it is used.
+fn parse(map: &Arc<Map>) -> Result<BTreeMap<String, Stored>, LoadError> {
+    let fail = |said: String| LoadError::new("header", format!("{said}; the file is truncated or damaged"));
+    let (len, rest) = map.split_first_chunk::<8>().ok_or_else(|| fail("shorter than 8 bytes".into()))?;
+    let len = u64::from_le_bytes(*len);
+    if len > MAX_HEADER || len > rest.len() as u64 {
+        return Err(fail(format!("{len} bytes long in a file of {}, limit {MAX_HEADER}", map.len())));
+    }
+    let (header, data) = rest.split_at(len as usize);
+    let Entries(entries) = serde_json::from_slice(header)
+        .map_err(|error| LoadError::new("header", shown_more(&error.to_string())))?;
+    let start = map.len() - data.len();
+    let mut tensors = BTreeMap::new();
+    let mut places = Vec::new();
+    for (name, entry) in entries {
+        let range = entry.place(data.len()).map_err(|said| LoadError::tensor(&name, said))?;
+        places.push((range.clone(), name.clone()));
+        let stored = Stored {
+            data: Slice::of(map, start + range.start..start + range.end),
+            shape: entry.shape,
+            dtype: entry.dtype,
+            name: name.clone(),
+        };
+        if tensors.insert(name.clone(), stored).is_some() {
+            return Err(LoadError::tensor(&name, "comes twice; the file is damaged"));
+        }
+    }
+    check_cover(places, data.len())?;
+    Ok(tensors)
+}
+
+/// The format wants the data covered without holes, each byte by one tensor.
+fn check_cover(mut places: Vec<(std::ops::Range<usize>, String)>, data: usize) -> Result<(), LoadError> {
+    places.sort_by_key(|(range, _)| (range.start, range.end));
+    let mut end = 0;
+    for (range, name) in places {
+        if range.start != end {
+            let said =
+                if range.start < end { "overlaps the one before it" } else { "leaves a hole before it" };
+            return Err(LoadError::tensor(&name, format!("its data {said}; the file is damaged")));
+        }
+        end = range.end;
+    }
+    if end != data {
+        let said = format!("{} bytes of data, of which tensors have {end}; the file is damaged", data);
+        return Err(LoadError::new("data", said));
+    }
+    Ok(())
+}
+
+/// A library's message, one line, longer than a name is shown.
+fn shown_more(said: &str) -> String {
+    said.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// What the header says of a tensor.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+impl Entry {
+    /// Its bytes, from the start of the data, once they have been checked against type and shape.
+    fn place(&self, data: usize) -> Result<std::ops::Range<usize>, String> {
+        const SIZES: &[(&str, usize)] = &[
+            ("F64", 8),
+            ("F32", 4),
+            ("F16", 2),
+            ("BF16", 2),
+            ("I64", 8),
+            ("I32", 4),
+            ("I16", 2),
+            ("I8", 1),
+            ("U64", 8),
+            ("U32", 4),
+            ("U16", 2),
+            ("U8", 1),
+            ("BOOL", 1),
+            ("F8_E4M3", 1),
+            ("F8_E5M2", 1),
+        ];
+        let size = SIZES.iter().find(|(name, _)| *name == self.dtype).map(|(_, size)| *size);
+        let size = size.ok_or_else(|| format!("its type \"{}\" is not known", shown(&self.dtype)))?;
+        // More dimensions than any model has would only make long errors.
+        let shape = self.shape.get(..self.shape.len().min(8)).unwrap_or_default();
+        let bytes = self.shape.iter().try_fold(size, |n, dim| n.checked_mul(*dim));
+        let [start, end] = self.data_offsets;
+        let given = end.checked_sub(start).filter(|_| end <= data);
+        let Some(given) = given else {
+            return Err(format!("its data at {start} to {end} lies outside the {data} bytes of the file"));
+        };
+        match bytes == Some(given) && self.shape.len() <= 8 {
+            true => Ok(start..end),
+            false => Err(format!("{} of shape {shape:?} does not take {given} bytes", self.dtype)),
+        }
+    }
+}
+
+/// The header's tensors in file order; names that come twice are kept, to be refused by name.
+struct Entries(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+            } else if entries.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            } else {
+                let entry = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("tensor {}: {error}", shown(&name))))?;
+                entries.push((name, entry));
+            }
+        }
+        Ok(Entries(entries))
+    }
+}

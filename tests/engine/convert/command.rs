@@ -1,0 +1,35 @@
+//! What only the whole command does: finding out the layout of a file's weights.
+
+use crate::damaged::command::{Folder, bitnetd};
+use crate::layouts::saved_in;
+use bitnetd::engine::model::Layout;
+use std::path::Path;
+
+/// Converts, and gives the file's bytes with what was said on standard error.
+fn convert(input: &Path, layout: &str) -> (Vec<u8>, String) {
+    let output = input.with_extension("out");
+    let mut command = bitnetd();
+    let ended =
+        command.args(["convert", "--force", "--from-layout", layout]).arg(input).arg(&output).output();
+    let ended = ended.expect("the program was built with its tests");
+    let said = String::from_utf8(ended.stderr).expect("UTF-8");
+    assert_eq!(ended.status.code(), Some(0), "{said}");
+    (std::fs::read(&output).expect("written"), said)
+}
+
+#[test]
+fn a_trained_model_in_another_layout_is_recognised_and_mended() {
+    let folder = Folder::new("layouts");
+    let (want, _) = convert(&folder.file("128", &saved_in(Layout::Blocks128)), "128");
+    for layout in Layout::ALL {
+        let input = folder.file(layout.name(), &saved_in(layout));
+        let (found, said) = convert(&input, "auto");
+        assert!(found == want, "{said}");
+        assert_eq!(
+            said.contains(&format!("layout {}", layout.name())),
+            layout != Layout::Blocks128,
+            "{said}"
+        );
+        assert!(convert(&input, layout.name()).0 == want, "named");
+    }
+}

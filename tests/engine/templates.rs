@@ -1,0 +1,34 @@
+//! Chat templates: what a file's own template makes of a conversation, and what it cannot do to us.
+
+mod forms;
+mod hostile;
+mod limits;
+
+use crate::tiny;
+use bitnetd::engine::error::LoadError;
+use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+
+/// A small vocabulary of an architecture without a chat form of ours, so that a template is used or is
+/// an error.
+fn read(template: &str) -> Result<Tokenizer, LoadError> {
+    let mut file = tiny::small();
+    file.set("general.architecture", tiny::text("llama"));
+    file.set("tokenizer.chat_template", tiny::text(template));
+    tokenizer(&file)
+}
+
+fn tokenizer(file: &tiny::File) -> Result<Tokenizer, LoadError> {
+    Tokenizer::read(&Gguf::parse(Map::from(file.bytes())).expect("sound"))
+}
+
+fn turn(role: Role, text: &str) -> Turn<'_> {
+    Turn { role, text }
+}
+
+/// A prompt as text; special tokens by their names.
+fn prompt(tokenizer: &Tokenizer, turns: &[Turn<'_>]) -> String {
+    let ids = tokenizer.prompt_chat(turns).expect("a conversation that the template takes");
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect();
+    String::from_utf8(bytes).expect("whole characters")
+}
