@@ -14,9 +14,7 @@ const TILE: usize = 4;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
-    ternary_one: ternary::<1>,
-    ternary_tile: ternary::<TILE>,
-    tile: TILE,
+    ternary: &[(TILE, ternary::<TILE>), (1, ternary::<1>)],
     dot_f16,
     mix_f16,
     dot_blocks,

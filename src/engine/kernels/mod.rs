@@ -35,10 +35,8 @@ type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
-    ternary_one: Ternary,
-    ternary_tile: Ternary,
-    /// Tokens of `ternary_tile`: they share one unpacking of the weights.
-    tile: usize,
+    /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
+    ternary: &'static [(usize, Ternary)],
     dot_f16: DotF16,
     mix_f16: MixF16,
     dot_blocks: DotBlocks,
@@ -130,10 +128,8 @@ impl Kernels {
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let (kernel, count) = match tokens - token >= self.tile {
-                true => (self.ternary_tile, self.tile),
-                false => (self.ternary_one, 1),
-            };
+            let fits = self.ternary.iter().find(|(count, _)| *count <= tokens - token);
+            let (count, kernel) = *fits.expect("a table ends with one token");
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
             // SAFETY: the table was made for this processor, and the lengths were checked above as
             // the kernels expect them.

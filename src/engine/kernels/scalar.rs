@@ -4,15 +4,8 @@ use super::{Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::{bf16, f16};
 
-pub(super) const TABLE: Kernels = Kernels {
-    name: "scalar",
-    ternary_one: ternary,
-    ternary_tile: ternary,
-    tile: 4,
-    dot_f16,
-    mix_f16,
-    dot_blocks,
-};
+pub(super) const TABLE: Kernels =
+    Kernels { name: "scalar", ternary: &[(4, ternary), (1, ternary)], dot_f16, mix_f16, dot_blocks };
 
 /// Sums kept side by side, for the compiler to put into one register.
 const LANES: usize = 8;

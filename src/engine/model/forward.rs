@@ -8,9 +8,9 @@ use crate::engine::quant::packed_row;
 
 /// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough
 /// rows to cost nothing.
-const TILE: usize = 512;
-/// Tokens of one tile.
-const TILE_TOKENS: usize = 8;
+const TILE: usize = 768;
+/// Tokens of one tile: whole tiles of the kernels, whose largest have 4, 6 and 8.
+const TILE_TOKENS: usize = 24;
 /// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
 const DENSE_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
