@@ -48,8 +48,9 @@ fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
 fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
     let mut numbers = Random(1);
     for kernels in Kernels::all() {
-        for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54] {
-            for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9)] {
+        // Around 128 blocks a kernel may begin another span of a row.
+        for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54, 127, 129, 258] {
+            for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9), (19, 1), (11, 6), (17, 15)] {
                 let cols = blocks * BLOCK;
                 let weights = numbers.packed(rows * packed_row(cols));
                 let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();

@@ -11,24 +11,57 @@ use std::arch::x86_64::*;
 /// Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit sums.
 const TILE: usize = 4;
 
-pub(super) const TABLE: Kernels = Kernels {
-    name: "avx2",
-    ternary: &[(TILE, ternary::<TILE>), (1, ternary::<1>)],
-    dot_f16,
-    mix_f16,
-    dot_blocks,
-};
+pub(super) const TABLE: Kernels =
+    Kernels { name: "avx2", ternary: &[(TILE, tile), (1, one)], dot_f16, mix_f16, dot_blocks };
 
 /// Rows that are read side by side. They lie far apart, so that each is a stream of its own for the
 /// prefetcher: one row after the other gives 15 GB/s of the 23 that four streams give (Zen 4, one thread).
 pub(super) const STREAMS: usize = 4;
 
-/// All rows for `T` tokens.
+/// All rows for one token, [`STREAMS`] side by side.
 #[target_feature(enable = "avx2")]
-fn ternary<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let rows = out.len() / T;
+fn one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    let width = packed_row(cols);
+    let part = out.len() / STREAMS;
+    let (streams, rest) = out.split_at_mut(part * STREAMS);
+    for row in 0..part {
+        let at = |stream: usize| &weights[(stream * part + row) * width..][..width];
+        let dots = dot_rows([at(0), at(1), at(2), at(3)], q);
+        dots.into_iter().enumerate().for_each(|(stream, dot)| streams[stream * part + row] = dot);
+    }
+    for (row, out) in weights.chunks_exact(width).skip(part * STREAMS).zip(rest) {
+        *out = dot_rows([row], q)[0];
+    }
+}
+
+/// Rows of the same width for one token.
+#[target_feature(enable = "avx2")]
+fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); ROWS];
+    for (index, q) in q.chunks(BLOCKS_IN_16_BITS * BLOCK).enumerate() {
+        let first = index * BLOCKS_IN_16_BITS * BLOCK_BYTES;
+        let mut partial = [_mm256_setzero_si256(); ROWS];
+        for (block, q) in q.chunks_exact(BLOCK).enumerate() {
+            let at = first + block * BLOCK_BYTES;
+            for (row, partial) in rows.iter().zip(&mut partial) {
+                let codes = unpack(&row[at..at + BLOCK_BYTES]);
+                *partial = _mm256_add_epi16(*partial, dot_block(codes, q));
+            }
+        }
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(partial, ones));
+        }
+    }
+    sums.map(|sum| horizontal_sum(sum))
+}
+
+/// All rows for a tile of tokens.
+#[target_feature(enable = "avx2")]
+fn tile(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    let rows = out.len() / TILE;
     for (row, weights) in weights.chunks_exact(packed_row(cols)).enumerate() {
-        let dots = dot_row::<T>(weights, q, cols);
+        let dots = dot_tile(weights, q, cols);
         for (token, dot) in dots.into_iter().enumerate() {
             out[token * rows + row] = dot;
         }
@@ -36,12 +69,12 @@ fn ternary<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32
 }
 
 #[target_feature(enable = "avx2")]
-fn dot_row<const T: usize>(weights: &[u8], q: &[i8], cols: usize) -> [i32; T] {
+fn dot_tile(weights: &[u8], q: &[i8], cols: usize) -> [i32; TILE] {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [_mm256_setzero_si256(); T];
+    let mut sums = [_mm256_setzero_si256(); TILE];
     for (index, blocks) in weights.chunks(BLOCKS_IN_16_BITS * BLOCK_BYTES).enumerate() {
         let first = index * BLOCKS_IN_16_BITS * BLOCK;
-        let mut partial = [_mm256_setzero_si256(); T];
+        let mut partial = [_mm256_setzero_si256(); TILE];
         for (block, bytes) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
             let codes = unpack(bytes);
             for (token, partial) in partial.iter_mut().enumerate() {
