@@ -173,8 +173,8 @@ fn dot_pairs<const P: usize, const T: usize>(
                     let at = q.as_ptr().add(token * cols + block * BLOCK + group * BLOCK_BYTES);
                     _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()))
                 };
-                for pair in 0..P {
-                    sums[pair][token] = _mm512_dpbusd_epi32(sums[pair][token], codes[pair], q);
+                for (sums, codes) in sums.iter_mut().zip(codes) {
+                    sums[token] = _mm512_dpbusd_epi32(sums[token], codes, q);
                 }
             }
         }
