@@ -1,6 +1,6 @@
 """Makes tests/data/quant with the `gguf` package (made with 0.19.0, numpy 2.4.6), from the top of the repository:
 
-    python3 tests/support/make_quant_data.py tests/data/quant
+    python3 tests/support/make-quant-data.py tests/data/quant
 
 For each block format: NAME.blocks, blocks of random bytes and hard ones, and NAME.f32, what gguf.quants.dequantize
 makes of them. For quantising to Q8_0: write.f32 and write.q8_0. For ternary weights in blocks: ternary.i8, the

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a file with the shapes, vocabulary and quirks of Microsoft's ggml-model-i2_s.gguf, and random weights.
 
-    tests/support/make_look_alike.py OUT.gguf [--april-2025]
+    tests/support/make-look-alike.py OUT.gguf [--april-2025]
 
 The official file of BitNet-b1.58-2B-4T has 1.19 GB; this one too, so it is made when asked and never committed.
 Its quirks: no `tokenizer.ggml.pre`, a chat template the model was not trained with, and answers that end with
