@@ -1,7 +1,7 @@
 //! `bitnetd bench`: prefill and decode speed with their spread, and how near memory's own they come.
 
 use super::model::ModelArgs;
-use super::{Failure, print};
+use super::{Failure, host, print};
 use crate::engine::pool::Pool;
 use crate::engine::session::{Options, Step};
 use crate::engine::shapes::{self, Known};
@@ -94,6 +94,16 @@ pub(super) fn run(args: Bench) -> Result<(), Failure> {
 
 fn load(args: &Bench) -> Result<Engine, Failure> {
     let Some(known) = args.shape.as_deref().and_then(Known::named) else { return args.model.load() };
+    let (needed, budget) = (known.bytes()?, host::host().memory_bytes / 4 * 3);
+    if needed > budget {
+        let said = format!(
+            "--shape {}: takes {} MiB, and three quarters of this machine's memory are {}",
+            known.name,
+            needed >> 20,
+            budget >> 20
+        );
+        return Err(Failure::usage(format!("{said}; choose a smaller one")));
+    }
     Ok(ModelFile::open(&Source::Random(known), None)?.load(&args.model.options())?)
 }
 

@@ -7,6 +7,11 @@ use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+/// Tokens of the shortest window.
+const SHORTEST: usize = 8;
+/// Bytes of the longest text: the usual ones have a few MB, and a small board reads some KB an hour.
+const LONGEST: u64 = 64 << 20;
+
 /// Measure how well the model foretells a text
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Perplexity {
@@ -44,12 +49,19 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     let tokens = engine.tokenizer().encode(&text);
     let bos = engine.tokenizer().bos();
     if tokens.len() + usize::from(bos.is_some()) < 2 {
-        let said = format!("{}: nothing in it can be foretold; give a longer text", args.text.display());
+        let said = format!("{}: nothing in it can be foretold; give a longer text", args.text.display())
+            .replace(char::is_control, "?");
         return Err(Failure::usage(said));
     }
     let shape = engine.model().shape();
+    if shape.context < SHORTEST {
+        let key = format!("metadata key {}.context_length", shape.arch);
+        let message =
+            format!("{key}: {} tokens are too few; a window has {SHORTEST} at least", shape.context);
+        return Err(Failure { code: 3, message });
+    }
     // As short as the text where that is shorter: memory for what is asked.
-    let context = (args.context as usize).min(shape.context).min(tokens.len() + 4);
+    let context = (args.context as usize).min(shape.context).min(tokens.len() + SHORTEST);
     let mut session = engine.exact_session(context);
     let watched = std::io::stderr().is_terminal();
     let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
@@ -77,7 +89,16 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let failed = |said: String| Failure::usage(format!("{}: {said}", path.display()));
+    // A name with a line break in it must not break the error's line.
+    let place = path.display().to_string().replace(char::is_control, "?");
+    let failed = |said: String| Failure::usage(format!("{place}: {said}"));
+    let facts = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    if !facts.is_file() {
+        return Err(failed("not a regular file".into()));
+    }
+    if facts.len() > LONGEST {
+        return Err(failed(format!("has more than {} MiB; give a part of it", LONGEST >> 20)));
+    }
     let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

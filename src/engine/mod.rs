@@ -122,12 +122,18 @@ impl ModelFile {
     pub fn parse(map: Map, place: &str, layout: Option<Layout>) -> Result<Self, LoadError> {
         let file = Gguf::parse(map).map_err(|error| error.within(place))?;
         let shape = Shape::read(&file).map_err(|error| error.within(place))?;
+        shape.check_tensors(&file).map_err(|error| error.within(place))?;
         Ok(ModelFile { place: place.to_owned(), file, shape, layout })
     }
 
     /// Its numbers.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// The layout that was named for its I2_S weights.
+    pub fn layout(&self) -> Option<Layout> {
+        self.layout
     }
 
     /// The parsed file.
@@ -195,29 +201,29 @@ impl ModelFile {
             engine.notes.push(said.into());
             return Ok(engine);
         }
-        let official = Layout::default();
-        let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, official)];
-        if check::foretells(&figures[0], self.shape.vocab) {
-            return Ok(engine);
-        }
-        for layout in Layout::ALL.into_iter().filter(|layout| *layout != official) {
-            engine = self.figure(engine, layout, &mut figures)?;
+        let vocab = self.shape.vocab;
+        let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, engine.layout)];
+        // The first that foretells is taken: none of the others would, and reading all of them takes long.
+        for layout in &Layout::ALL[1..] {
+            if check::choose(&figures, vocab).is_some() {
+                break;
+            }
+            engine = self.figure(engine, *layout, &mut figures)?;
         }
         let said = figures.iter().map(|f| format!("{}: {:.0}", f.layout.name(), f.perplexity()));
-        let said = format!("{}, chance {}", said.collect::<Vec<_>>().join(", "), self.shape.vocab);
-        let Some(layout) = check::best(&figures, self.shape.vocab) else {
-            return Err(LoadError::new(
-                "I2_S weights",
-                format!(
-                    "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance level ({said}); \
-                     fetch it again, or name the layout with i2s_layout to use it all the same"
-                ),
-            ));
-        };
-        engine.model = engine.model.reload(&self.file, layout)?;
-        engine.layout = layout;
-        engine.notes.push(format!("I2_S weights are in the layout {} (perplexity {said})", layout.name()));
-        Ok(engine)
+        let said = format!("{}, blind guessing {vocab}", said.collect::<Vec<_>>().join(", "));
+        match check::choose(&figures, vocab) {
+            Some(layout) if layout == Layout::default() => Ok(engine),
+            Some(layout) => {
+                let name = layout.name();
+                engine.notes.push(format!(
+                    "I2_S weights are in the layout {name} (perplexity of a short text as {said}); name it to start \
+                     sooner"
+                ));
+                Ok(engine)
+            }
+            None => Err(LoadError::new("I2_S weights", check::damaged(&said))),
+        }
     }
 
     /// Reads the weights again in another layout and measures; one that the shapes rule out is passed over.
@@ -229,6 +235,7 @@ impl ModelFile {
     ) -> Result<Engine, LoadError> {
         if self.shape.allows(layout) {
             engine.model = engine.model.reload(&self.file, layout)?;
+            engine.layout = layout;
             figures.push(check::measure(&engine.model, &engine.tokenizer, layout));
         }
         Ok(engine)
@@ -266,6 +273,9 @@ impl ModelFile {
         let mut notes = tokenizer.notes().to_vec();
         if model::has_duplicate_head(&self.file) {
             notes.push("the head is a copy of the embedding, and is left in the file".into());
+        }
+        if model::is_renamed_b158(&self.file, &self.shape.arch) {
+            notes.push("architecture bitnet with Llama 3's vocabulary: taken for BitNet-b1.58-2B-4T".into());
         }
         let dense = model.dense_matrices();
         if dense > 0 {

@@ -42,7 +42,8 @@ pub const ALL: [Known; 5] = [
     Known { name: "llama3-8b", model: "Llama3-8B-1.58", arch: "llama", layers: 32, dim: 4096, heads: 32, kv_heads: 8, head_dim: 128, ffn: 14_336, vocab: 128_256, context: 8192, rope_base: 500_000.0, tied: false },
 ];
 
-/// Bytes of noise that are made; longer tensors repeat them. A prime, so that no two rows are alike.
+/// Bytes of noise that are made; longer tensors repeat them. A prime, so that the rows of
+/// one matrix begin at different places of it.
 const NOISE: usize = (1 << 20) + 7;
 
 impl Known {
@@ -56,11 +57,21 @@ impl Known {
         Known { layers: self.layers.min(layers), vocab: self.vocab.min(vocab), ..self }
     }
 
-    /// The model as a file's bytes.
-    pub fn image(&self) -> Result<Map, LoadError> {
+    /// How many bytes it takes.
+    pub fn bytes(&self) -> Result<u64, LoadError> {
+        Ok(self.draft()?.file_bytes())
+    }
+
+    fn draft(&self) -> Result<Draft, LoadError> {
         let mut draft = Draft::default();
         self.describe(&mut draft);
         self.plan(&mut draft)?;
+        Ok(draft)
+    }
+
+    /// The model as a file's bytes.
+    pub fn image(&self) -> Result<Map, LoadError> {
+        let draft = self.draft()?;
         let size = usize::try_from(draft.file_bytes()).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| {

@@ -10,6 +10,7 @@ mod heads;
 mod intents;
 mod kernels;
 mod layouts;
+mod names;
 mod perplexity;
 mod reference;
 mod seeds;

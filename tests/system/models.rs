@@ -28,7 +28,10 @@ async fn perplexity_refuses_what_is_no_text() {
     let empty = folder.write("empty", "");
     let binary = folder.path("binary");
     std::fs::write(&binary, b"abc\xff\xfe").expect("a temporary folder");
-    for (file, part) in [(empty, "longer"), (binary, "byte 3"), (folder.path("missing"), "No such file")] {
+    let device = std::path::PathBuf::from("/dev/zero");
+    for (file, part) in
+        [(empty, "longer"), (binary, "byte 3"), (folder.path("missing"), "No such file"), (device, "regular")]
+    {
         let ended = run(&["perplexity", text(&file)]).await;
         assert_eq!(ended.code, Some(2), "{ended:?}");
         let line = ended.error_line();
@@ -88,6 +91,14 @@ async fn inspect_shows_a_file_that_cannot_be_run_and_says_why() {
     let ended = run(&["inspect", text(&file)]).await;
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.out.contains("not-an-arch!") && ended.error_line().contains("not supported"), "{ended:?}");
+    let mut cut = std::fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
+    let name = b"blk.1.ffn_up.weight";
+    let at = cut.windows(name.len()).position(|bytes| bytes == name).expect("a tensor of the model");
+    cut[at + 4] = b'9';
+    std::fs::write(&file, cut).expect("a temporary folder");
+    let ended = run(&["inspect", "--json", text(&file)]).await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.json()["problem"].as_str().is_some_and(|said| said.contains("blk.1.ffn_up")), "{ended:?}");
     let none = run(&["inspect", text(&folder.write("text", "no model"))]).await;
     assert_eq!((none.code, none.out.as_str()), (Some(3), ""), "{none:?}");
 }

@@ -8,6 +8,7 @@ use crate::daemon::Plan;
 use crate::engine::check;
 use crate::engine::gguf::{Gguf, Map, TEXT, Value};
 use crate::engine::model::Layout;
+use crate::engine::quant::TensorType;
 use crate::engine::tokenizer::Tokenizer;
 use crate::engine::{ModelFile, Options, Source};
 use serde::Serialize;
@@ -48,6 +49,8 @@ struct Said {
     problem: Option<String>,
     model: Option<ModelFacts>,
     tokenizer: Option<TokenizerFacts>,
+    /// The layout that I2_S weights are read in; `auto` is found out when the model is loaded.
+    i2s_layout: Option<&'static str>,
     memory: Option<Memory>,
     check: Option<Check>,
 }
@@ -195,6 +198,7 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
         problem: None,
         model: None,
         tokenizer: None,
+        i2s_layout: None,
         memory: None,
         check: None,
     }
@@ -237,8 +241,18 @@ fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(),
     });
     said.memory = Some(memory(file));
     said.tokenizer = Some(tokenizer(&file.tokenizer()?));
+    let has_layout = file.file().tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
+    said.i2s_layout = has_layout.then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
-        said.check = Some(measure(file)?);
+        let check = measure(file)?;
+        let damaged = check.trained && check.layout.is_none();
+        let figures = check.layouts.iter().map(|f| format!("{}: {:.0}", f.layout, f.perplexity));
+        let figures = figures.collect::<Vec<_>>().join(", ");
+        said.check = Some(check);
+        if damaged {
+            let message = format!("{}: {}", said.file, check::damaged(&figures));
+            return Err(Failure { code: 3, message });
+        }
     }
     Ok(())
 }
@@ -289,6 +303,6 @@ fn measure(file: &ModelFile) -> Result<Check, Failure> {
         trained: file.is_trained(),
         chance,
         layouts: layouts.collect(),
-        layout: check::best(&figures, chance).map(Layout::name),
+        layout: check::choose(&figures, chance).map(Layout::name),
     })
 }

@@ -57,6 +57,10 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         writeln!(out, "  {:<44} {}", printable(&entry.key), value(&entry.value))?;
     }
     writeln!(out, "\ntensors")?;
+    if let Some(layout) = said.i2s_layout {
+        let known = if layout == "auto" { "found out when it is loaded (--check shows how)" } else { layout };
+        writeln!(out, "  layout of I2_S: {known}")?;
+    }
     for count in &said.types {
         writeln!(out, "  {:<6} {:>5} {:>10.1} MB", count.kind, count.tensors, count.bytes as f64 / 1e6)?;
     }
@@ -108,6 +112,9 @@ fn figures(out: &mut String, check: &Check) -> std::fmt::Result {
         writeln!(out, "  read as {:<4} {:>12.1}", figure.layout, figure.perplexity)?;
     }
     let verdict = match (check.trained, check.layout) {
+        (false, Some(layout)) if layout != "128" => {
+            format!("{layout} foretells, but it looks untrained, and auto reads 128: name the layout")
+        }
         (_, Some(layout)) => format!("it is read as {layout}"),
         (false, None) => {
             "its weights were never trained: no text shows their layout; it is read as 128".into()

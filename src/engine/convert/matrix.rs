@@ -181,11 +181,11 @@ impl Matrix {
         }
         Ok(match layout {
             Layout::Blocks128 => Packed { bytes: codes.to_vec(), scale },
-            Layout::Blocks64 => quant::pack_i2s_64(codes, self.rows, self.cols, scale),
+            Layout::Blocks64 => quant::pack_i2s_64(codes, scale),
             Layout::Rows4 if !self.rows.is_multiple_of(4) => {
                 return Err(format!("{} rows, which the layout 1x4 cannot have; name another", self.rows));
             }
-            Layout::Rows4 => quant::pack_i2s_rows4(codes, self.rows, self.cols, scale),
+            Layout::Rows4 => quant::pack_i2s_rows4(codes, self.cols, scale),
         })
     }
 

@@ -53,6 +53,8 @@ pub struct Shape {
     pub rope_dims: usize,
     /// Base of the rotation frequencies.
     pub rope_base: f32,
+    /// What positions are divided by: 1 unless the context was stretched after training.
+    pub rope_stretch: f32,
     /// Which elements are rotated together.
     pub rope_pairs: RopePairs,
     /// Added to the mean square before its root.
@@ -78,7 +80,7 @@ impl Shape {
         let arch = file.text("general.architecture")?.ok_or_else(|| {
             LoadError::key("general.architecture", "missing; the file is no complete model")
         })?;
-        let (activation, sub_norms, rope_pairs) = family(arch)?;
+        let (usual, sub_norms, rope_pairs) = family(arch)?;
         let key = |name: &str| format!("{arch}.{name}");
         let heads = file.number(&key("attention.head_count"))?;
         let dim = file.number(&key("embedding_length"))?;
@@ -98,9 +100,10 @@ impl Shape {
             ffn: file.number(&key("feed_forward_length"))?,
             rope_dims: file.number_or_none(&key("rope.dimension_count"))?.unwrap_or(head_dim),
             rope_base: file.float_or(&key("rope.freq_base"), 10_000.0)?,
+            rope_stretch: rope_stretch(file, arch)?,
             rope_pairs,
             epsilon: file.float_or(&key("attention.layer_norm_rms_epsilon"), 1e-5)?,
-            activation,
+            activation: activation(file, arch, usual)?,
             sub_norms,
             arch: arch.to_owned(),
         };
@@ -149,10 +152,7 @@ impl Shape {
         if self.epsilon <= 0.0 {
             return fail("attention.layer_norm_rms_epsilon", format!("{} is not above 0", self.epsilon));
         }
-        match file.text(&format!("{}.rope.scaling.type", self.arch))? {
-            None | Some("none") => Ok(()),
-            Some(other) => fail("rope.scaling.type", format!("\"{}\" is not supported", shown(other))),
-        }
+        Ok(())
     }
 
     /// Numbers that this file has no tensors for, before anything is computed from them: a plan made
@@ -178,6 +178,34 @@ impl Shape {
         }
     }
 
+    /// The vectors of a layer: name and length.
+    fn vectors(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let sub_norms = [("attn_sub_norm", self.heads * self.head_dim), ("ffn_sub_norm", self.ffn)];
+        [("attn_norm", self.dim), ("ffn_norm", self.dim)]
+            .into_iter()
+            .chain(sub_norms.into_iter().filter(|_| self.sub_norms))
+    }
+
+    /// The matrices of a layer: name, rows and columns.
+    fn matrices(&self) -> [(&'static str, usize, usize); 7] {
+        let (dim, ffn) = (self.dim, self.ffn);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        [
+            ("attn_q", q, dim),
+            ("attn_k", kv, dim),
+            ("attn_v", kv, dim),
+            ("attn_output", dim, q),
+            ("ffn_gate", ffn, dim),
+            ("ffn_up", ffn, dim),
+            ("ffn_down", dim, ffn),
+        ]
+    }
+
+    /// Checks that a file has the tensors that these numbers ask for, and no others. Nothing is loaded.
+    pub fn check_tensors(&self, file: &Gguf) -> Result<(), LoadError> {
+        weights::check(file, self)
+    }
+
     /// Whether its I2_S matrices can be in a layout at all.
     pub fn allows(&self, layout: Layout) -> bool {
         let rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.dim, self.ffn];
@@ -200,6 +228,48 @@ impl Shape {
     fn widest_input(&self) -> usize {
         self.dim.max(self.heads * self.head_dim).max(self.ffn)
     }
+}
+
+/// What positions are divided by. llama.cpp's converter writes linear scaling by 1 for every `bitnet`.
+fn rope_stretch(file: &Gguf, arch: &str) -> Result<f32, LoadError> {
+    let (kind, factor) = (format!("{arch}.rope.scaling.type"), format!("{arch}.rope.scaling.factor"));
+    match file.text(&kind)? {
+        None | Some("none") => Ok(1.0),
+        Some("linear") => match file.float_or(&factor, 1.0)? {
+            // What no factor means there.
+            0.0 => Ok(1.0),
+            stretch if stretch >= 1.0 => Ok(stretch),
+            other => Err(LoadError::key(&factor, format!("{other} is below 1; the file is damaged"))),
+        },
+        Some(other) => {
+            let said =
+                format!("\"{}\" is not supported; use a model with linear scaling or none", shown(other));
+            Err(LoadError::key(&kind, said))
+        }
+    }
+}
+
+/// What the gate goes through: what the file says, else what is usual for the architecture. llama.cpp's
+/// converter calls BitNet-b1.58-2B-4T `bitnet` too, and names no activation; its vocabulary tells.
+fn activation(file: &Gguf, arch: &str, usual: Activation) -> Result<Activation, LoadError> {
+    let key = format!("{arch}.hidden_activation");
+    match file.text(&key)? {
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("relu2" | "relu_sqr" | "squared_relu") => Ok(Activation::SquaredRelu),
+        Some(other) => {
+            Err(LoadError::key(&key, format!("\"{}\" is not supported; silu and relu2 are", shown(other))))
+        }
+        None if is_renamed_b158(file, arch) => Ok(Activation::SquaredRelu),
+        None => Ok(usual),
+    }
+}
+
+/// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which 1bitLLM's models do
+/// not have and the 2B model does.
+pub fn is_renamed_b158(file: &Gguf, arch: &str) -> bool {
+    const LLAMA3: usize = 128_256;
+    let tokens = || file.strings("tokenizer.ggml.tokens").is_ok_and(|tokens| tokens.len() == LLAMA3);
+    arch == "bitnet" && file.text("tokenizer.ggml.model") == Ok(Some("gpt2")) && tokens()
 }
 
 /// What BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3) call themselves.

@@ -143,6 +143,31 @@ impl Table {
     }
 }
 
+/// Whether a file has the tensors of a model, each of the right shape and of a type that is read there,
+/// and no others. Nothing but the first rows of matrices is read.
+pub(super) fn check(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
+    refuse_other_models(file)?;
+    let loader = Loader { file, layout: Layout::default(), used: RefCell::default() };
+    let numbers_of = |name: &str, dims: &[usize]| numbers(name, loader.tensor(name, dims)?).map(drop);
+    numbers_of(EMBEDDING, &[shape.dim, shape.vocab])?;
+    for layer in 0..shape.layers {
+        for (part, len) in shape.vectors() {
+            numbers_of(&format!("blk.{layer}.{part}.weight"), &[len])?;
+        }
+        for (part, rows, cols) in shape.matrices() {
+            let name = format!("blk.{layer}.{part}.weight");
+            loader.tensor(&name, &[cols, rows])?;
+            loader.extra_scale(&name)?;
+        }
+    }
+    numbers_of("output_norm.weight", &[shape.dim])?;
+    if file.tensor(HEAD).is_some() {
+        numbers_of(HEAD, &[shape.dim, shape.vocab])?;
+    }
+    loader.rope_frequencies(shape)?;
+    loader.nothing_left()
+}
+
 impl Weights {
     pub fn load(file: &Gguf, shape: &Shape, layout: Layout) -> Result<Self, LoadError> {
         refuse_other_models(file)?;
@@ -283,7 +308,8 @@ impl Loader<'_> {
         // Frequencies as float64 first: a rounded exponent would be magnified by the position.
         let frequency =
             |pair: usize| f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
-        let plain = (0..pairs).map(|pair| frequency(pair) as f32);
+        let stretch = f64::from(shape.rope_stretch);
+        let plain = (0..pairs).map(|pair| (frequency(pair) / stretch) as f32);
         let name = "rope_freqs.weight";
         if self.file.tensor(name).is_none() {
             return Ok(plain.collect());
@@ -372,7 +398,7 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
     Ok(match layout {
         Layout::Blocks128 => (Bytes::Mapped(codes), scale),
         Layout::Blocks64 => {
-            let packed = quant::pack_i2s_64(&codes, rows, cols, scale);
+            let packed = quant::pack_i2s_64(&codes, scale);
             codes.release();
             (Bytes::Own(packed.bytes), scale)
         }
@@ -380,7 +406,7 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
             return Err(format!("{rows} rows are no whole groups of the layout 1x4"));
         }
         Layout::Rows4 => {
-            let packed = quant::pack_i2s_rows4(&codes, rows, cols, scale);
+            let packed = quant::pack_i2s_rows4(&codes, cols, scale);
             codes.release();
             (Bytes::Own(packed.bytes), scale)
         }

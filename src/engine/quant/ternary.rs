@@ -69,17 +69,39 @@ pub struct Packed {
 }
 
 /// Repacks I2_S with blocks of 64 (element `j` in byte `j % 16`, bits `6 - 2 * (j / 16)`), given
-/// without its tail.
-pub fn pack_i2s_64(data: &[u8], rows: usize, cols: usize, scale: f32) -> Packed {
-    let from = |at: usize| data[at / 64 * 16 + at % 16] >> (6 - 2 * (at % 64 / 16)) & 3;
-    Packed { bytes: pack(rows, cols, |row, col| from(row * cols + col)), scale }
+/// without its tail; rows are whole blocks of 128. Two blocks hold what one of ours does, so that byte `j`
+/// of ours is made of bytes `j % 16` of both.
+pub fn pack_i2s_64(data: &[u8], scale: f32) -> Packed {
+    let mut bytes = vec![0; data.len()];
+    for (from, to) in data.as_chunks::<32>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
+        let (first, second) = from.split_at(16);
+        let (low, high) = to.split_at_mut(16);
+        for j in 0..16 {
+            let (a, b) = (first[j], second[j]);
+            low[j] = a & 0xc0 | (a & 0x0c) << 2 | (b & 0xc0) >> 4 | (b & 0x0c) >> 2;
+            high[j] = (a & 0x30) << 2 | (a & 0x03) << 4 | (b & 0x30) >> 2 | b & 0x03;
+        }
+    }
+    Packed { bytes, scale }
 }
 
 /// Repacks I2_S with four rows of one column to a byte (row `r` in byte `r / 4 * cols + col`, bits
-/// `6 - 2 * (r % 4)`), given without its tail.
-pub fn pack_i2s_rows4(data: &[u8], rows: usize, cols: usize, scale: f32) -> Packed {
-    let from = |row: usize, col: usize| data[row / 4 * cols + col] >> (6 - 2 * (row % 4)) & 3;
-    Packed { bytes: pack(rows, cols, from), scale }
+/// `6 - 2 * (r % 4)`), given without its tail; rows are whole blocks of 128.
+pub fn pack_i2s_rows4(data: &[u8], cols: usize, scale: f32) -> Packed {
+    let width = packed_row(cols);
+    let mut bytes = vec![0; data.len()];
+    for (from, to) in data.chunks_exact(cols).zip(bytes.chunks_exact_mut(4 * width)) {
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            let shift = 6 - 2 * row;
+            for (from, to) in from.as_chunks::<BLOCK>().0.iter().zip(to.as_chunks_mut::<BLOCK_BYTES>().0) {
+                for j in 0..BLOCK_BYTES {
+                    let code = |group: usize| from[group * BLOCK_BYTES + j] >> shift & 3;
+                    to[j] = code(0) << 6 | code(1) << 4 | code(2) << 2 | code(3);
+                }
+            }
+        }
+    }
+    Packed { bytes, scale }
 }
 
 /// Repacks TQ2_0.

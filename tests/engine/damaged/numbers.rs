@@ -1,7 +1,7 @@
 //! The numbers of a model: missing, of the wrong type, impossible, or beyond all measure.
 
 use super::refused;
-use crate::tiny::{array, double, flag, float, number, text, value};
+use crate::tiny::{self, array, double, flag, float, number, text, value};
 
 const NEEDED: &[&str] =
     &["context_length", "embedding_length", "block_count", "attention.head_count", "feed_forward_length"];
@@ -128,5 +128,36 @@ fn architectures_and_scalings_that_are_not_known_are_named() {
     }
     refused(&format!("{}\"yarn\" is not supported", named("rope.scaling.type")), |file| {
         file.set(&key("rope.scaling.type"), text("yarn"));
+    });
+}
+
+#[test]
+fn positions_are_stretched_as_the_file_says() {
+    let scaled = |kind: &str, factor: Option<f32>| {
+        let mut file = tiny::small();
+        file.set(&key("rope.scaling.type"), text(kind));
+        if let Some(factor) = factor {
+            file.set(&key("rope.scaling.factor"), float(factor));
+        }
+        file
+    };
+    // llama.cpp's converter writes `linear` by 1 into every `bitnet` file.
+    for (kind, factor) in [("none", None), ("linear", None), ("linear", Some(1.0)), ("linear", Some(0.0))] {
+        super::load(scaled(kind, factor).bytes()).expect(kind);
+    }
+    super::load(scaled("linear", Some(4.0)).bytes()).expect("a stretched context");
+    let said = super::error_of(scaled("linear", Some(0.5)).bytes());
+    assert!(said.contains("rope.scaling.factor: 0.5 is below 1"), "{said}");
+}
+
+#[test]
+fn activations_are_those_the_file_names() {
+    for name in ["silu", "relu2"] {
+        let mut file = tiny::small();
+        file.set(&key("hidden_activation"), text(name));
+        super::load(file.bytes()).expect(name);
+    }
+    refused("hidden_activation: \"gelu\" is not supported", |file| {
+        file.set(&key("hidden_activation"), text("gelu"));
     });
 }
