@@ -2,6 +2,8 @@
 //!
 //! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane.
 
+mod one;
+
 use super::{BLOCKS_IN_16_BITS, Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
@@ -12,7 +14,7 @@ const TILE: usize = 4;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon",
-    ternary_one: ternary::<1>,
+    ternary_one: one::ternary,
     ternary_tile: ternary::<TILE>,
     tile: TILE,
     dot_f16,

@@ -3,55 +3,23 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
 //! not stable in the compilers this is built with; one line of assembly stands for it.
 
+mod one;
+mod tile;
+
 use super::Kernels;
-use super::neon::{dot_blocks, dot_f16, load_block, mix_f16, unpack};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
+use super::neon::{dot_blocks, dot_f16, mix_f16};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Of 32 registers four tokens take 8 for codes and 8 for sums.
-const TILE: usize = 4;
-
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
-    ternary_one: ternary::<1>,
-    ternary_tile: ternary::<TILE>,
-    tile: TILE,
+    ternary_one: one::ternary,
+    ternary_tile: tile::ternary,
+    tile: tile::TILE,
     dot_f16,
     mix_f16,
     dot_blocks,
 };
-
-/// All rows for `T` tokens.
-#[target_feature(enable = "neon,dotprod")]
-fn ternary<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let rows = out.len() / T;
-    for (row, weights) in weights.chunks_exact(packed_row(cols)).enumerate() {
-        // Two sums a token: an sdot waits for the one before it on the same register.
-        let mut sums = [[vdupq_n_s32(0); 2]; T];
-        for (block, bytes) in weights.chunks_exact(BLOCK_BYTES).enumerate() {
-            let codes = unpack(bytes);
-            for (token, sums) in sums.iter_mut().enumerate() {
-                let at = token * cols + block * BLOCK;
-                *sums = add_block(*sums, codes, &q[at..at + BLOCK]);
-            }
-        }
-        for (token, [a, b]) in sums.into_iter().enumerate() {
-            out[token * rows + row] = vaddvq_s32(vaddq_s32(a, b));
-        }
-    }
-}
-
-#[target_feature(enable = "neon,dotprod")]
-fn add_block(sums: [int32x4_t; 2], codes: [int8x16_t; 8], q: &[i8]) -> [int32x4_t; 2] {
-    let [mut a, mut b] = sums;
-    let (codes, q) = (codes.as_chunks::<2>().0, load_block(q));
-    for (codes, q) in codes.iter().zip(q.as_chunks::<2>().0) {
-        a = sdot(a, codes[0], q[0]);
-        b = sdot(b, codes[1], q[1]);
-    }
-    [a, b]
-}
 
 /// `sum[i] += a[4 i] * b[4 i] + … + a[4 i + 3] * b[4 i + 3]`
 #[target_feature(enable = "neon,dotprod")]
