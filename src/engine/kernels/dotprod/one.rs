@@ -26,17 +26,17 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (fours, rest) = out.as_chunks_mut::<ROWS>();
     let (weights, weights_rest) = weights.split_at(fours.len() * ROWS * row);
     for (out, weights) in fours.iter_mut().zip(weights.chunks_exact(ROWS * row)) {
-        *out = dot_rows([0, 1, 2, 3].map(|index| &weights[index * row..][..row]), q);
+        *out = dot_rows(weights, row, q);
     }
     // Fewer rows at the end: each as if it were four.
     for (out, weights) in rest.iter_mut().zip(weights_rest.chunks_exact(row)) {
-        *out = dot_rows([weights; ROWS], q)[0];
+        *out = dot_rows(weights, 0, q)[0];
     }
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn dot_rows(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
-    let [a, b, c, d] = add_rows(rows, q).map(|sums| whole(sums));
+fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
+    let [a, b, c, d] = add_rows(weights, step, q).map(|sums| whole(sums));
     let mut dots = [0; ROWS];
     // SAFETY: four numbers; the store needs no alignment.
     unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };
@@ -74,11 +74,12 @@ macro_rules! block {
     };
 }
 
-/// `rows`: packed, of the length that `q` has.
+/// Four rows, each `step` bytes behind the one before; 0 is four times the same.
 #[target_feature(enable = "neon,dotprod")]
-fn add_rows(rows: [&[u8]; ROWS], q: &[i8]) -> [Sums; ROWS] {
+fn add_rows(weights: &[u8], step: usize, q: &[i8]) -> [Sums; ROWS] {
     let blocks = q.len() / BLOCK;
-    assert!(blocks > 0 && rows.iter().all(|row| row.len() == packed_row(q.len())));
+    assert!(blocks > 0 && weights.len() == (ROWS - 1) * step + packed_row(q.len()));
+    let rows = [0, 1, 2, 3].map(|index| weights.as_ptr().wrapping_add(index * step));
     let [mut a, mut b, mut c, mut d] = [[vdupq_n_s32(0); 3]; ROWS];
     // SAFETY: reads `blocks` blocks of each row and of `q`, which they have as just checked; no
     // alignment is needed. Writes no memory. The processor has the instructions, as the features of
@@ -98,10 +99,10 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8]) -> [Sums; ROWS] {
             "b.ne 2b",
             blocks = inout(reg) blocks => _,
             q = inout(reg) q.as_ptr() => _,
-            a = inout(reg) rows[0].as_ptr() => _,
-            b = inout(reg) rows[1].as_ptr() => _,
-            c = inout(reg) rows[2].as_ptr() => _,
-            d = inout(reg) rows[3].as_ptr() => _,
+            a = inout(reg) rows[0] => _,
+            b = inout(reg) rows[1] => _,
+            c = inout(reg) rows[2] => _,
+            d = inout(reg) rows[3] => _,
             a1 = inout(vreg) a[0], a4 = inout(vreg) a[1], a16 = inout(vreg) a[2],
             b1 = inout(vreg) b[0], b4 = inout(vreg) b[1], b16 = inout(vreg) b[2],
             c1 = inout(vreg) c[0], c4 = inout(vreg) c[1], c16 = inout(vreg) c[2],
