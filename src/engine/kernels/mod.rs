@@ -45,7 +45,7 @@ pub struct Kernels {
 /// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
 /// products of a code (at most 2) and an int8 (at least -128) from each of the four groups of a
 /// block, so 15 blocks reach -30,720 and 16 would touch the limit.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(target_arch = "x86_64")]
 const BLOCKS_IN_16_BITS: usize = 15;
 
 /// The processor's features that matter here, and whether it has them. The only place that asks.
@@ -186,7 +186,8 @@ impl Kernels {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u32
         };
-        let (rows, cols, tokens) = (5, 17 * BLOCK, 5);
+        // A tile of tokens and one more; rows enough for every way that a table has.
+        let (rows, cols, tokens) = (133, 17 * BLOCK, self.tile + 1);
         let weights: Vec<u8> = (0..rows * packed_row(cols))
             .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (next() % 3) as u8))
             .collect();

@@ -7,8 +7,9 @@
 //! products a mask: 9 cycles of a Cortex-A76 for 256 weights and a token, where 8 is what its two
 //! `sdot` a cycle allow.
 //!
-//! Tried in intrinsics around single `sdot`: 13.9 cycles, as the compiler spills sums. Three rows need
-//! the same number of masks; one row would load as often as it multiplies.
+//! Tried: intrinsics around single `sdot`, 13.9 cycles, as the compiler spills sums; the four times as
+//! one loop of assembly each, 13.8, for the same reason. Three rows would need as many masks, and one
+//! row would load as often as it multiplies.
 
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
@@ -108,12 +109,6 @@ macro_rules! back {
     };
 }
 
-macro_rules! quarter {
-    ($($sum:literal)*) => {
-        concat!($(concat!("sshr v", $sum, ".4s, v", $sum, ".4s, #2\n")),*)
-    };
-}
-
 /// All sums: codes that count four times less come next.
 macro_rules! quarter {
     ($($sum:literal)*) => {
@@ -145,7 +140,7 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8]) -> Sums {
             // To the left by -6: of bits 6 and 7 no others stay.
             "movi {mask:v}.16b, #250",
             blocks!("ushl"),
-            groups = inout(reg) 3 => _, // 1, 2, 3; then 0
+            groups = inout(reg) 3usize => _, // 1, 2, 3; then 0
             next = in(reg) 32 - cols as isize,
             first = in(reg) -96 - cols as isize,
             blocks = in(reg) cols / BLOCK,

@@ -37,7 +37,8 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
     assert!(weights.len() == (ROWS - 1) * step + packed_row(q.len()) && q.len().is_multiple_of(BLOCK));
     let mut sums = [vdupq_n_s32(0); ROWS];
-    let (mut rows, mut at) = ([0, 1, 2, 3].map(|index| weights.as_ptr().wrapping_add(index * step)), q.as_ptr());
+    let (mut rows, mut at) =
+        ([0, 1, 2, 3].map(|index| weights.as_ptr().wrapping_add(index * step)), q.as_ptr());
     let mut left = q.len() / BLOCK;
     while left > 0 {
         let count = left.min(BLOCKS);
@@ -92,7 +93,11 @@ macro_rules! high {
 /// # Safety
 /// The blocks are there, in each row and in `q`.
 #[target_feature(enable = "neon")]
-unsafe fn add_blocks(rows: &mut [*const u8; ROWS], q: &mut *const i8, count: usize) -> [[int16x8_t; 2]; ROWS] {
+unsafe fn add_blocks(
+    rows: &mut [*const u8; ROWS],
+    q: &mut *const i8,
+    count: usize,
+) -> [[int16x8_t; 2]; ROWS] {
     let [mut a, mut b, mut c, mut d] = [[vdupq_n_s16(0); 2]; ROWS];
     // SAFETY: reads `count` blocks from each row and from `q`; no alignment is needed. Writes no
     // memory.
