@@ -5,6 +5,10 @@
 //! itself, which takes one shift and four masks for 64 weights; the sums of each kind are kept apart.
 //! With 16 times itself too there were no shift, but 16 bits would be full after one block instead
 //! of four.
+//!
+//! Tried: intrinsics, which need 73.8 instructions for 256 weights instead of 60. In assembly with each
+//! pair of rows masked before it is multiplied, a Cortex-A53 takes 85 cycles in the loop; in the order
+//! below 73.5. A pointer moved by each load costs it more than one moved once a block.
 
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;

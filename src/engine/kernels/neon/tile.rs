@@ -34,7 +34,6 @@ const STRIDE: usize = 172;
 #[target_feature(enable = "neon")]
 pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (row, rows) = (packed_row(cols), out.len() / TILE);
-    let mut sums = [vdupq_n_s16(0); _];
     for (band, weights) in weights.chunks(BAND * row).enumerate() {
         let rows_here = band * BAND..rows.min((band + 1) * BAND);
         if rows_here.len() < WORTH_SUMS {
@@ -43,7 +42,7 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
             }
             continue;
         }
-        let dots = dot_band(&mut sums, weights, q, cols);
+        let dots = dot_band(weights, q, cols);
         for (token, out) in out.chunks_exact_mut(rows).enumerate() {
             for (out, dots) in out[rows_here.clone()].iter_mut().zip(&dots) {
                 *out = dots[token];
@@ -54,13 +53,14 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 
 /// Up to [`BAND`] rows: `[row, token]`.
 #[target_feature(enable = "neon")]
-fn dot_band(sums: &mut Sums, weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE]; BAND] {
+fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE]; BAND] {
     let row = packed_row(cols);
+    let mut sums = [vdupq_n_s16(0); _];
     let mut dots = [[0; TILE]; BAND];
     for part in 0..row / PLACES {
-        make_sums(sums, q, cols, part);
+        make_sums(&mut sums, q, cols, part);
         for (weights, dots) in weights.chunks_exact(row).zip(&mut dots) {
-            let sum = look_up(sums, weights.as_chunks().0[part]);
+            let sum = look_up(&sums, weights.as_chunks().0[part]);
             // SAFETY: eight numbers, read and written; no alignment is needed.
             unsafe {
                 let int32x4x2_t(a, b) = vld1q_s32_x2(dots.as_ptr());
