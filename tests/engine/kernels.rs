@@ -60,16 +60,77 @@ fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
     }
 }
 
+/// Rows in twos and fours and what is left of them; bands of rows, with a rest that is worth a band and
+/// one that is not. Tokens in tiles of four and of eight, and what is left.
+const SHAPES: [(usize, usize); 8] =
+    [(4, 1), (6, 1), (7, 8), (8, 9), (129, 8), (130, 17), (256 + 128, 8), (256 + 127, 8)];
+
+#[test]
+fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_tokens() {
+    let mut numbers = Random(5);
+    for kernels in Kernels::all() {
+        for (rows, tokens) in SHAPES {
+            for blocks in [1, 5] {
+                let cols = blocks * BLOCK;
+                let weights = numbers.packed(rows * packed_row(cols));
+                let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+                check_ternary(&kernels, &weights, &q, cols);
+            }
+        }
+    }
+}
+
 #[test]
 fn extreme_values_overflow_nothing() {
     for kernels in Kernels::all() {
-        for blocks in [15, 16, 17, 31, 64] {
+        for (blocks, rows, tokens) in
+            [(4, 5, 1), (15, 5, 5), (16, 2, 8), (17, 2, 9), (31, 5, 1), (64, 4, 8), (5, 128, 8)]
+        {
             let cols = blocks * BLOCK;
             for byte in [0b00_00_00_00u8, 0b01_01_01_01, 0b10_10_10_10] {
                 for q in [-128i8, -127, 127, 0] {
-                    check_ternary(&kernels, &vec![byte; 2 * packed_row(cols)], &vec![q; 5 * cols], cols);
+                    let weights = vec![byte; rows * packed_row(cols)];
+                    check_ternary(&kernels, &weights, &vec![q; tokens * cols], cols);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn extreme_values_of_both_signs_overflow_nothing() {
+    let mut numbers = Random(6);
+    let cols = 17 * BLOCK;
+    for kernels in Kernels::all() {
+        for (rows, tokens) in [(5, 1), (5, 8), (128, 8)] {
+            let mut one_of = |two: [u8; 2], count: usize| -> Vec<u8> {
+                (0..count).map(|_| two[numbers.next() as usize % 2]).collect()
+            };
+            let weights = one_of([0b00_10_00_10, 0b10_10_10_00], rows * packed_row(cols));
+            let q = one_of([0x80, 0x7f], tokens * cols).into_iter().map(|q| q as i8).collect::<Vec<i8>>();
+            check_ternary(&kernels, &weights, &q, cols);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
+    let mut numbers = Random(7);
+    let (rows, tokens, cols) = (130, 9, 2 * BLOCK);
+    let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+    let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
+    let mut weights = numbers.packed(rows * packed_row(cols));
+    for row in [1, 64, rows - 1] {
+        weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
+    }
+    for kernels in Kernels::all() {
+        let mut out = vec![i32::MIN; rows * tokens];
+        kernels.ternary(&weights, &q, &sums, &mut out);
+        for (at, dot) in out.iter().enumerate() {
+            let (token, row) = (at / rows, at % rows);
+            let meant = ![1, 64, rows - 1].contains(&row);
+            let want = by_definition(&weights, &q, cols, row, token);
+            assert!(!meant || *dot == want, "{} row {row} token {token}", kernels.name());
         }
     }
 }
@@ -79,9 +140,9 @@ fn rows_need_no_alignment() {
     let mut numbers = Random(2);
     let cols = 3 * BLOCK;
     for kernels in Kernels::all() {
-        for offset in 0..9 {
-            let weights = numbers.packed(offset + 2 * packed_row(cols));
-            let q: Vec<i8> = (0..offset + 4 * cols).map(|_| numbers.next() as i8).collect();
+        for (offset, rows, tokens) in (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8)]) {
+            let weights = numbers.packed(offset + rows * packed_row(cols));
+            let q: Vec<i8> = (0..offset + tokens * cols).map(|_| numbers.next() as i8).collect();
             check_ternary(&kernels, &weights[offset..], &q[offset..], cols);
         }
     }

@@ -1,0 +1,18 @@
+//! NEON with the dot product of Armv8.2: Raspberry Pi 5 and most boards since.
+//!
+//! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
+//! not stable in the compilers this is built with, hence assembly.
+
+mod one;
+mod tile;
+
+use super::Kernels;
+use super::neon::{dot_blocks, dot_f16, mix_f16};
+
+pub(super) const TABLE: Kernels = Kernels {
+    name: "neon-dotprod",
+    ternary: &[(tile::TILE, tile::ternary), (1, one::ternary)],
+    dot_f16,
+    mix_f16,
+    dot_blocks,
+};
