@@ -17,7 +17,7 @@ use super::ops::RopePairs;
 use super::pool::Pool;
 use super::quant::packed_row;
 use weights::Weights;
-pub use weights::has_duplicate_head;
+pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often,
 /// but 64 already makes the arithmetic the limit, and scratch memory grows with it.
@@ -84,9 +84,9 @@ impl Shape {
         let dim = file.number(&key("embedding_length"))?;
         let head_dim = file.number_or_none(&key("attention.key_length"))?;
         let head_dim = head_dim.unwrap_or(dim / heads.max(1));
-        let embedding = file.tensor("token_embd.weight").ok_or_else(|| {
-            LoadError::tensor("token_embd.weight", "missing; the file is no complete model")
-        })?;
+        let embedding = file
+            .tensor(EMBEDDING)
+            .ok_or_else(|| LoadError::tensor(EMBEDDING, "missing; the file is no complete model"))?;
         let shape = Shape {
             vocab: *embedding.dims.get(1).unwrap_or(&1),
             context: file.number(&key("context_length"))?,
