@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Make a model file of a Hugging Face checkpoint folder, or of another GGUF file
 ///
-/// The output is written as OUT.part; an interrupted run goes on where it stopped when the same command
-/// is given again. Its SHA-256 is printed at the end.
+/// The output is written as OUT.bitnetd-part; an interrupted run goes on where it stopped when the same
+/// command is given again. Its SHA-256 is printed at the end.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Convert {
     /// Form of the ternary weights
@@ -82,12 +82,12 @@ impl Convert {
 pub(super) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
     let place = shown(&args.input);
-    let plan = plan(&args, &place)?;
+    let (plan, files) = plan(&args, &place)?;
     check_room(&args.output, &plan)?;
     let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
     let mut screen = Screen::new();
     plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
-    let origin = origin(&args);
+    let origin = origin(&args, &files);
     let written = part.write(&plan, &origin, &mut |progress| screen.show(&progress));
     screen.clear();
     let written = match written {
@@ -136,8 +136,13 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     if output.is_dir() {
         return usage("a folder; name the file to write");
     }
-    if output.exists() && !args.force {
-        return usage("exists already; give another name, or --force to replace it");
+    match output.symlink_metadata() {
+        // Also a link: it is not said whether the link or what it leads to is to be replaced.
+        Ok(there) if !there.is_file() => return usage("no regular file; give another name"),
+        Ok(_) if !args.force => {
+            return usage("exists already; give another name, or --force to replace it");
+        }
+        _ => {}
     }
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder.is_none_or(Path::is_dir) && output.file_name().is_some() {
@@ -146,11 +151,14 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     }
 }
 
-fn plan(args: &Convert, place: &str) -> Result<Plan, LoadError> {
+/// The plan, and the files it is made of.
+fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> {
     let within = |error: LoadError| error.within(place);
     let mut options = args.options();
     if args.input.is_dir() {
-        return Plan::checkpoint(&Folder::open(&args.input), &options).map_err(within);
+        let folder = Folder::open(&args.input);
+        let plan = Plan::checkpoint(&folder, &options).map_err(within)?;
+        return Ok((plan, folder.asked()));
     }
     let map = Map::open(&args.input);
     let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
@@ -162,7 +170,7 @@ fn plan(args: &Convert, place: &str) -> Result<Plan, LoadError> {
     }
     let mut plan = Plan::file(&file, &options).map_err(within)?;
     said.into_iter().for_each(|said| plan.note(said));
-    Ok(plan)
+    Ok((plan, vec![args.input.clone()]))
 }
 
 /// The layout that a short text shows, and what there is to say of it.
@@ -178,7 +186,7 @@ fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let there = std::fs::metadata(part::path(output)).map_or(0, |part| part.len());
+    let there = std::fs::symlink_metadata(part::path(output)).map_or(0, |part| part.len());
     let wanted = plan.draft().file_bytes().saturating_sub(there);
     match wanted <= free {
         true => Ok(()),
@@ -189,18 +197,15 @@ fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-/// What one conversion has that another has not: program, options, and each file's size and time.
-fn origin(args: &Convert) -> String {
-    let mut files = vec![args.input.clone()];
-    if let Ok(entries) = std::fs::read_dir(&args.input) {
-        files.extend(entries.flatten().map(|entry| entry.path()));
-        files.sort();
-    }
+/// What one conversion has that another has not: program, options, and size and time of each file that
+/// is read. Other files of the folder may change; OUT may be one of them.
+fn origin(args: &Convert, files: &[PathBuf]) -> String {
     let mut digest = Sha256::new();
     // The layout as it was asked for: what `auto` finds depends on the file alone.
-    digest.update(format!("{} {:?} {}", env!("CARGO_PKG_VERSION"), args.options(), args.from_layout));
+    let program = env!("CARGO_PKG_VERSION");
+    digest.update(format!("{program} {:?} {} {}", args.options(), args.from_layout, args.input.display()));
     for file in files {
-        let data = std::fs::metadata(&file).ok().map(|data| (data.len(), data.modified().ok()));
+        let data = std::fs::metadata(file).ok().map(|data| (data.len(), data.modified().ok()));
         digest.update(format!("\n{} {data:?}", file.display()));
     }
     hex(digest)

@@ -122,7 +122,7 @@ impl ModelFile {
     pub fn parse(map: Map, place: &str, layout: Option<Layout>) -> Result<Self, LoadError> {
         let file = Gguf::parse(map).map_err(|error| error.within(place))?;
         let shape = Shape::read(&file).map_err(|error| error.within(place))?;
-        shape.check_tensors(&file).map_err(|error| error.within(place))?;
+        model::check_tensors(&file, &shape).map_err(|error| error.within(place))?;
         Ok(ModelFile { place: place.to_owned(), file, shape, layout })
     }
 

@@ -62,13 +62,21 @@ async fn wrong_names_are_wrong_usage_and_nothing_is_written() {
     let folder = Folder::new();
     let (model, there) = (data("reference/b158-tiny.i2_s.gguf"), folder.write("there.gguf", "mine"));
     let (model, nowhere) = (text(&model), folder.path("no/where.gguf"));
-    let part = folder.write("begun.gguf.part", "another's");
+    let link = folder.path("link.gguf");
+    std::os::unix::fs::symlink("nowhere", &link).expect("a free name");
+    let pipe = folder.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("coreutils").success());
+    let part = folder.write("begun.gguf.bitnetd-part", "another's");
     for (args, wanted) in [
         (&[model, text(&there)][..], "--force"),
         (&[text(&there), text(&there), "--force"], "is IN too"),
         (&[text(&part), text(&folder.path("begun.gguf"))], "is IN too"),
         (&[model, text(&folder.path("model.safetensors"))], "part of a checkpoint"),
         (&[model, text(&folder.path("."))], "a folder"),
+        (&[model, text(&link)], "no regular file"),
+        (&[model, text(&link), "--force"], "no regular file"),
+        // As a device is: root could replace it.
+        (&[model, text(&pipe), "--force"], "no regular file"),
         (&[model, text(&nowhere)], "its folder does not exist"),
         (&[model], "OUT"),
         (&[model, "x.gguf", "--weights", "q4_0"], "--weights"),
@@ -79,7 +87,7 @@ async fn wrong_names_are_wrong_usage_and_nothing_is_written() {
         assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{ended:?}");
         assert!(ended.error_line().contains(wanted), "{wanted}: {ended:?}");
     }
-    assert_eq!(names(&folder), ["begun.gguf.part", "there.gguf"]);
+    assert_eq!(names(&folder), ["begun.gguf.bitnetd-part", "link.gguf", "pipe", "there.gguf"]);
     assert_eq!(fs::read_to_string(there).expect("there"), "mine");
 }
 
@@ -122,12 +130,37 @@ async fn an_interrupted_conversion_goes_on_where_it_was() {
     let full = convert_limited("trap '' XFSZ;", 2600, &args).await;
     assert_eq!(full.code, Some(1), "{full:?}");
     assert!(full.err.contains("found") && full.err.contains("the same command goes on"), "{full:?}");
-    assert!(!out.exists() && names(&folder).contains(&"out.gguf.part".into()), "{:?}", names(&folder));
+    assert!(
+        !out.exists() && names(&folder).contains(&"out.gguf.bitnetd-part".into()),
+        "{:?}",
+        names(&folder)
+    );
     let ended = convert(&args).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.err.contains("found"), "{ended:?}");
     assert!(read(&out) == read(&whole));
     assert_eq!(names(&folder), ["out.gguf", "w.gguf"]);
+}
+
+#[tokio::test]
+async fn a_conversion_into_the_checkpoints_own_folder_goes_on_too() {
+    let folder = Folder::new();
+    let checkpoint = checkpoint(&folder, "b158-tiny");
+    let out = checkpoint.join("out.gguf");
+    let args = [text(&checkpoint), text(&out)];
+    let killed = convert_limited("", 2400, &args).await;
+    assert_eq!(killed.code, None, "{killed:?}");
+    fs::write(checkpoint.join("notes.txt"), "not read").expect("room");
+    let ended = convert(&args).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.err.contains("found"), "{ended:?}");
+    // A file that is read makes another model of it.
+    fs::remove_file(&out).expect("there");
+    assert_eq!(convert_limited("", 2400, &args).await.code, None);
+    let config = checkpoint.join("config.json");
+    fs::write(&config, fs::read_to_string(&config).expect("there") + "\n").expect("room");
+    let anew = convert(&args).await;
+    assert!(anew.code == Some(0) && !anew.err.contains("found"), "{anew:?}");
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -8,8 +8,8 @@ use super::table::{self, Table};
 use super::{Content, Options, Plan, vocabulary};
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::Datum;
-use crate::engine::model::Layout;
-use crate::engine::quant::{Dense, TensorType};
+use crate::engine::model::{EMBEDDING, HEAD, Layout};
+use crate::engine::quant::{Dense, TensorType, is_ternary};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -76,13 +76,13 @@ impl Builder<'_> {
     /// Embedding, last norm, head.
     fn tables(&mut self) -> Result<(), LoadError> {
         let (vocab, dim) = (self.config.vocab, self.config.dim);
-        self.table("model.embed_tokens.weight", "token_embd.weight", vocab, dim)?;
+        self.table("model.embed_tokens.weight", EMBEDDING, vocab, dim)?;
         self.vector("model.norm.weight", "output_norm.weight", dim)?;
         let head = "lm_head.weight";
         match self.config.tied.unwrap_or_else(|| self.tensors.get(head).is_none()) {
             // Some files hold the tied head once more.
             true => drop(self.used.insert(head.to_owned())),
-            false => self.table(head, "output.weight", vocab, dim)?,
+            false => self.table(head, HEAD, vocab, dim)?,
         }
         Ok(())
     }
@@ -184,6 +184,12 @@ impl Builder<'_> {
         } else {
             let kind = dense(stored)?;
             check_shape(stored, &[rows, cols])?;
+            // Found out now, not after the embedding was written.
+            if recipe != Recipe::Online && !is_ternary(&data, kind, cols) {
+                let said =
+                    "is not ternary, and config.json names no way to make it so: not a BitNet model; use one";
+                return Err(LoadError::tensor(&name, said));
+            }
             match recipe {
                 Recipe::Online => Source::Master { data, kind },
                 _ => Source::Tensor {

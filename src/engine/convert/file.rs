@@ -7,16 +7,14 @@ use super::vocabulary::BITNET_TEMPLATE;
 use super::{Content, Options, Plan};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Datum, Gguf, Tensor};
-use crate::engine::model::Shape;
+use crate::engine::model::{self, EMBEDDING, HEAD, Shape};
 use crate::engine::quant::{Numbers, is_ternary};
 use std::sync::OnceLock;
 
-const EMBEDDING: &str = "token_embd.weight";
-const HEAD: &str = "output.weight";
-
 pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> {
-    // Numbers and architecture that this engine could not run are better refused now.
+    // What this engine could not run is better refused now than after some gigabytes were written.
     let shape = Shape::read(source)?;
+    model::check_tensors(source, &shape)?;
     let mut plan = Plan::new();
     source.keys().for_each(|key| plan.draft.copy(source, key));
     plan.draft.set("general.file_type", Datum::U32(options.weights.file_type()));
@@ -29,7 +27,7 @@ pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> 
 
 fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
     let name = tensor.name.as_str();
-    if name == HEAD && is_copy(source, tensor) {
+    if name == HEAD && model::has_duplicate_head(source) {
         plan.notes.push(format!("{HEAD} is {EMBEDDING} once more, left out"));
         return Ok(());
     }
@@ -46,14 +44,6 @@ fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Re
         Some(_) => Ok(()),
         None => plan.put(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
     }
-}
-
-/// Whether a head holds what the embedding holds already, as in the files of April 2025.
-fn is_copy(source: &Gguf, head: &Tensor) -> bool {
-    source.tensor(EMBEDDING).is_some_and(|embedding| {
-        (embedding.kind, &embedding.dims) == (head.kind, &head.dims)
-            && *source.data(embedding) == *source.data(head)
-    })
 }
 
 /// Whether a tensor is a ternary matrix of a layer. Others are run as they are, and stay so.

@@ -3,7 +3,8 @@
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::Map;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a JSON file that is read into memory. The largest in use are vocabularies of 256 thousand
@@ -12,7 +13,11 @@ const MAX_JSON: usize = 128 << 20;
 
 /// A checkpoint folder.
 #[derive(Debug)]
-pub struct Folder(Kept);
+pub struct Folder {
+    kept: Kept,
+    /// Names of the files that were asked for, also of those that are not there.
+    asked: RefCell<BTreeSet<String>>,
+}
 
 #[derive(Debug)]
 enum Kept {
@@ -23,25 +28,26 @@ enum Kept {
 impl Folder {
     /// A folder on disk.
     pub fn open(path: &Path) -> Self {
-        Folder(Kept::Disk(path.to_owned()))
+        Folder { kept: Kept::Disk(path.to_owned()), asked: RefCell::default() }
     }
 
     /// Files by name, kept in memory.
     pub fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        Folder(Kept::Memory(files.into_iter().collect()))
+        Folder { kept: Kept::Memory(files.into_iter().collect()), asked: RefCell::default() }
     }
 
-    /// Where a file of the folder lies, for a folder on disk.
-    pub fn path(&self, name: &str) -> Option<PathBuf> {
-        match &self.0 {
-            Kept::Disk(folder) => Some(folder.join(name)),
-            Kept::Memory(_) => None,
+    /// Where the files lie that a plan has asked for, there or not, for a folder on disk: what it is
+    /// made of, and nothing else.
+    pub fn asked(&self) -> Vec<PathBuf> {
+        match &self.kept {
+            Kept::Disk(folder) => self.asked.borrow().iter().map(|name| folder.join(name)).collect(),
+            Kept::Memory(_) => Vec::new(),
         }
     }
 
     /// Its own name, for a folder on disk.
     pub fn name(&self) -> Option<String> {
-        match &self.0 {
+        match &self.kept {
             Kept::Disk(folder) => {
                 // What `.` stands for; a folder that cannot be told has no name.
                 let folder = folder.canonicalize().ok()?;
@@ -54,7 +60,8 @@ impl Folder {
     /// A file by name; `None` where there is none. `name` is one of ours or has been checked to lead
     /// nowhere else.
     pub fn read(&self, name: &str) -> Result<Option<Map>, LoadError> {
-        match &self.0 {
+        self.asked.borrow_mut().insert(name.to_owned());
+        match &self.kept {
             Kept::Memory(files) => Ok(files.get(name).cloned().map(Map::from)),
             Kept::Disk(folder) => match Map::open(&folder.join(name)) {
                 Ok(map) => Ok(Some(map)),

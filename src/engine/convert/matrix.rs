@@ -171,22 +171,10 @@ impl Matrix {
 
     fn pack_i2s(&self, data: &[u8], layout: Layout) -> Result<Packed, String> {
         let (codes, _) = data.split_at(data.len() - I2S_TAIL);
-        let scale = i2s_scale(data);
-        if let Some(at) = quant::find_code_3(codes) {
-            return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
-        }
-        // llama-quantize with several threads loses the scale.
-        if scale == 0.0 && !quant::all_zeros(codes) {
-            return Err("its scale is 0, its weights are not; quantise again with one thread".into());
-        }
-        Ok(match layout {
-            Layout::Blocks128 => Packed { bytes: codes.to_vec(), scale },
-            Layout::Blocks64 => quant::pack_i2s_64(codes, scale),
-            Layout::Rows4 if !self.rows.is_multiple_of(4) => {
-                return Err(format!("{} rows, which the layout 1x4 cannot have; name another", self.rows));
-            }
-            Layout::Rows4 => quant::pack_i2s_rows4(codes, self.cols, scale),
-        })
+        let scale = quant::i2s_scale(data);
+        quant::check_i2s(codes, scale)?;
+        let packed = layout.packed(codes, self.rows, self.cols, scale)?;
+        Ok(packed.unwrap_or_else(|| Packed { bytes: codes.to_vec(), scale }))
     }
 
     fn fail(&self, said: impl Into<String>) -> LoadError {
@@ -222,12 +210,6 @@ fn ternary(x: f32, factor: f32) -> u8 {
     ((x * factor).round_ties_even().clamp(-1.0, 1.0) + 1.0) as u8
 }
 
-/// The scale at the end of an I2_S tensor.
-fn i2s_scale(data: &[u8]) -> f32 {
-    let at = data.len() - I2S_TAIL;
-    f32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"))
-}
-
 /// The format of a tensor that is not in ternary blocks.
 fn numbers(kind: TensorType) -> Numbers {
     Numbers::of(kind).expect("ternary blocks are told apart before")
@@ -241,7 +223,7 @@ fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
         scales.map(|scale| f16::from_le_bytes(scale).to_f32()).find(|scale| *scale != 0.0)
     };
     let found = match kind {
-        TensorType::I2S => Some(i2s_scale(data)),
+        TensorType::I2S => Some(quant::i2s_scale(data)),
         TensorType::Tq1 => half(52, 54),
         TensorType::Tq2 => half(64, 66),
         kind => {

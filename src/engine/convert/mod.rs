@@ -13,12 +13,12 @@
 //! Deliberately knows no terminal: who runs a plan says where it goes, and what is shown meanwhile.
 
 mod checkpoint;
+mod claim;
 mod config;
 mod file;
 mod folder;
 mod matrix;
 pub mod part;
-
 mod safetensors;
 mod table;
 mod vocabulary;

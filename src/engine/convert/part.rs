@@ -1,14 +1,17 @@
 //! The output under a temporary name: written tensor by tensor, gone on with after an interruption,
 //! read back, and only then given its own name.
 //!
-//! Beside `OUT.part` lies `OUT.part.json`, one JSON text a line: first what the file is made of,
-//! then, after each tensor, the SHA-256 of the file up to there. What does not agree with it is
-//! written again.
+//! Beside `OUT.bitnetd-part` lies `OUT.bitnetd-part.json`, one JSON text a line: first what the file
+//! is made of, then, after each tensor, the SHA-256 of the file up to there. What does not agree with
+//! it is written again.
 
+use super::claim::{MARK, claim};
 use super::{Failure, Plan};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +49,7 @@ pub struct Part {
     path: PathBuf,
     journal_path: PathBuf,
     file: File,
+    journal: File,
 }
 
 /// A number in hexadecimal.
@@ -55,15 +59,12 @@ type Checksum = String;
 const STEP: u64 = 4 << 20;
 
 impl Part {
-    /// Opens or creates `OUT.part`, for this process alone.
+    /// Opens or creates `OUT.bitnetd-part` and its journal, for this process alone. Refuses what lies
+    /// there and was not left by an interrupted run.
     pub fn open(out: &Path) -> io::Result<Self> {
-        let path = path(out);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        file.try_lock().map_err(|error| {
-            let said = format!("{}: another conversion writes it: {error}", path.display());
-            io::Error::new(io::ErrorKind::WouldBlock, said)
-        })?;
-        Ok(Part { out: out.to_owned(), journal_path: journal_path(out), path, file })
+        let (path, journal_path) = (path(out), journal_path(out));
+        let (file, journal) = claim(&path, &journal_path)?;
+        Ok(Part { out: out.to_owned(), path, journal_path, file, journal })
     }
 
     /// Its temporary name.
@@ -90,13 +91,16 @@ impl Part {
         }
     }
 
-    /// Gives the file its name; the journal goes. Without `replace`, a file that has come to be there
-    /// meanwhile stays.
+    /// Gives the file its name; the journal goes. Without `replace`, what has come to be there
+    /// meanwhile stays; a device or a link stays in any case.
     pub fn finish(self, replace: bool) -> io::Result<()> {
-        if !replace && self.out.exists() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "was written by another meanwhile"));
+        match fs::symlink_metadata(&self.out) {
+            Ok(there) if !there.is_file() => {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is no regular file"));
+            }
+            _ if replace => fs::rename(&self.path, &self.out)?,
+            _ => name_anew(&self.path, &self.out)?,
         }
-        fs::rename(&self.path, &self.out)?;
         remove(&self.journal_path)?;
         // So that the name is on the disk too.
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -112,7 +116,7 @@ impl Part {
     /// What an interrupted run of the same conversion left, as far as it is sound.
     fn resume(&mut self, plan: &Plan, origin: &str, ends: &[u64], say: &mut Say<'_>) -> io::Result<Kept> {
         let nothing = Kept::default();
-        let journal = read_journal(&self.journal_path)?;
+        let journal = read_journal(&self.journal)?;
         let Some((first, checksums)) = journal.split_first() else { return Ok(nothing) };
         if *first != origin_line(origin) {
             return Ok(nothing);
@@ -150,9 +154,9 @@ impl Part {
         kept: Kept,
         say: &mut Say<'_>,
     ) -> Result<Checksum, Failure> {
-        let mut journal = File::create(&self.journal_path)?;
+        let mut journal = &self.journal;
         let lines = std::iter::once(origin_line(origin)).chain(kept.lines).map(|line| line + "\n");
-        journal.write_all(lines.collect::<String>().as_bytes())?;
+        begin(journal, &lines.collect::<String>())?;
         self.file.set_len(kept.bytes)?;
         self.file.seek(SeekFrom::Start(kept.bytes))?;
         let total = total(ends);
@@ -221,12 +225,12 @@ fn total(ends: &[u64]) -> u64 {
 
 /// The temporary name of `out`.
 pub fn path(out: &Path) -> PathBuf {
-    beside(out, ".part")
+    beside(out, ".bitnetd-part")
 }
 
 /// What lies beside it until it is complete.
 pub fn journal_path(out: &Path) -> PathBuf {
-    beside(out, ".part.json")
+    beside(out, ".bitnetd-part.json")
 }
 
 fn beside(out: &Path, suffix: &str) -> PathBuf {
@@ -242,14 +246,35 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Complete lines of a journal; none where there is none, or what lies there is something else.
-fn read_journal(path: &Path) -> io::Result<Vec<String>> {
+/// Renames where nothing has that name yet.
+fn name_anew(from: &Path, to: &Path) -> io::Result<()> {
+    let taken = || io::Error::new(io::ErrorKind::AlreadyExists, "was written by another meanwhile");
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(taken()),
+        // Some file systems cannot do it in one step.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::symlink_metadata(to) {
+            Ok(_) => Err(taken()),
+            Err(_) => fs::rename(from, to),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes a journal's first lines over what it had: never empty in between, or what is written so far
+/// would be nobody's. On the disk before any data is.
+fn begin(mut journal: &File, lines: &str) -> io::Result<()> {
+    journal.seek(SeekFrom::Start(0))?;
+    journal.write_all(lines.as_bytes())?;
+    journal.set_len(lines.len() as u64)?;
+    journal.sync_data()
+}
+
+/// Complete lines of a journal.
+fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
     // Some 200 bytes a tensor.
     const MOST: u64 = 16 << 20;
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
+    file.seek(SeekFrom::Start(0))?;
     let mut text = Vec::new();
     file.take(MOST).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
@@ -258,7 +283,9 @@ fn read_journal(path: &Path) -> io::Result<Vec<String>> {
 }
 
 fn origin_line(origin: &str) -> String {
-    serde_json::json!({ "origin": origin }).to_string()
+    let line = serde_json::json!({ "origin": origin }).to_string();
+    debug_assert!(line.starts_with(MARK), "as a journal of ours is known");
+    line
 }
 
 fn tensor_line(name: &str, checksum: &str) -> String {

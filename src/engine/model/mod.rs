@@ -17,7 +17,7 @@ use super::ops::RopePairs;
 use super::pool::Pool;
 use super::quant::packed_row;
 use weights::Weights;
-pub use weights::has_duplicate_head;
+pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often,
 /// but 64 already makes the arithmetic the limit, and scratch memory grows with it.
@@ -86,9 +86,9 @@ impl Shape {
         let dim = file.number(&key("embedding_length"))?;
         let head_dim = file.number_or_none(&key("attention.key_length"))?;
         let head_dim = head_dim.unwrap_or(dim / heads.max(1));
-        let embedding = file.tensor("token_embd.weight").ok_or_else(|| {
-            LoadError::tensor("token_embd.weight", "missing; the file is no complete model")
-        })?;
+        let embedding = file
+            .tensor(EMBEDDING)
+            .ok_or_else(|| LoadError::tensor(EMBEDDING, "missing; the file is no complete model"))?;
         let shape = Shape {
             vocab: *embedding.dims.get(1).unwrap_or(&1),
             context: file.number(&key("context_length"))?,
@@ -176,34 +176,6 @@ impl Shape {
                 Err(LoadError::key(&format!("{}.{key}", self.arch), said))
             }
         }
-    }
-
-    /// The vectors of a layer: name and length.
-    fn vectors(&self) -> impl Iterator<Item = (&'static str, usize)> {
-        let sub_norms = [("attn_sub_norm", self.heads * self.head_dim), ("ffn_sub_norm", self.ffn)];
-        [("attn_norm", self.dim), ("ffn_norm", self.dim)]
-            .into_iter()
-            .chain(sub_norms.into_iter().filter(|_| self.sub_norms))
-    }
-
-    /// The matrices of a layer: name, rows and columns.
-    fn matrices(&self) -> [(&'static str, usize, usize); 7] {
-        let (dim, ffn) = (self.dim, self.ffn);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        [
-            ("attn_q", q, dim),
-            ("attn_k", kv, dim),
-            ("attn_v", kv, dim),
-            ("attn_output", dim, q),
-            ("ffn_gate", ffn, dim),
-            ("ffn_up", ffn, dim),
-            ("ffn_down", dim, ffn),
-        ]
-    }
-
-    /// Checks that a file has the tensors that these numbers ask for, and no others. Nothing is loaded.
-    pub fn check_tensors(&self, file: &Gguf) -> Result<(), LoadError> {
-        weights::check(file, self)
     }
 
     /// Whether its I2_S matrices can be in a layout at all.

@@ -37,10 +37,30 @@ impl Layout {
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| layout.name() == name)
     }
+
+    /// Codes of this layout, `[rows, cols]`, as the kernels read them; `None` where they are so already.
+    pub fn packed(
+        self,
+        codes: &[u8],
+        rows: usize,
+        cols: usize,
+        scale: f32,
+    ) -> Result<Option<quant::Packed>, String> {
+        match self {
+            Layout::Blocks128 => Ok(None),
+            Layout::Blocks64 => Ok(Some(quant::pack_i2s_64(codes, scale))),
+            Layout::Rows4 if !rows.is_multiple_of(4) => {
+                Err(format!("{rows} rows, which the layout 1x4 cannot have; name another"))
+            }
+            Layout::Rows4 => Ok(Some(quant::pack_i2s_rows4(codes, cols, scale))),
+        }
+    }
 }
 
-const EMBEDDING: &str = "token_embd.weight";
-const HEAD: &str = "output.weight";
+/// Name of the embedding in a GGUF file.
+pub const EMBEDDING: &str = "token_embd.weight";
+/// Name of the head; where there is none, the embedding serves.
+pub const HEAD: &str = "output.weight";
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -143,35 +163,14 @@ impl Table {
     }
 }
 
-/// Whether a file has the tensors of a model, each of the right shape and of a type that is read there,
-/// and no others. Nothing but the first rows of matrices is read.
-pub(super) fn check(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
-    refuse_other_models(file)?;
-    let loader = Loader { file, layout: Layout::default(), used: RefCell::default() };
-    let numbers_of = |name: &str, dims: &[usize]| numbers(name, loader.tensor(name, dims)?).map(drop);
-    numbers_of(EMBEDDING, &[shape.dim, shape.vocab])?;
-    for layer in 0..shape.layers {
-        for (part, len) in shape.vectors() {
-            numbers_of(&format!("blk.{layer}.{part}.weight"), &[len])?;
-        }
-        for (part, rows, cols) in shape.matrices() {
-            let name = format!("blk.{layer}.{part}.weight");
-            loader.tensor(&name, &[cols, rows])?;
-            loader.extra_scale(&name)?;
-        }
-    }
-    numbers_of("output_norm.weight", &[shape.dim])?;
-    if file.tensor(HEAD).is_some() {
-        numbers_of(HEAD, &[shape.dim, shape.vocab])?;
-    }
-    loader.rope_frequencies(shape)?;
-    loader.nothing_left()
-}
-
 impl Weights {
     pub fn load(file: &Gguf, shape: &Shape, layout: Layout) -> Result<Self, LoadError> {
         refuse_other_models(file)?;
-        let loader = Loader { file, layout, used: RefCell::default() };
+        Self::read(&Loader { file, layout, headers_only: false, used: RefCell::default() }, shape)
+    }
+
+    fn read(loader: &Loader<'_>, shape: &Shape) -> Result<Self, LoadError> {
+        let file = loader.file;
         let weights = Weights {
             embedding: loader.table(EMBEDDING, shape.vocab, shape.dim)?,
             layers: (0..shape.layers).map(|index| loader.layer(index, shape)).collect::<Result<_, _>>()?,
@@ -210,6 +209,8 @@ impl Weights {
 struct Loader<'a> {
     file: &'a Gguf,
     layout: Layout,
+    /// Whether matrices are looked up and not read.
+    headers_only: bool,
     used: RefCell<HashSet<String>>,
 }
 
@@ -271,6 +272,10 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
+        if self.headers_only {
+            let (form, scale) = ternary((Bytes::Own(Vec::new()), self.extra_scale(name)?), cols);
+            return Ok(Matrix { rows, cols, scale, form });
+        }
         let data = self.file.data(tensor);
         let fail = |said| LoadError::tensor(name, said);
         let (form, scale) = match tensor.kind {
@@ -337,6 +342,14 @@ impl Loader<'_> {
     }
 }
 
+/// Refuses a file that [`Weights::load`] would refuse for its tensors' names, types and shapes, for its
+/// norms, or for having no ternary matrix; the matrices are not read.
+pub fn check_tensors(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
+    refuse_other_models(file)?;
+    let loader = Loader { file, layout: Layout::default(), headers_only: true, used: RefCell::default() };
+    Weights::read(&loader, shape).map(drop)
+}
+
 /// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Each 61st
 /// row is compared: a head of its own differs in every row, and reading all of both would take a small
 /// board seconds.
@@ -386,27 +399,11 @@ fn ternary((bytes, scale): (Bytes, f32), cols: usize) -> (Form, f32) {
 /// I2_S: codes, then the scale. The official layout is used where it lies.
 fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, f32), String> {
     let codes = data.part(0..data.len() - I2S_TAIL);
-    let tail = data.part(codes.len()..codes.len() + 4);
-    let scale = f32::from_le_bytes((*tail).try_into().expect("four bytes"));
-    if let Some(at) = quant::find_code_3(&codes) {
-        return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
-    }
-    // llama-quantize with several threads loses the scale, and every token would be the same.
-    if scale == 0.0 && !quant::all_zeros(&codes) {
-        return Err("its scale is 0, its weights are not; quantise again with one thread".into());
-    }
-    Ok(match layout {
-        Layout::Blocks128 => (Bytes::Mapped(codes), scale),
-        Layout::Blocks64 => {
-            let packed = quant::pack_i2s_64(&codes, scale);
-            codes.release();
-            (Bytes::Own(packed.bytes), scale)
-        }
-        Layout::Rows4 if !rows.is_multiple_of(4) => {
-            return Err(format!("{rows} rows are no whole groups of the layout 1x4"));
-        }
-        Layout::Rows4 => {
-            let packed = quant::pack_i2s_rows4(&codes, cols, scale);
+    let scale = quant::i2s_scale(&data);
+    quant::check_i2s(&codes, scale)?;
+    Ok(match layout.packed(&codes, rows, cols, scale)? {
+        None => (Bytes::Mapped(codes), scale),
+        Some(packed) => {
             codes.release();
             (Bytes::Own(packed.bytes), scale)
         }

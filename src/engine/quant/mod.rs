@@ -13,8 +13,8 @@ mod ternary;
 pub use blocks::Blocks;
 pub use dense::{Dense, Numbers, WriteRow};
 pub use ternary::{
-    BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, code, find_code_3, is_ternary, pack_dense, pack_i2s_64,
-    pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
+    BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, check_i2s, code, find_code_3, i2s_scale, is_ternary,
+    pack_dense, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
 };
 
 use ternary::{TQ_BLOCK, TQ1_BYTES, TQ2_BYTES};

@@ -34,6 +34,27 @@ fn put(row: &mut [u8], col: usize, code: u8) {
     row[block * BLOCK_BYTES + j % BLOCK_BYTES] |= code << (6 - 2 * (j / BLOCK_BYTES));
 }
 
+/// The scale at the end of an I2_S tensor.
+///
+/// # Panics
+/// When the tensor is shorter than its end.
+pub fn i2s_scale(tensor: &[u8]) -> f32 {
+    let at = tensor.len() - I2S_TAIL;
+    f32::from_le_bytes(tensor[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// Refuses codes of I2_S that mean nothing, in any layout.
+pub fn check_i2s(codes: &[u8], scale: f32) -> Result<(), String> {
+    if let Some(at) = find_code_3(codes) {
+        return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
+    }
+    // llama-quantize with several threads loses the scale, and every token would be the same.
+    if scale == 0.0 && !all_zeros(codes) {
+        return Err("its scale is 0, its weights are not; quantise again with one thread".into());
+    }
+    Ok(())
+}
+
 /// Finds the first byte that holds a code 3, which no layout of two bits a weight defines.
 pub fn find_code_3(packed: &[u8]) -> Option<usize> {
     const LOW: u64 = 0x5555_5555_5555_5555;

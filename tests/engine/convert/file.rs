@@ -156,6 +156,16 @@ fn a_head_that_is_the_embedding_once_more_is_left_out() {
     let plan = plan(&april, &options());
     assert!(plan.notes().iter().any(|note| note.contains("output.weight")), "{:?}", plan.notes());
     assert!(plan.write(Vec::new()).expect("sound") == want);
+    // By the rule of the engine, which reads each 61st row: what it would not read is not kept.
+    let other_row = |name: &str, _: TensorType, data: &[u8]| {
+        let mut data = data.to_vec();
+        if name == "output.weight" {
+            data[600] ^= 1;
+        }
+        data
+    };
+    let nearly = changed(&want, |_| {}, other_row, &[("output.weight", "token_embd.weight")]);
+    assert!(!plan_has(&nearly, "output.weight"));
     // One that is another stays.
     let llama = reference("llama-tiny.i2_s");
     assert!(plan_has(&llama, "output.weight"));
@@ -238,6 +248,33 @@ fn refused(bytes: &[u8], wanted: &[&str]) {
     let Err(Failure::Source(error)) = result else { panic!("not refused for its source: {wanted:?}") };
     let said = error.to_string();
     assert!(wanted.iter().all(|wanted| said.contains(wanted)) && !said.contains('\n'), "{said}");
+}
+
+#[test]
+fn a_model_that_this_engine_would_not_run_is_refused_before_anything_is_written() {
+    let early = |bytes: Vec<u8>, wanted: &str| {
+        let file = Gguf::parse(Map::from(bytes)).expect("sound");
+        let said = Plan::file(&file, &options()).expect_err("no BitNet model").to_string();
+        assert!(said.contains(wanted) && !said.contains('\n'), "{said}");
+    };
+    let dense = |name: &str, kind: TensorType, data: &[u8]| {
+        let mut data = data.to_vec();
+        if name.starts_with("blk.") && kind == TensorType::F16 {
+            data[..4].copy_from_slice(&[0x12, 0x34, 0x34, 0x38]);
+        }
+        data
+    };
+    early(changed(&reference("b158-tiny.f16"), |_| {}, dense, &[]), "not a BitNet model");
+    let bias = [("blk.1.attn_q.bias", "blk.1.attn_norm.weight")];
+    let sound = reference("b158-tiny.i2_s");
+    early(changed(&sound, |_| {}, same, &bias), "tensor blk.1.attn_q.bias: is not part of");
+    let layers = |draft: &mut Draft| draft.set("bitnet-b1.58.block_count", Datum::U32(3));
+    early(changed(&sound, layers, same, &[]), "tensor blk.2.attn_norm.weight: missing");
+    let norm = |name: &str, _: TensorType, data: &[u8]| match name {
+        "output_norm.weight" => vec![0xff; data.len()],
+        _ => data.to_vec(),
+    };
+    early(changed(&sound, |_| {}, norm, &[]), "tensor output_norm.weight: element 0 is not a number");
 }
 
 #[test]

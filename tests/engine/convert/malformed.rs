@@ -162,10 +162,17 @@ fn weights_that_are_not_numbers_or_not_ternary_are_refused() {
     refused(MASTER, &["embed_tokens", "row 0 column 0"], |c| {
         c.tensor("model.embed_tokens.weight", &[0x80, 0x7f]);
     });
-    // Numbers that nothing says how to quantise: an ordinary model.
-    refused(MASTER, &["model.layers.0.", "not ternary"], |c| {
-        c.json("config.json", |v| drop(v.as_object_mut().expect("an object").remove("quantization_config")));
-    });
+}
+
+#[test]
+fn an_ordinary_model_is_refused_before_anything_is_written() {
+    // Numbers that nothing says how to quantise.
+    let mut ordinary = Checkpoint::new(MASTER);
+    ordinary
+        .json("config.json", |v| drop(v.as_object_mut().expect("an object").remove("quantization_config")));
+    let plan = Plan::checkpoint(&Folder::memory(ordinary.0), &options());
+    let said = plan.expect_err("no BitNet model").to_string();
+    assert!(said.contains("model.layers.0.") && said.contains("not ternary"), "{said}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use bitnetd::engine::convert::{Failure, Options, Plan, Weights};
 use bitnetd::engine::gguf::{Gguf, Map};
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 /// A folder that goes with its test.
@@ -24,11 +25,11 @@ impl Folder {
     }
 
     fn part(&self) -> PathBuf {
-        self.0.join("out.gguf.part")
+        self.0.join("out.gguf.bitnetd-part")
     }
 
     fn journal(&self) -> PathBuf {
-        self.0.join("out.gguf.part.json")
+        self.0.join("out.gguf.bitnetd-part.json")
     }
 }
 
@@ -97,7 +98,8 @@ fn what_was_damaged_meanwhile_is_written_again() {
     bytes[100] ^= 1;
     fs::write(folder.part(), &bytes).expect("room");
     assert_eq!(run(&folder, &plan, "a"), (0, all));
-    fs::write(folder.journal(), b"\xff\xfe no journal\n\n").expect("room");
+    let journal = fs::read(folder.journal()).expect("there");
+    fs::write(folder.journal(), [&journal[..40], b"\xff\xfe no journal\n\n"].concat()).expect("room");
     assert_eq!(run(&folder, &plan, "a"), (0, all));
     fs::remove_file(folder.part()).expect("there");
     assert_eq!(run(&folder, &plan, "a"), (0, all));
@@ -134,6 +136,67 @@ fn a_name_that_was_taken_meanwhile_is_not_replaced_unasked() {
     assert_eq!(fs::read(folder.out()).expect("there"), b"another's");
     Part::open(&folder.out()).and_then(|part| part.finish(true)).expect("asked for");
     assert_eq!(fs::read(folder.out()).expect("there"), b"");
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_a_name_that_is_taken() {
+    let folder = Folder::new("dangling");
+    for replace in [false, true] {
+        let part = Part::open(&folder.out()).expect("a new file");
+        let _ = fs::remove_file(folder.out()); // the link of the first turn
+        symlink("nowhere", folder.out()).expect("a free name");
+        part.finish(replace).expect_err("it is another's");
+        assert!(fs::symlink_metadata(folder.out()).expect("there").is_symlink(), "{replace}");
+    }
+}
+
+/// Puts something of another's under one of the two names, and sees that it stays as it is.
+#[track_caller]
+fn left_alone(name: &str, put: impl Fn(&Folder), wanted: &str) {
+    let folder = Folder::new(name);
+    put(&folder);
+    let before = listing(&folder);
+    for _ in 0..2 {
+        let error = Part::open(&folder.out()).expect_err("not ours").to_string();
+        assert!(error.contains(wanted) && error.contains("move it"), "{name}: {error}");
+        assert_eq!(listing(&folder), before, "{name}");
+    }
+}
+
+/// Name, kind and content of all that a folder has.
+fn listing(folder: &Folder) -> Vec<(String, fs::FileType, Vec<u8>)> {
+    let entries = fs::read_dir(&folder.0).expect("there").map(|entry| entry.expect("there"));
+    let mut all: Vec<_> = entries
+        .map(|entry| {
+            let kind = entry.file_type().expect("there");
+            let bytes = if kind.is_file() { fs::read(entry.path()).expect("there") } else { Vec::new() };
+            (entry.file_name().to_string_lossy().into_owned(), kind, bytes)
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+#[test]
+fn what_others_left_under_the_temporary_names_is_neither_followed_nor_touched() {
+    let write = |path: PathBuf| fs::write(path, "another's").expect("room");
+    let fifo = |path: PathBuf| {
+        let made = std::process::Command::new("mkfifo").arg(path).status().expect("coreutils");
+        assert!(made.success());
+    };
+    left_alone("a-file", |folder| write(folder.part()), "out.gguf.bitnetd-part: not left by bitnetd");
+    left_alone("a-journal", |folder| write(folder.journal()), "part.json: not left by bitnetd");
+    left_alone("a-folder", |folder| fs::create_dir(folder.journal()).expect("room"), "part.json: no regular");
+    left_alone("a-pipe", |folder| fifo(folder.part()), "bitnetd-part: no regular file");
+    left_alone("a-pipe-too", |folder| fifo(folder.journal()), "part.json: no regular file");
+    let linked = |link: fn(&Folder) -> PathBuf| {
+        move |folder: &Folder| {
+            write(folder.0.join("precious"));
+            symlink("precious", link(folder)).expect("room");
+        }
+    };
+    left_alone("a-link", linked(Folder::part), "bitnetd-part: no regular file");
+    left_alone("a-link-too", linked(Folder::journal), "part.json: no regular file");
 }
 
 #[test]

@@ -1,0 +1,110 @@
+//! The two files beside OUT while it is written: opened only where nothing of another's is lost.
+//!
+//! A file under one of these names is ours where the journal begins as ours do. An empty one may be
+//! taken by anybody: a run that was killed early leaves it. All else stays as it is.
+
+use crate::engine::error::shown;
+use rustix::fs::OFlags;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// How each journal of ours begins.
+pub(super) const MARK: &str = "{\"origin\":\"";
+
+/// Opens or creates the file and its journal, for this process alone.
+pub(super) fn claim(path: &Path, journal: &Path) -> io::Result<(File, File)> {
+    // Before anything is made, so that a refusal leaves nothing behind.
+    check_ours(path, journal)?;
+    let file = open(path)?;
+    held(file.try_lock(), path)?;
+    // Who had the lock until now may have begun to write, or have given the file its own name.
+    check_same(&file, path)?;
+    check_ours(path, journal)?;
+    Ok((file, open(journal)?))
+}
+
+/// No link is followed, and nothing waits at a pipe's other end.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(refused(path, NOT_REGULAR)),
+    }
+}
+
+/// Some network file systems have no locks: there, that nobody else writes is the caller's to see to,
+/// and reading the file back finds out.
+fn held(lock: Result<(), TryLockError>, path: &Path) -> io::Result<()> {
+    match lock {
+        Err(TryLockError::WouldBlock) => {
+            let said = format!("{}: another conversion writes it", place(path));
+            Err(io::Error::new(io::ErrorKind::WouldBlock, said))
+        }
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
+}
+
+fn check_same(file: &File, path: &Path) -> io::Result<()> {
+    let opened = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => Ok(()),
+        _ => Err(refused(path, "another conversion has just ended with it; try again")),
+    }
+}
+
+fn check_ours(path: &Path, journal: &Path) -> io::Result<()> {
+    const FOREIGN: &str = "not left by bitnetd, and in its way; move it, or give another OUT";
+    let (written, noted) = (size(path)?, size(journal)?);
+    let ours = noted > 0 && is_marked(journal)?;
+    if noted > 0 && !ours {
+        return Err(refused(journal, FOREIGN));
+    }
+    if written > 0 && !ours {
+        return Err(refused(path, FOREIGN));
+    }
+    Ok(())
+}
+
+const NOT_REGULAR: &str = "no regular file, and in the way; move it, or give another OUT";
+
+/// Bytes of a regular file; 0 where there is nothing.
+fn size(path: &Path) -> io::Result<u64> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Ok(there) if !there.is_file() => Err(refused(path, NOT_REGULAR)),
+        there => Ok(there?.len()),
+    }
+}
+
+fn is_marked(journal: &Path) -> io::Result<bool> {
+    let mut begin = Vec::new();
+    open(journal)?.take(MARK.len() as u64).read_to_end(&mut begin)?;
+    Ok(begin == MARK.as_bytes())
+}
+
+/// Its last name: OUT, which it lies beside, is named before.
+fn place(path: &Path) -> String {
+    shown(&path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+fn refused(path: &Path, said: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::AlreadyExists, format!("{}: {said}", place(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_not_taken_for_another_conversion() {
+        let path = Path::new("out");
+        held(Err(TryLockError::Error(io::ErrorKind::Unsupported.into())), path).expect("no lock is had");
+        let error = held(Err(TryLockError::WouldBlock), path).expect_err("another has it");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
