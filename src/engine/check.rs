@@ -83,7 +83,7 @@ pub fn damaged(figures: &str) -> String {
 
 /// Surprise of the built-in texts: of prose, and where that is not foretold also of the exchange.
 pub(super) fn measure(model: &Model, tokenizer: &Tokenizer, layout: Layout) -> Figure {
-    let mut prose: Vec<u32> = tokenizer.bos().into_iter().collect();
+    let mut prose: Vec<u32> = tokenizer.begin().into_iter().collect();
     prose.extend(tokenizer.encode(PROSE));
     let figure = Figure { layout, nats: mean_surprise(model, tokenizer, &prose, LEAD) };
     if foretells(&figure, model.shape().vocab) {

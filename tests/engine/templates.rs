@@ -9,13 +9,20 @@ use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
 
-/// A small vocabulary of an architecture without a chat form of ours, so that a template is used or is
-/// an error.
-fn read(template: &str) -> Result<Tokenizer, LoadError> {
+/// What a note says of a template that is not used.
+const NOT_USED: &str = "the file's chat template ";
+
+/// A small vocabulary of an architecture without a chat form of ours, so that a template is used or the
+/// note says why not.
+fn read(template: &str) -> Result<Tokenizer, String> {
     let mut file = tiny::small();
     file.set("general.architecture", tiny::text("llama"));
     file.set("tokenizer.chat_template", tiny::text(template));
-    tokenizer(&file)
+    let chat = tokenizer(&file).expect("no template makes a model useless");
+    match chat.notes().iter().find(|note| note.starts_with(NOT_USED)) {
+        Some(note) => Err(note.clone()),
+        None => Ok(chat),
+    }
 }
 
 fn tokenizer(file: &tiny::File) -> Result<Tokenizer, LoadError> {

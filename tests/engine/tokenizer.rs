@@ -74,6 +74,48 @@ fn a_long_line_of_anything_is_no_trap_for_any_vocabulary() {
 }
 
 #[test]
+fn the_words_of_gpt_2_are_cut_as_its_own_pattern_cuts_them() {
+    let words = |pre: &str, text: &str, marks: [&str; 2]| {
+        let mut file = tiny::small();
+        let mut tokens = tiny::byte_tokens();
+        tokens.extend(["12", "34", "1234", "\u{120}."].into_iter().chain(marks).map(String::from));
+        let merges = ["1 2", "3 4", "12 34", "\u{120} ."].map(String::from);
+        let mut kinds = vec![1; tokens.len()];
+        kinds[260..].fill(3);
+        file.set("tokenizer.ggml.pre", tiny::text(pre));
+        file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
+        file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
+        file.set("tokenizer.ggml.merges", tiny::texts(&merges));
+        let tokenizer = tokenizer(&file);
+        (tokenizer.encode(text), tokenizer.notes().iter().any(|note| note.contains("llama-bpe is used")))
+    };
+    let own = ["<|a|>", "<|b|>"];
+    let [three, four] = [b'3', b'4'].map(u32::from);
+    assert_eq!(words("gpt-2", "1234 .", own), (vec![258, 259], false));
+    assert_eq!(words("default", "1234 .", own), (vec![256, three, four, 32, 46], false));
+    assert_eq!(words("llama-bpe", "1234 .", own), (vec![256, three, four, 259], false));
+    // A converter's word for what it does not know: Llama 3's tokens were trained with Llama 3's words.
+    let llama3 = ["<|begin_of_text|>", "<|eot_id|>"];
+    assert_eq!(words("gpt-2", "1234 .", llama3), (vec![256, three, four, 259], true));
+}
+
+#[test]
+fn the_longest_special_token_is_found_and_what_almost_is_one_is_not() {
+    // Each search for the long one looks as far past the short one as is allowed.
+    let mut file = tiny::small();
+    let mut tokens = tiny::byte_tokens();
+    tokens.extend(["aa".into(), format!("{}b", "a".repeat(255)), "<|x|>".into(), "<|y|>".into()]);
+    let mut kinds = [4; tiny::VOCAB];
+    kinds[..256].fill(1);
+    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
+    file.set("tokenizer.ggml.merges", tiny::texts(&[]));
+    let hostile = tokenizer(&file);
+    assert_eq!(hostile.encode(&"a".repeat(1 << 18)), vec![256; 1 << 17]);
+    assert_eq!(hostile.encode(&format!("{}b", "a".repeat(255))), [257]);
+}
+
+#[test]
 fn the_work_of_merging_grows_with_the_text() {
     // A word of ten times the length takes about ten times as long; a quadratic merge takes a hundred.
     for name in ["llama-bpe", "pieces"] {

@@ -58,6 +58,11 @@ fn every_text_gives_the_reference_ids_with_the_default_words() {
 }
 
 #[test]
+fn every_text_gives_the_reference_ids_with_gpt_2s_words() {
+    assert!(compare(&data("tokenizers"), "gpt-2") >= 10_000);
+}
+
+#[test]
 fn every_text_gives_the_reference_ids_with_sentencepiece() {
     assert!(compare(&data("tokenizers"), "pieces") >= 10_000);
 }

@@ -3,12 +3,12 @@
 
 use super::matrix::{Matrix, Source};
 use super::table::{self, Table};
-use super::vocabulary::BITNET_TEMPLATE;
 use super::{Content, Options, Plan};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Datum, Gguf, Tensor};
 use crate::engine::model::{self, EMBEDDING, HEAD, Shape};
 use crate::engine::quant::{Numbers, is_ternary};
+use crate::engine::tokenizer::Tokenizer;
 use std::sync::OnceLock;
 
 pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> {
@@ -18,7 +18,7 @@ pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> 
     let mut plan = Plan::new();
     source.keys().for_each(|key| plan.draft.copy(source, key));
     plan.draft.set("general.file_type", Datum::U32(options.weights.file_type()));
-    repair(source, &shape, &mut plan)?;
+    repair(source, &mut plan)?;
     for tensor in source.tensors() {
         put(source, tensor, options, &mut plan)?;
     }
@@ -94,34 +94,23 @@ fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
 }
 
 /// What published files are known to have wrong or missing.
-fn repair(source: &Gguf, shape: &Shape, plan: &mut Plan) -> Result<(), LoadError> {
-    let tokens = source.strings("tokenizer.ggml.tokens")?;
-    let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
-    // Llama 3's vocabulary, which all BitNet b1.58 models share.
-    if !(has("<|begin_of_text|>") && has("<|eot_id|>")) {
+fn repair(source: &Gguf, plan: &mut Plan) -> Result<(), LoadError> {
+    // Which all BitNet b1.58 models share.
+    if !Tokenizer::is_llama_3s(source)? {
         return Ok(());
     }
     let key = "tokenizer.ggml.pre";
-    if source.text("tokenizer.ggml.model")? == Some("gpt2") && source.text(key)?.is_none() {
+    let pre = source.text(key)?;
+    if source.text("tokenizer.ggml.model")? == Some("gpt2") && matches!(pre, None | Some("gpt-2")) {
         plan.draft.set(key, "llama-bpe");
-        plan.notes.push(format!("{key} was missing, set to llama-bpe"));
+        plan.notes.push(format!("{key} was {}, set to llama-bpe", pre.unwrap_or("missing")));
     }
     let key = "tokenizer.chat_template";
-    if !["bitnet-b1.58", "bitnet-25"].contains(&shape.arch.as_str()) {
-        return Ok(());
-    }
-    let said = match source.text(key)? {
-        None => "was missing, set to BitNet's",
-        Some(template) if is_wrong(template) => "was not what the model was trained on, replaced",
-        Some(_) => return Ok(()),
-    };
-    plan.draft.set(key, BITNET_TEMPLATE);
-    plan.notes.push(format!("{key} {said}"));
+    let Some(template) = Tokenizer::template_for(source)? else { return Ok(()) };
+    plan.draft.set(key, template);
+    plan.notes.push(match source.text(key)? {
+        None => format!("{key} was missing, set to BitNet's"),
+        Some(_) => format!("{key} was not what the model was trained on, replaced"),
+    });
     Ok(())
-}
-
-/// The official file's template writes what nothing was trained on: ik_llama.cpp issue 339. Whatever
-/// never ends a turn is as wrong.
-fn is_wrong(template: &str) -> bool {
-    template.contains("BITNETAssistant") || !template.contains("eot_id")
 }

@@ -123,7 +123,7 @@ impl Gguf {
             // u32 is what every such key holds; it also keeps later products far from overflow.
             Some(Value::Unsigned(n)) if *n <= u32::MAX.into() => Ok(Some(*n as usize)),
             Some(Value::Signed(n)) if (0..=u32::MAX.into()).contains(n) => Ok(Some(*n as usize)),
-            Some(other) => Err(wrong(key, "a number", other)),
+            Some(other) => Err(wrong(key, "a number from 0 to 4294967295", other)),
         }
     }
 

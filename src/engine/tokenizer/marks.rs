@@ -7,6 +7,10 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 /// Bytes of all such tokens together. The most in use are some 60 KB; the automaton takes a multiple.
 const MOST_BYTES: usize = 256 << 10;
 
+/// Bytes of one such token; real ones have less than a hundred. A search may look this far past what it
+/// finds and then begins anew behind that, so every byte of a text is looked at this often at worst.
+const MOST_OF_ONE: usize = 256;
+
 /// The texts of some tokens, all looked for at once.
 #[derive(Debug)]
 pub(super) struct Marks {
@@ -28,10 +32,15 @@ impl Marks {
     pub fn new(vocab: &Vocab, mut ids: Vec<u32>, kind: Kind) -> Result<Self, LoadError> {
         ids.retain(|id| std::str::from_utf8(vocab.get(*id)).is_ok());
         let fail = |said: String| LoadError::key(TOKENS, said);
+        let what = if kind == Kind::Mark { "control" } else { "user-defined" };
+        if let Some(id) = ids.iter().find(|id| vocab.get(**id).len() > MOST_OF_ONE) {
+            let bytes = vocab.get(*id).len();
+            let said = format!("{what} token {id} has {bytes} bytes, where {MOST_OF_ONE} are allowed");
+            return Err(fail(said));
+        }
         let bytes: usize = ids.iter().map(|id| vocab.get(*id).len()).sum();
         if bytes > MOST_BYTES {
-            let what = if kind == Kind::Mark { "control tokens" } else { "user-defined tokens" };
-            return Err(fail(format!("{bytes} bytes of {what}, where {MOST_BYTES} are allowed")));
+            return Err(fail(format!("{bytes} bytes of {what} tokens, where {MOST_BYTES} are allowed")));
         }
         let texts = AhoCorasick::builder()
             // Of two that begin together the longer is meant, as Hugging Face has it.

@@ -27,12 +27,13 @@ use bpe::BytePairs;
 use marks::{Marks, Part};
 use pieces::Pieces;
 use template::{Family, Names, Prompt, Template};
-use vocab::{Entries, Kind, Vocab, token_id};
+use vocab::{Entries, Kind, TOKENS, Vocab, token_id};
 use words::Cut;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TEMPLATE: &str = "tokenizer.chat_template";
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 
 /// Texts of marks that end a turn; with the ids a file names, they all end an answer.
 const END_TEXTS: &[&str] =
@@ -50,6 +51,8 @@ pub struct Tokenizer {
     /// Tokens that are one in any text.
     wholes: Marks,
     bos: Option<u32>,
+    /// Whether any text begins with `bos`.
+    begins: bool,
     /// Whether a prompt begins with `bos` where its template has not put it there.
     add_bos: bool,
     ends: Vec<u32>,
@@ -69,6 +72,8 @@ struct Base {
     rules: Rules,
     /// Whether it is Falcon-E's, whose chat form no mark tells.
     falcon_e: bool,
+    /// Whether texts begin with the beginning-of-text token where the file does not say.
+    begins: bool,
     notes: Vec<String>,
 }
 
@@ -88,11 +93,18 @@ impl Base {
         let mut notes = Vec::new();
         let pre = file.text(PRE)?;
         let cut = match pre {
+            // What bitnet.cpp's converter writes for a tokenizer that it does not know.
+            Some("gpt-2") if Tokenizer::is_llama_3s(file)? => {
+                notes.push(
+                    "the file names the gpt-2 pre-tokenizer for llama 3's tokens; llama-bpe is used".into(),
+                );
+                Cut::Llama3
+            }
             Some(name) => Cut::named(name).ok_or_else(|| {
                 not_read(
                     PRE,
                     name,
-                    "use a model with the llama-bpe, falcon3, falcon-e or default pre-tokenizer",
+                    "use a model with the llama-bpe, falcon3, falcon-e, gpt-2 or default pre-tokenizer",
                 )
             })?,
             // The official 2B-4T file names none; its tokenizer is Llama 3's.
@@ -103,7 +115,9 @@ impl Base {
         };
         let (entries, rules) = BytePairs::read(file, cut)?;
         let falcon_e = matches!(pre, Some("falcon-e" | "falcon_e"));
-        Ok(Base { entries, rules: Rules::BytePairs(rules), falcon_e, notes })
+        // Falcon's tokenizers cut words as Llama 3's do, but begin no text.
+        let begins = cut == Cut::Llama3 && !falcon_e && pre != Some("falcon3");
+        Ok(Base { entries, rules: Rules::BytePairs(rules), falcon_e, begins, notes })
     }
 
     fn pieces(file: &Gguf) -> Result<Self, LoadError> {
@@ -115,7 +129,7 @@ impl Base {
                 rules.missing_bytes()
             ));
         }
-        Ok(Base { entries, rules: Rules::Pieces(rules), falcon_e: false, notes })
+        Ok(Base { entries, rules: Rules::Pieces(rules), falcon_e: false, begins: true, notes })
     }
 }
 
@@ -124,9 +138,9 @@ impl Tokenizer {
     ///
     /// # Errors
     /// What it does not read by name, and whatever does not hold together, at its key. A chat template
-    /// that cannot be used is an error only where no form of the model's family takes its place.
+    /// that cannot be used is none: the form of the model's family takes its place, and a note says so.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
-        let Base { mut entries, rules, falcon_e, mut notes } = Base::read(file)?;
+        let Base { mut entries, rules, falcon_e, begins, mut notes } = Base::read(file)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
         let ends = end_ids(file, &entries)?;
         notes.push(ends_note(&entries.vocab, &ends));
@@ -135,10 +149,34 @@ impl Tokenizer {
         let family = Family::detect(file, &entries, falcon_e)?;
         let names = names(file, &entries.vocab)?;
         let (chat, own_form) = read_template(file, family, names, &mut notes)?;
-        let add_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(own_form && family.begins());
+        let said = file.flag(ADD_BOS)?;
+        let begins = said.unwrap_or(begins);
+        let add_bos = said.unwrap_or(own_form && family.begins());
         let marks = Marks::new(&entries.vocab, entries.of(Kind::Mark), Kind::Mark)?;
         let wholes = Marks::new(&entries.vocab, entries.of(Kind::Whole), Kind::Whole)?;
-        Ok(Tokenizer { vocab: entries.vocab, rules, marks, wholes, bos, add_bos, ends, chat, notes })
+        Ok(Tokenizer { vocab: entries.vocab, rules, marks, wholes, bos, begins, add_bos, ends, chat, notes })
+    }
+
+    /// Whether a file has Llama 3's vocabulary, which the models of several makers share; its marks tell.
+    ///
+    /// # Errors
+    /// When the file has no tokens.
+    pub fn is_llama_3s(file: &Gguf) -> Result<bool, LoadError> {
+        let tokens = file.strings(TOKENS)?;
+        let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
+        Ok(has("<|begin_of_text|>") && has("<|eot_id|>"))
+    }
+
+    /// The chat template that a BitNet b1.58 file should hold, where it holds none or one that the model
+    /// was not trained on; `None` for any other file.
+    ///
+    /// # Errors
+    /// What [`Tokenizer::read`] says of the tokens.
+    pub fn template_for(file: &Gguf) -> Result<Option<&'static str>, LoadError> {
+        let base = Base::read(file)?;
+        let family = Family::detect(file, &base.entries, base.falcon_e)?;
+        let sound = file.text(TEMPLATE)?.is_some_and(|template| !family.knows_better_than(template));
+        Ok((family == Family::BitNet && !sound).then(|| family.form()))
     }
 
     /// Tokens in the vocabulary.
@@ -183,7 +221,18 @@ impl Tokenizer {
         ids
     }
 
-    /// The token that begins every text the model was trained on, where it has one.
+    /// The token that every text begins with: the file's beginning-of-text token where
+    /// `tokenizer.ggml.add_bos_token` is true, or where that key is missing and the kind of tokenizer adds
+    /// one by default. SentencePiece and Llama 3 do, other byte-level ones do not. Source: `llama-vocab.cpp`
+    /// of llama.cpp.
+    ///
+    /// A chat prompt goes by its template instead, see [`Tokenizer::prompt_chat`].
+    pub fn begin(&self) -> Option<u32> {
+        self.bos.filter(|_| self.begins)
+    }
+
+    /// The beginning-of-text token that the file names, whether texts begin with it or not; for that see
+    /// [`Tokenizer::begin`].
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
@@ -247,30 +296,22 @@ fn read_template(
     names: Names,
     notes: &mut Vec<String>,
 ) -> Result<(Template, bool), LoadError> {
-    let given = file.text(TEMPLATE)?;
-    let fail = |why: String| LoadError::key(TEMPLATE, why);
-    match given {
-        None if family == Family::Plain => {
-            notes.push("the file has no chat template; the model goes on with what is said".into());
-        }
-        None => notes.push(format!("the file has no chat template; {}'s form is used", family.name())),
+    let wrong = match file.text(TEMPLATE)? {
+        None => "the file has no chat template".into(),
         Some(template) if family.knows_better_than(template) => {
-            notes.push(format!(
-                "the file's chat template is not what the model was trained on; {}'s form is used",
-                family.name()
-            ));
+            "the file's chat template is not what the model was trained on".into()
         }
         Some(template) => match Template::new(template.to_owned(), names.clone()) {
             Ok(template) => return Ok((template, false)),
-            Err(why) if family == Family::Plain => {
-                return Err(fail(format!("{why}; give the file a template that can be used")));
-            }
-            Err(why) => {
-                notes.push(format!("the file's chat template {why}; {}'s form is used", family.name()));
-            }
+            Err(why) => format!("the file's chat template {why}"),
         },
-    }
-    Template::new(family.form().to_owned(), names).map(|template| (template, true)).map_err(fail)
+    };
+    notes.push(match family {
+        Family::Plain => format!("{wrong}; the model goes on with what is said"),
+        family => format!("{wrong}; {}'s form is used", family.name()),
+    });
+    let form = Template::new(family.form().to_owned(), names);
+    form.map(|form| (form, true)).map_err(|why| LoadError::key(TEMPLATE, why))
 }
 
 /// The names that templates call tokens by.

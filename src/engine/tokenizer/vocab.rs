@@ -1,7 +1,7 @@
 //! The tokens of a file: their bytes, their types, and the texts that are never cut.
 
 use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::Gguf;
+use crate::engine::gguf::{Gguf, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -181,8 +181,13 @@ fn looks_like_a_mark(token: &[u8]) -> bool {
         || [b"<s>".as_slice(), b"</s>", b"<unk>", b"<pad>", b"[INST]", b"[/INST]"].contains(&token)
 }
 
-/// The id that `key` names, if it names one.
+/// The id that `key` names, if it names one: -1, in 32 bits with or without a sign, is none, as
+/// llama.cpp has it.
 pub(super) fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
+    const NONE: u64 = u32::MAX as u64;
+    if let Some(Value::Signed(-1) | Value::Unsigned(NONE)) = file.value(key) {
+        return Ok(None);
+    }
     match file.number_or_none(key)? {
         Some(id) if id >= vocab => {
             let said = format!("{id} is outside the vocabulary of {vocab}");

@@ -10,6 +10,8 @@ pub(super) enum Cut {
     Llama3,
     /// llama.cpp's `default`, made for Falcon's first models.
     Default,
+    /// GPT-2's, which Hugging Face's `ByteLevel` has built in.
+    Gpt2,
 }
 
 /// Llama 3's pattern without its lookahead; [`each`] does that part.
@@ -40,6 +42,7 @@ impl Cut {
             // Both ways to write the last are in use: bitnet.cpp's converter writes an underscore.
             "falcon3" | "falcon-e" | "falcon_e" => Some(Cut::Llama3),
             "default" => Some(Cut::Default),
+            "gpt-2" => Some(Cut::Gpt2),
             _ => None,
         }
     }
@@ -53,6 +56,7 @@ impl Cut {
     pub fn words(self, text: &str, mut word: impl FnMut(&str)) {
         match self {
             Cut::Llama3 => each(&LLAMA3, text, &mut word),
+            Cut::Gpt2 => each(&GPT2, text, &mut word),
             Cut::Default => around(&MARKS, text, &mut |piece| {
                 each(&GPT2, piece, &mut |piece| {
                     around(&NUMBERS, piece, &mut |piece| around(&THREE_DIGITS, piece, &mut word));

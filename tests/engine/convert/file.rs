@@ -200,6 +200,13 @@ fn what_the_official_file_has_wrong_is_repaired() {
 }
 
 #[test]
+fn a_converters_word_for_words_it_does_not_know_is_repaired() {
+    let sound = reference("b158-tiny.i2_s");
+    let unknown = changed(&sound, |draft| draft.set("tokenizer.ggml.pre", "gpt-2"), same, &[]);
+    assert!(converted(&unknown, &options()) == sound);
+}
+
+#[test]
 fn heads_are_written_in_fewer_bits_and_the_logits_stay_near() {
     for (head, kind, most) in [(Head::Q8_0, TensorType::Q8_0, 0.08), (Head::Q6K, TensorType::Q6K, 0.1)] {
         for name in ["b158-tiny.i2_s", "llama-tiny.i2_s"] {

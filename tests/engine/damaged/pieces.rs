@@ -2,6 +2,8 @@
 
 use super::{load, refused};
 use crate::tiny::{File, VOCAB, array, byte_tokens, flag, float, integers, number, text, texts};
+use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::tokenizer::Tokenizer;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
@@ -137,7 +139,7 @@ fn bytes_without_a_token_need_an_unknown_token() {
 
 #[test]
 fn an_unknown_token_outside_the_vocabulary_is_refused() {
-    for id in [VOCAB as u32, u32::MAX] {
+    for id in [VOCAB as u32, u32::MAX - 1] {
         let wanted = format!("metadata key {UNKNOWN}: {id} is outside the vocabulary of {VOCAB}");
         refused_pieces(&wanted, |file| file.set(UNKNOWN, number(id)));
     }
@@ -154,31 +156,57 @@ fn settings_that_are_no_bools_are_refused() {
 }
 
 #[test]
-fn a_template_that_is_no_text_or_no_template_is_refused() {
+fn a_template_that_is_no_text_is_refused_and_one_that_cannot_be_used_is_not() {
     refused("metadata key tokenizer.chat_template: is the bool true, not a text", |file| {
         file.set("tokenizer.chat_template", flag(true));
     });
-    // Of a family without a form of ours: nothing could take its place.
-    refused_pieces("metadata key tokenizer.chat_template: ", |file| {
-        file.set("general.architecture", text("bitnet"));
-        for key in ["context_length", "embedding_length", "block_count", "feed_forward_length"] {
-            file.set(&format!("bitnet.{key}"), number(if key == "block_count" { 1 } else { 8 }));
+    // Of a family without a form of ours too: plain text takes its place.
+    let mut file = crate::tiny::small();
+    pieces(&mut file);
+    file.set("general.architecture", text("bitnet"));
+    for key in ["context_length", "embedding_length", "block_count", "feed_forward_length"] {
+        file.set(&format!("bitnet.{key}"), number(if key == "block_count" { 1 } else { 8 }));
+    }
+    for key in ["attention.head_count", "attention.head_count_kv"] {
+        file.set(&format!("bitnet.{key}"), number(if key.ends_with("kv") { 1 } else { 2 }));
+    }
+    file.set("bitnet.attention.layer_norm_rms_epsilon", float(1e-5));
+    file.set("tokenizer.chat_template", text("{% bad"));
+    load(file.bytes()).expect("a model that can be used");
+}
+
+#[test]
+fn sentencepiece_texts_begin_with_the_mark_where_the_file_does_not_say() {
+    let begin = |add: Option<bool>| {
+        let mut file = crate::tiny::small();
+        pieces(&mut file);
+        if let Some(add) = add {
+            file.set("tokenizer.ggml.add_bos_token", flag(add));
         }
-        for key in ["attention.head_count", "attention.head_count_kv"] {
-            file.set(&format!("bitnet.{key}"), number(if key.ends_with("kv") { 1 } else { 2 }));
-        }
-        file.set("bitnet.attention.layer_norm_rms_epsilon", float(1e-5));
-        file.set("tokenizer.chat_template", text("{% bad"));
-    });
+        let file = Gguf::parse(Map::from(file.bytes())).expect("sound");
+        Tokenizer::read(&file).expect("sound").begin()
+    };
+    assert_eq!([begin(None), begin(Some(true)), begin(Some(false))], [Some(0), Some(0), None]);
 }
 
 #[test]
 fn more_special_tokens_than_any_vocabulary_has_are_refused() {
+    special("257 bytes, where 256 are allowed", VOCAB, 257);
+    special("bytes of ", 1300, 256);
+}
+
+/// Refuses `count` tokens of which all but the bytes are special and of one length.
+#[track_caller]
+fn special(wanted: &str, count: usize, len: usize) {
     for (kind, what) in [(3, "control"), (4, "user-defined")] {
-        refused(&format!("bytes of {what} tokens, where 262144 are allowed"), |file| {
+        let wanted = match len > 256 {
+            true => format!("{what} token 256 has {wanted}"),
+            false => format!("{wanted}{what} tokens, where 262144 are allowed"),
+        };
+        refused(&wanted, |file| {
             let mut tokens = byte_tokens();
-            tokens.extend((256..VOCAB).map(|id| format!("{id}{}", "x".repeat(200_000))));
-            let mut kinds = [1; VOCAB];
+            tokens.extend((256..count).map(|id| format!("{id:x<len$}")));
+            let mut kinds = vec![1; count];
             kinds[256..].fill(kind);
             for key in ["bos_token_id", "eos_token_id"] {
                 file.set(&format!("tokenizer.ggml.{key}"), number(0)); // what they name would be control tokens

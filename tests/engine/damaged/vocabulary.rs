@@ -1,7 +1,7 @@
 //! Vocabularies that do not fit their model, or do not hold together.
 
-use super::refused;
-use crate::tiny::{VOCAB, array, byte_tokens, integers, number, text, texts};
+use super::{load, refused};
+use crate::tiny::{self, VOCAB, array, byte_tokens, integers, number, text, texts, value};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
@@ -14,7 +14,7 @@ fn tokenizers_that_are_not_read_are_named_with_the_way_out() {
             format!("tokenizer.ggml.model: \"{name}\" is not read by this version; use a model with a gpt2");
         refused(&wanted, |file| file.set("tokenizer.ggml.model", text(name)));
     }
-    for name in ["qwen2", "falcon", "LLAMA-BPE", ""] {
+    for name in ["qwen2", "falcon", "LLAMA-BPE", "gpt2", ""] {
         let wanted = format!("tokenizer.ggml.pre: \"{name}\" is not read by this version; use a model with");
         refused(&wanted, |file| file.set("tokenizer.ggml.pre", text(name)));
     }
@@ -52,9 +52,26 @@ fn as_many_types_as_tokens_are_asked_for() {
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
     for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"] {
-        for id in [260, u32::MAX] {
+        for id in [260, u32::MAX - 1] {
             let wanted = format!("metadata key tokenizer.ggml.{key}: {id} is outside the vocabulary of 260");
             refused(&wanted, |file| file.set(&format!("tokenizer.ggml.{key}"), number(id)));
+        }
+    }
+}
+
+#[test]
+fn an_id_of_minus_one_is_none_and_other_numbers_below_zero_are_refused() {
+    let signed = |n: i64| [value(5, &(n as i32).to_le_bytes()), value(11, &n.to_le_bytes())];
+    for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"] {
+        let key = format!("tokenizer.ggml.{key}");
+        for none in signed(-1).into_iter().chain([number(u32::MAX)]) {
+            let mut file = tiny::small();
+            file.set(&key, none);
+            load(file.bytes()).expect("no token is named");
+        }
+        for wrong in signed(-2) {
+            let wanted = format!("metadata key {key}: is the number -2, not a number from 0 to 4294967295");
+            refused(&wanted, |file| file.set(&key, wrong));
         }
     }
 }

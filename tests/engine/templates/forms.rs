@@ -2,6 +2,7 @@
 
 use super::{prompt, tokenizer, turn};
 use crate::tiny::{self, File};
+use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
 
 /// What the official 2B-4T file holds, which nothing was trained on.
@@ -50,6 +51,46 @@ fn the_official_files_template_is_replaced_by_what_the_model_was_trained_on() {
         let ids = chat.prompt_chat(&TALK).expect("taken");
         assert_eq!(ids.iter().filter(|id| **id == 259).count(), 4, "one end a turn, none of them said");
     }
+}
+
+#[test]
+fn what_llama_cpp_calls_bitnet_is_2b_4t_where_the_vocabulary_is_its_own() {
+    let wrong = |file: &mut File| file.set("tokenizer.chat_template", tiny::text(OFFICIAL_WRONG));
+    let llama3 = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
+    for template in [wrong, |_: &mut File| {}] {
+        let chat = family("bitnet", &llama3, template);
+        noted(&chat, "bitnet b1.58's form is used");
+        assert_eq!(prompt(&chat, &TALK[1..2]), "<|begin_of_text|>User: Hello<|eot_id|>Assistant: ");
+    }
+}
+
+#[test]
+fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() {
+    let template_for = |arch: &str, template: Option<&str>| {
+        let mut file = tiny::small();
+        file.set("general.architecture", tiny::text(arch));
+        if let Some(template) = template {
+            file.set("tokenizer.chat_template", tiny::text(template));
+        }
+        let file = Gguf::parse(Map::from(file.bytes())).expect("sound");
+        Tokenizer::template_for(&file).expect("sound")
+    };
+    for arch in ["bitnet-b1.58", "bitnet-25", "bitnet"] {
+        let form = template_for(arch, None).expect("a form");
+        for wrong in [OFFICIAL_WRONG, "{{ messages[-1].content }}"] {
+            assert_eq!(template_for(arch, Some(wrong)), Some(form), "{arch}");
+        }
+        assert_eq!(template_for(arch, Some(form)), None, "{arch}");
+        // A file that holds it gives the same prompts as one that holds none.
+        let without = tiny::small();
+        let mut with = tiny::small();
+        with.set("tokenizer.chat_template", tiny::text(form));
+        let [with, without] = [with, without].map(|file| tokenizer(&file).expect("sound"));
+        assert!(!with.notes().iter().any(|note| note.contains("form is used")), "{:?}", with.notes());
+        assert_eq!(with.prompt_chat(&TALK), without.prompt_chat(&TALK));
+    }
+    assert_eq!(template_for("llama", None), None);
+    assert_eq!(template_for("llama", Some(OFFICIAL_WRONG)), None);
 }
 
 #[test]
@@ -126,6 +167,18 @@ fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
         });
         noted(&chat, "bitnet b1.58's form is used");
         assert_eq!(prompt(&chat, &TALK[1..2]), "<|begin_of_text|>User: Hello<|eot_id|>Assistant: ");
+    }
+}
+
+#[test]
+fn a_template_that_cannot_be_used_gives_way_to_plain_text_where_there_is_no_form() {
+    for template in ["{% bad", "{{ 'x' * 10 ** 9 }}", "{{ messages[-1].content | upper }}"] {
+        let chat = family("llama", &["<s>", "</s>"], |file| {
+            file.set("tokenizer.chat_template", tiny::text(template));
+        });
+        noted(&chat, "the file's chat template ");
+        noted(&chat, "; the model goes on with what is said");
+        assert_eq!(prompt(&chat, &TALK[1..2]), "<s>Hello ");
     }
 }
 

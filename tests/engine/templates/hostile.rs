@@ -1,6 +1,7 @@
-//! Templates that try to hang the daemon, to take its memory or its stack: each is an error at load, soon.
+//! Templates that try to hang the daemon, to take its memory or its stack: each is told from a
+//! sound one at load, soon, and not used.
 
-use super::read;
+use super::{NOT_USED, read};
 use crate::allocations;
 
 /// Beyond this no single piece of memory may be ordered: fuel pays for some 4 MB.
@@ -11,9 +12,8 @@ const MOST: usize = 16 << 20;
 fn refused(template: &str) {
     let (read, largest) = allocations::largest(|| read(template));
     let shown: String = template.chars().take(120).collect();
-    let Err(error) = read else { panic!("not refused: {shown}") };
-    let said = error.to_string();
-    assert!(said.starts_with("metadata key tokenizer.chat_template: "), "{said}: {shown}");
+    let Err(said) = read else { panic!("not refused: {shown}") };
+    assert!(said.starts_with(NOT_USED), "{said}: {shown}");
     assert!(said.len() < 600 && !said.contains(char::is_control), "{said:?}: {shown}");
     assert!(largest < MOST, "{largest} bytes at once: {shown}");
 }
@@ -194,7 +194,7 @@ fn nothing_outside_the_template_is_reached() {
 }
 
 #[test]
-fn what_is_no_template_is_an_error_with_its_line() {
+fn what_is_no_template_is_noted_with_its_line() {
     for (template, wanted) in [
         ("{{ messages[-1].content }", "expected end of variable block (line 1)"),
         ("a\nb\n{% if %}", "line 3"),
@@ -206,8 +206,8 @@ fn what_is_no_template_is_an_error_with_its_line() {
         ("", "leaves out what the user says"),
         ("{{ messages }}", "cannot be written"),
     ] {
-        let said = read(template).expect_err("no template").to_string();
+        let said = read(template).expect_err("no template");
         assert!(said.contains(wanted), "{wanted:?} is not in {said:?}");
-        assert!(said.contains("give the file a template"), "{said}");
+        assert!(said.ends_with("; the model goes on with what is said"), "{said}");
     }
 }

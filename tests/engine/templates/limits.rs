@@ -1,6 +1,6 @@
 //! What is said stays what it is, whatever a template does with it.
 
-use super::{prompt, read, tokenizer, turn};
+use super::{NOT_USED, prompt, read, tokenizer, turn};
 use crate::tiny;
 use bitnetd::engine::error::PromptError;
 use bitnetd::engine::tokenizer::Role;
@@ -82,8 +82,8 @@ fn a_template_that_changes_what_is_said_is_not_used() {
         "if '<think>' in messages[-1].content else 'x'",
     ] {
         let template = format!("{{% for m in messages %}}{{{{ m.content {how} }}}}\n{{% endfor %}}");
-        let said = read(&template).expect_err(how).to_string();
-        assert!(said.starts_with("metadata key tokenizer.chat_template: "), "{said}");
+        let said = read(&template).expect_err(how);
+        assert!(said.starts_with(NOT_USED), "{said}");
     }
 }
 
@@ -165,6 +165,35 @@ fn the_beginning_of_text_is_added_where_the_file_asks_for_it_and_only_once() {
     for add in [None, Some(true), Some(false)] {
         assert_eq!(template(with, add), "<|begin_of_text|>x");
     }
+}
+
+#[test]
+fn what_texts_begin_with_is_what_the_file_says_or_what_its_tokenizer_adds() {
+    let begin = |pre: Option<&str>, add: Option<bool>| {
+        let mut file = tiny::small();
+        match pre {
+            Some(pre) => file.set("tokenizer.ggml.pre", tiny::text(pre)),
+            None => file.remove("tokenizer.ggml.pre"),
+        }
+        if let Some(add) = add {
+            file.set("tokenizer.ggml.add_bos_token", tiny::flag(add));
+        }
+        tokenizer(&file).expect("sound").begin()
+    };
+    for pre in [Some("llama-bpe"), Some("falcon3"), Some("falcon-e"), Some("default"), None] {
+        assert_eq!(begin(pre, Some(true)), Some(258), "{pre:?}");
+        assert_eq!(begin(pre, Some(false)), None, "{pre:?}");
+    }
+    for pre in [Some("llama-bpe"), Some("llama3"), None] {
+        assert_eq!(begin(pre, None), Some(258), "{pre:?}");
+    }
+    for pre in [Some("falcon3"), Some("falcon-e"), Some("falcon_e"), Some("default")] {
+        assert_eq!(begin(pre, None), None, "{pre:?}");
+    }
+    let mut none = tiny::small();
+    none.remove("tokenizer.ggml.bos_token_id");
+    none.set("tokenizer.ggml.add_bos_token", tiny::flag(true));
+    assert_eq!(tokenizer(&none).expect("sound").begin(), None);
 }
 
 #[test]

@@ -209,10 +209,3 @@ fn template(folder: &Folder, given: Option<Templates>) -> Result<Option<String>,
         text => Ok(text),
     }
 }
-
-/// The chat template that BitNet b1.58 was trained on. Source: `tokenizer_config.json` of
-/// microsoft/bitnet-b1.58-2B-4T, in words of our own.
-pub(super) const BITNET_TEMPLATE: &str = "{% for message in messages %}\
-    {% if loop.first %}{{ bos_token }}{% endif %}\
-    {{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}\
-    {% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";

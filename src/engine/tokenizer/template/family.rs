@@ -7,8 +7,9 @@ use crate::engine::gguf::Gguf;
 /// The forms we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Family {
-    /// `User: …<|eot_id|>Assistant: `. Source: `LLM_CHAT_TEMPLATE_BITNET` of ik_llama.cpp; the
-    /// template inside the official file is wrong.
+    /// `User: …<|eot_id|>Assistant: `. Source: `LLM_CHAT_TEMPLATE_BITNET` of ik_llama.cpp and
+    /// `tokenizer_config.json` of microsoft/bitnet-b1.58-2B-4T; the template inside the official file is
+    /// wrong.
     BitNet,
     /// The same for a vocabulary without the mark: a turn ends with its line.
     BitNetLines,
@@ -41,6 +42,8 @@ impl Family {
             // BitNet's vocabulary has Llama 3's marks too, but was not trained with them.
             "bitnet-b1.58" | "bitnet-25" if marks(&["<|eot_id|>"]) => Family::BitNet,
             "bitnet-b1.58" | "bitnet-25" => Family::BitNetLines,
+            // What llama.cpp's own converter calls 2B-4T, and 1bitLLM's models, whose vocabulary is another.
+            "bitnet" if marks(&["<|begin_of_text|>", "<|eot_id|>"]) => Family::BitNet,
             _ if marks(&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]) => Family::Llama3,
             _ if marks(&["<|user|>", "<|assistant|>"]) => Family::Falcon3,
             _ if marks(&["<|im_start|>", "<|im_end|>"]) => Family::ChatMl,
@@ -60,8 +63,10 @@ impl Family {
     pub fn form(self) -> &'static str {
         match self {
             Family::BitNet => {
-                "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}<|eot_id|>\
-                 {% endfor %}Assistant: "
+                // Whole as a file must have it, for `convert` writes it into files.
+                "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
+                 {{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}\
+                 {% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
             }
             Family::BitNetLines => {
                 "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}{{ '\\n' }}\
