@@ -43,6 +43,21 @@ fn plan() -> Plan {
     Plan::checkpoint(&folder("llama-tiny-packed"), &options()).expect("a sound checkpoint")
 }
 
+/// Opens the part file. Tests beside this one start programs, and between its fork and its exec such a child
+/// holds the lock of a run that has just ended.
+fn claim(folder: &Folder) -> Part {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        match Part::open(&folder.out()) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert!(std::time::Instant::now() < patience, "{error}");
+                std::thread::yield_now();
+            }
+            opened => return opened.expect("a new file"),
+        }
+    }
+}
+
 /// Runs a plan and gives how many tensors were found and how many written, but not the file its name.
 fn run(folder: &Folder, plan: &Plan, origin: &str) -> (usize, usize) {
     let (mut found, mut written) = (0, std::collections::BTreeSet::new());
@@ -51,7 +66,7 @@ fn run(folder: &Folder, plan: &Plan, origin: &str) -> (usize, usize) {
         Stage::Writing => drop(written.insert(progress.tensor.to_owned())),
         Stage::Checking => {}
     };
-    let mut part = Part::open(&folder.out()).expect("a new file");
+    let mut part = claim(folder);
     let checksum = part.write(plan, origin, &mut say).expect("a sound checkpoint");
     let bytes = fs::read(folder.part()).expect("just written");
     let sum: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
