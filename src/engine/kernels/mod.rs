@@ -111,6 +111,11 @@ impl Kernels {
         self.name
     }
 
+    /// Tokens to multiply at a time: whole tiles, eight at least.
+    pub fn tokens(&self) -> usize {
+        8usize.next_multiple_of(self.ternary[0].0)
+    }
+
     /// Ternary rows times quantised rows.
     ///
     /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:

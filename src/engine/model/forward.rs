@@ -6,11 +6,9 @@ use super::{Activation, Model};
 use crate::engine::ops::{self, Quantized};
 use crate::engine::quant::packed_row;
 
-/// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough
-/// rows to cost nothing.
-const TILE: usize = 768;
-/// Tokens of one tile: whole tiles of the kernels, whose largest have 4, 6 and 8.
-const TILE_TOKENS: usize = 24;
+/// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough rows to
+/// cost nothing: base NEON prepares something for each call, and wants 256 rows of eight tokens.
+const TILE: usize = 2048;
 /// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
 const DENSE_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
@@ -149,8 +147,9 @@ impl Model {
         self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
             let mut dots = [0i32; TILE];
             let (first, end) = (stripe.cols().start, stripe.cols().end);
-            for rows in chunks(first..end, TILE / n.min(TILE_TOKENS)) {
-                for tokens in chunks(0..n, TILE_TOKENS) {
+            let step = self.kernels.tokens();
+            for rows in chunks(first..end, TILE / n.min(step)) {
+                for tokens in chunks(0..n, step) {
                     let dots = &mut dots[..rows.len() * tokens.len()];
                     let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
                     self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
