@@ -161,8 +161,8 @@ impl Matrix {
         let (rows, cols) = (self.rows, self.cols);
         let mut packed = match kind {
             TensorType::I2S => self.pack_i2s(data, layout),
-            TensorType::Tq1 => quant::pack_tq1(data, rows, cols),
-            TensorType::Tq2 => quant::pack_tq2(data, rows, cols),
+            TensorType::Tq1 => quant::pack_tq1(data),
+            TensorType::Tq2 => quant::pack_tq2(data),
             kind => quant::pack_dense(data, numbers(kind), rows, cols),
         }?;
         packed.scale *= factor;

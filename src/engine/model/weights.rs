@@ -413,8 +413,8 @@ fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, 
 fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::Packed, String> {
     match (kind, Numbers::of(kind)) {
         (_, Some(numbers)) => quant::pack_dense(data, numbers, rows, cols),
-        (TensorType::Tq1, _) => quant::pack_tq1(data, rows, cols),
-        (TensorType::Tq2, _) => quant::pack_tq2(data, rows, cols),
+        (TensorType::Tq1, _) => quant::pack_tq1(data),
+        (TensorType::Tq2, _) => quant::pack_tq2(data),
         _ => unreachable!("I2_S is read by a function of its own"),
     }
 }

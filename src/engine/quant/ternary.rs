@@ -75,9 +75,12 @@ pub fn find_code_3(packed: &[u8]) -> Option<usize> {
     rest.iter().position(|b| b & b >> 1 & 0x55 != 0).map(|at| start + at)
 }
 
+/// A byte of four zeros.
+const ZEROS: u8 = 0b01_01_01_01;
+
 /// Whether packed codes stand for nothing but zeros.
 pub fn all_zeros(packed: &[u8]) -> bool {
-    packed.iter().all(|byte| *byte == 0b01_01_01_01)
+    packed.iter().all(|byte| *byte == ZEROS)
 }
 
 /// Packed weights with their one scale.
@@ -125,48 +128,61 @@ pub fn pack_i2s_rows4(data: &[u8], cols: usize, scale: f32) -> Packed {
     Packed { bytes, scale }
 }
 
-/// Repacks TQ2_0.
-pub fn pack_tq2(data: &[u8], rows: usize, cols: usize) -> Result<Packed, String> {
+/// Repacks TQ2_0; rows are whole blocks.
+pub fn pack_tq2(data: &[u8]) -> Result<Packed, String> {
     let (blocks, _) = data.as_chunks::<TQ2_BYTES>();
     if let Some(at) = blocks.iter().position(|block| find_code_3(&block[..64]).is_some()) {
         return Err(format!("block {at}: holds the undefined code 3; the file is damaged"));
     }
     let scale = one_scale(blocks.iter().map(|block| [block[64], block[65]]))?;
-    let bytes = pack(rows, cols, |row, col| {
-        let at = row * cols + col;
-        let (block, j) = (&blocks[at / TQ_BLOCK], at % TQ_BLOCK);
-        if block[64..] == [0, 0] {
-            return 1; // a block of zeros has no scale, and its codes mean nothing
+    // A byte of theirs holds the same four weights as one of ours, the other way round.
+    let turned = |byte: u8| byte << 6 | (byte & 0x0c) << 2 | (byte & 0x30) >> 2 | byte >> 6;
+    let mut bytes = vec![ZEROS; blocks.len() * TQ_BLOCK / 4];
+    for (block, to) in blocks.iter().zip(bytes.as_chunks_mut::<{ TQ_BLOCK / 4 }>().0) {
+        // A block of zeros has no scale, and its codes mean nothing.
+        if block[64..] != [0, 0] {
+            to.iter_mut().zip(block).for_each(|(to, byte)| *to = turned(*byte));
         }
-        block[j / 128 * 32 + j % 32] >> (2 * (j % 128 / 32)) & 3
-    });
+    }
     Ok(Packed { bytes, scale })
 }
 
-/// Repacks TQ1_0.
-pub fn pack_tq1(data: &[u8], rows: usize, cols: usize) -> Result<Packed, String> {
+/// Repacks TQ1_0; rows are whole blocks.
+pub fn pack_tq1(data: &[u8]) -> Result<Packed, String> {
     let (blocks, _) = data.as_chunks::<TQ1_BYTES>();
     let scale = one_scale(blocks.iter().map(|block| [block[52], block[53]]))?;
-    let bytes = pack(rows, cols, |row, col| {
-        let at = row * cols + col;
-        let (block, j) = (&blocks[at / TQ_BLOCK], at % TQ_BLOCK);
-        if block[52..] == [0, 0] { 1 } else { tq1_code(block, j) }
-    });
+    let mut bytes = vec![ZEROS; blocks.len() * TQ_BLOCK / 4];
+    for (block, to) in blocks.iter().zip(bytes.as_chunks_mut::<{ TQ_BLOCK / 4 }>().0) {
+        if block[52..] == [0, 0] {
+            continue;
+        }
+        let codes = tq1_codes(block);
+        for (codes, to) in codes.as_chunks::<BLOCK>().0.iter().zip(to.as_chunks_mut::<BLOCK_BYTES>().0) {
+            for (j, to) in to.iter_mut().enumerate() {
+                let code = |group: usize| codes[group * BLOCK_BYTES + j];
+                *to = code(0) << 6 | code(1) << 4 | code(2) << 2 | code(3);
+            }
+        }
+    }
     Ok(Packed { bytes, scale })
 }
 
-/// Code of element `j` of a TQ1_0 block: the first 160 are five trits to each of 32 bytes, the next
-/// 80 five to each of 16, the last 16 four to each of 4. Trits are stored as a fixed-point fraction,
-/// so that multiplying by a power of three shifts the wanted one to the front.
-fn tq1_code(block: &[u8; TQ1_BYTES], j: usize) -> u8 {
-    let (byte, trit) = match j {
-        0..160 => (j % 32, j / 32),
-        160..240 => (32 + (j - 160) % 16, (j - 160) / 16),
-        _ => (48 + (j - 240) % 4, (j - 240) / 4),
-    };
-    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    let fraction = block[byte].wrapping_mul(POWERS[trit]);
-    ((u16::from(fraction) * 3) >> 8) as u8
+/// Codes of a TQ1_0 block: the first 160 are five trits to each of 32 bytes, the next 80 five to each of
+/// 16, the last 16 four to each of 4. Trits are stored as a fixed-point fraction, so that multiplying by
+/// a power of three shifts the wanted one to the front.
+fn tq1_codes(block: &[u8; TQ1_BYTES]) -> [u8; TQ_BLOCK] {
+    let mut codes = [0; TQ_BLOCK];
+    for (from, to) in [(&block[..32], 0..160), (&block[32..48], 160..240), (&block[48..52], 240..256)] {
+        let mut power = 1u8;
+        for codes in codes[to].chunks_exact_mut(from.len()) {
+            for (code, byte) in codes.iter_mut().zip(from) {
+                let fraction = byte.wrapping_mul(power);
+                *code = ((u16::from(fraction) * 3) >> 8) as u8;
+            }
+            power = power.wrapping_mul(3);
+        }
+    }
+    codes
 }
 
 /// Whether rows of numbers are meant as ternary, by the first that holds anything: it is all -s, 0
@@ -375,8 +391,8 @@ mod tests {
     fn blocks_with_different_scales_are_no_bitnet_tensor() {
         let mut data = vec![0u8; 2 * TQ2_BYTES];
         data[64..66].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
-        assert_eq!(pack_tq2(&data, 2, 256).expect("a block of zeros has no scale").scale, 0.5);
+        assert_eq!(pack_tq2(&data).expect("a block of zeros has no scale").scale, 0.5);
         data[130..132].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
-        assert!(pack_tq2(&data, 2, 256).is_err());
+        assert!(pack_tq2(&data).is_err());
     }
 }
