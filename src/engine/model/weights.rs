@@ -342,7 +342,7 @@ impl Loader<'_> {
     }
 }
 
-/// Refuses a file that [`Weights::load`] would refuse for its tensors' names, types and shapes, for its
+/// Refuses a file that loading would refuse for its tensors' names, types and shapes, for its
 /// norms, or for having no ternary matrix; the matrices are not read.
 pub fn check_tensors(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
     refuse_other_models(file)?;
