@@ -6,8 +6,9 @@
 //!
 //! Deliberately decides nothing for models that were never trained: no layout makes those foresee.
 
+use super::error::LoadError;
 use super::gguf::Gguf;
-use super::model::{Layout, Model};
+use super::model::{EMBEDDING, Layout, Model};
 use super::quant::{Numbers, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
@@ -51,12 +52,12 @@ impl Figure {
 }
 
 /// What blind guessing among `vocab` tokens costs, in nats a token.
-pub fn chance(vocab: usize) -> f64 {
+fn chance(vocab: usize) -> f64 {
     (vocab as f64).ln()
 }
 
 /// Whether a figure shows that the model foretells.
-pub fn foretells(figure: &Figure, vocab: usize) -> bool {
+fn foretells(figure: &Figure, vocab: usize) -> bool {
     figure.nats < FORETOLD * chance(vocab)
 }
 
@@ -73,11 +74,21 @@ pub fn choose(figures: &[Figure], vocab: usize) -> Option<Layout> {
     ahead.then_some(first.layout)
 }
 
-/// What is wrong with a trained model that foretells in no layout; `figures` says how little.
-pub fn damaged(figures: &str) -> String {
-    format!(
-        "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance level \
-         ({figures}); fetch it again, or name the layout by hand to use it all the same"
+/// The figures in a few words.
+pub(super) fn said(figures: &[Figure], vocab: usize) -> String {
+    let each = figures.iter().map(|f| format!("{}: {:.0}, ", f.layout.name(), f.perplexity()));
+    format!("{}blind guessing {vocab}", each.collect::<String>())
+}
+
+/// What is wrong with a trained model that foretells in no layout.
+pub(super) fn damaged(figures: &[Figure], vocab: usize) -> LoadError {
+    let said = said(figures, vocab);
+    LoadError::new(
+        "I2_S weights",
+        format!(
+            "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance level \
+             ({said}); fetch it again, or name the layout by hand to use it all the same"
+        ),
     )
 }
 
@@ -110,7 +121,7 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
 /// Whether the weights were trained: then the rows of the embedding differ in length, those of common words
 /// from those of rare ones, and the last norm is no longer the ones it began with.
 pub(super) fn is_trained(file: &Gguf) -> bool {
-    let Some(table) = file.tensor("token_embd.weight") else { return true };
+    let Some(table) = file.tensor(EMBEDDING) else { return true };
     let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
     let Some(width) = kind.row_bytes(*cols) else { return true };
     let bytes = file.data(table);

@@ -167,7 +167,7 @@ impl ModelFile {
     /// Loads it. The calling thread becomes the first of the computing ones.
     pub fn load(self, options: &Options) -> Result<Engine, LoadError> {
         let loaded = self.load_as(self.layout.unwrap_or_default(), options).and_then(|engine| {
-            match self.layout.is_none() && check::has_layout(&self.file) {
+            match self.layout.is_none() && self.has_layout() {
                 true => self.settle(engine),
                 false => Ok(engine),
             }
@@ -178,7 +178,7 @@ impl ModelFile {
     /// How well the model foretells a built-in text in each layout that its I2_S weights may have, or
     /// as it is where it has none.
     pub fn check(&self, options: &Options) -> Result<Vec<Figure>, LoadError> {
-        let layouts = if check::has_layout(&self.file) { &Layout::ALL[..] } else { &Layout::ALL[..1] };
+        let layouts = if self.has_layout() { &Layout::ALL[..] } else { &Layout::ALL[..1] };
         let measured = self.load_as(layouts[0], options).and_then(|mut engine| {
             let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, layouts[0])];
             for layout in &layouts[1..] {
@@ -187,6 +187,19 @@ impl ModelFile {
             Ok(figures)
         });
         measured.map_err(|error| error.within(&self.place))
+    }
+
+    /// Whether any of its matrices is I2_S, and so has a layout.
+    pub fn has_layout(&self) -> bool {
+        check::has_layout(&self.file)
+    }
+
+    /// Why a model with such figures, see [`ModelFile::check`], is refused: it was trained, and foretells in
+    /// no layout.
+    pub fn refusal(&self, figures: &[Figure]) -> Option<LoadError> {
+        let vocab = self.shape.vocab;
+        let refused = self.is_trained() && check::choose(figures, vocab).is_none();
+        refused.then(|| check::damaged(figures, vocab).within(&self.place))
     }
 
     /// Whether the weights were trained: drawn at random they foretell nothing in any layout.
@@ -210,20 +223,14 @@ impl ModelFile {
             }
             engine = self.figure(engine, *layout, &mut figures)?;
         }
-        let said = figures.iter().map(|f| format!("{}: {:.0}", f.layout.name(), f.perplexity()));
-        let said = format!("{}, blind guessing {vocab}", said.collect::<Vec<_>>().join(", "));
-        match check::choose(&figures, vocab) {
-            Some(layout) if layout == Layout::default() => Ok(engine),
-            Some(layout) => {
-                let name = layout.name();
-                engine.notes.push(format!(
-                    "I2_S weights are in the layout {name} (perplexity of a short text as {said}); name it to start \
-                     sooner"
-                ));
-                Ok(engine)
-            }
-            None => Err(LoadError::new("I2_S weights", check::damaged(&said))),
+        let layout = check::choose(&figures, vocab).ok_or_else(|| check::damaged(&figures, vocab))?;
+        if layout != Layout::default() {
+            let (name, said) = (layout.name(), check::said(&figures, vocab));
+            engine.notes.push(format!(
+                "I2_S weights are in the layout {name} (perplexity of a short text as {said}); name it to start sooner"
+            ));
         }
+        Ok(engine)
     }
 
     /// Reads the weights again in another layout and measures; one that the shapes rule out is passed over.
@@ -274,7 +281,9 @@ impl ModelFile {
         if model::has_duplicate_head(&self.file) {
             notes.push("the head is a copy of the embedding, and is left in the file".into());
         }
-        if model::is_renamed_b158(&self.file, &self.shape.arch) {
+        if model::is_renamed_b158(&self.file, &self.shape.arch)
+            && self.shape.activation == model::Activation::SquaredRelu
+        {
             notes.push("architecture bitnet with Llama 3's vocabulary: taken for BitNet-b1.58-2B-4T".into());
         }
         let dense = model.dense_matrices();

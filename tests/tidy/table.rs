@@ -20,7 +20,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/model",     &["engine::error", "engine::gguf", "engine::quant", "engine::kernels", "engine::ops", "engine::pool"]),
     ("engine/session",   &["engine::error", "engine::model", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),
-    ("engine/check",     &["engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
+    ("engine/check",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.
     ("engine/mod",       &["engine"]),
     ("engine/shapes",    &["engine::error", "engine::gguf", "engine::quant"]),

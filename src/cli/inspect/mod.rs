@@ -5,10 +5,9 @@ mod text;
 use super::model::layout_arg;
 use super::{Failure, host, print};
 use crate::daemon::Plan;
-use crate::engine::check;
+use crate::engine::check::{Figure, choose};
 use crate::engine::gguf::{Gguf, Map, TEXT, Value};
 use crate::engine::model::Layout;
-use crate::engine::quant::TensorType;
 use crate::engine::tokenizer::Tokenizer;
 use crate::engine::{ModelFile, Options, Source};
 use serde::Serialize;
@@ -241,17 +240,12 @@ fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(),
     });
     said.memory = Some(memory(file));
     said.tokenizer = Some(tokenizer(&file.tokenizer()?));
-    let has_layout = file.file().tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
-    said.i2s_layout = has_layout.then(|| file.layout().map_or("auto", Layout::name));
+    said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
-        let check = measure(file)?;
-        let damaged = check.trained && check.layout.is_none();
-        let figures = check.layouts.iter().map(|f| format!("{}: {:.0}", f.layout, f.perplexity));
-        let figures = figures.collect::<Vec<_>>().join(", ");
-        said.check = Some(check);
-        if damaged {
-            let message = format!("{}: {}", said.file, check::damaged(&figures));
-            return Err(Failure { code: 3, message });
+        let figures = file.check(&Options { threads: host::processors(), pin: false, kernel: None })?;
+        said.check = Some(check(file, &figures));
+        if let Some(refusal) = file.refusal(&figures) {
+            return Err(refusal.into());
         }
     }
     Ok(())
@@ -293,16 +287,15 @@ fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
     }
 }
 
-fn measure(file: &ModelFile) -> Result<Check, Failure> {
-    let figures = file.check(&Options { threads: host::processors(), pin: false, kernel: None })?;
+fn check(file: &ModelFile, figures: &[Figure]) -> Check {
     let chance = file.shape().vocab;
     let layouts = figures
         .iter()
         .map(|figure| LayoutFigure { layout: figure.layout.name(), perplexity: figure.perplexity() });
-    Ok(Check {
+    Check {
         trained: file.is_trained(),
         chance,
         layouts: layouts.collect(),
-        layout: check::choose(&figures, chance).map(Layout::name),
-    })
+        layout: choose(figures, chance).map(Layout::name),
+    }
 }
