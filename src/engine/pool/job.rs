@@ -1,0 +1,218 @@
+//! The one job that the threads share: how its parts are handed out, and how threads wait.
+//!
+//! A thread that waits looks at the job for a short while, then parks. Waking it takes a system call, so
+//! nobody calls the system for a thread that is still looking: each says that it parks before its last look,
+//! and whoever changes what it looks at asks for that after the change. Both sides do this in sequential
+//! consistency, so at least one of the two sees what the other did.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// Most parts of one job: the job word has 16 bits for them.
+pub(super) const MAX_PARTS: usize = u16::MAX as usize;
+/// How long a thread looks before it parks: longer than the work of one thread between two jobs of a decode
+/// step. Waking a parked thread costs 5 to 50 microseconds, looking longer only burns power.
+const SPIN: Duration = Duration::from_micros(50);
+/// Looks between two readings of the clock, which costs as much as some of them.
+const LOOKS: u32 = 32;
+
+/// What computes one part of a job.
+pub(super) type Body<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// The job word: generation (32 bits), number of parts (16), parts handed out (16).
+fn word(generation: u64, parts: u64, next: u64) -> u64 {
+    (generation & 0xffff_ffff) << 32 | parts << 16 | next
+}
+
+/// A helper's place in the pool, on a cache line of its own: its thread writes it while others look at the job.
+#[derive(Default)]
+#[repr(align(128))]
+struct Seat {
+    parked: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// What the threads of one pool share.
+pub(super) struct Shared {
+    job: AtomicU64,
+    /// The body of the current job: a pointer to a `Body` on the caller's stack, valid while a part
+    /// of its generation is unfinished.
+    body: AtomicPtr<()>,
+    finished: AtomicUsize,
+    /// Helpers with a lower index take parts; the others stay parked.
+    active: AtomicUsize,
+    closing: AtomicBool,
+    /// The thread that runs the current job, once it parks.
+    caller: Mutex<Option<Thread>>,
+    caller_parked: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    seats: Box<[Seat]>,
+}
+
+impl Shared {
+    pub fn new(helpers: usize) -> Self {
+        Shared {
+            job: AtomicU64::new(0),
+            body: AtomicPtr::new(std::ptr::null_mut()),
+            finished: AtomicUsize::new(0),
+            active: AtomicUsize::new(helpers),
+            closing: AtomicBool::new(false),
+            caller: Mutex::new(None),
+            caller_parked: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            seats: (0..helpers).map(|_| Seat::default()).collect(),
+        }
+    }
+
+    /// Helpers that take parts.
+    pub fn active(&self) -> usize {
+        self.active.load(Relaxed)
+    }
+
+    /// From the next job on, only `helpers` of them take parts.
+    pub fn set_active(&self, helpers: usize) {
+        self.active.store(helpers.min(self.seats.len()), SeqCst);
+    }
+
+    /// Computes a job. The caller sees to it that there is one at a time.
+    pub fn run(&self, parts: usize, body: Body<'_>) {
+        let generation = (self.job.load(Relaxed) >> 32) + 1;
+        let body_at: *const Body<'_> = &body;
+        self.finished.store(0, Relaxed);
+        self.body.store(body_at.cast_mut().cast(), Relaxed);
+        // Publishes the two stores above to whoever takes a part. The first one is the caller's own.
+        self.job.store(word(generation, parts as u64, 1), SeqCst);
+        self.wake(self.active().min(parts - 1));
+        self.compute(0, parts);
+        while self.take_part() {}
+        self.wait_for(parts);
+        if let Some(panic) = lock(&self.panic).take() {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Wakes those of the first helpers that are parked, after a change they have to see.
+    fn wake(&self, helpers: usize) {
+        for seat in &self.seats[..helpers] {
+            if seat.parked.load(SeqCst)
+                && let Some(thread) = seat.thread.get()
+            {
+                thread.unpark();
+            }
+        }
+    }
+
+    /// Takes and computes one part of the current job; `false` when none is left to take.
+    fn take_part(&self) -> bool {
+        let mut job = self.job.load(Acquire);
+        loop {
+            let (parts, next) = (job >> 16 & 0xffff, job & 0xffff);
+            if next >= parts {
+                return false;
+            }
+            match self.job.compare_exchange_weak(job, job + 1, Acquire, Acquire) {
+                Ok(_) => {
+                    self.compute(next as usize, parts as usize);
+                    return true;
+                }
+                Err(now) => job = now,
+            }
+        }
+    }
+
+    fn compute(&self, part: usize, parts: usize) {
+        let body = self.body.load(Relaxed).cast::<Body<'_>>();
+        // SAFETY: taking the part succeeded, so its generation is the current one and this part is
+        // unfinished; the caller of `run` leaves, and its body with it, only when all parts of the
+        // generation are finished. The store of the pointer happened before the job word was
+        // published, and is not overwritten until then.
+        let body = unsafe { *body };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(part))) {
+            let mut first = lock(&self.panic);
+            match *first {
+                None => *first = Some(panic),
+                // Dropping it could panic again, here where nobody catches it.
+                Some(_) => std::mem::forget(panic),
+            }
+        }
+        // Releases what the part wrote to the caller.
+        if self.finished.fetch_add(1, SeqCst) + 1 == parts
+            && self.caller_parked.load(SeqCst)
+            && let Some(caller) = &*lock(&self.caller)
+        {
+            caller.unpark();
+        }
+    }
+
+    fn wait_for(&self, parts: usize) {
+        let is_done = || self.finished.load(SeqCst) == parts;
+        if spin(is_done) {
+            return;
+        }
+        *lock(&self.caller) = Some(thread::current());
+        park(&self.caller_parked, is_done);
+    }
+
+    /// The life of helper `index`.
+    pub fn help(&self, index: usize) {
+        let seat = &self.seats[index];
+        seat.thread.get_or_init(thread::current);
+        let is_called = || self.has_work(index) || self.closing.load(SeqCst);
+        while !self.closing.load(Relaxed) {
+            while self.has_work(index) && self.take_part() {}
+            if !spin(is_called) {
+                park(&seat.parked, is_called);
+            }
+        }
+    }
+
+    /// Ends all helpers.
+    pub fn close(&self) {
+        self.closing.store(true, SeqCst);
+        self.wake(self.seats.len());
+    }
+
+    fn has_work(&self, index: usize) -> bool {
+        let job = self.job.load(SeqCst);
+        job & 0xffff < job >> 16 & 0xffff && index < self.active.load(SeqCst)
+    }
+}
+
+/// Looks for a short while; `false` when it did not come true.
+fn spin(is_so: impl Fn() -> bool) -> bool {
+    let mut started = None;
+    loop {
+        for _ in 0..LOOKS {
+            if is_so() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if started.get_or_insert_with(Instant::now).elapsed() >= SPIN {
+            return false;
+        }
+    }
+}
+
+/// Parks until it is so. `parked` asks whoever makes it so for a call.
+fn park(parked: &AtomicBool, is_so: impl Fn() -> bool) {
+    loop {
+        // Before the look: see the module.
+        parked.store(true, SeqCst);
+        if is_so() {
+            break;
+        }
+        thread::park();
+    }
+    parked.store(false, Relaxed);
+}
+
+/// Locks even after a panic elsewhere: the data behind these locks is whole at every step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,253 @@
+//! A fixed set of threads that compute parts of one job at a time, and park when there is none.
+//!
+//! The thread that calls [`Pool::run`] works too, and takes every part that no other thread has
+//! taken: a helper that the system does not schedule costs speed, never progress. Parts are handed
+//! out through one atomic word, so a late helper can neither see a finished job nor take a part of
+//! it. Deliberately knows nothing of what a part does.
+
+mod affinity;
+mod job;
+mod stripe;
+
+pub use affinity::{keep_to, processors};
+pub use stripe::Stripe;
+
+use job::{Body, MAX_PARTS, Shared, lock};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use stripe::SendPtr;
+
+/// The threads. Dropping it ends them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+    /// One job at a time.
+    caller: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool of `threads`, the caller's own counted. With `cpus`, thread `i` keeps to processor
+    /// `cpus[i % cpus.len()]`, the calling thread being thread 0; without, all keep to what the calling
+    /// thread keeps to.
+    pub fn new(threads: usize, cpus: &[usize]) -> io::Result<Self> {
+        let threads = threads.max(1);
+        let shared = Arc::new(Shared::new(threads - 1));
+        // Built first, so that an error half way ends the helpers that are there.
+        let mut pool = Pool { shared, helpers: Vec::new(), caller: Mutex::new(()) };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let cpu = cpus.get(index % cpus.len().max(1)).copied();
+            let name = format!("compute-{index}");
+            let helper = thread::Builder::new().name(name).spawn(move || {
+                keep_to(cpu.as_slice());
+                shared.help(index - 1);
+            })?;
+            pool.helpers.push(helper);
+        }
+        keep_to(&cpus[..cpus.len().min(1)]);
+        Ok(pool)
+    }
+
+    /// Threads there are, the caller's own counted.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Threads that jobs use, the caller's own counted: all, unless [`Pool::set_active`] said otherwise.
+    pub fn active(&self) -> usize {
+        self.shared.active() + 1
+    }
+
+    /// Lets jobs use `threads` from now on, at least the caller's own and at most those there are; the
+    /// others stay parked. No result may depend on it.
+    pub fn set_active(&self, threads: usize) {
+        self.shared.set_active(threads.max(1) - 1);
+    }
+
+    /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any threads; returns when all are done.
+    /// A panic in a part is raised again here after the others are done; the pool stays usable.
+    /// A body must not call this again: it would wait for itself.
+    pub fn run(&self, parts: usize, body: Body<'_>) {
+        if self.shared.active() == 0 || parts <= 1 {
+            (0..parts).for_each(body);
+            return;
+        }
+        assert!(parts <= MAX_PARTS, "{parts} parts in one job");
+        let _one_at_a_time = lock(&self.caller);
+        self.shared.run(parts, body);
+    }
+
+    /// Splits `out` into pieces of `size` and hands each with its index to `body`; at least `grain`
+    /// pieces go to one thread.
+    pub fn pieces<T: Send>(
+        &self,
+        out: &mut [T],
+        size: usize,
+        grain: usize,
+        body: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        assert!(size > 0 && out.len().is_multiple_of(size), "{} in pieces of {size}", out.len());
+        self.stripes(out, out.len(), size * grain, |mut stripe| {
+            for (index, piece) in (stripe.cols().start / size..).zip(stripe.row(0).chunks_exact_mut(size)) {
+                body(index, piece);
+            }
+        });
+    }
+
+    /// Splits a row-major matrix `[rows, width]` into stripes of columns, each starting at a
+    /// multiple of `grain`, and hands them to `body`; about two for each thread, so that one slow
+    /// thread does not hold up the rest.
+    pub fn stripes<T: Send>(
+        &self,
+        out: &mut [T],
+        width: usize,
+        grain: usize,
+        body: impl Fn(Stripe<'_, T>) + Sync,
+    ) {
+        if out.is_empty() {
+            return;
+        }
+        assert!(grain > 0 && out.len().is_multiple_of(width), "{} in rows of {width}", out.len());
+        let grains = width.div_ceil(grain);
+        let wanted = if self.active() == 1 { 1 } else { 2 * self.active() };
+        let per_part = grains.div_ceil(wanted) * grain;
+        let rows = out.len() / width;
+        let start = SendPtr::new(out);
+        self.run(width.div_ceil(per_part), &|part| {
+            let cols = part * per_part..((part + 1) * per_part).min(width);
+            // SAFETY: `out` has `rows` rows of `width`, and the columns of two parts do not meet.
+            body(unsafe { start.stripe(width, rows, cols) });
+        });
+    }
+
+    /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
+    /// parts, each on its own thread, one after the other. `None` where only one thread is active.
+    pub fn hand_over(&self, rounds: usize) -> Option<Duration> {
+        if self.active() == 1 || rounds == 0 {
+            return None;
+        }
+        let mut times: Vec<Duration> = (0..rounds).map(|_| self.hand_over_once()).collect();
+        times.sort_unstable();
+        Some(times[rounds / 2])
+    }
+
+    fn hand_over_once(&self) -> Duration {
+        let is_taken = AtomicBool::new(false);
+        let started = Instant::now();
+        self.run(2, &|part| match part {
+            // Otherwise this thread would be done with both before another has seen the job.
+            0 => wait_a_moment(|| is_taken.load(Ordering::Relaxed)),
+            _ => is_taken.store(true, Ordering::Relaxed),
+        });
+        started.elapsed()
+    }
+}
+
+/// Not for ever: the other thread may not be scheduled.
+fn wait_a_moment(is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() && started.elapsed() < Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.close();
+        for helper in self.helpers.drain(..) {
+            // A helper catches the panics of its parts; one of its own has nothing left to stop.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicUsize;
+
+    fn pool(threads: usize) -> Pool {
+        Pool::new(threads, &[]).expect("threads can be started")
+    }
+
+    #[test]
+    fn every_part_is_computed_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = pool(threads);
+            for round in 0..300 {
+                let parts = round % 17;
+                let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(parts, &|part| {
+                    counts[part].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_part_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = pool(3);
+        let finished = AtomicUsize::new(0);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(8, &|part| {
+                assert_ne!(part, 5, "part five fails");
+                finished.fetch_add(1, Ordering::Relaxed);
+            });
+        }));
+        assert!(caught.is_err());
+        assert_eq!(finished.load(Ordering::Relaxed), 7);
+        let again = AtomicUsize::new(0);
+        pool.run(8, &|_| {
+            again.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(again.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn parked_helpers_wake_for_the_next_job() {
+        let pool = pool(2);
+        for _ in 0..5 {
+            // Longer than a helper spins.
+            thread::park_timeout(std::time::Duration::from_millis(20));
+            let seen = Mutex::new(std::collections::HashSet::new());
+            pool.run(2, &|_| {
+                lock(&seen).insert(thread::current().id());
+                thread::park_timeout(std::time::Duration::from_millis(50));
+            });
+            assert!(!lock(&seen).is_empty());
+        }
+    }
+
+    #[test]
+    fn stripes_cover_a_matrix_once() {
+        let pool = pool(3);
+        for (rows, width, grain) in [(1, 1, 1), (3, 100, 16), (2, 7, 64), (5, 33, 4)] {
+            let mut out = vec![0u32; rows * width];
+            pool.stripes(&mut out, width, grain, |mut stripe| {
+                assert_eq!(stripe.cols().start % grain, 0);
+                for row in 0..rows {
+                    stripe.row(row).iter_mut().for_each(|x| *x += 1);
+                }
+            });
+            assert!(out.iter().all(|x| *x == 1));
+        }
+    }
+
+    #[test]
+    fn pieces_come_with_their_index() {
+        let mut out = vec![0usize; 12];
+        pool(2).pieces(&mut out, 3, 1, |index, piece| piece.fill(index));
+        assert_eq!(out, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]);
+    }
+}

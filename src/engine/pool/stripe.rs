@@ -1,0 +1,53 @@
+//! Disjoint columns of one matrix, for parts that write at the same time.
+
+use std::ops::Range;
+
+/// Some columns of a row-major matrix; no other stripe of the same job shares an element with it.
+#[derive(Debug)]
+pub struct Stripe<'a, T> {
+    start: *mut T,
+    width: usize,
+    rows: usize,
+    cols: Range<usize>,
+    matrix: std::marker::PhantomData<&'a mut [T]>,
+}
+
+impl<T> Stripe<'_, T> {
+    /// Its columns.
+    pub fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
+    /// Its part of a row: `[cols.len()]`.
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows);
+        // SAFETY: `start` points to `rows * width` elements borrowed mutably for the whole job;
+        // `row` and `cols` lie within them, stripes of one job have disjoint columns, and this
+        // borrow of the stripe keeps its own rows from being handed out twice at a time.
+        unsafe {
+            let first = self.start.add(row * self.width + self.cols.start);
+            std::slice::from_raw_parts_mut(first, self.cols.len())
+        }
+    }
+}
+
+/// A matrix on its way to the threads that get its stripes.
+pub(super) struct SendPtr<T>(*mut T);
+
+// SAFETY: only ever used to build stripes with disjoint elements of a `T: Send`.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    pub fn new(matrix: &mut [T]) -> Self {
+        SendPtr(matrix.as_mut_ptr())
+    }
+
+    /// The columns `cols` of the matrix.
+    ///
+    /// # Safety
+    /// The matrix has `rows` rows of `width` elements, `cols` lies within them, and no other stripe that
+    /// lives at the same time has one of these columns.
+    pub unsafe fn stripe(&self, width: usize, rows: usize, cols: Range<usize>) -> Stripe<'_, T> {
+        Stripe { start: self.0, width, rows, cols, matrix: std::marker::PhantomData }
+    }
+}
