@@ -29,9 +29,14 @@ fn word(generation: u64, parts: u64, next: u64) -> u64 {
     (generation & 0xffff_ffff) << 32 | parts << 16 | next
 }
 
-/// A helper's place in the pool, on a cache line of its own: its thread writes it while others look at the job.
+/// On a cache line of its own, or a pair where two are fetched at once: what one thread writes does not take
+/// from another what it only reads.
 #[derive(Default)]
 #[repr(align(128))]
+struct Line<T>(T);
+
+/// A helper's place in the pool.
+#[derive(Default)]
 struct Seat {
     parked: AtomicBool,
     thread: OnceLock<Thread>,
@@ -39,33 +44,41 @@ struct Seat {
 
 /// What the threads of one pool share.
 pub(super) struct Shared {
+    post: Line<Post>,
+    /// Finished parts of the current job.
+    finished: Line<AtomicUsize>,
+    /// Helpers with a lower index take parts; the others stay parked.
+    active: AtomicUsize,
+    closing: AtomicBool,
+    caller_parked: AtomicBool,
+    has_panicked: AtomicBool,
+    seats: Box<[Line<Seat>]>,
+    /// The thread that runs the current job, once it parks.
+    caller: Mutex<Option<Thread>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// What a new job changes.
+#[derive(Default)]
+struct Post {
     job: AtomicU64,
     /// The body of the current job: a pointer to a `Body` on the caller's stack, valid while a part
     /// of its generation is unfinished.
     body: AtomicPtr<()>,
-    finished: AtomicUsize,
-    /// Helpers with a lower index take parts; the others stay parked.
-    active: AtomicUsize,
-    closing: AtomicBool,
-    /// The thread that runs the current job, once it parks.
-    caller: Mutex<Option<Thread>>,
-    caller_parked: AtomicBool,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-    seats: Box<[Seat]>,
 }
 
 impl Shared {
     pub fn new(helpers: usize) -> Self {
         Shared {
-            job: AtomicU64::new(0),
-            body: AtomicPtr::new(std::ptr::null_mut()),
-            finished: AtomicUsize::new(0),
+            post: Line::default(),
+            finished: Line::default(),
             active: AtomicUsize::new(helpers),
             closing: AtomicBool::new(false),
-            caller: Mutex::new(None),
             caller_parked: AtomicBool::new(false),
+            has_panicked: AtomicBool::new(false),
+            seats: (0..helpers).map(|_| Line::default()).collect(),
+            caller: Mutex::new(None),
             panic: Mutex::new(None),
-            seats: (0..helpers).map(|_| Seat::default()).collect(),
         }
     }
 
@@ -81,24 +94,27 @@ impl Shared {
 
     /// Computes a job. The caller sees to it that there is one at a time.
     pub fn run(&self, parts: usize, body: Body<'_>) {
-        let generation = (self.job.load(Relaxed) >> 32) + 1;
+        let generation = (self.post.0.job.load(Relaxed) >> 32) + 1;
         let body_at: *const Body<'_> = &body;
-        self.finished.store(0, Relaxed);
-        self.body.store(body_at.cast_mut().cast(), Relaxed);
+        self.finished.0.store(0, Relaxed);
+        self.post.0.body.store(body_at.cast_mut().cast(), Relaxed);
         // Publishes the two stores above to whoever takes a part. The first one is the caller's own.
-        self.job.store(word(generation, parts as u64, 1), SeqCst);
+        self.post.0.job.store(word(generation, parts as u64, 1), SeqCst);
         self.wake(self.active().min(parts - 1));
         self.compute(0, parts);
         while self.take_part() {}
         self.wait_for(parts);
-        if let Some(panic) = lock(&self.panic).take() {
+        if self.has_panicked.load(Relaxed)
+            && let Some(panic) = lock(&self.panic).take()
+        {
+            self.has_panicked.store(false, Relaxed);
             resume_unwind(panic);
         }
     }
 
     /// Wakes those of the first helpers that are parked, after a change they have to see.
     fn wake(&self, helpers: usize) {
-        for seat in &self.seats[..helpers] {
+        for Line(seat) in &self.seats[..helpers] {
             if seat.parked.load(SeqCst)
                 && let Some(thread) = seat.thread.get()
             {
@@ -109,13 +125,13 @@ impl Shared {
 
     /// Takes and computes one part of the current job; `false` when none is left to take.
     fn take_part(&self) -> bool {
-        let mut job = self.job.load(Acquire);
+        let mut job = self.post.0.job.load(Acquire);
         loop {
             let (parts, next) = (job >> 16 & 0xffff, job & 0xffff);
             if next >= parts {
                 return false;
             }
-            match self.job.compare_exchange_weak(job, job + 1, Acquire, Acquire) {
+            match self.post.0.job.compare_exchange_weak(job, job + 1, Acquire, Acquire) {
                 Ok(_) => {
                     self.compute(next as usize, parts as usize);
                     return true;
@@ -126,7 +142,7 @@ impl Shared {
     }
 
     fn compute(&self, part: usize, parts: usize) {
-        let body = self.body.load(Relaxed).cast::<Body<'_>>();
+        let body = self.post.0.body.load(Relaxed).cast::<Body<'_>>();
         // SAFETY: taking the part succeeded, so its generation is the current one and this part is
         // unfinished; the caller of `run` leaves, and its body with it, only when all parts of the
         // generation are finished. The store of the pointer happened before the job word was
@@ -139,9 +155,10 @@ impl Shared {
                 // Dropping it could panic again, here where nobody catches it.
                 Some(_) => std::mem::forget(panic),
             }
+            self.has_panicked.store(true, Relaxed);
         }
         // Releases what the part wrote to the caller.
-        if self.finished.fetch_add(1, SeqCst) + 1 == parts
+        if self.finished.0.fetch_add(1, SeqCst) + 1 == parts
             && self.caller_parked.load(SeqCst)
             && let Some(caller) = &*lock(&self.caller)
         {
@@ -150,7 +167,7 @@ impl Shared {
     }
 
     fn wait_for(&self, parts: usize) {
-        let is_done = || self.finished.load(SeqCst) == parts;
+        let is_done = || self.finished.0.load(SeqCst) == parts;
         if spin(is_done) {
             return;
         }
@@ -160,7 +177,7 @@ impl Shared {
 
     /// The life of helper `index`.
     pub fn help(&self, index: usize) {
-        let seat = &self.seats[index];
+        let Line(seat) = &self.seats[index];
         seat.thread.get_or_init(thread::current);
         let is_called = || self.has_work(index) || self.closing.load(SeqCst);
         while !self.closing.load(Relaxed) {
@@ -178,7 +195,7 @@ impl Shared {
     }
 
     fn has_work(&self, index: usize) -> bool {
-        let job = self.job.load(SeqCst);
+        let job = self.post.0.job.load(SeqCst);
         job & 0xffff < job >> 16 & 0xffff && index < self.active.load(SeqCst)
     }
 }
