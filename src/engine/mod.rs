@@ -23,6 +23,7 @@ pub mod sampler;
 pub mod session;
 pub mod shapes;
 pub mod tokenizer;
+pub mod tuner;
 
 use check::Figure;
 use error::LoadError;
@@ -33,6 +34,7 @@ use pool::Pool;
 use session::Session;
 use std::path::PathBuf;
 use tokenizer::Tokenizer;
+use tuner::Threads;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -316,6 +318,13 @@ impl Engine {
     /// The layout in which its I2_S weights were read, named or found out.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// From now on finds out during its first passes how many threads are fastest, where `said` leaves it
+    /// open; a number that is said is used as it is. Without this call every pass uses all there are.
+    pub fn tuned(mut self, said: Threads) -> Self {
+        self.model.tune(said);
+        self
     }
 
     /// The model.

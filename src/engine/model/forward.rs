@@ -14,6 +14,8 @@ const DENSE_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
 /// 10 microseconds of work.
 const WORTH_SHARING: usize = 1 << 19;
+/// And below which a part of it is not worth taking.
+const WORTH_TAKING: usize = WORTH_SHARING / 8;
 /// Positions of the cache that are weighed together.
 const POSITIONS: usize = 64;
 
@@ -36,9 +38,12 @@ impl Model {
         self.embed(tokens, state);
         self.angles(n, state);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.attention(index, layer, n, state);
-            self.feed_forward(layer, n, state);
+            self.on_its_threads(n, || {
+                self.attention(index, layer, n, state);
+                self.feed_forward(layer, n, state);
+            });
         }
+        self.leave_layers();
         state.len += n;
     }
 
@@ -246,7 +251,10 @@ impl Model {
 
     /// Columns of a stripe: all of them when the work is too small to share.
     fn grain(&self, rows: usize, work_per_row: usize) -> usize {
-        if rows * work_per_row < WORTH_SHARING { rows } else { 16 }
+        if rows * work_per_row < WORTH_SHARING {
+            return rows;
+        }
+        (WORTH_TAKING / work_per_row).max(1).next_multiple_of(16)
     }
 }
 

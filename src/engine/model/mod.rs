@@ -4,6 +4,7 @@
 
 mod forward;
 mod state;
+mod threads;
 mod weights;
 
 pub use super::quant::Dense;
@@ -16,6 +17,8 @@ use super::kernels::Kernels;
 use super::ops::RopePairs;
 use super::pool::Pool;
 use super::quant::packed_row;
+use super::tuner::{Threads, Tuner};
+use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
@@ -277,6 +280,8 @@ pub struct Model {
     weights: Weights,
     kernels: Kernels,
     pool: Pool,
+    /// Locked for a moment around each layer.
+    tuner: Mutex<Tuner>,
 }
 
 impl Model {
@@ -284,16 +289,18 @@ impl Model {
     pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: Pool) -> Result<Self, LoadError> {
         let shape = Shape::read(file)?;
         let weights = Weights::load(file, &shape, layout)?;
-        Ok(Model { shape, weights, kernels, pool })
+        let all = Some(pool.threads());
+        let tuner = Tuner::new(pool.threads(), Threads { decode: all, prefill: all }).into();
+        Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
     /// Reads the weights of the same file again in another layout; those it has are dropped first, so
     /// that there is never more than one copy.
     pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
-        let Model { shape, weights, kernels, pool } = self;
+        let Model { shape, weights, kernels, pool, tuner } = self;
         drop(weights);
         let weights = Weights::load(file, &shape, layout)?;
-        Ok(Model { shape, weights, kernels, pool })
+        Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
     /// Its numbers.

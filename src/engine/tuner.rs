@@ -1,0 +1,259 @@
+//! How many threads a pass uses: tried out on the layers of the first real passes, then kept.
+//!
+//! All layers of a model do the same work, so neighbouring ones show which number of threads is fastest,
+//! whatever the batch and however long the context. Each candidate gets two layers in turn, and the second
+//! counts: in the first a parked thread may still be waking. The least time of a candidate stands for it,
+//! since whatever else runs on the machine only ever adds. Deliberately knows no clock and no threads: it is
+//! told what a layer took.
+
+use std::time::Duration;
+
+/// Tokens of a pass from which on arithmetic is the limit, and not the memory that delivers the weights:
+/// the kernels for many tokens take eight at a time.
+pub const PREFILL_TOKENS: usize = 8;
+
+/// Layers of a candidate that are timed. A step is short, so a neighbour can spoil many in a row; a layer of
+/// a prompt is long, and a short prompt should settle its number too.
+const DECODE_SAMPLES: usize = 16;
+const PREFILL_SAMPLES: usize = 4;
+/// More threads have to win by this much: they take power, and they take it from others.
+const WORTH_IT: f64 = 0.97;
+
+/// The numbers of threads of both kinds of passes.
+#[derive(Debug, Clone)]
+pub struct Tuner {
+    decode: Choice,
+    prefill: Choice,
+}
+
+/// What was found, or said from the start; `None` while it is being tried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Threads {
+    /// For one token after the other, and prompts of less than [`PREFILL_TOKENS`].
+    pub decode: Option<usize>,
+    /// For prompts.
+    pub prefill: Option<usize>,
+}
+
+/// One layer about to be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// Threads to use.
+    pub threads: usize,
+    /// Whether its time is wanted.
+    pub is_timed: bool,
+}
+
+impl Tuner {
+    /// Finds out what `said` leaves open, from 1 to `most` threads.
+    pub fn new(most: usize, said: Threads) -> Self {
+        Tuner {
+            decode: Choice::new(most, DECODE_SAMPLES, said.decode),
+            prefill: Choice::new(most, PREFILL_SAMPLES, said.prefill),
+        }
+    }
+
+    /// How to compute the next layer of a pass of `tokens`.
+    pub fn next(&self, tokens: usize) -> Trial {
+        let choice = if tokens < PREFILL_TOKENS { &self.decode } else { &self.prefill };
+        choice.next()
+    }
+
+    /// The layer was computed; `took` is asked for where [`Trial::is_timed`]. Allocates nothing.
+    pub fn note(&mut self, tokens: usize, took: Option<Duration>) {
+        let choice = if tokens < PREFILL_TOKENS { &mut self.decode } else { &mut self.prefill };
+        choice.note(tokens, took);
+    }
+
+    /// For what is one pass's own and no layer's, such as the head: the number found for decoding, or the
+    /// most there may be.
+    pub fn outside_layers(&self) -> usize {
+        self.decode.settled.unwrap_or(self.decode.most)
+    }
+
+    /// What is settled.
+    pub fn threads(&self) -> Threads {
+        Threads { decode: self.decode.settled, prefill: self.prefill.settled }
+    }
+}
+
+impl Threads {
+    /// Whether nothing is open.
+    pub fn is_settled(&self) -> bool {
+        self.decode.is_some() && self.prefill.is_some()
+    }
+}
+
+/// The number for one kind of pass.
+#[derive(Debug, Clone)]
+struct Choice {
+    most: usize,
+    settled: Option<usize>,
+    /// Rising.
+    candidates: Vec<Candidate>,
+    /// Timed layers that each candidate gets.
+    samples: usize,
+    /// Layers computed so far.
+    layers: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    threads: usize,
+    /// Least seconds of a layer for one token.
+    least: f64,
+}
+
+impl Choice {
+    fn new(most: usize, samples: usize, said: Option<usize>) -> Self {
+        let most = most.max(1);
+        let settled = said.or((most == 1).then_some(1));
+        let candidates = candidates(most).map(|threads| Candidate { threads, least: f64::INFINITY }).collect();
+        Choice { most, settled, candidates, samples, layers: 0 }
+    }
+
+    /// Two layers each in turn, the second of them timed.
+    fn next(&self) -> Trial {
+        match self.settled {
+            Some(threads) => Trial { threads, is_timed: false },
+            None => Trial { threads: self.candidates[self.turn()].threads, is_timed: self.layers % 2 == 1 },
+        }
+    }
+
+    fn turn(&self) -> usize {
+        self.layers / 2 % self.candidates.len()
+    }
+
+    fn note(&mut self, tokens: usize, took: Option<Duration>) {
+        if self.settled.is_some() {
+            return;
+        }
+        if let Some(took) = took {
+            let turn = self.turn();
+            let least = &mut self.candidates[turn].least;
+            *least = least.min(took.as_secs_f64() / tokens as f64);
+        }
+        self.layers += 1;
+        if self.layers == 2 * self.samples * self.candidates.len() {
+            self.settled = Some(self.best());
+        }
+    }
+
+    fn best(&self) -> usize {
+        let mut best = &self.candidates[0];
+        for candidate in &self.candidates[1..] {
+            if candidate.least < best.least * WORTH_IT {
+                best = candidate;
+            }
+        }
+        best.threads
+    }
+}
+
+/// 1, 2, 3, 4, 6, 8, 12, 16, … up to `most`, which is always among them.
+fn candidates(most: usize) -> impl Iterator<Item = usize> {
+    let steps = (0..).map(|i: usize| if i < 2 { i + 1 } else { (2 + i % 2) << (i / 2 - 1) });
+    // The steps are 1, 2, then 2 and 3 times each power of two: the second 2 is passed over.
+    let steps = steps.enumerate().filter(|(i, _)| *i != 2).map(|(_, threads)| threads);
+    steps.take_while(move |threads| *threads < most).chain([most])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs passes of `tokens` over `layers` layers until the number is settled; gives it and the passes.
+    fn settle(
+        tuner: &mut Tuner,
+        tokens: usize,
+        layers: usize,
+        mut seconds: impl FnMut(usize, usize) -> f64,
+    ) -> (usize, usize) {
+        for pass in 0..10_000 {
+            let found = tuner.threads();
+            if let Some(threads) = if tokens < PREFILL_TOKENS { found.decode } else { found.prefill } {
+                return (threads, pass);
+            }
+            for _ in 0..layers {
+                let trial = tuner.next(tokens);
+                let took = Duration::from_secs_f64(seconds(trial.threads, pass) * tokens as f64);
+                tuner.note(tokens, trial.is_timed.then_some(took));
+            }
+        }
+        panic!("never settled");
+    }
+
+    fn open(most: usize) -> Tuner {
+        Tuner::new(most, Threads::default())
+    }
+
+    #[test]
+    fn candidates_rise_to_the_most_there_may_be() {
+        let all = |most| candidates(most).collect::<Vec<_>>();
+        assert_eq!(all(1), [1]);
+        assert_eq!(all(2), [1, 2]);
+        assert_eq!(all(4), [1, 2, 3, 4]);
+        assert_eq!(all(10), [1, 2, 3, 4, 6, 8, 10]);
+        assert_eq!(all(64), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]);
+    }
+
+    #[test]
+    fn the_fastest_number_is_found_for_each_kind_of_pass() {
+        let mut tuner = open(4);
+        // Memory of a Pi 5: two threads read faster than four. A layer of the 2B shape.
+        let decode = |threads: usize, _| 17e6 / [9.26e9, 13.23e9, 12.5e9, 11.59e9][threads - 1];
+        assert_eq!(settle(&mut tuner, 1, 30, decode).0, 2);
+        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: None });
+        assert_eq!(settle(&mut tuner, 64, 30, |threads, _| 0.02 / threads as f64).0, 4);
+        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: Some(4) });
+    }
+
+    #[test]
+    fn more_threads_that_hardly_win_are_not_taken() {
+        assert_eq!(settle(&mut open(2), 1, 30, |threads, _| [1.0, 0.98][threads - 1]).0, 1);
+        assert_eq!(settle(&mut open(2), 1, 30, |threads, _| [1.0, 0.96][threads - 1]).0, 2);
+    }
+
+    #[test]
+    fn a_busy_neighbour_and_a_growing_context_change_nothing() {
+        // Every other layer takes up to twenty times as long, in no order, and each pass longer than the last.
+        let mut random = 1u32;
+        let seconds = |threads: usize, pass: usize| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let spoilt = if random >> 31 == 0 { 1.0 } else { f64::from(random >> 8 & 0xf) + 5.0 };
+            (1.0 / threads as f64 + pass as f64) * spoilt
+        };
+        assert_eq!(settle(&mut open(3), 1, 30, seconds).0, 3);
+    }
+
+    #[test]
+    fn one_prompt_settles_its_number_and_a_few_steps_theirs() {
+        assert_eq!(settle(&mut open(4), 64, 32, |_, _| 1.0).1, 1);
+        assert_eq!(settle(&mut open(4), 1, 32, |_, _| 1.0).1, 4);
+        // Also where a pass has fewer layers than there are turns.
+        assert_eq!(settle(&mut open(4), 1, 1, |threads, _| 1.0 / threads as f64), (4, 128));
+    }
+
+    #[test]
+    fn a_number_that_is_said_is_used_from_the_first_layer() {
+        let said = Threads { decode: Some(3), prefill: Some(1) };
+        let tuner = Tuner::new(4, said);
+        assert_eq!(tuner.next(1), Trial { threads: 3, is_timed: false });
+        assert_eq!(tuner.next(64), Trial { threads: 1, is_timed: false });
+        assert!(tuner.threads().is_settled());
+        assert!(open(1).threads().is_settled());
+    }
+
+    #[test]
+    fn only_the_second_layer_of_a_turn_counts() {
+        // As if each first layer of two threads waited for a thread to wake.
+        let mut layer = 0;
+        let seconds = |threads: usize, _| {
+            layer += 1;
+            if threads == 2 && layer % 2 == 1 { 0.1 } else { 1.0 / threads as f64 }
+        };
+        let mut tuner = open(2);
+        assert_eq!(settle(&mut tuner, 1, 30, seconds).0, 2);
+        assert_eq!(tuner.outside_layers(), 2);
+    }
+}
