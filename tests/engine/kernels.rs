@@ -6,10 +6,18 @@ use bitnetd::engine::quant::{BLOCK, Dense, Numbers, packed_row};
 use half::f16;
 
 /// Numbers that are the same on every machine.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u32 {
+    pub fn int8(&mut self, count: usize) -> Vec<i8> {
+        (0..count).map(|_| self.next() as i8).collect()
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next() as u8).collect()
+    }
+
+    pub fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
@@ -53,7 +61,7 @@ fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
             for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9), (19, 1), (11, 6), (17, 15)] {
                 let cols = blocks * BLOCK;
                 let weights = numbers.packed(rows * packed_row(cols));
-                let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+                let q = numbers.int8(tokens * cols);
                 check_ternary(&kernels, &weights, &q, cols);
             }
         }
@@ -73,7 +81,7 @@ fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_toke
             for blocks in [1, 5] {
                 let cols = blocks * BLOCK;
                 let weights = numbers.packed(rows * packed_row(cols));
-                let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+                let q = numbers.int8(tokens * cols);
                 check_ternary(&kernels, &weights, &q, cols);
             }
         }
@@ -117,7 +125,7 @@ fn extreme_values_of_both_signs_overflow_nothing() {
 fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
     let mut numbers = Random(7);
     let (rows, tokens, cols) = (130, 9, 2 * BLOCK);
-    let q: Vec<i8> = (0..tokens * cols).map(|_| numbers.next() as i8).collect();
+    let q = numbers.int8(tokens * cols);
     let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
     let mut weights = numbers.packed(rows * packed_row(cols));
     for row in [1, 64, rows - 1] {
@@ -142,7 +150,7 @@ fn rows_need_no_alignment() {
     for kernels in Kernels::all() {
         for (offset, rows, tokens) in (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8)]) {
             let weights = numbers.packed(offset + rows * packed_row(cols));
-            let q: Vec<i8> = (0..offset + tokens * cols).map(|_| numbers.next() as i8).collect();
+            let q = numbers.int8(offset + tokens * cols);
             check_ternary(&kernels, &weights[offset..], &q[offset..], cols);
         }
     }

@@ -11,6 +11,7 @@ mod intents;
 mod kernels;
 mod layouts;
 mod names;
+mod nibbles;
 mod perplexity;
 mod reference;
 mod seeds;

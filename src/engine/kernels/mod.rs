@@ -16,12 +16,18 @@ mod dotprod;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod self_test;
+#[cfg(target_arch = "x86_64")]
+mod streams;
 
-use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
+use super::quant::{BLOCK, Blocks, Dense, NIBBLE_BLOCK, NIBBLE_ZERO, Numbers, packed_row};
 
 /// Codes times int8, for a fixed number of tokens:
 /// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
 type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
+
+/// Rows of 4-bit codes times int8: `out[r] = sum over c of nibble(r, c) * q[c]`.
+type Nibbles = unsafe fn(rows: &[u8], q: &[i8], out: &mut [i32]);
 
 /// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
@@ -37,6 +43,7 @@ pub struct Kernels {
     name: &'static str,
     /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
     ternary: &'static [(usize, Ternary)],
+    nibbles: Nibbles,
     dot_f16: DotF16,
     mix_f16: MixF16,
     dot_blocks: DotBlocks,
@@ -147,6 +154,24 @@ impl Kernels {
         }
     }
 
+    /// Rows of 4-bit codes times one quantised row: `out[r] = sum over c of (code(r, c) - 8) * q[c]`.
+    ///
+    /// `rows`: `[out.len(), q.len() / 2]`, codes as [`super::quant::nibble`] reads them; `q`: `[cols]`, `cols`
+    /// being whole blocks of [`NIBBLE_BLOCK`]; `sum`: the sum of `q`; `out`: `[rows]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn nibbles(&self, rows: &[u8], q: &[i8], sum: i32, out: &mut [i32]) {
+        assert!(!q.is_empty() && q.len().is_multiple_of(NIBBLE_BLOCK));
+        assert!(rows.len() == out.len() * (q.len() / 2));
+        // Largest magnitude of a sum of codes: 15 times 128 a column.
+        assert!(q.len() <= i32::MAX as usize / (15 * 128));
+        // SAFETY: as in `ternary`.
+        unsafe { (self.nibbles)(rows, q, out) }
+        // One subtraction a row instead of one a code, as in `ternary`.
+        out.iter_mut().for_each(|dot| *dot -= NIBBLE_ZERO * sum);
+    }
+
     /// Rows of numbers times a vector.
     ///
     /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. A row's result
@@ -187,32 +212,6 @@ impl Kernels {
     /// Compares this table with the reference on numbers made from `seed`; `Err` says where they
     /// part.
     pub fn self_test(&self, seed: u64) -> Result<(), String> {
-        let mut state = seed;
-        let mut next = || {
-            // Steps of a linear congruential generator (Knuth's constants): any numbers will do.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) as u32
-        };
-        // Rows enough for every way that a table has.
-        let (rows, cols) = (133, 17 * BLOCK);
-        let most = self.ternary[0].0;
-        let weights: Vec<u8> = (0..rows * packed_row(cols))
-            .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (next() % 3) as u8))
-            .collect();
-        let q: Vec<i8> = (0..most * cols).map(|_| next() as i8).collect();
-        let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
-        for (tokens, _) in self.ternary {
-            let (mut ours, mut reference) = (vec![0; rows * tokens], vec![0; rows * tokens]);
-            self.ternary(&weights, &q[..tokens * cols], &sums[..*tokens], &mut ours);
-            scalar::TABLE.ternary(&weights, &q[..tokens * cols], &sums[..*tokens], &mut reference);
-            if let Some(at) = ours.iter().zip(&reference).position(|(a, b)| a != b) {
-                let (row, token) = (at % rows, at / rows);
-                let (name, ours, reference) = (self.name, ours[at], reference[at]);
-                return Err(format!(
-                    "kernel {name}: row {row}, token {token}: {ours} instead of {reference}"
-                ));
-            }
-        }
-        Ok(())
+        self_test::run(self, seed)
     }
 }

@@ -3,6 +3,7 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
 //! not stable in the compilers this is built with, hence assembly.
 
+mod nibbles;
 mod one;
 mod tile;
 
@@ -12,6 +13,7 @@ use super::neon::{dot_blocks, dot_f16, mix_f16};
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
     ternary: &[(tile::TILE, tile::ternary), (1, one::ternary)],
+    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
     dot_blocks,

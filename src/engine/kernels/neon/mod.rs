@@ -3,6 +3,7 @@
 //! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
 //! with several tokens through sums made before.
 
+mod nibbles;
 mod one;
 mod tile;
 
@@ -14,6 +15,7 @@ use std::arch::aarch64::*;
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon",
     ternary: &[(tile::TILE, tile::ternary), (1, one::ternary)],
+    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
     dot_blocks,

@@ -3,6 +3,9 @@
 //! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
 //! 16-bit lane.
 
+mod nibbles;
+
+use super::streams::each_row;
 use super::{BLOCKS_IN_16_BITS, Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::f16;
@@ -11,27 +14,19 @@ use std::arch::x86_64::*;
 /// Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit sums.
 const TILE: usize = 4;
 
-pub(super) const TABLE: Kernels =
-    Kernels { name: "avx2", ternary: &[(TILE, tile), (1, one)], dot_f16, mix_f16, dot_blocks };
+pub(super) const TABLE: Kernels = Kernels {
+    name: "avx2",
+    ternary: &[(TILE, tile), (1, one)],
+    nibbles: nibbles::nibbles,
+    dot_f16,
+    mix_f16,
+    dot_blocks,
+};
 
-/// Rows that are read side by side. They lie far apart, so that each is a stream of its own for the
-/// prefetcher: one row after the other gives 15 GB/s of the 23 that four streams give (Zen 4, one thread).
-pub(super) const STREAMS: usize = 4;
-
-/// All rows for one token, [`STREAMS`] side by side.
+/// All rows for one token.
 #[target_feature(enable = "avx2")]
 fn one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let width = packed_row(cols);
-    let part = out.len() / STREAMS;
-    let (streams, rest) = out.split_at_mut(part * STREAMS);
-    for row in 0..part {
-        let at = |stream: usize| &weights[(stream * part + row) * width..][..width];
-        let dots = dot_rows([at(0), at(1), at(2), at(3)], q);
-        dots.into_iter().enumerate().for_each(|(stream, dot)| streams[stream * part + row] = dot);
-    }
-    for (row, out) in weights.chunks_exact(width).skip(part * STREAMS).zip(rest) {
-        *out = dot_rows([row], q)[0];
-    }
+    each_row(weights, packed_row(cols), out, |rows| dot_rows(rows, q), |row| dot_rows([row], q)[0]);
 }
 
 /// Rows of the same width for one token.
@@ -137,17 +132,7 @@ fn load_f32(x: &[f32; 8]) -> __m256 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    let width = x.len() * 2;
-    let part = out.len() / STREAMS;
-    let (streams, rest) = out.split_at_mut(part * STREAMS);
-    for row in 0..part {
-        let at = |stream: usize| &rows[(stream * part + row) * width..][..width];
-        let sums = dot_rows_f16([at(0), at(1), at(2), at(3)], x);
-        sums.into_iter().enumerate().for_each(|(stream, sum)| streams[stream * part + row] = sum);
-    }
-    for (row, out) in rows.chunks_exact(width).skip(part * STREAMS).zip(rest) {
-        *out = dot_rows_f16([row], x)[0];
-    }
+    each_row(rows, x.len() * 2, out, |rows| dot_rows_f16(rows, x), |row| dot_rows_f16([row], x)[0]);
 }
 
 /// Rows side by side; how many there are changes no bit of a row's sum.

@@ -3,14 +3,18 @@
 //! `vpdpbusd` multiplies unsigned codes with signed int8 and adds four products to a 32-bit lane,
 //! exactly.
 
+mod nibbles;
+
 use super::Kernels;
-use super::avx2::{STREAMS, dot_blocks, dot_f16, mix_f16};
+use super::avx2::{dot_blocks, dot_f16, mix_f16};
+use super::streams::STREAMS;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx512-vnni",
     ternary: &[(6, tile::<6>), (4, tile::<4>), (2, tile::<2>), (1, ternary_one)],
+    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
     dot_blocks,
