@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Looks at the job word before a thread parks: some ten microseconds, the time between two jobs of
 /// one decode step. Waking a parked thread costs more than that, spinning longer only burns power.
@@ -32,6 +33,8 @@ struct Shared {
     /// of its generation is unfinished.
     body: AtomicPtr<()>,
     finished: AtomicUsize,
+    /// Nanoseconds that callers waited for helpers when their own parts were done.
+    waited: AtomicU64,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// `true` when the pool ends. Also what threads park on.
     closing: Mutex<bool>,
@@ -55,6 +58,7 @@ impl Pool {
             job: AtomicU64::new(0),
             body: AtomicPtr::new(std::ptr::null_mut()),
             finished: AtomicUsize::new(0),
+            waited: AtomicU64::new(0),
             panic: Mutex::new(None),
             closing: Mutex::new(false),
             wake: Condvar::new(),
@@ -79,6 +83,11 @@ impl Pool {
     /// Threads that compute, the caller's own counted.
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
+    }
+
+    /// Time that callers waited, in all, for helpers to finish when their own parts were done.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.shared.waited.load(Ordering::Relaxed))
     }
 
     /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any threads; returns when all are done.
@@ -206,7 +215,11 @@ impl Shared {
         drop(lock(&self.closing));
         self.wake.notify_all();
         while self.take_part() {}
-        self.wait_for(parts);
+        if self.finished.load(Ordering::Acquire) != parts {
+            let started = Instant::now();
+            self.wait_for(parts);
+            self.waited.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
         if let Some(panic) = lock(&self.panic).take() {
             resume_unwind(panic);
         }
@@ -364,11 +377,11 @@ mod tests {
         let pool = pool(2);
         for _ in 0..5 {
             // Longer than a helper spins.
-            thread::park_timeout(std::time::Duration::from_millis(20));
+            thread::park_timeout(Duration::from_millis(20));
             let seen = Mutex::new(std::collections::HashSet::new());
             pool.run(2, &|_| {
                 lock(&seen).insert(thread::current().id());
-                thread::park_timeout(std::time::Duration::from_millis(50));
+                thread::park_timeout(Duration::from_millis(50));
             });
             assert!(!lock(&seen).is_empty());
         }
