@@ -33,7 +33,7 @@ struct Shared {
     /// of its generation is unfinished.
     body: AtomicPtr<()>,
     finished: AtomicUsize,
-    /// Nanoseconds that callers waited for helpers when their own parts were done.
+    /// Nanoseconds of callers that went into handing jobs over and waiting for helpers.
     waited: AtomicU64,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// `true` when the pool ends. Also what threads park on.
@@ -85,7 +85,8 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Time that callers waited, in all, for helpers to finish when their own parts were done.
+    /// What other threads cost the callers, in all: handing jobs over, and waiting for helpers to finish when
+    /// their own parts were done.
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.shared.waited.load(Ordering::Relaxed))
     }
@@ -205,6 +206,7 @@ impl<T> SendPtr<T> {
 
 impl Shared {
     fn run(&self, parts: usize, body: Body<'_>) {
+        let started = Instant::now();
         let generation = (self.job.load(Ordering::Relaxed) >> 32) + 1;
         let body_at: *const Body<'_> = &body;
         self.finished.store(0, Ordering::Relaxed);
@@ -214,11 +216,12 @@ impl Shared {
         // Taking the lock orders this after a helper's last look before parking.
         drop(lock(&self.closing));
         self.wake.notify_all();
+        self.note(started);
         while self.take_part() {}
         if self.finished.load(Ordering::Acquire) != parts {
             let started = Instant::now();
             self.wait_for(parts);
-            self.waited.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.note(started);
         }
         if let Some(panic) = lock(&self.panic).take() {
             resume_unwind(panic);
@@ -263,6 +266,10 @@ impl Shared {
             drop(lock(&self.closing));
             self.done.notify_all();
         }
+    }
+
+    fn note(&self, started: Instant) {
+        self.waited.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn wait_for(&self, parts: usize) {
@@ -385,6 +392,19 @@ mod tests {
             });
             assert!(!lock(&seen).is_empty());
         }
+    }
+
+    #[test]
+    fn jobs_that_are_handed_over_cost_the_caller_time_and_others_none() {
+        let pool = pool(2);
+        pool.run(1, &|_| ());
+        assert_eq!(pool.waited(), Duration::ZERO);
+        // The clock may stand still for the one or other.
+        let costs = (0..10_000).any(|_| {
+            pool.run(2, &|_| ());
+            pool.waited() > Duration::ZERO
+        });
+        assert!(costs);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) struct Parts {
     pub feed_forward: f64,
     /// The matrix that gives the logits.
     pub head: f64,
-    /// Waiting for other threads.
+    /// Handing work to other threads, and waiting for them.
     pub barriers: f64,
     /// What is done between matrices: normalising, quantising, rotating, activating.
     pub between: f64,

@@ -12,7 +12,7 @@ pub struct Timings {
     pub feed_forward: Duration,
     /// The matrix that gives the logits.
     pub head: Duration,
-    /// Waiting for other threads to finish their parts of these.
+    /// Handing parts of these to other threads, and waiting for them.
     pub waiting: Duration,
     /// Between them: normalising, quantising, rotating, activating, filling the cache.
     pub between: Duration,
