@@ -9,10 +9,12 @@ use super::{Failure, host, print};
 use crate::engine::session::{Answer, Options, Step};
 use crate::engine::shapes::{self, Known};
 use crate::engine::{Engine, ModelFile, Source};
+use crate::telemetry::sensors;
 use bandwidth::Memory;
 use clap::builder::PossibleValuesParser;
 use report::{Parts, Said, Spent, spread, table};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// What `--shape` takes.
 fn shape_arg() -> PossibleValuesParser {
@@ -62,6 +64,7 @@ struct Measured {
     /// From the first token to the last.
     to_last: Vec<Spent>,
     memory: Memory,
+    peak_memory: Option<u64>,
 }
 
 fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
@@ -83,6 +86,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         read_speed,
         bandwidth_share: read_speed / memory.median,
         memory_bandwidth: memory,
+        peak_memory: measured.peak_memory,
     }
 }
 
@@ -109,20 +113,17 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     let options =
         Options { max_tokens: Some(args.generate_tokens as usize), ignore_end: true, ..Options::default() };
     let mut session = engine.session(context);
-    let mut measured = Measured {
-        prefill: Vec::new(),
-        decode: Vec::new(),
-        to_first: Vec::new(),
-        to_last: Vec::new(),
-        memory: Memory::new(host::host().memory_bytes as u64),
-    };
-    for round in 0..=args.repeat {
+    let mut answer = || {
         let go_on = |_: Step<'_>| ControlFlow::Continue(());
-        let answer = session.generate(&prompt, &options, go_on).expect("checked above");
-        if round > 0 {
-            measured.add(&answer, args);
-            measured.memory.measure(model.pool());
-        }
+        session.generate(&prompt, &options, go_on).expect("checked above")
+    };
+    answer();
+    // What comes after this is for the measurement only.
+    let peak_memory = sensors::peak_memory(Path::new("/"));
+    let mut measured = Measured::new(peak_memory);
+    for _ in 0..args.repeat {
+        measured.add(&answer(), args);
+        measured.memory.measure(model.pool());
     }
     Ok(measured)
 }
@@ -139,6 +140,17 @@ fn room(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
 }
 
 impl Measured {
+    fn new(peak_memory: Option<u64>) -> Self {
+        Measured {
+            prefill: Vec::new(),
+            decode: Vec::new(),
+            to_first: Vec::new(),
+            to_last: Vec::new(),
+            memory: Memory::new(host::host().memory_bytes),
+            peak_memory,
+        }
+    }
+
     fn add(&mut self, answer: &Answer, args: &Bench) {
         self.prefill.push(f64::from(args.prompt_tokens) / answer.prefill.as_secs_f64());
         self.decode.push(f64::from(args.generate_tokens - 1) / answer.decode.as_secs_f64());

@@ -111,6 +111,8 @@ pub(super) struct Said {
     pub memory_bandwidth: Spread,
     /// The former over the latter, medians. Above 1 where the weights fit the caches.
     pub bandwidth_share: f64,
+    /// Most bytes resident after the first answer, weights that are mapped among them.
+    pub peak_memory: Option<u64>,
 }
 
 /// For a person.
@@ -134,6 +136,9 @@ pub(super) fn table(said: &Said) -> String {
         &mut out,
         format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{cached}", "weights read"),
     );
+    if let Some(bytes) = said.peak_memory {
+        write(&mut out, format_args!("{:<18} {:>10.1} MB, at most", "resident memory", bytes as f64 / 1e6));
+    }
     parts(&mut out, said);
     out
 }
