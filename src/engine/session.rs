@@ -4,7 +4,7 @@
 //! after every token. Deliberately knows no client, no queue and no deadline.
 
 use super::error::PromptError;
-use super::model::{BATCH, Dense, Model, State};
+use super::model::{BATCH, Dense, Model, State, Timings};
 use super::sampler::{Sampler, Sampling};
 use super::tokenizer::{Pushed, TextStream, Tokenizer};
 use std::ops::ControlFlow;
@@ -70,6 +70,10 @@ pub struct Answer {
     pub first: Option<Duration>,
     /// Time from the first token to the last.
     pub decode: Duration,
+    /// Where the time until the first token's choice went: the prompt, and its last token's logits.
+    pub prefill_parts: Timings,
+    /// Where the time from the first token to the last went.
+    pub decode_parts: Timings,
 }
 
 impl<'e> Session<'e> {
@@ -138,6 +142,7 @@ impl<'e> Session<'e> {
     ) -> Result<Answer, PromptError> {
         // One place for the first token, without which there is no answer.
         self.check(prompt, 1)?;
+        self.state.take_timings(); // of whatever was before
         let room = self.state.context() - prompt.len();
         let most = options.max_tokens.unwrap_or(room).min(room);
         let mut run = Run {
@@ -149,6 +154,7 @@ impl<'e> Session<'e> {
             started: Instant::now(),
             prefilled: None,
             first: None,
+            prefill_parts: Timings::default(),
         };
         prompt.iter().for_each(|id| run.sampler.see(*id));
         let end = match self.prefill(prompt, &mut step) {
@@ -162,7 +168,7 @@ impl<'e> Session<'e> {
         if end != End::Halted && !rest.is_empty() {
             let _ = step(Step::Token(rest)); // it ends here either way
         }
-        Ok(run.answer(end))
+        Ok(run.answer(end, self.state.take_timings()))
     }
 
     fn check(&self, tokens: &[u32], more: usize) -> Result<(), PromptError> {
@@ -206,6 +212,9 @@ impl<'e> Session<'e> {
             if !run.ignore_end && self.tokenizer.is_end(id) {
                 return End::Stop;
             }
+            if run.tokens.is_empty() {
+                run.prefill_parts = self.state.take_timings();
+            }
             match run.take(id, self.tokenizer.bytes(id)) {
                 Pushed::Stop(text) => {
                     let _ = step(Step::Token(text)); // it ends here either way
@@ -240,6 +249,7 @@ struct Run {
     started: Instant,
     prefilled: Option<Instant>,
     first: Option<Instant>,
+    prefill_parts: Timings,
 }
 
 impl Run {
@@ -250,8 +260,12 @@ impl Run {
         self.stream.push(bytes)
     }
 
-    fn answer(self, end: End) -> Answer {
+    /// `parts`: what passes took since the first token, or ever when there was none.
+    fn answer(self, end: End, parts: Timings) -> Answer {
         let now = Instant::now();
+        let none = Timings::default();
+        let (prefill_parts, decode_parts) =
+            if self.first.is_some() { (self.prefill_parts, parts) } else { (parts, none) };
         let prefilled = self.prefilled.unwrap_or(now);
         Answer {
             text: self.stream.into_text(),
@@ -260,6 +274,8 @@ impl Run {
             prefill: prefilled - self.started,
             first: self.first.map(|first| first - prefilled),
             decode: self.first.map_or(Duration::ZERO, |first| now - first),
+            prefill_parts,
+            decode_parts,
         }
     }
 }

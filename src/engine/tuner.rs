@@ -108,7 +108,8 @@ impl Choice {
     fn new(most: usize, samples: usize, said: Option<usize>) -> Self {
         let most = most.max(1);
         let settled = said.or((most == 1).then_some(1));
-        let candidates = candidates(most).map(|threads| Candidate { threads, least: f64::INFINITY }).collect();
+        let candidates =
+            candidates(most).map(|threads| Candidate { threads, least: f64::INFINITY }).collect();
         Choice { most, settled, candidates, samples, layers: 0 }
     }
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Makes a file with the shapes, vocabulary and quirks of Microsoft's ggml-model-i2_s.gguf, and random weights.
 
-    tests/support/make-look-alike.py OUT.gguf [--april-2025]
+    tests/support/make-look-alike.py OUT.gguf [--april-2025 | --arch bitnet]
 
 The official file of BitNet-b1.58-2B-4T has 1.19 GB; this one too, so it is made when asked and never committed.
 Its quirks: no `tokenizer.ggml.pre`, a chat template the model was not trained with, and answers that end with
 either of two tokens (128001, 128009) of which it names one. `--april-2025` makes the first release: architecture
-`bitnet-25`, and a copy of the embedding as head.
+`bitnet-25`, and a copy of the embedding as head. `--arch bitnet` is the name that llama.cpp knows: the file is then
+for its benchmark, once converted to types that it knows too.
 
 Vocabulary and merges come from the npm package `llama3-tokenizer-js` (fetched with `npm pack`); what is said about
 the file is in the project-willamette documents and in issue 339 of ik_llama.cpp. Only Python's own library is used.
@@ -179,11 +180,13 @@ def write(out, arch, with_head):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--april-2025", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--april-2025", action="store_true")
+    which.add_argument("--arch", default="bitnet-b1.58")
     args = parser.parse_args()
     partial = args.out.with_name(args.out.name + ".part")
     with partial.open("wb") as out:
-        write(out, "bitnet-25" if args.april_2025 else "bitnet-b1.58", args.april_2025)
+        write(out, "bitnet-25" if args.april_2025 else args.arch, args.april_2025)
     partial.rename(args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
 

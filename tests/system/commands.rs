@@ -163,10 +163,39 @@ async fn bench_measures_both_speeds() {
     assert_eq!((&said["prompt_tokens"], &said["threads"]), (&16.into(), &1.into()));
     assert!(said["bytes_per_token"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
     assert!(said["bandwidth_share"].as_f64().is_some_and(|share| share > 0.0), "{said}");
+    let (speed, bytes) = (said["read_speed"].as_f64(), said["bytes_per_token"].as_f64());
+    let expected = said["decode"]["median"].as_f64().zip(bytes).map(|(decode, bytes)| decode * bytes);
+    assert!(speed.zip(expected).is_some_and(|(speed, expected)| (speed / expected - 1.0).abs() < 1e-9));
+    assert!(said["peak_memory"].as_f64() > bytes, "the weights were resident: {said}");
     let table = run(&[&["bench"][..], &sizes].concat()).await;
-    assert!(table.out.contains("prefill") && table.out.contains("decode"), "{table:?}");
+    for line in ["prefill", "decode", "bytes per token", "of the memory's speed", "outside the kernels"] {
+        assert!(table.out.contains(line), "{line}: {table:?}");
+    }
     let long = run(&["bench", "--prompt-tokens", "500", "--generate-tokens", "500"]).await;
     assert_eq!(long.code, Some(2), "{long:?}");
+}
+
+#[tokio::test]
+async fn bench_says_where_the_time_of_a_token_goes() {
+    for threads in ["1", "2"] {
+        let sizes =
+            ["--prompt-tokens", "64", "--generate-tokens", "8", "--repeat", "3", "--threads", threads];
+        let ended = run(&[&["bench", "--json"][..], &sizes].concat()).await;
+        let said = ended.json();
+        for passes in ["prefill_parts", "decode_parts"] {
+            let part = |name: &str| said[passes][name].as_f64().expect(name);
+            for name in ["attention", "feed_forward", "head", "between", "text"] {
+                assert!(0.0 < part(name) && part(name) < part("token"), "{name}: {said}");
+            }
+            assert!(0.0 < part("outside_kernels") && part("outside_kernels") < 1.0, "{said}");
+        }
+        let barriers = said["prefill_parts"]["barriers"].as_f64().expect("a number");
+        assert_eq!(
+            barriers > 0.0,
+            threads == "2",
+            "the caller waits for others where there are some: {said}"
+        );
+    }
 }
 
 /// What `doctor` says of the broker.

@@ -1,6 +1,7 @@
 //! The forward pass, top to bottom.
 
 use super::state::{Cache, QuantizedRows, State};
+use super::timings::Part;
 use super::weights::{Form, Layer, Matrix, Packed, Table};
 use super::{Activation, Model};
 use crate::engine::ops::{self, Quantized};
@@ -35,6 +36,7 @@ impl Model {
     pub fn forward(&self, tokens: &[u32], state: &mut State) {
         let n = tokens.len();
         assert!(n > 0 && n <= state.batch && state.len + n <= state.context);
+        state.watch.start(&self.pool);
         self.embed(tokens, state);
         self.angles(n, state);
         for (index, layer) in self.weights.layers.iter().enumerate() {
@@ -45,13 +47,16 @@ impl Model {
         }
         self.leave_layers();
         state.len += n;
+        state.watch.lap(Part::Between, &self.pool);
     }
 
     /// Logits behind row `row` of the last pass: `[vocab]`.
     pub fn logits<'s>(&self, row: usize, state: &'s mut State) -> &'s mut [f32] {
+        state.watch.start(&self.pool);
         let dim = self.shape.dim;
         let x = &state.x[row * dim..(row + 1) * dim];
         ops::rmsnorm(&mut state.last, x, &self.weights.output_norm, self.shape.epsilon);
+        state.watch.lap(Part::Between, &self.pool);
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let x = &state.last;
         let grain = self.grain(self.shape.vocab, dim);
@@ -59,6 +64,7 @@ impl Model {
             let rows = head.rows(stripe.cols());
             self.kernels.dot(head.kind, rows, x, stripe.row(0));
         });
+        state.watch.lap(Part::Head, &self.pool);
         &mut state.logits
     }
 
@@ -84,9 +90,11 @@ impl Model {
         norm_rows(&mut state.h, &state.x, &layer.attn_norm, n, shape.epsilon);
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
+        state.watch.lap(Part::Between, &self.pool);
         self.project(&layer.q, n, input, &mut state.q);
         self.project(&layer.k, n, input, &mut state.k);
         self.project(&layer.v, n, input, &mut state.v);
+        state.watch.lap(Part::Attention, &self.pool);
         self.rotate(n, state);
         let kv = shape.kv_heads * shape.head_dim;
         for row in 0..n {
@@ -94,7 +102,9 @@ impl Model {
             let (k, v) = (&state.k[part.clone()], &state.v[part]);
             state.cache.store(index, state.len + row, k, v);
         }
+        state.watch.lap(Part::Between, &self.pool);
         self.attend(index, n, state);
+        state.watch.lap(Part::Attention, &self.pool);
         let width = shape.heads * shape.head_dim;
         if let Some(weight) = &layer.attn_sub_norm {
             for row in state.attention[..n * width].chunks_exact_mut(width) {
@@ -103,7 +113,9 @@ impl Model {
         }
         quantize_rows(&state.attention, width, n, &mut state.quantized);
         let input = Input { x: &state.attention, quantized: &state.quantized };
+        state.watch.lap(Part::Between, &self.pool);
         self.project(&layer.o, n, input, &mut state.h);
+        state.watch.lap(Part::Attention, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 
@@ -112,8 +124,10 @@ impl Model {
         norm_rows(&mut state.h, &state.x, &layer.ffn_norm, n, shape.epsilon);
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
+        state.watch.lap(Part::Between, &self.pool);
         self.project(&layer.gate, n, input, &mut state.gate);
         self.project(&layer.up, n, input, &mut state.up);
+        state.watch.lap(Part::FeedForward, &self.pool);
         for row in 0..n {
             let part = row * shape.ffn..(row + 1) * shape.ffn;
             let (gate, up) = (&mut state.gate[part.clone()], &state.up[part]);
@@ -127,7 +141,9 @@ impl Model {
         }
         quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
         let input = Input { x: &state.gate, quantized: &state.quantized };
+        state.watch.lap(Part::Between, &self.pool);
         self.project(&layer.down, n, input, &mut state.h);
+        state.watch.lap(Part::FeedForward, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 

@@ -5,10 +5,12 @@
 mod forward;
 mod state;
 mod threads;
+mod timings;
 mod weights;
 
 pub use super::quant::Dense;
 pub use state::State;
+pub use timings::Timings;
 pub use weights::Layout;
 
 use super::error::{LoadError, shown};

@@ -1,6 +1,7 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
+use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
 use crate::engine::quant::{Dense, packed_row};
 
@@ -82,6 +83,7 @@ pub struct State {
     pub(super) sin: Vec<f32>,    // [batch, rope_dims / 2]
     pub(super) last: Vec<f32>,   // [dim], one row on its way to the head
     pub(super) logits: Vec<f32>, // [vocab]
+    pub(super) watch: Watch,
 }
 
 impl State {
@@ -112,6 +114,7 @@ impl State {
             sin: floats(shape.rope_dims / 2),
             last: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
+            watch: Watch::new(),
         }
     }
 
@@ -133,6 +136,11 @@ impl State {
     /// Tokens that one pass can take.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// What passes and logits took since the last call.
+    pub fn take_timings(&mut self) -> Timings {
+        self.watch.take()
     }
 
     /// Forgets all tokens from `len` on.

@@ -53,6 +53,8 @@ pub(super) struct Shared {
     caller_parked: AtomicBool,
     has_panicked: AtomicBool,
     seats: Box<[Line<Seat>]>,
+    /// Nanoseconds of callers that went into waking helpers and waiting for them.
+    waited: AtomicU64,
     /// The thread that runs the current job, once it parks.
     caller: Mutex<Option<Thread>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -77,9 +79,15 @@ impl Shared {
             caller_parked: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
             seats: (0..helpers).map(|_| Line::default()).collect(),
+            waited: AtomicU64::new(0),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
         }
+    }
+
+    /// What helpers cost the callers so far.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Relaxed))
     }
 
     /// Helpers that take parts.
@@ -118,7 +126,7 @@ impl Shared {
             if seat.parked.load(SeqCst)
                 && let Some(thread) = seat.thread.get()
             {
-                thread.unpark();
+                self.count(|| thread.unpark());
             }
         }
     }
@@ -168,11 +176,22 @@ impl Shared {
 
     fn wait_for(&self, parts: usize) {
         let is_done = || self.finished.0.load(SeqCst) == parts;
-        if spin(is_done) {
+        if is_done() {
             return;
         }
-        *lock(&self.caller) = Some(thread::current());
-        park(&self.caller_parked, is_done);
+        self.count(|| {
+            if !spin(is_done) {
+                *lock(&self.caller) = Some(thread::current());
+                park(&self.caller_parked, is_done);
+            }
+        });
+    }
+
+    /// Two looks at the clock: not taken where nobody is woken or waited for.
+    fn count(&self, wait: impl FnOnce()) {
+        let started = Instant::now();
+        wait();
+        self.waited.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
     }
 
     /// The life of helper `index`.

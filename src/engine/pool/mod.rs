@@ -71,6 +71,12 @@ impl Pool {
         self.shared.set_active(threads.max(1) - 1);
     }
 
+    /// What other threads cost the callers, in all: waking those that parked, and waiting for helpers to finish
+    /// when their own parts were done.
+    pub fn waited(&self) -> Duration {
+        self.shared.waited()
+    }
+
     /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any threads; returns when all are done.
     /// A panic in a part is raised again here after the others are done; the pool stays usable.
     /// A body must not call this again: it would wait for itself.
@@ -217,19 +223,95 @@ mod tests {
         assert_eq!(again.load(Ordering::Relaxed), 8);
     }
 
+    /// Whether the second of two parts begins while the first one waits for it.
+    fn is_shared(pool: &Pool) -> bool {
+        let (begun, seen) = (AtomicBool::new(false), AtomicBool::new(false));
+        pool.run(2, &|part| match part {
+            0 => seen.store(comes_true(&begun), Ordering::SeqCst),
+            _ => begun.store(true, Ordering::SeqCst),
+        });
+        seen.into_inner()
+    }
+
+    fn comes_true(flag: &AtomicBool) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !flag.load(Ordering::SeqCst) && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        flag.load(Ordering::SeqCst)
+    }
+
     #[test]
-    fn parked_helpers_wake_for_the_next_job() {
+    fn a_helper_takes_part_whether_it_was_looking_or_parked() {
+        let pool = pool(2);
+        for round in 0..200 {
+            assert!(is_shared(&pool));
+            // From none to several times as long as a helper looks before it parks.
+            thread::park_timeout(Duration::from_micros(round % 20 * 10));
+        }
+    }
+
+    #[test]
+    fn a_caller_that_parks_is_woken_by_the_last_part() {
         let pool = pool(2);
         for _ in 0..5 {
-            // Longer than a helper spins.
-            thread::park_timeout(std::time::Duration::from_millis(20));
-            let seen = Mutex::new(std::collections::HashSet::new());
-            pool.run(2, &|_| {
-                lock(&seen).insert(thread::current().id());
-                thread::park_timeout(std::time::Duration::from_millis(50));
+            let begun = AtomicBool::new(false);
+            pool.run(2, &|part| match part {
+                0 => assert!(comes_true(&begun)),
+                _ => {
+                    begun.store(true, Ordering::SeqCst);
+                    thread::park_timeout(Duration::from_millis(5));
+                }
             });
-            assert!(!lock(&seen).is_empty());
         }
+        assert!(pool.waited() >= Duration::from_millis(1));
+    }
+
+    #[test]
+    fn only_active_threads_take_parts_and_others_may_return() {
+        let pool = pool(3);
+        let names = |active| {
+            pool.set_active(active);
+            let seen = Mutex::new(std::collections::BTreeSet::new());
+            let me = thread::current().id();
+            for _ in 0..300 {
+                pool.run(6, &|_| {
+                    let now = thread::current();
+                    let name = if now.id() == me { "caller" } else { now.name().unwrap_or_default() };
+                    lock(&seen).insert(name.to_owned());
+                });
+            }
+            seen.into_inner().expect("no panic")
+        };
+        assert_eq!(Vec::from_iter(names(1)), ["caller"]);
+        assert!(!names(2).contains("compute-2"));
+        assert_eq!((pool.threads(), pool.active()), (3, 2));
+        pool.set_active(99);
+        assert_eq!(pool.active(), 3);
+        assert!(is_shared(&pool));
+        pool.set_active(0);
+        assert_eq!(pool.active(), 1);
+    }
+
+    #[test]
+    fn handing_over_is_measured_where_there_is_somebody_to_take_it() {
+        let pool = pool(2);
+        assert!(pool.hand_over(101).is_some_and(|median| median > Duration::ZERO));
+        pool.set_active(1);
+        assert_eq!(pool.hand_over(101), None);
+    }
+
+    #[test]
+    fn jobs_that_are_handed_over_cost_the_caller_time_and_others_none() {
+        let pool = pool(2);
+        pool.run(1, &|_| ());
+        assert_eq!(pool.waited(), Duration::ZERO);
+        // The clock may stand still for the one or other.
+        let costs = (0..10_000).any(|_| {
+            pool.run(2, &|_| ());
+            pool.waited() > Duration::ZERO
+        });
+        assert!(costs);
     }
 
     #[test]

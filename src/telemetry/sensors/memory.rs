@@ -28,6 +28,11 @@ pub fn host_memory(root: &Path) -> u64 {
     limit(&root).or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
 }
 
+/// Most memory that this process ever had resident, in bytes; mapped files are counted as far as they were read.
+pub fn peak_memory(root: &Path) -> Option<u64> {
+    kilobytes(&Root::new(root).text("/proc/self/status")?, "VmHWM")
+}
+
 /// The memory limit of this process's control group, or of a group around it, in bytes. `None`
 /// where nothing is enforced: no limit set, one above the host's memory, or the memory controller
 /// switched off, as on a stock Raspberry Pi OS.

@@ -11,7 +11,7 @@ mod power;
 mod rapl;
 mod thermal;
 
-pub use memory::{host_memory, memory_limit};
+pub use memory::{host_memory, memory_limit, peak_memory};
 
 use crate::protocol::{Cpu, Memory, Method, Reading, Thermal};
 use files::Root;

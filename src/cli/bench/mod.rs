@@ -1,0 +1,161 @@
+//! `bitnetd bench`: prefill and decode speed with their spread, where the time goes, and how near to memory's
+//! own speed decoding comes.
+
+mod bandwidth;
+mod report;
+
+use super::model::ModelArgs;
+use super::{Failure, host, print};
+use crate::engine::session::{Answer, Options, Step};
+use crate::engine::shapes::{self, Known};
+use crate::engine::{Engine, ModelFile, Source};
+use crate::telemetry::sensors;
+use bandwidth::Memory;
+use clap::builder::PossibleValuesParser;
+use report::{Parts, Said, Spent, spread, table};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// What `--shape` takes.
+fn shape_arg() -> PossibleValuesParser {
+    shapes::ALL.map(|known| known.name).into()
+}
+
+/// Measure prefill and decode speed with their spread
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Bench {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Instead of a model file: random weights of this shape, made in memory
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = shape_arg())]
+    shape: Option<String>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    prompt_tokens: u32,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    generate_tokens: u32,
+    /// Measurements, after one that does not count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Bench) -> Result<(), Failure> {
+    let engine = load(&args)?;
+    let measured = measure(&engine, &args)?;
+    let said = report(&engine, &args, measured);
+    match args.json {
+        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
+        false => print(table(&said).as_bytes()),
+    }
+}
+
+/// What all rounds brought.
+struct Measured {
+    /// Tokens a second of each round.
+    prefill: Vec<f64>,
+    /// Tokens a second of each round.
+    decode: Vec<f64>,
+    /// From the start to the choice of the first token.
+    to_first: Vec<Spent>,
+    /// From the first token to the last.
+    to_last: Vec<Spent>,
+    memory: Memory,
+    peak_memory: Option<u64>,
+}
+
+fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
+    let model = engine.model();
+    let (decode, memory) = (spread(measured.decode), measured.memory.bandwidth());
+    let read_speed = decode.median * model.bytes_per_token() as f64;
+    Said {
+        model: engine.name().to_owned(),
+        kernel: model.kernels().name(),
+        threads: model.pool().threads(),
+        prompt_tokens: args.prompt_tokens,
+        generate_tokens: args.generate_tokens,
+        repeat: args.repeat,
+        prefill: spread(measured.prefill),
+        decode,
+        prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
+        decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
+        bytes_per_token: model.bytes_per_token(),
+        read_speed,
+        bandwidth_share: read_speed / memory.median,
+        memory_bandwidth: memory,
+        peak_memory: measured.peak_memory,
+    }
+}
+
+fn load(args: &Bench) -> Result<Engine, Failure> {
+    let Some(known) = args.shape.as_deref().and_then(Known::named) else { return args.model.load() };
+    let (needed, budget) = (known.bytes()?, host::host().memory_bytes / 4 * 3);
+    if needed > budget {
+        let said = format!(
+            "--shape {}: takes {} MiB, and three quarters of this machine's memory are {}",
+            known.name,
+            needed >> 20,
+            budget >> 20
+        );
+        return Err(Failure::usage(format!("{said}; choose a smaller one")));
+    }
+    Ok(ModelFile::open(&Source::Random(known), None)?.load(&args.model.options())?)
+}
+
+fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
+    let (model, context) = (engine.model(), room(engine, args)?);
+    let vocab = model.shape().vocab as u32;
+    // Any tokens will do: speed does not depend on them.
+    let prompt: Vec<u32> = (0..args.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab).collect();
+    let options =
+        Options { max_tokens: Some(args.generate_tokens as usize), ignore_end: true, ..Options::default() };
+    let mut session = engine.session(context);
+    let mut answer = || {
+        let go_on = |_: Step<'_>| ControlFlow::Continue(());
+        session.generate(&prompt, &options, go_on).expect("checked above")
+    };
+    answer();
+    // What comes after this is for the measurement only.
+    let peak_memory = sensors::peak_memory(Path::new("/"));
+    let mut measured = Measured::new(peak_memory);
+    for _ in 0..args.repeat {
+        measured.add(&answer(), args);
+        measured.memory.measure(model.pool());
+    }
+    Ok(measured)
+}
+
+/// Tokens in all, when the model can take them.
+fn room(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
+    let context = (args.prompt_tokens + args.generate_tokens) as usize;
+    let longest = engine.model().shape().context;
+    if context > longest {
+        let said = format!("{context} tokens in all, and the model's context is {longest}; ask for fewer");
+        return Err(Failure::usage(format!("--prompt-tokens, --generate-tokens: {said}")));
+    }
+    Ok(context)
+}
+
+impl Measured {
+    fn new(peak_memory: Option<u64>) -> Self {
+        Measured {
+            prefill: Vec::new(),
+            decode: Vec::new(),
+            to_first: Vec::new(),
+            to_last: Vec::new(),
+            memory: Memory::new(host::host().memory_bytes),
+            peak_memory,
+        }
+    }
+
+    fn add(&mut self, answer: &Answer, args: &Bench) {
+        self.prefill.push(f64::from(args.prompt_tokens) / answer.prefill.as_secs_f64());
+        self.decode.push(f64::from(args.generate_tokens - 1) / answer.decode.as_secs_f64());
+        let to_first = answer.prefill + answer.first.unwrap_or_default();
+        self.to_first.push(Spent { wall: to_first, parts: answer.prefill_parts });
+        self.to_last.push(Spent { wall: answer.decode, parts: answer.decode_parts });
+    }
+}

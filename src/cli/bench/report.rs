@@ -1,0 +1,190 @@
+//! What the benchmark says, to a person and as JSON.
+
+use crate::engine::model::Timings;
+use serde::Serialize;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Least, middle and most of the measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Spread {
+    pub min: f64,
+    pub median: f64,
+    pub max: f64,
+}
+
+/// The spread of some measurements, of which there is at least one.
+pub(super) fn spread(mut values: Vec<f64>) -> Spread {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    // The mean of the two in the middle where their number is even.
+    let median = (values[middle] + values[(values.len() - 1) / 2]) / 2.0;
+    Spread { min: values[0], median, max: values[values.len() - 1] }
+}
+
+/// Where the time of one token went, in milliseconds of the thread that runs the model; medians, each
+/// for itself, so that they add up to `token` only nearly.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Parts {
+    /// All of it.
+    pub token: f64,
+    /// The matrices of attention, and attention itself.
+    pub attention: f64,
+    /// The matrices of the feed-forward layers.
+    pub feed_forward: f64,
+    /// The matrix that gives the logits.
+    pub head: f64,
+    /// Handing work to other threads, and waiting for them.
+    pub barriers: f64,
+    /// What is done between matrices: normalising, quantising, rotating, activating.
+    pub between: f64,
+    /// What is done with logits: choosing a token, and its text.
+    pub text: f64,
+    /// Share of the time that no matrix and no attention was computed: the last three.
+    pub outside_kernels: f64,
+}
+
+/// Time of one measurement and where it went.
+pub(super) struct Spent {
+    pub wall: Duration,
+    pub parts: Timings,
+}
+
+impl Parts {
+    /// Parts of a token, of measurements over `tokens` each.
+    pub fn of(measured: &[Spent], tokens: u32) -> Self {
+        let median = |of: fn(&Spent) -> Duration| {
+            let each = measured.iter().map(|spent| of(spent).as_secs_f64() * 1e3 / f64::from(tokens));
+            spread(each.collect()).median
+        };
+        let shares = measured.iter().map(|spent| {
+            let Timings { attention, feed_forward, head, .. } = spent.parts;
+            1.0 - (attention + feed_forward + head).as_secs_f64() / spent.wall.as_secs_f64()
+        });
+        Parts {
+            token: median(|spent| spent.wall),
+            attention: median(|spent| spent.parts.attention),
+            feed_forward: median(|spent| spent.parts.feed_forward),
+            head: median(|spent| spent.parts.head),
+            barriers: median(|spent| spent.parts.waiting),
+            between: median(|spent| spent.parts.between),
+            text: median(|spent| spent.wall.saturating_sub(spent.parts.total())),
+            outside_kernels: spread(shares.collect()).median,
+        }
+    }
+
+    fn rows(&self) -> [(&'static str, f64); 7] {
+        [
+            ("a token", self.token),
+            ("attention", self.attention),
+            ("feed-forward", self.feed_forward),
+            ("head", self.head),
+            ("barriers", self.barriers),
+            ("between matrices", self.between),
+            ("sampling, text", self.text),
+        ]
+    }
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Said {
+    pub model: String,
+    pub kernel: &'static str,
+    pub threads: usize,
+    pub prompt_tokens: u32,
+    pub generate_tokens: u32,
+    pub repeat: u32,
+    /// Tokens a second.
+    pub prefill: Spread,
+    /// Tokens a second.
+    pub decode: Spread,
+    /// Milliseconds of a token of the prompt, the first token's choice among them.
+    pub prefill_parts: Parts,
+    /// Milliseconds of a decoded token.
+    pub decode_parts: Parts,
+    /// Weights that one decoded token reads.
+    pub bytes_per_token: usize,
+    /// Weight bytes a second of decoding, median.
+    pub read_speed: f64,
+    /// Bytes a second that the same threads read from memory.
+    pub memory_bandwidth: Spread,
+    /// The former over the latter, medians. Above 1 where the weights fit the caches.
+    pub bandwidth_share: f64,
+    /// Most bytes resident after the first answer, weights that are mapped among them.
+    pub peak_memory: Option<u64>,
+}
+
+/// For a person.
+pub(super) fn table(said: &Said) -> String {
+    let mut out = format!(
+        "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n",
+        said.model, said.kernel, said.threads, said.prompt_tokens, said.generate_tokens, said.repeat
+    );
+    let mut line = |name: &str, spread: Spread, scale: f64, unit: &str| {
+        let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
+        write(&mut out, format_args!("{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})"));
+    };
+    line("prefill", said.prefill, 1.0, "tokens/s");
+    line("decode", said.decode, 1.0, "tokens/s");
+    line("memory, read only", said.memory_bandwidth, 1e9, "GB/s");
+    let (megabytes, speed) = (said.bytes_per_token as f64 / 1e6, said.read_speed / 1e9);
+    let share = said.bandwidth_share * 100.0;
+    let cached = if share > 100.0 { " (the weights fit the caches)" } else { "" };
+    write(&mut out, format_args!("{:<18} {megabytes:>10.1} MB", "bytes per token"));
+    write(
+        &mut out,
+        format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{cached}", "weights read"),
+    );
+    if let Some(bytes) = said.peak_memory {
+        write(&mut out, format_args!("{:<18} {:>10.1} MB, at most", "resident memory", bytes as f64 / 1e6));
+    }
+    parts(&mut out, said);
+    out
+}
+
+fn parts(out: &mut String, said: &Said) {
+    let (decode, prefill) = (&said.decode_parts, &said.prefill_parts);
+    write(out, format_args!("\n{:<18} {:>19}  {:>19}", "milliseconds", "decoded", "of the prompt"));
+    for ((name, ours), (_, theirs)) in decode.rows().into_iter().zip(prefill.rows()) {
+        let (share, other) = (ours / decode.token * 100.0, theirs / prefill.token * 100.0);
+        write(out, format_args!("{name:<18} {ours:>11.4}  {share:>4.0} %  {theirs:>11.4}  {other:>4.0} %"));
+    }
+    let [ours, theirs] = [decode, prefill].map(|parts| parts.outside_kernels * 100.0);
+    let name = "outside the kernels";
+    write(out, format_args!("{name:<18} {:>10}  {ours:>4.0} %  {:>11}  {theirs:>4.0} %", "", ""));
+}
+
+fn write(out: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(out, "{line}").expect("into a string");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spent(wall: u64, waiting: u64) -> Spent {
+        let [one, two, four] = [1, 2, 4].map(Duration::from_millis);
+        let parts = Timings {
+            attention: two,
+            feed_forward: four,
+            head: one,
+            waiting: Duration::from_millis(waiting),
+            between: one,
+        };
+        Spent { wall: Duration::from_millis(wall), parts }
+    }
+
+    #[test]
+    fn the_middle_of_an_even_number_is_the_mean_of_two() {
+        assert_eq!(spread(vec![4.0, 1.0, 3.0, 2.0]), Spread { min: 1.0, median: 2.5, max: 4.0 });
+    }
+
+    #[test]
+    fn parts_are_of_one_token_and_what_is_left_is_text() {
+        let parts = Parts::of(&[spent(14, 2), spent(14, 2), spent(28, 9)], 2);
+        assert_eq!((parts.token, parts.attention, parts.feed_forward, parts.head), (7.0, 1.0, 2.0, 0.5));
+        assert_eq!((parts.barriers, parts.between, parts.text), (1.0, 0.5, 2.0));
+        assert_eq!(parts.outside_kernels, 0.5);
+    }
+}
