@@ -1,7 +1,7 @@
 //! The arguments that choose a model, shared by the commands that run one in their own process.
 
 use super::{Failure, host};
-use crate::engine::model::Layout;
+use crate::engine::model::{HeadForm, Layout};
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -9,6 +9,11 @@ use std::path::PathBuf;
 /// What `--i2s-layout` takes.
 pub(super) fn layout_arg() -> PossibleValuesParser {
     std::iter::once("auto").chain(Layout::ALL.map(Layout::name)).into()
+}
+
+/// What `--head` takes.
+fn head_arg() -> PossibleValuesParser {
+    std::iter::once("auto").chain(HeadForm::ALL.map(HeadForm::name)).into()
 }
 
 /// Which model, and on what
@@ -20,6 +25,10 @@ pub(super) struct ModelArgs {
     /// Layout of I2_S weights: 128, the official one, 64 or 1x4; auto finds it out with a short text
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
+    /// How the head is read: f16, as the file has it; q8 or q6_k, written again in 8 or 6 bits; screened, in 4
+    /// bits and whole only where it matters; auto is screened where the head is large
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
+    pub head: String,
     /// Threads that compute [default: the processors there are]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
@@ -32,7 +41,7 @@ impl ModelArgs {
     /// Maps and checks the model.
     pub fn open(&self) -> Result<ModelFile, Failure> {
         let source = self.model.clone().map_or(Source::BuiltIn, Source::File);
-        Ok(ModelFile::open(&source, Layout::named(&self.i2s_layout))?)
+        Ok(ModelFile::open(&source, Layout::named(&self.i2s_layout))?.with_head(self.head())?)
     }
 
     /// Maps, checks and loads the model.
@@ -40,9 +49,21 @@ impl ModelArgs {
         Ok(self.open()?.load(&self.options())?)
     }
 
+    /// The same for measurements of the model itself: its head is the file's own, unless another was asked for.
+    pub fn load_as_it_is(&self) -> Result<Engine, Failure> {
+        let head = self.head().unwrap_or(HeadForm::File);
+        Ok(self.open()?.with_head(Some(head))?.load(&self.options())?)
+    }
+
+    /// How the head is read; `None` is found out.
+    pub fn head(&self) -> Option<HeadForm> {
+        HeadForm::named(&self.head)
+    }
+
     /// What it is run on.
     pub fn options(&self) -> Options {
         let threads = self.threads.map_or_else(host::processors, usize::from);
-        Options { threads, pin: false, kernel: self.kernel.clone() }
+        let keep_in = Some(host::cache_dir());
+        Options { threads, kernel: self.kernel.clone(), keep_in, ..Options::default() }
     }
 }

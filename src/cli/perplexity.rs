@@ -45,7 +45,7 @@ struct Said {
 
 pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     let text = read(&args.text)?;
-    let engine = args.model.load()?;
+    let engine = args.model.load_as_it_is()?;
     let tokens = engine.tokenizer().encode(&text);
     let bos = engine.tokenizer().begin();
     if tokens.len() + usize::from(bos.is_some()) < 2 {

@@ -4,7 +4,7 @@
 //! after every token. Deliberately knows no client, no queue and no deadline.
 
 use super::error::PromptError;
-use super::model::{BATCH, Dense, Model, State, Timings};
+use super::model::{BATCH, Dense, Model, Screening, State, Timings};
 use super::sampler::{Sampler, Sampling};
 use super::tokenizer::{Pushed, TextStream, Tokenizer};
 use std::ops::ControlFlow;
@@ -94,6 +94,11 @@ impl<'e> Session<'e> {
         self.state.context()
     }
 
+    /// What screening the head did so far.
+    pub fn screening(&self) -> Screening {
+        self.state.screening()
+    }
+
     /// Runs one pass over `tokens` from an empty state; `each` gets every position and its logits,
     /// `[vocab]`.
     pub fn logits(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), PromptError> {
@@ -150,6 +155,7 @@ impl<'e> Session<'e> {
             stream: TextStream::new(&options.stop, most.min(1024) * BYTES_PER_TOKEN),
             tokens: Vec::with_capacity(most.min(1024)),
             most,
+            reach: options.sampling.reach(),
             ignore_end: options.ignore_end,
             started: Instant::now(),
             prefilled: None,
@@ -207,8 +213,13 @@ impl<'e> Session<'e> {
         run: &mut Run,
         step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> End {
+        let reach = run.reach;
         while run.tokens.len() < run.most {
-            let id = run.sampler.sample(self.model.logits(row, &mut self.state));
+            let logits = match reach {
+                Some(reach) => self.model.near_logits(row, &mut self.state, reach),
+                None => self.model.logits(row, &mut self.state),
+            };
+            let id = run.sampler.sample(logits);
             if !run.ignore_end && self.tokenizer.is_end(id) {
                 return End::Stop;
             }
@@ -245,6 +256,8 @@ struct Run {
     stream: TextStream,
     tokens: Vec<u32>,
     most: usize,
+    /// How far below the best one a logit matters.
+    reach: Option<f32>,
     ignore_end: bool,
     started: Instant,
     prefilled: Option<Instant>,

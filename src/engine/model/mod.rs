@@ -3,12 +3,16 @@
 //! Deliberately knows no text: token ids in, logits out.
 
 mod forward;
+mod head;
+mod logits;
 mod state;
 mod threads;
 mod timings;
 mod weights;
 
 pub use super::quant::Dense;
+pub use head::HeadForm;
+pub use logits::Screening;
 pub use state::State;
 pub use timings::Timings;
 pub use weights::Layout;
@@ -300,8 +304,9 @@ impl Model {
     /// that there is never more than one copy.
     pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
         let Model { shape, weights, kernels, pool, tuner } = self;
-        drop(weights);
-        let weights = Weights::load(file, &shape, layout)?;
+        let head = weights.into_head();
+        let mut weights = Weights::load(file, &shape, layout)?;
+        weights.take_head(head);
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
@@ -333,7 +338,7 @@ impl Model {
     /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in format
     /// `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: Dense) -> State {
-        State::new(&self.shape, context, batch, cache)
+        State::new(&self.shape, context, batch, cache, self.weights.screen.is_some())
     }
 }
 
@@ -348,7 +353,7 @@ pub struct WeightBytes {
 
 impl WeightBytes {
     /// What loading `file` would take, without loading it.
-    pub fn plan(file: &Gguf, layout: Layout) -> Self {
-        weights::plan(file, layout)
+    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, head: HeadForm) -> Self {
+        weights::plan(file, shape, layout, head)
     }
 }

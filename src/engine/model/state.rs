@@ -1,6 +1,7 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
+use super::logits::{MOST_ROWS, Screening};
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
 use crate::engine::quant::{Dense, packed_row};
@@ -79,15 +80,20 @@ pub struct State {
     pub(super) gate: Vec<f32>,      // [batch, ffn]
     pub(super) up: Vec<f32>,        // [batch, ffn]
     pub(super) quantized: QuantizedRows,
-    pub(super) cos: Vec<f32>,    // [batch, rope_dims / 2]
-    pub(super) sin: Vec<f32>,    // [batch, rope_dims / 2]
-    pub(super) last: Vec<f32>,   // [dim], one row on its way to the head
-    pub(super) logits: Vec<f32>, // [vocab]
+    pub(super) cos: Vec<f32>,      // [batch, rope_dims / 2]
+    pub(super) sin: Vec<f32>,      // [batch, rope_dims / 2]
+    pub(super) last: Vec<f32>,     // [dim], one row on its way to the head
+    pub(super) logits: Vec<f32>,   // [vocab]
+    pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
+    pub(super) rows: Vec<u32>,     // rows of the head that may be the best
+    pub(super) exact: Vec<f32>,    // [MOST_ROWS], their logits
+    pub(super) whole: Vec<f32>,    // [vocab], logits that a screen is checked with
+    pub(super) screening: Screening,
     pub(super) watch: Watch,
 }
 
 impl State {
-    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: Dense) -> Self {
+    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: Dense, screen: bool) -> Self {
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
@@ -114,8 +120,18 @@ impl State {
             sin: floats(shape.rope_dims / 2),
             last: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
+            screened: vec![0.0; if screen { shape.dim } else { 0 }],
+            rows: Vec::with_capacity(if screen { MOST_ROWS } else { 0 }),
+            exact: vec![0.0; if screen { MOST_ROWS } else { 0 }],
+            whole: vec![0.0; if screen { shape.vocab } else { 0 }],
+            screening: Screening::default(),
             watch: Watch::new(),
         }
+    }
+
+    /// What screening the head did with this state.
+    pub fn screening(&self) -> Screening {
+        self.screening
     }
 
     /// Tokens in the cache.

@@ -11,6 +11,7 @@ fuzz_target!(|text: &str| {
         memory_bytes: 1 << 30,
         processors: 4,
         runtime_dir: "/run/bitnetd".into(),
+        cache_dir: "/var/cache/bitnetd".into(),
     };
     match Config::parse(text, "bitnetd.toml", &host) {
         Ok(config) => check(&config),
