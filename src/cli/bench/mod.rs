@@ -16,6 +16,9 @@ use report::{Parts, Said, Spent, spread, table};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+/// Jobs that are handed over and back to measure what one takes: some milliseconds in all.
+const HAND_OVERS: usize = 2001;
+
 /// What `--shape` takes.
 fn shape_arg() -> PossibleValuesParser {
     shapes::ALL.map(|known| known.name).into()
@@ -69,6 +72,8 @@ struct Measured {
 
 fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     let model = engine.model();
+    // Of many, since one takes but a microsecond.
+    let hand_over = model.pool().hand_over(HAND_OVERS);
     let (decode, memory) = (spread(measured.decode), measured.memory.bandwidth());
     let read_speed = decode.median * model.bytes_per_token() as f64;
     Said {
@@ -82,6 +87,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         decode,
         prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
         decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
+        hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
         bytes_per_token: model.bytes_per_token(),
         read_speed,
         bandwidth_share: read_speed / memory.median,
@@ -102,7 +108,8 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    Ok(ModelFile::open(&Source::Random(known), None)?.load(&args.model.options())?)
+    let file = ModelFile::open(&Source::Random(known), None)?.with_head(args.model.head())?;
+    Ok(file.load(&args.model.options())?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {

@@ -103,6 +103,8 @@ pub(super) struct Said {
     pub prefill_parts: Parts,
     /// Milliseconds of a decoded token.
     pub decode_parts: Parts,
+    /// Microseconds to hand a job to another thread and get it back, median; nothing on one thread.
+    pub hand_over: Option<f64>,
     /// Weights that one decoded token reads.
     pub bytes_per_token: usize,
     /// Weight bytes a second of decoding, median.
@@ -136,6 +138,9 @@ pub(super) fn table(said: &Said) -> String {
         &mut out,
         format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{cached}", "weights read"),
     );
+    if let Some(time) = said.hand_over {
+        write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
+    }
     if let Some(bytes) = said.peak_memory {
         write(&mut out, format_args!("{:<18} {:>10.1} MB, at most", "resident memory", bytes as f64 / 1e6));
     }
