@@ -2,6 +2,7 @@
 //! every kernel against the reference.
 
 mod allocations;
+mod caches;
 mod convert;
 mod damaged;
 mod dense;

@@ -2,7 +2,7 @@
 
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::{Dense, HeadForm, Layout, Model, State};
+use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model, State};
 use bitnetd::engine::pool::Pool;
 use bitnetd::engine::shapes::Known;
 use bitnetd::engine::{ModelFile, Options, Source};
@@ -33,7 +33,7 @@ fn screened(mut model: Model) -> Model {
 }
 
 fn state(model: &Model) -> State {
-    let mut state = model.state(600, 8, Dense::F32);
+    let mut state = model.state(600, 8, CacheForm::F32);
     model.forward(&PROMPT, &mut state);
     state
 }

@@ -108,7 +108,7 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    let file = ModelFile::open(&Source::Random(known), None)?.with_head(args.model.head())?;
+    let file = args.model.settings(ModelFile::open(&Source::Random(known), None)?)?;
     Ok(file.load(&args.model.options())?)
 }
 
