@@ -2,6 +2,8 @@
 
 use super::{Failure, host};
 use crate::engine::model::Layout;
+use crate::engine::pool;
+use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -20,7 +22,8 @@ pub(super) struct ModelArgs {
     /// Layout of I2_S weights: 128, the official one, 64 or 1x4; auto finds it out with a short text
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
-    /// Threads that compute [default: the processors there are]
+    /// Threads that compute, exactly [default: at most the processors there are, the big ones where some are
+    /// little; how many of them is found out from the first passes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
     /// Kernel table by name, as `bitnetd doctor` lists them [default: the fastest]
@@ -37,12 +40,20 @@ impl ModelArgs {
 
     /// Maps, checks and loads the model.
     pub fn load(&self) -> Result<Engine, Failure> {
-        Ok(self.open()?.load(&self.options())?)
+        self.load_file(self.open()?)
+    }
+
+    /// Loads a model that is mapped. Keeps the calling thread, which will compute, to the big processors.
+    pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
+        let options = self.options();
+        pool::keep_to(&host::host().keep_to(options.threads));
+        let engine = file.load(&options)?;
+        Ok(if self.threads.is_some() { engine } else { engine.tuned(Threads::default()) })
     }
 
     /// What it is run on.
     pub fn options(&self) -> Options {
-        let threads = self.threads.map_or_else(host::processors, usize::from);
+        let threads = self.threads.map_or_else(|| host::host().threads(), usize::from);
         Options { threads, pin: false, kernel: self.kernel.clone() }
     }
 }

@@ -100,6 +100,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
         context: plan.context,
+        budget: config.budget.clone(),
     };
     let options = engine::Options { threads: config.budget.threads, pin: config.budget.pin, kernel: None };
     let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());

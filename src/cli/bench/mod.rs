@@ -102,7 +102,7 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    Ok(ModelFile::open(&Source::Random(known), None)?.load(&args.model.options())?)
+    args.model.load_file(ModelFile::open(&Source::Random(known), None)?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
