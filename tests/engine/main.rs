@@ -17,6 +17,7 @@ mod reference;
 mod seeds;
 mod shapes;
 mod templates;
+mod threads;
 mod tiny;
 mod tokenizer;
 mod tokenizer_answers;
