@@ -2,7 +2,9 @@
 
 use super::{Failure, host};
 use crate::engine::model::{CacheForm, HeadForm, Layout};
+use crate::engine::pool;
 use crate::engine::session::Session;
+use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -39,7 +41,8 @@ pub(super) struct ModelArgs {
     /// answer or a measurement is made, f16 as the daemon]
     #[arg(long, value_name = "FORM", value_parser = cache_arg())]
     pub kv_cache: Option<String>,
-    /// Threads that compute [default: the processors there are]
+    /// Threads that compute, exactly [default: at most the processors there are, the big ones where some are
+    /// little; how many of them is found out from the first passes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
     /// Kernel table by name, as `bitnetd doctor` lists them [default: the fastest]
@@ -61,13 +64,21 @@ impl ModelArgs {
 
     /// Maps, checks and loads the model.
     pub fn load(&self) -> Result<Engine, Failure> {
-        Ok(self.open()?.load(&self.options())?)
+        self.load_file(self.open()?)
+    }
+
+    /// Loads a model that is mapped. Keeps the calling thread, which will compute, to the big processors.
+    pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
+        let options = self.options();
+        pool::keep_to(&host::host().keep_to(options.threads));
+        let engine = file.load(&options)?;
+        Ok(if self.threads.is_some() { engine } else { engine.tuned(Threads::default()) })
     }
 
     /// The same for measurements of the model itself: its head is the file's own, unless another was asked for.
     pub fn load_as_it_is(&self) -> Result<Engine, Failure> {
         let head = self.head().unwrap_or(HeadForm::File);
-        Ok(self.open()?.with_head(Some(head))?.load(&self.options())?)
+        self.load_file(self.open()?.with_head(Some(head))?)
     }
 
     /// What keys and values are kept in; `None` where it was not said.
@@ -90,7 +101,7 @@ impl ModelArgs {
 
     /// What it is run on.
     pub fn options(&self) -> Options {
-        let threads = self.threads.map_or_else(host::processors, usize::from);
+        let threads = self.threads.map_or_else(|| host::host().threads(), usize::from);
         let keep_in = Some(host::cache_dir());
         Options { threads, kernel: self.kernel.clone(), keep_in, ..Options::default() }
     }

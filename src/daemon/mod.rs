@@ -113,6 +113,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
         context: plan.context,
+        budget: config.budget.clone(),
     };
     let options = engine::Options {
         threads: config.budget.threads,

@@ -20,6 +20,7 @@ mod screen;
 mod seeds;
 mod shapes;
 mod templates;
+mod threads;
 mod tiny;
 mod tokenizer;
 mod tokenizer_answers;

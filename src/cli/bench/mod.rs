@@ -108,8 +108,7 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    let file = args.model.settings(ModelFile::open(&Source::Random(known), None)?)?;
-    Ok(file.load(&args.model.options())?)
+    args.model.load_file(args.model.settings(ModelFile::open(&Source::Random(known), None)?)?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
