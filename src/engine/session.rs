@@ -32,6 +32,8 @@ pub struct Options {
     pub stop: Vec<String>,
     /// Goes on past end tokens, for measurements.
     pub ignore_end: bool,
+    /// Reads all of a head that is screened, for comparison.
+    pub whole_head: bool,
 }
 
 /// What the callback hears.
@@ -94,8 +96,8 @@ impl<'e> Session<'e> {
         self.state.context()
     }
 
-    /// What screening the head did so far.
-    pub fn screening(&self) -> Screening {
+    /// What screening the head did so far; `None` where the head is read whole.
+    pub fn screening(&self) -> Option<Screening> {
         self.state.screening()
     }
 
@@ -155,7 +157,7 @@ impl<'e> Session<'e> {
             stream: TextStream::new(&options.stop, most.min(1024) * BYTES_PER_TOKEN),
             tokens: Vec::with_capacity(most.min(1024)),
             most,
-            reach: options.sampling.reach(),
+            reach: options.sampling.reach().filter(|_| !options.whole_head),
             ignore_end: options.ignore_end,
             started: Instant::now(),
             prefilled: None,

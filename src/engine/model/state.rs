@@ -190,9 +190,9 @@ impl State {
         }
     }
 
-    /// What screening the head did with this state.
-    pub fn screening(&self) -> Screening {
-        self.screening
+    /// What screening the head did with this state; `None` where the head is read whole.
+    pub fn screening(&self) -> Option<Screening> {
+        (!self.whole.is_empty()).then_some(self.screening)
     }
 
     /// Tokens in the cache.
