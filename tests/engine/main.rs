@@ -6,6 +6,7 @@ mod caches;
 mod convert;
 mod damaged;
 mod dense;
+mod exactness;
 mod formats;
 mod heads;
 mod intents;
