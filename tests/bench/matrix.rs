@@ -1,11 +1,11 @@
 //! One matrix through one kernel, for `tests/bench/arm` to count instructions.
 //!
-//! `matrix TABLE TOKENS ROUNDS ROWS`: the kernels' name, tokens of a pass, passes, rows of a call. The
-//! time of the kernels does not depend on the numbers, so weights and activations are the cheapest there
-//! are: what is made before the first pass is executed, too.
+//! `matrix WEIGHTS TABLE TOKENS ROUNDS ROWS`: `ternary`, `nibbles`, `q8_0` or `q6_k`; the kernels' name; tokens of a
+//! pass (1 for all but ternary); passes; rows of a call. The time of the kernels does not depend on the numbers, so weights and
+//! activations are the cheapest there are: what is made before the first pass is executed, too.
 
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::packed_row;
+use bitnetd::engine::quant::{Blocks, Numbers, packed_row};
 use std::hint::black_box;
 
 /// The largest shape of BitNet-b1.58-2B-4T.
@@ -14,13 +14,24 @@ const COLS: usize = 2560;
 
 fn main() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [table, numbers @ ..] = arguments.as_slice() else { return Err(usage()) };
+    let [weights, table, numbers @ ..] = arguments.as_slice() else { return Err(usage()) };
     let numbers: Vec<usize> = numbers.iter().filter_map(|number| number.parse().ok()).collect();
     let [tokens, rounds, rows] = numbers[..] else { return Err(usage()) };
     let kernels = Kernels::named(table).ok_or_else(usage)?;
     if tokens == 0 || !(1..=ROWS).contains(&rows) {
         return Err(usage());
     }
+    match weights.as_str() {
+        "ternary" => ternary(&kernels, tokens, rounds, rows),
+        "nibbles" if tokens == 1 => nibbles(&kernels, rounds, rows),
+        "q8_0" if tokens == 1 => blocks(&kernels, Blocks::Q8_0, rounds, rows),
+        "q6_k" if tokens == 1 => blocks(&kernels, Blocks::Q6K, rounds, rows),
+        _ => return Err(usage()),
+    }
+    Ok(())
+}
+
+fn ternary(kernels: &Kernels, tokens: usize, rounds: usize, rows: usize) {
     let weights = vec![0b01_10_00_01; ROWS * packed_row(COLS)];
     let (q, sums) = (vec![3; tokens * COLS], vec![3 * COLS as i32; tokens]);
     let mut dots = vec![0; rows * tokens];
@@ -31,10 +42,38 @@ fn main() -> Result<(), String> {
             black_box(dots);
         }
     }
-    Ok(())
+}
+
+fn nibbles(kernels: &Kernels, rounds: usize, rows: usize) {
+    let weights = vec![0x5a; ROWS * COLS / 2];
+    let q = vec![3; COLS];
+    let mut dots = vec![0; rows];
+    for _ in 0..rounds {
+        for weights in weights.chunks(rows * COLS / 2) {
+            let dots = &mut dots[..weights.len() / (COLS / 2)];
+            kernels.nibbles(black_box(weights), &q, 3 * COLS as i32, dots);
+            black_box(dots);
+        }
+    }
+}
+
+fn blocks(kernels: &Kernels, kind: Blocks, rounds: usize, rows: usize) {
+    let row = Numbers::from(kind).row_bytes(COLS).expect("the columns are whole blocks of every kind");
+    let (weights, x) = (vec![0x11; ROWS * row], vec![0.5; COLS]);
+    let mut dots = vec![0.0; rows];
+    for _ in 0..rounds {
+        for weights in weights.chunks(rows * row) {
+            let dots = &mut dots[..weights.len() / row];
+            kernels.dot(kind, black_box(weights), &x, dots);
+            black_box(dots);
+        }
+    }
 }
 
 fn usage() -> String {
     let names: Vec<&str> = Kernels::all().iter().map(Kernels::name).collect();
-    format!("usage: matrix TABLE TOKENS ROUNDS ROWS; TABLE: {}; ROWS: 1 to {ROWS}", names.join(", "))
+    let names = names.join(", ");
+    format!(
+        "usage: matrix ternary|nibbles|q8_0|q6_k TABLE TOKENS ROUNDS ROWS; TABLE: {names}; ROWS: 1 to {ROWS}"
+    )
 }

@@ -89,6 +89,20 @@ fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_toke
 }
 
 #[test]
+fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
+    let mut numbers = Random(10);
+    for kernels in Kernels::all() {
+        for tokens in 1..=2 * kernels.tokens() {
+            for rows in [5, 130] {
+                let cols = 3 * BLOCK;
+                let weights = numbers.packed(rows * packed_row(cols));
+                check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_values_overflow_nothing() {
     for kernels in Kernels::all() {
         for (blocks, rows, tokens) in

@@ -17,7 +17,14 @@ macro_rules! table {
 
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
                 name: $name,
-                ternary: &[(6, tile::<6>), (4, tile::<4>), (2, tile::<2>), (1, one)],
+                ternary: &[
+                    (6, tile::<6>),
+                    (5, tile::<5>),
+                    (4, tile::<4>),
+                    (3, tile::<3>),
+                    (2, tile::<2>),
+                    (1, one),
+                ],
                 nibbles,
                 dot_f16,
                 mix_f16,
@@ -27,7 +34,7 @@ macro_rules! table {
 
             /// All rows for one token.
             #[target_feature(enable = $features)]
-            fn one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+            pub(in crate::engine::kernels) fn one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
                 each_row(
                     weights,
                     packed_row(cols),

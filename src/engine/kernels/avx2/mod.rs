@@ -14,12 +14,9 @@ use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use half::f16;
 use std::arch::x86_64::*;
 
-/// Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit sums.
-const TILE: usize = 4;
-
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx2",
-    ternary: &[(TILE, tile), (1, one)],
+    ternary: &[(4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one)],
     nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
@@ -55,12 +52,13 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
     sums.map(|sum| horizontal_sum(sum))
 }
 
-/// All rows for a tile of tokens.
+/// All rows for `T` tokens. Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit
+/// sums.
 #[target_feature(enable = "avx2")]
-fn tile(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let rows = out.len() / TILE;
+fn tile<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    let rows = out.len() / T;
     for (row, weights) in weights.chunks_exact(packed_row(cols)).enumerate() {
-        let dots = dot_tile(weights, q, cols);
+        let dots = dot_tile::<T>(weights, q, cols);
         for (token, dot) in dots.into_iter().enumerate() {
             out[token * rows + row] = dot;
         }
@@ -68,12 +66,12 @@ fn tile(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 }
 
 #[target_feature(enable = "avx2")]
-fn dot_tile(weights: &[u8], q: &[i8], cols: usize) -> [i32; TILE] {
+fn dot_tile<const T: usize>(weights: &[u8], q: &[i8], cols: usize) -> [i32; T] {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [_mm256_setzero_si256(); TILE];
+    let mut sums = [_mm256_setzero_si256(); T];
     for (index, blocks) in weights.chunks(BLOCKS_IN_16_BITS * BLOCK_BYTES).enumerate() {
         let first = index * BLOCKS_IN_16_BITS * BLOCK;
-        let mut partial = [_mm256_setzero_si256(); TILE];
+        let mut partial = [_mm256_setzero_si256(); T];
         for (block, bytes) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
             let codes = unpack(bytes);
             for (token, partial) in partial.iter_mut().enumerate() {

@@ -12,7 +12,14 @@ use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
-    ternary: &[(tile::TILE, tile::ternary), (1, one::ternary)],
+    // Four tokens one by one are faster than a tile that is half in vain.
+    ternary: &[
+        (tile::TILE, tile::ternary),
+        (7, tile::ternary),
+        (6, tile::ternary),
+        (5, tile::ternary),
+        (1, one::ternary),
+    ],
     nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,

@@ -15,7 +15,7 @@ use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Tokens of a tile. With four, masks would take a fifth of the time instead of a ninth.
+/// Most tokens of a tile. With four, masks would take a fifth of the time instead of a ninth.
 pub(super) const TILE: usize = 8;
 /// Rows that share the loads of activations.
 const ROWS: usize = 2;
@@ -23,14 +23,15 @@ const ROWS: usize = 2;
 /// Four lanes for each row and token.
 type Sums = [[int32x4_t; TILE]; ROWS];
 
-/// All rows for a tile of tokens.
+/// All rows for a tile of tokens. With fewer than [`TILE`] the last is multiplied again in place of those
+/// that are missing.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let (row, rows) = (packed_row(cols), out.len() / TILE);
+    let (row, rows) = (packed_row(cols), out.len() / (q.len() / cols));
     for (pair, weights) in weights.chunks(ROWS * row).enumerate() {
         // A last row without a second: the same again, for nothing.
         let second = weights.len() - row;
-        let dots = dot_rows([&weights[..row], &weights[second..]], q);
+        let dots = dot_rows([&weights[..row], &weights[second..]], q, cols);
         for (out, dots) in out.chunks_exact_mut(rows).zip(dots) {
             out[pair * ROWS] = dots[0];
             if second > 0 {
@@ -41,8 +42,8 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn dot_rows(rows: [&[u8]; ROWS], q: &[i8]) -> [[i32; ROWS]; TILE] {
-    let [a, b] = add_rows(rows, q);
+fn dot_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> [[i32; ROWS]; TILE] {
+    let [a, b] = add_rows(rows, q, cols);
     let mut dots = [[0; ROWS]; TILE];
     for (index, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let pairs = [index * 2, index * 2 + 1].map(|token| vpaddq_s32(a[token], b[token]));
@@ -117,11 +118,13 @@ macro_rules! quarter {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn add_rows(rows: [&[u8]; ROWS], q: &[i8]) -> Sums {
-    let cols = q.len() / TILE;
-    assert!(cols > 0 && q.len() == cols * TILE && rows.iter().all(|row| row.len() == packed_row(cols)));
+fn add_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> Sums {
+    let tokens = q.len() / cols;
+    assert!(tokens > 0 && q.len() == tokens * cols && rows.iter().all(|row| row.len() == packed_row(cols)));
     assert!(cols.is_multiple_of(BLOCK));
     let [mut a, mut b] = [[vdupq_n_s32(0); TILE]; ROWS];
+    // From the second group of a token's first block on.
+    let at: [*const i8; TILE] = std::array::from_fn(|token| q[token.min(tokens - 1) * cols + 32..].as_ptr());
     // SAFETY: reads 32 bytes for each block of both rows and 32 of 128 bytes for each block of each
     // token, group by group; all are there as just checked, and no alignment is needed. Writes no
     // memory. The processor has the instructions, as the features of this function say.
@@ -148,14 +151,14 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8]) -> Sums {
             mask = inout(vreg) vdupq_n_u8(0x30) => _,
             a = inout(reg) rows[0].as_ptr() => _,
             b = inout(reg) rows[1].as_ptr() => _,
-            q0 = inout(reg) q[32..].as_ptr() => _,
-            q1 = inout(reg) q[cols + 32..].as_ptr() => _,
-            q2 = inout(reg) q[2 * cols + 32..].as_ptr() => _,
-            q3 = inout(reg) q[3 * cols + 32..].as_ptr() => _,
-            q4 = inout(reg) q[4 * cols + 32..].as_ptr() => _,
-            q5 = inout(reg) q[5 * cols + 32..].as_ptr() => _,
-            q6 = inout(reg) q[6 * cols + 32..].as_ptr() => _,
-            q7 = inout(reg) q[7 * cols + 32..].as_ptr() => _,
+            q0 = inout(reg) at[0] => _,
+            q1 = inout(reg) at[1] => _,
+            q2 = inout(reg) at[2] => _,
+            q3 = inout(reg) at[3] => _,
+            q4 = inout(reg) at[4] => _,
+            q5 = inout(reg) at[5] => _,
+            q6 = inout(reg) at[6] => _,
+            q7 = inout(reg) at[7] => _,
             inout("v16") a[0], inout("v17") a[1], inout("v18") a[2], inout("v19") a[3],
             inout("v20") a[4], inout("v21") a[5], inout("v22") a[6], inout("v23") a[7],
             inout("v24") b[0], inout("v25") b[1], inout("v26") b[2], inout("v27") b[3],

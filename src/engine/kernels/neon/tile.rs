@@ -14,7 +14,7 @@ use super::one;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::aarch64::*;
 
-/// Tokens of a tile: a vector of 16-bit sums.
+/// Most tokens of a tile: a vector of 16-bit sums.
 pub(super) const TILE: usize = 8;
 /// Most rows that use the same sums; their dots are 8 kB.
 const BAND: usize = 256;
@@ -30,10 +30,10 @@ type Sums = [int16x8_t; (PLACES - 1) * STRIDE + 256];
 /// Whole lines of 64 bytes, and an odd number of them: places do not compete for lines of the cache.
 const STRIDE: usize = 172;
 
-/// All rows for a tile of tokens.
+/// All rows for a tile of tokens. With fewer than [`TILE`] the last stands in for those that are missing.
 #[target_feature(enable = "neon")]
 pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    let (row, rows) = (packed_row(cols), out.len() / TILE);
+    let (row, rows) = (packed_row(cols), out.len() / (q.len() / cols));
     for (band, weights) in weights.chunks(BAND * row).enumerate() {
         let rows_here = band * BAND..rows.min((band + 1) * BAND);
         if rows_here.len() < WORTH_SUMS {
@@ -93,7 +93,7 @@ fn make_sums(sums: &mut Sums, q: &[i8], cols: usize, part: usize) {
     let first = at / BLOCK_BYTES * BLOCK + at % BLOCK_BYTES;
     let mut columns = [[vdupq_n_s16(0); PLACES]; 4]; // [group, byte]: all tokens
     for (group, columns) in columns.iter_mut().enumerate() {
-        *columns = transpose(&q[first + group * BLOCK_BYTES..], cols);
+        *columns = transpose(q, cols, first + group * BLOCK_BYTES);
     }
     for place in 0..PLACES {
         let sums: &mut [int16x8_t; 171] = sums[place * STRIDE..].first_chunk_mut().expect("256 are there");
@@ -118,15 +118,16 @@ fn multiples(sum: int16x8_t, x: int16x8_t) -> [int16x8_t; 3] {
     [sum, one, vaddq_s16(one, x)]
 }
 
-/// The first eight columns of `q`: all tokens of each.
+/// Eight columns of `q` from `first` on: all tokens of each.
 #[target_feature(enable = "neon")]
 #[inline]
-fn transpose(q: &[i8], cols: usize) -> [int16x8_t; PLACES] {
-    assert!(q.len() >= (TILE - 1) * cols + PLACES);
+fn transpose(q: &[i8], cols: usize, first: usize) -> [int16x8_t; PLACES] {
+    let tokens = q.len() / cols;
+    assert!(tokens > 0 && first + PLACES <= cols);
     let mut rows = [vdup_n_s8(0); TILE];
     for (token, row) in rows.iter_mut().enumerate() {
         // SAFETY: eight numbers, as just checked; the load needs no alignment.
-        *row = unsafe { vld1_s8(q.as_ptr().add(token * cols)) };
+        *row = unsafe { vld1_s8(q.as_ptr().add(token.min(tokens - 1) * cols + first)) };
     }
     // Of the six bits that number the 64 values, tokens first, each turn moves the first to the end.
     for _ in 0..3 {
