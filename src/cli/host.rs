@@ -14,6 +14,7 @@ pub(super) fn host() -> Host {
         processors: processors.big.len() + processors.little.len(),
         big: if processors.little.is_empty() { Vec::new() } else { processors.big },
         runtime_dir: runtime_dir(),
+        cache_dir: cache_dir(),
     }
 }
 
@@ -30,6 +31,17 @@ fn name() -> String {
     let level: String =
         short.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
     if level.is_empty() { "device".into() } else { level }
+}
+
+/// What systemd made ours, `/var/cache/bitnetd` for root, else the user's own.
+pub(super) fn cache_dir() -> PathBuf {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let own = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
+    match named("CACHE_DIRECTORY") {
+        Some(systemds) => systemds,
+        None if rustix::process::geteuid().is_root() => PathBuf::from("/var/cache/bitnetd"),
+        None => own().map_or_else(|| PathBuf::from("/var/cache/bitnetd"), |cache| cache.join("bitnetd")),
+    }
 }
 
 /// `/run/bitnetd` for root and where systemd made it ours, else the user's own.

@@ -20,7 +20,7 @@ pub(super) struct Logits {
 }
 
 pub(super) fn run(args: Logits) -> Result<(), Failure> {
-    let engine = args.model.load()?;
+    let engine = args.model.load_as_it_is()?;
     let failed = |error: std::io::Error| Failure::usage(format!("{}: {error}", args.out.display()));
     let mut out = BufWriter::new(File::create(&args.out).map_err(failed)?);
     let mut written = Ok(());

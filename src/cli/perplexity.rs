@@ -45,7 +45,7 @@ struct Said {
 
 pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     let text = read(&args.text)?;
-    let engine = args.model.load()?;
+    let engine = args.model.load_as_it_is()?;
     let tokens = engine.tokenizer().encode(&text);
     let bos = engine.tokenizer().begin();
     if tokens.len() + usize::from(bos.is_some()) < 2 {
@@ -62,7 +62,7 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     }
     // As short as the text where that is shorter: memory for what is asked.
     let context = (args.context as usize).min(shape.context).min(tokens.len() + SHORTEST);
-    let mut session = engine.exact_session(context);
+    let mut session = args.model.exact_session(&engine, context);
     let watched = std::io::stderr().is_terminal();
     let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
         if watched {

@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Budget, Config, ConfigError, Device, Host, I2sLayout, Level, Log, Login, Model, Mqtt, Queue, Socket,
-    Telemetry,
+    Budget, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt,
+    Queue, Socket, Telemetry,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -36,6 +36,9 @@ pub(super) struct ModelKeys {
     path: Option<PathBuf>,
     context: Option<usize>,
     i2s_layout: Option<String>,
+    head: Option<String>,
+    kv_cache: Option<String>,
+    cache_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,7 +131,7 @@ impl File {
     fn checked(self, host: &Host) -> Checked<Config> {
         Ok(Config {
             device: self.device.checked(host)?,
-            model: self.model.checked()?,
+            model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
             mqtt: self.mqtt.checked()?,
@@ -147,22 +150,49 @@ impl DeviceKeys {
     }
 }
 
+const LAYOUTS: [(&str, Option<I2sLayout>); 4] = [
+    ("auto", None),
+    ("128", Some(I2sLayout::Blocks128)),
+    ("64", Some(I2sLayout::Blocks64)),
+    ("1x4", Some(I2sLayout::Rows4)),
+];
+const HEADS: [(&str, Option<Head>); 5] = [
+    ("auto", None),
+    ("f16", Some(Head::F16)),
+    ("q8", Some(Head::Q8)),
+    ("q6_k", Some(Head::Q6K)),
+    ("screened", Some(Head::Screened)),
+];
+const KV_CACHES: [(&str, KvCache); 2] = [("f16", KvCache::F16), ("int8", KvCache::Int8)];
+
+/// What a key's word stands for; the first of the choices where it is left out.
+fn one_of<T: Copy>(
+    section: &'static str,
+    key: &'static str,
+    word: Option<String>,
+    choices: &[(&str, T)],
+) -> Checked<T> {
+    let Some(word) = word else { return Ok(choices[0].1) };
+    choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        Mistake(section, key, format!("\"{word}\" is not known; use one of {all}"))
+    })
+}
+
 impl ModelKeys {
-    fn checked(self) -> Checked<Model> {
+    fn checked(self, host: &Host) -> Checked<Model> {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
-        let i2s_layout = match self.i2s_layout.as_deref() {
-            None | Some("auto") => None,
-            Some("128") => Some(I2sLayout::Blocks128),
-            Some("64") => Some(I2sLayout::Blocks64),
-            Some("1x4") => Some(I2sLayout::Rows4),
-            Some(other) => {
-                let said = format!("\"{other}\" is no layout; use \"auto\", \"128\", \"64\" or \"1x4\"");
-                return Err(Mistake("model", "i2s_layout", said));
-            }
-        };
-        Ok(Model { path: self.path, context: self.context, i2s_layout })
+        let keep_in = self.cache_dir.unwrap_or_else(|| host.cache_dir.clone());
+        Ok(Model {
+            path: self.path,
+            context: self.context,
+            i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
+            head: one_of("model", "head", self.head, &HEADS)?,
+            kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
+            keep_in: Some(keep_in).filter(|folder| !folder.as_os_str().is_empty()),
+        })
     }
 }
 

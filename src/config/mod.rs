@@ -49,6 +49,34 @@ pub struct Model {
     pub context: Option<usize>,
     /// How I2_S tensors are laid out; `None` is found out when the model is loaded.
     pub i2s_layout: Option<I2sLayout>,
+    /// How the head is read; `None` is the fastest way that chooses the same tokens.
+    pub head: Option<Head>,
+    /// What keys and values are kept in.
+    pub kv_cache: KvCache,
+    /// Folder for what is worked out of a model file once; `None` keeps nothing.
+    pub keep_in: Option<PathBuf>,
+}
+
+/// The forms of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// As the file has it.
+    F16,
+    /// Written again in 8.5 bits a number.
+    Q8,
+    /// Written again in 6.6 bits a number.
+    Q6K,
+    /// Four bits of all rows, and the file's own numbers of those that can win.
+    Screened,
+}
+
+/// The formats of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvCache {
+    /// Two bytes a number.
+    F16,
+    /// A little more than one.
+    Int8,
 }
 
 /// The block layouts of I2_S, which share one type id in the file.
@@ -159,6 +187,8 @@ pub struct Host {
     pub big: Vec<usize>,
     /// Where the socket goes.
     pub runtime_dir: PathBuf,
+    /// Where what can be made again is kept.
+    pub cache_dir: PathBuf,
 }
 
 impl Host {
@@ -225,6 +255,7 @@ mod tests {
             processors: 4,
             big: vec![],
             runtime_dir: "/run/bitnetd".into(),
+            cache_dir: "/var/cache/bitnetd".into(),
         }
     }
 

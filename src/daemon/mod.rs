@@ -14,9 +14,9 @@ mod worker;
 
 pub use budget::{Plan, TooLarge};
 
-use crate::config::{Config, I2sLayout};
+use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
-use crate::engine::model::Layout;
+use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::protocol::MqttLink;
 use crate::telemetry::sensors::Sensors;
@@ -77,7 +77,20 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         I2sLayout::Blocks64 => Layout::Blocks64,
         I2sLayout::Rows4 => Layout::Rows4,
     });
-    let file = ModelFile::open(&source, layout).map_err(Failure::Model)?;
+    let head = config.model.head.map(|head| match head {
+        Head::F16 => HeadForm::File,
+        Head::Q8 => HeadForm::Q8,
+        Head::Q6K => HeadForm::Q6K,
+        Head::Screened => HeadForm::Screened,
+    });
+    let cache = match config.model.kv_cache {
+        KvCache::F16 => CacheForm::F16,
+        KvCache::Int8 => CacheForm::Int8,
+    };
+    let file = ModelFile::open(&source, layout)
+        .and_then(|file| file.with_head(head))
+        .and_then(|file| file.with_cache(cache));
+    let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
     let budget = config.budget.memory_bytes as usize;
     let plan = Plan::make(&footprint, file.shape().context, config.model.context, budget);
@@ -102,7 +115,12 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         context: plan.context,
         budget: config.budget.clone(),
     };
-    let options = engine::Options { threads: config.budget.threads, pin: config.budget.pin, kernel: None };
+    let options = engine::Options {
+        threads: config.budget.threads,
+        pin: config.budget.pin,
+        kernel: None,
+        keep_in: config.model.keep_in.clone(),
+    };
     let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
     let (worker::Thread { handle, ended }, facts) = tokio::select! {
         started = worker.start(file, options) => started?,

@@ -9,6 +9,7 @@ use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
+use crate::engine::model::Screening;
 use crate::engine::pool;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Session, Step};
@@ -16,12 +17,12 @@ use crate::engine::tokenizer::{Role, Turn};
 use crate::engine::tuner::Threads;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Timings, Usage,
+    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
 };
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
 use crate::transport::{Cancel, Inbound, Reply};
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -95,6 +96,7 @@ impl Worker {
     fn work(&self, engine: &Engine) {
         let mut session = engine.session(self.context);
         let mut cache = Cache::default();
+        let mut screening = Screening::default();
         let mut is_open = !engine.model().threads().is_settled();
         while let Some(job) = self.queue.next() {
             self.queue.step();
@@ -111,7 +113,19 @@ impl Worker {
                 error!("a request was lost to a fault; standard error says where");
             }
             is_open = is_open && !say_threads(engine);
+            self.note_screening(session.screening(), &mut screening);
         }
+    }
+
+    /// Takes over the counts of a screened head, and says once that it was wrong.
+    fn note_screening(&self, now: Option<Screening>, before: &mut Screening) {
+        let Some(now) = now else { return };
+        let Screening { tokens, rows, scans, checks, misses } = now;
+        self.telemetry.screened(Screen { tokens, rows, scans, checks, misses });
+        if before.misses == 0 && misses > 0 {
+            warn!("the screened head chose another token than the whole head; it is read whole from now on");
+        }
+        *before = now;
     }
 
     fn answer(&self, engine: &Engine, session: &mut Session<'_>, cache: &mut Cache, job: Job) {
@@ -337,7 +351,7 @@ fn options(request: &Request) -> Options {
         },
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
-        ignore_end: false,
+        ..Options::default()
     }
 }
 

@@ -13,6 +13,7 @@ pub mod check;
 pub mod convert;
 pub mod error;
 pub mod gguf;
+pub mod kept;
 pub mod kernels;
 pub mod model;
 mod ops;
@@ -28,8 +29,9 @@ pub mod tuner;
 use check::Figure;
 use error::LoadError;
 use gguf::{Gguf, Map};
+use kept::Kept;
 use kernels::Kernels;
-use model::{BATCH, Dense, Layout, Model, Shape, WeightBytes};
+use model::{BATCH, CacheForm, HeadForm, Layout, Model, Shape, WeightBytes};
 use pool::Pool;
 use session::Session;
 use std::path::PathBuf;
@@ -51,9 +53,13 @@ pub enum Source {
 #[derive(Debug)]
 pub struct ModelFile {
     place: String,
+    /// Where it is, if it is a file.
+    path: Option<PathBuf>,
     file: Gguf,
     shape: Shape,
     layout: Option<Layout>,
+    head: HeadForm,
+    cache: CacheForm,
 }
 
 /// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -72,7 +78,7 @@ pub struct Footprint {
 }
 
 /// How a model is run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
     /// Threads that compute, the calling one counted.
     pub threads: usize,
@@ -80,11 +86,16 @@ pub struct Options {
     pub pin: bool,
     /// A kernel table by name; `None` is the fastest.
     pub kernel: Option<String>,
+    /// Folder in which what is worked out of a model file is kept for the next start; `None` keeps nothing.
+    pub keep_in: Option<PathBuf>,
 }
 
 /// What a tokenizer takes whatever its vocabulary: word patterns with their caches, the special tokens'
 /// automaton, the template engine. Measured after a hundred prompts: 0.8 to 1.4 MB.
 const TOKENIZER_FIXED: usize = 3 << 19;
+
+/// Under which the layout that was found out is kept.
+const LAYOUT: &str = "layout";
 
 /// A loaded model.
 #[derive(Debug)]
@@ -94,6 +105,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// In which its I2_S weights were read.
     layout: Layout,
+    cache: CacheForm,
     notes: Vec<String>,
 }
 
@@ -115,7 +127,8 @@ impl ModelFile {
                 let place = path.display().to_string().replace(char::is_control, "?");
                 let map = Map::open(path)
                     .map_err(|error| LoadError::new(&place, format!("cannot be read: {error}")))?;
-                Self::parse(map, &place, layout)
+                let file = Self::parse(map, &place, layout)?;
+                Ok(ModelFile { path: Some(path.clone()), ..file })
             }
         }
     }
@@ -125,7 +138,38 @@ impl ModelFile {
         let file = Gguf::parse(map).map_err(|error| error.within(place))?;
         let shape = Shape::read(&file).map_err(|error| error.within(place))?;
         model::check_tensors(&file, &shape).map_err(|error| error.within(place))?;
-        Ok(ModelFile { place: place.to_owned(), file, shape, layout })
+        let head = HeadForm::of(&file, &shape, None).map_err(|error| error.within(place))?;
+        Ok(ModelFile {
+            place: place.to_owned(),
+            path: None,
+            file,
+            shape,
+            layout,
+            head,
+            cache: CacheForm::default(),
+        })
+    }
+
+    /// The same with its head read in another form; `None` is the fastest that chooses the same tokens.
+    pub fn with_head(self, wanted: Option<HeadForm>) -> Result<Self, LoadError> {
+        let head =
+            HeadForm::of(&self.file, &self.shape, wanted).map_err(|error| error.within(&self.place))?;
+        Ok(ModelFile { head, ..self })
+    }
+
+    /// The same with keys and values kept in `cache`.
+    pub fn with_cache(self, cache: CacheForm) -> Result<Self, LoadError> {
+        let size = self.shape.head_dim;
+        if cache.takes(size) {
+            return Ok(ModelFile { cache, ..self });
+        }
+        let said = format!("heads of {size} numbers are no whole blocks of 32, as int8 has them; use f16");
+        Err(LoadError::new("KV cache", said).within(&self.place))
+    }
+
+    /// How its head will be read.
+    pub fn head(&self) -> HeadForm {
+        self.head
     }
 
     /// Its numbers.
@@ -151,7 +195,7 @@ impl ModelFile {
     /// The memory it would take. A layout yet to be found out changes none of the sums: what is
     /// repacked is no longer read from the file.
     pub fn footprint(&self) -> Footprint {
-        let weights = WeightBytes::plan(&self.file, self.layout.unwrap_or_default());
+        let weights = WeightBytes::plan(&self.file, &self.shape, self.layout.unwrap_or_default(), self.head);
         let strings = |key: &str| self.file.strings(key).map_or(0, |strings| strings.len());
         // A token: about 8 bytes, its offset, its place in their order, its rank; a merge: four numbers.
         // The map from text to id that loading needs for a moment takes about 64 bytes a token.
@@ -160,7 +204,7 @@ impl ModelFile {
         Footprint {
             mapped: weights.mapped,
             copied: weights.copied,
-            cache_per_token: self.shape.cache_bytes_per_token(Dense::F16),
+            cache_per_token: self.shape.cache_bytes_per_token(self.cache),
             scratch: self.shape.scratch_bytes(BATCH),
             tokenizer,
         }
@@ -168,13 +212,47 @@ impl ModelFile {
 
     /// Loads it. The calling thread becomes the first of the computing ones.
     pub fn load(self, options: &Options) -> Result<Engine, LoadError> {
-        let loaded = self.load_as(self.layout.unwrap_or_default(), options).and_then(|engine| {
-            match self.layout.is_none() && self.has_layout() {
-                true => self.settle(engine),
-                false => Ok(engine),
+        let kept = self.kept(options);
+        let known = self.layout.or_else(|| Layout::named(&kept.text(LAYOUT)?));
+        let loaded = self.load_as(known.unwrap_or_default(), options).and_then(|engine| {
+            if known.is_some() || !self.has_layout() {
+                return Ok(engine);
             }
+            let engine = self.settle(engine)?;
+            if self.is_trained() {
+                kept.keep_text(LAYOUT, engine.layout.name());
+            }
+            Ok(engine)
         });
         loaded.map_err(|error| error.within(&self.place))
+    }
+
+    fn kept(&self, options: &Options) -> Kept {
+        match (&options.keep_in, &self.path) {
+            (Some(folder), Some(path)) => Kept::of(folder, path),
+            _ => Kept::nowhere(),
+        }
+    }
+
+    /// Reads the head in its form from now on; the image of it is kept, or made.
+    fn put_head(&self, model: &mut Model, kept: &Kept, notes: &mut Vec<String>) -> Result<(), LoadError> {
+        let form = self.head;
+        if form == HeadForm::File {
+            return Ok(());
+        }
+        let bytes = form.image_bytes(&self.shape);
+        let is_sound = |image: &[u8]| model.is_image_of_head(form, image);
+        let image = kept
+            .image(&format!("head-{}", form.name()), bytes, is_sound, |out| model.write_head(form, out))
+            .map_err(|error| LoadError::new("head", format!("{} cannot be made: {error}", form.name())))?;
+        model.use_head(form, &image.map, image.start);
+        if let Some(why) = image.why_not_kept {
+            notes.push(format!(
+                "the head as {} is made at each start, since it cannot be kept: {why}",
+                form.name()
+            ));
+        }
+        Ok(())
     }
 
     /// How well the model foretells a built-in text in each layout that its I2_S weights may have, or
@@ -273,9 +351,10 @@ impl ModelFile {
         let pool = Pool::new(options.threads, &cpus)
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
-        let model = Model::load(&self.file, layout, kernels, pool)?;
-        let notes = self.notes(&model, &tokenizer);
-        Ok(Engine { name, model, tokenizer, layout, notes })
+        let mut model = Model::load(&self.file, layout, kernels, pool)?;
+        let mut notes = self.notes(&model, &tokenizer);
+        self.put_head(&mut model, &self.kept(options), &mut notes)?;
+        Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes })
     }
 
     fn notes(&self, model: &Model, tokenizer: &Tokenizer) -> Vec<String> {
@@ -339,7 +418,7 @@ impl Engine {
 
     /// An empty session for `context` tokens.
     pub fn session(&self, context: usize) -> Session<'_> {
-        Session::new(&self.model, &self.tokenizer, context)
+        Session::new(&self.model, &self.tokenizer, context, self.cache)
     }
 
     /// An empty session whose cache rounds nothing; see [`Session::exact`].

@@ -24,6 +24,17 @@ impl Default for Sampling {
     }
 }
 
+/// Tokens a thousand times less likely than the likeliest need no exact logit: `ln(1000)`.
+const UNLIKELY: f32 = 6.9;
+
+impl Sampling {
+    /// How far below the best a logit may be and still matter to the choice; `None` where any may.
+    pub fn reach(&self) -> Option<f32> {
+        // A penalty can bring any token to the top.
+        (self.repetition_penalty == 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
+    }
+}
+
 /// Chooses tokens; allocates once.
 #[derive(Debug)]
 pub struct Sampler {

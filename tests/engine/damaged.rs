@@ -22,7 +22,7 @@ pub fn load(bytes: Vec<u8>) -> Result<(), LoadError> {
     let file = ModelFile::parse(Map::from(bytes), "m.gguf", None)?;
     // The plan is made before anything is loaded, so it must stand any numbers too.
     let _ = file.footprint().total(file.shape().context);
-    file.load(&Options { threads: 1, pin: false, kernel: None }).map(drop)
+    file.load(&Options { threads: 1, ..Options::default() }).map(drop)
 }
 
 /// The error of a damaged file, once it has kept to what every error owes.

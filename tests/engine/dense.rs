@@ -89,7 +89,7 @@ fn parse(file: &File) -> Result<ModelFile, LoadError> {
 }
 
 fn load(file: &File, threads: usize) -> Engine {
-    open(file).load(&Options { threads, pin: false, kernel: None }).expect("sound")
+    open(file).load(&Options { threads, ..Options::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine, tokens: &[u32]) -> Vec<Vec<f32>> {
@@ -148,7 +148,7 @@ fn every_format_in_every_place_agrees_with_a_plain_pass_in_f64() {
         let file = model(first);
         let plain = Plain::of(&file);
         for kernels in Kernels::all() {
-            let options = Options { threads: 1, pin: false, kernel: Some(kernels.name().into()) };
+            let options = Options { threads: 1, kernel: Some(kernels.name().into()), ..Options::default() };
             let engine = open(&file).load(&options).expect("sound");
             assert_eq!(engine.model().dense_matrices(), MATRICES.len());
             for token in [0, 77, VOCAB - 1] {
@@ -212,7 +212,7 @@ fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
     let file = model(3);
     let bytes = file.bytes();
     let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    let options = Options { threads: 1, pin: false, kernel: None };
+    let options = Options { threads: 1, ..Options::default() };
     let (engine, largest) = allocations::largest(|| parsed.load(&options).expect("sound"));
     // The smallest of them has 18 KB, the vocabulary's tables less.
     assert!(largest < 16 << 10, "{largest} bytes at once");
@@ -229,7 +229,7 @@ fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
 }
 
 fn error_of(file: &File) -> LoadError {
-    let options = Options { threads: 1, pin: false, kernel: None };
+    let options = Options { threads: 1, ..Options::default() };
     parse(file).and_then(|file| file.load(&options)).map(drop).expect_err("must not load")
 }
 
@@ -270,7 +270,7 @@ fn with_changed(name: &str, mut change: impl FnMut(usize, f32) -> f32) -> Engine
         *number = half::f16::from_f32(x).to_le_bytes();
     }
     let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    file.load(&Options { threads: 2, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 2, ..Options::default() }).expect("sound")
 }
 
 /// Largest difference of logits as a share of the largest logit.

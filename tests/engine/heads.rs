@@ -29,7 +29,7 @@ fn open(file: &File) -> ModelFile {
 }
 
 fn load(file: &File) -> Engine {
-    open(file).load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    open(file).load(&Options { threads: 1, ..Options::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine) -> Vec<u32> {

@@ -1,6 +1,7 @@
 //! The built-in model gives the reference implementation's answers, all of them, to the letter.
 
 use crate::allocations;
+use bitnetd::engine::model::{HeadForm, Screening};
 use bitnetd::engine::sampler::Sampling;
 use bitnetd::engine::session::{End, Options as Generate, Step};
 use bitnetd::engine::tokenizer::{Role, Turn};
@@ -18,7 +19,7 @@ struct Case {
 
 fn engine(threads: usize) -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads, ..Options::default() }).expect("sound")
 }
 
 fn cases() -> Vec<Case> {
@@ -34,18 +35,32 @@ fn chat(engine: &Engine, text: &str) -> Vec<u32> {
 
 #[test]
 fn every_case_is_answered_as_the_reference_answers_it() {
-    let engine = engine(2);
+    check_cases(&engine(2));
+}
+
+#[test]
+fn every_case_is_answered_alike_through_a_screen() {
+    let screened = ModelFile::open(&Source::BuiltIn, None)
+        .and_then(|file| file.with_head(Some(HeadForm::Screened)))
+        .and_then(|file| file.load(&Options { threads: 2, ..Options::default() }));
+    let engine = screened.expect("sound");
+    let (rows, vocab) = (check_cases(&engine).rows, engine.model().shape().vocab as u64);
+    assert!(rows > 0 && rows < vocab * 100, "{rows}");
+}
+
+fn check_cases(engine: &Engine) -> Screening {
     let mut session = engine.session(512);
     let cases = cases();
     assert!(cases.len() > 100);
     for case in cases {
-        let prompt = chat(&engine, &case.prompt);
+        let prompt = chat(engine, &case.prompt);
         assert_eq!(prompt.len(), case.prompt_tokens, "{}", case.prompt);
         let go_on = |_: Step<'_>| ControlFlow::Continue(());
         let answer = session.generate(&prompt, &Generate::default(), go_on).expect("sound");
         assert_eq!(answer.text, case.answer, "{}", case.prompt);
         assert_eq!((answer.end == End::Stop, case.finish_reason.as_str()), (true, "stop"));
     }
+    session.screening().unwrap_or_default()
 }
 
 #[test]

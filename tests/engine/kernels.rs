@@ -214,9 +214,60 @@ fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
 }
 
 #[test]
+fn a_mix_of_rows_of_blocks_agrees_with_exact_sums_at_all_lengths_and_alignments() {
+    let mut numbers = Random(8);
+    for kernels in Kernels::all() {
+        for (name, kind) in formats::ALL {
+            for (count, rows, offset) in [(1, 1, 0), (2, 0, 1), (4, 3, 7), (7, 64, 2), (3, 9, 3)] {
+                let cols = count * kind.size().0;
+                let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
+                let weights: Vec<f32> = (0..rows).map(|_| numbers.float()).collect();
+                let start: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+                let (mut out, mut read) = (start.clone(), vec![0.0f32; rows * cols]);
+                kernels.mix(kind, &bytes[offset..], &weights, &mut out);
+                Numbers::from(kind).read(&bytes[offset..], &mut read);
+                for (col, out) in out.iter().enumerate() {
+                    let products = weights.iter().zip(read.chunks(cols));
+                    let products = products.map(|(weight, row)| f64::from(*weight) * f64::from(row[col]));
+                    let first = f64::from(start[col]);
+                    let (exact, size) = products.fold((first, first.abs()), |(a, b), x| (a + x, b + x.abs()));
+                    let error = (f64::from(*out) - exact).abs();
+                    assert!(error <= 2e-6 * size, "{} {name} {cols}: {error} of {size}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_blocks_has_the_same_sum_whatever_rows_stand_beside_it() {
+    let mut numbers = Random(9);
+    for kernels in Kernels::all() {
+        for (name, kind) in formats::ALL {
+            let (rows, count) = (11, 5);
+            let bytes = blocks(&mut numbers, name, rows * count);
+            let x: Vec<f32> = (0..count * kind.size().0).map(|_| numbers.float()).collect();
+            let mut all = vec![0.0; rows];
+            kernels.dot(kind, &bytes, &x, &mut all);
+            for (row, want) in bytes.chunks(count * kind.size().1).zip(all) {
+                let mut alone = [0.0];
+                kernels.dot(kind, row, &x, &mut alone);
+                assert_eq!(alone[0].to_bits(), want.to_bits(), "{} {name}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "rows are whole blocks")]
 fn rows_that_are_no_whole_blocks_are_refused() {
     Kernels::detect().dot(formats::ALL[1].1, &[0; 34], &[0.0; 33], &mut [0.0]);
+}
+
+#[test]
+#[should_panic(expected = "rows are whole blocks")]
+fn a_mix_of_rows_that_are_no_whole_blocks_is_refused() {
+    Kernels::detect().mix(formats::ALL[1].1, &[0; 34], &[1.0], &mut [0.0; 33]);
 }
 
 #[test]
@@ -241,7 +292,22 @@ fn the_expected_tables_are_there() {
     #[cfg(target_arch = "aarch64")]
     assert_eq!(names.contains(&"neon-dotprod"), std::arch::is_aarch64_feature_detected!("dotprod"));
     #[cfg(target_arch = "x86_64")]
-    assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2"));
+    {
+        let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        assert_eq!(names.contains(&"avx2"), fma);
+        assert_eq!(names.contains(&"avx-vnni"), fma && is_x86_feature_detected!("avxvnni"));
+        let wide = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+        assert_eq!(names.contains(&"avx512vl-vnni"), wide);
+        assert_eq!(names.contains(&"avx512-vnni"), wide && is_x86_feature_detected!("avx512bw"));
+    }
+}
+
+#[test]
+fn of_several_tables_the_widest_is_preferred() {
+    let names: Vec<&str> = Kernels::all().iter().map(Kernels::name).collect();
+    let best_first = ["avx512-vnni", "avx-vnni", "avx512vl-vnni", "avx2", "neon-dotprod", "neon", "scalar"];
+    assert!(names.iter().rev().eq(best_first.iter().filter(|name| names.contains(name))), "{names:?}");
+    assert_eq!(Kernels::detect().name(), names[names.len() - 1]);
 }
 
 #[test]

@@ -9,7 +9,9 @@ use bitnetd::engine::tokenizer::{Role, Turn};
 use bitnetd::engine::{Engine, ModelFile, Options};
 use std::ops::{ControlFlow, Range};
 
-const OPTIONS: Options = Options { threads: 1, pin: false, kernel: None };
+fn options() -> Options {
+    Options { threads: 1, ..Options::default() }
+}
 
 fn built_in() -> Vec<u8> {
     std::fs::read("models/home-intents.i2_s.gguf").expect("the model of the repository")
@@ -56,7 +58,7 @@ fn place(layout: Layout, row: usize, col: usize, cols: usize) -> (usize, usize) 
 
 fn load(bytes: Vec<u8>, layout: Option<Layout>) -> Result<Engine, String> {
     let file = ModelFile::parse(Map::from(bytes), "m.gguf", layout).expect("sound");
-    file.load(&OPTIONS).map_err(|error| error.to_string())
+    file.load(&options()).map_err(|error| error.to_string())
 }
 
 fn answer(engine: &Engine) -> String {
@@ -91,7 +93,7 @@ fn a_named_layout_is_taken_at_its_word() {
 fn the_figures_of_all_layouts_leave_no_doubt() {
     for saved in Layout::ALL {
         let file = ModelFile::parse(Map::from(saved_in(saved)), "m.gguf", None).expect("sound");
-        let figures = file.check(&OPTIONS).expect("sound");
+        let figures = file.check(&options()).expect("sound");
         assert_eq!(figures.len(), 3);
         for figure in figures {
             // Blind guessing among 2,048 tokens has a perplexity of 2,048.

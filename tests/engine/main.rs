@@ -2,18 +2,21 @@
 //! every kernel against the reference.
 
 mod allocations;
+mod caches;
 mod convert;
 mod damaged;
 mod dense;
 mod formats;
 mod heads;
 mod intents;
+mod kept;
 mod kernels;
 mod layouts;
 mod names;
 mod nibbles;
 mod perplexity;
 mod reference;
+mod screen;
 mod seeds;
 mod shapes;
 mod templates;

@@ -25,7 +25,7 @@ fn changed(file: &str, change: impl FnOnce(&mut Draft)) -> Engine {
 
 fn load(bytes: Vec<u8>) -> Engine {
     let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine) -> Vec<u32> {

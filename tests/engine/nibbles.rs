@@ -51,7 +51,7 @@ fn extreme_nibbles_against_both_signs_overflow_nothing() {
     let mut numbers = Random(22);
     for kernels in Kernels::all() {
         for _ in 0..20 {
-            let pick = |x: u32, a, b| if x % 2 == 0 { a } else { b };
+            let pick = |x: u32, a, b| if x.is_multiple_of(2) { a } else { b };
             let q: Vec<i8> = (0..3 * NIBBLE_BLOCK).map(|_| pick(numbers.next(), -128, 127) as i8).collect();
             let rows: Vec<u8> =
                 (0..5 * q.len() / 2).map(|_| pick(numbers.next(), 0xf0, 0x0f) as u8).collect();

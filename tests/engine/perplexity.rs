@@ -6,7 +6,7 @@ use bitnetd::engine::{Engine, ModelFile, Options, Source};
 
 fn tiny() -> Engine {
     let file = ModelFile::open(&Source::File(data("reference/b158-tiny.i2_s.gguf")), None).expect("sound");
-    file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
 }
 
 /// `-ln p(token)` in f64.

@@ -27,7 +27,7 @@ struct Case {
 
 fn open(file: &str, kernel: &str, threads: usize) -> Engine {
     let layout = file.contains("i2_s-64").then_some(Layout::Blocks64);
-    let options = Options { threads, pin: false, kernel: Some(kernel.into()) };
+    let options = Options { threads, kernel: Some(kernel.into()), ..Options::default() };
     let file = ModelFile::open(&Source::File(data(&format!("reference/{file}"))), layout).expect("sound");
     file.load(&options).expect("sound")
 }
@@ -140,7 +140,7 @@ fn files_with_half_precision_scales_give_the_bits_of_i2_s_with_the_same_scales()
 
 fn load(map: Map) -> Engine {
     let file = ModelFile::parse(map, "test", None).expect("sound");
-    file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
 }
 
 fn bits(engine: &Engine) -> Vec<u32> {

@@ -9,7 +9,7 @@ fn every_shape_is_one_the_engine_reads_and_ternary_throughout() {
         // The whole would take gigabytes; one layer has every kind of matrix.
         let source = Source::Random(known.cut(1, 300));
         let engine = ModelFile::open(&source, None)
-            .and_then(|file| file.load(&Options { threads: 1, pin: false, kernel: None }))
+            .and_then(|file| file.load(&Options { threads: 1, ..Options::default() }))
             .expect(known.name);
         assert_eq!(engine.model().dense_matrices(), 0, "{}", known.name);
         let mut finite = true;

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 fn engine(threads: usize) -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("the built-in model");
-    file.load(&Options { threads, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads, ..Options::default() }).expect("sound")
 }
 
 /// Of 150 tokens: two full batches of a prompt, and a rest.

@@ -15,7 +15,7 @@ struct Case {
 
 fn engine() -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
 }
 
 #[test]

@@ -189,6 +189,7 @@ async fn bench_says_where_the_time_of_a_token_goes() {
             }
             assert!(0.0 < part("outside_kernels") && part("outside_kernels") < 1.0, "{said}");
         }
+        assert_eq!(said["hand_over"].as_f64().is_some_and(|time| time > 0.0), threads == "2", "{said}");
         let barriers = said["prefill_parts"]["barriers"].as_f64().expect("a number");
         assert_eq!(
             barriers > 0.0,

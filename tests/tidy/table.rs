@@ -16,6 +16,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/gguf",      &["engine::error", "engine::quant"]),
     // Reads models as model and tokenizer do, and never runs one.
     ("engine/convert",   &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::tokenizer"]),
+    ("engine/kept",      &["engine::gguf"]),
     ("engine/kernels",   &["engine::quant", "engine::pool"]),
     ("engine/tokenizer", &["engine::error", "engine::gguf"]),
     ("engine/model",     &["engine::error", "engine::gguf", "engine::quant", "engine::kernels", "engine::ops", "engine::pool", "engine::tuner"]),

@@ -56,8 +56,8 @@ impl Memory {
 /// Bytes a second of one pass over `block`.
 fn pass(block: &[u64], pool: &Pool, order: Reader) -> f64 {
     let total = AtomicU64::new(0);
-    // As many parts as a matrix is cut into.
-    let part = block.len().div_ceil(2 * pool.threads()).next_multiple_of(LINE);
+    // As many parts as a matrix is cut into, for the threads that the last pass used.
+    let part = block.len().div_ceil(4 * pool.active()).next_multiple_of(LINE);
     let started = Instant::now();
     pool.run(block.len().div_ceil(part), &|index| {
         let words = &block[index * part..((index + 1) * part).min(block.len())];

@@ -1,5 +1,5 @@
-//! Rows of blocks times a vector: each block is read into registers or the first cache and multiplied
-//! there.
+//! Rows of blocks, as a table without code of its own for a format runs them: each block is read into
+//! registers or the first cache and multiplied there.
 //!
 //! One text for all tables, always inlined: each compiles it for its own processor.
 
@@ -39,5 +39,34 @@ fn dot_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
             }
         }
         *out = sums.iter().sum();
+    }
+}
+
+/// Adds rows, each times its weight, to `out`.
+#[inline(always)]
+pub(super) fn mix<const FMA: bool>(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    match kind {
+        Blocks::Q4_0 => mix_rows::<FMA, _, _>(rows, weights, out, read_q4_0),
+        Blocks::Q8_0 => mix_rows::<FMA, _, _>(rows, weights, out, read_q8_0),
+        Blocks::Q4K => mix_rows::<FMA, _, _>(rows, weights, out, read_q4_k),
+        Blocks::Q6K => mix_rows::<FMA, _, _>(rows, weights, out, read_q6_k),
+    }
+}
+
+#[inline(always)]
+fn mix_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
+    rows: &[u8],
+    weights: &[f32],
+    out: &mut [f32],
+    read: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    for (row, weight) in rows.chunks_exact(out.len() / LEN * BYTES).zip(weights) {
+        for (block, out) in row.as_chunks().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+            let mut numbers = [0.0; LEN];
+            read(block, &mut numbers);
+            for (out, number) in out.iter_mut().zip(numbers) {
+                *out = if FMA { number.mul_add(*weight, *out) } else { *out + number * weight };
+            }
+        }
     }
 }

@@ -19,6 +19,8 @@ mod scalar;
 mod self_test;
 #[cfg(target_arch = "x86_64")]
 mod streams;
+#[cfg(target_arch = "x86_64")]
+mod vnni256;
 
 use super::quant::{BLOCK, Blocks, Dense, NIBBLE_BLOCK, NIBBLE_ZERO, Numbers, packed_row};
 
@@ -37,6 +39,9 @@ type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
 /// Rows of blocks times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]);
 
+/// Weighted sum of rows of blocks: `out[c] += sum over r of weights[r] * rows[r, c]`.
+type MixBlocks = unsafe fn(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]);
+
 /// The inner loops for one kind of processor.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
@@ -47,6 +52,7 @@ pub struct Kernels {
     dot_f16: DotF16,
     mix_f16: MixF16,
     dot_blocks: DotBlocks,
+    mix_blocks: MixBlocks,
 }
 
 /// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
@@ -99,6 +105,10 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             (&["avx2", "fma", "f16c"], avx2::TABLE),
             #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"], vnni256::avx512vl::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c", "avxvnni"], vnni256::avx_vnni::TABLE),
+            #[cfg(target_arch = "x86_64")]
             (&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"], avx512::TABLE),
             #[cfg(target_arch = "aarch64")]
             (&["neon"], neon::TABLE),
@@ -113,7 +123,7 @@ impl Kernels {
         Self::all().into_iter().find(|table| table.name == name)
     }
 
-    /// Its name: `scalar`, `avx2`, `neon`, `neon-dotprod`.
+    /// Its name: `scalar`; `avx2`, `avx512vl-vnni`, `avx-vnni`, `avx512-vnni`; `neon`, `neon-dotprod`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -193,19 +203,24 @@ impl Kernels {
         }
     }
 
-    /// Adds rows of plain numbers, each times its weight, to `out`.
+    /// Adds rows of numbers, each times its weight, to `out`.
     ///
-    /// `rows`: `[weights.len(), out.len()]` in format `kind`; `weights`: `[rows]`; `out`: `[cols]`.
+    /// `rows`: `[weights.len(), out.len()]` in format `kind`; `weights`: `[rows]`; `out`: `[cols]`. Rows are
+    /// added in their order.
     ///
     /// # Panics
-    /// When the lengths do not agree.
-    pub fn mix(&self, kind: Dense, rows: &[u8], weights: &[f32], out: &mut [f32]) {
-        assert!(!out.is_empty() && rows.len() == weights.len() * out.len() * kind.size());
+    /// When the lengths do not agree, or rows of blocks are not whole ones.
+    pub fn mix(&self, kind: impl Into<Numbers>, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+        let kind = kind.into();
+        let row = kind.row_bytes(out.len()).expect("rows are whole blocks");
+        assert!(!out.is_empty() && rows.len() == weights.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Dense::F16 => unsafe { (self.mix_f16)(rows, weights, out) },
-            Dense::F32 => scalar::mix_f32(rows, weights, out),
-            Dense::Bf16 => scalar::mix_bf16(rows, weights, out),
+            Numbers::Plain(Dense::F16) => unsafe { (self.mix_f16)(rows, weights, out) },
+            Numbers::Plain(Dense::F32) => scalar::mix_f32(rows, weights, out),
+            Numbers::Plain(Dense::Bf16) => scalar::mix_bf16(rows, weights, out),
+            // SAFETY: as in `ternary`.
+            Numbers::Blocks(kind) => unsafe { (self.mix_blocks)(kind, rows, weights, out) },
         }
     }
 

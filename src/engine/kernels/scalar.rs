@@ -4,8 +4,15 @@ use super::{Kernels, blocks};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES, packed_row};
 use half::{bf16, f16};
 
-pub(super) const TABLE: Kernels =
-    Kernels { name: "scalar", ternary: &[(4, ternary), (1, ternary)], nibbles, dot_f16, mix_f16, dot_blocks };
+pub(super) const TABLE: Kernels = Kernels {
+    name: "scalar",
+    ternary: &[(4, ternary), (1, ternary)],
+    nibbles,
+    dot_f16,
+    mix_f16,
+    dot_blocks,
+    mix_blocks,
+};
 
 /// Sums kept side by side, for the compiler to put into one register.
 const LANES: usize = 8;
@@ -72,6 +79,10 @@ fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u
 
 fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
     blocks::dot::<false>(kind, rows, x, out);
+}
+
+fn mix_blocks(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    blocks::mix::<false>(kind, rows, weights, out);
 }
 
 fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {

@@ -50,29 +50,12 @@ impl Model {
         state.watch.lap(Part::Between, &self.pool);
     }
 
-    /// Logits behind row `row` of the last pass: `[vocab]`.
-    pub fn logits<'s>(&self, row: usize, state: &'s mut State) -> &'s mut [f32] {
-        state.watch.start(&self.pool);
-        let dim = self.shape.dim;
-        let x = &state.x[row * dim..(row + 1) * dim];
-        ops::rmsnorm(&mut state.last, x, &self.weights.output_norm, self.shape.epsilon);
-        state.watch.lap(Part::Between, &self.pool);
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
-        let x = &state.last;
-        let grain = self.grain(self.shape.vocab, dim);
-        self.pool.stripes(&mut state.logits, self.shape.vocab, grain, |mut stripe| {
-            let rows = head.rows(stripe.cols());
-            self.kernels.dot(head.kind, rows, x, stripe.row(0));
-        });
-        state.watch.lap(Part::Head, &self.pool);
-        &mut state.logits
-    }
-
     fn embed(&self, tokens: &[u32], state: &mut State) {
         let embedding = &self.weights.embedding;
         for (token, x) in tokens.iter().zip(state.x.chunks_exact_mut(self.shape.dim)) {
             let token = *token as usize;
             embedding.kind.read(embedding.rows(token..token + 1), x);
+            embedding.touch(1);
         }
     }
 
@@ -266,7 +249,7 @@ impl Model {
     }
 
     /// Columns of a stripe: all of them when the work is too small to share.
-    fn grain(&self, rows: usize, work_per_row: usize) -> usize {
+    pub(super) fn grain(&self, rows: usize, work_per_row: usize) -> usize {
         if rows * work_per_row < WORTH_SHARING {
             return rows;
         }

@@ -3,13 +3,16 @@
 //! Deliberately knows no text: token ids in, logits out.
 
 mod forward;
+mod head;
+mod logits;
 mod state;
 mod threads;
 mod timings;
 mod weights;
 
-pub use super::quant::Dense;
-pub use state::State;
+pub use head::HeadForm;
+pub use logits::Screening;
+pub use state::{CacheForm, State};
 pub use timings::Timings;
 pub use weights::Layout;
 
@@ -189,9 +192,12 @@ impl Shape {
         layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
     }
 
-    /// Bytes of the cache for each token of context: keys and values in format `kind`.
-    pub fn cache_bytes_per_token(&self, kind: Dense) -> usize {
-        self.layers * 2 * self.kv_heads * self.head_dim * kind.size()
+    /// Bytes of the cache for each token of context: keys and values in one form.
+    ///
+    /// # Panics
+    /// When the form does not take heads of this size: [`CacheForm::takes`].
+    pub fn cache_bytes_per_token(&self, form: CacheForm) -> usize {
+        self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
     /// Bytes of everything else a session holds, for `batch` tokens at a time.
@@ -300,8 +306,9 @@ impl Model {
     /// that there is never more than one copy.
     pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
         let Model { shape, weights, kernels, pool, tuner } = self;
-        drop(weights);
-        let weights = Weights::load(file, &shape, layout)?;
+        let head = weights.into_head();
+        let mut weights = Weights::load(file, &shape, layout)?;
+        weights.take_head(head);
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
@@ -330,10 +337,9 @@ impl Model {
         self.weights.dense_matrices()
     }
 
-    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in format
-    /// `cache`.
-    pub fn state(&self, context: usize, batch: usize, cache: Dense) -> State {
-        State::new(&self.shape, context, batch, cache)
+    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
+    pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
+        State::new(&self.shape, context, batch, cache, self.weights.screen.is_some())
     }
 }
 
@@ -348,7 +354,7 @@ pub struct WeightBytes {
 
 impl WeightBytes {
     /// What loading `file` would take, without loading it.
-    pub fn plan(file: &Gguf, layout: Layout) -> Self {
-        weights::plan(file, layout)
+    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, head: HeadForm) -> Self {
+        weights::plan(file, shape, layout, head)
     }
 }

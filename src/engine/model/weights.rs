@@ -2,11 +2,13 @@
 
 use super::Shape;
 use super::WeightBytes;
+use super::head::{HeadForm, Screen};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Which block layout I2_S tensors have; the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,6 +72,8 @@ pub(super) struct Weights {
     pub output_norm: Vec<f32>, // [dim]
     /// `None`: the embedding is used.
     pub head: Option<Table>,
+    /// The head in four bits, where it is read through a screen.
+    pub screen: Option<Screen>,
     /// Rotation frequency of each pair, `[rope_dims / 2]`.
     pub rope_frequencies: Vec<f32>,
 }
@@ -135,18 +139,51 @@ impl Bytes {
     }
 }
 
+/// Rows of a table that may stay in memory where it is read here and there: the system brings in 64 KiB
+/// around each.
+pub(super) const RESIDENT: usize = 256;
+/// Bytes that the system brings in around one row (`fault_around_bytes` of Linux).
+const AROUND: usize = 64 << 10;
+
 /// A table of numbers: the embedding, the head, a dense matrix. Never copied.
 #[derive(Debug)]
 pub(super) struct Table {
     pub kind: Numbers,
     width: usize,
     bytes: Slice, // [rows, cols] in `width` bytes a row
+    /// Whether rows are read here and there, and what was read is given back: memory is planned for a few.
+    sparse: bool,
+    /// Rows that were read since.
+    touched: AtomicUsize,
 }
 
 impl Table {
-    fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
+    pub fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
         let width = kind.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
-        Table { kind, width, bytes }
+        Table { kind, width, bytes, sparse: false, touched: AtomicUsize::new(0) }
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.width
+    }
+
+    /// Whether it is read here and there.
+    pub fn is_sparse(&self) -> bool {
+        self.sparse
+    }
+
+    /// Notes that rows of a sparse table were read; gives all of them back where they have become many.
+    pub fn touch(&self, rows: usize) {
+        if self.sparse && self.touched.fetch_add(rows, Ordering::Relaxed) + rows >= RESIDENT {
+            self.release();
+        }
+    }
+
+    /// Gives back the memory of what was read; reading it again reads the file again.
+    pub fn release(&self) {
+        self.touched.store(0, Ordering::Relaxed);
+        self.bytes.release();
     }
 
     /// Whether all of its numbers are any: one that is not would make every logit none.
@@ -171,7 +208,7 @@ impl Weights {
 
     fn read(loader: &Loader<'_>, shape: &Shape) -> Result<Self, LoadError> {
         let file = loader.file;
-        let weights = Weights {
+        let mut weights = Weights {
             embedding: loader.table(EMBEDDING, shape.vocab, shape.dim)?,
             layers: (0..shape.layers).map(|index| loader.layer(index, shape)).collect::<Result<_, _>>()?,
             output_norm: loader.vector("output_norm.weight", shape.dim)?,
@@ -180,10 +217,40 @@ impl Weights {
                 None => None,
             }
             .filter(|_| !has_duplicate_head(file)),
+            screen: None,
             rope_frequencies: loader.rope_frequencies(shape)?,
         };
         loader.nothing_left()?;
+        weights.embedding.sparse = weights.head.is_some();
         Ok(weights)
+    }
+
+    /// What logits are made with.
+    pub fn head(&self) -> &Table {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Reads logits from another table, and of the embedding only the rows that are looked up.
+    pub fn replace_head(&mut self, head: Table) {
+        self.head = Some(head);
+        self.embedding.sparse = true;
+    }
+
+    /// The head alone, in the form it was put into.
+    pub fn into_head(self) -> (Option<Table>, Option<Screen>) {
+        (self.head, self.screen)
+    }
+
+    /// Has the same head again.
+    pub fn take_head(&mut self, (head, screen): (Option<Table>, Option<Screen>)) {
+        head.into_iter().for_each(|head| self.replace_head(head));
+        screen.into_iter().for_each(|screen| self.put_screen(screen));
+    }
+
+    /// Reads logits through a screen.
+    pub fn put_screen(&mut self, screen: Screen) {
+        self.screen = Some(screen);
+        self.head.as_mut().unwrap_or(&mut self.embedding).sparse = true;
     }
 
     pub fn bytes_per_token(&self) -> usize {
@@ -191,7 +258,7 @@ impl Weights {
             Form::Ternary(packed) => packed.bytes.get().len(),
             Form::Dense(table) => table.bytes.len(),
         });
-        bytes.sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes.len()
+        bytes.sum::<usize>() + self.screen.as_ref().map_or(self.head().bytes.len(), Screen::bytes)
     }
 
     /// Matrices that are not ternary.
@@ -424,13 +491,16 @@ fn is_matrix(tensor: &Tensor) -> bool {
     tensor.name.starts_with("blk.") && tensor.dims.len() == 2
 }
 
-pub(super) fn plan(file: &Gguf, layout: Layout) -> WeightBytes {
+pub(super) fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -> WeightBytes {
     let mut plan = WeightBytes::default();
     let unread = if has_duplicate_head(file) { HEAD } else { "" };
+    let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
     for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
         let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
         let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
-        if is_matrix(tensor) && !in_place && !is_dense() {
+        if tensor.name == head && form != HeadForm::File {
+            plan.mapped += tensor.bytes.len().min(RESIDENT * AROUND) + form.image_bytes(shape);
+        } else if is_matrix(tensor) && !in_place && !is_dense() {
             plan.copied += tensor.dims[1] * packed_row(tensor.dims[0]);
         } else {
             plan.mapped += tensor.bytes.len();

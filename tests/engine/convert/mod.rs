@@ -47,5 +47,5 @@ fn converted(folder: &Folder, options: &Options) -> Vec<u8> {
 fn engine(bytes: Vec<u8>) -> Engine {
     let file =
         ModelFile::parse(Map::from(bytes), "converted", Some(Layout::Blocks128)).expect("a sound file");
-    file.load(&Run { threads: 1, pin: false, kernel: None }).expect("a sound file")
+    file.load(&Run { threads: 1, ..Run::default() }).expect("a sound file")
 }

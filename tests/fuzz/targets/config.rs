@@ -12,6 +12,7 @@ fuzz_target!(|text: &str| {
         processors: 4,
         big: vec![],
         runtime_dir: "/run/bitnetd".into(),
+        cache_dir: "/var/cache/bitnetd".into(),
     };
     match Config::parse(text, "bitnetd.toml", &host) {
         Ok(config) => check(&config),

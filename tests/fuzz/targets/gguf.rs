@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     for layout in [None, Some(Layout::Blocks64), Some(Layout::Rows4)] {
         let loaded = ModelFile::parse(Map::from(bytes.to_vec()), "fuzz.gguf", layout).and_then(|file| {
             assert!(file.footprint().total(1) < PLAN_LIMIT, "{:?}", file.footprint());
-            file.load(&Options { threads: 1, pin: false, kernel: None })
+            file.load(&Options { threads: 1, ..Options::default() })
         });
         match loaded {
             Ok(engine) => run(&engine),

@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn check_file(file: Vec<u8>) {
     let file = ModelFile::parse(Map::from(file), "fuzz.gguf", Some(Layout::default()));
-    let run = Run { threads: 1, pin: false, kernel: None };
+    let run = Run { threads: 1, ..Options::default() };
     file.and_then(|file| file.load(&run)).expect("what is written is read");
 }
 

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads: 1, pin: false, kernel: None }).expect("sound")
+    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
 });
 
 static OTHERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {

@@ -3,11 +3,14 @@
 //! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
 //! 16-bit lane.
 
+mod blocks;
 mod nibbles;
 
+pub(super) use blocks::{dot_blocks, mix_blocks};
+
 use super::streams::each_row;
-use super::{BLOCKS_IN_16_BITS, Kernels, blocks};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
+use super::{BLOCKS_IN_16_BITS, Kernels};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -21,6 +24,7 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_f16,
     mix_f16,
     dot_blocks,
+    mix_blocks,
 };
 
 /// All rows for one token.
@@ -111,10 +115,17 @@ fn dot_block(codes: [__m256i; 4], q: &[i8]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn horizontal_sum(x: __m256i) -> i32 {
+pub(super) fn horizontal_sum(x: __m256i) -> i32 {
     let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
     let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
     _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+}
+
+#[target_feature(enable = "avx2")]
+fn horizontal_sum_f32(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
 /// Eight half-precision numbers.
@@ -152,10 +163,7 @@ fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS
     }
     let mut out = [0.0; ROWS];
     for ((row, [a, b]), out) in rows.iter().zip(sums).zip(&mut out) {
-        let sum = _mm256_add_ps(a, b);
-        let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-        let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-        let sum = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+        let sum = horizontal_sum_f32(_mm256_add_ps(a, b));
         let rest = row[wide.len() * 32..].as_chunks::<2>().0.iter().zip(x_rest);
         *out = rest.fold(sum, |sum, (bytes, x)| sum + f16::from_le_bytes(*bytes).to_f32_const() * x);
     }
@@ -175,9 +183,4 @@ pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
     }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
-    blocks::dot::<true>(kind, rows, x, out);
 }

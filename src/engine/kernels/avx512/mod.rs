@@ -6,7 +6,7 @@
 mod nibbles;
 
 use super::Kernels;
-use super::avx2::{dot_blocks, dot_f16, mix_f16};
+use super::avx2::{dot_blocks, dot_f16, mix_blocks, mix_f16};
 use super::streams::STREAMS;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
@@ -18,6 +18,7 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_f16,
     mix_f16,
     dot_blocks,
+    mix_blocks,
 };
 
 /// Bytes of a register: two blocks.

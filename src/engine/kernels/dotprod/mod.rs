@@ -8,7 +8,7 @@ mod one;
 mod tile;
 
 use super::Kernels;
-use super::neon::{dot_blocks, dot_f16, mix_f16};
+use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
@@ -17,4 +17,5 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_f16,
     mix_f16,
     dot_blocks,
+    mix_blocks,
 };

@@ -3,12 +3,14 @@
 //! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
 //! with several tokens through sums made before.
 
+mod blocks;
 mod nibbles;
 mod one;
 mod tile;
 
-use super::{Kernels, blocks};
-use crate::engine::quant::Blocks;
+pub(super) use blocks::{dot_blocks, mix_blocks};
+
+use super::Kernels;
 use half::f16;
 use std::arch::aarch64::*;
 
@@ -19,6 +21,7 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_f16,
     mix_f16,
     dot_blocks,
+    mix_blocks,
 };
 
 /// Four half-precision numbers.
@@ -74,9 +77,4 @@ pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
     }
-}
-
-#[target_feature(enable = "neon")]
-pub(super) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
-    blocks::dot::<true>(kind, rows, x, out);
 }

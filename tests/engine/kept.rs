@@ -1,0 +1,123 @@
+//! What is kept of a model file between starts.
+
+use bitnetd::engine::kept::Kept;
+use std::cell::Cell;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A folder of its own for each test, empty at the start.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kept-{name}"));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a writable target folder");
+    folder
+}
+
+fn model(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, bytes).expect("a writable folder");
+    path
+}
+
+/// Asks for an image of `bytes`; says whether it had to be made, and why it is not kept.
+fn ask(kept: &Kept, bytes: &[u8]) -> (bool, Option<String>) {
+    let made = Cell::new(false);
+    let write = |out: &mut dyn Write| {
+        made.set(true);
+        out.write_all(bytes)
+    };
+    let image = kept.image("head", bytes.len(), |image| image == bytes, write).expect("memory for it");
+    assert_eq!(&image.map[image.start..], bytes);
+    (made.get(), image.why_not_kept)
+}
+
+fn only_file(root: &Path) -> PathBuf {
+    let model = fs::read_dir(root).expect("there").next().expect("one model").expect("readable").path();
+    model.join("head")
+}
+
+#[test]
+fn an_image_is_made_once() {
+    let folder = folder("once");
+    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let kept = Kept::of(&root, &model);
+    assert_eq!(ask(&kept, b"image"), (true, None));
+    assert_eq!(ask(&kept, b"image"), (false, None));
+    assert_eq!(ask(&Kept::of(&root, &model), b"image"), (false, None));
+}
+
+#[test]
+fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
+    let folder = folder("damaged");
+    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let kept = Kept::of(&root, &model);
+    ask(&kept, b"image");
+    let path = only_file(&root);
+    let whole = fs::read(&path).expect("kept");
+    for at in [0, 60, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).expect("writable");
+        assert_eq!(ask(&kept, b"image"), (true, None), "byte {at}");
+    }
+    fs::write(&path, &whole[..whole.len() - 1]).expect("writable");
+    assert_eq!(ask(&kept, b"image"), (true, None));
+    assert_eq!(ask(&kept, b"a longer image"), (true, None));
+    fs::remove_file(&path).expect("there");
+    fs::create_dir(&path).expect("writable");
+    let (made, why) = ask(&kept, b"image");
+    assert!(made && why.is_some_and(|why| why.contains("head")));
+}
+
+#[test]
+fn another_model_file_has_a_folder_of_its_own() {
+    let folder = folder("another");
+    let root = folder.join("cache");
+    let first = Kept::of(&root, &model(&folder, "m.gguf", b"a model"));
+    first.keep_text("layout", "64");
+    assert_eq!(first.text("layout").as_deref(), Some("64"));
+    let changed = Kept::of(&root, &model(&folder, "m.gguf", b"another"));
+    assert_eq!(changed.text("layout"), None);
+    assert_ne!(changed, first);
+}
+
+#[test]
+fn models_used_longest_ago_make_room() {
+    let folder = folder("room");
+    let root = folder.join("cache");
+    fs::create_dir_all(root.join("of somebody else")).expect("writable");
+    let kept: Vec<Kept> =
+        (0..7u8).map(|at| Kept::of(&root, &model(&folder, &format!("{at}.gguf"), &[at; 9]))).collect();
+    kept.iter().for_each(|kept| kept.keep_text("layout", "128"));
+    let there = kept.iter().filter(|kept| kept.text("layout").is_some()).count();
+    assert_eq!(there, 4);
+    assert!(kept[6].text("layout").is_some());
+    assert!(root.join("of somebody else").is_dir(), "what is not ours stays");
+}
+
+#[test]
+fn what_an_interrupted_start_left_is_cleared_away() {
+    let folder = folder("interrupted");
+    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let kept = Kept::of(&root, &model);
+    ask(&kept, b"image");
+    // No process can have this number: the kernel's largest is 4194304.
+    let left = only_file(&root).with_file_name("head.99999999.part");
+    fs::write(&left, b"half").expect("writable");
+    kept.keep_text("layout", "128");
+    assert!(!left.exists());
+}
+
+#[test]
+fn where_nothing_can_be_kept_all_is_made_each_time() {
+    let folder = folder("nowhere");
+    assert_eq!(ask(&Kept::nowhere(), b"image"), (true, None));
+    // A file where the folder should be.
+    let kept = Kept::of(&model(&folder, "file", b""), &model(&folder, "m.gguf", b"a model"));
+    let (made, why) = ask(&kept, b"image");
+    assert!(made && why.is_some());
+    kept.keep_text("layout", "128");
+    assert_eq!(kept.text("layout"), None);
+    assert_eq!(Kept::of(&folder, &folder.join("no such file")), Kept::nowhere());
+}

@@ -1,0 +1,200 @@
+//! A screened head chooses as the whole one does, and says when it cannot be trusted.
+
+use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::kernels::Kernels;
+use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model, Screening, State};
+use bitnetd::engine::pool::Pool;
+use bitnetd::engine::shapes::Known;
+use bitnetd::engine::{ModelFile, Options, Source};
+use std::sync::Arc;
+
+const VOCAB: usize = 20_000;
+const PROMPT: [u32; 5] = [17, 2_000, 19_999, 4, 300];
+
+/// A model of the 2B shape, narrow in layers and words.
+fn model(kernels: Kernels, threads: usize) -> Model {
+    let image = Known::named("b158-2b4t").expect("known").cut(1, VOCAB).image().expect("small");
+    let file = Gguf::parse(image).expect("sound");
+    let pool = Pool::new(threads, &[]).expect("threads");
+    Model::load(&file, Layout::Blocks128, kernels, pool).expect("sound")
+}
+
+fn image(model: &Model, form: HeadForm) -> Vec<u8> {
+    let mut image = Vec::new();
+    model.write_head(form, &mut image).expect("into memory");
+    assert_eq!(image.len(), form.image_bytes(model.shape()));
+    image
+}
+
+fn screened(mut model: Model) -> Model {
+    let image = Arc::new(Map::from(image(&model, HeadForm::Screened)));
+    model.use_head(HeadForm::Screened, &image, 0);
+    model
+}
+
+fn state(model: &Model) -> State {
+    let mut state = model.state(600, 8, CacheForm::F32);
+    model.forward(&PROMPT, &mut state);
+    state
+}
+
+fn counts(state: &State) -> Screening {
+    state.screening().expect("the head is screened")
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let better = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
+    (1..logits.len()).fold(0, better) as u32
+}
+
+/// Greedy choice for a number of tokens.
+fn greedy(model: &Model, state: &mut State, tokens: usize) -> Vec<u32> {
+    let mut row = PROMPT.len() - 1;
+    let mut chosen = Vec::new();
+    for _ in 0..tokens {
+        let id = best(model.near_logits(row, state, 0.0));
+        chosen.push(id);
+        model.forward(&[id], state);
+        row = 0;
+    }
+    chosen
+}
+
+#[test]
+fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
+    let mut answers = Vec::new();
+    for (kernels, threads) in Kernels::all().into_iter().flat_map(|table| [(table, 1), (table, 3)]) {
+        let whole = model(kernels, threads);
+        let wanted = greedy(&whole, &mut state(&whole), 12);
+        assert_eq!(state(&whole).screening(), None);
+        let screened = screened(whole);
+        let mut state = state(&screened);
+        assert_eq!(greedy(&screened, &mut state, 12), wanted, "{}, {threads} threads", kernels.name());
+        let said = counts(&state);
+        assert_eq!((said.tokens, said.scans), (12, 0), "{}", kernels.name());
+        assert!(said.rows >= 12 && said.rows < 12 * 200, "{said:?}");
+        answers.push((kernels.name(), image(&screened, HeadForm::Screened)));
+    }
+    let all_alike = answers.windows(2).all(|two| two[0].1 == two[1].1);
+    assert!(all_alike, "an image does not depend on kernels or threads");
+}
+
+#[test]
+fn logits_within_reach_are_the_exact_ones_to_the_bit() {
+    let model = screened(model(Kernels::detect(), 2));
+    let mut state = state(&model);
+    let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
+    let top = exact[best(&exact) as usize];
+    for reach in [0.0, 0.05, 0.3] {
+        let near = model.near_logits(PROMPT.len() - 1, &mut state, reach).to_vec();
+        let mut within = 0;
+        for (row, (exact, near)) in exact.iter().zip(&near).enumerate() {
+            if *exact >= top - reach {
+                assert!(exact.to_bits() == near.to_bits(), "row {row}: {exact}, {near}");
+                within += 1;
+            }
+            // Elsewhere they are near: a deviation is about 4 % of what logits differ by.
+            assert!((exact - near).abs() < 0.3 * top.abs().max(1.0), "row {row}: {exact}, {near}");
+        }
+        assert!(within >= 1);
+    }
+}
+
+#[test]
+fn when_any_logit_may_matter_the_whole_head_is_read() {
+    let model = screened(model(Kernels::detect(), 2));
+    let mut state = state(&model);
+    let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
+    let near = model.near_logits(PROMPT.len() - 1, &mut state, 1e9).to_vec();
+    assert!(exact == near);
+    assert_eq!(counts(&state).scans, 1);
+}
+
+#[test]
+fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
+    let mut wrong = model(Kernels::detect(), 2);
+    let wanted = greedy(&wrong, &mut state(&wrong), 8);
+    let mut codes = image(&wrong, HeadForm::Screened);
+    // Every row is told to be its neighbour's.
+    let width = wrong.shape().dim / 2;
+    codes[..VOCAB * width].rotate_left(width);
+    assert!(!wrong.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
+    wrong.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    let mut state = state(&wrong);
+    assert_eq!(greedy(&wrong, &mut state, 8), wanted);
+    assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 8));
+}
+
+#[test]
+fn outlines_that_claim_too_small_an_error_are_noticed() {
+    let mut model = model(Kernels::detect(), 2);
+    let mut codes = image(&model, HeadForm::Screened);
+    let outlines = VOCAB * model.shape().dim / 2;
+    for outline in codes[outlines..outlines + VOCAB * 12].as_chunks_mut::<12>().0 {
+        outline[4..].copy_from_slice(&[1e-30f32.to_le_bytes(), 1e-30f32.to_le_bytes()].concat());
+    }
+    model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    let mut state = state(&model);
+    model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
+    assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 1));
+}
+
+#[test]
+fn a_sound_screen_passes_its_checks() {
+    let model = screened(model(Kernels::detect(), 2));
+    let mut state = state(&model);
+    for _ in 0..1030 {
+        model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
+    }
+    assert_eq!((counts(&state).checks, counts(&state).misses), (2, 0));
+}
+
+#[test]
+fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
+    let mut model = model(Kernels::detect(), 2);
+    let row = PROMPT.len() - 1;
+    let wanted = best(model.logits(row, &mut state(&model))) as usize;
+    let mut codes = image(&model, HeadForm::Screened);
+    let width = model.shape().dim / 2;
+    codes[wanted * width..(wanted + 1) * width].fill(0x88); // zeros
+    model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    let mut state = state(&model);
+    let mut chosen = (0..514).map(|_| best(model.near_logits(row, &mut state, 0.0)) as usize);
+    let before = chosen.by_ref().take(512).filter(|id| *id == wanted).count();
+    assert_eq!(before, 0, "nothing shows it before the check");
+    assert!(chosen.all(|id| id == wanted), "after it the whole head is read");
+    assert_eq!((counts(&state).checks, counts(&state).misses), (1, 1));
+}
+
+#[test]
+fn a_head_in_fewer_bits_is_near_the_files_own() {
+    let whole = model(Kernels::detect(), 2);
+    let exact = whole.logits(PROMPT.len() - 1, &mut state(&whole)).to_vec();
+    let rms = |x: &mut dyn Iterator<Item = f32>| (x.map(|x| x * x).sum::<f32>() / VOCAB as f32).sqrt();
+    let size = rms(&mut exact.iter().copied());
+    for (form, share) in [(HeadForm::Q8, 0.01), (HeadForm::Q6K, 0.03)] {
+        let mut model = model(Kernels::detect(), 2);
+        let (bytes, image) = (model.bytes_per_token(), Arc::new(Map::from(image(&model, form))));
+        assert!(model.is_image_of_head(form, &image));
+        model.use_head(form, &image, 0);
+        assert!(model.bytes_per_token() < bytes - VOCAB * model.shape().dim * 7 / 8);
+        let logits = model.logits(PROMPT.len() - 1, &mut state(&model)).to_vec();
+        let off = rms(&mut logits.iter().zip(&exact).map(|(a, b)| a - b));
+        assert!(off > 0.0 && off < share * size, "{form:?}: {off} of {size}");
+    }
+}
+
+#[test]
+fn a_large_head_is_screened_and_a_small_one_is_not() {
+    let open = |vocab| {
+        let known = Known::named("b158-2b4t").expect("known").cut(1, vocab);
+        ModelFile::open(&Source::Random(known), None).expect("sound")
+    };
+    assert_eq!(open(2_000).head(), HeadForm::File);
+    assert_eq!(open(8_000).head(), HeadForm::Screened);
+    let whole = open(8_000).with_head(Some(HeadForm::File)).expect("any has that");
+    assert_eq!(whole.head(), HeadForm::File);
+    let engine = open(8_000).load(&Options { threads: 1, ..Options::default() }).expect("sound");
+    let ternary = whole.load(&Options { threads: 1, ..Options::default() }).expect("sound");
+    assert!(engine.model().bytes_per_token() < ternary.model().bytes_per_token());
+}
