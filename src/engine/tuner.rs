@@ -12,10 +12,10 @@ use std::time::Duration;
 /// the kernels for many tokens take eight at a time.
 pub const PREFILL_TOKENS: usize = 8;
 
-/// Layers of a candidate that are timed. A step is short, so a neighbour can spoil many in a row; a layer of
-/// a prompt is long, and a short prompt should settle its number too.
-const DECODE_SAMPLES: usize = 16;
-const PREFILL_SAMPLES: usize = 4;
+/// Layers of a candidate that are timed. A step is short, so a neighbour can spoil many in a row. A layer of a
+/// prompt is long, and a prompt or two should settle its number; with 4 one burst of a neighbour chose wrongly.
+const DECODE_SAMPLES: usize = 48;
+const PREFILL_SAMPLES: usize = 8;
 /// More threads have to win by this much: they take power, and they take it from others.
 const WORTH_IT: f64 = 0.97;
 
@@ -228,11 +228,11 @@ mod tests {
     }
 
     #[test]
-    fn one_prompt_settles_its_number_and_a_few_steps_theirs() {
-        assert_eq!(settle(&mut open(4), 64, 32, |_, _| 1.0).1, 1);
-        assert_eq!(settle(&mut open(4), 1, 32, |_, _| 1.0).1, 4);
+    fn two_batches_settle_their_number_and_a_dozen_steps_theirs() {
+        assert_eq!(settle(&mut open(4), 64, 32, |_, _| 1.0).1, 2);
+        assert_eq!(settle(&mut open(4), 1, 32, |_, _| 1.0).1, 12);
         // Also where a pass has fewer layers than there are turns.
-        assert_eq!(settle(&mut open(4), 1, 1, |threads, _| 1.0 / threads as f64), (4, 128));
+        assert_eq!(settle(&mut open(4), 1, 1, |threads, _| 1.0 / threads as f64), (4, 384));
     }
 
     #[test]
