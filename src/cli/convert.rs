@@ -175,7 +175,7 @@ fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> 
 
 /// The layout that a short text shows, and what there is to say of it.
 fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
-    let run = Run { threads: host::processors(), ..Run::default() };
+    let run = Run { threads: host::host().threads(), ..Run::default() };
     let engine = ModelFile::open(&Source::File(input.to_owned()), None)?.load(&run)?;
     let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
     Ok((engine.layout(), said))

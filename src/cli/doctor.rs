@@ -33,6 +33,8 @@ struct Said {
     version: &'static str,
     architecture: &'static str,
     processors: usize,
+    /// The fast ones among them: all, where they are alike.
+    big_processors: usize,
     cpu_features: Vec<Feature>,
     kernel: &'static str,
     kernels: Vec<KernelTest>,
@@ -96,6 +98,7 @@ pub(super) fn run(args: Doctor) -> Result<(), Failure> {
 fn look(config: &Config) -> Result<Said, Failure> {
     let root = Path::new("/");
     let limit = sensors::memory_limit(root);
+    let processors = host::processors();
     let found = Sensors::new(root).found();
     let test = |kernels: &Kernels| KernelTest {
         name: kernels.name(),
@@ -104,7 +107,8 @@ fn look(config: &Config) -> Result<Said, Failure> {
     Ok(Said {
         version: env!("CARGO_PKG_VERSION"),
         architecture: std::env::consts::ARCH,
-        processors: host::processors(),
+        processors: processors.big.len() + processors.little.len(),
+        big_processors: processors.big.len(),
         cpu_features: cpu_features().into_iter().map(|(name, present)| Feature { name, present }).collect(),
         kernel: Kernels::detect().name(),
         kernels: Kernels::all().iter().map(test).collect(),
@@ -150,7 +154,13 @@ fn table(said: &Said) -> String {
     let mut line = |name: &str, text: &str| {
         writeln!(out, "{name:<14} {text}").expect("into a string");
     };
-    line("bitnetd", &format!("{} on {}, {} processors", said.version, said.architecture, said.processors));
+    line("bitnetd", &format!("{} on {}", said.version, said.architecture));
+    let little = said.processors - said.big_processors;
+    let kinds = match little {
+        0 => String::new(),
+        _ => format!(" ({} big, {little} little)", said.big_processors),
+    };
+    line("processors", &format!("{}{kinds}", said.processors));
     let features = |present: bool| {
         let names = said.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
         names.collect::<Vec<_>>().join(" ")

@@ -83,7 +83,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     // Memory for what is asked, not for the longest context the file names.
     let wanted = prompt.len() + args.max_tokens as usize;
     // One answer is short enough for a cache that rounds nothing.
-    let mut session = engine.exact_session(wanted.min(engine.model().shape().context));
+    let mut session = args.model.exact_session(&engine, wanted.min(engine.model().shape().context));
     let mut stuck = None;
     let answer = session.generate(&prompt, &options, |step| match step {
         Step::Token(text) if !args.json => print(text.as_bytes()).map_or_else(

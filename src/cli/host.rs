@@ -2,23 +2,26 @@
 
 use crate::config::Host;
 use crate::engine::pool;
-use crate::telemetry::sensors;
+use crate::telemetry::sensors::{self, Processors};
 use std::path::{Path, PathBuf};
 
 /// This machine and this user.
 pub(super) fn host() -> Host {
+    let processors = processors();
     Host {
         name: name(),
         memory_bytes: sensors::host_memory(Path::new("/")),
-        processors: processors(),
+        processors: processors.big.len() + processors.little.len(),
+        big: if processors.little.is_empty() { Vec::new() } else { processors.big },
         runtime_dir: runtime_dir(),
         cache_dir: cache_dir(),
     }
 }
 
-/// Processors this process may run on.
-pub(super) fn processors() -> usize {
-    pool::processors().len().max(1)
+/// Processors this process may run on. They are sorted here and not in the engine, which does not look at
+/// the machine: its pool is told where to compute.
+pub(super) fn processors() -> Processors {
+    sensors::processors(Path::new("/"), &pool::processors())
 }
 
 /// The host name up to its first dot, as one MQTT topic level.

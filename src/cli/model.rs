@@ -1,7 +1,10 @@
 //! The arguments that choose a model, shared by the commands that run one in their own process.
 
 use super::{Failure, host};
-use crate::engine::model::{HeadForm, Layout};
+use crate::engine::model::{CacheForm, HeadForm, Layout};
+use crate::engine::pool;
+use crate::engine::session::Session;
+use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -14,6 +17,11 @@ pub(super) fn layout_arg() -> PossibleValuesParser {
 /// What `--head` takes.
 fn head_arg() -> PossibleValuesParser {
     std::iter::once("auto").chain(HeadForm::ALL.map(HeadForm::name)).into()
+}
+
+/// What `--kv-cache` takes.
+fn cache_arg() -> PossibleValuesParser {
+    CacheForm::ALL.map(CacheForm::name).into()
 }
 
 /// Which model, and on what
@@ -29,7 +37,12 @@ pub(super) struct ModelArgs {
     /// bits and whole only where it matters; auto is screened where the head is large
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
     pub head: String,
-    /// Threads that compute [default: the processors there are]
+    /// What keys and values are kept in: f32, f16, or int8, which takes half the memory of f16 [default: f32 where one
+    /// answer or a measurement is made, f16 as the daemon]
+    #[arg(long, value_name = "FORM", value_parser = cache_arg())]
+    pub kv_cache: Option<String>,
+    /// Threads that compute, exactly [default: at most the processors there are, the big ones where some are
+    /// little; how many of them is found out from the first passes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
     /// Kernel table by name, as `bitnetd doctor` lists them [default: the fastest]
@@ -41,18 +54,44 @@ impl ModelArgs {
     /// Maps and checks the model.
     pub fn open(&self) -> Result<ModelFile, Failure> {
         let source = self.model.clone().map_or(Source::BuiltIn, Source::File);
-        Ok(ModelFile::open(&source, Layout::named(&self.i2s_layout))?.with_head(self.head())?)
+        self.settings(ModelFile::open(&source, Layout::named(&self.i2s_layout))?)
+    }
+
+    /// Applies what was asked for to a model.
+    pub fn settings(&self, file: ModelFile) -> Result<ModelFile, Failure> {
+        Ok(file.with_head(self.head())?.with_cache(self.kv_cache().unwrap_or_default())?)
     }
 
     /// Maps, checks and loads the model.
     pub fn load(&self) -> Result<Engine, Failure> {
-        Ok(self.open()?.load(&self.options())?)
+        self.load_file(self.open()?)
+    }
+
+    /// Loads a model that is mapped. Keeps the calling thread, which will compute, to the big processors.
+    pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
+        let options = self.options();
+        pool::keep_to(&host::host().keep_to(options.threads));
+        let engine = file.load(&options)?;
+        Ok(if self.threads.is_some() { engine } else { engine.tuned(Threads::default()) })
     }
 
     /// The same for measurements of the model itself: its head is the file's own, unless another was asked for.
     pub fn load_as_it_is(&self) -> Result<Engine, Failure> {
         let head = self.head().unwrap_or(HeadForm::File);
-        Ok(self.open()?.with_head(Some(head))?.load(&self.options())?)
+        self.load_file(self.open()?.with_head(Some(head))?)
+    }
+
+    /// What keys and values are kept in; `None` where it was not said.
+    pub fn kv_cache(&self) -> Option<CacheForm> {
+        self.kv_cache.as_deref().and_then(CacheForm::named)
+    }
+
+    /// An empty session whose cache rounds nothing, unless another was asked for.
+    pub fn exact_session<'e>(&self, engine: &'e Engine, context: usize) -> Session<'e> {
+        match self.kv_cache() {
+            None => engine.exact_session(context),
+            Some(_) => engine.session(context),
+        }
     }
 
     /// How the head is read; `None` is found out.
@@ -62,7 +101,7 @@ impl ModelArgs {
 
     /// What it is run on.
     pub fn options(&self) -> Options {
-        let threads = self.threads.map_or_else(host::processors, usize::from);
+        let threads = self.threads.map_or_else(|| host::host().threads(), usize::from);
         let keep_in = Some(host::cache_dir());
         Options { threads, kernel: self.kernel.clone(), keep_in, ..Options::default() }
     }

@@ -62,7 +62,7 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     }
     // As short as the text where that is shorter: memory for what is asked.
     let context = (args.context as usize).min(shape.context).min(tokens.len() + SHORTEST);
-    let mut session = engine.exact_session(context);
+    let mut session = args.model.exact_session(&engine, context);
     let watched = std::io::stderr().is_terminal();
     let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
         if watched {

@@ -46,6 +46,8 @@ pub(super) struct ModelKeys {
 pub(super) struct BudgetKeys {
     memory_mb: Option<u64>,
     threads: Option<usize>,
+    decode_threads: Option<usize>,
+    prefill_threads: Option<usize>,
     pin: Option<bool>,
 }
 
@@ -203,9 +205,16 @@ impl BudgetKeys {
         };
         let threads = match self.threads {
             Some(threads) => within("budget", "threads", threads as u64, 1..=256)? as usize,
-            None => host.processors.clamp(1, 256),
+            None => host.threads(),
         };
-        Ok(Budget { memory_bytes, threads, pin: self.pin.unwrap_or(false) })
+        Ok(Budget {
+            memory_bytes,
+            threads,
+            decode_threads: part_of(threads, "decode_threads", self.decode_threads)?,
+            prefill_threads: part_of(threads, "prefill_threads", self.prefill_threads)?,
+            keep_to: host.keep_to(threads),
+            pin: self.pin.unwrap_or(false),
+        })
     }
 }
 
@@ -317,6 +326,15 @@ fn within(
     }
     let said = format!("{value} is outside {} to {}", range.start(), range.end());
     Err(Mistake(section, key, said))
+}
+
+/// A number of the threads there are.
+fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> Checked<Option<usize>> {
+    let Some(value) = value else { return Ok(None) };
+    if (1..=threads).contains(&value) {
+        return Ok(Some(value));
+    }
+    Err(Mistake("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
 }
 
 fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<()> {

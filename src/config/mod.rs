@@ -97,6 +97,12 @@ pub struct Budget {
     pub memory_bytes: u64,
     /// Threads that compute.
     pub threads: usize,
+    /// How many of them generate; `None` is found out.
+    pub decode_threads: Option<usize>,
+    /// How many of them read prompts; `None` is found out.
+    pub prefill_threads: Option<usize>,
+    /// Processors that they keep to; empty is all.
+    pub keep_to: Vec<usize>,
     /// Whether each compute thread keeps to one processor.
     pub pin: bool,
 }
@@ -177,10 +183,26 @@ pub struct Host {
     pub memory_bytes: u64,
     /// Processors it may run on.
     pub processors: usize,
+    /// The numbers of the fast ones, where some are slow; else empty.
+    pub big: Vec<usize>,
     /// Where the socket goes.
     pub runtime_dir: PathBuf,
     /// Where what can be made again is kept.
     pub cache_dir: PathBuf,
+}
+
+impl Host {
+    /// Threads that compute where no number is named: one for each processor, the slow ones left out. A job
+    /// is over when its slowest part is.
+    pub fn threads(&self) -> usize {
+        let fast = if self.big.is_empty() { self.processors } else { self.big.len() };
+        fast.clamp(1, 256)
+    }
+
+    /// Processors that so many threads keep to: the fast ones, if there are enough. Empty is all.
+    pub fn keep_to(&self, threads: usize) -> Vec<usize> {
+        if threads <= self.big.len() { self.big.clone() } else { Vec::new() }
+    }
 }
 
 /// One mistake in the configuration.
@@ -231,6 +253,7 @@ mod tests {
             name: "cellar".into(),
             memory_bytes: 1 << 30,
             processors: 4,
+            big: vec![],
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
         }
@@ -255,6 +278,31 @@ mod tests {
         let text = include_str!("../../config/bitnetd.toml");
         let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");
         assert_eq!(config, Config::defaults(&host()));
+    }
+
+    #[test]
+    fn threads_keep_to_the_big_cores_unless_there_are_more_of_them() {
+        let host = Host { processors: 8, big: vec![4, 5, 6, 7], ..host() };
+        let budget = |text| Config::parse(text, "bitnetd.toml", &host).expect("sound").budget;
+        assert_eq!((budget("").threads, budget("").keep_to), (4, vec![4, 5, 6, 7]));
+        let some = budget("[budget]\nthreads = 2\n");
+        assert_eq!((some.threads, some.keep_to), (2, vec![4, 5, 6, 7]));
+        let most = budget("[budget]\nthreads = 5\n");
+        assert_eq!((most.threads, most.keep_to), (5, vec![]));
+    }
+
+    #[test]
+    fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
+        let text = "[budget]\nthreads = 3\ndecode_threads = 2\nprefill_threads = 3\n";
+        let budget = Config::parse(text, "bitnetd.toml", &host()).expect("sound").budget;
+        assert_eq!((budget.decode_threads, budget.prefill_threads), (Some(2), Some(3)));
+        for (key, number) in [("decode_threads", 0), ("decode_threads", 4), ("prefill_threads", 4)] {
+            let said = error(&format!("[budget]\nthreads = 3\n{key} = {number}\n"));
+            assert!(said.starts_with(&format!("bitnetd.toml:3: budget.{key}: {number} ")), "{said}");
+            assert!(said.contains("1 to 3"), "{said}");
+        }
+        // Without a number of all, the processors are the most.
+        assert!(error("[budget]\ndecode_threads = 5\n").contains("1 to 4"));
     }
 
     #[test]

@@ -14,9 +14,9 @@ mod worker;
 
 pub use budget::{Plan, TooLarge};
 
-use crate::config::{Config, Head, I2sLayout};
+use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
-use crate::engine::model::{HeadForm, Layout};
+use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::protocol::MqttLink;
 use crate::telemetry::sensors::Sensors;
@@ -83,7 +83,13 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         Head::Q6K => HeadForm::Q6K,
         Head::Screened => HeadForm::Screened,
     });
-    let file = ModelFile::open(&source, layout).and_then(|file| file.with_head(head));
+    let cache = match config.model.kv_cache {
+        KvCache::F16 => CacheForm::F16,
+        KvCache::Int8 => CacheForm::Int8,
+    };
+    let file = ModelFile::open(&source, layout)
+        .and_then(|file| file.with_head(head))
+        .and_then(|file| file.with_cache(cache));
     let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
     let budget = config.budget.memory_bytes as usize;
@@ -107,6 +113,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
         context: plan.context,
+        budget: config.budget.clone(),
     };
     let options = engine::Options {
         threads: config.budget.threads,

@@ -7,18 +7,22 @@ use super::admission::{Job, verdict};
 use super::cache::{Cache, Key, Stored};
 use super::locked;
 use super::queue::Queue;
-use crate::engine::error::PromptError;
+use crate::config::Budget;
+use crate::engine::error::{LoadError, PromptError};
+use crate::engine::model::Screening;
+use crate::engine::pool;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Session, Step};
 use crate::engine::tokenizer::{Role, Turn};
+use crate::engine::tuner::Threads;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Timings, Usage,
+    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
 };
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
 use crate::transport::{Cancel, Inbound, Reply};
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -49,6 +53,7 @@ pub(super) struct Worker {
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
     pub context: usize,
+    pub budget: Budget,
 }
 
 impl Worker {
@@ -58,7 +63,7 @@ impl Worker {
         let (alive, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
-            .spawn(move || match file.load(&options) {
+            .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
                     let facts = Facts {
@@ -80,9 +85,19 @@ impl Worker {
         }
     }
 
+    /// Loads the model on this thread, which keeps to the processors that are meant for computing; so do the
+    /// threads it starts.
+    fn load(&self, file: ModelFile, options: &engine::Options) -> Result<Engine, LoadError> {
+        pool::keep_to(&self.budget.keep_to);
+        let said = Threads { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+        Ok(file.load(options)?.tuned(said))
+    }
+
     fn work(&self, engine: &Engine) {
         let mut session = engine.session(self.context);
         let mut cache = Cache::default();
+        let mut screening = Screening::default();
+        let mut is_open = !engine.model().threads().is_settled();
         while let Some(job) = self.queue.next() {
             self.queue.step();
             if let Some(refusal) = verdict(&job, Instant::now()) {
@@ -97,7 +112,20 @@ impl Worker {
                 self.telemetry.refused();
                 error!("a request was lost to a fault; standard error says where");
             }
+            is_open = is_open && !say_threads(engine);
+            self.note_screening(session.screening(), &mut screening);
         }
+    }
+
+    /// Takes over the counts of a screened head, and says once that it was wrong.
+    fn note_screening(&self, now: Option<Screening>, before: &mut Screening) {
+        let Some(now) = now else { return };
+        let Screening { tokens, rows, scans, checks, misses } = now;
+        self.telemetry.screened(Screen { tokens, rows, scans, checks, misses });
+        if before.misses == 0 && misses > 0 {
+            warn!("the screened head chose another token than the whole head; it is read whole from now on");
+        }
+        *before = now;
     }
 
     fn answer(&self, engine: &Engine, session: &mut Session<'_>, cache: &mut Cache, job: Job) {
@@ -210,6 +238,15 @@ impl Worker {
     }
 }
 
+/// Says how many threads were found to be fastest; `false` where that is still open.
+fn say_threads(engine: &Engine) -> bool {
+    let Threads { decode: Some(decode), prefill: Some(prefill) } = engine.model().threads() else {
+        return false;
+    };
+    info!("threads: decode {decode}, prefill {prefill}");
+    true
+}
+
 /// An answer on its way to the client, and what may stop it.
 struct Run<'r> {
     queue: &'r Queue,
@@ -314,7 +351,7 @@ fn options(request: &Request) -> Options {
         },
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
-        ignore_end: false,
+        ..Options::default()
     }
 }
 

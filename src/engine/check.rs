@@ -8,7 +8,7 @@
 
 use super::error::LoadError;
 use super::gguf::Gguf;
-use super::model::{EMBEDDING, Layout, Model};
+use super::model::{CacheForm, EMBEDDING, Layout, Model};
 use super::quant::{Numbers, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
@@ -114,7 +114,7 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
         sum += nats;
         count += 1;
     };
-    let outcome = Session::new(model, tokenizer, tokens.len()).surprise(tokens, from, each);
+    let outcome = Session::new(model, tokenizer, tokens.len(), CacheForm::F16).surprise(tokens, from, each);
     if outcome.is_ok() && count > 0 { sum / f64::from(count) } else { f64::INFINITY }
 }
 

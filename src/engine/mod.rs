@@ -31,7 +31,7 @@ use error::LoadError;
 use gguf::{Gguf, Map};
 use kept::Kept;
 use kernels::Kernels;
-use model::{BATCH, Dense, HeadForm, Layout, Model, Shape, WeightBytes};
+use model::{BATCH, CacheForm, HeadForm, Layout, Model, Shape, WeightBytes};
 use pool::Pool;
 use session::Session;
 use std::path::PathBuf;
@@ -59,6 +59,7 @@ pub struct ModelFile {
     shape: Shape,
     layout: Option<Layout>,
     head: HeadForm,
+    cache: CacheForm,
 }
 
 /// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -104,6 +105,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// In which its I2_S weights were read.
     layout: Layout,
+    cache: CacheForm,
     notes: Vec<String>,
 }
 
@@ -137,7 +139,15 @@ impl ModelFile {
         let shape = Shape::read(&file).map_err(|error| error.within(place))?;
         model::check_tensors(&file, &shape).map_err(|error| error.within(place))?;
         let head = HeadForm::of(&file, &shape, None).map_err(|error| error.within(place))?;
-        Ok(ModelFile { place: place.to_owned(), path: None, file, shape, layout, head })
+        Ok(ModelFile {
+            place: place.to_owned(),
+            path: None,
+            file,
+            shape,
+            layout,
+            head,
+            cache: CacheForm::default(),
+        })
     }
 
     /// The same with its head read in another form; `None` is the fastest that chooses the same tokens.
@@ -145,6 +155,16 @@ impl ModelFile {
         let head =
             HeadForm::of(&self.file, &self.shape, wanted).map_err(|error| error.within(&self.place))?;
         Ok(ModelFile { head, ..self })
+    }
+
+    /// The same with keys and values kept in `cache`.
+    pub fn with_cache(self, cache: CacheForm) -> Result<Self, LoadError> {
+        let size = self.shape.head_dim;
+        if cache.takes(size) {
+            return Ok(ModelFile { cache, ..self });
+        }
+        let said = format!("heads of {size} numbers are no whole blocks of 32, as int8 has them; use f16");
+        Err(LoadError::new("KV cache", said).within(&self.place))
     }
 
     /// How its head will be read.
@@ -184,7 +204,7 @@ impl ModelFile {
         Footprint {
             mapped: weights.mapped,
             copied: weights.copied,
-            cache_per_token: self.shape.cache_bytes_per_token(Dense::F16),
+            cache_per_token: self.shape.cache_bytes_per_token(self.cache),
             scratch: self.shape.scratch_bytes(BATCH),
             tokenizer,
         }
@@ -334,7 +354,7 @@ impl ModelFile {
         let mut model = Model::load(&self.file, layout, kernels, pool)?;
         let mut notes = self.notes(&model, &tokenizer);
         self.put_head(&mut model, &self.kept(options), &mut notes)?;
-        Ok(Engine { name, model, tokenizer, layout, notes })
+        Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes })
     }
 
     fn notes(&self, model: &Model, tokenizer: &Tokenizer) -> Vec<String> {
@@ -398,7 +418,7 @@ impl Engine {
 
     /// An empty session for `context` tokens.
     pub fn session(&self, context: usize) -> Session<'_> {
-        Session::new(&self.model, &self.tokenizer, context)
+        Session::new(&self.model, &self.tokenizer, context, self.cache)
     }
 
     /// An empty session whose cache rounds nothing; see [`Session::exact`].

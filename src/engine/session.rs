@@ -4,7 +4,7 @@
 //! after every token. Deliberately knows no client, no queue and no deadline.
 
 use super::error::PromptError;
-use super::model::{BATCH, Dense, Model, Screening, State, Timings};
+use super::model::{BATCH, CacheForm, Model, Screening, State, Timings};
 use super::sampler::{Sampler, Sampling};
 use super::tokenizer::{Pushed, TextStream, Tokenizer};
 use std::ops::ControlFlow;
@@ -32,6 +32,8 @@ pub struct Options {
     pub stop: Vec<String>,
     /// Goes on past end tokens, for measurements.
     pub ignore_end: bool,
+    /// Reads all of a head that is screened, for comparison.
+    pub whole_head: bool,
 }
 
 /// What the callback hears.
@@ -77,16 +79,16 @@ pub struct Answer {
 }
 
 impl<'e> Session<'e> {
-    /// An empty session for `context` tokens, its cache in half precision.
-    pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize) -> Self {
-        Session { model, tokenizer, state: model.state(context, BATCH, Dense::F16) }
+    /// An empty session for `context` tokens, its cache in form `cache`.
+    pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize, cache: CacheForm) -> Self {
+        Session { model, tokenizer, state: model.state(context, BATCH, cache) }
     }
 
     /// The same with a cache that rounds nothing and takes twice the memory: for measurements
     /// against a reference. A rounded key moves an activation over the edge between two int8 codes
     /// now and then, and a logit by up to some percent of the largest with it.
     pub fn exact(model: &'e Model, tokenizer: &'e Tokenizer, context: usize) -> Self {
-        Session { model, tokenizer, state: model.state(context, BATCH, Dense::F32) }
+        Self::new(model, tokenizer, context, CacheForm::F32)
     }
 
     /// Tokens it can hold.
@@ -94,8 +96,8 @@ impl<'e> Session<'e> {
         self.state.context()
     }
 
-    /// What screening the head did so far.
-    pub fn screening(&self) -> Screening {
+    /// What screening the head did so far; `None` where the head is read whole.
+    pub fn screening(&self) -> Option<Screening> {
         self.state.screening()
     }
 
@@ -155,7 +157,7 @@ impl<'e> Session<'e> {
             stream: TextStream::new(&options.stop, most.min(1024) * BYTES_PER_TOKEN),
             tokens: Vec::with_capacity(most.min(1024)),
             most,
-            reach: options.sampling.reach(),
+            reach: options.sampling.reach().filter(|_| !options.whole_head),
             ignore_end: options.ignore_end,
             started: Instant::now(),
             prefilled: None,

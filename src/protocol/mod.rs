@@ -7,7 +7,7 @@ pub mod json;
 mod report;
 
 pub use report::{
-    Cache, Cpu, Energy, Latency, Memory, MqttLink, Percentiles, Reading, Report, Requests, Thermal,
+    Cache, Cpu, Energy, Latency, Memory, MqttLink, Percentiles, Reading, Report, Requests, Screen, Thermal,
     Throughput,
 };
 

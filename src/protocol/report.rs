@@ -121,6 +121,23 @@ pub struct Throughput {
     pub prompt_tokens_per_second: Option<f64>,
     /// Tokens a second while generating.
     pub tokens_per_second: Option<f64>,
+    /// How well screening the head works; null where it is read whole.
+    pub screen: Option<Screen>,
+}
+
+/// Counts of a screened head since start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Screen {
+    /// Tokens that were chosen through it.
+    pub tokens: u64,
+    /// Rows of the head that were read for them.
+    pub rows: u64,
+    /// Times that the whole head was read because the screen could not be trusted.
+    pub scans: u64,
+    /// Times that it was compared with the whole head.
+    pub checks: u64,
+    /// Comparisons that found another best token; after the first the screen is used no more.
+    pub misses: u64,
 }
 
 /// Requests by what became of them.

@@ -1,7 +1,7 @@
 //! What finished answers add up to: latencies, tokens, energy.
 
 use super::histogram::Histogram;
-use crate::protocol::{Latency, Percentiles, Throughput, Timings, Usage};
+use crate::protocol::{Latency, Percentiles, Screen, Throughput, Timings, Usage};
 use std::time::Duration;
 
 /// Sums over all computed answers since start.
@@ -21,6 +21,7 @@ pub(super) struct Answers {
     /// Energy of the answers that have one, and their tokens.
     joules: f64,
     metered_tokens: u64,
+    screen: Option<Screen>,
 }
 
 impl Answers {
@@ -51,6 +52,11 @@ impl Answers {
         self.decode_s += time.as_secs_f64();
     }
 
+    /// Takes over the counts of the screened head.
+    pub fn screened(&mut self, counts: Screen) {
+        self.screen = Some(counts);
+    }
+
     pub fn latency(&self) -> Latency {
         Latency {
             queue_ms: percentiles(&self.queue),
@@ -66,6 +72,7 @@ impl Answers {
             completion_tokens: self.completion_tokens,
             prompt_tokens_per_second: share(self.prompt_tokens as f64, self.prompt_s),
             tokens_per_second: share(self.decoded_tokens as f64, self.decode_s),
+            screen: self.screen,
         }
     }
 

@@ -15,7 +15,7 @@ pub use journal::{journal_line, write_journal};
 pub use time::rfc3339;
 
 use crate::protocol::{
-    Cache, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Timings, Usage,
+    Cache, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Screen, Timings, Usage,
 };
 use answers::Answers;
 use energy::Meter;
@@ -98,6 +98,11 @@ impl Telemetry {
     pub fn completed(&self, usage: &Usage, timings: &Timings, joules: Option<f64>) {
         self.completed.add();
         locked(&self.answers).add(usage, timings, joules);
+    }
+
+    /// What screening the head did since start.
+    pub fn screened(&self, counts: Screen) {
+        locked(&self.answers).screened(counts);
     }
 
     /// A request was answered from the cache: completed, but no measure of the engine's speed.

@@ -292,7 +292,22 @@ fn the_expected_tables_are_there() {
     #[cfg(target_arch = "aarch64")]
     assert_eq!(names.contains(&"neon-dotprod"), std::arch::is_aarch64_feature_detected!("dotprod"));
     #[cfg(target_arch = "x86_64")]
-    assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2"));
+    {
+        let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        assert_eq!(names.contains(&"avx2"), fma);
+        assert_eq!(names.contains(&"avx-vnni"), fma && is_x86_feature_detected!("avxvnni"));
+        let wide = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+        assert_eq!(names.contains(&"avx512vl-vnni"), wide);
+        assert_eq!(names.contains(&"avx512-vnni"), wide && is_x86_feature_detected!("avx512bw"));
+    }
+}
+
+#[test]
+fn of_several_tables_the_widest_is_preferred() {
+    let names: Vec<&str> = Kernels::all().iter().map(Kernels::name).collect();
+    let best_first = ["avx512-vnni", "avx-vnni", "avx512vl-vnni", "avx2", "neon-dotprod", "neon", "scalar"];
+    assert!(names.iter().rev().eq(best_first.iter().filter(|name| names.contains(name))), "{names:?}");
+    assert_eq!(Kernels::detect().name(), names[names.len() - 1]);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //! every kernel against the reference.
 
 mod allocations;
+mod caches;
 mod convert;
 mod damaged;
 mod dense;
+mod exactness;
 mod formats;
 mod heads;
 mod intents;
@@ -19,6 +21,7 @@ mod screen;
 mod seeds;
 mod shapes;
 mod templates;
+mod threads;
 mod tiny;
 mod tokenizer;
 mod tokenizer_answers;

@@ -2,7 +2,7 @@
 
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::{Dense, HeadForm, Layout, Model, State};
+use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model, Screening, State};
 use bitnetd::engine::pool::Pool;
 use bitnetd::engine::shapes::Known;
 use bitnetd::engine::{ModelFile, Options, Source};
@@ -33,9 +33,13 @@ fn screened(mut model: Model) -> Model {
 }
 
 fn state(model: &Model) -> State {
-    let mut state = model.state(600, 8, Dense::F32);
+    let mut state = model.state(600, 8, CacheForm::F32);
     model.forward(&PROMPT, &mut state);
     state
+}
+
+fn counts(state: &State) -> Screening {
+    state.screening().expect("the head is screened")
 }
 
 fn best(logits: &[f32]) -> u32 {
@@ -62,10 +66,11 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
     for (kernels, threads) in Kernels::all().into_iter().flat_map(|table| [(table, 1), (table, 3)]) {
         let whole = model(kernels, threads);
         let wanted = greedy(&whole, &mut state(&whole), 12);
+        assert_eq!(state(&whole).screening(), None);
         let screened = screened(whole);
         let mut state = state(&screened);
         assert_eq!(greedy(&screened, &mut state, 12), wanted, "{}, {threads} threads", kernels.name());
-        let said = state.screening();
+        let said = counts(&state);
         assert_eq!((said.tokens, said.scans), (12, 0), "{}", kernels.name());
         assert!(said.rows >= 12 && said.rows < 12 * 200, "{said:?}");
         answers.push((kernels.name(), image(&screened, HeadForm::Screened)));
@@ -102,7 +107,7 @@ fn when_any_logit_may_matter_the_whole_head_is_read() {
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
     let near = model.near_logits(PROMPT.len() - 1, &mut state, 1e9).to_vec();
     assert!(exact == near);
-    assert_eq!(state.screening().scans, 1);
+    assert_eq!(counts(&state).scans, 1);
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
     wrong.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&wrong);
     assert_eq!(greedy(&wrong, &mut state, 8), wanted);
-    assert_eq!((state.screening().tokens, state.screening().scans), (0, 8));
+    assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 8));
 }
 
 #[test]
@@ -131,7 +136,7 @@ fn outlines_that_claim_too_small_an_error_are_noticed() {
     model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&model);
     model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
-    assert_eq!((state.screening().tokens, state.screening().scans), (0, 1));
+    assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 1));
 }
 
 #[test]
@@ -141,7 +146,7 @@ fn a_sound_screen_passes_its_checks() {
     for _ in 0..1030 {
         model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
     }
-    assert_eq!((state.screening().checks, state.screening().misses), (2, 0));
+    assert_eq!((counts(&state).checks, counts(&state).misses), (2, 0));
 }
 
 #[test]
@@ -158,7 +163,7 @@ fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
     let before = chosen.by_ref().take(512).filter(|id| *id == wanted).count();
     assert_eq!(before, 0, "nothing shows it before the check");
     assert!(chosen.all(|id| id == wanted), "after it the whole head is read");
-    assert_eq!((state.screening().checks, state.screening().misses), (1, 1));
+    assert_eq!((counts(&state).checks, counts(&state).misses), (1, 1));
 }
 
 #[test]

@@ -214,6 +214,8 @@ async fn doctor_tests_the_kernels_and_finds_the_broker() {
     assert!(kernels.iter().all(|kernel| kernel["self_test"] == "ok"), "{said}");
     assert!(kernels.iter().any(|kernel| kernel["name"] == said["kernel"]), "{said}");
     assert!(said["processors"].as_u64().is_some_and(|processors| processors > 0), "{said}");
+    assert!(said["big_processors"].as_u64().is_some_and(|big| big > 0), "{said}");
+    assert!(said["big_processors"].as_u64() <= said["processors"].as_u64(), "{said}");
     assert!(said["memory"]["usable_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
     assert_eq!(said["broker"]["reachable"], true, "{said}");
     let said = diagnosis(&folder, &linked(free_port())).await;

@@ -21,6 +21,7 @@ mod stop;
 #[path = "../support/mod.rs"]
 mod support;
 mod systemd;
+mod threads;
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

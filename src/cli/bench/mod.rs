@@ -6,13 +6,13 @@ mod report;
 
 use super::model::ModelArgs;
 use super::{Failure, host, print};
-use crate::engine::session::{Answer, Options, Step};
+use crate::engine::session::{Answer, Options, Session, Step};
 use crate::engine::shapes::{self, Known};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
 use bandwidth::Memory;
 use clap::builder::PossibleValuesParser;
-use report::{Parts, Said, Spent, spread, table};
+use report::{Found, Parts, Said, Screen, Spent, spread, table};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -68,6 +68,7 @@ struct Measured {
     to_last: Vec<Spent>,
     memory: Memory,
     peak_memory: Option<u64>,
+    screen: Option<Screen>,
 }
 
 fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
@@ -75,11 +76,13 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     // Of many, since one takes but a microsecond.
     let hand_over = model.pool().hand_over(HAND_OVERS);
     let (decode, memory) = (spread(measured.decode), measured.memory.bandwidth());
-    let read_speed = decode.median * model.bytes_per_token() as f64;
+    let bytes_per_token = model.bytes_read_per_token(measured.screen.map(|screen| screen.counts));
+    let read_speed = decode.median * bytes_per_token as f64;
     Said {
         model: engine.name().to_owned(),
         kernel: model.kernels().name(),
         threads: model.pool().threads(),
+        threads_found: Some(model.threads()).filter(|_| args.model.threads.is_none()).map(Found::from),
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         repeat: args.repeat,
@@ -88,7 +91,8 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
         decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
         hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
-        bytes_per_token: model.bytes_per_token(),
+        bytes_per_token,
+        screen: measured.screen,
         read_speed,
         bandwidth_share: read_speed / memory.median,
         memory_bandwidth: memory,
@@ -108,8 +112,7 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    let file = ModelFile::open(&Source::Random(known), None)?.with_head(args.model.head())?;
-    Ok(file.load(&args.model.options())?)
+    args.model.load_file(args.model.settings(ModelFile::open(&Source::Random(known), None)?)?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
@@ -120,17 +123,23 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     let options =
         Options { max_tokens: Some(args.generate_tokens as usize), ignore_end: true, ..Options::default() };
     let mut session = engine.session(context);
-    let mut answer = || {
+    let answer = |session: &mut Session<'_>, options: &Options| {
         let go_on = |_: Step<'_>| ControlFlow::Continue(());
-        session.generate(&prompt, &options, go_on).expect("checked above")
+        session.generate(&prompt, options, go_on).expect("checked above")
     };
-    answer();
+    answer(&mut session, &options);
     // What comes after this is for the measurement only.
     let peak_memory = sensors::peak_memory(Path::new("/"));
     let mut measured = Measured::new(peak_memory);
     for _ in 0..args.repeat {
-        measured.add(&answer(), args);
+        measured.add(&answer(&mut session, &options), args);
         measured.memory.measure(model.pool());
+    }
+    if let Some(counts) = session.screening() {
+        let ours = answer(&mut session, &options).tokens;
+        let whole = answer(&mut session, &Options { whole_head: true, ..options }).tokens;
+        let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+        measured.screen = Some(Screen::of(counts, alike));
     }
     Ok(measured)
 }
@@ -155,6 +164,7 @@ impl Measured {
             to_last: Vec::new(),
             memory: Memory::new(host::host().memory_bytes),
             peak_memory,
+            screen: None,
         }
     }
 

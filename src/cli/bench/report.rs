@@ -1,6 +1,7 @@
 //! What the benchmark says, to a person and as JSON.
 
-use crate::engine::model::Timings;
+use crate::engine::model::{Screening, Timings};
+use crate::engine::tuner::Threads;
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
@@ -89,12 +90,51 @@ impl Parts {
     }
 }
 
+/// What screening the head did, and whether it chose as the whole head does.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Screen {
+    #[serde(skip)]
+    pub counts: Screening,
+    /// Rows of the head that were read for a token.
+    pub rows_per_token: f64,
+    /// Tokens that were chosen by the whole head because the screen could not be trusted.
+    pub scans: u64,
+    /// Comparisons with the whole head, and how many of them found another best token.
+    pub checks: u64,
+    pub misses: u64,
+    /// Tokens of the last answer that the whole head chose too, from the first on.
+    pub tokens_alike: usize,
+}
+
+impl Screen {
+    pub fn of(counts: Screening, tokens_alike: usize) -> Self {
+        let Screening { tokens, rows, scans, checks, misses } = counts;
+        let rows_per_token = rows as f64 / tokens.max(1) as f64;
+        Screen { counts, rows_per_token, scans, checks, misses, tokens_alike }
+    }
+}
+
+/// The numbers of threads that were found to be fastest; nothing where that is still open.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Found {
+    decode: Option<usize>,
+    prefill: Option<usize>,
+}
+
+impl From<Threads> for Found {
+    fn from(Threads { decode, prefill }: Threads) -> Self {
+        Found { decode, prefill }
+    }
+}
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 pub(super) struct Said {
     pub model: String,
     pub kernel: &'static str,
     pub threads: usize,
+    /// Of those, where none were asked for.
+    pub threads_found: Option<Found>,
     pub prompt_tokens: u32,
     pub generate_tokens: u32,
     pub repeat: u32,
@@ -110,6 +150,8 @@ pub(super) struct Said {
     pub hand_over: Option<f64>,
     /// Weights that one decoded token reads.
     pub bytes_per_token: usize,
+    /// Nothing where the head is read whole.
+    pub screen: Option<Screen>,
     /// Weight bytes a second of decoding, median.
     pub read_speed: f64,
     /// Bytes a second that the same threads read from memory.
@@ -126,6 +168,9 @@ pub(super) fn table(said: &Said) -> String {
         "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n",
         said.model, said.kernel, said.threads, said.prompt_tokens, said.generate_tokens, said.repeat
     );
+    if let Some(Found { decode: Some(decode), prefill: Some(prefill) }) = said.threads_found {
+        write(&mut out, format_args!("fastest: {decode} to decode, {prefill} to read the prompt"));
+    }
     let mut line = |name: &str, spread: Spread, scale: f64, unit: &str| {
         let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
         write(&mut out, format_args!("{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})"));
@@ -145,6 +190,21 @@ pub(super) fn table(said: &Said) -> String {
         &mut out,
         format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "weights read"),
     );
+    if let Some(screen) = said.screen {
+        let Screen { rows_per_token, scans, checks, misses, tokens_alike, .. } = screen;
+        write(
+            &mut out,
+            format_args!("{:<18} {rows_per_token:>10.1} rows read whole, {scans} scans", "screened head"),
+        );
+        let wanted = said.generate_tokens;
+        write(
+            &mut out,
+            format_args!(
+                "{:<18} {tokens_alike:>10} of {wanted} tokens, {misses} misses in {checks} checks",
+                "as the whole head"
+            ),
+        );
+    }
     if let Some(time) = said.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
     }

@@ -242,7 +242,7 @@ fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(),
     said.tokenizer = Some(tokenizer(&file.tokenizer()?));
     said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
-        let figures = file.check(&Options { threads: host::processors(), ..Options::default() })?;
+        let figures = file.check(&Options { threads: host::host().threads(), ..Options::default() })?;
         said.check = Some(check(file, &figures));
         if let Some(refusal) = file.refusal(&figures) {
             return Err(refusal.into());

@@ -19,6 +19,8 @@ mod scalar;
 mod self_test;
 #[cfg(target_arch = "x86_64")]
 mod streams;
+#[cfg(target_arch = "x86_64")]
+mod vnni256;
 
 use super::quant::{BLOCK, Blocks, Dense, NIBBLE_BLOCK, NIBBLE_ZERO, Numbers, packed_row};
 
@@ -103,6 +105,10 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             (&["avx2", "fma", "f16c"], avx2::TABLE),
             #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"], vnni256::avx512vl::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            (&["avx2", "fma", "f16c", "avxvnni"], vnni256::avx_vnni::TABLE),
+            #[cfg(target_arch = "x86_64")]
             (&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"], avx512::TABLE),
             #[cfg(target_arch = "aarch64")]
             (&["neon"], neon::TABLE),
@@ -117,7 +123,7 @@ impl Kernels {
         Self::all().into_iter().find(|table| table.name == name)
     }
 
-    /// Its name: `scalar`, `avx2`, `neon`, `neon-dotprod`.
+    /// Its name: `scalar`; `avx2`, `avx512vl-vnni`, `avx-vnni`, `avx512-vnni`; `neon`, `neon-dotprod`.
     pub fn name(&self) -> &'static str {
         self.name
     }

@@ -98,6 +98,14 @@ impl Model {
         &mut state.logits
     }
 
+    /// Bytes that each token read, with what `counts` says was read of a screened head itself.
+    pub fn bytes_read_per_token(&self, counts: Option<Screening>) -> usize {
+        let Screening { tokens, rows, scans, checks, .. } = counts.unwrap_or_default();
+        let whole = (scans + checks) * self.shape.vocab as u64;
+        let of_head = (rows + whole) as usize * self.weights.head().row_bytes();
+        self.bytes_per_token() + of_head / (tokens + scans).max(1) as usize
+    }
+
     fn normalise(&self, row: usize, state: &mut State) {
         state.watch.start(&self.pool);
         let dim = self.shape.dim;

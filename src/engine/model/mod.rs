@@ -10,10 +10,9 @@ mod threads;
 mod timings;
 mod weights;
 
-pub use super::quant::Dense;
 pub use head::HeadForm;
 pub use logits::Screening;
-pub use state::State;
+pub use state::{CacheForm, State};
 pub use timings::Timings;
 pub use weights::Layout;
 
@@ -193,9 +192,12 @@ impl Shape {
         layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
     }
 
-    /// Bytes of the cache for each token of context: keys and values in format `kind`.
-    pub fn cache_bytes_per_token(&self, kind: Dense) -> usize {
-        self.layers * 2 * self.kv_heads * self.head_dim * kind.size()
+    /// Bytes of the cache for each token of context: keys and values in one form.
+    ///
+    /// # Panics
+    /// When the form does not take heads of this size: [`CacheForm::takes`].
+    pub fn cache_bytes_per_token(&self, form: CacheForm) -> usize {
+        self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
     /// Bytes of everything else a session holds, for `batch` tokens at a time.
@@ -335,9 +337,8 @@ impl Model {
         self.weights.dense_matrices()
     }
 
-    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in format
-    /// `cache`.
-    pub fn state(&self, context: usize, batch: usize, cache: Dense) -> State {
+    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
+    pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
         State::new(&self.shape, context, batch, cache, self.weights.screen.is_some())
     }
 }

@@ -4,30 +4,91 @@ use super::Shape;
 use super::logits::{MOST_ROWS, Screening};
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
-use crate::engine::quant::{Dense, packed_row};
+use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};
+
+/// What keys and values are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheForm {
+    /// Nothing is rounded: for measurements against a reference.
+    F32,
+    /// Half precision.
+    #[default]
+    F16,
+    /// Blocks of 32 int8 with a scale (Q8_0): 8.5 bits a number.
+    Int8,
+}
+
+impl CacheForm {
+    /// All there are.
+    pub const ALL: [CacheForm; 3] = [CacheForm::F32, CacheForm::F16, CacheForm::Int8];
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheForm::F32 => "f32",
+            CacheForm::F16 => "f16",
+            CacheForm::Int8 => "int8",
+        }
+    }
+
+    /// The form of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|form| form.name() == name)
+    }
+
+    /// Whether heads of `head_dim` numbers are whole blocks of it.
+    pub fn takes(self, head_dim: usize) -> bool {
+        self.numbers().row_bytes(head_dim).is_some()
+    }
+
+    pub(super) fn row_bytes(self, head_dim: usize) -> usize {
+        self.numbers().row_bytes(head_dim).expect("asked before: `takes`")
+    }
+
+    fn numbers(self) -> Numbers {
+        match self {
+            CacheForm::F32 => Dense::F32.into(),
+            CacheForm::F16 => Dense::F16.into(),
+            CacheForm::Int8 => Blocks::Q8_0.into(),
+        }
+    }
+}
 
 /// Keys and values of the tokens so far.
 #[derive(Debug)]
 pub(super) struct Cache {
     keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
     values: Vec<u8>, // [layers, kv_heads, context, head_dim]
-    /// Their format: half precision, or f32 where a pass must not round what it reads again.
-    pub kind: Dense,
+    /// Their format.
+    pub kind: Numbers,
+    write: WriteRow,
     kv_heads: usize,
     context: usize,
     head_dim: usize,
+    /// Bytes of a head's row.
+    width: usize,
 }
 
 impl Cache {
-    fn new(shape: &Shape, context: usize, kind: Dense) -> Self {
-        let bytes = context * shape.cache_bytes_per_token(kind) / 2;
-        let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
+    fn new(shape: &Shape, context: usize, form: CacheForm) -> Self {
+        let bytes = context * shape.cache_bytes_per_token(form) / 2;
+        let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.numbers());
+        let (write, width) = (kind.writer().expect("all of them are written"), form.row_bytes(head_dim));
         // Zeroed memory from the system takes no page before it is written.
-        Cache { keys: vec![0; bytes], values: vec![0; bytes], kind, kv_heads, context, head_dim }
+        Cache {
+            keys: vec![0; bytes],
+            values: vec![0; bytes],
+            kind,
+            write,
+            kv_heads,
+            context,
+            head_dim,
+            width,
+        }
     }
 
     fn start(&self, layer: usize, head: usize, position: usize) -> usize {
-        ((layer * self.kv_heads + head) * self.context + position) * self.head_dim * self.kind.size()
+        ((layer * self.kv_heads + head) * self.context + position) * self.width
     }
 
     /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
@@ -41,9 +102,9 @@ impl Cache {
         assert!(position < self.context);
         for head in 0..self.kv_heads {
             let start = self.start(layer, head, position);
-            let (bytes, part) = (start..start + self.head_dim * self.kind.size(), head * self.head_dim);
-            self.kind.write(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
-            self.kind.write(&mut self.values[bytes], &values[part..part + self.head_dim]);
+            let (bytes, part) = (start..start + self.width, head * self.head_dim);
+            (self.write)(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
+            (self.write)(&mut self.values[bytes], &values[part..part + self.head_dim]);
         }
     }
 }
@@ -93,7 +154,7 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: Dense, screen: bool) -> Self {
+    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: CacheForm, screen: bool) -> Self {
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
@@ -129,9 +190,9 @@ impl State {
         }
     }
 
-    /// What screening the head did with this state.
-    pub fn screening(&self) -> Screening {
-        self.screening
+    /// What screening the head did with this state; `None` where the head is read whole.
+    pub fn screening(&self) -> Option<Screening> {
+        (!self.whole.is_empty()).then_some(self.screening)
     }
 
     /// Tokens in the cache.

@@ -163,6 +163,11 @@ impl Table {
         Table { kind, width, bytes, sparse: false, touched: AtomicUsize::new(0) }
     }
 
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.width
+    }
+
     /// Whether it is read here and there.
     pub fn is_sparse(&self) -> bool {
         self.sparse

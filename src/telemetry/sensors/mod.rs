@@ -8,10 +8,12 @@ mod cpu;
 mod files;
 mod memory;
 mod power;
+mod processors;
 mod rapl;
 mod thermal;
 
 pub use memory::{host_memory, memory_limit, peak_memory};
+pub use processors::{Processors, processors};
 
 use crate::protocol::{Cpu, Memory, Method, Reading, Thermal};
 use files::Root;

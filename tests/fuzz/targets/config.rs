@@ -10,6 +10,7 @@ fuzz_target!(|text: &str| {
         name: "cellar".into(),
         memory_bytes: 1 << 30,
         processors: 4,
+        big: vec![],
         runtime_dir: "/run/bitnetd".into(),
         cache_dir: "/var/cache/bitnetd".into(),
     };

@@ -115,7 +115,7 @@ fn dot_block(codes: [__m256i; 4], q: &[i8]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn horizontal_sum(x: __m256i) -> i32 {
+pub(super) fn horizontal_sum(x: __m256i) -> i32 {
     let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
     let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
     _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))

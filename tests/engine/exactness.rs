@@ -1,0 +1,74 @@
+//! Speed changes no answer: whatever the kernels, threads, batches and forms of the head.
+
+use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::kernels::Kernels;
+use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model};
+use bitnetd::engine::pool::Pool;
+use bitnetd::engine::tokenizer::{Role, Turn};
+use bitnetd::engine::{ModelFile, Source};
+use std::sync::Arc;
+
+/// Tokens that are generated.
+const TOKENS: usize = 12;
+const PROMPTS: [&str; 2] =
+    ["turn on the kitchen lights", "set the thermostat in the living room to 21 degrees"];
+
+fn load(kernels: Kernels, threads: usize, form: HeadForm) -> Model {
+    let bytes = include_bytes!("../../models/home-intents.i2_s.gguf");
+    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
+    let pool = Pool::new(threads, &[]).expect("threads");
+    let mut model = Model::load(&file, Layout::Blocks128, kernels, pool).expect("sound");
+    let mut image = Vec::new();
+    if form != HeadForm::File {
+        model.write_head(form, &mut image).expect("into memory");
+        model.use_head(form, &Arc::new(Map::from(image)), 0);
+    }
+    model
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let better = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
+    (1..logits.len()).fold(0, better) as u32
+}
+
+/// Greedy tokens behind a prompt that is read in batches, and the bits of the last logits.
+fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut state = model.state(prompt.len() + TOKENS, batch, CacheForm::F16);
+    let mut row = 0;
+    for part in prompt.chunks(batch) {
+        model.forward(part, &mut state);
+        row = part.len() - 1;
+    }
+    let mut tokens = vec![best(model.near_logits(row, &mut state, 0.0))];
+    while tokens.len() < TOKENS {
+        model.forward(&tokens[tokens.len() - 1..], &mut state);
+        tokens.push(best(model.near_logits(0, &mut state, 0.0)));
+    }
+    let bits = model.logits(0, &mut state).iter().map(|x| x.to_bits()).collect();
+    (tokens, bits)
+}
+
+#[test]
+fn tokens_are_the_same_for_every_kernel_and_bits_for_any_threads_and_batches() {
+    let tokenizer = ModelFile::open(&Source::BuiltIn, None).and_then(|file| file.tokenizer()).expect("sound");
+    for text in PROMPTS {
+        let prompt = tokenizer.prompt_chat(&[Turn { role: Role::User, text }]).expect("one turn");
+        let mut wanted: Option<Vec<u32>> = None;
+        for kernels in Kernels::all() {
+            let mut bits_of_table: Option<Vec<u32>> = None;
+            for threads in [1, 2, 3] {
+                for form in [HeadForm::File, HeadForm::Screened] {
+                    let model = load(kernels, threads, form);
+                    for batch in [1, 5, 8, 13, 64] {
+                        let at =
+                            format!("{}, {threads} threads, {form:?}, batches of {batch}", kernels.name());
+                        let (tokens, bits) = answer(&model, &prompt, batch);
+                        assert_eq!(&tokens, wanted.get_or_insert_with(|| tokens.clone()), "{at}");
+                        let same = bits == *bits_of_table.get_or_insert_with(|| bits.clone());
+                        assert!(same, "{at}: other bits");
+                    }
+                }
+            }
+        }
+    }
+}
