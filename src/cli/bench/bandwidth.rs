@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 const MOST_BYTES: u64 = 256 << 20;
 /// Words of a cache line.
 const LINE: usize = 8;
-/// Passes in each order between two measurements of the model.
-const PASSES: usize = 3;
+/// How long each order is measured between two measurements of the model. Those are means over seconds in
+/// which other programs ran too: a short look would find a gap between them, or none.
+const EACH: Duration = Duration::from_millis(150);
 
 /// One way through the memory of a part: how many streams it is read in, side by side.
 type Reader = fn(&[u64]) -> u64;
@@ -21,7 +22,7 @@ const ORDERS: [Reader; 3] = [sum::<1>, sum::<4>, sum::<8>];
 /// A block of memory, and how fast it was read so far.
 pub(super) struct Memory {
     block: Vec<u64>,
-    /// Bytes a second of every pass, order by order.
+    /// Bytes a second of every measurement, order by order.
     speeds: [Vec<f64>; ORDERS.len()],
 }
 
@@ -33,13 +34,11 @@ impl Memory {
         Memory { block: vec![1; words.next_multiple_of(LINE).max(LINE)], speeds: Default::default() }
     }
 
-    /// Reads the block some times in each order. The speed of a shared machine's memory wanders, so this
+    /// Reads the block for a while in each order. The speed of a shared machine's memory wanders, so this
     /// is done between the measurements it is compared with.
     pub fn measure(&mut self, pool: &Pool) {
-        for _ in 0..PASSES {
-            for (order, speeds) in ORDERS.iter().zip(&mut self.speeds) {
-                speeds.push(pass(&self.block, pool, *order));
-            }
+        for (order, speeds) in ORDERS.iter().zip(&mut self.speeds) {
+            speeds.push(speed(&self.block, pool, *order));
         }
     }
 
@@ -53,19 +52,29 @@ impl Memory {
     }
 }
 
-/// Bytes a second of one pass over `block`.
-fn pass(block: &[u64], pool: &Pool, order: Reader) -> f64 {
+/// Bytes a second, over as many passes as take [`EACH`].
+fn speed(block: &[u64], pool: &Pool, order: Reader) -> f64 {
+    let (started, mut bytes) = (Instant::now(), 0);
+    loop {
+        read(block, pool, order);
+        bytes += size_of_val(block);
+        let took = started.elapsed();
+        if took >= EACH {
+            return bytes as f64 / took.as_secs_f64();
+        }
+    }
+}
+
+/// One pass over `block`.
+fn read(block: &[u64], pool: &Pool, order: Reader) {
     let total = AtomicU64::new(0);
     // As many parts as a matrix is cut into, for the threads that the last pass used.
     let part = block.len().div_ceil(4 * pool.active()).next_multiple_of(LINE);
-    let started = Instant::now();
     pool.run(block.len().div_ceil(part), &|index| {
         let words = &block[index * part..((index + 1) * part).min(block.len())];
         total.fetch_add(order(words), Ordering::Relaxed);
     });
-    let took = started.elapsed().max(Duration::from_nanos(1));
     assert_eq!(total.into_inner(), block.len() as u64, "every word was read once");
-    size_of_val(block) as f64 / took.as_secs_f64()
 }
 
 /// Sum of all words, read in `STREAMS` streams side by side, a line of each in turn.

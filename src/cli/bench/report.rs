@@ -6,6 +6,9 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// Weights of fewer bytes may stay in the caches of a large machine.
+const CACHED: usize = 256 << 20;
+
 /// Least, middle and most of the measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Spread {
@@ -177,11 +180,15 @@ pub(super) fn table(said: &Said) -> String {
     line("memory, read only", said.memory_bandwidth, 1e9, "GB/s");
     let (megabytes, speed) = (said.bytes_per_token as f64 / 1e6, said.read_speed / 1e9);
     let share = said.bandwidth_share * 100.0;
-    let cached = if share > 100.0 { " (the weights fit the caches)" } else { "" };
+    let remark = match share > 100.0 {
+        true if said.bytes_per_token < CACHED => " (the weights fit the caches)",
+        true => " (something disturbed it: measure again)",
+        false => "",
+    };
     write(&mut out, format_args!("{:<18} {megabytes:>10.1} MB", "bytes per token"));
     write(
         &mut out,
-        format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{cached}", "weights read"),
+        format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "weights read"),
     );
     if let Some(screen) = said.screen {
         let Screen { rows_per_token, scans, checks, misses, tokens_alike, .. } = screen;
