@@ -4,7 +4,7 @@
 //! in 8 or 6 bits it is smaller and a little off; screened it is smaller and chooses as the file's own does:
 //! see [`super::logits`].
 
-use super::weights::Table;
+use super::weights::{RESIDENT, Table};
 use super::{EMBEDDING, HEAD, Model, Shape};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, Slice};
@@ -118,9 +118,6 @@ impl Screen {
     fn read(image: Slice, shape: &Shape) -> Self {
         let width = screen_bytes(shape.dim);
         let (codes, outlines) = (shape.vocab * width, shape.vocab * OUTLINE);
-        let floats = |bytes: &[u8]| -> Vec<f32> {
-            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-        };
         let read = floats(&image[codes..codes + outlines]);
         Screen {
             outlines: read
@@ -144,6 +141,11 @@ impl Screen {
     pub fn bytes(&self) -> usize {
         self.codes.len() + self.outlines.len() * OUTLINE
     }
+}
+
+/// Little-endian numbers.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 impl Model {
@@ -186,13 +188,16 @@ impl Model {
         let (vocab, head) = (self.shape.vocab, self.weights.head());
         let mut squares = vec![0.0f32; self.shape.dim];
         let mut row = vec![0.0; self.shape.dim];
-        for at in (0..vocab).step_by(vocab.div_ceil(SAMPLE)) {
-            head.kind.read(head.rows(at..at + 1), &mut row);
-            squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
+        let sample: Vec<usize> = (0..vocab).step_by(vocab.div_ceil(SAMPLE)).collect();
+        for rows in sample.chunks(RESIDENT) {
+            for at in rows {
+                head.kind.read(head.rows(*at..at + 1), &mut row);
+                squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
+            }
+            head.release();
         }
-        head.release();
         // A column without any size may be left as it is.
-        let sizes = squares.into_iter().map(|sum| (sum / vocab.min(SAMPLE) as f32).sqrt());
+        let sizes = squares.into_iter().map(|sum| (sum / sample.len() as f32).sqrt());
         sizes.map(|size| if size.is_normal() { size } else { 1.0 }).collect()
     }
 
@@ -221,7 +226,7 @@ impl Model {
         let record = form.row_bytes(cols);
         let screened = form == HeadForm::Screened;
         let bytes = if screened { record - OUTLINE } else { record };
-        let columns = if screened { self.column_sizes() } else { Vec::new() };
+        let columns = floats(&image[vocab * record..]);
         let (head, writer) = (self.weights.head(), form.numbers().and_then(Numbers::writer));
         let agrees = |row: usize| {
             let (mut made, mut numbers) = (vec![0u8; record], vec![0.0; cols]);
