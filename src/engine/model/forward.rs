@@ -238,11 +238,11 @@ impl Model {
             let (keys, values) = cache.rows(layer, kv_head, positions);
             self.kernels.dot(cache.kind, keys, query, scores);
             let before = largest;
-            largest = scores.iter().fold(largest, |a, score| a.max(score * scale));
-            let rescale = (before - largest).exp();
+            largest = largest.max(ops::largest(scores) * scale);
+            let rescale = ops::exp(before - largest);
             out.iter_mut().for_each(|x| *x *= rescale);
-            scores.iter_mut().for_each(|score| *score = (*score * scale - largest).exp());
-            total = total * rescale + scores.iter().sum::<f32>();
+            scores.iter_mut().for_each(|score| *score = ops::exp(*score * scale - largest));
+            total = total * rescale + ops::sum(scores);
             self.kernels.mix(cache.kind, values, scores, out);
         }
         out.iter_mut().for_each(|x| *x /= total);
