@@ -1,7 +1,8 @@
 //! What was worked out of a model file and is kept for the next start: its layout, another form of its head.
 //!
 //! One folder for a model file, named by the file's fingerprint, in a folder of the caller's. All of it
-//! can be thrown away at any time. Deliberately trusts nothing it finds: what does not fit is made anew.
+//! can be thrown away at any time. What does not fit is made anew; the folder belongs to whoever runs the engine, as
+//! the model files do. Deliberately knows no model.
 
 use super::gguf::Map;
 use sha2::{Digest, Sha256};
@@ -10,7 +11,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Begins each image; what follows it is padded to [`HEADER`].
 const MAGIC: &[u8] = b"bitnetd image 1\n";
@@ -20,6 +21,8 @@ const HEADER: usize = 64;
 const LOOKED_AT: u64 = 1 << 20;
 /// Model files whose folders stay when another is added.
 const MODELS: usize = 4;
+/// After this nobody writes a part any more: the slowest card takes minutes.
+const LONG_AGO: Duration = Duration::from_secs(3600);
 /// Most bytes of a kept text.
 const TEXT: u64 = 256;
 
@@ -119,8 +122,10 @@ fn write_whole(
     name: &str,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let part = folder.join(format!("{name}.{}.part", std::process::id()));
-    let written = File::create(&part).and_then(|file| {
+    // Of its own for each writer, also for processes that do not see each other.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let part = folder.join(format!("{name}.{}-{now}.part", std::process::id()));
+    let written = File::create_new(&part).and_then(|file| {
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
@@ -138,7 +143,7 @@ fn make(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let is_part = |path: &Path| path.extension().is_some_and(|end| end == "part");
     for entry in fs::read_dir(folder)?.flatten() {
-        if is_part(&entry.path()) && !is_being_written(&entry.path()) {
+        if is_part(&entry.path()) && is_old(&entry) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -154,11 +159,10 @@ fn make(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the process whose number is in the name of a part runs.
-fn is_being_written(part: &Path) -> bool {
-    let name = part.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-    let process = name.rsplit('.').next().unwrap_or_default();
-    process != std::process::id().to_string() && Path::new("/proc").join(process).is_dir()
+/// Whether a part can be no longer in the making.
+fn is_old(part: &fs::DirEntry) -> bool {
+    let written = part.metadata().and_then(|about| about.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LONG_AGO))
 }
 
 /// Names a model file by where and when it was written, how long it is and how it begins.

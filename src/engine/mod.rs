@@ -215,7 +215,8 @@ impl ModelFile {
     /// Loads it. The calling thread becomes the first of the computing ones.
     pub fn load(self, options: &Options) -> Result<Engine, LoadError> {
         let kept = self.kept(options);
-        let known = self.layout.or_else(|| Layout::named(&kept.text(LAYOUT)?));
+        let found = || Layout::named(&kept.text(LAYOUT)?).filter(|layout| self.shape.allows(*layout));
+        let known = self.layout.or_else(found);
         let loaded = self.load_as(known.unwrap_or_default(), options).and_then(|engine| {
             if known.is_some() || !self.has_layout() {
                 return Ok(engine);

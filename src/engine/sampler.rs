@@ -28,10 +28,11 @@ impl Default for Sampling {
 const UNLIKELY: f32 = 6.9;
 
 impl Sampling {
-    /// How far below the best a logit may be and still matter to the choice; `None` where any may.
+    /// How far below the best of those that no penalty lowers a logit may be and still matter to the choice;
+    /// `None` where any may.
     pub fn reach(&self) -> Option<f32> {
-        // A penalty can bring any token to the top.
-        (self.repetition_penalty == 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
+        // Below 1 it is no penalty: it can bring any token to the top.
+        (self.repetition_penalty >= 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
     }
 }
 
@@ -55,6 +56,11 @@ impl Sampler {
         let greedy = sampling.temperature <= 0.0;
         let candidates = Vec::with_capacity(if greedy { 0 } else { vocab });
         Sampler { sampling, random, candidates, seen: vec![false; vocab] }
+    }
+
+    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without one.
+    pub fn lowered(&self) -> Option<&[bool]> {
+        (self.sampling.repetition_penalty > 1.0).then_some(&self.seen)
     }
 
     /// Notes a token of the prompt or the answer, for the repetition penalty.

@@ -218,7 +218,7 @@ impl<'e> Session<'e> {
         let reach = run.reach;
         while run.tokens.len() < run.most {
             let logits = match reach {
-                Some(reach) => self.model.near_logits(row, &mut self.state, reach),
+                Some(reach) => self.model.near_logits(row, &mut self.state, reach, run.sampler.lowered()),
                 None => self.model.logits(row, &mut self.state),
             };
             let id = run.sampler.sample(logits);

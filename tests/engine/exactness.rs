@@ -39,10 +39,10 @@ fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
         model.forward(part, &mut state);
         row = part.len() - 1;
     }
-    let mut tokens = vec![best(model.near_logits(row, &mut state, 0.0))];
+    let mut tokens = vec![best(model.near_logits(row, &mut state, 0.0, None))];
     while tokens.len() < TOKENS {
         model.forward(&tokens[tokens.len() - 1..], &mut state);
-        tokens.push(best(model.near_logits(0, &mut state, 0.0)));
+        tokens.push(best(model.near_logits(0, &mut state, 0.0, None)));
     }
     let bits = model.logits(0, &mut state).iter().map(|x| x.to_bits()).collect();
     (tokens, bits)

@@ -2,9 +2,10 @@
 
 use bitnetd::engine::kept::Kept;
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// A folder of its own for each test, empty at the start.
 fn folder(name: &str) -> PathBuf {
@@ -102,11 +103,14 @@ fn what_an_interrupted_start_left_is_cleared_away() {
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
     let kept = Kept::of(&root, &model);
     ask(&kept, b"image");
-    // No process can have this number: the kernel's largest is 4194304.
-    let left = only_file(&root).with_file_name("head.99999999.part");
+    let (left, fresh) =
+        (only_file(&root).with_file_name("head.1-1.part"), only_file(&root).with_file_name("head.2-2.part"));
     fs::write(&left, b"half").expect("writable");
+    fs::write(&fresh, b"half").expect("writable");
+    let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+    File::open(&left).and_then(|file| file.set_modified(yesterday)).expect("ours");
     kept.keep_text("layout", "128");
-    assert!(!left.exists());
+    assert!(!left.exists() && fresh.exists(), "another start may be writing it");
 }
 
 #[test]

@@ -4,8 +4,10 @@ use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model, Screening, State};
 use bitnetd::engine::pool::Pool;
+use bitnetd::engine::sampler::{Sampler, Sampling};
 use bitnetd::engine::shapes::Known;
 use bitnetd::engine::{ModelFile, Options, Source};
+use half::f16;
 use std::sync::Arc;
 
 const VOCAB: usize = 20_000;
@@ -14,6 +16,29 @@ const PROMPT: [u32; 5] = [17, 2_000, 19_999, 4, 300];
 /// A model of the 2B shape, narrow in layers and words.
 fn model(kernels: Kernels, threads: usize) -> Model {
     let image = Known::named("b158-2b4t").expect("known").cut(1, VOCAB).image().expect("small");
+    load(image, kernels, threads)
+}
+
+/// The same with a channel of the hidden vector that outweighs all others, and rows of the head that are as
+/// large in it: what four bits cut off there counts thirty times.
+fn lopsided() -> Model {
+    const CHANNEL: usize = 77;
+    let image = Known::named("b158-2b4t").expect("known").cut(1, VOCAB).image().expect("small");
+    let mut bytes = image.to_vec();
+    let file = Gguf::parse(image).expect("sound");
+    let start = |name: &str| file.tensor(name).expect("there").bytes.start;
+    let norm = start("output_norm.weight") + 4 * CHANNEL;
+    bytes[norm..norm + 4].copy_from_slice(&30.0f32.to_le_bytes());
+    let dim = file.tensor("output_norm.weight").expect("there").dims[0];
+    for row in (0..VOCAB).step_by(50) {
+        let at = start("token_embd.weight") + 2 * (row * dim + CHANNEL);
+        let sign = if row % 100 == 0 { 1.0 } else { -1.0 };
+        bytes[at..at + 2].copy_from_slice(&f16::from_f32(sign * 0.4).to_le_bytes());
+    }
+    load(Map::from(bytes), Kernels::detect(), 2)
+}
+
+fn load(image: Map, kernels: Kernels, threads: usize) -> Model {
     let file = Gguf::parse(image).expect("sound");
     let pool = Pool::new(threads, &[]).expect("threads");
     Model::load(&file, Layout::Blocks128, kernels, pool).expect("sound")
@@ -52,7 +77,7 @@ fn greedy(model: &Model, state: &mut State, tokens: usize) -> Vec<u32> {
     let mut row = PROMPT.len() - 1;
     let mut chosen = Vec::new();
     for _ in 0..tokens {
-        let id = best(model.near_logits(row, state, 0.0));
+        let id = best(model.near_logits(row, state, 0.0, None));
         chosen.push(id);
         model.forward(&[id], state);
         row = 0;
@@ -86,7 +111,7 @@ fn logits_within_reach_are_the_exact_ones_to_the_bit() {
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
     let top = exact[best(&exact) as usize];
     for reach in [0.0, 0.05, 0.3] {
-        let near = model.near_logits(PROMPT.len() - 1, &mut state, reach).to_vec();
+        let near = model.near_logits(PROMPT.len() - 1, &mut state, reach, None).to_vec();
         let mut within = 0;
         for (row, (exact, near)) in exact.iter().zip(&near).enumerate() {
             if *exact >= top - reach {
@@ -105,9 +130,63 @@ fn when_any_logit_may_matter_the_whole_head_is_read() {
     let model = screened(model(Kernels::detect(), 2));
     let mut state = state(&model);
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
-    let near = model.near_logits(PROMPT.len() - 1, &mut state, 1e9).to_vec();
+    let near = model.near_logits(PROMPT.len() - 1, &mut state, 1e9, None).to_vec();
     assert!(exact == near);
     assert_eq!(counts(&state).scans, 1);
+}
+
+#[test]
+fn a_channel_that_outweighs_all_others_hides_no_token() {
+    let whole = lopsided();
+    let wanted = greedy(&whole, &mut state(&whole), 100);
+    let screened = screened(whole);
+    let mut state = state(&screened);
+    assert_eq!(greedy(&screened, &mut state, 100), wanted);
+    let said = counts(&state);
+    assert!(said.tokens > 90, "{said:?}");
+}
+
+#[test]
+fn outlines_that_are_no_numbers_are_not_taken_and_cost_no_answer() {
+    let model = model(Kernels::detect(), 2);
+    let wanted = greedy(&model, &mut state(&model), 6);
+    let sound = image(&model, HeadForm::Screened);
+    let outlines = VOCAB * model.shape().dim / 2;
+    for number in [f32::NAN, 0.0] {
+        let mut codes = sound.clone();
+        codes[outlines..outlines + VOCAB * 16].copy_from_slice(&number.to_le_bytes().repeat(4 * VOCAB));
+        assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "{number}");
+        let mut model = self::model(Kernels::detect(), 2);
+        model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+        let mut state = state(&model);
+        assert_eq!(greedy(&model, &mut state, 6), wanted, "{number}");
+        assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 6), "{number}");
+    }
+}
+
+#[test]
+fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
+    let sampling = Sampling { repetition_penalty: 1.3, ..Sampling::default() };
+    let choose = |model: &Model, state: &mut State| {
+        let mut sampler = Sampler::new(sampling.clone(), VOCAB);
+        PROMPT.iter().for_each(|id| sampler.see(*id));
+        let (mut row, mut chosen) = (PROMPT.len() - 1, Vec::new());
+        for _ in 0..30 {
+            let logits = model.near_logits(row, state, 0.0, sampler.lowered());
+            let id = sampler.sample(logits);
+            sampler.see(id);
+            chosen.push(id);
+            model.forward(&[id], state);
+            row = 0;
+        }
+        chosen
+    };
+    let whole = model(Kernels::detect(), 2);
+    let wanted = choose(&whole, &mut state(&whole));
+    let screened = screened(whole);
+    let mut state = state(&screened);
+    assert_eq!(choose(&screened, &mut state), wanted);
+    assert!(counts(&state).scans < 5, "{:?}", counts(&state));
 }
 
 #[test]
@@ -130,12 +209,13 @@ fn outlines_that_claim_too_small_an_error_are_noticed() {
     let mut model = model(Kernels::detect(), 2);
     let mut codes = image(&model, HeadForm::Screened);
     let outlines = VOCAB * model.shape().dim / 2;
-    for outline in codes[outlines..outlines + VOCAB * 12].as_chunks_mut::<12>().0 {
-        outline[4..].copy_from_slice(&[1e-30f32.to_le_bytes(), 1e-30f32.to_le_bytes()].concat());
+    for outline in codes[outlines..outlines + VOCAB * 16].as_chunks_mut::<16>().0 {
+        outline[4..].copy_from_slice(&1e-30f32.to_le_bytes().repeat(3));
     }
+    assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
     model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&model);
-    model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
+    model.near_logits(PROMPT.len() - 1, &mut state, 0.0, None);
     assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 1));
 }
 
@@ -144,7 +224,7 @@ fn a_sound_screen_passes_its_checks() {
     let model = screened(model(Kernels::detect(), 2));
     let mut state = state(&model);
     for _ in 0..1030 {
-        model.near_logits(PROMPT.len() - 1, &mut state, 0.0);
+        model.near_logits(PROMPT.len() - 1, &mut state, 0.0, None);
     }
     assert_eq!((counts(&state).checks, counts(&state).misses), (2, 0));
 }
@@ -159,10 +239,10 @@ fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
     codes[wanted * width..(wanted + 1) * width].fill(0x88); // zeros
     model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&model);
-    let mut chosen = (0..514).map(|_| best(model.near_logits(row, &mut state, 0.0)) as usize);
-    let before = chosen.by_ref().take(512).filter(|id| *id == wanted).count();
+    let mut chosen = (0..514).map(|_| best(model.near_logits(row, &mut state, 0.0, None)) as usize);
+    let before = chosen.by_ref().take(511).filter(|id| *id == wanted).count();
     assert_eq!(before, 0, "nothing shows it before the check");
-    assert!(chosen.all(|id| id == wanted), "after it the whole head is read");
+    assert!(chosen.all(|id| id == wanted), "from it on the whole head is read");
     assert_eq!((counts(&state).checks, counts(&state).misses), (1, 1));
 }
 

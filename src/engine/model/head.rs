@@ -53,7 +53,12 @@ impl HeadForm {
         let small = matches!(kind, None | Some(Numbers::Blocks(Blocks::Q4_0 | Blocks::Q4K)));
         let fallback =
             if small || shape.vocab * shape.dim < LARGE { HeadForm::File } else { HeadForm::Screened };
+        let fallback = if shape.dim > WIDEST { HeadForm::File } else { fallback };
         let form = wanted.unwrap_or(fallback);
+        if form == HeadForm::Screened && shape.dim > WIDEST {
+            let said = format!("rows of {} are too wide for head = \"screened\"; use another", shape.dim);
+            return Err(LoadError::tensor(name, said));
+        }
         match form.numbers() {
             Some(numbers) if Some(numbers) == kind => Ok(HeadForm::File),
             Some(numbers) if numbers.row_bytes(shape.dim).is_none() => {
@@ -95,8 +100,10 @@ impl HeadForm {
     }
 }
 
-/// Bytes of an [`Outline`] in an image: three f32.
-const OUTLINE: usize = 12;
+/// Bytes of an [`Outline`] in an image: four f32.
+const OUTLINE: usize = 16;
+/// Widest rows that are screened: their sums surely fit 32 bits.
+const WIDEST: usize = 1 << 20;
 
 /// Rows that are made at a time: enough for every thread, and little memory.
 const CHUNK: usize = 4096;
@@ -124,10 +131,10 @@ impl Screen {
         image.part(codes..image.len()).release();
         Screen {
             outlines: read
-                .as_chunks::<3>()
+                .as_chunks::<4>()
                 .0
                 .iter()
-                .map(|&[scale, error, length]| Outline { scale, error, length })
+                .map(|&[scale, error, length, peak]| Outline { scale, error, length, peak })
                 .collect(),
             columns,
             codes: image.part(0..codes),
@@ -229,13 +236,22 @@ impl Model {
         let record = form.row_bytes(cols);
         let screened = form == HeadForm::Screened;
         let bytes = if screened { record - OUTLINE } else { record };
-        let columns = floats(&image[vocab * record..]);
+        let (rows, columns) = image.split_at(vocab * record);
+        let (codes, outlines) = rows.split_at(vocab * bytes);
+        let columns = floats(columns);
+        // No sign among them: all are lengths.
+        let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
+        if !floats(outlines).iter().chain(&columns).all(is_size) || columns.contains(&0.0) {
+            return false;
+        }
         let (head, writer) = (self.weights.head(), form.numbers().and_then(Numbers::writer));
         let agrees = |row: usize| {
             let (mut made, mut numbers) = (vec![0u8; record], vec![0.0; cols]);
             head.kind.read(head.rows(row..row + 1), &mut numbers);
             write_record(writer, &mut numbers, &columns, &mut made);
-            made[..bytes] == image[row * bytes..(row + 1) * bytes]
+            let outline = record - bytes;
+            made[..bytes] == codes[row * bytes..(row + 1) * bytes]
+                && made[bytes..] == outlines[row * outline..(row + 1) * outline]
         };
         (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
     }
@@ -248,8 +264,8 @@ fn write_record(writer: Option<WriteRow>, row: &mut [f32], columns: &[f32], reco
         None => {
             row.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
             let (codes, outline) = record.split_at_mut(row.len().div_ceil(NIBBLE_BLOCK) * NIBBLE_BLOCK / 2);
-            let Outline { scale, error, length } = screen_row(row, codes);
-            for (bytes, x) in outline.as_chunks_mut::<4>().0.iter_mut().zip([scale, error, length]) {
+            let Outline { scale, error, length, peak } = screen_row(row, codes);
+            for (bytes, x) in outline.as_chunks_mut::<4>().0.iter_mut().zip([scale, error, length, peak]) {
                 *bytes = x.to_le_bytes();
             }
         }

@@ -20,10 +20,13 @@ const DOUBT: f32 = 8.0;
 const TRUSTED: f32 = 6.0;
 /// Most rows that are read for one token; more, and the whole head is.
 pub(super) const MOST_ROWS: usize = 2048;
+/// Tokens of an answer that needed the whole head one after the other, after which the screen is not asked any more for
+/// this answer: its logits are too flat.
+const GIVE_UP_AFTER: u32 = 4;
 /// Tokens after which the screen is compared with the whole head.
 const CHECK_EACH: u64 = 512;
 /// Rows that are read at a time where the whole head is, but must not come to stay in memory.
-const SCAN_ROWS: usize = 1024;
+pub(super) const SCAN_ROWS: usize = 1024;
 /// Integer sums of one call.
 const TILE: usize = 2048;
 /// Rows that are looked through together, and passed over together.
@@ -50,7 +53,10 @@ pub struct Screening {
 struct Query<'a> {
     q: &'a [i8], // [dim], padded to whole blocks
     made: Quantized,
-    /// Standard deviation of a row's rough logit for each unit of its error, and of its length.
+    /// What the strongest two columns may add for each unit of a row's peak. They are taken as they may be at the
+    /// worst: a hidden vector may be little else.
+    strong: f32,
+    /// Standard deviation of what the other columns add for each unit of a row's error, and of its length.
     spread: [f32; 2],
 }
 
@@ -58,16 +64,26 @@ impl<'a> Query<'a> {
     /// `x`: the hidden vector, each number times the size of its column; `q`: room for its codes.
     fn new(x: &[f32], q: &'a mut [i8]) -> Self {
         let made = ops::quantize(x, q);
-        let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let mut strongest = [0.0f32; 2];
+        let mut squares = 0.0;
+        for x in x.iter().map(|x| x.abs()) {
+            squares += x * x;
+            strongest =
+                if x > strongest[0] { [x, strongest[0]] } else { [strongest[0], strongest[1].max(x)] };
+        }
+        let strong = strongest.iter().map(|x| x * x).sum::<f32>();
+        let length = (squares - strong).max(0.0).sqrt();
         let error =
             x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / made.scale).map(|e| e * e).sum::<f32>();
         // A sum of products of random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
-        Query { q, made, spread: [length / root, error.sqrt() / root] }
+        let strong = strongest[0] + strongest[1];
+        Query { q, made, strong, spread: [length / root, error.sqrt() / root] }
     }
 
-    fn deviation(&self, row: &Outline) -> f32 {
-        row.error * self.spread[0] + row.length * self.spread[1]
+    /// How far a row's rough logit may be off, at so many standard deviations.
+    fn doubt(&self, row: &Outline, deviations: f32) -> f32 {
+        row.peak * self.strong + deviations * (row.error * self.spread[0] + row.length * self.spread[1])
     }
 }
 
@@ -82,18 +98,31 @@ impl Model {
 
     /// The same for choosing a token: those within `reach` of the best are exact, of the others
     /// what the screen says. Without a screen all are exact.
-    pub fn near_logits<'s>(&self, row: usize, state: &'s mut State, reach: f32) -> &'s mut [f32] {
-        let Some(screen) = self.weights.screen.as_ref().filter(|_| state.screening.misses == 0) else {
+    ///
+    /// `lowered`: `[vocab]`, tokens whose logit may be made less before one is chosen; how far is not known here, so
+    /// that the best of the others is what counts.
+    pub fn near_logits<'s>(
+        &self,
+        row: usize,
+        state: &'s mut State,
+        reach: f32,
+        lowered: Option<&[bool]>,
+    ) -> &'s mut [f32] {
+        let screen = self.weights.screen.as_ref().filter(|_| state.screening.misses == 0);
+        let Some(screen) = screen.filter(|_| state.scans_in_a_row < GIVE_UP_AFTER) else {
+            state.screening.scans += u64::from(self.weights.screen.is_some());
             return self.logits(row, state);
         };
         self.normalise(row, state);
-        if self.screen(screen, state, reach) {
+        if self.screen(screen, state, reach, lowered) {
             state.screening.tokens += 1;
-            if state.screening.tokens.is_multiple_of(CHECK_EACH) {
-                self.check(state);
+            state.scans_in_a_row = 0;
+            if state.screening.tokens.is_multiple_of(CHECK_EACH) && !self.check(state) {
+                self.scan(&state.last, &mut state.logits);
             }
         } else {
             state.screening.scans += 1;
+            state.scans_in_a_row += 1;
             self.scan(&state.last, &mut state.logits);
         }
         state.watch.lap(Part::Head, &self.pool);
@@ -137,12 +166,15 @@ impl Model {
     }
 
     /// Makes the logits through the screen; `false` where it cannot be trusted with this token.
-    fn screen(&self, screen: &Screen, state: &mut State, reach: f32) -> bool {
+    fn screen(&self, screen: &Screen, state: &mut State, reach: f32, lowered: Option<&[bool]>) -> bool {
         let State { last, screened, logits, quantized, rows, exact, screening, .. } = state;
         screened.iter_mut().zip(last.iter().zip(&screen.columns)).for_each(|(to, (x, size))| *to = x * size);
         let query = Query::new(screened, &mut quantized.q[..packed_row(last.len()) * 4]);
         self.estimate(screen, &query, logits);
-        let best = largest(logits);
+        let best = match lowered {
+            None => largest(logits),
+            Some(lowered) => largest_but(logits, lowered),
+        };
         self.read_rows(&[best as u32], last, exact);
         let bar = exact[0] - reach;
         if !bar.is_finite() || !collect(screen, &query, logits, bar, rows) {
@@ -150,12 +182,14 @@ impl Model {
         }
         self.read_rows(rows, last, exact);
         screening.rows += rows.len() as u64;
-        let mut worst = 0.0f32;
+        // The row that set the bar reaches it, unless it is further off than any may be.
+        let mut is_trusted = rows.binary_search(&(best as u32)).is_ok();
         for (row, exact) in rows.iter().map(|row| *row as usize).zip(exact) {
-            worst = worst.max((*exact - logits[row]).abs() / query.deviation(&screen.outlines[row]));
+            // Not so either where one of them is no number.
+            is_trusted &= (*exact - logits[row]).abs() <= query.doubt(&screen.outlines[row], TRUSTED);
             logits[row] = *exact;
         }
-        worst <= TRUSTED
+        is_trusted
     }
 
     /// The logit of every row as its codes have it.
@@ -188,8 +222,8 @@ impl Model {
         }
     }
 
-    /// Whether the best token is the best one of the whole head.
-    fn check(&self, state: &mut State) {
+    /// Whether the best token is the best one of the whole head; counts where it is not.
+    fn check(&self, state: &mut State) -> bool {
         let State { last, logits, exact, screening, .. } = state;
         let mut best = (0, f32::NEG_INFINITY);
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
@@ -200,14 +234,16 @@ impl Model {
                 best = (first + at, part[at]);
             }
         }
+        let agrees = largest(logits) == best.0;
         screening.checks += 1;
-        screening.misses += u64::from(largest(logits) != best.0);
+        screening.misses += u64::from(!agrees);
+        agrees
     }
 }
 
 /// Notes the rows whose logit may reach `bar`; `false` where they are too many.
 fn collect(screen: &Screen, query: &Query<'_>, logits: &[f32], bar: f32, rows: &mut Vec<u32>) -> bool {
-    let may_reach = |logit: f32, outline: &Outline| logit + DOUBT * query.deviation(outline) >= bar;
+    let may_reach = |logit: f32, outline: &Outline| logit + query.doubt(outline, DOUBT) >= bar;
     rows.clear();
     for (group, (logits, outlines)) in logits.chunks(GROUP).zip(screen.outlines.chunks(GROUP)).enumerate() {
         // Without a branch for each row: hardly any group has one that may.
@@ -225,6 +261,17 @@ fn collect(screen: &Screen, query: &Query<'_>, logits: &[f32], bar: f32, rows: &
         }
     }
     true
+}
+
+/// Where the largest number is that is not lowered; where all are, the first.
+fn largest_but(x: &[f32], lowered: &[bool]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (at, (x, lowered)) in x.iter().zip(lowered).enumerate() {
+        if *x > best.1 && !lowered {
+            best = (at, *x);
+        }
+    }
+    best.0
 }
 
 /// Where the largest number is, the first of equal ones; as the sampler has it.

@@ -149,6 +149,8 @@ pub struct State {
     pub(super) rows: Vec<u32>,     // rows of the head that may be the best
     pub(super) exact: Vec<f32>,    // [MOST_ROWS], their logits
     pub(super) screening: Screening,
+    /// Tokens of this answer, one after the other, for which the whole head was read.
+    pub(super) scans_in_a_row: u32,
     pub(super) watch: Watch,
 }
 
@@ -184,6 +186,7 @@ impl State {
             rows: Vec::with_capacity(if screen { MOST_ROWS } else { 0 }),
             exact: vec![0.0; if screen { MOST_ROWS } else { 0 }],
             screening: Screening::default(),
+            scans_in_a_row: 0,
             watch: Watch::new(),
         }
     }
@@ -221,5 +224,6 @@ impl State {
     /// Forgets all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        self.scans_in_a_row = 0;
     }
 }

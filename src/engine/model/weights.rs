@@ -3,6 +3,7 @@
 use super::Shape;
 use super::WeightBytes;
 use super::head::{HeadForm, Screen};
+use super::logits::SCAN_ROWS;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
@@ -499,11 +500,18 @@ pub(super) fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -
     let mut plan = WeightBytes::default();
     let unread = if has_duplicate_head(file) { HEAD } else { "" };
     let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
+    // Of a table that is read here and there.
+    let some_rows = |tensor: &Tensor| {
+        let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
+        tensor.bytes.len().min(RESIDENT * AROUND + SCAN_ROWS * row)
+    };
     for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
         let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
         let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
         if tensor.name == head && form != HeadForm::File {
-            plan.mapped += tensor.bytes.len().min(RESIDENT * AROUND) + form.image_bytes(shape);
+            plan.mapped += some_rows(tensor) + form.image_bytes(shape);
+        } else if tensor.name == EMBEDDING && head == HEAD {
+            plan.mapped += some_rows(tensor);
         } else if is_matrix(tensor) && !in_place && !is_dense() {
             plan.copied += tensor.dims[1] * packed_row(tensor.dims[0]);
         } else {

@@ -14,6 +14,8 @@ pub struct Outline {
     pub error: f32,
     /// Length of the codes times the scale.
     pub length: f32,
+    /// Largest difference between a number and its code times the scale.
+    pub peak: f32,
 }
 
 /// Codes reach from -8 to 7; the largest magnitude becomes one of these before it is cut off.
@@ -52,7 +54,8 @@ pub fn screen_row(x: &[f32], codes: &mut [u8]) -> Outline {
     }
     let (products, squares) = (products.iter().sum::<f32>(), squares.iter().sum::<f32>());
     let scale = if squares > 0.0 { products / squares } else { 0.0 };
-    Outline { scale, error: distance(x, per, scale).sqrt(), length: squares.sqrt() * scale }
+    let peak = x.iter().fold(0.0f32, |peak, x| peak.max((x - nearest(x * per) * scale).abs()));
+    Outline { scale, error: distance(x, per, scale).sqrt(), length: squares.sqrt() * scale, peak }
 }
 
 /// `sums += a * b`, number by number.
@@ -119,9 +122,10 @@ mod tests {
             let x = numbers(cols);
             let mut codes = vec![0; screen_bytes(cols)];
             let outline = screen_row(&x, &mut codes);
-            let (mut error, mut length) = (0.0, 0.0);
+            let (mut error, mut length, mut peak) = (0.0, 0.0, 0.0f32);
             for (col, x) in x.iter().enumerate() {
                 error += (x - back(&codes, outline, col)).powi(2);
+                peak = peak.max((x - back(&codes, outline, col)).abs());
                 length += back(&codes, outline, col).powi(2);
             }
             assert!(
@@ -129,6 +133,7 @@ mod tests {
                 "{cols}: {error} {outline:?}"
             );
             assert!((length.sqrt() - outline.length).abs() <= 1e-3 * outline.length, "{cols}: {outline:?}");
+            assert!((peak - outline.peak).abs() <= 1e-6 * outline.length, "{cols}: {peak} {outline:?}");
             let share = outline.error / outline.length;
             assert!(share < 0.13, "{cols}: {share}");
         }
