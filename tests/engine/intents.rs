@@ -1,7 +1,7 @@
 //! The built-in model gives the reference implementation's answers, all of them, to the letter.
 
 use crate::allocations;
-use bitnetd::engine::model::{HeadForm, Screening};
+use bitnetd::engine::model::{CacheForm, HeadForm, Screening};
 use bitnetd::engine::sampler::Sampling;
 use bitnetd::engine::session::{End, Options as Generate, Step};
 use bitnetd::engine::tokenizer::{Role, Turn};
@@ -39,9 +39,10 @@ fn every_case_is_answered_as_the_reference_answers_it() {
 }
 
 #[test]
-fn every_case_is_answered_alike_through_a_screen() {
+fn every_case_is_answered_alike_through_a_screen_with_an_int8_cache() {
     let screened = ModelFile::open(&Source::BuiltIn, None)
         .and_then(|file| file.with_head(Some(HeadForm::Screened)))
+        .and_then(|file| file.with_cache(CacheForm::Int8))
         .and_then(|file| file.load(&Options { threads: 2, ..Options::default() }));
     let engine = screened.expect("sound");
     let (rows, vocab) = (check_cases(&engine).rows, engine.model().shape().vocab as u64);
