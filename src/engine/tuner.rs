@@ -1,4 +1,5 @@
-//! How many threads a pass uses: tried out on the layers of the first real passes, then kept.
+//! How many threads a pass uses: tried out on the layers of the first real passes, kept, and now and then tried
+//! out again, since other work may have spoilt the first try, or come or gone since.
 //!
 //! All layers of a model do the same work, so neighbouring ones show which number of threads is fastest,
 //! however long the context. Each candidate gets two layers in turn, and the second counts: in the first a
@@ -21,6 +22,10 @@ const PREFILL_SAMPLES: usize = 8;
 /// More threads have to win by this much: they take power, and they take it from others.
 const WORTH_IT: f64 = 0.97;
 
+/// A number is kept for so many times the layers that it took to find it: then it is tried out anew. Of all
+/// layers so few are tried that even slow candidates cost little.
+const KEPT: usize = 100;
+
 /// The numbers of threads of both kinds of passes.
 #[derive(Debug, Clone)]
 pub struct Tuner {
@@ -28,7 +33,7 @@ pub struct Tuner {
     prefill: Choice,
 }
 
-/// What was found, or said from the start; `None` while it is being tried out.
+/// What was found last, or said from the start; `None` while it is tried out for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Threads {
     /// For one token after the other, and passes of less than [`PREFILL_TOKENS`], which are not timed.
@@ -90,7 +95,9 @@ impl Threads {
 #[derive(Debug, Clone)]
 struct Choice {
     most: usize,
+    /// What was found last, or said.
     settled: Option<usize>,
+    phase: Phase,
     /// Numbers that are tried, rising.
     candidates: Vec<usize>,
     /// Timed layers that each candidate gets.
@@ -98,6 +105,16 @@ struct Choice {
     /// Tokens of a pass of the first race; the next has one more.
     shortest: usize,
     races: Vec<Race>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is to be found out.
+    Said,
+    /// Numbers are tried out, for so many layers by now.
+    Trying(usize),
+    /// The number that was found is used for so many layers to come.
+    Keeping(usize),
 }
 
 /// What is known from passes of one length.
@@ -113,20 +130,21 @@ impl Choice {
     fn new(most: usize, samples: usize, lengths: RangeInclusive<usize>, said: Option<usize>) -> Self {
         let most = most.max(1);
         let settled = said.or((most == 1).then_some(1));
+        let phase = if settled.is_some() { Phase::Said } else { Phase::Trying(0) };
         let candidates: Vec<usize> = candidates(most).collect();
         let race = Race { layers: 0, least: vec![Duration::MAX; candidates.len()] };
         let shortest = *lengths.start();
         let races = lengths.map(|_| race.clone()).collect();
-        Choice { most, settled, candidates, samples, shortest, races }
+        Choice { most, settled, phase, candidates, samples, shortest, races }
     }
 
     /// Two layers each in turn, the second of them timed.
     fn next(&self, tokens: usize) -> Trial {
-        match (self.settled, self.race(tokens)) {
-            (None, Some(race)) => {
+        match (self.phase, self.race(tokens)) {
+            (Phase::Trying(_), Some(race)) => {
                 Trial { threads: self.candidates[race.turn()], is_timed: race.layers % 2 == 1 }
             }
-            (settled, _) => Trial { threads: settled.unwrap_or(self.most), is_timed: false },
+            _ => Trial { threads: self.settled.unwrap_or(self.most), is_timed: false },
         }
     }
 
@@ -140,16 +158,37 @@ impl Choice {
     }
 
     fn note(&mut self, tokens: usize, took: Option<Duration>) {
-        let (None, Some(place)) = (self.settled, self.place(tokens)) else { return };
+        self.phase = match self.phase {
+            Phase::Said => Phase::Said,
+            Phase::Keeping(layers) if layers > 1 => Phase::Keeping(layers - 1),
+            Phase::Keeping(_) => {
+                self.races.iter_mut().for_each(Race::forget);
+                Phase::Trying(0)
+            }
+            Phase::Trying(layers) => self.tried(layers + 1, tokens, took),
+        }
+    }
+
+    /// One more layer was tried, of `layers` by now.
+    fn tried(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
+        let Some(place) = self.place(tokens) else { return Phase::Trying(layers - 1) };
         let race = &mut self.races[place];
         race.note(took);
-        if race.layers == 2 * self.samples * self.candidates.len() {
-            self.settled = Some(self.candidates[race.best()]);
+        if race.layers < 2 * self.samples * self.candidates.len() {
+            return Phase::Trying(layers);
         }
+        self.settled = Some(self.candidates[race.best()]);
+        Phase::Keeping(layers * KEPT)
     }
 }
 
 impl Race {
+    /// Begins anew. Allocates nothing.
+    fn forget(&mut self) {
+        self.layers = 0;
+        self.least.fill(Duration::MAX);
+    }
+
     /// Which candidate is next.
     fn turn(&self) -> usize {
         self.layers / 2 % self.least.len()
@@ -301,6 +340,41 @@ mod tests {
         let mut tuner = open(4);
         pass(&mut tuner, LONGEST + 1, 1000, |_| 1.0);
         assert_eq!(tuner.next(LONGEST + 1), Trial { threads: 4, is_timed: false });
+    }
+
+    #[test]
+    fn a_number_found_in_a_busy_minute_is_given_up_when_it_is_tried_anew() {
+        let mut tuner = open(2);
+        // Something else holds the second processor: what waits for it takes long.
+        let tries = 2 * 2 * DECODE_SAMPLES;
+        pass(&mut tuner, 1, tries, |threads| [1.0, 3.0][threads - 1]);
+        assert_eq!(tuner.threads().decode, Some(1));
+        let alone = |threads: usize| [1.0, 0.5][threads - 1];
+        pass(&mut tuner, 1, tries * KEPT - 1, |threads| {
+            assert_eq!(threads, 1, "kept for now");
+            alone(threads)
+        });
+        pass(&mut tuner, 1, tries, alone);
+        assert_eq!(tuner.threads().decode, Some(1), "what was found last, until the last layer is tried");
+        assert_eq!(tuner.outside_layers(), 1);
+        pass(&mut tuner, 1, 1, alone);
+        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: None });
+    }
+
+    #[test]
+    fn prompts_are_tried_anew_too_and_of_all_layers_few_are_tried() {
+        let mut tuner = open(4);
+        let (mut others, tries) = (0, 2 * 4 * PREFILL_SAMPLES);
+        pass(&mut tuner, 64, 1000 * tries, |threads| {
+            others += usize::from(threads != 4);
+            1.0 / threads as f64
+        });
+        assert_eq!(tuner.threads().prefill, Some(4));
+        assert!(others > 2 * tries, "tried again and again");
+        assert!(others < 1000 * tries / KEPT, "{others}");
+        // Other work comes, and takes all processors but one.
+        pass(&mut tuner, 64, (KEPT + 2) * tries, |threads| threads as f64);
+        assert_eq!(tuner.threads().prefill, Some(1));
     }
 
     #[test]
