@@ -15,12 +15,12 @@ pub(super) fn layout_arg() -> PossibleValuesParser {
 }
 
 /// What `--head` takes.
-fn head_arg() -> PossibleValuesParser {
+pub(super) fn head_arg() -> PossibleValuesParser {
     std::iter::once("auto").chain(HeadForm::ALL.map(HeadForm::name)).into()
 }
 
 /// What `--kv-cache` takes.
-fn cache_arg() -> PossibleValuesParser {
+pub(super) fn cache_arg() -> PossibleValuesParser {
     CacheForm::ALL.map(CacheForm::name).into()
 }
 
