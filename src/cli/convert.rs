@@ -6,7 +6,7 @@ use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map};
-use crate::engine::model::Layout;
+use crate::engine::model::{HeadForm, Layout};
 use crate::engine::quant::TensorType;
 use crate::engine::{ModelFile, Options as Run, Source};
 use clap::ValueEnum;
@@ -176,7 +176,9 @@ fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> 
 /// The layout that a short text shows, and what there is to say of it.
 fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
     let run = Run { threads: host::host().threads(), ..Run::default() };
-    let engine = ModelFile::open(&Source::File(input.to_owned()), None)?.load(&run)?;
+    let file = ModelFile::open(&Source::File(input.to_owned()), None)?;
+    // Another form of the head would be made for this look alone.
+    let engine = file.with_head(Some(HeadForm::File))?.load(&run)?;
     let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
     Ok((engine.layout(), said))
 }
@@ -224,6 +226,7 @@ fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
         return Err(LoadError::new("the written file", "holds other tensors than were written"));
     }
     if file.footprint().copied == 0 {
+        let file = file.with_head(Some(HeadForm::File)).map_err(told)?;
         file.load(&Run { threads: 1, ..Run::default() }).map_err(told)?;
     }
     Ok(())

@@ -15,12 +15,12 @@ pub(super) fn layout_arg() -> PossibleValuesParser {
 }
 
 /// What `--head` takes.
-fn head_arg() -> PossibleValuesParser {
+pub(super) fn head_arg() -> PossibleValuesParser {
     std::iter::once("auto").chain(HeadForm::ALL.map(HeadForm::name)).into()
 }
 
 /// What `--kv-cache` takes.
-fn cache_arg() -> PossibleValuesParser {
+pub(super) fn cache_arg() -> PossibleValuesParser {
     CacheForm::ALL.map(CacheForm::name).into()
 }
 
@@ -34,7 +34,9 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
     /// How the head is read: f16, as the file has it; q8 or q6_k, written again in 8 or 6 bits; screened, in 4
-    /// bits and whole only where it matters; auto is screened where the head is large
+    /// bits and whole only where it matters; auto is screened where the head is large.
+    /// Forms other than f16 are made once (164 MB screened, with the 2B model) and kept in /var/cache/bitnetd as root,
+    /// else in $XDG_CACHE_HOME/bitnetd or ~/.cache/bitnetd; CACHE_DIRECTORY in the environment names another folder
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
     pub head: String,
     /// What keys and values are kept in: f32, f16, or int8, which takes half the memory of f16 [default: f32 where one

@@ -184,6 +184,12 @@ impl ModelKeys {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
+        let relative = |folder: &&PathBuf| folder.is_relative() && !folder.as_os_str().is_empty();
+        if let Some(folder) = self.cache_dir.as_ref().filter(relative) {
+            let said =
+                format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
+            return Err(Mistake("model", "cache_dir", said));
+        }
         let keep_in = self.cache_dir.unwrap_or_else(|| host.cache_dir.clone());
         Ok(Model {
             path: self.path,

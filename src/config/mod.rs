@@ -325,6 +325,19 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_folder_is_an_absolute_path_or_empty() {
+        let said = error("[device]\nid = \"a\"\n[model]\ncache_dir = \"cache\"\n");
+        assert!(said.starts_with("bitnetd.toml:4: model.cache_dir: \"cache\" "), "{said}");
+        assert!(said.contains("absolute"), "{said}");
+        let keep_in = |folder: &str| {
+            let text = format!("[model]\ncache_dir = \"{folder}\"\n");
+            Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.keep_in
+        };
+        assert_eq!(keep_in(""), None);
+        assert_eq!(keep_in("/srv/models"), Some("/srv/models".into()));
+    }
+
+    #[test]
     fn a_device_id_is_one_topic_level() {
         for id in ["a/b", "a+", "#", ""] {
             let said = error(&format!("[device]\nid = \"{id}\"\n"));

@@ -97,7 +97,7 @@ impl Worker {
         let mut session = engine.session(self.context);
         let mut cache = Cache::default();
         let mut screening = Screening::default();
-        let mut is_open = !engine.model().threads().is_settled();
+        let mut threads = engine.model().threads();
         while let Some(job) = self.queue.next() {
             self.queue.step();
             if let Some(refusal) = verdict(&job, Instant::now()) {
@@ -112,7 +112,7 @@ impl Worker {
                 self.telemetry.refused();
                 error!("a request was lost to a fault; standard error says where");
             }
-            is_open = is_open && !say_threads(engine);
+            say_threads(engine.model().threads(), &mut threads);
             self.note_screening(session.screening(), &mut screening);
         }
     }
@@ -238,13 +238,14 @@ impl Worker {
     }
 }
 
-/// Says how many threads were found to be fastest; `false` where that is still open.
-fn say_threads(engine: &Engine) -> bool {
-    let Threads { decode: Some(decode), prefill: Some(prefill) } = engine.model().threads() else {
-        return false;
-    };
-    info!("threads: decode {decode}, prefill {prefill}");
-    true
+/// Says how many threads were found to be fastest: when both numbers are known, and when one changes.
+fn say_threads(found: Threads, said: &mut Threads) {
+    if let Threads { decode: Some(decode), prefill: Some(prefill) } = found
+        && found != *said
+    {
+        info!("threads: decode {decode}, prefill {prefill}");
+        *said = found;
+    }
 }
 
 /// An answer on its way to the client, and what may stop it.

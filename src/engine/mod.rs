@@ -252,7 +252,8 @@ impl ModelFile {
         model.use_head(form, &image.map, image.start);
         if let Some(why) = image.why_not_kept {
             notes.push(format!(
-                "the head as {} is made at each start, since it cannot be kept: {why}",
+                "the head as {} is made at each start, since it cannot be kept: {why}; set model.cache_dir, or \
+                 CACHE_DIRECTORY in the environment, to a folder that can be written",
                 form.name()
             ));
         }

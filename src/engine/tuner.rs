@@ -1,11 +1,14 @@
-//! How many threads a pass uses: tried out on the layers of the first real passes, then kept.
+//! How many threads a pass uses: tried out on the layers of the first real passes, kept, and now and then tried
+//! out again, since other work may have spoilt the first try, or come or gone since.
 //!
 //! All layers of a model do the same work, so neighbouring ones show which number of threads is fastest,
-//! whatever the batch and however long the context. Each candidate gets two layers in turn, and the second
-//! counts: in the first a parked thread may still be waking. The least time of a candidate stands for it,
-//! since whatever else runs on the machine only ever adds. Deliberately knows no clock and no threads: it is
-//! told what a layer took.
+//! however long the context. Each candidate gets two layers in turn, and the second counts: in the first a
+//! parked thread may still be waking. The least time of a candidate stands for it, since whatever else runs on
+//! the machine only ever adds. A token costs less in a longer pass, so only passes of equal length are
+//! compared: each length has a race of its own, and the first race that ends settles the number.
+//! Deliberately knows no clock and no threads: it is told what a layer took.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Tokens of a pass from which on arithmetic is the limit, and not the memory that delivers the weights:
@@ -19,6 +22,10 @@ const PREFILL_SAMPLES: usize = 8;
 /// More threads have to win by this much: they take power, and they take it from others.
 const WORTH_IT: f64 = 0.97;
 
+/// A number is kept for so many times the layers that it took to find it: then it is tried out anew. Of all
+/// layers so few are tried that even slow candidates cost little.
+const KEPT: usize = 100;
+
 /// The numbers of threads of both kinds of passes.
 #[derive(Debug, Clone)]
 pub struct Tuner {
@@ -26,10 +33,10 @@ pub struct Tuner {
     prefill: Choice,
 }
 
-/// What was found, or said from the start; `None` while it is being tried out.
+/// What was found last, or said from the start; `None` while it is tried out for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Threads {
-    /// For one token after the other, and prompts of less than [`PREFILL_TOKENS`].
+    /// For one token after the other, and passes of less than [`PREFILL_TOKENS`], which are not timed.
     pub decode: Option<usize>,
     /// For prompts.
     pub prefill: Option<usize>,
@@ -45,18 +52,18 @@ pub struct Trial {
 }
 
 impl Tuner {
-    /// Finds out what `said` leaves open, from 1 to `most` threads.
-    pub fn new(most: usize, said: Threads) -> Self {
+    /// Finds out what `said` leaves open, from 1 to `most` threads, in passes of at most `longest` tokens.
+    pub fn new(most: usize, longest: usize, said: Threads) -> Self {
         Tuner {
-            decode: Choice::new(most, DECODE_SAMPLES, said.decode),
-            prefill: Choice::new(most, PREFILL_SAMPLES, said.prefill),
+            decode: Choice::new(most, DECODE_SAMPLES, 1..=1, said.decode),
+            prefill: Choice::new(most, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, said.prefill),
         }
     }
 
     /// How to compute the next layer of a pass of `tokens`.
     pub fn next(&self, tokens: usize) -> Trial {
         let choice = if tokens < PREFILL_TOKENS { &self.decode } else { &self.prefill };
-        choice.next()
+        choice.next(tokens)
     }
 
     /// The layer was computed; `took` is asked for where [`Trial::is_timed`]. Allocates nothing.
@@ -88,66 +95,120 @@ impl Threads {
 #[derive(Debug, Clone)]
 struct Choice {
     most: usize,
+    /// What was found last, or said.
     settled: Option<usize>,
-    /// Rising.
-    candidates: Vec<Candidate>,
+    phase: Phase,
+    /// Numbers that are tried, rising.
+    candidates: Vec<usize>,
     /// Timed layers that each candidate gets.
     samples: usize,
-    /// Layers computed so far.
-    layers: usize,
+    /// Tokens of a pass of the first race; the next has one more.
+    shortest: usize,
+    races: Vec<Race>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is to be found out.
+    Said,
+    /// Numbers are tried out, for so many layers by now.
+    Trying(usize),
+    /// The number that was found is used for so many layers to come.
+    Keeping(usize),
+}
+
+/// What is known from passes of one length.
 #[derive(Debug, Clone)]
-struct Candidate {
-    threads: usize,
-    /// Least seconds of a layer for one token.
-    least: f64,
+struct Race {
+    /// Layers computed so far.
+    layers: usize,
+    /// Least time of a layer, by candidate.
+    least: Vec<Duration>,
 }
 
 impl Choice {
-    fn new(most: usize, samples: usize, said: Option<usize>) -> Self {
+    fn new(most: usize, samples: usize, lengths: RangeInclusive<usize>, said: Option<usize>) -> Self {
         let most = most.max(1);
         let settled = said.or((most == 1).then_some(1));
-        let candidates =
-            candidates(most).map(|threads| Candidate { threads, least: f64::INFINITY }).collect();
-        Choice { most, settled, candidates, samples, layers: 0 }
+        let phase = if settled.is_some() { Phase::Said } else { Phase::Trying(0) };
+        let candidates: Vec<usize> = candidates(most).collect();
+        let race = Race { layers: 0, least: vec![Duration::MAX; candidates.len()] };
+        let shortest = *lengths.start();
+        let races = lengths.map(|_| race.clone()).collect();
+        Choice { most, settled, phase, candidates, samples, shortest, races }
     }
 
     /// Two layers each in turn, the second of them timed.
-    fn next(&self) -> Trial {
-        match self.settled {
-            Some(threads) => Trial { threads, is_timed: false },
-            None => Trial { threads: self.candidates[self.turn()].threads, is_timed: self.layers % 2 == 1 },
+    fn next(&self, tokens: usize) -> Trial {
+        match (self.phase, self.race(tokens)) {
+            (Phase::Trying(_), Some(race)) => {
+                Trial { threads: self.candidates[race.turn()], is_timed: race.layers % 2 == 1 }
+            }
+            _ => Trial { threads: self.settled.unwrap_or(self.most), is_timed: false },
         }
     }
 
-    fn turn(&self) -> usize {
-        self.layers / 2 % self.candidates.len()
+    /// The place of the race of passes of `tokens`.
+    fn place(&self, tokens: usize) -> Option<usize> {
+        tokens.checked_sub(self.shortest).filter(|place| *place < self.races.len())
+    }
+
+    fn race(&self, tokens: usize) -> Option<&Race> {
+        Some(&self.races[self.place(tokens)?])
     }
 
     fn note(&mut self, tokens: usize, took: Option<Duration>) {
-        if self.settled.is_some() {
-            return;
-        }
-        if let Some(took) = took {
-            let turn = self.turn();
-            let least = &mut self.candidates[turn].least;
-            *least = least.min(took.as_secs_f64() / tokens as f64);
-        }
-        self.layers += 1;
-        if self.layers == 2 * self.samples * self.candidates.len() {
-            self.settled = Some(self.best());
+        self.phase = match self.phase {
+            Phase::Said => Phase::Said,
+            Phase::Keeping(layers) if layers > 1 => Phase::Keeping(layers - 1),
+            Phase::Keeping(_) => {
+                self.races.iter_mut().for_each(Race::forget);
+                Phase::Trying(0)
+            }
+            Phase::Trying(layers) => self.tried(layers + 1, tokens, took),
         }
     }
 
+    /// One more layer was tried, of `layers` by now.
+    fn tried(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
+        let Some(place) = self.place(tokens) else { return Phase::Trying(layers - 1) };
+        let race = &mut self.races[place];
+        race.note(took);
+        if race.layers < 2 * self.samples * self.candidates.len() {
+            return Phase::Trying(layers);
+        }
+        self.settled = Some(self.candidates[race.best()]);
+        Phase::Keeping(layers * KEPT)
+    }
+}
+
+impl Race {
+    /// Begins anew. Allocates nothing.
+    fn forget(&mut self) {
+        self.layers = 0;
+        self.least.fill(Duration::MAX);
+    }
+
+    /// Which candidate is next.
+    fn turn(&self) -> usize {
+        self.layers / 2 % self.least.len()
+    }
+
+    fn note(&mut self, took: Option<Duration>) {
+        let turn = self.turn();
+        self.least[turn] = took.map_or(self.least[turn], |took| took.min(self.least[turn]));
+        self.layers += 1;
+    }
+
+    /// The candidate that won.
     fn best(&self) -> usize {
-        let mut best = &self.candidates[0];
-        for candidate in &self.candidates[1..] {
-            if candidate.least < best.least * WORTH_IT {
+        let mut best = 0;
+        for (candidate, least) in self.least.iter().enumerate() {
+            if least.as_secs_f64() < self.least[best].as_secs_f64() * WORTH_IT {
                 best = candidate;
             }
         }
-        best.threads
+        best
     }
 }
 
@@ -163,6 +224,18 @@ fn candidates(most: usize) -> impl Iterator<Item = usize> {
 mod tests {
     use super::*;
 
+    /// Tokens of the longest pass.
+    const LONGEST: usize = 64;
+
+    /// Computes one pass of `tokens` over `layers`, each of which takes `seconds(threads)`.
+    fn pass(tuner: &mut Tuner, tokens: usize, layers: usize, mut seconds: impl FnMut(usize) -> f64) {
+        for _ in 0..layers {
+            let trial = tuner.next(tokens);
+            let took = Duration::from_secs_f64(seconds(trial.threads));
+            tuner.note(tokens, trial.is_timed.then_some(took));
+        }
+    }
+
     /// Runs passes of `tokens` over `layers` layers until the number is settled; gives it and the passes.
     fn settle(
         tuner: &mut Tuner,
@@ -175,17 +248,13 @@ mod tests {
             if let Some(threads) = if tokens < PREFILL_TOKENS { found.decode } else { found.prefill } {
                 return (threads, pass);
             }
-            for _ in 0..layers {
-                let trial = tuner.next(tokens);
-                let took = Duration::from_secs_f64(seconds(trial.threads, pass) * tokens as f64);
-                tuner.note(tokens, trial.is_timed.then_some(took));
-            }
+            self::pass(tuner, tokens, layers, |threads| seconds(threads, pass));
         }
         panic!("never settled");
     }
 
     fn open(most: usize) -> Tuner {
-        Tuner::new(most, Threads::default())
+        Tuner::new(most, LONGEST, Threads::default())
     }
 
     #[test]
@@ -236,9 +305,82 @@ mod tests {
     }
 
     #[test]
+    fn a_pass_of_a_few_tokens_does_not_settle_what_decoding_uses() {
+        // The rest of a prompt: much work for each layer, little for each token, and best on all threads.
+        let rest = |threads: usize| 1.0 / threads as f64;
+        let mut tuner = open(2);
+        for tokens in 2..PREFILL_TOKENS {
+            assert_eq!(tuner.next(tokens), Trial { threads: 2, is_timed: false }, "all of them");
+            pass(&mut tuner, tokens, 1000, rest);
+        }
+        assert_eq!(tuner.threads(), Threads::default());
+        assert_eq!(settle(&mut tuner, 1, 30, |threads, _| [1.0, 1.2][threads - 1]).0, 1);
+        assert_eq!(tuner.next(5).threads, 1, "as one token, once that is known");
+    }
+
+    #[test]
+    fn prompts_of_unlike_lengths_are_not_compared_and_settle_all_the_same() {
+        // A layer takes as long as its pass has tokens squared: across lengths anything could win.
+        let mut tuner = open(4);
+        let mut lengths = (PREFILL_TOKENS..=LONGEST).cycle();
+        let mut passes = 0;
+        while tuner.threads().prefill.is_none() {
+            let tokens = lengths.next().expect("endless");
+            pass(&mut tuner, tokens, 32, |threads| {
+                (tokens * tokens) as f64 / [1.0, 2.0, 3.0, 2.5][threads - 1]
+            });
+            passes += 1;
+        }
+        assert_eq!(tuner.threads().prefill, Some(3));
+        assert_eq!(passes, (LONGEST - PREFILL_TOKENS + 1) + 1, "the first length that comes a second time");
+    }
+
+    #[test]
+    fn a_pass_longer_than_any_that_was_foreseen_uses_all_threads() {
+        let mut tuner = open(4);
+        pass(&mut tuner, LONGEST + 1, 1000, |_| 1.0);
+        assert_eq!(tuner.next(LONGEST + 1), Trial { threads: 4, is_timed: false });
+    }
+
+    #[test]
+    fn a_number_found_in_a_busy_minute_is_given_up_when_it_is_tried_anew() {
+        let mut tuner = open(2);
+        // Something else holds the second processor: what waits for it takes long.
+        let tries = 2 * 2 * DECODE_SAMPLES;
+        pass(&mut tuner, 1, tries, |threads| [1.0, 3.0][threads - 1]);
+        assert_eq!(tuner.threads().decode, Some(1));
+        let alone = |threads: usize| [1.0, 0.5][threads - 1];
+        pass(&mut tuner, 1, tries * KEPT - 1, |threads| {
+            assert_eq!(threads, 1, "kept for now");
+            alone(threads)
+        });
+        pass(&mut tuner, 1, tries, alone);
+        assert_eq!(tuner.threads().decode, Some(1), "what was found last, until the last layer is tried");
+        assert_eq!(tuner.outside_layers(), 1);
+        pass(&mut tuner, 1, 1, alone);
+        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: None });
+    }
+
+    #[test]
+    fn prompts_are_tried_anew_too_and_of_all_layers_few_are_tried() {
+        let mut tuner = open(4);
+        let (mut others, tries) = (0, 2 * 4 * PREFILL_SAMPLES);
+        pass(&mut tuner, 64, 1000 * tries, |threads| {
+            others += usize::from(threads != 4);
+            1.0 / threads as f64
+        });
+        assert_eq!(tuner.threads().prefill, Some(4));
+        assert!(others > 2 * tries, "tried again and again");
+        assert!(others < 1000 * tries / KEPT, "{others}");
+        // Other work comes, and takes all processors but one.
+        pass(&mut tuner, 64, (KEPT + 2) * tries, |threads| threads as f64);
+        assert_eq!(tuner.threads().prefill, Some(1));
+    }
+
+    #[test]
     fn a_number_that_is_said_is_used_from_the_first_layer() {
         let said = Threads { decode: Some(3), prefill: Some(1) };
-        let tuner = Tuner::new(4, said);
+        let tuner = Tuner::new(4, LONGEST, said);
         assert_eq!(tuner.next(1), Trial { threads: 3, is_timed: false });
         assert_eq!(tuner.next(64), Trial { threads: 1, is_timed: false });
         assert!(tuner.threads().is_settled());

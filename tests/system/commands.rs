@@ -176,6 +176,20 @@ async fn bench_measures_both_speeds() {
 }
 
 #[tokio::test]
+async fn bench_measures_when_the_numbers_of_threads_are_found() {
+    let bench = async |prompt: &str, generate: &str| {
+        let sizes = ["--prompt-tokens", prompt, "--generate-tokens", generate, "--repeat", "1"];
+        run(&[&["bench", "--json"][..], &sizes].concat()).await.json()["threads_found"].clone()
+    };
+    // Some numbers take more answers than one of such a size.
+    let found = bench("128", "64").await;
+    assert_eq!(found["is_open"], false, "{found}");
+    assert!(found["decode"].as_u64() >= Some(1) && found["prefill"].as_u64() >= Some(1), "{found}");
+    let short = bench("4", "64").await;
+    assert_eq!(short["is_open"], false, "four tokens are read as decoding goes: {short}");
+}
+
+#[tokio::test]
 async fn bench_says_where_the_time_of_a_token_goes() {
     for threads in ["1", "2"] {
         let sizes =

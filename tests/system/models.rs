@@ -62,6 +62,32 @@ async fn inspect_shows_what_a_file_holds_and_where_it_fits() {
 }
 
 #[tokio::test]
+async fn inspect_plans_with_another_form_of_head_and_cache() {
+    let model = data("reference/llama-tiny.tq2_0.gguf");
+    let inspect = async |options: &[&str]| run(&[&["inspect", text(&model)][..], options].concat()).await;
+    let plain = inspect(&["--json"]).await.json();
+    let head = |form: &str, image: usize| {
+        let mut head = plain["head"].clone();
+        (head["form"], head["image_bytes"]) = (form.into(), image.into());
+        head
+    };
+    assert_eq!((&plain["head"], &plain["head"]["type"]), (&head("f16", 0), &"F16".into()), "{plain}");
+    let said = inspect(&["--json", "--head", "screened", "--kv-cache", "f32"]).await.json();
+    let image = said["head"]["image_bytes"].as_u64().expect("a number");
+    assert!(0 < image && image < said["head"]["file_bytes"].as_u64().expect("a number"), "{said}");
+    assert_eq!(said["head"], head("screened", image as usize));
+    let of = |said: &serde_json::Value, key: &str| said["memory"][key].as_u64().expect("a number");
+    assert_eq!(of(&said, "cache_per_token"), 2 * of(&plain, "cache_per_token"));
+    assert_ne!(of(&said, "mapped"), of(&plain, "mapped"));
+    let page = inspect(&["--head", "screened"]).await;
+    assert!(page.out.contains("\nhead  screened: 4 bits of all rows, "), "{page:?}");
+    let page = inspect(&["--head", "q8"]).await;
+    assert!(page.out.contains("\nhead  q8: written again, "), "{page:?}");
+    let page = inspect(&[]).await;
+    assert!(page.out.contains("\nhead  f16: as the file has it, F16, "), "{page:?}");
+}
+
+#[tokio::test]
 async fn inspect_measures_the_layouts_when_asked() {
     let said = run(&["inspect", "--check", "--json"]).await.json();
     assert_eq!(

@@ -8,6 +8,7 @@ use super::model::ModelArgs;
 use super::{Failure, host, print};
 use crate::engine::session::{Answer, Options, Session, Step};
 use crate::engine::shapes::{self, Known};
+use crate::engine::tuner::{PREFILL_TOKENS, Threads};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
 use bandwidth::Memory;
@@ -18,6 +19,9 @@ use std::path::Path;
 
 /// Jobs that are handed over and back to measure what one takes: some milliseconds in all.
 const HAND_OVERS: usize = 2001;
+/// Answers that do not count, at most, until the numbers of threads are found: two or three where the sizes are
+/// the usual ones. A prompt or an answer of a few tokens may never settle them.
+const WARM_UPS: usize = 16;
 
 /// What `--shape` takes.
 fn shape_arg() -> PossibleValuesParser {
@@ -38,7 +42,7 @@ pub(super) struct Bench {
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     generate_tokens: u32,
-    /// Measurements, after one that does not count
+    /// Measurements, after one that does not count, or some where the number of threads is yet to be found out
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
     /// Print one JSON object
@@ -69,6 +73,8 @@ struct Measured {
     memory: Memory,
     peak_memory: Option<u64>,
     screen: Option<Screen>,
+    /// Whether numbers of threads were still being tried out when the first round began.
+    was_open: bool,
 }
 
 fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
@@ -82,7 +88,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         model: engine.name().to_owned(),
         kernel: model.kernels().name(),
         threads: model.pool().threads(),
-        threads_found: Some(model.threads()).filter(|_| args.model.threads.is_none()).map(Found::from),
+        threads_found: args.model.threads.is_none().then(|| Found::of(model.threads(), measured.was_open)),
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         repeat: args.repeat,
@@ -128,9 +134,15 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         session.generate(&prompt, options, go_on).expect("checked above")
     };
     answer(&mut session, &options);
+    for _ in 1..WARM_UPS {
+        if is_open(engine, args) {
+            answer(&mut session, &options);
+        }
+    }
     // What comes after this is for the measurement only.
     let peak_memory = sensors::peak_memory(Path::new("/"));
     let mut measured = Measured::new(peak_memory);
+    measured.was_open = is_open(engine, args);
     for _ in 0..args.repeat {
         measured.add(&answer(&mut session, &options), args);
         measured.memory.measure(model.pool());
@@ -142,6 +154,13 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         measured.screen = Some(Screen::of(counts, alike));
     }
     Ok(measured)
+}
+
+/// Whether numbers of threads that are measured are still being tried out; short prompts are read on as many as
+/// decoding has.
+fn is_open(engine: &Engine, args: &Bench) -> bool {
+    let Threads { decode, prefill } = engine.model().threads();
+    decode.is_none() || (prefill.is_none() && args.prompt_tokens as usize >= PREFILL_TOKENS)
 }
 
 /// Tokens in all, when the model can take them.
@@ -165,6 +184,7 @@ impl Measured {
             memory: Memory::new(host::host().memory_bytes),
             peak_memory,
             screen: None,
+            was_open: false,
         }
     }
 

@@ -119,11 +119,25 @@ impl Screen {
 pub(super) struct Found {
     decode: Option<usize>,
     prefill: Option<usize>,
+    /// Whether the measurements were made while other numbers were tried.
+    is_open: bool,
 }
 
-impl From<Threads> for Found {
-    fn from(Threads { decode, prefill }: Threads) -> Self {
-        Found { decode, prefill }
+impl Found {
+    pub fn of(Threads { decode, prefill }: Threads, is_open: bool) -> Self {
+        Found { decode, prefill, is_open }
+    }
+
+    /// For a person.
+    fn line(&self) -> String {
+        match (self.is_open, self.decode, self.prefill) {
+            (false, Some(decode), Some(prefill)) => {
+                format!("fastest: {decode} to decode, {prefill} to read the prompt")
+            }
+            // Too short a prompt for a number of its own.
+            (false, Some(decode), None) => format!("fastest: {decode}"),
+            _ => "fastest: still being found out, so that slower numbers were measured too; ask for more tokens".into(),
+        }
     }
 }
 
@@ -168,8 +182,8 @@ pub(super) fn table(said: &Said) -> String {
         "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n",
         said.model, said.kernel, said.threads, said.prompt_tokens, said.generate_tokens, said.repeat
     );
-    if let Some(Found { decode: Some(decode), prefill: Some(prefill) }) = said.threads_found {
-        write(&mut out, format_args!("fastest: {decode} to decode, {prefill} to read the prompt"));
+    if let Some(found) = said.threads_found {
+        write(&mut out, format_args!("{}", found.line()));
     }
     let mut line = |name: &str, spread: Spread, scale: f64, unit: &str| {
         let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
@@ -250,6 +264,15 @@ mod tests {
     #[test]
     fn the_middle_of_an_even_number_is_the_mean_of_two() {
         assert_eq!(spread(vec![4.0, 1.0, 3.0, 2.0]), Spread { min: 1.0, median: 2.5, max: 4.0 });
+    }
+
+    #[test]
+    fn numbers_that_are_still_being_found_out_are_said_to_be() {
+        let line = |decode, prefill, is_open| Found::of(Threads { decode, prefill }, is_open).line();
+        assert_eq!(line(Some(2), Some(4), false), "fastest: 2 to decode, 4 to read the prompt");
+        assert_eq!(line(Some(2), None, false), "fastest: 2");
+        assert!(line(Some(2), None, true).starts_with("fastest: still being found out, "));
+        assert!(line(None, None, true).starts_with("fastest: still being found out, "));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 mod text;
 
-use super::model::layout_arg;
+use super::model::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
 use crate::daemon::Plan;
 use crate::engine::check::{Figure, choose};
+use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, TEXT, Value};
-use crate::engine::model::Layout;
+use crate::engine::model::{CacheForm, EMBEDDING, HEAD, HeadForm, Layout};
 use crate::engine::tokenizer::Tokenizer;
 use crate::engine::{ModelFile, Options, Source};
 use serde::Serialize;
@@ -28,6 +29,13 @@ pub(super) struct Inspect {
     /// Layout of I2_S weights that the memory plan reckons with: 128, 64 or 1x4
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     i2s_layout: String,
+    /// How the memory plan has the head read: f16, as the file has it, q8, q6_k or screened; auto is what the daemon
+    /// takes
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
+    head: String,
+    /// What the memory plan keeps keys and values in
+    #[arg(long, value_name = "FORM", default_value = CacheForm::default().name(), value_parser = cache_arg())]
+    kv_cache: String,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -50,6 +58,7 @@ struct Said {
     tokenizer: Option<TokenizerFacts>,
     /// The layout that I2_S weights are read in; `auto` is found out when the model is loaded.
     i2s_layout: Option<&'static str>,
+    head: Option<Head>,
     memory: Option<Memory>,
     check: Option<Check>,
 }
@@ -105,6 +114,20 @@ struct Token {
     text: String,
 }
 
+/// How the head is read, as far as the memory plan goes.
+#[derive(Serialize)]
+struct Head {
+    /// As settings name it; `f16` is as the file has it, whatever that is.
+    form: &'static str,
+    /// What the file has it in.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Bytes of it in the file.
+    file_bytes: usize,
+    /// Bytes of its other form, which is made once; 0 where it is read as the file has it.
+    image_bytes: usize,
+}
+
 #[derive(Serialize)]
 struct Memory {
     /// Weights read from the file's own pages, in bytes.
@@ -149,7 +172,7 @@ struct LayoutFigure {
 
 pub(super) fn run(args: Inspect) -> Result<(), Failure> {
     let source = args.model.clone().map_or(Source::BuiltIn, Source::File);
-    let opened = ModelFile::open(&source, Layout::named(&args.i2s_layout));
+    let opened = open(&args, &source);
     let mut said = match (&opened, &args.model) {
         (Ok(file), _) => describe(&args, file.file()),
         // What it holds is worth showing also where it cannot be run.
@@ -160,7 +183,7 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         (Err(error), None) => return Err(error.clone().into()),
     };
     let outcome = match opened {
-        Ok(file) => add_model(&mut said, &file, args.check),
+        Ok(file) => add_model(&mut said, file, args.check),
         Err(error) => Err(error.into()),
     };
     said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
@@ -169,6 +192,12 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         false => print(text::page(&said, args.tensors).as_bytes())?,
     }
     outcome
+}
+
+fn open(args: &Inspect, source: &Source) -> Result<ModelFile, LoadError> {
+    let file = ModelFile::open(source, Layout::named(&args.i2s_layout))?;
+    let file = file.with_head(HeadForm::named(&args.head))?;
+    file.with_cache(CacheForm::named(&args.kv_cache).unwrap_or_default())
 }
 
 fn describe(args: &Inspect, file: &Gguf) -> Said {
@@ -198,6 +227,7 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
         model: None,
         tokenizer: None,
         i2s_layout: None,
+        head: None,
         memory: None,
         check: None,
     }
@@ -225,7 +255,7 @@ fn shortest(x: f64) -> f64 {
 }
 
 /// Adds what only a model that runs has.
-fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(), Failure> {
+fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
     let shape = file.shape();
     said.model = Some(ModelFacts {
         architecture: shape.arch.clone(),
@@ -238,17 +268,31 @@ fn add_model(said: &mut Said, file: &ModelFile, wants_check: bool) -> Result<(),
         vocabulary: shape.vocab,
         context: shape.context,
     });
-    said.memory = Some(memory(file));
+    said.head = head(&file);
+    said.memory = Some(memory(&file));
     said.tokenizer = Some(tokenizer(&file.tokenizer()?));
     said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
+        // Layouts differ in any form of it, and another would be made for this look alone.
+        let file = file.with_head(Some(HeadForm::File))?;
         let figures = file.check(&Options { threads: host::host().threads(), ..Options::default() })?;
-        said.check = Some(check(file, &figures));
+        said.check = Some(check(&file, &figures));
         if let Some(refusal) = file.refusal(&figures) {
             return Err(refusal.into());
         }
     }
     Ok(())
+}
+
+fn head(file: &ModelFile) -> Option<Head> {
+    let tensor = file.file().tensor(HEAD).or_else(|| file.file().tensor(EMBEDDING))?;
+    let form = file.head();
+    Some(Head {
+        form: form.name(),
+        kind: tensor.kind.name(),
+        file_bytes: tensor.bytes.len(),
+        image_bytes: form.image_bytes(file.shape()),
+    })
 }
 
 fn memory(file: &ModelFile) -> Memory {

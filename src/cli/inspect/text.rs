@@ -1,6 +1,7 @@
 //! The same for a person.
 
-use super::{Board, Check, Memory, Said, Token};
+use super::{Board, Check, Head, Memory, Said, Token};
+use crate::engine::model::HeadForm;
 use std::fmt::Write;
 
 /// Characters of a text that are shown: chat templates have thousands.
@@ -14,6 +15,9 @@ pub(super) fn page(said: &Said, tensors: bool) -> String {
             let shape = format!("{:?}", tensor.shape);
             writeln!(out, "  {:<36} {:<6} {shape}", tensor.name, tensor.kind).expect("into a string");
         }
+    }
+    if let Some(head) = &said.head {
+        writeln!(out, "\nhead  {}", reading(head)).expect("into a string");
     }
     if let Some(memory) = &said.memory {
         plan(&mut out, memory).expect("into a string");
@@ -85,6 +89,21 @@ fn printable(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// How the head is read.
+fn reading(head: &Head) -> String {
+    let Head { form, kind, .. } = head;
+    let [whole, image] = [head.file_bytes, head.image_bytes].map(|bytes| bytes as f64 / 1e6);
+    match HeadForm::named(form) {
+        Some(HeadForm::Screened) => format!(
+            "{form}: 4 bits of all rows, {image:.1} MB; {whole:.1} MB of the file read only where it matters"
+        ),
+        Some(HeadForm::Q8 | HeadForm::Q6K) => {
+            format!("{form}: written again, {image:.1} MB, for the {whole:.1} MB of the file")
+        }
+        _ => format!("{form}: as the file has it, {kind}, {whole:.1} MB"),
+    }
 }
 
 fn plan(out: &mut String, memory: &Memory) -> std::fmt::Result {

@@ -298,7 +298,7 @@ impl Model {
         let shape = Shape::read(file)?;
         let weights = Weights::load(file, &shape, layout)?;
         let all = Some(pool.threads());
-        let tuner = Tuner::new(pool.threads(), Threads { decode: all, prefill: all }).into();
+        let tuner = Tuner::new(pool.threads(), BATCH, Threads { decode: all, prefill: all }).into();
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 

@@ -1,6 +1,6 @@
 //! How many threads of the pool each layer uses.
 
-use super::Model;
+use super::{BATCH, Model};
 use crate::engine::tuner::{Threads, Tuner};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
@@ -9,7 +9,7 @@ impl Model {
     /// From now on finds out how many threads to use where `said` leaves it open; until then every pass uses
     /// all. The results of a pass do not depend on it.
     pub fn tune(&mut self, said: Threads) {
-        self.tuner = Tuner::new(self.pool.threads(), said).into();
+        self.tuner = Tuner::new(self.pool.threads(), BATCH, said).into();
     }
 
     /// Threads that passes use, as far as that is settled.
