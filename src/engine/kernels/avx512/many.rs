@@ -189,6 +189,9 @@ fn turn(weights: &[u8], width: usize, start: usize, band: &mut [Unit]) {
         let row = &weights[row.min(last) * width..][..width];
         &row.as_chunks::<UNIT>().0[start..start + band.len()]
     });
+    for row in rows {
+        fetch(row.as_flattened());
+    }
     for (at, unit) in band.iter_mut().enumerate() {
         let bytes = columns(&std::array::from_fn(|row| i64::from_le_bytes(rows[row][at])));
         for (looks, bytes) in unit.looks.iter_mut().zip(bytes) {
@@ -200,6 +203,16 @@ fn turn(weights: &[u8], width: usize, start: usize, band: &mut [Unit]) {
             store(&mut quad[0], spread(_mm256_castsi256_si128(bytes)));
             store(&mut quad[1], spread(_mm256_extracti128_si256::<1>(bytes)));
         }
+    }
+}
+
+/// Asks for what follows a part of a row, and is turned next time: no processor guesses this from lines so
+/// far apart.
+#[target_feature(enable = "avx512f")]
+fn fetch(part: &[u8]) {
+    for line in 0..2 {
+        let next = part.as_ptr().wrapping_add(part.len() + 64 * line);
+        _mm_prefetch::<_MM_HINT_T1>(next.cast());
     }
 }
 
