@@ -34,7 +34,9 @@ use kernels::Kernels;
 use model::{BATCH, CacheForm, HeadForm, Layout, Model, Shape, WeightBytes};
 use pool::Pool;
 use session::Session;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 use tokenizer::Tokenizer;
 use tuner::Threads;
 
@@ -224,6 +226,7 @@ impl ModelFile {
             }
             Ok(engine)
         });
+        self.file.release_header();
         loaded.map_err(|error| error.within(&self.place))
     }
 
@@ -346,15 +349,29 @@ impl ModelFile {
                 LoadError::new(format!("kernel {name}"), format!("this processor runs {all}"))
             })?,
         };
-        let tokenizer = self.read_tokenizer()?;
         let cpus = if options.pin { pool::processors() } else { Vec::new() };
         let pool = Pool::new(options.threads, &cpus)
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();
-        let mut model = Model::load(&self.file, layout, kernels, pool)?;
+        let (tokenizer, model) = self.read_both(|| Model::load(&self.file, layout, kernels, pool))?;
+        let mut model = model?;
         let mut notes = self.notes(&model, &tokenizer);
         self.put_head(&mut model, &self.kept(options), &mut notes)?;
         Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes })
+    }
+
+    /// The tokenizer, and what `load` gives: each takes a few tenths of a second for a large model, so the
+    /// former is read on a thread of its own, which ends with this call.
+    fn read_both<T>(&self, load: impl FnOnce() -> T) -> Result<(Tokenizer, T), LoadError> {
+        thread::scope(|scope| {
+            let reading = thread::Builder::new().name("vocabulary".into());
+            let reading = reading
+                .spawn_scoped(scope, || self.read_tokenizer())
+                .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
+            let loaded = load();
+            let tokenizer = reading.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            Ok((tokenizer, loaded))
+        })
     }
 
     fn notes(&self, model: &Model, tokenizer: &Tokenizer) -> Vec<String> {

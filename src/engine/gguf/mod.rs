@@ -85,6 +85,13 @@ impl Gguf {
         Slice { map: Arc::clone(&self.map), range: tensor.bytes.clone() }
     }
 
+    /// Gives back the memory of all that stands before the tensors: a vocabulary takes megabytes, and is read
+    /// once. Reading it again reads the file again.
+    pub fn release_header(&self) {
+        let end = self.tensors().iter().map(|tensor| tensor.bytes.start).min();
+        self.map.release(0..end.unwrap_or(0));
+    }
+
     /// Bytes of the whole file.
     pub fn byte_len(&self) -> usize {
         self.map.len()

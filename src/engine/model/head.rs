@@ -119,6 +119,9 @@ impl Screen {
         let width = screen_bytes(shape.dim);
         let (codes, outlines) = (shape.vocab * width, shape.vocab * OUTLINE);
         let read = floats(&image[codes..codes + outlines]);
+        let columns = floats(&image[codes + outlines..]);
+        // All of this is copied now.
+        image.part(codes..image.len()).release();
         Screen {
             outlines: read
                 .as_chunks::<3>()
@@ -126,7 +129,7 @@ impl Screen {
                 .iter()
                 .map(|&[scale, error, length]| Outline { scale, error, length })
                 .collect(),
-            columns: floats(&image[codes + outlines..]),
+            columns,
             codes: image.part(0..codes),
             width,
         }

@@ -22,6 +22,8 @@ const TRUSTED: f32 = 6.0;
 pub(super) const MOST_ROWS: usize = 2048;
 /// Tokens after which the screen is compared with the whole head.
 const CHECK_EACH: u64 = 512;
+/// Rows that are read at a time where the whole head is, but must not come to stay in memory.
+const SCAN_ROWS: usize = 1024;
 /// Integer sums of one call.
 const TILE: usize = 2048;
 /// Rows that are looked through together, and passed over together.
@@ -116,18 +118,21 @@ impl Model {
 
     /// Every row of the head times `x`.
     fn scan(&self, x: &[f32], logits: &mut [f32]) {
-        let head = self.weights.head();
-        // A head that is read here and there must not come to stay in memory when it is read whole.
-        let part = if head.is_sparse() { 16 * RESIDENT } else { logits.len() };
+        let part = if self.weights.head().is_sparse() { SCAN_ROWS } else { logits.len() };
         for (index, logits) in logits.chunks_mut(part).enumerate() {
-            let (first, width) = (index * part, logits.len());
-            self.pool.stripes(logits, width, self.grain(width, x.len()), |mut stripe| {
-                let Range { start, end } = stripe.cols();
-                self.kernels.dot(head.kind, head.rows(first + start..first + end), x, stripe.row(0));
-            });
-            if head.is_sparse() {
-                head.release();
-            }
+            self.scan_part(x, index * part, logits);
+        }
+    }
+
+    /// Rows of the head from `first` on times `x`.
+    fn scan_part(&self, x: &[f32], first: usize, logits: &mut [f32]) {
+        let (head, width) = (self.weights.head(), logits.len());
+        self.pool.stripes(logits, width, self.grain(width, x.len()), |mut stripe| {
+            let Range { start, end } = stripe.cols();
+            self.kernels.dot(head.kind, head.rows(first + start..first + end), x, stripe.row(0));
+        });
+        if head.is_sparse() {
+            head.release();
         }
     }
 
@@ -185,10 +190,18 @@ impl Model {
 
     /// Whether the best token is the best one of the whole head.
     fn check(&self, state: &mut State) {
-        let State { last, logits, whole, screening, .. } = state;
-        self.scan(last, whole);
+        let State { last, logits, exact, screening, .. } = state;
+        let mut best = (0, f32::NEG_INFINITY);
+        for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
+            let part = &mut exact[..SCAN_ROWS.min(self.shape.vocab - first)];
+            self.scan_part(last, first, part);
+            let at = largest(part);
+            if part[at] > best.1 {
+                best = (first + at, part[at]);
+            }
+        }
         screening.checks += 1;
-        screening.misses += u64::from(largest(logits) != largest(whole));
+        screening.misses += u64::from(largest(logits) != best.0);
     }
 }
 

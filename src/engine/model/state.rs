@@ -148,7 +148,6 @@ pub struct State {
     pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
     pub(super) rows: Vec<u32>,     // rows of the head that may be the best
     pub(super) exact: Vec<f32>,    // [MOST_ROWS], their logits
-    pub(super) whole: Vec<f32>,    // [vocab], logits that a screen is checked with
     pub(super) screening: Screening,
     pub(super) watch: Watch,
 }
@@ -184,7 +183,6 @@ impl State {
             screened: vec![0.0; if screen { shape.dim } else { 0 }],
             rows: Vec::with_capacity(if screen { MOST_ROWS } else { 0 }),
             exact: vec![0.0; if screen { MOST_ROWS } else { 0 }],
-            whole: vec![0.0; if screen { shape.vocab } else { 0 }],
             screening: Screening::default(),
             watch: Watch::new(),
         }
@@ -192,7 +190,7 @@ impl State {
 
     /// What screening the head did with this state; `None` where the head is read whole.
     pub fn screening(&self) -> Option<Screening> {
-        (!self.whole.is_empty()).then_some(self.screening)
+        (!self.exact.is_empty()).then_some(self.screening)
     }
 
     /// Tokens in the cache.

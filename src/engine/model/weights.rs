@@ -141,7 +141,7 @@ impl Bytes {
 
 /// Rows of a table that may stay in memory where it is read here and there: the system brings in 64 KiB
 /// around each.
-pub(super) const RESIDENT: usize = 256;
+pub(super) const RESIDENT: usize = 64;
 /// Bytes that the system brings in around one row (`fault_around_bytes` of Linux).
 const AROUND: usize = 64 << 10;
 

@@ -171,15 +171,38 @@ fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    for (row, weight) in rows.chunks_exact(out.len() * 2).zip(weights) {
-        let ((bytes, bytes_rest), (out, out_rest)) = (row.as_chunks::<16>(), out.as_chunks_mut::<8>());
-        for (bytes, out) in bytes.iter().zip(out) {
-            let sum = _mm256_fmadd_ps(load_f16(bytes), _mm256_set1_ps(*weight), load_f32(out));
-            // SAFETY: eight floats; the store needs no alignment.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
-        }
-        for (bytes, out) in bytes_rest.as_chunks::<2>().0.iter().zip(out_rest) {
+    let width = out.len() * 2;
+    let (wide, rest) = out.as_chunks_mut::<64>();
+    let (eights, single) = rest.as_chunks_mut::<8>();
+    let mut at = 0;
+    for out in wide {
+        mix_columns::<8>(rows, width, at, weights, out);
+        at += 128;
+    }
+    for out in eights {
+        mix_columns::<1>(rows, width, at, weights, out);
+        at += 16;
+    }
+    for (row, weight) in rows.chunks_exact(width).zip(weights) {
+        for (bytes, out) in row[at..].as_chunks::<2>().0.iter().zip(&mut *single) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
+    }
+}
+
+/// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn mix_columns<const N: usize>(rows: &[u8], width: usize, at: usize, weights: &[f32], out: &mut [f32]) {
+    let out = &mut out.as_chunks_mut::<8>().0[..N];
+    let mut sums: [__m256; N] = std::array::from_fn(|part| load_f32(&out[part]));
+    for (row, weight) in rows.chunks_exact(width).zip(weights) {
+        let weight = _mm256_set1_ps(*weight);
+        for (bytes, sum) in row[at..at + N * 16].as_chunks::<16>().0.iter().zip(&mut sums) {
+            *sum = _mm256_fmadd_ps(load_f16(bytes), weight, *sum);
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        // SAFETY: eight floats; the store needs no alignment.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }

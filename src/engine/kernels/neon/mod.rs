@@ -68,15 +68,37 @@ fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
 
 #[target_feature(enable = "neon")]
 pub(super) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    for (row, weight) in rows.chunks_exact(out.len() * 2).zip(weights) {
-        let ((bytes, bytes_rest), (out, out_rest)) = (row.as_chunks::<8>(), out.as_chunks_mut::<4>());
-        for (bytes, out) in bytes.iter().zip(out) {
-            let sum = vfmaq_n_f32(load_f32(out), load_f16(bytes), *weight);
-            // SAFETY: four floats; the store needs no alignment.
-            unsafe { vst1q_f32(out.as_mut_ptr(), sum) };
-        }
-        for (bytes, out) in bytes_rest.as_chunks::<2>().0.iter().zip(out_rest) {
+    let width = out.len() * 2;
+    let (wide, rest) = out.as_chunks_mut::<64>();
+    let (fours, single) = rest.as_chunks_mut::<4>();
+    let mut at = 0;
+    for out in wide {
+        mix_columns::<16>(rows, width, at, weights, out);
+        at += 128;
+    }
+    for out in fours {
+        mix_columns::<1>(rows, width, at, weights, out);
+        at += 8;
+    }
+    for (row, weight) in rows.chunks_exact(width).zip(weights) {
+        for (bytes, out) in row[at..].as_chunks::<2>().0.iter().zip(&mut *single) {
             *out += f16::from_le_bytes(*bytes).to_f32_const() * weight;
         }
+    }
+}
+
+/// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
+#[target_feature(enable = "neon")]
+fn mix_columns<const N: usize>(rows: &[u8], width: usize, at: usize, weights: &[f32], out: &mut [f32]) {
+    let out = &mut out.as_chunks_mut::<4>().0[..N];
+    let mut sums: [float32x4_t; N] = std::array::from_fn(|part| load_f32(&out[part]));
+    for (row, weight) in rows.chunks_exact(width).zip(weights) {
+        for (bytes, sum) in row[at..at + N * 8].as_chunks::<8>().0.iter().zip(&mut sums) {
+            *sum = vfmaq_n_f32(*sum, load_f16(bytes), *weight);
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        // SAFETY: four floats; the store needs no alignment.
+        unsafe { vst1q_f32(out.as_mut_ptr(), sum) };
     }
 }
