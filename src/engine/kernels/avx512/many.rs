@@ -6,10 +6,12 @@
 //! eight bytes of a row four go one way and four the other, at the same time.
 //!
 //! Both want rows side by side in a register: weights are turned a chunk of columns at a time and used for
-//! all tokens, sums are made for all rows of a span.
-//! Tried, for 512 rows of 2560 and 126 tokens where the tile alone has 192 GMAC/s: `vpermw` for 6 tokens at
-//! a time 248, 7 245, 8 242 (sums no longer fit the registers); tables of 32 tokens in memory, a row's code
-//! being the address, 200, and at best 211 with `vpdpbusd` beside it.
+//! all tokens, sums are made for all rows of a span. The three steps are functions of their own, never
+//! inlined: together the compiler keeps none of them in registers.
+//! Tried, in GMAC/s for 512 rows of 2560 and 126 tokens, where the tile alone has 193 and this 261: tiles of
+//! 7 or 8 tokens, whose sums the compiler no longer keeps in registers, a few less than 6; tables of 32 tokens
+//! in memory, a row's number being the address, 200, and 211 with `vpdpbusd` beside it in one loop, not in
+//! assembly.
 
 use crate::engine::kernels::Many;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
@@ -210,7 +212,7 @@ fn turn(weights: &[u8], width: usize, start: usize, ahead: usize, band: &mut [Un
 }
 
 /// Asks for what is turned next, so many bytes behind a part of a row: no processor guesses this from lines
-/// so far apart. With weights from memory, 512 rows and 64 tokens, a call is a fifth faster by it.
+/// so far apart.
 #[target_feature(enable = "avx512f")]
 fn fetch(part: &[u8], ahead: usize) {
     for line in 0..2 {
