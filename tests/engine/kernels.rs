@@ -103,10 +103,38 @@ fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
 }
 
 #[test]
+fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() {
+    let mut numbers = Random(11);
+    for kernels in Kernels::all() {
+        for tokens in (24..=37).chain([64]) {
+            // Chunks of 320 columns, the last one short; the last 32 rows are whole, one or nearly all.
+            for (rows, blocks) in [(112, 3), (113, 1), (159, 5)] {
+                let cols = blocks * BLOCK;
+                let weights = numbers.packed(rows * packed_row(cols));
+                check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
+            }
+        }
+    }
+}
+
+#[test]
+fn many_tokens_are_multiplied_as_the_definition_says_for_any_number_of_rows() {
+    let mut numbers = Random(12);
+    for kernels in Kernels::all() {
+        // Around the fewest rows for another way, and around a span of 512.
+        for rows in [1, 31, 111, 128, 511, 512, 513, 545, 1025] {
+            let cols = 3 * BLOCK;
+            let weights = numbers.packed(rows * packed_row(cols));
+            check_ternary(&kernels, &weights, &numbers.int8(25 * cols), cols);
+        }
+    }
+}
+
+#[test]
 fn extreme_values_overflow_nothing() {
     for kernels in Kernels::all() {
         for (blocks, rows, tokens) in
-            [(4, 5, 1), (15, 5, 5), (16, 2, 8), (17, 2, 9), (31, 5, 1), (64, 4, 8), (5, 128, 8)]
+            [(4, 5, 1), (15, 5, 5), (16, 2, 8), (17, 2, 9), (31, 5, 1), (64, 4, 8), (5, 128, 8), (5, 128, 24)]
         {
             let cols = blocks * BLOCK;
             for byte in [0b00_00_00_00u8, 0b01_01_01_01, 0b10_10_10_10] {
@@ -124,7 +152,7 @@ fn extreme_values_of_both_signs_overflow_nothing() {
     let mut numbers = Random(6);
     let cols = 17 * BLOCK;
     for kernels in Kernels::all() {
-        for (rows, tokens) in [(5, 1), (5, 8), (128, 8)] {
+        for (rows, tokens) in [(5, 1), (5, 8), (128, 8), (128, 24)] {
             let mut one_of = |two: [u8; 2], count: usize| -> Vec<u8> {
                 (0..count).map(|_| two[numbers.next() as usize % 2]).collect()
             };
@@ -138,21 +166,23 @@ fn extreme_values_of_both_signs_overflow_nothing() {
 #[test]
 fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
     let mut numbers = Random(7);
-    let (rows, tokens, cols) = (130, 9, 2 * BLOCK);
-    let q = numbers.int8(tokens * cols);
-    let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
-    let mut weights = numbers.packed(rows * packed_row(cols));
-    for row in [1, 64, rows - 1] {
-        weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
-    }
-    for kernels in Kernels::all() {
-        let mut out = vec![i32::MIN; rows * tokens];
-        kernels.ternary(&weights, &q, &sums, &mut out);
-        for (at, dot) in out.iter().enumerate() {
-            let (token, row) = (at / rows, at % rows);
-            let meant = ![1, 64, rows - 1].contains(&row);
-            let want = by_definition(&weights, &q, cols, row, token);
-            assert!(!meant || *dot == want, "{} row {row} token {token}", kernels.name());
+    for tokens in [9, 24] {
+        for kernels in Kernels::all() {
+            let (rows, cols) = (130, 3 * BLOCK);
+            let mut weights = numbers.packed(rows * packed_row(cols));
+            for row in [1, 64, rows - 1] {
+                weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
+            }
+            let q = numbers.int8(tokens * cols);
+            let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
+            let mut out = vec![i32::MIN; rows * tokens];
+            kernels.ternary(&weights, &q, &sums, &mut out);
+            for (at, dot) in out.iter().enumerate() {
+                let (token, row) = (at / rows, at % rows);
+                let meant = ![1, 64, rows - 1].contains(&row);
+                let want = by_definition(&weights, &q, cols, row, token);
+                assert!(!meant || *dot == want, "{} row {row} token {token}", kernels.name());
+            }
         }
     }
 }
@@ -162,7 +192,9 @@ fn rows_need_no_alignment() {
     let mut numbers = Random(2);
     let cols = 3 * BLOCK;
     for kernels in Kernels::all() {
-        for (offset, rows, tokens) in (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8)]) {
+        for (offset, rows, tokens) in
+            (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8), (3, 130, 24)])
+        {
             let weights = numbers.packed(offset + rows * packed_row(cols));
             let q = numbers.int8(offset + tokens * cols);
             check_ternary(&kernels, &weights[offset..], &q[offset..], cols);

@@ -42,10 +42,20 @@ type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]
 /// Weighted sum of rows of blocks: `out[c] += sum over r of weights[r] * rows[r, c]`.
 type MixBlocks = unsafe fn(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]);
 
+/// Another way for ternary rows, from some numbers of tokens and rows on.
+#[derive(Debug, Clone, Copy)]
+struct Many {
+    tokens: usize,
+    rows: usize,
+    /// Takes any number of tokens.
+    kernel: Ternary,
+}
+
 /// The inner loops for one kind of processor.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
+    many: Option<Many>,
     /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
     ternary: &'static [(usize, Ternary)],
     nibbles: Nibbles,
@@ -133,6 +143,12 @@ impl Kernels {
         8usize.next_multiple_of(self.ternary[0].0)
     }
 
+    /// Tokens from which on there is a faster way than [`Kernels::tokens`] at a time: all in one call, and
+    /// some hundred rows too. It keeps about 200 KB on the stack.
+    pub fn many(&self) -> Option<usize> {
+        self.many.map(|many| many.tokens)
+    }
+
     /// Ternary rows times quantised rows.
     ///
     /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:
@@ -150,8 +166,7 @@ impl Kernels {
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let fits = self.ternary.iter().find(|(count, _)| *count <= tokens - token);
-            let (count, kernel) = *fits.expect("a table ends with one token");
+            let (count, kernel) = self.fitting(tokens - token, rows);
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
             // SAFETY: the table was made for this processor, and the lengths were checked above as
             // the kernels expect them.
@@ -161,6 +176,16 @@ impl Kernels {
         // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
         for (out, sum) in out.chunks_exact_mut(rows.max(1)).zip(sums) {
             out.iter_mut().for_each(|dot| *dot -= sum);
+        }
+    }
+
+    /// A kernel, and for how many of so many tokens it is.
+    fn fitting(&self, tokens: usize, rows: usize) -> (usize, Ternary) {
+        match self.many {
+            Some(many) if tokens >= many.tokens && rows >= many.rows => (tokens, many.kernel),
+            _ => {
+                *self.ternary.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token")
+            }
         }
     }
 

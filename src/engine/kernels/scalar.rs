@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "scalar",
+    many: None,
     ternary: &[(4, ternary), (1, ternary)],
     nibbles,
     dot_f16,

@@ -35,12 +35,13 @@ fn ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let weights: Vec<u8> = (0..ROWS * packed_row(COLS))
         .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (numbers.next() % 3) as u8))
         .collect();
-    let q = numbers.int8(table.ternary[0].0 * COLS);
+    let many = table.many.map_or(0, |many| many.tokens);
+    let q = numbers.int8(many.max(table.ternary[0].0) * COLS);
     let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
-    for (tokens, _) in table.ternary {
+    for tokens in table.ternary.iter().map(|(tokens, _)| *tokens).chain((many > 0).then_some(many)) {
         let (mut ours, mut reference) = (vec![0; ROWS * tokens], vec![0; ROWS * tokens]);
-        table.ternary(&weights, &q[..tokens * COLS], &sums[..*tokens], &mut ours);
-        scalar::TABLE.ternary(&weights, &q[..tokens * COLS], &sums[..*tokens], &mut reference);
+        table.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut ours);
+        scalar::TABLE.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut reference);
         compare(table, "ternary", &ours, &reference)?;
     }
     Ok(())

@@ -17,6 +17,7 @@ macro_rules! table {
 
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
                 name: $name,
+                many: None,
                 ternary: &[
                     (6, tile::<6>),
                     (5, tile::<5>),

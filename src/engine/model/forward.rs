@@ -5,11 +5,21 @@ use super::timings::Part;
 use super::weights::{Form, Layer, Matrix, Packed, Table};
 use super::{Activation, Model};
 use crate::engine::ops::{self, Quantized};
+use crate::engine::pool::Stripe;
 use crate::engine::quant::packed_row;
 
 /// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough rows to
 /// cost nothing: base NEON prepares something for each call, and wants 256 rows of eight tokens.
 const TILE: usize = 2048;
+/// Integer sums of rows and tokens that are multiplied in one call, where the kernels take many: they share
+/// the second cache with the turned weights. Kept on the stack, 256 KB.
+const MANY: usize = MANY_ROWS * MANY_TOKENS;
+const MANY_ROWS: usize = 512;
+const MANY_TOKENS: usize = 128;
+/// Rows that are worth a call for many tokens, which turns and tabulates first; a multiple of what stands
+/// side by side in a register.
+const MANY_GRAIN: usize = 5 * ROWS_TOGETHER;
+const ROWS_TOGETHER: usize = 32;
 /// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
 const DENSE_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
@@ -148,23 +158,48 @@ impl Model {
         out: &mut [f32], // [n, rows]
     ) {
         let grain = self.grain(matrix.rows, matrix.cols * n);
-        self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
-            let mut dots = [0i32; TILE];
-            let (first, end) = (stripe.cols().start, stripe.cols().end);
-            let step = self.kernels.tokens();
-            for rows in chunks(first..end, TILE / n.min(step)) {
-                for tokens in chunks(0..n, step) {
-                    let dots = &mut dots[..rows.len() * tokens.len()];
-                    let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
-                    self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
-                    for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
-                        let scale = matrix.scale / input.made[token].scale;
-                        let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                        out.iter_mut().zip(dots).for_each(|(out, dot)| *out = *dot as f32 * scale);
-                    }
+        if self.kernels.many().is_some_and(|fewest| n >= fewest) {
+            let grain = grain.next_multiple_of(MANY_GRAIN);
+            let tokens = n.div_ceil(n.div_ceil(MANY_TOKENS));
+            self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
+                let parts = stripe.cols().len().div_ceil(MANY_ROWS);
+                let rows = stripe.cols().len().div_ceil(parts).next_multiple_of(ROWS_TOGETHER);
+                self.multiply::<MANY>(matrix, packed, (rows, tokens), input, (n, &mut stripe));
+            });
+        } else {
+            let tokens = self.kernels.tokens();
+            self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
+                let rows = TILE / n.min(tokens);
+                self.multiply::<TILE>(matrix, packed, (rows, tokens), input, (n, &mut stripe));
+            });
+        }
+    }
+
+    /// Computes a stripe of `[n, rows]`, so many rows and tokens to a call of the kernel; they are at most
+    /// `SUMS` sums.
+    #[inline(never)] // so that only the wide one takes its stack
+    fn multiply<const SUMS: usize>(
+        &self,
+        matrix: &Matrix,
+        packed: &Packed,
+        (rows, tokens): (usize, usize),
+        input: &QuantizedRows,
+        (n, stripe): (usize, &mut Stripe<f32>),
+    ) {
+        let mut dots = [0i32; SUMS];
+        let (first, end) = (stripe.cols().start, stripe.cols().end);
+        for rows in chunks(first..end, rows) {
+            for tokens in chunks(0..n, tokens) {
+                let dots = &mut dots[..rows.len() * tokens.len()];
+                let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
+                self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
+                for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
+                    let scale = matrix.scale / input.made[token].scale;
+                    let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
+                    out.iter_mut().zip(dots).for_each(|(out, dot)| *out = *dot as f32 * scale);
                 }
             }
-        });
+        }
     }
 
     fn project_dense(

@@ -16,6 +16,7 @@ use std::arch::x86_64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx2",
+    many: None,
     ternary: &[(4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one)],
     nibbles: nibbles::nibbles,
     dot_f16,

@@ -5,6 +5,7 @@
 //! them. Tried: two blocks in a register of 512, for which activations must be rearranged, so that a call of
 //! 16 rows took 2.7 times as long.
 
+mod many;
 mod nibbles;
 
 use super::Kernels;
@@ -15,6 +16,7 @@ use std::arch::x86_64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx512-vnni",
+    many: Some(many::MANY),
     ternary: &[(6, tile::<6>), (5, tile::<5>), (4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one)],
     nibbles: nibbles::nibbles,
     dot_f16,

@@ -12,6 +12,7 @@ use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
+    many: None,
     // Four tokens one by one are faster than a tile that is half in vain.
     ternary: &[
         (tile::TILE, tile::ternary),

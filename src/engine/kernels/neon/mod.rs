@@ -16,6 +16,7 @@ use std::arch::aarch64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon",
+    many: None,
     // Five tokens one by one are faster than a tile that is nearly half in vain.
     ternary: &[(tile::TILE, tile::ternary), (7, tile::ternary), (6, tile::ternary), (1, one::ternary)],
     nibbles: nibbles::nibbles,
