@@ -10,8 +10,9 @@ use bitnetd::engine::{ModelFile, Options, Source};
 use half::f16;
 use std::sync::Arc;
 
-const VOCAB: usize = 20_000;
-const PROMPT: [u32; 5] = [17, 2_000, 19_999, 4, 300];
+/// More than are ever read for one token.
+const VOCAB: usize = 2_500;
+const PROMPT: [u32; 5] = [17, 1_000, 1_499, 4, 300];
 
 /// A model of the 2B shape, narrow in layers and words.
 fn model(kernels: Kernels, threads: usize) -> Model {
@@ -30,9 +31,9 @@ fn lopsided() -> Model {
     let norm = start("output_norm.weight") + 4 * CHANNEL;
     bytes[norm..norm + 4].copy_from_slice(&30.0f32.to_le_bytes());
     let dim = file.tensor("output_norm.weight").expect("there").dims[0];
-    for row in (0..VOCAB).step_by(50) {
+    for row in (0..VOCAB).step_by(25) {
         let at = start("token_embd.weight") + 2 * (row * dim + CHANNEL);
-        let sign = if row % 100 == 0 { 1.0 } else { -1.0 };
+        let sign = if row % 50 == 0 { 1.0 } else { -1.0 };
         bytes[at..at + 2].copy_from_slice(&f16::from_f32(sign * 0.4).to_le_bytes());
     }
     load(Map::from(bytes), Kernels::detect(), 2)
@@ -90,14 +91,14 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
     let mut answers = Vec::new();
     for (kernels, threads) in Kernels::all().into_iter().flat_map(|table| [(table, 1), (table, 3)]) {
         let whole = model(kernels, threads);
-        let wanted = greedy(&whole, &mut state(&whole), 12);
+        let wanted = greedy(&whole, &mut state(&whole), 6);
         assert_eq!(state(&whole).screening(), None);
         let screened = screened(whole);
         let mut state = state(&screened);
-        assert_eq!(greedy(&screened, &mut state, 12), wanted, "{}, {threads} threads", kernels.name());
+        assert_eq!(greedy(&screened, &mut state, 6), wanted, "{}, {threads} threads", kernels.name());
         let said = counts(&state);
-        assert_eq!((said.tokens, said.scans), (12, 0), "{}", kernels.name());
-        assert!(said.rows >= 12 && said.rows < 12 * 200, "{said:?}");
+        assert_eq!((said.tokens, said.scans), (6, 0), "{}", kernels.name());
+        assert!(said.rows >= 6 && said.rows < 6 * 200, "{said:?}");
         answers.push((kernels.name(), image(&screened, HeadForm::Screened)));
     }
     let all_alike = answers.windows(2).all(|two| two[0].1 == two[1].1);
@@ -138,12 +139,12 @@ fn when_any_logit_may_matter_the_whole_head_is_read() {
 #[test]
 fn a_channel_that_outweighs_all_others_hides_no_token() {
     let whole = lopsided();
-    let wanted = greedy(&whole, &mut state(&whole), 100);
+    let wanted = greedy(&whole, &mut state(&whole), 40);
     let screened = screened(whole);
     let mut state = state(&screened);
-    assert_eq!(greedy(&screened, &mut state, 100), wanted);
+    assert_eq!(greedy(&screened, &mut state, 40), wanted);
     let said = counts(&state);
-    assert!(said.tokens > 90, "{said:?}");
+    assert!(said.tokens > 36, "{said:?}");
 }
 
 #[test]
@@ -171,7 +172,7 @@ fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
         let mut sampler = Sampler::new(sampling.clone(), VOCAB);
         PROMPT.iter().for_each(|id| sampler.see(*id));
         let (mut row, mut chosen) = (PROMPT.len() - 1, Vec::new());
-        for _ in 0..30 {
+        for _ in 0..12 {
             let logits = model.near_logits(row, state, 0.0, sampler.lowered());
             let id = sampler.sample(logits);
             sampler.see(id);
@@ -186,7 +187,7 @@ fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
     let screened = screened(whole);
     let mut state = state(&screened);
     assert_eq!(choose(&screened, &mut state), wanted);
-    assert!(counts(&state).scans < 5, "{:?}", counts(&state));
+    assert!(counts(&state).scans < 3, "{:?}", counts(&state));
 }
 
 #[test]
