@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Deliberately knows nothing of the daemon: no tokio, no wire types, no logging, no environment,
-//! and no clock but for its own timings. It could be published as a crate tomorrow.
+//! and no clock but for its own timings and the age of what it keeps. It could be published as a crate tomorrow.
 
 mod builtin;
 pub mod check;

@@ -71,14 +71,12 @@ impl<'a> Query<'a> {
             strongest =
                 if x > strongest[0] { [x, strongest[0]] } else { [strongest[0], strongest[1].max(x)] };
         }
-        let strong = strongest.iter().map(|x| x * x).sum::<f32>();
-        let length = (squares - strong).max(0.0).sqrt();
+        let others = (squares - strongest.iter().map(|x| x * x).sum::<f32>()).max(0.0).sqrt();
         let error =
             x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / made.scale).map(|e| e * e).sum::<f32>();
         // A sum of products of random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
-        let strong = strongest[0] + strongest[1];
-        Query { q, made, strong, spread: [length / root, error.sqrt() / root] }
+        Query { q, made, strong: strongest.iter().sum(), spread: [others / root, error.sqrt() / root] }
     }
 
     /// How far a row's rough logit may be off, at so many standard deviations.
@@ -171,10 +169,7 @@ impl Model {
         screened.iter_mut().zip(last.iter().zip(&screen.columns)).for_each(|(to, (x, size))| *to = x * size);
         let query = Query::new(screened, &mut quantized.q[..packed_row(last.len()) * 4]);
         self.estimate(screen, &query, logits);
-        let best = match lowered {
-            None => largest(logits),
-            Some(lowered) => largest_but(logits, lowered),
-        };
+        let best = largest(logits, lowered);
         self.read_rows(&[best as u32], last, exact);
         let bar = exact[0] - reach;
         if !bar.is_finite() || !collect(screen, &query, logits, bar, rows) {
@@ -229,12 +224,12 @@ impl Model {
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
             let part = &mut exact[..SCAN_ROWS.min(self.shape.vocab - first)];
             self.scan_part(last, first, part);
-            let at = largest(part);
+            let at = largest(part, None);
             if part[at] > best.1 {
                 best = (first + at, part[at]);
             }
         }
-        let agrees = largest(logits) == best.0;
+        let agrees = largest(logits, None) == best.0;
         screening.checks += 1;
         screening.misses += u64::from(!agrees);
         agrees
@@ -263,22 +258,12 @@ fn collect(screen: &Screen, query: &Query<'_>, logits: &[f32], bar: f32, rows: &
     true
 }
 
-/// Where the largest number is that is not lowered; where all are, the first.
-fn largest_but(x: &[f32], lowered: &[bool]) -> usize {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (at, (x, lowered)) in x.iter().zip(lowered).enumerate() {
-        if *x > best.1 && !lowered {
-            best = (at, *x);
-        }
-    }
-    best.0
-}
-
-/// Where the largest number is, the first of equal ones; as the sampler has it.
-fn largest(x: &[f32]) -> usize {
+/// Where the largest number is that is not lowered, the first of equal ones, as the sampler has it; 0 where
+/// there is none.
+fn largest(x: &[f32], lowered: Option<&[bool]>) -> usize {
     let mut best = (0, f32::NEG_INFINITY);
     for (at, x) in x.iter().enumerate() {
-        if *x > best.1 {
+        if *x > best.1 && !lowered.is_some_and(|lowered| lowered[at]) {
             best = (at, *x);
         }
     }

@@ -9,6 +9,7 @@ mod tile;
 
 use super::Kernels;
 use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
+use std::arch::aarch64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
@@ -27,3 +28,13 @@ pub(super) const TABLE: Kernels = Kernels {
     dot_blocks,
     mix_blocks,
 };
+
+/// The sums of the lanes of four rows.
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_across([a, b, c, d]: [int32x4_t; 4]) -> [i32; 4] {
+    let mut dots = [0; 4];
+    // SAFETY: four numbers; the store needs no alignment.
+    unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };
+    dots
+}

@@ -3,6 +3,7 @@
 //! A mask or a shift for each `sdot`: 16 cycles of a Cortex-A76 for 256 bytes, many times what memory
 //! can deliver.
 
+use super::add_across;
 use crate::engine::quant::NIBBLE_BLOCK;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -27,11 +28,7 @@ pub(super) fn nibbles(rows: &[u8], q: &[i8], out: &mut [i32]) {
 
 #[target_feature(enable = "neon,dotprod")]
 fn dot_rows(rows: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
-    let [a, b, c, d] = add_rows(rows, step, q).map(|[low, high]| vaddq_s32(low, high));
-    let mut dots = [0; ROWS];
-    // SAFETY: four numbers; the store needs no alignment.
-    unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };
-    dots
+    add_across(add_rows(rows, step, q).map(|[low, high]| vaddq_s32(low, high)))
 }
 
 /// A block of one row: its pointer, its two sums. Activations are in v16 to v23.

@@ -8,6 +8,7 @@
 //! weights instead of 38, as the compiler makes masks anew in each turn, adds to each pointer by an
 //! instruction of its own and, with loads of two and four registers, spills.
 
+use super::add_across;
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -36,11 +37,7 @@ pub(super) fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 
 #[target_feature(enable = "neon,dotprod")]
 fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
-    let [a, b, c, d] = add_rows(weights, step, q).map(|sums| whole(sums));
-    let mut dots = [0; ROWS];
-    // SAFETY: four numbers; the store needs no alignment.
-    unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };
-    dots
+    add_across(add_rows(weights, step, q).map(|sums| whole(sums)))
 }
 
 /// The sums as if no code had been 4 or 16 times itself: each lane is a whole multiple.
