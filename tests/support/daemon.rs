@@ -49,6 +49,11 @@ impl Process {
         self.0.id()
     }
 
+    /// Writes to its standard input, which is piped and stays open.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.0.stdin.as_mut().expect("piped").write_all(bytes).expect("it reads");
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         until("the process ends", || self.0.try_wait().expect("our child")).await
