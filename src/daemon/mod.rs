@@ -19,7 +19,7 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::protocol::MqttLink;
-use crate::telemetry::sensors::Sensors;
+use crate::telemetry::sensors::{self, Sensors};
 use crate::telemetry::{self, Telemetry};
 use crate::transport::mqtt::{self, LinkState};
 use crate::transport::{Inbound, unix};
@@ -295,6 +295,7 @@ fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
         memory_mb: u64,
         planned_mb: usize,
         threads: usize,
+        memory_limit_enforced: bool,
     }
     let info = Info {
         version: env!("CARGO_PKG_VERSION"),
@@ -307,6 +308,7 @@ fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
             memory_mb: config.budget.memory_bytes >> 20,
             planned_mb: plan.total().div_ceil(1 << 20),
             threads: config.budget.threads,
+            memory_limit_enforced: sensors::memory_limit(Path::new("/")).bytes().is_some(),
         },
     };
     serde_json::to_vec(&info).expect("strings and numbers")

@@ -152,6 +152,7 @@ async fn the_telemetry_has_every_documented_key() {
         }
     }
     assert!(report["memory"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{report}");
+    assert!(report["memory"]["memory_limit_enforced"].is_boolean(), "{report}");
 }
 
 #[tokio::test]
