@@ -8,12 +8,15 @@ mod budget;
 mod cache;
 mod health;
 mod queue;
+mod reload;
 mod report;
 mod shutdown;
+mod status;
 mod systemd;
 mod worker;
 
 pub use budget::{Plan, TooLarge};
+pub use reload::Reread;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
@@ -21,12 +24,14 @@ use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
-use crate::transport::Inbound;
 use crate::transport::mqtt::{self, LinkState};
 use crate::transport::unix::{self, Latecomers};
+use crate::transport::{Inbound, Pulse};
 use log::{error, info, warn};
 use queue::Queue;
+use reload::Settings;
 use report::{Reporter, info_payload, sample_power};
+use shutdown::{Asked, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +45,8 @@ use worker::{Facts, Worker};
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
+/// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
+const LAST_STEP: Duration = Duration::from_secs(30);
 /// Between two looks at waiting requests that were cancelled or ran out of time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -97,12 +104,17 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
 }
 
 /// Runs until `stop` is cancelled or a signal asks for it. `ready` hears when both doors are open
-/// and the model is loaded.
-pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), Failure> {
+/// and the model is loaded; `reread` is called when a signal asks for another configuration.
+pub async fn run(
+    config: Config,
+    reread: Reread,
+    stop: CancellationToken,
+    ready: oneshot::Sender<()>,
+) -> Result<(), Failure> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
-    let mut signals = shutdown::Signals::listen()
-        .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(config.budget.memory_bytes));
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
@@ -121,29 +133,49 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         keep_in: config.model.keep_in.clone(),
     };
     let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
+    let loads = what_loads(&config, &plan);
     let (worker::Thread { handle, ended }, facts) = tokio::select! {
         started = worker.start(file, options) => started?,
-        signal = signals.next() => {
+        signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
             return Ok(());
         }
+        never = systemd::loading(&loads) => match never {},
     };
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
-    let close = CancellationToken::new();
-    let daemon = Daemon { config, telemetry, sensors, queue, latecomers, draining: stop, close };
+    let (interval, _) = watch::channel(config.telemetry.interval);
+    let settings = Settings { running: config, reread, queue: Arc::clone(&queue), interval };
+    let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
     info!(
         "ready: {} on {}, threads: {}, socket {}",
-        facts.model, facts.kernel, daemon.config.budget.threads, socket_name
+        facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name
     );
     let outcome = daemon.serve(listener, signals, ended, &facts, &plan, ready).await;
-    // The worker ends when its queue is closed and empty, which `serve` has seen to.
-    if handle.join().is_err() {
-        error!("the worker thread died");
-    }
     drop(place);
-    outcome
+    outcome.and(last_step(handle).await)
+}
+
+/// Waits for the worker, which ends when its queue is closed and empty, as it is now.
+async fn last_step(worker: std::thread::JoinHandle<()>) -> Result<(), Failure> {
+    let deadline = Instant::now() + LAST_STEP;
+    while !worker.is_finished() {
+        if Instant::now() >= deadline {
+            let said = format!("the worker did not end its step in {LAST_STEP:?}; stopped without it");
+            return Err(Failure::Setup(said));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    worker.join().map_err(|_| Failure::Setup("the worker thread died; standard error says where".into()))
+}
+
+/// What systemd is told while the worker is busy with it.
+fn what_loads(config: &Config, plan: &Plan) -> String {
+    let model =
+        config.model.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string());
+    format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
 }
 
 /// Where the socket is: under systemd its own word counts, not the configuration's.
@@ -166,20 +198,22 @@ fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Pla
 }
 
 struct Daemon {
-    config: Config,
+    settings: Settings,
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
     latecomers: Latecomers,
     draining: CancellationToken,
     close: CancellationToken,
+    /// Of the broker link's loop.
+    pulse: Pulse,
 }
 
 impl Daemon {
     async fn serve(
-        &self,
+        &mut self,
         listener: tokio::net::UnixListener,
-        signals: shutdown::Signals,
+        signals: Signals,
         worker: oneshot::Receiver<()>,
         facts: &Facts,
         plan: &Plan,
@@ -197,17 +231,7 @@ impl Daemon {
             self.close.clone(),
         ));
         let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
-        let mut company = JoinSet::new();
-        company.spawn(admit(requests, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
-        company.spawn(sweep(Arc::clone(&self.queue)));
-        company.spawn(sample_power(Arc::clone(&self.sensors), Arc::clone(&self.telemetry)));
-        let reporter = Reporter { reports, link, queue: Arc::clone(&self.queue) };
-        company.spawn(reporter.run(
-            self.config.telemetry.interval,
-            Arc::clone(&self.sensors),
-            Arc::clone(&self.telemetry),
-        ));
-        company.spawn(systemd::feed_watchdog(Arc::clone(&self.queue)));
+        let mut company = self.keep_company(requests, reports, link, &facts.model);
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -221,6 +245,31 @@ impl Daemon {
         fault.map_or(Ok(()), |said| Err(Failure::Setup(said)))
     }
 
+    /// The tasks that run beside the doors.
+    fn keep_company(
+        &self,
+        requests: mpsc::Receiver<Inbound>,
+        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+        link: Option<watch::Receiver<LinkState>>,
+        model: &str,
+    ) -> JoinSet<()> {
+        let (queue, telemetry) = (&self.queue, &self.telemetry);
+        let watched = link.is_some().then(|| self.pulse.clone());
+        let (model, seen) = (model.to_owned(), link.clone());
+        let observer =
+            systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
+        let interval = self.settings.interval.subscribe();
+        let reporter = Reporter { reports, link, queue: queue.clone(), interval };
+        let mut company = JoinSet::new();
+        company.spawn(admit(requests, queue.clone(), telemetry.clone()));
+        company.spawn(sweep(queue.clone()));
+        company.spawn(sample_power(self.sensors.clone(), telemetry.clone()));
+        company.spawn(reporter.run(self.sensors.clone(), telemetry.clone()));
+        company.spawn(systemd::feed_watchdog(queue.clone(), watched));
+        company.spawn(observer.run(self.draining.clone()));
+        company
+    }
+
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
@@ -229,21 +278,24 @@ impl Daemon {
         facts: &Facts,
         plan: &Plan,
     ) -> Option<watch::Receiver<LinkState>> {
-        let config = self.config.mqtt.clone()?;
+        let running = &self.settings.running;
+        let config = running.mqtt.clone()?;
         let (state, link) = watch::channel(LinkState::default());
         doors.spawn(mqtt::run(mqtt::Door {
             config,
-            device: self.config.device.id.clone(),
-            info: info_payload(&self.config, facts, plan),
-            window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
+            device: running.device.id.clone(),
+            info: info_payload(running, facts, plan),
+            window: u16::try_from(running.queue.depth + 1).unwrap_or(u16::MAX),
             requests,
             telemetry,
-            interval: self.config.telemetry.interval,
+            interval: self.settings.interval.subscribe(),
             state,
             counters: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
             flush: FLUSH,
+            pulse: self.pulse.clone(),
+            turn: systemd::turn(),
         }));
         Some(link)
     }
@@ -252,32 +304,60 @@ impl Daemon {
     /// which part of the daemon failed, if that is why it stops: such a daemon answers nobody, and
     /// its exit code must tell systemd to start another.
     async fn wait_and_drain(
-        &self,
-        mut signals: shutdown::Signals,
+        &mut self,
+        mut signals: Signals,
         worker: oneshot::Receiver<()>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = tokio::select! {
-            () = self.draining.cancelled() => None,
-            signal = signals.next() => {
-                info!("stopping on {signal}");
-                None
-            }
-            _ = worker => Some("the worker thread died; standard error says where".into()),
-            Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
-            Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
-        };
-        systemd::stopping(self.config.queue.drain);
+        let fault = self.word_to_stop(&mut signals, worker, doors, company).await;
+        systemd::stopping(&self.queue);
         self.draining.cancel();
-        let deadline = Instant::now() + self.config.queue.drain;
+        let deadline = Instant::now() + self.settings.running.queue.drain;
         tokio::select! {
             () = self.queue.drained(deadline) => {}
-            signal = signals.next() => warn!("{signal} again: not waiting for answers"),
+            signal = signals.stop() => warn!("{signal} again: not waiting for answers"),
+            never = systemd::drain(&self.queue) => match never {},
         }
+        systemd::closing();
         self.queue.close();
         self.queue.drained(Instant::now() + FLUSH).await;
         fault
+    }
+
+    async fn word_to_stop(
+        &mut self,
+        signals: &mut Signals,
+        mut worker: oneshot::Receiver<()>,
+        doors: &mut JoinSet<()>,
+        company: &mut JoinSet<()>,
+    ) -> Option<String> {
+        loop {
+            tokio::select! {
+                biased;
+                // Before the doors, which end by themselves once it is said.
+                () = self.draining.cancelled() => return None,
+                asked = signals.next() => match asked {
+                    Asked::Reload => self.reload(),
+                    Asked::Stop(signal) => {
+                        info!("stopping on {signal}");
+                        return None;
+                    }
+                },
+                _ = &mut worker => {
+                    self.queue.abandon();
+                    return Some("the worker thread died; standard error says where".into());
+                }
+                Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
+                Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        systemd::reloading();
+        self.settings.reload();
+        systemd::reloaded();
     }
 }
 

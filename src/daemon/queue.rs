@@ -32,12 +32,13 @@ pub(super) struct Queue {
     cut_off: AtomicBool,
     /// Counts what the worker does, for the watchdog.
     steps: AtomicU64,
-    timeout: Duration,
+    /// For requests that name none, in milliseconds.
+    timeout_ms: AtomicU64,
 }
 
 impl Queue {
     pub fn new(config: &config::Queue, telemetry: Arc<Telemetry>) -> Self {
-        Queue {
+        let queue = Queue {
             admission: Mutex::new(Admission::new(config.depth)),
             telemetry,
             offered: Condvar::new(),
@@ -45,13 +46,22 @@ impl Queue {
             running: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             steps: AtomicU64::new(0),
-            timeout: config.timeout,
-        }
+            timeout_ms: AtomicU64::default(),
+        };
+        queue.set_timeout(config.timeout);
+        queue
+    }
+
+    /// Time for requests that name none, from now on.
+    pub fn set_timeout(&self, timeout: Duration) {
+        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.timeout_ms.store(ms, Ordering::Relaxed);
     }
 
     /// Takes a request in, or tells its client why not.
     pub fn offer(&self, inbound: Inbound) {
-        let timeout = inbound.request.timeout.unwrap_or(self.timeout);
+        let usual = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
+        let timeout = inbound.request.timeout.unwrap_or(usual);
         let offered = locked(&self.admission).offer(inbound, timeout);
         match offered {
             Ok(()) => {
@@ -88,6 +98,12 @@ impl Queue {
         let left = locked(&self.admission).close();
         self.offered.notify_all();
         left.into_iter().for_each(|(job, refusal)| self.refuse(job.inbound, refusal));
+    }
+
+    /// The worker is dead: what it had will never end, and nobody takes what waits.
+    pub fn abandon(&self) {
+        self.running.store(false, Ordering::Relaxed);
+        self.close();
     }
 
     /// Requests that wait, and that run.

@@ -17,11 +17,14 @@ mod listener;
 mod models;
 mod mqtt;
 mod past;
+mod reload;
+mod restart;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
 mod systemd;
 mod threads;
+mod watchdog;
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

@@ -56,9 +56,11 @@ impl Desk {
     /// Waits for one thing and does what follows from it. Nothing is awaited while it is done, so
     /// no part of it can wait for another.
     pub async fn step(&mut self) {
+        self.door.pulse.beat();
         self.pump(Instant::now());
         self.report();
-        let due = [self.link.due(), self.closing].into_iter().flatten().min();
+        let turn = Some(Instant::now() + self.door.turn);
+        let due = [self.link.due(), self.closing, turn].into_iter().flatten().min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
@@ -287,7 +289,7 @@ impl Desk {
         if let (Some(report), Some(connection)) = (report, connection) {
             let now = Instant::now();
             let packet = Packet::json(self.topics.telemetry(), report.to_vec());
-            let packet = Packet { expires: Some(now + self.door.interval), ..packet };
+            let packet = Packet { expires: Some(now + *self.door.interval.borrow()), ..packet };
             if packet.size() <= self.limits.packet {
                 connection.mention(&packet, now);
             }

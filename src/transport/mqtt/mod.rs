@@ -21,7 +21,7 @@ pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
-use crate::transport::Inbound;
+use crate::transport::{Inbound, Pulse};
 use desk::Desk;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +44,8 @@ pub struct Door {
     pub requests: mpsc::Sender<Inbound>,
     /// The latest report, as JSON.
     pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
-    /// When a report is stale: the interval between two.
-    pub interval: Duration,
+    /// When a report is stale: the interval between two, which may change.
+    pub interval: watch::Receiver<Duration>,
     /// How the link fares.
     pub state: watch::Sender<LinkState>,
     /// Counts what is refused here already.
@@ -57,6 +57,10 @@ pub struct Door {
     pub close: CancellationToken,
     /// Longest time for sending what is left.
     pub flush: Duration,
+    /// Beats at each turn of the door's loop.
+    pub pulse: Pulse,
+    /// Longest time between two turns, when there is nothing to do.
+    pub turn: Duration,
 }
 
 /// How the broker link fares.

@@ -1,0 +1,218 @@
+//! What differs between two configurations, named by key, and what of it can change while the daemon runs.
+//!
+//! Each section is taken apart field by field, so that a new setting does not compile before it is listed here.
+
+use super::{Budget, Config, Device, Log, Login, Model, Mqtt, Queue, Socket, Telemetry};
+
+/// The keys whose values differ, in the order of the reference file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Those that [`Config::adopt`] takes over.
+    pub live: Vec<&'static str>,
+    /// Those that a restart is needed for.
+    pub at_restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// Whether both configurations are the same.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.at_restart.is_empty()
+    }
+
+    fn live(&mut self, key: &'static str, differs: bool) {
+        self.live.extend(differs.then_some(key));
+    }
+
+    fn at_restart(&mut self, key: &'static str, differs: bool) {
+        self.at_restart.extend(differs.then_some(key));
+    }
+}
+
+impl Config {
+    /// What would change if `wanted` took this one's place.
+    pub fn changes(&self, wanted: &Config) -> Changes {
+        let mut changes = Changes::default();
+        let Config { device, model, budget, socket, mqtt, queue, telemetry, log } = self;
+        device.compare(&wanted.device, &mut changes);
+        model.compare(&wanted.model, &mut changes);
+        budget.compare(&wanted.budget, &mut changes);
+        socket.compare(&wanted.socket, &mut changes);
+        match (mqtt, &wanted.mqtt) {
+            (Some(ours), Some(wanted)) => ours.compare(wanted, &mut changes),
+            (ours, wanted) => changes.at_restart("mqtt.host", ours != wanted),
+        }
+        queue.compare(&wanted.queue, &mut changes);
+        telemetry.compare(&wanted.telemetry, &mut changes);
+        log.compare(&wanted.log, &mut changes);
+        changes
+    }
+
+    /// Takes over what can change while the daemon runs.
+    pub fn adopt(&mut self, wanted: &Config) {
+        self.queue.timeout = wanted.queue.timeout;
+        self.queue.drain = wanted.queue.drain;
+        self.telemetry = wanted.telemetry.clone();
+        self.log = wanted.log.clone();
+    }
+}
+
+impl Device {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Device { id } = self;
+        changes.at_restart("device.id", *id != wanted.id);
+    }
+}
+
+impl Model {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Model { path, context, i2s_layout, head, kv_cache, keep_in } = self;
+        changes.at_restart("model.path", *path != wanted.path);
+        changes.at_restart("model.context", *context != wanted.context);
+        changes.at_restart("model.i2s_layout", *i2s_layout != wanted.i2s_layout);
+        changes.at_restart("model.head", *head != wanted.head);
+        changes.at_restart("model.kv_cache", *kv_cache != wanted.kv_cache);
+        changes.at_restart("model.cache_dir", *keep_in != wanted.keep_in);
+    }
+}
+
+impl Budget {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        // Which processors they keep to follows from the number of threads.
+        let Budget { memory_bytes, threads, decode_threads, prefill_threads, keep_to: _, pin } = self;
+        changes.at_restart("budget.memory_mb", *memory_bytes != wanted.memory_bytes);
+        changes.at_restart("budget.threads", *threads != wanted.threads);
+        changes.at_restart("budget.decode_threads", *decode_threads != wanted.decode_threads);
+        changes.at_restart("budget.prefill_threads", *prefill_threads != wanted.prefill_threads);
+        changes.at_restart("budget.pin", *pin != wanted.pin);
+    }
+}
+
+impl Socket {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Socket { path, mode } = self;
+        changes.at_restart("socket.path", *path != wanted.path);
+        changes.at_restart("socket.mode", *mode != wanted.mode);
+    }
+}
+
+impl Mqtt {
+    /// All at a restart: an answer has to go to the broker that its prompt came from, under the topics it
+    /// was asked on. The password's file is read at each connect, whatever it holds by then.
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Mqtt { host, port, prefix, login } = self;
+        changes.at_restart("mqtt.host", *host != wanted.host);
+        changes.at_restart("mqtt.port", *port != wanted.port);
+        changes.at_restart("mqtt.prefix", *prefix != wanted.prefix);
+        let (ours, wanted) = (login.as_ref(), wanted.login.as_ref());
+        changes.at_restart("mqtt.username", ours.map(username) != wanted.map(username));
+        changes.at_restart("mqtt.password_file", ours.map(password_file) != wanted.map(password_file));
+    }
+}
+
+fn username(login: &Login) -> &str {
+    &login.username
+}
+
+fn password_file(login: &Login) -> Option<&std::path::Path> {
+    login.password_file.as_deref()
+}
+
+impl Queue {
+    /// The memory plan counts with the depth, and so does the window that the broker was given.
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Queue { depth, timeout, drain } = self;
+        changes.at_restart("queue.depth", *depth != wanted.depth);
+        changes.live("queue.timeout_ms", *timeout != wanted.timeout);
+        changes.live("queue.drain_ms", *drain != wanted.drain);
+    }
+}
+
+impl Telemetry {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Telemetry { interval } = self;
+        changes.live("telemetry.interval_s", *interval != wanted.interval);
+    }
+}
+
+impl Log {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Log { level } = self;
+        changes.live("log.level", *level != wanted.level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Host;
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let host = Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 4,
+            big: vec![],
+            runtime_dir: "/run/bitnetd".into(),
+            cache_dir: "/var/cache/bitnetd".into(),
+        };
+        Config::parse(text, "bitnetd.toml", &host).expect("sound")
+    }
+
+    const BEFORE: &str = "[mqtt]\nhost = \"a\"\n";
+
+    /// Every key there is with a value that is neither its default nor `BEFORE`'s.
+    const AFTER: &str = r#"
+        device.id = "attic"
+        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
+        budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
+        socket = { path = "/s", mode = "0600" }
+        mqtt = { host = "b", port = 1884, prefix = "c", username = "u", password_file = "/p" }
+        queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
+        telemetry.interval_s = 4
+        log.level = "warn"
+    "#;
+
+    #[test]
+    fn the_same_settings_are_no_change() {
+        assert!(config(AFTER).changes(&config(AFTER)).is_empty());
+        assert!(config("").changes(&config("")).is_empty());
+    }
+
+    #[test]
+    fn every_key_of_the_reference_file_is_named_when_it_changes() {
+        let changes = config(BEFORE).changes(&config(AFTER));
+        let named: Vec<&str> = [&changes.live[..], &changes.at_restart].concat();
+        let mut section = "";
+        for line in include_str!("../../config/bitnetd.toml").lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_end_matches(']');
+            } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
+                && !line.starts_with("# ")
+            {
+                let key = format!("{section}.{key}");
+                // These two have one value each in this version.
+                assert!(
+                    named.contains(&key.as_str()) || ["mqtt.tls", "mqtt.version"].contains(&&*key),
+                    "{key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_adopted_differs_no_more_and_the_rest_still_does() {
+        let (mut running, wanted) = (config(BEFORE), config(AFTER));
+        let before = running.changes(&wanted);
+        assert_eq!(before.live, ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "log.level"]);
+        running.adopt(&wanted);
+        let after = running.changes(&wanted);
+        assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });
+    }
+
+    #[test]
+    fn a_broker_that_comes_or_goes_is_named_by_its_host() {
+        for (before, after) in [("", BEFORE), (BEFORE, "")] {
+            assert_eq!(config(before).changes(&config(after)).at_restart, ["mqtt.host"]);
+        }
+    }
+}
