@@ -94,10 +94,19 @@ impl Mosquitto {
 
     /// How often a client of this id was accepted, by the broker's own log.
     pub fn connects(&self, client: &str) -> usize {
+        self.connect_times(client).len()
+    }
+
+    /// When, in seconds since 1970.
+    pub fn connect_times(&self, client: &str) -> Vec<u64> {
         let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         let accepted =
             |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
-        log.lines().filter(accepted).count()
+        let time = |line: &str| line.split(':').next().and_then(|time| time.parse().ok());
+        log.lines()
+            .filter(accepted)
+            .map(|line| time(line).expect("mosquitto writes the time first"))
+            .collect()
     }
 
     /// Runs `mosquitto_pub` with these arguments to its end.

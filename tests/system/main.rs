@@ -12,6 +12,7 @@ mod convert;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
+mod endure;
 mod limits;
 mod listener;
 mod models;
