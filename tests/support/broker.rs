@@ -20,6 +20,9 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
+    /// Written at once, so that a kill loses nothing that was acknowledged.
+    pub const PERSISTENT: &str = "persistence true\nautosave_on_changes true\nautosave_interval 1\n";
+
     /// A broker that keeps nothing over a restart.
     pub async fn start() -> Self {
         Self::with("").await
@@ -27,14 +30,13 @@ impl Mosquitto {
 
     /// A broker that keeps sessions and messages on disk.
     pub async fn persistent() -> Self {
-        // Written at once, so that a kill loses nothing that was acknowledged.
-        Self::with("persistence true\nautosave_on_changes true\nautosave_interval 1\n").await
+        Self::with(Self::PERSISTENT).await
     }
 
     /// A broker with more lines in its configuration.
     pub async fn with(lines: &str) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        broker.configure(&format!("allow_anonymous true\n{lines}"));
+        broker.change(lines);
         broker.restart().await;
         broker
     }
@@ -60,6 +62,11 @@ impl Mosquitto {
              log_dest file {place}/log\nlog_type all\n{lines}"
         );
         std::fs::write(self.path("mosquitto.conf"), text).expect("a temporary folder");
+    }
+
+    /// From its next start on it has these lines in its configuration instead.
+    pub fn change(&self, lines: &str) {
+        self.configure(&format!("allow_anonymous true\n{lines}"));
     }
 
     /// A file beside its configuration.
@@ -115,6 +122,12 @@ impl Mosquitto {
         assert!(finish(child).await.1, "mosquitto_pub {args:?}");
     }
 
+    /// Publishes each line of a file as a message of its own.
+    pub async fn publish_lines(&self, lines: std::fs::File, args: &[&str]) {
+        let child = self.command("mosquitto_pub", args).arg("-l").stdin(lines).spawn();
+        assert!(finish(child.expect("it ran before")).await.1, "mosquitto_pub {args:?}");
+    }
+
     /// Begins `mosquitto_sub` with these arguments, and waits until it is subscribed.
     pub async fn subscribe(&self, args: &[&str]) -> Subscriber {
         let before = self.subscriptions();
@@ -134,12 +147,15 @@ impl Mosquitto {
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {
-        program(name)
-            .args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+        let child = self.command(name, args).spawn();
+        child.expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+    }
+
+    fn command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = program(name);
+        command.args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.args(args).stdout(Stdio::piped());
+        command
     }
 }
 
