@@ -122,12 +122,6 @@ impl Mosquitto {
         assert!(finish(child).await.1, "mosquitto_pub {args:?}");
     }
 
-    /// Publishes each line of a file as a message of its own.
-    pub async fn publish_lines(&self, lines: std::fs::File, args: &[&str]) {
-        let child = self.command("mosquitto_pub", args).arg("-l").stdin(lines).spawn();
-        assert!(finish(child.expect("it ran before")).await.1, "mosquitto_pub {args:?}");
-    }
-
     /// Begins `mosquitto_sub` with these arguments, and waits until it is subscribed.
     pub async fn subscribe(&self, args: &[&str]) -> Subscriber {
         let before = self.subscriptions();

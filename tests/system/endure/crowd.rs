@@ -217,14 +217,15 @@ async fn ask(asker: usize, port: u16, memory: Memory, ledger: Shared) {
     }
 }
 
-/// One connection of an asker.
-struct Line {
+/// One connection of a client.
+pub struct Line {
     client: AsyncClient,
     events: EventLoop,
 }
 
 impl Line {
-    fn new(port: u16, name: &str) -> Self {
+    /// A connection under this name, made with the first message.
+    pub fn new(port: u16, name: &str) -> Self {
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
         options.set_connection_timeout(5);
         let (client, events) = AsyncClient::new(options, 4);
@@ -240,7 +241,8 @@ impl Line {
         self.deliver("crowd/next", "").await.map(|_| ())
     }
 
-    async fn deliver(&mut self, topic: &str, payload: &str) -> Result<PubAckReason, ()> {
+    /// Publishes, and waits for the broker's acknowledgement.
+    pub async fn deliver(&mut self, topic: &str, payload: &str) -> Result<PubAckReason, ()> {
         self.client.try_publish(topic, QoS::AtLeastOnce, false, payload.to_owned()).map_err(|_| ())?;
         let acknowledged = async {
             loop {

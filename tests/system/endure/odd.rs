@@ -2,6 +2,7 @@
 //! `tests/daemon/mqtt`; here it is the daemon as a whole.
 
 use super::CLIENT;
+use super::crowd::Line;
 use crate::daemon::{Client, Daemon};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
@@ -117,13 +118,12 @@ async fn all_that_the_broker_kept_for_us_is_taken_in_one_piece() {
     let settings = format!("[queue]\ndepth = {depth}\n");
     let mut home = Home::at(Mosquitto::start().await, &settings).await;
     home.daemon.process.kill();
-    let file = home.folder.path("lines");
     // A window full: what waits, and one that is answered.
-    let lines: Vec<String> =
-        (0..=depth).map(|n| format!(r#"{{"id":"n{n}","prompt":"go","max_tokens":1}}"#)).collect();
-    std::fs::write(&file, lines.join("\n")).expect("a temporary folder");
-    let input = std::fs::File::open(&file).expect("just written");
-    home.broker.publish_lines(input, &["-q", "1", "-t", PROMPT]).await;
+    let mut line = Line::new(home.broker.port, "many");
+    for n in 0..=depth {
+        let prompt = format!(r#"{{"id":"n{n}","prompt":"go","max_tokens":1}}"#);
+        line.deliver(PROMPT, &prompt).await.expect("the broker takes it");
+    }
     home.daemon = Daemon::start(&home.folder, &format!("{}{settings}", linked(home.broker.port))).await;
     for _ in 0..=depth {
         let done = home.replies.end().await;
