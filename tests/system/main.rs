@@ -12,6 +12,7 @@ mod convert;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
+mod faults;
 mod limits;
 mod listener;
 mod models;
