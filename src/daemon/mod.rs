@@ -181,7 +181,7 @@ impl Daemon {
         &self,
         listener: tokio::net::UnixListener,
         signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
@@ -256,7 +256,7 @@ impl Daemon {
     async fn wait_and_drain(
         &self,
         mut signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
@@ -266,7 +266,10 @@ impl Daemon {
                 info!("stopping on {signal}");
                 None
             }
-            _ = worker => Some("the worker thread died; standard error says where".into()),
+            ended = worker => Some(match ended {
+                Ok(error) => error.to_string(),
+                Err(_) => "the worker thread died; standard error says where".into(),
+            }),
             Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
             Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
         };

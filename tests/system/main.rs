@@ -13,6 +13,7 @@ mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
 mod endure;
+mod faults;
 mod hostile;
 mod limits;
 mod listener;
