@@ -41,7 +41,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
 
-/// Requests on their way from the doors to the queue: the doors wait when there are more.
+/// Requests on their way from the doors to the queue, at least: where there are more, the socket
+/// waits and the broker link refuses.
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -214,12 +215,13 @@ impl Daemon {
         &mut self,
         listener: tokio::net::UnixListener,
         signals: Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
-        let (intake, requests) = mpsc::channel(INTAKE);
+        // A broker hands over all that it has kept for us in one piece: what the queue has room for.
+        let (intake, requests) = mpsc::channel(INTAKE.max(self.settings.running.queue.depth + 1));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
@@ -306,7 +308,7 @@ impl Daemon {
     async fn wait_and_drain(
         &mut self,
         mut signals: Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
@@ -328,7 +330,7 @@ impl Daemon {
     async fn word_to_stop(
         &mut self,
         signals: &mut Signals,
-        mut worker: oneshot::Receiver<()>,
+        mut worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
@@ -344,10 +346,10 @@ impl Daemon {
                         return None;
                     }
                 },
-                _ = &mut worker => {
-                    self.queue.abandon();
-                    return Some("the worker thread died; standard error says where".into());
-                }
+                ended = &mut worker => return Some(match ended {
+                    Ok(error) => error.to_string(),
+                    Err(_) => "the worker thread died; standard error says where".into(),
+                }),
                 Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
                 Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
             }

@@ -100,12 +100,6 @@ impl Queue {
         left.into_iter().for_each(|(job, refusal)| self.refuse(job.inbound, refusal));
     }
 
-    /// The worker is dead: what it had will never end, and nobody takes what waits.
-    pub fn abandon(&self) {
-        self.running.store(false, Ordering::Relaxed);
-        self.close();
-    }
-
     /// Requests that wait, and that run.
     pub fn level(&self) -> (usize, usize) {
         let admission = locked(&self.admission);
@@ -132,10 +126,17 @@ impl Queue {
         locked(&self.admission).note_pace(took);
     }
 
+    /// No request runs any more, nor will one that waits.
+    pub fn worker_ended(&self) {
+        self.running.store(false, Ordering::Relaxed);
+        self.close();
+    }
+
     /// Waits for a request; `None` when the queue is closed.
     pub fn next(&self) -> Option<Job> {
         let mut admission = locked(&self.admission);
         self.running.store(false, Ordering::Relaxed);
+        admission.note_idle();
         loop {
             if let Some(job) = admission.next() {
                 self.running.store(true, Ordering::Relaxed);
