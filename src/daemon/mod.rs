@@ -385,3 +385,61 @@ async fn sweep(queue: Arc<Queue>) {
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Host;
+    use std::path::PathBuf;
+
+    fn daemon() -> Daemon {
+        let host = Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 1,
+            big: vec![],
+            runtime_dir: PathBuf::new(),
+            cache_dir: PathBuf::new(),
+        };
+        let running = Config::defaults(&host);
+        let telemetry = Arc::new(Telemetry::new(0));
+        let queue = Arc::new(Queue::new(&running.queue, telemetry.clone()));
+        let (interval, _) = watch::channel(running.telemetry.interval);
+        let reread = Box::new(|| Err("nothing to read".into()));
+        Daemon {
+            settings: Settings { running, reread, queue: queue.clone(), interval },
+            telemetry,
+            sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
+            queue,
+            latecomers: Latecomers::Told,
+            draining: CancellationToken::new(),
+            close: CancellationToken::new(),
+            pulse: Pulse::default(),
+        }
+    }
+
+    /// What a daemon says that is stopped by none of its owners.
+    async fn fault(worker: oneshot::Receiver<LoadError>, mut doors: JoinSet<()>) -> String {
+        let mut daemon = daemon();
+        let signals = Signals::listen().expect("signals can be heard");
+        let fault = daemon.wait_and_drain(signals, worker, &mut doors, &mut JoinSet::new()).await;
+        assert!(daemon.draining.is_cancelled(), "the other doors are closed in order");
+        fault.expect("nobody asked for a stop")
+    }
+
+    #[tokio::test]
+    async fn a_dead_worker_is_a_fault_that_ends_the_daemon() {
+        let (alive, worker) = oneshot::channel();
+        drop(alive);
+        assert_eq!(fault(worker, JoinSet::new()).await, "the worker thread died; standard error says where");
+    }
+
+    #[tokio::test]
+    async fn a_door_that_panics_is_a_fault_that_ends_the_daemon() {
+        let (_alive, worker) = oneshot::channel();
+        let mut doors = JoinSet::new();
+        doors.spawn(async { panic!("a fault of ours") });
+        let said = fault(worker, doors).await;
+        assert!(said.starts_with("a door ended by itself: ") && said.contains("a fault of ours"), "{said}");
+    }
+}
