@@ -9,6 +9,7 @@ use bitnetd::config::Login;
 use bitnetd::protocol::json::MAX_REQUEST;
 use bitnetd::transport::mqtt::probe;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -373,6 +374,7 @@ async fn a_password_is_read_again_at_each_connect() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
     let file = broker.path("secret");
     std::fs::write(&file, "wrong\n").expect("a temporary folder");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("ours");
     let login = Login { username: "bitnetd".into(), password_file: Some(file.clone()) };
     let config = bitnetd::config::Mqtt { login: Some(login), ..config(broker.port) };
     let refused = probe(&config, "cellar", Duration::from_secs(5)).await.expect_err("wrong");
@@ -387,6 +389,7 @@ async fn a_password_is_read_again_at_each_connect() {
 async fn a_probe_tells_what_the_broker_allows() {
     let broker = Mosquitto::with("max_packet_size 5000\nretain_available false\n").await;
     let told = probe(&config(broker.port), "cellar", Duration::from_secs(5)).await.expect("up");
+    let told = told.limits.expect("MQTT 5");
     assert_eq!((told.max_packet_size, told.retains), (Some(5000), false));
     assert_eq!((told.max_qos, told.shared_subscriptions), (2, true));
 }

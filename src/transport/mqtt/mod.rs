@@ -2,8 +2,8 @@
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
 //! connect), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
-//! back) and `outbox` (replies until the broker has them). `client` is the one user of the MQTT
-//! library.
+//! back), `sharing` (the group's topics) and `outbox` (replies until the broker has them). `client`
+//! is the one user of the MQTT library.
 //!
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
 //! come as bytes, and how the link fares goes out as [`LinkState`].
@@ -14,9 +14,10 @@ mod desk;
 mod link;
 mod outbox;
 mod prompts;
+mod sharing;
 mod topics;
 
-pub use client::{ProbeReport, probe};
+pub use client::{BrokerLimits, ProbeReport, probe};
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;

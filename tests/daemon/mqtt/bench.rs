@@ -113,7 +113,7 @@ impl Bench {
 
 /// The broker at this port.
 pub fn config(port: u16) -> Mqtt {
-    Mqtt { host: "127.0.0.1".into(), port, prefix: "bitnetd".into(), login: None }
+    Mqtt::new("127.0.0.1", port)
 }
 
 /// What was asked.
