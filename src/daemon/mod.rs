@@ -8,6 +8,7 @@ mod budget;
 mod cache;
 mod health;
 mod queue;
+mod report;
 mod shutdown;
 mod systemd;
 mod worker;
@@ -18,18 +19,18 @@ use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
-use crate::protocol::MqttLink;
+use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
-use crate::telemetry::{self, Telemetry};
+use crate::transport::Inbound;
 use crate::transport::mqtt::{self, LinkState};
-use crate::transport::{Inbound, unix};
+use crate::transport::unix::{self, Latecomers};
 use log::{error, info, warn};
 use queue::Queue;
-use serde::Serialize;
+use report::{Reporter, info_payload, sample_power};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -39,8 +40,6 @@ use worker::{Facts, Worker};
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
-/// Between two power readings: the energy of an answer of some seconds is known to some percent.
-const POWER_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks at waiting requests that were cancelled or ran out of time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -129,8 +128,10 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
             return Ok(());
         }
     };
-    let daemon =
-        Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
+    // A socket of systemd's outlives this process, and so do the clients in its backlog.
+    let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
+    let close = CancellationToken::new();
+    let daemon = Daemon { config, telemetry, sensors, queue, latecomers, draining: stop, close };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
     info!(
         "ready: {} on {}, threads: {}, socket {}",
@@ -169,6 +170,7 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
+    latecomers: Latecomers,
     draining: CancellationToken,
     close: CancellationToken,
 }
@@ -188,6 +190,7 @@ impl Daemon {
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
             listener,
+            self.latecomers,
             intake.clone(),
             Arc::clone(&self.telemetry),
             self.draining.clone(),
@@ -278,40 +281,6 @@ impl Daemon {
     }
 }
 
-/// What the retained `info` topic says.
-fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Info<'a> {
-        version: &'a str,
-        device: &'a str,
-        model: &'a str,
-        architecture: &'a str,
-        kernel: &'a str,
-        context: usize,
-        budget: Budget,
-    }
-    #[derive(Serialize)]
-    struct Budget {
-        memory_mb: u64,
-        planned_mb: usize,
-        threads: usize,
-    }
-    let info = Info {
-        version: env!("CARGO_PKG_VERSION"),
-        device: &config.device.id,
-        model: &facts.model,
-        architecture: &facts.architecture,
-        kernel: facts.kernel,
-        context: plan.context,
-        budget: Budget {
-            memory_mb: config.budget.memory_bytes >> 20,
-            planned_mb: plan.total().div_ceil(1 << 20),
-            threads: config.budget.threads,
-        },
-    };
-    serde_json::to_vec(&info).expect("strings and numbers")
-}
-
 /// Takes requests from the doors to the queue; ends with the last door.
 async fn admit(mut requests: mpsc::Receiver<Inbound>, queue: Arc<Queue>, telemetry: Arc<Telemetry>) {
     while let Some(inbound) = requests.recv().await {
@@ -328,62 +297,6 @@ async fn sweep(queue: Arc<Queue>) {
         queue.occupied().await;
         queue.sweep(Instant::now());
         tokio::time::sleep(SWEEP_INTERVAL).await;
-    }
-}
-
-/// Reads the power between reports too, where there is a sensor.
-async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-    if locked(&sensors).found().iter().all(|found| found.name != "power") {
-        return std::future::pending().await; // nothing to wake up for
-    }
-    let mut interval = tokio::time::interval(POWER_INTERVAL);
-    loop {
-        interval.tick().await;
-        let now = Instant::now();
-        let reading = locked(&sensors).power(now);
-        telemetry.power(now, reading.as_ref());
-    }
-}
-
-/// Makes a report every interval, for the broker and for the journal.
-struct Reporter {
-    reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    link: Option<watch::Receiver<LinkState>>,
-    queue: Arc<Queue>,
-}
-
-impl Reporter {
-    async fn run(self, interval: Duration, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-        // Loads are differences between two readings; this is the first.
-        locked(&sensors).read(Instant::now());
-        let mut interval = tokio::time::interval(interval);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        interval.tick().await;
-        loop {
-            interval.tick().await;
-            let now = Instant::now();
-            let host = locked(&sensors).read(now);
-            telemetry.power(now, host.power.as_ref());
-            let (waiting, running) = self.queue.level();
-            telemetry.set_queue(waiting, running);
-            let report = telemetry.report(&host, self.link(), SystemTime::now());
-            telemetry::write_journal(&report);
-            let json = serde_json::to_vec(&report).expect("a report is plain data");
-            self.reports.send_replace(Some(Arc::new(json)));
-        }
-    }
-
-    fn link(&self) -> Option<MqttLink> {
-        let state = self.link.as_ref()?.borrow();
-        Some(MqttLink {
-            connected: state.connected,
-            connects: state.connects,
-            sessions_lost: state.sessions_lost,
-            outbox: state.outbox,
-            duplicates: state.duplicates,
-            dropped: state.dropped,
-            problem: state.problem.clone(),
-        })
     }
 }
 

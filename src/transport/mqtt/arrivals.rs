@@ -116,6 +116,17 @@ impl Arrivals {
         }
     }
 
+    /// The daemon stops before the prompt is answered: it is forgotten and never acknowledged, nor is
+    /// what came after it, so that the broker delivers it again at the next start. `false` at QoS 0,
+    /// where nobody would.
+    pub fn leave(&mut self, serial: Serial) -> bool {
+        let comes_again = self.running.get(&serial).is_some_and(|keys| keys.delivery.is_some());
+        if comes_again {
+            self.running.remove(&serial);
+        }
+        comes_again
+    }
+
     /// The broker has the prompt's last event.
     pub fn settled(&mut self, serial: Serial, now: Instant) {
         let keys = self.running.remove(&serial).unwrap_or_default();
@@ -272,6 +283,27 @@ mod tests {
         arrivals.disconnected();
         arrivals.settled(first, now);
         assert!(acks(&mut arrivals).is_empty());
+    }
+
+    #[test]
+    fn a_prompt_that_is_left_is_never_acknowledged_nor_what_came_after_it() {
+        let now = Instant::now();
+        let mut arrivals = Arrivals::default();
+        let one = serial(arrivals.arrive(&NAMED, now));
+        let left = serial(arrivals.arrive(&Arrival { packet: Some(2), id: Some("b"), ..PLAIN }, now));
+        let three = serial(arrivals.arrive(&Arrival { packet: Some(3), id: Some("c"), ..PLAIN }, now));
+        assert!(arrivals.leave(left));
+        arrivals.settled(three, now);
+        arrivals.settled(one, now);
+        assert_eq!(acks(&mut arrivals), [1]);
+    }
+
+    #[test]
+    fn a_prompt_that_nobody_delivers_again_cannot_be_left() {
+        let now = Instant::now();
+        let mut arrivals = Arrivals::default();
+        let unsure = serial(arrivals.arrive(&Arrival { packet: None, ..NAMED }, now));
+        assert!(!arrivals.leave(unsure));
     }
 
     #[test]

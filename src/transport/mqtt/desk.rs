@@ -6,7 +6,7 @@ use super::arrivals::{Arrival, Arrivals, Verdict};
 use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
-use super::prompts::{Ids, Prompts, Way, queue_full};
+use super::prompts::{Ids, Prompts, Said, Way, queue_full};
 use super::sharing::Sharing;
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
@@ -64,7 +64,7 @@ impl Desk {
         let due = [self.link.due(), self.closing].into_iter().flatten().min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
-            (serial, way, event) = self.prompts.next() => self.on_event(serial, &way, event),
+            said = self.prompts.next() => self.on_said(said),
             Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
             () = at(due) => self.on_time(Instant::now()),
             () = self.door.close.cancelled(), if self.closing.is_none() => {
@@ -250,6 +250,9 @@ impl Desk {
             Err(_) => json::id_of(&message.payload),
         };
         let Verdict::New(serial) = self.arrive(message, client, id.as_deref(), now) else { return };
+        if self.is_stopping() && self.arrivals.leave(serial) {
+            return;
+        }
         if self.outbox.is_crammed() {
             self.state.dropped += 1;
             return self.arrivals.settled(serial, now);
@@ -284,10 +287,23 @@ impl Desk {
             return Err(Refusal::new(Code::InvalidRequest, said));
         }
         let request = read?;
-        if self.door.draining.is_cancelled() || self.closing.is_some() {
+        if self.is_stopping() {
             return Err(Refusal::shutting_down());
         }
         if self.outbox.is_full() { Err(queue_full()) } else { Ok(request) }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.door.draining.is_cancelled() || self.closing.is_some()
+    }
+
+    /// What the stop cuts off is not answered with an error: the broker keeps it for the next start.
+    fn on_said(&mut self, said: Said) {
+        if said.cut_off && self.arrivals.leave(said.serial) {
+            log::info!(REQUEST_ID = said.way.id.as_str(); "left to the broker for the next start");
+        } else {
+            self.on_event(said.serial, &said.way, said.event);
+        }
     }
 
     fn on_event(&mut self, serial: Serial, way: &Way, event: Event) {

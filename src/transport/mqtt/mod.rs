@@ -51,7 +51,8 @@ pub struct Door {
     pub state: watch::Sender<LinkState>,
     /// Counts what is refused here already.
     pub counters: Arc<Telemetry>,
-    /// From now on new prompts are refused.
+    /// From now on new prompts are left to the broker for the next start; at QoS 0, which it does not
+    /// keep, they are refused.
     pub draining: CancellationToken,
     /// Send what is left and stop.
     pub close: CancellationToken,

@@ -126,10 +126,15 @@ pub fn prompt(inbound: &Inbound) -> String {
 
 /// Ends a request with a text.
 pub fn answer(inbound: Inbound, text: &str) {
+    end(inbound, text, FinishReason::Stop);
+}
+
+/// Ends a request with a text, for this reason.
+pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
     let done = Done {
         id: inbound.id.clone(),
         text: text.into(),
-        finish_reason: FinishReason::Stop,
+        finish_reason,
         usage: Usage::default(),
         timings: Timings::default(),
         energy: None,
