@@ -1,16 +1,17 @@
 //! The MQTT door against a real mosquitto, asked as users ask.
 
 mod bench;
+mod tls;
 mod wire;
 
 use crate::support::broker::Mosquitto;
+use crate::support::certificates::keep_private;
 use bench::{Bench, Client, QUIET, answer, config, end, prompt};
 use bitnetd::config::Login;
 use bitnetd::protocol::json::MAX_REQUEST;
 use bitnetd::protocol::{FinishReason, Refusal};
 use bitnetd::transport::mqtt::probe;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -403,7 +404,7 @@ async fn a_password_is_read_again_at_each_connect() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
     let file = broker.path("secret");
     std::fs::write(&file, "wrong\n").expect("a temporary folder");
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("ours");
+    keep_private(&file);
     let login = Login { username: "bitnetd".into(), password_file: Some(file.clone()) };
     let config = bitnetd::config::Mqtt { login: Some(login), ..config(broker.port) };
     let refused = probe(&config, "cellar", Duration::from_secs(5)).await.expect_err("wrong");

@@ -33,22 +33,27 @@ impl Mosquitto {
 
     /// A broker with more lines in its configuration.
     pub async fn with(lines: &str) -> Self {
+        Self::made(|_| format!("allow_anonymous true\n{lines}")).await
+    }
+
+    /// A broker whose configuration needs files in its folder.
+    pub async fn made(lines: impl FnOnce(&Path) -> String) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        broker.configure(&format!("allow_anonymous true\n{lines}"));
+        broker.configure(&lines(&broker.folder));
         broker.restart().await;
         broker
     }
 
     /// A broker that knows one user.
     pub async fn with_user(name: &str, password: &str) -> Self {
-        let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        let users = broker.path("users");
-        std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
-        let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
-        assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
-        broker.configure(&format!("allow_anonymous false\npassword_file {}\n", users.display()));
-        broker.restart().await;
-        broker
+        Self::made(|folder| {
+            let users = folder.join("users");
+            std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
+            let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
+            assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
+            format!("allow_anonymous false\npassword_file {}\n", users.display())
+        })
+        .await
     }
 
     fn configure(&self, lines: &str) {

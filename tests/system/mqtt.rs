@@ -3,9 +3,9 @@
 use crate::daemon::Daemon;
 use crate::listener::{Listener, Message};
 use crate::support::broker::Mosquitto;
+use crate::support::certificates::keep_private;
 use crate::{Folder, cases, endless, linked};
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt;
 
 /// A broker, and a daemon that reads its prompts.
 struct Home {
@@ -232,7 +232,7 @@ async fn the_password_comes_from_its_file() {
     let broker = Mosquitto::with_user("cellar", "s3cret").await;
     let (folder, port) = (Folder::new(), broker.port);
     let password = folder.write("password", "s3cret\n");
-    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("ours");
+    keep_private(&password);
     let login = format!("username = \"cellar\"\npassword_file = \"{}\"\n", password.display());
     let link = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n{login}");
     let daemon = Daemon::start(&folder, &format!("[device]\nid = \"cellar\"\n{link}")).await;
