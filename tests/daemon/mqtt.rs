@@ -1,7 +1,9 @@
 //! The MQTT door against a real mosquitto, asked as users ask.
 
 mod bench;
+mod group;
 mod tls;
+mod v311;
 mod wire;
 
 use crate::support::broker::Mosquitto;

@@ -97,12 +97,16 @@ impl Mosquitto {
         }
     }
 
+    /// All it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
     /// How often a client of this id was accepted, by the broker's own log.
     pub fn connects(&self, client: &str) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         let accepted =
             |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
-        log.lines().filter(accepted).count()
+        self.log().lines().filter(accepted).count()
     }
 
     /// Runs `mosquitto_pub` with these arguments to its end.
@@ -125,8 +129,7 @@ impl Mosquitto {
     }
 
     fn subscriptions(&self) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
-        log.lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
+        self.log().lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {

@@ -127,7 +127,7 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
-        let welcome = self.link.connected(now, broker.session_present);
+        let welcome = self.link.connected(now, broker.session_present, broker.keep_alive);
         self.limits = broker.limits;
         self.retains &= broker.retains;
         let (place, count) = (self.place(), welcome.number);

@@ -92,7 +92,7 @@ impl Circumstances {
     /// Nobody hangs up on a CONNECT that he understands.
     fn misunderstood(self, what: &str) -> String {
         let version = match self.version {
-            MqttVersion::V5 => "5",
+            MqttVersion::V5 => "5 (a broker may speak \"3.1.1\" only)",
             MqttVersion::V311 => "\"3.1.1\"",
         };
         let tls = self.encrypted;

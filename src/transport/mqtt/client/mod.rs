@@ -95,6 +95,8 @@ pub(super) struct Broker {
     pub max_qos: u8,
     /// Whether it has shared subscriptions, as far as it says.
     pub shares: bool,
+    /// Time between two pings; the broker may ask for another than ours.
+    pub keep_alive: Duration,
     pub limits: Limits,
 }
 

@@ -98,7 +98,15 @@ fn qos(assured: bool) -> QoS {
 fn broker(connack: &ConnAck, is_passing: bool) -> Broker {
     let limits = Limits { packet: usize::MAX, window: WINDOW };
     let session_present = connack.session_present;
-    Broker { session_present, is_passing, retains: true, max_qos: 2, shares: true, limits }
+    Broker {
+        session_present,
+        is_passing,
+        retains: true,
+        max_qos: 2,
+        shares: true,
+        keep_alive: KEEP_ALIVE,
+        limits,
+    }
 }
 
 fn message(publish: Publish) -> Message {

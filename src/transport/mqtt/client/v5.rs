@@ -60,7 +60,13 @@ fn options(plan: Plan) -> MqttOptions {
 
 /// The next event.
 pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Trouble> {
-    eventloop.poll().await.map(seen).map_err(trouble)
+    let event = eventloop.poll().await.map_err(trouble)?;
+    // 0 means that the broker wants no pings; rumqttc would send them without a pause, and end the
+    // connection over the second. Any number of them is allowed.
+    if eventloop.options.keep_alive().is_zero() {
+        eventloop.options.set_keep_alive(KEEP_ALIVE);
+    }
+    Ok(seen(event))
 }
 
 fn seen(event: Event) -> Seen {
@@ -123,6 +129,10 @@ fn broker(connack: &ConnAck) -> Broker {
         retains: said.and_then(|p| p.retain_available) != Some(0),
         max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
         shares: said.and_then(|p| p.shared_subscription_available) != Some(0),
+        keep_alive: said
+            .and_then(|p| p.server_keep_alive)
+            .filter(|seconds| *seconds > 0)
+            .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into())),
         limits: Limits { packet, window },
     }
 }
@@ -169,19 +179,8 @@ fn trouble(error: ConnectionError) -> Trouble {
         ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,
         ConnectionError::MqttState(StateError::ConnectionAborted) => Trouble::Closed,
         ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => Trouble::Io(e),
-        ConnectionError::MqttState(StateError::Deserialization(e)) => unreadable(&e),
+        ConnectionError::MqttState(StateError::Deserialization(e)) => Trouble::Unreadable(e.to_string()),
         other => Trouble::Other(other.to_string()),
-    }
-}
-
-fn unreadable(error: &CodecError) -> Trouble {
-    match error {
-        // A CONNACK of 3.1.1 says so by its code 1, which MQTT 5 does not have.
-        CodecError::InvalidConnectReturnCode(1) => Trouble::Refused(
-            "UnsupportedProtocolVersion".into(),
-            refused(ConnectReturnCode::UnsupportedProtocolVersion),
-        ),
-        error => Trouble::Unreadable(error.to_string()),
     }
 }
 
