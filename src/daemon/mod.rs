@@ -36,7 +36,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
 
-/// Requests on their way from the doors to the queue: the doors wait when there are more.
+/// Requests on their way from the doors to the queue, at least: where there are more, the socket
+/// waits and the broker link refuses.
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -180,12 +181,13 @@ impl Daemon {
         &self,
         listener: tokio::net::UnixListener,
         signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
-        let (intake, requests) = mpsc::channel(INTAKE);
+        // A broker hands over all that it has kept for us in one piece: what the queue has room for.
+        let (intake, requests) = mpsc::channel(INTAKE.max(self.config.queue.depth + 1));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
@@ -254,7 +256,7 @@ impl Daemon {
     async fn wait_and_drain(
         &self,
         mut signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
@@ -264,7 +266,10 @@ impl Daemon {
                 info!("stopping on {signal}");
                 None
             }
-            _ = worker => Some("the worker thread died; standard error says where".into()),
+            ended = worker => Some(match ended {
+                Ok(error) => error.to_string(),
+                Err(_) => "the worker thread died; standard error says where".into(),
+            }),
             Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
             Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
         };

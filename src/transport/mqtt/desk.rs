@@ -85,7 +85,7 @@ impl Desk {
         for serial in self.outbox.take_settled() {
             self.arrivals.settled(serial, now);
         }
-        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.arrivals.next_ack()
                 && connection.acknowledge(packet)
             {
@@ -127,7 +127,7 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
-        let welcome = self.link.connected(now, broker.session_present, broker.keep_alive);
+        let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.retains &= broker.retains;
         let (place, count) = (self.place(), welcome.number);

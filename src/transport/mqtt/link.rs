@@ -133,10 +133,10 @@ impl Link {
         }
     }
 
-    /// The broker accepted the connection, with or without the session it kept for us; it is pinged
-    /// once in `keep_alive`.
-    pub fn connected(&mut self, now: Instant, session_present: bool, keep_alive: Duration) -> Welcome {
-        self.state = State::Online { since: now, heard: now, patience: keep_alive.mul_f64(SILENCE) };
+    /// The broker accepted the connection, with or without the session it kept for us; it is first
+    /// pinged after `ping`.
+    pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> Welcome {
+        self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(SILENCE) };
         // The first connection of this process has no session of ours to lose.
         let session_lost = !session_present && self.connects > 0;
         self.connects += 1;

@@ -4,6 +4,7 @@
 use super::{CONNECT_LIMIT, MAX_PACKET, tls};
 use crate::config::{Mqtt, MqttVersion};
 use crate::transport::mqtt::link::Loss;
+use crate::transport::mqtt::manners::quoted;
 use std::io::{self, ErrorKind};
 
 /// What ended a connection, in either version.
@@ -63,13 +64,13 @@ impl Circumstances {
             Trouble::Closed => ("closed".into(), self.misunderstood("the broker hung up without an answer")),
             Trouble::Io(error) => self.io(&error),
             Trouble::Refused(kind, text) => (kind, text),
-            Trouble::Unreadable(said) if self.welcomed => ("unreadable".into(), poisoned(&said)),
+            Trouble::Unreadable(said) if self.welcomed => ("unreadable".into(), poisoned(&quoted(&said))),
             // No packet that is kept for us: it will not come again with the session.
             Trouble::Unreadable(said) => {
-                let said = format!("what answers is no MQTT broker ({said})");
+                let said = format!("what answers is no MQTT broker ({})", quoted(&said));
                 ("no broker".into(), self.misunderstood(&said))
             }
-            Trouble::Other(said) => ("other".into(), said),
+            Trouble::Other(said) => ("other".into(), quoted(&said)),
         };
         Loss { kind, text, unreadable }
     }

@@ -18,6 +18,7 @@ mod v5;
 pub use probe::{BrokerLimits, ProbeReport, probe};
 
 use super::link::{Connect, Loss};
+use super::manners::Manners;
 use super::outbox::{Limits, Packet, WINDOW};
 use super::topics::Topics;
 use crate::config::{Mqtt, MqttVersion};
@@ -54,6 +55,7 @@ pub(super) struct Connection {
     handed: VecDeque<u64>,
     /// Rows on their way, by packet id.
     on_their_way: HashMap<u16, u64>,
+    manners: Manners,
     /// Filters of ours among those asked for; the rest are the group's.
     own_filters: usize,
 }
@@ -95,8 +97,8 @@ pub(super) struct Broker {
     pub max_qos: u8,
     /// Whether it has shared subscriptions, as far as it says.
     pub shares: bool,
-    /// Time between two pings; the broker may ask for another than ours.
-    pub keep_alive: Duration,
+    /// Time to the first ping.
+    pub first_ping: Duration,
     pub limits: Limits,
 }
 
@@ -130,7 +132,8 @@ enum Seen {
     Connected(Broker),
     /// A reason for each filter that was refused.
     Granted(Vec<Result<(), String>>),
-    Message(Message),
+    /// With the Topic Alias it came under.
+    Message(Message, Option<u16>),
     Acknowledged(u16, Result<(), String>),
     /// A publish went out under this packet id, 0 at QoS 0.
     Published(u16),
@@ -173,6 +176,7 @@ impl Connection {
             circumstances: Circumstances::of(who.config),
             handed: VecDeque::new(),
             on_their_way: HashMap::new(),
+            manners: Manners::default(),
             own_filters: 0,
         })
     }
@@ -181,17 +185,16 @@ impl Connection {
     pub async fn next(&mut self) -> Result<Happened, Loss> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
-        match event {
-            Ok(event) => Ok(self.happened(event)),
-            Err(trouble) => Err(self.circumstances.loss(trouble)),
-        }
+        let seen = event.map_err(|trouble| self.circumstances.loss(trouble))?;
+        self.look_at(&seen)?;
+        Ok(self.happened(seen))
     }
 
     /// Asks for our topics, and for the group's where `shared`. `false`: no room now.
     pub fn subscribe(&mut self, topics: &Topics, shared: bool) -> bool {
         let own = topics.filters();
         self.own_filters = own.len();
-        let group = shared.then(|| topics.group_filters()).unwrap_or_default();
+        let group = if shared { topics.group_filters() } else { Vec::new() };
         let all = own.into_iter().chain(group);
         match &self.client {
             Client::V5(client) => client.try_subscribe_many(all.map(v5::filter)).is_ok(),
@@ -228,16 +231,29 @@ impl Connection {
     }
 
     /// Acknowledges a message. `false`: no room now.
-    pub fn acknowledge(&self, packet: u16) -> bool {
-        match &self.client {
+    pub fn acknowledge(&mut self, packet: u16) -> bool {
+        let taken = match &self.client {
             Client::V5(client) => v5::acknowledge(client, packet),
             Client::V311(client) => v311::acknowledge(client, packet),
+        };
+        if taken {
+            self.manners.acknowledged();
         }
+        taken
     }
 
     /// Says goodbye, so that the broker does not publish the last will. `false`: no room now.
     pub fn disconnect(&self) -> bool {
         self.client.disconnect()
+    }
+
+    /// Whether the broker may do this.
+    fn look_at(&mut self, seen: &Seen) -> Result<(), Loss> {
+        match seen {
+            Seen::Connected(Broker { limits, .. }) => self.manners.connack(*limits),
+            Seen::Message(message, alias) => self.manners.message(message.packet.is_some(), *alias),
+            _ => Ok(()),
+        }
     }
 
     fn happened(&mut self, seen: Seen) -> Happened {
@@ -247,7 +263,7 @@ impl Connection {
                 Happened::Connected(broker)
             }
             Seen::Granted(reasons) => Happened::Subscribed(self.granted(reasons)),
-            Seen::Message(message) => Happened::Message(message),
+            Seen::Message(message, _) => Happened::Message(message),
             Seen::Acknowledged(packet, taken) => match self.on_their_way.remove(&packet) {
                 Some(row) => Happened::Acknowledged(row, taken),
                 None => Happened::Nothing,

@@ -65,7 +65,7 @@ fn seen(event: Event, is_clean: bool) -> Seen {
     match event {
         Event::Incoming(Incoming::ConnAck(connack)) => Seen::Connected(broker(&connack, is_clean)),
         Event::Incoming(Incoming::SubAck(suback)) => Seen::Granted(granted(&suback)),
-        Event::Incoming(Incoming::Publish(publish)) => Seen::Message(message(publish)),
+        Event::Incoming(Incoming::Publish(publish)) => Seen::Message(message(publish), None),
         Event::Incoming(Incoming::PubAck(puback)) => Seen::Acknowledged(puback.pkid, Ok(())),
         Event::Outgoing(Outgoing::Publish(packet)) => Seen::Published(packet),
         Event::Outgoing(Outgoing::Disconnect) => Seen::Goodbye,
@@ -104,7 +104,7 @@ fn broker(connack: &ConnAck, is_passing: bool) -> Broker {
         retains: true,
         max_qos: 2,
         shares: true,
-        keep_alive: KEEP_ALIVE,
+        first_ping: KEEP_ALIVE,
         limits,
     }
 }

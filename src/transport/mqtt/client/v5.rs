@@ -5,6 +5,7 @@ use super::{
     Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
 };
 use crate::transport::mqtt::link::Connect;
+use crate::transport::mqtt::manners;
 use crate::transport::mqtt::outbox::{Limits, Packet, WINDOW};
 use crate::transport::mqtt::topics::Filter;
 use rumqttc::Outgoing;
@@ -61,9 +62,9 @@ fn options(plan: Plan) -> MqttOptions {
 /// The next event.
 pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Trouble> {
     let event = eventloop.poll().await.map_err(trouble)?;
-    // 0 means that the broker wants no pings; rumqttc would send them without a pause, and end the
-    // connection over the second. Any number of them is allowed.
-    if eventloop.options.keep_alive().is_zero() {
+    // The broker's own wish; rumqttc takes it, and would even ping without a pause.
+    let wanted = eventloop.options.keep_alive();
+    if wanted != manners::keep_alive(wanted, KEEP_ALIVE) {
         eventloop.options.set_keep_alive(KEEP_ALIVE);
     }
     Ok(seen(event))
@@ -73,7 +74,10 @@ fn seen(event: Event) -> Seen {
     match event {
         Event::Incoming(Incoming::ConnAck(connack)) => Seen::Connected(broker(&connack)),
         Event::Incoming(Incoming::SubAck(suback)) => Seen::Granted(granted(&suback)),
-        Event::Incoming(Incoming::Publish(publish)) => Seen::Message(message(publish)),
+        Event::Incoming(Incoming::Publish(publish)) => {
+            let alias = publish.properties.as_ref().and_then(|p| p.topic_alias);
+            Seen::Message(message(publish), alias)
+        }
         Event::Incoming(Incoming::PubAck(puback)) => Seen::Acknowledged(puback.pkid, taken(&puback)),
         Event::Outgoing(Outgoing::Publish(packet)) => Seen::Published(packet),
         Event::Outgoing(Outgoing::Disconnect) => Seen::Goodbye,
@@ -129,10 +133,11 @@ fn broker(connack: &ConnAck) -> Broker {
         retains: said.and_then(|p| p.retain_available) != Some(0),
         max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
         shares: said.and_then(|p| p.shared_subscription_available) != Some(0),
-        keep_alive: said
+        // The first ping comes when the broker wishes, rumqttc's clock being set by then.
+        first_ping: said
             .and_then(|p| p.server_keep_alive)
-            .filter(|seconds| *seconds > 0)
-            .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into())),
+            .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
+            .max(KEEP_ALIVE),
         limits: Limits { packet, window },
     }
 }
@@ -179,6 +184,10 @@ fn trouble(error: ConnectionError) -> Trouble {
         ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,
         ConnectionError::MqttState(StateError::ConnectionAborted) => Trouble::Closed,
         ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => Trouble::Io(e),
+        // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
+            Trouble::Closed
+        }
         ConnectionError::MqttState(StateError::Deserialization(e)) => Trouble::Unreadable(e.to_string()),
         other => Trouble::Other(other.to_string()),
     }
@@ -230,6 +239,14 @@ mod tests {
         assert!(matches!(oversize, Trouble::Unreadable(_)), "{oversize:?}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert!(matches!(state(CodecError::Io(reset)), Trouble::Io(_)));
+    }
+
+    #[test]
+    fn a_disconnect_without_a_reason_is_no_poison() {
+        let bare =
+            v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
+        let told = trouble(ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert!(matches!(told, Trouble::Closed), "{told:?}");
     }
 
     #[test]
