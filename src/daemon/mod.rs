@@ -287,7 +287,7 @@ impl Daemon {
             config,
             device: running.device.id.clone(),
             info: info_payload(running, facts, plan),
-            window: u16::try_from(running.queue.depth + 1).unwrap_or(u16::MAX),
+            window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
             telemetry,
             interval: self.settings.interval.subscribe(),
@@ -400,6 +400,7 @@ mod tests {
             big: vec![],
             runtime_dir: PathBuf::new(),
             cache_dir: PathBuf::new(),
+            credentials_dir: None,
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
