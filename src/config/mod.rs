@@ -346,7 +346,8 @@ mod tests {
     fn the_state_folder_is_an_absolute_path_or_empty() {
         let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
         assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
-        let state_in = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
+        let state_in =
+            |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
         assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
         assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
         assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));

@@ -231,6 +231,7 @@ impl Daemon {
         doors.spawn(mqtt::run(mqtt::Door {
             config,
             device: self.config.device.id.clone(),
+            state_in: self.config.device.state_in.clone(),
             info: info_payload(&self.config, facts, plan),
             window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
             requests,
@@ -381,6 +382,9 @@ impl Reporter {
             sessions_lost: state.sessions_lost,
             outbox: state.outbox,
             duplicates: state.duplicates,
+            resent: state.resent,
+            durable: state.durable,
+            storage_problem: state.storage_problem.clone(),
             dropped: state.dropped,
             problem: state.problem.clone(),
         })

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 struct Home {
     daemon: Daemon,
     broker: Mosquitto,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Home {
@@ -25,7 +25,7 @@ impl Home {
     async fn at(broker: Mosquitto, settings: &str) -> Self {
         let folder = Folder::new();
         let daemon = Daemon::start(&folder, &format!("{}{settings}", linked(broker.port))).await;
-        let home = Home { daemon, broker, _folder: folder };
+        let home = Home { daemon, broker, folder };
         home.is("online").await;
         home
     }
@@ -168,25 +168,36 @@ async fn a_request_is_cancelled_by_its_id() {
 
 #[tokio::test]
 async fn a_clean_stop_says_offline() {
-    let Home { daemon, broker, _folder } = Home::new().await;
+    let Home { daemon, broker, folder: _folder } = Home::new().await;
     daemon.stop().await;
     let said = broker.subscribe(&["-t", "bitnetd/cellar/availability", "-C", "1", "-W", "20"]).await;
     assert_eq!(said.output().await, "offline\n");
 }
 
 #[tokio::test]
-async fn what_runs_at_a_stop_is_answered_over_mqtt_too() {
+async fn what_a_stop_cuts_off_is_left_to_the_broker_and_answered_by_the_next_start() {
     let mut home = Home::with(&format!("{}[queue]\ndrain_ms = 100\n", endless())).await;
     let mut all = home.listen("bitnetd/cellar/#").await;
-    home.publish("bitnetd/cellar/prompt", r#"{"id":"a","prompt":"go"}"#).await;
-    let runs =
-        |m: &Message| m.topic.ends_with("/telemetry") && m.json()["requests"]["running"].as_u64() == Some(1);
-    all.wait(runs).await;
+    for (id, count) in [("runs", 1), ("waits", 2)] {
+        let request = json!({"id": id, "prompt": "go"}).to_string();
+        home.publish("bitnetd/cellar/prompt", &request).await;
+        let at_hand = |report: Value| report["running"].as_u64().zip(report["queued"].as_u64());
+        let both = |m: &Message| {
+            m.topic.ends_with("/telemetry") && at_hand(m.json()["requests"].clone()) == Some((1, count - 1))
+        };
+        all.wait(both).await;
+    }
     home.daemon.process.terminate();
-    let done = all.wait(|message| message.topic.ends_with("/reply/a")).await.json();
-    assert_eq!(done["finish_reason"], "cancelled", "{done}");
     all.wait(|message| message.payload == "offline").await;
     home.daemon.ends_well().await;
+    // The next one has a model that comes to an end.
+    let daemon = Daemon::start(&home.folder, &linked(home.broker.port)).await;
+    for id in ["runs", "waits"] {
+        let done = all.wait(|message| message.topic.contains("/reply/")).await.json();
+        assert_eq!((&done["event"], &done["id"]), (&json!("done"), &json!(id)), "{done}");
+        assert_ne!(done["finish_reason"], "cancelled", "{done}");
+    }
+    drop(daemon);
 }
 
 #[tokio::test]

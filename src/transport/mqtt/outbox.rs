@@ -1,6 +1,6 @@
 //! Replies until the broker has them.
 //!
-//! Pure: the only memory of what was not yet acknowledged. The MQTT library's own is thrown away
+//! Pure: the only memory of what was not yet acknowledged, but for the disk's copy of it. The MQTT library's own is thrown away
 //! with every connection, so that nothing is sent again behind our back. Knows nothing of who
 //! asked; a prompt is a number here.
 
@@ -87,6 +87,8 @@ struct Row {
     number: u64,
     kind: Kind,
     packet: Packet,
+    /// It is being saved, and not published before that.
+    is_held: bool,
     on_its_way: bool,
     /// Connections that ended while it was on its way.
     ended: u32,
@@ -101,9 +103,35 @@ pub struct Outbox {
     /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
     /// always the beginning of the answer.
     muted: HashSet<Serial>,
-    settled: Vec<Serial>,
+    settled: Vec<(Serial, Outcome)>,
     /// Answers that never reached the broker.
     given_up: u64,
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its row.
+    pub number: u64,
+    /// The request's id.
+    pub id: String,
+    /// The event, as JSON; empty where saying nothing is better than saying it again.
+    pub payload: Vec<u8>,
+    /// Whether the broker has it; else nobody wants it any more.
+    pub is_delivered: bool,
+}
+
+/// An answer that the broker does not have yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Its row.
+    pub number: u64,
+    /// The prompt.
+    pub prompt: Serial,
+    /// The request's id.
+    pub id: &'a str,
+    /// What is to be sent.
+    pub packet: &'a Packet,
 }
 
 /// What the present connection allows.
@@ -116,6 +144,11 @@ pub struct Limits {
 }
 
 impl Outbox {
+    /// An empty one whose rows are counted from `first`.
+    pub fn numbered_from(first: u64) -> Self {
+        Outbox { next_number: first, ..Outbox::default() }
+    }
+
     /// Rows kept.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -160,10 +193,36 @@ impl Outbox {
         self.push(Kind::Token(prompt), packet);
     }
 
-    /// Keeps the last event of request `id`; waiting tokens make room for it.
-    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) {
+    /// Keeps the last event of request `id`, in the row of this number; waiting tokens make room for it.
+    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) -> u64 {
         while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {}
-        self.push(Kind::Last(prompt, id.to_owned()), packet);
+        self.push(Kind::Last(prompt, id.to_owned()), packet)
+    }
+
+    /// Keeps an answer of an earlier process under the number it had.
+    pub fn restore(&mut self, number: u64, prompt: Serial, id: &str, packet: Packet) {
+        self.push_last(prompt, id, packet);
+        self.rows.back_mut().expect("just pushed").number = number;
+    }
+
+    /// Holds the row back until it is [`Outbox::saved`].
+    pub fn hold(&mut self, number: u64) {
+        self.row(number, |row| row.is_held = true);
+    }
+
+    /// The row is on disk, or cannot be.
+    pub fn saved(&mut self, number: u64) {
+        self.row(number, |row| row.is_held = false);
+    }
+
+    /// The answers that the broker does not have yet, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = Waiting<'_>> {
+        self.rows.iter().filter_map(|row| match &row.kind {
+            Kind::Last(prompt, id) => {
+                Some(Waiting { number: row.number, prompt: *prompt, id, packet: &row.packet })
+            }
+            Kind::Token(_) | Kind::Status => None,
+        })
     }
 
     /// Keeps one of our own messages, before all others.
@@ -181,7 +240,7 @@ impl Outbox {
             let at = self.candidate(limits)?;
             let row = &self.rows[at];
             if row.packet.expires.is_some_and(|expires| now >= expires) {
-                self.settle(at);
+                self.settle(at, false);
             } else if row.packet.size() > limits.packet {
                 self.shrink(at, limits.packet);
             } else {
@@ -192,15 +251,13 @@ impl Outbox {
 
     /// The row is with the MQTT library.
     pub fn sent(&mut self, number: u64) {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
-            row.on_its_way = true;
-        }
+        self.row(number, |row| row.on_its_way = true);
     }
 
     /// The broker has the row, or refused it for good.
     pub fn acknowledged(&mut self, number: u64) {
         if let Some(at) = self.rows.iter().position(|row| row.number == number) {
-            self.settle(at);
+            self.settle(at, true);
         }
     }
 
@@ -219,15 +276,22 @@ impl Outbox {
     }
 
     /// Prompts whose last event is done with, since the last call.
-    pub fn take_settled(&mut self) -> Vec<Serial> {
+    pub fn take_settled(&mut self) -> Vec<(Serial, Outcome)> {
         std::mem::take(&mut self.settled)
     }
 
-    fn push(&mut self, kind: Kind, packet: Packet) {
+    fn push(&mut self, kind: Kind, packet: Packet) -> u64 {
         self.bytes += packet.size();
         let number = self.next_number;
         self.next_number += 1;
-        self.rows.push_back(Row { number, kind, packet, on_its_way: false, ended: 0 });
+        self.rows.push_back(Row { number, kind, packet, is_held: false, on_its_way: false, ended: 0 });
+        number
+    }
+
+    fn row(&mut self, number: u64, change: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
+            change(row);
+        }
     }
 
     /// Where the next row is that may be published.
@@ -237,7 +301,7 @@ impl Outbox {
         if self.rows.iter().filter(|row| row.on_its_way).count() >= window {
             return None;
         }
-        self.rows.iter().position(|row| !row.on_its_way)
+        self.rows.iter().position(|row| !row.on_its_way && !row.is_held)
     }
 
     /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
@@ -255,7 +319,7 @@ impl Outbox {
         let row = &mut self.rows[at];
         let id = match &row.kind {
             Kind::Last(_, id) => id,
-            Kind::Token(_) => return self.settle(at),
+            Kind::Token(_) => return self.settle(at, false),
             Kind::Status => return self.give_up(at, "it is larger than the broker takes"),
         };
         let said = format!(
@@ -275,13 +339,18 @@ impl Outbox {
     fn give_up(&mut self, at: usize, why: &str) {
         log::error!("mqtt: a reply to {} is given up: {why}", self.rows[at].packet.topic);
         self.given_up += 1;
-        self.settle(at);
+        // Said again it would do the same again.
+        let row = &mut self.rows[at];
+        self.bytes -= row.packet.payload.len();
+        row.packet.payload.clear();
+        self.settle(at, false);
     }
 
-    fn settle(&mut self, at: usize) {
-        if let Some(Row { kind: Kind::Last(prompt, _), .. }) = self.remove(at) {
+    fn settle(&mut self, at: usize, is_delivered: bool) {
+        if let Some(Row { number, kind: Kind::Last(prompt, id), packet, .. }) = self.remove(at) {
             self.muted.remove(&prompt);
-            self.settled.push(prompt);
+            let outcome = Outcome { number, id, payload: packet.payload, is_delivered };
+            self.settled.push((prompt, outcome));
         }
     }
 
@@ -303,6 +372,11 @@ mod tests {
         Packet::json("t".into(), vec![b'x'; bytes])
     }
 
+    /// The prompts that were settled.
+    fn settled(outbox: &mut Outbox) -> Vec<Serial> {
+        outbox.take_settled().into_iter().map(|(prompt, _)| prompt).collect()
+    }
+
     /// Publishes all that may be published; the row numbers.
     fn publish(outbox: &mut Outbox, limits: Limits) -> Vec<u64> {
         let mut sent = Vec::new();
@@ -322,14 +396,15 @@ mod tests {
         outbox.acknowledged(sent[0]);
         assert!(outbox.take_settled().is_empty());
         outbox.acknowledged(sent[1]);
-        assert_eq!(outbox.take_settled(), [7]);
+        let outcome = Outcome { number: 1, id: "a".into(), payload: b"x".to_vec(), is_delivered: true };
+        assert_eq!(outbox.take_settled(), [(7, outcome)]);
         assert!(outbox.is_empty());
     }
 
     #[test]
     fn at_most_a_window_is_on_its_way() {
         let mut outbox = Outbox::default();
-        (0..40).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..40).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
         let sent = publish(&mut outbox, WIDE);
         assert_eq!(sent.len(), WINDOW);
         outbox.acknowledged(sent[3]);
@@ -341,7 +416,7 @@ mod tests {
     #[test]
     fn what_was_not_acknowledged_is_published_again_in_order() {
         let mut outbox = Outbox::default();
-        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
         let sent = publish(&mut outbox, WIDE);
         outbox.acknowledged(sent[1]);
         outbox.disconnected();
@@ -382,7 +457,7 @@ mod tests {
     #[test]
     fn many_waiting_answers_mean_no_new_prompt() {
         let mut outbox = Outbox::default();
-        (0..ANSWERS as u64 - 1).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..ANSWERS as u64 - 1).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
         assert!(!outbox.is_full());
         outbox.push_last(99, "a", packet(1));
         assert!(outbox.is_full());
@@ -411,7 +486,9 @@ mod tests {
         outbox.push_last(1, "a", packet(5_000));
         outbox.push_token(2, packet(5_000));
         assert!(publish(&mut outbox, Limits { packet: 90, ..WIDE }).is_empty());
-        assert_eq!((outbox.take_settled(), outbox.given_up()), (vec![1], 1));
+        assert_eq!(outbox.given_up(), 1);
+        let outcome = Outcome { number: 0, id: "a".into(), payload: vec![], is_delivered: false };
+        assert_eq!(outbox.take_settled(), [(1, outcome)]);
         assert!(outbox.is_empty() && outbox.bytes == 0);
     }
 
@@ -421,7 +498,43 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push_last(1, "a", Packet { expires: Some(now), ..packet(1) });
         assert_eq!(outbox.next(now, WIDE), None);
-        assert_eq!(outbox.take_settled(), [1]);
+        let (prompt, outcome) = outbox.take_settled().remove(0);
+        assert_eq!((prompt, outcome.is_delivered), (1, false));
+    }
+
+    #[test]
+    fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
+        let mut outbox = Outbox::default();
+        let row = outbox.push_last(1, "a", packet(1));
+        outbox.hold(row);
+        outbox.push_last(2, "b", packet(1));
+        assert_eq!(publish(&mut outbox, WIDE), [1]);
+        outbox.disconnected();
+        assert_eq!(publish(&mut outbox, WIDE), [1]);
+        outbox.saved(row);
+        assert_eq!(publish(&mut outbox, WIDE), [0]);
+    }
+
+    #[test]
+    fn an_answer_of_an_earlier_process_keeps_its_number() {
+        let mut outbox = Outbox::numbered_from(100);
+        outbox.restore(7, 1, "a", packet(1));
+        assert_eq!(outbox.push_last(2, "b", packet(1)), 101);
+        assert_eq!(publish(&mut outbox, WIDE), [7, 101]);
+        let waiting: Vec<_> = outbox.waiting().map(|one| (one.number, one.prompt, one.id)).collect();
+        assert_eq!(waiting, [(7, 1, "a"), (101, 2, "b")]);
+        outbox.acknowledged(7);
+        assert_eq!(settled(&mut outbox), [1]);
+    }
+
+    #[test]
+    fn a_broker_that_takes_less_than_before_gets_an_error_in_the_answer_s_place() {
+        let mut outbox = Outbox::default();
+        outbox.push_last(1, "a", packet(5_000));
+        publish(&mut outbox, WIDE);
+        outbox.disconnected();
+        let (_, sent) = outbox.next(Instant::now(), Limits { packet: 1_000, ..WIDE }).expect("the error");
+        assert!(sent.payload.starts_with(br#"{"event":"error","id":"a","code":"too_large""#));
     }
 
     #[test]
@@ -448,7 +561,7 @@ mod tests {
     #[test]
     fn a_row_that_ends_every_connection_travels_alone_and_is_given_up() {
         let mut outbox = Outbox::default();
-        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
         let mut sent = Vec::new();
         while !outbox.is_empty() && sent.len() < 20 {
             sent.push(publish(&mut outbox, WIDE));
@@ -456,14 +569,14 @@ mod tests {
         }
         let all = vec![0, 1, 2];
         assert_eq!(sent[..5], [all.clone(), all, vec![0], vec![0], vec![0]]);
-        assert_eq!(outbox.take_settled(), [0, 1, 2]);
+        assert_eq!(settled(&mut outbox), [0, 1, 2]);
         assert_eq!(outbox.given_up(), 3);
     }
 
     #[test]
     fn the_neighbour_of_such_a_row_gets_through() {
         let mut outbox = Outbox::default();
-        (0..2).for_each(|n| outbox.push_last(n, "a", packet(1)));
+        (0..2).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
         (0..2).for_each(|_| {
             publish(&mut outbox, WIDE);
             outbox.disconnected();

@@ -48,6 +48,7 @@ impl Bench {
         let mut door = Door {
             config,
             device: "cellar".into(),
+            state_in: None,
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
             requests: sender,
@@ -126,10 +127,15 @@ pub fn prompt(inbound: &Inbound) -> String {
 
 /// Ends a request with a text.
 pub fn answer(inbound: Inbound, text: &str) {
+    end(inbound, text, FinishReason::Stop);
+}
+
+/// Ends a request with a text, for this reason.
+pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
     let done = Done {
         id: inbound.id.clone(),
         text: text.into(),
-        finish_reason: FinishReason::Stop,
+        finish_reason,
         usage: Usage::default(),
         timings: Timings::default(),
         energy: None,

@@ -8,7 +8,7 @@
 mod tests;
 
 use super::answered::{Answered, Copy, Given};
-use super::outbox::Serial;
+use super::outbox::{Outcome, Serial};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
@@ -40,19 +40,6 @@ pub enum Verdict {
     Again(Serial, Given),
     /// Its answer is under way, or with the broker: say nothing.
     Duplicate,
-}
-
-/// What became of a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// The row of its answer.
-    pub number: u64,
-    /// The request's id.
-    pub id: String,
-    /// The answer; empty where saying nothing is better than saying it again.
-    pub payload: Vec<u8>,
-    /// Whether the broker has it; else nobody wants it any more.
-    pub is_delivered: bool,
 }
 
 /// What a message is known by. Keys are half of a SHA-256: each has sixteen bytes whatever a client
@@ -196,9 +183,17 @@ impl Arrivals {
         comes_again
     }
 
-    /// What a prompt that is not settled is known by.
-    pub fn keys(&self, serial: Serial) -> Keys {
-        self.running.get(&serial).map(|running| running.keys).unwrap_or_default()
+    /// The prompt is not answered at all.
+    pub fn forget(&mut self, serial: Serial) {
+        self.running.remove(&serial);
+        self.no_longer_wait(serial, Waits::Nothing);
+    }
+
+    /// What a running prompt is known by, if its answer is to outlive us: not at QoS 0, where nobody
+    /// delivers it again, and not where the answer is one that was kept before.
+    pub fn durable(&self, serial: Serial) -> Option<Keys> {
+        let running = self.running.get(&serial)?;
+        (running.keys.delivery.is_some() && running.again.is_none()).then_some(running.keys)
     }
 
     /// A prompt of an earlier process, whose answer is still to be delivered.

@@ -8,9 +8,16 @@ use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// No file of ours is larger; reading it takes as much memory.
 const LARGEST: u64 = 16 << 20;
+
+/// How long a daemon that is ending may still have the file.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The open file.
 #[derive(Debug)]
@@ -74,13 +81,17 @@ fn options() -> OpenOptions {
 
 fn lock(path: &Path) -> io::Result<fs::File> {
     let file = options().write(true).create(true).truncate(false).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let said = "another daemon of this device uses it; give each its own device.id or device.state_dir";
-            Err(io::Error::other(said))
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < HANDOVER => sleep(LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) => {
+                let said = "another daemon of this device uses it; give each a device.id of its own";
+                return Err(io::Error::other(said));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
         }
-        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -133,7 +144,7 @@ mod tests {
         let folder = Folder::new("lock");
         let first = open(&folder);
         let said = File::open(&folder.file()).expect_err("locked").to_string();
-        assert!(said.contains("another daemon") && said.contains("device.state_dir"), "{said}");
+        assert!(said.contains("another daemon") && said.contains("device.id"), "{said}");
         drop(first);
         open(&folder);
     }

@@ -7,6 +7,8 @@
 
 mod file;
 pub mod record;
+#[cfg(test)]
+mod tests;
 
 use file::File;
 use record::{Answer, Contents, Record};
@@ -206,7 +208,7 @@ impl Store {
                     log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
                 }
                 // A new file gets its session; what cannot be read is not appended to.
-                self.is_stale = damaged > 0 || contents.is_torn || contents.session.is_none();
+                self.is_stale |= damaged > 0 || contents.is_torn || contents.session.is_none();
                 Some(contents)
             }
             Job::Append(bytes) => {

@@ -8,7 +8,6 @@
 use crate::transport::mqtt::arrivals::Keys;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Clocks jump on devices without a battery for them: a span outside of this is not believed. The
@@ -130,7 +129,7 @@ fn elapsed(then_s: u64, now_s: u64) -> Duration {
 /// Reads a whole file.
 pub fn read(bytes: &[u8]) -> Contents {
     let mut contents = Contents { bytes: bytes.len() as u64, ..Contents::default() };
-    let mut answers = BTreeMap::new();
+    let mut answers = Vec::new();
     // Lines that cannot be read since the last one that can.
     let mut unread = 0;
     let mut found_any = false;
@@ -150,19 +149,18 @@ pub fn read(bytes: &[u8]) -> Contents {
     } else {
         contents.damaged += unread;
     }
-    contents.live_bytes = answers.values().map(|(_, bytes)| bytes).sum();
-    contents.answers = answers.into_values().map(|(answer, _)| answer).collect();
+    contents.live_bytes = answers.iter().map(|(_, bytes)| bytes).sum();
+    contents.answers = answers.into_iter().map(|(answer, _)| answer).collect();
     contents
 }
 
-fn apply(record: Record, bytes: u64, contents: &mut Contents, answers: &mut BTreeMap<u64, (Answer, u64)>) {
+fn apply(record: Record, bytes: u64, contents: &mut Contents, answers: &mut Vec<(Answer, u64)>) {
     match record {
         Record::Session(session) => contents.session = Some(session),
-        Record::Answer(answer) => {
-            answers.insert(answer.number, (answer, bytes));
-        }
+        Record::Answer(answer) => answers.push((answer, bytes)),
         Record::Given { number, time_s } => {
-            if let Some((answer, _)) = answers.get_mut(&number) {
+            // Most often one of the latest.
+            if let Some((answer, _)) = answers.iter_mut().rev().find(|(answer, _)| answer.number == number) {
                 answer.state = State::Given { age_s: 0 };
                 answer.time_s = time_s;
             }
@@ -247,7 +245,8 @@ mod tests {
     fn a_flipped_bit_costs_no_line_but_its_own_and_is_never_believed() {
         let (_, bytes) = usual();
         let sound = read(&bytes);
-        let lines: Vec<_> = bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
+        let lines: Vec<_> =
+            bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut bad = bytes.clone();
@@ -256,7 +255,9 @@ mod tests {
                 assert!(contents.is_torn || contents.damaged > 0, "{at} {bit}");
                 // A line's end belongs to two lines.
                 let hurt = lines.iter().position(|end| at <= *end).expect("a line");
-                let spared = |number: u64| hurt != number as usize && (hurt + 1 != number as usize || at != lines[hurt]);
+                let spared = |number: u64| {
+                    hurt != number as usize && (hurt + 1 != number as usize || at != lines[hurt])
+                };
                 for (number, line) in [(2_u64, 2_u64), (3, 4)] {
                     let found = contents.answers.iter().find(|answer| answer.number == number);
                     if spared(line) {
