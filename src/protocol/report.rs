@@ -81,7 +81,7 @@ pub struct Memory {
     /// Of the host, free for use.
     pub host_available_bytes: Option<u64>,
     /// Whether the kernel holds this process to a limit; false on a stock Raspberry Pi OS.
-    pub limit_enforced: bool,
+    pub memory_limit_enforced: bool,
 }
 
 /// Percentiles of one quantity, in milliseconds; null before the first request.

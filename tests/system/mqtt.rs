@@ -128,6 +128,7 @@ async fn info_says_what_runs_and_on_what_budget() {
     let budget = &info["budget"];
     assert_eq!((&budget["memory_mb"], &budget["threads"]), (&json!(300), &json!(2)), "{info}");
     assert!(budget["planned_mb"].as_u64().is_some_and(|mb| (1..300).contains(&mb)), "{info}");
+    assert!(budget["memory_limit_enforced"].is_boolean(), "{info}");
 }
 
 #[tokio::test]
@@ -152,6 +153,7 @@ async fn the_telemetry_has_every_documented_key() {
         }
     }
     assert!(report["memory"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{report}");
+    assert!(report["memory"]["memory_limit_enforced"].is_boolean(), "{report}");
 }
 
 #[tokio::test]

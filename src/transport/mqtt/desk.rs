@@ -111,7 +111,7 @@ impl Desk {
             }
             self.arrivals.settled(serial, outcome, now);
         }
-        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.arrivals.next_ack()
                 && connection.acknowledge(packet)
             {

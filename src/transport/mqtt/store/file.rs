@@ -79,6 +79,7 @@ fn options() -> OpenOptions {
     options
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the thread that may block")]
 fn lock(path: &Path) -> io::Result<fs::File> {
     let file = options().write(true).create(true).truncate(false).open(path)?;
     let start = Instant::now();

@@ -156,7 +156,7 @@ impl Store {
 
     fn open(&self) -> JoinHandle<Done> {
         let path = self.path.clone().expect("a store without a file is never down");
-        spawn_blocking(move || match File::open(&path) {
+        on_disk(move || match File::open(&path) {
             Ok((file, contents)) => (Some(file), Ok(Job::Open(contents))),
             Err(error) => (None, Err(error)),
         })
@@ -167,7 +167,7 @@ impl Store {
         self.under_way = std::mem::take(&mut self.rows);
         // What nobody waits for reaches the disk within the kernel's half minute.
         let sync = !self.under_way.is_empty();
-        spawn_blocking(move || {
+        on_disk(move || {
             let done = file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64));
             (Some(file), done)
         })
@@ -177,7 +177,7 @@ impl Store {
         self.lines.clear();
         self.under_way = std::mem::take(&mut self.rows);
         self.is_stale = false;
-        spawn_blocking(move || {
+        on_disk(move || {
             let done = file.replace(&lines).map(|()| Job::Replace(lines.len() as u64));
             (Some(file), done)
         })
@@ -272,4 +272,9 @@ impl Store {
     fn place(&self) -> String {
         self.path.as_ref().map_or_else(String::new, |path| path.display().to_string())
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "one job at a time, so name look-ups only wait for it")]
+fn on_disk(job: impl FnOnce() -> Done + Send + 'static) -> JoinHandle<Done> {
+    spawn_blocking(job)
 }
