@@ -61,8 +61,9 @@ impl Config {
 
 impl Device {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Device { id } = self;
+        let Device { id, state_in } = self;
         changes.at_restart("device.id", *id != wanted.id);
+        changes.at_restart("device.state_dir", *state_in != wanted.state_in);
     }
 }
 
@@ -175,6 +176,7 @@ mod tests {
             big: vec![],
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
             credentials_dir: None,
         };
         Config::parse(text, "bitnetd.toml", &host).expect("sound")
@@ -184,7 +186,7 @@ mod tests {
 
     /// Every key there is with a value that is neither its default nor `BEFORE`'s.
     const AFTER: &str = r#"
-        device.id = "attic"
+        device = { id = "attic", state_dir = "" }
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600" }

@@ -286,6 +286,7 @@ impl Daemon {
         doors.spawn(mqtt::run(mqtt::Door {
             config,
             device: running.device.id.clone(),
+            state_in: running.device.state_in.clone(),
             info: info_payload(running, facts, plan),
             window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
@@ -400,6 +401,7 @@ mod tests {
             big: vec![],
             runtime_dir: PathBuf::new(),
             cache_dir: PathBuf::new(),
+            state_dir: PathBuf::new(),
             credentials_dir: None,
         };
         let running = Config::defaults(&host);
