@@ -1,5 +1,6 @@
 //! A real mosquitto on a loopback port of its own, and its command-line clients.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -106,6 +107,14 @@ impl Mosquitto {
         assert!(finish(child).await.1, "mosquitto_pub {args:?}");
     }
 
+    /// Publishes each line as a message of its own, over one connection.
+    pub async fn publish_lines(&self, args: &[&str], lines: &str) {
+        let mut child = self.client_with("mosquitto_pub", &[args, &["-l"]].concat(), Stdio::piped());
+        let written = child.stdin.take().expect("piped").write_all(lines.as_bytes());
+        written.expect("it reads");
+        assert!(finish(child).await.1, "mosquitto_pub {args:?}");
+    }
+
     /// Begins `mosquitto_sub` with these arguments, and waits until it is subscribed.
     pub async fn subscribe(&self, args: &[&str]) -> Subscriber {
         let before = self.subscriptions();
@@ -125,9 +134,14 @@ impl Mosquitto {
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {
+        self.client_with(name, args, Stdio::null())
+    }
+
+    fn client_with(&self, name: &str, args: &[&str], input: Stdio) -> Child {
         program(name)
             .args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()])
             .args(args)
+            .stdin(input)
             .stdout(Stdio::piped())
             .spawn()
             .expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
