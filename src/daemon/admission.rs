@@ -26,6 +26,8 @@ pub(super) struct Admission {
     memory: Pressure,
     /// Seconds an answer takes, smoothed; what a client that found the queue full is told to wait.
     pace: f64,
+    /// The worker has nothing to do: it takes one more, though it has not come for it yet.
+    idle: bool,
     closed: bool,
 }
 
@@ -35,7 +37,7 @@ const NEWEST: f64 = 0.2;
 impl Admission {
     /// Nothing waits; at most `depth` requests will, as long as there is `memory` for them.
     pub fn new(depth: usize, memory: Pressure) -> Self {
-        Admission { waiting: Vec::new(), depth, texts: 0, memory, pace: 1.0, closed: false }
+        Admission { waiting: Vec::new(), depth, texts: 0, memory, pace: 1.0, idle: true, closed: false }
     }
 
     /// Takes a request in, or gives it back with the reason. Look at the memory before.
@@ -60,7 +62,7 @@ impl Admission {
                 Code::BudgetExceeded,
                 format!("the {mib} MiB of budget.memory_mb are nearly used up; ask again later"),
             )
-        } else if self.waiting.len() >= self.depth {
+        } else if self.waiting.len() >= self.depth + usize::from(self.idle) {
             (Code::QueueFull, format!("{} requests wait already; ask again later", self.depth))
         } else if texts > WAITING_TEXTS {
             let (count, mib) = (self.waiting.len(), WAITING_TEXTS >> 20);
@@ -91,9 +93,15 @@ impl Admission {
         let priority = |job: &Job| job.inbound.request.priority;
         let highest = self.waiting.iter().map(priority).max()?;
         let at = self.waiting.iter().position(|job| priority(job) == highest)?;
+        self.idle = false;
         let job = self.waiting.remove(at);
         self.texts -= job.inbound.request.text_bytes();
         Some(job)
+    }
+
+    /// Notes that the worker is done with what it had.
+    pub fn note_idle(&mut self) {
+        self.idle = true;
     }
 
     /// Takes out those that nobody waits for any more, each with what it is told.
@@ -191,10 +199,14 @@ mod tests {
     fn a_full_queue_refuses_and_says_when_to_come_back() {
         let (mut admission, now) = (admission(1), Instant::now());
         (0..50).for_each(|_| admission.note_pace(Duration::from_secs(3)));
-        let (first, _a) = inbound("a", Priority::Normal, now);
-        admission.offer(first, MINUTE).expect("room");
-        let (second, _b) = inbound("b", Priority::High, now);
-        let (_, refusal) = admission.offer(second, MINUTE).expect_err("full");
+        let (running, _a) = inbound("a", Priority::Normal, now);
+        admission.offer(running, MINUTE).expect("room");
+        // One to run and one to wait: it is the same whether the worker has come for the first.
+        let (waiting, _b) = inbound("b", Priority::Normal, now);
+        admission.offer(waiting, MINUTE).expect("room");
+        admission.next().expect("the first");
+        let (late, _c) = inbound("c", Priority::High, now);
+        let (_, refusal) = admission.offer(late, MINUTE).expect_err("full");
         assert_eq!(refusal.code, Code::QueueFull);
         assert!((2900..=3100).contains(&refusal.retry_after_ms.expect("a time")), "{refusal:?}");
     }

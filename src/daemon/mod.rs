@@ -37,7 +37,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
 
-/// Requests on their way from the doors to the queue: the doors wait when there are more.
+/// Requests on their way from the doors to the queue, at least: where there are more, the socket
+/// waits and the broker link refuses.
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -191,7 +192,8 @@ impl Daemon {
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
-        let (intake, requests) = mpsc::channel(INTAKE);
+        // A broker hands over all that it has kept for us in one piece: what the queue has room for.
+        let (intake, requests) = mpsc::channel(INTAKE.max(self.config.queue.depth + 1));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(

@@ -222,6 +222,7 @@ impl Queue {
     pub fn next(&self) -> Option<Job> {
         let mut admission = locked(&self.admission);
         self.running.store(false, Ordering::Relaxed);
+        admission.note_idle();
         loop {
             if let Some(job) = admission.next() {
                 self.running.store(true, Ordering::Relaxed);

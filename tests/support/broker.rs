@@ -21,6 +21,9 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
+    /// Written at once, so that a kill loses nothing that was acknowledged.
+    pub const PERSISTENT: &str = "persistence true\nautosave_on_changes true\nautosave_interval 1\n";
+
     /// A broker that keeps nothing over a restart.
     pub async fn start() -> Self {
         Self::with("").await
@@ -28,14 +31,13 @@ impl Mosquitto {
 
     /// A broker that keeps sessions and messages on disk.
     pub async fn persistent() -> Self {
-        // Written at once, so that a kill loses nothing that was acknowledged.
-        Self::with("persistence true\nautosave_on_changes true\nautosave_interval 1\n").await
+        Self::with(Self::PERSISTENT).await
     }
 
     /// A broker with more lines in its configuration.
     pub async fn with(lines: &str) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        broker.configure(&format!("allow_anonymous true\n{lines}"));
+        broker.change(lines);
         broker.restart().await;
         broker
     }
@@ -61,6 +63,11 @@ impl Mosquitto {
              log_dest file {place}/log\nlog_type all\n{lines}"
         );
         std::fs::write(self.path("mosquitto.conf"), text).expect("a temporary folder");
+    }
+
+    /// From its next start on it has these lines in its configuration instead.
+    pub fn change(&self, lines: &str) {
+        self.configure(&format!("allow_anonymous true\n{lines}"));
     }
 
     /// A file beside its configuration.
@@ -95,10 +102,19 @@ impl Mosquitto {
 
     /// How often a client of this id was accepted, by the broker's own log.
     pub fn connects(&self, client: &str) -> usize {
+        self.connect_times(client).len()
+    }
+
+    /// When, in seconds since 1970.
+    pub fn connect_times(&self, client: &str) -> Vec<u64> {
         let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         let accepted =
             |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
-        log.lines().filter(accepted).count()
+        let time = |line: &str| line.split(':').next().and_then(|time| time.parse().ok());
+        log.lines()
+            .filter(accepted)
+            .map(|line| time(line).expect("mosquitto writes the time first"))
+            .collect()
     }
 
     /// Runs `mosquitto_pub` with these arguments to its end.
@@ -109,7 +125,8 @@ impl Mosquitto {
 
     /// Publishes each line as a message of its own, over one connection.
     pub async fn publish_lines(&self, args: &[&str], lines: &str) {
-        let mut child = self.client_with("mosquitto_pub", &[args, &["-l"]].concat(), Stdio::piped());
+        let started = self.command("mosquitto_pub", &[args, &["-l"]].concat()).stdin(Stdio::piped()).spawn();
+        let mut child = started.expect("mosquitto's clients are installed (Debian: mosquitto-clients)");
         let written = child.stdin.take().expect("piped").write_all(lines.as_bytes());
         written.expect("it reads");
         assert!(finish(child).await.1, "mosquitto_pub {args:?}");
@@ -134,17 +151,15 @@ impl Mosquitto {
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {
-        self.client_with(name, args, Stdio::null())
+        let child = self.command(name, args).spawn();
+        child.expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
     }
 
-    fn client_with(&self, name: &str, args: &[&str], input: Stdio) -> Child {
-        program(name)
-            .args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(args)
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+    fn command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = program(name);
+        command.args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.args(args).stdout(Stdio::piped());
+        command
     }
 }
 

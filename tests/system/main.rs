@@ -13,7 +13,9 @@ mod crowd;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
+mod endure;
 mod faults;
+mod hostile;
 mod limits;
 mod listener;
 mod models;

@@ -6,6 +6,7 @@
 //! could be lost), so the future is kept between calls of [`Connection::next`].
 
 use super::link::{Connect, Loss};
+use super::manners::{self, Manners};
 use super::outbox::{Limits, Packet, WINDOW};
 use super::topics::Topics;
 use crate::config::Mqtt;
@@ -47,6 +48,7 @@ pub(super) struct Connection {
     handed: VecDeque<u64>,
     /// Rows on their way, by packet id.
     on_their_way: HashMap<u16, u64>,
+    manners: Manners,
 }
 
 /// What happened on a connection.
@@ -112,17 +114,28 @@ impl Connection {
             .set_receive_maximum(Some(who.receive_maximum.max(1)));
         let (client, eventloop) = AsyncClient::new(options, REQUESTS);
         let polling = Box::pin(poll(eventloop));
-        Ok(Connection { client, polling, handed: VecDeque::new(), on_their_way: HashMap::new() })
+        Ok(Connection {
+            client,
+            polling,
+            handed: VecDeque::new(),
+            on_their_way: HashMap::new(),
+            manners: Manners::default(),
+        })
     }
 
     /// Waits for what happens next. May be dropped and called again; not after an error.
     pub async fn next(&mut self) -> Result<Happened, Loss> {
-        let (eventloop, event) = (&mut self.polling).await;
-        self.polling = Box::pin(poll(eventloop));
-        match event {
-            Ok(event) => Ok(self.happened(event)),
-            Err(error) => Err(loss(&error)),
+        let (mut eventloop, event) = (&mut self.polling).await;
+        if let Ok(Event::Incoming(Incoming::ConnAck(_))) = event {
+            let wanted = eventloop.options.keep_alive();
+            if wanted != manners::keep_alive(wanted, KEEP_ALIVE) {
+                eventloop.options.set_keep_alive(KEEP_ALIVE);
+            }
         }
+        self.polling = Box::pin(poll(eventloop));
+        let event = event.map_err(|error| loss(&error))?;
+        self.look_at(&event)?;
+        Ok(self.happened(event))
     }
 
     /// Asks for our topics. `false`: no room now.
@@ -163,14 +176,34 @@ impl Connection {
     }
 
     /// Acknowledges a message. `false`: no room now.
-    pub fn acknowledge(&self, packet: u16) -> bool {
+    pub fn acknowledge(&mut self, packet: u16) -> bool {
         let publish = Publish { pkid: packet, qos: QoS::AtLeastOnce, ..Publish::default() };
-        self.client.try_ack(&publish).is_ok()
+        let taken = self.client.try_ack(&publish).is_ok();
+        if taken {
+            self.manners.acknowledged();
+        }
+        taken
     }
 
     /// Says goodbye, so that the broker does not publish the last will. `false`: no room now.
     pub fn disconnect(&self) -> bool {
         self.client.try_disconnect().is_ok()
+    }
+
+    /// Whether the broker may do this.
+    fn look_at(&mut self, event: &Event) -> Result<(), Loss> {
+        match event {
+            Event::Incoming(Incoming::ConnAck(connack)) => {
+                let said = connack.properties.as_ref();
+                let receive_maximum = said.and_then(|p| p.receive_max);
+                self.manners.connack(receive_maximum, said.and_then(|p| p.max_packet_size))
+            }
+            Event::Incoming(Incoming::Publish(publish)) => {
+                let alias = publish.properties.as_ref().and_then(|p| p.topic_alias);
+                self.manners.message(publish.qos != QoS::AtMostOnce, alias)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn happened(&mut self, event: Event) -> Happened {
@@ -237,7 +270,10 @@ pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<Probe
         Err(_) => return Err(format!("{place}: no answer within {} s", limit.as_secs_f32())),
         Ok(Err(error)) => return Err(format!("{place}: {}", loss(&error).text)),
         Ok(Ok(Event::Incoming(Incoming::ConnAck(connack)))) => connack,
-        Ok(Ok(other)) => return Err(format!("{place}: no CONNACK but {other:?}")),
+        Ok(Ok(other)) => {
+            let other = manners::quoted(&format!("{other:?}"));
+            return Err(format!("{place}: no CONNACK but {other}"));
+        }
     };
     let took = start.elapsed();
     if client.try_disconnect().is_ok() {
@@ -371,11 +407,15 @@ fn loss(error: &ConnectionError) -> Loss {
         ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => {
             (format!("{:?}", e.kind()), e.to_string())
         }
+        // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
+            ("closed".into(), "the broker ended the connection".into())
+        }
         ConnectionError::MqttState(StateError::Deserialization(e)) => {
             unreadable = true;
             ("unreadable".into(), poisoned(e))
         }
-        other => ("other".into(), other.to_string()),
+        other => ("other".into(), manners::quoted(&other.to_string())),
     };
     Loss { kind, text, unreadable }
 }
@@ -439,6 +479,14 @@ mod tests {
         assert!(loss(&state(oversize)).unreadable);
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert!(!loss(&state(CodecError::Io(reset))).unreadable);
+    }
+
+    #[test]
+    fn a_disconnect_without_a_reason_is_no_poison() {
+        let bare = rumqttc::v5::mqttbytes::v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None)
+            .expect_err("rumqttc wants more");
+        let told = loss(&ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert_eq!((told.kind.as_str(), told.unreadable), ("closed", false));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Desk {
         for serial in self.outbox.take_settled() {
             self.arrivals.settled(serial, now);
         }
-        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.arrivals.next_ack()
                 && connection.acknowledge(packet)
             {

@@ -1,7 +1,7 @@
 //! The MQTT door: prompts from the broker's topics in, events to its topics out.
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
-//! connect), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
+//! connect), `manners` (what ends a connection), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
 //! back) and `outbox` (replies until the broker has them). `client` is the one user of the MQTT
 //! library.
 //!
@@ -12,6 +12,7 @@ mod arrivals;
 mod client;
 mod desk;
 mod link;
+mod manners;
 mod outbox;
 mod prompts;
 mod topics;
