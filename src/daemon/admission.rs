@@ -54,27 +54,33 @@ impl Admission {
 
     /// Why no request is taken in now that would make the waiting texts `texts` bytes.
     fn refusal(&self, texts: usize) -> Option<Refusal> {
-        let (code, said) = if self.closed {
-            return Some(Refusal::shutting_down());
-        } else if self.memory.is_short() {
-            let mib = self.memory.budget() >> 20;
-            (
-                Code::BudgetExceeded,
-                format!("the {mib} MiB of budget.memory_mb are nearly used up; ask again later"),
-            )
-        } else if self.waiting.len() >= self.depth + usize::from(self.idle) {
-            (Code::QueueFull, format!("{} requests wait already; ask again later", self.depth))
+        let count = self.waiting.len();
+        if self.closed {
+            Some(Refusal::shutting_down())
+        } else if self.is_short() {
+            Some(self.want_of_memory())
+        } else if count >= self.depth + usize::from(self.idle) {
+            let said = format!("{} requests wait already; ask again later", self.depth);
+            Some(self.for_now(Code::QueueFull, said))
         } else if texts > WAITING_TEXTS {
-            let (count, mib) = (self.waiting.len(), WAITING_TEXTS >> 20);
-            (
-                Code::QueueFull,
-                format!("the {count} requests that wait fill {mib} MiB; ask again later, or for less"),
-            )
+            let mib = WAITING_TEXTS >> 20;
+            let said = format!("the {count} requests that wait fill {mib} MiB; ask again later, or for less");
+            Some(self.for_now(Code::QueueFull, said))
         } else {
-            return None;
-        };
+            None
+        }
+    }
+
+    /// What requests hear while memory is short.
+    pub fn want_of_memory(&self) -> Refusal {
+        let mib = self.memory.budget() >> 20;
+        let said = format!("the memory budget of {mib} MiB is nearly used up; ask again later");
+        self.for_now(Code::BudgetExceeded, said)
+    }
+
+    fn for_now(&self, code: Code, said: String) -> Refusal {
         let retry_after_ms = Some((self.pace * 1000.0).ceil() as u64);
-        Some(Refusal { retry_after_ms, ..Refusal::new(code, said) })
+        Refusal { retry_after_ms, ..Refusal::new(code, said) }
     }
 
     /// Looks at the memory of the process; `is_running` is whether a request runs.

@@ -7,6 +7,7 @@ mod admission;
 mod budget;
 mod cache;
 mod health;
+mod heap;
 mod pressure;
 mod queue;
 mod report;

@@ -5,6 +5,7 @@
 use super::admission::{Admission, Job};
 use super::budget::Plan;
 use super::cache::{Cache, Key, Stored};
+use super::heap;
 use super::locked;
 use super::pressure::{Held, Pressure, State};
 use crate::config;
@@ -91,6 +92,7 @@ impl Queue {
             self.short.notified().await;
             while locked(&self.admission).is_short() {
                 tokio::time::sleep(MEMORY_INTERVAL).await;
+                heap::give_back();
                 if self.look() == State::Stuck {
                     let resident = self.held().resident >> 20;
                     return format!("memory stays short with nothing to do: {resident} MiB are held; ending");
@@ -104,21 +106,33 @@ impl Queue {
         if !self.is_watched.load(Ordering::Relaxed) {
             return State::Room;
         }
-        let (held, is_running) = (self.held(), self.running.load(Ordering::Relaxed));
-        let mut admission = locked(&self.admission);
-        let was_short = admission.is_short();
-        let state = admission.look(held, is_running, Instant::now());
-        drop(admission);
-        match (was_short, state) {
-            (false, State::Short | State::Stuck) => {
-                *locked(&self.cache) = Cache::default();
+        let (was_short, mut state) = self.weigh();
+        if !was_short && state != State::Room {
+            *locked(&self.cache) = Cache::default();
+            heap::give_back();
+            (_, state) = self.weigh();
+            if state != State::Room {
                 self.short.notify_one();
-                warn!("memory is short, {} MiB are held: new requests are refused", held.resident >> 20);
+                let resident = self.held().resident >> 20;
+                warn!("memory is short, {resident} MiB are held: requests are refused");
             }
-            (true, State::Room) => info!("memory is there again: requests are taken in"),
-            _ => {}
+        } else if was_short && state == State::Room {
+            info!("memory is there again: requests are taken in");
         }
         state
+    }
+
+    /// Whether memory was short before, and how it is now.
+    fn weigh(&self) -> (bool, State) {
+        let (held, is_running) = (self.held(), self.running.load(Ordering::Relaxed));
+        let mut admission = locked(&self.admission);
+        (admission.is_short(), admission.look(held, is_running, Instant::now()))
+    }
+
+    /// What a request that was taken in before memory became short hears, if it is short now: each answer holds
+    /// memory until its client has taken it.
+    pub fn want_of_memory(&self) -> Option<Refusal> {
+        (self.look() != State::Room).then(|| locked(&self.admission).want_of_memory())
     }
 
     fn held(&self) -> Held {

@@ -137,6 +137,10 @@ impl Worker {
         if let Err(error) = engine.check_files() {
             return Err(self.send_back(job.inbound, error));
         }
+        if let Some(refusal) = self.queue.want_of_memory() {
+            self.queue.refuse(job.inbound, refusal);
+            return Ok(());
+        }
         let request = &job.inbound.request;
         debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
         let prompt = match tokenize(engine, &request.input) {

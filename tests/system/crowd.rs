@@ -36,6 +36,15 @@ impl Idle {
     }
 }
 
+/// Waits, blocking, until it has said this.
+fn wait_for(text: &str, daemon: &Daemon) {
+    let begun = std::time::Instant::now();
+    while !daemon.log().contains(text) {
+        assert!(begun.elapsed() < crate::PATIENCE, "{text}: {}", daemon.log());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 /// In a test that blocks, so that the tests beside it go on.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("it asserts nothing that fails")
@@ -149,27 +158,29 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
-    let (folder, memory_mb) = (Folder::new(), 48);
+    let (folder, memory_mb) = (Folder::new(), 35);
     let settings = format!(
-        "[budget]\nthreads = 2\nmemory_mb = {memory_mb}\n[queue]\ndepth = 1000\n{}",
+        "[budget]\nthreads = 1\nmemory_mb = {memory_mb}\n[queue]\ndepth = 1000\n{}",
         endless().replace("65536", "4096")
     );
     let daemon = Daemon::start(&folder, &settings).await;
-    // Long, and given again from then on without computing.
-    let ask = json!({"prompt": "go", "max_tokens": 3000});
-    let done = daemon.client().await.ask(ask.clone()).await;
-    println!("an answer of {} bytes", done["text"].as_str().expect("a text").len());
+    // Some kilobytes, given again from then on without computing.
+    let ask = json!({"prompt": "go", "max_tokens": 2000});
+    assert_eq!(daemon.client().await.ask(ask.clone()).await["event"], "done");
     let daemon = blocking(move || {
         let mut deaf: Vec<Idle> = (0..60).map(|_| Idle::connect(&daemon)).collect();
-        for _ in 0..60 {
-            for client in &mut deaf {
-                assert!(client.send(&ask.to_string()), "{}", daemon.log());
+        // Until it is short, or no client has anything left that it may ask.
+        for _ in 0..63 {
+            if daemon.log().contains("memory is short") {
+                break;
             }
+            deaf.iter_mut().for_each(|client| assert!(client.send(&ask.to_string()), "{}", daemon.log()));
         }
+        wait_for("memory is short", &daemon);
         daemon
     })
     .await;
-    // Those that do not read are dropped in time, and what they held comes back.
+    // They are gone, and what they held comes back.
     let mut client = daemon.client().await;
     until("it refuses nothing any more", || daemon.log().contains("memory is there again").then_some(()))
         .await;
