@@ -15,6 +15,7 @@ pub(super) fn host() -> Host {
         big: if processors.little.is_empty() { Vec::new() } else { processors.big },
         runtime_dir: runtime_dir(),
         cache_dir: cache_dir(),
+        credentials_dir: named("CREDENTIALS_DIRECTORY"),
     }
 }
 
@@ -33,9 +34,13 @@ fn name() -> String {
     if level.is_empty() { "device".into() } else { level }
 }
 
+/// The folder that the environment names.
+fn named(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// What systemd made ours, `/var/cache/bitnetd` for root, else the user's own.
 pub(super) fn cache_dir() -> PathBuf {
-    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let own = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
     match named("CACHE_DIRECTORY") {
         Some(systemds) => systemds,

@@ -1,9 +1,9 @@
 //! The MQTT door: prompts from the broker's topics in, events to its topics out.
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
-//! connect), `manners` (what ends a connection), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
-//! back) and `outbox` (replies until the broker has them). `client` is the one user of the MQTT
-//! library.
+//! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
+//! when?), `prompts` (to the worker and back), `sharing` (the group's topics) and `outbox` (replies
+//! until the broker has them). `client` is the one user of the MQTT library.
 //!
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
 //! come as bytes, and how the link fares goes out as [`LinkState`].
@@ -15,9 +15,10 @@ mod link;
 mod manners;
 mod outbox;
 mod prompts;
+mod sharing;
 mod topics;
 
-pub use client::{ProbeReport, probe};
+pub use client::{BrokerLimits, ProbeReport, probe};
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
