@@ -93,9 +93,10 @@ impl Budget {
 
 impl Socket {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Socket { path, mode } = self;
+        let Socket { path, mode, connections } = self;
         changes.at_restart("socket.path", *path != wanted.path);
         changes.at_restart("socket.mode", *mode != wanted.mode);
+        changes.at_restart("socket.connections", *connections != wanted.connections);
     }
 }
 
@@ -189,7 +190,7 @@ mod tests {
         device = { id = "attic", state_dir = "" }
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
-        socket = { path = "/s", mode = "0600" }
+        socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
         telemetry.interval_s = 4
         log.level = "warn"

@@ -7,6 +7,8 @@ mod admission;
 mod budget;
 mod cache;
 mod health;
+mod heap;
+mod pressure;
 mod queue;
 mod reload;
 mod report;
@@ -15,7 +17,7 @@ mod status;
 mod systemd;
 mod worker;
 
-pub use budget::{Plan, TooLarge};
+pub use budget::{Allowed, Clients, Plan, TooLarge};
 pub use reload::Reread;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
@@ -99,8 +101,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         .and_then(|file| file.with_cache(cache));
     let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
-    let budget = config.budget.memory_bytes as usize;
-    let plan = Plan::make(&footprint, file.shape().context, config.model.context, budget);
+    let (clients, allowed) = (Clients::of(config), Allowed::by(config));
+    let plan = Plan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
     plan.map_err(Failure::Budget).map(|plan| (file, plan))
 }
 
@@ -114,12 +116,16 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
+    if plan.budget.is_kernels {
+        warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
+    }
+    unix::allow_files(config.socket.connections);
     let mut signals =
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
-    let telemetry = Arc::new(Telemetry::new(config.budget.memory_bytes));
+    let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
-    let queue = Arc::new(Queue::new(&config.queue, Arc::clone(&telemetry)));
+    let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
@@ -143,6 +149,7 @@ pub async fn run(
         }
         never = systemd::loading(&loads) => match never {},
     };
+    queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     let (interval, _) = watch::channel(config.telemetry.interval);
@@ -227,6 +234,7 @@ impl Daemon {
         doors.spawn(unix::run(
             listener,
             self.latecomers,
+            self.settings.running.socket.connections,
             intake.clone(),
             Arc::clone(&self.telemetry),
             self.draining.clone(),
@@ -351,6 +359,7 @@ impl Daemon {
                     Ok(error) => error.to_string(),
                     Err(_) => "the worker thread died; standard error says where".into(),
                 }),
+                said = self.queue.stuck() => return Some(said),
                 Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
                 Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
             }
@@ -406,7 +415,8 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let queue = Arc::new(Queue::new(&running.queue, telemetry.clone()));
+        let (_, plan) = plan(&running).expect("the built-in model fits");
+        let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
         let (interval, _) = watch::channel(running.telemetry.interval);
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {

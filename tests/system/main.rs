@@ -8,6 +8,7 @@ mod busy;
 mod commands;
 mod configuration;
 mod convert;
+mod crowd;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]
@@ -22,6 +23,7 @@ mod mqtt;
 mod past;
 mod reload;
 mod restart;
+mod soak;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
