@@ -69,7 +69,7 @@ pub struct Crowd {
 }
 
 /// What became of the prompts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tally {
     pub accepted: usize,
     /// Accepted, and never answered.
@@ -80,9 +80,22 @@ pub struct Tally {
     pub errors: Vec<String>,
     /// Answers that came once more.
     pub copies: usize,
+    /// Most connections of a daemon within a second, by the broker's log.
+    pub calls_in_a_second: usize,
 }
 
 impl Tally {
+    /// Both houses together.
+    pub fn and(mut self, other: Tally) -> Tally {
+        self.accepted += other.accepted;
+        self.copies += other.copies;
+        self.lost.extend(other.lost);
+        self.twice.extend(other.twice);
+        self.errors.extend(other.errors);
+        self.calls_in_a_second = self.calls_in_a_second.max(other.calls_in_a_second);
+        self
+    }
+
     /// Nothing was lost, nothing was answered twice.
     pub fn is_clean(&self) {
         assert!(self.accepted > 0, "nothing was asked");
@@ -93,7 +106,8 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (lost, twice) = (self.lost.len(), self.twice.len());
-        write!(f, "{} | {lost} | {twice} | {} | {}", self.accepted, self.errors.len(), self.copies)
+        write!(f, "{} | {lost} | {twice} | {} | {}", self.accepted, self.errors.len(), self.copies)?;
+        write!(f, " | {}", self.calls_in_a_second)
     }
 }
 
@@ -162,6 +176,7 @@ impl Crowd {
             twice: all().filter(|(_, (texts, _))| texts.len() > 1).map(|(id, _)| id.clone()).collect(),
             errors: texts.filter(|text| !is_right(text)).cloned().collect(),
             copies: all().map(|(_, (_, count))| count - 1).sum(),
+            calls_in_a_second: 0,
         }
     }
 }
