@@ -236,6 +236,7 @@ impl Daemon {
         doors.spawn(mqtt::run(mqtt::Door {
             config,
             device: self.config.device.id.clone(),
+            state_in: self.config.device.state_in.clone(),
             info: info_payload(&self.config, facts, plan),
             window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
             requests,

@@ -194,8 +194,14 @@ pub struct MqttLink {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came a second time and were not answered again.
+    /// Prompts that came a second time and were not computed again.
     pub duplicates: u64,
+    /// Of these, those that were given their answer again.
+    pub resent: u64,
+    /// Whether answers outlive a crash of the daemon.
+    pub durable: bool,
+    /// Why they do not, where they should.
+    pub storage_problem: Option<String>,
     /// Replies given up, and prompts at QoS 0 ignored in a flood.
     pub dropped: u64,
     /// What keeps the link down, or did last.

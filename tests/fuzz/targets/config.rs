@@ -13,6 +13,7 @@ fuzz_target!(|text: &str| {
         big: vec![],
         runtime_dir: "/run/bitnetd".into(),
         cache_dir: "/var/cache/bitnetd".into(),
+        state_dir: "/var/lib/bitnetd".into(),
     };
     match Config::parse(text, "bitnetd.toml", &host) {
         Ok(config) => check(&config),
