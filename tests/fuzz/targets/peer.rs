@@ -44,6 +44,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
         tasks.spawn(run(Door {
             config: config(place.port),
             device: "cellar".into(),
+            state_in: None,
             info: b"{}".to_vec(),
             window: WINDOW,
             requests,
@@ -74,6 +75,7 @@ fn config(port: u16) -> Mqtt {
             big: vec![],
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
         };
         Config::parse(&text, "fuzz", &host).expect("sound").mqtt.expect("with a host")
     });
