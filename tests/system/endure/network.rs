@@ -28,7 +28,7 @@ async fn a_slow_network_makes_answers_late_and_nothing_else() {
     let proxy = Proxy::to(broker.port).await;
     let mut house = behind(&proxy, broker).await;
     proxy.pace(Pace::Late(Duration::from_millis(if is_long() { 500 } else { 50 })));
-    house.crowd.hears(if is_long() { 100 } else { 10 }).await;
+    house.crowd.hears(if is_long() { 100 } else { 5 }).await;
     let tally = house.tally().await;
     tell("every packet late", 1, &tally);
     tally.is_clean();
@@ -43,7 +43,7 @@ async fn a_network_that_drips_is_survived_and_then_used() {
     proxy.pace(Pace::Drip(Duration::from_secs(1)));
     sleep(Duration::from_secs(if is_long() { 150 } else { 2 })).await;
     proxy.pace(Pace::Free);
-    house.crowd.hears(5).await;
+    house.crowd.hears(3).await;
     let tally = house.tally().await;
     tell("1 byte per second", 1, &tally);
     tally.is_clean();
