@@ -151,17 +151,24 @@ fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
     Ok(Broker {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),
-        said: match answer {
-            Err(error) => error,
-            Ok(report) => format!(
-                "answered in {:.0} ms; QoS {}, retain {}, packets up to {}",
-                report.took.as_secs_f64() * 1000.0,
-                report.max_qos,
-                if report.retains { "yes" } else { "no" },
-                report.max_packet_size.map_or("any size".into(), |bytes| format!("{bytes} bytes")),
-            ),
-        },
+        said: answer.map_or_else(|error| error, |report| describe(config, &report)),
     })
+}
+
+fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
+    let how = if config.tls.is_some() { "encrypted" } else { "not encrypted" };
+    let took = format!("answered in {:.0} ms, {how}", report.took.as_secs_f64() * 1000.0);
+    let Some(limits) = &report.limits else {
+        return format!("{took}; MQTT 3.1.1, which does not tell its limits");
+    };
+    let yes = |has: bool| if has { "yes" } else { "no" };
+    let largest = limits.max_packet_size.map_or("any size".into(), |bytes| format!("{bytes} bytes"));
+    format!(
+        "{took}; QoS {}, retain {}, shared subscriptions {}, packets up to {largest}",
+        limits.max_qos,
+        yes(limits.retains),
+        yes(limits.shared_subscriptions),
+    )
 }
 
 fn table(said: &Said) -> String {

@@ -16,6 +16,7 @@ pub(super) fn host() -> Host {
         runtime_dir: runtime_dir(),
         cache_dir: cache_dir(),
         state_dir: state_dir(),
+        credentials_dir: named("CREDENTIALS_DIRECTORY"),
     }
 }
 
@@ -34,6 +35,11 @@ fn name() -> String {
     if level.is_empty() { "device".into() } else { level }
 }
 
+/// The folder that the environment names.
+fn named(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// What systemd made ours, `/var/cache/bitnetd` for root, else the user's own.
 pub(super) fn cache_dir() -> PathBuf {
     own_dir("CACHE_DIRECTORY", "/var/cache/bitnetd", "XDG_CACHE_HOME", ".cache")
@@ -45,7 +51,6 @@ fn state_dir() -> PathBuf {
 }
 
 fn own_dir(systemds: &str, roots: &str, users: &str, below_home: &str) -> PathBuf {
-    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let own = || named(users).or_else(|| Some(named("HOME")?.join(below_home)));
     match named(systemds) {
         Some(systemds) => systemds,

@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Budget, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt,
-    Queue, Socket, Telemetry,
+    Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log,
+    Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -68,14 +68,19 @@ pub(super) struct MqttKeys {
     username: Option<String>,
     password_file: Option<PathBuf>,
     tls: Option<bool>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
     version: Option<Version>,
+    group: Option<String>,
 }
 
-/// `5` and `"5"` mean the same.
+/// `5` and `"5"` mean the same; 3.1 is a number too, whose refusal names the way out.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "not known; use 5 or \"3.1.1\"")]
 enum Version {
     Number(u64),
+    Broken(f64),
     Text(String),
 }
 
@@ -130,12 +135,13 @@ impl File {
     }
 
     fn checked(self, host: &Host) -> Checked<Config> {
+        let device = self.device.checked(host)?;
         Ok(Config {
-            device: self.device.checked(host)?,
             model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
-            mqtt: self.mqtt.checked()?,
+            mqtt: self.mqtt.checked(&device, host)?,
+            device,
             queue: self.queue.checked()?,
             telemetry: self.telemetry.checked()?,
             log: self.log.checked()?,
@@ -239,43 +245,96 @@ impl SocketKeys {
     }
 }
 
+/// What `LoadCredential=` of the systemd unit calls the password.
+const CREDENTIAL: &str = "mqtt-password";
+
 impl MqttKeys {
-    fn checked(self) -> Checked<Option<Mqtt>> {
-        if self.tls == Some(true) {
-            let said = "this version has no TLS; use a broker on this machine or a tunnel";
-            return Err(Mistake("mqtt", "tls", said.into()));
-        }
-        match &self.version {
-            None | Some(Version::Number(5)) => {}
-            Some(Version::Text(text)) if text == "5" => {}
-            Some(_) => {
-                let said = "this version speaks MQTT 5 only; use a broker that does, and 5 here";
-                return Err(Mistake("mqtt", "version", said.into()));
-            }
-        }
-        let prefix = self.prefix.unwrap_or_else(|| "bitnetd".into());
+    fn checked(mut self, device: &Device, host: &Host) -> Checked<Option<Mqtt>> {
+        let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
+        let tls = self.encryption()?;
+        let prefix = self.prefix.take().unwrap_or_else(|| "bitnetd".into());
         for level in prefix.split('/') {
             topic_level(level, "mqtt", "prefix")?;
         }
-        if self.password_file.is_some() && self.username.is_none() {
-            let said = "missing, though password_file is set; name the user too";
-            return Err(Mistake("mqtt", "username", said.into()));
+        let group = self.group.take();
+        if let Some(group) = &group {
+            check_group(group, device)?;
         }
-        let Some(host) = self.host.filter(|host| !host.is_empty()) else {
-            if self.username.is_some() {
+        let login = self.login(host)?;
+        let Some(broker) = self.host.filter(|host| !host.is_empty()) else {
+            if login.is_some() {
                 let said = "missing, though username is set; without a host there is no link";
                 return Err(Mistake("mqtt", "host", said.into()));
             }
             return Ok(None);
         };
-        if host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(Mistake("mqtt", "host", format!("{host:?} is no name or address")));
+        if broker.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Mistake("mqtt", "host", format!("{broker:?} is no name or address")));
         }
-        let port = within("mqtt", "port", self.port.unwrap_or(1883).into(), 1..=65535)? as u16;
-        let password_file = self.password_file;
-        let login = self.username.map(|username| Login { username, password_file });
-        Ok(Some(Mqtt { host, port, prefix, login }))
+        let usual = if tls.is_some() { 8883 } else { 1883 };
+        let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
+        let credentials = host.credentials_dir.clone();
+        Ok(Some(Mqtt { host: broker, port, prefix, version, group, login, tls, credentials }))
     }
+
+    fn encryption(&mut self) -> Checked<Option<Tls>> {
+        let files =
+            [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
+        if self.tls != Some(true) {
+            return match files.iter().find(|(_, file)| file.is_some()) {
+                Some((key, _)) => {
+                    let said = "set, but nothing is encrypted; add tls = true, or take this key out";
+                    Err(Mistake("mqtt", key, said.into()))
+                }
+                None => Ok(None),
+            };
+        }
+        let missing = |key, other| {
+            let said = format!("missing, though {other} is set; a client certificate needs both");
+            Err(Mistake("mqtt", key, said))
+        };
+        let client = match (self.cert_file.take(), self.key_file.take()) {
+            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => return missing("key_file", "cert_file"),
+            (None, Some(_)) => return missing("cert_file", "key_file"),
+        };
+        Ok(Some(Tls { ca_file: self.ca_file.take(), client }))
+    }
+
+    fn login(&mut self, host: &Host) -> Checked<Option<Login>> {
+        let Some(username) = self.username.take() else {
+            if self.password_file.is_some() {
+                let said = "missing, though password_file is set; name the user too";
+                return Err(Mistake("mqtt", "username", said.into()));
+            }
+            return Ok(None);
+        };
+        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(CREDENTIAL));
+        let password_file =
+            self.password_file.take().or_else(|| credential.filter(|credential| credential.is_file()));
+        Ok(Some(Login { username, password_file }))
+    }
+}
+
+impl Version {
+    fn checked(self) -> Checked<MqttVersion> {
+        match self {
+            Version::Number(5) | Version::Broken(5.0) => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "5" => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "3.1.1" => Ok(MqttVersion::V311),
+            _ => Err(Mistake("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
+        }
+    }
+}
+
+fn check_group(group: &str, device: &Device) -> Checked<()> {
+    topic_level(group, "mqtt", "group")?;
+    if *group == device.id {
+        let said = format!("\"{group}\" is device.id too, and both would share topics; choose another");
+        return Err(Mistake("mqtt", "group", said));
+    }
+    Ok(())
 }
 
 impl QueueKeys {

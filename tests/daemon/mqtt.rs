@@ -2,9 +2,13 @@
 
 mod bench;
 mod durable;
+mod group;
+mod tls;
+mod v311;
 mod wire;
 
 use crate::support::broker::Mosquitto;
+use crate::support::certificates::keep_private;
 use bench::{Bench, Client, QUIET, answer, config, end, prompt};
 use bitnetd::config::Login;
 use bitnetd::protocol::json::MAX_REQUEST;
@@ -403,6 +407,7 @@ async fn a_password_is_read_again_at_each_connect() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
     let file = broker.path("secret");
     std::fs::write(&file, "wrong\n").expect("a temporary folder");
+    keep_private(&file);
     let login = Login { username: "bitnetd".into(), password_file: Some(file.clone()) };
     let config = bitnetd::config::Mqtt { login: Some(login), ..config(broker.port) };
     let refused = probe(&config, "cellar", Duration::from_secs(5)).await.expect_err("wrong");
@@ -417,6 +422,7 @@ async fn a_password_is_read_again_at_each_connect() {
 async fn a_probe_tells_what_the_broker_allows() {
     let broker = Mosquitto::with("max_packet_size 5000\nretain_available false\n").await;
     let told = probe(&config(broker.port), "cellar", Duration::from_secs(5)).await.expect("up");
+    let told = told.limits.expect("MQTT 5");
     assert_eq!((told.max_packet_size, told.retains), (Some(5000), false));
     assert_eq!((told.max_qos, told.shared_subscriptions), (2, true));
 }

@@ -41,16 +41,24 @@ impl Mosquitto {
         broker
     }
 
-    /// A broker that knows one user.
-    pub async fn with_user(name: &str, password: &str) -> Self {
+    /// A broker whose configuration needs files in its folder.
+    pub async fn made(lines: impl FnOnce(&Path) -> String) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        let users = broker.path("users");
-        std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
-        let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
-        assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
-        broker.configure(&format!("allow_anonymous false\npassword_file {}\n", users.display()));
+        broker.configure(&lines(&broker.folder));
         broker.restart().await;
         broker
+    }
+
+    /// A broker that knows one user.
+    pub async fn with_user(name: &str, password: &str) -> Self {
+        Self::made(|folder| {
+            let users = folder.join("users");
+            std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
+            let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
+            assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
+            format!("allow_anonymous false\npassword_file {}\n", users.display())
+        })
+        .await
     }
 
     fn configure(&self, lines: &str) {
@@ -99,6 +107,11 @@ impl Mosquitto {
         }
     }
 
+    /// All it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
     /// How often a client of this id was accepted, by the broker's own log.
     pub fn connects(&self, client: &str) -> usize {
         self.connect_times(client).len()
@@ -106,11 +119,11 @@ impl Mosquitto {
 
     /// When, in seconds since 1970.
     pub fn connect_times(&self, client: &str) -> Vec<u64> {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         let accepted =
             |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
         let time = |line: &str| line.split(':').next().and_then(|time| time.parse().ok());
-        log.lines()
+        self.log()
+            .lines()
             .filter(accepted)
             .map(|line| time(line).expect("mosquitto writes the time first"))
             .collect()
@@ -136,8 +149,7 @@ impl Mosquitto {
     }
 
     fn subscriptions(&self) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
-        log.lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
+        self.log().lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {

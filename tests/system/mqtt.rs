@@ -1,10 +1,12 @@
 //! What is asked over a real broker, and what the daemon keeps there.
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, bitnetd, run};
 use crate::listener::{Listener, Message};
 use crate::support::broker::Mosquitto;
-use crate::{Folder, cases, endless, linked};
+use crate::support::certificates::{Authority, keep_private};
+use crate::{Folder, cases, endless, linked, text};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 
 /// A broker, and a daemon that reads its prompts.
 struct Home {
@@ -231,9 +233,56 @@ async fn the_password_comes_from_its_file() {
     let broker = Mosquitto::with_user("cellar", "s3cret").await;
     let (folder, port) = (Folder::new(), broker.port);
     let password = folder.write("password", "s3cret\n");
+    keep_private(&password);
     let login = format!("username = \"cellar\"\npassword_file = \"{}\"\n", password.display());
-    let link = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n{login}");
-    let daemon = Daemon::start(&folder, &format!("[device]\nid = \"cellar\"\n{link}")).await;
+    let daemon = Daemon::start(&folder, &format!("{}{login}", link(port))).await;
     crate::until("a login", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
     assert!(!daemon.log().contains("s3cret"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_password_that_systemd_loads_is_found_by_itself() {
+    let broker = Mosquitto::with_user("cellar", "s3cret").await;
+    let (folder, port) = (Folder::new(), broker.port);
+    let credential = folder.write("mqtt-password", "s3cret\n");
+    // As systemd shows what it grants by an access list.
+    std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o440)).expect("ours");
+    let config = folder.config(&format!("{}username = \"cellar\"\n", link(port)));
+    let mut command = bitnetd();
+    command.args(["serve", "--config", text(&config)]).env("CREDENTIALS_DIRECTORY", &folder.0);
+    let mut daemon = Daemon::spawn(&mut command, &folder);
+    daemon.ready().await;
+    crate::until("a login", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_link_over_tls_with_certificates_of_both_sides_comes_from_the_configuration() {
+    let (folder, house) = (Folder::new(), Authority::new("House"));
+    let ca = house.write(&folder.path("ca.crt"));
+    let (theirs, ours) =
+        (house.sign("127.0.0.1", &folder.path("broker")), house.sign("cellar", &folder.path("cellar")));
+    let lines = format!(
+        "allow_anonymous true\ncafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n",
+        text(&ca),
+        text(&theirs.cert),
+        text(&theirs.key)
+    );
+    let broker = Mosquitto::made(|_| lines).await;
+    let settings = format!(
+        "{}tls = true\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
+        link(broker.port),
+        text(&ca),
+        text(&ours.cert),
+        text(&ours.key)
+    );
+    let daemon = Daemon::start(&folder, &settings).await;
+    crate::until("a link", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
+    let ended = run(&["doctor", "--config", text(&folder.config(&settings))]).await;
+    assert!(ended.out.contains("ms, encrypted; QoS 2"), "{ended:?}");
+    daemon.stop().await;
+}
+
+/// Settings that end in those of a broker link.
+fn link(port: u16) -> String {
+    format!("[device]\nid = \"cellar\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n")
 }

@@ -4,11 +4,12 @@
 
 use super::answered::Given;
 use super::arrivals::{Arrival, Arrivals, Verdict};
-use super::client::{Broker, Connection, Happened, Identity, Message};
+use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
 use super::keeping::{self, Clock};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
 use super::prompts::{Ids, Prompts, Said, Way, queue_full};
+use super::sharing::Sharing;
 use super::store::{Finished, Store, record::Record};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
@@ -30,6 +31,7 @@ pub(super) struct Desk {
     door: Door,
     topics: Topics,
     link: Link,
+    sharing: Sharing,
     connection: Option<Connection>,
     /// Of the present connection.
     limits: Limits,
@@ -46,11 +48,12 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(door: Door) -> Self {
-        let topics = Topics::new(&door.config.prefix, &door.device);
+        let topics = Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref());
         let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
         Desk {
             topics,
             link: Link::new(Instant::now()),
+            sharing: Sharing::new(door.config.group.as_deref()),
             connection: None,
             limits: Limits { packet: usize::MAX, window: 0 },
             retains: true,
@@ -180,7 +183,7 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
-        let welcome = self.link.connected(now, broker.session_present);
+        let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.retains &= broker.retains;
         let (place, count) = (self.place(), welcome.number);
@@ -193,9 +196,12 @@ impl Desk {
             self.store.note(&Record::Session(self.arrivals.session()));
         }
         self.state.subscribed = !welcome.subscribe;
-        if let Some(connection) = self.connection.as_ref().filter(|_| welcome.subscribe) {
-            // A new connection has room. Before `online`, which says that prompts are read.
-            connection.subscribe(&self.topics);
+        if broker.is_passing {
+            let text = "the session was begun anew; once more, for one that is kept".into();
+            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
+        }
+        if welcome.subscribe {
+            self.subscribe(broker.shares);
         }
         self.announce("online");
         let info = Packet::json(self.topics.info(), self.door.info.clone());
@@ -203,23 +209,53 @@ impl Desk {
         self.mention_telemetry();
     }
 
+    /// A new connection has room. Before `online`, which says that prompts are read.
+    fn subscribe(&mut self, shares: bool) {
+        let shared = self.sharing.ask(shares).unwrap_or_else(|said| {
+            self.complain(&said);
+            false
+        });
+        if let Some(connection) = &mut self.connection {
+            connection.subscribe(&self.topics, shared);
+        }
+    }
+
+    fn complain(&mut self, said: &str) {
+        let said = format!("{}: {said}", self.place());
+        log::error!("{said}");
+        self.state.problem = Some(said);
+    }
+
     fn announce(&mut self, word: &str) {
         let packet = Packet::word(self.topics.availability(), word);
         self.outbox.push_status(Packet { retain: self.retains, ..packet });
     }
 
-    fn on_subscribed(&mut self, granted: Result<(), String>) {
-        self.state.subscribed = granted.is_ok();
-        match granted {
+    fn on_subscribed(&mut self, granted: Granted) {
+        self.state.subscribed = granted.own.is_ok();
+        match granted.own {
             Ok(()) => self.link.subscribed(),
             Err(reason) => {
-                let (place, topic) = (self.place(), self.topics.prompt());
-                let said = format!(
-                    "{place}: may not subscribe to {topic} ({reason}); allow it in the broker's access list"
-                );
-                log::error!("{said}");
-                self.state.problem = Some(said);
+                let topic = self.topics.prompt();
+                self.complain(&format!(
+                    "may not subscribe to {topic} ({reason}); allow it in the broker's access list"
+                ));
             }
+        }
+        if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
+            self.complain(&said);
+        }
+    }
+
+    /// What the broker keeps of an earlier prefix or group is answered, and no more of it asked for.
+    fn give_up(&self, topic: &[u8]) {
+        let filters = self.topics.left_over(topic);
+        let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
+        let topic = String::from_utf8_lossy(topic);
+        log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.place());
+        for filter in &filters {
+            // Where there is no room the next message asks again.
+            connection.unsubscribe(filter);
         }
     }
 
@@ -232,6 +268,7 @@ impl Desk {
 
     fn on_lost(&mut self, loss: &Loss) {
         self.connection = None;
+        self.sharing.disconnected();
         self.outbox.disconnected();
         self.arrivals.disconnected();
         self.retains &= loss.kind != "RetainNotSupported";
@@ -244,13 +281,14 @@ impl Desk {
     }
 
     fn on_message(&mut self, message: &Message, now: Instant) {
+        self.give_up(&message.topic);
         match self.topics.parse(&message.topic) {
             Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(Addressed::Cancel) => {
                 self.on_cancel(&message.payload);
                 self.arrivals.pass(message.packet);
             }
-            // A subscription of an earlier configuration, still in the session.
+            // Nothing that anybody asks.
             None => self.arrivals.pass(message.packet),
         }
     }

@@ -4,6 +4,7 @@
 //! Pure, for one connection. Knows packets only by the numbers in them.
 
 use super::link::Loss;
+use super::outbox::Limits;
 use std::time::Duration;
 
 /// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive
@@ -22,11 +23,11 @@ pub struct Manners {
 impl Manners {
     /// The broker accepted us. Each CONNACK begins with messages of ours to send, so a second one
     /// is not only wrong but would let the broker fill our memory.
-    pub fn connack(&mut self, receive_maximum: Option<u16>, packet: Option<u32>) -> Result<(), Loss> {
+    pub fn connack(&mut self, limits: Limits) -> Result<(), Loss> {
         if std::mem::replace(&mut self.welcomed, true) {
             return Err(broken("a second CONNACK"));
         }
-        if receive_maximum == Some(0) || packet == Some(0) {
+        if limits.window == 0 || limits.packet == 0 {
             return Err(broken("a Receive Maximum or Maximum Packet Size of 0, which lets us say nothing"));
         }
         Ok(())
@@ -77,10 +78,14 @@ fn broken(what: &str) -> Loss {
 mod tests {
     use super::*;
 
+    fn limits(window: usize, packet: usize) -> Limits {
+        Limits { packet, window }
+    }
+
     #[test]
     fn a_usual_broker_may_do_what_brokers_do() {
         let mut manners = Manners::default();
-        assert_eq!(manners.connack(None, None), Ok(()));
+        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
         for _ in 0..3 * UNACKNOWLEDGED {
             assert_eq!(manners.message(true, None), Ok(()));
             manners.acknowledged();
@@ -91,15 +96,15 @@ mod tests {
     #[test]
     fn a_second_welcome_ends_the_connection() {
         let mut manners = Manners::default();
-        assert_eq!(manners.connack(Some(20), Some(1000)), Ok(()));
-        let said = manners.connack(Some(20), Some(1000)).expect_err("a second").text;
+        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
+        let said = manners.connack(limits(20, 1000)).expect_err("a second").text;
         assert!(said.contains("CONNACK"), "{said}");
     }
 
     #[test]
     fn a_broker_that_takes_nothing_is_no_broker() {
-        assert!(Manners::default().connack(Some(0), None).is_err());
-        assert!(Manners::default().connack(None, Some(0)).is_err());
+        assert!(Manners::default().connack(limits(0, 1000)).is_err());
+        assert!(Manners::default().connack(limits(20, 0)).is_err());
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The MQTT door: prompts from the broker's topics in, events to its topics out.
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
-//! connect), `manners` (what ends a connection), `arrivals` (the same prompt again? acknowledged
-//! when?), `answered` (what it got then), `prompts` (to the worker and back), `outbox` (replies until
-//! the broker has them) and `keeping` (which of these outlive the process). `store` has them on disk;
-//! `client` is the one user of the MQTT library.
+//! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
+//! when?), `answered` (what it got then), `prompts` (to the worker and back), `sharing` (the group's
+//! topics), `outbox` (replies until the broker has them) and `keeping` (which of these outlive the
+//! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
 //! come as bytes, and how the link fares goes out as [`LinkState`].
@@ -18,11 +18,12 @@ mod link;
 mod manners;
 mod outbox;
 mod prompts;
+mod sharing;
 mod store;
 mod topics;
 
 pub use arrivals::Keys;
-pub use client::{ProbeReport, probe};
+pub use client::{BrokerLimits, ProbeReport, probe};
 pub use store::record;
 pub use topics::{Addressed, Topics};
 

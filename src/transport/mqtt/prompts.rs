@@ -40,7 +40,7 @@ impl Way {
         let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic));
         let topic = match (wanted, &checked) {
             (Some(topic), Ok(())) => topic.to_owned(),
-            _ => topics.reply(&id),
+            _ => topics.reply(&message.topic, &id),
         };
         let deadline = message.expiry.map(|expiry| now + expiry);
         let way = Way { id, topic, correlation: message.correlation.clone(), deadline };

@@ -114,7 +114,7 @@ impl Bench {
 
 /// The broker at this port.
 pub fn config(port: u16) -> Mqtt {
-    Mqtt { host: "127.0.0.1".into(), port, prefix: "bitnetd".into(), login: None }
+    Mqtt::new("127.0.0.1", port)
 }
 
 /// What was asked.
@@ -154,8 +154,13 @@ pub struct Client {
 impl Client {
     /// A client of this broker that listens on `filter`.
     pub async fn listening(broker: &Mosquitto, filter: &str) -> Self {
+        Self::at(broker.port, filter).await
+    }
+
+    /// The same of the broker at this port.
+    pub async fn at(port: u16, filter: &str) -> Self {
         let id = format!("client-{}", filter.len());
-        let mut options = MqttOptions::new(id, "127.0.0.1", broker.port);
+        let mut options = MqttOptions::new(id, "127.0.0.1", port);
         options.set_max_packet_size(Some(16 << 20));
         let (client, mut eventloop) = AsyncClient::new(options, 16);
         client.subscribe(filter, QoS::AtLeastOnce).await.expect("room");

@@ -14,6 +14,7 @@ fuzz_target!(|text: &str| {
         runtime_dir: "/run/bitnetd".into(),
         cache_dir: "/var/cache/bitnetd".into(),
         state_dir: "/var/lib/bitnetd".into(),
+        credentials_dir: None,
     };
     match Config::parse(text, "bitnetd.toml", &host) {
         Ok(config) => check(&config),
