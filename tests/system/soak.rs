@@ -2,7 +2,7 @@
 //!
 //! `BITNETD_SOAK` is how many prompts there are; few in everyday tests.
 
-use crate::daemon::{Client, Daemon, is_emulated};
+use crate::daemon::{Client, Daemon, finish, is_emulated};
 use crate::limits::{peak_kib, resident_kib};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
@@ -10,6 +10,7 @@ use crate::{Folder, cases, linked};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::process::Command;
 use std::time::Duration;
 
 /// As small as the built-in model with a broker link allows, so that the bound means something.
@@ -167,6 +168,14 @@ fn ask(kind: usize, prompt: &str) -> String {
     request.to_string()
 }
 
+/// Publishes each line as a prompt of its own, over one connection.
+async fn publish(broker: &Mosquitto, qos: &str, lines: &str) {
+    let mut command = Command::new("mosquitto_pub");
+    command.args(["-V", "5", "-h", "127.0.0.1", "-p", &broker.port.to_string(), "-q", qos]);
+    let ended = finish(command.args(["-t", "bitnetd/cellar/prompt", "-l"]), lines).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
 /// Prompts over MQTT in batches, at QoS 0 and 1 by turns; the next batch goes when the one before has ended.
 async fn over_mqtt(broker: &Mosquitto, first: usize, count: usize) -> Ends {
     let (mut ends, cases) = (Ends::new(), cases());
@@ -180,7 +189,7 @@ async fn over_mqtt(broker: &Mosquitto, first: usize, count: usize) -> Ends {
             writeln!(lines, "{request}").expect("into a string");
         }
         let qos = if round % 2 == 0 { "1" } else { "0" };
-        broker.publish_lines(&["-q", qos, "-t", "bitnetd/cellar/prompt"], &lines).await;
+        publish(broker, qos, &lines).await;
         for _ in numbers {
             note(&mut ends, &replies.end().await);
         }
