@@ -8,7 +8,7 @@ use super::{
     Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
@@ -28,6 +28,7 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DeviceKeys {
     id: Option<String>,
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +57,7 @@ pub(super) struct BudgetKeys {
 pub(super) struct SocketKeys {
     path: Option<PathBuf>,
     mode: Option<String>,
+    connections: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -152,7 +154,8 @@ impl DeviceKeys {
     fn checked(self, host: &Host) -> Checked<Device> {
         let id = self.id.unwrap_or_else(|| host.name.clone());
         topic_level(&id, "device", "id")?;
-        Ok(Device { id })
+        let state_in = folder("device", "state_dir", self.state_dir, &host.state_dir)?;
+        Ok(Device { id, state_in })
     }
 }
 
@@ -190,20 +193,13 @@ impl ModelKeys {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
-        let relative = |folder: &&PathBuf| folder.is_relative() && !folder.as_os_str().is_empty();
-        if let Some(folder) = self.cache_dir.as_ref().filter(relative) {
-            let said =
-                format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-            return Err(Mistake("model", "cache_dir", said));
-        }
-        let keep_in = self.cache_dir.unwrap_or_else(|| host.cache_dir.clone());
         Ok(Model {
             path: self.path,
             context: self.context,
             i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
             head: one_of("model", "head", self.head, &HEADS)?,
             kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
-            keep_in: Some(keep_in).filter(|folder| !folder.as_os_str().is_empty()),
+            keep_in: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
         })
     }
 }
@@ -246,7 +242,8 @@ impl SocketKeys {
             let said = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
             Mistake("socket", "mode", said)
         })?;
-        Ok(Socket { path, mode })
+        let connections = within("socket", "connections", self.connections.unwrap_or(64) as u64, 1..=4096)?;
+        Ok(Socket { path, mode, connections: connections as usize })
     }
 }
 
@@ -391,6 +388,24 @@ fn within(
     }
     let said = format!("{value} is outside {} to {}", range.start(), range.end());
     Err(Mistake(section, key, said))
+}
+
+/// A folder to keep things in; an empty one is nowhere.
+fn folder(
+    section: &'static str,
+    key: &'static str,
+    value: Option<PathBuf>,
+    default: &Path,
+) -> Checked<Option<PathBuf>> {
+    let folder = value.unwrap_or_else(|| default.to_owned());
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    if folder.is_relative() {
+        let said = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
+        return Err(Mistake(section, key, said));
+    }
+    Ok(Some(folder))
 }
 
 /// A number of the threads there are.

@@ -38,6 +38,8 @@ pub struct Config {
 pub struct Device {
     /// One MQTT topic level.
     pub id: String,
+    /// Folder for what must outlive the process, such as answers; `None` keeps nothing.
+    pub state_in: Option<PathBuf>,
 }
 
 /// Which model, and how it is read.
@@ -114,6 +116,8 @@ pub struct Socket {
     pub path: PathBuf,
     /// Its permission bits.
     pub mode: u32,
+    /// Most clients at once.
+    pub connections: usize,
 }
 
 /// The broker link.
@@ -241,6 +245,8 @@ pub struct Host {
     pub runtime_dir: PathBuf,
     /// Where what can be made again is kept.
     pub cache_dir: PathBuf,
+    /// Where what must outlive the process is kept.
+    pub state_dir: PathBuf,
     /// Where systemd puts what `LoadCredential=` names.
     pub credentials_dir: Option<PathBuf>,
 }
@@ -310,6 +316,7 @@ mod tests {
             big: vec![],
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
             credentials_dir: None,
         }
     }
@@ -390,6 +397,17 @@ mod tests {
         };
         assert_eq!(keep_in(""), None);
         assert_eq!(keep_in("/srv/models"), Some("/srv/models".into()));
+    }
+
+    #[test]
+    fn the_state_folder_is_an_absolute_path_or_empty() {
+        let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
+        assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
+        let state_in =
+            |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
+        assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
+        assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
+        assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));
     }
 
     #[test]

@@ -106,6 +106,9 @@ impl Reporter {
             sessions_lost: state.sessions_lost,
             outbox: state.outbox,
             duplicates: state.duplicates,
+            resent: state.resent,
+            durable: state.durable,
+            storage_problem: state.storage_problem.clone(),
             dropped: state.dropped,
             problem: state.problem.clone(),
         })

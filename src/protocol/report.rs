@@ -149,6 +149,8 @@ pub struct Requests {
     pub completed: u64,
     /// Given an `error` event; what could not be read as a request counts too.
     pub refused: u64,
+    /// Of these, for want of memory.
+    pub budget_exceeded: u64,
     /// Cancelled by their client.
     pub cancelled: u64,
     /// Out of time.
@@ -194,8 +196,14 @@ pub struct MqttLink {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came a second time and were not answered again.
+    /// Prompts that came a second time and were not computed again.
     pub duplicates: u64,
+    /// Of these, those that were given their answer again.
+    pub resent: u64,
+    /// Whether answers outlive a crash of the daemon.
+    pub durable: bool,
+    /// Why they do not, where they should.
+    pub storage_problem: Option<String>,
     /// Replies given up, and prompts at QoS 0 ignored in a flood.
     pub dropped: u64,
     /// What keeps the link down, or did last.

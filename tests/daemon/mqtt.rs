@@ -1,6 +1,7 @@
 //! The MQTT door against a real mosquitto, asked as users ask.
 
 mod bench;
+mod durable;
 mod group;
 mod tls;
 mod v311;

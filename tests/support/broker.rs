@@ -1,5 +1,6 @@
 //! A real mosquitto on a loopback port of its own, and its command-line clients.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -132,6 +133,15 @@ impl Mosquitto {
     /// Runs `mosquitto_pub` with these arguments to its end.
     pub async fn publish(&self, args: &[&str]) {
         let child = self.client("mosquitto_pub", args);
+        assert!(finish(child).await.1, "mosquitto_pub {args:?}");
+    }
+
+    /// Publishes each line as a message of its own, over one connection.
+    pub async fn publish_lines(&self, args: &[&str], lines: &str) {
+        let started = self.command("mosquitto_pub", &[args, &["-l"]].concat()).stdin(Stdio::piped()).spawn();
+        let mut child = started.expect("mosquitto's clients are installed (Debian: mosquitto-clients)");
+        let written = child.stdin.take().expect("piped").write_all(lines.as_bytes());
+        written.expect("it reads");
         assert!(finish(child).await.1, "mosquitto_pub {args:?}");
     }
 

@@ -2,21 +2,29 @@
 //!
 //! Decides nothing by itself; it carries what one part says to the others.
 
+use super::answered::Given;
 use super::arrivals::{Arrival, Arrivals, Verdict};
 use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
+use super::keeping::{self, Clock};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
 use super::prompts::{Ids, Prompts, Said, Way, queue_full};
 use super::sharing::Sharing;
+use super::store::{Finished, Store, record::Record};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
-use crate::protocol::{Code, Event, Refusal, Request, json};
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request, json};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 
 /// Time for the goodbye on a clean stop, after all replies are out: a round trip or two.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for the disk at start and at a stop: a slow card is waited for, one that hangs is not.
+const DISK: Duration = Duration::from_secs(5);
+/// Most prompts that the broker may deliver before one is acknowledged, however long the queue is:
+/// each may need a row in the outbox, and a place in the memory of answers.
+const MOST_PROMPTS: u16 = 256;
 
 /// Everything the door changes.
 pub(super) struct Desk {
@@ -32,6 +40,7 @@ pub(super) struct Desk {
     outbox: Outbox,
     arrivals: Arrivals,
     prompts: Prompts,
+    store: Store,
     ids: Ids,
     state: LinkState,
     closing: Option<Instant>,
@@ -39,20 +48,35 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(door: Door) -> Self {
+        let topics = Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref());
+        let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
         Desk {
-            topics: Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref()),
+            topics,
             link: Link::new(Instant::now()),
             sharing: Sharing::new(door.config.group.as_deref()),
             connection: None,
             limits: Limits { packet: usize::MAX, window: 0 },
             retains: true,
-            outbox: Outbox::default(),
-            arrivals: Arrivals::default(),
+            // Far from the numbers that an earlier process left on disk.
+            outbox: Outbox::numbered_from(random() >> 1),
+            arrivals: Arrivals::new(random()),
             prompts: Prompts::new(door.requests.clone()),
+            store: Store::new(file, Instant::now()),
             ids: Ids::new(),
             state: LinkState::default(),
             closing: None,
             door,
+        }
+    }
+
+    /// Takes over the answers of an earlier process, before the first connection: then a prompt that
+    /// the broker delivers again finds its answer.
+    pub async fn recall(&mut self) {
+        self.save();
+        if self.store.is_busy()
+            && let Ok(finished) = timeout(DISK, self.store.next()).await
+        {
+            self.on_saved(finished);
         }
     }
 
@@ -61,11 +85,12 @@ impl Desk {
     pub async fn step(&mut self) {
         self.pump(Instant::now());
         self.report();
-        let due = [self.link.due(), self.closing].into_iter().flatten().min();
+        let due = [self.link.due(), self.store.due(), self.closing].into_iter().flatten().min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
             Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
+            finished = self.store.next() => self.on_saved(finished),
             () = at(due) => self.on_time(Instant::now()),
             () = self.door.close.cancelled(), if self.closing.is_none() => {
                 self.closing = Some(Instant::now() + self.door.flush);
@@ -82,8 +107,12 @@ impl Desk {
                 self.outbox.sent(row);
             }
         }
-        for serial in self.outbox.take_settled() {
-            self.arrivals.settled(serial, now);
+        for (serial, outcome) in self.outbox.take_settled() {
+            if self.arrivals.durable(serial).is_some() {
+                let time_s = Clock::read().time_s;
+                self.store.note(&Record::Given { number: outcome.number, time_s });
+            }
+            self.arrivals.settled(serial, outcome, now);
         }
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.arrivals.next_ack()
@@ -92,9 +121,36 @@ impl Desk {
                 self.arrivals.acknowledged();
             }
         }
+        self.save();
+        if self.arrivals.has_left() && !self.outbox.is_full() && !self.is_stopping() {
+            let text = "prompts were left to the broker while too many replies waited".into();
+            self.on_lost(&Loss { kind: "flood".into(), text, unreadable: false });
+        }
+    }
+
+    /// Hands the disk what is due.
+    fn save(&mut self) {
+        let Desk { store, arrivals, outbox, .. } = self;
+        let clock = Clock::read();
+        store.begin(clock.now, || keeping::all(arrivals, outbox, clock));
+    }
+
+    fn on_saved(&mut self, finished: Finished) {
+        finished.rows.iter().for_each(|row| self.outbox.saved(*row));
+        let Some(contents) = finished.contents else { return };
+        if let Some(session) = contents.session.filter(|_| self.link.counts().0 == 0) {
+            self.arrivals.set_session(session);
+        }
+        let waiting = keeping::restore(contents, &mut self.arrivals, &mut self.outbox, Clock::read());
+        if waiting > 0 {
+            log::info!("{}: {waiting} answers of an earlier run are still to be delivered", self.place());
+        }
     }
 
     fn on_time(&mut self, now: Instant) {
+        for row in self.store.overdue(now) {
+            self.outbox.saved(row);
+        }
         if self.link.is_dead(now) {
             let text = "nothing heard for too long".into();
             return self.on_lost(&Loss { kind: "silence".into(), text, unreadable: false });
@@ -104,7 +160,7 @@ impl Desk {
             config: &self.door.config,
             device: &self.door.device,
             topics: &self.topics,
-            receive_maximum: self.door.window,
+            receive_maximum: self.door.window.min(MOST_PROMPTS),
             retains: self.retains,
         };
         match Connection::open(&who, how) {
@@ -141,7 +197,8 @@ impl Desk {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
         }
         if !broker.session_present {
-            self.arrivals.session_lost();
+            self.arrivals.set_session(random());
+            self.store.note(&Record::Session(self.arrivals.session()));
         }
         self.state.subscribed = !welcome.subscribe;
         if welcome.subscribe {
@@ -250,13 +307,16 @@ impl Desk {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload),
         };
-        let Verdict::New(serial) = self.arrive(message, client, id.as_deref(), now) else { return };
+        let serial = match self.arrive(message, client, id.as_deref(), now) {
+            Verdict::New(serial) => serial,
+            Verdict::Again(serial, given) => return self.give_again(message, serial, given, now),
+            Verdict::Duplicate => return,
+        };
         if self.is_stopping() && self.arrivals.leave(serial) {
             return;
         }
-        if self.outbox.is_crammed() {
-            self.state.dropped += 1;
-            return self.arrivals.settled(serial, now);
+        if !self.has_room(serial) {
+            return;
         }
         let id = id.unwrap_or_else(|| self.ids.make());
         let (way, checked) = Way::new(message, id, &self.topics, now);
@@ -267,6 +327,26 @@ impl Desk {
                 let event = Event::Error { id: Some(way.id.clone()), refusal };
                 self.on_event(serial, &way, event);
             }
+        }
+    }
+
+    /// Whether there is room for a reply to this prompt; else it is left to the broker, or at QoS 0
+    /// dropped.
+    fn has_room(&mut self, serial: Serial) -> bool {
+        let has_room = !self.outbox.is_crammed();
+        if !has_room && !self.arrivals.leave(serial) {
+            self.state.dropped += 1;
+            self.arrivals.forget(serial);
+        }
+        has_room
+    }
+
+    /// The answer that the prompt got before goes where the message wants it now.
+    fn give_again(&mut self, message: &Message, serial: Serial, given: Given, now: Instant) {
+        if self.has_room(serial) {
+            let (way, _) = Way::new(message, given.id, &self.topics, now);
+            self.outbox.push_last(serial, &way.id, way.packet(given.payload, now));
+            self.state.resent += 1;
         }
     }
 
@@ -309,13 +389,17 @@ impl Desk {
 
     fn on_event(&mut self, serial: Serial, way: &Way, event: Event) {
         let packet = way.packet(json::event(&event), Instant::now());
-        match event {
-            Event::Token { .. } => self.outbox.push_token(serial, packet),
-            Event::Done(_) => self.outbox.push_last(serial, &way.id, packet),
-            Event::Error { .. } => {
-                self.arrivals.refused(serial);
-                self.outbox.push_last(serial, &way.id, packet);
-            }
+        if !event.is_last() {
+            return self.outbox.push_token(serial, packet);
+        }
+        if !is_answer(&event) {
+            self.arrivals.refused(serial);
+        }
+        let row = self.outbox.push_last(serial, &way.id, packet);
+        let waiting = self.outbox.waiting().find(|waiting| waiting.number == row);
+        let answer = waiting.and_then(|waiting| keeping::record(waiting, &self.arrivals, Clock::read()));
+        if answer.is_some_and(|answer| self.store.keep(answer)) {
+            self.outbox.hold(row);
         }
     }
 
@@ -342,6 +426,9 @@ impl Desk {
             sessions_lost,
             outbox: self.outbox.len() as u64,
             duplicates: self.arrivals.duplicates(),
+            resent: self.state.resent,
+            durable: self.store.is_durable(),
+            storage_problem: self.store.problem().map(str::to_owned),
             dropped: self.state.dropped + self.outbox.given_up(),
             problem: self.state.problem.clone(),
         };
@@ -368,7 +455,19 @@ impl Desk {
         }
         self.connection = None;
         self.link = Link::new(Instant::now());
+        if timeout(DISK, self.save_the_rest()).await.is_err() {
+            log::warn!("{}: the disk does not take the last answers", self.place());
+        }
         self.report();
+    }
+
+    async fn save_the_rest(&mut self) {
+        self.save();
+        while self.store.is_busy() {
+            let finished = self.store.next().await;
+            self.on_saved(finished);
+            self.save();
+        }
     }
 
     /// Messages that still come are not acknowledged: the broker keeps them for the next start.
@@ -392,6 +491,15 @@ impl Desk {
     }
 }
 
+/// Whether asking the same again is to get the same again: not after a refusal, nor what a time limit
+/// or a cancellation left.
+fn is_answer(event: &Event) -> bool {
+    match event {
+        Event::Done(done) => !matches!(done.finish_reason, FinishReason::Cancelled | FinishReason::Timeout),
+        Event::Token { .. } | Event::Error { .. } => false,
+    }
+}
+
 /// What happens next on the connection; without one, nothing ever.
 async fn next(connection: &mut Option<Connection>) -> Result<Happened, Loss> {
     match connection {
@@ -407,7 +515,12 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// From 0 to 1. Every `RandomState` has keys of its own.
+/// From 0 to 1.
 fn chance() -> f64 {
-    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+    random() as f64 / u64::MAX as f64
+}
+
+/// Every `RandomState` has keys of its own.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }

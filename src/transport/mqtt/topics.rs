@@ -4,6 +4,8 @@
 //! near a PUBLISH: a broker ends the connection over a malformed topic, and what it ends once it
 //! ends at every retry.
 
+use sha2::{Digest, Sha256};
+
 /// Longest Response Topic, in bytes: replies repeat it in every packet.
 const MAX_RESPONSE_TOPIC: usize = 512;
 /// Most levels of a Response Topic: mosquitto ends the connection over a topic of more than 200.
@@ -188,6 +190,17 @@ impl Topics {
         self.check_response(base).is_ok().then_some((base, asked))
     }
 
+    /// The name of the file for what is kept of this device: as much of its id as anyone reads, and
+    /// a number that tells it from all others.
+    pub(super) fn file_name(&self) -> String {
+        let device = self.base.rsplit('/').next().unwrap_or_default();
+        let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let name: String = device.chars().filter(plain).take(32).collect();
+        let digest = Sha256::digest(&self.base);
+        let number = u64::from_be_bytes(digest[..8].try_into().expect("eight of thirty-two bytes"));
+        format!("{name}-{number:016x}.answers")
+    }
+
     fn below(&self, level: &str) -> String {
         format!("{}/{level}", self.base)
     }
@@ -291,6 +304,14 @@ mod tests {
     fn two_ids_never_share_a_reply_topic() {
         let reply = |id| topics().reply(b"bitnetd/cellar/prompt", id);
         assert_ne!(reply("a/b"), reply("a%2Fb"));
+    }
+
+    #[test]
+    fn each_device_has_a_file_of_its_own() {
+        let name = |prefix, device| Topics::new(prefix, device).file_name();
+        assert!(name("bitnetd", "cellar").starts_with("cellar-"));
+        assert_ne!(name("bitnetd", "cellar"), name("other", "cellar"));
+        assert!(name("a", &"ü./ \0".repeat(50)).len() < 64);
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Bench {
         let mut door = Door {
             config,
             device: "cellar".into(),
+            state_in: None,
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
             requests: sender,

@@ -3,6 +3,7 @@
 
 use super::bench::{Bench, QUIET, answer, config};
 use bitnetd::config::Mqtt;
+use bitnetd::transport::mqtt::Door;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck,
@@ -18,15 +19,19 @@ use tokio_util::bytes::BytesMut;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the door is to connect.
-struct Broker(TcpListener);
+pub struct Broker(TcpListener);
 
 impl Broker {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Broker(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
     }
 
-    fn door(&self) -> Bench {
-        Bench::with(self.link(), |_| {})
+    pub fn door(&self) -> Bench {
+        self.door_with(|_| {})
+    }
+
+    pub fn door_with(&self, change: impl FnOnce(&mut Door)) -> Bench {
+        Bench::with(self.link(), change)
     }
 
     fn door_of_a_group(&self) -> Bench {
@@ -49,8 +54,16 @@ impl Broker {
         session
     }
 
+    /// The first connection of another process, whose session was kept: it subscribes anew.
+    pub async fn session_of_another(&self) -> Session {
+        let mut session = self.accept().await;
+        session.welcome(true, None).await;
+        session.settle(true).await;
+        session
+    }
+
     /// The next connection, welcomed, all it does on its own acknowledged.
-    async fn session(&self, kept: bool) -> Session {
+    pub async fn session(&self, kept: bool) -> Session {
         let mut session = self.accept().await;
         session.welcome(kept, None).await;
         session.settle(!kept).await;
@@ -58,7 +71,7 @@ impl Broker {
     }
 }
 
-struct Session {
+pub struct Session {
     stream: TcpStream,
     buffer: BytesMut,
     connect: Option<Connect>,
@@ -107,28 +120,28 @@ impl Session {
         self.write(Packet::SubAck(SubAck { pkid: asked.pkid, return_codes, properties: None })).await;
     }
 
-    async fn deliver(&mut self, pkid: u16, dup: bool, text: &str) {
+    pub async fn deliver(&mut self, pkid: u16, dup: bool, text: &str) {
         let publish = Publish::new("bitnetd/cellar/prompt", QoS::AtLeastOnce, text.to_owned(), None);
         self.write(Packet::Publish(Publish { pkid, dup, ..publish })).await;
     }
 
-    async fn reply(&mut self) -> Publish {
+    pub async fn reply(&mut self) -> Publish {
         match self.read().await {
             Packet::Publish(publish) => publish,
             other => panic!("no reply but {other:?}"),
         }
     }
 
-    async fn acknowledge(&mut self, publish: &Publish) {
+    pub async fn acknowledge(&mut self, publish: &Publish) {
         self.write(Packet::PubAck(PubAck::new(publish.pkid, None))).await;
     }
 
     /// The next packet is the acknowledgement of this prompt.
-    async fn is_acknowledged(&mut self, packet: u16) {
+    pub async fn is_acknowledged(&mut self, packet: u16) {
         assert_eq!(self.read().await, Packet::PubAck(PubAck::new(packet, None)));
     }
 
-    async fn is_quiet(&mut self) {
+    pub async fn is_quiet(&mut self) {
         let more = timeout(QUIET, self.try_read()).await;
         assert!(more.is_err(), "{more:?}");
     }
@@ -202,7 +215,7 @@ async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
 }
 
 #[tokio::test]
-async fn a_redelivery_of_an_answered_prompt_is_acknowledged_and_not_answered() {
+async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
     let broker = Broker::new().await;
     let mut bench = broker.door();
     let mut session = broker.session(false).await;
@@ -215,9 +228,14 @@ async fn a_redelivery_of_an_answered_prompt_is_acknowledged_and_not_answered() {
     drop(session);
     let mut session = broker.session(true).await;
     session.deliver(7, true, "hi").await;
-    session.is_acknowledged(7).await;
+    // The broker may have lost what it had, too.
+    let again = session.reply().await;
+    assert_eq!((again.topic, again.payload), (reply.topic, reply.payload));
     session.is_quiet().await;
+    session.acknowledge(&Publish { pkid: again.pkid, ..Publish::default() }).await;
+    session.is_acknowledged(7).await;
     bench.is_quiet().await;
+    assert_eq!((bench.state.borrow().duplicates, bench.state.borrow().resent), (1, 1));
 }
 
 #[tokio::test]
