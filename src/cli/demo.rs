@@ -106,14 +106,10 @@ async fn show(folder: &Path) -> Result<(), Failure> {
 fn config(folder: &Path, broker: SocketAddr) -> Config {
     let mut config = Config::defaults(&host::host());
     config.device.id = "demo".into();
+    config.device.state_in = Some(folder.join("state"));
     config.socket.path = folder.join("bitnetd.sock");
     config.telemetry.interval = Duration::from_secs(1);
-    config.mqtt = Some(Mqtt {
-        host: broker.ip().to_string(),
-        port: broker.port(),
-        prefix: "bitnetd".into(),
-        login: None,
-    });
+    config.mqtt = Some(Mqtt::new(broker.ip().to_string(), broker.port()));
     config
 }
 

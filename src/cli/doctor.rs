@@ -5,7 +5,7 @@ use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
-use crate::telemetry::sensors::{self, Sensors};
+use crate::telemetry::sensors::{self, MemoryLimit, Sensors};
 use crate::transport::mqtt;
 use serde::Serialize;
 use std::fmt::Write;
@@ -68,7 +68,9 @@ struct Sensor {
 struct Memory {
     usable_bytes: u64,
     limit_bytes: Option<u64>,
-    limit_enforced: bool,
+    memory_limit_enforced: bool,
+    /// Why none is enforced, and the way out.
+    limit_problem: Option<&'static str>,
     budget_bytes: u64,
 }
 
@@ -123,12 +125,25 @@ fn look(config: &Config) -> Result<Said, Failure> {
             .collect(),
         memory: Memory {
             usable_bytes: sensors::host_memory(root),
-            limit_bytes: limit,
-            limit_enforced: limit.is_some(),
+            limit_bytes: limit.bytes(),
+            memory_limit_enforced: limit.bytes().is_some(),
+            limit_problem: limit_problem(limit),
             budget_bytes: config.budget.memory_bytes,
         },
         broker: config.mqtt.as_ref().map(|broker| probe(broker, &config.device.id)).transpose()?,
     })
+}
+
+/// The daemon keeps to its budget by itself either way; this is for what no program can promise of itself.
+fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
+    match limit {
+        MemoryLimit::At(_) => None,
+        MemoryLimit::NotSet => Some("no limit is set; set MemoryMax= and MemorySwapMax=0 in the unit"),
+        MemoryLimit::NoController => Some(
+            "the kernel's memory controller is off, as Raspberry Pi OS ships it, and MemoryMax= does nothing; add \
+             cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt and restart the device",
+        ),
+    }
 }
 
 fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
@@ -136,17 +151,24 @@ fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
     Ok(Broker {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),
-        said: match answer {
-            Err(error) => error,
-            Ok(report) => format!(
-                "answered in {:.0} ms; QoS {}, retain {}, packets up to {}",
-                report.took.as_secs_f64() * 1000.0,
-                report.max_qos,
-                if report.retains { "yes" } else { "no" },
-                report.max_packet_size.map_or("any size".into(), |bytes| format!("{bytes} bytes")),
-            ),
-        },
+        said: answer.map_or_else(|error| error, |report| describe(config, &report)),
     })
+}
+
+fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
+    let how = if config.tls.is_some() { "encrypted" } else { "not encrypted" };
+    let took = format!("answered in {:.0} ms, {how}", report.took.as_secs_f64() * 1000.0);
+    let Some(limits) = &report.limits else {
+        return format!("{took}; MQTT 3.1.1, which does not tell its limits");
+    };
+    let yes = |has: bool| if has { "yes" } else { "no" };
+    let largest = limits.max_packet_size.map_or("any size".into(), |bytes| format!("{bytes} bytes"));
+    format!(
+        "{took}; QoS {}, retain {}, shared subscriptions {}, packets up to {largest}",
+        limits.max_qos,
+        yes(limits.retains),
+        yes(limits.shared_subscriptions),
+    )
 }
 
 fn table(said: &Said) -> String {
@@ -181,11 +203,10 @@ fn table(said: &Said) -> String {
         "memory",
         &format!("{} usable, budget {}", mib(said.memory.usable_bytes), mib(said.memory.budget_bytes)),
     );
-    let limit =
-        said.memory.limit_bytes.map_or(
-            "none enforced by the kernel; the daemon keeps to its budget by itself".into(),
-            |bytes| format!("{} enforced by the control group", mib(bytes)),
-        );
+    let limit = match (said.memory.limit_bytes, said.memory.limit_problem) {
+        (Some(bytes), _) => format!("{} enforced by the control group", mib(bytes)),
+        (None, why) => format!("NOT enforced: {}", why.unwrap_or("the kernel does not say why")),
+    };
     line("memory limit", &limit);
     match &said.broker {
         None => line("broker", "none configured: set mqtt.host for a link"),
@@ -195,4 +216,18 @@ fn table(said: &Said) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_without_the_memory_controller_is_told_the_way_out() {
+        let board = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name);
+        let said = |name| limit_problem(sensors::memory_limit(&board(name)));
+        assert!(said("pi5").is_some_and(|said| said.contains("cgroup_enable=memory")), "{:?}", said("pi5"));
+        assert!(said("x86-rapl").is_some_and(|said| said.contains("MemoryMax=")), "{:?}", said("x86-rapl"));
+        assert_eq!(said("pi4"), None);
+    }
 }

@@ -96,6 +96,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         _ => ControlFlow::Continue(()),
     });
     let answer = answer.map_err(refused)?;
+    engine.check_files()?;
     match stuck {
         Some(failure) => Err(failure),
         None if args.json => print(json(&engine, prompt.len(), &answer).as_bytes()),

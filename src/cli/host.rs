@@ -15,6 +15,8 @@ pub(super) fn host() -> Host {
         big: if processors.little.is_empty() { Vec::new() } else { processors.big },
         runtime_dir: runtime_dir(),
         cache_dir: cache_dir(),
+        state_dir: state_dir(),
+        credentials_dir: named("CREDENTIALS_DIRECTORY"),
     }
 }
 
@@ -33,14 +35,27 @@ fn name() -> String {
     if level.is_empty() { "device".into() } else { level }
 }
 
+/// The folder that the environment names.
+fn named(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// What systemd made ours, `/var/cache/bitnetd` for root, else the user's own.
 pub(super) fn cache_dir() -> PathBuf {
-    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let own = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
-    match named("CACHE_DIRECTORY") {
+    own_dir("CACHE_DIRECTORY", "/var/cache/bitnetd", "XDG_CACHE_HOME", ".cache")
+}
+
+/// The same for what must outlive the process.
+fn state_dir() -> PathBuf {
+    own_dir("STATE_DIRECTORY", "/var/lib/bitnetd", "XDG_STATE_HOME", ".local/state")
+}
+
+fn own_dir(systemds: &str, roots: &str, users: &str, below_home: &str) -> PathBuf {
+    let own = || named(users).or_else(|| Some(named("HOME")?.join(below_home)));
+    match named(systemds) {
         Some(systemds) => systemds,
-        None if rustix::process::geteuid().is_root() => PathBuf::from("/var/cache/bitnetd"),
-        None => own().map_or_else(|| PathBuf::from("/var/cache/bitnetd"), |cache| cache.join("bitnetd")),
+        None if rustix::process::geteuid().is_root() => PathBuf::from(roots),
+        None => own().map_or_else(|| PathBuf::from(roots), |dir| dir.join("bitnetd")),
     }
 }
 

@@ -32,5 +32,6 @@ pub(super) fn run(args: Logits) -> Result<(), Failure> {
         }
     });
     pass.map_err(|error| Failure::usage(error.to_string()))?;
-    written.and_then(|()| out.flush()).map_err(failed)
+    written.and_then(|()| out.flush()).map_err(failed)?;
+    Ok(engine.check_files()?)
 }

@@ -70,6 +70,7 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
         }
     });
     let figure = measured.map_err(|error| Failure { code: 3, message: error.to_string() })?;
+    engine.check_files()?;
     if watched {
         let _ = write!(std::io::stderr(), "\r\x1b[K"); // the progress line is no part of the output
     }

@@ -4,11 +4,11 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Budget, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt,
-    Queue, Socket, Telemetry,
+    Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log,
+    Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
@@ -28,6 +28,7 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DeviceKeys {
     id: Option<String>,
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,14 +68,19 @@ pub(super) struct MqttKeys {
     username: Option<String>,
     password_file: Option<PathBuf>,
     tls: Option<bool>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
     version: Option<Version>,
+    group: Option<String>,
 }
 
-/// `5` and `"5"` mean the same.
+/// `5` and `"5"` mean the same; 3.1 is a number too, whose refusal names the way out.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "not known; use 5 or \"3.1.1\"")]
 enum Version {
     Number(u64),
+    Broken(f64),
     Text(String),
 }
 
@@ -129,12 +135,13 @@ impl File {
     }
 
     fn checked(self, host: &Host) -> Checked<Config> {
+        let device = self.device.checked(host)?;
         Ok(Config {
-            device: self.device.checked(host)?,
             model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
-            mqtt: self.mqtt.checked()?,
+            mqtt: self.mqtt.checked(&device, host)?,
+            device,
             queue: self.queue.checked()?,
             telemetry: self.telemetry.checked()?,
             log: self.log.checked()?,
@@ -146,7 +153,8 @@ impl DeviceKeys {
     fn checked(self, host: &Host) -> Checked<Device> {
         let id = self.id.unwrap_or_else(|| host.name.clone());
         topic_level(&id, "device", "id")?;
-        Ok(Device { id })
+        let state_in = folder("device", "state_dir", self.state_dir, &host.state_dir)?;
+        Ok(Device { id, state_in })
     }
 }
 
@@ -184,20 +192,13 @@ impl ModelKeys {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
-        let relative = |folder: &&PathBuf| folder.is_relative() && !folder.as_os_str().is_empty();
-        if let Some(folder) = self.cache_dir.as_ref().filter(relative) {
-            let said =
-                format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-            return Err(Mistake("model", "cache_dir", said));
-        }
-        let keep_in = self.cache_dir.unwrap_or_else(|| host.cache_dir.clone());
         Ok(Model {
             path: self.path,
             context: self.context,
             i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
             head: one_of("model", "head", self.head, &HEADS)?,
             kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
-            keep_in: Some(keep_in).filter(|folder| !folder.as_os_str().is_empty()),
+            keep_in: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
         })
     }
 }
@@ -244,43 +245,96 @@ impl SocketKeys {
     }
 }
 
+/// What `LoadCredential=` of the systemd unit calls the password.
+const CREDENTIAL: &str = "mqtt-password";
+
 impl MqttKeys {
-    fn checked(self) -> Checked<Option<Mqtt>> {
-        if self.tls == Some(true) {
-            let said = "this version has no TLS; use a broker on this machine or a tunnel";
-            return Err(Mistake("mqtt", "tls", said.into()));
-        }
-        match &self.version {
-            None | Some(Version::Number(5)) => {}
-            Some(Version::Text(text)) if text == "5" => {}
-            Some(_) => {
-                let said = "this version speaks MQTT 5 only; use a broker that does, and 5 here";
-                return Err(Mistake("mqtt", "version", said.into()));
-            }
-        }
-        let prefix = self.prefix.unwrap_or_else(|| "bitnetd".into());
+    fn checked(mut self, device: &Device, host: &Host) -> Checked<Option<Mqtt>> {
+        let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
+        let tls = self.encryption()?;
+        let prefix = self.prefix.take().unwrap_or_else(|| "bitnetd".into());
         for level in prefix.split('/') {
             topic_level(level, "mqtt", "prefix")?;
         }
-        if self.password_file.is_some() && self.username.is_none() {
-            let said = "missing, though password_file is set; name the user too";
-            return Err(Mistake("mqtt", "username", said.into()));
+        let group = self.group.take();
+        if let Some(group) = &group {
+            check_group(group, device)?;
         }
-        let Some(host) = self.host.filter(|host| !host.is_empty()) else {
-            if self.username.is_some() {
+        let login = self.login(host)?;
+        let Some(broker) = self.host.filter(|host| !host.is_empty()) else {
+            if login.is_some() {
                 let said = "missing, though username is set; without a host there is no link";
                 return Err(Mistake("mqtt", "host", said.into()));
             }
             return Ok(None);
         };
-        if host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(Mistake("mqtt", "host", format!("{host:?} is no name or address")));
+        if broker.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(Mistake("mqtt", "host", format!("{broker:?} is no name or address")));
         }
-        let port = within("mqtt", "port", self.port.unwrap_or(1883).into(), 1..=65535)? as u16;
-        let password_file = self.password_file;
-        let login = self.username.map(|username| Login { username, password_file });
-        Ok(Some(Mqtt { host, port, prefix, login }))
+        let usual = if tls.is_some() { 8883 } else { 1883 };
+        let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
+        let credentials = host.credentials_dir.clone();
+        Ok(Some(Mqtt { host: broker, port, prefix, version, group, login, tls, credentials }))
     }
+
+    fn encryption(&mut self) -> Checked<Option<Tls>> {
+        let files =
+            [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
+        if self.tls != Some(true) {
+            return match files.iter().find(|(_, file)| file.is_some()) {
+                Some((key, _)) => {
+                    let said = "set, but nothing is encrypted; add tls = true, or take this key out";
+                    Err(Mistake("mqtt", key, said.into()))
+                }
+                None => Ok(None),
+            };
+        }
+        let missing = |key, other| {
+            let said = format!("missing, though {other} is set; a client certificate needs both");
+            Err(Mistake("mqtt", key, said))
+        };
+        let client = match (self.cert_file.take(), self.key_file.take()) {
+            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => return missing("key_file", "cert_file"),
+            (None, Some(_)) => return missing("cert_file", "key_file"),
+        };
+        Ok(Some(Tls { ca_file: self.ca_file.take(), client }))
+    }
+
+    fn login(&mut self, host: &Host) -> Checked<Option<Login>> {
+        let Some(username) = self.username.take() else {
+            if self.password_file.is_some() {
+                let said = "missing, though password_file is set; name the user too";
+                return Err(Mistake("mqtt", "username", said.into()));
+            }
+            return Ok(None);
+        };
+        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(CREDENTIAL));
+        let password_file =
+            self.password_file.take().or_else(|| credential.filter(|credential| credential.is_file()));
+        Ok(Some(Login { username, password_file }))
+    }
+}
+
+impl Version {
+    fn checked(self) -> Checked<MqttVersion> {
+        match self {
+            Version::Number(5) | Version::Broken(5.0) => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "5" => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "3.1.1" => Ok(MqttVersion::V311),
+            _ => Err(Mistake("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
+        }
+    }
+}
+
+fn check_group(group: &str, device: &Device) -> Checked<()> {
+    topic_level(group, "mqtt", "group")?;
+    if *group == device.id {
+        let said = format!("\"{group}\" is device.id too, and both would share topics; choose another");
+        return Err(Mistake("mqtt", "group", said));
+    }
+    Ok(())
 }
 
 impl QueueKeys {
@@ -332,6 +386,24 @@ fn within(
     }
     let said = format!("{value} is outside {} to {}", range.start(), range.end());
     Err(Mistake(section, key, said))
+}
+
+/// A folder to keep things in; an empty one is nowhere.
+fn folder(
+    section: &'static str,
+    key: &'static str,
+    value: Option<PathBuf>,
+    default: &Path,
+) -> Checked<Option<PathBuf>> {
+    let folder = value.unwrap_or_else(|| default.to_owned());
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    if folder.is_relative() {
+        let said = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
+        return Err(Mistake(section, key, said));
+    }
+    Ok(Some(folder))
 }
 
 /// A number of the threads there are.

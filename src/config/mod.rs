@@ -38,6 +38,8 @@ pub struct Config {
 pub struct Device {
     /// One MQTT topic level.
     pub id: String,
+    /// Folder for what must outlive the process, such as answers; `None` keeps nothing.
+    pub state_in: Option<PathBuf>,
 }
 
 /// Which model, and how it is read.
@@ -125,8 +127,60 @@ pub struct Mqtt {
     pub port: u16,
     /// First level of every topic.
     pub prefix: String,
+    /// Protocol version.
+    pub version: MqttVersion,
+    /// Devices that take turns; one topic level.
+    pub group: Option<String>,
     /// User and the file that holds the password.
     pub login: Option<Login>,
+    /// Encryption; `None` is none.
+    pub tls: Option<Tls>,
+    /// Folder whose files only the daemon may read, whatever their mode says: systemd's credentials.
+    pub credentials: Option<PathBuf>,
+}
+
+impl Mqtt {
+    /// A plain link to this broker, all else by default.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Mqtt {
+            host: host.into(),
+            port,
+            prefix: "bitnetd".into(),
+            version: MqttVersion::V5,
+            group: None,
+            login: None,
+            tls: None,
+            credentials: None,
+        }
+    }
+}
+
+/// The protocol versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MqttVersion {
+    /// MQTT 5.
+    V5,
+    /// MQTT 3.1.1, which knows no Response Topic and no expiry.
+    V311,
+}
+
+/// How the broker's identity is checked, and how we prove ours. Files are read at each connect, so that they
+/// can be renewed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tls {
+    /// Certificates of authorities, PEM; `None` is the system's store.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A client certificate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClientCertificate {
+    /// The certificate and those between it and its authority, PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
 }
 
 /// How the broker knows us.
@@ -189,6 +243,10 @@ pub struct Host {
     pub runtime_dir: PathBuf,
     /// Where what can be made again is kept.
     pub cache_dir: PathBuf,
+    /// Where what must outlive the process is kept.
+    pub state_dir: PathBuf,
+    /// Where systemd puts what `LoadCredential=` names.
+    pub credentials_dir: Option<PathBuf>,
 }
 
 impl Host {
@@ -256,6 +314,8 @@ mod tests {
             big: vec![],
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
+            credentials_dir: None,
         }
     }
 
@@ -338,6 +398,17 @@ mod tests {
     }
 
     #[test]
+    fn the_state_folder_is_an_absolute_path_or_empty() {
+        let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
+        assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
+        let state_in =
+            |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
+        assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
+        assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
+        assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));
+    }
+
+    #[test]
     fn a_device_id_is_one_topic_level() {
         for id in ["a/b", "a+", "#", ""] {
             let said = error(&format!("[device]\nid = \"{id}\"\n"));
@@ -345,10 +416,85 @@ mod tests {
         }
     }
 
+    fn mqtt(keys: &str) -> Mqtt {
+        let text = format!("[mqtt]\nhost = \"b\"\n{keys}");
+        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").mqtt.expect("a link")
+    }
+
     #[test]
-    fn what_this_version_cannot_do_is_refused_not_ignored() {
-        assert!(error("[mqtt]\nhost = \"b\"\ntls = true\n").contains("mqtt.tls"));
-        assert!(error("[mqtt]\nhost = \"b\"\nversion = \"3.1.1\"\n").contains("mqtt.version"));
+    fn the_broker_s_port_is_the_usual_one_with_and_without_encryption() {
+        assert_eq!((mqtt("").port, mqtt("").tls), (1883, None));
+        let encrypted = mqtt("tls = true\n");
+        assert_eq!((encrypted.port, encrypted.tls), (8883, Some(Tls::default())));
+        assert_eq!(mqtt("tls = true\nport = 1883\n").port, 1883);
+    }
+
+    #[test]
+    fn files_for_an_encryption_that_is_off_are_refused_not_ignored() {
+        for key in ["ca_file", "cert_file", "key_file"] {
+            let said = error(&format!("[mqtt]\nhost = \"b\"\n{key} = \"/etc/x.pem\"\n"));
+            assert!(said.starts_with(&format!("bitnetd.toml:3: mqtt.{key}: ")), "{said}");
+            assert!(said.contains("tls = true"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_client_certificate_is_a_certificate_and_a_key() {
+        let client = mqtt("tls = true\ncert_file = \"/c\"\nkey_file = \"/k\"\n").tls.expect("on").client;
+        assert_eq!(client, Some(ClientCertificate { cert_file: "/c".into(), key_file: "/k".into() }));
+        for (here, missing) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
+            let said = error(&format!("[mqtt]\nhost = \"b\"\ntls = true\n{here} = \"/x\"\n"));
+            assert!(said.contains(&format!("mqtt.{missing}: missing")), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_version_is_a_number_or_a_text() {
+        for (written, version) in [
+            ("5", MqttVersion::V5),
+            ("\"5\"", MqttVersion::V5),
+            ("5.0", MqttVersion::V5),
+            ("\"3.1.1\"", MqttVersion::V311),
+        ] {
+            assert_eq!(mqtt(&format!("version = {written}\n")).version, version, "{written}");
+        }
+        for written in ["3", "4", "3.1", "\"3.1\"", "true"] {
+            let said = error(&format!("[mqtt]\nhost = \"b\"\nversion = {written}\n"));
+            assert!(said.starts_with("bitnetd.toml:3: mqtt.version: "), "{said}");
+            assert!(said.contains("\"3.1.1\""), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_one_topic_level_and_no_device() {
+        assert_eq!(mqtt("group = \"kitchens\"\n").group.as_deref(), Some("kitchens"));
+        assert!(error("[mqtt]\nhost = \"b\"\ngroup = \"a/b\"\n").contains("mqtt.group"));
+        let said = error("[mqtt]\nhost = \"b\"\ngroup = \"cellar\"\n");
+        assert!(said.contains("mqtt.group") && said.contains("device.id"), "{said}");
+    }
+
+    #[test]
+    fn systemd_s_credential_is_the_password_of_a_user_without_a_file() {
+        let folder = std::env::temp_dir().join(format!("bitnetd-credentials-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let host = Host { credentials_dir: Some(folder.clone()), ..host() };
+        let password = |keys: &str| {
+            let text = format!("[mqtt]\nhost = \"b\"\nusername = \"u\"\n{keys}");
+            let mqtt = Config::parse(&text, "bitnetd.toml", &host).expect("sound").mqtt.expect("a link");
+            assert_eq!(mqtt.credentials, Some(folder.clone()));
+            mqtt.login.expect("a user").password_file
+        };
+        assert_eq!(password(""), None, "a user without a password");
+        let credential = folder.join("mqtt-password");
+        std::fs::write(&credential, "secret").expect("a temporary folder");
+        assert_eq!(password(""), Some(credential));
+        assert_eq!(password("password_file = \"/own\"\n"), Some("/own".into()));
+        std::fs::remove_dir_all(&folder).expect("ours");
+    }
+
+    #[test]
+    fn a_user_without_a_broker_is_refused_not_ignored() {
         assert!(error("[mqtt]\nusername = \"b\"\n").contains("mqtt.host"));
+        assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct Admission {
     depth: usize,
     /// Seconds an answer takes, smoothed; what a client that found the queue full is told to wait.
     pace: f64,
+    /// The worker has nothing to do: it takes one more, though it has not come for it yet.
+    idle: bool,
     closed: bool,
 }
 
@@ -29,7 +31,7 @@ const NEWEST: f64 = 0.2;
 
 impl Admission {
     pub fn new(depth: usize) -> Self {
-        Admission { waiting: Vec::new(), depth, pace: 1.0, closed: false }
+        Admission { waiting: Vec::new(), depth, pace: 1.0, idle: true, closed: false }
     }
 
     /// Takes a request in, or gives it back with the reason.
@@ -37,7 +39,7 @@ impl Admission {
         if self.closed {
             return Err((Box::new(inbound), Refusal::shutting_down()));
         }
-        if self.waiting.len() >= self.depth {
+        if self.waiting.len() >= self.depth + usize::from(self.idle) {
             let said = format!("{} requests wait already; ask again later", self.depth);
             let retry_after_ms = Some((self.pace * 1000.0).ceil() as u64);
             let refusal = Refusal { retry_after_ms, ..Refusal::new(Code::QueueFull, said) };
@@ -53,7 +55,13 @@ impl Admission {
         let priority = |job: &Job| job.inbound.request.priority;
         let highest = self.waiting.iter().map(priority).max()?;
         let at = self.waiting.iter().position(|job| priority(job) == highest)?;
+        self.idle = false;
         Some(self.waiting.remove(at))
+    }
+
+    /// Notes that the worker is done with what it had.
+    pub fn note_idle(&mut self) {
+        self.idle = true;
     }
 
     /// Takes out those that nobody waits for any more, each with what it is told.
@@ -145,10 +153,14 @@ mod tests {
     fn a_full_queue_refuses_and_says_when_to_come_back() {
         let (mut admission, now) = (Admission::new(1), Instant::now());
         (0..50).for_each(|_| admission.note_pace(Duration::from_secs(3)));
-        let (first, _a) = inbound("a", Priority::Normal, now);
-        admission.offer(first, MINUTE).expect("room");
-        let (second, _b) = inbound("b", Priority::High, now);
-        let (_, refusal) = admission.offer(second, MINUTE).expect_err("full");
+        let (running, _a) = inbound("a", Priority::Normal, now);
+        admission.offer(running, MINUTE).expect("room");
+        // One to run and one to wait: it is the same whether the worker has come for the first.
+        let (waiting, _b) = inbound("b", Priority::Normal, now);
+        admission.offer(waiting, MINUTE).expect("room");
+        admission.next().expect("the first");
+        let (late, _c) = inbound("c", Priority::High, now);
+        let (_, refusal) = admission.offer(late, MINUTE).expect_err("full");
         assert_eq!(refusal.code, Code::QueueFull);
         assert!((2900..=3100).contains(&refusal.retry_after_ms.expect("a time")), "{refusal:?}");
     }

@@ -8,6 +8,7 @@ mod budget;
 mod cache;
 mod health;
 mod queue;
+mod report;
 mod shutdown;
 mod systemd;
 mod worker;
@@ -18,29 +19,28 @@ use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
-use crate::protocol::MqttLink;
+use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
-use crate::telemetry::{self, Telemetry};
+use crate::transport::Inbound;
 use crate::transport::mqtt::{self, LinkState};
-use crate::transport::{Inbound, unix};
+use crate::transport::unix::{self, Latecomers};
 use log::{error, info, warn};
 use queue::Queue;
-use serde::Serialize;
+use report::{Reporter, info_payload, sample_power};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
 
-/// Requests on their way from the doors to the queue: the doors wait when there are more.
+/// Requests on their way from the doors to the queue, at least: where there are more, the socket
+/// waits and the broker link refuses.
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
-/// Between two power readings: the energy of an answer of some seconds is known to some percent.
-const POWER_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks at waiting requests that were cancelled or ran out of time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -129,8 +129,10 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
             return Ok(());
         }
     };
-    let daemon =
-        Daemon { config, telemetry, sensors, queue, draining: stop, close: CancellationToken::new() };
+    // A socket of systemd's outlives this process, and so do the clients in its backlog.
+    let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
+    let close = CancellationToken::new();
+    let daemon = Daemon { config, telemetry, sensors, queue, latecomers, draining: stop, close };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
     info!(
         "ready: {} on {}, threads: {}, socket {}",
@@ -169,6 +171,7 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
+    latecomers: Latecomers,
     draining: CancellationToken,
     close: CancellationToken,
 }
@@ -178,16 +181,18 @@ impl Daemon {
         &self,
         listener: tokio::net::UnixListener,
         signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
-        let (intake, requests) = mpsc::channel(INTAKE);
+        // A broker hands over all that it has kept for us in one piece: what the queue has room for.
+        let (intake, requests) = mpsc::channel(INTAKE.max(self.config.queue.depth + 1));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
             listener,
+            self.latecomers,
             intake.clone(),
             Arc::clone(&self.telemetry),
             self.draining.clone(),
@@ -231,6 +236,7 @@ impl Daemon {
         doors.spawn(mqtt::run(mqtt::Door {
             config,
             device: self.config.device.id.clone(),
+            state_in: self.config.device.state_in.clone(),
             info: info_payload(&self.config, facts, plan),
             window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
             requests,
@@ -251,7 +257,7 @@ impl Daemon {
     async fn wait_and_drain(
         &self,
         mut signals: shutdown::Signals,
-        worker: oneshot::Receiver<()>,
+        worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
@@ -261,7 +267,10 @@ impl Daemon {
                 info!("stopping on {signal}");
                 None
             }
-            _ = worker => Some("the worker thread died; standard error says where".into()),
+            ended = worker => Some(match ended {
+                Ok(error) => error.to_string(),
+                Err(_) => "the worker thread died; standard error says where".into(),
+            }),
             Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
             Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
         };
@@ -276,40 +285,6 @@ impl Daemon {
         self.queue.drained(Instant::now() + FLUSH).await;
         fault
     }
-}
-
-/// What the retained `info` topic says.
-fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Info<'a> {
-        version: &'a str,
-        device: &'a str,
-        model: &'a str,
-        architecture: &'a str,
-        kernel: &'a str,
-        context: usize,
-        budget: Budget,
-    }
-    #[derive(Serialize)]
-    struct Budget {
-        memory_mb: u64,
-        planned_mb: usize,
-        threads: usize,
-    }
-    let info = Info {
-        version: env!("CARGO_PKG_VERSION"),
-        device: &config.device.id,
-        model: &facts.model,
-        architecture: &facts.architecture,
-        kernel: facts.kernel,
-        context: plan.context,
-        budget: Budget {
-            memory_mb: config.budget.memory_bytes >> 20,
-            planned_mb: plan.total().div_ceil(1 << 20),
-            threads: config.budget.threads,
-        },
-    };
-    serde_json::to_vec(&info).expect("strings and numbers")
 }
 
 /// Takes requests from the doors to the queue; ends with the last door.
@@ -328,62 +303,6 @@ async fn sweep(queue: Arc<Queue>) {
         queue.occupied().await;
         queue.sweep(Instant::now());
         tokio::time::sleep(SWEEP_INTERVAL).await;
-    }
-}
-
-/// Reads the power between reports too, where there is a sensor.
-async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-    if locked(&sensors).found().iter().all(|found| found.name != "power") {
-        return std::future::pending().await; // nothing to wake up for
-    }
-    let mut interval = tokio::time::interval(POWER_INTERVAL);
-    loop {
-        interval.tick().await;
-        let now = Instant::now();
-        let reading = locked(&sensors).power(now);
-        telemetry.power(now, reading.as_ref());
-    }
-}
-
-/// Makes a report every interval, for the broker and for the journal.
-struct Reporter {
-    reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    link: Option<watch::Receiver<LinkState>>,
-    queue: Arc<Queue>,
-}
-
-impl Reporter {
-    async fn run(self, interval: Duration, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-        // Loads are differences between two readings; this is the first.
-        locked(&sensors).read(Instant::now());
-        let mut interval = tokio::time::interval(interval);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        interval.tick().await;
-        loop {
-            interval.tick().await;
-            let now = Instant::now();
-            let host = locked(&sensors).read(now);
-            telemetry.power(now, host.power.as_ref());
-            let (waiting, running) = self.queue.level();
-            telemetry.set_queue(waiting, running);
-            let report = telemetry.report(&host, self.link(), SystemTime::now());
-            telemetry::write_journal(&report);
-            let json = serde_json::to_vec(&report).expect("a report is plain data");
-            self.reports.send_replace(Some(Arc::new(json)));
-        }
-    }
-
-    fn link(&self) -> Option<MqttLink> {
-        let state = self.link.as_ref()?.borrow();
-        Some(MqttLink {
-            connected: state.connected,
-            connects: state.connects,
-            sessions_lost: state.sessions_lost,
-            outbox: state.outbox,
-            duplicates: state.duplicates,
-            dropped: state.dropped,
-            problem: state.problem.clone(),
-        })
     }
 }
 

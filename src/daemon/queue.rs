@@ -116,10 +116,17 @@ impl Queue {
         locked(&self.admission).note_pace(took);
     }
 
+    /// No request runs any more, nor will one that waits.
+    pub fn worker_ended(&self) {
+        self.running.store(false, Ordering::Relaxed);
+        self.close();
+    }
+
     /// Waits for a request; `None` when the queue is closed.
     pub fn next(&self) -> Option<Job> {
         let mut admission = locked(&self.admission);
         self.running.store(false, Ordering::Relaxed);
+        admission.note_idle();
         loop {
             if let Some(job) = admission.next() {
                 self.running.store(true, Ordering::Relaxed);

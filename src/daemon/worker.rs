@@ -43,8 +43,8 @@ pub(super) struct Facts {
 /// The running thread.
 pub(super) struct Thread {
     pub handle: JoinHandle<()>,
-    /// Resolves when the thread ends, whatever ended it.
-    pub ended: oneshot::Receiver<()>,
+    /// Resolves when the thread ends: with the reason, where the model can be used no more.
+    pub ended: oneshot::Receiver<LoadError>,
 }
 
 /// What the worker thread needs.
@@ -60,7 +60,7 @@ impl Worker {
     /// Starts the thread, which loads the model; returns when it is ready for requests.
     pub async fn start(self, file: ModelFile, options: engine::Options) -> Result<(Thread, Facts), Failure> {
         let (loaded, outcome) = oneshot::channel();
-        let (alive, ended) = oneshot::channel::<()>();
+        let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
             .spawn(move || match self.load(file, &options) {
@@ -73,8 +73,9 @@ impl Worker {
                         notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(facts)));
-                    self.work(&engine);
-                    drop(alive);
+                    if let Err(error) = self.work(&engine) {
+                        let _ = alive.send(error); // nobody listens once the daemon stops
+                    }
                 }
             })
             .map_err(|error| Failure::Setup(format!("the worker cannot be started: {error}")))?;
@@ -93,7 +94,9 @@ impl Worker {
         Ok(file.load(options)?.tuned(said))
     }
 
-    fn work(&self, engine: &Engine) {
+    /// Answers until the queue is closed, or the model's file is no longer what it was.
+    fn work(&self, engine: &Engine) -> Result<(), LoadError> {
+        let _off = Off(&self.queue);
         let mut session = engine.session(self.context);
         let mut cache = Cache::default();
         let mut screening = Screening::default();
@@ -106,15 +109,17 @@ impl Worker {
             }
             // A fault costs this request its answer, and nobody else theirs; its reply says
             // `internal` as it is dropped.
-            let answered =
-                catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, &mut cache, job)));
-            if answered.is_err() {
-                self.telemetry.refused();
-                error!("a request was lost to a fault; standard error says where");
+            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, &mut cache, job))) {
+                Ok(answered) => answered?,
+                Err(_) => {
+                    self.telemetry.refused();
+                    error!("a request was lost to a fault; standard error says where");
+                }
             }
             say_threads(engine.model().threads(), &mut threads);
             self.note_screening(session.screening(), &mut screening);
         }
+        Ok(())
     }
 
     /// Takes over the counts of a screened head, and says once that it was wrong.
@@ -128,32 +133,51 @@ impl Worker {
         *before = now;
     }
 
-    fn answer(&self, engine: &Engine, session: &mut Session<'_>, cache: &mut Cache, job: Job) {
+    /// Ends one request. An error is the model's, not the request's: no other can be answered either.
+    fn answer(
+        &self,
+        engine: &Engine,
+        session: &mut Session<'_>,
+        cache: &mut Cache,
+        job: Job,
+    ) -> Result<(), LoadError> {
+        if let Err(error) = engine.check_files() {
+            return Err(self.send_back(job.inbound, error));
+        }
         let request = &job.inbound.request;
         debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
         let prompt = match tokenize(engine, &request.input) {
             Ok(prompt) => prompt,
             Err(error) => {
                 let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
-                return self.queue.refuse(job.inbound, refusal);
+                self.queue.refuse(job.inbound, refusal);
+                return Ok(());
             }
         };
         let key = cache_key(request, &prompt);
         match key.as_ref().map(|key| cache.get(key)) {
-            Some(Some(stored)) => return self.give_again(stored, prompt.len(), job.inbound),
+            Some(Some(stored)) => {
+                self.give_again(stored, prompt.len(), job.inbound);
+                return Ok(());
+            }
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
         let begun = Instant::now();
-        let mut run = Run::new(&self.queue, &job);
+        let mut run = Run::new(&self.queue, engine, &job);
         let options = options(request);
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
+        // Computed from a file that is another by now, it is no answer.
+        if let Err(error) = engine.check_files() {
+            return Err(self.send_back(job.inbound, error));
+        }
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
                 let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
-                return self.queue.refuse(job.inbound, refusal);
+                self.queue.refuse(job.inbound, refusal);
+                return Ok(());
             }
         };
         let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
@@ -165,6 +189,14 @@ impl Worker {
         let done = self.done(id, &prompt, answer, halt, at);
         self.note(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
+        Ok(())
+    }
+
+    /// The model can be used no more, and the daemon ends over it; asked again, the next one answers.
+    fn send_back(&self, inbound: Inbound, error: LoadError) -> LoadError {
+        let said = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
+        self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, said));
+        error
     }
 
     /// Answers from the cache.
@@ -238,6 +270,15 @@ impl Worker {
     }
 }
 
+/// The worker's thread, which no longer runs anything once it ends, however it ends.
+struct Off<'q>(&'q Queue);
+
+impl Drop for Off<'_> {
+    fn drop(&mut self) {
+        self.0.worker_ended();
+    }
+}
+
 /// Says how many threads were found to be fastest: when both numbers are known, and when one changes.
 fn say_threads(found: Threads, said: &mut Threads) {
     if let Threads { decode: Some(decode), prefill: Some(prefill) } = found
@@ -251,6 +292,7 @@ fn say_threads(found: Threads, said: &mut Threads) {
 /// An answer on its way to the client, and what may stop it.
 struct Run<'r> {
     queue: &'r Queue,
+    engine: &'r Engine,
     reply: &'r Reply,
     cancel: &'r Cancel,
     deadline: Instant,
@@ -260,13 +302,18 @@ struct Run<'r> {
 }
 
 impl<'r> Run<'r> {
-    fn new(queue: &'r Queue, job: &'r Job) -> Self {
+    fn new(queue: &'r Queue, engine: &'r Engine, job: &'r Job) -> Self {
         let Inbound { request, reply, cancel, .. } = &job.inbound;
-        Run { queue, reply, cancel, deadline: job.deadline, stream: request.stream, halt: None, first: None }
+        let (deadline, stream) = (job.deadline, request.stream);
+        Run { queue, engine, reply, cancel, deadline, stream, halt: None, first: None }
     }
 
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         self.queue.step();
+        if self.engine.is_torn() {
+            // What was just computed is made of zeros; who asked is told when the pass ends.
+            return ControlFlow::Break(());
+        }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
             if self.stream && !text.is_empty() && self.reply.token(text.to_owned()).is_err() {

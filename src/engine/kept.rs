@@ -88,7 +88,7 @@ impl Kept {
                         write(out)
                     })
                 });
-                match made.and_then(|()| Map::open(&folder.join(name))) {
+                match made.and_then(|()| Map::open_guarded(&folder.join(name))) {
                     Ok(map) if map.len() == HEADER + bytes => {
                         return Ok(Image { map: Arc::new(map), start: HEADER, why_not_kept: None });
                     }
@@ -112,7 +112,7 @@ fn header(bytes: usize) -> [u8; HEADER] {
 }
 
 fn read(path: &Path, bytes: usize) -> Option<Map> {
-    let map = Map::open(path).ok()?;
+    let map = Map::open_guarded(path).ok()?;
     (map.len() == HEADER + bytes && map[..HEADER] == header(bytes)).then_some(map)
 }
 

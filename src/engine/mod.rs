@@ -36,6 +36,7 @@ use pool::Pool;
 use session::Session;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::thread;
 use tokenizer::Tokenizer;
 use tuner::Threads;
@@ -109,6 +110,8 @@ pub struct Engine {
     layout: Layout,
     cache: CacheForm,
     notes: Vec<String>,
+    /// The files that weights are read from. Not kept alive: a file that nothing is read from any more may go.
+    files: Vec<Weak<Map>>,
 }
 
 impl ModelFile {
@@ -127,7 +130,7 @@ impl ModelFile {
             Source::File(path) => {
                 // A name with a line break in it must not break the error's line.
                 let place = path.display().to_string().replace(char::is_control, "?");
-                let map = Map::open(path)
+                let map = Map::open_guarded(path)
                     .map_err(|error| LoadError::new(&place, format!("cannot be read: {error}")))?;
                 let file = Self::parse(map, &place, layout)?;
                 Ok(ModelFile { path: Some(path.clone()), ..file })
@@ -228,7 +231,9 @@ impl ModelFile {
             Ok(engine)
         });
         self.file.release_header();
-        loaded.map_err(|error| error.within(&self.place))
+        let engine = loaded.map_err(|error| error.within(&self.place))?;
+        engine.check_files()?;
+        Ok(engine)
     }
 
     fn kept(&self, options: &Options) -> Kept {
@@ -239,10 +244,16 @@ impl ModelFile {
     }
 
     /// Reads the head in its form from now on; the image of it is kept, or made.
-    fn put_head(&self, model: &mut Model, kept: &Kept, notes: &mut Vec<String>) -> Result<(), LoadError> {
+    /// Gives the file that holds it.
+    fn put_head(
+        &self,
+        model: &mut Model,
+        kept: &Kept,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Weak<Map>>, LoadError> {
         let form = self.head;
         if form == HeadForm::File {
-            return Ok(());
+            return Ok(None);
         }
         let bytes = form.image_bytes(&self.shape);
         let is_sound = |image: &[u8]| model.is_image_of_head(form, image);
@@ -257,7 +268,7 @@ impl ModelFile {
                 form.name()
             ));
         }
-        Ok(())
+        Ok(Some(Arc::downgrade(&image.map)))
     }
 
     /// How well the model foretells a built-in text in each layout that its I2_S weights may have, or
@@ -358,8 +369,9 @@ impl ModelFile {
         let (tokenizer, model) = self.read_both(|| Model::load(&self.file, layout, kernels, pool))?;
         let mut model = model?;
         let mut notes = self.notes(&model, &tokenizer);
-        self.put_head(&mut model, &self.kept(options), &mut notes)?;
-        Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes })
+        let head = self.put_head(&mut model, &self.kept(options), &mut notes)?;
+        let files = head.into_iter().chain([Arc::downgrade(self.file.map())]).collect();
+        Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes, files })
     }
 
     /// The tokenizer, and what `load` gives: each takes a few tenths of a second for a large model, so the
@@ -423,6 +435,17 @@ impl Engine {
     pub fn tuned(mut self, said: Threads) -> Self {
         self.model.tune(said);
         self
+    }
+
+    /// Whether the files that weights are read from are still what they were when they were loaded. What was
+    /// computed since the check before is not to be trusted where they are not.
+    pub fn check_files(&self) -> Result<(), LoadError> {
+        self.files.iter().filter_map(Weak::upgrade).find_map(|map| map.damage()).map_or(Ok(()), Err)
+    }
+
+    /// Whether the last pass read zeros in the place of weights: a look at memory, made for every token.
+    pub fn is_torn(&self) -> bool {
+        self.files.iter().filter_map(Weak::upgrade).any(|map| map.is_torn())
     }
 
     /// The model.

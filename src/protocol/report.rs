@@ -81,7 +81,7 @@ pub struct Memory {
     /// Of the host, free for use.
     pub host_available_bytes: Option<u64>,
     /// Whether the kernel holds this process to a limit; false on a stock Raspberry Pi OS.
-    pub limit_enforced: bool,
+    pub memory_limit_enforced: bool,
 }
 
 /// Percentiles of one quantity, in milliseconds; null before the first request.
@@ -194,8 +194,14 @@ pub struct MqttLink {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came a second time and were not answered again.
+    /// Prompts that came a second time and were not computed again.
     pub duplicates: u64,
+    /// Of these, those that were given their answer again.
+    pub resent: u64,
+    /// Whether answers outlive a crash of the daemon.
+    pub durable: bool,
+    /// Why they do not, where they should.
+    pub storage_problem: Option<String>,
     /// Replies given up, and prompts at QoS 0 ignored in a flood.
     pub dropped: u64,
     /// What keeps the link down, or did last.

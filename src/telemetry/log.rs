@@ -69,10 +69,15 @@ impl Log for Logger {
 }
 
 /// Libraries are heard from `warn` on, or all of them at `trace`: below that they may log what
-/// passes through them, which is people's prompts.
+/// passes through them, which is people's prompts. rumqttc does so at `error` too, with packets of
+/// up to 1 MiB, and what it knows comes to the broker link as an error.
 fn wanted(target: &str, level: Level, most: LevelFilter) -> bool {
-    let ours = target.split("::").next() == Some(env!("CARGO_PKG_NAME"));
-    level <= most && (ours || level <= Level::Warn || most == LevelFilter::Trace)
+    let least = match target.split("::").next() {
+        Some(env!("CARGO_PKG_NAME")) => most,
+        Some("rumqttc") => LevelFilter::Off,
+        _ => LevelFilter::Warn,
+    };
+    level <= most && (level <= least || most == LevelFilter::Trace)
 }
 
 /// One line: level, message, then the fields as `key=value`.
@@ -143,10 +148,16 @@ mod tests {
     fn libraries_are_not_heard_below_warn_unless_everything_is() {
         assert!(wanted("bitnetd::daemon", Level::Debug, LevelFilter::Debug));
         assert!(!wanted("bitnetd::daemon", Level::Debug, LevelFilter::Info));
-        assert!(!wanted("rumqttc::v5", Level::Debug, LevelFilter::Debug));
+        assert!(!wanted("mqtt5::broker", Level::Debug, LevelFilter::Debug));
         assert!(!wanted("bitnetd_not_ours", Level::Info, LevelFilter::Info));
-        assert!(wanted("rumqttc::v5", Level::Warn, LevelFilter::Info));
-        assert!(wanted("rumqttc::v5", Level::Trace, LevelFilter::Trace));
+        assert!(wanted("mqtt5::broker", Level::Warn, LevelFilter::Info));
+        assert!(wanted("mqtt5::broker", Level::Trace, LevelFilter::Trace));
+    }
+
+    #[test]
+    fn a_library_that_logs_whole_packets_is_heard_only_with_everything() {
+        assert!(!wanted("rumqttc::v5::state", Level::Error, LevelFilter::Debug));
+        assert!(wanted("rumqttc::v5::state", Level::Error, LevelFilter::Trace));
     }
 
     #[test]

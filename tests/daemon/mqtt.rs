@@ -1,12 +1,18 @@
 //! The MQTT door against a real mosquitto, asked as users ask.
 
 mod bench;
+mod durable;
+mod group;
+mod tls;
+mod v311;
 mod wire;
 
 use crate::support::broker::Mosquitto;
-use bench::{Bench, Client, QUIET, answer, config, prompt};
+use crate::support::certificates::keep_private;
+use bench::{Bench, Client, QUIET, answer, config, end, prompt};
 use bitnetd::config::Login;
 use bitnetd::protocol::json::MAX_REQUEST;
+use bitnetd::protocol::{FinishReason, Refusal};
 use bitnetd::transport::mqtt::probe;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use std::sync::Arc;
@@ -355,17 +361,45 @@ async fn an_answer_that_the_broker_does_not_take_becomes_an_error_and_ends_no_co
 }
 
 #[tokio::test]
-async fn while_draining_new_prompts_are_refused_and_running_ones_answered() {
+async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answered() {
     let broker = Mosquitto::start().await;
     let mut bench = Bench::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, none()).await;
     let inbound = bench.request().await;
     bench.draining.cancel();
-    client.publish(PROMPT, br#"{"id":"b","prompt":"hi"}"#, none()).await;
-    assert!(client.text().await.contains("shutting_down"));
+    broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"b","prompt":"ho"}"#]).await;
+    // At QoS 0 the broker keeps nothing: its client is told. By then the daemon has seen the other one.
+    broker.publish(&["-q", "0", "-t", PROMPT, "-m", r#"{"id":"c","prompt":"hu"}"#]).await;
+    let refused = client.text().await;
+    assert!(refused.contains(r#""id":"c","code":"shutting_down""#), "{refused}");
     bench.close_after(async { answer(inbound, "late") }).await;
     assert!(client.text().await.contains("late"));
+    let mut bench = Bench::open(broker.port).await;
+    assert_eq!(bench.echo().await, "ho");
+    assert!(client.text().await.contains(r#""done","id":"b""#));
+    bench.is_quiet().await;
+}
+
+#[tokio::test]
+async fn what_the_stop_cuts_off_is_left_to_the_broker_without_a_word() {
+    let broker = Mosquitto::start().await;
+    let mut bench = Bench::open(broker.port).await;
+    let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
+    client.publish(PROMPT, br#"{"id":"runs","prompt":"hi"}"#, none()).await;
+    client.publish(PROMPT, br#"{"id":"waits","prompt":"ho"}"#, none()).await;
+    let (runs, waits) = (bench.request().await, bench.request().await);
+    bench.draining.cancel();
+    end(runs, "hal", FinishReason::Cancelled);
+    waits.reply.refuse(Refusal::shutting_down());
+    bench.close().await;
+    let mut bench = Bench::open(broker.port).await;
+    assert_eq!([bench.echo().await, bench.echo().await], ["hi", "ho"]);
+    for id in ["runs", "waits"] {
+        let said = client.text().await;
+        assert!(said.contains(&format!(r#""done","id":"{id}""#)), "{said}");
+    }
+    client.is_quiet().await;
 }
 
 #[tokio::test]
@@ -373,6 +407,7 @@ async fn a_password_is_read_again_at_each_connect() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
     let file = broker.path("secret");
     std::fs::write(&file, "wrong\n").expect("a temporary folder");
+    keep_private(&file);
     let login = Login { username: "bitnetd".into(), password_file: Some(file.clone()) };
     let config = bitnetd::config::Mqtt { login: Some(login), ..config(broker.port) };
     let refused = probe(&config, "cellar", Duration::from_secs(5)).await.expect_err("wrong");
@@ -387,6 +422,7 @@ async fn a_password_is_read_again_at_each_connect() {
 async fn a_probe_tells_what_the_broker_allows() {
     let broker = Mosquitto::with("max_packet_size 5000\nretain_available false\n").await;
     let told = probe(&config(broker.port), "cellar", Duration::from_secs(5)).await.expect("up");
+    let told = told.limits.expect("MQTT 5");
     assert_eq!((told.max_packet_size, told.retains), (Some(5000), false));
     assert_eq!((told.max_qos, told.shared_subscriptions), (2, true));
 }

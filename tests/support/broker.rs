@@ -20,6 +20,9 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
+    /// Written at once, so that a kill loses nothing that was acknowledged.
+    pub const PERSISTENT: &str = "persistence true\nautosave_on_changes true\nautosave_interval 1\n";
+
     /// A broker that keeps nothing over a restart.
     pub async fn start() -> Self {
         Self::with("").await
@@ -27,28 +30,35 @@ impl Mosquitto {
 
     /// A broker that keeps sessions and messages on disk.
     pub async fn persistent() -> Self {
-        // Written at once, so that a kill loses nothing that was acknowledged.
-        Self::with("persistence true\nautosave_on_changes true\nautosave_interval 1\n").await
+        Self::with(Self::PERSISTENT).await
     }
 
     /// A broker with more lines in its configuration.
     pub async fn with(lines: &str) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        broker.configure(&format!("allow_anonymous true\n{lines}"));
+        broker.change(lines);
+        broker.restart().await;
+        broker
+    }
+
+    /// A broker whose configuration needs files in its folder.
+    pub async fn made(lines: impl FnOnce(&Path) -> String) -> Self {
+        let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
+        broker.configure(&lines(&broker.folder));
         broker.restart().await;
         broker
     }
 
     /// A broker that knows one user.
     pub async fn with_user(name: &str, password: &str) -> Self {
-        let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        let users = broker.path("users");
-        std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
-        let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
-        assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
-        broker.configure(&format!("allow_anonymous false\npassword_file {}\n", users.display()));
-        broker.restart().await;
-        broker
+        Self::made(|folder| {
+            let users = folder.join("users");
+            std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
+            let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
+            assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
+            format!("allow_anonymous false\npassword_file {}\n", users.display())
+        })
+        .await
     }
 
     fn configure(&self, lines: &str) {
@@ -60,6 +70,11 @@ impl Mosquitto {
              log_dest file {place}/log\nlog_type all\n{lines}"
         );
         std::fs::write(self.path("mosquitto.conf"), text).expect("a temporary folder");
+    }
+
+    /// From its next start on it has these lines in its configuration instead.
+    pub fn change(&self, lines: &str) {
+        self.configure(&format!("allow_anonymous true\n{lines}"));
     }
 
     /// A file beside its configuration.
@@ -92,12 +107,26 @@ impl Mosquitto {
         }
     }
 
+    /// All it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
     /// How often a client of this id was accepted, by the broker's own log.
     pub fn connects(&self, client: &str) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        self.connect_times(client).len()
+    }
+
+    /// When, in seconds since 1970.
+    pub fn connect_times(&self, client: &str) -> Vec<u64> {
         let accepted =
             |line: &&str| line.contains("New client connected") && line.contains(&format!(" as {client} "));
-        log.lines().filter(accepted).count()
+        let time = |line: &str| line.split(':').next().and_then(|time| time.parse().ok());
+        self.log()
+            .lines()
+            .filter(accepted)
+            .map(|line| time(line).expect("mosquitto writes the time first"))
+            .collect()
     }
 
     /// Runs `mosquitto_pub` with these arguments to its end.
@@ -120,17 +149,19 @@ impl Mosquitto {
     }
 
     fn subscriptions(&self) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
-        log.lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
+        self.log().lines().filter(|line| line.contains("Received SUBSCRIBE from")).count()
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {
-        program(name)
-            .args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+        let child = self.command(name, args).spawn();
+        child.expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
+    }
+
+    fn command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = program(name);
+        command.args(["-V", "5", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.args(args).stdout(Stdio::piped());
+        command
     }
 }
 

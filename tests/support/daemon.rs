@@ -161,6 +161,8 @@ impl Daemon {
     pub fn spawn(command: &mut Command, folder: &Folder) -> Self {
         let log = folder.path("log");
         let err = std::fs::File::create(&log).expect("a temporary folder");
+        // What outlives one daemon of a test is for the next of the same test.
+        command.env("STATE_DIRECTORY", folder.path("state"));
         let process = Process::start(command.stderr(err));
         Daemon { process, socket: folder.path("s"), log }
     }

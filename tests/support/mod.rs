@@ -1,3 +1,4 @@
-//! What several test binaries need: a broker.
+//! What several test binaries need: a broker, and certificates for it.
 
 pub mod broker;
+pub mod certificates;

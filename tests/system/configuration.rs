@@ -16,7 +16,7 @@ async fn a_mistake_is_one_line_with_file_line_and_key() {
         ("[queue]\ndepht = 3\n", "depht"),
         ("[queue]\ndepth = 0\n", "queue.depth"),
         ("[queue]\ndepth = \"many\"\n", "queue.depth"),
-        ("[mqtt]\nhost = \"a\"\ntls = true\n", "mqtt.tls"),
+        ("[mqtt]\nhost = \"a\"\nversion = 4\n", "mqtt.version"),
         ("[queue\n", "toml"),
     ] {
         let file = folder.config(settings);

@@ -12,6 +12,9 @@ mod convert;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
+mod endure;
+mod faults;
+mod hostile;
 mod limits;
 mod listener;
 mod models;

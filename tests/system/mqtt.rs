@@ -1,16 +1,18 @@
 //! What is asked over a real broker, and what the daemon keeps there.
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, bitnetd, run};
 use crate::listener::{Listener, Message};
 use crate::support::broker::Mosquitto;
-use crate::{Folder, cases, endless, linked};
+use crate::support::certificates::{Authority, keep_private};
+use crate::{Folder, cases, endless, linked, text};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 
 /// A broker, and a daemon that reads its prompts.
 struct Home {
     daemon: Daemon,
     broker: Mosquitto,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Home {
@@ -25,7 +27,7 @@ impl Home {
     async fn at(broker: Mosquitto, settings: &str) -> Self {
         let folder = Folder::new();
         let daemon = Daemon::start(&folder, &format!("{}{settings}", linked(broker.port))).await;
-        let home = Home { daemon, broker, _folder: folder };
+        let home = Home { daemon, broker, folder };
         home.is("online").await;
         home
     }
@@ -128,6 +130,7 @@ async fn info_says_what_runs_and_on_what_budget() {
     let budget = &info["budget"];
     assert_eq!((&budget["memory_mb"], &budget["threads"]), (&json!(300), &json!(2)), "{info}");
     assert!(budget["planned_mb"].as_u64().is_some_and(|mb| (1..300).contains(&mb)), "{info}");
+    assert!(budget["memory_limit_enforced"].is_boolean(), "{info}");
 }
 
 #[tokio::test]
@@ -152,6 +155,7 @@ async fn the_telemetry_has_every_documented_key() {
         }
     }
     assert!(report["memory"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{report}");
+    assert!(report["memory"]["memory_limit_enforced"].is_boolean(), "{report}");
 }
 
 #[tokio::test]
@@ -168,25 +172,36 @@ async fn a_request_is_cancelled_by_its_id() {
 
 #[tokio::test]
 async fn a_clean_stop_says_offline() {
-    let Home { daemon, broker, _folder } = Home::new().await;
+    let Home { daemon, broker, folder: _folder } = Home::new().await;
     daemon.stop().await;
     let said = broker.subscribe(&["-t", "bitnetd/cellar/availability", "-C", "1", "-W", "20"]).await;
     assert_eq!(said.output().await, "offline\n");
 }
 
 #[tokio::test]
-async fn what_runs_at_a_stop_is_answered_over_mqtt_too() {
+async fn what_a_stop_cuts_off_is_left_to_the_broker_and_answered_by_the_next_start() {
     let mut home = Home::with(&format!("{}[queue]\ndrain_ms = 100\n", endless())).await;
     let mut all = home.listen("bitnetd/cellar/#").await;
-    home.publish("bitnetd/cellar/prompt", r#"{"id":"a","prompt":"go"}"#).await;
-    let runs =
-        |m: &Message| m.topic.ends_with("/telemetry") && m.json()["requests"]["running"].as_u64() == Some(1);
-    all.wait(runs).await;
+    for (id, count) in [("runs", 1), ("waits", 2)] {
+        let request = json!({"id": id, "prompt": "go"}).to_string();
+        home.publish("bitnetd/cellar/prompt", &request).await;
+        let at_hand = |report: Value| report["running"].as_u64().zip(report["queued"].as_u64());
+        let both = |m: &Message| {
+            m.topic.ends_with("/telemetry") && at_hand(m.json()["requests"].clone()) == Some((1, count - 1))
+        };
+        all.wait(both).await;
+    }
     home.daemon.process.terminate();
-    let done = all.wait(|message| message.topic.ends_with("/reply/a")).await.json();
-    assert_eq!(done["finish_reason"], "cancelled", "{done}");
     all.wait(|message| message.payload == "offline").await;
     home.daemon.ends_well().await;
+    // The next one has a model that comes to an end.
+    let daemon = Daemon::start(&home.folder, &linked(home.broker.port)).await;
+    for id in ["runs", "waits"] {
+        let done = all.wait(|message| message.topic.contains("/reply/")).await.json();
+        assert_eq!((&done["event"], &done["id"]), (&json!("done"), &json!(id)), "{done}");
+        assert_ne!(done["finish_reason"], "cancelled", "{done}");
+    }
+    drop(daemon);
 }
 
 #[tokio::test]
@@ -218,9 +233,56 @@ async fn the_password_comes_from_its_file() {
     let broker = Mosquitto::with_user("cellar", "s3cret").await;
     let (folder, port) = (Folder::new(), broker.port);
     let password = folder.write("password", "s3cret\n");
+    keep_private(&password);
     let login = format!("username = \"cellar\"\npassword_file = \"{}\"\n", password.display());
-    let link = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n{login}");
-    let daemon = Daemon::start(&folder, &format!("[device]\nid = \"cellar\"\n{link}")).await;
+    let daemon = Daemon::start(&folder, &format!("{}{login}", link(port))).await;
     crate::until("a login", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
     assert!(!daemon.log().contains("s3cret"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_password_that_systemd_loads_is_found_by_itself() {
+    let broker = Mosquitto::with_user("cellar", "s3cret").await;
+    let (folder, port) = (Folder::new(), broker.port);
+    let credential = folder.write("mqtt-password", "s3cret\n");
+    // As systemd shows what it grants by an access list.
+    std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o440)).expect("ours");
+    let config = folder.config(&format!("{}username = \"cellar\"\n", link(port)));
+    let mut command = bitnetd();
+    command.args(["serve", "--config", text(&config)]).env("CREDENTIALS_DIRECTORY", &folder.0);
+    let mut daemon = Daemon::spawn(&mut command, &folder);
+    daemon.ready().await;
+    crate::until("a login", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_link_over_tls_with_certificates_of_both_sides_comes_from_the_configuration() {
+    let (folder, house) = (Folder::new(), Authority::new("House"));
+    let ca = house.write(&folder.path("ca.crt"));
+    let (theirs, ours) =
+        (house.sign("127.0.0.1", &folder.path("broker")), house.sign("cellar", &folder.path("cellar")));
+    let lines = format!(
+        "allow_anonymous true\ncafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n",
+        text(&ca),
+        text(&theirs.cert),
+        text(&theirs.key)
+    );
+    let broker = Mosquitto::made(|_| lines).await;
+    let settings = format!(
+        "{}tls = true\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
+        link(broker.port),
+        text(&ca),
+        text(&ours.cert),
+        text(&ours.key)
+    );
+    let daemon = Daemon::start(&folder, &settings).await;
+    crate::until("a link", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;
+    let ended = run(&["doctor", "--config", text(&folder.config(&settings))]).await;
+    assert!(ended.out.contains("ms, encrypted; QoS 2"), "{ended:?}");
+    daemon.stop().await;
+}
+
+/// Settings that end in those of a broker link.
+fn link(port: u16) -> String {
+    format!("[device]\nid = \"cellar\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n")
 }

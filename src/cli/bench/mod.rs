@@ -53,6 +53,7 @@ pub(super) struct Bench {
 pub(super) fn run(args: Bench) -> Result<(), Failure> {
     let engine = load(&args)?;
     let measured = measure(&engine, &args)?;
+    engine.check_files()?;
     let said = report(&engine, &args, measured);
     match args.json {
         true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),

@@ -70,6 +70,11 @@ impl Gguf {
         Ok(Gguf { map: Arc::new(map), header })
     }
 
+    /// Its bytes.
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
     /// All tensors, in file order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.header.tensors

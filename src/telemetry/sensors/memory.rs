@@ -9,6 +9,28 @@ use std::path::Path;
 /// What is assumed where the host does not tell: the smallest board the daemon is made for.
 const SMALLEST_HOST: u64 = 512 << 20;
 
+/// What the kernel does about the memory of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// The lowest limit of its control group and the groups around it, in bytes.
+    At(u64),
+    /// Nothing: no limit is set, or one above the host's memory.
+    NotSet,
+    /// Nothing, and a limit would not help: the kernel's memory controller is switched off, as on a stock Raspberry
+    /// Pi OS, whose firmware writes `cgroup_disable=memory` on the kernel's command line.
+    NoController,
+}
+
+impl MemoryLimit {
+    /// The limit, if there is one.
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            MemoryLimit::At(bytes) => Some(bytes),
+            MemoryLimit::NotSet | MemoryLimit::NoController => None,
+        }
+    }
+}
+
 /// Memory as the kernel counts it now.
 pub(super) fn read(root: &Root) -> Memory {
     let host = root.text("/proc/meminfo").unwrap_or_default();
@@ -18,14 +40,14 @@ pub(super) fn read(root: &Root) -> Memory {
         budget_bytes: 0,
         host_total_bytes: kilobytes(&host, "MemTotal"),
         host_available_bytes: kilobytes(&host, "MemAvailable"),
-        limit_enforced: limit(root).is_some(),
+        memory_limit_enforced: matches!(limit(root), MemoryLimit::At(_)),
     }
 }
 
 /// Memory this process may count on: the host's, or its control group's limit where that is lower.
 pub fn host_memory(root: &Path) -> u64 {
     let root = Root::new(root);
-    limit(&root).or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
+    limit(&root).bytes().or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
 }
 
 /// Most memory that this process ever had resident, in bytes; mapped files are counted as far as they were read.
@@ -33,18 +55,32 @@ pub fn peak_memory(root: &Path) -> Option<u64> {
     kilobytes(&Root::new(root).text("/proc/self/status")?, "VmHWM")
 }
 
-/// The memory limit of this process's control group, or of a group around it, in bytes. `None`
-/// where nothing is enforced: no limit set, one above the host's memory, or the memory controller
-/// switched off, as on a stock Raspberry Pi OS.
-pub fn memory_limit(root: &Path) -> Option<u64> {
+/// The memory limit that the kernel holds this process to.
+pub fn memory_limit(root: &Path) -> MemoryLimit {
     limit(&Root::new(root))
 }
 
-fn limit(root: &Root) -> Option<u64> {
-    let groups = root.text("/proc/self/cgroup")?;
-    let lowest = groups.lines().filter_map(|line| group_limit(root, line)).min()?;
+fn limit(root: &Root) -> MemoryLimit {
+    let groups = root.text("/proc/self/cgroup").unwrap_or_default();
+    let lowest = groups.lines().filter_map(|line| group_limit(root, line)).min();
     // Version 1 writes "no limit" as a number near 2^63, so any that holds nothing is left out.
-    (lowest < total(root).unwrap_or(1 << 60)).then_some(lowest)
+    match lowest.filter(|lowest| *lowest < total(root).unwrap_or(1 << 60)) {
+        Some(lowest) => MemoryLimit::At(lowest),
+        None if has_controller(root, &groups) => MemoryLimit::NotSet,
+        None => MemoryLimit::NoController,
+    }
+}
+
+/// Whether memory is counted for control groups, of version 1 or 2. With `cgroup_disable=memory` neither names it.
+fn has_controller(root: &Root, groups: &str) -> bool {
+    let first = groups.lines().filter_map(|line| line.split(':').nth(1)).any(|names| has_memory(names, ','));
+    let second =
+        || root.text("/sys/fs/cgroup/cgroup.controllers").is_some_and(|names| has_memory(&names, ' '));
+    first || second()
+}
+
+fn has_memory(names: &str, between: char) -> bool {
+    names.trim().split(between).any(|name| name == "memory")
 }
 
 fn total(root: &Root) -> Option<u64> {
@@ -55,14 +91,14 @@ fn total(root: &Root) -> Option<u64> {
 fn group_limit(root: &Root, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (_id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-    let (mount, file) = match controllers {
-        "" => ("/sys/fs/cgroup", "memory.max"),
-        _ if controllers.split(',').any(|c| c == "memory") => {
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        }
+    // Past `high` a process is slowed down until it gives memory back: it is not to get there either.
+    let (mount, files) = match controllers {
+        "" => ("/sys/fs/cgroup", &["memory.max", "memory.high"][..]),
+        _ if has_memory(controllers, ',') => ("/sys/fs/cgroup/memory", &["memory.limit_in_bytes"][..]),
         _ => return None,
     };
-    around(path).filter_map(|group| root.word(&format!("{mount}{group}/{file}"))?.parse().ok()).min()
+    let limit = |group, file| root.word(&format!("{mount}{group}/{file}"))?.parse().ok();
+    around(path).flat_map(|group| files.iter().filter_map(move |file| limit(group, file))).min()
 }
 
 /// A group and all groups around it, down to the mount. In a container the path may be that of the
@@ -92,31 +128,37 @@ mod tests {
 
     #[test]
     fn a_stock_raspberry_pi_os_enforces_no_limit() {
-        assert_eq!(memory_limit(&place("pi5")), None);
+        assert_eq!(memory_limit(&place("pi5")), MemoryLimit::NoController);
+        assert!(!read(&board("pi5")).memory_limit_enforced);
         assert_eq!(host_memory(&place("pi5")), 8_255_968 << 10);
     }
 
     #[test]
     fn the_limit_of_a_group_around_ours_counts_when_it_is_the_lower_one() {
-        assert_eq!(memory_limit(&place("pi4")), Some(1 << 30));
+        assert_eq!(memory_limit(&place("pi4")), MemoryLimit::At(1 << 30));
         assert_eq!(host_memory(&place("pi4")), 1 << 30);
-        assert!(read(&board("pi4")).limit_enforced);
+        assert!(read(&board("pi4")).memory_limit_enforced);
     }
 
     #[test]
     fn a_version_1_limit_is_found_at_the_mount_of_a_container() {
-        assert_eq!(memory_limit(&place("laptop-battery")), Some(2 << 30));
+        assert_eq!(memory_limit(&place("laptop-battery")), MemoryLimit::At(2 << 30));
+    }
+
+    #[test]
+    fn a_limit_past_which_the_kernel_slows_us_down_counts_as_well() {
+        assert_eq!(memory_limit(&place("ina219")), MemoryLimit::At(400 << 20));
     }
 
     #[test]
     fn a_limit_above_the_memory_of_the_host_is_none() {
-        assert_eq!(memory_limit(&place("x86-rapl")), None);
+        assert_eq!(memory_limit(&place("x86-rapl")), MemoryLimit::NotSet);
     }
 
     #[test]
     fn a_host_that_tells_nothing_counts_as_the_smallest_board() {
         assert_eq!(host_memory(&place("none")), SMALLEST_HOST);
-        assert_eq!(memory_limit(&place("broken")), None);
+        assert_eq!(memory_limit(&place("broken")).bytes(), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod processors;
 mod rapl;
 mod thermal;
 
-pub use memory::{host_memory, memory_limit, peak_memory};
+pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory};
 pub use processors::{Processors, processors};
 
 use crate::protocol::{Cpu, Memory, Method, Reading, Thermal};
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(cpu.scope, "cpu");
         assert_eq!(snapshot.power, None);
         assert_eq!(snapshot.memory.process_bytes, Some(1_250_304 << 10));
-        assert!(!snapshot.memory.limit_enforced);
+        assert!(!snapshot.memory.memory_limit_enforced);
         assert_eq!(snapshot.cpu.threads, Some(6));
     }
 

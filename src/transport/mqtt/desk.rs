@@ -2,26 +2,36 @@
 //!
 //! Decides nothing by itself; it carries what one part says to the others.
 
+use super::answered::Given;
 use super::arrivals::{Arrival, Arrivals, Verdict};
-use super::client::{Broker, Connection, Happened, Identity, Message};
+use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
+use super::keeping::{self, Clock};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
-use super::prompts::{Ids, Prompts, Way, queue_full};
+use super::prompts::{Ids, Prompts, Said, Way, queue_full};
+use super::sharing::Sharing;
+use super::store::{Finished, Store, record::Record};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
-use crate::protocol::{Code, Event, Refusal, Request, json};
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request, json};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 
 /// Time for the goodbye on a clean stop, after all replies are out: a round trip or two.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for the disk at start and at a stop: a slow card is waited for, one that hangs is not.
+const DISK: Duration = Duration::from_secs(5);
+/// Most prompts that the broker may deliver before one is acknowledged, however long the queue is:
+/// each may need a row in the outbox, and a place in the memory of answers.
+const MOST_PROMPTS: u16 = 256;
 
 /// Everything the door changes.
 pub(super) struct Desk {
     door: Door,
     topics: Topics,
     link: Link,
+    sharing: Sharing,
     connection: Option<Connection>,
     /// Of the present connection.
     limits: Limits,
@@ -30,6 +40,7 @@ pub(super) struct Desk {
     outbox: Outbox,
     arrivals: Arrivals,
     prompts: Prompts,
+    store: Store,
     ids: Ids,
     state: LinkState,
     closing: Option<Instant>,
@@ -37,19 +48,35 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(door: Door) -> Self {
+        let topics = Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref());
+        let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
         Desk {
-            topics: Topics::new(&door.config.prefix, &door.device),
+            topics,
             link: Link::new(Instant::now()),
+            sharing: Sharing::new(door.config.group.as_deref()),
             connection: None,
             limits: Limits { packet: usize::MAX, window: 0 },
             retains: true,
-            outbox: Outbox::default(),
-            arrivals: Arrivals::default(),
+            // Far from the numbers that an earlier process left on disk.
+            outbox: Outbox::numbered_from(random() >> 1),
+            arrivals: Arrivals::new(random()),
             prompts: Prompts::new(door.requests.clone()),
+            store: Store::new(file, Instant::now()),
             ids: Ids::new(),
             state: LinkState::default(),
             closing: None,
             door,
+        }
+    }
+
+    /// Takes over the answers of an earlier process, before the first connection: then a prompt that
+    /// the broker delivers again finds its answer.
+    pub async fn recall(&mut self) {
+        self.save();
+        if self.store.is_busy()
+            && let Ok(finished) = timeout(DISK, self.store.next()).await
+        {
+            self.on_saved(finished);
         }
     }
 
@@ -58,11 +85,12 @@ impl Desk {
     pub async fn step(&mut self) {
         self.pump(Instant::now());
         self.report();
-        let due = [self.link.due(), self.closing].into_iter().flatten().min();
+        let due = [self.link.due(), self.store.due(), self.closing].into_iter().flatten().min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
-            (serial, way, event) = self.prompts.next() => self.on_event(serial, &way, event),
+            said = self.prompts.next() => self.on_said(said),
             Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
+            finished = self.store.next() => self.on_saved(finished),
             () = at(due) => self.on_time(Instant::now()),
             () = self.door.close.cancelled(), if self.closing.is_none() => {
                 self.closing = Some(Instant::now() + self.door.flush);
@@ -79,19 +107,50 @@ impl Desk {
                 self.outbox.sent(row);
             }
         }
-        for serial in self.outbox.take_settled() {
-            self.arrivals.settled(serial, now);
+        for (serial, outcome) in self.outbox.take_settled() {
+            if self.arrivals.durable(serial).is_some() {
+                let time_s = Clock::read().time_s;
+                self.store.note(&Record::Given { number: outcome.number, time_s });
+            }
+            self.arrivals.settled(serial, outcome, now);
         }
-        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.arrivals.next_ack()
                 && connection.acknowledge(packet)
             {
                 self.arrivals.acknowledged();
             }
         }
+        self.save();
+        if self.arrivals.has_left() && !self.outbox.is_full() && !self.is_stopping() {
+            let text = "prompts were left to the broker while too many replies waited".into();
+            self.on_lost(&Loss { kind: "flood".into(), text, unreadable: false });
+        }
+    }
+
+    /// Hands the disk what is due.
+    fn save(&mut self) {
+        let Desk { store, arrivals, outbox, .. } = self;
+        let clock = Clock::read();
+        store.begin(clock.now, || keeping::all(arrivals, outbox, clock));
+    }
+
+    fn on_saved(&mut self, finished: Finished) {
+        finished.rows.iter().for_each(|row| self.outbox.saved(*row));
+        let Some(contents) = finished.contents else { return };
+        if let Some(session) = contents.session.filter(|_| self.link.counts().0 == 0) {
+            self.arrivals.set_session(session);
+        }
+        let waiting = keeping::restore(contents, &mut self.arrivals, &mut self.outbox, Clock::read());
+        if waiting > 0 {
+            log::info!("{}: {waiting} answers of an earlier run are still to be delivered", self.place());
+        }
     }
 
     fn on_time(&mut self, now: Instant) {
+        for row in self.store.overdue(now) {
+            self.outbox.saved(row);
+        }
         if self.link.is_dead(now) {
             let text = "nothing heard for too long".into();
             return self.on_lost(&Loss { kind: "silence".into(), text, unreadable: false });
@@ -101,7 +160,7 @@ impl Desk {
             config: &self.door.config,
             device: &self.door.device,
             topics: &self.topics,
-            receive_maximum: self.door.window,
+            receive_maximum: self.door.window.min(MOST_PROMPTS),
             retains: self.retains,
         };
         match Connection::open(&who, how) {
@@ -124,7 +183,7 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
-        let welcome = self.link.connected(now, broker.session_present);
+        let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.retains &= broker.retains;
         let (place, count) = (self.place(), welcome.number);
@@ -133,12 +192,16 @@ impl Desk {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
         }
         if !broker.session_present {
-            self.arrivals.session_lost();
+            self.arrivals.set_session(random());
+            self.store.note(&Record::Session(self.arrivals.session()));
         }
         self.state.subscribed = !welcome.subscribe;
-        if let Some(connection) = self.connection.as_ref().filter(|_| welcome.subscribe) {
-            // A new connection has room. Before `online`, which says that prompts are read.
-            connection.subscribe(&self.topics);
+        if broker.is_passing {
+            let text = "the session was begun anew; once more, for one that is kept".into();
+            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
+        }
+        if welcome.subscribe {
+            self.subscribe(broker.shares);
         }
         self.announce("online");
         let info = Packet::json(self.topics.info(), self.door.info.clone());
@@ -146,23 +209,53 @@ impl Desk {
         self.mention_telemetry();
     }
 
+    /// A new connection has room. Before `online`, which says that prompts are read.
+    fn subscribe(&mut self, shares: bool) {
+        let shared = self.sharing.ask(shares).unwrap_or_else(|said| {
+            self.complain(&said);
+            false
+        });
+        if let Some(connection) = &mut self.connection {
+            connection.subscribe(&self.topics, shared);
+        }
+    }
+
+    fn complain(&mut self, said: &str) {
+        let said = format!("{}: {said}", self.place());
+        log::error!("{said}");
+        self.state.problem = Some(said);
+    }
+
     fn announce(&mut self, word: &str) {
         let packet = Packet::word(self.topics.availability(), word);
         self.outbox.push_status(Packet { retain: self.retains, ..packet });
     }
 
-    fn on_subscribed(&mut self, granted: Result<(), String>) {
-        self.state.subscribed = granted.is_ok();
-        match granted {
+    fn on_subscribed(&mut self, granted: Granted) {
+        self.state.subscribed = granted.own.is_ok();
+        match granted.own {
             Ok(()) => self.link.subscribed(),
             Err(reason) => {
-                let (place, topic) = (self.place(), self.topics.prompt());
-                let said = format!(
-                    "{place}: may not subscribe to {topic} ({reason}); allow it in the broker's access list"
-                );
-                log::error!("{said}");
-                self.state.problem = Some(said);
+                let topic = self.topics.prompt();
+                self.complain(&format!(
+                    "may not subscribe to {topic} ({reason}); allow it in the broker's access list"
+                ));
             }
+        }
+        if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
+            self.complain(&said);
+        }
+    }
+
+    /// What the broker keeps of an earlier prefix or group is answered, and no more of it asked for.
+    fn give_up(&self, topic: &[u8]) {
+        let filters = self.topics.left_over(topic);
+        let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
+        let topic = String::from_utf8_lossy(topic);
+        log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.place());
+        for filter in &filters {
+            // Where there is no room the next message asks again.
+            connection.unsubscribe(filter);
         }
     }
 
@@ -175,6 +268,7 @@ impl Desk {
 
     fn on_lost(&mut self, loss: &Loss) {
         self.connection = None;
+        self.sharing.disconnected();
         self.outbox.disconnected();
         self.arrivals.disconnected();
         self.retains &= loss.kind != "RetainNotSupported";
@@ -187,13 +281,14 @@ impl Desk {
     }
 
     fn on_message(&mut self, message: &Message, now: Instant) {
+        self.give_up(&message.topic);
         match self.topics.parse(&message.topic) {
             Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(Addressed::Cancel) => {
                 self.on_cancel(&message.payload);
                 self.arrivals.pass(message.packet);
             }
-            // A subscription of an earlier configuration, still in the session.
+            // Nothing that anybody asks.
             None => self.arrivals.pass(message.packet),
         }
     }
@@ -211,10 +306,16 @@ impl Desk {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload),
         };
-        let Verdict::New(serial) = self.arrive(message, client, id.as_deref(), now) else { return };
-        if self.outbox.is_crammed() {
-            self.state.dropped += 1;
-            return self.arrivals.settled(serial, now);
+        let serial = match self.arrive(message, client, id.as_deref(), now) {
+            Verdict::New(serial) => serial,
+            Verdict::Again(serial, given) => return self.give_again(message, serial, given, now),
+            Verdict::Duplicate => return,
+        };
+        if self.is_stopping() && self.arrivals.leave(serial) {
+            return;
+        }
+        if !self.has_room(serial) {
+            return;
         }
         let id = id.unwrap_or_else(|| self.ids.make());
         let (way, checked) = Way::new(message, id, &self.topics, now);
@@ -225,6 +326,26 @@ impl Desk {
                 let event = Event::Error { id: Some(way.id.clone()), refusal };
                 self.on_event(serial, &way, event);
             }
+        }
+    }
+
+    /// Whether there is room for a reply to this prompt; else it is left to the broker, or at QoS 0
+    /// dropped.
+    fn has_room(&mut self, serial: Serial) -> bool {
+        let has_room = !self.outbox.is_crammed();
+        if !has_room && !self.arrivals.leave(serial) {
+            self.state.dropped += 1;
+            self.arrivals.forget(serial);
+        }
+        has_room
+    }
+
+    /// The answer that the prompt got before goes where the message wants it now.
+    fn give_again(&mut self, message: &Message, serial: Serial, given: Given, now: Instant) {
+        if self.has_room(serial) {
+            let (way, _) = Way::new(message, given.id, &self.topics, now);
+            self.outbox.push_last(serial, &way.id, way.packet(given.payload, now));
+            self.state.resent += 1;
         }
     }
 
@@ -246,21 +367,38 @@ impl Desk {
             return Err(Refusal::new(Code::InvalidRequest, said));
         }
         let request = read?;
-        if self.door.draining.is_cancelled() || self.closing.is_some() {
+        if self.is_stopping() {
             return Err(Refusal::shutting_down());
         }
         if self.outbox.is_full() { Err(queue_full()) } else { Ok(request) }
     }
 
+    fn is_stopping(&self) -> bool {
+        self.door.draining.is_cancelled() || self.closing.is_some()
+    }
+
+    /// What the stop cuts off is not answered with an error: the broker keeps it for the next start.
+    fn on_said(&mut self, said: Said) {
+        if said.cut_off && self.arrivals.leave(said.serial) {
+            log::info!(REQUEST_ID = said.way.id.as_str(); "left to the broker for the next start");
+        } else {
+            self.on_event(said.serial, &said.way, said.event);
+        }
+    }
+
     fn on_event(&mut self, serial: Serial, way: &Way, event: Event) {
         let packet = way.packet(json::event(&event), Instant::now());
-        match event {
-            Event::Token { .. } => self.outbox.push_token(serial, packet),
-            Event::Done(_) => self.outbox.push_last(serial, &way.id, packet),
-            Event::Error { .. } => {
-                self.arrivals.refused(serial);
-                self.outbox.push_last(serial, &way.id, packet);
-            }
+        if !event.is_last() {
+            return self.outbox.push_token(serial, packet);
+        }
+        if !is_answer(&event) {
+            self.arrivals.refused(serial);
+        }
+        let row = self.outbox.push_last(serial, &way.id, packet);
+        let waiting = self.outbox.waiting().find(|waiting| waiting.number == row);
+        let answer = waiting.and_then(|waiting| keeping::record(waiting, &self.arrivals, Clock::read()));
+        if answer.is_some_and(|answer| self.store.keep(answer)) {
+            self.outbox.hold(row);
         }
     }
 
@@ -287,6 +425,9 @@ impl Desk {
             sessions_lost,
             outbox: self.outbox.len() as u64,
             duplicates: self.arrivals.duplicates(),
+            resent: self.state.resent,
+            durable: self.store.is_durable(),
+            storage_problem: self.store.problem().map(str::to_owned),
             dropped: self.state.dropped + self.outbox.given_up(),
             problem: self.state.problem.clone(),
         };
@@ -313,7 +454,19 @@ impl Desk {
         }
         self.connection = None;
         self.link = Link::new(Instant::now());
+        if timeout(DISK, self.save_the_rest()).await.is_err() {
+            log::warn!("{}: the disk does not take the last answers", self.place());
+        }
         self.report();
+    }
+
+    async fn save_the_rest(&mut self) {
+        self.save();
+        while self.store.is_busy() {
+            let finished = self.store.next().await;
+            self.on_saved(finished);
+            self.save();
+        }
     }
 
     /// Messages that still come are not acknowledged: the broker keeps them for the next start.
@@ -337,6 +490,15 @@ impl Desk {
     }
 }
 
+/// Whether asking the same again is to get the same again: not after a refusal, nor what a time limit
+/// or a cancellation left.
+fn is_answer(event: &Event) -> bool {
+    match event {
+        Event::Done(done) => !matches!(done.finish_reason, FinishReason::Cancelled | FinishReason::Timeout),
+        Event::Token { .. } | Event::Error { .. } => false,
+    }
+}
+
 /// What happens next on the connection; without one, nothing ever.
 async fn next(connection: &mut Option<Connection>) -> Result<Happened, Loss> {
     match connection {
@@ -352,7 +514,12 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// From 0 to 1. Every `RandomState` has keys of its own.
+/// From 0 to 1.
 fn chance() -> f64 {
-    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+    random() as f64 / u64::MAX as f64
+}
+
+/// Every `RandomState` has keys of its own.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }

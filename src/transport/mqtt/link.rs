@@ -11,9 +11,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one: the waits begin anew.
 const STABLE: Duration = Duration::from_secs(10);
-/// Without a packet either way for this long the connection counts as dead, whatever the socket
-/// says: the client pings every 30 s, but not while a write to a vanished peer blocks it.
-const SILENCE: Duration = Duration::from_secs(75);
+/// Pings without an answer, and half a one, after which the connection counts as dead, whatever the socket
+/// says: the client notices at the second ping, but not while a write to a vanished peer blocks it.
+const SILENCE: f64 = 2.5;
 /// Unreadable packets in a row before the broker is asked to forget the session that holds one:
 /// it would deliver the same packet for ever.
 const POISON: u32 = 3;
@@ -36,7 +36,7 @@ pub struct Link {
 enum State {
     Waiting { until: Instant },
     Connecting,
-    Online { since: Instant, heard: Instant },
+    Online { since: Instant, heard: Instant, patience: Duration },
 }
 
 /// How to connect.
@@ -106,7 +106,7 @@ impl Link {
         match self.state {
             State::Waiting { until } => Some(until),
             State::Connecting => None,
-            State::Online { heard, .. } => Some(heard + SILENCE),
+            State::Online { heard, patience, .. } => Some(heard + patience),
         }
     }
 
@@ -123,7 +123,7 @@ impl Link {
 
     /// Whether the peer has been silent for so long that the connection is to be given up.
     pub fn is_dead(&self, now: Instant) -> bool {
-        matches!(self.state, State::Online { heard, .. } if now >= heard + SILENCE)
+        matches!(self.state, State::Online { heard, patience, .. } if now >= heard + patience)
     }
 
     /// Takes note of a sign of life.
@@ -133,9 +133,10 @@ impl Link {
         }
     }
 
-    /// The broker accepted the connection, with or without the session it kept for us.
-    pub fn connected(&mut self, now: Instant, session_present: bool) -> Welcome {
-        self.state = State::Online { since: now, heard: now };
+    /// The broker accepted the connection, with or without the session it kept for us; it is first
+    /// pinged after `ping`.
+    pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> Welcome {
+        self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(SILENCE) };
         // The first connection of this process has no session of ours to lose.
         let session_lost = !session_present && self.connects > 0;
         self.connects += 1;
@@ -178,6 +179,8 @@ fn wait(failures: u32, chance: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PING: Duration = Duration::from_secs(30);
 
     fn at(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)
@@ -234,7 +237,7 @@ mod tests {
         for _ in 0..5 {
             link.lost(now, &loss("refused"), 0.0);
         }
-        link.connected(now, false);
+        link.connected(now, false, PING);
         assert_eq!(link.lost(at(now, 10), &loss("io"), 0.0).wait, FIRST_WAIT);
     }
 
@@ -243,7 +246,7 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         for seconds in [1, 2, 4] {
-            link.connected(now, true);
+            link.connected(now, true, PING);
             let wait = link.lost(at(now, 1), &loss("taken over"), 0.0).wait;
             assert_eq!(wait, Duration::from_secs(seconds));
         }
@@ -256,7 +259,7 @@ mod tests {
         assert!(link.lost(now, &loss("refused"), 0.0).log);
         assert!(!link.lost(now, &loss("refused"), 0.0).log);
         assert!(link.lost(now, &loss("password"), 0.0).log);
-        link.connected(now, false);
+        link.connected(now, false, PING);
         assert!(link.lost(at(now, 10), &loss("password"), 0.0).log);
     }
 
@@ -265,7 +268,7 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         let welcome = Welcome { number: 1, subscribe: true, session_lost: false };
-        assert_eq!(link.connected(now, false), welcome);
+        assert_eq!(link.connected(now, false, PING), welcome);
         assert_eq!(link.counts(), (1, 0));
     }
 
@@ -273,22 +276,22 @@ mod tests {
     fn a_kept_session_is_not_subscribed_again() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.connected(now, false);
+        link.connected(now, false, PING);
         link.subscribed();
         link.lost(now, &loss("io"), 0.0);
         let welcome = Welcome { number: 2, subscribe: false, session_lost: false };
-        assert_eq!(link.connected(now, true), welcome);
+        assert_eq!(link.connected(now, true, PING), welcome);
     }
 
     #[test]
     fn a_lost_session_is_counted_and_subscribed_again() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.connected(now, false);
+        link.connected(now, false, PING);
         link.subscribed();
         link.lost(now, &loss("io"), 0.0);
         let welcome = Welcome { number: 2, subscribe: true, session_lost: true };
-        assert_eq!(link.connected(now, false), welcome);
+        assert_eq!(link.connected(now, false, PING), welcome);
         assert_eq!(link.counts(), (2, 1));
     }
 
@@ -296,9 +299,9 @@ mod tests {
     fn a_subscription_that_was_never_granted_is_asked_for_again() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.connected(now, false);
+        link.connected(now, false, PING);
         link.lost(now, &loss("io"), 0.0);
-        assert!(link.connected(now, true).subscribe);
+        assert!(link.connected(now, true, PING).subscribe);
     }
 
     #[test]
@@ -308,11 +311,11 @@ mod tests {
         for n in 0..3 {
             let later = at(now, 100 * n);
             assert_eq!(link.wake(later), Some(Connect { clean_start: false }));
-            link.connected(later, n > 0);
+            link.connected(later, n > 0, PING);
             link.lost(later, &unreadable(), 0.0);
         }
         assert_eq!(link.wake(at(now, 400)), Some(Connect { clean_start: true }));
-        link.connected(at(now, 400), false);
+        link.connected(at(now, 400), false, PING);
         link.lost(at(now, 401), &loss("io"), 0.0);
         assert_eq!(link.wake(at(now, 500)), Some(Connect { clean_start: false }));
     }
@@ -321,10 +324,18 @@ mod tests {
     fn silence_ends_a_connection_and_a_sign_of_life_keeps_it() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.connected(now, false);
+        link.connected(now, false, PING);
         link.heard(at(now, 60));
         assert!(!link.is_dead(at(now, 100)));
         assert!(link.is_dead(at(now, 135)));
         assert_eq!(link.due(), Some(at(now, 135)));
+    }
+
+    #[test]
+    fn a_broker_that_wants_few_pings_is_given_as_much_more_time() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.connected(now, false, 10 * PING);
+        assert!(!link.is_dead(at(now, 700)) && link.is_dead(at(now, 750)));
     }
 }

@@ -1,28 +1,37 @@
 //! The MQTT door: prompts from the broker's topics in, events to its topics out.
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
-//! connect), `arrivals` (the same prompt again? acknowledged when?), `prompts` (to the worker and
-//! back) and `outbox` (replies until the broker has them). `client` is the one user of the MQTT
-//! library.
+//! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
+//! when?), `answered` (what it got then), `prompts` (to the worker and back), `sharing` (the group's
+//! topics), `outbox` (replies until the broker has them) and `keeping` (which of these outlive the
+//! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
 //! come as bytes, and how the link fares goes out as [`LinkState`].
 
+mod answered;
 mod arrivals;
 mod client;
 mod desk;
+mod keeping;
 mod link;
+mod manners;
 mod outbox;
 mod prompts;
+mod sharing;
+mod store;
 mod topics;
 
-pub use client::{ProbeReport, probe};
+pub use arrivals::Keys;
+pub use client::{BrokerLimits, ProbeReport, probe};
+pub use store::record;
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
 use desk::Desk;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +44,8 @@ pub struct Door {
     pub config: Mqtt,
     /// The device's level in every topic; one MQTT session belongs to it.
     pub device: String,
+    /// Folder for answers that must outlive the process; `None` keeps none.
+    pub state_in: Option<PathBuf>,
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
     /// Prompts that the broker may deliver before one is acknowledged; it holds back the others.
@@ -50,7 +61,8 @@ pub struct Door {
     pub state: watch::Sender<LinkState>,
     /// Counts what is refused here already.
     pub counters: Arc<Telemetry>,
-    /// From now on new prompts are refused.
+    /// From now on new prompts are left to the broker for the next start; at QoS 0, which it does not
+    /// keep, they are refused.
     pub draining: CancellationToken,
     /// Send what is left and stop.
     pub close: CancellationToken,
@@ -71,8 +83,14 @@ pub struct LinkState {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came again and were not answered again.
+    /// Prompts that came again and were not computed again.
     pub duplicates: u64,
+    /// Of these, those that were given their answer again.
+    pub resent: u64,
+    /// Whether answers outlive a crash of the daemon.
+    pub durable: bool,
+    /// Why they do not, where they should.
+    pub storage_problem: Option<String>,
     /// Replies given up, and prompts at QoS 0 that were ignored in a flood.
     pub dropped: u64,
     /// What keeps the link down, or did last.
@@ -82,6 +100,7 @@ pub struct LinkState {
 /// Serves until `door.close`; returns when what was left is with the broker, or its time is up.
 pub async fn run(door: Door) {
     let mut desk = Desk::new(door);
+    desk.recall().await;
     while !desk.is_finished(Instant::now()) {
         desk.step().await;
     }

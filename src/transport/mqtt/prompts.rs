@@ -6,7 +6,7 @@
 use super::client::Message;
 use super::outbox::{Packet, Serial};
 use super::topics::Topics;
-use crate::protocol::{Code, Event, Refusal, Request};
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
 use crate::transport::{Cancel, Inbound, Reply};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -40,7 +40,7 @@ impl Way {
         let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic));
         let topic = match (wanted, &checked) {
             (Some(topic), Ok(())) => topic.to_owned(),
-            _ => topics.reply(&id),
+            _ => topics.reply(&message.topic, &id),
         };
         let deadline = message.expiry.map(|expiry| now + expiry);
         let way = Way { id, topic, correlation: message.correlation.clone(), deadline };
@@ -81,6 +81,16 @@ struct Running {
     way: Way,
     events: mpsc::Receiver<Event>,
     cancel: Cancel,
+}
+
+/// What the worker says of a prompt.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub serial: Serial,
+    pub way: Way,
+    pub event: Event,
+    /// It ends the prompt only because the daemon stops.
+    pub cut_off: bool,
 }
 
 /// The prompts that await events, oldest first.
@@ -132,7 +142,7 @@ impl Prompts {
     }
 
     /// Waits for the next event. May be dropped and called again.
-    pub async fn next(&mut self) -> (Serial, Way, Event) {
+    pub async fn next(&mut self) -> Said {
         let (serial, event) = poll_fn(|context| {
             for (serial, running) in &mut self.running {
                 if let Poll::Ready(event) = running.events.poll_recv(context) {
@@ -142,16 +152,27 @@ impl Prompts {
             Poll::Pending
         })
         .await;
-        let way = self.running[&serial].way.clone();
+        let running = &self.running[&serial];
+        let way = running.way.clone();
         // A reply says `internal` when it is dropped; a channel closed without that is the same.
         let event = event.unwrap_or_else(|| {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
             Event::Error { id: Some(way.id.clone()), refusal }
         });
+        let cut_off = is_cut_off(&event, &running.cancel);
         if event.is_last() {
             self.running.remove(&serial);
         }
-        (serial, way, event)
+        Said { serial, way, event, cut_off }
+    }
+}
+
+/// Whether a prompt was ended by the daemon's stop, and neither by its own end nor by its client.
+fn is_cut_off(event: &Event, cancel: &Cancel) -> bool {
+    match event {
+        Event::Token { .. } => false,
+        Event::Done(done) => done.finish_reason == FinishReason::Cancelled && !cancel.is_raised(),
+        Event::Error { refusal, .. } => refusal.code == Code::ShuttingDown,
     }
 }
 
@@ -164,7 +185,7 @@ pub(super) fn queue_full() -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::json;
+    use crate::protocol::{Done, Timings, Usage, json};
 
     fn message() -> Message {
         Message {
@@ -231,8 +252,8 @@ mod tests {
         let mut prompts = Prompts::new(sender);
         let mut refused = async |serial| {
             prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
-            match prompts.next().await {
-                (_, _, Event::Error { refusal, .. }) => refusal.code,
+            match prompts.next().await.event {
+                Event::Error { refusal, .. } => refusal.code,
                 other => panic!("{other:?}"),
             }
         };
@@ -255,6 +276,40 @@ mod tests {
         let raised: Vec<_> =
             (0..3).map(|_| requests.try_recv().expect("handed on").cancel.is_raised()).collect();
         assert_eq!(raised, [true, false, true]);
+    }
+
+    #[tokio::test]
+    async fn only_the_daemon_s_own_stop_cuts_a_prompt_off() {
+        let (sender, mut requests) = mpsc::channel(1);
+        let mut prompts = Prompts::new(sender);
+        for (finish_reason, raised, cut_off) in [
+            (FinishReason::Cancelled, false, true),
+            (FinishReason::Cancelled, true, false),
+            (FinishReason::Stop, false, false),
+        ] {
+            prompts.start(1, request(), "-", way(&message(), Instant::now()).0);
+            let inbound = requests.try_recv().expect("handed on");
+            if raised {
+                inbound.cancel.raise();
+            }
+            inbound.reply.finish(Event::Done(Box::new(done(finish_reason))));
+            assert_eq!(prompts.next().await.cut_off, cut_off, "{finish_reason:?}, raised: {raised}");
+        }
+        prompts.start(1, request(), "-", way(&message(), Instant::now()).0);
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::shutting_down());
+        assert!(prompts.next().await.cut_off);
+    }
+
+    fn done(finish_reason: FinishReason) -> Done {
+        Done {
+            id: "a".into(),
+            text: String::new(),
+            finish_reason,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            energy: None,
+            cached: false,
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! near a PUBLISH: a broker ends the connection over a malformed topic, and what it ends once it
 //! ends at every retry.
 
+use sha2::{Digest, Sha256};
+
 /// Longest Response Topic, in bytes: replies repeat it in every packet.
 const MAX_RESPONSE_TOPIC: usize = 512;
 /// Most levels of a Response Topic: mosquitto ends the connection over a topic of more than 200.
@@ -11,16 +13,34 @@ const MAX_LEVELS: usize = 100;
 /// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
 const MAX_CLIENT: usize = 64;
 
-/// The topics below `P/D`, prefix and device id.
+/// The topics below `P/D`, prefix and device id, and those that the device shares with a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
     base: String,
+    group: Option<Group>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    name: String,
+    /// `P/<group>`
+    base: String,
+}
+
+/// What to subscribe to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// May hold wildcards.
+    pub topic: String,
+    /// At QoS 1. Cancellations are at QoS 0: behind a window full of prompts the broker would hold
+    /// them back until the prompt they are to stop is answered.
+    pub assured: bool,
 }
 
 /// What a message is for, by its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Addressed {
-    /// A prompt of this client; `-` where the topic names none.
+    /// A prompt of this client; `-` where the topic names none. To a group it is `client@group`.
     Prompt(String),
     /// A cancellation.
     Cancel,
@@ -29,7 +49,13 @@ pub enum Addressed {
 impl Topics {
     /// The topics of `device` below `prefix`; the configuration has checked both.
     pub fn new(prefix: &str, device: &str) -> Self {
-        Topics { base: format!("{prefix}/{device}") }
+        Topics { base: format!("{prefix}/{device}"), group: None }
+    }
+
+    /// The same of a device that takes turns with others of `group`.
+    pub fn shared(prefix: &str, device: &str, group: Option<&str>) -> Self {
+        let group = group.map(|name| Group { name: name.into(), base: format!("{prefix}/{name}") });
+        Topics { group, ..Self::new(prefix, device) }
     }
 
     /// Where prompts of unnamed clients arrive.
@@ -37,14 +63,33 @@ impl Topics {
         self.below("prompt")
     }
 
-    /// The filter of `prompt/<client>`.
-    pub fn prompts_of_clients(&self) -> String {
-        self.below("prompt/+")
-    }
-
     /// Where cancellations arrive.
     pub fn cancel(&self) -> String {
         self.below("cancel")
+    }
+
+    /// What to subscribe to for the device itself.
+    pub fn filters(&self) -> Vec<Filter> {
+        asked_at(&self.base, "")
+    }
+
+    /// What to subscribe to for the group: of its prompts the broker gives each to one device, and a
+    /// cancellation to all, for nobody knows which of them has the prompt.
+    pub fn group_filters(&self) -> Vec<Filter> {
+        self.group.as_ref().map(|group| asked_at(&group.base, &share(&group.name))).unwrap_or_default()
+    }
+
+    /// The filters that a message on this topic may have come by, if they are not ours: what the broker
+    /// keeps of an earlier prefix or group.
+    pub fn left_over(&self, topic: &[u8]) -> Vec<String> {
+        let Some((base, _)) = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic)) else {
+            return Vec::new();
+        };
+        if base == self.base || self.group.as_ref().is_some_and(|group| group.base == base) {
+            return Vec::new();
+        }
+        let shared = asked_at(base, &share(last_level(base))).into_iter().filter(|filter| filter.assured);
+        shared.chain(asked_at(base, "")).map(|filter| filter.topic).collect()
     }
 
     /// `online` or `offline`, retained.
@@ -67,24 +112,26 @@ impl Topics {
         self.below("alert")
     }
 
-    /// Where the events of request `id` go when its message names no Response Topic.
+    /// Where the events of request `id` go when its message, which came on `topic`, names no Response
+    /// Topic: beside the prompts.
     ///
     /// An id may be any text, and a refusal would have no topic to go to either. So what cannot
     /// stand in a topic level is escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id
     /// inside the events stays as it came.
-    pub fn reply(&self, id: &str) -> String {
-        let mut topic = self.below("reply/");
+    pub fn reply(&self, topic: &[u8], id: &str) -> String {
+        let asked = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic));
+        let mut reply = format!("{}/reply/", asked.map_or(self.base.as_str(), |(base, _)| base));
         for c in id.chars() {
             if matches!(c, '/' | '+' | '#' | '%') || !is_sound(c) {
                 let mut bytes = [0; 4];
                 for byte in c.encode_utf8(&mut bytes).bytes() {
-                    topic.push_str(&format!("%{byte:02X}"));
+                    reply.push_str(&format!("%{byte:02X}"));
                 }
             } else {
-                topic.push(c);
+                reply.push(c);
             }
         }
-        topic
+        reply
     }
 
     /// Checks a Response Topic; the error says what is wrong with it and the way out.
@@ -107,28 +154,91 @@ impl Topics {
         Err(format!("the Response Topic {wrong}; name another, or none and listen on {reply}"))
     }
 
-    /// What a message on `topic` is for; `None` where it is nothing of ours.
+    /// What a message on `topic` is for; `None` where it is nothing of ours. What the broker keeps of an
+    /// earlier prefix or group is ours as well: it was promised an answer.
     pub fn parse(&self, topic: &[u8]) -> Option<Addressed> {
-        let topic = std::str::from_utf8(topic).ok()?;
-        match topic.strip_prefix(&self.base)?.strip_prefix('/')? {
-            "cancel" => Some(Addressed::Cancel),
-            "prompt" => Some(Addressed::Prompt("-".into())),
-            other => other.strip_prefix("prompt/").map(|name| Addressed::Prompt(client(name))),
+        let (base, asked) = self.split(std::str::from_utf8(topic).ok()?)?;
+        Some(match asked {
+            Asked::Cancel => Addressed::Cancel,
+            Asked::Prompt(name) if base == self.base => Addressed::Prompt(client(name)),
+            Asked::Prompt(name) => Addressed::Prompt(format!("{}@{}", client(name), last_level(base))),
+        })
+    }
+
+    /// The part of a topic that names device or group, and what was asked there. Our own names come
+    /// first: a client may be called `cancel`.
+    fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, Asked<'a>)> {
+        let group = self.group.as_ref().map(|group| group.base.as_str());
+        for base in [Some(self.base.as_str()), group].into_iter().flatten() {
+            if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
+                let asked = match rest {
+                    "cancel" => Asked::Cancel,
+                    "prompt" => Asked::Prompt(""),
+                    other => Asked::Prompt(other.strip_prefix("prompt/")?),
+                };
+                return Some((&topic[..base.len()], asked));
+            }
         }
+        let (head, last) = topic.rsplit_once('/')?;
+        let (base, asked) = match (head.strip_suffix("/prompt"), last) {
+            (Some(base), name) => (base, Asked::Prompt(name)),
+            (None, "prompt") => (head, Asked::Prompt("")),
+            (None, "cancel") => (head, Asked::Cancel),
+            (None, _) => return None,
+        };
+        // Topics are made of it, so it is looked at as a Response Topic is.
+        self.check_response(base).is_ok().then_some((base, asked))
+    }
+
+    /// The name of the file for what is kept of this device: as much of its id as anyone reads, and
+    /// a number that tells it from all others.
+    pub(super) fn file_name(&self) -> String {
+        let device = self.base.rsplit('/').next().unwrap_or_default();
+        let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let name: String = device.chars().filter(plain).take(32).collect();
+        let digest = Sha256::digest(&self.base);
+        let number = u64::from_be_bytes(digest[..8].try_into().expect("eight of thirty-two bytes"));
+        format!("{name}-{number:016x}.answers")
     }
 
     fn below(&self, level: &str) -> String {
         format!("{}/{level}", self.base)
     }
 
-    /// Whether the topic is in our tree; `reply/` is there for the clients.
+    /// Whether the topic is in our trees; `reply/` is there for the clients.
     fn is_ours(&self, topic: &str) -> bool {
-        match topic.strip_prefix(&self.base) {
+        let group = self.group.as_ref().map(|group| group.base.as_str());
+        [Some(self.base.as_str()), group].into_iter().flatten().any(|base| match topic.strip_prefix(base) {
             Some("") => true,
             Some(rest) => rest.starts_with('/') && !rest.starts_with("/reply/"),
             None => false,
-        }
+        })
     }
+}
+
+/// What the last levels of a topic ask.
+#[derive(Debug, Clone, Copy)]
+enum Asked<'a> {
+    Prompt(&'a str),
+    Cancel,
+}
+
+/// Everything that is asked below a base, its prompts in a way of sharing.
+fn asked_at(base: &str, share: &str) -> Vec<Filter> {
+    vec![
+        Filter { topic: format!("{share}{base}/prompt"), assured: true },
+        Filter { topic: format!("{share}{base}/prompt/+"), assured: true },
+        Filter { topic: format!("{base}/cancel"), assured: false },
+    ]
+}
+
+/// MQTT 5, section 4.8.2: each message to one of those who subscribe in this way.
+fn share(group: &str) -> String {
+    format!("$share/{group}/")
+}
+
+fn last_level(topic: &str) -> &str {
+    topic.rsplit('/').next().unwrap_or(topic)
 }
 
 /// A client's name as the log shows it.
@@ -165,8 +275,8 @@ mod tests {
     }
 
     #[test]
-    fn topics_of_others_are_nothing_of_ours() {
-        for topic in ["bitnetd/attic/prompt", "bitnetd/cellars/prompt", "bitnetd/cellar", "x"] {
+    fn topics_that_ask_nothing_are_nothing_of_ours() {
+        for topic in ["bitnetd/cellar/telemetry", "bitnetd/cellar/prompts", "bitnetd/cellar", "x", "prompt"] {
             assert_eq!(topics().parse(topic.as_bytes()), None, "{topic}");
         }
     }
@@ -184,14 +294,24 @@ mod tests {
 
     #[test]
     fn an_id_with_topic_characters_is_escaped_and_stays_one_level() {
-        assert_eq!(topics().reply("küche-1"), "bitnetd/cellar/reply/küche-1");
-        assert_eq!(topics().reply("a/b+#%"), "bitnetd/cellar/reply/a%2Fb%2B%23%25");
-        assert_eq!(topics().reply("\0\u{85}\u{fffe}"), "bitnetd/cellar/reply/%00%C2%85%EF%BF%BE");
+        let reply = |id| topics().reply(b"bitnetd/cellar/prompt/hall", id);
+        assert_eq!(reply("küche-1"), "bitnetd/cellar/reply/küche-1");
+        assert_eq!(reply("a/b+#%"), "bitnetd/cellar/reply/a%2Fb%2B%23%25");
+        assert_eq!(reply("\0\u{85}\u{fffe}"), "bitnetd/cellar/reply/%00%C2%85%EF%BF%BE");
     }
 
     #[test]
     fn two_ids_never_share_a_reply_topic() {
-        assert_ne!(topics().reply("a/b"), topics().reply("a%2Fb"));
+        let reply = |id| topics().reply(b"bitnetd/cellar/prompt", id);
+        assert_ne!(reply("a/b"), reply("a%2Fb"));
+    }
+
+    #[test]
+    fn each_device_has_a_file_of_its_own() {
+        let name = |prefix, device| Topics::new(prefix, device).file_name();
+        assert!(name("bitnetd", "cellar").starts_with("cellar-"));
+        assert_ne!(name("bitnetd", "cellar"), name("other", "cellar"));
+        assert!(name("a", &"ü./ \0".repeat(50)).len() < 64);
     }
 
     #[test]
@@ -208,6 +328,53 @@ mod tests {
         for topic in ["", "a/+", "#", "$SYS/x", "a\0b", &long, &deep] {
             assert!(topics().check_response(topic).is_err(), "{topic}");
         }
+    }
+
+    fn of_kitchens() -> Topics {
+        Topics::shared("bitnetd", "cellar", Some("kitchens"))
+    }
+
+    #[test]
+    fn a_group_is_asked_by_turns_and_cancelled_as_one() {
+        let asked: Vec<_> = of_kitchens().group_filters().into_iter().map(|filter| filter.topic).collect();
+        let shared = "$share/kitchens/bitnetd/kitchens";
+        let wanted =
+            [format!("{shared}/prompt"), format!("{shared}/prompt/+"), "bitnetd/kitchens/cancel".into()];
+        assert_eq!(asked, wanted);
+        assert!(topics().group_filters().is_empty());
+    }
+
+    #[test]
+    fn what_a_group_is_asked_is_answered_beside_it() {
+        let topics = of_kitchens();
+        let named = |name: &str| Some(Addressed::Prompt(name.into()));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall@kitchens"));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(Addressed::Cancel));
+        assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/a");
+        assert!(topics.left_over(b"bitnetd/kitchens/prompt/hall").is_empty());
+        assert!(topics.check_response("bitnetd/kitchens/prompt").is_err());
+        assert_eq!(topics.check_response("bitnetd/kitchens/reply/a"), Ok(()));
+    }
+
+    #[test]
+    fn clients_may_have_the_names_of_topics() {
+        for name in ["cancel", "prompt"] {
+            let parsed = topics().parse(format!("bitnetd/cellar/prompt/{name}").as_bytes());
+            assert_eq!(parsed, Some(Addressed::Prompt(name.into())));
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_group_was_asked_is_answered_and_its_subscriptions_are_given_up() {
+        let topic = b"old/attic/prompt/hall";
+        assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
+        assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/a");
+        let given_up = of_kitchens().left_over(topic);
+        for filter in ["$share/attic/old/attic/prompt/+", "old/attic/prompt", "old/attic/cancel"] {
+            assert!(given_up.iter().any(|one| one == filter), "{filter}: {given_up:?}");
+        }
+        assert!(of_kitchens().left_over(b"bitnetd/cellar/prompt").is_empty());
     }
 
     #[test]

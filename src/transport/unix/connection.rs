@@ -5,7 +5,7 @@
 //! other connections.
 
 use super::flight::Flight;
-use super::writer::{EVENTS, Writer};
+use super::writer::{EVENTS, FLUSH, Writer};
 use super::{Shared, http, line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -44,7 +44,8 @@ async fn talk(mut stream: UnixStream, number: u64, shared: Shared) -> io::Result
     let (input, half) = stream.split();
     let close = shared.close.clone();
     let writer = Writer { half, events, answers, flight, out: Vec::new() };
-    let reader = Reader { shared, number, client, flight, events: reply, answers: answer, made: 0 };
+    let reader =
+        Reader { shared, number, client, flight, events: reply, answers: answer, made: 0, watched: &watched };
     tokio::select! {
         gone = hangup(&watched) => gone,
         done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => done.map(drop),
@@ -69,6 +70,12 @@ async fn hangup(watched: &UnixStream) -> io::Result<()> {
     Err(io::ErrorKind::ConnectionAborted.into())
 }
 
+/// From now on the client's writes fail, so that it knows what was not taken. What it had written before
+/// can still be read, up to an end of stream: no request is left without an answer.
+fn hear_no_more(stream: &UnixStream) -> io::Result<()> {
+    Ok(rustix::net::shutdown(stream, rustix::net::Shutdown::Read)?)
+}
+
 /// Who is at the other end, as the kernel noted when it connected.
 fn client(stream: &UnixStream) -> String {
     match stream.peer_cred() {
@@ -90,6 +97,8 @@ struct Reader<'a> {
     answers: mpsc::Sender<Vec<u8>>,
     /// Ids made so far.
     made: u64,
+    /// The socket again, to close its reading side.
+    watched: &'a UnixStream,
 }
 
 /// Whether to go on reading.
@@ -100,14 +109,19 @@ enum Then {
 }
 
 impl Reader<'_> {
-    /// Reads to the end of the client's stream, or to `close`. Dropping the reader closes its ends
-    /// of both channels, which lets the writer end after the last answer.
+    /// Reads to the end of the client's stream, which `close` brings about. Dropping the reader closes
+    /// its ends of both channels, which lets the writer end after the last answer.
     async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
-        let close = self.shared.close.clone();
+        let (close, watched) = (self.shared.close.clone(), self.watched);
+        let last_words = async {
+            close.cancelled().await;
+            hear_no_more(watched)?;
+            tokio::time::sleep(FLUSH).await;
+            Ok(())
+        };
         tokio::select! {
-            biased;
-            () = close.cancelled() => Ok(()),
             read = self.read(&mut half) => read,
+            late = last_words => late,
         }
     }
 
@@ -167,10 +181,9 @@ impl Reader<'_> {
     }
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {
-        if self.shared.draining.is_cancelled() {
+        if self.room().await == Then::Stop {
             return self.refuse(request.id, Refusal::shutting_down()).await;
         }
-        self.flight.room().await;
         let Some((id, cancel)) = self.start(request.id.clone()) else {
             // Without the id: the first request of that id must not seem to end here.
             let id = request.id.unwrap_or_default();
@@ -181,6 +194,17 @@ impl Reader<'_> {
         let client = self.client.clone();
         self.hand_on(Inbound { request, id, client, received, reply, cancel }).await;
         Then::GoOn
+    }
+
+    /// Waits until one more request may start, or none may because the daemon is stopping.
+    async fn room(&self) -> Then {
+        let Shared { draining, close, .. } = &self.shared;
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => Then::Stop,
+            () = close.cancelled() => Then::Stop,
+            () = self.flight.room() => Then::GoOn,
+        }
     }
 
     /// Notes the request under the client's id or one of ours.

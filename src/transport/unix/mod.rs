@@ -42,6 +42,15 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
     UnixListener::from_std(listener)
 }
 
+/// What becomes of clients that connect while the daemon is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Latecomers {
+    /// They are told so: nobody listens at this socket afterwards.
+    Told,
+    /// They wait in the backlog of a socket that another process holds, for the next daemon to serve them.
+    Kept,
+}
+
 /// Serves the clients of `listener` until `close`.
 ///
 /// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
@@ -49,19 +58,24 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
 /// have been written, the connections are closed and this returns.
 pub async fn run(
     listener: UnixListener,
+    latecomers: Latecomers,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
     draining: CancellationToken,
     close: CancellationToken,
 ) {
-    let shared = Shared { inbound, telemetry, draining, close: close.clone() };
+    let last_call = match latecomers {
+        Latecomers::Told => close.clone(),
+        Latecomers::Kept => draining.clone(),
+    };
+    let shared = Shared { inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     loop {
         tokio::select! {
             // Ended connections leave before new ones are counted against the cap.
             biased;
-            () = close.cancelled() => break,
+            () = last_call.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {

@@ -48,6 +48,7 @@ impl Bench {
         let mut door = Door {
             config,
             device: "cellar".into(),
+            state_in: None,
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
             requests: sender,
@@ -113,7 +114,7 @@ impl Bench {
 
 /// The broker at this port.
 pub fn config(port: u16) -> Mqtt {
-    Mqtt { host: "127.0.0.1".into(), port, prefix: "bitnetd".into(), login: None }
+    Mqtt::new("127.0.0.1", port)
 }
 
 /// What was asked.
@@ -126,10 +127,15 @@ pub fn prompt(inbound: &Inbound) -> String {
 
 /// Ends a request with a text.
 pub fn answer(inbound: Inbound, text: &str) {
+    end(inbound, text, FinishReason::Stop);
+}
+
+/// Ends a request with a text, for this reason.
+pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
     let done = Done {
         id: inbound.id.clone(),
         text: text.into(),
-        finish_reason: FinishReason::Stop,
+        finish_reason,
         usage: Usage::default(),
         timings: Timings::default(),
         energy: None,
@@ -148,8 +154,13 @@ pub struct Client {
 impl Client {
     /// A client of this broker that listens on `filter`.
     pub async fn listening(broker: &Mosquitto, filter: &str) -> Self {
+        Self::at(broker.port, filter).await
+    }
+
+    /// The same of the broker at this port.
+    pub async fn at(port: u16, filter: &str) -> Self {
         let id = format!("client-{}", filter.len());
-        let mut options = MqttOptions::new(id, "127.0.0.1", broker.port);
+        let mut options = MqttOptions::new(id, "127.0.0.1", port);
         options.set_max_packet_size(Some(16 << 20));
         let (client, mut eventloop) = AsyncClient::new(options, 16);
         client.subscribe(filter, QoS::AtLeastOnce).await.expect("room");

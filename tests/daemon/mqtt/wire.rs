@@ -2,10 +2,12 @@
 //! does not show, packet by packet.
 
 use super::bench::{Bench, QUIET, answer, config};
+use bitnetd::config::Mqtt;
+use bitnetd::transport::mqtt::Door;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck,
-    SubscribeReasonCode,
+    Subscribe, SubscribeReasonCode,
 };
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -17,16 +19,27 @@ use tokio_util::bytes::BytesMut;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the door is to connect.
-struct Broker(TcpListener);
+pub struct Broker(TcpListener);
 
 impl Broker {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Broker(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
     }
 
-    fn door(&self) -> Bench {
-        let port = self.0.local_addr().expect("its address").port();
-        Bench::with(config(port), |_| {})
+    pub fn door(&self) -> Bench {
+        self.door_with(|_| {})
+    }
+
+    pub fn door_with(&self, change: impl FnOnce(&mut Door)) -> Bench {
+        Bench::with(self.link(), change)
+    }
+
+    fn door_of_a_group(&self) -> Bench {
+        Bench::with(Mqtt { group: Some("kitchens".into()), ..self.link() }, |_| {})
+    }
+
+    fn link(&self) -> Mqtt {
+        config(self.0.local_addr().expect("its address").port())
     }
 
     /// The next connection, up to its CONNECT.
@@ -41,8 +54,16 @@ impl Broker {
         session
     }
 
+    /// The first connection of another process, whose session was kept: it subscribes anew.
+    pub async fn session_of_another(&self) -> Session {
+        let mut session = self.accept().await;
+        session.welcome(true, None).await;
+        session.settle(true).await;
+        session
+    }
+
     /// The next connection, welcomed, all it does on its own acknowledged.
-    async fn session(&self, kept: bool) -> Session {
+    pub async fn session(&self, kept: bool) -> Session {
         let mut session = self.accept().await;
         session.welcome(kept, None).await;
         session.settle(!kept).await;
@@ -50,7 +71,7 @@ impl Broker {
     }
 }
 
-struct Session {
+pub struct Session {
     stream: TcpStream,
     buffer: BytesMut,
     connect: Option<Connect>,
@@ -87,40 +108,40 @@ impl Session {
     async fn settle(&mut self, subscribes: bool) {
         for _ in 0..2 + usize::from(subscribes) {
             match self.read().await {
-                Packet::Subscribe(asked) => {
-                    let return_codes =
-                        vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); asked.filters.len()];
-                    self.write(Packet::SubAck(SubAck { pkid: asked.pkid, return_codes, properties: None }))
-                        .await;
-                }
+                Packet::Subscribe(asked) => self.grant(&asked).await,
                 Packet::Publish(own) => self.acknowledge(&own).await,
                 other => panic!("not expected: {other:?}"),
             }
         }
     }
 
-    async fn deliver(&mut self, pkid: u16, dup: bool, text: &str) {
+    async fn grant(&mut self, asked: &Subscribe) {
+        let return_codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); asked.filters.len()];
+        self.write(Packet::SubAck(SubAck { pkid: asked.pkid, return_codes, properties: None })).await;
+    }
+
+    pub async fn deliver(&mut self, pkid: u16, dup: bool, text: &str) {
         let publish = Publish::new("bitnetd/cellar/prompt", QoS::AtLeastOnce, text.to_owned(), None);
         self.write(Packet::Publish(Publish { pkid, dup, ..publish })).await;
     }
 
-    async fn reply(&mut self) -> Publish {
+    pub async fn reply(&mut self) -> Publish {
         match self.read().await {
             Packet::Publish(publish) => publish,
             other => panic!("no reply but {other:?}"),
         }
     }
 
-    async fn acknowledge(&mut self, publish: &Publish) {
+    pub async fn acknowledge(&mut self, publish: &Publish) {
         self.write(Packet::PubAck(PubAck::new(publish.pkid, None))).await;
     }
 
     /// The next packet is the acknowledgement of this prompt.
-    async fn is_acknowledged(&mut self, packet: u16) {
+    pub async fn is_acknowledged(&mut self, packet: u16) {
         assert_eq!(self.read().await, Packet::PubAck(PubAck::new(packet, None)));
     }
 
-    async fn is_quiet(&mut self) {
+    pub async fn is_quiet(&mut self) {
         let more = timeout(QUIET, self.try_read()).await;
         assert!(more.is_err(), "{more:?}");
     }
@@ -194,7 +215,7 @@ async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
 }
 
 #[tokio::test]
-async fn a_redelivery_of_an_answered_prompt_is_acknowledged_and_not_answered() {
+async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
     let broker = Broker::new().await;
     let mut bench = broker.door();
     let mut session = broker.session(false).await;
@@ -207,9 +228,14 @@ async fn a_redelivery_of_an_answered_prompt_is_acknowledged_and_not_answered() {
     drop(session);
     let mut session = broker.session(true).await;
     session.deliver(7, true, "hi").await;
-    session.is_acknowledged(7).await;
+    // The broker may have lost what it had, too.
+    let again = session.reply().await;
+    assert_eq!((again.topic, again.payload), (reply.topic, reply.payload));
     session.is_quiet().await;
+    session.acknowledge(&Publish { pkid: again.pkid, ..Publish::default() }).await;
+    session.is_acknowledged(7).await;
     bench.is_quiet().await;
+    assert_eq!((bench.state.borrow().duplicates, bench.state.borrow().resent), (1, 1));
 }
 
 #[tokio::test]
@@ -316,6 +342,86 @@ async fn a_stop_waits_for_a_silent_broker_only_so_long() {
     session.reply().await;
     // Five seconds for the reply, two for the goodbye, neither acknowledged.
     timeout(Duration::from_secs(15), bench.close()).await.expect("it gives up");
+}
+
+#[tokio::test]
+async fn a_broker_that_speaks_only_3_1_1_is_told_of_with_the_way_out() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    // A CONNACK of 3.1.1: unacceptable protocol version.
+    let mut session = broker.accept().await;
+    session.stream.write_all(&[0x20, 0x02, 0x00, 0x01]).await.expect("open");
+    drop(session);
+    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("\"3.1.1\""))).await;
+}
+
+#[tokio::test]
+async fn a_server_of_something_else_is_told_of_as_such() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.accept().await;
+    session.stream.write_all(&[0, 0]).await.expect("open");
+    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("no MQTT broker"))).await;
+}
+
+#[tokio::test]
+async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_rest_works() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door_of_a_group();
+    let mut session = broker.accept().await;
+    let said = ConnAckProperties { shared_subscription_available: Some(0), ..none() };
+    session.welcome(false, Some(said)).await;
+    match session.read().await {
+        Packet::Subscribe(asked) => {
+            assert!(asked.filters.iter().all(|filter| !filter.path.starts_with("$share")), "{asked:?}");
+            session.grant(&asked).await;
+        }
+        other => panic!("no SUBSCRIBE but {other:?}"),
+    }
+    bench.until(|state| state.subscribed).await;
+    assert!(bench.state.borrow().problem.as_ref().is_some_and(|said| said.contains("mqtt.group")));
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no_more() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door_of_a_group();
+    for filters in [6, 6, 3] {
+        let mut session = broker.accept().await;
+        session.welcome(false, None).await;
+        match session.read().await {
+            Packet::Subscribe(asked) => {
+                assert_eq!(asked.filters.len(), filters);
+                if filters == 3 {
+                    session.grant(&asked).await;
+                    bench.until(|state| state.subscribed).await;
+                }
+            }
+            other => panic!("no SUBSCRIBE but {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_no_pings_keeps_its_connection() {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.accept().await;
+    let said = ConnAckProperties { server_keep_alive: Some(0), ..none() };
+    session.welcome(false, Some(said)).await;
+    let mut pings = 0;
+    for _ in 0..4 {
+        match session.read().await {
+            Packet::Subscribe(asked) => session.grant(&asked).await,
+            Packet::Publish(own) => session.acknowledge(&own).await,
+            Packet::PingReq(_) => pings += 1,
+            other => panic!("not expected: {other:?}"),
+        }
+    }
+    assert_eq!(pings, 1);
+    session.is_quiet().await;
+    session.deliver(7, false, "hi").await;
+    assert_eq!(bench.echo().await, "hi");
 }
 
 fn none() -> ConnAckProperties {

@@ -1,7 +1,7 @@
 //! Who leaves, who is slow, and who comes in too great a number.
 
 use super::{Client, Door, PATIENCE, until};
-use bitnetd::transport::unix;
+use bitnetd::transport::unix::{self, Latecomers};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -164,6 +164,49 @@ async fn closing_ends_every_request_writes_its_end_and_returns() {
     assert_eq!(idle.event().await, None);
     door.worker.abort();
     door.shut().await;
+}
+
+#[tokio::test]
+async fn closing_leaves_no_request_without_an_end() {
+    const MOST_IN_FLIGHT: usize = 64;
+    let door = Door::open();
+    let mut client = door.client().await;
+    let lines: String =
+        (0..MOST_IN_FLIGHT + 6).map(|n| format!("{{\"id\":\"{n}\",\"prompt\":\"hang\"}}\n")).collect();
+    client.send(lines).await;
+    door.wait_for(MOST_IN_FLIGHT - 1).await;
+    // The rest is still in the socket, or waits for room.
+    door.close.cancel();
+    let (mut cancelled, mut refused) = (0, 0);
+    while let Some(event) = client.event().await {
+        match event["event"].as_str() {
+            Some("done") => cancelled += 1,
+            _ => {
+                assert_eq!(event["code"], "shutting_down", "{event}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((cancelled, refused), (MOST_IN_FLIGHT, 6));
+    let late = client.write.write_all(b"{\"prompt\":\"late\"}\n").await;
+    assert!(late.is_err(), "what is not taken cannot be written");
+    door.shut().await;
+}
+
+#[tokio::test]
+async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_one() {
+    let first = Door::with(Latecomers::Kept);
+    let mut early = first.client().await;
+    early.assert_serves().await;
+    first.draining.cancel();
+    // A request on an open connection is told by the time the next client comes.
+    early.ask("a", "x").await;
+    early.assert_error(json!("a"), "shutting_down").await;
+    let mut late = first.client().await;
+    late.ask("still", "here").await;
+    let _next = first.replaced().await;
+    let event = late.end().await;
+    assert_eq!((&event["id"], &event["text"]), (&json!("still"), &json!("here")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,10 +9,11 @@ mod talk;
 use bitnetd::config::Socket;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::unix::{self, Place};
+use bitnetd::transport::unix::{self, Latecomers, Place};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -60,8 +61,14 @@ struct Door {
     close: CancellationToken,
     tasks: JoinSet<()>,
     worker: tokio::task::AbortHandle,
+    outside: Outside,
+}
+
+/// What stays when a daemon ends: its listening socket, as where systemd holds it.
+struct Outside {
+    listener: UnixListener,
     _place: Place,
-    _folder: Folder,
+    folder: Folder,
 }
 
 #[derive(Clone)]
@@ -73,8 +80,17 @@ struct Seen {
 
 impl Door {
     fn open() -> Self {
+        Self::with(Latecomers::Told)
+    }
+
+    fn with(latecomers: Latecomers) -> Self {
         let folder = Folder::new();
         let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
+        Self::over(Outside { listener, _place: place, folder }, latecomers)
+    }
+
+    fn over(outside: Outside, latecomers: Latecomers) -> Self {
+        let listener = outside.listener.try_clone().expect("a descriptor");
         let listener = unix::adopt(listener).expect("inside the runtime");
         let (inbound, requests) = mpsc::channel(16);
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
@@ -82,14 +98,15 @@ impl Door {
         let mut tasks = JoinSet::new();
         tasks.spawn(unix::run(
             listener,
+            latecomers,
             inbound,
             Arc::new(Telemetry::new(0)),
             draining.clone(),
             close.clone(),
         ));
         let worker = tasks.spawn(work(requests, seen.clone()));
-        let path = folder.socket().path;
-        Door { path, seen, draining, close, tasks, worker, _place: place, _folder: folder }
+        let path = outside.folder.socket().path;
+        Door { path, seen, draining, close, tasks, worker, outside }
     }
 
     async fn client(&self) -> Client {
@@ -105,8 +122,18 @@ impl Door {
         until(|| self.seen(index)).await
     }
 
+    /// Ends, and another daemon begins with the same listening socket.
+    async fn replaced(mut self) -> Self {
+        self.end().await;
+        Self::over(self.outside, Latecomers::Kept)
+    }
+
     /// Closes the socket and waits for `run` and the worker to return.
     async fn shut(mut self) {
+        self.end().await;
+    }
+
+    async fn end(&mut self) {
         self.close.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         timeout(PATIENCE, all).await.expect("run returns");

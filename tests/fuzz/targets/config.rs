@@ -13,6 +13,8 @@ fuzz_target!(|text: &str| {
         big: vec![],
         runtime_dir: "/run/bitnetd".into(),
         cache_dir: "/var/cache/bitnetd".into(),
+        state_dir: "/var/lib/bitnetd".into(),
+        credentials_dir: None,
     };
     match Config::parse(text, "bitnetd.toml", &host) {
         Ok(config) => check(&config),

@@ -1,8 +1,11 @@
 //! Replies until the broker has them.
 //!
-//! Pure: the only memory of what was not yet acknowledged. The MQTT library's own is thrown away
+//! Pure: the only memory of what was not yet acknowledged, but for the disk's copy of it. The MQTT library's own is thrown away
 //! with every connection, so that nothing is sent again behind our back. Knows nothing of who
 //! asked; a prompt is a number here.
+
+#[cfg(test)]
+mod tests;
 
 use crate::protocol::{Code, Event, Refusal, json};
 use std::collections::{HashSet, VecDeque};
@@ -87,6 +90,8 @@ struct Row {
     number: u64,
     kind: Kind,
     packet: Packet,
+    /// It is being saved, and not published before that.
+    is_held: bool,
     on_its_way: bool,
     /// Connections that ended while it was on its way.
     ended: u32,
@@ -101,9 +106,35 @@ pub struct Outbox {
     /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
     /// always the beginning of the answer.
     muted: HashSet<Serial>,
-    settled: Vec<Serial>,
+    settled: Vec<(Serial, Outcome)>,
     /// Answers that never reached the broker.
     given_up: u64,
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its row.
+    pub number: u64,
+    /// The request's id.
+    pub id: String,
+    /// The event, as JSON; empty where saying nothing is better than saying it again.
+    pub payload: Vec<u8>,
+    /// Whether the broker has it; else nobody wants it any more.
+    pub is_delivered: bool,
+}
+
+/// An answer that the broker does not have yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Its row.
+    pub number: u64,
+    /// The prompt.
+    pub prompt: Serial,
+    /// The request's id.
+    pub id: &'a str,
+    /// What is to be sent.
+    pub packet: &'a Packet,
 }
 
 /// What the present connection allows.
@@ -116,6 +147,11 @@ pub struct Limits {
 }
 
 impl Outbox {
+    /// An empty one whose rows are counted from `first`.
+    pub fn numbered_from(first: u64) -> Self {
+        Outbox { next_number: first, ..Outbox::default() }
+    }
+
     /// Rows kept.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -160,10 +196,36 @@ impl Outbox {
         self.push(Kind::Token(prompt), packet);
     }
 
-    /// Keeps the last event of request `id`; waiting tokens make room for it.
-    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) {
+    /// Keeps the last event of request `id`, in the row of this number; waiting tokens make room for it.
+    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) -> u64 {
         while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {}
-        self.push(Kind::Last(prompt, id.to_owned()), packet);
+        self.push(Kind::Last(prompt, id.to_owned()), packet)
+    }
+
+    /// Keeps an answer of an earlier process under the number it had.
+    pub fn restore(&mut self, number: u64, prompt: Serial, id: &str, packet: Packet) {
+        self.push_last(prompt, id, packet);
+        self.rows.back_mut().expect("just pushed").number = number;
+    }
+
+    /// Holds the row back until it is [`Outbox::saved`].
+    pub fn hold(&mut self, number: u64) {
+        self.row(number, |row| row.is_held = true);
+    }
+
+    /// The row is on disk, or cannot be.
+    pub fn saved(&mut self, number: u64) {
+        self.row(number, |row| row.is_held = false);
+    }
+
+    /// The answers that the broker does not have yet, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = Waiting<'_>> {
+        self.rows.iter().filter_map(|row| match &row.kind {
+            Kind::Last(prompt, id) => {
+                Some(Waiting { number: row.number, prompt: *prompt, id, packet: &row.packet })
+            }
+            Kind::Token(_) | Kind::Status => None,
+        })
     }
 
     /// Keeps one of our own messages, before all others.
@@ -181,7 +243,7 @@ impl Outbox {
             let at = self.candidate(limits)?;
             let row = &self.rows[at];
             if row.packet.expires.is_some_and(|expires| now >= expires) {
-                self.settle(at);
+                self.settle(at, false);
             } else if row.packet.size() > limits.packet {
                 self.shrink(at, limits.packet);
             } else {
@@ -192,15 +254,13 @@ impl Outbox {
 
     /// The row is with the MQTT library.
     pub fn sent(&mut self, number: u64) {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
-            row.on_its_way = true;
-        }
+        self.row(number, |row| row.on_its_way = true);
     }
 
     /// The broker has the row, or refused it for good.
     pub fn acknowledged(&mut self, number: u64) {
         if let Some(at) = self.rows.iter().position(|row| row.number == number) {
-            self.settle(at);
+            self.settle(at, true);
         }
     }
 
@@ -219,15 +279,22 @@ impl Outbox {
     }
 
     /// Prompts whose last event is done with, since the last call.
-    pub fn take_settled(&mut self) -> Vec<Serial> {
+    pub fn take_settled(&mut self) -> Vec<(Serial, Outcome)> {
         std::mem::take(&mut self.settled)
     }
 
-    fn push(&mut self, kind: Kind, packet: Packet) {
+    fn push(&mut self, kind: Kind, packet: Packet) -> u64 {
         self.bytes += packet.size();
         let number = self.next_number;
         self.next_number += 1;
-        self.rows.push_back(Row { number, kind, packet, on_its_way: false, ended: 0 });
+        self.rows.push_back(Row { number, kind, packet, is_held: false, on_its_way: false, ended: 0 });
+        number
+    }
+
+    fn row(&mut self, number: u64, change: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
+            change(row);
+        }
     }
 
     /// Where the next row is that may be published.
@@ -237,7 +304,7 @@ impl Outbox {
         if self.rows.iter().filter(|row| row.on_its_way).count() >= window {
             return None;
         }
-        self.rows.iter().position(|row| !row.on_its_way)
+        self.rows.iter().position(|row| !row.on_its_way && !row.is_held)
     }
 
     /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
@@ -255,7 +322,7 @@ impl Outbox {
         let row = &mut self.rows[at];
         let id = match &row.kind {
             Kind::Last(_, id) => id,
-            Kind::Token(_) => return self.settle(at),
+            Kind::Token(_) => return self.settle(at, false),
             Kind::Status => return self.give_up(at, "it is larger than the broker takes"),
         };
         let said = format!(
@@ -275,13 +342,18 @@ impl Outbox {
     fn give_up(&mut self, at: usize, why: &str) {
         log::error!("mqtt: a reply to {} is given up: {why}", self.rows[at].packet.topic);
         self.given_up += 1;
-        self.settle(at);
+        // Said again it would do the same again.
+        let row = &mut self.rows[at];
+        self.bytes -= row.packet.payload.len();
+        row.packet.payload.clear();
+        self.settle(at, false);
     }
 
-    fn settle(&mut self, at: usize) {
-        if let Some(Row { kind: Kind::Last(prompt, _), .. }) = self.remove(at) {
+    fn settle(&mut self, at: usize, is_delivered: bool) {
+        if let Some(Row { number, kind: Kind::Last(prompt, id), packet, .. }) = self.remove(at) {
             self.muted.remove(&prompt);
-            self.settled.push(prompt);
+            let outcome = Outcome { number, id, payload: packet.payload, is_delivered };
+            self.settled.push((prompt, outcome));
         }
     }
 
@@ -289,187 +361,5 @@ impl Outbox {
         let row = self.rows.remove(at)?;
         self.bytes -= row.packet.size();
         Some(row)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    const WIDE: Limits = Limits { packet: usize::MAX, window: WINDOW };
-
-    fn packet(bytes: usize) -> Packet {
-        Packet::json("t".into(), vec![b'x'; bytes])
-    }
-
-    /// Publishes all that may be published; the row numbers.
-    fn publish(outbox: &mut Outbox, limits: Limits) -> Vec<u64> {
-        let mut sent = Vec::new();
-        while let Some((number, _)) = outbox.next(Instant::now(), limits) {
-            outbox.sent(number);
-            sent.push(number);
-        }
-        sent
-    }
-
-    #[test]
-    fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
-        let mut outbox = Outbox::default();
-        outbox.push_token(7, packet(1));
-        outbox.push_last(7, "a", packet(1));
-        let sent = publish(&mut outbox, WIDE);
-        outbox.acknowledged(sent[0]);
-        assert!(outbox.take_settled().is_empty());
-        outbox.acknowledged(sent[1]);
-        assert_eq!(outbox.take_settled(), [7]);
-        assert!(outbox.is_empty());
-    }
-
-    #[test]
-    fn at_most_a_window_is_on_its_way() {
-        let mut outbox = Outbox::default();
-        (0..40).for_each(|n| outbox.push_last(n, "a", packet(1)));
-        let sent = publish(&mut outbox, WIDE);
-        assert_eq!(sent.len(), WINDOW);
-        outbox.acknowledged(sent[3]);
-        assert_eq!(publish(&mut outbox, WIDE), [16]);
-        let narrow = Limits { window: 2, ..WIDE };
-        assert!(publish(&mut outbox, narrow).is_empty());
-    }
-
-    #[test]
-    fn what_was_not_acknowledged_is_published_again_in_order() {
-        let mut outbox = Outbox::default();
-        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
-        let sent = publish(&mut outbox, WIDE);
-        outbox.acknowledged(sent[1]);
-        outbox.disconnected();
-        assert_eq!(publish(&mut outbox, WIDE), [sent[0], sent[2]]);
-    }
-
-    #[test]
-    fn tokens_make_room_for_answers_and_leave_a_prefix() {
-        let mut outbox = Outbox::default();
-        (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
-        outbox.push_last(2, "b", packet(300_000));
-        outbox.push_token(1, packet(1));
-        let kinds: Vec<_> = outbox.rows.iter().map(|row| row.kind.clone()).collect();
-        let mut wanted = vec![Kind::Token(1); 7];
-        wanted.push(Kind::Last(2, "b".into()));
-        assert_eq!(kinds, wanted);
-    }
-
-    #[test]
-    fn tokens_without_end_stay_within_bounds() {
-        let mut outbox = Outbox::default();
-        (0..10_000).for_each(|_| outbox.push_token(1, packet(10)));
-        (0..10_000).for_each(|n| outbox.push_token(n, packet(10_000)));
-        assert!(outbox.len() <= ROWS && outbox.bytes <= BYTES);
-    }
-
-    #[test]
-    fn a_token_on_its_way_is_not_dropped() {
-        let mut outbox = Outbox::default();
-        outbox.push_token(1, packet(BYTES / 2));
-        let sent = publish(&mut outbox, WIDE);
-        outbox.push_last(1, "a", packet(BYTES / 2));
-        assert_eq!(outbox.len(), 2);
-        outbox.acknowledged(sent[0]);
-        assert_eq!(outbox.len(), 1);
-    }
-
-    #[test]
-    fn many_waiting_answers_mean_no_new_prompt() {
-        let mut outbox = Outbox::default();
-        (0..ANSWERS as u64 - 1).for_each(|n| outbox.push_last(n, "a", packet(1)));
-        assert!(!outbox.is_full());
-        outbox.push_last(99, "a", packet(1));
-        assert!(outbox.is_full());
-    }
-
-    #[test]
-    fn large_waiting_answers_mean_no_new_prompt() {
-        let mut outbox = Outbox::default();
-        outbox.push_last(1, "a", packet(BYTES / 2));
-        assert!(outbox.is_full());
-    }
-
-    #[test]
-    fn an_answer_larger_than_the_broker_takes_becomes_an_error() {
-        let mut outbox = Outbox::default();
-        outbox.push_last(1, "mine", packet(5_000));
-        let limits = Limits { packet: 1_000, ..WIDE };
-        let (_, sent) = outbox.next(Instant::now(), limits).expect("the error");
-        let text = String::from_utf8_lossy(&sent.payload).into_owned();
-        assert!(text.contains(r#""id":"mine","code":"too_large""#), "{text}");
-    }
-
-    #[test]
-    fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
-        let mut outbox = Outbox::default();
-        outbox.push_last(1, "a", packet(5_000));
-        outbox.push_token(2, packet(5_000));
-        assert!(publish(&mut outbox, Limits { packet: 90, ..WIDE }).is_empty());
-        assert_eq!((outbox.take_settled(), outbox.given_up()), (vec![1], 1));
-        assert!(outbox.is_empty() && outbox.bytes == 0);
-    }
-
-    #[test]
-    fn what_nobody_wants_any_more_is_settled_unsent() {
-        let now = Instant::now();
-        let mut outbox = Outbox::default();
-        outbox.push_last(1, "a", Packet { expires: Some(now), ..packet(1) });
-        assert_eq!(outbox.next(now, WIDE), None);
-        assert_eq!(outbox.take_settled(), [1]);
-    }
-
-    #[test]
-    fn the_seconds_left_are_rounded_up_and_never_zero() {
-        let now = Instant::now();
-        let wanted = |ms| Packet { expires: Some(now + Duration::from_millis(ms)), ..packet(1) };
-        assert_eq!(wanted(1_500).expiry(now), Some(2));
-        assert_eq!(wanted(0).expiry(now), Some(1));
-        assert_eq!(packet(1).expiry(now), None);
-    }
-
-    #[test]
-    fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
-        let mut outbox = Outbox::default();
-        outbox.push_last(1, "a", packet(1));
-        outbox.push_status(Packet::word("availability".into(), "online"));
-        outbox.push_status(Packet::word("info".into(), "{}"));
-        assert_eq!(publish(&mut outbox, WIDE), [1, 2, 0]);
-        outbox.disconnected();
-        assert!(!outbox.has_status());
-        assert_eq!(publish(&mut outbox, WIDE), [0]);
-    }
-
-    #[test]
-    fn a_row_that_ends_every_connection_travels_alone_and_is_given_up() {
-        let mut outbox = Outbox::default();
-        (0..3).for_each(|n| outbox.push_last(n, "a", packet(1)));
-        let mut sent = Vec::new();
-        while !outbox.is_empty() && sent.len() < 20 {
-            sent.push(publish(&mut outbox, WIDE));
-            outbox.disconnected();
-        }
-        let all = vec![0, 1, 2];
-        assert_eq!(sent[..5], [all.clone(), all, vec![0], vec![0], vec![0]]);
-        assert_eq!(outbox.take_settled(), [0, 1, 2]);
-        assert_eq!(outbox.given_up(), 3);
-    }
-
-    #[test]
-    fn the_neighbour_of_such_a_row_gets_through() {
-        let mut outbox = Outbox::default();
-        (0..2).for_each(|n| outbox.push_last(n, "a", packet(1)));
-        (0..2).for_each(|_| {
-            publish(&mut outbox, WIDE);
-            outbox.disconnected();
-        });
-        assert_eq!(publish(&mut outbox, WIDE), [0]);
-        outbox.acknowledged(0);
-        assert_eq!(publish(&mut outbox, WIDE), [1]);
     }
 }

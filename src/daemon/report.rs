@@ -1,0 +1,116 @@
+//! What the daemon says of itself: once in the `info` topic, and every interval in a report.
+//!
+//! Deliberately knows no model: what it says of one is passed in.
+
+use super::budget::Plan;
+use super::locked;
+use super::queue::Queue;
+use super::worker::Facts;
+use crate::config::Config;
+use crate::protocol::MqttLink;
+use crate::telemetry::sensors::{self, Sensors};
+use crate::telemetry::{self, Telemetry};
+use crate::transport::mqtt::LinkState;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
+
+/// Between two power readings: the energy of an answer of some seconds is known to some percent.
+const POWER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the retained `info` topic says.
+pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Info<'a> {
+        version: &'a str,
+        device: &'a str,
+        model: &'a str,
+        architecture: &'a str,
+        kernel: &'a str,
+        context: usize,
+        budget: Budget,
+    }
+    #[derive(Serialize)]
+    struct Budget {
+        memory_mb: u64,
+        planned_mb: usize,
+        threads: usize,
+        memory_limit_enforced: bool,
+    }
+    let info = Info {
+        version: env!("CARGO_PKG_VERSION"),
+        device: &config.device.id,
+        model: &facts.model,
+        architecture: &facts.architecture,
+        kernel: facts.kernel,
+        context: plan.context,
+        budget: Budget {
+            memory_mb: config.budget.memory_bytes >> 20,
+            planned_mb: plan.total().div_ceil(1 << 20),
+            threads: config.budget.threads,
+            memory_limit_enforced: sensors::memory_limit(Path::new("/")).bytes().is_some(),
+        },
+    };
+    serde_json::to_vec(&info).expect("strings and numbers")
+}
+
+/// Reads the power between reports too, where there is a sensor.
+pub(super) async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
+    if locked(&sensors).found().iter().all(|found| found.name != "power") {
+        return std::future::pending().await; // nothing to wake up for
+    }
+    let mut interval = tokio::time::interval(POWER_INTERVAL);
+    loop {
+        interval.tick().await;
+        let now = Instant::now();
+        let reading = locked(&sensors).power(now);
+        telemetry.power(now, reading.as_ref());
+    }
+}
+
+/// Makes a report every interval, for the broker and for the journal.
+pub(super) struct Reporter {
+    pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub link: Option<watch::Receiver<LinkState>>,
+    pub queue: Arc<Queue>,
+}
+
+impl Reporter {
+    pub async fn run(self, interval: Duration, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
+        // Loads are differences between two readings; this is the first.
+        locked(&sensors).read(Instant::now());
+        let mut interval = tokio::time::interval(interval);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        interval.tick().await;
+        loop {
+            interval.tick().await;
+            let now = Instant::now();
+            let host = locked(&sensors).read(now);
+            telemetry.power(now, host.power.as_ref());
+            let (waiting, running) = self.queue.level();
+            telemetry.set_queue(waiting, running);
+            let report = telemetry.report(&host, self.link(), SystemTime::now());
+            telemetry::write_journal(&report);
+            let json = serde_json::to_vec(&report).expect("a report is plain data");
+            self.reports.send_replace(Some(Arc::new(json)));
+        }
+    }
+
+    fn link(&self) -> Option<MqttLink> {
+        let state = self.link.as_ref()?.borrow();
+        Some(MqttLink {
+            connected: state.connected,
+            connects: state.connects,
+            sessions_lost: state.sessions_lost,
+            outbox: state.outbox,
+            duplicates: state.duplicates,
+            resent: state.resent,
+            durable: state.durable,
+            storage_problem: state.storage_problem.clone(),
+            dropped: state.dropped,
+            problem: state.problem.clone(),
+        })
+    }
+}

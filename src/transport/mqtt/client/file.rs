@@ -1,0 +1,120 @@
+//! Files that the owner names for the link: certificates, keys, passwords. Read whole, at each connect.
+
+use crate::transport::mqtt::link::Loss;
+use rustix::fs::OFlags;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// Longest file; a bundle of all public authorities has 230 KB.
+const LONGEST: u64 = 1 << 20;
+
+/// What is wrong with a file, the key that names it, and the way out.
+pub fn wrong(path: &Path, key: &str, what: impl std::fmt::Display) -> Loss {
+    Loss {
+        kind: format!("{key}: {what}"),
+        text: format!("{}: {what}; {key} names it", path.display()),
+        unreadable: false,
+    }
+}
+
+/// Reads a file.
+pub fn read(path: &Path, key: &str) -> Result<Vec<u8>, Loss> {
+    read_open(&open(path, key)?, path, key)
+}
+
+/// Reads a file that nobody but its owner may be able to read. Those in `credentials` are let pass:
+/// systemd grants the daemon by an access list there, which shows as a mode for the group.
+pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result<Vec<u8>, Loss> {
+    let file = open(path, key)?;
+    let mode = file.metadata().map_err(|error| wrong(path, key, error))?.permissions().mode();
+    let is_systemds = credentials.is_some_and(|folder| path.starts_with(folder));
+    if mode & 0o077 != 0 && !is_systemds {
+        let mode = mode & 0o777;
+        let said = format!("others than its owner may use it (mode {mode:04o}): chmod 600");
+        return Err(wrong(path, key, said));
+    }
+    read_open(&file, path, key)
+}
+
+/// Without waiting: a pipe in its place would stop the daemon.
+fn open(path: &Path, key: &str) -> Result<File, Loss> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|error| wrong(path, key, error))?;
+    match file.metadata() {
+        Ok(about) if about.is_file() => Ok(file),
+        Ok(_) => Err(wrong(path, key, "it is no file")),
+        Err(error) => Err(wrong(path, key, error)),
+    }
+}
+
+fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Loss> {
+    let mut bytes = Vec::new();
+    match file.take(LONGEST + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() as u64 > LONGEST => Err(wrong(path, key, "it is longer than 1 MiB")),
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(wrong(path, key, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("bitnetd-secret-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).expect("a temporary folder");
+            Folder(path)
+        }
+
+        fn write(&self, mode: u32) -> PathBuf {
+            let path = self.0.join("secret");
+            std::fs::write(&path, "s3cret").expect("a temporary folder");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_secret_that_others_may_read_is_refused_with_the_way_out() {
+        let folder = Folder::new("modes");
+        for mode in [0o604, 0o640, 0o660, 0o622] {
+            let said = read_secret(&folder.write(mode), "mqtt.key_file", None).expect_err("open").text;
+            assert!(said.contains("chmod 600") && said.contains("mqtt.key_file"), "{said}");
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+        for mode in [0o600, 0o400] {
+            assert_eq!(read_secret(&folder.write(mode), "k", None).expect("private"), b"s3cret");
+        }
+    }
+
+    #[test]
+    fn systemd_s_credentials_pass_with_the_mode_that_its_access_list_shows() {
+        let folder = Folder::new("credentials");
+        let path = folder.write(0o440);
+        assert_eq!(read_secret(&path, "k", Some(&folder.0)).expect("systemd's"), b"s3cret");
+        assert!(read_secret(&path, "k", Some("/elsewhere".as_ref())).is_err());
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_long_is_refused() {
+        let folder = Folder::new("kinds");
+        assert!(read(&folder.0, "k").expect_err("a folder").text.contains("no file"));
+        assert!(read(Path::new("/dev/zero"), "k").expect_err("a device").text.contains("no file"));
+        let long = folder.write(0o600);
+        std::fs::write(&long, vec![b'x'; LONGEST as usize + 1]).expect("a temporary folder");
+        assert!(read(&long, "k").expect_err("too long").text.contains("1 MiB"));
+    }
+}

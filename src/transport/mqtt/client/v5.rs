@@ -1,0 +1,259 @@
+//! MQTT 5 in rumqttc's words.
+
+use super::loss::{self, Trouble};
+use super::{
+    Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
+};
+use crate::transport::mqtt::link::Connect;
+use crate::transport::mqtt::manners;
+use crate::transport::mqtt::outbox::{Limits, Packet, WINDOW};
+use crate::transport::mqtt::topics::Filter;
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::v5::{
+    self, ConnAck, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, LastWill, PubAck,
+    PubAckReason, Publish, PublishProperties, RetainForwardRule, SubAck, SubscribeReasonCode,
+};
+use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, Incoming, MqttOptions, StateError};
+use std::time::{Duration, Instant};
+
+/// The session outlives a long weekend without power.
+const SESSION_EXPIRY: u32 = 7 * 24 * 3600;
+
+/// A connection with the session that the broker keeps for us.
+pub fn session(plan: Plan, who: &Identity, how: Connect) -> (Client, EventLoop) {
+    let mut options = options(plan);
+    let will = who.topics.availability();
+    options
+        .set_clean_start(how.clean_start)
+        .set_last_will(LastWill::new(will, "offline", QoS::AtLeastOnce, who.retains, None))
+        .set_manual_acks(true)
+        .set_session_expiry_interval(Some(SESSION_EXPIRY))
+        .set_receive_maximum(Some(who.receive_maximum.max(1)));
+    begin(options)
+}
+
+/// A connection that leaves nothing behind.
+pub fn visit(plan: Plan) -> (Client, EventLoop) {
+    begin(options(plan))
+}
+
+fn begin(options: MqttOptions) -> (Client, EventLoop) {
+    let (client, eventloop) = AsyncClient::new(options, REQUESTS);
+    (Client::V5(client), EventLoop::V5(Box::new(eventloop)))
+}
+
+fn options(plan: Plan) -> MqttOptions {
+    let mut options = MqttOptions::new(plan.id, plan.host, plan.port);
+    options
+        .set_keep_alive(KEEP_ALIVE)
+        .set_connection_timeout(plan.network.connection_timeout())
+        .set_connect_properties(ConnectProperties::new())
+        .set_max_packet_size(Some(MAX_PACKET))
+        .set_network_options(plan.network)
+        .set_transport(plan.transport)
+        .set_outgoing_inflight_upper_limit(INFLIGHT);
+    if let Some((user, password)) = plan.login {
+        options.set_credentials(user, password);
+    }
+    options
+}
+
+/// The next event.
+pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Trouble> {
+    let event = eventloop.poll().await.map_err(trouble)?;
+    // The broker's own wish; rumqttc takes it, and would even ping without a pause.
+    let wanted = eventloop.options.keep_alive();
+    if wanted != manners::keep_alive(wanted, KEEP_ALIVE) {
+        eventloop.options.set_keep_alive(KEEP_ALIVE);
+    }
+    Ok(seen(event))
+}
+
+fn seen(event: Event) -> Seen {
+    match event {
+        Event::Incoming(Incoming::ConnAck(connack)) => Seen::Connected(broker(&connack)),
+        Event::Incoming(Incoming::SubAck(suback)) => Seen::Granted(granted(&suback)),
+        Event::Incoming(Incoming::Publish(publish)) => {
+            let alias = publish.properties.as_ref().and_then(|p| p.topic_alias);
+            Seen::Message(message(publish), alias)
+        }
+        Event::Incoming(Incoming::PubAck(puback)) => Seen::Acknowledged(puback.pkid, taken(&puback)),
+        Event::Outgoing(Outgoing::Publish(packet)) => Seen::Published(packet),
+        Event::Outgoing(Outgoing::Disconnect) => Seen::Goodbye,
+        _ => Seen::Nothing,
+    }
+}
+
+/// Retain-as-published, so that a prompt sent as retained is seen as such and refused; none of
+/// those the broker keeps, which would come again at every subscription.
+pub fn filter(wanted: Filter) -> v5::Filter {
+    v5::Filter {
+        preserve_retain: true,
+        retain_forward_rule: RetainForwardRule::Never,
+        ..v5::Filter::new(wanted.topic, qos(wanted.assured))
+    }
+}
+
+/// Publishes, `assured` at QoS 1. `false`: no room now.
+pub fn publish(client: &AsyncClient, packet: &Packet, assured: bool, now: Instant) -> bool {
+    let (properties, payload) = (properties(packet, now), packet.payload.clone());
+    // At QoS 0 nothing of ours is to be kept.
+    let retain = assured && packet.retain;
+    client.try_publish_with_properties(&packet.topic, qos(assured), retain, payload, properties).is_ok()
+}
+
+/// Acknowledges a message. `false`: no room now.
+pub fn acknowledge(client: &AsyncClient, packet: u16) -> bool {
+    let publish = Publish { pkid: packet, qos: QoS::AtLeastOnce, ..Publish::default() };
+    client.try_ack(&publish).is_ok()
+}
+
+fn qos(assured: bool) -> QoS {
+    if assured { QoS::AtLeastOnce } else { QoS::AtMostOnce }
+}
+
+fn properties(packet: &Packet, now: Instant) -> PublishProperties {
+    PublishProperties {
+        payload_format_indicator: Some(1),
+        content_type: packet.json.then(|| "application/json".to_owned()),
+        correlation_data: packet.correlation.clone().map(Into::into),
+        message_expiry_interval: packet.expiry(now),
+        ..PublishProperties::default()
+    }
+}
+
+fn broker(connack: &ConnAck) -> Broker {
+    let said = connack.properties.as_ref();
+    let packet = said.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
+    let window = said.and_then(|p| p.receive_max).map_or(WINDOW, usize::from);
+    Broker {
+        session_present: connack.session_present,
+        is_passing: false,
+        retains: said.and_then(|p| p.retain_available) != Some(0),
+        max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
+        shares: said.and_then(|p| p.shared_subscription_available) != Some(0),
+        // The first ping comes when the broker wishes, rumqttc's clock being set by then.
+        first_ping: said
+            .and_then(|p| p.server_keep_alive)
+            .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
+            .max(KEEP_ALIVE),
+        limits: Limits { packet, window },
+    }
+}
+
+fn message(publish: Publish) -> Message {
+    let said = publish.properties.unwrap_or_default();
+    Message {
+        topic: publish.topic.to_vec(),
+        payload: publish.payload.to_vec(),
+        packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
+        redelivered: publish.dup,
+        retained: publish.retain,
+        response_topic: said.response_topic,
+        correlation: said.correlation_data.map(|data| data.to_vec()),
+        expiry: said.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
+    }
+}
+
+fn granted(suback: &SubAck) -> Vec<Result<(), String>> {
+    let reason = |code: &SubscribeReasonCode| match code {
+        SubscribeReasonCode::Success(_) => Ok(()),
+        code => Err(format!("{code:?}")),
+    };
+    suback.return_codes.iter().map(reason).collect()
+}
+
+fn taken(puback: &PubAck) -> Result<(), String> {
+    match puback.reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+        reason => Err(format!("{reason:?}")),
+    }
+}
+
+fn trouble(error: ConnectionError) -> Trouble {
+    match error {
+        ConnectionError::Timeout(_) => Trouble::Timeout,
+        ConnectionError::Io(error) => Trouble::Io(error),
+        ConnectionError::Tls(error) => loss::in_tls(error),
+        ConnectionError::ConnectionRefused(code) => Trouble::Refused(format!("{code:?}"), refused(code)),
+        ConnectionError::NotConnAck(_) => Trouble::Unreadable("it is no CONNACK".into()),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            Trouble::Refused(format!("{reason_code:?}"), dismissed(reason_code))
+        }
+        ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,
+        ConnectionError::MqttState(StateError::ConnectionAborted) => Trouble::Closed,
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => Trouble::Io(e),
+        // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
+            Trouble::Closed
+        }
+        ConnectionError::MqttState(StateError::Deserialization(e)) => Trouble::Unreadable(e.to_string()),
+        other => Trouble::Other(other.to_string()),
+    }
+}
+
+fn refused(code: ConnectReturnCode) -> String {
+    use ConnectReturnCode::{BadUserNamePassword, NotAuthorized, UnsupportedProtocolVersion};
+    let hint = match code {
+        BadUserNamePassword | NotAuthorized => "; see mqtt.username and mqtt.password_file",
+        UnsupportedProtocolVersion => "; the broker speaks no MQTT 5: set mqtt.version = \"3.1.1\"",
+        _ => "",
+    };
+    format!("refused with {code:?}{hint}")
+}
+
+fn dismissed(code: DisconnectReasonCode) -> String {
+    let hint = match code {
+        DisconnectReasonCode::SessionTakenOver => "; another daemon uses this device.id at this broker",
+        DisconnectReasonCode::SharedSubscriptionNotSupported => "; take mqtt.group out",
+        _ => "",
+    };
+    format!("the broker ended the connection with {code:?}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_publish_is_larger_than_the_outbox_reckons() {
+        let packet = Packet {
+            topic: "a/b".into(),
+            payload: vec![0; 70_000],
+            json: true,
+            retain: true,
+            correlation: Some(vec![7; 300]),
+            expires: Some(Instant::now()),
+        };
+        let properties = properties(&packet, Instant::now());
+        let mut publish = Publish::new("a/b", QoS::AtLeastOnce, packet.payload.clone(), Some(properties));
+        publish.pkid = 1;
+        assert!(publish.size() <= packet.size(), "{} > {}", publish.size(), packet.size());
+    }
+
+    #[test]
+    fn an_oversized_packet_counts_as_unreadable_and_a_lost_connection_does_not() {
+        let state = |e| trouble(ConnectionError::MqttState(StateError::Deserialization(e)));
+        let oversize = state(CodecError::PayloadSizeLimitExceeded { pkt_size: 9, max: 1 });
+        assert!(matches!(oversize, Trouble::Unreadable(_)), "{oversize:?}");
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(matches!(state(CodecError::Io(reset)), Trouble::Io(_)));
+    }
+
+    #[test]
+    fn a_disconnect_without_a_reason_is_no_poison() {
+        let bare =
+            v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
+        let told = trouble(ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert!(matches!(told, Trouble::Closed), "{told:?}");
+    }
+
+    #[test]
+    fn a_broker_that_names_no_limits_has_none_but_ours() {
+        let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
+        let limits = Limits { packet: usize::MAX, window: WINDOW };
+        let said = broker(&connack);
+        assert_eq!((said.limits, said.retains, said.shares, said.max_qos), (limits, true, true, 2));
+    }
+}

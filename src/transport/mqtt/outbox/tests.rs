@@ -1,0 +1,224 @@
+//! Rows in, rows out, over brokers that take them or do not.
+
+use super::*;
+use std::time::Duration;
+
+const WIDE: Limits = Limits { packet: usize::MAX, window: WINDOW };
+
+fn packet(bytes: usize) -> Packet {
+    Packet::json("t".into(), vec![b'x'; bytes])
+}
+
+/// The prompts that were settled.
+fn settled(outbox: &mut Outbox) -> Vec<Serial> {
+    outbox.take_settled().into_iter().map(|(prompt, _)| prompt).collect()
+}
+
+/// Publishes all that may be published; the row numbers.
+fn publish(outbox: &mut Outbox, limits: Limits) -> Vec<u64> {
+    let mut sent = Vec::new();
+    while let Some((number, _)) = outbox.next(Instant::now(), limits) {
+        outbox.sent(number);
+        sent.push(number);
+    }
+    sent
+}
+
+#[test]
+fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
+    let mut outbox = Outbox::default();
+    outbox.push_token(7, packet(1));
+    outbox.push_last(7, "a", packet(1));
+    let sent = publish(&mut outbox, WIDE);
+    outbox.acknowledged(sent[0]);
+    assert!(outbox.take_settled().is_empty());
+    outbox.acknowledged(sent[1]);
+    let outcome = Outcome { number: 1, id: "a".into(), payload: b"x".to_vec(), is_delivered: true };
+    assert_eq!(outbox.take_settled(), [(7, outcome)]);
+    assert!(outbox.is_empty());
+}
+
+#[test]
+fn at_most_a_window_is_on_its_way() {
+    let mut outbox = Outbox::default();
+    (0..40).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    let sent = publish(&mut outbox, WIDE);
+    assert_eq!(sent.len(), WINDOW);
+    outbox.acknowledged(sent[3]);
+    assert_eq!(publish(&mut outbox, WIDE), [16]);
+    let narrow = Limits { window: 2, ..WIDE };
+    assert!(publish(&mut outbox, narrow).is_empty());
+}
+
+#[test]
+fn what_was_not_acknowledged_is_published_again_in_order() {
+    let mut outbox = Outbox::default();
+    (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    let sent = publish(&mut outbox, WIDE);
+    outbox.acknowledged(sent[1]);
+    outbox.disconnected();
+    assert_eq!(publish(&mut outbox, WIDE), [sent[0], sent[2]]);
+}
+
+#[test]
+fn tokens_make_room_for_answers_and_leave_a_prefix() {
+    let mut outbox = Outbox::default();
+    (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
+    outbox.push_last(2, "b", packet(300_000));
+    outbox.push_token(1, packet(1));
+    let kinds: Vec<_> = outbox.rows.iter().map(|row| row.kind.clone()).collect();
+    let mut wanted = vec![Kind::Token(1); 7];
+    wanted.push(Kind::Last(2, "b".into()));
+    assert_eq!(kinds, wanted);
+}
+
+#[test]
+fn tokens_without_end_stay_within_bounds() {
+    let mut outbox = Outbox::default();
+    (0..10_000).for_each(|_| outbox.push_token(1, packet(10)));
+    (0..10_000).for_each(|n| outbox.push_token(n, packet(10_000)));
+    assert!(outbox.len() <= ROWS && outbox.bytes <= BYTES);
+}
+
+#[test]
+fn a_token_on_its_way_is_not_dropped() {
+    let mut outbox = Outbox::default();
+    outbox.push_token(1, packet(BYTES / 2));
+    let sent = publish(&mut outbox, WIDE);
+    outbox.push_last(1, "a", packet(BYTES / 2));
+    assert_eq!(outbox.len(), 2);
+    outbox.acknowledged(sent[0]);
+    assert_eq!(outbox.len(), 1);
+}
+
+#[test]
+fn many_waiting_answers_mean_no_new_prompt() {
+    let mut outbox = Outbox::default();
+    (0..ANSWERS as u64 - 1).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    assert!(!outbox.is_full());
+    outbox.push_last(99, "a", packet(1));
+    assert!(outbox.is_full());
+}
+
+#[test]
+fn large_waiting_answers_mean_no_new_prompt() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(BYTES / 2));
+    assert!(outbox.is_full());
+}
+
+#[test]
+fn an_answer_larger_than_the_broker_takes_becomes_an_error() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "mine", packet(5_000));
+    let limits = Limits { packet: 1_000, ..WIDE };
+    let (_, sent) = outbox.next(Instant::now(), limits).expect("the error");
+    let text = String::from_utf8_lossy(&sent.payload).into_owned();
+    assert!(text.contains(r#""id":"mine","code":"too_large""#), "{text}");
+}
+
+#[test]
+fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(5_000));
+    outbox.push_token(2, packet(5_000));
+    assert!(publish(&mut outbox, Limits { packet: 90, ..WIDE }).is_empty());
+    assert_eq!(outbox.given_up(), 1);
+    let outcome = Outcome { number: 0, id: "a".into(), payload: vec![], is_delivered: false };
+    assert_eq!(outbox.take_settled(), [(1, outcome)]);
+    assert!(outbox.is_empty() && outbox.bytes == 0);
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_settled_unsent() {
+    let now = Instant::now();
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", Packet { expires: Some(now), ..packet(1) });
+    assert_eq!(outbox.next(now, WIDE), None);
+    let (prompt, outcome) = outbox.take_settled().remove(0);
+    assert_eq!((prompt, outcome.is_delivered), (1, false));
+}
+
+#[test]
+fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
+    let mut outbox = Outbox::default();
+    let row = outbox.push_last(1, "a", packet(1));
+    outbox.hold(row);
+    outbox.push_last(2, "b", packet(1));
+    assert_eq!(publish(&mut outbox, WIDE), [1]);
+    outbox.disconnected();
+    assert_eq!(publish(&mut outbox, WIDE), [1]);
+    outbox.saved(row);
+    assert_eq!(publish(&mut outbox, WIDE), [0]);
+}
+
+#[test]
+fn an_answer_of_an_earlier_process_keeps_its_number() {
+    let mut outbox = Outbox::numbered_from(100);
+    outbox.restore(7, 1, "a", packet(1));
+    assert_eq!(outbox.push_last(2, "b", packet(1)), 101);
+    assert_eq!(publish(&mut outbox, WIDE), [7, 101]);
+    let waiting: Vec<_> = outbox.waiting().map(|one| (one.number, one.prompt, one.id)).collect();
+    assert_eq!(waiting, [(7, 1, "a"), (101, 2, "b")]);
+    outbox.acknowledged(7);
+    assert_eq!(settled(&mut outbox), [1]);
+}
+
+#[test]
+fn a_broker_that_takes_less_than_before_gets_an_error_in_the_answer_s_place() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(5_000));
+    publish(&mut outbox, WIDE);
+    outbox.disconnected();
+    let (_, sent) = outbox.next(Instant::now(), Limits { packet: 1_000, ..WIDE }).expect("the error");
+    assert!(sent.payload.starts_with(br#"{"event":"error","id":"a","code":"too_large""#));
+}
+
+#[test]
+fn the_seconds_left_are_rounded_up_and_never_zero() {
+    let now = Instant::now();
+    let wanted = |ms| Packet { expires: Some(now + Duration::from_millis(ms)), ..packet(1) };
+    assert_eq!(wanted(1_500).expiry(now), Some(2));
+    assert_eq!(wanted(0).expiry(now), Some(1));
+    assert_eq!(packet(1).expiry(now), None);
+}
+
+#[test]
+fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(1));
+    outbox.push_status(Packet::word("availability".into(), "online"));
+    outbox.push_status(Packet::word("info".into(), "{}"));
+    assert_eq!(publish(&mut outbox, WIDE), [1, 2, 0]);
+    outbox.disconnected();
+    assert!(!outbox.has_status());
+    assert_eq!(publish(&mut outbox, WIDE), [0]);
+}
+
+#[test]
+fn a_row_that_ends_every_connection_travels_alone_and_is_given_up() {
+    let mut outbox = Outbox::default();
+    (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    let mut sent = Vec::new();
+    while !outbox.is_empty() && sent.len() < 20 {
+        sent.push(publish(&mut outbox, WIDE));
+        outbox.disconnected();
+    }
+    let all = vec![0, 1, 2];
+    assert_eq!(sent[..5], [all.clone(), all, vec![0], vec![0], vec![0]]);
+    assert_eq!(settled(&mut outbox), [0, 1, 2]);
+    assert_eq!(outbox.given_up(), 3);
+}
+
+#[test]
+fn the_neighbour_of_such_a_row_gets_through() {
+    let mut outbox = Outbox::default();
+    (0..2).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    (0..2).for_each(|_| {
+        publish(&mut outbox, WIDE);
+        outbox.disconnected();
+    });
+    assert_eq!(publish(&mut outbox, WIDE), [0]);
+    outbox.acknowledged(0);
+    assert_eq!(publish(&mut outbox, WIDE), [1]);
+}

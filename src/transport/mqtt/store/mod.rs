@@ -1,0 +1,280 @@
+//! Answers on disk, so that they outlive the process: written before they are published.
+//!
+//! One thing is done on disk at a time, on the thread that may block, and what comes meanwhile goes
+//! with the next: a slow card delays answers and stops nothing. A disk that fails does not stop
+//! them either; they are published unsaved, it is said, and the disk is tried again. Knows nothing
+//! of the broker.
+
+mod file;
+pub mod record;
+#[cfg(test)]
+mod tests;
+
+use file::File;
+use record::{Answer, Contents, Record};
+use std::future::pending;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// Between two tries of a disk that fails.
+const RETRY: Duration = Duration::from_secs(60);
+/// A disk that takes longer fails: an SD card that tidies up takes one second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The file is written anew when it is larger than twice what still counts, and this: so what is
+/// written is never more than some three times what is said.
+const SLACK: u64 = 512 << 10;
+
+/// The store of one device's answers.
+#[derive(Debug)]
+pub struct Store {
+    path: Option<PathBuf>,
+    disk: Disk,
+    /// Lines for the disk, of which these rows wait to be published.
+    lines: Vec<u8>,
+    rows: Vec<u64>,
+    /// Rows that the disk is writing.
+    under_way: Vec<u64>,
+    /// Bytes in the file, and those that counted when it was opened or replaced.
+    length: u64,
+    live: u64,
+    /// The file does not hold what it should.
+    is_stale: bool,
+    problem: Option<String>,
+}
+
+#[derive(Debug)]
+enum Disk {
+    /// The owner wants nothing kept.
+    Unwanted,
+    Idle(File),
+    Busy {
+        job: JoinHandle<Done>,
+        since: Instant,
+        is_late: bool,
+    },
+    /// Failed, or not yet opened.
+    Down {
+        file: Option<File>,
+        until: Instant,
+    },
+}
+
+/// The file, where there is one, and what came of the job.
+type Done = (Option<File>, io::Result<Job>);
+
+/// What was done on disk.
+#[derive(Debug)]
+enum Job {
+    Open(Contents),
+    Append(u64),
+    Replace(u64),
+}
+
+/// What follows from a job's end.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// These rows may be published: they are saved, or cannot be.
+    pub rows: Vec<u64>,
+    /// What the file said when it was opened.
+    pub contents: Option<Contents>,
+}
+
+impl Store {
+    /// A store in this file, to be opened at once; `None` keeps nothing.
+    pub fn new(path: Option<PathBuf>, now: Instant) -> Self {
+        let disk = match path {
+            Some(_) => Disk::Down { file: None, until: now },
+            None => Disk::Unwanted,
+        };
+        Store {
+            path,
+            disk,
+            lines: Vec::new(),
+            rows: Vec::new(),
+            under_way: Vec::new(),
+            length: 0,
+            live: 0,
+            is_stale: false,
+            problem: None,
+        }
+    }
+
+    /// Whether what is kept now outlives the process.
+    pub fn is_durable(&self) -> bool {
+        match &self.disk {
+            Disk::Idle(_) => true,
+            Disk::Busy { is_late, .. } => !is_late && self.problem.is_none(),
+            Disk::Unwanted | Disk::Down { .. } => false,
+        }
+    }
+
+    /// What is wrong with the disk.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Whether something is on its way to the disk, or waits for it.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.disk, Disk::Busy { is_late: false, .. }) || !self.lines.is_empty()
+    }
+
+    /// Keeps the answer of a row. `false`: it cannot be kept, and the row is to be published as it is.
+    pub fn keep(&mut self, answer: Answer) -> bool {
+        let is_durable = self.is_durable();
+        if is_durable {
+            self.rows.push(answer.number);
+            self.lines.extend(Record::Answer(answer).line());
+        }
+        is_durable
+    }
+
+    /// Keeps what nobody waits for.
+    pub fn note(&mut self, record: &Record) {
+        if self.is_durable() {
+            self.lines.extend(record.line());
+        }
+    }
+
+    /// Begins what is to be done on disk, if anything; `all` makes the lines of everything that
+    /// counts.
+    pub fn begin(&mut self, now: Instant, all: impl FnOnce() -> Vec<u8>) {
+        let is_long = self.length > 2 * self.live + SLACK;
+        let job = match std::mem::replace(&mut self.disk, Disk::Unwanted) {
+            Disk::Down { file: None, until } if now >= until => self.open(),
+            Disk::Down { file: Some(file), until } if now >= until => self.replace(file, all()),
+            Disk::Idle(file) if self.is_stale || is_long => self.replace(file, all()),
+            Disk::Idle(file) if !self.lines.is_empty() => self.append(file),
+            other => {
+                self.disk = other;
+                return;
+            }
+        };
+        self.disk = Disk::Busy { job, since: now, is_late: false };
+    }
+
+    fn open(&self) -> JoinHandle<Done> {
+        let path = self.path.clone().expect("a store without a file is never down");
+        on_disk(move || match File::open(&path) {
+            Ok((file, contents)) => (Some(file), Ok(Job::Open(contents))),
+            Err(error) => (None, Err(error)),
+        })
+    }
+
+    fn append(&mut self, mut file: File) -> JoinHandle<Done> {
+        let lines = std::mem::take(&mut self.lines);
+        self.under_way = std::mem::take(&mut self.rows);
+        // What nobody waits for reaches the disk within the kernel's half minute.
+        let sync = !self.under_way.is_empty();
+        on_disk(move || {
+            let done = file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64));
+            (Some(file), done)
+        })
+    }
+
+    fn replace(&mut self, mut file: File, lines: Vec<u8>) -> JoinHandle<Done> {
+        self.lines.clear();
+        self.under_way = std::mem::take(&mut self.rows);
+        self.is_stale = false;
+        on_disk(move || {
+            let done = file.replace(&lines).map(|()| Job::Replace(lines.len() as u64));
+            (Some(file), done)
+        })
+    }
+
+    /// Waits for the disk. May be dropped and called again.
+    pub async fn next(&mut self) -> Finished {
+        let Disk::Busy { job, is_late, .. } = &mut self.disk else { return pending().await };
+        let (file, done) = job.await.unwrap_or_else(|error| (None, Err(io::Error::other(error))));
+        self.is_stale |= *is_late;
+        let now = Instant::now();
+        match (file, done) {
+            (Some(file), Ok(job)) => self.succeeded(file, job),
+            (file, done) => {
+                let said = done.err().map_or_else(String::new, |error| error.to_string());
+                self.failed(file, &said, now)
+            }
+        }
+    }
+
+    fn succeeded(&mut self, file: File, job: Job) -> Finished {
+        self.disk = Disk::Idle(file);
+        let contents = match job {
+            Job::Open(contents) => {
+                (self.length, self.live) = (contents.bytes, contents.live_bytes);
+                let (path, damaged) = (self.place(), contents.damaged);
+                if damaged > 0 {
+                    log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
+                }
+                // A new file gets its session; what cannot be read is not appended to.
+                self.is_stale |= damaged > 0 || contents.is_torn || contents.session.is_none();
+                Some(contents)
+            }
+            Job::Append(bytes) => {
+                self.length += bytes;
+                None
+            }
+            Job::Replace(bytes) => {
+                (self.length, self.live) = (bytes, bytes);
+                None
+            }
+        };
+        if self.problem.take().is_some() {
+            log::info!("{}: answers are saved again", self.place());
+        }
+        Finished { rows: std::mem::take(&mut self.under_way), contents }
+    }
+
+    fn failed(&mut self, file: Option<File>, said: &str, now: Instant) -> Finished {
+        self.disk = Disk::Down { file, until: now + RETRY };
+        Finished { rows: self.give_way(said), contents: None }
+    }
+
+    /// The rows that wait are published unsaved.
+    fn give_way(&mut self, said: &str) -> Vec<u64> {
+        let said = format!(
+            "{}: {said}; answers are not saved, and a prompt that comes again after a crash is computed again; \
+             see device.state_dir",
+            self.place()
+        );
+        if self.problem.is_none() {
+            log::error!("{said}");
+        }
+        self.problem = Some(said);
+        self.is_stale = true;
+        self.lines.clear();
+        let mut rows = std::mem::take(&mut self.under_way);
+        rows.append(&mut self.rows);
+        rows
+    }
+
+    /// When [`Store::begin`] or [`Store::overdue`] has something to do next.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.disk {
+            Disk::Down { until, .. } => Some(*until),
+            Disk::Busy { since, is_late: false, .. } => Some(*since + PATIENCE),
+            _ => None,
+        }
+    }
+
+    /// Rows that the disk has kept waiting for too long.
+    pub fn overdue(&mut self, now: Instant) -> Vec<u64> {
+        match &mut self.disk {
+            Disk::Busy { since, is_late, .. } if !*is_late && now >= *since + PATIENCE => {
+                *is_late = true;
+                self.give_way("the disk does not answer")
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn place(&self) -> String {
+        self.path.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "one job at a time, so name look-ups only wait for it")]
+fn on_disk(job: impl FnOnce() -> Done + Send + 'static) -> JoinHandle<Done> {
+    spawn_blocking(job)
+}

@@ -1,0 +1,187 @@
+//! The MQTT door over TLS: what is trusted, what is not, and what the owner is told.
+
+use super::bench::{Bench, Client, config};
+use crate::support::broker::{Mosquitto, free_port};
+use crate::support::certificates::{Authority, Pair};
+use bitnetd::config::{ClientCertificate, Mqtt, MqttVersion, Tls};
+use bitnetd::transport::mqtt::probe;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A broker that speaks TLS on its port, and plain on another for the clients of the test.
+struct House {
+    authority: Authority,
+    ca: PathBuf,
+    broker: Mosquitto,
+    /// Its port without TLS.
+    plain: u16,
+}
+
+impl House {
+    async fn new() -> Self {
+        Self::with("127.0.0.1", "").await
+    }
+
+    /// Its broker's certificate is for this host.
+    async fn with(host: &str, lines: &str) -> Self {
+        Self::certified(lines, |authority, stem| authority.sign(host, stem)).await
+    }
+
+    async fn certified(lines: &str, certify: impl FnOnce(&Authority, &Path) -> Pair) -> Self {
+        let authority = Authority::new("House");
+        let (mut ca, plain) = (PathBuf::new(), free_port());
+        let broker = Mosquitto::made(|folder| {
+            ca = authority.write(&folder.join("ca.crt"));
+            let pair = certify(&authority, &folder.join("broker"));
+            format!(
+                "allow_anonymous true\ncafile {}\ncertfile {}\nkeyfile {}\n{lines}\
+                 listener {plain} 127.0.0.1\n",
+                ca.display(),
+                pair.cert.display(),
+                pair.key.display()
+            )
+        });
+        House { broker: broker.await, authority, ca, plain }
+    }
+
+    /// The link of an owner who trusts this house.
+    fn link(&self) -> Mqtt {
+        let tls = Tls { ca_file: Some(self.ca.clone()), client: None };
+        Mqtt { tls: Some(tls), ..config(self.broker.port) }
+    }
+
+    /// The same with a certificate of the daemon's own.
+    fn certified_link(&self, pair: Pair) -> Mqtt {
+        let client = Some(ClientCertificate { cert_file: pair.cert, key_file: pair.key });
+        Mqtt { tls: Some(Tls { ca_file: Some(self.ca.clone()), client }), ..config(self.broker.port) }
+    }
+}
+
+/// Why the link does not come about.
+async fn refusal(link: &Mqtt) -> String {
+    let said = probe(link, "cellar", Duration::from_secs(20)).await.expect_err("no link");
+    assert!(said.starts_with("mqtt 127.0.0.1:") && !said.contains('\n'), "{said}");
+    said
+}
+
+#[tokio::test]
+async fn a_prompt_is_answered_over_tls_in_both_versions() {
+    let house = House::new().await;
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        let mut bench = Bench::with(Mqtt { version, ..house.link() }, |_| {});
+        bench.until(|state| state.subscribed).await;
+        let mut client = Client::at(house.plain, "bitnetd/cellar/reply/a").await;
+        client.publish("bitnetd/cellar/prompt", br#"{"id":"a","prompt":"hi"}"#, Default::default()).await;
+        assert_eq!(bench.echo().await, "hi");
+        assert!(client.text().await.contains("\"done\""));
+        bench.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_nobody_we_trust_has_signed_is_refused() {
+    let house = House::new().await;
+    let elsewhere = Authority::new("Elsewhere").write(&house.broker.path("elsewhere.crt"));
+    let tls = Tls { ca_file: Some(elsewhere), client: None };
+    let said = refusal(&Mqtt { tls: Some(tls), ..house.link() }).await;
+    assert!(said.contains("signed by nobody we trust") && said.contains("mqtt.ca_file"), "{said}");
+}
+
+#[tokio::test]
+async fn a_broker_of_another_name_is_refused() {
+    let house = House::with("broker.example", "").await;
+    let said = refusal(&house.link()).await;
+    assert!(said.contains("broker.example") && said.contains("mqtt.host"), "{said}");
+}
+
+#[tokio::test]
+async fn a_certificate_out_of_its_time_is_refused_with_a_look_at_the_clock() {
+    for (from, to, word) in [(2001, 2002, "expired"), (2400, 2401, "not valid yet")] {
+        let certify = |authority: &Authority, stem: &Path| {
+            authority.sign_with("127.0.0.1", stem, |params| {
+                params.not_before = rcgen::date_time_ymd(from, 1, 1);
+                params.not_after = rcgen::date_time_ymd(to, 1, 1);
+            })
+        };
+        let said = refusal(&House::certified("", certify).await.link()).await;
+        assert!(said.contains(word) && said.contains("clock"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_poses_as_a_broker_is_refused_with_the_way_out() {
+    let certify = |authority: &Authority, stem: &Path| {
+        authority.sign_with("127.0.0.1", stem, |params| {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        })
+    };
+    let said = refusal(&House::certified("", certify).await.link()).await;
+    assert!(said.contains("authority's") && said.contains("mqtt.ca_file"), "{said}");
+}
+
+#[tokio::test]
+async fn a_broker_that_asks_for_a_certificate_gets_the_right_one_or_the_owner_an_error() {
+    let house = House::with("127.0.0.1", "require_certificate true\n").await;
+    let said = refusal(&house.link()).await;
+    assert!(said.contains("mqtt.cert_file") && said.contains("mqtt.key_file"), "{said}");
+
+    let stranger = Authority::new("Elsewhere").sign("cellar", &house.broker.path("stranger"));
+    let said = refusal(&house.certified_link(stranger)).await;
+    assert!(said.contains("refused our certificate") && said.contains("mqtt.cert_file"), "{said}");
+
+    let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
+    let mut bench = Bench::with(house.certified_link(ours), |_| {});
+    bench.until(|state| state.subscribed).await;
+}
+
+#[tokio::test]
+async fn a_broker_of_tls_1_2_is_understood_too() {
+    let house = House::with("127.0.0.1", "tls_version tlsv1.2\nrequire_certificate true\n").await;
+    let said = refusal(&house.link()).await;
+    assert!(said.contains("mqtt.cert_file"), "{said}");
+    let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
+    probe(&house.certified_link(ours), "cellar", Duration::from_secs(20)).await.expect("a link");
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_otherwise_is_told_of_both_ways() {
+    let house = House::new().await;
+    let said = refusal(&Mqtt { tls: None, ..house.link() }).await;
+    assert!(said.contains("tls = false") && said.contains("mqtt.port"), "{said}");
+    let said = refusal(&Mqtt { port: house.plain, ..house.link() }).await;
+    assert!(said.contains("tls = ") && said.contains("mqtt.port"), "{said}");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named_with_their_key() {
+    let house = House::new().await;
+    let path = |name: &str| house.broker.path(name);
+    let (one, other) = (house.authority.sign("a", &path("one")), house.authority.sign("b", &path("other")));
+    let tls = |ca_file| Mqtt { tls: Some(Tls { ca_file: Some(ca_file), client: None }), ..house.link() };
+    std::fs::write(path("empty"), "nothing\n").expect("a temporary folder");
+    let open = Pair { cert: one.cert.clone(), key: one.cert.clone() };
+    let mixed = Pair { cert: one.cert.clone(), key: other.key };
+    let keyless = Pair { cert: one.cert.clone(), key: path("empty") };
+    crate::support::certificates::keep_private(&path("empty"));
+    for (link, key, word) in [
+        (tls(path("missing")), "mqtt.ca_file", "No such file"),
+        (tls(path("empty")), "mqtt.ca_file", "PEM"),
+        (house.certified_link(open), "mqtt.key_file", "chmod 600"),
+        (house.certified_link(mixed), "mqtt.key_file", "does not belong"),
+        (house.certified_link(keyless), "mqtt.key_file", "private key"),
+    ] {
+        let said = refusal(&link).await;
+        assert!(said.contains(key) && said.contains(word), "{word}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn files_are_read_again_at_each_connect() {
+    let house = House::new().await;
+    let ca = Authority::new("Elsewhere").write(&house.broker.path("trusted.crt"));
+    let tls = Tls { ca_file: Some(ca.clone()), client: None };
+    let mut bench = Bench::with(Mqtt { tls: Some(tls), ..house.link() }, |_| {});
+    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("mqtt.ca_file"))).await;
+    house.authority.write(&ca);
+    bench.until(|state| state.subscribed).await;
+}

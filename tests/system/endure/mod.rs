@@ -1,0 +1,82 @@
+//! What must hold whatever dies around the daemon: a prompt that the broker has accepted gets its
+//! answer, all copies of an answer are one and the same, and a broker is called at most once a
+//! second. The real binary, a real mosquitto, and the built-in model.
+//!
+//! Each test repeats its fault a few times; `BITNETD_ENDURE=100` repeats it so often, and
+//! `tests/endure` does that for the figures in the README.
+
+mod broker;
+mod crowd;
+mod daemon;
+mod network;
+mod odd;
+mod proxy;
+
+use crate::daemon::{Daemon, is_emulated};
+use crate::support::broker::Mosquitto;
+use crate::{Folder, linked};
+use crowd::{Crowd, Tally};
+use std::time::Duration;
+
+/// The daemon's name at the broker.
+const CLIENT: &str = "bitnetd-cellar";
+
+/// How often a fault comes: as `BITNETD_ENDURE` says, else `few` times, under an emulator once.
+fn rounds(few: usize) -> usize {
+    let asked = std::env::var("BITNETD_ENDURE").ok();
+    let asked = asked.map(|text| text.parse().expect("BITNETD_ENDURE is a number"));
+    asked.unwrap_or(if is_emulated() { 1 } else { few })
+}
+
+/// Whether this is the long run, with time for what takes minutes.
+fn is_long() -> bool {
+    std::env::var_os("BITNETD_ENDURE").is_some()
+}
+
+/// A number from 0 to 1 that differs from round to round, and is the same in each run.
+fn chance(round: usize) -> f64 {
+    // The golden ratio spreads any number of draws evenly.
+    (round as f64 * 0.618_033_988_749_895).fract()
+}
+
+/// Settings of a daemon that keeps its answers in this folder.
+fn settings(port: u16) -> String {
+    linked(port)
+}
+
+/// A broker, a daemon, and a crowd that asks it without a pause.
+struct House {
+    folder: Folder,
+    broker: Mosquitto,
+    daemon: Daemon,
+    crowd: Crowd,
+}
+
+impl House {
+    async fn open(broker: Mosquitto, crowd: Crowd) -> Self {
+        let folder = Folder::new();
+        let daemon = Daemon::start(&folder, &settings(broker.port)).await;
+        let mut house = House { folder, broker, daemon, crowd };
+        house.crowd.hears(1).await;
+        house
+    }
+
+    /// Lets the crowd stop, waits for the answers that are still due, and says what came of it.
+    async fn tally(&mut self, what: &str, rounds: usize) -> Tally {
+        let tally = self.crowd.finish().await;
+        let calls = most_in_a_second(&self.broker);
+        println!("endure | {what} | {rounds} | {tally} | {calls}");
+        tally
+    }
+}
+
+/// The most connections of the daemon within one second of the broker's log.
+fn most_in_a_second(broker: &Mosquitto) -> usize {
+    let times = broker.connect_times(CLIENT);
+    times.iter().map(|time| times.iter().filter(|other| *other == time).count()).max().unwrap_or(0)
+}
+
+/// Longest wait for all answers to come in.
+fn patience() -> Duration {
+    crate::PATIENCE * if is_long() { 2 } else { 1 }
+}

@@ -1,0 +1,66 @@
+//! A network that is slow, drips, or silently swallows everything.
+
+use super::crowd::{Crowd, Memory};
+use super::proxy::{Pace, Proxy};
+use super::{House, is_long, settings};
+use crate::Folder;
+use crate::daemon::Daemon;
+use crate::support::broker::Mosquitto;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// Silence after which a link counts as dead, and some time to notice.
+const NOTICED: Duration = Duration::from_secs(90);
+
+/// A daemon behind a proxy; the crowd is not.
+async fn behind(proxy: &Proxy, broker: Mosquitto) -> House {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &settings(proxy.port)).await;
+    let crowd = Crowd::at(broker.port, Memory::Kept).await;
+    let mut house = House { folder, broker, daemon, crowd };
+    house.crowd.hears(1).await;
+    house
+}
+
+#[tokio::test]
+async fn a_slow_network_makes_answers_late_and_nothing_else() {
+    let broker = Mosquitto::start().await;
+    let proxy = Proxy::to(broker.port).await;
+    let mut house = behind(&proxy, broker).await;
+    proxy.pace(Pace::Late(Duration::from_millis(if is_long() { 500 } else { 50 })));
+    house.crowd.hears(if is_long() { 100 } else { 10 }).await;
+    house.tally("every packet late", 1).await.is_clean();
+    assert_eq!(proxy.calls(), 1, "it held the connection");
+}
+
+#[tokio::test]
+async fn a_network_that_drips_is_survived_and_then_used() {
+    let broker = Mosquitto::start().await;
+    let proxy = Proxy::to(broker.port).await;
+    let mut house = behind(&proxy, broker).await;
+    proxy.pace(Pace::Drip(Duration::from_secs(1)));
+    sleep(Duration::from_secs(if is_long() { 150 } else { 2 })).await;
+    proxy.pace(Pace::Free);
+    house.crowd.hears(5).await;
+    house.tally("1 byte per second", 1).await.is_clean();
+    assert!(proxy.shortest_gap().is_none_or(|gap| gap >= Duration::from_millis(950)));
+}
+
+/// Takes more than a minute by nature: only a silence of that length tells a vanished broker from
+/// one that has nothing to say.
+#[tokio::test]
+async fn a_broker_that_vanished_without_closing_is_noticed() {
+    if !is_long() {
+        return println!("skipped: it takes a minute; BITNETD_ENDURE=1 runs it");
+    }
+    let broker = Mosquitto::start().await;
+    let proxy = Proxy::to(broker.port).await;
+    let mut house = behind(&proxy, broker).await;
+    proxy.vanish();
+    let (start, calls) = (Instant::now(), proxy.calls());
+    crate::until("another connection", || (proxy.calls() > calls).then_some(())).await;
+    let noticed = start.elapsed();
+    assert!(noticed <= NOTICED, "{noticed:?}");
+    house.crowd.hears(5).await;
+    house.tally(&format!("half-open connection, noticed after {} s", noticed.as_secs()), 1).await.is_clean();
+}
