@@ -149,14 +149,6 @@ impl Kernels {
         self.many.map(|many| many.tokens)
     }
 
-    /// Streams in which rows are read for one token, each its part of them, where that is so.
-    pub fn streams(&self) -> Option<usize> {
-        #[cfg(target_arch = "x86_64")]
-        return (self.name != scalar::TABLE.name).then_some(streams::STREAMS);
-        #[cfg(not(target_arch = "x86_64"))]
-        return None;
-    }
-
     /// Ternary rows times quantised rows.
     ///
     /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:

@@ -52,7 +52,7 @@ impl Model {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.on_its_threads(n, || {
                 self.attention(index, layer, n, state);
-                self.feed_forward(layer, self.weights.layers.get(index + 1), n, state);
+                self.feed_forward(layer, n, state);
             });
         }
         self.leave_layers();
@@ -85,7 +85,6 @@ impl Model {
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         let (q, k, v) = (&mut state.q[..], &mut state.k[..], &mut state.v[..]);
-        self.expect([&layer.o], n);
         self.project([(&layer.q, q), (&layer.k, k), (&layer.v, v)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         self.rotate(n, state);
@@ -107,19 +106,17 @@ impl Model {
         quantize_rows(&state.attention, width, n, &mut state.quantized);
         let input = Input { x: &state.attention, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.expect([&layer.gate], n); // with it goes the up matrix, in the same stripes
         self.project([(&layer.o, &mut state.h)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 
-    fn feed_forward(&self, layer: &Layer, next: Option<&Layer>, n: usize, state: &mut State) {
+    fn feed_forward(&self, layer: &Layer, n: usize, state: &mut State) {
         let shape = &self.shape;
         norm_rows(&mut state.h, &state.x, &layer.ffn_norm, n, shape.epsilon);
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.expect([&layer.down], n);
         self.project_gated(layer, n, input, &mut state.gate);
         state.watch.lap(Part::FeedForward, &self.pool);
         if let Some(weight) = &layer.ffn_sub_norm {
@@ -130,26 +127,9 @@ impl Model {
         quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
         let input = Input { x: &state.gate, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        match next {
-            Some(layer) => self.expect([&layer.q, &layer.k, &layer.v], n),
-            None => self.pool.expect_nothing(),
-        }
         self.project([(&layer.down, &mut state.h)], n, input);
         state.watch.lap(Part::FeedForward, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
-    }
-
-    /// Says which matrices are multiplied in the job after the next, by what reads them in streams.
-    fn expect<const N: usize>(&self, matrices: [&Matrix; N], n: usize) {
-        let [Matrix { form, rows, cols, .. }, ..] = matrices[..] else { return };
-        let total = matrices.iter().map(|matrix| matrix.rows).sum();
-        match (form, self.kernels.streams()) {
-            (Form::Ternary(packed), Some(streams)) if n == 1 => {
-                let grain = self.project_grain(total, *cols, n);
-                self.pool.expect(packed.rows(0..*rows), (*rows, total), grain, streams);
-            }
-            _ => self.pool.expect_nothing(),
-        }
     }
 
     /// `out = matrix * input` for matrices that take the same input: `[n, cols]` to `[n, rows]` each.

@@ -5,7 +5,6 @@
 //! and whoever changes what it looks at asks for that after the change. Both sides do this in sequential
 //! consistency, so at least one of the two sees what the other did.
 
-use super::ahead::{Ahead, Reading};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
@@ -48,7 +47,6 @@ pub(super) struct Shared {
     post: Line<Post>,
     /// Finished parts of the current job.
     finished: Line<AtomicUsize>,
-    ahead: Line<Ahead>,
     /// Helpers with a lower index take parts; the others stay parked.
     active: AtomicUsize,
     closing: AtomicBool,
@@ -76,7 +74,6 @@ impl Shared {
         Shared {
             post: Line::default(),
             finished: Line::default(),
-            ahead: Line::default(),
             active: AtomicUsize::new(helpers),
             closing: AtomicBool::new(false),
             caller_parked: AtomicBool::new(false),
@@ -86,11 +83,6 @@ impl Shared {
             caller: Mutex::new(None),
             panic: Mutex::new(None),
         }
-    }
-
-    /// What those who wait may ask the memory for.
-    pub fn ahead(&self) -> &Ahead {
-        &self.ahead.0
     }
 
     /// What helpers cost the callers so far.
@@ -188,8 +180,7 @@ impl Shared {
             return;
         }
         self.count(|| {
-            let mut reading = Reading::default();
-            if !spin(is_done, || reading.go_on(self.ahead(), 0)) {
+            if !spin(is_done) {
                 *lock(&self.caller) = Some(thread::current());
                 park(&self.caller_parked, is_done);
             }
@@ -208,11 +199,9 @@ impl Shared {
         let Line(seat) = &self.seats[index];
         seat.thread.get_or_init(thread::current);
         let is_called = || self.has_work(index) || self.closing.load(SeqCst);
-        let mut reading = Reading::default();
         while !self.closing.load(Relaxed) {
             while self.has_work(index) && self.take_part() {}
-            // The first part is the caller's.
-            if !spin(is_called, || reading.go_on(self.ahead(), index + 1)) {
+            if !spin(is_called) {
                 park(&seat.parked, is_called);
             }
         }
@@ -230,18 +219,15 @@ impl Shared {
     }
 }
 
-/// Looks for a short while, and does a little of something else after each look, until that has nothing left
-/// to do; `false` when it did not come true.
-fn spin(is_so: impl Fn() -> bool, mut meanwhile: impl FnMut() -> bool) -> bool {
+/// Looks for a short while; `false` when it did not come true.
+fn spin(is_so: impl Fn() -> bool) -> bool {
     let mut started = None;
     loop {
         for _ in 0..LOOKS {
             if is_so() {
                 return true;
             }
-            if !meanwhile() {
-                std::hint::spin_loop();
-            }
+            std::hint::spin_loop();
         }
         if started.get_or_insert_with(Instant::now).elapsed() >= SPIN {
             return false;

@@ -6,7 +6,6 @@
 //! it. Deliberately knows nothing of what a part does.
 
 mod affinity;
-mod ahead;
 mod job;
 mod stripe;
 
@@ -134,7 +133,8 @@ impl Pool {
             assert!(grain > 0 && out.len().is_multiple_of(width.max(1)), "{} in rows of {width}", out.len());
             (out.len() / width.max(1), SendPtr::new(out))
         });
-        let per_part = self.per_part(total, grain);
+        let wanted = if self.active() == 1 { 1 } else { PARTS * self.active() };
+        let per_part = total.div_ceil(wanted).next_multiple_of(grain);
         let parts = widths.map(|width| width.div_ceil(per_part));
         let part_of = |mut part: usize| {
             let which = parts.iter().position(|parts| {
@@ -156,26 +156,6 @@ impl Pool {
             all if total <= grain => (0..all).for_each(compute),
             all => self.run(all, &compute),
         }
-    }
-
-    /// Columns of a part, of so many of all matrices.
-    fn per_part(&self, total: usize, grain: usize) -> usize {
-        let wanted = if self.active() == 1 { 1 } else { PARTS * self.active() };
-        total.div_ceil(wanted).next_multiple_of(grain)
-    }
-
-    /// Says before a job what the one after it begins to read, for threads that wait at the end of the first to ask
-    /// the memory for it: `bytes` are those of the first `rows` of `total` columns of stripes, each read in so many
-    /// streams side by side.
-    pub fn expect(&self, bytes: &[u8], (rows, total): (usize, usize), grain: usize, streams: usize) {
-        if self.active() > 1 && rows > 0 {
-            self.shared.ahead().set(bytes, self.per_part(total, grain) * (bytes.len() / rows), streams);
-        }
-    }
-
-    /// Says that nothing is known of it.
-    pub fn expect_nothing(&self) {
-        self.shared.ahead().set(&[], 0, 0);
     }
 
     /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
