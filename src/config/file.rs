@@ -57,6 +57,7 @@ pub(super) struct BudgetKeys {
 pub(super) struct SocketKeys {
     path: Option<PathBuf>,
     mode: Option<String>,
+    connections: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -241,7 +242,8 @@ impl SocketKeys {
             let said = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
             Mistake("socket", "mode", said)
         })?;
-        Ok(Socket { path, mode })
+        let connections = within("socket", "connections", self.connections.unwrap_or(64) as u64, 1..=4096)?;
+        Ok(Socket { path, mode, connections: connections as usize })
     }
 }
 

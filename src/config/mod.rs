@@ -116,6 +116,8 @@ pub struct Socket {
     pub path: PathBuf,
     /// Its permission bits.
     pub mode: u32,
+    /// Most clients at once.
+    pub connections: usize,
 }
 
 /// The broker link.

@@ -7,13 +7,15 @@ mod admission;
 mod budget;
 mod cache;
 mod health;
+mod heap;
+mod pressure;
 mod queue;
 mod report;
 mod shutdown;
 mod systemd;
 mod worker;
 
-pub use budget::{Plan, TooLarge};
+pub use budget::{Allowed, Clients, Plan, TooLarge};
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
@@ -92,8 +94,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         .and_then(|file| file.with_cache(cache));
     let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
-    let budget = config.budget.memory_bytes as usize;
-    let plan = Plan::make(&footprint, file.shape().context, config.model.context, budget);
+    let (clients, allowed) = (Clients::of(config), Allowed::by(config));
+    let plan = Plan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
     plan.map_err(Failure::Budget).map(|plan| (file, plan))
 }
 
@@ -102,12 +104,16 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
 pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), Failure> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
+    if plan.budget.is_kernels {
+        warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
+    }
+    unix::allow_files(config.socket.connections);
     let mut signals = shutdown::Signals::listen()
         .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
-    let telemetry = Arc::new(Telemetry::new(config.budget.memory_bytes));
+    let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
-    let queue = Arc::new(Queue::new(&config.queue, Arc::clone(&telemetry)));
+    let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
@@ -129,6 +135,7 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
             return Ok(());
         }
     };
+    queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     let close = CancellationToken::new();
@@ -193,6 +200,7 @@ impl Daemon {
         doors.spawn(unix::run(
             listener,
             self.latecomers,
+            self.config.socket.connections,
             intake.clone(),
             Arc::clone(&self.telemetry),
             self.draining.clone(),
@@ -271,6 +279,7 @@ impl Daemon {
                 Ok(error) => error.to_string(),
                 Err(_) => "the worker thread died; standard error says where".into(),
             }),
+            said = self.queue.stuck() => Some(said),
             Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
             Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
         };

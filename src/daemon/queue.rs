@@ -3,19 +3,26 @@
 //! What is decided is [`Admission`]'s; here is only the waiting. Deliberately knows no model.
 
 use super::admission::{Admission, Job};
+use super::budget::Plan;
+use super::cache::{Cache, Key, Stored};
+use super::heap;
 use super::locked;
+use super::pressure::{Held, Pressure, State};
 use crate::config;
 use crate::protocol::{Code, Refusal};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, sensors};
 use crate::transport::Inbound;
-use log::info;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use log::{info, warn};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Between two looks at whether the queue has drained.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+/// Between two looks at the memory while it is short; with none, each new request is a look.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Requests between the doors and the worker. Its lock is held for moves only, never while an
 /// answer is computed or a client is told.
@@ -23,6 +30,8 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Queue {
     admission: Mutex<Admission>,
     telemetry: Arc<Telemetry>,
+    /// Answers given again; dropped first when memory is short.
+    cache: Mutex<Cache>,
     /// Wakes the worker.
     offered: Condvar,
     /// Wakes the sweeper.
@@ -33,24 +42,125 @@ pub(super) struct Queue {
     /// Counts what the worker does, for the watchdog.
     steps: AtomicU64,
     timeout: Duration,
+    /// Tokens of context, and the bytes that each takes in the KV cache.
+    context: usize,
+    token_bytes: u64,
+    /// The place in the context that was written to and never more.
+    reach: AtomicUsize,
+    /// Whether the process' memory is ours to watch.
+    is_watched: AtomicBool,
+    /// Wakes who looks while memory is short.
+    short: Notify,
 }
 
 impl Queue {
-    pub fn new(config: &config::Queue, telemetry: Arc<Telemetry>) -> Self {
+    pub fn new(config: &config::Queue, plan: &Plan, telemetry: Arc<Telemetry>) -> Self {
+        let memory = Pressure::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         Queue {
-            admission: Mutex::new(Admission::new(config.depth)),
+            admission: Mutex::new(Admission::new(config.depth, memory)),
             telemetry,
+            cache: Mutex::default(),
             offered: Condvar::new(),
             occupied: Notify::new(),
             running: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             timeout: config.timeout,
+            context: plan.context,
+            token_bytes: plan.footprint.cache_per_token as u64,
+            reach: AtomicUsize::new(0),
+            is_watched: AtomicBool::new(false),
+            short: Notify::new(),
         }
+    }
+
+    /// From now on no request is taken in while memory is short. To be called before the first one.
+    pub fn watch_memory(&self, plan: &Plan) {
+        let (resident, budget) = (self.held().resident >> 20, plan.budget.bytes as u64 >> 20);
+        if resident > budget {
+            warn!(
+                "{resident} of {budget} MiB are held before the first request, which the plan does not explain (an \
+                 emulator's own memory?): requests are taken in whatever the memory"
+            );
+        }
+        self.is_watched.store(resident <= budget, Ordering::Relaxed);
+    }
+
+    /// Ends when memory has been short for a minute with nothing to do, and says so.
+    pub async fn stuck(&self) -> String {
+        loop {
+            self.short.notified().await;
+            while locked(&self.admission).is_short() {
+                tokio::time::sleep(MEMORY_INTERVAL).await;
+                heap::give_back();
+                if self.look() == State::Stuck {
+                    let resident = self.held().resident >> 20;
+                    return format!("memory stays short with nothing to do: {resident} MiB are held; ending");
+                }
+            }
+        }
+    }
+
+    /// Looks at the memory of the process, and drops what can be dropped when it becomes short.
+    fn look(&self) -> State {
+        if !self.is_watched.load(Ordering::Relaxed) {
+            return State::Room;
+        }
+        let (was_short, mut state) = self.weigh();
+        if !was_short && state != State::Room {
+            *locked(&self.cache) = Cache::default();
+            heap::give_back();
+            (_, state) = self.weigh();
+            if state != State::Room {
+                self.short.notify_one();
+                let resident = self.held().resident >> 20;
+                warn!("memory is short, {resident} MiB are held: requests are refused");
+            }
+        } else if was_short && state == State::Room {
+            info!("memory is there again: requests are taken in");
+        }
+        state
+    }
+
+    /// Whether memory was short before, and how it is now.
+    fn weigh(&self) -> (bool, State) {
+        let (held, is_running) = (self.held(), self.running.load(Ordering::Relaxed));
+        let mut admission = locked(&self.admission);
+        (admission.is_short(), admission.look(held, is_running, Instant::now()))
+    }
+
+    /// What a request that was taken in before memory became short hears, if it is short now: each answer holds
+    /// memory until its client has taken it.
+    pub fn want_of_memory(&self) -> Option<Refusal> {
+        (self.look() != State::Room).then(|| locked(&self.admission).want_of_memory())
+    }
+
+    fn held(&self) -> Held {
+        let page = rustix::param::page_size();
+        // Where it is not known nothing is refused over it.
+        let (resident, of_files) = sensors::resident_memory(Path::new("/"), page).unwrap_or_default();
+        let never_written = self.context.saturating_sub(self.reach.load(Ordering::Relaxed)) as u64;
+        Held { resident, of_files, yet_to_come: never_written * self.token_bytes }
+    }
+
+    /// Notes that the KV cache was written to up to this place.
+    pub fn note_reach(&self, place: usize) {
+        self.reach.fetch_max(place, Ordering::Relaxed);
+    }
+
+    /// The answer to the same question, if it is kept.
+    pub fn cached(&self, key: &Key) -> Option<Stored> {
+        locked(&self.cache).get(key)
+    }
+
+    /// Keeps an answer, to be given again.
+    pub fn keep(&self, key: Key, stored: Stored) {
+        locked(&self.cache).put(key, stored);
     }
 
     /// Takes a request in, or tells its client why not.
     pub fn offer(&self, inbound: Inbound) {
+        self.look();
         let timeout = inbound.request.timeout.unwrap_or(self.timeout);
         let offered = locked(&self.admission).offer(inbound, timeout);
         match offered {
@@ -144,6 +254,7 @@ impl Queue {
         match refusal.code {
             Code::Cancelled => self.telemetry.cancelled(),
             Code::Timeout => self.telemetry.timed_out(),
+            Code::BudgetExceeded => self.telemetry.budget_exceeded(),
             _ => {}
         }
         self.telemetry.refused();

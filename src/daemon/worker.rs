@@ -4,7 +4,7 @@
 
 use super::Failure;
 use super::admission::{Job, verdict};
-use super::cache::{Cache, Key, Stored};
+use super::cache::{Key, Stored};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
@@ -98,7 +98,6 @@ impl Worker {
     fn work(&self, engine: &Engine) -> Result<(), LoadError> {
         let _off = Off(&self.queue);
         let mut session = engine.session(self.context);
-        let mut cache = Cache::default();
         let mut screening = Screening::default();
         let mut threads = engine.model().threads();
         while let Some(job) = self.queue.next() {
@@ -109,7 +108,7 @@ impl Worker {
             }
             // A fault costs this request its answer, and nobody else theirs; its reply says
             // `internal` as it is dropped.
-            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, &mut cache, job))) {
+            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, job))) {
                 Ok(answered) => answered?,
                 Err(_) => {
                     self.telemetry.refused();
@@ -134,15 +133,13 @@ impl Worker {
     }
 
     /// Ends one request. An error is the model's, not the request's: no other can be answered either.
-    fn answer(
-        &self,
-        engine: &Engine,
-        session: &mut Session<'_>,
-        cache: &mut Cache,
-        job: Job,
-    ) -> Result<(), LoadError> {
+    fn answer(&self, engine: &Engine, session: &mut Session<'_>, job: Job) -> Result<(), LoadError> {
         if let Err(error) = engine.check_files() {
             return Err(self.send_back(job.inbound, error));
+        }
+        if let Some(refusal) = self.queue.want_of_memory() {
+            self.queue.refuse(job.inbound, refusal);
+            return Ok(());
         }
         let request = &job.inbound.request;
         debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
@@ -155,7 +152,7 @@ impl Worker {
             }
         };
         let key = cache_key(request, &prompt);
-        match key.as_ref().map(|key| cache.get(key)) {
+        match key.as_ref().map(|key| self.queue.cached(key)) {
             Some(Some(stored)) => {
                 self.give_again(stored, prompt.len(), job.inbound);
                 return Ok(());
@@ -164,7 +161,7 @@ impl Worker {
             None => {}
         }
         let begun = Instant::now();
-        let mut run = Run::new(&self.queue, engine, &job);
+        let mut run = Run::new(&self.queue, engine, &job, prompt.len());
         let options = options(request);
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
@@ -183,7 +180,7 @@ impl Worker {
         let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
         self.queue.note_pace(at.ended - at.begun);
         if let Some(key) = key.filter(|_| answer.end != End::Halted) {
-            cache.put(key, stored(&answer));
+            self.queue.keep(key, stored(&answer));
         }
         let Inbound { id, client, reply, .. } = job.inbound;
         let done = self.done(id, &prompt, answer, halt, at);
@@ -297,19 +294,26 @@ struct Run<'r> {
     cancel: &'r Cancel,
     deadline: Instant,
     stream: bool,
+    /// Places of the KV cache: the prompt's, and one for each token.
+    written: usize,
     halt: Option<FinishReason>,
     first: Option<Instant>,
 }
 
 impl<'r> Run<'r> {
-    fn new(queue: &'r Queue, engine: &'r Engine, job: &'r Job) -> Self {
+    fn new(queue: &'r Queue, engine: &'r Engine, job: &'r Job, prompt: usize) -> Self {
         let Inbound { request, reply, cancel, .. } = &job.inbound;
         let (deadline, stream) = (job.deadline, request.stream);
-        Run { queue, engine, reply, cancel, deadline, stream, halt: None, first: None }
+        Run { queue, engine, reply, cancel, deadline, stream, written: prompt, halt: None, first: None }
     }
 
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         self.queue.step();
+        match step {
+            Step::Prefill(read) => self.queue.note_reach(read),
+            Step::Token(_) => self.written += 1,
+        }
+        self.queue.note_reach(self.written);
         if self.engine.is_torn() {
             // What was just computed is made of zeros; who asked is told when the pass ends.
             return ControlFlow::Break(());

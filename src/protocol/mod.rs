@@ -37,6 +37,20 @@ pub struct Request {
     pub cache: bool,
 }
 
+impl Request {
+    /// Memory that its texts take, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let input = match &self.input {
+            Input::Prompt(text) => text.capacity(),
+            Input::Messages(messages) => {
+                let texts: usize = messages.iter().map(|message| message.content.capacity()).sum();
+                texts + messages.capacity() * size_of::<Message>()
+            }
+        };
+        input + self.stop.iter().map(String::capacity).sum::<usize>()
+    }
+}
+
 /// A bare prompt or a conversation; both go through the chat template.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {

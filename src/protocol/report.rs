@@ -149,6 +149,8 @@ pub struct Requests {
     pub completed: u64,
     /// Given an `error` event; what could not be read as a request counts too.
     pub refused: u64,
+    /// Of these, for want of memory.
+    pub budget_exceeded: u64,
     /// Cancelled by their client.
     pub cancelled: u64,
     /// Out of time.

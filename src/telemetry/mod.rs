@@ -33,6 +33,7 @@ pub struct Telemetry {
     received: Counter,
     completed: Counter,
     refused: Counter,
+    budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
     queued: Counter,
@@ -63,6 +64,7 @@ impl Telemetry {
             received: Counter::default(),
             completed: Counter::default(),
             refused: Counter::default(),
+            budget_exceeded: Counter::default(),
             cancelled: Counter::default(),
             timed_out: Counter::default(),
             queued: Counter::default(),
@@ -82,6 +84,11 @@ impl Telemetry {
     /// A request was given an `error` event.
     pub fn refused(&self) {
         self.refused.add();
+    }
+
+    /// A request was refused for want of memory; it counts as refused too.
+    pub fn budget_exceeded(&self) {
+        self.budget_exceeded.add();
     }
 
     /// A request was cancelled by its client.
@@ -164,6 +171,7 @@ impl Telemetry {
             received: self.received.get(),
             completed: self.completed.get(),
             refused: self.refused.get(),
+            budget_exceeded: self.budget_exceeded.get(),
             cancelled: self.cancelled.get(),
             timed_out: self.timed_out.get(),
             queued: self.queued.get(),
@@ -229,6 +237,7 @@ mod tests {
         telemetry.received();
         telemetry.received();
         telemetry.refused();
+        telemetry.budget_exceeded();
         telemetry.cancelled();
         telemetry.timed_out();
         telemetry.cache_hit();
@@ -239,6 +248,7 @@ mod tests {
             received: 2,
             completed: 1,
             refused: 1,
+            budget_exceeded: 1,
             cancelled: 1,
             timed_out: 1,
             queued: 3,

@@ -66,9 +66,18 @@ async fn the_process_never_has_more_than_two_threads_over_its_budget() {
 }
 
 /// What a process held at most, in KiB.
-fn peak_kib(process: &Process) -> u64 {
+pub fn peak_kib(process: &Process) -> u64 {
+    status_kib(process, "VmHWM:")
+}
+
+/// What a process holds now, in KiB.
+pub fn resident_kib(process: &Process) -> u64 {
+    status_kib(process, "VmRSS:")
+}
+
+fn status_kib(process: &Process, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("Linux says so");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 

@@ -8,6 +8,7 @@ mod busy;
 mod commands;
 mod configuration;
 mod convert;
+mod crowd;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]
@@ -20,6 +21,7 @@ mod listener;
 mod models;
 mod mqtt;
 mod past;
+mod soak;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;

@@ -39,8 +39,9 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
 ];
 pub const EVERYTHING: &str = "*";
 
-/// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl.
-pub const MAY_BE_UNSAFE: &[&str] = &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors"];
+/// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl, the allocator.
+pub const MAY_BE_UNSAFE: &[&str] =
+    &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors", "daemon/heap"];
 
 /// The one user of the MQTT client crate, so that it can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];

@@ -4,7 +4,8 @@ mod text;
 
 use super::model::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
-use crate::daemon::Plan;
+use crate::config::Config;
+use crate::daemon::{Allowed, Clients, Plan};
 use crate::engine::check::{Figure, choose};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, TEXT, Value};
@@ -297,16 +298,19 @@ fn head(file: &ModelFile) -> Option<Head> {
 
 fn memory(file: &ModelFile) -> Memory {
     let footprint = file.footprint();
+    let host = host::host();
+    let clients = Clients::of(&Config::defaults(&host));
     let board = |name: String, memory: usize| {
-        let planned = Plan::make(&footprint, file.shape().context, None, memory / 4 * 3);
+        let allowed = Allowed { bytes: memory / 4 * 3, is_kernels: false };
+        let planned = Plan::make(&footprint, file.shape().context, None, clients, allowed);
         let (fits, plan) = match planned {
             Ok(plan) => (true, plan),
             Err(refused) => (false, refused.plan),
         };
-        Board { name, budget: plan.budget, fits, context: plan.context, total: plan.total() }
+        Board { name, budget: plan.budget.bytes, fits, context: plan.context, total: plan.total() }
     };
     let mut boards: Vec<Board> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
-    boards.push(board("this machine".into(), host::host().memory_bytes as usize));
+    boards.push(board("this machine".into(), host.memory_bytes as usize));
     Memory {
         mapped: footprint.mapped,
         repacked: footprint.copied,

@@ -50,6 +50,15 @@ pub fn host_memory(root: &Path) -> u64 {
     limit(&root).bytes().or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
 }
 
+/// Resident memory of this process, and how much of it are pages of files, in bytes; cheaper than a report, for a
+/// look at every request. `page` is the size of a page: 16 KiB on a Raspberry Pi 5.
+pub fn resident_memory(root: &Path, page: usize) -> Option<(u64, u64)> {
+    let text = Root::new(root).text("/proc/self/statm")?;
+    let mut pages = text.split_whitespace().skip(1).map(|pages| pages.parse::<u64>().ok());
+    let mut next = || pages.next()??.checked_mul(page as u64);
+    Some((next()?, next()?))
+}
+
 /// Most memory that this process ever had resident, in bytes; mapped files are counted as far as they were read.
 pub fn peak_memory(root: &Path) -> Option<u64> {
     kilobytes(&Root::new(root).text("/proc/self/status")?, "VmHWM")
@@ -138,6 +147,15 @@ mod tests {
         assert_eq!(memory_limit(&place("pi4")), MemoryLimit::At(1 << 30));
         assert_eq!(host_memory(&place("pi4")), 1 << 30);
         assert!(read(&board("pi4")).memory_limit_enforced);
+    }
+
+    #[test]
+    fn resident_memory_is_counted_in_the_pages_of_the_machine() {
+        assert_eq!(resident_memory(&place("pi5"), 16 << 10), Some((78_144 << 14, 74_236 << 14)));
+        assert_eq!(resident_memory(&place("none"), 1), None);
+        assert_eq!(resident_memory(&place("broken"), 1), None);
+        let live = resident_memory(Path::new("/"), rustix::param::page_size()).expect("Linux tells");
+        assert!(live.0 > 100 << 10 && live.1 <= live.0, "{live:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod processors;
 mod rapl;
 mod thermal;
 
-pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory};
+pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory, resident_memory};
 pub use processors::{Processors, processors};
 
 use crate::protocol::{Cpu, Memory, Method, Reading, Thermal};

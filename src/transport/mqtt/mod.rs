@@ -37,6 +37,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Memory that the door takes at most: replies for the broker and the answers kept for copies (1 MiB each), a packet
+/// as large as we allow while it is read (1 MiB), what is remembered of prompts, and the library.
+pub const LINK_BYTES: usize = 4 << 20;
+
 /// What the door needs.
 #[derive(Debug)]
 pub struct Door {

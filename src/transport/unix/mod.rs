@@ -15,6 +15,7 @@ pub use place::{BindError, Place, bind};
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Most connections at once: each costs two file descriptors and, with a request that never ends its
-/// line, up to a request's length of memory; 64 such clients hold 4 MiB.
-pub const MAX_CONNECTIONS: usize = 64;
+/// Memory that one client can make a connection hold: a request that never ends its line, the piece read last, and
+/// what waits to be written. `tests/system` measures it with all connections full.
+pub const CONNECTION_BYTES: usize = json::MAX_REQUEST + (16 << 10);
+
+/// File descriptors of one connection: its stream, and a second handle that hears when it is closed.
+pub const CONNECTION_FILES: usize = 2;
+
+/// Files besides those of the connections: the model, the broker, the journal, sensors while they are read.
+const OTHER_FILES: usize = 64;
 
 /// When a client that found no free connection may come back.
 const BUSY_RETRY_MS: u64 = 1_000;
@@ -42,6 +49,23 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
     UnixListener::from_std(listener)
 }
 
+/// Allows this process the file descriptors that so many connections need. Where it may not have them, clients beyond
+/// wait until others leave; that is said.
+pub fn allow_files(connections: usize) {
+    let wanted = (connections * CONNECTION_FILES + OTHER_FILES) as u64;
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = Some(now.maximum.map_or(wanted, |most| most.min(wanted)));
+    let is_set = setrlimit(Resource::Nofile, Rlimit { current, ..now }).is_ok();
+    if !is_set || current < Some(wanted) {
+        log::warn!(
+            "socket.connections: {connections} take {wanted} files, more than allowed; set LimitNOFILE={wanted}"
+        );
+    }
+}
+
 /// What becomes of clients that connect while the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Latecomers {
@@ -51,7 +75,7 @@ pub enum Latecomers {
     Kept,
 }
 
-/// Serves the clients of `listener` until `close`.
+/// Serves the clients of `listener` until `close`, at most `most` of them at once.
 ///
 /// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
 /// on. Once `close` is cancelled, all requests are, and within two seconds their last events
@@ -59,6 +83,7 @@ pub enum Latecomers {
 pub async fn run(
     listener: UnixListener,
     latecomers: Latecomers,
+    most: usize,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
     draining: CancellationToken,
@@ -68,7 +93,7 @@ pub async fn run(
         Latecomers::Told => close.clone(),
         Latecomers::Kept => draining.clone(),
     };
-    let shared = Shared { inbound, telemetry, draining, close };
+    let shared = Shared { most, inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     loop {
@@ -96,6 +121,8 @@ pub async fn run(
 /// What every connection needs of the daemon.
 #[derive(Debug, Clone)]
 struct Shared {
+    /// Connections at once.
+    most: usize,
     /// Where requests go.
     inbound: mpsc::Sender<Inbound>,
     /// Counts what is refused here already.
@@ -107,8 +134,8 @@ struct Shared {
 }
 
 fn admit(tasks: &mut JoinSet<()>, stream: UnixStream, number: u64, shared: &Shared) {
-    if tasks.len() >= MAX_CONNECTIONS {
-        turn_away(&stream);
+    if tasks.len() >= shared.most {
+        turn_away(&stream, shared);
     } else {
         tasks.spawn(connection::serve(stream, number, shared.clone()));
     }
@@ -129,8 +156,11 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Tells a client beyond the cap so, without waiting for it: the buffer of a new socket has room.
-fn turn_away(stream: &UnixStream) {
-    let said = format!("{MAX_CONNECTIONS} clients are connected; close one or ask again later");
+fn turn_away(stream: &UnixStream, shared: &Shared) {
+    shared.telemetry.refused();
+    let most = shared.most;
+    let said =
+        format!("{most} clients are connected; close one, ask again later, or raise socket.connections");
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
     // A failure means that the client has left already.
     let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));

@@ -1,7 +1,7 @@
 //! Who leaves, who is slow, and who comes in too great a number.
 
-use super::{Client, Door, PATIENCE, until};
-use bitnetd::transport::unix::{self, Latecomers};
+use super::{CONNECTIONS, Client, Door, PATIENCE, until};
+use bitnetd::transport::unix::Latecomers;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -241,20 +241,20 @@ async fn a_thousand_connections_are_served_or_told_to_come_back() {
             }
         }
     }
-    assert!(served >= unix::MAX_CONNECTIONS && served + refused == 1000, "{served} {refused}");
+    assert!(served >= CONNECTIONS && served + refused == 1000, "{served} {refused}");
     door.client().await.assert_serves().await;
 }
 
 #[tokio::test]
 async fn connections_that_come_and_go_leave_nothing_behind() {
     let door = Door::open();
-    for number in 0..2 * unix::MAX_CONNECTIONS {
+    for number in 0..2 * CONNECTIONS {
         let mut client = door.client().await;
         client.send("{\"prompt\":\"hang\"}\n{\"pro").await;
         door.wait_for(number).await;
     }
     door.client().await.assert_serves().await;
-    let last = door.wait_for(2 * unix::MAX_CONNECTIONS - 1).await;
+    let last = door.wait_for(2 * CONNECTIONS - 1).await;
     until(|| last.cancel.is_raised().then_some(())).await;
     door.shut().await;
 }

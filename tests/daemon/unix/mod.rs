@@ -28,6 +28,9 @@ use tokio_util::sync::CancellationToken;
 /// Far more than anything here takes, also under emulation.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Clients that these doors take at once.
+const CONNECTIONS: usize = 64;
+
 /// A folder of its own, removed at the end.
 struct Folder(PathBuf);
 
@@ -42,7 +45,7 @@ impl Folder {
     }
 
     fn socket(&self) -> Socket {
-        Socket { path: self.0.join("s"), mode: 0o660 }
+        Socket { path: self.0.join("s"), mode: 0o660, connections: CONNECTIONS }
     }
 }
 
@@ -99,6 +102,7 @@ impl Door {
         tasks.spawn(unix::run(
             listener,
             latecomers,
+            CONNECTIONS,
             inbound,
             Arc::new(Telemetry::new(0)),
             draining.clone(),

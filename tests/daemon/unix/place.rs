@@ -97,7 +97,7 @@ fn a_successors_socket_is_not_removed() {
 
 #[test]
 fn a_missing_folder_is_named() {
-    let settings = Socket { path: "/nonexistent/bitnetd/s".into(), mode: 0o660 };
+    let settings = Socket { path: "/nonexistent/bitnetd/s".into(), mode: 0o660, connections: 1 };
     let error = unix::bind(&settings).expect_err("no folder").to_string();
     assert!(error.starts_with("/nonexistent/bitnetd: no such directory"), "{error}");
 }
