@@ -98,7 +98,8 @@ async fn show(folder: &Path) -> Result<(), Failure> {
         stop.cancel();
         asked
     };
-    let (served, asked) = tokio::join!(daemon::run(config.clone(), stop.clone(), ready), asked);
+    let reread = Box::new(|| Err("the demo has no configuration file".to_owned()));
+    let (served, asked) = tokio::join!(daemon::run(config.clone(), reread, stop.clone(), ready), asked);
     served?;
     asked
 }

@@ -1,7 +1,7 @@
 //! `bitnetd serve`: the daemon.
 
 use super::{Failure, host};
-use crate::config::{Config, DEFAULT_FILE};
+use crate::config::{Config, DEFAULT_FILE, Host};
 use crate::daemon;
 use crate::telemetry;
 use std::path::{Path, PathBuf};
@@ -23,24 +23,36 @@ pub(super) struct Serve {
 }
 
 pub(super) fn run(args: Serve) -> Result<(), Failure> {
-    let mut config = load(args.config.as_deref())?;
-    config.model.path = args.model.or(config.model.path);
-    config.socket.path = args.socket.unwrap_or(config.socket.path);
+    // Seen once: a reload is for what the owner changed, not for what the machine did meanwhile.
+    let host = host::host();
+    let config = settings(&args, &host)?;
     telemetry::log::init(config.log.level, telemetry::log::under_journald());
     make_default_dir(&config.socket.path);
+    let reread = Box::new(move || settings(&args, &host).map_err(|failure| failure.message));
     let (ready, _) = oneshot::channel();
-    Ok(runtime()?.block_on(daemon::run(config, CancellationToken::new(), ready))?)
+    Ok(runtime()?.block_on(daemon::run(config, reread, CancellationToken::new(), ready))?)
+}
+
+/// The configuration, and what the command line says instead of it.
+fn settings(args: &Serve, host: &Host) -> Result<Config, Failure> {
+    let mut config = read(args.config.as_deref(), host)?;
+    config.model.path = args.model.clone().or(config.model.path);
+    config.socket.path = args.socket.clone().unwrap_or(config.socket.path);
+    Ok(config)
 }
 
 /// The named configuration, else the system's, else the defaults.
 pub(super) fn load(named: Option<&Path>) -> Result<Config, Failure> {
-    let host = host::host();
+    read(named, &host::host())
+}
+
+fn read(named: Option<&Path>, host: &Host) -> Result<Config, Failure> {
     let path = match named {
         Some(path) => path,
         None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
-        None => return Ok(Config::defaults(&host)),
+        None => return Ok(Config::defaults(host)),
     };
-    Config::load(path, &host).map_err(|error| Failure::usage(error.to_string()))
+    Config::load(path, host).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// One thread for everything that waits, and one for name look-ups, which block: with the computing

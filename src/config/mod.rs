@@ -3,7 +3,10 @@
 //! Two stages: [`file`] mirrors what the owner wrote, this is what the program uses. Deliberately
 //! knows nothing of where the settings go, and reads no environment: the caller passes the host in.
 
+mod changes;
 mod file;
+
+pub use changes::Changes;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

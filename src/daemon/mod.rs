@@ -10,12 +10,15 @@ mod health;
 mod heap;
 mod pressure;
 mod queue;
+mod reload;
 mod report;
 mod shutdown;
+mod status;
 mod systemd;
 mod worker;
 
 pub use budget::{Allowed, Clients, Plan, TooLarge};
+pub use reload::Reread;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
@@ -23,12 +26,14 @@ use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
-use crate::transport::Inbound;
 use crate::transport::mqtt::{self, LinkState};
 use crate::transport::unix::{self, Latecomers};
+use crate::transport::{Inbound, Pulse};
 use log::{error, info, warn};
 use queue::Queue;
+use reload::Settings;
 use report::{Reporter, info_payload, sample_power};
+use shutdown::{Asked, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +48,8 @@ use worker::{Facts, Worker};
 const INTAKE: usize = 32;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
+/// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
+const LAST_STEP: Duration = Duration::from_secs(30);
 /// Between two looks at waiting requests that were cancelled or ran out of time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -100,16 +107,21 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
 }
 
 /// Runs until `stop` is cancelled or a signal asks for it. `ready` hears when both doors are open
-/// and the model is loaded.
-pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), Failure> {
+/// and the model is loaded; `reread` is called when a signal asks for another configuration.
+pub async fn run(
+    config: Config,
+    reread: Reread,
+    stop: CancellationToken,
+    ready: oneshot::Sender<()>,
+) -> Result<(), Failure> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
     if plan.budget.is_kernels {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
     unix::allow_files(config.socket.connections);
-    let mut signals = shutdown::Signals::listen()
-        .map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
@@ -128,30 +140,50 @@ pub async fn run(config: Config, stop: CancellationToken, ready: oneshot::Sender
         keep_in: config.model.keep_in.clone(),
     };
     let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
+    let loads = what_loads(&config, &plan);
     let (worker::Thread { handle, ended }, facts) = tokio::select! {
         started = worker.start(file, options) => started?,
-        signal = signals.next() => {
+        signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
             return Ok(());
         }
+        never = systemd::loading(&loads) => match never {},
     };
     queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
-    let close = CancellationToken::new();
-    let daemon = Daemon { config, telemetry, sensors, queue, latecomers, draining: stop, close };
+    let (interval, _) = watch::channel(config.telemetry.interval);
+    let settings = Settings { running: config, reread, queue: Arc::clone(&queue), interval };
+    let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
     info!(
         "ready: {} on {}, threads: {}, socket {}",
-        facts.model, facts.kernel, daemon.config.budget.threads, socket_name
+        facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name
     );
     let outcome = daemon.serve(listener, signals, ended, &facts, &plan, ready).await;
-    // The worker ends when its queue is closed and empty, which `serve` has seen to.
-    if handle.join().is_err() {
-        error!("the worker thread died");
-    }
     drop(place);
-    outcome
+    outcome.and(last_step(handle).await)
+}
+
+/// Waits for the worker, which ends when its queue is closed and empty, as it is now.
+async fn last_step(worker: std::thread::JoinHandle<()>) -> Result<(), Failure> {
+    let deadline = Instant::now() + LAST_STEP;
+    while !worker.is_finished() {
+        if Instant::now() >= deadline {
+            let said = format!("the worker did not end its step in {LAST_STEP:?}; stopped without it");
+            return Err(Failure::Setup(said));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    worker.join().map_err(|_| Failure::Setup("the worker thread died; standard error says where".into()))
+}
+
+/// What systemd is told while the worker is busy with it.
+fn what_loads(config: &Config, plan: &Plan) -> String {
+    let model =
+        config.model.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string());
+    format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
 }
 
 /// Where the socket is: under systemd its own word counts, not the configuration's.
@@ -174,50 +206,42 @@ fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Pla
 }
 
 struct Daemon {
-    config: Config,
+    settings: Settings,
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
     latecomers: Latecomers,
     draining: CancellationToken,
     close: CancellationToken,
+    /// Of the broker link's loop.
+    pulse: Pulse,
 }
 
 impl Daemon {
     async fn serve(
-        &self,
+        &mut self,
         listener: tokio::net::UnixListener,
-        signals: shutdown::Signals,
+        signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         facts: &Facts,
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
         // A broker hands over all that it has kept for us in one piece: what the queue has room for.
-        let (intake, requests) = mpsc::channel(INTAKE.max(self.config.queue.depth + 1));
+        let (intake, requests) = mpsc::channel(INTAKE.max(self.settings.running.queue.depth + 1));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
             listener,
             self.latecomers,
-            self.config.socket.connections,
+            self.settings.running.socket.connections,
             intake.clone(),
             Arc::clone(&self.telemetry),
             self.draining.clone(),
             self.close.clone(),
         ));
         let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
-        let mut company = JoinSet::new();
-        company.spawn(admit(requests, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
-        company.spawn(sweep(Arc::clone(&self.queue)));
-        company.spawn(sample_power(Arc::clone(&self.sensors), Arc::clone(&self.telemetry)));
-        let reporter = Reporter { reports, link, queue: Arc::clone(&self.queue) };
-        company.spawn(reporter.run(
-            self.config.telemetry.interval,
-            Arc::clone(&self.sensors),
-            Arc::clone(&self.telemetry),
-        ));
-        company.spawn(systemd::feed_watchdog(Arc::clone(&self.queue)));
+        let mut company = self.keep_company(requests, reports, link, &facts.model);
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -231,6 +255,31 @@ impl Daemon {
         fault.map_or(Ok(()), |said| Err(Failure::Setup(said)))
     }
 
+    /// The tasks that run beside the doors.
+    fn keep_company(
+        &self,
+        requests: mpsc::Receiver<Inbound>,
+        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+        link: Option<watch::Receiver<LinkState>>,
+        model: &str,
+    ) -> JoinSet<()> {
+        let (queue, telemetry) = (&self.queue, &self.telemetry);
+        let watched = link.is_some().then(|| self.pulse.clone());
+        let (model, seen) = (model.to_owned(), link.clone());
+        let observer =
+            systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
+        let interval = self.settings.interval.subscribe();
+        let reporter = Reporter { reports, link, queue: queue.clone(), interval };
+        let mut company = JoinSet::new();
+        company.spawn(admit(requests, queue.clone(), telemetry.clone()));
+        company.spawn(sweep(queue.clone()));
+        company.spawn(sample_power(self.sensors.clone(), telemetry.clone()));
+        company.spawn(reporter.run(self.sensors.clone(), telemetry.clone()));
+        company.spawn(systemd::feed_watchdog(queue.clone(), watched));
+        company.spawn(observer.run(self.draining.clone()));
+        company
+    }
+
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
@@ -239,22 +288,25 @@ impl Daemon {
         facts: &Facts,
         plan: &Plan,
     ) -> Option<watch::Receiver<LinkState>> {
-        let config = self.config.mqtt.clone()?;
+        let running = &self.settings.running;
+        let config = running.mqtt.clone()?;
         let (state, link) = watch::channel(LinkState::default());
         doors.spawn(mqtt::run(mqtt::Door {
             config,
-            device: self.config.device.id.clone(),
-            state_in: self.config.device.state_in.clone(),
-            info: info_payload(&self.config, facts, plan),
-            window: u16::try_from(self.config.queue.depth + 1).unwrap_or(u16::MAX),
+            device: running.device.id.clone(),
+            state_in: running.device.state_in.clone(),
+            info: info_payload(running, facts, plan),
+            window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
             telemetry,
-            interval: self.config.telemetry.interval,
+            interval: self.settings.interval.subscribe(),
             state,
             counters: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
             flush: FLUSH,
+            pulse: self.pulse.clone(),
+            turn: systemd::turn(),
         }));
         Some(link)
     }
@@ -263,36 +315,61 @@ impl Daemon {
     /// which part of the daemon failed, if that is why it stops: such a daemon answers nobody, and
     /// its exit code must tell systemd to start another.
     async fn wait_and_drain(
-        &self,
-        mut signals: shutdown::Signals,
+        &mut self,
+        mut signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = tokio::select! {
-            () = self.draining.cancelled() => None,
-            signal = signals.next() => {
-                info!("stopping on {signal}");
-                None
-            }
-            ended = worker => Some(match ended {
-                Ok(error) => error.to_string(),
-                Err(_) => "the worker thread died; standard error says where".into(),
-            }),
-            said = self.queue.stuck() => Some(said),
-            Some(ended) = doors.join_next() => Some(format!("a door ended by itself: {ended:?}")),
-            Some(ended) = company.join_next() => Some(format!("a task ended by itself: {ended:?}")),
-        };
-        systemd::stopping(self.config.queue.drain);
+        let fault = self.word_to_stop(&mut signals, worker, doors, company).await;
+        systemd::stopping(&self.queue);
         self.draining.cancel();
-        let deadline = Instant::now() + self.config.queue.drain;
+        let deadline = Instant::now() + self.settings.running.queue.drain;
         tokio::select! {
             () = self.queue.drained(deadline) => {}
-            signal = signals.next() => warn!("{signal} again: not waiting for answers"),
+            signal = signals.stop() => warn!("{signal} again: not waiting for answers"),
+            never = systemd::drain(&self.queue) => match never {},
         }
+        systemd::closing();
         self.queue.close();
         self.queue.drained(Instant::now() + FLUSH).await;
         fault
+    }
+
+    async fn word_to_stop(
+        &mut self,
+        signals: &mut Signals,
+        mut worker: oneshot::Receiver<LoadError>,
+        doors: &mut JoinSet<()>,
+        company: &mut JoinSet<()>,
+    ) -> Option<String> {
+        loop {
+            tokio::select! {
+                biased;
+                // Before the doors, which end by themselves once it is said.
+                () = self.draining.cancelled() => return None,
+                asked = signals.next() => match asked {
+                    Asked::Reload => self.reload(),
+                    Asked::Stop(signal) => {
+                        info!("stopping on {signal}");
+                        return None;
+                    }
+                },
+                ended = &mut worker => return Some(match ended {
+                    Ok(error) => error.to_string(),
+                    Err(_) => "the worker thread died; standard error says where".into(),
+                }),
+                said = self.queue.stuck() => return Some(said),
+                Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
+                Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        systemd::reloading();
+        self.settings.reload();
+        systemd::reloaded();
     }
 }
 
@@ -317,4 +394,65 @@ async fn sweep(queue: Arc<Queue>) {
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Host;
+    use std::path::PathBuf;
+
+    fn daemon() -> Daemon {
+        let host = Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 1,
+            big: vec![],
+            runtime_dir: PathBuf::new(),
+            cache_dir: PathBuf::new(),
+            state_dir: PathBuf::new(),
+            credentials_dir: None,
+        };
+        let running = Config::defaults(&host);
+        let telemetry = Arc::new(Telemetry::new(0));
+        let (_, plan) = plan(&running).expect("the built-in model fits");
+        let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
+        let (interval, _) = watch::channel(running.telemetry.interval);
+        let reread = Box::new(|| Err("nothing to read".into()));
+        Daemon {
+            settings: Settings { running, reread, queue: queue.clone(), interval },
+            telemetry,
+            sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
+            queue,
+            latecomers: Latecomers::Told,
+            draining: CancellationToken::new(),
+            close: CancellationToken::new(),
+            pulse: Pulse::default(),
+        }
+    }
+
+    /// What a daemon says that is stopped by none of its owners.
+    async fn fault(worker: oneshot::Receiver<LoadError>, mut doors: JoinSet<()>) -> String {
+        let mut daemon = daemon();
+        let signals = Signals::listen().expect("signals can be heard");
+        let fault = daemon.wait_and_drain(signals, worker, &mut doors, &mut JoinSet::new()).await;
+        assert!(daemon.draining.is_cancelled(), "the other doors are closed in order");
+        fault.expect("nobody asked for a stop")
+    }
+
+    #[tokio::test]
+    async fn a_dead_worker_is_a_fault_that_ends_the_daemon() {
+        let (alive, worker) = oneshot::channel();
+        drop(alive);
+        assert_eq!(fault(worker, JoinSet::new()).await, "the worker thread died; standard error says where");
+    }
+
+    #[tokio::test]
+    async fn a_door_that_panics_is_a_fault_that_ends_the_daemon() {
+        let (_alive, worker) = oneshot::channel();
+        let mut doors = JoinSet::new();
+        doors.spawn(async { panic!("a fault of ours") });
+        let said = fault(worker, doors).await;
+        assert!(said.starts_with("a door ended by itself: ") && said.contains("a fault of ours"), "{said}");
+    }
 }

@@ -41,7 +41,8 @@ pub(super) struct Queue {
     cut_off: AtomicBool,
     /// Counts what the worker does, for the watchdog.
     steps: AtomicU64,
-    timeout: Duration,
+    /// For requests that name none, in milliseconds.
+    timeout_ms: AtomicU64,
     /// Tokens of context, and the bytes that each takes in the KV cache.
     context: usize,
     token_bytes: u64,
@@ -56,7 +57,7 @@ pub(super) struct Queue {
 impl Queue {
     pub fn new(config: &config::Queue, plan: &Plan, telemetry: Arc<Telemetry>) -> Self {
         let memory = Pressure::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
-        Queue {
+        let queue = Queue {
             admission: Mutex::new(Admission::new(config.depth, memory)),
             telemetry,
             cache: Mutex::default(),
@@ -65,13 +66,21 @@ impl Queue {
             running: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             steps: AtomicU64::new(0),
-            timeout: config.timeout,
+            timeout_ms: AtomicU64::default(),
             context: plan.context,
             token_bytes: plan.footprint.cache_per_token as u64,
             reach: AtomicUsize::new(0),
             is_watched: AtomicBool::new(false),
             short: Notify::new(),
-        }
+        };
+        queue.set_timeout(config.timeout);
+        queue
+    }
+
+    /// Time for requests that name none, from now on.
+    pub fn set_timeout(&self, timeout: Duration) {
+        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.timeout_ms.store(ms, Ordering::Relaxed);
     }
 
     /// From now on no request is taken in while memory is short. To be called before the first one.
@@ -161,7 +170,8 @@ impl Queue {
     /// Takes a request in, or tells its client why not.
     pub fn offer(&self, inbound: Inbound) {
         self.look();
-        let timeout = inbound.request.timeout.unwrap_or(self.timeout);
+        let usual = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
+        let timeout = inbound.request.timeout.unwrap_or(usual);
         let offered = locked(&self.admission).offer(inbound, timeout);
         match offered {
             Ok(()) => {

@@ -75,27 +75,37 @@ pub(super) struct Reporter {
     pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub link: Option<watch::Receiver<LinkState>>,
     pub queue: Arc<Queue>,
+    /// Between two reports; it may change.
+    pub interval: watch::Receiver<Duration>,
 }
 
 impl Reporter {
-    pub async fn run(self, interval: Duration, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
+    pub async fn run(mut self, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
         // Loads are differences between two readings; this is the first.
         locked(&sensors).read(Instant::now());
-        let mut interval = tokio::time::interval(interval);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        interval.tick().await;
+        let mut last = tokio::time::Instant::now();
         loop {
-            interval.tick().await;
-            let now = Instant::now();
-            let host = locked(&sensors).read(now);
-            telemetry.power(now, host.power.as_ref());
-            let (waiting, running) = self.queue.level();
-            telemetry.set_queue(waiting, running);
-            let report = telemetry.report(&host, self.link(), SystemTime::now());
-            telemetry::write_journal(&report);
-            let json = serde_json::to_vec(&report).expect("a report is plain data");
-            self.reports.send_replace(Some(Arc::new(json)));
+            let due = last + *self.interval.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                // A new interval counts from the last report. Its sender lives as long as the daemon.
+                Ok(()) = self.interval.changed() => continue,
+            }
+            last = tokio::time::Instant::now();
+            self.report(&sensors, &telemetry);
         }
+    }
+
+    fn report(&self, sensors: &Mutex<Sensors>, telemetry: &Telemetry) {
+        let now = Instant::now();
+        let host = locked(sensors).read(now);
+        telemetry.power(now, host.power.as_ref());
+        let (waiting, running) = self.queue.level();
+        telemetry.set_queue(waiting, running);
+        let report = telemetry.report(&host, self.link(), SystemTime::now());
+        telemetry::write_journal(&report);
+        let json = serde_json::to_vec(&report).expect("a report is plain data");
+        self.reports.send_replace(Some(Arc::new(json)));
     }
 
     fn link(&self) -> Option<MqttLink> {

@@ -1,10 +1,18 @@
-//! The signals that ask for a stop, and the one that asks for what this version cannot do.
+//! The signals: two that ask for a stop, one that asks for the configuration to be read again.
 
-use log::warn;
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT; SIGHUP, which must not end the daemon unasked.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To stop; the signal's name.
+    Stop(&'static str),
+    /// To read the configuration again.
+    Reload,
+}
+
+/// SIGTERM and SIGINT; SIGHUP.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -22,14 +30,21 @@ impl Signals {
         })
     }
 
-    /// Waits for one that asks for a stop and gives its name.
-    pub async fn next(&mut self) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => warn!("SIGHUP: the configuration is read at start only; restart for a new one"),
-            }
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// Waits for one that asks for a stop and gives its name. A SIGHUP meanwhile is kept for
+    /// [`Signals::next`].
+    pub async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

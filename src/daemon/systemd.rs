@@ -1,19 +1,50 @@
-//! What systemd gives and hears: the socket it holds, READY and STOPPING, the watchdog.
+//! What systemd gives and hears: the socket it holds, how it goes, how long it may take, the watchdog.
 //!
 //! Without systemd all of this does nothing.
 
-use super::health::Progress;
+use super::health::Watch;
 use super::queue::Queue;
+use super::status::Status;
+use crate::telemetry::Telemetry;
+use crate::transport::Pulse;
+use crate::transport::mqtt::LinkState;
 use log::{error, warn};
 use sd_notify::NotifyState;
+use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Between two lines of status, and between two requests for more time.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// What is asked for at once while a model loads: enough for a disk that hangs for a while.
+const LOAD_EXTENSION: Duration = Duration::from_secs(60);
+/// No card takes this long to give a model that fits a small board: whatever it is, it is no loading.
+const LONGEST_LOAD: Duration = Duration::from_secs(3600);
+/// What is asked for at once while it stops.
+const STOP_EXTENSION: Duration = Duration::from_secs(20);
+/// What a stop takes after the drain: the last step of the worker, and the doors' farewells.
+pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(45);
 
 /// The listening socket that systemd opened for us, if it did.
 pub(super) fn listener() -> io::Result<Option<UnixListener>> {
     listenfd::ListenFd::from_env().take_unix_listener(0)
+}
+
+/// Asks for more time for as long as it is polled, within [`LONGEST_LOAD`].
+pub(super) async fn loading(what: &str) -> Infallible {
+    let begun = Instant::now();
+    let status = format!("loading {what}");
+    while begun.elapsed() < LONGEST_LOAD {
+        tell(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
+        sleep(STATUS_INTERVAL).await;
+    }
+    warn!("the model is not loaded after {LONGEST_LOAD:?}; systemd is asked for no more time");
+    std::future::pending().await
 }
 
 /// The model is loaded and the doors are open.
@@ -21,35 +52,116 @@ pub(super) fn ready(model: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
 }
 
-/// What a stop takes beyond the drain: the last batch of a prompt, and the doors' farewells.
-const AFTER_DRAIN: Duration = Duration::from_secs(15);
-
-/// A stop was asked for; it may take the drain and a little more, whatever the unit's own limit is.
-pub(super) fn stopping(drain: Duration) {
-    let wanted = u32::try_from((drain + AFTER_DRAIN).as_micros()).unwrap_or(u32::MAX);
-    tell(&[
-        NotifyState::Stopping,
-        NotifyState::ExtendTimeoutUsec(wanted),
-        NotifyState::Status("answering what is left"),
-    ]);
+/// The configuration is being read again; [`reloaded`] ends it.
+pub(super) fn reloading() {
+    // From systemd 253 on the time is what tells this reload from an older one.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => warn!("no clock for systemd: {error}"),
+    }
 }
 
-/// Feeds systemd's watchdog, if it set one, as long as the worker makes progress.
-pub(super) async fn feed_watchdog(queue: Arc<Queue>) {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    // Fed every quarter, a worker is found stuck after two, and the last feed lasts for one more:
+/// Ready again, with the new settings or with the old ones.
+pub(super) fn reloaded() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// A stop was asked for.
+pub(super) fn stopping(queue: &Queue) {
+    tell(&[NotifyState::Stopping, extension(STOP_EXTENSION), NotifyState::Status(&left(queue))]);
+}
+
+/// Says how many requests are left, and asks for more time, for as long as it is polled.
+pub(super) async fn drain(queue: &Queue) -> Infallible {
+    loop {
+        sleep(STATUS_INTERVAL).await;
+        tell(&[extension(STOP_EXTENSION), NotifyState::Status(&left(queue))]);
+    }
+}
+
+fn left(queue: &Queue) -> String {
+    let (waiting, running) = queue.level();
+    format!("stopping: {running} running, {waiting} waiting")
+}
+
+/// What is left is told; the doors close.
+pub(super) fn closing() {
+    tell(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing the doors")]);
+}
+
+fn extension(time: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
+}
+
+/// What the status is made of, again and again.
+pub(super) struct Observer {
+    pub model: String,
+    pub queue: Arc<Queue>,
+    pub telemetry: Arc<Telemetry>,
+    pub link: Option<watch::Receiver<LinkState>>,
+}
+
+impl Observer {
+    /// Says what changed, and no more often than anybody could read it; nothing any more once it is
+    /// `draining`, which has lines of its own.
+    pub async fn run(self, draining: CancellationToken) {
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return std::future::pending().await; // nobody to tell
+        }
+        let mut said = String::new();
+        while !draining.is_cancelled() {
+            let status = self.status();
+            if status != said {
+                tell(&[NotifyState::Status(&status)]);
+                said = status;
+            }
+            sleep(STATUS_INTERVAL).await;
+        }
+        std::future::pending().await
+    }
+
+    fn status(&self) -> String {
+        let (waiting, running) = self.queue.level();
+        let link = self.link.as_ref().map(watch::Receiver::borrow);
+        let tokens_per_second = self.telemetry.tokens_per_second();
+        Status { model: &self.model, waiting, running, tokens_per_second, link: link.as_deref() }.to_string()
+    }
+}
+
+/// How long systemd waits for a sign of life, if it does.
+pub(super) fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// How often a loop has to turn so that nobody takes it for stuck.
+pub(super) fn turn() -> Duration {
+    watchdog().map_or(Duration::from_secs(3600), |limit| limit / 8)
+}
+
+/// Feeds systemd's watchdog, if it set one, as long as nothing is stuck. It runs on the thread of the
+/// doors: where that one is stuck, nobody feeds.
+pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
+    let Some(limit) = watchdog() else { return std::future::pending().await };
+    // Fed every quarter, a part is found stuck after two, and the last feed lasts for one more:
     // systemd acts within its own limit.
-    let mut progress = Progress::new(limit / 2, Instant::now());
-    let mut interval = tokio::time::interval(limit / 4);
+    let mut watch = Watch::new(limit / 2, link, Instant::now());
+    let mut interval = interval(limit / 4);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
+        // After a pause of the whole process the loops have their turn before they are judged.
+        tokio::task::yield_now().await;
         let (waiting, running) = queue.level();
-        if progress.is_well(queue.steps(), waiting + running > 0, Instant::now()) {
-            tell(&[NotifyState::Watchdog]);
-        } else {
-            error!("the worker has not moved for {:?}; systemd will start the daemon anew", limit / 2);
+        match watch.stuck(queue.steps(), waiting + running > 0, Instant::now()) {
+            None => tell(&[NotifyState::Watchdog]),
+            Some(part) => tell_stuck(part, limit / 2),
         }
     }
+}
+
+fn tell_stuck(part: &str, time: Duration) {
+    error!("{part} has not moved for {time:?}; systemd will start the daemon anew");
+    tell(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {

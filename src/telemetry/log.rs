@@ -16,7 +16,7 @@ pub fn under_journald() -> bool {
 /// Starts logging at `level`: to journald if `to_journald` (see [`under_journald`]) and it can be
 /// reached, to standard error otherwise. Called again, it only changes the level.
 pub fn init(level: config::Level, to_journald: bool) {
-    log::set_max_level(filter(level));
+    set_level(level);
     let connection = to_journald.then(JournalLog::new);
     let (sink, failure) = match connection {
         Some(Ok(journald)) => (Sink::Journald(journald), None),
@@ -28,6 +28,11 @@ pub fn init(level: config::Level, to_journald: bool) {
     if let Some(error) = failure.filter(|_| first) {
         log::warn!("journald cannot be reached ({error}); logging to standard error");
     }
+}
+
+/// Least level that is written from now on.
+pub fn set_level(level: config::Level) {
+    log::set_max_level(filter(level));
 }
 
 fn filter(level: config::Level) -> LevelFilter {

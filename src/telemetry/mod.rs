@@ -146,6 +146,11 @@ impl Telemetry {
         Some(RequestEnergy { joules, method: power.last.as_ref()?.method })
     }
 
+    /// Tokens a second while answers are generated; `None` before the first.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        locked(&self.answers).throughput().tokens_per_second
+    }
+
     /// Everything at once: `host` as just read, `mqtt` as its door says, `now` as the clock says.
     pub fn report(&self, host: &Snapshot, mqtt: Option<MqttLink>, now: SystemTime) -> Report {
         let answers = locked(&self.answers);

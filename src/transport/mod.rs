@@ -9,7 +9,7 @@ pub mod unix;
 
 use crate::protocol::{Code, Event, Refusal, Request};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -94,6 +94,22 @@ impl Cancel {
 
     /// Whether the stop was asked for.
     pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts the turns of a loop that may wait but never stand still, for a watchdog; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// The loop turned.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has turned so far.
+    pub fn beats(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -21,12 +21,15 @@ mod listener;
 mod models;
 mod mqtt;
 mod past;
+mod reload;
+mod restart;
 mod soak;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
 mod systemd;
 mod threads;
+mod watchdog;
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

@@ -56,7 +56,7 @@ async fn a_hangup_does_not_end_it() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     daemon.process.signal(rustix::process::Signal::HUP);
-    daemon.says("SIGHUP").await;
+    daemon.says("configuration read again; nothing has changed").await;
     let done = daemon.client().await.ask(json!({"prompt": "go"})).await;
     assert_eq!(done["event"], "done");
     daemon.stop().await;

@@ -1,48 +1,73 @@
 //! What systemd passes to the daemon and hears of it, without a systemd.
 
 use crate::daemon::{Daemon, bitnetd, words};
-use crate::{Folder, text, until};
+use crate::{Folder, endless, text, until};
 use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
 
 /// The other end of `NOTIFY_SOCKET`.
-struct Manager(UnixDatagram);
+pub struct Manager(UnixDatagram);
 
 impl Manager {
-    fn new(folder: &Folder) -> Self {
+    pub fn new(folder: &Folder) -> Self {
         let socket = UnixDatagram::bind(folder.path("notify")).expect("a free path");
         socket.set_nonblocking(true).expect("a socket");
         Manager(socket)
     }
 
+    /// A daemon that this manager starts.
+    pub fn starts(&self, folder: &Folder, settings: &str) -> Command {
+        let mut command = bitnetd();
+        command.env("NOTIFY_SOCKET", folder.path("notify"));
+        command.arg("serve").arg("--config").arg(folder.config(settings));
+        command
+    }
+
     /// Waits for a message with this in it.
-    async fn hears(&self, wanted: &str) -> String {
+    pub async fn hears(&self, wanted: &str) -> String {
         until(wanted, || self.next().filter(|said| said.contains(wanted))).await
     }
 
-    fn next(&self) -> Option<String> {
+    /// What has been said and not yet been heard, oldest first.
+    pub fn next(&self) -> Option<String> {
         let mut bytes = [0; 4096];
         let length = self.0.recv(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 }
 
+/// A daemon that is given a listening socket, as systemd gives it.
+pub fn activated(listener: &UnixListener, folder: &Folder, arguments: &[&str]) -> Daemon {
+    // The first passed socket is descriptor 3, and LISTEN_PID the number the program itself has.
+    let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#;
+    let passed = OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh"]).args(words()).args(arguments);
+    Daemon::spawn(command.stdin(passed), folder)
+}
+
 #[tokio::test]
-async fn systemd_hears_when_it_is_ready_and_when_it_stops() {
+async fn systemd_hears_how_it_goes_from_loading_to_stopping() {
     let folder = Folder::new();
     let manager = Manager::new(&folder);
-    let mut command = bitnetd();
-    command.env("NOTIFY_SOCKET", folder.path("notify")).arg("serve").arg("--config").arg(folder.config(""));
-    let mut daemon = Daemon::spawn(&mut command, &folder);
+    let settings = format!("{}[queue]\ndrain_ms = 600000\n", endless());
+    let mut daemon = Daemon::spawn(&mut manager.starts(&folder, &settings), &folder);
+    let loading = manager.hears("STATUS=loading ").await;
+    assert!(loading.contains("EXTEND_TIMEOUT_USEC=") && loading.contains("b158-tiny"), "{loading}");
     let ready = manager.hears("READY=1").await;
-    assert!(ready.contains("STATUS=") && ready.contains("home-intents"), "{ready}");
+    assert!(ready.contains("STATUS=answering with "), "{ready}");
     // Nothing more to wait for.
-    assert_eq!(daemon.client().await.ask(json!({"prompt": "go"})).await["event"], "done");
+    let mut client = daemon.client().await;
+    client.keep_busy().await;
+    manager.hears(": 1 running, 0 waiting").await;
     daemon.process.terminate();
     let stopping = manager.hears("STOPPING=1").await;
-    assert!(stopping.contains("STATUS="), "{stopping}");
+    assert!(stopping.contains("STATUS=stopping: 1 running, 0 waiting"), "{stopping}");
+    assert!(stopping.contains("EXTEND_TIMEOUT_USEC="), "{stopping}");
+    client.cancel_busy().await;
+    manager.hears("STATUS=stopping: closing the doors").await;
     daemon.ends_well().await;
 }
 
@@ -50,10 +75,8 @@ async fn systemd_hears_when_it_is_ready_and_when_it_stops() {
 async fn the_watchdog_is_fed_while_the_worker_is_idle_and_while_it_works() {
     let folder = Folder::new();
     let manager = Manager::new(&folder);
-    let mut command = bitnetd();
-    command.env("NOTIFY_SOCKET", folder.path("notify")).env("WATCHDOG_USEC", "2000000");
-    command.arg("serve").arg("--config").arg(folder.config(&crate::endless()));
-    let mut daemon = Daemon::spawn(&mut command, &folder);
+    let mut command = manager.starts(&folder, &endless());
+    let mut daemon = Daemon::spawn(command.env("WATCHDOG_USEC", "2000000"), &folder);
     daemon.ready().await;
     for _ in 0..2 {
         manager.hears("WATCHDOG=1").await;
@@ -72,13 +95,10 @@ async fn the_watchdog_is_fed_while_the_worker_is_idle_and_while_it_works() {
 async fn the_socket_that_systemd_opened_is_used_and_left_alone() {
     let folder = Folder::new();
     let passed = UnixListener::bind(folder.path("s")).expect("a free path");
-    // The first passed socket is descriptor 3, and LISTEN_PID the number the program itself has.
-    let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#;
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, "sh"]).args(words());
     let elsewhere = folder.path("elsewhere");
-    command.args(["serve", "--config", text(&folder.config("")), "--socket", text(&elsewhere)]);
-    let mut daemon = Daemon::spawn(command.stdin(OwnedFd::from(passed)), &folder);
+    let config = folder.config("");
+    let arguments = ["serve", "--config", text(&config), "--socket", text(&elsewhere)];
+    let mut daemon = activated(&passed, &folder, &arguments);
     daemon.ready().await;
     assert_eq!(daemon.client().await.ask(json!({"prompt": "go"})).await["event"], "done");
     assert!(!elsewhere.exists());

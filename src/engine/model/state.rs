@@ -138,8 +138,7 @@ pub struct State {
     pub(super) k: Vec<f32>,         // [batch, kv_heads * head_dim]
     pub(super) v: Vec<f32>,         // [batch, kv_heads * head_dim]
     pub(super) attention: Vec<f32>, // [batch, heads * head_dim]
-    pub(super) gate: Vec<f32>,      // [batch, ffn]
-    pub(super) up: Vec<f32>,        // [batch, ffn]
+    pub(super) gate: Vec<f32>,      // [batch, ffn], the gate's, then times the up matrix's
     pub(super) quantized: QuantizedRows,
     pub(super) cos: Vec<f32>,      // [batch, rope_dims / 2]
     pub(super) sin: Vec<f32>,      // [batch, rope_dims / 2]
@@ -171,7 +170,6 @@ impl State {
             v: floats(kv),
             attention: floats(q),
             gate: floats(shape.ffn),
-            up: floats(shape.ffn),
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
                 made: vec![Quantized::default(); batch],

@@ -83,9 +83,11 @@ impl Desk {
     /// Waits for one thing and does what follows from it. Nothing is awaited while it is done, so
     /// no part of it can wait for another.
     pub async fn step(&mut self) {
+        self.door.pulse.beat();
         self.pump(Instant::now());
         self.report();
-        let due = [self.link.due(), self.store.due(), self.closing].into_iter().flatten().min();
+        let turn = Some(Instant::now() + self.door.turn);
+        let due = [self.link.due(), self.store.due(), self.closing, turn].into_iter().flatten().min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
@@ -183,6 +185,11 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
+        if broker.is_passing {
+            self.link.begun_anew();
+            let text = "the session was begun anew; once more, for one that is kept".into();
+            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
+        }
         let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.retains &= broker.retains;
@@ -196,10 +203,6 @@ impl Desk {
             self.store.note(&Record::Session(self.arrivals.session()));
         }
         self.state.subscribed = !welcome.subscribe;
-        if broker.is_passing {
-            let text = "the session was begun anew; once more, for one that is kept".into();
-            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
-        }
         if welcome.subscribe {
             self.subscribe(broker.shares);
         }
@@ -409,7 +412,7 @@ impl Desk {
         if let (Some(report), Some(connection)) = (report, connection) {
             let now = Instant::now();
             let packet = Packet::json(self.topics.telemetry(), report.to_vec());
-            let packet = Packet { expires: Some(now + self.door.interval), ..packet };
+            let packet = Packet { expires: Some(now + *self.door.interval.borrow()), ..packet };
             if packet.size() <= self.limits.packet {
                 connection.mention(&packet, now);
             }

@@ -29,7 +29,7 @@ pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
-use crate::transport::Inbound;
+use crate::transport::{Inbound, Pulse};
 use desk::Desk;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,14 +53,15 @@ pub struct Door {
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
     /// Prompts that the broker may deliver before one is acknowledged; it holds back the others.
-    /// The queue's depth, and one for the request being answered.
+    /// The queue's depth, and none for the request being answered: the worker may be done with one and not
+    /// yet have come for the next, and no prompt is to be refused for that.
     pub window: u16,
     /// Where requests go. When it is full they are refused.
     pub requests: mpsc::Sender<Inbound>,
     /// The latest report, as JSON.
     pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
-    /// When a report is stale: the interval between two.
-    pub interval: Duration,
+    /// When a report is stale: the interval between two, which may change.
+    pub interval: watch::Receiver<Duration>,
     /// How the link fares.
     pub state: watch::Sender<LinkState>,
     /// Counts what is refused here already.
@@ -72,6 +73,10 @@ pub struct Door {
     pub close: CancellationToken,
     /// Longest time for sending what is left.
     pub flush: Duration,
+    /// Beats at each turn of the door's loop.
+    pub pulse: Pulse,
+    /// Longest time between two turns, when there is nothing to do.
+    pub turn: Duration,
 }
 
 /// How the broker link fares.

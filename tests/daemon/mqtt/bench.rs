@@ -4,8 +4,8 @@ use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::Inbound;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
+use bitnetd::transport::{Inbound, Pulse};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Happened, MqttOptions};
@@ -53,12 +53,14 @@ impl Bench {
             window: 4,
             requests: sender,
             telemetry: reports,
-            interval: Duration::from_secs(10),
+            interval: watch::channel(Duration::from_secs(10)).1,
             state: shown,
             counters: Arc::new(Telemetry::new(0)),
             draining: draining.clone(),
             close: close.clone(),
             flush: Duration::from_secs(5),
+            pulse: Pulse::default(),
+            turn: Duration::from_secs(60),
         };
         change(&mut door);
         let mut task = JoinSet::new();

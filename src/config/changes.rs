@@ -1,0 +1,250 @@
+//! What differs between two configurations, named by key, and what of it can change while the daemon runs.
+//!
+//! Each section is taken apart field by field, so that a new setting does not compile before it is listed here.
+
+use super::{
+    Budget, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket, Telemetry, Tls,
+};
+use std::path::Path;
+
+/// The keys whose values differ, in the order of the reference file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Those that [`Config::adopt`] takes over.
+    pub live: Vec<&'static str>,
+    /// Those that a restart is needed for.
+    pub at_restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// Whether both configurations are the same.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.at_restart.is_empty()
+    }
+
+    fn live(&mut self, key: &'static str, differs: bool) {
+        self.live.extend(differs.then_some(key));
+    }
+
+    fn at_restart(&mut self, key: &'static str, differs: bool) {
+        self.at_restart.extend(differs.then_some(key));
+    }
+}
+
+impl Config {
+    /// What would change if `wanted` took this one's place.
+    pub fn changes(&self, wanted: &Config) -> Changes {
+        let mut changes = Changes::default();
+        let Config { device, model, budget, socket, mqtt, queue, telemetry, log } = self;
+        device.compare(&wanted.device, &mut changes);
+        model.compare(&wanted.model, &mut changes);
+        budget.compare(&wanted.budget, &mut changes);
+        socket.compare(&wanted.socket, &mut changes);
+        match (mqtt, &wanted.mqtt) {
+            (Some(ours), Some(wanted)) => ours.compare(wanted, &mut changes),
+            (ours, wanted) => changes.at_restart("mqtt.host", ours != wanted),
+        }
+        queue.compare(&wanted.queue, &mut changes);
+        telemetry.compare(&wanted.telemetry, &mut changes);
+        log.compare(&wanted.log, &mut changes);
+        changes
+    }
+
+    /// Takes over what can change while the daemon runs.
+    pub fn adopt(&mut self, wanted: &Config) {
+        self.queue.timeout = wanted.queue.timeout;
+        self.queue.drain = wanted.queue.drain;
+        self.telemetry = wanted.telemetry.clone();
+        self.log = wanted.log.clone();
+    }
+}
+
+impl Device {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Device { id, state_in } = self;
+        changes.at_restart("device.id", *id != wanted.id);
+        changes.at_restart("device.state_dir", *state_in != wanted.state_in);
+    }
+}
+
+impl Model {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Model { path, context, i2s_layout, head, kv_cache, keep_in } = self;
+        changes.at_restart("model.path", *path != wanted.path);
+        changes.at_restart("model.context", *context != wanted.context);
+        changes.at_restart("model.i2s_layout", *i2s_layout != wanted.i2s_layout);
+        changes.at_restart("model.head", *head != wanted.head);
+        changes.at_restart("model.kv_cache", *kv_cache != wanted.kv_cache);
+        changes.at_restart("model.cache_dir", *keep_in != wanted.keep_in);
+    }
+}
+
+impl Budget {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        // Which processors they keep to follows from the number of threads.
+        let Budget { memory_bytes, threads, decode_threads, prefill_threads, keep_to: _, pin } = self;
+        changes.at_restart("budget.memory_mb", *memory_bytes != wanted.memory_bytes);
+        changes.at_restart("budget.threads", *threads != wanted.threads);
+        changes.at_restart("budget.decode_threads", *decode_threads != wanted.decode_threads);
+        changes.at_restart("budget.prefill_threads", *prefill_threads != wanted.prefill_threads);
+        changes.at_restart("budget.pin", *pin != wanted.pin);
+    }
+}
+
+impl Socket {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Socket { path, mode, connections } = self;
+        changes.at_restart("socket.path", *path != wanted.path);
+        changes.at_restart("socket.mode", *mode != wanted.mode);
+        changes.at_restart("socket.connections", *connections != wanted.connections);
+    }
+}
+
+impl Mqtt {
+    /// All at a restart: an answer has to go to the broker that its prompt came from, under the topics it
+    /// was asked on. What its files hold needs none: they are read at each connect.
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        // Where credentials are is not the owner's to change.
+        let Mqtt { host, port, prefix, version, group, login, tls, credentials: _ } = self;
+        changes.at_restart("mqtt.host", *host != wanted.host);
+        changes.at_restart("mqtt.port", *port != wanted.port);
+        changes.at_restart("mqtt.prefix", *prefix != wanted.prefix);
+        changes.at_restart("mqtt.group", *group != wanted.group);
+        changes.at_restart("mqtt.version", *version != wanted.version);
+        compare_login(login.as_ref(), wanted.login.as_ref(), changes);
+        compare_tls(tls.as_ref(), wanted.tls.as_ref(), changes);
+    }
+}
+
+fn compare_login(ours: Option<&Login>, wanted: Option<&Login>, changes: &mut Changes) {
+    let username = |login: Option<&Login>| login.map(|Login { username, password_file: _ }| username.clone());
+    fn password(login: Option<&Login>) -> Option<&Path> {
+        login?.password_file.as_deref()
+    }
+    changes.at_restart("mqtt.username", username(ours) != username(wanted));
+    changes.at_restart("mqtt.password_file", password(ours) != password(wanted));
+}
+
+fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut Changes) {
+    fn files(tls: Option<&Tls>) -> [Option<&Path>; 3] {
+        let Some(Tls { ca_file, client }) = tls else { return [None; 3] };
+        let Some(ClientCertificate { cert_file, key_file }) = client else {
+            return [ca_file.as_deref(), None, None];
+        };
+        [ca_file.as_deref(), Some(cert_file), Some(key_file)]
+    }
+    changes.at_restart("mqtt.tls", ours.is_some() != wanted.is_some());
+    let keys = ["mqtt.ca_file", "mqtt.cert_file", "mqtt.key_file"];
+    for (key, (ours, wanted)) in keys.into_iter().zip(files(ours).into_iter().zip(files(wanted))) {
+        changes.at_restart(key, ours != wanted);
+    }
+}
+
+impl Queue {
+    /// The memory plan counts with the depth, and so does the window that the broker was given.
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Queue { depth, timeout, drain } = self;
+        changes.at_restart("queue.depth", *depth != wanted.depth);
+        changes.live("queue.timeout_ms", *timeout != wanted.timeout);
+        changes.live("queue.drain_ms", *drain != wanted.drain);
+    }
+}
+
+impl Telemetry {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Telemetry { interval } = self;
+        changes.live("telemetry.interval_s", *interval != wanted.interval);
+    }
+}
+
+impl Log {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Log { level } = self;
+        changes.live("log.level", *level != wanted.level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Host;
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let host = Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 4,
+            big: vec![],
+            runtime_dir: "/run/bitnetd".into(),
+            cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
+            credentials_dir: None,
+        };
+        Config::parse(text, "bitnetd.toml", &host).expect("sound")
+    }
+
+    const BEFORE: &str = "[mqtt]\nhost = \"a\"\n";
+
+    /// Every key there is with a value that is neither its default nor `BEFORE`'s.
+    const AFTER: &str = r#"
+        device = { id = "attic", state_dir = "" }
+        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
+        budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
+        socket = { path = "/s", mode = "0600", connections = 3 }
+        queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
+        telemetry.interval_s = 4
+        log.level = "warn"
+        [mqtt]
+        host = "b"
+        port = 1884
+        prefix = "c"
+        username = "u"
+        password_file = "/p"
+        tls = true
+        ca_file = "/a"
+        cert_file = "/c"
+        key_file = "/k"
+        version = "3.1.1"
+        group = "g"
+    "#;
+
+    #[test]
+    fn the_same_settings_are_no_change() {
+        assert!(config(AFTER).changes(&config(AFTER)).is_empty());
+        assert!(config("").changes(&config("")).is_empty());
+    }
+
+    #[test]
+    fn every_key_of_the_reference_file_is_named_when_it_changes() {
+        let changes = config(BEFORE).changes(&config(AFTER));
+        let named: Vec<&str> = [&changes.live[..], &changes.at_restart].concat();
+        let mut section = "";
+        for line in include_str!("../../config/bitnetd.toml").lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_end_matches(']');
+            } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
+                && !line.starts_with("# ")
+            {
+                let key = format!("{section}.{key}");
+                assert!(named.contains(&key.as_str()), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_adopted_differs_no_more_and_the_rest_still_does() {
+        let (mut running, wanted) = (config(BEFORE), config(AFTER));
+        let before = running.changes(&wanted);
+        assert_eq!(before.live, ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "log.level"]);
+        running.adopt(&wanted);
+        let after = running.changes(&wanted);
+        assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });
+    }
+
+    #[test]
+    fn a_broker_that_comes_or_goes_is_named_by_its_host() {
+        for (before, after) in [("", BEFORE), (BEFORE, "")] {
+            assert_eq!(config(before).changes(&config(after)).at_restart, ["mqtt.host"]);
+        }
+    }
+}

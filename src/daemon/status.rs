@@ -1,0 +1,75 @@
+//! The line that `systemctl status` shows of a running daemon.
+//!
+//! Only words; when they are said is `systemd`'s.
+
+use crate::transport::mqtt::LinkState;
+use std::fmt;
+
+/// What the line is made of.
+#[derive(Debug)]
+pub(super) struct Status<'a> {
+    pub model: &'a str,
+    pub waiting: usize,
+    pub running: usize,
+    /// `None` before the first answer.
+    pub tokens_per_second: Option<f64>,
+    /// `None` where no broker is configured.
+    pub link: Option<&'a LinkState>,
+}
+
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "answering with {}: {} running, {} waiting", self.model, self.running, self.waiting)?;
+        if let Some(speed) = self.tokens_per_second {
+            write!(f, ", {speed:.1} tokens/s")?;
+        }
+        match self.link {
+            None => Ok(()),
+            Some(LinkState { connected: true, subscribed: true, .. }) => write!(f, ", broker connected"),
+            Some(LinkState { connected: true, problem: Some(problem), .. }) => {
+                write!(f, ", broker connected, but {problem}")
+            }
+            Some(LinkState { problem: Some(problem), .. }) => write!(f, ", no broker: {problem}"),
+            Some(_) => write!(f, ", connecting to the broker"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Status =
+        Status { model: "home-intents", waiting: 0, running: 0, tokens_per_second: None, link: None };
+
+    #[test]
+    fn without_a_broker_it_says_what_waits_and_what_runs() {
+        assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting");
+        let busy = Status { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
+        assert_eq!(busy.to_string(), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
+    }
+
+    #[test]
+    fn a_broker_is_connected_or_it_says_why_not() {
+        let said = |link: LinkState| Status { link: Some(&link), ..IDLE }.to_string();
+        let problem = Some("mqtt b:1883: connection refused".to_owned());
+        assert!(said(LinkState::default()).ends_with(", connecting to the broker"));
+        let online = LinkState { connected: true, subscribed: true, ..LinkState::default() };
+        assert!(said(online).ends_with(", broker connected"));
+        let away = said(LinkState { problem: problem.clone(), ..LinkState::default() });
+        assert!(away.ends_with(", no broker: mqtt b:1883: connection refused"), "{away}");
+        let deaf = said(LinkState { connected: true, problem, ..LinkState::default() });
+        assert!(deaf.ends_with(", broker connected, but mqtt b:1883: connection refused"), "{deaf}");
+    }
+
+    #[test]
+    fn an_old_problem_is_not_told_once_the_link_is_up() {
+        let link = LinkState {
+            connected: true,
+            subscribed: true,
+            problem: Some("old".into()),
+            ..LinkState::default()
+        };
+        assert!(!Status { link: Some(&link), ..IDLE }.to_string().contains("old"));
+    }
+}
