@@ -16,7 +16,7 @@ const YOUNG: usize = 3;
 /// How long a broker lives after the first answers.
 fn life(round: usize) -> Duration {
     let some = Duration::from_secs(1).mul_f64(chance(round));
-    if is_long() && round % YOUNG != 0 { GOOD + some } else { some / 4 }
+    if is_long() && !round.is_multiple_of(YOUNG) { GOOD + some } else { some / 4 }
 }
 
 /// What became of the prompts, and the deaths in all.
