@@ -152,9 +152,9 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
-    let (folder, memory_mb) = (Folder::new(), 35);
+    let (folder, memory_mb) = (Folder::new(), 32);
     let settings = format!(
-        "[budget]\nthreads = 1\nmemory_mb = {memory_mb}\n[queue]\ndepth = 1000\n{}",
+        "[budget]\nthreads = 1\nmemory_mb = {memory_mb}\n[queue]\ndepth = 100\n{}",
         endless().replace("65536", "4096")
     );
     let daemon = Daemon::start(&folder, &settings).await;
@@ -165,17 +165,20 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     for _ in 0..60 {
         deaf.push(Idle::connect(&daemon).await);
     }
-    let short = "memory is short";
-    // Until it is short, or no client has anything left that it may ask.
+    // After each round one that reads asks as well: it is answered behind them, so that the queue is never full.
+    let mut reader = daemon.client().await;
+    let mut refused = Value::Null;
     for _ in 0..63 {
-        if daemon.log().contains(short) {
-            break;
-        }
         for client in &mut deaf {
             client.send(&ask.to_string()).await;
         }
+        refused = reader.ask(json!({"prompt": "go", "max_tokens": 2})).await;
+        if refused["event"] == "error" {
+            break;
+        }
     }
-    daemon.says(short).await;
+    assert_eq!(refused["code"], "budget_exceeded", "{refused}");
+    assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{refused}");
     drop(deaf);
     // They are gone, and what they held comes back.
     daemon.says("memory is there again").await;
