@@ -149,7 +149,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// `gate = relu(gate)^2 * up`: the 2B model's.
-pub fn squared_relu_times(gate: &mut [f32], up: &[f32]) {
+pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         let positive = gate.max(0.0);
         *gate = positive * positive * up;
@@ -157,7 +157,7 @@ pub fn squared_relu_times(gate: &mut [f32], up: &[f32]) {
 }
 
 /// `gate = silu(gate) * up`: Llama's.
-pub fn silu_times(gate: &mut [f32], up: &[f32]) {
+pub fn silu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }

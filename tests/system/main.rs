@@ -80,10 +80,16 @@ impl Folder {
         path
     }
 
-    /// A configuration with its socket here.
+    /// A configuration with its socket and its state here.
     fn config(&self, settings: &str) -> PathBuf {
         let budget = if settings.contains("[budget]") { "" } else { "[budget]\nthreads = 1\n" };
         let socket = self.path("s");
+        // Of its own: tests that ran as root would share the system's.
+        let state = format!("[device]\nstate_dir = \"{}\"\n", self.path("state").display());
+        let settings = match settings.contains("[device]\n") {
+            true => settings.replacen("[device]\n", &state, 1),
+            false => format!("{state}{settings}"),
+        };
         let text = format!("[socket]\npath = \"{}\"\n{budget}{settings}", socket.display());
         self.write("bitnetd.toml", &text)
     }

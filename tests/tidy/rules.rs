@@ -167,8 +167,10 @@ pub fn rumqttc_has_one_user(file: &File) -> Vec<Violation> {
     if file.stem().is_none() || file.is_in(MAY_NAME_RUMQTTC) {
         return vec![];
     }
-    words(file, "rumqttc")
-        .map(|line| file.found(line, "`rumqttc` is named only in src/transport/mqtt/client.rs"))
+    ["rumqttc", "rustls", "rustls_native_certs"]
+        .iter()
+        .flat_map(|name| words(file, name).map(move |line| (name, line)))
+        .map(|(name, line)| file.found(line, format!("`{name}` is named only under {MAY_NAME_RUMQTTC:?}")))
         .collect()
 }
 

@@ -43,7 +43,7 @@ pub const EVERYTHING: &str = "*";
 pub const MAY_BE_UNSAFE: &[&str] =
     &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors", "daemon/heap"];
 
-/// The one user of the MQTT client crate, so that it can be replaced.
+/// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];
 
 /// What the engine never does: it could be published as a crate of its own tomorrow. Tests within it may.

@@ -11,7 +11,7 @@ macro_rules! table {
         pub(super) mod $module {
             use crate::engine::kernels::Kernels;
             use crate::engine::kernels::avx2::{dot_blocks, dot_f16, horizontal_sum, mix_blocks, mix_f16};
-            use crate::engine::kernels::streams::each_row;
+            use crate::engine::kernels::streams::{each_row, fetch_ahead};
             use crate::engine::quant::{BLOCK, BLOCK_BYTES, NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES, packed_row};
             use std::arch::x86_64::*;
 
@@ -55,6 +55,9 @@ macro_rules! table {
                     let q = q.as_chunks::<32>().0;
                     for (row, [one, four]) in rows.iter().zip(&mut sums) {
                         let low = load(&row[block * BLOCK_BYTES..]);
+                        if block % 2 == 0 {
+                            fetch_ahead(&row[block * BLOCK_BYTES..]); // two blocks are a line of the cache
+                        }
                         let high = _mm256_srli_epi16::<4>(low);
                         *four = $dpbusd(*four, _mm256_and_si256(high, fours), load_q(&q[0]));
                         *one = $dpbusd(*one, _mm256_and_si256(high, ones), load_q(&q[1]));
@@ -83,6 +86,7 @@ macro_rules! table {
                 for (block, q) in q.as_chunks::<NIBBLE_BLOCK>().0.iter().enumerate() {
                     let q = q.as_chunks::<32>().0;
                     for (row, [one, sixteen]) in rows.iter().zip(&mut sums) {
+                        fetch_ahead(&row[block * NIBBLE_BLOCK_BYTES..]);
                         for half in 0..2 {
                             let codes = load(&row[block * NIBBLE_BLOCK_BYTES + half * 32..]);
                             *one = $dpbusd(*one, _mm256_and_si256(codes, low), load_q(&q[half]));

@@ -84,9 +84,8 @@ impl Model {
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.project(&layer.q, n, input, &mut state.q);
-        self.project(&layer.k, n, input, &mut state.k);
-        self.project(&layer.v, n, input, &mut state.v);
+        let (q, k, v) = (&mut state.wide[..], &mut state.k[..], &mut state.v[..]);
+        self.project([(&layer.q, q), (&layer.k, k), (&layer.v, v)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         self.rotate(n, state);
         let kv = shape.kv_heads * shape.head_dim;
@@ -99,15 +98,16 @@ impl Model {
         self.attend(index, n, state);
         state.watch.lap(Part::Attention, &self.pool);
         let width = shape.heads * shape.head_dim;
+        let found = &mut state.wide[n * width..2 * n * width];
         if let Some(weight) = &layer.attn_sub_norm {
-            for row in state.attention[..n * width].chunks_exact_mut(width) {
+            for row in found.chunks_exact_mut(width) {
                 ops::rmsnorm_in_place(row, weight, shape.epsilon);
             }
         }
-        quantize_rows(&state.attention, width, n, &mut state.quantized);
-        let input = Input { x: &state.attention, quantized: &state.quantized };
+        quantize_rows(found, width, n, &mut state.quantized);
+        let input = Input { x: found, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.project(&layer.o, n, input, &mut state.h);
+        self.project([(&layer.o, &mut state.h)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
@@ -118,109 +118,115 @@ impl Model {
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.project(&layer.gate, n, input, &mut state.gate);
-        self.project(&layer.up, n, input, &mut state.up);
+        self.project_gated(layer, n, input, &mut state.wide);
         state.watch.lap(Part::FeedForward, &self.pool);
-        for row in 0..n {
-            let part = row * shape.ffn..(row + 1) * shape.ffn;
-            let (gate, up) = (&mut state.gate[part.clone()], &state.up[part]);
-            match shape.activation {
-                Activation::SquaredRelu => ops::squared_relu_times(gate, up),
-                Activation::Silu => ops::silu_times(gate, up),
-            }
-            if let Some(weight) = &layer.ffn_sub_norm {
-                ops::rmsnorm_in_place(gate, weight, shape.epsilon);
+        if let Some(weight) = &layer.ffn_sub_norm {
+            for row in state.wide[..n * shape.ffn].chunks_exact_mut(shape.ffn) {
+                ops::rmsnorm_in_place(row, weight, shape.epsilon);
             }
         }
-        quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
-        let input = Input { x: &state.gate, quantized: &state.quantized };
+        quantize_rows(&state.wide, shape.ffn, n, &mut state.quantized);
+        let input = Input { x: &state.wide, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.project(&layer.down, n, input, &mut state.h);
+        self.project([(&layer.down, &mut state.h)], n, input);
         state.watch.lap(Part::FeedForward, &self.pool);
         ops::add(&mut state.x[..n * shape.dim], &state.h);
     }
 
-    /// `out = matrix * input`: `[n, cols]` to `[n, rows]`.
-    fn project(&self, matrix: &Matrix, n: usize, input: Input, out: &mut [f32]) {
-        let out = &mut out[..n * matrix.rows];
+    /// `out = matrix * input` for matrices that take the same input: `[n, cols]` to `[n, rows]` each.
+    fn project<const N: usize>(&self, outs: [(&Matrix, &mut [f32]); N], n: usize, input: Input) {
+        let matrices = outs.each_ref().map(|(matrix, _)| *matrix);
+        let rows = matrices.iter().map(|matrix| matrix.rows).sum();
+        let outs = outs.map(|(matrix, out)| (&mut out[..n * matrix.rows], matrix.rows));
+        self.pool.all_stripes(outs, self.project_grain(rows, matrices[0].cols, n), |which, mut stripe| {
+            self.multiply(matrices[which], n, input, (Put::There, &mut stripe));
+        });
+    }
+
+    /// `gate = activation(gate matrix * input) * (up matrix * input)`: `[n, cols]` to `[n, ffn]`. Who computes
+    /// rows of one computes those of the other, so that the second needs no room of its own.
+    fn project_gated(&self, layer: &Layer, n: usize, input: Input, gate: &mut [f32]) {
+        let Matrix { rows, cols, .. } = layer.gate;
+        let last = Put::Gate(self.shape.activation);
+        let grain = self.project_grain(rows, 2 * cols, n);
+        self.pool.stripes(&mut gate[..n * rows], rows, grain, |mut stripe| {
+            self.multiply(&layer.gate, n, input, (Put::There, &mut stripe));
+            self.multiply(&layer.up, n, input, (last, &mut stripe));
+        });
+    }
+
+    /// Rows of a stripe at least, of so many with so many weights each.
+    fn project_grain(&self, rows: usize, cols: usize, n: usize) -> usize {
+        let grain = self.grain(rows, cols * n);
+        if self.takes_many(n) { grain.next_multiple_of(MANY_GRAIN) } else { grain }
+    }
+
+    /// Whether a pass of `n` tokens is worth the kernel for many of them.
+    fn takes_many(&self, n: usize) -> bool {
+        self.kernels.many().is_some_and(|fewest| n >= fewest)
+    }
+
+    /// Computes a stripe of `[n, rows]`.
+    fn multiply(&self, matrix: &Matrix, n: usize, input: Input, (put, stripe): (Put, &mut Stripe<f32>)) {
+        let rows = stripe.cols().len();
         match &matrix.form {
-            Form::Ternary(packed) => self.project_ternary(matrix, packed, n, input.quantized, out),
-            Form::Dense(table) => self.project_dense(matrix, table, n, input.x, out),
-        }
-    }
-
-    fn project_ternary(
-        &self,
-        matrix: &Matrix,
-        packed: &Packed,
-        n: usize,
-        input: &QuantizedRows,
-        out: &mut [f32], // [n, rows]
-    ) {
-        let grain = self.grain(matrix.rows, matrix.cols * n);
-        if self.kernels.many().is_some_and(|fewest| n >= fewest) {
-            let grain = grain.next_multiple_of(MANY_GRAIN);
-            let tokens = n.div_ceil(n.div_ceil(MANY_TOKENS));
-            self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
-                let parts = stripe.cols().len().div_ceil(MANY_ROWS);
-                let rows = stripe.cols().len().div_ceil(parts).next_multiple_of(ROWS_TOGETHER);
-                self.multiply::<MANY>(matrix, packed, (rows, tokens), input, (n, &mut stripe));
-            });
-        } else {
-            let tokens = self.kernels.tokens();
-            self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
+            Form::Ternary(packed) if self.takes_many(n) => {
+                let tokens = n.div_ceil(n.div_ceil(MANY_TOKENS));
+                let rows = rows.div_ceil(rows.div_ceil(MANY_ROWS)).next_multiple_of(ROWS_TOGETHER);
+                self.multiply_ternary::<MANY>(matrix, packed, (rows, tokens), (n, input), (put, stripe));
+            }
+            Form::Ternary(packed) => {
+                let tokens = self.kernels.tokens();
                 let rows = TILE / n.min(tokens);
-                self.multiply::<TILE>(matrix, packed, (rows, tokens), input, (n, &mut stripe));
-            });
+                self.multiply_ternary::<TILE>(matrix, packed, (rows, tokens), (n, input), (put, stripe));
+            }
+            Form::Dense(table) => self.multiply_dense(matrix, table, (n, input), (put, stripe)),
         }
     }
 
-    /// Computes a stripe of `[n, rows]`, so many rows and tokens to a call of the kernel; they are at most
-    /// `SUMS` sums.
+    /// So many rows and tokens to a call of the kernel; they are at most `SUMS` sums.
     #[inline(never)] // so that only the wide one takes its stack
-    fn multiply<const SUMS: usize>(
+    fn multiply_ternary<const SUMS: usize>(
         &self,
         matrix: &Matrix,
         packed: &Packed,
         (rows, tokens): (usize, usize),
-        input: &QuantizedRows,
-        (n, stripe): (usize, &mut Stripe<f32>),
+        (n, Input { quantized, .. }): (usize, Input),
+        (put, stripe): (Put, &mut Stripe<f32>),
     ) {
         let mut dots = [0i32; SUMS];
         let (first, end) = (stripe.cols().start, stripe.cols().end);
         for rows in chunks(first..end, rows) {
             for tokens in chunks(0..n, tokens) {
                 let dots = &mut dots[..rows.len() * tokens.len()];
-                let (q, sums) = (input.rows(tokens.clone()), &input.sums[tokens.clone()]);
+                let (q, sums) = (quantized.rows(tokens.clone()), &quantized.sums[tokens.clone()]);
                 self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
                 for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
-                    let scale = matrix.scale / input.made[token].scale;
+                    let scale = matrix.scale / quantized.made[token].scale;
                     let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                    out.iter_mut().zip(dots).for_each(|(out, dot)| *out = *dot as f32 * scale);
+                    put.row(out, dots.iter().map(|dot| *dot as f32 * scale));
                 }
             }
         }
     }
 
-    fn project_dense(
+    fn multiply_dense(
         &self,
         matrix: &Matrix,
         table: &Table,
-        n: usize,
-        x: &[f32],       // [n, cols]
-        out: &mut [f32], // [n, rows]
+        (n, Input { x, .. }): (usize, Input),
+        (put, stripe): (Put, &mut Stripe<f32>),
     ) {
-        let grain = self.grain(matrix.rows, matrix.cols * n);
-        self.pool.stripes(out, matrix.rows, grain, |mut stripe| {
-            let (first, end) = (stripe.cols().start, stripe.cols().end);
-            for rows in chunks(first..end, DENSE_ROWS) {
-                for (token, x) in x.chunks_exact(matrix.cols).take(n).enumerate() {
-                    let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                    self.kernels.dot(table.kind, table.rows(rows.clone()), x, out);
-                    out.iter_mut().for_each(|out| *out *= matrix.scale);
-                }
+        let mut dots = [0.0f32; DENSE_ROWS];
+        let (first, end) = (stripe.cols().start, stripe.cols().end);
+        for rows in chunks(first..end, DENSE_ROWS) {
+            let dots = &mut dots[..rows.len()];
+            for (token, x) in x.chunks_exact(matrix.cols).take(n).enumerate() {
+                self.kernels.dot(table.kind, table.rows(rows.clone()), x, dots);
+                let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
+                put.row(out, dots.iter().map(|dot| dot * matrix.scale));
             }
-        });
+        }
     }
 
     fn rotate(&self, n: usize, state: &mut State) {
@@ -234,18 +240,19 @@ impl Model {
                 }
             }
         };
-        turn(&mut state.q, shape.heads, &state.cos, &state.sin);
+        turn(&mut state.wide, shape.heads, &state.cos, &state.sin);
         turn(&mut state.k, shape.kv_heads, &state.cos, &state.sin);
     }
 
     fn attend(&self, layer: usize, n: usize, state: &mut State) {
         let shape = &self.shape;
         let (heads, size) = (shape.heads, shape.head_dim);
-        let (queries, cache, before) = (&state.q, &state.cache, state.len);
+        let (cache, before) = (&state.cache, state.len);
+        let (queries, found) = state.wide.split_at_mut(n * heads * size);
         let work = heads * n * size * (before + n);
         // In floats, two rows read for each product: an eighth of a ternary matrix's pace.
         let grain = if work < WORTH_SHARING / 8 { heads * n } else { 1 };
-        self.pool.pieces(&mut state.attention[..n * heads * size], size, grain, |index, out| {
+        self.pool.pieces(&mut found[..n * heads * size], size, grain, |index, out| {
             let (row, head) = (index / heads, index % heads);
             let query = &queries[index * size..(index + 1) * size];
             let kv_head = head * shape.kv_heads / heads;
@@ -290,6 +297,25 @@ impl Model {
             return rows;
         }
         (WORTH_TAKING / work_per_row).max(1).next_multiple_of(16)
+    }
+}
+
+/// What a product's numbers are put into.
+#[derive(Clone, Copy)]
+enum Put {
+    /// Where they belong.
+    There,
+    /// What holds the gate's, as the product of both once those went through this.
+    Gate(Activation),
+}
+
+impl Put {
+    fn row(self, out: &mut [f32], numbers: impl Iterator<Item = f32>) {
+        match self {
+            Put::There => out.iter_mut().zip(numbers).for_each(|(out, x)| *out = x),
+            Put::Gate(Activation::SquaredRelu) => ops::squared_relu_times(out, numbers),
+            Put::Gate(Activation::Silu) => ops::silu_times(out, numbers),
+        }
     }
 }
 

@@ -116,20 +116,46 @@ impl Pool {
         grain: usize,
         body: impl Fn(Stripe<'_, T>) + Sync,
     ) {
-        if out.is_empty() {
-            return;
-        }
-        assert!(grain > 0 && out.len().is_multiple_of(width), "{} in rows of {width}", out.len());
-        let grains = width.div_ceil(grain);
-        let wanted = if self.active() == 1 { 1 } else { PARTS * self.active() };
-        let per_part = grains.div_ceil(wanted) * grain;
-        let rows = out.len() / width;
-        let start = SendPtr::new(out);
-        self.run(width.div_ceil(per_part), &|part| {
-            let cols = part * per_part..((part + 1) * per_part).min(width);
-            // SAFETY: `out` has `rows` rows of `width`, and the columns of two parts do not meet.
-            body(unsafe { start.stripe(width, rows, cols) });
+        self.all_stripes([(out, width)], grain, |_, stripe| body(stripe));
+    }
+
+    /// The same for some matrices in one job, each with its width; `body` is also told which one it is. A job
+    /// for each of them would end with threads that wait for the last one, each time.
+    pub fn all_stripes<T: Send, const N: usize>(
+        &self,
+        matrices: [(&mut [T], usize); N],
+        grain: usize,
+        body: impl Fn(usize, Stripe<'_, T>) + Sync,
+    ) {
+        let widths = matrices.each_ref().map(|(_, width)| *width);
+        let total = widths.iter().sum::<usize>();
+        let starts = matrices.map(|(out, width)| {
+            assert!(grain > 0 && out.len().is_multiple_of(width.max(1)), "{} in rows of {width}", out.len());
+            (out.len() / width.max(1), SendPtr::new(out))
         });
+        let wanted = if self.active() == 1 { 1 } else { PARTS * self.active() };
+        let per_part = total.div_ceil(wanted).next_multiple_of(grain);
+        let parts = widths.map(|width| width.div_ceil(per_part));
+        let part_of = |mut part: usize| {
+            let which = parts.iter().position(|parts| {
+                let is_here = part < *parts;
+                part -= if is_here { 0 } else { *parts };
+                is_here
+            });
+            (which.expect("no more parts than those of all matrices"), part)
+        };
+        let compute = |part: usize| {
+            let (which, part) = part_of(part);
+            let cols = part * per_part..((part + 1) * per_part).min(widths[which]);
+            let (rows, start) = &starts[which];
+            // SAFETY: the matrix has `rows` rows of its width, and the columns of two parts do not meet.
+            body(which, unsafe { start.stripe(widths[which], *rows, cols) });
+        };
+        match parts.iter().sum() {
+            // Each less than what is worth a hand-over, and all of them together, too.
+            all if total <= grain => (0..all).for_each(compute),
+            all => self.run(all, &compute),
+        }
     }
 
     /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
@@ -315,6 +341,29 @@ mod tests {
                 }
             });
             assert!(out.iter().all(|x| *x == 1));
+        }
+    }
+
+    #[test]
+    fn stripes_of_several_matrices_cover_each_once() {
+        for threads in [1, 3] {
+            let pool = pool(threads);
+            for (rows, widths, grain) in
+                [(1, [1, 1, 1], 1), (3, [100, 20, 20], 16), (2, [7, 0, 3], 64), (5, [33, 64, 1], 4)]
+            {
+                let mut outs = widths.map(|width| vec![0usize; rows * width]);
+                let [a, b, c] = &mut outs;
+                let matrices = [(&mut **a, widths[0]), (&mut **b, widths[1]), (&mut **c, widths[2])];
+                pool.all_stripes(matrices, grain, |which, mut stripe| {
+                    assert_eq!(stripe.cols().start % grain, 0);
+                    for row in 0..rows {
+                        stripe.row(row).iter_mut().for_each(|x| *x += which + 1);
+                    }
+                });
+                for (which, out) in outs.iter().enumerate() {
+                    assert!(out.iter().all(|x| *x == which + 1), "{which} of {widths:?}");
+                }
+            }
         }
     }
 

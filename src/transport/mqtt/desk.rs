@@ -185,6 +185,11 @@ impl Desk {
     }
 
     fn on_connected(&mut self, broker: Broker, now: Instant) {
+        if broker.is_passing {
+            self.link.begun_anew();
+            let text = "the session was begun anew; once more, for one that is kept".into();
+            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
+        }
         let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.retains &= broker.retains;
@@ -198,10 +203,6 @@ impl Desk {
             self.store.note(&Record::Session(self.arrivals.session()));
         }
         self.state.subscribed = !welcome.subscribe;
-        if broker.is_passing {
-            let text = "the session was begun anew; once more, for one that is kept".into();
-            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
-        }
         if welcome.subscribe {
             self.subscribe(broker.shares);
         }

@@ -64,7 +64,8 @@ pub fn restore(contents: Contents, arrivals: &mut Arrivals, outbox: &mut Outbox,
         let payload = payload.into_bytes();
         match (state, left) {
             (State::Waiting { topic, correlation, .. }, Some(left)) => {
-                let expires = left.map(|left| clock.now + left);
+                // A deadline beyond all clocks is none.
+                let expires = left.and_then(|left| clock.now.checked_add(left));
                 let packet = Packet { correlation, expires, ..Packet::json(topic, payload) };
                 outbox.restore(number, arrivals.resume(keys), &id, packet);
                 waiting += 1;
@@ -181,6 +182,18 @@ mod tests {
         assert_eq!(waiting.len(), 1);
         assert_eq!(waiting[0].1, "bb");
         assert!(waiting[0].2 > left(99) && waiting[0].2 <= left(100));
+    }
+
+    #[test]
+    fn a_deadline_beyond_all_clocks_is_none() {
+        let mut first = Process::new(1_000);
+        first.answer("a", None);
+        let mut contents = record::read(&all(&first.arrivals, &first.outbox, first.clock));
+        let State::Waiting { left_ms, .. } = &mut contents.answers[0].state else { panic!("waits") };
+        *left_ms = Some(u64::MAX);
+        let mut second = Process::new(1_000);
+        restore(contents, &mut second.arrivals, &mut second.outbox, second.clock);
+        assert_eq!(second.waiting().len(), 1);
     }
 
     #[test]

@@ -148,6 +148,14 @@ impl Link {
         Welcome { number: self.connects, subscribe: !self.subscribed, session_lost }
     }
 
+    /// The broker forgot the session as it was asked to, and would forget the new one as well: what
+    /// MQTT 3.1.1 makes of a clean start. The next connection tells that the session is lost.
+    pub fn begun_anew(&mut self) {
+        self.connects += 1;
+        self.subscribed = false;
+        self.unreadable = 0;
+    }
+
     /// The broker granted the subscriptions.
     pub fn subscribed(&mut self) {
         self.subscribed = true;
@@ -318,6 +326,22 @@ mod tests {
         link.connected(at(now, 400), false, PING);
         link.lost(at(now, 401), &loss("io"), 0.0);
         assert_eq!(link.wake(at(now, 500)), Some(Connect { clean_start: false }));
+    }
+
+    #[test]
+    fn a_session_begun_anew_for_one_connection_is_lost_once() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        (0..3).for_each(|n| {
+            link.connected(at(now, n), n > 0, PING);
+            link.lost(at(now, n), &unreadable(), 0.0);
+        });
+        assert_eq!(link.wake(at(now, 99)), Some(Connect { clean_start: true }));
+        link.begun_anew();
+        link.lost(at(now, 99), &loss("begun anew"), 0.0);
+        assert_eq!(link.wake(at(now, 199)), Some(Connect { clean_start: false }));
+        assert!(link.connected(at(now, 199), false, PING).session_lost);
+        assert_eq!(link.counts(), (5, 1));
     }
 
     #[test]

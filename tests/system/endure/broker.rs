@@ -1,22 +1,42 @@
 //! A broker that is killed without a word, again and again, while prompts come without a pause.
 
 use super::crowd::{Crowd, Memory, Tally};
-use super::{House, chance, rounds};
+use super::{House, chance, is_long, rounds, tell};
 use crate::support::broker::Mosquitto;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// Longest time between two deaths. Longer than the ten seconds after which the daemon takes a
-/// connection for a good one: its pauses grow while brokers die young.
-const LIFE: Duration = Duration::from_secs(12);
+/// After this long the daemon takes a connection for a good one; its pauses grow while brokers die
+/// younger.
+const GOOD: Duration = Duration::from_secs(10);
+/// Every so many deaths one comes earlier.
+const YOUNG: usize = 3;
 
-/// The first deaths come as soon as it has answered again, so that the short run is short.
+/// How long a broker lives after the first answers.
 fn life(round: usize) -> Duration {
-    if round < 3 { Duration::from_millis(200).mul_f64(chance(round)) } else { LIFE.mul_f64(chance(round)) }
+    let some = Duration::from_secs(1).mul_f64(chance(round));
+    if is_long() && !round.is_multiple_of(YOUNG) { GOOD + some } else { some / 4 }
 }
 
-async fn killed(broker: Mosquitto, memory: Memory, what: &str) -> (House, Tally) {
+/// What became of the prompts, and the deaths in all.
+async fn killed(memory: Memory, what: &str) -> Tally {
+    let mut houses = JoinSet::new();
     let rounds = rounds(2);
+    for share in &rounds {
+        houses.spawn(one_house(memory, *share));
+    }
+    let tallies = houses.join_all().await;
+    let tally = tallies.into_iter().fold(Tally::default(), Tally::and);
+    tell(what, rounds.iter().sum(), &tally);
+    tally
+}
+
+async fn one_house(memory: Memory, rounds: usize) -> Tally {
+    let broker = match memory {
+        Memory::Kept => Mosquitto::persistent().await,
+        Memory::Lost => Mosquitto::start().await,
+    };
     let crowd = Crowd::at(broker.port, memory).await;
     let mut house = House::open(broker, crowd).await;
     for round in 0..rounds {
@@ -26,28 +46,27 @@ async fn killed(broker: Mosquitto, memory: Memory, what: &str) -> (House, Tally)
         house.broker.restart().await;
         house.crowd.hears(3).await;
     }
-    let tally = house.tally(what, rounds).await;
-    (house, tally)
+    let tally = house.tally().await;
+    if memory == Memory::Lost {
+        // Every death cost the session, and the owner can see it.
+        let told = || (house.crowd.reported("sessions_lost") >= rounds as u64).then_some(());
+        crate::until("the report says so", told).await;
+    }
+    house.daemon.process.terminate();
+    house.daemon.ends_well().await;
+    tally
 }
 
 #[tokio::test]
 async fn no_prompt_is_lost_or_answered_twice_while_a_broker_with_a_memory_dies() {
-    let broker = Mosquitto::persistent().await;
-    let (house, tally) = killed(broker, Memory::Kept, "broker killed, with persistence").await;
+    let tally = killed(Memory::Kept, "broker killed, with persistence").await;
     tally.is_clean();
-    assert!(super::most_in_a_second(&house.broker) <= 1);
+    assert!(tally.calls_in_a_second <= 1);
 }
 
 #[tokio::test]
 async fn a_broker_that_dies_and_forgets_everything_never_leaves_the_daemon_stuck() {
-    let broker = Mosquitto::start().await;
-    let (mut house, tally) = killed(broker, Memory::Lost, "broker killed, without persistence").await;
+    let tally = killed(Memory::Lost, "broker killed, without persistence").await;
     tally.is_clean();
-    assert!(super::most_in_a_second(&house.broker) <= 1);
-    // Every death cost the session, and the owner can see it.
-    let lost = rounds(2) as u64;
-    crate::until("the report says so", || (house.crowd.reported("sessions_lost") >= lost).then_some(()))
-        .await;
-    house.daemon.process.terminate();
-    house.daemon.ends_well().await;
+    assert!(tally.calls_in_a_second <= 1);
 }

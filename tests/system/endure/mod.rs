@@ -21,11 +21,17 @@ use std::time::Duration;
 /// The daemon's name at the broker.
 const CLIENT: &str = "bitnetd-cellar";
 
-/// How often a fault comes: as `BITNETD_ENDURE` says, else `few` times, under an emulator once.
-fn rounds(few: usize) -> usize {
+/// Long runs go on in so many houses at once: most of a round is waiting.
+const HOUSES: usize = 4;
+
+/// How often a fault comes, house by house: in all as `BITNETD_ENDURE` says, else `few` times in
+/// one house, under an emulator once.
+fn rounds(few: usize) -> Vec<usize> {
     let asked = std::env::var("BITNETD_ENDURE").ok();
-    let asked = asked.map(|text| text.parse().expect("BITNETD_ENDURE is a number"));
-    asked.unwrap_or(if is_emulated() { 1 } else { few })
+    match asked.map(|text| text.parse::<usize>().expect("BITNETD_ENDURE is a number")) {
+        Some(all) => vec![all.div_ceil(HOUSES); HOUSES],
+        None => vec![if is_emulated() { 1 } else { few }],
+    }
 }
 
 /// Whether this is the long run, with time for what takes minutes.
@@ -62,12 +68,15 @@ impl House {
     }
 
     /// Lets the crowd stop, waits for the answers that are still due, and says what came of it.
-    async fn tally(&mut self, what: &str, rounds: usize) -> Tally {
+    async fn tally(&mut self) -> Tally {
         let tally = self.crowd.finish().await;
-        let calls = most_in_a_second(&self.broker);
-        println!("endure | {what} | {rounds} | {tally} | {calls}");
-        tally
+        Tally { calls_in_a_second: most_in_a_second(&self.broker), ..tally }
     }
+}
+
+/// A row of the table that `tests/endure` prints.
+fn tell(what: &str, rounds: usize, tally: &Tally) {
+    println!("endure | {what} | {rounds} | {tally} |");
 }
 
 /// The most connections of the daemon within one second of the broker's log.

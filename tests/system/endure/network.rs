@@ -2,7 +2,7 @@
 
 use super::crowd::{Crowd, Memory};
 use super::proxy::{Pace, Proxy};
-use super::{House, is_long, settings};
+use super::{House, is_long, settings, tell};
 use crate::Folder;
 use crate::daemon::Daemon;
 use crate::support::broker::Mosquitto;
@@ -28,8 +28,10 @@ async fn a_slow_network_makes_answers_late_and_nothing_else() {
     let proxy = Proxy::to(broker.port).await;
     let mut house = behind(&proxy, broker).await;
     proxy.pace(Pace::Late(Duration::from_millis(if is_long() { 500 } else { 50 })));
-    house.crowd.hears(if is_long() { 100 } else { 10 }).await;
-    house.tally("every packet late", 1).await.is_clean();
+    house.crowd.hears(if is_long() { 100 } else { 5 }).await;
+    let tally = house.tally().await;
+    tell("every packet late", 1, &tally);
+    tally.is_clean();
     assert_eq!(proxy.calls(), 1, "it held the connection");
 }
 
@@ -41,8 +43,10 @@ async fn a_network_that_drips_is_survived_and_then_used() {
     proxy.pace(Pace::Drip(Duration::from_secs(1)));
     sleep(Duration::from_secs(if is_long() { 150 } else { 2 })).await;
     proxy.pace(Pace::Free);
-    house.crowd.hears(5).await;
-    house.tally("1 byte per second", 1).await.is_clean();
+    house.crowd.hears(3).await;
+    let tally = house.tally().await;
+    tell("1 byte per second", 1, &tally);
+    tally.is_clean();
     assert!(proxy.shortest_gap().is_none_or(|gap| gap >= Duration::from_millis(950)));
 }
 
@@ -62,5 +66,7 @@ async fn a_broker_that_vanished_without_closing_is_noticed() {
     let noticed = start.elapsed();
     assert!(noticed <= NOTICED, "{noticed:?}");
     house.crowd.hears(5).await;
-    house.tally(&format!("half-open connection, noticed after {} s", noticed.as_secs()), 1).await.is_clean();
+    let tally = house.tally().await;
+    tell(&format!("half-open connection, noticed after {} s", noticed.as_secs()), 1, &tally);
+    tally.is_clean();
 }

@@ -8,7 +8,7 @@ mod nibbles;
 
 pub(super) use blocks::{dot_blocks, mix_blocks};
 
-use super::streams::each_row;
+use super::streams::{each_row, fetch_ahead};
 use super::{BLOCKS_IN_16_BITS, Kernels};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use half::f16;
@@ -42,6 +42,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
         for (block, q) in q.chunks_exact(BLOCK).enumerate() {
             let at = first + block * BLOCK_BYTES;
             for (row, partial) in rows.iter().zip(&mut partial) {
+                fetch_ahead(&row[at..]);
                 let codes = unpack(&row[at..at + BLOCK_BYTES]);
                 *partial = _mm256_add_epi16(*partial, dot_block(codes, q));
             }

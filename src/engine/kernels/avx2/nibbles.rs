@@ -1,7 +1,7 @@
 //! 4-bit codes times int8.
 
 use super::horizontal_sum;
-use crate::engine::kernels::streams::each_row;
+use crate::engine::kernels::streams::{each_row, fetch_ahead};
 use crate::engine::quant::{NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES};
 use std::arch::x86_64::*;
 
@@ -19,6 +19,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
     let mut sums = [_mm256_setzero_si256(); ROWS];
     for (block, q) in q.chunks_exact(NIBBLE_BLOCK).enumerate() {
         for (row, sum) in rows.iter().zip(&mut sums) {
+            fetch_ahead(&row[block * NIBBLE_BLOCK_BYTES..]);
             let partial = dot_block(&row[block * NIBBLE_BLOCK_BYTES..][..NIBBLE_BLOCK_BYTES], q);
             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(partial, ones));
         }

@@ -279,37 +279,27 @@ fn spread(bytes: __m128i) -> __m512i {
     _mm512_and_si512(_mm512_or_si512(x, _mm512_slli_epi32::<6>(x)), _mm512_set1_epi8(3))
 }
 
-/// Codes of each number from 0 to 26, for `vpmaddubsw`: two in one, the third in the other.
-const CODES: [[[u8; 2]; 32]; 2] = {
-    let mut codes = [[[0; 2]; 32]; 2];
+/// Codes of each number from 0 to 26, for `vpdpbusd`: none for the highest column of a byte, then its three. In two
+/// registers, of which `vpackssdw` takes four numbers each in turn.
+const CODES: [[[u8; 4]; 16]; 2] = {
+    let mut codes = [[[0; 4]; 16]; 2];
     let mut at = 0;
     while at < 27 {
-        codes[0][at] = [(at / 9) as u8, (at / 3 % 3) as u8];
-        codes[1][at] = [(at % 3) as u8, 0];
+        let place = at / 8 * 4 + at % 4;
+        codes[at / 4 % 2][place] = [0, (at / 9) as u8, (at / 3 % 3) as u8, (at % 3) as u8];
         at += 1;
     }
     codes
 };
 
-/// Where a look's int8 are in a register of four groups of four columns each: two of them for every number
-/// of a table, and the third with a zero.
-const GROUPS: [[[[u8; 2]; 32]; 2]; 4] = {
-    let mut groups = [[[[0; 2]; 32]; 2]; 4];
-    let mut byte = 0;
-    while byte < 4 {
-        groups[byte] = [[[byte as u8 + 4, byte as u8 + 8]; 32], [[byte as u8 + 12, 0x80]; 32]];
-        byte += 1;
-    }
-    groups
-};
-
 /// Tables and quads of unit `unit` for the tokens of a tile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 fn meet(q: &[i8], cols: usize, unit: usize, met: &mut Met) {
-    let (two, third) = (load(&CODES[0]), load(&CODES[1]));
+    let codes = [load(&CODES[0]), load(&CODES[1])];
     let at = unit * UNIT / BLOCK_BYTES * BLOCK + unit * UNIT % BLOCK_BYTES;
-    // Byte b of each group goes to where a quad wants it: the last group first.
+    // Byte b of each group goes together: for looks the first group first, and for quads the last.
+    let looks = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     let quads = _mm_setr_epi8(12, 8, 4, 0, 13, 9, 5, 1, 14, 10, 6, 2, 15, 11, 7, 3);
     for (token, q) in q.chunks_exact(cols).enumerate() {
         let q = q[at..][..3 * BLOCK_BYTES + UNIT].first_chunk().expect("just cut");
@@ -317,11 +307,16 @@ fn meet(q: &[i8], cols: usize, unit: usize, met: &mut Met) {
         met.quads[token][0] = [q[0], q[1], q[2], q[3]];
         let lines = &mut met.quads[token].as_flattened_mut()[4..];
         store_quads(lines.first_chunk_mut().expect("four quads"), _mm_shuffle_epi8(second, quads));
-        let first = _mm512_broadcast_i32x4(first);
-        for (tables, [both, one]) in met.tables.iter_mut().zip(&GROUPS) {
-            let both = _mm512_maddubs_epi16(two, _mm512_shuffle_epi8(first, load(both)));
-            let one = _mm512_maddubs_epi16(third, _mm512_shuffle_epi8(first, load(one)));
-            store(&mut tables[token], _mm512_add_epi16(both, one));
+        let first = _mm_shuffle_epi8(first, looks);
+        let bytes = [
+            _mm512_broadcastd_epi32(first),
+            _mm512_broadcastd_epi32(_mm_shuffle_epi32::<1>(first)),
+            _mm512_broadcastd_epi32(_mm_shuffle_epi32::<2>(first)),
+            _mm512_broadcastd_epi32(_mm_shuffle_epi32::<3>(first)),
+        ];
+        for (tables, q) in met.tables.iter_mut().zip(bytes) {
+            let [a, b] = codes.map(|codes| _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, q));
+            store(&mut tables[token], _mm512_packs_epi32(a, b));
         }
     }
 }

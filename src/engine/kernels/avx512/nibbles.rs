@@ -1,6 +1,6 @@
 //! 4-bit codes times int8: a block is one register of codes and two of int8.
 
-use crate::engine::kernels::streams::each_row;
+use crate::engine::kernels::streams::{each_row, fetch_ahead};
 use crate::engine::quant::{NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES};
 use std::arch::x86_64::*;
 
@@ -21,6 +21,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
         let q = unsafe { [0, 64].map(|at| _mm512_loadu_si512(q[at..].as_ptr().cast())) };
         for (row, [a, b]) in rows.iter().zip(&mut sums) {
             let bytes = &row[block * NIBBLE_BLOCK_BYTES..][..NIBBLE_BLOCK_BYTES];
+            fetch_ahead(bytes);
             // SAFETY: 64 bytes; the load needs no alignment.
             let codes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
             *a = _mm512_dpbusd_epi32(*a, _mm512_and_si512(codes, low), q[0]);

@@ -3,7 +3,7 @@
 use crate::transport::mqtt::link::Loss;
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -42,7 +42,13 @@ pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result
 fn open(path: &Path, key: &str) -> Result<File, Loss> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| wrong(path, key, error))?;
+    let file = file.map_err(|error| match error.kind() {
+        // The daemon's user is not root, who owns what lies in /etc.
+        ErrorKind::PermissionDenied => {
+            wrong(path, key, "permission denied; under systemd load it with LoadCredential=")
+        }
+        _ => wrong(path, key, error),
+    })?;
     match file.metadata() {
         Ok(about) if about.is_file() => Ok(file),
         Ok(_) => Err(wrong(path, key, "it is no file")),

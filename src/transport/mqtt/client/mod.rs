@@ -369,6 +369,20 @@ mod tests {
     }
 
     #[test]
+    fn both_versions_give_up_connecting_at_the_same_time() {
+        let plan = || Plan::new(&Mqtt::new("b", 1883), "id".into()).expect("no files to read");
+        let (_, five) = v5::visit(plan());
+        let (_, older) = v311::visit(plan());
+        for eventloop in [five, older] {
+            let limit = match eventloop {
+                EventLoop::V5(eventloop) => eventloop.options.connection_timeout(),
+                EventLoop::V311(eventloop) => eventloop.network_options().connection_timeout(),
+            };
+            assert_eq!(limit, CONNECT_LIMIT);
+        }
+    }
+
+    #[test]
     fn an_ipv6_address_is_written_so_that_it_is_found_and_certified() {
         let plain = Mqtt::new("::1", 1883);
         assert_eq!(host(&plain), "[::1]");

@@ -1,0 +1,57 @@
+//! Whatever bytes come from the broker: the door does not panic, does not end, hangs up on its own
+//! account or at the end of the stream, and what it writes is MQTT on topics that are its to use.
+
+#![no_main]
+
+mod peer;
+
+use libfuzzer_sys::fuzz_target;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::bytes::BytesMut;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((how, bytes)) = bytes.split_first() else { return };
+    peer::play(async |stream| speak(stream, how % 4, bytes).await);
+});
+
+/// The welcomes that a broker can begin with, and none.
+fn welcome(how: u8) -> &'static [u8] {
+    match how {
+        0 => &[],
+        1 => &[0x20, 3, 0, 0, 0],
+        // The session is kept.
+        2 => &[0x20, 3, 1, 0, 0],
+        // Receive Maximum 2, Maximum Packet Size 128.
+        _ => &[0x20, 11, 0, 0, 8, 0x21, 0, 2, 0x27, 0, 0, 0, 128],
+    }
+}
+
+async fn speak(mut stream: TcpStream, how: u8, bytes: &[u8]) {
+    let mut said = BytesMut::new();
+    let (mut read, mut write) = stream.split();
+    let speak = async {
+        // The door may have hung up.
+        let _ = write.write_all(welcome(how)).await;
+        let _ = write.write_all(bytes).await;
+        let _ = write.shutdown().await;
+    };
+    let listen = async { while read.read_buf(&mut said).await.is_ok_and(|count| count > 0) {} };
+    tokio::join!(speak, listen);
+    while let Ok(packet) = Packet::read(&mut said, None) {
+        check(&packet);
+    }
+    // The connection may have ended in the middle of a packet of the door's.
+}
+
+fn check(packet: &Packet) {
+    let Packet::Publish(publish) = packet else { return };
+    let topic = std::str::from_utf8(&publish.topic).expect("a topic is text");
+    assert!(!topic.is_empty() && !topic.contains(['+', '#', '\0']), "{topic}");
+    let own = topic.strip_prefix("bitnetd/cellar/");
+    assert!(
+        own.is_none_or(|own| own != "cancel" && own != "prompt" && !own.starts_with("prompt/")),
+        "{topic}"
+    );
+}

@@ -1,0 +1,107 @@
+//! The whole MQTT door on one end of a connection; a target plays the broker on the other.
+
+use bitnetd::config::{Config, Host, Mqtt};
+use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::telemetry::Telemetry;
+use bitnetd::transport::Inbound;
+use bitnetd::transport::mqtt::{Door, LinkState, run};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Prompts that may be on their way to the worker: few, so that floods are refused soon.
+const WINDOW: u16 = 4;
+
+struct Place {
+    runtime: Runtime,
+    listener: TcpListener,
+    port: u16,
+}
+
+fn place() -> &'static Place {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        Place { runtime, listener, port }
+    })
+}
+
+/// Lets the door connect once, hands `broker` its connection, and ends the door.
+pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
+    let place = place();
+    place.runtime.block_on(async {
+        let (requests, taken) = mpsc::channel(usize::from(WINDOW));
+        let (_reports, telemetry) = watch::channel(None);
+        let (state, seen) = watch::channel(LinkState::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run(Door {
+            config: config(place.port),
+            device: "cellar".into(),
+            state_in: None,
+            info: b"{}".to_vec(),
+            window: WINDOW,
+            requests,
+            telemetry,
+            interval: Duration::from_secs(10),
+            state,
+            counters: Arc::new(Telemetry::new(0)),
+            draining: CancellationToken::new(),
+            close: CancellationToken::new(),
+            flush: Duration::from_secs(1),
+        }));
+        tasks.spawn(answer(taken));
+        let (stream, _) = place.listener.accept().await.expect("the door connects");
+        broker(stream).await;
+        assert!(tasks.try_join_next().is_none(), "the door ended: {:?}", seen.borrow());
+        tasks.shutdown().await;
+    });
+}
+
+fn config(port: u16) -> Mqtt {
+    static CONFIG: OnceLock<Mqtt> = OnceLock::new();
+    let parsed = CONFIG.get_or_init(|| {
+        let text = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n");
+        let host = Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 1,
+            big: vec![],
+            runtime_dir: "/run/bitnetd".into(),
+            cache_dir: "/var/cache/bitnetd".into(),
+            state_dir: "/var/lib/bitnetd".into(),
+            credentials_dir: None,
+        };
+        Config::parse(&text, "fuzz", &host).expect("sound").mqtt.expect("with a host")
+    });
+    parsed.clone()
+}
+
+/// A worker that says a piece and then the whole prompt.
+async fn answer(mut requests: mpsc::Receiver<Inbound>) {
+    while let Some(inbound) = requests.recv().await {
+        let text = match &inbound.request.input {
+            Input::Prompt(text) => text.clone(),
+            Input::Messages(messages) => format!("{} messages", messages.len()),
+        };
+        if inbound.request.stream {
+            let _ = inbound.reply.token(text.clone());
+        }
+        let done = Done {
+            id: inbound.id.clone(),
+            text,
+            finish_reason: FinishReason::Stop,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            energy: None,
+            cached: false,
+        };
+        inbound.reply.finish(Event::Done(Box::new(done)));
+    }
+}

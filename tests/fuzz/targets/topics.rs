@@ -1,0 +1,35 @@
+//! Whatever a client chooses as an id, a Response Topic or its own name: an answer never becomes a
+//! prompt, and every topic we publish on is one that brokers take.
+
+#![no_main]
+
+use bitnetd::protocol::json;
+use bitnetd::transport::mqtt::{Addressed, Topics};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let topics = Topics::new("bitnetd", "cellar");
+    if let Some(Addressed::Prompt(client)) = topics.parse(bytes) {
+        assert!(!client.is_empty() && client.len() <= 64 && !client.contains(char::is_control), "{client:?}");
+    }
+    let prefixed = [b"bitnetd/cellar/", bytes].concat();
+    let _ = topics.parse(&prefixed);
+    if let Ok(request) = json::request_or_text(bytes)
+        && let Some(id) = request.id
+    {
+        check_reply(&topics, &id);
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    check_reply(&topics, text);
+    if topics.check_response(text).is_ok() {
+        assert!(!text.is_empty() && text.len() <= 512 && !text.contains(['+', '#', '\0']), "{text:?}");
+        assert_eq!(topics.parse(bytes), None, "an answer would be a prompt");
+    }
+});
+
+fn check_reply(topics: &Topics, id: &str) {
+    let topic = topics.reply(id);
+    let level = topic.strip_prefix("bitnetd/cellar/reply/").expect("below reply");
+    assert!(!level.contains(['/', '+', '#']) && !level.contains(char::is_control), "{level:?}");
+    assert_eq!(topics.parse(topic.as_bytes()), None, "{topic}");
+}
