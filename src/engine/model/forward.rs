@@ -84,7 +84,7 @@ impl Model {
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        let (q, k, v) = (&mut state.q[..], &mut state.k[..], &mut state.v[..]);
+        let (q, k, v) = (&mut state.wide[..], &mut state.k[..], &mut state.v[..]);
         self.project([(&layer.q, q), (&layer.k, k), (&layer.v, v)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         self.rotate(n, state);
@@ -98,13 +98,14 @@ impl Model {
         self.attend(index, n, state);
         state.watch.lap(Part::Attention, &self.pool);
         let width = shape.heads * shape.head_dim;
+        let found = &mut state.wide[n * width..2 * n * width];
         if let Some(weight) = &layer.attn_sub_norm {
-            for row in state.attention[..n * width].chunks_exact_mut(width) {
+            for row in found.chunks_exact_mut(width) {
                 ops::rmsnorm_in_place(row, weight, shape.epsilon);
             }
         }
-        quantize_rows(&state.attention, width, n, &mut state.quantized);
-        let input = Input { x: &state.attention, quantized: &state.quantized };
+        quantize_rows(found, width, n, &mut state.quantized);
+        let input = Input { x: found, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         self.project([(&layer.o, &mut state.h)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
@@ -117,15 +118,15 @@ impl Model {
         quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
-        self.project_gated(layer, n, input, &mut state.gate);
+        self.project_gated(layer, n, input, &mut state.wide);
         state.watch.lap(Part::FeedForward, &self.pool);
         if let Some(weight) = &layer.ffn_sub_norm {
-            for row in state.gate[..n * shape.ffn].chunks_exact_mut(shape.ffn) {
+            for row in state.wide[..n * shape.ffn].chunks_exact_mut(shape.ffn) {
                 ops::rmsnorm_in_place(row, weight, shape.epsilon);
             }
         }
-        quantize_rows(&state.gate, shape.ffn, n, &mut state.quantized);
-        let input = Input { x: &state.gate, quantized: &state.quantized };
+        quantize_rows(&state.wide, shape.ffn, n, &mut state.quantized);
+        let input = Input { x: &state.wide, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         self.project([(&layer.down, &mut state.h)], n, input);
         state.watch.lap(Part::FeedForward, &self.pool);
@@ -239,18 +240,19 @@ impl Model {
                 }
             }
         };
-        turn(&mut state.q, shape.heads, &state.cos, &state.sin);
+        turn(&mut state.wide, shape.heads, &state.cos, &state.sin);
         turn(&mut state.k, shape.kv_heads, &state.cos, &state.sin);
     }
 
     fn attend(&self, layer: usize, n: usize, state: &mut State) {
         let shape = &self.shape;
         let (heads, size) = (shape.heads, shape.head_dim);
-        let (queries, cache, before) = (&state.q, &state.cache, state.len);
+        let (cache, before) = (&state.cache, state.len);
+        let (queries, found) = state.wide.split_at_mut(n * heads * size);
         let work = heads * n * size * (before + n);
         // In floats, two rows read for each product: an eighth of a ternary matrix's pace.
         let grain = if work < WORTH_SHARING / 8 { heads * n } else { 1 };
-        self.pool.pieces(&mut state.attention[..n * heads * size], size, grain, |index, out| {
+        self.pool.pieces(&mut found[..n * heads * size], size, grain, |index, out| {
             let (row, head) = (index / heads, index % heads);
             let query = &queries[index * size..(index + 1) * size];
             let kv_head = head * shape.kv_heads / heads;

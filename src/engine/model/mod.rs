@@ -203,10 +203,15 @@ impl Shape {
 
     /// Bytes of everything else a session holds, for `batch` tokens at a time.
     pub fn scratch_bytes(&self, batch: usize) -> usize {
-        let attention = (2 * self.heads + 2 * self.kv_heads) * self.head_dim;
-        let row =
-            4 * (3 * self.dim + attention + self.ffn + self.rope_dims) + 4 * packed_row(self.widest_input());
+        let keys = 2 * self.kv_heads * self.head_dim;
+        let row = 4 * (3 * self.dim + keys + self.widest_buffer() + self.rope_dims)
+            + 4 * packed_row(self.widest_input());
         batch * row + 4 * self.vocab
+    }
+
+    /// Floats of a token in the buffer that attention and feed-forward share.
+    fn widest_buffer(&self) -> usize {
+        self.ffn.max(2 * self.heads * self.head_dim)
     }
 
     fn widest_input(&self) -> usize {

@@ -132,13 +132,13 @@ pub struct State {
     pub(super) len: usize,
     pub(super) context: usize,
     pub(super) batch: usize,
-    pub(super) x: Vec<f32>,         // [batch, dim], the residual stream
-    pub(super) h: Vec<f32>,         // [batch, dim], its normalised copy, then a block's output
-    pub(super) q: Vec<f32>,         // [batch, heads * head_dim]
-    pub(super) k: Vec<f32>,         // [batch, kv_heads * head_dim]
-    pub(super) v: Vec<f32>,         // [batch, kv_heads * head_dim]
-    pub(super) attention: Vec<f32>, // [batch, heads * head_dim]
-    pub(super) gate: Vec<f32>,      // [batch, ffn], the gate's, then times the up matrix's
+    pub(super) x: Vec<f32>, // [batch, dim], the residual stream
+    pub(super) h: Vec<f32>, // [batch, dim], its normalised copy, then a block's output
+    pub(super) k: Vec<f32>, // [batch, kv_heads * head_dim]
+    pub(super) v: Vec<f32>, // [batch, kv_heads * head_dim]
+    /// `[batch, heads * head_dim]` twice: queries, and what they found; then `[batch, ffn]`: the gate's, times what
+    /// the up matrix makes. Never both, and together they are half of a pass's buffers.
+    pub(super) wide: Vec<f32>,
     pub(super) quantized: QuantizedRows,
     pub(super) cos: Vec<f32>,      // [batch, rope_dims / 2]
     pub(super) sin: Vec<f32>,      // [batch, rope_dims / 2]
@@ -157,7 +157,7 @@ impl State {
     pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: CacheForm, screen: bool) -> Self {
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
-        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let kv = shape.kv_heads * shape.head_dim;
         State {
             cache: Cache::new(shape, context, cache),
             len: 0,
@@ -165,11 +165,9 @@ impl State {
             batch,
             x: floats(shape.dim),
             h: floats(shape.dim),
-            q: floats(q),
             k: floats(kv),
             v: floats(kv),
-            attention: floats(q),
-            gate: floats(shape.ffn),
+            wide: floats(shape.widest_buffer()),
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
                 made: vec![Quantized::default(); batch],

@@ -76,6 +76,7 @@ fn config(port: u16) -> Mqtt {
             runtime_dir: "/run/bitnetd".into(),
             cache_dir: "/var/cache/bitnetd".into(),
             state_dir: "/var/lib/bitnetd".into(),
+            credentials_dir: None,
         };
         Config::parse(&text, "fuzz", &host).expect("sound").mqtt.expect("with a host")
     });

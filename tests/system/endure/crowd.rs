@@ -251,18 +251,26 @@ impl Line {
         Line { client, events }
     }
 
-    /// Repeats the prompt until somebody reads it; the broker has it for good when it acknowledges
-    /// the next message, too: mosquitto writes its file just after an acknowledgement.
+    /// Repeats the prompt until somebody reads it, and makes sure that the broker has it for good:
+    /// mosquitto acknowledges first, and writes its file at the end of a turn in which a retained
+    /// message came. The second one is acknowledged in a later turn than that.
     async fn is_accepted(&mut self, payload: &str) -> Result<(), ()> {
         while self.deliver("bitnetd/cellar/prompt", payload).await? == PubAckReason::NoMatchingSubscribers {
             sleep(PAUSE).await;
         }
-        self.deliver("crowd/next", "").await.map(|_| ())
+        for _ in 0..2 {
+            self.publish("crowd/turn", true, "over").await?;
+        }
+        Ok(())
     }
 
     /// Publishes, and waits for the broker's acknowledgement.
     pub async fn deliver(&mut self, topic: &str, payload: &str) -> Result<PubAckReason, ()> {
-        self.client.try_publish(topic, QoS::AtLeastOnce, false, payload.to_owned()).map_err(|_| ())?;
+        self.publish(topic, false, payload).await
+    }
+
+    async fn publish(&mut self, topic: &str, retain: bool, payload: &str) -> Result<PubAckReason, ()> {
+        self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload.to_owned()).map_err(|_| ())?;
         let acknowledged = async {
             loop {
                 if let Event::Incoming(Packet::PubAck(ack)) = self.events.poll().await.map_err(|_| ())? {

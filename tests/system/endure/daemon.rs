@@ -31,7 +31,7 @@ async fn one_house(rounds: usize) -> Tally {
     let crowd = Crowd::at(broker.port, Memory::Kept).await;
     let mut house = House::open(broker, crowd).await;
     for round in 0..rounds {
-        if round % STILLBORN == STILLBORN - 1 {
+        if (round + 1).is_multiple_of(STILLBORN) {
             sleep(Duration::from_millis(30).mul_f64(chance(round))).await;
         } else {
             house.daemon.ready().await;

@@ -41,6 +41,8 @@ pub struct Store {
     live: u64,
     /// The file does not hold what it should.
     is_stale: bool,
+    /// What it held at first was told.
+    is_told: bool,
     problem: Option<String>,
 }
 
@@ -97,6 +99,7 @@ impl Store {
             length: 0,
             live: 0,
             is_stale: false,
+            is_told: false,
             problem: None,
         }
     }
@@ -209,7 +212,7 @@ impl Store {
                 }
                 // A new file gets its session; what cannot be read is not appended to.
                 self.is_stale |= damaged > 0 || contents.is_torn || contents.session.is_none();
-                Some(contents)
+                (!std::mem::replace(&mut self.is_told, true)).then_some(contents)
             }
             Job::Append(bytes) => {
                 self.length += bytes;
