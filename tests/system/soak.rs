@@ -20,8 +20,8 @@ const THREADS: usize = 2;
 const CLIENTS: usize = 6;
 /// Kinds of requests of a socket client; see [`ask`].
 const KINDS: usize = 12;
-/// Prompts that one `mosquitto_pub` brings.
-const BATCH: usize = 40;
+/// Prompts that one `mosquitto_pub` brings; with those of the clients they fit the queue, or most would be refused.
+const BATCH: usize = 20;
 
 fn prompts() -> usize {
     std::env::var("BITNETD_SOAK").map_or(240, |count| count.parse().expect("BITNETD_SOAK is a number"))
