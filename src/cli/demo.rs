@@ -3,7 +3,7 @@
 //! Everything is the real thing: the broker speaks MQTT 5 over loopback TCP, the daemon is the one of
 //! `bitnetd serve`, the questions go through its topics and its socket.
 
-use super::serve::runtime;
+use super::serve::block_on;
 use super::{Failure, host, print};
 use crate::config::{Config, Level, Mqtt};
 use crate::{daemon, telemetry};
@@ -57,7 +57,7 @@ struct Timings {
 pub(super) fn run(_: Demo) -> Result<(), Failure> {
     telemetry::log::init(Level::Warn, false);
     let folder = Folder::make()?;
-    runtime()?.block_on(show(&folder.0))
+    block_on(show(&folder.0))?
 }
 
 /// A folder of the demo's own, gone with it.

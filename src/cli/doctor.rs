@@ -1,6 +1,6 @@
 //! `bitnetd doctor`: what this device has, and what of it the daemon would use.
 
-use super::serve::{load, runtime};
+use super::serve::{block_on, load};
 use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
@@ -147,7 +147,7 @@ fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
 }
 
 fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
-    let answer = runtime()?.block_on(mqtt::probe(config, device, BROKER));
+    let answer = block_on(mqtt::probe(config, device, BROKER))?;
     Ok(Broker {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),

@@ -25,17 +25,18 @@ pub(super) struct Serve {
 pub(super) fn run(args: Serve) -> Result<(), Failure> {
     // Seen once: a reload is for what the owner changed, not for what the machine did meanwhile.
     let host = host::host();
-    let config = settings(&args, &host)?;
+    let file = chosen(args.config.as_deref());
+    let config = settings(&args, file.as_deref(), &host)?;
     telemetry::log::init(config.log.level, telemetry::log::under_journald());
     make_default_dir(&config.socket.path);
-    let reread = Box::new(move || settings(&args, &host).map_err(|failure| failure.message));
+    let reread = Box::new(move || settings(&args, file.as_deref(), &host).map_err(|failure| failure.message));
     let (ready, _) = oneshot::channel();
-    Ok(runtime()?.block_on(daemon::run(config, reread, CancellationToken::new(), ready))?)
+    Ok(block_on(daemon::run(config, reread, CancellationToken::new(), ready))??)
 }
 
 /// The configuration, and what the command line says instead of it.
-fn settings(args: &Serve, host: &Host) -> Result<Config, Failure> {
-    let mut config = read(args.config.as_deref(), host)?;
+fn settings(args: &Serve, file: Option<&Path>, host: &Host) -> Result<Config, Failure> {
+    let mut config = read(file, host)?;
     config.model.path = args.model.clone().or(config.model.path);
     config.socket.path = args.socket.clone().unwrap_or(config.socket.path);
     Ok(config)
@@ -43,26 +44,34 @@ fn settings(args: &Serve, host: &Host) -> Result<Config, Failure> {
 
 /// The named configuration, else the system's, else the defaults.
 pub(super) fn load(named: Option<&Path>) -> Result<Config, Failure> {
-    read(named, &host::host())
+    read(chosen(named).as_deref(), &host::host())
 }
 
-fn read(named: Option<&Path>, host: &Host) -> Result<Config, Failure> {
-    let path = match named {
-        Some(path) => path,
-        None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
-        None => return Ok(Config::defaults(host)),
-    };
+/// The file to read, also when it is read again: one that is gone by then is a mistake, not the defaults.
+fn chosen(named: Option<&Path>) -> Option<PathBuf> {
+    let default = Path::new(DEFAULT_FILE);
+    // A file that cannot be looked for is reported when it is read.
+    let is_there = || default.try_exists().unwrap_or(true);
+    named.or_else(|| is_there().then_some(default)).map(Path::to_owned)
+}
+
+fn read(file: Option<&Path>, host: &Host) -> Result<Config, Failure> {
+    let Some(path) = file else { return Ok(Config::defaults(host)) };
     Config::load(path, host).map_err(|error| Failure::usage(error.to_string()))
 }
 
-/// One thread for everything that waits, and one for name look-ups, which block: with the computing
-/// threads that makes `budget.threads + 2`.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread()
+/// Runs it to its end: on one thread for everything that waits, and one for name look-ups and the disk, which
+/// block. With the computing threads that makes `budget.threads + 2`.
+pub(super) fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(1)
         .build()
-        .map_err(|error| Failure::system(format!("the runtime cannot be started: {error}")))
+        .map_err(|error| Failure::system(format!("the runtime cannot be started: {error}")))?;
+    let output = runtime.block_on(work);
+    // A look-up or a disk that hangs is not waited for.
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 /// Started by hand as root nobody has made `/run/bitnetd` yet; a failure shows when the socket is

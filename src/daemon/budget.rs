@@ -1,5 +1,6 @@
 //! The memory plan: what a model takes under the budget, computed before anything is loaded.
 
+use super::pressure;
 use crate::config::Config;
 use crate::engine::Footprint;
 use crate::protocol::json;
@@ -121,9 +122,27 @@ impl Plan {
         Ok(plan)
     }
 
-    /// All of it.
+    /// All of it, what is kept free included.
     pub fn total(&self) -> usize {
+        self.held().saturating_add(self.reserve())
+    }
+
+    fn held(&self) -> usize {
         (DAEMON + self.clients.total()).saturating_add(self.footprint.total(self.context))
+    }
+
+    /// Below this much free memory no work is taken.
+    fn reserve(&self) -> usize {
+        pressure::margin(self.budget.bytes as u64) as usize
+    }
+
+    /// The least budget, in MiB, that this plan fits: a larger one has a larger reserve.
+    fn least_mb(&self) -> usize {
+        let fits = |mb: &usize| {
+            (mb << 20).saturating_sub(pressure::margin((*mb as u64) << 20) as usize) >= self.held()
+        };
+        let about = self.held().div_ceil(1 << 20);
+        (about..).find(fits).unwrap_or(about)
     }
 }
 
@@ -142,7 +161,7 @@ impl fmt::Display for Plan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
-             connections {} + queue {} + broker link {} + daemon {} = {} of {} MiB",
+             connections {} + queue {} + broker link {} + daemon {} + reserve {} = {} of {} MiB",
             Mb(mapped),
             Mb(copied),
             Mb(cache_per_token.saturating_mul(self.context)),
@@ -153,6 +172,7 @@ impl fmt::Display for Plan {
             Mb(self.clients.queue),
             Mb(self.clients.link),
             Mb(DAEMON),
+            Mb(self.reserve()),
             Mb(self.total()),
             Mb(self.budget.bytes)
         )?;
@@ -165,7 +185,7 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let needed = self.plan.total().div_ceil(1 << 20);
+        let needed = self.plan.least_mb();
         // Where the kernel's limit is in the way, a larger number in the configuration would not help.
         let place =
             if self.plan.budget.is_kernels { "the control group's memory limit" } else { "budget.memory_mb" };

@@ -12,8 +12,15 @@ use std::time::{Duration, Instant};
 const MARGIN: u64 = 1 << 20;
 /// And this part of the budget: what is not foreseen grows with what there is.
 const PART: u64 = 64;
+/// But no more than this in all. The plan sets it aside, and leaves at least as much again to grow into.
+const MOST: u64 = 6 << 20;
 /// A daemon that is short of memory with nothing to do for so long does not get better by waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is kept free of `budget`, both in bytes.
+pub(super) fn margin(budget: u64) -> u64 {
+    (MARGIN + budget / PART).min(MOST)
+}
 
 /// Memory of the process at one moment, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,7 +63,7 @@ impl Pressure {
 
     /// Looks at what is held now. Once short, it stays so until there is twice the margin.
     pub fn look(&mut self, held: Held, is_busy: bool, now: Instant) -> State {
-        let margin = MARGIN + self.budget / PART;
+        let margin = margin(self.budget);
         let free = self.budget.saturating_sub(self.reckoned(held));
         self.is_short = free < if self.is_short { 2 * margin } else { margin };
         if !self.is_short || is_busy {

@@ -98,7 +98,10 @@ impl Queue {
     /// Ends when memory has been short for a minute with nothing to do, and says so.
     pub async fn stuck(&self) -> String {
         loop {
-            self.short.notified().await;
+            // It may have become short before anybody waited here: the daemon waits for other things as well.
+            while !locked(&self.admission).is_short() {
+                self.short.notified().await;
+            }
             while locked(&self.admission).is_short() {
                 tokio::time::sleep(MEMORY_INTERVAL).await;
                 heap::give_back();

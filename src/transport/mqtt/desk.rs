@@ -140,8 +140,10 @@ impl Desk {
     fn on_saved(&mut self, finished: Finished) {
         finished.rows.iter().for_each(|row| self.outbox.saved(*row));
         let Some(contents) = finished.contents else { return };
-        if let Some(session) = contents.session.filter(|_| self.link.counts().0 == 0) {
-            self.arrivals.set_session(session);
+        match contents.session {
+            Some(session) if self.link.counts().0 == 0 => self.arrivals.set_session(session),
+            // The disk told of it too late: by now packet ids are of another number.
+            _ => self.store.note(&Record::Session(self.arrivals.session())),
         }
         let waiting = keeping::restore(contents, &mut self.arrivals, &mut self.outbox, Clock::read());
         if waiting > 0 {
@@ -263,16 +265,17 @@ impl Desk {
     }
 
     fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
+        let is_taken = taken.is_ok();
         if let Err(reason) = taken {
             log::warn!("{}: a publish was refused ({reason}); see the broker's access list", self.place());
         }
-        self.outbox.acknowledged(row);
+        self.outbox.acknowledged(row, is_taken);
     }
 
     fn on_lost(&mut self, loss: &Loss) {
         self.connection = None;
         self.sharing.disconnected();
-        self.outbox.disconnected();
+        self.outbox.disconnected(loss.is_by_broker());
         self.arrivals.disconnected();
         self.retains &= loss.kind != "RetainNotSupported";
         let retry = self.link.lost(Instant::now(), loss, chance());
@@ -481,7 +484,7 @@ impl Desk {
                 asked = !self.outbox.has_status() && connection.disconnect();
             }
             match next(&mut self.connection).await {
-                Ok(Happened::Acknowledged(row, _)) => self.outbox.acknowledged(row),
+                Ok(Happened::Acknowledged(row, taken)) => self.on_acknowledged(row, taken),
                 Ok(Happened::Disconnected) | Err(_) => return,
                 Ok(_) => {}
             }

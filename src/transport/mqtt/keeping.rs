@@ -63,14 +63,14 @@ pub fn restore(contents: Contents, arrivals: &mut Arrivals, outbox: &mut Outbox,
         let Answer { number, keys, id, payload, state, .. } = answer;
         let payload = payload.into_bytes();
         match (state, left) {
-            (State::Waiting { topic, correlation, .. }, Some(left)) => {
+            (State::Waiting { topic, correlation, .. }, Some(left)) if !arrivals.is_running(keys) => {
                 // A deadline beyond all clocks is none.
                 let expires = left.and_then(|left| clock.now.checked_add(left));
                 let packet = Packet { correlation, expires, ..Packet::json(topic, payload) };
                 outbox.restore(number, arrivals.resume(keys), &id, packet);
                 waiting += 1;
             }
-            // Expired meanwhile, or given.
+            // Expired meanwhile, given, or asked again before the disk told of it.
             _ => {
                 let given = Given { number, keys, id, payload };
                 arrivals.remember(given, age.unwrap_or(Duration::ZERO), clock.now);
@@ -124,7 +124,7 @@ mod tests {
         }
 
         fn deliver(&mut self, row: u64) {
-            self.outbox.acknowledged(row);
+            self.outbox.acknowledged(row, true);
             for (prompt, outcome) in self.outbox.take_settled() {
                 self.arrivals.settled(prompt, outcome, self.clock.now);
             }
@@ -194,6 +194,17 @@ mod tests {
         let mut second = Process::new(1_000);
         restore(contents, &mut second.arrivals, &mut second.outbox, second.clock);
         assert_eq!(second.waiting().len(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_the_disk_tells_of_too_late_is_not_sent_beside_the_new_one() {
+        let mut first = Process::new(1_000);
+        first.answer("a", None);
+        let lines = all(&first.arrivals, &first.outbox, first.clock);
+        let mut second = Process::new(1_001);
+        assert!(matches!(second.arrivals.arrive(&arrival("a"), second.clock.now), Verdict::New(_)));
+        restore(record::read(&lines), &mut second.arrivals, &mut second.outbox, second.clock);
+        assert!(second.waiting().is_empty());
     }
 
     #[test]

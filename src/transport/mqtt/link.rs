@@ -68,6 +68,17 @@ pub struct Loss {
     pub unreadable: bool,
 }
 
+impl Loss {
+    /// Whether the broker ended the connection, perhaps over something that we sent: not we, nor the
+    /// network, nor the broker for reasons of its own.
+    pub fn is_by_broker(&self) -> bool {
+        !matches!(
+            self.kind.as_str(),
+            "silence" | "flood" | "begun anew" | "protocol" | "SessionTakenOver" | "ServerShuttingDown"
+        )
+    }
+}
+
 /// What to do about a lost connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {

@@ -23,6 +23,9 @@ const EVENTS: usize = 256;
 /// that the deadline cut off comes just after it.
 const MOMENT: Duration = Duration::from_secs(5);
 
+/// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
+const LONGEST_CORRELATION: usize = 1024;
+
 /// Where the events of a prompt go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Way {
@@ -43,7 +46,13 @@ impl Way {
             _ => topics.reply(&message.topic, &id),
         };
         let deadline = message.expiry.map(|expiry| now + expiry);
-        let way = Way { id, topic, correlation: message.correlation.clone(), deadline };
+        let length = message.correlation.as_ref().map_or(0, Vec::len);
+        let checked = checked.and_then(|()| match length {
+            0..=LONGEST_CORRELATION => Ok(()),
+            _ => Err(format!("the Correlation Data has {length} bytes; the most is {LONGEST_CORRELATION}")),
+        });
+        let correlation = message.correlation.clone().filter(|_| length <= LONGEST_CORRELATION);
+        let way = Way { id, topic, correlation, deadline };
         (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
     }
 

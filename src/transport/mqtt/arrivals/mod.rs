@@ -127,6 +127,10 @@ impl Arrivals {
         let keys = self.keys_of(arrival);
         if let Some(serial) = self.running_as(keys, arrival.redelivered) {
             self.duplicates += 1;
+            if let Some(running) = self.running.get_mut(&serial) {
+                // A copy at QoS 1 of a prompt at QoS 0 makes it one that is to outlive us.
+                running.keys.delivery = running.keys.delivery.or(keys.delivery);
+            }
             self.await_ack(arrival.packet, Waits::Answer(serial));
             return Verdict::Duplicate;
         }
@@ -139,7 +143,7 @@ impl Arrivals {
             Some(Copy::Again(given)) => {
                 self.duplicates += 1;
                 // A refusal is still not known by its name.
-                let keys = Keys { name: given.keys.name, ..keys };
+                let keys = Keys { name: given.keys.name, delivery: keys.delivery.or(given.keys.delivery) };
                 let serial = self.begin(keys, Some(given.number));
                 self.await_ack(arrival.packet, Waits::Answer(serial));
                 Verdict::Again(serial, given)
@@ -194,6 +198,11 @@ impl Arrivals {
     pub fn durable(&self, serial: Serial) -> Option<Keys> {
         let running = self.running.get(&serial)?;
         (running.keys.delivery.is_some() && running.again.is_none()).then_some(running.keys)
+    }
+
+    /// Whether a prompt with these keys is at work: it came before the disk told of its answer.
+    pub fn is_running(&self, keys: Keys) -> bool {
+        self.running_as(keys, true).is_some()
     }
 
     /// A prompt of an earlier process, whose answer is still to be delivered.
@@ -265,10 +274,12 @@ impl Arrivals {
             (None, Some(data)) => Some(key(&[b"data", client, data, arrival.payload])),
             (None, None) => None,
         };
-        // A packet id is used again for other messages, so the payload is part of the key.
+        // A packet id is used again for other messages, so what they say is part of the key.
         let session = self.session.to_le_bytes();
-        let delivery =
-            arrival.packet.map(|packet| key(&[&session, &packet.to_le_bytes(), client, arrival.payload]));
+        let correlation = arrival.correlation.unwrap_or_default();
+        let delivery = arrival
+            .packet
+            .map(|packet| key(&[&session, &packet.to_le_bytes(), client, correlation, arrival.payload]));
         Keys { name, delivery }
     }
 

@@ -315,6 +315,28 @@ fn a_prompt_at_qos_0_is_never_acknowledged_but_answered_once() {
 }
 
 #[test]
+fn a_copy_at_qos_1_makes_a_prompt_at_qos_0_outlive_us() {
+    let now = Instant::now();
+    let mut arrivals = arrivals();
+    let first = serial(arrivals.arrive(&Arrival { packet: None, ..NAMED }, now));
+    assert!(arrivals.durable(first).is_none());
+    assert_eq!(arrivals.arrive(&NAMED, now), Verdict::Duplicate);
+    assert!(arrivals.durable(first).is_some());
+    assert!(arrivals.leave(first), "the broker delivers the copy again");
+}
+
+#[test]
+fn the_same_text_for_another_asker_under_a_used_packet_id_is_new() {
+    let now = Instant::now();
+    let mut arrivals = arrivals();
+    let asked = |data: &'static [u8]| Arrival { correlation: Some(data), ..PLAIN };
+    let first = serial(arrivals.arrive(&asked(b"A"), now));
+    settle(&mut arrivals, first, now);
+    arrivals.disconnected();
+    serial(arrivals.arrive(&Arrival { redelivered: true, ..asked(b"B") }, now));
+}
+
+#[test]
 fn memory_of_answered_prompts_is_bounded() {
     let now = Instant::now();
     let mut arrivals = arrivals();

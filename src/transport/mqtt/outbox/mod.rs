@@ -20,8 +20,8 @@ const BYTES: usize = 1 << 20;
 const ROWS: usize = 512;
 /// Answers waiting above this, no new prompt is taken.
 const ANSWERS: usize = 64;
-/// Connections that ended while a row was on its way before it travels alone; and before it is
-/// given up. Alone, it and no other is what the broker ends the connection over.
+/// Connections that the broker ended while a row was on its way before it travels alone; and before
+/// an error goes in its place. Alone, it and no other is what the broker ends the connection over.
 const SUSPECT: u32 = 2;
 const POISON: u32 = 5;
 /// No PUBLISH has more bytes beside topic, payload and correlation: lengths, packet id, expiry,
@@ -92,8 +92,10 @@ struct Row {
     packet: Packet,
     /// It is being saved, and not published before that.
     is_held: bool,
+    /// An error stands in the answer's place.
+    is_error: bool,
     on_its_way: bool,
-    /// Connections that ended while it was on its way.
+    /// Connections that the broker ended while it was on its way.
     ended: u32,
 }
 
@@ -258,23 +260,24 @@ impl Outbox {
     }
 
     /// The broker has the row, or refused it for good.
-    pub fn acknowledged(&mut self, number: u64) {
+    pub fn acknowledged(&mut self, number: u64, is_taken: bool) {
         if let Some(at) = self.rows.iter().position(|row| row.number == number) {
-            self.settle(at, true);
+            self.settle(at, is_taken);
         }
     }
 
-    /// The connection is gone: what was on its way is to be published again.
-    pub fn disconnected(&mut self) {
+    /// The connection is gone: what was on its way is to be published again. `by_broker`: it may have
+    /// been over one of these rows.
+    pub fn disconnected(&mut self, by_broker: bool) {
         for row in self.rows.iter_mut().filter(|row| row.on_its_way) {
             row.on_its_way = false;
-            row.ended += 1;
+            row.ended += u32::from(by_broker);
         }
         while let Some(at) = self.rows.iter().position(|row| row.kind == Kind::Status) {
             self.remove(at);
         }
         while let Some(at) = self.rows.iter().position(|row| row.ended >= POISON) {
-            self.give_up(at, "the connection ended each time it was published");
+            self.poisoned(at);
         }
     }
 
@@ -287,7 +290,15 @@ impl Outbox {
         self.bytes += packet.size();
         let number = self.next_number;
         self.next_number += 1;
-        self.rows.push_back(Row { number, kind, packet, is_held: false, on_its_way: false, ended: 0 });
+        self.rows.push_back(Row {
+            number,
+            kind,
+            packet,
+            is_held: false,
+            is_error: false,
+            on_its_way: false,
+            ended: 0,
+        });
         number
     }
 
@@ -319,24 +330,38 @@ impl Outbox {
 
     /// Puts an error in the place of an answer that the broker would not take.
     fn shrink(&mut self, at: usize, limit: usize) {
+        let said = format!(
+            "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
+            self.rows[at].packet.payload.len()
+        );
+        self.put_error(at, Refusal::new(Code::TooLarge, said), limit, "it is larger than the broker takes");
+    }
+
+    /// Puts an error in the place of an answer over which the broker ends the connection.
+    fn poisoned(&mut self, at: usize) {
+        let why = "the broker ended the connection each time it was published";
+        let said = format!("the answer cannot be delivered: {why}");
+        self.rows[at].ended = 0;
+        self.put_error(at, Refusal::new(Code::Internal, said), usize::MAX, why);
+    }
+
+    /// A token is not worth an error: what follows it is not sent either. Where the error itself stands
+    /// already, or is too large, that was all that could be done.
+    fn put_error(&mut self, at: usize, refusal: Refusal, limit: usize, why: &str) {
         let row = &mut self.rows[at];
         let id = match &row.kind {
             Kind::Last(_, id) => id,
             Kind::Token(_) => return self.settle(at, false),
-            Kind::Status => return self.give_up(at, "it is larger than the broker takes"),
+            Kind::Status => return self.give_up(at, why),
         };
-        let said = format!(
-            "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
-            row.packet.payload.len()
-        );
-        let refusal = Refusal::new(Code::TooLarge, said);
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
         let smaller = Packet { payload, ..row.packet.clone() };
-        if smaller.size() > limit || smaller == row.packet {
-            return self.give_up(at, "the broker's Maximum Packet Size is too low even for an error");
+        if smaller.size() > limit || row.is_error {
+            return self.give_up(at, why);
         }
         self.bytes = self.bytes - row.packet.size() + smaller.size();
         row.packet = smaller;
+        row.is_error = true;
     }
 
     fn give_up(&mut self, at: usize, why: &str) {
@@ -350,10 +375,16 @@ impl Outbox {
     }
 
     fn settle(&mut self, at: usize, is_delivered: bool) {
-        if let Some(Row { number, kind: Kind::Last(prompt, id), packet, .. }) = self.remove(at) {
-            self.muted.remove(&prompt);
-            let outcome = Outcome { number, id, payload: packet.payload, is_delivered };
-            self.settled.push((prompt, outcome));
+        match self.remove(at) {
+            Some(Row { number, kind: Kind::Last(prompt, id), packet, .. }) => {
+                self.muted.remove(&prompt);
+                let outcome = Outcome { number, id, payload: packet.payload, is_delivered };
+                self.settled.push((prompt, outcome));
+            }
+            Some(Row { kind: Kind::Token(prompt), .. }) if !is_delivered => {
+                self.muted.insert(prompt);
+            }
+            _ => {}
         }
     }
 

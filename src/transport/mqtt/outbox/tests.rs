@@ -30,9 +30,9 @@ fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
     outbox.push_token(7, packet(1));
     outbox.push_last(7, "a", packet(1));
     let sent = publish(&mut outbox, WIDE);
-    outbox.acknowledged(sent[0]);
+    outbox.acknowledged(sent[0], true);
     assert!(outbox.take_settled().is_empty());
-    outbox.acknowledged(sent[1]);
+    outbox.acknowledged(sent[1], true);
     let outcome = Outcome { number: 1, id: "a".into(), payload: b"x".to_vec(), is_delivered: true };
     assert_eq!(outbox.take_settled(), [(7, outcome)]);
     assert!(outbox.is_empty());
@@ -44,7 +44,7 @@ fn at_most_a_window_is_on_its_way() {
     (0..40).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let sent = publish(&mut outbox, WIDE);
     assert_eq!(sent.len(), WINDOW);
-    outbox.acknowledged(sent[3]);
+    outbox.acknowledged(sent[3], true);
     assert_eq!(publish(&mut outbox, WIDE), [16]);
     let narrow = Limits { window: 2, ..WIDE };
     assert!(publish(&mut outbox, narrow).is_empty());
@@ -55,8 +55,8 @@ fn what_was_not_acknowledged_is_published_again_in_order() {
     let mut outbox = Outbox::default();
     (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let sent = publish(&mut outbox, WIDE);
-    outbox.acknowledged(sent[1]);
-    outbox.disconnected();
+    outbox.acknowledged(sent[1], true);
+    outbox.disconnected(true);
     assert_eq!(publish(&mut outbox, WIDE), [sent[0], sent[2]]);
 }
 
@@ -87,7 +87,7 @@ fn a_token_on_its_way_is_not_dropped() {
     let sent = publish(&mut outbox, WIDE);
     outbox.push_last(1, "a", packet(BYTES / 2));
     assert_eq!(outbox.len(), 2);
-    outbox.acknowledged(sent[0]);
+    outbox.acknowledged(sent[0], true);
     assert_eq!(outbox.len(), 1);
 }
 
@@ -146,7 +146,7 @@ fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
     outbox.hold(row);
     outbox.push_last(2, "b", packet(1));
     assert_eq!(publish(&mut outbox, WIDE), [1]);
-    outbox.disconnected();
+    outbox.disconnected(true);
     assert_eq!(publish(&mut outbox, WIDE), [1]);
     outbox.saved(row);
     assert_eq!(publish(&mut outbox, WIDE), [0]);
@@ -160,7 +160,7 @@ fn an_answer_of_an_earlier_process_keeps_its_number() {
     assert_eq!(publish(&mut outbox, WIDE), [7, 101]);
     let waiting: Vec<_> = outbox.waiting().map(|one| (one.number, one.prompt, one.id)).collect();
     assert_eq!(waiting, [(7, 1, "a"), (101, 2, "b")]);
-    outbox.acknowledged(7);
+    outbox.acknowledged(7, true);
     assert_eq!(settled(&mut outbox), [1]);
 }
 
@@ -169,7 +169,7 @@ fn a_broker_that_takes_less_than_before_gets_an_error_in_the_answer_s_place() {
     let mut outbox = Outbox::default();
     outbox.push_last(1, "a", packet(5_000));
     publish(&mut outbox, WIDE);
-    outbox.disconnected();
+    outbox.disconnected(true);
     let (_, sent) = outbox.next(Instant::now(), Limits { packet: 1_000, ..WIDE }).expect("the error");
     assert!(sent.payload.starts_with(br#"{"event":"error","id":"a","code":"too_large""#));
 }
@@ -190,24 +190,56 @@ fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
     outbox.push_status(Packet::word("availability".into(), "online"));
     outbox.push_status(Packet::word("info".into(), "{}"));
     assert_eq!(publish(&mut outbox, WIDE), [1, 2, 0]);
-    outbox.disconnected();
+    outbox.disconnected(true);
     assert!(!outbox.has_status());
     assert_eq!(publish(&mut outbox, WIDE), [0]);
 }
 
 #[test]
-fn a_row_that_ends_every_connection_travels_alone_and_is_given_up() {
+fn a_row_that_ends_every_connection_travels_alone_then_as_an_error_and_is_given_up() {
     let mut outbox = Outbox::default();
     (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let mut sent = Vec::new();
-    while !outbox.is_empty() && sent.len() < 20 {
-        sent.push(publish(&mut outbox, WIDE));
-        outbox.disconnected();
+    while !outbox.is_empty() && sent.len() < 50 {
+        let error = outbox.waiting().next().is_some_and(|one| one.packet.payload.len() > 1);
+        sent.push((publish(&mut outbox, WIDE), error));
+        outbox.disconnected(true);
     }
-    let all = vec![0, 1, 2];
-    assert_eq!(sent[..5], [all.clone(), all, vec![0], vec![0], vec![0]]);
+    let all = (vec![0, 1, 2], false);
+    assert_eq!(sent[..5], [all.clone(), all, (vec![0], false), (vec![0], false), (vec![0], false)]);
+    assert!(sent[5].1, "an error has its place: {sent:?}");
     assert_eq!(settled(&mut outbox), [0, 1, 2]);
     assert_eq!(outbox.given_up(), 3);
+}
+
+#[test]
+fn connections_that_end_for_other_reasons_cost_no_answer() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(1));
+    for _ in 0..50 {
+        assert_eq!(publish(&mut outbox, WIDE), [0]);
+        outbox.disconnected(false);
+    }
+    assert_eq!(outbox.waiting().next().expect("waits").packet, &packet(1));
+}
+
+#[test]
+fn a_publish_that_the_broker_refuses_is_settled_and_not_delivered() {
+    let mut outbox = Outbox::default();
+    outbox.push_last(1, "a", packet(1));
+    publish(&mut outbox, WIDE);
+    outbox.acknowledged(0, false);
+    let settled = outbox.take_settled();
+    assert!(!settled[0].1.is_delivered && !settled[0].1.payload.is_empty());
+}
+
+#[test]
+fn a_token_that_is_not_sent_ends_the_stream_of_its_prompt() {
+    let mut outbox = Outbox::default();
+    outbox.push_token(1, packet(5_000));
+    assert!(publish(&mut outbox, Limits { packet: 1_000, ..WIDE }).is_empty());
+    outbox.push_token(1, packet(1));
+    assert!(outbox.is_empty(), "there would be a hole");
 }
 
 #[test]
@@ -216,9 +248,9 @@ fn the_neighbour_of_such_a_row_gets_through() {
     (0..2).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     (0..2).for_each(|_| {
         publish(&mut outbox, WIDE);
-        outbox.disconnected();
+        outbox.disconnected(true);
     });
     assert_eq!(publish(&mut outbox, WIDE), [0]);
-    outbox.acknowledged(0);
+    outbox.acknowledged(0, true);
     assert_eq!(publish(&mut outbox, WIDE), [1]);
 }

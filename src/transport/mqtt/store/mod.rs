@@ -205,7 +205,8 @@ impl Store {
         self.disk = Disk::Idle(file);
         let contents = match job {
             Job::Open(contents) => {
-                (self.length, self.live) = (contents.bytes, contents.live_bytes);
+                // What of it counts is known when it is written anew, which a long one is at once.
+                (self.length, self.live) = (contents.bytes, 0);
                 let (path, damaged) = (self.place(), contents.damaged);
                 if damaged > 0 {
                     log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");

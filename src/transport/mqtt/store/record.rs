@@ -75,10 +75,8 @@ pub struct Contents {
     pub session: Option<u64>,
     /// Answers in the order in which they were written.
     pub answers: Vec<Answer>,
-    /// Bytes of the file, and of those lines that still count.
+    /// Bytes of the file.
     pub bytes: u64,
-    /// See `bytes`.
-    pub live_bytes: u64,
     /// The last line was not written to its end: the power went. It is no loss, since nothing had
     /// been said of it yet.
     pub is_torn: bool,
@@ -129,7 +127,6 @@ fn elapsed(then_s: u64, now_s: u64) -> Duration {
 /// Reads a whole file.
 pub fn read(bytes: &[u8]) -> Contents {
     let mut contents = Contents { bytes: bytes.len() as u64, ..Contents::default() };
-    let mut answers = Vec::new();
     // Lines that cannot be read since the last one that can.
     let mut unread = 0;
     let mut found_any = false;
@@ -140,7 +137,7 @@ pub fn read(bytes: &[u8]) -> Contents {
         };
         contents.damaged += std::mem::take(&mut unread);
         found_any = true;
-        apply(record, line.len() as u64, &mut contents, &mut answers);
+        apply(record, &mut contents);
     }
     // A power cut leaves any bytes behind what was synced. A file without a sound line is no file of
     // ours, whatever happened to it.
@@ -149,18 +146,16 @@ pub fn read(bytes: &[u8]) -> Contents {
     } else {
         contents.damaged += unread;
     }
-    contents.live_bytes = answers.iter().map(|(_, bytes)| bytes).sum();
-    contents.answers = answers.into_iter().map(|(answer, _)| answer).collect();
     contents
 }
 
-fn apply(record: Record, bytes: u64, contents: &mut Contents, answers: &mut Vec<(Answer, u64)>) {
+fn apply(record: Record, contents: &mut Contents) {
     match record {
         Record::Session(session) => contents.session = Some(session),
-        Record::Answer(answer) => answers.push((answer, bytes)),
+        Record::Answer(answer) => contents.answers.push(answer),
         Record::Given { number, time_s } => {
             // Most often one of the latest.
-            if let Some((answer, _)) = answers.iter_mut().rev().find(|(answer, _)| answer.number == number) {
+            if let Some(answer) = contents.answers.iter_mut().rev().find(|answer| answer.number == number) {
                 answer.state = State::Given { age_s: 0 };
                 answer.time_s = time_s;
             }

@@ -161,6 +161,20 @@ async fn the_file_is_written_anew_when_most_of_it_no_longer_counts() {
 }
 
 #[tokio::test]
+async fn the_file_does_not_grow_over_starts() {
+    let folder = Folder::new("starts");
+    let now = Instant::now();
+    for number in 0..12 {
+        let mut store = folder.store(now);
+        work(&mut store, now, &[]).await;
+        store.keep(Answer { payload: "x".repeat(200_000), ..answer(number) });
+        work(&mut store, now, &[number]).await;
+        let length = fs::metadata(folder.file()).expect("there").len();
+        assert!(length <= SLACK + 300_000, "{length} at start {number}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_kept_where_nothing_is_wanted() {
     let mut store = Store::new(None, Instant::now());
     store.begin(Instant::now(), Vec::new);
