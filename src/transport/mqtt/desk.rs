@@ -60,7 +60,7 @@ impl Desk {
             // Far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
             arrivals: Arrivals::new(random()),
-            prompts: Prompts::new(door.requests.clone()),
+            prompts: Prompts::new(door.requests.clone(), door.window),
             store: Store::new(file, Instant::now()),
             ids: Ids::new(),
             state: LinkState::default(),
@@ -102,6 +102,9 @@ impl Desk {
 
     /// Hands the connection what is due, as far as it has room; there is a next time.
     fn pump(&mut self, now: Instant) {
+        if self.is_stopping() {
+            self.prompts.stop();
+        }
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some((row, packet)) = self.outbox.next(now, self.limits)
                 && connection.publish(row, packet, now)

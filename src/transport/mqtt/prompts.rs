@@ -8,7 +8,7 @@ use super::outbox::{Packet, Serial};
 use super::topics::Topics;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
 use crate::transport::{Cancel, Inbound, Reply};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::task::Poll;
@@ -25,6 +25,10 @@ const MOMENT: Duration = Duration::from_secs(5);
 
 /// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
 const LONGEST_CORRELATION: usize = 1024;
+
+/// Most prompts that wait at the door itself. A broker delivers again after a reconnect whatever it had on
+/// its way, also more than our window (mosquitto: 20 to a client of MQTT 3.1.1, or of a smaller window).
+const HELD: usize = 64;
 
 /// Where the events of a prompt go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,19 +110,24 @@ pub(super) struct Said {
 #[derive(Debug)]
 pub(super) struct Prompts {
     requests: mpsc::Sender<Inbound>,
+    /// Prompts that may be on their way to the worker: the queue has room for so many.
+    window: usize,
     running: BTreeMap<Serial, Running>,
+    /// Those of them that wait here, oldest first.
+    held: VecDeque<Inbound>,
 }
 
 impl Prompts {
-    pub fn new(requests: mpsc::Sender<Inbound>) -> Self {
-        Prompts { requests, running: BTreeMap::new() }
+    pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
+        let window = usize::from(window.max(1));
+        Prompts { requests, window, running: BTreeMap::new(), held: VecDeque::new() }
     }
 
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
 
-    /// Hands a request on. Where nobody takes it, its refusal comes as its event.
+    /// Hands a request on, when its turn comes. Where nobody takes it, its refusal comes as its event.
     pub fn start(&mut self, serial: Serial, mut request: Request, client: &str, way: Way) {
         let received = Instant::now();
         let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
@@ -135,11 +144,31 @@ impl Prompts {
             cancel: cancel.clone(),
         };
         self.running.insert(serial, Running { way, events, cancel });
-        match self.requests.try_send(inbound) {
-            Ok(()) => {}
-            Err(TrySendError::Full(inbound)) => inbound.reply.refuse(queue_full()),
-            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
+        self.held.push_back(inbound);
+        self.offer();
+        if self.held.len() > HELD
+            && let Some(inbound) = self.held.pop_back()
+        {
+            inbound.reply.refuse(queue_full());
         }
+    }
+
+    /// Hands on what has its turn.
+    fn offer(&mut self) {
+        while self.running.len() - self.held.len() < self.window
+            && let Some(inbound) = self.held.pop_front()
+        {
+            match self.requests.try_send(inbound) {
+                Ok(()) => {}
+                Err(TrySendError::Full(inbound)) => inbound.reply.refuse(queue_full()),
+                Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
+            }
+        }
+    }
+
+    /// The daemon stops: what waits here is not begun.
+    pub fn stop(&mut self) {
+        self.held.drain(..).for_each(|inbound| inbound.reply.refuse(Refusal::shutting_down()));
     }
 
     /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
@@ -171,6 +200,7 @@ impl Prompts {
         let cut_off = is_cut_off(&event, &running.cancel);
         if event.is_last() {
             self.running.remove(&serial);
+            self.offer();
         }
         Said { serial, way, event, cut_off }
     }
@@ -245,7 +275,7 @@ mod tests {
     #[test]
     fn the_message_expiry_is_a_deadline_of_the_request() {
         let (sender, mut requests) = mpsc::channel(2);
-        let mut prompts = Prompts::new(sender);
+        let mut prompts = Prompts::new(sender, 9);
         let asked = Message { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let way = way(&asked, Instant::now()).0;
@@ -258,7 +288,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_nobody_takes_is_refused() {
         let (sender, requests) = mpsc::channel(1);
-        let mut prompts = Prompts::new(sender);
+        let mut prompts = Prompts::new(sender, 9);
         let mut refused = async |serial| {
             prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
             match prompts.next().await.event {
@@ -273,10 +303,39 @@ mod tests {
         assert_eq!(refused(3).await, Code::Internal, "the first, lost with the worker");
     }
 
+    #[tokio::test]
+    async fn more_prompts_than_the_window_wait_for_their_turn() {
+        let (sender, mut requests) = mpsc::channel(9);
+        let mut prompts = Prompts::new(sender, 2);
+        for serial in 0..4 {
+            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
+        }
+        let first = requests.try_recv().expect("its turn");
+        let second = requests.try_recv().expect("its turn");
+        assert!(requests.try_recv().is_err(), "two at a time");
+        first.reply.refuse(Refusal::new(Code::Timeout, "late"));
+        prompts.next().await;
+        let _third = requests.try_recv().expect("its turn");
+        prompts.stop();
+        let said = prompts.next().await;
+        assert!(said.cut_off && said.serial == 3, "{said:?}");
+        drop(second);
+    }
+
+    #[test]
+    fn a_broker_that_delivers_without_end_is_told_so() {
+        let (sender, _requests) = mpsc::channel(9);
+        let mut prompts = Prompts::new(sender, 1);
+        for serial in 0..1000 {
+            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
+        }
+        assert_eq!(prompts.held.len(), HELD);
+    }
+
     #[test]
     fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
         let (sender, mut requests) = mpsc::channel(3);
-        let mut prompts = Prompts::new(sender);
+        let mut prompts = Prompts::new(sender, 9);
         for (serial, id) in [(1, "a"), (2, "b"), (3, "a")] {
             let way = Way { id: id.into(), ..way(&message(), Instant::now()).0 };
             prompts.start(serial, request(), "-", way);
@@ -290,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_daemon_s_own_stop_cuts_a_prompt_off() {
         let (sender, mut requests) = mpsc::channel(1);
-        let mut prompts = Prompts::new(sender);
+        let mut prompts = Prompts::new(sender, 9);
         for (finish_reason, raised, cut_off) in [
             (FinishReason::Cancelled, false, true),
             (FinishReason::Cancelled, true, false),

@@ -3,7 +3,7 @@
 use bitnetd::config::{Config, Host, Mqtt};
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::Inbound;
+use bitnetd::transport::{Inbound, Pulse};
 use bitnetd::transport::mqtt::{Door, LinkState, run};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
@@ -40,6 +40,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
         let (requests, taken) = mpsc::channel(usize::from(WINDOW));
         let (_reports, telemetry) = watch::channel(None);
         let (state, seen) = watch::channel(LinkState::default());
+        let (_interval, interval) = watch::channel(Duration::from_secs(10));
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Door {
             config: config(place.port),
@@ -49,12 +50,14 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
             window: WINDOW,
             requests,
             telemetry,
-            interval: Duration::from_secs(10),
+            interval,
             state,
             counters: Arc::new(Telemetry::new(0)),
             draining: CancellationToken::new(),
             close: CancellationToken::new(),
             flush: Duration::from_secs(1),
+            pulse: Pulse::default(),
+            turn: Duration::from_secs(60),
         }));
         tasks.spawn(answer(taken));
         let (stream, _) = place.listener.accept().await.expect("the door connects");
