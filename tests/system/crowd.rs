@@ -152,7 +152,7 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
-    let (folder, memory_mb) = (Folder::new(), 32);
+    let (folder, memory_mb) = (Folder::new(), 34);
     let settings = format!(
         "[budget]\nthreads = 1\nmemory_mb = {memory_mb}\n[queue]\ndepth = 100\n{}",
         endless().replace("65536", "4096")

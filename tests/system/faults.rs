@@ -134,6 +134,34 @@ async fn with_a_full_or_read_only_cache_folder_it_answers_and_says_what_it_canno
     }
 }
 
+#[tokio::test]
+async fn with_a_full_or_read_only_state_folder_prompts_are_answered_and_it_says_that_nothing_is_kept() {
+    for (options, why) in DISKS {
+        let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+        let Some(disk) = Disk::mount(&folder, options) else {
+            return println!("skipped: no file system can be mounted here");
+        };
+        // The only page is taken.
+        let _ = std::fs::write(disk.0.join("other"), [0; 4096]);
+        let settings = linked(broker.port);
+        let state = format!("[device]\nstate_dir = \"{}\"\n", disk.0.display());
+        let daemon = Daemon::start(&folder, &settings.replacen("[device]\n", &state, 1)).await;
+        let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
+        for id in ["a", "b"] {
+            let request = json!({"id": id, "prompt": "turn on the lamp"}).to_string();
+            broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt", "-m", &request]).await;
+            assert_eq!(replies.end().await["event"], "done");
+        }
+        let log = daemon.log();
+        let said: Vec<_> = log.lines().filter(|line| line.contains("answers are not saved")).collect();
+        assert!(said.len() == 1 && said[0].contains(why) && said[0].contains("device.state_dir"), "{log}");
+        let mut reports = Listener::on(&broker, "bitnetd/cellar/telemetry").await;
+        let report = reports.next().await.json();
+        assert_eq!(report["mqtt"]["durable"], false, "{report}");
+        daemon.stop().await;
+    }
+}
+
 /// Debian's libfaketime, which gives a process another wall clock while it runs.
 fn faketime() -> Option<PathBuf> {
     let places = std::fs::read_dir("/usr/lib").ok()?.flatten();

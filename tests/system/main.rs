@@ -86,11 +86,13 @@ impl Folder {
         let socket = self.path("s");
         // Of its own: tests that ran as root would share the system's.
         let state = format!("[device]\nstate_dir = \"{}\"\n", self.path("state").display());
-        let settings = match settings.contains("[device]\n") {
-            true => settings.replacen("[device]\n", &state, 1),
-            false => format!("{state}{settings}"),
+        let (before, settings) = match settings.contains("[device]\n") {
+            _ if settings.contains("state_dir") => ("", settings.to_owned()),
+            true => ("", settings.replacen("[device]\n", &state, 1)),
+            false => (state.as_str(), settings.to_owned()),
         };
-        let text = format!("[socket]\npath = \"{}\"\n{budget}{settings}", socket.display());
+        // Settings may begin with more of the socket's.
+        let text = format!("{before}{budget}[socket]\npath = \"{}\"\n{settings}", socket.display());
         self.write("bitnetd.toml", &text)
     }
 }

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// As small as the built-in model with a broker link allows, so that the bound means something.
-const MEMORY_MB: u64 = 32;
+const MEMORY_MB: u64 = 34;
 const THREADS: usize = 2;
 /// Clients of the socket that ask at the same time.
 const CLIENTS: usize = 6;
@@ -76,7 +76,11 @@ async fn mixed_prompts_over_all_doors_keep_to_the_budget_and_nothing_grows() {
     );
     assert!(peak <= MEMORY_MB << 10, "{peak} KiB of {MEMORY_MB} MiB");
     assert!(seen.threads <= THREADS + 2, "{} threads", seen.threads);
-    assert!(!ends.contains_key("internal") && ends.contains_key("stop"), "{ends:?}");
+    for refused in ["internal", "queue_full", "budget_exceeded"] {
+        assert!(!ends.contains_key(refused), "{ends:?}");
+    }
+    // The others are cancelled, time out, or are wrong on purpose.
+    assert!(ends.get("stop").is_some_and(|answered| 3 * answered >= count), "{ends:?}");
     // A tenth of a few prompts does not bring everything to its size.
     assert!(count < 5000 || seen.late <= seen.early + 1024, "{seen:?}");
     daemon.stop().await;

@@ -77,6 +77,8 @@ async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
     answer(inbound, "the only answer");
     device.keeps("the only answer").await;
     bench.kill().await;
+    // It may have called again meanwhile.
+    device.broker.forget_callers().await;
     let bench = device.boot();
     let session = device.broker.session_of_another().await;
     is_delivered_once_more(bench, session, "the only answer").await;

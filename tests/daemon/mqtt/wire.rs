@@ -62,6 +62,11 @@ impl Broker {
         session
     }
 
+    /// Drops connections that wait here, of a daemon that is dead by now.
+    pub async fn forget_callers(&self) {
+        while timeout(Duration::from_millis(10), self.0.accept()).await.is_ok() {}
+    }
+
     /// The next connection, welcomed, all it does on its own acknowledged.
     pub async fn session(&self, kept: bool) -> Session {
         let mut session = self.accept().await;
