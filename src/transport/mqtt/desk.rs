@@ -127,8 +127,12 @@ impl Desk {
             }
         }
         self.save();
-        if self.arrivals.has_left() && !self.outbox.is_full() && !self.is_stopping() {
-            let text = "prompts were left to the broker while too many replies waited".into();
+        if self.arrivals.has_left()
+            && self.prompts.has_turn()
+            && !self.outbox.is_full()
+            && !self.is_stopping()
+        {
+            let text = "prompts were left to the broker while too many waited; now there is room".into();
             self.on_lost(&Loss { kind: "flood".into(), text, unreadable: false });
         }
     }
@@ -320,7 +324,7 @@ impl Desk {
             Verdict::Again(serial, given) => return self.give_again(message, serial, given, now),
             Verdict::Duplicate => return,
         };
-        if self.is_stopping() && self.arrivals.leave(serial) {
+        if (self.is_stopping() || !self.prompts.has_room()) && self.arrivals.leave(serial) {
             return;
         }
         if !self.has_room(serial) {

@@ -127,6 +127,16 @@ impl Prompts {
         self.running.is_empty()
     }
 
+    /// Whether one more can wait here.
+    pub fn has_room(&self) -> bool {
+        self.held.len() < HELD
+    }
+
+    /// Whether one more would be handed on at once.
+    pub fn has_turn(&self) -> bool {
+        self.running.len() < self.window
+    }
+
     /// Hands a request on, when its turn comes. Where nobody takes it, its refusal comes as its event.
     pub fn start(&mut self, serial: Serial, mut request: Request, client: &str, way: Way) {
         let received = Instant::now();
