@@ -1,7 +1,8 @@
 //! What systemd passes to the daemon and hears of it, without a systemd.
 
-use crate::daemon::{Daemon, bitnetd, words};
-use crate::{Folder, endless, text, until};
+use crate::daemon::{Daemon, bitnetd, is_emulated, words};
+use crate::support::broker::Mosquitto;
+use crate::{Folder, endless, linked, text, until};
 use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -89,6 +90,26 @@ async fn the_watchdog_is_fed_while_the_worker_is_idle_and_while_it_works() {
     }
     client.cancel_busy().await;
     assert_eq!(client.end().await["finish_reason"], "cancelled", "it was busy all the while");
+}
+
+#[tokio::test]
+async fn the_watchdog_is_fed_while_the_broker_has_nothing_to_say() {
+    if is_emulated() {
+        return println!("skipped: how long an emulated daemon takes for a turn says nothing");
+    }
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let manager = Manager::new(&folder);
+    // No report wakes the link up either.
+    let quiet = linked(broker.port).replace("interval_s = 1\n", "interval_s = 86400\n");
+    let mut daemon = Daemon::spawn(manager.starts(&folder, &quiet).env("WATCHDOG_USEC", "2000000"), &folder);
+    daemon.ready().await;
+    daemon.says("connected (connection 1").await;
+    while manager.next().is_some() {}
+    // Every half second: four times as long as the link may stand still.
+    for _ in 0..8 {
+        manager.hears("WATCHDOG=1").await;
+    }
+    assert!(!daemon.log().contains("has not moved"), "{}", daemon.log());
 }
 
 #[tokio::test]
