@@ -9,7 +9,8 @@
 //!  telemetry <── worker folds timings and energy ──────────────────────┘
 //! ```
 //!
-//! Imports run one way, from left to right; exactly the three numbered things come back.
+//! Imports run one way, from left to right; exactly the three numbered things come back, and the few
+//! settings that a reload may change.
 //!
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Neither does any work.
 //! - [`telemetry`]: what the host and the daemon are doing.
