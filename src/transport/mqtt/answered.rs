@@ -6,7 +6,7 @@ use super::arrivals::Keys;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Answers kept: several times what a broker may hold unacknowledged.
+/// Answers kept: twice what a broker may hold unacknowledged.
 const ANSWERS: usize = 512;
 /// Bytes of them all: a kilobyte each.
 const BYTES: usize = 512 << 10;

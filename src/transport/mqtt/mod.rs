@@ -37,8 +37,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Memory that the door takes at most: replies for the broker and the answers kept for copies (1 MiB each), a packet
-/// as large as we allow while it is read (1 MiB), what is remembered of prompts, and the library.
+/// Memory that the door is planned with: replies for the broker (1 MiB, twice that when it takes none), the answers
+/// kept for copies (512 KiB), a packet as large as we allow while it is read (1 MiB), and the library. Prompts held
+/// at the door come on top where they are long on purpose; that is for the memory guard.
 pub const LINK_BYTES: usize = 4 << 20;
 
 /// What the door needs.

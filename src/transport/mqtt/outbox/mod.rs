@@ -14,7 +14,8 @@ use std::time::Instant;
 /// Most QoS 1 publishes on their way at once; less where the broker's Receive Maximum is lower.
 /// Below the 20 that mosquitto allows by default.
 pub const WINDOW: usize = 16;
-/// Most bytes: some fifty answers that fill a context of 4096 tokens (about 20 KiB each).
+/// Most bytes, tokens included: some fifty answers that fill a context of 4096 tokens (about 20 KiB each). Answers
+/// to prompts that were taken are kept above it too.
 const BYTES: usize = 1 << 20;
 /// Most rows, tokens included: what a minute without a broker makes at the speed of a small board.
 const ROWS: usize = 512;
