@@ -152,6 +152,9 @@ impl Desk {
             // The disk told of it too late: by now packet ids are of another number.
             _ => self.store.note(&Record::Session(self.arrivals.session())),
         }
+        if !contents.answers.is_empty() {
+            self.link.had_session();
+        }
         let waiting = keeping::restore(contents, &mut self.arrivals, &mut self.outbox, Clock::read());
         if waiting > 0 {
             log::info!("{}: {waiting} answers of an earlier run are still to be delivered", self.place());

@@ -26,6 +26,8 @@ pub struct Link {
     unreadable: u32,
     /// The session has our subscriptions.
     subscribed: bool,
+    /// The broker once made us a session, in this process or an earlier one.
+    had_session: bool,
     connects: u64,
     sessions_lost: u64,
     /// What was logged last, so that it is logged once.
@@ -96,10 +98,16 @@ impl Link {
             failures: 0,
             unreadable: 0,
             subscribed: false,
+            had_session: false,
             connects: 0,
             sessions_lost: 0,
             logged: None,
         }
+    }
+
+    /// An earlier process had a session, which the broker should still know.
+    pub fn had_session(&mut self) {
+        self.had_session = true;
     }
 
     /// Whether the broker has accepted the connection.
@@ -148,8 +156,8 @@ impl Link {
     /// pinged after `ping`.
     pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> Welcome {
         self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(SILENCE) };
-        // The first connection of this process has no session of ours to lose.
-        let session_lost = !session_present && self.connects > 0;
+        let session_lost = !session_present && self.had_session;
+        self.had_session = true;
         self.connects += 1;
         self.sessions_lost += u64::from(session_lost);
         self.subscribed &= session_present;
@@ -289,6 +297,15 @@ mod tests {
         let welcome = Welcome { number: 1, subscribe: true, session_lost: false };
         assert_eq!(link.connected(now, false, PING), welcome);
         assert_eq!(link.counts(), (1, 0));
+    }
+
+    #[test]
+    fn a_session_of_an_earlier_process_can_be_lost_too() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        link.had_session();
+        assert!(link.connected(now, false, PING).session_lost);
+        assert_eq!(link.counts(), (1, 1));
     }
 
     #[test]

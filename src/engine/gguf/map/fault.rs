@@ -134,15 +134,17 @@ fn mend(address: usize) -> bool {
     mapped != libc::MAP_FAILED
 }
 
-/// Gives a signal that is not ours to what was there before: the read happens again, and faults again.
+/// Gives a fault that is not ours to what was there before: the read happens again, and faults again. A signal that
+/// someone sent ends the process, as it does without a handler.
 fn pass_on(signal: c_int, is_fault: bool) {
-    if let Some(Some(Before { action, .. })) = BEFORE.get() {
+    if !is_fault {
+        // SAFETY: both may be called by a handler; the signal is delivered when this one returns.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    } else if let Some(Some(Before { action, .. })) = BEFORE.get() {
         // SAFETY: the action was in place before ours.
         unsafe { libc::sigaction(signal, action, ptr::null_mut()) };
-    }
-    if !is_fault {
-        // Sent by someone, not by a read that comes again.
-        // SAFETY: a handler may raise; it is delivered when this one returns.
-        unsafe { libc::raise(signal) };
     }
 }
