@@ -147,6 +147,7 @@ async fn with_a_full_or_read_only_state_folder_prompts_are_answered_and_it_says_
         let state = format!("[device]\nstate_dir = \"{}\"\n", disk.0.display());
         let daemon = Daemon::start(&folder, &settings.replacen("[device]\n", &state, 1)).await;
         let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
+        Listener::hears_online(&broker).await;
         for id in ["a", "b"] {
             let request = json!({"id": id, "prompt": "turn on the lamp"}).to_string();
             broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt", "-m", &request]).await;

@@ -51,6 +51,12 @@ impl Listener {
         Listener { subscriber, messages }
     }
 
+    /// Waits until the daemon says that it reads prompts: one that is published before is nobody's.
+    pub async fn hears_online(broker: &Mosquitto) {
+        let mut said = Listener::on(broker, "bitnetd/cellar/availability").await;
+        said.wait(|message| message.payload == "online").await;
+    }
+
     /// The next message.
     pub async fn next(&mut self) -> Message {
         crate::until("a message", || self.messages.try_recv().ok()).await

@@ -126,7 +126,7 @@ async fn no_prompt_is_lost_across_restarts_and_none_is_answered_with_an_error() 
     let settings = format!("{}[queue]\ndrain_ms = 20\n", linked(broker.port));
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
     let mut daemon = Daemon::start(&folder, &settings).await;
-    daemon.says("connected (connection 1").await;
+    Listener::hears_online(&broker).await;
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();
     for round in 0..rounds() {
         for number in 0..BETWEEN {
