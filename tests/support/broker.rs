@@ -1,5 +1,6 @@
 //! A real mosquitto on a loopback port of its own, and its command-line clients.
 
+use super::spawn;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -84,12 +85,9 @@ impl Mosquitto {
 
     /// Starts it again on its port, after [`Mosquitto::kill`].
     pub async fn restart(&mut self) {
-        let child = program("mosquitto")
-            .arg("-c")
-            .arg(self.folder.join("mosquitto.conf"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
+        let mut mosquitto = program("mosquitto");
+        mosquitto.arg("-c").arg(self.folder.join("mosquitto.conf"));
+        let child = spawn(mosquitto.stdout(Stdio::null()).stderr(Stdio::null()));
         self.child = Some(child.expect("mosquitto is installed (Debian: mosquitto)"));
         let up = async {
             while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
@@ -153,7 +151,7 @@ impl Mosquitto {
     }
 
     fn client(&self, name: &str, args: &[&str]) -> Child {
-        let child = self.command(name, args).spawn();
+        let child = spawn(&mut self.command(name, args));
         child.expect("mosquitto's clients are installed (Debian: mosquitto-clients)")
     }
 

@@ -1,6 +1,7 @@
 //! The real binary: as a daemon in a folder of its own, as a command that runs to its end, and a
 //! client of its socket.
 
+use crate::support::spawn;
 use crate::{Folder, PATIENCE, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ pub struct Process(Child);
 impl Process {
     /// Starts it.
     pub fn start(command: &mut Command) -> Self {
-        Process(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+        Process(spawn(command).unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
     /// Its number, and the number of the emulated process in it.

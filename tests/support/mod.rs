@@ -2,3 +2,40 @@
 
 pub mod broker;
 pub mod certificates;
+
+use std::io;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Starts a program. An emulated process that forks can leave a child that waits for ever for a lock of the
+/// emulator's, before it has become the program: such a one is ended, and another started.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut child = command.spawn()?;
+    for _ in 0..3 {
+        if has_begun(child.id()) {
+            break;
+        }
+        child.kill()?;
+        child.wait()?;
+        child = command.spawn()?;
+    }
+    Ok(child)
+}
+
+/// Waits until the process is no longer a copy of this one.
+fn has_begun(process: u32) -> bool {
+    if std::env::var_os("BITNETD_RUNNER").is_none_or(|runner| runner.is_empty()) {
+        return true;
+    }
+    let this = std::env::current_exe().expect("it runs");
+    let this = this.file_name().expect("a file").to_string_lossy().into_owned();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        if !String::from_utf8_lossy(&line).contains(&this) {
+            return true;
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    false
+}
