@@ -166,21 +166,11 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Host;
+    use super::super::tests::host;
     use super::*;
 
     fn config(text: &str) -> Config {
-        let host = Host {
-            name: "cellar".into(),
-            memory_bytes: 1 << 30,
-            processors: 4,
-            big: vec![],
-            runtime_dir: "/run/bitnetd".into(),
-            cache_dir: "/var/cache/bitnetd".into(),
-            state_dir: "/var/lib/bitnetd".into(),
-            credentials_dir: None,
-        };
-        Config::parse(text, "bitnetd.toml", &host).expect("sound")
+        Config::parse(text, "bitnetd.toml", &host()).expect("sound")
     }
 
     const BEFORE: &str = "[mqtt]\nhost = \"a\"\n";

@@ -311,7 +311,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn host() -> Host {
+    pub(super) fn host() -> Host {
         Host {
             name: "cellar".into(),
             memory_bytes: 1 << 30,

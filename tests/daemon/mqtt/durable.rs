@@ -26,6 +26,14 @@ impl Device {
         self.broker.door_with(|door| door.state_in = Some(self.folder.join("state")))
     }
 
+    /// A daemon on this device, and its first session, with a prompt on its way.
+    async fn asked(&self) -> (Bench, Session) {
+        let bench = self.boot();
+        let mut session = self.broker.session(false).await;
+        session.deliver(7, false, "hi").await;
+        (bench, session)
+    }
+
     /// What is on disk.
     fn kept(&self) -> String {
         let files = std::fs::read_dir(self.folder.join("state")).expect("made by the daemon");
@@ -68,9 +76,7 @@ fn said(publish: &Publish) -> String {
 #[tokio::test]
 async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
     let device = Device::new("never").await;
-    let mut bench = device.boot();
-    let mut session = device.broker.session(false).await;
-    session.deliver(7, false, "hi").await;
+    let (mut bench, session) = device.asked().await;
     let inbound = bench.request().await;
     drop(session);
     bench.until(|state| !state.connected).await;
@@ -87,9 +93,7 @@ async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
 #[tokio::test]
 async fn an_answer_that_was_not_acknowledged_is_published_again_by_the_next_daemon() {
     let device = Device::new("unsure").await;
-    let mut bench = device.boot();
-    let mut session = device.broker.session(false).await;
-    session.deliver(7, false, "hi").await;
+    let (mut bench, mut session) = device.asked().await;
     answer(bench.request().await, "the only answer");
     assert!(said(&session.reply().await).contains("the only answer"));
     bench.kill().await;
@@ -101,9 +105,7 @@ async fn an_answer_that_was_not_acknowledged_is_published_again_by_the_next_daem
 #[tokio::test]
 async fn an_answered_prompt_that_comes_again_to_the_next_daemon_is_not_computed_again() {
     let device = Device::new("again").await;
-    let mut bench = device.boot();
-    let mut session = device.broker.session(false).await;
-    session.deliver(7, false, "hi").await;
+    let (mut bench, mut session) = device.asked().await;
     answer(bench.request().await, "the only answer");
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
@@ -151,9 +153,7 @@ async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
 #[tokio::test]
 async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next_daemon() {
     let device = Device::new("forgot").await;
-    let mut bench = device.boot();
-    let mut session = device.broker.session(false).await;
-    session.deliver(7, false, "hi").await;
+    let (mut bench, mut session) = device.asked().await;
     bench.echo().await;
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
@@ -170,9 +170,7 @@ async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next
 async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_kept() {
     let device = Device::new("nodisk").await;
     std::fs::write(device.folder.join("state"), "no folder").expect("a temporary folder");
-    let mut bench = device.boot();
-    let mut session = device.broker.session(false).await;
-    session.deliver(7, false, "hi").await;
+    let (mut bench, mut session) = device.asked().await;
     bench.echo().await;
     let reply = session.reply().await;
     session.acknowledge(&reply).await;

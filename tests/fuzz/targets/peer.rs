@@ -1,10 +1,10 @@
 //! The whole MQTT door on one end of a connection; a target plays the broker on the other.
 
-use bitnetd::config::{Config, Host, Mqtt};
+use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::{Inbound, Pulse};
 use bitnetd::transport::mqtt::{Door, LinkState, run};
+use bitnetd::transport::{Inbound, Pulse};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
         let (_interval, interval) = watch::channel(Duration::from_secs(10));
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Door {
-            config: config(place.port),
+            config: Mqtt::new("127.0.0.1", place.port),
             device: "cellar".into(),
             state_in: None,
             info: b"{}".to_vec(),
@@ -65,25 +65,6 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
         assert!(tasks.try_join_next().is_none(), "the door ended: {:?}", seen.borrow());
         tasks.shutdown().await;
     });
-}
-
-fn config(port: u16) -> Mqtt {
-    static CONFIG: OnceLock<Mqtt> = OnceLock::new();
-    let parsed = CONFIG.get_or_init(|| {
-        let text = format!("[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n");
-        let host = Host {
-            name: "cellar".into(),
-            memory_bytes: 1 << 30,
-            processors: 1,
-            big: vec![],
-            runtime_dir: "/run/bitnetd".into(),
-            cache_dir: "/var/cache/bitnetd".into(),
-            state_dir: "/var/lib/bitnetd".into(),
-            credentials_dir: None,
-        };
-        Config::parse(&text, "fuzz", &host).expect("sound").mqtt.expect("with a host")
-    });
-    parsed.clone()
 }
 
 /// A worker that says a piece and then the whole prompt.

@@ -28,12 +28,14 @@ fuzz_target!(|input: &str| {
     };
     // The same turns without anything that could be a mark have as many.
     let harmless: String = said.chars().map(|c| if c == '<' { '(' } else { c }).collect();
-    let (Ok(ids), Ok(other)) = (tokenizer.prompt_chat(&turns(said)), tokenizer.prompt_chat(&turns(&harmless)))
+    let (Ok(ids), Ok(other)) =
+        (tokenizer.prompt_chat(&turns(said)), tokenizer.prompt_chat(&turns(&harmless)))
     else {
         return;
     };
     // A template may ask what is said, so the two may differ in more than that.
-    let asks = ["in ", "==", "if", "startswith", "endswith", "find", "count", "is", "<", ">", "unique", "changed"];
+    let asks =
+        ["in ", "==", "if", "startswith", "endswith", "find", "count", "is", "<", ">", "unique", "changed"];
     if !asks.iter().any(|word| template.contains(word)) {
         assert_eq!(marks(&tokenizer, &ids), marks(&tokenizer, &other));
     }

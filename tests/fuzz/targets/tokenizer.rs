@@ -25,8 +25,14 @@ static OTHERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {
 
 /// The marks of the four vocabularies.
 const MARKS: &[&str] = &[
-    "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<s>", "</s>", "<unk>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<s>",
+    "</s>",
+    "<unk>",
 ];
 
 fuzz_target!(|input: (u8, &str)| {
