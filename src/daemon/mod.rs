@@ -32,7 +32,7 @@ use crate::transport::{Inbound, Pulse};
 use log::{error, info, warn};
 use queue::Queue;
 use reload::Settings;
-use report::{Reporter, info_payload, sample_power};
+use report::{Reporter, Sampler, info_payload};
 use shutdown::{Asked, Signals};
 use std::fmt;
 use std::path::Path;
@@ -269,12 +269,18 @@ impl Daemon {
         let observer =
             systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
         let interval = self.settings.interval.subscribe();
-        let reporter = Reporter { reports, link, queue: queue.clone(), interval };
+        let sampler = Sampler {
+            sensors: self.sensors.clone(),
+            telemetry: telemetry.clone(),
+            queue: queue.clone(),
+            link,
+        };
+        let reporter = Reporter { reports, telemetry: telemetry.clone(), interval };
         let mut company = JoinSet::new();
         company.spawn(admit(requests, queue.clone(), telemetry.clone()));
         company.spawn(sweep(queue.clone()));
-        company.spawn(sample_power(self.sensors.clone(), telemetry.clone()));
-        company.spawn(reporter.run(self.sensors.clone(), telemetry.clone()));
+        company.spawn(sampler.run());
+        company.spawn(reporter.run());
         company.spawn(systemd::feed_watchdog(queue.clone(), watched));
         company.spawn(observer.run(self.draining.clone()));
         company

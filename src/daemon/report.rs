@@ -16,9 +16,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
-/// Between two power readings: the energy of an answer of some seconds is known to some percent.
-const POWER_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at the host: the energy of an answer of some seconds is known to some percent.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the retained `info` topic says.
 pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
@@ -56,33 +57,45 @@ pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u
     serde_json::to_vec(&info).expect("strings and numbers")
 }
 
-/// Reads the power between reports too, where there is a sensor.
-pub(super) async fn sample_power(sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-    if locked(&sensors).found().iter().all(|found| found.name != "power") {
-        return std::future::pending().await; // nothing to wake up for
+/// Looks at the host, the queue and the broker link again and again, for whoever asks for a report.
+pub(super) struct Sampler {
+    pub sensors: Arc<Mutex<Sensors>>,
+    pub telemetry: Arc<Telemetry>,
+    pub queue: Arc<Queue>,
+    pub link: Option<watch::Receiver<LinkState>>,
+}
+
+impl Sampler {
+    pub async fn run(self) {
+        let mut interval = tokio::time::interval(SAMPLE_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.sample(Instant::now());
+        }
     }
-    let mut interval = tokio::time::interval(POWER_INTERVAL);
-    loop {
-        interval.tick().await;
-        let now = Instant::now();
-        let reading = locked(&sensors).power(now);
-        telemetry.power(now, reading.as_ref());
+
+    fn sample(&self, now: Instant) {
+        let host = locked(&self.sensors).read(now);
+        self.telemetry.observe(now, host);
+        let (waiting, running) = self.queue.level();
+        self.telemetry.set_queue(waiting, running);
+        if let Some(link) = &self.link {
+            self.telemetry.set_link(link_report(&link.borrow()));
+        }
     }
 }
 
 /// Makes a report every interval, for the broker and for the journal.
 pub(super) struct Reporter {
     pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    pub link: Option<watch::Receiver<LinkState>>,
-    pub queue: Arc<Queue>,
+    pub telemetry: Arc<Telemetry>,
     /// Between two reports; it may change.
     pub interval: watch::Receiver<Duration>,
 }
 
 impl Reporter {
-    pub async fn run(mut self, sensors: Arc<Mutex<Sensors>>, telemetry: Arc<Telemetry>) {
-        // Loads are differences between two readings; this is the first.
-        locked(&sensors).read(Instant::now());
+    pub async fn run(mut self) {
         let mut last = tokio::time::Instant::now();
         loop {
             let due = last + *self.interval.borrow_and_update();
@@ -92,35 +105,29 @@ impl Reporter {
                 Ok(()) = self.interval.changed() => continue,
             }
             last = tokio::time::Instant::now();
-            self.report(&sensors, &telemetry);
+            self.report();
         }
     }
 
-    fn report(&self, sensors: &Mutex<Sensors>, telemetry: &Telemetry) {
-        let now = Instant::now();
-        let host = locked(sensors).read(now);
-        telemetry.power(now, host.power.as_ref());
-        let (waiting, running) = self.queue.level();
-        telemetry.set_queue(waiting, running);
-        let report = telemetry.report(&host, self.link(), SystemTime::now());
+    fn report(&self) {
+        let report = self.telemetry.report(SystemTime::now());
         telemetry::write_journal(&report);
         let json = serde_json::to_vec(&report).expect("a report is plain data");
         self.reports.send_replace(Some(Arc::new(json)));
     }
+}
 
-    fn link(&self) -> Option<MqttLink> {
-        let state = self.link.as_ref()?.borrow();
-        Some(MqttLink {
-            connected: state.connected,
-            connects: state.connects,
-            sessions_lost: state.sessions_lost,
-            outbox: state.outbox,
-            duplicates: state.duplicates,
-            resent: state.resent,
-            durable: state.durable,
-            storage_problem: state.storage_problem.clone(),
-            dropped: state.dropped,
-            problem: state.problem.clone(),
-        })
+fn link_report(state: &LinkState) -> MqttLink {
+    MqttLink {
+        connected: state.connected,
+        connects: state.connects,
+        sessions_lost: state.sessions_lost,
+        outbox: state.outbox,
+        duplicates: state.duplicates,
+        resent: state.resent,
+        durable: state.durable,
+        storage_problem: state.storage_problem.clone(),
+        dropped: state.dropped,
+        problem: state.problem.clone(),
     }
 }

@@ -3,8 +3,8 @@
 //! Every message a client can get wrong is answered with one [`Refusal`] that names the key and
 //! the way out. Deliberately knows no transport; which bytes make one message is their business.
 
-use super::{Code, Event, Input, Message, Priority, Refusal, Request, Role, Sampling};
-use serde::Deserialize;
+use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Longest request, in bytes: four times what a context of 4,096 tokens holds in English.
@@ -21,6 +21,8 @@ pub enum Incoming {
     Request(Request),
     /// `{"cancel":"id"}`: stop the request of that id that came through the same door.
     Cancel(String),
+    /// `{"telemetry":true}`: the report as it is now.
+    Telemetry,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +102,12 @@ struct CancelKeys {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct TelemetryKeys {
+    telemetry: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CancelTopicKeys {
     id: String,
 }
@@ -133,15 +141,24 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     })
 }
 
-/// Reads what may come on the socket: a request or a cancellation.
+/// Reads what may come on the socket: a request, a cancellation, a question about the daemon.
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // Only an object whose first key is `cancel` is tried as one, so that every other message
-    // gets the request's own error.
-    let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default();
-    if body.trim_ascii_start().starts_with(b"\"cancel\"") {
+    // gets the request's own error. So with the others.
+    let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
+    if body.starts_with(b"\"cancel\"") {
         return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
     }
+    if body.starts_with(b"\"telemetry\"") {
+        let keys: TelemetryKeys = parse(bytes)?;
+        return asked("telemetry", keys.telemetry).map(|()| Incoming::Telemetry);
+    }
     request(bytes).map(Incoming::Request)
+}
+
+/// A question is put with `true`: `false` would mean nothing.
+fn asked(key: &str, value: bool) -> Result<(), Refusal> {
+    if value { Ok(()) } else { Err(invalid(format!("{key}: false asks for nothing; send true"))) }
 }
 
 /// Reads a payload of a prompt topic: a request where it begins like a JSON object, else the
@@ -185,6 +202,17 @@ pub fn id_of(bytes: &[u8]) -> Option<String> {
 /// Writes an event as one JSON object without a line break.
 pub fn event(event: &Event) -> Vec<u8> {
     serde_json::to_vec(event).expect("an event holds only strings, numbers and booleans")
+}
+
+/// The report as one event: its own keys beside `"event":"telemetry"`.
+pub fn telemetry(report: &Report) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        event: &'static str,
+        #[serde(flatten)]
+        report: &'a Report,
+    }
+    serde_json::to_vec(&Said { event: "telemetry", report }).expect("a report is plain data")
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
@@ -379,6 +407,16 @@ mod tests {
     fn a_cancellation_is_told_from_a_request() {
         assert_eq!(incoming(br#"{"cancel":"a"}"#), Ok(Incoming::Cancel("a".into())));
         assert!(matches!(incoming(br#"{"prompt":"cancel"}"#), Ok(Incoming::Request(_))));
+    }
+
+    #[test]
+    fn the_report_is_asked_for_with_true_and_nothing_else() {
+        assert_eq!(incoming(b" { \"telemetry\" : true }"), Ok(Incoming::Telemetry));
+        for wrong in
+            [&br#"{"telemetry":false}"#[..], br#"{"telemetry":true,"id":"a"}"#, br#"{"telemetry":1}"#]
+        {
+            assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ pub mod json;
 mod report;
 
 pub use report::{
-    Cache, Cpu, Energy, Latency, Memory, MqttLink, Percentiles, Reading, Report, Requests, Screen, Thermal,
-    Throughput,
+    Cache, Cpu, Energy, Flag, Latency, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
+    Screen, Spans, Thermal, Throttled, Throttling, Throughput,
 };
 
 use serde::Serialize;
@@ -202,6 +202,10 @@ pub struct Timings {
 pub struct RequestEnergy {
     /// Joules drawn while it was computed.
     pub joules: f64,
+    /// Of these, what was drawn beyond the idle power; null where that is not known.
+    pub joules_above_idle: Option<f64>,
+    /// Joules for each generated token; null where there is none.
+    pub joules_per_token: Option<f64>,
     /// How the power behind it was known.
     pub method: Method,
 }

@@ -12,13 +12,13 @@ pub struct Report {
     pub uptime_s: u64,
     /// Power now, in watts.
     pub power: Option<Reading>,
-    /// Temperature.
+    /// Temperature, and what is done against it.
     pub thermal: Thermal,
-    /// Load.
+    /// Load and clock.
     pub cpu: Cpu,
     /// Memory of process and host.
     pub memory: Memory,
-    /// Percentiles since start.
+    /// Percentiles since start, of the last minute and of the last hour.
     pub latency: Latency,
     /// Speed.
     pub throughput: Throughput,
@@ -39,7 +39,7 @@ pub struct Report {
 pub struct Reading {
     /// In `unit`.
     pub value: f64,
-    /// `W`, `°C`.
+    /// `W`, `°C`, `MHz`, `1/min`.
     pub unit: &'static str,
     /// How it came about.
     pub method: Method,
@@ -49,11 +49,77 @@ pub struct Reading {
     pub scope: String,
 }
 
-/// Temperatures.
+/// Heat, and what is done against it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Thermal {
-    /// The processor's, in degrees Celsius.
+    /// The processor's temperature, in degrees Celsius.
     pub cpu: Option<Reading>,
+    /// What the firmware holds the processor back for.
+    pub throttling: Option<Throttling>,
+    /// Whether the supply's voltage is too low.
+    pub under_voltage: Option<Flag>,
+    /// Turns a minute of the fan.
+    pub fan: Option<Reading>,
+}
+
+/// A yes or no with where it came from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Flag {
+    /// Whether it is so.
+    pub value: bool,
+    /// How it is known.
+    pub method: Method,
+    /// The file or device it was read from.
+    pub source: String,
+    /// What it covers.
+    pub scope: String,
+}
+
+/// The Raspberry Pi firmware's throttle flags.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Throttling {
+    /// At this moment.
+    pub now: Throttled,
+    /// At any time since the board was switched on.
+    pub since_boot: Throttled,
+    /// How it is known.
+    pub method: Method,
+    /// The device it was read from.
+    pub source: String,
+    /// What it covers.
+    pub scope: String,
+}
+
+/// Why a Raspberry Pi may run slower than it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Throttled {
+    /// The supply's voltage is too low.
+    pub under_voltage: bool,
+    /// The clock of the processor is held down.
+    pub frequency_capped: bool,
+    /// The processor is throttled.
+    pub throttled: bool,
+    /// The soft temperature limit is reached.
+    pub soft_temperature_limit: bool,
+}
+
+impl Throttled {
+    /// Whether the processor is held back for any reason.
+    pub fn any(self) -> bool {
+        let Throttled { under_voltage, frequency_capped, throttled, soft_temperature_limit } = self;
+        under_voltage || frequency_capped || throttled || soft_temperature_limit
+    }
+}
+
+/// How much of the time somebody waited for a resource, in percent: the kernel's pressure stall information.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Pressure {
+    /// Some task waited, mean of the last 10 s.
+    pub some_10s: f64,
+    /// Some task waited, mean of the last 60 s.
+    pub some_60s: f64,
+    /// All tasks waited, mean of the last 10 s; null where the kernel does not tell.
+    pub full_10s: Option<f64>,
 }
 
 /// Processor load.
@@ -67,6 +133,12 @@ pub struct Cpu {
     pub threads: Option<usize>,
     /// One-minute load average.
     pub load_1m: Option<f64>,
+    /// Clock of the fastest processor now, in MHz.
+    pub frequency: Option<Reading>,
+    /// What that clock may be at most, in MHz.
+    pub frequency_max_mhz: Option<f64>,
+    /// Waiting for a processor; null where the kernel does not tell, as on a stock Raspberry Pi OS.
+    pub pressure: Option<Pressure>,
 }
 
 /// Memory, in bytes.
@@ -82,6 +154,14 @@ pub struct Memory {
     pub host_available_bytes: Option<u64>,
     /// Whether the kernel holds this process to a limit; false on a stock Raspberry Pi OS.
     pub memory_limit_enforced: bool,
+    /// Of the control group, pages of files included.
+    pub group_bytes: Option<u64>,
+    /// The most that the control group ever had.
+    pub group_peak_bytes: Option<u64>,
+    /// Processes of the control group that the kernel killed for want of memory.
+    pub oom_kills: Option<u64>,
+    /// Waiting for memory; null where the kernel does not tell.
+    pub pressure: Option<Pressure>,
 }
 
 /// Percentiles of one quantity, in milliseconds; null before the first request.
@@ -97,17 +177,29 @@ pub struct Percentiles {
     pub count: u64,
 }
 
+/// Percentiles since start, of the last minute and of the last hour.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Spans {
+    /// Since start.
+    #[serde(flatten)]
+    pub all: Percentiles,
+    /// Of the last 60 seconds.
+    pub last_minute: Percentiles,
+    /// Of the last 60 minutes.
+    pub last_hour: Percentiles,
+}
+
 /// Latencies of answered requests, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Latency {
     /// Waiting for the worker.
-    pub queue_ms: Percentiles,
+    pub queue_ms: Spans,
     /// From arrival to the first token.
-    pub ttft_ms: Percentiles,
+    pub ttft_ms: Spans,
     /// Between tokens after the first: one mean for each request.
-    pub token_ms: Percentiles,
+    pub token_ms: Spans,
     /// From arrival to the last token.
-    pub total_ms: Percentiles,
+    pub total_ms: Spans,
 }
 
 /// Tokens and their speed.
@@ -164,10 +256,18 @@ pub struct Requests {
 /// Energy since start.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Energy {
-    /// Joules in all.
+    /// Joules in all, also while nothing was asked.
     pub joules: f64,
+    /// Of these, what was drawn beyond the idle power; null where that is not known.
+    pub joules_above_idle: Option<f64>,
+    /// Joules drawn while requests were computed, of the requests whose energy is known.
+    pub requests_joules: f64,
     /// Joules for each generated token, of the requests whose energy is known.
     pub joules_per_token: Option<f64>,
+    /// The same beyond the idle power.
+    pub joules_per_token_above_idle: Option<f64>,
+    /// The power while nothing runs, in watts: as the owner says or as it was seen.
+    pub idle_watts: Option<f64>,
     /// How the power behind it was known.
     pub method: Method,
     /// Where that power was read last.

@@ -1,7 +1,7 @@
 //! What finished answers add up to: latencies, tokens, energy.
 
 use super::histogram::Histogram;
-use crate::protocol::{Latency, Percentiles, Screen, Throughput, Timings, Usage};
+use crate::protocol::{Latency, Percentiles, Screen, Spans, Throughput, Timings, Usage};
 use std::time::Duration;
 
 /// Sums over all computed answers since start.
@@ -76,6 +76,11 @@ impl Answers {
         }
     }
 
+    /// Energy of the answers that have one.
+    pub fn joules(&self) -> f64 {
+        self.joules
+    }
+
     pub fn joules_per_token(&self) -> Option<f64> {
         share(self.joules, self.metered_tokens as f64)
     }
@@ -90,9 +95,10 @@ fn duration(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()
 }
 
-fn percentiles(histogram: &Histogram) -> Percentiles {
+fn percentiles(histogram: &Histogram) -> Spans {
     let ms = |share| histogram.percentile(share).map(|d| d.as_secs_f64() * 1e3);
-    Percentiles { p50: ms(0.5), p95: ms(0.95), p99: ms(0.99), count: histogram.count() }
+    let all = Percentiles { p50: ms(0.5), p95: ms(0.95), p99: ms(0.99), count: histogram.count() };
+    Spans { all, ..Spans::default() }
 }
 
 #[cfg(test)]
@@ -129,7 +135,7 @@ mod tests {
     fn time_per_token_leaves_the_first_one_out() {
         let mut answers = Answers::default();
         answers.add(&usage(10, 21), &timings(), None);
-        let p50 = answers.latency().token_ms.p50.expect("one request");
+        let p50 = answers.latency().token_ms.all.p50.expect("one request");
         assert!((p50 / 200.0 - 1.0).abs() < 0.02, "{p50}");
     }
 
@@ -139,8 +145,8 @@ mod tests {
         answers.add(&usage(10, 0), &timings(), None);
         answers.add(&usage(10, 1), &timings(), None);
         let latency = answers.latency();
-        assert_eq!((latency.ttft_ms.count, latency.token_ms.count), (1, 0));
-        assert_eq!(latency.total_ms.count, 2);
+        assert_eq!((latency.ttft_ms.all.count, latency.token_ms.all.count), (1, 0));
+        assert_eq!(latency.total_ms.all.count, 2);
         assert_eq!(answers.throughput().tokens_per_second, None);
     }
 
@@ -158,6 +164,6 @@ mod tests {
         let mut answers = Answers::default();
         let odd = Timings { total_ms: f64::NAN, queue_ms: -1.0, ..timings() };
         answers.add(&usage(1, 2), &odd, None);
-        assert_eq!(answers.latency().queue_ms.p99, Some(0.0));
+        assert_eq!(answers.latency().queue_ms.all.p99, Some(0.0));
     }
 }

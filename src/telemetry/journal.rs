@@ -30,7 +30,7 @@ pub fn journal_line(report: &Report) -> String {
             format!("memory {:.0} of {:.0} MiB", bytes as f64 / MIB, memory.budget_bytes as f64 / MIB)
         }),
         report.throughput.tokens_per_second.map(|speed| format!("{speed:.1} tokens/s")),
-        report.latency.ttft_ms.p95.map(|ms| format!("first token in {ms:.0} ms (p95)")),
+        report.latency.ttft_ms.all.p95.map(|ms| format!("first token in {ms:.0} ms (p95)")),
         report.energy.as_ref().map(|energy| format!("{:.0} J", energy.joules)),
         report.mqtt.as_ref().filter(|link| !link.connected).map(|_| "broker away".into()),
         Some(requests(report)),
@@ -55,7 +55,7 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
         ("CPU_PERCENT", report.cpu.host_percent.map(f64::from)),
         ("MEMORY_BYTES", bytes(report.memory.process_bytes)),
         ("TOKENS_PER_SECOND", report.throughput.tokens_per_second),
-        ("TTFT_MS_P95", report.latency.ttft_ms.p95),
+        ("TTFT_MS_P95", report.latency.ttft_ms.all.p95),
         ("JOULES", report.energy.as_ref().map(|energy| energy.joules)),
         ("COMPLETED", Some(requests.completed as f64)),
         ("REFUSED", Some(requests.refused as f64)),
@@ -84,11 +84,12 @@ mod tests {
         host.cpu.host_percent = Some(98.4);
         host.memory.process_bytes = Some(512 << 20);
         telemetry.power(now, host.power.as_ref());
-        telemetry.power(now + std::time::Duration::from_secs(10), host.power.as_ref());
+        telemetry.observe(now + std::time::Duration::from_secs(10), host);
+        telemetry.set_link(MqttLink::default());
         let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
         telemetry.completed(&Usage { prompt_tokens: 5, completion_tokens: 9 }, &timings, None);
         telemetry.set_queue(2, 1);
-        telemetry.report(&host, Some(MqttLink::default()), SystemTime::UNIX_EPOCH)
+        telemetry.report(SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_neither_in_the_line_nor_in_the_fields() {
-        let report = Telemetry::new(0).report(&Snapshot::default(), None, SystemTime::UNIX_EPOCH);
+        let report = Telemetry::new(0).report(SystemTime::UNIX_EPOCH);
         assert_eq!(journal_line(&report), "0 answered, 0 refused, 0 waiting, 0 running");
         assert!(fields(&report).iter().all(|(name, _)| !["TEMP_MC", "POWER_W"].contains(name)));
     }

@@ -170,10 +170,6 @@ mod tests {
         init(config::Level::Error, false);
         init(config::Level::Error, true);
         assert_eq!(log::max_level(), LevelFilter::Error);
-        super::journal::write_journal(&super::super::Telemetry::new(0).report(
-            &Default::default(),
-            None,
-            std::time::UNIX_EPOCH,
-        ));
+        super::journal::write_journal(&super::super::Telemetry::new(0).report(std::time::UNIX_EPOCH));
     }
 }

@@ -42,6 +42,14 @@ pub struct Telemetry {
     cache_misses: Counter,
     answers: Mutex<Answers>,
     power: Mutex<Power>,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen last of the host and of the broker link.
+#[derive(Debug, Default)]
+struct Seen {
+    host: Snapshot,
+    link: Option<MqttLink>,
 }
 
 /// A count or a level; each stands for itself, so no order among them is kept.
@@ -73,6 +81,7 @@ impl Telemetry {
             cache_misses: Counter::default(),
             answers: Mutex::default(),
             power: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -129,6 +138,17 @@ impl Telemetry {
         self.running.set(running as u64);
     }
 
+    /// Takes over what the sensors say now, power included.
+    pub fn observe(&self, now: Instant, host: Snapshot) {
+        self.power(now, host.power.as_ref());
+        locked(&self.seen).host = host;
+    }
+
+    /// Takes over how the broker link fares.
+    pub fn set_link(&self, link: MqttLink) {
+        locked(&self.seen).link = Some(link);
+    }
+
     /// Takes a power reading into the energy. Wanted about once a second, and once at the end of
     /// each request before [`energy_between`](Self::energy_between); one more does no harm.
     pub fn power(&self, now: Instant, reading: Option<&Reading>) {
@@ -143,7 +163,8 @@ impl Telemetry {
     pub fn energy_between(&self, start: Instant, end: Instant) -> Option<RequestEnergy> {
         let power = locked(&self.power);
         let joules = power.meter.between(start, end)?;
-        Some(RequestEnergy { joules, method: power.last.as_ref()?.method })
+        let method = power.last.as_ref()?.method;
+        Some(RequestEnergy { joules, joules_above_idle: None, joules_per_token: None, method })
     }
 
     /// Tokens a second while answers are generated; `None` before the first.
@@ -151,9 +172,10 @@ impl Telemetry {
         locked(&self.answers).throughput().tokens_per_second
     }
 
-    /// Everything at once: `host` as just read, `mqtt` as its door says, `now` as the clock says.
-    pub fn report(&self, host: &Snapshot, mqtt: Option<MqttLink>, now: SystemTime) -> Report {
-        let answers = locked(&self.answers);
+    /// Everything at once: host and broker link as seen last, `now` as the clock says.
+    pub fn report(&self, now: SystemTime) -> Report {
+        let (answers, seen) = (locked(&self.answers), locked(&self.seen));
+        let host = &seen.host;
         Report {
             time: rfc3339(now),
             uptime_s: self.started.elapsed().as_secs(),
@@ -164,9 +186,9 @@ impl Telemetry {
             latency: answers.latency(),
             throughput: answers.throughput(),
             requests: self.requests(),
-            energy: self.energy(answers.joules_per_token()),
+            energy: self.energy(&answers),
             cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
-            mqtt,
+            mqtt: seen.link.clone(),
             alerts: Vec::new(),
         }
     }
@@ -184,11 +206,21 @@ impl Telemetry {
         }
     }
 
-    fn energy(&self, joules_per_token: Option<f64>) -> Option<Energy> {
+    fn energy(&self, answers: &Answers) -> Option<Energy> {
         let power = locked(&self.power);
         let joules = power.meter.joules()?;
         let Reading { method, source, scope, .. } = power.last.clone()?;
-        Some(Energy { joules, joules_per_token, method, source, scope })
+        Some(Energy {
+            joules,
+            joules_above_idle: None,
+            requests_joules: answers.joules(),
+            joules_per_token: answers.joules_per_token(),
+            joules_per_token_above_idle: None,
+            idle_watts: None,
+            method,
+            source,
+            scope,
+        })
     }
 }
 
@@ -223,7 +255,7 @@ mod tests {
     }
 
     fn report(telemetry: &Telemetry) -> Report {
-        telemetry.report(&Snapshot::default(), None, SystemTime::UNIX_EPOCH)
+        telemetry.report(SystemTime::UNIX_EPOCH)
     }
 
     #[test]

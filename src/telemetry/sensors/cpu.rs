@@ -44,6 +44,7 @@ impl Load {
             process_percent: stat.as_ref().and_then(|stat| self.process_percent(stat.ticks, now)),
             threads: stat.map(|stat| stat.threads),
             load_1m: load_average(root),
+            ..Cpu::default()
         }
     }
 

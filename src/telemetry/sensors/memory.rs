@@ -41,6 +41,7 @@ pub(super) fn read(root: &Root) -> Memory {
         host_total_bytes: kilobytes(&host, "MemTotal"),
         host_available_bytes: kilobytes(&host, "MemAvailable"),
         memory_limit_enforced: matches!(limit(root), MemoryLimit::At(_)),
+        ..Memory::default()
     }
 }
 

@@ -79,7 +79,7 @@ impl Sensors {
     pub fn read(&mut self, now: Instant) -> Snapshot {
         Snapshot {
             power: self.power(now),
-            thermal: Thermal { cpu: self.thermal.read(&self.root) },
+            thermal: Thermal { cpu: self.thermal.read(&self.root), ..Thermal::default() },
             cpu: self.load.read(&self.root, now),
             memory: memory::read(&self.root),
         }

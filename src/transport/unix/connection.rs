@@ -13,7 +13,7 @@ use crate::transport::frame::{Line, Lines};
 use crate::transport::{Cancel, Inbound, Reply};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
@@ -166,6 +166,7 @@ impl Reader<'_> {
             Line::Whole(bytes) => match json::incoming(bytes) {
                 Ok(Incoming::Request(request)) => self.request(request, received).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
+                Ok(Incoming::Telemetry) => self.report().await,
                 Err(refusal) => self.refuse(json::id_of(bytes), refusal).await,
             },
         }
@@ -178,6 +179,12 @@ impl Reader<'_> {
         // Without the id: a request that has just ended must not hear of a second end.
         let said = format!("cancel: no request {id:?} is in flight on this connection");
         self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await
+    }
+
+    async fn report(&self) -> Then {
+        let mut line = json::telemetry(&self.shared.telemetry.report(SystemTime::now()));
+        line.push(b'\n');
+        self.answer(line).await
     }
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {

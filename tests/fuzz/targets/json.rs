@@ -13,6 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     match json::incoming(bytes) {
         Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(request)),
         Ok(Incoming::Cancel(id)) => check_token(&id),
+        Ok(Incoming::Telemetry) => {}
         Err(refusal) => check_refusal(bytes, refusal),
     }
     if let Ok(id) = json::cancel_topic(bytes) {
