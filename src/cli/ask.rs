@@ -4,14 +4,12 @@
 //! connection, which cancels the request.
 
 use super::Failure;
+use super::client::{default_socket, lost, no_bitnetd, no_daemon};
 use crate::protocol::json::MAX_REQUEST;
 use serde::Deserialize;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-
-/// Where the system's daemon listens.
-const SYSTEM_SOCKET: &str = "/run/bitnetd/bitnetd.sock";
 
 /// Ask a running daemon
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -167,51 +165,10 @@ fn usage(message: &str) -> Failure {
     Failure { code: 2, message: message.into() }
 }
 
-fn no_daemon(path: &Path, error: &io::Error) -> Failure {
-    let said = match error.kind() {
-        ErrorKind::NotFound => {
-            "no daemon listens there; start one with `bitnetd serve`, or name its socket with --socket"
-        }
-        ErrorKind::ConnectionRefused => {
-            "the daemon that listened there is gone; start it again, or name another with --socket"
-        }
-        ErrorKind::PermissionDenied => {
-            "permission denied; become a member of the group that owns it, or ask as its user"
-        }
-        _ => return Failure { code: 4, message: format!("{}: {error}", path.display()) },
-    };
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
-}
-
-fn lost(path: &Path) -> Failure {
-    let said = "the daemon closed the connection before its answer was whole; see its log";
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
-}
-
-fn no_bitnetd(path: &Path) -> Failure {
-    let said = "what answers there is no bitnetd of this version; name its socket with --socket";
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
-}
-
 /// The daemon's message on one line, whatever is in it.
 fn refused(code: &str, message: &str) -> Failure {
     let message: Vec<&str> = message.split_whitespace().collect();
     Failure { code: 5, message: format!("refused ({code}): {}", message.join(" ")) }
-}
-
-/// The socket asked when none is named.
-fn default_socket() -> PathBuf {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    socket_of(rustix::process::geteuid().is_root(), runtime.as_deref(), |path| path.exists())
-}
-
-/// The user's own daemon; where it has none, the system's.
-fn socket_of(root: bool, runtime: Option<&Path>, exists: impl Fn(&Path) -> bool) -> PathBuf {
-    let system = PathBuf::from(SYSTEM_SOCKET);
-    match runtime.map(|folder| folder.join("bitnetd.sock")) {
-        Some(own) if !root && (exists(&own) || !exists(&system)) => own,
-        _ => system,
-    }
 }
 
 #[cfg(test)]
@@ -300,17 +257,6 @@ mod tests {
         let read = crate::protocol::json::request(&line).expect("sound");
         assert_eq!((read.stream, read.max_tokens), (true, Some(5)));
         assert_eq!(read.input, crate::protocol::Input::Prompt("say \"hi\"\n".into()));
-    }
-
-    #[test]
-    fn the_users_own_daemon_is_asked_before_the_systems() {
-        let (own, system) = (Path::new("/run/user/7/bitnetd.sock"), Path::new(SYSTEM_SOCKET));
-        let runtime = Some(Path::new("/run/user/7"));
-        assert_eq!(socket_of(false, runtime, |_| true), own);
-        assert_eq!(socket_of(false, runtime, |path| path == system), system);
-        assert_eq!(socket_of(false, runtime, |_| false), own);
-        assert_eq!(socket_of(false, None, |_| false), system);
-        assert_eq!(socket_of(true, runtime, |_| true), system);
     }
 
     #[test]

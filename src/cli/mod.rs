@@ -5,6 +5,7 @@
 mod ask;
 mod bench;
 mod check_config;
+mod client;
 mod convert;
 #[cfg(feature = "demo")]
 mod demo;
@@ -17,6 +18,7 @@ mod model;
 mod perplexity;
 mod serve;
 mod tokenize;
+mod top;
 
 use crate::daemon;
 use crate::engine::error::LoadError;
@@ -83,6 +85,7 @@ enum Command {
     Convert(convert::Convert),
     Perplexity(perplexity::Perplexity),
     Doctor(doctor::Doctor),
+    Top(top::Top),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -105,6 +108,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Convert(args) => convert::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Top(args) => top::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

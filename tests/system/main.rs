@@ -29,6 +29,7 @@ mod stop;
 mod support;
 mod systemd;
 mod threads;
+mod top;
 mod watchdog;
 
 use serde::Deserialize;

@@ -1,6 +1,6 @@
 //! The whole MQTT door on one end of a connection; a target plays the broker on the other.
 
-use bitnetd::config::Mqtt;
+use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
@@ -34,7 +34,7 @@ fn place() -> &'static Place {
 }
 
 /// Lets the door connect once, hands `broker` its connection, and ends the door.
-pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
+pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(TcpStream) -> F) {
     let place = place();
     place.runtime.block_on(async {
         let (requests, taken) = mpsc::channel(usize::from(WINDOW));
@@ -43,7 +43,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
         let (_interval, interval) = watch::channel(Duration::from_secs(10));
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Door {
-            config: Mqtt::new("127.0.0.1", place.port),
+            config: Mqtt { version, ..Mqtt::new("127.0.0.1", place.port) },
             device: "cellar".into(),
             state_in: None,
             info: b"{}".to_vec(),

@@ -6,6 +6,7 @@
 
 mod peer;
 
+use bitnetd::config::MqttVersion;
 use libfuzzer_sys::fuzz_target;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
@@ -30,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     while !input.0.is_empty() && prompts.len() < 64 {
         prompts.push(input.publish());
     }
-    peer::play(async |stream| {
+    peer::play(MqttVersion::V5, async |stream| {
         let mut broker = Broker { stream, buffer: BytesMut::new(), habit, awaited: VecDeque::new() };
         broker.play(session_present, prompts).await;
     });

@@ -8,12 +8,14 @@ use bitnetd::transport::mqtt::{Addressed, Topics};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let topics = Topics::new("bitnetd", "cellar");
+    let topics = Topics::shared("bitnetd", "cellar", Some("kitchens"));
     if let Some(Addressed::Prompt(client)) = topics.parse(bytes) {
         assert!(!client.is_empty() && client.len() <= 64 && !client.contains(char::is_control), "{client:?}");
     }
     let prefixed = [b"bitnetd/cellar/", bytes].concat();
     let _ = topics.parse(&prefixed);
+    let left = topics.left_over(bytes);
+    assert!(left.iter().all(|filter| !filter.starts_with("bitnetd/cellar/")), "{left:?}");
     if let Ok(request) = json::request_or_text(bytes)
         && let Some(id) = request.id
     {
@@ -28,8 +30,11 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn check_reply(topics: &Topics, id: &str) {
-    let topic = topics.reply(id);
-    let level = topic.strip_prefix("bitnetd/cellar/reply/").expect("below reply");
-    assert!(!level.contains(['/', '+', '#']) && !level.contains(char::is_control), "{level:?}");
-    assert_eq!(topics.parse(topic.as_bytes()), None, "{topic}");
+    for base in ["bitnetd/cellar", "bitnetd/kitchens"] {
+        let topic = topics.reply(format!("{base}/prompt").as_bytes(), id);
+        let level =
+            topic.strip_prefix(base).and_then(|rest| rest.strip_prefix("/reply/")).expect("below reply");
+        assert!(!level.contains(['/', '+', '#']) && !level.contains(char::is_control), "{level:?}");
+        assert_eq!(topics.parse(topic.as_bytes()), None, "{topic}");
+    }
 }

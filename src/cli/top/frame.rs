@@ -1,0 +1,448 @@
+//! One picture of a running daemon: its report in words, as wide as the terminal.
+//!
+//! Pure. It reads the report as JSON, as any other client has to, and leaves out what is not known.
+
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::fmt::Write;
+
+/// Readings of a quantity that its picture shows: a minute at one a second, half a minute at two characters a number.
+const TREND: usize = 30;
+const MIB: f64 = (1u64 << 20) as f64;
+/// From nothing to the most that was seen.
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const BOLD: &str = "\x1b[1m";
+const ALARM: &str = "\x1b[1;31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// What is drawn besides the latest report.
+#[derive(Debug, Default)]
+pub(super) struct Trends {
+    power: Trend,
+    heat: Trend,
+    processor: Trend,
+}
+
+impl Trends {
+    /// Takes over one more report.
+    pub fn add(&mut self, report: &Value) {
+        let view = View(report);
+        self.power.add(view.number("/power/value"));
+        self.heat.add(view.number("/thermal/cpu/value"));
+        self.processor.add(view.number("/cpu/host_percent"));
+    }
+}
+
+/// The latest readings of one quantity.
+#[derive(Debug, Default)]
+struct Trend(VecDeque<f64>);
+
+impl Trend {
+    fn add(&mut self, value: Option<f64>) {
+        self.0.extend(value);
+        while self.0.len() > TREND {
+            self.0.pop_front();
+        }
+    }
+
+    /// A bar for each reading, the least of them the lowest; nothing where there is nothing to compare.
+    fn draw(&self) -> String {
+        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if self.0.len() < 2 {
+            return String::new();
+        }
+        let height = |value: &f64| match most > least {
+            true => ((value - least) / (most - least) * (BARS.len() - 1) as f64).round() as usize,
+            false => 0,
+        };
+        let bars: String = self.0.iter().map(|value| BARS[height(value).min(BARS.len() - 1)]).collect();
+        format!(" {bars} {least:.0} to {most:.0}")
+    }
+}
+
+/// A report, with what is not known as `None`.
+struct View<'a>(&'a Value);
+
+impl View<'_> {
+    fn number(&self, path: &str) -> Option<f64> {
+        self.0.pointer(path)?.as_f64()
+    }
+
+    fn text(&self, path: &str) -> Option<&str> {
+        self.0.pointer(path)?.as_str()
+    }
+
+    fn flag(&self, path: &str) -> Option<bool> {
+        self.0.pointer(path)?.as_bool()
+    }
+
+    fn count(&self, path: &str) -> u64 {
+        self.0.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+    }
+}
+
+/// The whole picture, `width` characters wide. With `colours` the names and the alarms stand out.
+pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize, colours: bool) -> String {
+    let view = View(report);
+    let mut lines = vec![title(&view, socket), String::new()];
+    lines.extend(alerts(&view).map(|said| mark(&said, ALARM, colours)));
+    let rows = [
+        ("power", power(&view, &trends.power)),
+        ("energy", energy(&view)),
+        ("heat", heat(&view, &trends.heat)),
+        ("throttled", throttled(&view)),
+        ("processor", processor(&view, &trends.processor)),
+        ("memory", memory(&view)),
+        ("speed", speed(&view)),
+        ("requests", requests(&view)),
+        ("broker", broker(&view)),
+    ];
+    let name = |name: &str| mark(&format!("{name:<11}"), BOLD, colours);
+    lines.extend(rows.into_iter().filter_map(|(row, said)| Some(format!("{} {}", name(row), said?))));
+    lines.push(String::new());
+    lines.extend(latency(&view));
+    lines.iter().map(|line| cut(line, width) + "\n").collect()
+}
+
+fn mark(text: &str, how: &str, colours: bool) -> String {
+    if colours { format!("{how}{text}{PLAIN}") } else { text.to_owned() }
+}
+
+/// Words in lines of a width; one that is longer is cut.
+pub(super) fn wrap(text: &str, width: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always one");
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push(word.into());
+        } else {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.iter().map(|line| cut(line, width) + "\n").collect()
+}
+
+/// What fits into a line of the terminal; a longer one would wrap and push the others down.
+fn cut(line: &str, width: usize) -> String {
+    let (mut seen, mut escaped, mut kept) = (0, false, String::new());
+    for c in line.chars() {
+        escaped |= c == '\x1b';
+        if escaped {
+            kept.push(c);
+            escaped = c != 'm';
+        } else if seen < width {
+            kept.push(c);
+            seen += 1;
+        }
+    }
+    kept
+}
+
+fn title(view: &View<'_>, socket: &str) -> String {
+    // The path is last: it may be long, and what is too long is cut.
+    let up = duration(view.count("/uptime_s"));
+    format!("bitnetd up {up}, {}, {socket}", view.text("/time").unwrap_or_default())
+}
+
+/// Two units are enough to tell days from weeks.
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+fn alerts(view: &View<'_>) -> impl Iterator<Item = String> {
+    let raised = view.0.pointer("/alerts").and_then(Value::as_array).cloned().unwrap_or_default();
+    raised.into_iter().filter_map(|alert| Some(format!("ALERT       {}", words(alert.as_str()?))))
+}
+
+/// `under_voltage` in words.
+fn words(name: &str) -> String {
+    name.replace('_', " ")
+}
+
+fn power(view: &View<'_>, trend: &Trend) -> Option<String> {
+    let watts = view.number("/power/value")?;
+    let (method, scope) = (view.text("/power/method")?, view.text("/power/scope")?);
+    Some(format!("{watts:.2} W{} ({method}, {})", trend.draw(), words(scope)))
+}
+
+fn energy(view: &View<'_>) -> Option<String> {
+    let mut said = joules(view.number("/energy/joules")?);
+    let parts = [
+        ("for requests", view.number("/energy/requests_joules").map(joules)),
+        ("a token", view.number("/energy/joules_per_token").map(joules)),
+        ("of it above idle", view.number("/energy/joules_per_token_above_idle").map(joules)),
+    ];
+    for (of, joules) in parts.into_iter().filter_map(|(of, joules)| Some((of, joules?))) {
+        write!(said, ", {joules} {of}").expect("a string takes everything");
+    }
+    Some(said)
+}
+
+fn joules(joules: f64) -> String {
+    match joules {
+        _ if joules >= 3.6e6 => format!("{:.2} kWh", joules / 3.6e6),
+        _ if joules >= 1e4 => format!("{:.1} kJ", joules / 1e3),
+        _ if joules >= 100.0 => format!("{joules:.0} J"),
+        _ => format!("{joules:.2} J"),
+    }
+}
+
+fn heat(view: &View<'_>, trend: &Trend) -> Option<String> {
+    let fan = view.number("/thermal/fan/value").map(|turns| format!(", fan {turns:.0} a minute"));
+    let degrees = view.number("/thermal/cpu/value")?;
+    Some(format!("{degrees:.1} °C{}{}", trend.draw(), fan.unwrap_or_default()))
+}
+
+fn throttled(view: &View<'_>) -> Option<String> {
+    let reasons = |when: &str| {
+        let flags = view.0.pointer(&format!("/thermal/throttling/{when}"))?.as_object()?;
+        let raised = flags.iter().filter(|(_, flag)| **flag == Value::Bool(true));
+        let said = raised.map(|(name, _)| words(name)).collect::<Vec<_>>().join(", ");
+        Some(if said.is_empty() { "no".to_owned() } else { said })
+    };
+    match (reasons("now"), view.flag("/thermal/under_voltage/value")) {
+        (Some(now), _) => Some(format!("{now}; since the board was switched on: {}", reasons("since_boot")?)),
+        (None, low) => low.map(|low| if low { "under voltage".into() } else { "no under-voltage".into() }),
+    }
+}
+
+fn processor(view: &View<'_>, trend: &Trend) -> Option<String> {
+    let parts = [
+        view.number("/cpu/host_percent").map(|percent| format!("{percent:.0} %{}", trend.draw())),
+        view.number("/cpu/process_percent").map(|percent| format!("this daemon {percent:.0} %")),
+        clock(view),
+        view.number("/cpu/load_1m").map(|load| format!("load {load:.2}")),
+        view.number("/cpu/threads").map(|threads| format!("{threads} threads")),
+    ];
+    joined(parts)
+}
+
+fn clock(view: &View<'_>) -> Option<String> {
+    let now = view.number("/cpu/frequency/value")?;
+    let most = view.number("/cpu/frequency_max_mhz").map(|most| format!(" of {most:.0}"));
+    Some(format!("{now:.0}{} MHz", most.unwrap_or_default()))
+}
+
+fn memory(view: &View<'_>) -> Option<String> {
+    let mib = |path| view.number(path).map(|bytes| bytes / MIB);
+    let (ours, budget) = (mib("/memory/process_bytes")?, mib("/memory/budget_bytes")?);
+    let host = mib("/memory/host_available_bytes").map(|free| format!("host has {free:.0} MiB left"));
+    let limit = match view.flag("/memory/memory_limit_enforced")? {
+        true => "limit enforced by the kernel",
+        false => "limit not enforced by the kernel",
+    };
+    joined([Some(format!("{ours:.0} of {budget:.0} MiB")), host, Some(limit.into())])
+}
+
+fn speed(view: &View<'_>) -> Option<String> {
+    let tokens = view.count("/throughput/completion_tokens");
+    joined([
+        view.number("/throughput/tokens_per_second").map(|speed| format!("{speed:.1} tokens/s")),
+        view.number("/throughput/prompt_tokens_per_second")
+            .map(|speed| format!("prompts {speed:.0} tokens/s")),
+        Some(format!("{tokens} tokens in all")),
+    ])
+}
+
+fn requests(view: &View<'_>) -> Option<String> {
+    let count = |name: &str| view.count(&format!("/requests/{name}"));
+    Some(format!(
+        "{} running, {} waiting; {} answered ({} from the cache), {} refused, {} cancelled, {} out of time",
+        count("running"),
+        count("queued"),
+        count("completed"),
+        view.count("/cache/hits"),
+        count("refused"),
+        count("cancelled"),
+        count("timed_out"),
+    ))
+}
+
+fn broker(view: &View<'_>) -> Option<String> {
+    let connected = view.flag("/mqtt/connected")?;
+    let state = match view.text("/mqtt/problem") {
+        _ if connected => "connected".to_owned(),
+        Some(problem) => format!("away: {problem}"),
+        None => "connecting".to_owned(),
+    };
+    let waiting = view.count("/mqtt/outbox");
+    let storage = view.text("/mqtt/storage_problem").map(|problem| format!("answers not on disk: {problem}"));
+    joined([Some(state), (waiting > 0).then(|| format!("{waiting} answers to send")), storage])
+}
+
+fn joined(parts: impl IntoIterator<Item = Option<String>>) -> Option<String> {
+    let said = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    (!said.is_empty()).then_some(said)
+}
+
+const QUANTITIES: [(&str, &str); 4] = [
+    ("in the queue", "queue_ms"),
+    ("first token", "ttft_ms"),
+    ("each token", "token_ms"),
+    ("whole answer", "total_ms"),
+];
+/// The spans in the order of the columns; the first lie in the quantity itself.
+const SPANS: [(&str, &str); 3] =
+    [("last minute", "/last_minute"), ("last hour", "/last_hour"), ("since start", "")];
+
+/// A table of percentiles, in milliseconds.
+fn latency(view: &View<'_>) -> Vec<String> {
+    let mut head = format!("{:<12}", "ms");
+    let mut names = " ".repeat(12);
+    for (span, path) in SPANS {
+        let answers = view.count(&format!("/latency/total_ms{path}/count"));
+        write!(head, "  {:>20}", format!("{span} ({answers})")).expect("a string takes everything");
+        write!(names, "  {:>6} {:>6} {:>6}", "p50", "p95", "p99").expect("a string takes everything");
+    }
+    let rows = QUANTITIES.into_iter().map(|(name, key)| {
+        let spans = SPANS.map(|(_, path)| percentiles(view, &format!("/latency/{key}{path}")));
+        format!("{name:<12}{}", spans.concat())
+    });
+    [head, names].into_iter().chain(rows).map(|line| line.trim_end().to_owned()).collect()
+}
+
+fn percentiles(view: &View<'_>, path: &str) -> String {
+    let values = ["p50", "p95", "p99"].map(|name| {
+        let value = view.number(&format!("{path}/{name}"));
+        value.map_or("-".into(), |ms| if ms < 100.0 { format!("{ms:.1}") } else { format!("{ms:.0}") })
+    });
+    format!("  {:>6} {:>6} {:>6}", values[0], values[1], values[2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Telemetry;
+    use crate::telemetry::sensors::{Sensors, Snapshot};
+    use serde_json::json;
+    use std::path::Path;
+    use std::time::{Instant, SystemTime};
+
+    fn report_of(host: Snapshot) -> Value {
+        let telemetry = Telemetry::new(64 << 20);
+        telemetry.observe(Instant::now(), host);
+        serde_json::to_value(telemetry.report(SystemTime::UNIX_EPOCH)).expect("plain data")
+    }
+
+    fn drawn(report: &Value, width: usize, colours: bool) -> String {
+        frame(report, &Trends::default(), "/s", width, colours)
+    }
+
+    #[test]
+    fn what_a_board_does_not_tell_has_no_row() {
+        let said = drawn(&report_of(Snapshot::default()), 200, false);
+        for row in ["power", "energy", "heat", "throttled", "memory", "broker"] {
+            assert!(!said.lines().any(|line| line.starts_with(row)), "{row}: {said}");
+        }
+        assert!(said.contains("requests    0 running, 0 waiting; 0 answered"), "{said}");
+        assert!(!said.contains("null") && !said.contains('\x1b'), "{said}");
+    }
+
+    #[test]
+    fn what_a_board_tells_is_shown_with_where_it_is_from() {
+        let board = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards/ina219");
+        let report = report_of(Sensors::new(&board).read(Instant::now()));
+        let said = drawn(&report, 200, false);
+        assert!(said.contains("\npower       4.86 W (measured, as wired)\n"), "{said}");
+        assert!(said.contains("\nheat        "), "{said}");
+    }
+
+    #[test]
+    fn every_key_that_it_reads_is_in_the_report_under_that_name() {
+        let report = report_of(Snapshot::default());
+        for path in ["/requests/timed_out", "/latency/ttft_ms/last_minute/p95", "/latency/token_ms/p99"] {
+            assert!(report.pointer(path).is_some(), "{path}: {report}");
+        }
+        for path in
+            ["/thermal/throttling", "/cpu/frequency_max_mhz", "/energy", "/mqtt", "/memory/process_bytes"]
+        {
+            assert_eq!(report.pointer(path), Some(&Value::Null), "{path}: {report}");
+        }
+    }
+
+    #[test]
+    fn alerts_come_first_and_stand_out() {
+        let mut report = report_of(Snapshot::default());
+        report["alerts"] = json!(["under_voltage", "queue"]);
+        let said = drawn(&report, 80, true);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[2], "\x1b[1;31mALERT       under voltage\x1b[0m");
+        assert_eq!(lines[3], "\x1b[1;31mALERT       queue\x1b[0m");
+    }
+
+    #[test]
+    fn throttling_is_told_for_now_and_since_the_board_was_switched_on() {
+        let flags = |under_voltage| {
+            json!({ "under_voltage": under_voltage, "frequency_capped": false, "throttled": under_voltage,
+                "soft_temperature_limit": false })
+        };
+        let mut report = report_of(Snapshot::default());
+        report["thermal"]["throttling"] = json!({ "now": flags(false), "since_boot": flags(true) });
+        let said = drawn(&report, 100, false);
+        let row = "\nthrottled   no; since the board was switched on: throttled, under voltage\n";
+        assert!(said.contains(row), "{said}");
+        report["thermal"]["throttling"] = Value::Null;
+        report["thermal"]["under_voltage"] = json!({ "value": true });
+        assert!(drawn(&report, 100, false).contains("\nthrottled   under voltage\n"));
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_and_colours_take_no_room() {
+        let mut report = report_of(Snapshot::default());
+        report["mqtt"] = json!({ "connected": false, "problem": "x".repeat(500) });
+        for width in [1, 20, 80] {
+            let (plain, coloured) = (drawn(&report, width, false), drawn(&report, width, true));
+            assert!(plain.lines().all(|line| line.chars().count() <= width), "{plain}");
+            let uncoloured = coloured.replace(BOLD, "").replace(PLAIN, "").replace(ALARM, "");
+            assert_eq!(uncoloured, plain);
+        }
+    }
+
+    #[test]
+    fn the_table_of_latencies_fits_a_terminal_of_80_columns() {
+        let mut report = report_of(Snapshot::default());
+        report["latency"]["total_ms"] =
+            json!({ "p50": 12_345.6, "p95": 99_999.0, "p99": 99_999.0, "count": 99_999 });
+        let said = drawn(&report, 200, false);
+        let table: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("ms")).collect();
+        assert!(table.iter().all(|line| line.chars().count() <= 80), "{said}");
+        assert!(
+            table[0].ends_with("since start (99999)") && table[5].ends_with(" 12346  99999  99999"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_as_many_lines_as_it_takes() {
+        assert_eq!(wrap("/run/x: no daemon listens there", 12), "/run/x: no\ndaemon\nlistens\nthere\n");
+        assert_eq!(wrap("abcdef gh", 3), "abc\ngh\n");
+        assert_eq!(wrap("", 3), "\n");
+    }
+
+    #[test]
+    fn the_trend_goes_from_the_least_to_the_most_and_forgets() {
+        let mut trend = Trend::default();
+        trend.add(Some(4.0));
+        assert_eq!(trend.draw(), "");
+        [Some(8.0), None, Some(6.0)].into_iter().for_each(|value| trend.add(value));
+        assert_eq!(trend.draw(), " ▁█▅ 4 to 8");
+        (0..TREND).for_each(|_| trend.add(Some(5.0)));
+        assert_eq!(trend.draw(), format!(" {} 5 to 5", "▁".repeat(TREND)));
+    }
+
+    #[test]
+    fn times_and_energies_are_told_in_units_that_fit() {
+        let times = [7, 125, 3_660, 200_000].map(duration);
+        assert_eq!(times, ["7 s", "2 min 5 s", "1 h 1 min", "2 d 7 h"]);
+        let energies = [0.52, 250.4, 12_345.0, 7.2e6].map(joules);
+        assert_eq!(energies, ["0.52 J", "250 J", "12.3 kJ", "2.00 kWh"]);
+    }
+}

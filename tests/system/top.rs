@@ -1,0 +1,132 @@
+//! `bitnetd top` on a pipe, on a terminal, and where no daemon is.
+
+use crate::daemon::{Daemon, Process, bitnetd, run};
+use crate::{Folder, cases, text, until};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::Signal;
+use rustix::termios::{LocalModes, tcgetattr};
+use std::fs::File;
+use std::io::Read;
+
+#[tokio::test]
+async fn what_is_no_terminal_gets_one_picture() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let ended = run(&["top", "--socket", text(&daemon.socket)]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let title = ended.out.lines().next().expect("a title");
+    assert!(title.starts_with("bitnetd up ") && title.ends_with(text(&daemon.socket)), "{ended:?}");
+    assert!(ended.out.contains("\nrequests    0 running, 0 waiting; 0 answered"), "{ended:?}");
+    assert!(!ended.out.contains('\x1b'), "{ended:?}");
+}
+
+#[tokio::test]
+async fn json_is_the_report_with_what_was_just_answered() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let socket = text(&daemon.socket);
+    assert_eq!(run(&["ask", "--socket", socket, &cases()[0].prompt]).await.code, Some(0));
+    let report = run(&["top", "--json", "--socket", socket]).await.json();
+    assert_eq!((&report["event"], &report["requests"]["completed"]), (&"telemetry".into(), &1.into()));
+    assert_eq!(report["latency"]["ttft_ms"]["count"], 1);
+    for key in [
+        "time",
+        "uptime_s",
+        "power",
+        "thermal",
+        "cpu",
+        "memory",
+        "latency",
+        "throughput",
+        "requests",
+        "energy",
+        "cache",
+        "alerts",
+    ] {
+        assert!(report.get(key).is_some(), "{key}: {report}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_daemon_it_is_exit_code_4_and_names_the_socket() {
+    let folder = Folder::new();
+    let socket = folder.path("nobody");
+    let ended = run(&["top", "--socket", text(&socket)]).await;
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    assert!(ended.error_line().contains(text(&socket)), "{ended:?}");
+}
+
+/// A terminal of 200 columns and 24 rows, and the view on it.
+struct Terminal {
+    ours: File,
+    theirs: File,
+    view: Process,
+    shown: String,
+}
+
+impl Terminal {
+    fn start(daemon: &Daemon) -> Self {
+        let size = Winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
+        let (ours, theirs) = (File::from(master), File::from(slave));
+        fcntl_setfl(&ours, OFlags::NONBLOCK).expect("ours");
+        let end = || theirs.try_clone().expect("a descriptor");
+        let mut command = bitnetd();
+        command.args(["top", "--socket", text(&daemon.socket)]).stdin(end()).stdout(end());
+        Terminal { view: Process::start(&mut command), ours, theirs, shown: String::new() }
+    }
+
+    /// Waits until what was drawn since the last wait holds `word`.
+    async fn shows(&mut self, word: &str) {
+        let Terminal { ours, shown, .. } = self;
+        until(&format!("{word:?} is drawn"), || {
+            let mut piece = [0; 4096];
+            // Nothing there yet is an error of the descriptor.
+            while let Ok(count @ 1..) = ours.read(&mut piece) {
+                shown.push_str(&String::from_utf8_lossy(&piece[..count]));
+            }
+            shown.contains(word).then_some(())
+        })
+        .await;
+        shown.clear();
+    }
+
+    fn echoes(&self) -> bool {
+        tcgetattr(&self.theirs).expect("a terminal").local_modes.contains(LocalModes::ECHO)
+    }
+}
+
+const ENTERED: &str = "\x1b[?1049h";
+const LEFT: &str = "\x1b[?1049l";
+
+#[tokio::test]
+async fn a_terminal_is_drawn_on_until_q_and_left_as_it_was() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut terminal = Terminal::start(&daemon);
+    terminal.shows(ENTERED).await;
+    assert_eq!(run(&["ask", "--socket", text(&daemon.socket), &cases()[0].prompt]).await.code, Some(0));
+    terminal.shows("1 answered").await;
+    assert!(!terminal.echoes());
+    rustix::io::write(&terminal.ours, b"q").expect("a key");
+    terminal.shows(LEFT).await;
+    assert_eq!(terminal.view.ended().await.code(), Some(0));
+    assert!(terminal.echoes());
+}
+
+#[tokio::test]
+async fn a_daemon_that_goes_is_waited_for_and_a_signal_ends_the_view() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut terminal = Terminal::start(&daemon);
+    terminal.shows(ENTERED).await;
+    drop(daemon);
+    // It was killed: its socket is still there.
+    terminal.shows("is gone; start it again").await;
+    let _again = Daemon::start(&folder, "").await;
+    terminal.shows("bitnetd up ").await;
+    terminal.view.signal(Signal::TERM);
+    terminal.shows(LEFT).await;
+    assert_eq!(terminal.view.ended().await.code(), Some(0));
+}
