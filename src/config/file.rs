@@ -264,11 +264,14 @@ impl MqttKeys {
         }
         let login = self.login(host)?;
         let Some(broker) = self.host.filter(|host| !host.is_empty()) else {
-            if login.is_some() {
-                let said = "missing, though username is set; without a host there is no link";
-                return Err(Mistake("mqtt", "host", said.into()));
-            }
-            return Ok(None);
+            let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
+            return match set.into_iter().find(|(_, is_set)| *is_set) {
+                Some((key, _)) => {
+                    let said = format!("missing, though {key} is set; without a host there is no link");
+                    Err(Mistake("mqtt", "host", said))
+                }
+                None => Ok(None),
+            };
         };
         if broker.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(Mistake("mqtt", "host", format!("{broker:?} is no name or address")));

@@ -498,8 +498,11 @@ mod tests {
     }
 
     #[test]
-    fn a_user_without_a_broker_is_refused_not_ignored() {
-        assert!(error("[mqtt]\nusername = \"b\"\n").contains("mqtt.host"));
+    fn what_needs_a_broker_is_refused_without_one_not_ignored() {
+        for key in ["username = \"b\"", "tls = true", "group = \"kitchens\""] {
+            let said = error(&format!("[mqtt]\n{key}\n"));
+            assert!(said.starts_with("bitnetd.toml:1: mqtt.host: missing, though "), "{said}");
+        }
         assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));
     }
 }
