@@ -25,7 +25,8 @@ fuzz_target!(|bytes: &[u8]| {
     check_reply(&topics, text);
     if topics.check_response(text).is_ok() {
         assert!(!text.is_empty() && text.len() <= 512 && !text.contains(['+', '#', '\0']), "{text:?}");
-        assert_eq!(topics.parse(bytes), None, "an answer would be a prompt");
+        // Of an earlier prefix or group it may be: then the first such answer ends the subscription.
+        assert!(topics.parse(bytes).is_none() || !left.is_empty(), "an answer would be a prompt for ever");
     }
 });
 
