@@ -15,7 +15,7 @@ mod time;
 mod window;
 
 pub use buckets::{Distribution, Quantity};
-pub use journal::{journal_line, write_journal};
+pub use journal::{journal_line, write_answered, write_journal};
 pub use time::rfc3339;
 
 use crate::protocol::{
@@ -23,7 +23,7 @@ use crate::protocol::{
     Screen,
 };
 use answers::Answers;
-use energy::Meter;
+use energy::{Mark, Meter};
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -48,7 +48,7 @@ pub struct Telemetry {
     cache_hits: Counter,
     cache_misses: Counter,
     answers: Mutex<Answers>,
-    power: Mutex<Power>,
+    meter: Mutex<Meter>,
     seen: Mutex<Seen>,
 }
 
@@ -63,11 +63,26 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Counter(AtomicU64);
 
-/// The energy so far, and the reading behind it.
-#[derive(Debug, Default)]
-struct Power {
-    meter: Meter,
-    last: Option<Reading>,
+/// A request that is being computed: until this is dropped, however that comes about.
+#[derive(Debug)]
+pub struct Work<'t> {
+    meter: &'t Mutex<Meter>,
+    begun: Mark,
+}
+
+impl Work<'_> {
+    /// What it cost until the last power reading, and each of its tokens; `None` where the power was not known
+    /// throughout.
+    pub fn cost(&self, tokens: u32) -> Option<RequestEnergy> {
+        // One request is computed at a time, and has all of it.
+        locked(self.meter).cost(self.begun, 1.0, tokens)
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        locked(self.meter).end();
+    }
 }
 
 impl Telemetry {
@@ -88,7 +103,7 @@ impl Telemetry {
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             answers: Mutex::default(),
-            power: Mutex::default(),
+            meter: Mutex::default(),
             seen: Mutex::default(),
         }
     }
@@ -167,22 +182,25 @@ impl Telemetry {
         locked(&self.seen).link = Some(link);
     }
 
-    /// Takes a power reading into the energy. Wanted about once a second, and once at the end of
-    /// each request before [`energy_between`](Self::energy_between); one more does no harm.
+    /// Takes a power reading into the energy. Wanted about once a second, and at both ends of each request; one
+    /// more does no harm.
     pub fn power(&self, now: Instant, reading: Option<&Reading>) {
-        let mut power = locked(&self.power);
-        power.meter.sample(now, reading.map(|reading| reading.value));
-        if let Some(reading) = reading {
-            power.last = Some(reading.clone());
-        }
+        locked(&self.meter).sample(now, reading);
     }
 
-    /// Energy drawn between two moments; `None` where the power was not known throughout.
-    pub fn energy_between(&self, start: Instant, end: Instant) -> Option<RequestEnergy> {
-        let power = locked(&self.power);
-        let joules = power.meter.between(start, end)?;
-        let method = power.last.as_ref()?.method;
-        Some(RequestEnergy { joules, joules_above_idle: None, joules_per_token: None, method })
+    /// Whether the power was read so lately that reading it again would say nothing new.
+    pub fn is_power_fresh(&self, now: Instant) -> bool {
+        locked(&self.meter).is_fresh(now)
+    }
+
+    /// What the owner says that the board draws when idle, in watts, for a board whose power is estimated.
+    pub fn set_idle_watts(&self, watts: Option<f64>) {
+        locked(&self.meter).set_idle(watts);
+    }
+
+    /// The computing of a request begins; take a power reading just before.
+    pub fn work(&self) -> Work<'_> {
+        Work { meter: &self.meter, begun: locked(&self.meter).begin() }
     }
 
     /// Latencies since start at fixed bounds: those of answers, one a quantity, then the durations of what
@@ -231,16 +249,16 @@ impl Telemetry {
     }
 
     fn energy(&self, answers: &Answers) -> Option<Energy> {
-        let power = locked(&self.power);
-        let joules = power.meter.joules()?;
-        let Reading { method, source, scope, .. } = power.last.clone()?;
+        let meter = locked(&self.meter);
+        let joules = meter.joules()?;
+        let Reading { method, source, scope, .. } = meter.reading()?.clone();
         Some(Energy {
             joules,
-            joules_above_idle: None,
+            joules_above_idle: answers.joules_above_idle(),
             requests_joules: answers.joules(),
             joules_per_token: answers.joules_per_token(),
             joules_per_token_above_idle: answers.joules_per_token_above_idle(),
-            idle_watts: None,
+            idle_watts: meter.idle_watts(),
             method,
             source,
             scope,
@@ -321,22 +339,44 @@ mod tests {
     #[test]
     fn energy_says_what_the_power_behind_it_was() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
-        telemetry.power(start, Some(&watts(4.0)));
-        telemetry.power(start + Duration::from_secs(10), Some(&watts(5.0)));
-        let end = start + Duration::from_secs(10);
-        let cost = telemetry.energy_between(start + Duration::from_secs(6), end).expect("known");
-        assert!((cost.joules - 20.0).abs() < 1e-9, "{cost:?}");
+        let after = |seconds| start + Duration::from_secs(seconds);
+        (0..=20).for_each(|s| telemetry.power(after(s), Some(&watts(4.0))));
+        let work = telemetry.work();
+        telemetry.power(after(25), Some(&watts(6.0)));
+        let cost = work.cost(10).expect("known");
+        let expected = RequestEnergy {
+            joules: 30.0,
+            joules_above_idle: Some(10.0),
+            joules_per_token: Some(3.0),
+            method: Method::Measured,
+        };
+        assert_eq!(cost, expected);
+        drop(work);
         telemetry.completed(&Done { energy: Some(cost), ..done(3, 10) });
         let energy = report(&telemetry).energy.expect("power was read");
-        assert_eq!((energy.joules, energy.joules_per_token), (50.0, Some(2.0)));
+        assert_eq!(
+            (energy.joules, energy.requests_joules, energy.joules_per_token),
+            (110.0, 30.0, Some(3.0))
+        );
+        assert_eq!((energy.joules_above_idle, energy.joules_per_token_above_idle), (Some(10.0), Some(1.0)));
+        assert_eq!(energy.idle_watts, Some(4.0));
         assert_eq!((energy.source.as_str(), energy.scope.as_str()), ("/sys/p", "as wired"));
+    }
+
+    #[test]
+    fn work_that_is_given_up_without_a_word_leaves_the_device_idle() {
+        let (telemetry, start) = (Telemetry::new(0), Instant::now());
+        telemetry.power(start, Some(&watts(4.0)));
+        drop(telemetry.work());
+        (1..=20).for_each(|s| telemetry.power(start + Duration::from_secs(s), Some(&watts(4.0))));
+        assert_eq!(report(&telemetry).energy.expect("power was read").idle_watts, Some(4.0));
     }
 
     #[test]
     fn without_a_sensor_a_request_has_no_energy() {
         let (telemetry, now) = (Telemetry::new(0), Instant::now());
         telemetry.power(now, None);
-        assert_eq!(telemetry.energy_between(now, now + Duration::from_secs(1)), None);
+        assert_eq!(telemetry.work().cost(3), None);
         assert_eq!(report(&telemetry).energy, None);
     }
 
