@@ -1,5 +1,6 @@
 //! The report as one line of the journal: words for people, fields for programs.
 
+use super::alerts::{Alert, State};
 use crate::protocol::{Done, Report};
 use log::kv::Value;
 use log::{Level, Record};
@@ -29,6 +30,15 @@ pub fn write_answered(client: &str, done: &Done) {
     let mut record = Record::builder();
     record.level(Level::Info).target(module_path!()).module_path(Some(module_path!()));
     log::logger().log(&record.key_values(&fields).args(format_args!("answered")).build());
+}
+
+/// Writes an alert to the journal: at `warn` that it is raised, at `info` that it is cleared.
+pub fn write_alert(alert: &Alert) {
+    let Alert { kind, message, value, threshold, state, .. } = alert;
+    let level = if *state == State::Raised { Level::Warn } else { Level::Info };
+    log::log!(
+        level, ALERT = kind.name(), STATE = state.name(), VALUE = value, THRESHOLD = threshold; "alert: {message}"
+    );
 }
 
 /// Energy only where it is known.

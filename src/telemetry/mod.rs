@@ -3,6 +3,7 @@
 //! The daemon tells it what happened, and it answers with a [`Report`]. Deliberately knows nothing
 //! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
 
+pub mod alerts;
 mod answers;
 mod buckets;
 pub mod energy;
@@ -15,13 +16,15 @@ mod time;
 mod window;
 
 pub use buckets::{Distribution, Quantity};
-pub use journal::{journal_line, write_answered, write_journal};
+pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use time::rfc3339;
 
+use crate::config;
 use crate::protocol::{
     Cache, Code, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
-    Screen,
+    Screen, Throttled,
 };
+use alerts::{Alert, Alerts, Conditions};
 use answers::Answers;
 use energy::{Mark, Meter};
 use sensors::Snapshot;
@@ -50,6 +53,7 @@ pub struct Telemetry {
     answers: Mutex<Answers>,
     meter: Mutex<Meter>,
     seen: Mutex<Seen>,
+    alerts: Mutex<Alerts>,
 }
 
 /// What was seen last of the host and of the broker link.
@@ -105,6 +109,7 @@ impl Telemetry {
             answers: Mutex::default(),
             meter: Mutex::default(),
             seen: Mutex::default(),
+            alerts: Mutex::new(Alerts::new(config::Alerts::off())),
         }
     }
 
@@ -182,6 +187,47 @@ impl Telemetry {
         locked(&self.seen).link = Some(link);
     }
 
+    /// Alerts go by these rules from now on; without any there are none.
+    pub fn set_alert_rules(&self, rules: config::Alerts) {
+        locked(&self.alerts).set_rules(rules);
+    }
+
+    /// Looks whether something is wrong, or well again, with all that was told until now; at most `depth` requests
+    /// may wait. Wanted about once a second.
+    pub fn look_for_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
+        let conditions = self.conditions(now, depth);
+        locked(&self.alerts).look(now, &conditions)
+    }
+
+    /// Names of the alerts now raised.
+    pub fn raised_alerts(&self) -> Vec<String> {
+        locked(&self.alerts).raised().map(str::to_owned).collect()
+    }
+
+    fn conditions(&self, now: Instant, depth: usize) -> Conditions {
+        let latency = locked(&self.answers).latency(now);
+        let seen = locked(&self.seen);
+        let (thermal, link) = (&seen.host.thermal, seen.link.as_ref());
+        let flags = thermal.throttling.as_ref().map(|throttling| throttling.now);
+        let budget = (self.budget_bytes > 0).then_some(self.budget_bytes as f64);
+        let held = seen.host.memory.process_bytes.zip(budget);
+        Conditions {
+            temperature_c: thermal.cpu.as_ref().map(|cpu| cpu.value),
+            // For want of power there is an alert of its own.
+            throttled: flags.map(|flags| Throttled { under_voltage: false, ..flags }.any()),
+            under_voltage: thermal.under_voltage.as_ref().map(|flag| flag.value),
+            memory_percent: held.map(|(bytes, budget)| 100.0 * bytes as f64 / budget),
+            cpu_percent: seen.host.cpu.host_percent.map(f64::from),
+            tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
+            failed: self.failed.get(),
+            ended: self.completed.get() + self.refused.get(),
+            ttft_ms: latency.ttft_ms.last_minute.p95,
+            queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
+            broker: link.map(|link| link.connected),
+            storage: link.map(|link| link.storage_problem.is_some()),
+        }
+    }
+
     /// Takes a power reading into the energy. Wanted about once a second, and at both ends of each request; one
     /// more does no harm.
     pub fn power(&self, now: Instant, reading: Option<&Reading>) {
@@ -231,7 +277,7 @@ impl Telemetry {
             energy: self.energy(&answers),
             cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             mqtt: seen.link.clone(),
-            alerts: Vec::new(),
+            alerts: self.raised_alerts(),
         }
     }
 

@@ -50,6 +50,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
             window: WINDOW,
             requests,
             telemetry,
+            alerts: mpsc::channel(1).1,
             interval,
             state,
             counters: Arc::new(Telemetry::new(0)),
