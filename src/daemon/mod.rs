@@ -25,6 +25,7 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::Telemetry;
+use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::transport::mqtt::{self, LinkState};
 use crate::transport::unix::{self, Latecomers};
@@ -46,6 +47,8 @@ use worker::{Facts, Worker};
 /// Requests on their way from the doors to the queue, at least: where there are more, the socket
 /// waits and the broker link refuses.
 const INTAKE: usize = 32;
+/// Alerts on their way to the broker link, which takes each at once: two of every kind.
+const ALERTS: usize = 2 * Kind::ALL.len();
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
@@ -123,6 +126,7 @@ pub async fn run(
     let mut signals =
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
+    telemetry.set_alert_rules(config.alerts.clone());
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
     let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
@@ -153,7 +157,8 @@ pub async fn run(
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     let (interval, _) = watch::channel(config.telemetry.interval);
-    let settings = Settings { running: config, reread, queue: Arc::clone(&queue), interval };
+    let acting = (Arc::clone(&queue), Arc::clone(&telemetry));
+    let settings = Settings { running: config, reread, queue: acting.0, telemetry: acting.1, interval };
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
@@ -240,8 +245,10 @@ impl Daemon {
             self.draining.clone(),
             self.close.clone(),
         ));
-        let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
-        let mut company = self.keep_company(requests, reports, link, &facts.model);
+        let (alerts, raised) = mpsc::channel(ALERTS);
+        let link = self.open_mqtt(&mut doors, intake, latest, raised, facts, plan);
+        let alerts = link.is_some().then_some(alerts);
+        let mut company = self.keep_company(requests, reports, link, alerts, &facts.model);
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -261,6 +268,7 @@ impl Daemon {
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
         link: Option<watch::Receiver<LinkState>>,
+        alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
     ) -> JoinSet<()> {
         let (queue, telemetry) = (&self.queue, &self.telemetry);
@@ -274,6 +282,8 @@ impl Daemon {
             telemetry: telemetry.clone(),
             queue: queue.clone(),
             link,
+            alerts,
+            depth: self.settings.running.queue.depth,
         };
         let reporter = Reporter { reports, telemetry: telemetry.clone(), interval };
         let mut company = JoinSet::new();
@@ -291,6 +301,7 @@ impl Daemon {
         doors: &mut JoinSet<()>,
         requests: mpsc::Sender<Inbound>,
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+        alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
         plan: &Plan,
     ) -> Option<watch::Receiver<LinkState>> {
@@ -305,6 +316,7 @@ impl Daemon {
             window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
             telemetry,
+            alerts,
             interval: self.settings.interval.subscribe(),
             state,
             counters: Arc::clone(&self.telemetry),
@@ -426,7 +438,13 @@ mod tests {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings { running, reread, queue: queue.clone(), interval },
+            settings: Settings {
+                running,
+                reread,
+                queue: queue.clone(),
+                telemetry: telemetry.clone(),
+                interval,
+            },
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,

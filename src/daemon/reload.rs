@@ -4,7 +4,7 @@
 
 use super::queue::Queue;
 use crate::config::{Changes, Config};
-use crate::telemetry;
+use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ pub(super) struct Settings {
     pub running: Config,
     pub reread: Reread,
     pub queue: Arc<Queue>,
+    pub telemetry: Arc<Telemetry>,
     pub interval: watch::Sender<Duration>,
 }
 
@@ -37,6 +38,7 @@ impl Settings {
         self.interval.send_if_modified(|shown| {
             std::mem::replace(shown, wanted.telemetry.interval) != wanted.telemetry.interval
         });
+        self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {
             info!("{}", said(&changes));

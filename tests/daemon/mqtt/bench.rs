@@ -4,6 +4,7 @@ use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
+use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
 use bitnetd::transport::{Inbound, Pulse};
 use rumqttc::v5::mqttbytes::QoS;
@@ -25,6 +26,7 @@ pub const QUIET: Duration = Duration::from_millis(700);
 pub struct Bench {
     pub requests: mpsc::Receiver<Inbound>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub alarm: mpsc::Sender<Alert>,
     pub state: watch::Receiver<LinkState>,
     pub draining: CancellationToken,
     close: CancellationToken,
@@ -43,6 +45,7 @@ impl Bench {
     pub fn with(config: Mqtt, change: impl FnOnce(&mut Door)) -> Self {
         let (sender, requests) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
+        let (alarm, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(LinkState::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let mut door = Door {
@@ -53,6 +56,7 @@ impl Bench {
             window: 4,
             requests: sender,
             telemetry: reports,
+            alerts,
             interval: watch::channel(Duration::from_secs(10)).1,
             state: shown,
             counters: Arc::new(Telemetry::new(0)),
@@ -65,7 +69,7 @@ impl Bench {
         change(&mut door);
         let mut task = JoinSet::new();
         task.spawn(run(door));
-        Bench { requests, telemetry, state, draining, close, task }
+        Bench { requests, telemetry, alarm, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

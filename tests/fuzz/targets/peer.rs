@@ -50,6 +50,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             window: WINDOW,
             requests,
             telemetry,
+            alerts: mpsc::channel(1).1,
             interval,
             state,
             counters: Arc::new(Telemetry::new(0)),
