@@ -213,6 +213,17 @@ pub struct Queue {
 pub struct Telemetry {
     /// Time between two.
     pub interval: Duration,
+    /// What the owner says that the board draws; power is estimated from it where nothing measures it.
+    pub board_watts: Option<BoardWatts>,
+}
+
+/// What a board draws, in watts, as its owner measured it once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BoardWatts {
+    /// With nothing to do.
+    pub idle: f64,
+    /// With all processors at work; more than `idle`.
+    pub full: f64,
 }
 
 /// The journal.

@@ -123,7 +123,8 @@ pub async fn run(
     let mut signals =
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
-    let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
+    let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
+    let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
     let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
     let worker = Worker {

@@ -3,8 +3,11 @@
 //! Sizes come from lines in kB, never from counts of pages: a Raspberry Pi 5 has pages of 16 KiB.
 
 use super::files::{Root, kilobytes};
+use super::group::Group;
+use super::pressure;
 use crate::protocol::Memory;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What is assumed where the host does not tell: the smallest board the daemon is made for.
 const SMALLEST_HOST: u64 = 512 << 20;
@@ -31,17 +34,48 @@ impl MemoryLimit {
     }
 }
 
-/// Memory as the kernel counts it now.
-pub(super) fn read(root: &Root) -> Memory {
-    let host = root.text("/proc/meminfo").unwrap_or_default();
-    let process = root.text("/proc/self/status").unwrap_or_default();
-    Memory {
-        process_bytes: kilobytes(&process, "VmRSS"),
-        budget_bytes: 0,
-        host_total_bytes: kilobytes(&host, "MemTotal"),
-        host_available_bytes: kilobytes(&host, "MemAvailable"),
-        memory_limit_enforced: matches!(limit(root), MemoryLimit::At(_)),
-        ..Memory::default()
+/// How long the answer to whether a limit is enforced holds: a dozen files tell it, and they change when an owner says
+/// `systemctl set-property`.
+const LIMIT_HOLDS: Duration = Duration::from_secs(60);
+
+/// Memory of process, control group and host, as the kernel counts it.
+#[derive(Debug)]
+pub(super) struct Memories {
+    group: Group,
+    enforced: Option<(Instant, bool)>,
+}
+
+impl Memories {
+    /// Memory of the control group, if the kernel counts it.
+    pub fn group_bytes(&self, root: &Root) -> Option<u64> {
+        self.group.bytes(root)
+    }
+
+    pub fn find(root: &Root) -> Self {
+        Memories { group: Group::find(root), enforced: None }
+    }
+
+    pub fn read(&mut self, root: &Root, now: Instant) -> Memory {
+        let host = root.text("/proc/meminfo").unwrap_or_default();
+        let process = root.text("/proc/self/status").unwrap_or_default();
+        Memory {
+            process_bytes: kilobytes(&process, "VmRSS"),
+            budget_bytes: 0,
+            host_total_bytes: kilobytes(&host, "MemTotal"),
+            host_available_bytes: kilobytes(&host, "MemAvailable"),
+            memory_limit_enforced: self.is_enforced(root, now),
+            group_bytes: self.group.bytes(root),
+            group_peak_bytes: self.group.peak_bytes(root),
+            oom_kills: self.group.oom_kills(root),
+            pressure: pressure::read(root, "/proc/pressure/memory"),
+        }
+    }
+
+    fn is_enforced(&mut self, root: &Root, now: Instant) -> bool {
+        let known = self.enforced.filter(|(at, _)| now.saturating_duration_since(*at) < LIMIT_HOLDS);
+        let (at, enforced) = known.unwrap_or_else(|| (now, matches!(limit(root), MemoryLimit::At(_))));
+        self.enforced = Some((at, enforced));
+        enforced
     }
 }
 
@@ -126,6 +160,19 @@ mod tests {
 
     fn place(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name)
+    }
+
+    fn read(root: &Root) -> Memory {
+        Memories::find(root).read(root, Instant::now())
+    }
+
+    #[test]
+    fn whether_a_limit_is_enforced_is_looked_up_once_a_minute() {
+        let (mut memories, now) = (Memories::find(&board("pi4")), Instant::now());
+        assert!(memories.read(&board("pi4"), now).memory_limit_enforced);
+        let almost = now + LIMIT_HOLDS - Duration::from_millis(1);
+        assert!(memories.read(&board("pi5"), almost).memory_limit_enforced);
+        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS).memory_limit_enforced);
     }
 
     #[test]
