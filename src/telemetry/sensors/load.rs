@@ -156,6 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn the_ticks_of_the_running_machine_are_those_that_sysinfo_makes_a_load_of() {
+        let root = Root::new(std::path::Path::new("/"));
+        let mut system = sysinfo::System::new().expect("Linux is supported");
+        let Some(before) = Ticks::read(&root) else { return };
+        system.refresh_cpu_usage();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(1500) {
+            std::hint::spin_loop();
+        }
+        system.refresh_cpu_usage();
+        let ours = Ticks::read(&root).and_then(|ticks| ticks.load_since(before)).expect("time went by") * 100.0;
+        let theirs = f64::from(system.global_cpu_usage());
+        assert!((ours - theirs).abs() < 20.0, "{ours} and {theirs}");
+    }
+
+    #[test]
     fn a_line_that_is_not_of_all_processors_has_no_ticks() {
         let most = format!("cpu  {0} {0} 0 0 0 0 0 0", u64::MAX);
         let lines = ["", "cpu", "cpu ", "cpu  1 2", "cpu0 1 2 3 4 5 6 7 8", "cpu  1 2 x 4 5", "cpu  0 0 0 0 0", &most];

@@ -288,3 +288,21 @@ fn the_live_machine_can_be_read() {
     assert!(memory.process_bytes > Some(100 << 10), "{memory:?}");
     assert!(memory.host_available_bytes <= memory.host_total_bytes, "{memory:?}");
 }
+
+/// Time that this thread ran on a processor, in nanoseconds.
+fn processor_time() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn reading_everything_once_a_second_takes_less_than_half_a_percent_of_a_processor() {
+    let (mut sensors, now, times) = (Sensors::new(Path::new("/")), Instant::now(), 1000);
+    let Some(before) = processor_time() else { return };
+    for time in 0..times {
+        sensors.read(now + Duration::from_secs(time));
+    }
+    let each = Duration::from_nanos((processor_time().expect("told before") - before) / times);
+    println!("{each:?} of processor time for each reading");
+    assert!(each < Duration::from_millis(5), "{each:?}");
+}
