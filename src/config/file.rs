@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    BoardWatts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log,
-    Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    BoardWatts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache,
+    Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -364,7 +364,9 @@ impl TelemetryKeys {
     /// Both or neither: a line needs two points.
     fn board_watts(&self) -> Checked<Option<BoardWatts>> {
         let missing = |missing, given| {
-            let said = format!("missing, though {given} is set; an estimate needs both, measured at rest and at work");
+            let said = format!(
+                "missing, though {given} is set; an estimate needs both, measured at rest and at work"
+            );
             Err(Mistake("telemetry", missing, said))
         };
         let (idle, full) = match (self.idle_watts, self.full_watts) {
@@ -374,7 +376,9 @@ impl TelemetryKeys {
             (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
         };
         if full <= idle {
-            let said = format!("{full} is not more than idle_watts, {idle}; give the power with all processors at work");
+            let said = format!(
+                "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
+            );
             return Err(Mistake("telemetry", "full_watts", said));
         }
         Ok(Some(BoardWatts { idle, full }))

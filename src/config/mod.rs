@@ -509,6 +509,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_board_draws_is_two_figures_of_which_the_second_is_more() {
+        let parsed = |keys: &str| Config::parse(&format!("[telemetry]\n{keys}"), "bitnetd.toml", &host());
+        let watts = |keys: &str| parsed(keys).expect("sound").telemetry.board_watts;
+        assert_eq!(watts(""), None);
+        let both = Some(BoardWatts { idle: 2.5, full: 7.0 });
+        assert_eq!(watts("idle_watts = 2.5\nfull_watts = 7\n"), both, "a whole number is a number too");
+        for (here, missing) in [("idle_watts", "full_watts"), ("full_watts", "idle_watts")] {
+            let said = error(&format!("[telemetry]\n{here} = 5\n"));
+            assert!(said.contains(&format!("telemetry.{missing}: missing, though {here} is set")), "{said}");
+        }
+        for (idle, full, key) in [
+            ("7", "7.0", "full_watts"),
+            ("7", "3", "full_watts"),
+            ("0", "3", "idle_watts"),
+            ("-1", "3", "idle_watts"),
+            ("nan", "3", "idle_watts"),
+            ("3", "inf", "full_watts"),
+            ("3", "2000.1", "full_watts"),
+            ("3", "\"6 W\"", "full_watts"),
+        ] {
+            let said = error(&format!("[telemetry]\nidle_watts = {idle}\nfull_watts = {full}\n"));
+            assert!(said.contains(&format!("telemetry.{key}: ")), "{said}");
+            assert!(said.starts_with("bitnetd.toml:"), "{said}");
+        }
+    }
+
+    #[test]
     fn a_user_without_a_broker_is_refused_not_ignored() {
         assert!(error("[mqtt]\nusername = \"b\"\n").contains("mqtt.host"));
         assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));

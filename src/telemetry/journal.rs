@@ -1,6 +1,6 @@
 //! The report as one line of the journal: words for people, fields for programs.
 
-use crate::protocol::Report;
+use crate::protocol::{Method, Reading, Report};
 use log::{Level, Record};
 
 /// What the line is filed under; its fields repeat its words, so only journald is given them.
@@ -24,7 +24,7 @@ pub fn journal_line(report: &Report) -> String {
     let memory = &report.memory;
     let parts = [
         report.thermal.cpu.as_ref().map(|cpu| format!("{:.1} °C", cpu.value)),
-        report.power.as_ref().map(|power| format!("{:.2} W ({})", power.value, power.scope)),
+        report.power.as_ref().map(watts),
         report.cpu.host_percent.map(|percent| format!("processor {percent:.0} %")),
         memory.process_bytes.map(|bytes| {
             format!("memory {:.0} of {:.0} MiB", bytes as f64 / MIB, memory.budget_bytes as f64 / MIB)
@@ -36,6 +36,11 @@ pub fn journal_line(report: &Report) -> String {
         Some(requests(report)),
     ];
     parts.into_iter().flatten().collect::<Vec<String>>().join(", ")
+}
+
+fn watts(power: &Reading) -> String {
+    let guess = if power.method == Method::Estimated { ", estimated" } else { "" };
+    format!("{:.2} W ({}{guess})", power.value, power.scope)
 }
 
 fn requests(report: &Report) -> String {
@@ -69,7 +74,7 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
 mod tests {
     use super::super::{Snapshot, Telemetry};
     use super::*;
-    use crate::protocol::{Method, MqttLink, Reading, Timings, Usage};
+    use crate::protocol::{MqttLink, Timings, Usage};
     use std::time::{Instant, SystemTime};
 
     fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
@@ -100,6 +105,14 @@ mod tests {
              first token in 397 ms (p95), 49 J, broker away, \
              1 answered, 0 refused, 2 waiting, 1 running"
         );
+    }
+
+    #[test]
+    fn a_power_that_is_guessed_says_so_in_the_line_too() {
+        let mut report = report();
+        let power = report.power.as_mut().expect("a power");
+        (power.method, power.scope) = (Method::Estimated, "board".into());
+        assert!(journal_line(&report).contains("4.86 W (board, estimated)"), "{}", journal_line(&report));
     }
 
     #[test]

@@ -23,7 +23,8 @@ pub(super) struct Clocks {
 impl Clocks {
     pub fn find(root: &Root) -> Self {
         let policies = folders(root);
-        let most = policies.iter().filter_map(|folder| khz(root, &format!("{folder}/cpuinfo_max_freq"))).max();
+        let most =
+            policies.iter().filter_map(|folder| khz(root, &format!("{folder}/cpuinfo_max_freq"))).max();
         let current = policies.iter().map(|folder| format!("{folder}/scaling_cur_freq"));
         Clocks {
             files: current.filter(|file| khz(root, file).is_some()).collect(),

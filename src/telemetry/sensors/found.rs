@@ -94,8 +94,7 @@ impl Sensors {
 
 const NO_POWER: &str = "power: nothing here measures it, so power and energy are null; wire in a monitor chip with a \
     kernel driver (INA219, INA226, INA260), or give telemetry.idle_watts and full_watts for an estimate";
-const NO_TEMPERATURE: &str =
-    "temperature: no thermal zone or hwmon chip has the name of a processor's, so it is null; report their names";
+const NO_TEMPERATURE: &str = "temperature: no thermal zone or hwmon chip has the name of a processor's, so it is null; report their names";
 const NO_LOAD: &str =
     "load: /proc/stat cannot be read, so the host's load is null; ProcSubset=pid in the unit hides it";
 const NO_PRESSURE: &str = "pressure: the kernel does not tell it, so it is null; add psi=1 to the kernel's command \

@@ -166,7 +166,8 @@ mod tests {
             std::hint::spin_loop();
         }
         system.refresh_cpu_usage();
-        let ours = Ticks::read(&root).and_then(|ticks| ticks.load_since(before)).expect("time went by") * 100.0;
+        let ours =
+            Ticks::read(&root).and_then(|ticks| ticks.load_since(before)).expect("time went by") * 100.0;
         let theirs = f64::from(system.global_cpu_usage());
         assert!((ours - theirs).abs() < 20.0, "{ours} and {theirs}");
     }
@@ -174,7 +175,16 @@ mod tests {
     #[test]
     fn a_line_that_is_not_of_all_processors_has_no_ticks() {
         let most = format!("cpu  {0} {0} 0 0 0 0 0 0", u64::MAX);
-        let lines = ["", "cpu", "cpu ", "cpu  1 2", "cpu0 1 2 3 4 5 6 7 8", "cpu  1 2 x 4 5", "cpu  0 0 0 0 0", &most];
+        let lines = [
+            "",
+            "cpu",
+            "cpu ",
+            "cpu  1 2",
+            "cpu0 1 2 3 4 5 6 7 8",
+            "cpu  1 2 x 4 5",
+            "cpu  0 0 0 0 0",
+            &most,
+        ];
         for line in lines {
             assert_eq!(Ticks::parse(line), None, "{line}");
         }

@@ -47,7 +47,14 @@ mod tests {
 
     #[test]
     fn what_is_no_percentage_is_no_pressure() {
-        for text in ["", "some", "some avg10=x avg60=1", "some avg10=NaN avg60=1", "some avg10=101 avg60=1", "full avg10=1"] {
+        for text in [
+            "",
+            "some",
+            "some avg10=x avg60=1",
+            "some avg10=NaN avg60=1",
+            "some avg10=101 avg60=1",
+            "full avg10=1",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

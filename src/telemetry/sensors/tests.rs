@@ -67,9 +67,16 @@ fn a_pi_5_with_its_firmware_tells_the_power_of_its_rails() {
     assert_eq!((throttling.method, throttling.scope.as_str()), (Method::Measured, "board"));
     assert_eq!(throttling.source, "/dev/vcio_gencmd get_throttled");
     assert_eq!(snapshot.cpu.frequency_max_mhz, Some(2400.0));
-    assert_eq!((snapshot.cpu.threads, snapshot.cpu.load_1m, snapshot.cpu.pressure), (Some(6), Some(3.92), None));
+    assert_eq!(
+        (snapshot.cpu.threads, snapshot.cpu.load_1m, snapshot.cpu.pressure),
+        (Some(6), Some(3.92), None)
+    );
     assert_eq!(snapshot.memory.process_bytes, Some(1_250_304 << 10));
-    assert_eq!((snapshot.memory.group_bytes, snapshot.memory.pressure), (None, None), "both are off as shipped");
+    assert_eq!(
+        (snapshot.memory.group_bytes, snapshot.memory.pressure),
+        (None, None),
+        "both are off as shipped"
+    );
     assert!(!snapshot.memory.memory_limit_enforced);
 }
 
@@ -117,13 +124,17 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
         ("ina260", "6.670 W Measured as wired: hwmon/hwmon4/power1_input (ina260)", "61.600"),
         ("ina3221-hat", "4.141 W Derived as wired: hwmon/hwmon1/in2_input, curr2_input (ina3221)", "52.616"),
     ] {
-        let temperature = format!("cpu {temperature} °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)");
+        let temperature =
+            format!("cpu {temperature} °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)");
         let said = readings(&read(name));
         assert_eq!(said[..2], [format!("power {power}"), temperature], "{name}");
         assert!(said[2..].iter().all(|line| line.starts_with("under-voltage false")), "{said:?}");
     }
     let memory = read("ina219").memory;
-    assert_eq!((memory.group_bytes, memory.group_peak_bytes, memory.oom_kills), (Some(288 << 20), None, Some(2)));
+    assert_eq!(
+        (memory.group_bytes, memory.group_peak_bytes, memory.oom_kills),
+        (Some(288 << 20), None, Some(2))
+    );
 }
 
 #[test]
@@ -207,7 +218,11 @@ fn a_board_without_sensors_tells_nothing_and_makes_nothing_up() {
     assert_eq!(read("no such board"), Snapshot::default());
     assert_eq!(Sensors::new(&board("none")).found(Instant::now()), []);
     let watts = Some(BoardWatts { idle: 3.0, full: 8.0 });
-    assert_eq!(second(Sensors::new(&board("none")).estimating(watts)).power, None, "an estimate needs the load");
+    assert_eq!(
+        second(Sensors::new(&board("none")).estimating(watts)).power,
+        None,
+        "an estimate needs the load"
+    );
 }
 
 #[test]

@@ -129,7 +129,10 @@ mod tests {
         let throttling = said("throttled=0x1");
         let (quiet, low, none) = (board("pi5"), board("zero2"), board("jetson"));
         let flag = Supply::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
-        assert_eq!((flag.value, flag.source.as_str()), (false, "/sys/class/hwmon/hwmon3/in0_lcrit_alarm (rpi_volt)"));
+        assert_eq!(
+            (flag.value, flag.source.as_str()),
+            (false, "/sys/class/hwmon/hwmon3/in0_lcrit_alarm (rpi_volt)")
+        );
         assert!(Supply::find(&low).under_voltage(&low, None).expect("an alarm").value);
         let flag = Supply::find(&none).under_voltage(&none, Some(&throttling)).expect("a flag");
         assert_eq!((flag.value, flag.source.as_str()), (true, "/dev/vcio_gencmd get_throttled"));

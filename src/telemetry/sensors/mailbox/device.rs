@@ -69,10 +69,9 @@ mod tests {
 
     #[test]
     fn the_call_is_the_one_that_the_driver_knows() {
-        let pointer = size_of::<*mut u8>() as u32;
-        assert_eq!(PROPERTY as u32, 0xC000_6400 | pointer << 16);
+        assert_eq!(PROPERTY, 0xC000_6400 | (size_of::<*mut u8>() as Opcode) << 16);
         #[cfg(target_pointer_width = "64")]
-        assert_eq!(PROPERTY as u32, 0xC008_6400);
+        assert_eq!(PROPERTY, 0xC008_6400);
     }
 
     #[test]

@@ -231,7 +231,11 @@ pub(super) mod tests {
             assert_eq!(mailbox.rails_watts(now + Duration::from_secs(second)), None);
         }
         let asked = asked.lock().expect("one thread");
-        assert_eq!(asked.iter().filter(|command| *command == "pmic_read_adc").count(), 1, "asked once a minute");
+        assert_eq!(
+            asked.iter().filter(|command| *command == "pmic_read_adc").count(),
+            1,
+            "asked once a minute"
+        );
     }
 
     #[test]

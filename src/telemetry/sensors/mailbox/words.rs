@@ -176,7 +176,9 @@ mod tests {
             }
             let text = String::from_utf8_lossy(&bytes);
             match rails_watts(&text) {
-                Some(watts) => assert!(watts.is_finite() && (0.0..=12.0 * 100.0 * 100.0).contains(&watts), "{text}"),
+                Some(watts) => {
+                    assert!(watts.is_finite() && (0.0..=12.0 * 100.0 * 100.0).contains(&watts), "{text}")
+                }
                 None => refused += 1,
             }
             assert_eq!(throttle_flags(&text), None);
@@ -201,7 +203,8 @@ mod tests {
     fn what_are_no_flags_is_none() {
         let long = format!("throttled=0x{}", "0".repeat(4000));
         let texts = ["", "throttled=", "throttled=0x", "throttled=5", "throttled=0x+5", "throttled=0x-1"];
-        let more = ["throttled=0x1ffffffff", "throttled=0x5 0x5", "throttled=0xg", "Throttled=0x1", "x", &long];
+        let more =
+            ["throttled=0x1ffffffff", "throttled=0x5 0x5", "throttled=0xg", "Throttled=0x1", "x", &long];
         for text in texts.into_iter().chain(more) {
             assert_eq!(throttle_flags(text), None, "{text}");
         }

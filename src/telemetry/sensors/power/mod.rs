@@ -73,7 +73,8 @@ impl Power {
         found.extend(batteries.map(|reading| Found::of("power", reading)));
         let estimate = self.estimate.iter().filter(|_| Estimate::can_read(root));
         found.extend(
-            estimate.map(|_| Found::later("power", estimate::SOURCE.into(), Method::Estimated, estimate::SCOPE)),
+            estimate
+                .map(|_| Found::later("power", estimate::SOURCE.into(), Method::Estimated, estimate::SCOPE)),
         );
         found
     }
@@ -130,7 +131,8 @@ mod tests {
         let reading = power.read(&root, Some(&mut firmware), now).expect("a chip");
         assert_eq!(reading.scope, "as wired");
         assert!(asked.lock().expect("one thread").is_empty());
-        let scopes: Vec<_> = power.found(&root, Some(&mut firmware), now).into_iter().map(|f| f.scope).collect();
+        let scopes: Vec<_> =
+            power.found(&root, Some(&mut firmware), now).into_iter().map(|f| f.scope).collect();
         assert_eq!(scopes, ["as wired", "pmic_rails"]);
     }
 

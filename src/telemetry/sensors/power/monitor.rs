@@ -13,8 +13,8 @@ const HWMON: &str = "/sys/class/hwmon";
 /// Chips whose only work is to measure a supply line. Others have a `power1_input` too that is something else: a
 /// graphics card's, the light of a network module, or what flows into a battery.
 const MONITORS: [&str; 19] = [
-    "ina209", "ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina232", "ina233", "ina237", "ina238",
-    "ina260", "ina700", "ina780", "ina3221", "sy24655", "isl28022", "ltc2945", "ltc4151",
+    "ina209", "ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina232", "ina233", "ina237",
+    "ina238", "ina260", "ina700", "ina780", "ina3221", "sy24655", "isl28022", "ltc2945", "ltc4151",
 ];
 
 /// The processor's own meter, which covers its package: AMD before Zen.

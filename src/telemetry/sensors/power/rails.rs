@@ -44,7 +44,10 @@ mod tests {
         let reading = Rails::default().read(&mut mailbox, Instant::now()).expect("a Pi 5");
         assert!((reading.value - RAILS_WATTS).abs() < 1e-6, "{reading:?}");
         assert_eq!((reading.unit, reading.method), ("W", Method::Measured));
-        assert_eq!((reading.source.as_str(), reading.scope.as_str()), ("/dev/vcio_gencmd pmic_read_adc", SCOPE));
+        assert_eq!(
+            (reading.source.as_str(), reading.scope.as_str()),
+            ("/dev/vcio_gencmd pmic_read_adc", SCOPE)
+        );
     }
 
     #[test]

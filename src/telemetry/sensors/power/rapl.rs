@@ -126,8 +126,8 @@ fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use crate::telemetry::sensors::files::tests::board;
     use super::*;
+    use crate::telemetry::sensors::files::tests::board;
 
     /// The counter a second and the wrap-around later is 15 J further.
     fn pair() -> (Rapl, Root, Root, Instant) {
