@@ -5,12 +5,12 @@ use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
-use crate::telemetry::sensors::{self, MemoryLimit, Sensors};
+use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors};
 use crate::transport::mqtt;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Say what this device has, and what of it the daemon would use
 #[derive(Debug, Clone, clap::Args)]
@@ -39,6 +39,8 @@ struct Said {
     kernel: &'static str,
     kernels: Vec<KernelTest>,
     sensors: Vec<Sensor>,
+    /// Of the readings that will be null: why, and the way out.
+    missing: Vec<String>,
     memory: Memory,
     broker: Option<Broker>,
 }
@@ -59,9 +61,30 @@ struct KernelTest {
 #[derive(Serialize)]
 struct Sensor {
     name: &'static str,
+    value: Option<String>,
     source: String,
     method: Method,
     scope: String,
+}
+
+impl Sensor {
+    fn line(&self) -> String {
+        let Sensor { name, value, source, method, scope } = self;
+        let value = value.as_deref().map_or(String::new(), |value| format!("{value}, "));
+        let method = match method {
+            Method::Measured => "measured",
+            Method::Derived => "derived",
+            Method::Estimated => "ESTIMATED",
+        };
+        format!("{name}: {value}{method}, scope {scope}, from {source}")
+    }
+}
+
+impl From<Found> for Sensor {
+    fn from(found: Found) -> Self {
+        let Found { name, value, source, method, scope } = found;
+        Sensor { name, value, source, method, scope }
+    }
 }
 
 #[derive(Serialize)]
@@ -101,7 +124,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
     let root = Path::new("/");
     let limit = sensors::memory_limit(root);
     let processors = host::processors();
-    let found = Sensors::new(root).found();
+    let (mut sensors, now) = (Sensors::new(root).estimating(config.telemetry.board_watts), Instant::now());
     let test = |kernels: &Kernels| KernelTest {
         name: kernels.name(),
         self_test: kernels.self_test(SEED).err().unwrap_or_else(|| "ok".into()),
@@ -114,15 +137,8 @@ fn look(config: &Config) -> Result<Said, Failure> {
         cpu_features: cpu_features().into_iter().map(|(name, present)| Feature { name, present }).collect(),
         kernel: Kernels::detect().name(),
         kernels: Kernels::all().iter().map(test).collect(),
-        sensors: found
-            .into_iter()
-            .map(|found| Sensor {
-                name: found.name,
-                source: found.source,
-                method: found.method,
-                scope: found.scope,
-            })
-            .collect(),
+        sensors: sensors.found(now).into_iter().map(Sensor::from).collect(),
+        missing: sensors.missing(now),
         memory: Memory {
             usable_bytes: sensors::host_memory(root),
             limit_bytes: limit.bytes(),
@@ -192,11 +208,11 @@ fn table(said: &Said) -> String {
         let chosen = if kernel.name == said.kernel { ", chosen" } else { "" };
         line("kernel", &format!("{}: self-test {}{chosen}", kernel.name, kernel.self_test));
     }
-    if said.sensors.is_empty() {
-        line("sensors", "none found: power and temperature will be null");
-    }
     for sensor in &said.sensors {
-        line("sensor", &format!("{}: {} ({})", sensor.name, sensor.source, sensor.scope));
+        line("sensor", &sensor.line());
+    }
+    for missing in &said.missing {
+        line("missing", missing);
     }
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     line(

@@ -55,7 +55,7 @@ impl Config {
     pub fn adopt(&mut self, wanted: &Config) {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
-        self.telemetry = wanted.telemetry.clone();
+        self.telemetry.interval = wanted.telemetry.interval;
         self.alerts = wanted.alerts.clone();
         self.log = wanted.log.clone();
     }
@@ -154,8 +154,12 @@ impl Queue {
 
 impl Telemetry {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Telemetry { interval } = self;
+        let Telemetry { interval, board_watts } = self;
         changes.live("telemetry.interval_s", *interval != wanted.interval);
+        // Energy that was counted by one estimate is not to go on by another.
+        let (idle, full) = (board_watts.map(|watts| watts.idle), board_watts.map(|watts| watts.full));
+        changes.at_restart("telemetry.idle_watts", idle != wanted.board_watts.map(|watts| watts.idle));
+        changes.at_restart("telemetry.full_watts", full != wanted.board_watts.map(|watts| watts.full));
     }
 }
 
@@ -215,7 +219,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
-        telemetry.interval_s = 4
+        telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5 }
         log.level = "warn"
         [alerts]
         hold_s = 1

@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Alerts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level,
-    Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    Alerts, BoardWatts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
+    KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,8 @@ pub(super) struct QueueKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
+    idle_watts: Option<f64>,
+    full_watts: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -378,7 +380,30 @@ impl QueueKeys {
 impl TelemetryKeys {
     fn checked(self) -> Checked<Telemetry> {
         let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
-        Ok(Telemetry { interval: Duration::from_secs(seconds) })
+        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts: self.board_watts()? })
+    }
+
+    /// Both or neither: a line needs two points.
+    fn board_watts(&self) -> Checked<Option<BoardWatts>> {
+        let missing = |missing, given| {
+            let said = format!(
+                "missing, though {given} is set; an estimate needs both, measured at rest and at work"
+            );
+            Err(Mistake("telemetry", missing, said))
+        };
+        let (idle, full) = match (self.idle_watts, self.full_watts) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => return missing("full_watts", "idle_watts"),
+            (None, Some(_)) => return missing("idle_watts", "full_watts"),
+            (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
+        };
+        if full <= idle {
+            let said = format!(
+                "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
+            );
+            return Err(Mistake("telemetry", "full_watts", said));
+        }
+        Ok(Some(BoardWatts { idle, full }))
     }
 }
 
@@ -439,6 +464,14 @@ fn within(
     }
     let said = format!("{value} is outside {} to {}", range.start(), range.end());
     Err(Mistake(section, key, said))
+}
+
+/// The power of a board: more than nothing, and no more than the sensors believe of one.
+fn watts(key: &'static str, value: f64) -> Checked<f64> {
+    if value > 0.0 && value <= 2000.0 {
+        return Ok(value);
+    }
+    Err(Mistake("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
 }
 
 /// A folder to keep things in; an empty one is nowhere.

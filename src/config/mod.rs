@@ -215,6 +215,17 @@ pub struct Queue {
 pub struct Telemetry {
     /// Time between two.
     pub interval: Duration,
+    /// What the owner says that the board draws; power is estimated from it where nothing measures it.
+    pub board_watts: Option<BoardWatts>,
+}
+
+/// What a board draws, in watts, as its owner measured it once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BoardWatts {
+    /// With nothing to do.
+    pub idle: f64,
+    /// With all processors at work; more than `idle`.
+    pub full: f64,
 }
 
 /// When the owner is told of what is wrong; `None` and `false` never.
@@ -565,6 +576,33 @@ mod tests {
         assert_eq!(password(""), Some(credential));
         assert_eq!(password("password_file = \"/own\"\n"), Some("/own".into()));
         std::fs::remove_dir_all(&folder).expect("ours");
+    }
+
+    #[test]
+    fn what_a_board_draws_is_two_figures_of_which_the_second_is_more() {
+        let parsed = |keys: &str| Config::parse(&format!("[telemetry]\n{keys}"), "bitnetd.toml", &host());
+        let watts = |keys: &str| parsed(keys).expect("sound").telemetry.board_watts;
+        assert_eq!(watts(""), None);
+        let both = Some(BoardWatts { idle: 2.5, full: 7.0 });
+        assert_eq!(watts("idle_watts = 2.5\nfull_watts = 7\n"), both, "a whole number is a number too");
+        for (here, missing) in [("idle_watts", "full_watts"), ("full_watts", "idle_watts")] {
+            let said = error(&format!("[telemetry]\n{here} = 5\n"));
+            assert!(said.contains(&format!("telemetry.{missing}: missing, though {here} is set")), "{said}");
+        }
+        for (idle, full, key) in [
+            ("7", "7.0", "full_watts"),
+            ("7", "3", "full_watts"),
+            ("0", "3", "idle_watts"),
+            ("-1", "3", "idle_watts"),
+            ("nan", "3", "idle_watts"),
+            ("3", "inf", "full_watts"),
+            ("3", "2000.1", "full_watts"),
+            ("3", "\"6 W\"", "full_watts"),
+        ] {
+            let said = error(&format!("[telemetry]\nidle_watts = {idle}\nfull_watts = {full}\n"));
+            assert!(said.contains(&format!("telemetry.{key}: ")), "{said}");
+            assert!(said.starts_with("bitnetd.toml:"), "{said}");
+        }
     }
 
     #[test]

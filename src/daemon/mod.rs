@@ -127,7 +127,9 @@ pub async fn run(
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     telemetry.set_alert_rules(config.alerts.clone());
-    let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
+    telemetry.set_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
+    let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
     let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
     let worker = Worker {

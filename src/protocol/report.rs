@@ -45,7 +45,9 @@ pub struct Reading {
     pub method: Method,
     /// The file or device it was read from.
     pub source: String,
-    /// What it covers: `board`, `package`, `as wired`, `cpu`.
+    /// What it covers: `board`, `module` (a Jetson's, without its carrier), `package` (the processor's), `pmic_rails`
+    /// (what lies behind the power chip of a Raspberry Pi 5), `as wired` (whatever hangs behind a monitor chip), `cpu`,
+    /// `fan`.
     pub scope: String,
 }
 
@@ -125,19 +127,20 @@ pub struct Pressure {
 /// Processor load.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Cpu {
-    /// All processors, 0 to 100.
+    /// All processors, 0 to 100: the mean of the last 10 s, or since the reading before where that is longer ago.
     pub host_percent: Option<f32>,
-    /// This process, 100 a processor.
+    /// This process, 100 a processor: a mean over the same time.
     pub process_percent: Option<f32>,
     /// Operating-system threads of this process.
     pub threads: Option<usize>,
     /// One-minute load average.
     pub load_1m: Option<f64>,
-    /// Clock of the fastest processor now, in MHz.
+    /// Clock of the fastest processor now, in MHz: what the kernel asks for. What the firmware makes of it when hot or
+    /// short of volts, `throttling` tells.
     pub frequency: Option<Reading>,
     /// What that clock may be at most, in MHz.
     pub frequency_max_mhz: Option<f64>,
-    /// Waiting for a processor; null where the kernel does not tell, as on a stock Raspberry Pi OS.
+    /// Waiting for a processor, on the whole host; null where the kernel does not tell, as on a stock Raspberry Pi OS.
     pub pressure: Option<Pressure>,
 }
 
@@ -160,7 +163,7 @@ pub struct Memory {
     pub group_peak_bytes: Option<u64>,
     /// Processes of the control group that the kernel killed for want of memory.
     pub oom_kills: Option<u64>,
-    /// Waiting for memory; null where the kernel does not tell.
+    /// Waiting for memory, on the whole host; null where the kernel does not tell.
     pub pressure: Option<Pressure>,
 }
 

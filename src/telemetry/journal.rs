@@ -1,7 +1,7 @@
 //! The report as one line of the journal: words for people, fields for programs.
 
 use super::alerts::{Alert, State};
-use crate::protocol::{Done, Report};
+use crate::protocol::{Done, Method, Reading, Report};
 use log::kv::Value;
 use log::{Level, Record};
 
@@ -61,7 +61,7 @@ pub fn journal_line(report: &Report) -> String {
     let memory = &report.memory;
     let parts = [
         report.thermal.cpu.as_ref().map(|cpu| format!("{:.1} °C", cpu.value)),
-        report.power.as_ref().map(|power| format!("{:.2} W ({})", power.value, power.scope)),
+        report.power.as_ref().map(watts),
         report.cpu.host_percent.map(|percent| format!("processor {percent:.0} %")),
         memory.process_bytes.map(|bytes| {
             format!("memory {:.0} of {:.0} MiB", bytes as f64 / MIB, memory.budget_bytes as f64 / MIB)
@@ -73,6 +73,11 @@ pub fn journal_line(report: &Report) -> String {
         Some(requests(report)),
     ];
     parts.into_iter().flatten().collect::<Vec<String>>().join(", ")
+}
+
+fn watts(power: &Reading) -> String {
+    let guess = if power.method == Method::Estimated { ", estimated" } else { "" };
+    format!("{:.2} W ({}{guess})", power.value, power.scope)
 }
 
 fn requests(report: &Report) -> String {
@@ -107,7 +112,7 @@ mod tests {
     use super::super::answers::tests::done;
     use super::super::{Snapshot, Telemetry};
     use super::*;
-    use crate::protocol::{Method, MqttLink, Reading, RequestEnergy, Timings};
+    use crate::protocol::{MqttLink, RequestEnergy, Timings};
     use std::time::{Instant, SystemTime};
 
     fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
@@ -138,6 +143,14 @@ mod tests {
              first token in 397 ms (p95), 49 J, broker away, \
              1 answered, 0 refused, 2 waiting, 1 running"
         );
+    }
+
+    #[test]
+    fn a_power_that_is_guessed_says_so_in_the_line_too() {
+        let mut report = report();
+        let power = report.power.as_mut().expect("a power");
+        (power.method, power.scope) = (Method::Estimated, "board".into());
+        assert!(journal_line(&report).contains("4.86 W (board, estimated)"), "{}", journal_line(&report));
     }
 
     #[test]

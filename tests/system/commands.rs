@@ -236,3 +236,26 @@ async fn doctor_tests_the_kernels_and_finds_the_broker() {
     assert_eq!(said["broker"]["reachable"], false, "{said}");
     assert!(diagnosis(&folder, "").await["broker"].is_null());
 }
+
+#[tokio::test]
+async fn doctor_says_what_is_found_and_of_the_rest_why_not_and_the_way_out() {
+    let folder = Folder::new();
+    let powers = |said: &Value| -> Vec<String> {
+        let sensors = said["sensors"].as_array().expect("a list").iter();
+        let powers = sensors.filter(|sensor| sensor["name"] == "power");
+        powers.map(|sensor| format!("{} {}", sensor["method"], sensor["scope"])).collect()
+    };
+    let without = diagnosis(&folder, "").await;
+    let reasons = without["missing"].as_array().expect("a list");
+    let is_missing = reasons.iter().any(|reason| text_of(reason).contains("power"));
+    assert_eq!(is_missing, powers(&without).is_empty(), "{without}");
+    let settings = "[telemetry]\nidle_watts = 3\nfull_watts = 8\n";
+    let with = diagnosis(&folder, settings).await;
+    assert_eq!(powers(&with).last().map(String::as_str), Some("\"estimated\" \"board\""), "{with}");
+    let ended = run(&["doctor", "--config", text(&folder.config(settings))]).await;
+    assert!(ended.out.contains("power: ESTIMATED, scope board, from telemetry.idle_watts"), "{ended:?}");
+}
+
+fn text_of(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}

@@ -159,6 +159,21 @@ async fn the_telemetry_has_every_documented_key() {
 }
 
 #[tokio::test]
+async fn two_figures_of_the_owner_s_give_a_power_and_an_energy_that_say_what_they_are() {
+    let home = Home::with("idle_watts = 3\nfull_watts = 8\n").await;
+    let mut reports = home.listen("bitnetd/cellar/telemetry").await;
+    let report = reports.wait(|report| report.json()["energy"].is_object()).await.json();
+    let power = &report["power"];
+    assert!(power["method"].is_string() && power["method"] == report["energy"]["method"], "{report}");
+    // A machine that measures its power is not asked for an estimate.
+    if power["method"] == "estimated" {
+        assert_eq!((&power["unit"], &power["scope"]), (&json!("W"), &json!("board")), "{report}");
+        assert!(power["value"].as_f64().is_some_and(|watts| (3.0..=8.0).contains(&watts)), "{report}");
+        assert!(report["cpu"]["host_percent"].is_f64(), "{report}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_is_cancelled_by_its_id() {
     let home = Home::with(&endless()).await;
     let mut replies = home.listen("bitnetd/cellar/reply/+").await;

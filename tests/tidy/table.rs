@@ -41,7 +41,7 @@ pub const EVERYTHING: &str = "*";
 
 /// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl, the allocator.
 pub const MAY_BE_UNSAFE: &[&str] =
-    &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors", "daemon/heap"];
+    &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors/mailbox/device", "daemon/heap"];
 
 /// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];

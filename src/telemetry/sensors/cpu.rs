@@ -1,62 +1,52 @@
-//! Load of the host through `sysinfo`, load and threads of this process from its own file.
+//! Load of host and process, threads of the process, and what the processors wait for.
 
 use super::files::Root;
+use super::load::{Mean, TICKS_PER_SECOND, Ticks};
+use super::pressure;
 use crate::protocol::Cpu;
-use std::time::{Duration, Instant};
-use sysinfo::System;
+use std::time::Instant;
 
-/// Unit of processor time in `/proc`: `USER_HZ`, 100 a second in every Linux that programs see on
-/// Arm and x86, whatever the kernel's own clock.
-const TICKS_PER_SECOND: f64 = 100.0;
-
-/// A load over less time would be made of a few ticks of 10 ms. Also twice what sysinfo asks for
-/// (0.2 s), as its clock starts a little after ours.
-const SHORTEST: Duration = Duration::from_millis(400);
-
-/// Loads, each a mean since the reading before.
+/// Loads, each a mean over the last seconds.
 #[derive(Debug)]
 pub(super) struct Load {
-    /// sysinfo reads the running machine only; under another root nothing is known of the host.
-    host: Option<Host>,
-    process: Option<Mark>,
-    /// The last load of the process, given again to who asks too soon.
-    percent: Option<f32>,
-}
-
-/// Processor time of the process up to a moment.
-#[derive(Debug)]
-struct Mark {
-    at: Instant,
-    ticks: u64,
+    started: Instant,
+    host: Mean,
+    process: Mean,
 }
 
 impl Load {
-    pub fn new(root: &Root) -> Self {
-        let host = if root.is_live() { Host::new() } else { None };
-        Load { host, process: None, percent: None }
+    pub fn new(now: Instant) -> Self {
+        Load { started: now, host: Mean::default(), process: Mean::default() }
     }
 
+    /// Everything but the clock of the processors.
     pub fn read(&mut self, root: &Root, now: Instant) -> Cpu {
         let stat = root.text("/proc/self/stat");
         let stat = stat.as_deref().and_then(Stat::parse);
         Cpu {
-            host_percent: self.host.as_mut().and_then(|host| host.percent(now)),
+            host_percent: self.host_percent(Ticks::read(root), now),
             process_percent: stat.as_ref().and_then(|stat| self.process_percent(stat.ticks, now)),
             threads: stat.map(|stat| stat.threads),
             load_1m: load_average(root),
+            pressure: pressure::read(root, "/proc/pressure/cpu"),
             ..Cpu::default()
         }
     }
 
+    /// A unit with ProcSubset=pid hides /proc/stat: then the load of the host is not known.
+    fn host_percent(&mut self, ticks: Option<Ticks>, now: Instant) -> Option<f32> {
+        let Some(ticks) = ticks else {
+            self.host.clear();
+            return None;
+        };
+        let share = self.host.add(now, ticks.busy as f64, ticks.all as f64)?;
+        Some((100.0 * share).min(100.0) as f32)
+    }
+
     fn process_percent(&mut self, ticks: u64, now: Instant) -> Option<f32> {
-        let before = self.process.get_or_insert(Mark { at: now, ticks });
-        let elapsed = now.saturating_duration_since(before.at);
-        if elapsed >= SHORTEST {
-            let used = ticks.saturating_sub(before.ticks) as f64 / TICKS_PER_SECOND;
-            self.percent = Some((100.0 * used / elapsed.as_secs_f64()) as f32);
-            self.process = Some(Mark { at: now, ticks });
-        }
-        self.percent
+        let elapsed = now.saturating_duration_since(self.started).as_secs_f64();
+        let share = self.process.add(now, ticks as f64 / TICKS_PER_SECOND, elapsed)?;
+        Some((100.0 * share) as f32)
     }
 }
 
@@ -82,31 +72,9 @@ impl Stat {
     }
 }
 
-/// Load of the running machine.
-#[derive(Debug)]
-struct Host {
-    system: System,
-    first: Option<Instant>,
-}
-
-impl Host {
-    fn new() -> Option<Self> {
-        Some(Host { system: System::new().ok()?, first: None })
-    }
-
-    fn percent(&mut self, now: Instant) -> Option<f32> {
-        self.system.refresh_cpu_usage();
-        let first = *self.first.get_or_insert(now);
-        // A unit with ProcSubset=pid hides /proc/stat: then there are no processors, and 0 % is not so.
-        let known = !self.system.cpus().is_empty();
-        let ready = known && now.saturating_duration_since(first) >= SHORTEST;
-        ready.then(|| self.system.global_cpu_usage())
-    }
-}
-
-/// Read here, as sysinfo says 0 where the file is hidden.
 fn load_average(root: &Root) -> Option<f64> {
-    root.text("/proc/loadavg")?.split_whitespace().next()?.parse().ok()
+    let first: f64 = root.text("/proc/loadavg")?.split_whitespace().next()?.parse().ok()?;
+    (first.is_finite() && first >= 0.0).then_some(first)
 }
 
 #[cfg(test)]
@@ -114,16 +82,31 @@ mod tests {
     use super::super::files::tests::board;
     use super::*;
     use std::path::Path;
+    use std::time::Duration;
 
     #[test]
-    fn the_load_of_the_process_is_its_time_over_the_time_between_readings() {
+    fn the_load_of_the_process_is_its_time_over_the_time_that_went_by() {
         let start = Instant::now();
-        let mut load = Load::new(&board("pi5"));
+        let mut load = Load::new(start);
         let mut percent = |ticks, ms| load.process_percent(ticks, start + Duration::from_millis(ms));
         assert_eq!(percent(1000, 0), None, "one reading has no load");
         assert_eq!(percent(1300, 1000), Some(300.0));
-        assert_eq!(percent(1310, 1100), Some(300.0), "too soon for another");
-        assert_eq!(percent(1300, 3000), Some(0.0));
+        assert_eq!(percent(1300, 3000), Some(100.0), "the mean since the first");
+        assert_eq!(percent(1300, 13_500), Some(0.0), "ten seconds later that is forgotten");
+    }
+
+    #[test]
+    fn the_load_of_the_host_is_never_more_than_all_of_it_and_unknown_when_hidden() {
+        let start = Instant::now();
+        let mut load = Load::new(start);
+        let mut percent =
+            |busy, all, s| load.host_percent(Some(Ticks { busy, all }), start + Duration::from_secs(s));
+        assert_eq!(percent(100, 1000, 0), None);
+        assert_eq!(percent(300, 1400, 1), Some(50.0));
+        assert_eq!(percent(900, 1500, 2), Some(100.0));
+        assert_eq!(load.host_percent(None, start + Duration::from_secs(3)), None);
+        let again = load.host_percent(Some(Ticks { busy: 1000, all: 1600 }), start + Duration::from_secs(4));
+        assert_eq!(again, None, "what lay before was forgotten");
     }
 
     #[test]
@@ -143,17 +126,17 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_board_is_not_given_the_load_of_this_machine() {
-        let cpu = Load::new(&board("pi5")).read(&board("pi5"), Instant::now());
-        assert_eq!((cpu.host_percent, cpu.load_1m), (None, Some(3.92)));
-    }
-
-    #[test]
     fn the_running_machine_has_a_load_and_this_process_a_thread_if_it_tells() {
         let (root, start) = (Root::new(Path::new("/")), Instant::now());
-        let mut load = Load::new(&root);
+        let mut load = Load::new(start);
         assert_ne!(load.read(&root, start).threads, Some(0));
-        let cpu = load.read(&root, start + SHORTEST);
-        assert!((0.0..=100.0).contains(&cpu.host_percent.expect("two readings")), "{cpu:?}");
+        let begun = Instant::now();
+        // Work enough for some ticks of the clock: no time goes by for a machine that is not looked at.
+        while begun.elapsed() < Duration::from_millis(120) {
+            std::hint::spin_loop();
+        }
+        let cpu = load.read(&root, start + Duration::from_secs(1));
+        assert!(cpu.host_percent.is_none_or(|percent| (0.0..=100.0).contains(&percent)), "{cpu:?}");
+        assert_eq!(cpu.host_percent.is_some(), Ticks::read(&root).is_some(), "{cpu:?}");
     }
 }

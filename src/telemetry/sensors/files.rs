@@ -1,12 +1,15 @@
 //! Small text files under a root.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A file of `/sys` is at most a page, and those of `/proc` read here take a few kilobytes on a
 /// large machine. A longer one is not what it seems.
-const LONGEST: u64 = 8 << 10;
+const LONGEST: usize = 8 << 10;
+
+/// Enough for the first line of `/proc/stat`: ten counters of at most 20 digits.
+const LONGEST_LINE: usize = 256;
 
 /// Where `/sys` and `/proc` are found. Paths are given as on the live machine.
 #[derive(Debug)]
@@ -24,10 +27,23 @@ impl Root {
 
     /// A file's text; `None` when it cannot be read, is too long or is not UTF-8.
     pub fn text(&self, path: &str) -> Option<String> {
-        let mut text = String::new();
-        let file = File::open(self.place(path)).ok()?;
-        let length = file.take(LONGEST).read_to_string(&mut text).ok()?;
-        ((length as u64) < LONGEST).then_some(text)
+        let mut bytes = [0; LONGEST];
+        let length = self.fill(path, &mut bytes)?;
+        let text = std::str::from_utf8(&bytes[..length]).ok()?;
+        (length < LONGEST).then(|| text.to_owned())
+    }
+
+    /// The first line of a file that may be long.
+    pub fn first_line(&self, path: &str) -> Option<String> {
+        let mut bytes = [0; LONGEST_LINE];
+        let length = self.fill(path, &mut bytes)?;
+        let end = bytes[..length].iter().position(|byte| *byte == b'\n')?;
+        std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
+    }
+
+    /// Whether there is such a file or folder, readable or not.
+    pub fn has(&self, path: &str) -> bool {
+        self.place(path).symlink_metadata().is_ok()
     }
 
     /// A file's one word, such as the name of a chip.
@@ -47,6 +63,22 @@ impl Root {
         let mut names: Vec<_> = names.filter(|name| name.starts_with(prefix)).collect();
         names.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
         names
+    }
+
+    /// Reads until the file or the buffer ends; a file of `/sys` is made anew at each reading from its start, so one
+    /// large read is also the one that cannot see half of an old value.
+    fn fill(&self, path: &str, buffer: &mut [u8]) -> Option<usize> {
+        let mut file = File::open(self.place(path)).ok()?;
+        let mut length = 0;
+        while length < buffer.len() {
+            match file.read(&mut buffer[length..]) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        Some(length)
     }
 
     fn place(&self, path: &str) -> PathBuf {
@@ -75,6 +107,15 @@ pub(super) mod tests {
         let root = Root::new(Path::new(env!("CARGO_MANIFEST_DIR")));
         assert!(root.text("/LICENSE-MIT").is_some());
         assert_eq!(root.text("/LICENSE-APACHE"), None);
+    }
+
+    #[test]
+    fn the_first_line_of_a_long_file_is_read_alone() {
+        let root = Root::new(Path::new(env!("CARGO_MANIFEST_DIR")));
+        assert_eq!(root.first_line("/README.md").as_deref(), Some("# bitnetd"));
+        assert_eq!(root.text("/README.md"), None, "it is too long to be read whole");
+        assert_eq!(board("none").first_line("/proc/stat"), None);
+        assert!(board("none").has("/proc/version") && !board("none").has("/proc/stat"));
     }
 
     #[test]

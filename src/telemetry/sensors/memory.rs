@@ -3,8 +3,12 @@
 //! Sizes come from lines in kB, never from counts of pages: a Raspberry Pi 5 has pages of 16 KiB.
 
 use super::files::{Root, kilobytes};
+use super::group::Group;
+use super::pressure;
 use crate::protocol::Memory;
 use std::path::Path;
+use std::time::{Duration, Instant};
+use sysinfo::{MemoryRefreshKind, System};
 
 /// What is assumed where the host does not tell: the smallest board the daemon is made for.
 const SMALLEST_HOST: u64 = 512 << 20;
@@ -31,17 +35,64 @@ impl MemoryLimit {
     }
 }
 
-/// Memory as the kernel counts it now.
-pub(super) fn read(root: &Root) -> Memory {
-    let host = root.text("/proc/meminfo").unwrap_or_default();
-    let process = root.text("/proc/self/status").unwrap_or_default();
-    Memory {
-        process_bytes: kilobytes(&process, "VmRSS"),
-        budget_bytes: 0,
-        host_total_bytes: kilobytes(&host, "MemTotal"),
-        host_available_bytes: kilobytes(&host, "MemAvailable"),
-        memory_limit_enforced: matches!(limit(root), MemoryLimit::At(_)),
-        ..Memory::default()
+/// How long the answer to whether a limit is enforced holds: a dozen files tell it, and they change when an owner says
+/// `systemctl set-property`.
+const LIMIT_HOLDS: Duration = Duration::from_secs(60);
+
+/// Memory of process, control group and host, as the kernel counts it.
+#[derive(Debug)]
+pub(super) struct Memories {
+    group: Group,
+    enforced: Option<(Instant, bool)>,
+    /// sysinfo reads the running machine only; under another root its file is read.
+    host: Option<System>,
+}
+
+impl Memories {
+    /// Memory of the control group, if the kernel counts it.
+    pub fn group_bytes(&self, root: &Root) -> Option<u64> {
+        self.group.bytes(root)
+    }
+
+    pub fn find(root: &Root) -> Self {
+        let host = if root.is_live() { System::new().ok() } else { None };
+        Memories { group: Group::find(root), enforced: None, host }
+    }
+
+    pub fn read(&mut self, root: &Root, now: Instant) -> Memory {
+        let process = root.text("/proc/self/status").unwrap_or_default();
+        let (host_total_bytes, host_available_bytes) = self.host(root);
+        Memory {
+            process_bytes: kilobytes(&process, "VmRSS"),
+            budget_bytes: 0,
+            host_total_bytes,
+            host_available_bytes,
+            memory_limit_enforced: self.is_enforced(root, now),
+            group_bytes: self.group.bytes(root),
+            group_peak_bytes: self.group.peak_bytes(root),
+            oom_kills: self.group.oom_kills(root),
+            pressure: pressure::read(root, "/proc/pressure/memory"),
+        }
+    }
+
+    /// In all, and free for use.
+    fn host(&mut self, root: &Root) -> (Option<u64>, Option<u64>) {
+        let Some(system) = &mut self.host else {
+            let text = root.text("/proc/meminfo").unwrap_or_default();
+            return (kilobytes(&text, "MemTotal"), kilobytes(&text, "MemAvailable"));
+        };
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        // It says 0 where the file is hidden.
+        let known = |bytes: u64| (bytes > 0).then_some(bytes);
+        let total = known(system.total_memory());
+        (total, total.map(|_| system.available_memory()))
+    }
+
+    fn is_enforced(&mut self, root: &Root, now: Instant) -> bool {
+        let known = self.enforced.filter(|(at, _)| now.saturating_duration_since(*at) < LIMIT_HOLDS);
+        let (at, enforced) = known.unwrap_or_else(|| (now, matches!(limit(root), MemoryLimit::At(_))));
+        self.enforced = Some((at, enforced));
+        enforced
     }
 }
 
@@ -128,6 +179,19 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name)
     }
 
+    fn read(root: &Root) -> Memory {
+        Memories::find(root).read(root, Instant::now())
+    }
+
+    #[test]
+    fn whether_a_limit_is_enforced_is_looked_up_once_a_minute() {
+        let (mut memories, now) = (Memories::find(&board("pi4")), Instant::now());
+        assert!(memories.read(&board("pi4"), now).memory_limit_enforced);
+        let almost = now + LIMIT_HOLDS - Duration::from_millis(1);
+        assert!(memories.read(&board("pi5"), almost).memory_limit_enforced);
+        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS).memory_limit_enforced);
+    }
+
     #[test]
     fn memory_of_host_and_process_is_read_in_bytes() {
         let memory = read(&board("pi4"));
@@ -188,9 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn the_host_total_is_the_one_sysinfo_reads() {
-        let mut system = sysinfo::System::new().expect("Linux is supported");
-        system.refresh_memory();
-        assert_eq!(read(&Root::new(Path::new("/"))).host_total_bytes, Some(system.total_memory()));
+    fn what_sysinfo_says_of_the_running_host_is_what_its_file_says() {
+        let root = Root::new(Path::new("/"));
+        let memory = read(&root);
+        assert!(total(&root).is_some());
+        assert_eq!(memory.host_total_bytes, total(&root));
+        assert!(
+            memory.host_available_bytes > Some(0) && memory.host_available_bytes < memory.host_total_bytes
+        );
     }
 }

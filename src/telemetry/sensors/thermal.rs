@@ -1,20 +1,25 @@
 //! The processor's temperature, from thermal zones or hwmon chips, told apart by their names: their
-//! numbers move between boots.
+//! numbers move between boots. And the fan, told apart in the same way.
 
 use super::Found;
 use super::files::Root;
 use crate::protocol::{Method, Reading};
 
-/// Zones that are the processor, the best first, `_` and `-` being the same. Others are left alone:
+/// Zones that are the processor, the best first, `_` and `-` being the same, and so large and small letters. Others are left alone:
 /// no temperature is better than that of the battery or the case.
-const ZONES: [&str; 7] = [
-    "cpu-thermal",     // Raspberry Pi and most Arm boards
-    "x86-pkg-temp",    // Intel
-    "bcm2835-thermal", // Raspberry Pi, older kernels
-    "cpu0-thermal",    // Arm boards with a sensor a cluster
-    "package-thermal", // Rockchip
-    "soc-thermal",     // Rockchip, Amlogic
+const ZONES: [&str; 12] = [
+    "cpu-thermal",      // Raspberry Pi from Zero to 5, Jetson of today, most Arm boards
+    "CPU-therm",        // Jetson with NVIDIA's own kernel
+    "x86-pkg-temp",     // Intel
+    "bcm2835-thermal",  // Raspberry Pi, older kernels
+    "cpu0-thermal",     // Arm boards with a sensor a cluster
+    "bigcore0-thermal", // Rockchip
+    "package-thermal",  // Rockchip
+    "soc-thermal",      // Rockchip, Amlogic
     "soc",
+    "tj-thermal", // Jetson: the hottest place of the chip
+    "tj-therm",
+    "imx-thermal-zone", // NXP
 ];
 
 /// hwmon chips that are the processor, asked after the zones. Their first temperature is the whole
@@ -27,10 +32,11 @@ const SANE_MC: std::ops::RangeInclusive<i64> = -40_000..=150_000;
 
 /// The thermometers of the processor, the best first.
 #[derive(Debug)]
-pub(super) struct Thermometers(Vec<Thermometer>);
+pub(super) struct Thermometers(Vec<Place>);
 
+/// One file, and what its chip or zone is called.
 #[derive(Debug)]
-struct Thermometer {
+struct Place {
     path: String,
     name: String,
 }
@@ -38,7 +44,7 @@ struct Thermometer {
 impl Thermometers {
     pub fn find(root: &Root) -> Self {
         let zones = find(root, "/sys/class/thermal", "thermal_zone", ("type", "temp"), &ZONES);
-        let chips = find(root, "/sys/class/hwmon", "hwmon", ("name", "temp1_input"), &CHIPS);
+        let chips = find(root, HWMON, "hwmon", ("name", "temp1_input"), &CHIPS);
         Thermometers(zones.into_iter().chain(chips).collect())
     }
 
@@ -61,20 +67,21 @@ fn find(
     prefix: &str,
     (name_file, value_file): (&str, &str),
     wanted: &[&str],
-) -> Vec<Thermometer> {
-    let rank = |name: &str| wanted.iter().position(|w| w.replace('_', "-") == name.replace('_', "-"));
+) -> Vec<Place> {
+    let plain = |name: &str| name.replace('_', "-").to_ascii_lowercase();
+    let rank = |name: &str| wanted.iter().position(|w| plain(w) == plain(name));
     let folders = root.list(class, prefix).into_iter();
     let mut ranked: Vec<_> = folders
         .filter_map(|folder| {
             let name = root.word(&format!("{class}/{folder}/{name_file}"))?;
-            Some((rank(&name)?, Thermometer { path: format!("{class}/{folder}/{value_file}"), name }))
+            Some((rank(&name)?, Place { path: format!("{class}/{folder}/{value_file}"), name }))
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank); // stable: equal ones stay in the order of their numbers
     ranked.into_iter().map(|(_, thermometer)| thermometer).collect()
 }
 
-impl Thermometer {
+impl Place {
     fn read(&self, root: &Root) -> Option<Reading> {
         let millidegrees = root.number(&self.path).filter(|mc| SANE_MC.contains(mc))?;
         Some(Reading {
@@ -83,6 +90,38 @@ impl Thermometer {
             method: Method::Measured,
             source: format!("{} ({})", self.path, self.name),
             scope: "cpu".into(),
+        })
+    }
+}
+
+const HWMON: &str = "/sys/class/hwmon";
+
+/// hwmon chips that are the fan of the processor: the Raspberry Pi's, by its two names, and one on a spare pin.
+const FANS: [&str; 3] = ["pwmfan", "cooling_fan", "pwm_fan"];
+
+/// Turns a minute that a fan of such a board can have.
+const SANE_RPM: std::ops::RangeInclusive<i64> = 0..=50_000;
+
+/// The fans that tell their speed.
+#[derive(Debug)]
+pub(super) struct Fans(Vec<Place>);
+
+impl Fans {
+    pub fn find(root: &Root) -> Self {
+        Fans(find(root, HWMON, "hwmon", ("name", "fan1_input"), &FANS))
+    }
+
+    /// The first that answers; a fan that stands still turns 0 times.
+    pub fn read(&self, root: &Root) -> Option<Reading> {
+        self.0.iter().find_map(|fan| {
+            let turns = root.number(&fan.path).filter(|turns| SANE_RPM.contains(turns))?;
+            Some(Reading {
+                value: turns as f64,
+                unit: "1/min",
+                method: Method::Measured,
+                source: format!("{} ({})", fan.path, fan.name),
+                scope: "fan".into(),
+            })
         })
     }
 }
@@ -101,6 +140,18 @@ mod tests {
         assert_eq!(names("pi5"), ["cpu-thermal", "cpu_thermal"]);
         assert_eq!(names("x86-rapl"), ["x86_pkg_temp", "coretemp"]);
         assert_eq!(names("laptop-battery"), ["k10temp"]);
+        assert_eq!(names("jetson"), ["cpu-thermal", "tj-thermal"]);
+        assert_eq!(names("jetson-nvidia"), ["CPU-therm"]);
+        assert_eq!(names("zero2"), ["cpu-thermal", "cpu_thermal"]);
+    }
+
+    #[test]
+    fn a_fan_is_found_by_name_and_may_stand_still() {
+        let fan = Fans::find(&board("pi5")).read(&board("pi5")).expect("a fan");
+        assert_eq!((fan.value, fan.unit), (3054.0, "1/min"));
+        assert_eq!(fan.source, "/sys/class/hwmon/hwmon2/fan1_input (pwmfan)");
+        assert_eq!(Fans::find(&board("ups-hat")).read(&board("ups-hat")).map(|fan| fan.value), Some(0.0));
+        assert_eq!(Fans::find(&board("broken")).read(&board("broken")), None);
     }
 
     #[test]

@@ -1,9 +1,16 @@
 //! Power of x86 processor packages, from the energy counters of RAPL.
+//!
+//! All packages are added up; their parts (`core`, `uncore`, and `dram`, which is beside the package on some servers)
+//! are not. Neither is `psys`, which covers the whole board and with it the packages: what it counts depends on how the
+//! maker of the board set it up, and where nobody did it stands still or counts something else.
+//! Source: the kernel's Documentation/power/powercap/powercap.rst.
 
-use super::files::Root;
+use crate::telemetry::sensors::files::Root;
 use std::time::{Duration, Instant};
 
 const CLASS: &str = "/sys/class/powercap";
+
+pub(super) const SCOPE: &str = "package";
 
 /// The counters step about once a millisecond: over less than this the steps would show as noise.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -78,14 +85,31 @@ impl Rapl {
 }
 
 impl Package {
-    /// Whole packages only: cores and memory (`intel-rapl:0:0`) are parts of them.
     fn find(root: &Root, zone: &str) -> Option<Self> {
-        let name = root.word(&format!("{CLASS}/{zone}/name"))?;
         let energy = format!("{CLASS}/{zone}/energy_uj");
-        let sound = name.starts_with("package-") && counter(root, &energy).is_some();
+        let sound = is_package(root, zone) && counter(root, &energy).is_some();
         let range = counter(root, &format!("{CLASS}/{zone}/max_energy_range_uj"));
         sound.then_some(Package { energy, range })
     }
+}
+
+/// Whole packages only: cores and memory (`intel-rapl:0:0`) are parts of them.
+fn is_package(root: &Root, zone: &str) -> bool {
+    root.word(&format!("{CLASS}/{zone}/name")).is_some_and(|name| name.starts_with("package-"))
+}
+
+/// Why counters that this machine has are not used, and the way out.
+pub(super) fn problem(root: &Root) -> Option<String> {
+    let zones = root.list(CLASS, "intel-rapl:");
+    let closed = |zone: &&String| {
+        is_package(root, zone) && counter(root, &format!("{CLASS}/{zone}/energy_uj")).is_none()
+    };
+    let zone = zones.iter().find(closed)?;
+    Some(format!(
+        "power: {CLASS}/{zone}/energy_uj cannot be read: Linux lets only root read it (CVE-2020-8694); to let the service, \
+         put `z {CLASS}/intel-rapl:*/energy_uj 0440 root bitnetd` in /etc/tmpfiles.d/bitnetd-rapl.conf and run \
+         systemd-tmpfiles --create"
+    ))
 }
 
 fn counter(root: &Root, path: &str) -> Option<u64> {
@@ -102,8 +126,8 @@ fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
     use super::*;
+    use crate::telemetry::sensors::files::tests::board;
 
     /// The counter a second and the wrap-around later is 15 J further.
     fn pair() -> (Rapl, Root, Root, Instant) {
@@ -155,5 +179,29 @@ mod tests {
     fn parts_of_a_package_are_not_counted_twice() {
         let rapl = Rapl::find(&board("x86-rapl")).expect("a package");
         assert_eq!(rapl.source(), "/sys/class/powercap/intel-rapl:0/energy_uj");
+    }
+
+    #[test]
+    fn two_packages_are_added_and_the_board_around_them_is_not() {
+        let (early, late) = (board("x86-two-packages"), board("x86-two-packages-later"));
+        let mut rapl = Rapl::find(&early).expect("two packages");
+        let start = Instant::now();
+        assert_eq!(rapl.watts(&early, start), None);
+        let watts = rapl.watts(&late, start + Duration::from_secs(2)).expect("two readings");
+        // 90 J and, across its wrap-around, 60 J in 2 s; psys says 200 J, the two memories 10 J each.
+        assert!((watts - 75.0).abs() < 1e-9, "{watts}");
+        assert_eq!(
+            rapl.source(),
+            "/sys/class/powercap/intel-rapl:0/energy_uj, /sys/class/powercap/intel-rapl:1/energy_uj"
+        );
+    }
+
+    #[test]
+    fn counters_that_may_not_be_read_are_a_problem_with_a_way_out() {
+        let problem = problem(&board("broken")).expect("a package without a counter");
+        assert!(problem.contains("intel-rapl:0/energy_uj") && problem.contains("tmpfiles.d"), "{problem}");
+        assert!(!problem.contains('\n') && !problem.contains("  "), "{problem}");
+        assert_eq!(super::problem(&board("x86-rapl")), None);
+        assert_eq!(super::problem(&board("pi5")), None);
     }
 }

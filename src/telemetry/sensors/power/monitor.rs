@@ -1,0 +1,179 @@
+//! Monitor chips that somebody put into a supply line, as hwmon shows them.
+//!
+//! Where there are several the first is read: one may lie behind another, and a sum would count twice. For the same
+//! reason the channels of one chip are never added up: on a Jetson two of them are parts of the third.
+//! Source: the kernel's Documentation/hwmon/{sysfs-interface,ina2xx,ina3221}.rst.
+
+use super::{SANE_UW, watts};
+use crate::protocol::{Method, Reading};
+use crate::telemetry::sensors::files::Root;
+
+const HWMON: &str = "/sys/class/hwmon";
+
+/// Chips whose only work is to measure a supply line. Others have a `power1_input` too that is something else: a
+/// graphics card's, the light of a network module, or what flows into a battery.
+const MONITORS: [&str; 19] = [
+    "ina209", "ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina232", "ina233", "ina237",
+    "ina238", "ina260", "ina700", "ina780", "ina3221", "sy24655", "isl28022", "ltc2945", "ltc4151",
+];
+
+/// The processor's own meter, which covers its package: AMD before Zen.
+const PACKAGE: &str = "fam15h_power";
+
+/// What boards call the channel through which they draw everything. NVIDIA's Jetson modules do so; what their carrier
+/// board takes besides is not in it.
+const INPUTS: [&str; 2] = ["VDD_IN", "POM_5V_IN"];
+
+/// Channels of one chip that have both a voltage and a current. The INA3221 has three; its `in4_input` and the like
+/// are voltages over shunts, and its `curr4_input` is a sum.
+const CHANNELS: std::ops::RangeInclusive<u32> = 1..=3;
+
+/// One line that is measured.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    files: Files,
+    /// The chip, and the channel's label if it has one.
+    name: String,
+    scope: &'static str,
+}
+
+#[derive(Debug)]
+enum Files {
+    /// Microwatts.
+    Power(String),
+    /// Millivolts and milliamperes.
+    Product(String, String),
+}
+
+/// The monitors of this machine.
+#[derive(Debug, Default)]
+pub(super) struct Monitors {
+    pub found: Vec<Monitor>,
+    /// Chips with several channels of which none is named as the board's input.
+    pub unclear: Vec<String>,
+}
+
+impl Monitors {
+    pub fn find(root: &Root) -> Self {
+        let mut monitors = Monitors::default();
+        for folder in root.list(HWMON, "hwmon") {
+            let folder = format!("{HWMON}/{folder}");
+            let Some(chip) = root.word(&format!("{folder}/name")) else { continue };
+            if chip == PACKAGE || MONITORS.contains(&chip.as_str()) {
+                monitors.add(root, &folder, &chip);
+            }
+        }
+        monitors
+    }
+
+    /// The first that answers.
+    pub fn read(&self, root: &Root) -> Option<Reading> {
+        self.found.iter().find_map(|monitor| monitor.read(root))
+    }
+
+    fn add(&mut self, root: &Root, folder: &str, chip: &str) {
+        let power = format!("{folder}/power1_input");
+        if root.number(&power).is_some() {
+            let scope = if chip == PACKAGE { "package" } else { "as wired" };
+            self.found.push(Monitor { files: Files::Power(power), name: chip.into(), scope });
+            return;
+        }
+        let mut channels: Vec<_> = CHANNELS.filter_map(|n| Channel::find(root, folder, n)).collect();
+        let input = channels.iter().position(Channel::is_input);
+        match (input, channels.len()) {
+            (Some(at), _) => self.found.push(channels.swap_remove(at).monitor(chip, "module")),
+            (None, 0) => {}
+            (None, 1) => self.found.push(channels.swap_remove(0).monitor(chip, "as wired")),
+            (None, _) => self.unclear.push(format!("{folder} ({chip})")),
+        }
+    }
+}
+
+/// A voltage and a current of the same line. A channel that is switched off cannot be read.
+struct Channel {
+    volts: String,
+    amperes: String,
+    label: Option<String>,
+}
+
+impl Channel {
+    fn find(root: &Root, folder: &str, number: u32) -> Option<Self> {
+        let (volts, amperes) = (format!("{folder}/in{number}_input"), format!("{folder}/curr{number}_input"));
+        let sound = root.number(&volts).is_some() && root.number(&amperes).is_some();
+        let label = root.word(&format!("{folder}/in{number}_label"));
+        sound.then_some(Channel { volts, amperes, label })
+    }
+
+    fn is_input(&self) -> bool {
+        self.label.as_deref().is_some_and(|label| INPUTS.contains(&label))
+    }
+
+    fn monitor(self, chip: &str, scope: &'static str) -> Monitor {
+        let name = self.label.map_or(chip.into(), |label| format!("{chip} {label}"));
+        Monitor { files: Files::Product(self.volts, self.amperes), name, scope }
+    }
+}
+
+impl Monitor {
+    pub fn read(&self, root: &Root) -> Option<Reading> {
+        let (microwatts, method, files) = match &self.files {
+            Files::Power(power) => (root.number(power)?, Method::Measured, power.clone()),
+            Files::Product(volts, amperes) => {
+                let product = root.number(volts)?.checked_mul(root.number(amperes)?)?;
+                let current = amperes.rsplit('/').next().unwrap_or_default();
+                (product, Method::Derived, format!("{volts}, {current}"))
+            }
+        };
+        let sane = SANE_UW.contains(&microwatts);
+        let source = format!("{files} ({})", self.name);
+        sane.then(|| watts(microwatts as f64 / 1e6, method, source, self.scope))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::sensors::files::tests::board;
+
+    fn found(name: &str) -> Monitors {
+        Monitors::find(&board(name))
+    }
+
+    #[test]
+    fn only_chips_that_measure_a_supply_line_are_monitors() {
+        let root = board("laptop-battery");
+        for (chip, name) in [("hwmon1", "amdgpu"), ("hwmon2", "BAT0"), ("hwmon3", "eth0")] {
+            assert_eq!(root.word(&format!("{HWMON}/{chip}/name")).as_deref(), Some(name));
+            assert!(root.number(&format!("{HWMON}/{chip}/power1_input")).is_some(), "{name} has a power");
+        }
+        assert!(Monitors::find(&root).found.is_empty());
+    }
+
+    #[test]
+    fn of_three_channels_the_boards_input_is_read_and_its_parts_are_not_added() {
+        let (root, monitors) = (board("jetson"), found("jetson"));
+        assert_eq!((monitors.found.len(), monitors.unclear.len()), (1, 0));
+        let reading = monitors.read(&root).expect("the input answers");
+        assert!((reading.value - 5.0 * 1.48).abs() < 1e-9, "{reading:?}");
+    }
+
+    #[test]
+    fn of_several_channels_without_such_a_name_none_is_read() {
+        let monitors = found("rails-unnamed");
+        assert!(monitors.found.is_empty());
+        assert_eq!(monitors.unclear, ["/sys/class/hwmon/hwmon0 (ina3221)"]);
+    }
+
+    #[test]
+    fn a_single_channel_is_read_as_it_is_wired() {
+        let reading = found("ina3221-hat").read(&board("ina3221-hat")).expect("one channel");
+        assert_eq!((reading.method, reading.scope.as_str()), (Method::Derived, "as wired"));
+    }
+
+    #[test]
+    fn a_chip_that_says_nonsense_is_found_and_not_believed() {
+        let root = board("broken");
+        let monitors = Monitors::find(&root);
+        assert_eq!((monitors.found.len(), monitors.read(&root)), (2, None));
+    }
+}

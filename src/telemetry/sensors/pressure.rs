@@ -1,0 +1,61 @@
+//! How much of the time somebody waited for a resource: the kernel's pressure stall information (PSI).
+//!
+//! It is the host's, not that of our control group: a daemon that is to be a good neighbour has to know when others
+//! wait. A stock Raspberry Pi OS does not tell: `psi=1` on the kernel's command line switches it on.
+//! Source: the kernel's Documentation/accounting/psi.rst.
+
+use super::files::Root;
+use crate::protocol::Pressure;
+
+/// The pressure that the file at `path` tells of.
+pub(super) fn read(root: &Root, path: &str) -> Option<Pressure> {
+    parse(&root.text(path)?)
+}
+
+fn parse(text: &str) -> Option<Pressure> {
+    Some(Pressure {
+        some_10s: mean(text, "some", "avg10")?,
+        some_60s: mean(text, "some", "avg60")?,
+        full_10s: mean(text, "full", "avg10"),
+    })
+}
+
+/// One number of a line like `some avg10=0.12 avg60=0.05 avg300=0.01 total=12345`, in percent.
+fn mean(text: &str, line: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '))?;
+    let mut fields = line.split_whitespace().filter_map(|field| field.split_once('='));
+    let percent: f64 = fields.find(|(found, _)| *found == name)?.1.parse().ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_lines_are_read() {
+        let text = "some avg10=12.50 avg60=3.01 avg300=0.50 total=9\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
+        let expected = Pressure { some_10s: 12.5, some_60s: 3.01, full_10s: Some(1.0) };
+        assert_eq!(parse(text), Some(expected));
+    }
+
+    #[test]
+    fn kernels_before_5_13_have_no_full_line_for_processors() {
+        let pressure = parse("some avg10=1.00 avg60=2.00 avg300=0.00 total=1\n").expect("a pressure");
+        assert_eq!(pressure.full_10s, None);
+    }
+
+    #[test]
+    fn what_is_no_percentage_is_no_pressure() {
+        for text in [
+            "",
+            "some",
+            "some avg10=x avg60=1",
+            "some avg10=NaN avg60=1",
+            "some avg10=101 avg60=1",
+            "full avg10=1",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
