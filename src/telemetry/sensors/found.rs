@@ -79,9 +79,9 @@ impl Sensors {
         let found = self.found(now);
         let has = |name: &str| found.iter().any(|found| found.name == name);
         let mut missing = self.power.problems(&self.root);
-        let firmware = firmware_problem(&self.mailbox, is_raspberry_pi(&self.root));
+        let firmware = firmware_problem(&self.mailbox, is_raspberry_pi(&self.root), has("throttling"));
         if !has("power") && missing.is_empty() && firmware.is_none() {
-            missing.push(NO_POWER.into());
+            missing.push(if self.power.has_battery() { POWERED } else { NO_POWER }.into());
         }
         missing.extend(firmware);
         missing.extend((!has("temperature")).then(|| NO_TEMPERATURE.into()));
@@ -94,6 +94,8 @@ impl Sensors {
 
 const NO_POWER: &str = "power: nothing here measures it, so power and energy are null; wire in a monitor chip with a \
     kernel driver (INA219, INA226, INA260), or give telemetry.idle_watts and full_watts for an estimate";
+const POWERED: &str = "power: only the battery measures it, and only while it feeds the machine, so power and energy are \
+    null while it is on its charger; give telemetry.idle_watts and full_watts for an estimate then";
 const NO_TEMPERATURE: &str = "temperature: no thermal zone or hwmon chip has the name of a processor's, so it is null; report their names";
 const NO_LOAD: &str =
     "load: /proc/stat cannot be read, so the host's load is null; ProcSubset=pid in the unit hides it";
@@ -101,12 +103,16 @@ const NO_PRESSURE: &str = "pressure: the kernel does not tell it, so it is null;
     line, on a Raspberry Pi the one line of /boot/firmware/cmdline.txt, and restart the device";
 
 /// Why the firmware of a Raspberry Pi is not asked.
-fn firmware_problem(mailbox: &Access, is_raspberry_pi: bool) -> Option<String> {
+fn firmware_problem(mailbox: &Access, is_raspberry_pi: bool, answers: bool) -> Option<String> {
     let without = "so throttling, and a Raspberry Pi 5's power, are null";
     let way_out = "install systemd/bitnetd-pi.conf as a drop-in of the service; outside of it, run as a user of the \
                    group video";
     match mailbox {
-        Access::Open(_) => None,
+        Access::Open(_) if answers => None,
+        Access::Open(mailbox) => Some(format!(
+            "firmware: {} does not answer, {without}; update kernel and firmware, and report this",
+            mailbox.throttled_source()
+        )),
         Access::Refused(path, error) => Some(format!("firmware: {path}: {error}, {without}; {way_out}")),
         Access::Absent if is_raspberry_pi => {
             Some(format!("firmware: neither /dev/vcio_gencmd nor /dev/vcio is here, {without}; {way_out}"))

@@ -287,6 +287,11 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     assert_eq!(starts(&with_firmware("pi4", "throttled=0x0", "").missing(now)), ["power", "pressure"]);
     assert_eq!(starts(&with_firmware("pi5", "throttled=0x0", RAILS).missing(now)), ["pressure", "memory"]);
     assert!(missing("broken")[0].contains("intel-rapl:0/energy_uj"), "{:?}", missing("broken"));
+    let mut charging = Sensors::new(&board("x86-rapl"));
+    charging.root = Root::new(&board("none"));
+    assert!(charging.missing(now)[0].contains("only the battery"), "{:?}", charging.missing(now));
+    let silent = with_firmware("pi5", "", "").missing(now);
+    assert!(silent[0].starts_with("firmware: /dev/vcio_gencmd get_throttled does not answer"), "{silent:?}");
     let refused = Access::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
     let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");

@@ -79,6 +79,11 @@ impl Power {
         found
     }
 
+    /// Whether there is a battery, though it may not feed the machine now.
+    pub fn has_battery(&self) -> bool {
+        !self.batteries.is_empty()
+    }
+
     /// Why a sensor that this machine has is not used, and the way out.
     pub fn problems(&self, root: &Root) -> Vec<String> {
         let unclear = self.monitors.unclear.iter().map(|chip| {

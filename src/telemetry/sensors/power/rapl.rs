@@ -15,9 +15,9 @@ pub(super) const SCOPE: &str = "package";
 /// The counters step about once a millisecond: over less than this the steps would show as noise.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// The counters wrap around after 262 kJ on most processors, which is 17 minutes at 250 W. After a
-/// longer pause they may have done so more than once, and the difference means nothing.
-const LONGEST: Duration = Duration::from_secs(600);
+/// The counters wrap around after 65 kJ or 262 kJ on most processors: 65 kJ are 200 s at 328 W. After a longer pause
+/// they may have done so more than once, and the difference means nothing.
+const LONGEST: Duration = Duration::from_secs(200);
 
 /// The energy counters of all packages, and the power they give.
 #[derive(Debug)]
