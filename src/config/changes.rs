@@ -105,12 +105,25 @@ impl Mqtt {
     /// was asked on. What its files hold needs none: they are read at each connect.
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
         // Where credentials are is not the owner's to change.
-        let Mqtt { host, port, prefix, version, group, login, tls, credentials: _ } = self;
+        let Mqtt {
+            host,
+            port,
+            prefix,
+            version,
+            group,
+            login,
+            tls,
+            credentials: _,
+            discovery,
+            discovery_prefix,
+        } = self;
         changes.at_restart("mqtt.host", *host != wanted.host);
         changes.at_restart("mqtt.port", *port != wanted.port);
         changes.at_restart("mqtt.prefix", *prefix != wanted.prefix);
         changes.at_restart("mqtt.group", *group != wanted.group);
         changes.at_restart("mqtt.version", *version != wanted.version);
+        changes.at_restart("mqtt.discovery", *discovery != wanted.discovery);
+        changes.at_restart("mqtt.discovery_prefix", *discovery_prefix != wanted.discovery_prefix);
         compare_login(login.as_ref(), wanted.login.as_ref(), changes);
         compare_tls(tls.as_ref(), wanted.tls.as_ref(), changes);
     }
@@ -152,8 +165,9 @@ impl Queue {
 
 impl Telemetry {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Telemetry { interval } = self;
+        let Telemetry { interval, textfile } = self;
         changes.live("telemetry.interval_s", *interval != wanted.interval);
+        changes.live("telemetry.textfile", *textfile != wanted.textfile);
     }
 }
 
@@ -182,7 +196,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
-        telemetry.interval_s = 4
+        telemetry = { interval_s = 4, textfile = "/t.prom" }
         log.level = "warn"
         [mqtt]
         host = "b"
@@ -196,6 +210,8 @@ mod tests {
         key_file = "/k"
         version = "3.1.1"
         group = "g"
+        discovery = false
+        discovery_prefix = "ha"
     "#;
 
     #[test]
@@ -225,7 +241,9 @@ mod tests {
     fn what_was_adopted_differs_no_more_and_the_rest_still_does() {
         let (mut running, wanted) = (config(BEFORE), config(AFTER));
         let before = running.changes(&wanted);
-        assert_eq!(before.live, ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "log.level"]);
+        let live =
+            ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "telemetry.textfile", "log.level"];
+        assert_eq!(before.live, live);
         running.adopt(&wanted);
         let after = running.changes(&wanted);
         assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });

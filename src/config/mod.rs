@@ -142,6 +142,10 @@ pub struct Mqtt {
     pub tls: Option<Tls>,
     /// Folder whose files only the daemon may read, whatever their mode says: systemd's credentials.
     pub credentials: Option<PathBuf>,
+    /// Whether Home Assistant is told of this device; if not, what it was told is taken back.
+    pub discovery: bool,
+    /// First level or levels of the topics on which Home Assistant hears of devices.
+    pub discovery_prefix: String,
 }
 
 impl Mqtt {
@@ -156,6 +160,8 @@ impl Mqtt {
             login: None,
             tls: None,
             credentials: None,
+            discovery: true,
+            discovery_prefix: "homeassistant".into(),
         }
     }
 }
@@ -213,6 +219,8 @@ pub struct Queue {
 pub struct Telemetry {
     /// Time between two.
     pub interval: Duration,
+    /// A file that node_exporter reads, written with each; `None`: none.
+    pub textfile: Option<PathBuf>,
 }
 
 /// The journal.
@@ -467,6 +475,29 @@ mod tests {
             let said = error(&format!("[mqtt]\nhost = \"b\"\nversion = {written}\n"));
             assert!(said.starts_with("bitnetd.toml:3: mqtt.version: "), "{said}");
             assert!(said.contains("\"3.1.1\""), "{said}");
+        }
+    }
+
+    #[test]
+    fn home_assistant_is_told_unless_it_is_not_to_be() {
+        assert_eq!((mqtt("").discovery, mqtt("").discovery_prefix.as_str()), (true, "homeassistant"));
+        assert!(!mqtt("discovery = false\n").discovery);
+        assert_eq!(mqtt("discovery_prefix = \"a/b\"\n").discovery_prefix, "a/b");
+        let said = error("[mqtt]\nhost = \"b\"\ndiscovery_prefix = \"a/#\"\n");
+        assert!(said.starts_with("bitnetd.toml:3: mqtt.discovery_prefix: "), "{said}");
+    }
+
+    #[test]
+    fn the_text_file_is_one_that_node_exporter_reads() {
+        let textfile = |path: &str| {
+            let text = format!("[telemetry]\ntextfile = \"{path}\"\n");
+            Config::parse(&text, "bitnetd.toml", &host()).map(|config| config.telemetry.textfile)
+        };
+        assert_eq!(textfile(""), Ok(None));
+        assert_eq!(textfile("/var/lib/x/bitnetd.prom"), Ok(Some("/var/lib/x/bitnetd.prom".into())));
+        for (wrong, way_out) in [("bitnetd.prom", "begin it with /"), ("/x/bitnetd.txt", ".prom"), ("/x/.prom", ".prom")] {
+            let said = textfile(wrong).expect_err("a mistake").to_string();
+            assert!(said.starts_with("bitnetd.toml:2: telemetry.textfile: ") && said.contains(way_out), "{said}");
         }
     }
 

@@ -8,20 +8,22 @@ pub mod energy;
 pub mod histogram;
 mod journal;
 pub mod log;
+pub mod prometheus;
 pub mod sensors;
+pub mod textfile;
 mod time;
 
 pub use journal::{journal_line, write_journal};
 pub use time::rfc3339;
 
 use crate::protocol::{
-    Cache, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Screen, Timings, Usage,
+    Cache, Cpu, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Screen, Timings, Usage,
 };
 use answers::Answers;
 use energy::Meter;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 /// Everything counted since the daemon started. Shared by `Arc`; no call waits for more than
@@ -40,9 +42,21 @@ pub struct Telemetry {
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
+    /// 0 until it is set.
+    thread_limit: Counter,
+    about: OnceLock<About>,
     answers: Mutex<Answers>,
     power: Mutex<Power>,
     seen: Mutex<Seen>,
+}
+
+/// What runs here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The model, as its file calls it.
+    pub model: String,
+    /// The kernel that computes it.
+    pub kernel: String,
 }
 
 /// What was seen last of the host and of the broker link.
@@ -79,6 +93,8 @@ impl Telemetry {
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            thread_limit: Counter::default(),
+            about: OnceLock::new(),
             answers: Mutex::default(),
             power: Mutex::default(),
             seen: Mutex::default(),
@@ -132,6 +148,21 @@ impl Telemetry {
         self.cache_misses.add();
     }
 
+    /// Says what runs here, once it is loaded; the first word counts.
+    pub fn describe(&self, about: About) {
+        let _ = self.about.set(about);
+    }
+
+    /// What runs here; `None` before it is loaded.
+    pub fn about(&self) -> Option<&About> {
+        self.about.get()
+    }
+
+    /// How many threads may compute from now on, at least 1.
+    pub fn set_thread_limit(&self, threads: usize) {
+        self.thread_limit.set(threads as u64);
+    }
+
     /// How many requests wait and run now.
     pub fn set_queue(&self, queued: usize, running: usize) {
         self.queued.set(queued as u64);
@@ -142,6 +173,11 @@ impl Telemetry {
     pub fn observe(&self, now: Instant, host: Snapshot) {
         self.power(now, host.power.as_ref());
         locked(&self.seen).host = host;
+    }
+
+    /// The host as it was seen last.
+    pub fn host(&self) -> Snapshot {
+        locked(&self.seen).host.clone()
     }
 
     /// Takes over how the broker link fares.
@@ -181,7 +217,7 @@ impl Telemetry {
             uptime_s: self.started.elapsed().as_secs(),
             power: host.power.clone(),
             thermal: host.thermal.clone(),
-            cpu: host.cpu.clone(),
+            cpu: Cpu { thread_limit: self.thread_limit(), ..host.cpu.clone() },
             memory: Memory { budget_bytes: self.budget_bytes, ..host.memory.clone() },
             latency: answers.latency(),
             throughput: answers.throughput(),
@@ -191,6 +227,10 @@ impl Telemetry {
             mqtt: seen.link.clone(),
             alerts: Vec::new(),
         }
+    }
+
+    fn thread_limit(&self) -> Option<usize> {
+        usize::try_from(self.thread_limit.get()).ok().filter(|threads| *threads > 0)
     }
 
     fn requests(&self) -> Requests {

@@ -231,12 +231,13 @@ impl Outbox {
         })
     }
 
-    /// Keeps one of our own messages, before all others.
-    pub fn push_status(&mut self, packet: Packet) {
+    /// Keeps one of our own messages, before all others, in the row of this number.
+    pub fn push_status(&mut self, packet: Packet) -> u64 {
         let at = self.rows.iter().take_while(|row| row.kind == Kind::Status).count();
-        self.push(Kind::Status, packet);
+        let number = self.push(Kind::Status, packet);
         let row = self.rows.pop_back().expect("just pushed");
         self.rows.insert(at, row);
+        number
     }
 
     /// The next row to publish: its number for [`Outbox::sent`] and [`Outbox::acknowledged`], and
