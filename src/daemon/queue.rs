@@ -9,7 +9,7 @@ use super::heap;
 use super::locked;
 use super::pressure::{Held, Pressure, State};
 use crate::config;
-use crate::protocol::{Code, Refusal};
+use crate::protocol::Refusal;
 use crate::telemetry::{Telemetry, sensors};
 use crate::transport::{Cancel, Inbound};
 use log::{info, warn};
@@ -290,13 +290,7 @@ impl Queue {
 
     /// Tells a client why its request gets no answer.
     pub fn refuse(&self, inbound: Inbound, refusal: Refusal) {
-        match refusal.code {
-            Code::Cancelled => self.telemetry.cancelled(),
-            Code::Timeout => self.telemetry.timed_out(),
-            Code::BudgetExceeded => self.telemetry.budget_exceeded(),
-            _ => {}
-        }
-        self.telemetry.refused();
+        self.telemetry.failed(refusal.code, inbound.received.elapsed());
         info!(CLIENT = inbound.client.as_str(), REQUEST_ID = inbound.id.as_str(); "refused: {}", refusal.message);
         inbound.reply.refuse(refusal);
     }

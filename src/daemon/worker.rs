@@ -109,10 +109,11 @@ impl Worker {
             engine.model().limit_threads(self.queue.thread_limit());
             // A fault costs this request its answer, and nobody else theirs; its reply says
             // `internal` as it is dropped.
+            let received = job.inbound.received;
             match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, job))) {
                 Ok(answered) => answered?,
                 Err(_) => {
-                    self.telemetry.refused();
+                    self.telemetry.failed(Code::Internal, received.elapsed());
                     error!("a request was lost to a fault; standard error says where");
                 }
             }
@@ -252,13 +253,7 @@ impl Worker {
     }
 
     fn note(&self, client: &str, done: &Done) {
-        match done.finish_reason {
-            FinishReason::Cancelled => self.telemetry.cancelled(),
-            FinishReason::Timeout => self.telemetry.timed_out(),
-            FinishReason::Stop | FinishReason::Length => {}
-        }
-        let joules = done.energy.as_ref().map(|energy| energy.joules);
-        self.telemetry.completed(&done.usage, &done.timings, joules);
+        self.telemetry.completed(done);
         info!(
             CLIENT = client, REQUEST_ID = done.id.as_str(), TOKENS_IN = done.usage.prompt_tokens,
             TOKENS_OUT = done.usage.completion_tokens, TTFT_MS = done.timings.ttft_ms,

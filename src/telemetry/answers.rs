@@ -1,16 +1,19 @@
-//! What finished answers add up to: latencies, tokens, energy.
+//! What requests that ended add up to: latencies, tokens, energy.
 
-use super::histogram::Histogram;
-use crate::protocol::{Latency, Percentiles, Screen, Spans, Throughput, Timings, Usage};
-use std::time::Duration;
+use super::buckets::{Buckets, Distribution, Quantity};
+use super::spread::Spread;
+use crate::protocol::{Code, Done, FinishReason, Latency, RequestEnergy, Screen, Throughput, Timings, Usage};
+use std::time::{Duration, Instant};
 
 /// Sums over all computed answers since start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Answers {
-    queue: Histogram,
-    ttft: Histogram,
-    token: Histogram,
-    total: Histogram,
+    queue: Spread,
+    ttft: Spread,
+    token: Spread,
+    total: Spread,
+    /// Durations of requests that failed, by the reason: as many as there are codes at most.
+    failed: Vec<(Code, Buckets)>,
     prompt_tokens: u64,
     completion_tokens: u64,
     /// Time spent reading prompts.
@@ -19,37 +22,106 @@ pub(super) struct Answers {
     decoded_tokens: u64,
     decode_s: f64,
     /// Energy of the answers that have one, and their tokens.
-    joules: f64,
-    metered_tokens: u64,
+    gross: Cost,
+    /// The same beyond the idle power, of the answers where that is known.
+    above_idle: Cost,
     screen: Option<Screen>,
 }
 
+#[derive(Debug, Default)]
+struct Cost {
+    joules: f64,
+    tokens: u64,
+}
+
+impl Cost {
+    fn add(&mut self, joules: f64, usage: &Usage) {
+        self.joules += joules;
+        self.tokens += u64::from(usage.completion_tokens);
+    }
+
+    fn per_token(&self) -> Option<f64> {
+        share(self.joules, self.tokens as f64)
+    }
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Answers {
+            queue: Spread::new(Quantity::QueueTime),
+            ttft: Spread::new(Quantity::TimeToFirstToken),
+            token: Spread::new(Quantity::TimePerOutputToken),
+            total: Spread::new(Quantity::RequestDuration),
+            failed: Vec::new(),
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            prompt_s: 0.0,
+            decoded_tokens: 0,
+            decode_s: 0.0,
+            gross: Cost::default(),
+            above_idle: Cost::default(),
+            screen: None,
+        }
+    }
+}
+
 impl Answers {
-    /// Adds one computed answer.
-    pub fn add(&mut self, usage: &Usage, timings: &Timings, joules: Option<f64>) {
-        self.queue.record(duration(timings.queue_ms));
-        self.total.record(duration(timings.total_ms));
+    /// Adds one computed answer that ended at `now`.
+    pub fn add(&mut self, now: Instant, done: &Done) {
+        let (usage, timings) = (&done.usage, &done.timings);
+        self.queue.record(now, duration(timings.queue_ms));
+        self.ended(now, done.finish_reason, duration(timings.total_ms));
         self.prompt_tokens += u64::from(usage.prompt_tokens);
         self.prompt_s += duration(timings.prompt_ms).as_secs_f64();
         self.completion_tokens += u64::from(usage.completion_tokens);
         if usage.completion_tokens > 0 {
-            self.ttft.record(duration(timings.ttft_ms));
-            self.decoded(usage.completion_tokens - 1, timings);
+            self.ttft.record(now, duration(timings.ttft_ms));
+            self.decoded(now, usage.completion_tokens - 1, timings);
         }
-        if let Some(joules) = joules {
-            self.joules += joules;
-            self.metered_tokens += u64::from(usage.completion_tokens);
+        if let Some(energy) = &done.energy {
+            self.used(energy, usage);
         }
     }
 
-    fn decoded(&mut self, tokens: u32, timings: &Timings) {
+    /// An answer that was cut short is a failure to who scrapes durations; to the percentiles it is an answer.
+    fn ended(&mut self, now: Instant, reason: FinishReason, took: Duration) {
+        match reason {
+            FinishReason::Stop | FinishReason::Length => self.total.record(now, took),
+            FinishReason::Timeout => {
+                self.total.record_elsewhere(now, took);
+                self.fail(Code::Timeout, took);
+            }
+            FinishReason::Cancelled => {
+                self.total.record_elsewhere(now, took);
+                self.fail(Code::Cancelled, took);
+            }
+        }
+    }
+
+    fn decoded(&mut self, now: Instant, tokens: u32, timings: &Timings) {
         if tokens == 0 {
             return;
         }
         let time = duration(timings.total_ms - timings.ttft_ms);
-        self.token.record(time / tokens);
+        self.token.record(now, time / tokens);
         self.decoded_tokens += u64::from(tokens);
         self.decode_s += time.as_secs_f64();
+    }
+
+    fn used(&mut self, energy: &RequestEnergy, usage: &Usage) {
+        self.gross.add(energy.joules, usage);
+        if let Some(joules) = energy.joules_above_idle {
+            self.above_idle.add(joules, usage);
+        }
+    }
+
+    /// Adds one request that got no answer, `took` after it came.
+    pub fn fail(&mut self, code: Code, took: Duration) {
+        let at = self.failed.iter().position(|(known, _)| *known == code).unwrap_or_else(|| {
+            self.failed.push((code, Buckets::new(Quantity::RequestDuration)));
+            self.failed.len() - 1
+        });
+        self.failed[at].1.record(took.as_secs_f64());
     }
 
     /// Takes over the counts of the screened head.
@@ -57,13 +129,20 @@ impl Answers {
         self.screen = Some(counts);
     }
 
-    pub fn latency(&self) -> Latency {
+    pub fn latency(&self, now: Instant) -> Latency {
         Latency {
-            queue_ms: percentiles(&self.queue),
-            ttft_ms: percentiles(&self.ttft),
-            token_ms: percentiles(&self.token),
-            total_ms: percentiles(&self.total),
+            queue_ms: self.queue.spans(now),
+            ttft_ms: self.ttft.spans(now),
+            token_ms: self.token.spans(now),
+            total_ms: self.total.spans(now),
         }
+    }
+
+    /// Counts at fixed bounds since start.
+    pub fn distributions(&self) -> Vec<Distribution> {
+        let sound = [&self.total, &self.ttft, &self.token, &self.queue].map(Spread::distribution);
+        let failed = self.failed.iter().map(|(code, buckets)| buckets.distribution(Some(*code)));
+        sound.into_iter().chain(failed).collect()
     }
 
     pub fn throughput(&self) -> Throughput {
@@ -78,11 +157,15 @@ impl Answers {
 
     /// Energy of the answers that have one.
     pub fn joules(&self) -> f64 {
-        self.joules
+        self.gross.joules
     }
 
     pub fn joules_per_token(&self) -> Option<f64> {
-        share(self.joules, self.metered_tokens as f64)
+        self.gross.per_token()
+    }
+
+    pub fn joules_per_token_above_idle(&self) -> Option<f64> {
+        self.above_idle.per_token()
     }
 }
 
@@ -95,37 +178,40 @@ fn duration(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()
 }
 
-fn percentiles(histogram: &Histogram) -> Spans {
-    let ms = |share| histogram.percentile(share).map(|d| d.as_secs_f64() * 1e3);
-    let all = Percentiles { p50: ms(0.5), p95: ms(0.95), p99: ms(0.99), count: histogram.count() };
-    Spans { all, ..Spans::default() }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::protocol::Method;
 
-    fn usage(prompt_tokens: u32, completion_tokens: u32) -> Usage {
-        Usage { prompt_tokens, completion_tokens }
-    }
-
-    /// 1 s in the queue, 2 s of prompt, then 4 s for the tokens after the first.
-    fn timings() -> Timings {
-        Timings {
+    /// An answer: 1 s in the queue, 2 s of prompt, then 4 s for the tokens after the first.
+    pub(in crate::telemetry) fn done(prompt_tokens: u32, completion_tokens: u32) -> Done {
+        let timings = Timings {
             queue_ms: 1000.0,
             prompt_ms: 2000.0,
             ttft_ms: 3000.0,
             total_ms: 7000.0,
             tokens_per_second: 5.0,
+        };
+        Done {
+            id: "a".into(),
+            text: String::new(),
+            finish_reason: FinishReason::Stop,
+            usage: Usage { prompt_tokens, completion_tokens },
+            timings,
+            energy: None,
+            cached: false,
         }
+    }
+
+    fn of(all: &[Done]) -> (Answers, Instant) {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        all.iter().for_each(|done| answers.add(now, done));
+        (answers, now)
     }
 
     #[test]
     fn speeds_are_tokens_over_the_time_they_took() {
-        let mut answers = Answers::default();
-        answers.add(&usage(10, 21), &timings(), None);
-        answers.add(&usage(30, 21), &timings(), None);
-        let throughput = answers.throughput();
+        let throughput = of(&[done(10, 21), done(30, 21)]).0.throughput();
         assert_eq!((throughput.prompt_tokens, throughput.completion_tokens), (40, 42));
         assert_eq!(throughput.prompt_tokens_per_second, Some(10.0));
         assert_eq!(throughput.tokens_per_second, Some(5.0));
@@ -133,18 +219,15 @@ mod tests {
 
     #[test]
     fn time_per_token_leaves_the_first_one_out() {
-        let mut answers = Answers::default();
-        answers.add(&usage(10, 21), &timings(), None);
-        let p50 = answers.latency().token_ms.all.p50.expect("one request");
+        let (answers, now) = of(&[done(10, 21)]);
+        let p50 = answers.latency(now).token_ms.all.p50.expect("one request");
         assert!((p50 / 200.0 - 1.0).abs() < 0.02, "{p50}");
     }
 
     #[test]
     fn an_answer_without_tokens_has_no_first_one() {
-        let mut answers = Answers::default();
-        answers.add(&usage(10, 0), &timings(), None);
-        answers.add(&usage(10, 1), &timings(), None);
-        let latency = answers.latency();
+        let (answers, now) = of(&[done(10, 0), done(10, 1)]);
+        let latency = answers.latency(now);
         assert_eq!((latency.ttft_ms.all.count, latency.token_ms.all.count), (1, 0));
         assert_eq!(latency.total_ms.all.count, 2);
         assert_eq!(answers.throughput().tokens_per_second, None);
@@ -152,18 +235,37 @@ mod tests {
 
     #[test]
     fn energy_for_each_token_counts_only_answers_whose_energy_is_known() {
-        let mut answers = Answers::default();
-        assert_eq!(answers.joules_per_token(), None);
-        answers.add(&usage(10, 20), &timings(), Some(10.0));
-        answers.add(&usage(10, 20), &timings(), None);
-        assert_eq!(answers.joules_per_token(), Some(0.5));
+        let cost = |joules, joules_above_idle| {
+            let method = Method::Measured;
+            let energy = RequestEnergy { joules, joules_above_idle, joules_per_token: None, method };
+            Done { energy: Some(energy), ..done(10, 20) }
+        };
+        assert_eq!(Answers::default().joules_per_token(), None);
+        let (answers, _) = of(&[cost(10.0, None), done(10, 20), cost(20.0, Some(5.0))]);
+        assert_eq!(answers.joules_per_token(), Some(0.75));
+        assert_eq!(answers.joules_per_token_above_idle(), Some(0.25));
+        assert_eq!(answers.joules(), 30.0);
     }
 
     #[test]
     fn times_that_are_no_times_count_as_none() {
-        let mut answers = Answers::default();
-        let odd = Timings { total_ms: f64::NAN, queue_ms: -1.0, ..timings() };
-        answers.add(&usage(1, 2), &odd, None);
-        assert_eq!(answers.latency().queue_ms.all.p99, Some(0.0));
+        let timings = Timings { total_ms: f64::NAN, queue_ms: -1.0, ..done(1, 2).timings };
+        let (answers, now) = of(&[Done { timings, ..done(1, 2) }]);
+        assert_eq!(answers.latency(now).queue_ms.all.p99, Some(0.0));
+    }
+
+    #[test]
+    fn what_failed_is_counted_by_its_reason_and_apart_from_the_rest() {
+        let late = Done { finish_reason: FinishReason::Timeout, ..done(10, 21) };
+        let (mut answers, now) = of(&[done(10, 21), late]);
+        answers.fail(Code::QueueFull, Duration::from_millis(3));
+        answers.fail(Code::QueueFull, Duration::from_millis(30));
+        let all = answers.distributions();
+        let durations = all.iter().filter(|told| told.quantity == Quantity::RequestDuration);
+        let counts: Vec<_> = durations.map(|told| (told.error, told.count, told.sum_s)).collect();
+        let expected = [(None, 1, 7.0), (Some(Code::Timeout), 1, 7.0), (Some(Code::QueueFull), 2, 0.033)];
+        assert_eq!(counts, expected);
+        // A person who waited until the time was up did wait that long.
+        assert_eq!(answers.latency(now).total_ms.all.count, 2);
     }
 }

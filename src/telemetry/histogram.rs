@@ -9,7 +9,7 @@ const OCTAVE_BITS: u32 = 5;
 
 /// Durations are counted in microseconds up to this one, 24 h; longer ones count as this one.
 const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
-const BUCKETS: usize = bucket(LONGEST_US) + 1;
+pub(super) const BUCKETS: usize = bucket(LONGEST_US) + 1;
 
 /// Counts durations from 1 µs to 24 h; 4 KiB, whatever comes.
 #[derive(Debug, Clone)]
@@ -27,10 +27,14 @@ impl Default for Histogram {
 impl Histogram {
     /// Counts one duration.
     pub fn record(&mut self, duration: Duration) {
-        let us = u64::try_from(duration.as_micros()).unwrap_or(LONGEST_US);
-        let slot = &mut self.buckets[bucket(us.min(LONGEST_US))];
-        *slot = slot.saturating_add(1);
-        self.count += 1;
+        self.add(Place::of(duration), 1);
+    }
+
+    /// Counts so many durations that belong in one place.
+    pub fn add(&mut self, Place(index): Place, count: u32) {
+        let slot = &mut self.buckets[usize::from(index)];
+        *slot = slot.saturating_add(count);
+        self.count += u64::from(count);
     }
 
     /// How many were counted, exactly.
@@ -47,6 +51,18 @@ impl Histogram {
             seen >= rank
         };
         self.buckets.iter().position(reached).map(|index| Duration::from_nanos(middle_ns(index)))
+    }
+}
+
+/// The bucket that a duration is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(u16);
+
+impl Place {
+    /// Of this duration.
+    pub fn of(duration: Duration) -> Self {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(LONGEST_US);
+        Place(u16::try_from(bucket(us.min(LONGEST_US))).expect("there are about a thousand buckets"))
     }
 }
 
@@ -68,18 +84,18 @@ fn middle_ns(index: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Numbers that look random and are the same in each run (a 64-bit linear generator).
-    fn random(seed: u64) -> impl Iterator<Item = u64> {
+    pub(in crate::telemetry) fn random(seed: u64) -> impl Iterator<Item = u64> {
         let step =
             |x: &u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
         std::iter::successors(Some(seed), step).skip(1).map(|x| x >> 33)
     }
 
     /// From microseconds to hours, each power of two as likely as the next.
-    fn durations(seed: u64, count: usize) -> Vec<u64> {
+    pub(in crate::telemetry) fn durations(seed: u64, count: usize) -> Vec<u64> {
         let exponents = random(seed).map(|x| x % 36);
         random(seed + 1).zip(exponents).map(|(x, e)| (1 << e) + x % (1 << e)).take(count).collect()
     }

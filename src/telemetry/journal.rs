@@ -67,9 +67,10 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::answers::tests::done;
     use super::super::{Snapshot, Telemetry};
     use super::*;
-    use crate::protocol::{Method, MqttLink, Reading, Timings, Usage};
+    use crate::protocol::{Done, Method, MqttLink, Reading, Timings};
     use std::time::{Instant, SystemTime};
 
     fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
@@ -87,7 +88,7 @@ mod tests {
         telemetry.observe(now + std::time::Duration::from_secs(10), host);
         telemetry.set_link(MqttLink::default());
         let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
-        telemetry.completed(&Usage { prompt_tokens: 5, completion_tokens: 9 }, &timings, None);
+        telemetry.completed(&Done { timings, ..done(5, 9) });
         telemetry.set_queue(2, 1);
         telemetry.report(SystemTime::UNIX_EPOCH)
     }

@@ -4,27 +4,32 @@
 //! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
 
 mod answers;
+mod buckets;
 pub mod energy;
 pub mod histogram;
 mod journal;
 pub mod log;
 pub mod prometheus;
 pub mod sensors;
+mod spread;
 pub mod textfile;
 mod time;
+mod window;
 
+pub use buckets::{Distribution, Quantity};
 pub use journal::{journal_line, write_journal};
 pub use time::rfc3339;
 
 use crate::protocol::{
-    Cache, Cpu, Energy, Memory, MqttLink, Reading, Report, RequestEnergy, Requests, Screen, Timings, Usage,
+    Cache, Code, Cpu, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
+    Screen,
 };
 use answers::Answers;
 use energy::Meter;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Everything counted since the daemon started. Shared by `Arc`; no call waits for more than
 /// another one's sums.
@@ -38,6 +43,8 @@ pub struct Telemetry {
     budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
+    /// Refused, or out of time while answered; without what clients cancelled and what a stop cut off.
+    failed: Counter,
     queued: Counter,
     running: Counter,
     cache_hits: Counter,
@@ -89,6 +96,7 @@ impl Telemetry {
             budget_exceeded: Counter::default(),
             cancelled: Counter::default(),
             timed_out: Counter::default(),
+            failed: Counter::default(),
             queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
@@ -106,30 +114,40 @@ impl Telemetry {
         self.received.add();
     }
 
-    /// A request was given an `error` event.
+    /// Something was given an `error` event at a door: it is no request, or goes no further.
     pub fn refused(&self) {
         self.refused.add();
+        self.failed.add();
     }
 
-    /// A request was refused for want of memory; it counts as refused too.
-    pub fn budget_exceeded(&self) {
-        self.budget_exceeded.add();
+    /// A request that was taken in was given an `error` event, `took` after it came.
+    pub fn failed(&self, code: Code, took: Duration) {
+        self.refused.add();
+        match code {
+            Code::Cancelled => self.cancelled.add(),
+            Code::Timeout => self.timed_out.add(),
+            Code::BudgetExceeded => self.budget_exceeded.add(),
+            _ => {}
+        }
+        // Neither is a fault of anybody's.
+        if !matches!(code, Code::Cancelled | Code::ShuttingDown) {
+            self.failed.add();
+        }
+        locked(&self.answers).fail(code, took);
     }
 
-    /// A request was cancelled by its client.
-    pub fn cancelled(&self) {
-        self.cancelled.add();
-    }
-
-    /// A request ran out of time.
-    pub fn timed_out(&self) {
-        self.timed_out.add();
-    }
-
-    /// An answer was computed to its end; `joules` is what it cost, where known.
-    pub fn completed(&self, usage: &Usage, timings: &Timings, joules: Option<f64>) {
+    /// An answer was computed to its end, or to what cut it short.
+    pub fn completed(&self, done: &Done) {
         self.completed.add();
-        locked(&self.answers).add(usage, timings, joules);
+        match done.finish_reason {
+            FinishReason::Cancelled => self.cancelled.add(),
+            FinishReason::Timeout => {
+                self.timed_out.add();
+                self.failed.add();
+            }
+            FinishReason::Stop | FinishReason::Length => {}
+        }
+        locked(&self.answers).add(Instant::now(), done);
     }
 
     /// What screening the head did since start.
@@ -203,6 +221,12 @@ impl Telemetry {
         Some(RequestEnergy { joules, joules_above_idle: None, joules_per_token: None, method })
     }
 
+    /// Latencies since start at fixed bounds: those of answers, one a quantity, then the durations of what
+    /// failed, one for each reason there was.
+    pub fn distributions(&self) -> Vec<Distribution> {
+        locked(&self.answers).distributions()
+    }
+
     /// Tokens a second while answers are generated; `None` before the first.
     pub fn tokens_per_second(&self) -> Option<f64> {
         locked(&self.answers).throughput().tokens_per_second
@@ -219,7 +243,7 @@ impl Telemetry {
             thermal: host.thermal.clone(),
             cpu: Cpu { thread_limit: self.thread_limit(), ..host.cpu.clone() },
             memory: Memory { budget_bytes: self.budget_bytes, ..host.memory.clone() },
-            latency: answers.latency(),
+            latency: answers.latency(Instant::now()),
             throughput: answers.throughput(),
             requests: self.requests(),
             energy: self.energy(&answers),
@@ -255,7 +279,7 @@ impl Telemetry {
             joules_above_idle: None,
             requests_joules: answers.joules(),
             joules_per_token: answers.joules_per_token(),
-            joules_per_token_above_idle: None,
+            joules_per_token_above_idle: answers.joules_per_token_above_idle(),
             idle_watts: None,
             method,
             source,
@@ -285,9 +309,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::answers::tests::done;
     use super::*;
     use crate::protocol::Method;
-    use std::time::Duration;
 
     fn watts(value: f64) -> Reading {
         let (source, scope) = ("/sys/p".into(), "as wired".into());
@@ -314,9 +338,9 @@ mod tests {
         telemetry.received();
         telemetry.received();
         telemetry.refused();
-        telemetry.budget_exceeded();
-        telemetry.cancelled();
-        telemetry.timed_out();
+        for code in [Code::BudgetExceeded, Code::Cancelled, Code::Timeout] {
+            telemetry.failed(code, Duration::from_secs(1));
+        }
         telemetry.cache_hit();
         telemetry.cache_miss();
         telemetry.set_queue(3, 1);
@@ -324,7 +348,7 @@ mod tests {
         let expected = Requests {
             received: 2,
             completed: 1,
-            refused: 1,
+            refused: 4,
             budget_exceeded: 1,
             cancelled: 1,
             timed_out: 1,
@@ -342,11 +366,7 @@ mod tests {
         let end = start + Duration::from_secs(10);
         let cost = telemetry.energy_between(start + Duration::from_secs(6), end).expect("known");
         assert!((cost.joules - 20.0).abs() < 1e-9, "{cost:?}");
-        telemetry.completed(
-            &Usage { prompt_tokens: 3, completion_tokens: 10 },
-            &Timings::default(),
-            Some(cost.joules),
-        );
+        telemetry.completed(&Done { energy: Some(cost), ..done(3, 10) });
         let energy = report(&telemetry).energy.expect("power was read");
         assert_eq!((energy.joules, energy.joules_per_token), (50.0, Some(2.0)));
         assert_eq!((energy.source.as_str(), energy.scope.as_str()), ("/sys/p", "as wired"));
