@@ -259,7 +259,8 @@ impl MqttKeys {
         let tls = self.encryption()?;
         let prefix = topic_levels(self.prefix.take(), "bitnetd", "prefix")?;
         let discovery = self.discovery.unwrap_or(true);
-        let discovery_prefix = topic_levels(self.discovery_prefix.take(), "homeassistant", "discovery_prefix")?;
+        let discovery_prefix =
+            topic_levels(self.discovery_prefix.take(), "homeassistant", "discovery_prefix")?;
         let group = self.group.take();
         if let Some(group) = &group {
             check_group(group, device)?;

@@ -495,9 +495,14 @@ mod tests {
         };
         assert_eq!(textfile(""), Ok(None));
         assert_eq!(textfile("/var/lib/x/bitnetd.prom"), Ok(Some("/var/lib/x/bitnetd.prom".into())));
-        for (wrong, way_out) in [("bitnetd.prom", "begin it with /"), ("/x/bitnetd.txt", ".prom"), ("/x/.prom", ".prom")] {
+        for (wrong, way_out) in
+            [("bitnetd.prom", "begin it with /"), ("/x/bitnetd.txt", ".prom"), ("/x/.prom", ".prom")]
+        {
             let said = textfile(wrong).expect_err("a mistake").to_string();
-            assert!(said.starts_with("bitnetd.toml:2: telemetry.textfile: ") && said.contains(way_out), "{said}");
+            assert!(
+                said.starts_with("bitnetd.toml:2: telemetry.textfile: ") && said.contains(way_out),
+                "{said}"
+            );
         }
     }
 

@@ -6,6 +6,8 @@
 mod admission;
 mod budget;
 mod cache;
+mod controls;
+mod export;
 mod health;
 mod heap;
 mod pressure;
@@ -24,11 +26,11 @@ use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
-use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
-use crate::transport::mqtt::{self, LinkState};
+use crate::telemetry::{About, Telemetry};
+use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
-use crate::transport::{Inbound, Pulse};
+use crate::transport::{Control, Inbound, Pulse};
 use log::{error, info, warn};
 use queue::Queue;
 use reload::Settings;
@@ -46,6 +48,8 @@ use worker::{Facts, Worker};
 /// Requests on their way from the doors to the queue, at least: where there are more, the socket
 /// waits and the broker link refuses.
 const INTAKE: usize = 32;
+/// Controls on their way from the broker link to whom they concern, which takes each at once.
+const CONTROLS: usize = 8;
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
@@ -152,8 +156,9 @@ pub async fn run(
     queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
-    let (interval, _) = watch::channel(config.telemetry.interval);
-    let settings = Settings { running: config, reread, queue: Arc::clone(&queue), interval };
+    telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
+    telemetry.set_thread_limit(config.budget.threads);
+    let settings = Settings::new(config, reread, Arc::clone(&queue));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
@@ -240,8 +245,10 @@ impl Daemon {
             self.draining.clone(),
             self.close.clone(),
         ));
-        let link = self.open_mqtt(&mut doors, intake, latest, facts, plan);
+        let (controls, asked) = mpsc::channel(CONTROLS);
+        let link = self.open_mqtt(&mut doors, (intake, controls), latest, facts, plan);
         let mut company = self.keep_company(requests, reports, link, &facts.model);
+        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -268,14 +275,14 @@ impl Daemon {
         let (model, seen) = (model.to_owned(), link.clone());
         let observer =
             systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
-        let interval = self.settings.interval.subscribe();
         let sampler = Sampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
             queue: queue.clone(),
             link,
         };
-        let reporter = Reporter { reports, telemetry: telemetry.clone(), interval };
+        let (interval, textfile) = (self.settings.interval.subscribe(), self.settings.textfile.subscribe());
+        let reporter = Reporter::new(reports, telemetry.clone(), interval, textfile);
         let mut company = JoinSet::new();
         company.spawn(admit(requests, queue.clone(), telemetry.clone()));
         company.spawn(sweep(queue.clone()));
@@ -289,7 +296,7 @@ impl Daemon {
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
-        requests: mpsc::Sender<Inbound>,
+        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         facts: &Facts,
         plan: &Plan,
@@ -304,6 +311,9 @@ impl Daemon {
             info: info_payload(running, facts, plan),
             window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
+            controls,
+            home: Some(Home { model: facts.model.clone() }),
+            threads: running.budget.threads,
             telemetry,
             interval: self.settings.interval.subscribe(),
             state,
@@ -423,10 +433,9 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new(0));
         let (_, plan) = plan(&running).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
-        let (interval, _) = watch::channel(running.telemetry.interval);
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings { running, reread, queue: queue.clone(), interval },
+            settings: Settings::new(running, reread, queue.clone()),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,

@@ -423,7 +423,11 @@ mod tests {
         assert_eq!((tuner.next(1).threads, tuner.outside_layers()), (4, 4));
         assert_eq!(settle(&mut tuner, 64, 30, fast).0, 4);
         tuner.limit(0);
-        assert_eq!((tuner.next(1).threads, tuner.next(64).threads), (1, 1), "the caller's own is always used");
+        assert_eq!(
+            (tuner.next(1).threads, tuner.next(64).threads),
+            (1, 1),
+            "the caller's own is always used"
+        );
     }
 
     #[test]

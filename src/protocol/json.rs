@@ -219,9 +219,9 @@ pub fn cancel_topic(bytes: &[u8]) -> Result<Cancelled, Refusal> {
 /// Reads a payload of the thread limit's topic: a whole number in digits, as `2` or `2.0`.
 pub fn thread_limit(bytes: &[u8]) -> Result<usize, Refusal> {
     let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
-    let number = text.split_once('.').map_or(text, |(whole, rest)| {
-        if rest.bytes().all(|digit| digit == b'0') { whole } else { "" }
-    });
+    let number = text
+        .split_once('.')
+        .map_or(text, |(whole, rest)| if rest.bytes().all(|digit| digit == b'0') { whole } else { "" });
     // `parse` would take a sign as well, and no machine has more than 999,999 threads.
     let is_number = !number.is_empty() && number.len() <= 6 && number.bytes().all(|b| b.is_ascii_digit());
     let said = || invalid("no number of threads; send one in digits, as 2");
@@ -492,7 +492,9 @@ mod tests {
         for (text, number) in [("2", 2), (" 3\n", 3), ("4.0", 4), ("0", 0)] {
             assert_eq!(thread_limit(text.as_bytes()), Ok(number), "{text}");
         }
-        for wrong in ["", "two", "2.5", "-1", "+1", "1e3", "0x2", ".", ".0", "12345678901234567890", "\u{661}"] {
+        for wrong in
+            ["", "two", "2.5", "-1", "+1", "1e3", "0x2", ".", ".0", "12345678901234567890", "\u{661}"]
+        {
             assert!(thread_limit(wrong.as_bytes()).is_err(), "{wrong}");
         }
         assert!(thread_limit(b"\xff").is_err());

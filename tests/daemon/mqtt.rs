@@ -3,6 +3,7 @@
 mod bench;
 mod durable;
 mod group;
+mod home;
 mod tls;
 mod v311;
 mod wire;

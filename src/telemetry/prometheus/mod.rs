@@ -4,9 +4,9 @@
 //! with `bitnetd_` and are in base units. A sample that is not known is left out, and a family of none with it.
 //! Deliberately knows no door: who asks gets a string.
 
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
@@ -19,21 +19,29 @@ use text::{Label, Text};
 /// What the text is, for a door that says so.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything at once, as it is `now`. Below 32 KiB as long as its labels are of the usual length.
+/// Longest name of a model that is told, in bytes: it stands in most lines of the histograms.
+const LONGEST_NAME: usize = 32;
+
+/// Everything at once, as it is `now`. Below 64 KiB, as JSON text too, whatever failed and whatever the model's name.
 pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     let report = telemetry.report(now);
     let about = telemetry.about();
-    let model = about.map(|about| about.model.as_str());
+    let model = about.map(|about| name(&about.model));
     let mut text = Text::default();
-    if let Some(about) = about {
-        let labels =
-            [("version", env!("CARGO_PKG_VERSION")), ("model", &about.model), ("kernel", &about.kernel)];
+    if let (Some(about), Some(model)) = (about, &model) {
+        let labels = [("version", env!("CARGO_PKG_VERSION")), ("model", model), ("kernel", &about.kernel)];
         text.gauge("bitnetd_build_info", "What runs here.").sample(&labels, Some(1.0));
     }
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
-    latencies(&mut text, &telemetry.distributions(), model);
+    latencies(&mut text, &telemetry.distributions(), model.as_deref());
     everything_else(&mut text, &report);
     text.finish()
+}
+
+/// A model's name without what needs escaping: its file may call it anything.
+fn name(model: &str) -> String {
+    let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
+    model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
 }
 
 fn everything_else(text: &mut Text, report: &Report) {
@@ -73,8 +81,11 @@ fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {
         for found in all.iter().filter(|found| found.quantity == quantity) {
             let error = found.error.map(|code| word(&code));
             let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
-            labels.extend(model.map(|model| ("gen_ai_request_model", model)));
-            labels.extend(error.as_deref().map(|error| ("error_type", error)));
+            // There is one model, and of failures there may be many kinds.
+            labels.extend(match &error {
+                Some(error) => Some(("error_type", error.as_str())),
+                None => model.map(|model| ("gen_ai_request_model", model)),
+            });
             family = family.distribution(&labels, found);
         }
     }
@@ -92,7 +103,8 @@ fn requests(text: &mut Text, requests: &Requests, cache: &Cache) {
     text.counter("bitnetd_requests_received_total", "Requests read, over every door.").count(received);
     text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
         .count(completed);
-    text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.").count(refused);
+    text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")
+        .count(refused);
     text.counter("bitnetd_requests_budget_exceeded_total", "Of the refused, for want of memory.")
         .count(budget_exceeded);
     text.counter("bitnetd_requests_cancelled_total", "Of both, cancelled.").count(cancelled);
@@ -115,7 +127,8 @@ fn throughput(text: &mut Text, throughput: &Throughput) {
     text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
     text.counter("bitnetd_screen_scans_total", "Times that the whole head was read instead.").count(scans);
-    text.counter("bitnetd_screen_checks_total", "Times that it was compared with the whole head.").count(checks);
+    text.counter("bitnetd_screen_checks_total", "Times that it was compared with the whole head.")
+        .count(checks);
     text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
 }
 
@@ -148,8 +161,11 @@ fn power(text: &mut Text, power: Option<&Reading>, energy: Option<&Energy>) {
         .sample(&labels, Some(energy.joules));
     text.counter("bitnetd_energy_above_idle_joules_total", "Of it, what was drawn beyond the idle power.")
         .sample(&labels, energy.joules_above_idle);
-    text.counter("bitnetd_requests_energy_joules_total", "Of it, what was drawn while requests were computed.")
-        .sample(&labels, Some(energy.requests_joules));
+    text.counter(
+        "bitnetd_requests_energy_joules_total",
+        "Of it, what was drawn while requests were computed.",
+    )
+    .sample(&labels, Some(energy.requests_joules));
     text.gauge("bitnetd_energy_joules_per_token", "Energy for each generated token, since start.")
         .sample(&labels, energy.joules_per_token);
     text.gauge("bitnetd_energy_above_idle_joules_per_token", "The same beyond the idle power.")
@@ -194,7 +210,13 @@ fn cpu(text: &mut Text, cpu: &Cpu) {
     text.gauge("bitnetd_thread_limit", "Threads that may compute.")
         .plain(cpu.thread_limit.map(|threads| threads as f64));
     text.gauge("bitnetd_load1", "One-minute load average of the host.").plain(cpu.load_1m);
-    reading(text, "bitnetd_cpu_frequency_hertz", "Of the fastest processor now.", cpu.frequency.as_ref(), 1e6);
+    reading(
+        text,
+        "bitnetd_cpu_frequency_hertz",
+        "Of the fastest processor now.",
+        cpu.frequency.as_ref(),
+        1e6,
+    );
     text.gauge("bitnetd_cpu_frequency_max_hertz", "What that may be at most.")
         .plain(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
 }
@@ -213,12 +235,16 @@ fn memory(text: &mut Text, memory: &Memory) {
         .plain(bytes(memory.group_bytes));
     text.gauge("bitnetd_memory_group_peak_bytes", "The most that the control group ever had.")
         .plain(bytes(memory.group_peak_bytes));
-    text.counter("bitnetd_memory_oom_kills_total", "Processes of the control group killed for want of memory.")
-        .plain(bytes(memory.oom_kills));
+    text.counter(
+        "bitnetd_memory_oom_kills_total",
+        "Processes of the control group killed for want of memory.",
+    )
+    .plain(bytes(memory.oom_kills));
 }
 
 fn pressure(text: &mut Text, cpu: &Cpu, memory: &Memory) {
-    let mut family = text.gauge("bitnetd_pressure_ratio", "Share of the time that tasks waited for a resource.");
+    let mut family =
+        text.gauge("bitnetd_pressure_ratio", "Share of the time that tasks waited for a resource.");
     for (resource, found) in [("cpu", cpu.pressure), ("memory", memory.pressure)] {
         let Some(Pressure { some_10s, some_60s, full_10s }) = found else { continue };
         let labels = |kind, window| [("resource", resource), ("kind", kind), ("window", window)];
@@ -232,8 +258,11 @@ fn pressure(text: &mut Text, cpu: &Cpu, memory: &Memory) {
 fn mqtt(text: &mut Text, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_connected", "Whether the broker is connected.").count(link.connected.into());
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
-    text.counter("bitnetd_mqtt_sessions_lost_total", "Connections on which the broker knew no session of ours.")
-        .count(link.sessions_lost);
+    text.counter(
+        "bitnetd_mqtt_sessions_lost_total",
+        "Connections on which the broker knew no session of ours.",
+    )
+    .count(link.sessions_lost);
     text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);
     text.counter("bitnetd_mqtt_duplicates_total", "Prompts that came again.").count(link.duplicates);
     text.counter("bitnetd_mqtt_resent_total", "Of these, those given their answer again.").count(link.resent);

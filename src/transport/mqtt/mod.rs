@@ -6,8 +6,8 @@
 //! topics), `discovery` (what Home Assistant is told), `outbox` (replies until the broker has them) and `keeping` (which of these outlive the
 //! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
-//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
-//! come as bytes, and how the link fares goes out as [`LinkState`].
+//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says but for which sensors answer:
+//! reports come as bytes, and how the link fares goes out as [`LinkState`].
 
 mod answered;
 mod arrivals;

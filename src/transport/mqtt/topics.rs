@@ -397,9 +397,12 @@ mod tests {
         assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/a");
         let given_up = of_kitchens().left_over(topic);
-        for filter in
-            ["$share/attic/old/attic/prompt/+", "old/attic/prompt", "old/attic/cancel", "old/attic/threads/set"]
-        {
+        for filter in [
+            "$share/attic/old/attic/prompt/+",
+            "old/attic/prompt",
+            "old/attic/cancel",
+            "old/attic/threads/set",
+        ] {
             assert!(given_up.iter().any(|one| one == filter), "{filter}: {given_up:?}");
         }
         assert!(of_kitchens().left_over(b"bitnetd/cellar/prompt").is_empty());

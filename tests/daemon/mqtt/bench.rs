@@ -5,7 +5,7 @@ use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
-use bitnetd::transport::{Inbound, Pulse};
+use bitnetd::transport::{Control, Inbound, Pulse};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Happened, MqttOptions};
@@ -24,6 +24,7 @@ pub const QUIET: Duration = Duration::from_millis(700);
 /// An open door.
 pub struct Bench {
     pub requests: mpsc::Receiver<Inbound>,
+    pub controls: mpsc::Receiver<Control>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub state: watch::Receiver<LinkState>,
     pub draining: CancellationToken,
@@ -42,6 +43,7 @@ impl Bench {
     /// A door that may not be connected yet.
     pub fn with(config: Mqtt, change: impl FnOnce(&mut Door)) -> Self {
         let (sender, requests) = mpsc::channel(4);
+        let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
         let (shown, state) = watch::channel(LinkState::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
@@ -52,6 +54,10 @@ impl Bench {
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
             requests: sender,
+            controls: asked,
+            // Home Assistant is nothing to the other tests.
+            home: None,
+            threads: 4,
             telemetry: reports,
             interval: watch::channel(Duration::from_secs(10)).1,
             state: shown,
@@ -65,7 +71,7 @@ impl Bench {
         change(&mut door);
         let mut task = JoinSet::new();
         task.spawn(run(door));
-        Bench { requests, telemetry, state, draining, close, task }
+        Bench { requests, controls, telemetry, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

@@ -79,7 +79,9 @@ impl Desk {
         match &told {
             None => {}
             Some(Err(said)) => log::warn!("{place}: {said}"),
-            Some(Ok(())) if discovery.is_wanted() => log::debug!("{place}: described on {}", discovery.topic()),
+            Some(Ok(())) if discovery.is_wanted() => {
+                log::debug!("{place}: described on {}", discovery.topic())
+            }
             Some(Ok(())) => log::info!("{place}: taken back what was on {}", discovery.topic()),
         }
         told.is_some()

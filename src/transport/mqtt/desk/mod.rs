@@ -94,7 +94,10 @@ impl Desk {
         self.pump(Instant::now());
         self.report();
         let turn = Some(Instant::now() + self.door.turn);
-        let due = [self.link.due(), self.store.due(), self.home_due(), self.closing, turn].into_iter().flatten().min();
+        let due = [self.link.due(), self.store.due(), self.home_due(), self.closing, turn]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
@@ -271,7 +274,8 @@ impl Desk {
             }
         }
         if let Some(Err(reason)) = granted.home {
-            let said = "may not subscribe to Home Assistant's birth, so it is told of this device at connects only";
+            let said =
+                "may not subscribe to Home Assistant's birth, so it is told of this device at connects only";
             log::warn!("{}: {said} ({reason})", self.place());
         }
         if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
@@ -440,7 +444,8 @@ impl Desk {
 
     /// Telemetry is at QoS 0 and bypasses the outbox: a later report says more than a kept one.
     fn mention_telemetry(&mut self) {
-        if let Some(report) = self.door.telemetry.borrow_and_update().clone() {
+        let report = self.door.telemetry.borrow_and_update().clone();
+        if let Some(report) = report {
             self.mention_report(report.to_vec());
         }
         self.look_at_sources(Instant::now());

@@ -77,7 +77,8 @@ impl Discovery {
             threads: door.threads,
         };
         let own_birth = format!("{prefix}/status");
-        let births = [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
+        let births =
+            [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
         Discovery {
             subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
