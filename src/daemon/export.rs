@@ -54,15 +54,25 @@ impl Exporter {
         }
         let Some(path) = wanted else { return };
         let (text, condition) = (render(), Arc::clone(&self.condition));
-        self.writing = Some(spawn_blocking(move || {
+        self.writing = Some(on_the_disk(move || {
             let written = textfile::write(&path, &text);
-            match super::locked(&condition).note(&written) {
+            let news = super::locked(&condition).note(&written);
+            match news {
                 None => {}
                 Some(News::Works) => info!("telemetry.textfile: {} is written again", path.display()),
-                Some(News::Failed(said)) => warn!(
-                    "telemetry.textfile: {said}; the folder must be there and writable (under systemd: ReadWritePaths=)"
-                ),
+                Some(News::Failed(said)) => {
+                    let way_out = "its folder must be there and writable (under systemd: ReadWritePaths=)";
+                    warn!("telemetry.textfile: {said}; {way_out}");
+                }
             }
         }));
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a few KiB, one writing at a time, on the thread that may block"
+)]
+fn on_the_disk(job: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    spawn_blocking(job)
 }
