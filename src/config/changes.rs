@@ -3,7 +3,7 @@
 //! Each section is taken apart field by field, so that a new setting does not compile before it is listed here.
 
 use super::{
-    Budget, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket, Telemetry, Tls,
+    Alerts, Budget, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket, Telemetry, Tls,
 };
 use std::path::Path;
 
@@ -35,7 +35,7 @@ impl Config {
     /// What would change if `wanted` took this one's place.
     pub fn changes(&self, wanted: &Config) -> Changes {
         let mut changes = Changes::default();
-        let Config { device, model, budget, socket, mqtt, queue, telemetry, log } = self;
+        let Config { device, model, budget, socket, mqtt, queue, telemetry, alerts, log } = self;
         device.compare(&wanted.device, &mut changes);
         model.compare(&wanted.model, &mut changes);
         budget.compare(&wanted.budget, &mut changes);
@@ -46,6 +46,7 @@ impl Config {
         }
         queue.compare(&wanted.queue, &mut changes);
         telemetry.compare(&wanted.telemetry, &mut changes);
+        alerts.compare(&wanted.alerts, &mut changes);
         log.compare(&wanted.log, &mut changes);
         changes
     }
@@ -55,6 +56,7 @@ impl Config {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
         self.telemetry = wanted.telemetry.clone();
+        self.alerts = wanted.alerts.clone();
         self.log = wanted.log.clone();
     }
 }
@@ -171,6 +173,37 @@ impl Telemetry {
     }
 }
 
+impl Alerts {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Alerts {
+            hold,
+            temperature_c,
+            throttled,
+            under_voltage,
+            memory_percent,
+            cpu_percent,
+            tokens_per_second,
+            error_percent,
+            ttft_ms,
+            queue_percent,
+            broker_link_s,
+            storage,
+        } = self;
+        changes.live("alerts.hold_s", *hold != wanted.hold);
+        changes.live("alerts.temperature_c", *temperature_c != wanted.temperature_c);
+        changes.live("alerts.throttled", *throttled != wanted.throttled);
+        changes.live("alerts.under_voltage", *under_voltage != wanted.under_voltage);
+        changes.live("alerts.memory_percent", *memory_percent != wanted.memory_percent);
+        changes.live("alerts.cpu_percent", *cpu_percent != wanted.cpu_percent);
+        changes.live("alerts.tokens_per_second", *tokens_per_second != wanted.tokens_per_second);
+        changes.live("alerts.error_percent", *error_percent != wanted.error_percent);
+        changes.live("alerts.ttft_ms", *ttft_ms != wanted.ttft_ms);
+        changes.live("alerts.queue_percent", *queue_percent != wanted.queue_percent);
+        changes.live("alerts.broker_link_s", *broker_link_s != wanted.broker_link_s);
+        changes.live("alerts.storage", *storage != wanted.storage);
+    }
+}
+
 impl Log {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
         let Log { level } = self;
@@ -198,6 +231,19 @@ mod tests {
         queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
         telemetry = { interval_s = 4, textfile = "/t.prom" }
         log.level = "warn"
+        [alerts]
+        hold_s = 1
+        temperature_c = 70
+        throttled = false
+        under_voltage = false
+        memory_percent = 90
+        cpu_percent = 99
+        tokens_per_second = 0.5
+        error_percent = 10
+        ttft_ms = 3000
+        queue_percent = 50
+        broker_link_s = 10
+        storage = false
         [mqtt]
         host = "b"
         port = 1884
@@ -241,9 +287,12 @@ mod tests {
     fn what_was_adopted_differs_no_more_and_the_rest_still_does() {
         let (mut running, wanted) = (config(BEFORE), config(AFTER));
         let before = running.changes(&wanted);
+        let (alerts, others): (Vec<_>, Vec<_>) =
+            before.live.iter().copied().partition(|key| key.starts_with("alerts."));
         let live =
             ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "telemetry.textfile", "log.level"];
-        assert_eq!(before.live, live);
+        assert_eq!(others, live);
+        assert_eq!(alerts.len(), 12);
         running.adopt(&wanted);
         let after = running.changes(&wanted);
         assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });

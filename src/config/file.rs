@@ -4,8 +4,8 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::{
-    Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level, Log,
-    Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    Alerts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout, KvCache, Level,
+    Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ pub(super) struct File {
     mqtt: MqttKeys,
     queue: QueueKeys,
     telemetry: TelemetryKeys,
+    alerts: AlertsKeys,
     log: LogKeys,
 }
 
@@ -104,6 +105,23 @@ pub(super) struct TelemetryKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct AlertsKeys {
+    hold_s: Option<u64>,
+    temperature_c: Option<f64>,
+    throttled: Option<bool>,
+    under_voltage: Option<bool>,
+    memory_percent: Option<f64>,
+    cpu_percent: Option<f64>,
+    tokens_per_second: Option<f64>,
+    error_percent: Option<f64>,
+    ttft_ms: Option<f64>,
+    queue_percent: Option<f64>,
+    broker_link_s: Option<f64>,
+    storage: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct LogKeys {
     level: Option<String>,
 }
@@ -148,6 +166,7 @@ impl File {
             device,
             queue: self.queue.checked()?,
             telemetry: self.telemetry.checked()?,
+            alerts: self.alerts.checked()?,
             log: self.log.checked()?,
         })
     }
@@ -388,6 +407,35 @@ fn check_textfile(path: &Path) -> Checked<()> {
         return Ok(());
     };
     Err(Mistake("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
+}
+
+impl AlertsKeys {
+    fn checked(self) -> Checked<Alerts> {
+        let hold = within("alerts", "hold_s", self.hold_s.unwrap_or(20), 0..=3600)?;
+        Ok(Alerts {
+            hold: Duration::from_secs(hold),
+            temperature_c: threshold("temperature_c", self.temperature_c, 80.0, 120.0)?,
+            throttled: self.throttled.unwrap_or(true),
+            under_voltage: self.under_voltage.unwrap_or(true),
+            memory_percent: threshold("memory_percent", self.memory_percent, 95.0, 100.0)?,
+            cpu_percent: threshold("cpu_percent", self.cpu_percent, 0.0, 100.0)?,
+            tokens_per_second: threshold("tokens_per_second", self.tokens_per_second, 0.0, 1e6)?,
+            error_percent: threshold("error_percent", self.error_percent, 50.0, 100.0)?,
+            ttft_ms: threshold("ttft_ms", self.ttft_ms, 0.0, 86_400_000.0)?,
+            queue_percent: threshold("queue_percent", self.queue_percent, 90.0, 100.0)?,
+            broker_link_s: threshold("broker_link_s", self.broker_link_s, 60.0, 86_400.0)?,
+            storage: self.storage.unwrap_or(true),
+        })
+    }
+}
+
+/// What an alert compares with; `None` where it is switched off.
+fn threshold(key: &'static str, value: Option<f64>, default: f64, most: f64) -> Checked<Option<f64>> {
+    let value = value.unwrap_or(default);
+    if (0.0..=most).contains(&value) {
+        return Ok((value > 0.0).then_some(value));
+    }
+    Err(Mistake("alerts", key, format!("{value} is outside 0 to {most}; 0 switches the alert off")))
 }
 
 impl LogKeys {

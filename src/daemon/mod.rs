@@ -26,6 +26,7 @@ use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
+use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, Home, LinkState};
@@ -50,6 +51,8 @@ use worker::{Facts, Worker};
 const INTAKE: usize = 32;
 /// Controls on their way from the broker link to whom they concern, which takes each at once.
 const CONTROLS: usize = 8;
+/// Alerts on their way to the broker link, which takes each at once: two of every kind.
+const ALERTS: usize = 2 * Kind::ALL.len();
 /// Time for the last replies to reach the broker on a stop.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
@@ -127,6 +130,7 @@ pub async fn run(
     let mut signals =
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
+    telemetry.set_alert_rules(config.alerts.clone());
     let sensors = Arc::new(Mutex::new(Sensors::new(Path::new("/"))));
     let (listener, place) = socket(&config)?;
     let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
@@ -158,7 +162,7 @@ pub async fn run(
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
-    let settings = Settings::new(config, reread, Arc::clone(&queue));
+    let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
@@ -246,8 +250,10 @@ impl Daemon {
             self.close.clone(),
         ));
         let (controls, asked) = mpsc::channel(CONTROLS);
-        let link = self.open_mqtt(&mut doors, (intake, controls), latest, facts, plan);
-        let mut company = self.keep_company(requests, reports, link, &facts.model);
+        let (alerts, raised) = mpsc::channel(ALERTS);
+        let link = self.open_mqtt(&mut doors, (intake, controls), latest, raised, facts, plan);
+        let alerts = link.is_some().then_some(alerts);
+        let mut company = self.keep_company(requests, reports, link, alerts, &facts.model);
         company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
@@ -268,6 +274,7 @@ impl Daemon {
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
         link: Option<watch::Receiver<LinkState>>,
+        alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
     ) -> JoinSet<()> {
         let (queue, telemetry) = (&self.queue, &self.telemetry);
@@ -280,6 +287,8 @@ impl Daemon {
             telemetry: telemetry.clone(),
             queue: queue.clone(),
             link,
+            alerts,
+            depth: self.settings.running.queue.depth,
         };
         let (interval, textfile) = (self.settings.interval.subscribe(), self.settings.textfile.subscribe());
         let reporter = Reporter::new(reports, telemetry.clone(), interval, textfile);
@@ -298,6 +307,7 @@ impl Daemon {
         doors: &mut JoinSet<()>,
         (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+        alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
         plan: &Plan,
     ) -> Option<watch::Receiver<LinkState>> {
@@ -315,6 +325,7 @@ impl Daemon {
             home: Some(Home { model: facts.model.clone() }),
             threads: running.budget.threads,
             telemetry,
+            alerts,
             interval: self.settings.interval.subscribe(),
             state,
             counters: Arc::clone(&self.telemetry),
@@ -435,7 +446,7 @@ mod tests {
         let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings::new(running, reread, queue.clone()),
+            settings: Settings::new(running, reread, queue.clone(), telemetry.clone()),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,

@@ -4,7 +4,7 @@
 
 use super::queue::Queue;
 use crate::config::{Changes, Config};
-use crate::telemetry;
+use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,16 +19,17 @@ pub(super) struct Settings {
     pub running: Config,
     pub reread: Reread,
     pub queue: Arc<Queue>,
+    pub telemetry: Arc<Telemetry>,
     pub interval: watch::Sender<Duration>,
     pub textfile: watch::Sender<Option<PathBuf>>,
 }
 
 impl Settings {
     /// The settings of a start.
-    pub fn new(running: Config, reread: Reread, queue: Arc<Queue>) -> Self {
+    pub fn new(running: Config, reread: Reread, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
-        Settings { running, reread, queue, interval, textfile }
+        Settings { running, reread, queue, telemetry, interval, textfile }
     }
 
     /// Takes over what changed. A configuration that cannot be used changes nothing.
@@ -45,6 +46,7 @@ impl Settings {
         self.queue.set_timeout(wanted.queue.timeout);
         show(&self.interval, &wanted.telemetry.interval);
         show(&self.textfile, &wanted.telemetry.textfile);
+        self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {
             info!("{}", said(&changes));

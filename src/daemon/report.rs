@@ -9,14 +9,16 @@ use super::queue::Queue;
 use super::worker::Facts;
 use crate::config::Config;
 use crate::protocol::MqttLink;
+use crate::telemetry::alerts::Alert;
 use crate::telemetry::sensors::{self, Sensors};
 use crate::telemetry::{self, Telemetry};
 use crate::transport::mqtt::LinkState;
+use log::warn;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// Between two looks at the host: the energy of an answer of some seconds is known to some percent.
@@ -64,6 +66,10 @@ pub(super) struct Sampler {
     pub telemetry: Arc<Telemetry>,
     pub queue: Arc<Queue>,
     pub link: Option<watch::Receiver<LinkState>>,
+    /// Where alerts go; nowhere without a broker.
+    pub alerts: Option<mpsc::Sender<Alert>>,
+    /// How many requests may wait.
+    pub depth: usize,
 }
 
 impl Sampler {
@@ -83,6 +89,18 @@ impl Sampler {
         self.telemetry.set_queue(waiting, running);
         if let Some(link) = &self.link {
             self.telemetry.set_link(link_report(&link.borrow()));
+        }
+        for alert in self.telemetry.look_for_alerts(now, self.depth) {
+            telemetry::write_alert(&alert);
+            self.pass_on(alert);
+        }
+    }
+
+    /// The broker link's loop always turns, and keeps what the broker cannot be told yet.
+    fn pass_on(&self, alert: Alert) {
+        let Some(door) = &self.alerts else { return };
+        if let Err(mpsc::error::TrySendError::Full(alert)) = door.try_send(alert) {
+            warn!("the broker is not told of the alert {}: its link stands still", alert.kind.name());
         }
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Status<'a> {
     pub running: usize,
     /// `None` before the first answer.
     pub tokens_per_second: Option<f64>,
+    /// Names of those now raised.
+    pub alerts: Vec<String>,
     /// `None` where no broker is configured.
     pub link: Option<&'a LinkState>,
 }
@@ -22,6 +24,9 @@ impl fmt::Display for Status<'_> {
         write!(f, "answering with {}: {} running, {} waiting", self.model, self.running, self.waiting)?;
         if let Some(speed) = self.tokens_per_second {
             write!(f, ", {speed:.1} tokens/s")?;
+        }
+        if !self.alerts.is_empty() {
+            write!(f, ", alert: {}", self.alerts.join(", "))?;
         }
         match self.link {
             None => Ok(()),
@@ -39,14 +44,27 @@ impl fmt::Display for Status<'_> {
 mod tests {
     use super::*;
 
-    const IDLE: Status =
-        Status { model: "home-intents", waiting: 0, running: 0, tokens_per_second: None, link: None };
+    const IDLE: Status = Status {
+        model: "home-intents",
+        waiting: 0,
+        running: 0,
+        tokens_per_second: None,
+        alerts: Vec::new(),
+        link: None,
+    };
 
     #[test]
     fn without_a_broker_it_says_what_waits_and_what_runs() {
         assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting");
         let busy = Status { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
         assert_eq!(busy.to_string(), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
+    }
+
+    #[test]
+    fn alerts_that_are_raised_are_named() {
+        let alerts = vec!["temperature".to_owned(), "queue".to_owned()];
+        let said = Status { alerts, ..IDLE }.to_string();
+        assert!(said.ends_with("0 waiting, alert: temperature, queue"), "{said}");
     }
 
     #[test]

@@ -124,7 +124,8 @@ impl Observer {
         let (waiting, running) = self.queue.level();
         let link = self.link.as_ref().map(watch::Receiver::borrow);
         let tokens_per_second = self.telemetry.tokens_per_second();
-        Status { model: &self.model, waiting, running, tokens_per_second, link: link.as_deref() }.to_string()
+        let (model, alerts) = (&self.model, self.telemetry.raised_alerts());
+        Status { model, waiting, running, tokens_per_second, alerts, link: link.as_deref() }.to_string()
     }
 }
 

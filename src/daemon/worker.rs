@@ -19,8 +19,8 @@ use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
 };
-use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
+use crate::telemetry::{self, Telemetry, Work};
 use crate::transport::{Cancel, Inbound, Reply};
 use log::{debug, error, info, warn};
 use std::ops::ControlFlow;
@@ -162,6 +162,7 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
+        let work = self.metered();
         let begun = Instant::now();
         let mut run = Run::new(&self.queue, engine, &job, prompt.len());
         let options = options(request);
@@ -185,7 +186,7 @@ impl Worker {
             self.queue.keep(key, stored(&answer));
         }
         let Inbound { id, client, reply, .. } = job.inbound;
-        let done = self.done(id, &prompt, answer, halt, at);
+        let done = self.done(id, &prompt, answer, halt, at, &work);
         self.note(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
@@ -226,6 +227,7 @@ impl Worker {
         answer: Answer,
         halt: Option<FinishReason>,
         at: Moments,
+        work: &Work<'_>,
     ) -> Done {
         let completion_tokens = answer.tokens.len() as u32;
         Done {
@@ -239,27 +241,34 @@ impl Worker {
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
             timings: at.timings(&answer),
             text: answer.text,
-            energy: self.energy(at.begun, at.ended),
+            energy: self.cost(work, at.ended, completion_tokens),
             cached: false,
         }
     }
 
-    /// What the time between two moments cost. One more reading at the end: without it a short
-    /// answer would be charged at the idle power before it.
-    fn energy(&self, begun: Instant, ended: Instant) -> Option<RequestEnergy> {
-        let reading = locked(&self.sensors).power(ended);
-        self.telemetry.power(ended, reading.as_ref());
-        self.telemetry.energy_between(begun, ended)
+    /// Computing begins. Power is read just before: what was drawn until now is not the request's.
+    fn metered(&self) -> Work<'_> {
+        let now = Instant::now();
+        if !self.telemetry.is_power_fresh(now) {
+            self.read_power(now);
+        }
+        self.telemetry.work()
+    }
+
+    /// What it cost. One more reading at the end: without it a short answer would cost nothing.
+    fn cost(&self, work: &Work<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
+        self.read_power(ended);
+        work.cost(tokens)
+    }
+
+    fn read_power(&self, now: Instant) {
+        let reading = locked(&self.sensors).power(now);
+        self.telemetry.power(now, reading.as_ref());
     }
 
     fn note(&self, client: &str, done: &Done) {
         self.telemetry.completed(done);
-        info!(
-            CLIENT = client, REQUEST_ID = done.id.as_str(), TOKENS_IN = done.usage.prompt_tokens,
-            TOKENS_OUT = done.usage.completion_tokens, TTFT_MS = done.timings.ttft_ms,
-            TOTAL_MS = done.timings.total_ms;
-            "answered"
-        );
+        telemetry::write_answered(client, done);
     }
 }
 

@@ -185,9 +185,9 @@ pub struct Spans {
     /// Since start.
     #[serde(flatten)]
     pub all: Percentiles,
-    /// Of the last 60 seconds.
+    /// Of the last 60 seconds, and of 2 more at most.
     pub last_minute: Percentiles,
-    /// Of the last 60 minutes.
+    /// Of the last 60 minutes, and of one more at most.
     pub last_hour: Percentiles,
 }
 
@@ -260,7 +260,8 @@ pub struct Requests {
 pub struct Energy {
     /// Joules in all, also while nothing was asked.
     pub joules: f64,
-    /// Of these, what was drawn beyond the idle power; null where that is not known.
+    /// Of these, what was drawn beyond the idle power while requests were computed, of the requests for which that
+    /// is known; null before the first.
     pub joules_above_idle: Option<f64>,
     /// Joules drawn while requests were computed, of the requests whose energy is known.
     pub requests_joules: f64,
@@ -268,7 +269,8 @@ pub struct Energy {
     pub joules_per_token: Option<f64>,
     /// The same beyond the idle power.
     pub joules_per_token_above_idle: Option<f64>,
-    /// The power while nothing runs, in watts: as the owner says or as it was seen.
+    /// The power while nothing runs, in watts: of an estimate as the owner says, else as it was seen (the median of the
+    /// last ten idle minutes); null before ten idle seconds.
     pub idle_watts: Option<f64>,
     /// How the power behind it was known.
     pub method: Method,

@@ -32,10 +32,12 @@ pub(super) struct Answers {
 struct Cost {
     joules: f64,
     tokens: u64,
+    is_any: bool,
 }
 
 impl Cost {
     fn add(&mut self, joules: f64, usage: &Usage) {
+        self.is_any = true;
         self.joules += joules;
         self.tokens += u64::from(usage.completion_tokens);
     }
@@ -160,6 +162,11 @@ impl Answers {
         self.gross.joules
     }
 
+    /// Beyond the idle power, of the answers where that is known; `None` without any.
+    pub fn joules_above_idle(&self) -> Option<f64> {
+        self.above_idle.is_any.then_some(self.above_idle.joules)
+    }
+
     pub fn joules_per_token(&self) -> Option<f64> {
         self.gross.per_token()
     }
@@ -244,7 +251,7 @@ pub(super) mod tests {
         let (answers, _) = of(&[cost(10.0, None), done(10, 20), cost(20.0, Some(5.0))]);
         assert_eq!(answers.joules_per_token(), Some(0.75));
         assert_eq!(answers.joules_per_token_above_idle(), Some(0.25));
-        assert_eq!(answers.joules(), 30.0);
+        assert_eq!((answers.joules(), answers.joules_above_idle()), (30.0, Some(5.0)));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The report as one line of the journal: words for people, fields for programs.
 
-use crate::protocol::Report;
+use super::alerts::{Alert, State};
+use crate::protocol::{Done, Report};
+use log::kv::Value;
 use log::{Level, Record};
 
 /// What the line is filed under; its fields repeat its words, so only journald is given them.
@@ -17,6 +19,41 @@ pub fn write_journal(report: &Report) {
     let mut record = Record::builder();
     record.level(Level::Info).target(TARGET).module_path(Some(module_path!()));
     log::logger().log(&record.key_values(&fields).args(format_args!("{line}")).build());
+}
+
+/// Writes to the journal at `info` that an answer was computed, with its numbers as fields.
+pub fn write_answered(client: &str, done: &Done) {
+    if Level::Info > log::max_level() {
+        return;
+    }
+    let fields = answer_fields(client, done);
+    let mut record = Record::builder();
+    record.level(Level::Info).target(module_path!()).module_path(Some(module_path!()));
+    log::logger().log(&record.key_values(&fields).args(format_args!("answered")).build());
+}
+
+/// Writes an alert to the journal: at `warn` that it is raised, at `info` that it is cleared.
+pub fn write_alert(alert: &Alert) {
+    let Alert { kind, message, value, threshold, state, .. } = alert;
+    let level = if *state == State::Raised { Level::Warn } else { Level::Info };
+    log::log!(
+        level, ALERT = kind.name(), STATE = state.name(), VALUE = value, THRESHOLD = threshold; "alert: {message}"
+    );
+}
+
+/// Energy only where it is known.
+fn answer_fields<'a>(client: &'a str, done: &'a Done) -> Vec<(&'static str, Value<'a>)> {
+    let Done { id, usage, timings, energy, .. } = done;
+    let fields = [
+        ("CLIENT", Value::from(client)),
+        ("REQUEST_ID", Value::from(id.as_str())),
+        ("TOKENS_IN", Value::from(usage.prompt_tokens)),
+        ("TOKENS_OUT", Value::from(usage.completion_tokens)),
+        ("TTFT_MS", Value::from(timings.ttft_ms)),
+        ("TOTAL_MS", Value::from(timings.total_ms)),
+    ];
+    let joules = energy.as_ref().map(|energy| ("JOULES", Value::from(energy.joules)));
+    fields.into_iter().chain(joules).collect()
 }
 
 /// The report in words; what is not known is left out.
@@ -70,7 +107,7 @@ mod tests {
     use super::super::answers::tests::done;
     use super::super::{Snapshot, Telemetry};
     use super::*;
-    use crate::protocol::{Done, Method, MqttLink, Reading, Timings};
+    use crate::protocol::{Method, MqttLink, Reading, RequestEnergy, Timings};
     use std::time::{Instant, SystemTime};
 
     fn reading(value: f64, unit: &'static str, scope: &str) -> Option<Reading> {
@@ -119,5 +156,18 @@ mod tests {
         let report = Telemetry::new(0).report(SystemTime::UNIX_EPOCH);
         assert_eq!(journal_line(&report), "0 answered, 0 refused, 0 waiting, 0 running");
         assert!(fields(&report).iter().all(|(name, _)| !["TEMP_MC", "POWER_W"].contains(name)));
+    }
+
+    #[test]
+    fn an_answer_is_written_with_its_joules_where_they_are_known() {
+        let names = |done: &Done| answer_fields("unix:uid=0", done).iter().map(|(name, _)| *name).collect();
+        let unknown: Vec<_> = names(&done(3, 4));
+        assert!(unknown.contains(&"TOKENS_OUT") && !unknown.contains(&"JOULES"), "{unknown:?}");
+        let method = Method::Measured;
+        let cost = RequestEnergy { joules: 2.5, joules_above_idle: None, joules_per_token: None, method };
+        let known = Done { energy: Some(cost), ..done(3, 4) };
+        let fields = answer_fields("unix:uid=0", &known);
+        let joules = fields.iter().find(|(name, _)| *name == "JOULES").and_then(|(_, value)| value.to_f64());
+        assert_eq!(joules, Some(2.5));
     }
 }

@@ -3,6 +3,7 @@
 //! The daemon tells it what happened, and it answers with a [`Report`]. Deliberately knows nothing
 //! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
 
+pub mod alerts;
 mod answers;
 mod buckets;
 pub mod energy;
@@ -17,15 +18,17 @@ mod time;
 mod window;
 
 pub use buckets::{Distribution, Quantity};
-pub use journal::{journal_line, write_journal};
+pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use time::rfc3339;
 
+use crate::config;
 use crate::protocol::{
     Cache, Code, Cpu, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
-    Screen,
+    Screen, Throttled,
 };
+use alerts::{Alert, Alerts, Conditions};
 use answers::Answers;
-use energy::Meter;
+use energy::{Mark, Meter};
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -53,8 +56,9 @@ pub struct Telemetry {
     thread_limit: Counter,
     about: OnceLock<About>,
     answers: Mutex<Answers>,
-    power: Mutex<Power>,
+    meter: Mutex<Meter>,
     seen: Mutex<Seen>,
+    alerts: Mutex<Alerts>,
 }
 
 /// What runs here.
@@ -77,11 +81,26 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Counter(AtomicU64);
 
-/// The energy so far, and the reading behind it.
-#[derive(Debug, Default)]
-struct Power {
-    meter: Meter,
-    last: Option<Reading>,
+/// A request that is being computed: until this is dropped, however that comes about.
+#[derive(Debug)]
+pub struct Work<'t> {
+    meter: &'t Mutex<Meter>,
+    begun: Mark,
+}
+
+impl Work<'_> {
+    /// What it cost until the last power reading, and each of its tokens; `None` where the power was not known
+    /// throughout.
+    pub fn cost(&self, tokens: u32) -> Option<RequestEnergy> {
+        // One request is computed at a time, and has all of it.
+        locked(self.meter).cost(self.begun, 1.0, tokens)
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        locked(self.meter).end();
+    }
 }
 
 impl Telemetry {
@@ -104,8 +123,9 @@ impl Telemetry {
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             answers: Mutex::default(),
-            power: Mutex::default(),
+            meter: Mutex::default(),
             seen: Mutex::default(),
+            alerts: Mutex::new(Alerts::new(config::Alerts::off())),
         }
     }
 
@@ -203,22 +223,66 @@ impl Telemetry {
         locked(&self.seen).link = Some(link);
     }
 
-    /// Takes a power reading into the energy. Wanted about once a second, and once at the end of
-    /// each request before [`energy_between`](Self::energy_between); one more does no harm.
-    pub fn power(&self, now: Instant, reading: Option<&Reading>) {
-        let mut power = locked(&self.power);
-        power.meter.sample(now, reading.map(|reading| reading.value));
-        if let Some(reading) = reading {
-            power.last = Some(reading.clone());
+    /// Alerts go by these rules from now on; without any there are none.
+    pub fn set_alert_rules(&self, rules: config::Alerts) {
+        locked(&self.alerts).set_rules(rules);
+    }
+
+    /// Looks whether something is wrong, or well again, with all that was told until now; at most `depth` requests
+    /// may wait. Wanted about once a second.
+    pub fn look_for_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
+        let conditions = self.conditions(now, depth);
+        locked(&self.alerts).look(now, &conditions)
+    }
+
+    /// Names of the alerts now raised.
+    pub fn raised_alerts(&self) -> Vec<String> {
+        locked(&self.alerts).raised().map(str::to_owned).collect()
+    }
+
+    fn conditions(&self, now: Instant, depth: usize) -> Conditions {
+        let latency = locked(&self.answers).latency(now);
+        let seen = locked(&self.seen);
+        let (thermal, link) = (&seen.host.thermal, seen.link.as_ref());
+        let flags = thermal.throttling.as_ref().map(|throttling| throttling.now);
+        let budget = (self.budget_bytes > 0).then_some(self.budget_bytes as f64);
+        let held = seen.host.memory.process_bytes.zip(budget);
+        Conditions {
+            temperature_c: thermal.cpu.as_ref().map(|cpu| cpu.value),
+            // For want of power there is an alert of its own.
+            throttled: flags.map(|flags| Throttled { under_voltage: false, ..flags }.any()),
+            under_voltage: thermal.under_voltage.as_ref().map(|flag| flag.value),
+            memory_percent: held.map(|(bytes, budget)| 100.0 * bytes as f64 / budget),
+            cpu_percent: seen.host.cpu.host_percent.map(f64::from),
+            tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
+            failed: self.failed.get(),
+            ended: self.completed.get() + self.refused.get(),
+            ttft_ms: latency.ttft_ms.last_minute.p95,
+            queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
+            broker: link.map(|link| link.connected),
+            storage: link.map(|link| link.storage_problem.is_some()),
         }
     }
 
-    /// Energy drawn between two moments; `None` where the power was not known throughout.
-    pub fn energy_between(&self, start: Instant, end: Instant) -> Option<RequestEnergy> {
-        let power = locked(&self.power);
-        let joules = power.meter.between(start, end)?;
-        let method = power.last.as_ref()?.method;
-        Some(RequestEnergy { joules, joules_above_idle: None, joules_per_token: None, method })
+    /// Takes a power reading into the energy. Wanted about once a second, and at both ends of each request; one
+    /// more does no harm.
+    pub fn power(&self, now: Instant, reading: Option<&Reading>) {
+        locked(&self.meter).sample(now, reading);
+    }
+
+    /// Whether the power was read so lately that reading it again would say nothing new.
+    pub fn is_power_fresh(&self, now: Instant) -> bool {
+        locked(&self.meter).is_fresh(now)
+    }
+
+    /// What the owner says that the board draws when idle, in watts, for a board whose power is estimated.
+    pub fn set_idle_watts(&self, watts: Option<f64>) {
+        locked(&self.meter).set_idle(watts);
+    }
+
+    /// The computing of a request begins; take a power reading just before.
+    pub fn work(&self) -> Work<'_> {
+        Work { meter: &self.meter, begun: locked(&self.meter).begin() }
     }
 
     /// Latencies since start at fixed bounds: those of answers, one a quantity, then the durations of what
@@ -249,7 +313,7 @@ impl Telemetry {
             energy: self.energy(&answers),
             cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             mqtt: seen.link.clone(),
-            alerts: Vec::new(),
+            alerts: self.raised_alerts(),
         }
     }
 
@@ -271,16 +335,16 @@ impl Telemetry {
     }
 
     fn energy(&self, answers: &Answers) -> Option<Energy> {
-        let power = locked(&self.power);
-        let joules = power.meter.joules()?;
-        let Reading { method, source, scope, .. } = power.last.clone()?;
+        let meter = locked(&self.meter);
+        let joules = meter.joules()?;
+        let Reading { method, source, scope, .. } = meter.reading()?.clone();
         Some(Energy {
             joules,
-            joules_above_idle: None,
+            joules_above_idle: answers.joules_above_idle(),
             requests_joules: answers.joules(),
             joules_per_token: answers.joules_per_token(),
             joules_per_token_above_idle: answers.joules_per_token_above_idle(),
-            idle_watts: None,
+            idle_watts: meter.idle_watts(),
             method,
             source,
             scope,
@@ -361,22 +425,44 @@ mod tests {
     #[test]
     fn energy_says_what_the_power_behind_it_was() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
-        telemetry.power(start, Some(&watts(4.0)));
-        telemetry.power(start + Duration::from_secs(10), Some(&watts(5.0)));
-        let end = start + Duration::from_secs(10);
-        let cost = telemetry.energy_between(start + Duration::from_secs(6), end).expect("known");
-        assert!((cost.joules - 20.0).abs() < 1e-9, "{cost:?}");
+        let after = |seconds| start + Duration::from_secs(seconds);
+        (0..=20).for_each(|s| telemetry.power(after(s), Some(&watts(4.0))));
+        let work = telemetry.work();
+        telemetry.power(after(25), Some(&watts(6.0)));
+        let cost = work.cost(10).expect("known");
+        let expected = RequestEnergy {
+            joules: 30.0,
+            joules_above_idle: Some(10.0),
+            joules_per_token: Some(3.0),
+            method: Method::Measured,
+        };
+        assert_eq!(cost, expected);
+        drop(work);
         telemetry.completed(&Done { energy: Some(cost), ..done(3, 10) });
         let energy = report(&telemetry).energy.expect("power was read");
-        assert_eq!((energy.joules, energy.joules_per_token), (50.0, Some(2.0)));
+        assert_eq!(
+            (energy.joules, energy.requests_joules, energy.joules_per_token),
+            (110.0, 30.0, Some(3.0))
+        );
+        assert_eq!((energy.joules_above_idle, energy.joules_per_token_above_idle), (Some(10.0), Some(1.0)));
+        assert_eq!(energy.idle_watts, Some(4.0));
         assert_eq!((energy.source.as_str(), energy.scope.as_str()), ("/sys/p", "as wired"));
+    }
+
+    #[test]
+    fn work_that_is_given_up_without_a_word_leaves_the_device_idle() {
+        let (telemetry, start) = (Telemetry::new(0), Instant::now());
+        telemetry.power(start, Some(&watts(4.0)));
+        drop(telemetry.work());
+        (1..=20).for_each(|s| telemetry.power(start + Duration::from_secs(s), Some(&watts(4.0))));
+        assert_eq!(report(&telemetry).energy.expect("power was read").idle_watts, Some(4.0));
     }
 
     #[test]
     fn without_a_sensor_a_request_has_no_energy() {
         let (telemetry, now) = (Telemetry::new(0), Instant::now());
         telemetry.power(now, None);
-        assert_eq!(telemetry.energy_between(now, now + Duration::from_secs(1)), None);
+        assert_eq!(telemetry.work().cost(3), None);
         assert_eq!(report(&telemetry).energy, None);
     }
 

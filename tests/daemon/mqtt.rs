@@ -1,5 +1,6 @@
 //! The MQTT door against a real mosquitto, asked as users ask.
 
+mod alerts;
 mod bench;
 mod durable;
 mod group;

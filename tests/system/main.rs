@@ -2,6 +2,7 @@
 //! mosquitto, on the command line and by what systemd passes it. Under emulation `BITNETD_RUNNER`
 //! holds the emulator's words.
 
+mod alerts;
 mod answers;
 mod ask;
 mod busy;

@@ -2,13 +2,15 @@
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
 //! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
-//! when?), `answered` (what it got then), `prompts` (to the worker and back), `sharing` (the group's
-//! topics), `discovery` (what Home Assistant is told), `outbox` (replies until the broker has them) and `keeping` (which of these outlive the
+//! when?), `answered` (what it got then), `alarms` (alerts until the broker has them), `prompts` (to the worker and
+//! back), `sharing` (the group's topics), `discovery` (what Home Assistant is told), `outbox` (replies until the broker
+//! has them) and `keeping` (which of these outlive the
 //! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says but for which sensors answer:
 //! reports come as bytes, and how the link fares goes out as [`LinkState`].
 
+mod alarms;
 mod answered;
 mod arrivals;
 mod client;
@@ -31,6 +33,7 @@ pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
+use crate::telemetry::alerts::Alert;
 use crate::transport::{Control, Inbound, Pulse};
 use desk::Desk;
 use std::path::PathBuf;
@@ -69,6 +72,8 @@ pub struct Door {
     pub threads: usize,
     /// The latest report, as JSON.
     pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+    /// Alerts that were raised or cleared.
+    pub alerts: mpsc::Receiver<Alert>,
     /// When a report is stale: the interval between two, which may change.
     pub interval: watch::Receiver<Duration>,
     /// How the link fares.

@@ -4,6 +4,7 @@ use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
+use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
 use bitnetd::transport::{Control, Inbound, Pulse};
 use rumqttc::v5::mqttbytes::QoS;
@@ -26,6 +27,7 @@ pub struct Bench {
     pub requests: mpsc::Receiver<Inbound>,
     pub controls: mpsc::Receiver<Control>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub alarm: mpsc::Sender<Alert>,
     pub state: watch::Receiver<LinkState>,
     pub draining: CancellationToken,
     close: CancellationToken,
@@ -45,6 +47,7 @@ impl Bench {
         let (sender, requests) = mpsc::channel(4);
         let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
+        let (alarm, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(LinkState::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let mut door = Door {
@@ -59,6 +62,7 @@ impl Bench {
             home: None,
             threads: 4,
             telemetry: reports,
+            alerts,
             interval: watch::channel(Duration::from_secs(10)).1,
             state: shown,
             counters: Arc::new(Telemetry::new(0)),
@@ -71,7 +75,7 @@ impl Bench {
         change(&mut door);
         let mut task = JoinSet::new();
         task.spawn(run(door));
-        Bench { requests, controls, telemetry, state, draining, close, task }
+        Bench { requests, controls, telemetry, alarm, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

@@ -54,6 +54,7 @@ pub fn play<F: Future<Output = ()>>(broker: impl FnOnce(TcpStream) -> F) {
             home: Some(Home { model: "fuzz".into() }),
             threads: 2,
             telemetry,
+            alerts: mpsc::channel(1).1,
             interval,
             state,
             counters: Arc::new(Telemetry::new(0)),

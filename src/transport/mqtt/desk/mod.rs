@@ -4,6 +4,7 @@
 
 mod home;
 
+use super::alarms::Alarms;
 use super::answered::Given;
 use super::arrivals::{Arrival, Arrivals, Verdict};
 use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
@@ -17,6 +18,7 @@ use super::store::{Finished, Store, record::Record};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request, json};
+use crate::telemetry::alerts::Alert;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
@@ -41,6 +43,7 @@ pub(super) struct Desk {
     /// Whether the broker keeps messages.
     retains: bool,
     outbox: Outbox,
+    alarms: Alarms,
     arrivals: Arrivals,
     prompts: Prompts,
     /// `None` where Home Assistant is nothing to us.
@@ -63,6 +66,7 @@ impl Desk {
             retains: true,
             // Far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
+            alarms: Alarms::default(),
             arrivals: Arrivals::new(random()),
             prompts: Prompts::new(door.requests.clone(), door.window),
             discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
@@ -102,6 +106,7 @@ impl Desk {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
             Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
+            Some(alert) = self.door.alerts.recv() => self.on_alert(&alert),
             finished = self.store.next() => self.on_saved(finished),
             () = at(due) => self.on_time(Instant::now()),
             () = self.door.close.cancelled(), if self.closing.is_none() => {
@@ -115,6 +120,7 @@ impl Desk {
         if self.is_stopping() {
             self.prompts.stop();
         }
+        self.queue_alarms();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some((row, packet)) = self.outbox.next(now, self.limits)
                 && connection.publish(row, packet, now)
@@ -144,6 +150,18 @@ impl Desk {
         {
             let text = "prompts were left to the broker while too many waited; now there is room".into();
             self.on_lost(&Loss { kind: "flood".into(), text, unreadable: false });
+        }
+    }
+
+    fn on_alert(&mut self, alert: &Alert) {
+        self.alarms.put(alert.kind.name(), serde_json::to_vec(alert).expect("an alert is plain data"));
+    }
+
+    /// Gives what the broker does not know yet a place in the outbox, which forgets it with the connection.
+    fn queue_alarms(&mut self) {
+        if self.link.is_online() {
+            let (outbox, topic) = (&mut self.outbox, self.topics.alert());
+            self.alarms.push_all(|alert| outbox.push_status(Packet::json(topic.clone(), alert.to_vec())));
         }
     }
 
@@ -302,6 +320,7 @@ impl Desk {
         {
             log::warn!("{}: a publish was refused ({reason}); see the broker's access list", self.place());
         }
+        self.alarms.acknowledged(row);
         self.outbox.acknowledged(row, is_taken);
     }
 
@@ -310,6 +329,10 @@ impl Desk {
         self.home_lost(loss);
         self.sharing.disconnected();
         self.outbox.disconnected(loss.is_by_broker());
+        for kind in self.alarms.disconnected(loss.is_by_broker()) {
+            let place = self.place();
+            log::error!("{place}: the alert {kind} is given up: the broker ends the connection over it");
+        }
         self.arrivals.disconnected();
         self.retains &= loss.kind != "RetainNotSupported";
         let retry = self.link.lost(Instant::now(), loss, chance());

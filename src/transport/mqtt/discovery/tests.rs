@@ -21,6 +21,7 @@ fn with(change: impl FnOnce(&mut Door)) -> Discovery {
         home: None,
         threads: 4,
         telemetry: watch::channel(None).1,
+        alerts: mpsc::channel(1).1,
         interval: watch::channel(Duration::from_secs(30)).1,
         state: watch::channel(LinkState::default()).0,
         counters: Arc::new(Telemetry::new(0)),

@@ -1,0 +1,127 @@
+//! Alerts until the broker has them: of each kind the latest change, so that a broker that was away for long hears how
+//! things are and not all that was.
+//!
+//! Pure. The outbox forgets our own messages with each connection; what it forgot is here.
+
+/// Connections that the broker ended while an alert was on its way before it is given up: it may be over the alert.
+const POISON: u32 = 5;
+
+/// One for each kind of alert at most.
+#[derive(Debug, Default)]
+pub struct Alarms(Vec<Alarm>);
+
+#[derive(Debug)]
+struct Alarm {
+    kind: &'static str,
+    /// JSON.
+    payload: Vec<u8>,
+    /// Its row in the outbox of the present connection.
+    row: Option<u64>,
+    /// Connections that the broker ended while it had a row.
+    ended: u32,
+}
+
+impl Alarms {
+    /// Keeps a change, in the place of an older one of its kind.
+    pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
+        self.0.retain(|alarm| alarm.kind != kind);
+        self.0.push(Alarm { kind, payload, row: None, ended: 0 });
+    }
+
+    /// Has each that has no row yet put into the outbox, oldest first; `push` says which row it got.
+    pub fn push_all(&mut self, mut push: impl FnMut(&[u8]) -> u64) {
+        for alarm in self.0.iter_mut().filter(|alarm| alarm.row.is_none()) {
+            alarm.row = Some(push(&alarm.payload));
+        }
+    }
+
+    /// The broker has the row, or refused it for good.
+    pub fn acknowledged(&mut self, row: u64) {
+        self.0.retain(|alarm| alarm.row != Some(row));
+    }
+
+    /// The connection is gone, and the rows with it. Says which are given up.
+    pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
+        for alarm in self.0.iter_mut().filter(|alarm| alarm.row.is_some()) {
+            alarm.row = None;
+            alarm.ended += u32::from(by_broker);
+        }
+        let given_up = self.0.extract_if(.., |alarm| alarm.ended >= POISON);
+        given_up.map(|alarm| alarm.kind).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a connection would be given now, with rows counted from `first`.
+    fn pushed(alarms: &mut Alarms, first: u64) -> Vec<String> {
+        let mut payloads = Vec::new();
+        alarms.push_all(|payload| {
+            payloads.push(String::from_utf8_lossy(payload).into_owned());
+            first + payloads.len() as u64 - 1
+        });
+        payloads
+    }
+
+    #[test]
+    fn what_changes_while_the_broker_is_away_is_told_when_it_is_back_and_only_the_latest() {
+        let mut alarms = Alarms::default();
+        alarms.put("queue", b"queue raised".into());
+        alarms.put("temperature", b"temperature raised".into());
+        alarms.put("queue", b"queue cleared".into());
+        assert_eq!(pushed(&mut alarms, 1), ["temperature raised", "queue cleared"]);
+        assert!(pushed(&mut alarms, 3).is_empty(), "once for each connection");
+    }
+
+    #[test]
+    fn it_is_told_again_on_each_connection_until_it_is_acknowledged() {
+        let mut alarms = Alarms::default();
+        alarms.put("queue", b"raised".into());
+        for first in [1, 10] {
+            assert_eq!(pushed(&mut alarms, first), ["raised"]);
+            assert!(alarms.disconnected(false).is_empty());
+        }
+        pushed(&mut alarms, 20);
+        alarms.acknowledged(10);
+        alarms.acknowledged(20);
+        alarms.disconnected(false);
+        assert!(pushed(&mut alarms, 30).is_empty());
+    }
+
+    #[test]
+    fn a_change_that_comes_while_another_is_on_its_way_is_not_taken_for_it() {
+        let mut alarms = Alarms::default();
+        alarms.put("queue", b"raised".into());
+        pushed(&mut alarms, 1);
+        alarms.put("queue", b"cleared".into());
+        alarms.acknowledged(1);
+        assert_eq!(pushed(&mut alarms, 2), ["cleared"]);
+    }
+
+    #[test]
+    fn one_over_which_the_broker_ends_each_connection_is_given_up() {
+        let mut alarms = Alarms::default();
+        alarms.put("queue", b"raised".into());
+        let given_up: Vec<_> = (0..9)
+            .map(|n| {
+                pushed(&mut alarms, n);
+                alarms.disconnected(true).len()
+            })
+            .collect();
+        assert_eq!(given_up, [0, 0, 0, 0, 1, 0, 0, 0, 0]);
+        for n in 0..99 {
+            alarms.put("latency", b"raised".into());
+            pushed(&mut alarms, n);
+            assert!(alarms.disconnected(false).is_empty(), "a cable that was pulled is not its fault");
+        }
+    }
+
+    #[test]
+    fn memory_is_one_message_for_each_kind() {
+        let mut alarms = Alarms::default();
+        (0..999).for_each(|_| ["queue", "cpu"].into_iter().for_each(|kind| alarms.put(kind, b"x".into())));
+        assert_eq!(alarms.0.len(), 2);
+    }
+}

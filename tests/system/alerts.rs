@@ -1,0 +1,100 @@
+//! What the owner is told of without asking, by the broker, the log and the socket.
+
+use crate::daemon::{Client, Daemon};
+use crate::listener::Listener;
+use crate::support::broker::Mosquitto;
+use crate::{Folder, endless, linked, until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// The alerts that the report over the socket names.
+async fn raised(client: &mut Client) -> Value {
+    client.send("{\"telemetry\":true}\n").await;
+    // Whatever else is streamed comes between.
+    loop {
+        let said = client.event().await;
+        if said["uptime_s"].is_u64() {
+            return said["alerts"].clone();
+        }
+    }
+}
+
+/// The lines of the log about this alert's changes.
+fn lines(daemon: &Daemon, kind: &str) -> Vec<String> {
+    let name = format!(" ALERT={kind} ");
+    daemon.log().lines().filter(|line| line.contains(&name)).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_queue_that_stays_full_is_told_once_and_once_that_it_is_not() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let settings = format!(
+        "{}{}[queue]\ndepth = 1\n[alerts]\nhold_s = 1\nmemory_percent = 0\n",
+        endless(),
+        linked(broker.port)
+    );
+    let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
+    let mut alerts = Listener::on(&broker, "bitnetd/cellar/alert").await;
+    let (mut busy, mut watcher) = (daemon.client().await, daemon.client().await);
+    busy.keep_busy().await;
+    assert_eq!(raised(&mut watcher).await, json!([]));
+    busy.request(&[json!({"id": "waits", "prompt": "a"})]).await;
+    let told = alerts.next().await;
+    let alert = told.json();
+    assert!(!told.retained, "{told:?}");
+    assert_eq!((&alert["type"], &alert["state"]), (&json!("queue"), &json!("raised")));
+    assert_eq!((&alert["value"], &alert["threshold"]), (&json!(100.0), &json!(90.0)));
+    assert_eq!(alert["severity"], "warning");
+    assert!(alert["message"].as_str().is_some_and(|said| said.contains("queue.depth")), "{alert}");
+    assert_eq!(raised(&mut watcher).await, json!(["queue"]));
+    busy.send("{\"cancel\":\"waits\"}\n").await;
+    let alert = alerts.next().await.json();
+    assert_eq!((&alert["type"], &alert["state"]), (&json!("queue"), &json!("cleared")));
+    assert_eq!(raised(&mut watcher).await, json!([]));
+    let lines = lines(&daemon, "queue");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("WARN  alert: the queue is full to 100 %"), "{lines:?}");
+    assert!(lines[0].ends_with("STATE=raised VALUE=100 THRESHOLD=90"), "{lines:?}");
+    assert!(lines[1].starts_with("INFO  alert: ") && lines[1].contains("STATE=cleared"), "{lines:?}");
+    drop(busy);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_was_away_is_told_of_it_when_it_is_back() {
+    let (folder, mut broker) = (Folder::new(), Mosquitto::persistent().await);
+    let settings = format!("{}[alerts]\nhold_s = 1\nbroker_link_s = 2\n", linked(broker.port));
+    let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
+    // The broker keeps for it what comes before it is back itself.
+    let wanted =
+        ["-c", "-i", "owner", "-x", "600", "-q", "1", "-t", "bitnetd/cellar/alert", "-C", "2", "-W", "28"];
+    let owner = broker.subscribe(&wanted).await;
+    broker.kill();
+    until("the alert", || (lines(&daemon, "broker_link").len() == 1).then_some(())).await;
+    broker.restart().await;
+    let output = owner.output().await;
+    let told: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let states: Vec<_> = told.iter().map(|alert| (alert["type"].as_str(), alert["state"].as_str())).collect();
+    let name = Some("broker_link");
+    assert_eq!(states, [(name, Some("raised")), (name, Some("cleared"))], "{output}");
+    assert!(told[0]["value"].as_f64().is_some_and(|seconds| seconds >= 2.0), "{output}");
+    assert_eq!(lines(&daemon, "broker_link").len(), 2);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn rules_that_are_read_again_hold_at_once() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "[alerts]\nhold_s = 0\nmemory_percent = 1\n").await;
+    daemon.says(" ALERT=memory STATE=raised ").await;
+    let mut client = daemon.client().await;
+    assert_eq!(raised(&mut client).await, json!(["memory"]));
+    folder.config("[alerts]\nhold_s = 0\nmemory_percent = 0\n");
+    daemon.process.signal(Signal::HUP);
+    daemon.says("changed: alerts.memory_percent").await;
+    daemon.says("alert: the alert memory is switched off ALERT=memory STATE=cleared ").await;
+    assert_eq!(raised(&mut client).await, json!([]));
+    daemon.stop().await;
+}
