@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Imports run one way, from left to right; exactly the three numbered things come back, and the few
-//! settings that a reload may change.
+//! settings that a reload may change. Controls (cancel what runs, limit the threads) go the way of requests, past
+//! admission.
 //!
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Neither does any work.
 //! - [`telemetry`]: what the host and the daemon are doing.

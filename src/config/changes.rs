@@ -55,7 +55,9 @@ impl Config {
     pub fn adopt(&mut self, wanted: &Config) {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
+        // What the board draws holds from the next start.
         self.telemetry.interval = wanted.telemetry.interval;
+        self.telemetry.textfile = wanted.telemetry.textfile.clone();
         self.alerts = wanted.alerts.clone();
         self.log = wanted.log.clone();
     }
@@ -107,12 +109,25 @@ impl Mqtt {
     /// was asked on. What its files hold needs none: they are read at each connect.
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
         // Where credentials are is not the owner's to change.
-        let Mqtt { host, port, prefix, version, group, login, tls, credentials: _ } = self;
+        let Mqtt {
+            host,
+            port,
+            prefix,
+            version,
+            group,
+            login,
+            tls,
+            credentials: _,
+            discovery,
+            discovery_prefix,
+        } = self;
         changes.at_restart("mqtt.host", *host != wanted.host);
         changes.at_restart("mqtt.port", *port != wanted.port);
         changes.at_restart("mqtt.prefix", *prefix != wanted.prefix);
         changes.at_restart("mqtt.group", *group != wanted.group);
         changes.at_restart("mqtt.version", *version != wanted.version);
+        changes.at_restart("mqtt.discovery", *discovery != wanted.discovery);
+        changes.at_restart("mqtt.discovery_prefix", *discovery_prefix != wanted.discovery_prefix);
         compare_login(login.as_ref(), wanted.login.as_ref(), changes);
         compare_tls(tls.as_ref(), wanted.tls.as_ref(), changes);
     }
@@ -154,12 +169,13 @@ impl Queue {
 
 impl Telemetry {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Telemetry { interval, board_watts } = self;
+        let Telemetry { interval, board_watts, textfile } = self;
         changes.live("telemetry.interval_s", *interval != wanted.interval);
         // Energy that was counted by one estimate is not to go on by another.
         let (idle, full) = (board_watts.map(|watts| watts.idle), board_watts.map(|watts| watts.full));
         changes.at_restart("telemetry.idle_watts", idle != wanted.board_watts.map(|watts| watts.idle));
         changes.at_restart("telemetry.full_watts", full != wanted.board_watts.map(|watts| watts.full));
+        changes.live("telemetry.textfile", *textfile != wanted.textfile);
     }
 }
 
@@ -219,7 +235,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
-        telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5 }
+        telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
         hold_s = 1
@@ -246,6 +262,8 @@ mod tests {
         key_file = "/k"
         version = "3.1.1"
         group = "g"
+        discovery = false
+        discovery_prefix = "ha"
     "#;
 
     #[test]
@@ -277,7 +295,9 @@ mod tests {
         let before = running.changes(&wanted);
         let (alerts, others): (Vec<_>, Vec<_>) =
             before.live.iter().copied().partition(|key| key.starts_with("alerts."));
-        assert_eq!(others, ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "log.level"]);
+        let live =
+            ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "telemetry.textfile", "log.level"];
+        assert_eq!(others, live);
         assert_eq!(alerts.len(), 12);
         running.adopt(&wanted);
         let after = running.changes(&wanted);

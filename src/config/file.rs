@@ -75,6 +75,8 @@ pub(super) struct MqttKeys {
     key_file: Option<PathBuf>,
     version: Option<Version>,
     group: Option<String>,
+    discovery: Option<bool>,
+    discovery_prefix: Option<String>,
 }
 
 /// `5` and `"5"` mean the same; 3.1 is a number too, whose refusal names the way out.
@@ -100,6 +102,7 @@ pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
     idle_watts: Option<f64>,
     full_watts: Option<f64>,
+    textfile: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -275,10 +278,10 @@ impl MqttKeys {
     fn checked(mut self, device: &Device, host: &Host) -> Checked<Option<Mqtt>> {
         let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
         let tls = self.encryption()?;
-        let prefix = self.prefix.take().unwrap_or_else(|| "bitnetd".into());
-        for level in prefix.split('/') {
-            topic_level(level, "mqtt", "prefix")?;
-        }
+        let prefix = topic_levels(self.prefix.take(), "bitnetd", "prefix")?;
+        let discovery = self.discovery.unwrap_or(true);
+        let discovery_prefix =
+            topic_levels(self.discovery_prefix.take(), "homeassistant", "discovery_prefix")?;
         let group = self.group.take();
         if let Some(group) = &group {
             check_group(group, device)?;
@@ -300,7 +303,18 @@ impl MqttKeys {
         let usual = if tls.is_some() { 8883 } else { 1883 };
         let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
         let credentials = host.credentials_dir.clone();
-        Ok(Some(Mqtt { host: broker, port, prefix, version, group, login, tls, credentials }))
+        Ok(Some(Mqtt {
+            host: broker,
+            port,
+            prefix,
+            version,
+            group,
+            login,
+            tls,
+            credentials,
+            discovery,
+            discovery_prefix,
+        }))
     }
 
     fn encryption(&mut self) -> Checked<Option<Tls>> {
@@ -380,7 +394,12 @@ impl QueueKeys {
 impl TelemetryKeys {
     fn checked(self) -> Checked<Telemetry> {
         let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
-        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts: self.board_watts()? })
+        let board_watts = self.board_watts()?;
+        let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
+        if let Some(path) = &textfile {
+            check_textfile(path)?;
+        }
+        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
     }
 
     /// Both or neither: a line needs two points.
@@ -405,6 +424,18 @@ impl TelemetryKeys {
         }
         Ok(Some(BoardWatts { idle, full }))
     }
+}
+
+/// node_exporter reads every file of this ending in its folder, and no other.
+fn check_textfile(path: &Path) -> Checked<()> {
+    let wrong = if path.is_relative() {
+        "is no absolute path; begin it with /"
+    } else if path.extension().is_none_or(|ending| ending != "prom") {
+        "does not end in .prom, and node_exporter reads no other files; name it so"
+    } else {
+        return Ok(());
+    };
+    Err(Mistake("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
 }
 
 impl AlertsKeys {
@@ -511,6 +542,15 @@ fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<
         return Err(Mistake(section, key, said));
     }
     Ok(())
+}
+
+/// One or more levels of a topic.
+fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> Checked<String> {
+    let levels = value.unwrap_or_else(|| default.into());
+    for level in levels.split('/') {
+        topic_level(level, "mqtt", key)?;
+    }
+    Ok(levels)
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

@@ -5,6 +5,8 @@
 
 mod changes;
 mod file;
+#[cfg(test)]
+mod tests;
 
 pub use changes::Changes;
 
@@ -144,6 +146,10 @@ pub struct Mqtt {
     pub tls: Option<Tls>,
     /// Folder whose files only the daemon may read, whatever their mode says: systemd's credentials.
     pub credentials: Option<PathBuf>,
+    /// Whether Home Assistant is told of this device; if not, what it was told is taken back.
+    pub discovery: bool,
+    /// First level or levels of the topics on which Home Assistant hears of devices.
+    pub discovery_prefix: String,
 }
 
 impl Mqtt {
@@ -158,6 +164,8 @@ impl Mqtt {
             login: None,
             tls: None,
             credentials: None,
+            discovery: true,
+            discovery_prefix: "homeassistant".into(),
         }
     }
 }
@@ -217,6 +225,8 @@ pub struct Telemetry {
     pub interval: Duration,
     /// What the owner says that the board draws; power is estimated from it where nothing measures it.
     pub board_watts: Option<BoardWatts>,
+    /// A file that node_exporter reads, written with each; `None`: none.
+    pub textfile: Option<PathBuf>,
 }
 
 /// What a board draws, in watts, as its owner measured it once.
@@ -366,251 +376,5 @@ impl Config {
     /// Checks a configuration given as text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
         file::File::parse(text, place)?.check(place, text, host)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(super) fn host() -> Host {
-        Host {
-            name: "cellar".into(),
-            memory_bytes: 1 << 30,
-            processors: 4,
-            big: vec![],
-            runtime_dir: "/run/bitnetd".into(),
-            cache_dir: "/var/cache/bitnetd".into(),
-            state_dir: "/var/lib/bitnetd".into(),
-            credentials_dir: None,
-        }
-    }
-
-    fn error(text: &str) -> String {
-        Config::parse(text, "bitnetd.toml", &host()).expect_err("a mistake").to_string()
-    }
-
-    #[test]
-    fn an_empty_file_is_the_defaults() {
-        let config = Config::parse("", "bitnetd.toml", &host()).expect("sound");
-        assert_eq!(config, Config::defaults(&host()));
-        assert_eq!(config.device.id, "cellar");
-        assert_eq!(config.mqtt, None);
-        assert_eq!(config.budget.memory_bytes, 768 << 20);
-        assert_eq!(config.socket.path, Path::new("/run/bitnetd/bitnetd.sock"));
-    }
-
-    #[test]
-    fn the_reference_file_says_the_defaults() {
-        let text = include_str!("../../config/bitnetd.toml");
-        let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");
-        assert_eq!(config, Config::defaults(&host()));
-    }
-
-    #[test]
-    fn threads_keep_to_the_big_cores_unless_there_are_more_of_them() {
-        let host = Host { processors: 8, big: vec![4, 5, 6, 7], ..host() };
-        let budget = |text| Config::parse(text, "bitnetd.toml", &host).expect("sound").budget;
-        assert_eq!((budget("").threads, budget("").keep_to), (4, vec![4, 5, 6, 7]));
-        let some = budget("[budget]\nthreads = 2\n");
-        assert_eq!((some.threads, some.keep_to), (2, vec![4, 5, 6, 7]));
-        let most = budget("[budget]\nthreads = 5\n");
-        assert_eq!((most.threads, most.keep_to), (5, vec![]));
-    }
-
-    #[test]
-    fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
-        let text = "[budget]\nthreads = 3\ndecode_threads = 2\nprefill_threads = 3\n";
-        let budget = Config::parse(text, "bitnetd.toml", &host()).expect("sound").budget;
-        assert_eq!((budget.decode_threads, budget.prefill_threads), (Some(2), Some(3)));
-        for (key, number) in [("decode_threads", 0), ("decode_threads", 4), ("prefill_threads", 4)] {
-            let said = error(&format!("[budget]\nthreads = 3\n{key} = {number}\n"));
-            assert!(said.starts_with(&format!("bitnetd.toml:3: budget.{key}: {number} ")), "{said}");
-            assert!(said.contains("1 to 3"), "{said}");
-        }
-        // Without a number of all, the processors are the most.
-        assert!(error("[budget]\ndecode_threads = 5\n").contains("1 to 4"));
-    }
-
-    #[test]
-    fn an_alert_is_switched_off_by_0_and_a_threshold_that_makes_no_sense_is_refused() {
-        let alerts = |text| Config::parse(text, "bitnetd.toml", &host()).expect("sound").alerts;
-        let usual = alerts("");
-        assert_eq!((usual.temperature_c, usual.ttft_ms, usual.throttled), (Some(80.0), None, true));
-        let off = alerts("[alerts]\ntemperature_c = 0\ntokens_per_second = 0.5\nthrottled = false\n");
-        assert_eq!((off.temperature_c, off.tokens_per_second, off.throttled), (None, Some(0.5), false));
-        for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
-            let said = error(&format!("[alerts]\n{key} = {value}\n"));
-            assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
-            assert!(said.contains("0 switches the alert off"), "{said}");
-        }
-        for value in ["nan", "inf"] {
-            assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));
-        }
-        assert!(error("[alerts]\nhold_s = 4000\n").contains("alerts.hold_s"));
-        assert!(error("[alerts]\nthrottled = 1\n").contains("alerts.throttled"));
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line() {
-        let said = error("[device]\nid = \"a\"\n[mqtt]\nhots = \"b\"\n");
-        assert!(said.starts_with("bitnetd.toml:4: "), "{said}");
-        assert!(said.contains("hots") && said.contains("host"), "{said}");
-        assert!(!said.contains('\n'), "{said}");
-        assert!(error("[nonsense]\nx = 1\n").contains("nonsense"));
-    }
-
-    #[test]
-    fn a_value_of_the_wrong_kind_is_named_with_its_line() {
-        let said = error("[log]\nlevel = \"info\"\n[queue]\ndepth = \"many\"\n");
-        assert!(said.starts_with("bitnetd.toml:4: queue.depth: "), "{said}");
-        let said = error("[queue]\ndepth = 0\n");
-        assert!(said.starts_with("bitnetd.toml:2: queue.depth"), "{said}");
-        let said = error("[socket]\nmode = \"9\"\n");
-        assert!(said.starts_with("bitnetd.toml:2: socket.mode"), "{said}");
-    }
-
-    #[test]
-    fn the_cache_folder_is_an_absolute_path_or_empty() {
-        let said = error("[device]\nid = \"a\"\n[model]\ncache_dir = \"cache\"\n");
-        assert!(said.starts_with("bitnetd.toml:4: model.cache_dir: \"cache\" "), "{said}");
-        assert!(said.contains("absolute"), "{said}");
-        let keep_in = |folder: &str| {
-            let text = format!("[model]\ncache_dir = \"{folder}\"\n");
-            Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.keep_in
-        };
-        assert_eq!(keep_in(""), None);
-        assert_eq!(keep_in("/srv/models"), Some("/srv/models".into()));
-    }
-
-    #[test]
-    fn the_state_folder_is_an_absolute_path_or_empty() {
-        let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
-        assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
-        let state_in =
-            |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
-        assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
-        assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
-        assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));
-    }
-
-    #[test]
-    fn a_device_id_is_one_topic_level() {
-        for id in ["a/b", "a+", "#", ""] {
-            let said = error(&format!("[device]\nid = \"{id}\"\n"));
-            assert!(said.starts_with("bitnetd.toml:2: device.id"), "{said}");
-        }
-    }
-
-    fn mqtt(keys: &str) -> Mqtt {
-        let text = format!("[mqtt]\nhost = \"b\"\n{keys}");
-        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").mqtt.expect("a link")
-    }
-
-    #[test]
-    fn the_broker_s_port_is_the_usual_one_with_and_without_encryption() {
-        assert_eq!((mqtt("").port, mqtt("").tls), (1883, None));
-        let encrypted = mqtt("tls = true\n");
-        assert_eq!((encrypted.port, encrypted.tls), (8883, Some(Tls::default())));
-        assert_eq!(mqtt("tls = true\nport = 1883\n").port, 1883);
-    }
-
-    #[test]
-    fn files_for_an_encryption_that_is_off_are_refused_not_ignored() {
-        for key in ["ca_file", "cert_file", "key_file"] {
-            let said = error(&format!("[mqtt]\nhost = \"b\"\n{key} = \"/etc/x.pem\"\n"));
-            assert!(said.starts_with(&format!("bitnetd.toml:3: mqtt.{key}: ")), "{said}");
-            assert!(said.contains("tls = true"), "{said}");
-        }
-    }
-
-    #[test]
-    fn a_client_certificate_is_a_certificate_and_a_key() {
-        let client = mqtt("tls = true\ncert_file = \"/c\"\nkey_file = \"/k\"\n").tls.expect("on").client;
-        assert_eq!(client, Some(ClientCertificate { cert_file: "/c".into(), key_file: "/k".into() }));
-        for (here, missing) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
-            let said = error(&format!("[mqtt]\nhost = \"b\"\ntls = true\n{here} = \"/x\"\n"));
-            assert!(said.contains(&format!("mqtt.{missing}: missing")), "{said}");
-        }
-    }
-
-    #[test]
-    fn the_protocol_version_is_a_number_or_a_text() {
-        for (written, version) in [
-            ("5", MqttVersion::V5),
-            ("\"5\"", MqttVersion::V5),
-            ("5.0", MqttVersion::V5),
-            ("\"3.1.1\"", MqttVersion::V311),
-        ] {
-            assert_eq!(mqtt(&format!("version = {written}\n")).version, version, "{written}");
-        }
-        for written in ["3", "4", "3.1", "\"3.1\"", "true"] {
-            let said = error(&format!("[mqtt]\nhost = \"b\"\nversion = {written}\n"));
-            assert!(said.starts_with("bitnetd.toml:3: mqtt.version: "), "{said}");
-            assert!(said.contains("\"3.1.1\""), "{said}");
-        }
-    }
-
-    #[test]
-    fn a_group_is_one_topic_level_and_no_device() {
-        assert_eq!(mqtt("group = \"kitchens\"\n").group.as_deref(), Some("kitchens"));
-        assert!(error("[mqtt]\nhost = \"b\"\ngroup = \"a/b\"\n").contains("mqtt.group"));
-        let said = error("[mqtt]\nhost = \"b\"\ngroup = \"cellar\"\n");
-        assert!(said.contains("mqtt.group") && said.contains("device.id"), "{said}");
-    }
-
-    #[test]
-    fn systemd_s_credential_is_the_password_of_a_user_without_a_file() {
-        let folder = std::env::temp_dir().join(format!("bitnetd-credentials-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let host = Host { credentials_dir: Some(folder.clone()), ..host() };
-        let password = |keys: &str| {
-            let text = format!("[mqtt]\nhost = \"b\"\nusername = \"u\"\n{keys}");
-            let mqtt = Config::parse(&text, "bitnetd.toml", &host).expect("sound").mqtt.expect("a link");
-            assert_eq!(mqtt.credentials, Some(folder.clone()));
-            mqtt.login.expect("a user").password_file
-        };
-        assert_eq!(password(""), None, "a user without a password");
-        let credential = folder.join("mqtt-password");
-        std::fs::write(&credential, "secret").expect("a temporary folder");
-        assert_eq!(password(""), Some(credential));
-        assert_eq!(password("password_file = \"/own\"\n"), Some("/own".into()));
-        std::fs::remove_dir_all(&folder).expect("ours");
-    }
-
-    #[test]
-    fn what_a_board_draws_is_two_figures_of_which_the_second_is_more() {
-        let parsed = |keys: &str| Config::parse(&format!("[telemetry]\n{keys}"), "bitnetd.toml", &host());
-        let watts = |keys: &str| parsed(keys).expect("sound").telemetry.board_watts;
-        assert_eq!(watts(""), None);
-        let both = Some(BoardWatts { idle: 2.5, full: 7.0 });
-        assert_eq!(watts("idle_watts = 2.5\nfull_watts = 7\n"), both, "a whole number is a number too");
-        for (here, missing) in [("idle_watts", "full_watts"), ("full_watts", "idle_watts")] {
-            let said = error(&format!("[telemetry]\n{here} = 5\n"));
-            assert!(said.contains(&format!("telemetry.{missing}: missing, though {here} is set")), "{said}");
-        }
-        for (idle, full, key) in [
-            ("7", "7.0", "full_watts"),
-            ("7", "3", "full_watts"),
-            ("0", "3", "idle_watts"),
-            ("-1", "3", "idle_watts"),
-            ("nan", "3", "idle_watts"),
-            ("3", "inf", "full_watts"),
-            ("3", "2000.1", "full_watts"),
-            ("3", "\"6 W\"", "full_watts"),
-        ] {
-            let said = error(&format!("[telemetry]\nidle_watts = {idle}\nfull_watts = {full}\n"));
-            assert!(said.contains(&format!("telemetry.{key}: ")), "{said}");
-            assert!(said.starts_with("bitnetd.toml:"), "{said}");
-        }
-    }
-
-    #[test]
-    fn what_needs_a_broker_is_refused_without_one_not_ignored() {
-        for key in ["username = \"b\"", "tls = true", "group = \"kitchens\""] {
-            let said = error(&format!("[mqtt]\n{key}\n"));
-            assert!(said.starts_with("bitnetd.toml:1: mqtt.host: missing, though "), "{said}");
-        }
-        assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));
     }
 }

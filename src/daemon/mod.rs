@@ -6,6 +6,8 @@
 mod admission;
 mod budget;
 mod cache;
+mod controls;
+mod export;
 mod health;
 mod heap;
 mod pressure;
@@ -24,12 +26,12 @@ use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::{self, ModelFile, Source};
-use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
-use crate::transport::mqtt::{self, LinkState};
+use crate::telemetry::{About, Telemetry};
+use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
-use crate::transport::{Inbound, Pulse};
+use crate::transport::{Control, Inbound, Pulse};
 use log::{error, info, warn};
 use queue::Queue;
 use reload::Settings;
@@ -47,6 +49,8 @@ use worker::{Facts, Worker};
 /// Requests on their way from the doors to the queue, at least: where there are more, the socket
 /// waits and the broker link refuses.
 const INTAKE: usize = 32;
+/// Controls on their way from the broker link to whom they concern, which takes each at once.
+const CONTROLS: usize = 8;
 /// Alerts on their way to the broker link, which takes each at once: two of every kind.
 const ALERTS: usize = 2 * Kind::ALL.len();
 /// Time for the last replies to reach the broker on a stop.
@@ -158,9 +162,9 @@ pub async fn run(
     queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
-    let (interval, _) = watch::channel(config.telemetry.interval);
-    let acting = (Arc::clone(&queue), Arc::clone(&telemetry));
-    let settings = Settings { running: config, reread, queue: acting.0, telemetry: acting.1, interval };
+    telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
+    telemetry.set_thread_limit(config.budget.threads);
+    let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     facts.notes.iter().for_each(|note| info!("model: {note}"));
@@ -247,10 +251,12 @@ impl Daemon {
             self.draining.clone(),
             self.close.clone(),
         ));
+        let (controls, asked) = mpsc::channel(CONTROLS);
         let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.open_mqtt(&mut doors, intake, latest, raised, facts, plan);
+        let link = self.open_mqtt(&mut doors, (intake, controls), latest, raised, facts, plan);
         let alerts = link.is_some().then_some(alerts);
         let mut company = self.keep_company(requests, reports, link, alerts, &facts.model);
+        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -278,7 +284,6 @@ impl Daemon {
         let (model, seen) = (model.to_owned(), link.clone());
         let observer =
             systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
-        let interval = self.settings.interval.subscribe();
         let sampler = Sampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
@@ -287,7 +292,8 @@ impl Daemon {
             alerts,
             depth: self.settings.running.queue.depth,
         };
-        let reporter = Reporter { reports, telemetry: telemetry.clone(), interval };
+        let (interval, textfile) = (self.settings.interval.subscribe(), self.settings.textfile.subscribe());
+        let reporter = Reporter::new(reports, telemetry.clone(), interval, textfile);
         let mut company = JoinSet::new();
         company.spawn(admit(requests, queue.clone(), telemetry.clone()));
         company.spawn(sweep(queue.clone()));
@@ -301,7 +307,7 @@ impl Daemon {
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
-        requests: mpsc::Sender<Inbound>,
+        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
@@ -317,6 +323,9 @@ impl Daemon {
             info: info_payload(running, facts, plan),
             window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
             requests,
+            controls,
+            home: Some(Home { model: facts.model.clone() }),
+            threads: running.budget.threads,
             telemetry,
             alerts,
             interval: self.settings.interval.subscribe(),
@@ -437,16 +446,9 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new(0));
         let (_, plan) = plan(&running).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
-        let (interval, _) = watch::channel(running.telemetry.interval);
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings {
-                running,
-                reread,
-                queue: queue.clone(),
-                telemetry: telemetry.clone(),
-                interval,
-            },
+            settings: Settings::new(running, reread, queue.clone(), telemetry.clone()),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,

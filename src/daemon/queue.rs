@@ -11,7 +11,7 @@ use super::pressure::{Held, Pressure, State};
 use crate::config;
 use crate::protocol::Refusal;
 use crate::telemetry::{Telemetry, sensors};
-use crate::transport::Inbound;
+use crate::transport::{Cancel, Inbound};
 use log::{info, warn};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -37,6 +37,10 @@ pub(super) struct Queue {
     /// Wakes the sweeper.
     occupied: Notify,
     running: AtomicBool,
+    /// Stops the request that runs, or ran last.
+    current: Mutex<Option<Cancel>>,
+    /// Threads that may compute.
+    thread_limit: AtomicUsize,
     /// Ends the running answer: the drain deadline has passed.
     cut_off: AtomicBool,
     /// Counts what the worker does, for the watchdog.
@@ -64,6 +68,8 @@ impl Queue {
             offered: Condvar::new(),
             occupied: Notify::new(),
             running: AtomicBool::new(false),
+            current: Mutex::default(),
+            thread_limit: AtomicUsize::new(usize::MAX),
             cut_off: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             timeout_ms: AtomicU64::default(),
@@ -234,6 +240,25 @@ impl Queue {
         self.cut_off.load(Ordering::Relaxed)
     }
 
+    /// Stops the request that is being answered; `false` where there is none.
+    pub fn cancel_running(&self) -> bool {
+        // Under the queue's lock, so that it is not the next one's turn in between.
+        let _still = locked(&self.admission);
+        let is_running = self.running.load(Ordering::Relaxed);
+        let current = locked(&self.current);
+        current.as_ref().filter(|_| is_running).map(Cancel::raise).is_some()
+    }
+
+    /// Lets at most so many threads compute, from the next request on.
+    pub fn limit_threads(&self, threads: usize) {
+        self.thread_limit.store(threads, Ordering::Relaxed);
+    }
+
+    /// Threads that may compute.
+    pub fn thread_limit(&self) -> usize {
+        self.thread_limit.load(Ordering::Relaxed)
+    }
+
     /// Notes how long an answer took.
     pub fn note_pace(&self, took: Duration) {
         locked(&self.admission).note_pace(took);
@@ -253,6 +278,7 @@ impl Queue {
         loop {
             if let Some(job) = admission.next() {
                 self.running.store(true, Ordering::Relaxed);
+                *locked(&self.current) = Some(job.inbound.cancel.clone());
                 return Some(job);
             }
             if admission.is_closed() {

@@ -6,6 +6,7 @@ use super::queue::Queue;
 use crate::config::{Changes, Config};
 use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -20,9 +21,17 @@ pub(super) struct Settings {
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub interval: watch::Sender<Duration>,
+    pub textfile: watch::Sender<Option<PathBuf>>,
 }
 
 impl Settings {
+    /// The settings of a start.
+    pub fn new(running: Config, reread: Reread, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
+        let (interval, _) = watch::channel(running.telemetry.interval);
+        let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
+        Settings { running, reread, queue, telemetry, interval, textfile }
+    }
+
     /// Takes over what changed. A configuration that cannot be used changes nothing.
     pub fn reload(&mut self) {
         match (self.reread)() {
@@ -35,9 +44,8 @@ impl Settings {
         let changes = self.running.changes(wanted);
         self.running.adopt(wanted);
         self.queue.set_timeout(wanted.queue.timeout);
-        self.interval.send_if_modified(|shown| {
-            std::mem::replace(shown, wanted.telemetry.interval) != wanted.telemetry.interval
-        });
+        show(&self.interval, &wanted.telemetry.interval);
+        show(&self.textfile, &wanted.telemetry.textfile);
         self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {
@@ -46,6 +54,11 @@ impl Settings {
             warn!("{}", said(&changes));
         }
     }
+}
+
+/// Shows a setting to those who watch it, if it has changed.
+fn show<T: Clone + PartialEq>(to: &watch::Sender<T>, wanted: &T) {
+    to.send_if_modified(|shown| std::mem::replace(shown, wanted.clone()) != *wanted);
 }
 
 /// What was done, in one line.

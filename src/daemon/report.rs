@@ -3,6 +3,7 @@
 //! Deliberately knows no model: what it says of one is passed in.
 
 use super::budget::Plan;
+use super::export::Exporter;
 use super::locked;
 use super::queue::Queue;
 use super::worker::Facts;
@@ -14,7 +15,7 @@ use crate::telemetry::{self, Telemetry};
 use crate::transport::mqtt::LinkState;
 use log::warn;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -104,34 +105,55 @@ impl Sampler {
     }
 }
 
-/// Makes a report every interval, for the broker and for the journal.
+/// Makes a report every interval, for the broker, the journal and node_exporter.
 pub(super) struct Reporter {
-    pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    pub telemetry: Arc<Telemetry>,
+    reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+    telemetry: Arc<Telemetry>,
     /// Between two reports; it may change.
-    pub interval: watch::Receiver<Duration>,
+    interval: watch::Receiver<Duration>,
+    exporter: Exporter,
 }
 
 impl Reporter {
+    pub fn new(
+        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+        telemetry: Arc<Telemetry>,
+        interval: watch::Receiver<Duration>,
+        textfile: watch::Receiver<Option<PathBuf>>,
+    ) -> Self {
+        Reporter { reports, telemetry, interval, exporter: Exporter::new(textfile) }
+    }
+
     pub async fn run(mut self) {
         let mut last = tokio::time::Instant::now();
+        self.export();
         loop {
             let due = last + *self.interval.borrow_and_update();
             tokio::select! {
                 () = tokio::time::sleep_until(due) => {}
                 // A new interval counts from the last report. Its sender lives as long as the daemon.
                 Ok(()) = self.interval.changed() => continue,
+                () = self.exporter.is_moved() => {
+                    self.export();
+                    continue;
+                }
             }
             last = tokio::time::Instant::now();
             self.report();
         }
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let report = self.telemetry.report(SystemTime::now());
         telemetry::write_journal(&report);
         let json = serde_json::to_vec(&report).expect("a report is plain data");
         self.reports.send_replace(Some(Arc::new(json)));
+        self.export();
+    }
+
+    fn export(&mut self) {
+        let telemetry = &self.telemetry;
+        self.exporter.export(|| telemetry::prometheus::render(telemetry, SystemTime::now()));
     }
 }
 

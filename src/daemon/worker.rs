@@ -106,6 +106,7 @@ impl Worker {
                 self.queue.refuse(job.inbound, refusal);
                 continue;
             }
+            engine.model().limit_threads(self.queue.thread_limit());
             // A fault costs this request its answer, and nobody else theirs; its reply says
             // `internal` as it is dropped.
             let received = job.inbound.received;

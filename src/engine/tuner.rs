@@ -31,6 +31,8 @@ const KEPT: usize = 100;
 pub struct Tuner {
     decode: Choice,
     prefill: Choice,
+    /// No pass uses more for now. Below the most there may be, nothing is tried out.
+    limit: usize,
 }
 
 /// What was found last, or said from the start; `None` while it is tried out for the first time.
@@ -57,17 +59,35 @@ impl Tuner {
         Tuner {
             decode: Choice::new(most, DECODE_SAMPLES, 1..=1, said.decode),
             prefill: Choice::new(most, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, said.prefill),
+            limit: most.max(1),
         }
+    }
+
+    /// From the next layer on no pass uses more than `threads`, until another limit is set. What was found out before
+    /// is kept for when it is lifted.
+    pub fn limit(&mut self, threads: usize) {
+        self.limit = threads.clamp(1, self.decode.most);
+    }
+
+    fn is_limited(&self) -> bool {
+        self.limit < self.decode.most
     }
 
     /// How to compute the next layer of a pass of `tokens`.
     pub fn next(&self, tokens: usize) -> Trial {
         let choice = if tokens < PREFILL_TOKENS { &self.decode } else { &self.prefill };
+        if self.is_limited() {
+            let threads = choice.settled.unwrap_or(choice.most).min(self.limit);
+            return Trial { threads, is_timed: false };
+        }
         choice.next(tokens)
     }
 
     /// The layer was computed; `took` is asked for where [`Trial::is_timed`]. Allocates nothing.
     pub fn note(&mut self, tokens: usize, took: Option<Duration>) {
+        if self.is_limited() {
+            return;
+        }
         let choice = if tokens < PREFILL_TOKENS { &mut self.decode } else { &mut self.prefill };
         choice.note(tokens, took);
     }
@@ -75,7 +95,7 @@ impl Tuner {
     /// For what is one pass's own and no layer's, such as the head: the number found for decoding, or the
     /// most there may be.
     pub fn outside_layers(&self) -> usize {
-        self.decode.settled.unwrap_or(self.decode.most)
+        self.decode.settled.unwrap_or(self.decode.most).min(self.limit)
     }
 
     /// What is settled.
@@ -385,6 +405,36 @@ mod tests {
         assert_eq!(tuner.next(64), Trial { threads: 1, is_timed: false });
         assert!(tuner.threads().is_settled());
         assert!(open(1).threads().is_settled());
+    }
+
+    #[test]
+    fn a_limit_bounds_every_pass_and_what_was_found_comes_back_when_it_is_lifted() {
+        let mut tuner = open(4);
+        let fast = |threads: usize, _| 1.0 / threads as f64;
+        assert_eq!(settle(&mut tuner, 1, 30, fast).0, 4);
+        tuner.limit(2);
+        for tokens in [1, 5, 64] {
+            assert_eq!(tuner.next(tokens), Trial { threads: 2, is_timed: false });
+            // As if more threads were slow: nothing is to be learnt from passes under a limit.
+            pass(&mut tuner, tokens, 2 * KEPT * 4 * 2 * DECODE_SAMPLES, |threads| threads as f64);
+        }
+        assert_eq!(tuner.outside_layers(), 2);
+        tuner.limit(99);
+        assert_eq!((tuner.next(1).threads, tuner.outside_layers()), (4, 4));
+        assert_eq!(settle(&mut tuner, 64, 30, fast).0, 4);
+        tuner.limit(0);
+        assert_eq!(
+            (tuner.next(1).threads, tuner.next(64).threads),
+            (1, 1),
+            "the caller's own is always used"
+        );
+    }
+
+    #[test]
+    fn a_limit_above_what_is_fastest_changes_nothing_of_it() {
+        let mut tuner = Tuner::new(4, LONGEST, Threads { decode: Some(1), prefill: Some(4) });
+        tuner.limit(3);
+        assert_eq!((tuner.next(1).threads, tuner.next(64).threads), (1, 3));
     }
 
     #[test]

@@ -23,6 +23,17 @@ pub enum Incoming {
     Cancel(String),
     /// `{"telemetry":true}`: the report as it is now.
     Telemetry,
+    /// `{"metrics":true}`: the same for Prometheus.
+    Metrics,
+}
+
+/// A payload of the cancel topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cancelled {
+    /// `{"id":"…"}`: the requests of this id.
+    Id(String),
+    /// `{"running":true}`: the one that is being answered, whoever asked it.
+    Running,
 }
 
 #[derive(Deserialize)]
@@ -108,8 +119,15 @@ struct TelemetryKeys {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct MetricsKeys {
+    metrics: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CancelTopicKeys {
-    id: String,
+    id: Option<String>,
+    running: Option<bool>,
 }
 
 /// Reads a request, `bytes` being one whole JSON object.
@@ -153,6 +171,10 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
         let keys: TelemetryKeys = parse(bytes)?;
         return asked("telemetry", keys.telemetry).map(|()| Incoming::Telemetry);
     }
+    if body.starts_with(b"\"metrics\"") {
+        let keys: MetricsKeys = parse(bytes)?;
+        return asked("metrics", keys.metrics).map(|()| Incoming::Metrics);
+    }
     request(bytes).map(Incoming::Request)
 }
 
@@ -183,9 +205,27 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
     })
 }
 
-/// Reads a payload of the cancel topic: `{"id":"…"}`.
-pub fn cancel_topic(bytes: &[u8]) -> Result<String, Refusal> {
-    parse(bytes).map(|keys: CancelTopicKeys| keys.id)
+/// Reads a payload of the cancel topic.
+pub fn cancel_topic(bytes: &[u8]) -> Result<Cancelled, Refusal> {
+    match parse(bytes)? {
+        CancelTopicKeys { id: Some(id), running: None } => Ok(Cancelled::Id(id)),
+        CancelTopicKeys { id: None, running: Some(running) } => {
+            asked("running", running).map(|()| Cancelled::Running)
+        }
+        _ => Err(invalid("id: give the request's id, or \"running\": true, and not both")),
+    }
+}
+
+/// Reads a payload of the thread limit's topic: a whole number in digits, as `2` or `2.0`.
+pub fn thread_limit(bytes: &[u8]) -> Result<usize, Refusal> {
+    let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
+    let number = text
+        .split_once('.')
+        .map_or(text, |(whole, rest)| if rest.bytes().all(|digit| digit == b'0') { whole } else { "" });
+    // `parse` would take a sign as well, and no machine has more than 999,999 threads.
+    let is_number = !number.is_empty() && number.len() <= 6 && number.bytes().all(|b| b.is_ascii_digit());
+    let said = || invalid("no number of threads; send one in digits, as 2");
+    if is_number { number.parse().map_err(|_| said()) } else { Err(said()) }
 }
 
 /// Finds the id in a message that is no sound request, so that its refusal can carry it.
@@ -213,6 +253,16 @@ pub fn telemetry(report: &Report) -> Vec<u8> {
         report: &'a Report,
     }
     serde_json::to_vec(&Said { event: "telemetry", report }).expect("a report is plain data")
+}
+
+/// Prometheus' text as one event.
+pub fn metrics(text: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        event: &'static str,
+        text: &'a str,
+    }
+    serde_json::to_vec(&Said { event: "metrics", text }).expect("a string")
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
@@ -417,6 +467,37 @@ mod tests {
         {
             assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
         }
+    }
+
+    #[test]
+    fn metrics_are_asked_for_with_true_and_nothing_else() {
+        assert_eq!(incoming(br#"{"metrics":true}"#), Ok(Incoming::Metrics));
+        for wrong in [&br#"{"metrics":false}"#[..], br#"{"metrics":true,"telemetry":true}"#] {
+            assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
+        }
+        assert_eq!(metrics("a{b=\"c\"} 1\n"), br#"{"event":"metrics","text":"a{b=\"c\"} 1\n"}"#);
+    }
+
+    #[test]
+    fn a_cancellation_names_a_request_or_the_running_one() {
+        assert_eq!(cancel_topic(br#"{"id":"a"}"#), Ok(Cancelled::Id("a".into())));
+        assert_eq!(cancel_topic(br#"{"running":true}"#), Ok(Cancelled::Running));
+        for wrong in ["{}", r#"{"running":false}"#, r#"{"id":"a","running":true}"#, r#"{"all":true}"#, "1"] {
+            assert_eq!(cancel_topic(wrong.as_bytes()).expect_err(wrong).code, Code::InvalidRequest);
+        }
+    }
+
+    #[test]
+    fn a_thread_limit_is_a_whole_number() {
+        for (text, number) in [("2", 2), (" 3\n", 3), ("4.0", 4), ("0", 0)] {
+            assert_eq!(thread_limit(text.as_bytes()), Ok(number), "{text}");
+        }
+        for wrong in
+            ["", "two", "2.5", "-1", "+1", "1e3", "0x2", ".", ".0", "12345678901234567890", "\u{661}"]
+        {
+            assert!(thread_limit(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert!(thread_limit(b"\xff").is_err());
     }
 
     #[test]

@@ -133,6 +133,8 @@ pub struct Cpu {
     pub process_percent: Option<f32>,
     /// Operating-system threads of this process.
     pub threads: Option<usize>,
+    /// Threads that may compute now, as the owner said last: at most `budget.threads`.
+    pub thread_limit: Option<usize>,
     /// One-minute load average.
     pub load_1m: Option<f64>,
     /// Clock of the fastest processor now, in MHz: what the kernel asks for. What the firmware makes of it when hot or

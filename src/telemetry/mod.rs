@@ -10,8 +10,10 @@ pub mod energy;
 pub mod histogram;
 mod journal;
 pub mod log;
+pub mod prometheus;
 pub mod sensors;
 mod spread;
+pub mod textfile;
 mod time;
 mod window;
 
@@ -21,7 +23,7 @@ pub use time::rfc3339;
 
 use crate::config;
 use crate::protocol::{
-    Cache, Code, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
+    Cache, Code, Cpu, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
     Screen, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions};
@@ -29,7 +31,7 @@ use answers::Answers;
 use energy::{Mark, Meter};
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything counted since the daemon started. Shared by `Arc`; no call waits for more than
@@ -50,10 +52,22 @@ pub struct Telemetry {
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
+    /// 0 until it is set.
+    thread_limit: Counter,
+    about: OnceLock<About>,
     answers: Mutex<Answers>,
     meter: Mutex<Meter>,
     seen: Mutex<Seen>,
     alerts: Mutex<Alerts>,
+}
+
+/// What runs here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The model, as its file calls it.
+    pub model: String,
+    /// The kernel that computes it.
+    pub kernel: String,
 }
 
 /// What was seen last of the host and of the broker link.
@@ -106,6 +120,8 @@ impl Telemetry {
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            thread_limit: Counter::default(),
+            about: OnceLock::new(),
             answers: Mutex::default(),
             meter: Mutex::default(),
             seen: Mutex::default(),
@@ -170,6 +186,21 @@ impl Telemetry {
         self.cache_misses.add();
     }
 
+    /// Says what runs here, once it is loaded; the first word counts.
+    pub fn describe(&self, about: About) {
+        let _ = self.about.set(about);
+    }
+
+    /// What runs here; `None` before it is loaded.
+    pub fn about(&self) -> Option<&About> {
+        self.about.get()
+    }
+
+    /// How many threads may compute from now on, at least 1.
+    pub fn set_thread_limit(&self, threads: usize) {
+        self.thread_limit.set(threads as u64);
+    }
+
     /// How many requests wait and run now.
     pub fn set_queue(&self, queued: usize, running: usize) {
         self.queued.set(queued as u64);
@@ -180,6 +211,11 @@ impl Telemetry {
     pub fn observe(&self, now: Instant, host: Snapshot) {
         self.power(now, host.power.as_ref());
         locked(&self.seen).host = host;
+    }
+
+    /// The host as it was seen last.
+    pub fn host(&self) -> Snapshot {
+        locked(&self.seen).host.clone()
     }
 
     /// Takes over how the broker link fares.
@@ -269,7 +305,7 @@ impl Telemetry {
             uptime_s: self.started.elapsed().as_secs(),
             power: host.power.clone(),
             thermal: host.thermal.clone(),
-            cpu: host.cpu.clone(),
+            cpu: Cpu { thread_limit: self.thread_limit(), ..host.cpu.clone() },
             memory: Memory { budget_bytes: self.budget_bytes, ..host.memory.clone() },
             latency: answers.latency(Instant::now()),
             throughput: answers.throughput(),
@@ -279,6 +315,10 @@ impl Telemetry {
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
         }
+    }
+
+    fn thread_limit(&self) -> Option<usize> {
+        usize::try_from(self.thread_limit.get()).ok().filter(|threads| *threads > 0)
     }
 
     fn requests(&self) -> Requests {

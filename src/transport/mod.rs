@@ -82,6 +82,16 @@ impl Drop for Reply {
     }
 }
 
+/// What a door asks of the daemon beside requests. Goes through one bounded channel; nobody hears what became
+/// of it but by the telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Stop the request that is being answered, whoever asked it.
+    CancelRunning,
+    /// Compute with at most so many threads, from the next request on until the daemon ends: 1 to `budget.threads`.
+    Threads(usize),
+}
+
 /// A flag that stops a request, waiting or running; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);

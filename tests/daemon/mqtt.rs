@@ -4,6 +4,7 @@ mod alerts;
 mod bench;
 mod durable;
 mod group;
+mod home;
 mod tls;
 mod v311;
 mod wire;

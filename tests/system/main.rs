@@ -16,6 +16,7 @@ mod daemon;
 mod demo;
 mod endure;
 mod faults;
+mod home;
 mod hostile;
 mod limits;
 mod listener;

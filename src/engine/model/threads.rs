@@ -17,6 +17,13 @@ impl Model {
         self.tuner().threads()
     }
 
+    /// From now on no pass uses more than `threads` of the pool's, 1 at least; as many as there are lifts the
+    /// limit. The results of a pass do not depend on it.
+    pub fn limit_threads(&self, threads: usize) {
+        self.tuner().limit(threads);
+        self.leave_layers();
+    }
+
     /// Computes one layer of a pass of `tokens` on as many threads as it is due.
     pub(super) fn on_its_threads(&self, tokens: usize, layer: impl FnOnce()) {
         let trial = self.tuner().next(tokens);

@@ -2,18 +2,20 @@
 //!
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
 //! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
-//! when?), `answered` (what it got then), `alarms` (alerts until the broker has them), `prompts` (to the worker and back), `sharing` (the group's
-//! topics), `outbox` (replies until the broker has them) and `keeping` (which of these outlive the
+//! when?), `answered` (what it got then), `alarms` (alerts until the broker has them), `prompts` (to the worker and
+//! back), `sharing` (the group's topics), `discovery` (what Home Assistant is told), `outbox` (replies until the broker
+//! has them) and `keeping` (which of these outlive the
 //! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
-//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says: reports
-//! come as bytes, and how the link fares goes out as [`LinkState`].
+//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says but for which sensors answer:
+//! reports come as bytes, and how the link fares goes out as [`LinkState`].
 
 mod alarms;
 mod answered;
 mod arrivals;
 mod client;
 mod desk;
+mod discovery;
 mod keeping;
 mod link;
 mod manners;
@@ -25,13 +27,14 @@ mod topics;
 
 pub use arrivals::Keys;
 pub use client::{BrokerLimits, ProbeReport, probe};
+pub use discovery::Home;
 pub use store::record;
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::Alert;
-use crate::transport::{Inbound, Pulse};
+use crate::transport::{Control, Inbound, Pulse};
 use desk::Desk;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +64,12 @@ pub struct Door {
     pub window: u16,
     /// Where requests go. When it is full they are refused.
     pub requests: mpsc::Sender<Inbound>,
+    /// Where controls go. When it is full they are lost, and the log says so.
+    pub controls: mpsc::Sender<Control>,
+    /// What Home Assistant is told, as `config` says; `None`: neither told anything nor listened to.
+    pub home: Option<Home>,
+    /// Threads that compute: a limit of them is from 1 to these.
+    pub threads: usize,
     /// The latest report, as JSON.
     pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
     /// Alerts that were raised or cleared.

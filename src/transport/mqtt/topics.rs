@@ -12,6 +12,8 @@ const MAX_RESPONSE_TOPIC: usize = 512;
 const MAX_LEVELS: usize = 100;
 /// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
 const MAX_CLIENT: usize = 64;
+/// The last levels of the topic of a thread limit; `set`, as what others may write to is often called.
+const THREADS: &str = "threads/set";
 
 /// The topics below `P/D`, prefix and device id, and those that the device shares with a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +34,7 @@ struct Group {
 pub struct Filter {
     /// May hold wildcards.
     pub topic: String,
-    /// At QoS 1. Cancellations are at QoS 0: behind a window full of prompts the broker would hold
+    /// At QoS 1. Cancellations and limits are at QoS 0: behind a window full of prompts the broker would hold
     /// them back until the prompt they are to stop is answered.
     pub assured: bool,
 }
@@ -44,6 +46,8 @@ pub enum Addressed {
     Prompt(String),
     /// A cancellation.
     Cancel,
+    /// A limit of threads, of this device.
+    Threads,
 }
 
 impl Topics {
@@ -68,9 +72,16 @@ impl Topics {
         self.below("cancel")
     }
 
+    /// Where a limit of threads arrives.
+    pub fn threads(&self) -> String {
+        self.below(THREADS)
+    }
+
     /// What to subscribe to for the device itself.
     pub fn filters(&self) -> Vec<Filter> {
-        asked_at(&self.base, "")
+        let mut filters = asked_at(&self.base, "");
+        filters.push(Filter { topic: self.threads(), assured: false });
+        filters
     }
 
     /// What to subscribe to for the group: of its prompts the broker gives each to one device, and a
@@ -89,7 +100,8 @@ impl Topics {
             return Vec::new();
         }
         let shared = asked_at(base, &share(last_level(base))).into_iter().filter(|filter| filter.assured);
-        shared.chain(asked_at(base, "")).map(|filter| filter.topic).collect()
+        let all = shared.chain(asked_at(base, "")).map(|filter| filter.topic);
+        all.chain([format!("{base}/{THREADS}")]).collect()
     }
 
     /// `online` or `offline`, retained.
@@ -160,6 +172,8 @@ impl Topics {
         let (base, asked) = self.split(std::str::from_utf8(topic).ok()?)?;
         Some(match asked {
             Asked::Cancel => Addressed::Cancel,
+            Asked::Threads if base == self.base => Addressed::Threads,
+            Asked::Threads => return None,
             Asked::Prompt(name) if base == self.base => Addressed::Prompt(client(name)),
             Asked::Prompt(name) => Addressed::Prompt(format!("{}@{}", client(name), last_level(base))),
         })
@@ -173,6 +187,7 @@ impl Topics {
             if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
                 let asked = match rest {
                     "cancel" => Asked::Cancel,
+                    THREADS => Asked::Threads,
                     "prompt" => Asked::Prompt(""),
                     other => Asked::Prompt(other.strip_prefix("prompt/")?),
                 };
@@ -221,6 +236,7 @@ impl Topics {
 enum Asked<'a> {
     Prompt(&'a str),
     Cancel,
+    Threads,
 }
 
 /// Everything that is asked below a base, its prompts in a way of sharing.
@@ -272,6 +288,16 @@ mod tests {
         assert_eq!(parse("bitnetd/cellar/prompt/"), Some(Addressed::Prompt("-".into())));
         assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(Addressed::Prompt("hall".into())));
         assert_eq!(parse("bitnetd/cellar/cancel"), Some(Addressed::Cancel));
+        assert_eq!(parse("bitnetd/cellar/threads/set"), Some(Addressed::Threads));
+    }
+
+    #[test]
+    fn only_the_device_s_own_topic_limits_its_threads() {
+        for topic in ["bitnetd/kitchens/threads/set", "old/cellar/threads/set", "bitnetd/cellar/threads"] {
+            assert_eq!(of_kitchens().parse(topic.as_bytes()), None, "{topic}");
+        }
+        let asked = of_kitchens().filters();
+        assert!(asked.iter().any(|filter| filter.topic == "bitnetd/cellar/threads/set" && !filter.assured));
     }
 
     #[test]
@@ -371,7 +397,12 @@ mod tests {
         assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/a");
         let given_up = of_kitchens().left_over(topic);
-        for filter in ["$share/attic/old/attic/prompt/+", "old/attic/prompt", "old/attic/cancel"] {
+        for filter in [
+            "$share/attic/old/attic/prompt/+",
+            "old/attic/prompt",
+            "old/attic/cancel",
+            "old/attic/threads/set",
+        ] {
             assert!(given_up.iter().any(|one| one == filter), "{filter}: {given_up:?}");
         }
         assert!(of_kitchens().left_over(b"bitnetd/cellar/prompt").is_empty());
@@ -379,7 +410,7 @@ mod tests {
 
     #[test]
     fn an_answer_never_becomes_a_prompt_of_our_own() {
-        for topic in ["prompt", "prompt/hall", "cancel", "availability", "telemetry"] {
+        for topic in ["prompt", "prompt/hall", "cancel", "threads/set", "availability", "telemetry"] {
             let said = topics().check_response(&format!("bitnetd/cellar/{topic}"));
             assert!(said.expect_err("refused").contains("own"), "{topic}");
         }

@@ -5,10 +5,12 @@
 //! other connections.
 
 use super::flight::Flight;
-use super::writer::{EVENTS, FLUSH, Writer};
-use super::{Shared, http, line};
+use super::http::{self, Asked, Page};
+use super::writer::{Answer, EVENTS, FLUSH, Writer};
+use super::{Shared, line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::{Code, Event, Refusal, Request};
+use crate::telemetry::prometheus;
 use crate::transport::frame::{Line, Lines};
 use crate::transport::{Cancel, Inbound, Reply};
 use std::io;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Bytes read at once: most requests in one piece, and little beside a few hundred connections.
 const PIECE: usize = 4 * 1024;
@@ -43,7 +45,7 @@ async fn talk(mut stream: UnixStream, number: u64, shared: Shared) -> io::Result
     let (answer, answers) = mpsc::channel(1);
     let (input, half) = stream.split();
     let close = shared.close.clone();
-    let writer = Writer { half, events, answers, flight, out: Vec::new() };
+    let writer = Writer { half, events, answers, flight, out: Vec::new(), written: None };
     let reader =
         Reader { shared, number, client, flight, events: reply, answers: answer, made: 0, watched: &watched };
     tokio::select! {
@@ -94,7 +96,7 @@ struct Reader<'a> {
     /// The way back of every request.
     events: mpsc::Sender<Event>,
     /// The way back of what became no request.
-    answers: mpsc::Sender<Vec<u8>>,
+    answers: mpsc::Sender<Answer>,
     /// Ids made so far.
     made: u64,
     /// The socket again, to close its reading side.
@@ -133,8 +135,10 @@ impl Reader<'_> {
             let length = half.read(&mut piece).await?;
             lines.push(&piece[..length]);
             while let Some(line) = lines.take() {
-                if std::mem::take(&mut first) && is_http(line) {
-                    return self.refuse_http(half).await;
+                if std::mem::take(&mut first)
+                    && let Some(asked) = http_asked(line)
+                {
+                    return self.http(asked, half).await;
                 }
                 if self.line(line).await == Then::Stop {
                     return Ok(());
@@ -149,8 +153,15 @@ impl Reader<'_> {
         }
     }
 
-    async fn refuse_http(&self, half: &mut ReadHalf<'_>) -> io::Result<()> {
-        self.answer(http::not_implemented()).await;
+    async fn http(&self, asked: Asked, half: &mut ReadHalf<'_>) -> io::Result<()> {
+        let bytes = match asked.page {
+            Page::Metrics => {
+                http::Answer::metrics(prometheus::CONTENT_TYPE, &self.metrics()).bytes(asked.head_only)
+            }
+            Page::Health => http::Answer::health(self.shared.draining.is_cancelled()).bytes(asked.head_only),
+            other => http::Answer::refusal(other).bytes(asked.head_only),
+        };
+        self.answer(bytes).await;
         let rest = async {
             let mut piece = [0; PIECE];
             while half.read(&mut piece).await? > 0 {}
@@ -167,6 +178,7 @@ impl Reader<'_> {
                 Ok(Incoming::Request(request)) => self.request(request, received).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
                 Ok(Incoming::Telemetry) => self.report().await,
+                Ok(Incoming::Metrics) => self.answer_long(json::metrics(&self.metrics())).await,
                 Err(refusal) => self.refuse(json::id_of(bytes), refusal).await,
             },
         }
@@ -182,9 +194,21 @@ impl Reader<'_> {
     }
 
     async fn report(&self) -> Then {
-        let mut line = json::telemetry(&self.shared.telemetry.report(SystemTime::now()));
+        self.answer_long(json::telemetry(&self.shared.telemetry.report(SystemTime::now()))).await
+    }
+
+    fn metrics(&self) -> String {
+        prometheus::render(&self.shared.telemetry, SystemTime::now())
+    }
+
+    /// Answers with a line that is nearly as long as a request may be, so that nothing is read before it is written:
+    /// the plan counts with one or the other. What it was made of is gone by now.
+    async fn answer_long(&self, mut line: Vec<u8>) -> Then {
         line.push(b'\n');
-        self.answer(line).await
+        line.shrink_to_fit();
+        let (written, is_written) = oneshot::channel();
+        let sent = self.answers.send(Answer { bytes: line, written: Some(written) }).await;
+        if sent.is_ok() && is_written.await.is_ok() { Then::GoOn } else { Then::Stop }
     }
 
     async fn request(&mut self, request: Request, received: Instant) -> Then {
@@ -253,12 +277,16 @@ impl Reader<'_> {
     }
 
     async fn answer(&self, bytes: Vec<u8>) -> Then {
-        if self.answers.send(bytes).await.is_ok() { Then::GoOn } else { Then::Stop }
+        let answer = Answer { bytes, written: None };
+        if self.answers.send(answer).await.is_ok() { Then::GoOn } else { Then::Stop }
     }
 }
 
-fn is_http(line: Line<'_>) -> bool {
-    matches!(line, Line::Whole(bytes) if http::is_request_line(bytes))
+fn http_asked(line: Line<'_>) -> Option<Asked> {
+    match line {
+        Line::Whole(bytes) => http::read(bytes),
+        Line::TooLong => None,
+    }
 }
 
 fn too_long() -> Refusal {

@@ -1,36 +1,160 @@
-//! What a client hears that speaks HTTP to the socket, as `curl --unix-socket` does.
+//! What a client hears that speaks HTTP to the socket, as `curl --unix-socket` and scrapers behind a proxy do.
 //!
-//! Deliberately no HTTP server: it knows a request line when it sees one, and one answer.
+//! Deliberately no HTTP server: it reads a request line, never a header or a body, and each answer ends its connection.
 
-/// Whether a connection's first line is an HTTP/1 request line. No line of JSON begins with a
-/// capital letter, as every method does (RFC 9110, 9.1).
-pub(super) fn is_request_line(line: &[u8]) -> bool {
-    let version = line.len().checked_sub(b" HTTP/1.1".len()).map(|start| &line[start..]);
-    line.first().is_some_and(u8::is_ascii_uppercase) && matches!(version, Some(b" HTTP/1.1" | b" HTTP/1.0"))
+/// What a request line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `/metrics`
+    Metrics,
+    /// `/health`
+    Health,
+    /// One of those, by a method that cannot ask for it.
+    NotSo,
+    /// A part of the OpenAI shapes, which are yet to come.
+    NotYet,
+    /// Anything else.
+    Unknown,
 }
 
-/// The answer to every HTTP request.
-pub(super) fn not_implemented() -> Vec<u8> {
-    let said = "this version of bitnetd speaks JSON lines here, not HTTP; \
-        try: echo '{\"prompt\":\"hello\"}' | nc -N -U SOCKET\n";
-    format!(
-        "HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{said}",
-        said.len()
-    )
-    .into_bytes()
+/// A request, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub page: Page,
+    /// The answer has no body (RFC 9110, 9.3.2).
+    pub head_only: bool,
+}
+
+/// Reads a connection's first line; `None` where it is no HTTP/1 request line. No line of JSON begins with a
+/// capital letter, as every method does (RFC 9110, 9.1).
+pub(super) fn read(line: &[u8]) -> Option<Asked> {
+    let line = line.strip_suffix(b" HTTP/1.1").or_else(|| line.strip_suffix(b" HTTP/1.0"))?;
+    if !line.first().is_some_and(u8::is_ascii_uppercase) {
+        return None;
+    }
+    let mut words = line.splitn(2, |byte| *byte == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let page = match path {
+        b"/metrics" => Page::Metrics,
+        b"/health" => Page::Health,
+        path if path.starts_with(b"/v1/") => Page::NotYet,
+        _ => Page::Unknown,
+    };
+    let reads = matches!(method, b"GET" | b"HEAD");
+    let page = if reads || matches!(page, Page::NotYet | Page::Unknown) { page } else { Page::NotSo };
+    Some(Asked { page, head_only: method == b"HEAD" })
+}
+
+/// An answer in the making.
+#[derive(Debug)]
+pub(super) struct Answer<'a> {
+    status: &'static str,
+    content_type: &'static str,
+    body: &'a str,
+}
+
+impl<'a> Answer<'a> {
+    /// The metrics.
+    pub fn metrics(content_type: &'static str, body: &'a str) -> Self {
+        Answer { status: "200 OK", content_type, body }
+    }
+
+    /// Whether requests are taken: once the daemon stops, they are not.
+    pub fn health(is_draining: bool) -> Self {
+        let content_type = "application/json";
+        if is_draining {
+            return Answer {
+                status: "503 Service Unavailable",
+                content_type,
+                body: "{\"status\":\"shutting_down\"}\n",
+            };
+        }
+        Answer { status: "200 OK", content_type, body: "{\"status\":\"ok\"}\n" }
+    }
+
+    /// Why there is nothing else.
+    pub fn refusal(page: Page) -> Self {
+        let (status, body) = match page {
+            Page::NotSo => ("405 Method Not Allowed", "this page is read with GET\n"),
+            Page::NotYet => (
+                "501 Not Implemented",
+                "this version of bitnetd takes prompts here as JSON lines, not over HTTP; \
+                 try: echo '{\"prompt\":\"hello\"}' | nc -N -U SOCKET\n",
+            ),
+            Page::Metrics | Page::Health | Page::Unknown => {
+                ("404 Not Found", "no such page; there are /metrics and /health\n")
+            }
+        };
+        Answer { status, content_type: "text/plain; charset=utf-8", body }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self, head_only: bool) -> Vec<u8> {
+        let Answer { status, content_type, body } = self;
+        let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+        let sent = if head_only { "" } else { body };
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}\
+             Connection: close\r\n\r\n{sent}",
+            body.len()
+        )
+        .into_bytes()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn page(line: &str) -> Option<Page> {
+        read(line.as_bytes()).map(|asked| asked.page)
+    }
+
     #[test]
     fn a_request_line_is_told_from_json() {
-        assert!(is_request_line(b"GET /health HTTP/1.1"));
-        assert!(is_request_line(b"POST /v1/chat/completions HTTP/1.0"));
-        for line in [&b"{\"prompt\":\"GET / HTTP/1.1"[..], b"get / HTTP/1.1", b"HTTP/1.1", b"GET /", b""] {
-            assert!(!is_request_line(line));
+        assert_eq!(page("GET /health HTTP/1.1"), Some(Page::Health));
+        assert_eq!(page("POST /v1/chat/completions HTTP/1.0"), Some(Page::NotYet));
+        for line in ["{\"prompt\":\"GET / HTTP/1.1", "get / HTTP/1.1", "HTTP/1.1", "GET /", "", " / HTTP/1.1"]
+        {
+            assert_eq!(page(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn a_page_is_found_by_its_path_whatever_the_query() {
+        assert_eq!(page("GET /metrics HTTP/1.1"), Some(Page::Metrics));
+        assert_eq!(page("GET /metrics?name[]=x HTTP/1.0"), Some(Page::Metrics));
+        for unknown in
+            ["/", "/metrics/", "/Metrics", "*", "", "/health/../metrics", "/v1", "http://x/metrics"]
+        {
+            assert_eq!(page(&format!("GET {unknown} HTTP/1.1")), Some(Page::Unknown), "{unknown}");
+        }
+        assert_eq!(read(b"GET /\xff HTTP/1.1").map(|asked| asked.page), Some(Page::Unknown));
+    }
+
+    #[test]
+    fn only_reading_methods_read() {
+        assert_eq!(page("POST /metrics HTTP/1.1"), Some(Page::NotSo));
+        let head = read(b"HEAD /metrics HTTP/1.1").expect("a request line");
+        assert_eq!(head, Asked { page: Page::Metrics, head_only: true });
+        let refused = String::from_utf8(Answer::refusal(Page::NotSo).bytes(false)).expect("UTF-8");
+        assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("\r\nAllow: GET, HEAD\r\n"));
+    }
+
+    #[test]
+    fn a_head_says_how_long_the_body_would_be() {
+        let answer = Answer::health(false);
+        let (whole, head) = (answer.bytes(false), answer.bytes(true));
+        assert!(whole.starts_with(&head) && head.ends_with(b"\r\n\r\n"));
+        let said = format!("Content-Length: {}\r\n", whole.len() - head.len());
+        assert!(String::from_utf8(head).expect("UTF-8").contains(&said));
+    }
+
+    #[test]
+    fn a_daemon_that_stops_is_not_well() {
+        let said = |is_draining| String::from_utf8(Answer::health(is_draining).bytes(false)).expect("UTF-8");
+        assert!(said(false).starts_with("HTTP/1.1 200 ") && said(false).ends_with("{\"status\":\"ok\"}\n"));
+        assert!(said(true).starts_with("HTTP/1.1 503 "), "{}", said(true));
     }
 }

@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Memory that one client can make a connection hold: a request that never ends its line, the piece read last, and
-/// what waits to be written. `tests/system` measures it with all connections full.
+/// what waits to be written. A report or Prometheus' text is no longer than a request may be, and nothing is read while
+/// it is written. `tests/system` measures it with all connections full.
 pub const CONNECTION_BYTES: usize = json::MAX_REQUEST + (16 << 10);
 
 /// File descriptors of one connection: its stream, and a second handle that hears when it is closed.

@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::WriteHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -27,18 +27,28 @@ pub(super) const FLUSH: Duration = Duration::from_secs(2);
 /// Bytes collected for one write: each write costs the kernel about a page of its own.
 const BATCH: usize = 4 * 1024;
 
+/// An answer to what became no request.
+pub(super) struct Answer {
+    /// As they go over the socket.
+    pub(super) bytes: Vec<u8>,
+    /// Told when all of them are written, where somebody waits for it.
+    pub(super) written: Option<oneshot::Sender<()>>,
+}
+
 /// Where a connection's answers come together.
 pub(super) struct Writer<'a> {
     /// The socket.
     pub(super) half: WriteHalf<'a>,
     /// From the requests, by way of their replies.
     pub(super) events: mpsc::Receiver<Event>,
-    /// From the reading side: lines that answer what became no request.
-    pub(super) answers: mpsc::Receiver<Vec<u8>>,
+    /// From the reading side.
+    pub(super) answers: mpsc::Receiver<Answer>,
     /// Hears of each request's last event.
     pub(super) flight: &'a Flight,
     /// Bytes collected and not yet taken by the client.
     pub(super) out: Vec<u8>,
+    /// Who waits for the last answer among them to be written.
+    pub(super) written: Option<oneshot::Sender<()>>,
 }
 
 impl Writer<'_> {
@@ -65,6 +75,11 @@ impl Writer<'_> {
                 }
                 self.out.drain(..taken);
             }
+            // A long answer's memory goes back at once.
+            self.out.shrink_to(BATCH);
+            if let Some(written) = self.written.take() {
+                let _ = written.send(()); // the reader may have ended
+            }
         }
         Ok(())
     }
@@ -73,7 +88,14 @@ impl Writer<'_> {
     async fn collect(&mut self) -> bool {
         tokio::select! {
             Some(event) = self.events.recv() => self.add(&event),
-            Some(answer) = self.answers.recv() => self.out.extend(answer),
+            Some(answer) = self.answers.recv() => {
+                if self.out.is_empty() {
+                    self.out = answer.bytes;
+                } else {
+                    self.out.extend(answer.bytes);
+                }
+                self.written = answer.written;
+            }
             else => return false,
         }
         while self.out.len() < BATCH

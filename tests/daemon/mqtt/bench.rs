@@ -6,7 +6,7 @@ use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
-use bitnetd::transport::{Inbound, Pulse};
+use bitnetd::transport::{Control, Inbound, Pulse};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Happened, MqttOptions};
@@ -25,6 +25,7 @@ pub const QUIET: Duration = Duration::from_millis(700);
 /// An open door.
 pub struct Bench {
     pub requests: mpsc::Receiver<Inbound>,
+    pub controls: mpsc::Receiver<Control>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub alarm: mpsc::Sender<Alert>,
     pub state: watch::Receiver<LinkState>,
@@ -44,6 +45,7 @@ impl Bench {
     /// A door that may not be connected yet.
     pub fn with(config: Mqtt, change: impl FnOnce(&mut Door)) -> Self {
         let (sender, requests) = mpsc::channel(4);
+        let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
         let (alarm, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(LinkState::default());
@@ -55,6 +57,10 @@ impl Bench {
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
             requests: sender,
+            controls: asked,
+            // Home Assistant is nothing to the other tests.
+            home: None,
+            threads: 4,
             telemetry: reports,
             alerts,
             interval: watch::channel(Duration::from_secs(10)).1,
@@ -69,7 +75,7 @@ impl Bench {
         change(&mut door);
         let mut task = JoinSet::new();
         task.spawn(run(door));
-        Bench { requests, telemetry, alarm, state, draining, close, task }
+        Bench { requests, controls, telemetry, alarm, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

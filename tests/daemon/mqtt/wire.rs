@@ -391,13 +391,13 @@ async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_res
 async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no_more() {
     let broker = Broker::new().await;
     let mut bench = broker.door_of_a_group();
-    for filters in [6, 6, 3] {
+    for filters in [7, 7, 4] {
         let mut session = broker.accept().await;
         session.welcome(false, None).await;
         match session.read().await {
             Packet::Subscribe(asked) => {
                 assert_eq!(asked.filters.len(), filters);
-                if filters == 3 {
+                if filters == 4 {
                     session.grant(&asked).await;
                     bench.until(|state| state.subscribed).await;
                 }

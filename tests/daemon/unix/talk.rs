@@ -145,3 +145,60 @@ async fn a_client_that_speaks_http_gets_an_http_answer() {
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{answer}");
     assert_eq!(body.matches('\n').count(), 1, "{answer}");
 }
+
+/// What the socket answers to these bytes, up to the end of the connection.
+async fn answer_to(door: &Door, request: &str) -> String {
+    let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
+    stream.write_all(request.as_bytes()).await.expect("read");
+    let mut answer = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    read.expect("in time").expect("closed, not reset");
+    answer
+}
+
+#[tokio::test]
+async fn metrics_and_health_are_pages_for_whoever_speaks_http() {
+    let door = Door::open();
+    let metrics = answer_to(&door, "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n").await;
+    let (head, body) = metrics.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    assert!(body.contains("\nbitnetd_requests_received_total 0\n"), "{body}");
+    let head_only = answer_to(&door, "HEAD /metrics HTTP/1.1\r\n\r\n").await;
+    assert!(head_only.ends_with("\r\n\r\n") && head_only.starts_with("HTTP/1.1 200 "), "{head_only}");
+    let well = answer_to(&door, "GET /health HTTP/1.0\r\n\r\n").await;
+    assert!(well.starts_with("HTTP/1.1 200 ") && well.ends_with("{\"status\":\"ok\"}\n"), "{well}");
+    assert!(answer_to(&door, "GET /nowhere HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
+    assert!(answer_to(&door, "DELETE /health HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405 "));
+    door.draining.cancel();
+    let ill = answer_to(&door, "GET /health HTTP/1.1\r\n\r\n").await;
+    assert!(ill.starts_with("HTTP/1.1 503 "), "{ill}");
+}
+
+#[tokio::test]
+async fn metrics_come_as_one_event_between_others() {
+    let door = Door::open();
+    let mut client = door.client().await;
+    client.send("{\"metrics\":true}\n{\"telemetry\":true}\n{\"metrics\":false}\n{\"metrics\":true}\n").await;
+    let metrics = client.event().await.expect("an event");
+    let text = metrics["text"].as_str().expect("a text");
+    assert_eq!(metrics["event"], "metrics");
+    assert!(text.starts_with("# HELP ") && text.ends_with('\n'), "{text}");
+    assert_eq!(client.event().await.expect("an event")["event"], "telemetry");
+    assert_eq!(client.event().await.expect("an event")["code"], "invalid_request");
+    assert_eq!(client.event().await.expect("an event")["event"], "metrics");
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_metrics_and_reads_none_is_asked_no_more() {
+    let door = Door::open();
+    let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
+    let asked = "{\"metrics\":true}\n".repeat(20_000);
+    // What is not read is not answered, so the socket's buffer fills up.
+    let written = timeout(std::time::Duration::from_secs(2), stream.write_all(asked.as_bytes())).await;
+    assert!(written.is_err(), "all was taken in");
+    assert!(
+        answer_to(&door, "GET /health HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200 "),
+        "others are served"
+    );
+}

@@ -68,7 +68,7 @@ fn check(topic: &str) {
     assert!(!topic.is_empty() && !topic.contains(['+', '#', '\0']), "{topic}");
     let own = topic.strip_prefix("bitnetd/cellar/");
     assert!(
-        own.is_none_or(|own| own != "cancel" && own != "prompt" && !own.starts_with("prompt/")),
+        own.is_none_or(|own| own != "cancel" && own != "threads/set" && own != "prompt" && !own.starts_with("prompt/")),
         "{topic}"
     );
 }

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use bitnetd::protocol::json::{self, Incoming};
+use bitnetd::protocol::json::{self, Cancelled, Incoming};
 use bitnetd::protocol::{Event, Refusal, Request};
 use libfuzzer_sys::fuzz_target;
 
@@ -13,11 +13,14 @@ fuzz_target!(|bytes: &[u8]| {
     match json::incoming(bytes) {
         Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(request)),
         Ok(Incoming::Cancel(id)) => check_token(&id),
-        Ok(Incoming::Telemetry) => {}
+        Ok(Incoming::Telemetry | Incoming::Metrics) => {}
         Err(refusal) => check_refusal(bytes, refusal),
     }
-    if let Ok(id) = json::cancel_topic(bytes) {
+    if let Ok(Cancelled::Id(id)) = json::cancel_topic(bytes) {
         check_token(&id);
+    }
+    if let Ok(threads) = json::thread_limit(bytes) {
+        assert!(threads < 1_000_000);
     }
 });
 

@@ -3,7 +3,7 @@
 use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::mqtt::{Door, LinkState, run};
+use bitnetd::transport::mqtt::{Door, Home, LinkState, run};
 use bitnetd::transport::{Inbound, Pulse};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
@@ -38,6 +38,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
     let place = place();
     place.runtime.block_on(async {
         let (requests, taken) = mpsc::channel(usize::from(WINDOW));
+        let (controls, _asked) = mpsc::channel(2);
         let (_reports, telemetry) = watch::channel(None);
         let (state, seen) = watch::channel(LinkState::default());
         let (_interval, interval) = watch::channel(Duration::from_secs(10));
@@ -49,6 +50,9 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             info: b"{}".to_vec(),
             window: WINDOW,
             requests,
+            controls,
+            home: Some(Home { model: "fuzz".into() }),
+            threads: 2,
             telemetry,
             alerts: mpsc::channel(1).1,
             interval,

@@ -62,7 +62,9 @@ impl Input<'_> {
     fn publish(&mut self) -> Publish {
         let (flags, packet, asked) = (self.byte(), self.byte(), self.byte());
         let topic = match flags >> 5 {
-            0 => "bitnetd/cellar/cancel".into(),
+            0 => ["bitnetd/cellar/cancel", "bitnetd/cellar/threads/set", "homeassistant/status"]
+                [usize::from(packet) % 3]
+                .into(),
             1 => format!("bitnetd/cellar/prompt/{}", self.text()),
             2 => self.text(),
             _ => "bitnetd/cellar/prompt".into(),

@@ -20,7 +20,7 @@ pub use probe::{BrokerLimits, ProbeReport, probe};
 use super::link::{Connect, Loss};
 use super::manners::Manners;
 use super::outbox::{Limits, Packet, WINDOW};
-use super::topics::Topics;
+use super::topics::{Filter, Topics};
 use crate::config::{Mqtt, MqttVersion};
 use loss::{Circumstances, Trouble};
 use rumqttc::{NetworkOptions, Transport};
@@ -56,8 +56,8 @@ pub(super) struct Connection {
     /// Rows on their way, by packet id.
     on_their_way: HashMap<u16, u64>,
     manners: Manners,
-    /// Filters of ours among those asked for; the rest are the group's.
-    own_filters: usize,
+    /// How many filters of each kind were asked for, in this order: our own, Home Assistant's, the group's.
+    asked: [usize; 3],
 }
 
 /// What happened on a connection.
@@ -82,6 +82,8 @@ pub(super) enum Happened {
 pub(super) struct Granted {
     /// To our own topics.
     pub own: Result<(), String>,
+    /// To Home Assistant's birth, where that was asked for.
+    pub home: Option<Result<(), String>>,
     /// To the group's, where they were asked for.
     pub group: Option<Result<(), String>>,
 }
@@ -177,7 +179,7 @@ impl Connection {
             handed: VecDeque::new(),
             on_their_way: HashMap::new(),
             manners: Manners::default(),
-            own_filters: 0,
+            asked: [0; 3],
         })
     }
 
@@ -190,12 +192,10 @@ impl Connection {
         Ok(self.happened(seen))
     }
 
-    /// Asks for our topics, and for the group's where `shared`. `false`: no room now.
-    pub fn subscribe(&mut self, topics: &Topics, shared: bool) -> bool {
-        let own = topics.filters();
-        self.own_filters = own.len();
-        let group = if shared { topics.group_filters() } else { Vec::new() };
-        let all = own.into_iter().chain(group);
+    /// Asks for our own topics, Home Assistant's and the group's, once on a connection. `false`: no room now.
+    pub fn subscribe(&mut self, filters: [Vec<Filter>; 3]) -> bool {
+        self.asked = filters.each_ref().map(Vec::len);
+        let all = filters.into_iter().flatten();
         match &self.client {
             Client::V5(client) => client.try_subscribe_many(all.map(v5::filter)).is_ok(),
             Client::V311(client) => client.try_subscribe_many(all.map(v311::filter)).is_ok(),
@@ -275,9 +275,12 @@ impl Connection {
     }
 
     fn granted(&self, mut reasons: Vec<Result<(), String>>) -> Granted {
-        let group = reasons.split_off(self.own_filters.min(reasons.len()));
+        let [own, home, _] = self.asked;
+        let group = reasons.split_off((own + home).min(reasons.len()));
+        let home = reasons.split_off(own.min(reasons.len()));
         let all = |reasons: Vec<Result<(), String>>| reasons.into_iter().collect();
-        Granted { own: all(reasons), group: (!group.is_empty()).then(|| all(group)) }
+        let asked = |reasons: Vec<_>| (!reasons.is_empty()).then(|| all(reasons));
+        Granted { home: asked(home), group: asked(group), own: all(reasons) }
     }
 
     /// rumqttc gives packet ids in the order in which it was handed the rows; QoS 0 gets 0.

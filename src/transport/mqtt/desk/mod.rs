@@ -1,11 +1,14 @@
 //! The desk where everything meets: one thing happens at a time, and what follows is done at once.
 //!
-//! Decides nothing by itself; it carries what one part says to the others.
+//! Decides nothing by itself; it carries what one part says to the others. What concerns Home Assistant is in `home`.
+
+mod home;
 
 use super::alarms::Alarms;
 use super::answered::Given;
 use super::arrivals::{Arrival, Arrivals, Verdict};
 use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
+use super::discovery::Discovery;
 use super::keeping::{self, Clock};
 use super::link::{Link, Loss};
 use super::outbox::{Limits, Outbox, Packet, Serial};
@@ -43,6 +46,8 @@ pub(super) struct Desk {
     alarms: Alarms,
     arrivals: Arrivals,
     prompts: Prompts,
+    /// `None` where Home Assistant is nothing to us.
+    discovery: Option<Discovery>,
     store: Store,
     ids: Ids,
     state: LinkState,
@@ -54,7 +59,6 @@ impl Desk {
         let topics = Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref());
         let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
         Desk {
-            topics,
             link: Link::new(Instant::now()),
             sharing: Sharing::new(door.config.group.as_deref()),
             connection: None,
@@ -65,10 +69,12 @@ impl Desk {
             alarms: Alarms::default(),
             arrivals: Arrivals::new(random()),
             prompts: Prompts::new(door.requests.clone(), door.window),
+            discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
             store: Store::new(file, Instant::now()),
             ids: Ids::new(),
             state: LinkState::default(),
             closing: None,
+            topics,
             door,
         }
     }
@@ -88,10 +94,14 @@ impl Desk {
     /// no part of it can wait for another.
     pub async fn step(&mut self) {
         self.door.pulse.beat();
+        self.tell_home(Instant::now());
         self.pump(Instant::now());
         self.report();
         let turn = Some(Instant::now() + self.door.turn);
-        let due = [self.link.due(), self.store.due(), self.closing, turn].into_iter().flatten().min();
+        let due = [self.link.due(), self.store.due(), self.home_due(), self.closing, turn]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
             said = self.prompts.next() => self.on_said(said),
@@ -239,6 +249,7 @@ impl Desk {
         self.announce("online");
         let info = Packet::json(self.topics.info(), self.door.info.clone());
         self.outbox.push_status(Packet { retain: self.retains, ..info });
+        self.home_connected(now);
         self.mention_telemetry();
     }
 
@@ -248,8 +259,13 @@ impl Desk {
             self.complain(&said);
             false
         });
+        let group = if shared { self.topics.group_filters() } else { Vec::new() };
+        let home = self.discovery.as_ref().map(Discovery::filters).unwrap_or_default();
         if let Some(connection) = &mut self.connection {
-            connection.subscribe(&self.topics, shared);
+            connection.subscribe([self.topics.filters(), home, group]);
+            for topic in self.discovery.iter().flat_map(Discovery::unwanted) {
+                connection.unsubscribe(topic);
+            }
         }
     }
 
@@ -275,6 +291,11 @@ impl Desk {
                 ));
             }
         }
+        if let Some(Err(reason)) = granted.home {
+            let said =
+                "may not subscribe to Home Assistant's birth, so it is told of this device at connects only";
+            log::warn!("{}: {said} ({reason})", self.place());
+        }
         if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
             self.complain(&said);
         }
@@ -294,7 +315,9 @@ impl Desk {
 
     fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
         let is_taken = taken.is_ok();
-        if let Err(reason) = taken {
+        if !self.is_home(row, &taken)
+            && let Err(reason) = taken
+        {
             log::warn!("{}: a publish was refused ({reason}); see the broker's access list", self.place());
         }
         self.alarms.acknowledged(row);
@@ -303,6 +326,7 @@ impl Desk {
 
     fn on_lost(&mut self, loss: &Loss) {
         self.connection = None;
+        self.home_lost(loss);
         self.sharing.disconnected();
         self.outbox.disconnected(loss.is_by_broker());
         for kind in self.alarms.disconnected(loss.is_by_broker()) {
@@ -321,21 +345,21 @@ impl Desk {
 
     fn on_message(&mut self, message: &Message, now: Instant) {
         self.give_up(&message.topic);
+        if self.is_birth(message, now) {
+            return self.arrivals.pass(message.packet);
+        }
         match self.topics.parse(&message.topic) {
             Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(Addressed::Cancel) => {
-                self.on_cancel(&message.payload);
+                self.on_cancel(message);
+                self.arrivals.pass(message.packet);
+            }
+            Some(Addressed::Threads) => {
+                self.on_threads(message);
                 self.arrivals.pass(message.packet);
             }
             // Nothing that anybody asks.
             None => self.arrivals.pass(message.packet),
-        }
-    }
-
-    fn on_cancel(&self, payload: &[u8]) {
-        match json::cancel_topic(payload) {
-            Ok(id) => self.prompts.cancel(&id),
-            Err(refusal) => log::warn!("{}: {}", self.topics.cancel(), refusal.message),
         }
     }
 
@@ -444,10 +468,16 @@ impl Desk {
     /// Telemetry is at QoS 0 and bypasses the outbox: a later report says more than a kept one.
     fn mention_telemetry(&mut self) {
         let report = self.door.telemetry.borrow_and_update().clone();
-        let connection = self.connection.as_ref().filter(|_| self.link.is_online());
-        if let (Some(report), Some(connection)) = (report, connection) {
+        if let Some(report) = report {
+            self.mention_report(report.to_vec());
+        }
+        self.look_at_sources(Instant::now());
+    }
+
+    fn mention_report(&self, report: Vec<u8>) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
             let now = Instant::now();
-            let packet = Packet::json(self.topics.telemetry(), report.to_vec());
+            let packet = Packet::json(self.topics.telemetry(), report);
             let packet = Packet { expires: Some(now + *self.door.interval.borrow()), ..packet };
             if packet.size() <= self.limits.packet {
                 connection.mention(&packet, now);

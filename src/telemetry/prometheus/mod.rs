@@ -1,0 +1,280 @@
+//! The report and the histograms for Prometheus, as text (version 0.0.4).
+//!
+//! Names: OpenTelemetry's `gen_ai.server.*` with underscores and the unit, its attributes as labels; all others begin
+//! with `bitnetd_` and are in base units. A sample that is not known is left out, and a family of none with it.
+//! Deliberately knows no door: who asks gets a string.
+
+#[cfg(test)]
+mod tests;
+mod text;
+
+use super::{Distribution, Quantity, Telemetry};
+use crate::protocol::{
+    Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, Screen, Thermal,
+    Throttled, Throughput,
+};
+use std::time::SystemTime;
+use text::{Label, Text};
+
+/// What the text is, for a door that says so.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Longest name of a model that is told, in bytes: it stands in most lines of the histograms.
+const LONGEST_NAME: usize = 32;
+
+/// Everything at once, as it is `now`. Below 64 KiB, as JSON text too, whatever failed and whatever the model's name.
+pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
+    let report = telemetry.report(now);
+    let about = telemetry.about();
+    let model = about.map(|about| name(&about.model));
+    let mut text = Text::default();
+    if let (Some(about), Some(model)) = (about, &model) {
+        let labels = [("version", env!("CARGO_PKG_VERSION")), ("model", model), ("kernel", &about.kernel)];
+        text.gauge("bitnetd_build_info", "What runs here.").sample(&labels, Some(1.0));
+    }
+    text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
+    latencies(&mut text, &telemetry.distributions(), model.as_deref());
+    everything_else(&mut text, &report);
+    text.finish()
+}
+
+/// A model's name without what needs escaping: its file may call it anything.
+fn name(model: &str) -> String {
+    let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
+    model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
+}
+
+fn everything_else(text: &mut Text, report: &Report) {
+    requests(text, &report.requests, &report.cache);
+    throughput(text, &report.throughput);
+    power(text, report.power.as_ref(), report.energy.as_ref());
+    thermal(text, &report.thermal);
+    cpu(text, &report.cpu);
+    memory(text, &report.memory);
+    pressure(text, &report.cpu, &report.memory);
+    if let Some(link) = &report.mqtt {
+        mqtt(text, link);
+    }
+    alerts(text, &report.alerts);
+}
+
+fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {
+    for (quantity, name, help) in [
+        (
+            Quantity::RequestDuration,
+            "gen_ai_server_request_duration_seconds",
+            "From a request's arrival to its last event.",
+        ),
+        (
+            Quantity::TimeToFirstToken,
+            "gen_ai_server_time_to_first_token_seconds",
+            "From a request's arrival to its first token, the queue included.",
+        ),
+        (
+            Quantity::TimePerOutputToken,
+            "gen_ai_server_time_per_output_token_seconds",
+            "Between the tokens after the first: one mean for each request.",
+        ),
+        (Quantity::QueueTime, "bitnetd_queue_duration_seconds", "Waiting for the worker."),
+    ] {
+        let mut family = text.histogram(name, help);
+        for found in all.iter().filter(|found| found.quantity == quantity) {
+            let error = found.error.map(|code| word(&code));
+            let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
+            // There is one model, and of failures there may be many kinds.
+            labels.extend(match &error {
+                Some(error) => Some(("error_type", error.as_str())),
+                None => model.map(|model| ("gen_ai_request_model", model)),
+            });
+            family = family.distribution(&labels, found);
+        }
+    }
+}
+
+/// A unit variant as the protocol writes it.
+fn word(value: &impl serde::Serialize) -> String {
+    let json = serde_json::to_value(value).expect("a plain name");
+    json.as_str().map(str::to_owned).unwrap_or_default()
+}
+
+fn requests(text: &mut Text, requests: &Requests, cache: &Cache) {
+    let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
+        *requests;
+    text.counter("bitnetd_requests_received_total", "Requests read, over every door.").count(received);
+    text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
+        .count(completed);
+    text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")
+        .count(refused);
+    text.counter("bitnetd_requests_budget_exceeded_total", "Of the refused, for want of memory.")
+        .count(budget_exceeded);
+    text.counter("bitnetd_requests_cancelled_total", "Of both, cancelled.").count(cancelled);
+    text.counter("bitnetd_requests_timed_out_total", "Of both, out of time.").count(timed_out);
+    text.gauge("bitnetd_requests_queued", "Waiting now.").count(queued);
+    text.gauge("bitnetd_requests_running", "Being answered now.").count(running);
+    text.counter("bitnetd_cache_hits_total", "Answers given again.").count(cache.hits);
+    text.counter("bitnetd_cache_misses_total", "Looked for and not found.").count(cache.misses);
+}
+
+fn throughput(text: &mut Text, throughput: &Throughput) {
+    text.counter("bitnetd_tokens_total", "Tokens read (input) and generated (output).")
+        .sample(&[("type", "input")], Some(throughput.prompt_tokens as f64))
+        .sample(&[("type", "output")], Some(throughput.completion_tokens as f64));
+    text.gauge("bitnetd_prompt_tokens_per_second", "While reading prompts, since start.")
+        .plain(throughput.prompt_tokens_per_second);
+    text.gauge("bitnetd_tokens_per_second", "While generating, since start.")
+        .plain(throughput.tokens_per_second);
+    let Some(Screen { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
+    text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
+    text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
+    text.counter("bitnetd_screen_scans_total", "Times that the whole head was read instead.").count(scans);
+    text.counter("bitnetd_screen_checks_total", "Times that it was compared with the whole head.")
+        .count(checks);
+    text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
+}
+
+/// The labels that tell how a value came about.
+fn origin<'a>(source: &'a str, method: &'a str, scope: &'a str) -> [Label<'a>; 3] {
+    [("source", source), ("method", method), ("scope", scope)]
+}
+
+fn method(method: Method) -> &'static str {
+    match method {
+        Method::Measured => "measured",
+        Method::Derived => "derived",
+        Method::Estimated => "estimated",
+    }
+}
+
+/// A gauge of one reading, each of its units worth `scale` base units.
+fn reading(text: &mut Text, name: &'static str, help: &'static str, reading: Option<&Reading>, scale: f64) {
+    if let Some(found) = reading {
+        let labels = origin(&found.source, method(found.method), &found.scope);
+        text.gauge(name, help).sample(&labels, Some(found.value * scale));
+    }
+}
+
+fn power(text: &mut Text, power: Option<&Reading>, energy: Option<&Energy>) {
+    reading(text, "bitnetd_power_watts", "Power now.", power, 1.0);
+    let Some(energy) = energy else { return };
+    let labels = origin(&energy.source, method(energy.method), &energy.scope);
+    text.counter("bitnetd_energy_joules_total", "Energy in all, also while nothing was asked.")
+        .sample(&labels, Some(energy.joules));
+    text.counter("bitnetd_energy_above_idle_joules_total", "Of it, what was drawn beyond the idle power.")
+        .sample(&labels, energy.joules_above_idle);
+    text.counter(
+        "bitnetd_requests_energy_joules_total",
+        "Of it, what was drawn while requests were computed.",
+    )
+    .sample(&labels, Some(energy.requests_joules));
+    text.gauge("bitnetd_energy_joules_per_token", "Energy for each generated token, since start.")
+        .sample(&labels, energy.joules_per_token);
+    text.gauge("bitnetd_energy_above_idle_joules_per_token", "The same beyond the idle power.")
+        .sample(&labels, energy.joules_per_token_above_idle);
+    text.gauge("bitnetd_idle_power_watts", "The power while nothing runs.").plain(energy.idle_watts);
+}
+
+fn thermal(text: &mut Text, thermal: &Thermal) {
+    reading(text, "bitnetd_temperature_celsius", "Of the processor.", thermal.cpu.as_ref(), 1.0);
+    reading(text, "bitnetd_fan_rpm", "Turns a minute.", thermal.fan.as_ref(), 1.0);
+    if let Some(Flag { value, method: how, source, scope }) = &thermal.under_voltage {
+        text.gauge("bitnetd_under_voltage", "Whether the supply's voltage is too low now.")
+            .sample(&origin(source, method(*how), scope), Some(f64::from(u8::from(*value))));
+    }
+    let Some(found) = &thermal.throttling else { return };
+    reasons(text, "bitnetd_throttled", "Why the processor is held back now.", found.now);
+    let help = "Why it was held back at any time since the board was switched on.";
+    reasons(text, "bitnetd_throttled_since_boot", help, found.since_boot);
+}
+
+fn reasons(text: &mut Text, name: &'static str, help: &'static str, found: Throttled) {
+    let Throttled { under_voltage, frequency_capped, throttled, soft_temperature_limit } = found;
+    let mut family = text.gauge(name, help);
+    for (reason, is_so) in [
+        ("under_voltage", under_voltage),
+        ("frequency_capped", frequency_capped),
+        ("throttled", throttled),
+        ("soft_temperature_limit", soft_temperature_limit),
+    ] {
+        family = family.sample(&[("reason", reason)], Some(f64::from(u8::from(is_so))));
+    }
+}
+
+fn cpu(text: &mut Text, cpu: &Cpu) {
+    let ratio = |percent: Option<f32>| percent.map(|percent| f64::from(percent) / 100.0);
+    text.gauge("bitnetd_host_cpu_ratio", "Load of all processors, 1 being all of them.")
+        .plain(ratio(cpu.host_percent));
+    text.gauge("bitnetd_process_cpu_ratio", "Load by this process, 1 being one processor.")
+        .plain(ratio(cpu.process_percent));
+    text.gauge("bitnetd_threads", "Operating-system threads of this process.")
+        .plain(cpu.threads.map(|threads| threads as f64));
+    text.gauge("bitnetd_thread_limit", "Threads that may compute.")
+        .plain(cpu.thread_limit.map(|threads| threads as f64));
+    text.gauge("bitnetd_load1", "One-minute load average of the host.").plain(cpu.load_1m);
+    reading(
+        text,
+        "bitnetd_cpu_frequency_hertz",
+        "Of the fastest processor now.",
+        cpu.frequency.as_ref(),
+        1e6,
+    );
+    text.gauge("bitnetd_cpu_frequency_max_hertz", "What that may be at most.")
+        .plain(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
+}
+
+fn memory(text: &mut Text, memory: &Memory) {
+    let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
+    text.gauge("bitnetd_memory_process_bytes", "Resident memory of this process.")
+        .plain(bytes(memory.process_bytes));
+    text.gauge("bitnetd_memory_budget_bytes", "What the budget allows it.").count(memory.budget_bytes);
+    text.gauge("bitnetd_memory_host_total_bytes", "Of the host.").plain(bytes(memory.host_total_bytes));
+    text.gauge("bitnetd_memory_host_available_bytes", "Of the host, free for use.")
+        .plain(bytes(memory.host_available_bytes));
+    text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel holds this process to a limit.")
+        .count(memory.memory_limit_enforced.into());
+    text.gauge("bitnetd_memory_group_bytes", "Of the control group, pages of files included.")
+        .plain(bytes(memory.group_bytes));
+    text.gauge("bitnetd_memory_group_peak_bytes", "The most that the control group ever had.")
+        .plain(bytes(memory.group_peak_bytes));
+    text.counter(
+        "bitnetd_memory_oom_kills_total",
+        "Processes of the control group killed for want of memory.",
+    )
+    .plain(bytes(memory.oom_kills));
+}
+
+fn pressure(text: &mut Text, cpu: &Cpu, memory: &Memory) {
+    let mut family =
+        text.gauge("bitnetd_pressure_ratio", "Share of the time that tasks waited for a resource.");
+    for (resource, found) in [("cpu", cpu.pressure), ("memory", memory.pressure)] {
+        let Some(Pressure { some_10s, some_60s, full_10s }) = found else { continue };
+        let labels = |kind, window| [("resource", resource), ("kind", kind), ("window", window)];
+        family = family
+            .sample(&labels("some", "10s"), Some(some_10s / 100.0))
+            .sample(&labels("some", "60s"), Some(some_60s / 100.0))
+            .sample(&labels("full", "10s"), full_10s.map(|percent| percent / 100.0));
+    }
+}
+
+fn mqtt(text: &mut Text, link: &MqttLink) {
+    text.gauge("bitnetd_mqtt_connected", "Whether the broker is connected.").count(link.connected.into());
+    text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
+    text.counter(
+        "bitnetd_mqtt_sessions_lost_total",
+        "Connections on which the broker knew no session of ours.",
+    )
+    .count(link.sessions_lost);
+    text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);
+    text.counter("bitnetd_mqtt_duplicates_total", "Prompts that came again.").count(link.duplicates);
+    text.counter("bitnetd_mqtt_resent_total", "Of these, those given their answer again.").count(link.resent);
+    text.counter("bitnetd_mqtt_dropped_total", "Replies given up, and prompts ignored in a flood.")
+        .count(link.dropped);
+    text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());
+}
+
+fn alerts(text: &mut Text, raised: &[String]) {
+    text.gauge("bitnetd_alerts", "Alerts raised now.").count(raised.len() as u64);
+    let mut family = text.gauge("bitnetd_alert", "1 for each alert that is raised now.");
+    for name in raised {
+        family = family.sample(&[("name", name)], Some(1.0));
+    }
+}

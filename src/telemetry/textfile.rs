@@ -1,0 +1,128 @@
+//! The file that node_exporter's textfile collector reads: written whole, so that it never reads half of one.
+//!
+//! Blocks on the disk. Deliberately knows nothing of what the text says, nor when to write it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// node_exporter runs as a user of its own, and the systemd unit's umask would shut it out.
+const MODE: u32 = 0o644;
+
+/// Puts `text` in the place of the file at `path`. The folder must be there. The error names the file.
+pub fn write(path: &Path, text: &str) -> io::Result<()> {
+    let part = part(path);
+    let written = fill(&part, text).and_then(|()| fs::rename(&part, path));
+    written.map_err(|error| {
+        // On a full disk it would take the room that is needed.
+        let _ = fs::remove_file(&part);
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    })
+}
+
+/// No crash may leave half a file behind, but a power cut may: the next report is written over it, and flushing each
+/// one would wear out an SD card.
+fn fill(part: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(part)?;
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    file.write_all(text.as_bytes())
+}
+
+/// Beside the file, since a rename does not leave a file system; of an ending that node_exporter passes over.
+fn part(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".part");
+    name.into()
+}
+
+/// How the writing goes, so that a failure is said once, and once that it is over.
+#[derive(Debug, Default)]
+pub struct Condition {
+    failing: bool,
+}
+
+/// What is to be said of the last writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// It failed, and did not before.
+    Failed(String),
+    /// It works, and did not before.
+    Works,
+}
+
+impl Condition {
+    /// Takes note of how it went.
+    pub fn note(&mut self, written: &io::Result<()>) -> Option<News> {
+        let was_failing = std::mem::replace(&mut self.failing, written.is_err());
+        match written {
+            Err(error) if !was_failing => Some(News::Failed(error.to_string())),
+            Ok(()) if was_failing => Some(News::Works),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("bitnetd-textfile-{name}-{}", std::process::id()));
+            fs::create_dir_all(&folder).expect("a temporary folder");
+            Folder(folder)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).expect("ours");
+            let name = |entry: io::Result<fs::DirEntry>| entry.expect("ours").file_name().into_string();
+            entries.map(|entry| name(entry).expect("UTF-8")).collect()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_everybody_may_read_it() {
+        let folder = Folder::new("whole");
+        let path = folder.0.join("bitnetd.prom");
+        write(&path, "a long first text\n").expect("room");
+        let reader = File::open(&path).expect("there");
+        write(&path, "b\n").expect("room");
+        assert_eq!(io::read_to_string(reader).expect("open still"), "a long first text\n");
+        assert_eq!(fs::read_to_string(&path).expect("there"), "b\n");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o644);
+        assert_eq!(folder.names(), ["bitnetd.prom"]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_names_the_file_and_leaves_nothing() {
+        let folder = Folder::new("cannot");
+        let missing = folder.0.join("missing/bitnetd.prom");
+        assert!(write(&missing, "a").expect_err("no folder").to_string().contains("missing/bitnetd.prom"));
+        // A folder of that name: the text can be written, and not renamed.
+        let taken = folder.0.join("taken.prom");
+        fs::create_dir(&taken).expect("a new name");
+        write(&taken, "a").expect_err("a folder");
+        assert_eq!(folder.names(), ["taken.prom"]);
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_its_end_once() {
+        let mut condition = Condition::default();
+        let failure = || Err(io::Error::other("full"));
+        assert_eq!(condition.note(&Ok(())), None);
+        assert_eq!(condition.note(&failure()), Some(News::Failed("full".into())));
+        assert_eq!(condition.note(&failure()), None);
+        assert_eq!(condition.note(&Ok(())), Some(News::Works));
+        assert_eq!(condition.note(&Ok(())), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! What the desk does for Home Assistant: it passes on what `discovery` says, and what comes over its controls.
+
+use super::{Desk, chance};
+use crate::protocol::json::{self, Cancelled};
+use crate::transport::Control;
+use crate::transport::mqtt::client::Message;
+use crate::transport::mqtt::discovery::{Discovery, Sources, Task};
+use crate::transport::mqtt::link::Loss;
+use crate::transport::mqtt::outbox::Packet;
+use std::time::{Instant, SystemTime};
+
+impl Desk {
+    fn may_tell_home(&self) -> bool {
+        self.link.is_online() && self.closing.is_none()
+    }
+
+    /// When [`Desk::tell_home`] has something to do.
+    pub(super) fn home_due(&self) -> Option<Instant> {
+        self.discovery.as_ref().and_then(Discovery::due).filter(|_| self.may_tell_home())
+    }
+
+    /// A new connection.
+    pub(super) fn home_connected(&mut self, now: Instant) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.connected(now);
+        }
+    }
+
+    /// The connection is gone.
+    pub(super) fn home_lost(&mut self, loss: &Loss) {
+        let told = self.discovery.as_mut().map(|discovery| discovery.disconnected(loss.is_by_broker()));
+        if let Some(Err(said)) = told {
+            log::warn!("{}: {said}", self.place());
+        }
+    }
+
+    /// Whether a message is Home Assistant's word of itself.
+    pub(super) fn is_birth(&mut self, message: &Message, now: Instant) -> bool {
+        let discovery = self.discovery.as_mut().filter(|home| home.is_birth(&message.topic));
+        discovery.map(|discovery| discovery.heard(&message.payload, now, chance())).is_some()
+    }
+
+    /// Takes note of the sensors that answer, and of the interval of reports.
+    pub(super) fn look_at_sources(&mut self, now: Instant) {
+        if let Some(discovery) = &mut self.discovery {
+            let sources = Sources::of(&self.door.counters.host());
+            discovery.look(sources, *self.door.interval.borrow(), now);
+        }
+    }
+
+    /// Does what is due to Home Assistant.
+    pub(super) fn tell_home(&mut self, now: Instant) {
+        if !self.may_tell_home() {
+            return;
+        }
+        let Some(discovery) = &mut self.discovery else { return };
+        match discovery.next(now) {
+            None => {}
+            Some(Task::Report) => {
+                let report = self.door.counters.report(SystemTime::now());
+                self.mention_report(serde_json::to_vec(&report).expect("a report is plain data"));
+            }
+            Some(Task::Publish(packet)) if packet.size() > self.limits.packet => {
+                let said = discovery.too_large(packet.size(), self.limits.packet);
+                log::warn!("{}: {said}", self.place());
+            }
+            Some(Task::Publish(packet)) => {
+                let packet = Packet { retain: self.retains, ..packet };
+                discovery.sent(self.outbox.push_status(packet));
+            }
+        }
+    }
+
+    /// Whether the broker's word of a row was of the description.
+    pub(super) fn is_home(&mut self, row: u64, taken: &Result<(), String>) -> bool {
+        let place = self.place();
+        let Some(discovery) = &mut self.discovery else { return false };
+        let told = discovery.acknowledged(row, taken);
+        match &told {
+            None => {}
+            Some(Err(said)) => log::warn!("{place}: {said}"),
+            Some(Ok(())) if discovery.is_wanted() => {
+                log::debug!("{place}: described on {}", discovery.topic())
+            }
+            Some(Ok(())) => log::info!("{place}: taken back what was on {}", discovery.topic()),
+        }
+        told.is_some()
+    }
+
+    pub(super) fn on_cancel(&self, message: &Message) {
+        match json::cancel_topic(&message.payload) {
+            Ok(Cancelled::Id(id)) => self.prompts.cancel(&id),
+            Ok(Cancelled::Running) => self.control(message, Control::CancelRunning),
+            Err(refusal) => log::warn!("{}: {}", self.topics.cancel(), refusal.message),
+        }
+    }
+
+    pub(super) fn on_threads(&self, message: &Message) {
+        let (topic, most) = (self.topics.threads(), self.door.threads);
+        match json::thread_limit(&message.payload) {
+            Ok(threads) if (1..=most).contains(&threads) => {
+                self.control(message, Control::Threads(threads));
+            }
+            Ok(threads) => log::warn!("{topic}: {threads} is outside 1 to {most}, which is budget.threads"),
+            Err(refusal) => log::warn!("{topic}: {}", refusal.message),
+        }
+    }
+
+    /// Hands a control on. One that the broker kept is of another day, and would come again at each start.
+    fn control(&self, message: &Message, control: Control) {
+        let topic = String::from_utf8_lossy(&message.topic);
+        if message.retained {
+            log::warn!("{topic}: ignored, it is retained; publish it without retain");
+        } else if self.door.controls.try_send(control).is_err() {
+            log::warn!("{topic}: ignored, too many came at once; send it again");
+        }
+    }
+}

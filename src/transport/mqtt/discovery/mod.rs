@@ -1,0 +1,220 @@
+//! What Home Assistant is told of this device, and when: on each connection, when it comes to life, and when a sensor or
+//! the interval of reports was not the same before. Switched off, what it was told is taken back.
+//!
+//! Pure: time and chance come in, packets go out. `description` has the words. Knows nothing of Home Assistant but its
+//! discovery: whether one listens, nobody knows.
+
+mod description;
+#[cfg(test)]
+mod tests;
+
+pub use description::Sources;
+
+use super::Door;
+use super::outbox::Packet;
+use super::topics::{Filter, Topics};
+use description::Subject;
+use sha2::{Digest, Sha256};
+use std::time::{Duration, Instant};
+
+/// What Home Assistant says when it has started (`components/mqtt/const.py`): unless its owner chose others.
+const BIRTH_TOPIC: &str = "homeassistant/status";
+const BIRTH: &[u8] = b"online";
+/// Longest wait after a birth: every device of the house hears of it at once.
+const SPREAD: Duration = Duration::from_secs(2);
+/// From a description to the report that fills its entities: Home Assistant subscribes to the topics in between.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Intervals without a report after which a value is no longer shown, and some time for a slow network.
+const MISSED: u32 = 3;
+const GRACE: Duration = Duration::from_secs(10);
+/// Connections that the broker ended with the description on its way, before it is blamed and left out.
+const ENOUGH: u32 = 3;
+
+/// What is known of this daemon beside its topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The model, as its file calls it.
+    pub model: String,
+}
+
+/// What to do now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Publish this, and say under which row with [`Discovery::sent`].
+    Publish(Packet),
+    /// Give a report: there are entities without a value.
+    Report,
+}
+
+/// The memory of one process.
+#[derive(Debug)]
+pub(super) struct Discovery {
+    subject: Subject,
+    topic: String,
+    births: Vec<String>,
+    /// Whether the description is to be there or gone.
+    is_wanted: bool,
+    /// Nothing more is to be said of it in this process.
+    is_over: bool,
+    sources: Sources,
+    interval: Duration,
+    /// When it is to be published.
+    due: Option<Instant>,
+    /// When a report is to follow.
+    report_due: Option<Instant>,
+    /// The row that the broker has not acknowledged.
+    row: Option<u64>,
+    ended: u32,
+}
+
+impl Discovery {
+    pub fn new(door: &Door, home: &Home, topics: &Topics) -> Self {
+        let (prefix, device) = (&door.config.discovery_prefix, &door.device);
+        let subject = Subject {
+            device: device.clone(),
+            topics: topics.clone(),
+            model: home.model.clone(),
+            threads: door.threads,
+        };
+        let own_birth = format!("{prefix}/status");
+        let births =
+            [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
+        Discovery {
+            subject,
+            topic: format!("{prefix}/device/{}/config", object_id(device)),
+            births: births.collect(),
+            is_wanted: door.config.discovery,
+            is_over: false,
+            sources: Sources::default(),
+            interval: *door.interval.borrow(),
+            due: None,
+            report_due: None,
+            row: None,
+            ended: 0,
+        }
+    }
+
+    /// What to subscribe to. At QoS 0: a birth must not wait behind a window full of prompts, nor take a place in it.
+    pub fn filters(&self) -> Vec<Filter> {
+        let wanted = self.is_wanted.then_some(&self.births).into_iter().flatten();
+        wanted.map(|topic| Filter { topic: topic.clone(), assured: false }).collect()
+    }
+
+    /// What an earlier process may have subscribed to, and this one does not want.
+    pub fn unwanted(&self) -> &[String] {
+        if self.is_wanted { &[] } else { &self.births }
+    }
+
+    /// Whether a message on this topic is Home Assistant's word of itself.
+    pub fn is_birth(&self, topic: &[u8]) -> bool {
+        self.births.iter().any(|birth| birth.as_bytes() == topic)
+    }
+
+    /// Where the description is.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Whether the description is to be there.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// A new connection: the broker may have forgotten.
+    pub fn connected(&mut self, now: Instant) {
+        self.row = None;
+        self.due = Some(now);
+    }
+
+    /// Home Assistant said something of itself. `chance` from 0 to 1 spreads the devices over time.
+    pub fn heard(&mut self, word: &[u8], now: Instant, chance: f64) {
+        if self.is_wanted && word == BIRTH && self.due.is_none() {
+            self.due = Some(now + SPREAD.mul_f64(chance.clamp(0.0, 1.0)));
+        }
+    }
+
+    /// Sensors that answer now, and the time between reports; where they are not as before, the description is due.
+    pub fn look(&mut self, sources: Sources, interval: Duration, now: Instant) {
+        let sources = sources.or(self.sources);
+        if self.is_wanted && (sources, interval) != (self.sources, self.interval) {
+            self.due.get_or_insert(now);
+        }
+        (self.sources, self.interval) = (sources, interval);
+    }
+
+    /// When [`Discovery::next`] has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        let due = self.due.filter(|_| !self.is_over);
+        due.into_iter().chain(self.report_due).min()
+    }
+
+    /// What to do now; call again until there is nothing.
+    pub fn next(&mut self, now: Instant) -> Option<Task> {
+        if self.report_due.is_some_and(|due| now >= due) {
+            self.report_due = None;
+            return Some(Task::Report);
+        }
+        if self.is_over || self.due.is_none_or(|due| now < due) {
+            return None;
+        }
+        self.due = None;
+        if !self.is_wanted {
+            return Some(Task::Publish(Packet::word(self.topic.clone(), "")));
+        }
+        self.report_due = Some(now + SETTLE);
+        let description = self.subject.describe(self.sources, self.interval * MISSED + GRACE);
+        Some(Task::Publish(Packet { retain: true, ..Packet::json(self.topic.clone(), description) }))
+    }
+
+    /// The packet is in this row.
+    pub fn sent(&mut self, row: u64) {
+        self.row = Some(row);
+    }
+
+    /// The broker has a row, or refused it with a reason; `None` where it is none of ours. An error is what to say.
+    pub fn acknowledged(&mut self, row: u64, taken: &Result<(), String>) -> Option<Result<(), String>> {
+        self.row.take_if(|ours| *ours == row)?;
+        self.ended = 0;
+        // What is gone stays gone.
+        self.is_over = !self.is_wanted || taken.is_err();
+        Some(taken.clone().map_err(|reason| self.given_up(&format!("the broker refuses it ({reason})"))))
+    }
+
+    /// The connection is gone, perhaps over the description. An error is what to say.
+    pub fn disconnected(&mut self, by_broker: bool) -> Result<(), String> {
+        (self.due, self.report_due) = (None, None);
+        let was_on_its_way = self.row.take().is_some();
+        self.ended += u32::from(was_on_its_way && by_broker);
+        if self.ended < ENOUGH || self.is_over {
+            return Ok(());
+        }
+        self.is_over = true;
+        Err(self.given_up("the broker ends the connection over it"))
+    }
+
+    /// The description is larger than a packet may be. The error is what to say.
+    pub fn too_large(&mut self, size: usize, limit: usize) -> String {
+        self.is_over = true;
+        self.report_due = None;
+        self.given_up(&format!("it has {size} bytes and the broker takes packets of {limit}"))
+    }
+
+    fn given_up(&self, why: &str) -> String {
+        let way_out = "allow it at the broker, or set mqtt.discovery = false";
+        let what = if self.is_wanted { "is not told of this device" } else { "may still know this device" };
+        format!("Home Assistant {what} on {}: {why}; {way_out}", self.topic)
+    }
+}
+
+/// The level that names the device. Home Assistant passes over one with other characters
+/// (`TOPIC_MATCHER` of `components/mqtt/discovery.py`), so they become `_`, and a number tells such names apart.
+fn object_id(device: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if device.chars().all(is_plain) {
+        return format!("bitnetd_{device}");
+    }
+    let plain: String = device.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let digest = Sha256::digest(device);
+    let number = u32::from_be_bytes(digest[..4].try_into().expect("four of thirty-two bytes"));
+    format!("bitnetd_{plain}_{number:08x}")
+}

@@ -1,0 +1,235 @@
+use super::*;
+use crate::telemetry::Telemetry;
+use crate::transport::Pulse;
+use crate::transport::mqtt::LinkState;
+use serde_json::Value;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+const TOPIC: &str = "homeassistant/device/bitnetd_cellar/config";
+
+fn with(change: impl FnOnce(&mut Door)) -> Discovery {
+    let mut door = Door {
+        config: crate::config::Mqtt::new("b", 1883),
+        device: "cellar".into(),
+        state_in: None,
+        info: vec![],
+        window: 4,
+        requests: mpsc::channel(1).0,
+        controls: mpsc::channel(1).0,
+        home: None,
+        threads: 4,
+        telemetry: watch::channel(None).1,
+        alerts: mpsc::channel(1).1,
+        interval: watch::channel(Duration::from_secs(30)).1,
+        state: watch::channel(LinkState::default()).0,
+        counters: Arc::new(Telemetry::new(0)),
+        draining: CancellationToken::new(),
+        close: CancellationToken::new(),
+        flush: Duration::ZERO,
+        pulse: Pulse::default(),
+        turn: Duration::ZERO,
+    };
+    change(&mut door);
+    let topics = Topics::new(&door.config.prefix, &door.device);
+    Discovery::new(&door, &Home { model: "m".into() }, &topics)
+}
+
+fn discovery() -> Discovery {
+    with(|_| {})
+}
+
+fn packet(task: Option<Task>) -> Packet {
+    match task {
+        Some(Task::Publish(packet)) => packet,
+        other => panic!("nothing to publish, but {other:?}"),
+    }
+}
+
+fn json(packet: &Packet) -> Value {
+    serde_json::from_slice(&packet.payload).expect("JSON")
+}
+
+fn at(start: Instant, seconds: u64) -> Instant {
+    start + Duration::from_secs(seconds)
+}
+
+/// Connected, described, and the broker has it.
+fn settled(now: Instant) -> Discovery {
+    let mut discovery = discovery();
+    discovery.connected(now);
+    packet(discovery.next(now));
+    discovery.sent(7);
+    assert_eq!(discovery.acknowledged(7, &Ok(())), Some(Ok(())));
+    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
+    assert_eq!((discovery.next(at(now, 99)), discovery.due()), (None, None));
+    discovery
+}
+
+#[test]
+fn a_connection_begins_with_the_description_and_a_report_follows() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    assert_eq!(discovery.next(now), None, "nobody to tell");
+    discovery.connected(now);
+    let said = packet(discovery.next(now));
+    assert_eq!((said.topic.as_str(), said.retain, said.json), (TOPIC, true, true));
+    assert_eq!(json(&said)["device"]["identifiers"], serde_json::json!(["bitnetd_cellar"]));
+    assert_eq!(discovery.next(at(now, 1)), None);
+    assert_eq!(discovery.due(), Some(at(now, 2)));
+    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
+    settled(now);
+}
+
+#[test]
+fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
+    let now = Instant::now();
+    for (chance, due) in [(0.0, now), (0.5, at(now, 1)), (1.0, at(now, 2)), (9.0, at(now, 2))] {
+        let mut discovery = settled(now);
+        discovery.heard(b"online", now, chance);
+        assert_eq!(discovery.due(), Some(due));
+        discovery.heard(b"online", at(now, 1), 1.0);
+        assert_eq!(discovery.due(), Some(due), "one answer to births in a row");
+        packet(discovery.next(due));
+    }
+    let mut discovery = settled(now);
+    for word in [&b"offline"[..], b"", b"ONLINE", b"online "] {
+        discovery.heard(word, now, 0.0);
+        assert_eq!(discovery.due(), None);
+    }
+}
+
+#[test]
+fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
+    let topics = |discovery: &Discovery| -> Vec<String> {
+        discovery.filters().into_iter().map(|filter| filter.topic).collect()
+    };
+    assert_eq!(topics(&discovery()), ["homeassistant/status"]);
+    let other = with(|door| door.config.discovery_prefix = "ha".into());
+    assert_eq!(topics(&other), ["ha/status", "homeassistant/status"]);
+    assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
+    assert!(other.is_birth(b"ha/status") && other.is_birth(b"homeassistant/status"));
+    assert!(!other.is_birth(b"ha/device/bitnetd_cellar/config"));
+    assert!(other.filters().iter().all(|filter| !filter.assured));
+}
+
+#[test]
+fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
+    let now = Instant::now();
+    let mut discovery = settled(now);
+    let (none, power) = (
+        Sources::default(),
+        Sources::of(&crate::telemetry::sensors::Snapshot {
+            power: Some(crate::protocol::Reading {
+                value: 4.0,
+                unit: "W",
+                method: crate::protocol::Method::Measured,
+                source: "/sys".into(),
+                scope: "board".into(),
+            }),
+            ..Default::default()
+        }),
+    );
+    let interval = Duration::from_secs(30);
+    discovery.look(none, interval, now);
+    assert_eq!(discovery.due(), None);
+    discovery.look(power, interval, now);
+    let components = json(&packet(discovery.next(now)))["components"].clone();
+    assert!(components["power"].is_object() && components["energy"].is_object(), "{components}");
+    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
+    discovery.look(none, interval, now);
+    assert_eq!(discovery.due(), None);
+    discovery.connected(now);
+    assert!(json(&packet(discovery.next(now)))["components"]["power"].is_object());
+}
+
+#[test]
+fn another_interval_makes_values_last_another_time() {
+    let now = Instant::now();
+    let mut discovery = settled(now);
+    discovery.look(Sources::default(), Duration::from_secs(5), now);
+    let said = json(&packet(discovery.next(now)));
+    assert_eq!(said["components"]["queue"]["expire_after"], 25);
+}
+
+#[test]
+fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
+    let now = Instant::now();
+    let mut discovery = with(|door| door.config.discovery = false);
+    assert!(discovery.filters().is_empty());
+    assert_eq!(discovery.unwanted(), ["homeassistant/status"]);
+    // The first time the connection is gone before the broker has it.
+    for row in [1, 2] {
+        discovery.connected(now);
+        let said = packet(discovery.next(now));
+        assert_eq!((said.topic.as_str(), said.payload.len(), said.retain), (TOPIC, 0, true));
+        discovery.sent(row);
+        if row == 1 {
+            assert_eq!(discovery.disconnected(false), Ok(()));
+        }
+    }
+    assert_eq!(discovery.acknowledged(2, &Ok(())), Some(Ok(())));
+    discovery.connected(now);
+    discovery.heard(b"online", now, 0.0);
+    discovery.look(Sources::default(), Duration::from_secs(1), now);
+    assert_eq!((discovery.next(now), discovery.due()), (None, None));
+}
+
+#[test]
+fn a_broker_that_refuses_it_is_told_of_once_with_the_way_out() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    discovery.connected(now);
+    packet(discovery.next(now));
+    discovery.sent(7);
+    assert_eq!(discovery.acknowledged(8, &Ok(())), None, "another's");
+    let said = discovery.acknowledged(7, &Err("NotAuthorized".into())).expect("ours").expect_err("refused");
+    assert!(
+        said.contains(TOPIC) && said.contains("NotAuthorized") && said.contains("mqtt.discovery"),
+        "{said}"
+    );
+    discovery.connected(now);
+    assert_eq!(discovery.next(now), None);
+}
+
+#[test]
+fn a_broker_that_ends_the_connection_over_it_is_no_longer_given_it() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    for number in 1..=ENOUGH {
+        discovery.connected(now);
+        packet(discovery.next(now));
+        discovery.sent(u64::from(number));
+        // A connection that ended by itself says nothing.
+        assert_eq!(discovery.disconnected(false), Ok(()));
+        discovery.connected(now);
+        packet(discovery.next(now));
+        discovery.sent(u64::from(number));
+        assert_eq!(discovery.disconnected(true).is_err(), number == ENOUGH);
+    }
+    discovery.connected(now);
+    assert_eq!(discovery.next(now), None);
+}
+
+#[test]
+fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    discovery.connected(now);
+    let size = packet(discovery.next(now)).size();
+    let said = discovery.too_large(size, 100);
+    assert!(said.contains(&size.to_string()) && said.contains("100"), "{said}");
+    discovery.connected(now);
+    assert_eq!((discovery.next(at(now, 9)), discovery.due()), (None, None));
+}
+
+#[test]
+fn a_device_of_any_name_has_a_topic_that_home_assistant_reads_and_of_its_own() {
+    assert_eq!(object_id("pi-4_a"), "bitnetd_pi-4_a");
+    let others = ["pi.home", "pi home", "küche", "pi_home"].map(object_id);
+    for (index, id) in others.iter().enumerate() {
+        assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')), "{id}");
+        assert!(others[..index].iter().all(|other| other != id), "{id}");
+    }
+}
