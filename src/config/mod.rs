@@ -3,11 +3,13 @@
 //! Two stages: [`file`] mirrors what the owner wrote, this is what the program uses. Deliberately
 //! knows nothing of where the settings go, and reads no environment: the caller passes the host in.
 
+mod alerts;
 mod changes;
 mod file;
 #[cfg(test)]
 mod tests;
 
+pub use alerts::Alerts;
 pub use changes::Changes;
 
 use std::fmt;
@@ -225,55 +227,6 @@ pub struct Telemetry {
     pub interval: Duration,
     /// A file that node_exporter reads, written with each; `None`: none.
     pub textfile: Option<PathBuf>,
-}
-
-/// When the owner is told of what is wrong; `None` and `false` never.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Alerts {
-    /// How long something has to be wrong before it is told, and well again.
-    pub hold: Duration,
-    /// Of the processor, in degrees Celsius.
-    pub temperature_c: Option<f64>,
-    /// Whether the firmware holds the processor back.
-    pub throttled: bool,
-    /// Whether the supply's voltage is too low.
-    pub under_voltage: bool,
-    /// Resident memory, in percent of the budget.
-    pub memory_percent: Option<f64>,
-    /// Load of all processors of the host.
-    pub cpu_percent: Option<f64>,
-    /// While answers are generated; fewer are told.
-    pub tokens_per_second: Option<f64>,
-    /// Requests of a minute that fail.
-    pub error_percent: Option<f64>,
-    /// To the first token, in milliseconds.
-    pub ttft_ms: Option<f64>,
-    /// Waiting requests, in percent of the queue's depth.
-    pub queue_percent: Option<f64>,
-    /// Seconds that the broker is away.
-    pub broker_link_s: Option<f64>,
-    /// Whether answers cannot be kept on disk.
-    pub storage: bool,
-}
-
-impl Alerts {
-    /// Of nothing.
-    pub fn off() -> Self {
-        Alerts {
-            hold: Duration::ZERO,
-            temperature_c: None,
-            throttled: false,
-            under_voltage: false,
-            memory_percent: None,
-            cpu_percent: None,
-            tokens_per_second: None,
-            error_percent: None,
-            ttft_ms: None,
-            queue_percent: None,
-            broker_link_s: None,
-            storage: false,
-        }
-    }
 }
 
 /// The journal.

@@ -13,7 +13,7 @@ pub(super) fn host() -> Host {
     }
 }
 
-fn error(text: &str) -> String {
+pub(super) fn error(text: &str) -> String {
     Config::parse(text, "bitnetd.toml", &host()).expect_err("a mistake").to_string()
 }
 
@@ -57,25 +57,6 @@ fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
     }
     // Without a number of all, the processors are the most.
     assert!(error("[budget]\ndecode_threads = 5\n").contains("1 to 4"));
-}
-
-#[test]
-fn an_alert_is_switched_off_by_0_and_a_threshold_that_makes_no_sense_is_refused() {
-    let alerts = |text| Config::parse(text, "bitnetd.toml", &host()).expect("sound").alerts;
-    let usual = alerts("");
-    assert_eq!((usual.temperature_c, usual.ttft_ms, usual.throttled), (Some(80.0), None, true));
-    let off = alerts("[alerts]\ntemperature_c = 0\ntokens_per_second = 0.5\nthrottled = false\n");
-    assert_eq!((off.temperature_c, off.tokens_per_second, off.throttled), (None, Some(0.5), false));
-    for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
-        let said = error(&format!("[alerts]\n{key} = {value}\n"));
-        assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
-        assert!(said.contains("0 switches the alert off"), "{said}");
-    }
-    for value in ["nan", "inf"] {
-        assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));
-    }
-    assert!(error("[alerts]\nhold_s = 4000\n").contains("alerts.hold_s"));
-    assert!(error("[alerts]\nthrottled = 1\n").contains("alerts.throttled"));
 }
 
 #[test]

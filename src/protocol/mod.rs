@@ -153,7 +153,7 @@ pub struct Done {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// What it cost; null where the device has no power reading.
+    /// What it cost; null where the power was not known throughout, and for an answer given again.
     pub energy: Option<RequestEnergy>,
     /// Whether it was computed for an earlier request.
     pub cached: bool,

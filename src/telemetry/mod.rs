@@ -245,13 +245,14 @@ impl Telemetry {
         let seen = locked(&self.seen);
         let (thermal, link) = (&seen.host.thermal, seen.link.as_ref());
         let flags = thermal.throttling.as_ref().map(|throttling| throttling.now);
+        let under_voltage = thermal.under_voltage.as_ref().map(|flag| flag.value);
         let budget = (self.budget_bytes > 0).then_some(self.budget_bytes as f64);
         let held = seen.host.memory.process_bytes.zip(budget);
         Conditions {
             temperature_c: thermal.cpu.as_ref().map(|cpu| cpu.value),
             // For want of power there is an alert of its own.
             throttled: flags.map(|flags| Throttled { under_voltage: false, ..flags }.any()),
-            under_voltage: thermal.under_voltage.as_ref().map(|flag| flag.value),
+            under_voltage: under_voltage.or(flags.map(|flags| flags.under_voltage)),
             memory_percent: held.map(|(bytes, budget)| 100.0 * bytes as f64 / budget),
             cpu_percent: seen.host.cpu.host_percent.map(f64::from),
             tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
@@ -375,7 +376,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::answers::tests::done;
     use super::*;
-    use crate::protocol::Method;
+    use crate::protocol::{Method, Throttling};
 
     fn watts(value: f64) -> Reading {
         let (source, scope) = ("/sys/p".into(), "as wired".into());
@@ -464,6 +465,59 @@ mod tests {
         telemetry.power(now, None);
         assert_eq!(telemetry.work().cost(3), None);
         assert_eq!(report(&telemetry).energy, None);
+    }
+
+    /// Each with its worst reading: that it is raised shows that it is looked at.
+    #[test]
+    fn alerts_look_at_host_link_queue_and_requests() {
+        let (telemetry, now) = (Telemetry::new(100), Instant::now());
+        telemetry.set_alert_rules(config::Alerts {
+            hold: Duration::ZERO,
+            temperature_c: Some(80.0),
+            throttled: true,
+            under_voltage: true,
+            memory_percent: Some(95.0),
+            cpu_percent: Some(90.0),
+            tokens_per_second: Some(6.0),
+            error_percent: Some(50.0),
+            ttft_ms: Some(2900.0),
+            queue_percent: Some(90.0),
+            broker_link_s: Some(0.5),
+            storage: true,
+        });
+        assert_eq!(telemetry.look_for_alerts(now, 16), [], "nothing is known yet");
+        let mut host = Snapshot::default();
+        host.thermal.cpu = Some(watts(81.0));
+        let all = Throttled { under_voltage: true, throttled: true, ..Throttled::default() };
+        let (source, scope) = ("/dev/vcio".to_owned(), "board".to_owned());
+        host.thermal.throttling =
+            Some(Throttling { now: all, since_boot: all, method: Method::Measured, source, scope });
+        host.cpu.host_percent = Some(100.0);
+        host.memory.process_bytes = Some(96);
+        telemetry.observe(now, host);
+        telemetry.set_queue(15, 1);
+        telemetry.completed(&done(10, 21));
+        (0..5).for_each(|_| telemetry.failed(Code::QueueFull, Duration::ZERO));
+        telemetry.set_link(MqttLink { storage_problem: Some("full".into()), ..MqttLink::default() });
+        let after = |ms| now + Duration::from_millis(ms);
+        let raised = [1, 600].map(|ms| telemetry.look_for_alerts(after(ms), 16).len());
+        assert_eq!(raised, [10, 1], "the broker is away for half a second only then");
+        assert_eq!(report(&telemetry).alerts, alerts::Kind::ALL.map(alerts::Kind::name));
+    }
+
+    #[test]
+    fn what_clients_cancel_is_no_error() {
+        let (telemetry, now) = (Telemetry::new(0), Instant::now());
+        let rules = config::Alerts { error_percent: Some(1.0), ..config::Alerts::off() };
+        telemetry.set_alert_rules(rules);
+        telemetry.look_for_alerts(now, 1);
+        (0..9).for_each(|_| telemetry.failed(Code::Cancelled, Duration::ZERO));
+        telemetry.completed(&Done { finish_reason: FinishReason::Cancelled, ..done(1, 1) });
+        assert_eq!(telemetry.look_for_alerts(now + Duration::from_secs(1), 1), []);
+        (0..9).for_each(|_| {
+            telemetry.completed(&Done { finish_reason: FinishReason::Timeout, ..done(1, 1) });
+        });
+        assert_eq!(telemetry.look_for_alerts(now + Duration::from_secs(2), 1).len(), 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@ const OF_MINUTE: Duration = Duration::from_secs(2);
 const OF_HOUR: Duration = Duration::from_secs(60);
 
 /// All that is kept of one latency: 5 KiB, and in the windows 4 bytes for each distinct duration of a piece;
-/// 372 KiB at the very most.
+/// 400 KiB at the very most.
 #[derive(Debug)]
 pub(super) struct Spread {
     all: Histogram,

@@ -4,6 +4,9 @@ use super::histogram::{Histogram, Place};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// Places that a piece gets room for at once: it seldom needs more, and twice what it has would be too much.
+const GROWTH: usize = 16;
+
 /// Durations of the last `span`, in pieces of one length each.
 ///
 /// What is counted is in it for `span` at least, and for `span` and a piece at most: a piece is forgotten whole,
@@ -66,7 +69,12 @@ impl Piece {
     fn count(&mut self, place: Place) {
         match self.counts.binary_search_by_key(&place, |(known, _)| *known) {
             Ok(at) => self.counts[at].1 = self.counts[at].1.saturating_add(1),
-            Err(at) => self.counts.insert(at, (place, 1)),
+            Err(at) => {
+                if self.counts.len() == self.counts.capacity() {
+                    self.counts.reserve_exact(GROWTH);
+                }
+                self.counts.insert(at, (place, 1));
+            }
         }
     }
 }
@@ -114,7 +122,7 @@ mod tests {
                 window.record(start + Duration::from_secs(second), place(us));
             }
         }
-        let most = (BUCKETS + 15).next_power_of_two() * 4 * 32 + 64 * size_of::<Piece>();
+        let most = (BUCKETS + GROWTH) * 4 * 32 + 64 * size_of::<Piece>();
         assert!(window.bytes() <= most, "{} of {most}", window.bytes());
         assert!(window.pieces.len() <= 32, "{}", window.pieces.len());
     }

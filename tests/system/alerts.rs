@@ -13,7 +13,7 @@ async fn raised(client: &mut Client) -> Value {
     // Whatever else is streamed comes between.
     loop {
         let said = client.event().await;
-        if said["uptime_s"].is_u64() {
+        if said["event"] == "telemetry" {
             return said["alerts"].clone();
         }
     }
@@ -87,11 +87,15 @@ async fn a_broker_that_was_away_is_told_of_it_when_it_is_back() {
 #[tokio::test]
 async fn rules_that_are_read_again_hold_at_once() {
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, "[alerts]\nhold_s = 0\nmemory_percent = 1\n").await;
+    let settings = |percent: u32| {
+        let budget = "[budget]\nthreads = 1\nmemory_mb = 64\n";
+        format!("{budget}[alerts]\nhold_s = 0\nmemory_percent = {percent}\n")
+    };
+    let daemon = Daemon::start(&folder, &settings(1)).await;
     daemon.says(" ALERT=memory STATE=raised ").await;
     let mut client = daemon.client().await;
     assert_eq!(raised(&mut client).await, json!(["memory"]));
-    folder.config("[alerts]\nhold_s = 0\nmemory_percent = 0\n");
+    folder.config(&settings(0));
     daemon.process.signal(Signal::HUP);
     daemon.says("changed: alerts.memory_percent").await;
     daemon.says("alert: the alert memory is switched off ALERT=memory STATE=cleared ").await;

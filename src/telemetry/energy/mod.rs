@@ -101,15 +101,18 @@ impl Meter {
     /// covers something else.
     fn is_usable(&self, reading: &Reading, since: Duration) -> bool {
         let longest = if reading.method == Method::Measured { LONGEST_MOMENT } else { LONGEST_MEAN };
-        let same = |before: &Reading| before.source == reading.source && before.method == reading.method;
-        since <= longest && self.reading.as_ref().is_none_or(same)
+        since <= longest && !self.is_of_another(reading)
+    }
+
+    fn is_of_another(&self, reading: &Reading) -> bool {
+        let differs = |before: &Reading| before.source != reading.source || before.method != reading.method;
+        self.reading.as_ref().is_some_and(differs)
     }
 
     /// The sums go on from here: what was drawn before is not known, or was none.
     fn begin_with(&mut self, now: Instant, reading: Option<&Reading>) {
         if let Some(reading) = reading {
-            let changed = self.reading.as_ref().is_some_and(|before| before.source != reading.source);
-            if changed {
+            if self.is_of_another(reading) {
                 self.idle = Idle::default();
             }
             self.reading = Some(reading.clone());

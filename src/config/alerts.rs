@@ -1,0 +1,77 @@
+//! The settings of alerts.
+
+use std::time::Duration;
+
+/// When the owner is told of what is wrong; `None` and `false` never.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alerts {
+    /// How long something has to be wrong before it is told, and well again.
+    pub hold: Duration,
+    /// Of the processor, in degrees Celsius.
+    pub temperature_c: Option<f64>,
+    /// Whether the firmware holds the processor back.
+    pub throttled: bool,
+    /// Whether the supply's voltage is too low.
+    pub under_voltage: bool,
+    /// Resident memory, in percent of the budget.
+    pub memory_percent: Option<f64>,
+    /// Load of all processors of the host.
+    pub cpu_percent: Option<f64>,
+    /// While answers are generated; fewer are told.
+    pub tokens_per_second: Option<f64>,
+    /// Requests of a minute that fail.
+    pub error_percent: Option<f64>,
+    /// To the first token, in milliseconds.
+    pub ttft_ms: Option<f64>,
+    /// Waiting requests, in percent of the queue's depth.
+    pub queue_percent: Option<f64>,
+    /// Seconds that the broker is away.
+    pub broker_link_s: Option<f64>,
+    /// Whether answers cannot be kept on disk.
+    pub storage: bool,
+}
+
+impl Alerts {
+    /// Of nothing.
+    pub fn off() -> Self {
+        Alerts {
+            hold: Duration::ZERO,
+            temperature_c: None,
+            throttled: false,
+            under_voltage: false,
+            memory_percent: None,
+            cpu_percent: None,
+            tokens_per_second: None,
+            error_percent: None,
+            ttft_ms: None,
+            queue_percent: None,
+            broker_link_s: None,
+            storage: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::super::tests::{error, host};
+
+    #[test]
+    fn an_alert_is_switched_off_by_0_and_a_threshold_that_makes_no_sense_is_refused() {
+        let alerts = |text| Config::parse(text, "bitnetd.toml", &host()).expect("sound").alerts;
+        let usual = alerts("");
+        assert_eq!((usual.temperature_c, usual.ttft_ms, usual.throttled), (Some(80.0), None, true));
+        let off = alerts("[alerts]\ntemperature_c = 0\ntokens_per_second = 0.5\nthrottled = false\n");
+        assert_eq!((off.temperature_c, off.tokens_per_second, off.throttled), (None, Some(0.5), false));
+        for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
+            let said = error(&format!("[alerts]\n{key} = {value}\n"));
+            assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
+            assert!(said.contains("0 switches the alert off"), "{said}");
+        }
+        for value in ["nan", "inf"] {
+            assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));
+        }
+        assert!(error("[alerts]\nhold_s = 4000\n").contains("alerts.hold_s"));
+        assert!(error("[alerts]\nthrottled = 1\n").contains("alerts.throttled"));
+    }
+}
