@@ -3,7 +3,8 @@
 use super::files::Root;
 use super::load::{Mean, TICKS_PER_SECOND, Ticks};
 use super::pressure;
-use crate::protocol::Cpu;
+use super::slow::{self, Slow};
+use crate::protocol::{Cpu, Pressure};
 use std::time::Instant;
 
 /// Loads, each a mean over the last seconds.
@@ -12,23 +13,27 @@ pub(super) struct Load {
     started: Instant,
     host: Mean,
     process: Mean,
+    /// The kernel's own means: load average and pressure.
+    means: Slow<(Option<f64>, Option<Pressure>)>,
 }
 
 impl Load {
     pub fn new(now: Instant) -> Self {
-        Load { started: now, host: Mean::default(), process: Mean::default() }
+        Load { started: now, host: Mean::default(), process: Mean::default(), means: Slow::new(slow::HOLDS) }
     }
 
     /// Everything but the clock of the processors.
     pub fn read(&mut self, root: &Root, now: Instant) -> Cpu {
         let stat = root.text("/proc/self/stat");
         let stat = stat.as_deref().and_then(Stat::parse);
+        let means = || (load_average(root), pressure::read(root, "/proc/pressure/cpu"));
+        let (load_1m, pressure) = self.means.get(now, means);
         Cpu {
             host_percent: self.host_percent(Ticks::read(root), now),
             process_percent: stat.as_ref().and_then(|stat| self.process_percent(stat.ticks, now)),
             threads: stat.map(|stat| stat.threads),
-            load_1m: load_average(root),
-            pressure: pressure::read(root, "/proc/pressure/cpu"),
+            load_1m,
+            pressure,
             ..Cpu::default()
         }
     }

@@ -5,6 +5,7 @@
 use super::files::{Root, kilobytes};
 use super::group::Group;
 use super::pressure;
+use super::slow::{self, Slow};
 use crate::protocol::Memory;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,9 +44,10 @@ const LIMIT_HOLDS: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Memories {
     group: Group,
-    enforced: Option<(Instant, bool)>,
-    /// sysinfo reads the running machine only; under another root its file is read.
-    host: Option<System>,
+    enforced: Slow<bool>,
+    /// All but the process's.
+    around: Slow<Memory>,
+    host: Host,
 }
 
 impl Memories {
@@ -55,44 +57,50 @@ impl Memories {
     }
 
     pub fn find(root: &Root) -> Self {
-        let host = if root.is_live() { System::new().ok() } else { None };
-        Memories { group: Group::find(root), enforced: None, host }
+        let (enforced, around) = (Slow::new(LIMIT_HOLDS), Slow::new(slow::HOLDS));
+        Memories { group: Group::find(root), enforced, around, host: Host::find(root) }
     }
 
     pub fn read(&mut self, root: &Root, now: Instant) -> Memory {
+        let Memories { group, enforced, around, host } = self;
         let process = root.text("/proc/self/status").unwrap_or_default();
-        let (host_total_bytes, host_available_bytes) = self.host(root);
-        Memory {
-            process_bytes: kilobytes(&process, "VmRSS"),
-            budget_bytes: 0,
-            host_total_bytes,
-            host_available_bytes,
-            memory_limit_enforced: self.is_enforced(root, now),
-            group_bytes: self.group.bytes(root),
-            group_peak_bytes: self.group.peak_bytes(root),
-            oom_kills: self.group.oom_kills(root),
-            pressure: pressure::read(root, "/proc/pressure/memory"),
-        }
+        let around = around.get(now, || {
+            let (host_total_bytes, host_available_bytes) = host.read(root);
+            Memory {
+                process_bytes: None,
+                budget_bytes: 0,
+                host_total_bytes,
+                host_available_bytes,
+                memory_limit_enforced: enforced.get(now, || matches!(limit(root), MemoryLimit::At(_))),
+                group_bytes: group.bytes(root),
+                group_peak_bytes: group.peak_bytes(root),
+                oom_kills: group.oom_kills(root),
+                pressure: pressure::read(root, "/proc/pressure/memory"),
+            }
+        });
+        Memory { process_bytes: kilobytes(&process, "VmRSS"), ..around }
+    }
+}
+
+/// sysinfo reads the running machine only; under another root its file is read.
+#[derive(Debug)]
+struct Host(Option<System>);
+
+impl Host {
+    fn find(root: &Root) -> Self {
+        Host(if root.is_live() { System::new().ok() } else { None })
     }
 
     /// In all, and free for use.
-    fn host(&mut self, root: &Root) -> (Option<u64>, Option<u64>) {
-        let Some(system) = &mut self.host else {
+    fn read(&mut self, root: &Root) -> (Option<u64>, Option<u64>) {
+        let Host(Some(system)) = self else {
             let text = root.text("/proc/meminfo").unwrap_or_default();
             return (kilobytes(&text, "MemTotal"), kilobytes(&text, "MemAvailable"));
         };
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         // It says 0 where the file is hidden.
-        let known = |bytes: u64| (bytes > 0).then_some(bytes);
-        let total = known(system.total_memory());
+        let total = Some(system.total_memory()).filter(|bytes| *bytes > 0);
         (total, total.map(|_| system.available_memory()))
-    }
-
-    fn is_enforced(&mut self, root: &Root, now: Instant) -> bool {
-        let known = self.enforced.filter(|(at, _)| now.saturating_duration_since(*at) < LIMIT_HOLDS);
-        let (at, enforced) = known.unwrap_or_else(|| (now, matches!(limit(root), MemoryLimit::At(_))));
-        self.enforced = Some((at, enforced));
-        enforced
     }
 }
 
@@ -189,7 +197,7 @@ mod tests {
         assert!(memories.read(&board("pi4"), now).memory_limit_enforced);
         let almost = now + LIMIT_HOLDS - Duration::from_millis(1);
         assert!(memories.read(&board("pi5"), almost).memory_limit_enforced);
-        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS).memory_limit_enforced);
+        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS + slow::HOLDS).memory_limit_enforced);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod memory;
 mod power;
 mod pressure;
 mod processors;
+mod slow;
 mod thermal;
 mod throttle;
 
