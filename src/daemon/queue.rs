@@ -37,6 +37,8 @@ pub(super) struct Queue {
     /// Wakes the sweeper.
     occupied: Notify,
     running: AtomicBool,
+    /// Wakes who looks closer while something is computed.
+    begun: Notify,
     /// Stops the request that runs, or ran last.
     current: Mutex<Option<Cancel>>,
     /// Threads that may compute.
@@ -68,6 +70,7 @@ impl Queue {
             offered: Condvar::new(),
             occupied: Notify::new(),
             running: AtomicBool::new(false),
+            begun: Notify::new(),
             current: Mutex::default(),
             thread_limit: AtomicUsize::new(usize::MAX),
             cut_off: AtomicBool::new(false),
@@ -204,6 +207,13 @@ impl Queue {
         }
     }
 
+    /// Waits until some request runs.
+    pub async fn begun(&self) {
+        while !self.running.load(Ordering::Relaxed) {
+            self.begun.notified().await;
+        }
+    }
+
     /// Waits until no request waits or runs, or `deadline`.
     pub async fn drained(&self, deadline: Instant) {
         while self.level() != (0, 0) && Instant::now() < deadline {
@@ -279,6 +289,7 @@ impl Queue {
             if let Some(job) = admission.next() {
                 self.running.store(true, Ordering::Relaxed);
                 *locked(&self.current) = Some(job.inbound.cancel.clone());
+                self.begun.notify_one();
                 return Some(job);
             }
             if admission.is_closed() {

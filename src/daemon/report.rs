@@ -21,8 +21,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-/// Between two looks at the host: the energy of an answer of some seconds is known to some percent.
+/// Between two looks at the host.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at momentary power while something is computed.
+const POWER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the retained `info` topic says.
 pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
@@ -77,8 +79,24 @@ impl Sampler {
         let mut interval = tokio::time::interval(SAMPLE_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            interval.tick().await;
-            self.sample(Instant::now());
+            tokio::select! {
+                _ = interval.tick() => self.sample(Instant::now()),
+                () = self.computing() => self.sample_power(Instant::now()),
+            }
+        }
+    }
+
+    /// Waits until something has been computed for a while.
+    async fn computing(&self) {
+        self.queue.begun().await;
+        tokio::time::sleep(POWER_INTERVAL).await;
+    }
+
+    /// Most answers are shorter than a second, and a sensor of momentary power knows nothing of what it did not see.
+    fn sample_power(&self, now: Instant) {
+        if self.telemetry.is_power_momentary() {
+            let reading = locked(&self.sensors).power(now);
+            self.telemetry.power(now, reading.as_ref());
         }
     }
 

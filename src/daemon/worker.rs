@@ -255,9 +255,9 @@ impl Worker {
         self.telemetry.work()
     }
 
-    /// What it cost. One more reading at the end: without it a short answer would cost nothing.
+    /// What it cost. Counters and loads are read once more at the end.
     fn cost(&self, work: &Work<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
-        self.read_power(ended);
+        self.telemetry.computed(ended, || locked(&self.sensors).power(ended));
         work.cost(tokens)
     }
 

@@ -271,6 +271,19 @@ impl Telemetry {
         locked(&self.meter).sample(now, reading);
     }
 
+    /// Computing has just ended at `now`; `read` reads the power where that says more than what is known.
+    pub fn computed(&self, now: Instant, read: impl FnOnce() -> Option<Reading>) {
+        let is_settled = locked(&self.meter).close(now);
+        if !is_settled {
+            self.power(now, read().as_ref());
+        }
+    }
+
+    /// Whether readings of the power while something is computed make its energy known better.
+    pub fn is_power_momentary(&self) -> bool {
+        locked(&self.meter).is_momentary()
+    }
+
     /// Whether the power was read so lately that reading it again would say nothing new.
     pub fn is_power_fresh(&self, now: Instant) -> bool {
         locked(&self.meter).is_fresh(now)

@@ -23,6 +23,7 @@ mod listener;
 mod models;
 mod mqtt;
 mod past;
+mod power;
 mod reload;
 mod restart;
 mod soak;

@@ -12,21 +12,22 @@ use std::time::{Duration, Instant};
 
 /// A momentary reading says nothing of what was before it for longer than this: ten samples that did not come.
 const LONGEST_MOMENT: Duration = Duration::from_secs(10);
-/// A mean is right for however long it was taken over; but what calls itself derived may be a momentary voltage
-/// times a momentary current, as with batteries.
+/// A mean is right for however long it was taken over, as long as somebody was there to take it.
 const LONGEST_MEAN: Duration = Duration::from_secs(60);
 /// Counters of energy step about once a millisecond and those of load about once in ten, so who asks the sensors again
 /// within this hears the mean before. It stands until there is a newer one, over all the time since the one before.
-const SHORTEST_DERIVED: Duration = Duration::from_millis(100);
-const SHORTEST_ESTIMATE: Duration = Duration::from_millis(200);
+pub const SHORTEST_DERIVED: Duration = Duration::from_millis(10);
+/// The same of an estimate.
+pub const SHORTEST_ESTIMATE: Duration = Duration::from_millis(100);
 /// A reading so young is as good as another, which would take a millisecond on a slow bus.
-const YOUNG: Duration = Duration::from_millis(10);
+const YOUNG: Duration = Duration::from_millis(2);
 
 /// Adds up the energy of a device whose power is sampled now and then, in the same few bytes for ever.
 ///
 /// A derived or estimated reading is the mean since the one before, so that it is exact where it comes from an energy
-/// counter. Between two momentary ones the power is taken to have gone straight from one to the other; but where
-/// computing began or ended it stepped, and there a reading stands for all the time since the step.
+/// counter. Between two momentary ones (measured) the power is taken to have gone straight from one to the other; but
+/// where computing began or ended it stepped, and there a reading stands for all the time since the step. What was read
+/// last while something was computed holds until computing ends: a reading after that would be of a device at rest.
 #[derive(Debug, Default)]
 pub struct Meter {
     last: Option<Sample>,
@@ -40,6 +41,8 @@ pub struct Meter {
     running: usize,
     /// Something was computed since the last whole reading.
     was_busy: bool,
+    /// The latest momentary reading while something was computed: the power of computing that ends before a reading.
+    busy: Option<f64>,
     /// The most that was ever told: a mean may turn out lower than the one that stood for it.
     told: f64,
 }
@@ -64,11 +67,17 @@ struct Sums {
     /// Seconds for which the power was known, and was not.
     known_s: f64,
     unknown_s: f64,
+    /// Seconds of computing for which the power before it had to do.
+    guessed_s: f64,
 }
 
 /// Where the sums stood when the computing of a request began.
 #[derive(Debug, Clone, Copy)]
-pub struct Mark(Sums);
+pub struct Mark {
+    sums: Sums,
+    /// Of the last sample.
+    at: Option<Instant>,
+}
 
 impl Meter {
     /// What the owner says that the board draws when idle, in watts: counts where the power is `estimated` too.
@@ -113,7 +122,7 @@ impl Meter {
     fn begin_with(&mut self, now: Instant, reading: Option<&Reading>) {
         if let Some(reading) = reading {
             if self.is_of_another(reading) {
-                self.idle = Idle::default();
+                (self.idle, self.busy) = (Idle::default(), None);
             }
             self.reading = Some(reading.clone());
         }
@@ -127,7 +136,36 @@ impl Meter {
         let since = (now - last.at).as_secs_f64();
         let before = last.watts.filter(|_| !last.is_step).unwrap_or(watts);
         let joules = (before + watts) / 2.0 * since;
+        if self.running > 0 {
+            self.busy = Some(watts);
+        }
         self.whole(now, watts, joules, since, self.sums.joules + joules);
+    }
+
+    /// Computing has just ended: settles what it took where readings are momentary, and says whether they are. Else a
+    /// reading is wanted now.
+    pub fn close(&mut self, now: Instant) -> bool {
+        let (Some(last), true) = (self.last, self.is_momentary()) else { return false };
+        let since = now.saturating_duration_since(last.at);
+        let Some(watts) = last.watts.filter(|_| since <= LONGEST_MOMENT) else {
+            self.sample(now, None);
+            return true;
+        };
+        let read = if last.is_step { self.busy } else { Some(watts) };
+        let seconds = since.as_secs_f64();
+        if read.is_none() {
+            self.sums.guessed_s += seconds;
+        }
+        let joules = read.unwrap_or(watts) * seconds;
+        self.sums.known_s += seconds;
+        self.whole(now, watts, joules, seconds, self.sums.joules + joules);
+        self.told = self.told.max(self.sums.joules);
+        true
+    }
+
+    /// Whether the readings are of moments, so that more of them while something is computed say more.
+    pub fn is_momentary(&self) -> bool {
+        self.reading.as_ref().is_some_and(|reading| reading.method == Method::Measured)
     }
 
     fn mean(&mut self, now: Instant, last: Sample, watts: f64, shortest: Duration) {
@@ -160,7 +198,7 @@ impl Meter {
     pub fn begin(&mut self) -> Mark {
         self.running += 1;
         self.step();
-        Mark(self.sums)
+        Mark { sums: self.sums, at: self.last.map(|last| last.at) }
     }
 
     /// The computing of a request ended, at the last sample.
@@ -177,11 +215,15 @@ impl Meter {
     }
 
     /// What a request cost from its mark to the last sample, if `share` (0 to 1) of all that was computed in that
-    /// time was its own; `None` where the power was not known throughout. Take a sample first: without it a short
-    /// request is charged nothing.
-    pub fn cost(&self, Mark(before): Mark, share: f64, tokens: u32) -> Option<RequestEnergy> {
-        let method = self.reading.as_ref()?.method;
-        if self.sums.unknown_s > before.unknown_s || self.last?.watts.is_none() {
+    /// time was its own; `None` where the power was not known throughout, or the request was shorter than the
+    /// sensor's own pace: then it is only known together with what was before. [`close`](Self::close) or take a
+    /// sample first.
+    pub fn cost(&self, mark: Mark, share: f64, tokens: u32) -> Option<RequestEnergy> {
+        let Mark { sums: before, at } = mark;
+        let (method, last) = (self.reading.as_ref()?.method, self.last?);
+        let is_guessed = self.sums.guessed_s > before.guessed_s;
+        let is_settled = at.is_some_and(|at| last.whole_at > at);
+        if self.sums.unknown_s > before.unknown_s || last.watts.is_none() || is_guessed || !is_settled {
             return None;
         }
         let gross = (self.sums.joules - before.joules).max(0.0);

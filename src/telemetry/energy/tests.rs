@@ -22,12 +22,12 @@ struct Device<P> {
     mean: f64,
     /// Requests: begin and end, in seconds.
     requests: Vec<(f64, f64)>,
-    costs: Vec<RequestEnergy>,
+    costs: Vec<Option<RequestEnergy>>,
 }
 
-/// The area below the power, in steps of a tenth of a millisecond.
+/// The area below the power, in steps of a millisecond at most.
 fn area(watts: impl Fn(f64) -> f64, from: f64, to: f64) -> f64 {
-    let steps = ((to - from) * 1e4).round().max(1.0);
+    let steps = ((to - from) * 1e3).ceil().max(1.0);
     let step = (to - from) / steps;
     (0..steps as u64).map(|n| watts(from + (n as f64 + 0.5) * step) * step).sum()
 }
@@ -49,40 +49,53 @@ impl<P: Fn(f64) -> f64> Device<P> {
     }
 
     /// As a sensor tells it: a counter the mean since it was asked before, and that again to who asks too soon;
-    /// others the power just now, which is that of just before where it steps.
+    /// others the power of just then.
     fn sample(&mut self, at: f64) {
         let shortest = if self.method == Method::Derived { SHORTEST_DERIVED } else { SHORTEST_ESTIMATE };
         if after(self.start, at) - after(self.start, self.whole) >= shortest {
             self.mean = area(&self.watts, self.whole, at) / (at - self.whole);
             self.whole = at;
         }
-        let value = if self.method == Method::Measured { (self.watts)(at - 1e-6) } else { self.mean };
+        let value = if self.method == Method::Measured { (self.watts)(at) } else { self.mean };
         self.meter.sample(after(self.start, at), Some(&reading(value, self.method)));
         self.sampled = at;
     }
 
-    /// Samples about once a second, and at both ends of each request, as the worker does.
+    /// Samples about once a second, ten times as often while something is computed if that helps, and at the ends of
+    /// each request, as the daemon does.
     fn run(&mut self, seconds: f64) {
         let mut tick = 0.0;
         let mut jitter = (1..).map(|n: u32| f64::from(n * 7919 % 200) * 0.001 - 0.1);
         let mut edges = self.requests.clone().into_iter().peekable();
         while tick <= seconds {
             while let Some((begin, end)) = edges.next_if(|(begin, _)| *begin < tick) {
-                self.sample(begin);
+                // Just before the power steps.
+                self.sample(begin - 1e-6);
                 let mark = self.meter.begin();
-                let mut within = tick;
+                let (mut within, step) =
+                    if self.method == Method::Measured { (begin + 0.1, 0.1) } else { (tick, 1.0) };
                 while within < end {
                     self.sample(within);
-                    within += 1.0;
+                    within += step;
                 }
-                tick = within;
-                self.sample(end);
-                self.costs.extend(self.meter.cost(mark, 1.0, 10));
-                self.meter.end();
+                self.finish(mark, end);
+                while tick < end {
+                    tick += 1.0;
+                }
             }
             self.sample(tick);
             tick += 1.0 + jitter.next().expect("endless");
         }
+    }
+
+    fn finish(&mut self, mark: Mark, end: f64) {
+        if self.meter.close(after(self.start, end)) {
+            self.sampled = end;
+        } else {
+            self.sample(end);
+        }
+        self.costs.push(self.meter.cost(mark, 1.0, 10));
+        self.meter.end();
     }
 
     fn total(&self) -> f64 {
@@ -124,12 +137,60 @@ fn steps_of_requests_long_and_short_are_right_within_one_percent_in_all_and_for_
             device.run(400.0);
             assert!(is_near(device.total(), device.exact()), "{method:?} {seconds} {}", device.total());
             assert_eq!(device.costs.len(), 20);
-            for cost in &device.costs {
+            for cost in device.costs.iter().map(|cost| cost.as_ref().expect("longer than the sensor's pace"))
+            {
                 assert!(is_near(cost.joules, 8.5 * seconds), "{method:?} {seconds} {cost:?}");
                 assert_eq!((cost.method, cost.joules_per_token), (method, Some(cost.joules / 10.0)));
             }
         }
     }
+}
+
+#[test]
+fn an_answer_shorter_than_the_pace_of_a_mean_has_no_energy_of_its_own_and_the_total_is_right() {
+    for (method, seconds) in [(Method::Derived, 0.005), (Method::Estimated, 0.06)] {
+        let all = requests(seconds);
+        let mut device = Device::new(method, steps(&all));
+        device.requests = all;
+        device.run(400.0);
+        assert_eq!(device.costs, vec![None; 20], "{method:?}");
+        assert!(is_near(device.total(), device.exact()), "{method:?} {}", device.total());
+    }
+}
+
+/// Nothing is read while such a one is computed.
+#[test]
+fn an_answer_shorter_than_the_sampling_costs_what_was_read_during_a_longer_one() {
+    let mut all = requests(0.06);
+    all[3].1 += 5.0;
+    let mut device = Device::new(Method::Measured, steps(&all));
+    device.requests = all;
+    device.run(400.0);
+    assert_eq!(device.costs[..3], [None, None, None]);
+    for cost in &device.costs[4..] {
+        let joules = cost.as_ref().expect("a longer one was measured").joules;
+        assert!(is_near(joules, 8.5 * 0.06), "{joules}");
+    }
+    assert!(is_near(device.total(), device.exact()), "{}", device.total());
+}
+
+#[test]
+fn what_is_read_after_computing_ended_is_not_what_it_cost() {
+    let (start, mut meter) = (Instant::now(), Meter::default());
+    let measured = |watts| reading(watts, Method::Measured);
+    meter.sample(start, Some(&measured(4.0)));
+    let mark = meter.begin();
+    meter.sample(after(start, 0.3), Some(&measured(9.0)));
+    assert!(meter.close(after(start, 0.4)));
+    let cost = meter.cost(mark, 1.0, 3).expect("read while it was computed");
+    meter.end();
+    assert!((cost.joules - 3.6).abs() < 1e-9, "{cost:?}");
+    meter.sample(after(start, 1.4), Some(&measured(4.0)));
+    assert!((meter.joules().expect("known") - 7.6).abs() < 1e-9);
+    let mut counted = Meter::default();
+    counted.sample(start, Some(&reading(4.0, Method::Derived)));
+    assert!(!counted.close(after(start, 1.0)), "a counter is to be read once more");
+    assert!(!Meter::default().close(start), "nothing was ever read");
 }
 
 #[test]
@@ -139,10 +200,10 @@ fn requests_and_idling_together_are_the_total() {
         let mut device = Device::new(method, steps(&requests));
         device.requests = requests;
         device.run(400.0);
-        let computed: f64 = device.costs.iter().map(|cost| cost.joules).sum();
+        let computed: f64 = device.costs.iter().flatten().map(|cost| cost.joules).sum();
         let idling = 4.0 * (device.sampled - 20.0 * 2.4);
         assert!(is_near(device.total() - computed, idling), "{method:?}");
-        let above: f64 = device.costs[1..].iter().filter_map(|cost| cost.joules_above_idle).sum();
+        let above: f64 = device.costs[1..].iter().flatten().filter_map(|cost| cost.joules_above_idle).sum();
         assert!(is_near(above, 19.0 * 4.5 * 2.4), "{method:?} {above}");
     }
 }
@@ -280,8 +341,9 @@ fn the_idle_power_is_learned_only_while_nothing_is_computed() {
 #[test]
 fn a_device_that_is_never_idle_has_no_idle_power_but_what_its_owner_says_of_an_estimate() {
     let (start, mut meter) = (Instant::now(), Meter::default());
+    meter.sample(start, Some(&reading(7.0, Method::Estimated)));
     let mark = meter.begin();
-    (0..=60).for_each(|s| meter.sample(after(start, f64::from(s)), Some(&reading(7.0, Method::Estimated))));
+    (1..=60).for_each(|s| meter.sample(after(start, f64::from(s)), Some(&reading(7.0, Method::Estimated))));
     assert_eq!(meter.cost(mark, 1.0, 1).expect("known").joules_above_idle, None);
     meter.set_idle(Some(3.0));
     assert_eq!(meter.cost(mark, 1.0, 1).expect("known").joules_above_idle, Some(4.0 * 60.0));
@@ -317,5 +379,5 @@ fn a_sample_out_of_order_changes_nothing() {
     meter.sample(start, Some(&reading(500.0, Method::Measured)));
     meter.sample(after(start, 2.0), Some(&reading(5.0, Method::Measured)));
     assert_eq!(meter.joules(), Some(5.0));
-    assert!(meter.is_fresh(after(start, 2.005)) && !meter.is_fresh(after(start, 2.5)));
+    assert!(meter.is_fresh(after(start, 2.001)) && !meter.is_fresh(after(start, 2.5)));
 }

@@ -122,7 +122,7 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
         ("ina219", "4.860 W Measured as wired: hwmon/hwmon2/power1_input (ina219)", "48.312"),
         ("ina226", "2.100 W Measured as wired: hwmon/hwmon0/power1_input (ina226)", "44.008"),
         ("ina260", "6.670 W Measured as wired: hwmon/hwmon4/power1_input (ina260)", "61.600"),
-        ("ina3221-hat", "4.141 W Derived as wired: hwmon/hwmon1/in2_input, curr2_input (ina3221)", "52.616"),
+        ("ina3221-hat", "4.141 W Measured as wired: hwmon/hwmon1/in2_input, curr2_input (ina3221)", "52.616"),
     ] {
         let temperature =
             format!("cpu {temperature} °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)");
@@ -140,13 +140,13 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
 #[test]
 fn a_jetson_tells_what_its_module_draws_and_adds_no_part_of_it() {
     let expected = [
-        "power 7.400 W Derived module: hwmon/hwmon0/in1_input, curr1_input (ina3221 VDD_IN)",
+        "power 7.400 W Measured module: hwmon/hwmon0/in1_input, curr1_input (ina3221 VDD_IN)",
         "cpu 51.312 °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)",
         &format!("clock 1510.400 MHz Measured cpu: {POLICY}4/scaling_cur_freq"),
     ];
     assert_eq!(readings(&read("jetson")), expected);
     let expected = [
-        "power 4.514 W Derived module: hwmon/hwmon3/in2_input, curr2_input (ina3221 VDD_IN)",
+        "power 4.514 W Measured module: hwmon/hwmon3/in2_input, curr2_input (ina3221 VDD_IN)",
         "cpu 41.500 °C Measured cpu: thermal/thermal_zone1/temp (CPU-therm)",
     ];
     assert_eq!(readings(&read("jetson-nvidia")), expected);
@@ -163,7 +163,7 @@ fn lines_of_which_none_is_the_boards_input_are_no_power_and_a_reason() {
 #[test]
 fn a_ups_board_on_its_battery_tells_what_the_battery_gives() {
     let expected = [
-        "power 5.397 W Derived board: power_supply/bq27441-0/voltage_now, current_now",
+        "power 5.397 W Measured board: power_supply/bq27441-0/voltage_now, current_now",
         "cpu 55.017 °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)",
         "fan 0.000 1/min Measured fan: hwmon/hwmon2/fan1_input (cooling_fan)",
         "under-voltage false Measured board: hwmon/hwmon1/in0_lcrit_alarm (rpi_volt)",
@@ -174,7 +174,7 @@ fn a_ups_board_on_its_battery_tells_what_the_battery_gives() {
 #[test]
 fn a_laptop_on_its_battery_tells_the_power_of_the_board() {
     let expected = [
-        "power 14.250 W Derived board: power_supply/BAT0/voltage_now, current_now",
+        "power 14.250 W Measured board: power_supply/BAT0/voltage_now, current_now",
         "cpu 52.125 °C Measured cpu: hwmon/hwmon0/temp1_input (k10temp)",
     ];
     let snapshot = read("laptop-battery");

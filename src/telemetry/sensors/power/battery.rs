@@ -36,21 +36,21 @@ impl Battery {
         if status != "Discharging" {
             return None;
         }
-        self.measured(root).or_else(|| self.derived(root))
+        self.power(root).or_else(|| self.product(root))
     }
 
-    fn measured(&self, root: &Root) -> Option<Reading> {
+    fn power(&self, root: &Root) -> Option<Reading> {
         let path = format!("{}/power_now", self.folder);
         let value = sane_watts(i128::from(root.number(&path)?))?;
         Some(watts(value, Method::Measured, path, "board"))
     }
 
-    fn derived(&self, root: &Root) -> Option<Reading> {
+    fn product(&self, root: &Root) -> Option<Reading> {
         let number = |name: &str| root.number(&format!("{}/{name}", self.folder)).map(i128::from);
         // Microvolts times microamperes.
         let value = sane_watts(number("voltage_now")? * number("current_now")? / 1_000_000)?;
         let source = format!("{}/voltage_now, current_now", self.folder);
-        Some(watts(value, Method::Derived, source, "board"))
+        Some(watts(value, Method::Measured, source, "board"))
     }
 }
 

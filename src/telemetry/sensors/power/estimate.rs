@@ -7,17 +7,16 @@
 use super::watts;
 use crate::config::BoardWatts;
 use crate::protocol::{Method, Reading};
+use crate::telemetry::energy::SHORTEST_ESTIMATE;
 use crate::telemetry::sensors::files::Root;
 use crate::telemetry::sensors::load::Ticks;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) const SCOPE: &str = "board";
 pub(super) const SOURCE: &str = "telemetry.idle_watts and full_watts, by the load in /proc/stat";
 
-/// Who asks sooner hears the same again: a load over less would be made of a few ticks of 10 ms. Unlike the load in the
-/// reports it is that of the time since the reading before, so that the energy of a short answer is charged to it.
-const SHORTEST: Duration = Duration::from_millis(200);
-
+/// Who asks too soon hears the same again: a load over less would be made of a few ticks of 10 ms. Unlike the load in
+/// the reports it is that of the time since the reading before, so that the energy of a short answer is charged to it.
 #[derive(Debug)]
 pub(super) struct Estimate {
     board: BoardWatts,
@@ -46,7 +45,7 @@ impl Estimate {
             return None;
         };
         let elapsed = self.before.map(|(then, _)| now.saturating_duration_since(then));
-        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST) {
+        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST_ESTIMATE) {
             let load = self.before.and_then(|(_, before)| ticks.load_since(before));
             self.watts = load.map(|load| self.board.idle + (self.board.full - self.board.idle) * load);
             self.before = Some((now, ticks));
@@ -58,6 +57,7 @@ impl Estimate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     /// The estimates of a board of 3 to 8 W after these busy and all ticks, at these milliseconds.
     fn estimates(readings: &[(u64, Option<(u64, u64)>)]) -> Vec<Option<f64>> {
@@ -85,9 +85,9 @@ mod tests {
     fn who_asks_too_soon_hears_the_estimate_before() {
         let said = estimates(&[
             (0, Some((0, 400))),
-            (100, Some((40, 440))),
-            (200, Some((40, 480))),
-            (300, Some((80, 520))),
+            (50, Some((40, 440))),
+            (100, Some((40, 480))),
+            (150, Some((80, 520))),
         ]);
         assert_eq!(said, [None, None, Some(5.5), Some(5.5)]);
     }

@@ -18,7 +18,6 @@ use crate::protocol::{Method, Reading};
 use battery::Battery;
 use estimate::Estimate;
 use monitor::Monitors;
-use rails::Rails;
 use rapl::Rapl;
 use std::time::Instant;
 
@@ -30,7 +29,6 @@ const SANE_UW: std::ops::RangeInclusive<i64> = 0..=2_000_000_000;
 #[derive(Debug)]
 pub(super) struct Power {
     monitors: Monitors,
-    rails: Rails,
     rapl: Option<Rapl>,
     batteries: Vec<Battery>,
     estimate: Option<Estimate>,
@@ -40,7 +38,6 @@ impl Power {
     pub fn find(root: &Root) -> Self {
         Power {
             monitors: Monitors::find(root),
-            rails: Rails::default(),
             rapl: Rapl::find(root),
             batteries: battery::find(root),
             estimate: None,
@@ -57,14 +54,14 @@ impl Power {
     pub fn read(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Option<Reading> {
         let package = self.package(root, now);
         let estimate = self.estimate.as_mut().and_then(|estimate| estimate.read(root, now));
-        let measured = self.monitors.read(root).or_else(|| self.rails.read(mailbox?, now)).or(package);
+        let measured = self.monitors.read(root).or_else(|| rails::read(mailbox?, now)).or(package);
         measured.or_else(|| self.batteries.iter().find_map(|battery| battery.read(root))).or(estimate)
     }
 
     /// The sensors that answer; a battery answers while it feeds the machine.
     pub fn found(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Vec<Found> {
         let monitors = self.monitors.found.iter().filter_map(|monitor| monitor.read(root));
-        let rails = mailbox.and_then(|mailbox| self.rails.read(mailbox, now));
+        let rails = mailbox.and_then(|mailbox| rails::read(mailbox, now));
         let mut found: Vec<_> = monitors.chain(rails).map(|reading| Found::of("power", reading)).collect();
         // What is a mean over time is not known at the first look.
         let rapl = self.rapl.iter().filter(|rapl| rapl.answers(root));

@@ -41,7 +41,7 @@ pub(super) struct Monitor {
 enum Files {
     /// Microwatts.
     Power(String),
-    /// Millivolts and milliamperes.
+    /// Millivolts and milliamperes, both measured at the same moment.
     Product(String, String),
 }
 
@@ -116,17 +116,17 @@ impl Channel {
 
 impl Monitor {
     pub fn read(&self, root: &Root) -> Option<Reading> {
-        let (microwatts, method, files) = match &self.files {
-            Files::Power(power) => (root.number(power)?, Method::Measured, power.clone()),
+        let (microwatts, files) = match &self.files {
+            Files::Power(power) => (root.number(power)?, power.clone()),
             Files::Product(volts, amperes) => {
                 let product = root.number(volts)?.checked_mul(root.number(amperes)?)?;
                 let current = amperes.rsplit('/').next().unwrap_or_default();
-                (product, Method::Derived, format!("{volts}, {current}"))
+                (product, format!("{volts}, {current}"))
             }
         };
         let sane = SANE_UW.contains(&microwatts);
         let source = format!("{files} ({})", self.name);
-        sane.then(|| watts(microwatts as f64 / 1e6, method, source, self.scope))
+        sane.then(|| watts(microwatts as f64 / 1e6, Method::Measured, source, self.scope))
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_single_channel_is_read_as_it_is_wired() {
         let reading = found("ina3221-hat").read(&board("ina3221-hat")).expect("one channel");
-        assert_eq!((reading.method, reading.scope.as_str()), (Method::Derived, "as wired"));
+        assert_eq!((reading.method, reading.scope.as_str()), (Method::Measured, "as wired"));
     }
 
     #[test]

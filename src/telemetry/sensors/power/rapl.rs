@@ -5,15 +5,13 @@
 //! maker of the board set it up, and where nobody did it stands still or counts something else.
 //! Source: the kernel's Documentation/power/powercap/powercap.rst.
 
+use crate::telemetry::energy::SHORTEST_DERIVED;
 use crate::telemetry::sensors::files::Root;
 use std::time::{Duration, Instant};
 
 const CLASS: &str = "/sys/class/powercap";
 
 pub(super) const SCOPE: &str = "package";
-
-/// The counters step about once a millisecond: over less than this the steps would show as noise.
-const SHORTEST: Duration = Duration::from_millis(100);
 
 /// The counters wrap around after 65 kJ or 262 kJ on most processors: 65 kJ are 200 s at 328 W. After a longer pause
 /// they may have done so more than once, and the difference means nothing.
@@ -64,7 +62,7 @@ impl Rapl {
             return None;
         };
         let elapsed = self.before.as_ref().map(|(then, _)| now.saturating_duration_since(*then));
-        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST) {
+        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST_DERIVED) {
             self.watts = elapsed.and_then(|elapsed| self.mean(&counters, elapsed));
             self.before = Some((now, counters));
         }
@@ -148,9 +146,9 @@ mod tests {
     #[test]
     fn who_asks_too_soon_hears_the_power_before() {
         let (mut rapl, early, late, start) = pair();
-        assert_eq!(rapl.watts(&late, start + Duration::from_millis(50)), None);
+        assert_eq!(rapl.watts(&late, start + Duration::from_millis(9)), None);
         let watts = rapl.watts(&late, start + Duration::from_secs(1));
-        assert_eq!(rapl.watts(&early, start + Duration::from_millis(1050)), watts);
+        assert_eq!(rapl.watts(&early, start + Duration::from_millis(1009)), watts);
     }
 
     #[test]
