@@ -8,6 +8,11 @@ use rustix::process::Signal;
 use rustix::termios::{LocalModes, tcgetattr};
 use std::fs::File;
 use std::io::Read;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// How long the view waits for a report.
+const LONGEST_REPORT: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn what_is_no_terminal_gets_one_picture() {
@@ -129,4 +134,19 @@ async fn a_daemon_that_goes_is_waited_for_and_a_signal_ends_the_view() {
     terminal.view.signal(Signal::TERM);
     terminal.shows(LEFT).await;
     assert_eq!(terminal.view.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn q_ends_the_view_of_a_daemon_that_hangs() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut terminal = Terminal::start(&daemon);
+    terminal.shows(ENTERED).await;
+    daemon.process.signal(Signal::STOP);
+    // By now it waits for a report that does not come.
+    sleep(Duration::from_millis(1500)).await;
+    rustix::io::write(&terminal.ours, b"q").expect("a key");
+    let ended = timeout(LONGEST_REPORT / 2, terminal.view.ended()).await;
+    daemon.process.signal(Signal::CONT);
+    assert_eq!(ended.expect("long before the report is given up").code(), Some(0));
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 /// Watch a running daemon
 #[derive(Debug, Clone, clap::Args)]
@@ -67,23 +67,29 @@ async fn watch(daemon: Daemon, first: Value, interval: Duration) -> Result<(), F
     let (path, mut daemon, mut report) = (daemon.path.clone(), Some(daemon), Ok(first));
     let (mut trends, mut last) = (Trends::default(), String::new());
     let mut turn = tokio::time::interval(interval);
+    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     turn.tick().await; // the first is at once
     loop {
         if let Ok(report) = &report {
             trends.add(report);
         }
         draw(&screen, &report, &trends, &path, &mut last)?;
-        loop {
+        let next = async {
+            turn.tick().await;
+            ask(&mut daemon, &path).await
+        };
+        tokio::pin!(next);
+        report = loop {
             tokio::select! {
-                _ = turn.tick() => break,
+                biased; // a daemon that hangs is watched too, and who watches it is heard at once
                 () = screen.end() => return Ok(()),
                 sign = signals.next() => match sign {
                     Sign::Stop => return Ok(()),
                     Sign::Resized => draw(&screen, &report, &trends, &path, &mut last)?,
                 },
+                asked = &mut next => break asked,
             }
-        }
-        report = ask(&mut daemon, &path).await;
+        };
     }
 }
 
