@@ -295,7 +295,12 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     let refused = Access::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
     let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");
-    for line in [missing("pi5"), missing("none"), missing("broken"), said].concat() {
+    assert!(!said[0].contains("udev"), "the narrower device is the group's: {said:?}");
+    let rule = "KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into /etc/udev/rules.d/99-vcio.rules";
+    let refused = Access::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
+    let roots = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
+    assert!(roots[0].contains(rule), "{roots:?}");
+    for line in [missing("pi5"), missing("none"), missing("broken"), said, roots].concat() {
         assert!(!line.contains('\n') && !line.contains("  "), "{line}");
     }
 }
