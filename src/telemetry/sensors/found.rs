@@ -63,6 +63,7 @@ const FILES: [(&str, &str, &str); 4] = [
 impl Sensors {
     /// The sensors that answer, those of one quantity in the order of preference.
     pub fn found(&mut self, now: Instant) -> Vec<Found> {
+        self.root.look(now);
         let mut found = self.power.found(&self.root, self.mailbox.opened(), now);
         found.extend(self.thermal.found(&self.root));
         let thermal = self.thermal(now);
