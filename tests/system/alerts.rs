@@ -93,18 +93,21 @@ async fn a_broker_that_was_away_is_told_of_it_when_it_is_back() {
 #[tokio::test]
 async fn rules_that_are_read_again_hold_at_once() {
     let folder = Folder::new();
-    let settings = |percent: u32| {
+    let settings = |ms: &str| {
         let budget = "[budget]\nthreads = 1\nmemory_mb = 64\n";
-        format!("{budget}[alerts]\nhold_s = 0\nmemory_percent = {percent}\n")
+        format!("{budget}[alerts]\nhold_s = 0\nmemory_percent = 0\nttft_ms = {ms}\n{QUIET}")
     };
-    let daemon = Daemon::start(&folder, &settings(1)).await;
-    daemon.says(" ALERT=memory STATE=raised ").await;
+    let daemon = Daemon::start(&folder, &settings("0.001")).await;
     let mut client = daemon.client().await;
-    assert_eq!(raised(&mut client).await, json!(["memory"]));
-    folder.config(&settings(0));
+    assert_eq!(raised(&mut client).await, json!([]));
+    client.request(&[json!({"id": "a", "prompt": "a"})]).await;
+    client.end().await;
+    daemon.says(" ALERT=latency STATE=raised ").await;
+    assert_eq!(raised(&mut client).await, json!(["latency"]));
+    folder.config(&settings("0"));
     daemon.process.signal(Signal::HUP);
-    daemon.says("changed: alerts.memory_percent").await;
-    daemon.says("alert: the alert memory is switched off ALERT=memory STATE=cleared ").await;
+    daemon.says("changed: alerts.ttft_ms").await;
+    daemon.says("alert: the alert latency is switched off ALERT=latency STATE=cleared ").await;
     assert_eq!(raised(&mut client).await, json!([]));
     daemon.stop().await;
 }
