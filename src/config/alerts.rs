@@ -13,7 +13,7 @@ pub struct Alerts {
     pub throttled: bool,
     /// Whether the supply's voltage is too low.
     pub under_voltage: bool,
-    /// Resident memory, in percent of the budget.
+    /// Resident memory, in percent of the budget; what is planned is not told, even if it is more.
     pub memory_percent: Option<f64>,
     /// Load of all processors of the host.
     pub cpu_percent: Option<f64>,

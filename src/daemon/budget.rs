@@ -127,12 +127,13 @@ impl Plan {
         self.held().saturating_add(self.reserve())
     }
 
-    fn held(&self) -> usize {
+    /// All of it but what is kept free.
+    pub(super) fn held(&self) -> usize {
         (DAEMON + self.clients.total()).saturating_add(self.footprint.total(self.context))
     }
 
     /// Below this much free memory no work is taken.
-    fn reserve(&self) -> usize {
+    pub(super) fn reserve(&self) -> usize {
         pressure::margin(self.budget.bytes as u64) as usize
     }
 

@@ -2,8 +2,10 @@
 //!
 //! One writing at a time: while the disk hangs, reports pass it by. Deliberately knows nothing of what the text says.
 
+use super::locked;
 use crate::telemetry::textfile::{self, Condition, News};
 use log::{info, warn};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -22,13 +24,30 @@ pub(super) struct Exporter {
 
 /// A file of ours. Dropped, it is removed: what nobody writes any more would be read as news for ever.
 #[derive(Debug)]
-struct Place(PathBuf);
+struct Place {
+    path: PathBuf,
+    is_wanted: Arc<Mutex<bool>>,
+}
+
+impl Place {
+    fn new(path: PathBuf) -> Self {
+        Place { path, is_wanted: Arc::new(Mutex::new(true)) }
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // A writing under way puts nothing there from now on.
+        *locked(&self.is_wanted) = false;
         // It may never have been written.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Puts the text into its file, if that is wanted still: the daemon may have stopped while the disk took its time.
+fn put(part: textfile::Part, is_wanted: &Mutex<bool>) -> io::Result<()> {
+    let is_wanted = locked(is_wanted);
+    if *is_wanted { part.put() } else { Ok(()) }
 }
 
 impl Exporter {
@@ -36,8 +55,14 @@ impl Exporter {
         Exporter { wanted, place: None, condition: Arc::default(), writing: None }
     }
 
-    /// Waits until the file is to be elsewhere, or nowhere.
+    /// Waits until the file is to be elsewhere, or nowhere, and the last writing has ended: before that nothing
+    /// could be done about it.
     pub async fn is_moved(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            // What went wrong is said by then.
+            let _ = writing.await;
+            self.writing = None;
+        }
         if self.wanted.changed().await.is_err() {
             std::future::pending().await
         }
@@ -48,15 +73,17 @@ impl Exporter {
         if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
             return;
         }
-        let wanted = self.wanted.borrow_and_update().clone();
-        if self.place.as_ref().map(|place| &place.0) != wanted.as_ref() {
-            self.place = wanted.clone().map(Place);
-        }
-        let Some(path) = wanted else { return };
+        let left = self.moved();
+        let Some(Place { path, is_wanted }) = &self.place else {
+            self.writing = left.map(|left| on_the_disk(move || drop(left)));
+            return;
+        };
+        let (path, is_wanted) = (path.clone(), Arc::clone(is_wanted));
         let (text, condition) = (render(), Arc::clone(&self.condition));
         self.writing = Some(on_the_disk(move || {
-            let written = textfile::write(&path, &text);
-            let news = super::locked(&condition).note(&written);
+            drop(left);
+            let written = textfile::write(&path, &text).and_then(|part| put(part, &is_wanted));
+            let news = locked(&condition).note(&written);
             match news {
                 None => {}
                 Some(News::Works) => info!("telemetry.textfile: {} is written again", path.display()),
@@ -67,6 +94,15 @@ impl Exporter {
             }
         }));
     }
+
+    /// Takes over where the file is to be. Says where it was, if it is not to be there any more.
+    fn moved(&mut self) -> Option<Place> {
+        let wanted = self.wanted.borrow_and_update().clone();
+        if self.place.as_ref().map(|place| &place.path) == wanted.as_ref() {
+            return None;
+        }
+        std::mem::replace(&mut self.place, wanted.map(Place::new))
+    }
 }
 
 #[expect(
@@ -75,4 +111,88 @@ impl Exporter {
 )]
 fn on_the_disk(job: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     spawn_blocking(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use tokio::sync::oneshot;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("bitnetd-export-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&folder).expect("a temporary folder");
+            Folder(folder)
+        }
+
+        fn has(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(&self.0).expect("ours");
+            entries.map(|entry| entry.expect("ours").file_name().into_string().expect("UTF-8")).collect()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn part(path: &Path) -> textfile::Part {
+        textfile::write(path, "a").expect("room")
+    }
+
+    async fn written(exporter: &mut Exporter) {
+        exporter.writing.take().expect("there is something to do").await.expect("no fault");
+    }
+
+    /// Whether it ends at once.
+    async fn is_moved(exporter: &mut Exporter) -> bool {
+        tokio::select! {
+            biased;
+            () = exporter.is_moved() => true,
+            () = tokio::task::yield_now() => false,
+        }
+    }
+
+    #[test]
+    fn a_writing_that_outlives_the_daemon_puts_nothing_in_place() {
+        let folder = Folder::new("stop");
+        let place = Place::new(folder.0.join("bitnetd.prom"));
+        let is_wanted = Arc::clone(&place.is_wanted);
+        put(part(&place.path), &is_wanted).expect("room");
+        assert_eq!(folder.has(), ["bitnetd.prom"]);
+        let late = part(&place.path);
+        drop(place);
+        put(late, &is_wanted).expect("nothing is done");
+        assert!(folder.has().is_empty(), "{:?}", folder.has());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_moves_while_it_is_written_is_written_elsewhere_as_soon_as_that_has_ended() {
+        let folder = Folder::new("move");
+        let (to, wanted) = tokio::sync::watch::channel(Some(folder.0.join("old.prom")));
+        let mut exporter = Exporter::new(wanted);
+        exporter.export(|| "old".into());
+        written(&mut exporter).await;
+        assert_eq!(folder.has(), ["old.prom"]);
+        let (disk, hangs) = oneshot::channel();
+        exporter.writing = Some(tokio::spawn(async { hangs.await.expect("it ends") }));
+        to.send_replace(Some(folder.0.join("new.prom")));
+        assert!(!is_moved(&mut exporter).await, "nothing can be done yet");
+        exporter.export(|| unreachable!("one writing at a time"));
+        disk.send(()).expect("it is written still");
+        exporter.is_moved().await;
+        exporter.export(|| "new".into());
+        written(&mut exporter).await;
+        assert_eq!(folder.has(), ["new.prom"]);
+        assert!(!is_moved(&mut exporter).await, "once");
+        to.send_replace(None);
+        assert!(is_moved(&mut exporter).await);
+        exporter.export(|| unreachable!("there is no file"));
+        written(&mut exporter).await;
+        assert!(folder.has().is_empty(), "{:?}", folder.has());
+    }
 }

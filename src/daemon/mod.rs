@@ -131,6 +131,7 @@ pub async fn run(
         Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     telemetry.set_alert_rules(config.alerts.clone());
+    telemetry.set_planned(plan.held(), plan.reserve());
     telemetry.set_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));

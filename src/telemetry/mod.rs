@@ -26,7 +26,7 @@ use crate::protocol::{
     Cache, Code, Cpu, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
     Screen, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions};
+use alerts::{Alert, Alerts, Conditions, Planned};
 use answers::Answers;
 use energy::{Mark, Meter};
 use sensors::Snapshot;
@@ -226,6 +226,12 @@ impl Telemetry {
     /// Alerts go by these rules from now on; without any there are none.
     pub fn set_alert_rules(&self, rules: config::Alerts) {
         locked(&self.alerts).set_rules(rules);
+    }
+
+    /// What the memory plan takes without what it keeps free, and that, both in bytes.
+    pub fn set_planned(&self, held: usize, reserve: usize) {
+        let percent = |bytes: usize| 100.0 * bytes as f64 / self.budget_bytes.max(1) as f64;
+        locked(&self.alerts).set_planned(Planned { held: percent(held), reserve: percent(reserve) });
     }
 
     /// Looks whether something is wrong, or well again, with all that was told until now; at most `depth` requests
@@ -516,6 +522,29 @@ mod tests {
         let raised = [1, 600].map(|ms| telemetry.look_for_alerts(after(ms), 16).len());
         assert_eq!(raised, [10, 1], "the broker is away for half a second only then");
         assert_eq!(report(&telemetry).alerts, alerts::Kind::ALL.map(alerts::Kind::name));
+    }
+
+    /// 1400 MiB that the plan fills, 6 of them kept free.
+    #[test]
+    fn what_the_plan_foresees_is_no_alert_and_what_goes_beyond_it_is() {
+        let (telemetry, start, mib) = (Telemetry::new(1400 << 20), Instant::now(), 1u64 << 20);
+        telemetry.set_planned(1394 << 20, 6 << 20);
+        let rules = config::Alerts { memory_percent: Some(95.0), ..config::Alerts::off() };
+        telemetry.set_alert_rules(rules.clone());
+        let mut second = 0;
+        let mut held = |mb: u64| {
+            let mut host = Snapshot::default();
+            host.memory.process_bytes = Some(mb * mib);
+            second += 1;
+            let now = start + Duration::from_secs(second);
+            telemetry.observe(now, host);
+            telemetry.look_for_alerts(now, 1);
+            telemetry.raised_alerts().len()
+        };
+        assert_eq!([1330, 1372, 1394, 1395, 1394, 1389, 1387].map(&mut held), [0, 0, 0, 1, 1, 1, 0]);
+        // A plan that leaves room: the owner's threshold counts.
+        telemetry.set_planned(400 << 20, 6 << 20);
+        assert_eq!([1329, 1330, 1261, 1260].map(&mut held), [0, 1, 1, 0]);
     }
 
     #[test]

@@ -11,15 +11,37 @@ use std::path::{Path, PathBuf};
 /// node_exporter runs as a user of its own, and the systemd unit's umask would shut it out.
 const MODE: u32 = 0o644;
 
-/// Puts `text` in the place of the file at `path`. The folder must be there. The error names the file.
-pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    let part = part(path);
-    let written = fill(&part, text).and_then(|()| fs::rename(&part, path));
-    written.map_err(|error| {
-        // On a full disk it would take the room that is needed.
-        let _ = fs::remove_file(&part);
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    })
+/// A text beside the file whose place it is to take. Dropped before it has, it is removed: on a full disk it would take
+/// the room that is needed.
+#[derive(Debug)]
+pub struct Part {
+    part: PathBuf,
+    path: PathBuf,
+}
+
+/// Writes `text` beside the file at `path`. The folder must be there. The error names the file.
+pub fn write(path: &Path, text: &str) -> io::Result<Part> {
+    let part = Part { part: part(path), path: path.to_owned() };
+    fill(&part.part, text).map_err(|error| part.named(&error))?;
+    Ok(part)
+}
+
+impl Part {
+    /// Puts it in the file's place. The error names the file.
+    pub fn put(self) -> io::Result<()> {
+        fs::rename(&self.part, &self.path).map_err(|error| self.named(&error))
+    }
+
+    fn named(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Once it is in its place, or was never made, there is none.
+        let _ = fs::remove_file(&self.part);
+    }
 }
 
 /// No crash may leave half a file behind, but a power cut may: the next report is written over it, and flushing each
@@ -94,9 +116,10 @@ mod tests {
     fn a_file_is_replaced_whole_and_everybody_may_read_it() {
         let folder = Folder::new("whole");
         let path = folder.0.join("bitnetd.prom");
-        write(&path, "a long first text\n").expect("room");
+        let put = |text| write(&path, text).and_then(Part::put);
+        put("a long first text\n").expect("room");
         let reader = File::open(&path).expect("there");
-        write(&path, "b\n").expect("room");
+        put("b\n").expect("room");
         assert_eq!(io::read_to_string(reader).expect("open still"), "a long first text\n");
         assert_eq!(fs::read_to_string(&path).expect("there"), "b\n");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o644);
@@ -111,7 +134,7 @@ mod tests {
         // A folder of that name: the text can be written, and not renamed.
         let taken = folder.0.join("taken.prom");
         fs::create_dir(&taken).expect("a new name");
-        write(&taken, "a").expect_err("a folder");
+        write(&taken, "a").expect("room").put().expect_err("a folder");
         assert_eq!(folder.names(), ["taken.prom"]);
     }
 

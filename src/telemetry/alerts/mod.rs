@@ -156,10 +156,20 @@ pub struct Conditions {
     pub storage: Option<bool>,
 }
 
+/// What the memory plan takes, in percent of the budget: what it foresees is no alert, whatever the owner's threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Planned {
+    /// All but the reserve.
+    pub held: f64,
+    /// What is kept free.
+    pub reserve: f64,
+}
+
 /// The alerts of one daemon.
 #[derive(Debug)]
 pub struct Alerts {
     rules: config::Alerts,
+    planned: Planned,
     errors: ErrorRate,
     /// Since when the broker is away.
     away_since: Option<Instant>,
@@ -181,7 +191,13 @@ struct Watch {
 impl Alerts {
     /// Nothing is raised yet.
     pub fn new(rules: config::Alerts) -> Self {
-        Alerts { rules, errors: ErrorRate::default(), away_since: None, watches: Default::default() }
+        let (planned, errors) = (Planned::default(), ErrorRate::default());
+        Alerts { rules, planned, errors, away_since: None, watches: Default::default() }
+    }
+
+    /// Says what the memory plan takes.
+    pub fn set_planned(&mut self, planned: Planned) {
+        self.planned = planned;
     }
 
     /// Goes by other rules from now on; what is raised stays so until they say otherwise.
@@ -192,8 +208,9 @@ impl Alerts {
     /// Looks at everything, about once a second, and says what changed.
     pub fn look(&mut self, now: Instant, conditions: &Conditions) -> Vec<Alert> {
         let values = self.values(now, conditions);
+        let rule = |kind| Rule::of(kind, &self.rules, self.planned);
         let changes = Kind::ALL.into_iter().zip(values).zip(&mut self.watches);
-        changes.filter_map(|((kind, value), watch)| watch.look(kind, &self.rules, value, now)).collect()
+        changes.filter_map(|((kind, value), watch)| watch.look(kind, rule(kind), value, now)).collect()
     }
 
     /// The names of those now raised.
@@ -242,14 +259,8 @@ fn number(is_so: bool) -> f64 {
 }
 
 impl Watch {
-    fn look(
-        &mut self,
-        kind: Kind,
-        rules: &config::Alerts,
-        value: Option<f64>,
-        now: Instant,
-    ) -> Option<Alert> {
-        match (Rule::of(kind, rules), value) {
+    fn look(&mut self, kind: Kind, rule: Option<Rule>, value: Option<f64>, now: Instant) -> Option<Alert> {
+        match (rule, value) {
             (None, _) => self.give_up(kind, format!("the alert {} is switched off", kind.name())),
             (Some(_), None) => {
                 let is_short = |(seen, _)| now.saturating_duration_since(seen) < LONGEST_GAP;

@@ -1,6 +1,6 @@
 //! When each alert is raised and cleared, and what it says.
 
-use super::{Kind, Severity};
+use super::{Kind, Planned, Severity};
 use crate::config;
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ pub(super) struct Rule {
 
 impl Rule {
     /// `None` where the owner has switched it off.
-    pub fn of(kind: Kind, rules: &config::Alerts) -> Option<Self> {
+    pub fn of(kind: Kind, rules: &config::Alerts, planned: Planned) -> Option<Self> {
         let flag = |is_on: bool| is_on.then_some(1.0);
         let (threshold, well) = match kind {
             // A cooler switches, and a case warms up, within some degrees.
             Kind::Temperature => below(rules.temperature_c, 5.0),
             Kind::Throttled => below(flag(rules.throttled), 0.5),
             Kind::UnderVoltage => below(flag(rules.under_voltage), 0.5),
-            Kind::Memory => below(rules.memory_percent, 5.0),
+            Kind::Memory => rules.memory_percent.map(|percent| beyond(planned, percent)),
             Kind::Cpu => below(rules.cpu_percent, 10.0),
             Kind::SlowTokens => times(rules.tokens_per_second, 1.1),
             Kind::ErrorRate => times(rules.error_percent, 0.5),
@@ -56,6 +56,13 @@ impl Rule {
 /// A threshold, and what is well: so much below it.
 fn below(threshold: Option<f64>, by: f64) -> Option<(f64, f64)> {
     threshold.map(|threshold| (threshold, threshold - by))
+}
+
+/// The owner's threshold for the memory, and what is well: 5 below. But more than what is planned, up to two decimals,
+/// and well is what leaves twice the reserve free of the plan, as where requests are taken in again.
+fn beyond(planned: Planned, percent: f64) -> (f64, f64) {
+    let planned_at = (planned.held * 100.0).ceil() / 100.0;
+    (percent.max(planned_at), (percent - 5.0).max(planned.held - planned.reserve))
 }
 
 /// A threshold, and what is well: this part of it.

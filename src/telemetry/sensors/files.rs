@@ -1,8 +1,11 @@
 //! Small text files under a root.
 
+use super::rest::Rests;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A file of `/sys` is at most a page, and those of `/proc` read here take a few kilobytes on a
 /// large machine. A longer one is not what it seems.
@@ -13,16 +16,26 @@ const LONGEST_LINE: usize = 256;
 
 /// Where `/sys` and `/proc` are found. Paths are given as on the live machine.
 #[derive(Debug)]
-pub(super) struct Root(PathBuf);
+pub(super) struct Root {
+    place: PathBuf,
+    /// When the present look began.
+    now: Cell<Instant>,
+    rests: RefCell<Rests>,
+}
 
 impl Root {
     pub fn new(root: &Path) -> Self {
-        Root(root.to_owned())
+        Root { place: root.to_owned(), now: Cell::new(Instant::now()), rests: RefCell::default() }
+    }
+
+    /// Another look begins: devices that had to be left alone until now may be read again.
+    pub fn look(&self, now: Instant) {
+        self.now.set(now);
     }
 
     /// Whether this is the running machine.
     pub fn is_live(&self) -> bool {
-        self.0 == Path::new("/")
+        self.place == Path::new("/")
     }
 
     /// A file's text; `None` when it cannot be read, is too long or is not UTF-8.
@@ -65,25 +78,37 @@ impl Root {
         names
     }
 
-    /// Reads until the file or the buffer ends; a file of `/sys` is made anew at each reading from its start, so one
-    /// large read is also the one that cannot see half of an old value.
+    /// Reads, unless the device is to be left alone for a while.
     fn fill(&self, path: &str, buffer: &mut [u8]) -> Option<usize> {
-        let mut file = File::open(self.place(path)).ok()?;
-        let mut length = 0;
-        while length < buffer.len() {
-            match file.read(&mut buffer[length..]) {
-                Ok(0) => break,
-                Ok(read) => length += read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return None,
-            }
+        let now = self.now.get();
+        if self.rests.borrow().has(path, now) {
+            return None;
         }
-        Some(length)
+        let begun = Instant::now();
+        let filled = fill(&self.place(path), buffer);
+        self.rests.borrow_mut().note(path, filled.as_ref().err(), begun.elapsed(), now);
+        filled.ok()
     }
 
     fn place(&self, path: &str) -> PathBuf {
-        self.0.join(path.trim_start_matches('/'))
+        self.place.join(path.trim_start_matches('/'))
     }
+}
+
+/// Reads until the file or the buffer ends; a file of `/sys` is made anew at each reading from its start, so one
+/// large read is also the one that cannot see half of an old value.
+fn fill(place: &Path, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut file = File::open(place)?;
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
 }
 
 /// The bytes of a line like `VmRSS:   1234 kB` in a file of such lines.

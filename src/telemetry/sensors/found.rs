@@ -3,6 +3,7 @@
 use super::mailbox::Access;
 use super::{Root, Sensors, memory, throttle};
 use crate::protocol::{Flag, Method, Reading, Throttling};
+use std::io::ErrorKind;
 use std::time::Instant;
 
 /// A sensor that answers.
@@ -62,6 +63,7 @@ const FILES: [(&str, &str, &str); 4] = [
 impl Sensors {
     /// The sensors that answer, those of one quantity in the order of preference.
     pub fn found(&mut self, now: Instant) -> Vec<Found> {
+        self.root.look(now);
         let mut found = self.power.found(&self.root, self.mailbox.opened(), now);
         found.extend(self.thermal.found(&self.root));
         let thermal = self.thermal(now);
@@ -102,6 +104,12 @@ const NO_LOAD: &str =
 const NO_PRESSURE: &str = "pressure: the kernel does not tell it, so it is null; add psi=1 to the kernel's command \
     line, on a Raspberry Pi the one line of /boot/firmware/cmdline.txt, and restart the device";
 
+/// Kernels that do not have the narrower device yet have this one alone.
+const WIDE_DOOR: &str = "/dev/vcio";
+const ROOT_ALONE: &str = "where that device is root's alone, as on some images, install a kernel that has \
+    /dev/vcio_gencmd, or put KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into \
+    /etc/udev/rules.d/99-vcio.rules and restart the device";
+
 /// Why the firmware of a Raspberry Pi is not asked.
 fn firmware_problem(mailbox: &Access, is_raspberry_pi: bool, answers: bool) -> Option<String> {
     let without = "so throttling, and a Raspberry Pi 5's power, are null";
@@ -113,6 +121,9 @@ fn firmware_problem(mailbox: &Access, is_raspberry_pi: bool, answers: bool) -> O
             "firmware: {} does not answer, {without}; update kernel and firmware, and report this",
             mailbox.throttled_source()
         )),
+        Access::Refused(path, error) if *path == WIDE_DOOR && error.kind() == ErrorKind::PermissionDenied => {
+            Some(format!("firmware: {path}: {error}, {without}; {way_out}; {ROOT_ALONE}"))
+        }
         Access::Refused(path, error) => Some(format!("firmware: {path}: {error}, {without}; {way_out}")),
         Access::Absent if is_raspberry_pi => {
             Some(format!("firmware: neither /dev/vcio_gencmd nor /dev/vcio is here, {without}; {way_out}"))

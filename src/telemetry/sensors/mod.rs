@@ -15,6 +15,7 @@ mod memory;
 mod power;
 mod pressure;
 mod processors;
+mod rest;
 mod slow;
 mod thermal;
 mod throttle;
@@ -105,10 +106,12 @@ impl Sensors {
 
     /// Reads power alone: a few small files or one call to the firmware, cheap enough to do around each request.
     pub fn power(&mut self, now: Instant) -> Option<Reading> {
+        self.root.look(now);
         self.power.read(&self.root, self.mailbox.opened(), now)
     }
 
     fn thermal(&mut self, now: Instant) -> Thermal {
+        self.root.look(now);
         let throttling = self.mailbox.opened().and_then(|mailbox| throttle::throttling(mailbox, now));
         Thermal {
             cpu: self.thermal.read(&self.root),

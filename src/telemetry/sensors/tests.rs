@@ -295,9 +295,53 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     let refused = Access::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
     let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");
-    for line in [missing("pi5"), missing("none"), missing("broken"), said].concat() {
+    assert!(!said[0].contains("udev"), "the narrower device is the group's: {said:?}");
+    let rule = "KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into /etc/udev/rules.d/99-vcio.rules";
+    let refused = Access::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
+    let roots = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
+    assert!(roots[0].contains(rule), "{roots:?}");
+    for line in [missing("pi5"), missing("none"), missing("broken"), said, roots].concat() {
         assert!(!line.contains('\n') && !line.contains("  "), "{line}");
     }
+}
+
+/// A folder that is removed in the end.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The memory of a process has nothing at address 0, and reading it there is the kernel's EIO: what the driver of a chip
+/// says whose bus hangs.
+#[test]
+fn a_chip_whose_bus_fails_is_asked_again_after_a_minute_and_others_are_read_meanwhile() {
+    let root = Folder(std::env::temp_dir().join(format!("bitnetd-wedged-{}", std::process::id())));
+    let (power, fan) = (root.0.join("sys/class/hwmon/hwmon0"), root.0.join("sys/class/hwmon/hwmon1"));
+    let write = |path: PathBuf, text: &str| std::fs::write(path, text).expect("a temporary file");
+    for (folder, name, file, value) in
+        [(&power, "ina219", "power1_input", "5000000"), (&fan, "pwmfan", "fan1_input", "900")]
+    {
+        std::fs::create_dir_all(folder).expect("a temporary folder");
+        write(folder.join("name"), name);
+        write(folder.join(file), value);
+    }
+    let (mut sensors, now) = (Sensors::new(&root.0), Instant::now());
+    let mut watts = |second| {
+        let snapshot = sensors.read(now + Duration::from_secs(second));
+        assert_eq!(snapshot.thermal.fan.map(|fan| fan.value), Some(900.0));
+        snapshot.power.map(|power| power.value)
+    };
+    let file = power.join("power1_input");
+    assert_eq!(watts(0), Some(5.0));
+    std::fs::remove_file(&file).expect("there");
+    std::os::unix::fs::symlink("/proc/self/mem", &file).expect("a new name");
+    assert_eq!(watts(1), None);
+    std::fs::remove_file(&file).expect("there");
+    write(file, "6000000");
+    assert_eq!([2, 30, 60, 61].map(watts), [None, None, None, Some(6.0)]);
 }
 
 #[test]

@@ -17,7 +17,9 @@ struct Alarm {
     payload: Vec<u8>,
     /// Its row in the outbox of the present connection.
     row: Option<u64>,
-    /// Connections that the broker ended while it had a row.
+    /// Whether the connection has it: what only waits in the outbox ends none.
+    on_its_way: bool,
+    /// Connections that the broker ended while it was on its way; the outbox sends it alone after some.
     ended: u32,
 }
 
@@ -25,13 +27,21 @@ impl Alarms {
     /// Keeps a change, in the place of an older one of its kind.
     pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
         self.0.retain(|alarm| alarm.kind != kind);
-        self.0.push(Alarm { kind, payload, row: None, ended: 0 });
+        self.0.push(Alarm { kind, payload, row: None, on_its_way: false, ended: 0 });
     }
 
-    /// Has each that has no row yet put into the outbox, oldest first; `push` says which row it got.
-    pub fn push_all(&mut self, mut push: impl FnMut(&[u8]) -> u64) {
+    /// Has each that has no row yet put into the outbox, oldest first; `push` is told over how many connections it
+    /// may have been that the broker ended them, and says which row it got.
+    pub fn push_all(&mut self, mut push: impl FnMut(&[u8], u32) -> u64) {
         for alarm in self.0.iter_mut().filter(|alarm| alarm.row.is_none()) {
-            alarm.row = Some(push(&alarm.payload));
+            alarm.row = Some(push(&alarm.payload, alarm.ended));
+        }
+    }
+
+    /// The row is with the connection.
+    pub fn sent(&mut self, row: u64) {
+        for alarm in self.0.iter_mut().filter(|alarm| alarm.row == Some(row)) {
+            alarm.on_its_way = true;
         }
     }
 
@@ -42,9 +52,10 @@ impl Alarms {
 
     /// The connection is gone, and the rows with it. Says which are given up.
     pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
-        for alarm in self.0.iter_mut().filter(|alarm| alarm.row.is_some()) {
+        for alarm in &mut self.0 {
             alarm.row = None;
-            alarm.ended += u32::from(by_broker);
+            alarm.ended += u32::from(by_broker && alarm.on_its_way);
+            alarm.on_its_way = false;
         }
         let given_up = self.0.extract_if(.., |alarm| alarm.ended >= POISON);
         given_up.map(|alarm| alarm.kind).collect()
@@ -53,12 +64,14 @@ impl Alarms {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outbox::{Limits, Outbox, Packet, WINDOW};
     use super::*;
+    use std::time::Instant;
 
     /// What a connection would be given now, with rows counted from `first`.
     fn pushed(alarms: &mut Alarms, first: u64) -> Vec<String> {
         let mut payloads = Vec::new();
-        alarms.push_all(|payload| {
+        alarms.push_all(|payload, _| {
             payloads.push(String::from_utf8_lossy(payload).into_owned());
             first + payloads.len() as u64 - 1
         });
@@ -107,6 +120,7 @@ mod tests {
         let given_up: Vec<_> = (0..9)
             .map(|n| {
                 pushed(&mut alarms, n);
+                alarms.sent(n);
                 alarms.disconnected(true).len()
             })
             .collect();
@@ -114,8 +128,59 @@ mod tests {
         for n in 0..99 {
             alarms.put("latency", b"raised".into());
             pushed(&mut alarms, n);
+            alarms.sent(n);
             assert!(alarms.disconnected(false).is_empty(), "a cable that was pulled is not its fault");
         }
+    }
+
+    #[test]
+    fn one_that_was_never_sent_is_not_what_the_broker_ends_its_connections_over() {
+        let mut alarms = Alarms::default();
+        alarms.put("queue", b"raised".into());
+        for n in 0..99 {
+            assert_eq!(pushed(&mut alarms, n), ["raised"]);
+            assert!(alarms.disconnected(true).is_empty());
+        }
+    }
+
+    /// Alarms and outbox as the desk brings them together: `broker` says whether it takes a text, or ends the
+    /// connection over what it was sent until then. What was given up, and what the broker took.
+    fn days(alarms: &mut Alarms, broker: fn(&str) -> bool) -> (Vec<&'static str>, Vec<String>) {
+        let (mut outbox, mut given_up, mut taken) = (Outbox::default(), Vec::new(), Vec::new());
+        let limits = Limits { packet: usize::MAX, window: WINDOW };
+        for _ in 0..20 {
+            alarms.push_all(|payload, ended| {
+                outbox.push_again(Packet::json("alert".into(), payload.to_vec()), ended)
+            });
+            let mut sent = Vec::new();
+            let mut is_ended = false;
+            while !is_ended {
+                while let Some((row, packet)) = outbox.next(Instant::now(), limits) {
+                    sent.push((row, String::from_utf8_lossy(&packet.payload).into_owned()));
+                    outbox.sent(row);
+                    alarms.sent(row);
+                }
+                is_ended = sent.is_empty() || sent.iter().any(|(_, text)| !broker(text));
+                for (row, text) in sent.drain(..).filter(|_| !is_ended) {
+                    alarms.acknowledged(row);
+                    outbox.acknowledged(row, true);
+                    taken.push(text);
+                }
+            }
+            outbox.disconnected(true);
+            given_up.extend(alarms.disconnected(true));
+        }
+        (given_up, taken)
+    }
+
+    #[test]
+    fn of_several_only_the_one_is_given_up_over_which_the_broker_ends_the_connection() {
+        let mut alarms = Alarms::default();
+        for kind in ["queue", "temperature", "memory"] {
+            alarms.put(kind, kind.into());
+        }
+        let (given_up, taken) = days(&mut alarms, |text| text != "temperature");
+        assert_eq!((given_up, taken), (vec!["temperature"], vec!["queue".into(), "memory".into()]));
     }
 
     #[test]

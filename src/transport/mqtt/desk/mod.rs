@@ -126,6 +126,7 @@ impl Desk {
                 && connection.publish(row, packet, now)
             {
                 self.outbox.sent(row);
+                self.alarms.sent(row);
             }
         }
         for (serial, outcome) in self.outbox.take_settled() {
@@ -161,7 +162,9 @@ impl Desk {
     fn queue_alarms(&mut self) {
         if self.link.is_online() {
             let (outbox, topic) = (&mut self.outbox, self.topics.alert());
-            self.alarms.push_all(|alert| outbox.push_status(Packet::json(topic.clone(), alert.to_vec())));
+            self.alarms.push_all(|alert, ended| {
+                outbox.push_again(Packet::json(topic.clone(), alert.to_vec()), ended)
+            });
         }
     }
 

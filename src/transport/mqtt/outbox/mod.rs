@@ -240,6 +240,13 @@ impl Outbox {
         number
     }
 
+    /// Keeps one of our own messages again, over which the broker may have ended so many connections.
+    pub fn push_again(&mut self, packet: Packet, ended: u32) -> u64 {
+        let number = self.push_status(packet);
+        self.row(number, |row| row.ended = ended);
+        number
+    }
+
     /// The next row to publish: its number for [`Outbox::sent`] and [`Outbox::acknowledged`], and
     /// what to send. What is no longer wanted or fits no packet is settled on the way.
     pub fn next(&mut self, now: Instant, limits: Limits) -> Option<(u64, &Packet)> {
