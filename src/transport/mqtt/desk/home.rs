@@ -7,6 +7,7 @@ use crate::transport::mqtt::client::Message;
 use crate::transport::mqtt::discovery::{Discovery, Sources, Task};
 use crate::transport::mqtt::link::Loss;
 use crate::transport::mqtt::outbox::Packet;
+use crate::transport::mqtt::topics::Filter;
 use std::time::{Instant, SystemTime};
 
 impl Desk {
@@ -17,6 +18,28 @@ impl Desk {
     /// When [`Desk::tell_home`] has something to do.
     pub(super) fn home_due(&self) -> Option<Instant> {
         self.discovery.as_ref().and_then(Discovery::due).filter(|_| self.may_tell_home())
+    }
+
+    /// What to subscribe to for Home Assistant.
+    pub(super) fn home_filters(&mut self) -> Vec<Filter> {
+        let filters = self.discovery.as_mut().map_or(Ok(Vec::new()), Discovery::filters);
+        filters.unwrap_or_else(|said| {
+            log::warn!("{}: {said}", self.place());
+            Vec::new()
+        })
+    }
+
+    /// What the broker says of that.
+    pub(super) fn home_granted(&mut self, granted: Option<Result<(), String>>) {
+        let told = self.discovery.as_mut().zip(granted).and_then(|(home, granted)| home.granted(&granted));
+        if let Some(said) = told {
+            log::warn!("{}: {said}", self.place());
+        }
+    }
+
+    /// Whether the broker is still to say it.
+    pub(super) fn is_home_asking(&self) -> bool {
+        self.discovery.as_ref().is_some_and(Discovery::is_asking)
     }
 
     /// A new connection.

@@ -4,6 +4,7 @@
 //! Pure: time and chance come in, packets go out. `description` has the words. Knows nothing of Home Assistant but its
 //! discovery: whether one listens, nobody knows.
 
+mod births;
 mod description;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ pub use description::Sources;
 use super::Door;
 use super::outbox::Packet;
 use super::topics::{Filter, Topics};
+use births::Births;
 use description::Subject;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
@@ -51,7 +53,7 @@ pub(super) enum Task {
 pub(super) struct Discovery {
     subject: Subject,
     topic: String,
-    births: Vec<String>,
+    births: Births,
     /// Whether the description is to be there or gone.
     is_wanted: bool,
     /// Nothing more is to be said of it in this process.
@@ -82,7 +84,7 @@ impl Discovery {
         Discovery {
             subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
-            births: births.collect(),
+            births: Births::new(births.collect()),
             is_wanted: door.config.discovery,
             is_over: false,
             sources: Sources::default(),
@@ -94,20 +96,29 @@ impl Discovery {
         }
     }
 
-    /// What to subscribe to. At QoS 0: a birth must not wait behind a window full of prompts, nor take a place in it.
-    pub fn filters(&self) -> Vec<Filter> {
-        let wanted = self.is_wanted.then_some(&self.births).into_iter().flatten();
-        wanted.map(|topic| Filter { topic: topic.clone(), assured: false }).collect()
+    /// What to subscribe to on this connection; nothing once the description is given up. The error is said once.
+    pub fn filters(&mut self) -> Result<Vec<Filter>, String> {
+        if self.is_wanted && !self.is_over { self.births.ask() } else { Ok(Vec::new()) }
+    }
+
+    /// The broker's word of that, as what is to be said of it.
+    pub fn granted(&mut self, granted: &Result<(), String>) -> Option<String> {
+        self.births.answered(granted)
+    }
+
+    /// Whether the broker has not answered that yet: a connection that ends now ends over it, as far as anyone knows.
+    pub fn is_asking(&self) -> bool {
+        self.births.is_open()
     }
 
     /// What an earlier process may have subscribed to, and this one does not want.
     pub fn unwanted(&self) -> &[String] {
-        if self.is_wanted { &[] } else { &self.births }
+        if self.is_wanted { &[] } else { self.births.topics() }
     }
 
     /// Whether a message on this topic is Home Assistant's word of itself.
     pub fn is_birth(&self, topic: &[u8]) -> bool {
-        self.births.iter().any(|birth| birth.as_bytes() == topic)
+        self.births.topics().iter().any(|birth| birth.as_bytes() == topic)
     }
 
     /// Where the description is.
@@ -183,7 +194,8 @@ impl Discovery {
     /// The connection is gone, perhaps over the description. An error is what to say.
     pub fn disconnected(&mut self, by_broker: bool) -> Result<(), String> {
         (self.due, self.report_due) = (None, None);
-        let was_on_its_way = self.row.take().is_some();
+        let was_on_its_way = self.row.take().is_some() && !self.is_asking();
+        self.births.disconnected(by_broker);
         self.ended += u32::from(was_on_its_way && by_broker);
         if self.ended < ENOUGH || self.is_over {
             return Ok(());

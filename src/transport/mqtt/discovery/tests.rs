@@ -102,16 +102,17 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 
 #[test]
 fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
-    let topics = |discovery: &Discovery| -> Vec<String> {
-        discovery.filters().into_iter().map(|filter| filter.topic).collect()
+    let topics = |discovery: &mut Discovery| -> Vec<String> {
+        let filters = discovery.filters().expect("nothing to say");
+        assert!(filters.iter().all(|filter| !filter.assured));
+        filters.into_iter().map(|filter| filter.topic).collect()
     };
-    assert_eq!(topics(&discovery()), ["homeassistant/status"]);
-    let other = with(|door| door.config.discovery_prefix = "ha".into());
-    assert_eq!(topics(&other), ["ha/status", "homeassistant/status"]);
+    assert_eq!(topics(&mut discovery()), ["homeassistant/status"]);
+    let mut other = with(|door| door.config.discovery_prefix = "ha".into());
+    assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status"]);
     assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
     assert!(other.is_birth(b"ha/status") && other.is_birth(b"homeassistant/status"));
     assert!(!other.is_birth(b"ha/device/bitnetd_cellar/config"));
-    assert!(other.filters().iter().all(|filter| !filter.assured));
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn another_interval_makes_values_last_another_time() {
 fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
     let now = Instant::now();
     let mut discovery = with(|door| door.config.discovery = false);
-    assert!(discovery.filters().is_empty());
+    assert_eq!(discovery.filters(), Ok(vec![]));
     assert_eq!(discovery.unwanted(), ["homeassistant/status"]);
     // The first time the connection is gone before the broker has it.
     for row in [1, 2] {
@@ -210,6 +211,23 @@ fn a_broker_that_ends_the_connection_over_it_is_no_longer_given_it() {
     }
     discovery.connected(now);
     assert_eq!(discovery.next(now), None);
+}
+
+#[test]
+fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    for row in 0..9 {
+        let filters = discovery.filters();
+        assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), row < 2);
+        discovery.connected(now);
+        packet(discovery.next(now));
+        discovery.sent(row);
+        if row >= 2 {
+            discovery.acknowledged(row, &Ok(()));
+        }
+        assert_eq!(discovery.disconnected(true), Ok(()));
+    }
 }
 
 #[test]
