@@ -6,8 +6,13 @@ use crate::telemetry::textfile::{self, Condition, News};
 use log::{info, warn};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+/// A writing that takes longer hangs: a few KiB, on a slow card that others write to as well.
+const HANGS: Duration = Duration::from_secs(10);
 
 /// The file, and the writing of it.
 #[derive(Debug)]
@@ -54,7 +59,10 @@ impl Exporter {
         }
         let Some(path) = wanted else { return };
         let (text, condition) = (render(), Arc::clone(&self.condition));
-        self.writing = Some(on_the_disk(move || {
+        let (begun, begins) = oneshot::channel();
+        let (place, shown) = (path.clone(), Arc::clone(&condition));
+        let writing = on_the_disk(move || {
+            let _ = begun.send(()); // nobody has to watch
             let written = textfile::write(&path, &text);
             let news = super::locked(&condition).note(&written);
             match news {
@@ -65,8 +73,27 @@ impl Exporter {
                     warn!("telemetry.textfile: {said}; {way_out}");
                 }
             }
-        }));
+        });
+        self.writing = Some(tokio::spawn(watch_over(writing, begins, place, shown)));
     }
+}
+
+/// Waits for the end of a writing, and says so where that does not come. The thread may be busy with something else first.
+async fn watch_over(
+    mut writing: JoinHandle<()>,
+    begins: oneshot::Receiver<()>,
+    path: PathBuf,
+    condition: Arc<Mutex<Condition>>,
+) {
+    let _ = begins.await; // or it is over already
+    if timeout(HANGS, &mut writing).await.is_ok() {
+        return;
+    }
+    if super::locked(&condition).hangs() {
+        let said = "broker look-ups and the store of answers wait for it too; put it on a local disk";
+        warn!("telemetry.textfile: {} is not written after {HANGS:?}; {said}", path.display());
+    }
+    let _ = writing.await; // it says itself how it went
 }
 
 #[expect(
