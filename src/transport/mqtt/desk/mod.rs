@@ -126,6 +126,7 @@ impl Desk {
                 && connection.publish(row, packet, now)
             {
                 self.outbox.sent(row);
+                self.discovery.iter_mut().for_each(|home| home.handed(row, now));
             }
         }
         for (serial, outcome) in self.outbox.take_settled() {
@@ -324,7 +325,7 @@ impl Desk {
         self.connection = None;
         // Asked for both at once, Home Assistant's births are left out first.
         self.sharing.disconnected(!self.is_home_asking());
-        self.home_lost(loss);
+        self.home_lost(loss, Instant::now());
         self.outbox.disconnected(loss.is_by_broker());
         for kind in self.alarms.disconnected(loss.is_by_broker()) {
             let place = self.place();
