@@ -8,8 +8,13 @@ use log::{info, warn};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+/// A writing that takes longer hangs: a few KiB, on a slow card that others write to as well.
+const HANGS: Duration = Duration::from_secs(10);
 
 /// The file, and the writing of it.
 #[derive(Debug)]
@@ -80,7 +85,10 @@ impl Exporter {
         };
         let (path, is_wanted) = (path.clone(), Arc::clone(is_wanted));
         let (text, condition) = (render(), Arc::clone(&self.condition));
-        self.writing = Some(on_the_disk(move || {
+        let (begun, begins) = oneshot::channel();
+        let (place, shown) = (path.clone(), Arc::clone(&condition));
+        let writing = on_the_disk(move || {
+            let _ = begun.send(()); // nobody has to watch
             drop(left);
             let written = textfile::write(&path, &text).and_then(|part| put(part, &is_wanted));
             let news = locked(&condition).note(&written);
@@ -92,7 +100,8 @@ impl Exporter {
                     warn!("telemetry.textfile: {said}; {way_out}");
                 }
             }
-        }));
+        });
+        self.writing = Some(tokio::spawn(watch_over(writing, begins, place, shown)));
     }
 
     /// Takes over where the file is to be. Says where it was, if it is not to be there any more.
@@ -103,6 +112,24 @@ impl Exporter {
         }
         std::mem::replace(&mut self.place, wanted.map(Place::new))
     }
+}
+
+/// Waits for the end of a writing, and says so where that does not come. The thread may be busy with something else first.
+async fn watch_over(
+    mut writing: JoinHandle<()>,
+    begins: oneshot::Receiver<()>,
+    path: PathBuf,
+    condition: Arc<Mutex<Condition>>,
+) {
+    let _ = begins.await; // or it is over already
+    if timeout(HANGS, &mut writing).await.is_ok() {
+        return;
+    }
+    if locked(&condition).hangs() {
+        let said = "broker look-ups and the store of answers wait for it too; put it on a local disk";
+        warn!("telemetry.textfile: {} is not written after {HANGS:?}; {said}", path.display());
+    }
+    let _ = writing.await; // it says itself how it went
 }
 
 #[expect(

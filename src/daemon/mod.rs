@@ -17,6 +17,7 @@ mod report;
 mod shutdown;
 mod status;
 mod systemd;
+mod timetable;
 mod worker;
 
 pub use budget::{Allowed, Clients, Plan, TooLarge};
@@ -41,7 +42,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
@@ -256,8 +257,9 @@ impl Daemon {
         let (alerts, raised) = mpsc::channel(ALERTS);
         let link = self.open_mqtt(&mut doors, (intake, controls), latest, raised, facts, plan);
         let alerts = link.is_some().then_some(alerts);
-        let mut company = self.keep_company(requests, reports, link, alerts, &facts.model);
-        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        let hurry = Arc::new(Notify::new());
+        let mut company = self.keep_company(requests, (reports, &hurry), link, alerts, &facts.model);
+        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -275,7 +277,7 @@ impl Daemon {
     fn keep_company(
         &self,
         requests: mpsc::Receiver<Inbound>,
-        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+        (reports, hurry): (watch::Sender<Option<Arc<Vec<u8>>>>, &Arc<Notify>),
         link: Option<watch::Receiver<LinkState>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
@@ -291,10 +293,11 @@ impl Daemon {
             queue: queue.clone(),
             link,
             alerts,
+            hurry: Arc::clone(hurry),
             depth: self.settings.running.queue.depth,
         };
         let (interval, textfile) = (self.settings.interval.subscribe(), self.settings.textfile.subscribe());
-        let reporter = Reporter::new(reports, telemetry.clone(), interval, textfile);
+        let reporter = Reporter::new(reports, telemetry.clone(), (interval, Arc::clone(hurry)), textfile);
         let mut company = JoinSet::new();
         company.spawn(admit(requests, queue.clone(), telemetry.clone()));
         company.spawn(sweep(queue.clone()));

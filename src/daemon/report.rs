@@ -6,6 +6,7 @@ use super::budget::Plan;
 use super::export::Exporter;
 use super::locked;
 use super::queue::Queue;
+use super::timetable::Timetable;
 use super::worker::Facts;
 use crate::config::Config;
 use crate::protocol::MqttLink;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// Between two looks at the host.
@@ -70,6 +71,8 @@ pub(super) struct Sampler {
     pub link: Option<watch::Receiver<LinkState>>,
     /// Where alerts go; nowhere without a broker.
     pub alerts: Option<mpsc::Sender<Alert>>,
+    /// Asks for a report out of turn.
+    pub hurry: Arc<Notify>,
     /// How many requests may wait.
     pub depth: usize,
 }
@@ -110,6 +113,7 @@ impl Sampler {
         }
         for alert in self.telemetry.look_for_alerts(now, self.depth) {
             telemetry::write_alert(&alert);
+            self.hurry.notify_one();
             self.pass_on(alert);
         }
     }
@@ -123,12 +127,14 @@ impl Sampler {
     }
 }
 
-/// Makes a report every interval, for the broker, the journal and node_exporter.
+/// Makes a report every interval and where one is asked for, for the broker, the journal and node_exporter.
 pub(super) struct Reporter {
     reports: watch::Sender<Option<Arc<Vec<u8>>>>,
     telemetry: Arc<Telemetry>,
     /// Between two reports; it may change.
     interval: watch::Receiver<Duration>,
+    /// Asked for a report out of turn.
+    hurry: Arc<Notify>,
     exporter: Exporter,
 }
 
@@ -136,19 +142,23 @@ impl Reporter {
     pub fn new(
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
         telemetry: Arc<Telemetry>,
-        interval: watch::Receiver<Duration>,
+        (interval, hurry): (watch::Receiver<Duration>, Arc<Notify>),
         textfile: watch::Receiver<Option<PathBuf>>,
     ) -> Self {
-        Reporter { reports, telemetry, interval, exporter: Exporter::new(textfile) }
+        Reporter { reports, telemetry, interval, hurry, exporter: Exporter::new(textfile) }
     }
 
     pub async fn run(mut self) {
-        let mut last = tokio::time::Instant::now();
+        let mut timetable = Timetable::new(tokio::time::Instant::now());
         self.export();
         loop {
-            let due = last + *self.interval.borrow_and_update();
+            let interval = *self.interval.borrow_and_update();
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                () = tokio::time::sleep_until(timetable.due(interval)) => {}
+                () = self.hurry.notified() => {
+                    timetable.hurry(tokio::time::Instant::now());
+                    continue;
+                }
                 // A new interval counts from the last report. Its sender lives as long as the daemon.
                 Ok(()) = self.interval.changed() => continue,
                 () = self.exporter.is_moved() => {
@@ -156,7 +166,7 @@ impl Reporter {
                     continue;
                 }
             }
-            last = tokio::time::Instant::now();
+            timetable.made(tokio::time::Instant::now(), interval);
             self.report();
         }
     }

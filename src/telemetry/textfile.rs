@@ -2,10 +2,11 @@
 //!
 //! Blocks on the disk. Deliberately knows nothing of what the text says, nor when to write it.
 
+use rustix::fs::OFlags;
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// node_exporter runs as a user of its own, and the systemd unit's umask would shut it out.
@@ -47,7 +48,12 @@ impl Drop for Part {
 /// No crash may leave half a file behind, but a power cut may: the next report is written over it, and flushing each
 /// one would wear out an SD card.
 fn fill(part: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(part)?;
+    // Whatever has the name is not ours to write to: others may write to the folder, and put a link or a FIFO there.
+    let _ = fs::remove_file(part);
+    let with_care = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(MODE).custom_flags(with_care).open(part)?;
+    // The umask took from it.
     file.set_permissions(Permissions::from_mode(MODE))?;
     file.write_all(text.as_bytes())
 }
@@ -75,6 +81,11 @@ pub enum News {
 }
 
 impl Condition {
+    /// Takes note that it is unfinished after a long time. Whether that is to be said.
+    pub fn hangs(&mut self) -> bool {
+        !std::mem::replace(&mut self.failing, true)
+    }
+
     /// Takes note of how it went.
     pub fn note(&mut self, written: &io::Result<()>) -> Option<News> {
         let was_failing = std::mem::replace(&mut self.failing, written.is_err());
@@ -89,6 +100,7 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     struct Folder(PathBuf);
 
@@ -136,6 +148,48 @@ mod tests {
         fs::create_dir(&taken).expect("a new name");
         write(&taken, "a").expect("room").put().expect_err("a folder");
         assert_eq!(folder.names(), ["taken.prom"]);
+    }
+
+    #[test]
+    fn a_link_in_the_way_is_removed_and_its_target_left_alone() {
+        let folder = Folder::new("link");
+        let (path, secret) = (folder.0.join("bitnetd.prom"), folder.0.join("secret"));
+        fs::write(&secret, "a password").expect("room");
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("ours");
+        std::os::unix::fs::symlink(&secret, part(&path)).expect("a new name");
+        write(&path, "a\n").expect("room");
+        assert_eq!(fs::read_to_string(&secret).expect("there"), "a password");
+        assert_eq!(fs::metadata(&secret).expect("there").permissions().mode() & 0o777, 0o600);
+        assert!(fs::symlink_metadata(&path).expect("there").is_file());
+        assert_eq!(fs::read_to_string(&path).expect("there"), "a\n");
+    }
+
+    #[test]
+    fn a_fifo_in_the_way_keeps_nobody_waiting() {
+        let folder = Folder::new("fifo");
+        let path = folder.0.join("bitnetd.prom");
+        for name in [part(&path), path.clone()] {
+            let _ = fs::remove_file(&name);
+            let made = rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &name,
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::from_raw_mode(0o600),
+                0,
+            );
+            made.expect("a new name");
+            write(&path, "a\n").expect("room");
+            assert_eq!(fs::read_to_string(&path).expect("a file"), "a\n");
+        }
+    }
+
+    #[test]
+    fn what_hangs_is_said_once_and_that_it_works_again() {
+        let mut condition = Condition::default();
+        assert!(condition.hangs());
+        assert!(!condition.hangs());
+        assert_eq!(condition.note(&Ok(())), Some(News::Works));
+        assert!(condition.hangs());
     }
 
     #[test]

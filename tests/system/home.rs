@@ -120,6 +120,31 @@ async fn its_number_limits_the_threads_that_compute_until_the_next_start() {
 }
 
 #[tokio::test]
+async fn a_limit_and_an_alert_are_reported_at_once_however_long_the_interval() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let link = with_link(broker.port, "").replace("interval_s = 1\n", "interval_s = 86400\n");
+    let settings = |percent: u32| {
+        format!(
+            "[budget]\nthreads = 2\nmemory_mb = 64\n{link}[alerts]\nhold_s = 0\nmemory_percent = {percent}\n"
+        )
+    };
+    let daemon = Daemon::start(&folder, &settings(0)).await;
+    Listener::hears_online(&broker).await;
+    let mut reports = Listener::on(&broker, TELEMETRY).await;
+    // One of them may be in the report that follows the description.
+    for number in [1, 2, 1] {
+        broker.publish(&["-t", "bitnetd/cellar/threads/set", "-m", &number.to_string()]).await;
+        reports.wait(|message| message.json()["cpu"]["thread_limit"] == json!(number)).await;
+    }
+    for (percent, alerts) in [(1, json!(["memory"])), (0, json!([]))] {
+        folder.config(&settings(percent));
+        daemon.process.signal(Signal::HUP);
+        reports.wait(|message| message.json()["alerts"] == alerts).await;
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn what_prometheus_reads_over_the_socket_counts_what_was_answered() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;

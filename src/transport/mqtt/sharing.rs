@@ -50,9 +50,9 @@ impl Sharing {
         }
     }
 
-    /// The connection ended.
-    pub fn disconnected(&mut self) {
-        self.ended += u32::from(std::mem::take(&mut self.is_open));
+    /// The connection ended, over the question where that `may_be`.
+    pub fn disconnected(&mut self, may_be: bool) {
+        self.ended += u32::from(std::mem::take(&mut self.is_open) && may_be);
     }
 
     fn tell(&mut self, reason: &str) -> Option<String> {
@@ -106,20 +106,22 @@ mod tests {
         let mut sharing = of_kitchens();
         for _ in 0..ENOUGH {
             assert_eq!(sharing.ask(true), Ok(true));
-            sharing.disconnected();
+            sharing.disconnected(true);
         }
         assert!(sharing.ask(true).is_err());
-        sharing.disconnected();
+        sharing.disconnected(true);
         assert_eq!(sharing.ask(true), Ok(false));
     }
 
     #[test]
-    fn a_connection_that_ends_later_is_no_answer() {
+    fn a_connection_that_ends_later_or_over_something_else_is_no_answer() {
         let mut sharing = of_kitchens();
         for _ in 0..9 {
             assert_eq!(sharing.ask(true), Ok(true));
             sharing.answered(&Ok(()));
-            sharing.disconnected();
+            sharing.disconnected(true);
+            assert_eq!(sharing.ask(true), Ok(true));
+            sharing.disconnected(false);
         }
     }
 }

@@ -3,11 +3,11 @@
 
 use super::bench::{Bench, QUIET, answer, config};
 use bitnetd::config::Mqtt;
-use bitnetd::transport::mqtt::Door;
+use bitnetd::transport::mqtt::{Door, Home};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnAckProperties, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck,
-    Subscribe, SubscribeReasonCode,
+    ConnAck, ConnAckProperties, Connect, ConnectReturnCode, Disconnect, DisconnectReasonCode, LastWill,
+    Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode,
 };
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -404,6 +404,35 @@ async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no
             }
             other => panic!("no SUBSCRIBE but {other:?}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_prompts_alone() {
+    let broker = Broker::new().await;
+    let home = || Some(Home { model: "home-intents".into() });
+    let mut bench =
+        Bench::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |door| door.home = home());
+    // Four of our own, a birth, three of the group: what is allowed must not be given up with the birth.
+    for (number, filters) in [8, 8, 7].into_iter().enumerate() {
+        let mut session = broker.accept().await;
+        session.welcome(number > 0, None).await;
+        let Packet::Subscribe(asked) = session.read().await else { panic!("no SUBSCRIBE") };
+        assert_eq!(asked.filters.len(), filters, "{asked:?}");
+        if asked.filters.iter().any(|filter| filter.path == "homeassistant/status") {
+            let refusal = Disconnect::new(DisconnectReasonCode::NotAuthorized);
+            session.write(Packet::Disconnect(refusal)).await;
+            continue;
+        }
+        session.grant(&asked).await;
+        bench.until(|state| state.subscribed).await;
+        // `online`, `info` and the description, for which nobody is to blame.
+        for _ in 0..3 {
+            let own = session.reply().await;
+            session.acknowledge(&own).await;
+        }
+        session.deliver(7, false, "hi").await;
+        assert_eq!(bench.echo().await, "hi");
     }
 }
 

@@ -4,9 +4,10 @@ use super::{Desk, chance};
 use crate::protocol::json::{self, Cancelled};
 use crate::transport::Control;
 use crate::transport::mqtt::client::Message;
-use crate::transport::mqtt::discovery::{Discovery, Sources, Task};
+use crate::transport::mqtt::discovery::{Discovery, Outcome, Sources, Task};
 use crate::transport::mqtt::link::Loss;
 use crate::transport::mqtt::outbox::Packet;
+use crate::transport::mqtt::topics::Filter;
 use std::time::{Instant, SystemTime};
 
 impl Desk {
@@ -19,6 +20,28 @@ impl Desk {
         self.discovery.as_ref().and_then(Discovery::due).filter(|_| self.may_tell_home())
     }
 
+    /// What to subscribe to for Home Assistant.
+    pub(super) fn home_filters(&mut self) -> Vec<Filter> {
+        let filters = self.discovery.as_mut().map_or(Ok(Vec::new()), Discovery::filters);
+        filters.unwrap_or_else(|said| {
+            log::warn!("{}: {said}", self.place());
+            Vec::new()
+        })
+    }
+
+    /// What the broker says of that.
+    pub(super) fn home_granted(&mut self, granted: Option<Result<(), String>>) {
+        let told = self.discovery.as_mut().zip(granted).and_then(|(home, granted)| home.granted(&granted));
+        if let Some(said) = told {
+            log::warn!("{}: {said}", self.place());
+        }
+    }
+
+    /// Whether the broker is still to say it.
+    pub(super) fn is_home_asking(&self) -> bool {
+        self.discovery.as_ref().is_some_and(Discovery::is_asking)
+    }
+
     /// A new connection.
     pub(super) fn home_connected(&mut self, now: Instant) {
         if let Some(discovery) = &mut self.discovery {
@@ -27,10 +50,17 @@ impl Desk {
     }
 
     /// The connection is gone.
-    pub(super) fn home_lost(&mut self, loss: &Loss) {
-        let told = self.discovery.as_mut().map(|discovery| discovery.disconnected(loss.is_by_broker()));
-        if let Some(Err(said)) = told {
-            log::warn!("{}: {said}", self.place());
+    pub(super) fn home_lost(&mut self, loss: &Loss, now: Instant) {
+        let told = self.discovery.as_mut().and_then(|home| home.disconnected(loss.is_by_broker(), now));
+        self.home_given_up(told);
+    }
+
+    /// Says why the description is given up. Where it is not wanted there, it most likely never was.
+    fn home_given_up(&self, said: Option<String>) {
+        let is_wanted = self.discovery.as_ref().is_some_and(Discovery::is_wanted);
+        let level = if is_wanted { log::Level::Warn } else { log::Level::Info };
+        if let Some(said) = said {
+            log::log!(level, "{}: {said}", self.place());
         }
     }
 
@@ -61,8 +91,8 @@ impl Desk {
                 self.mention_report(serde_json::to_vec(&report).expect("a report is plain data"));
             }
             Some(Task::Publish(packet)) if packet.size() > self.limits.packet => {
-                let said = discovery.too_large(packet.size(), self.limits.packet);
-                log::warn!("{}: {said}", self.place());
+                let said = discovery.too_large(packet.size(), self.limits.packet, now);
+                self.home_given_up(said);
             }
             Some(Task::Publish(packet)) => {
                 let packet = Packet { retain: self.retains, ..packet };
@@ -75,19 +105,21 @@ impl Desk {
     pub(super) fn is_home(&mut self, row: u64, taken: &Result<(), String>) -> bool {
         let place = self.place();
         let Some(discovery) = &mut self.discovery else { return false };
-        let told = discovery.acknowledged(row, taken);
-        match &told {
-            None => {}
-            Some(Err(said)) => log::warn!("{place}: {said}"),
-            Some(Ok(())) if discovery.is_wanted() => {
-                log::debug!("{place}: described on {}", discovery.topic())
+        match discovery.acknowledged(row, taken, Instant::now()) {
+            None => return false,
+            Some(Outcome::Refused(said)) => self.home_given_up(said),
+            Some(Outcome::Taken) if discovery.is_wanted() => {
+                log::debug!("{place}: described on {}", discovery.topic());
             }
-            Some(Ok(())) => log::info!("{place}: taken back what was on {}", discovery.topic()),
+            Some(Outcome::Taken) => log::info!("{place}: taken back what was on {}", discovery.topic()),
         }
-        told.is_some()
+        true
     }
 
     pub(super) fn on_cancel(&self, message: &Message) {
+        if is_stale(message) {
+            return;
+        }
         match json::cancel_topic(&message.payload) {
             Ok(Cancelled::Id(id)) => self.prompts.cancel(&id),
             Ok(Cancelled::Running) => self.control(message, Control::CancelRunning),
@@ -96,6 +128,9 @@ impl Desk {
     }
 
     pub(super) fn on_threads(&self, message: &Message) {
+        if is_stale(message) {
+            return;
+        }
         let (topic, most) = (self.topics.threads(), self.door.threads);
         match json::thread_limit(&message.payload) {
             Ok(threads) if (1..=most).contains(&threads) => {
@@ -106,13 +141,19 @@ impl Desk {
         }
     }
 
-    /// Hands a control on. One that the broker kept is of another day, and would come again at each start.
     fn control(&self, message: &Message, control: Control) {
-        let topic = String::from_utf8_lossy(&message.topic);
-        if message.retained {
-            log::warn!("{topic}: ignored, it is retained; publish it without retain");
-        } else if self.door.controls.try_send(control).is_err() {
+        if self.door.controls.try_send(control).is_err() {
+            let topic = String::from_utf8_lossy(&message.topic);
             log::warn!("{topic}: ignored, too many came at once; send it again");
         }
     }
+}
+
+/// What the broker kept is of another day, and would come again at each start. Says so.
+fn is_stale(message: &Message) -> bool {
+    if message.retained {
+        let topic = String::from_utf8_lossy(&message.topic);
+        log::warn!("{topic}: ignored, it is retained; publish it without retain");
+    }
+    message.retained
 }

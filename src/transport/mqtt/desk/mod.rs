@@ -127,6 +127,7 @@ impl Desk {
             {
                 self.outbox.sent(row);
                 self.alarms.sent(row);
+                self.discovery.iter_mut().for_each(|home| home.handed(row, now));
             }
         }
         for (serial, outcome) in self.outbox.take_settled() {
@@ -263,7 +264,7 @@ impl Desk {
             false
         });
         let group = if shared { self.topics.group_filters() } else { Vec::new() };
-        let home = self.discovery.as_ref().map(Discovery::filters).unwrap_or_default();
+        let home = self.home_filters();
         if let Some(connection) = &mut self.connection {
             connection.subscribe([self.topics.filters(), home, group]);
             for topic in self.discovery.iter().flat_map(Discovery::unwanted) {
@@ -294,11 +295,7 @@ impl Desk {
                 ));
             }
         }
-        if let Some(Err(reason)) = granted.home {
-            let said =
-                "may not subscribe to Home Assistant's birth, so it is told of this device at connects only";
-            log::warn!("{}: {said} ({reason})", self.place());
-        }
+        self.home_granted(granted.home);
         if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
             self.complain(&said);
         }
@@ -329,8 +326,9 @@ impl Desk {
 
     fn on_lost(&mut self, loss: &Loss) {
         self.connection = None;
-        self.home_lost(loss);
-        self.sharing.disconnected();
+        // Asked for both at once, Home Assistant's births are left out first.
+        self.sharing.disconnected(!self.is_home_asking());
+        self.home_lost(loss, Instant::now());
         self.outbox.disconnected(loss.is_by_broker());
         for kind in self.alarms.disconnected(loss.is_by_broker()) {
             let place = self.place();

@@ -4,6 +4,7 @@
 //! Pure: time and chance come in, packets go out. `description` has the words. Knows nothing of Home Assistant but its
 //! discovery: whether one listens, nobody knows.
 
+mod births;
 mod description;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ pub use description::Sources;
 use super::Door;
 use super::outbox::Packet;
 use super::topics::{Filter, Topics};
+use births::Births;
 use description::Subject;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
@@ -29,6 +31,12 @@ const MISSED: u32 = 3;
 const GRACE: Duration = Duration::from_secs(10);
 /// Connections that the broker ended with the description on its way, before it is blamed and left out.
 const ENOUGH: u32 = 3;
+/// The broker's answer comes a round trip after the description, over a slow network: what ends later ends over
+/// something else.
+const BLAMED: Duration = Duration::from_secs(30);
+/// From giving the description up to the next try: a quota may be free again, an access list changed. One that is
+/// forbidden costs one connection in this time.
+const AGAIN: Duration = Duration::from_secs(3600);
 
 /// What is known of this daemon beside its topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,20 +59,33 @@ pub(super) enum Task {
 pub(super) struct Discovery {
     subject: Subject,
     topic: String,
-    births: Vec<String>,
+    births: Births,
     /// Whether the description is to be there or gone.
     is_wanted: bool,
-    /// Nothing more is to be said of it in this process.
+    /// Taken back, or that is given up: nothing more is to be said of it in this process.
     is_over: bool,
+    /// Given up until then.
+    again: Option<Instant>,
+    /// Why was said, and the broker has not taken it since.
+    told: bool,
     sources: Sources,
     interval: Duration,
     /// When it is to be published.
     due: Option<Instant>,
     /// When a report is to follow.
     report_due: Option<Instant>,
-    /// The row that the broker has not acknowledged.
-    row: Option<u64>,
+    /// The row that the broker has not acknowledged, and when the connection got it.
+    row: Option<(u64, Option<Instant>)>,
     ended: u32,
+}
+
+/// What the broker made of the description.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It has it.
+    Taken,
+    /// It refuses it; what to say, the first time.
+    Refused(Option<String>),
 }
 
 impl Discovery {
@@ -82,9 +103,11 @@ impl Discovery {
         Discovery {
             subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
-            births: births.collect(),
+            births: Births::new(births.collect()),
             is_wanted: door.config.discovery,
             is_over: false,
+            again: None,
+            told: false,
             sources: Sources::default(),
             interval: *door.interval.borrow(),
             due: None,
@@ -94,20 +117,29 @@ impl Discovery {
         }
     }
 
-    /// What to subscribe to. At QoS 0: a birth must not wait behind a window full of prompts, nor take a place in it.
-    pub fn filters(&self) -> Vec<Filter> {
-        let wanted = self.is_wanted.then_some(&self.births).into_iter().flatten();
-        wanted.map(|topic| Filter { topic: topic.clone(), assured: false }).collect()
+    /// What to subscribe to on this connection; nothing while the description is given up. The error is said once.
+    pub fn filters(&mut self) -> Result<Vec<Filter>, String> {
+        if self.is_wanted && self.again.is_none() { self.births.ask() } else { Ok(Vec::new()) }
+    }
+
+    /// The broker's word of that, as what is to be said of it.
+    pub fn granted(&mut self, granted: &Result<(), String>) -> Option<String> {
+        self.births.answered(granted)
+    }
+
+    /// Whether the broker has not answered that yet: a connection that ends now ends over it, as far as anyone knows.
+    pub fn is_asking(&self) -> bool {
+        self.births.is_open()
     }
 
     /// What an earlier process may have subscribed to, and this one does not want.
     pub fn unwanted(&self) -> &[String] {
-        if self.is_wanted { &[] } else { &self.births }
+        if self.is_wanted { &[] } else { self.births.topics() }
     }
 
     /// Whether a message on this topic is Home Assistant's word of itself.
     pub fn is_birth(&self, topic: &[u8]) -> bool {
-        self.births.iter().any(|birth| birth.as_bytes() == topic)
+        self.births.topics().iter().any(|birth| birth.as_bytes() == topic)
     }
 
     /// Where the description is.
@@ -144,8 +176,11 @@ impl Discovery {
 
     /// When [`Discovery::next`] has something to do.
     pub fn due(&self) -> Option<Instant> {
-        let due = self.due.filter(|_| !self.is_over);
-        due.into_iter().chain(self.report_due).min()
+        self.description_due().into_iter().chain(self.report_due).min()
+    }
+
+    fn description_due(&self) -> Option<Instant> {
+        self.due.filter(|_| !self.is_over).map(|due| self.again.map_or(due, |again| due.max(again)))
     }
 
     /// What to do now; call again until there is nothing.
@@ -154,7 +189,7 @@ impl Discovery {
             self.report_due = None;
             return Some(Task::Report);
         }
-        if self.is_over || self.due.is_none_or(|due| now < due) {
+        if self.description_due().is_none_or(|due| now < due) {
             return None;
         }
         self.due = None;
@@ -168,41 +203,75 @@ impl Discovery {
 
     /// The packet is in this row.
     pub fn sent(&mut self, row: u64) {
-        self.row = Some(row);
+        self.row = Some((row, None));
     }
 
-    /// The broker has a row, or refused it with a reason; `None` where it is none of ours. An error is what to say.
-    pub fn acknowledged(&mut self, row: u64, taken: &Result<(), String>) -> Option<Result<(), String>> {
-        self.row.take_if(|ours| *ours == row)?;
-        self.ended = 0;
-        // What is gone stays gone.
-        self.is_over = !self.is_wanted || taken.is_err();
-        Some(taken.clone().map_err(|reason| self.given_up(&format!("the broker refuses it ({reason})"))))
-    }
-
-    /// The connection is gone, perhaps over the description. An error is what to say.
-    pub fn disconnected(&mut self, by_broker: bool) -> Result<(), String> {
-        (self.due, self.report_due) = (None, None);
-        let was_on_its_way = self.row.take().is_some();
-        self.ended += u32::from(was_on_its_way && by_broker);
-        if self.ended < ENOUGH || self.is_over {
-            return Ok(());
+    /// The connection has this row now: until then nothing can have ended over it.
+    pub fn handed(&mut self, row: u64, now: Instant) {
+        if let Some((_, at)) = self.row.as_mut().filter(|(ours, _)| *ours == row) {
+            *at = Some(now);
         }
-        self.is_over = true;
-        Err(self.given_up("the broker ends the connection over it"))
     }
 
-    /// The description is larger than a packet may be. The error is what to say.
-    pub fn too_large(&mut self, size: usize, limit: usize) -> String {
-        self.is_over = true;
-        self.report_due = None;
-        self.given_up(&format!("it has {size} bytes and the broker takes packets of {limit}"))
+    /// The broker has a row, or refused it with a reason; `None` where it is none of ours.
+    pub fn acknowledged(&mut self, row: u64, taken: &Result<(), String>, now: Instant) -> Option<Outcome> {
+        self.row.take_if(|(ours, _)| *ours == row)?;
+        self.ended = 0;
+        Some(match taken {
+            Ok(()) => {
+                (self.again, self.told) = (None, false);
+                // What is gone stays gone.
+                self.is_over = !self.is_wanted;
+                Outcome::Taken
+            }
+            Err(reason) => {
+                self.due = Some(now);
+                Outcome::Refused(self.give_up(&format!("the broker refuses it ({reason})"), now))
+            }
+        })
+    }
+
+    /// The connection is gone, perhaps over the description. What to say of that.
+    pub fn disconnected(&mut self, by_broker: bool, now: Instant) -> Option<String> {
+        (self.due, self.report_due) = (None, None);
+        let handed = self.row.take().and_then(|(_, handed)| handed);
+        let is_soon = handed.is_some_and(|handed| now.saturating_duration_since(handed) < BLAMED);
+        let is_blamed = is_soon && by_broker && !self.is_asking();
+        self.births.disconnected(by_broker);
+        self.ended += u32::from(is_blamed);
+        if !is_blamed || self.ended < ENOUGH {
+            return None;
+        }
+        // After the next try one more is enough.
+        self.ended = ENOUGH - 1;
+        self.give_up("the broker ends the connection over it", now)
+    }
+
+    /// The description is larger than a packet may be. What to say of that.
+    pub fn too_large(&mut self, size: usize, limit: usize, now: Instant) -> Option<String> {
+        (self.due, self.report_due) = (Some(now), None);
+        self.give_up(&format!("it has {size} bytes and the broker takes packets of {limit}"), now)
+    }
+
+    /// To take something back is not worth a second try.
+    fn give_up(&mut self, why: &str, now: Instant) -> Option<String> {
+        self.is_over = !self.is_wanted;
+        self.again = Some(now + AGAIN);
+        let first = !std::mem::replace(&mut self.told, true);
+        first.then(|| self.given_up(why))
     }
 
     fn given_up(&self, why: &str) -> String {
-        let way_out = "allow it at the broker, or set mqtt.discovery = false";
-        let what = if self.is_wanted { "is not told of this device" } else { "may still know this device" };
-        format!("Home Assistant {what} on {}: {why}; {way_out}", self.topic)
+        let topic = &self.topic;
+        if self.is_wanted {
+            let way_out = "allow it at the broker, or set mqtt.discovery = false; tried again every hour";
+            format!("Home Assistant is not told of this device on {topic}: {why}; {way_out}")
+        } else {
+            let way_out = format!(
+                "where it ever was, who may write there takes it back: mosquitto_pub -r -n -t {topic}"
+            );
+            format!("Home Assistant may still know this device on {topic}: {why}; {way_out}")
+        }
     }
 }
 

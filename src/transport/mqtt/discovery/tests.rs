@@ -61,7 +61,8 @@ fn settled(now: Instant) -> Discovery {
     discovery.connected(now);
     packet(discovery.next(now));
     discovery.sent(7);
-    assert_eq!(discovery.acknowledged(7, &Ok(())), Some(Ok(())));
+    discovery.handed(7, now);
+    assert_eq!(discovery.acknowledged(7, &Ok(()), now), Some(Outcome::Taken));
     assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
     assert_eq!((discovery.next(at(now, 99)), discovery.due()), (None, None));
     discovery
@@ -102,16 +103,17 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 
 #[test]
 fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
-    let topics = |discovery: &Discovery| -> Vec<String> {
-        discovery.filters().into_iter().map(|filter| filter.topic).collect()
+    let topics = |discovery: &mut Discovery| -> Vec<String> {
+        let filters = discovery.filters().expect("nothing to say");
+        assert!(filters.iter().all(|filter| !filter.assured));
+        filters.into_iter().map(|filter| filter.topic).collect()
     };
-    assert_eq!(topics(&discovery()), ["homeassistant/status"]);
-    let other = with(|door| door.config.discovery_prefix = "ha".into());
-    assert_eq!(topics(&other), ["ha/status", "homeassistant/status"]);
+    assert_eq!(topics(&mut discovery()), ["homeassistant/status"]);
+    let mut other = with(|door| door.config.discovery_prefix = "ha".into());
+    assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status"]);
     assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
     assert!(other.is_birth(b"ha/status") && other.is_birth(b"homeassistant/status"));
     assert!(!other.is_birth(b"ha/device/bitnetd_cellar/config"));
-    assert!(other.filters().iter().all(|filter| !filter.assured));
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn another_interval_makes_values_last_another_time() {
 fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
     let now = Instant::now();
     let mut discovery = with(|door| door.config.discovery = false);
-    assert!(discovery.filters().is_empty());
+    assert_eq!(discovery.filters(), Ok(vec![]));
     assert_eq!(discovery.unwanted(), ["homeassistant/status"]);
     // The first time the connection is gone before the broker has it.
     for row in [1, 2] {
@@ -166,50 +168,117 @@ fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
         assert_eq!((said.topic.as_str(), said.payload.len(), said.retain), (TOPIC, 0, true));
         discovery.sent(row);
         if row == 1 {
-            assert_eq!(discovery.disconnected(false), Ok(()));
+            assert_eq!(discovery.disconnected(false, now), None);
         }
     }
-    assert_eq!(discovery.acknowledged(2, &Ok(())), Some(Ok(())));
+    assert_eq!(discovery.acknowledged(2, &Ok(()), now), Some(Outcome::Taken));
     discovery.connected(now);
     discovery.heard(b"online", now, 0.0);
     discovery.look(Sources::default(), Duration::from_secs(1), now);
     assert_eq!((discovery.next(now), discovery.due()), (None, None));
 }
 
-#[test]
-fn a_broker_that_refuses_it_is_told_of_once_with_the_way_out() {
-    let now = Instant::now();
-    let mut discovery = discovery();
-    discovery.connected(now);
+/// What is said when the broker refuses it.
+fn refused(discovery: &mut Discovery, now: Instant) -> Option<String> {
     packet(discovery.next(now));
     discovery.sent(7);
-    assert_eq!(discovery.acknowledged(8, &Ok(())), None, "another's");
-    let said = discovery.acknowledged(7, &Err("NotAuthorized".into())).expect("ours").expect_err("refused");
-    assert!(
-        said.contains(TOPIC) && said.contains("NotAuthorized") && said.contains("mqtt.discovery"),
-        "{said}"
-    );
-    discovery.connected(now);
-    assert_eq!(discovery.next(now), None);
+    discovery.handed(7, now);
+    assert_eq!(discovery.acknowledged(8, &Ok(()), now), None, "another's");
+    match discovery.acknowledged(7, &Err("NotAuthorized".into()), now) {
+        Some(Outcome::Refused(said)) => said,
+        other => panic!("not refused, but {other:?}"),
+    }
 }
 
 #[test]
-fn a_broker_that_ends_the_connection_over_it_is_no_longer_given_it() {
+fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    discovery.connected(now);
+    let said = refused(&mut discovery, now).expect("the first time");
+    let parts = [TOPIC, "NotAuthorized", "mqtt.discovery"];
+    assert!(parts.into_iter().all(|part| said.contains(part)), "{said}");
+    discovery.heard(b"online", now, 0.0);
+    discovery.connected(at(now, 9));
+    assert_eq!((discovery.next(at(now, 1)), discovery.next(at(now, 2))), (None, Some(Task::Report)));
+    assert_eq!((discovery.next(at(now, 3599)), discovery.due()), (None, Some(at(now, 3600))));
+    assert_eq!(refused(&mut discovery, at(now, 3600)), None, "said before");
+    assert_eq!(discovery.next(at(now, 7199)), Some(Task::Report));
+    packet(discovery.next(at(now, 7200)));
+    discovery.sent(9);
+    assert_eq!(discovery.acknowledged(9, &Ok(()), at(now, 7200)), Some(Outcome::Taken));
+    discovery.connected(at(now, 7201));
+    assert!(refused(&mut discovery, at(now, 7201)).is_some(), "it was taken in between");
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_said_once_with_a_way_out_that_is_one() {
+    let now = Instant::now();
+    let mut discovery = with(|door| door.config.discovery = false);
+    discovery.connected(now);
+    let said = refused(&mut discovery, now).expect("said");
+    assert!(said.contains(&format!("mosquitto_pub -r -n -t {TOPIC}")), "{said}");
+    assert!(!said.contains("mqtt.discovery"), "{said}");
+    discovery.connected(now);
+    assert_eq!((discovery.next(at(now, 9999)), discovery.due()), (None, None));
+}
+
+/// A connection with the description handed over, that ended after so many seconds; what is said of it.
+fn ended(discovery: &mut Discovery, now: Instant, by_broker: bool, after: u64) -> Option<String> {
+    discovery.connected(now);
+    packet(discovery.next(now));
+    discovery.sent(7);
+    discovery.handed(7, now);
+    discovery.disconnected(by_broker, at(now, after))
+}
+
+#[test]
+fn a_broker_that_ends_the_connection_over_it_is_given_it_again_an_hour_later() {
     let now = Instant::now();
     let mut discovery = discovery();
     for number in 1..=ENOUGH {
-        discovery.connected(now);
-        packet(discovery.next(now));
-        discovery.sent(u64::from(number));
         // A connection that ended by itself says nothing.
-        assert_eq!(discovery.disconnected(false), Ok(()));
+        assert_eq!(ended(&mut discovery, now, false, 0), None);
+        assert_eq!(ended(&mut discovery, now, true, 0).is_some(), number == ENOUGH);
+    }
+    assert_eq!(discovery.filters(), Ok(vec![]), "nor is it told when to");
+    discovery.connected(now);
+    assert_eq!((discovery.next(now), discovery.due()), (None, Some(at(now, 3600))));
+    assert_eq!(ended(&mut discovery, at(now, 3600), true, 1), None, "said before");
+    discovery.connected(at(now, 3602));
+    assert_eq!((discovery.next(at(now, 7200)), discovery.due()), (None, Some(at(now, 7201))));
+}
+
+#[test]
+fn a_connection_that_ends_before_it_was_handed_over_or_long_after_says_nothing_of_it() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    for _ in 0..2 * ENOUGH {
+        assert_eq!(ended(&mut discovery, now, true, 30), None);
         discovery.connected(now);
         packet(discovery.next(now));
-        discovery.sent(u64::from(number));
-        assert_eq!(discovery.disconnected(true).is_err(), number == ENOUGH);
+        discovery.sent(7);
+        discovery.handed(6, now);
+        assert_eq!(discovery.disconnected(true, now), None);
     }
-    discovery.connected(now);
-    assert_eq!(discovery.next(now), None);
+}
+
+#[test]
+fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
+    let now = Instant::now();
+    let mut discovery = discovery();
+    for row in 0..9 {
+        let filters = discovery.filters();
+        assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), row < 2);
+        discovery.connected(now);
+        packet(discovery.next(now));
+        discovery.sent(row);
+        discovery.handed(row, now);
+        if row >= 2 {
+            discovery.acknowledged(row, &Ok(()), now);
+        }
+        assert_eq!(discovery.disconnected(true, now), None);
+    }
 }
 
 #[test]
@@ -218,10 +287,10 @@ fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
     let mut discovery = discovery();
     discovery.connected(now);
     let size = packet(discovery.next(now)).size();
-    let said = discovery.too_large(size, 100);
+    let said = discovery.too_large(size, 100, now).expect("said");
     assert!(said.contains(&size.to_string()) && said.contains("100"), "{said}");
     discovery.connected(now);
-    assert_eq!((discovery.next(at(now, 9)), discovery.due()), (None, None));
+    assert_eq!((discovery.next(at(now, 9)), discovery.due()), (None, Some(at(now, 3600))));
 }
 
 #[test]

@@ -302,6 +302,22 @@ async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
 }
 
 #[tokio::test]
+async fn a_retained_cancellation_stops_no_prompt() {
+    let broker = Mosquitto::start().await;
+    let mut bench = open(&broker, bare()).await;
+    broker.publish(&["-q", "1", "-t", super::PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
+    let inbound = bench.request().await;
+    let cancel = ["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#];
+    broker.publish(&[&["-r"], &cancel[..]].concat()).await;
+    sleep(QUIET).await;
+    assert!(!inbound.cancel.is_raised());
+    broker.publish(&cancel).await;
+    while !inbound.cancel.is_raised() {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_broker_that_takes_no_such_packet_is_told_of_and_keeps_the_rest() {
     let broker = Mosquitto::with("max_packet_size 2000\n").await;
     let mut bench = open(&broker, bare()).await;
