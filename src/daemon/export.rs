@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 /// A writing that takes longer hangs: a few KiB, on a slow card that others write to as well.
@@ -24,7 +24,8 @@ pub(super) struct Exporter {
     /// Where it was written last.
     place: Option<Place>,
     condition: Arc<Mutex<Condition>>,
-    writing: Option<JoinHandle<()>>,
+    /// At most one.
+    writing: JoinSet<()>,
 }
 
 /// A file of ours. Dropped, it is removed: what nobody writes any more would be read as news for ever.
@@ -57,7 +58,7 @@ fn put(part: textfile::Part, is_wanted: &Mutex<bool>) -> io::Result<()> {
 
 impl Exporter {
     pub fn new(wanted: watch::Receiver<Option<PathBuf>>) -> Self {
-        Exporter { wanted, place: None, condition: Arc::default(), writing: None }
+        Exporter { wanted, place: None, condition: Arc::default(), writing: JoinSet::new() }
     }
 
     /// Waits until the file is to be elsewhere, or nowhere, and the last writing has ended: before that nothing
@@ -75,7 +76,8 @@ impl Exporter {
 
     /// Has the file written, if there is to be one and the last writing has ended.
     pub fn export(&mut self, render: impl FnOnce() -> String) {
-        if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+        while self.writing.try_join_next().is_some() {}
+        if !self.writing.is_empty() {
             return;
         }
         let left = self.moved();
@@ -101,7 +103,7 @@ impl Exporter {
                 }
             }
         });
-        self.writing = Some(tokio::spawn(watch_over(writing, begins, place, shown)));
+        self.writing.spawn(watch_over(writing, begins, place, shown));
     }
 
     /// Takes over where the file is to be. Says where it was, if it is not to be there any more.

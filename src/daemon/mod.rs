@@ -258,7 +258,7 @@ impl Daemon {
         let link = self.open_mqtt(&mut doors, (intake, controls), latest, raised, facts, plan);
         let alerts = link.is_some().then_some(alerts);
         let hurry = Arc::new(Notify::new());
-        let mut company = self.keep_company(requests, (reports, &hurry), link, alerts, &facts.model);
+        let mut company = self.keep_company(requests, reports, &hurry, link, alerts, &facts.model);
         company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
@@ -277,7 +277,8 @@ impl Daemon {
     fn keep_company(
         &self,
         requests: mpsc::Receiver<Inbound>,
-        (reports, hurry): (watch::Sender<Option<Arc<Vec<u8>>>>, &Arc<Notify>),
+        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+        hurry: &Arc<Notify>,
         link: Option<watch::Receiver<LinkState>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
