@@ -64,11 +64,8 @@ impl Exporter {
     /// Waits until the file is to be elsewhere, or nowhere, and the last writing has ended: before that nothing
     /// could be done about it.
     pub async fn is_moved(&mut self) {
-        if let Some(writing) = &mut self.writing {
-            // What went wrong is said by then.
-            let _ = writing.await;
-            self.writing = None;
-        }
+        // What went wrong is said by then.
+        while self.writing.join_next().await.is_some() {}
         if self.wanted.changed().await.is_err() {
             std::future::pending().await
         }
@@ -82,7 +79,10 @@ impl Exporter {
         }
         let left = self.moved();
         let Some(Place { path, is_wanted }) = &self.place else {
-            self.writing = left.map(|left| on_the_disk(move || drop(left)));
+            if let Some(left) = left {
+                let removing = on_the_disk(move || drop(left));
+                self.writing.spawn(async { removing.await.unwrap_or_default() });
+            }
             return;
         };
         let (path, is_wanted) = (path.clone(), Arc::clone(is_wanted));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     async fn written(exporter: &mut Exporter) {
-        exporter.writing.take().expect("there is something to do").await.expect("no fault");
+        exporter.writing.join_next().await.expect("there is something to do").expect("no fault");
     }
 
     /// Whether it ends at once.
@@ -208,7 +208,7 @@ mod tests {
         written(&mut exporter).await;
         assert_eq!(folder.has(), ["old.prom"]);
         let (disk, hangs) = oneshot::channel();
-        exporter.writing = Some(tokio::spawn(async { hangs.await.expect("it ends") }));
+        exporter.writing.spawn(async { hangs.await.expect("it ends") });
         to.send_replace(Some(folder.0.join("new.prom")));
         assert!(!is_moved(&mut exporter).await, "nothing can be done yet");
         exporter.export(|| unreachable!("one writing at a time"));

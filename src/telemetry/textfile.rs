@@ -157,7 +157,7 @@ mod tests {
         fs::write(&secret, "a password").expect("room");
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("ours");
         std::os::unix::fs::symlink(&secret, part(&path)).expect("a new name");
-        write(&path, "a\n").expect("room");
+        write(&path, "a\n").and_then(Part::put).expect("room");
         assert_eq!(fs::read_to_string(&secret).expect("there"), "a password");
         assert_eq!(fs::metadata(&secret).expect("there").permissions().mode() & 0o777, 0o600);
         assert!(fs::symlink_metadata(&path).expect("there").is_file());
@@ -178,7 +178,7 @@ mod tests {
                 0,
             );
             made.expect("a new name");
-            write(&path, "a\n").expect("room");
+            write(&path, "a\n").and_then(Part::put).expect("room");
             assert_eq!(fs::read_to_string(&path).expect("a file"), "a\n");
         }
     }
