@@ -179,7 +179,7 @@ mod tests {
         written(&mut exporter).await;
         assert_eq!(folder.has(), ["old.prom"]);
         let (disk, hangs) = oneshot::channel();
-        exporter.writing = Some(tokio::spawn(async { hangs.await.expect("it ends") }));
+        exporter.writing = Some(on_the_disk(|| hangs.blocking_recv().expect("it ends")));
         to.send_replace(Some(folder.0.join("new.prom")));
         assert!(!is_moved(&mut exporter).await, "nothing can be done yet");
         exporter.export(|| unreachable!("one writing at a time"));
