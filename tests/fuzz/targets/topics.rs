@@ -10,7 +10,10 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let topics = Topics::shared("bitnetd", "cellar", Some("kitchens"));
     if let Some(Addressed::Prompt(client)) = topics.parse(bytes) {
-        assert!(!client.is_empty() && client.len() <= 64 + 1 + 128 && !client.contains(char::is_control), "{client:?}");
+        assert!(
+            !client.is_empty() && client.len() <= 64 + 1 + 512 && !client.contains(char::is_control),
+            "{client:?}"
+        );
     }
     let prefixed = [b"bitnetd/cellar/", bytes].concat();
     let _ = topics.parse(&prefixed);
