@@ -33,6 +33,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
 use crate::transport::{Control, Inbound, Pulse};
+use export::Exporter;
 use log::{error, info, warn};
 use queue::Queue;
 use reload::Settings;
@@ -288,7 +289,7 @@ impl Daemon {
         let (model, seen) = (model.to_owned(), link.clone());
         let observer =
             systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
-        let sampler = Sampler {
+        let sampler = Arc::new(Sampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
             queue: queue.clone(),
@@ -296,9 +297,10 @@ impl Daemon {
             alerts,
             hurry: Arc::clone(hurry),
             depth: self.settings.running.queue.depth,
-        };
-        let (interval, textfile) = (self.settings.interval.subscribe(), self.settings.textfile.subscribe());
-        let reporter = Reporter::new(reports, telemetry.clone(), (interval, Arc::clone(hurry)), textfile);
+        });
+        let exporter = Exporter::new(self.settings.textfile.subscribe());
+        let interval = self.settings.interval.subscribe();
+        let reporter = Reporter { reports, sampler: Arc::clone(&sampler), interval, exporter };
         let mut company = JoinSet::new();
         company.spawn(admit(requests, queue.clone(), telemetry.clone()));
         company.spawn(sweep(queue.clone()));

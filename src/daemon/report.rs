@@ -16,7 +16,7 @@ use crate::telemetry::{self, Telemetry};
 use crate::transport::mqtt::LinkState;
 use log::warn;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, watch};
@@ -78,7 +78,7 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub async fn run(self) {
+    pub async fn run(self: Arc<Self>) {
         let mut interval = tokio::time::interval(SAMPLE_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -129,25 +129,14 @@ impl Sampler {
 
 /// Makes a report every interval and where one is asked for, for the broker, the journal and node_exporter.
 pub(super) struct Reporter {
-    reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    telemetry: Arc<Telemetry>,
+    pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub sampler: Arc<Sampler>,
     /// Between two reports; it may change.
-    interval: watch::Receiver<Duration>,
-    /// Asked for a report out of turn.
-    hurry: Arc<Notify>,
-    exporter: Exporter,
+    pub interval: watch::Receiver<Duration>,
+    pub exporter: Exporter,
 }
 
 impl Reporter {
-    pub fn new(
-        reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-        telemetry: Arc<Telemetry>,
-        (interval, hurry): (watch::Receiver<Duration>, Arc<Notify>),
-        textfile: watch::Receiver<Option<PathBuf>>,
-    ) -> Self {
-        Reporter { reports, telemetry, interval, hurry, exporter: Exporter::new(textfile) }
-    }
-
     pub async fn run(mut self) {
         let mut timetable = Timetable::new(tokio::time::Instant::now());
         self.export();
@@ -155,7 +144,7 @@ impl Reporter {
             let interval = *self.interval.borrow_and_update();
             tokio::select! {
                 () = tokio::time::sleep_until(timetable.due(interval)) => {}
-                () = self.hurry.notified() => {
+                () = self.sampler.hurry.notified() => {
                     timetable.hurry(tokio::time::Instant::now());
                     continue;
                 }
@@ -171,8 +160,10 @@ impl Reporter {
         }
     }
 
+    /// Of this moment: between two looks the broker may have come or gone.
     fn report(&mut self) {
-        let report = self.telemetry.report(SystemTime::now());
+        self.sampler.sample(Instant::now());
+        let report = self.sampler.telemetry.report(SystemTime::now());
         telemetry::write_journal(&report);
         let json = serde_json::to_vec(&report).expect("a report is plain data");
         self.reports.send_replace(Some(Arc::new(json)));
@@ -180,7 +171,7 @@ impl Reporter {
     }
 
     fn export(&mut self) {
-        let telemetry = &self.telemetry;
+        let telemetry = &self.sampler.telemetry;
         self.exporter.export(|| telemetry::prometheus::render(telemetry, SystemTime::now()));
     }
 }
