@@ -37,7 +37,17 @@ pub struct Listener {
 impl Listener {
     /// Listens on a topic, from now on.
     pub async fn on(broker: &Mosquitto, filter: &str) -> Self {
-        let mut subscriber = broker.subscribe(&["-q", "1", "-t", filter, "-F", "%t|%r|%D|%p"]).await;
+        Self::with(broker, filter, &[]).await
+    }
+
+    /// The same with a session that the broker keeps: it takes in what comes until somebody listens again.
+    pub async fn kept(broker: &Mosquitto, filter: &str) -> Self {
+        Self::with(broker, filter, &["-c", "-x", "3600", "-i", "listener"]).await
+    }
+
+    async fn with(broker: &Mosquitto, filter: &str, session: &[&str]) -> Self {
+        let args = [&["-q", "1", "-t", filter, "-F", "%t|%r|%D|%p"], session].concat();
+        let mut subscriber = broker.subscribe(&args).await;
         let lines = BufReader::new(subscriber.0.stdout.take().expect("piped")).lines();
         let (sender, messages) = mpsc::channel();
         // Ends with the program's output.
