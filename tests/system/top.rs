@@ -3,9 +3,9 @@
 use crate::daemon::{Daemon, Process, bitnetd, is_emulated, run};
 use crate::{Folder, cases, text, until};
 use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
-use rustix::termios::{LocalModes, tcgetattr};
 use std::fs::File;
 use std::io::Read;
 use std::time::Duration;
@@ -98,31 +98,42 @@ impl Terminal {
     }
 
     fn echoes(&self) -> bool {
-        tcgetattr(&self.theirs).expect("a terminal").local_modes.contains(LocalModes::ECHO)
+        tcgetattr(&self.theirs).expect("a terminal").local_flags.contains(LocalFlags::ECHO)
     }
+
+    /// Ends the view with its key, or as a closed window does where keys are not to be had.
+    fn leave(&self) {
+        match has_keys() {
+            true => assert_eq!(rustix::io::write(&self.ours, b"q"), Ok(1)),
+            false => self.view.signal(Signal::HUP),
+        }
+    }
+}
+
+/// The emulator does not know the call that the program takes single keys with (TCGETS2); every Linux since 2.6.20 does.
+fn has_keys() -> bool {
+    !is_emulated()
 }
 
 const ENTERED: &str = "\x1b[?1049h";
 const LEFT: &str = "\x1b[?1049l";
 
-/// The emulator does not know the call that the program takes single keys with (TCGETS2); every Linux since 2.6.20 does.
-fn has_no_keys() -> bool {
-    is_emulated()
+/// A daemon and a view of it that is drawn.
+async fn watched(folder: &Folder) -> (Daemon, Terminal) {
+    let daemon = Daemon::start(folder, "").await;
+    let mut terminal = Terminal::start(&daemon);
+    terminal.shows(ENTERED).await;
+    (daemon, terminal)
 }
 
 #[tokio::test]
 async fn a_terminal_is_drawn_on_until_q_and_left_as_it_was() {
-    if has_no_keys() {
-        return;
-    }
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, "").await;
-    let mut terminal = Terminal::start(&daemon);
-    terminal.shows(ENTERED).await;
+    let (daemon, mut terminal) = watched(&folder).await;
     assert_eq!(run(&["ask", "--socket", text(&daemon.socket), &cases()[0].prompt]).await.code, Some(0));
     terminal.shows("1 answered").await;
-    assert!(!terminal.echoes());
-    rustix::io::write(&terminal.ours, b"q").expect("a key");
+    assert_eq!(terminal.echoes(), !has_keys());
+    terminal.leave();
     terminal.shows(LEFT).await;
     assert_eq!(terminal.view.ended().await.code(), Some(0));
     assert!(terminal.echoes());
@@ -131,9 +142,7 @@ async fn a_terminal_is_drawn_on_until_q_and_left_as_it_was() {
 #[tokio::test]
 async fn a_daemon_that_goes_is_waited_for_and_a_signal_ends_the_view() {
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, "").await;
-    let mut terminal = Terminal::start(&daemon);
-    terminal.shows(ENTERED).await;
+    let (daemon, mut terminal) = watched(&folder).await;
     drop(daemon);
     // It was killed: its socket is still there.
     terminal.shows("is gone; start it again").await;
@@ -146,17 +155,12 @@ async fn a_daemon_that_goes_is_waited_for_and_a_signal_ends_the_view() {
 
 #[tokio::test]
 async fn q_ends_the_view_of_a_daemon_that_hangs() {
-    if has_no_keys() {
-        return;
-    }
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, "").await;
-    let mut terminal = Terminal::start(&daemon);
-    terminal.shows(ENTERED).await;
+    let (daemon, mut terminal) = watched(&folder).await;
     daemon.process.signal(Signal::STOP);
     // By now it waits for a report that does not come.
     sleep(Duration::from_millis(1500)).await;
-    rustix::io::write(&terminal.ours, b"q").expect("a key");
+    terminal.leave();
     let ended = timeout(LONGEST_REPORT / 2, terminal.view.ended()).await;
     daemon.process.signal(Signal::CONT);
     assert_eq!(ended.expect("long before the report is given up").code(), Some(0));
