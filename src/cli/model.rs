@@ -33,9 +33,9 @@ pub(super) struct ModelArgs {
     /// Layout of I2_S weights: 128, the official one, 64 or 1x4; auto finds it out with a short text
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     pub i2s_layout: String,
-    /// How the head is read: f16, as the file has it; q8 or q6_k, written again in 8 or 6 bits; screened, in 4
-    /// bits and whole only where it matters; auto is screened where the head is large.
-    /// Forms other than f16 are made once (166 MB screened, with the 2B model) and kept in /var/cache/bitnetd as root,
+    /// How the head is read: f16, as the file has it; q8 or q6_k, written again in 8 or 6 bits; screened, in 2
+    /// bits, in 4 and whole only where it matters; auto is screened where the head is large.
+    /// Forms other than f16 are made once (168 MB screened, with the 2B model) and kept in /var/cache/bitnetd as root,
     /// else in $XDG_CACHE_HOME/bitnetd or ~/.cache/bitnetd; CACHE_DIRECTORY in the environment names another folder
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
     pub head: String,

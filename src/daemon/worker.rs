@@ -126,7 +126,7 @@ impl Worker {
     /// Takes over the counts of a screened head, and says once that it was wrong.
     fn note_screening(&self, now: Option<Screening>, before: &mut Screening) {
         let Some(now) = now else { return };
-        let Screening { tokens, rows, scans, checks, misses } = now;
+        let Screening { tokens, rows, scans, checks, misses, .. } = now;
         self.telemetry.screened(Screen { tokens, rows, scans, checks, misses });
         if before.misses == 0 && misses > 0 {
             warn!("the screened head chose another token than the whole head; it is read whole from now on");
@@ -162,8 +162,8 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let work = self.metered();
         let begun = Instant::now();
+        let work = self.metered(begun);
         let mut run = Run::new(&self.queue, engine, &job, prompt.len());
         let options = options(request);
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
@@ -246,9 +246,8 @@ impl Worker {
         }
     }
 
-    /// Computing begins. Power is read just before: what was drawn until now is not the request's.
-    fn metered(&self) -> Work<'_> {
-        let now = Instant::now();
+    /// Computing begins. Power is read first: what was drawn until now is not the request's.
+    fn metered(&self, now: Instant) -> Work<'_> {
         if !self.telemetry.is_power_fresh(now) {
             self.read_power(now);
         }

@@ -1,10 +1,12 @@
 //! The steps between matrices, one row at a time: normalisation, rotation, activation,
-//! quantisation. Plain loops that the compiler turns into vector code.
+//! quantisation. Plain loops that the compiler turns into vector code: inlined, so into that of whatever processor
+//! the caller is compiled for.
 
 /// Running sums kept side by side, so that the additions of a sum do not wait for each other.
 const LANES: usize = 8;
 
 /// `out = x * weight / rms(x)`, the rms taken over the row.
+#[inline(always)]
 pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
     assert!(out.len() == x.len() && x.len() == weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
@@ -14,6 +16,7 @@ pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
 }
 
 /// The same in place.
+#[inline(always)]
 pub fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     assert_eq!(x.len(), weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
@@ -22,6 +25,7 @@ pub fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     }
 }
 
+#[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut sums = [0.0f32; LANES];
@@ -36,7 +40,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 /// A row quantised to int8: `x[i]` is about `q[i] / scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Quantized {
-    /// 127 over the largest magnitude of the row.
+    /// 127, or what took its place, over the largest magnitude of the row.
     pub scale: f32,
     /// Sum of the codes.
     pub sum: i32,
@@ -45,16 +49,24 @@ pub struct Quantized {
 /// Quantises a row to int8 as BitNet was trained: the largest magnitude becomes 127, ties go to
 /// even. `q` may be longer than `x`; the rest is filled with zeros.
 /// Source: `AutoBitLinear` of transformers (`activation_quant`).
+#[inline(always)]
 pub fn quantize(x: &[f32], q: &mut [i8]) -> Quantized {
+    quantize_within(127.0, x, q)
+}
+
+/// The same where the largest magnitude becomes `most`, at most 127.
+#[inline(always)]
+pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> Quantized {
     let (q, padding) = q.split_at_mut(x.len());
     padding.fill(0);
-    let scale = 127.0 / max_magnitude(x).max(1e-5);
+    let scale = most / max_magnitude(x).max(1e-5);
     for (q, x) in q.iter_mut().zip(x) {
         *q = round_half_even(x * scale);
     }
     Quantized { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
 }
 
+#[inline(always)]
 fn max_magnitude(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut largest = [0.0f32; LANES];
@@ -69,6 +81,7 @@ fn max_magnitude(x: &[f32]) -> f32 {
 /// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, by letting the
 /// addition do it: 1.5 * 2^23 has a unit in the last place of exactly 1. Every x86 and Arm vector
 /// unit can do this; the library call for the same needs SSE4.1.
+#[inline(always)]
 fn round_half_even(x: f32) -> i8 {
     const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8
@@ -91,6 +104,7 @@ pub enum RopePairs {
 }
 
 /// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` are rotated.
+#[inline(always)]
 pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
     let rotated = &mut head[..2 * cos.len()];
     match pairs {
@@ -109,6 +123,7 @@ pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
 }
 
 /// The sum, in an order that depends on nothing but the length.
+#[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut sums = [0.0f32; LANES];
@@ -119,6 +134,7 @@ pub fn sum(x: &[f32]) -> f32 {
 }
 
 /// The largest; numbers only.
+#[inline(always)]
 pub fn largest(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
@@ -130,8 +146,45 @@ pub fn largest(x: &[f32]) -> f32 {
     largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, x| a.max(*x))
 }
 
+/// Where the largest is, the first of equal ones: numbers only, and none that is `lowered`, where that is said of
+/// each. 0 where there is none.
+pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
+    /// Numbers that are looked through together; only among the best ones of them a place is looked for.
+    const TOGETHER: usize = 1024;
+    let mut best = (0, f32::NEG_INFINITY);
+    for start in (0..x.len()).step_by(TOGETHER) {
+        let part = start..(start + TOGETHER).min(x.len());
+        let top = match lowered {
+            None => largest(&x[part]),
+            Some(lowered) => largest_free(&x[part.clone()], &lowered[part]),
+        };
+        if top > best.1 {
+            best = (start, top);
+        }
+    }
+    let (start, top) = best;
+    let is_top = |at: &usize| x[*at] == top && !lowered.is_some_and(|lowered| lowered[*at]);
+    if top > f32::NEG_INFINITY { (start..x.len()).find(is_top).unwrap_or(0) } else { 0 }
+}
+
+/// The largest that is not lowered; numbers only.
+#[inline(always)]
+fn largest_free(x: &[f32], lowered: &[bool]) -> f32 {
+    assert_eq!(x.len(), lowered.len());
+    let or_none = |(x, lowered): (&f32, &bool)| if *lowered { f32::NEG_INFINITY } else { *x };
+    let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), lowered.as_chunks::<LANES>());
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for (chunk, flags) in chunks.iter().zip(flags) {
+        for (largest, x) in largest.iter_mut().zip(chunk.iter().zip(flags).map(or_none)) {
+            *largest = if x > *largest { x } else { *largest };
+        }
+    }
+    largest.into_iter().chain(rest.iter().zip(rest_flags).map(or_none)).fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// `e^x`, to two units in the last place; above 88 it stays at `e^88`, below -87 at `e^-87`. Additions and
 /// multiplications only, so that a loop over it becomes vector code and gives the same bits on every processor.
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     /// Its upper bits and the rest: the first times a whole number is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
@@ -149,6 +202,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// `gate = relu(gate)^2 * up`: the 2B model's.
+#[inline(always)]
 pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         let positive = gate.max(0.0);
@@ -157,6 +211,7 @@ pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
 }
 
 /// `gate = silu(gate) * up`: Llama's.
+#[inline(always)]
 pub fn silu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
@@ -164,6 +219,7 @@ pub fn silu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
 }
 
 /// `x += y`
+#[inline(always)]
 pub fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
@@ -184,6 +240,32 @@ mod tests {
         }
         assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(1e9)), (1.0, exp(-87.0), exp(88.0)));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_and_never_one_that_is_lowered_or_no_number() {
+        let one_by_one = |x: &[f32], lowered: &[bool]| {
+            let better = |best: (usize, f32), at: usize| {
+                if x[at] > best.1 && !lowered[at] { (at, x[at]) } else { best }
+            };
+            (0..x.len()).fold((0, f32::NEG_INFINITY), better).0
+        };
+        for len in [1, 7, 8, 1023, 1024, 1025, 4099] {
+            for at in [0, len / 2, len - 1] {
+                let mut x: Vec<f32> = (0..len).map(|i| (i % 13) as f32 - 20.0).collect();
+                (x[at], x[len - 1]) = (3.0, 3.0);
+                let mut lowered = vec![false; len];
+                assert_eq!([argmax(&x, None), argmax(&x, Some(&lowered))], [at; 2], "{len}");
+                lowered[at] = true;
+                let wanted = one_by_one(&x, &lowered);
+                assert_eq!(argmax(&x, Some(&lowered)), wanted, "{len}, {at}");
+                x[at] = f32::NAN;
+                assert_eq!(argmax(&x, None), wanted, "{len}, {at}");
+            }
+        }
+        let none = [f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY];
+        let found = [argmax(&none, None), argmax(&[], None), argmax(&[1.0, 2.0], Some(&[true; 2]))];
+        assert_eq!(found, [0; 3]);
     }
 
     #[test]

@@ -139,15 +139,19 @@ impl Sampler {
     }
 }
 
-/// The first of the largest; numbers only.
+/// The first of the largest; numbers only. 0 where there is none.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, logit) in (0..).zip(logits) {
-        if *logit > best.1 {
-            best = (id, *logit);
-        }
+    /// Logits that are compared side by side, in registers.
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        largest.iter_mut().zip(chunk).for_each(|(largest, logit)| *largest = larger(*largest, *logit));
     }
-    best.0
+    let largest = largest.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger);
+    let is_it = |logit: &f32| *logit == largest && largest > f32::NEG_INFINITY;
+    logits.iter().position(is_it).unwrap_or(0) as u32
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): six lines whose stream never changes under a promise that
@@ -188,6 +192,24 @@ mod tests {
         assert_eq!(sampler.sample(&mut [f32::NAN, 1.0, 3.0, 3.0]), 2);
         let warm = Sampling { temperature: 1.0, ..Sampling::default() };
         assert_eq!(counts(warm, &[f32::NAN, 0.0])[0], 0);
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_at_any_place_of_any_number() {
+        for len in [1, 15, 16, 17, 40, 64, 67] {
+            for at in 0..len {
+                let mut logits: Vec<f32> = (0..len).map(|i| (i % 13) as f32 - 20.0).collect();
+                logits[at..].fill(3.0);
+                assert_eq!(argmax(&logits), at as u32, "{len}");
+                logits[len - 1] = f32::NAN;
+                assert_eq!(
+                    argmax(&logits) as usize,
+                    if at < len - 1 { at } else { 12.min(at.saturating_sub(1)) },
+                    "{len}"
+                );
+            }
+        }
+        assert_eq!([argmax(&[]), argmax(&[f32::NAN, f32::NEG_INFINITY])], [0; 2]);
     }
 
     #[test]

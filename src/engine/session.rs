@@ -96,6 +96,11 @@ impl<'e> Session<'e> {
         self.state.context()
     }
 
+    /// Bytes of keys and values for each token it holds.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.state.cache_bytes_per_token()
+    }
+
     /// What screening the head did so far; `None` where the head is read whole.
     pub fn screening(&self) -> Option<Screening> {
         self.state.screening()
@@ -167,9 +172,9 @@ impl<'e> Session<'e> {
         prompt.iter().for_each(|id| run.sampler.see(*id));
         let end = match self.prefill(prompt, &mut step) {
             ControlFlow::Break(()) => End::Halted,
-            ControlFlow::Continue(last_row) => {
+            ControlFlow::Continue(()) => {
                 run.prefilled = Some(Instant::now());
-                self.decode(last_row, &mut run, &mut step)
+                self.decode(&mut run, &mut step)
             }
         };
         let rest = run.stream.finish();
@@ -193,33 +198,27 @@ impl<'e> Session<'e> {
         }
     }
 
-    /// Fills the state with the prompt; gives the row of its last token.
+    /// Fills the state with the prompt; the only row is then that of its last token.
     fn prefill(
         &mut self,
         prompt: &[u32],
         step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> ControlFlow<(), usize> {
+    ) -> ControlFlow<()> {
         self.state.truncate(0);
-        let mut last_row = 0;
         for batch in prompt.chunks(self.state.batch()) {
-            self.model.forward(batch, &mut self.state);
-            last_row = batch.len() - 1;
+            let is_last = self.state.len() + batch.len() == prompt.len();
+            self.model.forward_for(batch, usize::from(is_last), &mut self.state);
             step(Step::Prefill(self.state.len()))?;
         }
-        ControlFlow::Continue(last_row)
+        ControlFlow::Continue(())
     }
 
-    fn decode(
-        &mut self,
-        mut row: usize,
-        run: &mut Run,
-        step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> End {
+    fn decode(&mut self, run: &mut Run, step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>) -> End {
         let reach = run.reach;
         while run.tokens.len() < run.most {
             let logits = match reach {
-                Some(reach) => self.model.near_logits(row, &mut self.state, reach, run.sampler.lowered()),
-                None => self.model.logits(row, &mut self.state),
+                Some(reach) => self.model.near_logits(0, &mut self.state, reach, run.sampler.lowered()),
+                None => self.model.logits(0, &mut self.state),
             };
             let id = run.sampler.sample(logits);
             if !run.ignore_end && self.tokenizer.is_end(id) {
@@ -238,7 +237,6 @@ impl<'e> Session<'e> {
             }
             if run.tokens.len() < run.most {
                 self.model.forward(&[id], &mut self.state);
-                row = 0;
             }
         }
         End::Length

@@ -1,6 +1,6 @@
 //! One matrix through one kernel, for `tests/bench/arm` to count instructions.
 //!
-//! `matrix WEIGHTS TABLE TOKENS ROUNDS ROWS`: `ternary`, `nibbles`, `q8_0` or `q6_k`; the kernels' name; tokens of a
+//! `matrix WEIGHTS TABLE TOKENS ROUNDS ROWS`: `ternary`, `q8_0` or `q6_k`; the kernels' name; tokens of a
 //! pass (1 for all but ternary); passes; rows of a call. The time of the kernels does not depend on the numbers, so weights and
 //! activations are the cheapest there are: what is made before the first pass is executed, too.
 
@@ -23,7 +23,6 @@ fn main() -> Result<(), String> {
     }
     match weights.as_str() {
         "ternary" => ternary(&kernels, tokens, rounds, rows),
-        "nibbles" if tokens == 1 => nibbles(&kernels, rounds, rows),
         "q8_0" if tokens == 1 => blocks(&kernels, Blocks::Q8_0, rounds, rows),
         "q6_k" if tokens == 1 => blocks(&kernels, Blocks::Q6K, rounds, rows),
         _ => return Err(usage()),
@@ -39,19 +38,6 @@ fn ternary(kernels: &Kernels, tokens: usize, rounds: usize, rows: usize) {
         for weights in weights.chunks(rows * packed_row(COLS)) {
             let dots = &mut dots[..weights.len() / packed_row(COLS) * tokens];
             kernels.ternary(black_box(weights), &q, &sums, dots);
-            black_box(dots);
-        }
-    }
-}
-
-fn nibbles(kernels: &Kernels, rounds: usize, rows: usize) {
-    let weights = vec![0x5a; ROWS * COLS / 2];
-    let q = vec![3; COLS];
-    let mut dots = vec![0; rows];
-    for _ in 0..rounds {
-        for weights in weights.chunks(rows * COLS / 2) {
-            let dots = &mut dots[..weights.len() / (COLS / 2)];
-            kernels.nibbles(black_box(weights), &q, 3 * COLS as i32, dots);
             black_box(dots);
         }
     }
@@ -73,7 +59,5 @@ fn blocks(kernels: &Kernels, kind: Blocks, rounds: usize, rows: usize) {
 fn usage() -> String {
     let names: Vec<&str> = Kernels::all().iter().map(Kernels::name).collect();
     let names = names.join(", ");
-    format!(
-        "usage: matrix ternary|nibbles|q8_0|q6_k TABLE TOKENS ROUNDS ROWS; TABLE: {names}; ROWS: 1 to {ROWS}"
-    )
+    format!("usage: matrix ternary|q8_0|q6_k TABLE TOKENS ROUNDS ROWS; TABLE: {names}; ROWS: 1 to {ROWS}")
 }

@@ -36,6 +36,38 @@ fn best(logits: &[f32]) -> u32 {
     (1..logits.len()).fold(0, better) as u32
 }
 
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn rows_are_the_same_where_only_they_are_wanted() {
+    let prompt: Vec<u32> = (5..45).collect();
+    for kernels in Kernels::all() {
+        let model = load(kernels, 2, HeadForm::File);
+        for wanted in [0, 1, 3, 40] {
+            let [mut all, mut some] = [0, 1].map(|_| model.state(50, 40, CacheForm::F16));
+            model.forward(&prompt, &mut all);
+            model.forward_for(&prompt, wanted, &mut some);
+            for row in 0..wanted {
+                let expected = bits(model.logits(40 - wanted + row, &mut all));
+                assert_eq!(
+                    bits(model.logits(row, &mut some)),
+                    expected,
+                    "{}, {wanted}: {row}",
+                    kernels.name()
+                );
+            }
+            // Also what comes behind them.
+            let [expected, behind] = [&mut all, &mut some].map(|state| {
+                model.forward(&[7], state);
+                bits(model.logits(0, state))
+            });
+            assert_eq!(behind, expected, "{}, {wanted}", kernels.name());
+        }
+    }
+}
+
 /// Greedy tokens behind a prompt that is read in batches, and the bits of the last logits.
 fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
     let mut state = model.state(prompt.len() + TOKENS, batch, CacheForm::F16);
@@ -49,8 +81,7 @@ fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
         model.forward(&tokens[tokens.len() - 1..], &mut state);
         tokens.push(best(model.near_logits(0, &mut state, 0.0, None)));
     }
-    let bits = model.logits(0, &mut state).iter().map(|x| x.to_bits()).collect();
-    (tokens, bits)
+    (tokens, bits(model.logits(0, &mut state)))
 }
 
 #[test]

@@ -26,6 +26,10 @@ impl Random {
         (0..bytes).map(|_| (0..4).fold(0, |byte, _| byte << 2 | (self.next() % 3) as u8)).collect()
     }
 
+    pub fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+
     fn float(&mut self) -> f32 {
         self.next() as f32 / (1u64 << 31) as f32 * 2.0 - 1.0
     }
@@ -107,7 +111,7 @@ fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() 
     let mut numbers = Random(11);
     for kernels in Kernels::all() {
         for tokens in (24..=37).chain([64]) {
-            // Chunks of 320 columns, the last one short; the last 32 rows are whole, one or nearly all.
+            // Chunks of 256 columns, the last one short; the last 32 rows are whole, one or nearly all.
             for (rows, blocks) in [(112, 3), (113, 1), (159, 5)] {
                 let cols = blocks * BLOCK;
                 let weights = numbers.packed(rows * packed_row(cols));
@@ -121,8 +125,8 @@ fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() 
 fn many_tokens_are_multiplied_as_the_definition_says_for_any_number_of_rows() {
     let mut numbers = Random(12);
     for kernels in Kernels::all() {
-        // Around the fewest rows for another way, and around a span of 512.
-        for rows in [1, 31, 111, 128, 511, 512, 513, 545, 1025] {
+        // Around the fewest rows for another way, and around a span of 896.
+        for rows in [1, 31, 111, 128, 511, 512, 513, 545, 896, 897, 1025] {
             let cols = 3 * BLOCK;
             let weights = numbers.packed(rows * packed_row(cols));
             check_ternary(&kernels, &weights, &numbers.int8(25 * cols), cols);
@@ -207,7 +211,7 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
     let mut numbers = Random(3);
     for kernels in Kernels::all() {
         for cols in (1..40).chain([64, 100, 128, 257]) {
-            let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+            let x: Vec<f32> = numbers.floats(cols);
             let rows: Vec<f16> = (0..3 * cols).map(|_| f16::from_f32(numbers.float())).collect();
             let bytes: Vec<u8> =
                 std::iter::once(0).chain(rows.iter().flat_map(|h| h.to_le_bytes())).collect();
@@ -244,7 +248,7 @@ fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
             for (count, offset) in [(1, 0), (2, 1), (3, 7), (7, 2), (10, 3)] {
                 let (rows, cols) = (3, count * kind.size().0);
                 let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
-                let x: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+                let x: Vec<f32> = numbers.floats(cols);
                 let (mut out, mut read) = (vec![0.0f32; rows], vec![0.0f32; rows * cols]);
                 kernels.dot(kind, &bytes[offset..], &x, &mut out);
                 Numbers::from(kind).read(&bytes[offset..], &mut read);
@@ -267,8 +271,8 @@ fn a_mix_of_rows_of_blocks_agrees_with_exact_sums_at_all_lengths_and_alignments(
             for (count, rows, offset) in [(1, 1, 0), (2, 0, 1), (4, 3, 7), (7, 64, 2), (3, 9, 3)] {
                 let cols = count * kind.size().0;
                 let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
-                let weights: Vec<f32> = (0..rows).map(|_| numbers.float()).collect();
-                let start: Vec<f32> = (0..cols).map(|_| numbers.float()).collect();
+                let weights: Vec<f32> = numbers.floats(rows);
+                let start: Vec<f32> = numbers.floats(cols);
                 let (mut out, mut read) = (start.clone(), vec![0.0f32; rows * cols]);
                 kernels.mix(kind, &bytes[offset..], &weights, &mut out);
                 Numbers::from(kind).read(&bytes[offset..], &mut read);

@@ -99,10 +99,27 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
         let said = counts(&state);
         assert_eq!((said.tokens, said.scans), (6, 0), "{}", kernels.name());
         assert!(said.rows >= 6 && said.rows < 6 * 200, "{said:?}");
+        assert!(said.fine >= said.rows && said.fine < 6 * 800, "{said:?}");
         answers.push((kernels.name(), image(&screened, HeadForm::Screened)));
     }
     let all_alike = answers.windows(2).all(|two| two[0].1 == two[1].1);
     assert!(all_alike, "an image does not depend on kernels or threads");
+}
+
+#[test]
+fn a_head_of_several_parts_of_codes_is_screened_too() {
+    let open = || {
+        let known = Known::named("b158-2b4t").expect("known").cut(1, 8_500);
+        load(known.image().expect("small"), Kernels::detect(), 3)
+    };
+    let wanted = greedy(&open(), &mut state(&open()), 6);
+    let screened = screened(open());
+    let mut state = state(&screened);
+    assert_eq!(greedy(&screened, &mut state, 6), wanted);
+    assert_eq!((counts(&state).tokens, counts(&state).scans), (6, 0));
+    // The last part is not whole.
+    let image = image(&screened, HeadForm::Screened);
+    assert!(screened.is_image_of_head(HeadForm::Screened, &image));
 }
 
 #[test]
@@ -119,8 +136,8 @@ fn logits_within_reach_are_the_exact_ones_to_the_bit() {
                 assert!(exact.to_bits() == near.to_bits(), "row {row}: {exact}, {near}");
                 within += 1;
             }
-            // Elsewhere they are near: a deviation is about 4 % of what logits differ by.
-            assert!((exact - near).abs() < 0.3 * top.abs().max(1.0), "row {row}: {exact}, {near}");
+            // Elsewhere they are near: a deviation of two bits is a third of what logits differ by.
+            assert!((exact - near).abs() < 0.5 * top.abs().max(1.0), "row {row}: {exact}, {near}");
         }
         assert!(within >= 1);
     }
@@ -155,7 +172,7 @@ fn outlines_that_are_no_numbers_are_not_taken_and_cost_no_answer() {
     let outlines = VOCAB * model.shape().dim / 2;
     for number in [f32::NAN, 0.0] {
         let mut codes = sound.clone();
-        codes[outlines..outlines + VOCAB * 16].copy_from_slice(&number.to_le_bytes().repeat(4 * VOCAB));
+        codes[outlines..outlines + VOCAB * 32].copy_from_slice(&number.to_le_bytes().repeat(8 * VOCAB));
         assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "{number}");
         let mut model = self::model(Kernels::detect(), 2);
         model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
@@ -196,8 +213,8 @@ fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
     let wanted = greedy(&wrong, &mut state(&wrong), 8);
     let mut codes = image(&wrong, HeadForm::Screened);
     // Every row is told to be its neighbour's.
-    let width = wrong.shape().dim / 2;
-    codes[..VOCAB * width].rotate_left(width);
+    let width = wrong.shape().dim / 4;
+    codes.chunks_mut(VOCAB * width).take(2).for_each(|codes| codes.rotate_left(width));
     assert!(!wrong.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
     wrong.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&wrong);
@@ -210,7 +227,7 @@ fn outlines_that_claim_too_small_an_error_are_noticed() {
     let mut model = model(Kernels::detect(), 2);
     let mut codes = image(&model, HeadForm::Screened);
     let outlines = VOCAB * model.shape().dim / 2;
-    for outline in codes[outlines..outlines + VOCAB * 16].as_chunks_mut::<16>().0 {
+    for outline in codes[outlines..outlines + VOCAB * 32].as_chunks_mut::<16>().0 {
         outline[4..].copy_from_slice(&1e-30f32.to_le_bytes().repeat(3));
     }
     assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
@@ -236,8 +253,10 @@ fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
     let row = PROMPT.len() - 1;
     let wanted = best(model.logits(row, &mut state(&model))) as usize;
     let mut codes = image(&model, HeadForm::Screened);
-    let width = model.shape().dim / 2;
-    codes[wanted * width..(wanted + 1) * width].fill(0x88); // zeros
+    let width = model.shape().dim / 4;
+    for codes in codes.chunks_mut(VOCAB * width).take(2) {
+        codes[wanted * width..(wanted + 1) * width].fill(0b01_10_01_10); // small numbers of both signs
+    }
     model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
     let mut state = state(&model);
     let mut chosen = (0..514).map(|_| best(model.near_logits(row, &mut state, 0.0, None)) as usize);

@@ -163,10 +163,12 @@ async fn bench_measures_both_speeds() {
     assert_eq!((&said["prompt_tokens"], &said["threads"]), (&16.into(), &1.into()));
     assert!(said["bytes_per_token"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
     assert!(said["bandwidth_share"].as_f64().is_some_and(|share| share > 0.0), "{said}");
-    let (speed, bytes) = (said["read_speed"].as_f64(), said["bytes_per_token"].as_f64());
-    let expected = said["decode"]["median"].as_f64().zip(bytes).map(|(decode, bytes)| decode * bytes);
-    assert!(speed.zip(expected).is_some_and(|(speed, expected)| (speed / expected - 1.0).abs() < 1e-9));
-    assert!(said["peak_memory"].as_f64() > bytes, "the weights were resident: {said}");
+    let number = |of: &serde_json::Value| of.as_f64().unwrap_or_else(|| panic!("{said}"));
+    let bytes = number(&said["bytes_per_token"]) + number(&said["cache_bytes_per_token"]);
+    let expected = number(&said["decode"]["median"]) * bytes;
+    assert!((number(&said["read_speed"]) / expected - 1.0).abs() < 1e-9, "{said}");
+    assert!(number(&said["cache_bytes_per_token"]) > 0.0, "{said}");
+    assert!(number(&said["peak_memory"]) > bytes, "the weights were resident: {said}");
     let table = run(&[&["bench"][..], &sizes].concat()).await;
     for line in ["prefill", "decode", "bytes per token", "of the memory's speed", "outside the kernels"] {
         assert!(table.out.contains(line), "{line}: {table:?}");

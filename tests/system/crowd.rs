@@ -5,9 +5,10 @@ use crate::limits::{peak_kib, resident_kib};
 use crate::{Folder, PATIENCE, endless};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Lets this process have as many files open as it may: the clients are all in it.
 fn allow_files() {
@@ -165,7 +166,7 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     for _ in 0..60 {
         deaf.push(Idle::connect(&daemon).await);
     }
-    // After each round one that reads asks as well: it is answered behind them, so that the queue is never full.
+    // After each round one that reads asks as well: it is answered behind them, so that the queue is hardly ever full.
     let mut reader = daemon.client().await;
     let mut refused = Value::Null;
     for _ in 0..63 {
@@ -173,7 +174,10 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
             client.send(&ask.to_string()).await;
         }
         refused = reader.ask(json!({"prompt": "go", "max_tokens": 2})).await;
-        if refused["event"] == "error" {
+        if refused["code"] == "queue_full" {
+            // On a busy machine the daemon may hear this one before the others.
+            sleep(Duration::from_millis(200)).await;
+        } else if refused["event"] == "error" {
             break;
         }
     }

@@ -74,6 +74,8 @@ struct Measured {
     memory: Memory,
     peak_memory: Option<u64>,
     screen: Option<Screen>,
+    /// Keys and values that a decoded token read, mean.
+    cache_bytes: usize,
     /// Whether numbers of threads were still being tried out when the first round began.
     was_open: bool,
 }
@@ -84,7 +86,8 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     let hand_over = model.pool().hand_over(HAND_OVERS);
     let (decode, memory) = (spread(measured.decode), measured.memory.bandwidth());
     let bytes_per_token = model.bytes_read_per_token(measured.screen.map(|screen| screen.counts));
-    let read_speed = decode.median * bytes_per_token as f64;
+    let cache_bytes_per_token = measured.cache_bytes;
+    let read_speed = decode.median * (bytes_per_token + cache_bytes_per_token) as f64;
     Said {
         model: engine.name().to_owned(),
         kernel: model.kernels().name(),
@@ -99,6 +102,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
         hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
         bytes_per_token,
+        cache_bytes_per_token,
         screen: measured.screen,
         read_speed,
         bandwidth_share: read_speed / memory.median,
@@ -143,6 +147,9 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     // What comes after this is for the measurement only.
     let peak_memory = sensors::peak_memory(Path::new("/"));
     let mut measured = Measured::new(peak_memory);
+    // Those of the prompt, and on average of half the answer.
+    let positions = (args.prompt_tokens + args.generate_tokens / 2) as usize;
+    measured.cache_bytes = positions * session.cache_bytes_per_token();
     measured.was_open = is_open(engine, args);
     for _ in 0..args.repeat {
         measured.add(&answer(&mut session, &options), args);
@@ -185,6 +192,7 @@ impl Measured {
             memory: Memory::new(host::host().memory_bytes),
             peak_memory,
             screen: None,
+            cache_bytes: 0,
             was_open: false,
         }
     }

@@ -95,7 +95,8 @@ impl Parts {
 pub(super) struct Screen {
     #[serde(skip)]
     pub counts: Screening,
-    /// Rows of the head that were read for a token.
+    /// Rows of the head that were read for a token: in four bits, and whole.
+    pub fine_rows_per_token: f64,
     pub rows_per_token: f64,
     /// Tokens that were chosen by the whole head because the screen could not be trusted.
     pub scans: u64,
@@ -108,9 +109,10 @@ pub(super) struct Screen {
 
 impl Screen {
     pub fn of(counts: Screening, tokens_alike: usize) -> Self {
-        let Screening { tokens, rows, scans, checks, misses } = counts;
-        let rows_per_token = rows as f64 / tokens.max(1) as f64;
-        Screen { counts, rows_per_token, scans, checks, misses, tokens_alike }
+        let Screening { tokens, rows, fine, scans, checks, misses } = counts;
+        let [fine_rows_per_token, rows_per_token] =
+            [fine, rows].map(|rows| rows as f64 / tokens.max(1) as f64);
+        Screen { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
     }
 }
 
@@ -164,9 +166,11 @@ pub(super) struct Said {
     pub hand_over: Option<f64>,
     /// Weights that one decoded token reads.
     pub bytes_per_token: usize,
+    /// Keys and values that it reads, mean.
+    pub cache_bytes_per_token: usize,
     /// Nothing where the head is read whole.
     pub screen: Option<Screen>,
-    /// Weight bytes a second of decoding, median.
+    /// Bytes of both a second of decoding, median.
     pub read_speed: f64,
     /// Bytes a second that the same threads read from memory.
     pub memory_bandwidth: Spread,
@@ -192,23 +196,41 @@ pub(super) fn table(said: &Said) -> String {
     line("prefill", said.prefill, 1.0, "tokens/s");
     line("decode", said.decode, 1.0, "tokens/s");
     line("memory, read only", said.memory_bandwidth, 1e9, "GB/s");
-    let (megabytes, speed) = (said.bytes_per_token as f64 / 1e6, said.read_speed / 1e9);
+    let [weights, cache] = [said.bytes_per_token, said.cache_bytes_per_token].map(|bytes| bytes as f64 / 1e6);
+    let speed = said.read_speed / 1e9;
     let share = said.bandwidth_share * 100.0;
     let remark = match share > 100.0 {
         true if said.bytes_per_token < CACHED => " (the weights fit the caches)",
         true => " (something disturbed it: measure again)",
         false => "",
     };
-    write(&mut out, format_args!("{:<18} {megabytes:>10.1} MB", "bytes per token"));
     write(
         &mut out,
-        format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "weights read"),
+        format_args!(
+            "{:<18} {weights:>10.1} MB of weights, {cache:.1} of keys and values",
+            "bytes per token"
+        ),
+    );
+    write(
+        &mut out,
+        format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "read"),
     );
     if let Some(screen) = said.screen {
-        let Screen { rows_per_token, scans, checks, misses, tokens_alike, .. } = screen;
+        let Screen {
+            fine_rows_per_token: fine,
+            rows_per_token: rows,
+            scans,
+            checks,
+            misses,
+            tokens_alike,
+            ..
+        } = screen;
         write(
             &mut out,
-            format_args!("{:<18} {rows_per_token:>10.1} rows read whole, {scans} scans", "screened head"),
+            format_args!(
+                "{:<18} {rows:>10.1} rows read whole, {fine:.0} in four bits, {scans} scans",
+                "screened head"
+            ),
         );
         let wanted = said.generate_tokens;
         write(

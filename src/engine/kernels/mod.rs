@@ -13,6 +13,7 @@ mod avx512;
 mod blocks;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
+mod fetch;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -21,20 +22,30 @@ mod self_test;
 mod streams;
 #[cfg(target_arch = "x86_64")]
 mod vnni256;
+mod wide;
 
-use super::quant::{BLOCK, Blocks, Dense, NIBBLE_BLOCK, NIBBLE_ZERO, Numbers, packed_row};
+pub use fetch::{fetch, fetch_one};
+pub use wide::Loops;
+
+use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
 
 /// Codes times int8, for a fixed number of tokens:
 /// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
 type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
 
-/// Rows of 4-bit codes times int8: `out[r] = sum over c of nibble(r, c) * q[c]`.
-type Nibbles = unsafe fn(rows: &[u8], q: &[i8], out: &mut [i32]);
-
 /// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
 /// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
 type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
+
+/// Half-precision rows with some vectors at a time, to the bit as with one after the other.
+#[derive(Debug, Clone, Copy)]
+struct SharedF16 {
+    /// `out[v * rows + r] = sum over c of rows[r, c] * xs[v * cols + c]`.
+    dots: unsafe fn(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]),
+    /// `out[v * cols + c] += sum over r of weights[v * rows + r] * rows[r, c]`.
+    mixes: unsafe fn(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]),
+}
 
 /// Rows of blocks times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]);
@@ -58,11 +69,12 @@ pub struct Kernels {
     many: Option<Many>,
     /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
     ternary: &'static [(usize, Ternary)],
-    nibbles: Nibbles,
     dot_f16: DotF16,
     mix_f16: MixF16,
+    shared: Option<SharedF16>,
     dot_blocks: DotBlocks,
     mix_blocks: MixBlocks,
+    wide: wide::Wide,
 }
 
 /// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
@@ -144,12 +156,15 @@ impl Kernels {
     }
 
     /// Tokens from which on there is a faster way than [`Kernels::tokens`] at a time: all in one call, and
-    /// some hundred rows too. It keeps about 200 KB on the stack.
+    /// some hundred rows too. It keeps about 190 KB on the stack.
     pub fn many(&self) -> Option<usize> {
         self.many.map(|many| many.tokens)
     }
 
     /// Ternary rows times quantised rows.
+    ///
+    /// For one token codes may be 0 to 3, standing for -1 to 2, where no int8 is beyond 85: the kernels add up in
+    /// few bits what codes of 2 and int8 of -128 give at most.
     ///
     /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:
     /// `[tokens, cols]`, `cols` being whole blocks; `sums`: `[tokens]`, the sum of each row of `q`;
@@ -158,7 +173,19 @@ impl Kernels {
     /// # Panics
     /// When the lengths do not agree.
     pub fn ternary(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
-        let tokens = sums.len();
+        self.ternary_codes(weights, q, sums.len(), out);
+        // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
+        for (out, sum) in out.chunks_exact_mut((out.len() / sums.len()).max(1)).zip(sums) {
+            out.iter_mut().for_each(|dot| *dot -= sum);
+        }
+    }
+
+    /// The same before the sum of a token is taken away from each of its numbers, for who passes over them anyway:
+    /// codes as they are written, 0, 1, 2 for -1, 0, 1.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn ternary_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
         assert!(tokens > 0 && q.len().is_multiple_of(tokens) && out.len().is_multiple_of(tokens));
         let (cols, rows) = (q.len() / tokens, out.len() / tokens);
         assert!(cols > 0 && cols.is_multiple_of(BLOCK) && weights.len() == rows * packed_row(cols));
@@ -173,10 +200,6 @@ impl Kernels {
             unsafe { kernel(weights, q, cols, out) }
             token += count;
         }
-        // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
-        for (out, sum) in out.chunks_exact_mut(rows.max(1)).zip(sums) {
-            out.iter_mut().for_each(|dot| *dot -= sum);
-        }
     }
 
     /// A kernel, and for how many of so many tokens it is.
@@ -187,24 +210,6 @@ impl Kernels {
                 *self.ternary.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token")
             }
         }
-    }
-
-    /// Rows of 4-bit codes times one quantised row: `out[r] = sum over c of (code(r, c) - 8) * q[c]`.
-    ///
-    /// `rows`: `[out.len(), q.len() / 2]`, codes as [`super::quant::nibble`] reads them; `q`: `[cols]`, `cols`
-    /// being whole blocks of [`NIBBLE_BLOCK`]; `sum`: the sum of `q`; `out`: `[rows]`.
-    ///
-    /// # Panics
-    /// When the lengths do not agree.
-    pub fn nibbles(&self, rows: &[u8], q: &[i8], sum: i32, out: &mut [i32]) {
-        assert!(!q.is_empty() && q.len().is_multiple_of(NIBBLE_BLOCK));
-        assert!(rows.len() == out.len() * (q.len() / 2));
-        // Largest magnitude of a sum of codes: 15 times 128 a column.
-        assert!(q.len() <= i32::MAX as usize / (15 * 128));
-        // SAFETY: as in `ternary`.
-        unsafe { (self.nibbles)(rows, q, out) }
-        // One subtraction a row instead of one a code, as in `ternary`.
-        out.iter_mut().for_each(|dot| *dot -= NIBBLE_ZERO * sum);
     }
 
     /// Rows of numbers times a vector.
@@ -249,9 +254,71 @@ impl Kernels {
         }
     }
 
+    /// Whether rows of a format are read once for some vectors by [`Kernels::dots`] and [`Kernels::mixes`], and not
+    /// once for each.
+    pub fn shares(&self, kind: Numbers) -> bool {
+        kind == Numbers::Plain(Dense::F16) && self.shared.is_some()
+    }
+
+    /// [`Kernels::dot`] with some vectors of `cols` numbers, to the bit as with one after the other.
+    ///
+    /// `xs`: `[vectors, cols]`; `out`: `[vectors, rows]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree, or rows of blocks are not whole ones.
+    pub fn dots(&self, kind: impl Into<Numbers>, rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
+        let kind = kind.into();
+        let count = rows_of(kind, rows, cols);
+        assert!(xs.len().is_multiple_of(cols) && out.len() == xs.len() / cols * count);
+        match (kind, self.shared) {
+            // SAFETY: as in `ternary`.
+            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.dots)(rows, xs, cols, out) },
+            _ => {
+                let outs = out.chunks_exact_mut(count.max(1));
+                xs.chunks_exact(cols).zip(outs).for_each(|(x, out)| self.dot(kind, rows, x, out));
+            }
+        }
+    }
+
+    /// [`Kernels::mix`] for some sums of `cols` numbers, to the bit as for one after the other.
+    ///
+    /// `weights`: `[vectors, rows]`; `out`: `[vectors, cols]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree, or rows of blocks are not whole ones.
+    pub fn mixes(
+        &self,
+        kind: impl Into<Numbers>,
+        rows: &[u8],
+        weights: &[f32],
+        cols: usize,
+        out: &mut [f32],
+    ) {
+        let kind = kind.into();
+        let count = rows_of(kind, rows, cols);
+        assert!(out.len().is_multiple_of(cols) && weights.len() == out.len() / cols * count);
+        match (kind, self.shared) {
+            // SAFETY: as in `ternary`.
+            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.mixes)(rows, weights, cols, out) },
+            _ => {
+                let weights = weights.chunks_exact(count.max(1));
+                out.chunks_exact_mut(cols)
+                    .zip(weights)
+                    .for_each(|(out, weights)| self.mix(kind, rows, weights, out));
+            }
+        }
+    }
+
     /// Compares this table with the reference on numbers made from `seed`; `Err` says where they
     /// part.
     pub fn self_test(&self, seed: u64) -> Result<(), String> {
         self_test::run(self, seed)
     }
+}
+
+/// How many rows of `cols` numbers there are.
+fn rows_of(kind: Numbers, rows: &[u8], cols: usize) -> usize {
+    let row = kind.row_bytes(cols).filter(|row| *row > 0).expect("rows are whole blocks");
+    assert!(rows.len().is_multiple_of(row), "{} bytes in rows of {row}", rows.len());
+    rows.len() / row
 }

@@ -1,18 +1,20 @@
 //! The reference: plain Rust that every other table is held to.
 
+use super::wide::Wide;
 use super::{Kernels, blocks};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES, packed_row};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::{bf16, f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "scalar",
     many: None,
     ternary: &[(4, ternary), (1, ternary)],
-    nibbles,
     dot_f16,
     mix_f16,
+    shared: None,
     dot_blocks,
     mix_blocks,
+    wide: Wide::Plain,
 };
 
 /// Sums kept side by side, for the compiler to put into one register.
@@ -37,21 +39,6 @@ fn dot_codes(weights: &[u8], q: &[i8]) -> i32 {
         }
     }
     sum
-}
-
-fn nibbles(rows: &[u8], q: &[i8], out: &mut [i32]) {
-    for (row, out) in rows.chunks_exact(q.len() / 2).zip(out) {
-        let blocks = row.as_chunks::<NIBBLE_BLOCK_BYTES>().0.iter().zip(q.as_chunks::<NIBBLE_BLOCK>().0);
-        *out = blocks.map(|(bytes, q)| dot_nibbles(bytes, q)).sum();
-    }
-}
-
-fn dot_nibbles(bytes: &[u8; NIBBLE_BLOCK_BYTES], q: &[i8; NIBBLE_BLOCK]) -> i32 {
-    let (low, high) = q.split_at(NIBBLE_BLOCK_BYTES);
-    let pairs = bytes.iter().zip(low.iter().zip(high));
-    pairs
-        .map(|(byte, (a, b))| i32::from(byte & 15) * i32::from(*a) + i32::from(byte >> 4) * i32::from(*b))
-        .sum()
 }
 
 fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

@@ -1,13 +1,12 @@
 //! A table against the reference, on numbers made from a seed: what a device can ask of itself.
 
 use super::{Kernels, scalar};
-use crate::engine::quant::{BLOCK, NIBBLE_BLOCK, packed_row};
+use crate::engine::quant::{BLOCK, SCREEN_Q, packed_row};
 
 /// Rows enough for every way that a table has.
 const ROWS: usize = 133;
 /// Columns: whole blocks, an odd number of them.
 const COLS: usize = 17 * BLOCK;
-const _: () = assert!(COLS.is_multiple_of(NIBBLE_BLOCK));
 
 /// Numbers that depend on the seed only.
 struct Random(u64);
@@ -28,7 +27,7 @@ impl Random {
 pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
     let mut numbers = Random(seed);
     ternary(table, &mut numbers)?;
-    nibbles(table, &mut numbers)
+    four_codes(table, &mut numbers)
 }
 
 fn ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
@@ -47,13 +46,15 @@ fn ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     Ok(())
 }
 
-fn nibbles(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
-    let rows: Vec<u8> = (0..ROWS * COLS / 2).map(|_| numbers.next() as u8).collect();
-    let q = numbers.int8(COLS);
+/// One token and codes from 0 to 3, as a screen has them.
+fn four_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
+    let rows: Vec<u8> = (0..ROWS * packed_row(COLS)).map(|_| numbers.next() as u8).collect();
+    let most = SCREEN_Q as i8;
+    let q: Vec<i8> = numbers.int8(COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
     let (mut ours, mut reference) = (vec![0; ROWS], vec![0; ROWS]);
-    table.nibbles(&rows, &q, sum(&q), &mut ours);
-    scalar::TABLE.nibbles(&rows, &q, sum(&q), &mut reference);
-    compare(table, "nibbles", &ours, &reference)
+    table.ternary(&rows, &q, &[sum(&q)], &mut ours);
+    scalar::TABLE.ternary(&rows, &q, &[sum(&q)], &mut reference);
+    compare(table, "four codes", &ours, &reference)
 }
 
 fn sum(q: &[i8]) -> i32 {

@@ -12,7 +12,8 @@ macro_rules! table {
             use crate::engine::kernels::Kernels;
             use crate::engine::kernels::avx2::{dot_blocks, dot_f16, horizontal_sum, mix_blocks, mix_f16};
             use crate::engine::kernels::streams::{each_row, fetch_ahead};
-            use crate::engine::quant::{BLOCK, BLOCK_BYTES, NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES, packed_row};
+            use crate::engine::kernels::wide::Wide;
+            use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
             use std::arch::x86_64::*;
 
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
@@ -26,11 +27,12 @@ macro_rules! table {
                     (2, tile::<2>),
                     (1, one),
                 ],
-                nibbles,
                 dot_f16,
                 mix_f16,
+                shared: None,
                 dot_blocks,
                 mix_blocks,
+                wide: Wide::Avx2,
             };
 
             /// All rows for one token.
@@ -68,36 +70,6 @@ macro_rules! table {
                 let mut dots = [0; ROWS];
                 for (dot, [one, four]) in dots.iter_mut().zip(sums) {
                     *dot = horizontal_sum(_mm256_add_epi32(one, _mm256_srai_epi32::<2>(four)));
-                }
-                dots
-            }
-
-            /// All rows of nibbles.
-            #[target_feature(enable = $features)]
-            fn nibbles(rows: &[u8], q: &[i8], out: &mut [i32]) {
-                each_row(rows, q.len() / 2, out, |rows| dot_nibbles(rows, q), |row| dot_nibbles([row], q)[0]);
-            }
-
-            /// Rows of the same width, high codes as 16 times themselves.
-            #[target_feature(enable = $features)]
-            fn dot_nibbles<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
-                let (low, high) = (_mm256_set1_epi8(0x0f), _mm256_set1_epi8(0xf0u8 as i8));
-                let mut sums = [[_mm256_setzero_si256(); 2]; ROWS];
-                for (block, q) in q.as_chunks::<NIBBLE_BLOCK>().0.iter().enumerate() {
-                    let q = q.as_chunks::<32>().0;
-                    for (row, [one, sixteen]) in rows.iter().zip(&mut sums) {
-                        fetch_ahead(&row[block * NIBBLE_BLOCK_BYTES..]);
-                        for half in 0..2 {
-                            let codes = load(&row[block * NIBBLE_BLOCK_BYTES + half * 32..]);
-                            *one = $dpbusd(*one, _mm256_and_si256(codes, low), load_q(&q[half]));
-                            let codes = _mm256_and_si256(codes, high);
-                            *sixteen = $dpbusd(*sixteen, codes, load_q(&q[2 + half]));
-                        }
-                    }
-                }
-                let mut dots = [0; ROWS];
-                for (dot, [one, sixteen]) in dots.iter_mut().zip(sums) {
-                    *dot = horizontal_sum(_mm256_add_epi32(one, _mm256_srai_epi32::<4>(sixteen)));
                 }
                 dots
             }

@@ -1,24 +1,28 @@
 //! The forward pass, top to bottom.
 
+use super::rows::{self, Put};
 use super::state::{Cache, QuantizedRows, State};
 use super::timings::Part;
 use super::weights::{Form, Layer, Matrix, Packed, Table};
-use super::{Activation, Model};
+use super::{Model, Shape};
+use crate::engine::kernels::fetch;
 use crate::engine::ops::{self, Quantized};
-use crate::engine::pool::Stripe;
-use crate::engine::quant::packed_row;
+use crate::engine::pool::{Stripe, none};
+use crate::engine::quant::Numbers;
 
 /// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough rows to
 /// cost nothing: base NEON prepares something for each call, and wants 256 rows of eight tokens.
 const TILE: usize = 2048;
 /// Integer sums of rows and tokens that are multiplied in one call, where the kernels take many: they share
-/// the second cache with the turned weights. Kept on the stack, 256 KB.
+/// the second cache with the turned weights. Kept on the stack, 448 KB.
 const MANY: usize = MANY_ROWS * MANY_TOKENS;
-const MANY_ROWS: usize = 512;
+const MANY_ROWS: usize = 28 * ROWS_TOGETHER;
 const MANY_TOKENS: usize = 128;
-/// Rows that are worth a call for many tokens, which turns and tabulates first; a multiple of what stands
-/// side by side in a register.
+/// Rows that are worth a call for many tokens, which turns and tabulates first.
 const MANY_GRAIN: usize = 5 * ROWS_TOGETHER;
+/// Rows of a part that there should be where there are several parts a thread: tables take 8 % of its time.
+const MANY_PART: usize = 20 * ROWS_TOGETHER;
+/// Rows side by side in a register.
 const ROWS_TOGETHER: usize = 32;
 /// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
 const DENSE_ROWS: usize = 8;
@@ -27,8 +31,14 @@ const DENSE_ROWS: usize = 8;
 const WORTH_SHARING: usize = 1 << 19;
 /// And below which a part of it is not worth taking.
 const WORTH_TAKING: usize = WORTH_SHARING / 8;
+/// Tokens whose steps between matrices are worth the hand-over: a token's take some two microseconds.
+const TOKENS_WORTH_SHARING: usize = 4;
 /// Positions of the cache that are weighed together.
-const POSITIONS: usize = 64;
+const POSITIONS: usize = 256;
+/// Bytes of values that are asked for before the keys are read.
+const SOON: usize = 2048;
+/// Heads that are computed at a time, at most.
+const MOST_QUERIES: usize = 4;
 
 /// The input of a matrix: quantised for ternary ones, as it is for dense ones.
 #[derive(Clone, Copy)]
@@ -38,21 +48,33 @@ struct Input<'a> {
 }
 
 impl Model {
-    /// Runs `tokens` through the model behind those already in `state`.
+    /// Runs `tokens` through the model behind those already in `state`. Row `i` of the pass is then that of token `i`.
     ///
     /// # Panics
     /// With no token, more than `state.batch()`, more than fit, or one outside the vocabulary: the
     /// session checks all of this.
     pub fn forward(&self, tokens: &[u32], state: &mut State) {
+        self.forward_for(tokens, tokens.len(), state);
+    }
+
+    /// The same where only the logits of the last `wanted` tokens will be asked for, if any: row 0 of the pass is then
+    /// that of the first of these. To the others the last layer gives their keys and values and no more.
+    ///
+    /// # Panics
+    /// As [`Model::forward`], and where more are wanted than there are.
+    pub fn forward_for(&self, tokens: &[u32], wanted: usize, state: &mut State) {
         let n = tokens.len();
-        assert!(n > 0 && n <= state.batch && state.len + n <= state.context);
+        assert!(n > 0 && n <= state.batch && state.len + n <= state.context && wanted <= n);
         state.watch.start(&self.pool);
         self.embed(tokens, state);
         self.angles(n, state);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.on_its_threads(n, || {
-                self.attention(index, layer, n, state);
-                self.feed_forward(layer, n, state);
+            let to_the_end = if index + 1 == self.shape.layers { wanted } else { n };
+            self.on_its_threads((n, to_the_end), || {
+                self.attention(index, layer, (n, to_the_end), state);
+                if to_the_end > 0 {
+                    self.feed_forward(layer, to_the_end, state);
+                }
             });
         }
         self.leave_layers();
@@ -78,59 +100,88 @@ impl Model {
         }
     }
 
-    fn attention(&self, index: usize, layer: &Layer, n: usize, state: &mut State) {
+    /// Of `n` rows the last `wanted` go on.
+    fn attention(&self, index: usize, layer: &Layer, (n, wanted): (usize, usize), state: &mut State) {
         let shape = &self.shape;
-        norm_rows(&mut state.h, &state.x, &layer.attn_norm, n, shape.epsilon);
-        quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
+        self.norm(&layer.attn_norm, n, state);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         let (q, k, v) = (&mut state.wide[..], &mut state.k[..], &mut state.v[..]);
         self.project([(&layer.q, q), (&layer.k, k), (&layer.v, v)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
         self.rotate(n, state);
-        let kv = shape.kv_heads * shape.head_dim;
-        for row in 0..n {
-            let part = row * kv..(row + 1) * kv;
-            let (k, v) = (&state.k[part.clone()], &state.v[part]);
-            state.cache.store(index, state.len + row, k, v);
-        }
-        state.watch.lap(Part::Between, &self.pool);
-        self.attend(index, n, state);
-        state.watch.lap(Part::Attention, &self.pool);
+        let kv = n * shape.kv_heads * shape.head_dim;
+        let grain = if n < TOKENS_WORTH_SHARING { shape.kv_heads } else { 1 };
+        let made = (&state.k[..kv], &state.v[..kv]);
+        state.cache.store((index, state.len), made, (&self.pool, grain));
         let width = shape.heads * shape.head_dim;
-        let found = &mut state.wide[n * width..2 * n * width];
-        if let Some(weight) = &layer.attn_sub_norm {
-            for row in found.chunks_exact_mut(width) {
-                ops::rmsnorm_in_place(row, weight, shape.epsilon);
-            }
+        state.keep_last((n, wanted), width);
+        state.watch.lap(Part::Between, &self.pool);
+        if wanted == 0 {
+            return;
         }
-        quantize_rows(found, width, n, &mut state.quantized);
+        self.attend(index, (state.len + n - wanted, wanted), state);
+        state.watch.lap(Part::Attention, &self.pool);
+        let n = wanted;
+        let found = &mut state.wide[n * width..2 * n * width];
+        self.sub_norm(layer.attn_sub_norm.as_deref(), (found, width), &mut state.quantized);
         let input = Input { x: found, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         self.project([(&layer.o, &mut state.h)], n, input);
         state.watch.lap(Part::Attention, &self.pool);
-        ops::add(&mut state.x[..n * shape.dim], &state.h);
+        self.add(n, state);
     }
 
     fn feed_forward(&self, layer: &Layer, n: usize, state: &mut State) {
         let shape = &self.shape;
-        norm_rows(&mut state.h, &state.x, &layer.ffn_norm, n, shape.epsilon);
-        quantize_rows(&state.h, shape.dim, n, &mut state.quantized);
+        self.norm(&layer.ffn_norm, n, state);
         let input = Input { x: &state.h, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         self.project_gated(layer, n, input, &mut state.wide);
         state.watch.lap(Part::FeedForward, &self.pool);
-        if let Some(weight) = &layer.ffn_sub_norm {
-            for row in state.wide[..n * shape.ffn].chunks_exact_mut(shape.ffn) {
-                ops::rmsnorm_in_place(row, weight, shape.epsilon);
-            }
-        }
-        quantize_rows(&state.wide, shape.ffn, n, &mut state.quantized);
+        let made = (&mut state.wide[..n * shape.ffn], shape.ffn);
+        self.sub_norm(layer.ffn_sub_norm.as_deref(), made, &mut state.quantized);
         let input = Input { x: &state.wide, quantized: &state.quantized };
         state.watch.lap(Part::Between, &self.pool);
         self.project([(&layer.down, &mut state.h)], n, input);
         state.watch.lap(Part::FeedForward, &self.pool);
-        ops::add(&mut state.x[..n * shape.dim], &state.h);
+        self.add(n, state);
+    }
+
+    /// What a block found is added to the stream.
+    fn add(&self, n: usize, state: &mut State) {
+        let dim = self.shape.dim;
+        let stream = (&mut state.x[..n * dim], dim);
+        self.pool.rows((stream, none(), none()), TOKENS_WORTH_SHARING, |row, (x, ..)| {
+            let found = &state.h[row * dim..(row + 1) * dim];
+            self.kernels.wide(rows::Add { x, y: found });
+        });
+    }
+
+    /// The stream normalised and quantised.
+    fn norm(&self, weight: &[f32], n: usize, state: &mut State) {
+        let (dim, epsilon) = (self.shape.dim, self.shape.epsilon);
+        let State { x, h, quantized, .. } = state;
+        let (q, made) = quantized.make(dim, n);
+        let h = (&mut h[..n * dim], dim);
+        self.pool.rows((h, q, made), TOKENS_WORTH_SHARING, |row, (h, q, made)| {
+            let x = &x[row * dim..(row + 1) * dim];
+            made[0] = self.kernels.wide(rows::Norm { x, weight, epsilon, out: h, q });
+        });
+    }
+
+    /// Rows normalised in place, where there is a norm, and quantised.
+    fn sub_norm(
+        &self,
+        weight: Option<&[f32]>,
+        (x, width): (&mut [f32], usize),
+        quantized: &mut QuantizedRows,
+    ) {
+        let epsilon = self.shape.epsilon;
+        let (q, made) = quantized.make(width, x.len() / width);
+        self.pool.rows(((x, width), q, made), TOKENS_WORTH_SHARING, |_, (x, q, made)| {
+            made[0] = self.kernels.wide(rows::SubNorm { x, weight, epsilon, q });
+        });
     }
 
     /// `out = matrix * input` for matrices that take the same input: `[n, cols]` to `[n, rows]` each.
@@ -158,7 +209,14 @@ impl Model {
     /// Rows of a stripe at least, of so many with so many weights each.
     fn project_grain(&self, rows: usize, cols: usize, n: usize) -> usize {
         let grain = self.grain(rows, cols * n);
-        if self.takes_many(n) { grain.next_multiple_of(MANY_GRAIN) } else { grain }
+        if !self.takes_many(n) {
+            return grain;
+        }
+        // As many parts of the same size as there may be and as are large enough, for each thread as many as for others.
+        let threads = self.pool.active();
+        let each = (rows / MANY_PART / threads).clamp(1, self.pool.parts() / threads);
+        let part = rows.div_ceil(each * threads);
+        grain.max(part).max(MANY_GRAIN).next_multiple_of(ROWS_TOGETHER)
     }
 
     /// Whether a pass of `n` tokens is worth the kernel for many of them.
@@ -194,17 +252,18 @@ impl Model {
         (n, Input { quantized, .. }): (usize, Input),
         (put, stripe): (Put, &mut Stripe<f32>),
     ) {
-        let mut dots = [0i32; SUMS];
+        let mut dots = Sums([0i32; SUMS]);
         let (first, end) = (stripe.cols().start, stripe.cols().end);
         for rows in chunks(first..end, rows) {
             for tokens in chunks(0..n, tokens) {
-                let dots = &mut dots[..rows.len() * tokens.len()];
-                let (q, sums) = (quantized.rows(tokens.clone()), &quantized.sums[tokens.clone()]);
-                self.kernels.ternary(packed.rows(rows.clone()), q, sums, dots);
+                let dots = &mut dots.0[..rows.len() * tokens.len()];
+                let q = quantized.rows(tokens.clone());
+                self.kernels.ternary_codes(packed.rows(rows.clone()), q, tokens.len(), dots);
                 for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
-                    let scale = matrix.scale / quantized.made[token].scale;
+                    let Quantized { scale, sum } = quantized.made[token];
+                    let scale = matrix.scale / scale;
                     let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                    put.row(out, dots.iter().map(|dot| *dot as f32 * scale));
+                    self.kernels.wide(rows::PutSums { put, out, dots, sum, scale });
                 }
             }
         }
@@ -232,63 +291,88 @@ impl Model {
     fn rotate(&self, n: usize, state: &mut State) {
         let shape = &self.shape;
         let pairs = shape.rope_dims / 2;
-        let turn = |heads: &mut [f32], count: usize, cos: &[f32], sin: &[f32]| {
-            for (row, heads) in heads.chunks_exact_mut(count * shape.head_dim).take(n).enumerate() {
-                let part = row * pairs..(row + 1) * pairs;
-                for head in heads.chunks_exact_mut(shape.head_dim) {
-                    ops::rope(head, &cos[part.clone()], &sin[part.clone()], shape.rope_pairs);
-                }
+        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let State { wide, k, cos, sin, .. } = state;
+        let (wide, k) = ((&mut wide[..n * q], q), (&mut k[..n * kv], kv));
+        self.pool.rows((wide, k, none()), TOKENS_WORTH_SHARING, |row, (q, k, ..)| {
+            let part = row * pairs..(row + 1) * pairs;
+            let (cos, sin) = (&cos[part.clone()], &sin[part]);
+            for heads in [q, k] {
+                self.kernels.wide(rows::Rotate {
+                    heads,
+                    size: shape.head_dim,
+                    cos,
+                    sin,
+                    pairs: shape.rope_pairs,
+                });
             }
-        };
-        turn(&mut state.wide, shape.heads, &state.cos, &state.sin);
-        turn(&mut state.k, shape.kv_heads, &state.cos, &state.sin);
-    }
-
-    fn attend(&self, layer: usize, n: usize, state: &mut State) {
-        let shape = &self.shape;
-        let (heads, size) = (shape.heads, shape.head_dim);
-        let (cache, before) = (&state.cache, state.len);
-        let (queries, found) = state.wide.split_at_mut(n * heads * size);
-        let work = heads * n * size * (before + n);
-        // In floats, two rows read for each product: an eighth of a ternary matrix's pace.
-        let grain = if work < WORTH_SHARING / 8 { heads * n } else { 1 };
-        self.pool.pieces(&mut found[..n * heads * size], size, grain, |index, out| {
-            let (row, head) = (index / heads, index % heads);
-            let query = &queries[index * size..(index + 1) * size];
-            let kv_head = head * shape.kv_heads / heads;
-            self.attend_head(query, cache, layer, kv_head, before + row + 1, out);
         });
     }
 
-    /// Attention of one head over the first `len` positions, in one pass over the cache: the
+    /// `n` rows behind `before` others.
+    fn attend(&self, layer: usize, (before, n): (usize, usize), state: &mut State) {
+        let shape = &self.shape;
+        let (heads, size) = (shape.heads, shape.head_dim);
+        let cache = &state.cache;
+        let (queries, found) = state.wide.split_at_mut(n * heads * size);
+        let together = self.queries_together(cache.kind, n);
+        let (groups, width) = (heads / together, together * size);
+        let work = heads * n * size * (before + n);
+        // In floats, two rows read for each product: an eighth of a ternary matrix's pace.
+        let grain = if work < WORTH_SHARING / 8 { groups * n } else { 1 };
+        self.pool.pieces(&mut found[..n * heads * size], width, grain, |index, out| {
+            let (row, group) = (index / groups, index % groups);
+            let queries = &queries[index * width..(index + 1) * width];
+            let kv_head = group * together * shape.kv_heads / heads;
+            self.attend_heads(queries, cache, (layer, kv_head), before + row + 1, out);
+        });
+    }
+
+    /// Heads that share keys and values and are computed at a time, so that each of those is read once for all of
+    /// them; fewer where there would not be enough parts for the threads. No result depends on it.
+    fn queries_together(&self, cache: Numbers, n: usize) -> usize {
+        let Shape { heads, kv_heads, .. } = self.shape;
+        let fits = |together: &usize| (heads / kv_heads).is_multiple_of(*together);
+        let is_enough = |together: &usize| n * heads / together >= 2 * self.pool.active();
+        if !self.kernels.shares(cache) {
+            return 1;
+        }
+        (1..=MOST_QUERIES).rev().filter(fits).find(is_enough).unwrap_or(1)
+    }
+
+    /// Attention of some heads that share their keys over the first `len` positions, in one pass over the cache: the
     /// weights are rescaled whenever a larger score turns up, so no row of scores is stored.
     /// Source of the method: online softmax (Milakov and Gimelshein, arXiv 1805.02867).
-    fn attend_head(
+    fn attend_heads(
         &self,
-        query: &[f32], // [head_dim]
+        queries: &[f32], // [heads, head_dim]
         cache: &Cache,
-        layer: usize,
-        kv_head: usize,
+        (layer, kv_head): (usize, usize),
         len: usize,
-        out: &mut [f32], // [head_dim]
+        out: &mut [f32], // [heads, head_dim]
     ) {
-        let scale = 1.0 / (query.len() as f32).sqrt();
-        let mut scores = [0.0f32; POSITIONS];
-        let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0f32);
+        let size = self.shape.head_dim;
+        let scale = 1.0 / (size as f32).sqrt();
+        let mut scores = [0.0f32; MOST_QUERIES * POSITIONS];
+        let mut sums = [(f32::NEG_INFINITY, 0.0f32); MOST_QUERIES]; // the largest score, the total of weights
         out.fill(0.0);
         for positions in chunks(0..len, POSITIONS) {
-            let scores = &mut scores[..positions.len()];
+            let count = positions.len();
+            let scores = &mut scores[..queries.len() / size * count];
             let (keys, values) = cache.rows(layer, kv_head, positions);
-            self.kernels.dot(cache.kind, keys, query, scores);
-            let before = largest;
-            largest = largest.max(ops::largest(scores) * scale);
-            let rescale = ops::exp(before - largest);
-            out.iter_mut().for_each(|x| *x *= rescale);
-            scores.iter_mut().for_each(|score| *score = ops::exp(*score * scale - largest));
-            total = total * rescale + ops::sum(scores);
-            self.kernels.mix(cache.kind, values, scores, out);
+            // Read after the keys, they are there then.
+            fetch(&values[..values.len().min(SOON)]);
+            self.kernels.dots(cache.kind, keys, queries, size, scores);
+            let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(size));
+            for ((scores, out), (before, total)) in each.zip(&mut sums) {
+                let weigh = rows::Weigh { scores, scale, before: *before, total: *total, out };
+                (*before, *total) = self.kernels.wide(weigh);
+            }
+            self.kernels.mixes(cache.kind, values, scores, size, out);
         }
-        out.iter_mut().for_each(|x| *x /= total);
+        for (out, (_, total)) in out.chunks_exact_mut(size).zip(sums) {
+            out.iter_mut().for_each(|x| *x /= total);
+        }
     }
 
     /// Columns of a stripe: all of them when the work is too small to share.
@@ -300,41 +384,9 @@ impl Model {
     }
 }
 
-/// What a product's numbers are put into.
-#[derive(Clone, Copy)]
-enum Put {
-    /// Where they belong.
-    There,
-    /// What holds the gate's, as the product of both once those went through this.
-    Gate(Activation),
-}
-
-impl Put {
-    fn row(self, out: &mut [f32], numbers: impl Iterator<Item = f32>) {
-        match self {
-            Put::There => out.iter_mut().zip(numbers).for_each(|(out, x)| *out = x),
-            Put::Gate(Activation::SquaredRelu) => ops::squared_relu_times(out, numbers),
-            Put::Gate(Activation::Silu) => ops::silu_times(out, numbers),
-        }
-    }
-}
-
-fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], n: usize, epsilon: f32) {
-    let rows = out.chunks_exact_mut(weight.len()).zip(x.chunks_exact(weight.len()));
-    for (out, x) in rows.take(n) {
-        ops::rmsnorm(out, x, weight, epsilon);
-    }
-}
-
-fn quantize_rows(x: &[f32], cols: usize, n: usize, out: &mut QuantizedRows) {
-    out.width = packed_row(cols) * 4;
-    for row in 0..n {
-        let q = &mut out.q[row * out.width..(row + 1) * out.width];
-        let made: Quantized = ops::quantize(&x[row * cols..(row + 1) * cols], q);
-        out.made[row] = made;
-        out.sums[row] = made.sum;
-    }
-}
+/// Sums where a register's worth of them begins a line of the cache.
+#[repr(align(64))]
+struct Sums<const N: usize>([i32; N]);
 
 fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let end = range.end;

@@ -4,11 +4,12 @@
 //! in 8 or 6 bits it is smaller and a little off; screened it is smaller and chooses as the file's own does:
 //! see [`super::logits`].
 
-use super::weights::{RESIDENT, Table};
+use super::screen::{self, Screen};
+use super::weights::Table;
 use super::{EMBEDDING, HEAD, Model, Shape};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, Slice};
-use crate::engine::quant::{Blocks, NIBBLE_BLOCK, Numbers, Outline, WriteRow, screen_bytes, screen_row};
+use crate::engine::quant::{Blocks, Numbers};
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ pub enum HeadForm {
     Q8,
     /// Written again as Q6_K: 6.6 bits a number.
     Q6K,
-    /// Four bits of every row, and the file's own numbers of the rows that can win.
+    /// Two bits of every row, four of those that may matter, and the file's own numbers of those that can win.
     Screened,
 }
 
@@ -77,8 +78,11 @@ impl HeadForm {
     pub fn image_bytes(self, shape: &Shape) -> usize {
         match self {
             HeadForm::File => 0,
-            HeadForm::Q8 | HeadForm::Q6K => shape.vocab * self.row_bytes(shape.dim),
-            HeadForm::Screened => shape.vocab * self.row_bytes(shape.dim) + 4 * shape.dim,
+            HeadForm::Q8 | HeadForm::Q6K => {
+                let row = self.numbers().and_then(|numbers| numbers.row_bytes(shape.dim));
+                shape.vocab * row.expect("`of` refuses others")
+            }
+            HeadForm::Screened => screen::image_bytes(shape),
         }
     }
 
@@ -90,125 +94,44 @@ impl HeadForm {
             HeadForm::File | HeadForm::Screened => None,
         }
     }
-
-    /// Bytes of a row in an image, its outline with it.
-    fn row_bytes(self, cols: usize) -> usize {
-        match self.numbers() {
-            Some(numbers) => numbers.row_bytes(cols).expect("`of` refuses others"),
-            None => screen_bytes(cols) + OUTLINE,
-        }
-    }
 }
 
-/// Bytes of an [`Outline`] in an image: four f32.
-const OUTLINE: usize = 16;
 /// Widest rows that are screened: their sums surely fit 32 bits.
 const WIDEST: usize = 1 << 20;
 
 /// Rows that are made at a time: enough for every thread, and little memory.
 const CHUNK: usize = 4096;
-/// Rows from which the size of each column is estimated.
-const SAMPLE: usize = 2048;
-
-/// Four bits of every number of a head. Its image: codes of all rows, `[vocab, screen_bytes(dim)]`, then
-/// outlines of all rows, then the size of each column, little-endian f32.
-#[derive(Debug)]
-pub(super) struct Screen {
-    codes: Slice,
-    width: usize,
-    pub outlines: Vec<Outline>, // [vocab]
-    /// What the numbers of a column were divided by, and what the hidden vector is multiplied by.
-    pub columns: Vec<f32>, // [dim]
-}
-
-impl Screen {
-    fn read(image: Slice, shape: &Shape) -> Self {
-        let width = screen_bytes(shape.dim);
-        let (codes, outlines) = (shape.vocab * width, shape.vocab * OUTLINE);
-        let read = floats(&image[codes..codes + outlines]);
-        let columns = floats(&image[codes + outlines..]);
-        // All of this is copied now.
-        image.part(codes..image.len()).release();
-        Screen {
-            outlines: read
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&[scale, error, length, peak]| Outline { scale, error, length, peak })
-                .collect(),
-            columns,
-            codes: image.part(0..codes),
-            width,
-        }
-    }
-
-    /// Codes of rows `range`.
-    pub fn rows(&self, range: std::ops::Range<usize>) -> &[u8] {
-        &self.codes[range.start * self.width..range.end * self.width]
-    }
-
-    /// Bytes that one token reads of it.
-    pub fn bytes(&self) -> usize {
-        self.codes.len() + self.outlines.len() * OUTLINE
-    }
-}
-
-/// Little-endian numbers.
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-}
 
 impl Model {
     /// Writes the image of a form, of exactly [`HeadForm::image_bytes`].
     pub fn write_head(&self, form: HeadForm, out: &mut dyn Write) -> io::Result<()> {
-        let columns = if form == HeadForm::Screened { self.column_sizes() } else { Vec::new() };
-        let outlines = self.write_rows(form, &columns, out)?;
-        out.write_all(&outlines)?;
-        out.write_all(&columns.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<u8>>())
+        match form.numbers() {
+            Some(numbers) => self.write_rows(numbers, out),
+            None if form == HeadForm::Screened => self.write_screen(out),
+            None => Ok(()),
+        }
     }
 
-    /// All rows but their outlines, which it gives.
-    fn write_rows(&self, form: HeadForm, columns: &[f32], out: &mut dyn Write) -> io::Result<Vec<u8>> {
-        let (vocab, cols) = (self.shape.vocab, self.shape.dim);
-        let record = form.row_bytes(cols);
-        let bytes = if form == HeadForm::Screened { record - OUTLINE } else { record };
-        let head = self.weights.head();
-        let mut records = vec![0u8; CHUNK.min(vocab) * record];
-        let mut outlines = Vec::with_capacity(vocab * (record - bytes));
-        let writer = form.numbers().and_then(Numbers::writer);
+    fn write_rows(&self, numbers: Numbers, out: &mut dyn Write) -> io::Result<()> {
+        let vocab = self.shape.vocab;
+        let width = numbers.row_bytes(self.shape.dim).expect("`of` refuses others");
+        let mut rows = vec![0u8; CHUNK.min(vocab) * width];
         for first in (0..vocab).step_by(CHUNK) {
-            let records = &mut records[..CHUNK.min(vocab - first) * record];
-            self.pool.pieces(records, record, 16, |index, record| {
-                let mut row = vec![0.0; cols];
-                head.kind.read(head.rows(first + index..first + index + 1), &mut row);
-                write_record(writer, &mut row, columns, record);
-            });
-            for record in records.chunks_exact(record) {
-                out.write_all(&record[..bytes])?;
-                outlines.extend_from_slice(&record[bytes..]);
-            }
+            let rows = &mut rows[..CHUNK.min(vocab - first) * width];
+            self.pool.pieces(rows, width, 16, |index, row| self.write_row(numbers, first + index, row));
+            out.write_all(rows)?;
             // Read once, and never again as a whole.
-            head.release();
+            self.weights.head().release();
         }
-        Ok(outlines)
+        Ok(())
     }
 
-    /// The root of the mean square of each column, by some rows.
-    fn column_sizes(&self) -> Vec<f32> {
-        let (vocab, head) = (self.shape.vocab, self.weights.head());
-        let mut squares = vec![0.0f32; self.shape.dim];
-        let mut row = vec![0.0; self.shape.dim];
-        let sample: Vec<usize> = (0..vocab).step_by(vocab.div_ceil(SAMPLE)).collect();
-        for rows in sample.chunks(RESIDENT) {
-            for at in rows {
-                head.kind.read(head.rows(*at..at + 1), &mut row);
-                squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
-            }
-            head.release();
-        }
-        // A column without any size may be left as it is.
-        let sizes = squares.into_iter().map(|sum| (sum / sample.len() as f32).sqrt());
-        sizes.map(|size| if size.is_normal() { size } else { 1.0 }).collect()
+    /// A row of the head in another format.
+    fn write_row(&self, numbers: Numbers, row: usize, out: &mut [u8]) {
+        let (head, write) = (self.weights.head(), numbers.writer().expect("forms are written in these"));
+        let mut read = vec![0.0; self.shape.dim];
+        head.kind.read(head.rows(row..row + 1), &mut read);
+        write(out, &read);
     }
 
     /// Reads the head from the image of a form from now on.
@@ -229,45 +152,18 @@ impl Model {
     /// Whether an image agrees with the head in some rows: one made of another file does not.
     pub fn is_image_of_head(&self, form: HeadForm, image: &[u8]) -> bool {
         const ROWS: usize = 16;
-        let (vocab, cols) = (self.shape.vocab, self.shape.dim);
-        if image.len() != form.image_bytes(&self.shape) || form == HeadForm::File {
+        if image.len() != form.image_bytes(&self.shape) {
             return false;
         }
-        let record = form.row_bytes(cols);
-        let screened = form == HeadForm::Screened;
-        let bytes = if screened { record - OUTLINE } else { record };
-        let (rows, columns) = image.split_at(vocab * record);
-        let (codes, outlines) = rows.split_at(vocab * bytes);
-        let columns = floats(columns);
-        // No sign among them: all are lengths.
-        let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
-        if !floats(outlines).iter().chain(&columns).all(is_size) || columns.contains(&0.0) {
-            return false;
-        }
-        let (head, writer) = (self.weights.head(), form.numbers().and_then(Numbers::writer));
-        let agrees = |row: usize| {
-            let (mut made, mut numbers) = (vec![0u8; record], vec![0.0; cols]);
-            head.kind.read(head.rows(row..row + 1), &mut numbers);
-            write_record(writer, &mut numbers, &columns, &mut made);
-            let outline = record - bytes;
-            made[..bytes] == codes[row * bytes..(row + 1) * bytes]
-                && made[bytes..] == outlines[row * outline..(row + 1) * outline]
+        let Some(numbers) = form.numbers() else {
+            return form == HeadForm::Screened && self.is_screen_of_head(image);
         };
-        (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
-    }
-}
-
-/// One row as an image has it: by `writer`, or screened. `row` is spent.
-fn write_record(writer: Option<WriteRow>, row: &mut [f32], columns: &[f32], record: &mut [u8]) {
-    match writer {
-        Some(write) => write(record, row),
-        None => {
-            row.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
-            let (codes, outline) = record.split_at_mut(row.len().div_ceil(NIBBLE_BLOCK) * NIBBLE_BLOCK / 2);
-            let Outline { scale, error, length, peak } = screen_row(row, codes);
-            for (bytes, x) in outline.as_chunks_mut::<4>().0.iter_mut().zip([scale, error, length, peak]) {
-                *bytes = x.to_le_bytes();
-            }
-        }
+        let vocab = self.shape.vocab;
+        let agrees = |(row, there): (usize, &[u8])| {
+            let mut made = vec![0u8; there.len()];
+            self.write_row(numbers, row, &mut made);
+            made == there
+        };
+        image.chunks_exact(image.len() / vocab).enumerate().step_by(vocab.div_ceil(ROWS)).all(agrees)
     }
 }

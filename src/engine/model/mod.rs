@@ -5,6 +5,8 @@
 mod forward;
 mod head;
 mod logits;
+mod rows;
+mod screen;
 mod state;
 mod threads;
 mod timings;
@@ -25,7 +27,7 @@ use super::quant::packed_row;
 use super::tuner::{Threads, Tuner};
 use std::sync::Mutex;
 use weights::Weights;
-pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
+pub use weights::{EMBEDDING, HEAD, RESIDENT, check_tensors, has_duplicate_head};
 
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often, but scratch
 /// memory grows with it, and the time until a caller may say stop. With 64 arithmetic is the limit; the kernel

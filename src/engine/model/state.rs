@@ -1,9 +1,11 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
-use super::logits::{MOST_ROWS, Screening};
+use super::logits::Screening;
+use super::screen::{MOST_ROWS, Room};
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
+use crate::engine::pool::{Pool, Wide, none};
 use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};
 
 /// What keys and values are kept in.
@@ -97,15 +99,27 @@ impl Cache {
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
-    /// Stores one token's keys and values, `[kv_heads, head_dim]` each.
-    pub fn store(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        assert!(position < self.context);
-        for head in 0..self.kv_heads {
-            let start = self.start(layer, head, position);
-            let (bytes, part) = (start..start + self.width, head * self.head_dim);
-            (self.write)(&mut self.keys[bytes.clone()], &keys[part..part + self.head_dim]);
-            (self.write)(&mut self.values[bytes], &values[part..part + self.head_dim]);
-        }
+    /// Stores keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each; at least `grain` heads
+    /// go to one thread.
+    pub fn store(
+        &mut self,
+        (layer, position): (usize, usize),
+        (keys, values): (&[f32], &[f32]),
+        (pool, grain): (&Pool, usize),
+    ) {
+        let (kv, size, width, write) = (self.kv_heads * self.head_dim, self.head_dim, self.width, self.write);
+        assert!(keys.len() == values.len() && position + keys.len() / kv <= self.context);
+        let layer = self.start(layer, 0, 0)..self.start(layer + 1, 0, 0);
+        let (to, head) = ((&mut self.keys[layer.clone()], &mut self.values[layer]), self.context * width);
+        pool.rows(((to.0, head), (to.1, head), none()), grain, |head, (to_keys, to_values, ..)| {
+            let part = head * size..(head + 1) * size;
+            for (row, (keys, values)) in (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
+            {
+                let bytes = row * width..(row + 1) * width;
+                write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
+                write(&mut to_values[bytes], &values[part.clone()]);
+            }
+        });
     }
 }
 
@@ -114,11 +128,16 @@ impl Cache {
 pub(super) struct QuantizedRows {
     pub q: Vec<i8>,           // [batch, padded width of the input at hand]
     pub made: Vec<Quantized>, // [batch]
-    pub sums: Vec<i32>,       // [batch]
     pub width: usize,         // padded width of the input at hand
 }
 
 impl QuantizedRows {
+    /// Room for `n` rows of `cols` numbers, and for what is said of each: matrices with their widths.
+    pub fn make(&mut self, cols: usize, n: usize) -> (Wide<'_, i8>, Wide<'_, Quantized>) {
+        self.width = packed_row(cols) * 4;
+        ((&mut self.q[..n * self.width], self.width), (&mut self.made[..n], 1))
+    }
+
     /// Rows `range` of the quantised input: `[range.len(), width]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[i8] {
         &self.q[range.start * self.width..range.end * self.width]
@@ -145,8 +164,8 @@ pub struct State {
     pub(super) last: Vec<f32>,     // [dim], one row on its way to the head
     pub(super) logits: Vec<f32>,   // [vocab]
     pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
-    pub(super) rows: Vec<u32>,     // rows of the head that may be the best
-    pub(super) exact: Vec<f32>,    // [MOST_ROWS], their logits
+    pub(super) room: Room,
+    pub(super) exact: Vec<f32>, // [MOST_ROWS], logits of rows of the head that may be the best
     pub(super) screening: Screening,
     /// Tokens of this answer, one after the other, for which the whole head was read.
     pub(super) scans_in_a_row: u32,
@@ -154,7 +173,13 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(shape: &Shape, context: usize, batch: usize, cache: CacheForm, screen: bool) -> Self {
+    pub(super) fn new(
+        shape: &Shape,
+        context: usize,
+        batch: usize,
+        cache: CacheForm,
+        is_screened: bool,
+    ) -> Self {
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
@@ -171,16 +196,15 @@ impl State {
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
                 made: vec![Quantized::default(); batch],
-                sums: vec![0; batch],
                 width: 0,
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
             last: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
-            screened: vec![0.0; if screen { shape.dim } else { 0 }],
-            rows: Vec::with_capacity(if screen { MOST_ROWS } else { 0 }),
-            exact: vec![0.0; if screen { MOST_ROWS } else { 0 }],
+            screened: vec![0.0; if is_screened { shape.dim } else { 0 }],
+            room: if is_screened { Room::new(shape.vocab) } else { Room::default() },
+            exact: vec![0.0; if is_screened { MOST_ROWS } else { 0 }],
             screening: Screening::default(),
             scans_in_a_row: 0,
             watch: Watch::new(),
@@ -207,6 +231,11 @@ impl State {
         self.context
     }
 
+    /// Bytes of keys and values for each token.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        (self.cache.keys.len() + self.cache.values.len()) / self.context.max(1)
+    }
+
     /// Tokens that one pass can take.
     pub fn batch(&self) -> usize {
         self.batch
@@ -215,6 +244,15 @@ impl State {
     /// What passes and logits took since the last call.
     pub fn take_timings(&mut self) -> Timings {
         self.watch.take()
+    }
+
+    /// Of `n` rows of the stream, and of queries of `width`, the last `wanted` become the first.
+    pub(super) fn keep_last(&mut self, (n, wanted): (usize, usize), width: usize) {
+        if wanted < n {
+            let dim = self.last.len();
+            self.x.copy_within((n - wanted) * dim..n * dim, 0);
+            self.wide.copy_within((n - wanted) * width..n * width, 0);
+        }
     }
 
     /// Forgets all tokens from `len` on.

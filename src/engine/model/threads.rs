@@ -24,13 +24,16 @@ impl Model {
         self.leave_layers();
     }
 
-    /// Computes one layer of a pass of `tokens` on as many threads as it is due.
-    pub(super) fn on_its_threads(&self, tokens: usize, layer: impl FnOnce()) {
+    /// Computes one layer of a pass of `tokens` on as many threads as it is due. It tells nothing of others where not
+    /// all go on to its end.
+    pub(super) fn on_its_threads(&self, (tokens, to_the_end): (usize, usize), layer: impl FnOnce()) {
         let trial = self.tuner().next(tokens);
         self.pool.set_active(trial.threads);
         let started = trial.is_timed.then(Instant::now);
         layer();
-        self.tuner().note(tokens, started.map(|started| started.elapsed()));
+        if to_the_end == tokens {
+            self.tuner().note(tokens, started.map(|started| started.elapsed()));
+        }
     }
 
     /// Sets the threads for what comes after the layers.

@@ -2,8 +2,9 @@
 
 use super::Shape;
 use super::WeightBytes;
-use super::head::{HeadForm, Screen};
+use super::head::HeadForm;
 use super::logits::SCAN_ROWS;
+use super::screen::Screen;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
@@ -73,7 +74,7 @@ pub(super) struct Weights {
     pub output_norm: Vec<f32>, // [dim]
     /// `None`: the embedding is used.
     pub head: Option<Table>,
-    /// The head in four bits, where it is read through a screen.
+    /// The head in a few bits, where it is read through a screen.
     pub screen: Option<Screen>,
     /// Rotation frequency of each pair, `[rope_dims / 2]`.
     pub rope_frequencies: Vec<f32>,
@@ -140,11 +141,11 @@ impl Bytes {
     }
 }
 
-/// Rows of a table that may stay in memory where it is read here and there: the system brings in 64 KiB
-/// around each.
-pub(super) const RESIDENT: usize = 64;
-/// Bytes that the system brings in around one row (`fault_around_bytes` of Linux).
-const AROUND: usize = 64 << 10;
+/// Rows of a table that may stay in memory where it is read here and there.
+pub const RESIDENT: usize = 8;
+/// Bytes that the system may bring in around one row: since Linux 6.18 the whole of a large page of the file's, before
+/// `fault_around_bytes`, 64 KiB.
+const AROUND: usize = 2 << 20;
 
 /// A table of numbers: the embedding, the head, a dense matrix. Never copied.
 #[derive(Debug)]
@@ -431,7 +432,7 @@ pub fn has_duplicate_head(file: &Gguf) -> bool {
     let (a, b) = (file.data(embedding), file.data(head));
     let width = (a.len() / rows).max(1);
     let is_same = a.chunks(width).zip(b.chunks(width)).step_by(STEP).all(|(a, b)| a == b);
-    // The system brought in 64 KiB around each row: most of both, before anything is loaded.
+    // The system brought in what is around each row: most of both, before anything is loaded.
     a.release();
     b.release();
     is_same

@@ -6,23 +6,30 @@
 //! it. Deliberately knows nothing of what a part does.
 
 mod affinity;
+mod cuts;
 mod job;
 mod stripe;
 
 pub use affinity::{keep_to, processors};
 pub use stripe::Stripe;
 
+use cuts::Cuts;
 use job::{Body, MAX_PARTS, Shared, lock};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use stripe::SendPtr;
+use stripe::{Rows, SendPtr};
 
-/// Parts of a job for each thread: one that is held up leaves the rest of its share to the others. On two
-/// threads four are 5 % faster than two where memory is the limit, and eight are no faster than four.
-const PARTS: usize = 4;
+/// A matrix and its width.
+pub type Wide<'a, T> = (&'a mut [T], usize);
+
+/// No matrix, for [`Pool::rows`].
+pub fn none<'a>() -> Wide<'a, ()> {
+    (&mut [], 0)
+}
 
 /// The threads. Dropping it ends them.
 pub struct Pool {
@@ -108,7 +115,7 @@ impl Pool {
     }
 
     /// Splits a row-major matrix `[rows, width]` into stripes of columns, each starting at a
-    /// multiple of `grain`, and hands them to `body`; about four for each active thread.
+    /// multiple of `grain`, and hands them to `body`; a few for each active thread, the first ones largest.
     pub fn stripes<T: Send>(
         &self,
         out: &mut [T],
@@ -128,34 +135,53 @@ impl Pool {
         body: impl Fn(usize, Stripe<'_, T>) + Sync,
     ) {
         let widths = matrices.each_ref().map(|(_, width)| *width);
-        let total = widths.iter().sum::<usize>();
         let starts = matrices.map(|(out, width)| {
             assert!(grain > 0 && out.len().is_multiple_of(width.max(1)), "{} in rows of {width}", out.len());
             (out.len() / width.max(1), SendPtr::new(out))
         });
-        let wanted = if self.active() == 1 { 1 } else { PARTS * self.active() };
-        let per_part = total.div_ceil(wanted).next_multiple_of(grain);
-        let parts = widths.map(|width| width.div_ceil(per_part));
-        let part_of = |mut part: usize| {
-            let which = parts.iter().position(|parts| {
-                let is_here = part < *parts;
-                part -= if is_here { 0 } else { *parts };
-                is_here
-            });
-            (which.expect("no more parts than those of all matrices"), part)
-        };
+        // All of them together may be less than what is worth a hand-over.
+        let threads = if widths.iter().sum::<usize>() <= grain { 1 } else { self.active() };
+        // Columns are handed out in grains, those of one matrix after those of the other.
+        let cuts = Cuts::new(widths.iter().map(|width| width.div_ceil(grain)).sum(), threads);
         let compute = |part: usize| {
-            let (which, part) = part_of(part);
-            let cols = part * per_part..((part + 1) * per_part).min(widths[which]);
-            let (rows, start) = &starts[which];
-            // SAFETY: the matrix has `rows` rows of its width, and the columns of two parts do not meet.
-            body(which, unsafe { start.stripe(widths[which], *rows, cols) });
+            let Range { start, end } = cuts.part(part);
+            let mut before = 0;
+            for (which, (width, (rows, matrix))) in widths.iter().zip(&starts).enumerate() {
+                let here = |cut: usize| (cut.saturating_sub(before) * grain).min(*width);
+                let cols = here(start)..here(end);
+                if !cols.is_empty() {
+                    // SAFETY: the matrix has `rows` rows of its width, and the columns of two parts do not meet.
+                    body(which, unsafe { matrix.stripe(*width, *rows, cols) });
+                }
+                before += width.div_ceil(grain);
+            }
         };
-        match parts.iter().sum() {
-            // Each less than what is worth a hand-over, and all of them together, too.
-            all if total <= grain => (0..all).for_each(compute),
-            all => self.run(all, &compute),
-        }
+        self.run(cuts.parts(), &compute);
+    }
+
+    /// Hands rows `i` of three matrices, each with its width, to `body` with `i`; at least `grain` rows go to one
+    /// thread. A matrix of width 0 has empty rows, as many as the first one has.
+    pub fn rows<A: Send, B: Send, C: Send>(
+        &self,
+        (a, b, c): (Wide<'_, A>, Wide<'_, B>, Wide<'_, C>),
+        grain: usize,
+        body: impl Fn(usize, (&mut [A], &mut [B], &mut [C])) + Sync,
+    ) {
+        let rows = a.0.len() / a.1.max(1);
+        let (a, b, c) = (Rows::new(a, rows), Rows::new(b, rows), Rows::new(c, rows));
+        let cuts = Cuts::new(rows.div_ceil(grain), self.active());
+        self.run(cuts.parts(), &|part| {
+            let Range { start, end } = cuts.part(part);
+            for row in start * grain..(end * grain).min(rows) {
+                // SAFETY: the matrices have that many rows, and no two parts have a row in common.
+                body(row, unsafe { (a.row(row), b.row(row), c.row(row)) });
+            }
+        });
+    }
+
+    /// Parts of the same size that work is best cut into where its pace is known.
+    pub fn parts(&self) -> usize {
+        if self.active() == 1 { 1 } else { 4 * self.active() }
     }
 
     /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
@@ -364,6 +390,21 @@ mod tests {
                     assert!(out.iter().all(|x| *x == which + 1), "{which} of {widths:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_of_three_matrices_come_together_and_once() {
+        for (threads, rows, grain) in [(1, 5, 1), (3, 1, 1), (3, 50, 1), (2, 9, 4), (3, 0, 2)] {
+            let (mut a, mut b) = (vec![0usize; 3 * rows], vec![0u8; rows]);
+            let all = ((&mut a[..], 3), none(), (&mut b[..], 1));
+            pool(threads).rows(all, grain, |row, (a, none, b)| {
+                assert_eq!((a.len(), none.len(), b.len()), (3, 0, 1));
+                a.iter_mut().for_each(|x| *x += row + 1);
+                b[0] += row as u8 + 1;
+            });
+            assert!(a.iter().enumerate().all(|(at, x)| *x == at / 3 + 1));
+            assert!(b.iter().enumerate().all(|(at, x)| usize::from(*x) == at + 1));
         }
     }
 

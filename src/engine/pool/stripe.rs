@@ -51,3 +51,35 @@ impl<T> SendPtr<T> {
         Stripe { start: self.0, width, rows, cols, matrix: std::marker::PhantomData }
     }
 }
+
+/// A matrix of which each row goes to one part.
+pub(super) struct Rows<'a, T> {
+    start: *mut T,
+    width: usize,
+    rows: usize,
+    matrix: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: only ever used to hand out different rows of a `T: Send`.
+unsafe impl<T: Send> Sync for Rows<'_, T> {}
+
+impl<'a, T> Rows<'a, T> {
+    /// # Panics
+    /// When the matrix has not just so many rows of its width.
+    pub fn new((matrix, width): (&'a mut [T], usize), rows: usize) -> Self {
+        assert_eq!(matrix.len(), rows * width, "not {rows} rows of {width}");
+        Rows { start: matrix.as_mut_ptr(), width, rows, matrix: std::marker::PhantomData }
+    }
+
+    /// Row `row`.
+    ///
+    /// # Safety
+    /// Nobody else has this row at the same time.
+    #[expect(clippy::mut_from_ref, reason = "the caller answers for it")]
+    pub unsafe fn row(&self, row: usize) -> &mut [T] {
+        assert!(row < self.rows);
+        // SAFETY: `start` points to `rows * width` elements borrowed mutably for as long as this lives, and the
+        // caller lets nobody else have this row.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width), self.width) }
+    }
+}

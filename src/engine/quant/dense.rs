@@ -3,6 +3,7 @@
 use super::TensorType;
 use super::blocks::Blocks;
 use super::quantize::{write_q6_k, write_q8_0};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Formats of plain numbers: caches hold these.
@@ -15,6 +16,10 @@ pub enum Dense {
     /// 2 bytes, the upper half of an f32.
     Bf16,
 }
+
+/// Half-precision numbers that are converted together, by the processor's own instructions where it has them: asking
+/// for them costs as much as some conversions.
+const TOGETHER: usize = 64;
 
 impl Dense {
     /// Bytes of one number.
@@ -32,8 +37,16 @@ impl Dense {
                 }
             }
             Dense::F16 => {
-                for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    *b = f16::from_f32(*x).to_le_bytes();
+                let mut halves = [f16::ZERO; TOGETHER];
+                for (bytes, x) in bytes.chunks_mut(2 * TOGETHER).zip(x.chunks(TOGETHER)) {
+                    let halves = &mut halves[..x.len()];
+                    halves.convert_from_f32_slice(x);
+                    bytes
+                        .as_chunks_mut::<2>()
+                        .0
+                        .iter_mut()
+                        .zip(halves)
+                        .for_each(|(b, x)| *b = x.to_le_bytes());
                 }
             }
             Dense::Bf16 => {
@@ -54,8 +67,14 @@ impl Dense {
                 }
             }
             Dense::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
+                let mut halves = [f16::ZERO; TOGETHER];
+                for (out, bytes) in out.chunks_mut(TOGETHER).zip(bytes.chunks(2 * TOGETHER)) {
+                    let halves = &mut halves[..out.len()];
+                    halves
+                        .iter_mut()
+                        .zip(bytes.as_chunks::<2>().0)
+                        .for_each(|(x, b)| *x = f16::from_le_bytes(*b));
+                    halves.convert_to_f32_slice(out);
                 }
             }
             Dense::Bf16 => {

@@ -7,15 +7,13 @@
 
 pub(super) mod blocks;
 mod dense;
-mod nibbles;
 mod quantize;
 mod screen;
 mod ternary;
 
 pub use blocks::Blocks;
 pub use dense::{Dense, Numbers, WriteRow};
-pub use nibbles::{NIBBLE_BLOCK, NIBBLE_BLOCK_BYTES, NIBBLE_ZERO, nibble};
-pub use screen::{Outline, screen_bytes, screen_row};
+pub use screen::{Outline, SCREEN_Q, screen_row};
 pub use ternary::{
     BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, check_i2s, code, find_code_3, i2s_scale, is_ternary,
     pack_dense, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,

@@ -109,7 +109,12 @@ async fn a_prompt_that_expires_while_it_waits_gets_a_timeout_and_one_that_nobody
     home.publish(PROMPT, r#"{"id":"read","prompt":"go","max_tokens":1}"#, &[]).await;
     let settings = format!("{}{}", linked(home.broker.port), endless());
     home.daemon = Daemon::start(&home.folder, &settings).await;
-    assert_eq!(home.replies.end().await["id"], "read");
+    let mut said = home.replies.end().await;
+    // Killed before its acknowledgement reached the broker, a prompt that was answered comes once more.
+    if said["id"] == "late" {
+        said = home.replies.end().await;
+    }
+    assert_eq!(said["id"], "read", "{said}");
 }
 
 #[tokio::test]

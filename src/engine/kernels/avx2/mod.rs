@@ -4,11 +4,11 @@
 //! 16-bit lane.
 
 mod blocks;
-mod nibbles;
 
 pub(super) use blocks::{dot_blocks, mix_blocks};
 
 use super::streams::{each_row, fetch_ahead};
+use super::wide::Wide;
 use super::{BLOCKS_IN_16_BITS, Kernels};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use half::f16;
@@ -18,11 +18,12 @@ pub(super) const TABLE: Kernels = Kernels {
     name: "avx2",
     many: None,
     ternary: &[(4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one)],
-    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
+    shared: None,
     dot_blocks,
     mix_blocks,
+    wide: Wide::Avx2,
 };
 
 /// All rows for one token.

@@ -8,55 +8,58 @@
 //! Both want rows side by side in a register: weights are turned a chunk of columns at a time and used for
 //! all tokens, sums are made for all rows of a span. The three steps are functions of their own, never
 //! inlined: together the compiler keeps none of them in registers.
-//! Tried, in GMAC/s for 512 rows of 2560 and 126 tokens, where the tile alone has 193 and this 261: tiles of
-//! 7 or 8 tokens, whose sums the compiler no longer keeps in registers, a few less than 6; tables of 32 tokens
-//! in memory, a row's number being the address, 200, and 211 with `vpdpbusd` beside it in one loop, not in
+//! Tiles of eight tokens are in assembly (`eight.rs`), the others, of what is left over, are not.
+//! Tried, in GMAC/s for 512 rows of 2560 and 126 tokens, where the tile alone has 193 and this had 261: tables of
+//! 32 tokens in memory, a row's number being the address, 200, and 211 with `vpdpbusd` beside it in one loop, not in
 //! assembly.
 
+use super::eight;
 use crate::engine::kernels::Many;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// The most tokens of a tile: the sums of each take two registers of 32-bit numbers and one of 16-bit ones.
-const MOST: usize = 6;
+/// The most tokens of a tile: the sums of each take two registers of 32-bit numbers and one of 16-bit ones. Those of more
+/// than six stay there in assembly only.
+const MOST: usize = eight::TOKENS;
 /// From so many tokens on it is worth turning weights, from so many rows on making tables (GMAC/s for rows
-/// of 2560, Zen 4, the tile alone 193: 512 rows, 24 tokens 201, 32 tokens 221, 64 242, 126 261; 128 tokens,
-/// 80 rows 165, 160 rows 231).
+/// of 2560, Zen 4, the tile alone 193: 640 rows, 18 tokens 212, 32 tokens 236, 128 275; 128 tokens, 160 rows 237, 768
+/// rows 289; 80 rows 165 before weights were turned faster).
 pub(super) const MANY: Many = Many { tokens: 24, rows: 112, kernel: many };
 /// Rows side by side in a register of 16-bit numbers.
-const BAND: usize = 32;
-/// Rows that share the tables of a chunk: 16 bands, which fill 140 KB.
-const SPAN: usize = 16 * BAND;
+pub(super) const BAND: usize = 32;
+/// Rows that share the tables of a chunk: 28 bands fill 172 KB, and leave the sums of all tokens room in a second
+/// cache of 1 MB. (`tests/bench/RESULTS.md` has what others gave.)
+const SPAN: usize = 28 * BAND;
 /// Bytes of a row that make a unit: 32 columns.
 const UNIT: usize = 8;
-/// Units of a chunk: as many as can be added up in 16 bits. A look gives at most 3 codes of 2 times an int8
-/// of -128, and a unit has four: 40 times 768 is 30,720.
-const UNITS: usize = 10;
+/// Units of a chunk: what a line of the cache holds of a row. Ten can be added up in 16 bits (a look gives at
+/// most 3 codes of 2 times an int8 of -128, and a unit has four: 40 times 768 is 30,720) and are no faster.
+pub(super) const UNITS: usize = 8;
 
-/// A unit of 32 rows. Bytes 0 to 3 give the numbers of three codes each (not the highest), and together a
-/// quad of their highest codes; bytes 4 to 7 are a quad each.
+/// A unit of 32 rows. Bytes 0 to 3 give the numbers of three codes each (not the highest), two numbers to 16 bits, of
+/// which a look takes the lowest five; four bytes masked are a quad: the highest codes of bytes 0 to 3, then each
+/// code of bytes 4 to 7, the highest first.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Unit {
-    looks: [[u16; BAND]; 4],
-    quads: [[[u8; 64]; 2]; 5], // [quad][half of the rows][row, code], the lowest code of a byte first
+pub(super) struct Unit {
+    looks: [[[u8; 2]; BAND]; 2], // rows 0, 16, 1, 17, ...: a 32-bit lane has one of each half
+    quads: [[[u8; 64]; 2]; 5],   // [quad][half of the rows][row, byte]
 }
 
 /// What a tile of tokens meets a unit with.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Met {
+pub(super) struct Met {
     tables: [[[i16; 32]; MOST]; 4], // sums of codes 1, 2, 3 of a byte with the token's int8
-    quads: [[[i8; 4]; 5]; MOST],    // int8 in the order of the quads' codes
+    quads: [[[i8; 4]; 5]; MOST],    // int8 in the order of the quads
 }
 
-/// Tokens of the next tile, of so many left: six, or at the end five and four, so that each is at least
-/// four. Eight or more are left at first.
+/// Tokens of the next tile, of so many left: eight, or at the end six, five and four. Eight or more are left at first.
 fn next_tile(left: usize) -> usize {
     match left {
-        9 | 13 => 5,
-        8 => 4,
+        9 => 5,
+        10 | 11 | 15 => 6,
         _ => left.min(MOST),
     }
 }
@@ -97,6 +100,7 @@ fn add_span(weights: &[u8], q: &[i8], cols: usize, first: usize, out: &mut [i32]
             match tokens {
                 4 => span.add_tile::<4>(these, cols, &mut met, &mut sums[first..], rows),
                 5 => span.add_tile::<5>(these, cols, &mut met, &mut sums[first..], rows),
+                6 => span.add_tile::<6>(these, cols, &mut met, &mut sums[first..], rows),
                 _ => span.add_tile::<MOST>(these, cols, &mut met, &mut sums[first..], rows),
             }
             (q, out) = (rest, others);
@@ -128,21 +132,43 @@ impl Span<'_> {
             meet(q, cols, unit, met);
         }
         let (whole, left) = (self.rows / BAND, self.rows % BAND);
-        for (at, band) in self.bands[..whole].iter().enumerate() {
-            add_band::<T>(&band[..self.units.len()], met, &mut out[at * BAND..], rows);
-        }
+        add_bands::<T>(&self.bands[..whole], self.units.len(), met, out, rows);
         if left > 0 {
-            let band = &self.bands[whole][..self.units.len()];
-            add_rest::<T>(band, met, &mut out[whole * BAND..], rows, left);
+            let band = &self.bands[whole..=whole];
+            add_rest::<T>(band, self.units.len(), met, &mut out[whole * BAND..], rows, left);
         }
+    }
+}
+
+/// Adds the first `units` units of bands for the tokens of a tile: `out[t * rows + r]` for 32 rows of each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn add_bands<const T: usize>(
+    bands: &[[Unit; UNITS]],
+    units: usize,
+    met: &[Met; UNITS],
+    out: &mut [i32],
+    rows: usize,
+) {
+    if T == eight::TOKENS {
+        return eight::add_bands(bands, units, met, out, rows);
+    }
+    for (at, band) in bands.iter().enumerate() {
+        add_band::<T>(&band[..units], met, &mut out[at * BAND..], rows);
     }
 }
 
 /// A band that is not whole: its rows beyond the last are nobody's.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn add_rest<const T: usize>(band: &[Unit], met: &[Met; UNITS], out: &mut [i32], rows: usize, left: usize) {
+fn add_rest<const T: usize>(
+    band: &[[Unit; UNITS]],
+    units: usize,
+    met: &[Met; UNITS],
+    out: &mut [i32],
+    rows: usize,
+    left: usize,
+) {
     let mut sums = [[0; BAND]; T];
-    add_band::<T>(band, met, sums.as_flattened_mut(), BAND);
+    add_bands::<T>(band, units, met, sums.as_flattened_mut(), BAND);
     for (token, sums) in sums.iter().enumerate() {
         let out = &mut out[token * rows..][..left];
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
@@ -156,8 +182,9 @@ fn add_band<const T: usize>(band: &[Unit], met: &[Met; UNITS], out: &mut [i32], 
     let mut long = [[_mm512_setzero_si512(); 2]; T];
     let mut short = [_mm512_setzero_si512(); T];
     for (unit, met) in band.iter().zip(met) {
-        for (at, looks) in unit.looks.iter().enumerate() {
-            let (looks, quad) = (load(looks), &unit.quads[at]);
+        let [first, second] = unit.looks.each_ref().map(|looks| load(looks));
+        let looks = [first, _mm512_srli_epi16::<8>(first), second, _mm512_srli_epi16::<8>(second)];
+        for (at, (looks, quad)) in looks.into_iter().zip(&unit.quads).enumerate() {
             let (a, b) = (load(&quad[0]), load(&quad[1]));
             for token in 0..T {
                 let q = _mm512_set1_epi32(i32::from_le_bytes(met.quads[token][at].map(|q| q as u8)));
@@ -175,108 +202,83 @@ fn add_band<const T: usize>(band: &[Unit], met: &[Met; UNITS], out: &mut [i32], 
             *high = _mm512_dpbusd_epi32(*high, b, q);
         }
     }
+    // A 16-bit sum of a row of the first half stands before one of the second.
     for (token, ([low, high], short)) in long.into_iter().zip(short).enumerate() {
-        let halves = [_mm512_castsi512_si256(short), _mm512_extracti64x4_epi64::<1>(short)];
         let out = out[token * rows..][..BAND].as_chunks_mut::<16>().0;
-        for ((out, half), long) in out.iter_mut().zip(halves).zip([low, high]) {
-            let sum = _mm512_add_epi32(load(out), _mm512_add_epi32(long, _mm512_cvtepi16_epi32(half)));
-            store(out, sum);
-        }
+        let was = [load(&out[0]), load(&out[1])];
+        let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(short));
+        store(&mut out[0], _mm512_add_epi32(was[0], _mm512_add_epi32(low, first)));
+        store(&mut out[1], _mm512_add_epi32(was[1], _mm512_add_epi32(high, _mm512_srai_epi32::<16>(short))));
     }
 }
 
-/// Turns units `start..start + band.len()` of at most 32 rows; rows beyond the last are copies of it.
+/// Turns units `start..start + band.len()`, an even number, of at most 32 rows; rows beyond the last are copies of it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline(never)]
 fn turn(weights: &[u8], width: usize, start: usize, ahead: usize, band: &mut [Unit]) {
     let last = weights.len() / width - 1;
-    let rows: [&[[u8; UNIT]]; BAND] = std::array::from_fn(|row| {
+    let mut rows: [&[[u8; 2 * UNIT]]; BAND] = [&[]; BAND];
+    for (row, part) in rows.iter_mut().enumerate() {
         let row = &weights[row.min(last) * width..][..width];
-        &row.as_chunks::<UNIT>().0[start..start + band.len()]
-    });
-    for row in rows {
-        fetch(row.as_flattened(), ahead);
-    }
-    for (at, unit) in band.iter_mut().enumerate() {
-        let bytes = columns(&std::array::from_fn(|row| i64::from_le_bytes(rows[row][at])));
-        for (looks, bytes) in unit.looks.iter_mut().zip(bytes) {
-            store(looks, number(bytes));
-        }
-        let quads =
-            [highest([bytes[0], bytes[1], bytes[2], bytes[3]]), bytes[4], bytes[5], bytes[6], bytes[7]];
-        for (quad, bytes) in unit.quads.iter_mut().zip(quads) {
-            store(&mut quad[0], spread(_mm256_castsi256_si128(bytes)));
-            store(&mut quad[1], spread(_mm256_extracti128_si256::<1>(bytes)));
-        }
-    }
-}
-
-/// Asks for what is turned next, so many bytes behind a part of a row: no processor guesses this from lines
-/// so far apart.
-#[target_feature(enable = "avx512f")]
-fn fetch(part: &[u8], ahead: usize) {
-    for line in 0..2 {
-        let next = part.as_ptr().wrapping_add(ahead + 64 * line);
+        *part = row[start * UNIT..][..band.len() * UNIT].as_chunks().0;
+        // What is turned next, so many bytes behind: no processor guesses this from lines so far apart.
+        let next = row.as_ptr().wrapping_add(start * UNIT + ahead + UNITS * UNIT - 1);
         _mm_prefetch::<_MM_HINT_T1>(next.cast());
     }
+    for (at, units) in band.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let low = quarters(std::array::from_fn(|row| &rows[row][at]));
+        let high = quarters(std::array::from_fn(|row| &rows[BAND / 2 + row][at]));
+        cut([low[0], high[0]], [low[1], high[1]], &mut units[0]);
+        cut([low[2], high[2]], [low[3], high[3]], &mut units[1]);
+    }
 }
 
-/// Eight bytes of 32 rows to eight registers of one byte of each row.
+/// Sixteen bytes of 16 rows to four registers of four bytes of each row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn columns(rows: &[i64; BAND]) -> [__m256i; UNIT] {
-    let pairs = _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-    let pairs = _mm256_broadcastsi128_si256(pairs);
-    let fours = rows.as_chunks::<4>().0;
-    // Byte b of rows 4 i to 4 i + 3 is 32-bit number b of register i, once lanes are in order.
-    let x: [__m256i; 8] = std::array::from_fn(|i| {
-        let [a, b, c, d] = fours[i];
-        let x = _mm256_shuffle_epi8(_mm256_setr_epi64x(a, b, c, d), pairs);
-        let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-        let [low, high] = [_mm_unpacklo_epi16(low, high), _mm_unpackhi_epi16(low, high)];
-        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+fn quarters(rows: [&[u8; 2 * UNIT]; BAND / 2]) -> [__m512i; 4] {
+    // Rows r, r + 4, r + 8 and r + 12, so that they stand in order at last.
+    let [a, b, c, d] = std::array::from_fn(|row| {
+        // SAFETY: 16 bytes each; the loads need no alignment.
+        let part = |at: usize| unsafe { _mm_loadu_si128(rows[row + 4 * at].as_ptr().cast()) };
+        let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(part(0)), part(1));
+        let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(part(2)), part(3));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
     });
-    // The usual transposition of 8 times 8 numbers of 32 bits.
-    let x: [__m256i; 8] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm256_unpacklo_epi32(x[i], x[i + 1]),
-        _ => _mm256_unpackhi_epi32(x[i - 1], x[i]),
-    });
-    let x: [__m256i; 8] = std::array::from_fn(|i| {
-        let (a, b) = (x[i / 4 * 4 + i % 4 / 2], x[i / 4 * 4 + i % 4 / 2 + 2]);
-        if i % 2 == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
-    });
-    std::array::from_fn(|i| match i / 4 {
-        0 => _mm256_permute2x128_si256::<0x20>(x[i], x[i + 4]),
-        _ => _mm256_permute2x128_si256::<0x31>(x[i - 4], x[i]),
-    })
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (first, second) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [first, second, _mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)]
+}
+
+/// A unit of its first and its second four bytes, of both halves of the rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn cut(first: [__m512i; 2], second: [__m512i; 2], unit: &mut Unit) {
+    let codes = |x| _mm512_and_si512(x, _mm512_set1_epi8(3));
+    for (half, (first, second)) in first.into_iter().zip(second).enumerate() {
+        store(&mut unit.quads[0][half], codes(_mm512_srli_epi32::<6>(first)));
+        store(&mut unit.quads[1][half], codes(_mm512_srli_epi32::<6>(second)));
+        store(&mut unit.quads[2][half], codes(_mm512_srli_epi32::<4>(second)));
+        store(&mut unit.quads[3][half], codes(_mm512_srli_epi32::<2>(second)));
+        store(&mut unit.quads[4][half], codes(second));
+    }
+    // Two bytes of a row of the first half, then the same of one of the second.
+    let [a, b] = first.map(|x| number(x));
+    let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(b));
+    let high = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(a), b);
+    for (looks, pair) in unit.looks.iter_mut().zip([low, high]) {
+        store(looks, pair);
+    }
 }
 
 /// The number `9 a + 3 b + c` of codes 1, 2, 3 of each byte: `16 a + 4 b + c` is what its lower bits say.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn number(bytes: __m256i) -> __m512i {
-    let x = _mm512_and_si512(_mm512_cvtepu8_epi16(bytes), _mm512_set1_epi16(0x3f));
-    let (a, ab) = (_mm512_srli_epi16::<4>(x), _mm512_srli_epi16::<2>(x));
+fn number(bytes: __m512i) -> __m512i {
+    let only = |x, mask| _mm512_and_si512(x, _mm512_set1_epi8(mask));
+    let x = only(bytes, 0x3f);
+    let (a, ab) = (only(_mm512_srli_epi16::<4>(x), 0x03), only(_mm512_srli_epi16::<2>(x), 0x0f));
     // 4 a + b and 3 a taken away.
-    let three = _mm512_add_epi16(a, _mm512_add_epi16(a, a));
-    _mm512_sub_epi16(_mm512_sub_epi16(x, ab), three)
-}
-
-/// The highest codes of four bytes, as one byte: that of the first lowest.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn highest(bytes: [__m256i; 4]) -> __m256i {
-    let [a, b, c, d] = bytes;
-    let only = |x, mask: u8| _mm256_and_si256(x, _mm256_set1_epi8(mask as i8));
-    let low = _mm256_or_si256(only(_mm256_srli_epi16::<6>(a), 0x03), only(_mm256_srli_epi16::<4>(b), 0x0c));
-    let high = _mm256_or_si256(only(_mm256_srli_epi16::<2>(c), 0x30), only(d, 0xc0));
-    _mm256_or_si256(low, high)
-}
-
-/// The four codes of each of 16 bytes as a byte each, the lowest first.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn spread(bytes: __m128i) -> __m512i {
-    let x = _mm512_cvtepu8_epi32(bytes);
-    // No two of these put bits where the mask keeps some.
-    let x = _mm512_or_si512(x, _mm512_slli_epi32::<12>(x));
-    _mm512_and_si512(_mm512_or_si512(x, _mm512_slli_epi32::<6>(x)), _mm512_set1_epi8(3))
+    let three = _mm512_add_epi8(a, _mm512_add_epi8(a, a));
+    _mm512_sub_epi8(_mm512_sub_epi8(x, ab), three)
 }
 
 /// Codes of each number from 0 to 26, for `vpdpbusd`: none for the highest column of a byte, then its three. In two
@@ -298,15 +300,14 @@ const CODES: [[[u8; 4]; 16]; 2] = {
 fn meet(q: &[i8], cols: usize, unit: usize, met: &mut Met) {
     let codes = [load(&CODES[0]), load(&CODES[1])];
     let at = unit * UNIT / BLOCK_BYTES * BLOCK + unit * UNIT % BLOCK_BYTES;
-    // Byte b of each group goes together: for looks the first group first, and for quads the last.
+    // Byte b of each group goes together, the first group first.
     let looks = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let quads = _mm_setr_epi8(12, 8, 4, 0, 13, 9, 5, 1, 14, 10, 6, 2, 15, 11, 7, 3);
     for (token, q) in q.chunks_exact(cols).enumerate() {
         let q = q[at..][..3 * BLOCK_BYTES + UNIT].first_chunk().expect("just cut");
         let [first, second] = groups(q);
         met.quads[token][0] = [q[0], q[1], q[2], q[3]];
         let lines = &mut met.quads[token].as_flattened_mut()[4..];
-        store_quads(lines.first_chunk_mut().expect("four quads"), _mm_shuffle_epi8(second, quads));
+        store_quads(lines.first_chunk_mut().expect("four quads"), second);
         let first = _mm_shuffle_epi8(first, looks);
         let bytes = [
             _mm512_broadcastd_epi32(first),

@@ -1,28 +1,30 @@
 //! AVX-512 with VNNI: Intel servers since 2019, AMD since Zen 4.
 //!
 //! `vpdpbusd` multiplies unsigned codes with signed int8 and adds four products to a 32-bit lane,
-//! exactly. For one token registers of 256 bits do: memory is the limit, and a block of weights is one of
-//! them. Tried: two blocks in a register of 512, for which activations must be rearranged, so that a call of
-//! 16 rows took 2.7 times as long.
+//! exactly. For one token memory is the limit: in the first cache registers of 256 bits, a block of
+//! weights each, are as fast as those of 512.
 
+mod eight;
+mod halves;
 mod many;
-mod nibbles;
+mod one;
 
-use super::Kernels;
 use super::avx2::{dot_blocks, dot_f16, mix_blocks, mix_f16};
-use super::vnni256::avx512vl::one;
+use super::wide::Wide;
+use super::{Kernels, SharedF16};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "avx512-vnni",
     many: Some(many::MANY),
-    ternary: &[(6, tile::<6>), (5, tile::<5>), (4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one)],
-    nibbles: nibbles::nibbles,
+    ternary: &[(6, tile::<6>), (5, tile::<5>), (4, tile::<4>), (3, tile::<3>), (2, tile::<2>), (1, one::one)],
     dot_f16,
     mix_f16,
+    shared: Some(SharedF16 { dots: halves::dots_f16, mixes: halves::mixes_f16 }),
     dot_blocks,
     mix_blocks,
+    wide: Wide::Avx512,
 };
 
 /// Pairs of rows that share what is loaded of a tile's tokens: with six tokens 24 registers of 32 are sums.

@@ -3,12 +3,12 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
 //! not stable in the compilers this is built with, hence assembly.
 
-mod nibbles;
 mod one;
 mod tile;
 
 use super::Kernels;
 use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
+use super::wide::Wide;
 use std::arch::aarch64::*;
 
 pub(super) const TABLE: Kernels = Kernels {
@@ -22,11 +22,12 @@ pub(super) const TABLE: Kernels = Kernels {
         (5, tile::ternary),
         (1, one::ternary),
     ],
-    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
+    shared: None,
     dot_blocks,
     mix_blocks,
+    wide: Wide::Plain,
 };
 
 /// The sums of the lanes of four rows.

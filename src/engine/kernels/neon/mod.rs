@@ -4,13 +4,13 @@
 //! with several tokens through sums made before.
 
 mod blocks;
-mod nibbles;
 mod one;
 mod tile;
 
 pub(super) use blocks::{dot_blocks, mix_blocks};
 
 use super::Kernels;
+use super::wide::Wide;
 use half::f16;
 use std::arch::aarch64::*;
 
@@ -19,11 +19,12 @@ pub(super) const TABLE: Kernels = Kernels {
     many: None,
     // Five tokens one by one are faster than a tile that is nearly half in vain.
     ternary: &[(tile::TILE, tile::ternary), (7, tile::ternary), (6, tile::ternary), (1, one::ternary)],
-    nibbles: nibbles::nibbles,
     dot_f16,
     mix_f16,
+    shared: None,
     dot_blocks,
     mix_blocks,
+    wide: Wide::Plain,
 };
 
 /// Four half-precision numbers.

@@ -1,0 +1,142 @@
+//! A screen as bytes: how it is made of a head, and whether it was.
+
+use crate::engine::model::weights::RESIDENT;
+use crate::engine::model::{Model, Shape};
+use crate::engine::quant::{Outline, packed_row, screen_row};
+use std::io::{self, Write};
+use std::ops::Range;
+
+/// Rows whose codes stand together in an image: first all their coarse ones, then all their fine ones. Enough
+/// for a thread to read a long way on, and little memory while an image is made.
+pub(super) const PART: usize = 4096;
+/// Bytes of an [`Outline`] in an image: four f32.
+pub(super) const OUTLINE: usize = 16;
+/// Rows from which the size of each column is estimated.
+const SAMPLE: usize = 2048;
+
+/// Where things stand in an image: parts of [`PART`] rows, the last with what is left, each first
+/// `[rows, packed_row(dim)]` coarse codes, then as many fine ones; behind them outlines, `[vocab, 2]`, the coarse one
+/// first, and the size of each column, `[dim]`, both little-endian f32.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub rows: usize,
+    /// Bytes of a row's codes, coarse or fine.
+    pub width: usize,
+}
+
+impl Places {
+    pub fn of(shape: &Shape) -> Self {
+        Places { rows: shape.vocab, width: packed_row(shape.dim) }
+    }
+
+    /// Coarse codes of rows `range`, which lie in one part.
+    pub fn coarse(self, range: Range<usize>) -> Range<usize> {
+        let first = (range.start / PART * 2 * PART + range.start % PART) * self.width;
+        first..first + range.len() * self.width
+    }
+
+    /// Fine codes of a row.
+    pub fn fine(self, row: usize) -> Range<usize> {
+        let rows_of_part = PART.min(self.rows - row / PART * PART);
+        let first = self.coarse(row..row).start + rows_of_part * self.width;
+        first..first + self.width
+    }
+
+    /// Both outlines of a row.
+    fn outlines(self, row: usize) -> Range<usize> {
+        let first = self.codes() + row * 2 * OUTLINE;
+        first..first + 2 * OUTLINE
+    }
+
+    /// Bytes of all codes.
+    pub fn codes(self) -> usize {
+        self.rows * 2 * self.width
+    }
+
+    /// Where the sizes of the columns begin.
+    pub fn columns(self) -> usize {
+        self.codes() + self.rows * 2 * OUTLINE
+    }
+}
+
+/// Little-endian numbers.
+pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+impl Model {
+    /// Writes the image of a screen of the head: [`super::image_bytes`] bytes.
+    pub(in crate::engine::model) fn write_screen(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (vocab, columns) = (self.shape.vocab, self.column_sizes());
+        let width = Places::of(&self.shape).width;
+        let record = 2 * (width + OUTLINE);
+        let mut records = vec![0u8; PART.min(vocab) * record];
+        let mut outlines = Vec::with_capacity(vocab * 2 * OUTLINE);
+        for first in (0..vocab).step_by(PART) {
+            let records = &mut records[..PART.min(vocab - first) * record];
+            self.pool.pieces(records, record, 16, |index, record| {
+                self.screen_record(first + index, &columns, record);
+            });
+            // Read once, and never again as a whole.
+            self.weights.head().release();
+            for codes in [0..width, width..2 * width] {
+                records.chunks_exact(record).try_for_each(|record| out.write_all(&record[codes.clone()]))?;
+            }
+            outlines.extend(records.chunks_exact(record).flat_map(|record| &record[2 * width..]));
+        }
+        out.write_all(&outlines)?;
+        out.write_all(&columns.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<u8>>())
+    }
+
+    /// Whether an image of [`super::image_bytes`] agrees with the head in some rows: one made of another file does not.
+    pub(in crate::engine::model) fn is_screen_of_head(&self, image: &[u8]) -> bool {
+        const ROWS: usize = 16;
+        let (vocab, places) = (self.shape.vocab, Places::of(&self.shape));
+        let columns = floats(&image[places.columns()..]);
+        // No sign among them: all are lengths.
+        let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
+        if !floats(&image[places.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
+            return false;
+        }
+        let agrees = |row: usize| {
+            let mut record = vec![0u8; 2 * (places.width + OUTLINE)];
+            self.screen_record(row, &columns, &mut record);
+            let there = [places.coarse(row..row + 1), places.fine(row), places.outlines(row)];
+            there.into_iter().flat_map(|place| &image[place]).eq(&record)
+        };
+        (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
+    }
+
+    /// A row: coarse codes, fine codes, both outlines.
+    fn screen_record(&self, row: usize, columns: &[f32], record: &mut [u8]) {
+        let head = self.weights.head();
+        let mut left = vec![0.0; self.shape.dim];
+        head.kind.read(head.rows(row..row + 1), &mut left);
+        left.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
+        let (codes, outlines) = record.split_at_mut(record.len() - 2 * OUTLINE);
+        let codes = codes.chunks_exact_mut(packed_row(left.len()));
+        for (codes, outline) in codes.zip(outlines.as_chunks_mut::<OUTLINE>().0) {
+            let Outline { scale, error, length, peak } = screen_row(&mut left, codes);
+            let bytes = outline.as_chunks_mut::<4>().0.iter_mut();
+            bytes.zip([scale, error, length, peak]).for_each(|(bytes, x)| *bytes = x.to_le_bytes());
+        }
+    }
+
+    /// The root of the mean square of each column, by some rows.
+    fn column_sizes(&self) -> Vec<f32> {
+        let (vocab, head) = (self.shape.vocab, self.weights.head());
+        let mut squares = vec![0.0f32; self.shape.dim];
+        let mut row = vec![0.0; self.shape.dim];
+        let sample: Vec<usize> = (0..vocab).step_by(vocab.div_ceil(SAMPLE)).collect();
+        for rows in sample.chunks(RESIDENT) {
+            for at in rows {
+                head.kind.read(head.rows(*at..at + 1), &mut row);
+                squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
+            }
+            head.release();
+        }
+        // A column without any size may be left as it is.
+        let sizes = squares.into_iter().map(|sum| (sum / sample.len() as f32).sqrt());
+        sizes.map(|size| if size.is_normal() { size } else { 1.0 }).collect()
+    }
+}
