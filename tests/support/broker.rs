@@ -1,6 +1,6 @@
 //! A real mosquitto on a loopback port of its own, and its command-line clients.
 
-use super::spawn;
+use super::{output, spawn};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -55,8 +55,8 @@ impl Mosquitto {
         Self::made(|folder| {
             let users = folder.join("users");
             std::fs::write(&users, format!("{name}:{password}\n")).expect("a temporary folder");
-            let hashed = program("mosquitto_passwd").arg("-U").arg(&users).status();
-            assert!(hashed.expect("mosquitto_passwd comes with mosquitto").success());
+            let hashed = output(program("mosquitto_passwd").arg("-U").arg(&users));
+            assert!(hashed.expect("mosquitto_passwd comes with mosquitto").status.success());
             format!("allow_anonymous false\npassword_file {}\n", users.display())
         })
         .await

@@ -4,7 +4,7 @@ pub mod broker;
 pub mod certificates;
 
 use std::io;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Starts a program. An emulated process that forks can leave a child that waits for ever for a lock of the
@@ -20,6 +20,11 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
         child = command.spawn()?;
     }
     Ok(child)
+}
+
+/// Runs a program that reads nothing to its end; started as by [`spawn`], as everything here must be.
+pub fn output(command: &mut Command) -> io::Result<Output> {
+    spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
 }
 
 /// Waits until the process is no longer a copy of this one.

@@ -1,6 +1,7 @@
 //! `bitnetd convert`, as the owner of a device uses it.
 
 use crate::daemon::{Ended, finish, run, words};
+use crate::support::output;
 use crate::{Folder, data, text};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ async fn wrong_names_are_wrong_usage_and_nothing_is_written() {
     let link = folder.path("link.gguf");
     std::os::unix::fs::symlink("nowhere", &link).expect("a free name");
     let pipe = folder.path("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().expect("coreutils").success());
+    assert!(output(Command::new("mkfifo").arg(&pipe)).expect("coreutils").status.success());
     let part = folder.write("begun.gguf.bitnetd-part", "another's");
     for (args, wanted) in [
         (&[model, text(&there)][..], "--force"),

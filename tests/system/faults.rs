@@ -4,6 +4,7 @@
 use crate::daemon::{Daemon, Ended, bitnetd, finish, is_emulated, run, words};
 use crate::listener::{Listener, Message};
 use crate::support::broker::Mosquitto;
+use crate::support::output;
 use crate::{Folder, data, endless, linked, text};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -96,14 +97,14 @@ impl Disk {
         let place = folder.path("disk");
         std::fs::create_dir(&place).expect("a temporary folder");
         let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none", text(&place)]).output();
+            output(Command::new("mount").args(["-t", "tmpfs", "-o", options, "none", text(&place)]));
         mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Disk(place))
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+        let _ = output(Command::new("umount").arg("-l").arg(&self.0));
     }
 }
 
@@ -218,7 +219,7 @@ async fn without_any_sensor_it_answers_and_reports_null() {
         command.args(["--mount", "sh", "-c", &format!("{hide} && {then}"), "sh"]);
         command
     };
-    if is_emulated() || !alone("true").output().is_ok_and(|ended| ended.status.success()) {
+    if is_emulated() || !output(&mut alone("true")).is_ok_and(|ended| ended.status.success()) {
         return println!("skipped: /sys and /proc cannot be hidden here");
     }
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
