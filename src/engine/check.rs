@@ -8,7 +8,7 @@
 
 use super::error::LoadError;
 use super::gguf::Gguf;
-use super::model::{CacheForm, EMBEDDING, Layout, Model, RESIDENT};
+use super::model::{CacheForm, EMBEDDING, Layout, Model};
 use super::quant::{Numbers, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
@@ -125,17 +125,13 @@ pub(super) fn is_trained(file: &Gguf) -> bool {
     let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
     let Some(width) = kind.row_bytes(*cols) else { return true };
     let numbers = file.data(table);
-    let mut row = vec![0.0; *cols];
-    let mut lengths = Vec::with_capacity(ROWS);
-    for bytes in numbers.chunks_exact(width).step_by(rows.div_ceil(ROWS)) {
-        kind.read(bytes, &mut row);
-        lengths.push(row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt());
-        // The system brings in what is around each row, which would soon be all of them.
-        if lengths.len().is_multiple_of(RESIDENT) {
-            numbers.release();
-        }
-    }
-    numbers.release();
+    let (mut room, mut row) = (vec![0; width], vec![0.0; *cols]);
+    let sample = (0..numbers.len() / width).step_by(rows.div_ceil(ROWS));
+    let length = |at: usize| {
+        kind.read(numbers.read(at * width..(at + 1) * width, &mut room), &mut row);
+        row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+    };
+    let lengths: Vec<f64> = sample.map(length).collect();
     let count = lengths.len() as f64;
     let average = lengths.iter().sum::<f64>() / count;
     let squares = lengths.iter().map(|length| length * length).sum::<f64>();

@@ -49,6 +49,15 @@ impl Slice {
         Slice { map: Arc::clone(&self.map), range }
     }
 
+    /// Bytes `range` of it, for what is read here and there; see [`Map::read`].
+    ///
+    /// # Panics
+    /// When the range does not lie in it, or `room` is less.
+    pub fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [u8]) -> &'a [u8] {
+        assert!(range.start <= range.end && range.end <= self.len());
+        self.map.read(self.range.start + range.start..self.range.start + range.end, room)
+    }
+
     /// Gives back its memory; reading it again reads the file again.
     pub fn release(&self) {
         self.map.release(self.range.clone());

@@ -83,11 +83,9 @@ impl Model {
     }
 
     fn embed(&self, tokens: &[u32], state: &mut State) {
-        let embedding = &self.weights.embedding;
-        for (token, x) in tokens.iter().zip(state.x.chunks_exact_mut(self.shape.dim)) {
-            let token = *token as usize;
-            embedding.kind.read(embedding.rows(token..token + 1), x);
-            embedding.touch(1);
+        let (embedding, State { x, row, .. }) = (&self.weights.embedding, state);
+        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.shape.dim)) {
+            embedding.kind.read(embedding.row(*token as usize, row), x);
         }
     }
 

@@ -3,11 +3,11 @@
 //! Where the screen cannot be trusted with a token the whole head is read; now and then it is read all the same, to
 //! count how often the screen was wrong. After one miss it is used no more.
 
-use super::screen::Screen;
+use super::screen::{MOST_ROWS, Screen};
 use super::timings::Part;
-use super::weights::RESIDENT;
 use super::{Model, State};
 use crate::engine::ops;
+use crate::engine::pool::none;
 use std::ops::Range;
 
 /// Tokens of an answer that needed the whole head one after the other, after which the screen is not asked any more for
@@ -17,8 +17,10 @@ const GIVE_UP_AFTER: u32 = 4;
 const CHECK_EACH: u64 = 512;
 /// Rows that are read at a time where the whole head is, but must not come to stay in memory.
 pub(super) const SCAN_ROWS: usize = 1024;
+/// Rows that are read by themselves at a time.
+const READ_TOGETHER: usize = 32;
 /// Rows that one thread reads at least: about ten microseconds of work.
-const ROWS_EACH: usize = 16;
+const ROWS_EACH: usize = 8;
 
 /// What screening did so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +37,20 @@ pub struct Screening {
     pub checks: u64,
     /// Checks that found another best token.
     pub misses: u64,
+}
+
+/// Where rows of the head are read to by themselves, and what their logits are; made once.
+#[derive(Debug, Default)]
+pub(super) struct Exact {
+    pub logits: Vec<f32>, // [MOST_ROWS], of rows that may be the best
+    rows: Vec<u8>,        // [READ_TOGETHER, row_bytes]
+}
+
+impl Exact {
+    /// For rows of so many bytes.
+    pub fn new(row_bytes: usize) -> Self {
+        Exact { logits: vec![0.0; MOST_ROWS], rows: vec![0; READ_TOGETHER * row_bytes] }
+    }
 }
 
 impl Model {
@@ -116,15 +132,15 @@ impl Model {
         }
     }
 
-    /// The head's own logits of some rows, a few at a time.
-    pub(super) fn read_rows(&self, rows: &[u32], x: &[f32], exact: &mut [f32]) {
-        let head = self.weights.head();
-        for (rows, exact) in rows.chunks(RESIDENT).zip(exact.chunks_mut(RESIDENT)) {
-            self.pool.pieces(&mut exact[..rows.len()], 1, ROWS_EACH, |index, exact| {
-                let row = rows[index] as usize;
-                self.kernels.dot(head.kind, head.rows(row..row + 1), x, exact);
+    /// The head's own logits of at most [`MOST_ROWS`] rows.
+    pub(super) fn read_rows(&self, rows: &[u32], x: &[f32], exact: &mut Exact) {
+        let (head, width) = (self.weights.head(), self.weights.head().row_bytes());
+        for (rows, logits) in rows.chunks(READ_TOGETHER).zip(exact.logits.chunks_mut(READ_TOGETHER)) {
+            let (logits, rooms) =
+                ((&mut logits[..rows.len()], 1), (&mut exact.rows[..rows.len() * width], width));
+            self.pool.rows((logits, rooms, none()), ROWS_EACH, |index, (logit, room, ..)| {
+                self.kernels.dot(head.kind, head.row(rows[index] as usize, room), x, logit);
             });
-            head.touch(rows.len());
         }
     }
 
@@ -133,7 +149,7 @@ impl Model {
         let State { last, logits, exact, screening, .. } = state;
         let mut best = (0, f32::NEG_INFINITY);
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
-            let part = &mut exact[..SCAN_ROWS.min(self.shape.vocab - first)];
+            let part = &mut exact.logits[..SCAN_ROWS.min(self.shape.vocab - first)];
             self.scan_part(last, first, part);
             let at = ops::argmax(part, None);
             if part[at] > best.1 {

@@ -27,7 +27,7 @@ use super::quant::packed_row;
 use super::tuner::{Threads, Tuner};
 use std::sync::Mutex;
 use weights::Weights;
-pub use weights::{EMBEDDING, HEAD, RESIDENT, check_tensors, has_duplicate_head};
+pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
 /// Tokens of a prompt that go through the model together. More would reuse each weight more often, but scratch
 /// memory grows with it, and the time until a caller may say stop. With 64 arithmetic is the limit; the kernel
@@ -347,7 +347,8 @@ impl Model {
 
     /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
-        State::new(&self.shape, context, batch, cache, self.weights.screen.is_some())
+        let screened = self.weights.screen.as_ref().map(|_| self.weights.head().row_bytes());
+        State::new(&self.shape, context, batch, cache, (self.weights.embedding.row_bytes(), screened))
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
-use super::logits::Screening;
-use super::screen::{MOST_ROWS, Room};
+use super::logits::{Exact, Screening};
+use super::screen::Room;
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
 use crate::engine::pool::{Pool, Wide, none};
@@ -151,10 +151,11 @@ pub struct State {
     pub(super) len: usize,
     pub(super) context: usize,
     pub(super) batch: usize,
-    pub(super) x: Vec<f32>, // [batch, dim], the residual stream
-    pub(super) h: Vec<f32>, // [batch, dim], its normalised copy, then a block's output
-    pub(super) k: Vec<f32>, // [batch, kv_heads * head_dim]
-    pub(super) v: Vec<f32>, // [batch, kv_heads * head_dim]
+    pub(super) row: Vec<u8>, // a row of the embedding as it is in the file
+    pub(super) x: Vec<f32>,  // [batch, dim], the residual stream
+    pub(super) h: Vec<f32>,  // [batch, dim], its normalised copy, then a block's output
+    pub(super) k: Vec<f32>,  // [batch, kv_heads * head_dim]
+    pub(super) v: Vec<f32>,  // [batch, kv_heads * head_dim]
     /// `[batch, heads * head_dim]` twice: queries, and what they found; then `[batch, ffn]`: the gate's, times what
     /// the up matrix makes. Never both, and together they are half of a pass's buffers.
     pub(super) wide: Vec<f32>,
@@ -165,7 +166,7 @@ pub struct State {
     pub(super) logits: Vec<f32>,   // [vocab]
     pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
     pub(super) room: Room,
-    pub(super) exact: Vec<f32>, // [MOST_ROWS], logits of rows of the head that may be the best
+    pub(super) exact: Exact,
     pub(super) screening: Screening,
     /// Tokens of this answer, one after the other, for which the whole head was read.
     pub(super) scans_in_a_row: u32,
@@ -173,13 +174,15 @@ pub struct State {
 }
 
 impl State {
+    /// `embedding_row`, `head_row`: bytes of a row; the second where the head is screened.
     pub(super) fn new(
         shape: &Shape,
         context: usize,
         batch: usize,
         cache: CacheForm,
-        is_screened: bool,
+        (embedding_row, head_row): (usize, Option<usize>),
     ) -> Self {
+        let is_screened = head_row.is_some();
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
@@ -188,6 +191,7 @@ impl State {
             len: 0,
             context,
             batch,
+            row: vec![0; embedding_row],
             x: floats(shape.dim),
             h: floats(shape.dim),
             k: floats(kv),
@@ -204,7 +208,7 @@ impl State {
             logits: vec![0.0; shape.vocab],
             screened: vec![0.0; if is_screened { shape.dim } else { 0 }],
             room: if is_screened { Room::new(shape.vocab) } else { Room::default() },
-            exact: vec![0.0; if is_screened { MOST_ROWS } else { 0 }],
+            exact: head_row.map(Exact::new).unwrap_or_default(),
             screening: Screening::default(),
             scans_in_a_row: 0,
             watch: Watch::new(),
@@ -213,7 +217,7 @@ impl State {
 
     /// What screening the head did with this state; `None` where the head is read whole.
     pub fn screening(&self) -> Option<Screening> {
-        (!self.exact.is_empty()).then_some(self.screening)
+        (!self.exact.logits.is_empty()).then_some(self.screening)
     }
 
     /// Tokens in the cache.

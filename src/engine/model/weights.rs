@@ -10,7 +10,6 @@ use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Which block layout I2_S tensors have; the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,10 +140,8 @@ impl Bytes {
     }
 }
 
-/// Rows of a table that may stay in memory where it is read here and there.
-pub const RESIDENT: usize = 8;
-/// Bytes that the system may bring in around one row: since Linux 6.18 the whole of a large page of the file's, before
-/// `fault_around_bytes`, 64 KiB.
+/// Bytes that the system may bring in at each end of what is read: since Linux 6.18 the whole of a large page of the
+/// file's, before `fault_around_bytes`, 64 KiB.
 const AROUND: usize = 2 << 20;
 
 /// A table of numbers: the embedding, the head, a dense matrix. Never copied.
@@ -153,16 +150,14 @@ pub(super) struct Table {
     pub kind: Numbers,
     width: usize,
     bytes: Slice, // [rows, cols] in `width` bytes a row
-    /// Whether rows are read here and there, and what was read is given back: memory is planned for a few.
+    /// Whether rows are read here and there: no memory is planned for it but for a part that is being read whole.
     sparse: bool,
-    /// Rows that were read since.
-    touched: AtomicUsize,
 }
 
 impl Table {
     pub fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
         let width = kind.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
-        Table { kind, width, bytes, sparse: false, touched: AtomicUsize::new(0) }
+        Table { kind, width, bytes, sparse: false }
     }
 
     /// Bytes of a row.
@@ -175,16 +170,8 @@ impl Table {
         self.sparse
     }
 
-    /// Notes that rows of a sparse table were read; gives all of them back where they have become many.
-    pub fn touch(&self, rows: usize) {
-        if self.sparse && self.touched.fetch_add(rows, Ordering::Relaxed) + rows >= RESIDENT {
-            self.release();
-        }
-    }
-
     /// Gives back the memory of what was read; reading it again reads the file again.
     pub fn release(&self) {
-        self.touched.store(0, Ordering::Relaxed);
         self.bytes.release();
     }
 
@@ -194,6 +181,11 @@ impl Table {
             None => Ok(()),
             Some((row, col)) => Err(format!("row {row}: column {col} is not a number; the file is damaged")),
         }
+    }
+
+    /// A row that is read by itself; `room`: [`Table::row_bytes`].
+    pub fn row<'a>(&'a self, row: usize, room: &'a mut [u8]) -> &'a [u8] {
+        self.bytes.read(row * self.width..(row + 1) * self.width, room)
     }
 
     /// Rows `range`: `[range.len(), cols]`.
@@ -430,12 +422,12 @@ pub fn has_duplicate_head(file: &Gguf) -> bool {
     }
     let rows = embedding.dims.get(1).copied().unwrap_or(1).max(1);
     let (a, b) = (file.data(embedding), file.data(head));
-    let width = (a.len() / rows).max(1);
-    let is_same = a.chunks(width).zip(b.chunks(width)).step_by(STEP).all(|(a, b)| a == b);
-    // The system brought in what is around each row: most of both, before anything is loaded.
-    a.release();
-    b.release();
-    is_same
+    let width = a.len() / rows;
+    let mut rooms = [vec![0; width], vec![0; width]];
+    (0..rows).step_by(STEP).all(|row| {
+        let (bytes, [for_a, for_b]) = (row * width..(row + 1) * width, &mut rooms);
+        a.read(bytes.clone(), for_a) == b.read(bytes, for_b)
+    })
 }
 
 fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
@@ -501,10 +493,10 @@ pub(super) fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -
     let mut plan = WeightBytes::default();
     let unread = if has_duplicate_head(file) { HEAD } else { "" };
     let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
-    // Of a table that is read here and there.
+    // Of a table that is read here and there: what is read of it at a time where it is read whole.
     let some_rows = |tensor: &Tensor| {
         let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
-        tensor.bytes.len().min(RESIDENT * AROUND + SCAN_ROWS * row)
+        tensor.bytes.len().min(SCAN_ROWS * row + 2 * AROUND)
     };
     for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
         let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;

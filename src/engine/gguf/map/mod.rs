@@ -9,7 +9,8 @@ use crate::engine::error::LoadError;
 use fault::Guard;
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -21,7 +22,7 @@ pub struct Map(Bytes);
 enum Bytes {
     /// The guard is first: it is dropped before the mapping that it guards.
     Guarded(Guard, memmap2::Mmap, Origin),
-    Mapped(memmap2::Mmap),
+    Mapped(memmap2::Mmap, File),
     Static(&'static [u8]),
     Owned(Vec<u8>),
 }
@@ -39,7 +40,8 @@ struct Origin {
 impl Map {
     /// Maps a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Map(Bytes::Mapped(map(&regular(path)?)?)))
+        let file = regular(path)?;
+        Ok(Map(Bytes::Mapped(map(&file)?, file)))
     }
 
     /// Maps a regular file, and outlives what happens to it: a page that the file no longer has is read as
@@ -49,7 +51,7 @@ impl Map {
         let file = regular(path)?;
         let about = file.metadata()?;
         let map = map(&file)?;
-        let Some(guard) = Guard::over(&map) else { return Ok(Map(Bytes::Mapped(map))) };
+        let Some(guard) = Guard::over(&map) else { return Ok(Map(Bytes::Mapped(map, file))) };
         let written = about.modified().ok();
         let origin = Origin { path: path.to_owned(), file, length: about.len(), written };
         Ok(Map(Bytes::Guarded(guard, map, origin)))
@@ -79,9 +81,24 @@ impl Map {
         matches!(&self.0, Bytes::Guarded(guard, ..) if guard.is_torn())
     }
 
+    /// Bytes `range`, for what is read here and there: of a file they are read into `room`, because reading them where
+    /// they are mapped brings in what is around them, up to megabytes. Where the file does not give them they are
+    /// read as mapped, so that [`Map::damage`] says what is wrong.
+    ///
+    /// # Panics
+    /// When `range` does not lie in it, or `room` is less.
+    pub fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [u8]) -> &'a [u8] {
+        let (mapped, room) = (&self[range.clone()], &mut room[..range.len()]);
+        let file = match &self.0 {
+            Bytes::Guarded(.., Origin { file, .. }) | Bytes::Mapped(_, file) => file,
+            Bytes::Static(_) | Bytes::Owned(_) => return mapped,
+        };
+        if file.read_exact_at(room, range.start as u64).is_ok() { room } else { mapped }
+    }
+
     /// Gives back the memory of pages that will not be read again; they stay in the file.
-    pub fn release(&self, range: std::ops::Range<usize>) {
-        if let Bytes::Mapped(map) | Bytes::Guarded(_, map, _) = &self.0 {
+    pub fn release(&self, range: Range<usize>) {
+        if let Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) = &self.0 {
             // SAFETY: the mapping is read-only and backed by the file: a released page that is read
             // after all is read from the file again, with the same bytes.
             let advised = unsafe {
@@ -124,7 +141,7 @@ impl Deref for Map {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Bytes::Mapped(map) | Bytes::Guarded(_, map, _) => map,
+            Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) => map,
             Bytes::Static(bytes) => bytes,
             Bytes::Owned(bytes) => bytes,
         }
@@ -195,6 +212,26 @@ mod tests {
     }
 
     #[test]
+    fn bytes_read_by_themselves_are_those_of_the_file_and_zeros_where_it_has_none() {
+        let pages = Pages::new("read");
+        let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&pages.path, &bytes).expect("it is there");
+        let places = [0..1, 9..9, 4090..4100, LENGTH - 7..LENGTH];
+        let (file, unguarded) = (Map::open_guarded(&pages.path), Map::open(&pages.path));
+        let (file, unguarded) = (file.expect("it is there"), unguarded.expect("it is there"));
+        let mut room = [0; 16];
+        for map in [&file, &unguarded, &bytes.clone().into()] {
+            for place in &places {
+                assert_eq!(map.read(place.clone(), &mut room), &bytes[place.clone()]);
+            }
+        }
+        pages.cut_to(2 << 16);
+        let across = (2 << 16) - 4..(2 << 16) + 4;
+        assert_eq!(file.read(across.clone(), &mut room), [&bytes[across][..4], &[0; 4]].concat());
+        assert!(file.is_torn() && file.damage().is_some());
+    }
+
+    #[test]
     fn a_file_written_to_under_its_map_is_named() {
         let pages = Pages::new("written");
         let map = Map::open_guarded(&pages.path).expect("it is there");
@@ -218,6 +255,6 @@ mod tests {
         let pages = Pages::new("many");
         let maps: Vec<Map> = (0..100).map(|_| Map::open_guarded(&pages.path).expect("it is there")).collect();
         assert!(maps.iter().all(|map| map[LENGTH - 1] == 1 && map.damage().is_none()));
-        assert!(matches!(maps[99].0, Bytes::Mapped(_)));
+        assert!(matches!(maps[99].0, Bytes::Mapped(..)));
     }
 }

@@ -1,6 +1,5 @@
 //! A screen as bytes: how it is made of a head, and whether it was.
 
-use crate::engine::model::weights::RESIDENT;
 use crate::engine::model::{Model, Shape};
 use crate::engine::quant::{Outline, packed_row, screen_row};
 use std::io::{self, Write};
@@ -75,7 +74,8 @@ impl Model {
         for first in (0..vocab).step_by(PART) {
             let records = &mut records[..PART.min(vocab - first) * record];
             self.pool.pieces(records, record, 16, |index, record| {
-                self.screen_record(first + index, &columns, record);
+                let row = self.weights.head().rows(first + index..first + index + 1);
+                self.screen_record(row, &columns, record);
             });
             // Read once, and never again as a whole.
             self.weights.head().release();
@@ -98,20 +98,24 @@ impl Model {
         if !floats(&image[places.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
             return false;
         }
+        let (mut room, mut record) = (self.row_room(), vec![0u8; 2 * (places.width + OUTLINE)]);
         let agrees = |row: usize| {
-            let mut record = vec![0u8; 2 * (places.width + OUTLINE)];
-            self.screen_record(row, &columns, &mut record);
+            self.screen_record(self.weights.head().row(row, &mut room), &columns, &mut record);
             let there = [places.coarse(row..row + 1), places.fine(row), places.outlines(row)];
             there.into_iter().flat_map(|place| &image[place]).eq(&record)
         };
         (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
     }
 
-    /// A row: coarse codes, fine codes, both outlines.
-    fn screen_record(&self, row: usize, columns: &[f32], record: &mut [u8]) {
-        let head = self.weights.head();
+    /// Room for a row of the head.
+    fn row_room(&self) -> Vec<u8> {
+        vec![0; self.weights.head().row_bytes()]
+    }
+
+    /// Of a row of the head: coarse codes, fine codes, both outlines.
+    fn screen_record(&self, row: &[u8], columns: &[f32], record: &mut [u8]) {
         let mut left = vec![0.0; self.shape.dim];
-        head.kind.read(head.rows(row..row + 1), &mut left);
+        self.weights.head().kind.read(row, &mut left);
         left.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
         let (codes, outlines) = record.split_at_mut(record.len() - 2 * OUTLINE);
         let codes = codes.chunks_exact_mut(packed_row(left.len()));
@@ -126,17 +130,15 @@ impl Model {
     fn column_sizes(&self) -> Vec<f32> {
         let (vocab, head) = (self.shape.vocab, self.weights.head());
         let mut squares = vec![0.0f32; self.shape.dim];
-        let mut row = vec![0.0; self.shape.dim];
-        let sample: Vec<usize> = (0..vocab).step_by(vocab.div_ceil(SAMPLE)).collect();
-        for rows in sample.chunks(RESIDENT) {
-            for at in rows {
-                head.kind.read(head.rows(*at..at + 1), &mut row);
-                squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
-            }
-            head.release();
+        let (mut room, mut row) = (self.row_room(), vec![0.0; self.shape.dim]);
+        let sample = (0..vocab).step_by(vocab.div_ceil(SAMPLE));
+        let count = sample.len() as f32;
+        for at in sample {
+            head.kind.read(head.row(at, &mut room), &mut row);
+            squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
         }
         // A column without any size may be left as it is.
-        let sizes = squares.into_iter().map(|sum| (sum / sample.len() as f32).sqrt());
+        let sizes = squares.into_iter().map(|sum| (sum / count).sqrt());
         sizes.map(|size| if size.is_normal() { size } else { 1.0 }).collect()
     }
 }

@@ -6,6 +6,7 @@
 use super::image::PART;
 use super::{GROUP, Screen, groups};
 use crate::engine::kernels::{Loops, fetch, fetch_one};
+use crate::engine::model::logits::Exact;
 use crate::engine::model::{Model, State};
 use crate::engine::ops::{self, Quantized};
 use crate::engine::quant::{Outline, SCREEN_Q, packed_row};
@@ -194,7 +195,7 @@ impl Search<'_> {
 
     /// Adds to the logits that may matter what their fine codes say, and notes their rows; gives what a logit must reach
     /// as far as that is known.
-    fn refine(&self, logits: &mut [f32], room: &mut Room, exact: &mut [f32]) -> Option<f32> {
+    fn refine(&self, logits: &mut [f32], room: &mut Room, exact: &mut Exact) -> Option<f32> {
         let best = match self.lowered {
             Some(_) => ops::argmax(logits, self.lowered),
             None => {
@@ -215,7 +216,7 @@ impl Search<'_> {
     }
 
     /// Puts the head's own logits in the place of those that still may matter, of which `room.rows` is left.
-    fn settle(&self, bar: f32, logits: &mut [f32], room: &mut Room, exact: &mut [f32]) -> Option<()> {
+    fn settle(&self, bar: f32, logits: &mut [f32], room: &mut Room, exact: &mut Exact) -> Option<()> {
         let Room { rows, near, .. } = room;
         let is_free = |row: u32| !self.lowered.is_some_and(|lowered| lowered[row as usize]);
         let of_rows = rows.iter().copied().zip(&*near).filter(|(row, _)| is_free(*row));
@@ -230,7 +231,7 @@ impl Search<'_> {
         }
         self.model.read_rows(rows, self.x, exact);
         let mut is_trusted = true;
-        for (row, exact) in rows.iter().zip(exact) {
+        for (row, exact) in rows.iter().zip(&exact.logits) {
             let logit = &mut logits[*row as usize];
             is_trusted &= (*exact - *logit).abs() <= self.fine_doubt(*row as usize, TRUSTED);
             *logit = *exact;
@@ -239,9 +240,9 @@ impl Search<'_> {
     }
 
     /// What a logit must reach if that of `row` is the best.
-    fn bar(&self, row: u32, exact: &mut [f32]) -> Option<f32> {
+    fn bar(&self, row: u32, exact: &mut Exact) -> Option<f32> {
         self.model.read_rows(&[row], self.x, exact);
-        Some(exact[0] - self.reach).filter(|bar| bar.is_finite())
+        Some(exact.logits[0] - self.reach).filter(|bar| bar.is_finite())
     }
 
     /// Notes the rows that may reach `bar` by their coarse codes.
