@@ -151,6 +151,8 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     let positions = (args.prompt_tokens + args.generate_tokens / 2) as usize;
     measured.cache_bytes = positions * session.cache_bytes_per_token();
     measured.was_open = is_open(engine, args);
+    // Before and after each: what wanders with time is the same for both.
+    measured.memory.measure(model.pool());
     for _ in 0..args.repeat {
         measured.add(&answer(&mut session, &options), args);
         measured.memory.measure(model.pool());
