@@ -1,6 +1,6 @@
 //! How fast the threads of a pool read memory, whatever order suits this processor best.
 
-use super::report::{Spread, spread};
+use super::report::spread;
 use crate::engine::pool::Pool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 const MOST_BYTES: u64 = 256 << 20;
 /// Words of a cache line.
 const LINE: usize = 8;
-/// How long each order is measured between two measurements of the model. Those are means over seconds in
-/// which other programs ran too: a short look would find a gap between them, or none.
+/// How long each order is measured in a round that was too short for a look.
 const EACH: Duration = Duration::from_millis(150);
 
 /// One way through the memory of a part: how many streams it is read in, side by side.
@@ -22,7 +21,11 @@ const ORDERS: [Reader; 3] = [sum::<1>, sum::<4>, sum::<8>];
 /// A block of memory, and how fast it was read so far.
 pub(super) struct Memory {
     block: Vec<u64>,
-    /// Bytes a second of every measurement, order by order.
+    /// What the looks of this round took, order by order.
+    looks: [Duration; ORDERS.len()],
+    /// How many they were.
+    count: usize,
+    /// Bytes a second of every round, order by order.
     speeds: [Vec<f64>; ORDERS.len()],
 }
 
@@ -31,37 +34,43 @@ impl Memory {
     pub fn new(memory: u64) -> Self {
         let words = (memory / 16).min(MOST_BYTES) as usize / size_of::<u64>();
         // Ones: zeroed memory would all be one page of the system's.
-        Memory { block: vec![1; words.next_multiple_of(LINE).max(LINE)], speeds: Default::default() }
-    }
-
-    /// Reads the block for a while in each order. The speed of a shared machine's memory wanders, so this
-    /// is done between the measurements it is compared with.
-    pub fn measure(&mut self, pool: &Pool) {
-        for (order, speeds) in ORDERS.iter().zip(&mut self.speeds) {
-            speeds.push(speed(&self.block, pool, *order));
+        Memory {
+            block: vec![1; words.next_multiple_of(LINE).max(LINE)],
+            looks: Default::default(),
+            count: 0,
+            speeds: Default::default(),
         }
     }
 
-    /// Bytes a second in the best order.
-    ///
-    /// # Panics
-    /// Before the first measurement.
-    pub fn bandwidth(self) -> Spread {
-        let spreads = self.speeds.into_iter().map(spread);
-        spreads.max_by(|a, b| a.median.total_cmp(&b.median)).expect("there are orders")
-    }
-}
-
-/// Bytes a second, over as many passes as take [`EACH`].
-fn speed(block: &[u64], pool: &Pool, order: Reader) -> f64 {
-    let (started, mut bytes) = (Instant::now(), 0);
-    loop {
-        read(block, pool, order);
-        bytes += size_of_val(block);
-        let took = started.elapsed();
-        if took >= EACH {
-            return bytes as f64 / took.as_secs_f64();
+    /// Reads the block once in each order. The speed of a shared machine's memory wanders within a second, by half and
+    /// more, so this is done in the middle of what it is compared with, many times a round.
+    pub fn look(&mut self, pool: &Pool) {
+        for (order, took) in ORDERS.iter().zip(&mut self.looks) {
+            let started = Instant::now();
+            read(&self.block, pool, *order);
+            *took += started.elapsed();
         }
+        self.count += 1;
+    }
+
+    /// Ends a round, in which it was read as fast as all of its looks together; there is one at least.
+    pub fn end_round(&mut self, pool: &Pool) {
+        let had_none = self.count == 0;
+        while self.count == 0
+            || (had_none && self.looks.iter().sum::<Duration>() < EACH * ORDERS.len() as u32)
+        {
+            self.look(pool);
+        }
+        let bytes = (std::mem::take(&mut self.count) * size_of_val(&self.block[..])) as f64;
+        for (took, speeds) in std::mem::take(&mut self.looks).iter().zip(&mut self.speeds) {
+            speeds.push(bytes / took.as_secs_f64());
+        }
+    }
+
+    /// Bytes a second of each round in the best order.
+    pub fn bandwidth(self) -> Vec<f64> {
+        let median = |speeds: &Vec<f64>| spread(speeds.clone()).median;
+        self.speeds.into_iter().max_by(|a, b| median(a).total_cmp(&median(b))).expect("there are orders")
     }
 }
 
@@ -111,9 +120,10 @@ mod tests {
         for threads in [1, 2, 3] {
             let pool = Pool::new(threads, &[]).expect("threads can be started");
             let mut memory = Memory::new(1 << 20);
-            memory.measure(&pool);
-            let read = memory.bandwidth();
-            assert!(0.0 < read.min && read.min <= read.median && read.median <= read.max);
+            memory.look(&pool);
+            memory.end_round(&pool);
+            memory.end_round(&pool);
+            assert!(matches!(memory.bandwidth()[..], [a, b] if a > 0.0 && b > 0.0));
         }
     }
 }

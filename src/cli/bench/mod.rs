@@ -16,9 +16,12 @@ use clap::builder::PossibleValuesParser;
 use report::{Found, Parts, Said, Screen, Spent, spread, table};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Jobs that are handed over and back to measure what one takes: some milliseconds in all.
 const HAND_OVERS: usize = 2001;
+/// How long is decoded between two looks at the speed of memory: so seldom that the caches they empty cost nothing.
+const LOOK_EACH: Duration = Duration::from_millis(100);
 /// Answers that do not count, at most, until the numbers of threads are found: two or three where the sizes are
 /// the usual ones. A prompt or an answer of a few tokens may never settle them.
 const WARM_UPS: usize = 16;
@@ -84,10 +87,14 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     let model = engine.model();
     // Of many, since one takes but a microsecond.
     let hand_over = model.pool().hand_over(HAND_OVERS);
-    let (decode, memory) = (spread(measured.decode), measured.memory.bandwidth());
+    let bandwidth = measured.memory.bandwidth();
     let bytes_per_token = model.bytes_read_per_token(measured.screen.map(|screen| screen.counts));
     let cache_bytes_per_token = measured.cache_bytes;
-    let read_speed = decode.median * (bytes_per_token + cache_bytes_per_token) as f64;
+    let bytes_read = (bytes_per_token + cache_bytes_per_token) as f64;
+    let shares =
+        measured.decode.iter().zip(&bandwidth).map(|(decode, bandwidth)| decode * bytes_read / bandwidth);
+    let bandwidth_share = spread(shares.collect()).median;
+    let decode = spread(measured.decode);
     Said {
         model: engine.name().to_owned(),
         kernel: model.kernels().name(),
@@ -97,16 +104,16 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         generate_tokens: args.generate_tokens,
         repeat: args.repeat,
         prefill: spread(measured.prefill),
-        decode,
         prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
         decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
         hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
         bytes_per_token,
         cache_bytes_per_token,
         screen: measured.screen,
-        read_speed,
-        bandwidth_share: read_speed / memory.median,
-        memory_bandwidth: memory,
+        read_speed: decode.median * bytes_read,
+        bandwidth_share,
+        memory_bandwidth: spread(bandwidth),
+        decode,
         peak_memory: measured.peak_memory,
     }
 }
@@ -151,11 +158,23 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     let positions = (args.prompt_tokens + args.generate_tokens / 2) as usize;
     measured.cache_bytes = positions * session.cache_bytes_per_token();
     measured.was_open = is_open(engine, args);
-    // Before and after each: what wanders with time is the same for both.
-    measured.memory.measure(model.pool());
     for _ in 0..args.repeat {
-        measured.add(&answer(&mut session, &options), args);
-        measured.memory.measure(model.pool());
+        let (mut last, mut paused, memory) = (None::<Instant>, Duration::ZERO, &mut measured.memory);
+        let between = |step: Step<'_>| {
+            if let (Step::Token(_), now) = (step, Instant::now())
+                && now - *last.get_or_insert(now) >= LOOK_EACH
+            {
+                memory.look(model.pool());
+                let after = Instant::now();
+                last = Some(after);
+                paused += after - now;
+            }
+            ControlFlow::Continue(())
+        };
+        let mut answer = session.generate(&prompt, &options, between).expect("checked above");
+        answer.decode -= paused;
+        measured.add(&answer, args);
+        measured.memory.end_round(model.pool());
     }
     if let Some(counts) = session.screening() {
         let ours = answer(&mut session, &options).tokens;
