@@ -53,13 +53,13 @@ impl Memory {
         self.count += 1;
     }
 
-    /// Ends a round, in which it was read as fast as all of its looks together; there is one at least.
+    /// Ends a round, in which it was read as fast as all of its looks together. Where it was too short for one, it is
+    /// looked at for a while now.
     pub fn end_round(&mut self, pool: &Pool) {
-        let had_none = self.count == 0;
-        while self.count == 0
-            || (had_none && self.looks.iter().sum::<Duration>() < EACH * ORDERS.len() as u32)
-        {
-            self.look(pool);
+        if self.count == 0 {
+            while self.looks.iter().sum::<Duration>() < EACH * ORDERS.len() as u32 {
+                self.look(pool);
+            }
         }
         let bytes = (std::mem::take(&mut self.count) * size_of_val(&self.block[..])) as f64;
         for (took, speeds) in std::mem::take(&mut self.looks).iter().zip(&mut self.speeds) {

@@ -159,20 +159,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     measured.cache_bytes = positions * session.cache_bytes_per_token();
     measured.was_open = is_open(engine, args);
     for _ in 0..args.repeat {
-        let (mut last, mut paused, memory) = (None::<Instant>, Duration::ZERO, &mut measured.memory);
-        let between = |step: Step<'_>| {
-            if let (Step::Token(_), now) = (step, Instant::now())
-                && now - *last.get_or_insert(now) >= LOOK_EACH
-            {
-                memory.look(model.pool());
-                let after = Instant::now();
-                last = Some(after);
-                paused += after - now;
-            }
-            ControlFlow::Continue(())
-        };
-        let mut answer = session.generate(&prompt, &options, between).expect("checked above");
-        answer.decode -= paused;
+        let answer = with_looks(&mut session, &prompt, &options, || measured.memory.look(model.pool()));
         measured.add(&answer, args);
         measured.memory.end_round(model.pool());
     }
@@ -183,6 +170,29 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         measured.screen = Some(Screen::of(counts, alike));
     }
     Ok(measured)
+}
+
+/// An answer in the middle of which the memory is looked at; what the looks take is no part of its time.
+fn with_looks(
+    session: &mut Session<'_>,
+    prompt: &[u32],
+    options: &Options,
+    mut look: impl FnMut(),
+) -> Answer {
+    let (mut last, mut paused) = (None, Duration::ZERO);
+    let step = |step: Step<'_>| {
+        let now = Instant::now();
+        if matches!(step, Step::Token(_)) && now - *last.get_or_insert(now) >= LOOK_EACH {
+            look();
+            let after = Instant::now();
+            last = Some(after);
+            paused += after - now;
+        }
+        ControlFlow::Continue(())
+    };
+    let mut answer = session.generate(prompt, options, step).expect("checked before");
+    answer.decode -= paused;
+    answer
 }
 
 /// Whether numbers of threads that are measured are still being tried out; short prompts are read on as many as
