@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 /// Most parts of one job: the job word has 16 bits for them.
 pub(super) const MAX_PARTS: usize = u16::MAX as usize;
 /// How long a thread looks before it parks: longer than the work of one thread between two jobs of a decode
-/// step. Waking a parked thread costs 5 to 50 microseconds, looking longer only burns power.
-const SPIN: Duration = Duration::from_micros(50);
+/// step, and than most threads end apart that share a job of a prompt. Waking a parked thread costs 5 to 50 microseconds and
+/// more where a hypervisor has to do it, looking longer only burns power. (`tests/bench/RESULTS.md` has what others gave.)
+const SPIN: Duration = Duration::from_micros(500);
 /// Looks between two readings of the clock, which costs as much as some of them.
 const LOOKS: u32 = 32;
 

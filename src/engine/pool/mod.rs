@@ -299,7 +299,7 @@ mod tests {
         for round in 0..200 {
             assert!(is_shared(&pool));
             // From none to several times as long as a helper looks before it parks.
-            thread::park_timeout(Duration::from_micros(round % 20 * 10));
+            thread::park_timeout(Duration::from_micros(round % 20 * 100));
         }
     }
 
