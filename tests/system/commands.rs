@@ -156,7 +156,7 @@ async fn bench_measures_both_speeds() {
     let ended = run(&[&["bench", "--json"][..], &sizes].concat()).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let said = ended.json();
-    for speed in ["prefill", "decode", "memory_bandwidth"] {
+    for speed in ["prefill", "decode", "memory_bandwidth", "arithmetic"] {
         let [min, median, max] = ["min", "median", "max"].map(|key| said[speed][key].as_f64().expect(key));
         assert!(0.0 < min && min <= median && median <= max, "{said}");
     }
@@ -168,9 +168,17 @@ async fn bench_measures_both_speeds() {
     let expected = number(&said["decode"]["median"]) * bytes;
     assert!((number(&said["read_speed"]) / expected - 1.0).abs() < 1e-9, "{said}");
     assert!(number(&said["cache_bytes_per_token"]) > 0.0, "{said}");
+    assert!(number(&said["arithmetic_share"]) > 0.0 && number(&said["multiply_speed"]) > 0.0, "{said}");
     assert!(number(&said["peak_memory"]) > bytes, "the weights were resident: {said}");
     let table = run(&[&["bench"][..], &sizes].concat()).await;
-    for line in ["prefill", "decode", "bytes per token", "of the memory's speed", "outside the kernels"] {
+    for line in [
+        "prefill",
+        "decode",
+        "bytes per token",
+        "of the memory's speed",
+        "of the kernel alone",
+        "outside the kernels",
+    ] {
         assert!(table.out.contains(line), "{line}: {table:?}");
     }
     let long = run(&["bench", "--prompt-tokens", "500", "--generate-tokens", "500"]).await;

@@ -1,6 +1,7 @@
 //! `bitnetd bench`: prefill and decode speed with their spread, where the time goes, and how near to memory's
 //! own speed decoding comes.
 
+mod arithmetic;
 mod bandwidth;
 mod report;
 
@@ -11,6 +12,7 @@ use crate::engine::shapes::{self, Known};
 use crate::engine::tuner::{PREFILL_TOKENS, Threads};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
+use arithmetic::Arithmetic;
 use bandwidth::Memory;
 use clap::builder::PossibleValuesParser;
 use report::{Found, Parts, Said, Screen, Spent, spread, table};
@@ -74,6 +76,7 @@ struct Measured {
     to_first: Vec<Spent>,
     /// From the first token to the last.
     to_last: Vec<Spent>,
+    arithmetic: Arithmetic,
     memory: Memory,
     peak_memory: Option<u64>,
     screen: Option<Screen>,
@@ -94,6 +97,11 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     let shares =
         measured.decode.iter().zip(&bandwidth).map(|(decode, bandwidth)| decode * bytes_read / bandwidth);
     let bandwidth_share = spread(shares.collect()).median;
+    let (arithmetic, prompt_tokens) = (measured.arithmetic.speeds(), args.prompt_tokens as usize);
+    let products = model.shape().prompt_products(prompt_tokens) as f64 / prompt_tokens as f64;
+    let shares = measured.prefill.iter().zip(&arithmetic).map(|(prefill, alone)| prefill * products / alone);
+    let arithmetic_share = spread(shares.collect()).median;
+    let prefill = spread(measured.prefill);
     let decode = spread(measured.decode);
     Said {
         model: engine.name().to_owned(),
@@ -103,7 +111,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         repeat: args.repeat,
-        prefill: spread(measured.prefill),
+        prefill,
         prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
         decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
         hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
@@ -113,6 +121,9 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         read_speed: decode.median * bytes_read,
         bandwidth_share,
         memory_bandwidth: spread(bandwidth),
+        multiply_speed: prefill.median * products,
+        arithmetic: spread(arithmetic),
+        arithmetic_share,
         decode,
         peak_memory: measured.peak_memory,
     }
@@ -153,15 +164,22 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     }
     // What comes after this is for the measurement only.
     let peak_memory = sensors::peak_memory(Path::new("/"));
-    let mut measured = Measured::new(peak_memory);
+    let mut measured =
+        Measured::new(peak_memory, Arithmetic::new(*model.kernels(), model.pool(), prompt.len()));
     // Those of the prompt, and on average of half the answer.
     let positions = (args.prompt_tokens + args.generate_tokens / 2) as usize;
     measured.cache_bytes = positions * session.cache_bytes_per_token();
     measured.was_open = is_open(engine, args);
     for _ in 0..args.repeat {
-        let answer = with_looks(&mut session, &prompt, &options, || measured.memory.look(model.pool()));
+        let (pool, threads) = (model.pool(), prompt_threads(engine, args));
+        measured.arithmetic.look(pool, threads);
+        let answer = with_looks(&mut session, &prompt, &options, |is_first| match is_first {
+            true => measured.arithmetic.look(pool, threads),
+            false => measured.memory.look(pool),
+        });
         measured.add(&answer, args);
-        measured.memory.end_round(model.pool());
+        measured.arithmetic.end_round();
+        measured.memory.end_round(pool);
     }
     if let Some(counts) = session.screening() {
         let ours = answer(&mut session, &options).tokens;
@@ -172,18 +190,19 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     Ok(measured)
 }
 
-/// An answer in the middle of which the memory is looked at; what the looks take is no part of its time.
+/// An answer in the middle of which the machine is looked at, first right behind the prompt; what the looks take is
+/// no part of its time.
 fn with_looks(
     session: &mut Session<'_>,
     prompt: &[u32],
     options: &Options,
-    mut look: impl FnMut(),
+    mut look: impl FnMut(bool),
 ) -> Answer {
-    let (mut last, mut paused) = (None, Duration::ZERO);
+    let (mut last, mut paused) = (None::<Instant>, Duration::ZERO);
     let step = |step: Step<'_>| {
         let now = Instant::now();
-        if matches!(step, Step::Token(_)) && now - *last.get_or_insert(now) >= LOOK_EACH {
-            look();
+        if matches!(step, Step::Token(_)) && last.is_none_or(|last| now - last >= LOOK_EACH) {
+            look(last.is_none());
             let after = Instant::now();
             last = Some(after);
             paused += after - now;
@@ -193,6 +212,13 @@ fn with_looks(
     let mut answer = session.generate(prompt, options, step).expect("checked before");
     answer.decode -= paused;
     answer
+}
+
+/// Threads that read the prompt; a short one is read on as many as decoding has.
+fn prompt_threads(engine: &Engine, args: &Bench) -> usize {
+    let Threads { decode, prefill } = engine.model().threads();
+    let found = if args.prompt_tokens as usize >= PREFILL_TOKENS { prefill } else { decode };
+    found.unwrap_or(engine.model().pool().threads())
 }
 
 /// Whether numbers of threads that are measured are still being tried out; short prompts are read on as many as
@@ -214,12 +240,13 @@ fn room(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
 }
 
 impl Measured {
-    fn new(peak_memory: Option<u64>) -> Self {
+    fn new(peak_memory: Option<u64>, arithmetic: Arithmetic) -> Self {
         Measured {
             prefill: Vec::new(),
             decode: Vec::new(),
             to_first: Vec::new(),
             to_last: Vec::new(),
+            arithmetic,
             memory: Memory::new(host::host().memory_bytes),
             peak_memory,
             screen: None,

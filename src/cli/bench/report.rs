@@ -174,8 +174,14 @@ pub(super) struct Said {
     pub read_speed: f64,
     /// Bytes a second that the same threads read from memory.
     pub memory_bandwidth: Spread,
-    /// The former over the latter, medians. Above 1 where the weights fit the caches.
+    /// The former over the latter, median of those of each answer. Above 1 where the weights fit the caches.
     pub bandwidth_share: f64,
+    /// Multiplications a second of a prompt with the layers' matrices, median.
+    pub multiply_speed: f64,
+    /// Multiplications a second that the same threads do when nothing holds them up: the kernel out of the caches.
+    pub arithmetic: Spread,
+    /// The former over the latter, median of those of each prompt.
+    pub arithmetic_share: f64,
     /// Most bytes resident after the first answer, weights that are mapped among them.
     pub peak_memory: Option<u64>,
 }
@@ -196,6 +202,7 @@ pub(super) fn table(said: &Said) -> String {
     line("prefill", said.prefill, 1.0, "tokens/s");
     line("decode", said.decode, 1.0, "tokens/s");
     line("memory, read only", said.memory_bandwidth, 1e9, "GB/s");
+    line("kernel alone", said.arithmetic, 1e9, "GMAC/s");
     let [weights, cache] = [said.bytes_per_token, said.cache_bytes_per_token].map(|bytes| bytes as f64 / 1e6);
     let speed = said.read_speed / 1e9;
     let share = said.bandwidth_share * 100.0;
@@ -214,6 +221,14 @@ pub(super) fn table(said: &Said) -> String {
     write(
         &mut out,
         format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "read"),
+    );
+    let (speed, share) = (said.multiply_speed / 1e9, said.arithmetic_share * 100.0);
+    write(
+        &mut out,
+        format_args!(
+            "{:<18} {speed:>10.1} GMAC/s of a prompt, {share:.0} % of the kernel alone",
+            "multiplied"
+        ),
     );
     if let Some(screen) = said.screen {
         let Screen {

@@ -211,6 +211,14 @@ impl Shape {
         batch * row + 4 * self.vocab
     }
 
+    /// Multiplications of a prompt of `tokens` with the matrices of the layers; only its last token needs those of the
+    /// last layer that stand behind attention.
+    pub fn prompt_products(&self, tokens: usize) -> usize {
+        let before = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let behind = self.heads * self.head_dim + 3 * self.ffn;
+        self.dim * (tokens * (self.layers * before + (self.layers - 1) * behind) + behind)
+    }
+
     /// Floats of a token in the buffer that attention and feed-forward share.
     fn widest_buffer(&self) -> usize {
         self.ffn.max(2 * self.heads * self.head_dim)
