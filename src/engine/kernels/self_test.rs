@@ -1,12 +1,24 @@
 //! A table against the reference, on numbers made from a seed: what a device can ask of itself.
 
 use super::{Kernels, scalar};
-use crate::engine::quant::{BLOCK, SCREEN_Q, packed_row};
+use crate::engine::quant::{BLOCK, Blocks, Dense, Numbers, SCREEN_Q, packed_row};
+use half::f16;
 
 /// Rows enough for every way that a table has.
 const ROWS: usize = 133;
 /// Columns: whole blocks, an odd number of them.
 const COLS: usize = 17 * BLOCK;
+
+/// Formats of blocks, and where in a block the halves lie that scale it.
+const BLOCKS: [(Blocks, &[usize]); 4] =
+    [(Blocks::Q4_0, &[0]), (Blocks::Q8_0, &[0]), (Blocks::Q4K, &[0, 2]), (Blocks::Q6K, &[208])];
+/// Columns of floats: whole blocks of each format.
+const FLOATS: usize = 5 * 256;
+/// Vectors at a time: a whole tile of them and one more.
+const VECTORS: usize = 5;
+/// What rounding may add to a sum, as a share of the magnitudes in it: some hundred times what it does in sums of
+/// [`FLOATS`] numbers kept side by side, and far below any number that is wrong.
+const ROUNDING: f64 = 1e-5;
 
 /// Numbers that depend on the seed only.
 struct Random(u64);
@@ -21,23 +33,43 @@ impl Random {
     fn int8(&mut self, count: usize) -> Vec<i8> {
         (0..count).map(|_| self.next() as i8).collect()
     }
+
+    /// From -1 to 1.
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.next() as f32 / (1u32 << 30) as f32 - 1.0).collect()
+    }
 }
 
 /// `Err` says where `table` and the reference part.
 pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
     let mut numbers = Random(seed);
     ternary(table, &mut numbers)?;
-    four_codes(table, &mut numbers)
+    four_codes(table, &mut numbers)?;
+    // Half precision of any length, with some numbers beyond the last whole register.
+    for cols in [FLOATS, FLOATS + 5] {
+        let mut rows = vec![0; ROWS * cols * Dense::F16.size()];
+        Dense::F16.write(&mut rows, &numbers.floats(ROWS * cols));
+        floats(table, &mut numbers, Dense::F16.into(), &rows, cols)?;
+    }
+    for (kind, scales) in BLOCKS {
+        let rows = blocks(&mut numbers, kind, scales);
+        floats(table, &mut numbers, kind.into(), &rows, FLOATS)?;
+    }
+    Ok(())
 }
 
 fn ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let weights: Vec<u8> = (0..ROWS * packed_row(COLS))
         .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (numbers.next() % 3) as u8))
         .collect();
-    let many = table.many.map_or(0, |many| many.tokens);
-    let q = numbers.int8(many.max(table.ternary[0].0) * COLS);
+    // Each number of tokens that a table tiles in its own way, and beyond the last one some that make no whole tile.
+    let tiled = table.ternary.iter().map(|(tokens, _)| *tokens);
+    let many = table.many.into_iter().flat_map(|many| many.tokens..many.tokens + 8);
+    let counts: Vec<usize> = tiled.chain(many).collect();
+    let most = counts.iter().copied().max().unwrap_or(1);
+    let q = numbers.int8(most * COLS);
     let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
-    for tokens in table.ternary.iter().map(|(tokens, _)| *tokens).chain((many > 0).then_some(many)) {
+    for tokens in counts {
         let (mut ours, mut reference) = (vec![0; ROWS * tokens], vec![0; ROWS * tokens]);
         table.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut ours);
         scalar::TABLE.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut reference);
@@ -57,6 +89,87 @@ fn four_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     compare(table, "four codes", &ours, &reference)
 }
 
+/// Rows of random codes, whose scales are from -1 to 1.
+fn blocks(numbers: &mut Random, kind: Blocks, scales: &[usize]) -> Vec<u8> {
+    let (len, bytes) = kind.size();
+    let mut rows: Vec<u8> = (0..ROWS * FLOATS / len * bytes).map(|_| numbers.next() as u8).collect();
+    for block in rows.chunks_exact_mut(bytes) {
+        for (at, scale) in scales.iter().zip(numbers.floats(scales.len())) {
+            block[*at..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        }
+    }
+    rows
+}
+
+/// Rows of floats against sums in double precision; some vectors at a time, to the bit as one after the other.
+fn floats(
+    table: &Kernels,
+    numbers: &mut Random,
+    kind: Numbers,
+    rows: &[u8],
+    cols: usize,
+) -> Result<(), String> {
+    let name = match kind {
+        Numbers::Plain(kind) => format!("{kind:?}"),
+        Numbers::Blocks(kind) => format!("{kind:?}"),
+    };
+    let mut plain = vec![0.0; ROWS * cols];
+    let row_bytes = rows.len() / ROWS;
+    for (bytes, row) in rows.chunks_exact(row_bytes).zip(plain.chunks_exact_mut(cols)) {
+        kind.read(bytes, row);
+    }
+    let column = |col: usize| plain[col..].iter().copied().step_by(cols);
+
+    let xs = numbers.floats(VECTORS * cols);
+    let mut dots = vec![0.0; VECTORS * ROWS];
+    for (x, dots) in xs.chunks_exact(cols).zip(dots.chunks_exact_mut(ROWS)) {
+        table.dot(kind, rows, x, dots);
+        let wanted = plain.chunks_exact(cols).map(|row| products(row.iter().copied(), x));
+        near(table, &format!("{name} times a vector, row"), dots, wanted)?;
+    }
+    let weights = numbers.floats(VECTORS * ROWS);
+    let mut mixes = vec![0.0; VECTORS * cols];
+    for (weights, mixes) in weights.chunks_exact(ROWS).zip(mixes.chunks_exact_mut(cols)) {
+        table.mix(kind, rows, weights, mixes);
+        let wanted = (0..cols).map(|col| products(column(col), weights));
+        near(table, &format!("sum of {name} rows, column"), mixes, wanted)?;
+    }
+
+    let (mut shared_dots, mut shared_mixes) = (vec![0.0; dots.len()], vec![0.0; mixes.len()]);
+    table.dots(kind, rows, &xs, cols, &mut shared_dots);
+    table.mixes(kind, rows, &weights, cols, &mut shared_mixes);
+    let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+    match same(&dots, &shared_dots) && same(&mixes, &shared_mixes) {
+        true => Ok(()),
+        false => {
+            Err(format!("kernel {}, {name} with {VECTORS} vectors: other bits than with one", table.name))
+        }
+    }
+}
+
+/// The sum of products, and of their magnitudes.
+fn products(a: impl Iterator<Item = f32>, b: &[f32]) -> (f64, f64) {
+    let products = a.zip(b).map(|(a, b)| f64::from(a) * f64::from(*b));
+    products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
+}
+
+/// Whether sums are as wanted but for rounding.
+fn near(
+    table: &Kernels,
+    what: &str,
+    ours: &[f32],
+    wanted: impl Iterator<Item = (f64, f64)>,
+) -> Result<(), String> {
+    for (at, (ours, (sum, size))) in ours.iter().zip(wanted).enumerate() {
+        // Written so that what is not a number is not near.
+        let near = (f64::from(*ours) - sum).abs() <= ROUNDING * size;
+        if !near {
+            return Err(format!("kernel {}, {what} {at}: {ours} instead of {sum}", table.name));
+        }
+    }
+    Ok(())
+}
+
 fn sum(q: &[i8]) -> i32 {
     q.iter().map(|q| i32::from(*q)).sum()
 }
@@ -67,4 +180,46 @@ fn compare(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> Resu
     let (row, token) = (at % ROWS, at / ROWS);
     let (name, ours, reference) = (table.name, ours[at], reference[at]);
     Err(format!("kernel {name}, {what}: row {row}, token {token}: {ours} instead of {reference}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaves out the first column: of many sums the least that can be wrong.
+    fn short_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+        let mut x = x.to_vec();
+        x[0] = 0.0;
+        // SAFETY: plain Rust, and lengths as they were.
+        unsafe { (scalar::TABLE.dot_f16)(rows, &x, out) }
+    }
+
+    fn none_f16(_: &[u8], _: &[f32], out: &mut [f32]) {
+        out.fill(f32::NAN);
+    }
+
+    fn first_row_only(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+        // SAFETY: the same.
+        unsafe { (scalar::TABLE.mix_blocks)(kind, &rows[..rows.len() / weights.len()], &weights[..1], out) }
+    }
+
+    fn one_off(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+        // SAFETY: the same.
+        unsafe { (scalar::TABLE.ternary[0].1)(weights, q, cols, out) }
+        *out.last_mut().expect("a row") += 1;
+    }
+
+    #[test]
+    fn a_kernel_that_is_wrong_is_named_with_its_place() {
+        let table = scalar::TABLE;
+        let told = |wrong: Kernels| run(&wrong, 7).expect_err("wrong");
+        let said = told(Kernels { dot_f16: short_f16, ..table });
+        assert!(said.starts_with("kernel scalar, F16 times a vector, row 0: "), "{said}");
+        let said = told(Kernels { dot_f16: none_f16, ..table });
+        assert!(said.contains(" row 0: NaN instead of "), "{said}");
+        let said = told(Kernels { mix_blocks: first_row_only, ..table });
+        assert!(said.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{said}");
+        let said = told(Kernels { ternary: &[(1, one_off)], ..table });
+        assert!(said.starts_with("kernel scalar, ternary: row 132, token 0: "), "{said}");
+    }
 }
