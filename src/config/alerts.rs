@@ -27,6 +27,8 @@ pub struct Alerts {
     pub queue_percent: Option<f64>,
     /// Seconds that the broker is away.
     pub broker_link_s: Option<f64>,
+    /// Whether prompts do not reach the daemon, though the broker is connected.
+    pub subscription: bool,
     /// Whether answers cannot be kept on disk.
     pub storage: bool,
 }
@@ -46,6 +48,7 @@ impl Alerts {
             ttft_ms: None,
             queue_percent: None,
             broker_link_s: None,
+            subscription: false,
             storage: false,
         }
     }

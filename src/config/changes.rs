@@ -160,10 +160,11 @@ fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut Changes) 
 impl Queue {
     /// The memory plan counts with the depth, and so does the window that the broker was given.
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Queue { depth, timeout, drain } = self;
+        let Queue { depth, timeout, drain, inbox_bytes } = self;
         changes.at_restart("queue.depth", *depth != wanted.depth);
         changes.live("queue.timeout_ms", *timeout != wanted.timeout);
         changes.live("queue.drain_ms", *drain != wanted.drain);
+        changes.at_restart("queue.inbox_mb", *inbox_bytes != wanted.inbox_bytes);
     }
 }
 
@@ -193,6 +194,7 @@ impl Alerts {
             ttft_ms,
             queue_percent,
             broker_link_s,
+            subscription,
             storage,
         } = self;
         changes.live("alerts.hold_s", *hold != wanted.hold);
@@ -206,6 +208,7 @@ impl Alerts {
         changes.live("alerts.ttft_ms", *ttft_ms != wanted.ttft_ms);
         changes.live("alerts.queue_percent", *queue_percent != wanted.queue_percent);
         changes.live("alerts.broker_link_s", *broker_link_s != wanted.broker_link_s);
+        changes.live("alerts.subscription", *subscription != wanted.subscription);
         changes.live("alerts.storage", *storage != wanted.storage);
     }
 }
@@ -234,7 +237,7 @@ mod tests {
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
-        queue = { depth = 1, timeout_ms = 2, drain_ms = 3 }
+        queue = { depth = 1, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
@@ -249,6 +252,7 @@ mod tests {
         ttft_ms = 3000
         queue_percent = 50
         broker_link_s = 10
+        subscription = false
         storage = false
         [mqtt]
         host = "b"
@@ -298,7 +302,7 @@ mod tests {
         let live =
             ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "telemetry.textfile", "log.level"];
         assert_eq!(others, live);
-        assert_eq!(alerts.len(), 12);
+        assert_eq!(alerts.len(), 13);
         running.adopt(&wanted);
         let after = running.changes(&wanted);
         assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });

@@ -94,6 +94,7 @@ pub(super) struct QueueKeys {
     depth: Option<usize>,
     timeout_ms: Option<u64>,
     drain_ms: Option<u64>,
+    inbox_mb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +120,7 @@ pub(super) struct AlertsKeys {
     ttft_ms: Option<f64>,
     queue_percent: Option<f64>,
     broker_link_s: Option<f64>,
+    subscription: Option<bool>,
     storage: Option<bool>,
 }
 
@@ -387,6 +389,7 @@ impl QueueKeys {
             depth: depth as usize,
             timeout: Duration::from_millis(within("queue", "timeout_ms", timeout, 1..=day_ms)?),
             drain: Duration::from_millis(within("queue", "drain_ms", drain, 0..=day_ms)?),
+            inbox_bytes: (within("queue", "inbox_mb", self.inbox_mb.unwrap_or(4), 0..=64)? as usize) << 20,
         })
     }
 }
@@ -453,6 +456,7 @@ impl AlertsKeys {
             ttft_ms: threshold("ttft_ms", self.ttft_ms, 0.0, 86_400_000.0)?,
             queue_percent: threshold("queue_percent", self.queue_percent, 90.0, 100.0)?,
             broker_link_s: threshold("broker_link_s", self.broker_link_s, 60.0, 86_400.0)?,
+            subscription: self.subscription.unwrap_or(true),
             storage: self.storage.unwrap_or(true),
         })
     }

@@ -218,6 +218,8 @@ pub struct Queue {
     pub timeout: Duration,
     /// Time that running and waiting requests get after a stop was asked for.
     pub drain: Duration,
+    /// Bytes of prompts that the broker link may acknowledge before they are answered, on disk and in memory.
+    pub inbox_bytes: usize,
 }
 
 /// Reports.

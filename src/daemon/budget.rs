@@ -64,14 +64,15 @@ pub struct Allowed {
 impl Clients {
     /// The most that the clients of a daemon with these settings can do.
     pub fn of(config: &Config) -> Self {
-        Self::reckon(config.queue.depth, config.socket.connections, config.mqtt.is_some())
+        let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
+        Self::reckon(config.queue.depth, config.socket.connections, link.unwrap_or(0))
     }
 
-    fn reckon(depth: usize, connections: usize, is_linked: bool) -> Self {
+    fn reckon(depth: usize, connections: usize, link: usize) -> Self {
         Clients {
             connections: connections * unix::CONNECTION_BYTES,
             queue: depth * WAITING + WAITING_TEXTS.min(depth * json::MAX_REQUEST),
-            link: if is_linked { mqtt::LINK_BYTES } else { 0 },
+            link,
         }
     }
 
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
-        let (few, many) = (Clients::reckon(16, 64, false), Clients::reckon(10_000, 64, false));
+        let (few, many) = (Clients::reckon(16, 64, 0), Clients::reckon(10_000, 64, 0));
         assert_eq!(few.queue, 16 * (WAITING + json::MAX_REQUEST));
         assert_eq!(many.queue, 10_000 * WAITING + WAITING_TEXTS);
         assert_eq!((few.connections, few.link), (many.connections, 0));

@@ -329,6 +329,7 @@ impl Daemon {
             state_in: running.device.state_in.clone(),
             info: info_payload(running, facts, plan),
             window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
+            inbox_bytes: running.queue.inbox_bytes,
             requests,
             controls,
             home: Some(Home { model: facts.model.clone() }),

@@ -303,9 +303,15 @@ pub struct MqttLink {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came a second time and were not computed again.
+    /// Prompts of the broker that have no answer yet.
+    pub waiting: u64,
+    /// Whether prompts do not reach the daemon, though the broker is connected.
+    pub deaf: bool,
+    /// How often a subscription was found missing and asked for again.
+    pub subscriptions_lost: u64,
+    /// Prompts that the broker delivered again, which were not computed again.
     pub duplicates: u64,
-    /// Of these, those that were given their answer again.
+    /// Prompts that were given a stored answer.
     pub resent: u64,
     /// Whether answers outlive a crash of the daemon.
     pub durable: bool,

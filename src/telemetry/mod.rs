@@ -267,6 +267,7 @@ impl Telemetry {
             ttft_ms: latency.ttft_ms.last_minute.p95,
             queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
+            subscription: link.map(|link| link.deaf),
             storage: link.map(|link| link.storage_problem.is_some()),
         }
     }
@@ -502,6 +503,7 @@ mod tests {
             ttft_ms: Some(2900.0),
             queue_percent: Some(90.0),
             broker_link_s: Some(0.5),
+            subscription: true,
             storage: true,
         });
         assert_eq!(telemetry.look_for_alerts(now, 16), [], "nothing is known yet");

@@ -152,7 +152,7 @@ async fn a_cancellation_is_not_held_back_behind_a_full_window() {
     let mut bench = Bench::open(broker.port).await;
     for id in ["a", "b", "c", "d", "e"] {
         let text = format!(r#"{{"id":"{id}","prompt":"hi"}}"#);
-        broker.publish(&["-q", "1", "-t", PROMPT, "-m", &text]).await;
+        broker.publish(&["-q", "1", "-t", &format!("{PROMPT}/{id}"), "-m", &text]).await;
     }
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -246,29 +246,53 @@ async fn the_message_expiry_of_a_prompt_is_its_deadline_and_its_reply_s() {
 }
 
 #[tokio::test]
-async fn a_prompt_sent_twice_is_answered_once() {
+async fn a_prompt_that_a_client_sends_again_gets_an_answer_each_time() {
     let broker = Mosquitto::start().await;
     let mut bench = Bench::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     let text = br#"{"id":"a","prompt":"hi"}"#;
     client.publish(PROMPT, text, none()).await;
-    client.publish(PROMPT, text, none()).await;
-    let inbound = bench.request().await;
-    bench.until(|state| state.duplicates == 1).await;
-    answer(inbound, "x");
-    client.next().await;
-    client.publish(PROMPT, text, none()).await;
-    bench.until(|state| state.duplicates == 2).await;
-    client.is_quiet().await;
+    answer(bench.request().await, "x");
+    let first = client.text().await;
+    for _ in 0..3 {
+        client.publish(PROMPT, text, none()).await;
+        assert_eq!(client.text().await, first, "the stored answer");
+    }
     bench.is_quiet().await;
-    // All three were acknowledged: the window of four is free again.
-    for id in ["b", "c", "d", "e"] {
-        client.publish(PROMPT, format!(r#"{{"id":"{id}","prompt":"hi"}}"#).as_bytes(), none()).await;
+    let counts = (bench.state.borrow().duplicates, bench.state.borrow().resent);
+    assert_eq!(counts, (0, 3), "none of them was a redelivery");
+}
+
+#[tokio::test]
+async fn two_clients_with_one_id_and_one_text_each_get_their_answer() {
+    let broker = Mosquitto::start().await;
+    let mut bench = Bench::open(broker.port).await;
+    let mut one = Client::listening(&broker, "home/one").await;
+    let mut two = Client::listening(&broker, "home/number-two").await;
+    let text = br#"{"id":"1","prompt":"hi"}"#;
+    one.publish(PROMPT, text, answered_to("home/one")).await;
+    answer(bench.request().await, "x");
+    assert!(one.text().await.contains("\"x\""));
+    two.publish(PROMPT, text, answered_to("home/number-two")).await;
+    answer(bench.request().await, "y");
+    assert!(two.text().await.contains("\"y\""), "computed for this client");
+}
+
+#[tokio::test]
+async fn clients_take_turns_whoever_sends_more() {
+    let broker = Mosquitto::start().await;
+    let mut bench = Bench::open(broker.port).await;
+    let flooder = Client::listening(&broker, "a").await;
+    for number in 0..12 {
+        let text = format!("flood {number}");
+        flooder.publish("bitnetd/cellar/prompt/flood", text.as_bytes(), none()).await;
     }
-    let mut held = Vec::new();
-    for _ in 0..4 {
-        held.push(bench.request().await);
-    }
+    let held = [bench.request().await, bench.request().await];
+    bench.is_quiet().await;
+    let other = Client::listening(&broker, "ab").await;
+    other.publish("bitnetd/cellar/prompt/other", b"hello", none()).await;
+    assert_eq!(prompt(&bench.request().await), "hello", "handed on at once, beside the two of the flood");
+    drop(held);
 }
 
 #[tokio::test]

@@ -41,13 +41,15 @@ pub enum Kind {
     Queue,
     /// The broker is away.
     BrokerLink,
+    /// Prompts do not reach the daemon, though the broker is connected.
+    Subscription,
     /// Answers cannot be kept on disk.
     Storage,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Temperature,
         Kind::Throttled,
         Kind::UnderVoltage,
@@ -58,6 +60,7 @@ impl Kind {
         Kind::Latency,
         Kind::Queue,
         Kind::BrokerLink,
+        Kind::Subscription,
         Kind::Storage,
     ];
 
@@ -74,6 +77,7 @@ impl Kind {
             Kind::Latency => "latency",
             Kind::Queue => "queue",
             Kind::BrokerLink => "broker_link",
+            Kind::Subscription => "subscription",
             Kind::Storage => "storage",
         }
     }
@@ -152,6 +156,8 @@ pub struct Conditions {
     pub queue_percent: Option<f64>,
     /// Whether the broker is connected; `None` where there is none.
     pub broker: Option<bool>,
+    /// Whether prompts do not reach the daemon; `None` where there is no broker.
+    pub subscription: Option<bool>,
     /// Whether answers that should be kept on disk cannot be.
     pub storage: Option<bool>,
 }
@@ -236,6 +242,7 @@ impl Alerts {
                 Kind::Latency => conditions.ttft_ms,
                 Kind::Queue => conditions.queue_percent,
                 Kind::BrokerLink => away,
+                Kind::Subscription => conditions.subscription.map(number),
                 Kind::Storage => conditions.storage.map(number),
             };
             // JSON has no number for the rest.

@@ -34,11 +34,12 @@ impl Rule {
             Kind::Queue => times(rules.queue_percent, 0.5),
             // Connected is well, and nothing else.
             Kind::BrokerLink => times(rules.broker_link_s, 0.0),
+            Kind::Subscription => below(flag(rules.subscription), 0.5),
             Kind::Storage => below(flag(rules.storage), 0.5),
         }?;
         // The supply's voltage breaks down for moments, and each may spoil the card; the broker's threshold is a time
-        // already.
-        let at_once = matches!(kind, Kind::UnderVoltage | Kind::BrokerLink);
+        // already; a lost subscription is asked for again at once, and was found missing twice.
+        let at_once = matches!(kind, Kind::UnderVoltage | Kind::BrokerLink | Kind::Subscription);
         let raise_after = if at_once { Duration::ZERO } else { rules.hold };
         let is_least = kind == Kind::SlowTokens;
         Some(Rule { threshold, well, is_least, raise_after, clear_after: rules.hold })
@@ -72,7 +73,9 @@ fn times(threshold: Option<f64>, part: f64) -> Option<(f64, f64)> {
 
 pub(super) fn severity(kind: Kind) -> Severity {
     match kind {
-        Kind::UnderVoltage | Kind::Memory | Kind::BrokerLink | Kind::Storage => Severity::Critical,
+        Kind::UnderVoltage | Kind::Memory | Kind::BrokerLink | Kind::Subscription | Kind::Storage => {
+            Severity::Critical
+        }
         _ => Severity::Warning,
     }
 }
@@ -90,6 +93,7 @@ pub(super) fn subject(kind: Kind) -> &'static str {
         Kind::Latency => "the time to the first token",
         Kind::Queue => "the level of the queue",
         Kind::BrokerLink => "the link to the broker",
+        Kind::Subscription => "whether prompts reach the daemon",
         Kind::Storage => "whether answers are kept on disk",
     }
 }
@@ -134,6 +138,11 @@ pub(super) fn bad(kind: Kind, value: f64, threshold: f64) -> String {
         Kind::BrokerLink => format!(
             "the broker is away for {value:.0} s; the journal says why, and `bitnetd doctor` whether it can be reached"
         ),
+        Kind::Subscription => {
+            "prompts did not reach the daemon, a subscription was gone; it subscribes again: see what else uses this \
+             device.id at the broker, and whether the broker lost its state"
+                .into()
+        }
         Kind::Storage => {
             "answers cannot be kept on disk, and a power cut would lose them; see device.state_dir and the journal".into()
         }
@@ -153,6 +162,7 @@ pub(super) fn well(kind: Kind, value: f64) -> String {
         Kind::Latency => format!("the first token takes {value:.0} ms again"),
         Kind::Queue => format!("the queue is full to {value:.0} %, no more"),
         Kind::BrokerLink => "the broker is connected again".into(),
+        Kind::Subscription => "prompts reach the daemon again".into(),
         Kind::Storage => "answers are kept on disk again".into(),
     }
 }

@@ -16,6 +16,7 @@ fn rules() -> config::Alerts {
         ttft_ms: Some(2000.0),
         queue_percent: Some(90.0),
         broker_link_s: Some(60.0),
+        subscription: true,
         storage: true,
     }
 }

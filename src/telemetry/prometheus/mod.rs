@@ -264,8 +264,12 @@ fn mqtt(text: &mut Text, link: &MqttLink) {
     )
     .count(link.sessions_lost);
     text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);
-    text.counter("bitnetd_mqtt_duplicates_total", "Prompts that came again.").count(link.duplicates);
-    text.counter("bitnetd_mqtt_resent_total", "Of these, those given their answer again.").count(link.resent);
+    text.gauge("bitnetd_mqtt_waiting", "Prompts of the broker that have no answer yet.").count(link.waiting);
+    text.counter("bitnetd_mqtt_subscriptions_lost_total", "Subscriptions found missing and asked for again.")
+        .count(link.subscriptions_lost);
+    text.counter("bitnetd_mqtt_duplicates_total", "Prompts that the broker delivered again.")
+        .count(link.duplicates);
+    text.counter("bitnetd_mqtt_resent_total", "Prompts that were given a stored answer.").count(link.resent);
     text.counter("bitnetd_mqtt_dropped_total", "Replies given up, and prompts ignored in a flood.")
         .count(link.dropped);
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());

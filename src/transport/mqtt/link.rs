@@ -18,14 +18,15 @@ const SILENCE: f64 = 2.5;
 /// it would deliver the same packet for ever.
 const POISON: u32 = 3;
 
+/// The kind of a connection that we end so that the broker delivers again what it was left.
+pub const POSTPONED: &str = "postponed prompts";
+
 /// The link's memory.
 #[derive(Debug)]
 pub struct Link {
     state: State,
     failures: u32,
     unreadable: u32,
-    /// The session has our subscriptions.
-    subscribed: bool,
     /// The broker once made us a session, in this process or an earlier one.
     had_session: bool,
     connects: u64,
@@ -53,8 +54,6 @@ pub struct Connect {
 pub struct Welcome {
     /// Which connection since start this is.
     pub number: u64,
-    /// Whether to subscribe.
-    pub subscribe: bool,
     /// The broker forgot our session: prompts it held for us are lost.
     pub session_lost: bool,
 }
@@ -71,12 +70,17 @@ pub struct Loss {
 }
 
 impl Loss {
+    /// Whether we ended the connection ourselves while the broker was well: it has lost nothing meanwhile.
+    pub fn is_by_us(&self) -> bool {
+        self.kind == POSTPONED
+    }
+
     /// Whether the broker ended the connection, perhaps over something that we sent: not we, nor the
     /// network, nor the broker for reasons of its own.
     pub fn is_by_broker(&self) -> bool {
         !matches!(
             self.kind.as_str(),
-            "silence" | "flood" | "begun anew" | "protocol" | "SessionTakenOver" | "ServerShuttingDown"
+            "silence" | POSTPONED | "begun anew" | "protocol" | "SessionTakenOver" | "ServerShuttingDown"
         )
     }
 }
@@ -97,7 +101,6 @@ impl Link {
             state: State::Waiting { until: now },
             failures: 0,
             unreadable: 0,
-            subscribed: false,
             had_session: false,
             connects: 0,
             sessions_lost: 0,
@@ -160,24 +163,17 @@ impl Link {
         self.had_session = true;
         self.connects += 1;
         self.sessions_lost += u64::from(session_lost);
-        self.subscribed &= session_present;
         if !session_present {
             self.unreadable = 0;
         }
-        Welcome { number: self.connects, subscribe: !self.subscribed, session_lost }
+        Welcome { number: self.connects, session_lost }
     }
 
     /// The broker forgot the session as it was asked to, and would forget the new one as well: what
     /// MQTT 3.1.1 makes of a clean start. The next connection tells that the session is lost.
     pub fn begun_anew(&mut self) {
         self.connects += 1;
-        self.subscribed = false;
         self.unreadable = 0;
-    }
-
-    /// The broker granted the subscriptions.
-    pub fn subscribed(&mut self) {
-        self.subscribed = true;
     }
 
     /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
@@ -291,11 +287,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_connection_subscribes_and_has_lost_no_session() {
+    fn the_first_connection_has_lost_no_session() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        let welcome = Welcome { number: 1, subscribe: true, session_lost: false };
-        assert_eq!(link.connected(now, false, PING), welcome);
+        assert_eq!(link.connected(now, false, PING), Welcome { number: 1, session_lost: false });
         assert_eq!(link.counts(), (1, 0));
     }
 
@@ -309,35 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_session_is_not_subscribed_again() {
-        let now = Instant::now();
-        let mut link = Link::new(now);
-        link.connected(now, false, PING);
-        link.subscribed();
-        link.lost(now, &loss("io"), 0.0);
-        let welcome = Welcome { number: 2, subscribe: false, session_lost: false };
-        assert_eq!(link.connected(now, true, PING), welcome);
-    }
-
-    #[test]
-    fn a_lost_session_is_counted_and_subscribed_again() {
-        let now = Instant::now();
-        let mut link = Link::new(now);
-        link.connected(now, false, PING);
-        link.subscribed();
-        link.lost(now, &loss("io"), 0.0);
-        let welcome = Welcome { number: 2, subscribe: true, session_lost: true };
-        assert_eq!(link.connected(now, false, PING), welcome);
-        assert_eq!(link.counts(), (2, 1));
-    }
-
-    #[test]
-    fn a_subscription_that_was_never_granted_is_asked_for_again() {
+    fn a_lost_session_is_counted() {
         let now = Instant::now();
         let mut link = Link::new(now);
         link.connected(now, false, PING);
         link.lost(now, &loss("io"), 0.0);
-        assert!(link.connected(now, true, PING).subscribe);
+        assert_eq!(link.connected(now, true, PING), Welcome { number: 2, session_lost: false });
+        link.lost(now, &loss("io"), 0.0);
+        assert_eq!(link.connected(now, false, PING), Welcome { number: 3, session_lost: true });
+        assert_eq!(link.counts(), (3, 1));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 mod alarms;
 mod answered;
 mod arrivals;
+mod backlog;
 mod client;
 mod desk;
 mod discovery;
@@ -21,6 +22,7 @@ mod link;
 mod manners;
 mod outbox;
 mod prompts;
+mod self_check;
 mod sharing;
 mod store;
 mod topics;
@@ -58,11 +60,11 @@ pub struct Door {
     pub state_in: Option<PathBuf>,
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
-    /// Prompts that the broker may deliver before one is acknowledged; it holds back the others.
-    /// The queue's depth, and none for the request being answered: the worker may be done with one and not
-    /// yet have come for the next, and no prompt is to be refused for that.
+    /// Prompts that are handed over at a time; the others wait here.
     pub window: u16,
-    /// Where requests go. When it is full they are refused.
+    /// Bytes of prompts that may be acknowledged before they are answered, in the folder of `state_in`.
+    pub inbox_bytes: usize,
+    /// Where requests go.
     pub requests: mpsc::Sender<Inbound>,
     /// Where controls go. When it is full they are lost, and the log says so.
     pub controls: mpsc::Sender<Control>,
@@ -106,9 +108,15 @@ pub struct LinkState {
     pub sessions_lost: u64,
     /// Replies not yet acknowledged by the broker.
     pub outbox: u64,
-    /// Prompts that came again and were not computed again.
+    /// Prompts without an answer yet.
+    pub waiting: u64,
+    /// Whether prompts do not reach us, though the broker is connected.
+    pub deaf: bool,
+    /// How often a subscription was found missing and asked for again.
+    pub subscriptions_lost: u64,
+    /// Prompts that the broker delivered again, which were not computed again.
     pub duplicates: u64,
-    /// Of these, those that were given their answer again.
+    /// Prompts that were given a stored answer.
     pub resent: u64,
     /// Whether answers outlive a crash of the daemon.
     pub durable: bool,

@@ -4,11 +4,11 @@
 //! Knows nothing of the broker link: a prompt runs on while the link is down.
 
 use super::client::Message;
-use super::outbox::{Packet, Serial};
+use super::outbox::{Packet, PromptId};
 use super::topics::Topics;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
-use crate::transport::{Cancel, Inbound, Reply};
-use std::collections::{BTreeMap, VecDeque};
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::task::Poll;
@@ -26,9 +26,9 @@ const MOMENT: Duration = Duration::from_secs(5);
 /// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
 const LONGEST_CORRELATION: usize = 1024;
 
-/// Most prompts that wait at the door itself. A broker delivers again after a reconnect whatever it had on
-/// its way, also more than our window (mosquitto: 20 to a client of MQTT 3.1.1, or of a smaller window).
-const HELD: usize = 64;
+/// Prompts of one client that are with the worker's queue at a time: one that is answered and the one after it. So
+/// clients take turns there too, whoever sent more.
+const PER_CLIENT: usize = 2;
 
 /// Where the events of a prompt go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,42 @@ impl Way {
         let correlation = message.correlation.clone().filter(|_| length <= LONGEST_CORRELATION);
         let way = Way { id, topic, correlation, deadline };
         (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
+    }
+
+    /// The way back of a prompt that was read from the disk.
+    pub fn restored(
+        id: String,
+        topic: String,
+        correlation: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Way { id, topic, correlation, deadline }
+    }
+
+    /// The topic of the replies.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The prompt's Correlation Data.
+    pub fn correlation(&self) -> Option<&[u8]> {
+        self.correlation.as_deref()
+    }
+
+    /// Milliseconds for which an answer is still wanted; `None` is for ever.
+    pub fn left_ms(&self, now: Instant) -> Option<u64> {
+        let left = self.deadline?.saturating_duration_since(now);
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Whether nobody wants an answer any more.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Memory that its texts take.
+    pub fn bytes(&self) -> usize {
+        self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len)
     }
 
     /// A reply on this way.
@@ -91,55 +127,56 @@ impl Ids {
 
 #[derive(Debug)]
 struct Running {
+    client: String,
     way: Way,
     events: mpsc::Receiver<Event>,
     cancel: Cancel,
 }
 
-/// What the worker says of a prompt.
+/// What the worker makes of a prompt.
 #[derive(Debug)]
-pub(super) struct Said {
-    pub serial: Serial,
+pub(super) struct PromptEvent {
+    pub prompt: PromptId,
     pub way: Way,
     pub event: Event,
     /// It ends the prompt only because the daemon stops.
     pub cut_off: bool,
 }
 
-/// The prompts that await events, oldest first.
+/// The prompts that are with the worker, or in its queue.
 #[derive(Debug)]
 pub(super) struct Prompts {
     requests: mpsc::Sender<Inbound>,
     /// Prompts that may be on their way to the worker: the queue has room for so many.
     window: usize,
-    running: BTreeMap<Serial, Running>,
-    /// Those of them that wait here, oldest first.
-    held: VecDeque<Inbound>,
+    running: BTreeMap<PromptId, Running>,
+    /// How many of them are each client's.
+    per_client: HashMap<String, usize>,
 }
 
 impl Prompts {
     pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
         let window = usize::from(window.max(1));
-        Prompts { requests, window, running: BTreeMap::new(), held: VecDeque::new() }
+        Prompts { requests, window, running: BTreeMap::new(), per_client: HashMap::new() }
     }
 
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
     }
 
-    /// Whether one more can wait here.
+    /// Whether one more may be handed on now.
     pub fn has_room(&self) -> bool {
-        self.held.len() < HELD
+        self.running.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
     }
 
-    /// Whether one more would be handed on at once.
-    pub fn has_turn(&self) -> bool {
-        self.running.len() < self.window
+    /// Whether one more of this client may be.
+    pub fn allows(&self, client: &str) -> bool {
+        self.per_client.get(client).is_none_or(|count| *count < PER_CLIENT)
     }
 
-    /// Hands a request on, when its turn comes. Where nobody takes it, its refusal comes as its event.
-    pub fn start(&mut self, serial: Serial, mut request: Request, client: &str, way: Way) {
-        let received = Instant::now();
+    /// Hands a request on that was `received` then.
+    pub fn start(&mut self, prompt: PromptId, request: Request, client: &str, way: Way, received: Instant) {
+        let mut request = request;
         let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
         request.timeout = request.timeout.into_iter().chain(wanted).min();
         let (sender, events) = mpsc::channel(EVENTS);
@@ -149,36 +186,20 @@ impl Prompts {
             request,
             id: way.id.clone(),
             client: format!("mqtt:{client}"),
+            turn: format!("mqtt:{client}"),
+            when_full: WhenFull::Wait,
             received,
             reply,
             cancel: cancel.clone(),
         };
-        self.running.insert(serial, Running { way, events, cancel });
-        self.held.push_back(inbound);
-        self.offer();
-        if self.held.len() > HELD
-            && let Some(inbound) = self.held.pop_back()
-        {
-            inbound.reply.refuse(queue_full());
+        *self.per_client.entry(client.to_owned()).or_default() += 1;
+        self.running.insert(prompt, Running { client: client.to_owned(), way, events, cancel });
+        match self.requests.try_send(inbound) {
+            Ok(()) => {}
+            // Not where `has_room` was asked. The reply that is dropped says so to the client.
+            Err(TrySendError::Full(_)) => log::error!("mqtt: a prompt was handed on without room for it"),
+            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
         }
-    }
-
-    /// Hands on what has its turn.
-    fn offer(&mut self) {
-        while self.running.len() - self.held.len() < self.window
-            && let Some(inbound) = self.held.pop_front()
-        {
-            match self.requests.try_send(inbound) {
-                Ok(()) => {}
-                Err(TrySendError::Full(inbound)) => inbound.reply.refuse(queue_full()),
-                Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
-            }
-        }
-    }
-
-    /// The daemon stops: what waits here is not begun.
-    pub fn stop(&mut self) {
-        self.held.drain(..).for_each(|inbound| inbound.reply.refuse(Refusal::shutting_down()));
     }
 
     /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
@@ -189,18 +210,28 @@ impl Prompts {
         }
     }
 
+    fn ended(&mut self, prompt: PromptId) {
+        let Some(Running { client, .. }) = self.running.remove(&prompt) else { return };
+        if let Some(count) = self.per_client.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&client);
+            }
+        }
+    }
+
     /// Waits for the next event. May be dropped and called again.
-    pub async fn next(&mut self) -> Said {
-        let (serial, event) = poll_fn(|context| {
-            for (serial, running) in &mut self.running {
+    pub async fn next(&mut self) -> PromptEvent {
+        let (prompt, event) = poll_fn(|context| {
+            for (prompt, running) in &mut self.running {
                 if let Poll::Ready(event) = running.events.poll_recv(context) {
-                    return Poll::Ready((*serial, event));
+                    return Poll::Ready((*prompt, event));
                 }
             }
             Poll::Pending
         })
         .await;
-        let running = &self.running[&serial];
+        let running = &self.running[&prompt];
         let way = running.way.clone();
         // A reply says `internal` when it is dropped; a channel closed without that is the same.
         let event = event.unwrap_or_else(|| {
@@ -209,10 +240,9 @@ impl Prompts {
         });
         let cut_off = is_cut_off(&event, &running.cancel);
         if event.is_last() {
-            self.running.remove(&serial);
-            self.offer();
+            self.ended(prompt);
         }
-        Said { serial, way, event, cut_off }
+        PromptEvent { prompt, way, event, cut_off }
     }
 }
 
@@ -225,10 +255,11 @@ fn is_cut_off(event: &Event, cancel: &Cancel) -> bool {
     }
 }
 
-/// Too much waits; a second later there may be room.
-pub(super) fn queue_full() -> Refusal {
-    let said = "too many requests wait; ask again later";
-    Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::QueueFull, said) }
+/// More comes at QoS 0 than is answered; a second later there may be room.
+pub(super) fn too_many_at_qos_0() -> Refusal {
+    let text =
+        "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
+    Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::RateLimited, text) }
 }
 
 #[cfg(test)]
@@ -251,6 +282,11 @@ mod tests {
 
     fn way(message: &Message, now: Instant) -> (Way, Result<(), Refusal>) {
         Way::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
+    }
+
+    fn start(prompts: &mut Prompts, number: PromptId, client: &str) {
+        let now = Instant::now();
+        prompts.start(number, request(), client, way(&message(), now).0, now);
     }
 
     fn request() -> Request {
@@ -289,66 +325,47 @@ mod tests {
         let asked = Message { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let way = way(&asked, Instant::now()).0;
-            prompts.start(1, Request { timeout, ..request() }, "-", way);
+            prompts.start(1, Request { timeout, ..request() }, "-", way, Instant::now());
             let given = requests.try_recv().expect("handed on").request.timeout;
             assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
         }
     }
 
     #[tokio::test]
-    async fn a_request_that_nobody_takes_is_refused() {
+    async fn a_request_that_nobody_takes_any_more_ends_with_an_error() {
         let (sender, requests) = mpsc::channel(1);
         let mut prompts = Prompts::new(sender, 9);
-        let mut refused = async |serial| {
-            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
-            match prompts.next().await.event {
-                Event::Error { refusal, .. } => refusal.code,
-                other => panic!("{other:?}"),
-            }
-        };
-        let first = tokio::time::timeout(Duration::from_millis(20), refused(1)).await;
-        assert!(first.is_err(), "it waits for the worker");
-        assert_eq!(refused(2).await, Code::QueueFull);
+        start(&mut prompts, 1, "-");
+        assert!(!prompts.has_room(), "the worker has not come for the first");
         drop(requests);
-        assert_eq!(refused(3).await, Code::Internal, "the first, lost with the worker");
+        let lost = prompts.next().await;
+        assert!(matches!(lost.event, Event::Error { refusal, .. } if refusal.code == Code::Internal));
+        start(&mut prompts, 2, "-");
+        assert!(prompts.next().await.cut_off, "the daemon is stopping");
     }
 
     #[tokio::test]
-    async fn more_prompts_than_the_window_wait_for_their_turn() {
+    async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_room() {
         let (sender, mut requests) = mpsc::channel(9);
-        let mut prompts = Prompts::new(sender, 2);
-        for serial in 0..4 {
-            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
-        }
-        let first = requests.try_recv().expect("its turn");
-        let second = requests.try_recv().expect("its turn");
-        assert!(requests.try_recv().is_err(), "two at a time");
-        first.reply.refuse(Refusal::new(Code::Timeout, "late"));
+        let mut prompts = Prompts::new(sender, 3);
+        start(&mut prompts, 1, "a");
+        assert!(prompts.allows("a"));
+        start(&mut prompts, 2, "a");
+        assert!(!prompts.allows("a") && prompts.allows("b") && prompts.has_room());
+        start(&mut prompts, 3, "b");
+        assert!(!prompts.has_room(), "three at a time");
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
         prompts.next().await;
-        let _third = requests.try_recv().expect("its turn");
-        prompts.stop();
-        let said = prompts.next().await;
-        assert!(said.cut_off && said.serial == 3, "{said:?}");
-        drop(second);
-    }
-
-    #[test]
-    fn a_broker_that_delivers_without_end_is_told_so() {
-        let (sender, _requests) = mpsc::channel(9);
-        let mut prompts = Prompts::new(sender, 1);
-        for serial in 0..1000 {
-            prompts.start(serial, request(), "-", way(&message(), Instant::now()).0);
-        }
-        assert_eq!(prompts.held.len(), HELD);
+        assert!(prompts.allows("a") && prompts.has_room());
     }
 
     #[test]
     fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
         let (sender, mut requests) = mpsc::channel(3);
         let mut prompts = Prompts::new(sender, 9);
-        for (serial, id) in [(1, "a"), (2, "b"), (3, "a")] {
+        for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
             let way = Way { id: id.into(), ..way(&message(), Instant::now()).0 };
-            prompts.start(serial, request(), "-", way);
+            prompts.start(number, request(), "-", way, Instant::now());
         }
         prompts.cancel("a");
         let raised: Vec<_> =
@@ -365,7 +382,7 @@ mod tests {
             (FinishReason::Cancelled, true, false),
             (FinishReason::Stop, false, false),
         ] {
-            prompts.start(1, request(), "-", way(&message(), Instant::now()).0);
+            start(&mut prompts, 1, "-");
             let inbound = requests.try_recv().expect("handed on");
             if raised {
                 inbound.cancel.raise();
@@ -373,7 +390,7 @@ mod tests {
             inbound.reply.finish(Event::Done(Box::new(done(finish_reason))));
             assert_eq!(prompts.next().await.cut_off, cut_off, "{finish_reason:?}, raised: {raised}");
         }
-        prompts.start(1, request(), "-", way(&message(), Instant::now()).0);
+        start(&mut prompts, 1, "-");
         requests.try_recv().expect("handed on").reply.refuse(Refusal::shutting_down());
         assert!(prompts.next().await.cut_off);
     }

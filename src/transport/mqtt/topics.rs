@@ -67,6 +67,11 @@ impl Topics {
         self.below("prompt")
     }
 
+    /// A topic for each of our filters of prompts, for messages to ourselves.
+    pub fn self_check(&self) -> [String; 2] {
+        [self.prompt(), self.below("prompt/self-check")]
+    }
+
     /// Where cancellations arrive.
     pub fn cancel(&self) -> String {
         self.below("cancel")

@@ -56,6 +56,7 @@ impl Bench {
             state_in: None,
             info: br#"{"version":"test"}"#.to_vec(),
             window: 4,
+            inbox_bytes: 1 << 20,
             requests: sender,
             controls: asked,
             // Home Assistant is nothing to the other tests.

@@ -17,6 +17,11 @@ fuzz_target!(|bytes: &[u8]| {
     let lines: Vec<u8> = contents.answers.iter().cloned().flat_map(|a| Record::Answer(a).line()).collect();
     let again = read(&lines);
     assert_eq!((again.answers, again.damaged, again.is_torn), (contents.answers, 0, false));
+    for prompt in &contents.prompts {
+        assert!(prompt.left(u64::MAX) <= prompt.left(prompt.time_s) || prompt.left_ms.is_none());
+    }
+    let lines: Vec<u8> = contents.prompts.iter().cloned().flat_map(|p| Record::Prompt(p).line()).collect();
+    assert_eq!(read(&lines).prompts, contents.prompts);
 
     let sound = Record::Answer(answer()).line();
     let behind = read(&[&sound, bytes].concat());
@@ -28,5 +33,5 @@ fuzz_target!(|bytes: &[u8]| {
 fn answer() -> Answer {
     let state = State::Waiting { topic: "t".into(), correlation: Some(vec![0, 255]), left_ms: Some(1) };
     let keys = Keys { name: Some(u128::MAX), delivery: None };
-    Answer { number: u64::MAX, keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
+    Answer { number: u64::MAX, prompt: Some(1), keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
 }

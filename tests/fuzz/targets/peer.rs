@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Prompts that may be on their way to the worker: few, so that floods are refused soon.
+/// Prompts that may be on their way to the worker: few, so that most of a flood waits.
 const WINDOW: u16 = 4;
 
 struct Place {
@@ -49,6 +49,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             state_in: None,
             info: b"{}".to_vec(),
             window: WINDOW,
+            inbox_bytes: 0,
             requests,
             controls,
             home: Some(Home { model: "fuzz".into() }),

@@ -1,51 +1,53 @@
-//! What comes, in any order, and what is said of it.
+//! What comes, in any order, and what is made of it.
 
 use super::*;
 
-const PLAIN: Arrival = Arrival {
+const PLAIN: Delivery = Delivery {
     packet: Some(1),
     redelivered: false,
-    client: "-",
+    topic: b"bitnetd/cellar/prompt",
     id: None,
+    response_topic: None,
     correlation: None,
     payload: b"hello",
 };
 
-const NAMED: Arrival = Arrival { id: Some("a"), ..PLAIN };
+const NAMED: Delivery = Delivery { id: Some("a"), ..PLAIN };
 
-fn serial(verdict: Verdict) -> Serial {
-    match verdict {
-        Verdict::New(serial) => serial,
-        other => panic!("not new but {other:?}"),
+fn dedup() -> Deduplicator {
+    Deduplicator::new(1, 0)
+}
+
+/// The number of a prompt that is new.
+fn new(dedup: &mut Deduplicator, delivery: &Delivery) -> PromptId {
+    match dedup.receive(delivery) {
+        Verdict::New(prompt) => prompt,
+        Verdict::Duplicate => panic!("not new"),
     }
 }
 
-/// What a prompt that was answered before gets now, and under which number.
-fn again(verdict: Verdict) -> (Serial, Given) {
-    match verdict {
-        Verdict::Again(serial, given) => (serial, given),
-        other => panic!("not again but {other:?}"),
-    }
-}
-
-fn arrivals() -> Arrivals {
-    Arrivals::new(1)
+fn again<'a>(delivery: &Delivery<'a>) -> Delivery<'a> {
+    Delivery { redelivered: true, ..*delivery }
 }
 
 fn outcome(number: u64) -> Outcome {
     Outcome { number, id: "a".into(), payload: b"{}".to_vec(), is_delivered: true }
 }
 
-/// The broker has the answer, whose row has the number of the prompt.
-fn settle(arrivals: &mut Arrivals, serial: Serial, now: Instant) {
-    arrivals.settled(serial, outcome(serial), now);
+/// The broker has the answer, whose number is that of the prompt.
+fn settle(dedup: &mut Deduplicator, prompt: PromptId) {
+    dedup.settled(prompt, outcome(prompt), Instant::now());
+}
+
+fn stored(dedup: &mut Deduplicator, prompt: PromptId) -> Option<u64> {
+    dedup.stored_answer(prompt, Instant::now()).map(|answer| answer.number)
 }
 
 /// Every acknowledgement that is due, taken.
-fn acks(arrivals: &mut Arrivals) -> Vec<u16> {
+fn acks(dedup: &mut Deduplicator) -> Vec<u16> {
     let mut all = Vec::new();
-    while let Some(packet) = arrivals.next_ack() {
-        arrivals.acknowledged();
+    while let Some(packet) = dedup.next_ack() {
+        dedup.acknowledged();
         all.push(packet);
     }
     all
@@ -53,299 +55,247 @@ fn acks(arrivals: &mut Arrivals) -> Vec<u16> {
 
 #[test]
 fn a_prompt_is_acknowledged_only_when_it_is_settled() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    assert!(acks(&mut arrivals).is_empty());
-    settle(&mut arrivals, first, now);
-    assert_eq!(acks(&mut arrivals), [1]);
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    assert!(acks(&mut dedup).is_empty());
+    settle(&mut dedup, first);
+    assert_eq!(acks(&mut dedup), [1]);
 }
 
 #[test]
 fn acknowledgements_keep_the_order_of_arrival() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let one = serial(arrivals.arrive(&NAMED, now));
-    let two = serial(arrivals.arrive(&Arrival { packet: Some(2), id: Some("b"), ..PLAIN }, now));
-    arrivals.pass(Some(3));
-    settle(&mut arrivals, two, now);
-    assert!(acks(&mut arrivals).is_empty());
-    settle(&mut arrivals, one, now);
-    assert_eq!(acks(&mut arrivals), [1, 2, 3]);
+    let mut dedup = dedup();
+    let one = new(&mut dedup, &NAMED);
+    let two = new(&mut dedup, &Delivery { packet: Some(2), id: Some("b"), ..PLAIN });
+    dedup.acknowledge_only(Some(3));
+    settle(&mut dedup, two);
+    assert!(acks(&mut dedup).is_empty());
+    settle(&mut dedup, one);
+    assert_eq!(acks(&mut dedup), [1, 2, 3]);
 }
 
 #[test]
-fn a_copy_of_a_running_prompt_is_acknowledged_with_it() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    let copy = Arrival { packet: Some(2), ..NAMED };
-    assert_eq!(arrivals.arrive(&copy, now), Verdict::Duplicate);
-    assert!(acks(&mut arrivals).is_empty());
-    settle(&mut arrivals, first, now);
-    assert_eq!(acks(&mut arrivals), [1, 2]);
-    assert_eq!(arrivals.duplicates(), 1);
+fn the_same_message_without_the_dup_flag_is_a_prompt_of_its_own() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    let second = new(&mut dedup, &Delivery { packet: Some(2), ..NAMED });
+    settle(&mut dedup, first);
+    settle(&mut dedup, second);
+    assert_eq!(acks(&mut dedup), [1, 2]);
+    assert_eq!(dedup.duplicates(), 0);
+}
+
+#[test]
+fn what_a_client_sends_again_gets_the_stored_answer() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    settle(&mut dedup, first);
+    for packet in 2..5 {
+        let copy = new(&mut dedup, &Delivery { packet: Some(packet), ..NAMED });
+        assert_eq!(stored(&mut dedup, copy), Some(first), "copy {packet}");
+        settle(&mut dedup, copy);
+    }
+}
+
+#[test]
+fn without_id_and_correlation_data_each_prompt_is_computed() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &PLAIN);
+    settle(&mut dedup, first);
+    let second = new(&mut dedup, &Delivery { packet: Some(2), ..PLAIN });
+    assert_eq!(stored(&mut dedup, second), None);
+    let data = Delivery { packet: Some(3), correlation: Some(b"\0x"), ..PLAIN };
+    let third = new(&mut dedup, &data);
+    settle(&mut dedup, third);
+    let fourth = new(&mut dedup, &Delivery { packet: Some(4), ..data });
+    assert_eq!(stored(&mut dedup, fourth), Some(third));
+}
+
+#[test]
+fn another_text_topic_or_way_back_is_another_prompt() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    settle(&mut dedup, first);
+    for other in [
+        Delivery { topic: b"bitnetd/cellar/prompt/hall", ..NAMED },
+        Delivery { payload: b"hullo", ..NAMED },
+        Delivery { id: Some("b"), ..NAMED },
+        Delivery { response_topic: Some("home/b"), ..NAMED },
+        Delivery { correlation: Some(b""), ..NAMED },
+    ] {
+        let prompt = new(&mut dedup, &other);
+        assert_eq!(stored(&mut dedup, prompt), None, "{other:?}");
+        dedup.forget(prompt);
+        // The id is part of the payload, which a redelivery repeats.
+        if other.id == NAMED.id {
+            assert!(matches!(dedup.receive(&again(&other)), Verdict::New(_)), "no redelivery: {other:?}");
+        }
+    }
 }
 
 #[test]
 fn a_redelivery_takes_over_the_acknowledgement() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    arrivals.disconnected();
-    let again = Arrival { redelivered: true, ..NAMED };
-    assert_eq!(arrivals.arrive(&again, now), Verdict::Duplicate);
-    settle(&mut arrivals, first, now);
-    assert_eq!(acks(&mut arrivals), [1]);
+    for delivery in [NAMED, PLAIN] {
+        let mut dedup = dedup();
+        let first = new(&mut dedup, &delivery);
+        dedup.disconnected(false);
+        assert_eq!(dedup.receive(&again(&delivery)), Verdict::Duplicate);
+        assert!(acks(&mut dedup).is_empty());
+        settle(&mut dedup, first);
+        assert_eq!((acks(&mut dedup), dedup.duplicates()), (vec![1], 1));
+    }
 }
 
 #[test]
 fn nothing_of_an_earlier_connection_is_acknowledged() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    arrivals.disconnected();
-    settle(&mut arrivals, first, now);
-    assert!(acks(&mut arrivals).is_empty());
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.disconnected(false);
+    settle(&mut dedup, first);
+    assert!(acks(&mut dedup).is_empty());
 }
 
 #[test]
-fn a_prompt_that_is_left_is_never_acknowledged_nor_what_came_after_it() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let one = serial(arrivals.arrive(&NAMED, now));
-    let left = serial(arrivals.arrive(&Arrival { packet: Some(2), id: Some("b"), ..PLAIN }, now));
-    let three = serial(arrivals.arrive(&Arrival { packet: Some(3), id: Some("c"), ..PLAIN }, now));
-    assert!(arrivals.leave(left));
-    settle(&mut arrivals, three, now);
-    settle(&mut arrivals, one, now);
-    assert_eq!(acks(&mut arrivals), [1]);
-    assert!(arrivals.has_left());
-    arrivals.disconnected();
-    assert!(!arrivals.has_left());
-    let again = Arrival { packet: Some(2), redelivered: true, id: Some("b"), ..PLAIN };
-    serial(arrivals.arrive(&again, now));
+fn a_redelivery_after_our_own_disconnect_is_not_answered_again() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    settle(&mut dedup, first);
+    dedup.disconnected(true);
+    assert_eq!(dedup.receive(&again(&NAMED)), Verdict::Duplicate);
+    assert_eq!(acks(&mut dedup), [1]);
 }
 
 #[test]
-fn a_prompt_that_nobody_delivers_again_cannot_be_left() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let unsure = serial(arrivals.arrive(&Arrival { packet: None, ..NAMED }, now));
-    assert!(!arrivals.leave(unsure));
+fn after_a_connection_that_broke_the_broker_may_have_lost_the_answer() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &PLAIN);
+    settle(&mut dedup, first);
+    dedup.disconnected(false);
+    let copy = new(&mut dedup, &again(&PLAIN));
+    assert_eq!(stored(&mut dedup, copy), Some(first));
+    settle(&mut dedup, copy);
+    assert_eq!(dedup.receive(&again(&PLAIN)), Verdict::Duplicate, "on this connection it arrived");
 }
 
 #[test]
-fn a_copy_of_an_answered_prompt_is_acknowledged_at_once() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    settle(&mut arrivals, first, now);
-    acks(&mut arrivals);
-    let copy = Arrival { packet: Some(9), ..NAMED };
-    assert_eq!(arrivals.arrive(&copy, now), Verdict::Duplicate);
-    assert_eq!(acks(&mut arrivals), [9]);
-}
-
-#[test]
-fn a_refused_prompt_may_be_asked_again_but_its_redelivery_is_the_same() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    arrivals.refused(first);
-    settle(&mut arrivals, first, now);
-    let redelivery = Arrival { redelivered: true, ..NAMED };
-    assert_eq!(arrivals.arrive(&redelivery, now), Verdict::Duplicate);
-    serial(arrivals.arrive(&NAMED, now));
-}
-
-#[test]
-fn the_same_id_of_another_client_is_another_prompt() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    arrivals.arrive(&NAMED, now);
-    serial(arrivals.arrive(&Arrival { client: "hall", ..NAMED }, now));
-}
-
-#[test]
-fn correlation_data_names_a_prompt_without_an_id() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = Arrival { correlation: Some(b"\0x"), ..PLAIN };
-    serial(arrivals.arrive(&first, now));
-    let copy = Arrival { packet: Some(2), ..first };
-    assert_eq!(arrivals.arrive(&copy, now), Verdict::Duplicate);
-    serial(arrivals.arrive(&Arrival { correlation: Some(b"y"), ..copy }, now));
-}
-
-#[test]
-fn a_text_sent_twice_on_purpose_is_answered_twice() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&PLAIN, now));
-    settle(&mut arrivals, first, now);
-    serial(arrivals.arrive(&PLAIN, now));
-}
-
-#[test]
-fn a_redelivered_text_without_any_name_is_recognised() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&PLAIN, now));
-    arrivals.disconnected();
-    let again = Arrival { redelivered: true, ..PLAIN };
-    assert_eq!(arrivals.arrive(&again, now), Verdict::Duplicate);
-    settle(&mut arrivals, first, now);
-    assert_eq!(arrivals.arrive(&again, now), Verdict::Duplicate);
-}
-
-#[test]
-fn a_redelivery_on_a_later_connection_gets_the_same_answer_again() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&PLAIN, now));
-    settle(&mut arrivals, first, now);
-    arrivals.disconnected();
-    let redelivery = Arrival { redelivered: true, ..PLAIN };
-    let (second, given) = again(arrivals.arrive(&redelivery, now));
-    assert_eq!((given.number, given.payload.as_slice()), (first, b"{}".as_slice()));
-    assert!(arrivals.durable(second).is_none(), "it was kept before");
-    assert!(acks(&mut arrivals).is_empty(), "it is still to reach the broker");
-    assert_eq!(arrivals.arrive(&redelivery, now), Verdict::Duplicate, "it is under way");
-    settle(&mut arrivals, second, now);
-    assert_eq!(acks(&mut arrivals), [1, 1]);
-    assert_eq!(arrivals.arrive(&redelivery, now), Verdict::Duplicate);
-    assert_eq!(arrivals.answered(now).count(), 1);
-}
-
-#[test]
-fn a_refusal_that_is_given_again_is_still_not_known_by_its_name() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    arrivals.refused(first);
-    settle(&mut arrivals, first, now);
-    arrivals.disconnected();
-    let (second, _) = again(arrivals.arrive(&Arrival { redelivered: true, ..NAMED }, now));
-    settle(&mut arrivals, second, now);
-    serial(arrivals.arrive(&NAMED, now));
-}
-
-#[test]
-fn the_same_id_with_another_text_is_another_prompt() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    settle(&mut arrivals, first, now);
-    serial(arrivals.arrive(&Arrival { payload: b"good night", ..NAMED }, now));
-}
-
-#[test]
-fn an_answer_that_was_not_delivered_in_time_is_given_to_a_copy() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    arrivals.settled(first, Outcome { is_delivered: false, ..outcome(first) }, now);
-    again(arrivals.arrive(&NAMED, now));
-}
-
-#[test]
-fn only_what_comes_again_is_worth_keeping() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let sure = serial(arrivals.arrive(&NAMED, now));
-    let unsure = serial(arrivals.arrive(&Arrival { packet: None, id: Some("b"), ..NAMED }, now));
-    assert!(arrivals.durable(sure).is_some() && arrivals.durable(unsure).is_none());
-}
-
-#[test]
-fn keys_mean_the_same_in_another_process() {
-    let now = Instant::now();
-    let mut first = arrivals();
-    let one = serial(first.arrive(&NAMED, now));
-    let keys = first.durable(one).expect("at QoS 1");
-    let mut second = arrivals();
-    let resumed = second.resume(keys);
-    assert_eq!(second.arrive(&Arrival { redelivered: true, ..NAMED }, now), Verdict::Duplicate);
-    settle(&mut second, resumed, now);
-    assert_eq!(acks(&mut second), [1]);
-}
-
-#[test]
-fn a_redelivered_text_under_a_used_packet_id_is_new() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&PLAIN, now));
-    settle(&mut arrivals, first, now);
-    let other = Arrival { redelivered: true, payload: b"good night", ..PLAIN };
-    serial(arrivals.arrive(&other, now));
-}
-
-#[test]
-fn packet_ids_of_a_lost_session_mean_nothing() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&PLAIN, now));
-    settle(&mut arrivals, first, now);
-    arrivals.set_session(2);
-    serial(arrivals.arrive(&Arrival { redelivered: true, ..PLAIN }, now));
-}
-
-#[test]
-fn an_id_used_again_later_is_a_new_prompt_unless_the_broker_repeats_it() {
-    let now = Instant::now();
-    let later = now + Duration::from_secs(600);
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&NAMED, now));
-    settle(&mut arrivals, first, now);
-    let again = Arrival { redelivered: true, ..NAMED };
-    assert_eq!(arrivals.arrive(&again, later), Verdict::Duplicate);
-    serial(arrivals.arrive(&NAMED, later));
-}
-
-#[test]
-fn a_prompt_at_qos_0_is_never_acknowledged_but_answered_once() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let unsure = Arrival { packet: None, ..NAMED };
-    let first = serial(arrivals.arrive(&unsure, now));
-    assert_eq!(arrivals.arrive(&unsure, now), Verdict::Duplicate);
-    settle(&mut arrivals, first, now);
-    assert!(acks(&mut arrivals).is_empty());
-}
-
-#[test]
-fn a_copy_at_qos_1_makes_a_prompt_at_qos_0_outlive_us() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let first = serial(arrivals.arrive(&Arrival { packet: None, ..NAMED }, now));
-    assert!(arrivals.durable(first).is_none());
-    assert_eq!(arrivals.arrive(&NAMED, now), Verdict::Duplicate);
-    assert!(arrivals.durable(first).is_some());
-    assert!(arrivals.leave(first), "the broker delivers the copy again");
-}
-
-#[test]
-fn the_same_text_for_another_asker_under_a_used_packet_id_is_new() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    let asked = |data: &'static [u8]| Arrival { correlation: Some(data), ..PLAIN };
-    let first = serial(arrivals.arrive(&asked(b"A"), now));
-    settle(&mut arrivals, first, now);
-    arrivals.disconnected();
-    serial(arrivals.arrive(&Arrival { redelivered: true, ..asked(b"B") }, now));
-}
-
-#[test]
-fn memory_of_answered_prompts_is_bounded() {
-    let now = Instant::now();
-    let mut arrivals = arrivals();
-    for n in 0..2_000_u32 {
-        let id = n.to_string();
-        let one = serial(arrivals.arrive(&Arrival { id: Some(&id), ..PLAIN }, now));
-        settle(&mut arrivals, one, now);
-        arrivals.acknowledged();
+fn a_redelivery_is_known_after_thousands_of_other_answers() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    settle(&mut dedup, first);
+    for number in 2..4_000_u16 {
+        let text = number.to_string();
+        let other = new(&mut dedup, &Delivery { packet: Some(number), id: Some(&text), ..PLAIN });
+        settle(&mut dedup, other);
     }
-    assert_eq!(arrivals.answered(now).count(), 512);
-    assert!(arrivals.running.is_empty() && arrivals.unacknowledged.is_empty());
+    dedup.disconnected(false);
+    assert_eq!(dedup.receive(&again(&NAMED)), Verdict::Duplicate, "its answer is no longer stored");
+    assert_eq!(acks(&mut dedup), [1]);
+}
+
+#[test]
+fn a_packet_identifier_that_is_used_again_is_another_message() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &PLAIN);
+    settle(&mut dedup, first);
+    let second = new(&mut dedup, &PLAIN);
+    assert_ne!(first, second);
+    assert_eq!(dedup.receive(&again(&PLAIN)), Verdict::Duplicate);
+    settle(&mut dedup, second);
+    assert_eq!(acks(&mut dedup), [1, 1, 1]);
+}
+
+#[test]
+fn packet_identifiers_of_a_session_that_is_gone_mean_nothing() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &PLAIN);
+    settle(&mut dedup, first);
+    dedup.disconnected(false);
+    dedup.set_session(2);
+    assert!(matches!(dedup.receive(&again(&PLAIN)), Verdict::New(_)));
+}
+
+#[test]
+fn a_prompt_that_is_on_disk_is_acknowledged_before_its_answer() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    let second = new(&mut dedup, &Delivery { packet: Some(2), id: Some("b"), ..PLAIN });
+    assert_eq!((dedup.unacknowledged(), dedup.unsaved().len()), (2, 2));
+    dedup.saving(first);
+    assert_eq!(dedup.unsaved().iter().map(|(prompt, _)| *prompt).collect::<Vec<_>>(), [second]);
+    dedup.saved(first);
+    assert_eq!(acks(&mut dedup), [1]);
+    assert_eq!(dedup.kept().map(|(prompt, _)| prompt).collect::<Vec<_>>(), [first]);
+    dedup.disconnected(false);
+    assert_eq!(dedup.receive(&again(&NAMED)), Verdict::Duplicate);
+    assert_eq!(acks(&mut dedup), [1], "at once, however long its answer takes");
+}
+
+#[test]
+fn what_did_not_get_to_the_disk_waits_for_its_answer() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.saving(first);
+    dedup.saving_failed();
+    assert_eq!(dedup.unsaved().len(), 1);
+    assert!(acks(&mut dedup).is_empty() && dedup.kept().next().is_none());
+}
+
+#[test]
+fn a_prompt_that_is_postponed_is_never_acknowledged_nor_what_came_after_it() {
+    let mut dedup = dedup();
+    let one = new(&mut dedup, &NAMED);
+    let postponed = Delivery { packet: Some(2), id: Some("b"), ..PLAIN };
+    let two = new(&mut dedup, &postponed);
+    let three = new(&mut dedup, &Delivery { packet: Some(3), id: Some("c"), ..PLAIN });
+    assert!(dedup.postpone(two) && dedup.has_postponed());
+    settle(&mut dedup, three);
+    settle(&mut dedup, one);
+    assert_eq!(acks(&mut dedup), [1]);
+    dedup.disconnected(true);
+    assert!(matches!(dedup.receive(&again(&postponed)), Verdict::New(_)), "now it is answered");
+}
+
+#[test]
+fn a_prompt_on_disk_is_postponed_to_the_next_process_and_acknowledged() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.saved(first);
+    assert!(dedup.postpone(first) && !dedup.has_postponed());
+    assert_eq!(acks(&mut dedup), [1]);
+}
+
+#[test]
+fn at_qos_0_nothing_is_postponed_saved_or_outlives_the_process() {
+    let mut dedup = dedup();
+    let unsure = new(&mut dedup, &Delivery { packet: None, ..NAMED });
+    assert!(!dedup.postpone(unsure) && dedup.durable(unsure).is_none() && dedup.unsaved().is_empty());
+    dedup.forget(unsure);
+    assert_eq!(dedup.receive(&again(&NAMED)), Verdict::New(unsure + 1));
+}
+
+#[test]
+fn a_refused_request_is_tried_again_and_its_redelivery_is_not() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.refused(first);
+    settle(&mut dedup, first);
+    let second = new(&mut dedup, &Delivery { packet: Some(2), ..NAMED });
+    assert_eq!(stored(&mut dedup, second), None);
+    assert_eq!(dedup.receive(&again(&NAMED)), Verdict::Duplicate);
+}
+
+#[test]
+fn prompts_of_an_earlier_process_keep_their_numbers() {
+    let mut dedup = dedup();
+    let keys = Keys { name: None, delivery: Some(7) };
+    dedup.resume(40, keys, true);
+    assert!(dedup.is_open(keys) && dedup.is_saved(40));
+    assert_eq!(new(&mut dedup, &NAMED), 41);
+    assert!(dedup.settled(40, outcome(1), Instant::now()), "it is on disk, and to be marked as done there");
+}
+
+#[test]
+fn parts_cannot_be_moved_from_one_to_the_next() {
+    assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
+    assert_ne!(optional(None), optional(Some(b"")));
 }

@@ -116,12 +116,12 @@ impl Desk {
         true
     }
 
-    pub(super) fn on_cancel(&self, message: &Message) {
+    pub(super) fn on_cancel(&mut self, message: &Message) {
         if is_stale(message) {
             return;
         }
         match json::cancel_topic(&message.payload) {
-            Ok(Cancelled::Id(id)) => self.prompts.cancel(&id),
+            Ok(Cancelled::Id(id)) => self.cancel(&id),
             Ok(Cancelled::Running) => self.control(message, Control::CancelRunning),
             Err(refusal) => log::warn!("{}: {}", self.topics.cancel(), refusal.message),
         }

@@ -5,19 +5,21 @@
 mod home;
 
 use super::alarms::Alarms;
-use super::answered::Given;
-use super::arrivals::{Arrival, Arrivals, Verdict};
+use super::arrivals::{Deduplicator, Delivery, Verdict};
+use super::backlog::{Backlog, Prompt};
 use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
 use super::discovery::Discovery;
-use super::keeping::{self, Clock};
-use super::link::{Link, Loss};
-use super::outbox::{Limits, Outbox, Packet, Serial};
-use super::prompts::{Ids, Prompts, Said, Way, queue_full};
+use super::keeping::{self, Clock, Restored};
+use super::link::{Link, Loss, POSTPONED};
+use super::outbox::{Limits, Outbox, Packet, PromptId};
+use super::prompts::{Ids, PromptEvent, Prompts, Way, too_many_at_qos_0};
+use super::self_check::{Action, SelfCheck};
 use super::sharing::Sharing;
-use super::store::{Finished, Store, record::Record};
+use super::store::record::{Record, Work};
+use super::store::{Finished, Store};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
-use crate::protocol::{Code, Event, FinishReason, Refusal, Request, json};
+use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
 use crate::telemetry::alerts::Alert;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
@@ -27,9 +29,15 @@ use tokio::time::{sleep_until, timeout};
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Time for the disk at start and at a stop: a slow card is waited for, one that hangs is not.
 const DISK: Duration = Duration::from_secs(5);
-/// Most prompts that the broker may deliver before one is acknowledged, however long the queue is:
-/// each may need a row in the outbox, and a place in the memory of answers.
-const MOST_PROMPTS: u16 = 256;
+/// Prompts that the broker may deliver before one is acknowledged. Above the 20 of mosquitto, so that its own limit
+/// counts, and far below its usual queue.
+const RECEIVE_MAXIMUM: u16 = 64;
+/// Prompts that may wait without an acknowledgement: the usual few are not written to the disk. Where more wait, they are
+/// written and acknowledged, so that the broker hands over those behind them. Less than half of what mosquitto hands over
+/// at a time, which is 20.
+const UNSAVED: usize = 8;
+/// Replies that wait for the broker; with more, prompts at QoS 0 are ignored instead of refused.
+const REFUSALS: usize = 32;
 
 /// Everything the door changes.
 pub(super) struct Desk {
@@ -44,8 +52,12 @@ pub(super) struct Desk {
     retains: bool,
     outbox: Outbox,
     alarms: Alarms,
-    arrivals: Arrivals,
+    dedup: Deduplicator,
+    backlog: Backlog,
     prompts: Prompts,
+    self_check: SelfCheck,
+    /// Whether the broker has shared subscriptions, as far as it says.
+    shares: bool,
     /// `None` where Home Assistant is nothing to us.
     discovery: Option<Discovery>,
     store: Store,
@@ -67,8 +79,11 @@ impl Desk {
             // Far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
             alarms: Alarms::default(),
-            arrivals: Arrivals::new(random()),
+            dedup: Deduplicator::new(random(), random() >> 1),
+            backlog: Backlog::new(if door.state_in.is_some() { door.inbox_bytes } else { 0 }),
             prompts: Prompts::new(door.requests.clone(), door.window),
+            self_check: SelfCheck::new(random(), topics.self_check().len()),
+            shares: true,
             discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
             store: Store::new(file, Instant::now()),
             ids: Ids::new(),
@@ -95,16 +110,18 @@ impl Desk {
     pub async fn step(&mut self) {
         self.door.pulse.beat();
         self.tell_home(Instant::now());
+        self.hand_over(Instant::now());
         self.pump(Instant::now());
         self.report();
         let turn = Some(Instant::now() + self.door.turn);
-        let due = [self.link.due(), self.store.due(), self.home_due(), self.closing, turn]
+        let check = self.self_check.due();
+        let due = [self.link.due(), self.store.due(), self.home_due(), check, self.closing, turn]
             .into_iter()
             .flatten()
             .min();
         tokio::select! {
             happened = next(&mut self.connection) => self.on_link(happened),
-            said = self.prompts.next() => self.on_said(said),
+            event = self.prompts.next() => self.on_prompt_event(event),
             Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
             Some(alert) = self.door.alerts.recv() => self.on_alert(&alert),
             finished = self.store.next() => self.on_saved(finished),
@@ -117,9 +134,6 @@ impl Desk {
 
     /// Hands the connection what is due, as far as it has room; there is a next time.
     fn pump(&mut self, now: Instant) {
-        if self.is_stopping() {
-            self.prompts.stop();
-        }
         self.queue_alarms();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some((row, packet)) = self.outbox.next(now, self.limits)
@@ -130,28 +144,47 @@ impl Desk {
                 self.discovery.iter_mut().for_each(|home| home.handed(row, now));
             }
         }
-        for (serial, outcome) in self.outbox.take_settled() {
-            if self.arrivals.durable(serial).is_some() {
-                let time_s = Clock::read().time_s;
-                self.store.note(&Record::Given { number: outcome.number, time_s });
-            }
-            self.arrivals.settled(serial, outcome, now);
-        }
+        self.settle(now);
+        self.save_waiting_prompts();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
-            while let Some(packet) = self.arrivals.next_ack()
+            while let Some(packet) = self.dedup.next_ack()
                 && connection.acknowledge(packet)
             {
-                self.arrivals.acknowledged();
+                self.dedup.acknowledged();
             }
         }
         self.save();
-        if self.arrivals.has_left()
-            && self.prompts.has_turn()
-            && !self.outbox.is_full()
-            && !self.is_stopping()
-        {
+        if self.dedup.has_postponed() && self.backlog.has_much_room() && !self.is_stopping() {
             let text = "prompts were left to the broker while too many waited; now there is room".into();
-            self.on_lost(&Loss { kind: "flood".into(), text, unreadable: false });
+            self.on_lost(&Loss { kind: POSTPONED.into(), text, unreadable: false });
+        }
+    }
+
+    /// Ends what the broker has the answer of.
+    fn settle(&mut self, now: Instant) {
+        for (prompt, outcome) in self.outbox.take_settled() {
+            if self.dedup.durable(prompt).is_some() {
+                let time_s = Clock::read().time_s;
+                self.store.note(&Record::Given { number: outcome.number, time_s });
+            }
+            if self.dedup.settled(prompt, outcome, now) {
+                self.store.note(&Record::Done { prompt });
+            }
+        }
+    }
+
+    /// Where more prompts wait than the broker hands over at a time, writes them to the disk. They are acknowledged once
+    /// they are there.
+    fn save_waiting_prompts(&mut self) {
+        if self.dedup.unacknowledged() <= UNSAVED || !self.store.is_durable() || !self.backlog.may_save() {
+            return;
+        }
+        let clock = Clock::read();
+        for (prompt, keys) in self.dedup.unsaved() {
+            let record = self.backlog.record(prompt, keys, clock);
+            if record.is_some_and(|record| self.store.keep_prompt(record)) {
+                self.dedup.saving(prompt);
+            }
         }
     }
 
@@ -171,32 +204,42 @@ impl Desk {
 
     /// Hands the disk what is due.
     fn save(&mut self) {
-        let Desk { store, arrivals, outbox, .. } = self;
+        let Desk { store, dedup, backlog, outbox, .. } = self;
         let clock = Clock::read();
-        store.begin(clock.now, || keeping::all(arrivals, outbox, clock));
+        store.begin(clock.now, || keeping::all(dedup, backlog, outbox, clock));
     }
 
     fn on_saved(&mut self, finished: Finished) {
         finished.rows.iter().for_each(|row| self.outbox.saved(*row));
+        finished.prompts.iter().for_each(|prompt| self.dedup.saved(*prompt));
+        if finished.prompts_failed {
+            self.dedup.saving_failed();
+        }
         let Some(contents) = finished.contents else { return };
         match contents.session {
-            Some(session) if self.link.counts().0 == 0 => self.arrivals.set_session(session),
+            Some(session) if self.link.counts().0 == 0 => self.dedup.set_session(session),
             // The disk told of it too late: by now packet ids are of another number.
-            _ => self.store.note(&Record::Session(self.arrivals.session())),
+            _ => self.store.note(&Record::Session(self.dedup.session())),
         }
-        if !contents.answers.is_empty() {
+        if !contents.answers.is_empty() || !contents.prompts.is_empty() {
             self.link.had_session();
         }
-        let waiting = keeping::restore(contents, &mut self.arrivals, &mut self.outbox, Clock::read());
-        if waiting > 0 {
-            log::info!("{}: {waiting} answers of an earlier run are still to be delivered", self.place());
+        let Desk { dedup, backlog, outbox, .. } = self;
+        let restored = keeping::restore(contents, dedup, backlog, outbox, Clock::read());
+        if restored != Restored::default() {
+            let Restored { answers, prompts } = restored;
+            let place = self.place();
+            log::info!(
+                "{place}: {answers} answers of an earlier run are to be delivered, {prompts} prompts to be answered"
+            );
         }
     }
 
     fn on_time(&mut self, now: Instant) {
-        for row in self.store.overdue(now) {
-            self.outbox.saved(row);
+        if let Some(finished) = self.store.overdue(now) {
+            self.on_saved(finished);
         }
+        self.check_itself(now);
         if self.link.is_dead(now) {
             let text = "nothing heard for too long".into();
             return self.on_lost(&Loss { kind: "silence".into(), text, unreadable: false });
@@ -206,7 +249,7 @@ impl Desk {
             config: &self.door.config,
             device: &self.door.device,
             topics: &self.topics,
-            receive_maximum: self.door.window.min(MOST_PROMPTS),
+            receive_maximum: RECEIVE_MAXIMUM,
             retains: self.retains,
         };
         match Connection::open(&who, how) {
@@ -243,13 +286,13 @@ impl Desk {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
         }
         if !broker.session_present {
-            self.arrivals.set_session(random());
-            self.store.note(&Record::Session(self.arrivals.session()));
+            self.dedup.set_session(random());
+            self.store.note(&Record::Session(self.dedup.session()));
         }
-        self.state.subscribed = !welcome.subscribe;
-        if welcome.subscribe {
-            self.subscribe(broker.shares);
-        }
+        self.state.subscribed = false;
+        self.shares = broker.shares;
+        // Also where the session is kept: a broker that came back from an older save has an older session.
+        self.subscribe();
         self.announce("online");
         let info = Packet::json(self.topics.info(), self.door.info.clone());
         self.outbox.push_status(Packet { retain: self.retains, ..info });
@@ -257,9 +300,9 @@ impl Desk {
         self.mention_telemetry();
     }
 
-    /// A new connection has room. Before `online`, which says that prompts are read.
-    fn subscribe(&mut self, shares: bool) {
-        let shared = self.sharing.ask(shares).unwrap_or_else(|said| {
+    /// Asks for all that is to reach us. On a new connection before `online`, which says that prompts are read.
+    fn subscribe(&mut self) {
+        let shared = self.sharing.ask(self.shares).unwrap_or_else(|said| {
             self.complain(&said);
             false
         });
@@ -287,7 +330,7 @@ impl Desk {
     fn on_subscribed(&mut self, granted: Granted) {
         self.state.subscribed = granted.own.is_ok();
         match granted.own {
-            Ok(()) => self.link.subscribed(),
+            Ok(()) => self.self_check.subscribed(Instant::now()),
             Err(reason) => {
                 let topic = self.topics.prompt();
                 self.complain(&format!(
@@ -334,7 +377,8 @@ impl Desk {
             let place = self.place();
             log::error!("{place}: the alert {kind} is given up: the broker ends the connection over it");
         }
-        self.arrivals.disconnected();
+        self.dedup.disconnected(loss.is_by_us());
+        self.self_check.disconnected(loss.is_by_broker());
         self.retains &= loss.kind != "RetainNotSupported";
         let retry = self.link.lost(Instant::now(), loss, chance());
         let said = format!("{}: {}", self.place(), loss.text);
@@ -347,120 +391,223 @@ impl Desk {
     fn on_message(&mut self, message: &Message, now: Instant) {
         self.give_up(&message.topic);
         if self.is_birth(message, now) {
-            return self.arrivals.pass(message.packet);
+            return self.dedup.acknowledge_only(message.packet);
         }
         match self.topics.parse(&message.topic) {
             Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(Addressed::Cancel) => {
                 self.on_cancel(message);
-                self.arrivals.pass(message.packet);
+                self.dedup.acknowledge_only(message.packet);
             }
             Some(Addressed::Threads) => {
                 self.on_threads(message);
-                self.arrivals.pass(message.packet);
+                self.dedup.acknowledge_only(message.packet);
             }
             // Nothing that anybody asks.
-            None => self.arrivals.pass(message.packet),
+            None => self.dedup.acknowledge_only(message.packet),
         }
     }
 
     fn on_prompt(&mut self, message: &Message, client: &str, now: Instant) {
+        if self.self_check.receive(&message.payload, now) {
+            return self.dedup.acknowledge_only(message.packet);
+        }
         let read = json::request_or_text(&message.payload);
         let id = match &read {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload),
         };
-        let serial = match self.arrive(message, client, id.as_deref(), now) {
-            Verdict::New(serial) => serial,
-            Verdict::Again(serial, given) => return self.give_again(message, serial, given, now),
-            Verdict::Duplicate => return,
-        };
-        if (self.is_stopping() || !self.prompts.has_room()) && self.arrivals.leave(serial) {
+        let Verdict::New(prompt) = self.receive(message, id.as_deref()) else { return };
+        let is_assured = message.packet.is_some();
+        if self.is_stopping() && self.dedup.postpone(prompt) {
             return;
         }
-        if !self.has_room(serial) {
-            return;
-        }
-        let id = id.unwrap_or_else(|| self.ids.make());
+        let stored_id = || self.dedup.stored_answer(prompt, now).map(|answer| answer.id);
+        let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.make());
         let (way, checked) = Way::new(message, id, &self.topics, now);
-        match checked.and_then(|()| self.admit(message, read)) {
-            Ok(request) => self.prompts.start(serial, request, client, way),
+        let has_room = self.backlog.has_room(is_assured);
+        let priority = read.as_ref().map_or(Priority::Normal, |request| request.priority);
+        let work = match checked.and_then(|()| self.admit(message, read)) {
+            Ok(_) if !has_room && !is_assured => return self.refuse_at_qos_0(prompt, &way),
+            Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 self.door.counters.refused();
                 let event = Event::Error { id: Some(way.id.clone()), refusal };
-                self.on_event(serial, &way, event);
+                Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
+        };
+        if !has_room {
+            if !self.dedup.postpone(prompt) {
+                self.ignore(prompt);
+            }
+            return;
         }
+        let client = client.to_owned();
+        self.backlog.push(prompt, Prompt { client, way, work, priority, received: now, is_assured });
+        self.hand_over(now);
     }
 
-    /// Whether there is room for a reply to this prompt; else it is left to the broker, or at QoS 0
-    /// dropped.
-    fn has_room(&mut self, serial: Serial) -> bool {
-        let has_room = !self.outbox.is_crammed();
-        if !has_room && !self.arrivals.leave(serial) {
-            self.state.dropped += 1;
-            self.arrivals.forget(serial);
+    /// More comes at QoS 0 than is answered. The sender is told so, as long as the broker takes that.
+    fn refuse_at_qos_0(&mut self, prompt: PromptId, way: &Way) {
+        if self.outbox.len() >= REFUSALS {
+            return self.ignore(prompt);
         }
-        has_room
+        self.door.counters.refused();
+        let event = Event::Error { id: Some(way.id.clone()), refusal: too_many_at_qos_0() };
+        self.on_event(prompt, way, event);
     }
 
-    /// The answer that the prompt got before goes where the message wants it now.
-    fn give_again(&mut self, message: &Message, serial: Serial, given: Given, now: Instant) {
-        if self.has_room(serial) {
-            let (way, _) = Way::new(message, given.id, &self.topics, now);
-            self.outbox.push_last(serial, &way.id, way.packet(given.payload, now));
-            self.state.resent += 1;
-        }
+    fn ignore(&mut self, prompt: PromptId) {
+        self.state.dropped += 1;
+        self.dedup.forget(prompt);
     }
 
-    fn arrive(&mut self, message: &Message, client: &str, id: Option<&str>, now: Instant) -> Verdict {
-        let arrival = Arrival {
+    fn receive(&mut self, message: &Message, id: Option<&str>) -> Verdict {
+        self.dedup.receive(&Delivery {
             packet: message.packet,
             redelivered: message.redelivered,
-            client,
+            topic: &message.topic,
             id,
+            response_topic: message.response_topic.as_deref(),
             correlation: message.correlation.as_deref(),
             payload: &message.payload,
-        };
-        self.arrivals.arrive(&arrival, now)
+        })
     }
 
     fn admit(&self, message: &Message, read: Result<Request, Refusal>) -> Result<Request, Refusal> {
         if message.retained {
-            let said = "a retained prompt would be asked again at every connect; publish it without retain";
-            return Err(Refusal::new(Code::InvalidRequest, said));
+            let text = "a retained prompt would be asked again at every connect; publish it without retain";
+            return Err(Refusal::new(Code::InvalidRequest, text));
         }
         let request = read?;
+        if self.is_stopping() { Err(Refusal::shutting_down()) } else { Ok(request) }
+    }
+
+    /// Hands on the prompts whose turn it is, as far as the worker has room for them and the broker takes answers.
+    fn hand_over(&mut self, now: Instant) {
         if self.is_stopping() {
-            return Err(Refusal::shutting_down());
+            return self.postpone_waiting();
         }
-        if self.outbox.is_full() { Err(queue_full()) } else { Ok(request) }
+        while self.prompts.has_room() && !self.outbox.is_full() {
+            let Desk { backlog, prompts, .. } = self;
+            let Some(prompt) = backlog.next(now, |client| prompts.allows(client)) else { return };
+            self.begin(prompt, now);
+        }
+    }
+
+    /// Begins a prompt: sends what is ready, and has the rest computed.
+    fn begin(&mut self, number: PromptId, now: Instant) {
+        let Some(Prompt { client, way, work, received, .. }) = self.backlog.get(number) else { return };
+        let way = way.clone();
+        if let Some(answer) = self.dedup.stored_answer(number, now) {
+            self.state.resent += 1;
+            self.outbox.push_last(number, &way.id, way.packet(answer.payload, now));
+            return self.backlog.remove(number);
+        }
+        let request = match work {
+            Work::Refuse(event) => {
+                let packet = way.packet(event.clone().into_bytes(), now);
+                self.dedup.refused(number);
+                return self.push_last(number, &way, packet);
+            }
+            Work::Ask(text) => json::request_or_text(text.as_bytes()),
+        };
+        match request {
+            Ok(_) if way.is_expired(now) => {
+                let refusal = Refusal::new(Code::Timeout, "the message expired while it waited for its turn");
+                self.on_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal });
+            }
+            Ok(request) => self.prompts.start(number, request, client, way, *received),
+            // It was read before; only another version of the daemon reads it otherwise.
+            Err(refusal) => self.on_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal }),
+        }
+    }
+
+    /// The daemon stops: what waits is left to the broker, or to the next process.
+    fn postpone_waiting(&mut self) {
+        for prompt in self.backlog.take_all_waiting() {
+            let way = self.backlog.get(prompt).map(|prompt| prompt.way.clone());
+            if !self.dedup.postpone(prompt)
+                && let Some(way) = way
+            {
+                let refusal = Refusal::shutting_down();
+                self.on_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+            }
+        }
+    }
+
+    /// Stops the prompts of this id, those that wait and those that run.
+    fn cancel(&mut self, id: &str) {
+        self.prompts.cancel(id);
+        for prompt in self.backlog.take_waiting(id) {
+            let Some(way) = self.backlog.get(prompt).map(|prompt| prompt.way.clone()) else { continue };
+            let refusal = Refusal::new(Code::Cancelled, "cancelled before it was begun");
+            self.on_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+        }
+    }
+
+    /// Does what is due to know that prompts reach us.
+    fn check_itself(&mut self, now: Instant) {
+        if !self.link.is_online() {
+            return;
+        }
+        match self.self_check.wake(now) {
+            None => {}
+            Some(Action::Publish(payload)) => {
+                for topic in self.topics.self_check() {
+                    let packet = Packet::json(topic, payload.clone().into_bytes());
+                    self.connection.iter().for_each(|connection| connection.mention(&packet, now));
+                }
+            }
+            Some(Action::Subscribe) => {
+                log::warn!(
+                    "{}: prompts no longer reach us, a subscription is gone; subscribing again",
+                    self.place()
+                );
+                self.subscribe();
+            }
+            Some(Action::Unproven) => {
+                let (place, topic) = (self.place(), self.topics.prompt());
+                log::info!(
+                    "{place}: a message to ourselves does not come back, so a lost subscription would not be noticed; \
+                     allow us to publish to {topic}"
+                );
+            }
+        }
     }
 
     fn is_stopping(&self) -> bool {
         self.door.draining.is_cancelled() || self.closing.is_some()
     }
 
-    /// What the stop cuts off is not answered with an error: the broker keeps it for the next start.
-    fn on_said(&mut self, said: Said) {
-        if said.cut_off && self.arrivals.leave(said.serial) {
-            log::info!(REQUEST_ID = said.way.id.as_str(); "left to the broker for the next start");
+    /// What the stop cuts off is not answered with an error: the broker, or the disk, keeps it for the next start.
+    fn on_prompt_event(&mut self, event: PromptEvent) {
+        let PromptEvent { prompt, way, event, cut_off } = event;
+        if cut_off && self.dedup.postpone(prompt) {
+            self.backlog.remove(prompt);
+            log::info!(REQUEST_ID = way.id.as_str(); "left for the next start");
         } else {
-            self.on_event(said.serial, &said.way, said.event);
+            self.on_event(prompt, &way, event);
         }
     }
 
-    fn on_event(&mut self, serial: Serial, way: &Way, event: Event) {
+    fn on_event(&mut self, prompt: PromptId, way: &Way, event: Event) {
         let packet = way.packet(json::event(&event), Instant::now());
         if !event.is_last() {
-            return self.outbox.push_token(serial, packet);
+            return self.outbox.push_token(prompt, packet);
         }
         if !is_answer(&event) {
-            self.arrivals.refused(serial);
+            self.dedup.refused(prompt);
         }
-        let row = self.outbox.push_last(serial, &way.id, packet);
+        self.push_last(prompt, way, packet);
+    }
+
+    /// Has the last event of a prompt sent, after it is on disk.
+    fn push_last(&mut self, prompt: PromptId, way: &Way, packet: Packet) {
+        self.backlog.remove(prompt);
+        let row = self.outbox.push_last(prompt, &way.id, packet);
         let waiting = self.outbox.waiting().find(|waiting| waiting.number == row);
-        let answer = waiting.and_then(|waiting| keeping::record(waiting, &self.arrivals, Clock::read()));
+        let answer = waiting.and_then(|waiting| keeping::record(waiting, &self.dedup, Clock::read()));
         if answer.is_some_and(|answer| self.store.keep(answer)) {
             self.outbox.hold(row);
         }
@@ -494,7 +641,10 @@ impl Desk {
             connects,
             sessions_lost,
             outbox: self.outbox.len() as u64,
-            duplicates: self.arrivals.duplicates(),
+            waiting: self.backlog.len() as u64,
+            deaf: self.self_check.is_deaf(),
+            subscriptions_lost: self.self_check.lost(),
+            duplicates: self.dedup.duplicates(),
             resent: self.state.resent,
             durable: self.store.is_durable(),
             storage_problem: self.store.problem().map(str::to_owned),

@@ -16,6 +16,7 @@ fn with(change: impl FnOnce(&mut Door)) -> Discovery {
         state_in: None,
         info: vec![],
         window: 4,
+        inbox_bytes: 0,
         requests: mpsc::channel(1).0,
         controls: mpsc::channel(1).0,
         home: None,

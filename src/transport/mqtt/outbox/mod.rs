@@ -73,15 +73,15 @@ impl Packet {
 }
 
 /// Names a prompt.
-pub type Serial = u64;
+pub type PromptId = u64;
 
 /// What a row is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     /// A token event: the answer's text comes again in its last event.
-    Token(Serial),
+    Token(PromptId),
     /// The last event of a request with this id.
-    Last(Serial, String),
+    Last(PromptId, String),
     /// Ours to say on every connection; forgotten with it.
     Status,
 }
@@ -108,8 +108,8 @@ pub struct Outbox {
     next_number: u64,
     /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
     /// always the beginning of the answer.
-    muted: HashSet<Serial>,
-    settled: Vec<(Serial, Outcome)>,
+    muted: HashSet<PromptId>,
+    settled: Vec<(PromptId, Outcome)>,
     /// Answers that never reached the broker.
     given_up: u64,
 }
@@ -133,7 +133,7 @@ pub struct Waiting<'a> {
     /// Its row.
     pub number: u64,
     /// The prompt.
-    pub prompt: Serial,
+    pub prompt: PromptId,
     /// The request's id.
     pub id: &'a str,
     /// What is to be sent.
@@ -177,18 +177,13 @@ impl Outbox {
         count >= ANSWERS || bytes >= BYTES / 2
     }
 
-    /// Whether not even a refusal has room any more.
-    pub fn is_crammed(&self) -> bool {
-        self.rows.len() >= ROWS + ANSWERS || self.bytes >= 2 * BYTES
-    }
-
     /// Whether one of our own messages waits for its acknowledgement.
     pub fn has_status(&self) -> bool {
         self.rows.iter().any(|row| row.kind == Kind::Status)
     }
 
     /// Keeps a token event, or drops it where there is no room.
-    pub fn push_token(&mut self, prompt: Serial, packet: Packet) {
+    pub fn push_token(&mut self, prompt: PromptId, packet: Packet) {
         if self.muted.contains(&prompt) {
             return;
         }
@@ -200,13 +195,13 @@ impl Outbox {
     }
 
     /// Keeps the last event of request `id`, in the row of this number; waiting tokens make room for it.
-    pub fn push_last(&mut self, prompt: Serial, id: &str, packet: Packet) -> u64 {
+    pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: Packet) -> u64 {
         while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {}
         self.push(Kind::Last(prompt, id.to_owned()), packet)
     }
 
     /// Keeps an answer of an earlier process under the number it had.
-    pub fn restore(&mut self, number: u64, prompt: Serial, id: &str, packet: Packet) {
+    pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: Packet) {
         self.push_last(prompt, id, packet);
         self.rows.back_mut().expect("just pushed").number = number;
     }
@@ -291,7 +286,7 @@ impl Outbox {
     }
 
     /// Prompts whose last event is done with, since the last call.
-    pub fn take_settled(&mut self) -> Vec<(Serial, Outcome)> {
+    pub fn take_settled(&mut self) -> Vec<(PromptId, Outcome)> {
         std::mem::take(&mut self.settled)
     }
 

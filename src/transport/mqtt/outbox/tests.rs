@@ -10,7 +10,7 @@ fn packet(bytes: usize) -> Packet {
 }
 
 /// The prompts that were settled.
-fn settled(outbox: &mut Outbox) -> Vec<Serial> {
+fn settled(outbox: &mut Outbox) -> Vec<PromptId> {
     outbox.take_settled().into_iter().map(|(prompt, _)| prompt).collect()
 }
 

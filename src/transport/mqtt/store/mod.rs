@@ -1,4 +1,5 @@
-//! Answers on disk, so that they outlive the process: written before they are published.
+//! Answers on disk, so that they outlive the process: written before they are published. And prompts of the inbox:
+//! written before they are acknowledged.
 //!
 //! One thing is done on disk at a time, on the thread that may block, and what comes meanwhile goes
 //! with the next: a slow card delays answers and stops nothing. A disk that fails does not stop
@@ -11,7 +12,7 @@ pub mod record;
 mod tests;
 
 use file::File;
-use record::{Answer, Contents, Record};
+use record::{Answer, Contents, Record, SavedPrompt};
 use std::future::pending;
 use std::io;
 use std::path::PathBuf;
@@ -34,8 +35,12 @@ pub struct Store {
     /// Lines for the disk, of which these rows wait to be published.
     lines: Vec<u8>,
     rows: Vec<u64>,
+    /// Prompts in these lines, which wait to be acknowledged.
+    prompts: Vec<u64>,
     /// Rows that the disk is writing.
     under_way: Vec<u64>,
+    /// Prompts that the disk is writing.
+    prompts_under_way: Vec<u64>,
     /// Bytes in the file, and those that counted when it was opened or replaced.
     length: u64,
     live: u64,
@@ -79,6 +84,10 @@ enum Job {
 pub struct Finished {
     /// These rows may be published: they are saved, or cannot be.
     pub rows: Vec<u64>,
+    /// These prompts may be acknowledged: they are saved.
+    pub prompts: Vec<u64>,
+    /// Prompts that were to be saved are not.
+    pub prompts_failed: bool,
     /// What the file said when it was opened.
     pub contents: Option<Contents>,
 }
@@ -95,7 +104,9 @@ impl Store {
             disk,
             lines: Vec::new(),
             rows: Vec::new(),
+            prompts: Vec::new(),
             under_way: Vec::new(),
+            prompts_under_way: Vec::new(),
             length: 0,
             live: 0,
             is_stale: false,
@@ -129,6 +140,16 @@ impl Store {
         if is_durable {
             self.rows.push(answer.number);
             self.lines.extend(Record::Answer(answer).line());
+        }
+        is_durable
+    }
+
+    /// Keeps a prompt. `false`: it cannot be kept, and is not to be acknowledged before its answer is.
+    pub fn keep_prompt(&mut self, prompt: SavedPrompt) -> bool {
+        let is_durable = self.is_durable();
+        if is_durable {
+            self.prompts.push(prompt.number);
+            self.lines.extend(Record::Prompt(prompt).line());
         }
         is_durable
     }
@@ -167,9 +188,9 @@ impl Store {
 
     fn append(&mut self, mut file: File) -> JoinHandle<Done> {
         let lines = std::mem::take(&mut self.lines);
-        self.under_way = std::mem::take(&mut self.rows);
+        self.take_under_way();
         // What nobody waits for reaches the disk within the kernel's half minute.
-        let sync = !self.under_way.is_empty();
+        let sync = !self.under_way.is_empty() || !self.prompts_under_way.is_empty();
         on_disk(move || {
             let done = file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64));
             (Some(file), done)
@@ -178,12 +199,17 @@ impl Store {
 
     fn replace(&mut self, mut file: File, lines: Vec<u8>) -> JoinHandle<Done> {
         self.lines.clear();
-        self.under_way = std::mem::take(&mut self.rows);
+        self.take_under_way();
         self.is_stale = false;
         on_disk(move || {
             let done = file.replace(&lines).map(|()| Job::Replace(lines.len() as u64));
             (Some(file), done)
         })
+    }
+
+    fn take_under_way(&mut self) {
+        self.under_way = std::mem::take(&mut self.rows);
+        self.prompts_under_way = std::mem::take(&mut self.prompts);
     }
 
     /// Waits for the disk. May be dropped and called again.
@@ -227,16 +253,18 @@ impl Store {
         if self.problem.take().is_some() {
             log::info!("{}: answers are saved again", self.place());
         }
-        Finished { rows: std::mem::take(&mut self.under_way), contents }
+        let (rows, prompts) =
+            (std::mem::take(&mut self.under_way), std::mem::take(&mut self.prompts_under_way));
+        Finished { rows, prompts, prompts_failed: false, contents }
     }
 
     fn failed(&mut self, file: Option<File>, said: &str, now: Instant) -> Finished {
         self.disk = Disk::Down { file, until: now + RETRY };
-        Finished { rows: self.give_way(said), contents: None }
+        self.give_way(said)
     }
 
-    /// The rows that wait are published unsaved.
-    fn give_way(&mut self, said: &str) -> Vec<u64> {
+    /// The rows that wait are published unsaved, and the prompts that wait are not acknowledged.
+    fn give_way(&mut self, said: &str) -> Finished {
         let said = format!(
             "{}: {said}; answers are not saved, and a prompt that comes again after a crash is computed again; \
              see device.state_dir",
@@ -250,7 +278,9 @@ impl Store {
         self.lines.clear();
         let mut rows = std::mem::take(&mut self.under_way);
         rows.append(&mut self.rows);
-        rows
+        self.prompts_under_way.clear();
+        self.prompts.clear();
+        Finished { rows, prompts_failed: true, ..Finished::default() }
     }
 
     /// When [`Store::begin`] or [`Store::overdue`] has something to do next.
@@ -262,14 +292,14 @@ impl Store {
         }
     }
 
-    /// Rows that the disk has kept waiting for too long.
-    pub fn overdue(&mut self, now: Instant) -> Vec<u64> {
+    /// What follows where the disk has kept rows and prompts waiting for too long.
+    pub fn overdue(&mut self, now: Instant) -> Option<Finished> {
         match &mut self.disk {
             Disk::Busy { since, is_late, .. } if !*is_late && now >= *since + PATIENCE => {
                 *is_late = true;
-                self.give_way("the disk does not answer")
+                Some(self.give_way("the disk does not answer"))
             }
-            _ => Vec::new(),
+            _ => None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is written of answers, and how it is read again: one line a record, each with a checksum.
+//! What is written of prompts and answers, and how it is read again: one line a record, each with a checksum.
 //!
 //! Pure. Whatever a power cut or a bad card leaves of a file, every line that is whole is read, and
 //! nothing else is believed. An embedded database (redb 4.6) was tried in its place: it wrote 32 KiB
@@ -8,6 +8,7 @@
 use crate::transport::mqtt::arrivals::Keys;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Clocks jump on devices without a battery for them: a span outside of this is not believed. The
@@ -21,6 +22,13 @@ const CHECKSUM: usize = 17;
 pub enum Record {
     /// From here on packet ids are of this session.
     Session(u64),
+    /// A prompt that was acknowledged to the broker before it is answered.
+    Prompt(SavedPrompt),
+    /// The prompt of this number needs no answer any more.
+    Done {
+        /// As in [`SavedPrompt::number`].
+        prompt: u64,
+    },
     /// A final answer.
     Answer(Answer),
     /// The broker has the answer of this number, or nobody wants it any more.
@@ -32,11 +40,54 @@ pub enum Record {
     },
 }
 
+/// A prompt that waits for its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedPrompt {
+    /// Tells it from other prompts.
+    pub number: u64,
+    /// What it is known by.
+    pub keys: Keys,
+    /// Whose turn it takes.
+    pub client: String,
+    /// The id that its events carry.
+    pub id: String,
+    /// Where its events go.
+    pub topic: String,
+    /// Its Correlation Data.
+    pub correlation: Option<Vec<u8>>,
+    /// For how long its answer was still wanted when this was written; `None` is for ever.
+    pub left_ms: Option<u64>,
+    /// What is to be done.
+    pub work: Work,
+    /// Seconds since 1970 when this was written, by whatever clock there was.
+    pub time_s: u64,
+}
+
+/// What a prompt waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// This payload is to be answered.
+    Ask(String),
+    /// This event, as JSON, is all that is to be sent: the prompt is refused.
+    Refuse(String),
+}
+
+impl SavedPrompt {
+    /// For how long its answer is still wanted: `None` for ever, zero no more.
+    pub fn left(&self, now_s: u64) -> Option<Duration> {
+        let left = Duration::from_millis(self.left_ms?);
+        Some(left.saturating_sub(elapsed(self.time_s, now_s)))
+    }
+}
+
 /// A final answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Tells it from the others in the file.
     pub number: u64,
+    /// The number of its prompt; `None` in files of earlier versions.
+    #[serde(default)]
+    pub prompt: Option<u64>,
     /// What its prompt is known by.
     pub keys: Keys,
     /// The request's id.
@@ -73,6 +124,8 @@ pub enum State {
 pub struct Contents {
     /// The latest session.
     pub session: Option<u64>,
+    /// Prompts without an answer, in the order in which they were written.
+    pub prompts: Vec<SavedPrompt>,
     /// Answers in the order in which they were written.
     pub answers: Vec<Answer>,
     /// Bytes of the file.
@@ -130,6 +183,7 @@ pub fn read(bytes: &[u8]) -> Contents {
     // Lines that cannot be read since the last one that can.
     let mut unread = 0;
     let mut found_any = false;
+    let mut done = HashSet::new();
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let Some(record) = parse(line) else {
             unread += 1;
@@ -137,8 +191,9 @@ pub fn read(bytes: &[u8]) -> Contents {
         };
         contents.damaged += std::mem::take(&mut unread);
         found_any = true;
-        apply(record, &mut contents);
+        apply(record, &mut contents, &mut done);
     }
+    contents.prompts.retain(|prompt| !done.contains(&prompt.number));
     // A power cut leaves any bytes behind what was synced. A file without a sound line is no file of
     // ours, whatever happened to it.
     if found_any {
@@ -149,10 +204,18 @@ pub fn read(bytes: &[u8]) -> Contents {
     contents
 }
 
-fn apply(record: Record, contents: &mut Contents) {
+/// `done`: the prompts that need no answer any more; one that has an answer is done.
+fn apply(record: Record, contents: &mut Contents, done: &mut HashSet<u64>) {
     match record {
         Record::Session(session) => contents.session = Some(session),
-        Record::Answer(answer) => contents.answers.push(answer),
+        Record::Prompt(prompt) => contents.prompts.push(prompt),
+        Record::Done { prompt } => {
+            done.insert(prompt);
+        }
+        Record::Answer(answer) => {
+            done.extend(answer.prompt);
+            contents.answers.push(answer);
+        }
         Record::Given { number, time_s } => {
             // Most often one of the latest.
             if let Some(answer) = contents.answers.iter_mut().rev().find(|answer| answer.number == number) {
@@ -188,6 +251,7 @@ mod tests {
         let topic = "bitnetd/cellar/reply/a".to_owned();
         Answer {
             number,
+            prompt: Some(number + 100),
             keys: Keys { name: Some(u128::MAX - u128::from(number)), delivery: Some(7) },
             id: "a".into(),
             payload: payload.into(),

@@ -33,7 +33,7 @@ impl Drop for Folder {
 fn answer(number: u64) -> Answer {
     let keys = Keys { name: None, delivery: Some(u128::from(number)) };
     let state = State::Waiting { topic: "t".into(), correlation: None, left_ms: None };
-    Answer { number, keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
+    Answer { number, prompt: None, keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
 }
 
 /// Lines of a session and these answers.
@@ -134,11 +134,12 @@ async fn a_disk_that_does_not_answer_keeps_nobody_waiting() {
     store.keep(answer(1));
     store.begin(now, Vec::new);
     store.keep(answer(2));
-    assert!(store.overdue(now).is_empty());
+    assert!(store.overdue(now).is_none());
     let late = store.due().expect("a limit");
-    assert_eq!(store.overdue(late), [1, 2]);
+    let late_rows = store.overdue(late).expect("it is late");
+    assert_eq!((late_rows.rows, late_rows.prompts_failed), (vec![1, 2], true));
     assert!(!store.is_durable() && !store.keep(answer(3)));
-    assert!(store.overdue(late).is_empty());
+    assert!(store.overdue(late).is_none());
     store.next().await;
     assert!(store.is_durable(), "it was only slow");
     work(&mut store, late, &[1, 2, 3]).await;
@@ -180,4 +181,47 @@ async fn nothing_is_kept_where_nothing_is_wanted() {
     store.begin(Instant::now(), Vec::new);
     assert!(!store.keep(answer(1)) && !store.is_busy() && !store.is_durable());
     assert!(store.due().is_none() && store.problem().is_none());
+}
+
+fn prompt(number: u64) -> SavedPrompt {
+    SavedPrompt {
+        number,
+        keys: Keys { name: None, delivery: Some(u128::from(number)) },
+        client: "-".into(),
+        id: "a".into(),
+        topic: "t".into(),
+        correlation: None,
+        left_ms: None,
+        work: record::Work::Ask("hello".into()),
+        time_s: 1,
+    }
+}
+
+#[tokio::test]
+async fn prompts_may_be_acknowledged_once_they_are_on_disk() {
+    let folder = Folder::new("prompts");
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    assert!(store.keep_prompt(prompt(1)) && store.keep_prompt(prompt(2)));
+    store.begin(now, Vec::new);
+    assert_eq!(store.next().await.prompts, [1, 2]);
+    store.note(&Record::Done { prompt: 1 });
+    store.begin(now, Vec::new);
+    store.next().await;
+    let contents = record::read(&fs::read(folder.file()).expect("there"));
+    assert_eq!(contents.prompts, [prompt(2)]);
+}
+
+#[tokio::test]
+async fn without_a_disk_prompts_are_not_acknowledged() {
+    let folder = Folder::new("no-prompts");
+    let now = Instant::now();
+    fs::write(folder.0.join("state"), "").expect("a temporary folder");
+    let mut store = folder.store(now);
+    store.begin(now, Vec::new);
+    assert!(store.keep_prompt(prompt(1)), "the disk is not known to fail yet");
+    let finished = store.next().await;
+    assert!(finished.prompts.is_empty() && finished.prompts_failed);
+    assert!(!store.keep_prompt(prompt(2)));
 }
