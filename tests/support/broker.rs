@@ -88,7 +88,8 @@ impl Mosquitto {
         let mut mosquitto = broker_program();
         mosquitto.arg("-c").arg(self.folder.join("mosquitto.conf"));
         let child = spawn(mosquitto.stdout(Stdio::null()).stderr(Stdio::null()));
-        self.child = Some(child.expect("mosquitto is installed (Debian: mosquitto), or named by BITNETD_MOSQUITTO"));
+        self.child =
+            Some(child.expect("mosquitto is installed (Debian: mosquitto), or named by BITNETD_MOSQUITTO"));
         let up = async {
             while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
                 sleep(Duration::from_millis(20)).await;
