@@ -1,5 +1,7 @@
 //! The settings of alerts.
 
+use super::file::{Checked, Mistake};
+use serde::Deserialize;
 use std::time::Duration;
 
 /// When the owner is told of what is wrong; `None` and `false` never.
@@ -54,6 +56,52 @@ impl Alerts {
     }
 }
 
+/// A key of an alert as it is written: both forms switch it off, `false` and 0.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "not known; use a number, or false to switch the alert off")]
+pub(super) enum Switched {
+    On(bool),
+    At(f64),
+}
+
+/// What an alert compares with; `None` where it is switched off.
+pub(super) fn threshold(
+    key: &'static str,
+    value: Option<Switched>,
+    default: f64,
+    most: f64,
+) -> Checked<Option<f64>> {
+    let value = match value {
+        None => default,
+        Some(Switched::On(false)) => 0.0,
+        Some(Switched::On(true)) if default > 0.0 => default,
+        Some(Switched::On(true)) => {
+            let said = "true names no threshold, and this alert has none by default; give a number";
+            return Err(Mistake("alerts", key, said.into()));
+        }
+        Some(Switched::At(value)) => value,
+    };
+    if (0.0..=most).contains(&value) {
+        return Ok((value > 0.0).then_some(value));
+    }
+    let said = format!("{value} is outside 0 to {most}; 0, or false, switches the alert off");
+    Err(Mistake("alerts", key, said))
+}
+
+/// Whether an alert without a threshold is told, as by default.
+pub(super) fn switch(key: &'static str, value: Option<Switched>) -> Checked<bool> {
+    match value {
+        None => Ok(true),
+        Some(Switched::On(is_on)) => Ok(is_on),
+        Some(Switched::At(0.0)) => Ok(false),
+        Some(Switched::At(value)) => {
+            let said =
+                format!("{value} is no threshold of this alert; use true, or false or 0 to switch it off");
+            Err(Mistake("alerts", key, said))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Config;
@@ -69,12 +117,40 @@ mod tests {
         for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
             let said = error(&format!("[alerts]\n{key} = {value}\n"));
             assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
-            assert!(said.contains("0 switches the alert off"), "{said}");
+            assert!(said.contains("0, or false, switches the alert off"), "{said}");
         }
         for value in ["nan", "inf"] {
             assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));
         }
         assert!(error("[alerts]\nhold_s = 4000\n").contains("alerts.hold_s"));
         assert!(error("[alerts]\nthrottled = 1\n").contains("alerts.throttled"));
+        assert!(error("[alerts]\ncpu_percent = true\n").contains("alerts.cpu_percent"));
+        assert!(error("[alerts]\ncpu_percent = \"off\"\n").contains("alerts.cpu_percent"));
+    }
+
+    #[test]
+    fn both_0_and_false_switch_every_alert_off() {
+        let keys = [
+            "temperature_c",
+            "throttled",
+            "under_voltage",
+            "memory_percent",
+            "cpu_percent",
+            "tokens_per_second",
+            "error_percent",
+            "ttft_ms",
+            "queue_percent",
+            "broker_link_s",
+            "storage",
+        ];
+        for off in ["0", "0.0", "false"] {
+            let lines: String = keys.iter().map(|key| format!("{key} = {off}\n")).collect();
+            let text = format!("[alerts]\nhold_s = 0\n{lines}");
+            let read = Config::parse(&text, "bitnetd.toml", &host()).expect("sound").alerts;
+            assert_eq!(read, super::Alerts::off(), "{off}");
+        }
+        let on =
+            Config::parse("[alerts]\ntemperature_c = true\nstorage = true\n", "x", &host()).expect("sound");
+        assert_eq!((on.alerts.temperature_c, on.alerts.storage), (Some(80.0), true));
     }
 }

@@ -120,6 +120,7 @@ impl Mqtt {
             credentials: _,
             discovery,
             discovery_prefix,
+            reply_topics,
         } = self;
         changes.at_restart("mqtt.host", *host != wanted.host);
         changes.at_restart("mqtt.port", *port != wanted.port);
@@ -128,6 +129,7 @@ impl Mqtt {
         changes.at_restart("mqtt.version", *version != wanted.version);
         changes.at_restart("mqtt.discovery", *discovery != wanted.discovery);
         changes.at_restart("mqtt.discovery_prefix", *discovery_prefix != wanted.discovery_prefix);
+        changes.at_restart("mqtt.reply_topics", *reply_topics != wanted.reply_topics);
         compare_login(login.as_ref(), wanted.login.as_ref(), changes);
         compare_tls(tls.as_ref(), wanted.tls.as_ref(), changes);
     }
@@ -268,6 +270,7 @@ mod tests {
         group = "g"
         discovery = false
         discovery_prefix = "ha"
+        reply_topics = ["home/#"]
     "#;
 
     #[test]

@@ -3,9 +3,10 @@
 //! Field names are the keys; an unknown one is refused. Deliberately knows no default that
 //! `config/bitnetd.toml` does not state.
 
+use super::alerts::{Switched, switch, threshold};
 use super::{
     Alerts, BoardWatts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
-    KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls, broker,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,7 @@ pub(super) struct MqttKeys {
     group: Option<String>,
     discovery: Option<bool>,
     discovery_prefix: Option<String>,
+    reply_topics: Option<Vec<String>>,
 }
 
 /// `5` and `"5"` mean the same; 3.1 is a number too, whose refusal names the way out.
@@ -110,18 +112,18 @@ pub(super) struct TelemetryKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AlertsKeys {
     hold_s: Option<u64>,
-    temperature_c: Option<f64>,
-    throttled: Option<bool>,
-    under_voltage: Option<bool>,
-    memory_percent: Option<f64>,
-    cpu_percent: Option<f64>,
-    tokens_per_second: Option<f64>,
-    error_percent: Option<f64>,
-    ttft_ms: Option<f64>,
-    queue_percent: Option<f64>,
-    broker_link_s: Option<f64>,
-    subscription: Option<bool>,
-    storage: Option<bool>,
+    temperature_c: Option<Switched>,
+    throttled: Option<Switched>,
+    under_voltage: Option<Switched>,
+    memory_percent: Option<Switched>,
+    cpu_percent: Option<Switched>,
+    tokens_per_second: Option<Switched>,
+    error_percent: Option<Switched>,
+    ttft_ms: Option<Switched>,
+    queue_percent: Option<Switched>,
+    broker_link_s: Option<Switched>,
+    subscription: Option<Switched>,
+    storage: Option<Switched>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -131,9 +133,9 @@ pub(super) struct LogKeys {
 }
 
 /// A mistake in one key: section, key, what is wrong and the way out.
-struct Mistake(&'static str, &'static str, String);
+pub(super) struct Mistake(pub(super) &'static str, pub(super) &'static str, pub(super) String);
 
-type Checked<T> = Result<T, Mistake>;
+pub(super) type Checked<T> = Result<T, Mistake>;
 
 impl File {
     pub(super) fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {
@@ -289,7 +291,9 @@ impl MqttKeys {
             check_group(group, device)?;
         }
         let login = self.login(host)?;
-        let Some(broker) = self.host.filter(|host| !host.is_empty()) else {
+        let reply_topics = self.reply_topics.take().map(broker::reply_topics).transpose();
+        let reply_topics = reply_topics.map_err(|said| Mistake("mqtt", "reply_topics", said))?;
+        let Some(name) = self.host.filter(|host| !host.is_empty()) else {
             let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
             return match set.into_iter().find(|(_, is_set)| *is_set) {
                 Some((key, _)) => {
@@ -299,14 +303,12 @@ impl MqttKeys {
                 None => Ok(None),
             };
         };
-        if broker.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(Mistake("mqtt", "host", format!("{broker:?} is no name or address")));
-        }
+        let name = broker::address(&name).map_err(|said| Mistake("mqtt", "host", said))?;
         let usual = if tls.is_some() { 8883 } else { 1883 };
         let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
         let credentials = host.credentials_dir.clone();
         Ok(Some(Mqtt {
-            host: broker,
+            host: name,
             port,
             prefix,
             version,
@@ -316,6 +318,7 @@ impl MqttKeys {
             credentials,
             discovery,
             discovery_prefix,
+            reply_topics,
         }))
     }
 
@@ -447,8 +450,8 @@ impl AlertsKeys {
         Ok(Alerts {
             hold: Duration::from_secs(hold),
             temperature_c: threshold("temperature_c", self.temperature_c, 80.0, 120.0)?,
-            throttled: self.throttled.unwrap_or(true),
-            under_voltage: self.under_voltage.unwrap_or(true),
+            throttled: switch("throttled", self.throttled)?,
+            under_voltage: switch("under_voltage", self.under_voltage)?,
             memory_percent: threshold("memory_percent", self.memory_percent, 95.0, 100.0)?,
             cpu_percent: threshold("cpu_percent", self.cpu_percent, 0.0, 100.0)?,
             tokens_per_second: threshold("tokens_per_second", self.tokens_per_second, 0.0, 1e6)?,
@@ -456,19 +459,10 @@ impl AlertsKeys {
             ttft_ms: threshold("ttft_ms", self.ttft_ms, 0.0, 86_400_000.0)?,
             queue_percent: threshold("queue_percent", self.queue_percent, 90.0, 100.0)?,
             broker_link_s: threshold("broker_link_s", self.broker_link_s, 60.0, 86_400.0)?,
-            subscription: self.subscription.unwrap_or(true),
-            storage: self.storage.unwrap_or(true),
+            subscription: switch("subscription", self.subscription)?,
+            storage: switch("storage", self.storage)?,
         })
     }
-}
-
-/// What an alert compares with; `None` where it is switched off.
-fn threshold(key: &'static str, value: Option<f64>, default: f64, most: f64) -> Checked<Option<f64>> {
-    let value = value.unwrap_or(default);
-    if (0.0..=most).contains(&value) {
-        return Ok((value > 0.0).then_some(value));
-    }
-    Err(Mistake("alerts", key, format!("{value} is outside 0 to {most}; 0 switches the alert off")))
 }
 
 impl LogKeys {

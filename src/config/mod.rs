@@ -4,6 +4,7 @@
 //! knows nothing of where the settings go, and reads no environment: the caller passes the host in.
 
 mod alerts;
+mod broker;
 mod changes;
 mod file;
 #[cfg(test)]
@@ -152,6 +153,8 @@ pub struct Mqtt {
     pub discovery: bool,
     /// First level or levels of the topics on which Home Assistant hears of devices.
     pub discovery_prefix: String,
+    /// Topic filters, one of which a Response Topic has to match; `None`: any that is not reserved.
+    pub reply_topics: Option<Vec<String>>,
 }
 
 impl Mqtt {
@@ -168,6 +171,7 @@ impl Mqtt {
             credentials: None,
             discovery: true,
             discovery_prefix: "homeassistant".into(),
+            reply_topics: None,
         }
     }
 }

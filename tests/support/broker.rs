@@ -85,10 +85,11 @@ impl Mosquitto {
 
     /// Starts it again on its port, after [`Mosquitto::kill`].
     pub async fn restart(&mut self) {
-        let mut mosquitto = program("mosquitto");
+        let mut mosquitto = broker_program();
         mosquitto.arg("-c").arg(self.folder.join("mosquitto.conf"));
         let child = spawn(mosquitto.stdout(Stdio::null()).stderr(Stdio::null()));
-        self.child = Some(child.expect("mosquitto is installed (Debian: mosquitto)"));
+        self.child =
+            Some(child.expect("mosquitto is installed (Debian: mosquitto), or named by BITNETD_MOSQUITTO"));
         let up = async {
             while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
                 sleep(Duration::from_millis(20)).await;
@@ -193,6 +194,14 @@ async fn finish(mut child: Child) -> (String, bool) {
     let success = timeout(PATIENCE, ended).await.expect("the client ends");
     let output = child.wait_with_output().expect("its output");
     (String::from_utf8_lossy(&output.stdout).into_owned(), success)
+}
+
+/// The broker that `BITNETD_MOSQUITTO` names (`tests/support/mosquitto-trixie` makes one), else the installed one.
+fn broker_program() -> Command {
+    match std::env::var_os("BITNETD_MOSQUITTO").filter(|path| !path.is_empty()) {
+        Some(path) => Command::new(path),
+        None => program("mosquitto"),
+    }
 }
 
 /// Debian keeps the broker in /usr/sbin, which is not in everybody's PATH.

@@ -14,6 +14,9 @@ const STABLE: Duration = Duration::from_secs(10);
 /// Pings without an answer, and half a one, after which the connection counts as dead, whatever the socket
 /// says: the client notices at the second ping, but not while a write to a vanished peer blocks it.
 const SILENCE: f64 = 2.5;
+/// Connections in a row that the broker closed soon and without a reason before another client is suspected of our
+/// client id: one of them may be a broker that restarts.
+const CONTESTED: u32 = 2;
 /// Unreadable packets in a row before the broker is asked to forget the session that holds one:
 /// it would deliver the same packet for ever.
 const POISON: u32 = 3;
@@ -27,6 +30,8 @@ pub struct Link {
     state: State,
     failures: u32,
     unreadable: u32,
+    /// Connections in a row that ended soon after the welcome, as another client with our client id ends them.
+    cut_short: u32,
     /// The broker once made us a session, in this process or an earlier one.
     had_session: bool,
     connects: u64,
@@ -75,6 +80,15 @@ impl Loss {
         self.kind == POSTPONED
     }
 
+    /// Whether the broker closed the connection without a reason, as brokers do when another client connects with our
+    /// client id: MQTT 3.1.1 has no reasons, and mosquitto before 2.1 gives none in MQTT 5.
+    fn is_without_reason(&self) -> bool {
+        matches!(
+            self.kind.as_str(),
+            "closed" | "UnexpectedEof" | "ConnectionReset" | "ConnectionAborted" | "BrokenPipe"
+        )
+    }
+
     /// Whether the broker ended the connection, perhaps over something that we sent: not we, nor the
     /// network, nor the broker for reasons of its own.
     pub fn is_by_broker(&self) -> bool {
@@ -92,6 +106,40 @@ pub struct Retry {
     pub wait: Duration,
     /// Whether to log it.
     pub log: bool,
+    /// Another client uses our client id.
+    pub contested: Option<Contested>,
+}
+
+impl Retry {
+    /// What to say behind how the connection ended; empty where that says it all.
+    pub fn advice(self, device: &str) -> String {
+        self.contested.map(|contested| contested.advice(device)).unwrap_or_default()
+    }
+}
+
+/// How that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contested {
+    /// The broker says so.
+    Told,
+    /// It closes each connection soon, and does not say why.
+    Suspected,
+}
+
+impl Contested {
+    /// The cause and the way out, behind how the connection ended.
+    fn advice(self, device: &str) -> String {
+        let cause = match self {
+            Contested::Told => "another client",
+            Contested::Suspected => {
+                "it does so soon after each connect and gives no reason, as when another client or another daemon"
+            }
+        };
+        format!(
+            "; {cause} uses the same client id, bitnetd-{device}: the two end each other's connections until one of \
+             the devices has another name ([device] id, the key device.id)"
+        )
+    }
 }
 
 impl Link {
@@ -101,6 +149,7 @@ impl Link {
             state: State::Waiting { until: now },
             failures: 0,
             unreadable: 0,
+            cut_short: 0,
             had_session: false,
             connects: 0,
             sessions_lost: 0,
@@ -179,17 +228,31 @@ impl Link {
     /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
     /// house over time, so that a restarted broker does not meet them all at once.
     pub fn lost(&mut self, now: Instant, loss: &Loss, chance: f64) -> Retry {
-        if matches!(self.state, State::Online { since, .. } if now >= since + STABLE) {
+        let lasted = match self.state {
+            State::Online { since, .. } => Some(now.saturating_duration_since(since)),
+            State::Waiting { .. } | State::Connecting => None,
+        };
+        if lasted.is_some_and(|lasted| lasted >= STABLE) {
             self.failures = 0;
             self.logged = None;
+            self.cut_short = 0;
         }
+        if lasted.is_some_and(|lasted| lasted < STABLE) && loss.is_without_reason() {
+            self.cut_short += 1;
+        }
+        let contested = if loss.kind == "SessionTakenOver" {
+            Some(Contested::Told)
+        } else {
+            (self.cut_short >= CONTESTED && loss.is_without_reason()).then_some(Contested::Suspected)
+        };
         self.unreadable = if loss.unreadable { self.unreadable + 1 } else { 0 };
         let wait = wait(self.failures, chance);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { until: now + wait };
-        let log = self.logged.as_ref() != Some(&loss.kind);
-        self.logged = Some(loss.kind.clone());
-        Retry { wait, log }
+        let kind = if contested.is_some() { "contested" } else { &loss.kind };
+        let log = self.logged.as_deref() != Some(kind);
+        self.logged = Some(kind.to_owned());
+        Retry { wait, log, contested }
     }
 }
 
@@ -284,6 +347,33 @@ mod tests {
         assert!(link.lost(now, &loss("password"), 0.0).log);
         link.connected(now, false, PING);
         assert!(link.lost(at(now, 10), &loss("password"), 0.0).log);
+    }
+
+    #[test]
+    fn two_connections_closed_soon_and_without_a_reason_mean_another_client_of_our_id() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        let mut lost = |connected: u64, lasted: u64, kind: &str| {
+            link.connected(at(now, connected), true, PING);
+            link.lost(at(now, connected + lasted), &loss(kind), 0.0)
+        };
+        assert_eq!(lost(0, 1, "closed").contested, None, "a broker may restart");
+        let second = lost(5, 2, "UnexpectedEof");
+        assert!(second.log);
+        let advice = second.advice("cellar");
+        assert!(advice.contains("bitnetd-cellar") && advice.contains("[device] id"), "{advice}");
+        let third = lost(10, 2, "closed");
+        assert!(third.contested.is_some() && !third.log, "said once");
+        assert_eq!(lost(20, 60, "closed").contested, None, "a connection that lasted is not contested");
+        assert_eq!(lost(100, 1, "unreadable").contested, None);
+        assert_eq!(lost(110, 99, "SessionTakenOver").contested, Some(Contested::Told));
+    }
+
+    #[test]
+    fn what_never_connected_is_not_contested() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        assert!((0..9).all(|n| link.lost(at(now, n), &loss("closed"), 0.0).contested.is_none()));
     }
 
     #[test]

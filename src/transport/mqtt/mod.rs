@@ -3,7 +3,8 @@
 //! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
 //! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
 //! when?), `answered` (what it got then), `alarms` (alerts until the broker has them), `prompts` (to the worker and
-//! back), `sharing` (the group's topics), `discovery` (what Home Assistant is told), `outbox` (replies until the broker
+//! back), `sharing` (the group's topics), `reply_topics` (where
+//! clients may have answers sent), `refused_publishes` (which of ours the broker refuses), `discovery` (what Home Assistant is told), `outbox` (replies until the broker
 //! has them) and `keeping` (which of these outlive the
 //! process). `store` has them on disk; `client` is the one user of the MQTT library.
 //!
@@ -22,6 +23,8 @@ mod link;
 mod manners;
 mod outbox;
 mod prompts;
+mod refused_publishes;
+mod reply_topics;
 mod self_check;
 mod sharing;
 mod store;

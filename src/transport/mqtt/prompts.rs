@@ -44,7 +44,7 @@ impl Way {
     /// answer to that goes to the reply topic.
     pub fn new(message: &Message, id: String, topics: &Topics, now: Instant) -> (Self, Result<(), Refusal>) {
         let wanted = message.response_topic.as_deref();
-        let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic));
+        let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic, &message.topic));
         let topic = match (wanted, &checked) {
             (Some(topic), Ok(())) => topic.to_owned(),
             _ => topics.reply(&message.topic, &id),
@@ -276,6 +276,7 @@ mod tests {
             retained: false,
             response_topic: None,
             correlation: None,
+            client: None,
             expiry: None,
         }
     }

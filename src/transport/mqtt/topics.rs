@@ -4,12 +4,16 @@
 //! near a PUBLISH: a broker ends the connection over a malformed topic, and what it ends once it
 //! ends at every retry.
 
+use super::reply_topics::ReplyTopics;
+use crate::config::Mqtt;
 use sha2::{Digest, Sha256};
 
 /// Longest Response Topic, in bytes: replies repeat it in every packet.
 const MAX_RESPONSE_TOPIC: usize = 512;
 /// Most levels of a Response Topic: mosquitto ends the connection over a topic of more than 200.
 const MAX_LEVELS: usize = 100;
+/// Longest `<client>` level that is repeated in a reply topic, in bytes.
+const MAX_REPLY_LEVEL: usize = 512;
 /// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
 const MAX_CLIENT: usize = 64;
 /// The last levels of the topic of a thread limit; `set`, as what others may write to is often called.
@@ -20,6 +24,7 @@ const THREADS: &str = "threads/set";
 pub struct Topics {
     base: String,
     group: Option<Group>,
+    replies: ReplyTopics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +58,14 @@ pub enum Addressed {
 impl Topics {
     /// The topics of `device` below `prefix`; the configuration has checked both.
     pub fn new(prefix: &str, device: &str) -> Self {
-        Topics { base: format!("{prefix}/{device}"), group: None }
+        Topics { base: format!("{prefix}/{device}"), group: None, replies: ReplyTopics::any(prefix) }
+    }
+
+    /// The topics of `device` as the configuration has them.
+    pub fn configured(config: &Mqtt, device: &str) -> Self {
+        let allowed = config.reply_topics.as_deref();
+        let replies = ReplyTopics::new(&config.prefix, allowed, &config.discovery_prefix);
+        Topics { replies, ..Self::shared(&config.prefix, device, config.group.as_deref()) }
     }
 
     /// The same of a device that takes turns with others of `group`.
@@ -130,7 +142,8 @@ impl Topics {
     }
 
     /// Where the events of request `id` go when its message, which came on `topic`, names no Response
-    /// Topic: beside the prompts.
+    /// Topic: `reply/<id>` beside the prompts, and `reply/<client>/<id>` where the prompt's topic names its
+    /// client, so that clients that count from 1 do not get each other's answers.
     ///
     /// An id may be any text, and a refusal would have no topic to go to either. So what cannot
     /// stand in a topic level is escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id
@@ -138,37 +151,39 @@ impl Topics {
     pub fn reply(&self, topic: &[u8], id: &str) -> String {
         let asked = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic));
         let mut reply = format!("{}/reply/", asked.map_or(self.base.as_str(), |(base, _)| base));
-        for c in id.chars() {
-            if matches!(c, '/' | '+' | '#' | '%') || !is_sound(c) {
-                let mut bytes = [0; 4];
-                for byte in c.encode_utf8(&mut bytes).bytes() {
-                    reply.push_str(&format!("%{byte:02X}"));
-                }
-            } else {
-                reply.push(c);
-            }
+        if let Some((_, Asked::Prompt(client))) = asked
+            && !client.is_empty()
+            && client.len() <= MAX_REPLY_LEVEL
+        {
+            escape(&mut reply, client, |c| !is_sound(c));
+            reply.push('/');
         }
+        escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_sound(c));
         reply
     }
 
-    /// Checks a Response Topic; the error says what is wrong with it and the way out.
-    pub fn check_response(&self, topic: &str) -> Result<(), String> {
-        let wrong = if topic.is_empty() || !topic.chars().all(is_sound) {
-            "is empty or holds control characters"
-        } else if topic.contains(['+', '#']) {
-            "holds a wildcard"
-        } else if topic.starts_with('$') {
-            "begins with $, which is the broker's"
-        } else if topic.len() > MAX_RESPONSE_TOPIC || topic.matches('/').count() >= MAX_LEVELS {
-            "is too long"
-        } else if self.is_ours(topic) {
-            // An answer on a prompt topic would be a prompt: an endless loop.
-            "is one of the daemon's own"
-        } else {
-            return Ok(());
-        };
-        let reply = self.below("reply/<id>");
-        Err(format!("the Response Topic {wrong}; name another, or none and listen on {reply}"))
+    /// Checks the Response Topic of a prompt that came on `asked_on`; the error says what is wrong with it and the
+    /// way out.
+    pub fn check_response(&self, topic: &str, asked_on: &[u8]) -> Result<(), String> {
+        let checked = malformed(topic).map_or(Ok(()), Err).and_then(|()| {
+            if self.is_ours(topic) {
+                // An answer on a prompt topic would be a prompt: an endless loop.
+                Err("is one of the daemon's own")
+            } else if self.is_of_another_client(topic, asked_on) {
+                Err("is where another client's answers go")
+            } else if self.replies_of(topic).is_some() {
+                self.replies.check_listed(topic)
+            } else {
+                self.replies.check(topic)
+            }
+        });
+        checked.map_err(|wrong| {
+            let reply = self.reply(asked_on, "");
+            format!(
+                "the Response Topic {wrong}; name another, or none and listen on {reply}<id> (the owner may allow it \
+                 in mqtt.reply_topics)"
+            )
+        })
     }
 
     /// What a message on `topic` is for; `None` where it is nothing of ours. What the broker keeps of an
@@ -184,11 +199,18 @@ impl Topics {
         })
     }
 
+    /// The same, of a message whose user property `client` is `property`.
+    pub fn parse_named(&self, topic: &[u8], property: Option<&str>) -> Option<Addressed> {
+        Some(match self.parse(topic)? {
+            Addressed::Prompt(client) => Addressed::Prompt(client_of(client, property)),
+            other => other,
+        })
+    }
+
     /// The part of a topic that names device or group, and what was asked there. Our own names come
     /// first: a client may be called `cancel`.
     fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, Asked<'a>)> {
-        let group = self.group.as_ref().map(|group| group.base.as_str());
-        for base in [Some(self.base.as_str()), group].into_iter().flatten() {
+        for base in self.bases() {
             if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
                 let asked = match rest {
                     "cancel" => Asked::Cancel,
@@ -207,7 +229,8 @@ impl Topics {
             (None, _) => return None,
         };
         // Topics are made of it, so it is looked at as a Response Topic is.
-        self.check_response(base).is_ok().then_some((base, asked))
+        let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_ours(base);
+        is_sound.then_some((base, asked))
     }
 
     /// The name of the file for what is kept of this device: as much of its id as anyone reads, and
@@ -227,12 +250,73 @@ impl Topics {
 
     /// Whether the topic is in our trees; `reply/` is there for the clients.
     fn is_ours(&self, topic: &str) -> bool {
-        let group = self.group.as_ref().map(|group| group.base.as_str());
-        [Some(self.base.as_str()), group].into_iter().flatten().any(|base| match topic.strip_prefix(base) {
+        self.bases().any(|base| match topic.strip_prefix(base) {
             Some("") => true,
             Some(rest) => rest.starts_with('/') && !rest.starts_with("/reply/"),
             None => false,
         })
+    }
+
+    /// What stands below `reply/` in a topic of our trees.
+    fn replies_of<'a>(&self, topic: &'a str) -> Option<&'a str> {
+        self.bases().find_map(|base| topic.strip_prefix(base)?.strip_prefix("/reply/"))
+    }
+
+    /// Whether the topic is `reply/<client>/…` of another client than the one that asks.
+    fn is_of_another_client(&self, topic: &str, asked_on: &[u8]) -> bool {
+        let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
+            return false;
+        };
+        let asked = std::str::from_utf8(asked_on).ok().and_then(|topic| self.split(topic));
+        !matches!(asked, Some((_, Asked::Prompt(name))) if name == client)
+    }
+
+    fn bases(&self) -> impl Iterator<Item = &str> {
+        [Some(self.base.as_str()), self.group.as_ref().map(|group| group.base.as_str())].into_iter().flatten()
+    }
+}
+
+/// Why a broker would end the connection over a publish on this topic.
+fn malformed(topic: &str) -> Option<&'static str> {
+    if topic.is_empty() || !topic.chars().all(is_sound) {
+        Some("is empty or holds control characters")
+    } else if topic.contains(['+', '#']) {
+        Some("holds a wildcard")
+    } else if topic.starts_with("$share/") {
+        Some("begins with $share, where nothing can be published")
+    } else if topic.len() > MAX_RESPONSE_TOPIC || topic.matches('/').count() >= MAX_LEVELS {
+        Some("is too long")
+    } else {
+        None
+    }
+}
+
+/// Appends a topic level, with the characters that it cannot hold as in a URL.
+fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
+    for c in level.chars() {
+        if is_escaped(c) {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                topic.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            topic.push(c);
+        }
+    }
+}
+
+/// The client of a prompt whose topic names `client` and whose user property `client` is `property`.
+///
+/// The topic level wins, for the broker's access list guards topics and no properties. A name that only the property
+/// gives is kept apart from all names of topics, which hold no slash: nobody can pose as the client of a topic.
+fn client_of(client: String, property: Option<&str>) -> String {
+    let group = match client.strip_prefix('-') {
+        Some(group) if group.is_empty() || group.starts_with('@') => group,
+        _ => return client,
+    };
+    match property.map(self::client).as_deref() {
+        None | Some("-") => client,
+        Some(name) => format!("-/{name}{group}"),
     }
 }
 
@@ -325,10 +409,34 @@ mod tests {
 
     #[test]
     fn an_id_with_topic_characters_is_escaped_and_stays_one_level() {
-        let reply = |id| topics().reply(b"bitnetd/cellar/prompt/hall", id);
+        let reply = |id| topics().reply(b"bitnetd/cellar/prompt", id);
         assert_eq!(reply("küche-1"), "bitnetd/cellar/reply/küche-1");
         assert_eq!(reply("a/b+#%"), "bitnetd/cellar/reply/a%2Fb%2B%23%25");
         assert_eq!(reply("\0\u{85}\u{fffe}"), "bitnetd/cellar/reply/%00%C2%85%EF%BF%BE");
+    }
+
+    #[test]
+    fn the_client_of_a_topic_has_reply_topics_of_its_own() {
+        let reply =
+            |client: &str| topics().reply(format!("bitnetd/cellar/prompt/{client}").as_bytes(), "a/b");
+        assert_eq!(reply("hall"), "bitnetd/cellar/reply/hall/a%2Fb");
+        assert_eq!(reply("50%"), "bitnetd/cellar/reply/50%/a%2Fb");
+        assert_eq!(reply("a\u{1b}"), "bitnetd/cellar/reply/a%1B/a%2Fb");
+        assert_eq!(reply(""), "bitnetd/cellar/reply/a%2Fb");
+        assert_eq!(reply(&"x".repeat(MAX_REPLY_LEVEL + 1)), "bitnetd/cellar/reply/a%2Fb");
+    }
+
+    #[test]
+    fn the_topic_names_the_client_before_the_property_does() {
+        let client = |named: &str, property| client_of(named.to_owned(), property);
+        assert_eq!(client("hall", Some("cellar")), "hall");
+        assert_eq!(client("-", Some("hall")), "-/hall");
+        assert_eq!(client("-@kitchens", Some("hall")), "-/hall@kitchens");
+        assert_eq!(client("-", None), "-");
+        assert_eq!(client("-", Some("")), "-");
+        assert_eq!(client("-", Some("\u{1b}\n")), "-");
+        assert_eq!(client("-x", Some("hall")), "-x");
+        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT);
     }
 
     #[test]
@@ -347,8 +455,13 @@ mod tests {
 
     #[test]
     fn a_usual_response_topic_is_taken() {
-        for topic in ["home/kitchen/answer", "bitnetd/cellar/reply/mine", "bitnetd/cellarette"] {
-            assert_eq!(topics().check_response(topic), Ok(()), "{topic}");
+        for topic in [
+            "home/kitchen/answer",
+            "bitnetd/cellar/reply/mine",
+            "bitnetd/cellar/reply/hall/x",
+            "bitnetd/cellarette",
+        ] {
+            assert_eq!(checked(&topics(), topic), Ok(()), "{topic}");
         }
     }
 
@@ -357,8 +470,38 @@ mod tests {
         let long = "a".repeat(MAX_RESPONSE_TOPIC + 1);
         let deep = "/".repeat(MAX_LEVELS);
         for topic in ["", "a/+", "#", "$SYS/x", "a\0b", &long, &deep] {
-            assert!(topics().check_response(topic).is_err(), "{topic}");
+            assert!(checked(&topics(), topic).is_err(), "{topic}");
         }
+    }
+
+    /// As asked by the client `hall`.
+    fn checked(topics: &Topics, response: &str) -> Result<(), String> {
+        topics.check_response(response, b"bitnetd/cellar/prompt/hall")
+    }
+
+    #[test]
+    fn a_client_cannot_have_answers_sent_to_another() {
+        let said = checked(&topics(), "bitnetd/cellar/reply/attic/1").expect_err("refused");
+        assert!(said.contains("another client") && said.contains("reply/hall/<id>"), "{said}");
+        let unnamed = topics().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/cellar/prompt");
+        assert!(unnamed.is_err(), "nor the one that names none");
+    }
+
+    #[test]
+    fn the_owner_s_list_holds_for_our_own_tree_too() {
+        let list = |filters: &[&str]| {
+            let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+            Topics::configured(&Mqtt { reply_topics: Some(filters), ..Mqtt::new("b", 1883) }, "cellar")
+        };
+        assert!(checked(&list(&["home/#"]), "bitnetd/cellar/reply/x").is_err());
+        assert_eq!(checked(&list(&["bitnetd/#"]), "bitnetd/cellar/reply/hall/x"), Ok(()));
+        assert_eq!(checked(&list(&["bitnetd/cellar/reply/+"]), "bitnetd/cellar/reply/x"), Ok(()));
+        assert_eq!(checked(&list(&["home/#"]), "home/x"), Ok(()));
+        assert!(
+            checked(&list(&["bitnetd/cellar/prompt"]), "bitnetd/cellar/prompt").is_err(),
+            "never our own"
+        );
+        assert!(checked(&list(&["$share/g/a"]), "$share/g/a").is_err());
     }
 
     fn of_kitchens() -> Topics {
@@ -382,10 +525,10 @@ mod tests {
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall@kitchens"));
         assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(Addressed::Cancel));
-        assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/a");
+        assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/hall/a");
         assert!(topics.left_over(b"bitnetd/kitchens/prompt/hall").is_empty());
-        assert!(topics.check_response("bitnetd/kitchens/prompt").is_err());
-        assert_eq!(topics.check_response("bitnetd/kitchens/reply/a"), Ok(()));
+        assert!(checked(&topics, "bitnetd/kitchens/prompt").is_err());
+        assert_eq!(checked(&topics, "bitnetd/kitchens/reply/a"), Ok(()));
     }
 
     #[test]
@@ -400,7 +543,7 @@ mod tests {
     fn what_an_earlier_group_was_asked_is_answered_and_its_subscriptions_are_given_up() {
         let topic = b"old/attic/prompt/hall";
         assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
-        assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/a");
+        assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/hall/a");
         let given_up = of_kitchens().left_over(topic);
         for filter in [
             "$share/attic/old/attic/prompt/+",
@@ -416,7 +559,7 @@ mod tests {
     #[test]
     fn an_answer_never_becomes_a_prompt_of_our_own() {
         for topic in ["prompt", "prompt/hall", "cancel", "threads/set", "availability", "telemetry"] {
-            let said = topics().check_response(&format!("bitnetd/cellar/{topic}"));
+            let said = checked(&topics(), &format!("bitnetd/cellar/{topic}"));
             assert!(said.expect_err("refused").contains("own"), "{topic}");
         }
     }

@@ -115,6 +115,8 @@ pub(super) struct Message {
     pub retained: bool,
     pub response_topic: Option<String>,
     pub correlation: Option<Vec<u8>>,
+    /// The user property `client`, as it came.
+    pub client: Option<String>,
     pub expiry: Option<Duration>,
 }
 

@@ -118,6 +118,7 @@ fn message(publish: Publish) -> Message {
         retained: publish.retain,
         response_topic: None,
         correlation: None,
+        client: None,
         expiry: None,
     }
 }

@@ -152,6 +152,7 @@ fn message(publish: Publish) -> Message {
         retained: publish.retain,
         response_topic: said.response_topic,
         correlation: said.correlation_data.map(|data| data.to_vec()),
+        client: said.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
         expiry: said.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
     }
 }
@@ -205,7 +206,7 @@ fn refused(code: ConnectReturnCode) -> String {
 
 fn dismissed(code: DisconnectReasonCode) -> String {
     let hint = match code {
-        DisconnectReasonCode::SessionTakenOver => "; another daemon uses this device.id at this broker",
+        DisconnectReasonCode::SessionTakenOver => "; another client uses our client id",
         DisconnectReasonCode::SharedSubscriptionNotSupported => "; take mqtt.group out",
         _ => "",
     };

@@ -149,8 +149,12 @@ impl Desk {
     }
 }
 
-/// What the broker kept is of another day, and would come again at each start. Says so.
+/// What the broker kept is of another day, and would come again at each start. Says so; but an empty payload is
+/// how it is taken back.
 fn is_stale(message: &Message) -> bool {
+    if message.payload.is_empty() {
+        return true;
+    }
     if message.retained {
         let topic = String::from_utf8_lossy(&message.topic);
         log::warn!("{topic}: ignored, it is retained; publish it without retain");

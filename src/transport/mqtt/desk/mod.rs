@@ -68,7 +68,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(door: Door) -> Self {
-        let topics = Topics::shared(&door.config.prefix, &door.device, door.config.group.as_deref());
+        let topics = Topics::configured(&door.config, &door.device);
         let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
         Desk {
             link: Link::new(Instant::now()),
@@ -360,8 +360,9 @@ impl Desk {
         let is_taken = taken.is_ok();
         if !self.is_home(row, &taken)
             && let Err(reason) = taken
+            && let Some(said) = self.outbox.refused(row, &reason)
         {
-            log::warn!("{}: a publish was refused ({reason}); see the broker's access list", self.place());
+            log::warn!("{}: {said}", self.place());
         }
         self.alarms.acknowledged(row);
         self.outbox.acknowledged(row, is_taken);
@@ -381,7 +382,7 @@ impl Desk {
         self.self_check.disconnected(loss.is_by_broker());
         self.retains &= loss.kind != "RetainNotSupported";
         let retry = self.link.lost(Instant::now(), loss, chance());
-        let said = format!("{}: {}", self.place(), loss.text);
+        let said = format!("{}: {}{}", self.place(), loss.text, retry.advice(&self.door.device));
         if retry.log {
             log::warn!("{said}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
@@ -393,7 +394,11 @@ impl Desk {
         if self.is_birth(message, now) {
             return self.dedup.acknowledge_only(message.packet);
         }
-        match self.topics.parse(&message.topic) {
+        match self.topics.parse_named(&message.topic, message.client.as_deref()) {
+            // How a retained message is taken back: nothing is asked, and nobody waits for an answer.
+            Some(Addressed::Prompt(_)) if message.payload.is_empty() => {
+                self.dedup.acknowledge_only(message.packet)
+            }
             Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(Addressed::Cancel) => {
                 self.on_cancel(message);

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::refused_publishes::RefusedPublishes;
 use crate::protocol::{Code, Event, Refusal, json};
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
@@ -112,6 +113,7 @@ pub struct Outbox {
     settled: Vec<(PromptId, Outcome)>,
     /// Answers that never reached the broker.
     given_up: u64,
+    refused: RefusedPublishes,
 }
 
 /// What became of an answer.
@@ -270,9 +272,16 @@ impl Outbox {
         }
     }
 
+    /// The broker refuses the row for this reason: what to log of it, once for each topic.
+    pub fn refused(&mut self, number: u64, reason: &str) -> Option<String> {
+        let row = self.rows.iter().find(|row| row.number == number)?;
+        self.refused.refused(&row.packet.topic, reason)
+    }
+
     /// The connection is gone: what was on its way is to be published again. `by_broker`: it may have
     /// been over one of these rows.
     pub fn disconnected(&mut self, by_broker: bool) {
+        self.refused.disconnected();
         for row in self.rows.iter_mut().filter(|row| row.on_its_way) {
             row.on_its_way = false;
             row.ended += u32::from(by_broker);
