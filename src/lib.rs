@@ -13,6 +13,7 @@
 //! settings that a reload may change. Controls (cancel what runs, limit the threads) go the way of requests, past
 //! admission.
 //!
+//! - [`external_text`]: byte-order marks and duplicate keys, for every module that reads text from outside.
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Neither does any work.
 //! - [`telemetry`]: what the host and the daemon are doing.
 //! - [`transport`]: the doors. They know nothing of the engine.
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod external_text;
 pub mod protocol;
 pub mod telemetry;
 pub mod transport;

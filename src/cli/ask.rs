@@ -5,6 +5,7 @@
 
 use super::Failure;
 use super::client::{default_socket, lost, no_bitnetd, no_daemon};
+use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
 use serde::Deserialize;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -81,8 +82,7 @@ fn read_prompt(input: impl Read) -> Result<String, Failure> {
         let message = format!("standard input: longer than {MAX_REQUEST} bytes; ask less at once");
         return Err(Failure { code: 5, message });
     }
-    let text = String::from_utf8(bytes)
-        .map_err(|_| usage("standard input: not UTF-8; give the prompt as UTF-8 text"))?;
+    let text = utf8(&bytes).map_err(|said| usage(&format!("standard input: {said}")))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -257,6 +257,13 @@ mod tests {
         let read = crate::protocol::json::request(&line).expect("sound");
         assert_eq!((read.stream, read.max_tokens), (true, Some(5)));
         assert_eq!(read.input, crate::protocol::Input::Prompt("say \"hi\"\n".into()));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_prompt() {
+        let input = "\u{feff}turn it on\r\n";
+        assert_eq!(prompt(Some("-"), input.as_bytes()).ok().as_deref(), Some("turn it on"));
+        assert!(prompt(None, &b"\xff\xfea\0"[..]).is_err_and(|failure| failure.message.contains("UTF-16")));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod top;
 
 use crate::daemon;
 use crate::engine::error::LoadError;
+use crate::external_text::utf8;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -139,15 +140,25 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// The text of an argument, or standard input where it is left out or `-`.
+/// The text of an argument, or standard input, without a byte-order mark, where it is left out or `-`.
 fn text(argument: Option<String>) -> Result<String, Failure> {
-    match argument {
-        Some(text) if text != "-" => Ok(text),
-        _ => {
-            let mut text = String::new();
-            let read = io::stdin().lock().read_to_string(&mut text);
-            read.map_err(|error| Failure::usage(format!("standard input: {error}")))?;
-            Ok(text)
-        }
+    let text = text_as_it_is(argument.as_deref())?;
+    let from_input = argument.is_none_or(|text| text == "-");
+    Ok(match text.strip_prefix('\u{feff}').filter(|_| from_input) {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+/// The same, nothing left out: for what shows the text's own characters.
+fn text_as_it_is(argument: Option<&str>) -> Result<String, Failure> {
+    if let Some(text) = argument.filter(|text| *text != "-") {
+        return Ok(text.to_owned());
     }
+    let failed = |said: String| Failure::usage(format!("standard input: {said}"));
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
+    // Its message names UTF-16 too.
+    utf8(&bytes).map_err(failed)?;
+    Ok(String::from_utf8(bytes).expect("it was just checked"))
 }

@@ -3,6 +3,7 @@
 use super::model::ModelArgs;
 use super::{Failure, print};
 use crate::engine::perplexity::Perplexity as Figure;
+use crate::external_text::utf8;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -101,10 +102,7 @@ fn read(path: &Path) -> Result<String, Failure> {
         return Err(failed(format!("has more than {} MiB; give a part of it", LONGEST >> 20)));
     }
     let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        failed(format!("byte {at} is not UTF-8; give a plain text"))
-    })
+    utf8(&bytes).map(str::to_owned).map_err(failed)
 }
 
 /// A long text takes a small board hours; the figure settles much sooner.

@@ -1,7 +1,7 @@
 //! `bitnetd tokenize`: a text as token ids.
 
 use super::model::ModelArgs;
-use super::{Failure, print, text};
+use super::{Failure, print, text_as_it_is};
 
 /// Print the token ids of a text
 #[derive(Debug, Clone, clap::Args)]
@@ -18,7 +18,8 @@ pub(super) struct Tokenize {
 }
 
 pub(super) fn run(args: Tokenize) -> Result<(), Failure> {
-    let text = text(args.text)?;
+    // A byte-order mark too: who asks for ids wants those of every character.
+    let text = text_as_it_is(args.text.as_deref())?;
     // Not a weight is read for it.
     let tokenizer = args.model.open()?.tokenizer()?;
     let ids = match args.special {

@@ -334,6 +334,7 @@ impl Config {
 
     /// Checks a configuration given as text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         file::File::parse(text, place)?.check(place, text, host)
     }
 }

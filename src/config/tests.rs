@@ -245,3 +245,11 @@ fn what_needs_a_broker_is_refused_without_one_not_ignored() {
     }
     assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_configuration() {
+    let read = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound");
+    let text = "[device]\nid = \"attic\"\n";
+    assert_eq!(read(&format!("\u{feff}{text}")), read(text));
+    assert!(error("\u{feff}[device]\nid = \"a\"\nid = \"b\"\n").contains("id"), "a key given twice");
+}

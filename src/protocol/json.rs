@@ -4,6 +4,7 @@
 //! the way out. Deliberately knows no transport; which bytes make one message is their business.
 
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
+use crate::external_text::{duplicate_key, utf8, without_bom};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -163,6 +164,7 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // Only an object whose first key is `cancel` is tried as one, so that every other message
     // gets the request's own error. So with the others.
+    let bytes = without_bom(bytes);
     let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
     if body.starts_with(b"\"cancel\"") {
         return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
@@ -183,15 +185,18 @@ fn asked(key: &str, value: bool) -> Result<(), Refusal> {
     if value { Ok(()) } else { Err(invalid(format!("{key}: false asks for nothing; send true"))) }
 }
 
-/// Reads a payload of a prompt topic: a request where it begins like a JSON object, else the
-/// prompt itself as plain text.
+/// Reads a payload of a prompt topic: a request where it begins like a JSON object; an error where it is JSON of
+/// another kind, which is a mistake and no sentence; else the prompt itself as plain text.
 pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
-    if bytes.trim_ascii_start().starts_with(b"{") {
+    check_size(bytes)?;
+    let body = without_bom(bytes).trim_ascii();
+    if body.starts_with(b"{") {
         return request(bytes);
     }
-    check_size(bytes)?;
-    let text = std::str::from_utf8(bytes)
-        .map_err(|error| invalid(format!("byte {}: not UTF-8; send text", error.valid_up_to())))?;
+    if is_json(body) {
+        return Err(invalid("JSON, and no object; send {\"prompt\":\"hello\"}, or plain text"));
+    }
+    let text = utf8(bytes).map_err(invalid)?;
     Ok(Request {
         id: None,
         input: input(Some(text.to_owned()), None)?,
@@ -203,6 +208,14 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         priority: Priority::Normal,
         cache: true,
     })
+}
+
+/// Whether a payload that begins with no brace is JSON all the same: a whole value, or an array that breaks off. A
+/// sentence may begin with a bracket or a quotation mark.
+fn is_json(body: &[u8]) -> bool {
+    let element = body.strip_prefix(b"[").unwrap_or_default().trim_ascii_start();
+    let is_array_of_json = matches!(element.first(), Some(b'{' | b'[' | b'"'));
+    is_array_of_json || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
 /// Reads a payload of the cancel topic.
@@ -218,7 +231,7 @@ pub fn cancel_topic(bytes: &[u8]) -> Result<Cancelled, Refusal> {
 
 /// Reads a payload of the thread limit's topic: a whole number in digits, as `2` or `2.0`.
 pub fn thread_limit(bytes: &[u8]) -> Result<usize, Refusal> {
-    let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
+    let text = std::str::from_utf8(without_bom(bytes).trim_ascii()).unwrap_or_default();
     let number = text
         .split_once('.')
         .map_or(text, |(whole, rest)| if rest.bytes().all(|digit| digit == b'0') { whole } else { "" });
@@ -235,7 +248,7 @@ pub fn id_of(bytes: &[u8]) -> Option<String> {
         id: String,
     }
     check_size(bytes).ok()?;
-    let id = serde_json::from_slice::<OnlyId>(bytes).ok()?.id;
+    let id = serde_json::from_slice::<OnlyId>(without_bom(bytes)).ok()?.id;
     check_id(Some(&id)).is_ok().then_some(id)
 }
 
@@ -267,9 +280,13 @@ pub fn metrics(text: &str) -> Vec<u8> {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     check_size(bytes)?;
+    let bytes = without_bom(bytes);
     // An array would do for serde: its elements as the keys in order.
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(invalid("not a JSON object; send one like {\"prompt\":\"hello\"}"));
+    }
+    if let Some(place) = duplicate_key(bytes) {
+        return Err(invalid(format!("{}: given twice; give it once", shortened(&place))));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -278,6 +295,12 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     })?;
     reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
     Ok(read)
+}
+
+/// A path that a client made up, as a message repeats it.
+fn shortened(place: &str) -> String {
+    const MOST: usize = 200;
+    place.chars().take(MOST).flat_map(char::escape_debug).collect()
 }
 
 fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
@@ -451,6 +474,65 @@ mod tests {
         assert_eq!(read.input, Input::Prompt("turn on the light".into()));
         assert!(request_or_text(b"\xff\xfe").is_err());
         assert!(request_or_text(b" {\"prompt\":1}").is_err());
+    }
+
+    #[test]
+    fn json_that_is_no_object_is_an_error_and_a_sentence_is_a_prompt() {
+        for wrong in
+            ["[1,2]", "\"x\"", "12", " -1.5e3\n", "true", "null", "[]", "[{\"a\":", "[ \"a\"", "[[[["]
+        {
+            let said = request_or_text(wrong.as_bytes()).expect_err(wrong).message;
+            assert!(said.contains("no object"), "{wrong}: {said}");
+        }
+        for broken in ["{", "{\"prompt\":\"a\"", "{turn on}", "\u{feff} {\"prompt\":1}"] {
+            assert!(request_or_text(broken.as_bytes()).is_err(), "{broken}");
+        }
+        for sentence in [
+            "[kitchen] turn on",
+            "\"x\" is a letter",
+            "12 lights on",
+            "true or false?",
+            "[1, 2 and",
+            "-",
+            "Null",
+        ] {
+            let read = request_or_text(sentence.as_bytes()).expect(sentence);
+            assert_eq!(read.input, Input::Prompt(sentence.into()));
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_message() {
+        let text = "\u{feff}{\"id\":\"a\",\"prompt\":\"b\"}".as_bytes();
+        let read = request_or_text(text).expect("sound");
+        assert_eq!((read.id.as_deref(), &read.input), (Some("a"), &Input::Prompt("b".into())));
+        assert_eq!(incoming(text), Ok(Incoming::Request(read)));
+        assert_eq!(id_of("\u{feff}{\"id\":\"a\"}".as_bytes()).as_deref(), Some("a"));
+        assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
+        assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));
+        assert_eq!(thread_limit("\u{feff}2".as_bytes()), Ok(2));
+        let read = request_or_text("\u{feff}turn it on".as_bytes()).expect("sound");
+        assert_eq!(read.input, Input::Prompt("turn it on".into()));
+        assert!(request_or_text(b"\xff\xfeh\0i\0").expect_err("UTF-16").message.contains("UTF-16"));
+    }
+
+    #[test]
+    fn a_key_given_twice_is_refused_by_name_at_every_level() {
+        for (text, place) in [
+            (r#"{"prompt":"a","prompt":"a"}"#, "prompt: "),
+            (r#"{"messages":[{"role":"user","role":"system","content":"a"}]}"#, "messages[0].role: "),
+            (r#"{"messages":[{"role":"user","content":"a","\u0063ontent":"b"}]}"#, "messages[0].content: "),
+            (r#"{"prompt":"a","response_format":{"type":"text","type":"text"}}"#, "response_format.type: "),
+            (
+                r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"a":{"b":1,"b":2}}}}"#,
+                "response_format.json_schema.a.b: ",
+            ),
+        ] {
+            let said = refusal(text).message;
+            assert!(said.starts_with(place) && said.contains("twice"), "{text}: {said}");
+        }
+        assert!(incoming(br#"{"cancel":"a","cancel":"b"}"#).is_err());
+        assert!(cancel_topic(br#"{"id":"a","id":"b"}"#).is_err());
     }
 
     #[test]

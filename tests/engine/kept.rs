@@ -56,11 +56,12 @@ fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
     ask(&kept, b"image");
     let path = only_file(&root);
     let whole = fs::read(&path).expect("kept");
-    for at in [0, 60, whole.len() - 1] {
+    for at in 0..whole.len() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         fs::write(&path, bytes).expect("writable");
         assert_eq!(ask(&kept, b"image"), (true, None), "byte {at}");
+        assert_eq!(fs::read(&path).expect("kept"), whole, "made anew");
     }
     fs::write(&path, &whole[..whole.len() - 1]).expect("writable");
     assert_eq!(ask(&kept, b"image"), (true, None));
@@ -69,6 +70,83 @@ fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
     fs::create_dir(&path).expect("writable");
     let (made, why) = ask(&kept, b"image");
     assert!(made && why.is_some_and(|why| why.contains("head")));
+}
+
+/// The image that is kept, `is_sound` being no help: whether it had to be made.
+fn is_made(kept: &Kept, name: &str, bytes: &[u8]) -> bool {
+    let made = Cell::new(false);
+    let write = |out: &mut dyn Write| {
+        made.set(true);
+        // In pieces, as a head is written.
+        bytes.chunks(1000).try_for_each(|piece| out.write_all(piece))
+    };
+    let image = kept.image(name, bytes.len(), |_| true, write).expect("memory for it");
+    assert!(image.map[image.start..] == *bytes);
+    made.get()
+}
+
+#[test]
+fn the_checksum_finds_damage_anywhere_without_another_look_at_the_model() {
+    let folder = folder("checksum");
+    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let kept = Kept::of(&root, &model);
+    let bytes: Vec<u8> = (0..300_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    assert!(is_made(&kept, "head", &bytes) && !is_made(&kept, "head", &bytes));
+    let path = only_file(&root);
+    let whole = fs::read(&path).expect("kept");
+    for at in (64..whole.len()).step_by(9973) {
+        let mut damaged = whole.clone();
+        let end = whole.len().min(at + 4096);
+        damaged[at..end].fill(0);
+        fs::write(&path, damaged).expect("writable");
+        assert!(is_made(&kept, "head", &bytes), "byte {at}");
+        assert!(!is_made(&kept, "head", &bytes), "byte {at}: made anew");
+    }
+}
+
+#[test]
+fn an_image_of_another_form_or_model_is_not_taken_for_this_one() {
+    let folder = folder("swapped");
+    let root = folder.join("cache");
+    let kept = Kept::of(&root, &model(&folder, "m.gguf", b"a model"));
+    assert!(is_made(&kept, "head", b"image") && is_made(&kept, "other", b"IMAGE"));
+    let path = only_file(&root);
+    fs::copy(path.with_file_name("other"), &path).expect("writable");
+    assert!(is_made(&kept, "head", b"image"), "another form");
+    let second = Kept::of(&root, &model(&folder, "n.gguf", b"another"));
+    assert!(is_made(&second, "head", b"image"));
+    for model in fs::read_dir(&root).expect("there").flatten() {
+        let here = model.path().join("head");
+        if here != path {
+            fs::write(&path, [&fs::read(&here).expect("kept")[..64], b"IMAGE"].concat()).expect("writable");
+            assert!(is_made(&kept, "head", b"image"), "another model with its header");
+        }
+    }
+}
+
+#[test]
+fn links_are_not_followed() {
+    let folder = folder("links");
+    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let kept = Kept::of(&root, &model);
+    assert!(is_made(&kept, "head", b"image"));
+    kept.keep_text("layout", "64");
+    let path = only_file(&root);
+    for name in ["head", "layout"] {
+        let elsewhere = folder.join(name);
+        fs::rename(path.with_file_name(name), &elsewhere).expect("writable");
+        std::os::unix::fs::symlink(&elsewhere, path.with_file_name(name)).expect("writable");
+    }
+    assert_eq!(kept.text("layout"), None);
+    assert!(is_made(&kept, "head", b"image"), "a link to a sound image");
+    assert!(fs::symlink_metadata(&path).expect("there").is_file(), "made anew in its place");
+    let own = path.parent().expect("a folder").to_owned();
+    fs::rename(&own, folder.join("moved")).expect("writable");
+    std::os::unix::fs::symlink(folder.join("moved"), &own).expect("writable");
+    fs::remove_file(folder.join("moved/head")).expect("there");
+    let image = kept.image("head", 5, |_| true, |out| out.write_all(b"image")).expect("memory for it");
+    assert!(image.why_not_kept.is_some_and(|why| why.contains("link")));
+    assert!(!folder.join("moved/head").exists());
 }
 
 #[test]

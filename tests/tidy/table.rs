@@ -5,8 +5,9 @@
 /// always name. `main.rs` and `lib.rs` are free.
 #[rustfmt::skip] // a table is read by its columns
 pub const MAY_NAME: &[(&str, &[&str])] = &[
+    ("external_text",    &[]),
     ("config",           &[]),
-    ("protocol",         &[]),
+    ("protocol",         &["external_text"]),
     ("engine/error",     &["engine::quant"]),
     ("engine/quant",     &["engine::error"]),
     ("engine/sampler",   &["engine::error", "engine::quant"]),
@@ -15,7 +16,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/tuner",     &[]),
     ("engine/gguf",      &["engine::error", "engine::quant"]),
     // Reads models as model and tokenizer do, and never runs one.
-    ("engine/convert",   &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::tokenizer"]),
+    ("engine/convert",   &["external_text", "engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::tokenizer"]),
     ("engine/kept",      &["engine::gguf"]),
     ("engine/kernels",   &["engine::quant", "engine::pool"]),
     ("engine/tokenizer", &["engine::error", "engine::gguf"]),
@@ -29,7 +30,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/builtin",   &["engine"]),
     ("guard",            &["config", "protocol"]),
     ("telemetry",        &["config", "protocol"]),
-    ("transport",        &["config", "protocol", "telemetry"]),
+    ("transport",        &["external_text", "config", "protocol", "telemetry"]),
     ("daemon",           &["config", "protocol", "guard", "telemetry", "transport"]),
     // The only three that see both sides.
     ("daemon/mod",       &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),

@@ -48,7 +48,11 @@ impl Map {
     /// zeros from then on instead of ending the process, and [`Map::damage`] says so. Where there is no room
     /// for another guard, it is as [`Map::open`].
     pub fn open_guarded(path: &Path) -> io::Result<Self> {
-        let file = regular(path)?;
+        Self::of_guarded(regular(path)?, path)
+    }
+
+    /// The same of a regular file that is open already; `path` names it in errors.
+    pub fn of_guarded(file: File, path: &Path) -> io::Result<Self> {
         let about = file.metadata()?;
         let map = map(&file)?;
         let Some(guard) = Guard::over(&map) else { return Ok(Map(Bytes::Mapped(map, file))) };

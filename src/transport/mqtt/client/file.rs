@@ -1,5 +1,7 @@
-//! Files that the owner names for the link: certificates, keys, passwords. Read whole, at each connect.
+//! Files that the owner names for the link: certificates, keys, passwords. Read whole, at each connect; a byte-order
+//! mark at their head is left out.
 
+use crate::external_text::without_bom;
 use crate::transport::mqtt::link::Loss;
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
@@ -60,7 +62,7 @@ fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Loss> {
     let mut bytes = Vec::new();
     match file.take(LONGEST + 1).read_to_end(&mut bytes) {
         Ok(_) if bytes.len() as u64 > LONGEST => Err(wrong(path, key, "it is longer than 1 MiB")),
-        Ok(_) => Ok(bytes),
+        Ok(_) => Ok(without_bom(&bytes).to_vec()),
         Err(error) => Err(wrong(path, key, error)),
     }
 }
@@ -104,6 +106,14 @@ mod tests {
         for mode in [0o600, 0o400] {
             assert_eq!(read_secret(&folder.write(mode), "k", None).expect("private"), b"s3cret");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        let folder = Folder::new("mark");
+        let path = folder.write(0o600);
+        std::fs::write(&path, "\u{feff}s3cret").expect("a temporary folder");
+        assert_eq!(read_secret(&path, "k", None).expect("private"), b"s3cret");
     }
 
     #[test]
