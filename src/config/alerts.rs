@@ -141,6 +141,7 @@ mod tests {
             "ttft_ms",
             "queue_percent",
             "broker_link_s",
+            "subscription",
             "storage",
         ];
         for off in ["0", "0.0", "false"] {

@@ -519,10 +519,14 @@ mod tests {
         telemetry.set_queue(15, 1);
         telemetry.completed(&done(10, 21));
         (0..5).for_each(|_| telemetry.failed(Code::QueueFull, Duration::ZERO));
-        telemetry.set_link(MqttLink { storage_problem: Some("full".into()), ..MqttLink::default() });
+        telemetry.set_link(MqttLink {
+            deaf: true,
+            storage_problem: Some("full".into()),
+            ..MqttLink::default()
+        });
         let after = |ms| now + Duration::from_millis(ms);
         let raised = [1, 600].map(|ms| telemetry.look_for_alerts(after(ms), 16).len());
-        assert_eq!(raised, [10, 1], "the broker is away for half a second only then");
+        assert_eq!(raised, [11, 1], "the broker is away for half a second only then");
         assert_eq!(report(&telemetry).alerts, alerts::Kind::ALL.map(alerts::Kind::name));
     }
 

@@ -164,6 +164,7 @@ mod tests {
             packet: Some(id.len() as u16),
             redelivered: false,
             topic: b"prompt",
+            client: "-",
             id: Some(id),
             response_topic: None,
             correlation: None,

@@ -8,8 +8,8 @@
 //!    the broker, with the same topic, properties and payload. It is acknowledged with it, and not answered again.
 //! 3. After a restart of the daemon that message is looked for among the prompts and answers on disk.
 //! 4. A session that the broker forgot begins anew: its packet identifiers say nothing any more.
-//! 5. A new prompt that has an answer with the same topic, id, payload, Response Topic and Correlation Data gets the
-//!    stored answer instead of a computed one.
+//! 5. A new prompt with the same topic, client, id, payload, Response Topic and Correlation Data as one that was answered
+//!    within ten minutes gets the stored answer instead of a computed one.
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +34,8 @@ pub struct Delivery<'a> {
     pub redelivered: bool,
     /// The topic it was published on.
     pub topic: &'a [u8],
+    /// The client that it names in its topic or its properties.
+    pub client: &'a str,
     /// The id in the request.
     pub id: Option<&'a str>,
     /// Where the answer is to go.
@@ -374,18 +376,15 @@ impl Deduplicator {
     }
 
     fn keys_of(&self, delivery: &Delivery) -> Keys {
-        let Delivery { packet, topic, response_topic, id, correlation, payload, .. } = *delivery;
+        let Delivery { packet, topic, client, response_topic, id, correlation, payload, .. } = *delivery;
         let response = optional(response_topic.map(str::as_bytes));
         let correlated = optional(correlation);
-        let rest = [topic, &response, &correlated, payload];
-        let name = id
-            .map(str::as_bytes)
-            .or(correlation)
-            .map(|_| key(&[b"name", &optional(id.map(str::as_bytes)), rest[0], rest[1], rest[2], rest[3]]));
+        let content = key(&[topic, client.as_bytes(), &response, &correlated, payload]).to_le_bytes();
+        let is_named = id.is_some() || correlation.is_some();
+        let name = is_named.then(|| key(&[b"name", &optional(id.map(str::as_bytes)), &content]));
         // A packet identifier is used again for other messages, so what they say is part of the key.
         let session = self.session.to_le_bytes();
-        let delivery =
-            packet.map(|packet| key(&[&session, &packet.to_le_bytes(), rest[0], rest[1], rest[2], rest[3]]));
+        let delivery = packet.map(|packet| key(&[&session, &packet.to_le_bytes(), &content]));
         Keys { name, delivery }
     }
 

@@ -6,6 +6,7 @@ const PLAIN: Delivery = Delivery {
     packet: Some(1),
     redelivered: false,
     topic: b"bitnetd/cellar/prompt",
+    client: "-",
     id: None,
     response_topic: None,
     correlation: None,
@@ -118,6 +119,7 @@ fn another_text_topic_or_way_back_is_another_prompt() {
     settle(&mut dedup, first);
     for other in [
         Delivery { topic: b"bitnetd/cellar/prompt/hall", ..NAMED },
+        Delivery { client: "hall", ..NAMED },
         Delivery { payload: b"hullo", ..NAMED },
         Delivery { id: Some("b"), ..NAMED },
         Delivery { response_topic: Some("home/b"), ..NAMED },

@@ -422,7 +422,7 @@ impl Desk {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload),
         };
-        let Verdict::New(prompt) = self.receive(message, id.as_deref()) else { return };
+        let Verdict::New(prompt) = self.receive(message, client, id.as_deref()) else { return };
         let is_assured = message.packet.is_some();
         if self.is_stopping() && self.dedup.postpone(prompt) {
             return;
@@ -467,11 +467,12 @@ impl Desk {
         self.dedup.forget(prompt);
     }
 
-    fn receive(&mut self, message: &Message, id: Option<&str>) -> Verdict {
+    fn receive(&mut self, message: &Message, client: &str, id: Option<&str>) -> Verdict {
         self.dedup.receive(&Delivery {
             packet: message.packet,
             redelivered: message.redelivered,
             topic: &message.topic,
+            client,
             id,
             response_topic: message.response_topic.as_deref(),
             correlation: message.correlation.as_deref(),
