@@ -3,29 +3,22 @@
 //! Blocks, so it is called on the thread for that. A power cut at any moment leaves either the old
 //! file or the new one, and behind what was synced at most a piece of a line.
 
+use super::folder::Folder;
 use super::record::{self, Contents};
-use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 /// No file of ours is larger; reading it takes as much memory.
 const LARGEST: u64 = 16 << 20;
 
-/// How long a daemon that is ending may still have the file.
-const HANDOVER: Duration = Duration::from_secs(1);
-/// Between two looks at it.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-
 /// The open file.
 #[derive(Debug)]
 pub struct File {
-    path: PathBuf,
+    folder: Folder,
+    name: String,
+    part: String,
     file: fs::File,
-    /// Held while we live; the file itself is replaced and cannot carry a lock.
-    _lock: fs::File,
 }
 
 impl File {
@@ -33,10 +26,10 @@ impl File {
     /// `.corrupt`; then, as after a torn line, the caller is to [`File::replace`] before it appends.
     pub fn open(path: &Path) -> io::Result<(Self, Contents)> {
         let folder = path.parent().expect("a file in a folder");
-        // Answers are private; so is the folder, where nobody made it for us.
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let lock = lock(&path.with_extension("lock"))?;
-        let mut file = options().read(true).append(true).create(true).open(path)?;
+        let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
+        let folder = Folder::open(folder, &named(&path.with_extension("lock")))?;
+        let name = named(path);
+        let mut file = folder.append_to(&name)?;
         let mut bytes = Vec::new();
         (&mut file).take(LARGEST + 1).read_to_end(&mut bytes)?;
         let mut contents = record::read(&bytes);
@@ -44,10 +37,20 @@ impl File {
             contents.damaged += 1;
         }
         if contents.damaged > 0 {
-            // Best effort: where the disk is full, what can be read matters more.
-            let _ = fs::copy(path, path.with_extension("corrupt"));
+            let corrupt = named(&path.with_extension("corrupt"));
+            // Best effort: what can be read matters more. Some file systems give no second name.
+            if folder.link(&name, &corrupt).is_err() {
+                let _ = folder.create(&corrupt).and_then(|mut copy| copy.write_all(&bytes));
+            }
         }
-        Ok((File { path: path.to_owned(), file, _lock: lock }, contents))
+        let part = named(&path.with_extension("part"));
+        Ok((File { folder, name, part, file }, contents))
+    }
+
+    /// Whether the file is still where it was opened, and the lock still guards it.
+    pub fn check(&self) -> io::Result<()> {
+        self.folder.check()?;
+        self.folder.check_file(&self.name, &self.file)
     }
 
     /// Writes at the end, and with `sync` waits until a power cut can no longer take it.
@@ -58,41 +61,16 @@ impl File {
 
     /// Puts a new file in the place of the old one.
     pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
-        let part = self.path.with_extension("part");
-        let mut file = options().write(true).create(true).truncate(true).open(&part)?;
+        let mut file = self.folder.create(&self.part)?;
         let written = file.write_all(lines).and_then(|()| file.sync_all());
-        if let Err(error) = written.and_then(|()| fs::rename(&part, &self.path)) {
+        // The name as well as the bytes must outlive a power cut.
+        if let Err(error) = written.and_then(|()| self.folder.rename(&self.part, &self.name)) {
             // On a full disk it would take the room that is needed.
-            let _ = fs::remove_file(&part);
+            let _ = self.folder.remove(&self.part);
             return Err(error);
         }
-        // The name as well as the bytes must outlive a power cut.
-        fs::File::open(self.path.parent().expect("a file in a folder"))?.sync_all()?;
-        self.file = options().append(true).open(&self.path)?;
+        self.file = file;
         Ok(())
-    }
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is the thread that may block")]
-fn lock(path: &Path) -> io::Result<fs::File> {
-    let file = options().write(true).create(true).truncate(false).open(path)?;
-    let start = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if start.elapsed() < HANDOVER => sleep(LOOK_AGAIN),
-            Err(TryLockError::WouldBlock) => {
-                let said = "another daemon of this device uses it; give each a device.id of its own";
-                return Err(io::Error::other(said));
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
     }
 }
 
@@ -100,6 +78,7 @@ fn lock(path: &Path) -> io::Result<fs::File> {
 mod tests {
     use super::*;
     use crate::transport::mqtt::store::record::Record;
+    use std::path::PathBuf;
 
     struct Folder(PathBuf);
 
@@ -184,7 +163,7 @@ mod tests {
         let (mut file, _) = open(&folder);
         file.append(&Record::Session(5).line(), true).expect("room");
         // The device of every write error.
-        file.file = options().append(true).open("/dev/full").expect("Linux has it");
+        file.file = fs::OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
         file.append(&Record::Session(6).line(), true).expect_err("full");
         drop(file);
         assert_eq!(open(&folder).1.session, Some(5));

@@ -7,6 +7,7 @@
 //! of the broker.
 
 mod file;
+pub mod folder;
 pub mod record;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Between two tries of a disk that fails.
 const RETRY: Duration = Duration::from_secs(60);
+/// Between two looks whether the file is still where it was opened.
+const CHECK: Duration = Duration::from_secs(5);
 /// A disk that takes longer fails: an SD card that tidies up takes one second or two.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The file is written anew when it is larger than twice what still counts, and this: so what is
@@ -48,6 +51,8 @@ pub struct Store {
     is_stale: bool,
     /// What it held at first was told.
     is_told: bool,
+    /// When the place of the file was last looked at.
+    checked: Instant,
     problem: Option<String>,
 }
 
@@ -74,6 +79,7 @@ type Done = (Option<File>, io::Result<Job>);
 /// What was done on disk.
 #[derive(Debug)]
 enum Job {
+    Check,
     Open(Contents),
     Append(u64),
     Replace(u64),
@@ -111,6 +117,7 @@ impl Store {
             live: 0,
             is_stale: false,
             is_told: false,
+            checked: now,
             problem: None,
         }
     }
@@ -170,6 +177,9 @@ impl Store {
             Disk::Down { file: Some(file), until } if now >= until => self.replace(file, all()),
             Disk::Idle(file) if self.is_stale || is_long => self.replace(file, all()),
             Disk::Idle(file) if !self.lines.is_empty() => self.append(file),
+            Disk::Idle(file) if now >= self.checked + CHECK => {
+                on_disk(move || checked(file, |_| Ok(Job::Check)))
+            }
             other => {
                 self.disk = other;
                 return;
@@ -186,25 +196,21 @@ impl Store {
         })
     }
 
-    fn append(&mut self, mut file: File) -> JoinHandle<Done> {
+    fn append(&mut self, file: File) -> JoinHandle<Done> {
         let lines = std::mem::take(&mut self.lines);
         self.take_under_way();
         // What nobody waits for reaches the disk within the kernel's half minute.
         let sync = !self.under_way.is_empty() || !self.prompts_under_way.is_empty();
         on_disk(move || {
-            let done = file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64));
-            (Some(file), done)
+            checked(file, |file| file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64)))
         })
     }
 
-    fn replace(&mut self, mut file: File, lines: Vec<u8>) -> JoinHandle<Done> {
+    fn replace(&mut self, file: File, lines: Vec<u8>) -> JoinHandle<Done> {
         self.lines.clear();
         self.take_under_way();
         self.is_stale = false;
-        on_disk(move || {
-            let done = file.replace(&lines).map(|()| Job::Replace(lines.len() as u64));
-            (Some(file), done)
-        })
+        on_disk(move || checked(file, |file| file.replace(&lines).map(|()| Job::Replace(lines.len() as u64))))
     }
 
     fn take_under_way(&mut self) {
@@ -218,6 +224,7 @@ impl Store {
         let (file, done) = job.await.unwrap_or_else(|error| (None, Err(io::Error::other(error))));
         self.is_stale |= *is_late;
         let now = Instant::now();
+        self.checked = now;
         match (file, done) {
             (Some(file), Ok(job)) => self.succeeded(file, job),
             (file, done) => {
@@ -241,6 +248,7 @@ impl Store {
                 self.is_stale |= damaged > 0 || contents.is_torn || contents.session.is_none();
                 (!std::mem::replace(&mut self.is_told, true)).then_some(contents)
             }
+            Job::Check => None,
             Job::Append(bytes) => {
                 self.length += bytes;
                 None
@@ -288,6 +296,7 @@ impl Store {
         match &self.disk {
             Disk::Down { until, .. } => Some(*until),
             Disk::Busy { since, is_late: false, .. } => Some(*since + PATIENCE),
+            Disk::Idle(_) => Some(self.checked + CHECK),
             _ => None,
         }
     }
@@ -305,6 +314,21 @@ impl Store {
 
     fn place(&self) -> String {
         self.path.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
+/// Does a job in the file's own place, and looks afterwards that it still is that. Otherwise the file is closed, and its
+/// lock with it: it guards nothing any more, and is opened anew.
+fn checked(mut file: File, job: impl FnOnce(&mut File) -> io::Result<Job>) -> Done {
+    if let Err(error) = file.check() {
+        return (None, Err(error));
+    }
+    match job(&mut file) {
+        Ok(done) => match file.check() {
+            Ok(()) => (Some(file), Ok(done)),
+            Err(error) => (None, Err(error)),
+        },
+        Err(error) => (Some(file), Err(error)),
     }
 }
 

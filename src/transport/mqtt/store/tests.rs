@@ -225,3 +225,36 @@ async fn without_a_disk_prompts_are_not_acknowledged() {
     assert!(finished.prompts.is_empty() && finished.prompts_failed);
     assert!(!store.keep_prompt(prompt(2)));
 }
+
+#[tokio::test]
+async fn a_folder_that_goes_while_nothing_is_written_is_noticed_and_made_anew() {
+    let folder = Folder::new("removed");
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    fs::remove_dir_all(folder.0.join("state")).expect("ours");
+    let look = store.due().expect("a next look");
+    store.begin(look, Vec::new);
+    store.next().await;
+    assert!(!store.is_durable() && !store.keep(answer(1)));
+    assert!(store.problem().is_some_and(|said| said.contains("was removed")), "{:?}", store.problem());
+    let later = store.due().expect("a next try");
+    work(&mut store, later, &[1]).await;
+    assert!(store.is_durable() && store.problem().is_none());
+    assert_eq!(saved(&folder.file()), [1]);
+}
+
+#[tokio::test]
+async fn an_answer_is_not_called_saved_in_a_folder_that_was_replaced() {
+    let folder = Folder::new("replaced");
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    fs::rename(folder.0.join("state"), folder.0.join("away")).expect("ours");
+    fs::create_dir(folder.0.join("state")).expect("a new name");
+    assert!(store.keep(answer(1)), "nobody knows yet");
+    store.begin(now, Vec::new);
+    assert_eq!(store.next().await.rows, [1], "it is published all the same");
+    assert!(!store.is_durable());
+    assert!(!folder.file().exists(), "nothing is written where no lock is held");
+}
