@@ -160,7 +160,7 @@ pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
 mod tests {
     use super::*;
     use crate::protocol::{Event, Input, Priority, json};
-    use crate::transport::{Cancel, Reply};
+    use crate::transport::{Cancel, Reply, WhenFull};
     use tokio::sync::mpsc;
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -178,6 +178,8 @@ mod tests {
             request,
             id: id.into(),
             client: "test".into(),
+            turn: "test".into(),
+            when_full: WhenFull::Refuse,
             received: now,
             reply,
             cancel: Cancel::default(),

@@ -288,7 +288,7 @@ fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
     Err(Refusal::new(Code::TooLarge, said))
 }
 
-fn check_id(id: Option<&str>) -> Result<(), Refusal> {
+pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {
     match id {
         Some("") => Err(invalid("id: empty; leave it out and one is made")),
         Some(id) if id.len() > MAX_ID => Err(invalid(format!("id: longer than {MAX_ID} bytes"))),

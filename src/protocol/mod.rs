@@ -4,6 +4,7 @@
 //! [`json`], and nothing here does any I/O.
 
 pub mod json;
+pub mod partial;
 mod report;
 
 pub use report::{

@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod mqtt;
+pub mod turns;
 pub mod unix;
 
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -20,14 +21,28 @@ pub struct Inbound {
     pub request: Request,
     /// The id its events carry: the client's, else one of ours.
     pub id: String,
-    /// Who asks, for the log and for rates: `unix:uid=1000`, `mqtt:kitchen`.
+    /// Who asks, for the log and for what clients may not learn of each other: `unix:uid=1000`, `mqtt:kitchen`.
     pub client: String,
+    /// Whose turn it takes among the requests that wait: `client`, or one of its processes where these are known.
+    pub turn: String,
+    /// What becomes of it when too many wait.
+    pub when_full: WhenFull,
     /// When its last byte came; deadlines count from here.
     pub received: Instant,
     /// Way back 1: the events.
     pub reply: Reply,
     /// Way back 2: raised when the client is gone or asks to stop.
     pub cancel: Cancel,
+}
+
+/// What becomes of a request that comes when too many wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It is refused with `queue_full`: its client hears that at once, and may ask again.
+    Refuse,
+    /// It waits all the same: its transport hands over at most `queue.depth` of these at a time and keeps the others
+    /// waiting by itself.
+    Wait,
 }
 
 /// The events' way to one client. Exactly one last event goes through it, whatever happens:

@@ -7,7 +7,7 @@ use super::client::Message;
 use super::outbox::{Packet, Serial};
 use super::topics::Topics;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
-use crate::transport::{Cancel, Inbound, Reply};
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
@@ -149,6 +149,8 @@ impl Prompts {
             request,
             id: way.id.clone(),
             client: format!("mqtt:{client}"),
+            turn: format!("mqtt:{client}"),
+            when_full: WhenFull::Wait,
             received,
             reply,
             cancel: cancel.clone(),

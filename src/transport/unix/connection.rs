@@ -12,7 +12,7 @@ use crate::protocol::json::{self, Incoming};
 use crate::protocol::{Code, Event, Refusal, Request};
 use crate::telemetry::prometheus;
 use crate::transport::frame::{Line, Lines};
-use crate::transport::{Cancel, Inbound, Reply};
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
@@ -223,7 +223,8 @@ impl Reader<'_> {
         };
         let Some(reply) = self.reply(&id).await else { return Then::Stop };
         let client = self.client.clone();
-        self.hand_on(Inbound { request, id, client, received, reply, cancel }).await;
+        let (turn, when_full) = (client.clone(), WhenFull::Refuse);
+        self.hand_on(Inbound { request, id, client, turn, when_full, received, reply, cancel }).await;
         Then::GoOn
     }
 

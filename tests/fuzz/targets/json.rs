@@ -3,6 +3,7 @@
 #![no_main]
 
 use bitnetd::protocol::json::{self, Cancelled, Incoming};
+use bitnetd::protocol::partial::id_of_truncated;
 use bitnetd::protocol::{Event, Refusal, Request};
 use libfuzzer_sys::fuzz_target;
 
@@ -22,6 +23,9 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(threads) = json::thread_limit(bytes) {
         assert!(threads < 1_000_000);
     }
+    if let (Some(found), Some(id)) = (id_of_truncated(bytes), json::id_of(bytes)) {
+        assert_eq!(found, id);
+    }
 });
 
 fn check(bytes: &[u8], request: &Request) {
@@ -32,6 +36,10 @@ fn check(bytes: &[u8], request: &Request) {
     if let Some(id) = &request.id {
         assert!(!id.is_empty() && id.len() <= json::MAX_ID);
         assert_eq!(json::id_of(bytes).as_ref(), Some(id));
+    }
+    for end in 0..bytes.len() {
+        let found = id_of_truncated(&bytes[..end]);
+        assert!(found.is_none() || found == request.id, "cut off at {end}");
     }
 }
 

@@ -1,0 +1,333 @@
+//! Requests that wait, handed out in turns: one of each client, then the next of each.
+//!
+//! Inside one client the highest priority goes first, then the earliest arrival; a lower priority rises with its age.
+//! Deliberately knows neither requests nor limits: who may wait, and for how long, its owner decides.
+
+use crate::protocol::Priority;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After each of these a waiting item counts as one priority higher. Long beside an answer of a few words, so that a
+/// priority means something to people who wait; two of them are short beside the default timeout, so that an item of
+/// low priority is never starved by those above it.
+pub const PRIORITY_STEP: Duration = Duration::from_secs(5);
+
+/// The priorities: each client has one line for each of them.
+const PRIORITIES: usize = 3;
+
+/// Items of any number of clients, which take turns.
+#[derive(Debug)]
+pub struct Turns<T> {
+    clients: HashMap<Arc<str>, Client<T>>,
+    /// Who waits, the next to be served first.
+    order: BTreeMap<Turn, Arc<str>>,
+    /// Items handed out so far.
+    served: u64,
+    /// Clients that have joined so far.
+    joined: u64,
+    /// Items that wait.
+    length: usize,
+}
+
+/// When a client's turn is, beside those of the others. A client that was served goes behind all that wait by then.
+/// One that joins goes behind them too, but before the client served last: its item may be running still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// Items that had been handed out by the time this client was served or joined.
+    after: u64,
+    /// The order among those that joined between two items; the client served last comes after them.
+    place: u64,
+}
+
+/// What one client has waiting.
+#[derive(Debug)]
+struct Client<T> {
+    turn: Turn,
+    /// The items of each priority, lowest first, in the order of their arrival.
+    lines: [VecDeque<Item<T>>; PRIORITIES],
+}
+
+#[derive(Debug)]
+struct Item<T> {
+    arrived: Instant,
+    value: T,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Turns { clients: HashMap::new(), order: BTreeMap::new(), served: 0, joined: 0, length: 0 }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Adds an item of `client`. One that is given back, with the time it first arrived, has its old place.
+    pub fn push(&mut self, client: &str, priority: Priority, arrived: Instant, value: T) {
+        let line = &mut self.join(client).lines[priority as usize];
+        let at = line.partition_point(|waiting| waiting.arrived <= arrived);
+        line.insert(at, Item { arrived, value });
+        self.length += 1;
+    }
+
+    /// What `client` has waiting, which may be nothing so far.
+    fn join(&mut self, client: &str) -> &mut Client<T> {
+        if !self.clients.contains_key(client) {
+            let name: Arc<str> = client.into();
+            self.joined += 1;
+            let turn = Turn { after: self.served, place: self.joined };
+            self.order.insert(turn, Arc::clone(&name));
+            self.clients.insert(name, Client { turn, lines: Default::default() });
+        }
+        self.clients.get_mut(client).expect("just added where it was missing")
+    }
+
+    /// Takes out the next item of the client whose turn it is.
+    pub fn pop(&mut self, now: Instant) -> Option<T> {
+        self.pop_for(now, |_| true).map(|(_, value)| value)
+    }
+
+    /// Takes out the next item, and says whose, passing over clients that are not `allowed` at present: these keep
+    /// their turn.
+    pub fn pop_for(&mut self, now: Instant, mut allowed: impl FnMut(&str) -> bool) -> Option<(String, T)> {
+        let (turn, name) = self.order.iter().find(|(_, name)| allowed(name))?;
+        let (turn, name) = (*turn, Arc::clone(name));
+        let client = self.clients.get_mut(&name).expect("each client in the order has items");
+        let value = client.pop(now).expect("a client without items is removed");
+        self.order.remove(&turn);
+        (self.served, self.length) = (self.served + 1, self.length - 1);
+        if client.is_empty() {
+            self.clients.remove(&name);
+        } else {
+            client.turn = Turn { after: self.served, place: u64::MAX };
+            self.order.insert(client.turn, Arc::clone(&name));
+        }
+        Some((name.as_ref().to_owned(), value))
+    }
+
+    /// Takes out all items that match, in no particular order.
+    pub fn extract(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut extracted = Vec::new();
+        for line in self.clients.values_mut().flat_map(|client| &mut client.lines) {
+            // Most looks find nothing, and then nothing is moved.
+            if line.iter().any(|item| matches(&item.value)) {
+                let (taken, kept) = line.drain(..).partition(|item| matches(&item.value));
+                *line = kept;
+                extracted.extend(Vec::from(taken).into_iter().map(|item: Item<T>| item.value));
+            }
+        }
+        self.length -= extracted.len();
+        if !extracted.is_empty() {
+            self.clients.retain(|_, client| !client.is_empty());
+            self.order.retain(|_, name| self.clients.contains_key(name));
+        }
+        extracted
+    }
+
+    /// Items that wait.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Items of one client that wait.
+    pub fn count(&self, client: &str) -> usize {
+        self.clients.get(client).map_or(0, Client::len)
+    }
+
+    /// Clients that have something waiting.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// All items, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.clients.values().flat_map(|client| &client.lines).flatten().map(|item| &item.value)
+    }
+}
+
+impl<T> Client<T> {
+    /// The item of the highest priority, its age counted in, and of these the one that arrived first. Within one line
+    /// that is the first, so three are compared, however many wait.
+    fn pop(&mut self, now: Instant) -> Option<T> {
+        let heads = self.lines.iter().enumerate().filter_map(|(priority, line)| {
+            let arrived = line.front()?.arrived;
+            Some((priority, level(priority, now.saturating_duration_since(arrived)), arrived))
+        });
+        let best =
+            heads.max_by(|(_, level, arrived), (_, other, later)| level.cmp(other).then(later.cmp(arrived)));
+        let (priority, ..) = best?;
+        self.lines[priority].pop_front().map(|item| item.value)
+    }
+
+    fn len(&self) -> usize {
+        self.lines.iter().map(VecDeque::len).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lines.iter().all(VecDeque::is_empty)
+    }
+}
+
+/// The priority that an item of this age counts as: never above the highest, where the earliest arrival decides.
+fn level(priority: usize, age: Duration) -> usize {
+    let steps = usize::try_from(age.as_secs() / PRIORITY_STEP.as_secs()).unwrap_or(usize::MAX);
+    priority.saturating_add(steps).min(PRIORITIES - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    /// Everything that waits, in turn.
+    fn drain(turns: &mut Turns<&'static str>, now: Instant) -> Vec<&'static str> {
+        std::iter::from_fn(|| turns.pop(now)).collect()
+    }
+
+    #[test]
+    fn clients_take_turns_whatever_each_has_waiting() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for item in ["a1", "a2", "a3", "a4"] {
+            turns.push("a", Priority::High, now, item);
+        }
+        turns.push("b", Priority::Low, now, "b1");
+        turns.push("c", Priority::Normal, now, "c1");
+        turns.push("c", Priority::Normal, now, "c2");
+        assert_eq!(drain(&mut turns, now), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
+        assert!(turns.is_empty() && turns.clients() == 0);
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_one_item_of_each_other_client_and_goes_before_the_one_just_served() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for item in ["a1", "a2", "a3"] {
+            turns.push("a", Priority::Normal, now, item);
+        }
+        for item in ["b1", "b2"] {
+            turns.push("b", Priority::Normal, now, item);
+        }
+        assert_eq!((turns.pop(now), turns.pop(now), turns.pop(now)), (Some("a1"), Some("b1"), Some("a2")));
+        turns.push("new", Priority::Low, now, "new");
+        assert_eq!(drain(&mut turns, now), ["b2", "new", "a3"]);
+    }
+
+    #[test]
+    fn a_stream_of_newcomers_does_not_starve_a_client_that_waits() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        (0..100).for_each(|_| turns.push("old", Priority::Normal, now, true));
+        let (mut served, mut last) = (0, 0);
+        for number in 0..100 {
+            turns.push(&format!("new {number}"), Priority::High, now, false);
+            let others = turns.clients() - 1;
+            if turns.pop(now).expect("some wait") {
+                (served, last) = (served + 1, number);
+            }
+            assert!(
+                number - last <= others,
+                "{others} other clients wait, and it waits {} turns",
+                number - last
+            );
+        }
+        assert!(served > 10, "{served} of 100 turns");
+    }
+
+    #[test]
+    fn a_client_that_comes_back_after_each_answer_gets_every_other_turn() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        (0..10).for_each(|_| turns.push("flood", Priority::High, now, "flood"));
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            order.extend(turns.pop(now));
+            turns.push("asks", Priority::Low, now, "asks");
+            order.extend(turns.pop(now));
+        }
+        assert_eq!(order, ["flood", "asks"].repeat(4));
+    }
+
+    #[test]
+    fn inside_one_client_the_highest_priority_goes_first_and_then_the_oldest() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for (priority, item) in [
+            (Priority::Low, "low"),
+            (Priority::Normal, "normal"),
+            (Priority::High, "high"),
+            (Priority::Normal, "later"),
+        ] {
+            turns.push("a", priority, now, item);
+        }
+        assert_eq!(drain(&mut turns, now), ["high", "normal", "later", "low"]);
+    }
+
+    #[test]
+    fn a_low_priority_rises_with_its_age_until_nothing_goes_before_it() {
+        let (mut turns, start) = (Turns::default(), Instant::now());
+        turns.push("a", Priority::Low, start, "low");
+        turns.push("a", Priority::Normal, start, "normal");
+        let mut order = Vec::new();
+        for tick in 0..20 {
+            let now = start + second(tick);
+            turns.push("a", Priority::High, now, "high");
+            order.push(turns.pop(now).expect("some wait"));
+        }
+        let at = |item| order.iter().position(|other| *other == item);
+        // After one step the normal one counts as high, after two the low one, and both are older than the high ones.
+        assert_eq!((at("normal"), at("low")), (Some(5), Some(10)), "{order:?}");
+    }
+
+    #[test]
+    fn an_item_given_back_has_its_old_place() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.push("a", Priority::Normal, now, "first");
+        turns.push("a", Priority::Normal, now + second(1), "second");
+        let first = turns.pop(now).expect("two wait");
+        turns.push("a", Priority::Normal, now, first);
+        assert_eq!(drain(&mut turns, now), ["first", "second"]);
+    }
+
+    #[test]
+    fn a_client_that_is_not_allowed_is_passed_over_and_keeps_its_turn() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        turns.push("a", Priority::Normal, now, "a");
+        turns.push("b", Priority::Normal, now, "b1");
+        turns.push("b", Priority::Normal, now, "b2");
+        assert_eq!(turns.pop_for(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
+        assert_eq!(turns.pop_for(now, |client| client == "c"), None);
+        assert_eq!(drain(&mut turns, now), ["a", "b2"]);
+    }
+
+    #[test]
+    fn what_matches_is_taken_out_and_the_rest_stays_in_order() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for item in ["keep 1", "drop 1", "keep 2"] {
+            turns.push("a", Priority::Normal, now, item);
+        }
+        turns.push("b", Priority::High, now, "drop 2");
+        turns.push("c", Priority::Low, now, "keep 3");
+        assert_eq!(turns.extract(|item| item.starts_with("none")), [""; 0]);
+        let mut dropped = turns.extract(|item| item.starts_with("drop"));
+        dropped.sort_unstable();
+        assert_eq!(dropped, ["drop 1", "drop 2"]);
+        assert_eq!((turns.len(), turns.clients(), turns.count("a"), turns.count("b")), (3, 2, 2, 0));
+        assert_eq!(turns.iter().count(), 3);
+        assert_eq!(drain(&mut turns, now), ["keep 1", "keep 3", "keep 2"]);
+    }
+
+    #[test]
+    fn ten_thousand_items_of_a_thousand_clients_are_handed_out_quickly_and_in_rounds() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for number in 0..10_000 {
+            turns.push(&format!("client {}", number % 1000), Priority::Normal, now, number);
+        }
+        assert_eq!((turns.len(), turns.clients(), turns.count("client 7")), (10_000, 1000, 10));
+        let order: Vec<i32> = std::iter::from_fn(|| turns.pop(now)).collect();
+        assert_eq!(order, (0..10_000).collect::<Vec<_>>());
+        assert!(now.elapsed() < second(5), "{:?}", now.elapsed());
+    }
+}
