@@ -17,6 +17,7 @@ use super::sharing::Sharing;
 use super::store::{Finished, Store, record::Record};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
+use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request, json};
 use crate::telemetry::alerts::Alert;
 use std::hash::{BuildHasher, RandomState};
@@ -371,7 +372,7 @@ impl Desk {
         let read = json::request_or_text(&message.payload);
         let id = match &read {
             Ok(request) => request.id.clone(),
-            Err(_) => json::id_of(&message.payload),
+            Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
         };
         let serial = match self.arrive(message, client, id.as_deref(), now) {
             Verdict::New(serial) => serial,
