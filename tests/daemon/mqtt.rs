@@ -5,6 +5,8 @@ mod bench;
 mod durable;
 mod group;
 mod home;
+mod mistakes;
+mod replies;
 mod tls;
 mod v311;
 mod wire;

@@ -140,3 +140,24 @@ async fn a_socket_left_by_a_killed_daemon_is_replaced() {
     assert_eq!(daemon.client().await.ask(json!({"prompt": "go"})).await["event"], "done");
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_url_as_the_broker_s_host_is_refused_with_the_keys_to_write() {
+    let folder = Folder::new();
+    for (host, expected) in [
+        ("mqtt://broker.home:1884", "write host = \"broker.home\", port = 1884"),
+        ("ssl://user:s3cret@b", "write host = \"b\", tls = true, username = \"user\""),
+        ("[::1]:1883", "write host = \"::1\", port = 1883"),
+        ("broker.home/", "write host = \"broker.home\""),
+    ] {
+        let config = folder.write("bitnetd.toml", &format!("[mqtt]\nhost = \"{host}\"\n"));
+        let ended = run(&["check-config", text(&config)]).await;
+        assert_eq!(ended.code, Some(2), "{host}: {ended:?}");
+        let said = ended.error_line();
+        assert!(said.contains("bitnetd.toml:2: mqtt.host: ") && said.contains(expected), "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    let config = folder.write("bitnetd.toml", "[mqtt]\nhost = \"[::1]\"\nreply_topics = [\"a/#/b\"]\n");
+    let ended = run(&["check-config", text(&config)]).await;
+    assert!(ended.error_line().contains("bitnetd.toml:3: mqtt.reply_topics: \"a/#/b\" has #"), "{ended:?}");
+}

@@ -301,3 +301,32 @@ async fn a_link_over_tls_with_certificates_of_both_sides_comes_from_the_configur
 fn link(port: u16) -> String {
     format!("[device]\nid = \"cellar\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n")
 }
+
+#[tokio::test]
+async fn a_publish_that_the_broker_refuses_is_named_by_its_topic_once() {
+    let broker = Mosquitto::made(|folder| {
+        let access = folder.join("access");
+        std::fs::write(&access, "topic read #\ntopic write bitnetd/cellar/prompt\n")
+            .expect("a temporary folder");
+        format!("allow_anonymous true\nacl_file {}\n", access.display())
+    })
+    .await;
+    let folder = Folder::new();
+    let daemon =
+        Daemon::start(&folder, &format!("{}discovery = false\n", linked_mqtt_last(broker.port))).await;
+    daemon.says("a publish was refused on bitnetd/cellar/availability (NotAuthorized)").await;
+    for _ in 0..3 {
+        broker
+            .publish(&["-q", "1", "-t", "bitnetd/cellar/prompt", "-m", r#"{"id":"a","prompt":"go"}"#])
+            .await;
+    }
+    daemon.says("a publish was refused on bitnetd/cellar/reply/a (NotAuthorized)").await;
+    let lines = daemon.log();
+    let named = lines.lines().filter(|line| line.contains("refused on bitnetd/cellar/availability"));
+    assert_eq!(named.count(), 1, "{lines}");
+}
+
+/// The settings of [`linked`], open for more keys of `[mqtt]`.
+fn linked_mqtt_last(port: u16) -> String {
+    format!("[device]\nid = \"cellar\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\n")
+}

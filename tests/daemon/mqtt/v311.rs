@@ -42,13 +42,13 @@ async fn a_prompt_is_answered_on_the_topic_of_its_id_whatever_it_asks_for() {
 async fn plain_text_is_answered_under_an_id_of_ours() {
     let broker = Mosquitto::start().await;
     let mut bench = open(&broker).await;
-    let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
+    let mut client = Client::listening(&broker, "bitnetd/cellar/reply/hall/+").await;
     client.publish("bitnetd/cellar/prompt/hall", b"hi", none()).await;
     let inbound = bench.request().await;
     assert_eq!((inbound.client.as_str(), prompt(&inbound).as_str()), ("mqtt:hall", "hi"));
     let id = inbound.id.clone();
     answer(inbound, "x");
-    assert_eq!(client.next().await.topic, format!("bitnetd/cellar/reply/{id}").into_bytes());
+    assert_eq!(client.next().await.topic, format!("bitnetd/cellar/reply/hall/{id}").into_bytes());
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use super::store::record::{Record, Work};
 use super::store::{Finished, Store};
 use super::topics::{Addressed, Topics};
 use super::{Door, LinkState};
+use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
 use crate::telemetry::alerts::Alert;
 use std::hash::{BuildHasher, RandomState};
@@ -420,7 +421,7 @@ impl Desk {
         let read = json::request_or_text(&message.payload);
         let id = match &read {
             Ok(request) => request.id.clone(),
-            Err(_) => json::id_of(&message.payload),
+            Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
         };
         let Verdict::New(prompt) = self.receive(message, client, id.as_deref()) else { return };
         let is_assured = message.packet.is_some();
