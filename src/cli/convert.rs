@@ -5,7 +5,7 @@ use super::{Failure, host, print};
 use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Map};
+use crate::engine::gguf::{Gguf, Map, with_name};
 use crate::engine::model::{HeadForm, Layout};
 use crate::engine::quant::TensorType;
 use crate::engine::{ModelFile, Options as Run, Source};
@@ -83,6 +83,8 @@ pub(super) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
     let place = shown(&args.input);
     let (plan, files) = plan(&args, &place)?;
+    // Before anything is written: a damaged source would leave half a file behind.
+    plan.verify().map_err(|error| error.within(&place))?;
     check_room(&args.output, &plan)?;
     let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
     let mut screen = Screen::new();
@@ -162,7 +164,7 @@ fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> 
     }
     let map = Map::open(&args.input);
     let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
-    let file = Gguf::parse(map).map_err(within)?;
+    let file = Gguf::parse(map).map_err(|error| within(with_name(error, &args.input)))?;
     let mut said = None;
     let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
     if has_layout && Layout::named(&args.from_layout).is_none() {

@@ -15,6 +15,7 @@ pub mod error;
 pub mod gguf;
 pub mod kept;
 pub mod kernels;
+mod known_keys;
 pub mod model;
 mod ops;
 pub mod perplexity;
@@ -130,9 +131,13 @@ impl ModelFile {
             Source::File(path) => {
                 // A name with a line break in it must not break the error's line.
                 let place = path.display().to_string().replace(char::is_control, "?");
+                if path.is_dir() {
+                    let said = "a folder; make a model file of it: bitnetd convert FOLDER OUT.gguf";
+                    return Err(LoadError::new(place, said));
+                }
                 let map = Map::open_guarded(path)
                     .map_err(|error| LoadError::new(&place, format!("cannot be read: {error}")))?;
-                let file = Self::parse(map, &place, layout)?;
+                let file = Self::parse(map, &place, layout).map_err(|error| gguf::with_name(error, path))?;
                 Ok(ModelFile { path: Some(path.clone()), ..file })
             }
         }

@@ -5,7 +5,7 @@ use super::folder::Folder;
 use super::matrix::{Matrix, Source};
 use super::safetensors::{Stored, Tensors};
 use super::table::{self, Table};
-use super::{Content, Options, Plan, vocabulary};
+use super::{Content, Options, Plan, key_checks, vocabulary};
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::Datum;
 use crate::engine::model::{EMBEDDING, HEAD, Layout};
@@ -18,8 +18,10 @@ const LEFT_OUT: &str = ".rotary_emb.inv_freq";
 
 pub(super) fn plan(folder: &Folder, options: &Options) -> Result<Plan, LoadError> {
     let config = Config::read(folder)?;
+    let notes = key_checks::check(folder)?;
     let tensors = Tensors::read(folder)?;
     let mut plan = Plan::new();
+    notes.into_iter().for_each(|note| plan.note(note));
     set_numbers(folder, &config, options, &mut plan);
     let mut builder = Builder { config: &config, options, tensors: &tensors, plan, used: BTreeSet::new() };
     builder.tables()?;
@@ -30,7 +32,7 @@ pub(super) fn plan(folder: &Folder, options: &Options) -> Result<Plan, LoadError
     builder.nothing_left()?;
     // Last, and the same with the wavelengths: by now there are tensors of the sizes that the
     // configuration claims, so that it cannot order memory for more.
-    vocabulary::add(folder, &config, &mut builder.plan.draft)?;
+    builder.plan.merges_decide = vocabulary::add(folder, &config, &mut builder.plan.draft)?;
     Ok(builder.plan)
 }
 
@@ -60,6 +62,10 @@ fn set_numbers(folder: &Folder, config: &Config, options: &Options, plan: &mut P
         draft.set(&format!("{arch}.{name}"), Datum::U32(number));
     }
     draft.set(&format!("{arch}.rope.freq_base"), Datum::F32(config.rope_base));
+    if config.rope_stretch != 1.0 {
+        draft.set(&format!("{arch}.rope.scaling.type"), "linear");
+        draft.set(&format!("{arch}.rope.scaling.factor"), Datum::F32(config.rope_stretch));
+    }
     draft.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), Datum::F32(config.epsilon));
 }
 
@@ -80,11 +86,26 @@ impl Builder<'_> {
         self.vector("model.norm.weight", "output_norm.weight", dim)?;
         let head = "lm_head.weight";
         match self.config.tied.unwrap_or_else(|| self.tensors.get(head).is_none()) {
-            // Some files hold the tied head once more.
-            true => drop(self.used.insert(head.to_owned())),
+            true => self.check_tied(head)?,
             false => self.table(head, HEAD, vocab, dim)?,
         }
         Ok(())
+    }
+
+    /// Some files hold the tied head once more; another matrix would be dropped.
+    fn check_tied(&mut self, head: &str) -> Result<(), LoadError> {
+        if self.tensors.get(head).is_none() {
+            return Ok(());
+        }
+        let shape = [self.config.vocab, self.config.dim];
+        let (head, embedding) =
+            (self.numbers(head, &shape)?, self.numbers("model.embed_tokens.weight", &shape)?);
+        if head.holds_the_same(&embedding) {
+            return Ok(());
+        }
+        let said = "differs from model.embed_tokens.weight, and config.json: tie_word_embeddings is true; set that to \
+                    false where the model has a head of its own, or remove the tensor";
+        Err(LoadError::tensor(&head.name, said))
     }
 
     fn rope(&mut self) -> Result<(), LoadError> {

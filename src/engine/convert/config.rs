@@ -74,6 +74,7 @@ struct Quantization {
     quantization_mode: Option<String>,
     #[serde(default)]
     use_rms_norm: bool,
+    modules_to_not_convert: Option<Vec<String>>,
 }
 
 /// A family of models.
@@ -145,6 +146,8 @@ pub struct Config {
     pub epsilon: f32,
     /// Base of the rotation frequencies.
     pub rope_base: f32,
+    /// What positions are divided by.
+    pub rope_stretch: f32,
     /// Stretched wavelengths.
     pub rope: Option<Llama3Rope>,
     /// Whether the embedding is the head too; `None` where the file does not say.
@@ -181,6 +184,7 @@ impl Config {
             vocab: raw.vocab_size,
             epsilon: float("rms_norm_eps", raw.rms_norm_eps)?,
             rope_base: rope_base(&raw)?,
+            rope_stretch: rope_stretch(&raw)?,
             rope: rope(&raw)?,
             tied: raw.tie_word_embeddings,
             bos: raw.bos_token_id,
@@ -261,7 +265,7 @@ fn family(architectures: &[String]) -> Result<Family, LoadError> {
 fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
     let bits = [("weight_bits", raw.weight_bits, 1), ("input_bits", raw.input_bits, 8)];
     for (name, bits, want) in bits {
-        if let Some(bits) = bits.filter(|bits| *bits != want && family == Family::BitNet) {
+        if let Some(bits) = bits.filter(|bits| *bits != want) {
             return Err(key(name, format!("is {bits}; this engine runs {want}")));
         }
     }
@@ -279,6 +283,7 @@ fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
     if quantization.use_rms_norm {
         return Err(key(&name("use_rms_norm"), "norms before each matrix are not supported"));
     }
+    check_modules(quantization.modules_to_not_convert.as_deref())?;
     let class = quantization.linear_class.as_deref();
     let mode = quantization.quantization_mode.as_deref();
     match (class, mode) {
@@ -292,6 +297,41 @@ fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
             let said = format!("\"{}\" {}", shown(class), mode.map(shown).unwrap_or_default());
             Err(key(&name("linear_class"), format!("{} is not known", said.trim_end())))
         }
+    }
+}
+
+/// Matrices that are left as they are. The head always is; transformers leaves it out of no list but its own.
+fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
+    /// Whose names hold one that is listed.
+    const MATRICES: [&str; 7] = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let Some(named) = named else { return Ok(()) };
+    let fail = |said: String| Err(key("quantization_config.modules_to_not_convert", said));
+    for name in named {
+        let other = ["lm_head", "model.lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm"];
+        if !other.contains(&name.as_str()) {
+            let is_matrix =
+                name.starts_with("model.layers") || MATRICES.iter().any(|matrix| matrix.contains(name));
+            let what = if is_matrix {
+                "leaves a layer's matrix unconverted"
+            } else {
+                "is a module that is not known"
+            };
+            return fail(format!("\"{}\" {what}, which is not supported; use another model", shown(name)));
+        }
+    }
+    match named.iter().any(|name| name.ends_with("lm_head")) {
+        true => Ok(()),
+        false => fail(
+            "does not name lm_head: a ternary head is not supported; name it, or leave the key out".into(),
+        ),
     }
 }
 
@@ -316,31 +356,56 @@ fn float(name: &str, x: f64) -> Result<f32, LoadError> {
 }
 
 fn rope_base(raw: &Raw) -> Result<f32, LoadError> {
-    let given = raw.rope_theta.or(raw.rope_parameters.as_ref().and_then(|rope| rope.rope_theta));
-    match float("rope_theta", given.unwrap_or(10_000.0))? {
+    let inner = |part: &Option<Scaling>| part.as_ref().and_then(|rope| rope.rope_theta);
+    let said = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
+    let mut said = said.into_iter().flatten();
+    let given = said.next().unwrap_or(10_000.0);
+    if let Some(other) = said.find(|other| *other != given) {
+        return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
+    }
+    match float("rope_theta", given)? {
         // Below 1 the frequencies would rise without bound.
         base if base < 1.0 => Err(key("rope_theta", format!("{base} is below 1"))),
         base => Ok(base),
     }
 }
 
+/// What stretches the positions, where the file says so, and how.
+fn scaling(raw: &Raw) -> Option<(&Scaling, &str)> {
+    let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref())?;
+    Some((scaling, scaling.rope_type.as_deref().or(scaling.old_type.as_deref())?))
+}
+
+/// Linear scaling.
+fn rope_stretch(raw: &Raw) -> Result<f32, LoadError> {
+    let Some((scaling, "linear")) = scaling(raw) else { return Ok(1.0) };
+    let name = "rope_scaling.factor";
+    let factor = scaling.factor.ok_or_else(|| key(name, "missing; linear scaling needs it"))?;
+    match float(name, factor)? {
+        factor if factor >= 1.0 => Ok(factor),
+        factor => Err(key(name, format!("{factor} is below 1"))),
+    }
+}
+
 fn rope(raw: &Raw) -> Result<Option<Llama3Rope>, LoadError> {
     let name = "rope_scaling";
-    let Some(scaling) = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref()) else { return Ok(None) };
-    match scaling.rope_type.as_deref().or(scaling.old_type.as_deref()) {
-        None | Some("default") => return Ok(None),
-        Some("linear") if scaling.factor == Some(1.0) => return Ok(None),
-        Some("llama3") => {}
-        Some(other) => {
-            let said = format!("\"{}\" is not supported; default and llama3 are", shown(other));
+    let Some((scaling, kind)) = scaling(raw) else { return Ok(None) };
+    match kind {
+        "default" | "linear" => return Ok(None),
+        "llama3" => {}
+        other => {
+            let said = format!("\"{}\" is not supported; default, linear and llama3 are", shown(other));
             return Err(key(name, said));
         }
     }
+    let number = |part: &str, number: Option<f64>| {
+        number.ok_or_else(|| key(&format!("{name}.{part}"), "missing; llama3 scaling needs it"))
+    };
     let rope = Llama3Rope {
-        factor: scaling.factor.unwrap_or(8.0),
-        low: scaling.low_freq_factor.unwrap_or(1.0),
-        high: scaling.high_freq_factor.unwrap_or(4.0),
-        original: scaling.original_max_position_embeddings.unwrap_or(8192.0),
+        factor: number("factor", scaling.factor)?,
+        low: number("low_freq_factor", scaling.low_freq_factor)?,
+        high: number("high_freq_factor", scaling.high_freq_factor)?,
+        original: number("original_max_position_embeddings", scaling.original_max_position_embeddings)?,
     };
     let sound = [rope.factor, rope.low, rope.original].iter().all(|x| x.is_finite() && *x > 0.0);
     match sound && rope.high.is_finite() && rope.high > rope.low {

@@ -1,7 +1,8 @@
 //! The files of a checkpoint folder, on disk or in memory.
 
 use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::Map;
+use crate::engine::gguf::{Map, foreign_format};
+use crate::external_text::{duplicate_key, without_bom};
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,14 +62,31 @@ impl Folder {
     /// nowhere else.
     pub fn read(&self, name: &str) -> Result<Option<Map>, LoadError> {
         self.asked.borrow_mut().insert(name.to_owned());
-        match &self.kept {
-            Kept::Memory(files) => Ok(files.get(name).cloned().map(Map::from)),
+        let read = match &self.kept {
+            Kept::Memory(files) => files.get(name).cloned().map(Map::from),
             Kept::Disk(folder) => match Map::open(&folder.join(name)) {
-                Ok(map) => Ok(Some(map)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(LoadError::new(shown(name), format!("cannot be read: {error}"))),
+                Ok(map) => Some(map),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(LoadError::new(shown(name), format!("cannot be read: {error}"))),
             },
+        };
+        match read.as_ref().and_then(|bytes| foreign_format(bytes)) {
+            Some(what) => Err(LoadError::new(shown(name), format!("is {what}"))),
+            None => Ok(read),
         }
+    }
+
+    /// Names of its files, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = match &self.kept {
+            Kept::Memory(files) => files.keys().cloned().collect(),
+            Kept::Disk(folder) => {
+                let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+                entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            }
+        };
+        names.sort();
+        names
     }
 
     /// A file that must be there.
@@ -87,10 +105,19 @@ fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
         let said = format!("{} bytes, where {MAX_JSON} are allowed", bytes.len());
         return Err(LoadError::new(name, said));
     }
+    let bytes = without_bom(bytes);
+    if bytes.trim_ascii().is_empty() {
+        return Err(LoadError::new(name, "empty: half-downloaded; download it again"));
+    }
+    if let Some(place) = duplicate_key(bytes) {
+        return Err(LoadError::new(format!("{name}: {}", shown(&place)), "given twice; the file is damaged"));
+    }
     // The path to the value says what no line number does in a file of one line.
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let place = format!("{name}: {}", shown(&error.path().to_string()));
-        LoadError::new(place, shown(&error.inner().to_string()))
+        let ended =
+            if error.inner().is_eof() { ": half-downloaded or damaged; download it again" } else { "" };
+        LoadError::new(place, format!("{}{ended}", shown(&error.inner().to_string())))
     })
 }

@@ -57,6 +57,18 @@ impl Matrix {
         found.and_then(finite).map_err(|said| self.fail(said))
     }
 
+    /// Reads all of it, and finds what [`Matrix::write`] would not write.
+    pub fn verify(&self) -> Result<(), LoadError> {
+        let found = match &self.source {
+            // Its sum is no number where one of them is none.
+            Source::Master { data, kind } => self.factor(data, *kind).map(drop),
+            Source::Strided { data, .. } => check_codes(data),
+            Source::Tensor { .. } => self.pack().map(drop),
+        };
+        self.data().release();
+        found.map_err(|said| self.fail(said))
+    }
+
     /// What master weights are multiplied by before they are rounded.
     fn factor(&self, data: &[u8], kind: Dense) -> Result<f32, String> {
         match self.factor.get() {
@@ -139,9 +151,7 @@ impl Matrix {
     }
 
     fn pack_strided(&self, data: &[u8], scale: f32) -> Result<Packed, String> {
-        if let Some(at) = quant::find_code_3(data) {
-            return Err(format!("byte {at}: holds the undefined code 3; the file is damaged"));
-        }
+        check_codes(data)?;
         let quarter = self.rows.div_ceil(4);
         let mut bytes = Vec::with_capacity(self.rows * packed_row(self.cols));
         for row in 0..self.rows {
@@ -179,6 +189,13 @@ impl Matrix {
 
     fn fail(&self, said: impl Into<String>) -> LoadError {
         LoadError::tensor(&self.name, said)
+    }
+}
+
+fn check_codes(data: &[u8]) -> Result<(), String> {
+    match quant::find_code_3(data) {
+        None => Ok(()),
+        Some(at) => Err(format!("byte {at}: holds the undefined code 3; the file is damaged")),
     }
 }
 

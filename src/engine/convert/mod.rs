@@ -17,6 +17,7 @@ mod claim;
 mod config;
 mod file;
 mod folder;
+mod key_checks;
 mod matrix;
 pub mod part;
 mod safetensors;
@@ -26,9 +27,9 @@ mod vocabulary;
 pub use folder::Folder;
 
 use super::error::LoadError;
-use super::gguf::{Draft, Gguf, Map, Slice};
+use super::gguf::{Draft, Gguf, Map, Planned, Slice};
 use super::model::Layout;
-use super::quant::TensorType;
+use super::quant::{Numbers, TensorType};
 use super::tokenizer::Tokenizer;
 use matrix::{Form, Matrix};
 use std::fmt;
@@ -128,6 +129,8 @@ pub struct Plan {
     /// What each of the draft's tensors is made of.
     contents: Vec<Content>,
     notes: Vec<String>,
+    /// Whether a word that is a token is that token only where its merges lead to it.
+    merges_decide: bool,
 }
 
 /// What a tensor is made of.
@@ -160,11 +163,20 @@ impl Plan {
     /// gigabytes were written.
     fn with_vocabulary(self) -> Result<Self, LoadError> {
         let alone = Gguf::parse(Map::from(self.draft.metadata().header()))?;
-        Tokenizer::read(&alone).map(|_| self)
+        let tokenizer = Tokenizer::read(&alone)?;
+        match tokenizer.whole_word_beyond_merges().filter(|_| self.merges_decide) {
+            None => Ok(self),
+            Some(id) => {
+                let said = format!(
+                    "is false, and no merges lead to token {id}: no key of GGUF says so; use another model"
+                );
+                Err(LoadError::new("tokenizer.json: model.ignore_merges", said))
+            }
+        }
     }
 
     fn new() -> Self {
-        Plan { draft: Draft::default(), contents: Vec::new(), notes: Vec::new() }
+        Plan { draft: Draft::default(), contents: Vec::new(), notes: Vec::new(), merges_decide: false }
     }
 
     /// Header, and each tensor's name, type and size.
@@ -180,6 +192,19 @@ impl Plan {
     /// Adds to them.
     pub fn note(&mut self, said: String) {
         self.notes.push(said);
+    }
+
+    /// Reads all of the source once and finds what could not be written, so that nothing is begun in vain.
+    pub fn verify(&self) -> Result<(), LoadError> {
+        for (content, tensor) in self.contents.iter().zip(self.draft.tensors()) {
+            match content {
+                Content::Matrix(matrix, _) => matrix.verify()?,
+                Content::Table(table) => table.verify()?,
+                Content::Bytes(bytes) => verify_numbers(tensor, bytes)?,
+                Content::Scale(_) | Content::Numbers(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Writes the data of tensor `index` of the draft.
@@ -251,4 +276,20 @@ impl Plan {
     fn put_vector(&mut self, name: &str, table: Table) -> Result<(), LoadError> {
         self.put(name, table.kind(), &[table.cols], Content::Table(table))
     }
+}
+
+/// Numbers that are carried over as they are.
+fn verify_numbers(tensor: &Planned, bytes: &Slice) -> Result<(), LoadError> {
+    let (Some(kind), Some(cols)) = (Numbers::of(tensor.kind), tensor.dims.first()) else { return Ok(()) };
+    let Some(width) = kind.row_bytes(*cols).filter(|width| *width > 0) else { return Ok(()) };
+    let mut line = vec![0.0; *cols];
+    for (index, row) in bytes.chunks_exact(width).enumerate() {
+        kind.read(row, &mut line);
+        if line.iter().any(|x| !x.is_finite()) {
+            let said = format!("row {index}: holds what is not a number; the file is damaged");
+            return Err(LoadError::tensor(&tensor.name, said));
+        }
+    }
+    bytes.release();
+    Ok(())
 }

@@ -53,8 +53,10 @@ impl Tensors {
             return Ok(Tensors(file_tensors(SINGLE, file)?));
         }
         let index = folder.json::<Index>(INDEX)?.ok_or_else(|| {
-            let said = format!("missing, and no {INDEX}; give a folder with safetensors weights");
-            LoadError::new(SINGLE, said)
+            LoadError::new(
+                SINGLE,
+                format!("missing, and no {INDEX}; {}", instead_of_weights(&folder.names())),
+            )
         })?;
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         if names.len() > MAX_FILES {
@@ -87,6 +89,22 @@ impl Tensors {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+}
+
+/// What a folder without safetensors weights has, and the way out.
+fn instead_of_weights(names: &[String]) -> String {
+    let with = |end: &str| names.iter().find(|name| name.ends_with(end));
+    let part = names.iter().find(|name| name.ends_with(".safetensors") && name.contains("-of-"));
+    if let Some(part) = part {
+        return format!("{} is a part of a split checkpoint; download its index and all parts", shown(part));
+    }
+    if let Some(torch) = with(".bin").or_else(|| with(".pth")).or_else(|| with(".pt")) {
+        return format!("{} holds PyTorch weights, which are not read; get safetensors", shown(torch));
+    }
+    if let Some(file) = with(".gguf") {
+        return format!("{} is a model file already; give that file", shown(file));
+    }
+    "give a folder with safetensors weights".into()
 }
 
 /// A name from the index must mean a file of the folder itself.
@@ -196,7 +214,9 @@ impl Entry {
         let [start, end] = self.data_offsets;
         let given = end.checked_sub(start).filter(|_| end <= data);
         let Some(given) = given else {
-            return Err(format!("its data at {start} to {end} lies outside the {data} bytes of the file"));
+            return Err(format!(
+                "its data at {start} to {end} lies outside the {data} bytes of the file; it is half-downloaded or damaged: download it again"
+            ));
         };
         match bytes == Some(given) && self.shape.len() <= 8 {
             true => Ok(start..end),

@@ -58,6 +58,31 @@ impl Table {
         Ok(())
     }
 
+    /// Reads all of it as [`Table::write`] will, and writes nothing.
+    pub fn verify(&self) -> Result<(), LoadError> {
+        let mut line = vec![0.0; self.cols];
+        for (index, row) in self.data.chunks_exact(self.width()).enumerate() {
+            self.from.read(row, &mut line);
+            self.check(index, &line)?;
+        }
+        self.data.release();
+        Ok(())
+    }
+
+    /// Whether another table of as many columns holds the same numbers.
+    pub fn holds_the_same(&self, other: &Table) -> bool {
+        if self.from == other.from {
+            return *self.data == *other.data;
+        }
+        let (mut line, mut others) = (vec![0.0; self.cols], vec![0.0; self.cols]);
+        let rows = self.data.chunks_exact(self.width()).zip(other.data.chunks_exact(other.width()));
+        rows.into_iter().all(|(row, other_row)| {
+            self.from.read(row, &mut line);
+            other.from.read(other_row, &mut others);
+            line == others
+        })
+    }
+
     fn check(&self, row: usize, line: &[f32]) -> Result<(), LoadError> {
         let most = if self.to == Numbers::Plain(Dense::F16) { half::f16::MAX.to_f32() } else { f32::MAX };
         match line.iter().position(|x| x.abs() > most || x.is_nan()) {

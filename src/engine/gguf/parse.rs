@@ -4,6 +4,7 @@
 //! skipped; all arithmetic on sizes is checked. Source of the layout: the GGUF specification in the
 //! ggml project.
 
+use super::foreign::instead_of_gguf;
 use crate::engine::error::{LoadError, shown};
 use crate::engine::quant::TensorType;
 use std::collections::HashSet;
@@ -92,6 +93,9 @@ pub(super) const ARRAY: u32 = 9;
 /// The key that names another alignment of tensor data.
 pub(super) const ALIGNMENT: &str = "general.alignment";
 
+/// The key that tells of how many files a model was made.
+const SPLIT_COUNT: &str = "split.count";
+
 /// Reads the header of `file` and checks that every tensor lies in it, apart from the others.
 pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     let mut reader = Reader { file, at: 0 };
@@ -106,6 +110,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
         header.metadata.push((key, value));
         header.value_bytes.push(bytes);
     }
+    check_whole(&header.metadata)?;
     let alignment = alignment(&header.metadata)?;
     let mut raw = Vec::new();
     let mut names = HashSet::new();
@@ -122,6 +127,28 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     }
     check_apart(&header.tensors)?;
     Ok(header)
+}
+
+/// A part of a model that was split into several files is no model.
+fn check_whole(metadata: &[(String, Value)]) -> Result<(), LoadError> {
+    let number = |name: &str| {
+        metadata.iter().find(|(key, _)| key == name).and_then(|(_, value)| match value {
+            Value::Unsigned(n) => Some(*n),
+            Value::Signed(n) => u64::try_from(*n).ok(),
+            _ => None,
+        })
+    };
+    match number(SPLIT_COUNT) {
+        None | Some(0 | 1) => Ok(()),
+        Some(count) => {
+            // Counted from 0 in the file, and from 1 in its name.
+            let part =
+                number("split.no").map_or("one".into(), |part| format!("part {}", part.saturating_add(1)));
+            let said =
+                format!("{part} of {count} parts of a split file; join them: llama-gguf-split --merge");
+            Err(LoadError::key(SPLIT_COUNT, said))
+        }
+    }
 }
 
 fn alignment(metadata: &[(String, Value)]) -> Result<u64, LoadError> {
@@ -177,7 +204,7 @@ impl RawTensor {
                 name: self.name,
             }),
             _ => Err(fail(format!(
-                "offset {} and {size} bytes lie outside the file of {file} bytes; it is truncated or damaged",
+                "offset {} and {size} bytes lie outside the file of {file} bytes; it is half-downloaded, truncated or damaged: download it again",
                 self.offset
             ))),
         }
@@ -198,7 +225,7 @@ impl Reader<'_> {
     /// Magic, version, and the numbers of tensors and metadata keys.
     fn start(&mut self) -> Result<(u64, u64), LoadError> {
         if self.file.get(..4) != Some(b"GGUF") {
-            return Err(LoadError::new("byte 0", "no GGUF file; give a model in that format"));
+            return Err(LoadError::new("byte 0", format!("no GGUF file: {}", instead_of_gguf(self.file))));
         }
         self.at = 4;
         match self.u32()? {

@@ -21,6 +21,7 @@ pub use weights::Layout;
 use super::error::{LoadError, shown};
 use super::gguf::Gguf;
 use super::kernels::Kernels;
+use super::known_keys::check_architecture;
 use super::ops::RopePairs;
 use super::pool::Pool;
 use super::quant::packed_row;
@@ -92,6 +93,7 @@ impl Shape {
             LoadError::key("general.architecture", "missing; the file is no complete model")
         })?;
         let (usual, sub_norms, rope_pairs) = family(arch)?;
+        check_architecture(file, arch)?;
         let key = |name: &str| format!("{arch}.{name}");
         let heads = file.number(&key("attention.head_count"))?;
         let dim = file.number(&key("embedding_length"))?;

@@ -44,6 +44,19 @@ impl BytePairs {
         Ok((entries, BytePairs { cut, merges, whole }))
     }
 
+    /// A token that is taken whole where it is a word, and that the merges alone do not lead to.
+    pub fn whole_word_beyond_merges(&self, vocab: &Vocab) -> Option<u32> {
+        let mut merged = Vec::new();
+        self.whole.iter().flat_map(ByBytes::ids).copied().find(|id| {
+            let Ok(text) = std::str::from_utf8(vocab.get(*id)) else { return false };
+            let mut words = 0;
+            self.cut.words(text, |_| words += 1);
+            merged.clear();
+            merge(&self.merges, self.merges.of_bytes(text.as_bytes()), &mut merged);
+            words == 1 && merged != [*id]
+        })
+    }
+
     /// Appends the ids of `text`.
     pub fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) {
         self.cut.words(text, |word| {

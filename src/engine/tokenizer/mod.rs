@@ -23,11 +23,12 @@ pub use template::{Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
+use crate::engine::known_keys::check_tokenizer;
 use bpe::BytePairs;
 use marks::{Marks, Part};
 use pieces::Pieces;
 use template::{Family, Names, Prompt, Template};
-use vocab::{Entries, Kind, TOKENS, Vocab, token_id};
+use vocab::{Entries, Kind, TOKENS, Vocab, token_id, token_ids};
 use words::Cut;
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -38,8 +39,16 @@ const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 /// Texts of marks that end a turn; with the ids a file names, they all end an answer.
 const END_TEXTS: &[&str] =
     &["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "</s>"];
-const END_KEYS: &[&str] =
-    &["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+/// Each names one id or a list; the plural is Ollama's and ours for those beyond the first two.
+const END_KEYS: &[&str] = &[
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",
+    "tokenizer.ggml.eos_token_ids",
+    "tokenizer.ggml.eot_token_ids",
+    "tokenizer.ggml.eom_token_ids",
+    "tokenizer.ggml.eog_token_ids",
+];
 
 /// A vocabulary with its rules.
 #[derive(Debug)]
@@ -140,6 +149,7 @@ impl Tokenizer {
     /// What it does not read by name, and whatever does not hold together, at its key. A chat template
     /// that cannot be used is none: the form of the model's family takes its place, and a note says so.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
+        check_tokenizer(file)?;
         let Base { mut entries, rules, falcon_e, begins, mut notes } = Base::read(file)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
         let ends = end_ids(file, &entries)?;
@@ -177,6 +187,15 @@ impl Tokenizer {
         let family = Family::detect(file, &base.entries, base.falcon_e)?;
         let sound = file.text(TEMPLATE)?.is_some_and(|template| !family.knows_better_than(template));
         Ok((family == Family::BitNet && !sound).then(|| family.form()))
+    }
+
+    /// A token of a byte-level vocabulary that is taken whole where it is a word, and that merges alone do not
+    /// lead to: text is cut otherwise where a vocabulary says that merges decide.
+    pub fn whole_word_beyond_merges(&self) -> Option<u32> {
+        match &self.rules {
+            Rules::BytePairs(rules) => rules.whole_word_beyond_merges(&self.vocab),
+            Rules::Pieces(_) => None,
+        }
     }
 
     /// Tokens in the vocabulary.
@@ -331,7 +350,7 @@ fn end_ids(file: &Gguf, entries: &Entries) -> Result<Vec<u32>, LoadError> {
     let texts = END_TEXTS.iter().filter_map(|text| ids.get(text.as_bytes()).copied());
     let mut ends: Vec<u32> = texts.filter(is_mark).collect();
     for key in END_KEYS {
-        ends.extend(token_id(file, key, entries.vocab.len())?);
+        ends.extend(token_ids(file, key, entries.vocab.len())?);
     }
     ends.sort_unstable();
     ends.dedup();

@@ -70,6 +70,11 @@ impl ByBytes {
         ByBytes(ids)
     }
 
+    /// All of them.
+    pub fn ids(&self) -> &[u32] {
+        &self.0
+    }
+
     /// The token of `left` and `right` together.
     pub fn find(&self, vocab: &Vocab, left: &[u8], right: &[u8]) -> Option<u32> {
         let at = self.0.binary_search_by(|id| compare(vocab.get(*id), left, right));
@@ -181,18 +186,23 @@ fn looks_like_a_mark(token: &[u8]) -> bool {
         || [b"<s>".as_slice(), b"</s>", b"<unk>", b"<pad>", b"[INST]", b"[/INST]"].contains(&token)
 }
 
-/// The id that `key` names, if it names one: -1, in 32 bits with or without a sign, is none, as
-/// llama.cpp has it.
+/// The id that `key` names, if it names one; of several the first.
 pub(super) fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
-    const NONE: u64 = u32::MAX as u64;
-    if let Some(Value::Signed(-1) | Value::Unsigned(NONE)) = file.value(key) {
-        return Ok(None);
-    }
-    match file.number_or_none(key)? {
-        Some(id) if id >= vocab => {
-            let said = format!("{id} is outside the vocabulary of {vocab}");
-            Err(LoadError::key(key, said))
-        }
-        id => Ok(id.map(|id| id as u32)),
-    }
+    Ok(token_ids(file, key, vocab)?.first().copied())
+}
+
+/// The ids that `key` names, one or a list: -1, in 32 bits with or without a sign, is none, as llama.cpp has it.
+pub(super) fn token_ids(file: &Gguf, key: &str, vocab: usize) -> Result<Vec<u32>, LoadError> {
+    const NONE: i64 = u32::MAX as i64;
+    let ids: Vec<i64> = match file.value(key) {
+        Some(Value::Signed(-1)) => Vec::new(),
+        Some(Value::Array(_)) => file.integers(key)?.into_iter().flatten().collect(),
+        _ => file.number_or_none(key)?.into_iter().map(|id| id as i64).collect(),
+    };
+    let named = ids.into_iter().filter(|id| ![-1, NONE].contains(id));
+    let inside = |id: i64| match usize::try_from(id) {
+        Ok(at) if at < vocab => Ok(at as u32),
+        _ => Err(LoadError::key(key, format!("{id} is outside the vocabulary of {vocab}"))),
+    };
+    named.map(inside).collect()
 }

@@ -1,6 +1,7 @@
-//! `tokenizer.json`: a pair encoding, of bytes or of SentencePiece's pieces.
+//! `tokenizer.json`: a pair encoding, of bytes or of SentencePiece's pieces. What is done to text before and after is
+//! `steps`'s to check.
 
-use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, fill};
+use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, fill, steps};
 use crate::engine::convert::folder::Folder;
 use crate::engine::error::{LoadError, shown};
 use serde::Deserialize;
@@ -16,6 +17,7 @@ struct Raw {
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
+    decoder: Option<Value>,
     model: Model,
 }
 
@@ -25,6 +27,8 @@ struct Added {
     content: String,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    normalized: bool,
 }
 
 impl Added {
@@ -48,6 +52,10 @@ struct Model {
     merges: Vec<Merge>,
     #[serde(default)]
     byte_fallback: bool,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    ignore_merges: bool,
     unk_token: Option<String>,
 }
 
@@ -81,6 +89,12 @@ fn vocabulary(raw: &Raw, rows: usize) -> Result<Vocabulary, LoadError> {
         return Err(place("model.type", said));
     }
     let sentence_piece = raw.model.byte_fallback;
+    check_added(raw)?;
+    let adds_space = steps::check(raw.normalizer.as_ref(), raw.pre_tokenizer.as_ref(), sentence_piece)?;
+    steps::check_decoder(raw.decoder.as_ref(), sentence_piece)?;
+    if sentence_piece && raw.model.ignore_merges {
+        return Err(place("model.ignore_merges", "is true beside byte_fallback; use another model"));
+    }
     let unknown = |text: &String| sentence_piece && raw.model.unk_token.as_ref() == Some(text);
     let plain = raw.model.vocab.iter().map(|(text, id)| {
         let byte = sentence_piece && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
@@ -93,13 +107,18 @@ fn vocabulary(raw: &Raw, rows: usize) -> Result<Vocabulary, LoadError> {
         (added.id, &added.content, if unknown(&added.content) { UNKNOWN } else { kind })
     });
     let (tokens, kinds) = fill(FILE, rows, plain.chain(added))?;
+    if sentence_piece && !raw.model.fuse_unk && kinds.iter().filter(|kind| **kind == BYTE).count() < 256 {
+        let said = "is false, and some bytes have no token: characters with those would be read otherwise";
+        return Err(place("model.fuse_unk", said));
+    }
     let scores = sentence_piece.then(|| scores(&raw.model, &tokens)).transpose()?;
     Ok(Vocabulary {
         model: if sentence_piece { "llama" } else { "gpt2" },
-        pre: if sentence_piece { "default" } else { pre_tokenizer(raw.pre_tokenizer.as_ref())? },
-        adds_space: adds_space(raw),
+        pre: if sentence_piece { "default" } else { "llama-bpe" },
+        adds_space,
+        merges_decide: !sentence_piece && !raw.model.ignore_merges,
         merges: merges(&raw.model)?,
-        begins_with: begins_with(raw),
+        begins_with: steps::begins_with(raw.post_processor.as_ref())?,
         tokens,
         kinds,
         scores,
@@ -131,62 +150,21 @@ fn place(what: &str, said: impl Into<String>) -> LoadError {
     LoadError::new(format!("{FILE}: {what}"), said)
 }
 
-/// How Llama 3's tokenizer cuts text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The name GGUF has for a way to cut text, told by its patterns. Names of models say less: they
-/// change hands.
-fn pre_tokenizer(given: Option<&Value>) -> Result<&'static str, LoadError> {
-    let (mut kinds, mut patterns) = (Vec::new(), Vec::new());
-    collect(given, &mut kinds, &mut patterns);
-    match (kinds.as_slice(), patterns.as_slice()) {
-        (["Split", "ByteLevel"], [LLAMA3]) => Ok("llama-bpe"),
-        _ => {
-            let (kinds, patterns) = (shown(&kinds.join(", ")), shown(&patterns.join(", ")));
-            let said = format!("[{kinds}] with the patterns [{patterns}] has no name in GGUF that we know");
-            Err(place("pre_tokenizer", format!("{said}; use a model that cuts text as Llama 3 does")))
+/// Tokens that would be found otherwise than this engine finds them.
+fn check_added(raw: &Raw) -> Result<(), LoadError> {
+    for (index, added) in raw.added_tokens.iter().enumerate() {
+        let fail = |key: &str, said: String| Err(place(&format!("added_tokens[{index}].{key}"), said));
+        if let Some(id) = raw.model.vocab.get(&added.content).filter(|id| **id != added.id) {
+            let said = format!("{}, and \"{}\" is {id} in the vocabulary", added.id, shown(&added.content));
+            return fail("id", said);
+        }
+        if added.normalized && raw.normalizer.is_some() {
+            let said = format!(
+                "\"{}\" is looked for in rewritten text, which is not supported",
+                shown(&added.content)
+            );
+            return fail("normalized", said);
         }
     }
-}
-
-/// Types and patterns of a pre-tokenizer, in order; one level of sequence, as all files have.
-fn collect<'a>(given: Option<&'a Value>, kinds: &mut Vec<&'a str>, patterns: &mut Vec<&'a str>) {
-    let Some(given) = given else { return };
-    match given["type"].as_str() {
-        Some("Sequence") => {
-            for part in given["pretokenizers"].as_array().into_iter().flatten().take(16) {
-                kinds.extend(part["type"].as_str());
-                patterns.extend(part["pattern"]["Regex"].as_str());
-            }
-        }
-        kind => {
-            kinds.extend(kind);
-            patterns.extend(given["pattern"]["Regex"].as_str());
-        }
-    }
-}
-
-/// Whether a space is put before a text: by a normalizer, or by the step that marks spaces.
-fn adds_space(raw: &Raw) -> bool {
-    let prepends = |value: &Value| {
-        value["type"] == "Prepend"
-            || value["prepend_scheme"] == "first"
-            || value["prepend_scheme"] == "always"
-            || value["add_prefix_space"] == true
-    };
-    let parts = [(&raw.normalizer, "normalizers"), (&raw.pre_tokenizer, "pretokenizers")];
-    parts.iter().any(|(value, list)| match value {
-        None => false,
-        Some(value) => prepends(value) || value[list].as_array().is_some_and(|all| all.iter().any(prepends)),
-    })
-}
-
-/// What the post-processor puts before a text; `None` where there is none.
-fn begins_with(raw: &Raw) -> Option<Vec<u64>> {
-    let processor = raw.post_processor.as_ref()?;
-    let parts = processor["processors"].as_array().map_or(std::slice::from_ref(processor), Vec::as_slice);
-    let template = parts.iter().find(|part| part["type"] == "TemplateProcessing")?;
-    let first = template["single"][0]["SpecialToken"]["id"].as_str()?;
-    let ids = template["special_tokens"][first]["ids"].as_array()?;
-    Some(ids.iter().filter_map(Value::as_u64).collect())
+    Ok(())
 }

@@ -33,6 +33,7 @@ pub(super) fn read(folder: &Folder, rows: usize) -> Result<Vocabulary, LoadError
         kinds,
         scores: Some(scores),
         adds_space,
+        merges_decide: false,
         merges: Vec::new(),
         begins_with: None,
     })

@@ -1,0 +1,128 @@
+//! Every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of them.
+
+use super::folder::Folder;
+use crate::engine::error::{LoadError, shown};
+use crate::engine::known_keys::{self, Entry, check_object, keys_left_out};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+
+type Object = Map<String, Value>;
+
+/// Checks the keys of all files that a checkpoint folder has; gives short sentences on what is left out.
+pub(super) fn check(folder: &Folder) -> Result<Vec<String>, LoadError> {
+    check_config(folder)?;
+    let mut notes = Vec::new();
+    let file = "generation_config.json";
+    if let Some(object) = folder.json::<Object>(file)? {
+        check_keys(file, "", &[known_keys::GENERATION], &object)?;
+        let keys = keys_left_out(known_keys::GENERATION, &object, known_keys::REQUEST);
+        if !keys.is_empty() {
+            notes.push(format!("{file}: {} left out: {}", keys.join(", "), known_keys::REQUEST));
+        }
+    }
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        if let Some(object) = folder.json::<Object>(file)? {
+            check_keys(file, "", &[known_keys::TOKENIZER_CONFIG], &object)?;
+            check_special_tokens(file, &object)?;
+        }
+    }
+    let file = "tokenizer.json";
+    if let Some(Outline(object)) = folder.json(file)? {
+        check_keys(file, "", &[known_keys::TOKENIZER], &object)?;
+        if let Some(model) = object.get("model").and_then(Value::as_object) {
+            check_keys(file, "model.", &[known_keys::BPE_MODEL], model)?;
+        }
+        let added = object.get("added_tokens").and_then(Value::as_array);
+        for (index, token) in added.into_iter().flatten().enumerate() {
+            if let Some(token) = token.as_object() {
+                check_keys(file, &format!("added_tokens[{index}]."), &[known_keys::ADDED_TOKEN], token)?;
+            }
+        }
+    }
+    Ok(notes)
+}
+
+fn check_config(folder: &Folder) -> Result<(), LoadError> {
+    let file = "config.json";
+    let Some(object) = folder.json::<Object>(file)? else { return Ok(()) };
+    // Older files keep what is now in `generation_config.json`.
+    check_keys(file, "", &[known_keys::CONFIG, known_keys::GENERATION], &object)?;
+    let parts = [
+        ("quantization_config", known_keys::QUANTIZATION),
+        ("rope_scaling", known_keys::ROPE),
+        ("rope_parameters", known_keys::ROPE),
+    ];
+    for (key, table) in parts {
+        if let Some(part) = object.get(key).and_then(Value::as_object) {
+            check_keys(file, &format!("{key}."), &[table], part)?;
+        }
+    }
+    let said = |key: &str| object.get(key).filter(|value| value.is_object());
+    match (said("rope_scaling"), said("rope_parameters")) {
+        (Some(one), Some(other)) if one != other => {
+            let said = "differs from rope_scaling; remove the one that the model was not trained with";
+            Err(LoadError::new(format!("{file}: rope_parameters"), said))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tokens that are objects have keys of their own.
+fn check_special_tokens(file: &str, object: &Object) -> Result<(), LoadError> {
+    for (key, value) in object {
+        let tokens: Vec<(String, &Value)> = match value {
+            Value::Object(tokens) if key == "added_tokens_decoder" => {
+                tokens.iter().map(|(id, token)| (format!("{key}.{id}."), token)).collect()
+            }
+            Value::Array(tokens) if key == "additional_special_tokens" => {
+                tokens.iter().enumerate().map(|(at, token)| (format!("{key}[{at}]."), token)).collect()
+            }
+            token if ["bos_token", "eos_token", "unk_token", "pad_token"].contains(&key.as_str()) => {
+                vec![(format!("{key}."), token)]
+            }
+            _ => continue,
+        };
+        for (place, token) in tokens {
+            if let Some(token) = token.as_object() {
+                check_keys(file, &place, &[known_keys::SPECIAL_TOKEN], token)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_keys(file: &str, place: &str, tables: &[&[Entry]], object: &Object) -> Result<(), LoadError> {
+    check_object(tables, object)
+        .map_err(|(key, said)| LoadError::new(format!("{file}: {}{key}", shown(place)), said))
+}
+
+/// An object of `tokenizer.json` without its vocabulary, which has megabytes.
+struct Outline(Object);
+
+impl<'de> Deserialize<'de> for Outline {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Outline;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
+                let mut object = Object::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    let value = match key.as_str() {
+                        "vocab" | "merges" => map.next_value::<IgnoredAny>().map(|_| Value::Bool(true))?,
+                        "model" => Value::Object(map.next_value::<Outline>()?.0),
+                        _ => map.next_value()?,
+                    };
+                    object.insert(key, value);
+                }
+                Ok(Outline(object))
+            }
+        }
+        reader.deserialize_map(Keys)
+    }
+}

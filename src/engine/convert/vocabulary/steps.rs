@@ -1,0 +1,178 @@
+//! What `tokenizer.json` does to text before its model cuts it, and to tokens behind it: steps that this engine takes
+//! too, in just these forms. All others are refused by name, since no key of GGUF carries them.
+
+use super::json::FILE;
+use crate::engine::error::{LoadError, shown};
+use serde_json::{Value, json};
+
+/// How Llama 3's tokenizer cuts text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// What SentencePiece writes for a space.
+const SPACE: &str = "\u{2581}";
+
+fn place(what: &str, said: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{FILE}: {what}"), said)
+}
+
+/// The steps of a value, those of a sequence one by one; none where nothing is said.
+fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a Value>, LoadError> {
+    let Some(given) = given.filter(|given| !given.is_null()) else { return Ok(Vec::new()) };
+    if given["type"] != "Sequence" {
+        return Ok(vec![given]);
+    }
+    let all = given[list]
+        .as_array()
+        .ok_or_else(|| place(what, "a Sequence without its list; the file is damaged"))?;
+    let mut steps = Vec::new();
+    for part in all {
+        // A sequence in a sequence does the same as its steps; deeper ones are in no file.
+        match part["type"] == "Sequence" {
+            true => steps.extend(part[list].as_array().into_iter().flatten()),
+            false => steps.push(part),
+        }
+    }
+    Ok(steps)
+}
+
+/// A step's type, and its settings where it is one of several.
+fn name(step: &Value) -> String {
+    shown(step["type"].as_str().unwrap_or("a step without a type"))
+}
+
+fn names(steps: &[&Value]) -> String {
+    steps.iter().map(|step| name(step)).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a step has just these settings; those in `free` may have any value.
+fn is(step: &Value, wanted: &Value, free: &[&str]) -> bool {
+    let (Some(step), Some(wanted)) = (step.as_object(), wanted.as_object()) else { return false };
+    let same = wanted.iter().all(|(key, value)| step.get(key) == Some(value));
+    same && step.keys().all(|key| wanted.contains_key(key) || free.contains(&key.as_str()))
+}
+
+/// Checks the normalizer and the pre-tokenizer; gives whether a space is put before a text.
+pub(super) fn check(
+    normalizer: Option<&Value>,
+    pre_tokenizer: Option<&Value>,
+    sentence_piece: bool,
+) -> Result<bool, LoadError> {
+    let normalizers = parts(normalizer, "normalizers", "normalizer")?;
+    let pre_tokenizers = parts(pre_tokenizer, "pretokenizers", "pre_tokenizer")?;
+    match sentence_piece {
+        true => check_pieces(&normalizers, &pre_tokenizers),
+        false => check_bytes(&normalizers, &pre_tokenizers).map(|()| false),
+    }
+}
+
+fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<bool, LoadError> {
+    let prepend = json!({"type": "Prepend", "prepend": SPACE});
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": false});
+    let is_replaced = |step: &Value| is(step, &replace, &[]);
+    match (normalizers, pre_tokenizers) {
+        ([first, second], []) if is(first, &prepend, &[]) && is_replaced(second) => Ok(true),
+        ([only], []) if is_replaced(only) => Ok(false),
+        ([], [only]) if is(only, &metaspace, &["str_rep"]) => Ok(false),
+        ([], []) => Err(place("normalizer", "missing: spaces have no mark, which is not supported")),
+        (_, []) | ([_, ..], _) => {
+            let said = format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
+            Err(place("normalizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+        }
+        ([], _) => {
+            let said = format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
+            Err(place("pre_tokenizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+        }
+    }
+}
+
+/// The one way to cut text into words that GGUF has a name for; told by its pattern, since names of models change
+/// hands.
+fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), LoadError> {
+    if !normalizers.is_empty() {
+        let said =
+            format!("[{}] rewrites text, and no key of GGUF says so; use another model", names(normalizers));
+        return Err(place("normalizer", said));
+    }
+    let split =
+        json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+    match pre_tokenizers {
+        [first, second] if is(first, &split, &[]) && is(second, &bytes, &["trim_offsets"]) => Ok(()),
+        steps => {
+            let patterns: Vec<&str> =
+                steps.iter().filter_map(|step| step["pattern"]["Regex"].as_str()).collect();
+            // Where the pattern is Llama 3's, it is an option that differs.
+            let what = match patterns == [LLAMA3] {
+                true => "with these options".into(),
+                false => format!("with the patterns [{}]", shown(&patterns.join(", "))),
+            };
+            let said = format!("[{}] {what} has no name in GGUF that we know", names(steps));
+            Err(place("pre_tokenizer", format!("{said}; use a model that cuts text as Llama 3 does")))
+        }
+    }
+}
+
+/// Checks that tokens become text as this engine has it.
+pub(super) fn check_decoder(decoder: Option<&Value>, sentence_piece: bool) -> Result<(), LoadError> {
+    let replace = json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "});
+    let is_sound = |step: &&Value| match (step["type"].as_str(), sentence_piece) {
+        (Some("ByteLevel"), false) => true,
+        (Some("ByteFallback" | "Fuse"), true) => true,
+        (Some("Replace"), true) => is(step, &replace, &[]),
+        (Some("Metaspace"), true) => step["replacement"] == SPACE,
+        // The space that was put before the text.
+        (Some("Strip"), true) => step["content"] == " " && step["stop"] == 0,
+        _ => false,
+    };
+    let steps = parts(decoder, "decoders", "decoder")?;
+    match steps.iter().find(|step| !is_sound(step)) {
+        None => Ok(()),
+        Some(step) => {
+            let said =
+                format!("{} in this form gives other text than this engine; use another model", name(step));
+            Err(place("decoder", said))
+        }
+    }
+}
+
+/// Ids that the post-processor puts before a text; `None` where it says nothing of it.
+pub(super) fn begins_with(processor: Option<&Value>) -> Result<Option<Vec<u64>>, LoadError> {
+    let what = "post_processor";
+    let mut found = None;
+    for step in parts(processor, "processors", what)? {
+        match step["type"].as_str() {
+            // Its settings are about places in the text alone.
+            Some("ByteLevel") => {}
+            Some("TemplateProcessing") if found.is_none() => found = Some(before_text(step)?),
+            _ => {
+                let said =
+                    format!("{} adds tokens in a way that is not supported; use another model", name(step));
+                return Err(place(what, said));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Ids that a template puts before a text, where it puts none behind it.
+fn before_text(template: &Value) -> Result<Vec<u64>, LoadError> {
+    let fail = |said: &str| Err(place("post_processor.single", said.to_owned()));
+    let single = template["single"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let Some((sequence, special)) = single.split_last() else { return fail("missing; the file is damaged") };
+    if sequence["Sequence"]["id"] != "A" {
+        return fail("puts tokens behind a text, which is not supported; use another model");
+    }
+    let mut before = Vec::new();
+    for token in special {
+        let ids = token["SpecialToken"]["id"]
+            .as_str()
+            .and_then(|id| template["special_tokens"][id]["ids"].as_array());
+        match ids {
+            Some(ids) => before.extend(ids.iter().filter_map(Value::as_u64)),
+            None => return fail("names a token that it does not have; the file is damaged"),
+        }
+    }
+    Ok(before)
+}

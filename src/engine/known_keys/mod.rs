@@ -1,0 +1,178 @@
+//! What becomes of each known key of a checkpoint's JSON files and of GGUF metadata: it is used, it cannot change a
+//! result and why, or only some values are sound because the others mean what this engine does not do.
+//!
+//! A key that stands in no table is refused by name: it could change what a model computes. Deliberately reads no
+//! value for use; that is for whoever a key is used by.
+
+mod checkpoint;
+mod gguf;
+
+pub use checkpoint::{ADDED_TOKEN, CONFIG, GENERATION, QUANTIZATION, ROPE, TOKENIZER, TOKENIZER_CONFIG};
+pub use checkpoint::{BPE_MODEL, REQUEST, SPECIAL_TOKEN};
+pub use gguf::{check_architecture, check_tokenizer};
+
+use super::error::shown;
+use serde_json::Value;
+
+/// What becomes of a key.
+#[derive(Debug, Clone, Copy)]
+pub enum Treatment {
+    /// It is read, and its value checked where it is.
+    Used,
+    /// It changes no result, for this reason.
+    Irrelevant(&'static str),
+    /// Only these values are sound; any other would mean this.
+    Only(&'static [Fact<'static>], &'static str),
+}
+
+/// A key and what becomes of it.
+pub type Entry = (&'static str, Treatment);
+
+/// As much of a value as tells whether it is sound.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fact<'a> {
+    /// Nothing is said.
+    Null,
+    /// A bool.
+    Bool(bool),
+    /// Any number.
+    Number(f64),
+    /// A text; also a list of nothing but this text.
+    Text(&'a str),
+    /// An empty list or object.
+    Empty,
+    /// Anything else.
+    Other,
+}
+
+impl<'a> Fact<'a> {
+    /// That of a JSON value.
+    fn of(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Fact::Null,
+            Value::Bool(flag) => Fact::Bool(*flag),
+            Value::Number(number) => number.as_f64().map_or(Fact::Other, Fact::Number),
+            Value::String(text) => Fact::Text(text),
+            Value::Object(object) if object.is_empty() => Fact::Empty,
+            Value::Object(_) => Fact::Other,
+            Value::Array(list) => match list.split_first() {
+                None => Fact::Empty,
+                Some((Value::String(first), rest)) if rest.iter().all(|value| value == first) => {
+                    Fact::Text(first)
+                }
+                Some(_) => Fact::Other,
+            },
+        }
+    }
+
+    /// It as a message repeats it.
+    fn shown(self) -> String {
+        match self {
+            Fact::Null => "null".into(),
+            Fact::Bool(flag) => flag.to_string(),
+            Fact::Number(number) => number.to_string(),
+            Fact::Text(text) => format!("\"{}\"", shown(text)),
+            Fact::Empty => "empty".into(),
+            Fact::Other => "a list or an object".into(),
+        }
+    }
+}
+
+/// Checks a key and its value; the error says what is wrong with it. A null says nothing, whatever its key.
+fn check(tables: &[&[Entry]], key: &str, fact: Fact<'_>) -> Result<(), String> {
+    if fact == Fact::Null {
+        return Ok(());
+    }
+    let entry = tables.iter().flat_map(|table| table.iter()).find(|(known, _)| *known == key);
+    match entry {
+        Some((_, Treatment::Used | Treatment::Irrelevant(_))) => Ok(()),
+        Some((_, Treatment::Only(sound, _))) if sound.contains(&fact) => Ok(()),
+        Some((_, Treatment::Only(_, meaning))) => {
+            Err(format!("is {}: {meaning}, which is not supported; use another model", fact.shown()))
+        }
+        None => {
+            Err("is not known to this version and could change what the model computes; remove it where it \
+             does not, or use another model"
+                .into())
+        }
+    }
+}
+
+/// Checks all keys of a JSON object; the error is the key and what is wrong with it.
+pub fn check_object(
+    tables: &[&[Entry]],
+    object: &serde_json::Map<String, Value>,
+) -> Result<(), (String, String)> {
+    for (key, value) in object {
+        // What libraries note for themselves, as `_name_or_path`.
+        if !key.starts_with('_') {
+            check(tables, key, Fact::of(value)).map_err(|said| (shown(key), said))?;
+        }
+    }
+    Ok(())
+}
+
+/// The keys of an object that are irrelevant for just this reason.
+pub fn keys_left_out<'o>(
+    table: &[Entry],
+    object: &'o serde_json::Map<String, Value>,
+    reason: &str,
+) -> Vec<&'o str> {
+    let is_left_out = |key: &str| {
+        let mut entries = table.iter().filter(|(known, _)| *known == key);
+        entries.any(|(_, treatment)| matches!(treatment, Treatment::Irrelevant(why) if *why == reason))
+    };
+    let said = object.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
+    said.filter(|key| is_left_out(key)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_key_stands_in_a_table_twice() {
+        for table in [
+            CONFIG,
+            GENERATION,
+            QUANTIZATION,
+            ROPE,
+            TOKENIZER,
+            TOKENIZER_CONFIG,
+            ADDED_TOKEN,
+            SPECIAL_TOKEN,
+            BPE_MODEL,
+            gguf::ARCHITECTURE,
+            gguf::TOKENIZER,
+        ] {
+            let keys: HashSet<&str> = table.iter().map(|(key, _)| *key).collect();
+            assert_eq!(keys.len(), table.len());
+            let reasons = table.iter().all(|(_, treatment)| match treatment {
+                Treatment::Irrelevant(reason) | Treatment::Only(_, reason) => !reason.is_empty(),
+                Treatment::Used => true,
+            });
+            assert!(reasons);
+        }
+    }
+
+    #[test]
+    fn sound_values_pass_others_and_unknown_keys_are_named() {
+        let check = |value: Value| check_object(&[CONFIG, GENERATION], value.as_object().expect("an object"));
+        let sound = json!({"hidden_size": 7, "attention_bias": false, "layer_types": ["full_attention", "full_attention"],
+            "logit_scale": 1, "_anything": 1, "unheard_of": null, "temperature": 0.6, "no_repeat_ngram_size": 0});
+        assert_eq!(check(sound), Ok(()));
+        for (key, value, word) in [
+            ("attention_bias", json!(true), "biases"),
+            ("layer_types", json!(["full_attention", "sliding_attention"]), "a list"),
+            ("layer_types", json!(["sliding_attention"]), "sliding_attention"),
+            ("logit_scale", json!(0.5), "0.5"),
+            ("unheard_of", json!(1), "not known"),
+            ("suppress_tokens", json!([5]), "never"),
+        ] {
+            let (named, said) = check(json!({ key: value })).expect_err(key);
+            assert!(named == key && said.contains(word), "{named}: {said}");
+        }
+    }
+}
