@@ -20,6 +20,10 @@ const WAITING: usize = 4 << 10;
 /// (64 of the longest there are); ten thousand short ones fit as well.
 pub(super) const WAITING_TEXTS: usize = 64 * json::MAX_REQUEST;
 
+/// Most prompts of the broker link that wait beside those of the socket: whatever the depth, the worker is never short of
+/// work with these, and the link keeps the others in turn.
+const HANDED_OVER: usize = 64;
+
 /// Clients that take more than this are worth a word when the plan does not fit; by default they take 10 MiB.
 const MANY_CLIENTS: usize = 16 << 20;
 
@@ -46,7 +50,7 @@ pub struct Plan {
 pub struct Clients {
     /// As many connections of the socket as there may be, each with an unfinished request.
     pub connections: usize,
-    /// A full queue.
+    /// A full queue, with what the broker link hands over to it.
     pub queue: usize,
     /// The broker link, with all that waits for the broker; 0 without one.
     pub link: usize,
@@ -68,9 +72,13 @@ impl Clients {
     }
 
     fn reckon(depth: usize, connections: usize, is_linked: bool) -> Self {
+        // A connection's first request may wait beside the others, its text within the bound of all.
+        let queue =
+            (depth + connections) * WAITING + WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
+        let handed_over = if is_linked { window(depth) * (WAITING + json::MAX_REQUEST) } else { 0 };
         Clients {
             connections: connections * unix::CONNECTION_BYTES,
-            queue: depth * WAITING + WAITING_TEXTS.min(depth * json::MAX_REQUEST),
+            queue: queue + handed_over,
             link: if is_linked { mqtt::LINK_BYTES } else { 0 },
         }
     }
@@ -78,6 +86,11 @@ impl Clients {
     fn total(&self) -> usize {
         self.connections + self.queue + self.link
     }
+}
+
+/// Prompts that the broker link may hand over at a time, beside the `depth` of the socket.
+pub(super) fn window(depth: usize) -> usize {
+    depth.min(HANDED_OVER)
 }
 
 impl Allowed {
@@ -223,12 +236,14 @@ mod tests {
     #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
         let (few, many) = (Clients::reckon(16, 64, false), Clients::reckon(10_000, 64, false));
-        assert_eq!(few.queue, 16 * (WAITING + json::MAX_REQUEST));
-        assert_eq!(many.queue, 10_000 * WAITING + WAITING_TEXTS);
+        assert_eq!(few.queue, 80 * WAITING + WAITING_TEXTS);
+        assert_eq!(many.queue, 10_064 * WAITING + WAITING_TEXTS);
+        let linked = Clients::reckon(16, 64, true);
+        assert_eq!(linked.queue, few.queue + 16 * (WAITING + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
         let allowed = Allowed { bytes: 140 << 20, is_kernels: true };
         let refused = Plan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
-        assert!(refused.contains("queue 43.1") && refused.contains("queue.depth"), "{refused}");
+        assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
         assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
         assert!(Plan::make(&MODEL, 1, None, few, allowed).is_ok());
     }
