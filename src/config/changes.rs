@@ -3,7 +3,8 @@
 //! Each section is taken apart field by field, so that a new setting does not compile before it is listed here.
 
 use super::{
-    Alerts, Budget, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket, Telemetry, Tls,
+    Alerts, Budget, Cache, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket,
+    Telemetry, Tls,
 };
 use std::path::Path;
 
@@ -35,7 +36,7 @@ impl Config {
     /// What would change if `wanted` took this one's place.
     pub fn changes(&self, wanted: &Config) -> Changes {
         let mut changes = Changes::default();
-        let Config { device, model, budget, socket, mqtt, queue, telemetry, alerts, log } = self;
+        let Config { device, model, budget, socket, mqtt, queue, cache, telemetry, alerts, log } = self;
         device.compare(&wanted.device, &mut changes);
         model.compare(&wanted.model, &mut changes);
         budget.compare(&wanted.budget, &mut changes);
@@ -45,6 +46,7 @@ impl Config {
             (ours, wanted) => changes.at_restart("mqtt.host", ours != wanted),
         }
         queue.compare(&wanted.queue, &mut changes);
+        cache.compare(&wanted.cache, &mut changes);
         telemetry.compare(&wanted.telemetry, &mut changes);
         alerts.compare(&wanted.alerts, &mut changes);
         log.compare(&wanted.log, &mut changes);
@@ -55,6 +57,8 @@ impl Config {
     pub fn adopt(&mut self, wanted: &Config) {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
+        self.queue.client_percent = wanted.queue.client_percent;
+        self.cache = wanted.cache.clone();
         // What the board draws holds from the next start.
         self.telemetry.interval = wanted.telemetry.interval;
         self.telemetry.textfile = wanted.telemetry.textfile.clone();
@@ -162,11 +166,19 @@ fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut Changes) 
 impl Queue {
     /// The memory plan counts with the depth, and so does the window that the broker was given.
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Queue { depth, timeout, drain, inbox_bytes } = self;
+        let Queue { depth, client_percent, timeout, drain, inbox_bytes } = self;
         changes.at_restart("queue.depth", *depth != wanted.depth);
+        changes.live("queue.client_percent", *client_percent != wanted.client_percent);
         changes.live("queue.timeout_ms", *timeout != wanted.timeout);
         changes.live("queue.drain_ms", *drain != wanted.drain);
         changes.at_restart("queue.inbox_mb", *inbox_bytes != wanted.inbox_bytes);
+    }
+}
+
+impl Cache {
+    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+        let Cache { scope } = self;
+        changes.live("cache.scope", *scope != wanted.scope);
     }
 }
 
@@ -239,7 +251,8 @@ mod tests {
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
-        queue = { depth = 1, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
+        queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
+        cache.scope = "all"
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
@@ -302,8 +315,15 @@ mod tests {
         let before = running.changes(&wanted);
         let (alerts, others): (Vec<_>, Vec<_>) =
             before.live.iter().copied().partition(|key| key.starts_with("alerts."));
-        let live =
-            ["queue.timeout_ms", "queue.drain_ms", "telemetry.interval_s", "telemetry.textfile", "log.level"];
+        let live = [
+            "queue.client_percent",
+            "queue.timeout_ms",
+            "queue.drain_ms",
+            "cache.scope",
+            "telemetry.interval_s",
+            "telemetry.textfile",
+            "log.level",
+        ];
         assert_eq!(others, live);
         assert_eq!(alerts.len(), 13);
         running.adopt(&wanted);

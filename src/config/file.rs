@@ -5,8 +5,9 @@
 
 use super::alerts::{Switched, switch, threshold};
 use super::{
-    Alerts, BoardWatts, Budget, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
-    KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls, broker,
+    Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
+    Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    broker,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub(super) struct File {
     socket: SocketKeys,
     mqtt: MqttKeys,
     queue: QueueKeys,
+    cache: CacheKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
     log: LogKeys,
@@ -94,9 +96,16 @@ enum Version {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct QueueKeys {
     depth: Option<usize>,
+    client_percent: Option<u64>,
     timeout_ms: Option<u64>,
     drain_ms: Option<u64>,
     inbox_mb: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CacheKeys {
+    scope: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -171,6 +180,7 @@ impl File {
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,
+            cache: self.cache.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
@@ -390,10 +400,26 @@ impl QueueKeys {
         let drain = self.drain_ms.unwrap_or(10_000);
         Ok(Queue {
             depth: depth as usize,
+            client_percent: within("queue", "client_percent", self.client_percent.unwrap_or(50), 1..=100)?
+                as usize,
             timeout: Duration::from_millis(within("queue", "timeout_ms", timeout, 1..=day_ms)?),
             drain: Duration::from_millis(within("queue", "drain_ms", drain, 0..=day_ms)?),
             inbox_bytes: (within("queue", "inbox_mb", self.inbox_mb.unwrap_or(4), 0..=64)? as usize) << 20,
         })
+    }
+}
+
+impl CacheKeys {
+    fn checked(self) -> Checked<Cache> {
+        let scope = match self.scope.as_deref() {
+            None | Some("client") => CacheScope::Client,
+            Some("all") => CacheScope::All,
+            Some(other) => {
+                let said = format!("\"{}\" is neither \"client\" nor \"all\"", other.escape_debug());
+                return Err(Mistake("cache", "scope", said));
+            }
+        };
+        Ok(Cache { scope })
     }
 }
 

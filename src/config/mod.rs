@@ -35,6 +35,8 @@ pub struct Config {
     pub mqtt: Option<Mqtt>,
     /// `[queue]`
     pub queue: Queue,
+    /// `[cache]`
+    pub cache: Cache,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[alerts]`
@@ -218,12 +220,30 @@ pub struct Login {
 pub struct Queue {
     /// How many may wait.
     pub depth: usize,
+    /// Percent of these that one client may hold while others wait.
+    pub client_percent: usize,
     /// Time allowed to a request that names none.
     pub timeout: Duration,
     /// Time that running and waiting requests get after a stop was asked for.
     pub drain: Duration,
     /// Bytes of prompts that the broker link may acknowledge before they are answered, on disk and in memory.
     pub inbox_bytes: usize,
+}
+
+/// Answers given again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// To whom.
+    pub scope: CacheScope,
+}
+
+/// Whose questions an answer may have been computed for that is given again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheScope {
+    /// The same client's: no client learns what another asked.
+    Client,
+    /// Anybody's.
+    All,
 }
 
 /// Reports.

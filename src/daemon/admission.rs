@@ -3,8 +3,11 @@
 
 use super::budget::WAITING_TEXTS;
 use super::pressure::{Held, Pressure, State};
+use super::shares::{Place, Shares};
+use crate::config;
 use crate::protocol::{Code, Refusal};
-use crate::transport::Inbound;
+use crate::transport::turns::Turns;
+use crate::transport::{Inbound, WhenFull};
 use std::time::{Duration, Instant};
 
 /// A request that waits.
@@ -12,17 +15,21 @@ use std::time::{Duration, Instant};
 pub(super) struct Job {
     /// The request with its way back.
     pub inbound: Inbound,
-    /// When its time is up.
-    pub deadline: Instant,
+    /// When its time is up; `None` while it waits without a limit.
+    pub deadline: Option<Instant>,
+    /// Time for the answer of one that waits without a limit.
+    timeout: Duration,
 }
+
+/// A request that gets no answer, and what it is told.
+pub(super) type Refused = (Job, Refusal);
 
 /// The requests that wait, and how long answers take of late.
 #[derive(Debug)]
 pub(super) struct Admission {
-    waiting: Vec<Job>, // oldest first
-    depth: usize,
-    /// Bytes of the waiting requests' texts.
-    texts: usize,
+    waiting: Turns<Job>,
+    /// Of those that are refused when too many wait.
+    shares: Shares,
     memory: Pressure,
     /// Seconds an answer takes, smoothed; what a client that found the queue full is told to wait.
     pace: f64,
@@ -35,39 +42,81 @@ pub(super) struct Admission {
 const NEWEST: f64 = 0.2;
 
 impl Admission {
-    /// Nothing waits; at most `depth` requests will, as long as there is `memory` for them.
-    pub fn new(depth: usize, memory: Pressure) -> Self {
-        Admission { waiting: Vec::new(), depth, texts: 0, memory, pace: 1.0, idle: true, closed: false }
-    }
-
-    /// Takes a request in, or gives it back with the reason. Look at the memory before.
-    pub fn offer(&mut self, inbound: Inbound, timeout: Duration) -> Result<(), (Box<Inbound>, Refusal)> {
-        let texts = self.texts + inbound.request.text_bytes();
-        if let Some(refusal) = self.refusal(texts) {
-            return Err((Box::new(inbound), refusal));
+    /// Nothing waits; as much will as `settings` say, as long as there is `memory` for it.
+    pub fn new(settings: &config::Queue, memory: Pressure) -> Self {
+        Admission {
+            waiting: Turns::default(),
+            shares: Shares::new(settings.depth, settings.client_percent),
+            memory,
+            pace: 1.0,
+            idle: true,
+            closed: false,
         }
-        self.texts = texts;
-        let deadline = inbound.received + timeout;
-        self.waiting.push(Job { inbound, deadline });
-        Ok(())
     }
 
-    /// Why no request is taken in now that would make the waiting texts `texts` bytes.
-    fn refusal(&self, texts: usize) -> Option<Refusal> {
-        let count = self.waiting.len();
+    /// The share of a client where others wait, from now on.
+    pub fn set_client_percent(&mut self, percent: usize) {
+        self.shares.set_percent(percent);
+    }
+
+    /// Takes a request in, or gives it back with the reason. One that waited may have to make room for it. Look at the
+    /// memory before.
+    pub fn offer(
+        &mut self,
+        inbound: Inbound,
+        timeout: Duration,
+    ) -> Result<Option<Refused>, Box<(Inbound, Refusal)>> {
+        let replaced = match self.place(&inbound) {
+            Ok(replaced) => replaced,
+            Err(refusal) => return Err(Box::new((inbound, refusal))),
+        };
+        // One that waits by itself is not refused for having waited, unless its client set a limit.
+        let is_limited = inbound.when_full == WhenFull::Refuse || inbound.request.timeout.is_some();
+        let deadline = is_limited.then(|| inbound.received + timeout);
+        let (turn, priority, received) = (inbound.turn.clone(), inbound.request.priority, inbound.received);
+        if inbound.when_full == WhenFull::Refuse {
+            self.shares.add(&turn, inbound.request.text_bytes());
+        }
+        self.waiting.push(&turn, priority, received, Job { inbound, deadline, timeout });
+        Ok(replaced)
+    }
+
+    /// Finds a place for a request: which other has to go for it, or why there is none.
+    fn place(&mut self, inbound: &Inbound) -> Result<Option<Refused>, Refusal> {
         if self.closed {
-            Some(Refusal::shutting_down())
-        } else if self.is_short() {
-            Some(self.want_of_memory())
-        } else if count >= self.depth + usize::from(self.idle) {
-            let said = format!("{} requests wait already; ask again later", self.depth);
-            Some(self.for_now(Code::QueueFull, said))
-        } else if texts > WAITING_TEXTS {
+            return Err(Refusal::shutting_down());
+        }
+        if self.is_short() {
+            return Err(self.want_of_memory());
+        }
+        if inbound.when_full == WhenFull::Wait {
+            return Ok(None);
+        }
+        let client = inbound.turn.as_str();
+        let (texts_fit, own_fit) = self.shares.texts_fit(client, inbound.request.text_bytes(), WAITING_TEXTS);
+        let place = self.shares.place(client, self.idle);
+        if place == Place::None || !own_fit {
+            let count = self.waiting.count(client);
+            let said = format!("{count} requests of this client wait already; ask again later");
+            return Err(self.for_now(Code::QueueFull, said));
+        }
+        if !texts_fit {
             let mib = WAITING_TEXTS >> 20;
-            let said = format!("the {count} requests that wait fill {mib} MiB; ask again later, or for less");
-            Some(self.for_now(Code::QueueFull, said))
-        } else {
-            None
+            let said = format!("the requests that wait fill {mib} MiB; ask again later, or for less");
+            return Err(self.for_now(Code::BudgetExceeded, said));
+        }
+        let Place::Of(client) = place else { return Ok(None) };
+        let from = client.to_owned();
+        let job = self.waiting.pop_last(&from).expect("who holds a place has something waiting");
+        self.forget(&job);
+        let said = "others wait, and this client has more than its share of the queue; ask again later";
+        Ok(Some((job, self.for_now(Code::QueueFull, said.into()))))
+    }
+
+    /// Notes that a request waits no more.
+    fn forget(&mut self, job: &Job) {
+        if job.inbound.when_full == WhenFull::Refuse {
+            self.shares.remove(&job.inbound.turn, job.inbound.request.text_bytes());
         }
     }
 
@@ -94,14 +143,12 @@ impl Admission {
         self.memory.is_short()
     }
 
-    /// The next to be answered: the oldest of the highest priority.
-    pub fn next(&mut self) -> Option<Job> {
-        let priority = |job: &Job| job.inbound.request.priority;
-        let highest = self.waiting.iter().map(priority).max()?;
-        let at = self.waiting.iter().position(|job| priority(job) == highest)?;
+    /// The next to be answered.
+    pub fn next(&mut self, now: Instant) -> Option<Job> {
+        let mut job = self.waiting.pop(now)?;
+        job.deadline = job.deadline.or_else(|| now.checked_add(job.timeout));
         self.idle = false;
-        let job = self.waiting.remove(at);
-        self.texts -= job.inbound.request.text_bytes();
+        self.forget(&job);
         Some(job)
     }
 
@@ -111,22 +158,22 @@ impl Admission {
     }
 
     /// Takes out those that nobody waits for any more, each with what it is told.
-    pub fn sweep(&mut self, now: Instant) -> Vec<(Job, Refusal)> {
-        let taken = self.waiting.extract_if(.., |job| verdict(job, now).is_some());
-        let swept: Vec<(Job, Refusal)> = taken
-            .map(|job| {
-                let refusal = verdict(&job, now).expect("just looked at");
-                (job, refusal)
-            })
-            .collect();
-        self.texts -= swept.iter().map(|(job, _)| job.inbound.request.text_bytes()).sum::<usize>();
-        swept
+    pub fn sweep(&mut self, now: Instant) -> Vec<Refused> {
+        let swept = self.waiting.extract(|job| verdict(job, now).is_some());
+        let told = swept.into_iter().map(|job| {
+            self.forget(&job);
+            let refusal = verdict(&job, now).expect("just looked at");
+            (job, refusal)
+        });
+        told.collect()
     }
 
     /// Takes all out; from now on none is taken in.
-    pub fn close(&mut self) -> Vec<(Job, Refusal)> {
-        (self.closed, self.texts) = (true, 0);
-        self.waiting.drain(..).map(|job| (job, Refusal::shutting_down())).collect()
+    pub fn close(&mut self) -> Vec<Refused> {
+        self.closed = true;
+        let left = self.waiting.extract(|_| true);
+        left.iter().for_each(|job| self.forget(job));
+        left.into_iter().map(|job| (job, Refusal::shutting_down())).collect()
     }
 
     /// Notes how long an answer took.
@@ -148,7 +195,7 @@ pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
     if job.inbound.cancel.is_raised() {
         return Some(Refusal::new(Code::Cancelled, "cancelled before it was begun"));
     }
-    if now >= job.deadline {
+    if job.deadline.is_some_and(|deadline| now >= deadline) {
         let waited = now.saturating_duration_since(job.inbound.received).as_millis();
         let said = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
         return Some(Refusal::new(Code::Timeout, said));
@@ -160,13 +207,15 @@ pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
 mod tests {
     use super::*;
     use crate::protocol::{Event, Input, Priority, json};
-    use crate::transport::{Cancel, Reply, WhenFull};
+    use crate::transport::{Cancel, Reply};
     use tokio::sync::mpsc;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn admission(depth: usize) -> Admission {
-        Admission::new(depth, Pressure::new(100 << 20, 0))
+        let (timeout, drain) = (MINUTE, MINUTE);
+        let settings = config::Queue { depth, client_percent: 50, timeout, drain, inbox_bytes: 0 };
+        Admission::new(&settings, Pressure::new(100 << 20, 0))
     }
 
     fn inbound(id: &str, priority: Priority, now: Instant) -> (Inbound, mpsc::Receiver<Event>) {
@@ -188,6 +237,20 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_by_itself_has_its_time_for_the_answer_and_not_for_the_queue() {
+        let (mut admission, now) = (admission(9), Instant::now());
+        let (prompt, _events) = inbound("a", Priority::Normal, now);
+        admission.offer(Inbound { when_full: WhenFull::Wait, ..prompt }, MINUTE).expect("it waits");
+        let (mut limited, _events) = inbound("b", Priority::Normal, now);
+        limited.request.timeout = Some(MINUTE);
+        admission.offer(Inbound { when_full: WhenFull::Wait, ..limited }, MINUTE).expect("it waits");
+        let hour = now + 60 * MINUTE;
+        let swept = admission.sweep(hour);
+        assert_eq!(swept.iter().map(|(job, _)| job.inbound.id.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(admission.next(hour).expect("the other").deadline, Some(hour + MINUTE));
+    }
+
+    #[test]
     fn higher_priority_goes_first_and_within_one_the_oldest() {
         let (mut admission, now) = (admission(9), Instant::now());
         let mut receivers = Vec::new();
@@ -199,7 +262,7 @@ mod tests {
             admission.offer(inbound, MINUTE).expect("room");
         }
         let order: Vec<String> =
-            std::iter::from_fn(|| admission.next()).map(|job| job.inbound.id.clone()).collect();
+            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.clone()).collect();
         assert_eq!(order, ["c", "b", "d", "a"]);
     }
 
@@ -212,9 +275,9 @@ mod tests {
         // One to run and one to wait: it is the same whether the worker has come for the first.
         let (waiting, _b) = inbound("b", Priority::Normal, now);
         admission.offer(waiting, MINUTE).expect("room");
-        admission.next().expect("the first");
+        admission.next(now).expect("the first");
         let (late, _c) = inbound("c", Priority::High, now);
-        let (_, refusal) = admission.offer(late, MINUTE).expect_err("full");
+        let (_, refusal) = *admission.offer(late, MINUTE).expect_err("full");
         assert_eq!(refusal.code, Code::QueueFull);
         assert!((2900..=3100).contains(&refusal.retry_after_ms.expect("a time")), "{refusal:?}");
     }
@@ -243,32 +306,80 @@ mod tests {
         admission.offer(first, MINUTE).expect("room");
         assert_eq!(admission.close().len(), 1);
         let (second, _b) = inbound("b", Priority::Normal, now);
-        let (_, refusal) = admission.offer(second, MINUTE).expect_err("closed");
+        let (_, refusal) = *admission.offer(second, MINUTE).expect_err("closed");
         assert_eq!(refusal.code, Code::ShuttingDown);
     }
 
     #[test]
-    fn long_requests_fill_the_queue_before_its_depth_does_and_room_comes_back() {
+    fn long_requests_fill_the_queue_before_its_depth_does_and_leave_others_room() {
         let (mut admission, now) = (admission(10_000), Instant::now());
         let mut receivers = Vec::new();
-        let mut offer = |admission: &mut Admission, length: usize| {
+        let mut offer = |admission: &mut Admission, client: &str, length: usize| {
             let (mut inbound, receiver) = inbound("a", Priority::Normal, now);
             inbound.request.input = Input::Prompt("x".repeat(length));
+            inbound.turn = client.into();
             receivers.push(receiver);
-            admission.offer(inbound, MINUTE).map_err(|(_, refusal)| refusal)
+            admission.offer(inbound, MINUTE).map(drop).map_err(|refused| refused.1)
         };
-        for _ in 0..64 {
-            offer(&mut admission, json::MAX_REQUEST).expect("room");
+        for _ in 0..32 {
+            offer(&mut admission, "a", json::MAX_REQUEST).expect("room");
         }
-        let refusal = offer(&mut admission, 9).expect_err("full");
+        let refusal = offer(&mut admission, "a", 9).expect_err("beyond its share");
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::QueueFull, Some(1000)), "{refusal:?}");
-        admission.next().expect("one waits").inbound.cancel.raise();
-        offer(&mut admission, 9).expect("room again");
-        admission.waiting[0].inbound.cancel.raise();
-        assert_eq!(admission.sweep(now).len(), 1);
-        offer(&mut admission, json::MAX_REQUEST).expect("room again");
-        admission.close();
-        assert_eq!(admission.texts, 0);
+        for _ in 0..32 {
+            offer(&mut admission, "b", json::MAX_REQUEST).expect("room");
+        }
+        assert_eq!(offer(&mut admission, "c", 9).expect_err("full").code, Code::BudgetExceeded);
+        admission.next(now).expect("one waits").inbound.cancel.raise();
+        offer(&mut admission, "c", 9).expect("room again");
+        admission.waiting.iter().for_each(|job| job.inbound.cancel.raise());
+        assert_eq!(admission.sweep(now).len(), 64);
+        offer(&mut admission, "a", json::MAX_REQUEST).expect("room again");
+        assert_eq!(admission.close().len(), 1);
+    }
+
+    #[test]
+    fn another_client_takes_the_places_that_one_holds_beyond_its_share() {
+        let (mut admission, now) = (admission(4), Instant::now());
+        let mut receivers = Vec::new();
+        let mut offer = |admission: &mut Admission, id: &str, client: &str| {
+            let (inbound, receiver) = inbound(id, Priority::Normal, now);
+            receivers.push(receiver);
+            let refused = admission.offer(Inbound { turn: client.into(), ..inbound }, MINUTE);
+            let replaced = refused.map_err(|refused| refused.1.code)?;
+            Ok(replaced.map(|(job, refusal)| (job.inbound.id.clone(), refusal.code)))
+        };
+        for id in ["a0", "a1", "a2", "a3", "a4"] {
+            assert_eq!(offer(&mut admission, id, "a"), Ok(None));
+        }
+        assert_eq!(admission.next(now).expect("one waits").inbound.id, "a0");
+        assert_eq!(offer(&mut admission, "a5", "a"), Err(Code::QueueFull));
+        assert_eq!(offer(&mut admission, "b1", "b"), Ok(Some(("a4".into(), Code::QueueFull))));
+        assert_eq!(offer(&mut admission, "b2", "b"), Ok(Some(("a3".into(), Code::QueueFull))));
+        assert_eq!(offer(&mut admission, "b3", "b"), Err(Code::QueueFull));
+        let order: Vec<String> =
+            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.clone()).collect();
+        assert_eq!(order, ["b1", "a1", "b2", "a2"], "clients take turns");
+    }
+
+    #[test]
+    fn what_is_to_wait_is_never_refused_and_takes_nobody_s_place() {
+        let (mut admission, now) = (admission(1), Instant::now());
+        let mut receivers = Vec::new();
+        let mut offer = |admission: &mut Admission, when_full| {
+            let (inbound, receiver) = inbound("a", Priority::Normal, now);
+            receivers.push(receiver);
+            let turn = format!("{when_full:?}");
+            admission.offer(Inbound { turn, when_full, ..inbound }, MINUTE).map_err(|refused| refused.1.code)
+        };
+        for _ in 0..50 {
+            assert!(offer(&mut admission, WhenFull::Wait).expect("it waits").is_none());
+        }
+        for _ in 0..2 {
+            assert!(offer(&mut admission, WhenFull::Refuse).expect("its own place is free").is_none());
+        }
+        assert_eq!(offer(&mut admission, WhenFull::Refuse).expect_err("full"), Code::QueueFull);
+        assert_eq!(admission.waiting(), 52);
     }
 
     #[test]
@@ -277,7 +388,7 @@ mod tests {
         let held = |mib: u64| Held { resident: mib << 20, ..Held::default() };
         assert_eq!(admission.look(held(99), false, now), State::Short);
         let (first, _a) = inbound("a", Priority::High, now);
-        let (_, refusal) = admission.offer(first, MINUTE).expect_err("short");
+        let (_, refusal) = *admission.offer(first, MINUTE).expect_err("short");
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::BudgetExceeded, Some(1000)));
         assert_eq!(admission.look(held(50), false, now), State::Room);
         let (second, _b) = inbound("b", Priority::Normal, now);

@@ -20,6 +20,10 @@ const WAITING: usize = 4 << 10;
 /// (64 of the longest there are); ten thousand short ones fit as well.
 pub(super) const WAITING_TEXTS: usize = 64 * json::MAX_REQUEST;
 
+/// Most prompts of the broker link that wait beside those of the socket: whatever the depth, the worker is never short of
+/// work with these, and the link keeps the others in turn.
+const HANDED_OVER: usize = 64;
+
 /// Clients that take more than this are worth a word when the plan does not fit; by default they take 10 MiB.
 const MANY_CLIENTS: usize = 16 << 20;
 
@@ -46,7 +50,7 @@ pub struct Plan {
 pub struct Clients {
     /// As many connections of the socket as there may be, each with an unfinished request.
     pub connections: usize,
-    /// A full queue.
+    /// A full queue, with what the broker link hands over to it.
     pub queue: usize,
     /// The broker link, with all that waits for the broker; 0 without one.
     pub link: usize,
@@ -65,20 +69,30 @@ impl Clients {
     /// The most that the clients of a daemon with these settings can do.
     pub fn of(config: &Config) -> Self {
         let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
-        Self::reckon(config.queue.depth, config.socket.connections, link.unwrap_or(0))
+        Self::reckon(config.queue.depth, config.socket.connections, link)
     }
 
-    fn reckon(depth: usize, connections: usize, link: usize) -> Self {
+    /// `link`: bytes of the broker link; `None` without one.
+    fn reckon(depth: usize, connections: usize, link: Option<usize>) -> Self {
+        // A connection's first request may wait beside the others, its text within the bound of all.
+        let queue =
+            (depth + connections) * WAITING + WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
+        let handed_over = link.map_or(0, |_| window(depth) * (WAITING + json::MAX_REQUEST));
         Clients {
             connections: connections * unix::CONNECTION_BYTES,
-            queue: depth * WAITING + WAITING_TEXTS.min(depth * json::MAX_REQUEST),
-            link,
+            queue: queue + handed_over,
+            link: link.unwrap_or(0),
         }
     }
 
     fn total(&self) -> usize {
         self.connections + self.queue + self.link
     }
+}
+
+/// Prompts that the broker link may hand over at a time, beside the `depth` of the socket.
+pub(super) fn window(depth: usize) -> usize {
+    depth.min(HANDED_OVER)
 }
 
 impl Allowed {
@@ -223,13 +237,15 @@ mod tests {
 
     #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
-        let (few, many) = (Clients::reckon(16, 64, 0), Clients::reckon(10_000, 64, 0));
-        assert_eq!(few.queue, 16 * (WAITING + json::MAX_REQUEST));
-        assert_eq!(many.queue, 10_000 * WAITING + WAITING_TEXTS);
+        let (few, many) = (Clients::reckon(16, 64, None), Clients::reckon(10_000, 64, None));
+        assert_eq!(few.queue, 80 * WAITING + WAITING_TEXTS);
+        assert_eq!(many.queue, 10_064 * WAITING + WAITING_TEXTS);
+        let linked = Clients::reckon(16, 64, Some(5));
+        assert_eq!(linked.queue, few.queue + 16 * (WAITING + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
         let allowed = Allowed { bytes: 140 << 20, is_kernels: true };
         let refused = Plan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
-        assert!(refused.contains("queue 43.1") && refused.contains("queue.depth"), "{refused}");
+        assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
         assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
         assert!(Plan::make(&MODEL, 1, None, few, allowed).is_ok());
     }

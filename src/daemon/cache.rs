@@ -9,6 +9,8 @@ const BYTES: usize = 256 << 10;
 /// What makes two questions the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
+    /// Who asked, where no client is to learn what another asked.
+    pub client: Option<String>,
     /// The prompt with its template.
     pub prompt: Vec<u32>,
     /// Most tokens of the answer.
@@ -69,7 +71,8 @@ impl Cache {
 
 fn size(key: &Key, stored: &Stored) -> usize {
     let stops: usize = key.stop.iter().map(|stop| stop.len() + size_of::<String>()).sum();
-    size_of::<(Key, Stored)>() + key.prompt.len() * 4 + stops + stored.text.len()
+    let client = key.client.as_ref().map_or(0, String::len);
+    size_of::<(Key, Stored)>() + client + key.prompt.len() * 4 + stops + stored.text.len()
 }
 
 #[cfg(test)]
@@ -77,7 +80,7 @@ mod tests {
     use super::*;
 
     fn key(token: u32) -> Key {
-        Key { prompt: vec![token; 100], max_tokens: None, stop: Vec::new(), penalty: 0 }
+        Key { client: None, prompt: vec![token; 100], max_tokens: None, stop: Vec::new(), penalty: 0 }
     }
 
     fn stored(text: &str) -> Stored {
@@ -91,6 +94,15 @@ mod tests {
         assert_eq!(cache.get(&key(1)), Some(stored("one")));
         assert_eq!(cache.get(&key(2)), None);
         assert_eq!(cache.get(&Key { max_tokens: Some(5), ..key(1) }), None);
+    }
+
+    #[test]
+    fn an_answer_comes_back_to_the_client_that_asked_and_to_no_other() {
+        let mut cache = Cache::default();
+        let of = |client: &str| Key { client: Some(client.into()), ..key(1) };
+        cache.put(of("unix:uid=1"), stored("one"));
+        assert_eq!(cache.get(&of("unix:uid=1")), Some(stored("one")));
+        assert_eq!((cache.get(&of("unix:uid=2")), cache.get(&key(1))), (None, None));
     }
 
     #[test]

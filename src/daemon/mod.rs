@@ -14,6 +14,7 @@ mod pressure;
 mod queue;
 mod reload;
 mod report;
+mod shares;
 mod shutdown;
 mod status;
 mod systemd;
@@ -33,6 +34,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
 use crate::transport::{Control, Inbound, Pulse};
+use budget::window;
 use export::Exporter;
 use log::{error, info, warn};
 use queue::Queue;
@@ -48,8 +50,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{Facts, Worker};
 
-/// Requests on their way from the doors to the queue, at least: where there are more, the socket
-/// waits and the broker link refuses.
+/// Requests on their way from the socket to the queue: where there are more, their connections wait.
 const INTAKE: usize = 32;
 /// Controls on their way from the broker link to whom they concern, which takes each at once.
 const CONTROLS: usize = 8;
@@ -138,7 +139,7 @@ pub async fn run(
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
-    let queue = Arc::new(Queue::new(&config.queue, &plan, Arc::clone(&telemetry)));
+    let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
@@ -241,26 +242,28 @@ impl Daemon {
         plan: &Plan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Failure> {
-        // A broker hands over all that it has kept for us in one piece: what the queue has room for.
-        let (intake, requests) = mpsc::channel(INTAKE.max(self.settings.running.queue.depth + 1));
+        let (intake, requests) = mpsc::channel(INTAKE);
+        // One of its own for the broker link, with a place for each prompt that it may hand over: it never finds it full.
+        let (prompts, handed_over) = mpsc::channel(window(self.settings.running.queue.depth));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
             listener,
             self.latecomers,
             self.settings.running.socket.connections,
-            intake.clone(),
+            intake,
             Arc::clone(&self.telemetry),
             self.draining.clone(),
             self.close.clone(),
         ));
         let (controls, asked) = mpsc::channel(CONTROLS);
         let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.open_mqtt(&mut doors, (intake, controls), latest, raised, facts, plan);
+        let link = self.open_mqtt(&mut doors, (prompts, controls), latest, raised, facts, plan);
         let alerts = link.is_some().then_some(alerts);
         let hurry = Arc::new(Notify::new());
         let mut company = self.keep_company(requests, reports, &hurry, link, alerts, &facts.model);
         company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
+        company.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
@@ -328,7 +331,7 @@ impl Daemon {
             device: running.device.id.clone(),
             state_in: running.device.state_in.clone(),
             info: info_payload(running, facts, plan),
-            window: u16::try_from(running.queue.depth).unwrap_or(u16::MAX),
+            window: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             controls,
@@ -453,7 +456,7 @@ mod tests {
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
         let (_, plan) = plan(&running).expect("the built-in model fits");
-        let queue = Arc::new(Queue::new(&running.queue, &plan, telemetry.clone()));
+        let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
             settings: Settings::new(running, reread, queue.clone(), telemetry.clone()),

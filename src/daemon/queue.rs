@@ -8,7 +8,7 @@ use super::cache::{Cache, Key, Stored};
 use super::heap;
 use super::locked;
 use super::pressure::{Held, Pressure, State};
-use crate::config;
+use crate::config::{CacheScope, Config};
 use crate::protocol::Refusal;
 use crate::telemetry::{Telemetry, sensors};
 use crate::transport::{Cancel, Inbound};
@@ -32,6 +32,8 @@ pub(super) struct Queue {
     telemetry: Arc<Telemetry>,
     /// Answers given again; dropped first when memory is short.
     cache: Mutex<Cache>,
+    /// Whether a client may be given what was computed for another.
+    is_cache_shared: AtomicBool,
     /// Wakes the worker.
     offered: Condvar,
     /// Wakes the sweeper.
@@ -61,12 +63,13 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn new(config: &config::Queue, plan: &Plan, telemetry: Arc<Telemetry>) -> Self {
+    pub fn new(config: &Config, plan: &Plan, telemetry: Arc<Telemetry>) -> Self {
         let memory = Pressure::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let queue = Queue {
-            admission: Mutex::new(Admission::new(config.depth, memory)),
+            admission: Mutex::new(Admission::new(&config.queue, memory)),
             telemetry,
             cache: Mutex::default(),
+            is_cache_shared: AtomicBool::default(),
             offered: Condvar::new(),
             occupied: Notify::new(),
             running: AtomicBool::new(false),
@@ -82,14 +85,21 @@ impl Queue {
             is_watched: AtomicBool::new(false),
             short: Notify::new(),
         };
-        queue.set_timeout(config.timeout);
+        queue.adopt(config);
         queue
     }
 
-    /// Time for requests that name none, from now on.
-    pub fn set_timeout(&self, timeout: Duration) {
-        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    /// Takes over the settings that hold from now on.
+    pub fn adopt(&self, config: &Config) {
+        let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
+        self.is_cache_shared.store(config.cache.scope == CacheScope::All, Ordering::Relaxed);
+        locked(&self.admission).set_client_percent(config.queue.client_percent);
+    }
+
+    /// Whether a client may be given what was computed for another.
+    pub fn is_cache_shared(&self) -> bool {
+        self.is_cache_shared.load(Ordering::Relaxed)
     }
 
     /// From now on no request is taken in while memory is short. To be called before the first one.
@@ -186,11 +196,12 @@ impl Queue {
         let timeout = inbound.request.timeout.unwrap_or(usual);
         let offered = locked(&self.admission).offer(inbound, timeout);
         match offered {
-            Ok(()) => {
+            Ok(replaced) => {
                 self.offered.notify_one();
                 self.occupied.notify_one();
+                replaced.into_iter().for_each(|(job, refusal)| self.refuse(job.inbound, refusal));
             }
-            Err((inbound, refusal)) => self.refuse(*inbound, refusal),
+            Err(refused) => self.refuse(refused.0, refused.1),
         }
     }
 
@@ -286,7 +297,7 @@ impl Queue {
         self.running.store(false, Ordering::Relaxed);
         admission.note_idle();
         loop {
-            if let Some(job) = admission.next() {
+            if let Some(job) = admission.next(Instant::now()) {
                 self.running.store(true, Ordering::Relaxed);
                 *locked(&self.current) = Some(job.inbound.cancel.clone());
                 self.begun.notify_one();

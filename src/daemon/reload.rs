@@ -43,7 +43,7 @@ impl Settings {
     fn take_over(&mut self, wanted: &Config) {
         let changes = self.running.changes(wanted);
         self.running.adopt(wanted);
-        self.queue.set_timeout(wanted.queue.timeout);
+        self.queue.adopt(wanted);
         show(&self.interval, &wanted.telemetry.interval);
         show(&self.textfile, &wanted.telemetry.textfile);
         self.telemetry.set_alert_rules(wanted.alerts.clone());

@@ -23,7 +23,7 @@ use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, Telemetry, Work};
 use crate::transport::{Cancel, Inbound, Reply};
 use log::{debug, error, info, warn};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Not};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -153,7 +153,8 @@ impl Worker {
                 return Ok(());
             }
         };
-        let key = cache_key(request, &prompt);
+        let client = self.queue.is_cache_shared().not().then(|| job.inbound.client.clone());
+        let key = cache_key(request, client, &prompt);
         match key.as_ref().map(|key| self.queue.cached(key)) {
             Some(Some(stored)) => {
                 self.give_again(stored, prompt.len(), job.inbound);
@@ -296,7 +297,7 @@ struct Run<'r> {
     engine: &'r Engine,
     reply: &'r Reply,
     cancel: &'r Cancel,
-    deadline: Instant,
+    deadline: Option<Instant>,
     stream: bool,
     /// Places of the KV cache: the prompt's, and one for each token.
     written: usize,
@@ -331,7 +332,7 @@ impl<'r> Run<'r> {
         }
         self.halt = if self.cancel.is_raised() || self.queue.is_cut_off() {
             Some(FinishReason::Cancelled)
-        } else if Instant::now() >= self.deadline {
+        } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(FinishReason::Timeout)
         } else {
             return ControlFlow::Continue(());
@@ -417,9 +418,10 @@ fn clock_seed() -> u64 {
 }
 
 /// `None` where an answer may not be given again: drawn at random, or the client said so.
-fn cache_key(request: &Request, prompt: &[u32]) -> Option<Key> {
+fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<Key> {
     let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
     (request.cache && greedy).then(|| Key {
+        client,
         prompt: prompt.to_vec(),
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),

@@ -104,6 +104,18 @@ impl<T> Turns<T> {
         Some((name.as_ref().to_owned(), value))
     }
 
+    /// Takes out the item of `client` that would be the last: the newest of its lowest priority.
+    pub fn pop_last(&mut self, client: &str) -> Option<T> {
+        let waiting = self.clients.get_mut(client)?;
+        let value = waiting.lines.iter_mut().find_map(VecDeque::pop_back)?.value;
+        self.length -= 1;
+        if waiting.is_empty() {
+            self.order.remove(&waiting.turn);
+            self.clients.remove(client);
+        }
+        Some(value)
+    }
+
     /// Takes out all items that match, in no particular order.
     pub fn extract(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut extracted = Vec::new();
@@ -300,6 +312,21 @@ mod tests {
         assert_eq!(turns.pop_for(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
         assert_eq!(turns.pop_for(now, |client| client == "c"), None);
         assert_eq!(drain(&mut turns, now), ["a", "b2"]);
+    }
+
+    #[test]
+    fn the_last_of_a_client_is_the_newest_of_its_lowest_priority() {
+        let (mut turns, now) = (Turns::default(), Instant::now());
+        for (priority, item) in
+            [(Priority::Normal, "first"), (Priority::Normal, "second"), (Priority::High, "third")]
+        {
+            turns.push("a", priority, now, item);
+        }
+        turns.push("b", Priority::Low, now, "other");
+        let last: Vec<_> = std::iter::from_fn(|| turns.pop_last("a")).collect();
+        assert_eq!(last, ["second", "first", "third"]);
+        assert_eq!((turns.len(), turns.clients(), turns.pop_last("a")), (1, 1, None));
+        assert_eq!(drain(&mut turns, now), ["other"]);
     }
 
     #[test]
