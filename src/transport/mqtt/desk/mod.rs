@@ -86,7 +86,7 @@ impl Desk {
             self_check: SelfCheck::new(random(), topics.self_check().len()),
             shares: true,
             discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
-            store: Store::new(file, Instant::now()),
+            store: Store::new(file, door.inbox_bytes, Instant::now()),
             ids: Ids::new(),
             state: LinkState::default(),
             closing: None,

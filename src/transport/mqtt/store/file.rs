@@ -9,9 +9,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// No file of ours is larger; reading it takes as much memory.
-const LARGEST: u64 = 16 << 20;
-
 /// The open file.
 #[derive(Debug)]
 pub struct File {
@@ -22,18 +19,18 @@ pub struct File {
 }
 
 impl File {
-    /// Opens `path`, or makes it, and reads what it says. What is damaged is set aside beside it, as
+    /// Opens `path`, or makes it, and reads what it says, at most `largest` bytes. What is damaged is set aside beside it, as
     /// `.corrupt`; then, as after a torn line, the caller is to [`File::replace`] before it appends.
-    pub fn open(path: &Path) -> io::Result<(Self, Contents)> {
+    pub fn open(path: &Path, largest: u64) -> io::Result<(Self, Contents)> {
         let folder = path.parent().expect("a file in a folder");
         let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
         let folder = Folder::open(folder, &named(&path.with_extension("lock")))?;
         let name = named(path);
         let mut file = folder.append_to(&name)?;
         let mut bytes = Vec::new();
-        (&mut file).take(LARGEST + 1).read_to_end(&mut bytes)?;
+        (&mut file).take(largest + 1).read_to_end(&mut bytes)?;
         let mut contents = record::read(&bytes);
-        if bytes.len() as u64 > LARGEST {
+        if bytes.len() as u64 > largest {
             contents.damaged += 1;
         }
         if contents.damaged > 0 {
@@ -101,7 +98,7 @@ mod tests {
     }
 
     fn open(folder: &Folder) -> (File, Contents) {
-        File::open(&folder.file()).expect("opens")
+        File::open(&folder.file(), 1 << 20).expect("opens")
     }
 
     #[test]
@@ -123,7 +120,7 @@ mod tests {
     fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
         let folder = Folder::new("lock");
         let first = open(&folder);
-        let said = File::open(&folder.file()).expect_err("locked").to_string();
+        let said = File::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
         assert!(said.contains("another daemon") && said.contains("device.id"), "{said}");
         drop(first);
         open(&folder);
@@ -154,7 +151,7 @@ mod tests {
     fn a_folder_that_is_a_file_is_an_error() {
         let folder = Folder::new("file");
         fs::write(folder.0.join("below"), "").expect("a temporary folder");
-        File::open(&folder.file()).expect_err("no folder");
+        File::open(&folder.file(), 1 << 20).expect_err("no folder");
     }
 
     #[test]

@@ -26,6 +26,9 @@ const RETRY: Duration = Duration::from_secs(60);
 const CHECK: Duration = Duration::from_secs(5);
 /// A disk that takes longer fails: an SD card that tidies up takes one second or two.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of the file beside those of prompts, which take up to four times their own in it: twice what counts, and text
+/// that JSON escapes.
+const LARGEST: u64 = 16 << 20;
 /// The file is written anew when it is larger than twice what still counts, and this: so what is
 /// written is never more than some three times what is said.
 const SLACK: u64 = 512 << 10;
@@ -34,6 +37,8 @@ const SLACK: u64 = 512 << 10;
 #[derive(Debug)]
 pub struct Store {
     path: Option<PathBuf>,
+    /// No file of ours has more bytes; reading it takes as much memory.
+    largest: u64,
     disk: Disk,
     /// Lines for the disk, of which these rows wait to be published.
     lines: Vec<u8>,
@@ -99,14 +104,15 @@ pub struct Finished {
 }
 
 impl Store {
-    /// A store in this file, to be opened at once; `None` keeps nothing.
-    pub fn new(path: Option<PathBuf>, now: Instant) -> Self {
+    /// A store in this file, to be opened at once; `None` keeps nothing. `inbox`: bytes of prompts that will be kept.
+    pub fn new(path: Option<PathBuf>, inbox: usize, now: Instant) -> Self {
         let disk = match path {
             Some(_) => Disk::Down { file: None, until: now },
             None => Disk::Unwanted,
         };
         Store {
             path,
+            largest: LARGEST + 4 * inbox as u64,
             disk,
             lines: Vec::new(),
             rows: Vec::new(),
@@ -190,7 +196,8 @@ impl Store {
 
     fn open(&self) -> JoinHandle<Done> {
         let path = self.path.clone().expect("a store without a file is never down");
-        on_disk(move || match File::open(&path) {
+        let largest = self.largest;
+        on_disk(move || match File::open(&path, largest) {
             Ok((file, contents)) => (Some(file), Ok(Job::Open(contents))),
             Err(error) => (None, Err(error)),
         })

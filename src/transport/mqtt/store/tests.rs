@@ -20,7 +20,7 @@ impl Folder {
     }
 
     fn store(&self, now: Instant) -> Store {
-        Store::new(Some(self.file()), now)
+        Store::new(Some(self.file()), 1 << 20, now)
     }
 }
 
@@ -177,7 +177,7 @@ async fn the_file_does_not_grow_over_starts() {
 
 #[tokio::test]
 async fn nothing_is_kept_where_nothing_is_wanted() {
-    let mut store = Store::new(None, Instant::now());
+    let mut store = Store::new(None, 0, Instant::now());
     store.begin(Instant::now(), Vec::new);
     assert!(!store.keep(answer(1)) && !store.is_busy() && !store.is_durable());
     assert!(store.due().is_none() && store.problem().is_none());
