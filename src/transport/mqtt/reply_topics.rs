@@ -94,7 +94,7 @@ impl ReplyTopics {
         }
         let commands =
             |level: &&str| COMMAND_LEVELS.iter().any(|command| level.eq_ignore_ascii_case(command));
-        if let Some(at) = levels.iter().position(|level| commands(&level)) {
+        if let Some(at) = levels.iter().position(commands) {
             reserve(at, "looks like one that commands a device");
         }
         reserved

@@ -74,7 +74,7 @@ impl Input<'_> {
             correlation_data: (asked & 2 != 0).then(|| self.chunk().into()),
             message_expiry_interval: (asked & 4 != 0).then(|| u32::from(self.byte())),
             content_type: (asked & 8 != 0).then(|| self.text()),
-            user_properties: (asked & 16 != 0).then(|| (self.text(), self.text())).into_iter().collect(),
+            user_properties: (asked & 16 != 0).then(|| ("client".to_owned(), self.text())).into_iter().collect(),
             ..PublishProperties::default()
         };
         let qos = if flags & 1 == 0 { QoS::AtLeastOnce } else { QoS::AtMostOnce };
