@@ -4,6 +4,7 @@ use super::{Failure, host};
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::pool;
 use crate::engine::session::Session;
+use crate::engine::tokenizer::ChatTemplate;
 use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
@@ -43,6 +44,10 @@ pub(super) struct ModelArgs {
     /// answer or a measurement is made, f16 as the daemon]
     #[arg(long, value_name = "FORM", value_parser = cache_arg())]
     pub kv_cache: Option<String>,
+    /// Chat template: file, the model file's own; built-in, that of its architecture; or the path of a Jinja template
+    /// [default: the file's own where it can be used]
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     /// Threads that compute, exactly [default: at most the processors there are, the big ones where some are
     /// little; how many of them is found out from the first passes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -61,6 +66,8 @@ impl ModelArgs {
 
     /// Applies what was asked for to a model.
     pub fn settings(&self, file: ModelFile) -> Result<ModelFile, Failure> {
+        let template = self.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
+        let file = file.with_template(template.unwrap_or_default());
         Ok(file.with_head(self.head())?.with_cache(self.kv_cache().unwrap_or_default())?)
     }
 

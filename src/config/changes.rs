@@ -77,12 +77,13 @@ impl Device {
 
 impl Model {
     fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Model { path, context, i2s_layout, head, kv_cache, keep_in } = self;
+        let Model { path, context, i2s_layout, head, kv_cache, chat_template, keep_in } = self;
         changes.at_restart("model.path", *path != wanted.path);
         changes.at_restart("model.context", *context != wanted.context);
         changes.at_restart("model.i2s_layout", *i2s_layout != wanted.i2s_layout);
         changes.at_restart("model.head", *head != wanted.head);
         changes.at_restart("model.kv_cache", *kv_cache != wanted.kv_cache);
+        changes.at_restart("model.chat_template", *chat_template != wanted.chat_template);
         changes.at_restart("model.cache_dir", *keep_in != wanted.keep_in);
     }
 }
@@ -248,7 +249,7 @@ mod tests {
     /// Every key there is with a value that is neither its default nor `BEFORE`'s.
     const AFTER: &str = r#"
         device = { id = "attic", state_dir = "" }
-        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", cache_dir = "" }
+        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "" }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }

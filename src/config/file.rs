@@ -43,6 +43,7 @@ pub(super) struct ModelKeys {
     i2s_layout: Option<String>,
     head: Option<String>,
     kv_cache: Option<String>,
+    chat_template: Option<PathBuf>,
     cache_dir: Option<PathBuf>,
 }
 
@@ -231,12 +232,17 @@ impl ModelKeys {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
+        if self.chat_template.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            let said = "empty; use \"file\", \"built-in\" or the path of a template, or leave it out";
+            return Err(Mistake("model", "chat_template", said.into()));
+        }
         Ok(Model {
             path: self.path,
             context: self.context,
             i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
             head: one_of("model", "head", self.head, &HEADS)?,
             kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
+            chat_template: self.chat_template,
             keep_in: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
         })
     }

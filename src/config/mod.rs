@@ -67,6 +67,8 @@ pub struct Model {
     pub head: Option<Head>,
     /// What keys and values are kept in.
     pub kv_cache: KvCache,
+    /// `file`, `built-in` or the path of a chat template; `None` is the file's own where it can be used.
+    pub chat_template: Option<PathBuf>,
     /// Folder for what is worked out of a model file once; `None` keeps nothing.
     pub keep_in: Option<PathBuf>,
 }

@@ -27,6 +27,7 @@ pub use reload::Reread;
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
+use crate::engine::tokenizer::ChatTemplate;
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
@@ -109,6 +110,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
     let file = ModelFile::open(&source, layout)
         .and_then(|file| file.with_head(head))
         .and_then(|file| file.with_cache(cache));
+    let template = config.model.chat_template.as_deref().map(ChatTemplate::of_setting).transpose();
+    let file = file.and_then(|file| Ok(file.with_template(template?.unwrap_or_default())));
     let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
     let (clients, allowed) = (Clients::of(config), Allowed::by(config));
@@ -171,7 +174,12 @@ pub async fn run(
     let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
-    facts.notes.iter().for_each(|note| info!("model: {note}"));
+    for note in &facts.notes {
+        match note.contains("chat template") {
+            true => warn!("model: {note}"),
+            false => info!("model: {note}"),
+        }
+    }
     info!(
         "ready: {} on {}, threads: {}, socket {}",
         facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name

@@ -39,7 +39,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
-use tokenizer::Tokenizer;
+use tokenizer::{ChatTemplate, Tokenizer};
 use tuner::Threads;
 
 /// Where a model comes from.
@@ -64,6 +64,7 @@ pub struct ModelFile {
     layout: Option<Layout>,
     head: HeadForm,
     cache: CacheForm,
+    template: ChatTemplate,
 }
 
 /// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -157,6 +158,7 @@ impl ModelFile {
             layout,
             head,
             cache: CacheForm::default(),
+            template: ChatTemplate::default(),
         })
     }
 
@@ -175,6 +177,11 @@ impl ModelFile {
         }
         let said = format!("heads of {size} numbers are no whole blocks of 32, as int8 has them; use f16");
         Err(LoadError::new("KV cache", said).within(&self.place))
+    }
+
+    /// The same with a chat template of the owner's choice.
+    pub fn with_template(self, template: ChatTemplate) -> Self {
+        ModelFile { template, ..self }
     }
 
     /// How its head will be read.
@@ -350,7 +357,7 @@ impl ModelFile {
     }
 
     fn read_tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        let tokenizer = Tokenizer::read(&self.file)?;
+        let tokenizer = Tokenizer::read_with(&self.file, &self.template)?;
         if tokenizer.vocab_size() != self.shape.vocab {
             let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
             let said = format!("{tokens} tokens, but the embedding has {rows} rows");

@@ -10,7 +10,7 @@ use crate::engine::check::{Figure, choose};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, TEXT, Value};
 use crate::engine::model::{CacheForm, EMBEDDING, HEAD, HeadForm, Layout};
-use crate::engine::tokenizer::Tokenizer;
+use crate::engine::tokenizer::{ChatTemplate, Tokenizer};
 use crate::engine::{ModelFile, Options, Source};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -37,6 +37,9 @@ pub(super) struct Inspect {
     /// What the memory plan keeps keys and values in
     #[arg(long, value_name = "FORM", default_value = CacheForm::default().name(), value_parser = cache_arg())]
     kv_cache: String,
+    /// Chat template: file, the model file's own; built-in, that of its architecture; or the path of a Jinja template
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -105,6 +108,8 @@ struct ModelFacts {
 struct TokenizerFacts {
     beginning: Option<Token>,
     ends: Vec<Token>,
+    /// Which chat template prompts are made with.
+    chat_template: String,
     /// What the file had wrong or missing, and how it is read all the same.
     notes: Vec<String>,
 }
@@ -197,7 +202,8 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
 
 fn open(args: &Inspect, source: &Source) -> Result<ModelFile, LoadError> {
     let file = ModelFile::open(source, Layout::named(&args.i2s_layout))?;
-    let file = file.with_head(HeadForm::named(&args.head))?;
+    let template = args.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
+    let file = file.with_template(template.unwrap_or_default()).with_head(HeadForm::named(&args.head))?;
     file.with_cache(CacheForm::named(&args.kv_cache).unwrap_or_default())
 }
 
@@ -331,6 +337,7 @@ fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
     TokenizerFacts {
         beginning: tokenizer.bos().map(token),
         ends: all.filter(|id| tokenizer.is_end(*id)).map(token).collect(),
+        chat_template: tokenizer.chat_template().to_owned(),
         notes: tokenizer.notes().to_vec(),
     }
 }

@@ -52,6 +52,7 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         };
         let beginning = texts(tokenizer.beginning.as_slice());
         writeln!(out, "begins with: {beginning}; ends with: {}", texts(&tokenizer.ends))?;
+        writeln!(out, "chat template: {}", printable(&tokenizer.chat_template))?;
         for note in &tokenizer.notes {
             writeln!(out, "note: {note}")?;
         }

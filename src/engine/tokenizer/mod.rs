@@ -19,7 +19,7 @@ mod vocab;
 mod words;
 
 pub use decode::{Pushed, TextStream};
-pub use template::{Role, Turn};
+pub use template::{ChatTemplate, Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
@@ -50,6 +50,15 @@ const END_KEYS: &[&str] = &[
     "tokenizer.ggml.eog_token_ids",
 ];
 
+/// What templates call further tokens, and the keys of those.
+const OTHER_TOKENS: &[(&str, &str)] = &[
+    ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ("pad_token", "tokenizer.ggml.padding_token_id"),
+    ("sep_token", "tokenizer.ggml.seperator_token_id"),
+    ("cls_token", "tokenizer.ggml.cls_token_id"),
+    ("mask_token", "tokenizer.ggml.mask_token_id"),
+];
+
 /// A vocabulary with its rules.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -66,6 +75,8 @@ pub struct Tokenizer {
     add_bos: bool,
     ends: Vec<u32>,
     chat: Template,
+    /// Where the template comes from.
+    chat_source: String,
     notes: Vec<String>,
 }
 
@@ -149,6 +160,14 @@ impl Tokenizer {
     /// What it does not read by name, and whatever does not hold together, at its key. A chat template
     /// that cannot be used is none: the form of the model's family takes its place, and a note says so.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
+        Self::read_with(file, &ChatTemplate::Auto)
+    }
+
+    /// The same with a chat template of the owner's choice.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::read`]; and a template that was named and is not there or cannot be used.
+    pub fn read_with(file: &Gguf, template: &ChatTemplate) -> Result<Self, LoadError> {
         check_tokenizer(file)?;
         let Base { mut entries, rules, falcon_e, begins, mut notes } = Base::read(file)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
@@ -157,14 +176,16 @@ impl Tokenizer {
         entries.mark(&ends);
         entries.mark(bos.as_slice());
         let family = Family::detect(file, &entries, falcon_e)?;
-        let names = names(file, &entries.vocab)?;
-        let (chat, own_form) = read_template(file, family, names, &mut notes)?;
+        let names = names(file, &entries)?;
+        let chosen = read_template(file, family, names, template, &mut notes)?;
         let said = file.flag(ADD_BOS)?;
         let begins = said.unwrap_or(begins);
-        let add_bos = said.unwrap_or(own_form && family.begins());
+        let add_bos = said.unwrap_or(chosen.built_in && family.begins());
         let marks = Marks::new(&entries.vocab, entries.of(Kind::Mark), Kind::Mark)?;
         let wholes = Marks::new(&entries.vocab, entries.of(Kind::Whole), Kind::Whole)?;
-        Ok(Tokenizer { vocab: entries.vocab, rules, marks, wholes, bos, begins, add_bos, ends, chat, notes })
+        let Chosen { template: chat, source: chat_source, .. } = chosen;
+        let vocab = entries.vocab;
+        Ok(Tokenizer { vocab, rules, marks, wholes, bos, begins, add_bos, ends, chat, chat_source, notes })
     }
 
     /// Whether a file has Llama 3's vocabulary, which the models of several makers share; its marks tell.
@@ -220,6 +241,11 @@ impl Tokenizer {
     /// sentences for a log.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Which chat template prompts are made with, in a few words.
+    pub fn chat_template(&self) -> &str {
+        &self.chat_source
     }
 
     /// Ids of a text in which nothing is special. No beginning-of-text is added.
@@ -308,38 +334,89 @@ fn not_read(key: &str, name: &str, way_out: &str) -> LoadError {
     LoadError::key(key, format!("\"{}\" is not read by this version; {way_out}", shown(name)))
 }
 
-/// The template that prompts are made with, and whether it is a form of ours.
+/// The template that prompts are made with, and where it comes from.
+struct Chosen {
+    template: Template,
+    /// Whether it is a form of ours.
+    built_in: bool,
+    source: String,
+}
+
+/// Chooses the template, and notes why where it is not simply the file's.
 fn read_template(
     file: &Gguf,
     family: Family,
     names: Names,
+    choice: &ChatTemplate,
     notes: &mut Vec<String>,
-) -> Result<(Template, bool), LoadError> {
-    let wrong = match file.text(TEMPLATE)? {
-        None => "the file has no chat template".into(),
-        Some(template) if family.knows_better_than(template) => {
+) -> Result<Chosen, LoadError> {
+    let own = file.text(TEMPLATE)?;
+    let compile = |text: &str| Template::new(text.to_owned(), names.clone());
+    let way_out = "leave model.chat_template out, set it to \"built-in\", or to the path of a template";
+    let why = match (choice, own) {
+        (ChatTemplate::Text { place, source }, _) => {
+            let template = compile(source).map_err(|why| {
+                LoadError::new(
+                    "chat_template",
+                    format!("{place}: {why}; mend it, or leave model.chat_template out"),
+                )
+            })?;
+            notes.push(format!("the chat template of {place} is used, as model.chat_template says"));
+            return Ok(Chosen { template, built_in: false, source: place.clone() });
+        }
+        (ChatTemplate::File, None) => {
+            return Err(LoadError::key(TEMPLATE, format!("the file has no chat template; {way_out}")));
+        }
+        (ChatTemplate::File, Some(text)) => {
+            let template =
+                compile(text).map_err(|why| LoadError::key(TEMPLATE, format!("{why}; {way_out}")))?;
+            return Ok(Chosen { template, built_in: false, source: "the file's own".into() });
+        }
+        (ChatTemplate::BuiltIn, _) => "model.chat_template is \"built-in\"".into(),
+        (ChatTemplate::Auto, None) => "the file has no chat template".into(),
+        (ChatTemplate::Auto, Some(text)) if family.knows_better_than(text) => {
             "the file's chat template is not what the model was trained on".into()
         }
-        Some(template) => match Template::new(template.to_owned(), names.clone()) {
-            Ok(template) => return Ok((template, false)),
+        (ChatTemplate::Auto, Some(text)) => match compile(text) {
+            Ok(template) => return Ok(Chosen { template, built_in: false, source: "the file's own".into() }),
             Err(why) => format!("the file's chat template {why}"),
         },
     };
+    let source = match family {
+        Family::Plain => "none: the model goes on with what is said".to_owned(),
+        family => format!("built-in: {}'s form", family.name()),
+    };
     notes.push(match family {
-        Family::Plain => format!("{wrong}; the model goes on with what is said"),
-        family => format!("{wrong}; {}'s form is used", family.name()),
+        Family::Plain => format!("{why}; the model goes on with what is said"),
+        family => format!("{why}; {}'s form is used", family.name()),
     });
-    let form = Template::new(family.form().to_owned(), names);
-    form.map(|form| (form, true)).map_err(|why| LoadError::key(TEMPLATE, why))
+    let template = compile(family.form()).map_err(|why| LoadError::key(TEMPLATE, why))?;
+    Ok(Chosen { template, built_in: true, source })
 }
 
 /// The names that templates call tokens by.
-fn names(file: &Gguf, vocab: &Vocab) -> Result<Names, LoadError> {
+fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
     let name = |key: &str| -> Result<Option<String>, LoadError> {
-        let id = token_id(file, key, vocab.len())?;
-        Ok(id.map(|id| String::from_utf8_lossy(vocab.get(id)).into_owned()))
+        let id = token_id(file, key, entries.vocab.len())?;
+        Ok(id.map(|id| String::from_utf8_lossy(entries.vocab.get(id)).into_owned()))
     };
-    Ok(Names { bos: name("tokenizer.ggml.bos_token_id")?, eos: name("tokenizer.ggml.eos_token_id")? })
+    let mut others = Vec::new();
+    for (called, key) in OTHER_TOKENS {
+        others.extend(name(key)?.map(|text| (*called, text)));
+    }
+    let mut edges: Vec<char> = Vec::new();
+    for id in entries.of(Kind::Mark) {
+        let text = String::from_utf8_lossy(entries.vocab.get(id));
+        edges.extend(text.chars().next().into_iter().chain(text.chars().next_back()));
+    }
+    edges.sort_unstable();
+    edges.dedup();
+    Ok(Names {
+        bos: name("tokenizer.ggml.bos_token_id")?,
+        eos: name("tokenizer.ggml.eos_token_id")?,
+        others,
+        edges: edges.into_iter().collect(),
+    })
 }
 
 /// Every token that ends an answer. Without types a text that reads like an end is taken for one; with

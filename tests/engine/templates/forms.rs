@@ -2,8 +2,9 @@
 
 use super::{prompt, tokenizer, turn};
 use crate::tiny::{self, File};
+use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{Gguf, Map};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatTemplate, Role, Tokenizer, Turn};
 
 /// What the official 2B-4T file holds, which nothing was trained on.
 const OFFICIAL_WRONG: &str = "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
@@ -77,9 +78,9 @@ fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() 
     };
     for arch in ["bitnet-b1.58", "bitnet-25", "bitnet"] {
         let form = template_for(arch, None).expect("a form");
-        for wrong in [OFFICIAL_WRONG, "{{ messages[-1].content }}"] {
-            assert_eq!(template_for(arch, Some(wrong)), Some(form), "{arch}");
-        }
+        assert_eq!(template_for(arch, Some(OFFICIAL_WRONG)), Some(form), "{arch}");
+        // A fine-tune's own is believed.
+        assert_eq!(template_for(arch, Some("{{ messages[-1].content }}")), None, "{arch}");
         assert_eq!(template_for(arch, Some(form)), None, "{arch}");
         // A file that holds it gives the same prompts as one that holds none.
         let without = tiny::small();
@@ -101,6 +102,76 @@ fn a_sound_template_for_the_same_model_is_kept() {
     });
     assert_eq!(prompt(&chat, &TALK[1..2]), "Hello <|eot_id|>A: ");
     assert!(!chat.notes().iter().any(|note| note.contains("form is used")), "{:?}", chat.notes());
+}
+
+#[test]
+fn a_finetunes_own_template_is_believed_and_the_owner_decides() {
+    let chatml = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+                  {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let mut file = tiny::small();
+    file.set("general.architecture", tiny::text("bitnet-b1.58"));
+    file.set("tokenizer.chat_template", tiny::text(chatml));
+    let wanted = "<|im_start|>user\nHello <|im_end|>\n<|im_start|>assistant\n";
+    let bitnet = "<|begin_of_text|>User: Hello<|eot_id|>Assistant: ";
+    let place = "t.jinja".to_owned();
+    let source = "T{{ messages[-1].content }}".to_owned();
+    for (choice, wanted, called) in [
+        (ChatTemplate::Auto, wanted, "the file's own"),
+        (ChatTemplate::File, wanted, "the file's own"),
+        (ChatTemplate::BuiltIn, bitnet, "built-in: bitnet b1.58's form"),
+        (ChatTemplate::Text { place, source }, "THello ", "t.jinja"),
+    ] {
+        let chat = read_with(&file, &choice).expect("sound");
+        assert_eq!(prompt(&chat, &TALK[1..2]), wanted, "{choice:?}");
+        assert_eq!(chat.chat_template(), called);
+    }
+    // Even one that is known to be wrong.
+    file.set("tokenizer.chat_template", tiny::text(OFFICIAL_WRONG));
+    let chat = read_with(&file, &ChatTemplate::File).expect("sound");
+    assert!(prompt(&chat, &TALK[1..2]).contains("BITNETAssistant"));
+}
+
+#[test]
+fn a_template_that_was_named_and_cannot_be_used_is_an_error() {
+    let refused =
+        |file: &File, choice: &ChatTemplate| read_with(file, choice).expect_err("refused").to_string();
+    let mut file = tiny::small();
+    file.remove("tokenizer.chat_template");
+    assert!(refused(&file, &ChatTemplate::File).contains("has no chat template"));
+    file.set("tokenizer.chat_template", tiny::text("{% if"));
+    let said = refused(&file, &ChatTemplate::File);
+    assert!(said.contains("tokenizer.chat_template") && said.contains("built-in"), "{said}");
+    let text = ChatTemplate::Text { place: "t.jinja".into(), source: "nothing".into() };
+    assert!(refused(&file, &text).contains("t.jinja: leaves out what the user says"));
+}
+
+#[test]
+fn a_templates_file_is_a_regular_one_of_bounded_size() {
+    let folder = tempdir();
+    let of = |name: &str| ChatTemplate::of_setting(&folder.join(name));
+    let refused = |name: &str| of(name).expect_err("refused").to_string();
+    std::fs::write(folder.join("sound"), "\u{feff}{{ 1 }}").expect("written");
+    let Ok(ChatTemplate::Text { source, .. }) = of("sound") else { panic!("not read") };
+    assert_eq!(source, "{{ 1 }}");
+    assert!(refused("missing").contains("cannot be read"));
+    assert!(refused(".").contains("is no regular file"));
+    assert!(ChatTemplate::of_setting("/dev/zero".as_ref()).is_err());
+    std::fs::write(folder.join("long"), "x".repeat(70_000)).expect("written");
+    assert!(refused("long").contains("more than 65536 bytes"));
+    std::fs::write(folder.join("bytes"), [0xff]).expect("written");
+    assert!(refused("bytes").contains("UTF-8"));
+    std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// A folder of this test's own.
+fn tempdir() -> std::path::PathBuf {
+    let folder = std::env::temp_dir().join(format!("bitnetd-templates-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("made");
+    folder
+}
+
+fn read_with(file: &File, choice: &ChatTemplate) -> Result<Tokenizer, LoadError> {
+    Tokenizer::read_with(&Gguf::parse(Map::from(file.bytes())).expect("sound"), choice)
 }
 
 #[test]
@@ -160,7 +231,7 @@ fn each_family_has_its_form_where_the_file_has_none() {
 #[test]
 fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
     for template in
-        ["{% bad", "{{ 'x' * 10 ** 9 }}<|eot_id|>", "{{ messages[-1].content | upper }}<|eot_id|>"]
+        ["{% bad", "{{ 'x' * 10 ** 9 }}<|eot_id|>", "{{ messages[-1].content | length }}<|eot_id|>"]
     {
         let chat = family("bitnet-b1.58", &["<|begin_of_text|>", "<|eot_id|>"], |file| {
             file.set("tokenizer.chat_template", tiny::text(&format!("{template}{{# eot_id #}}")));
@@ -172,7 +243,7 @@ fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
 
 #[test]
 fn a_template_that_cannot_be_used_gives_way_to_plain_text_where_there_is_no_form() {
-    for template in ["{% bad", "{{ 'x' * 10 ** 9 }}", "{{ messages[-1].content | upper }}"] {
+    for template in ["{% bad", "{{ 'x' * 10 ** 9 }}", "{{ messages[-1].content | length }}"] {
         let chat = family("llama", &["<s>", "</s>"], |file| {
             file.set("tokenizer.chat_template", tiny::text(template));
         });
@@ -247,7 +318,7 @@ fn a_template_with_tools_and_dates_as_later_llamas_have_it_is_taken() {
     let template = r#"{{- bos_token }}
 {%- if custom_tools is defined %}{% set tools = custom_tools %}{%- endif %}
 {%- if not date_string is defined %}
-    {%- if strftime_now is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% else %}{% set date_string = "26 Jul 2024" %}{% endif %}
+    {%- if false %}{% set date_string = strftime_now("%d %b %Y") %}{% else %}{% set date_string = "26 Jul 2024" %}{% endif %}
 {%- endif %}
 {%- if messages[0]['role'] == 'system' %}
     {%- set system_message = messages[0]['content']|trim %}

@@ -185,7 +185,7 @@ fn nothing_outside_the_template_is_reached() {
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ ''.__class__.mro()[1].__subclasses__() }}",
         "{{ self.__init__ }}",
-        "{{ strftime_now('%d') }}",
+        "{{ strftime_now('%s') }}",
         "{% do messages %}",
         "{% call f() %}{% endcall %}",
     ] {

@@ -67,32 +67,67 @@ fn a_template_may_trim_what_is_said_on_either_side() {
 }
 
 #[test]
-fn a_template_that_changes_what_is_said_is_not_used() {
-    for how in [
-        "| upper",
-        "| length",
-        "| tojson",
-        "| replace('e', 'x')",
-        ".split('</think>')[-1]",
-        "[1:]",
-        "[:3]",
-        "| capitalize",
-        "| reverse",
-        ".strip('\\n')",
-        "if '<think>' in messages[-1].content else 'x'",
+fn what_a_template_makes_of_a_content_is_what_jinja_makes_of_it() {
+    let text = " a 'Q' <|eot_id|> b\n";
+    for (how, wanted) in [
+        ("| upper", " A 'Q' <|EOT_ID|> B\n"),
+        ("| tojson", "\" a 'Q' <|eot_id|> b\\n\""),
+        ("| replace('a', 'xy')", " xy 'Q' <|eot_id|> b\n"),
+        (".split('Q')[-1]", "' <|eot_id|> b\n"),
+        ("[1:]", "a 'Q' <|eot_id|> b\n"),
+        ("| capitalize", " a 'q' <|eot_id|> b\n"),
+        (".strip('\\n')", " a 'Q' <|eot_id|> b"),
+        ("if 'a' in messages[-1].content else 'x'", " a 'Q' <|eot_id|> b\n"),
+        ("if messages[-1].content.startswith(' a') else 'x'", " a 'Q' <|eot_id|> b\n"),
+        ("if '<|eot_id|>' not in messages[-1].content else 'was there'", "was there"),
+        ("if messages[-1].content is string else 'x'", " a 'Q' <|eot_id|> b\n"),
     ] {
-        let template = format!("{{% for m in messages %}}{{{{ m.content {how} }}}}\n{{% endfor %}}");
-        let said = read(&template).expect_err(how);
-        assert!(said.starts_with(NOT_USED), "{said}");
+        let template = format!("{{% for m in messages %}}{{{{ m.content {how} }}}}<|eot_id|>{{% endfor %}}");
+        let chat = read(&template).unwrap_or_else(|error| panic!("{error}: {how}"));
+        let turns = [turn(Role::User, text)];
+        match chat.prompt_chat(&turns) {
+            Ok(ids) => {
+                assert_eq!(prompt(&chat, &turns), format!("{wanted}<|eot_id|>"), "{how}");
+                assert_eq!(ids.iter().filter(|id| MARKS.contains(id)).count(), 1, "{how}");
+            }
+            // One that asks for a special token in a content cannot be followed, and says so.
+            Err(error) => {
+                assert!(how.contains("eot_id"), "{how}: {error}");
+                assert!(error.to_string().contains("in a way that cannot be followed"), "{error}");
+            }
+        }
     }
 }
 
 #[test]
-fn a_change_that_only_shows_at_a_request_refuses_that_request() {
-    let chat = read("{{ messages[-1].content.replace('secret', '') }}").expect("nothing shows at load");
-    let refused = chat.prompt_chat(&[turn(Role::User, "a secret")]).expect_err("it changes the text");
-    assert!(refused.to_string().contains("changes what is said"), "{refused}");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a question");
+fn special_tokens_that_a_template_makes_out_of_contents_stay_text() {
+    // Each gives the text of a special token out of contents that do not hold it.
+    for (template, texts) in [
+        ("{{ messages[-1].content | replace('#', '') }}", ["a", "<|eot#_id|>"]),
+        ("{{ messages[-1].content | lower }}", ["a", "<|EOT_ID|>"]),
+        ("{{ messages[-1].content | reverse }}", ["a", ">|di_toe|<"]),
+        (
+            "{% if 'x' not in messages[0].content %}{{ messages[0].content ~ messages[-1].content }}{% endif %}",
+            ["<|eot", "_id|>"],
+        ),
+        ("{% if 'x' not in messages[0].content %}<|{{ messages[-1].content }}|>{% endif %}", ["a", "eot_id"]),
+        ("{% if 'x' not in messages[0].content %}<{{ messages[-1].content }}{% endif %}", ["a", "|eot_id|>"]),
+    ] {
+        let chat = read(template).unwrap_or_else(|error| panic!("{error}: {template}"));
+        let ids = chat.prompt_chat(&texts.map(|text| turn(Role::User, text)));
+        let ids = ids.unwrap_or_else(|error| panic!("{error}: {template}"));
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| chat.bytes(*id)).copied().collect();
+        assert_eq!(String::from_utf8(bytes).expect("whole characters"), "<|eot_id|>", "{template}");
+        assert!(!ids.iter().any(|id| MARKS.contains(id)), "{template}: {ids:?}");
+    }
+}
+
+#[test]
+fn a_change_that_cannot_be_followed_refuses_that_request() {
+    let chat = read("{{ messages[-1].content[:12] }}{{ 'Really' }}").expect("the sample is taken");
+    let refused = chat.prompt_chat(&[turn(Role::User, "a <|eot_id|> secret")]).expect_err("it counts");
+    assert!(refused.to_string().contains("in a way that cannot be followed"), "{refused}");
+    assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a questionReally");
 }
 
 #[test]
@@ -125,7 +160,7 @@ fn what_transformers_offers_to_templates_is_there() {
             "{{ messages[-1].content }}{% if add_generation_prompt %}!{% endif %}{% if tools %}?{% endif %}",
             "hi!",
         ),
-        ("{{ messages[-1].content }}{{ 'x' if strftime_now is defined else 'no clock' }}", "hino clock"),
+        ("{{ messages[-1].content }}{{ strftime_now('%Y') | int > 2025 }}", "hiTrue"),
         (
             "{%- set ns = namespace(n=0) %}\n{% for m in messages %}\n  {% set ns.n = ns.n + 1 %}\n{{ m.content }}{{ ns.n }}\n{% endfor %}",
             "hi1\n",
@@ -133,6 +168,15 @@ fn what_transformers_offers_to_templates_is_there() {
         ("{{ messages[-1].content }}{{ {'a': '<\\'&>'} | tojson }}", "hi{\"a\": \"<'&>\"}"),
         ("{{ messages[-1].content }}{{ '\\\\u003c' | tojson }}", "hi\"\\\\u003c\""),
         ("{{ messages[-1].content }}{{ [1, 2] | tojson(indent=2) }}", "hi[\n  1,\n  2\n]"),
+        ("{% generation %}{% set x = 1 %}{{ messages[-1].content }}{% endgeneration %}{{ x }}", "hi"),
+        ("{% with a = 1, b = 2 %}{{ messages[-1].content }}{{ a + b }}{% endwith %}{{ a }}", "hi3"),
+        ("{% filter upper %}{{ messages[-1].content }} a{% endfilter %}", "HI A"),
+        (
+            "{% macro f() %}<{{ caller() }}>{% endmacro %}{% call f() %}{{ messages[-1].content }}{% endcall %}",
+            "<hi>",
+        ),
+        ("{% for m in messages %}\r\n{{ m.content }}\r\n{% endfor %}\rx\r\n", "hi\nx"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "hi"),
         ("{% macro say(m) %}<{{ m.content }}>{% endmacro %}{{ say(messages[-1]) }}", "<hi>"),
         ("{{ messages[-1].content }}{{ none }}{{ true }}{{ loop_not_there }}{{ 7 // 2 }}", "hiNoneTrue3"),
         (

@@ -52,11 +52,9 @@ impl Family {
         })
     }
 
-    /// Whether a template is known to be wrong for it. BitNet's turns end with `<|eot_id|>`: a template
-    /// that never writes it is not what the model was trained on.
+    /// Whether a template is known to be wrong for it. Any other is believed: a fine-tune has its own.
     pub fn knows_better_than(self, template: &str) -> bool {
-        self == Family::BitNet && (template.contains(WRONG) || !template.contains("eot_id"))
-            || self == Family::BitNetLines && template.contains(WRONG)
+        matches!(self, Family::BitNet | Family::BitNetLines) && template.contains(WRONG)
     }
 
     /// Its form as a template.

@@ -1,9 +1,8 @@
 //! The template engine, with its limits, and what Hugging Face offers to templates beyond Jinja.
 //!
-//! Settings are those of transformers' `chat_template_utils.py`. `strftime_now` is not there: the engine
-//! has no clock, and templates that would like one ask first whether it is defined.
+//! Settings are those of transformers' `chat_template_utils.py`. `strftime_now` writes UTC.
 
-use super::{Names, screen};
+use super::{Names, clock, screen, source_form};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, context};
@@ -73,10 +72,12 @@ pub(super) struct Engine(Environment<'static>);
 
 impl Engine {
     pub fn new(source: String) -> Result<Self, String> {
+        let source = source_form::normalized(&source);
         // What Jinja reads as a tag's line is gone without a trace, as transformers has it.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let syntax = syntax.map_err(|error| said(&error))?;
         screen::check(&source, syntax.clone())?;
+        let source = source_form::without_generation(&source, syntax.clone());
         let mut jinja = Environment::new();
         jinja.set_syntax(syntax);
         jinja.set_recursion_limit(DEPTH);
@@ -85,12 +86,19 @@ impl Engine {
         for name in NOT_OFFERED {
             jinja.remove_filter(name);
         }
+        // Jinja2 has no such filters.
+        for name in ["bool", "lines", "split"] {
+            jinja.remove_filter(name);
+        }
         for name in ["debug", "dict"] {
             jinja.remove_global(name);
         }
         jinja.add_filter("tojson", to_json);
         jinja.add_function("raise_exception", |why: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
+        });
+        jinja.add_function("strftime_now", |format: String| {
+            clock::strftime(&format, clock::now()).map_err(|why| Error::new(ErrorKind::InvalidOperation, why))
         });
         jinja.add_template_owned("chat", source).map_err(|error| said(&error))?;
         Ok(Engine(jinja))
@@ -101,12 +109,16 @@ impl Engine {
         &self,
         messages: impl Iterator<Item = (&'static str, &'m str)>,
         names: &Names,
+        parts: bool,
     ) -> Result<String, String> {
         let mut bytes = 0;
         let messages: Vec<Value> = messages
             .map(|(role, content)| {
                 bytes += content.len();
-                context! { role, content }
+                match parts {
+                    true => context! { role, content => [context! { type => "text", text => content }] },
+                    false => context! { role, content },
+                }
             })
             .collect();
         let turns = messages.len();
@@ -125,13 +137,17 @@ impl Engine {
 fn variables(messages: Vec<Value>, names: &Names) -> Value {
     let none = Value::from(());
     let name = |name: &Option<String>| name.as_deref().map_or(Value::UNDEFINED, Value::from);
+    let others = names.others.iter().map(|(name, text)| (*name, Value::from(text.as_str())));
     context! {
+        ..others.collect::<Value>(),
+        ..context! {
         messages,
         add_generation_prompt => true,
         bos_token => name(&names.bos),
         eos_token => name(&names.eos),
         tools => none.clone(),
         documents => none,
+        }
     }
 }
 
@@ -187,9 +203,18 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
 fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {
     const WIDEST: usize = 8;
     let indent = indent.or(options.get("indent")?);
-    for name in ["ensure_ascii", "separators", "sort_keys"] {
-        let _ = options.get::<Option<Value>>(name)?; // transformers takes them; the defaults are in use
+    // transformers takes them; templates that do use the defaults.
+    let defaults = [("ensure_ascii", false), ("sort_keys", false)];
+    let changed = defaults.iter().find_map(|(name, default)| {
+        let wanted = options.get::<Option<bool>>(name).ok()?;
+        wanted.filter(|wanted| wanted != default).map(|_| *name)
+    });
+    let separators = options.get::<Option<Value>>("separators")?.filter(|given| !given.is_none());
+    if let Some(name) = changed.or(separators.map(|_| "separators")) {
+        let what = format!("{name} of tojson is not offered to templates");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
     }
+    options.assert_all_used()?;
     let indent = indent.map(|indent| Value::from(indent.min(WIDEST)));
     let json = minijinja::filters::tojson(value, indent, Kwargs::from_iter(Vec::<(&str, Value)>::new()))?;
     Ok(Value::from(unescaped(json.as_str().unwrap_or_default())))

@@ -1,6 +1,5 @@
 //! Placeholders for what is said in a turn, and what was said in their place again.
 
-use super::Turn;
 use std::ops::Range;
 
 /// Characters of Unicode's private planes that no text uses; `screen` refuses them in a template.
@@ -19,13 +18,6 @@ pub(in super::super) struct Prompt {
     pub text: String,
     /// Bytes of `text`, in order, with the number of the turn.
     pub said: Vec<(Range<usize>, usize)>,
-}
-
-impl Prompt {
-    /// Whether what is said in the last of `turns` is in it.
-    pub fn holds_last(&self, turns: &[Turn<'_>]) -> bool {
-        self.said.iter().any(|(_, turn)| *turn + 1 == turns.len())
-    }
 }
 
 /// What stands for turn `number`.
@@ -61,6 +53,53 @@ pub(super) fn fill(placed: &str, said: &[&str]) -> Option<Prompt> {
     Some(prompt)
 }
 
+/// `content` with every character of `edges` between `OPEN` and `CLOSE`, and with `outer` also what is left of
+/// it without the white space around it. An edge is the first or last character of a special token: none of
+/// them can be found across a sentinel. `None` where the content holds a sentinel of its own.
+pub(super) fn fenced(content: &str, edges: &str, outer: bool) -> Option<String> {
+    if content.contains([OPEN, CLOSE]) {
+        return None;
+    }
+    let inner = content.trim();
+    let before = content.len() - content.trim_start().len();
+    let mut text = String::with_capacity(content.len() + 16);
+    text.push_str(&content[..before]);
+    let outer = outer && !inner.is_empty();
+    text.extend(outer.then_some(OPEN));
+    for c in inner.chars() {
+        match edges.contains(c) {
+            true => text.extend([OPEN, c, CLOSE]),
+            false => text.push(c),
+        }
+    }
+    text.extend(outer.then_some(CLOSE));
+    text.push_str(&content[before + inner.len()..]);
+    Some(text)
+}
+
+/// Takes the sentinels out of a text that was rendered from fenced contents. Each of them becomes a place that
+/// no special token may reach across, and the character that two of them enclose is content.
+pub(super) fn unfenced(rendered: &str) -> Prompt {
+    let mut prompt = Prompt::default();
+    let mut opened = None;
+    for c in rendered.chars() {
+        let at = prompt.text.len();
+        match c {
+            OPEN => {
+                prompt.said.push((at..at, 0));
+                opened = Some(at);
+            }
+            CLOSE => {
+                let start = opened.take().unwrap_or(at);
+                let one = prompt.text[start..].chars().nth(1).is_none();
+                prompt.said.push((if one { start } else { at }..at, 0));
+            }
+            c => prompt.text.push(c),
+        }
+    }
+    prompt
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +123,18 @@ mod tests {
         let prompt = fill(&both(&placeholder(0), &placeholder(1)), &[&nasty, "x"]).expect("whole");
         assert_eq!(prompt.text, format!("<{nasty}><x>"));
         assert_eq!(prompt.said.len(), 2);
+    }
+
+    #[test]
+    fn fences_keep_special_tokens_of_contents_apart() {
+        for outer in [true, false] {
+            let text = fenced(" <|x|> y ", "<>", outer).expect("no sentinel in it");
+            let prompt = unfenced(&format!("<s>{text}</s>"));
+            assert_eq!(prompt.text, "<s> <|x|> y </s>");
+            let enclosed: Vec<_> = prompt.said.iter().filter(|(range, _)| !range.is_empty()).collect();
+            assert_eq!(enclosed, [&(4..5, 0), &(8..9, 0)]);
+        }
+        assert_eq!(fenced(&OPEN.to_string(), "<", true), None);
     }
 
     #[test]

@@ -18,7 +18,26 @@ const MOST_IN_TAG: usize = 300;
 const MOST_ELIF: usize = 100;
 
 const STATEMENTS: &[&str] = &[
-    "for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue",
+    "for",
+    "endfor",
+    "if",
+    "elif",
+    "else",
+    "endif",
+    "set",
+    "endset",
+    "macro",
+    "endmacro",
+    "break",
+    "continue",
+    "with",
+    "endwith",
+    "filter",
+    "endfilter",
+    "call",
+    "endcall",
+    "generation",
+    "endgeneration",
 ];
 const CONSTANTS: &[&str] = &["true", "false", "none", "True", "False", "None"];
 /// Words after which a bracket begins a list and a parenthesis a group.
