@@ -5,9 +5,10 @@
 
 pub mod json;
 mod report;
+pub mod text;
 
 pub use report::{
-    Cache, Cpu, Energy, Flag, Latency, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
+    Cache, Cpu, Energy, Flag, Latency, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
     Screen, Spans, Thermal, Throttled, Throttling, Throughput,
 };
 
