@@ -14,6 +14,9 @@ pub use alerts::Alerts;
 pub use changes::Changes;
 
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -338,6 +341,26 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Largest configuration file: many times one that says everything.
+const LARGEST: u64 = 1 << 20;
+
+/// The text of a configuration file. Anything else that has the name, such as a device or a FIFO, is neither read nor
+/// waited for.
+fn read(path: &Path) -> Result<String, String> {
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let at_once = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(at_once).open(path).map_err(cannot)?;
+    if !file.metadata().map_err(cannot)?.is_file() {
+        return Err("cannot be read: it is no regular file; give the path of a TOML file".into());
+    }
+    let mut text = String::new();
+    let length = file.take(LARGEST + 1).read_to_string(&mut text).map_err(cannot)?;
+    if length as u64 > LARGEST {
+        return Err("is larger than 1 MiB; a configuration is a few KiB, so this is another file".into());
+    }
+    Ok(text)
+}
+
 impl Config {
     /// The documented defaults on this host.
     pub fn defaults(host: &Host) -> Self {
@@ -347,10 +370,7 @@ impl Config {
     /// Reads and checks a configuration file.
     pub fn load(path: &Path, host: &Host) -> Result<Self, ConfigError> {
         let place = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            place: place.clone(),
-            message: format!("cannot be read: {error}"),
-        })?;
+        let text = read(path).map_err(|message| ConfigError { place: place.clone(), message })?;
         Self::parse(&text, &place, host)
     }
 

@@ -253,3 +253,23 @@ fn a_byte_order_mark_is_no_part_of_the_configuration() {
     assert_eq!(read(&format!("\u{feff}{text}")), read(text));
     assert!(error("\u{feff}[device]\nid = \"a\"\nid = \"b\"\n").contains("id"), "a key given twice");
 }
+
+#[test]
+fn a_configuration_is_a_regular_file_of_at_most_1_mib() {
+    let folder = std::env::temp_dir().join(format!("bitnetd-config-file-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let load = |path: &Path| Config::load(path, &host()).map(drop).map_err(|error| error.to_string());
+    let (fifo, large) = (folder.join("fifo"), folder.join("large.toml"));
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a new name");
+    for path in [fifo.as_path(), Path::new("/dev/zero"), Path::new("/dev/null"), folder.as_path()] {
+        let error = load(path).expect_err("no regular file");
+        assert!(error.contains("no regular file"), "{error}");
+    }
+    std::fs::write(&large, "#".repeat(1 << 20)).expect("room");
+    load(&large).expect("as large as one may be");
+    std::fs::write(&large, "#".repeat((1 << 20) + 1)).expect("room");
+    let error = load(&large).expect_err("too large");
+    assert!(error.contains("1 MiB") && error.contains("large.toml"), "{error}");
+    let _ = std::fs::remove_dir_all(&folder);
+}

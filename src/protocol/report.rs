@@ -32,6 +32,15 @@ pub struct Report {
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.
     pub alerts: Vec<String>,
+    /// The log.
+    pub log: LogLines,
+}
+
+/// What became of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct LogLines {
+    /// Wanted and not written, since start: nobody took them, or they came too fast.
+    pub dropped: u64,
 }
 
 /// A number with where it came from.

@@ -23,8 +23,8 @@ pub use time::rfc3339;
 
 use crate::config;
 use crate::protocol::{
-    Cache, Code, Cpu, Done, Energy, FinishReason, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
-    Screen, Throttled,
+    Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy,
+    Requests, Screen, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, Planned};
 use answers::Answers;
@@ -335,6 +335,7 @@ impl Telemetry {
             cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
+            log: LogLines { dropped: log::dropped() },
         }
     }
 

@@ -18,6 +18,7 @@ mod endure;
 mod faults;
 mod home;
 mod hostile;
+mod inbox;
 mod limits;
 mod listener;
 mod models;

@@ -56,6 +56,8 @@ fn everything_else(text: &mut Text, report: &Report) {
         mqtt(text, link);
     }
     alerts(text, &report.alerts);
+    text.counter("bitnetd_log_lines_dropped_total", "Log lines that nobody took, or that came too fast.")
+        .count(report.log.dropped);
 }
 
 fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {

@@ -1,6 +1,6 @@
 //! What is said stays what it is, whatever a template does with it.
 
-use super::{NOT_USED, prompt, read, tokenizer, turn};
+use super::{prompt, read, tokenizer, turn};
 use crate::tiny;
 use bitnetd::engine::error::PromptError;
 use bitnetd::engine::tokenizer::Role;

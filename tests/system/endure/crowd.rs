@@ -251,6 +251,19 @@ impl Line {
         Line { client, events }
     }
 
+    /// Connects as the client `id`, which ends the connection of another one of that id, and gives up one of its
+    /// subscriptions.
+    pub async fn takes_over(port: u16, id: &str, filter: &str) {
+        let mut options = MqttOptions::new(id, "127.0.0.1", port);
+        options.set_clean_start(false).set_session_expiry_interval(Some(3600));
+        let (client, mut events) = AsyncClient::new(options, 4);
+        client.try_unsubscribe(filter).expect("room");
+        let unsubscribed = async {
+            while !matches!(events.poll().await.expect("connected"), Event::Incoming(Packet::UnsubAck(_))) {}
+        };
+        timeout(ACKNOWLEDGED, unsubscribed).await.expect("in time");
+    }
+
     /// Repeats the prompt until somebody reads it, and makes sure that the broker has it for good:
     /// mosquitto acknowledges first, and writes its file at the end of a turn in which a retained
     /// message came. The second one is acknowledged in a later turn than that.

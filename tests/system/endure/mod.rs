@@ -15,6 +15,7 @@ mod proxy;
 use crate::daemon::{Daemon, is_emulated};
 use crate::support::broker::Mosquitto;
 use crate::{Folder, linked};
+pub use crowd::Line;
 use crowd::{Crowd, Tally};
 use std::time::Duration;
 

@@ -1,30 +1,50 @@
-//! Where log lines go: to journald with their fields, or as readable lines to standard error.
+//! Where log lines go: to journald with their fields, or as readable lines to standard error. Never waits for either.
+//!
+//! A line that nobody takes is dropped and counted, and a line says so when they are taken again. What one place in the
+//! code says too often is held back and counted in the same way.
 
-use super::journal;
+mod journald;
+mod repetition;
+mod standard_error;
+
 use crate::config;
+use crate::protocol::text::{Shown, one_line};
+use journald::Journald;
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use repetition::Repetition;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use systemd_journal_logger::JournalLog;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Lines that were wanted and not written, since the process began.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// How many lines were wanted and not written: nobody took them, or one place said too many.
+pub fn dropped() -> u64 {
+    DROPPED.load(Relaxed)
+}
 
 /// Whether systemd started this process and reads its standard error.
 pub fn under_journald() -> bool {
-    systemd_journal_logger::connected_to_journal()
+    journald::is_connected()
 }
 
 /// Starts logging at `level`: to journald if `to_journald` (see [`under_journald`]) and it can be
 /// reached, to standard error otherwise. Called again, it only changes the level.
 pub fn init(level: config::Level, to_journald: bool) {
     set_level(level);
-    let connection = to_journald.then(JournalLog::new);
+    let connection = to_journald.then(Journald::connect);
+    let standard_error = || Sink::StandardError(standard_error::Writer::standard_error());
     let (sink, failure) = match connection {
         Some(Ok(journald)) => (Sink::Journald(journald), None),
-        Some(Err(error)) => (Sink::StandardError, Some(error)),
-        None => (Sink::StandardError, None),
+        Some(Err(error)) => (standard_error(), Some(error)),
+        None => (standard_error(), None),
     };
     // An error only says that a logger is there already.
-    let first = log::set_boxed_logger(Box::new(Logger { sink })).is_ok();
+    let first = log::set_boxed_logger(Box::new(Logger::new(sink))).is_ok();
     if let Some(error) = failure.filter(|_| first) {
         log::warn!("journald cannot be reached ({error}); logging to standard error");
     }
@@ -45,13 +65,34 @@ fn filter(level: config::Level) -> LevelFilter {
     }
 }
 
+#[derive(Debug)]
 struct Logger {
     sink: Sink,
+    repetition: Mutex<Repetition>,
+    /// Lines that nobody took, and nobody was told of yet.
+    lost: AtomicU64,
 }
 
+#[derive(Debug)]
 enum Sink {
-    Journald(JournalLog),
-    StandardError,
+    Journald(Journald),
+    StandardError(standard_error::Writer),
+}
+
+impl Sink {
+    fn send(&self, record: &Record) -> io::Result<()> {
+        match self {
+            Sink::Journald(journald) => journald.send(record),
+            Sink::StandardError(writer) => writer.write(line(record).as_bytes()),
+        }
+    }
+
+    /// A warning of the logger itself.
+    fn warn(&self, text: &str) -> io::Result<()> {
+        let mut record = Record::builder();
+        record.level(Level::Warn).target(module_path!()).module_path(Some(module_path!()));
+        self.send(&record.args(format_args!("{text}")).build())
+    }
 }
 
 impl Log for Logger {
@@ -60,17 +101,46 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) {
+            self.write(record, Instant::now());
         }
-        // A lost line is no reason to stop answering.
-        let _ = match &self.sink {
-            Sink::Journald(journald) => journald.journal_send(record),
-            Sink::StandardError => std::io::stderr().lock().write_all(line(record).as_bytes()),
-        };
     }
 
     fn flush(&self) {}
+}
+
+impl Logger {
+    fn new(sink: Sink) -> Self {
+        Logger { sink, repetition: Mutex::default(), lost: AtomicU64::new(0) }
+    }
+
+    fn write(&self, record: &Record, now: Instant) {
+        // What has no line of code is one line for one answer or report, which cost more than their line.
+        let site = record.module_path_static().zip(record.line());
+        let admitted = site.map_or(Some(0), |site| {
+            self.repetition.lock().unwrap_or_else(PoisonError::into_inner).admit(site, now)
+        });
+        let Some(held_back) = admitted else {
+            DROPPED.fetch_add(1, Relaxed);
+            return;
+        };
+        let lost = self.lost.load(Relaxed);
+        if lost > 0
+            && self.sink.warn(&format!("log: {lost} lines were dropped, since nobody took them")).is_ok()
+        {
+            self.lost.fetch_sub(lost, Relaxed);
+        }
+        if held_back > 0 {
+            // The line that follows is one of them.
+            let _ = self.sink.warn(&format!(
+                "log: {held_back} lines like the next were left out, since they came too fast"
+            ));
+        }
+        if self.sink.send(record).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+            DROPPED.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// Libraries are heard from `warn` on, or all of them at `trace`: below that they may log what
@@ -88,7 +158,7 @@ fn wanted(target: &str, level: Level, most: LevelFilter) -> bool {
 /// One line: level, message, then the fields as `key=value`.
 fn line(record: &Record) -> String {
     let mut line = format!("{:5} {}", record.level(), one_line(&record.args().to_string()));
-    if record.target() != journal::TARGET {
+    if !journald::repeats_its_fields(record) {
         let _never_fails = record.key_values().visit(&mut Fields(&mut line));
     }
     line.push('\n');
@@ -99,21 +169,11 @@ struct Fields<'a>(&'a mut String);
 
 impl<'kvs> VisitSource<'kvs> for Fields<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
-        let value = one_line(&value.to_string());
+        let value = Shown(&value.to_string()).to_string();
         let odd = value.is_empty() || value.contains([' ', '"', '=']);
         if odd { write!(self.0, " {key}={value:?}") } else { write!(self.0, " {key}={value}") }?;
         Ok(())
     }
-}
-
-/// Clients choose some of what is logged, such as their names: without control characters they
-/// cannot write a line of their own, or to a terminal.
-fn one_line(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
-    }
-    clean
 }
 
 #[cfg(test)]
@@ -135,7 +195,7 @@ mod tests {
     fn the_report_line_does_not_repeat_its_numbers() {
         let fields = [("TEMP_MC", 56_200)];
         let mut record = Record::builder();
-        let record = record.level(Level::Info).target(journal::TARGET).key_values(&fields);
+        let record = record.level(Level::Info).target(super::super::journal::TARGET).key_values(&fields);
         assert_eq!(line(&record.args(format_args!("56.2 °C")).build()), "INFO  56.2 °C\n");
     }
 
@@ -170,6 +230,27 @@ mod tests {
         init(config::Level::Error, false);
         init(config::Level::Error, true);
         assert_eq!(log::max_level(), LevelFilter::Error);
-        super::journal::write_journal(&super::super::Telemetry::new(0).report(std::time::UNIX_EPOCH));
+        super::super::journal::write_journal(&super::super::Telemetry::new(0).report(std::time::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn lines_that_nobody_takes_are_counted_and_that_is_said_once_they_are_taken() {
+        let logger = Logger::new(Sink::StandardError(standard_error::Writer::standard_error()));
+        logger.lost.store(3, Relaxed);
+        let mut record = Record::builder();
+        let record = record
+            .level(Level::Error)
+            .target("bitnetd::daemon")
+            .module_path_static(Some("here"))
+            .line(Some(1));
+        let record = record.args(format_args!("a test writes this line")).build();
+        logger.write(&record, Instant::now());
+        assert_eq!(logger.lost.load(Relaxed), 0, "it was said");
+        let (before, now) = (dropped(), Instant::now());
+        let quiet = Logger::new(Sink::Journald(Journald::unconnected().expect("a socket")));
+        logger.repetition.lock().expect("one thread").admit(("here", 1), now);
+        quiet.write(&record, now);
+        assert_eq!(quiet.lost.load(Relaxed), 1);
+        assert!(dropped() > before);
     }
 }

@@ -1,0 +1,96 @@
+//! Text from outside, made fit for a log line or a terminal: on one line, with nothing a terminal obeys, and not long.
+//!
+//! Deliberately knows nothing of where the text came from or goes to.
+
+use std::fmt;
+
+/// Most characters of a name or a value from outside, and of a word in a line.
+pub const MAX_VALUE: usize = 200;
+/// Most characters of a whole line.
+pub const MAX_LINE: usize = 1_000;
+
+/// A name or a value from outside, as it is shown: escaped, and cut to [`MAX_VALUE`] characters.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a>(pub &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&cut(self.0, MAX_VALUE, usize::MAX))
+    }
+}
+
+/// A message for a log or an error: one line, however it was put together. Whatever in it is longer than
+/// [`MAX_VALUE`] characters without a space is cut, and the whole at [`MAX_LINE`].
+pub fn one_line(text: &str) -> String {
+    cut(text, MAX_LINE, MAX_VALUE)
+}
+
+/// Text of several lines for a terminal: line ends and tabs stay, whatever else a terminal obeys is escaped.
+pub fn for_terminal(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '\n' | '\t') { shown.push(c) } else { push(&mut shown, c) }
+    }
+    shown
+}
+
+/// Whether a terminal, or the reader of a line, takes the character for something else than itself: control characters,
+/// line and paragraph separators, and what turns the direction of text.
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+fn push(to: &mut String, c: char) {
+    if is_unsafe(c) { to.extend(c.escape_default()) } else { to.push(c) }
+}
+
+fn cut(text: &str, whole: usize, word: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(whole));
+    let mut run = 0;
+    for (at, c) in text.chars().enumerate() {
+        if at == whole {
+            shown.push('…');
+            break;
+        }
+        run = if c == ' ' { 0 } else { run + 1 };
+        match run {
+            _ if run <= word => push(&mut shown, c),
+            _ if run == word + 1 => shown.push('…'),
+            _ => {}
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVIL: &str = "\u{1b}]0;title\u{7}\u{1b}[31mX\nERROR no line\r\u{9b}2J\u{202e}\u{2028}";
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        for shown in [Shown(EVIL).to_string(), one_line(EVIL), for_terminal(EVIL).replace('\n', "")] {
+            assert!(!shown.contains(is_unsafe), "{shown:?}");
+            assert!(shown.contains("ERROR no line"), "{shown}");
+        }
+        assert_eq!(for_terminal("a\n\tb é 厨"), "a\n\tb é 厨");
+    }
+
+    #[test]
+    fn values_and_words_are_cut_and_so_is_the_line() {
+        let long = "é".repeat(60_000);
+        assert_eq!(Shown(&long).to_string().chars().count(), MAX_VALUE + 1);
+        let line = one_line(&format!("topic: {long} is refused; allow it"));
+        assert!(line.ends_with("… is refused; allow it"), "{line}");
+        assert_eq!(line.chars().count(), "topic:  is refused; allow it".chars().count() + MAX_VALUE + 1);
+        assert_eq!(one_line(&"a ".repeat(9_000)).chars().count(), MAX_LINE + 1);
+    }
+
+    #[test]
+    fn what_is_plain_stays_as_it_is() {
+        let plain = "küche/licht \"an\" 40 °C — 厨房 \\";
+        assert_eq!((Shown(plain).to_string(), one_line(plain)), (plain.into(), plain.into()));
+    }
+}
