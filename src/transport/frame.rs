@@ -27,8 +27,8 @@ pub struct Lines {
 pub enum Line<'a> {
     /// The line without its `\n` or `\r\n`; never empty.
     Whole(&'a [u8]),
-    /// A line beyond the cap; what it said is gone.
-    TooLong,
+    /// A line beyond the cap: its beginning, as far as it was kept. The rest is skipped.
+    TooLong(&'a [u8]),
 }
 
 impl Lines {
@@ -55,7 +55,7 @@ impl Lines {
             }
             let length = without_return(&self.bytes[line.clone()]).len();
             if length > self.cap {
-                return Some(Line::TooLong);
+                return Some(Line::TooLong(&self.bytes[line.start..line.start + self.cap]));
             }
             if length > 0 {
                 return Some(Line::Whole(&self.bytes[line.start..line.start + length]));
@@ -81,13 +81,14 @@ impl Lines {
 
     /// Drops a line without end that has outgrown the cap, and says so once.
     fn cut_off(&mut self) -> Option<Line<'_>> {
-        let too_long = without_return(&self.bytes[self.start..]).len() > self.cap;
+        let start = self.start;
+        let too_long = without_return(&self.bytes[start..]).len() > self.cap;
         let said = self.skipping;
         self.skipping |= too_long;
         if self.skipping {
             self.start = self.bytes.len();
         }
-        (too_long && !said).then_some(Line::TooLong)
+        (too_long && !said).then(|| Line::TooLong(&self.bytes[start..start + self.cap]))
     }
 
     fn forget_taken(&mut self) {
@@ -128,7 +129,10 @@ mod tests {
     fn owned(line: Line<'_>) -> Option<Vec<u8>> {
         match line {
             Line::Whole(bytes) => Some(bytes.to_vec()),
-            Line::TooLong => None,
+            Line::TooLong(beginning) => {
+                assert_eq!(beginning.len(), CAP);
+                None
+            }
         }
     }
 

@@ -9,12 +9,14 @@ use super::http::{self, Asked, Page};
 use super::writer::{Answer, EVENTS, FLUSH, Writer};
 use super::{Shared, line};
 use crate::protocol::json::{self, Incoming};
+use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request};
 use crate::telemetry::prometheus;
 use crate::transport::frame::{Line, Lines};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
@@ -29,29 +31,41 @@ const PIECE: usize = 4 * 1024;
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end.
-pub(super) async fn serve(stream: UnixStream, number: u64, shared: Shared) {
+pub(super) async fn serve(stream: UnixStream, number: u64, flight: Arc<Flight>, shared: Shared) {
     log::debug!("connection {number} opened");
-    match talk(stream, number, shared).await {
+    match talk(stream, number, &flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),
         Err(error) => log::debug!("connection {number} closed: {error}"),
     }
 }
 
-async fn talk(mut stream: UnixStream, number: u64, shared: Shared) -> io::Result<()> {
-    let (watched, client) = (watch(&stream)?, client(&stream));
-    let flight = &Flight::default();
+async fn talk(mut stream: UnixStream, number: u64, flight: &Flight, shared: Shared) -> io::Result<()> {
+    let (watched, peer) = (watch(&stream)?, Peer::of(&stream));
     let (reply, events) = mpsc::channel(EVENTS);
     // One at a time: while the client does not take an answer, its next line is not read.
     let (answer, answers) = mpsc::channel(1);
     let (input, half) = stream.split();
-    let close = shared.close.clone();
+    let (close, most) = (shared.close.clone(), shared.most);
     let writer = Writer { half, events, answers, flight, out: Vec::new(), written: None };
     let reader =
-        Reader { shared, number, client, flight, events: reply, answers: answer, made: 0, watched: &watched };
+        Reader { shared, number, peer, flight, events: reply, answers: answer, made: 0, watched: &watched };
     tokio::select! {
-        gone = hangup(&watched) => gone,
-        done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => done.map(drop),
+        biased;
+        () = flight.dismissed() => {}
+        gone = hangup(&watched) => return gone,
+        done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => return done.map(drop),
     }
+    // Nothing is half written: it was idle. A failure means that the client has left already.
+    let _ = stream.try_write(&line(&Event::Error { id: None, refusal: made_room(most) }));
+    Ok(())
+}
+
+/// Why an idle connection ends.
+fn made_room(most: usize) -> Refusal {
+    let said = format!(
+        "closed after idling, for {most} clients are connected and another asks; connect again, or raise socket.connections"
+    );
+    Refusal::new(Code::Timeout, said)
 }
 
 /// A second handle of the same socket. Its readiness is kept apart from the first one's, so that
@@ -79,10 +93,21 @@ fn hear_no_more(stream: &UnixStream) -> io::Result<()> {
 }
 
 /// Who is at the other end, as the kernel noted when it connected.
-fn client(stream: &UnixStream) -> String {
-    match stream.peer_cred() {
-        Ok(peer) => format!("unix:uid={}", peer.uid()),
-        Err(_) => "unix:uid=unknown".into(),
+#[derive(Debug)]
+struct Peer {
+    /// The user.
+    client: String,
+    /// The process, so that those of one user take turns with each other.
+    turn: String,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        let peer = stream.peer_cred().ok();
+        let client = peer.map_or("unix:uid=unknown".into(), |peer| format!("unix:uid={}", peer.uid()));
+        let process = peer.and_then(|peer| peer.pid());
+        let turn = process.map_or(client.clone(), |process| format!("{client},pid={process}"));
+        Peer { client, turn }
     }
 }
 
@@ -91,7 +116,7 @@ struct Reader<'a> {
     shared: Shared,
     /// The connection's place in the order of arrival; ids made here carry it.
     number: u64,
-    client: String,
+    peer: Peer,
     flight: &'a Flight,
     /// The way back of every request.
     events: mpsc::Sender<Event>,
@@ -133,6 +158,10 @@ impl Reader<'_> {
         let mut first = true;
         loop {
             let length = half.read(&mut piece).await?;
+            if !self.flight.note_use() {
+                // It is being closed for another client.
+                return std::future::pending().await;
+            }
             lines.push(&piece[..length]);
             while let Some(line) = lines.take() {
                 if std::mem::take(&mut first)
@@ -173,13 +202,20 @@ impl Reader<'_> {
     async fn line(&mut self, line: Line<'_>) -> Then {
         let received = Instant::now();
         match line {
-            Line::TooLong => self.refuse(None, too_long()).await,
+            Line::TooLong(beginning) => {
+                let id = id_of_truncated(beginning).filter(|id| !self.flight.is_running(id));
+                self.refuse(id, too_long()).await
+            }
             Line::Whole(bytes) => match json::incoming(bytes) {
                 Ok(Incoming::Request(request)) => self.request(request, received).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
                 Ok(Incoming::Telemetry) => self.report().await,
                 Ok(Incoming::Metrics) => self.answer_long(json::metrics(&self.metrics())).await,
-                Err(refusal) => self.refuse(json::id_of(bytes), refusal).await,
+                Err(refusal) => {
+                    // Without the id where a sound request has it: that one must not seem to end here.
+                    let id = json::id_of(bytes).filter(|id| !self.flight.is_running(id));
+                    self.refuse(id, refusal).await
+                }
             },
         }
     }
@@ -222,8 +258,8 @@ impl Reader<'_> {
             return self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await;
         };
         let Some(reply) = self.reply(&id).await else { return Then::Stop };
-        let client = self.client.clone();
-        let (turn, when_full) = (client.clone(), WhenFull::Refuse);
+        let Peer { client, turn } = &self.peer;
+        let (client, turn, when_full) = (client.clone(), turn.clone(), WhenFull::Refuse);
         self.hand_on(Inbound { request, id, client, turn, when_full, received, reply, cancel }).await;
         Then::GoOn
     }
@@ -286,7 +322,7 @@ impl Reader<'_> {
 fn http_asked(line: Line<'_>) -> Option<Asked> {
     match line {
         Line::Whole(bytes) => http::read(bytes),
-        Line::TooLong => None,
+        Line::TooLong(_) => None,
     }
 }
 

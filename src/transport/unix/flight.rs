@@ -6,6 +6,7 @@
 use crate::transport::Cancel;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Most requests in flight on one connection; its next line is read when one has ended. More than
@@ -13,24 +14,45 @@ use tokio::sync::Notify;
 pub(super) const MAX_IN_FLIGHT: usize = 64;
 
 /// Requests in flight by id. Dropped with the connection, it cancels them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flight {
-    requests: Mutex<HashMap<String, Cancel>>,
+    state: Mutex<State>,
     /// Told at each end of a request.
     ended: Notify,
+    /// Told when the connection is to end for want of use.
+    dismissed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    requests: HashMap<String, Cancel>,
+    /// Something is being written.
+    is_writing: bool,
+    /// When the client last sent or took something.
+    used: Instant,
+    /// It is to end, and takes no more.
+    is_dismissed: bool,
+}
+
+impl Default for Flight {
+    fn default() -> Self {
+        let state =
+            State { requests: HashMap::new(), is_writing: false, used: Instant::now(), is_dismissed: false };
+        Flight { state: Mutex::new(state), ended: Notify::new(), dismissed: Notify::new() }
+    }
 }
 
 impl Flight {
     /// Waits until one more request may start. One task only may wait.
     pub(super) async fn room(&self) {
-        while self.requests().len() >= MAX_IN_FLIGHT {
+        while self.state().requests.len() >= MAX_IN_FLIGHT {
             self.ended.notified().await;
         }
     }
 
     /// Notes a request; `None` where its id is in flight already.
     pub(super) fn start(&self, id: &str) -> Option<Cancel> {
-        let mut requests = self.requests();
+        let requests = &mut self.state().requests;
         if requests.contains_key(id) {
             return None;
         }
@@ -41,29 +63,76 @@ impl Flight {
 
     /// Forgets a request that has had its last event.
     pub(super) fn end(&self, id: &str) {
-        self.requests().remove(id);
+        self.state().requests.remove(id);
         self.ended.notify_one();
     }
 
     /// Asks one request to stop; `false` where there is none of that id.
     pub(super) fn cancel(&self, id: &str) -> bool {
-        self.requests().get(id).map(Cancel::raise).is_some()
+        self.state().requests.get(id).map(Cancel::raise).is_some()
+    }
+
+    /// Whether a request of this id is in flight.
+    pub(super) fn is_running(&self, id: &str) -> bool {
+        self.state().requests.contains_key(id)
+    }
+
+    /// Notes that the client sent something; `false` where the connection takes nothing any more.
+    pub(super) fn note_use(&self) -> bool {
+        let mut state = self.state();
+        state.used = Instant::now();
+        !state.is_dismissed
+    }
+
+    /// Notes that something is being written, or no more.
+    pub(super) fn set_writing(&self, is_writing: bool) {
+        let mut state = self.state();
+        (state.is_writing, state.used) = (is_writing, Instant::now());
+    }
+
+    /// Since when nothing was sent, taken or waited for; `None` while something is, and once it is dismissed.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        let is_idle = state.requests.is_empty() && !state.is_writing && !state.is_dismissed;
+        is_idle.then_some(state.used)
+    }
+
+    /// Whether the connection still counts.
+    pub(super) fn is_open(&self) -> bool {
+        !self.state().is_dismissed
+    }
+
+    /// Ends the connection, unless it came into use meanwhile.
+    pub(super) fn dismiss(&self) -> bool {
+        let mut state = self.state();
+        state.is_dismissed = state.requests.is_empty() && !state.is_writing;
+        if state.is_dismissed {
+            self.dismissed.notify_one();
+        }
+        state.is_dismissed
+    }
+
+    /// Waits until the connection is to end for want of use.
+    pub(super) async fn dismissed(&self) {
+        while self.is_open() {
+            self.dismissed.notified().await;
+        }
     }
 
     /// Asks all requests to stop.
     pub(super) fn cancel_all(&self) {
-        self.requests().values().for_each(Cancel::raise);
+        self.state().requests.values().for_each(Cancel::raise);
     }
 
     /// The ids that still wait for their last event.
     pub(super) fn ids(&self) -> Vec<String> {
-        self.requests().keys().cloned().collect()
+        self.state().requests.keys().cloned().collect()
     }
 
     /// Never held across an await. A map is whole after every call, so a panic elsewhere while it
     /// was locked is no reason to lose it.
-    fn requests(&self) -> MutexGuard<'_, HashMap<String, Cancel>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,6 +163,20 @@ mod tests {
         assert!(flight.cancel("a"));
         assert!(!flight.cancel("c"));
         assert_eq!((a.is_raised(), b.is_raised()), (true, false));
+    }
+
+    #[test]
+    fn a_connection_in_use_is_not_idle_and_cannot_be_dismissed() {
+        let flight = Flight::default();
+        assert!(flight.idle_since().is_some());
+        flight.start("a").expect("new");
+        assert!(flight.idle_since().is_none() && !flight.dismiss() && flight.is_open());
+        flight.end("a");
+        flight.set_writing(true);
+        assert!(flight.idle_since().is_none() && !flight.dismiss() && flight.note_use());
+        flight.set_writing(false);
+        assert!(flight.dismiss() && !flight.is_open());
+        assert!(flight.idle_since().is_none() && !flight.note_use(), "it is let go once");
     }
 
     #[test]

@@ -15,9 +15,10 @@ pub use place::{BindError, Place, bind};
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
+use flight::Flight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -97,6 +98,7 @@ pub async fn run(
     let shared = Shared { most, inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
+    let mut open = Open::default();
     loop {
         tokio::select! {
             // Ended connections leave before new ones are counted against the cap.
@@ -107,7 +109,7 @@ pub async fn run(
                 Ok((stream, _)) => {
                     failing = false;
                     number += 1;
-                    admit(&mut tasks, stream, number, &shared);
+                    admit(&mut tasks, &mut open, stream, number, &shared);
                 }
                 Err(error) => pause(&error, std::mem::replace(&mut failing, true)).await,
             },
@@ -134,12 +136,32 @@ struct Shared {
     close: CancellationToken,
 }
 
-fn admit(tasks: &mut JoinSet<()>, stream: UnixStream, number: u64, shared: &Shared) {
-    if tasks.len() >= shared.most {
-        turn_away(&stream, shared);
-    } else {
-        tasks.spawn(connection::serve(stream, number, shared.clone()));
+/// The connections that count against the cap.
+#[derive(Debug, Default)]
+struct Open(Vec<Weak<Flight>>);
+
+impl Open {
+    /// Forgets those that have ended; whether there is a free place, or one is made by letting go the connection that
+    /// has been idle longest.
+    fn has_place(&mut self, most: usize) -> bool {
+        self.0.retain(|flight| flight.upgrade().is_some_and(|flight| flight.is_open()));
+        if self.0.len() < most {
+            return true;
+        }
+        let flights = self.0.iter().filter_map(Weak::upgrade);
+        let idle = flights.filter_map(|flight| Some((flight.idle_since()?, flight)));
+        let longest = idle.min_by_key(|(since, _)| *since);
+        longest.is_some_and(|(_, flight)| flight.dismiss())
     }
+}
+
+fn admit(tasks: &mut JoinSet<()>, open: &mut Open, stream: UnixStream, number: u64, shared: &Shared) {
+    if !open.has_place(shared.most) {
+        return turn_away(&stream, shared);
+    }
+    let flight = Arc::new(Flight::default());
+    open.0.push(Arc::downgrade(&flight));
+    tasks.spawn(connection::serve(stream, number, flight, shared.clone()));
 }
 
 /// Waits before the next accept; says so once in a row of failures.
@@ -160,8 +182,9 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 fn turn_away(stream: &UnixStream, shared: &Shared) {
     shared.telemetry.refused();
     let most = shared.most;
-    let said =
-        format!("{most} clients are connected; close one, ask again later, or raise socket.connections");
+    let said = format!(
+        "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
+    );
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
     // A failure means that the client has left already.
     let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));

@@ -67,6 +67,7 @@ impl Writer<'_> {
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
+        let flight = self.flight;
         while self.collect().await {
             while !self.out.is_empty() {
                 let taken = timeout(STALL, self.half.write(&self.out)).await??;
@@ -75,6 +76,7 @@ impl Writer<'_> {
                 }
                 self.out.drain(..taken);
             }
+            flight.set_writing(false);
             // A long answer's memory goes back at once.
             self.out.shrink_to(BATCH);
             if let Some(written) = self.written.take() {
@@ -103,6 +105,7 @@ impl Writer<'_> {
         {
             self.add(&event);
         }
+        self.flight.set_writing(true);
         true
     }
 

@@ -222,7 +222,7 @@ async fn closing_does_not_wait_for_a_client_that_does_not_read() {
 }
 
 #[tokio::test]
-async fn a_thousand_connections_are_served_or_told_to_come_back() {
+async fn a_thousand_connections_are_served_or_let_go_for_later_ones() {
     let door = Door::open();
     let mut clients = Vec::new();
     for _ in 0..1000 {
@@ -235,14 +235,35 @@ async fn a_thousand_connections_are_served_or_told_to_come_back() {
         match event["event"].as_str() {
             Some("done") => served += 1,
             _ => {
-                assert_eq!((&event["code"], &event["id"]), (&json!("queue_full"), &Value::Null));
-                assert!(event["retry_after_ms"].is_u64());
+                // Let go for a later one while idle, as all were.
+                assert_eq!((&event["code"], &event["id"]), (&json!("timeout"), &Value::Null));
                 refused += 1;
             }
         }
     }
     assert!(served >= CONNECTIONS && served + refused == 1000, "{served} {refused}");
     door.client().await.assert_serves().await;
+}
+
+#[tokio::test]
+async fn the_longest_idle_connection_goes_for_a_new_one_and_none_that_waits_for_an_answer() {
+    let door = Door::open();
+    let mut clients = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut client = door.client().await;
+        if number != 1 && number != 2 {
+            client.send("{\"prompt\":\"hang\"}\n").await;
+        }
+        clients.push(client);
+    }
+    door.wait_for(CONNECTIONS - 3).await;
+    door.client().await.assert_serves().await;
+    let mut second = clients.swap_remove(2);
+    second.assert_serves().await;
+    let mut first = clients.swap_remove(1);
+    let event = first.end().await;
+    assert_eq!((&event["code"], &event["id"]), (&json!("timeout"), &Value::Null), "{event}");
+    assert!(clients.len() == CONNECTIONS - 2 && door.seen(0).is_some_and(|seen| !seen.cancel.is_raised()));
 }
 
 #[tokio::test]

@@ -35,7 +35,10 @@ fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Read {
 fn owned(line: Line<'_>) -> Option<Vec<u8>> {
     match line {
         Line::Whole(bytes) => Some(bytes.to_vec()),
-        Line::TooLong => None,
+        Line::TooLong(beginning) => {
+            assert_eq!(beginning.len(), CAP);
+            None
+        }
     }
 }
 
