@@ -23,8 +23,8 @@ pub use time::rfc3339;
 
 use crate::config;
 use crate::protocol::{
-    Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy, Requests,
-    Screen, Throttled,
+    Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy,
+    Requests, Screen, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, Planned};
 use answers::Answers;

@@ -112,9 +112,14 @@ mod tests {
         let sent = payload(&record.args(format_args!("slow\nclient")).build());
         let sent = String::from_utf8(sent).expect("text");
         let lines: Vec<_> = sent.lines().collect();
-        for expected in
-            ["PRIORITY=4", "MESSAGE=slow\\nclient", "CODE_LINE=7", "CLIENT=a\\nPRIORITY=0", "FIELD__ODD_KEY=x", "FIELD_9=y"]
-        {
+        for expected in [
+            "PRIORITY=4",
+            "MESSAGE=slow\\nclient",
+            "CODE_LINE=7",
+            "CLIENT=a\\nPRIORITY=0",
+            "FIELD__ODD_KEY=x",
+            "FIELD_9=y",
+        ] {
             assert!(lines.contains(&expected), "{sent}");
         }
         assert!(!lines.contains(&"PRIORITY=0"), "{sent}");

@@ -125,12 +125,16 @@ impl Logger {
             return;
         };
         let lost = self.lost.load(Relaxed);
-        if lost > 0 && self.sink.warn(&format!("log: {lost} lines were dropped, since nobody took them")).is_ok() {
+        if lost > 0
+            && self.sink.warn(&format!("log: {lost} lines were dropped, since nobody took them")).is_ok()
+        {
             self.lost.fetch_sub(lost, Relaxed);
         }
         if held_back > 0 {
             // The line that follows is one of them.
-            let _ = self.sink.warn(&format!("log: {held_back} lines like the next were left out, since they came too fast"));
+            let _ = self.sink.warn(&format!(
+                "log: {held_back} lines like the next were left out, since they came too fast"
+            ));
         }
         if self.sink.send(record).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -234,7 +238,11 @@ mod tests {
         let logger = Logger::new(Sink::StandardError(standard_error::Writer::standard_error()));
         logger.lost.store(3, Relaxed);
         let mut record = Record::builder();
-        let record = record.level(Level::Error).target("bitnetd::daemon").module_path_static(Some("here")).line(Some(1));
+        let record = record
+            .level(Level::Error)
+            .target("bitnetd::daemon")
+            .module_path_static(Some("here"))
+            .line(Some(1));
         let record = record.args(format_args!("a test writes this line")).build();
         logger.write(&record, Instant::now());
         assert_eq!(logger.lost.load(Relaxed), 0, "it was said");

@@ -58,6 +58,9 @@ mod tests {
         assert_eq!(repetition.admit(("a", 1), later), Some(2_000 - u64::from(BURST)), "it says how many");
         assert_eq!(repetition.admit(("a", 1), later), None);
         let rested = later + Duration::from_secs(3600);
-        assert_eq!((0..2_000).filter(|_| repetition.admit(("a", 1), rested).is_some()).count(), BURST as usize);
+        assert_eq!(
+            (0..2_000).filter(|_| repetition.admit(("a", 1), rested).is_some()).count(),
+            BURST as usize
+        );
     }
 }
