@@ -1,13 +1,14 @@
 //! Arguments in, exit code out.
 
 use bitnetd::cli;
+use bitnetd::protocol::text::one_line;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("bitnetd: {}", failure.message);
+            eprintln!("bitnetd: {}", one_line(&failure.message));
             ExitCode::from(failure.code)
         }
     }

@@ -7,8 +7,10 @@ use super::Failure;
 use super::client::{default_socket, lost, no_bitnetd, no_daemon};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
+use crate::protocol::text::for_terminal;
 use serde::Deserialize;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::borrow::Cow;
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +57,12 @@ pub fn run(args: Ask) -> Result<(), Failure> {
     let mut stream = UnixStream::connect(&path).map_err(|error| no_daemon(&path, &error))?;
     // A daemon that turns us away may have closed already; what it said is still there to read.
     let _ = stream.write_all(&request(&args, &prompt));
-    let mut printer = Printer { out: io::stdout().lock(), json: args.json, printed: None };
+    let mut printer = Printer {
+        out: io::stdout().lock(),
+        json: args.json,
+        is_terminal: io::stdout().is_terminal(),
+        printed: None,
+    };
     match converse(BufReader::new(stream), &mut printer, &path) {
         Ok(()) | Err(Stop::Unread) => Ok(()),
         Err(Stop::Failed(failure)) => Err(failure),
@@ -120,6 +127,8 @@ fn converse(mut events: impl BufRead, printer: &mut Printer<impl Write>, path: &
 struct Printer<W> {
     out: W,
     json: bool,
+    /// Gets nothing that it would obey.
+    is_terminal: bool,
     /// The last character printed, to end with just one line break.
     printed: Option<char>,
 }
@@ -141,6 +150,7 @@ impl<W: Write> Printer<W> {
 
     fn print(&mut self, text: &str) -> Result<(), Stop> {
         self.printed = text.chars().next_back().or(self.printed);
+        let text = if self.is_terminal { Cow::from(for_terminal(text)) } else { Cow::from(text) };
         let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         written.map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => Stop::Unread,
@@ -181,7 +191,7 @@ mod tests {
         {\"event\":\"done\",\"id\":\"a\",\"text\":\"two words\",\"cached\":false}\n";
 
     fn conversation(events: &str, json: bool) -> (String, Result<(), Failure>) {
-        let mut printer = Printer { out: Vec::new(), json, printed: None };
+        let mut printer = Printer { out: Vec::new(), json, is_terminal: false, printed: None };
         let ended = match converse(events.as_bytes(), &mut printer, Path::new("/s")) {
             Ok(()) => Ok(()),
             Err(Stop::Failed(failure)) => Err(failure),
@@ -229,7 +239,7 @@ mod tests {
     fn output_that_nobody_reads_is_no_failure() {
         let (reader, out) = std::io::pipe().expect("two descriptors");
         drop(reader);
-        let mut printer = Printer { out, json: false, printed: None };
+        let mut printer = Printer { out, json: false, is_terminal: false, printed: None };
         let ended = converse(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
         assert!(matches!(ended, Err(Stop::Unread)));
     }

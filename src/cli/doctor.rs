@@ -5,7 +5,8 @@ use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
-use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors};
+use crate::protocol::text::one_line;
+use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors, Unbelieved};
 use crate::transport::mqtt;
 use serde::Serialize;
 use std::fmt::Write;
@@ -39,6 +40,8 @@ struct Said {
     kernel: &'static str,
     kernels: Vec<KernelTest>,
     sensors: Vec<Sensor>,
+    /// Sensors that are there and whose readings are left out.
+    not_believed: Vec<NotBelieved>,
     /// Of the readings that will be null: why, and the way out.
     missing: Vec<String>,
     memory: Memory,
@@ -65,6 +68,20 @@ struct Sensor {
     source: String,
     method: Method,
     scope: String,
+}
+
+#[derive(Serialize)]
+struct NotBelieved {
+    name: &'static str,
+    source: String,
+    reason: String,
+}
+
+impl From<Unbelieved> for NotBelieved {
+    fn from(found: Unbelieved) -> Self {
+        let Unbelieved { name, source, reason } = found;
+        NotBelieved { name, source, reason }
+    }
 }
 
 impl Sensor {
@@ -138,6 +155,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
         kernel: Kernels::detect().name(),
         kernels: Kernels::all().iter().map(test).collect(),
         sensors: sensors.found(now).into_iter().map(Sensor::from).collect(),
+        not_believed: sensors.unbelieved(now).into_iter().map(NotBelieved::from).collect(),
         missing: sensors.missing(now),
         memory: Memory {
             usable_bytes: sensors::host_memory(root),
@@ -209,10 +227,13 @@ fn table(said: &Said) -> String {
         line("kernel", &format!("{}: self-test {}{chosen}", kernel.name, kernel.self_test));
     }
     for sensor in &said.sensors {
-        line("sensor", &sensor.line());
+        line("sensor", &one_line(&sensor.line()));
+    }
+    for NotBelieved { name, source, reason } in &said.not_believed {
+        line("not believed", &one_line(&format!("{name}: from {source}: {reason}")));
     }
     for missing in &said.missing {
-        line("missing", missing);
+        line("missing", &one_line(missing));
     }
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     line(

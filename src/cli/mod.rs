@@ -23,9 +23,11 @@ mod top;
 use crate::daemon;
 use crate::engine::error::LoadError;
 use crate::external_text::utf8;
+use crate::protocol::text::for_terminal;
 use clap::{Parser, Subcommand};
+use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 
 /// Why a command failed, in one line, and the exit code that says so to programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,10 +131,15 @@ fn usage(error: &clap::Error) -> Result<(), Failure> {
     Err(Failure::usage("no command given; see bitnetd --help"))
 }
 
-/// Writes to standard output; nobody reading any more, as with `| head`, is no failure.
+/// Writes to standard output; nobody reading any more, as with `| head`, is no failure. A terminal gets nothing that it
+/// would obey; a file or a pipe gets the bytes as they are.
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    let shown = match std::str::from_utf8(bytes) {
+        Ok(text) if out.is_terminal() => Cow::from(for_terminal(text).into_bytes()),
+        _ => Cow::from(bytes),
+    };
+    match out.write_all(&shown).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::system(format!("standard output: {error}")))
         }

@@ -11,9 +11,13 @@ use crate::transport::mqtt::LinkState;
 use log::{error, warn};
 use sd_notify::NotifyState;
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -30,9 +34,31 @@ const STOP_EXTENSION: Duration = Duration::from_secs(20);
 /// What a stop takes after the drain: the last step of the worker, and the doors' farewells.
 pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(45);
 
+/// No loop turns more often, however short systemd's watchdog is.
+const SHORTEST_TURN: Duration = Duration::from_millis(10);
+
 /// The listening socket that systemd opened for us, if it did.
 pub(super) fn listener() -> io::Result<Option<UnixListener>> {
-    listenfd::ListenFd::from_env().take_unix_listener(0)
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut sockets = listenfd::ListenFd::from_env();
+    match chosen(sockets.len(), &names).map_err(io::Error::other)? {
+        Some(at) => sockets.take_unix_listener(at),
+        None => Ok(None),
+    }
+}
+
+/// Which of so many sockets is the one of the requests; the names are as in `LISTEN_FDNAMES`.
+fn chosen(count: usize, names: &str) -> Result<Option<usize>, String> {
+    match count {
+        0 => Ok(None),
+        1 => Ok(Some(0)),
+        // Nothing would listen on the others, and their clients would wait for ever.
+        _ => Err(format!(
+            "systemd hands over {count} sockets ({}), and the daemon serves one; leave one ListenStream= in \
+             bitnetd.socket, and no other .socket unit with Service=bitnetd.service",
+            names.replace(':', ", ")
+        )),
+    }
 }
 
 /// Asks for more time for as long as it is polled, within [`LONGEST_LOAD`].
@@ -129,14 +155,14 @@ impl Observer {
     }
 }
 
-/// How long systemd waits for a sign of life, if it does.
+/// How long systemd waits for a sign of life, if it does. 0 is no watchdog.
 pub(super) fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled()
+    sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
 }
 
 /// How often a loop has to turn so that nobody takes it for stuck.
 pub(super) fn turn() -> Duration {
-    watchdog().map_or(Duration::from_secs(3600), |limit| limit / 8)
+    watchdog().map_or(Duration::from_secs(3600), |limit| (limit / 8).max(SHORTEST_TURN))
 }
 
 /// Feeds systemd's watchdog, if it set one, as long as nothing is stuck. It runs on the thread of the
@@ -146,7 +172,8 @@ pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
     // Fed every quarter, a part is found stuck after two, and the last feed lasts for one more:
     // systemd acts within its own limit.
     let mut watch = Watch::new(limit / 2, link, Instant::now());
-    let mut interval = interval(limit / 4);
+    let mut interval = interval((limit / 4).max(SHORTEST_TURN));
+    let mut told = None;
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
@@ -154,8 +181,15 @@ pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
         tokio::task::yield_now().await;
         let (waiting, running) = queue.level();
         match watch.stuck(queue.steps(), waiting + running > 0, Instant::now()) {
-            None => tell(&[NotifyState::Watchdog]),
-            Some(part) => tell_stuck(part, limit / 2),
+            None => {
+                told = None;
+                tell(&[NotifyState::Watchdog]);
+            }
+            Some(part) if told != Some(part) => {
+                told = Some(part);
+                tell_stuck(part, limit / 2);
+            }
+            Some(_) => {}
         }
     }
 }
@@ -165,8 +199,60 @@ fn tell_stuck(part: &str, time: Duration) {
     tell(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
 }
 
+/// Tells systemd, if it wants to know. That it cannot be told is said once, and stops nothing.
 fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!("systemd cannot be told: {error}");
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(&socket, state)
+        && !IS_SAID.swap(true, Ordering::Relaxed)
+    {
+        let socket = socket.to_string_lossy();
+        warn!("NOTIFY_SOCKET {socket}: systemd cannot be told: {error}; it is not said again");
+    }
+}
+
+/// One datagram with a state a line. Waits for nobody.
+fn send(socket: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(socket)?,
+        _ => return Err(io::Error::other("neither a path nor an abstract name (@…)")),
+    };
+    let lines: String = state.iter().map(|state| format!("{state}\n")).collect();
+    let sender = UnixDatagram::unbound()?;
+    sender.set_nonblocking(true)?;
+    sender.send_to_addr(lines.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_abstract_socket_is_told_like_one_with_a_path() {
+        let name = format!("bitnetd-test-notify-{}", std::process::id());
+        let path = std::env::temp_dir().join(&name);
+        let address = SocketAddr::from_abstract_name(&name).expect("short");
+        let by_name = UnixDatagram::bind_addr(&address).expect("free");
+        let by_path = UnixDatagram::bind(&path).expect("free");
+        for (told, reader) in [(OsStr::new(&format!("@{name}")), by_name), (path.as_os_str(), by_path)] {
+            send(told, &[NotifyState::Ready, NotifyState::Status("a")]).expect("somebody listens");
+            let mut heard = [0; 64];
+            let length = reader.recv(&mut heard).expect("it was sent");
+            assert_eq!(&heard[..length], b"READY=1\nSTATUS=a\n");
+        }
+        let _ = std::fs::remove_file(&path);
+        for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {
+            send(OsStr::new(unusable), &[NotifyState::Ready]).expect_err("nobody can listen there");
+        }
+    }
+
+    #[test]
+    fn of_several_sockets_none_is_left_unserved() {
+        assert_eq!(chosen(0, ""), Ok(None));
+        assert_eq!(chosen(1, ""), Ok(Some(0)));
+        assert_eq!(chosen(1, "requests"), Ok(Some(0)));
+        let said = chosen(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
+        assert!(said.contains("bitnetd-http.socket") && said.contains("2 sockets"), "{said}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Board, Check, Head, Memory, Said, Token};
 use crate::engine::model::HeadForm;
+use crate::protocol::text::{Shown, one_line};
 use std::fmt::Write;
 
 /// Characters of a text that are shown: chat templates have thousands.
@@ -13,7 +14,8 @@ pub(super) fn page(said: &Said, tensors: bool) -> String {
     if tensors {
         for tensor in &said.tensors {
             let shape = format!("{:?}", tensor.shape);
-            writeln!(out, "  {:<36} {:<6} {shape}", tensor.name, tensor.kind).expect("into a string");
+            writeln!(out, "  {:<36} {:<6} {shape}", printable(&tensor.name), tensor.kind)
+                .expect("into a string");
         }
     }
     if let Some(head) = &said.head {
@@ -35,7 +37,7 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         writeln!(
             out,
             "{}: {} layers, {} wide, {} heads over {} of {}, feed-forward {}, vocabulary {}, context {}",
-            model.architecture,
+            printable(&model.architecture),
             model.layers,
             model.width,
             model.heads,
@@ -54,7 +56,7 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         writeln!(out, "begins with: {beginning}; ends with: {}", texts(&tokenizer.ends))?;
         writeln!(out, "chat template: {}", printable(&tokenizer.chat_template))?;
         for note in &tokenizer.notes {
-            writeln!(out, "note: {note}")?;
+            writeln!(out, "note: {}", one_line(note))?;
         }
     }
     writeln!(out, "\nmetadata")?;
@@ -85,8 +87,9 @@ fn value(value: &serde_json::Value) -> String {
 
 /// A file's own words on one line, without anything a terminal obeys.
 fn printable(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN).is_some() {
+    let mut shown = Shown(text).to_string();
+    if let Some((end, _)) = shown.char_indices().nth(SHOWN) {
+        shown.truncate(end);
         shown.push('…');
     }
     shown

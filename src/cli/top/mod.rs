@@ -9,6 +9,7 @@ mod screen;
 use super::client::{default_socket, lost, no_bitnetd, no_daemon};
 use super::serve::block_on;
 use super::{Failure, print};
+use crate::protocol::text::one_line;
 use frame::{Trends, frame, wrap};
 use screen::Screen;
 use serde_json::Value;
@@ -151,10 +152,22 @@ impl Daemon {
         }
         let report: Value = serde_json::from_str(&line).map_err(|_| no_bitnetd(&self.path))?;
         match report["event"].as_str() {
-            Some("telemetry") => Ok(report),
+            Some("telemetry") => Ok(shown(report)),
             Some("error") => Err(refused(&report)),
             _ => Err(no_bitnetd(&self.path)),
         }
+    }
+}
+
+/// The report without anything that a terminal obeys: some of its texts are names that others chose.
+fn shown(report: Value) -> Value {
+    match report {
+        Value::String(text) => Value::String(one_line(&text)),
+        Value::Array(all) => all.into_iter().map(shown).collect(),
+        Value::Object(all) => {
+            Value::Object(all.into_iter().map(|(key, value)| (key, shown(value))).collect())
+        }
+        other => other,
     }
 }
 

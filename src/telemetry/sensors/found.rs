@@ -52,6 +52,23 @@ impl Found {
     }
 }
 
+/// A sensor that is there, and whose reading is left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unbelieved {
+    /// The quantity, as in [`Found`].
+    pub name: &'static str,
+    /// The file it is read from, and the chip or zone.
+    pub source: String,
+    /// Why it is not believed.
+    pub reason: String,
+}
+
+impl Unbelieved {
+    pub(super) fn new(name: &'static str, source: String, reason: String) -> Self {
+        Unbelieved { name, source, reason }
+    }
+}
+
 /// Files that not every machine has, or not every unit shows.
 const FILES: [(&str, &str, &str); 4] = [
     ("load", "/proc/stat", "host"),
@@ -76,22 +93,42 @@ impl Sensors {
         found
     }
 
+    /// The sensors that are there and whose readings are not believed.
+    pub fn unbelieved(&mut self, now: Instant) -> Vec<Unbelieved> {
+        self.root.look(now);
+        let mut unbelieved = self.power.unbelieved(&self.root);
+        unbelieved.extend(self.thermal.unbelieved(&self.root));
+        unbelieved
+    }
+
     /// Of what is missing: why, and the way out, one line each.
     pub fn missing(&mut self, now: Instant) -> Vec<String> {
         let found = self.found(now);
         let has = |name: &str| found.iter().any(|found| found.name == name);
         let mut missing = self.power.problems(&self.root);
         let firmware = firmware_problem(&self.mailbox, is_raspberry_pi(&self.root), has("throttling"));
-        if !has("power") && missing.is_empty() && firmware.is_none() {
+        let unbelieved = self.unbelieved(now);
+        let doubted = |name: &str| unbelieved.iter().find(|found| found.name == name).map(in_words);
+        let doubted_power = doubted("power").filter(|_| !has("power"));
+        let is_doubted = doubted_power.is_some();
+        missing.extend(doubted_power);
+        if !has("power") && !is_doubted && missing.is_empty() && firmware.is_none() {
             missing.push(if self.power.has_battery() { POWERED } else { NO_POWER }.into());
         }
         missing.extend(firmware);
-        missing.extend((!has("temperature")).then(|| NO_TEMPERATURE.into()));
+        missing.extend(
+            (!has("temperature")).then(|| doubted("temperature").unwrap_or_else(|| NO_TEMPERATURE.into())),
+        );
         missing.extend((!has("load")).then(|| NO_LOAD.into()));
         missing.extend((!has("pressure")).then(|| NO_PRESSURE.into()));
         missing.extend(self.memory.problem(&self.root));
         missing
     }
+}
+
+fn in_words(found: &Unbelieved) -> String {
+    let Unbelieved { name, source, reason } = found;
+    format!("{name}: {source} is found but not believed, so it is null: {reason}")
 }
 
 const NO_POWER: &str = "power: nothing here measures it, so power and energy are null; wire in a monitor chip with a \

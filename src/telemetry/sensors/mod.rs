@@ -20,7 +20,7 @@ mod slow;
 mod thermal;
 mod throttle;
 
-pub use found::Found;
+pub use found::{Found, Unbelieved};
 pub use mailbox::{rails_watts, throttle_flags};
 pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory, resident_memory};
 pub use processors::{Processors, processors};

@@ -1,8 +1,9 @@
 //! The processor's temperature, from thermal zones or hwmon chips, told apart by their names: their
 //! numbers move between boots. And the fan, told apart in the same way.
 
-use super::Found;
 use super::files::Root;
+use super::{Found, Unbelieved};
+use crate::protocol::text::Shown;
 use crate::protocol::{Method, Reading};
 
 /// Zones that are the processor, the best first, `_` and `-` being the same, and so large and small letters. Others are left alone:
@@ -30,6 +31,9 @@ const CHIPS: [&str; 3] = ["cpu_thermal", "k10temp", "coretemp"];
 /// lives at 150 °C. Drivers say -273 °C or 85000 °C where the sensor does not answer.
 const SANE_MC: std::ops::RangeInclusive<i64> = -40_000..=150_000;
 
+/// Nearer to 0 °C than this, in millidegrees: 0 is a sensor that does not answer, and 45 one that tells whole degrees.
+const NEAR_ZERO_MC: std::ops::RangeInclusive<i64> = -150..=150;
+
 /// The thermometers of the processor, the best first.
 #[derive(Debug)]
 pub(super) struct Thermometers(Vec<Place>);
@@ -51,6 +55,15 @@ impl Thermometers {
     /// The first that answers.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         self.0.iter().find_map(|thermometer| thermometer.read(root))
+    }
+
+    /// Those that are there and not believed, each with the reason.
+    pub fn unbelieved(&self, root: &Root) -> Vec<Unbelieved> {
+        let why = |place: &Place| {
+            let reason = doubt(root, &place.path)?;
+            Some(Unbelieved::new("temperature", place.source(), reason))
+        };
+        self.0.iter().filter_map(why).collect()
     }
 
     /// All that answer.
@@ -81,14 +94,36 @@ fn find(
     ranked.into_iter().map(|(_, thermometer)| thermometer).collect()
 }
 
+/// Why what a thermometer says is not believed; `None` where it is.
+fn doubt(root: &Root, path: &str) -> Option<String> {
+    let Some(text) = root.word(path) else { return Some("it cannot be read, or is empty".into()) };
+    let Some(number) = root.number(path) else {
+        return Some(format!("it says {}, which is no number", Shown(&text)));
+    };
+    match number {
+        _ if NEAR_ZERO_MC.contains(&number) => Some(format!(
+            "it says {number}, in thousandths of a degree; that is a sensor without an answer, or one that tells whole degrees"
+        )),
+        _ if !SANE_MC.contains(&number) => {
+            Some(format!("it says {number}, in thousandths of a degree; no working processor has that"))
+        }
+        _ => None,
+    }
+}
+
 impl Place {
+    fn source(&self) -> String {
+        format!("{} ({})", self.path, self.name)
+    }
+
     fn read(&self, root: &Root) -> Option<Reading> {
-        let millidegrees = root.number(&self.path).filter(|mc| SANE_MC.contains(mc))?;
+        let is_sane = |mc: &i64| SANE_MC.contains(mc) && !NEAR_ZERO_MC.contains(mc);
+        let millidegrees = root.number(&self.path).filter(is_sane)?;
         Some(Reading {
             value: millidegrees as f64 / 1000.0,
             unit: "°C",
             method: Method::Measured,
-            source: format!("{} ({})", self.path, self.name),
+            source: self.source(),
             scope: "cpu".into(),
         })
     }
@@ -170,5 +205,34 @@ mod tests {
             assert!(!SANE_MC.contains(&nonsense));
         }
         assert!(SANE_MC.contains(&-5_000) && SANE_MC.contains(&110_000));
+    }
+
+    #[test]
+    fn what_a_sensor_says_without_an_answer_is_not_believed_and_the_reason_is_given() {
+        let folder = std::env::temp_dir().join(format!("bitnetd-zones-{}", std::process::id()));
+        let zone = folder.join("sys/class/thermal/thermal_zone0");
+        std::fs::create_dir_all(&zone).expect("a temporary folder");
+        std::fs::write(zone.join("type"), "cpu-thermal\n").expect("room");
+        let root = Root::new(&folder);
+        for (text, part) in [
+            ("45", "whole degrees"),
+            ("0", "without an answer"),
+            ("-273150", "no working processor"),
+            ("85000000", "no working processor"),
+            ("N/A", "N/A, which is no number"),
+            ("", "cannot be read"),
+        ] {
+            std::fs::write(zone.join("temp"), text).expect("room");
+            let thermometers = Thermometers::find(&root);
+            assert_eq!(thermometers.read(&root), None, "{text}");
+            let unbelieved = thermometers.unbelieved(&root);
+            assert_eq!(unbelieved.len(), 1, "{text}");
+            assert!(unbelieved[0].reason.contains(part), "{unbelieved:?}");
+        }
+        std::fs::write(zone.join("temp"), "-5000\n").expect("room");
+        let thermometers = Thermometers::find(&root);
+        assert_eq!(thermometers.read(&root).map(|reading| reading.value), Some(-5.0));
+        assert!(thermometers.unbelieved(&root).is_empty());
+        let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -10,9 +10,9 @@ mod monitor;
 mod rails;
 mod rapl;
 
-use super::Found;
 use super::files::Root;
 use super::mailbox::Mailbox;
+use super::{Found, Unbelieved};
 use crate::config::BoardWatts;
 use crate::protocol::{Method, Reading};
 use battery::Battery;
@@ -79,6 +79,11 @@ impl Power {
     /// Whether there is a battery, though it may not feed the machine now.
     pub fn has_battery(&self) -> bool {
         !self.batteries.is_empty()
+    }
+
+    /// The monitor chips that are there and not believed.
+    pub fn unbelieved(&self, root: &Root) -> Vec<Unbelieved> {
+        self.monitors.found.iter().filter_map(|monitor| monitor.unbelieved(root)).collect()
     }
 
     /// Why a sensor that this machine has is not used, and the way out.

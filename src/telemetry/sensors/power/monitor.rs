@@ -6,6 +6,7 @@
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
+use crate::telemetry::sensors::Unbelieved;
 use crate::telemetry::sensors::files::Root;
 
 const HWMON: &str = "/sys/class/hwmon";
@@ -39,8 +40,8 @@ pub(super) struct Monitor {
 
 #[derive(Debug)]
 enum Files {
-    /// Microwatts.
-    Power(String),
+    /// Microwatts, and the file of the current: the power register has no sign, so that one tells the direction.
+    Power(String, String),
     /// Millivolts and milliamperes, both measured at the same moment.
     Product(String, String),
 }
@@ -75,7 +76,11 @@ impl Monitors {
         let power = format!("{folder}/power1_input");
         if root.number(&power).is_some() {
             let scope = if chip == PACKAGE { "package" } else { "as wired" };
-            self.found.push(Monitor { files: Files::Power(power), name: chip.into(), scope });
+            self.found.push(Monitor {
+                files: Files::Power(power, format!("{folder}/curr1_input")),
+                name: chip.into(),
+                scope,
+            });
             return;
         }
         let mut channels: Vec<_> = CHANNELS.filter_map(|n| Channel::find(root, folder, n)).collect();
@@ -116,17 +121,48 @@ impl Channel {
 
 impl Monitor {
     pub fn read(&self, root: &Root) -> Option<Reading> {
-        let (microwatts, files) = match &self.files {
-            Files::Power(power) => (root.number(power)?, power.clone()),
+        let microwatts = self.microwatts(root).ok()?;
+        Some(watts(microwatts as f64 / 1e6, Method::Measured, self.source(), self.scope))
+    }
+
+    /// Why it is not believed; `None` where it is.
+    pub fn unbelieved(&self, root: &Root) -> Option<Unbelieved> {
+        let reason = self.microwatts(root).err()?;
+        Some(Unbelieved::new("power", self.source(), reason))
+    }
+
+    fn source(&self) -> String {
+        let files = match &self.files {
+            Files::Power(power, _) => power.clone(),
             Files::Product(volts, amperes) => {
-                let product = root.number(volts)?.checked_mul(root.number(amperes)?)?;
-                let current = amperes.rsplit('/').next().unwrap_or_default();
-                (product, format!("{volts}, {current}"))
+                format!("{volts}, {}", amperes.rsplit('/').next().unwrap_or_default())
             }
         };
-        let sane = SANE_UW.contains(&microwatts);
-        let source = format!("{files} ({})", self.name);
-        sane.then(|| watts(microwatts as f64 / 1e6, Method::Measured, source, self.scope))
+        format!("{files} ({})", self.name)
+    }
+
+    /// The power, or why there is none.
+    fn microwatts(&self, root: &Root) -> Result<i64, String> {
+        let number =
+            |path: &str| root.number(path).ok_or_else(|| format!("{path} cannot be read as a number"));
+        let (microwatts, current) = match &self.files {
+            Files::Power(power, amperes) => (number(power)?, root.number(amperes)),
+            Files::Product(volts, amperes) => {
+                let current = number(amperes)?;
+                let product = number(volts)?.checked_mul(current);
+                (product.ok_or("voltage times current is beyond all numbers")?, Some(current))
+            }
+        };
+        match current {
+            Some(current) if current < 0 => Err(format!(
+                "its current is negative ({current} mA): it flows the other way, as into a battery, or the chip is wired \
+                 the wrong way round; it is not what the device draws"
+            )),
+            _ if !SANE_UW.contains(&microwatts) => Err(format!(
+                "it says {microwatts} microwatts, which no such line carries; check the shunt's value"
+            )),
+            _ => Ok(microwatts),
+        }
     }
 }
 
@@ -175,5 +211,34 @@ mod tests {
         let root = board("broken");
         let monitors = Monitors::find(&root);
         assert_eq!((monitors.found.len(), monitors.read(&root)), (2, None));
+    }
+
+    #[test]
+    fn a_negative_current_is_not_what_the_device_draws() {
+        let folder = std::env::temp_dir().join(format!("bitnetd-monitor-{}", std::process::id()));
+        let chip = folder.join("sys/class/hwmon/hwmon0");
+        std::fs::create_dir_all(&chip).expect("a temporary folder");
+        let put = |name: &str, text: &str| std::fs::write(chip.join(name), text).expect("room");
+        put("name", "ina219\n");
+        put("in1_input", "5100\n");
+        put("curr1_input", "-900\n");
+        let root = Root::new(&folder);
+        for has_power in [true, false] {
+            let power = chip.join("power1_input");
+            if has_power {
+                put("power1_input", "4590000\n")
+            } else {
+                std::fs::remove_file(power).expect("ours")
+            }
+            let monitors = Monitors::find(&root);
+            assert_eq!(monitors.read(&root), None);
+            let unbelieved = monitors.found[0].unbelieved(&root).expect("a reason");
+            assert!(unbelieved.reason.contains("negative (-900 mA)"), "{unbelieved:?}");
+        }
+        put("curr1_input", "900\n");
+        let monitors = Monitors::find(&root);
+        assert_eq!(monitors.read(&root).map(|reading| reading.value), Some(4.59));
+        assert_eq!(monitors.found[0].unbelieved(&root), None);
+        let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -123,7 +123,13 @@ impl Desk {
         match json::cancel_topic(&message.payload) {
             Ok(Cancelled::Id(id)) => self.cancel(&id),
             Ok(Cancelled::Running) => self.control(message, Control::CancelRunning),
-            Err(refusal) => log::warn!("{}: {}", self.topics.cancel(), refusal.message),
+            // What came is not repeated: it may be a prompt that was sent to the wrong topic.
+            Err(_) => {
+                let topic = self.topics.cancel();
+                log::warn!(
+                    "{topic}: not understood; send an object with the request's id, or \"running\": true"
+                );
+            }
         }
     }
 
