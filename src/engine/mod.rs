@@ -133,7 +133,8 @@ impl ModelFile {
                 // A name with a line break in it must not break the error's line.
                 let place = path.display().to_string().replace(char::is_control, "?");
                 if path.is_dir() {
-                    let said = "a folder; make a model file of it: bitnetd convert FOLDER OUT.gguf";
+                    let said =
+                        "a folder, not a regular file; make one of it: bitnetd convert FOLDER OUT.gguf";
                     return Err(LoadError::new(place, said));
                 }
                 let map = Map::open_guarded(path)

@@ -76,3 +76,66 @@ fn bitnet_with_the_whole_vocabulary_of_llama_3_is_the_2b_model() {
     embedding.data.resize(2 * 8 * LLAMA3, 0);
     assert!(taken(&load(file.bytes())));
 }
+
+/// What a changed file is refused with.
+fn error(change: impl FnOnce(&mut tiny::File)) -> String {
+    let mut file = tiny::small();
+    change(&mut file);
+    let parsed = ModelFile::parse(Map::from(file.bytes()), "m.gguf", None);
+    let said = parsed.and_then(|file| file.load(&Options { threads: 1, ..Options::default() }).map(drop));
+    said.expect_err("what changes the result").to_string()
+}
+
+#[test]
+fn keys_that_change_a_result_are_refused_by_name_and_others_are_not() {
+    for (key, value) in [
+        ("bitnet-b1.58.attention.sliding_window", tiny::number(128)),
+        ("bitnet-b1.58.expert_count", tiny::number(8)),
+        ("bitnet-b1.58.rope.scaling.yarn_log_multiplier", tiny::float(0.1)),
+        ("bitnet-b1.58.attention.unheard_of", tiny::flag(true)),
+        ("bitnet-b1.58.logit_scale", tiny::float(0.5)),
+        ("general.type", text("adapter")),
+        ("tokenizer.ggml.add_eos_token", tiny::flag(true)),
+        ("tokenizer.ggml.precompiled_charsmap", tiny::array(0, 3, &[1, 2, 3])),
+        ("tokenizer.ggml.unheard_of", tiny::number(1)),
+    ] {
+        let said = error(|file| file.set(key, value));
+        assert!(said.starts_with(&format!("m.gguf: metadata key {key}: ")), "{key}: {said}");
+    }
+    let mut file = tiny::small();
+    for (key, value) in [
+        ("bitnet-b1.58.attention.sliding_window", tiny::number(0)),
+        ("bitnet-b1.58.expert_count", tiny::number(0)),
+        ("bitnet-b1.58.attention.causal", tiny::flag(true)),
+        ("llama.attention.sliding_window", tiny::number(128)),
+        ("general.type", text("model")),
+        ("general.unheard_of", tiny::number(1)),
+        ("tokenizer.ggml.add_eos_token", tiny::flag(false)),
+        ("tokenizer.chat_template.tool_use", text("x")),
+        ("split.count", tiny::number(1)),
+    ] {
+        file.set(key, value);
+    }
+    load(file.bytes());
+}
+
+#[test]
+fn a_part_of_a_split_file_is_called_so() {
+    let said = error(|file| {
+        file.set("split.no", tiny::number(1));
+        file.set("split.count", tiny::number(3));
+    });
+    assert!(said.contains("split.count") && said.contains("part 2 of 3"), "{said}");
+}
+
+#[test]
+fn every_end_token_of_a_list_ends_an_answer() {
+    let mut file = tiny::small();
+    file.set("tokenizer.ggml.eos_token_ids", tiny::integers(&[3, -1, 5]));
+    file.set("tokenizer.ggml.eot_token_id", tiny::array(4, 1, &7u32.to_le_bytes()));
+    let engine = load(file.bytes());
+    let ends: Vec<u32> = (0..10).filter(|id| engine.tokenizer().is_end(*id)).collect();
+    assert_eq!(ends, [3, 5, 7]);
+    let said = error(|file| file.set("tokenizer.ggml.eos_token_ids", tiny::integers(&[1 << 20])));
+    assert!(said.contains("eos_token_ids") && said.contains("outside"), "{said}");
+}

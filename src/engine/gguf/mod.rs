@@ -202,27 +202,22 @@ impl Gguf {
         }
     }
 
-    /// The integers of an array of any integers that may be left out.
+    /// The integers of an array of 32-bit integers that may be left out.
     pub fn integers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64>>, LoadError> {
-        let array = match self.value(key) {
-            None => return Ok(None),
-            Some(Value::Array(array)) => array,
-            Some(other) => return Err(wrong(key, "an array of integers", other)),
-        };
-        let (size, signed) = match array.kind {
-            0 | 1 => (1, array.kind == 1),
-            2 | 3 => (2, array.kind == 3),
-            4 | 5 => (4, array.kind == 5),
-            10 | 11 => (8, array.kind == 11),
-            _ => return Err(wrong(key, "an array of integers", &Value::Array(array.clone()))),
-        };
-        let bytes = &self.map[array.bytes.clone()];
-        Ok(Some(bytes.chunks_exact(size).map(move |bytes| {
-            let negative = signed && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
-            let mut wide = if negative { [0xff; 8] } else { [0; 8] };
-            wide[..bytes.len()].copy_from_slice(bytes);
-            i64::from_le_bytes(wide)
-        })))
+        const U32: u32 = 4;
+        const I32: u32 = 5;
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) if matches!(array.kind, U32 | I32) => {
+                let signed = array.kind == I32;
+                let bytes = self.map[array.bytes.clone()].as_chunks::<4>().0;
+                Ok(Some(bytes.iter().map(move |b| match signed {
+                    true => i32::from_le_bytes(*b).into(),
+                    false => u32::from_le_bytes(*b).into(),
+                })))
+            }
+            Some(other) => Err(wrong(key, "an array of integers", other)),
+        }
     }
 }
 

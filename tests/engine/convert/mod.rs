@@ -1,5 +1,6 @@
 //! From other forms of a model to a file of this engine's own.
 
+mod carried;
 mod checkpoint;
 mod command;
 mod file;

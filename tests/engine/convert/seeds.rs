@@ -11,7 +11,7 @@ const VOCAB: usize = 260;
 /// One, as BF16.
 const ONE: [u8; 2] = [0x80, 0x3f];
 
-/// The three files of a checkpoint, with a zero byte between them.
+/// The files of a checkpoint, with a zero byte between them.
 fn seed(config: &Value, tensors: &[(String, &str, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
     let (mut header, mut data) = (Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
@@ -24,8 +24,27 @@ fn seed(config: &Value, tensors: &[(String, &str, Vec<usize>, Vec<u8>)]) -> Vec<
     }
     let header = Value::from(header).to_string().into_bytes();
     let len = (header.len() as u64).to_le_bytes().to_vec();
-    [config.to_string().into_bytes(), tokenizer().to_string().into_bytes(), [len, header, data].concat()]
-        .join(&0)
+    let json =
+        [config.clone(), tokenizer(), companion(), json!({"eos_token_id": [258, 3], "temperature": 0.6})];
+    let mut parts: Vec<Vec<u8>> = json.iter().map(|value| value.to_string().into_bytes()).collect();
+    parts.push([len, header, data].concat());
+    parts.join(&0)
+}
+
+/// Files of a seed, in the order of its parts; the last may hold any byte.
+const NAMES: [&str; 5] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"];
+
+fn parts(seed: &[u8]) -> Folder {
+    let parts = seed.splitn(NAMES.len(), |byte| *byte == 0).map(<[u8]>::to_vec);
+    Folder::memory(NAMES.map(String::from).into_iter().zip(parts))
+}
+
+fn companion() -> Value {
+    json!({
+        "bos_token": "<s>", "eos_token": {"content": "<s>", "lstrip": false}, "add_bos_token": true,
+        "added_tokens_decoder": {"258": {"content": "<s>", "special": true}}, "additional_special_tokens": ["<s>"],
+    })
 }
 
 fn tokenizer() -> Value {
@@ -36,7 +55,8 @@ fn tokenizer() -> Value {
     json!({
         "added_tokens": [{"id": 258, "content": "<s>", "special": true}],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": split}}, {"type": "ByteLevel", "use_regex": false}]},
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]},
         "model": {"type": "BPE", "vocab": vocab, "merges": ["h e", ["t", "he"]]},
     })
 }
@@ -78,7 +98,8 @@ fn tensors(packed: bool, norms: &[&str]) -> Vec<(String, &'static str, Vec<usize
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let offline = json!({"linear_class": "autobitlinear", "quantization_mode": "offline"});
     let bitnet = config("BitNetForCausalLM", json!({"hidden_act": "relu2", "quantization_config": offline}));
-    let llama3 = json!({"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 16});
+    let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+        "original_max_position_embeddings": 16});
     let llama = json!({"quantization_config": {"quant_method": "bitnet"}, "rope_scaling": llama3});
     let sub_norms = [&NORMS[..], &["self_attn.attn_sub_norm", "mlp.ffn_sub_norm"]].concat();
     let first_names = [&NORMS[..], &["self_attn.inner_attn_ln", "mlp.ffn_layernorm"]].concat();
@@ -98,18 +119,14 @@ fn the_seeds_are_those_made_here_and_sound() {
     for (name, bytes) in seeds() {
         let kept = std::fs::read(folder().join(name)).unwrap_or_default();
         assert!(kept == bytes, "{name}: write the seeds again with the ignored test of this file");
-        let parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
-        let names = ["config.json", "tokenizer.json", "model.safetensors"].map(String::from);
-        let plan = Plan::checkpoint(&Folder::memory(names.into_iter().zip(parts)), &options()).expect(name);
+        let plan = Plan::checkpoint(&parts(&bytes), &options()).expect(name);
         engine(plan.write(Vec::new()).expect(name));
     }
 }
 
 /// What one damaged byte makes of a checkpoint: an error of one line, or a file that loads.
 fn damaged(bytes: &[u8]) -> bool {
-    let parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
-    let names = ["config.json", "tokenizer.json", "model.safetensors"].map(String::from);
-    let plan = Plan::checkpoint(&Folder::memory(names.into_iter().zip(parts)), &options());
+    let plan = Plan::checkpoint(&parts(bytes), &options());
     match plan.map_err(Failure::from).and_then(|plan| plan.write(Vec::new())) {
         Ok(file) => drop(engine(file)),
         Err(error) => {

@@ -1,6 +1,7 @@
 //! Whatever a checkpoint folder holds: an error of one line, or a file that this engine loads.
 //!
-//! The input is `config.json`, `tokenizer.json` and `model.safetensors`, with a zero byte between them.
+//! The input is `config.json`, `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and
+//! `model.safetensors`, with a zero byte between them.
 //! Run it with `-malloc_limit_mb=16`: a folder of some kilobytes has no claim to more.
 
 #![no_main]
@@ -12,13 +13,14 @@ use bitnetd::engine::{ModelFile, Options as Run};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let names = ["config.json", "tokenizer.json", "model.safetensors"];
+    let names =
+        ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"];
     let parts = bytes.splitn(names.len(), |byte| *byte == 0);
     let folder = Folder::memory(names.into_iter().map(String::from).zip(parts.map(<[u8]>::to_vec)));
     for weights in [Weights::I2S, Weights::Tq1, Weights::Tq2] {
         let options = Options { weights, head: None, from: Layout::default() };
         let plan = Plan::checkpoint(&folder, &options).map_err(Failure::from);
-        match plan.and_then(|plan| plan.write(Vec::new())) {
+        match plan.and_then(|plan| plan.verify().map(|()| plan).map_err(Failure::from)?.write(Vec::new())) {
             Ok(file) => check_file(file),
             Err(error) => check_error(&error.to_string()),
         }
