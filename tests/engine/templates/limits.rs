@@ -124,10 +124,10 @@ fn special_tokens_that_a_template_makes_out_of_contents_stay_text() {
 
 #[test]
 fn a_change_that_cannot_be_followed_refuses_that_request() {
-    let chat = read("{{ messages[-1].content[:12] }}{{ 'Really' }}").expect("the sample is taken");
-    let refused = chat.prompt_chat(&[turn(Role::User, "a <|eot_id|> secret")]).expect_err("it counts");
+    let chat = read("{{ messages[-1].content }}{% if 'secret' in messages[-1].content %}{{ messages[-1].content | length }}{% endif %}").expect("the sample is taken");
+    let refused = chat.prompt_chat(&[turn(Role::User, "a <secret>")]).expect_err("it counts");
     assert!(refused.to_string().contains("in a way that cannot be followed"), "{refused}");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a questionReally");
+    assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a question");
 }
 
 #[test]

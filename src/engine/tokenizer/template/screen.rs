@@ -151,7 +151,8 @@ fn check_token(tag: &[Token<'_>], at: usize, open: &mut Vec<Open>, in_targets: b
         Token::BraceClose | Token::BracketClose | Token::ParenClose => drop(open.pop()),
         Token::Comma => match open.last() {
             Some(Open::Call | Open::Container) => {}
-            None if in_targets => {}
+            // The names that `with` gives values to are told apart by commas.
+            None if in_targets || ident(tag.get(1)) == Some("with") => {}
             _ => return Err("holds a list without brackets, which is not offered to templates".into()),
         },
         Token::Mul | Token::Pow => return Err("multiplies, which is not offered to templates".into()),
