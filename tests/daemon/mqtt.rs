@@ -9,6 +9,7 @@ mod mistakes;
 mod replies;
 mod tls;
 mod v311;
+mod windows;
 mod wire;
 
 use crate::support::broker::Mosquitto;
