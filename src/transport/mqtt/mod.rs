@@ -25,6 +25,7 @@ mod outbox;
 mod prompts;
 mod refused_publishes;
 mod reply_topics;
+mod retained_prompts;
 mod self_check;
 mod sharing;
 mod store;

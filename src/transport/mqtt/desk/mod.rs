@@ -13,6 +13,7 @@ use super::keeping::{self, Clock, Restored};
 use super::link::{Link, Loss, POSTPONED};
 use super::outbox::{Limits, Outbox, Packet, PromptId};
 use super::prompts::{Ids, PromptEvent, Prompts, Way, too_many_at_qos_0};
+use super::retained_prompts::RetainedPrompts;
 use super::self_check::{Action, SelfCheck};
 use super::sharing::Sharing;
 use super::store::record::{Record, Work};
@@ -59,6 +60,7 @@ pub(super) struct Desk {
     self_check: SelfCheck,
     /// Whether the broker has shared subscriptions, as far as it says.
     shares: bool,
+    retained: RetainedPrompts,
     /// `None` where Home Assistant is nothing to us.
     discovery: Option<Discovery>,
     store: Store,
@@ -85,6 +87,7 @@ impl Desk {
             prompts: Prompts::new(door.requests.clone(), door.window),
             self_check: SelfCheck::new(random(), topics.self_check().len()),
             shares: true,
+            retained: RetainedPrompts::new(door.config.version),
             discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
             store: Store::new(file, door.inbox_bytes, Instant::now()),
             ids: Ids::new(),
@@ -415,7 +418,8 @@ impl Desk {
     }
 
     fn on_prompt(&mut self, message: &Message, client: &str, now: Instant) {
-        if self.self_check.receive(&message.payload, now) {
+        let is_own = self.self_check.receive(&message.payload, now);
+        if is_own || self.retained.is_repeated(message) {
             return self.dedup.acknowledge_only(message.packet);
         }
         let read = json::request_or_text(&message.payload);
