@@ -171,6 +171,7 @@ pub async fn run(
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
+    let socket_mode = config.socket.mode;
     let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
@@ -184,7 +185,12 @@ pub async fn run(
         "ready: {} on {}, threads: {}, socket {}",
         facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name
     );
-    let outcome = daemon.serve(listener, signals, ended, &facts, &plan, ready).await;
+    let place = place.map(|place| Arc::new(Mutex::new(place)));
+    let listening = match &place {
+        Some(place) => unix::Listening::from(listener).keeping(Arc::clone(place), socket_mode),
+        None => listener.into(),
+    };
+    let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
     drop(place);
     outcome.and(last_step(handle).await)
 }
@@ -243,7 +249,7 @@ struct Daemon {
 impl Daemon {
     async fn serve(
         &mut self,
-        listener: tokio::net::UnixListener,
+        listener: unix::Listening,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         facts: &Facts,

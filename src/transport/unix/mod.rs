@@ -18,11 +18,12 @@ use crate::telemetry::Telemetry;
 use flight::Flight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 /// Memory that one client can make a connection hold: a request that never ends its line, the piece read last, and
@@ -77,13 +78,71 @@ pub enum Latecomers {
     Kept,
 }
 
+/// Between two looks whether the socket's file is still there.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A listening socket, and its file where that is ours to keep.
+#[derive(Debug)]
+pub struct Listening {
+    listener: UnixListener,
+    kept: Option<Kept>,
+    is_lost: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    place: Arc<Mutex<Place>>,
+    mode: u32,
+}
+
+impl From<UnixListener> for Listening {
+    fn from(listener: UnixListener) -> Self {
+        Listening { listener, kept: None, is_lost: false }
+    }
+}
+
+impl Listening {
+    /// Makes the file again, with this mode, where somebody removes it.
+    #[must_use]
+    pub fn keeping(mut self, place: Arc<Mutex<Place>>, mode: u32) -> Self {
+        self.kept = Some(Kept { place, mode });
+        self
+    }
+
+    /// Looks whether the file is still there. What could not be mended is said once.
+    fn look(&mut self) {
+        let Some(Kept { place, mode }) = &self.kept else { return };
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        match place.restore(*mode) {
+            Ok(None) => self.is_lost = false,
+            Ok(Some(made)) => match adopt(made) {
+                Ok(listener) => {
+                    self.listener = listener;
+                    self.is_lost = false;
+                    let path = place.path().display();
+                    log::warn!(
+                        "{path}: the socket's file was gone, so nobody could connect; it is made again"
+                    );
+                }
+                Err(error) => log::error!("{}: cannot be listened on again: {error}", place.path().display()),
+            },
+            Err(error) if !std::mem::replace(&mut self.is_lost, true) => {
+                log::error!(
+                    "the socket's file is gone, so nobody can connect, and cannot be made again: {error}"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// Serves the clients of `listener` until `close`, at most `most` of them at once.
 ///
 /// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
 /// on. Once `close` is cancelled, all requests are, and within two seconds their last events
 /// have been written, the connections are closed and this returns.
 pub async fn run(
-    listener: UnixListener,
+    listener: impl Into<Listening>,
     latecomers: Latecomers,
     most: usize,
     inbound: mpsc::Sender<Inbound>,
@@ -99,13 +158,17 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     let mut open = Open::default();
+    let mut listening = listener.into();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             // Ended connections leave before new ones are counted against the cap.
             biased;
             () = last_call.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
-            accepted = listener.accept() => match accepted {
+            _ = look.tick(), if listening.kept.is_some() => listening.look(),
+            accepted = listening.listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     failing = false;
                     number += 1;
@@ -115,7 +178,7 @@ pub async fn run(
             },
         }
     }
-    drop(listener);
+    drop(listening);
     while let Some(ended) = tasks.join_next().await {
         note_panic(ended);
     }

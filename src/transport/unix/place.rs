@@ -75,7 +75,7 @@ pub struct Place {
     /// Device and inode of the socket file, so that a successor's is never removed.
     file: (u64, u64),
     /// Released after the socket file is gone.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Drop for Place {
@@ -87,6 +87,29 @@ impl Drop for Place {
     }
 }
 
+impl Place {
+    /// Makes the socket file again where it was removed; `None` where it is still there. The error says who has the
+    /// path now, or why it cannot be made.
+    pub fn restore(&mut self, mode: u32) -> Result<Option<UnixListener>, BindError> {
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            return Ok(None);
+        }
+        if !self.lock.is_in_place() {
+            // Without its file the lock keeps no other daemon out.
+            self.lock = Lock::take(&self.path)?;
+        }
+        make_room(&self.path)?;
+        let (listener, file) = listen(&self.path, mode)?;
+        self.file = file;
+        Ok(Some(listener))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// Takes the configured path and listens there, with the configured mode from the first moment.
 ///
 /// A socket file that nobody listens on is replaced.
@@ -94,14 +117,24 @@ pub fn bind(settings: &Socket) -> Result<(UnixListener, Place), BindError> {
     let path = &settings.path;
     let lock = Lock::take(path)?;
     make_room(path)?;
-    let socket = create(path, settings.mode)?;
+    let (listener, file) = listen(path, settings.mode)?;
+    Ok((listener, Place { path: path.clone(), file, lock }))
+}
+
+/// Listens on a free path. Says which file that made.
+fn listen(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64)), BindError> {
+    let socket = create(path, mode)?;
     let file = identity(path).map_err(io_error(path, "cannot be looked at"))?;
-    let place = Place { path: path.clone(), file, _lock: lock };
     // The bits that the umask took away.
-    std::fs::set_permissions(path, Permissions::from_mode(settings.mode))
-        .map_err(io_error(path, "its mode cannot be set"))?;
-    rustix::net::listen(&socket, BACKLOG).map_err(io_error(path, "cannot be listened on"))?;
-    Ok((UnixListener::from(socket), place))
+    let set = std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(io_error(path, "its mode cannot be set"))
+        .and_then(|()| {
+            rustix::net::listen(&socket, BACKLOG).map_err(io_error(path, "cannot be listened on"))
+        });
+    if set.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    set.map(|()| (UnixListener::from(socket), file))
 }
 
 /// A socket bound to `path`, never with more than `mode`: Linux gives the file the mode that the
@@ -161,7 +194,7 @@ fn io_error<E: Into<io::Error>>(path: &Path, failed: &'static str) -> impl Fn(E)
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -179,19 +212,30 @@ impl Lock {
                 }
             }
             // Its holder may have removed it between our two calls; then it guards nothing.
-            let locked = file.metadata().map(|found| (found.dev(), found.ino()));
-            if locked.is_ok_and(|locked| identity(&path).is_ok_and(|found| found == locked)) {
-                return Ok(Lock { path, _file: file });
+            if leads_to(&path, &file) {
+                return Ok(Lock { path, file });
             }
         }
+    }
+
+    /// Whether its name still leads to it.
+    fn is_in_place(&self) -> bool {
+        leads_to(&self.path, &self.file)
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Still locked here, so nobody else can have taken the file for theirs.
-        let _ = std::fs::remove_file(&self.path);
+        // Still locked here, so nobody else can have taken the file for theirs, if it is this one.
+        if self.is_in_place() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn leads_to(path: &Path, file: &File) -> bool {
+    let open = file.metadata().map(|found| (found.dev(), found.ino()));
+    open.is_ok_and(|open| identity(path).is_ok_and(|found| found == open))
 }
 
 /// Opens the lock file; no link is followed, and no other user may hold it.
