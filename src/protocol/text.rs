@@ -47,18 +47,18 @@ fn push(to: &mut String, c: char) {
 
 fn cut(text: &str, whole: usize, word: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(whole));
-    let mut run = 0;
-    for (at, c) in text.chars().enumerate() {
-        if at == whole {
+    let (mut run, mut written) = (0, 0);
+    for c in text.chars() {
+        run = if c == ' ' { 0 } else { run + 1 };
+        if run > word.saturating_add(1) {
+            continue;
+        }
+        if written == whole {
             shown.push('…');
             break;
         }
-        run = if c == ' ' { 0 } else { run + 1 };
-        match run {
-            _ if run <= word => push(&mut shown, c),
-            _ if run == word + 1 => shown.push('…'),
-            _ => {}
-        }
+        written += 1;
+        if run > word { shown.push('…') } else { push(&mut shown, c) }
     }
     shown
 }

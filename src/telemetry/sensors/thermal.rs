@@ -105,7 +105,10 @@ fn doubt(root: &Root, path: &str) -> Option<String> {
             "it says {number}, in thousandths of a degree; that is a sensor without an answer, or one that tells whole degrees"
         )),
         _ if !SANE_MC.contains(&number) => {
-            Some(format!("it says {number}, in thousandths of a degree; no working processor has that"))
+            let side = if number < *SANE_MC.start() { "below -40 °C" } else { "above 150 °C" };
+            Some(format!(
+                "it says something {side}, which no working processor has: the sensor does not answer"
+            ))
         }
         _ => None,
     }
