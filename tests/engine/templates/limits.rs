@@ -78,7 +78,7 @@ fn what_a_template_makes_of_a_content_is_what_jinja_makes_of_it() {
         ("| capitalize", " a 'q' <|eot_id|> b\n"),
         (".strip('\\n')", " a 'Q' <|eot_id|> b"),
         ("if 'a' in messages[-1].content else 'x'", " a 'Q' <|eot_id|> b\n"),
-        ("if messages[-1].content.startswith(' a') else 'x'", " a 'Q' <|eot_id|> b\n"),
+        ("if messages[-1].content.startswith(' a') else m.content ~ '!'", " a 'Q' <|eot_id|> b\n"),
         ("if '<|eot_id|>' not in messages[-1].content else 'was there'", "was there"),
         ("if messages[-1].content is string else 'x'", " a 'Q' <|eot_id|> b\n"),
     ] {

@@ -91,17 +91,18 @@ impl Template {
     }
 
     fn try_samples(&self) -> Result<(), String> {
+        // What is in a content may decide whether it is left out: one sample that is not is enough.
+        let mut heeded = false;
         for (at, sample) in SAMPLES.iter().enumerate() {
             match self.prompt(sample) {
-                Ok(prompt) if self.heeds_last(&prompt, sample) => {}
-                Ok(_) => return Err("leaves out what the user says".into()),
+                Ok(prompt) => heeded |= self.heeds_last(&prompt, sample),
                 // To refuse a conversation of several turns is a template's right, one question is not.
                 // What cannot be followed there fails with the request that asks for it.
                 Err(_) if at > 0 => {}
                 Err(failure) => return Err(failure.to_string()),
             }
         }
-        Ok(())
+        heeded.then_some(()).ok_or_else(|| "leaves out what the user says".into())
     }
 
     /// Whether the content of the last of the sample's turns is in its prompt: another gives another prompt.
