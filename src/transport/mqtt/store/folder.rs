@@ -152,7 +152,7 @@ fn take_lock(folder: &fs::File, name: &str) -> io::Result<fs::File> {
         // Somebody may have removed it between the two calls; then it guards nothing.
         let locked = file.metadata()?;
         match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) if found.st_ino as u64 == locked.ino() => return Ok(file),
+            Ok(found) if found.st_ino == locked.ino() => return Ok(file),
             _ => {}
         }
     }
