@@ -116,11 +116,12 @@ fn a_file_that_is_removed_is_made_again_and_another_daemons_is_left_alone() {
     assert_eq!(mode(&settings.path), settings.mode);
     std::os::unix::net::UnixStream::connect(&settings.path).expect("listened on again");
     assert!(matches!(unix::bind(&settings), Err(BindError::Taken(_))), "the lock is there again");
-    drop((listener, again));
+    // The new listener stays open: as long as it does, no other file gets its number.
+    drop(listener);
     fs::remove_file(&settings.path).expect("ours");
     let foreign = std::os::unix::net::UnixListener::bind(&settings.path).expect("a free path");
     assert!(matches!(place.restore(settings.mode), Err(BindError::Taken(_))));
     drop(place);
     assert!(settings.path.exists(), "a successor's file is not removed");
-    drop(foreign);
+    drop((foreign, again));
 }
