@@ -101,3 +101,27 @@ fn a_missing_folder_is_named() {
     let error = unix::bind(&settings).expect_err("no folder").to_string();
     assert!(error.starts_with("/nonexistent/bitnetd: no such directory"), "{error}");
 }
+
+#[test]
+fn a_file_that_is_removed_is_made_again_and_another_daemons_is_left_alone() {
+    let folder = Folder::new();
+    let settings = folder.socket();
+    let (listener, mut place) = unix::bind(&settings).expect("a free path");
+    assert!(place.restore(settings.mode).expect("nothing to do").is_none());
+    // With its lock file, as by a program that tidies up.
+    for entry in fs::read_dir(&folder.0).expect("ours") {
+        fs::remove_file(entry.expect("ours").path()).expect("ours");
+    }
+    let again = place.restore(settings.mode).expect("a free path").expect("it was gone");
+    assert_eq!(mode(&settings.path), settings.mode);
+    std::os::unix::net::UnixStream::connect(&settings.path).expect("listened on again");
+    assert!(matches!(unix::bind(&settings), Err(BindError::Taken(_))), "the lock is there again");
+    // The new listener stays open: as long as it does, no other file gets its number.
+    drop(listener);
+    fs::remove_file(&settings.path).expect("ours");
+    let foreign = std::os::unix::net::UnixListener::bind(&settings.path).expect("a free path");
+    assert!(matches!(place.restore(settings.mode), Err(BindError::Taken(_))));
+    drop(place);
+    assert!(settings.path.exists(), "a successor's file is not removed");
+    drop((foreign, again));
+}
