@@ -267,6 +267,22 @@ async fn a_prompt_that_a_client_sends_again_gets_an_answer_each_time() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_is_sent_again_while_it_is_answered_is_computed_once_and_answered_twice() {
+    let broker = Mosquitto::start().await;
+    let mut bench = Bench::open(broker.port).await;
+    let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
+    let text = br#"{"id":"a","prompt":"hi"}"#;
+    client.publish(PROMPT, text, none()).await;
+    let inbound = bench.request().await;
+    client.publish(PROMPT, text, none()).await;
+    bench.is_quiet().await;
+    answer(inbound, "x");
+    let first = client.text().await;
+    assert_eq!(client.text().await, first);
+    bench.is_quiet().await;
+}
+
+#[tokio::test]
 async fn two_clients_with_one_id_and_one_text_each_get_their_answer() {
     let broker = Mosquitto::start().await;
     let mut bench = Bench::open(broker.port).await;

@@ -54,11 +54,7 @@ pub(super) fn instead_of_gguf(bytes: &[u8]) -> &'static str {
         _ if begin.get(8) == Some(&b'{') && begin.get(4..8) == Some(&[0; 4]) => {
             "a safetensors file; convert the folder it belongs to: bitnetd convert FOLDER OUT.gguf"
         }
-        [b'l' | b'g', b'm' | b'g', b'g' | b'j' | b'm', ..]
-            if [b"lmgg", b"tjgg", b"fmgg", b"ggml", b"GGML"]
-                .iter()
-                .any(|magic| begin.starts_with(*magic)) =>
-        {
+        _ if [b"lmgg", b"tjgg", b"fmgg", b"ggml", b"GGML"].iter().any(|magic| begin.starts_with(*magic)) => {
             "a file of the time before GGUF; get the model as GGUF"
         }
         [0x80, 2..=5, ..] => "PyTorch weights; get the model as safetensors or GGUF",

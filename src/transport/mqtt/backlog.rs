@@ -52,6 +52,8 @@ impl Prompt {
 pub(super) struct Backlog {
     prompts: HashMap<PromptId, Prompt>,
     turns: Turns<PromptId>,
+    /// Prompts that wait for the answer of an earlier one, which is the key.
+    followers: HashMap<PromptId, Vec<PromptId>>,
     /// Bytes of them all.
     bytes: usize,
     at_qos_0: usize,
@@ -62,7 +64,14 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Nothing waits; at most `inbox` bytes will be acknowledged before they are answered.
     pub fn new(inbox: usize) -> Self {
-        Backlog { prompts: HashMap::new(), turns: Turns::default(), bytes: 0, at_qos_0: 0, inbox }
+        Backlog {
+            prompts: HashMap::new(),
+            turns: Turns::default(),
+            followers: HashMap::new(),
+            bytes: 0,
+            at_qos_0: 0,
+            inbox,
+        }
     }
 
     /// Prompts that are not answered, those with the worker included.
@@ -100,6 +109,20 @@ impl Backlog {
         self.turns.pop_for(now, allowed).map(|(_, number)| number)
     }
 
+    /// Has a prompt wait until the earlier `leader` is settled, whose answer is its own as well.
+    pub fn follow(&mut self, leader: PromptId, number: PromptId) {
+        self.followers.entry(leader).or_default().push(number);
+    }
+
+    /// The prompt is settled: what waited for its answer has its turn again.
+    pub fn release(&mut self, leader: PromptId) {
+        for number in self.followers.remove(&leader).unwrap_or_default() {
+            if let Some(prompt) = self.prompts.get(&number) {
+                self.turns.push(&prompt.client, prompt.priority, prompt.received, number);
+            }
+        }
+    }
+
     /// A prompt that is here.
     pub fn get(&self, number: PromptId) -> Option<&Prompt> {
         self.prompts.get(&number)
@@ -117,12 +140,19 @@ impl Backlog {
     /// prompt it means: all of them are taken.
     pub fn take_waiting(&mut self, id: &str) -> Vec<PromptId> {
         let prompts = &self.prompts;
-        self.turns.extract(|number| prompts.get(number).is_some_and(|prompt| prompt.way.id == id))
+        let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.way.id == id);
+        let mut taken = self.turns.extract(is_it);
+        for followers in self.followers.values_mut() {
+            taken.extend(followers.extract_if(.., |number| is_it(number)));
+        }
+        taken
     }
 
     /// Takes everything that waits out of the turns.
     pub fn take_all_waiting(&mut self) -> Vec<PromptId> {
-        self.turns.extract(|_| true)
+        let mut taken = self.turns.extract(|_| true);
+        taken.extend(self.followers.drain().flat_map(|(_, followers)| followers));
+        taken
     }
 
     /// What is to be written of a prompt that is known by `keys`.
@@ -193,6 +223,20 @@ mod tests {
         assert!(!backlog.has_room(false) && backlog.has_room(true));
         backlog.remove(0);
         assert!(backlog.has_room(false));
+    }
+
+    #[test]
+    fn a_prompt_that_follows_another_has_its_turn_when_that_is_settled() {
+        let mut backlog = Backlog::new(1 << 20);
+        (1..=2).for_each(|number| backlog.push(number, prompt("x", "a", "hello", true)));
+        let next = |backlog: &mut Backlog| backlog.next(Instant::now(), |_| true);
+        assert_eq!((next(&mut backlog), next(&mut backlog)), (Some(1), Some(2)));
+        backlog.follow(1, 2);
+        assert_eq!(next(&mut backlog), None);
+        backlog.release(1);
+        assert_eq!(next(&mut backlog), Some(2));
+        backlog.follow(1, 2);
+        assert_eq!(backlog.take_waiting("x"), [2], "a cancellation reaches it too");
     }
 
     #[test]

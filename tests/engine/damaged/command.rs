@@ -87,10 +87,11 @@ fn a_sound_model_of_the_same_kind_ends_it_with_0() {
 fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
     let folder = Folder::new("template");
     let mut file = tiny::small();
-    let template = "{{ messages[-1].content.replace('x', 'y') }}<|eot_id|>";
+    let template = "{% if messages[-1].content == 'x' %}{{ raise_exception('no x here') }}{% endif %}\
+                    {{ messages[-1].content }}<|eot_id|>";
     file.set("tokenizer.chat_template", tiny::text(template));
     let Output { status, stdout, stderr } = generate(&folder.file("m.gguf", &file.bytes()));
     let said = String::from_utf8(stderr).expect("UTF-8");
     assert_eq!((status.code(), stdout.is_empty(), said.lines().count()), (Some(5), true, 1), "{said}");
-    assert!(said.contains("messages: the model's chat template says: changes what is said"), "{said}");
+    assert!(said.contains("messages: the model's chat template says: no x here"), "{said}");
 }

@@ -9,7 +9,7 @@
 //! 3. After a restart of the daemon that message is looked for among the prompts and answers on disk.
 //! 4. A session that the broker forgot begins anew: its packet identifiers say nothing any more.
 //! 5. A new prompt with the same topic, client, id, payload, Response Topic and Correlation Data as one that was answered
-//!    within ten minutes gets the stored answer instead of a computed one.
+//!    within ten minutes gets the stored answer instead of a computed one; beside one that is at work it waits for that.
 
 #[cfg(test)]
 mod tests;
@@ -196,6 +196,13 @@ impl Deduplicator {
         };
         open.stored = found.map(|answer| answer.number);
         found.cloned()
+    }
+
+    /// The earliest open prompt of the same name, if that is another one: its answer will be this one's too.
+    pub fn leader(&self, prompt: PromptId) -> Option<PromptId> {
+        let name = self.open.get(&prompt)?.keys.name?;
+        let first = self.open.iter().find(|(_, open)| open.keys.name == Some(name));
+        first.map(|(first, _)| *first).filter(|first| *first != prompt)
     }
 
     /// A message came that is no prompt: it only takes its turn to be acknowledged.

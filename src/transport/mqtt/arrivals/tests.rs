@@ -99,6 +99,18 @@ fn what_a_client_sends_again_gets_the_stored_answer() {
 }
 
 #[test]
+fn a_prompt_beside_one_of_its_name_that_is_at_work_waits_for_that_answer() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    let second = new(&mut dedup, &Delivery { packet: Some(2), ..NAMED });
+    let other = new(&mut dedup, &Delivery { packet: Some(3), ..PLAIN });
+    let leaders = [first, second, other].map(|prompt| dedup.leader(prompt));
+    assert_eq!(leaders, [None, Some(first), None]);
+    settle(&mut dedup, first);
+    assert_eq!((dedup.leader(second), stored(&mut dedup, second)), (None, Some(first)));
+}
+
+#[test]
 fn without_id_and_correlation_data_each_prompt_is_computed() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &PLAIN);

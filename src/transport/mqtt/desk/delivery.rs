@@ -31,6 +31,7 @@ impl Desk {
             if self.dedup.settled(prompt, outcome, now) {
                 self.store.note(&Record::Done { prompt });
             }
+            self.backlog.release(prompt);
         }
     }
 
@@ -146,6 +147,9 @@ impl Desk {
             self.state.resent += 1;
             self.outbox.push_last(number, &way.id, way.packet(answer.payload, now));
             return self.backlog.remove(number);
+        }
+        if let Some(leader) = self.dedup.leader(number) {
+            return self.backlog.follow(leader, number);
         }
         let request = match work {
             Work::Refuse(event) => {

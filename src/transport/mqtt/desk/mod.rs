@@ -107,6 +107,7 @@ impl Desk {
     pub async fn step(&mut self) {
         self.door.pulse.beat();
         self.tell_home(Instant::now());
+        self.settle(Instant::now());
         self.hand_over(Instant::now());
         self.pump(Instant::now());
         self.report();
