@@ -4,6 +4,7 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::alerts::{Switched, switch, threshold};
+use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
     Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
@@ -581,32 +582,4 @@ fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> Chec
         topic_level(level, "mqtt", key)?;
     }
     Ok(levels)
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
-}
-
-/// Section and key of what is set on a line.
-fn key_on(text: &str, line: usize) -> Option<(&str, &str)> {
-    let (key, _) = text.lines().nth(line - 1)?.split_once('=')?;
-    let header = |line| str::trim(line).strip_prefix('[')?.split(']').next();
-    let section = text.lines().take(line).filter_map(header).last()?;
-    Some((section.trim(), key.trim()))
-}
-
-/// The line where a section's key is set; the section's own where the key is not.
-fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
-    let mut within = false;
-    let mut header = None;
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
-            within = name.trim() == section;
-            header = header.or(within.then_some(index + 1));
-        } else if within && line.split('=').next().is_some_and(|name| name.trim() == key) {
-            return Some(index + 1);
-        }
-    }
-    header
 }

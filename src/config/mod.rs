@@ -9,6 +9,7 @@ mod changes;
 mod file;
 #[cfg(test)]
 mod tests;
+mod text_position;
 
 pub use alerts::Alerts;
 pub use changes::Changes;

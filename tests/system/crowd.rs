@@ -99,6 +99,10 @@ async fn ten_thousand_requests_wait_and_the_next_is_told_when_to_come_back() {
         waiting.push(client);
     }
     let mut late = daemon.client().await;
+    // A late request that came before the others would take the place of one of them.
+    while late.ask(json!({"id": "look", "telemetry": true})).await["requests"]["queued"] != json!(depth) {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
     let refused = queue_is_full(&mut late).await;
     assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{refused}");
     println!("{depth} waiting: {} KiB at most", peak_kib(&daemon.process));

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// As small as the built-in model with a broker link allows, so that the bound means something.
-const MEMORY_MB: u64 = 34;
+const MEMORY_MB: u64 = 42;
 const THREADS: usize = 2;
 /// Clients of the socket that ask at the same time.
 const CLIENTS: usize = 6;

@@ -239,7 +239,9 @@ async fn a_folder_that_goes_while_nothing_is_written_is_noticed_and_made_anew() 
     assert!(!store.is_durable() && !store.keep(answer(1)));
     assert!(store.problem().is_some_and(|said| said.contains("was removed")), "{:?}", store.problem());
     let later = store.due().expect("a next try");
-    work(&mut store, later, &[1]).await;
+    store.begin(later, || lines(&[1]));
+    store.next().await;
+    work(&mut store, Instant::now(), &[1]).await;
     assert!(store.is_durable() && store.problem().is_none());
     assert_eq!(saved(&folder.file()), [1]);
 }
