@@ -2,13 +2,14 @@
 
 use bitnetd::cli;
 use bitnetd::protocol::text::one_line;
+use bitnetd::telemetry::log;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("bitnetd: {}", one_line(&failure.message));
+            log::last_line(&format!("bitnetd: {}", one_line(&failure.message)));
             ExitCode::from(failure.code)
         }
     }

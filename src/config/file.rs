@@ -422,7 +422,7 @@ impl CacheKeys {
             None | Some("client") => CacheScope::Client,
             Some("all") => CacheScope::All,
             Some(other) => {
-                let said = format!("\"{}\" is neither \"client\" nor \"all\"", other.escape_debug());
+                let said = format!("\"{}\" is neither \"client\" nor \"all\"", shown(other));
                 return Err(Mistake("cache", "scope", said));
             }
         };
@@ -563,13 +563,16 @@ fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> Checked<O
     Err(Mistake("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
 }
 
+/// A value as an error repeats it: escaped, and its first 200 characters.
+fn shown(value: &str) -> String {
+    value.chars().take(200).flat_map(char::escape_debug).collect()
+}
+
 fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<()> {
     let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
     if text.is_empty() || text.len() > 128 || text.contains(bad) {
-        let said = format!(
-            "\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $",
-            text.escape_default()
-        );
+        let said =
+            format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
         return Err(Mistake(section, key, said));
     }
     Ok(())

@@ -164,8 +164,12 @@ impl Daemon {
         let err = std::fs::File::create(&log).expect("a temporary folder");
         // What outlives one daemon of a test is for the next of the same test.
         command.env("STATE_DIRECTORY", folder.path("state"));
-        let process = Process::start(command.stderr(err));
-        Daemon { process, socket: folder.path("s"), log }
+        Self::of(Process::start(command.stderr(err)), folder)
+    }
+
+    /// A daemon that was started already, with its socket in the folder.
+    pub fn of(process: Process, folder: &Folder) -> Self {
+        Daemon { process, socket: folder.path("s"), log: folder.path("log") }
     }
 
     /// Waits until its model is loaded and its socket is open.

@@ -31,6 +31,7 @@ mod soak;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
+mod surroundings;
 mod systemd;
 mod threads;
 mod top;

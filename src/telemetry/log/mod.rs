@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Lines that were wanted and not written, since the process began.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -53,6 +53,17 @@ pub fn init(level: config::Level, to_journald: bool) {
 /// Least level that is written from now on.
 pub fn set_level(level: config::Level) {
     log::set_max_level(filter(level));
+}
+
+/// Writes why the process ends to standard error. Waits for its reader, but no more than a second: a process that cannot
+/// say why it ends still has to end, so that it can be started again.
+pub fn last_line(text: &str) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let writer = standard_error::Writer::standard_error();
+    let began = Instant::now();
+    while writer.write(format!("{text}\n").as_bytes()).is_err() && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn filter(level: config::Level) -> LevelFilter {
