@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn check_file(file: Vec<u8>) {
     let file = ModelFile::parse(Map::from(file), "fuzz.gguf", Some(Layout::default()));
-    let run = Run { threads: 1, ..Options::default() };
+    let run = Run { threads: 1, ..Run::default() };
     file.and_then(|file| file.load(&run)).expect("what is written is read");
 }
 
