@@ -68,6 +68,7 @@ pub const TOP_LEVEL: &[&str] = &[
     "cross",
     "tests",
     "models",
+    "docs",
     "README.md",
     "CHANGELOG.md",
     "LICENSE-MIT",

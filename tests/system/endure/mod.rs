@@ -3,7 +3,7 @@
 //! second. The real binary, a real mosquitto, and the built-in model.
 //!
 //! Each test repeats its fault a few times; `BITNETD_ENDURE=100` repeats it so often, and
-//! `tests/endure` does that for the figures in the README.
+//! `tests/endure` does that for the figures in docs/reliability.md.
 
 mod broker;
 mod crowd;
