@@ -2,7 +2,7 @@
 
 use super::model::layout_arg;
 use super::{Failure, host, print};
-use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
+use crate::engine::convert::resumable_output::{self, Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, with_name};
@@ -128,7 +128,10 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     let is_input = |path: &Path| {
         input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
     };
-    if [output.clone(), part::path(output), part::journal_path(output)].iter().any(|path| is_input(path)) {
+    if [output.clone(), resumable_output::path(output), resumable_output::journal_path(output)]
+        .iter()
+        .any(|path| is_input(path))
+    {
         return usage("it, or a file beside it while it is written, is IN too; give another name");
     }
     let of_checkpoint = output.extension().is_some_and(|kind| kind == "safetensors" || kind == "json");
@@ -190,7 +193,7 @@ fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let there = std::fs::symlink_metadata(part::path(output)).map_or(0, |part| part.len());
+    let there = std::fs::symlink_metadata(resumable_output::path(output)).map_or(0, |part| part.len());
     let wanted = plan.draft().file_bytes().saturating_sub(there);
     match wanted <= free {
         true => Ok(()),

@@ -2,10 +2,10 @@
 
 use super::{Failure, host};
 use crate::engine::model::{CacheForm, HeadForm, Layout};
-use crate::engine::pool;
 use crate::engine::session::Session;
+use crate::engine::thread_pool;
+use crate::engine::thread_tuner::Threads;
 use crate::engine::tokenizer::ChatTemplate;
-use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ impl ModelArgs {
     /// Loads a model that is mapped. Keeps the calling thread, which will compute, to the big processors.
     pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
         let options = self.options();
-        pool::keep_to(&host::host().keep_to(options.threads));
+        thread_pool::keep_to(&host::host().keep_to(options.threads));
         let engine = file.load(&options)?;
         Ok(if self.threads.is_some() { engine } else { engine.tuned(Threads::default()) })
     }

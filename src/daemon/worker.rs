@@ -10,11 +10,11 @@ use super::queue::Queue;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::model::Screening;
-use crate::engine::pool;
 use crate::engine::sampler::Sampling;
 use crate::engine::session::{Answer, End, Options, Session, Step};
+use crate::engine::thread_pool;
+use crate::engine::thread_tuner::Threads;
 use crate::engine::tokenizer::{Role, Turn};
-use crate::engine::tuner::Threads;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
@@ -89,7 +89,7 @@ impl Worker {
     /// Loads the model on this thread, which keeps to the processors that are meant for computing; so do the
     /// threads it starts.
     fn load(&self, file: ModelFile, options: &engine::Options) -> Result<Engine, LoadError> {
-        pool::keep_to(&self.budget.keep_to);
+        thread_pool::keep_to(&self.budget.keep_to);
         let said = Threads { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
         Ok(file.load(options)?.tuned(said))
     }

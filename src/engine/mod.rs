@@ -9,38 +9,38 @@
 //! and no clock but for its own timings and the age of what it keeps. It could be published as a crate tomorrow.
 
 mod builtin;
-pub mod check;
 pub mod convert;
+pub mod derived_cache;
 pub mod error;
 pub mod gguf;
-pub mod kept;
 pub mod kernels;
 mod known_keys;
+pub mod layout_detect;
 pub mod model;
 mod ops;
 pub mod perplexity;
-pub mod pool;
 pub mod quant;
 pub mod sampler;
 pub mod session;
-pub mod shapes;
+pub mod synthetic;
+pub mod thread_pool;
+pub mod thread_tuner;
 pub mod tokenizer;
-pub mod tuner;
 
-use check::Figure;
+use derived_cache::Kept;
 use error::LoadError;
 use gguf::{Gguf, Map};
-use kept::Kept;
 use kernels::Kernels;
+use layout_detect::Figure;
 use model::{BATCH, CacheForm, HeadForm, Layout, Model, Shape, WeightBytes};
-use pool::Pool;
 use session::Session;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
+use thread_pool::Pool;
+use thread_tuner::Threads;
 use tokenizer::{ChatTemplate, Tokenizer};
-use tuner::Threads;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ pub enum Source {
     /// The one inside the binary.
     BuiltIn,
     /// Random weights of a well-known shape.
-    Random(shapes::Known),
+    Random(synthetic::Known),
     /// A GGUF file.
     File(PathBuf),
 }
@@ -289,7 +289,7 @@ impl ModelFile {
     pub fn check(&self, options: &Options) -> Result<Vec<Figure>, LoadError> {
         let layouts = if self.has_layout() { &Layout::ALL[..] } else { &Layout::ALL[..1] };
         let measured = self.load_as(layouts[0], options).and_then(|mut engine| {
-            let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, layouts[0])];
+            let mut figures = vec![layout_detect::measure(&engine.model, &engine.tokenizer, layouts[0])];
             for layout in &layouts[1..] {
                 engine = self.figure(engine, *layout, &mut figures)?;
             }
@@ -300,20 +300,20 @@ impl ModelFile {
 
     /// Whether any of its matrices is I2_S, and so has a layout.
     pub fn has_layout(&self) -> bool {
-        check::has_layout(&self.file)
+        layout_detect::has_layout(&self.file)
     }
 
     /// Why a model with such figures, see [`ModelFile::check`], is refused: it was trained, and foretells in
     /// no layout.
     pub fn refusal(&self, figures: &[Figure]) -> Option<LoadError> {
         let vocab = self.shape.vocab;
-        let refused = self.is_trained() && check::choose(figures, vocab).is_none();
-        refused.then(|| check::damaged(figures, vocab).within(&self.place))
+        let refused = self.is_trained() && layout_detect::choose(figures, vocab).is_none();
+        refused.then(|| layout_detect::damaged(figures, vocab).within(&self.place))
     }
 
     /// Whether the weights were trained: drawn at random they foretell nothing in any layout.
     pub fn is_trained(&self) -> bool {
-        check::is_trained(&self.file)
+        layout_detect::is_trained(&self.file)
     }
 
     /// Finds out the layout of a model that was loaded in the official one.
@@ -324,17 +324,18 @@ impl ModelFile {
             return Ok(engine);
         }
         let vocab = self.shape.vocab;
-        let mut figures = vec![check::measure(&engine.model, &engine.tokenizer, engine.layout)];
+        let mut figures = vec![layout_detect::measure(&engine.model, &engine.tokenizer, engine.layout)];
         // The first that foretells is taken: none of the others would, and reading all of them takes long.
         for layout in &Layout::ALL[1..] {
-            if check::choose(&figures, vocab).is_some() {
+            if layout_detect::choose(&figures, vocab).is_some() {
                 break;
             }
             engine = self.figure(engine, *layout, &mut figures)?;
         }
-        let layout = check::choose(&figures, vocab).ok_or_else(|| check::damaged(&figures, vocab))?;
+        let layout =
+            layout_detect::choose(&figures, vocab).ok_or_else(|| layout_detect::damaged(&figures, vocab))?;
         if layout != Layout::default() {
-            let (name, said) = (layout.name(), check::said(&figures, vocab));
+            let (name, said) = (layout.name(), layout_detect::said(&figures, vocab));
             engine.notes.push(format!(
                 "I2_S weights are in the layout {name} (perplexity of a short text as {said}); name it to start sooner"
             ));
@@ -352,7 +353,7 @@ impl ModelFile {
         if self.shape.allows(layout) {
             engine.model = engine.model.reload(&self.file, layout)?;
             engine.layout = layout;
-            figures.push(check::measure(&engine.model, &engine.tokenizer, layout));
+            figures.push(layout_detect::measure(&engine.model, &engine.tokenizer, layout));
         }
         Ok(engine)
     }
@@ -375,7 +376,7 @@ impl ModelFile {
                 LoadError::new(format!("kernel {name}"), format!("this processor runs {all}"))
             })?,
         };
-        let cpus = if options.pin { pool::processors() } else { Vec::new() };
+        let cpus = if options.pin { thread_pool::processors() } else { Vec::new() };
         let pool = Pool::new(options.threads, &cpus)
             .map_err(|error| LoadError::new("threads", format!("cannot be started: {error}")))?;
         let name = self.file.text("general.name")?.unwrap_or(&self.shape.arch).to_owned();

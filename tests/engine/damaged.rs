@@ -3,14 +3,14 @@
 
 pub mod command;
 mod header;
-mod numbers;
-mod past;
-mod pieces;
+mod hyperparameters;
+mod known_cves;
+mod sentencepiece;
 mod tensors;
 mod vocabulary;
 
 use crate::allocations;
-use crate::tiny::{self, File};
+use crate::fixtures::{self, File};
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::Map;
 use bitnetd::engine::{ModelFile, Options};
@@ -41,13 +41,13 @@ fn error_of(bytes: Vec<u8>) -> String {
 /// Damages the small model and looks for `wanted` in its error.
 #[track_caller]
 fn refused(wanted: &str, damage: impl FnOnce(&mut File)) {
-    refused_of(tiny::small(), wanted, damage);
+    refused_of(fixtures::small(), wanted, damage);
 }
 
 /// The same with the model whose weights are I2_S.
 #[track_caller]
 fn refused_blocks(wanted: &str, damage: impl FnOnce(&mut File)) {
-    refused_of(tiny::blocks(), wanted, damage);
+    refused_of(fixtures::blocks(), wanted, damage);
 }
 
 #[track_caller]
@@ -59,7 +59,7 @@ fn refused_of(mut file: File, wanted: &str, damage: impl FnOnce(&mut File)) {
 
 #[test]
 fn the_files_that_are_damaged_here_were_sound_before() {
-    for file in [tiny::small(), tiny::blocks()] {
+    for file in [fixtures::small(), fixtures::blocks()] {
         load(file.bytes()).expect("sound");
     }
 }

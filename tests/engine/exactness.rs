@@ -3,7 +3,7 @@
 use bitnetd::engine::gguf::{Gguf, Map};
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model};
-use bitnetd::engine::pool::Pool;
+use bitnetd::engine::thread_pool::Pool;
 use bitnetd::engine::tokenizer::{Role, Turn};
 use bitnetd::engine::{ModelFile, Source};
 use std::sync::Arc;

@@ -3,8 +3,8 @@
 
 use crate::engine::kernels::Kernels;
 use crate::engine::model::BATCH;
-use crate::engine::pool::Pool;
 use crate::engine::quant::packed_row;
+use crate::engine::thread_pool::Pool;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! How fast the threads of a pool read memory, whatever order suits this processor best.
 
 use super::report::spread;
-use crate::engine::pool::Pool;
+use crate::engine::thread_pool::Pool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 

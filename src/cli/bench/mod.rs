@@ -8,8 +8,8 @@ mod report;
 use super::model::ModelArgs;
 use super::{Failure, host, print};
 use crate::engine::session::{Answer, Options, Session, Step};
-use crate::engine::shapes::{self, Known};
-use crate::engine::tuner::{PREFILL_TOKENS, Threads};
+use crate::engine::synthetic::{self, Known};
+use crate::engine::thread_tuner::{PREFILL_TOKENS, Threads};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
 use arithmetic::Arithmetic;
@@ -30,7 +30,7 @@ const WARM_UPS: usize = 16;
 
 /// What `--shape` takes.
 fn shape_arg() -> PossibleValuesParser {
-    shapes::ALL.map(|known| known.name).into()
+    synthetic::ALL.map(|known| known.name).into()
 }
 
 /// Measure prefill and decode speed with their spread

@@ -1,7 +1,7 @@
 //! What the benchmark says, to a person and as JSON.
 
 use crate::engine::model::{Screening, Timings};
-use crate::engine::tuner::Threads;
+use crate::engine::thread_tuner::Threads;
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;

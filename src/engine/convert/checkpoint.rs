@@ -1,10 +1,10 @@
 //! A checkpoint folder as a plan: which of its tensors is which of the file's, and in which form.
 
-use super::config::{Config, Family, Recipe};
-use super::folder::Folder;
-use super::matrix::{Matrix, Source};
+use super::checkpoint_files::Folder;
+use super::float_table::{self, Table};
+use super::hf_config::{Config, Family, Recipe};
 use super::safetensors::{Stored, Tensors};
-use super::table::{self, Table};
+use super::ternary_matrix::{Matrix, Source};
 use super::{Content, Options, Plan, key_checks, vocabulary};
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::Datum;
@@ -170,7 +170,7 @@ impl Builder<'_> {
 
     fn table(&mut self, from: &str, to: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
         let mut table = self.numbers(from, &[rows, cols])?;
-        table.to = table::format(&table.data, table.from, self.options.head);
+        table.to = float_table::format(&table.data, table.from, self.options.head);
         self.plan.put_table(to, table)
     }
 

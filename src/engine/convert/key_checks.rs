@@ -1,6 +1,6 @@
 //! Every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of them.
 
-use super::folder::Folder;
+use super::checkpoint_files::Folder;
 use crate::engine::error::{LoadError, shown};
 use crate::engine::known_keys::{self, Entry, check_object, keys_left_out};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};

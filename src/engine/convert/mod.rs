@@ -13,29 +13,29 @@
 //! Deliberately knows no terminal: who runs a plan says where it goes, and what is shown meanwhile.
 
 mod checkpoint;
-mod claim;
-mod config;
-mod file;
-mod folder;
+mod checkpoint_files;
+mod float_table;
+mod gguf_source;
+mod hf_config;
 mod key_checks;
-mod matrix;
-pub mod part;
+mod output_lock;
+pub mod resumable_output;
 mod safetensors;
-mod table;
+mod ternary_matrix;
 mod vocabulary;
 
-pub use folder::Folder;
+pub use checkpoint_files::Folder;
 
 use super::error::LoadError;
 use super::gguf::{Draft, Gguf, Map, Planned, Slice};
 use super::model::Layout;
 use super::quant::{Numbers, TensorType};
 use super::tokenizer::Tokenizer;
-use matrix::{Form, Matrix};
+use float_table::Table;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
-use table::Table;
+use ternary_matrix::{Form, Matrix};
 
 /// What the output is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Plan {
 
     /// What another GGUF file becomes.
     pub fn file(source: &Gguf, options: &Options) -> Result<Self, LoadError> {
-        file::plan(source, options).and_then(Self::with_vocabulary)
+        gguf_source::plan(source, options).and_then(Self::with_vocabulary)
     }
 
     /// A plan whose vocabulary and chat template are known to be read: better now than after some

@@ -4,7 +4,7 @@
 //! without a word, and most of its errors do not say which tensor is meant. Source of the format:
 //! the README of the safetensors project.
 
-use super::folder::Folder;
+use super::checkpoint_files::Folder;
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::{Map, Slice};
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};

@@ -4,12 +4,12 @@
 //! `tokenizer`'s business.
 
 mod foreign;
-mod map;
+mod mmap;
 mod parse;
 mod write;
 
 pub use foreign::{foreign_format, with_name};
-pub use map::Map;
+pub use mmap::Map;
 pub use parse::{Array, Header, TEXT, Tensor, Value};
 pub use write::{Datum, Draft, Planned, Writer};
 

@@ -6,26 +6,18 @@
 //! nothing. Integer results are equal in all tables, always; sums of floats differ by rounding.
 //! Deliberately knows no model: matrices, rows, numbers.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod blocks;
 #[cfg(target_arch = "aarch64")]
-mod dotprod;
-mod fetch;
-#[cfg(target_arch = "aarch64")]
-mod neon;
+mod aarch64;
+mod block_quant;
+mod prefetch;
 mod scalar;
 mod self_test;
+mod simd_dispatch;
 #[cfg(target_arch = "x86_64")]
-mod streams;
-#[cfg(target_arch = "x86_64")]
-mod vnni256;
-mod wide;
+mod x86_64;
 
-pub use fetch::{fetch, fetch_one};
-pub use wide::Loops;
+pub use prefetch::{fetch, fetch_one};
+pub use simd_dispatch::Loops;
 
 use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
 
@@ -74,14 +66,8 @@ pub struct Kernels {
     shared: Option<SharedF16>,
     dot_blocks: DotBlocks,
     mix_blocks: MixBlocks,
-    wide: wide::Wide,
+    wide: simd_dispatch::Wide,
 }
-
-/// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
-/// products of a code (at most 2) and an int8 (at least -128) from each of the four groups of a
-/// block, so 15 blocks reach -30,720 and 16 would touch the limit.
-#[cfg(target_arch = "x86_64")]
-const BLOCKS_IN_16_BITS: usize = 15;
 
 /// The processor's features that matter here, and whether it has them. The only place that asks.
 pub fn cpu_features() -> Vec<(&'static str, bool)> {
@@ -125,17 +111,23 @@ impl Kernels {
         let tables: &[(&[&str], Self)] = &[
             (&[], scalar::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c"], avx2::TABLE),
+            (&["avx2", "fma", "f16c"], x86_64::avx2::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"], vnni256::avx512vl::TABLE),
+            (
+                &["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"],
+                x86_64::avx_vnni::avx512vl::TABLE,
+            ),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avxvnni"], vnni256::avx_vnni::TABLE),
+            (&["avx2", "fma", "f16c", "avxvnni"], x86_64::avx_vnni::avx_vnni::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"], avx512::TABLE),
+            (
+                &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"],
+                x86_64::avx512::TABLE,
+            ),
             #[cfg(target_arch = "aarch64")]
-            (&["neon"], neon::TABLE),
+            (&["neon"], aarch64::neon::TABLE),
             #[cfg(target_arch = "aarch64")]
-            (&["neon", "dotprod"], dotprod::TABLE),
+            (&["neon", "dotprod"], aarch64::neon_dotprod::TABLE),
         ];
         tables.iter().filter(|(wanted, _)| has(wanted)).map(|(_, table)| *table).collect()
     }

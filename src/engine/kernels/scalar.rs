@@ -1,7 +1,7 @@
 //! The reference: plain Rust that every other table is held to.
 
-use super::wide::Wide;
-use super::{Kernels, blocks};
+use super::simd_dispatch::Wide;
+use super::{Kernels, block_quant};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
 use half::{bf16, f16};
 
@@ -66,11 +66,11 @@ fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u
 }
 
 fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
-    blocks::dot::<false>(kind, rows, x, out);
+    block_quant::dot::<false>(kind, rows, x, out);
 }
 
 fn mix_blocks(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    blocks::mix::<false>(kind, rows, weights, out);
+    block_quant::mix::<false>(kind, rows, weights, out);
 }
 
 fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {

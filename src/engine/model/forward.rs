@@ -1,14 +1,14 @@
 //! The forward pass, top to bottom.
 
-use super::rows::{self, Put};
+use super::fused_rows::{self, Put};
 use super::state::{Cache, QuantizedRows, State};
 use super::timings::Part;
 use super::weights::{Form, Layer, Matrix, Packed, Table};
 use super::{Model, Shape};
 use crate::engine::kernels::fetch;
 use crate::engine::ops::{self, Quantized};
-use crate::engine::pool::{Stripe, none};
 use crate::engine::quant::Numbers;
+use crate::engine::thread_pool::{Stripe, none};
 
 /// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough rows to
 /// cost nothing: base NEON prepares something for each call, and wants 256 rows of eight tokens.
@@ -152,7 +152,7 @@ impl Model {
         let stream = (&mut state.x[..n * dim], dim);
         self.pool.rows((stream, none(), none()), TOKENS_WORTH_SHARING, |row, (x, ..)| {
             let found = &state.h[row * dim..(row + 1) * dim];
-            self.kernels.wide(rows::Add { x, y: found });
+            self.kernels.wide(fused_rows::Add { x, y: found });
         });
     }
 
@@ -164,7 +164,7 @@ impl Model {
         let h = (&mut h[..n * dim], dim);
         self.pool.rows((h, q, made), TOKENS_WORTH_SHARING, |row, (h, q, made)| {
             let x = &x[row * dim..(row + 1) * dim];
-            made[0] = self.kernels.wide(rows::Norm { x, weight, epsilon, out: h, q });
+            made[0] = self.kernels.wide(fused_rows::Norm { x, weight, epsilon, out: h, q });
         });
     }
 
@@ -178,7 +178,7 @@ impl Model {
         let epsilon = self.shape.epsilon;
         let (q, made) = quantized.make(width, x.len() / width);
         self.pool.rows(((x, width), q, made), TOKENS_WORTH_SHARING, |_, (x, q, made)| {
-            made[0] = self.kernels.wide(rows::SubNorm { x, weight, epsilon, q });
+            made[0] = self.kernels.wide(fused_rows::SubNorm { x, weight, epsilon, q });
         });
     }
 
@@ -261,7 +261,7 @@ impl Model {
                     let Quantized { scale, sum } = quantized.made[token];
                     let scale = matrix.scale / scale;
                     let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                    self.kernels.wide(rows::PutSums { put, out, dots, sum, scale });
+                    self.kernels.wide(fused_rows::PutSums { put, out, dots, sum, scale });
                 }
             }
         }
@@ -296,7 +296,7 @@ impl Model {
             let part = row * pairs..(row + 1) * pairs;
             let (cos, sin) = (&cos[part.clone()], &sin[part]);
             for heads in [q, k] {
-                self.kernels.wide(rows::Rotate {
+                self.kernels.wide(fused_rows::Rotate {
                     heads,
                     size: shape.head_dim,
                     cos,
@@ -363,7 +363,7 @@ impl Model {
             self.kernels.dots(cache.kind, keys, queries, size, scores);
             let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(size));
             for ((scores, out), (before, total)) in each.zip(&mut sums) {
-                let weigh = rows::Weigh { scores, scale, before: *before, total: *total, out };
+                let weigh = fused_rows::Weigh { scores, scale, before: *before, total: *total, out };
                 (*before, *total) = self.kernels.wide(weigh);
             }
             self.kernels.mixes(cache.kind, values, scores, size, out);

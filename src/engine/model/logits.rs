@@ -3,11 +3,11 @@
 //! Where the screen cannot be trusted with a token the whole head is read; now and then it is read all the same, to
 //! count how often the screen was wrong. After one miss it is used no more.
 
-use super::screen::{MOST_ROWS, Screen};
+use super::shortlist::{MOST_ROWS, Screen};
 use super::timings::Part;
 use super::{Model, State};
 use crate::engine::ops;
-use crate::engine::pool::none;
+use crate::engine::thread_pool::none;
 use std::ops::Range;
 
 /// Tokens of an answer that needed the whole head one after the other, after which the screen is not asked any more for

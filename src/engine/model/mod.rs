@@ -3,16 +3,16 @@
 //! Deliberately knows no text: token ids in, logits out.
 
 mod forward;
-mod head;
+mod fused_rows;
+mod lm_head;
 mod logits;
-mod rows;
-mod screen;
+mod shortlist;
 mod state;
-mod threads;
+mod thread_tuning;
 mod timings;
 mod weights;
 
-pub use head::HeadForm;
+pub use lm_head::HeadForm;
 pub use logits::Screening;
 pub use state::{CacheForm, State};
 pub use timings::Timings;
@@ -23,9 +23,9 @@ use super::gguf::Gguf;
 use super::kernels::Kernels;
 use super::known_keys::check_architecture;
 use super::ops::RopePairs;
-use super::pool::Pool;
 use super::quant::packed_row;
-use super::tuner::{Threads, Tuner};
+use super::thread_pool::Pool;
+use super::thread_tuner::{Threads, Tuner};
 use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};

@@ -2,11 +2,11 @@
 
 use super::Shape;
 use super::logits::{Exact, Screening};
-use super::screen::Room;
+use super::shortlist::Room;
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
-use crate::engine::pool::{Pool, Wide, none};
 use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};
+use crate::engine::thread_pool::{Pool, Wide, none};
 
 /// What keys and values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,6 +1,6 @@
 //! Where the time of passes went, as the thread that runs them saw it.
 
-use crate::engine::pool::Pool;
+use crate::engine::thread_pool::Pool;
 use std::time::{Duration, Instant};
 
 /// Time of some passes, by what it was spent on.

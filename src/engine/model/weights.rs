@@ -2,9 +2,9 @@
 
 use super::Shape;
 use super::WeightBytes;
-use super::head::HeadForm;
+use super::lm_head::HeadForm;
 use super::logits::SCAN_ROWS;
-use super::screen::Screen;
+use super::shortlist::Screen;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};

@@ -6,18 +6,18 @@
 //! Deliberately knows no file: slices in, slices out.
 
 pub(super) mod blocks;
-mod dense;
+mod float_formats;
 mod quantize;
-mod screen;
 mod ternary;
+mod two_bit;
 
 pub use blocks::Blocks;
-pub use dense::{Dense, Numbers, WriteRow};
-pub use screen::{Outline, SCREEN_Q, screen_row};
+pub use float_formats::{Dense, Numbers, WriteRow};
 pub use ternary::{
     BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, check_i2s, code, find_code_3, i2s_scale, is_ternary,
     pack_dense, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
 };
+pub use two_bit::{Outline, SCREEN_Q, screen_row};
 
 use ternary::{TQ_BLOCK, TQ1_BYTES, TQ2_BYTES};
 

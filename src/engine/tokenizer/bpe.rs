@@ -1,8 +1,8 @@
 //! Byte-level byte-pair encoding: pairs are merged in the order they were learnt in.
 
 use super::merge::{Joined, Pairs, merge};
+use super::pre_tokenizer::Cut;
 use super::vocab::{ByBytes, Entries, Kind, TOKENS, Vocab};
-use super::words::Cut;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Gguf;
 use std::collections::HashMap;

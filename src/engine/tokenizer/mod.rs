@@ -10,26 +10,26 @@
 //! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
 
 mod bpe;
-mod decode;
-mod marks;
+mod detokenizer;
 mod merge;
-mod pieces;
+mod pre_tokenizer;
+mod sentencepiece;
+mod special_tokens;
 mod template;
 mod vocab;
-mod words;
 
-pub use decode::{Pushed, TextStream};
+pub use detokenizer::{Pushed, TextStream};
 pub use template::{ChatTemplate, Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
 use bpe::BytePairs;
-use marks::{Marks, Part};
-use pieces::Pieces;
+use pre_tokenizer::Cut;
+use sentencepiece::Pieces;
+use special_tokens::{Marks, Part};
 use template::{Family, Names, Prompt, Template};
 use vocab::{Entries, Kind, TOKENS, Vocab, token_id, token_ids};
-use words::Cut;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";

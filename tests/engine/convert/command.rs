@@ -1,7 +1,7 @@
 //! What only the whole command does: finding out the layout of a file's weights.
 
 use crate::damaged::command::{Folder, bitnetd};
-use crate::layouts::saved_in;
+use crate::i2s_layouts::saved_in;
 use bitnetd::engine::model::Layout;
 use std::path::Path;
 

@@ -1,12 +1,12 @@
 //! From other forms of a model to a file of this engine's own.
 
-mod carried;
 mod checkpoint;
 mod command;
-mod file;
+mod fuzz_seeds;
+mod gguf_source;
+mod hf_config;
 mod malformed;
-mod part;
-mod seeds;
+mod resumable_output;
 mod vocabulary;
 mod writer;
 

@@ -3,18 +3,18 @@
 //!
 //! Deliberately cuts no text: whether the result can be used is the tokenizer's to say.
 
-mod json;
-mod pieces;
-mod special;
+mod sentencepiece_model;
+mod special_tokens;
 mod steps;
+mod tokenizer_json;
 
-use super::config::Config;
-use super::folder::Folder;
+use super::checkpoint_files::Folder;
+use super::hf_config::Config;
 use crate::engine::error::{LoadError, shown};
 use crate::engine::gguf::{Datum, Draft};
 use crate::external_text::utf8;
 use serde::Deserialize;
-use special::Companion;
+use special_tokens::Companion;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -98,9 +98,9 @@ fn fill<'a>(
 /// Adds the vocabulary of a folder to a draft; gives whether a word that is a token is that token only where its
 /// merges lead to it.
 pub(super) fn add(folder: &Folder, config: &Config, draft: &mut Draft) -> Result<bool, LoadError> {
-    let json = json::read(folder, config.vocab)?;
+    let json = tokenizer_json::read(folder, config.vocab)?;
     let has_json = json.is_some();
-    let mut vocabulary = json.map_or_else(|| pieces::read(folder, config.vocab), Ok)?;
+    let mut vocabulary = json.map_or_else(|| sentencepiece_model::read(folder, config.vocab), Ok)?;
     let companion: Companion = folder.json(CONFIG)?.unwrap_or_default();
     companion.apply(&mut vocabulary, has_json)?;
     draft.set("tokenizer.ggml.model", vocabulary.model);
@@ -114,7 +114,7 @@ pub(super) fn add(folder: &Folder, config: &Config, draft: &mut Draft) -> Result
     if !vocabulary.merges.is_empty() {
         draft.set("tokenizer.ggml.merges", Datum::Texts(vocabulary.merges.clone()));
     }
-    special::add(folder, config, &vocabulary, &companion, draft)?;
+    special_tokens::add(folder, config, &vocabulary, &companion, draft)?;
     if let Some(template) = template(folder, companion.chat_template)? {
         draft.set("tokenizer.chat_template", template.as_str());
     }

@@ -1,7 +1,7 @@
 //! What `tokenizer.json` does to text before its model cuts it, and to tokens behind it: steps that this engine takes
 //! too, in just these forms. All others are refused by name, since no key of GGUF carries them.
 
-use super::json::FILE;
+use super::tokenizer_json::FILE;
 use crate::engine::error::{LoadError, shown};
 use serde_json::{Value, json};
 

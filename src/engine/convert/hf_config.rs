@@ -1,0 +1,415 @@
+//! `config.json`: the numbers of a model as transformers writes them, checked.
+
+use super::checkpoint_files::Folder;
+use crate::engine::error::{LoadError, shown};
+use serde::Deserialize;
+
+/// The file.
+const FILE: &str = "config.json";
+
+/// What is read of it; other keys are left alone.
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    architectures: Vec<String>,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    vocab_size: usize,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Scaling>,
+    /// transformers 5 keeps both of the above here.
+    rope_parameters: Option<Scaling>,
+    hidden_act: Option<String>,
+    tie_word_embeddings: Option<bool>,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<Ids>,
+    quantization_config: Option<Quantization>,
+    weight_bits: Option<u32>,
+    input_bits: Option<u32>,
+}
+
+/// One id or several.
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum Ids {
+    /// One.
+    One(u32),
+    /// Several.
+    Many(Vec<u32>),
+}
+
+impl Ids {
+    /// All of them.
+    pub fn all(&self) -> &[u32] {
+        match self {
+            Ids::One(id) => std::slice::from_ref(id),
+            Ids::Many(ids) => ids,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Scaling {
+    rope_type: Option<String>,
+    /// The same, as older files call it; some have both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Quantization {
+    quant_method: Option<String>,
+    linear_class: Option<String>,
+    quantization_mode: Option<String>,
+    #[serde(default)]
+    use_rms_norm: bool,
+    modules_to_not_convert: Option<Vec<String>>,
+}
+
+/// A family of models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// `BitNetForCausalLM`: microsoft/bitnet-b1.58-2B-4T.
+    BitNetB158,
+    /// `BitnetForCausalLM`: 1bitLLM/bitnet_b1_58-large and -3B.
+    BitNet,
+    /// `LlamaForCausalLM` with ternary layers: Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
+    Llama,
+}
+
+impl Family {
+    /// The architecture's name in a GGUF file.
+    pub fn arch(self) -> &'static str {
+        match self {
+            Family::BitNetB158 => "bitnet-b1.58",
+            Family::BitNet => "bitnet",
+            Family::Llama => "llama",
+        }
+    }
+}
+
+/// How a model's ternary weights are to be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipe {
+    /// Plain numbers that become ternary by their mean magnitude each time the model runs.
+    Online,
+    /// Codes, or numbers that are ternary already, which a `weight_scale` multiplies.
+    Multiplied,
+    /// Codes, or numbers that are ternary already, which a `weight_scale` divides.
+    Divided,
+}
+
+/// Llama 3's stretching of long wavelengths.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Rope {
+    factor: f64,
+    low: f64,
+    high: f64,
+    original: f64,
+}
+
+/// The numbers of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Family.
+    pub family: Family,
+    /// How its weights are to be understood.
+    pub recipe: Recipe,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Longest context it was trained for.
+    pub context: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Added to the mean square before its root.
+    pub epsilon: f32,
+    /// Base of the rotation frequencies.
+    pub rope_base: f32,
+    /// What positions are divided by.
+    pub rope_stretch: f32,
+    /// Stretched wavelengths.
+    pub rope: Option<Llama3Rope>,
+    /// Whether the embedding is the head too; `None` where the file does not say.
+    pub tied: Option<bool>,
+    /// Id that begins a text.
+    pub bos: Option<u32>,
+    /// Ids that end one.
+    pub eos: Vec<u32>,
+}
+
+/// No model is near these: what is larger is refused before anything is computed from it.
+const MAX_SIZE: usize = 1 << 24;
+const MAX_LAYERS: usize = 1 << 10;
+
+impl Config {
+    /// Reads and checks the file of a folder.
+    pub fn read(folder: &Folder) -> Result<Self, LoadError> {
+        let raw: Option<Raw> = folder.json(FILE)?;
+        let raw = raw.ok_or_else(|| {
+            LoadError::new(FILE, "missing; give a checkpoint folder as Hugging Face has it, or a GGUF file")
+        })?;
+        let family = family(&raw.architectures)?;
+        let heads = raw.num_attention_heads;
+        let config = Config {
+            family,
+            recipe: recipe(family, &raw)?,
+            dim: raw.hidden_size,
+            ffn: raw.intermediate_size,
+            layers: raw.num_hidden_layers,
+            heads,
+            kv_heads: raw.num_key_value_heads.unwrap_or(heads),
+            head_dim: raw.head_dim.unwrap_or(raw.hidden_size / heads.max(1)),
+            context: raw.max_position_embeddings,
+            vocab: raw.vocab_size,
+            epsilon: float("rms_norm_eps", raw.rms_norm_eps)?,
+            rope_base: rope_base(&raw)?,
+            rope_stretch: rope_stretch(&raw)?,
+            rope: rope(&raw)?,
+            tied: raw.tie_word_embeddings,
+            bos: raw.bos_token_id,
+            eos: raw.eos_token_id.as_ref().map_or(Vec::new(), |ids| ids.all().to_vec()),
+        };
+        check_activation(family, raw.hidden_act.as_deref())?;
+        config.check_sizes()?;
+        Ok(config)
+    }
+
+    fn check_sizes(&self) -> Result<(), LoadError> {
+        let sizes = [
+            ("hidden_size", self.dim, MAX_SIZE),
+            ("intermediate_size", self.ffn, MAX_SIZE),
+            ("num_hidden_layers", self.layers, MAX_LAYERS),
+            ("num_attention_heads", self.heads, MAX_SIZE),
+            ("num_key_value_heads", self.kv_heads, MAX_SIZE),
+            ("head_dim", self.head_dim, MAX_SIZE / self.heads.max(1)),
+            ("max_position_embeddings", self.context, MAX_SIZE),
+            ("vocab_size", self.vocab, MAX_SIZE),
+        ];
+        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+            return Err(key(name, format!("is {size}, where 1 to {most} make sense")));
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
+            return Err(key("num_key_value_heads", said));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(key(
+                "head_dim",
+                format!("{} is odd; its halves are rotated together", self.head_dim),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What each rotation frequency is divided by, `[head_dim / 2]`; `None` where all are plain.
+    /// Source: `_compute_llama3_parameters` of transformers.
+    pub fn rope_factors(&self) -> Option<Vec<f32>> {
+        let rope = self.rope?;
+        let factor = |pair: usize| {
+            let exponent = 2.0 * pair as f64 / self.head_dim as f64;
+            let wavelength = std::f64::consts::TAU * f64::from(self.rope_base).powf(exponent);
+            let smooth = (rope.original / wavelength - rope.low) / (rope.high - rope.low);
+            // Short wavelengths stay, long ones are stretched, and those between in part.
+            match smooth {
+                s if s >= 1.0 => 1.0,
+                s if s <= 0.0 => rope.factor,
+                s => 1.0 / ((1.0 - s) / rope.factor + s),
+            }
+        };
+        Some((0..self.head_dim / 2).map(|pair| factor(pair) as f32).collect())
+    }
+}
+
+fn key(name: &str, said: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{FILE}: {name}"), said)
+}
+
+fn family(architectures: &[String]) -> Result<Family, LoadError> {
+    match architectures.first().map(String::as_str) {
+        Some("BitNetForCausalLM") => Ok(Family::BitNetB158),
+        Some("BitnetForCausalLM") => Ok(Family::BitNet),
+        Some("LlamaForCausalLM") => Ok(Family::Llama),
+        Some(other) => Err(key(
+            "architectures",
+            format!(
+                "\"{}\" is not known; BitNetForCausalLM, BitnetForCausalLM and LlamaForCausalLM are",
+                shown(other)
+            ),
+        )),
+        None => Err(key("architectures", "missing; the file is no complete model")),
+    }
+}
+
+/// Source: `BitNetQuantConfig` and the linear classes it chooses between, in transformers.
+fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
+    let bits = [("weight_bits", raw.weight_bits, 1), ("input_bits", raw.input_bits, 8)];
+    for (name, bits, want) in bits {
+        if let Some(bits) = bits.filter(|bits| *bits != want) {
+            return Err(key(name, format!("is {bits}; this engine runs {want}")));
+        }
+    }
+    let Some(quantization) = &raw.quantization_config else {
+        // 1bitLLM's own code quantises whatever the file says; others would not be ternary at all.
+        return Ok(if family == Family::BitNet { Recipe::Online } else { Recipe::Multiplied });
+    };
+    let name = |part: &str| format!("quantization_config.{part}");
+    if let Some(method) = quantization.quant_method.as_deref().filter(|method| *method != "bitnet") {
+        return Err(key(
+            &name("quant_method"),
+            format!("\"{}\" is no BitNet; use a BitNet model", shown(method)),
+        ));
+    }
+    if quantization.use_rms_norm {
+        return Err(key(&name("use_rms_norm"), "norms before each matrix are not supported"));
+    }
+    check_modules(quantization.modules_to_not_convert.as_deref())?;
+    let class = quantization.linear_class.as_deref();
+    let mode = quantization.quantization_mode.as_deref();
+    match (class, mode) {
+        (Some("autobitlinear"), Some("online")) => Ok(Recipe::Online),
+        (Some("autobitlinear"), None | Some("offline")) => Ok(Recipe::Multiplied),
+        (Some("bitlinear"), _) => Ok(Recipe::Divided),
+        // Left out, as HF1BitLLM and Falcon3 do; Microsoft's scales multiply wherever they stand.
+        (None, _) if family == Family::BitNetB158 => Ok(Recipe::Multiplied),
+        (None, _) => Ok(Recipe::Divided),
+        (Some(class), mode) => {
+            let said = format!("\"{}\" {}", shown(class), mode.map(shown).unwrap_or_default());
+            Err(key(&name("linear_class"), format!("{} is not known", said.trim_end())))
+        }
+    }
+}
+
+/// Matrices that are left as they are. The head always is; transformers leaves it out of no list but its own.
+fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
+    /// Whose names hold one that is listed.
+    const MATRICES: [&str; 7] = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let Some(named) = named else { return Ok(()) };
+    let fail = |said: String| Err(key("quantization_config.modules_to_not_convert", said));
+    for name in named {
+        let other = ["lm_head", "model.lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm"];
+        if !other.contains(&name.as_str()) {
+            let is_matrix =
+                name.starts_with("model.layers") || MATRICES.iter().any(|matrix| matrix.contains(name));
+            let what = if is_matrix {
+                "leaves a layer's matrix unconverted"
+            } else {
+                "is a module that is not known"
+            };
+            return fail(format!("\"{}\" {what}, which is not supported; use another model", shown(name)));
+        }
+    }
+    match named.iter().any(|name| name.ends_with("lm_head")) {
+        true => Ok(()),
+        false => fail(
+            "does not name lm_head: a ternary head is not supported; name it, or leave the key out".into(),
+        ),
+    }
+}
+
+/// A GGUF file names no activation: its architecture does.
+fn check_activation(family: Family, given: Option<&str>) -> Result<(), LoadError> {
+    let want = if family == Family::BitNetB158 { "relu2" } else { "silu" };
+    match given.filter(|given| *given != want) {
+        None => Ok(()),
+        Some(given) => {
+            let said = format!("\"{}\", where {} has {want}", shown(given), family.arch());
+            Err(key("hidden_act", said))
+        }
+    }
+}
+
+/// A float above 0.
+fn float(name: &str, x: f64) -> Result<f32, LoadError> {
+    match x as f32 {
+        x if x > 0.0 && x.is_finite() => Ok(x),
+        _ => Err(key(name, format!("is {x}, not a number above 0"))),
+    }
+}
+
+fn rope_base(raw: &Raw) -> Result<f32, LoadError> {
+    let inner = |part: &Option<Scaling>| part.as_ref().and_then(|rope| rope.rope_theta);
+    let said = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
+    let mut said = said.into_iter().flatten();
+    let given = said.next().unwrap_or(10_000.0);
+    if let Some(other) = said.find(|other| *other != given) {
+        return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
+    }
+    match float("rope_theta", given)? {
+        // Below 1 the frequencies would rise without bound.
+        base if base < 1.0 => Err(key("rope_theta", format!("{base} is below 1"))),
+        base => Ok(base),
+    }
+}
+
+/// What stretches the positions, where the file says so, and how.
+fn scaling(raw: &Raw) -> Option<(&Scaling, &str)> {
+    let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref())?;
+    Some((scaling, scaling.rope_type.as_deref().or(scaling.old_type.as_deref())?))
+}
+
+/// Linear scaling.
+fn rope_stretch(raw: &Raw) -> Result<f32, LoadError> {
+    let Some((scaling, "linear")) = scaling(raw) else { return Ok(1.0) };
+    let name = "rope_scaling.factor";
+    let factor = scaling.factor.ok_or_else(|| key(name, "missing; linear scaling needs it"))?;
+    match float(name, factor)? {
+        factor if factor >= 1.0 => Ok(factor),
+        factor => Err(key(name, format!("{factor} is below 1"))),
+    }
+}
+
+fn rope(raw: &Raw) -> Result<Option<Llama3Rope>, LoadError> {
+    let name = "rope_scaling";
+    let Some((scaling, kind)) = scaling(raw) else { return Ok(None) };
+    match kind {
+        "default" | "linear" => return Ok(None),
+        "llama3" => {}
+        other => {
+            let said = format!("\"{}\" is not supported; default, linear and llama3 are", shown(other));
+            return Err(key(name, said));
+        }
+    }
+    let number = |part: &str, number: Option<f64>| {
+        number.ok_or_else(|| key(&format!("{name}.{part}"), "missing; llama3 scaling needs it"))
+    };
+    let rope = Llama3Rope {
+        factor: number("factor", scaling.factor)?,
+        low: number("low_freq_factor", scaling.low_freq_factor)?,
+        high: number("high_freq_factor", scaling.high_freq_factor)?,
+        original: number("original_max_position_embeddings", scaling.original_max_position_embeddings)?,
+    };
+    let sound = [rope.factor, rope.low, rope.original].iter().all(|x| x.is_finite() && *x > 0.0);
+    match sound && rope.high.is_finite() && rope.high > rope.low {
+        true => Ok(Some(rope)),
+        false => Err(key(name, "its factors are not above 0, or not in order")),
+    }
+}

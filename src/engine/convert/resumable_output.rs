@@ -1,0 +1,344 @@
+//! The output under a temporary name: written tensor by tensor, gone on with after an interruption,
+//! read back, and only then given its own name.
+//!
+//! Beside `OUT.bitnetd-part` lies `OUT.bitnetd-part.json`, one JSON text a line: first what the file
+//! is made of, then, after each tensor, the SHA-256 of the file up to there. What does not agree with
+//! it is written again.
+
+use super::output_lock::{MARK, claim};
+use super::{Failure, Plan};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// How far a conversion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub stage: Stage,
+    /// The tensor it is done to.
+    pub tensor: &'a str,
+    /// Bytes of the file that are done.
+    pub done: u64,
+    /// Bytes of the whole file.
+    pub total: u64,
+}
+
+/// What a conversion is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Looking at what an interrupted run left.
+    Resuming,
+    /// Writing.
+    Writing,
+    /// Reading it back.
+    Checking,
+}
+
+/// Whom progress is told.
+pub type Say<'a> = dyn FnMut(Progress<'_>) + 'a;
+
+/// An output file that has not got its name yet.
+#[derive(Debug)]
+pub struct Part {
+    out: PathBuf,
+    path: PathBuf,
+    journal_path: PathBuf,
+    file: File,
+    journal: File,
+}
+
+/// A number in hexadecimal.
+type Checksum = String;
+
+/// Bytes between two words of progress, and of a piece that is read.
+const STEP: u64 = 4 << 20;
+
+impl Part {
+    /// Opens or creates `OUT.bitnetd-part` and its journal, for this process alone. Refuses what lies
+    /// there and was not left by an interrupted run.
+    pub fn open(out: &Path) -> io::Result<Self> {
+        let (path, journal_path) = (path(out), journal_path(out));
+        let (file, journal) = claim(&path, &journal_path)?;
+        Ok(Part { out: out.to_owned(), path, journal_path, file, journal })
+    }
+
+    /// Its temporary name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes what is missing of a plan's file, reads all of it back, and gives its SHA-256.
+    /// `origin` tells one conversion from another: sources, options, version.
+    pub fn write(&mut self, plan: &Plan, origin: &str, say: &mut Say<'_>) -> Result<Checksum, Failure> {
+        let ends = ends(plan);
+        // All that is not tensor data is part of what the file is made of.
+        let origin = &format!("{origin} {}", hex(Sha256::new_with_prefix(plan.draft().header())));
+        let kept = self.resume(plan, origin, &ends, say)?;
+        let written = self.go_on(plan, origin, &ends, kept, say)?;
+        self.file.sync_all()?;
+        let read = self.read_back(plan, say)?;
+        match read == written {
+            true => Ok(read),
+            false => Err(Failure::Output(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "what is read back is not what was written; the disk or the memory is failing",
+            ))),
+        }
+    }
+
+    /// Gives the file its name; the journal goes. Without `replace`, what has come to be there
+    /// meanwhile stays; a device or a link stays in any case.
+    pub fn finish(self, replace: bool) -> io::Result<()> {
+        match fs::symlink_metadata(&self.out) {
+            Ok(there) if !there.is_file() => {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is no regular file"));
+            }
+            _ if replace => fs::rename(&self.path, &self.out)?,
+            _ => name_anew(&self.path, &self.out)?,
+        }
+        remove(&self.journal_path)?;
+        // So that the name is on the disk too.
+        let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    /// Takes the file and its journal away: going on with them would end the same way.
+    pub fn discard(self) -> io::Result<()> {
+        remove(&self.path)?;
+        remove(&self.journal_path)
+    }
+
+    /// What an interrupted run of the same conversion left, as far as it is sound.
+    fn resume(&mut self, plan: &Plan, origin: &str, ends: &[u64], say: &mut Say<'_>) -> io::Result<Kept> {
+        let nothing = Kept::default();
+        let journal = read_journal(&self.journal)?;
+        let Some((first, checksums)) = journal.split_first() else { return Ok(nothing) };
+        if *first != origin_line(origin) {
+            return Ok(nothing);
+        }
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut reader = BufReader::with_capacity(STEP as usize, &self.file);
+        let mut kept = Kept::default();
+        let mut digest = Sha256::new();
+        let mut at = 0;
+        for (index, (line, end)) in checksums.iter().zip(ends).enumerate() {
+            let name = &plan.draft().tensors()[index].name;
+            let copied = io::copy(&mut (&mut reader).take(end - at), &mut HashOnly(&mut digest))?;
+            at += copied;
+            let checksum = hex(digest.clone());
+            if at != *end || *line != tensor_line(name, &checksum) {
+                break;
+            }
+            kept = Kept {
+                tensors: index + 1,
+                bytes: at,
+                digest: digest.clone(),
+                lines: checksums[..=index].to_vec(),
+            };
+            say(Progress { stage: Stage::Resuming, tensor: name, done: at, total: total(ends) });
+        }
+        Ok(kept)
+    }
+
+    /// Writes header and tensors from where `kept` ends; the checksum of it all.
+    fn go_on(
+        &mut self,
+        plan: &Plan,
+        origin: &str,
+        ends: &[u64],
+        kept: Kept,
+        say: &mut Say<'_>,
+    ) -> Result<Checksum, Failure> {
+        let mut journal = &self.journal;
+        let lines = std::iter::once(origin_line(origin)).chain(kept.lines).map(|line| line + "\n");
+        begin(journal, &lines.collect::<String>())?;
+        self.file.set_len(kept.bytes)?;
+        self.file.seek(SeekFrom::Start(kept.bytes))?;
+        let total = total(ends);
+        let mut out = Counted {
+            file: &self.file,
+            buffer: Vec::new(),
+            digest: kept.digest,
+            at: kept.bytes,
+            say,
+            total,
+            tensor: "",
+        };
+        if kept.tensors == 0 {
+            out.write_all(&plan.draft().header())?;
+        }
+        let mut writer = plan.draft().go_on(&mut out, kept.tensors);
+        for (index, tensor) in plan.draft().tensors().iter().enumerate().skip(kept.tensors) {
+            writer.get_mut().tensor = &tensor.name;
+            plan.write_tensor(index, &mut writer)?;
+            writer.end_tensor()?;
+            writer.flush()?;
+            let checksum = hex(writer.get_mut().digest.clone());
+            journal.write_all((tensor_line(&tensor.name, &checksum) + "\n").as_bytes())?;
+        }
+        writer.finish()?;
+        Ok(hex(out.digest))
+    }
+
+    fn read_back(&mut self, plan: &Plan, say: &mut Say<'_>) -> io::Result<Checksum> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let total = plan.draft().file_bytes();
+        let mut digest = Sha256::new();
+        let mut piece = vec![0; STEP as usize];
+        let mut done = 0;
+        loop {
+            let len = self.file.read(&mut piece)?;
+            if len == 0 {
+                return Ok(hex(digest));
+            }
+            digest.update(&piece[..len]);
+            done += len as u64;
+            say(Progress { stage: Stage::Checking, tensor: "", done, total });
+        }
+    }
+}
+
+/// What is kept of an interrupted run.
+#[derive(Default)]
+struct Kept {
+    tensors: usize,
+    bytes: u64,
+    digest: Sha256,
+    lines: Vec<String>,
+}
+
+/// Where each tensor ends, with its padding: the next begins there.
+fn ends(plan: &Plan) -> Vec<u64> {
+    let places = plan.draft().places();
+    let starts = places.iter().skip(1).map(|place| place.start);
+    starts.chain([plan.draft().file_bytes()]).collect()
+}
+
+fn total(ends: &[u64]) -> u64 {
+    ends.last().copied().unwrap_or(0)
+}
+
+/// The temporary name of `out`.
+pub fn path(out: &Path) -> PathBuf {
+    beside(out, ".bitnetd-part")
+}
+
+/// What lies beside it until it is complete.
+pub fn journal_path(out: &Path) -> PathBuf {
+    beside(out, ".bitnetd-part.json")
+}
+
+fn beside(out: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(out);
+    name.push(suffix);
+    name.into()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Renames where nothing has that name yet.
+fn name_anew(from: &Path, to: &Path) -> io::Result<()> {
+    let taken = || io::Error::new(io::ErrorKind::AlreadyExists, "was written by another meanwhile");
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(taken()),
+        // Some file systems cannot do it in one step.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::symlink_metadata(to) {
+            Ok(_) => Err(taken()),
+            Err(_) => fs::rename(from, to),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes a journal's first lines over what it had: never empty in between, or what is written so far
+/// would be nobody's. On the disk before any data is.
+fn begin(mut journal: &File, lines: &str) -> io::Result<()> {
+    journal.seek(SeekFrom::Start(0))?;
+    journal.write_all(lines.as_bytes())?;
+    journal.set_len(lines.len() as u64)?;
+    journal.sync_data()
+}
+
+/// Complete lines of a journal.
+fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
+    // Some 200 bytes a tensor.
+    const MOST: u64 = 16 << 20;
+    file.seek(SeekFrom::Start(0))?;
+    let mut text = Vec::new();
+    file.take(MOST).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    Ok(whole.lines().map(str::to_owned).collect())
+}
+
+fn origin_line(origin: &str) -> String {
+    let line = serde_json::json!({ "origin": origin }).to_string();
+    debug_assert!(line.starts_with(MARK), "as a journal of ours is known");
+    line
+}
+
+fn tensor_line(name: &str, checksum: &str) -> String {
+    serde_json::json!({ "tensor": name, "sha256": checksum }).to_string()
+}
+
+/// A checksum as `sha256sum` writes it.
+pub fn hex(digest: Sha256) -> String {
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Takes bytes in and keeps none.
+struct HashOnly<'a>(&'a mut Sha256);
+
+impl Write for HashOnly<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The file, with a buffer, the checksum so far, and word of progress whenever the buffer is full.
+struct Counted<'a, 'b> {
+    file: &'a File,
+    buffer: Vec<u8>,
+    digest: Sha256,
+    at: u64,
+    say: &'a mut Say<'b>,
+    total: u64,
+    tensor: &'a str,
+}
+
+impl Write for Counted<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // At most one step more, however much there is: the rest comes with the next call.
+        let bytes = &bytes[..bytes.len().min(STEP as usize)];
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() as u64 >= STEP {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.buffer)?;
+        self.digest.update(&self.buffer);
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        (self.say)(Progress { stage: Stage::Writing, tensor: self.tensor, done: self.at, total: self.total });
+        Ok(())
+    }
+}

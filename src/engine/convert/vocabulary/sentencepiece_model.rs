@@ -1,0 +1,209 @@
+//! `tokenizer.model`: a SentencePiece vocabulary, a protocol buffer.
+//!
+//! Of the message only the pieces and one setting are read. Source: `sentencepiece_model.proto`.
+
+use super::{NORMAL, USER_DEFINED, Vocabulary, fill, tokenizer_json};
+use crate::engine::convert::checkpoint_files::Folder;
+use crate::engine::error::LoadError;
+use std::collections::BTreeMap;
+
+const FILE: &str = "tokenizer.model";
+/// Tokens that were added later, by id.
+const ADDED: &str = "added_tokens.json";
+
+/// The vocabulary of a folder that has no `tokenizer.json`, in a model of `rows` tokens.
+pub(super) fn read(folder: &Folder, rows: usize) -> Result<Vocabulary, LoadError> {
+    let bytes = folder.read(FILE)?.ok_or_else(|| {
+        LoadError::new(
+            tokenizer_json::FILE,
+            format!("missing, and no {FILE}; give a folder with its vocabulary"),
+        )
+    })?;
+    let Pieces { pieces, adds_space } = Pieces::read(&bytes)?;
+    let added: BTreeMap<String, u32> = folder.json(ADDED)?.unwrap_or_default();
+    let own = (0..).zip(&pieces).map(|(id, piece)| (id, &piece.text, piece.kind));
+    let added = added.iter().map(|(text, id)| (*id, text, USER_DEFINED));
+    // What is both keeps its kind: the list of added ones often has all that are special.
+    let added = added.filter(|(id, ..)| *id as usize >= pieces.len());
+    let (tokens, kinds) = fill(FILE, rows, own.chain(added))?;
+    // Pieces that nothing merges into; far below all scores there are.
+    let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
+    scores.resize(rows, -1e9);
+    Ok(Vocabulary {
+        model: "llama",
+        pre: "default",
+        tokens,
+        kinds,
+        scores: Some(scores),
+        adds_space,
+        merges_decide: false,
+        merges: Vec::new(),
+        begins_with: None,
+    })
+}
+
+/// A vocabulary of pieces, by id.
+#[derive(Debug, Default)]
+struct Pieces {
+    pieces: Vec<Piece>,
+    /// Whether a space is put before a text.
+    adds_space: bool,
+}
+
+/// A piece.
+#[derive(Debug, Default)]
+struct Piece {
+    text: String,
+    score: f32,
+    /// The numbers are those of GGUF's token types.
+    kind: i32,
+}
+
+impl Pieces {
+    /// Reads a file. Every length is checked against what is left of it.
+    fn read(bytes: &[u8]) -> Result<Self, LoadError> {
+        let mut fields = Fields { rest: bytes, len: bytes.len() };
+        // Settings that are left out have these values.
+        let mut read = Pieces { pieces: Vec::new(), adds_space: true };
+        let (mut is_pairs, mut is_any) = (false, false);
+        while let Some((field, value)) = fields.next()? {
+            match (field, value) {
+                (1, Wire::Bytes(message)) => read.pieces.push(piece(fields.inner(message))?),
+                (2, Wire::Bytes(message)) => {
+                    (is_any, is_pairs) = (true, number(fields.inner(message), 3)? == Some(2));
+                }
+                (3, Wire::Bytes(message)) => {
+                    read.adds_space = number(fields.inner(message), 3)? != Some(0);
+                    check_normalizer(&fields, message)?;
+                }
+                _ => {}
+            }
+        }
+        match (read.pieces.is_empty(), is_any && !is_pairs) {
+            (true, _) => Err(LoadError::new(FILE, "holds no pieces; the file is damaged or another kind")),
+            (_, true) => {
+                Err(LoadError::new(FILE, "is no pair encoding (BPE); use a model with such a vocabulary"))
+            }
+            _ => Ok(read),
+        }
+    }
+}
+
+/// Text must come to the pieces as it is: what else a file may want done to it, no GGUF key says.
+fn check_normalizer(fields: &Fields<'_>, message: &[u8]) -> Result<(), LoadError> {
+    let refuse = |what: &str| {
+        Err(LoadError::new(
+            FILE,
+            format!("{what} before it is cut, which is not supported; use another model"),
+        ))
+    };
+    let mut settings = fields.inner(message);
+    while let Some((field, value)) = settings.next()? {
+        if matches!((field, value), (2, Wire::Bytes(map)) if !map.is_empty()) {
+            return refuse("text is rewritten");
+        }
+    }
+    // Left out it is on.
+    match number(fields.inner(message), 4)? {
+        Some(0) => Ok(()),
+        _ => refuse("white space is removed from text"),
+    }
+}
+
+fn piece(mut fields: Fields<'_>) -> Result<Piece, LoadError> {
+    // A piece that names no kind is a normal one.
+    let mut piece = Piece { kind: NORMAL, ..Piece::default() };
+    while let Some((field, value)) = fields.next()? {
+        match (field, value) {
+            (1, Wire::Bytes(text)) => {
+                let text =
+                    std::str::from_utf8(text).map_err(|_| fields.damaged("a piece that is not UTF-8"))?;
+                piece.text = text.to_owned();
+            }
+            (2, Wire::Four(bytes)) => piece.score = f32::from_le_bytes(bytes),
+            (3, Wire::Number(kind @ 1..=6)) => piece.kind = kind as i32,
+            (3, _) => return Err(fields.damaged("a piece of an unknown kind")),
+            _ => {}
+        }
+    }
+    match piece.score.is_finite() {
+        true => Ok(piece),
+        false => Err(fields.damaged("a score that is not a number")),
+    }
+}
+
+/// The number in a field of a message, if it is there.
+fn number(mut fields: Fields<'_>, wanted: u64) -> Result<Option<u64>, LoadError> {
+    let mut found = None;
+    while let Some((field, value)) = fields.next()? {
+        if let (true, Wire::Number(number)) = (field == wanted, value) {
+            found = Some(number);
+        }
+    }
+    Ok(found)
+}
+
+/// A value as a message holds it.
+enum Wire<'a> {
+    Number(u64),
+    Four([u8; 4]),
+    Bytes(&'a [u8]),
+    /// Nothing that is read here.
+    Eight,
+}
+
+/// The fields of a message.
+struct Fields<'a> {
+    rest: &'a [u8],
+    /// Bytes of the whole file, for errors.
+    len: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn inner(&self, message: &'a [u8]) -> Fields<'a> {
+        Fields { rest: message, len: self.len }
+    }
+
+    fn damaged(&self, what: &str) -> LoadError {
+        LoadError::new(FILE, format!("{what} in its {} bytes; the file is truncated or damaged", self.len))
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, Wire<'a>)>, LoadError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let key = self.varint()?;
+        let value = match key & 7 {
+            0 => Wire::Number(self.varint()?),
+            1 => self.take(8).map(|_| Wire::Eight)?,
+            2 => {
+                let len = self.varint()?;
+                Wire::Bytes(self.take(len)?)
+            }
+            5 => Wire::Four(self.take(4)?.try_into().expect("four were taken")),
+            other => return Err(self.damaged(&format!("a value of the unknown kind {other}"))),
+        };
+        Ok(Some((key >> 3, value)))
+    }
+
+    fn take(&mut self, len: u64) -> Result<&'a [u8], LoadError> {
+        let taken = usize::try_from(len).ok().and_then(|len| self.rest.split_at_checked(len));
+        let (taken, rest) =
+            taken.ok_or_else(|| self.damaged(&format!("{len} bytes wanted that are not there")))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// Seven bits a byte, the lowest first; the last byte has no eighth bit.
+    fn varint(&mut self) -> Result<u64, LoadError> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(self.damaged("a number of more than 64 bits"))
+    }
+}

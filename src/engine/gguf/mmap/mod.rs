@@ -1,0 +1,264 @@
+//! The bytes of a model file: mapped, built in, or given. Nothing is copied.
+//!
+//! A file can be cut short or written to while it is mapped. A guarded map survives that and says so; see
+//! [`Map::damage`]. Deliberately knows nothing of what is in the file.
+
+mod sigbus;
+
+use crate::engine::error::LoadError;
+use sigbus::Guard;
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Read-only bytes that live as long as someone holds them.
+#[derive(Debug)]
+pub struct Map(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    /// The guard is first: it is dropped before the mapping that it guards.
+    Guarded(Guard, memmap2::Mmap, Origin),
+    Mapped(memmap2::Mmap, File),
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+/// The file behind a guarded map, as it was when it was mapped.
+#[derive(Debug)]
+struct Origin {
+    path: PathBuf,
+    /// Kept open: the name may belong to another file by now, which is no harm to this one.
+    file: File,
+    length: u64,
+    written: Option<SystemTime>,
+}
+
+impl Map {
+    /// Maps a regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = regular(path)?;
+        Ok(Map(Bytes::Mapped(map(&file)?, file)))
+    }
+
+    /// Maps a regular file, and outlives what happens to it: a page that the file no longer has is read as
+    /// zeros from then on instead of ending the process, and [`Map::damage`] says so. Where there is no room
+    /// for another guard, it is as [`Map::open`].
+    pub fn open_guarded(path: &Path) -> io::Result<Self> {
+        Self::of_guarded(regular(path)?, path)
+    }
+
+    /// The same of a regular file that is open already; `path` names it in errors.
+    pub fn of_guarded(file: File, path: &Path) -> io::Result<Self> {
+        let about = file.metadata()?;
+        let map = map(&file)?;
+        let Some(guard) = Guard::over(&map) else { return Ok(Map(Bytes::Mapped(map, file))) };
+        let written = about.modified().ok();
+        let origin = Origin { path: path.to_owned(), file, length: about.len(), written };
+        Ok(Map(Bytes::Guarded(guard, map, origin)))
+    }
+
+    /// What became of the file under a guarded map since it was mapped; `None` while all is well. Asks the file
+    /// system, which takes some microseconds.
+    pub fn damage(&self) -> Option<LoadError> {
+        let Bytes::Guarded(guard, _, origin) = &self.0 else { return None };
+        let said = match origin.file.metadata() {
+            Ok(about) if about.len() != origin.length => {
+                format!("had {} bytes when it was loaded, and has {} now", origin.length, about.len())
+            }
+            _ if guard.is_torn() => "cannot be read to its end any more; its disk may be failing".into(),
+            Ok(about) if about.modified().ok() != origin.written => {
+                "was written to while it was in use".into()
+            }
+            Ok(_) => return None,
+            Err(error) => format!("cannot be looked at any more: {error}"),
+        };
+        let place = origin.path.display().to_string().replace(char::is_control, "?");
+        Some(LoadError::new(place, format!("{said}; start again to load it as it is now")))
+    }
+
+    /// Whether zeros were read in place of the file's bytes; one look at memory.
+    pub fn is_torn(&self) -> bool {
+        matches!(&self.0, Bytes::Guarded(guard, ..) if guard.is_torn())
+    }
+
+    /// Bytes `range`, for what is read here and there: of a file they are read into `room`, because reading them where
+    /// they are mapped brings in what is around them, up to megabytes. Where the file does not give them they are
+    /// read as mapped, so that [`Map::damage`] says what is wrong.
+    ///
+    /// # Panics
+    /// When `range` does not lie in it, or `room` is less.
+    pub fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [u8]) -> &'a [u8] {
+        let (mapped, room) = (&self[range.clone()], &mut room[..range.len()]);
+        let file = match &self.0 {
+            Bytes::Guarded(.., Origin { file, .. }) | Bytes::Mapped(_, file) => file,
+            Bytes::Static(_) | Bytes::Owned(_) => return mapped,
+        };
+        if file.read_exact_at(room, range.start as u64).is_ok() { room } else { mapped }
+    }
+
+    /// Gives back the memory of pages that will not be read again; they stay in the file.
+    pub fn release(&self, range: Range<usize>) {
+        if let Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) = &self.0 {
+            // SAFETY: the mapping is read-only and backed by the file: a released page that is read
+            // after all is read from the file again, with the same bytes.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // A refusal costs memory that the kernel can take back by itself.
+            let _ = advised;
+        }
+    }
+
+    /// Bytes that are part of the program.
+    pub fn from_static(bytes: &'static [u8]) -> Self {
+        Map(Bytes::Static(bytes))
+    }
+}
+
+fn regular(path: &Path) -> io::Result<File> {
+    // Asked before it is opened: opening a pipe waits for someone to write to it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
+}
+
+fn map(file: &File) -> io::Result<memmap2::Mmap> {
+    // SAFETY: the mapping is read-only and private. Another process may still write to the file under us, which no
+    // mapping can forbid: every use of its bytes takes any value they may have. Cut short, a guarded map reads
+    // zeros, and an unguarded one ends the process.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
+impl From<Vec<u8>> for Map {
+    fn from(bytes: Vec<u8>) -> Self {
+        Map(Bytes::Owned(bytes))
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) => map,
+            Bytes::Static(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Some pages of ones in a file of its own. One test at a time: there are so many guards in a process.
+    struct Pages {
+        path: PathBuf,
+        _turn: MutexGuard<'static, ()>,
+    }
+
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    const LENGTH: usize = 5 << 16;
+
+    impl Pages {
+        fn new(name: &str) -> Self {
+            let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+            let path = std::env::temp_dir().join(format!("bitnetd-map-{name}-{}", std::process::id()));
+            std::fs::write(&path, vec![1; LENGTH]).expect("a temporary folder");
+            Pages { path, _turn: turn }
+        }
+
+        fn cut_to(&self, length: u64) {
+            let file = File::options().write(true).open(&self.path).expect("it is there");
+            file.set_len(length).expect("it can be cut");
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    #[test]
+    fn a_file_cut_short_under_its_map_is_read_as_zeros_and_named() {
+        let pages = Pages::new("cut");
+        let map = Map::open_guarded(&pages.path).expect("it is there");
+        assert_eq!((map.damage(), map.is_torn()), (None, false));
+        pages.cut_to(1 << 16);
+        assert!(
+            map.damage().is_some_and(|error| error.message.contains("has 65536 now")),
+            "{:?}",
+            map.damage()
+        );
+        assert!(!map.is_torn(), "nothing was read yet");
+        // From several threads at once, as a model is; not in the order of the file.
+        let sums: Vec<usize> = std::thread::scope(|scope| {
+            let sum = |from: usize| map[from..].iter().map(|byte| usize::from(*byte)).sum::<usize>();
+            let readers = [LENGTH - 1, 3 << 16, 2 << 16, 0].map(|from| scope.spawn(move || sum(from)));
+            readers.map(|reader| reader.join().expect("it lives")).into()
+        });
+        assert_eq!(sums, [0, 0, 0, 1 << 16]);
+        let error = map.damage().expect("it was cut short");
+        assert!(map.is_torn() && error.place == pages.path.display().to_string(), "{error}");
+        // Also the next one over the same place.
+        drop(map);
+        pages.cut_to(LENGTH as u64);
+        let again = Map::open_guarded(&pages.path).expect("it is there");
+        assert_eq!((again[0], again.damage(), again.is_torn()), (1, None, false));
+    }
+
+    #[test]
+    fn bytes_read_by_themselves_are_those_of_the_file_and_zeros_where_it_has_none() {
+        let pages = Pages::new("read");
+        let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&pages.path, &bytes).expect("it is there");
+        let places = [0..1, 9..9, 4090..4100, LENGTH - 7..LENGTH];
+        let (file, unguarded) = (Map::open_guarded(&pages.path), Map::open(&pages.path));
+        let (file, unguarded) = (file.expect("it is there"), unguarded.expect("it is there"));
+        let mut room = [0; 16];
+        for map in [&file, &unguarded, &bytes.clone().into()] {
+            for place in &places {
+                assert_eq!(map.read(place.clone(), &mut room), &bytes[place.clone()]);
+            }
+        }
+        pages.cut_to(2 << 16);
+        let across = (2 << 16) - 4..(2 << 16) + 4;
+        assert_eq!(file.read(across.clone(), &mut room), [&bytes[across][..4], &[0; 4]].concat());
+        assert!(file.is_torn() && file.damage().is_some());
+    }
+
+    #[test]
+    fn a_file_written_to_under_its_map_is_named() {
+        let pages = Pages::new("written");
+        let map = Map::open_guarded(&pages.path).expect("it is there");
+        let file = File::options().write(true).open(&pages.path).expect("it is there");
+        file.set_modified(SystemTime::UNIX_EPOCH).expect("its owner may");
+        assert!(map.damage().is_some_and(|error| error.message.contains("written to")), "{:?}", map.damage());
+    }
+
+    #[test]
+    fn a_file_replaced_by_another_of_its_name_is_no_harm() {
+        let pages = Pages::new("replaced");
+        let map = Map::open_guarded(&pages.path).expect("it is there");
+        let other = pages.path.with_extension("other");
+        std::fs::write(&other, [2; 9]).expect("a temporary folder");
+        std::fs::rename(&other, &pages.path).expect("one folder");
+        assert_eq!((map.damage(), map[LENGTH - 1]), (None, 1));
+    }
+
+    #[test]
+    fn more_maps_than_there_are_guards_are_maps_all_the_same() {
+        let pages = Pages::new("many");
+        let maps: Vec<Map> = (0..100).map(|_| Map::open_guarded(&pages.path).expect("it is there")).collect();
+        assert!(maps.iter().all(|map| map[LENGTH - 1] == 1 && map.damage().is_none()));
+        assert!(matches!(maps[99].0, Bytes::Mapped(..)));
+    }
+}

@@ -1,0 +1,35 @@
+//! NEON as every Armv8 processor has it: Raspberry Pi 3, 4, Zero 2 W.
+//!
+//! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
+//! with several tokens through sums made before.
+
+mod attention_f16;
+mod block_quant;
+mod gemm;
+mod gemv;
+
+pub(super) use attention_f16::{dot_f16, mix_f16};
+pub(super) use block_quant::{dot_blocks, mix_blocks};
+
+use crate::engine::kernels::Kernels;
+use crate::engine::kernels::simd_dispatch::Wide;
+use std::arch::aarch64::*;
+
+pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
+    name: "neon",
+    many: None,
+    // Five tokens one by one are faster than a tile that is nearly half in vain.
+    ternary: &[(gemm::TILE, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (1, gemv::gemv)],
+    dot_f16,
+    mix_f16,
+    shared: None,
+    dot_blocks,
+    mix_blocks,
+    wide: Wide::Plain,
+};
+
+#[target_feature(enable = "neon")]
+fn load_f32(x: &[f32; 4]) -> float32x4_t {
+    // SAFETY: 16 bytes; the load needs no alignment.
+    unsafe { vld1q_f32(x.as_ptr()) }
+}

@@ -1,0 +1,169 @@
+//! Other forms of the head than the file's: made of it once, read with every token.
+//!
+//! The head is the largest thing that a decoded token reads: 657 of 1178 MB in BitNet-b1.58-2B-4T. Written
+//! in 8 or 6 bits it is smaller and a little off; screened it is smaller and chooses as the file's own does:
+//! see [`super::logits`].
+
+use super::shortlist::{self, Screen};
+use super::weights::Table;
+use super::{EMBEDDING, HEAD, Model, Shape};
+use crate::engine::error::LoadError;
+use crate::engine::gguf::{Gguf, Map, Slice};
+use crate::engine::quant::{Blocks, Numbers};
+use std::io::{self, Write};
+use std::sync::Arc;
+
+/// How the head is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadForm {
+    /// As the file has it, most often in half precision.
+    File,
+    /// Written again as Q8_0: 8.5 bits a number.
+    Q8,
+    /// Written again as Q6_K: 6.6 bits a number.
+    Q6K,
+    /// Two bits of every row, four of those that may matter, and the file's own numbers of those that can win.
+    Screened,
+}
+
+impl HeadForm {
+    /// All there are.
+    pub const ALL: [HeadForm; 4] = [HeadForm::File, HeadForm::Q8, HeadForm::Q6K, HeadForm::Screened];
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            HeadForm::File => "f16",
+            HeadForm::Q8 => "q8",
+            HeadForm::Q6K => "q6_k",
+            HeadForm::Screened => "screened",
+        }
+    }
+
+    /// The form of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|form| form.name() == name)
+    }
+
+    /// The form that a file's head is read in: `wanted`, or what is fastest and chooses the same tokens.
+    pub fn of(file: &Gguf, shape: &Shape, wanted: Option<Self>) -> Result<Self, LoadError> {
+        /// Numbers of a head from which screening pays: below, it is read in a millisecond or two.
+        const LARGE: usize = 1 << 24;
+        let name = if file.tensor(HEAD).is_some() { HEAD } else { EMBEDDING };
+        let kind = file.tensor(name).and_then(|tensor| Numbers::of(tensor.kind));
+        let small = matches!(kind, None | Some(Numbers::Blocks(Blocks::Q4_0 | Blocks::Q4K)));
+        let fallback =
+            if small || shape.vocab * shape.dim < LARGE { HeadForm::File } else { HeadForm::Screened };
+        let fallback = if shape.dim > WIDEST { HeadForm::File } else { fallback };
+        let form = wanted.unwrap_or(fallback);
+        if form == HeadForm::Screened && shape.dim > WIDEST {
+            let said = format!("rows of {} are too wide for head = \"screened\"; use another", shape.dim);
+            return Err(LoadError::tensor(name, said));
+        }
+        match form.numbers() {
+            Some(numbers) if Some(numbers) == kind => Ok(HeadForm::File),
+            Some(numbers) if numbers.row_bytes(shape.dim).is_none() => {
+                let said = format!(
+                    "rows of {} are no whole blocks of head = \"{}\"; use another",
+                    shape.dim,
+                    form.name()
+                );
+                Err(LoadError::tensor(name, said))
+            }
+            _ => Ok(form),
+        }
+    }
+
+    /// Bytes of its image; none for the file's own.
+    pub fn image_bytes(self, shape: &Shape) -> usize {
+        match self {
+            HeadForm::File => 0,
+            HeadForm::Q8 | HeadForm::Q6K => {
+                let row = self.numbers().and_then(|numbers| numbers.row_bytes(shape.dim));
+                shape.vocab * row.expect("`of` refuses others")
+            }
+            HeadForm::Screened => shortlist::image_bytes(shape),
+        }
+    }
+
+    /// The format that it is written again in.
+    fn numbers(self) -> Option<Numbers> {
+        match self {
+            HeadForm::Q8 => Some(Blocks::Q8_0.into()),
+            HeadForm::Q6K => Some(Blocks::Q6K.into()),
+            HeadForm::File | HeadForm::Screened => None,
+        }
+    }
+}
+
+/// Widest rows that are screened: their sums surely fit 32 bits.
+const WIDEST: usize = 1 << 20;
+
+/// Rows that are made at a time: enough for every thread, and little memory.
+const CHUNK: usize = 4096;
+
+impl Model {
+    /// Writes the image of a form, of exactly [`HeadForm::image_bytes`].
+    pub fn write_head(&self, form: HeadForm, out: &mut dyn Write) -> io::Result<()> {
+        match form.numbers() {
+            Some(numbers) => self.write_rows(numbers, out),
+            None if form == HeadForm::Screened => self.write_screen(out),
+            None => Ok(()),
+        }
+    }
+
+    fn write_rows(&self, numbers: Numbers, out: &mut dyn Write) -> io::Result<()> {
+        let vocab = self.shape.vocab;
+        let width = numbers.row_bytes(self.shape.dim).expect("`of` refuses others");
+        let mut rows = vec![0u8; CHUNK.min(vocab) * width];
+        for first in (0..vocab).step_by(CHUNK) {
+            let rows = &mut rows[..CHUNK.min(vocab - first) * width];
+            self.pool.pieces(rows, width, 16, |index, row| self.write_row(numbers, first + index, row));
+            out.write_all(rows)?;
+            // Read once, and never again as a whole.
+            self.weights.head().release();
+        }
+        Ok(())
+    }
+
+    /// A row of the head in another format.
+    fn write_row(&self, numbers: Numbers, row: usize, out: &mut [u8]) {
+        let (head, write) = (self.weights.head(), numbers.writer().expect("forms are written in these"));
+        let mut read = vec![0.0; self.shape.dim];
+        head.kind.read(head.rows(row..row + 1), &mut read);
+        write(out, &read);
+    }
+
+    /// Reads the head from the image of a form from now on.
+    ///
+    /// # Panics
+    /// When the image does not have the form's size.
+    pub fn use_head(&mut self, form: HeadForm, image: &Arc<Map>, start: usize) {
+        let image = Slice::of(image, start..start + form.image_bytes(&self.shape));
+        match form.numbers() {
+            Some(numbers) => self.weights.replace_head(Table::new(numbers, self.shape.dim, image)),
+            None if form == HeadForm::Screened => {
+                self.weights.put_screen(Screen::read(image, &self.shape));
+            }
+            None => {}
+        }
+    }
+
+    /// Whether an image agrees with the head in some rows: one made of another file does not.
+    pub fn is_image_of_head(&self, form: HeadForm, image: &[u8]) -> bool {
+        const ROWS: usize = 16;
+        if image.len() != form.image_bytes(&self.shape) {
+            return false;
+        }
+        let Some(numbers) = form.numbers() else {
+            return form == HeadForm::Screened && self.is_screen_of_head(image);
+        };
+        let vocab = self.shape.vocab;
+        let agrees = |(row, there): (usize, &[u8])| {
+            let mut made = vec![0u8; there.len()];
+            self.write_row(numbers, row, &mut made);
+            made == there
+        };
+        image.chunks_exact(image.len() / vocab).enumerate().step_by(vocab.div_ceil(ROWS)).all(agrees)
+    }
+}

@@ -1,0 +1,99 @@
+//! The head in two bits a number, and in two more what those leave over: which rows are worth reading whole.
+//!
+//! The first two bits give every row's logit roughly, and for each how far off that may be. For rows that may be the
+//! best, or near it, the other two are read, and of those that still may be the head's own numbers. The bound of
+//! "may be" is no proof but seven standard deviations, so that it is watched: see [`search`].
+
+mod format;
+mod rerank;
+
+use super::Shape;
+use crate::engine::gguf::Slice;
+use crate::engine::quant::Outline;
+use format::{OUTLINE, Places, floats};
+use std::ops::Range;
+
+pub(super) use rerank::{MOST_ROWS, Room};
+
+/// Rows that are looked through together, and passed over together.
+const GROUP: usize = 64;
+
+/// Bytes of an image.
+pub(super) fn image_bytes(shape: &Shape) -> usize {
+    Places::of(shape).columns() + 4 * shape.dim
+}
+
+/// Groups of rows.
+fn groups(vocab: usize) -> usize {
+    vocab.div_ceil(GROUP)
+}
+
+/// A screen in use.
+#[derive(Debug)]
+pub(super) struct Screen {
+    places: Places,
+    codes: Slice,
+    /// Of what the coarse codes say, `[vocab]`.
+    coarse: Vec<Outline>,
+    /// Their scales alone, which every token reads, `[vocab]`.
+    scales: Vec<f32>,
+    /// The largest of each group's, `[groups(vocab)]`.
+    groups: Vec<Outline>,
+    /// Of what the fine codes say of the rest, `[vocab]`.
+    fine: Vec<Outline>,
+    /// What the numbers of a column were divided by, and what the hidden vector is multiplied by, `[dim]`.
+    columns: Vec<f32>,
+}
+
+impl Screen {
+    /// Takes over an image of [`image_bytes`].
+    pub fn read(image: Slice, shape: &Shape) -> Self {
+        let places = Places::of(shape);
+        let [outlines, columns] = [places.codes()..places.columns(), places.columns()..image.len()]
+            .map(|part| floats(&image[part]));
+        // All of this is copied now.
+        image.part(places.codes()..image.len()).release();
+        let outline = |[scale, error, length, peak]: [f32; 4]| Outline { scale, error, length, peak };
+        let pairs = outlines.as_chunks::<4>().0.as_chunks::<2>().0;
+        let (coarse, fine): (Vec<_>, _) = pairs.iter().map(|[a, b]| (outline(*a), outline(*b))).unzip();
+        Screen {
+            places,
+            codes: image.part(0..places.codes()),
+            scales: coarse.iter().map(|row| row.scale).collect(),
+            groups: coarse.chunks(GROUP).map(largest).collect(),
+            coarse,
+            fine,
+            columns,
+        }
+    }
+
+    /// Coarse codes of rows `range`, which lie in one part: `[range.len(), packed_row(dim)]`.
+    fn coarse_rows(&self, range: Range<usize>) -> &[u8] {
+        &self.codes[self.places.coarse(range)]
+    }
+
+    /// Fine codes of a row: `[packed_row(dim)]`.
+    fn fine_row(&self, row: usize) -> &[u8] {
+        &self.codes[self.places.fine(row)]
+    }
+
+    /// Bytes that each token reads of it.
+    pub fn bytes(&self) -> usize {
+        self.scales.len() * (self.places.width + size_of::<f32>())
+    }
+
+    /// Bytes of a row that is read once more, in its fine codes.
+    pub fn fine_bytes(&self) -> usize {
+        self.places.width + 2 * OUTLINE
+    }
+}
+
+/// The largest of each number.
+fn largest(rows: &[Outline]) -> Outline {
+    rows.iter().fold(Outline::default(), |all, row| Outline {
+        scale: all.scale.max(row.scale),
+        error: all.error.max(row.error),
+        length: all.length.max(row.length),
+        peak: all.peak.max(row.peak),
+    })
+}
