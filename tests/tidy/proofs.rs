@@ -15,13 +15,20 @@ fn an_import_against_the_flow_is_found() {
     assert_eq!(lines(rule, "src/guard/rate.rs", text), [2, 3]);
     assert_eq!(lines(rule, "src/cli/serve.rs", text), [0; 0]);
     assert_eq!(lines(rule, "src/main.rs", text), [0; 0]);
-    assert_eq!(lines(rule, "src/engine/thread_pool.rs", "use super::*;\n"), [1], "the facade is above the pool");
+    assert_eq!(
+        lines(rule, "src/engine/thread_pool.rs", "use super::*;\n"),
+        [1],
+        "the facade is above the pool"
+    );
 }
 
 #[test]
 fn super_cannot_go_round_the_table() {
     let rule = imports_follow_the_table;
-    assert_eq!(lines(rule, "src/engine/thread_pool.rs", "use super::quant;\nuse super::session::Session;\n"), [2]);
+    assert_eq!(
+        lines(rule, "src/engine/thread_pool.rs", "use super::quant;\nuse super::session::Session;\n"),
+        [2]
+    );
     assert_eq!(
         lines(
             rule,
@@ -61,7 +68,10 @@ fn comments_and_strings_name_nothing() {
 fn unsafe_in_the_wrong_file_is_found() {
     let text = "fn f() {\n    // SAFETY: none\n    unsafe { g() }\n}\n";
     assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/ops.rs", text), [3]);
-    assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/kernels/aarch64/neon/gemv.rs", text), [0; 0]);
+    assert_eq!(
+        lines(unsafe_stands_only_where_allowed, "src/engine/kernels/aarch64/neon/gemv.rs", text),
+        [0; 0]
+    );
     assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/thread_pooling.rs", text), [3]);
 }
 

@@ -42,8 +42,13 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
 pub const EVERYTHING: &str = "*";
 
 /// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl, the allocator.
-pub const MAY_BE_UNSAFE: &[&str] =
-    &["engine/gguf/mmap", "engine/thread_pool", "engine/kernels", "telemetry/sensors/mailbox/device", "daemon/heap"];
+pub const MAY_BE_UNSAFE: &[&str] = &[
+    "engine/gguf/mmap",
+    "engine/thread_pool",
+    "engine/kernels",
+    "telemetry/sensors/mailbox/device",
+    "daemon/heap",
+];
 
 /// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];

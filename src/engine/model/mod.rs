@@ -5,17 +5,16 @@
 mod forward;
 mod fused_rows;
 mod lm_head;
-mod logits;
-mod shortlist;
 mod state;
 mod thread_tuning;
 mod timings;
+mod weight_bytes;
 mod weights;
 
-pub use lm_head::HeadForm;
-pub use logits::Screening;
+pub use lm_head::{HeadForm, Screening};
 pub use state::{CacheForm, State};
 pub use timings::Timings;
+pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
 
 use super::error::{LoadError, shown};
@@ -359,21 +358,5 @@ impl Model {
     pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
         let screened = self.weights.screen.as_ref().map(|_| self.weights.head().row_bytes());
         State::new(&self.shape, context, batch, cache, (self.weights.embedding.row_bytes(), screened))
-    }
-}
-
-/// Bytes of memory that the weights of a file take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WeightBytes {
-    /// Read from the file's own pages.
-    pub mapped: usize,
-    /// Repacked into memory of ours.
-    pub copied: usize,
-}
-
-impl WeightBytes {
-    /// What loading `file` would take, without loading it.
-    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, head: HeadForm) -> Self {
-        weights::plan(file, shape, layout, head)
     }
 }

@@ -1,8 +1,7 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
-use super::logits::{Exact, Screening};
-use super::shortlist::Room;
+use super::lm_head::{Exact, Room, Screening};
 use super::timings::{Timings, Watch};
 use crate::engine::ops::Quantized;
 use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};

@@ -1,10 +1,7 @@
 //! The weights of a model: read from the mapping where its form is the kernels', repacked where not.
 
 use super::Shape;
-use super::WeightBytes;
-use super::lm_head::HeadForm;
-use super::logits::SCAN_ROWS;
-use super::shortlist::Screen;
+use super::lm_head::Screen;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Slice, Tensor};
 use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
@@ -139,10 +136,6 @@ impl Bytes {
         }
     }
 }
-
-/// Bytes that the system may bring in at each end of what is read: since Linux 6.18 the whole of a large page of the
-/// file's, before `fault_around_bytes`, 64 KiB.
-const AROUND: usize = 2 << 20;
 
 /// A table of numbers: the embedding, the head, a dense matrix. Never copied.
 #[derive(Debug)]
@@ -442,8 +435,8 @@ fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
     })
 }
 
-/// The format of a matrix that is run as it is; `None` for a ternary one.
-fn dense(kind: TensorType, data: &[u8], cols: usize) -> Option<Numbers> {
+/// The format of a matrix that is not ternary; `None` for a ternary one.
+pub(super) fn dense(kind: TensorType, data: &[u8], cols: usize) -> Option<Numbers> {
     Numbers::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
 }
 
@@ -489,31 +482,6 @@ fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<qua
 }
 
 /// Whether a tensor is one of the matrices of a layer.
-fn is_matrix(tensor: &Tensor) -> bool {
+pub(super) fn is_matrix(tensor: &Tensor) -> bool {
     tensor.name.starts_with("blk.") && tensor.dims.len() == 2
-}
-
-pub(super) fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -> WeightBytes {
-    let mut plan = WeightBytes::default();
-    let unread = if has_duplicate_head(file) { HEAD } else { "" };
-    let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
-    // Of a table that is read here and there: what is read of it at a time where it is read whole.
-    let some_rows = |tensor: &Tensor| {
-        let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
-        tensor.bytes.len().min(SCAN_ROWS * row + 2 * AROUND)
-    };
-    for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
-        let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
-        let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
-        if tensor.name == head && form != HeadForm::File {
-            plan.mapped += some_rows(tensor) + form.image_bytes(shape);
-        } else if tensor.name == EMBEDDING && head == HEAD {
-            plan.mapped += some_rows(tensor);
-        } else if is_matrix(tensor) && !in_place && !is_dense() {
-            plan.copied += tensor.dims[1] * packed_row(tensor.dims[0]);
-        } else {
-            plan.mapped += tensor.bytes.len();
-        }
-    }
-    plan
 }

@@ -14,47 +14,21 @@
 //! assembly.
 
 use super::gemm_lut_asm;
+use super::lut_layout::{BAND, MOST, Met, UNITS, Unit};
 use crate::engine::kernels::Many;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// The most tokens of a tile: the sums of each take two registers of 32-bit numbers and one of 16-bit ones. Those of more
-/// than six stay there in assembly only.
-const MOST: usize = gemm_lut_asm::TOKENS;
 /// From so many tokens on it is worth turning weights, from so many rows on making tables (GMAC/s for rows
 /// of 2560, Zen 4, the tile alone 193: 640 rows, 18 tokens 212, 32 tokens 236, 128 275; 128 tokens, 160 rows 237, 768
 /// rows 289; 80 rows 165 before weights were turned faster).
 pub(super) const MANY: Many = Many { tokens: 24, rows: 112, kernel: many };
-/// Rows side by side in a register of 16-bit numbers.
-pub(super) const BAND: usize = 32;
 /// Rows that share the tables of a chunk: 28 bands fill 172 KB, and leave the sums of all tokens room in a second
 /// cache of 1 MB. (`tests/bench/RESULTS.md` has what others gave.)
 const SPAN: usize = 28 * BAND;
 /// Bytes of a row that make a unit: 32 columns.
 const UNIT: usize = 8;
-/// Units of a chunk: what a line of the cache holds of a row. Ten can be added up in 16 bits (a look gives at
-/// most 3 codes of 2 times an int8 of -128, and a unit has four: 40 times 768 is 30,720) and are no faster.
-pub(super) const UNITS: usize = 8;
-
-/// A unit of 32 rows. Bytes 0 to 3 give the numbers of three codes each (not the highest), two numbers to 16 bits, of
-/// which a look takes the lowest five; four bytes masked are a quad: the highest codes of bytes 0 to 3, then each
-/// code of bytes 4 to 7, the highest first.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Unit {
-    looks: [[[u8; 2]; BAND]; 2], // rows 0, 16, 1, 17, ...: a 32-bit lane has one of each half
-    quads: [[[u8; 64]; 2]; 5],   // [quad][half of the rows][row, byte]
-}
-
-/// What a tile of tokens meets a unit with.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Met {
-    tables: [[[i16; 32]; MOST]; 4], // sums of codes 1, 2, 3 of a byte with the token's int8
-    quads: [[[i8; 4]; 5]; MOST],    // int8 in the order of the quads
-}
-
 /// Tokens of the next tile, of so many left: eight, or at the end six, five and four. Eight or more are left at first.
 fn next_tile(left: usize) -> usize {
     match left {
@@ -149,7 +123,7 @@ fn add_bands<const T: usize>(
     out: &mut [i32],
     rows: usize,
 ) {
-    if T == gemm_lut_asm::TOKENS {
+    if T == MOST {
         return gemm_lut_asm::add_bands(bands, units, met, out, rows);
     }
     for (at, band) in bands.iter().enumerate() {

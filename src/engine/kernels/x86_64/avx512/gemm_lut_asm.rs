@@ -6,11 +6,8 @@
 //! cycles for 1024 products of a token, where ten are the limit; with the addition between the products it is 10.5, and
 //! 11 as the compiler has it (Zen 4, in the first cache).
 
-use super::gemm_lut::{BAND, Met, UNITS, Unit};
+use super::lut_layout::{BAND, MOST, Met, UNITS, Unit};
 use std::arch::asm;
-
-/// Tokens of a tile: 128 are 16 tiles.
-pub(super) const TOKENS: usize = 8;
 
 /// Look-up `$at` of token `$token`, and its product with quad `$at`. The numbers of sums are in zmm26, the quad of
 /// both halves of the rows in zmm24 and zmm25.
@@ -95,7 +92,7 @@ pub(super) fn add_bands(
     rows: usize,
 ) {
     const { assert!(size_of::<Unit>() == 768 && size_of::<Met>() == 2240) };
-    assert!((1..=UNITS).contains(&units) && out.len() >= (TOKENS - 1) * rows + bands.len() * BAND);
+    assert!((1..=UNITS).contains(&units) && out.len() >= (MOST - 1) * rows + bands.len() * BAND);
     if bands.is_empty() {
         return;
     }

@@ -9,6 +9,7 @@ mod gemm;
 mod gemm_lut;
 mod gemm_lut_asm;
 mod gemv;
+mod lut_layout;
 
 use super::avx2::{dot_blocks, dot_f16, mix_blocks, mix_f16};
 use crate::engine::kernels::simd_dispatch::Wide;

@@ -5,10 +5,10 @@
 //! see [`super::logits`].
 
 use super::shortlist::{self, Screen};
-use super::weights::Table;
-use super::{EMBEDDING, HEAD, Model, Shape};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{Gguf, Map, Slice};
+use crate::engine::model::weights::Table;
+use crate::engine::model::{EMBEDDING, HEAD, Model, Shape};
 use crate::engine::quant::{Blocks, Numbers};
 use std::io::{self, Write};
 use std::sync::Arc;

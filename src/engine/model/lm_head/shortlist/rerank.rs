@@ -6,7 +6,7 @@
 use super::format::PART;
 use super::{GROUP, Screen, groups};
 use crate::engine::kernels::{Loops, fetch, fetch_one};
-use crate::engine::model::logits::Exact;
+use crate::engine::model::lm_head::logits::Exact;
 use crate::engine::model::{Model, State};
 use crate::engine::ops::{self, Quantized};
 use crate::engine::quant::{Outline, SCREEN_Q, packed_row};

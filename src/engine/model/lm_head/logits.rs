@@ -4,8 +4,8 @@
 //! count how often the screen was wrong. After one miss it is used no more.
 
 use super::shortlist::{MOST_ROWS, Screen};
-use super::timings::Part;
-use super::{Model, State};
+use crate::engine::model::timings::Part;
+use crate::engine::model::{Model, State};
 use crate::engine::ops;
 use crate::engine::thread_pool::none;
 use std::ops::Range;
@@ -16,7 +16,7 @@ const GIVE_UP_AFTER: u32 = 4;
 /// Tokens after which the screen is compared with the whole head.
 const CHECK_EACH: u64 = 512;
 /// Rows that are read at a time where the whole head is, but must not come to stay in memory.
-pub(super) const SCAN_ROWS: usize = 1024;
+pub(in crate::engine::model) const SCAN_ROWS: usize = 1024;
 /// Rows that are read by themselves at a time.
 const READ_TOGETHER: usize = 32;
 /// Rows that one thread reads at least: about ten microseconds of work.
@@ -41,7 +41,7 @@ pub struct Screening {
 
 /// Where rows of the head are read to by themselves, and what their logits are; made once.
 #[derive(Debug, Default)]
-pub(super) struct Exact {
+pub(in crate::engine::model) struct Exact {
     pub logits: Vec<f32>, // [MOST_ROWS], of rows that may be the best
     rows: Vec<u8>,        // [READ_TOGETHER, row_bytes]
 }

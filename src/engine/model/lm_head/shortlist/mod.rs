@@ -7,13 +7,14 @@
 mod format;
 mod rerank;
 
-use super::Shape;
 use crate::engine::gguf::Slice;
+use crate::engine::model::Shape;
 use crate::engine::quant::Outline;
 use format::{OUTLINE, Places, floats};
 use std::ops::Range;
 
-pub(super) use rerank::{MOST_ROWS, Room};
+pub(super) use rerank::MOST_ROWS;
+pub(in crate::engine::model) use rerank::Room;
 
 /// Rows that are looked through together, and passed over together.
 const GROUP: usize = 64;
@@ -30,7 +31,7 @@ fn groups(vocab: usize) -> usize {
 
 /// A screen in use.
 #[derive(Debug)]
-pub(super) struct Screen {
+pub(in crate::engine::model) struct Screen {
     places: Places,
     codes: Slice,
     /// Of what the coarse codes say, `[vocab]`.
