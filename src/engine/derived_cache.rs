@@ -4,7 +4,7 @@
 //! can be thrown away at any time. What does not fit, or does not have the checksum it was written with, is made anew; the folder belongs to whoever runs the engine, as
 //! the model files do. Deliberately knows no model.
 
-use super::gguf::Map;
+use super::gguf::FileMap;
 use crc32fast::Hasher;
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
@@ -18,79 +18,88 @@ use std::time::{Duration, SystemTime};
 /// Begins each image. It is padded to [`HEADER`], which ends with the image's checksum and its length.
 const MAGIC: &[u8] = b"bitnetd image 2\n";
 /// Bytes before an image's own: a line of the processor's cache.
-const HEADER: usize = 64;
+const HEADER_BYTES: usize = 64;
 /// Bytes of a model file that its fingerprint is made of: all of its metadata but a large vocabulary.
-const LOOKED_AT: u64 = 1 << 20;
+const FINGERPRINT_BYTES: u64 = 1 << 20;
 /// Model files whose folders stay when another is added.
-const MODELS: usize = 4;
+const MAX_MODELS: usize = 4;
 /// After this nobody writes a part any more: the slowest card takes minutes.
-const LONG_AGO: Duration = Duration::from_secs(3600);
+const STALE_AFTER: Duration = Duration::from_secs(3600);
 /// Most bytes of a kept text.
-const TEXT: u64 = 256;
+const MAX_TEXT: u64 = 256;
 
 /// The folder of one model file, or nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept(Option<PathBuf>);
+pub struct DerivedCache(Option<PathBuf>);
 
 /// Bytes that were kept, or were made now.
 #[derive(Debug)]
-pub struct Image {
+pub struct CachedImage {
     /// They begin at `start`.
-    pub map: Arc<Map>,
+    pub map: Arc<FileMap>,
     /// Where they begin.
     pub start: usize,
     /// Why they are made anew at each start: a sentence. `None` where they are kept.
-    pub why_not_kept: Option<String>,
+    pub not_cached_because: Option<String>,
 }
 
-impl Kept {
+impl DerivedCache {
     /// Keeps nothing.
-    pub fn nowhere() -> Self {
-        Kept(None)
+    pub fn disabled() -> Self {
+        DerivedCache(None)
     }
 
     /// What is kept of the model file `model` under `root`. Nothing where the file cannot be looked at.
-    pub fn of(root: &Path, model: &Path) -> Self {
-        Kept(fingerprint(model).ok().map(|name| root.join(name)))
+    pub fn for_model(root: &Path, model: &Path) -> Self {
+        DerivedCache(fingerprint(model).ok().map(|name| root.join(name)))
     }
 
     /// A short text kept under `name`.
     pub fn text(&self, name: &str) -> Option<String> {
         let mut text = String::new();
-        open(&self.0.as_ref()?.join(name)).ok()?.take(TEXT).read_to_string(&mut text).ok()?;
+        open(&self.0.as_ref()?.join(name)).ok()?.take(MAX_TEXT).read_to_string(&mut text).ok()?;
         Some(text.trim_end().to_owned())
     }
 
     /// Keeps a short text; that it cannot costs the next start some time, nothing else.
-    pub fn keep_text(&self, name: &str, text: &str) {
+    pub fn store_text(&self, name: &str, text: &str) {
         let Some(folder) = &self.0 else { return };
-        let _ = make(folder).and_then(|()| write_whole(folder, name, |out| writeln!(out, "{text}")));
+        let _ = prepare_folder(folder)
+            .and_then(|()| write_atomically(folder, name, |out| writeln!(out, "{text}")));
     }
 
     /// The image of `bytes` bytes kept under `name`, if `is_sound` says so of it; else `write` makes it.
     /// An error is one of `write`'s own, or of the memory for it.
-    pub fn image(
+    pub fn load_or_create(
         &self,
         name: &str,
         bytes: usize,
         is_sound: impl Fn(&[u8]) -> bool,
         mut write: impl FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<Image> {
+    ) -> io::Result<CachedImage> {
         let why_not_kept = match &self.0 {
             None => None,
             Some(folder) => {
                 let path = folder.join(name);
                 let seed = checksum_seed(folder, name);
-                if let Some(map) = read(&path, bytes, &seed).filter(|map| is_sound(&map[HEADER..])) {
+                if let Some(map) = read(&path, bytes, &seed).filter(|map| is_sound(&map[HEADER_BYTES..])) {
                     // Marks it as used; else it would be the first to go.
                     let _ = File::open(folder).and_then(|folder| folder.set_modified(SystemTime::now()));
-                    return Ok(Image { map: Arc::new(map), start: HEADER, why_not_kept: None });
+                    return Ok(CachedImage {
+                        map: Arc::new(map),
+                        start: HEADER_BYTES,
+                        not_cached_because: None,
+                    });
                 }
-                let made = make(folder).and_then(|()| write_image(folder, name, &seed, &mut write));
+                let made = prepare_folder(folder).and_then(|()| write_image(folder, name, &seed, &mut write));
                 // Read back and checked, as the next start will.
                 match made.map(|()| read(&path, bytes, &seed)) {
                     Ok(Some(map)) => {
-                        return Ok(Image { map: Arc::new(map), start: HEADER, why_not_kept: None });
+                        return Ok(CachedImage {
+                            map: Arc::new(map),
+                            start: HEADER_BYTES,
+                            not_cached_because: None,
+                        });
                     }
                     Ok(None) => Some(format!("{} is not read back as it was written", path.display())),
                     Err(error) => Some(format!("{}: {error}", path.display())),
@@ -100,15 +109,15 @@ impl Kept {
         let mut image = Vec::new();
         image.try_reserve_exact(bytes)?;
         write(&mut image)?;
-        Ok(Image { map: Arc::new(Map::from(image)), start: 0, why_not_kept })
+        Ok(CachedImage { map: Arc::new(FileMap::from(image)), start: 0, not_cached_because: why_not_kept })
     }
 }
 
-fn header(bytes: u64, checksum: u32) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
+fn header(bytes: u64, checksum: u32) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
     header[..MAGIC.len()].copy_from_slice(MAGIC);
-    header[HEADER - 16..HEADER - 8].copy_from_slice(&u64::from(checksum).to_le_bytes());
-    header[HEADER - 8..].copy_from_slice(&bytes.to_le_bytes());
+    header[HEADER_BYTES - 16..HEADER_BYTES - 8].copy_from_slice(&u64::from(checksum).to_le_bytes());
+    header[HEADER_BYTES - 8..].copy_from_slice(&bytes.to_le_bytes());
     header
 }
 
@@ -122,14 +131,14 @@ fn checksum_seed(folder: &Path, name: &str) -> Hasher {
 }
 
 /// Maps an image if all of it is as it was written. Reads it once: 168 MB take 40 ms where they are in memory.
-fn read(path: &Path, bytes: usize, seed: &Hasher) -> Option<Map> {
-    let map = Map::of_guarded(open(path).ok()?, path).ok()?;
-    if map.len() != HEADER + bytes {
+fn read(path: &Path, bytes: usize, seed: &Hasher) -> Option<FileMap> {
+    let map = FileMap::of_guarded(open(path).ok()?, path).ok()?;
+    if map.len() != HEADER_BYTES + bytes {
         return None;
     }
     let mut checksum = seed.clone();
-    checksum.update(&map[HEADER..]);
-    (map[..HEADER] == header(bytes as u64, checksum.finalize())).then_some(map)
+    checksum.update(&map[HEADER_BYTES..]);
+    (map[..HEADER_BYTES] == header(bytes as u64, checksum.finalize())).then_some(map)
 }
 
 /// Opens a regular file of ours. No link is followed, and nothing waits at a pipe's other end.
@@ -157,10 +166,10 @@ fn write_image(
     seed: &Hasher,
     write: &mut impl FnMut(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    write_whole(folder, name, |file| {
-        file.write_all(&[0; HEADER])?;
+    write_atomically(folder, name, |file| {
+        file.write_all(&[0; HEADER_BYTES])?;
         let out = BufWriter::new(file.try_clone()?);
-        let mut out = Checked { out, checksum: seed.clone(), bytes: 0 };
+        let mut out = ChecksumWriter { out, checksum: seed.clone(), bytes: 0 };
         write(&mut out)?;
         out.flush()?;
         file.seek(SeekFrom::Start(0))?;
@@ -169,13 +178,13 @@ fn write_image(
 }
 
 /// Passes bytes on, and knows the checksum and the number of all of them.
-struct Checked<W> {
+struct ChecksumWriter<W> {
     out: W,
     checksum: Hasher,
     bytes: u64,
 }
 
-impl<W: Write> Write for Checked<W> {
+impl<W: Write> Write for ChecksumWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
         self.checksum.update(&bytes[..written]);
@@ -189,7 +198,11 @@ impl<W: Write> Write for Checked<W> {
 }
 
 /// Writes beside the file first and puts it in place when all of it is on the disk.
-fn write_whole(folder: &Path, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+fn write_atomically(
+    folder: &Path,
+    name: &str,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     // Of its own for each writer, also for processes that do not see each other.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     let part = folder.join(format!("{name}.{}-{now}.part", std::process::id()));
@@ -206,12 +219,12 @@ fn write_whole(folder: &Path, name: &str, write: impl FnOnce(&mut File) -> io::R
 
 /// Makes the folder of a model, and room for it: those used longest ago go, with what an interrupted
 /// start left in this one.
-fn make(folder: &Path) -> io::Result<()> {
+fn prepare_folder(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     check_folder(folder)?;
     let is_part = |path: &Path| path.extension().is_some_and(|end| end == "part");
     for entry in fs::read_dir(folder)?.flatten() {
-        if is_part(&entry.path()) && is_old(&entry) {
+        if is_part(&entry.path()) && is_stale(&entry) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -222,15 +235,15 @@ fn make(folder: &Path) -> io::Result<()> {
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     models.sort();
-    let extra = (models.len() + 1).saturating_sub(MODELS);
+    let extra = (models.len() + 1).saturating_sub(MAX_MODELS);
     models[..extra].iter().for_each(|(_, path)| drop(fs::remove_dir_all(path)));
     Ok(())
 }
 
 /// Whether a part can be no longer in the making.
-fn is_old(part: &fs::DirEntry) -> bool {
+fn is_stale(part: &fs::DirEntry) -> bool {
     let written = part.metadata().and_then(|about| about.modified());
-    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LONG_AGO))
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > STALE_AFTER))
 }
 
 /// Names a model file by where and when it was written, how long it is and how it begins.
@@ -242,7 +255,7 @@ fn fingerprint(model: &Path) -> io::Result<String> {
         sum.update(number.to_le_bytes());
     }
     let mut begin = Vec::new();
-    file.take(LOOKED_AT).read_to_end(&mut begin)?;
+    file.take(FINGERPRINT_BYTES).read_to_end(&mut begin)?;
     sum.update(&begin);
     Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -19,12 +19,12 @@ impl LoadError {
 
     /// An error at a metadata key.
     pub fn key(key: &str, message: impl Into<String>) -> Self {
-        Self::new(format!("metadata key {}", shown(key)), message)
+        Self::new(format!("metadata key {}", escaped(key)), message)
     }
 
     /// An error at a tensor.
     pub fn tensor(name: &str, message: impl Into<String>) -> Self {
-        Self::new(format!("tensor {}", shown(name)), message)
+        Self::new(format!("tensor {}", escaped(name)), message)
     }
 
     /// The same error, seen from the file that holds the place.
@@ -43,7 +43,7 @@ impl std::error::Error for LoadError {}
 
 /// A file's own words as an error repeats them: whatever they are, the error stays one line, and no
 /// terminal obeys them.
-pub fn shown(words: &str) -> String {
+pub fn escaped(words: &str) -> String {
     // Longer than any name in use.
     const MOST: usize = 64;
     let mut shown: String = words.chars().take(MOST).flat_map(char::escape_debug).collect();

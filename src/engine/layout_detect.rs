@@ -8,8 +8,8 @@
 
 use super::error::LoadError;
 use super::gguf::Gguf;
-use super::model::{CacheForm, EMBEDDING, Layout, Model};
-use super::quant::{Numbers, TensorType};
+use super::model::{EMBEDDING, KvCacheFormat, Layout, Model};
+use super::quant::{RowFormat, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
 
@@ -17,7 +17,7 @@ use super::tokenizer::{Role, Tokenizer, Turn};
 const PROSE: &str =
     "The old man sat by the window and looked out at the sea, as he had done every evening for many years.";
 /// Tokens of the prose that are only read: too little comes before them.
-const LEAD: usize = 8;
+const CONTEXT_TOKENS: usize = 8;
 
 /// A model that was trained on answers alone, as the built-in one, guesses at prose; it knows this.
 const QUESTION: &str = "turn on the kitchen lights";
@@ -25,26 +25,26 @@ const ANSWER: &str = r#"{"intent":"HassTurnOn","slots":{"domain":"light","area":
 
 /// Above this share of blind guessing's surprise a text counts as not foretold. Trained models have
 /// about a third, wrong layouts about one: `bitnetd inspect --check`.
-const FORETOLD: f64 = 0.8;
+const MAX_CHANCE_SHARE: f64 = 0.8;
 /// How many nats a token the best layout must be ahead of the next: 1 is 2.7 times its perplexity.
-const CLEARLY: f64 = 1.0;
+const MIN_LEAD_NATS: f64 = 1.0;
 
 /// Rows of the embedding that are looked at.
 const ROWS: usize = 256;
 /// How many times as far as by chance the lengths of the embedding's rows must differ for weights that were
 /// trained. Rows drawn at random have 1.0 (the reference models), the built-in model's 3.7.
-const LENGTHS: f64 = 2.0;
+const MIN_LENGTH_SPREAD: f64 = 2.0;
 
 /// How surprised a model is by the built-in texts when it is read in one layout.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Figure {
+pub struct LayoutScore {
     /// The layout.
     pub layout: Layout,
     /// Nats a token, the better of the texts.
     pub nats: f64,
 }
 
-impl Figure {
+impl LayoutScore {
     /// The same as a perplexity.
     pub fn perplexity(&self) -> f64 {
         self.nats.exp()
@@ -52,69 +52,70 @@ impl Figure {
 }
 
 /// What blind guessing among `vocab` tokens costs, in nats a token.
-fn chance(vocab: usize) -> f64 {
+fn chance_nats(vocab: usize) -> f64 {
     (vocab as f64).ln()
 }
 
 /// Whether a figure shows that the model foretells.
-fn foretells(figure: &Figure, vocab: usize) -> bool {
-    figure.nats < FORETOLD * chance(vocab)
+fn predicts_text(figure: &LayoutScore, vocab: usize) -> bool {
+    figure.nats < MAX_CHANCE_SHARE * chance_nats(vocab)
 }
 
 /// The layout to read a file in, out of the figures there are, the official one's first: that one where it
 /// foretells, else one that foretells and is clearly better than all others.
-pub fn choose(figures: &[Figure], vocab: usize) -> Option<Layout> {
-    if let Some(official) = figures.first().filter(|figure| foretells(figure, vocab)) {
+pub fn choose_layout(figures: &[LayoutScore], vocab: usize) -> Option<Layout> {
+    if let Some(official) = figures.first().filter(|figure| predicts_text(figure, vocab)) {
         return Some(official.layout);
     }
-    let mut sorted: Vec<&Figure> = figures.iter().filter(|figure| figure.nats.is_finite()).collect();
+    let mut sorted: Vec<&LayoutScore> = figures.iter().filter(|figure| figure.nats.is_finite()).collect();
     sorted.sort_by(|a, b| a.nats.total_cmp(&b.nats));
-    let first = sorted.first().filter(|figure| foretells(figure, vocab))?;
-    let ahead = sorted.get(1).is_none_or(|second| second.nats - first.nats >= CLEARLY);
+    let first = sorted.first().filter(|figure| predicts_text(figure, vocab))?;
+    let ahead = sorted.get(1).is_none_or(|second| second.nats - first.nats >= MIN_LEAD_NATS);
     ahead.then_some(first.layout)
 }
 
 /// The figures in a few words.
-pub(super) fn said(figures: &[Figure], vocab: usize) -> String {
+pub(super) fn summary(figures: &[LayoutScore], vocab: usize) -> String {
     let each = figures.iter().map(|f| format!("{}: {:.0}, ", f.layout.name(), f.perplexity()));
     format!("{}blind guessing {vocab}", each.collect::<String>())
 }
 
 /// What is wrong with a trained model that foretells in no layout.
-pub(super) fn damaged(figures: &[Figure], vocab: usize) -> LoadError {
-    let said = said(figures, vocab);
+pub(super) fn damaged_error(figures: &[LayoutScore], vocab: usize) -> LoadError {
+    let message = summary(figures, vocab);
     LoadError::new(
         "I2_S weights",
         format!(
             "this file looks damaged or has an unknown layout: the perplexity of a short text is at chance level \
-             ({said}); fetch it again, or name the layout by hand to use it all the same"
+             ({message}); fetch it again, or name the layout by hand to use it all the same"
         ),
     )
 }
 
 /// Surprise of the built-in texts: of prose, and where that is not foretold also of the exchange.
-pub(super) fn measure(model: &Model, tokenizer: &Tokenizer, layout: Layout) -> Figure {
-    let mut prose: Vec<u32> = tokenizer.begin().into_iter().collect();
+pub(super) fn score_layout(model: &Model, tokenizer: &Tokenizer, layout: Layout) -> LayoutScore {
+    let mut prose: Vec<u32> = tokenizer.bos_of_text().into_iter().collect();
     prose.extend(tokenizer.encode(PROSE));
-    let figure = Figure { layout, nats: mean_surprise(model, tokenizer, &prose, LEAD) };
-    if foretells(&figure, model.shape().vocab) {
+    let figure = LayoutScore { layout, nats: mean_nll(model, tokenizer, &prose, CONTEXT_TOKENS) };
+    if predicts_text(&figure, model.shape().vocab) {
         return figure;
     }
     let turn = Turn { role: Role::User, text: QUESTION };
     let Ok(mut exchange) = tokenizer.prompt_chat(&[turn]) else { return figure };
     let answer = exchange.len();
     exchange.extend(tokenizer.encode(ANSWER));
-    Figure { layout, nats: figure.nats.min(mean_surprise(model, tokenizer, &exchange, answer)) }
+    LayoutScore { layout, nats: figure.nats.min(mean_nll(model, tokenizer, &exchange, answer)) }
 }
 
 /// Infinite where the text cannot be put to the model at all.
-fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usize) -> f64 {
+fn mean_nll(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usize) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     let each = |nats: f64| {
         sum += nats;
         count += 1;
     };
-    let outcome = Session::new(model, tokenizer, tokens.len(), CacheForm::F16).surprise(tokens, from, each);
+    let outcome =
+        Session::new(model, tokenizer, tokens.len(), KvCacheFormat::F16).token_nll(tokens, from, each);
     if outcome.is_ok() && count > 0 { sum / f64::from(count) } else { f64::INFINITY }
 }
 
@@ -122,13 +123,13 @@ fn mean_surprise(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usi
 /// from those of rare ones, and the last norm is no longer the ones it began with.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor(EMBEDDING) else { return true };
-    let (Some(kind), [cols, rows]) = (Numbers::of(table.kind), &table.dims[..]) else { return true };
+    let (Some(kind), [cols, rows]) = (RowFormat::of(table.kind), &table.dims[..]) else { return true };
     let Some(width) = kind.row_bytes(*cols) else { return true };
     let numbers = file.data(table);
-    let (mut room, mut row) = (vec![0; width], vec![0.0; *cols]);
+    let (mut buffer, mut row) = (vec![0; width], vec![0.0; *cols]);
     let sample = (0..numbers.len() / width).step_by(rows.div_ceil(ROWS));
     let length = |at: usize| {
-        kind.read(numbers.read(at * width..(at + 1) * width, &mut room), &mut row);
+        kind.read(numbers.read(at * width..(at + 1) * width, &mut buffer), &mut row);
         row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
     };
     let lengths: Vec<f64> = sample.map(length).collect();
@@ -138,7 +139,7 @@ pub(super) fn is_trained(file: &Gguf) -> bool {
     let spread = (squares / count - average * average).max(0.0).sqrt() / average;
     // Relative spread of the length of a vector of normal numbers.
     let by_chance = (2.0 * *cols as f64).sqrt().recip();
-    spread > LENGTHS * by_chance && !is_constant(file, "output_norm.weight")
+    spread > MIN_LENGTH_SPREAD * by_chance && !is_constant(file, "output_norm.weight")
 }
 
 /// Whether a tensor repeats one number, as a norm does before any training.
@@ -158,22 +159,22 @@ pub(super) fn has_layout(file: &Gguf) -> bool {
 mod tests {
     use super::*;
 
-    fn figures(nats: [f64; 3]) -> Vec<Figure> {
-        Layout::ALL.into_iter().zip(nats).map(|(layout, nats)| Figure { layout, nats }).collect()
+    fn figures(nats: [f64; 3]) -> Vec<LayoutScore> {
+        Layout::ALL.into_iter().zip(nats).map(|(layout, nats)| LayoutScore { layout, nats }).collect()
     }
 
     #[test]
     fn another_layout_is_taken_only_when_it_foretells_and_is_clearly_ahead() {
         let vocab = 2048; // chance: 7.6 nats
         assert_eq!(
-            choose(&figures([2.0, 1.0, 8.0]), vocab),
+            choose_layout(&figures([2.0, 1.0, 8.0]), vocab),
             Some(Layout::Blocks128),
             "the official one foretells"
         );
-        assert_eq!(choose(&figures([9.0, 2.0, 8.0]), vocab), Some(Layout::Blocks64));
-        assert_eq!(choose(&figures([9.0, 7.5, 8.9]), vocab), None, "best, but at chance level");
-        assert_eq!(choose(&figures([6.5, 5.9, 9.0]), vocab), None, "foretells, but hardly ahead");
-        assert_eq!(choose(&figures([9.0, f64::NAN, 1.0]), vocab), Some(Layout::Rows4));
-        assert_eq!(choose(&figures([f64::NAN; 3]), vocab), None);
+        assert_eq!(choose_layout(&figures([9.0, 2.0, 8.0]), vocab), Some(Layout::Blocks64));
+        assert_eq!(choose_layout(&figures([9.0, 7.5, 8.9]), vocab), None, "best, but at chance level");
+        assert_eq!(choose_layout(&figures([6.5, 5.9, 9.0]), vocab), None, "foretells, but hardly ahead");
+        assert_eq!(choose_layout(&figures([9.0, f64::NAN, 1.0]), vocab), Some(Layout::Rows4));
+        assert_eq!(choose_layout(&figures([f64::NAN; 3]), vocab), None);
     }
 }

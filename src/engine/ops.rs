@@ -7,7 +7,7 @@ const LANES: usize = 8;
 
 /// `out = x * weight / rms(x)`, the rms taken over the row.
 #[inline(always)]
-pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+pub fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
     assert!(out.len() == x.len() && x.len() == weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
@@ -17,7 +17,7 @@ pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
 
 /// The same in place.
 #[inline(always)]
-pub fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     assert_eq!(x.len(), weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
     for (x, weight) in x.iter_mut().zip(weight) {
@@ -39,7 +39,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 
 /// A row quantised to int8: `x[i]` is about `q[i] / scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Quantized {
+pub struct QuantizedRow {
     /// 127, or what took its place, over the largest magnitude of the row.
     pub scale: f32,
     /// Sum of the codes.
@@ -50,20 +50,20 @@ pub struct Quantized {
 /// even. `q` may be longer than `x`; the rest is filled with zeros.
 /// Source: `AutoBitLinear` of transformers (`activation_quant`).
 #[inline(always)]
-pub fn quantize(x: &[f32], q: &mut [i8]) -> Quantized {
+pub fn quantize(x: &[f32], q: &mut [i8]) -> QuantizedRow {
     quantize_within(127.0, x, q)
 }
 
 /// The same where the largest magnitude becomes `most`, at most 127.
 #[inline(always)]
-pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> Quantized {
+pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> QuantizedRow {
     let (q, padding) = q.split_at_mut(x.len());
     padding.fill(0);
     let scale = most / max_magnitude(x).max(1e-5);
     for (q, x) in q.iter_mut().zip(x) {
         *q = round_half_even(x * scale);
     }
-    Quantized { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
+    QuantizedRow { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
 }
 
 #[inline(always)]
@@ -135,7 +135,7 @@ pub fn sum(x: &[f32]) -> f32 {
 
 /// The largest; numbers only.
 #[inline(always)]
-pub fn largest(x: &[f32]) -> f32 {
+pub fn max(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -155,8 +155,8 @@ pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
     for start in (0..x.len()).step_by(TOGETHER) {
         let part = start..(start + TOGETHER).min(x.len());
         let top = match lowered {
-            None => largest(&x[part]),
-            Some(lowered) => largest_free(&x[part.clone()], &lowered[part]),
+            None => max(&x[part]),
+            Some(lowered) => max_unpenalised(&x[part.clone()], &lowered[part]),
         };
         if top > best.1 {
             best = (start, top);
@@ -169,7 +169,7 @@ pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
 
 /// The largest that is not lowered; numbers only.
 #[inline(always)]
-fn largest_free(x: &[f32], lowered: &[bool]) -> f32 {
+fn max_unpenalised(x: &[f32], lowered: &[bool]) -> f32 {
     assert_eq!(x.len(), lowered.len());
     let or_none = |(x, lowered): (&f32, &bool)| if *lowered { f32::NEG_INFINITY } else { *x };
     let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), lowered.as_chunks::<LANES>());
@@ -203,7 +203,7 @@ pub fn exp(x: f32) -> f32 {
 
 /// `gate = relu(gate)^2 * up`: the 2B model's.
 #[inline(always)]
-pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
+pub fn squared_relu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         let positive = gate.max(0.0);
         *gate = positive * positive * up;
@@ -212,7 +212,7 @@ pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
 
 /// `gate = silu(gate) * up`: Llama's.
 #[inline(always)]
-pub fn silu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
+pub fn silu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
@@ -295,10 +295,10 @@ mod tests {
     fn normalising_gives_unit_rms() {
         let x: Vec<f32> = (0..37).map(|i| i as f32 - 11.0).collect();
         let mut out = vec![0.0; 37];
-        rmsnorm(&mut out, &x, &[1.0; 37], 0.0);
+        rms_norm(&mut out, &x, &[1.0; 37], 0.0);
         assert!((sum_of_squares(&out) / 37.0 - 1.0).abs() < 1e-5);
         let mut same = x.clone();
-        rmsnorm_in_place(&mut same, &[1.0; 37], 0.0);
+        rms_norm_in_place(&mut same, &[1.0; 37], 0.0);
         assert_eq!(out, same);
     }
 

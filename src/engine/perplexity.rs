@@ -46,7 +46,7 @@ impl Perplexity {
         let size = session.context() - lead;
         let half = size / 2;
         assert!(half > 0, "a window of four tokens at least");
-        let mut said = Perplexity::default();
+        let mut result = Perplexity::default();
         let mut window: Vec<u32> = Vec::with_capacity(size + lead);
         let mut counted = 0;
         while counted < tokens.len() {
@@ -54,11 +54,11 @@ impl Perplexity {
             let end = tokens.len().min(start + size);
             window.clear();
             window.extend(bos.iter().chain(&tokens[start..end]));
-            session.surprise(&window, lead + counted - start, |nats| said.add(nats))?;
-            each(&said);
+            session.token_nll(&window, lead + counted - start, |nats| result.add(nats))?;
+            each(&result);
             counted = end;
         }
-        Ok(said)
+        Ok(result)
     }
 
     fn add(&mut self, nats: f64) {

@@ -2,7 +2,7 @@
 
 /// How a token is chosen.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
+pub struct SamplingParams {
     /// 0 is greedy.
     pub temperature: f32,
     /// Keep this many of the likeliest; 0 keeps all.
@@ -17,20 +17,27 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-impl Default for Sampling {
+impl Default for SamplingParams {
     /// Greedy.
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
 /// Tokens a thousand times less likely than the likeliest need no exact logit: `ln(1000)`.
 const UNLIKELY: f32 = 6.9;
 
-impl Sampling {
+impl SamplingParams {
     /// How far below the best of those that no penalty lowers a logit may be and still matter to the choice;
     /// `None` where any may.
-    pub fn reach(&self) -> Option<f32> {
+    pub fn logit_reach(&self) -> Option<f32> {
         // Below 1 it is no penalty: it can bring any token to the top.
         (self.repetition_penalty >= 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
     }
@@ -39,7 +46,7 @@ impl Sampling {
 /// Chooses tokens; allocates once.
 #[derive(Debug)]
 pub struct Sampler {
-    sampling: Sampling,
+    sampling: SamplingParams,
     random: SplitMix64,
     candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the likeliest first
     seen: Vec<bool>,             // [vocab]
@@ -51,7 +58,7 @@ const NEGLIGIBLE: f32 = -22.18;
 
 impl Sampler {
     /// A sampler for a vocabulary of `vocab`.
-    pub fn new(sampling: Sampling, vocab: usize) -> Self {
+    pub fn new(sampling: SamplingParams, vocab: usize) -> Self {
         let random = SplitMix64(sampling.seed);
         let greedy = sampling.temperature <= 0.0;
         let candidates = Vec::with_capacity(if greedy { 0 } else { vocab });
@@ -59,12 +66,12 @@ impl Sampler {
     }
 
     /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without one.
-    pub fn lowered(&self) -> Option<&[bool]> {
+    pub fn penalised(&self) -> Option<&[bool]> {
         (self.sampling.repetition_penalty > 1.0).then_some(&self.seen)
     }
 
     /// Notes a token of the prompt or the answer, for the repetition penalty.
-    pub fn see(&mut self, id: u32) {
+    pub fn record(&mut self, id: u32) {
         self.seen[id as usize] = true;
     }
 
@@ -74,8 +81,8 @@ impl Sampler {
         if self.sampling.temperature <= 0.0 {
             return argmax(logits);
         }
-        self.collect(logits);
-        self.cut();
+        self.collect_candidates(logits);
+        self.truncate_candidates();
         self.draw()
     }
 
@@ -90,7 +97,7 @@ impl Sampler {
     }
 
     /// Weights of all candidates that could be drawn, relative to the likeliest, sorted.
-    fn collect(&mut self, logits: &[f32]) {
+    fn collect_candidates(&mut self, logits: &[f32]) {
         let best = logits[argmax(logits) as usize];
         self.candidates.clear();
         for (id, logit) in (0..).zip(logits) {
@@ -107,8 +114,8 @@ impl Sampler {
         self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
 
-    fn cut(&mut self) {
-        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+    fn truncate_candidates(&mut self) {
+        let SamplingParams { top_k, top_p, min_p, .. } = self.sampling;
         if top_k > 0 {
             self.candidates.truncate(top_k);
         }
@@ -177,7 +184,7 @@ impl SplitMix64 {
 mod tests {
     use super::*;
 
-    fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
+    fn counts(sampling: SamplingParams, logits: &[f32]) -> Vec<usize> {
         let mut sampler = Sampler::new(sampling, logits.len());
         let mut counts = vec![0; logits.len()];
         for _ in 0..20_000 {
@@ -188,9 +195,9 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_largest_and_never_a_nan() {
-        let mut sampler = Sampler::new(Sampling::default(), 4);
+        let mut sampler = Sampler::new(SamplingParams::default(), 4);
         assert_eq!(sampler.sample(&mut [f32::NAN, 1.0, 3.0, 3.0]), 2);
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         assert_eq!(counts(warm, &[f32::NAN, 0.0])[0], 0);
     }
 
@@ -216,17 +223,18 @@ mod tests {
     fn logits_of_a_damaged_model_give_some_token() {
         for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for temperature in [0.0, 1.0] {
-                let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, 3);
+                let mut sampler =
+                    Sampler::new(SamplingParams { temperature, ..SamplingParams::default() }, 3);
                 assert!(sampler.sample(&mut [x; 3]) < 3);
             }
-            let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+            let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
             assert_eq!(Sampler::new(warm, 3).sample(&mut [0.0, f32::INFINITY, x]), 1);
         }
     }
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let warm = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() };
         let counts = counts(warm, &[4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()]);
         for (count, share) in counts.iter().zip([0.4, 0.1, 0.3, 0.2]) {
             let expected = 20_000.0 * share;
@@ -237,35 +245,35 @@ mod tests {
     #[test]
     fn cuts_keep_what_they_name() {
         let logits = [4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()];
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         let kept = |sampling| {
             counts(sampling, &logits).iter().map(|count| usize::from(*count > 0)).collect::<Vec<_>>()
         };
-        assert_eq!(kept(Sampling { top_k: 2, ..warm.clone() }), [1, 0, 1, 0]);
-        assert_eq!(kept(Sampling { top_p: 0.39, ..warm.clone() }), [1, 0, 0, 0]);
-        assert_eq!(kept(Sampling { top_p: 0.65, ..warm.clone() }), [1, 0, 1, 0]);
-        assert_eq!(kept(Sampling { min_p: 0.45, ..warm.clone() }), [1, 0, 1, 1]);
-        assert_eq!(kept(Sampling { top_p: 0.0, ..warm }), [1, 0, 0, 0]);
+        assert_eq!(kept(SamplingParams { top_k: 2, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(SamplingParams { top_p: 0.39, ..warm.clone() }), [1, 0, 0, 0]);
+        assert_eq!(kept(SamplingParams { top_p: 0.65, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(SamplingParams { min_p: 0.45, ..warm.clone() }), [1, 0, 1, 1]);
+        assert_eq!(kept(SamplingParams { top_p: 0.0, ..warm }), [1, 0, 0, 0]);
     }
 
     #[test]
     fn the_same_seed_gives_the_same_draws() {
-        let warm = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
         let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32).collect();
-        let draws = |sampling: Sampling| {
+        let draws = |sampling: SamplingParams| {
             let mut sampler = Sampler::new(sampling, 50);
             (0..100).map(|_| sampler.sample(&mut logits.clone())).collect::<Vec<_>>()
         };
         assert_eq!(draws(warm.clone()), draws(warm.clone()));
-        assert_ne!(draws(warm.clone()), draws(Sampling { seed: 6, ..warm }));
+        assert_ne!(draws(warm.clone()), draws(SamplingParams { seed: 6, ..warm }));
     }
 
     #[test]
     fn the_penalty_pushes_seen_tokens_down_whatever_their_sign() {
-        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let sampling = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() };
         let mut sampler = Sampler::new(sampling, 3);
-        sampler.see(0);
-        sampler.see(1);
+        sampler.record(0);
+        sampler.record(1);
         let mut logits = [3.0, -1.0, 2.0];
         assert_eq!(sampler.sample(&mut logits), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0]);

@@ -5,14 +5,14 @@
 
 use super::error::LoadError;
 
-use super::gguf::{Datum, Draft, Map};
+use super::gguf::{FileMap, GgufDraft, NewValue};
 use super::quant::{BLOCK, TensorType};
 use half::f16;
 use std::io::Write;
 
 /// A shape that can be made.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Known {
+pub struct SyntheticShape {
     /// Its name on the command line.
     pub name: &'static str,
     /// The model that has it.
@@ -34,27 +34,27 @@ pub struct Known {
 /// The shapes there are. Sources: `config.json` of each model; Falcon-E-1B's is put together from its
 /// published tensor counts and size.
 #[rustfmt::skip] // a table is read by its columns
-pub const ALL: [Known; 5] = [
-    Known { name: "b158-2b4t", model: "BitNet-b1.58-2B-4T", arch: "bitnet-b1.58", layers: 30, dim: 2560, heads: 20, kv_heads: 5, head_dim: 128, ffn: 6912, vocab: 128_256, context: 4096, rope_base: 500_000.0, tied: true },
-    Known { name: "large", model: "bitnet_b1_58-large", arch: "bitnet", layers: 24, dim: 1536, heads: 16, kv_heads: 16, head_dim: 96, ffn: 4096, vocab: 32_002, context: 2048, rope_base: 10_000.0, tied: true },
-    Known { name: "3b", model: "bitnet_b1_58-3B", arch: "bitnet", layers: 26, dim: 3200, heads: 32, kv_heads: 32, head_dim: 100, ffn: 8640, vocab: 32_002, context: 2048, rope_base: 10_000.0, tied: true },
-    Known { name: "falcon-e-1b", model: "Falcon-E-1B", arch: "llama", layers: 24, dim: 2048, heads: 16, kv_heads: 2, head_dim: 128, ffn: 8192, vocab: 32_768, context: 32_768, rope_base: 1_000_042.0, tied: false },
-    Known { name: "llama3-8b", model: "Llama3-8B-1.58", arch: "llama", layers: 32, dim: 4096, heads: 32, kv_heads: 8, head_dim: 128, ffn: 14_336, vocab: 128_256, context: 8192, rope_base: 500_000.0, tied: false },
+pub const ALL: [SyntheticShape; 5] = [
+    SyntheticShape { name: "b158-2b4t", model: "BitNet-b1.58-2B-4T", arch: "bitnet-b1.58", layers: 30, dim: 2560, heads: 20, kv_heads: 5, head_dim: 128, ffn: 6912, vocab: 128_256, context: 4096, rope_base: 500_000.0, tied: true },
+    SyntheticShape { name: "large", model: "bitnet_b1_58-large", arch: "bitnet", layers: 24, dim: 1536, heads: 16, kv_heads: 16, head_dim: 96, ffn: 4096, vocab: 32_002, context: 2048, rope_base: 10_000.0, tied: true },
+    SyntheticShape { name: "3b", model: "bitnet_b1_58-3B", arch: "bitnet", layers: 26, dim: 3200, heads: 32, kv_heads: 32, head_dim: 100, ffn: 8640, vocab: 32_002, context: 2048, rope_base: 10_000.0, tied: true },
+    SyntheticShape { name: "falcon-e-1b", model: "Falcon-E-1B", arch: "llama", layers: 24, dim: 2048, heads: 16, kv_heads: 2, head_dim: 128, ffn: 8192, vocab: 32_768, context: 32_768, rope_base: 1_000_042.0, tied: false },
+    SyntheticShape { name: "llama3-8b", model: "Llama3-8B-1.58", arch: "llama", layers: 32, dim: 4096, heads: 32, kv_heads: 8, head_dim: 128, ffn: 14_336, vocab: 128_256, context: 8192, rope_base: 500_000.0, tied: false },
 ];
 
 /// Bytes of noise that are made; longer tensors repeat them. A prime, so that the rows of
 /// one matrix begin at different places of it.
 const NOISE: usize = (1 << 20) + 7;
 
-impl Known {
+impl SyntheticShape {
     /// The shape of a name.
     pub fn named(name: &str) -> Option<Self> {
         ALL.into_iter().find(|known| known.name == name)
     }
 
     /// The same with fewer layers and tokens, where the whole is too large.
-    pub fn cut(self, layers: usize, vocab: usize) -> Self {
-        Known { layers: self.layers.min(layers), vocab: self.vocab.min(vocab), ..self }
+    pub fn truncated(self, layers: usize, vocab: usize) -> Self {
+        SyntheticShape { layers: self.layers.min(layers), vocab: self.vocab.min(vocab), ..self }
     }
 
     /// How many bytes it takes.
@@ -62,31 +62,31 @@ impl Known {
         Ok(self.draft()?.file_bytes())
     }
 
-    fn draft(&self) -> Result<Draft, LoadError> {
-        let mut draft = Draft::default();
-        self.describe(&mut draft);
-        self.plan(&mut draft)?;
+    fn draft(&self) -> Result<GgufDraft, LoadError> {
+        let mut draft = GgufDraft::default();
+        self.set_metadata(&mut draft);
+        self.plan_tensors(&mut draft)?;
         Ok(draft)
     }
 
     /// The model as a file's bytes.
-    pub fn image(&self) -> Result<Map, LoadError> {
+    pub fn build(&self) -> Result<FileMap, LoadError> {
         let draft = self.draft()?;
         let size = usize::try_from(draft.file_bytes()).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| {
-            let said = format!("takes {} MiB of memory; choose a smaller one", size >> 20);
-            LoadError::new(format!("shape {}", self.name), said)
+            let message = format!("takes {} MiB of memory; choose a smaller one", size >> 20);
+            LoadError::new(format!("shape {}", self.name), message)
         })?;
         self.fill(&draft, &mut bytes).expect("writing to memory as planned");
-        Ok(Map::from(bytes))
+        Ok(FileMap::from(bytes))
     }
 
-    fn describe(&self, draft: &mut Draft) {
+    fn set_metadata(&self, draft: &mut GgufDraft) {
         draft.set("general.architecture", self.arch);
         draft.set("general.name", format!("{} (random weights)", self.model).as_str());
-        let mut set = |key: &str, value: Datum| draft.set(&format!("{}.{key}", self.arch), value);
-        let number = |n: usize| Datum::U32(n as u32);
+        let mut set = |key: &str, value: NewValue| draft.set(&format!("{}.{key}", self.arch), value);
+        let number = |n: usize| NewValue::U32(n as u32);
         set("block_count", number(self.layers));
         set("context_length", number(self.context));
         set("embedding_length", number(self.dim));
@@ -95,12 +95,12 @@ impl Known {
         set("attention.head_count_kv", number(self.kv_heads));
         set("attention.key_length", number(self.head_dim));
         set("rope.dimension_count", number(self.head_dim));
-        set("rope.freq_base", Datum::F32(self.rope_base));
-        set("attention.layer_norm_rms_epsilon", Datum::F32(1e-5));
+        set("rope.freq_base", NewValue::F32(self.rope_base));
+        set("attention.layer_norm_rms_epsilon", NewValue::F32(1e-5));
         draft.set("tokenizer.ggml.model", "gpt2");
         draft.set("tokenizer.ggml.pre", "llama-bpe");
-        draft.set("tokenizer.ggml.tokens", Datum::Texts(self.tokens()));
-        draft.set("tokenizer.ggml.merges", Datum::Texts(Vec::new()));
+        draft.set("tokenizer.ggml.tokens", NewValue::Texts(self.tokens()));
+        draft.set("tokenizer.ggml.merges", NewValue::Texts(Vec::new()));
     }
 
     /// A token for each byte, as a byte-level vocabulary writes it, and names for the rest.
@@ -112,7 +112,7 @@ impl Known {
         bytes.chain((256..self.vocab).map(|id| format!("[{id}]"))).collect()
     }
 
-    fn plan(&self, draft: &mut Draft) -> Result<(), LoadError> {
+    fn plan_tensors(&self, draft: &mut GgufDraft) -> Result<(), LoadError> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let sub_norms = self.arch != "llama";
         draft.tensor("token_embd.weight", TensorType::F16, &[self.dim, self.vocab])?;
@@ -146,7 +146,7 @@ impl Known {
         Ok(())
     }
 
-    fn fill(&self, draft: &Draft, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    fn fill(&self, draft: &GgufDraft, bytes: &mut Vec<u8>) -> std::io::Result<()> {
         let mut noise = Noise::new();
         let codes = noise.codes();
         let numbers = noise.numbers();

@@ -20,24 +20,24 @@ pub const PREFILL_TOKENS: usize = 8;
 const DECODE_SAMPLES: usize = 48;
 const PREFILL_SAMPLES: usize = 8;
 /// More threads have to win by this much: they take power, and they take it from others.
-const WORTH_IT: f64 = 0.97;
+const MIN_GAIN: f64 = 0.97;
 
 /// A number is kept for so many times the layers that it took to find it: then it is tried out anew. Of all
 /// layers so few are tried that even slow candidates cost little.
-const KEPT: usize = 100;
+const REMEASURE_AFTER: usize = 100;
 
 /// The numbers of threads of both kinds of passes.
 #[derive(Debug, Clone)]
-pub struct Tuner {
-    decode: Choice,
-    prefill: Choice,
+pub struct ThreadTuner {
+    decode: PassTuner,
+    prefill: PassTuner,
     /// No pass uses more for now. Below the most there may be, nothing is tried out.
     limit: usize,
 }
 
 /// What was found last, or said from the start; `None` while it is tried out for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Threads {
+pub struct ThreadCounts {
     /// For one token after the other, and passes of less than [`PREFILL_TOKENS`], which are not timed.
     pub decode: Option<usize>,
     /// For prompts.
@@ -53,12 +53,12 @@ pub struct Trial {
     pub is_timed: bool,
 }
 
-impl Tuner {
+impl ThreadTuner {
     /// Finds out what `said` leaves open, from 1 to `most` threads, in passes of at most `longest` tokens.
-    pub fn new(most: usize, longest: usize, said: Threads) -> Self {
-        Tuner {
-            decode: Choice::new(most, DECODE_SAMPLES, 1..=1, said.decode),
-            prefill: Choice::new(most, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, said.prefill),
+    pub fn new(most: usize, longest: usize, fixed: ThreadCounts) -> Self {
+        ThreadTuner {
+            decode: PassTuner::new(most, DECODE_SAMPLES, 1..=1, fixed.decode),
+            prefill: PassTuner::new(most, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, fixed.prefill),
             limit: most.max(1),
         }
     }
@@ -66,45 +66,45 @@ impl Tuner {
     /// From the next layer on no pass uses more than `threads`, until another limit is set. What was found out before
     /// is kept for when it is lifted.
     pub fn limit(&mut self, threads: usize) {
-        self.limit = threads.clamp(1, self.decode.most);
+        self.limit = threads.clamp(1, self.decode.max_threads);
     }
 
     fn is_limited(&self) -> bool {
-        self.limit < self.decode.most
+        self.limit < self.decode.max_threads
     }
 
     /// How to compute the next layer of a pass of `tokens`.
     pub fn next(&self, tokens: usize) -> Trial {
         let choice = if tokens < PREFILL_TOKENS { &self.decode } else { &self.prefill };
         if self.is_limited() {
-            let threads = choice.settled.unwrap_or(choice.most).min(self.limit);
+            let threads = choice.settled.unwrap_or(choice.max_threads).min(self.limit);
             return Trial { threads, is_timed: false };
         }
         choice.next(tokens)
     }
 
     /// The layer was computed; `took` is asked for where [`Trial::is_timed`]. Allocates nothing.
-    pub fn note(&mut self, tokens: usize, took: Option<Duration>) {
+    pub fn record(&mut self, tokens: usize, took: Option<Duration>) {
         if self.is_limited() {
             return;
         }
         let choice = if tokens < PREFILL_TOKENS { &mut self.decode } else { &mut self.prefill };
-        choice.note(tokens, took);
+        choice.record(tokens, took);
     }
 
     /// For what is one pass's own and no layer's, such as the head: the number found for decoding, or the
     /// most there may be.
     pub fn outside_layers(&self) -> usize {
-        self.decode.settled.unwrap_or(self.decode.most).min(self.limit)
+        self.decode.settled.unwrap_or(self.decode.max_threads).min(self.limit)
     }
 
     /// What is settled.
-    pub fn threads(&self) -> Threads {
-        Threads { decode: self.decode.settled, prefill: self.prefill.settled }
+    pub fn threads(&self) -> ThreadCounts {
+        ThreadCounts { decode: self.decode.settled, prefill: self.prefill.settled }
     }
 }
 
-impl Threads {
+impl ThreadCounts {
     /// Whether nothing is open.
     pub fn is_settled(&self) -> bool {
         self.decode.is_some() && self.prefill.is_some()
@@ -113,8 +113,8 @@ impl Threads {
 
 /// The number for one kind of pass.
 #[derive(Debug, Clone)]
-struct Choice {
-    most: usize,
+struct PassTuner {
+    max_threads: usize,
     /// What was found last, or said.
     settled: Option<usize>,
     phase: Phase,
@@ -124,107 +124,107 @@ struct Choice {
     samples: usize,
     /// Tokens of a pass of the first race; the next has one more.
     shortest: usize,
-    races: Vec<Race>,
+    measurements: Vec<Measurements>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nothing is to be found out.
-    Said,
+    Fixed,
     /// Numbers are tried out, for so many layers by now.
-    Trying(usize),
+    Measuring(usize),
     /// The number that was found is used for so many layers to come.
-    Keeping(usize),
+    Settled(usize),
 }
 
 /// What is known from passes of one length.
 #[derive(Debug, Clone)]
-struct Race {
+struct Measurements {
     /// Layers computed so far.
     layers: usize,
     /// Least time of a layer, by candidate.
     least: Vec<Duration>,
 }
 
-impl Choice {
-    fn new(most: usize, samples: usize, lengths: RangeInclusive<usize>, said: Option<usize>) -> Self {
+impl PassTuner {
+    fn new(most: usize, samples: usize, lengths: RangeInclusive<usize>, fixed: Option<usize>) -> Self {
         let most = most.max(1);
-        let settled = said.or((most == 1).then_some(1));
-        let phase = if settled.is_some() { Phase::Said } else { Phase::Trying(0) };
+        let settled = fixed.or((most == 1).then_some(1));
+        let phase = if settled.is_some() { Phase::Fixed } else { Phase::Measuring(0) };
         let candidates: Vec<usize> = candidates(most).collect();
-        let race = Race { layers: 0, least: vec![Duration::MAX; candidates.len()] };
+        let race = Measurements { layers: 0, least: vec![Duration::MAX; candidates.len()] };
         let shortest = *lengths.start();
         let races = lengths.map(|_| race.clone()).collect();
-        Choice { most, settled, phase, candidates, samples, shortest, races }
+        PassTuner { max_threads: most, settled, phase, candidates, samples, shortest, measurements: races }
     }
 
     /// Two layers each in turn, the second of them timed.
     fn next(&self, tokens: usize) -> Trial {
-        match (self.phase, self.race(tokens)) {
-            (Phase::Trying(_), Some(race)) => {
-                Trial { threads: self.candidates[race.turn()], is_timed: race.layers % 2 == 1 }
+        match (self.phase, self.measurements_of(tokens)) {
+            (Phase::Measuring(_), Some(race)) => {
+                Trial { threads: self.candidates[race.next_candidate()], is_timed: race.layers % 2 == 1 }
             }
-            _ => Trial { threads: self.settled.unwrap_or(self.most), is_timed: false },
+            _ => Trial { threads: self.settled.unwrap_or(self.max_threads), is_timed: false },
         }
     }
 
     /// The place of the race of passes of `tokens`.
-    fn place(&self, tokens: usize) -> Option<usize> {
-        tokens.checked_sub(self.shortest).filter(|place| *place < self.races.len())
+    fn length_index(&self, tokens: usize) -> Option<usize> {
+        tokens.checked_sub(self.shortest).filter(|place| *place < self.measurements.len())
     }
 
-    fn race(&self, tokens: usize) -> Option<&Race> {
-        Some(&self.races[self.place(tokens)?])
+    fn measurements_of(&self, tokens: usize) -> Option<&Measurements> {
+        Some(&self.measurements[self.length_index(tokens)?])
     }
 
-    fn note(&mut self, tokens: usize, took: Option<Duration>) {
+    fn record(&mut self, tokens: usize, took: Option<Duration>) {
         self.phase = match self.phase {
-            Phase::Said => Phase::Said,
-            Phase::Keeping(layers) if layers > 1 => Phase::Keeping(layers - 1),
-            Phase::Keeping(_) => {
-                self.races.iter_mut().for_each(Race::forget);
-                Phase::Trying(0)
+            Phase::Fixed => Phase::Fixed,
+            Phase::Settled(layers) if layers > 1 => Phase::Settled(layers - 1),
+            Phase::Settled(_) => {
+                self.measurements.iter_mut().for_each(Measurements::reset);
+                Phase::Measuring(0)
             }
-            Phase::Trying(layers) => self.tried(layers + 1, tokens, took),
+            Phase::Measuring(layers) => self.record_trial(layers + 1, tokens, took),
         }
     }
 
     /// One more layer was tried, of `layers` by now.
-    fn tried(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
-        let Some(place) = self.place(tokens) else { return Phase::Trying(layers - 1) };
-        let race = &mut self.races[place];
-        race.note(took);
+    fn record_trial(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
+        let Some(place) = self.length_index(tokens) else { return Phase::Measuring(layers - 1) };
+        let race = &mut self.measurements[place];
+        race.record(took);
         if race.layers < 2 * self.samples * self.candidates.len() {
-            return Phase::Trying(layers);
+            return Phase::Measuring(layers);
         }
-        self.settled = Some(self.candidates[race.best()]);
-        Phase::Keeping(layers * KEPT)
+        self.settled = Some(self.candidates[race.fastest()]);
+        Phase::Settled(layers * REMEASURE_AFTER)
     }
 }
 
-impl Race {
+impl Measurements {
     /// Begins anew. Allocates nothing.
-    fn forget(&mut self) {
+    fn reset(&mut self) {
         self.layers = 0;
         self.least.fill(Duration::MAX);
     }
 
     /// Which candidate is next.
-    fn turn(&self) -> usize {
+    fn next_candidate(&self) -> usize {
         self.layers / 2 % self.least.len()
     }
 
-    fn note(&mut self, took: Option<Duration>) {
-        let turn = self.turn();
+    fn record(&mut self, took: Option<Duration>) {
+        let turn = self.next_candidate();
         self.least[turn] = took.map_or(self.least[turn], |took| took.min(self.least[turn]));
         self.layers += 1;
     }
 
     /// The candidate that won.
-    fn best(&self) -> usize {
+    fn fastest(&self) -> usize {
         let mut best = 0;
         for (candidate, least) in self.least.iter().enumerate() {
-            if least.as_secs_f64() < self.least[best].as_secs_f64() * WORTH_IT {
+            if least.as_secs_f64() < self.least[best].as_secs_f64() * MIN_GAIN {
                 best = candidate;
             }
         }
@@ -248,17 +248,17 @@ mod tests {
     const LONGEST: usize = 64;
 
     /// Computes one pass of `tokens` over `layers`, each of which takes `seconds(threads)`.
-    fn pass(tuner: &mut Tuner, tokens: usize, layers: usize, mut seconds: impl FnMut(usize) -> f64) {
+    fn pass(tuner: &mut ThreadTuner, tokens: usize, layers: usize, mut seconds: impl FnMut(usize) -> f64) {
         for _ in 0..layers {
             let trial = tuner.next(tokens);
             let took = Duration::from_secs_f64(seconds(trial.threads));
-            tuner.note(tokens, trial.is_timed.then_some(took));
+            tuner.record(tokens, trial.is_timed.then_some(took));
         }
     }
 
     /// Runs passes of `tokens` over `layers` layers until the number is settled; gives it and the passes.
     fn settle(
-        tuner: &mut Tuner,
+        tuner: &mut ThreadTuner,
         tokens: usize,
         layers: usize,
         mut seconds: impl FnMut(usize, usize) -> f64,
@@ -273,8 +273,8 @@ mod tests {
         panic!("never settled");
     }
 
-    fn open(most: usize) -> Tuner {
-        Tuner::new(most, LONGEST, Threads::default())
+    fn open(most: usize) -> ThreadTuner {
+        ThreadTuner::new(most, LONGEST, ThreadCounts::default())
     }
 
     #[test]
@@ -293,9 +293,9 @@ mod tests {
         // Memory of a Pi 5: two threads read faster than four. A layer of the 2B shape.
         let decode = |threads: usize, _| 17e6 / [9.26e9, 13.23e9, 12.5e9, 11.59e9][threads - 1];
         assert_eq!(settle(&mut tuner, 1, 30, decode).0, 2);
-        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: None });
+        assert_eq!(tuner.threads(), ThreadCounts { decode: Some(2), prefill: None });
         assert_eq!(settle(&mut tuner, 64, 30, |threads, _| 0.02 / threads as f64).0, 4);
-        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: Some(4) });
+        assert_eq!(tuner.threads(), ThreadCounts { decode: Some(2), prefill: Some(4) });
     }
 
     #[test]
@@ -333,7 +333,7 @@ mod tests {
             assert_eq!(tuner.next(tokens), Trial { threads: 2, is_timed: false }, "all of them");
             pass(&mut tuner, tokens, 1000, rest);
         }
-        assert_eq!(tuner.threads(), Threads::default());
+        assert_eq!(tuner.threads(), ThreadCounts::default());
         assert_eq!(settle(&mut tuner, 1, 30, |threads, _| [1.0, 1.2][threads - 1]).0, 1);
         assert_eq!(tuner.next(5).threads, 1, "as one token, once that is known");
     }
@@ -370,7 +370,7 @@ mod tests {
         pass(&mut tuner, 1, tries, |threads| [1.0, 3.0][threads - 1]);
         assert_eq!(tuner.threads().decode, Some(1));
         let alone = |threads: usize| [1.0, 0.5][threads - 1];
-        pass(&mut tuner, 1, tries * KEPT - 1, |threads| {
+        pass(&mut tuner, 1, tries * REMEASURE_AFTER - 1, |threads| {
             assert_eq!(threads, 1, "kept for now");
             alone(threads)
         });
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(tuner.threads().decode, Some(1), "what was found last, until the last layer is tried");
         assert_eq!(tuner.outside_layers(), 1);
         pass(&mut tuner, 1, 1, alone);
-        assert_eq!(tuner.threads(), Threads { decode: Some(2), prefill: None });
+        assert_eq!(tuner.threads(), ThreadCounts { decode: Some(2), prefill: None });
     }
 
     #[test]
@@ -391,16 +391,16 @@ mod tests {
         });
         assert_eq!(tuner.threads().prefill, Some(4));
         assert!(others > 2 * tries, "tried again and again");
-        assert!(others < 1000 * tries / KEPT, "{others}");
+        assert!(others < 1000 * tries / REMEASURE_AFTER, "{others}");
         // Other work comes, and takes all processors but one.
-        pass(&mut tuner, 64, (KEPT + 2) * tries, |threads| threads as f64);
+        pass(&mut tuner, 64, (REMEASURE_AFTER + 2) * tries, |threads| threads as f64);
         assert_eq!(tuner.threads().prefill, Some(1));
     }
 
     #[test]
     fn a_number_that_is_said_is_used_from_the_first_layer() {
-        let said = Threads { decode: Some(3), prefill: Some(1) };
-        let tuner = Tuner::new(4, LONGEST, said);
+        let fixed = ThreadCounts { decode: Some(3), prefill: Some(1) };
+        let tuner = ThreadTuner::new(4, LONGEST, fixed);
         assert_eq!(tuner.next(1), Trial { threads: 3, is_timed: false });
         assert_eq!(tuner.next(64), Trial { threads: 1, is_timed: false });
         assert!(tuner.threads().is_settled());
@@ -416,7 +416,7 @@ mod tests {
         for tokens in [1, 5, 64] {
             assert_eq!(tuner.next(tokens), Trial { threads: 2, is_timed: false });
             // As if more threads were slow: nothing is to be learnt from passes under a limit.
-            pass(&mut tuner, tokens, 2 * KEPT * 4 * 2 * DECODE_SAMPLES, |threads| threads as f64);
+            pass(&mut tuner, tokens, 2 * REMEASURE_AFTER * 4 * 2 * DECODE_SAMPLES, |threads| threads as f64);
         }
         assert_eq!(tuner.outside_layers(), 2);
         tuner.limit(99);
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_limit_above_what_is_fastest_changes_nothing_of_it() {
-        let mut tuner = Tuner::new(4, LONGEST, Threads { decode: Some(1), prefill: Some(4) });
+        let mut tuner = ThreadTuner::new(4, LONGEST, ThreadCounts { decode: Some(1), prefill: Some(4) });
         tuner.limit(3);
         assert_eq!((tuner.next(1).threads, tuner.next(64).threads), (1, 3));
     }

@@ -4,11 +4,11 @@ use crate::fixtures::{self, File, VOCAB, Weights};
 use crate::formats;
 use crate::{allocations, data};
 use bitnetd::engine::error::LoadError;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{Numbers, TensorType};
-use bitnetd::engine::session::{Options as Generate, Step};
-use bitnetd::engine::{Engine, ModelFile, Options};
+use bitnetd::engine::quant::{RowFormat, TensorType};
+use bitnetd::engine::session::{GenerateOptions as Generate, Step};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -61,8 +61,8 @@ fn blocks(id: u32, seed: u64, rows: usize) -> Vec<u8> {
     numbers(seed, rows * DIM / len).iter().flat_map(pick).copied().collect()
 }
 
-fn numbers_of(id: u32) -> Numbers {
-    Numbers::of(TensorType::from_id(id).expect("is read")).expect("holds numbers")
+fn numbers_of(id: u32) -> RowFormat {
+    RowFormat::of(TensorType::from_id(id).expect("is read")).expect("holds numbers")
 }
 
 /// A model of one layer in which all matrices but one are dense, the first in format `first` of
@@ -85,11 +85,11 @@ fn open(file: &File) -> ModelFile {
 }
 
 fn parse(file: &File) -> Result<ModelFile, LoadError> {
-    ModelFile::parse(Map::from(file.bytes()), "m.gguf", None)
+    ModelFile::parse(FileMap::from(file.bytes()), "m.gguf", None)
 }
 
 fn load(file: &File, threads: usize) -> Engine {
-    open(file).load(&Options { threads, ..Options::default() }).expect("sound")
+    open(file).load(&EngineOptions { threads, ..EngineOptions::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine, tokens: &[u32]) -> Vec<Vec<f32>> {
@@ -105,7 +105,7 @@ struct Plain(HashMap<String, Vec<f64>>);
 impl Plain {
     fn of(file: &File) -> Plain {
         let tensors = file.tensors.iter().filter_map(|tensor| {
-            let kind = Numbers::of(TensorType::from_id(tensor.kind).ok()?)?;
+            let kind = RowFormat::of(TensorType::from_id(tensor.kind).ok()?)?;
             let mut x = vec![0.0; tensor.dims.iter().product::<u64>() as usize];
             kind.read(&tensor.data, &mut x);
             let name = String::from_utf8_lossy(&tensor.name).replace("blk.0.", "").replace(".weight", "");
@@ -148,9 +148,10 @@ fn every_format_in_every_place_agrees_with_a_plain_pass_in_f64() {
         let file = model(first);
         let plain = Plain::of(&file);
         for kernels in Kernels::all() {
-            let options = Options { threads: 1, kernel: Some(kernels.name().into()), ..Options::default() };
+            let options =
+                EngineOptions { threads: 1, kernel: Some(kernels.name().into()), ..EngineOptions::default() };
             let engine = open(&file).load(&options).expect("sound");
-            assert_eq!(engine.model().dense_matrices(), MATRICES.len());
+            assert_eq!(engine.model().float_matrices(), MATRICES.len());
             for token in [0, 77, VOCAB - 1] {
                 let (ours, want) = (logits(&engine, &[token as u32]), plain.logits(token));
                 let largest = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -204,21 +205,21 @@ fn dense_matrices_are_planned_as_mapped_and_ternary_ones_as_copied() {
         (0, [0.5f32, 0.0, -0.5, 0.5].map(f32::to_le_bytes).concat().repeat(DIM * DIM / 4));
     let after = open(&ternary).footprint();
     assert_eq!((after.copied, after.mapped), (DIM * DIM / 4, plan.mapped - size));
-    assert_eq!(load(&ternary, 1).model().dense_matrices(), MATRICES.len() - 1);
+    assert_eq!(load(&ternary, 1).model().float_matrices(), MATRICES.len() - 1);
 }
 
 #[test]
 fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
     let file = model(3);
     let bytes = file.bytes();
-    let parsed = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    let options = Options { threads: 1, ..Options::default() };
+    let parsed = ModelFile::parse(FileMap::from(bytes), "m.gguf", None).expect("sound");
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
     let (engine, largest) = allocations::largest(|| parsed.load(&options).expect("sound"));
     // The smallest of them has 18 KB, the vocabulary's tables less.
     assert!(largest < 16 << 10, "{largest} bytes at once");
     let mut session = engine.session(64);
     let mut steps = Vec::new();
-    let options = Generate { max_tokens: Some(8), ignore_end: true, ..Generate::default() };
+    let options = Generate { max_tokens: Some(8), ignore_eos: true, ..Generate::default() };
     let step = |_: Step<'_>| {
         steps.push(allocations::largest_so_far());
         allocations::forget();
@@ -229,7 +230,7 @@ fn loading_and_decoding_dense_matrices_makes_no_copy_of_them() {
 }
 
 fn error_of(file: &File) -> LoadError {
-    let options = Options { threads: 1, ..Options::default() };
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
     parse(file).and_then(|file| file.load(&options)).map(drop).expect_err("must not load")
 }
 
@@ -239,8 +240,11 @@ fn a_model_without_any_ternary_matrix_is_refused() {
         let mut file = model(first);
         let q = file.tensor("blk.0.attn_q.weight");
         (q.kind, q.data) = (id, rows(id, 11, DIM));
-        let said = error_of(&file).to_string();
-        assert!(said.contains("is not ternary, nor is any other matrix of a layer: not a BitNet"), "{said}");
+        let message = error_of(&file).to_string();
+        assert!(
+            message.contains("is not ternary, nor is any other matrix of a layer: not a BitNet"),
+            "{message}"
+        );
     }
 }
 
@@ -255,22 +259,22 @@ fn a_dense_matrix_that_holds_no_number_is_refused_with_its_place() {
         let down = file.tensor("blk.0.ffn_down.weight");
         (down.kind, down.data) = (id, rows(id, 4, DIM));
         down.data[at..at + bytes.len()].copy_from_slice(bytes);
-        let said = error_of(&file).to_string();
-        assert!(said.contains(&format!("tensor blk.0.ffn_down.weight: {place}")), "{said}");
+        let message = error_of(&file).to_string();
+        assert!(message.contains(&format!("tensor blk.0.ffn_down.weight: {place}")), "{message}");
     }
 }
 
 /// A reference file with one of its F16 matrices changed by `change`.
 fn with_changed(name: &str, mut change: impl FnMut(usize, f32) -> f32) -> Engine {
     let mut bytes = std::fs::read(data("reference/b158-tiny.f16.gguf")).expect("reference data");
-    let parsed = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+    let parsed = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
     let range = parsed.tensor(name).expect("every model has it").bytes.clone();
     for (at, number) in bytes[range].as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let x = change(at, half::f16::from_le_bytes(*number).to_f32());
         *number = half::f16::from_f32(x).to_le_bytes();
     }
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    file.load(&Options { threads: 2, ..Options::default() }).expect("sound")
+    let file = ModelFile::parse(FileMap::from(bytes), "m.gguf", None).expect("sound");
+    file.load(&EngineOptions { threads: 2, ..EngineOptions::default() }).expect("sound")
 }
 
 /// Largest difference of logits as a share of the largest logit.
@@ -288,7 +292,7 @@ fn a_reference_model_with_one_matrix_made_dense_differs_as_much_as_its_numbers_d
         // One number a thousandth larger: the rest is as it was, but its input is no longer rounded.
         let almost = with_changed(name, |at, x| if at == 0 { 1e-3 } else { x });
         let other = with_changed(name, |at, x| x * [1.0, -0.5, 0.25][at % 3]);
-        assert_eq!([&ternary, &almost, &other].map(|engine| engine.model().dense_matrices()), [0, 1, 1]);
+        assert_eq!([&ternary, &almost, &other].map(|engine| engine.model().float_matrices()), [0, 1, 1]);
         let (near, far) = (difference(&ternary, &almost), difference(&ternary, &other));
         println!("{name}: {near:.1e} almost the same, {far:.1e} another");
         assert!(near > 0.0 && near < 5e-2, "{name}: {near}");

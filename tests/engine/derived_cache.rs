@@ -1,6 +1,6 @@
 //! What is kept of a model file between starts.
 
-use bitnetd::engine::derived_cache::Kept;
+use bitnetd::engine::derived_cache::DerivedCache;
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,15 +22,16 @@ fn model(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 }
 
 /// Asks for an image of `bytes`; says whether it had to be made, and why it is not kept.
-fn ask(kept: &Kept, bytes: &[u8]) -> (bool, Option<String>) {
+fn ask(kept: &DerivedCache, bytes: &[u8]) -> (bool, Option<String>) {
     let made = Cell::new(false);
     let write = |out: &mut dyn Write| {
         made.set(true);
         out.write_all(bytes)
     };
-    let image = kept.image("head", bytes.len(), |image| image == bytes, write).expect("memory for it");
+    let image =
+        kept.load_or_create("head", bytes.len(), |image| image == bytes, write).expect("memory for it");
     assert_eq!(&image.map[image.start..], bytes);
-    (made.get(), image.why_not_kept)
+    (made.get(), image.not_cached_because)
 }
 
 fn only_file(root: &Path) -> PathBuf {
@@ -42,17 +43,17 @@ fn only_file(root: &Path) -> PathBuf {
 fn an_image_is_made_once() {
     let folder = folder("once");
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
-    let kept = Kept::of(&root, &model);
+    let kept = DerivedCache::for_model(&root, &model);
     assert_eq!(ask(&kept, b"image"), (true, None));
     assert_eq!(ask(&kept, b"image"), (false, None));
-    assert_eq!(ask(&Kept::of(&root, &model), b"image"), (false, None));
+    assert_eq!(ask(&DerivedCache::for_model(&root, &model), b"image"), (false, None));
 }
 
 #[test]
 fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
     let folder = folder("damaged");
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
-    let kept = Kept::of(&root, &model);
+    let kept = DerivedCache::for_model(&root, &model);
     ask(&kept, b"image");
     let path = only_file(&root);
     let whole = fs::read(&path).expect("kept");
@@ -73,14 +74,14 @@ fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
 }
 
 /// The image that is kept, `is_sound` being no help: whether it had to be made.
-fn is_made(kept: &Kept, name: &str, bytes: &[u8]) -> bool {
+fn is_made(kept: &DerivedCache, name: &str, bytes: &[u8]) -> bool {
     let made = Cell::new(false);
     let write = |out: &mut dyn Write| {
         made.set(true);
         // In pieces, as a head is written.
         bytes.chunks(1000).try_for_each(|piece| out.write_all(piece))
     };
-    let image = kept.image(name, bytes.len(), |_| true, write).expect("memory for it");
+    let image = kept.load_or_create(name, bytes.len(), |_| true, write).expect("memory for it");
     assert!(image.map[image.start..] == *bytes);
     made.get()
 }
@@ -89,7 +90,7 @@ fn is_made(kept: &Kept, name: &str, bytes: &[u8]) -> bool {
 fn the_checksum_finds_damage_anywhere_without_another_look_at_the_model() {
     let folder = folder("checksum");
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
-    let kept = Kept::of(&root, &model);
+    let kept = DerivedCache::for_model(&root, &model);
     let bytes: Vec<u8> = (0..300_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     assert!(is_made(&kept, "head", &bytes) && !is_made(&kept, "head", &bytes));
     let path = only_file(&root);
@@ -108,12 +109,12 @@ fn the_checksum_finds_damage_anywhere_without_another_look_at_the_model() {
 fn an_image_of_another_form_or_model_is_not_taken_for_this_one() {
     let folder = folder("swapped");
     let root = folder.join("cache");
-    let kept = Kept::of(&root, &model(&folder, "m.gguf", b"a model"));
+    let kept = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"a model"));
     assert!(is_made(&kept, "head", b"image") && is_made(&kept, "other", b"IMAGE"));
     let path = only_file(&root);
     fs::copy(path.with_file_name("other"), &path).expect("writable");
     assert!(is_made(&kept, "head", b"image"), "another form");
-    let second = Kept::of(&root, &model(&folder, "n.gguf", b"another"));
+    let second = DerivedCache::for_model(&root, &model(&folder, "n.gguf", b"another"));
     assert!(is_made(&second, "head", b"image"));
     for model in fs::read_dir(&root).expect("there").flatten() {
         let here = model.path().join("head");
@@ -128,9 +129,9 @@ fn an_image_of_another_form_or_model_is_not_taken_for_this_one() {
 fn links_are_not_followed() {
     let folder = folder("links");
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
-    let kept = Kept::of(&root, &model);
+    let kept = DerivedCache::for_model(&root, &model);
     assert!(is_made(&kept, "head", b"image"));
-    kept.keep_text("layout", "64");
+    kept.store_text("layout", "64");
     let path = only_file(&root);
     for name in ["head", "layout"] {
         let elsewhere = folder.join(name);
@@ -144,8 +145,9 @@ fn links_are_not_followed() {
     fs::rename(&own, folder.join("moved")).expect("writable");
     std::os::unix::fs::symlink(folder.join("moved"), &own).expect("writable");
     fs::remove_file(folder.join("moved/head")).expect("there");
-    let image = kept.image("head", 5, |_| true, |out| out.write_all(b"image")).expect("memory for it");
-    assert!(image.why_not_kept.is_some_and(|why| why.contains("link")));
+    let image =
+        kept.load_or_create("head", 5, |_| true, |out| out.write_all(b"image")).expect("memory for it");
+    assert!(image.not_cached_because.is_some_and(|why| why.contains("link")));
     assert!(!folder.join("moved/head").exists());
 }
 
@@ -153,10 +155,10 @@ fn links_are_not_followed() {
 fn another_model_file_has_a_folder_of_its_own() {
     let folder = folder("another");
     let root = folder.join("cache");
-    let first = Kept::of(&root, &model(&folder, "m.gguf", b"a model"));
-    first.keep_text("layout", "64");
+    let first = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"a model"));
+    first.store_text("layout", "64");
     assert_eq!(first.text("layout").as_deref(), Some("64"));
-    let changed = Kept::of(&root, &model(&folder, "m.gguf", b"another"));
+    let changed = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"another"));
     assert_eq!(changed.text("layout"), None);
     assert_ne!(changed, first);
 }
@@ -166,9 +168,10 @@ fn models_used_longest_ago_make_room() {
     let folder = folder("room");
     let root = folder.join("cache");
     fs::create_dir_all(root.join("of somebody else")).expect("writable");
-    let kept: Vec<Kept> =
-        (0..7u8).map(|at| Kept::of(&root, &model(&folder, &format!("{at}.gguf"), &[at; 9]))).collect();
-    kept.iter().for_each(|kept| kept.keep_text("layout", "128"));
+    let kept: Vec<DerivedCache> = (0..7u8)
+        .map(|at| DerivedCache::for_model(&root, &model(&folder, &format!("{at}.gguf"), &[at; 9])))
+        .collect();
+    kept.iter().for_each(|kept| kept.store_text("layout", "128"));
     let there = kept.iter().filter(|kept| kept.text("layout").is_some()).count();
     assert_eq!(there, 4);
     assert!(kept[6].text("layout").is_some());
@@ -179,7 +182,7 @@ fn models_used_longest_ago_make_room() {
 fn what_an_interrupted_start_left_is_cleared_away() {
     let folder = folder("interrupted");
     let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
-    let kept = Kept::of(&root, &model);
+    let kept = DerivedCache::for_model(&root, &model);
     ask(&kept, b"image");
     let (left, fresh) =
         (only_file(&root).with_file_name("head.1-1.part"), only_file(&root).with_file_name("head.2-2.part"));
@@ -187,19 +190,19 @@ fn what_an_interrupted_start_left_is_cleared_away() {
     fs::write(&fresh, b"half").expect("writable");
     let yesterday = SystemTime::now() - Duration::from_secs(86_400);
     File::open(&left).and_then(|file| file.set_modified(yesterday)).expect("ours");
-    kept.keep_text("layout", "128");
+    kept.store_text("layout", "128");
     assert!(!left.exists() && fresh.exists(), "another start may be writing it");
 }
 
 #[test]
 fn where_nothing_can_be_kept_all_is_made_each_time() {
     let folder = folder("nowhere");
-    assert_eq!(ask(&Kept::nowhere(), b"image"), (true, None));
+    assert_eq!(ask(&DerivedCache::disabled(), b"image"), (true, None));
     // A file where the folder should be.
-    let kept = Kept::of(&model(&folder, "file", b""), &model(&folder, "m.gguf", b"a model"));
+    let kept = DerivedCache::for_model(&model(&folder, "file", b""), &model(&folder, "m.gguf", b"a model"));
     let (made, why) = ask(&kept, b"image");
     assert!(made && why.is_some());
-    kept.keep_text("layout", "128");
+    kept.store_text("layout", "128");
     assert_eq!(kept.text("layout"), None);
-    assert_eq!(Kept::of(&folder, &folder.join("no such file")), Kept::nowhere());
+    assert_eq!(DerivedCache::for_model(&folder, &folder.join("no such file")), DerivedCache::disabled());
 }

@@ -1,11 +1,11 @@
 //! The built-in model gives the reference implementation's answers, all of them, to the letter.
 
 use crate::allocations;
-use bitnetd::engine::model::{CacheForm, HeadForm, Screening};
-use bitnetd::engine::sampler::Sampling;
-use bitnetd::engine::session::{End, Options as Generate, Step};
+use bitnetd::engine::model::{HeadFormat, KvCacheFormat, ShortlistStats};
+use bitnetd::engine::sampler::SamplingParams;
+use bitnetd::engine::session::{GenerateOptions as Generate, Step, StopReason};
 use bitnetd::engine::tokenizer::{Role, Turn};
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
@@ -19,7 +19,7 @@ struct Case {
 
 fn engine(threads: usize) -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads, ..EngineOptions::default() }).expect("sound")
 }
 
 fn cases() -> Vec<Case> {
@@ -41,15 +41,15 @@ fn every_case_is_answered_as_the_reference_answers_it() {
 #[test]
 fn every_case_is_answered_alike_through_a_screen_with_an_int8_cache() {
     let screened = ModelFile::open(&Source::BuiltIn, None)
-        .and_then(|file| file.with_head(Some(HeadForm::Screened)))
-        .and_then(|file| file.with_cache(CacheForm::Int8))
-        .and_then(|file| file.load(&Options { threads: 2, ..Options::default() }));
+        .and_then(|file| file.with_head(Some(HeadFormat::Shortlist)))
+        .and_then(|file| file.with_cache(KvCacheFormat::Int8))
+        .and_then(|file| file.load(&EngineOptions { threads: 2, ..EngineOptions::default() }));
     let engine = screened.expect("sound");
     let (rows, vocab) = (check_cases(&engine).rows, engine.model().shape().vocab as u64);
     assert!(rows > 0 && rows < vocab * 100, "{rows}");
 }
 
-fn check_cases(engine: &Engine) -> Screening {
+fn check_cases(engine: &Engine) -> ShortlistStats {
     let mut session = engine.session(512);
     let cases = cases();
     assert!(cases.len() > 100);
@@ -59,7 +59,7 @@ fn check_cases(engine: &Engine) -> Screening {
         let go_on = |_: Step<'_>| ControlFlow::Continue(());
         let answer = session.generate(&prompt, &Generate::default(), go_on).expect("sound");
         assert_eq!(answer.text, case.answer, "{}", case.prompt);
-        assert_eq!((answer.end == End::Stop, case.finish_reason.as_str()), (true, "stop"));
+        assert_eq!((answer.end == StopReason::Stop, case.finish_reason.as_str()), (true, "stop"));
     }
     session.screening().unwrap_or_default()
 }
@@ -85,7 +85,7 @@ fn streamed_text_is_the_whole_text_and_a_halt_is_heeded() {
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let answer = session.generate(&prompt, &Generate::default(), halt).expect("sound");
-    assert_eq!((answer.end, answer.tokens.len()), (End::Halted, 3));
+    assert_eq!((answer.end, answer.tokens.len()), (StopReason::Cancelled, 3));
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn a_prompt_longer_than_the_context_is_refused_and_one_as_long_as_it_gets_a_toke
     assert!(session.generate(&[5; 64], &Generate::default(), go_on).is_err());
     assert!(session.generate(&[], &Generate::default(), go_on).is_err());
     assert!(session.generate(&[2048], &Generate::default(), go_on).is_err());
-    let all = Generate { ignore_end: true, ..Generate::default() };
+    let all = Generate { ignore_eos: true, ..Generate::default() };
     let answer = session.generate(&[5; 63], &all, go_on).expect("room for one");
-    assert_eq!((answer.end, answer.tokens.len()), (End::Length, 1));
+    assert_eq!((answer.end, answer.tokens.len()), (StopReason::Length, 1));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_stop_text_ends_the_answer_before_it() {
     let prompt = chat(&engine, "turn on the kitchen lights");
     let options = Generate { stop: vec![",\"slots".into()], ..Generate::default() };
     let answer = session.generate(&prompt, &options, |_| ControlFlow::Continue(())).expect("sound");
-    assert_eq!((answer.text.as_str(), answer.end), (r#"{"intent":"HassTurnOn""#, End::Stop));
+    assert_eq!((answer.text.as_str(), answer.end), (r#"{"intent":"HassTurnOn""#, StopReason::Stop));
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn the_decode_loop_allocates_nothing() {
     let engine = engine(1);
     let mut session = engine.session(128);
     let prompt = chat(&engine, "turn on the kitchen lights");
-    let warm = Sampling { temperature: 0.5, top_p: 0.9, ..Sampling::default() };
-    for sampling in [Sampling::default(), warm] {
+    let warm = SamplingParams { temperature: 0.5, top_p: 0.9, ..SamplingParams::default() };
+    for sampling in [SamplingParams::default(), warm] {
         let options = Generate { sampling, stop: vec!["}}END".into()], ..Generate::default() };
         let mut steps = Vec::with_capacity(128);
         let note = |step: Step<'_>| {

@@ -1,16 +1,16 @@
 //! The three layouts that share the type I2_S, told apart by what the model says.
 
 use crate::data;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::{self, TensorType};
-use bitnetd::engine::session::Options as Generate;
+use bitnetd::engine::session::GenerateOptions as Generate;
 use bitnetd::engine::tokenizer::{Role, Turn};
-use bitnetd::engine::{Engine, ModelFile, Options};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile};
 use std::ops::{ControlFlow, Range};
 
-fn options() -> Options {
-    Options { threads: 1, ..Options::default() }
+fn options() -> EngineOptions {
+    EngineOptions { threads: 1, ..EngineOptions::default() }
 }
 
 fn built_in() -> Vec<u8> {
@@ -19,7 +19,7 @@ fn built_in() -> Vec<u8> {
 
 /// Where a file's I2_S codes are, with rows and columns.
 fn matrices(bytes: &[u8]) -> Vec<(Range<usize>, usize, usize)> {
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
     let ternary = file.tensors().iter().filter(|tensor| tensor.kind == TensorType::I2S);
     ternary
         .map(|tensor| {
@@ -57,7 +57,7 @@ fn place(layout: Layout, row: usize, col: usize, cols: usize) -> (usize, usize) 
 }
 
 fn load(bytes: Vec<u8>, layout: Option<Layout>) -> Result<Engine, String> {
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", layout).expect("sound");
+    let file = ModelFile::parse(FileMap::from(bytes), "m.gguf", layout).expect("sound");
     file.load(&options()).map_err(|error| error.to_string())
 }
 
@@ -76,8 +76,8 @@ fn a_trained_model_gives_the_right_text_whichever_layout_it_was_saved_in() {
     for layout in Layout::ALL {
         let engine = load(saved_in(layout), None).expect("one layout foretells");
         assert_eq!(answer(&engine), RIGHT, "{}", layout.name());
-        let said = engine.notes().iter().any(|note| note.contains(&format!("layout {}", layout.name())));
-        assert_eq!(said, layout != Layout::Blocks128, "{:?}", engine.notes());
+        let message = engine.notes().iter().any(|note| note.contains(&format!("layout {}", layout.name())));
+        assert_eq!(message, layout != Layout::Blocks128, "{:?}", engine.notes());
     }
 }
 
@@ -92,8 +92,8 @@ fn a_named_layout_is_taken_at_its_word() {
 #[test]
 fn the_figures_of_all_layouts_leave_no_doubt() {
     for saved in Layout::ALL {
-        let file = ModelFile::parse(Map::from(saved_in(saved)), "m.gguf", None).expect("sound");
-        let figures = file.check(&options()).expect("sound");
+        let file = ModelFile::parse(FileMap::from(saved_in(saved)), "m.gguf", None).expect("sound");
+        let figures = file.score_layouts(&options()).expect("sound");
         assert_eq!(figures.len(), 3);
         for figure in figures {
             // Blind guessing among 2,048 tokens has a perplexity of 2,048.
@@ -109,13 +109,13 @@ fn a_trained_model_with_damaged_weights_is_refused_unless_its_layout_is_named() 
     for (range, ..) in matrices(&bytes) {
         bytes[range].reverse(); // still codes of 0, 1, 2, in no known order
     }
-    let said = load(bytes.clone(), None).expect_err("foretells in no layout");
+    let message = load(bytes.clone(), None).expect_err("foretells in no layout");
     for part in [
         "m.gguf: I2_S weights: this file looks damaged or has an unknown layout",
         "1x4: ",
         "name the layout by hand",
     ] {
-        assert!(said.contains(part), "{said}");
+        assert!(message.contains(part), "{message}");
     }
     assert!(load(bytes, Some(Layout::Blocks128)).is_ok());
 }
@@ -130,9 +130,9 @@ fn a_model_that_was_never_trained_is_read_in_the_official_layout_and_says_so() {
 #[test]
 fn rows_that_are_no_groups_of_four_rule_the_layout_1x4_out() {
     let bytes = std::fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
+    let file = ModelFile::parse(FileMap::from(bytes), "m.gguf", None).expect("sound");
     let mut shape = file.shape().clone();
-    assert!(shape.allows(Layout::Rows4));
+    assert!(shape.supports_layout(Layout::Rows4));
     shape.ffn += 2;
-    assert!(!shape.allows(Layout::Rows4) && shape.allows(Layout::Blocks64));
+    assert!(!shape.supports_layout(Layout::Rows4) && shape.supports_layout(Layout::Blocks64));
 }

@@ -3,15 +3,15 @@
 
 use crate::data;
 use crate::fixtures::{self, VOCAB, text, texts};
-use bitnetd::engine::gguf::{Datum, Draft, Gguf, Map};
-use bitnetd::engine::{Engine, ModelFile, Options};
+use bitnetd::engine::gguf::{FileMap, Gguf, GgufDraft, NewValue};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile};
 use std::io::Write;
 
 /// A reference file with other metadata.
-fn changed(file: &str, change: impl FnOnce(&mut Draft)) -> Engine {
+fn changed(file: &str, change: impl FnOnce(&mut GgufDraft)) -> Engine {
     let bytes = std::fs::read(data(&format!("reference/{file}.i2_s.gguf"))).expect("data");
-    let file = Gguf::parse(Map::from(bytes)).expect("sound");
-    let mut draft = Draft::default();
+    let file = Gguf::parse(FileMap::from(bytes)).expect("sound");
+    let mut draft = GgufDraft::default();
     file.metadata().iter().for_each(|(key, _)| draft.copy(&file, key));
     change(&mut draft);
     file.tensors().iter().for_each(|t| draft.tensor(&t.name, t.kind, &t.dims).expect("as it was"));
@@ -24,8 +24,8 @@ fn changed(file: &str, change: impl FnOnce(&mut Draft)) -> Engine {
 }
 
 fn load(bytes: Vec<u8>) -> Engine {
-    let file = ModelFile::parse(Map::from(bytes), "m.gguf", None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    let file = ModelFile::parse(FileMap::from(bytes), "m.gguf", None).expect("sound");
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine) -> Vec<u32> {
@@ -41,7 +41,7 @@ fn linear_scaling_by_1_changes_nothing_and_by_2_stretches_the_positions() {
     let scaled = |factor: f32| {
         logits(&changed("bitnet-tiny", |draft| {
             draft.set("bitnet.rope.scaling.type", "linear");
-            draft.set("bitnet.rope.scaling.factor", Datum::F32(factor));
+            draft.set("bitnet.rope.scaling.factor", NewValue::F32(factor));
         }))
     };
     assert!(scaled(1.0) == plain);
@@ -81,9 +81,10 @@ fn bitnet_with_the_whole_vocabulary_of_llama_3_is_the_2b_model() {
 fn error(change: impl FnOnce(&mut fixtures::File)) -> String {
     let mut file = fixtures::small();
     change(&mut file);
-    let parsed = ModelFile::parse(Map::from(file.bytes()), "m.gguf", None);
-    let said = parsed.and_then(|file| file.load(&Options { threads: 1, ..Options::default() }).map(drop));
-    said.expect_err("what changes the result").to_string()
+    let parsed = ModelFile::parse(FileMap::from(file.bytes()), "m.gguf", None);
+    let message = parsed
+        .and_then(|file| file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).map(drop));
+    message.expect_err("what changes the result").to_string()
 }
 
 #[test]
@@ -99,8 +100,8 @@ fn keys_that_change_a_result_are_refused_by_name_and_others_are_not() {
         ("tokenizer.ggml.precompiled_charsmap", fixtures::array(0, 3, &[1, 2, 3])),
         ("tokenizer.ggml.unheard_of", fixtures::number(1)),
     ] {
-        let said = error(|file| file.set(key, value));
-        assert!(said.starts_with(&format!("m.gguf: metadata key {key}: ")), "{key}: {said}");
+        let message = error(|file| file.set(key, value));
+        assert!(message.starts_with(&format!("m.gguf: metadata key {key}: ")), "{key}: {message}");
     }
     let mut file = fixtures::small();
     for (key, value) in [
@@ -121,11 +122,11 @@ fn keys_that_change_a_result_are_refused_by_name_and_others_are_not() {
 
 #[test]
 fn a_part_of_a_split_file_is_called_so() {
-    let said = error(|file| {
+    let message = error(|file| {
         file.set("split.no", fixtures::number(1));
         file.set("split.count", fixtures::number(3));
     });
-    assert!(said.contains("split.count") && said.contains("part 2 of 3"), "{said}");
+    assert!(message.contains("split.count") && message.contains("part 2 of 3"), "{message}");
 }
 
 #[test]
@@ -136,6 +137,6 @@ fn every_end_token_of_a_list_ends_an_answer() {
     let engine = load(file.bytes());
     let ends: Vec<u32> = (0..10).filter(|id| engine.tokenizer().is_end(*id)).collect();
     assert_eq!(ends, [3, 5, 7]);
-    let said = error(|file| file.set("tokenizer.ggml.eos_token_ids", fixtures::integers(&[1 << 20])));
-    assert!(said.contains("eos_token_ids") && said.contains("outside"), "{said}");
+    let message = error(|file| file.set("tokenizer.ggml.eos_token_ids", fixtures::integers(&[1 << 20])));
+    assert!(message.contains("eos_token_ids") && message.contains("outside"), "{message}");
 }

@@ -2,13 +2,13 @@
 //! says how they were made.
 
 use crate::data;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::TensorType;
 use bitnetd::engine::sampler::argmax;
-use bitnetd::engine::session::{Options as Generate, Session};
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::session::{GenerateOptions as Generate, Session};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
@@ -27,7 +27,7 @@ struct Case {
 
 fn open(file: &str, kernel: &str, threads: usize) -> Engine {
     let layout = file.contains("i2_s-64").then_some(Layout::Blocks64);
-    let options = Options { threads, kernel: Some(kernel.into()), ..Options::default() };
+    let options = EngineOptions { threads, kernel: Some(kernel.into()), ..EngineOptions::default() };
     let file = ModelFile::open(&Source::File(data(&format!("reference/{file}"))), layout).expect("sound");
     file.load(&options).expect("sound")
 }
@@ -68,7 +68,7 @@ fn check_logits(session: &mut Session<'_>, case: &Case, file: &str) -> f32 {
 }
 
 fn check_greedy(session: &mut Session<'_>, case: &Case, file: &str) {
-    let options = Generate { max_tokens: Some(16), ignore_end: true, ..Generate::default() };
+    let options = Generate { max_tokens: Some(16), ignore_eos: true, ..Generate::default() };
     let answer = session.generate(&case.tokens, &options, |_| ControlFlow::Continue(())).expect("sound");
     let parted = answer.tokens.iter().zip(&case.greedy_16).position(|(a, b)| a != b);
     let Some(step) = parted else { return assert_eq!(answer.tokens.len(), 16) };
@@ -130,17 +130,17 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn files_with_half_precision_scales_give_the_bits_of_i2_s_with_the_same_scales() {
     for (family, kinds) in [("b158-tiny", &["tq1_0", "tq2_0", "f16"][..]), ("llama-tiny", &["tq2_0"])] {
-        let want = bits(&load(Map::from(with_half_precision_scales(&format!("{family}.i2_s.gguf")))));
+        let want = bits(&load(FileMap::from(with_half_precision_scales(&format!("{family}.i2_s.gguf")))));
         for kind in kinds {
             let bytes = std::fs::read(data(&format!("reference/{family}.{kind}.gguf"))).expect("data");
-            assert_eq!(bits(&load(Map::from(bytes))), want, "{family} {kind}");
+            assert_eq!(bits(&load(FileMap::from(bytes))), want, "{family} {kind}");
         }
     }
 }
 
-fn load(map: Map) -> Engine {
+fn load(map: FileMap) -> Engine {
     let file = ModelFile::parse(map, "test", None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 fn bits(engine: &Engine) -> Vec<u32> {
@@ -154,7 +154,7 @@ fn bits(engine: &Engine) -> Vec<u32> {
 /// An I2_S file with every scale rounded as TQ and F16 files have it.
 fn with_half_precision_scales(file: &str) -> Vec<u8> {
     let mut bytes = std::fs::read(data(&format!("reference/{file}"))).expect("data");
-    let parsed = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+    let parsed = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
     for tensor in parsed.tensors().iter().filter(|tensor| tensor.kind == TensorType::I2S) {
         let at = tensor.bytes.end - 32;
         let scale = f32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));

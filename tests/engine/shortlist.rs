@@ -1,12 +1,12 @@
 //! A screened head chooses as the whole one does, and says when it cannot be trusted.
 
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model, Screening, State};
-use bitnetd::engine::sampler::{Sampler, Sampling};
-use bitnetd::engine::synthetic::Known;
-use bitnetd::engine::thread_pool::Pool;
-use bitnetd::engine::{ModelFile, Options, Source};
+use bitnetd::engine::model::{HeadFormat, KvCacheFormat, Layout, Model, ShortlistStats, State};
+use bitnetd::engine::sampler::{Sampler, SamplingParams};
+use bitnetd::engine::synthetic::SyntheticShape;
+use bitnetd::engine::thread_pool::ThreadPool;
+use bitnetd::engine::{EngineOptions, ModelFile, Source};
 use half::f16;
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ const PROMPT: [u32; 5] = [17, 1_000, 1_499, 4, 300];
 
 /// A model of the 2B shape, narrow in layers and words.
 fn model(kernels: Kernels, threads: usize) -> Model {
-    let image = Known::named("b158-2b4t").expect("known").cut(1, VOCAB).image().expect("small");
+    let image =
+        SyntheticShape::named("b158-2b4t").expect("known").truncated(1, VOCAB).build().expect("small");
     load(image, kernels, threads)
 }
 
@@ -24,7 +25,8 @@ fn model(kernels: Kernels, threads: usize) -> Model {
 /// large in it: what four bits cut off there counts thirty times.
 fn lopsided() -> Model {
     const CHANNEL: usize = 77;
-    let image = Known::named("b158-2b4t").expect("known").cut(1, VOCAB).image().expect("small");
+    let image =
+        SyntheticShape::named("b158-2b4t").expect("known").truncated(1, VOCAB).build().expect("small");
     let mut bytes = image.to_vec();
     let file = Gguf::parse(image).expect("sound");
     let start = |name: &str| file.tensor(name).expect("there").bytes.start;
@@ -36,16 +38,16 @@ fn lopsided() -> Model {
         let sign = if row % 50 == 0 { 1.0 } else { -1.0 };
         bytes[at..at + 2].copy_from_slice(&f16::from_f32(sign * 0.4).to_le_bytes());
     }
-    load(Map::from(bytes), Kernels::detect(), 2)
+    load(FileMap::from(bytes), Kernels::detect(), 2)
 }
 
-fn load(image: Map, kernels: Kernels, threads: usize) -> Model {
+fn load(image: FileMap, kernels: Kernels, threads: usize) -> Model {
     let file = Gguf::parse(image).expect("sound");
-    let pool = Pool::new(threads, &[]).expect("threads");
+    let pool = ThreadPool::new(threads, &[]).expect("threads");
     Model::load(&file, Layout::Blocks128, kernels, pool).expect("sound")
 }
 
-fn image(model: &Model, form: HeadForm) -> Vec<u8> {
+fn image(model: &Model, form: HeadFormat) -> Vec<u8> {
     let mut image = Vec::new();
     model.write_head(form, &mut image).expect("into memory");
     assert_eq!(image.len(), form.image_bytes(model.shape()));
@@ -53,19 +55,19 @@ fn image(model: &Model, form: HeadForm) -> Vec<u8> {
 }
 
 fn screened(mut model: Model) -> Model {
-    let image = Arc::new(Map::from(image(&model, HeadForm::Screened)));
-    model.use_head(HeadForm::Screened, &image, 0);
+    let image = Arc::new(FileMap::from(image(&model, HeadFormat::Shortlist)));
+    model.attach_head(HeadFormat::Shortlist, &image, 0);
     model
 }
 
 fn state(model: &Model) -> State {
-    let mut state = model.state(600, 8, CacheForm::F32);
+    let mut state = model.state(600, 8, KvCacheFormat::F32);
     model.forward(&PROMPT, &mut state);
     state
 }
 
-fn counts(state: &State) -> Screening {
-    state.screening().expect("the head is screened")
+fn counts(state: &State) -> ShortlistStats {
+    state.shortlist_stats().expect("the head is screened")
 }
 
 fn best(logits: &[f32]) -> u32 {
@@ -78,7 +80,7 @@ fn greedy(model: &Model, state: &mut State, tokens: usize) -> Vec<u32> {
     let mut row = PROMPT.len() - 1;
     let mut chosen = Vec::new();
     for _ in 0..tokens {
-        let id = best(model.near_logits(row, state, 0.0, None));
+        let id = best(model.sampling_logits(row, state, 0.0, None));
         chosen.push(id);
         model.forward(&[id], state);
         row = 0;
@@ -92,15 +94,15 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
     for (kernels, threads) in Kernels::all().into_iter().flat_map(|table| [(table, 1), (table, 3)]) {
         let whole = model(kernels, threads);
         let wanted = greedy(&whole, &mut state(&whole), 6);
-        assert_eq!(state(&whole).screening(), None);
+        assert_eq!(state(&whole).shortlist_stats(), None);
         let screened = screened(whole);
         let mut state = state(&screened);
         assert_eq!(greedy(&screened, &mut state, 6), wanted, "{}, {threads} threads", kernels.name());
-        let said = counts(&state);
-        assert_eq!((said.tokens, said.scans), (6, 0), "{}", kernels.name());
-        assert!(said.rows >= 6 && said.rows < 6 * 200, "{said:?}");
-        assert!(said.fine >= said.rows && said.fine < 6 * 800, "{said:?}");
-        answers.push((kernels.name(), image(&screened, HeadForm::Screened)));
+        let message = counts(&state);
+        assert_eq!((message.tokens, message.scans), (6, 0), "{}", kernels.name());
+        assert!(message.rows >= 6 && message.rows < 6 * 200, "{message:?}");
+        assert!(message.fine >= message.rows && message.fine < 6 * 800, "{message:?}");
+        answers.push((kernels.name(), image(&screened, HeadFormat::Shortlist)));
     }
     let all_alike = answers.windows(2).all(|two| two[0].1 == two[1].1);
     assert!(all_alike, "an image does not depend on kernels or threads");
@@ -109,8 +111,8 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
 #[test]
 fn a_head_of_several_parts_of_codes_is_screened_too() {
     let open = || {
-        let known = Known::named("b158-2b4t").expect("known").cut(1, 8_500);
-        load(known.image().expect("small"), Kernels::detect(), 3)
+        let known = SyntheticShape::named("b158-2b4t").expect("known").truncated(1, 8_500);
+        load(known.build().expect("small"), Kernels::detect(), 3)
     };
     let wanted = greedy(&open(), &mut state(&open()), 6);
     let screened = screened(open());
@@ -118,8 +120,8 @@ fn a_head_of_several_parts_of_codes_is_screened_too() {
     assert_eq!(greedy(&screened, &mut state, 6), wanted);
     assert_eq!((counts(&state).tokens, counts(&state).scans), (6, 0));
     // The last part is not whole.
-    let image = image(&screened, HeadForm::Screened);
-    assert!(screened.is_image_of_head(HeadForm::Screened, &image));
+    let image = image(&screened, HeadFormat::Shortlist);
+    assert!(screened.is_image_of_head(HeadFormat::Shortlist, &image));
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn logits_within_reach_are_the_exact_ones_to_the_bit() {
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
     let top = exact[best(&exact) as usize];
     for reach in [0.0, 0.05, 0.3] {
-        let near = model.near_logits(PROMPT.len() - 1, &mut state, reach, None).to_vec();
+        let near = model.sampling_logits(PROMPT.len() - 1, &mut state, reach, None).to_vec();
         let mut within = 0;
         for (row, (exact, near)) in exact.iter().zip(&near).enumerate() {
             if *exact >= top - reach {
@@ -148,7 +150,7 @@ fn when_any_logit_may_matter_the_whole_head_is_read() {
     let model = screened(model(Kernels::detect(), 2));
     let mut state = state(&model);
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
-    let near = model.near_logits(PROMPT.len() - 1, &mut state, 1e9, None).to_vec();
+    let near = model.sampling_logits(PROMPT.len() - 1, &mut state, 1e9, None).to_vec();
     assert!(exact == near);
     assert_eq!(counts(&state).scans, 1);
 }
@@ -160,22 +162,22 @@ fn a_channel_that_outweighs_all_others_hides_no_token() {
     let screened = screened(whole);
     let mut state = state(&screened);
     assert_eq!(greedy(&screened, &mut state, 40), wanted);
-    let said = counts(&state);
-    assert!(said.tokens > 36, "{said:?}");
+    let message = counts(&state);
+    assert!(message.tokens > 36, "{message:?}");
 }
 
 #[test]
 fn outlines_that_are_no_numbers_are_not_taken_and_cost_no_answer() {
     let model = model(Kernels::detect(), 2);
     let wanted = greedy(&model, &mut state(&model), 6);
-    let sound = image(&model, HeadForm::Screened);
+    let sound = image(&model, HeadFormat::Shortlist);
     let outlines = VOCAB * model.shape().dim / 2;
     for number in [f32::NAN, 0.0] {
         let mut codes = sound.clone();
         codes[outlines..outlines + VOCAB * 32].copy_from_slice(&number.to_le_bytes().repeat(8 * VOCAB));
-        assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "{number}");
+        assert!(!model.is_image_of_head(HeadFormat::Shortlist, &codes), "{number}");
         let mut model = self::model(Kernels::detect(), 2);
-        model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+        model.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
         let mut state = state(&model);
         assert_eq!(greedy(&model, &mut state, 6), wanted, "{number}");
         assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 6), "{number}");
@@ -184,15 +186,15 @@ fn outlines_that_are_no_numbers_are_not_taken_and_cost_no_answer() {
 
 #[test]
 fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
-    let sampling = Sampling { repetition_penalty: 1.3, ..Sampling::default() };
+    let sampling = SamplingParams { repetition_penalty: 1.3, ..SamplingParams::default() };
     let choose = |model: &Model, state: &mut State| {
         let mut sampler = Sampler::new(sampling.clone(), VOCAB);
-        PROMPT.iter().for_each(|id| sampler.see(*id));
+        PROMPT.iter().for_each(|id| sampler.record(*id));
         let (mut row, mut chosen) = (PROMPT.len() - 1, Vec::new());
         for _ in 0..12 {
-            let logits = model.near_logits(row, state, 0.0, sampler.lowered());
+            let logits = model.sampling_logits(row, state, 0.0, sampler.penalised());
             let id = sampler.sample(logits);
-            sampler.see(id);
+            sampler.record(id);
             chosen.push(id);
             model.forward(&[id], state);
             row = 0;
@@ -211,12 +213,12 @@ fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
 fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
     let mut wrong = model(Kernels::detect(), 2);
     let wanted = greedy(&wrong, &mut state(&wrong), 8);
-    let mut codes = image(&wrong, HeadForm::Screened);
+    let mut codes = image(&wrong, HeadFormat::Shortlist);
     // Every row is told to be its neighbour's.
     let width = wrong.shape().dim / 4;
     codes.chunks_mut(VOCAB * width).take(2).for_each(|codes| codes.rotate_left(width));
-    assert!(!wrong.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
-    wrong.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    assert!(!wrong.is_image_of_head(HeadFormat::Shortlist, &codes), "it would not have been taken");
+    wrong.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
     let mut state = state(&wrong);
     assert_eq!(greedy(&wrong, &mut state, 8), wanted);
     assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 8));
@@ -225,15 +227,15 @@ fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
 #[test]
 fn outlines_that_claim_too_small_an_error_are_noticed() {
     let mut model = model(Kernels::detect(), 2);
-    let mut codes = image(&model, HeadForm::Screened);
+    let mut codes = image(&model, HeadFormat::Shortlist);
     let outlines = VOCAB * model.shape().dim / 2;
     for outline in codes[outlines..outlines + VOCAB * 32].as_chunks_mut::<16>().0 {
         outline[4..].copy_from_slice(&1e-30f32.to_le_bytes().repeat(3));
     }
-    assert!(!model.is_image_of_head(HeadForm::Screened, &codes), "it would not have been taken");
-    model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    assert!(!model.is_image_of_head(HeadFormat::Shortlist, &codes), "it would not have been taken");
+    model.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
     let mut state = state(&model);
-    model.near_logits(PROMPT.len() - 1, &mut state, 0.0, None);
+    model.sampling_logits(PROMPT.len() - 1, &mut state, 0.0, None);
     assert_eq!((counts(&state).tokens, counts(&state).scans), (0, 1));
 }
 
@@ -242,7 +244,7 @@ fn a_sound_screen_passes_its_checks() {
     let model = screened(model(Kernels::detect(), 2));
     let mut state = state(&model);
     for _ in 0..1030 {
-        model.near_logits(PROMPT.len() - 1, &mut state, 0.0, None);
+        model.sampling_logits(PROMPT.len() - 1, &mut state, 0.0, None);
     }
     assert_eq!((counts(&state).checks, counts(&state).misses), (2, 0));
 }
@@ -252,14 +254,14 @@ fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
     let mut model = model(Kernels::detect(), 2);
     let row = PROMPT.len() - 1;
     let wanted = best(model.logits(row, &mut state(&model))) as usize;
-    let mut codes = image(&model, HeadForm::Screened);
+    let mut codes = image(&model, HeadFormat::Shortlist);
     let width = model.shape().dim / 4;
     for codes in codes.chunks_mut(VOCAB * width).take(2) {
         codes[wanted * width..(wanted + 1) * width].fill(0b01_10_01_10); // small numbers of both signs
     }
-    model.use_head(HeadForm::Screened, &Arc::new(Map::from(codes)), 0);
+    model.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
     let mut state = state(&model);
-    let mut chosen = (0..514).map(|_| best(model.near_logits(row, &mut state, 0.0, None)) as usize);
+    let mut chosen = (0..514).map(|_| best(model.sampling_logits(row, &mut state, 0.0, None)) as usize);
     let before = chosen.by_ref().take(511).filter(|id| *id == wanted).count();
     assert_eq!(before, 0, "nothing shows it before the check");
     assert!(chosen.all(|id| id == wanted), "from it on the whole head is read");
@@ -272,11 +274,11 @@ fn a_head_in_fewer_bits_is_near_the_files_own() {
     let exact = whole.logits(PROMPT.len() - 1, &mut state(&whole)).to_vec();
     let rms = |x: &mut dyn Iterator<Item = f32>| (x.map(|x| x * x).sum::<f32>() / VOCAB as f32).sqrt();
     let size = rms(&mut exact.iter().copied());
-    for (form, share) in [(HeadForm::Q8, 0.01), (HeadForm::Q6K, 0.03)] {
+    for (form, share) in [(HeadFormat::Q8, 0.01), (HeadFormat::Q6K, 0.03)] {
         let mut model = model(Kernels::detect(), 2);
-        let (bytes, image) = (model.bytes_per_token(), Arc::new(Map::from(image(&model, form))));
+        let (bytes, image) = (model.bytes_per_token(), Arc::new(FileMap::from(image(&model, form))));
         assert!(model.is_image_of_head(form, &image));
-        model.use_head(form, &image, 0);
+        model.attach_head(form, &image, 0);
         assert!(model.bytes_per_token() < bytes - VOCAB * model.shape().dim * 7 / 8);
         let logits = model.logits(PROMPT.len() - 1, &mut state(&model)).to_vec();
         let off = rms(&mut logits.iter().zip(&exact).map(|(a, b)| a - b));
@@ -287,14 +289,14 @@ fn a_head_in_fewer_bits_is_near_the_files_own() {
 #[test]
 fn a_large_head_is_screened_and_a_small_one_is_not() {
     let open = |vocab| {
-        let known = Known::named("b158-2b4t").expect("known").cut(1, vocab);
+        let known = SyntheticShape::named("b158-2b4t").expect("known").truncated(1, vocab);
         ModelFile::open(&Source::Random(known), None).expect("sound")
     };
-    assert_eq!(open(2_000).head(), HeadForm::File);
-    assert_eq!(open(8_000).head(), HeadForm::Screened);
-    let whole = open(8_000).with_head(Some(HeadForm::File)).expect("any has that");
-    assert_eq!(whole.head(), HeadForm::File);
-    let engine = open(8_000).load(&Options { threads: 1, ..Options::default() }).expect("sound");
-    let ternary = whole.load(&Options { threads: 1, ..Options::default() }).expect("sound");
+    assert_eq!(open(2_000).head(), HeadFormat::File);
+    assert_eq!(open(8_000).head(), HeadFormat::Shortlist);
+    let whole = open(8_000).with_head(Some(HeadFormat::File)).expect("any has that");
+    assert_eq!(whole.head(), HeadFormat::File);
+    let engine = open(8_000).load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound");
+    let ternary = whole.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound");
     assert!(engine.model().bytes_per_token() < ternary.model().bytes_per_token());
 }

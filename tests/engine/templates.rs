@@ -6,7 +6,7 @@ mod limits;
 
 use crate::fixtures;
 use bitnetd::engine::error::LoadError;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
 
 /// What a note says of a template that is not used.
@@ -26,7 +26,7 @@ fn read(template: &str) -> Result<Tokenizer, String> {
 }
 
 fn tokenizer(file: &fixtures::File) -> Result<Tokenizer, LoadError> {
-    Tokenizer::read(&Gguf::parse(Map::from(file.bytes())).expect("sound"))
+    Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"))
 }
 
 fn turn(role: Role, text: &str) -> Turn<'_> {

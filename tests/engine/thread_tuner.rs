@@ -1,14 +1,14 @@
 //! Trying out numbers of threads on real passes.
 
 use crate::allocations;
-use bitnetd::engine::session::{Options as Generate, Step};
-use bitnetd::engine::thread_tuner::Threads;
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::session::{GenerateOptions as Generate, Step};
+use bitnetd::engine::thread_tuner::ThreadCounts;
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use std::ops::ControlFlow;
 
 fn engine(threads: usize) -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("the built-in model");
-    file.load(&Options { threads, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads, ..EngineOptions::default() }).expect("sound")
 }
 
 /// Of 150 tokens: two full batches of a prompt, and a rest.
@@ -23,19 +23,19 @@ fn bits(engine: &Engine) -> Vec<u32> {
 #[test]
 fn no_bit_depends_on_numbers_that_are_tried_out_or_pinned() {
     let want = bits(&engine(1));
-    let tuned = engine(3).tuned(Threads::default());
+    let tuned = engine(3).tuned(ThreadCounts::default());
     while tuned.model().threads().prefill.is_none() {
         assert!(bits(&tuned) == want, "while it is tried out");
     }
     assert!(bits(&tuned) == want, "found: {:?}", tuned.model().threads());
-    let pinned = engine(3).tuned(Threads { decode: Some(1), prefill: Some(2) });
+    let pinned = engine(3).tuned(ThreadCounts { decode: Some(1), prefill: Some(2) });
     assert!(bits(&pinned) == want, "pinned");
 }
 
 #[test]
 fn numbers_are_found_without_an_allocation_in_the_decode_loop() {
-    let engine = engine(3).tuned(Threads::default());
-    let options = Generate { max_tokens: Some(60), ignore_end: true, ..Generate::default() };
+    let engine = engine(3).tuned(ThreadCounts::default());
+    let options = Generate { max_tokens: Some(60), ignore_eos: true, ..Generate::default() };
     let mut session = engine.session(128);
     let mut largest = usize::MAX;
     let step = |step: Step<'_>| {
@@ -54,13 +54,13 @@ fn numbers_are_found_without_an_allocation_in_the_decode_loop() {
 
 #[test]
 fn without_the_wish_to_find_out_all_threads_are_used() {
-    assert_eq!(engine(2).model().threads(), Threads { decode: Some(2), prefill: Some(2) });
+    assert_eq!(engine(2).model().threads(), ThreadCounts { decode: Some(2), prefill: Some(2) });
 }
 
 #[test]
 fn the_same_tokens_come_under_any_limit_and_no_pass_uses_more_threads() {
-    let engine = engine(3).tuned(Threads::default());
-    let options = Generate { max_tokens: Some(40), ignore_end: true, ..Generate::default() };
+    let engine = engine(3).tuned(ThreadCounts::default());
+    let options = Generate { max_tokens: Some(40), ignore_eos: true, ..Generate::default() };
     let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 2000).collect();
     let mut session = engine.session(256);
     let mut tokens = |limit: usize| {
@@ -83,7 +83,7 @@ fn the_same_tokens_come_under_any_limit_and_no_pass_uses_more_threads() {
 
 #[test]
 fn a_limit_keeps_to_numbers_that_are_pinned_and_lifting_it_gives_them_back() {
-    let engine = engine(3).tuned(Threads { decode: Some(3), prefill: Some(2) });
+    let engine = engine(3).tuned(ThreadCounts { decode: Some(3), prefill: Some(2) });
     let active = |limit| {
         engine.model().limit_threads(limit);
         bits(&engine);
@@ -91,5 +91,5 @@ fn a_limit_keeps_to_numbers_that_are_pinned_and_lifting_it_gives_them_back() {
     };
     // After a pass the number is that for what comes after the layers: decoding's.
     assert_eq!([active(1), active(2), active(3), active(99)], [1, 2, 3, 3]);
-    assert_eq!(engine.model().threads(), Threads { decode: Some(3), prefill: Some(2) });
+    assert_eq!(engine.model().threads(), ThreadCounts { decode: Some(3), prefill: Some(2) });
 }

@@ -1,8 +1,8 @@
 //! The first release of BitNet-b1.58-2B-4T: named `bitnet-25`, with a copy of the embedding as head.
 
 use crate::fixtures::{self, File, VOCAB, Weights, number, text};
-use bitnetd::engine::gguf::Map;
-use bitnetd::engine::{Engine, ModelFile, Options};
+use bitnetd::engine::gguf::FileMap;
+use bitnetd::engine::{Engine, EngineOptions, ModelFile};
 
 const DIM: usize = 128;
 
@@ -25,11 +25,11 @@ fn add_head(file: &mut File, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 fn open(file: &File) -> ModelFile {
-    ModelFile::parse(Map::from(file.bytes()), "m.gguf", None).expect("sound")
+    ModelFile::parse(FileMap::from(file.bytes()), "m.gguf", None).expect("sound")
 }
 
 fn load(file: &File) -> Engine {
-    open(file).load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    open(file).load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 fn logits(engine: &Engine) -> Vec<u32> {
@@ -48,8 +48,8 @@ fn a_head_that_is_a_copy_of_the_embedding_is_not_read() {
     let (engine, same) = (load(&with), load(&without));
     assert_eq!(logits(&engine), logits(&same));
     assert_eq!(engine.model().bytes_per_token(), same.model().bytes_per_token());
-    let said = |engine: &Engine| engine.notes().iter().any(|note| note.contains("copy of the embedding"));
-    assert!(said(&engine) && !said(&same), "{:?}", engine.notes());
+    let message = |engine: &Engine| engine.notes().iter().any(|note| note.contains("copy of the embedding"));
+    assert!(message(&engine) && !message(&same), "{:?}", engine.notes());
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The tokenizer against Hugging Face's on the same vocabulary.
 
 use crate::{data, fixtures};
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::Tokenizer;
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -15,7 +15,7 @@ struct Case {
 
 fn engine() -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_long_line_of_anything_is_no_trap_for_any_vocabulary() {
     ];
     for name in ["llama-bpe", "default", "pieces"] {
         let bytes = std::fs::read(data(&format!("tokenizers/{name}.gguf"))).expect("a vocabulary");
-        let tokenizer = Tokenizer::read(&Gguf::parse(Map::from(bytes)).expect("sound")).expect("sound");
+        let tokenizer = Tokenizer::read(&Gguf::parse(FileMap::from(bytes)).expect("sound")).expect("sound");
         for (at, unit) in units.into_iter().enumerate() {
             let text = unit.repeat(if at < 4 { LONG } else { SHORT } / unit.len());
             let ids = tokenizer.encode(&text);
@@ -123,7 +123,7 @@ fn a_user_cannot_write_a_special_token() {
 }
 
 fn tokenizer(file: &fixtures::File) -> Tokenizer {
-    Tokenizer::read(&Gguf::parse(Map::from(file.bytes())).expect("sound")).expect("sound")
+    Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound")).expect("sound")
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Ten thousand texts and more through every kind of vocabulary, against Hugging Face's tokenizers.
 
 use crate::data;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn texts(folder: &Path) -> Vec<String> {
 
 fn tokenizer(folder: &Path, name: &str) -> Tokenizer {
     let bytes = std::fs::read(folder.join(format!("{name}.gguf"))).expect("a vocabulary");
-    Tokenizer::read(&Gguf::parse(Map::from(bytes)).expect("sound")).expect("sound")
+    Tokenizer::read(&Gguf::parse(FileMap::from(bytes)).expect("sound")).expect("sound")
 }
 
 /// Compares every text, as plain text and with special tokens in it; gives how many there were.

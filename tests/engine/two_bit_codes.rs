@@ -3,9 +3,9 @@
 
 use crate::kernels::Random;
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{BLOCK, SCREEN_Q, code, packed_row};
+use bitnetd::engine::quant::{BLOCK, TWO_BIT_MAX_Q, code, packed_row};
 
-const MOST: i8 = SCREEN_Q as i8;
+const MOST: i8 = TWO_BIT_MAX_Q as i8;
 
 /// The sum of products, written as the definition says.
 fn by_definition(row: &[u8], q: &[i8]) -> i32 {
@@ -16,7 +16,7 @@ fn check(kernels: &Kernels, rows: &[u8], q: &[i8]) {
     let sum = q.iter().map(|q| i32::from(*q)).sum();
     let width = packed_row(q.len());
     let mut out = vec![i32::MIN; rows.len() / width];
-    kernels.ternary(rows, q, &[sum], &mut out);
+    kernels.ternary_gemm(rows, q, &[sum], &mut out);
     for (row, (bytes, dot)) in rows.chunks(width).zip(out).enumerate() {
         assert_eq!(dot, by_definition(bytes, q), "{} cols {} row {row}", kernels.name(), q.len());
     }

@@ -1,7 +1,7 @@
 //! The files of a checkpoint folder, on disk or in memory.
 
-use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::{Map, foreign_format};
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::gguf::{FileMap, identify};
 use crate::external_text::{duplicate_key, without_bom};
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
@@ -14,73 +14,76 @@ const MAX_JSON: usize = 128 << 20;
 
 /// A checkpoint folder.
 #[derive(Debug)]
-pub struct Folder {
-    kept: Kept,
+pub struct CheckpointFolder {
+    storage: Storage,
     /// Names of the files that were asked for, also of those that are not there.
-    asked: RefCell<BTreeSet<String>>,
+    requested: RefCell<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
-enum Kept {
+enum Storage {
     Disk(PathBuf),
     Memory(BTreeMap<String, Vec<u8>>),
 }
 
-impl Folder {
+impl CheckpointFolder {
     /// A folder on disk.
     pub fn open(path: &Path) -> Self {
-        Folder { kept: Kept::Disk(path.to_owned()), asked: RefCell::default() }
+        CheckpointFolder { storage: Storage::Disk(path.to_owned()), requested: RefCell::default() }
     }
 
     /// Files by name, kept in memory.
     pub fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        Folder { kept: Kept::Memory(files.into_iter().collect()), asked: RefCell::default() }
+        CheckpointFolder {
+            storage: Storage::Memory(files.into_iter().collect()),
+            requested: RefCell::default(),
+        }
     }
 
     /// Where the files lie that a plan has asked for, there or not, for a folder on disk: what it is
     /// made of, and nothing else.
-    pub fn asked(&self) -> Vec<PathBuf> {
-        match &self.kept {
-            Kept::Disk(folder) => self.asked.borrow().iter().map(|name| folder.join(name)).collect(),
-            Kept::Memory(_) => Vec::new(),
+    pub fn requested(&self) -> Vec<PathBuf> {
+        match &self.storage {
+            Storage::Disk(folder) => self.requested.borrow().iter().map(|name| folder.join(name)).collect(),
+            Storage::Memory(_) => Vec::new(),
         }
     }
 
     /// Its own name, for a folder on disk.
     pub fn name(&self) -> Option<String> {
-        match &self.kept {
-            Kept::Disk(folder) => {
+        match &self.storage {
+            Storage::Disk(folder) => {
                 // What `.` stands for; a folder that cannot be told has no name.
                 let folder = folder.canonicalize().ok()?;
                 Some(folder.file_name()?.to_string_lossy().into_owned())
             }
-            Kept::Memory(_) => None,
+            Storage::Memory(_) => None,
         }
     }
 
     /// A file by name; `None` where there is none. `name` is one of ours or has been checked to lead
     /// nowhere else.
-    pub fn read(&self, name: &str) -> Result<Option<Map>, LoadError> {
-        self.asked.borrow_mut().insert(name.to_owned());
-        let read = match &self.kept {
-            Kept::Memory(files) => files.get(name).cloned().map(Map::from),
-            Kept::Disk(folder) => match Map::open(&folder.join(name)) {
+    pub fn read(&self, name: &str) -> Result<Option<FileMap>, LoadError> {
+        self.requested.borrow_mut().insert(name.to_owned());
+        let read = match &self.storage {
+            Storage::Memory(files) => files.get(name).cloned().map(FileMap::from),
+            Storage::Disk(folder) => match FileMap::open(&folder.join(name)) {
                 Ok(map) => Some(map),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(LoadError::new(shown(name), format!("cannot be read: {error}"))),
+                Err(error) => return Err(LoadError::new(escaped(name), format!("cannot be read: {error}"))),
             },
         };
-        match read.as_ref().and_then(|bytes| foreign_format(bytes)) {
-            Some(what) => Err(LoadError::new(shown(name), format!("is {what}"))),
+        match read.as_ref().and_then(|bytes| identify(bytes)) {
+            Some(what) => Err(LoadError::new(escaped(name), format!("is {what}"))),
             None => Ok(read),
         }
     }
 
     /// Names of its files, in order.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = match &self.kept {
-            Kept::Memory(files) => files.keys().cloned().collect(),
-            Kept::Disk(folder) => {
+        let mut names: Vec<String> = match &self.storage {
+            Storage::Memory(files) => files.keys().cloned().collect(),
+            Storage::Disk(folder) => {
                 let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
                 entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
             }
@@ -90,8 +93,8 @@ impl Folder {
     }
 
     /// A file that must be there.
-    pub fn need(&self, name: &str, way_out: &str) -> Result<Map, LoadError> {
-        self.read(name)?.ok_or_else(|| LoadError::new(shown(name), format!("missing; {way_out}")))
+    pub fn read_required(&self, name: &str, way_out: &str) -> Result<FileMap, LoadError> {
+        self.read(name)?.ok_or_else(|| LoadError::new(escaped(name), format!("missing; {way_out}")))
     }
 
     /// A JSON file in the shape asked for; `None` where there is no such file.
@@ -102,22 +105,25 @@ impl Folder {
 
 fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
     if bytes.len() > MAX_JSON {
-        let said = format!("{} bytes, where {MAX_JSON} are allowed", bytes.len());
-        return Err(LoadError::new(name, said));
+        let message = format!("{} bytes, where {MAX_JSON} are allowed", bytes.len());
+        return Err(LoadError::new(name, message));
     }
     let bytes = without_bom(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err(LoadError::new(name, "empty: half-downloaded; download it again"));
     }
     if let Some(place) = duplicate_key(bytes) {
-        return Err(LoadError::new(format!("{name}: {}", shown(&place)), "given twice; the file is damaged"));
+        return Err(LoadError::new(
+            format!("{name}: {}", escaped(&place)),
+            "given twice; the file is damaged",
+        ));
     }
     // The path to the value says what no line number does in a file of one line.
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let place = format!("{name}: {}", shown(&error.path().to_string()));
+        let place = format!("{name}: {}", escaped(&error.path().to_string()));
         let ended =
             if error.inner().is_eof() { ": half-downloaded or damaged; download it again" } else { "" };
-        LoadError::new(place, format!("{}{ended}", shown(&error.inner().to_string())))
+        LoadError::new(place, format!("{}{ended}", escaped(&error.inner().to_string())))
     })
 }

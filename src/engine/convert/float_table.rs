@@ -1,33 +1,33 @@
 //! Embeddings, heads and norms: plain numbers, row by row.
 
-use super::{Failure, Head};
+use super::{ConvertError, TableFormat};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::Slice;
-use crate::engine::quant::{Blocks, Dense, Numbers, TensorType};
+use crate::engine::gguf::FileSlice;
+use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, TensorType};
 use std::io::Write;
 
 /// A table of numbers of a source.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct FloatTable {
     /// Its name in the source, for errors.
     pub name: String,
-    pub data: Slice, // [rows, cols]
-    pub from: Numbers,
+    pub data: FileSlice, // [rows, cols]
+    pub from: RowFormat,
     pub cols: usize,
-    pub to: Numbers,
+    pub to: RowFormat,
 }
 
-impl Table {
+impl FloatTable {
     /// The type it is written in.
     pub fn kind(&self) -> TensorType {
         match self.to {
-            Numbers::Plain(Dense::F32) => TensorType::F32,
-            Numbers::Plain(Dense::F16) => TensorType::F16,
-            Numbers::Plain(Dense::Bf16) => TensorType::Bf16,
-            Numbers::Blocks(Blocks::Q8_0) => TensorType::Q8_0,
-            Numbers::Blocks(Blocks::Q6K) => TensorType::Q6K,
-            Numbers::Blocks(Blocks::Q4_0) => TensorType::Q4_0,
-            Numbers::Blocks(Blocks::Q4K) => TensorType::Q4K,
+            RowFormat::Float(FloatFormat::F32) => TensorType::F32,
+            RowFormat::Float(FloatFormat::F16) => TensorType::F16,
+            RowFormat::Float(FloatFormat::Bf16) => TensorType::Bf16,
+            RowFormat::Block(BlockFormat::Q8_0) => TensorType::Q8_0,
+            RowFormat::Block(BlockFormat::Q6K) => TensorType::Q6K,
+            RowFormat::Block(BlockFormat::Q4_0) => TensorType::Q4_0,
+            RowFormat::Block(BlockFormat::Q4K) => TensorType::Q4K,
         }
     }
 
@@ -37,7 +37,7 @@ impl Table {
     }
 
     /// Writes it, each number rounded to the format.
-    pub fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
+    pub fn write(&self, out: &mut dyn Write) -> Result<(), ConvertError> {
         let mut line = vec![0.0; self.cols];
         let mut written = vec![0; self.to.row_bytes(self.cols).expect("the draft has its size")];
         let write = self.to.writer();
@@ -70,7 +70,7 @@ impl Table {
     }
 
     /// Whether another table of as many columns holds the same numbers.
-    pub fn holds_the_same(&self, other: &Table) -> bool {
+    pub fn has_same_numbers(&self, other: &FloatTable) -> bool {
         if self.from == other.from {
             return *self.data == *other.data;
         }
@@ -84,12 +84,13 @@ impl Table {
     }
 
     fn check(&self, row: usize, line: &[f32]) -> Result<(), LoadError> {
-        let most = if self.to == Numbers::Plain(Dense::F16) { half::f16::MAX.to_f32() } else { f32::MAX };
+        let most =
+            if self.to == RowFormat::Float(FloatFormat::F16) { half::f16::MAX.to_f32() } else { f32::MAX };
         match line.iter().position(|x| x.abs() > most || x.is_nan()) {
             None => Ok(()),
             Some(col) => {
-                let said = format!("row {row} column {col}: {} is beyond what is written", line[col]);
-                Err(LoadError::tensor(&self.name, said))
+                let message = format!("row {row} column {col}: {} is beyond what is written", line[col]);
+                Err(LoadError::tensor(&self.name, message))
             }
         }
     }
@@ -97,21 +98,21 @@ impl Table {
 
 /// The format for a head: the one asked for, or of plain numbers the smallest that loses nothing of
 /// `data`.
-pub(super) fn format(data: &[u8], from: Numbers, asked: Option<Head>) -> Numbers {
+pub(super) fn choose_format(data: &[u8], from: RowFormat, asked: Option<TableFormat>) -> RowFormat {
     match asked {
-        Some(Head::F16) => Dense::F16.into(),
-        Some(Head::Q8_0) => Blocks::Q8_0.into(),
-        Some(Head::Q6K) => Blocks::Q6K.into(),
-        None if from == Numbers::Plain(Dense::F32) => {
-            let small = [Dense::F16, Dense::Bf16].into_iter().find(|to| holds(*to, data));
-            small.unwrap_or(Dense::F32).into()
+        Some(TableFormat::F16) => FloatFormat::F16.into(),
+        Some(TableFormat::Q8_0) => BlockFormat::Q8_0.into(),
+        Some(TableFormat::Q6K) => BlockFormat::Q6K.into(),
+        None if from == RowFormat::Float(FloatFormat::F32) => {
+            let small = [FloatFormat::F16, FloatFormat::Bf16].into_iter().find(|to| is_lossless(*to, data));
+            small.unwrap_or(FloatFormat::F32).into()
         }
         None => from,
     }
 }
 
 /// Whether every one of these 32-bit numbers is one of `to` too.
-fn holds(to: Dense, data: &[u8]) -> bool {
+fn is_lossless(to: FloatFormat, data: &[u8]) -> bool {
     let mut bytes = [0; 2];
     data.as_chunks::<4>().0.iter().all(|number| {
         let x = f32::from_le_bytes(*number);

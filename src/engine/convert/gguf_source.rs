@@ -1,23 +1,23 @@
 //! Another GGUF file as a plan: its metadata carried over and repaired, its matrices in another
 //! form, the rest as it is.
 
-use super::float_table::{self, Table};
-use super::ternary_matrix::{Matrix, Source};
-use super::{Content, Options, Plan};
+use super::float_table::{self, FloatTable};
+use super::ternary_matrix::{MatrixSource, TernaryMatrix};
+use super::{Content, ConvertOptions, ConvertPlan};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Datum, Gguf, Tensor};
+use crate::engine::gguf::{Gguf, NewValue, TensorInfo};
 use crate::engine::model::{self, EMBEDDING, HEAD, Shape};
-use crate::engine::quant::{Numbers, is_ternary};
+use crate::engine::quant::{RowFormat, is_ternary};
 use crate::engine::tokenizer::Tokenizer;
 use std::sync::OnceLock;
 
-pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> {
+pub(super) fn plan(source: &Gguf, options: &ConvertOptions) -> Result<ConvertPlan, LoadError> {
     // What this engine could not run is better refused now than after some gigabytes were written.
     let shape = Shape::read(source)?;
     model::check_tensors(source, &shape)?;
-    let mut plan = Plan::new();
+    let mut plan = ConvertPlan::new();
     source.keys().for_each(|key| plan.draft.copy(source, key));
-    plan.draft.set("general.file_type", Datum::U32(options.weights.file_type()));
+    plan.draft.set("general.file_type", NewValue::U32(options.weights.file_type()));
     repair(source, &mut plan)?;
     for tensor in source.tensors() {
         put(source, tensor, options, &mut plan)?;
@@ -25,7 +25,12 @@ pub(super) fn plan(source: &Gguf, options: &Options) -> Result<Plan, LoadError> 
     Ok(plan)
 }
 
-fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+fn put(
+    source: &Gguf,
+    tensor: &TensorInfo,
+    options: &ConvertOptions,
+    plan: &mut ConvertPlan,
+) -> Result<(), LoadError> {
     let name = tensor.name.as_str();
     if name == HEAD && model::has_duplicate_head(source) {
         plan.notes.push(format!("{HEAD} is {EMBEDDING} once more, left out"));
@@ -36,54 +41,64 @@ fn put(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Re
     }
     if is_matrix(source, tensor) {
         let part = name.strip_suffix(".weight").expect("so a matrix is told");
-        return plan.put_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
+        return plan.add_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
     }
     // A matrix takes its scale along.
     let of = name.strip_suffix(".scale").and_then(|part| source.tensor(&format!("{part}.weight")));
     match of.filter(|tensor| is_matrix(source, tensor)) {
         Some(_) => Ok(()),
-        None => plan.put(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
+        None => plan.add_tensor(name, tensor.kind, &tensor.dims, Content::Bytes(source.data(tensor))),
     }
 }
 
 /// Whether a tensor is a ternary matrix of a layer. Others are run as they are, and stay so.
-fn is_matrix(source: &Gguf, tensor: &Tensor) -> bool {
+fn is_matrix(source: &Gguf, tensor: &TensorInfo) -> bool {
     let layer = tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight");
     layer
         && tensor.dims.len() == 2
-        && Numbers::of(tensor.kind).is_none_or(|kind| is_ternary(&source.data(tensor), kind, tensor.dims[0]))
+        && RowFormat::of(tensor.kind)
+            .is_none_or(|kind| is_ternary(&source.data(tensor), kind, tensor.dims[0]))
 }
 
-fn put_table(source: &Gguf, tensor: &Tensor, options: &Options, plan: &mut Plan) -> Result<(), LoadError> {
+fn put_table(
+    source: &Gguf,
+    tensor: &TensorInfo,
+    options: &ConvertOptions,
+    plan: &mut ConvertPlan,
+) -> Result<(), LoadError> {
     let data = source.data(tensor);
-    let from = Numbers::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
+    let from = RowFormat::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
     let from =
         from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
     // As it is where nothing is asked for, also where fewer bits would do.
-    let to = if options.head.is_some() { float_table::format(&data, from, options.head) } else { from };
-    plan.put_table(&tensor.name, Table { name: tensor.name.clone(), data, from, cols: tensor.dims[0], to })
+    let to =
+        if options.head.is_some() { float_table::choose_format(&data, from, options.head) } else { from };
+    plan.add_table(
+        &tensor.name,
+        FloatTable { name: tensor.name.clone(), data, from, cols: tensor.dims[0], to },
+    )
 }
 
-fn matrix(source: &Gguf, tensor: &Tensor, options: &Options) -> Result<Matrix, LoadError> {
+fn matrix(source: &Gguf, tensor: &TensorInfo, options: &ConvertOptions) -> Result<TernaryMatrix, LoadError> {
     let scale = tensor.name.replace(".weight", ".scale");
     let factor = match source.tensor(&scale) {
         None => 1.0,
         Some(scale) => one_number(source, scale)?,
     };
     let data = source.data(tensor);
-    Ok(Matrix {
+    Ok(TernaryMatrix {
         name: tensor.name.clone(),
-        source: Source::Tensor { data, kind: tensor.kind, layout: options.from, factor },
+        source: MatrixSource::Tensor { data, kind: tensor.kind, layout: options.from, factor },
         rows: tensor.dims[1],
         cols: tensor.dims[0],
-        paired: None,
+        rope_head: None,
         factor: OnceLock::new(),
     })
 }
 
-fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
-    let fail = |said: &str| LoadError::tensor(&tensor.name, said);
-    let kind = Numbers::of(tensor.kind).filter(|_| tensor.dims == [1]);
+fn one_number(source: &Gguf, tensor: &TensorInfo) -> Result<f32, LoadError> {
+    let fail = |message: &str| LoadError::tensor(&tensor.name, message);
+    let kind = RowFormat::of(tensor.kind).filter(|_| tensor.dims == [1]);
     let kind = kind.ok_or_else(|| fail("is not one plain number; the file is damaged"))?;
     let mut number = [0.0];
     kind.read(&source.data(tensor), &mut number);
@@ -94,9 +109,9 @@ fn one_number(source: &Gguf, tensor: &Tensor) -> Result<f32, LoadError> {
 }
 
 /// What published files are known to have wrong or missing.
-fn repair(source: &Gguf, plan: &mut Plan) -> Result<(), LoadError> {
+fn repair(source: &Gguf, plan: &mut ConvertPlan) -> Result<(), LoadError> {
     // Which all BitNet b1.58 models share.
-    if !Tokenizer::is_llama_3s(source)? {
+    if !Tokenizer::has_llama3_vocabulary(source)? {
         return Ok(());
     }
     let key = "tokenizer.ggml.pre";

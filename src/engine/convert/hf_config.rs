@@ -1,7 +1,7 @@
 //! `config.json`: the numbers of a model as transformers writes them, checked.
 
-use super::checkpoint_files::Folder;
-use crate::engine::error::{LoadError, shown};
+use super::checkpoint_files::CheckpointFolder;
+use crate::engine::error::{LoadError, escaped};
 use serde::Deserialize;
 
 /// The file.
@@ -9,7 +9,7 @@ const FILE: &str = "config.json";
 
 /// What is read of it; other keys are left alone.
 #[derive(Deserialize)]
-struct Raw {
+struct RawConfig {
     #[serde(default)]
     architectures: Vec<String>,
     hidden_size: usize,
@@ -28,7 +28,7 @@ struct Raw {
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
     bos_token_id: Option<u32>,
-    eos_token_id: Option<Ids>,
+    eos_token_id: Option<TokenIds>,
     quantization_config: Option<Quantization>,
     weight_bits: Option<u32>,
     input_bits: Option<u32>,
@@ -37,19 +37,19 @@ struct Raw {
 /// One id or several.
 #[derive(Debug, Clone, Deserialize, PartialEq)]
 #[serde(untagged)]
-pub enum Ids {
+pub enum TokenIds {
     /// One.
     One(u32),
     /// Several.
     Many(Vec<u32>),
 }
 
-impl Ids {
+impl TokenIds {
     /// All of them.
     pub fn all(&self) -> &[u32] {
         match self {
-            Ids::One(id) => std::slice::from_ref(id),
-            Ids::Many(ids) => ids,
+            TokenIds::One(id) => std::slice::from_ref(id),
+            TokenIds::Many(ids) => ids,
         }
     }
 }
@@ -79,7 +79,7 @@ struct Quantization {
 
 /// A family of models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum ModelFamily {
     /// `BitNetForCausalLM`: microsoft/bitnet-b1.58-2B-4T.
     BitNetB158,
     /// `BitnetForCausalLM`: 1bitLLM/bitnet_b1_58-large and -3B.
@@ -88,20 +88,20 @@ pub enum Family {
     Llama,
 }
 
-impl Family {
+impl ModelFamily {
     /// The architecture's name in a GGUF file.
     pub fn arch(self) -> &'static str {
         match self {
-            Family::BitNetB158 => "bitnet-b1.58",
-            Family::BitNet => "bitnet",
-            Family::Llama => "llama",
+            ModelFamily::BitNetB158 => "bitnet-b1.58",
+            ModelFamily::BitNet => "bitnet",
+            ModelFamily::Llama => "llama",
         }
     }
 }
 
 /// How a model's ternary weights are to be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recipe {
+pub enum WeightScheme {
     /// Plain numbers that become ternary by their mean magnitude each time the model runs.
     Online,
     /// Codes, or numbers that are ternary already, which a `weight_scale` multiplies.
@@ -121,11 +121,11 @@ pub struct Llama3Rope {
 
 /// The numbers of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Config {
+pub struct HfConfig {
     /// Family.
-    pub family: Family,
+    pub family: ModelFamily,
     /// How its weights are to be understood.
-    pub recipe: Recipe,
+    pub weight_scheme: WeightScheme,
     /// Width of the residual stream.
     pub dim: usize,
     /// Width of the feed-forward layer.
@@ -162,18 +162,18 @@ pub struct Config {
 const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
 
-impl Config {
+impl HfConfig {
     /// Reads and checks the file of a folder.
-    pub fn read(folder: &Folder) -> Result<Self, LoadError> {
-        let raw: Option<Raw> = folder.json(FILE)?;
+    pub fn read(folder: &CheckpointFolder) -> Result<Self, LoadError> {
+        let raw: Option<RawConfig> = folder.json(FILE)?;
         let raw = raw.ok_or_else(|| {
             LoadError::new(FILE, "missing; give a checkpoint folder as Hugging Face has it, or a GGUF file")
         })?;
         let family = family(&raw.architectures)?;
         let heads = raw.num_attention_heads;
-        let config = Config {
+        let config = HfConfig {
             family,
-            recipe: recipe(family, &raw)?,
+            weight_scheme: weight_scheme(family, &raw)?,
             dim: raw.hidden_size,
             ffn: raw.intermediate_size,
             layers: raw.num_hidden_layers,
@@ -210,8 +210,8 @@ impl Config {
             return Err(key(name, format!("is {size}, where 1 to {most} make sense")));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
-            return Err(key("num_key_value_heads", said));
+            let message = format!("{} does not divide {} heads", self.kv_heads, self.heads);
+            return Err(key("num_key_value_heads", message));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(key(
@@ -241,20 +241,20 @@ impl Config {
     }
 }
 
-fn key(name: &str, said: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {name}"), said)
+fn key(name: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{FILE}: {name}"), message)
 }
 
-fn family(architectures: &[String]) -> Result<Family, LoadError> {
+fn family(architectures: &[String]) -> Result<ModelFamily, LoadError> {
     match architectures.first().map(String::as_str) {
-        Some("BitNetForCausalLM") => Ok(Family::BitNetB158),
-        Some("BitnetForCausalLM") => Ok(Family::BitNet),
-        Some("LlamaForCausalLM") => Ok(Family::Llama),
+        Some("BitNetForCausalLM") => Ok(ModelFamily::BitNetB158),
+        Some("BitnetForCausalLM") => Ok(ModelFamily::BitNet),
+        Some("LlamaForCausalLM") => Ok(ModelFamily::Llama),
         Some(other) => Err(key(
             "architectures",
             format!(
                 "\"{}\" is not known; BitNetForCausalLM, BitnetForCausalLM and LlamaForCausalLM are",
-                shown(other)
+                escaped(other)
             ),
         )),
         None => Err(key("architectures", "missing; the file is no complete model")),
@@ -262,7 +262,7 @@ fn family(architectures: &[String]) -> Result<Family, LoadError> {
 }
 
 /// Source: `BitNetQuantConfig` and the linear classes it chooses between, in transformers.
-fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
+fn weight_scheme(family: ModelFamily, raw: &RawConfig) -> Result<WeightScheme, LoadError> {
     let bits = [("weight_bits", raw.weight_bits, 1), ("input_bits", raw.input_bits, 8)];
     for (name, bits, want) in bits {
         if let Some(bits) = bits.filter(|bits| *bits != want) {
@@ -271,13 +271,17 @@ fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
     }
     let Some(quantization) = &raw.quantization_config else {
         // 1bitLLM's own code quantises whatever the file says; others would not be ternary at all.
-        return Ok(if family == Family::BitNet { Recipe::Online } else { Recipe::Multiplied });
+        return Ok(if family == ModelFamily::BitNet {
+            WeightScheme::Online
+        } else {
+            WeightScheme::Multiplied
+        });
     };
     let name = |part: &str| format!("quantization_config.{part}");
     if let Some(method) = quantization.quant_method.as_deref().filter(|method| *method != "bitnet") {
         return Err(key(
             &name("quant_method"),
-            format!("\"{}\" is no BitNet; use a BitNet model", shown(method)),
+            format!("\"{}\" is no BitNet; use a BitNet model", escaped(method)),
         ));
     }
     if quantization.use_rms_norm {
@@ -287,15 +291,15 @@ fn recipe(family: Family, raw: &Raw) -> Result<Recipe, LoadError> {
     let class = quantization.linear_class.as_deref();
     let mode = quantization.quantization_mode.as_deref();
     match (class, mode) {
-        (Some("autobitlinear"), Some("online")) => Ok(Recipe::Online),
-        (Some("autobitlinear"), None | Some("offline")) => Ok(Recipe::Multiplied),
-        (Some("bitlinear"), _) => Ok(Recipe::Divided),
+        (Some("autobitlinear"), Some("online")) => Ok(WeightScheme::Online),
+        (Some("autobitlinear"), None | Some("offline")) => Ok(WeightScheme::Multiplied),
+        (Some("bitlinear"), _) => Ok(WeightScheme::Divided),
         // Left out, as HF1BitLLM and Falcon3 do; Microsoft's scales multiply wherever they stand.
-        (None, _) if family == Family::BitNetB158 => Ok(Recipe::Multiplied),
-        (None, _) => Ok(Recipe::Divided),
+        (None, _) if family == ModelFamily::BitNetB158 => Ok(WeightScheme::Multiplied),
+        (None, _) => Ok(WeightScheme::Divided),
         (Some(class), mode) => {
-            let said = format!("\"{}\" {}", shown(class), mode.map(shown).unwrap_or_default());
-            Err(key(&name("linear_class"), format!("{} is not known", said.trim_end())))
+            let message = format!("\"{}\" {}", escaped(class), mode.map(escaped).unwrap_or_default());
+            Err(key(&name("linear_class"), format!("{} is not known", message.trim_end())))
         }
     }
 }
@@ -313,7 +317,7 @@ fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
         "mlp.down_proj",
     ];
     let Some(named) = named else { return Ok(()) };
-    let fail = |said: String| Err(key("quantization_config.modules_to_not_convert", said));
+    let fail = |message: String| Err(key("quantization_config.modules_to_not_convert", message));
     for name in named {
         let other = ["lm_head", "model.lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm"];
         if !other.contains(&name.as_str()) {
@@ -324,7 +328,7 @@ fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
             } else {
                 "is a module that is not known"
             };
-            return fail(format!("\"{}\" {what}, which is not supported; use another model", shown(name)));
+            return fail(format!("\"{}\" {what}, which is not supported; use another model", escaped(name)));
         }
     }
     match named.iter().any(|name| name.ends_with("lm_head")) {
@@ -336,13 +340,13 @@ fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
 }
 
 /// A GGUF file names no activation: its architecture does.
-fn check_activation(family: Family, given: Option<&str>) -> Result<(), LoadError> {
-    let want = if family == Family::BitNetB158 { "relu2" } else { "silu" };
+fn check_activation(family: ModelFamily, given: Option<&str>) -> Result<(), LoadError> {
+    let want = if family == ModelFamily::BitNetB158 { "relu2" } else { "silu" };
     match given.filter(|given| *given != want) {
         None => Ok(()),
         Some(given) => {
-            let said = format!("\"{}\", where {} has {want}", shown(given), family.arch());
-            Err(key("hidden_act", said))
+            let message = format!("\"{}\", where {} has {want}", escaped(given), family.arch());
+            Err(key("hidden_act", message))
         }
     }
 }
@@ -355,12 +359,12 @@ fn float(name: &str, x: f64) -> Result<f32, LoadError> {
     }
 }
 
-fn rope_base(raw: &Raw) -> Result<f32, LoadError> {
+fn rope_base(raw: &RawConfig) -> Result<f32, LoadError> {
     let inner = |part: &Option<Scaling>| part.as_ref().and_then(|rope| rope.rope_theta);
-    let said = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
-    let mut said = said.into_iter().flatten();
-    let given = said.next().unwrap_or(10_000.0);
-    if let Some(other) = said.find(|other| *other != given) {
+    let declared = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
+    let mut declared = declared.into_iter().flatten();
+    let given = declared.next().unwrap_or(10_000.0);
+    if let Some(other) = declared.find(|other| *other != given) {
         return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
     }
     match float("rope_theta", given)? {
@@ -371,13 +375,13 @@ fn rope_base(raw: &Raw) -> Result<f32, LoadError> {
 }
 
 /// What stretches the positions, where the file says so, and how.
-fn scaling(raw: &Raw) -> Option<(&Scaling, &str)> {
+fn scaling(raw: &RawConfig) -> Option<(&Scaling, &str)> {
     let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref())?;
     Some((scaling, scaling.rope_type.as_deref().or(scaling.old_type.as_deref())?))
 }
 
 /// Linear scaling.
-fn rope_stretch(raw: &Raw) -> Result<f32, LoadError> {
+fn rope_stretch(raw: &RawConfig) -> Result<f32, LoadError> {
     let Some((scaling, "linear")) = scaling(raw) else { return Ok(1.0) };
     let name = "rope_scaling.factor";
     let factor = scaling.factor.ok_or_else(|| key(name, "missing; linear scaling needs it"))?;
@@ -387,15 +391,15 @@ fn rope_stretch(raw: &Raw) -> Result<f32, LoadError> {
     }
 }
 
-fn rope(raw: &Raw) -> Result<Option<Llama3Rope>, LoadError> {
+fn rope(raw: &RawConfig) -> Result<Option<Llama3Rope>, LoadError> {
     let name = "rope_scaling";
     let Some((scaling, kind)) = scaling(raw) else { return Ok(None) };
     match kind {
         "default" | "linear" => return Ok(None),
         "llama3" => {}
         other => {
-            let said = format!("\"{}\" is not supported; default, linear and llama3 are", shown(other));
-            return Err(key(name, said));
+            let message = format!("\"{}\" is not supported; default, linear and llama3 are", escaped(other));
+            return Err(key(name, message));
         }
     }
     let number = |part: &str, number: Option<f64>| {

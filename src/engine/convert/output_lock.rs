@@ -3,7 +3,7 @@
 //! A file under one of these names is ours where the journal begins as ours do. An empty one may be
 //! taken by anybody: a run that was killed early leaves it. All else stays as it is.
 
-use crate::engine::error::shown;
+use crate::engine::error::escaped;
 use rustix::fs::OFlags;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -11,14 +11,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// How each journal of ours begins.
-pub(super) const MARK: &str = "{\"origin\":\"";
+pub(super) const JOURNAL_START: &str = "{\"origin\":\"";
 
 /// Opens or creates the file and its journal, for this process alone.
-pub(super) fn claim(path: &Path, journal: &Path) -> io::Result<(File, File)> {
+pub(super) fn lock_output(path: &Path, journal: &Path) -> io::Result<(File, File)> {
     // Before anything is made, so that a refusal leaves nothing behind.
     check_ours(path, journal)?;
     let file = open(path)?;
-    held(file.try_lock(), path)?;
+    check_lock(file.try_lock(), path)?;
     // Who had the lock until now may have begun to write, or have given the file its own name.
     check_same(&file, path)?;
     check_ours(path, journal)?;
@@ -39,11 +39,11 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Some network file systems have no locks: there, that nobody else writes is the caller's to see to,
 /// and reading the file back finds out.
-fn held(lock: Result<(), TryLockError>, path: &Path) -> io::Result<()> {
+fn check_lock(lock: Result<(), TryLockError>, path: &Path) -> io::Result<()> {
     match lock {
         Err(TryLockError::WouldBlock) => {
-            let said = format!("{}: another conversion writes it", place(path));
-            Err(io::Error::new(io::ErrorKind::WouldBlock, said))
+            let message = format!("{}: another conversion writes it", place(path));
+            Err(io::Error::new(io::ErrorKind::WouldBlock, message))
         }
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
@@ -83,17 +83,17 @@ fn size(path: &Path) -> io::Result<u64> {
 
 fn is_marked(journal: &Path) -> io::Result<bool> {
     let mut begin = Vec::new();
-    open(journal)?.take(MARK.len() as u64).read_to_end(&mut begin)?;
-    Ok(begin == MARK.as_bytes())
+    open(journal)?.take(JOURNAL_START.len() as u64).read_to_end(&mut begin)?;
+    Ok(begin == JOURNAL_START.as_bytes())
 }
 
 /// Its last name: OUT, which it lies beside, is named before.
 fn place(path: &Path) -> String {
-    shown(&path.file_name().unwrap_or_default().to_string_lossy())
+    escaped(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-fn refused(path: &Path, said: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::AlreadyExists, format!("{}: {said}", place(path)))
+fn refused(path: &Path, message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::AlreadyExists, format!("{}: {message}", place(path)))
 }
 
 #[cfg(test)]
@@ -103,8 +103,9 @@ mod tests {
     #[test]
     fn a_file_system_without_locks_is_not_taken_for_another_conversion() {
         let path = Path::new("out");
-        held(Err(TryLockError::Error(io::ErrorKind::Unsupported.into())), path).expect("no lock is had");
-        let error = held(Err(TryLockError::WouldBlock), path).expect_err("another has it");
+        check_lock(Err(TryLockError::Error(io::ErrorKind::Unsupported.into())), path)
+            .expect("no lock is had");
+        let error = check_lock(Err(TryLockError::WouldBlock), path).expect_err("another has it");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -5,8 +5,8 @@
 //! is made of, then, after each tensor, the SHA-256 of the file up to there. What does not agree with
 //! it is written again.
 
-use super::output_lock::{MARK, claim};
-use super::{Failure, Plan};
+use super::output_lock::{JOURNAL_START, lock_output};
+use super::{ConvertError, ConvertPlan};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -40,11 +40,11 @@ pub enum Stage {
 }
 
 /// Whom progress is told.
-pub type Say<'a> = dyn FnMut(Progress<'_>) + 'a;
+pub type OnProgress<'a> = dyn FnMut(Progress<'_>) + 'a;
 
 /// An output file that has not got its name yet.
 #[derive(Debug)]
-pub struct Part {
+pub struct ResumableOutput {
     out: PathBuf,
     path: PathBuf,
     journal_path: PathBuf,
@@ -58,13 +58,13 @@ type Checksum = String;
 /// Bytes between two words of progress, and of a piece that is read.
 const STEP: u64 = 4 << 20;
 
-impl Part {
+impl ResumableOutput {
     /// Opens or creates `OUT.bitnetd-part` and its journal, for this process alone. Refuses what lies
     /// there and was not left by an interrupted run.
     pub fn open(out: &Path) -> io::Result<Self> {
         let (path, journal_path) = (path(out), journal_path(out));
-        let (file, journal) = claim(&path, &journal_path)?;
-        Ok(Part { out: out.to_owned(), path, journal_path, file, journal })
+        let (file, journal) = lock_output(&path, &journal_path)?;
+        Ok(ResumableOutput { out: out.to_owned(), path, journal_path, file, journal })
     }
 
     /// Its temporary name.
@@ -74,17 +74,22 @@ impl Part {
 
     /// Writes what is missing of a plan's file, reads all of it back, and gives its SHA-256.
     /// `origin` tells one conversion from another: sources, options, version.
-    pub fn write(&mut self, plan: &Plan, origin: &str, say: &mut Say<'_>) -> Result<Checksum, Failure> {
+    pub fn write(
+        &mut self,
+        plan: &ConvertPlan,
+        origin: &str,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<Checksum, ConvertError> {
         let ends = ends(plan);
         // All that is not tensor data is part of what the file is made of.
         let origin = &format!("{origin} {}", hex(Sha256::new_with_prefix(plan.draft().header())));
-        let kept = self.resume(plan, origin, &ends, say)?;
-        let written = self.go_on(plan, origin, &ends, kept, say)?;
+        let resumed = self.find_resume_point(plan, origin, &ends, on_progress)?;
+        let written = self.write_rest(plan, origin, &ends, resumed, on_progress)?;
         self.file.sync_all()?;
-        let read = self.read_back(plan, say)?;
+        let read = self.read_back(plan, on_progress)?;
         match read == written {
             true => Ok(read),
-            false => Err(Failure::Output(io::Error::new(
+            false => Err(ConvertError::Output(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "what is read back is not what was written; the disk or the memory is failing",
             ))),
@@ -99,7 +104,7 @@ impl Part {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is no regular file"));
             }
             _ if replace => fs::rename(&self.path, &self.out)?,
-            _ => name_anew(&self.path, &self.out)?,
+            _ => rename_no_replace(&self.path, &self.out)?,
         }
         remove(&self.journal_path)?;
         // So that the name is on the disk too.
@@ -114,8 +119,14 @@ impl Part {
     }
 
     /// What an interrupted run of the same conversion left, as far as it is sound.
-    fn resume(&mut self, plan: &Plan, origin: &str, ends: &[u64], say: &mut Say<'_>) -> io::Result<Kept> {
-        let nothing = Kept::default();
+    fn find_resume_point(
+        &mut self,
+        plan: &ConvertPlan,
+        origin: &str,
+        ends: &[u64],
+        on_progress: &mut OnProgress<'_>,
+    ) -> io::Result<ResumePoint> {
+        let nothing = ResumePoint::default();
         let journal = read_journal(&self.journal)?;
         let Some((first, checksums)) = journal.split_first() else { return Ok(nothing) };
         if *first != origin_line(origin) {
@@ -123,57 +134,57 @@ impl Part {
         }
         self.file.seek(SeekFrom::Start(0))?;
         let mut reader = BufReader::with_capacity(STEP as usize, &self.file);
-        let mut kept = Kept::default();
+        let mut resumed = ResumePoint::default();
         let mut digest = Sha256::new();
         let mut at = 0;
         for (index, (line, end)) in checksums.iter().zip(ends).enumerate() {
             let name = &plan.draft().tensors()[index].name;
-            let copied = io::copy(&mut (&mut reader).take(end - at), &mut HashOnly(&mut digest))?;
+            let copied = io::copy(&mut (&mut reader).take(end - at), &mut HashSink(&mut digest))?;
             at += copied;
             let checksum = hex(digest.clone());
             if at != *end || *line != tensor_line(name, &checksum) {
                 break;
             }
-            kept = Kept {
+            resumed = ResumePoint {
                 tensors: index + 1,
                 bytes: at,
                 digest: digest.clone(),
                 lines: checksums[..=index].to_vec(),
             };
-            say(Progress { stage: Stage::Resuming, tensor: name, done: at, total: total(ends) });
+            on_progress(Progress { stage: Stage::Resuming, tensor: name, done: at, total: total(ends) });
         }
-        Ok(kept)
+        Ok(resumed)
     }
 
     /// Writes header and tensors from where `kept` ends; the checksum of it all.
-    fn go_on(
+    fn write_rest(
         &mut self,
-        plan: &Plan,
+        plan: &ConvertPlan,
         origin: &str,
         ends: &[u64],
-        kept: Kept,
-        say: &mut Say<'_>,
-    ) -> Result<Checksum, Failure> {
+        resumed: ResumePoint,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<Checksum, ConvertError> {
         let mut journal = &self.journal;
-        let lines = std::iter::once(origin_line(origin)).chain(kept.lines).map(|line| line + "\n");
-        begin(journal, &lines.collect::<String>())?;
-        self.file.set_len(kept.bytes)?;
-        self.file.seek(SeekFrom::Start(kept.bytes))?;
+        let lines = std::iter::once(origin_line(origin)).chain(resumed.lines).map(|line| line + "\n");
+        write_journal_start(journal, &lines.collect::<String>())?;
+        self.file.set_len(resumed.bytes)?;
+        self.file.seek(SeekFrom::Start(resumed.bytes))?;
         let total = total(ends);
-        let mut out = Counted {
+        let mut out = HashingWriter {
             file: &self.file,
             buffer: Vec::new(),
-            digest: kept.digest,
-            at: kept.bytes,
-            say,
+            digest: resumed.digest,
+            at: resumed.bytes,
+            on_progress,
             total,
             tensor: "",
         };
-        if kept.tensors == 0 {
+        if resumed.tensors == 0 {
             out.write_all(&plan.draft().header())?;
         }
-        let mut writer = plan.draft().go_on(&mut out, kept.tensors);
-        for (index, tensor) in plan.draft().tensors().iter().enumerate().skip(kept.tensors) {
+        let mut writer = plan.draft().resume(&mut out, resumed.tensors);
+        for (index, tensor) in plan.draft().tensors().iter().enumerate().skip(resumed.tensors) {
             writer.get_mut().tensor = &tensor.name;
             plan.write_tensor(index, &mut writer)?;
             writer.end_tensor()?;
@@ -185,7 +196,7 @@ impl Part {
         Ok(hex(out.digest))
     }
 
-    fn read_back(&mut self, plan: &Plan, say: &mut Say<'_>) -> io::Result<Checksum> {
+    fn read_back(&mut self, plan: &ConvertPlan, on_progress: &mut OnProgress<'_>) -> io::Result<Checksum> {
         self.file.seek(SeekFrom::Start(0))?;
         let total = plan.draft().file_bytes();
         let mut digest = Sha256::new();
@@ -198,14 +209,14 @@ impl Part {
             }
             digest.update(&piece[..len]);
             done += len as u64;
-            say(Progress { stage: Stage::Checking, tensor: "", done, total });
+            on_progress(Progress { stage: Stage::Checking, tensor: "", done, total });
         }
     }
 }
 
 /// What is kept of an interrupted run.
 #[derive(Default)]
-struct Kept {
+struct ResumePoint {
     tensors: usize,
     bytes: u64,
     digest: Sha256,
@@ -213,8 +224,8 @@ struct Kept {
 }
 
 /// Where each tensor ends, with its padding: the next begins there.
-fn ends(plan: &Plan) -> Vec<u64> {
-    let places = plan.draft().places();
+fn ends(plan: &ConvertPlan) -> Vec<u64> {
+    let places = plan.draft().tensor_ranges();
     let starts = places.iter().skip(1).map(|place| place.start);
     starts.chain([plan.draft().file_bytes()]).collect()
 }
@@ -247,7 +258,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Renames where nothing has that name yet.
-fn name_anew(from: &Path, to: &Path) -> io::Result<()> {
+fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     let taken = || io::Error::new(io::ErrorKind::AlreadyExists, "was written by another meanwhile");
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
@@ -263,7 +274,7 @@ fn name_anew(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Writes a journal's first lines over what it had: never empty in between, or what is written so far
 /// would be nobody's. On the disk before any data is.
-fn begin(mut journal: &File, lines: &str) -> io::Result<()> {
+fn write_journal_start(mut journal: &File, lines: &str) -> io::Result<()> {
     journal.seek(SeekFrom::Start(0))?;
     journal.write_all(lines.as_bytes())?;
     journal.set_len(lines.len() as u64)?;
@@ -284,7 +295,7 @@ fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
 
 fn origin_line(origin: &str) -> String {
     let line = serde_json::json!({ "origin": origin }).to_string();
-    debug_assert!(line.starts_with(MARK), "as a journal of ours is known");
+    debug_assert!(line.starts_with(JOURNAL_START), "as a journal of ours is known");
     line
 }
 
@@ -298,9 +309,9 @@ pub fn hex(digest: Sha256) -> String {
 }
 
 /// Takes bytes in and keeps none.
-struct HashOnly<'a>(&'a mut Sha256);
+struct HashSink<'a>(&'a mut Sha256);
 
-impl Write for HashOnly<'_> {
+impl Write for HashSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
@@ -312,17 +323,17 @@ impl Write for HashOnly<'_> {
 }
 
 /// The file, with a buffer, the checksum so far, and word of progress whenever the buffer is full.
-struct Counted<'a, 'b> {
+struct HashingWriter<'a, 'b> {
     file: &'a File,
     buffer: Vec<u8>,
     digest: Sha256,
     at: u64,
-    say: &'a mut Say<'b>,
+    on_progress: &'a mut OnProgress<'b>,
     total: u64,
     tensor: &'a str,
 }
 
-impl Write for Counted<'_, '_> {
+impl Write for HashingWriter<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // At most one step more, however much there is: the rest comes with the next call.
         let bytes = &bytes[..bytes.len().min(STEP as usize)];
@@ -338,7 +349,12 @@ impl Write for Counted<'_, '_> {
         self.digest.update(&self.buffer);
         self.at += self.buffer.len() as u64;
         self.buffer.clear();
-        (self.say)(Progress { stage: Stage::Writing, tensor: self.tensor, done: self.at, total: self.total });
+        (self.on_progress)(Progress {
+            stage: Stage::Writing,
+            tensor: self.tensor,
+            done: self.at,
+            total: self.total,
+        });
         Ok(())
     }
 }

@@ -1,76 +1,78 @@
 //! A ternary matrix: out of any form that carries one, into any that a file can hold.
 
-use super::Failure;
+use super::ConvertError;
 use crate::engine::error::LoadError;
-use crate::engine::gguf::Slice;
+use crate::engine::gguf::FileSlice;
 use crate::engine::model::Layout;
-use crate::engine::quant::{self, Dense, I2S_TAIL, Numbers, Packed, TensorType, code, packed_row};
+use crate::engine::quant::{
+    self, FloatFormat, I2S_TAIL, PackedMatrix, RowFormat, TensorType, code, packed_row,
+};
 use half::f16;
 use std::io::Write;
 use std::sync::OnceLock;
 
 /// A ternary matrix of a source.
 #[derive(Debug)]
-pub(super) struct Matrix {
+pub(super) struct TernaryMatrix {
     /// Its name in the source, for errors.
     pub name: String,
-    pub source: Source,
+    pub source: MatrixSource,
     pub rows: usize,
     pub cols: usize,
     /// Width of the heads whose rows are brought into llama.cpp's order.
-    pub paired: Option<usize>,
+    pub rope_head: Option<usize>,
     /// Of master weights; found out when it is first asked for.
     pub factor: OnceLock<f32>,
 }
 
 /// What carries a ternary matrix.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum MatrixSource {
     /// Numbers of any size, `[rows, cols]`; see [`absmean`].
-    Master { data: Slice, kind: Dense },
+    Master { data: FileSlice, kind: FloatFormat },
     /// Four codes a byte, `[rows.div_ceil(4), cols]`: row `r` in byte row `r % rows.div_ceil(4)`,
     /// bits `2 * (r / rows.div_ceil(4))`. Source: `unpack_weights` of transformers.
-    Strided { data: Slice, scale: f32 },
+    Strided { data: FileSlice, scale: f32 },
     /// A tensor of a GGUF file, or numbers that are ternary already; all times `factor`.
-    Tensor { data: Slice, kind: TensorType, layout: Layout, factor: f32 },
+    Tensor { data: FileSlice, kind: TensorType, layout: Layout, factor: f32 },
 }
 
 /// How a file holds a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Form {
+pub(super) struct StoredForm {
     pub kind: TensorType,
     /// Whether its scale is a tensor of its own, beside weights of magnitude 1.
-    pub apart: bool,
+    pub has_scale_tensor: bool,
 }
 
-impl Matrix {
+impl TernaryMatrix {
     /// The scale of its weights. Costs a pass over numbers that are not ternary yet.
     pub fn scale(&self) -> Result<f32, LoadError> {
         let found = match &self.source {
-            Source::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
-            Source::Strided { scale, .. } => Ok(*scale),
-            Source::Tensor { data, kind, factor, .. } => match magnitude(data, *kind, self.cols) {
+            MatrixSource::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
+            MatrixSource::Strided { scale, .. } => Ok(*scale),
+            MatrixSource::Tensor { data, kind, factor, .. } => match stored_scale(data, *kind, self.cols) {
                 Some(scale) => Ok(scale * factor),
                 None => self.pack().map(|packed| packed.scale),
             },
         };
-        found.and_then(finite).map_err(|said| self.fail(said))
+        found.and_then(check_finite).map_err(|message| self.fail(message))
     }
 
     /// Reads all of it, and finds what [`Matrix::write`] would not write.
     pub fn verify(&self) -> Result<(), LoadError> {
         let found = match &self.source {
             // Its sum is no number where one of them is none.
-            Source::Master { data, kind } => self.factor(data, *kind).map(drop),
-            Source::Strided { data, .. } => check_codes(data),
-            Source::Tensor { .. } => self.pack().map(drop),
+            MatrixSource::Master { data, kind } => self.factor(data, *kind).map(drop),
+            MatrixSource::Strided { data, .. } => check_codes(data),
+            MatrixSource::Tensor { .. } => self.pack().map(drop),
         };
         self.data().release();
-        found.map_err(|said| self.fail(said))
+        found.map_err(|message| self.fail(message))
     }
 
     /// What master weights are multiplied by before they are rounded.
-    fn factor(&self, data: &[u8], kind: Dense) -> Result<f32, String> {
+    fn factor(&self, data: &[u8], kind: FloatFormat) -> Result<f32, String> {
         match self.factor.get() {
             Some(factor) => Ok(*factor),
             None => absmean(data, kind, self.cols).map(|factor| *self.factor.get_or_init(|| factor)),
@@ -78,7 +80,7 @@ impl Matrix {
     }
 
     /// How it is held where `wanted` is asked for: that type where rows divide into its blocks.
-    pub fn form(&self, wanted: TensorType) -> Result<Form, LoadError> {
+    pub fn form(&self, wanted: TensorType) -> Result<StoredForm, LoadError> {
         let fits = |kind: &TensorType| kind.bytes(self.cols as u64, self.cols as u64).is_some();
         // The plainest blocks hold -1, 0 and +1 exactly, in 4.5 bits each; half precision fits anything.
         let kinds = [wanted, TensorType::I2S, TensorType::Q4_0];
@@ -86,17 +88,17 @@ impl Matrix {
         let apart = match kind {
             TensorType::I2S => false,
             // The pass over all numbers is for later; nearly no mean is a half-precision number.
-            _ if matches!(self.source, Source::Master { .. }) => true,
+            _ if matches!(self.source, MatrixSource::Master { .. }) => true,
             TensorType::Tq1 | TensorType::Tq2 => f16::from_f32(self.scale()?).to_f32() != self.scale()?,
             _ => true,
         };
-        Ok(Form { kind, apart })
+        Ok(StoredForm { kind, has_scale_tensor: apart })
     }
 
     /// Writes it in a form.
-    pub fn write(&self, form: Form, out: &mut dyn Write) -> Result<(), Failure> {
-        let packed = self.pack().map_err(|said| self.fail(said))?;
-        let scale = if form.apart { 1.0 } else { packed.scale };
+    pub fn write(&self, form: StoredForm, out: &mut dyn Write) -> Result<(), ConvertError> {
+        let packed = self.pack().map_err(|message| self.fail(message))?;
+        let scale = if form.has_scale_tensor { 1.0 } else { packed.scale };
         let width = packed_row(self.cols);
         let mut line = Vec::new();
         for row in 0..self.rows {
@@ -116,41 +118,45 @@ impl Matrix {
     /// Where row `row` of the output is in the source. llama.cpp rotates neighbours where
     /// transformers rotates the halves of a head, so its rows go one from each half by turns.
     fn source_row(&self, row: usize) -> usize {
-        let Some(head) = self.paired else { return row };
+        let Some(head) = self.rope_head else { return row };
         let (start, at) = (row / head * head, row % head);
         start + at % 2 * (head / 2) + at / 2
     }
 
     /// Its codes in the kernels' form, rows in the source's order.
-    fn pack(&self) -> Result<Packed, String> {
+    fn pack(&self) -> Result<PackedMatrix, String> {
         let packed = match &self.source {
-            Source::Master { data, kind } => self.pack_master(data, *kind),
-            Source::Strided { data, scale } => self.pack_strided(data, *scale),
-            Source::Tensor { data, kind, layout, factor } => self.pack_tensor(data, *kind, *layout, *factor),
+            MatrixSource::Master { data, kind } => self.pack_master(data, *kind),
+            MatrixSource::Strided { data, scale } => self.pack_strided(data, *scale),
+            MatrixSource::Tensor { data, kind, layout, factor } => {
+                self.pack_tensor(data, *kind, *layout, *factor)
+            }
         };
         self.data().release();
         let packed = packed?;
-        finite(packed.scale).map(|_| packed)
+        check_finite(packed.scale).map(|_| packed)
     }
 
-    fn data(&self) -> &Slice {
+    fn data(&self) -> &FileSlice {
         match &self.source {
-            Source::Master { data, .. } | Source::Strided { data, .. } | Source::Tensor { data, .. } => data,
+            MatrixSource::Master { data, .. }
+            | MatrixSource::Strided { data, .. }
+            | MatrixSource::Tensor { data, .. } => data,
         }
     }
 
-    fn pack_master(&self, data: &[u8], kind: Dense) -> Result<Packed, String> {
+    fn pack_master(&self, data: &[u8], kind: FloatFormat) -> Result<PackedMatrix, String> {
         let factor = self.factor(data, kind)?;
         let mut bytes = Vec::with_capacity(self.rows * packed_row(self.cols));
         let mut line = vec![0.0; self.cols];
         for row in data.chunks_exact(self.cols * kind.size()) {
             kind.read(row, &mut line);
-            pack_row(self.cols, &mut bytes, |col| ternary(line[col], factor));
+            pack_row(self.cols, &mut bytes, |col| ternary_code(line[col], factor));
         }
-        Ok(Packed { bytes, scale: 1.0 / factor })
+        Ok(PackedMatrix { bytes, scale: 1.0 / factor })
     }
 
-    fn pack_strided(&self, data: &[u8], scale: f32) -> Result<Packed, String> {
+    fn pack_strided(&self, data: &[u8], scale: f32) -> Result<PackedMatrix, String> {
         check_codes(data)?;
         let quarter = self.rows.div_ceil(4);
         let mut bytes = Vec::with_capacity(self.rows * packed_row(self.cols));
@@ -158,7 +164,7 @@ impl Matrix {
             let (line, shift) = (&data[row % quarter * self.cols..][..self.cols], 2 * (row / quarter));
             pack_row(self.cols, &mut bytes, |col| line[col] >> shift & 3);
         }
-        Ok(Packed { bytes, scale })
+        Ok(PackedMatrix { bytes, scale })
     }
 
     fn pack_tensor(
@@ -167,46 +173,46 @@ impl Matrix {
         kind: TensorType,
         layout: Layout,
         factor: f32,
-    ) -> Result<Packed, String> {
+    ) -> Result<PackedMatrix, String> {
         let (rows, cols) = (self.rows, self.cols);
         let mut packed = match kind {
             TensorType::I2S => self.pack_i2s(data, layout),
             TensorType::Tq1 => quant::pack_tq1(data),
             TensorType::Tq2 => quant::pack_tq2(data),
-            kind => quant::pack_dense(data, numbers(kind), rows, cols),
+            kind => quant::pack_floats(data, row_format(kind), rows, cols),
         }?;
         packed.scale *= factor;
         Ok(packed)
     }
 
-    fn pack_i2s(&self, data: &[u8], layout: Layout) -> Result<Packed, String> {
+    fn pack_i2s(&self, data: &[u8], layout: Layout) -> Result<PackedMatrix, String> {
         let (codes, _) = data.split_at(data.len() - I2S_TAIL);
         let scale = quant::i2s_scale(data);
-        quant::check_i2s(codes, scale)?;
+        quant::check_i2s_codes(codes, scale)?;
         let packed = layout.packed(codes, self.rows, self.cols, scale)?;
-        Ok(packed.unwrap_or_else(|| Packed { bytes: codes.to_vec(), scale }))
+        Ok(packed.unwrap_or_else(|| PackedMatrix { bytes: codes.to_vec(), scale }))
     }
 
-    fn fail(&self, said: impl Into<String>) -> LoadError {
-        LoadError::tensor(&self.name, said)
+    fn fail(&self, message: impl Into<String>) -> LoadError {
+        LoadError::tensor(&self.name, message)
     }
 }
 
 fn check_codes(data: &[u8]) -> Result<(), String> {
-    match quant::find_code_3(data) {
+    match quant::find_undefined_code(data) {
         None => Ok(()),
         Some(at) => Err(format!("byte {at}: holds the undefined code 3; the file is damaged")),
     }
 }
 
-fn finite(scale: f32) -> Result<f32, String> {
+fn check_finite(scale: f32) -> Result<f32, String> {
     if scale.is_finite() { Ok(scale) } else { Err("its scale is not a number; the file is damaged".into()) }
 }
 
 /// The mean magnitude of a matrix's numbers as `WeightQuant` of transformers uses it: a factor, whose
 /// reciprocal is the scale. torch adds in 32 bits in an order of its own; added in 64 bits here, the
 /// mean is the one it rounds to, or its neighbour.
-fn absmean(data: &[u8], kind: Dense, cols: usize) -> Result<f32, String> {
+fn absmean(data: &[u8], kind: FloatFormat, cols: usize) -> Result<f32, String> {
     let mut line = vec![0.0; cols];
     let mut sum = 0.0f64;
     let mut count = 0;
@@ -223,18 +229,18 @@ fn absmean(data: &[u8], kind: Dense, cols: usize) -> Result<f32, String> {
 }
 
 /// Code of a number that is to become ternary; ties go to the even side as in torch.
-fn ternary(x: f32, factor: f32) -> u8 {
+fn ternary_code(x: f32, factor: f32) -> u8 {
     ((x * factor).round_ties_even().clamp(-1.0, 1.0) + 1.0) as u8
 }
 
 /// The format of a tensor that is not in ternary blocks.
-fn numbers(kind: TensorType) -> Numbers {
-    Numbers::of(kind).expect("ternary blocks are told apart before")
+fn row_format(kind: TensorType) -> RowFormat {
+    RowFormat::of(kind).expect("ternary blocks are told apart before")
 }
 
 /// The scale that a tensor holds itself: of plain numbers, the first that is not 0. `None` where
 /// only reading all of it tells.
-fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
+fn stored_scale(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
     let half = |at: usize, size: usize| {
         let scales = data.chunks_exact(size).map(|block| [block[at], block[at + 1]]);
         scales.map(|scale| f16::from_le_bytes(scale).to_f32()).find(|scale| *scale != 0.0)
@@ -244,7 +250,7 @@ fn magnitude(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
         TensorType::Tq1 => half(52, 54),
         TensorType::Tq2 => half(64, 66),
         kind => {
-            let Numbers::Plain(kind) = numbers(kind) else { return None };
+            let RowFormat::Float(kind) = row_format(kind) else { return None };
             let mut line = vec![0.0; cols];
             let mut rows = data.chunks_exact(cols * kind.size());
             rows.find_map(|row| {

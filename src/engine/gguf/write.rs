@@ -6,7 +6,7 @@
 //! ```
 
 use super::Gguf;
-use super::parse::{ALIGNMENT, ARRAY, TEXT};
+use super::parse::{ALIGNMENT, ARRAY, STRING};
 use crate::engine::error::LoadError;
 use crate::engine::quant::TensorType;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use std::ops::Range;
 
 /// A metadata value to be written; the variants are GGUF's value types.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Datum {
+pub enum NewValue {
     /// One byte.
     U8(u8),
     /// One byte.
@@ -49,37 +49,39 @@ pub enum Datum {
     Array(u32, u64, Vec<u8>),
 }
 
-impl From<&str> for Datum {
+impl From<&str> for NewValue {
     fn from(text: &str) -> Self {
-        Datum::Text(text.to_owned())
+        NewValue::Text(text.to_owned())
     }
 }
 
-impl Datum {
+impl NewValue {
     /// The value as a file holds it: its type's number, then its bytes.
     fn bytes(&self) -> Vec<u8> {
         let plain = |kind: u32, bytes: &[u8]| [&kind.to_le_bytes()[..], bytes].concat();
         match self {
-            Datum::U8(n) => plain(0, &[*n]),
-            Datum::I8(n) => plain(1, &n.to_le_bytes()),
-            Datum::U16(n) => plain(2, &n.to_le_bytes()),
-            Datum::I16(n) => plain(3, &n.to_le_bytes()),
-            Datum::U32(n) => plain(4, &n.to_le_bytes()),
-            Datum::I32(n) => plain(5, &n.to_le_bytes()),
-            Datum::F32(x) => plain(6, &x.to_le_bytes()),
-            Datum::Bool(flag) => plain(7, &[u8::from(*flag)]),
-            Datum::Text(text) => plain(TEXT, &string(text)),
-            Datum::U64(n) => plain(10, &n.to_le_bytes()),
-            Datum::I64(n) => plain(11, &n.to_le_bytes()),
-            Datum::F64(x) => plain(12, &x.to_le_bytes()),
-            Datum::Texts(texts) => array(
-                TEXT,
+            NewValue::U8(n) => plain(0, &[*n]),
+            NewValue::I8(n) => plain(1, &n.to_le_bytes()),
+            NewValue::U16(n) => plain(2, &n.to_le_bytes()),
+            NewValue::I16(n) => plain(3, &n.to_le_bytes()),
+            NewValue::U32(n) => plain(4, &n.to_le_bytes()),
+            NewValue::I32(n) => plain(5, &n.to_le_bytes()),
+            NewValue::F32(x) => plain(6, &x.to_le_bytes()),
+            NewValue::Bool(flag) => plain(7, &[u8::from(*flag)]),
+            NewValue::Text(text) => plain(STRING, &string(text)),
+            NewValue::U64(n) => plain(10, &n.to_le_bytes()),
+            NewValue::I64(n) => plain(11, &n.to_le_bytes()),
+            NewValue::F64(x) => plain(12, &x.to_le_bytes()),
+            NewValue::Texts(texts) => array(
+                STRING,
                 texts.len() as u64,
                 &texts.iter().flat_map(|text| string(text)).collect::<Vec<_>>(),
             ),
-            Datum::Integers(numbers) => array(5, numbers.len() as u64, &flat(numbers, |n| n.to_le_bytes())),
-            Datum::Floats(numbers) => array(6, numbers.len() as u64, &flat(numbers, |x| x.to_le_bytes())),
-            Datum::Array(kind, len, bytes) => array(*kind, *len, bytes),
+            NewValue::Integers(numbers) => {
+                array(5, numbers.len() as u64, &flat(numbers, |n| n.to_le_bytes()))
+            }
+            NewValue::Floats(numbers) => array(6, numbers.len() as u64, &flat(numbers, |x| x.to_le_bytes())),
+            NewValue::Array(kind, len, bytes) => array(*kind, *len, bytes),
         }
     }
 }
@@ -98,15 +100,15 @@ fn flat<T: Copy>(numbers: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
 
 /// What a file will hold: its metadata, and the name, type and shape of each tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Draft {
+pub struct GgufDraft {
     /// Key, and the value as the file holds it.
     metadata: Vec<(String, Vec<u8>)>,
-    tensors: Vec<Planned>,
+    tensors: Vec<PlannedTensor>,
 }
 
 /// A tensor of a draft.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
+pub struct PlannedTensor {
     /// Its name.
     pub name: String,
     /// Its type.
@@ -119,9 +121,9 @@ pub struct Planned {
     offset: u64,
 }
 
-impl Draft {
+impl GgufDraft {
     /// Gives `key` this value, in the place it has or at the end.
-    pub fn set(&mut self, key: &str, value: impl Into<Datum>) {
+    pub fn set(&mut self, key: &str, value: impl Into<NewValue>) {
         self.put(key, value.into().bytes());
     }
 
@@ -140,7 +142,7 @@ impl Draft {
     fn put(&mut self, key: &str, mut bytes: Vec<u8>) {
         if key == ALIGNMENT {
             // A copied file may have had another.
-            bytes = Datum::U32(BOUNDARY as u32).bytes();
+            bytes = NewValue::U32(BOUNDARY as u32).bytes();
         }
         match self.metadata.iter_mut().find(|(name, _)| name == key) {
             Some((_, value)) => *value = bytes,
@@ -155,21 +157,21 @@ impl Draft {
         let elements = elements.filter(|n| *n > 0 && !dims.is_empty());
         let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, wide)));
         let bytes = bytes.ok_or_else(|| {
-            let said = format!("shape {dims:?} is impossible for {}", kind.name());
-            LoadError::tensor(name, said)
+            let message = format!("shape {dims:?} is impossible for {}", kind.name());
+            LoadError::tensor(name, message)
         })?;
         let offset = self.data_bytes();
-        self.tensors.push(Planned { name: name.to_owned(), kind, dims: dims.to_vec(), bytes, offset });
+        self.tensors.push(PlannedTensor { name: name.to_owned(), kind, dims: dims.to_vec(), bytes, offset });
         Ok(())
     }
 
     /// The same metadata without any tensor.
-    pub fn metadata(&self) -> Draft {
-        Draft { metadata: self.metadata.clone(), tensors: Vec::new() }
+    pub fn metadata(&self) -> GgufDraft {
+        GgufDraft { metadata: self.metadata.clone(), tensors: Vec::new() }
     }
 
     /// Its tensors, in the order their data is written.
-    pub fn tensors(&self) -> &[Planned] {
+    pub fn tensors(&self) -> &[PlannedTensor] {
         &self.tensors
     }
 
@@ -200,9 +202,9 @@ impl Draft {
     }
 
     /// Where each tensor's data lies in the file, padding left out.
-    pub fn places(&self) -> Vec<Range<u64>> {
+    pub fn tensor_ranges(&self) -> Vec<Range<u64>> {
         let data = self.header().len() as u64;
-        let place = |tensor: &Planned| data + tensor.offset..data + tensor.offset + tensor.bytes;
+        let place = |tensor: &PlannedTensor| data + tensor.offset..data + tensor.offset + tensor.bytes;
         self.tensors.iter().map(place).collect()
     }
 
@@ -212,14 +214,14 @@ impl Draft {
     }
 
     /// Writes the header; the tensors' data follows, in order.
-    pub fn begin<W: Write>(&self, mut out: W) -> io::Result<Writer<'_, W>> {
+    pub fn begin<W: Write>(&self, mut out: W) -> io::Result<TensorWriter<'_, W>> {
         out.write_all(&self.header())?;
-        Ok(self.go_on(out, 0))
+        Ok(self.resume(out, 0))
     }
 
     /// A writer behind which the header and the first `done` tensors are already written.
-    pub fn go_on<W: Write>(&self, out: W, done: usize) -> Writer<'_, W> {
-        Writer { draft: self, out, next: done, written: 0 }
+    pub fn resume<W: Write>(&self, out: W, done: usize) -> TensorWriter<'_, W> {
+        TensorWriter { draft: self, out, next: done, written: 0 }
     }
 }
 
@@ -238,8 +240,8 @@ fn id(kind: TensorType) -> u32 {
 /// A file being written, past its header. What is written to it is the data of one tensor after the
 /// other.
 #[derive(Debug)]
-pub struct Writer<'a, W> {
-    draft: &'a Draft,
+pub struct TensorWriter<'a, W> {
+    draft: &'a GgufDraft,
     out: W,
     /// The tensor being written.
     next: usize,
@@ -247,7 +249,7 @@ pub struct Writer<'a, W> {
     written: u64,
 }
 
-impl<W: Write> Writer<'_, W> {
+impl<W: Write> TensorWriter<'_, W> {
     /// Ends the tensor whose data was written, with its padding. An error where that was too short.
     pub fn end_tensor(&mut self) -> io::Result<()> {
         let missing = self.left();
@@ -281,11 +283,11 @@ impl<W: Write> Writer<'_, W> {
 }
 
 /// A caller that does not keep to its draft.
-fn wrong(said: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {said}"))
+fn wrong(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {message}"))
 }
 
-impl<W: Write> Write for Writer<'_, W> {
+impl<W: Write> Write for TensorWriter<'_, W> {
     /// Writes data of the current tensor; more than it has is an error.
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if data.len() as u64 > self.left() {

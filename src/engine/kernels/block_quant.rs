@@ -3,7 +3,7 @@
 //!
 //! One text for all tables, always inlined: each compiles it for its own processor.
 
-use crate::engine::quant::Blocks;
+use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{read_q4_0, read_q4_k, read_q6_k, read_q8_0};
 
 /// Sums kept side by side: four registers of AVX2, so that no addition waits for the one before.
@@ -11,12 +11,12 @@ const LANES: usize = 32;
 
 /// `FMA`: whether the processor multiplies and adds in one step; without, asking for it is slow.
 #[inline(always)]
-pub(super) fn dot<const FMA: bool>(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+pub(super) fn dot<const FMA: bool>(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
     match kind {
-        Blocks::Q4_0 => dot_rows::<FMA, _, _>(rows, x, out, read_q4_0),
-        Blocks::Q8_0 => dot_rows::<FMA, _, _>(rows, x, out, read_q8_0),
-        Blocks::Q4K => dot_rows::<FMA, _, _>(rows, x, out, read_q4_k),
-        Blocks::Q6K => dot_rows::<FMA, _, _>(rows, x, out, read_q6_k),
+        BlockFormat::Q4_0 => dot_rows::<FMA, _, _>(rows, x, out, read_q4_0),
+        BlockFormat::Q8_0 => dot_rows::<FMA, _, _>(rows, x, out, read_q8_0),
+        BlockFormat::Q4K => dot_rows::<FMA, _, _>(rows, x, out, read_q4_k),
+        BlockFormat::Q6K => dot_rows::<FMA, _, _>(rows, x, out, read_q6_k),
     }
 }
 
@@ -44,17 +44,22 @@ fn dot_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
 
 /// Adds rows, each times its weight, to `out`.
 #[inline(always)]
-pub(super) fn mix<const FMA: bool>(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(super) fn weighted_sum<const FMA: bool>(
+    kind: BlockFormat,
+    rows: &[u8],
+    weights: &[f32],
+    out: &mut [f32],
+) {
     match kind {
-        Blocks::Q4_0 => mix_rows::<FMA, _, _>(rows, weights, out, read_q4_0),
-        Blocks::Q8_0 => mix_rows::<FMA, _, _>(rows, weights, out, read_q8_0),
-        Blocks::Q4K => mix_rows::<FMA, _, _>(rows, weights, out, read_q4_k),
-        Blocks::Q6K => mix_rows::<FMA, _, _>(rows, weights, out, read_q6_k),
+        BlockFormat::Q4_0 => weighted_sum_rows::<FMA, _, _>(rows, weights, out, read_q4_0),
+        BlockFormat::Q8_0 => weighted_sum_rows::<FMA, _, _>(rows, weights, out, read_q8_0),
+        BlockFormat::Q4K => weighted_sum_rows::<FMA, _, _>(rows, weights, out, read_q4_k),
+        BlockFormat::Q6K => weighted_sum_rows::<FMA, _, _>(rows, weights, out, read_q6_k),
     }
 }
 
 #[inline(always)]
-fn mix_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
+fn weighted_sum_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
     rows: &[u8],
     weights: &[f32],
     out: &mut [f32],

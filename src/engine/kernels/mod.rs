@@ -16,57 +16,57 @@ mod simd_dispatch;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use prefetch::{fetch, fetch_one};
-pub use simd_dispatch::Loops;
+pub use prefetch::{prefetch, prefetch_first_line};
+pub use simd_dispatch::WithSimd;
 
-use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
+use super::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, packed_row};
 
 /// Codes times int8, for a fixed number of tokens:
 /// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
-type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
+type TernaryKernel = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
 
 /// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
 /// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
-type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
+type WeightedSumF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
 
 /// Half-precision rows with some vectors at a time, to the bit as with one after the other.
 #[derive(Debug, Clone, Copy)]
-struct SharedF16 {
+struct BatchF16 {
     /// `out[v * rows + r] = sum over c of rows[r, c] * xs[v * cols + c]`.
-    dots: unsafe fn(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]),
+    dot: unsafe fn(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]),
     /// `out[v * cols + c] += sum over r of weights[v * rows + r] * rows[r, c]`.
-    mixes: unsafe fn(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]),
+    weighted_sum: unsafe fn(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]),
 }
 
 /// Rows of blocks times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
-type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]);
+type DotBlocks = unsafe fn(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]);
 
 /// Weighted sum of rows of blocks: `out[c] += sum over r of weights[r] * rows[r, c]`.
-type MixBlocks = unsafe fn(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]);
+type WeightedSumBlocks = unsafe fn(kind: BlockFormat, rows: &[u8], weights: &[f32], out: &mut [f32]);
 
 /// Another way for ternary rows, from some numbers of tokens and rows on.
 #[derive(Debug, Clone, Copy)]
-struct Many {
-    tokens: usize,
-    rows: usize,
+struct BatchKernel {
+    min_tokens: usize,
+    min_rows: usize,
     /// Takes any number of tokens.
-    kernel: Ternary,
+    kernel: TernaryKernel,
 }
 
 /// The inner loops for one kind of processor.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
-    many: Option<Many>,
+    batch: Option<BatchKernel>,
     /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
-    ternary: &'static [(usize, Ternary)],
+    tiles: &'static [(usize, TernaryKernel)],
     dot_f16: DotF16,
-    mix_f16: MixF16,
-    shared: Option<SharedF16>,
+    weighted_sum_f16: WeightedSumF16,
+    batch_f16: Option<BatchF16>,
     dot_blocks: DotBlocks,
-    mix_blocks: MixBlocks,
-    wide: simd_dispatch::Wide,
+    weighted_sum_blocks: WeightedSumBlocks,
+    simd: simd_dispatch::SimdLevel,
 }
 
 /// The processor's features that matter here, and whether it has them. The only place that asks.
@@ -143,14 +143,14 @@ impl Kernels {
     }
 
     /// Tokens to multiply at a time: whole tiles, eight at least.
-    pub fn tokens(&self) -> usize {
-        8usize.next_multiple_of(self.ternary[0].0)
+    pub fn tile_tokens(&self) -> usize {
+        8usize.next_multiple_of(self.tiles[0].0)
     }
 
     /// Tokens from which on there is a faster way than [`Kernels::tokens`] at a time: all in one call, and
     /// some hundred rows too. It keeps about 190 KB on the stack.
-    pub fn many(&self) -> Option<usize> {
-        self.many.map(|many| many.tokens)
+    pub fn batch_min_tokens(&self) -> Option<usize> {
+        self.batch.map(|many| many.min_tokens)
     }
 
     /// Ternary rows times quantised rows.
@@ -164,8 +164,8 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn ternary(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
-        self.ternary_codes(weights, q, sums.len(), out);
+    pub fn ternary_gemm(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
+        self.ternary_gemm_codes(weights, q, sums.len(), out);
         // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
         for (out, sum) in out.chunks_exact_mut((out.len() / sums.len()).max(1)).zip(sums) {
             out.iter_mut().for_each(|dot| *dot -= sum);
@@ -177,7 +177,7 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn ternary_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
+    pub fn ternary_gemm_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
         assert!(tokens > 0 && q.len().is_multiple_of(tokens) && out.len().is_multiple_of(tokens));
         let (cols, rows) = (q.len() / tokens, out.len() / tokens);
         assert!(cols > 0 && cols.is_multiple_of(BLOCK) && weights.len() == rows * packed_row(cols));
@@ -185,7 +185,7 @@ impl Kernels {
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let (count, kernel) = self.fitting(tokens - token, rows);
+            let (count, kernel) = self.select_kernel(tokens - token, rows);
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
             // SAFETY: the table was made for this processor, and the lengths were checked above as
             // the kernels expect them.
@@ -195,12 +195,10 @@ impl Kernels {
     }
 
     /// A kernel, and for how many of so many tokens it is.
-    fn fitting(&self, tokens: usize, rows: usize) -> (usize, Ternary) {
-        match self.many {
-            Some(many) if tokens >= many.tokens && rows >= many.rows => (tokens, many.kernel),
-            _ => {
-                *self.ternary.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token")
-            }
+    fn select_kernel(&self, tokens: usize, rows: usize) -> (usize, TernaryKernel) {
+        match self.batch {
+            Some(many) if tokens >= many.min_tokens && rows >= many.min_rows => (tokens, many.kernel),
+            _ => *self.tiles.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token"),
         }
     }
 
@@ -211,17 +209,17 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn dot(&self, kind: impl Into<Numbers>, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    pub fn dot(&self, kind: impl Into<RowFormat>, rows: &[u8], x: &[f32], out: &mut [f32]) {
         let kind = kind.into();
         let row = kind.row_bytes(x.len()).expect("rows are whole blocks");
         assert!(!x.is_empty() && rows.len() == out.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Numbers::Plain(Dense::F16) => unsafe { (self.dot_f16)(rows, x, out) },
-            Numbers::Plain(Dense::F32) => scalar::dot_f32(rows, x, out),
-            Numbers::Plain(Dense::Bf16) => scalar::dot_bf16(rows, x, out),
+            RowFormat::Float(FloatFormat::F16) => unsafe { (self.dot_f16)(rows, x, out) },
+            RowFormat::Float(FloatFormat::F32) => scalar::dot_f32(rows, x, out),
+            RowFormat::Float(FloatFormat::Bf16) => scalar::dot_bf16(rows, x, out),
             // SAFETY: as in `ternary`.
-            Numbers::Blocks(kind) => unsafe { (self.dot_blocks)(kind, rows, x, out) },
+            RowFormat::Block(kind) => unsafe { (self.dot_blocks)(kind, rows, x, out) },
         }
     }
 
@@ -232,24 +230,24 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn mix(&self, kind: impl Into<Numbers>, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    pub fn weighted_sum(&self, kind: impl Into<RowFormat>, rows: &[u8], weights: &[f32], out: &mut [f32]) {
         let kind = kind.into();
         let row = kind.row_bytes(out.len()).expect("rows are whole blocks");
         assert!(!out.is_empty() && rows.len() == weights.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Numbers::Plain(Dense::F16) => unsafe { (self.mix_f16)(rows, weights, out) },
-            Numbers::Plain(Dense::F32) => scalar::mix_f32(rows, weights, out),
-            Numbers::Plain(Dense::Bf16) => scalar::mix_bf16(rows, weights, out),
+            RowFormat::Float(FloatFormat::F16) => unsafe { (self.weighted_sum_f16)(rows, weights, out) },
+            RowFormat::Float(FloatFormat::F32) => scalar::weighted_sum_f32(rows, weights, out),
+            RowFormat::Float(FloatFormat::Bf16) => scalar::weighted_sum_bf16(rows, weights, out),
             // SAFETY: as in `ternary`.
-            Numbers::Blocks(kind) => unsafe { (self.mix_blocks)(kind, rows, weights, out) },
+            RowFormat::Block(kind) => unsafe { (self.weighted_sum_blocks)(kind, rows, weights, out) },
         }
     }
 
     /// Whether rows of a format are read once for some vectors by [`Kernels::dots`] and [`Kernels::mixes`], and not
     /// once for each.
-    pub fn shares(&self, kind: Numbers) -> bool {
-        kind == Numbers::Plain(Dense::F16) && self.shared.is_some()
+    pub fn has_batch_kernels(&self, kind: RowFormat) -> bool {
+        kind == RowFormat::Float(FloatFormat::F16) && self.batch_f16.is_some()
     }
 
     /// [`Kernels::dot`] with some vectors of `cols` numbers, to the bit as with one after the other.
@@ -258,13 +256,22 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn dots(&self, kind: impl Into<Numbers>, rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
+    pub fn dot_batch(
+        &self,
+        kind: impl Into<RowFormat>,
+        rows: &[u8],
+        xs: &[f32],
+        cols: usize,
+        out: &mut [f32],
+    ) {
         let kind = kind.into();
-        let count = rows_of(kind, rows, cols);
+        let count = count_rows(kind, rows, cols);
         assert!(xs.len().is_multiple_of(cols) && out.len() == xs.len() / cols * count);
-        match (kind, self.shared) {
+        match (kind, self.batch_f16) {
             // SAFETY: as in `ternary`.
-            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.dots)(rows, xs, cols, out) },
+            (RowFormat::Float(FloatFormat::F16), Some(shared)) => unsafe {
+                (shared.dot)(rows, xs, cols, out)
+            },
             _ => {
                 let outs = out.chunks_exact_mut(count.max(1));
                 xs.chunks_exact(cols).zip(outs).for_each(|(x, out)| self.dot(kind, rows, x, out));
@@ -278,25 +285,27 @@ impl Kernels {
     ///
     /// # Panics
     /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn mixes(
+    pub fn weighted_sum_batch(
         &self,
-        kind: impl Into<Numbers>,
+        kind: impl Into<RowFormat>,
         rows: &[u8],
         weights: &[f32],
         cols: usize,
         out: &mut [f32],
     ) {
         let kind = kind.into();
-        let count = rows_of(kind, rows, cols);
+        let count = count_rows(kind, rows, cols);
         assert!(out.len().is_multiple_of(cols) && weights.len() == out.len() / cols * count);
-        match (kind, self.shared) {
+        match (kind, self.batch_f16) {
             // SAFETY: as in `ternary`.
-            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.mixes)(rows, weights, cols, out) },
+            (RowFormat::Float(FloatFormat::F16), Some(shared)) => unsafe {
+                (shared.weighted_sum)(rows, weights, cols, out)
+            },
             _ => {
                 let weights = weights.chunks_exact(count.max(1));
                 out.chunks_exact_mut(cols)
                     .zip(weights)
-                    .for_each(|(out, weights)| self.mix(kind, rows, weights, out));
+                    .for_each(|(out, weights)| self.weighted_sum(kind, rows, weights, out));
             }
         }
     }
@@ -309,7 +318,7 @@ impl Kernels {
 }
 
 /// How many rows of `cols` numbers there are.
-fn rows_of(kind: Numbers, rows: &[u8], cols: usize) -> usize {
+fn count_rows(kind: RowFormat, rows: &[u8], cols: usize) -> usize {
     let row = kind.row_bytes(cols).filter(|row| *row > 0).expect("rows are whole blocks");
     assert!(rows.len().is_multiple_of(row), "{} bytes in rows of {row}", rows.len());
     rows.len() / row

@@ -7,9 +7,9 @@ use super::Kernels;
 
 /// What plain loops may be compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wide {
+pub(super) enum SimdLevel {
     /// What every processor of the family has.
-    Plain,
+    Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -18,38 +18,38 @@ pub(super) enum Wide {
 
 /// Loops with what they work on. A type and not a closure: the compiler inlines no closure that is called in more than
 /// one place.
-pub trait Loops {
+pub trait WithSimd {
     /// What they find.
-    type Made;
+    type Output;
 
     /// Runs them; to be marked `#[inline(always)]`, as all that it calls.
-    fn run(self) -> Self::Made;
+    fn run(self) -> Self::Output;
 }
 
 impl Kernels {
     /// Runs loops compiled for this table's processor.
     #[inline(always)]
-    pub fn wide<L: Loops>(&self, loops: L) -> L::Made {
-        match self.wide {
-            Wide::Plain => loops.run(),
+    pub fn with_simd<L: WithSimd>(&self, loops: L) -> L::Output {
+        match self.simd {
+            SimdLevel::Baseline => loops.run(),
             // SAFETY: the table was made for this processor.
             #[cfg(target_arch = "x86_64")]
-            Wide::Avx2 => unsafe { avx2(loops) },
+            SimdLevel::Avx2 => unsafe { avx2(loops) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
-            Wide::Avx512 => unsafe { avx512(loops) },
+            SimdLevel::Avx512 => unsafe { avx512(loops) },
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn avx2<L: Loops>(loops: L) -> L::Made {
+fn avx2<L: WithSimd>(loops: L) -> L::Output {
     loops.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
-fn avx512<L: Loops>(loops: L) -> L::Made {
+fn avx512<L: WithSimd>(loops: L) -> L::Output {
     loops.run()
 }

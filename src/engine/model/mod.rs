@@ -11,20 +11,20 @@ mod timings;
 mod weight_bytes;
 mod weights;
 
-pub use lm_head::{HeadForm, Screening};
-pub use state::{CacheForm, State};
+pub use lm_head::{HeadFormat, ShortlistStats};
+pub use state::{KvCacheFormat, State};
 pub use timings::Timings;
 pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
 
-use super::error::{LoadError, shown};
+use super::error::{LoadError, escaped};
 use super::gguf::Gguf;
 use super::kernels::Kernels;
 use super::known_keys::check_architecture;
 use super::ops::RopePairs;
 use super::quant::packed_row;
-use super::thread_pool::Pool;
-use super::thread_tuner::{Threads, Tuner};
+use super::thread_pool::ThreadPool;
+use super::thread_tuner::{ThreadCounts, ThreadTuner};
 use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
@@ -91,7 +91,7 @@ impl Shape {
         let arch = file.text("general.architecture")?.ok_or_else(|| {
             LoadError::key("general.architecture", "missing; the file is no complete model")
         })?;
-        let (usual, sub_norms, rope_pairs) = family(arch)?;
+        let (usual, sub_norms, rope_pairs) = family_defaults(arch)?;
         check_architecture(file, arch)?;
         let key = |name: &str| format!("{arch}.{name}");
         let heads = file.number(&key("attention.head_count"))?;
@@ -125,11 +125,11 @@ impl Shape {
     }
 
     fn check(&self, file: &Gguf) -> Result<(), LoadError> {
-        let fail = |key: &str, said: String| Err(LoadError::key(&format!("{}.{key}", self.arch), said));
+        let fail = |key: &str, message: String| Err(LoadError::key(&format!("{}.{key}", self.arch), message));
         let stated = file.value(&format!("{}.attention.key_length", self.arch)).is_some();
         if !stated && self.heads > 0 && !self.dim.is_multiple_of(self.heads) {
-            let said = format!("{} heads do not divide a width of {}", self.heads, self.dim);
-            return fail("attention.head_count", said);
+            let message = format!("{} heads do not divide a width of {}", self.heads, self.dim);
+            return fail("attention.head_count", message);
         }
         let sizes = [
             ("context_length", self.context),
@@ -144,18 +144,18 @@ impl Shape {
             return fail(key, "is 0".into());
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
-            return fail("attention.head_count_kv", said);
+            let message = format!("{} does not divide {} heads", self.kv_heads, self.heads);
+            return fail("attention.head_count_kv", message);
         }
         if !self.rope_dims.is_multiple_of(2) || self.rope_dims > self.head_dim {
-            let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
-            return fail("rope.dimension_count", said);
+            let message = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
+            return fail("rope.dimension_count", message);
         }
         let value_length = file.number_or_none(&format!("{}.attention.value_length", self.arch))?;
         if let Some(length) = value_length.filter(|length| *length != self.head_dim) {
-            let said =
+            let message =
                 format!("{length} differs from the {} of a key; no such model is known", self.head_dim);
-            return fail("attention.value_length", said);
+            return fail("attention.value_length", message);
         }
         // Below 1 the frequencies would rise without bound.
         if self.rope_base < 1.0 {
@@ -184,14 +184,14 @@ impl Shape {
         match limits.iter().find(|(_, size, most)| size > most) {
             None => Ok(()),
             Some((key, size, most)) => {
-                let said = format!("is {size}, where this file can have {most} at most");
-                Err(LoadError::key(&format!("{}.{key}", self.arch), said))
+                let message = format!("is {size}, where this file can have {most} at most");
+                Err(LoadError::key(&format!("{}.{key}", self.arch), message))
             }
         }
     }
 
     /// Whether its I2_S matrices can be in a layout at all.
-    pub fn allows(&self, layout: Layout) -> bool {
+    pub fn supports_layout(&self, layout: Layout) -> bool {
         let rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.dim, self.ffn];
         layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
     }
@@ -200,7 +200,7 @@ impl Shape {
     ///
     /// # Panics
     /// When the form does not take heads of this size: [`CacheForm::takes`].
-    pub fn cache_bytes_per_token(&self, form: CacheForm) -> usize {
+    pub fn cache_bytes_per_token(&self, form: KvCacheFormat) -> usize {
         self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
@@ -214,7 +214,7 @@ impl Shape {
 
     /// Multiplications of a prompt of `tokens` with the matrices of the layers; only its last token needs those of the
     /// last layer that stand behind attention.
-    pub fn prompt_products(&self, tokens: usize) -> usize {
+    pub fn prefill_macs(&self, tokens: usize) -> usize {
         let before = (self.heads + 2 * self.kv_heads) * self.head_dim;
         let behind = self.heads * self.head_dim + 3 * self.ffn;
         self.dim * (tokens * (self.layers * before + (self.layers - 1) * behind) + behind)
@@ -242,9 +242,9 @@ fn rope_stretch(file: &Gguf, arch: &str) -> Result<f32, LoadError> {
             other => Err(LoadError::key(&factor, format!("{other} is below 1; the file is damaged"))),
         },
         Some(other) => {
-            let said =
-                format!("\"{}\" is not supported; use a model with linear scaling or none", shown(other));
-            Err(LoadError::key(&kind, said))
+            let message =
+                format!("\"{}\" is not supported; use a model with linear scaling or none", escaped(other));
+            Err(LoadError::key(&kind, message))
         }
     }
 }
@@ -257,16 +257,16 @@ fn activation(file: &Gguf, arch: &str, usual: Activation) -> Result<Activation, 
         Some("silu" | "swish") => Ok(Activation::Silu),
         Some("relu2" | "relu_sqr" | "squared_relu") => Ok(Activation::SquaredRelu),
         Some(other) => {
-            Err(LoadError::key(&key, format!("\"{}\" is not supported; silu and relu2 are", shown(other))))
+            Err(LoadError::key(&key, format!("\"{}\" is not supported; silu and relu2 are", escaped(other))))
         }
-        None if is_renamed_b158(file, arch) => Ok(Activation::SquaredRelu),
+        None if is_mislabelled_b158(file, arch) => Ok(Activation::SquaredRelu),
         None => Ok(usual),
     }
 }
 
 /// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which 1bitLLM's models do
 /// not have and the 2B model does.
-pub fn is_renamed_b158(file: &Gguf, arch: &str) -> bool {
+pub fn is_mislabelled_b158(file: &Gguf, arch: &str) -> bool {
     const LLAMA3: usize = 128_256;
     let tokens = || file.strings("tokenizer.ggml.tokens").is_ok_and(|tokens| tokens.len() == LLAMA3);
     arch == "bitnet" && file.text("tokenizer.ggml.model") == Ok(Some("gpt2")) && tokens()
@@ -276,14 +276,14 @@ pub fn is_renamed_b158(file: &Gguf, arch: &str) -> bool {
 const EMBEDDING_ARCHS: &[&str] = &["qwen3", "gemma3", "gemma-embedding"];
 
 /// Activation, sub-norms and rotation of an architecture.
-fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
+fn family_defaults(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
     match arch {
         "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
         "bitnet" => Ok((Activation::Silu, true, RopePairs::Halves)),
         "llama" => Ok((Activation::Silu, false, RopePairs::Neighbours)),
         other => {
-            let name = shown(other);
-            let said = if EMBEDDING_ARCHS.contains(&other) {
+            let name = escaped(other);
+            let message = if EMBEDDING_ARCHS.contains(&other) {
                 format!(
                     "\"{name}\", as the BitNet-embedding models have it, is not supported yet: they give vectors, \
                      not text; use bitnet-b1.58, bitnet or llama with ternary weights"
@@ -293,7 +293,7 @@ fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
                     "\"{name}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights"
                 )
             };
-            Err(LoadError::key("general.architecture", said))
+            Err(LoadError::key("general.architecture", message))
         }
     }
 }
@@ -304,18 +304,19 @@ pub struct Model {
     shape: Shape,
     weights: Weights,
     kernels: Kernels,
-    pool: Pool,
+    pool: ThreadPool,
     /// Locked for a moment around each layer.
-    tuner: Mutex<Tuner>,
+    tuner: Mutex<ThreadTuner>,
 }
 
 impl Model {
     /// Loads the weights of a file.
-    pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: Pool) -> Result<Self, LoadError> {
+    pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: ThreadPool) -> Result<Self, LoadError> {
         let shape = Shape::read(file)?;
         let weights = Weights::load(file, &shape, layout)?;
         let all = Some(pool.threads());
-        let tuner = Tuner::new(pool.threads(), BATCH, Threads { decode: all, prefill: all }).into();
+        let tuner =
+            ThreadTuner::new(pool.threads(), BATCH, ThreadCounts { decode: all, prefill: all }).into();
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
@@ -325,7 +326,7 @@ impl Model {
         let Model { shape, weights, kernels, pool, tuner } = self;
         let head = weights.into_head();
         let mut weights = Weights::load(file, &shape, layout)?;
-        weights.take_head(head);
+        weights.restore_head(head);
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
@@ -340,7 +341,7 @@ impl Model {
     }
 
     /// The threads it runs on.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
 
@@ -350,13 +351,13 @@ impl Model {
     }
 
     /// Matrices of layers that are not ternary and run as they are, in floats.
-    pub fn dense_matrices(&self) -> usize {
-        self.weights.dense_matrices()
+    pub fn float_matrices(&self) -> usize {
+        self.weights.float_matrices()
     }
 
     /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
-    pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
-        let screened = self.weights.screen.as_ref().map(|_| self.weights.head().row_bytes());
+    pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
+        let screened = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
         State::new(&self.shape, context, batch, cache, (self.weights.embedding.row_bytes(), screened))
     }
 }

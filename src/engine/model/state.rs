@@ -1,15 +1,15 @@
 //! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
 
 use super::Shape;
-use super::lm_head::{Exact, Room, Screening};
-use super::timings::{Timings, Watch};
-use crate::engine::ops::Quantized;
-use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};
-use crate::engine::thread_pool::{Pool, Wide, none};
+use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
+use super::timings::{Stopwatch, Timings};
+use crate::engine::ops::QuantizedRow;
+use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
+use crate::engine::thread_pool::{ThreadPool, Wide, none};
 
 /// What keys and values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheForm {
+pub enum KvCacheFormat {
     /// Nothing is rounded: for measurements against a reference.
     F32,
     /// Half precision.
@@ -19,16 +19,16 @@ pub enum CacheForm {
     Int8,
 }
 
-impl CacheForm {
+impl KvCacheFormat {
     /// All there are.
-    pub const ALL: [CacheForm; 3] = [CacheForm::F32, CacheForm::F16, CacheForm::Int8];
+    pub const ALL: [KvCacheFormat; 3] = [KvCacheFormat::F32, KvCacheFormat::F16, KvCacheFormat::Int8];
 
     /// Its name in settings.
     pub fn name(self) -> &'static str {
         match self {
-            CacheForm::F32 => "f32",
-            CacheForm::F16 => "f16",
-            CacheForm::Int8 => "int8",
+            KvCacheFormat::F32 => "f32",
+            KvCacheFormat::F16 => "f16",
+            KvCacheFormat::Int8 => "int8",
         }
     }
 
@@ -38,30 +38,30 @@ impl CacheForm {
     }
 
     /// Whether heads of `head_dim` numbers are whole blocks of it.
-    pub fn takes(self, head_dim: usize) -> bool {
-        self.numbers().row_bytes(head_dim).is_some()
+    pub fn supports(self, head_dim: usize) -> bool {
+        self.row_format().row_bytes(head_dim).is_some()
     }
 
     pub(super) fn row_bytes(self, head_dim: usize) -> usize {
-        self.numbers().row_bytes(head_dim).expect("asked before: `takes`")
+        self.row_format().row_bytes(head_dim).expect("asked before: `takes`")
     }
 
-    fn numbers(self) -> Numbers {
+    fn row_format(self) -> RowFormat {
         match self {
-            CacheForm::F32 => Dense::F32.into(),
-            CacheForm::F16 => Dense::F16.into(),
-            CacheForm::Int8 => Blocks::Q8_0.into(),
+            KvCacheFormat::F32 => FloatFormat::F32.into(),
+            KvCacheFormat::F16 => FloatFormat::F16.into(),
+            KvCacheFormat::Int8 => BlockFormat::Q8_0.into(),
         }
     }
 }
 
 /// Keys and values of the tokens so far.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(super) struct KvCache {
     keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
     values: Vec<u8>, // [layers, kv_heads, context, head_dim]
     /// Their format.
-    pub kind: Numbers,
+    pub format: RowFormat,
     write: WriteRow,
     kv_heads: usize,
     context: usize,
@@ -70,16 +70,16 @@ pub(super) struct Cache {
     width: usize,
 }
 
-impl Cache {
-    fn new(shape: &Shape, context: usize, form: CacheForm) -> Self {
+impl KvCache {
+    fn new(shape: &Shape, context: usize, form: KvCacheFormat) -> Self {
         let bytes = context * shape.cache_bytes_per_token(form) / 2;
-        let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.numbers());
+        let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.row_format());
         let (write, width) = (kind.writer().expect("all of them are written"), form.row_bytes(head_dim));
         // Zeroed memory from the system takes no page before it is written.
-        Cache {
+        KvCache {
             keys: vec![0; bytes],
             values: vec![0; bytes],
-            kind,
+            format: kind,
             write,
             kv_heads,
             context,
@@ -88,13 +88,13 @@ impl Cache {
         }
     }
 
-    fn start(&self, layer: usize, head: usize, position: usize) -> usize {
+    fn row_start(&self, layer: usize, head: usize, position: usize) -> usize {
         ((layer * self.kv_heads + head) * self.context + position) * self.width
     }
 
     /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
     pub fn rows(&self, layer: usize, head: usize, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
-        let bytes = self.start(layer, head, range.start)..self.start(layer, head, range.end);
+        let bytes = self.row_start(layer, head, range.start)..self.row_start(layer, head, range.end);
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
@@ -104,13 +104,13 @@ impl Cache {
         &mut self,
         (layer, position): (usize, usize),
         (keys, values): (&[f32], &[f32]),
-        (pool, grain): (&Pool, usize),
+        (pool, grain): (&ThreadPool, usize),
     ) {
         let (kv, size, width, write) = (self.kv_heads * self.head_dim, self.head_dim, self.width, self.write);
         assert!(keys.len() == values.len() && position + keys.len() / kv <= self.context);
-        let layer = self.start(layer, 0, 0)..self.start(layer + 1, 0, 0);
+        let layer = self.row_start(layer, 0, 0)..self.row_start(layer + 1, 0, 0);
         let (to, head) = ((&mut self.keys[layer.clone()], &mut self.values[layer]), self.context * width);
-        pool.rows(((to.0, head), (to.1, head), none()), grain, |head, (to_keys, to_values, ..)| {
+        pool.for_each_row(((to.0, head), (to.1, head), none()), grain, |head, (to_keys, to_values, ..)| {
             let part = head * size..(head + 1) * size;
             for (row, (keys, values)) in (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
             {
@@ -125,16 +125,16 @@ impl Cache {
 /// Rows quantised to int8, each padded to whole blocks.
 #[derive(Debug)]
 pub(super) struct QuantizedRows {
-    pub q: Vec<i8>,           // [batch, padded width of the input at hand]
-    pub made: Vec<Quantized>, // [batch]
-    pub width: usize,         // padded width of the input at hand
+    pub q: Vec<i8>,              // [batch, padded width of the input at hand]
+    pub rows: Vec<QuantizedRow>, // [batch]
+    pub width: usize,            // padded width of the input at hand
 }
 
 impl QuantizedRows {
     /// Room for `n` rows of `cols` numbers, and for what is said of each: matrices with their widths.
-    pub fn make(&mut self, cols: usize, n: usize) -> (Wide<'_, i8>, Wide<'_, Quantized>) {
+    pub fn split_for(&mut self, cols: usize, n: usize) -> (Wide<'_, i8>, Wide<'_, QuantizedRow>) {
         self.width = packed_row(cols) * 4;
-        ((&mut self.q[..n * self.width], self.width), (&mut self.made[..n], 1))
+        ((&mut self.q[..n * self.width], self.width), (&mut self.rows[..n], 1))
     }
 
     /// Rows `range` of the quantised input: `[range.len(), width]`.
@@ -146,30 +146,30 @@ impl QuantizedRows {
 /// The cache of a session and the buffers of a pass over at most `batch` tokens.
 #[derive(Debug)]
 pub struct State {
-    pub(super) cache: Cache,
+    pub(super) cache: KvCache,
     pub(super) len: usize,
     pub(super) context: usize,
     pub(super) batch: usize,
-    pub(super) row: Vec<u8>, // a row of the embedding as it is in the file
-    pub(super) x: Vec<f32>,  // [batch, dim], the residual stream
-    pub(super) h: Vec<f32>,  // [batch, dim], its normalised copy, then a block's output
-    pub(super) k: Vec<f32>,  // [batch, kv_heads * head_dim]
-    pub(super) v: Vec<f32>,  // [batch, kv_heads * head_dim]
+    pub(super) embedding_row: Vec<u8>, // a row of the embedding as it is in the file
+    pub(super) residual: Vec<f32>,     // [batch, dim], the residual stream
+    pub(super) hidden: Vec<f32>,       // [batch, dim], its normalised copy, then a block's output
+    pub(super) k: Vec<f32>,            // [batch, kv_heads * head_dim]
+    pub(super) v: Vec<f32>,            // [batch, kv_heads * head_dim]
     /// `[batch, heads * head_dim]` twice: queries, and what they found; then `[batch, ffn]`: the gate's, times what
     /// the up matrix makes. Never both, and together they are half of a pass's buffers.
-    pub(super) wide: Vec<f32>,
+    pub(super) attn_or_ffn: Vec<f32>,
     pub(super) quantized: QuantizedRows,
-    pub(super) cos: Vec<f32>,      // [batch, rope_dims / 2]
-    pub(super) sin: Vec<f32>,      // [batch, rope_dims / 2]
-    pub(super) last: Vec<f32>,     // [dim], one row on its way to the head
-    pub(super) logits: Vec<f32>,   // [vocab]
-    pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
-    pub(super) room: Room,
-    pub(super) exact: Exact,
-    pub(super) screening: Screening,
+    pub(super) cos: Vec<f32>,           // [batch, rope_dims / 2]
+    pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
+    pub(super) final_hidden: Vec<f32>,  // [dim], one row on its way to the head
+    pub(super) logits: Vec<f32>,        // [vocab]
+    pub(super) scaled_hidden: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
+    pub(super) scratch: ShortlistScratch,
+    pub(super) rescore: RescoreBuffers,
+    pub(super) shortlist_stats: ShortlistStats,
     /// Tokens of this answer, one after the other, for which the whole head was read.
-    pub(super) scans_in_a_row: u32,
-    pub(super) watch: Watch,
+    pub(super) full_scans_in_a_row: u32,
+    pub(super) stopwatch: Stopwatch,
 }
 
 impl State {
@@ -178,7 +178,7 @@ impl State {
         shape: &Shape,
         context: usize,
         batch: usize,
-        cache: CacheForm,
+        cache: KvCacheFormat,
         (embedding_row, head_row): (usize, Option<usize>),
     ) -> Self {
         let is_screened = head_row.is_some();
@@ -186,37 +186,41 @@ impl State {
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
         State {
-            cache: Cache::new(shape, context, cache),
+            cache: KvCache::new(shape, context, cache),
             len: 0,
             context,
             batch,
-            row: vec![0; embedding_row],
-            x: floats(shape.dim),
-            h: floats(shape.dim),
+            embedding_row: vec![0; embedding_row],
+            residual: floats(shape.dim),
+            hidden: floats(shape.dim),
             k: floats(kv),
             v: floats(kv),
-            wide: floats(shape.widest_buffer()),
+            attn_or_ffn: floats(shape.widest_buffer()),
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
-                made: vec![Quantized::default(); batch],
+                rows: vec![QuantizedRow::default(); batch],
                 width: 0,
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
-            last: vec![0.0; shape.dim],
+            final_hidden: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
-            screened: vec![0.0; if is_screened { shape.dim } else { 0 }],
-            room: if is_screened { Room::new(shape.vocab) } else { Room::default() },
-            exact: head_row.map(Exact::new).unwrap_or_default(),
-            screening: Screening::default(),
-            scans_in_a_row: 0,
-            watch: Watch::new(),
+            scaled_hidden: vec![0.0; if is_screened { shape.dim } else { 0 }],
+            scratch: if is_screened {
+                ShortlistScratch::new(shape.vocab)
+            } else {
+                ShortlistScratch::default()
+            },
+            rescore: head_row.map(RescoreBuffers::new).unwrap_or_default(),
+            shortlist_stats: ShortlistStats::default(),
+            full_scans_in_a_row: 0,
+            stopwatch: Stopwatch::new(),
         }
     }
 
     /// What screening the head did with this state; `None` where the head is read whole.
-    pub fn screening(&self) -> Option<Screening> {
-        (!self.exact.logits.is_empty()).then_some(self.screening)
+    pub fn shortlist_stats(&self) -> Option<ShortlistStats> {
+        (!self.rescore.logits.is_empty()).then_some(self.shortlist_stats)
     }
 
     /// Tokens in the cache.
@@ -246,21 +250,21 @@ impl State {
 
     /// What passes and logits took since the last call.
     pub fn take_timings(&mut self) -> Timings {
-        self.watch.take()
+        self.stopwatch.take()
     }
 
     /// Of `n` rows of the stream, and of queries of `width`, the last `wanted` become the first.
-    pub(super) fn keep_last(&mut self, (n, wanted): (usize, usize), width: usize) {
+    pub(super) fn keep_last_rows(&mut self, (n, wanted): (usize, usize), width: usize) {
         if wanted < n {
-            let dim = self.last.len();
-            self.x.copy_within((n - wanted) * dim..n * dim, 0);
-            self.wide.copy_within((n - wanted) * width..n * width, 0);
+            let dim = self.final_hidden.len();
+            self.residual.copy_within((n - wanted) * dim..n * dim, 0);
+            self.attn_or_ffn.copy_within((n - wanted) * width..n * width, 0);
         }
     }
 
     /// Forgets all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.scans_in_a_row = 0;
+        self.full_scans_in_a_row = 0;
     }
 }

@@ -1,19 +1,19 @@
 //! How many threads of the pool each layer uses.
 
 use super::{BATCH, Model};
-use crate::engine::thread_tuner::{Threads, Tuner};
+use crate::engine::thread_tuner::{ThreadCounts, ThreadTuner};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 impl Model {
     /// From now on finds out how many threads to use where `said` leaves it open; until then every pass uses
     /// all. The results of a pass do not depend on it.
-    pub fn tune(&mut self, said: Threads) {
-        self.tuner = Tuner::new(self.pool.threads(), BATCH, said).into();
+    pub fn tune(&mut self, fixed: ThreadCounts) {
+        self.tuner = ThreadTuner::new(self.pool.threads(), BATCH, fixed).into();
     }
 
     /// Threads that passes use, as far as that is settled.
-    pub fn threads(&self) -> Threads {
+    pub fn threads(&self) -> ThreadCounts {
         self.tuner().threads()
     }
 
@@ -21,27 +21,27 @@ impl Model {
     /// limit. The results of a pass do not depend on it.
     pub fn limit_threads(&self, threads: usize) {
         self.tuner().limit(threads);
-        self.leave_layers();
+        self.set_threads_outside_layers();
     }
 
     /// Computes one layer of a pass of `tokens` on as many threads as it is due. It tells nothing of others where not
     /// all go on to its end.
-    pub(super) fn on_its_threads(&self, (tokens, to_the_end): (usize, usize), layer: impl FnOnce()) {
+    pub(super) fn with_tuned_threads(&self, (tokens, to_the_end): (usize, usize), layer: impl FnOnce()) {
         let trial = self.tuner().next(tokens);
         self.pool.set_active(trial.threads);
         let started = trial.is_timed.then(Instant::now);
         layer();
         if to_the_end == tokens {
-            self.tuner().note(tokens, started.map(|started| started.elapsed()));
+            self.tuner().record(tokens, started.map(|started| started.elapsed()));
         }
     }
 
     /// Sets the threads for what comes after the layers.
-    pub(super) fn leave_layers(&self) {
+    pub(super) fn set_threads_outside_layers(&self) {
         self.pool.set_active(self.tuner().outside_layers());
     }
 
-    fn tuner(&self) -> MutexGuard<'_, Tuner> {
+    fn tuner(&self) -> MutexGuard<'_, ThreadTuner> {
         self.tuner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

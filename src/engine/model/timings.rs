@@ -1,6 +1,6 @@
 //! Where the time of passes went, as the thread that runs them saw it.
 
-use crate::engine::thread_pool::Pool;
+use crate::engine::thread_pool::ThreadPool;
 use std::time::{Duration, Instant};
 
 /// Time of some passes, by what it was spent on.
@@ -27,7 +27,7 @@ impl Timings {
 
 /// What a lap of the watch was spent on.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
+pub(super) enum TimedPart {
     Attention,
     FeedForward,
     Head,
@@ -36,34 +36,34 @@ pub(super) enum Part {
 
 /// A stop watch that goes from lap to lap: one look at the clock for each, and no gap between two.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Stopwatch {
     timings: Timings,
     last: Instant,
     /// What the pool had waited at `last`.
     waited: Duration,
 }
 
-impl Watch {
+impl Stopwatch {
     pub fn new() -> Self {
-        Watch { timings: Timings::default(), last: Instant::now(), waited: Duration::ZERO }
+        Stopwatch { timings: Timings::default(), last: Instant::now(), waited: Duration::ZERO }
     }
 
     /// Begins a lap; what passed since the last one counts for nothing.
-    pub fn start(&mut self, pool: &Pool) {
+    pub fn start(&mut self, pool: &ThreadPool) {
         (self.last, self.waited) = (Instant::now(), pool.waited());
     }
 
     /// Ends a lap, which was spent on `part` and on waiting, and begins the next.
-    pub fn lap(&mut self, part: Part, pool: &Pool) {
+    pub fn lap(&mut self, part: TimedPart, pool: &ThreadPool) {
         let (now, waited) = (Instant::now(), pool.waited());
         let waiting = waited.saturating_sub(self.waited);
         let timings = &mut self.timings;
         timings.waiting += waiting;
         let spent = match part {
-            Part::Attention => &mut timings.attention,
-            Part::FeedForward => &mut timings.feed_forward,
-            Part::Head => &mut timings.head,
-            Part::Between => &mut timings.between,
+            TimedPart::Attention => &mut timings.attention,
+            TimedPart::FeedForward => &mut timings.feed_forward,
+            TimedPart::Head => &mut timings.head,
+            TimedPart::Between => &mut timings.between,
         };
         *spent += (now - self.last).saturating_sub(waiting);
         (self.last, self.waited) = (now, waited);

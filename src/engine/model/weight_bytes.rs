@@ -1,9 +1,9 @@
 //! The memory that a model's weights will take, worked out from the file's header before anything is loaded.
 
 use super::Shape;
-use super::lm_head::{HeadForm, SCAN_ROWS};
-use super::weights::{EMBEDDING, HEAD, Layout, dense, has_duplicate_head, is_matrix};
-use crate::engine::gguf::{Gguf, Tensor};
+use super::lm_head::{HeadFormat, SCAN_ROWS};
+use super::weights::{EMBEDDING, HEAD, Layout, float_format, has_duplicate_head, is_matrix};
+use crate::engine::gguf::{Gguf, TensorInfo};
 use crate::engine::quant::{TensorType, packed_row};
 
 /// Bytes that the system may bring in at each end of what is read: since Linux 6.18 the whole of a large page of the
@@ -21,19 +21,19 @@ pub struct WeightBytes {
 
 impl WeightBytes {
     /// What loading `file` would take, without loading it.
-    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -> Self {
+    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadFormat) -> Self {
         let mut plan = WeightBytes::default();
         let unread = if has_duplicate_head(file) { HEAD } else { "" };
         let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
         // Of a table that is read here and there: what is read of it at a time where it is read whole.
-        let some_rows = |tensor: &Tensor| {
+        let some_rows = |tensor: &TensorInfo| {
             let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
             tensor.bytes.len().min(SCAN_ROWS * row + 2 * AROUND)
         };
         for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
             let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
-            let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
-            if tensor.name == head && form != HeadForm::File {
+            let is_dense = || float_format(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
+            if tensor.name == head && form != HeadFormat::File {
                 plan.mapped += some_rows(tensor) + form.image_bytes(shape);
             } else if tensor.name == EMBEDDING && head == HEAD {
                 plan.mapped += some_rows(tensor);

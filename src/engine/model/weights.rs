@@ -1,10 +1,10 @@
 //! The weights of a model: read from the mapping where its form is the kernels', repacked where not.
 
 use super::Shape;
-use super::lm_head::Screen;
+use super::lm_head::Shortlist;
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Slice, Tensor};
-use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
+use crate::engine::gguf::{FileSlice, Gguf, TensorInfo};
+use crate::engine::quant::{self, I2S_TAIL, RowFormat, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -34,7 +34,7 @@ impl Layout {
     }
 
     /// The layout of a name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| layout.name() == name)
     }
 
@@ -45,7 +45,7 @@ impl Layout {
         rows: usize,
         cols: usize,
         scale: f32,
-    ) -> Result<Option<quant::Packed>, String> {
+    ) -> Result<Option<quant::PackedMatrix>, String> {
         match self {
             Layout::Blocks128 => Ok(None),
             Layout::Blocks64 => Ok(Some(quant::pack_i2s_64(codes, scale))),
@@ -65,13 +65,13 @@ pub const HEAD: &str = "output.weight";
 /// All weights of a model.
 #[derive(Debug)]
 pub(super) struct Weights {
-    pub embedding: Table,
+    pub embedding: RowTable,
     pub layers: Vec<Layer>,
     pub output_norm: Vec<f32>, // [dim]
     /// `None`: the embedding is used.
-    pub head: Option<Table>,
+    pub head: Option<RowTable>,
     /// The head in a few bits, where it is read through a screen.
-    pub screen: Option<Screen>,
+    pub shortlist: Option<Shortlist>,
     /// Rotation frequency of each pair, `[rope_dims / 2]`.
     pub rope_frequencies: Vec<f32>,
 }
@@ -97,25 +97,25 @@ pub(super) struct Matrix {
     pub rows: usize,
     pub cols: usize,
     pub scale: f32,
-    pub form: Form,
+    pub form: MatrixData,
 }
 
 #[derive(Debug)]
-pub(super) enum Form {
+pub(super) enum MatrixData {
     /// What BitNet is made of: multiplied in integers.
-    Ternary(Packed),
+    Ternary(PackedRows),
     /// A leftover that is not ternary: run as it is.
-    Dense(Table),
+    Float(RowTable),
 }
 
 /// Ternary weights in the kernels' form.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(super) struct PackedRows {
     width: usize,
-    bytes: Bytes, // [rows, width]
+    bytes: PackedBytes, // [rows, width]
 }
 
-impl Packed {
+impl PackedRows {
     /// Rows `range`: `[range.len(), packed_row(cols)]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[u8] {
         &self.bytes.get()[range.start * self.width..range.end * self.width]
@@ -123,34 +123,34 @@ impl Packed {
 }
 
 #[derive(Debug)]
-enum Bytes {
-    Mapped(Slice),
-    Own(Vec<u8>),
+enum PackedBytes {
+    Mapped(FileSlice),
+    Owned(Vec<u8>),
 }
 
-impl Bytes {
+impl PackedBytes {
     fn get(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(slice) => slice,
-            Bytes::Own(bytes) => bytes,
+            PackedBytes::Mapped(slice) => slice,
+            PackedBytes::Owned(bytes) => bytes,
         }
     }
 }
 
 /// A table of numbers: the embedding, the head, a dense matrix. Never copied.
 #[derive(Debug)]
-pub(super) struct Table {
-    pub kind: Numbers,
+pub(super) struct RowTable {
+    pub format: RowFormat,
     width: usize,
-    bytes: Slice, // [rows, cols] in `width` bytes a row
+    bytes: FileSlice, // [rows, cols] in `width` bytes a row
     /// Whether rows are read here and there: no memory is planned for it but for a part that is being read whole.
-    sparse: bool,
+    read_by_row: bool,
 }
 
-impl Table {
-    pub fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
+impl RowTable {
+    pub fn new(kind: RowFormat, cols: usize, bytes: FileSlice) -> Self {
         let width = kind.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
-        Table { kind, width, bytes, sparse: false }
+        RowTable { format: kind, width, bytes, read_by_row: false }
     }
 
     /// Bytes of a row.
@@ -159,8 +159,8 @@ impl Table {
     }
 
     /// Whether it is read here and there.
-    pub fn is_sparse(&self) -> bool {
-        self.sparse
+    pub fn is_read_by_row(&self) -> bool {
+        self.read_by_row
     }
 
     /// Gives back the memory of what was read; reading it again reads the file again.
@@ -170,15 +170,15 @@ impl Table {
 
     /// Whether all of its numbers are any: one that is not would make every logit none.
     fn check(&self, cols: usize) -> Result<(), String> {
-        match self.kind.find_not_finite(&self.bytes, cols) {
+        match self.format.find_non_finite(&self.bytes, cols) {
             None => Ok(()),
             Some((row, col)) => Err(format!("row {row}: column {col} is not a number; the file is damaged")),
         }
     }
 
     /// A row that is read by itself; `room`: [`Table::row_bytes`].
-    pub fn row<'a>(&'a self, row: usize, room: &'a mut [u8]) -> &'a [u8] {
-        self.bytes.read(row * self.width..(row + 1) * self.width, room)
+    pub fn row<'a>(&'a self, row: usize, buffer: &'a mut [u8]) -> &'a [u8] {
+        self.bytes.read(row * self.width..(row + 1) * self.width, buffer)
     }
 
     /// Rows `range`: `[range.len(), cols]`.
@@ -189,7 +189,7 @@ impl Table {
 
 impl Weights {
     pub fn load(file: &Gguf, shape: &Shape, layout: Layout) -> Result<Self, LoadError> {
-        refuse_other_models(file)?;
+        check_is_bitnet(file)?;
         Self::read(&Loader { file, layout, headers_only: false, used: RefCell::default() }, shape)
     }
 
@@ -204,53 +204,54 @@ impl Weights {
                 None => None,
             }
             .filter(|_| !has_duplicate_head(file)),
-            screen: None,
+            shortlist: None,
             rope_frequencies: loader.rope_frequencies(shape)?,
         };
-        loader.nothing_left()?;
-        weights.embedding.sparse = weights.head.is_some();
+        loader.check_all_used()?;
+        weights.embedding.read_by_row = weights.head.is_some();
         Ok(weights)
     }
 
     /// What logits are made with.
-    pub fn head(&self) -> &Table {
+    pub fn head(&self) -> &RowTable {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Reads logits from another table, and of the embedding only the rows that are looked up.
-    pub fn replace_head(&mut self, head: Table) {
+    pub fn replace_head(&mut self, head: RowTable) {
         self.head = Some(head);
-        self.embedding.sparse = true;
+        self.embedding.read_by_row = true;
     }
 
     /// The head alone, in the form it was put into.
-    pub fn into_head(self) -> (Option<Table>, Option<Screen>) {
-        (self.head, self.screen)
+    pub fn into_head(self) -> (Option<RowTable>, Option<Shortlist>) {
+        (self.head, self.shortlist)
     }
 
     /// Has the same head again.
-    pub fn take_head(&mut self, (head, screen): (Option<Table>, Option<Screen>)) {
+    pub fn restore_head(&mut self, (head, screen): (Option<RowTable>, Option<Shortlist>)) {
         head.into_iter().for_each(|head| self.replace_head(head));
-        screen.into_iter().for_each(|screen| self.put_screen(screen));
+        screen.into_iter().for_each(|screen| self.set_shortlist(screen));
     }
 
     /// Reads logits through a screen.
-    pub fn put_screen(&mut self, screen: Screen) {
-        self.screen = Some(screen);
-        self.head.as_mut().unwrap_or(&mut self.embedding).sparse = true;
+    pub fn set_shortlist(&mut self, screen: Shortlist) {
+        self.shortlist = Some(screen);
+        self.head.as_mut().unwrap_or(&mut self.embedding).read_by_row = true;
     }
 
     pub fn bytes_per_token(&self) -> usize {
         let bytes = self.matrices().map(|matrix| match &matrix.form {
-            Form::Ternary(packed) => packed.bytes.get().len(),
-            Form::Dense(table) => table.bytes.len(),
+            MatrixData::Ternary(packed) => packed.bytes.get().len(),
+            MatrixData::Float(table) => table.bytes.len(),
         });
-        bytes.sum::<usize>() + self.screen.as_ref().map_or(self.head().bytes.len(), Screen::bytes)
+        bytes.sum::<usize>()
+            + self.shortlist.as_ref().map_or(self.head().bytes.len(), Shortlist::bytes_per_token)
     }
 
     /// Matrices that are not ternary.
-    pub fn dense_matrices(&self) -> usize {
-        self.matrices().filter(|matrix| matches!(matrix.form, Form::Dense(_))).count()
+    pub fn float_matrices(&self) -> usize {
+        self.matrices().filter(|matrix| matches!(matrix.form, MatrixData::Float(_))).count()
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
@@ -291,8 +292,8 @@ impl Loader<'_> {
         })
     }
 
-    fn tensor(&self, name: &str, dims: &[usize]) -> Result<&Tensor, LoadError> {
-        let fail = |said: String| LoadError::tensor(name, said);
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<&TensorInfo, LoadError> {
+        let fail = |message: String| LoadError::tensor(name, message);
         let tensor =
             self.file.tensor(name).ok_or_else(|| fail("missing; the file is no complete model".into()))?;
         if tensor.dims != dims {
@@ -305,21 +306,21 @@ impl Loader<'_> {
         Ok(tensor)
     }
 
-    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Table, LoadError> {
+    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<RowTable, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
-        Ok(Table::new(numbers(name, tensor)?, cols, self.file.data(tensor)))
+        Ok(RowTable::new(row_format(name, tensor)?, cols, self.file.data(tensor)))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name, &[len])?;
-        let kind = numbers(name, tensor)?;
+        let kind = row_format(name, tensor)?;
         let mut out = vec![0.0; len];
         kind.read(&self.file.data(tensor), &mut out);
         match out.iter().position(|x| !x.is_finite()) {
             None => Ok(out),
             Some(at) => {
-                let said = format!("element {at} is not a number; the file is damaged");
-                Err(LoadError::tensor(name, said))
+                let message = format!("element {at} is not a number; the file is damaged");
+                Err(LoadError::tensor(name, message))
             }
         }
     }
@@ -327,22 +328,22 @@ impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
         if self.headers_only {
-            let (form, scale) = ternary((Bytes::Own(Vec::new()), self.extra_scale(name)?), cols);
+            let (form, scale) = ternary((PackedBytes::Owned(Vec::new()), self.extra_scale(name)?), cols);
             return Ok(Matrix { rows, cols, scale, form });
         }
         let data = self.file.data(tensor);
-        let fail = |said| LoadError::tensor(name, said);
+        let fail = |message| LoadError::tensor(name, message);
         let (form, scale) = match tensor.kind {
             TensorType::I2S => ternary(i2s(data, rows, cols, self.layout).map_err(fail)?, cols),
-            kind if dense(kind, &data, cols).is_some() => {
-                let table = Table::new(numbers(name, tensor)?, cols, data);
+            kind if float_format(kind, &data, cols).is_some() => {
+                let table = RowTable::new(row_format(name, tensor)?, cols, data);
                 table.check(cols).map_err(fail)?;
-                (Form::Dense(table), 1.0)
+                (MatrixData::Float(table), 1.0)
             }
             kind => {
                 let packed = repack(&data, kind, rows, cols).map_err(fail)?;
                 data.release();
-                ternary((Bytes::Own(packed.bytes), packed.scale), cols)
+                ternary((PackedBytes::Owned(packed.bytes), packed.scale), cols)
             }
         };
         let scale = scale * self.extra_scale(name)?;
@@ -375,16 +376,16 @@ impl Loader<'_> {
         }
         let factors = self.vector(name, pairs)?;
         if let Some(at) = factors.iter().position(|factor| !factor.is_normal() || *factor < 0.0) {
-            let said =
+            let message =
                 format!("element {at} is {}, no factor to divide by; the file is damaged", factors[at]);
-            return Err(LoadError::tensor(name, said));
+            return Err(LoadError::tensor(name, message));
         }
         Ok(plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect())
     }
 
     /// A tensor that was not used means a model that is not the one we think: its text would be
     /// wrong without a word.
-    fn nothing_left(&self) -> Result<(), LoadError> {
+    fn check_all_used(&self) -> Result<(), LoadError> {
         let used = self.used.borrow();
         match self.file.tensors().iter().find(|tensor| !used.contains(&tensor.name)) {
             None => Ok(()),
@@ -399,7 +400,7 @@ impl Loader<'_> {
 /// Refuses a file that loading would refuse for its tensors' names, types and shapes, for its
 /// norms, or for having no ternary matrix; the matrices are not read.
 pub fn check_tensors(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
-    refuse_other_models(file)?;
+    check_is_bitnet(file)?;
     let loader = Loader { file, layout: Layout::default(), headers_only: true, used: RefCell::default() };
     Weights::read(&loader, shape).map(drop)
 }
@@ -427,23 +428,24 @@ pub fn has_duplicate_head(file: &Gguf) -> bool {
     })
 }
 
-fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
-    Numbers::of(tensor.kind).ok_or_else(|| {
-        let said =
+fn row_format(name: &str, tensor: &TensorInfo) -> Result<RowFormat, LoadError> {
+    RowFormat::of(tensor.kind).ok_or_else(|| {
+        let message =
             format!("is {}, where F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0 is read", tensor.kind.name());
-        LoadError::tensor(name, said)
+        LoadError::tensor(name, message)
     })
 }
 
 /// The format of a matrix that is not ternary; `None` for a ternary one.
-pub(super) fn dense(kind: TensorType, data: &[u8], cols: usize) -> Option<Numbers> {
-    Numbers::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
+pub(super) fn float_format(kind: TensorType, data: &[u8], cols: usize) -> Option<RowFormat> {
+    RowFormat::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
 }
 
 /// A model is BitNet by its ternary matrices; some may be dense, not all. Asked before any is read
 /// whole: other models are large.
-fn refuse_other_models(file: &Gguf) -> Result<(), LoadError> {
-    let is_dense = |tensor: &&Tensor| dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
+fn check_is_bitnet(file: &Gguf) -> Result<(), LoadError> {
+    let is_dense =
+        |tensor: &&TensorInfo| float_format(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
     let mut matrices = file.tensors().iter().filter(|tensor| is_matrix(tensor)).peekable();
     match matrices.peek().copied() {
         Some(first) if matrices.all(|tensor| is_dense(&tensor)) => Err(LoadError::tensor(
@@ -454,27 +456,27 @@ fn refuse_other_models(file: &Gguf) -> Result<(), LoadError> {
     }
 }
 
-fn ternary((bytes, scale): (Bytes, f32), cols: usize) -> (Form, f32) {
-    (Form::Ternary(Packed { width: packed_row(cols), bytes }), scale)
+fn ternary((bytes, scale): (PackedBytes, f32), cols: usize) -> (MatrixData, f32) {
+    (MatrixData::Ternary(PackedRows { width: packed_row(cols), bytes }), scale)
 }
 
 /// I2_S: codes, then the scale. The official layout is used where it lies.
-fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, f32), String> {
+fn i2s(data: FileSlice, rows: usize, cols: usize, layout: Layout) -> Result<(PackedBytes, f32), String> {
     let codes = data.part(0..data.len() - I2S_TAIL);
     let scale = quant::i2s_scale(&data);
-    quant::check_i2s(&codes, scale)?;
+    quant::check_i2s_codes(&codes, scale)?;
     Ok(match layout.packed(&codes, rows, cols, scale)? {
-        None => (Bytes::Mapped(codes), scale),
+        None => (PackedBytes::Mapped(codes), scale),
         Some(packed) => {
             codes.release();
-            (Bytes::Own(packed.bytes), scale)
+            (PackedBytes::Owned(packed.bytes), scale)
         }
     })
 }
 
-fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::Packed, String> {
-    match (kind, Numbers::of(kind)) {
-        (_, Some(numbers)) => quant::pack_dense(data, numbers, rows, cols),
+fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::PackedMatrix, String> {
+    match (kind, RowFormat::of(kind)) {
+        (_, Some(numbers)) => quant::pack_floats(data, numbers, rows, cols),
         (TensorType::Tq1, _) => quant::pack_tq1(data),
         (TensorType::Tq2, _) => quant::pack_tq2(data),
         _ => unreachable!("I2_S is read by a function of its own"),
@@ -482,6 +484,6 @@ fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<qua
 }
 
 /// Whether a tensor is one of the matrices of a layer.
-pub(super) fn is_matrix(tensor: &Tensor) -> bool {
+pub(super) fn is_matrix(tensor: &TensorInfo) -> bool {
     tensor.name.starts_with("blk.") && tensor.dims.len() == 2
 }

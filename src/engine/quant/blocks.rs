@@ -22,7 +22,7 @@ pub const Q6_K_BYTES: usize = 210;
 
 /// Formats of numbers in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blocks {
+pub enum BlockFormat {
     /// 32 numbers: 4 bits each, one scale.
     Q4_0,
     /// 32 numbers: 8 bits each, one scale.
@@ -33,14 +33,14 @@ pub enum Blocks {
     Q6K,
 }
 
-impl Blocks {
+impl BlockFormat {
     /// Numbers in a block, and its bytes.
-    pub fn size(self) -> (usize, usize) {
+    pub fn block_size(self) -> (usize, usize) {
         match self {
-            Blocks::Q4_0 => (Q4_0_BLOCK, Q4_0_BYTES),
-            Blocks::Q8_0 => (Q8_0_BLOCK, Q8_0_BYTES),
-            Blocks::Q4K => (K_BLOCK, Q4_K_BYTES),
-            Blocks::Q6K => (K_BLOCK, Q6_K_BYTES),
+            BlockFormat::Q4_0 => (Q4_0_BLOCK, Q4_0_BYTES),
+            BlockFormat::Q8_0 => (Q8_0_BLOCK, Q8_0_BYTES),
+            BlockFormat::Q4K => (K_BLOCK, Q4_K_BYTES),
+            BlockFormat::Q6K => (K_BLOCK, Q6_K_BYTES),
         }
     }
 
@@ -50,15 +50,15 @@ impl Blocks {
     /// When the lengths do not agree.
     pub fn read(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            Blocks::Q4_0 => each(bytes, out, read_q4_0),
-            Blocks::Q8_0 => each(bytes, out, read_q8_0),
-            Blocks::Q4K => each(bytes, out, read_q4_k),
-            Blocks::Q6K => each(bytes, out, read_q6_k),
+            BlockFormat::Q4_0 => decode_blocks(bytes, out, read_q4_0),
+            BlockFormat::Q8_0 => decode_blocks(bytes, out, read_q8_0),
+            BlockFormat::Q4K => decode_blocks(bytes, out, read_q4_k),
+            BlockFormat::Q6K => decode_blocks(bytes, out, read_q6_k),
         }
     }
 }
 
-fn each<const BYTES: usize, const LEN: usize>(
+fn decode_blocks<const BYTES: usize, const LEN: usize>(
     bytes: &[u8],
     out: &mut [f32],
     read: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
@@ -71,14 +71,14 @@ fn each<const BYTES: usize, const LEN: usize>(
 // The four below are always inlined, so that each kernel table compiles them for its processor.
 
 #[inline(always)]
-fn half(block: &[u8], at: usize) -> f32 {
+fn scale_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const()
 }
 
 /// Low nibbles are the first 16 numbers, high ones the others.
 #[inline(always)]
 pub fn read_q4_0(block: &[u8; Q4_0_BYTES], out: &mut [f32; Q4_0_BLOCK]) {
-    let d = half(block, 0);
+    let d = scale_at(block, 0);
     let (low, high) = out.split_at_mut(Q4_0_BLOCK / 2);
     for ((byte, low), high) in block[2..].iter().zip(low).zip(high) {
         *low = d * f32::from((byte & 15) as i8 - 8);
@@ -88,7 +88,7 @@ pub fn read_q4_0(block: &[u8; Q4_0_BYTES], out: &mut [f32; Q4_0_BLOCK]) {
 
 #[inline(always)]
 pub fn read_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
-    let d = half(block, 0);
+    let d = scale_at(block, 0);
     for (byte, out) in block[2..].iter().zip(out) {
         *out = f32::from(*byte as i8) * d;
     }
@@ -97,7 +97,7 @@ pub fn read_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
 /// Each 32 bytes of nibbles hold two groups of 32 numbers, the low nibbles first.
 #[inline(always)]
 pub fn read_q4_k(block: &[u8; Q4_K_BYTES], out: &mut [f32; K_BLOCK]) {
-    let (d, d_min) = (half(block, 0), half(block, 2));
+    let (d, d_min) = (scale_at(block, 0), scale_at(block, 2));
     let (codes, groups) = (block[16..].as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     for (group, out) in groups.iter_mut().enumerate() {
         let (scale, min) = scale_and_min(&block[4..16], group);
@@ -125,7 +125,7 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
 /// bits of the four share 32 bytes.
 #[inline(always)]
 pub fn read_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; K_BLOCK]) {
-    let d = half(block, 208);
+    let d = scale_at(block, 208);
     let (low, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
     for (index, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (half, group) = (index / 4, index % 4);

@@ -1,14 +1,14 @@
 //! Numbers in rows: plain ones, or blocks that share a scale.
 
 use super::TensorType;
-use super::blocks::Blocks;
+use super::blocks::BlockFormat;
 use super::quantize::{write_q6_k, write_q8_0};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Formats of plain numbers: caches hold these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dense {
+pub enum FloatFormat {
     /// 4 bytes.
     F32,
     /// 2 bytes, IEEE half.
@@ -19,26 +19,26 @@ pub enum Dense {
 
 /// Half-precision numbers that are converted together, by the processor's own instructions where it has them: asking
 /// for them costs as much as some conversions.
-const TOGETHER: usize = 64;
+const CONVERT_CHUNK: usize = 64;
 
-impl Dense {
+impl FloatFormat {
     /// Bytes of one number.
     pub fn size(self) -> usize {
-        if self == Dense::F32 { 4 } else { 2 }
+        if self == FloatFormat::F32 { 4 } else { 2 }
     }
 
     /// Writes little-endian numbers, rounded to the format; `bytes` holds exactly `x.len()` of them.
     pub fn write(self, bytes: &mut [u8], x: &[f32]) {
         assert_eq!(bytes.len(), x.len() * self.size());
         match self {
-            Dense::F32 => {
+            FloatFormat::F32 => {
                 for (b, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(x) {
                     *b = x.to_le_bytes();
                 }
             }
-            Dense::F16 => {
-                let mut halves = [f16::ZERO; TOGETHER];
-                for (bytes, x) in bytes.chunks_mut(2 * TOGETHER).zip(x.chunks(TOGETHER)) {
+            FloatFormat::F16 => {
+                let mut halves = [f16::ZERO; CONVERT_CHUNK];
+                for (bytes, x) in bytes.chunks_mut(2 * CONVERT_CHUNK).zip(x.chunks(CONVERT_CHUNK)) {
                     let halves = &mut halves[..x.len()];
                     halves.convert_from_f32_slice(x);
                     bytes
@@ -49,7 +49,7 @@ impl Dense {
                         .for_each(|(b, x)| *b = x.to_le_bytes());
                 }
             }
-            Dense::Bf16 => {
+            FloatFormat::Bf16 => {
                 for (b, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(x) {
                     *b = bf16::from_f32(*x).to_le_bytes();
                 }
@@ -61,14 +61,14 @@ impl Dense {
     pub fn read(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size());
         match self {
-            Dense::F32 => {
+            FloatFormat::F32 => {
                 for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
                     *o = f32::from_le_bytes(*b);
                 }
             }
-            Dense::F16 => {
-                let mut halves = [f16::ZERO; TOGETHER];
-                for (out, bytes) in out.chunks_mut(TOGETHER).zip(bytes.chunks(2 * TOGETHER)) {
+            FloatFormat::F16 => {
+                let mut halves = [f16::ZERO; CONVERT_CHUNK];
+                for (out, bytes) in out.chunks_mut(CONVERT_CHUNK).zip(bytes.chunks(2 * CONVERT_CHUNK)) {
                     let halves = &mut halves[..out.len()];
                     halves
                         .iter_mut()
@@ -77,7 +77,7 @@ impl Dense {
                     halves.convert_to_f32_slice(out);
                 }
             }
-            Dense::Bf16 => {
+            FloatFormat::Bf16 => {
                 for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                     *o = bf16::from_le_bytes(*b).to_f32();
                 }
@@ -88,40 +88,40 @@ impl Dense {
 
 /// Formats of embeddings, heads and matrices that are run as they are: plain numbers, or blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Numbers {
+pub enum RowFormat {
     /// One by one.
-    Plain(Dense),
+    Float(FloatFormat),
     /// In blocks.
-    Blocks(Blocks),
+    Block(BlockFormat),
 }
 
 /// Writes the numbers of its second argument into its first, and panics where that does not hold
 /// exactly as many.
 pub type WriteRow = fn(&mut [u8], &[f32]);
 
-impl From<Dense> for Numbers {
-    fn from(kind: Dense) -> Self {
-        Numbers::Plain(kind)
+impl From<FloatFormat> for RowFormat {
+    fn from(kind: FloatFormat) -> Self {
+        RowFormat::Float(kind)
     }
 }
 
-impl From<Blocks> for Numbers {
-    fn from(kind: Blocks) -> Self {
-        Numbers::Blocks(kind)
+impl From<BlockFormat> for RowFormat {
+    fn from(kind: BlockFormat) -> Self {
+        RowFormat::Block(kind)
     }
 }
 
-impl Numbers {
+impl RowFormat {
     /// The format of a tensor type; `None` for the ternary ones.
     pub fn of(kind: TensorType) -> Option<Self> {
         Some(match kind {
-            TensorType::F32 => Numbers::Plain(Dense::F32),
-            TensorType::F16 => Numbers::Plain(Dense::F16),
-            TensorType::Bf16 => Numbers::Plain(Dense::Bf16),
-            TensorType::Q4_0 => Numbers::Blocks(Blocks::Q4_0),
-            TensorType::Q8_0 => Numbers::Blocks(Blocks::Q8_0),
-            TensorType::Q4K => Numbers::Blocks(Blocks::Q4K),
-            TensorType::Q6K => Numbers::Blocks(Blocks::Q6K),
+            TensorType::F32 => RowFormat::Float(FloatFormat::F32),
+            TensorType::F16 => RowFormat::Float(FloatFormat::F16),
+            TensorType::Bf16 => RowFormat::Float(FloatFormat::Bf16),
+            TensorType::Q4_0 => RowFormat::Block(BlockFormat::Q4_0),
+            TensorType::Q8_0 => RowFormat::Block(BlockFormat::Q8_0),
+            TensorType::Q4K => RowFormat::Block(BlockFormat::Q4K),
+            TensorType::Q6K => RowFormat::Block(BlockFormat::Q6K),
             TensorType::Tq1 | TensorType::Tq2 | TensorType::I2S => return None,
         })
     }
@@ -129,8 +129,8 @@ impl Numbers {
     /// Bytes of a row of `cols` numbers; `None` where they are no whole blocks, or on overflow.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let (numbers, bytes) = match self {
-            Numbers::Plain(kind) => (1, kind.size()),
-            Numbers::Blocks(kind) => kind.size(),
+            RowFormat::Float(kind) => (1, kind.size()),
+            RowFormat::Block(kind) => kind.block_size(),
         };
         if cols.is_multiple_of(numbers) { (cols / numbers).checked_mul(bytes) } else { None }
     }
@@ -142,8 +142,8 @@ impl Numbers {
     /// When the lengths do not agree.
     pub fn read(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            Numbers::Plain(kind) => kind.read(bytes, out),
-            Numbers::Blocks(kind) => kind.read(bytes, out),
+            RowFormat::Float(kind) => kind.read(bytes, out),
+            RowFormat::Block(kind) => kind.read(bytes, out),
         }
     }
 
@@ -154,18 +154,18 @@ impl Numbers {
     /// any where it can.
     pub fn writer(self) -> Option<WriteRow> {
         match self {
-            Numbers::Plain(Dense::F32) => Some(|bytes, x| Dense::F32.write(bytes, x)),
-            Numbers::Plain(Dense::F16) => Some(|bytes, x| Dense::F16.write(bytes, x)),
-            Numbers::Plain(Dense::Bf16) => Some(|bytes, x| Dense::Bf16.write(bytes, x)),
-            Numbers::Blocks(Blocks::Q8_0) => Some(write_q8_0),
-            Numbers::Blocks(Blocks::Q6K) => Some(write_q6_k),
-            Numbers::Blocks(Blocks::Q4_0 | Blocks::Q4K) => None,
+            RowFormat::Float(FloatFormat::F32) => Some(|bytes, x| FloatFormat::F32.write(bytes, x)),
+            RowFormat::Float(FloatFormat::F16) => Some(|bytes, x| FloatFormat::F16.write(bytes, x)),
+            RowFormat::Float(FloatFormat::Bf16) => Some(|bytes, x| FloatFormat::Bf16.write(bytes, x)),
+            RowFormat::Block(BlockFormat::Q8_0) => Some(write_q8_0),
+            RowFormat::Block(BlockFormat::Q6K) => Some(write_q6_k),
+            RowFormat::Block(BlockFormat::Q4_0 | BlockFormat::Q4K) => None,
         }
     }
 
     /// Where the first number that is not finite stands in rows of `cols`: row and column.
-    pub fn find_not_finite(self, data: &[u8], cols: usize) -> Option<(usize, usize)> {
-        self.pieces(data, cols, |row, col, x| match x.iter().position(|x| !x.is_finite()) {
+    pub fn find_non_finite(self, data: &[u8], cols: usize) -> Option<(usize, usize)> {
+        self.for_each_chunk(data, cols, |row, col, x| match x.iter().position(|x| !x.is_finite()) {
             Some(at) => Err((row, col + at)),
             None => Ok(()),
         })
@@ -177,7 +177,7 @@ impl Numbers {
     ///
     /// # Panics
     /// When rows of `cols` are not whole blocks.
-    pub(super) fn pieces<E>(
+    pub(super) fn for_each_chunk<E>(
         self,
         data: &[u8], // [rows, cols]
         cols: usize,

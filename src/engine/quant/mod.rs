@@ -11,13 +11,13 @@ mod quantize;
 mod ternary;
 mod two_bit;
 
-pub use blocks::Blocks;
-pub use float_formats::{Dense, Numbers, WriteRow};
+pub use blocks::BlockFormat;
+pub use float_formats::{FloatFormat, RowFormat, WriteRow};
 pub use ternary::{
-    BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, check_i2s, code, find_code_3, i2s_scale, is_ternary,
-    pack_dense, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
+    BLOCK, BLOCK_BYTES, I2S_TAIL, PackedMatrix, all_zeros, check_i2s_codes, code, find_undefined_code,
+    i2s_scale, is_ternary, pack_floats, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
 };
-pub use two_bit::{Outline, SCREEN_Q, screen_row};
+pub use two_bit::{RowBound, TWO_BIT_MAX_Q, encode_two_bit};
 
 use ternary::{TQ_BLOCK, TQ1_BYTES, TQ2_BYTES};
 
@@ -96,10 +96,10 @@ impl TensorType {
         let (size, bytes) = match self {
             TensorType::F32 => (1, 4),
             TensorType::F16 | TensorType::Bf16 => (1, 2),
-            TensorType::Q4_0 => Blocks::Q4_0.size(),
-            TensorType::Q8_0 => Blocks::Q8_0.size(),
-            TensorType::Q4K => Blocks::Q4K.size(),
-            TensorType::Q6K => Blocks::Q6K.size(),
+            TensorType::Q4_0 => BlockFormat::Q4_0.block_size(),
+            TensorType::Q8_0 => BlockFormat::Q8_0.block_size(),
+            TensorType::Q4K => BlockFormat::Q4K.block_size(),
+            TensorType::Q6K => BlockFormat::Q6K.block_size(),
             TensorType::Tq1 => (TQ_BLOCK, TQ1_BYTES),
             TensorType::Tq2 => (TQ_BLOCK, TQ2_BYTES),
             TensorType::I2S => (BLOCK, BLOCK_BYTES),
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn rows_of_numbers_take_the_bytes_their_tensors_take() {
         for kind in (0..40).filter_map(|id| TensorType::from_id(id).ok()) {
-            let Some(numbers) = Numbers::of(kind) else { continue };
+            let Some(numbers) = RowFormat::of(kind) else { continue };
             for cols in [1, 32, 48, 256, 288, 512] {
                 let bytes = kind.bytes(3 * cols as u64, cols as u64);
                 assert_eq!(numbers.row_bytes(cols).map(|row| 3 * row as u64), bytes, "{kind:?} {cols}");

@@ -32,8 +32,8 @@ pub(super) fn write_q6_k(bytes: &mut [u8], x: &[f32]) {
     let ((blocks, rest), (x, x_rest)) = (bytes.as_chunks_mut::<Q6_K_BYTES>(), x.as_chunks::<K_BLOCK>());
     assert!(blocks.len() == x.len() && rest.is_empty() && x_rest.is_empty());
     for (block, x) in blocks.iter_mut().zip(x) {
-        let (d, scales) = exact_scales(x).unwrap_or_else(|| searched_scales(x));
-        put_q6_k(block, d, scales, x);
+        let (d, scales) = exact_scales(x).unwrap_or_else(|| search_scales(x));
+        encode_q6_k(block, d, scales, x);
     }
 }
 
@@ -55,7 +55,7 @@ fn inverse(scale: f32) -> f32 {
     Some(1.0 / scale).filter(|inverse| inverse.is_finite()).unwrap_or(0.0)
 }
 
-fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32; K_BLOCK]) {
+fn encode_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32; K_BLOCK]) {
     block.fill(0);
     for (index, x) in x.iter().enumerate() {
         let inverse = inverse(d.to_f32() * f32::from(scales[index / GROUP]));
@@ -70,7 +70,7 @@ fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32
 
 /// Scales that make the square error small: the block's from its largest number, which code -32 of
 /// scale -128 reaches; each group's the best of those around its own largest number.
-fn searched_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
+fn search_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
     let wanted = largest(x) / (32.0 * 128.0);
     let size = f16::from_f32(wanted.abs().min(f16::MAX.to_f32()));
     // Rounded up: below, the largest number would be out of reach, by far where the scale is subnormal.
@@ -85,11 +85,11 @@ fn searched_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
 fn best_scale(x: &[f32; GROUP], d: f32) -> i8 {
     let top = largest(x) * inverse(d);
     let (low, high) = ((top.abs() / 35.0).floor(), (top.abs() / 27.0).ceil());
-    let mut best = (sum_of_squares(x, 0.0), 0);
+    let mut best = (squared_error(x, 0.0), 0);
     for size in low.max(1.0) as i32..=high.min(128.0) as i32 {
         for scale in [-size, size] {
             let Ok(scale) = i8::try_from(scale) else { continue };
-            let error = sum_of_squares(x, d * f32::from(scale));
+            let error = squared_error(x, d * f32::from(scale));
             if error < best.0 {
                 best = (error, scale);
             }
@@ -99,7 +99,7 @@ fn best_scale(x: &[f32; GROUP], d: f32) -> i8 {
 }
 
 /// Square error of a group with a scale.
-fn sum_of_squares(x: &[f32; GROUP], scale: f32) -> f32 {
+fn squared_error(x: &[f32; GROUP], scale: f32) -> f32 {
     let inverse = inverse(scale);
     x.iter().map(|x| x - scale * code_q6(*x, inverse)).map(|error| error * error).sum()
 }

@@ -9,7 +9,7 @@ use super::ternary::{BLOCK, BLOCK_BYTES, packed_row};
 
 /// What is known of a row beside its codes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Outline {
+pub struct RowBound {
     /// What a unit of a level counts.
     pub scale: f32,
     /// Length of the difference between the row and its levels times the scale.
@@ -22,7 +22,7 @@ pub struct Outline {
 
 /// Largest magnitude of int8 that the codes of a row may meet in the kernels: three times it is twice what
 /// ternary codes meet at most, 128.
-pub const SCREEN_Q: f32 = 84.0;
+pub const TWO_BIT_MAX_Q: f32 = 84.0;
 
 /// Steps from one level to the next that are tried, in units of the root of the row's mean square: the best is 1.0
 /// for normal numbers, and smaller where few are large.
@@ -37,13 +37,13 @@ const LANES: usize = 8;
 ///
 /// # Panics
 /// When the lengths do not agree.
-pub fn screen_row(x: &mut [f32], codes: &mut [u8]) -> Outline {
+pub fn encode_two_bit(x: &mut [f32], codes: &mut [u8]) -> RowBound {
     assert_eq!(codes.len(), packed_row(x.len()));
-    let step = step(x);
+    let step = choose_step(x);
     let (mut products, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
     for (x, bytes) in x.chunks(BLOCK).zip(codes.chunks_exact_mut(BLOCK_BYTES)) {
         let mut block = [0u8; BLOCK];
-        block.iter_mut().zip(x).for_each(|(code, x)| *code = nearest(*x, step));
+        block.iter_mut().zip(x).for_each(|(code, x)| *code = nearest_code(*x, step));
         for (lane, (x, code)) in x.iter().zip(&block).enumerate() {
             products[lane % LANES] += x * level(*code);
             squares[lane % LANES] += level(*code) * level(*code);
@@ -56,13 +56,13 @@ pub fn screen_row(x: &mut [f32], codes: &mut [u8]) -> Outline {
     let (products, squares) = (products.iter().sum::<f32>(), squares.iter().sum::<f32>());
     // The scale that leaves the least error with these codes is a little off half a step.
     let scale = products / squares;
-    x.iter_mut().for_each(|x| *x -= level(nearest(*x, step)) * scale);
+    x.iter_mut().for_each(|x| *x -= level(nearest_code(*x, step)) * scale);
     let peak = x.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
-    Outline { scale, error: sum_of_squares(x).sqrt(), length: squares.sqrt() * scale, peak }
+    RowBound { scale, error: sum_of_squares(x).sqrt(), length: squares.sqrt() * scale, peak }
 }
 
 /// The step with the least square error on a sample of the row.
-fn step(x: &[f32]) -> f32 {
+fn choose_step(x: &[f32]) -> f32 {
     let stride = x.len().div_ceil(SAMPLE);
     let mut sample = [0.0f32; SAMPLE];
     let sample = &mut sample[..x.len().div_ceil(stride)];
@@ -70,7 +70,9 @@ fn step(x: &[f32]) -> f32 {
     let size = (sum_of_squares(sample) / sample.len() as f32).sqrt();
     let error = |step: f32| {
         let mut left = [0.0f32; SAMPLE];
-        left.iter_mut().zip(&*sample).for_each(|(left, x)| *left = x - level(nearest(*x, step)) * step / 2.0);
+        left.iter_mut()
+            .zip(&*sample)
+            .for_each(|(left, x)| *left = x - level(nearest_code(*x, step)) * step / 2.0);
         sum_of_squares(&left)
     };
     let errors = STEPS.map(|step| (error(step * size), step * size));
@@ -88,7 +90,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 
 /// The code of the nearest level; what is no number gets one too, and its row's outline is no number.
 #[inline(always)]
-fn nearest(x: f32, step: f32) -> u8 {
+fn nearest_code(x: f32, step: f32) -> u8 {
     u8::from(x > -step) + u8::from(x > 0.0) + u8::from(x > step)
 }
 
@@ -126,7 +128,7 @@ mod tests {
             for most in [0.37, 0.17] {
                 let before = left.clone();
                 let mut codes = vec![0; packed_row(cols)];
-                let outline = screen_row(&mut left, &mut codes);
+                let outline = encode_two_bit(&mut left, &mut codes);
                 let levels: Vec<f32> =
                     (0..cols).map(|col| level(code(&codes, col)) * outline.scale).collect();
                 let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * length(x.iter().copied());
@@ -144,14 +146,14 @@ mod tests {
     #[test]
     fn a_row_of_zeros_has_an_outline_of_zeros() {
         let mut codes = vec![0; packed_row(130)];
-        assert_eq!(screen_row(&mut [0.0; 130], &mut codes), Outline::default());
+        assert_eq!(encode_two_bit(&mut [0.0; 130], &mut codes), RowBound::default());
     }
 
     #[test]
     fn a_row_with_one_number_far_off_keeps_the_others() {
         let mut x = numbers(256);
         x[3] = 12.0;
-        let outline = screen_row(&mut x, &mut vec![0; packed_row(256)]);
+        let outline = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
         assert!(outline.scale < 0.8 && outline.peak > 9.0, "{outline:?}");
     }
 
@@ -159,7 +161,7 @@ mod tests {
     fn a_row_that_holds_no_number_has_no_outline() {
         let mut x = numbers(256);
         x[200] = f32::NAN;
-        let outline = screen_row(&mut x, &mut vec![0; packed_row(256)]);
+        let outline = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
         assert!(outline.error.is_nan(), "{outline:?}");
     }
 }

@@ -4,7 +4,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Keeps the current thread, and those it starts from now on, to these processors; with none named it
 /// stays where it is. A refusal is no error: it costs speed only.
-pub fn keep_to(cpus: &[usize]) {
+pub fn pin_to(cpus: &[usize]) {
     if cpus.is_empty() {
         return;
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Some columns of a row-major matrix; no other stripe of the same job shares an element with it.
 #[derive(Debug)]
-pub struct Stripe<'a, T> {
+pub struct ColumnStripe<'a, T> {
     start: *mut T,
     width: usize,
     rows: usize,
@@ -12,7 +12,7 @@ pub struct Stripe<'a, T> {
     matrix: std::marker::PhantomData<&'a mut [T]>,
 }
 
-impl<T> Stripe<'_, T> {
+impl<T> ColumnStripe<'_, T> {
     /// Its columns.
     pub fn cols(&self) -> Range<usize> {
         self.cols.clone()
@@ -47,13 +47,13 @@ impl<T> SendPtr<T> {
     /// # Safety
     /// The matrix has `rows` rows of `width` elements, `cols` lies within them, and no other stripe that
     /// lives at the same time has one of these columns.
-    pub unsafe fn stripe(&self, width: usize, rows: usize, cols: Range<usize>) -> Stripe<'_, T> {
-        Stripe { start: self.0, width, rows, cols, matrix: std::marker::PhantomData }
+    pub unsafe fn stripe(&self, width: usize, rows: usize, cols: Range<usize>) -> ColumnStripe<'_, T> {
+        ColumnStripe { start: self.0, width, rows, cols, matrix: std::marker::PhantomData }
     }
 }
 
 /// A matrix of which each row goes to one part.
-pub(super) struct Rows<'a, T> {
+pub(super) struct DisjointRows<'a, T> {
     start: *mut T,
     width: usize,
     rows: usize,
@@ -61,14 +61,14 @@ pub(super) struct Rows<'a, T> {
 }
 
 // SAFETY: only ever used to hand out different rows of a `T: Send`.
-unsafe impl<T: Send> Sync for Rows<'_, T> {}
+unsafe impl<T: Send> Sync for DisjointRows<'_, T> {}
 
-impl<'a, T> Rows<'a, T> {
+impl<'a, T> DisjointRows<'a, T> {
     /// # Panics
     /// When the matrix has not just so many rows of its width.
     pub fn new((matrix, width): (&'a mut [T], usize), rows: usize) -> Self {
         assert_eq!(matrix.len(), rows * width, "not {rows} rows of {width}");
-        Rows { start: matrix.as_mut_ptr(), width, rows, matrix: std::marker::PhantomData }
+        DisjointRows { start: matrix.as_mut_ptr(), width, rows, matrix: std::marker::PhantomData }
     }
 
     /// Row `row`.

@@ -20,13 +20,13 @@ pub(super) const MAX_PARTS: usize = u16::MAX as usize;
 /// more where a hypervisor has to do it, looking longer only burns power. (`tests/bench/RESULTS.md` has what others gave.)
 const SPIN: Duration = Duration::from_micros(500);
 /// Looks between two readings of the clock, which costs as much as some of them.
-const LOOKS: u32 = 32;
+const SPINS_PER_CLOCK_READ: u32 = 32;
 
 /// What computes one part of a job.
 pub(super) type Body<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// The job word: generation (32 bits), number of parts (16), parts handed out (16).
-fn word(generation: u64, parts: u64, next: u64) -> u64 {
+fn job_word(generation: u64, parts: u64, next: u64) -> u64 {
     (generation & 0xffff_ffff) << 32 | parts << 16 | next
 }
 
@@ -34,26 +34,26 @@ fn word(generation: u64, parts: u64, next: u64) -> u64 {
 /// from another what it only reads.
 #[derive(Default)]
 #[repr(align(128))]
-struct Line<T>(T);
+struct CachePadded<T>(T);
 
 /// A helper's place in the pool.
 #[derive(Default)]
-struct Seat {
+struct HelperSlot {
     parked: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
 /// What the threads of one pool share.
 pub(super) struct Shared {
-    post: Line<Post>,
+    slot: CachePadded<JobSlot>,
     /// Finished parts of the current job.
-    finished: Line<AtomicUsize>,
+    finished: CachePadded<AtomicUsize>,
     /// Helpers with a lower index take parts; the others stay parked.
     active: AtomicUsize,
     closing: AtomicBool,
     caller_parked: AtomicBool,
     has_panicked: AtomicBool,
-    seats: Box<[Line<Seat>]>,
+    helpers: Box<[CachePadded<HelperSlot>]>,
     /// Nanoseconds of callers that went into waking helpers and waiting for them.
     waited: AtomicU64,
     /// The thread that runs the current job, once it parks.
@@ -63,7 +63,7 @@ pub(super) struct Shared {
 
 /// What a new job changes.
 #[derive(Default)]
-struct Post {
+struct JobSlot {
     job: AtomicU64,
     /// The body of the current job: a pointer to a `Body` on the caller's stack, valid while a part
     /// of its generation is unfinished.
@@ -73,13 +73,13 @@ struct Post {
 impl Shared {
     pub fn new(helpers: usize) -> Self {
         Shared {
-            post: Line::default(),
-            finished: Line::default(),
+            slot: CachePadded::default(),
+            finished: CachePadded::default(),
             active: AtomicUsize::new(helpers),
             closing: AtomicBool::new(false),
             caller_parked: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
-            seats: (0..helpers).map(|_| Line::default()).collect(),
+            helpers: (0..helpers).map(|_| CachePadded::default()).collect(),
             waited: AtomicU64::new(0),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
@@ -98,17 +98,17 @@ impl Shared {
 
     /// From the next job on, only `helpers` of them take parts.
     pub fn set_active(&self, helpers: usize) {
-        self.active.store(helpers.min(self.seats.len()), SeqCst);
+        self.active.store(helpers.min(self.helpers.len()), SeqCst);
     }
 
     /// Computes a job. The caller sees to it that there is one at a time.
     pub fn run(&self, parts: usize, body: Body<'_>) {
-        let generation = (self.post.0.job.load(Relaxed) >> 32) + 1;
+        let generation = (self.slot.0.job.load(Relaxed) >> 32) + 1;
         let body_at: *const Body<'_> = &body;
         self.finished.0.store(0, Relaxed);
-        self.post.0.body.store(body_at.cast_mut().cast(), Relaxed);
+        self.slot.0.body.store(body_at.cast_mut().cast(), Relaxed);
         // Publishes the two stores above to whoever takes a part. The first one is the caller's own.
-        self.post.0.job.store(word(generation, parts as u64, 1), SeqCst);
+        self.slot.0.job.store(job_word(generation, parts as u64, 1), SeqCst);
         self.wake(self.active().min(parts - 1));
         self.compute(0, parts);
         while self.take_part() {}
@@ -123,24 +123,24 @@ impl Shared {
 
     /// Wakes those of the first helpers that are parked, after a change they have to see.
     fn wake(&self, helpers: usize) {
-        for Line(seat) in &self.seats[..helpers] {
+        for CachePadded(seat) in &self.helpers[..helpers] {
             if seat.parked.load(SeqCst)
                 && let Some(thread) = seat.thread.get()
             {
-                self.count(|| thread.unpark());
+                self.time_wait(|| thread.unpark());
             }
         }
     }
 
     /// Takes and computes one part of the current job; `false` when none is left to take.
     fn take_part(&self) -> bool {
-        let mut job = self.post.0.job.load(Acquire);
+        let mut job = self.slot.0.job.load(Acquire);
         loop {
             let (parts, next) = (job >> 16 & 0xffff, job & 0xffff);
             if next >= parts {
                 return false;
             }
-            match self.post.0.job.compare_exchange_weak(job, job + 1, Acquire, Acquire) {
+            match self.slot.0.job.compare_exchange_weak(job, job + 1, Acquire, Acquire) {
                 Ok(_) => {
                     self.compute(next as usize, parts as usize);
                     return true;
@@ -151,7 +151,7 @@ impl Shared {
     }
 
     fn compute(&self, part: usize, parts: usize) {
-        let body = self.post.0.body.load(Relaxed).cast::<Body<'_>>();
+        let body = self.slot.0.body.load(Relaxed).cast::<Body<'_>>();
         // SAFETY: taking the part succeeded, so its generation is the current one and this part is
         // unfinished; the caller of `run` leaves, and its body with it, only when all parts of the
         // generation are finished. The store of the pointer happened before the job word was
@@ -180,7 +180,7 @@ impl Shared {
         if is_done() {
             return;
         }
-        self.count(|| {
+        self.time_wait(|| {
             if !spin(is_done) {
                 *lock(&self.caller) = Some(thread::current());
                 park(&self.caller_parked, is_done);
@@ -189,15 +189,15 @@ impl Shared {
     }
 
     /// Two looks at the clock: not taken where nobody is woken or waited for.
-    fn count(&self, wait: impl FnOnce()) {
+    fn time_wait(&self, wait: impl FnOnce()) {
         let started = Instant::now();
         wait();
         self.waited.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
     }
 
     /// The life of helper `index`.
-    pub fn help(&self, index: usize) {
-        let Line(seat) = &self.seats[index];
+    pub fn run_helper(&self, index: usize) {
+        let CachePadded(seat) = &self.helpers[index];
         seat.thread.get_or_init(thread::current);
         let is_called = || self.has_work(index) || self.closing.load(SeqCst);
         while !self.closing.load(Relaxed) {
@@ -211,11 +211,11 @@ impl Shared {
     /// Ends all helpers.
     pub fn close(&self) {
         self.closing.store(true, SeqCst);
-        self.wake(self.seats.len());
+        self.wake(self.helpers.len());
     }
 
     fn has_work(&self, index: usize) -> bool {
-        let job = self.post.0.job.load(SeqCst);
+        let job = self.slot.0.job.load(SeqCst);
         job & 0xffff < job >> 16 & 0xffff && index < self.active.load(SeqCst)
     }
 }
@@ -224,7 +224,7 @@ impl Shared {
 fn spin(is_so: impl Fn() -> bool) -> bool {
     let mut started = None;
     loop {
-        for _ in 0..LOOKS {
+        for _ in 0..SPINS_PER_CLOCK_READ {
             if is_so() {
                 return true;
             }

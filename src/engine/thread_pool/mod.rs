@@ -10,12 +10,12 @@ mod disjoint;
 mod job;
 mod partition;
 
-pub use affinity::{keep_to, processors};
-pub use disjoint::Stripe;
+pub use affinity::{pin_to, processors};
+pub use disjoint::ColumnStripe;
 
-use disjoint::{Rows, SendPtr};
+use disjoint::{DisjointRows, SendPtr};
 use job::{Body, MAX_PARTS, Shared, lock};
-use partition::Cuts;
+use partition::Partition;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,14 +32,14 @@ pub fn none<'a>() -> Wide<'a, ()> {
 }
 
 /// The threads. Dropping it ends them.
-pub struct Pool {
+pub struct ThreadPool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
     /// One job at a time.
     caller: Mutex<()>,
 }
 
-impl Pool {
+impl ThreadPool {
     /// A pool of `threads`, the caller's own counted. With `cpus`, thread `i` keeps to processor
     /// `cpus[i % cpus.len()]`, the calling thread being thread 0; without, all keep to what the calling
     /// thread keeps to.
@@ -47,18 +47,18 @@ impl Pool {
         let threads = threads.max(1);
         let shared = Arc::new(Shared::new(threads - 1));
         // Built first, so that an error half way ends the helpers that are there.
-        let mut pool = Pool { shared, helpers: Vec::new(), caller: Mutex::new(()) };
+        let mut pool = ThreadPool { shared, helpers: Vec::new(), caller: Mutex::new(()) };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let cpu = cpus.get(index % cpus.len().max(1)).copied();
             let name = format!("compute-{index}");
             let helper = thread::Builder::new().name(name).spawn(move || {
-                keep_to(cpu.as_slice());
-                shared.help(index - 1);
+                pin_to(cpu.as_slice());
+                shared.run_helper(index - 1);
             })?;
             pool.helpers.push(helper);
         }
-        keep_to(&cpus[..cpus.len().min(1)]);
+        pin_to(&cpus[..cpus.len().min(1)]);
         Ok(pool)
     }
 
@@ -99,7 +99,7 @@ impl Pool {
 
     /// Splits `out` into pieces of `size` and hands each with its index to `body`; at least `grain`
     /// pieces go to one thread.
-    pub fn pieces<T: Send>(
+    pub fn for_each_chunk<T: Send>(
         &self,
         out: &mut [T],
         size: usize,
@@ -107,7 +107,7 @@ impl Pool {
         body: impl Fn(usize, &mut [T]) + Sync,
     ) {
         assert!(size > 0 && out.len().is_multiple_of(size), "{} in pieces of {size}", out.len());
-        self.stripes(out, out.len(), size * grain, |mut stripe| {
+        self.for_each_stripe(out, out.len(), size * grain, |mut stripe| {
             for (index, piece) in (stripe.cols().start / size..).zip(stripe.row(0).chunks_exact_mut(size)) {
                 body(index, piece);
             }
@@ -116,23 +116,23 @@ impl Pool {
 
     /// Splits a row-major matrix `[rows, width]` into stripes of columns, each starting at a
     /// multiple of `grain`, and hands them to `body`; a few for each active thread, the first ones largest.
-    pub fn stripes<T: Send>(
+    pub fn for_each_stripe<T: Send>(
         &self,
         out: &mut [T],
         width: usize,
         grain: usize,
-        body: impl Fn(Stripe<'_, T>) + Sync,
+        body: impl Fn(ColumnStripe<'_, T>) + Sync,
     ) {
-        self.all_stripes([(out, width)], grain, |_, stripe| body(stripe));
+        self.for_each_stripe_of([(out, width)], grain, |_, stripe| body(stripe));
     }
 
     /// The same for some matrices in one job, each with its width; `body` is also told which one it is. A job
     /// for each of them would end with threads that wait for the last one, each time.
-    pub fn all_stripes<T: Send, const N: usize>(
+    pub fn for_each_stripe_of<T: Send, const N: usize>(
         &self,
         matrices: [(&mut [T], usize); N],
         grain: usize,
-        body: impl Fn(usize, Stripe<'_, T>) + Sync,
+        body: impl Fn(usize, ColumnStripe<'_, T>) + Sync,
     ) {
         let widths = matrices.each_ref().map(|(_, width)| *width);
         let starts = matrices.map(|(out, width)| {
@@ -142,7 +142,7 @@ impl Pool {
         // All of them together may be less than what is worth a hand-over.
         let threads = if widths.iter().sum::<usize>() <= grain { 1 } else { self.active() };
         // Columns are handed out in grains, those of one matrix after those of the other.
-        let cuts = Cuts::new(widths.iter().map(|width| width.div_ceil(grain)).sum(), threads);
+        let cuts = Partition::new(widths.iter().map(|width| width.div_ceil(grain)).sum(), threads);
         let compute = |part: usize| {
             let Range { start, end } = cuts.part(part);
             let mut before = 0;
@@ -161,15 +161,15 @@ impl Pool {
 
     /// Hands rows `i` of three matrices, each with its width, to `body` with `i`; at least `grain` rows go to one
     /// thread. A matrix of width 0 has empty rows, as many as the first one has.
-    pub fn rows<A: Send, B: Send, C: Send>(
+    pub fn for_each_row<A: Send, B: Send, C: Send>(
         &self,
         (a, b, c): (Wide<'_, A>, Wide<'_, B>, Wide<'_, C>),
         grain: usize,
         body: impl Fn(usize, (&mut [A], &mut [B], &mut [C])) + Sync,
     ) {
         let rows = a.0.len() / a.1.max(1);
-        let (a, b, c) = (Rows::new(a, rows), Rows::new(b, rows), Rows::new(c, rows));
-        let cuts = Cuts::new(rows.div_ceil(grain), self.active());
+        let (a, b, c) = (DisjointRows::new(a, rows), DisjointRows::new(b, rows), DisjointRows::new(c, rows));
+        let cuts = Partition::new(rows.div_ceil(grain), self.active());
         self.run(cuts.parts(), &|part| {
             let Range { start, end } = cuts.part(part);
             for row in start * grain..(end * grain).min(rows) {
@@ -180,27 +180,27 @@ impl Pool {
     }
 
     /// Parts of the same size that work is best cut into where its pace is known.
-    pub fn parts(&self) -> usize {
+    pub fn preferred_parts(&self) -> usize {
         if self.active() == 1 { 1 } else { 4 * self.active() }
     }
 
     /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
     /// parts, each on its own thread, one after the other. `None` where only one thread is active.
-    pub fn hand_over(&self, rounds: usize) -> Option<Duration> {
+    pub fn handoff_latency(&self, rounds: usize) -> Option<Duration> {
         if self.active() == 1 || rounds == 0 {
             return None;
         }
-        let mut times: Vec<Duration> = (0..rounds).map(|_| self.hand_over_once()).collect();
+        let mut times: Vec<Duration> = (0..rounds).map(|_| self.handoff_once()).collect();
         times.sort_unstable();
         Some(times[rounds / 2])
     }
 
-    fn hand_over_once(&self) -> Duration {
+    fn handoff_once(&self) -> Duration {
         let is_taken = AtomicBool::new(false);
         let started = Instant::now();
         self.run(2, &|part| match part {
             // Otherwise this thread would be done with both before another has seen the job.
-            0 => wait_a_moment(|| is_taken.load(Ordering::Relaxed)),
+            0 => spin_briefly(|| is_taken.load(Ordering::Relaxed)),
             _ => is_taken.store(true, Ordering::Relaxed),
         });
         started.elapsed()
@@ -208,14 +208,14 @@ impl Pool {
 }
 
 /// Not for ever: the other thread may not be scheduled.
-fn wait_a_moment(is_so: impl Fn() -> bool) {
+fn spin_briefly(is_so: impl Fn() -> bool) {
     let started = Instant::now();
     while !is_so() && started.elapsed() < Duration::from_millis(1) {
         std::hint::spin_loop();
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.close();
         for helper in self.helpers.drain(..) {
@@ -225,7 +225,7 @@ impl Drop for Pool {
     }
 }
 
-impl std::fmt::Debug for Pool {
+impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("threads", &self.threads()).finish_non_exhaustive()
     }
@@ -237,8 +237,8 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicUsize;
 
-    fn pool(threads: usize) -> Pool {
-        Pool::new(threads, &[]).expect("threads can be started")
+    fn pool(threads: usize) -> ThreadPool {
+        ThreadPool::new(threads, &[]).expect("threads can be started")
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
     }
 
     /// Whether the second of two parts begins while the first one waits for it.
-    fn is_shared(pool: &Pool) -> bool {
+    fn is_shared(pool: &ThreadPool) -> bool {
         let (begun, seen) = (AtomicBool::new(false), AtomicBool::new(false));
         pool.run(2, &|part| match part {
             0 => seen.store(comes_true(&begun), Ordering::SeqCst),
@@ -350,9 +350,9 @@ mod tests {
     #[test]
     fn handing_over_is_measured_where_there_is_somebody_to_take_it() {
         let pool = pool(2);
-        assert!(pool.hand_over(101).is_some_and(|median| median > Duration::ZERO));
+        assert!(pool.handoff_latency(101).is_some_and(|median| median > Duration::ZERO));
         pool.set_active(1);
-        assert_eq!(pool.hand_over(101), None);
+        assert_eq!(pool.handoff_latency(101), None);
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
         let pool = pool(3);
         for (rows, width, grain) in [(1, 1, 1), (3, 100, 16), (2, 7, 64), (5, 33, 4)] {
             let mut out = vec![0u32; rows * width];
-            pool.stripes(&mut out, width, grain, |mut stripe| {
+            pool.for_each_stripe(&mut out, width, grain, |mut stripe| {
                 assert_eq!(stripe.cols().start % grain, 0);
                 for row in 0..rows {
                     stripe.row(row).iter_mut().for_each(|x| *x += 1);
@@ -380,7 +380,7 @@ mod tests {
                 let mut outs = widths.map(|width| vec![0usize; rows * width]);
                 let [a, b, c] = &mut outs;
                 let matrices = [(&mut **a, widths[0]), (&mut **b, widths[1]), (&mut **c, widths[2])];
-                pool.all_stripes(matrices, grain, |which, mut stripe| {
+                pool.for_each_stripe_of(matrices, grain, |which, mut stripe| {
                     assert_eq!(stripe.cols().start % grain, 0);
                     for row in 0..rows {
                         stripe.row(row).iter_mut().for_each(|x| *x += which + 1);
@@ -398,7 +398,7 @@ mod tests {
         for (threads, rows, grain) in [(1, 5, 1), (3, 1, 1), (3, 50, 1), (2, 9, 4), (3, 0, 2)] {
             let (mut a, mut b) = (vec![0usize; 3 * rows], vec![0u8; rows]);
             let all = ((&mut a[..], 3), none(), (&mut b[..], 1));
-            pool(threads).rows(all, grain, |row, (a, none, b)| {
+            pool(threads).for_each_row(all, grain, |row, (a, none, b)| {
                 assert_eq!((a.len(), none.len(), b.len()), (3, 0, 1));
                 a.iter_mut().for_each(|x| *x += row + 1);
                 b[0] += row as u8 + 1;
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn pieces_come_with_their_index() {
         let mut out = vec![0usize; 12];
-        pool(2).pieces(&mut out, 3, 1, |index, piece| piece.fill(index));
+        pool(2).for_each_chunk(&mut out, 3, 1, |index, piece| piece.fill(index));
         assert_eq!(out, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]);
     }
 }

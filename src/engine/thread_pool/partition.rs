@@ -12,14 +12,14 @@ const SHARES: [(usize, usize); 4] = [(0, 4), (4, 2), (6, 1), (7, 1)];
 
 /// Units of work, to be computed by some threads.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cuts {
+pub(super) struct Partition {
     units: usize,
     threads: usize,
 }
 
-impl Cuts {
+impl Partition {
     pub fn new(units: usize, threads: usize) -> Self {
-        Cuts { units, threads }
+        Partition { units, threads }
     }
 
     /// Parts that there are.
@@ -42,7 +42,7 @@ impl Cuts {
     }
 
     fn start(self, part: usize) -> usize {
-        let Cuts { units, threads } = self;
+        let Partition { units, threads } = self;
         if part >= self.parts() {
             return units;
         }
@@ -62,7 +62,7 @@ mod tests {
     fn parts_cover_all_units_once_and_none_is_empty() {
         for threads in [1, 2, 3, 4, 7, 64] {
             for units in (0..300).chain([4321]) {
-                let cuts = Cuts::new(units, threads);
+                let cuts = Partition::new(units, threads);
                 let parts: Vec<_> = (0..cuts.parts()).map(|part| cuts.part(part)).collect();
                 assert!(parts.iter().all(|part| !part.is_empty()), "{units}, {threads}: {parts:?}");
                 assert!(parts.into_iter().flatten().eq(0..units), "{units}, {threads}");
@@ -72,13 +72,13 @@ mod tests {
 
     #[test]
     fn parts_become_smaller_to_the_end() {
-        let cuts = Cuts::new(160, 2);
+        let cuts = Partition::new(160, 2);
         let sizes: Vec<usize> = (0..cuts.parts()).map(|part| cuts.part(part).len()).collect();
         assert_eq!(sizes, [40, 40, 20, 20, 10, 10, 10, 10]);
     }
 
     #[test]
     fn one_thread_has_one_part() {
-        assert_eq!((Cuts::new(160, 1).parts(), Cuts::new(0, 1).parts()), (1, 0));
+        assert_eq!((Partition::new(160, 1).parts(), Partition::new(0, 1).parts()), (1, 0));
     }
 }

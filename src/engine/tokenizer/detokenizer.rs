@@ -12,7 +12,7 @@ pub struct TextStream {
 
 /// What a push came to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Pushed<'t> {
+pub enum StreamStep<'t> {
     /// More text to show, perhaps none.
     More(&'t str),
     /// A stop text came; the rest before it.
@@ -32,11 +32,11 @@ impl TextStream {
     }
 
     /// Adds the bytes of one token.
-    pub fn push(&mut self, bytes: &[u8]) -> Pushed<'_> {
+    pub fn push(&mut self, bytes: &[u8]) -> StreamStep<'_> {
         let before = self.text.len();
         self.pending.extend_from_slice(bytes);
         self.take_characters(false);
-        self.show(before)
+        self.emit(before)
     }
 
     /// Ends the stream: what was held back, an unfinished character as U+FFFD.
@@ -44,7 +44,7 @@ impl TextStream {
         let (start, before) = (self.shown, self.text.len());
         self.take_characters(true);
         // What was unfinished may complete a stop text after all.
-        self.show(before);
+        self.emit(before);
         self.shown = self.text.len();
         &self.text[start..]
     }
@@ -84,7 +84,7 @@ impl TextStream {
         self.pending.drain(..done);
     }
 
-    fn show(&mut self, before: usize) -> Pushed<'_> {
+    fn emit(&mut self, before: usize) -> StreamStep<'_> {
         let start = self.shown;
         // A stop text may begin in what was there before.
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
@@ -94,10 +94,10 @@ impl TextStream {
             self.text.truncate(from + at);
             self.shown = self.text.len();
             self.pending.clear();
-            return Pushed::Stop(&self.text[start..]);
+            return StreamStep::Stop(&self.text[start..]);
         }
         self.shown = self.text.len() - self.held_back(start);
-        Pushed::More(&self.text[start..self.shown])
+        StreamStep::More(&self.text[start..self.shown])
     }
 
     /// Bytes at the end that are the beginning of a stop text.
@@ -123,36 +123,36 @@ mod tests {
     fn half_a_character_waits_for_the_other_half() {
         let mut stream = stream(&[]);
         let bytes = "a🙂b".as_bytes();
-        assert_eq!(stream.push(&bytes[..3]), Pushed::More("a"));
-        assert_eq!(stream.push(&bytes[3..4]), Pushed::More(""));
-        assert_eq!(stream.push(&bytes[4..]), Pushed::More("🙂b"));
+        assert_eq!(stream.push(&bytes[..3]), StreamStep::More("a"));
+        assert_eq!(stream.push(&bytes[3..4]), StreamStep::More(""));
+        assert_eq!(stream.push(&bytes[4..]), StreamStep::More("🙂b"));
         assert_eq!(stream.into_text(), "a🙂b");
     }
 
     #[test]
     fn broken_bytes_become_replacement_characters() {
         let mut stream = stream(&[]);
-        assert_eq!(stream.push(b"\xffa\xe2\x82"), Pushed::More("\u{fffd}a"));
-        assert_eq!(stream.push(b"b"), Pushed::More("\u{fffd}b"));
-        assert_eq!(stream.push(b"\xf0\x9f"), Pushed::More(""));
+        assert_eq!(stream.push(b"\xffa\xe2\x82"), StreamStep::More("\u{fffd}a"));
+        assert_eq!(stream.push(b"b"), StreamStep::More("\u{fffd}b"));
+        assert_eq!(stream.push(b"\xf0\x9f"), StreamStep::More(""));
         assert_eq!(stream.finish(), "\u{fffd}");
     }
 
     #[test]
     fn a_stop_text_is_found_across_tokens_and_never_shown() {
         let mut stream = stream(&["END", "\n\n"]);
-        assert_eq!(stream.push(b"one E"), Pushed::More("one "));
-        assert_eq!(stream.push(b"N"), Pushed::More(""));
-        assert_eq!(stream.push(b"T two\n"), Pushed::More("ENT two"));
-        assert_eq!(stream.push(b"three E"), Pushed::More("\nthree "));
-        assert_eq!(stream.push(b"ND four"), Pushed::Stop(""));
+        assert_eq!(stream.push(b"one E"), StreamStep::More("one "));
+        assert_eq!(stream.push(b"N"), StreamStep::More(""));
+        assert_eq!(stream.push(b"T two\n"), StreamStep::More("ENT two"));
+        assert_eq!(stream.push(b"three E"), StreamStep::More("\nthree "));
+        assert_eq!(stream.push(b"ND four"), StreamStep::Stop(""));
         assert_eq!(stream.into_text(), "one ENT two\nthree ");
     }
 
     #[test]
     fn a_stop_text_that_only_the_end_completes_is_not_shown() {
         let mut stream = stream(&["b\u{fffd}"]);
-        assert_eq!(stream.push(b"ab\xe2\x82"), Pushed::More("a"));
+        assert_eq!(stream.push(b"ab\xe2\x82"), StreamStep::More("a"));
         assert_eq!(stream.finish(), "");
         assert_eq!(stream.into_text(), "a");
     }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn what_was_held_back_is_shown_at_the_end() {
         let mut stream = stream(&["END"]);
-        assert_eq!(stream.push("ü EN".as_bytes()), Pushed::More("ü "));
+        assert_eq!(stream.push("ü EN".as_bytes()), StreamStep::More("ü "));
         assert_eq!(stream.finish(), "EN");
     }
 }

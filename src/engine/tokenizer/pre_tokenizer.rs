@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 /// A pre-tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(super) enum PreTokenizer {
     /// Llama 3's, and with it that of every BitNet-b1.58, of Falcon3 and of Falcon-E.
     Llama3,
     /// llama.cpp's `default`, made for Falcon's first models.
@@ -24,7 +24,7 @@ static LLAMA3: LazyLock<Regex> = LazyLock::new(|| {
 
 /// The four patterns of `default`, each cutting what the one before left. Source: `llama-vocab.cpp` of
 /// llama.cpp. The second is GPT-2's.
-static MARKS: LazyLock<Regex> = LazyLock::new(|| pattern(r"[\p{P}$+<=>^~|]+"));
+static PUNCTUATION: LazyLock<Regex> = LazyLock::new(|| pattern(r"[\p{P}$+<=>^~|]+"));
 static GPT2: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"));
 static NUMBERS: LazyLock<Regex> = LazyLock::new(|| pattern(r"\p{N}+"));
@@ -34,32 +34,34 @@ fn pattern(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a pattern of ours")
 }
 
-impl Cut {
+impl PreTokenizer {
     /// The pre-tokenizer of a name in a file.
     pub fn named(name: &str) -> Option<Self> {
         match name {
-            "llama-bpe" | "llama3" | "llama-v3" => Some(Cut::Llama3),
+            "llama-bpe" | "llama3" | "llama-v3" => Some(PreTokenizer::Llama3),
             // Both ways to write the last are in use: bitnet.cpp's converter writes an underscore.
-            "falcon3" | "falcon-e" | "falcon_e" => Some(Cut::Llama3),
-            "default" => Some(Cut::Default),
-            "gpt-2" => Some(Cut::Gpt2),
+            "falcon3" | "falcon-e" | "falcon_e" => Some(PreTokenizer::Llama3),
+            "default" => Some(PreTokenizer::Default),
+            "gpt-2" => Some(PreTokenizer::Gpt2),
             _ => None,
         }
     }
 
     /// Whether a word that is a token is that token, whatever the merges would make of it.
     pub fn takes_whole_words(self) -> bool {
-        self == Cut::Llama3
+        self == PreTokenizer::Llama3
     }
 
     /// Calls `word` with each word of `text`.
     pub fn words(self, text: &str, mut word: impl FnMut(&str)) {
         match self {
-            Cut::Llama3 => each(&LLAMA3, text, &mut word),
-            Cut::Gpt2 => each(&GPT2, text, &mut word),
-            Cut::Default => around(&MARKS, text, &mut |piece| {
-                each(&GPT2, piece, &mut |piece| {
-                    around(&NUMBERS, piece, &mut |piece| around(&THREE_DIGITS, piece, &mut word));
+            PreTokenizer::Llama3 => for_each_match(&LLAMA3, text, &mut word),
+            PreTokenizer::Gpt2 => for_each_match(&GPT2, text, &mut word),
+            PreTokenizer::Default => for_each_match_and_gap(&PUNCTUATION, text, &mut |piece| {
+                for_each_match(&GPT2, piece, &mut |piece| {
+                    for_each_match_and_gap(&NUMBERS, piece, &mut |piece| {
+                        for_each_match_and_gap(&THREE_DIGITS, piece, &mut word)
+                    });
                 });
             }),
         }
@@ -68,7 +70,7 @@ impl Cut {
 
 /// The matches of a pattern that matches everywhere. The lookahead that such patterns have, `\s+(?!\S)`,
 /// is told here: a run of white space before a word leaves its last character to that word.
-fn each(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
+fn for_each_match(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
     // With its line breaks at the end a run is Llama 3's `\s*[\r\n]+`, which looks at nothing behind it.
     let keeps_line_breaks = std::ptr::eq(pattern, &*LLAMA3);
     let mut at = 0;
@@ -85,7 +87,7 @@ fn each(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
 }
 
 /// The matches of a pattern, and what lies between them.
-fn around(pattern: &Regex, text: &str, piece: &mut impl FnMut(&str)) {
+fn for_each_match_and_gap(pattern: &Regex, text: &str, piece: &mut impl FnMut(&str)) {
     let mut at = 0;
     for found in pattern.find_iter(text) {
         for part in [&text[at..found.start()], found.as_str()] {

@@ -4,9 +4,9 @@
 //! The first 256 tokens after the special ones stand for bytes; a character without a token becomes
 //! them. Source: sentencepiece's `bpe_model.cc`, which the models' own tokenizers run.
 
-use super::merge::{Joined, Pairs, merge};
-use super::vocab::{ByBytes, Entries, Kind, TOKENS, Vocab, token_id};
-use crate::engine::error::{LoadError, shown};
+use super::merge::{MergeRules, Merged, merge};
+use super::vocab::{SortedTokens, TOKENS, TokenKind, TokenTable, Vocab, token_id};
+use crate::engine::error::{LoadError, escaped};
 use crate::engine::gguf::Gguf;
 
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -17,37 +17,37 @@ const SPACE: char = '\u{2581}';
 
 /// The rules of a SentencePiece vocabulary.
 #[derive(Debug)]
-pub(super) struct Pieces {
-    by_bytes: ByBytes,
+pub(super) struct SentencePiece {
+    by_bytes: SortedTokens,
     /// By token: how soon it is made; the best score is 0, equal scores are equal.
     ranks: Vec<u32>,
     /// The token of each byte, where there is one.
     bytes: Box<[Option<u32>; 256]>,
     unknown: Option<u32>,
     /// Whether a text begins as if a space stood before it.
-    space_before: bool,
+    adds_space: bool,
 }
 
-impl Pieces {
+impl SentencePiece {
     /// Reads the tokens of a file with the rules over them.
-    pub fn read(file: &Gguf) -> Result<(Entries, Self), LoadError> {
-        let entries = Entries::read(file, plain_bytes)?;
-        if !entries.typed {
-            let said = "missing; without it no byte is told from a text";
-            return Err(LoadError::key("tokenizer.ggml.token_type", said));
+    pub fn read(file: &Gguf) -> Result<(TokenTable, Self), LoadError> {
+        let entries = TokenTable::read(file, plain_bytes)?;
+        if !entries.has_types {
+            let message = "missing; without it no byte is told from a text";
+            return Err(LoadError::key("tokenizer.ggml.token_type", message));
         }
         let unknown = token_id(file, UNKNOWN, entries.vocab.len())?;
-        let pieces = Pieces {
-            by_bytes: ByBytes::new(&entries.vocab, &entries.kinds),
+        let pieces = SentencePiece {
+            by_bytes: SortedTokens::new(&entries.vocab, &entries.kinds),
             ranks: ranks(file, entries.vocab.len())?,
             bytes: byte_tokens(&entries)?,
             unknown: unknown.or_else(|| entries.by_text().get(b"<unk>".as_slice()).copied()),
-            space_before: file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+            adds_space: file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
         };
         if pieces.missing_bytes() > 0 && pieces.unknown.is_none() {
             let missing = pieces.missing_bytes();
-            let said = format!("{missing} bytes have no token, and there is none for the unknown");
-            return Err(LoadError::key(TOKENS, said));
+            let message = format!("{missing} bytes have no token, and there is none for the unknown");
+            return Err(LoadError::key(TOKENS, message));
         }
         Ok((entries, pieces))
     }
@@ -59,8 +59,8 @@ impl Pieces {
 
     /// Appends the ids of `text`.
     pub fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) {
-        let space = (self.space_before && !text.is_empty()).then_some(' ');
-        let joins = Joins { pieces: self, vocab };
+        let space = (self.adds_space && !text.is_empty()).then_some(' ');
+        let joins = ScoreRules { tokenizer: self, vocab };
         let mut run = Vec::new(); // tokens of characters side by side
         for c in space.into_iter().chain(text.chars()) {
             let c = if c == SPACE { ' ' } else { c };
@@ -68,7 +68,7 @@ impl Pieces {
                 Some(id) => run.push(id),
                 None => {
                     merge(&joins, run.drain(..), ids);
-                    self.fall_back(c, ids);
+                    self.push_bytes(c, ids);
                 }
             }
         }
@@ -76,7 +76,7 @@ impl Pieces {
     }
 
     /// A character without a token: its bytes, or the unknown token, one for all that stand together.
-    fn fall_back(&self, c: char, ids: &mut Vec<u32>) {
+    fn push_bytes(&self, c: char, ids: &mut Vec<u32>) {
         let mut buffer = [0; 4];
         let bytes = c.encode_utf8(&mut buffer).bytes();
         let tokens: Option<Vec<u32>> = bytes.map(|byte| self.bytes[usize::from(byte)]).collect();
@@ -88,28 +88,28 @@ impl Pieces {
     }
 }
 
-struct Joins<'p> {
-    pieces: &'p Pieces,
+struct ScoreRules<'p> {
+    tokenizer: &'p SentencePiece,
     vocab: &'p Vocab,
 }
 
-impl Pairs for Joins<'_> {
-    fn find(&self, left: u32, right: u32) -> Option<Joined> {
+impl MergeRules for ScoreRules<'_> {
+    fn find(&self, left: u32, right: u32) -> Option<Merged> {
         let (left, right) = (self.vocab.get(left), self.vocab.get(right));
-        let id = self.pieces.by_bytes.find(self.vocab, left, right)?;
-        Some(Joined { rank: self.pieces.ranks[id as usize], id })
+        let id = self.tokenizer.by_bytes.find(self.vocab, left, right)?;
+        Some(Merged { rank: self.tokenizer.ranks[id as usize], id })
     }
 }
 
-fn plain_bytes(kind: Kind, token: &[u8]) -> Result<Vec<u8>, String> {
+fn plain_bytes(kind: TokenKind, token: &[u8]) -> Result<Vec<u8>, String> {
     let text = String::from_utf8_lossy(token);
-    if kind == Kind::Byte {
+    if kind == TokenKind::Byte {
         let hex = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
         let byte = hex.filter(|hex| hex.len() == 2 && !hex.starts_with('+'));
         return byte
             .and_then(|hex| u8::from_str_radix(hex, 16).ok())
             .map(|byte| vec![byte])
-            .ok_or_else(|| format!("is \"{}\", not a byte like \"<0x41>\"", shown(&text)));
+            .ok_or_else(|| format!("is \"{}\", not a byte like \"<0x41>\"", escaped(&text)));
     }
     match std::str::from_utf8(token) {
         Ok(text) => Ok(text.replace(SPACE, " ").into_bytes()),
@@ -117,13 +117,13 @@ fn plain_bytes(kind: Kind, token: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-fn byte_tokens(entries: &Entries) -> Result<Box<[Option<u32>; 256]>, LoadError> {
+fn byte_tokens(entries: &TokenTable) -> Result<Box<[Option<u32>; 256]>, LoadError> {
     let mut bytes = Box::new([None; 256]);
-    for id in entries.of(Kind::Byte) {
+    for id in entries.ids_of_kind(TokenKind::Byte) {
         let byte = entries.vocab.get(id)[0];
         if let Some(first) = bytes[usize::from(byte)].replace(id) {
-            let said = format!("tokens {first} and {id} are both the byte {byte:#04x}");
-            return Err(LoadError::key(TOKENS, said));
+            let message = format!("tokens {first} and {id} are both the byte {byte:#04x}");
+            return Err(LoadError::key(TOKENS, message));
         }
     }
     Ok(bytes)
@@ -132,8 +132,8 @@ fn byte_tokens(entries: &Entries) -> Result<Box<[Option<u32>; 256]>, LoadError> 
 fn ranks(file: &Gguf, tokens: usize) -> Result<Vec<u32>, LoadError> {
     let scores = file.floats(SCORES)?;
     if scores.len() != tokens {
-        let said = format!("{} scores for {tokens} tokens", scores.len());
-        return Err(LoadError::key(SCORES, said));
+        let message = format!("{} scores for {tokens} tokens", scores.len());
+        return Err(LoadError::key(SCORES, message));
     }
     let mut order: Vec<(f32, u32)> = scores.zip(0..).collect();
     if let Some((score, id)) = order.iter().find(|(score, _)| score.is_nan()) {

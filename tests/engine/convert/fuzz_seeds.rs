@@ -2,7 +2,7 @@
 
 use super::{engine, options};
 use crate::fixtures::byte_tokens;
-use bitnetd::engine::convert::{Failure, Folder, Plan};
+use bitnetd::engine::convert::{CheckpointFolder, ConvertError, ConvertPlan};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -35,9 +35,9 @@ fn seed(config: &Value, tensors: &[(String, &str, Vec<usize>, Vec<u8>)]) -> Vec<
 const NAMES: [&str; 5] =
     ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"];
 
-fn parts(seed: &[u8]) -> Folder {
+fn parts(seed: &[u8]) -> CheckpointFolder {
     let parts = seed.splitn(NAMES.len(), |byte| *byte == 0).map(<[u8]>::to_vec);
-    Folder::memory(NAMES.map(String::from).into_iter().zip(parts))
+    CheckpointFolder::memory(NAMES.map(String::from).into_iter().zip(parts))
 }
 
 fn companion() -> Value {
@@ -119,19 +119,19 @@ fn the_seeds_are_those_made_here_and_sound() {
     for (name, bytes) in seeds() {
         let kept = std::fs::read(folder().join(name)).unwrap_or_default();
         assert!(kept == bytes, "{name}: write the seeds again with the ignored test of this file");
-        let plan = Plan::checkpoint(&parts(&bytes), &options()).expect(name);
+        let plan = ConvertPlan::checkpoint(&parts(&bytes), &options()).expect(name);
         engine(plan.write(Vec::new()).expect(name));
     }
 }
 
 /// What one damaged byte makes of a checkpoint: an error of one line, or a file that loads.
 fn damaged(bytes: &[u8]) -> bool {
-    let plan = Plan::checkpoint(&parts(bytes), &options());
-    match plan.map_err(Failure::from).and_then(|plan| plan.write(Vec::new())) {
+    let plan = ConvertPlan::checkpoint(&parts(bytes), &options());
+    match plan.map_err(ConvertError::from).and_then(|plan| plan.write(Vec::new())) {
         Ok(file) => drop(engine(file)),
         Err(error) => {
-            let said = error.to_string();
-            assert!(said.len() < 1000 && !said.contains(char::is_control), "{said:?}");
+            let message = error.to_string();
+            assert!(message.len() < 1000 && !message.contains(char::is_control), "{message:?}");
             return true;
         }
     }

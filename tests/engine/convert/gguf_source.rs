@@ -3,8 +3,8 @@
 use super::{engine, options};
 use crate::data;
 use bitnetd::engine::Engine;
-use bitnetd::engine::convert::{Failure, Head, Options, Plan, Weights};
-use bitnetd::engine::gguf::{Datum, Draft, Gguf, Map};
+use bitnetd::engine::convert::{ConvertError, ConvertOptions, ConvertPlan, TableFormat, WeightFormat};
+use bitnetd::engine::gguf::{FileMap, Gguf, GgufDraft, NewValue};
 use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::TensorType;
 use std::io::Write;
@@ -13,17 +13,17 @@ fn reference(name: &str) -> Vec<u8> {
     std::fs::read(data(&format!("reference/{name}.gguf"))).expect("reference data")
 }
 
-fn plan(bytes: &[u8], options: &Options) -> Plan {
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("a sound file");
-    Plan::file(&file, options).expect("a sound file")
+fn plan(bytes: &[u8], options: &ConvertOptions) -> ConvertPlan {
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("a sound file");
+    ConvertPlan::file(&file, options).expect("a sound file")
 }
 
-fn converted(bytes: &[u8], options: &Options) -> Vec<u8> {
+fn converted(bytes: &[u8], options: &ConvertOptions) -> Vec<u8> {
     plan(bytes, options).write(Vec::new()).expect("a sound file")
 }
 
-fn with(weights: Weights) -> Options {
-    Options { weights, ..options() }
+fn with(weights: WeightFormat) -> ConvertOptions {
+    ConvertOptions { weights, ..options() }
 }
 
 fn bits(engine: &Engine) -> Vec<u32> {
@@ -37,12 +37,12 @@ fn bits(engine: &Engine) -> Vec<u32> {
 /// A file with its tensors' data put through `change`, and what `more` adds.
 fn changed(
     bytes: &[u8],
-    metadata: impl Fn(&mut Draft),
+    metadata: impl Fn(&mut GgufDraft),
     change: impl Fn(&str, TensorType, &[u8]) -> Vec<u8>,
     more: &[(&str, &str)],
 ) -> Vec<u8> {
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
-    let mut draft = Draft::default();
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
+    let mut draft = GgufDraft::default();
     file.keys().for_each(|key| draft.copy(&file, key));
     metadata(&mut draft);
     let mut tensors: Vec<(&str, &str)> =
@@ -77,7 +77,7 @@ fn ternary_blocks_of_llama_cpp_and_back_give_the_same_bytes_and_logits() {
     for name in ["b158-tiny.i2_s", "bitnet-tiny.i2_s", "llama-tiny.i2_s"] {
         let bytes = reference(name);
         let want = bits(&engine(bytes.clone()));
-        for weights in [Weights::Tq1, Weights::Tq2] {
+        for weights in [WeightFormat::Tq1, WeightFormat::Tq2] {
             let there = converted(&bytes, &with(weights));
             assert!(bits(&engine(there.clone())) == want, "{name} {weights:?}");
             assert!(converted(&there, &options()) == bytes, "{name} {weights:?}");
@@ -88,12 +88,12 @@ fn ternary_blocks_of_llama_cpp_and_back_give_the_same_bytes_and_logits() {
 #[test]
 fn a_scale_in_half_precision_stays_in_its_blocks_and_another_goes_beside_them() {
     let scales = |bytes: &[u8]| {
-        let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
+        let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
         file.tensors().iter().filter(|tensor| tensor.name.ends_with(".scale")).count()
     };
-    let from_tq1 = converted(&reference("b158-tiny.tq1_0"), &with(Weights::Tq2));
+    let from_tq1 = converted(&reference("b158-tiny.tq1_0"), &with(WeightFormat::Tq2));
     let data = |bytes: &[u8]| {
-        let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
+        let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
         file.tensors()
             .iter()
             .map(|tensor| (tensor.name.clone(), file.data(tensor).to_vec()))
@@ -101,7 +101,7 @@ fn a_scale_in_half_precision_stays_in_its_blocks_and_another_goes_beside_them() 
     };
     assert!(data(&from_tq1) == data(&reference("b158-tiny.tq2_0")), "the bytes of gguf-py");
     // Seven matrices in each of two layers, whose scales are means of many numbers.
-    assert_eq!(scales(&converted(&reference("b158-tiny.i2_s"), &with(Weights::Tq2))), 14);
+    assert_eq!(scales(&converted(&reference("b158-tiny.i2_s"), &with(WeightFormat::Tq2))), 14);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn every_form_of_ternary_weights_becomes_i2_s_with_the_same_logits() {
     for name in ["b158-tiny.tq1_0", "b158-tiny.tq2_0", "b158-tiny.f16", "llama-tiny.tq2_0"] {
         let bytes = reference(name);
         let i2s = converted(&bytes, &options());
-        let file = Gguf::parse(Map::from(i2s.clone())).expect("sound");
+        let file = Gguf::parse(FileMap::from(i2s.clone())).expect("sound");
         let matrix = file.tensor("blk.0.ffn_down.weight").expect("there");
         assert_eq!(matrix.kind, TensorType::I2S, "{name}");
         assert!(bits(&engine(i2s)) == bits(&engine(bytes)), "{name}");
@@ -119,15 +119,15 @@ fn every_form_of_ternary_weights_becomes_i2_s_with_the_same_logits() {
 #[test]
 fn the_other_layouts_of_i2_s_become_the_official_one() {
     let want = reference("b158-tiny.i2_s");
-    let from_64 = Options { from: Layout::Blocks64, ..options() };
+    let from_64 = ConvertOptions { from: Layout::Blocks64, ..options() };
     assert!(converted(&reference("b158-tiny.i2_s-64"), &from_64) == want);
-    let from_1x4 = Options { from: Layout::Rows4, ..options() };
+    let from_1x4 = ConvertOptions { from: Layout::Rows4, ..options() };
     assert!(converted(&in_rows_of_four(&want), &from_1x4) == want);
 }
 
 /// The same model in the layout 1x4, written here by its definition: byte `row / 4 * cols + col`.
 fn in_rows_of_four(bytes: &[u8]) -> Vec<u8> {
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
     let cols = |name: &str| file.tensor(name).expect("there").dims[0];
     changed(
         bytes,
@@ -177,7 +177,7 @@ fn plan_has(bytes: &[u8], name: &str) -> bool {
 
 #[test]
 fn what_the_official_file_has_wrong_is_repaired() {
-    let official = |draft: &mut Draft| {
+    let official = |draft: &mut GgufDraft| {
         draft.remove("tokenizer.ggml.pre");
         draft.set(
             "tokenizer.chat_template",
@@ -187,8 +187,8 @@ fn what_the_official_file_has_wrong_is_repaired() {
     let sound = reference("b158-tiny.i2_s");
     let plan = plan(&changed(&sound, official, same, &[]), &options());
     assert_eq!(plan.notes().len(), 2, "{:?}", plan.notes());
-    let repaired = Gguf::parse(Map::from(plan.write(Vec::new()).expect("sound"))).expect("sound");
-    let sound = Gguf::parse(Map::from(sound)).expect("sound");
+    let repaired = Gguf::parse(FileMap::from(plan.write(Vec::new()).expect("sound"))).expect("sound");
+    let sound = Gguf::parse(FileMap::from(sound)).expect("sound");
     for key in ["tokenizer.ggml.pre", "tokenizer.chat_template"] {
         assert_eq!(repaired.text(key).expect("a text"), sound.text(key).expect("a text"));
     }
@@ -208,11 +208,13 @@ fn a_converters_word_for_words_it_does_not_know_is_repaired() {
 
 #[test]
 fn heads_are_written_in_fewer_bits_and_the_logits_stay_near() {
-    for (head, kind, most) in [(Head::Q8_0, TensorType::Q8_0, 0.08), (Head::Q6K, TensorType::Q6K, 0.1)] {
+    for (head, kind, most) in
+        [(TableFormat::Q8_0, TensorType::Q8_0, 0.08), (TableFormat::Q6K, TensorType::Q6K, 0.1)]
+    {
         for name in ["b158-tiny.i2_s", "llama-tiny.i2_s"] {
             let bytes = reference(name);
-            let small = converted(&bytes, &Options { head: Some(head), ..options() });
-            let file = Gguf::parse(Map::from(small.clone())).expect("sound");
+            let small = converted(&bytes, &ConvertOptions { head: Some(head), ..options() });
+            let file = Gguf::parse(FileMap::from(small.clone())).expect("sound");
             let tables =
                 ["token_embd.weight", "output.weight"].into_iter().filter_map(|name| file.tensor(name));
             assert!(tables.clone().all(|table| table.kind == kind));
@@ -222,7 +224,10 @@ fn heads_are_written_in_fewer_bits_and_the_logits_stay_near() {
         }
     }
     // Nothing is asked for: not a bit changes.
-    let small = converted(&reference("b158-tiny.i2_s"), &Options { head: Some(Head::Q8_0), ..options() });
+    let small = converted(
+        &reference("b158-tiny.i2_s"),
+        &ConvertOptions { head: Some(TableFormat::Q8_0), ..options() },
+    );
     assert!(converted(&small, &options()) == small);
 }
 
@@ -236,13 +241,13 @@ fn off(one: &Engine, other: &Engine) -> f64 {
 
 #[test]
 fn metadata_is_carried_over_whatever_it_is() {
-    let extra = |draft: &mut Draft| {
+    let extra = |draft: &mut GgufDraft| {
         draft.set("general.note", "kept");
-        draft.set("some.shorts", Datum::Array(3, 2, vec![1, 2, 3, 4]));
+        draft.set("some.shorts", NewValue::Array(3, 2, vec![1, 2, 3, 4]));
     };
     let source = changed(&reference("b158-tiny.i2_s"), extra, same, &[]);
-    let result = Gguf::parse(Map::from(converted(&source, &with(Weights::Tq2)))).expect("sound");
-    let source = Gguf::parse(Map::from(source)).expect("sound");
+    let result = Gguf::parse(FileMap::from(converted(&source, &with(WeightFormat::Tq2)))).expect("sound");
+    let source = Gguf::parse(FileMap::from(source)).expect("sound");
     assert!(result.keys().eq(source.keys()));
     let differs = |key: &&str| result.value_bytes(key) != source.value_bytes(key);
     assert_eq!(source.keys().filter(differs).collect::<Vec<_>>(), ["general.file_type"]);
@@ -250,19 +255,21 @@ fn metadata_is_carried_over_whatever_it_is() {
 
 #[track_caller]
 fn refused(bytes: &[u8], wanted: &[&str]) {
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("damaged only in its data");
-    let result = Plan::file(&file, &options()).map_err(Failure::from).and_then(|plan| plan.write(Vec::new()));
-    let Err(Failure::Source(error)) = result else { panic!("not refused for its source: {wanted:?}") };
-    let said = error.to_string();
-    assert!(wanted.iter().all(|wanted| said.contains(wanted)) && !said.contains('\n'), "{said}");
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("damaged only in its data");
+    let result = ConvertPlan::file(&file, &options())
+        .map_err(ConvertError::from)
+        .and_then(|plan| plan.write(Vec::new()));
+    let Err(ConvertError::Source(error)) = result else { panic!("not refused for its source: {wanted:?}") };
+    let message = error.to_string();
+    assert!(wanted.iter().all(|wanted| message.contains(wanted)) && !message.contains('\n'), "{message}");
 }
 
 #[test]
 fn a_model_that_this_engine_would_not_run_is_refused_before_anything_is_written() {
     let early = |bytes: Vec<u8>, wanted: &str| {
-        let file = Gguf::parse(Map::from(bytes)).expect("sound");
-        let said = Plan::file(&file, &options()).expect_err("no BitNet model").to_string();
-        assert!(said.contains(wanted) && !said.contains('\n'), "{said}");
+        let file = Gguf::parse(FileMap::from(bytes)).expect("sound");
+        let message = ConvertPlan::file(&file, &options()).expect_err("no BitNet model").to_string();
+        assert!(message.contains(wanted) && !message.contains('\n'), "{message}");
     };
     let dense = |name: &str, kind: TensorType, data: &[u8]| {
         let mut data = data.to_vec();
@@ -275,7 +282,7 @@ fn a_model_that_this_engine_would_not_run_is_refused_before_anything_is_written(
     let bias = [("blk.1.attn_q.bias", "blk.1.attn_norm.weight")];
     let sound = reference("b158-tiny.i2_s");
     early(changed(&sound, |_| {}, same, &bias), "tensor blk.1.attn_q.bias: is not part of");
-    let layers = |draft: &mut Draft| draft.set("bitnet-b1.58.block_count", Datum::U32(3));
+    let layers = |draft: &mut GgufDraft| draft.set("bitnet-b1.58.block_count", NewValue::U32(3));
     early(changed(&sound, layers, same, &[]), "tensor blk.2.attn_norm.weight: missing");
     let norm = |name: &str, _: TensorType, data: &[u8]| match name {
         "output_norm.weight" => vec![0xff; data.len()],

@@ -2,8 +2,8 @@
 //! anything is written.
 
 use super::{converted, engine, files, options};
-use bitnetd::engine::convert::{Folder, Plan};
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::convert::{CheckpointFolder, ConvertPlan};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use serde_json::{Value, json};
 
 type Files = Vec<(String, Vec<u8>)>;
@@ -26,26 +26,26 @@ fn json(files: &mut Files, name: &str, change: impl FnOnce(&mut Value)) {
 fn error(name: &str, change: impl FnOnce(&mut Files)) -> String {
     let mut files = files(name);
     change(&mut files);
-    let plan = Plan::checkpoint(&Folder::memory(files), &options());
-    let said = plan.expect_err("what changes the result").to_string();
-    assert!(!said.contains(char::is_control) && said.len() < 600, "{said}");
-    said
+    let plan = ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options());
+    let message = plan.expect_err("what changes the result").to_string();
+    assert!(!message.contains(char::is_control) && message.len() < 600, "{message}");
+    message
 }
 
 #[track_caller]
 fn refused(name: &str, file: &str, place: &str, change: impl FnOnce(&mut Value)) {
-    let said = error(name, |files| json(files, file, change));
-    assert!(said.starts_with(&format!("{file}: {place}")), "{place}: {said}");
+    let message = error(name, |files| json(files, file, change));
+    assert!(message.starts_with(&format!("{file}: {place}")), "{place}: {message}");
 }
 
-fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> Folder {
+fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> CheckpointFolder {
     let mut files = files(name);
     json(&mut files, file, change);
-    Folder::memory(files)
+    CheckpointFolder::memory(files)
 }
 
-fn parsed(folder: &Folder) -> Gguf {
-    Gguf::parse(Map::from(converted(folder, &options()))).expect("sound")
+fn parsed(folder: &CheckpointFolder) -> Gguf {
+    Gguf::parse(FileMap::from(converted(folder, &options()))).expect("sound")
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn every_end_token_of_every_file_ends_an_answer() {
     json(&mut files, "generation_config.json", |v| v["eos_token_id"] = json!([2047, 1012, 7]));
     json(&mut files, "config.json", |v| v["eos_token_id"] = json!([2046, 9]));
     json(&mut files, "special_tokens_map.json", |v| v["eos_token"] = json!({"content": "<|eot_id|>"}));
-    let tokenizer = engine(converted(&Folder::memory(files), &options()));
+    let tokenizer = engine(converted(&CheckpointFolder::memory(files), &options()));
     let tokenizer = tokenizer.tokenizer();
     let ends: Vec<u32> = (0..2048).filter(|id| tokenizer.is_end(*id)).collect();
     assert_eq!(ends, [7, 9, 1012, 2046, 2047]);
@@ -106,7 +106,7 @@ fn text_that_begins_with_no_token_stays_so() {
     let folder = changed(LLAMA, "tokenizer.json", |v| {
         v["post_processor"]["single"].as_array_mut().expect("a list").remove(0);
     });
-    assert_eq!(parsed(&folder).flag("tokenizer.ggml.add_bos_token").expect("a bool"), Some(false));
+    assert_eq!(parsed(&folder).bool("tokenizer.ggml.add_bos_token").expect("a bool"), Some(false));
 }
 
 #[test]
@@ -152,7 +152,8 @@ fn merges_that_alone_decide_are_carried_over_only_where_they_do() {
             v["model"]["merges"].as_array_mut().expect("a list").pop();
         })
     };
-    let error = Plan::checkpoint(&without_a_merge(false), &options()).expect_err("another cut").to_string();
+    let error =
+        ConvertPlan::checkpoint(&without_a_merge(false), &options()).expect_err("another cut").to_string();
     assert!(error.starts_with("tokenizer.json: model.ignore_merges: "), "{error}");
     parsed(&without_a_merge(true));
 }
@@ -176,11 +177,11 @@ fn a_head_beside_a_tied_flag_is_the_embedding_or_refused() {
             json!({"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": place});
         let header = header.to_string().into_bytes();
         *model = [(header.len() as u64).to_le_bytes().to_vec(), header, data].concat();
-        Plan::checkpoint(&Folder::memory(files), &options())
+        ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options())
     };
     head(true).expect("the same numbers");
-    let said = head(false).expect_err("another matrix").to_string();
-    assert!(said.contains("lm_head.weight") && said.contains("tie_word_embeddings"), "{said}");
+    let message = head(false).expect_err("another matrix").to_string();
+    assert!(message.contains("lm_head.weight") && message.contains("tie_word_embeddings"), "{message}");
 }
 
 #[test]
@@ -250,7 +251,8 @@ fn what_cannot_change_a_result_is_no_hindrance() {
         v["added_tokens_decoder"] =
             json!({"298": {"content": "<|eot_id|>", "lstrip": false, "special": true}});
     });
-    let plan = Plan::checkpoint(&Folder::memory(files), &options()).expect("nothing that matters");
+    let plan =
+        ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options()).expect("nothing that matters");
     assert!(
         plan.notes().iter().any(|note| note.contains("temperature, top_p left out")),
         "{:?}",
@@ -272,7 +274,7 @@ fn duplicate_keys_and_byte_order_marks_are_found_in_every_file() {
     for (name, place) in
         [("config.json", "hidden_size"), ("tokenizer.json", "model.vocab.x"), ("tokenizer_config.json", "a")]
     {
-        let said = error(BYTES, |files| {
+        let message = error(BYTES, |files| {
             let text = &mut files.iter_mut().find(|(file, _)| file == name).expect("there").1;
             let twice = match name {
                 "tokenizer.json" => "{\"model\":{\"vocab\":{\"x\":1,\"x\":1}},".to_owned(),
@@ -281,7 +283,7 @@ fn duplicate_keys_and_byte_order_marks_are_found_in_every_file() {
             let rest = text[text.iter().position(|byte| *byte == b'{').expect("an object") + 1..].to_vec();
             *text = [twice.into_bytes(), rest].concat();
         });
-        assert!(said.starts_with(&format!("{name}: {place}: given twice")), "{said}");
+        assert!(message.starts_with(&format!("{name}: {place}: given twice")), "{message}");
     }
     let mut marked = files(BYTES);
     for (name, bytes) in &mut marked {
@@ -289,8 +291,8 @@ fn duplicate_keys_and_byte_order_marks_are_found_in_every_file() {
             bytes.splice(..0, *b"\xef\xbb\xbf");
         }
     }
-    let bytes = converted(&Folder::memory(marked), &options());
-    assert!(bytes == converted(&Folder::memory(files(BYTES)), &options()));
+    let bytes = converted(&CheckpointFolder::memory(marked), &options());
+    assert!(bytes == converted(&CheckpointFolder::memory(files(BYTES)), &options()));
 }
 
 #[test]
@@ -300,23 +302,23 @@ fn what_a_failed_download_left_is_named() {
         for (bytes, word) in
             [(pointer.clone(), "git-LFS"), (b"\x1f\x8b\x08\0\0\0\0\0\0\x03".to_vec(), "gzip")]
         {
-            let said = error(BYTES, |files| {
+            let message = error(BYTES, |files| {
                 files.iter_mut().find(|(file, _)| file == name).expect("there").1 = bytes
             });
-            assert!(said.contains(name) && said.contains(word), "{said}");
+            assert!(message.contains(name) && message.contains(word), "{message}");
         }
     }
-    let said = error(BYTES, |files| {
+    let message = error(BYTES, |files| {
         files.iter_mut().find(|(file, _)| file == "tokenizer.json").expect("there").1.truncate(999)
     });
-    assert!(said.contains("tokenizer.json") && said.contains("half-downloaded"), "{said}");
+    assert!(message.contains("tokenizer.json") && message.contains("half-downloaded"), "{message}");
     for (name, word) in
         [("model-00001-of-00002.safetensors", "part of a split"), ("pytorch_model.bin", "PyTorch")]
     {
-        let said = error(BYTES, |files| {
+        let message = error(BYTES, |files| {
             files.iter_mut().find(|(file, _)| file == "model.safetensors").expect("there").0 = name.into();
         });
-        assert!(said.contains(word), "{said}");
+        assert!(message.contains(word), "{message}");
     }
 }
 
@@ -334,8 +336,9 @@ fn numbers_that_cannot_be_written_are_found_before_anything_is() {
         let at = end + header[tensor]["data_offsets"][0].as_u64().expect("there") as usize;
         // Whatever the type, two bytes of these are the upper half of a NaN.
         model[at..at + bytes.len()].copy_from_slice(bytes);
-        let plan = Plan::checkpoint(&Folder::memory(files), &options()).expect("not read yet");
-        let said = plan.verify().expect_err("damage").to_string();
-        assert!(said.contains(tensor), "{said}");
+        let plan =
+            ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options()).expect("not read yet");
+        let message = plan.verify().expect_err("damage").to_string();
+        assert!(message.contains(tensor), "{message}");
     }
 }

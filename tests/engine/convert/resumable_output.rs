@@ -2,9 +2,9 @@
 
 use super::{folder, options};
 use crate::data;
-use bitnetd::engine::convert::resumable_output::{Part, Progress, Stage};
-use bitnetd::engine::convert::{Failure, Options, Plan, Weights};
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::convert::resumable_output::{Progress, ResumableOutput, Stage};
+use bitnetd::engine::convert::{ConvertError, ConvertOptions, ConvertPlan, WeightFormat};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -39,16 +39,16 @@ impl Drop for Folder {
     }
 }
 
-fn plan() -> Plan {
-    Plan::checkpoint(&folder("llama-tiny-packed"), &options()).expect("a sound checkpoint")
+fn plan() -> ConvertPlan {
+    ConvertPlan::checkpoint(&folder("llama-tiny-packed"), &options()).expect("a sound checkpoint")
 }
 
 /// Opens the part file. Tests beside this one start programs, and between its fork and its exec such a child
 /// holds the lock of a run that has just ended.
-fn claim(folder: &Folder) -> Part {
+fn claim(folder: &Folder) -> ResumableOutput {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
-        match Part::open(&folder.out()) {
+        match ResumableOutput::open(&folder.out()) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 assert!(std::time::Instant::now() < patience, "{error}");
                 std::thread::yield_now();
@@ -59,7 +59,7 @@ fn claim(folder: &Folder) -> Part {
 }
 
 /// Runs a plan and gives how many tensors were found and how many written, but not the file its name.
-fn run(folder: &Folder, plan: &Plan, origin: &str) -> (usize, usize) {
+fn run(folder: &Folder, plan: &ConvertPlan, origin: &str) -> (usize, usize) {
     let (mut found, mut written) = (0, std::collections::BTreeSet::new());
     let mut say = |progress: Progress<'_>| match progress.stage {
         Stage::Resuming => found += 1,
@@ -76,12 +76,12 @@ fn run(folder: &Folder, plan: &Plan, origin: &str) -> (usize, usize) {
 }
 
 /// Leaves what a run would that was killed while it wrote tensor `tensors`.
-fn kill(folder: &Folder, plan: &Plan, tensors: usize) {
+fn kill(folder: &Folder, plan: &ConvertPlan, tensors: usize) {
     let journal = fs::read_to_string(folder.journal()).expect("a journal");
     let lines: Vec<&str> = journal.lines().take(1 + tensors).collect();
     // The next line was begun.
     fs::write(folder.journal(), lines.join("\n") + "\n{\"tens").expect("room");
-    let place = &plan.draft().places()[tensors];
+    let place = &plan.draft().tensor_ranges()[tensors];
     let file = fs::OpenOptions::new().write(true).open(folder.part()).expect("there");
     file.set_len(place.start + (place.end - place.start) / 2).expect("shorter");
 }
@@ -95,7 +95,7 @@ fn a_run_that_was_killed_is_gone_on_with_after_the_last_whole_tensor() {
         kill(&folder, &plan, kept);
         assert_eq!(run(&folder, &plan, "a"), (kept, all - kept));
     }
-    Part::open(&folder.out()).and_then(|part| part.finish(false)).expect("a free name");
+    ResumableOutput::open(&folder.out()).and_then(|part| part.finish(false)).expect("a free name");
     assert!(folder.out().exists() && !folder.part().exists() && !folder.journal().exists());
 }
 
@@ -105,7 +105,7 @@ fn what_was_damaged_meanwhile_is_written_again() {
     let all = plan.draft().tensors().len();
     run(&folder, &plan, "a");
     let mut bytes = fs::read(folder.part()).expect("there");
-    bytes[plan.draft().places()[5].start as usize] ^= 1;
+    bytes[plan.draft().tensor_ranges()[5].start as usize] ^= 1;
     fs::write(folder.part(), &bytes).expect("room");
     assert_eq!(run(&folder, &plan, "a"), (5, all - 5));
     // The header is part of all that follows.
@@ -126,30 +126,30 @@ fn another_conversion_begins_anew() {
     let all = one.draft().tensors().len();
     run(&folder, &one, "a");
     assert_eq!(run(&folder, &one, "the source changed"), (0, all));
-    let other = Options { weights: Weights::Tq2, ..options() };
-    let other = Plan::checkpoint(&super::folder("llama-tiny-packed"), &other).expect("sound");
+    let other = ConvertOptions { weights: WeightFormat::Tq2, ..options() };
+    let other = ConvertPlan::checkpoint(&super::folder("llama-tiny-packed"), &other).expect("sound");
     assert_eq!(run(&folder, &other, "the source changed").0, 0, "another header");
 }
 
 #[test]
 fn two_runs_at_once_are_one_too_many() {
     let folder = Folder::new("two");
-    let one = Part::open(&folder.out()).expect("a new file");
-    let other = Part::open(&folder.out()).expect_err("the first has it");
+    let one = ResumableOutput::open(&folder.out()).expect("a new file");
+    let other = ResumableOutput::open(&folder.out()).expect_err("the first has it");
     assert!(other.to_string().contains("another conversion"), "{other}");
     one.discard().expect("its own");
     assert!(!folder.part().exists());
-    Part::open(&folder.out()).expect("free again");
+    ResumableOutput::open(&folder.out()).expect("free again");
 }
 
 #[test]
 fn a_name_that_was_taken_meanwhile_is_not_replaced_unasked() {
     let folder = Folder::new("taken");
-    let part = Part::open(&folder.out()).expect("a new file");
+    let part = ResumableOutput::open(&folder.out()).expect("a new file");
     fs::write(folder.out(), "another's").expect("room");
     part.finish(false).expect_err("it is another's");
     assert_eq!(fs::read(folder.out()).expect("there"), b"another's");
-    Part::open(&folder.out()).and_then(|part| part.finish(true)).expect("asked for");
+    ResumableOutput::open(&folder.out()).and_then(|part| part.finish(true)).expect("asked for");
     assert_eq!(fs::read(folder.out()).expect("there"), b"");
 }
 
@@ -157,7 +157,7 @@ fn a_name_that_was_taken_meanwhile_is_not_replaced_unasked() {
 fn a_link_that_leads_nowhere_is_a_name_that_is_taken() {
     let folder = Folder::new("dangling");
     for replace in [false, true] {
-        let part = Part::open(&folder.out()).expect("a new file");
+        let part = ResumableOutput::open(&folder.out()).expect("a new file");
         let _ = fs::remove_file(folder.out()); // the link of the first turn
         symlink("nowhere", folder.out()).expect("a free name");
         part.finish(replace).expect_err("it is another's");
@@ -172,7 +172,7 @@ fn left_alone(name: &str, put: impl Fn(&Folder), wanted: &str) {
     put(&folder);
     let before = listing(&folder);
     for _ in 0..2 {
-        let error = Part::open(&folder.out()).expect_err("not ours").to_string();
+        let error = ResumableOutput::open(&folder.out()).expect_err("not ours").to_string();
         assert!(error.contains(wanted) && error.contains("move it"), "{name}: {error}");
         assert_eq!(listing(&folder), before, "{name}");
     }
@@ -218,13 +218,14 @@ fn what_others_left_under_the_temporary_names_is_neither_followed_nor_touched() 
 fn a_source_that_cannot_be_used_leaves_a_file_that_can_be_discarded() {
     let folder = Folder::new("unusable");
     let mut bytes = fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
-    let file = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+    let file = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
     let last = file.tensor("blk.1.ffn_down.weight").expect("there").bytes.start;
     bytes[last] = 0xff;
-    let plan = Plan::file(&Gguf::parse(Map::from(bytes)).expect("sound"), &options()).expect("sound so far");
-    let mut part = Part::open(&folder.out()).expect("a new file");
+    let plan = ConvertPlan::file(&Gguf::parse(FileMap::from(bytes)).expect("sound"), &options())
+        .expect("sound so far");
+    let mut part = ResumableOutput::open(&folder.out()).expect("a new file");
     let failure = part.write(&plan, "a", &mut |_| {}).expect_err("a code 3");
-    assert!(matches!(failure, Failure::Source(_)), "{failure}");
+    assert!(matches!(failure, ConvertError::Source(_)), "{failure}");
     part.discard().expect("its own");
     assert_eq!(fs::read_dir(&folder.0).expect("there").count(), 0);
 }

@@ -46,11 +46,11 @@ fn generate(model: &Path) -> Output {
 #[track_caller]
 fn check(model: &Path, wanted: &str) {
     let Output { status, stdout, stderr } = generate(model);
-    let said = String::from_utf8(stderr).expect("UTF-8");
-    assert_eq!(status.code(), Some(3), "{said}");
+    let message = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.code(), Some(3), "{message}");
     assert!(stdout.is_empty());
-    assert!(said.ends_with('\n') && said.lines().count() == 1, "{said:?}");
-    assert!(said.contains(wanted), "{wanted:?} is not in {said:?}");
+    assert!(message.ends_with('\n') && message.lines().count() == 1, "{message:?}");
+    assert!(message.contains(wanted), "{wanted:?} is not in {message:?}");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
                     {{ messages[-1].content }}<|eot_id|>";
     file.set("tokenizer.chat_template", fixtures::text(template));
     let Output { status, stdout, stderr } = generate(&folder.file("m.gguf", &file.bytes()));
-    let said = String::from_utf8(stderr).expect("UTF-8");
-    assert_eq!((status.code(), stdout.is_empty(), said.lines().count()), (Some(5), true, 1), "{said}");
-    assert!(said.contains("messages: the model's chat template says: no x here"), "{said}");
+    let message = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!((status.code(), stdout.is_empty(), message.lines().count()), (Some(5), true, 1), "{message}");
+    assert!(message.contains("messages: the model's chat template says: no x here"), "{message}");
 }

@@ -35,8 +35,8 @@ fn a_cut_file_is_called_truncated_wherever_the_cut_is() {
         (place("blk.0.attn_q.weight") + 25, "tensor blk.0.attn_q.weight: byte "),
         (whole.len() - 1, "tensor blk.0.ffn_down.weight: "),
     ] {
-        let said = error_of(whole[..cut].to_vec());
-        assert!(said.contains(wanted) && said.contains("truncated"), "{said}");
+        let message = error_of(whole[..cut].to_vec());
+        assert!(message.contains(wanted) && message.contains("truncated"), "{message}");
     }
 }
 

@@ -27,14 +27,14 @@ fn values_of_another_type_are_named_with_what_they_are() {
     for name in
         NEEDED.iter().chain(&["attention.head_count_kv", "attention.key_length", "rope.dimension_count"])
     {
-        for (wrong, said) in [
+        for (wrong, message) in [
             (flag(true), "is the bool true, not a number"),
             (text("8"), "is the text \"8\", not a number"),
             (float(8.0), "is the float 8.0, not a number"),
             (array(4, 1, &[8, 0, 0, 0]), "is an array of type 4, not a number"),
             (value(5, &(-8i32).to_le_bytes()), "is the number -8, not a number"),
         ] {
-            refused(&format!("{}{said}", named(name)), |file| file.set(&key(name), wrong));
+            refused(&format!("{}{message}", named(name)), |file| file.set(&key(name), wrong));
         }
     }
     for name in ["attention.layer_norm_rms_epsilon", "rope.freq_base"] {
@@ -146,8 +146,8 @@ fn positions_are_stretched_as_the_file_says() {
         super::load(scaled(kind, factor).bytes()).expect(kind);
     }
     super::load(scaled("linear", Some(4.0)).bytes()).expect("a stretched context");
-    let said = super::error_of(scaled("linear", Some(0.5)).bytes());
-    assert!(said.contains("rope.scaling.factor: 0.5 is below 1"), "{said}");
+    let message = super::error_of(scaled("linear", Some(0.5)).bytes());
+    assert!(message.contains("rope.scaling.factor: 0.5 is below 1"), "{message}");
 }
 
 #[test]

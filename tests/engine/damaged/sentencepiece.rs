@@ -2,7 +2,7 @@
 
 use super::{load, refused};
 use crate::fixtures::{File, VOCAB, array, byte_tokens, flag, float, integers, number, text, texts};
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::Tokenizer;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -183,8 +183,8 @@ fn sentencepiece_texts_begin_with_the_mark_where_the_file_does_not_say() {
         if let Some(add) = add {
             file.set("tokenizer.ggml.add_bos_token", flag(add));
         }
-        let file = Gguf::parse(Map::from(file.bytes())).expect("sound");
-        Tokenizer::read(&file).expect("sound").begin()
+        let file = Gguf::parse(FileMap::from(file.bytes())).expect("sound");
+        Tokenizer::read(&file).expect("sound").bos_of_text()
     };
     assert_eq!([begin(None), begin(Some(true)), begin(Some(false))], [Some(0), Some(0), None]);
 }

@@ -3,7 +3,7 @@
 use super::{error_of, refused, refused_blocks};
 use crate::data;
 use crate::fixtures::{self, number};
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 
 const Q: &str = "blk.0.attn_q.weight";
 
@@ -172,8 +172,8 @@ fn a_norm_that_is_no_number_is_refused() {
 
 #[test]
 fn a_rotation_factor_that_cannot_divide_is_refused() {
-    for (factor, said) in [(0.0f32, "0"), (-1.0, "-1"), (1e-40, "0.0"), (f32::NAN, "not a number")] {
-        let wanted = format!("tensor rope_freqs.weight: element 0 is {said}");
+    for (factor, message) in [(0.0f32, "0"), (-1.0, "-1"), (1e-40, "0.0"), (f32::NAN, "not a number")] {
+        let wanted = format!("tensor rope_freqs.weight: element 0 is {message}");
         refused(&wanted, |file| {
             file.add(
                 "rope_freqs.weight",
@@ -226,10 +226,10 @@ fn damaged_blocks_of_tq1_and_tq2_are_refused() {
         ("b158-tiny.tq1_0.gguf", 2 * 54 - 1, 0x01, "block 1: its scale "),
     ] {
         let mut bytes = std::fs::read(data(&format!("reference/{file}"))).expect("reference data");
-        let parsed = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+        let parsed = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
         bytes[parsed.tensor(Q).expect("every model has it").bytes.start + at] = byte;
-        let said = error_of(bytes);
-        assert!(said.contains(&format!("tensor {Q}: {wanted}")), "{said}");
+        let message = error_of(bytes);
+        assert!(message.contains(&format!("tensor {Q}: {wanted}")), "{message}");
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{prompt, tokenizer, turn};
 use crate::fixtures::{self, File};
 use bitnetd::engine::error::LoadError;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{ChatTemplate, Role, Tokenizer, Turn};
 
 /// What the official 2B-4T file holds, which nothing was trained on.
@@ -73,7 +73,7 @@ fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() 
         if let Some(template) = template {
             file.set("tokenizer.chat_template", fixtures::text(template));
         }
-        let file = Gguf::parse(Map::from(file.bytes())).expect("sound");
+        let file = Gguf::parse(FileMap::from(file.bytes())).expect("sound");
         Tokenizer::template_for(&file).expect("sound")
     };
     for arch in ["bitnet-b1.58", "bitnet-25", "bitnet"] {
@@ -171,7 +171,7 @@ fn tempdir() -> std::path::PathBuf {
 }
 
 fn read_with(file: &File, choice: &ChatTemplate) -> Result<Tokenizer, LoadError> {
-    Tokenizer::read_with(&Gguf::parse(Map::from(file.bytes())).expect("sound"), choice)
+    Tokenizer::read_with(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"), choice)
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn what_texts_begin_with_is_what_the_file_says_or_what_its_tokenizer_adds() {
         if let Some(add) = add {
             file.set("tokenizer.ggml.add_bos_token", fixtures::flag(add));
         }
-        tokenizer(&file).expect("sound").begin()
+        tokenizer(&file).expect("sound").bos_of_text()
     };
     for pre in [Some("llama-bpe"), Some("falcon3"), Some("falcon-e"), Some("default"), None] {
         assert_eq!(begin(pre, Some(true)), Some(258), "{pre:?}");
@@ -237,7 +237,7 @@ fn what_texts_begin_with_is_what_the_file_says_or_what_its_tokenizer_adds() {
     let mut none = fixtures::small();
     none.remove("tokenizer.ggml.bos_token_id");
     none.set("tokenizer.ggml.add_bos_token", fixtures::flag(true));
-    assert_eq!(tokenizer(&none).expect("sound").begin(), None);
+    assert_eq!(tokenizer(&none).expect("sound").bos_of_text(), None);
 }
 
 #[test]

@@ -8,13 +8,13 @@ mod special_tokens;
 mod steps;
 mod tokenizer_json;
 
-use super::checkpoint_files::Folder;
-use super::hf_config::Config;
-use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::{Datum, Draft};
+use super::checkpoint_files::CheckpointFolder;
+use super::hf_config::HfConfig;
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::gguf::{GgufDraft, NewValue};
 use crate::external_text::utf8;
 use serde::Deserialize;
-use special_tokens::Companion;
+use special_tokens::TokenizerConfig;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -30,13 +30,13 @@ const BYTE: i32 = 6;
 /// One template, or several by name.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Templates {
+enum ChatTemplates {
     One(String),
-    Many(Vec<Template>),
+    Many(Vec<NamedTemplate>),
 }
 
 #[derive(Deserialize)]
-struct Template {
+struct NamedTemplate {
     name: String,
     template: String,
 }
@@ -54,7 +54,7 @@ struct Vocabulary {
     /// Whether a space is put before a text; of pieces.
     adds_space: bool,
     /// Whether a word that is a token is that token only where its merges lead to it.
-    merges_decide: bool,
+    ignores_whole_words: bool,
     merges: Vec<String>,
     /// Ids that are put before a text, where that is said.
     begins_with: Option<Vec<u64>>,
@@ -72,7 +72,7 @@ impl Vocabulary {
 }
 
 /// Tokens and their kinds in a model of `rows`; those that no entry names are called something too.
-fn fill<'a>(
+fn token_list<'a>(
     file: &str,
     rows: usize,
     entries: impl Iterator<Item = (u32, &'a String, i32)>,
@@ -80,13 +80,13 @@ fn fill<'a>(
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; rows];
     for (id, text, kind) in entries {
         let token = tokens.get_mut(id as usize).ok_or_else(|| {
-            let said = format!("\"{}\" has id {id}, and config.json says {rows} tokens", shown(text));
-            LoadError::new(format!("{file}: vocab"), said)
+            let message = format!("\"{}\" has id {id}, and config.json says {rows} tokens", escaped(text));
+            LoadError::new(format!("{file}: vocab"), message)
         })?;
         match token {
             Some((other, _)) if other != text => {
-                let said = format!("\"{}\" and \"{}\" are both token {id}", shown(other), shown(text));
-                return Err(LoadError::new(format!("{file}: vocab"), said));
+                let message = format!("\"{}\" and \"{}\" are both token {id}", escaped(other), escaped(text));
+                return Err(LoadError::new(format!("{file}: vocab"), message));
             }
             token => *token = Some((text.clone(), kind)),
         }
@@ -97,45 +97,51 @@ fn fill<'a>(
 
 /// Adds the vocabulary of a folder to a draft; gives whether a word that is a token is that token only where its
 /// merges lead to it.
-pub(super) fn add(folder: &Folder, config: &Config, draft: &mut Draft) -> Result<bool, LoadError> {
+pub(super) fn add(
+    folder: &CheckpointFolder,
+    config: &HfConfig,
+    draft: &mut GgufDraft,
+) -> Result<bool, LoadError> {
     let json = tokenizer_json::read(folder, config.vocab)?;
     let has_json = json.is_some();
     let mut vocabulary = json.map_or_else(|| sentencepiece_model::read(folder, config.vocab), Ok)?;
-    let companion: Companion = folder.json(CONFIG)?.unwrap_or_default();
+    let companion: TokenizerConfig = folder.json(CONFIG)?.unwrap_or_default();
     companion.apply(&mut vocabulary, has_json)?;
     draft.set("tokenizer.ggml.model", vocabulary.model);
     draft.set("tokenizer.ggml.pre", vocabulary.pre);
-    draft.set("tokenizer.ggml.tokens", Datum::Texts(vocabulary.tokens.clone()));
+    draft.set("tokenizer.ggml.tokens", NewValue::Texts(vocabulary.tokens.clone()));
     if let Some(scores) = &vocabulary.scores {
-        draft.set("tokenizer.ggml.scores", Datum::Floats(scores.clone()));
-        draft.set("tokenizer.ggml.add_space_prefix", Datum::Bool(vocabulary.adds_space));
+        draft.set("tokenizer.ggml.scores", NewValue::Floats(scores.clone()));
+        draft.set("tokenizer.ggml.add_space_prefix", NewValue::Bool(vocabulary.adds_space));
     }
-    draft.set("tokenizer.ggml.token_type", Datum::Integers(vocabulary.kinds.clone()));
+    draft.set("tokenizer.ggml.token_type", NewValue::Integers(vocabulary.kinds.clone()));
     if !vocabulary.merges.is_empty() {
-        draft.set("tokenizer.ggml.merges", Datum::Texts(vocabulary.merges.clone()));
+        draft.set("tokenizer.ggml.merges", NewValue::Texts(vocabulary.merges.clone()));
     }
     special_tokens::add(folder, config, &vocabulary, &companion, draft)?;
     if let Some(template) = template(folder, companion.chat_template)? {
         draft.set("tokenizer.chat_template", template.as_str());
     }
-    Ok(vocabulary.merges_decide)
+    Ok(vocabulary.ignores_whole_words)
 }
 
 /// The chat template: a file of its own, or one of those in `tokenizer_config.json`.
-fn template(folder: &Folder, given: Option<Templates>) -> Result<Option<String>, LoadError> {
+fn template(folder: &CheckpointFolder, given: Option<ChatTemplates>) -> Result<Option<String>, LoadError> {
     let text = match folder.read(TEMPLATE)? {
-        Some(bytes) => Some(utf8(&bytes).map_err(|said| LoadError::new(TEMPLATE, said))?.to_owned()),
+        Some(bytes) => Some(utf8(&bytes).map_err(|message| LoadError::new(TEMPLATE, message))?.to_owned()),
         None => given.and_then(|given| match given {
-            Templates::One(text) => Some(text),
-            Templates::Many(all) => all.into_iter().find(|one| one.name == "default").map(|one| one.template),
+            ChatTemplates::One(text) => Some(text),
+            ChatTemplates::Many(all) => {
+                all.into_iter().find(|one| one.name == "default").map(|one| one.template)
+            }
         }),
     };
     // What this engine reads back.
     const MOST: usize = 1 << 20;
     match text {
         Some(text) if text.len() > MOST => {
-            let said = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
-            Err(LoadError::new(TEMPLATE, said))
+            let message = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
+            Err(LoadError::new(TEMPLATE, message))
         }
         text => Ok(text),
     }

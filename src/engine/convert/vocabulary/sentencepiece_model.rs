@@ -2,8 +2,8 @@
 //!
 //! Of the message only the pieces and one setting are read. Source: `sentencepiece_model.proto`.
 
-use super::{NORMAL, USER_DEFINED, Vocabulary, fill, tokenizer_json};
-use crate::engine::convert::checkpoint_files::Folder;
+use super::{NORMAL, USER_DEFINED, Vocabulary, token_list, tokenizer_json};
+use crate::engine::convert::checkpoint_files::CheckpointFolder;
 use crate::engine::error::LoadError;
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ const FILE: &str = "tokenizer.model";
 const ADDED: &str = "added_tokens.json";
 
 /// The vocabulary of a folder that has no `tokenizer.json`, in a model of `rows` tokens.
-pub(super) fn read(folder: &Folder, rows: usize) -> Result<Vocabulary, LoadError> {
+pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Vocabulary, LoadError> {
     let bytes = folder.read(FILE)?.ok_or_else(|| {
         LoadError::new(
             tokenizer_json::FILE,
             format!("missing, and no {FILE}; give a folder with its vocabulary"),
         )
     })?;
-    let Pieces { pieces, adds_space } = Pieces::read(&bytes)?;
+    let SentencePieceModel { pieces, adds_space } = SentencePieceModel::read(&bytes)?;
     let added: BTreeMap<String, u32> = folder.json(ADDED)?.unwrap_or_default();
     let own = (0..).zip(&pieces).map(|(id, piece)| (id, &piece.text, piece.kind));
     let added = added.iter().map(|(text, id)| (*id, text, USER_DEFINED));
     // What is both keeps its kind: the list of added ones often has all that are special.
     let added = added.filter(|(id, ..)| *id as usize >= pieces.len());
-    let (tokens, kinds) = fill(FILE, rows, own.chain(added))?;
+    let (tokens, kinds) = token_list(FILE, rows, own.chain(added))?;
     // Pieces that nothing merges into; far below all scores there are.
     let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
     scores.resize(rows, -1e9);
@@ -36,7 +36,7 @@ pub(super) fn read(folder: &Folder, rows: usize) -> Result<Vocabulary, LoadError
         kinds,
         scores: Some(scores),
         adds_space,
-        merges_decide: false,
+        ignores_whole_words: false,
         merges: Vec::new(),
         begins_with: None,
     })
@@ -44,7 +44,7 @@ pub(super) fn read(folder: &Folder, rows: usize) -> Result<Vocabulary, LoadError
 
 /// A vocabulary of pieces, by id.
 #[derive(Debug, Default)]
-struct Pieces {
+struct SentencePieceModel {
     pieces: Vec<Piece>,
     /// Whether a space is put before a text.
     adds_space: bool,
@@ -59,20 +59,20 @@ struct Piece {
     kind: i32,
 }
 
-impl Pieces {
+impl SentencePieceModel {
     /// Reads a file. Every length is checked against what is left of it.
     fn read(bytes: &[u8]) -> Result<Self, LoadError> {
-        let mut fields = Fields { rest: bytes, len: bytes.len() };
+        let mut fields = MessageFields { rest: bytes, len: bytes.len() };
         // Settings that are left out have these values.
-        let mut read = Pieces { pieces: Vec::new(), adds_space: true };
+        let mut read = SentencePieceModel { pieces: Vec::new(), adds_space: true };
         let (mut is_pairs, mut is_any) = (false, false);
         while let Some((field, value)) = fields.next()? {
             match (field, value) {
-                (1, Wire::Bytes(message)) => read.pieces.push(piece(fields.inner(message))?),
-                (2, Wire::Bytes(message)) => {
+                (1, WireValue::Bytes(message)) => read.pieces.push(piece(fields.inner(message))?),
+                (2, WireValue::Bytes(message)) => {
                     (is_any, is_pairs) = (true, number(fields.inner(message), 3)? == Some(2));
                 }
-                (3, Wire::Bytes(message)) => {
+                (3, WireValue::Bytes(message)) => {
                     read.adds_space = number(fields.inner(message), 3)? != Some(0);
                     check_normalizer(&fields, message)?;
                 }
@@ -90,7 +90,7 @@ impl Pieces {
 }
 
 /// Text must come to the pieces as it is: what else a file may want done to it, no GGUF key says.
-fn check_normalizer(fields: &Fields<'_>, message: &[u8]) -> Result<(), LoadError> {
+fn check_normalizer(fields: &MessageFields<'_>, message: &[u8]) -> Result<(), LoadError> {
     let refuse = |what: &str| {
         Err(LoadError::new(
             FILE,
@@ -99,7 +99,7 @@ fn check_normalizer(fields: &Fields<'_>, message: &[u8]) -> Result<(), LoadError
     };
     let mut settings = fields.inner(message);
     while let Some((field, value)) = settings.next()? {
-        if matches!((field, value), (2, Wire::Bytes(map)) if !map.is_empty()) {
+        if matches!((field, value), (2, WireValue::Bytes(map)) if !map.is_empty()) {
             return refuse("text is rewritten");
         }
     }
@@ -110,18 +110,18 @@ fn check_normalizer(fields: &Fields<'_>, message: &[u8]) -> Result<(), LoadError
     }
 }
 
-fn piece(mut fields: Fields<'_>) -> Result<Piece, LoadError> {
+fn piece(mut fields: MessageFields<'_>) -> Result<Piece, LoadError> {
     // A piece that names no kind is a normal one.
     let mut piece = Piece { kind: NORMAL, ..Piece::default() };
     while let Some((field, value)) = fields.next()? {
         match (field, value) {
-            (1, Wire::Bytes(text)) => {
+            (1, WireValue::Bytes(text)) => {
                 let text =
                     std::str::from_utf8(text).map_err(|_| fields.damaged("a piece that is not UTF-8"))?;
                 piece.text = text.to_owned();
             }
-            (2, Wire::Four(bytes)) => piece.score = f32::from_le_bytes(bytes),
-            (3, Wire::Number(kind @ 1..=6)) => piece.kind = kind as i32,
+            (2, WireValue::Four(bytes)) => piece.score = f32::from_le_bytes(bytes),
+            (3, WireValue::Number(kind @ 1..=6)) => piece.kind = kind as i32,
             (3, _) => return Err(fields.damaged("a piece of an unknown kind")),
             _ => {}
         }
@@ -133,10 +133,10 @@ fn piece(mut fields: Fields<'_>) -> Result<Piece, LoadError> {
 }
 
 /// The number in a field of a message, if it is there.
-fn number(mut fields: Fields<'_>, wanted: u64) -> Result<Option<u64>, LoadError> {
+fn number(mut fields: MessageFields<'_>, wanted: u64) -> Result<Option<u64>, LoadError> {
     let mut found = None;
     while let Some((field, value)) = fields.next()? {
-        if let (true, Wire::Number(number)) = (field == wanted, value) {
+        if let (true, WireValue::Number(number)) = (field == wanted, value) {
             found = Some(number);
         }
     }
@@ -144,7 +144,7 @@ fn number(mut fields: Fields<'_>, wanted: u64) -> Result<Option<u64>, LoadError>
 }
 
 /// A value as a message holds it.
-enum Wire<'a> {
+enum WireValue<'a> {
     Number(u64),
     Four([u8; 4]),
     Bytes(&'a [u8]),
@@ -153,34 +153,34 @@ enum Wire<'a> {
 }
 
 /// The fields of a message.
-struct Fields<'a> {
+struct MessageFields<'a> {
     rest: &'a [u8],
     /// Bytes of the whole file, for errors.
     len: usize,
 }
 
-impl<'a> Fields<'a> {
-    fn inner(&self, message: &'a [u8]) -> Fields<'a> {
-        Fields { rest: message, len: self.len }
+impl<'a> MessageFields<'a> {
+    fn inner(&self, message: &'a [u8]) -> MessageFields<'a> {
+        MessageFields { rest: message, len: self.len }
     }
 
     fn damaged(&self, what: &str) -> LoadError {
         LoadError::new(FILE, format!("{what} in its {} bytes; the file is truncated or damaged", self.len))
     }
 
-    fn next(&mut self) -> Result<Option<(u64, Wire<'a>)>, LoadError> {
+    fn next(&mut self) -> Result<Option<(u64, WireValue<'a>)>, LoadError> {
         if self.rest.is_empty() {
             return Ok(None);
         }
         let key = self.varint()?;
         let value = match key & 7 {
-            0 => Wire::Number(self.varint()?),
-            1 => self.take(8).map(|_| Wire::Eight)?,
+            0 => WireValue::Number(self.varint()?),
+            1 => self.take(8).map(|_| WireValue::Eight)?,
             2 => {
                 let len = self.varint()?;
-                Wire::Bytes(self.take(len)?)
+                WireValue::Bytes(self.take(len)?)
             }
-            5 => Wire::Four(self.take(4)?.try_into().expect("four were taken")),
+            5 => WireValue::Four(self.take(4)?.try_into().expect("four were taken")),
             other => return Err(self.damaged(&format!("a value of the unknown kind {other}"))),
         };
         Ok(Some((key >> 3, value)))

@@ -1,10 +1,10 @@
 //! Tokens with a part to play: where texts begin, and every token that ends an answer, from each file that names one.
 
-use super::{CONFIG, CONTROL, NORMAL, Templates, UNUSED, USER_DEFINED, Vocabulary};
-use crate::engine::convert::checkpoint_files::Folder;
-use crate::engine::convert::hf_config::{Config, Ids};
-use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::{Datum, Draft};
+use super::{CONFIG, CONTROL, ChatTemplates, NORMAL, UNUSED, USER_DEFINED, Vocabulary};
+use crate::engine::convert::checkpoint_files::CheckpointFolder;
+use crate::engine::convert::hf_config::{HfConfig, TokenIds};
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::gguf::{GgufDraft, NewValue};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -14,40 +14,40 @@ const MAP: &str = "special_tokens_map.json";
 
 /// What is read of `tokenizer_config.json`.
 #[derive(Deserialize, Default)]
-pub(super) struct Companion {
-    bos_token: Option<Named>,
-    eos_token: Option<Named>,
-    unk_token: Option<Named>,
-    pad_token: Option<Named>,
+pub(super) struct TokenizerConfig {
+    bos_token: Option<TokenRef>,
+    eos_token: Option<TokenRef>,
+    unk_token: Option<TokenRef>,
+    pad_token: Option<TokenRef>,
     add_bos_token: Option<bool>,
     add_prefix_space: Option<bool>,
     legacy: Option<bool>,
     #[serde(default)]
-    added_tokens_decoder: BTreeMap<String, Added>,
+    added_tokens_decoder: BTreeMap<String, DecoderToken>,
     additional_special_tokens: Option<Value>,
     extra_special_tokens: Option<Value>,
-    pub chat_template: Option<Templates>,
+    pub chat_template: Option<ChatTemplates>,
 }
 
 /// A token by its text, or by an object with its text.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Named {
+enum TokenRef {
     Text(String),
     Token { content: String },
 }
 
-impl Named {
+impl TokenRef {
     fn text(&self) -> &str {
         match self {
-            Named::Text(content) | Named::Token { content } => content,
+            TokenRef::Text(content) | TokenRef::Token { content } => content,
         }
     }
 }
 
 /// A token that was added later.
 #[derive(Deserialize)]
-struct Added {
+struct DecoderToken {
     content: String,
     #[serde(default)]
     special: bool,
@@ -55,21 +55,21 @@ struct Added {
 
 /// What is read of `generation_config.json`.
 #[derive(Deserialize, Default)]
-struct Generation {
-    eos_token_id: Option<Ids>,
+struct GenerationConfig {
+    eos_token_id: Option<TokenIds>,
 }
 
 /// What is read of `special_tokens_map.json`.
 #[derive(Deserialize, Default)]
-struct SpecialMap {
-    eos_token: Option<Named>,
+struct SpecialTokensMap {
+    eos_token: Option<TokenRef>,
 }
 
-fn place(what: &str, said: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{CONFIG}: {what}"), said)
+fn place(what: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{CONFIG}: {what}"), message)
 }
 
-impl Companion {
+impl TokenizerConfig {
     /// Adds the tokens that it alone has to a vocabulary, and checks that the two agree.
     pub fn apply(&self, vocabulary: &mut Vocabulary, has_json: bool) -> Result<(), LoadError> {
         for (id, added) in &self.added_tokens_decoder {
@@ -78,14 +78,14 @@ impl Companion {
         let is_pieces = vocabulary.scores.is_some();
         if let Some(adds) = self.add_prefix_space.filter(|adds| *adds != (is_pieces && vocabulary.adds_space))
         {
-            let said = format!("is {adds}, and the vocabulary says otherwise; remove the wrong one");
-            return Err(place("add_prefix_space", said));
+            let message = format!("is {adds}, and the vocabulary says otherwise; remove the wrong one");
+            return Err(place("add_prefix_space", message));
         }
         // Where there is a tokenizer.json, it says how.
         if self.legacy == Some(false) && vocabulary.adds_space && !has_json {
-            let said =
+            let message =
                 "is false: no space is put before a text behind a special token, which is not supported";
-            return Err(place("legacy", format!("{said}; use another model")));
+            return Err(place("legacy", format!("{message}; use another model")));
         }
         let lists = [
             ("additional_special_tokens", &self.additional_special_tokens),
@@ -94,7 +94,7 @@ impl Companion {
         for (key, list) in lists {
             for text in list.iter().flat_map(texts) {
                 if vocabulary.id(text).is_none() {
-                    return Err(place(key, format!("\"{}\" is no token of the vocabulary", shown(text))));
+                    return Err(place(key, format!("\"{}\" is no token of the vocabulary", escaped(text))));
                 }
             }
         }
@@ -104,17 +104,17 @@ impl Companion {
     fn apply_added(
         &self,
         id: &str,
-        added: &Added,
+        added: &DecoderToken,
         vocabulary: &mut Vocabulary,
         has_json: bool,
     ) -> Result<(), LoadError> {
-        let fail = |said: String| Err(place(&format!("added_tokens_decoder.{}", shown(id)), said));
+        let fail = |message: String| Err(place(&format!("added_tokens_decoder.{}", escaped(id)), message));
         let text = &added.content;
         let at = id.parse::<usize>().ok().filter(|at| *at < vocabulary.tokens.len());
         let Some(at) = at else {
             return fail(format!(
                 "\"{}\" is outside the vocabulary of {}",
-                shown(text),
+                escaped(text),
                 vocabulary.tokens.len()
             ));
         };
@@ -124,8 +124,8 @@ impl Companion {
                 vocabulary.kinds[at] = if added.special { CONTROL } else { USER_DEFINED };
             }
             _ if vocabulary.tokens[at] != *text => {
-                let there = shown(&vocabulary.tokens[at]);
-                return fail(format!("\"{}\", where the vocabulary has \"{there}\"", shown(text)));
+                let there = escaped(&vocabulary.tokens[at]);
+                return fail(format!("\"{}\", where the vocabulary has \"{there}\"", escaped(text)));
             }
             NORMAL | USER_DEFINED if added.special => vocabulary.kinds[at] = CONTROL,
             _ => {}
@@ -148,19 +148,19 @@ fn texts(tokens: &Value) -> Vec<&str> {
 
 /// Adds the ids of special tokens to a draft.
 pub(super) fn add(
-    folder: &Folder,
-    config: &Config,
+    folder: &CheckpointFolder,
+    config: &HfConfig,
     vocabulary: &Vocabulary,
-    companion: &Companion,
-    draft: &mut Draft,
+    companion: &TokenizerConfig,
+    draft: &mut GgufDraft,
 ) -> Result<(), LoadError> {
     let id = |text: &str| vocabulary.id(text);
-    let named = |token: &Option<Named>| token.as_ref().and_then(|token| id(token.text()));
+    let named = |token: &Option<TokenRef>| token.as_ref().and_then(|token| id(token.text()));
     let bos = match &companion.bos_token {
-        Some(token) => Some(known(vocabulary, CONFIG, "bos_token", token)?),
+        Some(token) => Some(required_id(vocabulary, CONFIG, "bos_token", token)?),
         None => config.bos,
     };
-    let ends = ends(folder, config, vocabulary, companion)?;
+    let ends = end_ids(folder, config, vocabulary, companion)?;
     let eos = ends.first().copied();
     // A turn's end besides the text's end.
     let eot = id("<|eot_id|>").or_else(|| id("<|im_end|>")).or_else(|| ends.get(1).copied());
@@ -174,18 +174,18 @@ pub(super) fn add(
     let inside = |name: &str, id: u32| match (id as usize) < config.vocab {
         true => Ok(id),
         false => {
-            let said = format!("{name} token {id} is outside the vocabulary of {}", config.vocab);
-            Err(LoadError::new("special tokens", said))
+            let message = format!("{name} token {id} is outside the vocabulary of {}", config.vocab);
+            Err(LoadError::new("special tokens", message))
         }
     };
     for (name, id) in ids {
         let Some(id) = id else { continue };
-        draft.set(&format!("tokenizer.ggml.{name}_token_id"), Datum::U32(inside(name, id)?));
+        draft.set(&format!("tokenizer.ggml.{name}_token_id"), NewValue::U32(inside(name, id)?));
     }
     // GGUF has a key for each of two; the list has all of them.
     if ends.iter().any(|end| ![eos, eot].contains(&Some(*end))) {
         let all = ends.iter().map(|end| inside("eos", *end).map(u32::cast_signed));
-        draft.set("tokenizer.ggml.eos_token_ids", Datum::Integers(all.collect::<Result<_, _>>()?));
+        draft.set("tokenizer.ggml.eos_token_ids", NewValue::Integers(all.collect::<Result<_, _>>()?));
     }
     add_beginning(vocabulary, companion, bos, draft)
 }
@@ -193,44 +193,44 @@ pub(super) fn add(
 /// Whether texts begin with the token of a beginning.
 fn add_beginning(
     vocabulary: &Vocabulary,
-    companion: &Companion,
+    companion: &TokenizerConfig,
     bos: Option<u32>,
-    draft: &mut Draft,
+    draft: &mut GgufDraft,
 ) -> Result<(), LoadError> {
     let begins = match (companion.add_bos_token, vocabulary.begins_with.as_deref()) {
         (Some(begins), _) => begins,
         (None, Some([])) => false,
         (None, Some([only])) if bos.map(u64::from) == Some(*only) => true,
         (None, Some(ids)) => {
-            let said = format!(
+            let message = format!(
                 "puts the tokens {ids:?} before a text, where bos_token is {bos:?}; use another model"
             );
-            return Err(LoadError::new("tokenizer.json: post_processor.single", said));
+            return Err(LoadError::new("tokenizer.json: post_processor.single", message));
         }
         // Bare Llama 3 forms have no processor, and begin every text all the same.
         (None, None) => bos.is_some(),
     };
-    draft.set("tokenizer.ggml.add_bos_token", Datum::Bool(begins));
+    draft.set("tokenizer.ggml.add_bos_token", NewValue::Bool(begins));
     Ok(())
 }
 
 /// All tokens that end an answer: the tokenizer's own first, then those of the other files, each once.
-fn ends(
-    folder: &Folder,
-    config: &Config,
+fn end_ids(
+    folder: &CheckpointFolder,
+    config: &HfConfig,
     vocabulary: &Vocabulary,
-    companion: &Companion,
+    companion: &TokenizerConfig,
 ) -> Result<Vec<u32>, LoadError> {
-    let generation: Generation = folder.json(GENERATION)?.unwrap_or_default();
-    let map: SpecialMap = folder.json(MAP)?.unwrap_or_default();
+    let generation: GenerationConfig = folder.json(GENERATION)?.unwrap_or_default();
+    let map: SpecialTokensMap = folder.json(MAP)?.unwrap_or_default();
     let mut all = Vec::new();
     for (file, token) in [(CONFIG, &companion.eos_token), (MAP, &map.eos_token)] {
         if let Some(token) = token {
-            all.push(known(vocabulary, file, "eos_token", token)?);
+            all.push(required_id(vocabulary, file, "eos_token", token)?);
         }
     }
     all.extend(&config.eos);
-    all.extend(generation.eos_token_id.iter().flat_map(Ids::all));
+    all.extend(generation.eos_token_id.iter().flat_map(TokenIds::all));
     let mut ends = Vec::new();
     for id in all {
         if !ends.contains(&id) {
@@ -241,9 +241,9 @@ fn ends(
 }
 
 /// The id of a token that a file names.
-fn known(vocabulary: &Vocabulary, file: &str, key: &str, token: &Named) -> Result<u32, LoadError> {
+fn required_id(vocabulary: &Vocabulary, file: &str, key: &str, token: &TokenRef) -> Result<u32, LoadError> {
     vocabulary.id(token.text()).ok_or_else(|| {
-        let said = format!("\"{}\" is no token of the vocabulary", shown(token.text()));
-        LoadError::new(format!("{file}: {key}"), said)
+        let message = format!("\"{}\" is no token of the vocabulary", escaped(token.text()));
+        LoadError::new(format!("{file}: {key}"), message)
     })
 }

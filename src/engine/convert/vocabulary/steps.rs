@@ -2,7 +2,7 @@
 //! too, in just these forms. All others are refused by name, since no key of GGUF carries them.
 
 use super::tokenizer_json::FILE;
-use crate::engine::error::{LoadError, shown};
+use crate::engine::error::{LoadError, escaped};
 use serde_json::{Value, json};
 
 /// How Llama 3's tokenizer cuts text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
@@ -11,8 +11,8 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 /// What SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-fn place(what: &str, said: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {what}"), said)
+fn place(what: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{FILE}: {what}"), message)
 }
 
 /// The steps of a value, those of a sequence one by one; none where nothing is said.
@@ -37,7 +37,7 @@ fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a
 
 /// A step's type, and its settings where it is one of several.
 fn name(step: &Value) -> String {
-    shown(step["type"].as_str().unwrap_or("a step without a type"))
+    escaped(step["type"].as_str().unwrap_or("a step without a type"))
 }
 
 fn names(steps: &[&Value]) -> String {
@@ -77,12 +77,14 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
         ([], [only]) if is(only, &metaspace, &["str_rep"]) => Ok(false),
         ([], []) => Err(place("normalizer", "missing: spaces have no mark, which is not supported")),
         (_, []) | ([_, ..], _) => {
-            let said = format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
-            Err(place("normalizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+            let message =
+                format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
+            Err(place("normalizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
         ([], _) => {
-            let said = format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
-            Err(place("pre_tokenizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+            let message =
+                format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
+            Err(place("pre_tokenizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
     }
 }
@@ -91,9 +93,9 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
 /// hands.
 fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), LoadError> {
     if !normalizers.is_empty() {
-        let said =
+        let message =
             format!("[{}] rewrites text, and no key of GGUF says so; use another model", names(normalizers));
-        return Err(place("normalizer", said));
+        return Err(place("normalizer", message));
     }
     let split =
         json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
@@ -106,10 +108,10 @@ fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), 
             // Where the pattern is Llama 3's, it is an option that differs.
             let what = match patterns == [LLAMA3] {
                 true => "with these options".into(),
-                false => format!("with the patterns [{}]", shown(&patterns.join(", "))),
+                false => format!("with the patterns [{}]", escaped(&patterns.join(", "))),
             };
-            let said = format!("[{}] {what} has no name in GGUF that we know", names(steps));
-            Err(place("pre_tokenizer", format!("{said}; use a model that cuts text as Llama 3 does")))
+            let message = format!("[{}] {what} has no name in GGUF that we know", names(steps));
+            Err(place("pre_tokenizer", format!("{message}; use a model that cuts text as Llama 3 does")))
         }
     }
 }
@@ -130,9 +132,9 @@ pub(super) fn check_decoder(decoder: Option<&Value>, sentence_piece: bool) -> Re
     match steps.iter().find(|step| !is_sound(step)) {
         None => Ok(()),
         Some(step) => {
-            let said =
+            let message =
                 format!("{} in this form gives other text than this engine; use another model", name(step));
-            Err(place("decoder", said))
+            Err(place("decoder", message))
         }
     }
 }
@@ -147,9 +149,9 @@ pub(super) fn begins_with(processor: Option<&Value>) -> Result<Option<Vec<u64>>,
             Some("ByteLevel") => {}
             Some("TemplateProcessing") if found.is_none() => found = Some(before_text(step)?),
             _ => {
-                let said =
+                let message =
                     format!("{} adds tokens in a way that is not supported; use another model", name(step));
-                return Err(place(what, said));
+                return Err(place(what, message));
             }
         }
     }
@@ -158,7 +160,7 @@ pub(super) fn begins_with(processor: Option<&Value>) -> Result<Option<Vec<u64>>,
 
 /// Ids that a template puts before a text, where it puts none behind it.
 fn before_text(template: &Value) -> Result<Vec<u64>, LoadError> {
-    let fail = |said: &str| Err(place("post_processor.single", said.to_owned()));
+    let fail = |message: &str| Err(place("post_processor.single", message.to_owned()));
     let single = template["single"].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some((sequence, special)) = single.split_last() else { return fail("missing; the file is damaged") };
     if sequence["Sequence"]["id"] != "A" {

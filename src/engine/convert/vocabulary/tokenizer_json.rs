@@ -1,9 +1,9 @@
 //! `tokenizer.json`: a pair encoding, of bytes or of SentencePiece's pieces. What is done to text before and after is
 //! `steps`'s to check.
 
-use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, fill, steps};
-use crate::engine::convert::checkpoint_files::Folder;
-use crate::engine::error::{LoadError, shown};
+use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, steps, token_list};
+use crate::engine::convert::checkpoint_files::CheckpointFolder;
+use crate::engine::error::{LoadError, escaped};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -11,18 +11,18 @@ use std::collections::HashMap;
 pub(super) const FILE: &str = "tokenizer.json";
 
 #[derive(Deserialize)]
-struct Raw {
+struct RawTokenizer {
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedToken>,
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
-    model: Model,
+    model: BpeModel,
 }
 
 #[derive(Deserialize)]
-struct Added {
+struct AddedToken {
     id: u32,
     content: String,
     #[serde(default)]
@@ -31,10 +31,10 @@ struct Added {
     normalized: bool,
 }
 
-impl Added {
+impl AddedToken {
     /// Whether it is a token of the byte-level vocabulary all the same, such as the line break of
     /// Falcon3, which is written `\u{10a}`: its text means bytes, as decoding takes it.
-    fn is_bytes(&self, model: &Model) -> bool {
+    fn is_bytes(&self, model: &BpeModel) -> bool {
         // What stands for bytes that do not print.
         let stands_for_byte = |c| ('\u{100}'..='\u{143}').contains(&c);
         !self.special
@@ -44,7 +44,7 @@ impl Added {
 }
 
 #[derive(Deserialize)]
-struct Model {
+struct BpeModel {
     #[serde(rename = "type")]
     kind: Option<String>,
     vocab: HashMap<String, u32>,
@@ -78,15 +78,15 @@ impl Merge {
 }
 
 /// The vocabulary of a folder, in a model of `rows` tokens; `None` where it has no such file.
-pub(super) fn read(folder: &Folder, rows: usize) -> Result<Option<Vocabulary>, LoadError> {
-    let raw: Option<Raw> = folder.json(FILE)?;
+pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Option<Vocabulary>, LoadError> {
+    let raw: Option<RawTokenizer> = folder.json(FILE)?;
     raw.map(|raw| vocabulary(&raw, rows)).transpose()
 }
 
-fn vocabulary(raw: &Raw, rows: usize) -> Result<Vocabulary, LoadError> {
+fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> {
     if let Some(kind) = raw.model.kind.as_deref().filter(|kind| *kind != "BPE") {
-        let said = format!("\"{}\" is not read by this version; BPE is", shown(kind));
-        return Err(place("model.type", said));
+        let message = format!("\"{}\" is not read by this version; BPE is", escaped(kind));
+        return Err(place("model.type", message));
     }
     let sentence_piece = raw.model.byte_fallback;
     check_added(raw)?;
@@ -106,17 +106,17 @@ fn vocabulary(raw: &Raw, rows: usize) -> Result<Vocabulary, LoadError> {
         let kind = if added.special { CONTROL } else { USER_DEFINED };
         (added.id, &added.content, if unknown(&added.content) { UNKNOWN } else { kind })
     });
-    let (tokens, kinds) = fill(FILE, rows, plain.chain(added))?;
+    let (tokens, kinds) = token_list(FILE, rows, plain.chain(added))?;
     if sentence_piece && !raw.model.fuse_unk && kinds.iter().filter(|kind| **kind == BYTE).count() < 256 {
-        let said = "is false, and some bytes have no token: characters with those would be read otherwise";
-        return Err(place("model.fuse_unk", said));
+        let message = "is false, and some bytes have no token: characters with those would be read otherwise";
+        return Err(place("model.fuse_unk", message));
     }
     let scores = sentence_piece.then(|| scores(&raw.model, &tokens)).transpose()?;
     Ok(Vocabulary {
         model: if sentence_piece { "llama" } else { "gpt2" },
         pre: if sentence_piece { "default" } else { "llama-bpe" },
         adds_space,
-        merges_decide: !sentence_piece && !raw.model.ignore_merges,
+        ignores_whole_words: !sentence_piece && !raw.model.ignore_merges,
         merges: merges(&raw.model)?,
         begins_with: steps::begins_with(raw.post_processor.as_ref())?,
         tokens,
@@ -127,7 +127,7 @@ fn vocabulary(raw: &Raw, rows: usize) -> Result<Vocabulary, LoadError> {
 
 /// The order of merges as scores of the tokens they make, the first the highest: `tokenizer.json`
 /// was made from scores by the same rule. Tokens that no merge makes are never asked for theirs.
-fn scores(model: &Model, tokens: &[String]) -> Result<Vec<f32>, LoadError> {
+fn scores(model: &BpeModel, tokens: &[String]) -> Result<Vec<f32>, LoadError> {
     let mut ranks: HashMap<String, usize> = HashMap::with_capacity(model.merges.len());
     for (rank, merge) in model.merges.iter().enumerate() {
         let (left, right) = pair(merge)?;
@@ -141,29 +141,30 @@ fn pair(merge: &Merge) -> Result<(&str, &str), LoadError> {
     merge.pair().ok_or_else(|| place("model.merges", "holds what is no pair; the file is damaged"))
 }
 
-fn merges(model: &Model) -> Result<Vec<String>, LoadError> {
+fn merges(model: &BpeModel) -> Result<Vec<String>, LoadError> {
     let text = |merge| pair(merge).map(|(left, right)| format!("{left} {right}"));
     model.merges.iter().map(text).collect()
 }
 
-fn place(what: &str, said: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {what}"), said)
+fn place(what: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{FILE}: {what}"), message)
 }
 
 /// Tokens that would be found otherwise than this engine finds them.
-fn check_added(raw: &Raw) -> Result<(), LoadError> {
+fn check_added(raw: &RawTokenizer) -> Result<(), LoadError> {
     for (index, added) in raw.added_tokens.iter().enumerate() {
-        let fail = |key: &str, said: String| Err(place(&format!("added_tokens[{index}].{key}"), said));
+        let fail = |key: &str, message: String| Err(place(&format!("added_tokens[{index}].{key}"), message));
         if let Some(id) = raw.model.vocab.get(&added.content).filter(|id| **id != added.id) {
-            let said = format!("{}, and \"{}\" is {id} in the vocabulary", added.id, shown(&added.content));
-            return fail("id", said);
+            let message =
+                format!("{}, and \"{}\" is {id} in the vocabulary", added.id, escaped(&added.content));
+            return fail("id", message);
         }
         if added.normalized && raw.normalizer.is_some() {
-            let said = format!(
+            let message = format!(
                 "\"{}\" is looked for in rewritten text, which is not supported",
-                shown(&added.content)
+                escaped(&added.content)
             );
-            return fail("normalized", said);
+            return fail("normalized", message);
         }
     }
     Ok(())

@@ -16,12 +16,12 @@ use std::time::SystemTime;
 
 /// Read-only bytes that live as long as someone holds them.
 #[derive(Debug)]
-pub struct Map(Bytes);
+pub struct FileMap(Backing);
 
 #[derive(Debug)]
-enum Bytes {
+enum Backing {
     /// The guard is first: it is dropped before the mapping that it guards.
-    Guarded(Guard, memmap2::Mmap, Origin),
+    Guarded(Guard, memmap2::Mmap, FileIdentity),
     Mapped(memmap2::Mmap, File),
     Static(&'static [u8]),
     Owned(Vec<u8>),
@@ -29,7 +29,7 @@ enum Bytes {
 
 /// The file behind a guarded map, as it was when it was mapped.
 #[derive(Debug)]
-struct Origin {
+struct FileIdentity {
     path: PathBuf,
     /// Kept open: the name may belong to another file by now, which is no harm to this one.
     file: File,
@@ -37,11 +37,11 @@ struct Origin {
     written: Option<SystemTime>,
 }
 
-impl Map {
+impl FileMap {
     /// Maps a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = regular(path)?;
-        Ok(Map(Bytes::Mapped(map(&file)?, file)))
+        Ok(FileMap(Backing::Mapped(map(&file)?, file)))
     }
 
     /// Maps a regular file, and outlives what happens to it: a page that the file no longer has is read as
@@ -55,21 +55,23 @@ impl Map {
     pub fn of_guarded(file: File, path: &Path) -> io::Result<Self> {
         let about = file.metadata()?;
         let map = map(&file)?;
-        let Some(guard) = Guard::over(&map) else { return Ok(Map(Bytes::Mapped(map, file))) };
+        let Some(guard) = Guard::over(&map) else { return Ok(FileMap(Backing::Mapped(map, file))) };
         let written = about.modified().ok();
-        let origin = Origin { path: path.to_owned(), file, length: about.len(), written };
-        Ok(Map(Bytes::Guarded(guard, map, origin)))
+        let origin = FileIdentity { path: path.to_owned(), file, length: about.len(), written };
+        Ok(FileMap(Backing::Guarded(guard, map, origin)))
     }
 
     /// What became of the file under a guarded map since it was mapped; `None` while all is well. Asks the file
     /// system, which takes some microseconds.
     pub fn damage(&self) -> Option<LoadError> {
-        let Bytes::Guarded(guard, _, origin) = &self.0 else { return None };
-        let said = match origin.file.metadata() {
+        let Backing::Guarded(guard, _, origin) = &self.0 else { return None };
+        let message = match origin.file.metadata() {
             Ok(about) if about.len() != origin.length => {
                 format!("had {} bytes when it was loaded, and has {} now", origin.length, about.len())
             }
-            _ if guard.is_torn() => "cannot be read to its end any more; its disk may be failing".into(),
+            _ if guard.has_zeroed_pages() => {
+                "cannot be read to its end any more; its disk may be failing".into()
+            }
             Ok(about) if about.modified().ok() != origin.written => {
                 "was written to while it was in use".into()
             }
@@ -77,12 +79,12 @@ impl Map {
             Err(error) => format!("cannot be looked at any more: {error}"),
         };
         let place = origin.path.display().to_string().replace(char::is_control, "?");
-        Some(LoadError::new(place, format!("{said}; start again to load it as it is now")))
+        Some(LoadError::new(place, format!("{message}; start again to load it as it is now")))
     }
 
     /// Whether zeros were read in place of the file's bytes; one look at memory.
-    pub fn is_torn(&self) -> bool {
-        matches!(&self.0, Bytes::Guarded(guard, ..) if guard.is_torn())
+    pub fn has_zeroed_pages(&self) -> bool {
+        matches!(&self.0, Backing::Guarded(guard, ..) if guard.has_zeroed_pages())
     }
 
     /// Bytes `range`, for what is read here and there: of a file they are read into `room`, because reading them where
@@ -91,18 +93,18 @@ impl Map {
     ///
     /// # Panics
     /// When `range` does not lie in it, or `room` is less.
-    pub fn read<'a>(&'a self, range: Range<usize>, room: &'a mut [u8]) -> &'a [u8] {
-        let (mapped, room) = (&self[range.clone()], &mut room[..range.len()]);
+    pub fn read<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8] {
+        let (mapped, buffer) = (&self[range.clone()], &mut buffer[..range.len()]);
         let file = match &self.0 {
-            Bytes::Guarded(.., Origin { file, .. }) | Bytes::Mapped(_, file) => file,
-            Bytes::Static(_) | Bytes::Owned(_) => return mapped,
+            Backing::Guarded(.., FileIdentity { file, .. }) | Backing::Mapped(_, file) => file,
+            Backing::Static(_) | Backing::Owned(_) => return mapped,
         };
-        if file.read_exact_at(room, range.start as u64).is_ok() { room } else { mapped }
+        if file.read_exact_at(buffer, range.start as u64).is_ok() { buffer } else { mapped }
     }
 
     /// Gives back the memory of pages that will not be read again; they stay in the file.
     pub fn release(&self, range: Range<usize>) {
-        if let Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) = &self.0 {
+        if let Backing::Mapped(map, _) | Backing::Guarded(_, map, _) = &self.0 {
             // SAFETY: the mapping is read-only and backed by the file: a released page that is read
             // after all is read from the file again, with the same bytes.
             let advised = unsafe {
@@ -115,7 +117,7 @@ impl Map {
 
     /// Bytes that are part of the program.
     pub fn from_static(bytes: &'static [u8]) -> Self {
-        Map(Bytes::Static(bytes))
+        FileMap(Backing::Static(bytes))
     }
 }
 
@@ -134,20 +136,20 @@ fn map(file: &File) -> io::Result<memmap2::Mmap> {
     unsafe { memmap2::Mmap::map(file) }
 }
 
-impl From<Vec<u8>> for Map {
+impl From<Vec<u8>> for FileMap {
     fn from(bytes: Vec<u8>) -> Self {
-        Map(Bytes::Owned(bytes))
+        FileMap(Backing::Owned(bytes))
     }
 }
 
-impl Deref for Map {
+impl Deref for FileMap {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Bytes::Mapped(map, _) | Bytes::Guarded(_, map, _) => map,
-            Bytes::Static(bytes) => bytes,
-            Bytes::Owned(bytes) => bytes,
+            Backing::Mapped(map, _) | Backing::Guarded(_, map, _) => map,
+            Backing::Static(bytes) => bytes,
+            Backing::Owned(bytes) => bytes,
         }
     }
 }
@@ -190,15 +192,15 @@ mod tests {
     #[test]
     fn a_file_cut_short_under_its_map_is_read_as_zeros_and_named() {
         let pages = Pages::new("cut");
-        let map = Map::open_guarded(&pages.path).expect("it is there");
-        assert_eq!((map.damage(), map.is_torn()), (None, false));
+        let map = FileMap::open_guarded(&pages.path).expect("it is there");
+        assert_eq!((map.damage(), map.has_zeroed_pages()), (None, false));
         pages.cut_to(1 << 16);
         assert!(
             map.damage().is_some_and(|error| error.message.contains("has 65536 now")),
             "{:?}",
             map.damage()
         );
-        assert!(!map.is_torn(), "nothing was read yet");
+        assert!(!map.has_zeroed_pages(), "nothing was read yet");
         // From several threads at once, as a model is; not in the order of the file.
         let sums: Vec<usize> = std::thread::scope(|scope| {
             let sum = |from: usize| map[from..].iter().map(|byte| usize::from(*byte)).sum::<usize>();
@@ -207,12 +209,12 @@ mod tests {
         });
         assert_eq!(sums, [0, 0, 0, 1 << 16]);
         let error = map.damage().expect("it was cut short");
-        assert!(map.is_torn() && error.place == pages.path.display().to_string(), "{error}");
+        assert!(map.has_zeroed_pages() && error.place == pages.path.display().to_string(), "{error}");
         // Also the next one over the same place.
         drop(map);
         pages.cut_to(LENGTH as u64);
-        let again = Map::open_guarded(&pages.path).expect("it is there");
-        assert_eq!((again[0], again.damage(), again.is_torn()), (1, None, false));
+        let again = FileMap::open_guarded(&pages.path).expect("it is there");
+        assert_eq!((again[0], again.damage(), again.has_zeroed_pages()), (1, None, false));
     }
 
     #[test]
@@ -221,24 +223,24 @@ mod tests {
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
         std::fs::write(&pages.path, &bytes).expect("it is there");
         let places = [0..1, 9..9, 4090..4100, LENGTH - 7..LENGTH];
-        let (file, unguarded) = (Map::open_guarded(&pages.path), Map::open(&pages.path));
+        let (file, unguarded) = (FileMap::open_guarded(&pages.path), FileMap::open(&pages.path));
         let (file, unguarded) = (file.expect("it is there"), unguarded.expect("it is there"));
-        let mut room = [0; 16];
+        let mut buffer = [0; 16];
         for map in [&file, &unguarded, &bytes.clone().into()] {
             for place in &places {
-                assert_eq!(map.read(place.clone(), &mut room), &bytes[place.clone()]);
+                assert_eq!(map.read(place.clone(), &mut buffer), &bytes[place.clone()]);
             }
         }
         pages.cut_to(2 << 16);
         let across = (2 << 16) - 4..(2 << 16) + 4;
-        assert_eq!(file.read(across.clone(), &mut room), [&bytes[across][..4], &[0; 4]].concat());
-        assert!(file.is_torn() && file.damage().is_some());
+        assert_eq!(file.read(across.clone(), &mut buffer), [&bytes[across][..4], &[0; 4]].concat());
+        assert!(file.has_zeroed_pages() && file.damage().is_some());
     }
 
     #[test]
     fn a_file_written_to_under_its_map_is_named() {
         let pages = Pages::new("written");
-        let map = Map::open_guarded(&pages.path).expect("it is there");
+        let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let file = File::options().write(true).open(&pages.path).expect("it is there");
         file.set_modified(SystemTime::UNIX_EPOCH).expect("its owner may");
         assert!(map.damage().is_some_and(|error| error.message.contains("written to")), "{:?}", map.damage());
@@ -247,7 +249,7 @@ mod tests {
     #[test]
     fn a_file_replaced_by_another_of_its_name_is_no_harm() {
         let pages = Pages::new("replaced");
-        let map = Map::open_guarded(&pages.path).expect("it is there");
+        let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let other = pages.path.with_extension("other");
         std::fs::write(&other, [2; 9]).expect("a temporary folder");
         std::fs::rename(&other, &pages.path).expect("one folder");
@@ -257,8 +259,9 @@ mod tests {
     #[test]
     fn more_maps_than_there_are_guards_are_maps_all_the_same() {
         let pages = Pages::new("many");
-        let maps: Vec<Map> = (0..100).map(|_| Map::open_guarded(&pages.path).expect("it is there")).collect();
+        let maps: Vec<FileMap> =
+            (0..100).map(|_| FileMap::open_guarded(&pages.path).expect("it is there")).collect();
         assert!(maps.iter().all(|map| map[LENGTH - 1] == 1 && map.damage().is_none()));
-        assert!(matches!(maps[99].0, Bytes::Mapped(..)));
+        assert!(matches!(maps[99].0, Backing::Mapped(..)));
     }
 }

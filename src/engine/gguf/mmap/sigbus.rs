@@ -11,39 +11,39 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Maps guarded at once. A daemon has two: the model, and its head in another form.
-const PLACES: usize = 16;
+const MAX_GUARDS: usize = 16;
 
 /// The handler may look at nothing but memory that is always there, and take no lock.
-static PLACES_IN_USE: [Place; PLACES] = [const { Place::new() }; PLACES];
+static SLOTS: [GuardSlot; MAX_GUARDS] = [const { GuardSlot::new() }; MAX_GUARDS];
 
 /// What SIGBUS did before; also says whether the handler is in place.
-static BEFORE: OnceLock<Option<Before>> = OnceLock::new();
+static PREVIOUS: OnceLock<Option<PreviousHandler>> = OnceLock::new();
 
-struct Before {
+struct PreviousHandler {
     action: libc::sigaction,
     page: usize,
 }
 
 /// The addresses of one map.
 #[derive(Debug)]
-struct Place {
+struct GuardSlot {
     is_taken: AtomicBool,
     /// 0 while there is no map here.
     start: AtomicUsize,
     /// After the last page.
     end: AtomicUsize,
-    is_torn: AtomicBool,
+    has_zeroed_pages: AtomicBool,
 }
 
 /// Watches over a map until it is dropped, which must be before the map is.
 #[derive(Debug)]
-pub(super) struct Guard(&'static Place);
+pub(super) struct Guard(&'static GuardSlot);
 
 impl Guard {
     /// Guards `map` from now on. `None` where every place is taken, or the system does not let us.
     pub fn over(map: &[u8]) -> Option<Self> {
-        let page = BEFORE.get_or_init(install).as_ref()?.page;
-        let place = PLACES_IN_USE.iter().find(|place| place.take())?;
+        let page = PREVIOUS.get_or_init(install).as_ref()?.page;
+        let place = SLOTS.iter().find(|place| place.take())?;
         let range = map.as_ptr_range();
         place.end.store((range.end as usize).next_multiple_of(page), Ordering::Relaxed);
         place.start.store(range.start as usize, Ordering::Release);
@@ -51,8 +51,8 @@ impl Guard {
     }
 
     /// Whether a page was missing when it was read.
-    pub fn is_torn(&self) -> bool {
-        self.0.is_torn.load(Ordering::Relaxed)
+    pub fn has_zeroed_pages(&self) -> bool {
+        self.0.has_zeroed_pages.load(Ordering::Relaxed)
     }
 }
 
@@ -63,20 +63,20 @@ impl Drop for Guard {
     }
 }
 
-impl Place {
+impl GuardSlot {
     const fn new() -> Self {
-        Place {
+        GuardSlot {
             is_taken: AtomicBool::new(false),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
-            is_torn: AtomicBool::new(false),
+            has_zeroed_pages: AtomicBool::new(false),
         }
     }
 
     fn take(&self) -> bool {
         let was_free = !self.is_taken.swap(true, Ordering::Acquire);
         if was_free {
-            self.is_torn.store(false, Ordering::Relaxed);
+            self.has_zeroed_pages.store(false, Ordering::Relaxed);
         }
         was_free
     }
@@ -92,7 +92,7 @@ impl Place {
 }
 
 /// Puts the handler in place; `None` where the system does not let us.
-fn install() -> Option<Before> {
+fn install() -> Option<PreviousHandler> {
     // SAFETY: sysconf reads a constant of the system.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
     let mut before = MaybeUninit::<libc::sigaction>::uninit();
@@ -105,7 +105,7 @@ fn install() -> Option<Before> {
     // SAFETY: both are whole actions or room for one, and the handler keeps to what a handler may do.
     let done = unsafe { libc::sigaction(libc::SIGBUS, &action, before.as_mut_ptr()) };
     // SAFETY: sigaction has filled it in when it answers 0.
-    (done == 0).then(|| Before { action: unsafe { before.assume_init() }, page })
+    (done == 0).then(|| PreviousHandler { action: unsafe { before.assume_init() }, page })
 }
 
 /// Calls nothing but mmap, sigaction and raise, and none of Rust's that could take a lock or memory.
@@ -113,19 +113,19 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut siginfo_t, _context: *mut c
     // SAFETY: the kernel hands a handler with SA_SIGINFO what it knows of the signal.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let is_fault = code > 0;
-    if !(is_fault && mend(address)) {
-        pass_on(signal, is_fault);
+    if !(is_fault && map_zeros(address)) {
+        forward_signal(signal, is_fault);
     }
 }
 
 /// Puts zeros in the place of all pages from the one at `address` to the end of its map.
-fn mend(address: usize) -> bool {
-    let Some(Some(Before { page, .. })) = BEFORE.get() else { return false };
-    let found = PLACES_IN_USE.iter().find_map(|place| Some((place, place.end_around(address)?)));
+fn map_zeros(address: usize) -> bool {
+    let Some(Some(PreviousHandler { page, .. })) = PREVIOUS.get() else { return false };
+    let found = SLOTS.iter().find_map(|place| Some((place, place.end_around(address)?)));
     let Some((place, end)) = found else { return false };
     let first = address - address % page;
     // Before the pages: whoever reads a zero finds the note.
-    place.is_torn.store(true, Ordering::SeqCst);
+    place.has_zeroed_pages.store(true, Ordering::SeqCst);
     let (protection, flags) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
     // SAFETY: the range lies within a map of ours, which is dropped after its guard, so that nothing else is
     // there; it was readable and read-only before, and is so afterwards.
@@ -136,14 +136,14 @@ fn mend(address: usize) -> bool {
 
 /// Gives a fault that is not ours to what was there before: the read happens again, and faults again. A signal that
 /// someone sent ends the process, as it does without a handler.
-fn pass_on(signal: c_int, is_fault: bool) {
+fn forward_signal(signal: c_int, is_fault: bool) {
     if !is_fault {
         // SAFETY: both may be called by a handler; the signal is delivered when this one returns.
         unsafe {
             libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
         }
-    } else if let Some(Some(Before { action, .. })) = BEFORE.get() {
+    } else if let Some(Some(PreviousHandler { action, .. })) = PREVIOUS.get() {
         // SAFETY: the action was in place before ours.
         unsafe { libc::sigaction(signal, action, ptr::null_mut()) };
     }

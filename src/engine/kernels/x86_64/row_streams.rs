@@ -1,6 +1,6 @@
 //! The order in which x86 kernels read rows from memory.
 
-use crate::engine::kernels::prefetch::{LINE, fetch_line};
+use crate::engine::kernels::prefetch::{CACHE_LINE, prefetch_line};
 
 /// Rows that are read side by side. They lie far apart, so that each is a stream of its own for the
 /// prefetcher: one row after the other gives 15 GB/s of the 23 that four streams give (Zen 4, one thread).
@@ -9,18 +9,18 @@ pub(super) const STREAMS: usize = 4;
 /// Bytes of a row that are asked for before they are read: the processor's own prefetching leaves a little to
 /// win (Zen 4, a decoded token of the 2B shape on two threads: 18.6 ms without, 18.7 with 128, 18.3 with 256, 18.2 with
 /// 512, 19.0 with 1024, where 18.3 is what reading and adding alone takes).
-const AHEAD: usize = 512;
+const PREFETCH_DISTANCE: usize = 512;
 
 /// Asks for what comes [`AHEAD`] behind the start of `row`, be it of this row or of what is read next.
 #[inline(always)]
-pub(super) fn fetch_ahead(row: &[u8]) {
-    fetch_line(row.as_ptr().wrapping_add(AHEAD));
+pub(super) fn prefetch_ahead(row: &[u8]) {
+    prefetch_line(row.as_ptr().wrapping_add(PREFETCH_DISTANCE));
 }
 
 /// Computes `out`, a number for each row of `width` bytes: [`STREAMS`] rows at a time by `side_by_side`,
 /// the few that are left by `alone`. Always inlined, so that it is compiled for its caller's processor.
 #[inline(always)]
-pub(super) fn each_row<T>(
+pub(super) fn for_each_row<T>(
     rows: &[u8],
     width: usize,
     out: &mut [T],
@@ -30,9 +30,9 @@ pub(super) fn each_row<T>(
     let part = out.len() / STREAMS;
     if part > 0 {
         // What no row before asked for.
-        for line in (0..AHEAD).step_by(LINE) {
+        for line in (0..PREFETCH_DISTANCE).step_by(CACHE_LINE) {
             (0..STREAMS)
-                .for_each(|stream| fetch_line(rows.as_ptr().wrapping_add(stream * part * width + line)));
+                .for_each(|stream| prefetch_line(rows.as_ptr().wrapping_add(stream * part * width + line)));
         }
     }
     let (streams, rest) = out.split_at_mut(part * STREAMS);

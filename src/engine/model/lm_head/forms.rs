@@ -4,18 +4,18 @@
 //! in 8 or 6 bits it is smaller and a little off; screened it is smaller and chooses as the file's own does:
 //! see [`super::logits`].
 
-use super::shortlist::{self, Screen};
+use super::shortlist::{self, Shortlist};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Map, Slice};
-use crate::engine::model::weights::Table;
+use crate::engine::gguf::{FileMap, FileSlice, Gguf};
+use crate::engine::model::weights::RowTable;
 use crate::engine::model::{EMBEDDING, HEAD, Model, Shape};
-use crate::engine::quant::{Blocks, Numbers};
+use crate::engine::quant::{BlockFormat, RowFormat};
 use std::io::{self, Write};
 use std::sync::Arc;
 
 /// How the head is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeadForm {
+pub enum HeadFormat {
     /// As the file has it, most often in half precision.
     File,
     /// Written again as Q8_0: 8.5 bits a number.
@@ -23,52 +23,53 @@ pub enum HeadForm {
     /// Written again as Q6_K: 6.6 bits a number.
     Q6K,
     /// Two bits of every row, four of those that may matter, and the file's own numbers of those that can win.
-    Screened,
+    Shortlist,
 }
 
-impl HeadForm {
+impl HeadFormat {
     /// All there are.
-    pub const ALL: [HeadForm; 4] = [HeadForm::File, HeadForm::Q8, HeadForm::Q6K, HeadForm::Screened];
+    pub const ALL: [HeadFormat; 4] =
+        [HeadFormat::File, HeadFormat::Q8, HeadFormat::Q6K, HeadFormat::Shortlist];
 
     /// Its name in settings.
     pub fn name(self) -> &'static str {
         match self {
-            HeadForm::File => "f16",
-            HeadForm::Q8 => "q8",
-            HeadForm::Q6K => "q6_k",
-            HeadForm::Screened => "screened",
+            HeadFormat::File => "f16",
+            HeadFormat::Q8 => "q8",
+            HeadFormat::Q6K => "q6_k",
+            HeadFormat::Shortlist => "screened",
         }
     }
 
     /// The form of a name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|form| form.name() == name)
     }
 
     /// The form that a file's head is read in: `wanted`, or what is fastest and chooses the same tokens.
-    pub fn of(file: &Gguf, shape: &Shape, wanted: Option<Self>) -> Result<Self, LoadError> {
+    pub fn choose(file: &Gguf, shape: &Shape, wanted: Option<Self>) -> Result<Self, LoadError> {
         /// Numbers of a head from which screening pays: below, it is read in a millisecond or two.
         const LARGE: usize = 1 << 24;
         let name = if file.tensor(HEAD).is_some() { HEAD } else { EMBEDDING };
-        let kind = file.tensor(name).and_then(|tensor| Numbers::of(tensor.kind));
-        let small = matches!(kind, None | Some(Numbers::Blocks(Blocks::Q4_0 | Blocks::Q4K)));
+        let kind = file.tensor(name).and_then(|tensor| RowFormat::of(tensor.kind));
+        let small = matches!(kind, None | Some(RowFormat::Block(BlockFormat::Q4_0 | BlockFormat::Q4K)));
         let fallback =
-            if small || shape.vocab * shape.dim < LARGE { HeadForm::File } else { HeadForm::Screened };
-        let fallback = if shape.dim > WIDEST { HeadForm::File } else { fallback };
+            if small || shape.vocab * shape.dim < LARGE { HeadFormat::File } else { HeadFormat::Shortlist };
+        let fallback = if shape.dim > MAX_SHORTLIST_COLS { HeadFormat::File } else { fallback };
         let form = wanted.unwrap_or(fallback);
-        if form == HeadForm::Screened && shape.dim > WIDEST {
-            let said = format!("rows of {} are too wide for head = \"screened\"; use another", shape.dim);
-            return Err(LoadError::tensor(name, said));
+        if form == HeadFormat::Shortlist && shape.dim > MAX_SHORTLIST_COLS {
+            let message = format!("rows of {} are too wide for head = \"screened\"; use another", shape.dim);
+            return Err(LoadError::tensor(name, message));
         }
-        match form.numbers() {
-            Some(numbers) if Some(numbers) == kind => Ok(HeadForm::File),
+        match form.row_format() {
+            Some(numbers) if Some(numbers) == kind => Ok(HeadFormat::File),
             Some(numbers) if numbers.row_bytes(shape.dim).is_none() => {
-                let said = format!(
+                let message = format!(
                     "rows of {} are no whole blocks of head = \"{}\"; use another",
                     shape.dim,
                     form.name()
                 );
-                Err(LoadError::tensor(name, said))
+                Err(LoadError::tensor(name, message))
             }
             _ => Ok(form),
         }
@@ -77,48 +78,49 @@ impl HeadForm {
     /// Bytes of its image; none for the file's own.
     pub fn image_bytes(self, shape: &Shape) -> usize {
         match self {
-            HeadForm::File => 0,
-            HeadForm::Q8 | HeadForm::Q6K => {
-                let row = self.numbers().and_then(|numbers| numbers.row_bytes(shape.dim));
+            HeadFormat::File => 0,
+            HeadFormat::Q8 | HeadFormat::Q6K => {
+                let row = self.row_format().and_then(|numbers| numbers.row_bytes(shape.dim));
                 shape.vocab * row.expect("`of` refuses others")
             }
-            HeadForm::Screened => shortlist::image_bytes(shape),
+            HeadFormat::Shortlist => shortlist::image_bytes(shape),
         }
     }
 
     /// The format that it is written again in.
-    fn numbers(self) -> Option<Numbers> {
+    fn row_format(self) -> Option<RowFormat> {
         match self {
-            HeadForm::Q8 => Some(Blocks::Q8_0.into()),
-            HeadForm::Q6K => Some(Blocks::Q6K.into()),
-            HeadForm::File | HeadForm::Screened => None,
+            HeadFormat::Q8 => Some(BlockFormat::Q8_0.into()),
+            HeadFormat::Q6K => Some(BlockFormat::Q6K.into()),
+            HeadFormat::File | HeadFormat::Shortlist => None,
         }
     }
 }
 
 /// Widest rows that are screened: their sums surely fit 32 bits.
-const WIDEST: usize = 1 << 20;
+const MAX_SHORTLIST_COLS: usize = 1 << 20;
 
 /// Rows that are made at a time: enough for every thread, and little memory.
-const CHUNK: usize = 4096;
+const CHUNK_ROWS: usize = 4096;
 
 impl Model {
     /// Writes the image of a form, of exactly [`HeadForm::image_bytes`].
-    pub fn write_head(&self, form: HeadForm, out: &mut dyn Write) -> io::Result<()> {
-        match form.numbers() {
+    pub fn write_head(&self, form: HeadFormat, out: &mut dyn Write) -> io::Result<()> {
+        match form.row_format() {
             Some(numbers) => self.write_rows(numbers, out),
-            None if form == HeadForm::Screened => self.write_screen(out),
+            None if form == HeadFormat::Shortlist => self.write_shortlist(out),
             None => Ok(()),
         }
     }
 
-    fn write_rows(&self, numbers: Numbers, out: &mut dyn Write) -> io::Result<()> {
+    fn write_rows(&self, numbers: RowFormat, out: &mut dyn Write) -> io::Result<()> {
         let vocab = self.shape.vocab;
         let width = numbers.row_bytes(self.shape.dim).expect("`of` refuses others");
-        let mut rows = vec![0u8; CHUNK.min(vocab) * width];
-        for first in (0..vocab).step_by(CHUNK) {
-            let rows = &mut rows[..CHUNK.min(vocab - first) * width];
-            self.pool.pieces(rows, width, 16, |index, row| self.write_row(numbers, first + index, row));
+        let mut rows = vec![0u8; CHUNK_ROWS.min(vocab) * width];
+        for first in (0..vocab).step_by(CHUNK_ROWS) {
+            let rows = &mut rows[..CHUNK_ROWS.min(vocab - first) * width];
+            self.pool
+                .for_each_chunk(rows, width, 16, |index, row| self.encode_row(numbers, first + index, row));
             out.write_all(rows)?;
             // Read once, and never again as a whole.
             self.weights.head().release();
@@ -127,10 +129,10 @@ impl Model {
     }
 
     /// A row of the head in another format.
-    fn write_row(&self, numbers: Numbers, row: usize, out: &mut [u8]) {
+    fn encode_row(&self, numbers: RowFormat, row: usize, out: &mut [u8]) {
         let (head, write) = (self.weights.head(), numbers.writer().expect("forms are written in these"));
         let mut read = vec![0.0; self.shape.dim];
-        head.kind.read(head.rows(row..row + 1), &mut read);
+        head.format.read(head.rows(row..row + 1), &mut read);
         write(out, &read);
     }
 
@@ -138,30 +140,30 @@ impl Model {
     ///
     /// # Panics
     /// When the image does not have the form's size.
-    pub fn use_head(&mut self, form: HeadForm, image: &Arc<Map>, start: usize) {
-        let image = Slice::of(image, start..start + form.image_bytes(&self.shape));
-        match form.numbers() {
-            Some(numbers) => self.weights.replace_head(Table::new(numbers, self.shape.dim, image)),
-            None if form == HeadForm::Screened => {
-                self.weights.put_screen(Screen::read(image, &self.shape));
+    pub fn attach_head(&mut self, form: HeadFormat, image: &Arc<FileMap>, start: usize) {
+        let image = FileSlice::of(image, start..start + form.image_bytes(&self.shape));
+        match form.row_format() {
+            Some(numbers) => self.weights.replace_head(RowTable::new(numbers, self.shape.dim, image)),
+            None if form == HeadFormat::Shortlist => {
+                self.weights.set_shortlist(Shortlist::read(image, &self.shape));
             }
             None => {}
         }
     }
 
     /// Whether an image agrees with the head in some rows: one made of another file does not.
-    pub fn is_image_of_head(&self, form: HeadForm, image: &[u8]) -> bool {
+    pub fn is_image_of_head(&self, form: HeadFormat, image: &[u8]) -> bool {
         const ROWS: usize = 16;
         if image.len() != form.image_bytes(&self.shape) {
             return false;
         }
-        let Some(numbers) = form.numbers() else {
-            return form == HeadForm::Screened && self.is_screen_of_head(image);
+        let Some(numbers) = form.row_format() else {
+            return form == HeadFormat::Shortlist && self.is_shortlist_of_head(image);
         };
         let vocab = self.shape.vocab;
         let agrees = |(row, there): (usize, &[u8])| {
             let mut made = vec![0u8; there.len()];
-            self.write_row(numbers, row, &mut made);
+            self.encode_row(numbers, row, &mut made);
             made == there
         };
         image.chunks_exact(image.len() / vocab).enumerate().step_by(vocab.div_ceil(ROWS)).all(agrees)

@@ -10,7 +10,7 @@ mod forms;
 mod logits;
 mod shortlist;
 
-pub use forms::HeadForm;
-pub use logits::Screening;
-pub(super) use logits::{Exact, SCAN_ROWS};
-pub(super) use shortlist::{Room, Screen};
+pub use forms::HeadFormat;
+pub use logits::ShortlistStats;
+pub(super) use logits::{RescoreBuffers, SCAN_ROWS};
+pub(super) use shortlist::{Shortlist, ShortlistScratch};

@@ -39,17 +39,17 @@ fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "neon")]
-pub(in crate::engine::kernels::aarch64) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels::aarch64) fn weighted_sum_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let width = out.len() * 2;
     let (wide, rest) = out.as_chunks_mut::<64>();
     let (fours, single) = rest.as_chunks_mut::<4>();
     let mut at = 0;
     for out in wide {
-        mix_columns::<16>(rows, width, at, weights, out);
+        weighted_sum_columns::<16>(rows, width, at, weights, out);
         at += 128;
     }
     for out in fours {
-        mix_columns::<1>(rows, width, at, weights, out);
+        weighted_sum_columns::<1>(rows, width, at, weights, out);
         at += 8;
     }
     for (row, weight) in rows.chunks_exact(width).zip(weights) {
@@ -61,7 +61,13 @@ pub(in crate::engine::kernels::aarch64) fn mix_f16(rows: &[u8], weights: &[f32],
 
 /// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
 #[target_feature(enable = "neon")]
-fn mix_columns<const N: usize>(rows: &[u8], width: usize, at: usize, weights: &[f32], out: &mut [f32]) {
+fn weighted_sum_columns<const N: usize>(
+    rows: &[u8],
+    width: usize,
+    at: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) {
     let out = &mut out.as_chunks_mut::<4>().0[..N];
     let mut sums: [float32x4_t; N] = std::array::from_fn(|part| load_f32(&out[part]));
     for (row, weight) in rows.chunks_exact(width).zip(weights) {

@@ -7,7 +7,7 @@
 
 use super::load_f32;
 use crate::engine::kernels::block_quant;
-use crate::engine::quant::Blocks;
+use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES};
 use std::arch::aarch64::*;
 
@@ -15,27 +15,34 @@ use std::arch::aarch64::*;
 type Sums = [float32x4_t; 2];
 
 #[target_feature(enable = "neon")]
-pub(in crate::engine::kernels) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels) fn dot_blocks(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
     match kind {
-        Blocks::Q8_0 => {
+        BlockFormat::Q8_0 => {
             for (row, out) in rows.chunks_exact(x.len() / Q8_0_BLOCK * Q8_0_BYTES).zip(out) {
                 *out = dot_q8_0(row, x);
             }
         }
-        Blocks::Q6K => {
+        BlockFormat::Q6K => {
             for (row, out) in rows.chunks_exact(x.len() / K_BLOCK * Q6_K_BYTES).zip(out) {
                 *out = dot_q6_k(row, x);
             }
         }
-        Blocks::Q4_0 | Blocks::Q4K => block_quant::dot::<true>(kind, rows, x, out),
+        BlockFormat::Q4_0 | BlockFormat::Q4K => block_quant::dot::<true>(kind, rows, x, out),
     }
 }
 
 #[target_feature(enable = "neon")]
-pub(in crate::engine::kernels) fn mix_blocks(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels) fn weighted_sum_blocks(
+    kind: BlockFormat,
+    rows: &[u8],
+    weights: &[f32],
+    out: &mut [f32],
+) {
     match kind {
-        Blocks::Q8_0 => mix_q8_0(rows, weights, out),
-        Blocks::Q4_0 | Blocks::Q4K | Blocks::Q6K => block_quant::mix::<true>(kind, rows, weights, out),
+        BlockFormat::Q8_0 => weighted_sum_q8_0(rows, weights, out),
+        BlockFormat::Q4_0 | BlockFormat::Q4K | BlockFormat::Q6K => {
+            block_quant::weighted_sum::<true>(kind, rows, weights, out)
+        }
     }
 }
 
@@ -48,7 +55,7 @@ fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
         for (codes, x) in codes.as_chunks::<16>().0.iter().zip(x.as_chunks::<16>().0) {
             products = multiply(products, load(codes), x);
         }
-        sums = scale(sums, products, half([*low, *high]));
+        sums = scale(sums, products, load_scale([*low, *high]));
     }
     vaddvq_f32(vaddq_f32(sums[0], sums[1]))
 }
@@ -67,7 +74,7 @@ fn dot_q6_k(row: &[u8], x: &[f32]) -> f32 {
                 products = scale(products, of_group, scales[index]);
             }
         }
-        sums = scale(sums, products, half([block[208], block[209]]));
+        sums = scale(sums, products, load_scale([block[208], block[209]]));
     }
     vaddvq_f32(vaddq_f32(sums[0], sums[1]))
 }
@@ -77,7 +84,7 @@ fn dot_q6_k(row: &[u8], x: &[f32]) -> f32 {
 #[inline]
 fn scales_q6_k(block: &[u8; Q6_K_BYTES]) -> [f32; 16] {
     let mut scales = [0.0; 16];
-    let numbers = numbers(load(&block[192..208].as_chunks().0[0]));
+    let numbers = int8_to_f32(load(&block[192..208].as_chunks().0[0]));
     scales.as_chunks_mut::<4>().0.iter_mut().zip(numbers).for_each(|(out, x)| store_f32(out, x));
     scales
 }
@@ -104,7 +111,7 @@ fn codes_q6_k(block: &[u8; Q6_K_BYTES], half: usize, part: usize) -> [int8x16_t;
 
 /// Adds rows to `out`, 32 columns at a time, whose sums stay in registers.
 #[target_feature(enable = "neon")]
-fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+fn weighted_sum_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let (blocks, out) = (rows.as_chunks::<Q8_0_BYTES>().0, out.as_chunks_mut::<Q8_0_BLOCK>().0);
     let width = out.len();
     for (at, out) in out.iter_mut().enumerate() {
@@ -112,10 +119,10 @@ fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
         let mut sums: [float32x4_t; 8] = std::array::from_fn(|part| load_f32(&out[part]));
         for (block, weight) in blocks.iter().skip(at).step_by(width).zip(weights) {
             let [low, high, codes @ ..] = block;
-            let scale = half([*low, *high]) * weight;
+            let scale = load_scale([*low, *high]) * weight;
             let codes = codes.as_chunks::<16>().0;
             for (codes, sums) in codes.iter().zip(sums.as_chunks_mut::<4>().0) {
-                let numbers = numbers(load(codes));
+                let numbers = int8_to_f32(load(codes));
                 sums.iter_mut().zip(numbers).for_each(|(sum, x)| *sum = vfmaq_n_f32(*sum, x, scale));
             }
         }
@@ -127,7 +134,7 @@ fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "neon")]
 #[inline]
 fn multiply([a, b]: Sums, codes: int8x16_t, x: &[f32; 16]) -> Sums {
-    let (codes, x) = (numbers(codes), x.as_chunks::<4>().0);
+    let (codes, x) = (int8_to_f32(codes), x.as_chunks::<4>().0);
     let a = vfmaq_f32(vfmaq_f32(a, codes[0], load_f32(&x[0])), codes[1], load_f32(&x[1]));
     let b = vfmaq_f32(vfmaq_f32(b, codes[2], load_f32(&x[2])), codes[3], load_f32(&x[3]));
     [a, b]
@@ -143,7 +150,7 @@ fn scale([a, b]: Sums, products: Sums, scale: f32) -> Sums {
 /// Sixteen int8 in their order.
 #[target_feature(enable = "neon")]
 #[inline]
-fn numbers(codes: int8x16_t) -> [float32x4_t; 4] {
+fn int8_to_f32(codes: int8x16_t) -> [float32x4_t; 4] {
     /// Which code the highest byte of each lane is; the others none.
     const LANES: [[u8; 16]; 4] = {
         let mut lanes = [[255; 16]; 4];
@@ -164,7 +171,7 @@ fn numbers(codes: int8x16_t) -> [float32x4_t; 4] {
 /// A half-precision scale.
 #[target_feature(enable = "neon")]
 #[inline]
-fn half(bytes: [u8; 2]) -> f32 {
+fn load_scale(bytes: [u8; 2]) -> f32 {
     let bits = vreinterpret_f16_u16(vdup_n_u16(u16::from_le_bytes(bytes)));
     vgetq_lane_f32::<0>(vcvt_f32_f16(bits))
 }

@@ -15,28 +15,28 @@ use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::aarch64::*;
 
 /// Most tokens of a tile: a vector of 16-bit sums.
-pub(super) const TILE: usize = 8;
+pub(super) const TILE_TOKENS: usize = 8;
 /// Most rows that use the same sums; their dots are 8 kB.
-const BAND: usize = 256;
+const BAND_ROWS: usize = 256;
 /// Fewest rows for which sums are worth making; below, tokens one by one are faster.
-const WORTH_SUMS: usize = 128;
+const MIN_ROWS: usize = 128;
 /// Bytes of a row that are looked up before the next row's: their sums in use are 14 kB, of a first
 /// cache of 32 kB.
-const PLACES: usize = 8;
+const CHUNK_BYTES: usize = 8;
 
-/// Sums of a byte's four codes, at `STRIDE * place + byte`. The largest byte is 0b10_10_10_10; others
+/// Sums of a byte's four codes, at `TABLE_STRIDE * place + byte`. The largest byte is 0b10_10_10_10; others
 /// that have no meaning read something of the next place. 32 products reach -8,192.
-type Sums = [int16x8_t; (PLACES - 1) * STRIDE + 256];
+type Tables = [int16x8_t; (CHUNK_BYTES - 1) * TABLE_STRIDE + 256];
 /// Whole lines of 64 bytes, and an odd number of them: places do not compete for lines of the cache.
-const STRIDE: usize = 172;
+const TABLE_STRIDE: usize = 172;
 
-/// All rows for a tile of tokens. With fewer than [`TILE`] the last stands in for those that are missing.
+/// All rows for a tile of tokens. With fewer than [`TILE_TOKENS`] the last stands in for those that are missing.
 #[target_feature(enable = "neon")]
 pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (row, rows) = (packed_row(cols), out.len() / (q.len() / cols));
-    for (band, weights) in weights.chunks(BAND * row).enumerate() {
-        let rows_here = band * BAND..rows.min((band + 1) * BAND);
-        if rows_here.len() < WORTH_SUMS {
+    for (band, weights) in weights.chunks(BAND_ROWS * row).enumerate() {
+        let rows_here = band * BAND_ROWS..rows.min((band + 1) * BAND_ROWS);
+        if rows_here.len() < MIN_ROWS {
             for (out, q) in out.chunks_exact_mut(rows).zip(q.chunks_exact(cols)) {
                 gemv(weights, q, cols, &mut out[rows_here.clone()]);
             }
@@ -51,14 +51,14 @@ pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     }
 }
 
-/// Up to [`BAND`] rows: `[row, token]`.
+/// Up to [`BAND_ROWS`] rows: `[row, token]`.
 #[target_feature(enable = "neon")]
-fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE]; BAND] {
+fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE_TOKENS]; BAND_ROWS] {
     let row = packed_row(cols);
     let mut sums = [vdupq_n_s16(0); _];
-    let mut dots = [[0; TILE]; BAND];
-    for part in 0..row / PLACES {
-        make_sums(&mut sums, q, cols, part);
+    let mut dots = [[0; TILE_TOKENS]; BAND_ROWS];
+    for part in 0..row / CHUNK_BYTES {
+        build_tables(&mut sums, q, cols, part);
         for (weights, dots) in weights.chunks_exact(row).zip(&mut dots) {
             let sum = look_up(&sums, weights.as_chunks().0[part]);
             // SAFETY: eight numbers, read and written; no alignment is needed.
@@ -75,28 +75,29 @@ fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE]; BAND] {
 /// The sum of the products of eight bytes of a row, for each token.
 #[target_feature(enable = "neon")]
 #[inline]
-fn look_up(sums: &Sums, bytes: [u8; PLACES]) -> int16x8_t {
+fn look_up(sums: &Tables, bytes: [u8; CHUNK_BYTES]) -> int16x8_t {
     let word = u64::from_le_bytes(bytes);
     // Two, so that an addition does not wait for the one before.
     let mut dots = [vdupq_n_s16(0); 2];
-    for place in 0..PLACES {
+    for place in 0..CHUNK_BYTES {
         let byte = usize::from((word >> (8 * place)) as u8);
-        dots[place % 2] = vaddq_s16(dots[place % 2], sums[place * STRIDE + byte]);
+        dots[place % 2] = vaddq_s16(dots[place % 2], sums[place * TABLE_STRIDE + byte]);
     }
     vaddq_s16(dots[0], dots[1])
 }
 
 /// The sums for part `part` of all rows: eight bytes.
 #[target_feature(enable = "neon")]
-fn make_sums(sums: &mut Sums, q: &[i8], cols: usize, part: usize) {
-    let at = part * PLACES;
+fn build_tables(sums: &mut Tables, q: &[i8], cols: usize, part: usize) {
+    let at = part * CHUNK_BYTES;
     let first = at / BLOCK_BYTES * BLOCK + at % BLOCK_BYTES;
-    let mut columns = [[vdupq_n_s16(0); PLACES]; 4]; // [group, byte]: all tokens
+    let mut columns = [[vdupq_n_s16(0); CHUNK_BYTES]; 4]; // [group, byte]: all tokens
     for (group, columns) in columns.iter_mut().enumerate() {
         *columns = transpose(q, cols, first + group * BLOCK_BYTES);
     }
-    for place in 0..PLACES {
-        let sums: &mut [int16x8_t; 171] = sums[place * STRIDE..].first_chunk_mut().expect("256 are there");
+    for place in 0..CHUNK_BYTES {
+        let sums: &mut [int16x8_t; 171] =
+            sums[place * TABLE_STRIDE..].first_chunk_mut().expect("256 are there");
         let [a, b, c, d] = [0, 1, 2, 3].map(|group: usize| columns[group][place]);
         for (i, a) in multiples(vdupq_n_s16(0), a).into_iter().enumerate() {
             for (j, b) in multiples(a, b).into_iter().enumerate() {
@@ -121,10 +122,10 @@ fn multiples(sum: int16x8_t, x: int16x8_t) -> [int16x8_t; 3] {
 /// Eight columns of `q` from `first` on: all tokens of each.
 #[target_feature(enable = "neon")]
 #[inline]
-fn transpose(q: &[i8], cols: usize, first: usize) -> [int16x8_t; PLACES] {
+fn transpose(q: &[i8], cols: usize, first: usize) -> [int16x8_t; CHUNK_BYTES] {
     let tokens = q.len() / cols;
-    assert!(tokens > 0 && first + PLACES <= cols);
-    let mut rows = [vdup_n_s8(0); TILE];
+    assert!(tokens > 0 && first + CHUNK_BYTES <= cols);
+    let mut rows = [vdup_n_s8(0); TILE_TOKENS];
     for (token, row) in rows.iter_mut().enumerate() {
         // SAFETY: eight numbers, as just checked; the load needs no alignment.
         *row = unsafe { vld1_s8(q.as_ptr().add(token.min(tokens - 1) * cols + first)) };

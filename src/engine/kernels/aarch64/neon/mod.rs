@@ -8,24 +8,24 @@ mod block_quant;
 mod gemm;
 mod gemv;
 
-pub(super) use attention_f16::{dot_f16, mix_f16};
-pub(super) use block_quant::{dot_blocks, mix_blocks};
+pub(super) use attention_f16::{dot_f16, weighted_sum_f16};
+pub(super) use block_quant::{dot_blocks, weighted_sum_blocks};
 
 use crate::engine::kernels::Kernels;
-use crate::engine::kernels::simd_dispatch::Wide;
+use crate::engine::kernels::simd_dispatch::SimdLevel;
 use std::arch::aarch64::*;
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "neon",
-    many: None,
+    batch: None,
     // Five tokens one by one are faster than a tile that is nearly half in vain.
-    ternary: &[(gemm::TILE, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (1, gemv::gemv)],
+    tiles: &[(gemm::TILE_TOKENS, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (1, gemv::gemv)],
     dot_f16,
-    mix_f16,
-    shared: None,
+    weighted_sum_f16,
+    batch_f16: None,
     dot_blocks,
-    mix_blocks,
-    wide: Wide::Plain,
+    weighted_sum_blocks,
+    simd: SimdLevel::Baseline,
 };
 
 #[target_feature(enable = "neon")]

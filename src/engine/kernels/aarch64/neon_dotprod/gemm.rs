@@ -16,14 +16,14 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 /// Most tokens of a tile. With four, masks would take a fifth of the time instead of a ninth.
-pub(super) const TILE: usize = 8;
+pub(super) const TILE_TOKENS: usize = 8;
 /// Rows that share the loads of activations.
 const ROWS: usize = 2;
 
 /// Four lanes for each row and token.
-type Sums = [[int32x4_t; TILE]; ROWS];
+type Sums = [[int32x4_t; TILE_TOKENS]; ROWS];
 
-/// All rows for a tile of tokens. With fewer than [`TILE`] the last is multiplied again in place of those
+/// All rows for a tile of tokens. With fewer than [`TILE_TOKENS`] the last is multiplied again in place of those
 /// that are missing.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
@@ -42,9 +42,9 @@ pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn dot_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> [[i32; ROWS]; TILE] {
+fn dot_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> [[i32; ROWS]; TILE_TOKENS] {
     let [a, b] = add_rows(rows, q, cols);
-    let mut dots = [[0; ROWS]; TILE];
+    let mut dots = [[0; ROWS]; TILE_TOKENS];
     for (index, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let pairs = [index * 2, index * 2 + 1].map(|token| vpaddq_s32(a[token], b[token]));
         // SAFETY: four numbers; the store needs no alignment.
@@ -122,9 +122,10 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> Sums {
     let tokens = q.len() / cols;
     assert!(tokens > 0 && q.len() == tokens * cols && rows.iter().all(|row| row.len() == packed_row(cols)));
     assert!(cols.is_multiple_of(BLOCK));
-    let [mut a, mut b] = [[vdupq_n_s32(0); TILE]; ROWS];
+    let [mut a, mut b] = [[vdupq_n_s32(0); TILE_TOKENS]; ROWS];
     // From the second group of a token's first block on.
-    let at: [*const i8; TILE] = std::array::from_fn(|token| q[token.min(tokens - 1) * cols + 32..].as_ptr());
+    let at: [*const i8; TILE_TOKENS] =
+        std::array::from_fn(|token| q[token.min(tokens - 1) * cols + 32..].as_ptr());
     // SAFETY: reads 32 bytes for each block of both rows and 32 of 128 bytes for each block of each
     // token, group by group; all are there as just checked, and no alignment is needed. Writes no
     // memory. The processor has the instructions, as the features of this function say.

@@ -8,7 +8,7 @@
 //! weights instead of 38, as the compiler makes masks anew in each turn, adds to each pointer by an
 //! instruction of its own and, with loads of two and four registers, spills.
 
-use super::add_across;
+use super::horizontal_sums;
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -37,12 +37,12 @@ pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
 
 #[target_feature(enable = "neon,dotprod")]
 fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
-    add_across(add_rows(weights, step, q).map(|sums| whole(sums)))
+    horizontal_sums(add_rows(weights, step, q).map(|sums| combine(sums)))
 }
 
 /// The sums as if no code had been 4 or 16 times itself: each lane is a whole multiple.
 #[target_feature(enable = "neon")]
-fn whole([ones, fours, sixteens]: Sums) -> int32x4_t {
+fn combine([ones, fours, sixteens]: Sums) -> int32x4_t {
     vsraq_n_s32::<4>(vsraq_n_s32::<2>(ones, fours), sixteens)
 }
 

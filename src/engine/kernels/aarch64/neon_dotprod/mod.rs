@@ -6,28 +6,34 @@
 mod gemm;
 mod gemv;
 
-use super::neon::{dot_blocks, dot_f16, mix_blocks, mix_f16};
+use super::neon::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
 use crate::engine::kernels::Kernels;
-use crate::engine::kernels::simd_dispatch::Wide;
+use crate::engine::kernels::simd_dispatch::SimdLevel;
 use std::arch::aarch64::*;
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
-    many: None,
+    batch: None,
     // Four tokens one by one are faster than a tile that is half in vain.
-    ternary: &[(gemm::TILE, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (5, gemm::gemm), (1, gemv::gemv)],
+    tiles: &[
+        (gemm::TILE_TOKENS, gemm::gemm),
+        (7, gemm::gemm),
+        (6, gemm::gemm),
+        (5, gemm::gemm),
+        (1, gemv::gemv),
+    ],
     dot_f16,
-    mix_f16,
-    shared: None,
+    weighted_sum_f16,
+    batch_f16: None,
     dot_blocks,
-    mix_blocks,
-    wide: Wide::Plain,
+    weighted_sum_blocks,
+    simd: SimdLevel::Baseline,
 };
 
 /// The sums of the lanes of four rows.
 #[target_feature(enable = "neon")]
 #[inline]
-fn add_across([a, b, c, d]: [int32x4_t; 4]) -> [i32; 4] {
+fn horizontal_sums([a, b, c, d]: [int32x4_t; 4]) -> [i32; 4] {
     let mut dots = [0; 4];
     // SAFETY: four numbers; the store needs no alignment.
     unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };

@@ -1,7 +1,7 @@
 //! Half-precision rows: dot products with a vector, and weighted sums.
 
 use super::{horizontal_sum_f32, load_f32};
-use crate::engine::kernels::x86_64::row_streams::each_row;
+use crate::engine::kernels::x86_64::row_streams::for_each_row;
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ fn load_f16(bytes: &[u8; 16]) -> __m256 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::engine::kernels::x86_64) fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    each_row(rows, x.len() * 2, out, |rows| dot_rows_f16(rows, x), |row| dot_rows_f16([row], x)[0]);
+    for_each_row(rows, x.len() * 2, out, |rows| dot_rows_f16(rows, x), |row| dot_rows_f16([row], x)[0]);
 }
 
 /// Rows side by side; how many there are changes no bit of a row's sum.
@@ -42,17 +42,17 @@ fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::engine::kernels::x86_64) fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels::x86_64) fn weighted_sum_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let width = out.len() * 2;
     let (wide, rest) = out.as_chunks_mut::<64>();
     let (eights, single) = rest.as_chunks_mut::<8>();
     let mut at = 0;
     for out in wide {
-        mix_columns::<8>(rows, width, at, weights, out);
+        weighted_sum_columns::<8>(rows, width, at, weights, out);
         at += 128;
     }
     for out in eights {
-        mix_columns::<1>(rows, width, at, weights, out);
+        weighted_sum_columns::<1>(rows, width, at, weights, out);
         at += 16;
     }
     for (row, weight) in rows.chunks_exact(width).zip(weights) {
@@ -64,7 +64,13 @@ pub(in crate::engine::kernels::x86_64) fn mix_f16(rows: &[u8], weights: &[f32], 
 
 /// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix_columns<const N: usize>(rows: &[u8], width: usize, at: usize, weights: &[f32], out: &mut [f32]) {
+fn weighted_sum_columns<const N: usize>(
+    rows: &[u8],
+    width: usize,
+    at: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) {
     let out = &mut out.as_chunks_mut::<8>().0[..N];
     let mut sums: [__m256; N] = std::array::from_fn(|part| load_f32(&out[part]));
     for (row, weight) in rows.chunks_exact(width).zip(weights) {

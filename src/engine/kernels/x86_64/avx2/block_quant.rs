@@ -3,31 +3,38 @@
 
 use super::{horizontal_sum_f32, load_f32};
 use crate::engine::kernels::block_quant;
-use crate::engine::kernels::x86_64::row_streams::each_row;
-use crate::engine::quant::Blocks;
+use crate::engine::kernels::x86_64::row_streams::for_each_row;
+use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::engine::kernels) fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels) fn dot_blocks(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
     match kind {
-        Blocks::Q8_0 => {
+        BlockFormat::Q8_0 => {
             let width = x.len() / Q8_0_BLOCK * Q8_0_BYTES;
-            each_row(rows, width, out, |rows| dot_q8_0(rows, x), |row| dot_q8_0([row], x)[0]);
+            for_each_row(rows, width, out, |rows| dot_q8_0(rows, x), |row| dot_q8_0([row], x)[0]);
         }
-        Blocks::Q6K => {
+        BlockFormat::Q6K => {
             let width = x.len() / K_BLOCK * Q6_K_BYTES;
-            each_row(rows, width, out, |rows| dot_q6_k(rows, x), |row| dot_q6_k([row], x)[0]);
+            for_each_row(rows, width, out, |rows| dot_q6_k(rows, x), |row| dot_q6_k([row], x)[0]);
         }
-        Blocks::Q4_0 | Blocks::Q4K => block_quant::dot::<true>(kind, rows, x, out),
+        BlockFormat::Q4_0 | BlockFormat::Q4K => block_quant::dot::<true>(kind, rows, x, out),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::engine::kernels) fn mix_blocks(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+pub(in crate::engine::kernels) fn weighted_sum_blocks(
+    kind: BlockFormat,
+    rows: &[u8],
+    weights: &[f32],
+    out: &mut [f32],
+) {
     match kind {
-        Blocks::Q8_0 => mix_q8_0(rows, weights, out),
-        Blocks::Q4_0 | Blocks::Q4K | Blocks::Q6K => block_quant::mix::<true>(kind, rows, weights, out),
+        BlockFormat::Q8_0 => weighted_sum_q8_0(rows, weights, out),
+        BlockFormat::Q4_0 | BlockFormat::Q4K | BlockFormat::Q6K => {
+            block_quant::weighted_sum::<true>(kind, rows, weights, out)
+        }
     }
 }
 
@@ -40,7 +47,7 @@ fn dot_q8_0<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     for (at, x) in x.iter().enumerate() {
         for (row, sum) in rows.iter().zip(&mut sums) {
             let [low, high, codes @ ..] = &row[at];
-            *sum = _mm256_fmadd_ps(dot_codes(codes, x), half([*low, *high]), *sum);
+            *sum = _mm256_fmadd_ps(dot_codes(codes, x), load_scale([*low, *high]), *sum);
         }
     }
     sums.map(|sum| horizontal_sum_f32(sum))
@@ -54,8 +61,8 @@ fn dot_q6_k<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     let mut sums = [_mm256_setzero_ps(); ROWS];
     for (at, x) in x.iter().enumerate() {
         let blocks = rows.map(|row| &row[at]);
-        for (sum, (block, of_block)) in sums.iter_mut().zip(blocks.iter().zip(dot_blocks_q6_k(blocks, x))) {
-            let scale = _mm256_mul_ps(half([block[208], block[209]]), _mm256_set1_ps(1.0 / TOP_BYTE));
+        for (sum, (block, of_block)) in sums.iter_mut().zip(blocks.iter().zip(dot_block_q6_k(blocks, x))) {
+            let scale = _mm256_mul_ps(load_scale([block[208], block[209]]), _mm256_set1_ps(1.0 / TOP_BYTE));
             *sum = _mm256_fmadd_ps(of_block, scale, *sum);
         }
     }
@@ -68,14 +75,14 @@ const TOP_BYTE: f32 = (1u32 << 24) as f32;
 /// A block of each row, [`TOP_BYTE`] times it and without its own scale.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn dot_blocks_q6_k<const ROWS: usize>(
+fn dot_block_q6_k<const ROWS: usize>(
     blocks: [&[u8; Q6_K_BYTES]; ROWS],
     x: &[f32; K_BLOCK],
 ) -> [__m256; ROWS] {
     let mut scales = [[0.0; 16]; ROWS];
     for (block, scales) in blocks.iter().zip(&mut scales) {
         for (bytes, scales) in block[192..208].as_chunks::<8>().0.iter().zip(scales.as_chunks_mut::<8>().0) {
-            store(scales, numbers(bytes));
+            store(scales, int8_to_f32(bytes));
         }
     }
     let mut sums = [_mm256_setzero_ps(); ROWS];
@@ -160,7 +167,7 @@ fn load_two(low: &[f32; 4], high: &[f32; 4]) -> __m256 {
 
 /// Adds rows to `out`, 32 columns at a time, whose sums stay in registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+fn weighted_sum_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let (blocks, out) = (rows.as_chunks::<Q8_0_BYTES>().0, out.as_chunks_mut::<Q8_0_BLOCK>().0);
     let width = out.len();
     for (at, out) in out.iter_mut().enumerate() {
@@ -168,9 +175,9 @@ fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
         let mut sums = [0, 1, 2, 3].map(|part: usize| load_f32(&out[part]));
         for (block, weight) in blocks.iter().skip(at).step_by(width).zip(weights) {
             let [low, high, codes @ ..] = block;
-            let scale = _mm256_mul_ps(half([*low, *high]), _mm256_set1_ps(*weight));
+            let scale = _mm256_mul_ps(load_scale([*low, *high]), _mm256_set1_ps(*weight));
             for (codes, sum) in codes.as_chunks::<8>().0.iter().zip(&mut sums) {
-                *sum = _mm256_fmadd_ps(numbers(codes), scale, *sum);
+                *sum = _mm256_fmadd_ps(int8_to_f32(codes), scale, *sum);
             }
         }
         out.iter_mut().zip(sums).for_each(|(out, sum)| store(out, sum));
@@ -183,14 +190,14 @@ fn mix_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
 fn dot_codes<const N: usize>(codes: &[u8; N], x: &[f32; N]) -> __m256 {
     let mut parts = codes.as_chunks::<8>().0.iter().zip(x.as_chunks::<8>().0);
     let (codes, x) = parts.next().expect("there are eight at least");
-    let first = _mm256_mul_ps(numbers(codes), load_f32(x));
-    parts.fold(first, |sum, (codes, x)| _mm256_fmadd_ps(numbers(codes), load_f32(x), sum))
+    let first = _mm256_mul_ps(int8_to_f32(codes), load_f32(x));
+    parts.fold(first, |sum, (codes, x)| _mm256_fmadd_ps(int8_to_f32(codes), load_f32(x), sum))
 }
 
 /// Eight int8.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn numbers(codes: &[u8; 8]) -> __m256 {
+fn int8_to_f32(codes: &[u8; 8]) -> __m256 {
     // SAFETY: 8 bytes; the load needs no alignment.
     let codes = unsafe { _mm_loadl_epi64(codes.as_ptr().cast()) };
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
@@ -199,7 +206,7 @@ fn numbers(codes: &[u8; 8]) -> __m256 {
 /// A half-precision scale, in all lanes.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn half(bytes: [u8; 2]) -> __m256 {
+fn load_scale(bytes: [u8; 2]) -> __m256 {
     let bits = _mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)));
     _mm256_broadcastss_ps(_mm_cvtph_ps(bits))
 }

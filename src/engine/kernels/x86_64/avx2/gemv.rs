@@ -1,14 +1,14 @@
 //! One token: GEMV of ternary rows.
 
 use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack};
-use crate::engine::kernels::x86_64::row_streams::{each_row, fetch_ahead};
+use crate::engine::kernels::x86_64::row_streams::{for_each_row, prefetch_ahead};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
 /// All rows for one token.
 #[target_feature(enable = "avx2")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-    each_row(weights, packed_row(cols), out, |rows| dot_rows(rows, q), |row| dot_rows([row], q)[0]);
+    for_each_row(weights, packed_row(cols), out, |rows| dot_rows(rows, q), |row| dot_rows([row], q)[0]);
 }
 
 /// Rows of the same width for one token.
@@ -22,7 +22,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
         for (block, q) in q.chunks_exact(BLOCK).enumerate() {
             let at = first + block * BLOCK_BYTES;
             for (row, partial) in rows.iter().zip(&mut partial) {
-                fetch_ahead(&row[at..]);
+                prefetch_ahead(&row[at..]);
                 let codes = unpack(&row[at..at + BLOCK_BYTES]);
                 *partial = _mm256_add_epi16(*partial, dot_block(codes, q));
             }

@@ -8,24 +8,24 @@ mod block_quant;
 mod gemm;
 mod gemv;
 
-pub(super) use attention_f16::{dot_f16, mix_f16};
-pub(super) use block_quant::{dot_blocks, mix_blocks};
+pub(super) use attention_f16::{dot_f16, weighted_sum_f16};
+pub(super) use block_quant::{dot_blocks, weighted_sum_blocks};
 
 use crate::engine::kernels::Kernels;
-use crate::engine::kernels::simd_dispatch::Wide;
+use crate::engine::kernels::simd_dispatch::SimdLevel;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES};
 use std::arch::x86_64::*;
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "avx2",
-    many: None,
-    ternary: &[(4, gemm::gemm::<4>), (3, gemm::gemm::<3>), (2, gemm::gemm::<2>), (1, gemv::gemv)],
+    batch: None,
+    tiles: &[(4, gemm::gemm::<4>), (3, gemm::gemm::<3>), (2, gemm::gemm::<2>), (1, gemv::gemv)],
     dot_f16,
-    mix_f16,
-    shared: None,
+    weighted_sum_f16,
+    batch_f16: None,
     dot_blocks,
-    mix_blocks,
-    wide: Wide::Avx2,
+    weighted_sum_blocks,
+    simd: SimdLevel::Avx2,
 };
 
 /// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two

@@ -4,7 +4,7 @@
 //! A number is added up in the order of the kernels for one vector, with the same bits: what 16 lanes hold here, two
 //! registers of eight hold there.
 
-use crate::engine::kernels::prefetch::{LINE, fetch_line};
+use crate::engine::kernels::prefetch::{CACHE_LINE, prefetch_line};
 use crate::engine::kernels::x86_64::avx2;
 use std::arch::x86_64::*;
 
@@ -14,22 +14,22 @@ const LANES: usize = 16;
 const ROWS: usize = 4;
 /// Bytes that are asked for before they are read: some rows of 128 numbers, for they come from memory and take
 /// less time than it does.
-const AHEAD: usize = 2048;
+const PREFETCH_DISTANCE: usize = 2048;
 /// Registers of columns that stay while all rows are added to them.
-const WIDE: usize = 4;
+const COLUMN_REGISTERS: usize = 4;
 
 /// Rows times vectors: `out[v * rows + r] = sum over c of rows[r, c] * xs[v, c]`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
-pub(super) fn dots_f16(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
+pub(super) fn dot_batch_f16(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
     let (mut xs, mut out) = (xs, out);
     while !xs.is_empty() {
-        let vectors = together(xs.len() / cols, cols, LANES);
+        let vectors = vectors_at_once(xs.len() / cols, cols, LANES);
         let (these, others) = xs.split_at(vectors * cols);
         let (dots, rest) = out.split_at_mut(vectors * count);
         match vectors {
-            4 => dots_of::<4>(rows, these, cols, dots),
-            2 => dots_of::<2>(rows, these, cols, dots),
+            4 => dot_vectors::<4>(rows, these, cols, dots),
+            2 => dot_vectors::<2>(rows, these, cols, dots),
             _ => avx2::dot_f16(rows, these, dots),
         }
         (xs, out) = (others, rest);
@@ -38,24 +38,24 @@ pub(super) fn dots_f16(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
 
 /// Weighted sums of rows: `out[v, c] += sum over r of weights[v * rows + r] * rows[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
-pub(super) fn mixes_f16(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]) {
+pub(super) fn weighted_sum_batch_f16(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
     let (mut weights, mut out) = (weights, out);
     while !out.is_empty() {
-        let vectors = together(out.len() / cols, cols, WIDE * LANES);
+        let vectors = vectors_at_once(out.len() / cols, cols, COLUMN_REGISTERS * LANES);
         let (these, others) = weights.split_at(vectors * count);
         let (mixed, rest) = out.split_at_mut(vectors * cols);
         match vectors {
-            4 => mixes_of::<4>(rows, these, cols, mixed),
-            2 => mixes_of::<2>(rows, these, cols, mixed),
-            _ => avx2::mix_f16(rows, these, mixed),
+            4 => weighted_sum_vectors::<4>(rows, these, cols, mixed),
+            2 => weighted_sum_vectors::<2>(rows, these, cols, mixed),
+            _ => avx2::weighted_sum_f16(rows, these, mixed),
         }
         (weights, out) = (others, rest);
     }
 }
 
 /// Vectors that are taken together, of so many left; one where rows are not whole steps.
-fn together(left: usize, cols: usize, step: usize) -> usize {
+fn vectors_at_once(left: usize, cols: usize, step: usize) -> usize {
     match left {
         _ if !cols.is_multiple_of(step) => 1,
         4.. => 4,
@@ -65,7 +65,7 @@ fn together(left: usize, cols: usize, step: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,f16c")]
-fn dots_of<const V: usize>(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
+fn dot_vectors<const V: usize>(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
     let xs: [&[[f32; LANES]]; V] = std::array::from_fn(|v| xs[v * cols..][..cols].as_chunks().0);
     for at in (0..count).step_by(ROWS) {
@@ -94,7 +94,7 @@ fn dot_rows<const V: usize>(rows: [&[[u8; 2 * LANES]]; ROWS], xs: [&[[f32; LANES
         let rows = rows.map(|row| {
             // Two steps are a line.
             if step % 2 == 0 {
-                fetch_line(row[step].as_ptr().wrapping_add(AHEAD));
+                prefetch_line(row[step].as_ptr().wrapping_add(PREFETCH_DISTANCE));
             }
             load_f16(&row[step])
         });
@@ -103,13 +103,13 @@ fn dot_rows<const V: usize>(rows: [&[[u8; 2 * LANES]]; ROWS], xs: [&[[f32; LANES
             rows.iter().zip(sums).for_each(|(row, sum)| *sum = _mm512_fmadd_ps(*row, x, *sum));
         }
     }
-    across(std::array::from_fn(|row| std::array::from_fn(|v| sums[v % V][row])))
+    horizontal_sums(std::array::from_fn(|row| std::array::from_fn(|v| sums[v % V][row])))
 }
 
 /// The sum of each, of four rows with four vectors, to `[vectors, rows]`: lanes 8 apart are added first, then 4, 2
 /// and 1, as if each were alone.
 #[target_feature(enable = "avx512f")]
-fn across(sums: [[__m512; 4]; ROWS]) -> [f32; LANES] {
+fn horizontal_sums(sums: [[__m512; 4]; ROWS]) -> [f32; LANES] {
     // A quarter for each vector.
     let [a, b, c, d] = sums.map(|[a, b, c, d]| {
         let halves = |a, b| {
@@ -133,35 +133,38 @@ fn across(sums: [[__m512; 4]; ROWS]) -> [f32; LANES] {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
-fn mixes_of<const V: usize>(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]) {
+fn weighted_sum_vectors<const V: usize>(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
     let weights: [&[f32]; V] = std::array::from_fn(|v| &weights[v * count..][..count]);
-    for at in (0..cols).step_by(WIDE * LANES) {
-        let mut sums = [[_mm512_setzero_ps(); WIDE]; V];
+    for at in (0..cols).step_by(COLUMN_REGISTERS * LANES) {
+        let mut sums = [[_mm512_setzero_ps(); COLUMN_REGISTERS]; V];
         for (v, sums) in sums.iter_mut().enumerate() {
-            *sums = lines(&out[v * cols + at..]).map(|line| load(line));
+            *sums = register_chunks(&out[v * cols + at..]).map(|line| load(line));
         }
         for (row, bytes) in rows.chunks_exact(2 * cols).enumerate() {
             // The first columns ask for all.
             if at == 0 {
-                bytes.chunks(LINE).for_each(|line| fetch_line(line.as_ptr().wrapping_add(AHEAD)));
+                bytes
+                    .chunks(CACHE_LINE)
+                    .for_each(|line| prefetch_line(line.as_ptr().wrapping_add(PREFETCH_DISTANCE)));
             }
-            let row_of: [__m512; WIDE] = lines(&bytes[2 * at..]).map(|line| load_f16(line));
+            let row_of: [__m512; COLUMN_REGISTERS] =
+                register_chunks(&bytes[2 * at..]).map(|line| load_f16(line));
             for (weights, sums) in weights.iter().zip(&mut sums) {
                 let weight = _mm512_set1_ps(weights[row]);
                 row_of.iter().zip(sums).for_each(|(x, sum)| *sum = _mm512_fmadd_ps(*x, weight, *sum));
             }
         }
         for (v, sums) in sums.iter().enumerate() {
-            let out = &mut out[v * cols + at..][..WIDE * LANES];
+            let out = &mut out[v * cols + at..][..COLUMN_REGISTERS * LANES];
             out.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(out, sum)| store(out, *sum));
         }
     }
 }
 
 /// The first registers' worth of some numbers.
-fn lines<X, const N: usize>(x: &[X]) -> [&[X; N]; WIDE] {
-    let lines = &x.as_chunks().0[..WIDE];
+fn register_chunks<X, const N: usize>(x: &[X]) -> [&[X; N]; COLUMN_REGISTERS] {
+    let lines = &x.as_chunks().0[..COLUMN_REGISTERS];
     std::array::from_fn(|line| &lines[line])
 }
 

@@ -17,24 +17,29 @@ pub(super) fn gemm<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &
     for row in (0..whole).step_by(2 * PAIRS) {
         let rows = &weights[row * width..(row + 2 * PAIRS) * width];
         let sums = dot_pairs::<PAIRS, T>(rows, width, width, q, cols);
-        store(&sums, row, count, out);
+        store_sums(&sums, row, count, out);
     }
     for row in (whole..count).step_by(2) {
         let few = (count - row).min(2);
         let rows = &weights[row * width..(row + few) * width];
         let sums = dot_pairs::<1, T>(rows, width, (few - 1) * width, q, cols);
-        store(&sums, row, count, out);
+        store_sums(&sums, row, count, out);
     }
 }
 
 /// Sums of each token and pair to where they belong; a row beyond the last is its neighbour's copy.
 #[target_feature(enable = "avx512f")]
-fn store<const P: usize, const T: usize>(sums: &[[__m512i; T]; P], row: usize, rows: usize, out: &mut [i32]) {
+fn store_sums<const P: usize, const T: usize>(
+    sums: &[[__m512i; T]; P],
+    row: usize,
+    rows: usize,
+    out: &mut [i32],
+) {
     for (pair, sums) in sums.iter().enumerate() {
         for (token, sum) in sums.iter().enumerate() {
             let at = token * rows + row + 2 * pair;
             let out = &mut out[at..(at + 2).min((token + 1) * rows)];
-            out.copy_from_slice(&halves(*sum)[..out.len()]);
+            out.copy_from_slice(&sum_halves(*sum)[..out.len()]);
         }
     }
 }
@@ -90,7 +95,7 @@ fn load_pair(rows: &[u8], at: usize, second: usize) -> __m512i {
 
 /// Sum of each half.
 #[target_feature(enable = "avx512f")]
-fn halves(x: __m512i) -> [i32; 2] {
+fn sum_halves(x: __m512i) -> [i32; 2] {
     let low = _mm512_castsi512_si256(x);
     let high = _mm512_extracti64x4_epi64::<1>(x);
     [low, high].map(|half| {

@@ -6,16 +6,16 @@
 //! cycles for 1024 products of a token, where ten are the limit; with the addition between the products it is 10.5, and
 //! 11 as the compiler has it (Zen 4, in the first cache).
 
-use super::lut_layout::{BAND, MOST, Met, UNITS, Unit};
+use super::lut_layout::{ActivationTables, BAND, CHUNK_TILES, MAX_TOKENS, WeightTile};
 use std::arch::asm;
 
 /// Look-up `$at` of token `$token`, and its product with quad `$at`. The numbers of sums are in zmm26, the quad of
 /// both halves of the rows in zmm24 and zmm25.
-macro_rules! look {
+macro_rules! lut_step {
     ($at:literal, $token:literal, $low:literal, $high:literal, $short:literal) => {
         concat!(
-            concat!("vpbroadcastd zmm27, dword ptr [{met} + 2048 + ", $token, " * 20 + ", $at, " * 4]\n"),
-            concat!("vpermw zmm28, zmm26, [{met} + ", $at, " * 512 + ", $token, " * 64]\n"),
+            concat!("vpbroadcastd zmm27, dword ptr [{tables} + 2048 + ", $token, " * 20 + ", $at, " * 4]\n"),
+            concat!("vpermw zmm28, zmm26, [{tables} + ", $at, " * 512 + ", $token, " * 64]\n"),
             concat!("vpdpbusd zmm", $low, ", zmm24, zmm27\n"),
             concat!("vpdpbusd zmm", $high, ", zmm25, zmm27\n"),
             concat!("vpaddw zmm", $short, ", zmm", $short, ", zmm28\n"),
@@ -24,10 +24,10 @@ macro_rules! look {
 }
 
 /// The last quad has no look-up.
-macro_rules! quad {
+macro_rules! dot_step {
     ($token:literal, $low:literal, $high:literal) => {
         concat!(
-            concat!("vpbroadcastd zmm27, dword ptr [{met} + 2048 + ", $token, " * 20 + 16]\n"),
+            concat!("vpbroadcastd zmm27, dword ptr [{tables} + 2048 + ", $token, " * 20 + 16]\n"),
             concat!("vpdpbusd zmm", $low, ", zmm24, zmm27\n"),
             concat!("vpdpbusd zmm", $high, ", zmm25, zmm27\n"),
         )
@@ -35,26 +35,26 @@ macro_rules! quad {
 }
 
 /// Quad `$at` of a unit, and `$looks`, which brings the numbers of the sums.
-macro_rules! looks {
-    ($at:literal, $looks:literal) => {
+macro_rules! lut_steps {
+    ($at:literal, $indices:literal) => {
         concat!(
-            $looks,
-            concat!("vmovdqa64 zmm24, [{unit} + 128 + ", $at, " * 128]\n"),
-            concat!("vmovdqa64 zmm25, [{unit} + 192 + ", $at, " * 128]\n"),
-            look!($at, "0", "0", "1", "16"),
-            look!($at, "1", "2", "3", "17"),
-            look!($at, "2", "4", "5", "18"),
-            look!($at, "3", "6", "7", "19"),
-            look!($at, "4", "8", "9", "20"),
-            look!($at, "5", "10", "11", "21"),
-            look!($at, "6", "12", "13", "22"),
-            look!($at, "7", "14", "15", "23"),
+            $indices,
+            concat!("vmovdqa64 zmm24, [{tile} + 128 + ", $at, " * 128]\n"),
+            concat!("vmovdqa64 zmm25, [{tile} + 192 + ", $at, " * 128]\n"),
+            lut_step!($at, "0", "0", "1", "16"),
+            lut_step!($at, "1", "2", "3", "17"),
+            lut_step!($at, "2", "4", "5", "18"),
+            lut_step!($at, "3", "6", "7", "19"),
+            lut_step!($at, "4", "8", "9", "20"),
+            lut_step!($at, "5", "10", "11", "21"),
+            lut_step!($at, "6", "12", "13", "22"),
+            lut_step!($at, "7", "14", "15", "23"),
         )
     };
 }
 
 /// Sums of a token begin with what is there.
-macro_rules! begin {
+macro_rules! load_sums {
     ($low:literal, $high:literal, $short:literal) => {
         concat!(
             concat!("vmovdqu64 zmm", $low, ", [{to}]\n"),
@@ -66,7 +66,7 @@ macro_rules! begin {
 }
 
 /// Those of 16 bits are added and all put back. One of a row of the first half stands before one of the second.
-macro_rules! end {
+macro_rules! store_sums {
     ($low:literal, $high:literal, $short:literal) => {
         concat!(
             concat!("vpslld zmm27, zmm", $short, ", 16\n"),
@@ -85,14 +85,14 @@ macro_rules! end {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 pub(super) fn add_bands(
-    bands: &[[Unit; UNITS]],
-    units: usize,
-    met: &[Met; UNITS],
+    bands: &[[WeightTile; CHUNK_TILES]],
+    tiles: usize,
+    tables: &[ActivationTables; CHUNK_TILES],
     out: &mut [i32],
     rows: usize,
 ) {
-    const { assert!(size_of::<Unit>() == 768 && size_of::<Met>() == 2240) };
-    assert!((1..=UNITS).contains(&units) && out.len() >= (MOST - 1) * rows + bands.len() * BAND);
+    const { assert!(size_of::<WeightTile>() == 768 && size_of::<ActivationTables>() == 2240) };
+    assert!((1..=CHUNK_TILES).contains(&tiles) && out.len() >= (MAX_TOKENS - 1) * rows + bands.len() * BAND);
     if bands.is_empty() {
         return;
     }
@@ -104,36 +104,36 @@ pub(super) fn add_bands(
         asm!(
             "2:",
             "mov {to}, {out}",
-            begin!("0", "1", "16"), begin!("2", "3", "17"), begin!("4", "5", "18"), begin!("6", "7", "19"),
-            begin!("8", "9", "20"), begin!("10", "11", "21"), begin!("12", "13", "22"), begin!("14", "15", "23"),
-            "mov {left}, {units}",
+            load_sums!("0", "1", "16"), load_sums!("2", "3", "17"), load_sums!("4", "5", "18"), load_sums!("6", "7", "19"),
+            load_sums!("8", "9", "20"), load_sums!("10", "11", "21"), load_sums!("12", "13", "22"), load_sums!("14", "15", "23"),
+            "mov {left}, {tiles}",
             "3:",
-            looks!("0", "vmovdqa64 zmm26, [{unit}]\n"),
-            looks!("1", "vpsrlw zmm26, zmm26, 8\n"),
-            looks!("2", "vmovdqa64 zmm26, [{unit} + 64]\n"),
-            looks!("3", "vpsrlw zmm26, zmm26, 8\n"),
-            "vmovdqa64 zmm24, [{unit} + 640]",
-            "vmovdqa64 zmm25, [{unit} + 704]",
-            quad!("0", "0", "1"), quad!("1", "2", "3"), quad!("2", "4", "5"), quad!("3", "6", "7"),
-            quad!("4", "8", "9"), quad!("5", "10", "11"), quad!("6", "12", "13"), quad!("7", "14", "15"),
-            "add {unit}, 768",
-            "add {met}, 2240",
+            lut_steps!("0", "vmovdqa64 zmm26, [{tile}]\n"),
+            lut_steps!("1", "vpsrlw zmm26, zmm26, 8\n"),
+            lut_steps!("2", "vmovdqa64 zmm26, [{tile} + 64]\n"),
+            lut_steps!("3", "vpsrlw zmm26, zmm26, 8\n"),
+            "vmovdqa64 zmm24, [{tile} + 640]",
+            "vmovdqa64 zmm25, [{tile} + 704]",
+            dot_step!("0", "0", "1"), dot_step!("1", "2", "3"), dot_step!("2", "4", "5"), dot_step!("3", "6", "7"),
+            dot_step!("4", "8", "9"), dot_step!("5", "10", "11"), dot_step!("6", "12", "13"), dot_step!("7", "14", "15"),
+            "add {tile}, 768",
+            "add {tables}, 2240",
             "dec {left}",
             "jne 3b",
             "mov {to}, {out}",
-            end!("0", "1", "16"), end!("2", "3", "17"), end!("4", "5", "18"), end!("6", "7", "19"),
-            end!("8", "9", "20"), end!("10", "11", "21"), end!("12", "13", "22"), end!("14", "15", "23"),
-            "sub {met}, {back}",
-            "add {unit}, {skipped}",
+            store_sums!("0", "1", "16"), store_sums!("2", "3", "17"), store_sums!("4", "5", "18"), store_sums!("6", "7", "19"),
+            store_sums!("8", "9", "20"), store_sums!("10", "11", "21"), store_sums!("12", "13", "22"), store_sums!("14", "15", "23"),
+            "sub {tables}, {back}",
+            "add {tile}, {skipped}",
             "add {out}, 128",
             "dec {bands}",
             "jne 2b",
-            unit = inout(reg) bands.as_ptr() => _,
-            skipped = in(reg) (UNITS - units) * size_of::<Unit>(),
-            units = in(reg) units,
+            tile = inout(reg) bands.as_ptr() => _,
+            skipped = in(reg) (CHUNK_TILES - tiles) * size_of::<WeightTile>(),
+            tiles = in(reg) tiles,
             left = out(reg) _,
-            met = inout(reg) met.as_ptr() => _,
-            back = in(reg) units * size_of::<Met>(),
+            tables = inout(reg) tables.as_ptr() => _,
+            back = in(reg) tiles * size_of::<ActivationTables>(),
             out = inout(reg) out.as_mut_ptr() => _,
             token = in(reg) rows * size_of::<i32>(),
             to = out(reg) _,

@@ -1,6 +1,6 @@
 //! One token: two blocks of a row in a register.
 
-use crate::engine::kernels::x86_64::row_streams::{STREAMS, each_row, fetch_ahead};
+use crate::engine::kernels::x86_64::row_streams::{STREAMS, for_each_row, prefetch_ahead};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
@@ -8,11 +8,11 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let width = packed_row(cols);
-    each_row(
+    for_each_row(
         weights,
         width,
         out,
-        |rows| across(dot_rows(rows, q)),
+        |rows| horizontal_sums(dot_rows(rows, q)),
         |row| _mm512_reduce_add_epi32(dot_rows([row], q)[0]),
     );
 }
@@ -31,9 +31,9 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS]
         let (low, high) = q.split_at(BLOCK);
         let q = [0, 1, 2, 3].map(|group| load_two(&low[group * 32..], &high[group * 32..]));
         for ((row, _), sums) in rows.iter().zip(&mut sums) {
-            fetch_ahead(&row[at]);
+            prefetch_ahead(&row[at]);
             // SAFETY: 64 bytes; the load needs no alignment.
-            add(sums, unsafe { _mm512_loadu_si512(row[at].as_ptr().cast()) }, q);
+            add_blocks(sums, unsafe { _mm512_loadu_si512(row[at].as_ptr().cast()) }, q);
         }
     }
     if !last.is_empty() {
@@ -42,7 +42,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS]
         for ((_, row), sums) in rows.iter().zip(&mut sums) {
             // SAFETY: as many bytes as a block has, which the load takes.
             let codes = unsafe { _mm256_loadu_si256(row[..BLOCK_BYTES].as_ptr().cast()) };
-            add(sums, _mm512_zextsi256_si512(codes), q);
+            add_blocks(sums, _mm512_zextsi256_si512(codes), q);
         }
     }
     sums.map(|[ones, fours]| _mm512_add_epi32(ones, _mm512_srai_epi32::<2>(fours)))
@@ -50,7 +50,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS]
 
 /// Adds two blocks of a row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn add([ones, fours]: &mut [__m512i; 2], low: __m512i, q: [__m512i; 4]) {
+fn add_blocks([ones, fours]: &mut [__m512i; 2], low: __m512i, q: [__m512i; 4]) {
     let (one, four) = (_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c));
     let high = _mm512_srli_epi16::<4>(low);
     *fours = _mm512_dpbusd_epi32(*fours, _mm512_and_si512(high, four), q[0]);
@@ -61,7 +61,7 @@ fn add([ones, fours]: &mut [__m512i; 2], low: __m512i, q: [__m512i; 4]) {
 
 /// The sum of each.
 #[target_feature(enable = "avx512f")]
-fn across([a, b, c, d]: [__m512i; STREAMS]) -> [i32; STREAMS] {
+fn horizontal_sums([a, b, c, d]: [__m512i; STREAMS]) -> [i32; STREAMS] {
     let pairs = |x, y| _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
     let (ab, cd) = (pairs(a, b), pairs(c, d));
     let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));

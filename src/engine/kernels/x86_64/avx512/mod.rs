@@ -11,14 +11,14 @@ mod gemm_lut_asm;
 mod gemv;
 mod lut_layout;
 
-use super::avx2::{dot_blocks, dot_f16, mix_blocks, mix_f16};
-use crate::engine::kernels::simd_dispatch::Wide;
-use crate::engine::kernels::{Kernels, SharedF16};
+use super::avx2::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
+use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::{BatchF16, Kernels};
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "avx512-vnni",
-    many: Some(gemm_lut::MANY),
-    ternary: &[
+    batch: Some(gemm_lut::BATCH),
+    tiles: &[
         (6, gemm::gemm::<6>),
         (5, gemm::gemm::<5>),
         (4, gemm::gemm::<4>),
@@ -27,9 +27,12 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
         (1, gemv::gemv),
     ],
     dot_f16,
-    mix_f16,
-    shared: Some(SharedF16 { dots: attention_f16::dots_f16, mixes: attention_f16::mixes_f16 }),
+    weighted_sum_f16,
+    batch_f16: Some(BatchF16 {
+        dot: attention_f16::dot_batch_f16,
+        weighted_sum: attention_f16::weighted_sum_batch_f16,
+    }),
     dot_blocks,
-    mix_blocks,
-    wide: Wide::Avx512,
+    weighted_sum_blocks,
+    simd: SimdLevel::Avx512,
 };

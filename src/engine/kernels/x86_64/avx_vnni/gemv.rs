@@ -6,7 +6,13 @@ macro_rules! gemv {
         /// Multiplies all rows by one token. `q`: `[cols]`, `out`: `[rows]`.
         #[target_feature(enable = $features)]
         fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
-            each_row(weights, packed_row(cols), out, |rows| dot_rows(rows, q), |row| dot_rows([row], q)[0]);
+            for_each_row(
+                weights,
+                packed_row(cols),
+                out,
+                |rows| dot_rows(rows, q),
+                |row| dot_rows([row], q)[0],
+            );
         }
 
         /// Multiplies rows of the same width. The lower code of each half of a byte is multiplied as it is and the
@@ -21,7 +27,7 @@ macro_rules! gemv {
                 for (row, [one, four]) in rows.iter().zip(&mut sums) {
                     let low = load(&row[block * BLOCK_BYTES..]);
                     if block % 2 == 0 {
-                        fetch_ahead(&row[block * BLOCK_BYTES..]); // two blocks are one cache line
+                        prefetch_ahead(&row[block * BLOCK_BYTES..]); // two blocks are one cache line
                     }
                     let high = _mm256_srli_epi16::<4>(low);
                     *four = $dpbusd(*four, _mm256_and_si256(high, fours), load_q(&q[0]));

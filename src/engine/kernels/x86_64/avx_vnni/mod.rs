@@ -21,18 +21,18 @@ macro_rules! table {
             use super::gemm::PAIR;
             use super::{load, load_q};
             use crate::engine::kernels::Kernels;
-            use crate::engine::kernels::simd_dispatch::Wide;
+            use crate::engine::kernels::simd_dispatch::SimdLevel;
             use crate::engine::kernels::x86_64::avx2::{
-                dot_blocks, dot_f16, horizontal_sum, mix_blocks, mix_f16,
+                dot_blocks, dot_f16, horizontal_sum, weighted_sum_blocks, weighted_sum_f16,
             };
-            use crate::engine::kernels::x86_64::row_streams::{each_row, fetch_ahead};
+            use crate::engine::kernels::x86_64::row_streams::{for_each_row, prefetch_ahead};
             use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
             use std::arch::x86_64::*;
 
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
                 name: $name,
-                many: None,
-                ternary: &[
+                batch: None,
+                tiles: &[
                     (6, gemm::<6>),
                     (5, gemm::<5>),
                     (4, gemm::<4>),
@@ -41,11 +41,11 @@ macro_rules! table {
                     (1, gemv),
                 ],
                 dot_f16,
-                mix_f16,
-                shared: None,
+                weighted_sum_f16,
+                batch_f16: None,
                 dot_blocks,
-                mix_blocks,
-                wide: Wide::Avx2,
+                weighted_sum_blocks,
+                simd: SimdLevel::Avx2,
             };
 
             gemv!($features, $dpbusd);

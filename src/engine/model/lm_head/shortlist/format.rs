@@ -1,50 +1,50 @@
 //! A screen as bytes: how it is made of a head, and whether it was.
 
 use crate::engine::model::{Model, Shape};
-use crate::engine::quant::{Outline, packed_row, screen_row};
+use crate::engine::quant::{RowBound, encode_two_bit, packed_row};
 use std::io::{self, Write};
 use std::ops::Range;
 
 /// Rows whose codes stand together in an image: first all their coarse ones, then all their fine ones. Enough
 /// for a thread to read a long way on, and little memory while an image is made.
-pub(super) const PART: usize = 4096;
+pub(super) const PART_ROWS: usize = 4096;
 /// Bytes of an [`Outline`] in an image: four f32.
-pub(super) const OUTLINE: usize = 16;
+pub(super) const BOUND_BYTES: usize = 16;
 /// Rows from which the size of each column is estimated.
-const SAMPLE: usize = 2048;
+const SAMPLE_ROWS: usize = 2048;
 
 /// Where things stand in an image: parts of [`PART`] rows, the last with what is left, each first
 /// `[rows, packed_row(dim)]` coarse codes, then as many fine ones; behind them outlines, `[vocab, 2]`, the coarse one
 /// first, and the size of each column, `[dim]`, both little-endian f32.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
+pub(super) struct ShortlistLayout {
     pub rows: usize,
     /// Bytes of a row's codes, coarse or fine.
     pub width: usize,
 }
 
-impl Places {
+impl ShortlistLayout {
     pub fn of(shape: &Shape) -> Self {
-        Places { rows: shape.vocab, width: packed_row(shape.dim) }
+        ShortlistLayout { rows: shape.vocab, width: packed_row(shape.dim) }
     }
 
     /// Coarse codes of rows `range`, which lie in one part.
     pub fn coarse(self, range: Range<usize>) -> Range<usize> {
-        let first = (range.start / PART * 2 * PART + range.start % PART) * self.width;
+        let first = (range.start / PART_ROWS * 2 * PART_ROWS + range.start % PART_ROWS) * self.width;
         first..first + range.len() * self.width
     }
 
     /// Fine codes of a row.
     pub fn fine(self, row: usize) -> Range<usize> {
-        let rows_of_part = PART.min(self.rows - row / PART * PART);
+        let rows_of_part = PART_ROWS.min(self.rows - row / PART_ROWS * PART_ROWS);
         let first = self.coarse(row..row).start + rows_of_part * self.width;
         first..first + self.width
     }
 
     /// Both outlines of a row.
-    fn outlines(self, row: usize) -> Range<usize> {
-        let first = self.codes() + row * 2 * OUTLINE;
-        first..first + 2 * OUTLINE
+    fn bounds(self, row: usize) -> Range<usize> {
+        let first = self.codes() + row * 2 * BOUND_BYTES;
+        first..first + 2 * BOUND_BYTES
     }
 
     /// Bytes of all codes.
@@ -54,7 +54,7 @@ impl Places {
 
     /// Where the sizes of the columns begin.
     pub fn columns(self) -> usize {
-        self.codes() + self.rows * 2 * OUTLINE
+        self.codes() + self.rows * 2 * BOUND_BYTES
     }
 }
 
@@ -65,17 +65,17 @@ pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
 
 impl Model {
     /// Writes the image of a screen of the head: [`super::image_bytes`] bytes.
-    pub(in crate::engine::model) fn write_screen(&self, out: &mut dyn Write) -> io::Result<()> {
-        let (vocab, columns) = (self.shape.vocab, self.column_sizes());
-        let width = Places::of(&self.shape).width;
-        let record = 2 * (width + OUTLINE);
-        let mut records = vec![0u8; PART.min(vocab) * record];
-        let mut outlines = Vec::with_capacity(vocab * 2 * OUTLINE);
-        for first in (0..vocab).step_by(PART) {
-            let records = &mut records[..PART.min(vocab - first) * record];
-            self.pool.pieces(records, record, 16, |index, record| {
+    pub(in crate::engine::model) fn write_shortlist(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (vocab, columns) = (self.shape.vocab, self.column_rms());
+        let width = ShortlistLayout::of(&self.shape).width;
+        let record = 2 * (width + BOUND_BYTES);
+        let mut records = vec![0u8; PART_ROWS.min(vocab) * record];
+        let mut outlines = Vec::with_capacity(vocab * 2 * BOUND_BYTES);
+        for first in (0..vocab).step_by(PART_ROWS) {
+            let records = &mut records[..PART_ROWS.min(vocab - first) * record];
+            self.pool.for_each_chunk(records, record, 16, |index, record| {
                 let row = self.weights.head().rows(first + index..first + index + 1);
-                self.screen_record(row, &columns, record);
+                self.encode_record(row, &columns, record);
             });
             // Read once, and never again as a whole.
             self.weights.head().release();
@@ -89,52 +89,52 @@ impl Model {
     }
 
     /// Whether an image of [`super::image_bytes`] agrees with the head in some rows: one made of another file does not.
-    pub(in crate::engine::model) fn is_screen_of_head(&self, image: &[u8]) -> bool {
+    pub(in crate::engine::model) fn is_shortlist_of_head(&self, image: &[u8]) -> bool {
         const ROWS: usize = 16;
-        let (vocab, places) = (self.shape.vocab, Places::of(&self.shape));
+        let (vocab, places) = (self.shape.vocab, ShortlistLayout::of(&self.shape));
         let columns = floats(&image[places.columns()..]);
         // No sign among them: all are lengths.
         let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
         if !floats(&image[places.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
             return false;
         }
-        let (mut room, mut record) = (self.row_room(), vec![0u8; 2 * (places.width + OUTLINE)]);
+        let (mut buffer, mut record) = (self.row_buffer(), vec![0u8; 2 * (places.width + BOUND_BYTES)]);
         let agrees = |row: usize| {
-            self.screen_record(self.weights.head().row(row, &mut room), &columns, &mut record);
-            let there = [places.coarse(row..row + 1), places.fine(row), places.outlines(row)];
+            self.encode_record(self.weights.head().row(row, &mut buffer), &columns, &mut record);
+            let there = [places.coarse(row..row + 1), places.fine(row), places.bounds(row)];
             there.into_iter().flat_map(|place| &image[place]).eq(&record)
         };
         (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
     }
 
     /// Room for a row of the head.
-    fn row_room(&self) -> Vec<u8> {
+    fn row_buffer(&self) -> Vec<u8> {
         vec![0; self.weights.head().row_bytes()]
     }
 
     /// Of a row of the head: coarse codes, fine codes, both outlines.
-    fn screen_record(&self, row: &[u8], columns: &[f32], record: &mut [u8]) {
+    fn encode_record(&self, row: &[u8], columns: &[f32], record: &mut [u8]) {
         let mut left = vec![0.0; self.shape.dim];
-        self.weights.head().kind.read(row, &mut left);
+        self.weights.head().format.read(row, &mut left);
         left.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
-        let (codes, outlines) = record.split_at_mut(record.len() - 2 * OUTLINE);
+        let (codes, outlines) = record.split_at_mut(record.len() - 2 * BOUND_BYTES);
         let codes = codes.chunks_exact_mut(packed_row(left.len()));
-        for (codes, outline) in codes.zip(outlines.as_chunks_mut::<OUTLINE>().0) {
-            let Outline { scale, error, length, peak } = screen_row(&mut left, codes);
+        for (codes, outline) in codes.zip(outlines.as_chunks_mut::<BOUND_BYTES>().0) {
+            let RowBound { scale, error, length, peak } = encode_two_bit(&mut left, codes);
             let bytes = outline.as_chunks_mut::<4>().0.iter_mut();
             bytes.zip([scale, error, length, peak]).for_each(|(bytes, x)| *bytes = x.to_le_bytes());
         }
     }
 
     /// The root of the mean square of each column, by some rows.
-    fn column_sizes(&self) -> Vec<f32> {
+    fn column_rms(&self) -> Vec<f32> {
         let (vocab, head) = (self.shape.vocab, self.weights.head());
         let mut squares = vec![0.0f32; self.shape.dim];
-        let (mut room, mut row) = (self.row_room(), vec![0.0; self.shape.dim]);
-        let sample = (0..vocab).step_by(vocab.div_ceil(SAMPLE));
+        let (mut buffer, mut row) = (self.row_buffer(), vec![0.0; self.shape.dim]);
+        let sample = (0..vocab).step_by(vocab.div_ceil(SAMPLE_ROWS));
         let count = sample.len() as f32;
         for at in sample {
-            head.kind.read(head.row(at, &mut room), &mut row);
+            head.format.read(head.row(at, &mut buffer), &mut row);
             squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
         }
         // A column without any size may be left as it is.

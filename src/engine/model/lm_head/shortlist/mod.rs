@@ -7,61 +7,61 @@
 mod format;
 mod rerank;
 
-use crate::engine::gguf::Slice;
+use crate::engine::gguf::FileSlice;
 use crate::engine::model::Shape;
-use crate::engine::quant::Outline;
-use format::{OUTLINE, Places, floats};
+use crate::engine::quant::RowBound;
+use format::{BOUND_BYTES, ShortlistLayout, floats};
 use std::ops::Range;
 
-pub(super) use rerank::MOST_ROWS;
-pub(in crate::engine::model) use rerank::Room;
+pub(super) use rerank::MAX_RESCORED_ROWS;
+pub(in crate::engine::model) use rerank::ShortlistScratch;
 
 /// Rows that are looked through together, and passed over together.
-const GROUP: usize = 64;
+const GROUP_ROWS: usize = 64;
 
 /// Bytes of an image.
 pub(super) fn image_bytes(shape: &Shape) -> usize {
-    Places::of(shape).columns() + 4 * shape.dim
+    ShortlistLayout::of(shape).columns() + 4 * shape.dim
 }
 
 /// Groups of rows.
-fn groups(vocab: usize) -> usize {
-    vocab.div_ceil(GROUP)
+fn group_count(vocab: usize) -> usize {
+    vocab.div_ceil(GROUP_ROWS)
 }
 
 /// A screen in use.
 #[derive(Debug)]
-pub(in crate::engine::model) struct Screen {
-    places: Places,
-    codes: Slice,
+pub(in crate::engine::model) struct Shortlist {
+    layout: ShortlistLayout,
+    codes: FileSlice,
     /// Of what the coarse codes say, `[vocab]`.
-    coarse: Vec<Outline>,
+    coarse: Vec<RowBound>,
     /// Their scales alone, which every token reads, `[vocab]`.
     scales: Vec<f32>,
     /// The largest of each group's, `[groups(vocab)]`.
-    groups: Vec<Outline>,
+    groups: Vec<RowBound>,
     /// Of what the fine codes say of the rest, `[vocab]`.
-    fine: Vec<Outline>,
+    fine: Vec<RowBound>,
     /// What the numbers of a column were divided by, and what the hidden vector is multiplied by, `[dim]`.
     columns: Vec<f32>,
 }
 
-impl Screen {
+impl Shortlist {
     /// Takes over an image of [`image_bytes`].
-    pub fn read(image: Slice, shape: &Shape) -> Self {
-        let places = Places::of(shape);
+    pub fn read(image: FileSlice, shape: &Shape) -> Self {
+        let places = ShortlistLayout::of(shape);
         let [outlines, columns] = [places.codes()..places.columns(), places.columns()..image.len()]
             .map(|part| floats(&image[part]));
         // All of this is copied now.
         image.part(places.codes()..image.len()).release();
-        let outline = |[scale, error, length, peak]: [f32; 4]| Outline { scale, error, length, peak };
+        let outline = |[scale, error, length, peak]: [f32; 4]| RowBound { scale, error, length, peak };
         let pairs = outlines.as_chunks::<4>().0.as_chunks::<2>().0;
         let (coarse, fine): (Vec<_>, _) = pairs.iter().map(|[a, b]| (outline(*a), outline(*b))).unzip();
-        Screen {
-            places,
+        Shortlist {
+            layout: places,
             codes: image.part(0..places.codes()),
             scales: coarse.iter().map(|row| row.scale).collect(),
-            groups: coarse.chunks(GROUP).map(largest).collect(),
+            groups: coarse.chunks(GROUP_ROWS).map(largest).collect(),
             coarse,
             fine,
             columns,
@@ -70,28 +70,28 @@ impl Screen {
 
     /// Coarse codes of rows `range`, which lie in one part: `[range.len(), packed_row(dim)]`.
     fn coarse_rows(&self, range: Range<usize>) -> &[u8] {
-        &self.codes[self.places.coarse(range)]
+        &self.codes[self.layout.coarse(range)]
     }
 
     /// Fine codes of a row: `[packed_row(dim)]`.
     fn fine_row(&self, row: usize) -> &[u8] {
-        &self.codes[self.places.fine(row)]
+        &self.codes[self.layout.fine(row)]
     }
 
     /// Bytes that each token reads of it.
-    pub fn bytes(&self) -> usize {
-        self.scales.len() * (self.places.width + size_of::<f32>())
+    pub fn bytes_per_token(&self) -> usize {
+        self.scales.len() * (self.layout.width + size_of::<f32>())
     }
 
     /// Bytes of a row that is read once more, in its fine codes.
-    pub fn fine_bytes(&self) -> usize {
-        self.places.width + 2 * OUTLINE
+    pub fn fine_row_bytes(&self) -> usize {
+        self.layout.width + 2 * BOUND_BYTES
     }
 }
 
 /// The largest of each number.
-fn largest(rows: &[Outline]) -> Outline {
-    rows.iter().fold(Outline::default(), |all, row| Outline {
+fn largest(rows: &[RowBound]) -> RowBound {
+    rows.iter().fold(RowBound::default(), |all, row| RowBound {
         scale: all.scale.max(row.scale),
         error: all.error.max(row.error),
         length: all.length.max(row.length),

@@ -4,7 +4,7 @@ use crate::engine::error::LoadError;
 use std::path::Path;
 
 /// What these first bytes of a file are a sign of, and the way out; `None` where they are no such thing.
-pub fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
+pub fn identify(bytes: &[u8]) -> Option<&'static str> {
     const DOWNLOAD: &str = "an HTML page, as a failed download leaves it; download the file itself";
     let begins = |magic: &[u8]| bytes.starts_with(magic);
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
@@ -41,8 +41,8 @@ pub fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// What a file is that should be a GGUF file, by its first bytes.
-pub(super) fn instead_of_gguf(bytes: &[u8]) -> &'static str {
-    if let Some(what) = foreign_format(bytes) {
+pub(super) fn identify_non_gguf(bytes: &[u8]) -> &'static str {
+    if let Some(what) = identify(bytes) {
         return what;
     }
     let begin = &bytes[..bytes.len().min(64)];
@@ -65,7 +65,7 @@ pub(super) fn instead_of_gguf(bytes: &[u8]) -> &'static str {
 
 /// Which part of how many a name says it is, as `model-00002-of-00003.gguf` does; also one left by a download that
 /// has not ended. For messages: names prove nothing.
-fn named_part(name: &str) -> Option<String> {
+fn name_hint(name: &str) -> Option<String> {
     let unfinished = [".part", ".partial", ".crdownload", ".incomplete", ".aria2", ".download", ".tmp"];
     if unfinished.iter().any(|end| name.ends_with(end)) {
         return Some("its name is that of an unfinished download".into());
@@ -81,9 +81,9 @@ fn named_part(name: &str) -> Option<String> {
 }
 
 /// The error of a file that cannot be read, with what its name says of it.
-pub fn with_name(error: LoadError, path: &Path) -> LoadError {
+pub fn with_name_hint(error: LoadError, path: &Path) -> LoadError {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match named_part(&name) {
+    match name_hint(&name) {
         None => error,
         Some(part) => LoadError { message: format!("{}; {part}", error.message), ..error },
     }
@@ -116,19 +116,19 @@ mod tests {
             (&tar, "tar"),
             (b"noise", "half-downloaded"),
         ] {
-            assert!(instead_of_gguf(bytes).contains(word), "{word}");
+            assert!(identify_non_gguf(bytes).contains(word), "{word}");
         }
         // A safetensors header of 559,903 bytes.
-        assert_eq!(foreign_format(b"\x1f\x8b\x08\0\0\0\0\0{\"a\""), None);
+        assert_eq!(identify(b"\x1f\x8b\x08\0\0\0\0\0{\"a\""), None);
     }
 
     #[test]
     fn a_part_is_told_by_its_name() {
-        let part = |name| named_part(name).unwrap_or_default();
+        let part = |name| name_hint(name).unwrap_or_default();
         assert!(part("model-00002-of-00003.gguf").contains("part 2 of 3"));
         assert!(part("m.gguf.crdownload").contains("unfinished"));
         for other in ["model.gguf", "best-of-breed.gguf", "x-1-of-.gguf", "-of-", "state-of-99"] {
-            assert_eq!(named_part(other), None, "{other}");
+            assert_eq!(name_hint(other), None, "{other}");
         }
     }
 }
