@@ -25,6 +25,7 @@ use super::ops::RopePairs;
 use super::quant::packed_row;
 use super::thread_pool::ThreadPool;
 use super::thread_tuner::{ThreadCounts, ThreadTuner};
+use state::RowBytes;
 use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
@@ -357,7 +358,8 @@ impl Model {
 
     /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
-        let screened = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
-        State::new(&self.shape, context, batch, cache, (self.weights.embedding.row_bytes(), screened))
+        let head = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
+        let row_bytes = RowBytes { embedding: self.weights.embedding.row_bytes(), head };
+        State::new(&self.shape, context, batch, cache, row_bytes)
     }
 }

@@ -5,7 +5,7 @@ use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
 use super::timings::{Stopwatch, Timings};
 use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
-use crate::engine::thread_pool::{ThreadPool, Wide, none};
+use crate::engine::thread_pool::{MatrixMut, ThreadPool};
 
 /// What keys and values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -102,45 +102,66 @@ impl KvCache {
     /// go to one thread.
     pub fn store(
         &mut self,
-        (layer, position): (usize, usize),
-        (keys, values): (&[f32], &[f32]),
-        (pool, grain): (&ThreadPool, usize),
+        layer: usize,
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+        pool: &ThreadPool,
+        grain: usize,
     ) {
         let (kv, size, width, write) = (self.kv_heads * self.head_dim, self.head_dim, self.width, self.write);
         assert!(keys.len() == values.len() && position + keys.len() / kv <= self.context);
         let layer = self.row_start(layer, 0, 0)..self.row_start(layer + 1, 0, 0);
-        let (to, head) = ((&mut self.keys[layer.clone()], &mut self.values[layer]), self.context * width);
-        pool.for_each_row(((to.0, head), (to.1, head), none()), grain, |head, (to_keys, to_values, ..)| {
-            let part = head * size..(head + 1) * size;
-            for (row, (keys, values)) in (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
-            {
-                let bytes = row * width..(row + 1) * width;
-                write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
-                write(&mut to_values[bytes], &values[part.clone()]);
-            }
-        });
+        let head_bytes = self.context * width;
+        let to_keys = MatrixMut::new(&mut self.keys[layer.clone()], head_bytes);
+        let to_values = MatrixMut::new(&mut self.values[layer], head_bytes);
+        pool.for_each_row(
+            to_keys,
+            to_values,
+            MatrixMut::<()>::none(),
+            grain,
+            |head, to_keys, to_values, _| {
+                let part = head * size..(head + 1) * size;
+                for (row, (keys, values)) in
+                    (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
+                {
+                    let bytes = row * width..(row + 1) * width;
+                    write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
+                    write(&mut to_values[bytes], &values[part.clone()]);
+                }
+            },
+        );
     }
 }
 
 /// Rows quantised to int8, each padded to whole blocks.
 #[derive(Debug)]
 pub(super) struct QuantizedRows {
-    pub q: Vec<i8>,              // [batch, padded width of the input at hand]
-    pub rows: Vec<QuantizedRow>, // [batch]
-    pub width: usize,            // padded width of the input at hand
+    pub q: Vec<i8>,                // [batch, padded width of the input at hand]
+    pub scales: Vec<QuantizedRow>, // [batch]
+    pub width: usize,              // padded width of the input at hand
 }
 
 impl QuantizedRows {
     /// Room for `n` rows of `cols` numbers, and for what is said of each: matrices with their widths.
-    pub fn split_for(&mut self, cols: usize, n: usize) -> (Wide<'_, i8>, Wide<'_, QuantizedRow>) {
+    pub fn split_for(&mut self, cols: usize, n: usize) -> (MatrixMut<'_, i8>, MatrixMut<'_, QuantizedRow>) {
         self.width = packed_row(cols) * 4;
-        ((&mut self.q[..n * self.width], self.width), (&mut self.rows[..n], 1))
+        (MatrixMut::new(&mut self.q[..n * self.width], self.width), MatrixMut::new(&mut self.scales[..n], 1))
     }
 
     /// Rows `range` of the quantised input: `[range.len(), width]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[i8] {
         &self.q[range.start * self.width..range.end * self.width]
     }
+}
+
+/// Bytes of single rows that a session reads from the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowBytes {
+    /// A row of the embedding.
+    pub embedding: usize,
+    /// A row of the head; `None` where the head is read whole.
+    pub head: Option<usize>,
 }
 
 /// The cache of a session and the buffers of a pass over at most `batch` tokens.
@@ -179,9 +200,9 @@ impl State {
         context: usize,
         batch: usize,
         cache: KvCacheFormat,
-        (embedding_row, head_row): (usize, Option<usize>),
+        row_bytes: RowBytes,
     ) -> Self {
-        let is_screened = head_row.is_some();
+        let has_shortlist = row_bytes.head.is_some();
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
@@ -190,7 +211,7 @@ impl State {
             len: 0,
             context,
             batch,
-            embedding_row: vec![0; embedding_row],
+            embedding_row: vec![0; row_bytes.embedding],
             residual: floats(shape.dim),
             hidden: floats(shape.dim),
             k: floats(kv),
@@ -198,20 +219,20 @@ impl State {
             attn_or_ffn: floats(shape.widest_buffer()),
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
-                rows: vec![QuantizedRow::default(); batch],
+                scales: vec![QuantizedRow::default(); batch],
                 width: 0,
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
             final_hidden: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
-            scaled_hidden: vec![0.0; if is_screened { shape.dim } else { 0 }],
-            scratch: if is_screened {
+            scaled_hidden: vec![0.0; if has_shortlist { shape.dim } else { 0 }],
+            scratch: if has_shortlist {
                 ShortlistScratch::new(shape.vocab)
             } else {
                 ShortlistScratch::default()
             },
-            rescore: head_row.map(RescoreBuffers::new).unwrap_or_default(),
+            rescore: row_bytes.head.map(RescoreBuffers::new).unwrap_or_default(),
             shortlist_stats: ShortlistStats::default(),
             full_scans_in_a_row: 0,
             stopwatch: Stopwatch::new(),
@@ -254,11 +275,11 @@ impl State {
     }
 
     /// Of `n` rows of the stream, and of queries of `width`, the last `wanted` become the first.
-    pub(super) fn keep_last_rows(&mut self, (n, wanted): (usize, usize), width: usize) {
-        if wanted < n {
+    pub(super) fn keep_last_rows(&mut self, n: usize, kept: usize, width: usize) {
+        if kept < n {
             let dim = self.final_hidden.len();
-            self.residual.copy_within((n - wanted) * dim..n * dim, 0);
-            self.attn_or_ffn.copy_within((n - wanted) * width..n * width, 0);
+            self.residual.copy_within((n - kept) * dim..n * dim, 0);
+            self.attn_or_ffn.copy_within((n - kept) * width..n * width, 0);
         }
     }
 

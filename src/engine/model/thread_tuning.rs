@@ -26,12 +26,12 @@ impl Model {
 
     /// Computes one layer of a pass of `tokens` on as many threads as it is due. It tells nothing of others where not
     /// all go on to its end.
-    pub(super) fn with_tuned_threads(&self, (tokens, to_the_end): (usize, usize), layer: impl FnOnce()) {
+    pub(super) fn with_tuned_threads(&self, tokens: usize, kept: usize, layer: impl FnOnce()) {
         let trial = self.tuner().next(tokens);
         self.pool.set_active(trial.threads);
         let started = trial.is_timed.then(Instant::now);
         layer();
-        if to_the_end == tokens {
+        if kept == tokens {
             self.tuner().record(tokens, started.map(|started| started.elapsed()));
         }
     }

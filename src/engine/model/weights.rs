@@ -328,13 +328,16 @@ impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
         if self.headers_only {
-            let (form, scale) = ternary((PackedBytes::Owned(Vec::new()), self.extra_scale(name)?), cols);
+            let (form, scale) = ternary(PackedBytes::Owned(Vec::new()), self.extra_scale(name)?, cols);
             return Ok(Matrix { rows, cols, scale, form });
         }
         let data = self.file.data(tensor);
         let fail = |message| LoadError::tensor(name, message);
         let (form, scale) = match tensor.kind {
-            TensorType::I2S => ternary(i2s(data, rows, cols, self.layout).map_err(fail)?, cols),
+            TensorType::I2S => {
+                let (bytes, scale) = i2s(data, rows, cols, self.layout).map_err(fail)?;
+                ternary(bytes, scale, cols)
+            }
             kind if float_format(kind, &data, cols).is_some() => {
                 let table = RowTable::new(row_format(name, tensor)?, cols, data);
                 table.check(cols).map_err(fail)?;
@@ -343,7 +346,7 @@ impl Loader<'_> {
             kind => {
                 let packed = repack(&data, kind, rows, cols).map_err(fail)?;
                 data.release();
-                ternary((PackedBytes::Owned(packed.bytes), packed.scale), cols)
+                ternary(PackedBytes::Owned(packed.bytes), packed.scale, cols)
             }
         };
         let scale = scale * self.extra_scale(name)?;
@@ -456,7 +459,7 @@ fn check_is_bitnet(file: &Gguf) -> Result<(), LoadError> {
     }
 }
 
-fn ternary((bytes, scale): (PackedBytes, f32), cols: usize) -> (MatrixData, f32) {
+fn ternary(bytes: PackedBytes, scale: f32, cols: usize) -> (MatrixData, f32) {
     (MatrixData::Ternary(PackedRows { width: packed_row(cols), bytes }), scale)
 }
 

@@ -66,7 +66,7 @@ unsafe impl<T: Send> Sync for DisjointRows<'_, T> {}
 impl<'a, T> DisjointRows<'a, T> {
     /// # Panics
     /// When the matrix has not just so many rows of its width.
-    pub fn new((matrix, width): (&'a mut [T], usize), rows: usize) -> Self {
+    pub fn new(matrix: &'a mut [T], width: usize, rows: usize) -> Self {
         assert_eq!(matrix.len(), rows * width, "not {rows} rows of {width}");
         DisjointRows { start: matrix.as_mut_ptr(), width, rows, matrix: std::marker::PhantomData }
     }

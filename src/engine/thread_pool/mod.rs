@@ -23,12 +23,23 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// A matrix and its width.
-pub type Wide<'a, T> = (&'a mut [T], usize);
+/// A row-major matrix to write to: `[rows, width]`.
+#[derive(Debug)]
+pub struct MatrixMut<'a, T> {
+    data: &'a mut [T],
+    width: usize,
+}
 
-/// No matrix, for [`Pool::rows`].
-pub fn none<'a>() -> Wide<'a, ()> {
-    (&mut [], 0)
+impl<'a, T> MatrixMut<'a, T> {
+    /// Rows of `width` elements; `data` holds whole ones.
+    pub fn new(data: &'a mut [T], width: usize) -> Self {
+        MatrixMut { data, width }
+    }
+
+    /// No matrix at all, where [`ThreadPool::for_each_row`] needs fewer than three: its rows are empty.
+    pub fn none() -> Self {
+        MatrixMut { data: &mut [], width: 0 }
+    }
 }
 
 /// The threads. Dropping it ends them.
@@ -123,21 +134,25 @@ impl ThreadPool {
         grain: usize,
         body: impl Fn(ColumnStripe<'_, T>) + Sync,
     ) {
-        self.for_each_stripe_of([(out, width)], grain, |_, stripe| body(stripe));
+        self.for_each_stripe_of([MatrixMut::new(out, width)], grain, |_, stripe| body(stripe));
     }
 
     /// The same for some matrices in one job, each with its width; `body` is also told which one it is. A job
     /// for each of them would end with threads that wait for the last one, each time.
     pub fn for_each_stripe_of<T: Send, const N: usize>(
         &self,
-        matrices: [(&mut [T], usize); N],
+        matrices: [MatrixMut<'_, T>; N],
         grain: usize,
         body: impl Fn(usize, ColumnStripe<'_, T>) + Sync,
     ) {
-        let widths = matrices.each_ref().map(|(_, width)| *width);
-        let starts = matrices.map(|(out, width)| {
-            assert!(grain > 0 && out.len().is_multiple_of(width.max(1)), "{} in rows of {width}", out.len());
-            (out.len() / width.max(1), SendPtr::new(out))
+        let widths = matrices.each_ref().map(|matrix| matrix.width);
+        let starts = matrices.map(|MatrixMut { data, width }| {
+            assert!(
+                grain > 0 && data.len().is_multiple_of(width.max(1)),
+                "{} in rows of {width}",
+                data.len()
+            );
+            (data.len() / width.max(1), SendPtr::new(data))
         });
         // All of them together may be less than what is worth a hand-over.
         let threads = if widths.iter().sum::<usize>() <= grain { 1 } else { self.active() };
@@ -163,18 +178,23 @@ impl ThreadPool {
     /// thread. A matrix of width 0 has empty rows, as many as the first one has.
     pub fn for_each_row<A: Send, B: Send, C: Send>(
         &self,
-        (a, b, c): (Wide<'_, A>, Wide<'_, B>, Wide<'_, C>),
+        a: MatrixMut<'_, A>,
+        b: MatrixMut<'_, B>,
+        c: MatrixMut<'_, C>,
         grain: usize,
-        body: impl Fn(usize, (&mut [A], &mut [B], &mut [C])) + Sync,
+        body: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
     ) {
-        let rows = a.0.len() / a.1.max(1);
-        let (a, b, c) = (DisjointRows::new(a, rows), DisjointRows::new(b, rows), DisjointRows::new(c, rows));
+        let rows = a.data.len() / a.width.max(1);
+        let a = DisjointRows::new(a.data, a.width, rows);
+        let b = DisjointRows::new(b.data, b.width, rows);
+        let c = DisjointRows::new(c.data, c.width, rows);
         let cuts = Partition::new(rows.div_ceil(grain), self.active());
         self.run(cuts.parts(), &|part| {
             let Range { start, end } = cuts.part(part);
             for row in start * grain..(end * grain).min(rows) {
                 // SAFETY: the matrices have that many rows, and no two parts have a row in common.
-                body(row, unsafe { (a.row(row), b.row(row), c.row(row)) });
+                let (a, b, c) = unsafe { (a.row(row), b.row(row), c.row(row)) };
+                body(row, a, b, c);
             }
         });
     }
@@ -397,8 +417,8 @@ mod tests {
     fn rows_of_three_matrices_come_together_and_once() {
         for (threads, rows, grain) in [(1, 5, 1), (3, 1, 1), (3, 50, 1), (2, 9, 4), (3, 0, 2)] {
             let (mut a, mut b) = (vec![0usize; 3 * rows], vec![0u8; rows]);
-            let all = ((&mut a[..], 3), none(), (&mut b[..], 1));
-            pool(threads).for_each_row(all, grain, |row, (a, none, b)| {
+            let (left, right) = (MatrixMut::newMatrixMut::new(&mut a[..], 3), MatrixMut::new(&mut b[..], 1));
+            pool(threads).for_each_row(left, MatrixMut::<()>::none(), right, grain, |row, a, none, b| {
                 assert_eq!((a.len(), none.len(), b.len()), (3, 0, 1));
                 a.iter_mut().for_each(|x| *x += row + 1);
                 b[0] += row as u8 + 1;

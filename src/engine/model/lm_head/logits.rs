@@ -7,7 +7,7 @@ use super::shortlist::{MAX_RESCORED_ROWS, Shortlist};
 use crate::engine::model::timings::TimedPart;
 use crate::engine::model::{Model, State};
 use crate::engine::ops;
-use crate::engine::thread_pool::none;
+use crate::engine::thread_pool::MatrixMut;
 use std::ops::Range;
 
 /// Tokens of an answer that needed the whole head one after the other, after which the screen is not asked any more for
@@ -136,15 +136,12 @@ impl Model {
     pub(super) fn rescore_rows(&self, rows: &[u32], x: &[f32], exact: &mut RescoreBuffers) {
         let (head, width) = (self.weights.head(), self.weights.head().row_bytes());
         for (rows, logits) in rows.chunks(ROWS_PER_READ).zip(exact.logits.chunks_mut(ROWS_PER_READ)) {
-            let (logits, rooms) =
-                ((&mut logits[..rows.len()], 1), (&mut exact.rows[..rows.len() * width], width));
-            self.pool.for_each_row(
-                (logits, rooms, none()),
-                MIN_ROWS_PER_THREAD,
-                |index, (logit, buffer, ..)| {
-                    self.kernels.dot(head.format, head.row(rows[index] as usize, buffer), x, logit);
-                },
-            );
+            let logits = MatrixMut::new(&mut logits[..rows.len()], 1);
+            let buffers = MatrixMut::new(&mut exact.rows[..rows.len() * width], width);
+            let none = MatrixMut::<()>::none();
+            self.pool.for_each_row(logits, buffers, none, MIN_ROWS_PER_THREAD, |index, logit, buffer, _| {
+                self.kernels.dot(head.format, head.row(rows[index] as usize, buffer), x, logit);
+            });
         }
     }
 
