@@ -1,15 +1,15 @@
-//! Rows of blocks, as a table without code of its own for a format runs them: each block is read into
-//! registers or the first cache and multiplied there.
+//! Rows in block formats, for tables that have no kernel of their own for a format: each block is decoded into
+//! registers or the L1 cache and multiplied there.
 //!
-//! One text for all tables, always inlined: each compiles it for its own processor.
+//! All tables share this code. It is always inlined, so that each table compiles it for its own instruction set.
 
 use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{read_q4_0, read_q4_k, read_q6_k, read_q8_0};
 
-/// Sums kept side by side: four registers of AVX2, so that no addition waits for the one before.
+/// Sums that are kept side by side: four AVX2 registers, so that no addition waits for the one before.
 const LANES: usize = 32;
 
-/// `FMA`: whether the processor multiplies and adds in one step; without, asking for it is slow.
+/// `FMA`: whether the CPU has fused multiply-add. Without it, `mul_add` would be a slow library call.
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
     match kind {
@@ -42,7 +42,7 @@ fn dot_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
     }
 }
 
-/// Adds rows, each times its weight, to `out`.
+/// Adds rows, each multiplied by its weight, to `out`.
 #[inline(always)]
 pub(super) fn weighted_sum<const FMA: bool>(
     kind: BlockFormat,

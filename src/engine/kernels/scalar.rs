@@ -1,4 +1,4 @@
-//! The reference: plain Rust that every other table is held to.
+//! The reference kernels in plain Rust, against which every other table is tested.
 
 use super::simd_dispatch::SimdLevel;
 use super::{Kernels, block_quant};
@@ -17,7 +17,7 @@ pub(super) const TABLE: Kernels = Kernels {
     simd: SimdLevel::Baseline,
 };
 
-/// Sums kept side by side, for the compiler to put into one register.
+/// Sums that are kept side by side, so that the compiler can put them into one register.
 const LANES: usize = 8;
 
 fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {

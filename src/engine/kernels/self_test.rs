@@ -1,35 +1,35 @@
-//! A table against the reference, on numbers made from a seed: what a device can ask of itself.
+//! Compares a table with the reference on random numbers, so that a device can test its own kernels.
 
 use super::{Kernels, scalar};
 use crate::engine::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, TWO_BIT_MAX_Q, packed_row};
 use half::f16;
 
-/// Rows enough for every way that a table has.
+/// Enough rows for every code path of a table.
 const ROWS: usize = 133;
-/// Columns: whole blocks, an odd number of them.
+/// Columns: an odd number of whole blocks.
 const COLS: usize = 17 * BLOCK;
 
-/// Formats of blocks, and where in a block the halves lie that scale it.
+/// Block formats, and the offsets in a block of its half-precision scales.
 const BLOCKS: [(BlockFormat, &[usize]); 4] = [
     (BlockFormat::Q4_0, &[0]),
     (BlockFormat::Q8_0, &[0]),
     (BlockFormat::Q4K, &[0, 2]),
     (BlockFormat::Q6K, &[208]),
 ];
-/// Columns of floats: whole blocks of each format.
+/// Columns of the float tests: whole blocks of each format.
 const FLOATS: usize = 5 * 256;
-/// Vectors at a time: a whole tile of them and one more.
+/// Vectors at a time: one whole tile and one more.
 const VECTORS: usize = 5;
-/// What rounding may add to a sum, as a share of the magnitudes in it: some hundred times what it does in sums of
-/// [`FLOATS`] numbers kept side by side, and far below any number that is wrong.
+/// The rounding error that is allowed, as a share of the summed magnitudes: some hundred times what occurs in sums
+/// of [`FLOATS`] numbers, and far below the error of any wrong number.
 const ROUNDING: f64 = 1e-5;
 
-/// Numbers that depend on the seed only.
+/// Random numbers that depend only on the seed.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u32 {
-        // Steps of a linear congruential generator (Knuth's constants): any numbers will do.
+        // A linear congruential generator (Knuth's constants): the quality of the numbers does not matter.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
@@ -44,12 +44,12 @@ impl Random {
     }
 }
 
-/// `Err` says where `table` and the reference part.
+/// The error says where `table` and the reference differ.
 pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
     let mut numbers = Random(seed);
     check_ternary(table, &mut numbers)?;
     two_bit_codes(table, &mut numbers)?;
-    // Half precision of any length, with some numbers beyond the last whole register.
+    // Half precision allows any length: one has a rest behind the last whole register.
     for cols in [FLOATS, FLOATS + 5] {
         let mut rows = vec![0; ROWS * cols * FloatFormat::F16.size()];
         FloatFormat::F16.write(&mut rows, &numbers.floats(ROWS * cols));
@@ -66,7 +66,7 @@ fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let weights: Vec<u8> = (0..ROWS * packed_row(COLS))
         .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (numbers.next() % 3) as u8))
         .collect();
-    // Each number of tokens that a table tiles in its own way, and beyond the last one some that make no whole tile.
+    // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
     let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
     let many = table.batch.into_iter().flat_map(|many| many.min_tokens..many.min_tokens + 8);
     let counts: Vec<usize> = tiled.chain(many).collect();
@@ -82,7 +82,7 @@ fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     Ok(())
 }
 
-/// One token and codes from 0 to 3, as a screen has them.
+/// One token with codes from 0 to 3, as the shortlist of the head uses them.
 fn two_bit_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let rows: Vec<u8> = (0..ROWS * packed_row(COLS)).map(|_| numbers.next() as u8).collect();
     let most = TWO_BIT_MAX_Q as i8;
@@ -93,7 +93,7 @@ fn two_bit_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     check_equal(table, "four codes", &ours, &reference)
 }
 
-/// Rows of random codes, whose scales are from -1 to 1.
+/// Rows of random codes with scales from -1 to 1.
 fn random_blocks(numbers: &mut Random, kind: BlockFormat, scales: &[usize]) -> Vec<u8> {
     let (len, bytes) = kind.block_size();
     let mut rows: Vec<u8> = (0..ROWS * FLOATS / len * bytes).map(|_| numbers.next() as u8).collect();
@@ -105,7 +105,7 @@ fn random_blocks(numbers: &mut Random, kind: BlockFormat, scales: &[usize]) -> V
     rows
 }
 
-/// Rows of floats against sums in double precision; some vectors at a time, to the bit as one after the other.
+/// Compares float kernels with sums in double precision, and batches of vectors bit for bit with single ones.
 fn check_float_kernels(
     table: &Kernels,
     numbers: &mut Random,
@@ -151,13 +151,13 @@ fn check_float_kernels(
     }
 }
 
-/// The sum of products, and of their magnitudes.
+/// The sum of the products, and the sum of their magnitudes.
 fn dot_in_f64(a: impl Iterator<Item = f32>, b: &[f32]) -> (f64, f64) {
     let products = a.zip(b).map(|(a, b)| f64::from(a) * f64::from(*b));
     products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
 }
 
-/// Whether sums are as wanted but for rounding.
+/// Checks that sums are as expected except for rounding.
 fn check_near(
     table: &Kernels,
     what: &str,
@@ -165,7 +165,7 @@ fn check_near(
     wanted: impl Iterator<Item = (f64, f64)>,
 ) -> Result<(), String> {
     for (at, (ours, (sum, size))) in ours.iter().zip(wanted).enumerate() {
-        // Written so that what is not a number is not near.
+        // Written so that NaN does not pass.
         let near = (f64::from(*ours) - sum).abs() <= ROUNDING * size;
         if !near {
             return Err(format!("kernel {}, {what} {at}: {ours} instead of {sum}", table.name));
@@ -178,7 +178,7 @@ fn sum(q: &[i8]) -> i32 {
     q.iter().map(|q| i32::from(*q)).sum()
 }
 
-/// Both `[tokens, ROWS]`.
+/// Checks that two integer results, both `[tokens, ROWS]`, are equal.
 fn check_equal(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> Result<(), String> {
     let Some(at) = ours.iter().zip(reference).position(|(a, b)| a != b) else { return Ok(()) };
     let (row, token) = (at % ROWS, at / ROWS);
@@ -190,7 +190,7 @@ fn check_equal(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> 
 mod tests {
     use super::*;
 
-    /// Leaves out the first column: of many sums the least that can be wrong.
+    /// Leaves out the first column, which is the smallest possible error of a sum.
     fn short_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
         let mut x = x.to_vec();
         x[0] = 0.0;

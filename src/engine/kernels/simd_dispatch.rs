@@ -1,14 +1,15 @@
-//! Plain loops, compiled once more for wider registers.
+//! Compiles plain loops for wider SIMD registers, and runs the version that fits the CPU.
 //!
-//! A loop of Rust is compiled for the least processor of its family. What is inlined into a function with more
-//! features is compiled for those; nothing here is fused or reordered, so that a loop gives the same bits.
+//! rustc compiles for the baseline CPU of the architecture. Code that is inlined into a function with
+//! `#[target_feature]` is compiled for those features instead. Nothing here is fused or reordered, so that a loop
+//! gives the same bits in every version.
 
 use super::Kernels;
 
-/// What plain loops may be compiled for.
+/// The instruction sets that plain loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SimdLevel {
-    /// What every processor of the family has.
+    /// What every CPU of the architecture has.
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -16,23 +17,23 @@ pub(super) enum SimdLevel {
     Avx512,
 }
 
-/// Loops with what they work on. A type and not a closure: the compiler inlines no closure that is called in more than
-/// one place.
+/// Loops together with their arguments. A type and not a closure, because the compiler does not inline a closure
+/// that is called in more than one place.
 pub trait WithSimd {
-    /// What they find.
+    /// The result of the loops.
     type Output;
 
-    /// Runs them; to be marked `#[inline(always)]`, as all that it calls.
+    /// Runs the loops. Implementations, and all that they call, are marked `#[inline(always)]`.
     fn run(self) -> Self::Output;
 }
 
 impl Kernels {
-    /// Runs loops compiled for this table's processor.
+    /// Runs the version of the loops that is compiled for this table's CPU.
     #[inline(always)]
     pub fn with_simd<L: WithSimd>(&self, loops: L) -> L::Output {
         match self.simd {
             SimdLevel::Baseline => loops.run(),
-            // SAFETY: the table was made for this processor.
+            // SAFETY: the table was chosen for a CPU that has these features.
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx2 => unsafe { avx2(loops) },
             // SAFETY: the same.

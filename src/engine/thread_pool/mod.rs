@@ -399,7 +399,8 @@ mod tests {
             {
                 let mut outs = widths.map(|width| vec![0usize; rows * width]);
                 let [a, b, c] = &mut outs;
-                let matrices = [(&mut **a, widths[0]), (&mut **b, widths[1]), (&mut **c, widths[2])];
+                let mut width = widths.into_iter();
+                let matrices = [a, b, c].map(|out| MatrixMut::new(out, width.next().unwrap_or(0)));
                 pool.for_each_stripe_of(matrices, grain, |which, mut stripe| {
                     assert_eq!(stripe.cols().start % grain, 0);
                     for row in 0..rows {
@@ -417,7 +418,7 @@ mod tests {
     fn rows_of_three_matrices_come_together_and_once() {
         for (threads, rows, grain) in [(1, 5, 1), (3, 1, 1), (3, 50, 1), (2, 9, 4), (3, 0, 2)] {
             let (mut a, mut b) = (vec![0usize; 3 * rows], vec![0u8; rows]);
-            let (left, right) = (MatrixMut::newMatrixMut::new(&mut a[..], 3), MatrixMut::new(&mut b[..], 1));
+            let (left, right) = (MatrixMut::new(&mut a[..], 3), MatrixMut::new(&mut b[..], 1));
             pool(threads).for_each_row(left, MatrixMut::<()>::none(), right, grain, |row, a, none, b| {
                 assert_eq!((a.len(), none.len(), b.len()), (3, 0, 1));
                 a.iter_mut().for_each(|x| *x += row + 1);

@@ -1,6 +1,6 @@
-//! Kernels for aarch64: a folder for each instruction set.
+//! The kernels for aarch64, with a folder for each instruction set.
 //!
-//! Deliberately knows nothing of which of them a processor runs: the table above asks.
+//! Deliberately knows nothing of which of them a CPU can run: [`super::cpu_features`] asks.
 
 pub(super) mod neon;
 pub(super) mod neon_dotprod;

@@ -1,6 +1,6 @@
-//! Kernels for x86-64: a folder for each instruction set, and the order in which all of them read rows.
+//! The kernels for x86-64, with a folder for each instruction set.
 //!
-//! Deliberately knows nothing of which of them a processor runs: the table above asks.
+//! Deliberately knows nothing of which of them a CPU can run: [`super::cpu_features`] asks.
 
 pub(super) mod avx2;
 pub(super) mod avx512;

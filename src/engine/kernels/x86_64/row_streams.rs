@@ -1,24 +1,24 @@
-//! The order in which x86 kernels read rows from memory.
+//! The order in which the x86-64 kernels read rows from memory.
 
 use crate::engine::kernels::prefetch::{CACHE_LINE, prefetch_line};
 
-/// Rows that are read side by side. They lie far apart, so that each is a stream of its own for the
-/// prefetcher: one row after the other gives 15 GB/s of the 23 that four streams give (Zen 4, one thread).
+/// Rows that are read side by side. They lie far apart, so that the hardware prefetcher follows each as a stream of
+/// its own: one row after the other gives 15 GB/s, four streams give 23 (Zen 4, one thread).
 pub(super) const STREAMS: usize = 4;
 
-/// Bytes of a row that are asked for before they are read: the processor's own prefetching leaves a little to
-/// win (Zen 4, a decoded token of the 2B shape on two threads: 18.6 ms without, 18.7 with 128, 18.3 with 256, 18.2 with
-/// 512, 19.0 with 1024, where 18.3 is what reading and adding alone takes).
+/// How many bytes ahead a row is prefetched. The hardware prefetcher leaves a little to gain (Zen 4, a decoded
+/// token of the 2B model on two threads: 18.6 ms without, 18.7 with 128, 18.3 with 256, 18.2 with 512, 19.0 with
+/// 1024, where reading and adding alone take 18.3).
 const PREFETCH_DISTANCE: usize = 512;
 
-/// Asks for what comes [`AHEAD`] behind the start of `row`, be it of this row or of what is read next.
+/// Prefetches what lies [`PREFETCH_DISTANCE`] behind the start of `row`, be it of this row or of the next.
 #[inline(always)]
 pub(super) fn prefetch_ahead(row: &[u8]) {
     prefetch_line(row.as_ptr().wrapping_add(PREFETCH_DISTANCE));
 }
 
-/// Computes `out`, a number for each row of `width` bytes: [`STREAMS`] rows at a time by `side_by_side`,
-/// the few that are left by `alone`. Always inlined, so that it is compiled for its caller's processor.
+/// Computes `out`, one number for each row of `width` bytes: [`STREAMS`] rows at a time with `side_by_side`, and
+/// the last few with `alone`. Always inlined, so that it is compiled for the caller's instruction set.
 #[inline(always)]
 pub(super) fn for_each_row<T>(
     rows: &[u8],
@@ -29,7 +29,7 @@ pub(super) fn for_each_row<T>(
 ) {
     let part = out.len() / STREAMS;
     if part > 0 {
-        // What no row before asked for.
+        // The first bytes, which no earlier row has prefetched.
         for line in (0..PREFETCH_DISTANCE).step_by(CACHE_LINE) {
             (0..STREAMS)
                 .for_each(|stream| prefetch_line(rows.as_ptr().wrapping_add(stream * part * width + line)));

@@ -17,12 +17,12 @@ pub(in crate::engine::kernels::x86_64) fn dot_f16(rows: &[u8], x: &[f32], out: &
     for_each_row(rows, x.len() * 2, out, |rows| dot_rows_f16(rows, x), |row| dot_rows_f16([row], x)[0]);
 }
 
-/// Rows side by side; how many there are changes no bit of a row's sum.
+/// Multiplies rows side by side. How many there are changes no bit of a row's sum.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     let (wide, x_rest) = x.as_chunks::<16>();
     let lines = rows.map(|row| &row.as_chunks::<32>().0[..wide.len()]);
-    // Two sums a row: an FMA takes four cycles.
+    // Two sums a row, because an FMA takes four cycles.
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     for (at, x) in wide.iter().enumerate() {
         let x = x.as_chunks::<8>().0;
@@ -62,7 +62,7 @@ pub(in crate::engine::kernels::x86_64) fn weighted_sum_f16(rows: &[u8], weights:
     }
 }
 
-/// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
+/// Adds some columns of all rows, from byte `at` of each row on. The sums stay in `N` registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn weighted_sum_columns<const N: usize>(
     rows: &[u8],

@@ -1,5 +1,5 @@
-//! Rows of Q8_0 and Q6_K blocks: codes become floats in registers, eight at a time, and each scale is
-//! applied once to the sum of its 16 or 32 products.
+//! Rows in Q8_0 and Q6_K blocks: codes become floats in registers, eight at a time, and each scale is applied once
+//! to the sum of its 16 or 32 products.
 
 use super::{horizontal_sum_f32, load_f32};
 use crate::engine::kernels::block_quant;
@@ -38,7 +38,7 @@ pub(in crate::engine::kernels) fn weighted_sum_blocks(
     }
 }
 
-/// Rows side by side; how many there are changes no bit of a row's sum.
+/// Multiplies rows side by side. How many there are changes no bit of a row's sum.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_q8_0<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     let x = x.as_chunks::<Q8_0_BLOCK>().0;
@@ -53,7 +53,7 @@ fn dot_q8_0<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     sums.map(|sum| horizontal_sum_f32(sum))
 }
 
-/// As [`dot_q8_0`].
+/// The same as [`dot_q8_0`] for Q6_K.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_q6_k<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     let x = x.as_chunks::<K_BLOCK>().0;
@@ -69,10 +69,11 @@ fn dot_q6_k<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
     sums.map(|sum| horizontal_sum_f32(sum))
 }
 
-/// What a code counts in the highest byte of 32 bits, where it becomes a float without a shift.
+/// The factor by which a code is too large while it stands in the top byte of 32 bits, where it becomes a float
+/// without a shift.
 const TOP_BYTE: f32 = (1u32 << 24) as f32;
 
-/// A block of each row, [`TOP_BYTE`] times it and without its own scale.
+/// Multiplies one block of each row. The result is [`TOP_BYTE`] times too large and lacks the block's own scale.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn dot_block_q6_k<const ROWS: usize>(
@@ -95,7 +96,7 @@ fn dot_block_q6_k<const ROWS: usize>(
     sums
 }
 
-/// Group `GROUP` of half a block: two times 16 numbers, which stay apart in the two halves of a register.
+/// Adds group `GROUP` of half a block: two times 16 numbers, which stay apart in the two halves of a register.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn add_group_q6_k<const GROUP: usize, const ROWS: usize>(
@@ -121,8 +122,7 @@ fn add_group_q6_k<const GROUP: usize, const ROWS: usize>(
     }
 }
 
-/// The codes of a group in their order, from -32 on. What a shift brings from the neighbouring byte is
-/// masked away.
+/// The codes of a group in order, from -32 on. Bits that a shift brings from the neighbouring byte are masked.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn codes_q6_k<const GROUP: usize>(block: &[u8; Q6_K_BYTES], half: usize) -> __m256i {
@@ -140,11 +140,11 @@ fn codes_q6_k<const GROUP: usize>(block: &[u8; Q6_K_BYTES], half: usize) -> __m2
     _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32))
 }
 
-/// Codes `4 * PART` to `4 * PART + 3` of each half, each times [`TOP_BYTE`].
+/// Codes `4 * PART` to `4 * PART + 3` of each half, each multiplied by [`TOP_BYTE`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn top_bytes<const PART: i32>(codes: __m256i) -> __m256 {
-    /// Of each lane the three lower bytes are zero.
+    /// Makes the three lower bytes of each lane zero.
     const LOWER: i32 = 0x0080_8080;
     let at = |lane: i32| LOWER | (4 * PART + lane) << 24;
     let lanes = _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(0), at(1), at(2), at(3));
@@ -184,7 +184,7 @@ fn weighted_sum_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The sum of products, eight lanes of it. `N` is 16 or 32.
+/// The sum of products as eight partial sums. `N` is 16 or 32.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn dot_codes<const N: usize>(codes: &[u8; N], x: &[f32; N]) -> __m256 {
@@ -194,7 +194,7 @@ fn dot_codes<const N: usize>(codes: &[u8; N], x: &[f32; N]) -> __m256 {
     parts.fold(first, |sum, (codes, x)| _mm256_fmadd_ps(int8_to_f32(codes), load_f32(x), sum))
 }
 
-/// Eight int8.
+/// Converts eight int8 to floats.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn int8_to_f32(codes: &[u8; 8]) -> __m256 {
@@ -203,7 +203,7 @@ fn int8_to_f32(codes: &[u8; 8]) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
 }
 
-/// A half-precision scale, in all lanes.
+/// Loads a half-precision scale into all lanes.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn load_scale(bytes: [u8; 2]) -> __m256 {

@@ -4,8 +4,8 @@ use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
-/// All rows for `T` tokens. Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for 32-bit
-/// sums.
+/// Multiplies all rows by `T` tokens. Of 16 registers four tokens take 4 for codes, 4 for 16-bit sums and 4 for
+/// 32-bit sums.
 #[target_feature(enable = "avx2")]
 pub(super) fn gemm<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let rows = out.len() / T;

@@ -5,13 +5,13 @@ use crate::engine::kernels::x86_64::row_streams::{for_each_row, prefetch_ahead};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
-/// All rows for one token.
+/// Multiplies all rows by one token. `q`: `[cols]`, `out`: `[rows]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     for_each_row(weights, packed_row(cols), out, |rows| dot_rows(rows, q), |row| dot_rows([row], q)[0]);
 }
 
-/// Rows of the same width for one token.
+/// Multiplies rows of the same width by one token.
 #[target_feature(enable = "avx2")]
 fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
     let ones = _mm256_set1_epi16(1);

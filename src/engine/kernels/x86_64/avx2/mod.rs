@@ -1,7 +1,8 @@
-//! AVX2 with FMA and F16C: every x86-64 processor since about 2013.
+//! AVX2 with FMA and F16C: every x86-64 CPU since about 2013.
 //!
-//! An unsigned code times a signed int8 is just what `vpmaddubsw` multiplies, two products to a
-//! 16-bit lane.
+//! `vpmaddubsw` multiplies unsigned codes by signed int8 and adds two products to a 16-bit lane.
+//!
+//! Deliberately knows nothing of many tokens at a time: its tiles have four.
 
 mod attention_f16;
 mod block_quant;
@@ -28,12 +29,12 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     simd: SimdLevel::Avx2,
 };
 
-/// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
-/// products of a code (at most 2) and an int8 (at least -128) from each of the four groups of a
-/// block, so 15 blocks reach -30,720 and 16 would touch the limit.
+/// How many blocks of a row fit into 16-bit sums before they must be widened. A lane takes two products of a code
+/// (at most 2) and an int8 (at least -128) from each of the four groups of a block: 15 blocks reach -30,720, and 16
+/// would overflow.
 const BLOCKS_IN_16_BITS: usize = 15;
 
-/// The codes of a block, group by group.
+/// Unpacks the codes of a block, one register for each group of 32.
 #[target_feature(enable = "avx2")]
 fn unpack(bytes: &[u8]) -> [__m256i; 4] {
     assert_eq!(bytes.len(), BLOCK_BYTES);

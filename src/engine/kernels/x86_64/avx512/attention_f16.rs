@@ -1,8 +1,8 @@
-//! Half-precision rows with several vectors at a time, as the queries that share a head's keys come: turning rows into
-//! floats and reading them costs as much as multiplying a vector.
+//! Half-precision rows with several vectors at a time, for the query heads that share keys and values: loading rows
+//! and converting them to floats costs as much as multiplying by a vector.
 //!
-//! A number is added up in the order of the kernels for one vector, with the same bits: what 16 lanes hold here, two
-//! registers of eight hold there.
+//! A number is added up in the same order as in the kernels for one vector, and with the same bits: 16 lanes here
+//! are two registers of eight there.
 
 use crate::engine::kernels::prefetch::{CACHE_LINE, prefetch_line};
 use crate::engine::kernels::x86_64::avx2;
@@ -10,15 +10,14 @@ use std::arch::x86_64::*;
 
 /// Lanes of a register.
 const LANES: usize = 16;
-/// Rows side by side.
+/// Rows that are multiplied side by side.
 const ROWS: usize = 4;
-/// Bytes that are asked for before they are read: some rows of 128 numbers, for they come from memory and take
-/// less time than it does.
+/// How many bytes ahead rows are prefetched: several rows of 128 numbers, because computing is faster than memory.
 const PREFETCH_DISTANCE: usize = 2048;
-/// Registers of columns that stay while all rows are added to them.
+/// Registers that hold columns of the output while all rows are added to them.
 const COLUMN_REGISTERS: usize = 4;
 
-/// Rows times vectors: `out[v * rows + r] = sum over c of rows[r, c] * xs[v, c]`.
+/// Multiplies rows by vectors: `out[v * rows + r] = sum over c of rows[r, c] * xs[v, c]`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
 pub(super) fn dot_batch_f16(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
@@ -36,7 +35,7 @@ pub(super) fn dot_batch_f16(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32
     }
 }
 
-/// Weighted sums of rows: `out[v, c] += sum over r of weights[v * rows + r] * rows[r, c]`.
+/// Adds weighted sums of rows: `out[v, c] += sum over r of weights[v * rows + r] * rows[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
 pub(super) fn weighted_sum_batch_f16(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]) {
     let count = rows.len() / (2 * cols);
@@ -54,7 +53,7 @@ pub(super) fn weighted_sum_batch_f16(rows: &[u8], weights: &[f32], cols: usize, 
     }
 }
 
-/// Vectors that are taken together, of so many left; one where rows are not whole steps.
+/// How many of the vectors left are taken at once; one where rows are not whole steps.
 fn vectors_at_once(left: usize, cols: usize, step: usize) -> usize {
     match left {
         _ if !cols.is_multiple_of(step) => 1,
@@ -70,7 +69,7 @@ fn dot_vectors<const V: usize>(rows: &[u8], xs: &[f32], cols: usize, out: &mut [
     let xs: [&[[f32; LANES]]; V] = std::array::from_fn(|v| xs[v * cols..][..cols].as_chunks().0);
     for at in (0..count).step_by(ROWS) {
         let few = (count - at).min(ROWS);
-        // Beyond the last one, the last one again.
+        // The last row is repeated where fewer are left.
         let rows = std::array::from_fn(|row| {
             let first = (at + row.min(few - 1)) * 2 * cols;
             rows[first..first + 2 * cols].as_chunks::<{ 2 * LANES }>().0
@@ -86,13 +85,13 @@ fn dot_vectors<const V: usize>(rows: &[u8], xs: &[f32], cols: usize, out: &mut [
     }
 }
 
-/// Four rows with each vector: `[vectors, ROWS]`; what is behind is of no vector.
+/// Multiplies four rows by each vector: `[vectors, ROWS]`, followed by unused lanes.
 #[target_feature(enable = "avx512f,f16c")]
 fn dot_rows<const V: usize>(rows: [&[[u8; 2 * LANES]]; ROWS], xs: [&[[f32; LANES]]; V]) -> [f32; LANES] {
     let mut sums = [[_mm512_setzero_ps(); ROWS]; V];
     for step in 0..xs[0].len() {
         let rows = rows.map(|row| {
-            // Two steps are a line.
+            // Two steps are one cache line.
             if step % 2 == 0 {
                 prefetch_line(row[step].as_ptr().wrapping_add(PREFETCH_DISTANCE));
             }
@@ -106,11 +105,11 @@ fn dot_rows<const V: usize>(rows: [&[[u8; 2 * LANES]]; ROWS], xs: [&[[f32; LANES
     horizontal_sums(std::array::from_fn(|row| std::array::from_fn(|v| sums[v % V][row])))
 }
 
-/// The sum of each, of four rows with four vectors, to `[vectors, rows]`: lanes 8 apart are added first, then 4, 2
-/// and 1, as if each were alone.
+/// Adds the lanes of each register, for four rows and four vectors, to `[vectors, rows]`: lanes 8 apart first, then
+/// 4, 2 and 1, in the same order as for a single sum.
 #[target_feature(enable = "avx512f")]
 fn horizontal_sums(sums: [[__m512; 4]; ROWS]) -> [f32; LANES] {
-    // A quarter for each vector.
+    // One quarter of the register for each vector.
     let [a, b, c, d] = sums.map(|[a, b, c, d]| {
         let halves = |a, b| {
             _mm512_add_ps(
@@ -142,7 +141,7 @@ fn weighted_sum_vectors<const V: usize>(rows: &[u8], weights: &[f32], cols: usiz
             *sums = register_chunks(&out[v * cols + at..]).map(|line| load(line));
         }
         for (row, bytes) in rows.chunks_exact(2 * cols).enumerate() {
-            // The first columns ask for all.
+            // While the first columns are added, all of the row is prefetched.
             if at == 0 {
                 bytes
                     .chunks(CACHE_LINE)
@@ -162,7 +161,7 @@ fn weighted_sum_vectors<const V: usize>(rows: &[u8], weights: &[f32], cols: usiz
     }
 }
 
-/// The first registers' worth of some numbers.
+/// The first [`COLUMN_REGISTERS`] registers' worth of numbers.
 fn register_chunks<X, const N: usize>(x: &[X]) -> [&[X; N]; COLUMN_REGISTERS] {
     let lines = &x.as_chunks().0[..COLUMN_REGISTERS];
     std::array::from_fn(|line| &lines[line])

@@ -3,13 +3,13 @@
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
-/// Pairs of rows that share what is loaded of a tile's tokens: with six tokens 24 registers of 32 are sums.
-/// Tried (GMAC/s of the 228 that one `vpdpbusd` a cycle gives, Zen 4): 4 pairs of 6 tokens 194 to 215, 2 of
-/// 8 169 to 181, 2 of 6 176 to 195, 4 of 4 172 to 196, 3 of 8 129 to 147.
+/// Pairs of rows that share the loads of a tile's tokens: with six tokens, 24 of 32 registers hold sums. Measured
+/// in GMAC/s on Zen 4, where one `vpdpbusd` a cycle gives 228: 4 pairs of 6 tokens 194 to 215, 2 of 8 169 to 181, 2
+/// of 6 176 to 195, 4 of 4 172 to 196, 3 of 8 129 to 147.
 const PAIRS: usize = 4;
 
-/// All rows for `T` tokens. A register holds the same block of two rows, one in each half, against the
-/// same 32 int8 in both: nothing needs rearranging.
+/// Multiplies all rows by `T` tokens. A register holds the same block of two rows, one in each half, and is
+/// multiplied by the same 32 int8 in both halves, so that nothing needs rearranging.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn gemm<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (width, count) = (packed_row(cols), out.len() / T);
@@ -27,7 +27,7 @@ pub(super) fn gemm<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &
     }
 }
 
-/// Sums of each token and pair to where they belong; a row beyond the last is its neighbour's copy.
+/// Stores the sums of each token and pair. A row beyond the last is a copy of its neighbour and is not stored.
 #[target_feature(enable = "avx512f")]
 fn store_sums<const P: usize, const T: usize>(
     sums: &[[__m512i; T]; P],
@@ -44,7 +44,7 @@ fn store_sums<const P: usize, const T: usize>(
     }
 }
 
-/// `P` pairs of rows of `width` bytes, a pair `second` bytes apart, for `T` tokens.
+/// Multiplies `P` pairs of rows of `width` bytes by `T` tokens; the rows of a pair are `second` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn dot_pairs<const P: usize, const T: usize>(
     rows: &[u8],
@@ -80,12 +80,12 @@ fn dot_pairs<const P: usize, const T: usize>(
     sums
 }
 
-/// The same block of two rows, `second` bytes apart.
+/// Loads the same block of two rows, `second` bytes apart.
 #[target_feature(enable = "avx512f,avx512vl")]
 fn load_pair(rows: &[u8], at: usize, second: usize) -> __m512i {
     debug_assert!(at + second + BLOCK_BYTES <= rows.len());
-    // SAFETY: the caller has asserted that its rows are whole; `at` is the start of a block in the first of
-    // a pair, and `second` the way to the same block of the other. The loads need no alignment.
+    // SAFETY: the caller has asserted that its rows are whole; `at` is the start of a block in the first row of a
+    // pair, and `second` the distance to the same block of the other row. The loads need no alignment.
     unsafe {
         let at = rows.as_ptr().add(at);
         let (low, high) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(second).cast()));
@@ -93,7 +93,7 @@ fn load_pair(rows: &[u8], at: usize, second: usize) -> __m512i {
     }
 }
 
-/// Sum of each half.
+/// The sum of each half.
 #[target_feature(enable = "avx512f")]
 fn sum_halves(x: __m512i) -> [i32; 2] {
     let low = _mm512_castsi512_si256(x);

@@ -1,17 +1,18 @@
-//! Many tokens at a time: three columns by one look into a register of sums made before.
+//! Many tokens at a time: GEMM of ternary rows by table look-up, three columns in one `vpermw`.
 //!
-//! One `vpdpbusd` a cycle is 64 products, and nothing multiplies more. But three codes have only 27 sums
-//! with the three int8 of a token; as 16-bit numbers they are one register, and `vpermw` looks them up for
-//! 32 rows: 96 products in one look and one addition, for which `vpdpbusd` leaves the units free. So of
-//! eight bytes of a row four go one way and four the other, at the same time.
+//! One `vpdpbusd` a cycle is 64 products, and no other instruction multiplies more. But three codes have only 27
+//! sums with the three int8 of a token. As 16-bit numbers these fill one register, in which `vpermw` looks them up
+//! for 32 rows: 96 products for one look-up and one addition, while the multipliers are free for `vpdpbusd`. So of
+//! eight bytes of a row four are looked up and four are multiplied, at the same time.
 //!
-//! Both want rows side by side in a register: weights are turned a chunk of columns at a time and used for
-//! all tokens, sums are made for all rows of a span. The three steps are functions of their own, never
-//! inlined: together the compiler keeps none of them in registers.
-//! Tiles of eight tokens are in assembly (`gemm_lut_asm.rs`), the others, of what is left over, are not.
-//! Tried, in GMAC/s for 512 rows of 2560 and 126 tokens, where the tile alone has 193 and this had 261: tables of
-//! 32 tokens in memory, a row's number being the address, 200, and 211 with `vpdpbusd` beside it in one loop, not in
-//! assembly.
+//! Both want rows side by side in a register. Weights are therefore transposed, a chunk of columns at a time, and
+//! used for all tokens; tables are built once for all rows of a span. The three steps are separate functions that
+//! are never inlined: in one function the compiler keeps none of their values in registers. Tiles of eight tokens
+//! are written in assembly (`gemm_lut_asm.rs`), smaller ones at the end are not.
+//!
+//! Tried, in GMAC/s for 512 rows of 2560 and 126 tokens, where plain tiles have 193 and this had 261: tables for 32
+//! tokens in memory with a row's index as the address, 200; the same with `vpdpbusd` in one loop, not in assembly,
+//! 211.
 
 use super::gemm_lut_asm;
 use super::lut_layout::{ActivationTables, BAND, CHUNK_TILES, MAX_TOKENS, WeightTile};
@@ -20,16 +21,16 @@ use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// From so many tokens on it is worth turning weights, from so many rows on making tables (GMAC/s for rows
-/// of 2560, Zen 4, the tile alone 193: 640 rows, 18 tokens 212, 32 tokens 236, 128 275; 128 tokens, 160 rows 237, 768
-/// rows 289; 80 rows 165 before weights were turned faster).
+/// The batch kernel. Transposing weights pays from 24 tokens on, building tables from 112 rows on. Measured in
+/// GMAC/s for rows of 2560 on Zen 4, where plain tiles have 193: 640 rows, 18 tokens 212, 32 tokens 236, 128 tokens
+/// 275; 128 tokens, 160 rows 237, 768 rows 289; 80 rows 165, before transposing became faster.
 pub(super) const BATCH: BatchKernel = BatchKernel { min_tokens: 24, min_rows: 112, kernel: gemm_lut };
-/// Rows that share the tables of a chunk: 28 bands fill 172 KB, and leave the sums of all tokens room in a second
-/// cache of 1 MB. (`tests/bench/RESULTS.md` has what others gave.)
+/// Rows that share the tables of a chunk: 28 bands fill 172 KB and leave room for the sums of all tokens in an L2
+/// cache of 1 MB. `tests/bench/RESULTS.md` has the figures of other sizes.
 const SPAN: usize = 28 * BAND;
 /// Bytes of a row that make a unit: 32 columns.
 const TILE_BYTES: usize = 8;
-/// Tokens of the next tile, of so many left: eight, or at the end six, five and four. Eight or more are left at first.
+/// Tokens of the next tile: eight, or six, five and four at the end. At first eight or more are left.
 fn next_tile(left: usize) -> usize {
     match left {
         9 => 5,
@@ -38,7 +39,7 @@ fn next_tile(left: usize) -> usize {
     }
 }
 
-/// All rows for eight tokens or more.
+/// Multiplies all rows by eight tokens or more. `q`: `[tokens, cols]`, `out`: `[tokens, rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn gemm_lut(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (width, rows) = (packed_row(cols), out.len() / (q.len() / cols));
@@ -49,17 +50,18 @@ fn gemm_lut(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     }
 }
 
-/// The rows of one span, of which the first has index `first` in `out`: `[tokens, rows]`.
+/// Adds the products of one span of rows, whose first row has index `first` in `out`: `[tokens, rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn add_span(weights: &[u8], q: &[i8], cols: usize, first: usize, out: &mut [i32]) {
     let (width, rows) = (packed_row(cols), out.len() / (q.len() / cols));
-    // SAFETY: integers, for which zeros are a value.
+    // SAFETY: the type consists of integers, for which zeros are valid values.
     let mut bands: [[WeightTile; CHUNK_TILES]; SPAN / BAND] = unsafe { std::mem::zeroed() };
     // SAFETY: the same.
     let mut tables: [ActivationTables; CHUNK_TILES] = unsafe { std::mem::zeroed() };
     for start in (0..width / TILE_BYTES).step_by(CHUNK_TILES) {
         let tiles = CHUNK_TILES.min(width / TILE_BYTES - start);
-        // What is turned next: the columns behind these, at last the rows behind these.
+        // The distance to what is transposed next: the following columns, or at the end of a row the following
+        // rows.
         let is_last = start + tiles == width / TILE_BYTES;
         let ahead = if is_last { weights.len() - start * TILE_BYTES } else { tiles * TILE_BYTES };
         for (weights, band) in weights.chunks(BAND * width).zip(&mut bands) {
@@ -85,14 +87,14 @@ fn add_span(weights: &[u8], q: &[i8], cols: usize, first: usize, out: &mut [i32]
 /// A chunk of columns of the rows of a span.
 struct Span<'a> {
     bands: &'a [[WeightTile; CHUNK_TILES]; SPAN / BAND],
-    /// Of all units of a row.
+    /// The weight tiles of the chunk, counted from the start of the row.
     tiles: Range<usize>,
     rows: usize,
 }
 
 impl Span<'_> {
-    /// Adds a tile of `T` tokens, `q`: `[T, cols]`, to `out`: its row 0 is the first of the span, and
-    /// tokens are `rows` apart.
+    /// Adds the products of a tile of `T` tokens, `q`: `[T, cols]`, to `out`: its row 0 is the first of the span,
+    /// and tokens are `rows` apart.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn add_tile<const T: usize>(
         &self,
@@ -114,7 +116,8 @@ impl Span<'_> {
     }
 }
 
-/// Adds the first `units` units of bands for the tokens of a tile: `out[t * rows + r]` for 32 rows of each.
+/// Adds the first `tiles` weight tiles of each band for a tile of tokens: `out[t * rows + r]` for 32 rows of each
+/// band.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn add_bands<const T: usize>(
     bands: &[[WeightTile; CHUNK_TILES]],
@@ -131,7 +134,7 @@ fn add_bands<const T: usize>(
     }
 }
 
-/// A band that is not whole: its rows beyond the last are nobody's.
+/// Adds a band with fewer than 32 rows; the sums of the missing rows are dropped.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn add_partial_band<const T: usize>(
     band: &[[WeightTile; CHUNK_TILES]],
@@ -149,7 +152,7 @@ fn add_partial_band<const T: usize>(
     }
 }
 
-/// Adds the units of one band for the tokens of a tile: `out[t * rows + r]` for 32 rows.
+/// Adds the weight tiles of one band for a tile of tokens: `out[t * rows + r]` for 32 rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 fn add_band<const T: usize>(
@@ -182,7 +185,7 @@ fn add_band<const T: usize>(
             *high = _mm512_dpbusd_epi32(*high, b, q);
         }
     }
-    // A 16-bit sum of a row of the first half stands before one of the second.
+    // A 16-bit sum of a row of the first half stands before one of the second half.
     for (token, ([low, high], short)) in long.into_iter().zip(short).enumerate() {
         let out = out[token * rows..][..BAND].as_chunks_mut::<16>().0;
         let was = [load(&out[0]), load(&out[1])];
@@ -192,7 +195,8 @@ fn add_band<const T: usize>(
     }
 }
 
-/// Turns units `start..start + band.len()`, an even number, of at most 32 rows; rows beyond the last are copies of it.
+/// Transposes weight tiles `start..start + band.len()`, an even number, of at most 32 rows; missing rows are copies
+/// of the last.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline(never)]
 fn transpose(weights: &[u8], width: usize, start: usize, ahead: usize, band: &mut [WeightTile]) {
@@ -201,7 +205,7 @@ fn transpose(weights: &[u8], width: usize, start: usize, ahead: usize, band: &mu
     for (row, part) in rows.iter_mut().enumerate() {
         let row = &weights[row.min(last) * width..][..width];
         *part = row[start * TILE_BYTES..][..band.len() * TILE_BYTES].as_chunks().0;
-        // What is turned next, so many bytes behind: no processor guesses this from lines so far apart.
+        // Prefetches what is transposed next, which lies in lines too far apart for the hardware prefetcher.
         let next = row.as_ptr().wrapping_add(start * TILE_BYTES + ahead + CHUNK_TILES * TILE_BYTES - 1);
         _mm_prefetch::<_MM_HINT_T1>(next.cast());
     }
@@ -213,10 +217,10 @@ fn transpose(weights: &[u8], width: usize, start: usize, ahead: usize, band: &mu
     }
 }
 
-/// Sixteen bytes of 16 rows to four registers of four bytes of each row.
+/// Transposes 16 bytes of 16 rows into four registers with four bytes of each row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn transpose_quarters(rows: [&[u8; 2 * TILE_BYTES]; BAND / 2]) -> [__m512i; 4] {
-    // Rows r, r + 4, r + 8 and r + 12, so that they stand in order at last.
+    // Rows r, r + 4, r + 8 and r + 12, so that the rows end up in order.
     let [a, b, c, d] = std::array::from_fn(|row| {
         // SAFETY: 16 bytes each; the loads need no alignment.
         let part = |at: usize| unsafe { _mm_loadu_si128(rows[row + 4 * at].as_ptr().cast()) };
@@ -230,7 +234,8 @@ fn transpose_quarters(rows: [&[u8; 2 * TILE_BYTES]; BAND / 2]) -> [__m512i; 4] {
     [first, second, _mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)]
 }
 
-/// A unit of its first and its second four bytes, of both halves of the rows.
+/// Splits the codes of a weight tile: those of its first four bytes and of its second four, for both halves of the
+/// rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn split_codes(first: [__m512i; 2], second: [__m512i; 2], tile: &mut WeightTile) {
     let codes = |x| _mm512_and_si512(x, _mm512_set1_epi8(3));
@@ -241,7 +246,7 @@ fn split_codes(first: [__m512i; 2], second: [__m512i; 2], tile: &mut WeightTile)
         store(&mut tile.dot_codes[3][half], codes(_mm512_srli_epi32::<2>(second)));
         store(&mut tile.dot_codes[4][half], codes(second));
     }
-    // Two bytes of a row of the first half, then the same of one of the second.
+    // Two bytes of a row of the first half, then the same of one of the second half.
     let [a, b] = first.map(|x| base3_index(x));
     let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(b));
     let high = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(a), b);
@@ -250,19 +255,19 @@ fn split_codes(first: [__m512i; 2], second: [__m512i; 2], tile: &mut WeightTile)
     }
 }
 
-/// The number `9 a + 3 b + c` of codes 1, 2, 3 of each byte: `16 a + 4 b + c` is what its lower bits say.
+/// The number `9 a + 3 b + c` of codes 1, 2, 3 of each byte, whose lower bits hold `16 a + 4 b + c`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn base3_index(bytes: __m512i) -> __m512i {
     let only = |x, mask| _mm512_and_si512(x, _mm512_set1_epi8(mask));
     let x = only(bytes, 0x3f);
     let (a, ab) = (only(_mm512_srli_epi16::<4>(x), 0x03), only(_mm512_srli_epi16::<2>(x), 0x0f));
-    // 4 a + b and 3 a taken away.
+    // Subtracts 4 a + b and 3 a.
     let three = _mm512_add_epi8(a, _mm512_add_epi8(a, a));
     _mm512_sub_epi8(_mm512_sub_epi8(x, ab), three)
 }
 
-/// Codes of each number from 0 to 26, for `vpdpbusd`: none for the highest column of a byte, then its three. In two
-/// registers, of which `vpackssdw` takes four numbers each in turn.
+/// The codes of each number from 0 to 26, for `vpdpbusd`: a 0 for the highest column of a byte, then its three
+/// codes. In two registers, from which `vpackssdw` takes four numbers each in turn.
 const CODES: [[[u8; 4]; 16]; 2] = {
     let mut codes = [[[0; 4]; 16]; 2];
     let mut at = 0;
@@ -274,13 +279,13 @@ const CODES: [[[u8; 4]; 16]; 2] = {
     codes
 };
 
-/// Tables and quads of unit `unit` for the tokens of a tile.
+/// Builds the tables and the activations of weight tile `tile` for a tile of tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 fn build_tables(q: &[i8], cols: usize, tile: usize, tables: &mut ActivationTables) {
     let codes = [load(&CODES[0]), load(&CODES[1])];
     let at = tile * TILE_BYTES / BLOCK_BYTES * BLOCK + tile * TILE_BYTES % BLOCK_BYTES;
-    // Byte b of each group goes together, the first group first.
+    // Brings byte b of all groups together, the first group first.
     let indices = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (token, q) in q.chunks_exact(cols).enumerate() {
         let q = q[at..][..3 * BLOCK_BYTES + TILE_BYTES].first_chunk().expect("just cut");
@@ -302,7 +307,7 @@ fn build_tables(q: &[i8], cols: usize, tile: usize, tables: &mut ActivationTable
     }
 }
 
-/// The first four columns of each group of a unit, and the second four.
+/// The first four columns of each group of a weight tile, and the second four.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn split_groups(q: &[i8; 3 * BLOCK_BYTES + TILE_BYTES]) -> [__m128i; 2] {
     let group = |at: usize| {
@@ -319,7 +324,7 @@ fn store_16(to: &mut [i8; 16], x: __m128i) {
     unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), x) }
 }
 
-/// An array of 64 bytes.
+/// Loads an array of 64 bytes.
 #[target_feature(enable = "avx512f")]
 fn load<X, const N: usize>(from: &[X; N]) -> __m512i {
     const { assert!(size_of::<[X; N]>() == 64) };

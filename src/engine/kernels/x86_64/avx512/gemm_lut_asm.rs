@@ -1,16 +1,16 @@
-//! A tile of eight tokens, in assembly.
+//! The tile of eight tokens of the table look-up kernel, in assembly.
 //!
-//! 24 registers are sums and four more hold what all tokens meet; from intrinsics the compiler makes loops that spill,
-//! or that add 60 products first and look up 24 sums then. The order matters: of the four units two multiply, and
-//! one of these looks up too. A look, both products and only then the addition of what was looked up take 10.1
-//! cycles for 1024 products of a token, where ten are the limit; with the addition between the products it is 10.5, and
-//! 11 as the compiler has it (Zen 4, in the first cache).
+//! 24 registers hold sums and four more the values that all tokens share. From intrinsics the compiler makes loops
+//! that spill registers, or that first multiply 60 times and then look up 24 sums. The order matters, because two
+//! of the four vector units multiply and one of these also looks up: a look-up, both products and only then the
+//! addition of the looked-up sum take 10.1 cycles for 1024 products of a token, where ten are the limit; with the
+//! addition between the products it is 10.5, and 11 as the compiler orders them (Zen 4, data in the L1 cache).
 
 use super::lut_layout::{ActivationTables, BAND, CHUNK_TILES, MAX_TOKENS, WeightTile};
 use std::arch::asm;
 
-/// Look-up `$at` of token `$token`, and its product with quad `$at`. The numbers of sums are in zmm26, the quad of
-/// both halves of the rows in zmm24 and zmm25.
+/// Look-up `$at` of token `$token`, and its product with group `$at` of codes. The table indices are in zmm26, the
+/// codes of both halves of the rows in zmm24 and zmm25.
 macro_rules! lut_step {
     ($at:literal, $token:literal, $low:literal, $high:literal, $short:literal) => {
         concat!(
@@ -23,7 +23,7 @@ macro_rules! lut_step {
     };
 }
 
-/// The last quad has no look-up.
+/// The last group of codes has no look-up.
 macro_rules! dot_step {
     ($token:literal, $low:literal, $high:literal) => {
         concat!(
@@ -34,7 +34,7 @@ macro_rules! dot_step {
     };
 }
 
-/// Quad `$at` of a unit, and `$looks`, which brings the numbers of the sums.
+/// Group `$at` of a weight tile for all tokens; `$indices` loads the table indices.
 macro_rules! lut_steps {
     ($at:literal, $indices:literal) => {
         concat!(
@@ -53,7 +53,7 @@ macro_rules! lut_steps {
     };
 }
 
-/// Sums of a token begin with what is there.
+/// Loads the sums of a token from the output.
 macro_rules! load_sums {
     ($low:literal, $high:literal, $short:literal) => {
         concat!(
@@ -65,7 +65,8 @@ macro_rules! load_sums {
     };
 }
 
-/// Those of 16 bits are added and all put back. One of a row of the first half stands before one of the second.
+/// Adds the 16-bit sums and stores all sums of a token. A 16-bit sum of a row of the first half stands before one
+/// of the second half.
 macro_rules! store_sums {
     ($low:literal, $high:literal, $short:literal) => {
         concat!(
@@ -81,7 +82,7 @@ macro_rules! store_sums {
     };
 }
 
-/// Adds the first `units` units of bands for eight tokens: `out[t * rows + r]` for 32 rows of each.
+/// Adds the first `tiles` weight tiles of each band for eight tokens: `out[t * rows + r]` for 32 rows of each band.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 pub(super) fn add_bands(
@@ -96,10 +97,9 @@ pub(super) fn add_bands(
     if bands.is_empty() {
         return;
     }
-    // SAFETY: reads `units` units of each band and as many of what tokens have for them, whose sizes are those
-    // just checked and whose alignment is 64; reads and writes 32 numbers of each token for each band, which
-    // are there as just checked, in whatever alignment. The processor has the instructions, as the features of this
-    // function say.
+    // SAFETY: reads `tiles` weight tiles of each band and as many activation tables, whose sizes were just checked
+    // and whose alignment is 64; reads and writes 32 numbers of each token for each band, which are there as just
+    // checked, in any alignment. The CPU has the instructions, as the features of this function require.
     unsafe {
         asm!(
             "2:",

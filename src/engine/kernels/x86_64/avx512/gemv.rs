@@ -1,10 +1,10 @@
-//! One token: two blocks of a row in a register.
+//! One token: GEMV of ternary rows, with two blocks of a row in a register.
 
 use crate::engine::kernels::x86_64::row_streams::{STREAMS, for_each_row, prefetch_ahead};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
-/// All rows for one token.
+/// Multiplies all rows by one token. `q`: `[cols]`, `out`: `[rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let width = packed_row(cols);
@@ -17,8 +17,9 @@ pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     );
 }
 
-/// Rows of the same width, their sums yet in 16 parts. The lower code of each half of a byte is multiplied as it is, the upper as 4 times
-/// itself, and those sums are divided at the end: one shift for four codes.
+/// Multiplies rows of the same width; each result is still 16 partial sums. The lower code of each half of a byte
+/// is multiplied as it is and the upper code as four times itself; the sums of the latter are divided at the end.
+/// That takes one shift for four codes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS] {
     let (pairs, last) = q.as_chunks::<{ 2 * BLOCK }>();
@@ -37,10 +38,10 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS]
         }
     }
     if !last.is_empty() {
-        // The other half holds nothing.
+        // The other half of the register is zero.
         let q = [0, 1, 2, 3].map(|group| _mm512_zextsi256_si512(load(&last[group * 32..])));
         for ((_, row), sums) in rows.iter().zip(&mut sums) {
-            // SAFETY: as many bytes as a block has, which the load takes.
+            // SAFETY: a block has 32 bytes, as many as are loaded; no alignment is needed.
             let codes = unsafe { _mm256_loadu_si256(row[..BLOCK_BYTES].as_ptr().cast()) };
             add_blocks(sums, _mm512_zextsi256_si512(codes), q);
         }
@@ -48,7 +49,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [__m512i; ROWS]
     sums.map(|[ones, fours]| _mm512_add_epi32(ones, _mm512_srai_epi32::<2>(fours)))
 }
 
-/// Adds two blocks of a row.
+/// Adds the products of two blocks of a row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn add_blocks([ones, fours]: &mut [__m512i; 2], low: __m512i, q: [__m512i; 4]) {
     let (one, four) = (_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c));
@@ -59,7 +60,7 @@ fn add_blocks([ones, fours]: &mut [__m512i; 2], low: __m512i, q: [__m512i; 4]) {
     *ones = _mm512_dpbusd_epi32(*ones, _mm512_and_si512(low, one), q[3]);
 }
 
-/// The sum of each.
+/// The sum of each register.
 #[target_feature(enable = "avx512f")]
 fn horizontal_sums([a, b, c, d]: [__m512i; STREAMS]) -> [i32; STREAMS] {
     let pairs = |x, y| _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
@@ -73,7 +74,7 @@ fn horizontal_sums([a, b, c, d]: [__m512i; STREAMS]) -> [i32; STREAMS] {
     out
 }
 
-/// The same 32 numbers of two blocks.
+/// Loads the same 32 columns of two blocks.
 #[target_feature(enable = "avx512f,avx512vl")]
 fn load_two(low: &[i8], high: &[i8]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(low)), load(high))

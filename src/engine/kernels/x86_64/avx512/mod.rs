@@ -1,8 +1,10 @@
 //! AVX-512 with VNNI: Intel servers since 2019, AMD since Zen 4.
 //!
-//! `vpdpbusd` multiplies unsigned codes with signed int8 and adds four products to a 32-bit lane,
-//! exactly. For one token memory is the limit: in the first cache registers of 256 bits, a block of
-//! weights each, are as fast as those of 512.
+//! `vpdpbusd` multiplies unsigned codes by signed int8 and adds four products to a 32-bit lane, exactly. For one
+//! token memory is the limit; from the L1 cache, 256-bit registers that hold one block of weights are as fast as
+//! 512-bit ones.
+//!
+//! Deliberately knows nothing of block formats: those kernels are AVX2's.
 
 mod attention_f16;
 mod gemm;
