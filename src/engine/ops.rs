@@ -1,11 +1,13 @@
-//! The steps between matrices, one row at a time: normalisation, rotation, activation,
-//! quantisation. Plain loops that the compiler turns into vector code: inlined, so into that of whatever processor
+//! The operations between matrix products, on one row at a time: normalisation, rotary embedding, activation,
+//! quantisation.
+//!
+//! They are plain loops that the compiler vectorises. All are inlined, so that they use whatever instruction set
 //! the caller is compiled for.
 
-/// Running sums kept side by side, so that the additions of a sum do not wait for each other.
+/// Sums that are kept side by side, so that the additions of a sum do not wait for each other.
 const LANES: usize = 8;
 
-/// `out = x * weight / rms(x)`, the rms taken over the row.
+/// `out = x * weight / rms(x)`, where the root mean square is taken over the row.
 #[inline(always)]
 pub fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
     assert!(out.len() == x.len() && x.len() == weight.len());
@@ -40,9 +42,9 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 /// A row quantised to int8: `x[i]` is about `q[i] / scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct QuantizedRow {
-    /// 127, or what took its place, over the largest magnitude of the row.
+    /// 127, or the limit that was asked for instead, divided by the largest magnitude of the row.
     pub scale: f32,
-    /// Sum of the codes.
+    /// The sum of the codes.
     pub sum: i32,
 }
 
@@ -54,7 +56,7 @@ pub fn quantize(x: &[f32], q: &mut [i8]) -> QuantizedRow {
     quantize_within(127.0, x, q)
 }
 
-/// The same where the largest magnitude becomes `most`, at most 127.
+/// The same where the largest magnitude becomes `most`, which is at most 127.
 #[inline(always)]
 pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> QuantizedRow {
     let (q, padding) = q.split_at_mut(x.len());
@@ -78,16 +80,16 @@ fn max_magnitude(x: &[f32]) -> f32 {
     largest.iter().chain(rest).fold(0.0, |a, x| a.max(x.abs()))
 }
 
-/// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, by letting the
-/// addition do it: 1.5 * 2^23 has a unit in the last place of exactly 1. Every x86 and Arm vector
-/// unit can do this; the library call for the same needs SSE4.1.
+/// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, through an addition: 1.5 * 2^23
+/// has a unit in the last place of exactly 1. Every x86 and Arm vector unit can do this; the library call for the
+/// same needs SSE4.1.
 #[inline(always)]
 fn round_half_even(x: f32) -> i8 {
     const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8
 }
 
-/// Angles of the rotary embedding at one position: `cos`, `sin` of each pair, `[head_dim / 2]`.
+/// The angles of the rotary embedding at one position: `cos` and `sin` of each pair, `[rope_dims / 2]`.
 pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &mut [f32]) {
     for ((frequency, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
         (*sin, *cos) = (position as f32 * frequency).sin_cos();
@@ -103,7 +105,7 @@ pub enum RopePairs {
     Neighbours,
 }
 
-/// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` are rotated.
+/// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` elements are rotated.
 #[inline(always)]
 pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
     let rotated = &mut head[..2 * cos.len()];
@@ -122,7 +124,7 @@ pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
     }
 }
 
-/// The sum, in an order that depends on nothing but the length.
+/// The sum, in an order that depends only on the length.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
@@ -133,7 +135,7 @@ pub fn sum(x: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-/// The largest; numbers only.
+/// The largest number; NaN is ignored.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
@@ -146,10 +148,10 @@ pub fn max(x: &[f32]) -> f32 {
     largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, x| a.max(*x))
 }
 
-/// Where the largest is, the first of equal ones: numbers only, and none that is `lowered`, where that is said of
-/// each. 0 where there is none.
+/// The index of the largest number, the first of equal ones. NaN is ignored, and so are tokens that are
+/// `penalised`, where that is given. 0 where there is none.
 pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
-    /// Numbers that are looked through together; only among the best ones of them a place is looked for.
+    /// Numbers that are searched together; an index is looked up only among the best of these chunks.
     const TOGETHER: usize = 1024;
     let mut best = (0, f32::NEG_INFINITY);
     for start in (0..x.len()).step_by(TOGETHER) {
@@ -167,7 +169,7 @@ pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
     if top > f32::NEG_INFINITY { (start..x.len()).find(is_top).unwrap_or(0) } else { 0 }
 }
 
-/// The largest that is not lowered; numbers only.
+/// The largest number that is not penalised; NaN is ignored.
 #[inline(always)]
 fn max_unpenalised(x: &[f32], lowered: &[bool]) -> f32 {
     assert_eq!(x.len(), lowered.len());
@@ -182,26 +184,26 @@ fn max_unpenalised(x: &[f32], lowered: &[bool]) -> f32 {
     largest.into_iter().chain(rest.iter().zip(rest_flags).map(or_none)).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `e^x`, to two units in the last place; above 88 it stays at `e^88`, below -87 at `e^-87`. Additions and
-/// multiplications only, so that a loop over it becomes vector code and gives the same bits on every processor.
+/// `e^x`, to two units in the last place; above 88 it stays at `e^88`, below -87 at `e^-87`. It uses only additions
+/// and multiplications, so that a loop over it is vectorised and gives the same bits on every CPU.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// Its upper bits and the rest: the first times a whole number is exact.
+    /// The upper bits of ln 2 and the rest: the upper bits times a whole number are exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    /// Added and subtracted it leaves a whole number.
+    /// Adding and subtracting it leaves a whole number.
     const MAGIC: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + MAGIC;
     let whole = shifted - MAGIC;
     let x = x - whole * LN_2[0] - whole * LN_2[1];
-    // The power series; half of ln 2 at most, so that the next term is below 1.3e-7 of the sum's last place.
+    // The power series; x is at most half of ln 2, so that the next term is below 1.3e-7 of the sum.
     let terms = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     let sum = terms.into_iter().fold(0.0, |sum, term| sum * x + term);
-    // The whole number stands in the low bits of `shifted`; there it counts as a power of two.
+    // The whole number is in the low bits of `shifted`; here it becomes a power of two.
     sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// `gate = relu(gate)^2 * up`: the 2B model's.
+/// `gate = relu(gate)^2 * up`, the activation of BitNet-b1.58-2B-4T.
 #[inline(always)]
 pub fn squared_relu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
@@ -210,7 +212,7 @@ pub fn squared_relu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     }
 }
 
-/// `gate = silu(gate) * up`: Llama's.
+/// `gate = silu(gate) * up`, the activation of Llama.
 #[inline(always)]
 pub fn silu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {

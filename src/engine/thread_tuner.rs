@@ -1,60 +1,64 @@
-//! How many threads a pass uses: tried out on the layers of the first real passes, kept, and now and then tried
-//! out again, since other work may have spoilt the first try, or come or gone since.
+//! Chooses the number of threads of a pass: it measures candidates on the layers of the first real passes, keeps
+//! the fastest, and repeats this now and then, because other work may have disturbed the first measurement, or come
+//! or gone since.
 //!
-//! All layers of a model do the same work, so neighbouring ones show which number of threads is fastest,
-//! however long the context. Each candidate gets two layers in turn, and the second counts: in the first a
-//! parked thread may still be waking. The least time of a candidate stands for it, since whatever else runs on
-//! the machine only ever adds. A token costs less in a longer pass, so only passes of equal length are
-//! compared: each length has a race of its own, and the first race that ends settles the number.
-//! Deliberately knows no clock and no threads: it is told what a layer took.
+//! All layers of a model do the same work, so that neighbouring layers show which number of threads is fastest,
+//! however long the context. Each candidate gets two layers in turn, of which the second counts: in the first a
+//! parked thread may still be waking. A candidate is judged by its shortest time, because other work on the machine
+//! can only add time. A token costs less in a longer pass, so only passes of equal length are compared: each length
+//! has measurements of its own, and the first length that is complete settles the number.
+//!
+//! Deliberately knows no clock and no threads: its caller reports how long a layer took.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Tokens of a pass from which on arithmetic is the limit, and not the memory that delivers the weights:
-/// the kernels for many tokens take eight at a time.
+/// Tokens of a pass from which on computing is the limit, and not the memory that delivers the weights: the kernels
+/// for several tokens take eight at a time.
 pub const PREFILL_TOKENS: usize = 8;
 
-/// Layers of a candidate that are timed. A step is short, so a neighbour can spoil many in a row. A layer of a
-/// prompt is long, and a prompt or two should settle its number; with 4 one burst of a neighbour chose wrongly.
+/// Timed layers of each candidate. A decode step is short, so that other work can disturb many in a row. A layer of
+/// a prompt is long, and a prompt or two should settle its number; with 4 samples one burst of other work chose
+/// wrongly.
 const DECODE_SAMPLES: usize = 48;
 const PREFILL_SAMPLES: usize = 8;
-/// More threads have to win by this much: they take power, and they take it from others.
+/// More threads must be faster by this factor, because they take power and CPU time from others.
 const MIN_GAIN: f64 = 0.97;
 
-/// A number is kept for so many times the layers that it took to find it: then it is tried out anew. Of all
-/// layers so few are tried that even slow candidates cost little.
+/// A number is kept for this many times the layers that it took to find it; then it is measured anew. With so few
+/// measured layers even slow candidates cost little.
 const REMEASURE_AFTER: usize = 100;
 
-/// The numbers of threads of both kinds of passes.
+/// Chooses the numbers of threads for decoding and for prompts.
 #[derive(Debug, Clone)]
 pub struct ThreadTuner {
     decode: PassTuner,
     prefill: PassTuner,
-    /// No pass uses more for now. Below the most there may be, nothing is tried out.
+    /// No pass uses more threads for now. Nothing is measured while this is below the maximum.
     limit: usize,
 }
 
-/// What was found last, or said from the start; `None` while it is tried out for the first time.
+/// The numbers that were found last, or fixed from the start; `None` until the first measurement is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ThreadCounts {
-    /// For one token after the other, and passes of less than [`PREFILL_TOKENS`], which are not timed.
+    /// For decoding, and for passes of less than [`PREFILL_TOKENS`], which are not timed.
     pub decode: Option<usize>,
     /// For prompts.
     pub prefill: Option<usize>,
 }
 
-/// One layer about to be computed.
+/// How to compute the next layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trial {
     /// Threads to use.
     pub threads: usize,
-    /// Whether its time is wanted.
+    /// Whether the caller should measure it.
     pub is_timed: bool,
 }
 
 impl ThreadTuner {
-    /// Finds out what `said` leaves open, from 1 to `most` threads, in passes of at most `longest` tokens.
+    /// A tuner that measures what `fixed` leaves open, from 1 to `max_threads` threads, in passes of at most
+    /// `longest` tokens.
     pub fn new(most: usize, longest: usize, fixed: ThreadCounts) -> Self {
         ThreadTuner {
             decode: PassTuner::new(most, DECODE_SAMPLES, 1..=1, fixed.decode),
@@ -63,8 +67,8 @@ impl ThreadTuner {
         }
     }
 
-    /// From the next layer on no pass uses more than `threads`, until another limit is set. What was found out before
-    /// is kept for when it is lifted.
+    /// From the next layer on no pass uses more than `threads`, until another limit is set. Earlier results are
+    /// kept for when the limit is lifted.
     pub fn limit(&mut self, threads: usize) {
         self.limit = threads.clamp(1, self.decode.max_threads);
     }
@@ -83,7 +87,7 @@ impl ThreadTuner {
         choice.next(tokens)
     }
 
-    /// The layer was computed; `took` is asked for where [`Trial::is_timed`]. Allocates nothing.
+    /// Reports that the layer was computed; `took` is given where [`Trial::is_timed`] was set. Allocates nothing.
     pub fn record(&mut self, tokens: usize, took: Option<Duration>) {
         if self.is_limited() {
             return;
@@ -92,57 +96,56 @@ impl ThreadTuner {
         choice.record(tokens, took);
     }
 
-    /// For what is one pass's own and no layer's, such as the head: the number found for decoding, or the
-    /// most there may be.
+    /// The number for work outside the layers, such as the head: the one found for decoding, or the maximum.
     pub fn outside_layers(&self) -> usize {
         self.decode.settled.unwrap_or(self.decode.max_threads).min(self.limit)
     }
 
-    /// What is settled.
+    /// The numbers that are settled.
     pub fn threads(&self) -> ThreadCounts {
         ThreadCounts { decode: self.decode.settled, prefill: self.prefill.settled }
     }
 }
 
 impl ThreadCounts {
-    /// Whether nothing is open.
+    /// Whether both numbers are settled.
     pub fn is_settled(&self) -> bool {
         self.decode.is_some() && self.prefill.is_some()
     }
 }
 
-/// The number for one kind of pass.
+/// Chooses the number for one kind of pass.
 #[derive(Debug, Clone)]
 struct PassTuner {
     max_threads: usize,
-    /// What was found last, or said.
+    /// The number that was found is used for so many more layers.
     settled: Option<usize>,
     phase: Phase,
-    /// Numbers that are tried, rising.
+    /// The numbers of threads that are measured, rising.
     candidates: Vec<usize>,
     /// Timed layers that each candidate gets.
     samples: usize,
-    /// Tokens of a pass of the first race; the next has one more.
+    /// Tokens of the passes of the first measurements; the next have one more.
     shortest: usize,
     measurements: Vec<Measurements>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is to be found out.
+    /// The number is fixed and never measured.
     Fixed,
-    /// Numbers are tried out, for so many layers by now.
+    /// Candidates are measured, with so many layers so far.
     Measuring(usize),
     /// The number that was found is used for so many layers to come.
     Settled(usize),
 }
 
-/// What is known from passes of one length.
+/// The measurements from passes of one length.
 #[derive(Debug, Clone)]
 struct Measurements {
     /// Layers computed so far.
     layers: usize,
-    /// Least time of a layer, by candidate.
+    /// The shortest time of a layer, for each candidate.
     least: Vec<Duration>,
 }
 
@@ -158,7 +161,7 @@ impl PassTuner {
         PassTuner { max_threads: most, settled, phase, candidates, samples, shortest, measurements: races }
     }
 
-    /// Two layers each in turn, the second of them timed.
+    /// Each candidate gets two layers in turn, of which the second is timed.
     fn next(&self, tokens: usize) -> Trial {
         match (self.phase, self.measurements_of(tokens)) {
             (Phase::Measuring(_), Some(race)) => {
@@ -168,7 +171,7 @@ impl PassTuner {
         }
     }
 
-    /// The place of the race of passes of `tokens`.
+    /// The index of the measurements for passes of `tokens`.
     fn length_index(&self, tokens: usize) -> Option<usize> {
         tokens.checked_sub(self.shortest).filter(|place| *place < self.measurements.len())
     }
@@ -189,7 +192,7 @@ impl PassTuner {
         }
     }
 
-    /// One more layer was tried, of `layers` by now.
+    /// Records one more measured layer, the `layers`th so far.
     fn record_trial(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
         let Some(place) = self.length_index(tokens) else { return Phase::Measuring(layers - 1) };
         let race = &mut self.measurements[place];
@@ -203,13 +206,13 @@ impl PassTuner {
 }
 
 impl Measurements {
-    /// Begins anew. Allocates nothing.
+    /// Starts over. Allocates nothing.
     fn reset(&mut self) {
         self.layers = 0;
         self.least.fill(Duration::MAX);
     }
 
-    /// Which candidate is next.
+    /// The candidate whose turn is next.
     fn next_candidate(&self) -> usize {
         self.layers / 2 % self.least.len()
     }
@@ -220,7 +223,7 @@ impl Measurements {
         self.layers += 1;
     }
 
-    /// The candidate that won.
+    /// The fastest candidate.
     fn fastest(&self) -> usize {
         let mut best = 0;
         for (candidate, least) in self.least.iter().enumerate() {

@@ -1,9 +1,9 @@
-//! Which processors this process and its threads may run on.
+//! CPU affinity: which CPUs the threads of this process may run on.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Keeps the current thread, and those it starts from now on, to these processors; with none named it
-/// stays where it is. A refusal is no error: it costs speed only.
+/// Pins the current thread, and those it starts from now on, to these CPUs; with none named it stays where it is. A
+/// refusal is not an error, because it costs only speed.
 pub fn pin_to(cpus: &[usize]) {
     if cpus.is_empty() {
         return;
@@ -13,7 +13,7 @@ pub fn pin_to(cpus: &[usize]) {
     let _ = sched_setaffinity(None, &set);
 }
 
-/// Processors the current thread may run on, in order.
+/// The CPUs that the current thread may run on, in order.
 pub fn processors() -> Vec<usize> {
     match sched_getaffinity(None) {
         Ok(set) => (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),

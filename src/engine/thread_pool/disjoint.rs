@@ -1,8 +1,8 @@
-//! Disjoint columns of one matrix, for parts that write at the same time.
+//! Disjoint columns or rows of one matrix, for parts of a job that write at the same time.
 
 use std::ops::Range;
 
-/// Some columns of a row-major matrix; no other stripe of the same job shares an element with it.
+/// Some columns of a row-major matrix. No other stripe of the same job shares an element with it.
 #[derive(Debug)]
 pub struct ColumnStripe<'a, T> {
     start: *mut T,
@@ -13,17 +13,17 @@ pub struct ColumnStripe<'a, T> {
 }
 
 impl<T> ColumnStripe<'_, T> {
-    /// Its columns.
+    /// The columns of the stripe.
     pub fn cols(&self) -> Range<usize> {
         self.cols.clone()
     }
 
-    /// Its part of a row: `[cols.len()]`.
+    /// The stripe's part of a row: `[cols.len()]`.
     pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
-        // SAFETY: `start` points to `rows * width` elements borrowed mutably for the whole job;
-        // `row` and `cols` lie within them, stripes of one job have disjoint columns, and this
-        // borrow of the stripe keeps its own rows from being handed out twice at a time.
+        // SAFETY: `start` points to `rows * width` elements that are borrowed mutably for the whole job; `row` and
+        // `cols` lie within them, stripes of one job have disjoint columns, and this borrow of the stripe keeps its
+        // rows from being handed out twice at a time.
         unsafe {
             let first = self.start.add(row * self.width + self.cols.start);
             std::slice::from_raw_parts_mut(first, self.cols.len())
@@ -31,10 +31,10 @@ impl<T> ColumnStripe<'_, T> {
     }
 }
 
-/// A matrix on its way to the threads that get its stripes.
+/// A pointer to a matrix that the threads of a job split into stripes.
 pub(super) struct SendPtr<T>(*mut T);
 
-// SAFETY: only ever used to build stripes with disjoint elements of a `T: Send`.
+// SAFETY: the pointer is used only to build stripes with disjoint elements of a `T: Send`.
 unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 impl<T> SendPtr<T> {
@@ -45,8 +45,8 @@ impl<T> SendPtr<T> {
     /// The columns `cols` of the matrix.
     ///
     /// # Safety
-    /// The matrix has `rows` rows of `width` elements, `cols` lies within them, and no other stripe that
-    /// lives at the same time has one of these columns.
+    /// The matrix has `rows` rows of `width` elements, `cols` lies within them, and no other stripe that lives at
+    /// the same time has one of these columns.
     pub unsafe fn stripe(&self, width: usize, rows: usize, cols: Range<usize>) -> ColumnStripe<'_, T> {
         ColumnStripe { start: self.0, width, rows, cols, matrix: std::marker::PhantomData }
     }
@@ -60,12 +60,12 @@ pub(super) struct DisjointRows<'a, T> {
     matrix: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: only ever used to hand out different rows of a `T: Send`.
+// SAFETY: the pointer is used only to hand out different rows of a `T: Send`.
 unsafe impl<T: Send> Sync for DisjointRows<'_, T> {}
 
 impl<'a, T> DisjointRows<'a, T> {
     /// # Panics
-    /// When the matrix has not just so many rows of its width.
+    /// When the matrix does not have exactly `rows` rows of its width.
     pub fn new(matrix: &'a mut [T], width: usize, rows: usize) -> Self {
         assert_eq!(matrix.len(), rows * width, "not {rows} rows of {width}");
         DisjointRows { start: matrix.as_mut_ptr(), width, rows, matrix: std::marker::PhantomData }
@@ -78,8 +78,8 @@ impl<'a, T> DisjointRows<'a, T> {
     #[expect(clippy::mut_from_ref, reason = "the caller answers for it")]
     pub unsafe fn row(&self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
-        // SAFETY: `start` points to `rows * width` elements borrowed mutably for as long as this lives, and the
-        // caller lets nobody else have this row.
+        // SAFETY: `start` points to `rows * width` elements that are borrowed mutably for as long as this lives,
+        // and the caller ensures that nobody else has this row.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width), self.width) }
     }
 }

@@ -1,9 +1,9 @@
-//! The one job that the threads share: how its parts are handed out, and how threads wait.
+//! The one job that all threads of a pool share: how its parts are handed out, and how threads wait.
 //!
-//! A thread that waits looks at the job for a short while, then parks. Waking it takes a system call, so
-//! nobody calls the system for a thread that is still looking: each says that it parks before its last look,
-//! and whoever changes what it looks at asks for that after the change. Both sides do this in sequential
-//! consistency, so at least one of the two sees what the other did.
+//! A waiting thread spins for a short while and then parks. Waking a parked thread takes a system call, so nobody
+//! makes one for a thread that still spins: each thread announces that it parks before it checks its condition for
+//! the last time, and whoever changes that condition checks for the announcement after the change. Both use
+//! sequentially consistent operations, so that at least one of the two sees what the other did.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,16 +13,17 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Most parts of one job: the job word has 16 bits for them.
+/// The most parts of one job: the job word has 16 bits for them.
 pub(super) const MAX_PARTS: usize = u16::MAX as usize;
-/// How long a thread looks before it parks: longer than the work of one thread between two jobs of a decode
-/// step, and than most threads end apart that share a job of a prompt. Waking a parked thread costs 5 to 50 microseconds and
-/// more where a hypervisor has to do it, looking longer only burns power. (`tests/bench/RESULTS.md` has what others gave.)
+/// How long a thread spins before it parks: longer than one thread works between two jobs of a decode step, and
+/// longer than the threads that share a prompt's job finish apart. Waking a parked thread costs 5 to 50
+/// microseconds, and more under a hypervisor; spinning longer only wastes power. `tests/bench/RESULTS.md` has the
+/// figures of other durations.
 const SPIN: Duration = Duration::from_micros(500);
-/// Looks between two readings of the clock, which costs as much as some of them.
+/// Checks between two readings of the clock, which costs as much as several checks.
 const SPINS_PER_CLOCK_READ: u32 = 32;
 
-/// What computes one part of a job.
+/// The function that computes one part of a job.
 pub(super) type Body<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// The job word: generation (32 bits), number of parts (16), parts handed out (16).
@@ -30,20 +31,20 @@ fn job_word(generation: u64, parts: u64, next: u64) -> u64 {
     (generation & 0xffff_ffff) << 32 | parts << 16 | next
 }
 
-/// On a cache line of its own, or a pair where two are fetched at once: what one thread writes does not take
-/// from another what it only reads.
+/// A value on its own cache line, or on a pair of lines where two are fetched together: a thread that writes it
+/// does not evict from other CPUs' caches what those only read.
 #[derive(Default)]
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
-/// A helper's place in the pool.
+/// The state of a helper that others see.
 #[derive(Default)]
 struct HelperSlot {
     parked: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
-/// What the threads of one pool share.
+/// The state that the threads of one pool share.
 pub(super) struct Shared {
     slot: CachePadded<JobSlot>,
     /// Finished parts of the current job.
@@ -54,7 +55,7 @@ pub(super) struct Shared {
     caller_parked: AtomicBool,
     has_panicked: AtomicBool,
     helpers: Box<[CachePadded<HelperSlot>]>,
-    /// Nanoseconds of callers that went into waking helpers and waiting for them.
+    /// Nanoseconds that callers spent on waking helpers and waiting for them.
     waited: AtomicU64,
     /// The thread that runs the current job, once it parks.
     caller: Mutex<Option<Thread>>,
@@ -86,7 +87,7 @@ impl Shared {
         }
     }
 
-    /// What helpers cost the callers so far.
+    /// The time that helpers have cost the callers so far.
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.waited.load(Relaxed))
     }
@@ -101,13 +102,13 @@ impl Shared {
         self.active.store(helpers.min(self.helpers.len()), SeqCst);
     }
 
-    /// Computes a job. The caller sees to it that there is one at a time.
+    /// Computes a job. The caller ensures that there is one at a time.
     pub fn run(&self, parts: usize, body: Body<'_>) {
         let generation = (self.slot.0.job.load(Relaxed) >> 32) + 1;
         let body_at: *const Body<'_> = &body;
         self.finished.0.store(0, Relaxed);
         self.slot.0.body.store(body_at.cast_mut().cast(), Relaxed);
-        // Publishes the two stores above to whoever takes a part. The first one is the caller's own.
+        // Publishes the two stores above to whoever takes a part. The first part is the caller's own.
         self.slot.0.job.store(job_word(generation, parts as u64, 1), SeqCst);
         self.wake(self.active().min(parts - 1));
         self.compute(0, parts);
@@ -121,7 +122,7 @@ impl Shared {
         }
     }
 
-    /// Wakes those of the first helpers that are parked, after a change they have to see.
+    /// Wakes those of the first `helpers` helpers that are parked, after a change that they have to see.
     fn wake(&self, helpers: usize) {
         for CachePadded(seat) in &self.helpers[..helpers] {
             if seat.parked.load(SeqCst)
@@ -161,7 +162,7 @@ impl Shared {
             let mut first = lock(&self.panic);
             match *first {
                 None => *first = Some(panic),
-                // Dropping it could panic again, here where nobody catches it.
+                // Dropping the payload could panic again, here where nobody catches it.
                 Some(_) => std::mem::forget(panic),
             }
             self.has_panicked.store(true, Relaxed);
@@ -188,14 +189,14 @@ impl Shared {
         });
     }
 
-    /// Two looks at the clock: not taken where nobody is woken or waited for.
+    /// Measures a wait with two readings of the clock, which are skipped where nobody is woken or waited for.
     fn time_wait(&self, wait: impl FnOnce()) {
         let started = Instant::now();
         wait();
         self.waited.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
     }
 
-    /// The life of helper `index`.
+    /// The main loop of helper `index`.
     pub fn run_helper(&self, index: usize) {
         let CachePadded(seat) = &self.helpers[index];
         seat.thread.get_or_init(thread::current);
@@ -220,7 +221,7 @@ impl Shared {
     }
 }
 
-/// Looks for a short while; `false` when it did not come true.
+/// Spins for a short while; `false` when the condition did not become true.
 fn spin(is_so: impl Fn() -> bool) -> bool {
     let mut started = None;
     loop {
@@ -236,10 +237,10 @@ fn spin(is_so: impl Fn() -> bool) -> bool {
     }
 }
 
-/// Parks until it is so. `parked` asks whoever makes it so for a call.
+/// Parks until the condition is true. `parked` tells whoever makes it true to wake this thread.
 fn park(parked: &AtomicBool, is_so: impl Fn() -> bool) {
     loop {
-        // Before the look: see the module.
+        // Set before the condition is checked; see the module's documentation.
         parked.store(true, SeqCst);
         if is_so() {
             break;

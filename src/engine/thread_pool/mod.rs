@@ -1,9 +1,10 @@
-//! A fixed set of threads that compute parts of one job at a time, and park when there is none.
+//! A fixed set of threads that compute the parts of one job at a time, and park when there is none.
 //!
-//! The thread that calls [`Pool::run`] works too, and takes every part that no other thread has
-//! taken: a helper that the system does not schedule costs speed, never progress. Parts are handed
-//! out through one atomic word, so a late helper can neither see a finished job nor take a part of
-//! it. Deliberately knows nothing of what a part does.
+//! The thread that calls [`ThreadPool::run`] works too, and takes every part that no other thread has taken: a
+//! helper that the system does not schedule costs speed, never progress. Parts are handed out through one atomic
+//! word, so that a late helper can neither see a finished job nor take a part of it.
+//!
+//! Deliberately knows nothing of what a part computes.
 
 mod affinity;
 mod disjoint;
@@ -42,22 +43,22 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-/// The threads. Dropping it ends them.
+/// The threads of the pool. Dropping it ends them.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
-    /// One job at a time.
+    /// Held while a job runs: there is one at a time.
     caller: Mutex<()>,
 }
 
 impl ThreadPool {
-    /// A pool of `threads`, the caller's own counted. With `cpus`, thread `i` keeps to processor
-    /// `cpus[i % cpus.len()]`, the calling thread being thread 0; without, all keep to what the calling
-    /// thread keeps to.
+    /// Starts a pool of `threads`, which include the calling thread. With `cpus`, thread `i` is pinned to CPU
+    /// `cpus[i % cpus.len()]`, where the calling thread is thread 0; without, all threads run where the calling
+    /// thread may run.
     pub fn new(threads: usize, cpus: &[usize]) -> io::Result<Self> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared::new(threads - 1));
-        // Built first, so that an error half way ends the helpers that are there.
+        // Built first, so that an error half way ends the helpers that were already started.
         let mut pool = ThreadPool { shared, helpers: Vec::new(), caller: Mutex::new(()) };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -73,31 +74,31 @@ impl ThreadPool {
         Ok(pool)
     }
 
-    /// Threads there are, the caller's own counted.
+    /// Threads of the pool, including the caller's.
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
     }
 
-    /// Threads that jobs use, the caller's own counted: all, unless [`Pool::set_active`] said otherwise.
+    /// Threads that jobs use, including the caller's: all, unless [`ThreadPool::set_active`] changed it.
     pub fn active(&self) -> usize {
         self.shared.active() + 1
     }
 
-    /// Lets jobs use `threads` from now on, at least the caller's own and at most those there are; the
-    /// others stay parked. No result may depend on it.
+    /// Lets jobs use `threads` from now on, at least the caller's own and at most those of the pool; the others
+    /// stay parked. No result may depend on it.
     pub fn set_active(&self, threads: usize) {
         self.shared.set_active(threads.max(1) - 1);
     }
 
-    /// What other threads cost the callers, in all: waking those that parked, and waiting for helpers to finish
-    /// when their own parts were done.
+    /// The time that callers spent on other threads, in all: waking those that had parked, and waiting for helpers
+    /// to finish after their own parts were done.
     pub fn waited(&self) -> Duration {
         self.shared.waited()
     }
 
-    /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any threads; returns when all are done.
-    /// A panic in a part is raised again here after the others are done; the pool stays usable.
-    /// A body must not call this again: it would wait for itself.
+    /// Calls `body(0)`, …, `body(parts - 1)`, each once, on any thread; returns when all are done. A panic in a
+    /// part is raised again here after the others are done, and the pool stays usable. A body must not call this
+    /// again: it would wait for itself.
     pub fn run(&self, parts: usize, body: Body<'_>) {
         if self.shared.active() == 0 || parts <= 1 {
             (0..parts).for_each(body);
@@ -108,8 +109,8 @@ impl ThreadPool {
         self.shared.run(parts, body);
     }
 
-    /// Splits `out` into pieces of `size` and hands each with its index to `body`; at least `grain`
-    /// pieces go to one thread.
+    /// Splits `out` into chunks of `size` and calls `body` with the index of each chunk and the chunk; one thread
+    /// gets at least `grain` chunks.
     pub fn for_each_chunk<T: Send>(
         &self,
         out: &mut [T],
@@ -125,8 +126,8 @@ impl ThreadPool {
         });
     }
 
-    /// Splits a row-major matrix `[rows, width]` into stripes of columns, each starting at a
-    /// multiple of `grain`, and hands them to `body`; a few for each active thread, the first ones largest.
+    /// Splits a row-major matrix `[rows, width]` into stripes of columns that each start at a multiple of `grain`,
+    /// and calls `body` with each; every active thread gets a few of them, the largest first.
     pub fn for_each_stripe<T: Send>(
         &self,
         out: &mut [T],
@@ -137,8 +138,8 @@ impl ThreadPool {
         self.for_each_stripe_of([MatrixMut::new(out, width)], grain, |_, stripe| body(stripe));
     }
 
-    /// The same for some matrices in one job, each with its width; `body` is also told which one it is. A job
-    /// for each of them would end with threads that wait for the last one, each time.
+    /// The same for several matrices in one job; `body` also gets the index of the matrix. With a job for each
+    /// matrix, threads would wait for the last one at the end of each job.
     pub fn for_each_stripe_of<T: Send, const N: usize>(
         &self,
         matrices: [MatrixMut<'_, T>; N],
@@ -154,7 +155,7 @@ impl ThreadPool {
             );
             (data.len() / width.max(1), SendPtr::new(data))
         });
-        // All of them together may be less than what is worth a hand-over.
+        // All matrices together may be less than what is worth sharing.
         let threads = if widths.iter().sum::<usize>() <= grain { 1 } else { self.active() };
         // Columns are handed out in grains, those of one matrix after those of the other.
         let cuts = Partition::new(widths.iter().map(|width| width.div_ceil(grain)).sum(), threads);
@@ -165,7 +166,7 @@ impl ThreadPool {
                 let here = |cut: usize| (cut.saturating_sub(before) * grain).min(*width);
                 let cols = here(start)..here(end);
                 if !cols.is_empty() {
-                    // SAFETY: the matrix has `rows` rows of its width, and the columns of two parts do not meet.
+                    // SAFETY: the matrix has `rows` rows of its width, and the columns of two parts do not overlap.
                     body(which, unsafe { matrix.stripe(*width, *rows, cols) });
                 }
                 before += width.div_ceil(grain);
@@ -174,8 +175,8 @@ impl ThreadPool {
         self.run(cuts.parts(), &compute);
     }
 
-    /// Hands rows `i` of three matrices, each with its width, to `body` with `i`; at least `grain` rows go to one
-    /// thread. A matrix of width 0 has empty rows, as many as the first one has.
+    /// Calls `body` with `i` and row `i` of three matrices; one thread gets at least `grain` rows. A matrix of
+    /// width 0 has as many rows as the first one, all empty.
     pub fn for_each_row<A: Send, B: Send, C: Send>(
         &self,
         a: MatrixMut<'_, A>,
@@ -199,13 +200,13 @@ impl ThreadPool {
         });
     }
 
-    /// Parts of the same size that work is best cut into where its pace is known.
+    /// The number of equal parts to split work into where the speed of a part is known.
     pub fn preferred_parts(&self) -> usize {
         if self.active() == 1 { 1 } else { 4 * self.active() }
     }
 
-    /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty
-    /// parts, each on its own thread, one after the other. `None` where only one thread is active.
+    /// How long it takes to hand a job over and get it back: the median of `rounds` jobs of two empty parts, each
+    /// on its own thread, one after the other. `None` where only one thread is active.
     pub fn handoff_latency(&self, rounds: usize) -> Option<Duration> {
         if self.active() == 1 || rounds == 0 {
             return None;
@@ -219,7 +220,7 @@ impl ThreadPool {
         let is_taken = AtomicBool::new(false);
         let started = Instant::now();
         self.run(2, &|part| match part {
-            // Otherwise this thread would be done with both before another has seen the job.
+            // Without this wait the thread would be done with both parts before another has seen the job.
             0 => spin_briefly(|| is_taken.load(Ordering::Relaxed)),
             _ => is_taken.store(true, Ordering::Relaxed),
         });
@@ -227,7 +228,7 @@ impl ThreadPool {
     }
 }
 
-/// Not for ever: the other thread may not be scheduled.
+/// Waits one millisecond at most, because the other thread may not be scheduled.
 fn spin_briefly(is_so: impl Fn() -> bool) {
     let started = Instant::now();
     while !is_so() && started.elapsed() < Duration::from_millis(1) {
@@ -239,7 +240,7 @@ impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.close();
         for helper in self.helpers.drain(..) {
-            // A helper catches the panics of its parts; one of its own has nothing left to stop.
+            // A helper catches the panics of its parts; a panic of its own has nothing left to stop.
             let _ = helper.join();
         }
     }

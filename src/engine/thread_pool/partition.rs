@@ -1,16 +1,16 @@
-//! How the work of a job is cut into parts.
+//! How the work of a job is split into parts.
 //!
-//! Each thread gets half of its share in one part, then a quarter, then two eighths. A thread that is held up leaves
-//! the rest of its share to the others, none waits longer than an eighth of a share for the last part, and there
-//! are few parts: each begins with a wait for the memory. On two threads four equal parts for each were 5 % faster
-//! than two where memory is the limit, and eight no faster than four.
+//! Each thread gets half of its share in one part, then a quarter, then two eighths. A thread that is held up
+//! leaves the rest of its share to the others, none waits longer than an eighth of a share for the last part, and
+//! there are few parts, each of which begins with a wait for memory. On two threads, four equal parts for each were
+//! 5 % faster than two where memory is the limit, and eight were no faster than four.
 
 use std::ops::Range;
 
 /// Where the parts of each thread begin, and how large they are, in eighths of its share.
 const SHARES: [(usize, usize); 4] = [(0, 4), (4, 2), (6, 1), (7, 1)];
 
-/// Units of work, to be computed by some threads.
+/// Units of work that several threads compute.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Partition {
     units: usize,
@@ -22,7 +22,7 @@ impl Partition {
         Partition { units, threads }
     }
 
-    /// Parts that there are.
+    /// The number of parts.
     pub fn parts(self) -> usize {
         match self.threads {
             1 => self.units.min(1),
@@ -31,12 +31,12 @@ impl Partition {
         }
     }
 
-    /// Units of a part.
+    /// The units of a part.
     pub fn part(self, part: usize) -> Range<usize> {
         self.start(part)..self.start(part + 1)
     }
 
-    /// Whether there is no eighth of a thread's share; each unit is a part then.
+    /// Whether an eighth of a thread's share is less than a unit; each unit is a part then.
     fn is_small(self) -> bool {
         self.units < 8 * self.threads
     }

@@ -22,7 +22,7 @@ pub(in crate::engine::kernels::aarch64) fn dot_f16(rows: &[u8], x: &[f32], out: 
 #[target_feature(enable = "neon")]
 fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
     let ((bytes, bytes_rest), (x, x_rest)) = (row.as_chunks::<8>(), x.as_chunks::<4>());
-    // Four sums: a fused multiply-add takes four cycles on these cores.
+    // Four sums, because a fused multiply-add takes four cycles on these cores.
     let mut sums = [vdupq_n_f32(0.0); 4];
     for (bytes, x) in bytes.chunks(4).zip(x.chunks(4)) {
         for ((bytes, x), sum) in bytes.iter().zip(x).zip(&mut sums) {
@@ -59,7 +59,7 @@ pub(in crate::engine::kernels::aarch64) fn weighted_sum_f16(rows: &[u8], weights
     }
 }
 
-/// Some columns of all rows, from byte `at` of each on; their sums stay in `N` registers.
+/// Adds some columns of all rows, from byte `at` of each row on. The sums stay in `N` registers.
 #[target_feature(enable = "neon")]
 fn weighted_sum_columns<const N: usize>(
     rows: &[u8],

@@ -1,9 +1,9 @@
-//! Rows of Q8_0 and Q6_K blocks: codes become floats in registers, four at a time, and each scale is
-//! applied once to the sum of its 16 or 32 products.
+//! Rows in Q8_0 and Q6_K blocks: codes become floats in registers, four at a time, and each scale is applied once
+//! to the sum of its 16 or 32 products.
 //!
-//! To widen, a look-up puts each code into the highest byte of its lane (an index that is out of range
-//! gives 0), and the conversion divides by 2^24 on its way: no shifts, of which these cores do one a
-//! cycle, half as many as look-ups.
+//! To widen codes, a table look-up puts each into the highest byte of its lane (an index that is out of range gives
+//! 0), and the conversion to float divides by 2^24. That takes no shifts, of which these cores do one a cycle, half
+//! as many as look-ups.
 
 use super::load_f32;
 use crate::engine::kernels::block_quant;
@@ -66,7 +66,7 @@ fn dot_q6_k(row: &[u8], x: &[f32]) -> f32 {
     for (block, x) in row.as_chunks::<Q6_K_BYTES>().0.iter().zip(x.as_chunks::<K_BLOCK>().0) {
         let scales = scales_q6_k(block);
         let mut products = [vdupq_n_f32(0.0); 2];
-        // The codes of four groups of 16 numbers, 32 apart, share their bytes of upper bits.
+        // The codes of four groups of 16 numbers, 32 apart, share the bytes of their upper bits.
         for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             for (group, codes) in codes_q6_k(block, half, part).into_iter().enumerate() {
                 let index = half * 8 + group * 2 + part;
@@ -79,7 +79,7 @@ fn dot_q6_k(row: &[u8], x: &[f32]) -> f32 {
     vaddvq_f32(vaddq_f32(sums[0], sums[1]))
 }
 
-/// The scales of 16 numbers each, without that of the block.
+/// The scales of groups of 16 numbers, without the scale of the block.
 #[target_feature(enable = "neon")]
 #[inline]
 fn scales_q6_k(block: &[u8; Q6_K_BYTES]) -> [f32; 16] {
@@ -89,7 +89,7 @@ fn scales_q6_k(block: &[u8; Q6_K_BYTES]) -> [f32; 16] {
     scales
 }
 
-/// Of half a block the codes of the first or second 16 numbers of each group of 32.
+/// The codes of the first or second 16 numbers of each group of 32, for half a block.
 #[target_feature(enable = "neon")]
 #[inline]
 fn codes_q6_k(block: &[u8; Q6_K_BYTES], half: usize, part: usize) -> [int8x16_t; 4] {
@@ -147,11 +147,11 @@ fn scale([a, b]: Sums, products: Sums, scale: f32) -> Sums {
     [vfmaq_n_f32(a, products[0], scale), vfmaq_n_f32(b, products[1], scale)]
 }
 
-/// Sixteen int8 in their order.
+/// Converts sixteen int8 to floats, in order.
 #[target_feature(enable = "neon")]
 #[inline]
 fn int8_to_f32(codes: int8x16_t) -> [float32x4_t; 4] {
-    /// Which code the highest byte of each lane is; the others none.
+    /// Which code goes into the highest byte of each lane; the other bytes become 0.
     const LANES: [[u8; 16]; 4] = {
         let mut lanes = [[255; 16]; 4];
         let mut code = 0;

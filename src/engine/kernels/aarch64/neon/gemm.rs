@@ -1,36 +1,35 @@
-//! Eight tokens: sums of four codes' products are looked up instead of multiplied.
+//! Tiles of six to eight tokens: GEMM of ternary rows by table look-up.
 //!
-//! A packed byte holds four codes, which have 81 sums with four activations. With eight tokens a sum
-//! is a vector of 16 bits a token, so one load and one addition do 32 products, where `smlal` does 8.
-//! The bytes of packed rows are the indices as they lie. To make the sums takes as long as some hundred
-//! rows take to use them, hence the bands.
+//! A packed byte holds four codes, which have 81 possible sums with four activations. With eight tokens a sum is a
+//! vector with 16 bits for each token, so that one load and one addition replace 32 products, where `smlal` does 8.
+//! The bytes of packed rows are the table indices. Building the tables takes as long as some hundred rows take to
+//! use them, hence the bands.
 //!
-//! Tried, in cycles of a Cortex-A72 for 256 weights and a token: `smlal` with codes unpacked once for
-//! four tokens, 37.7 (32 at best); sums of two codes, 33.9 (to index by a register is an operation of
-//! its own there, so that a look-up is four); dots in 16 bits for a whole block, which makes the loop
-//! shorter (16.1 instead of 18.1) and adds a second one: no gain.
+//! Tried, in cycles of a Cortex-A72 for 256 weights and a token: `smlal` with codes unpacked once for four tokens,
+//! 37.7 (32 at best); tables for two codes, 33.9 (addressing by a register is an operation of its own there, so
+//! that a look-up takes four); sums in 16 bits for a whole block, which makes the loop shorter (16.1 instead of
+//! 18.1) and needs a second one: no gain.
 
 use super::gemv::gemv;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::aarch64::*;
 
-/// Most tokens of a tile: a vector of 16-bit sums.
+/// The most tokens of a tile: one vector of 16-bit sums.
 pub(super) const TILE_TOKENS: usize = 8;
-/// Most rows that use the same sums; their dots are 8 kB.
+/// The most rows that share the same tables; their sums take 8 KB.
 const BAND_ROWS: usize = 256;
-/// Fewest rows for which sums are worth making; below, tokens one by one are faster.
+/// The fewest rows that are worth building tables; with fewer, one token after the other is faster.
 const MIN_ROWS: usize = 128;
-/// Bytes of a row that are looked up before the next row's: their sums in use are 14 kB, of a first
-/// cache of 32 kB.
+/// Bytes of a row that are looked up before the next row's: the tables in use take 14 KB of an L1 cache of 32 KB.
 const CHUNK_BYTES: usize = 8;
 
-/// Sums of a byte's four codes, at `TABLE_STRIDE * place + byte`. The largest byte is 0b10_10_10_10; others
-/// that have no meaning read something of the next place. 32 products reach -8,192.
+/// The sums of a byte's four codes, at `TABLE_STRIDE * place + byte`. The largest valid byte is 0b10_10_10_10;
+/// invalid ones read an entry of the next table. 32 products reach -8,192.
 type Tables = [int16x8_t; (CHUNK_BYTES - 1) * TABLE_STRIDE + 256];
-/// Whole lines of 64 bytes, and an odd number of them: places do not compete for lines of the cache.
+/// Whole cache lines of 64 bytes, and an odd number of them, so that tables do not compete for the same cache sets.
 const TABLE_STRIDE: usize = 172;
 
-/// All rows for a tile of tokens. With fewer than [`TILE_TOKENS`] the last stands in for those that are missing.
+/// Multiplies all rows by a tile of tokens. With fewer than [`TILE_TOKENS`] the last token is repeated.
 #[target_feature(enable = "neon")]
 pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (row, rows) = (packed_row(cols), out.len() / (q.len() / cols));
@@ -51,7 +50,7 @@ pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     }
 }
 
-/// Up to [`BAND_ROWS`] rows: `[row, token]`.
+/// Multiplies up to [`BAND_ROWS`] rows: `[row, token]`.
 #[target_feature(enable = "neon")]
 fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE_TOKENS]; BAND_ROWS] {
     let row = packed_row(cols);
@@ -77,7 +76,7 @@ fn dot_band(weights: &[u8], q: &[i8], cols: usize) -> [[i32; TILE_TOKENS]; BAND_
 #[inline]
 fn look_up(sums: &Tables, bytes: [u8; CHUNK_BYTES]) -> int16x8_t {
     let word = u64::from_le_bytes(bytes);
-    // Two, so that an addition does not wait for the one before.
+    // Two sums, so that an addition does not wait for the one before.
     let mut dots = [vdupq_n_s16(0); 2];
     for place in 0..CHUNK_BYTES {
         let byte = usize::from((word >> (8 * place)) as u8);
@@ -86,7 +85,7 @@ fn look_up(sums: &Tables, bytes: [u8; CHUNK_BYTES]) -> int16x8_t {
     vaddq_s16(dots[0], dots[1])
 }
 
-/// The sums for part `part` of all rows: eight bytes.
+/// Builds the tables for eight bytes of all rows: those of part `part`.
 #[target_feature(enable = "neon")]
 fn build_tables(sums: &mut Tables, q: &[i8], cols: usize, part: usize) {
     let at = part * CHUNK_BYTES;
@@ -111,7 +110,7 @@ fn build_tables(sums: &mut Tables, q: &[i8], cols: usize, part: usize) {
     }
 }
 
-/// `sum` and `x` times the codes 0, 1, 2.
+/// `sum` plus `x` times the codes 0, 1 and 2.
 #[target_feature(enable = "neon")]
 #[inline]
 fn multiples(sum: int16x8_t, x: int16x8_t) -> [int16x8_t; 3] {
@@ -119,7 +118,7 @@ fn multiples(sum: int16x8_t, x: int16x8_t) -> [int16x8_t; 3] {
     [sum, one, vaddq_s16(one, x)]
 }
 
-/// Eight columns of `q` from `first` on: all tokens of each.
+/// Loads eight columns of `q` from `first` on, with all tokens of each.
 #[target_feature(enable = "neon")]
 #[inline]
 fn transpose(q: &[i8], cols: usize, first: usize) -> [int16x8_t; CHUNK_BYTES] {
@@ -130,7 +129,7 @@ fn transpose(q: &[i8], cols: usize, first: usize) -> [int16x8_t; CHUNK_BYTES] {
         // SAFETY: eight numbers, as just checked; the load needs no alignment.
         *row = unsafe { vld1_s8(q.as_ptr().add(token.min(tokens - 1) * cols + first)) };
     }
-    // Of the six bits that number the 64 values, tokens first, each turn moves the first to the end.
+    // Each round moves the first of the six bits that number the 64 values, tokens first, to the end.
     for _ in 0..3 {
         let [a, b, c, d, e, f, g, h] = rows;
         rows = [

@@ -1,27 +1,26 @@
-//! One token: four rows at a time, so that they share the loads of activations.
+//! One token: GEMV of ternary rows, four rows at a time, so that they share the loads of activations.
 //!
-//! `smlal` multiplies eight codes by eight int8 and adds to 16 bits, one a cycle on a Cortex-A72: 32
-//! cycles for 256 weights, and everything else must hide behind it. A code is used as 1 or 4 times
-//! itself, which takes one shift and four masks for 64 weights; the sums of each kind are kept apart.
-//! With 16 times itself too there were no shift, but 16 bits would be full after one block instead
-//! of four.
+//! `smlal` multiplies eight codes by eight int8 and adds to 16-bit lanes, one instruction a cycle on a Cortex-A72:
+//! 32 cycles for 256 weights, behind which everything else must hide. A code is used as 1 or 4 times itself, which
+//! takes one shift and four masks for 64 weights; the sums of each kind are kept apart. Using it as 16 times itself
+//! would save the shift, but 16-bit sums would be full after one block instead of four.
 //!
-//! Tried: intrinsics, which need 73.8 instructions for 256 weights instead of 60. In assembly with each
-//! pair of rows masked before it is multiplied, a Cortex-A53 takes 85 cycles in the loop; in the order
-//! below 73.5. A pointer moved by each load costs it more than one moved once a block.
+//! Tried: intrinsics need 73.8 instructions for 256 weights instead of 60. In assembly that masks each pair of rows
+//! before it is multiplied, a Cortex-A53 takes 85 cycles in the loop; in the order below it takes 73.5. A pointer
+//! that each load moves costs it more than one that is moved once a block.
 
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Rows of one loop: of 32 registers they take 12 for sums, 8 for activations, 2 for masks, and 10
-/// for the codes of two rows at a time.
+/// Rows of one loop. Of 32 registers they take 12 for sums, 8 for activations, 2 for masks, and 10 for the codes of
+/// two rows at a time.
 const ROWS: usize = 4;
-/// Blocks of a row that fit 16 bits: a lane takes eight products of 4 times a code (at most 8) and an
-/// int8 (at least -128) from each, 32 in all: -32,768, which is just the least there is.
+/// Blocks of a row whose sums fit into 16 bits: a lane takes eight products of 4 times a code (at most 8) and an
+/// int8 (at least -128) from each, 32 in all, which is at least -32,768, the smallest 16-bit number.
 const BLOCKS: usize = 4;
 
-/// All rows for one token.
+/// Multiplies all rows by one token. `q`: `[cols]`, `out`: `[rows]`.
 #[target_feature(enable = "neon")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let row = packed_row(cols);
@@ -30,13 +29,13 @@ pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     for (out, weights) in fours.iter_mut().zip(weights.chunks_exact(ROWS * row)) {
         *out = dot_rows(weights, row, q);
     }
-    // Fewer rows at the end: each as if it were four.
+    // The last one to three rows: each is computed as if it were four.
     for (out, weights) in rest.iter_mut().zip(weights_rest.chunks_exact(row)) {
         *out = dot_rows(weights, 0, q)[0];
     }
 }
 
-/// Four rows, each `step` bytes behind the one before; 0 is four times the same.
+/// Multiplies four rows, each `step` bytes behind the one before; with a step of 0 the same row four times.
 #[target_feature(enable = "neon")]
 fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
     assert!(weights.len() == (ROWS - 1) * step + packed_row(q.len()) && q.len().is_multiple_of(BLOCK));
@@ -60,7 +59,7 @@ fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
     dots
 }
 
-/// `to = from & mask`, for codes that stay where they stand in their byte.
+/// `to = from & mask`, for codes that stay at their place in the byte.
 macro_rules! mask {
     ($mask:literal: $($to:literal $from:literal),*) => {
         concat!($(concat!("and v", $to, ".16b, v", $from, ".16b, {", $mask, ":v}.16b\n")),*)
@@ -88,14 +87,14 @@ macro_rules! high {
     };
 }
 
-/// Sums of ones and of fours for `count` blocks (not 0, at most [`BLOCKS`]) of each row; moves the
-/// pointers behind them.
+/// Adds up codes that count once and codes that count four times, for `count` blocks (at least 1, at most
+/// [`BLOCKS`]) of each row; moves the pointers behind these blocks.
 ///
-/// A Cortex-A53 executes in this order: no register is used before five instructions have passed since
-/// it was written, loads stand together, and the masks for the next products fill the gaps.
+/// A Cortex-A53 executes in this order: no register is used within five instructions after it was written, loads
+/// stand together, and the masks for the next products fill the gaps.
 ///
 /// # Safety
-/// The blocks are there, in each row and in `q`.
+/// Each row and `q` have `count` more blocks.
 #[target_feature(enable = "neon")]
 unsafe fn add_blocks(
     rows: &mut [*const u8; ROWS],

@@ -1,7 +1,9 @@
-//! NEON as every Armv8 processor has it: Raspberry Pi 3, 4, Zero 2 W.
+//! NEON as every Armv8 CPU has it: Raspberry Pi 3, 4 and Zero 2 W.
 //!
-//! Without the dot product a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
-//! with several tokens through sums made before.
+//! Without dot-product instructions a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
+//! with several tokens through look-up tables.
+//!
+//! Deliberately knows nothing of batches beyond eight tokens.
 
 mod attention_f16;
 mod block_quant;
@@ -18,7 +20,7 @@ use std::arch::aarch64::*;
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "neon",
     batch: None,
-    // Five tokens one by one are faster than a tile that is nearly half in vain.
+    // Five single tokens are faster than a tile of eight that is nearly half empty.
     tiles: &[(gemm::TILE_TOKENS, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (1, gemv::gemv)],
     dot_f16,
     weighted_sum_f16,

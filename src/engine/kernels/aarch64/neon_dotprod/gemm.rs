@@ -1,21 +1,20 @@
-//! Eight tokens: two rows at a time.
+//! Tiles of five to eight tokens: GEMM of ternary rows, two rows at a time.
 //!
-//! Codes are used where they stand in their byte, as for one token, but 16 sums leave no registers
-//! for sums of each kind. So a pair of rows is gone through four times, once for each group of 32
-//! columns of its blocks: first the codes that count 16 times, then, after a division, those that
-//! count 4 times, then those that count once. Packed rows stay in the first cache meanwhile. For 8
-//! products a mask: 9 cycles of a Cortex-A76 for 256 weights and a token, where 8 is what its two
-//! `sdot` a cycle allow.
+//! Codes are used at their place in the byte, as for one token, but 16 sums leave no registers for sums of each
+//! kind. So each pair of rows is read four times, once for each group of 32 columns of its blocks: first the codes
+//! that count 16 times, then, after a division, those that count 4 times, then those that count once. Meanwhile the
+//! packed rows stay in the L1 cache. There is one mask for 8 products: 9 cycles of a Cortex-A76 for 256 weights and
+//! a token, where its two `sdot` a cycle allow 8.
 //!
-//! Tried: intrinsics around single `sdot`, 13.9 cycles, as the compiler spills sums; the four times as
-//! one loop of assembly each, 13.8, for the same reason. Three rows would need as many masks, and one
-//! row would load as often as it multiplies.
+//! Tried: intrinsics around single `sdot` take 13.9 cycles, because the compiler spills sums; four assembly loops,
+//! one for each group, take 13.8 for the same reason. Three rows would need as many masks, and one row would load
+//! as often as it multiplies.
 
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Most tokens of a tile. With four, masks would take a fifth of the time instead of a ninth.
+/// The most tokens of a tile. With four, masks would take a fifth of the time instead of a ninth.
 pub(super) const TILE_TOKENS: usize = 8;
 /// Rows that share the loads of activations.
 const ROWS: usize = 2;
@@ -23,13 +22,12 @@ const ROWS: usize = 2;
 /// Four lanes for each row and token.
 type Sums = [[int32x4_t; TILE_TOKENS]; ROWS];
 
-/// All rows for a tile of tokens. With fewer than [`TILE_TOKENS`] the last is multiplied again in place of those
-/// that are missing.
+/// Multiplies all rows by a tile of tokens. With fewer than [`TILE_TOKENS`] the last token is repeated.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (row, rows) = (packed_row(cols), out.len() / (q.len() / cols));
     for (pair, weights) in weights.chunks(ROWS * row).enumerate() {
-        // A last row without a second: the same again, for nothing.
+        // The last row of an odd number is paired with itself.
         let second = weights.len() - row;
         let dots = dot_rows([&weights[..row], &weights[second..]], q, cols);
         for (out, dots) in out.chunks_exact_mut(rows).zip(dots) {
@@ -53,7 +51,7 @@ fn dot_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> [[i32; ROWS]; TILE_TO
     dots
 }
 
-/// One token times two rows: its pointer, its two sums. The codes are in v0, v1 and v2, v3.
+/// Multiplies one token by two rows, given its pointer and its two sums. The codes are in v0, v1 and v2, v3.
 macro_rules! token {
     ($q:literal, $a:literal, $b:literal) => {
         concat!(
@@ -66,7 +64,7 @@ macro_rules! token {
     };
 }
 
-/// The loop over blocks; `$mask` leaves the codes of one group.
+/// The loop over blocks; `$mask` selects the codes of one group.
 macro_rules! blocks {
     ($mask:literal) => {
         concat!(
@@ -91,7 +89,7 @@ macro_rules! blocks {
     };
 }
 
-/// Back to the first block, at another group.
+/// Moves the pointers back to the first block, at another group.
 macro_rules! back {
     ($to:literal) => {
         concat!(
@@ -110,7 +108,7 @@ macro_rules! back {
     };
 }
 
-/// All sums: codes that count four times less come next.
+/// Divides all sums by 4, because the next codes count a quarter as much.
 macro_rules! quarter {
     ($($sum:literal)*) => {
         concat!($(concat!("sshr v", $sum, ".4s, v", $sum, ".4s, #2\n")),*)
@@ -123,12 +121,12 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> Sums {
     assert!(tokens > 0 && q.len() == tokens * cols && rows.iter().all(|row| row.len() == packed_row(cols)));
     assert!(cols.is_multiple_of(BLOCK));
     let [mut a, mut b] = [[vdupq_n_s32(0); TILE_TOKENS]; ROWS];
-    // From the second group of a token's first block on.
+    // Each token starts at the second group of its first block.
     let at: [*const i8; TILE_TOKENS] =
         std::array::from_fn(|token| q[token.min(tokens - 1) * cols + 32..].as_ptr());
-    // SAFETY: reads 32 bytes for each block of both rows and 32 of 128 bytes for each block of each
-    // token, group by group; all are there as just checked, and no alignment is needed. Writes no
-    // memory. The processor has the instructions, as the features of this function say.
+    // SAFETY: reads 32 bytes for each block of both rows and 32 of 128 bytes for each block of each token, group by
+    // group; all are there as just checked, and no alignment is needed. Writes no memory. The CPU has the
+    // instructions, as the features of this function require.
     unsafe {
         asm!(
             "b 4f",
@@ -141,7 +139,7 @@ fn add_rows(rows: [&[u8]; ROWS], q: &[i8], cols: usize) -> Sums {
             "subs {groups}, {groups}, #1",
             "b.ne 3b",
             back!("first"),
-            // To the left by -6: of bits 6 and 7 no others stay.
+            // A shift to the left by -6 leaves only bits 6 and 7.
             "movi {mask:v}.16b, #250",
             blocks!("ushl"),
             groups = inout(reg) 3usize => _, // 1, 2, 3; then 0

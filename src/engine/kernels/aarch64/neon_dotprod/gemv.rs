@@ -1,26 +1,26 @@
-//! One token: four rows at a time, so that they share the loads of activations.
+//! One token: GEMV of ternary rows, four rows at a time, so that they share the loads of activations.
 //!
-//! A code is used where it stands in its byte, as 1, 4 or 16 times itself: a mask, no shift. Sums of
-//! each kind are kept apart and divided once a row, which leaves nothing over. For 64 weights that is
-//! 4 masks and 4 `sdot`, two of which a Cortex-A76 does in a cycle: 16 cycles for 256 weights.
+//! A code is used at its place in the byte, as 1, 4 or 16 times itself: a mask, no shift. The sums of each kind are
+//! kept apart and divided once a row, which leaves no remainder. 64 weights take 4 masks and 4 `sdot`, of which a
+//! Cortex-A76 does two a cycle: 16 cycles for 256 weights.
 //!
-//! The loop is in assembly. Tried in intrinsics around single `sdot`: 41.5 instructions for 256
-//! weights instead of 38, as the compiler makes masks anew in each turn, adds to each pointer by an
-//! instruction of its own and, with loads of two and four registers, spills.
+//! The loop is in assembly. Tried with intrinsics around single `sdot`: 41.5 instructions for 256 weights instead
+//! of 38, because the compiler builds masks anew in each iteration, advances each pointer by an instruction of its
+//! own and, with loads of two and four registers, spills.
 
 use super::horizontal_sums;
 use crate::engine::quant::{BLOCK, packed_row};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Rows of one loop: of 32 registers they take 12 for sums, 8 for activations, 3 for masks and 6
-/// while masking. Eight rows would have to read their activations in halves.
+/// Rows of one loop. Of 32 registers they take 12 for sums, 8 for activations, 3 for masks and 6 while masking.
+/// Eight rows would have to read their activations in halves.
 const ROWS: usize = 4;
 
-/// Sums of a row: of codes as they are, times 4, times 16.
+/// The sums of a row: of codes as they are, times 4, and times 16.
 type Sums = [int32x4_t; 3];
 
-/// All rows for one token.
+/// Multiplies all rows by one token. `q`: `[cols]`, `out`: `[rows]`.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let row = packed_row(cols);
@@ -29,7 +29,7 @@ pub(super) fn gemv(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     for (out, weights) in fours.iter_mut().zip(weights.chunks_exact(ROWS * row)) {
         *out = dot_rows(weights, row, q);
     }
-    // Fewer rows at the end: each as if it were four.
+    // The last one to three rows: each is computed as if it were four.
     for (out, weights) in rest.iter_mut().zip(weights_rest.chunks_exact(row)) {
         *out = dot_rows(weights, 0, q)[0];
     }
@@ -40,13 +40,13 @@ fn dot_rows(weights: &[u8], step: usize, q: &[i8]) -> [i32; ROWS] {
     horizontal_sums(add_rows(weights, step, q).map(|sums| combine(sums)))
 }
 
-/// The sums as if no code had been 4 or 16 times itself: each lane is a whole multiple.
+/// Combines the three sums of a row, of which the second and third are whole multiples of 4 and 16.
 #[target_feature(enable = "neon")]
 fn combine([ones, fours, sixteens]: Sums) -> int32x4_t {
     vsraq_n_s32::<4>(vsraq_n_s32::<2>(ones, fours), sixteens)
 }
 
-/// A block of one row: its pointer, its three sums. Activations are in v8 to v15.
+/// Multiplies a block of one row, given its pointer and its three sums. Activations are in v8 to v15.
 macro_rules! block {
     ($row:literal, $ones:literal, $fours:literal, $sixteens:literal) => {
         concat!(
@@ -71,16 +71,15 @@ macro_rules! block {
     };
 }
 
-/// Four rows, each `step` bytes behind the one before; 0 is four times the same.
+/// Adds up four rows, each `step` bytes behind the one before; with a step of 0 the same row four times.
 #[target_feature(enable = "neon,dotprod")]
 fn add_rows(weights: &[u8], step: usize, q: &[i8]) -> [Sums; ROWS] {
     let blocks = q.len() / BLOCK;
     assert!(blocks > 0 && weights.len() == (ROWS - 1) * step + packed_row(q.len()));
     let rows = [0, 1, 2, 3].map(|index| weights.as_ptr().wrapping_add(index * step));
     let [mut a, mut b, mut c, mut d] = [[vdupq_n_s32(0); 3]; ROWS];
-    // SAFETY: reads `blocks` blocks of each row and of `q`, which they have as just checked; no
-    // alignment is needed. Writes no memory. The processor has the instructions, as the features of
-    // this function say.
+    // SAFETY: reads `blocks` blocks of each row and of `q`, which they have as just checked; no alignment is
+    // needed. Writes no memory. The CPU has the instructions, as the features of this function require.
     unsafe {
         asm!(
             "2:",

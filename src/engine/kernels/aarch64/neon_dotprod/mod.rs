@@ -1,7 +1,9 @@
-//! NEON with the dot product of Armv8.2: Raspberry Pi 5 and most boards since.
+//! NEON with the dot-product instructions of Armv8.2: Raspberry Pi 5 and most boards since.
 //!
-//! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is
-//! not stable in the compilers this is built with, hence assembly.
+//! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is not stable in the
+//! compilers that are supported, hence assembly.
+//!
+//! Deliberately knows nothing of floats: those kernels are plain NEON's.
 
 mod gemm;
 mod gemv;
@@ -14,7 +16,7 @@ use std::arch::aarch64::*;
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "neon-dotprod",
     batch: None,
-    // Four tokens one by one are faster than a tile that is half in vain.
+    // Four single tokens are faster than a tile of eight that is half empty.
     tiles: &[
         (gemm::TILE_TOKENS, gemm::gemm),
         (7, gemm::gemm),
@@ -30,7 +32,7 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     simd: SimdLevel::Baseline,
 };
 
-/// The sums of the lanes of four rows.
+/// The sum of the lanes of each of four rows.
 #[target_feature(enable = "neon")]
 #[inline]
 fn horizontal_sums([a, b, c, d]: [int32x4_t; 4]) -> [i32; 4] {
