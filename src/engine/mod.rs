@@ -1,12 +1,12 @@
-//! The ternary engine: a GGUF file in, text out.
+//! The inference engine for ternary (BitNet b1.58) models: a GGUF file in, text out.
 //!
 //! ```text
 //! Source ── open ──> ModelFile ── load ──> Engine ── session ──> Session
 //!                     (planned)            (weights)              (KV cache)
 //! ```
 //!
-//! Deliberately knows nothing of the daemon: no tokio, no wire types, no logging, no environment,
-//! and no clock but for its own timings and the age of what it keeps. It could be published as a crate tomorrow.
+//! Deliberately knows nothing of the daemon: no tokio, no wire types, no logging, no environment, and no clock
+//! except for its own timings and the age of its derived files. It could be published as a crate tomorrow.
 
 mod builtin;
 pub mod convert;
@@ -45,9 +45,9 @@ use tokenizer::{ChatTemplate, Tokenizer};
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// The one inside the binary.
+    /// The model inside the binary.
     BuiltIn,
-    /// Random weights of a well-known shape.
+    /// Random weights in the shape of a well-known model.
     Random(synthetic::SyntheticShape),
     /// A GGUF file.
     File(PathBuf),
@@ -57,7 +57,7 @@ pub enum Source {
 #[derive(Debug)]
 pub struct ModelFile {
     place: String,
-    /// Where it is, if it is a file.
+    /// The file's path, if it is a file.
     path: Option<PathBuf>,
     file: Gguf,
     shape: Shape,
@@ -67,39 +67,39 @@ pub struct ModelFile {
     template: ChatTemplate,
 }
 
-/// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
+/// The memory that a model takes, in bytes, so that it can be planned before anything is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights read from the file's own pages.
+    /// Weights that are read from the file's own pages.
     pub mapped: usize,
-    /// Weights repacked into memory of ours.
+    /// Weights that are repacked into allocated memory.
     pub copied: usize,
     /// KV cache for each token of context.
     pub cache_per_token: usize,
     /// Buffers of a pass.
     pub scratch: usize,
-    /// The vocabulary and its rules.
+    /// The tokenizer.
     pub tokenizer: usize,
 }
 
 /// How a model is run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineOptions {
-    /// Threads that compute, the calling one counted.
+    /// Threads that compute, including the calling one.
     pub threads: usize,
-    /// Whether each keeps to one processor.
+    /// Whether each thread is pinned to one CPU.
     pub pin: bool,
     /// A kernel table by name; `None` is the fastest.
     pub kernel: Option<String>,
-    /// Folder in which what is worked out of a model file is kept for the next start; `None` keeps nothing.
+    /// The folder for data derived from a model file, which the next start reuses; `None` keeps nothing.
     pub cache_dir: Option<PathBuf>,
 }
 
-/// What a tokenizer takes whatever its vocabulary: word patterns with their caches, the special tokens'
-/// automaton, the template engine. Measured after a hundred prompts: 0.8 to 1.4 MB.
+/// The memory of a tokenizer apart from its vocabulary: word patterns with their caches, the automaton of the
+/// special tokens, the template engine. Measured after a hundred prompts: 0.8 to 1.4 MB.
 const TOKENIZER_FIXED: usize = 3 << 19;
 
-/// Under which the layout that was found out is kept.
+/// The name of the detected layout in the derived cache.
 const LAYOUT_ENTRY: &str = "layout";
 
 /// A loaded model.
@@ -108,17 +108,17 @@ pub struct Engine {
     name: String,
     model: Model,
     tokenizer: Tokenizer,
-    /// In which its I2_S weights were read.
+    /// The layout in which the I2_S weights were read.
     layout: Layout,
     cache: KvCacheFormat,
     notes: Vec<String>,
-    /// The files that weights are read from. Not kept alive: a file that nothing is read from any more may go.
+    /// The files that weights are read from. They are not kept alive: a file that is not read any more may go.
     files: Vec<Weak<FileMap>>,
 }
 
 impl ModelFile {
-    /// Maps and checks a model. `layout` is that of its I2_S weights; `None` finds it out when the model
-    /// is loaded.
+    /// Maps and checks a model. `layout` is that of its I2_S weights; with `None` it is detected when the model is
+    /// loaded.
     pub fn open(source: &Source, layout: Option<Layout>) -> Result<Self, LoadError> {
         match source {
             // Its layout is known.
@@ -130,7 +130,7 @@ impl ModelFile {
                 Self::parse(known.build()?, known.name, Some(layout.unwrap_or_default()))
             }
             Source::File(path) => {
-                // A name with a line break in it must not break the error's line.
+                // A name with a line break must not break the line of the error.
                 let place = path.display().to_string().replace(char::is_control, "?");
                 if path.is_dir() {
                     let message =
@@ -164,14 +164,14 @@ impl ModelFile {
         })
     }
 
-    /// The same with its head read in another form; `None` is the fastest that chooses the same tokens.
+    /// The same with its head read in another format; `None` is the fastest that chooses the same tokens.
     pub fn with_head(self, wanted: Option<HeadFormat>) -> Result<Self, LoadError> {
         let head =
             HeadFormat::choose(&self.file, &self.shape, wanted).map_err(|error| error.within(&self.place))?;
         Ok(ModelFile { head, ..self })
     }
 
-    /// The same with keys and values kept in `cache`.
+    /// The same with keys and values stored in format `cache`.
     pub fn with_cache(self, cache: KvCacheFormat) -> Result<Self, LoadError> {
         let size = self.shape.head_dim;
         if cache.supports(size) {
@@ -186,17 +186,17 @@ impl ModelFile {
         ModelFile { template, ..self }
     }
 
-    /// How its head will be read.
+    /// The format in which the head will be read.
     pub fn head(&self) -> HeadFormat {
         self.head
     }
 
-    /// Its numbers.
+    /// The model's hyperparameters.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The layout that was named for its I2_S weights.
+    /// The layout that was named for the I2_S weights.
     pub fn layout(&self) -> Option<Layout> {
         self.layout
     }
@@ -206,18 +206,18 @@ impl ModelFile {
         &self.file
     }
 
-    /// Its tokenizer alone, without its weights.
+    /// The tokenizer alone, without the weights.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         self.read_tokenizer().map_err(|error| error.within(&self.place))
     }
 
-    /// The memory it would take. A layout yet to be found out changes none of the sums: what is
+    /// The memory that the model would take. It does not depend on a layout that is still to be detected: what is
     /// repacked is no longer read from the file.
     pub fn footprint(&self) -> Footprint {
         let weights = WeightBytes::plan(&self.file, &self.shape, self.layout.unwrap_or_default(), self.head);
         let strings = |key: &str| self.file.strings(key).map_or(0, |strings| strings.len());
-        // A token: about 8 bytes, its offset, its place in their order, its rank; a merge: four numbers.
-        // The map from text to id that loading needs for a moment takes about 64 bytes a token.
+        // A token takes about 8 bytes, an offset, a place in the sorted order and a rank; a merge takes four
+        // numbers. The map from text to id that loading needs for a moment takes about 64 bytes a token.
         let tokens = 80 * strings("tokenizer.ggml.tokens") + 16 * strings("tokenizer.ggml.merges");
         let tokenizer = tokens + TOKENIZER_FIXED;
         Footprint {
@@ -229,7 +229,7 @@ impl ModelFile {
         }
     }
 
-    /// Loads it. The calling thread becomes the first of the computing ones.
+    /// Loads the model. The calling thread becomes the first of the computing ones.
     pub fn load(self, options: &EngineOptions) -> Result<Engine, LoadError> {
         let cache = self.derived_cache(options);
         let found = || {
@@ -259,8 +259,7 @@ impl ModelFile {
         }
     }
 
-    /// Reads the head in its form from now on; the image of it is kept, or made.
-    /// Gives the file that holds it.
+    /// Attaches the head in its format, from the derived cache or made now. Returns the file that holds it.
     fn attach_head(
         &self,
         model: &mut Model,
@@ -289,8 +288,8 @@ impl ModelFile {
         Ok(Some(Arc::downgrade(&image.map)))
     }
 
-    /// How well the model foretells a built-in text in each layout that its I2_S weights may have, or
-    /// as it is where it has none.
+    /// How well the model predicts a built-in text in each layout that its I2_S weights may have, or as it is where
+    /// it has none.
     pub fn score_layouts(&self, options: &EngineOptions) -> Result<Vec<LayoutScore>, LoadError> {
         let layouts = if self.has_layout() { &Layout::ALL[..] } else { &Layout::ALL[..1] };
         let measured = self.load_as(layouts[0], options).and_then(|mut engine| {
@@ -303,25 +302,25 @@ impl ModelFile {
         measured.map_err(|error| error.within(&self.place))
     }
 
-    /// Whether any of its matrices is I2_S, and so has a layout.
+    /// Whether any of the matrices is I2_S and therefore has a layout.
     pub fn has_layout(&self) -> bool {
         layout_detect::has_layout(&self.file)
     }
 
-    /// Why a model with such figures, see [`ModelFile::check`], is refused: it was trained, and foretells in
-    /// no layout.
+    /// Why a model with such scores, see [`ModelFile::score_layouts`], is refused: it was trained, and predicts
+    /// text in no layout.
     pub fn rejection(&self, figures: &[LayoutScore]) -> Option<LoadError> {
         let vocab = self.shape.vocab;
         let refused = self.is_trained() && layout_detect::choose_layout(figures, vocab).is_none();
         refused.then(|| layout_detect::damaged_error(figures, vocab).within(&self.place))
     }
 
-    /// Whether the weights were trained: drawn at random they foretell nothing in any layout.
+    /// Whether the weights were trained: random weights predict nothing in any layout.
     pub fn is_trained(&self) -> bool {
         layout_detect::is_trained(&self.file)
     }
 
-    /// Finds out the layout of a model that was loaded in the official one.
+    /// Detects the layout of a model that was loaded in the official one.
     fn detect_layout(&self, mut engine: Engine) -> Result<Engine, LoadError> {
         if !self.is_trained() {
             let message =
@@ -331,7 +330,8 @@ impl ModelFile {
         }
         let vocab = self.shape.vocab;
         let mut figures = vec![layout_detect::score_layout(&engine.model, &engine.tokenizer, engine.layout)];
-        // The first that foretells is taken: none of the others would, and reading all of them takes long.
+        // The first layout that predicts text is taken: none of the others would, and reading all of them takes
+        // long.
         for layout in &Layout::ALL[1..] {
             if layout_detect::choose_layout(&figures, vocab).is_some() {
                 break;
@@ -349,7 +349,7 @@ impl ModelFile {
         Ok(engine)
     }
 
-    /// Reads the weights again in another layout and measures; one that the shapes rule out is passed over.
+    /// Reads the weights again in another layout and scores it; one that the shapes rule out is skipped.
     fn score_in(
         &self,
         mut engine: Engine,
@@ -394,8 +394,8 @@ impl ModelFile {
         Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes, files })
     }
 
-    /// The tokenizer, and what `load` gives: each takes a few tenths of a second for a large model, so the
-    /// former is read on a thread of its own, which ends with this call.
+    /// Reads the tokenizer on a thread of its own while `load` runs: each takes a few tenths of a second for a
+    /// large model.
     fn read_both<T>(&self, load: impl FnOnce() -> T) -> Result<(Tokenizer, T), LoadError> {
         thread::scope(|scope| {
             let reading = thread::Builder::new().name("vocabulary".into());
@@ -427,7 +427,7 @@ impl ModelFile {
 }
 
 impl Footprint {
-    /// All of it, with a cache of `context` tokens.
+    /// The sum of all, with a KV cache of `context` tokens.
     pub fn total(&self, context: usize) -> usize {
         let fixed = self.mapped + self.copied + self.scratch + self.tokenizer;
         fixed.saturating_add(self.cache_per_token.saturating_mul(context))
@@ -440,30 +440,31 @@ impl Engine {
         &self.name
     }
 
-    /// What was wrong or missing in the file, and how it was read all the same: a sentence each.
+    /// What was wrong or missing in the file, and how it was read nevertheless: one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The layout in which its I2_S weights were read, named or found out.
+    /// The layout in which the I2_S weights were read, named or detected.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// From now on finds out during its first passes how many threads are fastest, where `said` leaves it
-    /// open; a number that is said is used as it is. Without this call every pass uses all there are.
+    /// From now on measures during its first passes how many threads are fastest, where `fixed` leaves it open; a
+    /// number that is fixed is used as it is. Without this call every pass uses all threads.
     pub fn tuned(mut self, fixed: ThreadCounts) -> Self {
         self.model.tune(fixed);
         self
     }
 
-    /// Whether the files that weights are read from are still what they were when they were loaded. What was
-    /// computed since the check before is not to be trusted where they are not.
+    /// Checks that the files that weights are read from are unchanged since they were loaded. Where they are not,
+    /// whatever was computed since the last check is not to be trusted.
     pub fn check_files(&self) -> Result<(), LoadError> {
         self.files.iter().filter_map(Weak::upgrade).find_map(|map| map.damage()).map_or(Ok(()), Err)
     }
 
-    /// Whether the last pass read zeros in the place of weights: a look at memory, made for every token.
+    /// Whether zeros were read in place of weights because a file became shorter. A check of memory that is made
+    /// for every token.
     pub fn has_zeroed_pages(&self) -> bool {
         self.files.iter().filter_map(Weak::upgrade).any(|map| map.has_zeroed_pages())
     }

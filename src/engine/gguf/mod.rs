@@ -1,7 +1,6 @@
-//! GGUF files: the mapping, the header, typed access to both, and writing new ones.
+//! GGUF files: mapping them, parsing the header, typed access to metadata and tensors, and writing new files.
 //!
-//! Deliberately knows no architecture: which keys and tensors a model needs is `model`'s and
-//! `tokenizer`'s business.
+//! Deliberately knows no architecture: which keys and tensors a model needs is known to `model` and `tokenizer`.
 
 mod mmap;
 mod parse;
@@ -41,7 +40,7 @@ impl FileSlice {
         FileSlice { map: Arc::clone(map), range }
     }
 
-    /// A part of it.
+    /// A part of the slice.
     ///
     /// # Panics
     /// When the part does not lie in it.
@@ -51,16 +50,16 @@ impl FileSlice {
         FileSlice { map: Arc::clone(&self.map), range }
     }
 
-    /// Bytes `range` of it, for what is read here and there; see [`Map::read`].
+    /// Bytes `range` of the slice, for random access; see [`FileMap::read`].
     ///
     /// # Panics
-    /// When the range does not lie in it, or `room` is less.
+    /// When the range does not lie in it, or `buffer` is shorter.
     pub fn read<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8] {
         assert!(range.start <= range.end && range.end <= self.len());
         self.map.read(self.range.start + range.start..self.range.start + range.end, buffer)
     }
 
-    /// Gives back its memory; reading it again reads the file again.
+    /// Releases the memory of its pages; reading them again reads the file again.
     pub fn release(&self) {
         self.map.release(self.range.clone());
     }
@@ -75,13 +74,13 @@ impl std::ops::Deref for FileSlice {
 }
 
 impl Gguf {
-    /// Parses a file's header; tensor data is only checked to be there.
+    /// Parses a file's header. Tensor data is only checked to be there.
     pub fn parse(map: FileMap) -> Result<Self, LoadError> {
         let header = parse::parse(&map)?;
         Ok(Gguf { map: Arc::new(map), header })
     }
 
-    /// Its bytes.
+    /// The bytes of the file.
     pub fn map(&self) -> &Arc<FileMap> {
         &self.map
     }
@@ -101,8 +100,8 @@ impl Gguf {
         FileSlice { map: Arc::clone(&self.map), range: tensor.bytes.clone() }
     }
 
-    /// Gives back the memory of all that stands before the tensors: a vocabulary takes megabytes, and is read
-    /// once. Reading it again reads the file again.
+    /// Releases the memory of all that stands before the tensors: a vocabulary takes megabytes and is read once.
+    /// Reading it again reads the file again.
     pub fn release_header(&self) {
         let end = self.tensors().iter().map(|tensor| tensor.bytes.start).min();
         self.map.release(0..end.unwrap_or(0));
@@ -128,39 +127,39 @@ impl Gguf {
         self.header.metadata.iter().map(|(key, _)| key.as_str())
     }
 
-    /// A key's value as it stands in the file, the number of its type before it.
+    /// A key's value as it stands in the file, with the number of its type before it.
     pub fn value_bytes(&self, key: &str) -> Option<&[u8]> {
         let at = self.header.metadata.iter().position(|(name, _)| name == key)?;
         Some(&self.map[self.header.value_bytes[at].clone()])
     }
 
-    /// A number that must be there.
+    /// A required number.
     pub fn number(&self, key: &str) -> Result<usize, LoadError> {
         self.number_or_none(key)?.ok_or_else(|| missing(key))
     }
 
-    /// A number that may be left out.
+    /// An optional number.
     pub fn number_or_none(&self, key: &str) -> Result<Option<usize>, LoadError> {
         match self.value(key) {
             None => Ok(None),
-            // u32 is what every such key holds; it also keeps later products far from overflow.
+            // Every such key holds a u32; this limit also keeps later products far from overflow.
             Some(MetadataValue::Unsigned(n)) if *n <= u32::MAX.into() => Ok(Some(*n as usize)),
             Some(MetadataValue::Signed(n)) if (0..=u32::MAX.into()).contains(n) => Ok(Some(*n as usize)),
             Some(other) => Err(wrong(key, "a number from 0 to 4294967295", other)),
         }
     }
 
-    /// A finite float that may be left out.
+    /// An optional finite float.
     pub fn float_or(&self, key: &str, default: f32) -> Result<f32, LoadError> {
         match self.value(key) {
             None => Ok(default),
-            // Finite as f32: a double may be beyond it.
+            // Finite as f32: a double may be larger.
             Some(MetadataValue::Float(x)) if (*x as f32).is_finite() => Ok(*x as f32),
             Some(other) => Err(wrong(key, "a finite float", other)),
         }
     }
 
-    /// A text that may be left out.
+    /// An optional text.
     pub fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
         match self.value(key) {
             None => Ok(None),
@@ -169,7 +168,7 @@ impl Gguf {
         }
     }
 
-    /// The byte strings of an array that must be there.
+    /// The byte strings of a required array.
     pub fn strings(&self, key: &str) -> Result<Strings<'_>, LoadError> {
         match self.value(key) {
             Some(MetadataValue::Array(array)) if array.kind == STRING => {
@@ -180,7 +179,7 @@ impl Gguf {
         }
     }
 
-    /// A bool that may be left out.
+    /// An optional bool.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
         match self.value(key) {
             None => Ok(None),
@@ -189,7 +188,7 @@ impl Gguf {
         }
     }
 
-    /// The numbers of an array of 32-bit floats that must be there.
+    /// The numbers of a required array of 32-bit floats.
     pub fn floats(&self, key: &str) -> Result<impl ExactSizeIterator<Item = f32>, LoadError> {
         const F32: u32 = 6;
         match self.value(key) {
@@ -202,7 +201,7 @@ impl Gguf {
         }
     }
 
-    /// The integers of an array of 32-bit integers that may be left out.
+    /// The integers of an optional array of 32-bit integers.
     pub fn integers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64>>, LoadError> {
         const U32: u32 = 4;
         const I32: u32 = 5;
@@ -229,7 +228,7 @@ pub struct Strings<'a> {
 }
 
 impl Strings<'_> {
-    /// Bytes that those left take in the file.
+    /// Bytes that the remaining strings take in the file.
     pub fn byte_len(&self) -> usize {
         self.bytes.len()
     }

@@ -1,8 +1,7 @@
-//! GGUF version 2 and 3 out of bytes: pure, and bounded by the bytes given.
+//! Parses GGUF versions 2 and 3 from bytes, without I/O.
 //!
-//! Every length is checked against what is left of the file before anything is allocated or
-//! skipped; all arithmetic on sizes is checked. Source of the layout: the GGUF specification in the
-//! ggml project.
+//! Every length is checked against what is left of the file before anything is allocated or skipped; all arithmetic
+//! on sizes is checked. Source of the layout: the GGUF specification in the ggml project.
 
 use super::wrong_file::identify_non_gguf;
 use crate::engine::error::{LoadError, escaped};
@@ -11,22 +10,22 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-/// Alignment of tensor data where the file names none.
+/// The alignment of tensor data where the file names none.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
-/// Entries of either kind. The largest model in use has some hundreds; each takes several times its
-/// bytes in the file once it is read and is looked for one by one, so a file must not have any number.
+/// The most metadata keys, and the most tensors. The largest model in use has some hundreds; each takes several
+/// times its bytes in the file once it is read, and is looked up one by one.
 const MAX_ENTRIES: u64 = 1 << 14;
-/// Bytes of a text that is read into memory; the longest in use are chat templates of some 20 KB.
+/// The longest text that is read into memory; the longest in use are chat templates of some 20 KB.
 const MAX_TEXT: u64 = 1 << 20;
 
-/// What a file says before its tensor data.
+/// All that stands in a file before its tensor data.
 #[derive(Debug, Default)]
 pub struct Header {
     /// Key and value, in file order.
     pub metadata: Vec<(String, MetadataValue)>,
-    /// Where each of these values lies in the file, the number of its type before it.
+    /// Where each of these values lies in the file, with the number of its type before it.
     pub value_bytes: Vec<Range<usize>>,
     /// Tensors, in file order.
     pub tensors: Vec<TensorInfo>,
@@ -45,7 +44,7 @@ pub enum MetadataValue {
     Bool(bool),
     /// Text.
     Text(String),
-    /// Many of one kind, left in the file.
+    /// Many values of one type, left in the file.
     Array(ArrayInfo),
 }
 
@@ -62,7 +61,7 @@ impl fmt::Display for MetadataValue {
     }
 }
 
-/// An array's place in the file; its strings have been checked to lie in it.
+/// Where an array lies in the file; its strings have been checked to lie in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArrayInfo {
     /// GGUF's number of the element type.
@@ -73,7 +72,7 @@ pub struct ArrayInfo {
     pub bytes: Range<usize>,
 }
 
-/// A tensor's place in the file.
+/// A tensor's name, type and shape, and where its data lies in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
     /// Its name.
@@ -90,13 +89,13 @@ pub struct TensorInfo {
 pub const STRING: u32 = 8;
 /// GGUF's number of the array type.
 pub(super) const ARRAY: u32 = 9;
-/// The key that names another alignment of tensor data.
+/// The key of the alignment of tensor data.
 pub(super) const ALIGNMENT: &str = "general.alignment";
 
-/// The key that tells of how many files a model was made.
+/// The key of the number of files into which a model was split.
 const SPLIT_COUNT: &str = "split.count";
 
-/// Reads the header of `file` and checks that every tensor lies in it, apart from the others.
+/// Reads the header of `file` and checks that every tensor lies in it and overlaps no other.
 pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     let mut reader = Reader { file, at: 0 };
     let (tensors, keys) = reader.start()?;
@@ -129,7 +128,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     Ok(header)
 }
 
-/// A part of a model that was split into several files is no model.
+/// Refuses one part of a model that was split into several files.
 fn check_not_split(metadata: &[(String, MetadataValue)]) -> Result<(), LoadError> {
     let number = |name: &str| {
         metadata.iter().find(|(key, _)| key == name).and_then(|(_, value)| match value {
@@ -154,7 +153,7 @@ fn check_not_split(metadata: &[(String, MetadataValue)]) -> Result<(), LoadError
 fn alignment(metadata: &[(String, MetadataValue)]) -> Result<u64, LoadError> {
     match metadata.iter().find(|(key, _)| key == ALIGNMENT) {
         None => Ok(DEFAULT_ALIGNMENT),
-        // Beyond a page of 64 KiB alignment buys nothing, and huge values only overflow.
+        // A larger alignment than a page of 64 KiB has no use, and huge values only overflow.
         Some((_, MetadataValue::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
         Some((key, value)) => {
             Err(LoadError::key(key, format!("is {value}, not a power of two between 8 and 65536")))
@@ -175,7 +174,7 @@ fn check_no_overlap(tensors: &[TensorInfo]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// A tensor's entry before its data is placed.
+/// A tensor's entry before its data has been located.
 struct RawTensor {
     name: String,
     kind: u32,
@@ -223,7 +222,7 @@ impl Reader<'_> {
         Err(LoadError::new(format!("byte {}", self.at), message))
     }
 
-    /// Magic, version, and the numbers of tensors and metadata keys.
+    /// Reads magic and version; returns the numbers of tensors and of metadata keys.
     fn start(&mut self) -> Result<(u64, u64), LoadError> {
         if self.file.get(..4) != Some(b"GGUF") {
             return Err(LoadError::new("byte 0", format!("no GGUF file: {}", identify_non_gguf(self.file))));
@@ -289,7 +288,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A key, its value, and where that lies.
+    /// A key, its value, and where the value lies.
     fn entry(&mut self) -> Result<(String, MetadataValue, Range<usize>), LoadError> {
         let key = self.text()?;
         let start = self.at;
@@ -325,7 +324,7 @@ impl Reader<'_> {
             2 | 3 => 2,
             4..=6 => 4,
             10..=12 => 8,
-            // Each string takes at least the 8 bytes of its length, so the loop ends with the file.
+            // Each string takes at least the 8 bytes of its length, so that the loop ends with the file.
             STRING => 0,
             ARRAY => return self.fail("an array of arrays, which no model has"),
             other => return self.fail(&format!("an array of the unknown type {other}")),

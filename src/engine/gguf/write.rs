@@ -1,8 +1,8 @@
-//! GGUF version 3 into any writer: what the file will hold is planned first, so that every size and
-//! offset is known before the first byte, and tensor data is streamed after it.
+//! Writes GGUF version 3 to any writer. The file is planned first, so that every size and offset is known before
+//! the first byte; tensor data is streamed after the header.
 //!
 //! ```text
-//! Draft ── set, copy, tensor ──> Draft ── begin ──> Writer ── write, end_tensor ──> finish
+//! GgufDraft ── set, copy, tensor ──> GgufDraft ── begin ──> TensorWriter ── write, end_tensor ──> finish
 //! ```
 
 use super::Gguf;
@@ -56,7 +56,7 @@ impl From<&str> for NewValue {
 }
 
 impl NewValue {
-    /// The value as a file holds it: its type's number, then its bytes.
+    /// The value as a file holds it: the number of its type, then its bytes.
     fn bytes(&self) -> Vec<u8> {
         let plain = |kind: u32, bytes: &[u8]| [&kind.to_le_bytes()[..], bytes].concat();
         match self {
@@ -98,10 +98,10 @@ fn flat<T: Copy>(numbers: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
     numbers.iter().flat_map(|n| bytes(*n)).collect()
 }
 
-/// What a file will hold: its metadata, and the name, type and shape of each tensor.
+/// The plan of a file: its metadata, and the name, type and shape of each tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufDraft {
-    /// Key, and the value as the file holds it.
+    /// Key, and value as the file holds it.
     metadata: Vec<(String, Vec<u8>)>,
     tensors: Vec<PlannedTensor>,
 }
@@ -117,31 +117,31 @@ pub struct PlannedTensor {
     pub dims: Vec<usize>,
     /// Bytes of its data, without padding.
     pub bytes: u64,
-    /// Where they begin, from the start of the tensor data; a multiple of 32.
+    /// The offset of its data from the start of all tensor data; a multiple of 32.
     offset: u64,
 }
 
 impl GgufDraft {
-    /// Gives `key` this value, in the place it has or at the end.
+    /// Sets the value of `key`, at its present position or at the end.
     pub fn set(&mut self, key: &str, value: impl Into<NewValue>) {
         self.put(key, value.into().bytes());
     }
 
-    /// Copies a value of another file as it is, of whatever kind; nothing where there is none.
+    /// Copies a value of another file, of whatever type; does nothing where there is none.
     pub fn copy(&mut self, from: &Gguf, key: &str) {
         if let Some(bytes) = from.value_bytes(key) {
             self.put(key, bytes.to_vec());
         }
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub fn remove(&mut self, key: &str) {
         self.metadata.retain(|(name, _)| name != key);
     }
 
     fn put(&mut self, key: &str, mut bytes: Vec<u8>) {
         if key == ALIGNMENT {
-            // A copied file may have had another.
+            // A copied file may have had another alignment.
             bytes = NewValue::U32(BOUNDARY as u32).bytes();
         }
         match self.metadata.iter_mut().find(|(name, _)| name == key) {
@@ -150,7 +150,7 @@ impl GgufDraft {
         }
     }
 
-    /// Adds a tensor of `dims`, columns first. An error where the type cannot have that shape.
+    /// Adds a tensor of `dims`, columns first. It is an error if the type cannot have that shape.
     pub fn tensor(&mut self, name: &str, kind: TensorType, dims: &[usize]) -> Result<(), LoadError> {
         let wide = |dim: &usize| *dim as u64;
         let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(wide(dim)));
@@ -201,7 +201,7 @@ impl GgufDraft {
         self.header().len() as u64 + self.data_bytes()
     }
 
-    /// Where each tensor's data lies in the file, padding left out.
+    /// Where each tensor's data lies in the file, without padding.
     pub fn tensor_ranges(&self) -> Vec<Range<u64>> {
         let data = self.header().len() as u64;
         let place = |tensor: &PlannedTensor| data + tensor.offset..data + tensor.offset + tensor.bytes;
@@ -219,38 +219,37 @@ impl GgufDraft {
         Ok(self.resume(out, 0))
     }
 
-    /// A writer behind which the header and the first `done` tensors are already written.
+    /// A writer for a file in which the header and the first `done` tensors are already written.
     pub fn resume<W: Write>(&self, out: W, done: usize) -> TensorWriter<'_, W> {
         TensorWriter { draft: self, out, next: done, written: 0 }
     }
 }
 
-/// Tensor data begins on such a boundary; GGUF's default, so that no key has to name it.
+/// The alignment of tensor data: GGUF's default, so that no key has to name it.
 const BOUNDARY: u64 = 32;
 
 fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(BOUNDARY)
 }
 
-/// ggml's number of a type: the one that reads as it.
+/// ggml's number of a type, the inverse of [`TensorType::from_id`].
 fn id(kind: TensorType) -> u32 {
     (0..).find(|id| TensorType::from_id(*id) == Ok(kind)).expect("each type is read under some number")
 }
 
-/// A file being written, past its header. What is written to it is the data of one tensor after the
-/// other.
+/// A file being written, past its header. What is written to it is the data of one tensor after the other.
 #[derive(Debug)]
 pub struct TensorWriter<'a, W> {
     draft: &'a GgufDraft,
     out: W,
     /// The tensor being written.
     next: usize,
-    /// Bytes of it that are.
+    /// Bytes of that tensor that are written.
     written: u64,
 }
 
 impl<W: Write> TensorWriter<'_, W> {
-    /// Ends the tensor whose data was written, with its padding. An error where that was too short.
+    /// Ends the current tensor with its padding. It is an error if its data was too short.
     pub fn end_tensor(&mut self) -> io::Result<()> {
         let missing = self.left();
         if missing > 0 || self.next == self.draft.tensors.len() {
@@ -263,12 +262,12 @@ impl<W: Write> TensorWriter<'_, W> {
         Ok(())
     }
 
-    /// The writer underneath.
+    /// The underlying writer.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }
 
-    /// The writer underneath, flushed. An error where tensors are missing.
+    /// The underlying writer, flushed. It is an error if tensors are missing.
     pub fn finish(mut self) -> io::Result<W> {
         if self.next < self.draft.tensors.len() {
             return Err(wrong(format!("{} is missing", self.draft.tensors[self.next].name)));
@@ -282,13 +281,13 @@ impl<W: Write> TensorWriter<'_, W> {
     }
 }
 
-/// A caller that does not keep to its draft.
+/// The error of a caller that does not follow its plan.
 fn wrong(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {message}"))
 }
 
 impl<W: Write> Write for TensorWriter<'_, W> {
-    /// Writes data of the current tensor; more than it has is an error.
+    /// Writes data of the current tensor. More data than it has is an error.
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if data.len() as u64 > self.left() {
             return Err(wrong(format!("{} bytes where {} are left", data.len(), self.left())));

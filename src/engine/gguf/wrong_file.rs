@@ -1,9 +1,9 @@
-//! What a file is that is no model: the usual things that a download leaves in a model's place.
+//! Recognises files that are not models: what failed downloads and other programs leave in a model's place.
 
 use crate::engine::error::LoadError;
 use std::path::Path;
 
-/// What these first bytes of a file are a sign of, and the way out; `None` where they are no such thing.
+/// What the first bytes of a file show it to be, and what to do about it; `None` for other files.
 pub fn identify(bytes: &[u8]) -> Option<&'static str> {
     const DOWNLOAD: &str = "an HTML page, as a failed download leaves it; download the file itself";
     let begins = |magic: &[u8]| bytes.starts_with(magic);
@@ -16,7 +16,7 @@ pub fn identify(bytes: &[u8]) -> Option<&'static str> {
     if tag("<!doctype") || tag("<html") || tag("<?xml") {
         return Some(DOWNLOAD);
     }
-    // A safetensors file whose header has just the length that reads as gzip's magic.
+    // A safetensors file may have a header whose length reads like gzip's magic.
     if begins(b"\x1f\x8b") && bytes.get(8) != Some(&b'{') {
         return Some("compressed with gzip; unpack it with gunzip");
     }
@@ -40,7 +40,7 @@ pub fn identify(bytes: &[u8]) -> Option<&'static str> {
     (bytes.get(257..262) == Some(b"ustar")).then_some("a tar archive; unpack it with tar")
 }
 
-/// What a file is that should be a GGUF file, by its first bytes.
+/// What a file is that should be a GGUF file, judged by its first bytes.
 pub(super) fn identify_non_gguf(bytes: &[u8]) -> &'static str {
     if let Some(what) = identify(bytes) {
         return what;
@@ -63,8 +63,8 @@ pub(super) fn identify_non_gguf(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Which part of how many a name says it is, as `model-00002-of-00003.gguf` does; also one left by a download that
-/// has not ended. For messages: names prove nothing.
+/// Which part of how many files a name indicates, as `model-00002-of-00003.gguf` does, or that a download was not
+/// finished. Only for messages, because names prove nothing.
 fn name_hint(name: &str) -> Option<String> {
     let unfinished = [".part", ".partial", ".crdownload", ".incomplete", ".aria2", ".download", ".tmp"];
     if unfinished.iter().any(|end| name.ends_with(end)) {
@@ -80,7 +80,7 @@ fn name_hint(name: &str) -> Option<String> {
     })
 }
 
-/// The error of a file that cannot be read, with what its name says of it.
+/// Adds to the error of a file that cannot be read what its name indicates.
 pub fn with_name_hint(error: LoadError, path: &Path) -> LoadError {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match name_hint(&name) {

@@ -1,12 +1,12 @@
-//! What is done with one row between the integer products, for
-//! [`Kernels::wide`](crate::engine::kernels::Kernels::wide) to compile for the processor. A row's numbers do not
-//! depend on who computes it.
+//! Fused operations on one row between matrix products, for
+//! [`Kernels::with_simd`](crate::engine::kernels::Kernels::with_simd) to compile for the CPU. The results do not
+//! depend on which thread computes a row.
 
 use super::Activation;
 use crate::engine::kernels::WithSimd;
 use crate::engine::ops::{self, QuantizedRow, RopePairs};
 
-/// A row normalised into `out`, and quantised.
+/// `out = rms_norm(x)`, which is also quantised.
 pub(super) struct NormQuantize<'a> {
     pub x: &'a [f32],
     pub weight: &'a [f32],
@@ -26,7 +26,7 @@ impl WithSimd for NormQuantize<'_> {
     }
 }
 
-/// A row normalised in place, where there is a norm, and quantised.
+/// Normalises a row in place, where there is a norm, and quantises it.
 pub(super) struct SubNormQuantize<'a> {
     pub x: &'a mut [f32],
     pub weight: Option<&'a [f32]>,
@@ -47,7 +47,7 @@ impl WithSimd for SubNormQuantize<'_> {
     }
 }
 
-/// `x += y`
+/// `x += y`, for the residual stream.
 pub(super) struct AddResidual<'a> {
     pub x: &'a mut [f32],
     pub y: &'a [f32],
@@ -63,7 +63,7 @@ impl WithSimd for AddResidual<'_> {
     }
 }
 
-/// Rotates some heads of `size` numbers.
+/// Rotates several heads of `head_dim` numbers by one position.
 pub(super) struct Rope<'a> {
     pub heads: &'a mut [f32],
     pub head_dim: usize,
@@ -84,8 +84,8 @@ impl WithSimd for Rope<'_> {
     }
 }
 
-/// Scores to weights of the largest, which is returned, and their sum added to `total`; both and `out` hold for the
-/// largest `before` them.
+/// One step of online softmax: turns scores into weights relative to the largest score so far, which is returned
+/// together with the sum of all weights. `out` and `total`, which were relative to `max_before`, are rescaled.
 pub(super) struct OnlineSoftmax<'a> {
     pub scores: &'a mut [f32],
     pub scale: f32,
@@ -108,16 +108,17 @@ impl WithSimd for OnlineSoftmax<'_> {
     }
 }
 
-/// What a product's numbers are put into.
+/// What is done with the numbers of a matrix product.
 #[derive(Clone, Copy)]
 pub(super) enum Epilogue {
-    /// Where they belong.
+    /// `out = number`
     Store,
-    /// What holds the gate's, as the product of both once those went through this.
+    /// `out = activation(out) * number`, where `out` holds the gate.
     MultiplyGate(Activation),
 }
 
-/// Puts sums of codes 0, 1, 2 times int8 that sum up to `sum`.
+/// Converts integer products to floats and applies the epilogue. `dots` are sums of codes 0, 1, 2 times int8; `sum`
+/// is the sum of these int8.
 pub(super) struct ApplyEpilogue<'a> {
     pub epilogue: Epilogue,
     pub out: &'a mut [f32],
@@ -137,7 +138,7 @@ impl WithSimd for ApplyEpilogue<'_> {
 }
 
 impl Epilogue {
-    /// Puts a row of numbers.
+    /// Applies the epilogue to a row of numbers.
     #[inline(always)]
     pub fn apply(self, out: &mut [f32], numbers: impl Iterator<Item = f32>) {
         match self {

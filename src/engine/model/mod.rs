@@ -1,6 +1,6 @@
-//! A BitNet transformer: its shape, its weights, its state, and the pass that joins them.
+//! A BitNet transformer: its hyperparameters, its weights, its state, and the forward pass.
 //!
-//! Deliberately knows no text: token ids in, logits out.
+//! Deliberately knows nothing of text: token ids go in, logits come out.
 
 mod forward;
 mod fused_rows;
@@ -30,20 +30,20 @@ use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
-/// Tokens of a prompt that go through the model together. More would reuse each weight more often, but scratch
-/// memory grows with it, and the time until a caller may say stop. With 64 arithmetic is the limit; the kernel
-/// for many tokens, which only x86 has, turns weights once for all of them, and is some 8 % faster with 128.
+/// Tokens of a prompt that go through the model in one pass. More would reuse each weight more often, but scratch
+/// memory grows with it, and so does the time until a caller can cancel. With 64, computing is the limit; the batch
+/// kernel, which only x86-64 has, transposes weights once for all tokens, and is some 8 % faster with 128.
 pub const BATCH: usize = if cfg!(target_arch = "x86_64") { 128 } else { 64 };
 
-/// Positions that an f32 tells apart: beyond, the rotation of two neighbours would be the same.
+/// Positions that an f32 can tell apart: beyond, the rotation of two neighbours would be the same.
 const MAX_CONTEXT: usize = 1 << 24;
-/// Columns of a matrix whose sums of codes (at most 2) times int8 surely fit 32 bits.
+/// Columns of a matrix whose sums of codes (at most 2) times int8 fit 32 bits.
 const MAX_WIDTH: usize = i32::MAX as usize / 256;
 
-/// The numbers that make one model of an architecture.
+/// The hyperparameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shape {
-    /// Architecture, as the file names it.
+    /// The architecture, as the file names it.
     pub arch: String,
     /// Tokens in the vocabulary.
     pub vocab: usize,
@@ -69,15 +69,15 @@ pub struct Shape {
     pub rope_stretch: f32,
     /// Which elements are rotated together.
     pub rope_pairs: RopePairs,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before its root is taken.
     pub epsilon: f32,
-    /// Between gate and up.
+    /// The activation of the gate.
     pub activation: Activation,
     /// Whether attention and feed-forward outputs are normalised before their last matrix.
     pub sub_norms: bool,
 }
 
-/// What the gate goes through.
+/// The activation function of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `relu(x)^2`: BitNet-b1.58-2B-4T.
@@ -87,7 +87,7 @@ pub enum Activation {
 }
 
 impl Shape {
-    /// Reads and checks the numbers of a file.
+    /// Reads and checks the hyperparameters of a file.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
         let arch = file.text("general.architecture")?.ok_or_else(|| {
             LoadError::key("general.architecture", "missing; the file is no complete model")
@@ -158,7 +158,7 @@ impl Shape {
                 format!("{length} differs from the {} of a key; no such model is known", self.head_dim);
             return fail("attention.value_length", message);
         }
-        // Below 1 the frequencies would rise without bound.
+        // Below 1 the frequencies would grow without bound.
         if self.rope_base < 1.0 {
             return fail("rope.freq_base", format!("{} is below 1", self.rope_base));
         }
@@ -168,8 +168,8 @@ impl Shape {
         Ok(())
     }
 
-    /// Numbers that this file has no tensors for, before anything is computed from them: a plan made
-    /// of them would be absurd, or overflow.
+    /// Refuses hyperparameters for which this file has no tensors, before anything is computed from them: a memory
+    /// plan made of them would be absurd, or overflow.
     fn check_limits(&self, file: &Gguf) -> Result<(), LoadError> {
         let widest = file.tensors().iter().flat_map(|tensor| &tensor.dims).max().map_or(0, |dim| *dim);
         let widest = widest.min(MAX_WIDTH);
@@ -191,21 +191,21 @@ impl Shape {
         }
     }
 
-    /// Whether its I2_S matrices can be in a layout at all.
+    /// Whether the model's I2_S matrices can be in a layout at all.
     pub fn supports_layout(&self, layout: Layout) -> bool {
         let rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.dim, self.ffn];
         layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
     }
 
-    /// Bytes of the cache for each token of context: keys and values in one form.
+    /// Bytes of the KV cache for each token of context, in one format.
     ///
     /// # Panics
-    /// When the form does not take heads of this size: [`CacheForm::takes`].
+    /// When the format does not support heads of this size; see [`KvCacheFormat::supports`].
     pub fn cache_bytes_per_token(&self, form: KvCacheFormat) -> usize {
         self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
-    /// Bytes of everything else a session holds, for `batch` tokens at a time.
+    /// Bytes of everything else that a session holds, for `batch` tokens at a time.
     pub fn scratch_bytes(&self, batch: usize) -> usize {
         let keys = 2 * self.kv_heads * self.head_dim;
         let row = 4 * (3 * self.dim + keys + self.widest_buffer() + self.rope_dims)
@@ -213,8 +213,8 @@ impl Shape {
         batch * row + 4 * self.vocab
     }
 
-    /// Multiplications of a prompt of `tokens` with the matrices of the layers; only its last token needs those of the
-    /// last layer that stand behind attention.
+    /// Multiply-accumulate operations that a prompt of `tokens` takes in the matrices of the layers. In the last
+    /// layer only the last token needs the matrices behind attention.
     pub fn prefill_macs(&self, tokens: usize) -> usize {
         let before = (self.heads + 2 * self.kv_heads) * self.head_dim;
         let behind = self.heads * self.head_dim + 3 * self.ffn;
@@ -237,7 +237,7 @@ fn rope_stretch(file: &Gguf, arch: &str) -> Result<f32, LoadError> {
     match file.text(&kind)? {
         None | Some("none") => Ok(1.0),
         Some("linear") => match file.float_or(&factor, 1.0)? {
-            // What no factor means there.
+            // The meaning of a missing factor in llama.cpp.
             0.0 => Ok(1.0),
             stretch if stretch >= 1.0 => Ok(stretch),
             other => Err(LoadError::key(&factor, format!("{other} is below 1; the file is damaged"))),
@@ -250,8 +250,8 @@ fn rope_stretch(file: &Gguf, arch: &str) -> Result<f32, LoadError> {
     }
 }
 
-/// What the gate goes through: what the file says, else what is usual for the architecture. llama.cpp's
-/// converter calls BitNet-b1.58-2B-4T `bitnet` too, and names no activation; its vocabulary tells.
+/// The activation that the file names, else the usual one of the architecture. llama.cpp's converter calls
+/// BitNet-b1.58-2B-4T `bitnet` too and names no activation; the vocabulary identifies it.
 fn activation(file: &Gguf, arch: &str, usual: Activation) -> Result<Activation, LoadError> {
     let key = format!("{arch}.hidden_activation");
     match file.text(&key)? {
@@ -265,18 +265,18 @@ fn activation(file: &Gguf, arch: &str, usual: Activation) -> Result<Activation, 
     }
 }
 
-/// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which 1bitLLM's models do
-/// not have and the 2B model does.
+/// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which the 2B model has and
+/// 1bitLLM's models do not.
 pub fn is_mislabelled_b158(file: &Gguf, arch: &str) -> bool {
     const LLAMA3: usize = 128_256;
     let tokens = || file.strings("tokenizer.ggml.tokens").is_ok_and(|tokens| tokens.len() == LLAMA3);
     arch == "bitnet" && file.text("tokenizer.ggml.model") == Ok(Some("gpt2")) && tokens()
 }
 
-/// What BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3) call themselves.
+/// The architectures of BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3).
 const EMBEDDING_ARCHS: &[&str] = &["qwen3", "gemma3", "gemma-embedding"];
 
-/// Activation, sub-norms and rotation of an architecture.
+/// The activation, sub-norms and rotation of an architecture.
 fn family_defaults(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
     match arch {
         "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
@@ -299,14 +299,14 @@ fn family_defaults(arch: &str) -> Result<(Activation, bool, RopePairs), LoadErro
     }
 }
 
-/// A loaded model with the means to run it.
+/// A loaded model with the kernels and threads that run it.
 #[derive(Debug)]
 pub struct Model {
     shape: Shape,
     weights: Weights,
     kernels: Kernels,
     pool: ThreadPool,
-    /// Locked for a moment around each layer.
+    /// Locked briefly around each layer.
     tuner: Mutex<ThreadTuner>,
 }
 
@@ -321,8 +321,8 @@ impl Model {
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
-    /// Reads the weights of the same file again in another layout; those it has are dropped first, so
-    /// that there is never more than one copy.
+    /// Reads the weights of the same file again in another layout. The old ones are dropped first, so that there is
+    /// never more than one copy.
     pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
         let Model { shape, weights, kernels, pool, tuner } = self;
         let head = weights.into_head();
@@ -331,17 +331,17 @@ impl Model {
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
-    /// Its numbers.
+    /// The model's hyperparameters.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The kernels it runs on.
+    /// The kernels that the model runs on.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
-    /// The threads it runs on.
+    /// The threads that the model runs on.
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
@@ -351,12 +351,12 @@ impl Model {
         self.weights.bytes_per_token()
     }
 
-    /// Matrices of layers that are not ternary and run as they are, in floats.
+    /// How many matrices of layers are not ternary and are multiplied as floats.
     pub fn float_matrices(&self) -> usize {
         self.weights.float_matrices()
     }
 
-    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
+    /// An empty state for `context` tokens, read in batches of at most `batch`, with a KV cache in format `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
         let head = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
         let row_bytes = RowBytes { embedding: self.weights.embedding.row_bytes(), head };

@@ -1,4 +1,4 @@
-//! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
+//! The state of a session: the KV cache, and the buffers of one pass. All of it is allocated once.
 
 use super::Shape;
 use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
@@ -7,10 +7,10 @@ use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
 use crate::engine::thread_pool::{MatrixMut, ThreadPool};
 
-/// What keys and values are kept in.
+/// The format of keys and values in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvCacheFormat {
-    /// Nothing is rounded: for measurements against a reference.
+    /// No rounding, for comparisons with a reference.
     F32,
     /// Half precision.
     #[default]
@@ -20,7 +20,7 @@ pub enum KvCacheFormat {
 }
 
 impl KvCacheFormat {
-    /// All there are.
+    /// All formats.
     pub const ALL: [KvCacheFormat; 3] = [KvCacheFormat::F32, KvCacheFormat::F16, KvCacheFormat::Int8];
 
     /// Its name in settings.
@@ -32,12 +32,12 @@ impl KvCacheFormat {
         }
     }
 
-    /// The form of a name.
+    /// The format with that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|form| form.name() == name)
     }
 
-    /// Whether heads of `head_dim` numbers are whole blocks of it.
+    /// Whether a head of `head_dim` numbers is whole blocks of the format.
     pub fn supports(self, head_dim: usize) -> bool {
         self.row_format().row_bytes(head_dim).is_some()
     }
@@ -55,18 +55,18 @@ impl KvCacheFormat {
     }
 }
 
-/// Keys and values of the tokens so far.
+/// The keys and values of the tokens so far.
 #[derive(Debug)]
 pub(super) struct KvCache {
     keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
     values: Vec<u8>, // [layers, kv_heads, context, head_dim]
-    /// Their format.
+    /// The format of both.
     pub format: RowFormat,
     write: WriteRow,
     kv_heads: usize,
     context: usize,
     head_dim: usize,
-    /// Bytes of a head's row.
+    /// Bytes of one head of one position.
     width: usize,
 }
 
@@ -75,7 +75,7 @@ impl KvCache {
         let bytes = context * shape.cache_bytes_per_token(form) / 2;
         let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.row_format());
         let (write, width) = (kind.writer().expect("all of them are written"), form.row_bytes(head_dim));
-        // Zeroed memory from the system takes no page before it is written.
+        // Zeroed memory takes no page before it is written.
         KvCache {
             keys: vec![0; bytes],
             values: vec![0; bytes],
@@ -92,14 +92,14 @@ impl KvCache {
         ((layer * self.kv_heads + head) * self.context + position) * self.width
     }
 
-    /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
+    /// The keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
     pub fn rows(&self, layer: usize, head: usize, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
         let bytes = self.row_start(layer, head, range.start)..self.row_start(layer, head, range.end);
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
-    /// Stores keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each; at least `grain` heads
-    /// go to one thread.
+    /// Stores the keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each. One thread gets
+    /// at least `grain` heads.
     pub fn store(
         &mut self,
         layer: usize,
@@ -137,13 +137,13 @@ impl KvCache {
 /// Rows quantised to int8, each padded to whole blocks.
 #[derive(Debug)]
 pub(super) struct QuantizedRows {
-    pub q: Vec<i8>,                // [batch, padded width of the input at hand]
-    pub scales: Vec<QuantizedRow>, // [batch]
-    pub width: usize,              // padded width of the input at hand
+    pub q: Vec<i8>,                // [batch, width]
+    pub scales: Vec<QuantizedRow>, // [batch], scale and sum of each row
+    pub width: usize,              // the padded width of the current input
 }
 
 impl QuantizedRows {
-    /// Room for `n` rows of `cols` numbers, and for what is said of each: matrices with their widths.
+    /// Matrices to write `n` rows of `cols` numbers to: the codes, and the scale and sum of each row.
     pub fn split_for(&mut self, cols: usize, n: usize) -> (MatrixMut<'_, i8>, MatrixMut<'_, QuantizedRow>) {
         self.width = packed_row(cols) * 4;
         (MatrixMut::new(&mut self.q[..n * self.width], self.width), MatrixMut::new(&mut self.scales[..n], 1))
@@ -171,20 +171,21 @@ pub struct State {
     pub(super) len: usize,
     pub(super) context: usize,
     pub(super) batch: usize,
-    pub(super) embedding_row: Vec<u8>, // a row of the embedding as it is in the file
+    pub(super) embedding_row: Vec<u8>, // one row of the embedding, in the file's format
     pub(super) residual: Vec<f32>,     // [batch, dim], the residual stream
-    pub(super) hidden: Vec<f32>,       // [batch, dim], its normalised copy, then a block's output
+    pub(super) hidden: Vec<f32>,       // [batch, dim], the normalised residual, then the output of a block
     pub(super) k: Vec<f32>,            // [batch, kv_heads * head_dim]
     pub(super) v: Vec<f32>,            // [batch, kv_heads * head_dim]
-    /// `[batch, heads * head_dim]` twice: queries, and what they found; then `[batch, ffn]`: the gate's, times what
-    /// the up matrix makes. Never both, and together they are half of a pass's buffers.
+    /// `[batch, heads * head_dim]` twice: the queries and the attention output. In the feed-forward block `[batch,
+    /// ffn]`: the gate, then its product with `up`. The two are never needed together, and are half of all buffers
+    /// of a pass.
     pub(super) attn_or_ffn: Vec<f32>,
     pub(super) quantized: QuantizedRows,
     pub(super) cos: Vec<f32>,           // [batch, rope_dims / 2]
     pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
-    pub(super) final_hidden: Vec<f32>,  // [dim], one row on its way to the head
+    pub(super) final_hidden: Vec<f32>,  // [dim], the normalised row that the head multiplies
     pub(super) logits: Vec<f32>,        // [vocab]
-    pub(super) scaled_hidden: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
+    pub(super) scaled_hidden: Vec<f32>, // [dim], the same row scaled for the shortlist; this and the following only with a shortlist
     pub(super) scratch: ShortlistScratch,
     pub(super) rescore: RescoreBuffers,
     pub(super) shortlist_stats: ShortlistStats,
@@ -239,7 +240,7 @@ impl State {
         }
     }
 
-    /// What screening the head did with this state; `None` where the head is read whole.
+    /// What the shortlist did in this state; `None` where the head is read whole.
     pub fn shortlist_stats(&self) -> Option<ShortlistStats> {
         (!self.rescore.logits.is_empty()).then_some(self.shortlist_stats)
     }
@@ -269,12 +270,12 @@ impl State {
         self.batch
     }
 
-    /// What passes and logits took since the last call.
+    /// The time that passes and logits took since the last call.
     pub fn take_timings(&mut self) -> Timings {
         self.stopwatch.take()
     }
 
-    /// Of `n` rows of the stream, and of queries of `width`, the last `wanted` become the first.
+    /// Moves the last `kept` of `n` rows of the residual stream, and of queries of `width`, to the front.
     pub(super) fn keep_last_rows(&mut self, n: usize, kept: usize, width: usize) {
         if kept < n {
             let dim = self.final_hidden.len();
@@ -283,7 +284,7 @@ impl State {
         }
     }
 
-    /// Forgets all tokens from `len` on.
+    /// Removes all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.full_scans_in_a_row = 0;

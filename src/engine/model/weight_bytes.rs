@@ -6,8 +6,8 @@ use super::weights::{EMBEDDING, HEAD, Layout, float_format, has_duplicate_head, 
 use crate::engine::gguf::{Gguf, TensorInfo};
 use crate::engine::quant::{TensorType, packed_row};
 
-/// Bytes that the system may bring in at each end of what is read: since Linux 6.18 the whole of a large page of the
-/// file's, before `fault_around_bytes`, 64 KiB.
+/// Bytes around a read that the kernel may also load at each end: since Linux 6.18 a whole large page of the file,
+/// before that `fault_around_bytes`, 64 KiB.
 const AROUND: usize = 2 << 20;
 
 /// Bytes of memory that the weights of a file take.
@@ -15,7 +15,7 @@ const AROUND: usize = 2 << 20;
 pub struct WeightBytes {
     /// Read from the file's own pages.
     pub mapped: usize,
-    /// Repacked into memory of ours.
+    /// Repacked into allocated memory.
     pub copied: usize,
 }
 
@@ -25,7 +25,7 @@ impl WeightBytes {
         let mut plan = WeightBytes::default();
         let unread = if has_duplicate_head(file) { HEAD } else { "" };
         let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
-        // Of a table that is read here and there: what is read of it at a time where it is read whole.
+        // The part of a table read row by row that is in memory while it is scanned as a whole.
         let some_rows = |tensor: &TensorInfo| {
             let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
             tensor.bytes.len().min(SCAN_ROWS * row + 2 * AROUND)

@@ -1,4 +1,4 @@
-//! The weights of a model: read from the mapping where its form is the kernels', repacked where not.
+//! The weights of a model: mapped where the file's form is the kernels' own, repacked where it is not.
 
 use super::Shape;
 use super::lm_head::Shortlist;
@@ -8,20 +8,20 @@ use crate::engine::quant::{self, I2S_TAIL, RowFormat, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-/// Which block layout I2_S tensors have; the file does not say.
+/// Which layout the codes of I2_S tensors have; the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
-    /// 128 weights in 32 bytes: the official one.
+    /// Blocks of 128 weights in 32 bytes: the official layout.
     #[default]
     Blocks128,
-    /// 64 weights in 16 bytes: bitnet.cpp on Arm since November 2025.
+    /// Blocks of 64 weights in 16 bytes: bitnet.cpp on Arm since November 2025.
     Blocks64,
-    /// Four rows of one column to a byte: bitnet.cpp on x86, built without `ACT_PARALLEL`.
+    /// Four rows of one column in each byte: bitnet.cpp on x86, built without `ACT_PARALLEL`.
     Rows4,
 }
 
 impl Layout {
-    /// All there are, the official one first.
+    /// All layouts, the official one first.
     pub const ALL: [Layout; 3] = [Layout::Blocks128, Layout::Blocks64, Layout::Rows4];
 
     /// Its name in settings and messages.
@@ -38,7 +38,7 @@ impl Layout {
         Self::ALL.into_iter().find(|layout| layout.name() == name)
     }
 
-    /// Codes of this layout, `[rows, cols]`, as the kernels read them; `None` where they are so already.
+    /// Repacks codes of this layout, `[rows, cols]`, into the kernels' form; `None` where they are in it already.
     pub fn packed(
         self,
         codes: &[u8],
@@ -59,7 +59,7 @@ impl Layout {
 
 /// Name of the embedding in a GGUF file.
 pub const EMBEDDING: &str = "token_embd.weight";
-/// Name of the head; where there is none, the embedding serves.
+/// Name of the head; where there is none, the embedding is also the head.
 pub const HEAD: &str = "output.weight";
 
 /// All weights of a model.
@@ -68,11 +68,11 @@ pub(super) struct Weights {
     pub embedding: RowTable,
     pub layers: Vec<Layer>,
     pub output_norm: Vec<f32>, // [dim]
-    /// `None`: the embedding is used.
+    /// `None` where the embedding is also the head.
     pub head: Option<RowTable>,
-    /// The head in a few bits, where it is read through a screen.
+    /// The head in two-bit codes, where it is read through a shortlist.
     pub shortlist: Option<Shortlist>,
-    /// Rotation frequency of each pair, `[rope_dims / 2]`.
+    /// The rotation frequency of each pair, `[rope_dims / 2]`.
     pub rope_frequencies: Vec<f32>,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Layer {
     pub down: Matrix,                    // [dim, ffn]
 }
 
-/// A matrix of a layer; each of its numbers is multiplied by `scale`.
+/// A matrix of a layer. Each of its numbers is multiplied by `scale`.
 #[derive(Debug)]
 pub(super) struct Matrix {
     pub rows: usize,
@@ -102,13 +102,13 @@ pub(super) struct Matrix {
 
 #[derive(Debug)]
 pub(super) enum MatrixData {
-    /// What BitNet is made of: multiplied in integers.
+    /// Ternary, as BitNet's matrices are: multiplied in integers.
     Ternary(PackedRows),
-    /// A leftover that is not ternary: run as it is.
+    /// Not ternary: multiplied in floats.
     Float(RowTable),
 }
 
-/// Ternary weights in the kernels' form.
+/// Ternary weights in the kernels' packed form.
 #[derive(Debug)]
 pub(super) struct PackedRows {
     width: usize,
@@ -137,13 +137,14 @@ impl PackedBytes {
     }
 }
 
-/// A table of numbers: the embedding, the head, a dense matrix. Never copied.
+/// A table of float rows: the embedding, the head, or a matrix that is not ternary. It is never copied.
 #[derive(Debug)]
 pub(super) struct RowTable {
     pub format: RowFormat,
     width: usize,
     bytes: FileSlice, // [rows, cols] in `width` bytes a row
-    /// Whether rows are read here and there: no memory is planned for it but for a part that is being read whole.
+    /// Whether single rows are read at random. The memory plan then counts only the part that is in memory while
+    /// the table is scanned as a whole.
     read_by_row: bool,
 }
 
@@ -158,17 +159,17 @@ impl RowTable {
         self.width
     }
 
-    /// Whether it is read here and there.
+    /// Whether single rows are read at random.
     pub fn is_read_by_row(&self) -> bool {
         self.read_by_row
     }
 
-    /// Gives back the memory of what was read; reading it again reads the file again.
+    /// Releases the memory of the pages that were read; reading them again reads the file again.
     pub fn release(&self) {
         self.bytes.release();
     }
 
-    /// Whether all of its numbers are any: one that is not would make every logit none.
+    /// Checks that all numbers are finite: one that is not would spoil every logit.
     fn check(&self, cols: usize) -> Result<(), String> {
         match self.format.find_non_finite(&self.bytes, cols) {
             None => Ok(()),
@@ -176,7 +177,7 @@ impl RowTable {
         }
     }
 
-    /// A row that is read by itself; `room`: [`Table::row_bytes`].
+    /// Reads a single row; `buffer`: [`RowTable::row_bytes`] bytes.
     pub fn row<'a>(&'a self, row: usize, buffer: &'a mut [u8]) -> &'a [u8] {
         self.bytes.read(row * self.width..(row + 1) * self.width, buffer)
     }
@@ -212,29 +213,29 @@ impl Weights {
         Ok(weights)
     }
 
-    /// What logits are made with.
+    /// The table that logits are computed with.
     pub fn head(&self) -> &RowTable {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Reads logits from another table, and of the embedding only the rows that are looked up.
+    /// Uses another table as the head. Of the embedding only single rows are read from now on.
     pub fn replace_head(&mut self, head: RowTable) {
         self.head = Some(head);
         self.embedding.read_by_row = true;
     }
 
-    /// The head alone, in the form it was put into.
+    /// The head in the format that was attached.
     pub fn into_head(self) -> (Option<RowTable>, Option<Shortlist>) {
         (self.head, self.shortlist)
     }
 
-    /// Has the same head again.
+    /// Attaches a head from [`Weights::into_head`] again.
     pub fn restore_head(&mut self, (head, screen): (Option<RowTable>, Option<Shortlist>)) {
         head.into_iter().for_each(|head| self.replace_head(head));
         screen.into_iter().for_each(|screen| self.set_shortlist(screen));
     }
 
-    /// Reads logits through a screen.
+    /// Reads logits through a shortlist.
     pub fn set_shortlist(&mut self, screen: Shortlist) {
         self.shortlist = Some(screen);
         self.head.as_mut().unwrap_or(&mut self.embedding).read_by_row = true;
@@ -249,7 +250,7 @@ impl Weights {
             + self.shortlist.as_ref().map_or(self.head().bytes.len(), Shortlist::bytes_per_token)
     }
 
-    /// Matrices that are not ternary.
+    /// The number of matrices that are not ternary.
     pub fn float_matrices(&self) -> usize {
         self.matrices().filter(|matrix| matches!(matrix.form, MatrixData::Float(_))).count()
     }
@@ -264,7 +265,7 @@ impl Weights {
 struct Loader<'a> {
     file: &'a Gguf,
     layout: Layout,
-    /// Whether matrices are looked up and not read.
+    /// Whether matrices are only checked by their header and not read.
     headers_only: bool,
     used: RefCell<HashSet<String>>,
 }
@@ -356,8 +357,7 @@ impl Loader<'_> {
         Ok(Matrix { rows, cols, scale, form })
     }
 
-    /// llama.cpp's converter writes the scale of a matrix as a tensor of its own beside weights of
-    /// magnitude 1.
+    /// llama.cpp's converter writes the scale of a matrix as a tensor of its own beside weights of magnitude 1.
     fn extra_scale(&self, weight: &str) -> Result<f32, LoadError> {
         let name = weight.replace(".weight", ".scale");
         match self.file.tensor(&name) {
@@ -368,7 +368,7 @@ impl Loader<'_> {
 
     fn rope_frequencies(&self, shape: &Shape) -> Result<Vec<f32>, LoadError> {
         let pairs = shape.rope_dims / 2;
-        // Frequencies as float64 first: a rounded exponent would be magnified by the position.
+        // Computed as f64 first: the position would magnify the error of a rounded exponent.
         let frequency =
             |pair: usize| f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
         let stretch = f64::from(shape.rope_stretch);
@@ -386,8 +386,8 @@ impl Loader<'_> {
         Ok(plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect())
     }
 
-    /// A tensor that was not used means a model that is not the one we think: its text would be
-    /// wrong without a word.
+    /// Refuses a file with a tensor that was not used: the model is then another one than it claims, and its text
+    /// would be silently wrong.
     fn check_all_used(&self) -> Result<(), LoadError> {
         let used = self.used.borrow();
         match self.file.tensors().iter().find(|tensor| !used.contains(&tensor.name)) {
@@ -400,20 +400,19 @@ impl Loader<'_> {
     }
 }
 
-/// Refuses a file that loading would refuse for its tensors' names, types and shapes, for its
-/// norms, or for having no ternary matrix; the matrices are not read.
+/// Refuses a file that loading would refuse for the names, types and shapes of its tensors, for its norms, or
+/// because it has no ternary matrix. The matrices are not read.
 pub fn check_tensors(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
     check_is_bitnet(file)?;
     let loader = Loader { file, layout: Layout::default(), headers_only: true, used: RefCell::default() };
     Weights::read(&loader, shape).map(drop)
 }
 
-/// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Each 61st
-/// row is compared: a head of its own differs in every row, and reading all of both would take a small
-/// board seconds.
+/// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Every 61st row is
+/// compared: a head of its own differs in every row, and reading all of both would take a small board seconds.
 pub fn has_duplicate_head(file: &Gguf) -> bool {
     const STEP: usize = 61;
-    /// Bytes that are compared at a time: a damaged header may say that a row is the whole file.
+    /// Bytes that are compared at a time: a damaged header may claim that a row is the whole file.
     const PIECE: usize = 1 << 16;
     let (Some(embedding), Some(head)) = (file.tensor(EMBEDDING), file.tensor(HEAD)) else { return false };
     if (embedding.kind, &embedding.dims) != (head.kind, &head.dims) {
@@ -444,8 +443,8 @@ pub(super) fn float_format(kind: TensorType, data: &[u8], cols: usize) -> Option
     RowFormat::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
 }
 
-/// A model is BitNet by its ternary matrices; some may be dense, not all. Asked before any is read
-/// whole: other models are large.
+/// Refuses a model without any ternary matrix; some matrices may be floats, but not all. Checked before any matrix
+/// is read whole, because other models are large.
 fn check_is_bitnet(file: &Gguf) -> Result<(), LoadError> {
     let is_dense =
         |tensor: &&TensorInfo| float_format(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
@@ -463,7 +462,7 @@ fn ternary(bytes: PackedBytes, scale: f32, cols: usize) -> (MatrixData, f32) {
     (MatrixData::Ternary(PackedRows { width: packed_row(cols), bytes }), scale)
 }
 
-/// I2_S: codes, then the scale. The official layout is used where it lies.
+/// Reads I2_S: codes, then the scale. The official layout is used in place.
 fn i2s(data: FileSlice, rows: usize, cols: usize, layout: Layout) -> Result<(PackedBytes, f32), String> {
     let codes = data.part(0..data.len() - I2S_TAIL);
     let scale = quant::i2s_scale(&data);

@@ -1,6 +1,6 @@
-//! Numbers in blocks that share a scale: ggml's Q4_0, Q8_0, Q4_K and Q6_K.
+//! Block formats, in which numbers share a scale: ggml's Q4_0, Q8_0, Q4_K and Q6_K.
 //!
-//! Every number is computed as the `gguf` package of Python does it, in its order of f32 operations:
+//! Every number is computed as the `gguf` package of Python does it, in its order of f32 operations;
 //! `tests/engine/formats.rs` compares the bits. Source of the layouts: that package's `quants.py`.
 
 use half::f16;
@@ -20,7 +20,7 @@ pub const Q4_K_BYTES: usize = 144;
 /// Bytes of a Q6_K block: 128 of low nibbles, 64 of upper bits, 16 int8 scales, their half scale.
 pub const Q6_K_BYTES: usize = 210;
 
-/// Formats of numbers in blocks.
+/// The block formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockFormat {
     /// 32 numbers: 4 bits each, one scale.
@@ -34,7 +34,7 @@ pub enum BlockFormat {
 }
 
 impl BlockFormat {
-    /// Numbers in a block, and its bytes.
+    /// Numbers in a block, and bytes of a block.
     pub fn block_size(self) -> (usize, usize) {
         match self {
             BlockFormat::Q4_0 => (Q4_0_BLOCK, Q4_0_BYTES),
@@ -44,7 +44,7 @@ impl BlockFormat {
         }
     }
 
-    /// Reads blocks; `bytes` holds exactly `out.len()` numbers.
+    /// Decodes blocks; `bytes` holds exactly `out.len()` numbers.
     ///
     /// # Panics
     /// When the lengths do not agree.
@@ -68,14 +68,14 @@ fn decode_blocks<const BYTES: usize, const LEN: usize>(
     blocks.iter().zip(out).for_each(|(block, out)| read(block, out));
 }
 
-// The four below are always inlined, so that each kernel table compiles them for its processor.
+// The four decoders below are always inlined, so that each kernel table compiles them for its instruction set.
 
 #[inline(always)]
 fn scale_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const()
 }
 
-/// Low nibbles are the first 16 numbers, high ones the others.
+/// The low nibbles are the first 16 numbers, the high ones the others.
 #[inline(always)]
 pub fn read_q4_0(block: &[u8; Q4_0_BYTES], out: &mut [f32; Q4_0_BLOCK]) {
     let d = scale_at(block, 0);
@@ -109,9 +109,9 @@ pub fn read_q4_k(block: &[u8; Q4_K_BYTES], out: &mut [f32; K_BLOCK]) {
     }
 }
 
-/// Scale and minimum of a group of Q4_K, 6 bits each: those of the first four groups are the low bits
-/// of bytes 0 to 3 and 4 to 7; the others have their low nibbles in bytes 8 to 11 and their upper bits
-/// above those of the first four.
+/// The scale and minimum of a group of Q4_K, 6 bits each. Those of the first four groups are the low bits of bytes
+/// 0 to 3 and 4 to 7; the others have their low nibbles in bytes 8 to 11 and their upper bits above those of the
+/// first four.
 #[inline(always)]
 fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     let (i, low) = (group % 4, packed[8 + group % 4]);
@@ -121,8 +121,8 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     }
 }
 
-/// Each half of 128 numbers is four groups of 32: two low nibbles of 64 bytes, two high ones; the upper
-/// bits of the four share 32 bytes.
+/// Each half of 128 numbers is four groups of 32: two of low nibbles of 64 bytes, two of high ones; the upper bits
+/// of the four share 32 bytes.
 #[inline(always)]
 pub fn read_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; K_BLOCK]) {
     let d = scale_at(block, 208);

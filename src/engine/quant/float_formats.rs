@@ -1,4 +1,4 @@
-//! Numbers in rows: plain ones, or blocks that share a scale.
+//! Formats of rows of numbers: floats, or blocks that share a scale.
 
 use super::TensorType;
 use super::blocks::BlockFormat;
@@ -6,7 +6,7 @@ use super::quantize::{write_q6_k, write_q8_0};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// Formats of plain numbers: caches hold these.
+/// Float formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FloatFormat {
     /// 4 bytes.
@@ -17,8 +17,8 @@ pub enum FloatFormat {
     Bf16,
 }
 
-/// Half-precision numbers that are converted together, by the processor's own instructions where it has them: asking
-/// for them costs as much as some conversions.
+/// Half-precision numbers that are converted together by the CPU's own instructions where it has them: checking for
+/// these costs as much as some conversions.
 const CONVERT_CHUNK: usize = 64;
 
 impl FloatFormat {
@@ -86,16 +86,16 @@ impl FloatFormat {
     }
 }
 
-/// Formats of embeddings, heads and matrices that are run as they are: plain numbers, or blocks.
+/// Formats of embeddings, heads and matrices that are not ternary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowFormat {
-    /// One by one.
+    /// Single floats.
     Float(FloatFormat),
-    /// In blocks.
+    /// Blocks that share a scale.
     Block(BlockFormat),
 }
 
-/// Writes the numbers of its second argument into its first, and panics where that does not hold
+/// A function that encodes the numbers of its second argument into its first, and panics where that does not hold
 /// exactly as many.
 pub type WriteRow = fn(&mut [u8], &[f32]);
 
@@ -126,7 +126,7 @@ impl RowFormat {
         })
     }
 
-    /// Bytes of a row of `cols` numbers; `None` where they are no whole blocks, or on overflow.
+    /// Bytes of a row of `cols` numbers; `None` where they are not whole blocks, or on overflow.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let (numbers, bytes) = match self {
             RowFormat::Float(kind) => (1, kind.size()),
@@ -135,8 +135,8 @@ impl RowFormat {
         if cols.is_multiple_of(numbers) { (cols / numbers).checked_mul(bytes) } else { None }
     }
 
-    /// Reads numbers, to the bit as the `gguf` package of Python reads them; `bytes` holds exactly
-    /// `out.len()` of them.
+    /// Decodes numbers, bit for bit as the `gguf` package of Python does; `bytes` holds exactly `out.len()` of
+    /// them.
     ///
     /// # Panics
     /// When the lengths do not agree.
@@ -147,11 +147,11 @@ impl RowFormat {
         }
     }
 
-    /// What writes a row; `None` for Q4_0 and Q4_K, which this engine only reads.
+    /// The encoder of the format; `None` for Q4_0 and Q4_K, which this engine only reads.
     ///
-    /// Numbers should be finite: in blocks, what is not becomes some number. Q8_0 is written to the bit
-    /// as the `gguf` package of Python writes it; Q6_K so that the square error is small, and without
-    /// any where it can.
+    /// Numbers should be finite: in blocks, one that is not becomes an arbitrary number. Q8_0 is written bit for
+    /// bit as the `gguf` package of Python writes it; Q6_K is written so that the square error is small, and
+    /// without any error where possible.
     pub fn writer(self) -> Option<WriteRow> {
         match self {
             RowFormat::Float(FloatFormat::F32) => Some(|bytes, x| FloatFormat::F32.write(bytes, x)),
@@ -163,7 +163,7 @@ impl RowFormat {
         }
     }
 
-    /// Where the first number that is not finite stands in rows of `cols`: row and column.
+    /// The row and column of the first number that is not finite, in rows of `cols`.
     pub fn find_non_finite(self, data: &[u8], cols: usize) -> Option<(usize, usize)> {
         self.for_each_chunk(data, cols, |row, col, x| match x.iter().position(|x| !x.is_finite()) {
             Some(at) => Err((row, col + at)),
@@ -172,8 +172,8 @@ impl RowFormat {
         .err()
     }
 
-    /// Calls `each(row, first column, numbers)` with some numbers at a time, in order, until it
-    /// fails: rows may be long, and a file must not order memory for them.
+    /// Calls `each(row, first column, numbers)` with some numbers at a time, in order, until it fails. Rows may be
+    /// long, and a file must not make the engine allocate memory for whole ones.
     ///
     /// # Panics
     /// When rows of `cols` are not whole blocks.
@@ -183,7 +183,7 @@ impl RowFormat {
         cols: usize,
         mut each: impl FnMut(usize, usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        /// A multiple of every block.
+        /// A multiple of every block size.
         const PIECE: usize = 256;
         let width = self.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
         let piece = self.row_bytes(PIECE).expect("256 is a multiple of every block");

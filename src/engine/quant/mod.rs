@@ -1,9 +1,10 @@
-//! How weights are written: tensor types, formats of numbers, ternary block layouts, and the step
-//! from any of them to the one ternary form the kernels read.
+//! Number formats: tensor types, float and block formats, ternary layouts, and the conversion from any of these to
+//! the one ternary form that the kernels read.
 //!
-//! That form is I2_S with blocks of 128: codes 0, 1, 2 for -1, 0, +1; element `j` of a block is in
-//! byte `j % 32`, bits `6 - 2 * (j / 32)`; a row is padded with zeros (code 1) to whole blocks.
-//! Deliberately knows no file: slices in, slices out.
+//! That form is I2_S with blocks of 128: codes 0, 1, 2 stand for -1, 0, +1; element `j` of a block is in byte `j %
+//! 32`, bits `6 - 2 * (j / 32)`; a row is padded with zeros (code 1) to whole blocks.
+//!
+//! Deliberately knows nothing of files: slices in, slices out.
 
 pub(super) mod blocks;
 mod float_formats;
@@ -21,7 +22,7 @@ pub use two_bit::{RowBound, TWO_BIT_MAX_Q, encode_two_bit};
 
 use ternary::{TQ_BLOCK, TQ1_BYTES, TQ2_BYTES};
 
-/// Tensor types of GGUF that this engine reads; the numbers are ggml's.
+/// The tensor types of GGUF that this engine reads; the numbers are ggml's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorType {
     /// 0
@@ -47,7 +48,7 @@ pub enum TensorType {
 }
 
 impl TensorType {
-    /// The type of a number in the file, or the name of what this engine does not read.
+    /// The type with that number in a file; the error names a type that this engine does not read.
     pub fn from_id(id: u32) -> Result<Self, String> {
         Ok(match id {
             0 => TensorType::F32,
@@ -74,7 +75,7 @@ impl TensorType {
         })
     }
 
-    /// Its name.
+    /// The type's name.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "F32",
@@ -90,8 +91,7 @@ impl TensorType {
         }
     }
 
-    /// Bytes of a tensor of `elements` in rows of `row`; `None` where the row does not divide into
-    /// blocks, or on overflow.
+    /// Bytes of a tensor of `elements` in rows of `row`; `None` where rows are not whole blocks, or on overflow.
     pub fn bytes(self, elements: u64, row: u64) -> Option<u64> {
         let (size, bytes) = match self {
             TensorType::F32 => (1, 4),
@@ -111,7 +111,7 @@ impl TensorType {
     }
 }
 
-/// Types people will bring that are named when they are refused.
+/// Types of other files, which the error names.
 const GGML_NAMES: &[(u32, &str)] = &[
     (3, "Q4_1"),
     (6, "Q5_0"),

@@ -1,4 +1,4 @@
-//! Ternary weights: the packed form, and the step from every other layout to it.
+//! Ternary weights: the packed form, and the conversion from every other layout to it.
 
 use super::RowFormat;
 use super::blocks::{BlockFormat, Q4_0_BLOCK, Q4_0_BYTES};
@@ -22,13 +22,13 @@ pub fn packed_row(cols: usize) -> usize {
     cols.div_ceil(BLOCK) * BLOCK_BYTES
 }
 
-/// Code (0, 1, 2) of element `col` of a packed row.
+/// The code (0, 1, 2) of element `col` of a packed row.
 pub fn code(row: &[u8], col: usize) -> u8 {
     let (block, j) = (col / BLOCK, col % BLOCK);
     row[block * BLOCK_BYTES + j % BLOCK_BYTES] >> (6 - 2 * (j / BLOCK_BYTES)) & 3
 }
 
-/// Writes code `code` at `col` of a packed row whose codes are all zero bits there.
+/// Writes `code` at `col` of a packed row that has zero bits there.
 fn set_code(row: &mut [u8], col: usize, code: u8) {
     let (block, j) = (col / BLOCK, col % BLOCK);
     row[block * BLOCK_BYTES + j % BLOCK_BYTES] |= code << (6 - 2 * (j / BLOCK_BYTES));
@@ -37,13 +37,13 @@ fn set_code(row: &mut [u8], col: usize, code: u8) {
 /// The scale at the end of an I2_S tensor.
 ///
 /// # Panics
-/// When the tensor is shorter than its end.
+/// When the tensor is shorter than its tail.
 pub fn i2s_scale(tensor: &[u8]) -> f32 {
     let at = tensor.len() - I2S_TAIL;
     f32::from_le_bytes(tensor[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// Refuses codes of I2_S that mean nothing, in any layout.
+/// Refuses undefined codes of I2_S, in any layout.
 pub fn check_i2s_codes(codes: &[u8], scale: f32) -> Result<(), String> {
     if let Some(at) = find_undefined_code(codes) {
         return Err(format!("byte {at}: holds the undefined code 3; the file is damaged or no I2_S"));
@@ -59,8 +59,8 @@ pub fn check_i2s_codes(codes: &[u8], scale: f32) -> Result<(), String> {
 pub fn find_undefined_code(packed: &[u8]) -> Option<usize> {
     const LOW: u64 = 0x5555_5555_5555_5555;
     let (words, rest) = packed.as_chunks::<8>();
-    // One fold over many words at a time, so that the compiler can use wide registers: this reads
-    // the whole model once at load.
+    // One fold over many words at a time, which the compiler can vectorise: at load this reads the whole model
+    // once.
     for (index, chunk) in words.chunks(512).enumerate() {
         let threes = chunk.iter().fold(0, |seen, word| {
             let word = u64::from_le_bytes(*word);
@@ -75,15 +75,15 @@ pub fn find_undefined_code(packed: &[u8]) -> Option<usize> {
     rest.iter().position(|b| b & b >> 1 & 0x55 != 0).map(|at| start + at)
 }
 
-/// A byte of four zeros.
+/// A byte with four weights of zero.
 const FOUR_ZEROS: u8 = 0b01_01_01_01;
 
-/// Whether packed codes stand for nothing but zeros.
+/// Whether all packed weights are zero.
 pub fn all_zeros(packed: &[u8]) -> bool {
     packed.iter().all(|byte| *byte == FOUR_ZEROS)
 }
 
-/// Packed weights with their one scale.
+/// A packed matrix with its scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedMatrix {
     /// `[rows, packed_row(cols)]`
@@ -92,9 +92,9 @@ pub struct PackedMatrix {
     pub scale: f32,
 }
 
-/// Repacks I2_S with blocks of 64 (element `j` in byte `j % 16`, bits `6 - 2 * (j / 16)`), given
-/// without its tail; rows are whole blocks of 128. Two blocks hold what one of ours does, so that byte `j`
-/// of ours is made of bytes `j % 16` of both.
+/// Repacks I2_S with blocks of 64 (element `j` in byte `j % 16`, bits `6 - 2 * (j / 16)`), given without its tail;
+/// rows are whole blocks of 128. Two blocks hold what one packed block does, so that byte `j` of the packed block
+/// is made of bytes `j % 16` of both.
 pub fn pack_i2s_64(data: &[u8], scale: f32) -> PackedMatrix {
     let mut bytes = vec![0; data.len()];
     for (from, to) in data.as_chunks::<32>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
@@ -109,8 +109,8 @@ pub fn pack_i2s_64(data: &[u8], scale: f32) -> PackedMatrix {
     PackedMatrix { bytes, scale }
 }
 
-/// Repacks I2_S with four rows of one column to a byte (row `r` in byte `r / 4 * cols + col`, bits
-/// `6 - 2 * (r % 4)`), given without its tail; rows are whole blocks of 128.
+/// Repacks I2_S with four rows of one column in a byte (row `r` in byte `r / 4 * cols + col`, bits `6 - 2 * (r %
+/// 4)`), given without its tail; rows are whole blocks of 128.
 pub fn pack_i2s_rows4(data: &[u8], cols: usize, scale: f32) -> PackedMatrix {
     let width = packed_row(cols);
     let mut bytes = vec![0; data.len()];
@@ -135,7 +135,7 @@ pub fn pack_tq2(data: &[u8]) -> Result<PackedMatrix, String> {
         return Err(format!("block {at}: holds the undefined code 3; the file is damaged"));
     }
     let scale = tensor_scale(blocks.iter().map(|block| [block[64], block[65]]))?;
-    // A byte of theirs holds the same four weights as one of ours, the other way round.
+    // A byte holds the same four weights as a packed byte, in reverse order.
     let turned = |byte: u8| byte << 6 | (byte & 0x0c) << 2 | (byte & 0x30) >> 2 | byte >> 6;
     let mut bytes = vec![FOUR_ZEROS; blocks.len() * TQ_BLOCK / 4];
     for (block, to) in blocks.iter().zip(bytes.as_chunks_mut::<{ TQ_BLOCK / 4 }>().0) {
@@ -167,9 +167,9 @@ pub fn pack_tq1(data: &[u8]) -> Result<PackedMatrix, String> {
     Ok(PackedMatrix { bytes, scale })
 }
 
-/// Codes of a TQ1_0 block: the first 160 are five trits to each of 32 bytes, the next 80 five to each of
-/// 16, the last 16 four to each of 4. Trits are stored as a fixed-point fraction, so that multiplying by
-/// a power of three shifts the wanted one to the front.
+/// The codes of a TQ1_0 block: the first 160 are five trits to each of 32 bytes, the next 80 five to each of 16,
+/// the last 16 four to each of 4. Trits are stored as a fixed-point fraction, so that multiplying by a power of
+/// three moves the wanted one to the front.
 fn tq1_codes(block: &[u8; TQ1_BYTES]) -> [u8; TQ_BLOCK] {
     let mut codes = [0; TQ_BLOCK];
     for (from, to) in [(&block[..32], 0..160), (&block[32..48], 160..240), (&block[48..52], 240..256)] {
@@ -185,8 +185,8 @@ fn tq1_codes(block: &[u8; TQ1_BYTES]) -> [u8; TQ_BLOCK] {
     codes
 }
 
-/// Whether rows of numbers are meant as ternary, by the first that holds anything: it is all -s, 0
-/// or +s, or Q4_0 made of that. Rows that hold nothing are.
+/// Whether rows of numbers are meant to be ternary, judged by the first row that is not all zeros: all its numbers
+/// are -s, 0 or +s, or it is Q4_0 made of such numbers. Rows of zeros are ternary.
 ///
 /// # Panics
 /// When rows of `cols` are not whole blocks of the format.
@@ -213,7 +213,7 @@ pub fn is_ternary(data: &[u8], kind: impl Into<RowFormat>, cols: usize) -> bool 
     decided.err().unwrap_or(true)
 }
 
-/// Packs numbers that are all -s, 0 or +s, or Q4_0 made of such.
+/// Packs numbers that are all -s, 0 or +s, or Q4_0 made of such numbers.
 ///
 /// # Panics
 /// When rows of `cols` are not whole blocks of the format.
@@ -256,13 +256,13 @@ pub fn pack_floats(
     Ok(PackedMatrix { bytes, scale })
 }
 
-/// Whether rows are Q4_0 that was made of ternary numbers, by the first that holds anything.
+/// Whether rows are Q4_0 that was made of ternary numbers, judged by the first row that is not all zeros.
 ///
-/// Q4_0 lets the largest number of a block be code 0, which stands for -8 d. So -s and +s become
-/// codes 0 and 15, in an order that differs from block to block, and the second stands for 7/8 of s:
-/// no ternary numbers any more, but the weights and s = 8 |d| are all there. llama.cpp's quantiser
-/// does this to tensors whose rows are not whole blocks of the TQ1_0 or TQ2_0 that was asked for,
-/// such as `ffn_down` of bitnet_b1_58-3B with its 8640 columns.
+/// Q4_0 gives the largest number of a block code 0, which stands for -8 d. So -s and +s become codes 0 and 15, in
+/// an order that differs from block to block, and the second stands for 7/8 of s. The numbers are no longer
+/// ternary, but the weights and s = 8 |d| can be restored. llama.cpp's quantiser does this to tensors whose rows
+/// are not whole blocks of the TQ1_0 or TQ2_0 that was asked for, such as `ffn_down` of bitnet_b1_58-3B with its
+/// 8640 columns.
 fn is_ternary_q4_0(data: &[u8], kind: RowFormat, cols: usize) -> bool {
     let row = cols / Q4_0_BLOCK * Q4_0_BYTES;
     kind == RowFormat::Block(BlockFormat::Q4_0)
@@ -272,33 +272,33 @@ fn is_ternary_q4_0(data: &[u8], kind: RowFormat, cols: usize) -> bool {
         }) == Some(true)
 }
 
-/// The one |d| of a row of such blocks, 0 where it holds nothing; `None` where it is no such row.
+/// The common |d| of a row of such blocks, 0 where it is all zeros; `None` where it is not such a row.
 fn ternary_q4_0_row(row: &[u8]) -> Option<f32> {
     row.as_chunks().0.iter().try_fold(0.0, |one, block| common_scale(one, ternary_q4_0_block(block)?))
 }
 
-/// The one |d| of two parts, either of which may hold nothing.
+/// The common |d| of two parts, either of which may be all zeros.
 fn common_scale(a: f32, b: f32) -> Option<f32> {
     (a == b || a == 0.0 || b == 0.0).then_some(a.max(b))
 }
 
-/// The |d| of such a block, 0 where it holds nothing; `None` where it is no such block.
+/// The |d| of such a block, 0 where it is all zeros; `None` where it is not such a block.
 fn ternary_q4_0_block(block: &[u8; Q4_0_BYTES]) -> Option<f32> {
     const LARGEST: u16 = 1;
     const ZERO: u16 = 1 << 8;
     const OTHER_SIGN: u16 = 1 << 15;
     let d = f16::from_le_bytes([block[0], block[1]]).to_f32().abs();
-    // A bit for each code there is.
+    // One bit for each code that occurs.
     let codes = block[2..].iter().fold(0u16, |codes, byte| codes | 1 << (byte & 15) | 1 << (byte >> 4));
     if d == 0.0 || codes == ZERO {
         return Some(0.0);
     }
-    // The number that set the scale is always there.
+    // The number that set the scale always occurs.
     let ternary = codes & LARGEST != 0 && codes & !(LARGEST | ZERO | OTHER_SIGN) == 0;
     (ternary && d.is_finite()).then_some(d)
 }
 
-/// Packs Q4_0 that was made of ternary numbers; see [`is_clipped`].
+/// Packs Q4_0 that was made of ternary numbers; see [`is_ternary_q4_0`].
 fn pack_ternary_q4_0(data: &[u8], rows: usize, cols: usize) -> Result<PackedMatrix, String> {
     let (blocks, _) = data.as_chunks::<Q4_0_BYTES>();
     let mut one = 0.0;
@@ -332,7 +332,7 @@ fn pack(rows: usize, cols: usize, code: impl Fn(usize, usize) -> u8) -> Vec<u8> 
     bytes
 }
 
-/// The one scale of all blocks that have any; BitNet has one a tensor, in half precision here.
+/// The common scale of all blocks that are not zeros; BitNet has one scale a tensor, here in half precision.
 fn tensor_scale(scales: impl Iterator<Item = [u8; 2]>) -> Result<f32, String> {
     let mut one: Option<[u8; 2]> = None;
     for (index, scale) in scales.enumerate().filter(|(_, scale)| *scale != [0, 0]) {

@@ -1,38 +1,38 @@
-//! A row of a head in two bits a number, and what they leave over in two more: enough to say which rows are worth
-//! reading whole.
+//! Two-bit codes of a row of the head, for the shortlist, with a bound of their error. Applied again to the
+//! remainder, they give two more bits.
 //!
-//! Codes stand as those of ternary weights do, so that the same kernels multiply them: code `c`, 0 to 3, is for
-//! `2 c - 3` times the row's scale. Two bits say a normal number to a third of its size; of what is left over, two
-//! more say all but a seventh of the number.
+//! Codes are stored like those of ternary weights, so that the same kernels multiply them: code `c`, 0 to 3, stands
+//! for `2 c - 3` times the row's scale. Two bits represent normally distributed numbers with an error of a third of
+//! their magnitude; two more bits reduce it to a seventh.
 
 use super::ternary::{BLOCK, BLOCK_BYTES, packed_row};
 
-/// What is known of a row beside its codes.
+/// Scale and error bounds of a row's codes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RowBound {
-    /// What a unit of a level counts.
+    /// The value of one unit of a level.
     pub scale: f32,
-    /// Length of the difference between the row and its levels times the scale.
+    /// The length of the difference between the row and its levels times the scale.
     pub error: f32,
-    /// Length of the levels times the scale.
+    /// The length of the levels times the scale.
     pub length: f32,
-    /// Largest difference between a number and its level times the scale.
+    /// The largest difference between a number and its level times the scale.
     pub peak: f32,
 }
 
-/// Largest magnitude of int8 that the codes of a row may meet in the kernels: three times it is twice what
-/// ternary codes meet at most, 128.
+/// The largest int8 that the kernels may multiply such codes by: three times it is at most twice 128, which is what
+/// ternary codes reach.
 pub const TWO_BIT_MAX_Q: f32 = 84.0;
 
-/// Steps from one level to the next that are tried, in units of the root of the row's mean square: the best is 1.0
-/// for normal numbers, and smaller where few are large.
+/// Steps between levels that are tried, in units of the row's root mean square. The best is 1.0 for normally
+/// distributed numbers, and smaller where a few numbers are large.
 const STEPS: [f32; 8] = [0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.2, 1.4];
-/// Numbers by which the step is chosen: as good as all of them, and ten times as fast.
+/// Numbers from which the step is chosen: as good as all of them, and ten times as fast.
 const SAMPLE: usize = 256;
-/// Sums kept side by side, so that no addition waits for the one before.
+/// Sums that are kept side by side, so that no addition waits for the one before.
 const LANES: usize = 8;
 
-/// Writes the codes of a row, padded to whole blocks, and leaves of the row what they do not say; `codes`:
+/// Writes the codes of a row, padded to whole blocks, and leaves the remainder in `x`; `codes`:
 /// `[packed_row(x.len())]`.
 ///
 /// # Panics
@@ -54,7 +54,7 @@ pub fn encode_two_bit(x: &mut [f32], codes: &mut [u8]) -> RowBound {
         }
     }
     let (products, squares) = (products.iter().sum::<f32>(), squares.iter().sum::<f32>());
-    // The scale that leaves the least error with these codes is a little off half a step.
+    // The scale with the least error for these codes differs a little from half a step.
     let scale = products / squares;
     x.iter_mut().for_each(|x| *x -= level(nearest_code(*x, step)) * scale);
     let peak = x.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
@@ -88,13 +88,13 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
-/// The code of the nearest level; what is no number gets one too, and its row's outline is no number.
+/// The code of the nearest level. NaN gets one too; the bounds of its row are NaN.
 #[inline(always)]
 fn nearest_code(x: f32, step: f32) -> u8 {
     u8::from(x > -step) + u8::from(x > 0.0) + u8::from(x > step)
 }
 
-/// What a code stands for, in units of the scale.
+/// The value of a code, in units of the scale.
 #[inline(always)]
 fn level(code: u8) -> f32 {
     2.0 * f32::from(code) - 3.0

@@ -1,7 +1,9 @@
-//! The bytes of a model file: mapped, built in, or given. Nothing is copied.
+//! The bytes of a model file: memory-mapped, built in, or given. Nothing is copied.
 //!
-//! A file can be cut short or written to while it is mapped. A guarded map survives that and says so; see
-//! [`Map::damage`]. Deliberately knows nothing of what is in the file.
+//! A file can be truncated or written to while it is mapped. A guarded map survives that and reports it; see
+//! [`FileMap::damage`].
+//!
+//! Deliberately knows nothing of what is in the file.
 
 mod sigbus;
 
@@ -14,13 +16,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Read-only bytes that live as long as someone holds them.
+/// Read-only bytes that are shared by all who hold them.
 #[derive(Debug)]
 pub struct FileMap(Backing);
 
 #[derive(Debug)]
 enum Backing {
-    /// The guard is first: it is dropped before the mapping that it guards.
+    /// The guard comes first, so that it is dropped before the mapping that it guards.
     Guarded(Guard, memmap2::Mmap, FileIdentity),
     Mapped(memmap2::Mmap, File),
     Static(&'static [u8]),
@@ -31,7 +33,7 @@ enum Backing {
 #[derive(Debug)]
 struct FileIdentity {
     path: PathBuf,
-    /// Kept open: the name may belong to another file by now, which is no harm to this one.
+    /// Kept open, because the name may belong to another file by now, which does not affect this map.
     file: File,
     length: u64,
     written: Option<SystemTime>,
@@ -44,14 +46,14 @@ impl FileMap {
         Ok(FileMap(Backing::Mapped(map(&file)?, file)))
     }
 
-    /// Maps a regular file, and outlives what happens to it: a page that the file no longer has is read as
-    /// zeros from then on instead of ending the process, and [`Map::damage`] says so. Where there is no room
-    /// for another guard, it is as [`Map::open`].
+    /// Maps a regular file and survives changes to it: a page that the file no longer has is read as zeros from
+    /// then on instead of ending the process, and [`FileMap::damage`] reports it. Where no guard is free, this is
+    /// the same as [`FileMap::open`].
     pub fn open_guarded(path: &Path) -> io::Result<Self> {
         Self::of_guarded(regular(path)?, path)
     }
 
-    /// The same of a regular file that is open already; `path` names it in errors.
+    /// The same for a regular file that is already open; `path` names it in errors.
     pub fn of_guarded(file: File, path: &Path) -> io::Result<Self> {
         let about = file.metadata()?;
         let map = map(&file)?;
@@ -61,8 +63,8 @@ impl FileMap {
         Ok(FileMap(Backing::Guarded(guard, map, origin)))
     }
 
-    /// What became of the file under a guarded map since it was mapped; `None` while all is well. Asks the file
-    /// system, which takes some microseconds.
+    /// What happened to the file under a guarded map since it was mapped; `None` while it is unchanged. Asks the
+    /// file system, which takes some microseconds.
     pub fn damage(&self) -> Option<LoadError> {
         let Backing::Guarded(guard, _, origin) = &self.0 else { return None };
         let message = match origin.file.metadata() {
@@ -82,17 +84,17 @@ impl FileMap {
         Some(LoadError::new(place, format!("{message}; start again to load it as it is now")))
     }
 
-    /// Whether zeros were read in place of the file's bytes; one look at memory.
+    /// Whether zeros were read in place of the file's bytes; a check of memory only.
     pub fn has_zeroed_pages(&self) -> bool {
         matches!(&self.0, Backing::Guarded(guard, ..) if guard.has_zeroed_pages())
     }
 
-    /// Bytes `range`, for what is read here and there: of a file they are read into `room`, because reading them where
-    /// they are mapped brings in what is around them, up to megabytes. Where the file does not give them they are
-    /// read as mapped, so that [`Map::damage`] says what is wrong.
+    /// Bytes `range`, for random access. Bytes of a file are read into `buffer`, because reading them through the
+    /// mapping loads what is around them, up to megabytes. Where the file does not deliver them they are read
+    /// through the mapping, so that [`FileMap::damage`] reports what is wrong.
     ///
     /// # Panics
-    /// When `range` does not lie in it, or `room` is less.
+    /// When `range` does not lie in it, or `buffer` is shorter.
     pub fn read<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8] {
         let (mapped, buffer) = (&self[range.clone()], &mut buffer[..range.len()]);
         let file = match &self.0 {
@@ -102,15 +104,15 @@ impl FileMap {
         if file.read_exact_at(buffer, range.start as u64).is_ok() { buffer } else { mapped }
     }
 
-    /// Gives back the memory of pages that will not be read again; they stay in the file.
+    /// Releases the memory of pages that will not be read again; they stay in the file.
     pub fn release(&self, range: Range<usize>) {
         if let Backing::Mapped(map, _) | Backing::Guarded(_, map, _) = &self.0 {
-            // SAFETY: the mapping is read-only and backed by the file: a released page that is read
-            // after all is read from the file again, with the same bytes.
+            // SAFETY: the mapping is read-only and backed by the file: if a released page is read after all, it is
+            // read from the file again, with the same bytes.
             let advised = unsafe {
                 map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
             };
-            // A refusal costs memory that the kernel can take back by itself.
+            // A refusal costs memory that the kernel can reclaim by itself.
             let _ = advised;
         }
     }
@@ -122,7 +124,7 @@ impl FileMap {
 }
 
 fn regular(path: &Path) -> io::Result<File> {
-    // Asked before it is opened: opening a pipe waits for someone to write to it.
+    // Checked before the file is opened: opening a pipe waits for a writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
@@ -130,9 +132,9 @@ fn regular(path: &Path) -> io::Result<File> {
 }
 
 fn map(file: &File) -> io::Result<memmap2::Mmap> {
-    // SAFETY: the mapping is read-only and private. Another process may still write to the file under us, which no
-    // mapping can forbid: every use of its bytes takes any value they may have. Cut short, a guarded map reads
-    // zeros, and an unguarded one ends the process.
+    // SAFETY: the mapping is read-only and private. Another process may still write to the file, which no mapping
+    // can prevent: every use of its bytes accepts any value they may have. If the file is truncated, a guarded map
+    // reads zeros, and an unguarded one ends the process.
     unsafe { memmap2::Mmap::map(file) }
 }
 

@@ -1,8 +1,10 @@
-//! What happens when a mapped page is read that its file no longer has.
+//! Handles SIGBUS, which the kernel sends when a mapped page is read that its file no longer has.
 //!
-//! The kernel sends SIGBUS, which ends a process that does not handle it. Here it puts zeros in the place of the
-//! missing pages, notes that, and the read goes on. Only reads within a guarded map are mended; any other SIGBUS
-//! does what it did before. Deliberately knows no file: it is told address ranges.
+//! Without a handler SIGBUS ends the process. This handler maps zeros in place of the missing pages and records
+//! that, and the read continues. It handles only reads within a guarded map; any other SIGBUS has the effect it had
+//! before.
+//!
+//! Deliberately knows nothing of files: it is given address ranges.
 
 use libc::{c_int, c_void, siginfo_t};
 use std::mem::MaybeUninit;
@@ -10,13 +12,13 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Maps guarded at once. A daemon has two: the model, and its head in another form.
+/// The most maps that are guarded at once. A daemon has two: the model, and its head in another format.
 const MAX_GUARDS: usize = 16;
 
-/// The handler may look at nothing but memory that is always there, and take no lock.
+/// The handler may read only memory that is always there, and take no lock.
 static SLOTS: [GuardSlot; MAX_GUARDS] = [const { GuardSlot::new() }; MAX_GUARDS];
 
-/// What SIGBUS did before; also says whether the handler is in place.
+/// The action of SIGBUS before ours; also tells whether the handler is installed.
 static PREVIOUS: OnceLock<Option<PreviousHandler>> = OnceLock::new();
 
 struct PreviousHandler {
@@ -28,19 +30,19 @@ struct PreviousHandler {
 #[derive(Debug)]
 struct GuardSlot {
     is_taken: AtomicBool,
-    /// 0 while there is no map here.
+    /// 0 while the slot has no map.
     start: AtomicUsize,
     /// After the last page.
     end: AtomicUsize,
     has_zeroed_pages: AtomicBool,
 }
 
-/// Watches over a map until it is dropped, which must be before the map is.
+/// Guards a map until it is dropped, which must happen before the map is dropped.
 #[derive(Debug)]
 pub(super) struct Guard(&'static GuardSlot);
 
 impl Guard {
-    /// Guards `map` from now on. `None` where every place is taken, or the system does not let us.
+    /// Guards `map` from now on. `None` where every slot is taken, or the system refuses the handler.
     pub fn over(map: &[u8]) -> Option<Self> {
         let page = PREVIOUS.get_or_init(install).as_ref()?.page;
         let place = SLOTS.iter().find(|place| place.take())?;
@@ -81,17 +83,17 @@ impl GuardSlot {
         was_free
     }
 
-    /// The end of the map here, if `address` is in it.
+    /// The end of the map in this slot, if `address` is in it.
     fn end_around(&self, address: usize) -> Option<usize> {
         let start = self.start.load(Ordering::Acquire);
         let end = self.end.load(Ordering::Acquire);
-        // Another map may have come here between the two; then its start has, too.
+        // The slot may have been given to another map between the two loads; then the start has changed too.
         let is_whole = start != 0 && self.start.load(Ordering::Relaxed) == start;
         (is_whole && (start..end).contains(&address)).then_some(end)
     }
 }
 
-/// Puts the handler in place; `None` where the system does not let us.
+/// Installs the handler; `None` where the system refuses it.
 fn install() -> Option<PreviousHandler> {
     // SAFETY: sysconf reads a constant of the system.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
@@ -100,7 +102,7 @@ fn install() -> Option<PreviousHandler> {
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_bus_error;
     action.sa_sigaction = handler as usize;
-    // On the stack that Rust gives each thread for signals, as its own handler of stack overflows is.
+    // Runs on the alternate signal stack that Rust gives each thread for its own handler of stack overflows.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
     // SAFETY: both are whole actions or room for one, and the handler keeps to what a handler may do.
     let done = unsafe { libc::sigaction(libc::SIGBUS, &action, before.as_mut_ptr()) };
@@ -108,9 +110,9 @@ fn install() -> Option<PreviousHandler> {
     (done == 0).then(|| PreviousHandler { action: unsafe { before.assume_init() }, page })
 }
 
-/// Calls nothing but mmap, sigaction and raise, and none of Rust's that could take a lock or memory.
+/// The handler calls only mmap, sigaction and raise, and nothing of Rust's library that could lock or allocate.
 extern "C" fn on_bus_error(signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
-    // SAFETY: the kernel hands a handler with SA_SIGINFO what it knows of the signal.
+    // SAFETY: the kernel passes valid signal information to a handler with SA_SIGINFO.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let is_fault = code > 0;
     if !(is_fault && map_zeros(address)) {
@@ -118,24 +120,24 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut siginfo_t, _context: *mut c
     }
 }
 
-/// Puts zeros in the place of all pages from the one at `address` to the end of its map.
+/// Maps zeros in place of all pages from the one at `address` to the end of its map.
 fn map_zeros(address: usize) -> bool {
     let Some(Some(PreviousHandler { page, .. })) = PREVIOUS.get() else { return false };
     let found = SLOTS.iter().find_map(|place| Some((place, place.end_around(address)?)));
     let Some((place, end)) = found else { return false };
     let first = address - address % page;
-    // Before the pages: whoever reads a zero finds the note.
+    // Set before the pages are mapped: whoever reads a zero finds the flag set.
     place.has_zeroed_pages.store(true, Ordering::SeqCst);
     let (protection, flags) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
-    // SAFETY: the range lies within a map of ours, which is dropped after its guard, so that nothing else is
-    // there; it was readable and read-only before, and is so afterwards.
+    // SAFETY: the range lies within a guarded map, which is dropped after its guard, so that nothing else is there;
+    // it was readable and read-only before, and is so afterwards.
     let mapped =
         unsafe { libc::mmap(ptr::with_exposed_provenance_mut(first), end - first, protection, flags, -1, 0) };
     mapped != libc::MAP_FAILED
 }
 
-/// Gives a fault that is not ours to what was there before: the read happens again, and faults again. A signal that
-/// someone sent ends the process, as it does without a handler.
+/// Restores the previous action for a fault outside the guarded maps: the read is repeated and faults again. A
+/// signal that another process sent ends the process, as it does without a handler.
 fn forward_signal(signal: c_int, is_fault: bool) {
     if !is_fault {
         // SAFETY: both may be called by a handler; the signal is delivered when this one returns.

@@ -1,8 +1,8 @@
-//! Other forms of the head than the file's: made of it once, read with every token.
+//! The formats in which the head can be read: the file's own, or another that is made once and kept.
 //!
-//! The head is the largest thing that a decoded token reads: 657 of 1178 MB in BitNet-b1.58-2B-4T. Written
-//! in 8 or 6 bits it is smaller and a little off; screened it is smaller and chooses as the file's own does:
-//! see [`super::logits`].
+//! The head is the largest thing that a decoded token reads: 657 of 1178 MB in BitNet-b1.58-2B-4T. In 8 or 6 bits
+//! it is smaller and slightly inexact. Through a shortlist it is smaller and chooses the same tokens as the file's
+//! own; see [`super::logits`].
 
 use super::shortlist::{self, Shortlist};
 use crate::engine::error::LoadError;
@@ -13,21 +13,22 @@ use crate::engine::quant::{BlockFormat, RowFormat};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-/// How the head is read.
+/// The format in which the head is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadFormat {
-    /// As the file has it, most often in half precision.
+    /// As the file has it, usually in half precision.
     File,
-    /// Written again as Q8_0: 8.5 bits a number.
+    /// Rewritten as Q8_0: 8.5 bits a number.
     Q8,
-    /// Written again as Q6_K: 6.6 bits a number.
+    /// Rewritten as Q6_K: 6.6 bits a number.
     Q6K,
-    /// Two bits of every row, four of those that may matter, and the file's own numbers of those that can win.
+    /// A shortlist: two bits of every row, two more of rows that may win, and the file's own numbers of those that
+    /// still can.
     Shortlist,
 }
 
 impl HeadFormat {
-    /// All there are.
+    /// All formats.
     pub const ALL: [HeadFormat; 4] =
         [HeadFormat::File, HeadFormat::Q8, HeadFormat::Q6K, HeadFormat::Shortlist];
 
@@ -41,14 +42,15 @@ impl HeadFormat {
         }
     }
 
-    /// The form of a name.
+    /// The format with that name.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|form| form.name() == name)
     }
 
-    /// The form that a file's head is read in: `wanted`, or what is fastest and chooses the same tokens.
+    /// The format for a file's head: `wanted`, or the fastest that chooses the same tokens.
     pub fn choose(file: &Gguf, shape: &Shape, wanted: Option<Self>) -> Result<Self, LoadError> {
-        /// Numbers of a head from which screening pays: below, it is read in a millisecond or two.
+        /// The size of a head, in numbers, from which on a shortlist pays: a smaller head is read in a millisecond
+        /// or two.
         const LARGE: usize = 1 << 24;
         let name = if file.tensor(HEAD).is_some() { HEAD } else { EMBEDDING };
         let kind = file.tensor(name).and_then(|tensor| RowFormat::of(tensor.kind));
@@ -75,7 +77,7 @@ impl HeadFormat {
         }
     }
 
-    /// Bytes of its image; none for the file's own.
+    /// Bytes of the head in this format; 0 for the file's own.
     pub fn image_bytes(self, shape: &Shape) -> usize {
         match self {
             HeadFormat::File => 0,
@@ -87,7 +89,7 @@ impl HeadFormat {
         }
     }
 
-    /// The format that it is written again in.
+    /// The row format in which the head is rewritten.
     fn row_format(self) -> Option<RowFormat> {
         match self {
             HeadFormat::Q8 => Some(BlockFormat::Q8_0.into()),
@@ -97,14 +99,14 @@ impl HeadFormat {
     }
 }
 
-/// Widest rows that are screened: their sums surely fit 32 bits.
+/// The widest rows of a shortlist: their sums fit 32 bits.
 const MAX_SHORTLIST_COLS: usize = 1 << 20;
 
-/// Rows that are made at a time: enough for every thread, and little memory.
+/// Rows that are rewritten at a time: enough for every thread, and little memory.
 const CHUNK_ROWS: usize = 4096;
 
 impl Model {
-    /// Writes the image of a form, of exactly [`HeadForm::image_bytes`].
+    /// Writes the head in a format: exactly [`HeadFormat::image_bytes`] bytes.
     pub fn write_head(&self, form: HeadFormat, out: &mut dyn Write) -> io::Result<()> {
         match form.row_format() {
             Some(numbers) => self.write_rows(numbers, out),
@@ -122,13 +124,13 @@ impl Model {
             self.pool
                 .for_each_chunk(rows, width, 16, |index, row| self.encode_row(numbers, first + index, row));
             out.write_all(rows)?;
-            // Read once, and never again as a whole.
+            // Releases pages that will not be read as a whole again.
             self.weights.head().release();
         }
         Ok(())
     }
 
-    /// A row of the head in another format.
+    /// Encodes one row of the head in another format.
     fn encode_row(&self, numbers: RowFormat, row: usize, out: &mut [u8]) {
         let (head, write) = (self.weights.head(), numbers.writer().expect("forms are written in these"));
         let mut read = vec![0.0; self.shape.dim];
@@ -136,10 +138,10 @@ impl Model {
         write(out, &read);
     }
 
-    /// Reads the head from the image of a form from now on.
+    /// From now on reads the head from an image that [`Model::write_head`] made.
     ///
     /// # Panics
-    /// When the image does not have the form's size.
+    /// When the image does not have the format's size.
     pub fn attach_head(&mut self, form: HeadFormat, image: &Arc<FileMap>, start: usize) {
         let image = FileSlice::of(image, start..start + form.image_bytes(&self.shape));
         match form.row_format() {
@@ -151,7 +153,7 @@ impl Model {
         }
     }
 
-    /// Whether an image agrees with the head in some rows: one made of another file does not.
+    /// Whether an image agrees with the head in some sample rows; one that was made of another file does not.
     pub fn is_image_of_head(&self, form: HeadFormat, image: &[u8]) -> bool {
         const ROWS: usize = 16;
         if image.len() != form.image_bytes(&self.shape) {

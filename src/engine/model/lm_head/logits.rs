@@ -1,7 +1,7 @@
-//! From a hidden vector to logits: through the whole head, or through a screen.
+//! From the last hidden vector to logits: through the whole head, or through the shortlist.
 //!
-//! Where the screen cannot be trusted with a token the whole head is read; now and then it is read all the same, to
-//! count how often the screen was wrong. After one miss it is used no more.
+//! Where the shortlist cannot be trusted with a token, the whole head is read. Every 512 tokens the whole head is
+//! read anyway, to verify the shortlist; after one miss the shortlist is not used any more.
 
 use super::shortlist::{MAX_RESCORED_ROWS, Shortlist};
 use crate::engine::model::timings::TimedPart;
@@ -10,51 +10,51 @@ use crate::engine::ops;
 use crate::engine::thread_pool::MatrixMut;
 use std::ops::Range;
 
-/// Tokens of an answer that needed the whole head one after the other, after which the screen is not asked any more for
-/// this answer: its logits are too flat.
+/// After so many tokens in a row that needed the whole head, the shortlist is not tried any more for this answer:
+/// its logits are too flat.
 const MAX_FULL_SCANS_IN_A_ROW: u32 = 4;
-/// Tokens after which the screen is compared with the whole head.
+/// After so many tokens the shortlist is verified against the whole head.
 const VERIFY_EVERY: u64 = 512;
-/// Rows that are read at a time where the whole head is, but must not come to stay in memory.
+/// Rows that are read at a time where the whole head is read, but must not stay in memory.
 pub(in crate::engine::model) const SCAN_ROWS: usize = 1024;
-/// Rows that are read by themselves at a time.
+/// Single rows that are read at a time.
 const ROWS_PER_READ: usize = 32;
-/// Rows that one thread reads at least: about ten microseconds of work.
+/// The fewest rows that one thread reads: about ten microseconds of work.
 const MIN_ROWS_PER_THREAD: usize = 8;
 
-/// What screening did so far.
+/// Counters of the shortlist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ShortlistStats {
-    /// Tokens that were chosen through the screen.
+    /// Tokens that were chosen through the shortlist.
     pub tokens: u64,
     /// Rows of the head that were read for them.
     pub rows: u64,
-    /// Rows that were read in their fine codes.
+    /// Rows whose fine codes were read.
     pub fine: u64,
-    /// Times that the whole head was read because the screen could not be trusted.
+    /// How often the whole head was read because the shortlist could not be trusted.
     pub scans: u64,
-    /// Times that it was read to check the screen.
+    /// How often the whole head was read to verify the shortlist.
     pub checks: u64,
-    /// Checks that found another best token.
+    /// Verifications that found another best token.
     pub misses: u64,
 }
 
-/// Where rows of the head are read to by themselves, and what their logits are; made once.
+/// Buffers for single rows of the head and their logits; allocated once.
 #[derive(Debug, Default)]
 pub(in crate::engine::model) struct RescoreBuffers {
-    pub logits: Vec<f32>, // [MOST_ROWS], of rows that may be the best
+    pub logits: Vec<f32>, // [MAX_RESCORED_ROWS], of rows that may be the best
     rows: Vec<u8>,        // [READ_TOGETHER, row_bytes]
 }
 
 impl RescoreBuffers {
-    /// For rows of so many bytes.
+    /// Buffers for rows of `row_bytes`.
     pub fn new(row_bytes: usize) -> Self {
         RescoreBuffers { logits: vec![0.0; MAX_RESCORED_ROWS], rows: vec![0; ROWS_PER_READ * row_bytes] }
     }
 }
 
 impl Model {
-    /// Logits behind row `row` of the last pass: `[vocab]`, all exact.
+    /// The logits of row `row` of the last pass: `[vocab]`, all exact.
     pub fn logits<'s>(&self, row: usize, state: &'s mut State) -> &'s mut [f32] {
         self.final_norm(row, state);
         self.full_head(&state.final_hidden, &mut state.logits);
@@ -62,11 +62,11 @@ impl Model {
         &mut state.logits
     }
 
-    /// The same for choosing a token: those within `reach` of the best are exact, of the others
-    /// what the screen says. Without a screen all are exact.
+    /// The same for choosing a token: logits within `reach` of the best are exact, the others are the shortlist's
+    /// estimates. Without a shortlist all are exact.
     ///
-    /// `lowered`: `[vocab]`, tokens whose logit may be made less before one is chosen; how far is not known here, so
-    /// that the best of the others is what counts.
+    /// `lowered`: `[vocab]`, tokens whose logit a penalty may reduce before one is chosen. By how much is not known
+    /// here, so that the best of the other tokens sets the bar.
     pub fn sampling_logits<'s>(
         &self,
         row: usize,
@@ -95,7 +95,7 @@ impl Model {
         &mut state.logits
     }
 
-    /// Bytes that each token read, with what `counts` says was read of a screened head itself.
+    /// Bytes that each token read, including the rows of the head that `counts` reports.
     pub fn bytes_read_per_token(&self, counts: Option<ShortlistStats>) -> usize {
         let ShortlistStats { tokens, rows, fine, scans, checks, .. } = counts.unwrap_or_default();
         let whole = (scans + checks) * self.shape.vocab as u64;
@@ -112,7 +112,7 @@ impl Model {
         state.stopwatch.lap(TimedPart::Between, &self.pool);
     }
 
-    /// Every row of the head times `x`.
+    /// Multiplies every row of the head by `x`.
     fn full_head(&self, x: &[f32], logits: &mut [f32]) {
         let part = if self.weights.head().is_read_by_row() { SCAN_ROWS } else { logits.len() };
         for (index, logits) in logits.chunks_mut(part).enumerate() {
@@ -120,7 +120,7 @@ impl Model {
         }
     }
 
-    /// Rows of the head from `first` on times `x`.
+    /// Multiplies the rows of the head from `first` on by `x`.
     fn head_chunk(&self, x: &[f32], first: usize, logits: &mut [f32]) {
         let (head, width) = (self.weights.head(), logits.len());
         self.pool.for_each_stripe(logits, width, self.grain(width, x.len()), |mut stripe| {
@@ -132,7 +132,7 @@ impl Model {
         }
     }
 
-    /// The head's own logits of at most [`MOST_ROWS`] rows.
+    /// The exact logits of at most [`super::shortlist::MAX_RESCORED_ROWS`] rows.
     pub(super) fn rescore_rows(&self, rows: &[u32], x: &[f32], exact: &mut RescoreBuffers) {
         let (head, width) = (self.weights.head(), self.weights.head().row_bytes());
         for (rows, logits) in rows.chunks(ROWS_PER_READ).zip(exact.logits.chunks_mut(ROWS_PER_READ)) {
@@ -145,7 +145,7 @@ impl Model {
         }
     }
 
-    /// Whether the best token is the best one of the whole head; counts where it is not.
+    /// Whether the best token is also the best of the whole head; a miss is counted.
     fn verify_shortlist(&self, state: &mut State) -> bool {
         let State { final_hidden: last, logits, rescore: exact, shortlist_stats: screening, .. } = state;
         let mut best = (0, f32::NEG_INFINITY);

@@ -1,21 +1,21 @@
-//! A screen as bytes: how it is made of a head, and whether it was.
+//! The stored form of a shortlist: how it is made from a head, and how it is checked against one.
 
 use crate::engine::model::{Model, Shape};
 use crate::engine::quant::{RowBound, encode_two_bit, packed_row};
 use std::io::{self, Write};
 use std::ops::Range;
 
-/// Rows whose codes stand together in an image: first all their coarse ones, then all their fine ones. Enough
-/// for a thread to read a long way on, and little memory while an image is made.
+/// Rows whose codes are stored together: first all coarse ones, then all fine ones. Enough for a thread to read a
+/// long way, and little memory while the shortlist is made.
 pub(super) const PART_ROWS: usize = 4096;
-/// Bytes of an [`Outline`] in an image: four f32.
+/// Bytes of a stored [`RowBound`]: four f32.
 pub(super) const BOUND_BYTES: usize = 16;
-/// Rows from which the size of each column is estimated.
+/// Rows from which the magnitude of each column is estimated.
 const SAMPLE_ROWS: usize = 2048;
 
-/// Where things stand in an image: parts of [`PART`] rows, the last with what is left, each first
-/// `[rows, packed_row(dim)]` coarse codes, then as many fine ones; behind them outlines, `[vocab, 2]`, the coarse one
-/// first, and the size of each column, `[dim]`, both little-endian f32.
+/// The layout of a stored shortlist: parts of [`PART_ROWS`] rows, the last with what is left, each first `[rows,
+/// packed_row(dim)]` coarse codes, then as many fine ones; behind them bounds, `[vocab, 2]`, the coarse one first,
+/// and the magnitude of each column, `[dim]`, both little-endian f32.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ShortlistLayout {
     pub rows: usize,
@@ -28,20 +28,20 @@ impl ShortlistLayout {
         ShortlistLayout { rows: shape.vocab, width: packed_row(shape.dim) }
     }
 
-    /// Coarse codes of rows `range`, which lie in one part.
+    /// The coarse codes of rows `range`, which lie in one part.
     pub fn coarse(self, range: Range<usize>) -> Range<usize> {
         let first = (range.start / PART_ROWS * 2 * PART_ROWS + range.start % PART_ROWS) * self.width;
         first..first + range.len() * self.width
     }
 
-    /// Fine codes of a row.
+    /// The fine codes of a row.
     pub fn fine(self, row: usize) -> Range<usize> {
         let rows_of_part = PART_ROWS.min(self.rows - row / PART_ROWS * PART_ROWS);
         let first = self.coarse(row..row).start + rows_of_part * self.width;
         first..first + self.width
     }
 
-    /// Both outlines of a row.
+    /// Both bounds of a row.
     fn bounds(self, row: usize) -> Range<usize> {
         let first = self.codes() + row * 2 * BOUND_BYTES;
         first..first + 2 * BOUND_BYTES
@@ -52,19 +52,19 @@ impl ShortlistLayout {
         self.rows * 2 * self.width
     }
 
-    /// Where the sizes of the columns begin.
+    /// Where the magnitudes of the columns begin.
     pub fn columns(self) -> usize {
         self.codes() + self.rows * 2 * BOUND_BYTES
     }
 }
 
-/// Little-endian numbers.
+/// Reads little-endian floats.
 pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 impl Model {
-    /// Writes the image of a screen of the head: [`super::image_bytes`] bytes.
+    /// Writes a shortlist of the head: [`super::image_bytes`] bytes.
     pub(in crate::engine::model) fn write_shortlist(&self, out: &mut dyn Write) -> io::Result<()> {
         let (vocab, columns) = (self.shape.vocab, self.column_rms());
         let width = ShortlistLayout::of(&self.shape).width;
@@ -77,7 +77,7 @@ impl Model {
                 let row = self.weights.head().rows(first + index..first + index + 1);
                 self.encode_record(row, &columns, record);
             });
-            // Read once, and never again as a whole.
+            // Releases pages that will not be read as a whole again.
             self.weights.head().release();
             for codes in [0..width, width..2 * width] {
                 records.chunks_exact(record).try_for_each(|record| out.write_all(&record[codes.clone()]))?;
@@ -88,12 +88,13 @@ impl Model {
         out.write_all(&columns.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<u8>>())
     }
 
-    /// Whether an image of [`super::image_bytes`] agrees with the head in some rows: one made of another file does not.
+    /// Whether a stored shortlist of [`super::image_bytes`] agrees with the head in some sample rows; one that was
+    /// made of another file does not.
     pub(in crate::engine::model) fn is_shortlist_of_head(&self, image: &[u8]) -> bool {
         const ROWS: usize = 16;
         let (vocab, places) = (self.shape.vocab, ShortlistLayout::of(&self.shape));
         let columns = floats(&image[places.columns()..]);
-        // No sign among them: all are lengths.
+        // None of them is negative, because all are lengths.
         let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
         if !floats(&image[places.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
             return false;
@@ -107,12 +108,12 @@ impl Model {
         (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
     }
 
-    /// Room for a row of the head.
+    /// A buffer for a row of the head.
     fn row_buffer(&self) -> Vec<u8> {
         vec![0; self.weights.head().row_bytes()]
     }
 
-    /// Of a row of the head: coarse codes, fine codes, both outlines.
+    /// Encodes a row of the head: coarse codes, fine codes, both bounds.
     fn encode_record(&self, row: &[u8], columns: &[f32], record: &mut [u8]) {
         let mut left = vec![0.0; self.shape.dim];
         self.weights.head().format.read(row, &mut left);
@@ -126,7 +127,7 @@ impl Model {
         }
     }
 
-    /// The root of the mean square of each column, by some rows.
+    /// The root mean square of each column, estimated from some rows.
     fn column_rms(&self) -> Vec<f32> {
         let (vocab, head) = (self.shape.vocab, self.weights.head());
         let mut squares = vec![0.0f32; self.shape.dim];
@@ -137,7 +138,7 @@ impl Model {
             head.format.read(head.row(at, &mut buffer), &mut row);
             squares.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x * x);
         }
-        // A column without any size may be left as it is.
+        // A column of zeros may stay as it is.
         let sizes = squares.into_iter().map(|sum| (sum / count).sqrt());
         sizes.map(|size| if size.is_normal() { size } else { 1.0 }).collect()
     }

@@ -1,8 +1,11 @@
-//! The head in two bits a number, and in two more what those leave over: which rows are worth reading whole.
+//! A shortlist of tokens: 2-bit codes of the whole head, and a 2-bit residual, show which few rows can win and must
+//! be read exactly.
 //!
-//! The first two bits give every row's logit roughly, and for each how far off that may be. For rows that may be the
-//! best, or near it, the other two are read, and of those that still may be the head's own numbers. The bound of
-//! "may be" is no proof but seven standard deviations, so that it is watched: see [`search`].
+//! The first two bits estimate every row's logit and bound its error. For rows that may be the best, or near it,
+//! the residual is read too, and for those that still may be, the head's own numbers. The error bound is no proof
+//! but seven standard deviations, so its use is verified; see [`rerank`].
+//!
+//! Deliberately knows nothing of sampling: it is told how far below the best a logit still matters.
 
 mod format;
 mod rerank;
@@ -16,43 +19,43 @@ use std::ops::Range;
 pub(super) use rerank::MAX_RESCORED_ROWS;
 pub(in crate::engine::model) use rerank::ShortlistScratch;
 
-/// Rows that are looked through together, and passed over together.
+/// Rows that are tested together, and skipped together.
 const GROUP_ROWS: usize = 64;
 
-/// Bytes of an image.
+/// Bytes of a stored shortlist.
 pub(super) fn image_bytes(shape: &Shape) -> usize {
     ShortlistLayout::of(shape).columns() + 4 * shape.dim
 }
 
-/// Groups of rows.
+/// The number of groups of rows.
 fn group_count(vocab: usize) -> usize {
     vocab.div_ceil(GROUP_ROWS)
 }
 
-/// A screen in use.
+/// A shortlist in use.
 #[derive(Debug)]
 pub(in crate::engine::model) struct Shortlist {
     layout: ShortlistLayout,
     codes: FileSlice,
-    /// Of what the coarse codes say, `[vocab]`.
+    /// Scale and error bound of the coarse codes, `[vocab]`.
     coarse: Vec<RowBound>,
-    /// Their scales alone, which every token reads, `[vocab]`.
+    /// The scales alone, which every token reads, `[vocab]`.
     scales: Vec<f32>,
-    /// The largest of each group's, `[groups(vocab)]`.
+    /// The largest bounds of each group, `[group_count(vocab)]`.
     groups: Vec<RowBound>,
-    /// Of what the fine codes say of the rest, `[vocab]`.
+    /// Scale and error bound of the fine codes, `[vocab]`.
     fine: Vec<RowBound>,
-    /// What the numbers of a column were divided by, and what the hidden vector is multiplied by, `[dim]`.
+    /// What the numbers of each column were divided by, and the hidden vector is multiplied by, `[dim]`.
     columns: Vec<f32>,
 }
 
 impl Shortlist {
-    /// Takes over an image of [`image_bytes`].
+    /// Takes over a stored shortlist of [`image_bytes`].
     pub fn read(image: FileSlice, shape: &Shape) -> Self {
         let places = ShortlistLayout::of(shape);
         let [outlines, columns] = [places.codes()..places.columns(), places.columns()..image.len()]
             .map(|part| floats(&image[part]));
-        // All of this is copied now.
+        // These parts have been copied.
         image.part(places.codes()..image.len()).release();
         let outline = |[scale, error, length, peak]: [f32; 4]| RowBound { scale, error, length, peak };
         let pairs = outlines.as_chunks::<4>().0.as_chunks::<2>().0;
@@ -68,28 +71,28 @@ impl Shortlist {
         }
     }
 
-    /// Coarse codes of rows `range`, which lie in one part: `[range.len(), packed_row(dim)]`.
+    /// The coarse codes of rows `range`, which lie in one part: `[range.len(), packed_row(dim)]`.
     fn coarse_rows(&self, range: Range<usize>) -> &[u8] {
         &self.codes[self.layout.coarse(range)]
     }
 
-    /// Fine codes of a row: `[packed_row(dim)]`.
+    /// The fine codes of a row: `[packed_row(dim)]`.
     fn fine_row(&self, row: usize) -> &[u8] {
         &self.codes[self.layout.fine(row)]
     }
 
-    /// Bytes that each token reads of it.
+    /// Bytes that each token reads.
     pub fn bytes_per_token(&self) -> usize {
         self.scales.len() * (self.layout.width + size_of::<f32>())
     }
 
-    /// Bytes of a row that is read once more, in its fine codes.
+    /// Bytes of a row whose fine codes are read too.
     pub fn fine_row_bytes(&self) -> usize {
         self.layout.width + 2 * BOUND_BYTES
     }
 }
 
-/// The largest of each number.
+/// The largest of each bound.
 fn largest(rows: &[RowBound]) -> RowBound {
     rows.iter().fold(RowBound::default(), |all, row| RowBound {
         scale: all.scale.max(row.scale),

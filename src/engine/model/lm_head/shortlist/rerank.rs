@@ -1,7 +1,8 @@
-//! The search for the best rows: every row by its coarse codes, some by their fine ones too, a few by the head itself.
+//! The search for the best rows: all rows are estimated from coarse codes, some are refined with fine codes, and a
+//! few are read exactly.
 //!
-//! Whatever does not fit ends it with `None`: rows that turn out to be further off than seven standard deviations, or
-//! than five and a half where many were read, or that are too many. The whole head is read then.
+//! It gives up with `None`, and the whole head is read, when rows turn out to be further off than seven standard
+//! deviations, or than five and a half where many were read, or when there are too many of them.
 
 use super::format::PART_ROWS;
 use super::{GROUP_ROWS, Shortlist, group_count};
@@ -13,39 +14,40 @@ use crate::engine::quant::{RowBound, TWO_BIT_MAX_Q, packed_row};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Standard deviations that a row's rough logit may be off.
+/// Standard deviations that an estimated logit may be off.
 const SIGMAS: f32 = 7.0;
-/// Deviations that the rows which were read may show. Of so many normal numbers as ever are, [`MOST_FINE`], one is
-/// beyond in 600 times.
+/// Standard deviations that the rows which were read may turn out to be off. Among as many normal numbers as are
+/// ever read, [`MAX_FINE_ROWS`], one exceeds this once in 600 times.
 const CHECK_SIGMAS: f32 = 5.5;
-/// Most rows that are read for one token in their fine codes; more, and the whole head is read.
+/// The most rows whose fine codes are read for one token; for more, the whole head is read.
 pub(in crate::engine::model) const MAX_FINE_ROWS: usize = 32_768;
-/// And in the head itself.
+/// The most rows of the head that are read exactly for one token.
 pub(in crate::engine::model) const MAX_RESCORED_ROWS: usize = 2048;
-/// Integer sums of one call.
+/// Integer sums of one kernel call.
 const TILE_SUMS: usize = 2048;
-/// Groups that one thread looks through at least, and rows of fine codes that it reads: about ten microseconds of work.
+/// The fewest groups that one thread tests, and rows of fine codes that it reads: about ten microseconds of work.
 const MIN_GROUPS_PER_THREAD: usize = 256;
 const MIN_FINE_PER_THREAD: usize = 64;
-/// Groups whose rows' outlines are on their way at the same time.
+/// Groups whose rows' bounds are prefetched at the same time.
 const GROUPS_IN_FLIGHT: usize = 16;
-/// Rows of fine codes that are asked for ahead, and rows whose outlines are: they lie here and there.
+/// Rows of fine codes that are prefetched ahead, and rows whose bounds are, because they lie apart.
 const FINE_PREFETCH: usize = 8;
 const BOUNDS_PREFETCH: usize = 16;
 
-/// The hidden vector as a screen takes it.
+/// The hidden vector, quantised for the shortlist.
 struct Query<'a> {
     q: &'a [i8], // [dim], padded to whole blocks
     quantized: QuantizedRow,
-    /// What the strongest two columns may add for each unit of a row's peak. They are taken as they may be at the
-    /// worst: a hidden vector may be little else.
+    /// What the two largest columns may add for each unit of a row's peak error. They are counted at their worst,
+    /// because a hidden vector may consist of little else.
     top_two: f32,
-    /// Standard deviation of what the other columns add for each unit of a row's error, and of its length.
+    /// The standard deviation of what the other columns add for each unit of a row's error, and of its length.
     sigma: [f32; 2],
 }
 
 impl<'a> Query<'a> {
-    /// `x`: the hidden vector, each number times the size of its column; `q`: room for its codes.
+    /// `x`: the hidden vector, each number multiplied by the magnitude of its column; `q`: the buffer for its
+    /// codes.
     fn new(x: &[f32], q: &'a mut [i8]) -> Self {
         let made = ops::quantize_within(TWO_BIT_MAX_Q, x, q);
         let mut strongest = [0.0f32; 2];
@@ -58,7 +60,7 @@ impl<'a> Query<'a> {
         let others = (squares - strongest.iter().map(|x| x * x).sum::<f32>()).max(0.0).sqrt();
         let error =
             x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / made.scale).map(|e| e * e).sum::<f32>();
-        // A sum of products of random signs is as large as one of them times the root of their number.
+        // A sum of products with random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
         Query {
             q,
@@ -68,28 +70,27 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// How far a row's logit may be off by its coarse codes, or what its fine ones add, at so many standard
-    /// deviations.
+    /// How far a row's logit may be off by its coarse codes, or by its fine ones, at so many standard deviations.
     fn error_bound(&self, row: &RowBound, deviations: f32) -> f32 {
         row.peak * self.top_two + deviations * (row.error * self.sigma[0] + row.length * self.sigma[1])
     }
 
-    /// What a row's codes say its logit is, or that of what its coarse ones leave over; `dot`: the sum of products of
-    /// codes less one.
+    /// The logit that a row's codes give, or the correction that its fine codes give; `dot`: the sum of products of
+    /// codes minus one.
     fn logit(&self, dot: i32, scale: f32) -> f32 {
         (2 * dot - self.quantized.sum) as f32 * (scale / self.quantized.scale)
     }
 }
 
-/// What both codes of a row say.
+/// The estimate from both codes of a row.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::engine::model) struct Candidate {
     logit: f32,
-    /// What the head's own logit may be at most.
+    /// The largest value that the exact logit may have.
     upper_bound: f32,
 }
 
-/// Which logits of a group reach `bar` with `doubt` added: a bit for each, the first the lowest.
+/// Tests which logits of a group reach the threshold with `slack` added: one bit for each, the first the lowest.
 struct ReachMask<'a> {
     logits: &'a [f32], // [GROUP] at most
     slack: f32,
@@ -107,7 +108,7 @@ impl WithSimd for ReachMask<'_> {
     }
 }
 
-/// Where the bits of a word are one, the lowest first.
+/// The positions of the bits of a word that are set, the lowest first.
 fn set_bits(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let at = (word != 0).then(|| word.trailing_zeros() as usize)?;
@@ -116,7 +117,7 @@ fn set_bits(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// One search.
+/// One search for the best rows.
 struct Rerank<'a> {
     model: &'a Model,
     shortlist: &'a Shortlist,
@@ -127,17 +128,17 @@ struct Rerank<'a> {
     penalised: Option<&'a [bool]>,
 }
 
-/// What searches write into; made once.
+/// The buffers of a search; allocated once.
 #[derive(Debug, Default)]
 pub(in crate::engine::model) struct ShortlistScratch {
     tops: Vec<f32>,             // [groups], the largest logit of each
-    masks: Vec<u64>,            // [groups] up to whole [`TOGETHER`], a bit for each row that may be the best
-    rows: Vec<u32>,             // [MOST_FINE] at most: those rows, then those of them that still may be
-    candidates: Vec<Candidate>, // [MOST_FINE] at most: what is known of those
+    masks: Vec<u64>, // [groups] up to a multiple of [`GROUPS_IN_FLIGHT`], one bit for each row that may be the best
+    rows: Vec<u32>,  // [MAX_FINE_ROWS] at most: those rows, then those of them that still may be
+    candidates: Vec<Candidate>, // [MAX_FINE_ROWS] at most: the estimates of those rows
 }
 
 impl ShortlistScratch {
-    /// For a vocabulary of `vocab`.
+    /// Buffers for a vocabulary of `vocab`.
     pub fn new(vocab: usize) -> Self {
         ShortlistScratch {
             tops: vec![0.0; group_count(vocab)],
@@ -149,8 +150,8 @@ impl ShortlistScratch {
 }
 
 impl Model {
-    /// Makes the logits of the hidden vector `state.last` through the screen; `false` where it cannot be trusted with
-    /// this token. `reach`, `lowered`: see [`Model::near_logits`].
+    /// Computes the logits of the hidden vector `state.final_hidden` through the shortlist; `false` where it cannot
+    /// be trusted with this token. `reach`, `lowered`: see [`Model::sampling_logits`].
     pub(in crate::engine::model) fn shortlist_logits(
         &self,
         screen: &Shortlist,
@@ -183,7 +184,7 @@ impl Model {
 }
 
 impl Rerank<'_> {
-    /// The logit of every row as its coarse codes have it, and the largest of each group.
+    /// Estimates the logit of every row from its coarse codes, and finds the largest of each group.
     fn score_coarse(&self, logits: &mut [f32], tops: &mut [f32]) {
         let Rerank { model, shortlist: screen, query, .. } = self;
         let vocab = logits.len();
@@ -213,8 +214,8 @@ impl Rerank<'_> {
         });
     }
 
-    /// Adds to the logits that may matter what their fine codes say, and notes their rows; gives what a logit must reach
-    /// as far as that is known.
+    /// Refines the logits that may matter with their fine codes and notes their rows; returns the logit that a row
+    /// must reach as far as it is known.
     fn score_fine(
         &self,
         logits: &mut [f32],
@@ -231,7 +232,7 @@ impl Rerank<'_> {
         let bar = self.threshold(best as u32, exact)?;
         self.collect_candidates(logits, bar, buffer)?;
         let ShortlistScratch { rows, candidates: near, .. } = buffer;
-        // The row that set the bar reaches it, unless it is further off than any may be.
+        // The row that set the threshold reaches it, unless it is further off than allowed.
         rows.binary_search(&(best as u32)).ok()?;
         near.clear();
         near.resize(rows.len(), Candidate::default());
@@ -240,7 +241,7 @@ impl Rerank<'_> {
         is_trusted.then_some(bar)
     }
 
-    /// Puts the head's own logits in the place of those that still may matter, of which `room.rows` is left.
+    /// Replaces the logits that still may matter by exact ones; `scratch.rows` keeps their rows.
     fn rescore(
         &self,
         bar: f32,
@@ -270,16 +271,17 @@ impl Rerank<'_> {
         is_trusted.then_some(())
     }
 
-    /// What a logit must reach if that of `row` is the best.
+    /// The logit that a row must reach if `row` is the best.
     fn threshold(&self, row: u32, exact: &mut RescoreBuffers) -> Option<f32> {
         self.model.rescore_rows(&[row], self.x, exact);
         Some(exact.logits[0] - self.logit_reach).filter(|bar| bar.is_finite())
     }
 
-    /// Notes the rows that may reach `bar` by their coarse codes.
+    /// Collects the rows that may reach the threshold by their coarse codes.
     fn collect_candidates(&self, logits: &[f32], bar: f32, buffer: &mut ShortlistScratch) -> Option<()> {
         let ShortlistScratch { tops, masks, rows, .. } = buffer;
-        // What a group's own doubt lets through is asked for; when the last of some groups has been, it is there.
+        // Bounds of rows that a group's bound lets through are prefetched; after the last group of a chunk the
+        // first have arrived.
         self.model.pool.for_each_chunk(
             masks,
             GROUPS_IN_FLIGHT,
@@ -300,7 +302,8 @@ impl Rerank<'_> {
         Some(())
     }
 
-    /// Which rows of a group may reach `bar` if all were as far off as any of them may be; asks for their outlines.
+    /// Which rows of a group may reach the threshold if all were as far off as any of them may be; prefetches their
+    /// bounds.
     fn group_candidates(&self, logits: &[f32], tops: &[f32], group: usize, bar: f32) -> u64 {
         let doubt = self.query.error_bound(&self.shortlist.groups[group], SIGMAS);
         if tops[group] + doubt < bar {
@@ -316,7 +319,7 @@ impl Rerank<'_> {
         mask
     }
 
-    /// Which of some rows of a group may reach `bar`; asks for their fine outlines.
+    /// Which of these rows of a group may reach the threshold by their own bounds; prefetches their fine bounds.
     fn row_candidates(&self, mask: u64, logits: &[f32], group: usize, bar: f32) -> u64 {
         set_bits(mask).fold(0, |mask, at| {
             let row = group * GROUP_ROWS + at;
@@ -328,7 +331,7 @@ impl Rerank<'_> {
         })
     }
 
-    /// What is known of some rows with their fine codes; `false` where one of them is further off than any may be.
+    /// Estimates these rows with their fine codes too; `false` where one is further off than allowed.
     fn read_fine_codes(&self, logits: &[f32], rows: &[u32], near: &mut [Candidate]) -> bool {
         let Rerank { model, shortlist: screen, query, .. } = self;
         let is_trusted = AtomicBool::new(true);
@@ -345,7 +348,7 @@ impl Rerank<'_> {
             let left = query.logit(dot[0], screen.fine[row].scale);
             let doubts =
                 [&screen.coarse[row], &screen.fine[row]].map(|row| query.error_bound(row, CHECK_SIGMAS));
-            // Not so either where it is no number.
+            // False for NaN too.
             let is_near = left.abs() <= doubts.iter().sum();
             if !is_near {
                 is_trusted.store(false, Ordering::Relaxed);
@@ -363,7 +366,7 @@ impl Rerank<'_> {
     }
 }
 
-/// Those of a group.
+/// The elements of one group.
 fn group_of<T>(all: &[T], group: usize) -> &[T] {
     &all[group * GROUP_ROWS..((group + 1) * GROUP_ROWS).min(all.len())]
 }
