@@ -1,8 +1,11 @@
-//! What was worked out of a model file and is kept for the next start: its layout, another form of its head.
+//! A cache of data derived from a model file, for the next start: the detected layout, and the head in another
+//! format.
 //!
-//! One folder for a model file, named by the file's fingerprint, in a folder of the caller's. All of it
-//! can be thrown away at any time. What does not fit, or does not have the checksum it was written with, is made anew; the folder belongs to whoever runs the engine, as
-//! the model files do. Deliberately knows no model.
+//! Each model file has a folder of its own, named by the file's fingerprint, inside a folder of the caller's
+//! choice. All of it can be deleted at any time: what is missing, or does not have the checksum it was written
+//! with, is made again. The folder belongs to whoever runs the engine, as the model files do.
+//!
+//! Deliberately knows nothing of models: it stores texts and bytes under names.
 
 use super::gguf::FileMap;
 use crc32fast::Hasher;
@@ -15,61 +18,62 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Begins each image. It is padded to [`HEADER`], which ends with the image's checksum and its length.
+/// The first bytes of each image. They are padded to [`HEADER_BYTES`], which end with the image's checksum and its
+/// length.
 const MAGIC: &[u8] = b"bitnetd image 2\n";
-/// Bytes before an image's own: a line of the processor's cache.
+/// Bytes before an image's own: one cache line.
 const HEADER_BYTES: usize = 64;
-/// Bytes of a model file that its fingerprint is made of: all of its metadata but a large vocabulary.
+/// Bytes of a model file that go into its fingerprint: all of its metadata except a large vocabulary.
 const FINGERPRINT_BYTES: u64 = 1 << 20;
-/// Model files whose folders stay when another is added.
+/// Model files whose folders are kept when another is added.
 const MAX_MODELS: usize = 4;
-/// After this nobody writes a part any more: the slowest card takes minutes.
+/// A temporary file of this age is abandoned: the slowest SD card takes minutes.
 const STALE_AFTER: Duration = Duration::from_secs(3600);
-/// Most bytes of a kept text.
+/// The most bytes of a stored text.
 const MAX_TEXT: u64 = 256;
 
-/// The folder of one model file, or nowhere.
+/// The folder of one model file, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DerivedCache(Option<PathBuf>);
 
-/// Bytes that were kept, or were made now.
+/// Bytes that were loaded from the cache, or made now.
 #[derive(Debug)]
 pub struct CachedImage {
-    /// They begin at `start`.
+    /// The bytes begin at `start`.
     pub map: Arc<FileMap>,
     /// Where they begin.
     pub start: usize,
-    /// Why they are made anew at each start: a sentence. `None` where they are kept.
+    /// Why they could not be stored and are made again at each start: a sentence. `None` where they are stored.
     pub not_cached_because: Option<String>,
 }
 
 impl DerivedCache {
-    /// Keeps nothing.
+    /// A cache that stores nothing.
     pub fn disabled() -> Self {
         DerivedCache(None)
     }
 
-    /// What is kept of the model file `model` under `root`. Nothing where the file cannot be looked at.
+    /// The cache of the model file `model` under `root`. It stores nothing where the file cannot be read.
     pub fn for_model(root: &Path, model: &Path) -> Self {
         DerivedCache(fingerprint(model).ok().map(|name| root.join(name)))
     }
 
-    /// A short text kept under `name`.
+    /// The short text stored under `name`.
     pub fn text(&self, name: &str) -> Option<String> {
         let mut text = String::new();
         open(&self.0.as_ref()?.join(name)).ok()?.take(MAX_TEXT).read_to_string(&mut text).ok()?;
         Some(text.trim_end().to_owned())
     }
 
-    /// Keeps a short text; that it cannot costs the next start some time, nothing else.
+    /// Stores a short text. A failure is ignored, because it only costs the next start some time.
     pub fn store_text(&self, name: &str, text: &str) {
         let Some(folder) = &self.0 else { return };
         let _ = prepare_folder(folder)
             .and_then(|()| write_atomically(folder, name, |out| writeln!(out, "{text}")));
     }
 
-    /// The image of `bytes` bytes kept under `name`, if `is_sound` says so of it; else `write` makes it.
-    /// An error is one of `write`'s own, or of the memory for it.
+    /// The image of `bytes` bytes stored under `name`, if `is_sound` accepts it; otherwise `write` makes it. An
+    /// error is one of `write`, or of allocating memory for the image.
     pub fn load_or_create(
         &self,
         name: &str,
@@ -83,7 +87,7 @@ impl DerivedCache {
                 let path = folder.join(name);
                 let seed = checksum_seed(folder, name);
                 if let Some(map) = read(&path, bytes, &seed).filter(|map| is_sound(&map[HEADER_BYTES..])) {
-                    // Marks it as used; else it would be the first to go.
+                    // Marks the folder as used; otherwise it would be the first to be removed.
                     let _ = File::open(folder).and_then(|folder| folder.set_modified(SystemTime::now()));
                     return Ok(CachedImage {
                         map: Arc::new(map),
@@ -92,7 +96,7 @@ impl DerivedCache {
                     });
                 }
                 let made = prepare_folder(folder).and_then(|()| write_image(folder, name, &seed, &mut write));
-                // Read back and checked, as the next start will.
+                // Read back and checked, as the next start will do.
                 match made.map(|()| read(&path, bytes, &seed)) {
                     Ok(Some(map)) => {
                         return Ok(CachedImage {
@@ -121,8 +125,8 @@ fn header(bytes: u64, checksum: u32) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// What an image's checksum begins with: the model file and the form, so that an image in the place of another is
-/// told from it.
+/// The start of an image's checksum: the model file and the name, so that an image in the place of another is
+/// recognised.
 fn checksum_seed(folder: &Path, name: &str) -> Hasher {
     let mut seed = Hasher::new();
     seed.update(folder.file_name().unwrap_or_default().as_encoded_bytes());
@@ -130,7 +134,7 @@ fn checksum_seed(folder: &Path, name: &str) -> Hasher {
     seed
 }
 
-/// Maps an image if all of it is as it was written. Reads it once: 168 MB take 40 ms where they are in memory.
+/// Maps an image if it is exactly as it was written. Reads it once: 168 MB take 40 ms where they are in memory.
 fn read(path: &Path, bytes: usize, seed: &Hasher) -> Option<FileMap> {
     let map = FileMap::of_guarded(open(path).ok()?, path).ok()?;
     if map.len() != HEADER_BYTES + bytes {
@@ -141,7 +145,7 @@ fn read(path: &Path, bytes: usize, seed: &Hasher) -> Option<FileMap> {
     (map[..HEADER_BYTES] == header(bytes as u64, checksum.finalize())).then_some(map)
 }
 
-/// Opens a regular file of ours. No link is followed, and nothing waits at a pipe's other end.
+/// Opens a regular file of the cache. No link is followed, and a pipe is not waited for.
 fn open(path: &Path) -> io::Result<File> {
     check_folder(path.parent().unwrap_or(Path::new(".")))?;
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -159,7 +163,7 @@ fn check_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes an image with its header, which is complete only when all of it is written.
+/// Writes an image with its header, which is completed last.
 fn write_image(
     folder: &Path,
     name: &str,
@@ -177,7 +181,7 @@ fn write_image(
     })
 }
 
-/// Passes bytes on, and knows the checksum and the number of all of them.
+/// A writer that passes bytes on, and keeps their checksum and number.
 struct ChecksumWriter<W> {
     out: W,
     checksum: Hasher,
@@ -197,13 +201,13 @@ impl<W: Write> Write for ChecksumWriter<W> {
     }
 }
 
-/// Writes beside the file first and puts it in place when all of it is on the disk.
+/// Writes a temporary file beside the final one and renames it when all of it is on the disk.
 fn write_atomically(
     folder: &Path,
     name: &str,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    // Of its own for each writer, also for processes that do not see each other.
+    // A name of its own for each writer, also for processes that do not see each other.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     let part = folder.join(format!("{name}.{}-{now}.part", std::process::id()));
     let written = File::create_new(&part).and_then(|mut file| {
@@ -217,8 +221,8 @@ fn write_atomically(
     placed
 }
 
-/// Makes the folder of a model, and room for it: those used longest ago go, with what an interrupted
-/// start left in this one.
+/// Creates the folder of a model, and makes space for it: removes the folders that were used longest ago, and what
+/// an interrupted start left in this one.
 fn prepare_folder(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     check_folder(folder)?;
@@ -240,13 +244,13 @@ fn prepare_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a part can be no longer in the making.
+/// Whether a temporary file is so old that nobody writes it any more.
 fn is_stale(part: &fs::DirEntry) -> bool {
     let written = part.metadata().and_then(|about| about.modified());
     written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > STALE_AFTER))
 }
 
-/// Names a model file by where and when it was written, how long it is and how it begins.
+/// Names a model file by its inode and modification time, its length and its first bytes.
 fn fingerprint(model: &Path) -> io::Result<String> {
     let file = File::open(model)?;
     let about = file.metadata()?;

@@ -1,10 +1,10 @@
-//! Whether a file's ternary weights are read in the layout they were written in.
+//! Detects the layout of I2_S weights, by how well the model predicts a text.
 //!
-//! Three layouts of I2_S share one type number, and nothing in a file says which it has. Each is a
-//! permutation of the others, so that no count of codes tells them apart; a text does. A model that is
-//! read in the right layout foretells the next word, in a wrong one it guesses blindly.
+//! Three layouts of I2_S share one type number, and nothing in a file says which one it has. Each is a permutation
+//! of the others, so that no statistics of the codes tell them apart; a text does. A model that is read in the
+//! right layout predicts the next word; in a wrong one it guesses at random.
 //!
-//! Deliberately decides nothing for models that were never trained: no layout makes those foresee.
+//! Deliberately decides nothing for models that were never trained: no layout makes those predict anything.
 
 use super::error::LoadError;
 use super::gguf::Gguf;
@@ -13,34 +13,34 @@ use super::quant::{RowFormat, TensorType};
 use super::session::Session;
 use super::tokenizer::{Role, Tokenizer, Turn};
 
-/// Any English prose: every model that was trained on some foretells much of it.
+/// Any English prose: every model that was trained on some predicts much of it.
 const PROSE: &str =
     "The old man sat by the window and looked out at the sea, as he had done every evening for many years.";
-/// Tokens of the prose that are only read: too little comes before them.
+/// Tokens of the prose that are read but not scored, because too little comes before them.
 const CONTEXT_TOKENS: usize = 8;
 
-/// A model that was trained on answers alone, as the built-in one, guesses at prose; it knows this.
+/// A model that was trained on answers alone, such as the built-in one, cannot predict prose, but it predicts this.
 const QUESTION: &str = "turn on the kitchen lights";
 const ANSWER: &str = r#"{"intent":"HassTurnOn","slots":{"domain":"light","area":"kitchen"}}"#;
 
-/// Above this share of blind guessing's surprise a text counts as not foretold. Trained models have
-/// about a third, wrong layouts about one: `bitnetd inspect --check`.
+/// Up to this share of the loss of random guessing, a text counts as predicted. Trained models have about a third,
+/// wrong layouts about one: `bitnetd inspect --check`.
 const MAX_CHANCE_SHARE: f64 = 0.8;
-/// How many nats a token the best layout must be ahead of the next: 1 is 2.7 times its perplexity.
+/// By how many nats a token the best layout must lead the next: 1 is a factor of 2.7 in perplexity.
 const MIN_LEAD_NATS: f64 = 1.0;
 
-/// Rows of the embedding that are looked at.
+/// Rows of the embedding that are examined.
 const ROWS: usize = 256;
-/// How many times as far as by chance the lengths of the embedding's rows must differ for weights that were
-/// trained. Rows drawn at random have 1.0 (the reference models), the built-in model's 3.7.
+/// By how much more than by chance the lengths of the embedding's rows must differ if the weights were trained.
+/// Random rows have 1.0 (the reference models), the built-in model 3.7.
 const MIN_LENGTH_SPREAD: f64 = 2.0;
 
-/// How surprised a model is by the built-in texts when it is read in one layout.
+/// The loss of a model on the built-in texts when it is read in one layout.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayoutScore {
     /// The layout.
     pub layout: Layout,
-    /// Nats a token, the better of the texts.
+    /// Mean negative log-likelihood in nats a token, on the better of the texts.
     pub nats: f64,
 }
 
@@ -51,18 +51,18 @@ impl LayoutScore {
     }
 }
 
-/// What blind guessing among `vocab` tokens costs, in nats a token.
+/// The loss of random guessing among `vocab` tokens, in nats a token.
 fn chance_nats(vocab: usize) -> f64 {
     (vocab as f64).ln()
 }
 
-/// Whether a figure shows that the model foretells.
+/// Whether a score shows that the model predicts text.
 fn predicts_text(figure: &LayoutScore, vocab: usize) -> bool {
     figure.nats < MAX_CHANCE_SHARE * chance_nats(vocab)
 }
 
-/// The layout to read a file in, out of the figures there are, the official one's first: that one where it
-/// foretells, else one that foretells and is clearly better than all others.
+/// The layout in which to read a file, given the scores so far, the official layout's first: the official one if it
+/// predicts text, otherwise one that does and is clearly better than all others.
 pub fn choose_layout(figures: &[LayoutScore], vocab: usize) -> Option<Layout> {
     if let Some(official) = figures.first().filter(|figure| predicts_text(figure, vocab)) {
         return Some(official.layout);
@@ -74,13 +74,13 @@ pub fn choose_layout(figures: &[LayoutScore], vocab: usize) -> Option<Layout> {
     ahead.then_some(first.layout)
 }
 
-/// The figures in a few words.
+/// The scores in a few words.
 pub(super) fn summary(figures: &[LayoutScore], vocab: usize) -> String {
     let each = figures.iter().map(|f| format!("{}: {:.0}, ", f.layout.name(), f.perplexity()));
     format!("{}blind guessing {vocab}", each.collect::<String>())
 }
 
-/// What is wrong with a trained model that foretells in no layout.
+/// The error of a trained model that predicts text in no layout.
 pub(super) fn damaged_error(figures: &[LayoutScore], vocab: usize) -> LoadError {
     let message = summary(figures, vocab);
     LoadError::new(
@@ -92,7 +92,7 @@ pub(super) fn damaged_error(figures: &[LayoutScore], vocab: usize) -> LoadError 
     )
 }
 
-/// Surprise of the built-in texts: of prose, and where that is not foretold also of the exchange.
+/// Scores the built-in texts: the prose, and if that is not predicted also the exchange.
 pub(super) fn score_layout(model: &Model, tokenizer: &Tokenizer, layout: Layout) -> LayoutScore {
     let mut prose: Vec<u32> = tokenizer.bos_of_text().into_iter().collect();
     prose.extend(tokenizer.encode(PROSE));
@@ -107,7 +107,7 @@ pub(super) fn score_layout(model: &Model, tokenizer: &Tokenizer, layout: Layout)
     LayoutScore { layout, nats: figure.nats.min(mean_nll(model, tokenizer, &exchange, answer)) }
 }
 
-/// Infinite where the text cannot be put to the model at all.
+/// The mean loss on a text; infinite where the model cannot take the text at all.
 fn mean_nll(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usize) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     let each = |nats: f64| {
@@ -119,8 +119,8 @@ fn mean_nll(model: &Model, tokenizer: &Tokenizer, tokens: &[u32], from: usize) -
     if outcome.is_ok() && count > 0 { sum / f64::from(count) } else { f64::INFINITY }
 }
 
-/// Whether the weights were trained: then the rows of the embedding differ in length, those of common words
-/// from those of rare ones, and the last norm is no longer the ones it began with.
+/// Whether the weights were trained. In a trained model the rows of the embedding differ in length, those of common
+/// words from those of rare ones, and the last norm is no longer constant.
 pub(super) fn is_trained(file: &Gguf) -> bool {
     let Some(table) = file.tensor(EMBEDDING) else { return true };
     let (Some(kind), [cols, rows]) = (RowFormat::of(table.kind), &table.dims[..]) else { return true };
@@ -137,12 +137,12 @@ pub(super) fn is_trained(file: &Gguf) -> bool {
     let average = lengths.iter().sum::<f64>() / count;
     let squares = lengths.iter().map(|length| length * length).sum::<f64>();
     let spread = (squares / count - average * average).max(0.0).sqrt() / average;
-    // Relative spread of the length of a vector of normal numbers.
+    // The relative spread of the length of a vector of normally distributed numbers.
     let by_chance = (2.0 * *cols as f64).sqrt().recip();
     spread > MIN_LENGTH_SPREAD * by_chance && !is_constant(file, "output_norm.weight")
 }
 
-/// Whether a tensor repeats one number, as a norm does before any training.
+/// Whether a tensor repeats one number, as a norm does before training.
 fn is_constant(file: &Gguf, name: &str) -> bool {
     let Some(tensor) = file.tensor(name) else { return false };
     let bytes = file.data(tensor);
@@ -150,7 +150,7 @@ fn is_constant(file: &Gguf, name: &str) -> bool {
     size > 0 && bytes.chunks(size).all(|number| number == &bytes[..size])
 }
 
-/// Whether any layer matrix is I2_S, and so has a layout to find out.
+/// Whether any matrix of a layer is I2_S, and therefore has a layout to detect.
 pub(super) fn has_layout(file: &Gguf) -> bool {
     file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S)
 }

@@ -1,19 +1,19 @@
-//! From logits to a token.
+//! Sampling: chooses a token from logits, by temperature, top-k, top-p, min-p and a repetition penalty.
 
-/// How a token is chosen.
+/// The parameters of sampling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Keep this many of the likeliest; 0 keeps all.
+    /// Keeps this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest up to this probability mass.
+    /// Keeps the most likely tokens up to this probability mass.
     pub top_p: f32,
-    /// Keep what has at least this share of the likeliest one's probability.
+    /// Keeps tokens with at least this share of the largest probability.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens already seen; 1 changes nothing.
+    /// Divides positive and multiplies negative logits of tokens that have already occurred; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Start of the random numbers.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
@@ -31,29 +31,29 @@ impl Default for SamplingParams {
     }
 }
 
-/// Tokens a thousand times less likely than the likeliest need no exact logit: `ln(1000)`.
+/// Tokens a thousand times less likely than the most likely one need no exact logit: `ln(1000)`.
 const UNLIKELY: f32 = 6.9;
 
 impl SamplingParams {
-    /// How far below the best of those that no penalty lowers a logit may be and still matter to the choice;
-    /// `None` where any may.
+    /// How far below the best of the tokens without a penalty a logit may be and still matter to the choice; `None`
+    /// where any may matter.
     pub fn logit_reach(&self) -> Option<f32> {
-        // Below 1 it is no penalty: it can bring any token to the top.
+        // Below 1 it is not a penalty: it can bring any token to the top.
         (self.repetition_penalty >= 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
     }
 }
 
-/// Chooses tokens; allocates once.
+/// Chooses tokens. All memory is allocated once.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: SamplingParams,
     random: SplitMix64,
-    candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the likeliest first
+    candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the most likely first
     seen: Vec<bool>,             // [vocab]
 }
 
-/// Candidates less likely than this, relative to the likeliest, are below what a draw of 32 bits
-/// can hit: `ln(2^-32)`.
+/// Candidates that are less likely than this, relative to the most likely one, are below the resolution of a draw
+/// of 32 bits: `ln(2^-32)`.
 const NEGLIGIBLE: f32 = -22.18;
 
 impl Sampler {
@@ -65,17 +65,17 @@ impl Sampler {
         Sampler { sampling, random, candidates, seen: vec![false; vocab] }
     }
 
-    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without one.
+    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without a penalty.
     pub fn penalised(&self) -> Option<&[bool]> {
         (self.sampling.repetition_penalty > 1.0).then_some(&self.seen)
     }
 
-    /// Notes a token of the prompt or the answer, for the repetition penalty.
+    /// Records a token of the prompt or the answer, for the repetition penalty.
     pub fn record(&mut self, id: u32) {
         self.seen[id as usize] = true;
     }
 
-    /// The next token. Logits that are no numbers are never chosen.
+    /// Chooses the next token. NaN logits are never chosen.
     pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
         self.penalise(logits);
         if self.sampling.temperature <= 0.0 {
@@ -96,7 +96,7 @@ impl Sampler {
         }
     }
 
-    /// Weights of all candidates that could be drawn, relative to the likeliest, sorted.
+    /// The weights of all candidates that could be drawn, relative to the most likely one, sorted.
     fn collect_candidates(&mut self, logits: &[f32]) {
         let best = logits[argmax(logits) as usize];
         self.candidates.clear();
@@ -107,10 +107,10 @@ impl Sampler {
             }
         }
         if self.candidates.is_empty() {
-            // The best is no finite number, as a damaged model may have it.
+            // The best logit is not finite, as in a damaged model.
             self.candidates.push((1.0, argmax(logits)));
         }
-        // Equal weights in the order of their ids: the same seed gives the same text everywhere.
+        // Equal weights in the order of their ids, so that the same seed gives the same text everywhere.
         self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
 
@@ -140,13 +140,13 @@ impl Sampler {
             left -= f64::from(*weight);
             left < 0.0
         });
-        // Rounding may leave a crumb behind the last candidate.
+        // Rounding may leave a little probability behind the last candidate.
         let (_, id) = drawn.or(self.candidates.last()).expect("the likeliest is always kept");
         *id
     }
 }
 
-/// The first of the largest; numbers only. 0 where there is none.
+/// The first of the largest logits; NaN is ignored. 0 where there is none.
 pub fn argmax(logits: &[f32]) -> u32 {
     /// Logits that are compared side by side, in registers.
     const LANES: usize = 16;
@@ -161,8 +161,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(is_it).unwrap_or(0) as u32
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): six lines whose stream never changes under a promise that
-/// the same seed gives the same text.
+/// SplitMix64 (Steele, Lea, Flood 2014): a generator of six lines whose sequence never changes, because the same
+/// seed must give the same text.
 #[derive(Debug)]
 struct SplitMix64(u64);
 

@@ -1,7 +1,7 @@
-//! Models of well-known shapes with random weights, made in memory: what a device does with a model
-//! can be measured before gigabytes are fetched.
+//! Models with random weights in the shapes of well-known models, made in memory: they show how fast a device runs
+//! a model before gigabytes are downloaded.
 //!
-//! Each is a GGUF image that is read as a file would be. What they say is noise.
+//! Each is a GGUF image that is read like a file. Their output is noise.
 
 use super::error::LoadError;
 
@@ -10,7 +10,7 @@ use super::quant::{BLOCK, TensorType};
 use half::f16;
 use std::io::Write;
 
-/// A shape that can be made.
+/// The shape of a well-known model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SyntheticShape {
     /// Its name on the command line.
@@ -27,12 +27,12 @@ pub struct SyntheticShape {
     vocab: usize,
     context: usize,
     rope_base: f32,
-    /// Whether the embedding is the head too.
+    /// Whether the embedding is also the head.
     tied: bool,
 }
 
-/// The shapes there are. Sources: `config.json` of each model; Falcon-E-1B's is put together from its
-/// published tensor counts and size.
+/// All shapes. Sources: `config.json` of each model; that of Falcon-E-1B is derived from its published tensor
+/// counts and size.
 #[rustfmt::skip] // a table is read by its columns
 pub const ALL: [SyntheticShape; 5] = [
     SyntheticShape { name: "b158-2b4t", model: "BitNet-b1.58-2B-4T", arch: "bitnet-b1.58", layers: 30, dim: 2560, heads: 20, kv_heads: 5, head_dim: 128, ffn: 6912, vocab: 128_256, context: 4096, rope_base: 500_000.0, tied: true },
@@ -42,12 +42,12 @@ pub const ALL: [SyntheticShape; 5] = [
     SyntheticShape { name: "llama3-8b", model: "Llama3-8B-1.58", arch: "llama", layers: 32, dim: 4096, heads: 32, kv_heads: 8, head_dim: 128, ffn: 14_336, vocab: 128_256, context: 8192, rope_base: 500_000.0, tied: false },
 ];
 
-/// Bytes of noise that are made; longer tensors repeat them. A prime, so that the rows of
-/// one matrix begin at different places of it.
+/// Bytes of noise; longer tensors repeat them. A prime, so that the rows of one matrix begin at different places of
+/// it.
 const NOISE: usize = (1 << 20) + 7;
 
 impl SyntheticShape {
-    /// The shape of a name.
+    /// The shape with that name.
     pub fn named(name: &str) -> Option<Self> {
         ALL.into_iter().find(|known| known.name == name)
     }
@@ -57,7 +57,7 @@ impl SyntheticShape {
         SyntheticShape { layers: self.layers.min(layers), vocab: self.vocab.min(vocab), ..self }
     }
 
-    /// How many bytes it takes.
+    /// The size of its image, in bytes.
     pub fn bytes(&self) -> Result<u64, LoadError> {
         Ok(self.draft()?.file_bytes())
     }
@@ -69,7 +69,7 @@ impl SyntheticShape {
         Ok(draft)
     }
 
-    /// The model as a file's bytes.
+    /// The model as the bytes of a file.
     pub fn build(&self) -> Result<FileMap, LoadError> {
         let draft = self.draft()?;
         let size = usize::try_from(draft.file_bytes()).unwrap_or(usize::MAX);
@@ -153,7 +153,7 @@ impl SyntheticShape {
         let mut writer = draft.begin(bytes)?;
         for tensor in draft.tensors() {
             let cols = tensor.dims[0];
-            // The sum of a row of random weights keeps about the size of its input.
+            // With this scale the output of a random matrix has about the magnitude of its input.
             let scale: f32 = 1.0 / (0.58 * cols as f32).sqrt();
             match tensor.kind {
                 TensorType::I2S => {
@@ -171,12 +171,13 @@ impl SyntheticShape {
     }
 }
 
-/// I2_S where whole blocks fit; else Q4_0, as llama.cpp's quantiser leaves such rows, ternary all the same.
+/// I2_S where rows are whole blocks; otherwise Q4_0 with ternary numbers, as llama.cpp's quantiser leaves such
+/// rows.
 fn ternary(cols: usize) -> TensorType {
     if cols.is_multiple_of(BLOCK) { TensorType::I2S } else { TensorType::Q4_0 }
 }
 
-/// The same bytes again and again, `len` in all.
+/// Writes `pattern` repeatedly, `len` bytes in all.
 fn repeat(out: &mut impl Write, pattern: &[u8], len: usize) -> std::io::Result<()> {
     let mut left = len;
     while left > 0 {
@@ -187,8 +188,7 @@ fn repeat(out: &mut impl Write, pattern: &[u8], len: usize) -> std::io::Result<(
     Ok(())
 }
 
-/// Numbers without a pattern that anything here could see: a linear congruential generator with
-/// Knuth's constants.
+/// Random numbers without a pattern that matters here: a linear congruential generator with Knuth's constants.
 struct Noise(u64);
 
 impl Noise {
@@ -201,7 +201,7 @@ impl Noise {
         (self.0 >> 32) as u32
     }
 
-    /// A ternary weight as often -1, 0, +1 as in BitNet-b1.58-2B-4T: 28.9, 42.2, 28.9 %.
+    /// A ternary weight, with -1, 0 and +1 as frequent as in BitNet-b1.58-2B-4T: 28.9, 42.2 and 28.9 %.
     fn code(byte: u8) -> u8 {
         match byte {
             0..74 => 0,
@@ -221,14 +221,14 @@ impl Noise {
         (0..NOISE).flat_map(|_| number(self.next()).to_le_bytes()).collect()
     }
 
-    /// Q4_0 blocks of ternary weights: 0 is -8 steps, 8 none, 15 what is left of 8 steps up.
+    /// Q4_0 blocks of ternary weights: code 0 is -8 steps, 8 is zero, 15 the nearest to 8 steps up.
     fn blocks(&mut self, scale: f32) -> Vec<u8> {
         let nibble = |byte: u8| [0, 8, 15][usize::from(Self::code(byte))];
         let step = f16::from_f32(scale / 8.0).to_le_bytes();
         let mut blocks = Vec::new();
         while blocks.len() < NOISE {
             blocks.extend(step);
-            // The weight that set the block's scale is always a 0.
+            // The weight that set the block's scale always has code 0.
             blocks.push(nibble(self.next() as u8) << 4);
             blocks.extend((1..16).map(|_| {
                 let [low, high, ..] = self.next().to_le_bytes();

@@ -1,4 +1,4 @@
-//! Byte-level byte-pair encoding: pairs are merged in the order they were learnt in.
+//! Byte-level byte-pair encoding (BPE): pairs are merged in the order in which they were learnt.
 
 use super::merge::{MergeRules, Merged, merge};
 use super::pre_tokenizer::PreTokenizer;
@@ -14,8 +14,8 @@ const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) struct ByteLevelBpe {
     pre_tokenizer: PreTokenizer,
     merges: Merges,
-    /// The words that are tokens, merges or not. Llama 3's vocabulary has 588 tokens that no merges
-    /// lead to, and it was trained with them: `ignore_merges` in its `tokenizer.json`.
+    /// Words that are tokens whether or not merges produce them. Llama 3's vocabulary has 588 tokens that no merges
+    /// produce, and it was trained with them: `ignore_merges` in its `tokenizer.json`.
     whole_words: Option<SortedTokens>,
 }
 
@@ -44,7 +44,7 @@ impl ByteLevelBpe {
         Ok((entries, ByteLevelBpe { pre_tokenizer: cut, merges, whole_words: whole }))
     }
 
-    /// A token that is taken whole where it is a word, and that the merges alone do not lead to.
+    /// A token that is taken as a whole where it is a word, and that the merges alone do not produce.
     pub fn token_beyond_merges(&self, vocab: &Vocab) -> Option<u32> {
         let mut merged = Vec::new();
         self.whole_words.iter().flat_map(SortedTokens::ids).copied().find(|id| {
@@ -87,7 +87,7 @@ impl Merges {
             pairs.push(pair);
         }
         pairs.sort_unstable();
-        // Of a pair that was learnt twice the first counts.
+        // The first of two equal pairs counts.
         pairs.dedup_by_key(|pair| (pair.left, pair.right));
         let mut bytes = Box::new([0; 256]);
         for (byte, id) in (0..=255u8).zip(bytes.iter_mut()) {
@@ -127,8 +127,8 @@ fn read_pair(
     Some(MergeRule { left, right, rank: u32::try_from(rank).ok()?, joined })
 }
 
-/// The byte behind each character of a byte-level vocabulary: printable Latin-1 stands for itself,
-/// the other 68 bytes for the characters from U+0100 on. Source: `bytes_to_unicode` of GPT-2.
+/// The byte behind each character of a byte-level vocabulary: printable Latin-1 stands for itself, the other 68
+/// bytes are written as the characters from U+0100 on. Source: `bytes_to_unicode` of GPT-2.
 fn byte_of_char() -> HashMap<char, u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let others = (0..=255u8).filter(|byte| !printable(*byte));

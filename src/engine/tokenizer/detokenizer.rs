@@ -1,30 +1,30 @@
-//! Token bytes to text as they come: whole characters only, and nothing that may yet turn out to be
-//! a stop text.
+//! Detokenizer: turns token bytes into text as they come. It emits whole characters only, and no text that may
+//! still turn out to be a stop string.
 
-/// Collects the text of an answer and says which part of it can be shown.
+/// Collects the text of an answer and decides which part of it can be emitted.
 #[derive(Debug)]
 pub struct TextStream {
     text: String,
-    pending: Vec<u8>, // the first bytes of a character, at most 3, and while they are added a token's
+    pending: Vec<u8>, // the first bytes of a character, at most 3, and temporarily the bytes of a token
     shown: usize,
     stops: Vec<String>,
 }
 
-/// What a push came to.
+/// The result of a push.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StreamStep<'t> {
-    /// More text to show, perhaps none.
+    /// More text to emit, possibly none.
     More(&'t str),
-    /// A stop text came; the rest before it.
+    /// A stop string was completed; the rest of the text before it.
     Stop(&'t str),
 }
 
 impl TextStream {
-    /// A stream that ends before any of `stops`; `capacity` in bytes is reserved.
+    /// A stream that ends before any of `stops`; `capacity` bytes are reserved.
     pub fn new(stops: &[String], capacity: usize) -> Self {
         TextStream {
             text: String::with_capacity(capacity),
-            // Llama 3's longest token is 128 spaces; a longer one grows it once.
+            // Llama 3's longest token is 128 spaces; a longer one grows the buffer once.
             pending: Vec::with_capacity(3 + 128),
             shown: 0,
             stops: stops.to_vec(),
@@ -39,23 +39,23 @@ impl TextStream {
         self.emit(before)
     }
 
-    /// Ends the stream: what was held back, an unfinished character as U+FFFD.
+    /// Ends the stream and returns what was held back; an unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> &str {
         let (start, before) = (self.shown, self.text.len());
         self.take_characters(true);
-        // What was unfinished may complete a stop text after all.
+        // The replacement of an unfinished character may complete a stop string.
         self.emit(before);
         self.shown = self.text.len();
         &self.text[start..]
     }
 
-    /// All text so far, shown or held back.
+    /// All text so far, emitted or held back.
     pub fn into_text(self) -> String {
         self.text
     }
 
-    /// Moves whole characters from `pending` to `text`; bytes that cannot begin or go on with a
-    /// character become U+FFFD.
+    /// Moves whole characters from `pending` to `text`; bytes that cannot begin or continue a character become
+    /// U+FFFD.
     fn take_characters(&mut self, all: bool) {
         let mut rest = self.pending.as_slice();
         while !rest.is_empty() {
@@ -86,7 +86,7 @@ impl TextStream {
 
     fn emit(&mut self, before: usize) -> StreamStep<'_> {
         let start = self.shown;
-        // A stop text may begin in what was there before.
+        // A stop string may begin in earlier text.
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.text.floor_char_boundary(before.saturating_sub(longest).max(start));
         let found = self.stops.iter().filter_map(|stop| self.text[from..].find(stop)).min();
@@ -100,7 +100,7 @@ impl TextStream {
         StreamStep::More(&self.text[start..self.shown])
     }
 
-    /// Bytes at the end that are the beginning of a stop text.
+    /// Bytes at the end that are the beginning of a stop string.
     fn held_back(&self, start: usize) -> usize {
         let tail = &self.text.as_bytes()[start..];
         let overlap = |stop: &String| {

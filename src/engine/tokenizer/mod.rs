@@ -1,13 +1,13 @@
-//! Text to token ids and back, and conversations to prompts, from a model file's own metadata.
+//! The tokenizer: text to token ids and back, and conversations to prompts, from a model file's own metadata.
 //!
-//! The merging is ours. Hugging Face's `tokenizers` is exact, but it reads its own JSON, brings dozens of
-//! crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken`
-//! and `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a promise about
-//! long lines. What libraries do well is theirs: `regex` cuts words in linear time, `aho-corasick` finds
-//! special tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` holds the result
-//! against Hugging Face's.
+//! The merging is implemented here. Hugging Face's `tokenizers` is exact, but it reads its own JSON, brings dozens
+//! of crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken` and
+//! `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a guarantee about long lines.
+//! What libraries do well is left to them: `regex` splits words in linear time, `aho-corasick` finds special
+//! tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` compares the result with Hugging
+//! Face's.
 //!
-//! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
+//! Deliberately knows nothing of models. `template` knows no ids: this file turns its texts into ids.
 
 mod bpe;
 mod detokenizer;
@@ -36,10 +36,10 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TEMPLATE: &str = "tokenizer.chat_template";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 
-/// Texts of marks that end a turn; with the ids a file names, they all end an answer.
+/// Texts of control tokens that end a turn; together with the ids that a file names, they all end an answer.
 const END_TEXTS: &[&str] =
     &["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "</s>"];
-/// Each names one id or a list; the plural is Ollama's and ours for those beyond the first two.
+/// Each names one id or a list; the plural forms are Ollama's and this project's, for ids beyond the first two.
 const END_KEYS: &[&str] = &[
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
@@ -50,7 +50,7 @@ const END_KEYS: &[&str] = &[
     "tokenizer.ggml.eog_token_ids",
 ];
 
-/// What templates call further tokens, and the keys of those.
+/// The names that templates use for tokens.
 const OTHER_TOKENS: &[(&str, &str)] = &[
     ("unk_token", "tokenizer.ggml.unknown_token_id"),
     ("pad_token", "tokenizer.ggml.padding_token_id"),
@@ -66,12 +66,12 @@ pub struct Tokenizer {
     algorithm: Algorithm,
     /// Tokens that only a template or the owner may write.
     control_tokens: SpecialTokens,
-    /// Tokens that are one in any text.
+    /// Tokens that are found as a whole in any text.
     user_defined_tokens: SpecialTokens,
     bos: Option<u32>,
     /// Whether any text begins with `bos`.
     text_starts_with_bos: bool,
-    /// Whether a prompt begins with `bos` where its template has not put it there.
+    /// Whether a prompt begins with `bos` where its template has not written it.
     chat_adds_bos: bool,
     end_tokens: Vec<u32>,
     chat: Template,
@@ -86,11 +86,11 @@ enum Algorithm {
     SentencePiece(SentencePiece),
 }
 
-/// A file's tokens and rules, before its special tokens and its template are looked at.
+/// A file's tokens and rules, before its special tokens and its template are read.
 struct VocabParts {
     entries: TokenTable,
     rules: Algorithm,
-    /// Whether it is Falcon-E's, whose chat form no mark tells.
+    /// Whether it is Falcon-E's, whose chat format no control token shows.
     falcon_e: bool,
     /// Whether texts begin with the beginning-of-text token where the file does not say.
     begins: bool,
@@ -135,7 +135,7 @@ impl VocabParts {
         };
         let (entries, rules) = ByteLevelBpe::read(file, cut)?;
         let falcon_e = matches!(pre, Some("falcon-e" | "falcon_e"));
-        // Falcon's tokenizers cut words as Llama 3's do, but begin no text.
+        // Falcon's tokenizers split words as Llama 3's does, but add no beginning-of-text token.
         let begins = cut == PreTokenizer::Llama3 && !falcon_e && pre != Some("falcon3");
         Ok(VocabParts { entries, rules: Algorithm::ByteLevelBpe(rules), falcon_e, begins, notes })
     }
@@ -163,8 +163,8 @@ impl Tokenizer {
     /// Reads the tokenizer of a model file: a byte-level one (`gpt2`) or a SentencePiece one (`llama`).
     ///
     /// # Errors
-    /// What it does not read by name, and whatever does not hold together, at its key. A chat template
-    /// that cannot be used is none: the form of the model's family takes its place, and a note says so.
+    /// An unsupported tokenizer, by its name, and inconsistent metadata, by its key. A chat template that cannot be
+    /// used is not an error: the format of the model's family replaces it, and a note says so.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
         Self::read_with(file, &ChatTemplate::Auto)
     }
@@ -172,7 +172,7 @@ impl Tokenizer {
     /// The same with a chat template of the owner's choice.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::read`]; and a template that was named and is not there or cannot be used.
+    /// Those of [`Tokenizer::read`], and a template that was named and is missing or cannot be used.
     pub fn read_with(file: &Gguf, template: &ChatTemplate) -> Result<Self, LoadError> {
         check_tokenizer(file)?;
         let VocabParts { mut entries, rules, falcon_e, begins, mut notes } = VocabParts::read(file)?;
@@ -211,7 +211,7 @@ impl Tokenizer {
         })
     }
 
-    /// Whether a file has Llama 3's vocabulary, which the models of several makers share; its marks tell.
+    /// Whether a file has Llama 3's vocabulary, which models of several makers share; its control tokens show it.
     ///
     /// # Errors
     /// When the file has no tokens.
@@ -221,11 +221,11 @@ impl Tokenizer {
         Ok(has("<|begin_of_text|>") && has("<|eot_id|>"))
     }
 
-    /// The chat template that a BitNet b1.58 file should hold, where it holds none or one that the model
-    /// was not trained on; `None` for any other file.
+    /// The chat template that a BitNet b1.58 file should hold, where it holds none or one that the model was not
+    /// trained on; `None` for any other file.
     ///
     /// # Errors
-    /// What [`Tokenizer::read`] says of the tokens.
+    /// What [`Tokenizer::read`] reports about the tokens.
     pub fn template_for(file: &Gguf) -> Result<Option<&'static str>, LoadError> {
         let base = VocabParts::read(file)?;
         let family = Family::detect(file, &base.entries, base.falcon_e)?;
@@ -233,8 +233,8 @@ impl Tokenizer {
         Ok((family == Family::BitNet && !sound).then(|| family.form()))
     }
 
-    /// A token of a byte-level vocabulary that is taken whole where it is a word, and that merges alone do not
-    /// lead to: text is cut otherwise where a vocabulary says that merges decide.
+    /// A token of a byte-level vocabulary that is taken as a whole where it is a word, and that merges alone do not
+    /// produce. With a vocabulary in which merges decide, text is split differently.
     pub fn token_beyond_merges(&self) -> Option<u32> {
         match &self.algorithm {
             Algorithm::ByteLevelBpe(rules) => rules.token_beyond_merges(&self.vocab),
@@ -247,7 +247,7 @@ impl Tokenizer {
         self.vocab.len()
     }
 
-    /// The bytes a token stands for; a special token's are its name.
+    /// The bytes that a token stands for; for a special token these are its name.
     ///
     /// # Panics
     /// When `id` is outside the vocabulary.
@@ -260,7 +260,7 @@ impl Tokenizer {
         self.end_tokens.contains(&id)
     }
 
-    /// What the file had wrong or missing and how that was met, and which tokens end an answer: short
+    /// What was wrong or missing in the file and how it was handled, and which tokens end an answer: short
     /// sentences for a log.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -271,15 +271,15 @@ impl Tokenizer {
         &self.chat_source
     }
 
-    /// Ids of a text in which nothing is special. No beginning-of-text is added.
+    /// The ids of a text in which nothing is special. No beginning-of-text token is added.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids);
         ids
     }
 
-    /// Ids of a text in which the names of special tokens mean those tokens. For text of the
-    /// owner's only: a user's text must not be able to end its own turn.
+    /// The ids of a text in which the names of special tokens mean these tokens. Only for text of the owner: a
+    /// user's text must not be able to end its own turn.
     pub fn encode_with_specials(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         self.control_tokens.split(text, |part| match part {
@@ -290,26 +290,26 @@ impl Tokenizer {
     }
 
     /// The token that every text begins with: the file's beginning-of-text token where
-    /// `tokenizer.ggml.add_bos_token` is true, or where that key is missing and the kind of tokenizer adds
-    /// one by default. SentencePiece and Llama 3 do, other byte-level ones do not. Source: `llama-vocab.cpp`
-    /// of llama.cpp.
+    /// `tokenizer.ggml.add_bos_token` is true, or where that key is missing and the kind of tokenizer adds one by
+    /// default. SentencePiece and Llama 3 do, other byte-level tokenizers do not. Source: `llama-vocab.cpp` of
+    /// llama.cpp.
     ///
-    /// A chat prompt goes by its template instead, see [`Tokenizer::prompt_chat`].
+    /// For a chat prompt the template decides instead; see [`Tokenizer::prompt_chat`].
     pub fn bos_of_text(&self) -> Option<u32> {
         self.bos.filter(|_| self.text_starts_with_bos)
     }
 
-    /// The beginning-of-text token that the file names, whether texts begin with it or not; for that see
-    /// [`Tokenizer::begin`].
+    /// The beginning-of-text token that the file names, whether or not texts begin with it; for that see
+    /// [`Tokenizer::bos_of_text`].
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// Ids of a conversation in the model's own form, ready for the assistant's next turn. Nothing that
-    /// is said in it becomes a special token.
+    /// The ids of a conversation in the model's own format, ready for the assistant's next turn. No text of the
+    /// conversation becomes a special token.
     ///
     /// # Errors
-    /// When the model's chat template does not take the conversation.
+    /// When the model's chat template rejects the conversation.
     pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
         let prompt = self.chat.prompt(turns).map_err(|why| PromptError::Template(why.to_string()))?;
         let mut ids = Vec::new();
@@ -320,10 +320,10 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Looks for special tokens in what the template wrote only. What stands between two of them is
-    /// encoded as one text, as it was in training, whoever said which part of it.
+    /// Looks for special tokens only in what the template wrote. Everything between two of them is encoded as one
+    /// text, as it was in training, whether the template or the conversation contributed it.
     fn encode_prompt(&self, prompt: &Prompt, ids: &mut Vec<u32>) {
-        let mut plain = 0; // from here on nothing is encoded yet
+        let mut plain = 0; // nothing is encoded from here on
         let mut at = 0;
         let end = (prompt.text.len()..prompt.text.len(), 0);
         for (said, _) in prompt.said.iter().chain([&end]) {
@@ -360,7 +360,7 @@ fn not_read(key: &str, name: &str, way_out: &str) -> LoadError {
 /// The template that prompts are made with, and where it comes from.
 struct ChosenTemplate {
     template: Template,
-    /// Whether it is a form of ours.
+    /// Whether it is built in.
     built_in: bool,
     source: String,
 }
@@ -444,8 +444,8 @@ fn names(file: &Gguf, entries: &TokenTable) -> Result<Names, LoadError> {
     })
 }
 
-/// Every token that ends an answer. Without types a text that reads like an end is taken for one; with
-/// them it must be a mark: Llama 3's vocabulary has `</s>` as three letters of text.
+/// Every token that ends an answer. Without token types, a token whose text is an end marker counts as one; with
+/// types it must be a control token: Llama 3's vocabulary has `</s>` as ordinary text.
 fn end_ids(file: &Gguf, entries: &TokenTable) -> Result<Vec<u32>, LoadError> {
     let ids = entries.by_text();
     let is_mark = |id: &u32| !entries.has_types || entries.kind(*id) == TokenKind::Control;

@@ -1,4 +1,4 @@
-//! How a text is cut into words before its bytes are merged.
+//! Pre-tokenizers: how a text is split into words before its bytes are merged.
 
 use regex::Regex;
 use std::sync::LazyLock;
@@ -6,23 +6,23 @@ use std::sync::LazyLock;
 /// A pre-tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PreTokenizer {
-    /// Llama 3's, and with it that of every BitNet-b1.58, of Falcon3 and of Falcon-E.
+    /// Llama 3's, which every BitNet-b1.58, Falcon3 and Falcon-E use too.
     Llama3,
     /// llama.cpp's `default`, made for Falcon's first models.
     Default,
-    /// GPT-2's, which Hugging Face's `ByteLevel` has built in.
+    /// GPT-2's, which Hugging Face's `ByteLevel` contains.
     Gpt2,
 }
 
-/// Llama 3's pattern without its lookahead; [`each`] does that part.
-/// Source: `tokenizer.json` of Meta-Llama-3-8B.
+/// Llama 3's pattern without its lookahead, which [`for_each_match`] implements. Source: `tokenizer.json` of
+/// Meta-Llama-3-8B.
 static LLAMA3: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
     )
 });
 
-/// The four patterns of `default`, each cutting what the one before left. Source: `llama-vocab.cpp` of
+/// The four patterns of `default`, each of which splits what the one before left. Source: `llama-vocab.cpp` of
 /// llama.cpp. The second is GPT-2's.
 static PUNCTUATION: LazyLock<Regex> = LazyLock::new(|| pattern(r"[\p{P}$+<=>^~|]+"));
 static GPT2: LazyLock<Regex> =
@@ -35,11 +35,11 @@ fn pattern(pattern: &str) -> Regex {
 }
 
 impl PreTokenizer {
-    /// The pre-tokenizer of a name in a file.
+    /// The pre-tokenizer with that name in a file.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "llama-bpe" | "llama3" | "llama-v3" => Some(PreTokenizer::Llama3),
-            // Both ways to write the last are in use: bitnet.cpp's converter writes an underscore.
+            // Both spellings of the last are in use: bitnet.cpp's converter writes an underscore.
             "falcon3" | "falcon-e" | "falcon_e" => Some(PreTokenizer::Llama3),
             "default" => Some(PreTokenizer::Default),
             "gpt-2" => Some(PreTokenizer::Gpt2),
@@ -47,7 +47,7 @@ impl PreTokenizer {
         }
     }
 
-    /// Whether a word that is a token is that token, whatever the merges would make of it.
+    /// Whether a word that is a token becomes that token, whatever the merges would make of it.
     pub fn takes_whole_words(self) -> bool {
         self == PreTokenizer::Llama3
     }
@@ -68,10 +68,10 @@ impl PreTokenizer {
     }
 }
 
-/// The matches of a pattern that matches everywhere. The lookahead that such patterns have, `\s+(?!\S)`,
-/// is told here: a run of white space before a word leaves its last character to that word.
+/// Calls `word` with the matches of a pattern that matches everywhere. The lookahead of such patterns, `\s+(?!\S)`,
+/// is implemented here: a run of white space before a word leaves its last character to that word.
 fn for_each_match(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
-    // With its line breaks at the end a run is Llama 3's `\s*[\r\n]+`, which looks at nothing behind it.
+    // A run with its line breaks at the end matches Llama 3's `\s*[\r\n]+`, which has no lookahead.
     let keeps_line_breaks = std::ptr::eq(pattern, &*LLAMA3);
     let mut at = 0;
     while let Some(found) = pattern.find_at(text, at) {
@@ -86,7 +86,7 @@ fn for_each_match(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
     }
 }
 
-/// The matches of a pattern, and what lies between them.
+/// Calls `piece` with the matches of a pattern, and with what lies between them.
 fn for_each_match_and_gap(pattern: &Regex, text: &str, piece: &mut impl FnMut(&str)) {
     let mut at = 0;
     for found in pattern.find_iter(text) {

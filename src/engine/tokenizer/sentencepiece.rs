@@ -1,8 +1,8 @@
-//! SentencePiece's byte-pair encoding: the neighbours whose token has the best score join first, over
-//! the whole text, spaces included.
+//! SentencePiece's byte-pair encoding: the neighbours whose token has the best score are merged first, over the
+//! whole text, including spaces.
 //!
-//! The first 256 tokens after the special ones stand for bytes; a character without a token becomes
-//! them. Source: sentencepiece's `bpe_model.cc`, which the models' own tokenizers run.
+//! The first 256 tokens after the special ones stand for bytes; a character without a token becomes these. Source:
+//! sentencepiece's `bpe_model.cc`, which the models' own tokenizers run.
 
 use super::merge::{MergeRules, Merged, merge};
 use super::vocab::{SortedTokens, TOKENS, TokenKind, TokenTable, Vocab, token_id};
@@ -12,19 +12,19 @@ use crate::engine::gguf::Gguf;
 const SCORES: &str = "tokenizer.ggml.scores";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 
-/// What SentencePiece writes for a space.
+/// The character that SentencePiece writes for a space.
 const SPACE: char = '\u{2581}';
 
 /// The rules of a SentencePiece vocabulary.
 #[derive(Debug)]
 pub(super) struct SentencePiece {
     by_bytes: SortedTokens,
-    /// By token: how soon it is made; the best score is 0, equal scores are equal.
+    /// For each token, how early it is merged: the best score has rank 0, equal scores have equal ranks.
     ranks: Vec<u32>,
     /// The token of each byte, where there is one.
     bytes: Box<[Option<u32>; 256]>,
     unknown: Option<u32>,
-    /// Whether a text begins as if a space stood before it.
+    /// Whether a space is put before a text.
     adds_space: bool,
 }
 
@@ -61,7 +61,7 @@ impl SentencePiece {
     pub fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) {
         let space = (self.adds_space && !text.is_empty()).then_some(' ');
         let joins = ScoreRules { tokenizer: self, vocab };
-        let mut run = Vec::new(); // tokens of characters side by side
+        let mut run = Vec::new(); // tokens of consecutive characters
         for c in space.into_iter().chain(text.chars()) {
             let c = if c == SPACE { ' ' } else { c };
             match self.by_bytes.find(vocab, c.encode_utf8(&mut [0; 4]).as_bytes(), &[]) {
@@ -75,7 +75,8 @@ impl SentencePiece {
         merge(&joins, run.into_iter(), ids);
     }
 
-    /// A character without a token: its bytes, or the unknown token, one for all that stand together.
+    /// Encodes a character without a token: as its bytes, or as the unknown token, one for all such characters in a
+    /// row.
     fn push_bytes(&self, c: char, ids: &mut Vec<u32>) {
         let mut buffer = [0; 4];
         let bytes = c.encode_utf8(&mut buffer).bytes();
@@ -143,7 +144,7 @@ fn ranks(file: &Gguf, tokens: usize) -> Result<Vec<u32>, LoadError> {
     let mut ranks = vec![0; tokens];
     let mut rank = 0;
     for at in 0..order.len() {
-        // 0 and -0 are one score.
+        // 0 and -0 are the same score.
         rank += u32::from(at > 0 && order[at].0 != order[at - 1].0);
         ranks[order[at].1 as usize] = rank;
     }

@@ -1,17 +1,17 @@
-//! Tokens that are found in a text as they stand, before anything is cut or merged.
+//! Special tokens: those that are found in a text as they stand, before anything is split or merged.
 
 use super::vocab::{TOKENS, TokenKind, Vocab};
 use crate::engine::error::LoadError;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-/// Bytes of all such tokens together. The most in use are some 60 KB; the automaton takes a multiple.
+/// Bytes of all such tokens together. The most in use are some 60 KB; the automaton takes a multiple of that.
 const MAX_TOTAL_BYTES: usize = 256 << 10;
 
-/// Bytes of one such token; real ones have less than a hundred. A search may look this far past what it
-/// finds and then begins anew behind that, so every byte of a text is looked at this often at worst.
+/// Bytes of one such token; real ones have less than a hundred. A search may look this far past what it finds and
+/// then restarts behind that, so that every byte of a text is examined this often at worst.
 const MAX_TOKEN_BYTES: usize = 256;
 
-/// The texts of some tokens, all looked for at once.
+/// The texts of a set of tokens, all searched for at once.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
     texts: AhoCorasick,
@@ -21,14 +21,14 @@ pub(super) struct SpecialTokens {
 /// A part of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextPart<'t> {
-    /// None of the tokens looked for.
+    /// Text that is none of the tokens.
     Text(&'t str),
-    /// One of them.
+    /// One of the tokens.
     Token(u32),
 }
 
 impl SpecialTokens {
-    /// `ids` with their texts in `vocab`; those that are no whole characters are never found.
+    /// The tokens `ids` with their texts in `vocab`; those that are not valid UTF-8 are never found.
     pub fn new(vocab: &Vocab, mut ids: Vec<u32>, kind: TokenKind) -> Result<Self, LoadError> {
         ids.retain(|id| std::str::from_utf8(vocab.get(*id)).is_ok());
         let fail = |message: String| LoadError::key(TOKENS, message);
@@ -43,7 +43,7 @@ impl SpecialTokens {
             return Err(fail(format!("{bytes} bytes of {what} tokens, where {MAX_TOTAL_BYTES} are allowed")));
         }
         let texts = AhoCorasick::builder()
-            // Of two that begin together the longer is meant, as Hugging Face has it.
+            // Of two that begin at the same place the longer is meant, as in Hugging Face's tokenizers.
             .match_kind(MatchKind::LeftmostLongest)
             // A quarter of the memory of the fastest kind.
             .kind(Some(AhoCorasickKind::ContiguousNFA))
@@ -52,7 +52,7 @@ impl SpecialTokens {
         Ok(SpecialTokens { texts, ids })
     }
 
-    /// The parts of a text, in order and none of them empty.
+    /// Calls `part` with the parts of a text, in order; none of them is empty.
     pub fn split<'t>(&self, text: &'t str, mut part: impl FnMut(TextPart<'t>)) {
         let mut at = 0;
         if !self.ids.is_empty() {

@@ -1,11 +1,11 @@
-//! The tokens of a file: their bytes, their types, and the texts that are never cut.
+//! The vocabulary of a file: the bytes of its tokens, and their types.
 
 use crate::engine::error::{LoadError, escaped};
 use crate::engine::gguf::{Gguf, MetadataValue};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-/// GGUF's types of tokens; the others are plain text.
+/// GGUF's token types; all others are ordinary text.
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
@@ -18,17 +18,17 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 /// What a token is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
-    /// Text, reached by merging.
+    /// Ordinary text, produced by merging.
     Normal,
-    /// A mark that no text turns into: the beginning, the end of a turn.
+    /// A control token that no text becomes, such as the beginning of a text or the end of a turn.
     Control,
-    /// Text that is one token wherever it stands.
+    /// User-defined text that is one token wherever it occurs.
     UserDefined,
     /// A byte of a character that has no token.
     Byte,
 }
 
-/// The bytes of every token, in one block.
+/// The bytes of every token, in one allocation.
 #[derive(Debug, Default)]
 pub(super) struct Vocab {
     bytes: Vec<u8>,
@@ -57,7 +57,7 @@ impl Vocab {
     }
 }
 
-/// Plain tokens sorted by their bytes; of equal ones the first.
+/// Ordinary tokens sorted by their bytes; the first of equal ones.
 #[derive(Debug)]
 pub(super) struct SortedTokens(Vec<u32>);
 
@@ -82,7 +82,7 @@ impl SortedTokens {
     }
 }
 
-/// How `token` stands to `left` with `right` behind it, without joining them.
+/// Compares `token` with `left` followed by `right`, without joining these.
 fn compare(token: &[u8], left: &[u8], right: &[u8]) -> Ordering {
     let (head, tail) = token.split_at(token.len().min(left.len()));
     head.cmp(left).then_with(|| tail.cmp(right))
@@ -94,13 +94,13 @@ pub(super) struct TokenTable {
     pub vocab: Vocab,
     /// One a token.
     pub kinds: Vec<TokenKind>,
-    /// Whether the file said them.
+    /// Whether the file has token types.
     pub has_types: bool,
 }
 
 impl TokenTable {
-    /// Reads them. `plain_bytes` gives the bytes that the text of a plain or a byte token stands for;
-    /// its error is what is wrong with the text.
+    /// Reads the table. `plain_bytes` returns the bytes that the text of an ordinary or a byte token stands for;
+    /// its error says what is wrong with the text.
     pub fn read(
         file: &Gguf,
         plain_bytes: impl Fn(TokenKind, &[u8]) -> Result<Vec<u8>, String>,
@@ -139,7 +139,7 @@ impl TokenTable {
         self.kinds[id as usize]
     }
 
-    /// Makes marks of those of `ids` that any text may turn into, though the file gives them a meaning.
+    /// Turns those of `ids` that are user-defined into control tokens, because the file gives them a meaning.
     pub fn make_control(&mut self, ids: &[u32]) {
         for id in ids {
             let kind = &mut self.kinds[*id as usize];
@@ -149,13 +149,13 @@ impl TokenTable {
         }
     }
 
-    /// Ids of one kind with a text, in order.
+    /// The ids of one kind with a text, in order.
     pub fn ids_of_kind(&self, kind: TokenKind) -> Vec<u32> {
         let ids = 0..self.vocab.len() as u32;
         ids.filter(|id| self.kind(*id) == kind && !self.vocab.get(*id).is_empty()).collect()
     }
 
-    /// The ids by their bytes; of equal ones the first.
+    /// The ids by their bytes; the first of equal ones.
     pub fn by_text(&self) -> HashMap<&[u8], u32> {
         (0..self.vocab.len() as u32).rev().map(|id| (self.vocab.get(id), id)).collect()
     }
@@ -167,14 +167,14 @@ fn kind_of(declared: Option<i64>, token: &[u8]) -> TokenKind {
         Some(USER_DEFINED) if looks_like_control(token) => TokenKind::Control,
         Some(USER_DEFINED) => TokenKind::UserDefined,
         Some(BYTE) => TokenKind::Byte,
-        // A file without types: this much is told by the look of a token.
+        // A file without types: control tokens are recognised by their form.
         None if token.len() > 4 && token.starts_with(b"<|") && token.ends_with(b"|>") => TokenKind::Control,
         _ => TokenKind::Normal,
     }
 }
 
-/// Some converters write marks as "user defined", which any text may turn into: nobody must be able to
-/// end a turn by writing its mark.
+/// Some converters write control tokens as "user defined", which any text may become: nobody must be able to end a
+/// turn by writing its control token.
 fn looks_like_control(token: &[u8]) -> bool {
     let between = |open: &str, close: &str| {
         token.len() > open.len() + close.len()
@@ -187,12 +187,12 @@ fn looks_like_control(token: &[u8]) -> bool {
         || [b"<s>".as_slice(), b"</s>", b"<unk>", b"<pad>", b"[INST]", b"[/INST]"].contains(&token)
 }
 
-/// The id that `key` names, if it names one; of several the first.
+/// The id that `key` names, if any; the first of several.
 pub(super) fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
     Ok(token_ids(file, key, vocab)?.first().copied())
 }
 
-/// The ids that `key` names, one or a list: -1, in 32 bits with or without a sign, is none, as llama.cpp has it.
+/// The ids that `key` names, one or a list. As in llama.cpp, -1 in 32 bits, signed or unsigned, means none.
 pub(super) fn token_ids(file: &Gguf, key: &str, vocab: usize) -> Result<Vec<u32>, LoadError> {
     const NONE: i64 = u32::MAX as i64;
     let ids: Vec<i64> = match file.value(key) {
