@@ -1,4 +1,5 @@
-//! A checkpoint folder as a plan: which of its tensors is which of the file's, and in which form.
+//! Plans the conversion of a checkpoint folder: which of its tensors becomes which tensor of the file, and in which
+//! format.
 
 use super::checkpoint_files::CheckpointFolder;
 use super::float_table::{self, FloatTable};
@@ -13,7 +14,7 @@ use crate::engine::quant::{FloatFormat, TensorType, is_ternary};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-/// Tensors that are computed from the configuration anew.
+/// Tensors that are computed from the configuration instead.
 const LEFT_OUT: &str = ".rotary_emb.inv_freq";
 
 pub(super) fn plan(folder: &CheckpointFolder, options: &ConvertOptions) -> Result<ConvertPlan, LoadError> {
@@ -30,13 +31,13 @@ pub(super) fn plan(folder: &CheckpointFolder, options: &ConvertOptions) -> Resul
     }
     builder.rope()?;
     builder.check_all_used()?;
-    // Last, and the same with the wavelengths: by now there are tensors of the sizes that the
-    // configuration claims, so that it cannot order memory for more.
+    // Last, like the rotation factors: by now there are tensors of the sizes that the configuration claims, so that
+    // it cannot make the engine allocate more.
     builder.plan.merges_decide = vocabulary::add(folder, &config, &mut builder.plan.draft)?;
     Ok(builder.plan)
 }
 
-/// The keys that `Shape::read` and bitnet.cpp read.
+/// Sets the keys that `Shape::read` and bitnet.cpp read.
 fn set_metadata(
     folder: &CheckpointFolder,
     config: &HfConfig,
@@ -79,12 +80,12 @@ struct Builder<'a> {
     options: &'a ConvertOptions,
     tensors: &'a Tensors,
     plan: ConvertPlan,
-    /// Tensors of the source that have been looked at.
+    /// Tensors of the source that have been used.
     used: BTreeSet<String>,
 }
 
 impl Builder<'_> {
-    /// Embedding, last norm, head.
+    /// Adds embedding, last norm and head.
     fn tables(&mut self) -> Result<(), LoadError> {
         let (vocab, dim) = (self.config.vocab, self.config.dim);
         self.table("model.embed_tokens.weight", EMBEDDING, vocab, dim)?;
@@ -97,7 +98,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Some files hold the tied head once more; another matrix would be dropped.
+    /// Some files hold the tied head once more; a different matrix would be silently dropped.
     fn check_tied(&mut self, head: &str) -> Result<(), LoadError> {
         if self.tensors.get(head).is_none() {
             return Ok(());
@@ -123,7 +124,7 @@ impl Builder<'_> {
         let config = self.config;
         let (dim, ffn, head) = (config.dim, config.ffn, config.head_dim);
         let (q, kv) = (config.heads * head, config.kv_heads * head);
-        // Only llama.cpp's `llama` rotates neighbours.
+        // Only llama.cpp's `llama` rotates neighbouring elements.
         let paired = (config.family == ModelFamily::Llama).then_some(head);
         let matrices = [
             ("self_attn.q_proj", "attn_q", q, dim, paired),
@@ -164,7 +165,7 @@ impl Builder<'_> {
             .ok_or_else(|| LoadError::tensor(name, "missing; the checkpoint is no complete model"))
     }
 
-    /// A tensor of numbers in this shape.
+    /// A tensor of numbers with this shape.
     fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<FloatTable, LoadError> {
         let stored = self.stored(name)?;
         let from = dense(stored)?.into();
@@ -216,7 +217,7 @@ impl Builder<'_> {
         } else {
             let kind = dense(stored)?;
             check_shape(stored, &[rows, cols])?;
-            // Found out now, not after the embedding was written.
+            // Checked now, not after the embedding was written.
             if recipe != WeightScheme::Online && !is_ternary(&data, kind, cols) {
                 let message =
                     "is not ternary, and config.json names no way to make it so: not a BitNet model; use one";
@@ -235,7 +236,8 @@ impl Builder<'_> {
         Ok(TernaryMatrix { name, source, rows, cols, rope_head: paired, factor: OnceLock::new() })
     }
 
-    /// A tensor that is used nowhere means a model that is not the one we think.
+    /// Refuses a checkpoint with a tensor that was not used: it is then another model than its configuration
+    /// claims.
     fn check_all_used(&self) -> Result<(), LoadError> {
         let left = |name: &&str| !self.used.contains(*name) && !name.ends_with(LEFT_OUT);
         match self.tensors.names().find(left) {
@@ -279,7 +281,7 @@ fn tensor_type(kind: FloatFormat) -> TensorType {
     }
 }
 
-/// What a matrix is multiplied by.
+/// The scale that a matrix is multiplied by.
 fn weight_scale(stored: &StoredTensor, recipe: WeightScheme) -> Result<f32, LoadError> {
     let fail = |message: String| Err(LoadError::tensor(&stored.name, message));
     let kind = dense(stored)?;

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a JSON file that is read into memory. The largest in use are vocabularies of 256 thousand
+/// The most bytes of a JSON file that is read into memory. The largest in use are vocabularies of 256 thousand
 /// tokens, some 35 MB.
 const MAX_JSON: usize = 128 << 20;
 
@@ -16,7 +16,7 @@ const MAX_JSON: usize = 128 << 20;
 #[derive(Debug)]
 pub struct CheckpointFolder {
     storage: Storage,
-    /// Names of the files that were asked for, also of those that are not there.
+    /// The names of the files that were requested, including those that do not exist.
     requested: RefCell<BTreeSet<String>>,
 }
 
@@ -32,7 +32,7 @@ impl CheckpointFolder {
         CheckpointFolder { storage: Storage::Disk(path.to_owned()), requested: RefCell::default() }
     }
 
-    /// Files by name, kept in memory.
+    /// Files by name, in memory.
     pub fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         CheckpointFolder {
             storage: Storage::Memory(files.into_iter().collect()),
@@ -40,8 +40,8 @@ impl CheckpointFolder {
         }
     }
 
-    /// Where the files lie that a plan has asked for, there or not, for a folder on disk: what it is
-    /// made of, and nothing else.
+    /// The paths of the files that a plan has requested, existing or not, for a folder on disk: exactly what the
+    /// plan depends on.
     pub fn requested(&self) -> Vec<PathBuf> {
         match &self.storage {
             Storage::Disk(folder) => self.requested.borrow().iter().map(|name| folder.join(name)).collect(),
@@ -49,11 +49,11 @@ impl CheckpointFolder {
         }
     }
 
-    /// Its own name, for a folder on disk.
+    /// The folder's own name, for a folder on disk.
     pub fn name(&self) -> Option<String> {
         match &self.storage {
             Storage::Disk(folder) => {
-                // What `.` stands for; a folder that cannot be told has no name.
+                // Resolves `.`; a folder that cannot be resolved has no name.
                 let folder = folder.canonicalize().ok()?;
                 Some(folder.file_name()?.to_string_lossy().into_owned())
             }
@@ -61,8 +61,8 @@ impl CheckpointFolder {
         }
     }
 
-    /// A file by name; `None` where there is none. `name` is one of ours or has been checked to lead
-    /// nowhere else.
+    /// Reads a file by name; `None` where there is none. `name` is a constant, or has been checked to stay in the
+    /// folder.
     pub fn read(&self, name: &str) -> Result<Option<FileMap>, LoadError> {
         self.requested.borrow_mut().insert(name.to_owned());
         let read = match &self.storage {
@@ -92,12 +92,12 @@ impl CheckpointFolder {
         names
     }
 
-    /// A file that must be there.
+    /// Reads a file that must exist.
     pub fn read_required(&self, name: &str, way_out: &str) -> Result<FileMap, LoadError> {
         self.read(name)?.ok_or_else(|| LoadError::new(escaped(name), format!("missing; {way_out}")))
     }
 
-    /// A JSON file in the shape asked for; `None` where there is no such file.
+    /// Reads and deserialises a JSON file; `None` where there is no such file.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
         self.read(name)?.map(|bytes| json(name, &bytes)).transpose()
     }
@@ -118,7 +118,7 @@ fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
             "given twice; the file is damaged",
         ));
     }
-    // The path to the value says what no line number does in a file of one line.
+    // The path to the value is more helpful than a line number in a file of one line.
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let place = format!("{name}: {}", escaped(&error.path().to_string()));

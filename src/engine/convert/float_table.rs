@@ -1,4 +1,4 @@
-//! Embeddings, heads and norms: plain numbers, row by row.
+//! Embeddings, heads and norms: tables of floats that are converted row by row.
 
 use super::{ConvertError, TableFormat};
 use crate::engine::error::LoadError;
@@ -18,7 +18,7 @@ pub(super) struct FloatTable {
 }
 
 impl FloatTable {
-    /// The type it is written in.
+    /// The type in which it is written.
     pub fn kind(&self) -> TensorType {
         match self.to {
             RowFormat::Float(FloatFormat::F32) => TensorType::F32,
@@ -31,12 +31,12 @@ impl FloatTable {
         }
     }
 
-    /// Bytes of a row as it is read.
+    /// Bytes of a row of the source.
     pub fn width(&self) -> usize {
         self.from.row_bytes(self.cols).expect("the source's shape was checked against its type")
     }
 
-    /// Writes it, each number rounded to the format.
+    /// Writes the table, with each number rounded to the format.
     pub fn write(&self, out: &mut dyn Write) -> Result<(), ConvertError> {
         let mut line = vec![0.0; self.cols];
         let mut written = vec![0; self.to.row_bytes(self.cols).expect("the draft has its size")];
@@ -45,7 +45,7 @@ impl FloatTable {
             self.from.read(row, &mut line);
             self.check(index, &line)?;
             match write {
-                // The same format: to read and to write it could round.
+                // The same format: decoding and encoding could round.
                 _ if self.from == self.to => out.write_all(row)?,
                 Some(write) => {
                     write(&mut written, &line);
@@ -58,7 +58,7 @@ impl FloatTable {
         Ok(())
     }
 
-    /// Reads all of it as [`Table::write`] will, and writes nothing.
+    /// Reads all of it as [`FloatTable::write`] will, and writes nothing.
     pub fn verify(&self) -> Result<(), LoadError> {
         let mut line = vec![0.0; self.cols];
         for (index, row) in self.data.chunks_exact(self.width()).enumerate() {
@@ -96,8 +96,7 @@ impl FloatTable {
     }
 }
 
-/// The format for a head: the one asked for, or of plain numbers the smallest that loses nothing of
-/// `data`.
+/// The format for a head: the one asked for, or the smallest float format that loses nothing of `data`.
 pub(super) fn choose_format(data: &[u8], from: RowFormat, asked: Option<TableFormat>) -> RowFormat {
     match asked {
         Some(TableFormat::F16) => FloatFormat::F16.into(),
@@ -111,7 +110,7 @@ pub(super) fn choose_format(data: &[u8], from: RowFormat, asked: Option<TableFor
     }
 }
 
-/// Whether every one of these 32-bit numbers is one of `to` too.
+/// Whether `to` represents every one of these 32-bit numbers exactly.
 fn is_lossless(to: FloatFormat, data: &[u8]) -> bool {
     let mut bytes = [0; 2];
     data.as_chunks::<4>().0.iter().all(|number| {

@@ -1,5 +1,5 @@
-//! Another GGUF file as a plan: its metadata carried over and repaired, its matrices in another
-//! form, the rest as it is.
+//! Plans the conversion of another GGUF file: its metadata is copied and repaired, its matrices are rewritten in
+//! another format, and the rest is copied.
 
 use super::float_table::{self, FloatTable};
 use super::ternary_matrix::{MatrixSource, TernaryMatrix};
@@ -12,7 +12,7 @@ use crate::engine::tokenizer::Tokenizer;
 use std::sync::OnceLock;
 
 pub(super) fn plan(source: &Gguf, options: &ConvertOptions) -> Result<ConvertPlan, LoadError> {
-    // What this engine could not run is better refused now than after some gigabytes were written.
+    // What this engine could not run is refused now, before gigabytes are written.
     let shape = Shape::read(source)?;
     model::check_tensors(source, &shape)?;
     let mut plan = ConvertPlan::new();
@@ -43,7 +43,7 @@ fn put(
         let part = name.strip_suffix(".weight").expect("so a matrix is told");
         return plan.add_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
     }
-    // A matrix takes its scale along.
+    // The scale of a matrix is converted together with it.
     let of = name.strip_suffix(".scale").and_then(|part| source.tensor(&format!("{part}.weight")));
     match of.filter(|tensor| is_matrix(source, tensor)) {
         Some(_) => Ok(()),
@@ -51,7 +51,7 @@ fn put(
     }
 }
 
-/// Whether a tensor is a ternary matrix of a layer. Others are run as they are, and stay so.
+/// Whether a tensor is a ternary matrix of a layer. Other matrices are copied.
 fn is_matrix(source: &Gguf, tensor: &TensorInfo) -> bool {
     let layer = tensor.name.starts_with("blk.") && tensor.name.ends_with(".weight");
     layer
@@ -70,7 +70,7 @@ fn put_table(
     let from = RowFormat::of(tensor.kind).filter(|_| tensor.dims.len() == 2);
     let from =
         from.ok_or_else(|| LoadError::tensor(&tensor.name, "is no table of numbers; the file is damaged"))?;
-    // As it is where nothing is asked for, also where fewer bits would do.
+    // Copied where nothing is asked for, even where fewer bits would do.
     let to =
         if options.head.is_some() { float_table::choose_format(&data, from, options.head) } else { from };
     plan.add_table(
@@ -108,9 +108,9 @@ fn one_number(source: &Gguf, tensor: &TensorInfo) -> Result<f32, LoadError> {
     }
 }
 
-/// What published files are known to have wrong or missing.
+/// Repairs what published files are known to have wrong or missing.
 fn repair(source: &Gguf, plan: &mut ConvertPlan) -> Result<(), LoadError> {
-    // Which all BitNet b1.58 models share.
+    // All BitNet b1.58 models share this vocabulary.
     if !Tokenizer::has_llama3_vocabulary(source)? {
         return Ok(());
     }

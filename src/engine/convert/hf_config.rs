@@ -1,13 +1,13 @@
-//! `config.json`: the numbers of a model as transformers writes them, checked.
+//! `config.json`: the hyperparameters of a model as transformers writes them, checked.
 
 use super::checkpoint_files::CheckpointFolder;
 use crate::engine::error::{LoadError, escaped};
 use serde::Deserialize;
 
-/// The file.
+/// The name of the file.
 const FILE: &str = "config.json";
 
-/// What is read of it; other keys are left alone.
+/// The keys that are read.
 #[derive(Deserialize)]
 struct RawConfig {
     #[serde(default)]
@@ -23,7 +23,7 @@ struct RawConfig {
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
     rope_scaling: Option<Scaling>,
-    /// transformers 5 keeps both of the above here.
+    /// transformers 5 puts both of the above here.
     rope_parameters: Option<Scaling>,
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
@@ -57,7 +57,7 @@ impl TokenIds {
 #[derive(Deserialize)]
 struct Scaling {
     rope_type: Option<String>,
-    /// The same, as older files call it; some have both.
+    /// The same key in older files; some have both.
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f64>,
@@ -99,14 +99,14 @@ impl ModelFamily {
     }
 }
 
-/// How a model's ternary weights are to be understood.
+/// How a model's weights become ternary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightScheme {
-    /// Plain numbers that become ternary by their mean magnitude each time the model runs.
+    /// Floats that are quantised by their mean magnitude whenever the model runs.
     Online,
-    /// Codes, or numbers that are ternary already, which a `weight_scale` multiplies.
+    /// Codes, or floats that are already ternary, which are multiplied by a `weight_scale`.
     Multiplied,
-    /// Codes, or numbers that are ternary already, which a `weight_scale` divides.
+    /// Codes, or floats that are already ternary, which are divided by a `weight_scale`.
     Divided,
 }
 
@@ -119,12 +119,12 @@ pub struct Llama3Rope {
     original: f64,
 }
 
-/// The numbers of a model.
+/// The hyperparameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HfConfig {
     /// Family.
     pub family: ModelFamily,
-    /// How its weights are to be understood.
+    /// How its weights become ternary.
     pub weight_scheme: WeightScheme,
     /// Width of the residual stream.
     pub dim: usize,
@@ -150,7 +150,7 @@ pub struct HfConfig {
     pub rope_stretch: f32,
     /// Stretched wavelengths.
     pub rope: Option<Llama3Rope>,
-    /// Whether the embedding is the head too; `None` where the file does not say.
+    /// Whether the embedding is also the head; `None` where the file does not say.
     pub tied: Option<bool>,
     /// Id that begins a text.
     pub bos: Option<u32>,
@@ -158,7 +158,7 @@ pub struct HfConfig {
     pub eos: Vec<u32>,
 }
 
-/// No model is near these: what is larger is refused before anything is computed from it.
+/// Far above any model: larger sizes are refused before anything is computed from them.
 const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
 
@@ -222,15 +222,15 @@ impl HfConfig {
         Ok(())
     }
 
-    /// What each rotation frequency is divided by, `[head_dim / 2]`; `None` where all are plain.
-    /// Source: `_compute_llama3_parameters` of transformers.
+    /// What each rotation frequency is divided by, `[head_dim / 2]`; `None` where none is scaled. Source:
+    /// `_compute_llama3_parameters` of transformers.
     pub fn rope_factors(&self) -> Option<Vec<f32>> {
         let rope = self.rope?;
         let factor = |pair: usize| {
             let exponent = 2.0 * pair as f64 / self.head_dim as f64;
             let wavelength = std::f64::consts::TAU * f64::from(self.rope_base).powf(exponent);
             let smooth = (rope.original / wavelength - rope.low) / (rope.high - rope.low);
-            // Short wavelengths stay, long ones are stretched, and those between in part.
+            // Short wavelengths stay, long ones are stretched, and those between are interpolated.
             match smooth {
                 s if s >= 1.0 => 1.0,
                 s if s <= 0.0 => rope.factor,
@@ -270,7 +270,7 @@ fn weight_scheme(family: ModelFamily, raw: &RawConfig) -> Result<WeightScheme, L
         }
     }
     let Some(quantization) = &raw.quantization_config else {
-        // 1bitLLM's own code quantises whatever the file says; others would not be ternary at all.
+        // 1bitLLM's own code quantises whatever the file says; other models would not be ternary at all.
         return Ok(if family == ModelFamily::BitNet {
             WeightScheme::Online
         } else {
@@ -294,7 +294,7 @@ fn weight_scheme(family: ModelFamily, raw: &RawConfig) -> Result<WeightScheme, L
         (Some("autobitlinear"), Some("online")) => Ok(WeightScheme::Online),
         (Some("autobitlinear"), None | Some("offline")) => Ok(WeightScheme::Multiplied),
         (Some("bitlinear"), _) => Ok(WeightScheme::Divided),
-        // Left out, as HF1BitLLM and Falcon3 do; Microsoft's scales multiply wherever they stand.
+        // Missing, as in HF1BitLLM's and Falcon3's files; Microsoft's scales always multiply.
         (None, _) if family == ModelFamily::BitNetB158 => Ok(WeightScheme::Multiplied),
         (None, _) => Ok(WeightScheme::Divided),
         (Some(class), mode) => {
@@ -304,9 +304,9 @@ fn weight_scheme(family: ModelFamily, raw: &RawConfig) -> Result<WeightScheme, L
     }
 }
 
-/// Matrices that are left as they are. The head always is; transformers leaves it out of no list but its own.
+/// Checks the modules that are not converted. The head never is; only transformers' own list names others.
 fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
-    /// Whose names hold one that is listed.
+    /// The matrices whose names contain a listed one.
     const MATRICES: [&str; 7] = [
         "self_attn.q_proj",
         "self_attn.k_proj",
@@ -339,7 +339,7 @@ fn check_modules(named: Option<&[String]>) -> Result<(), LoadError> {
     }
 }
 
-/// A GGUF file names no activation: its architecture does.
+/// A GGUF file names no activation; its architecture implies it.
 fn check_activation(family: ModelFamily, given: Option<&str>) -> Result<(), LoadError> {
     let want = if family == ModelFamily::BitNetB158 { "relu2" } else { "silu" };
     match given.filter(|given| *given != want) {
@@ -368,13 +368,13 @@ fn rope_base(raw: &RawConfig) -> Result<f32, LoadError> {
         return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
     }
     match float("rope_theta", given)? {
-        // Below 1 the frequencies would rise without bound.
+        // Below 1 the frequencies would grow without bound.
         base if base < 1.0 => Err(key("rope_theta", format!("{base} is below 1"))),
         base => Ok(base),
     }
 }
 
-/// What stretches the positions, where the file says so, and how.
+/// The section that stretches positions, where the file has one, and its method.
 fn scaling(raw: &RawConfig) -> Option<(&Scaling, &str)> {
     let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref())?;
     Some((scaling, scaling.rope_type.as_deref().or(scaling.old_type.as_deref())?))

@@ -1,4 +1,5 @@
-//! Every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of them.
+//! Checks every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of
+//! them.
 
 use super::checkpoint_files::CheckpointFolder;
 use crate::engine::error::{LoadError, escaped};
@@ -9,7 +10,7 @@ use std::fmt;
 
 type Object = Map<String, Value>;
 
-/// Checks the keys of all files that a checkpoint folder has; gives short sentences on what is left out.
+/// Checks the keys of all files of a checkpoint folder; returns short sentences about what is left out.
 pub(super) fn check(folder: &CheckpointFolder) -> Result<Vec<String>, LoadError> {
     check_config(folder)?;
     let mut notes = Vec::new();
@@ -46,7 +47,7 @@ pub(super) fn check(folder: &CheckpointFolder) -> Result<Vec<String>, LoadError>
 fn check_config(folder: &CheckpointFolder) -> Result<(), LoadError> {
     let file = "config.json";
     let Some(object) = folder.json::<Object>(file)? else { return Ok(()) };
-    // Older files keep what is now in `generation_config.json`.
+    // Older files have the keys of `generation_config.json` here.
     check_keys(file, "", &[known_keys::CONFIG, known_keys::GENERATION], &object)?;
     let parts = [
         ("quantization_config", known_keys::QUANTIZATION),
@@ -97,7 +98,7 @@ fn check_keys(file: &str, place: &str, tables: &[&[KnownKey]], object: &Object) 
         .map_err(|(key, message)| LoadError::new(format!("{file}: {}{key}", escaped(place)), message))
 }
 
-/// An object of `tokenizer.json` without its vocabulary, which has megabytes.
+/// The object of `tokenizer.json` without its vocabulary, which has megabytes.
 struct TokenizerOutline(Object);
 
 impl<'de> Deserialize<'de> for TokenizerOutline {

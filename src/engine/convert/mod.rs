@@ -1,16 +1,17 @@
-//! From other forms of a model to a GGUF file this engine likes best: a checkpoint folder as Hugging
-//! Face has it, or another GGUF file.
+//! Conversion: turns a checkpoint folder of Hugging Face, or another GGUF file, into a GGUF file that this engine
+//! runs best.
 //!
 //! ```text
-//! Folder ── config, safetensors, vocabulary ──┐
-//!                                             ├──> Plan ── header, then tensor by tensor ──> any writer
-//! Gguf ───────────────────────────────────────┘
+//! CheckpointFolder ── config, safetensors, vocabulary ──┐
+//!                                                        ├──> ConvertPlan ── header, then each tensor ──> any writer
+//! Gguf ─────────────────────────────────────────────────┘
 //! ```
 //!
-//! A plan knows every size before the first byte is written, and holds no tensor's data: the source
-//! stays mapped, and one matrix at a time is packed.
+//! A plan knows every size before the first byte is written, and holds no tensor data: the source stays mapped, and
+//! one matrix at a time is packed.
 //!
-//! Deliberately knows no terminal: who runs a plan says where it goes, and what is shown meanwhile.
+//! Deliberately knows nothing of terminals: whoever runs a plan decides where it is written and what is shown
+//! meanwhile.
 
 mod checkpoint;
 mod checkpoint_files;
@@ -37,21 +38,21 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use ternary_matrix::{StoredForm, TernaryMatrix};
 
-/// What the output is to be.
+/// The options of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvertOptions {
-    /// Form of the ternary matrices.
+    /// The format of ternary matrices.
     pub weights: WeightFormat,
-    /// Form of embedding and head; `None` is the smallest that loses nothing.
+    /// The format of embedding and head; `None` is the smallest that loses nothing.
     pub head: Option<TableFormat>,
-    /// Layout of I2_S tensors in a source that is a GGUF file.
+    /// The layout of I2_S tensors in a source that is a GGUF file.
     pub from: Layout,
 }
 
-/// Forms of ternary matrices.
+/// The formats of ternary matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightFormat {
-    /// Two bits a weight in the kernels' own blocks of 128: read where it lies.
+    /// Two bits a weight in the kernels' own blocks of 128: used without repacking.
     #[default]
     I2S,
     /// 1.69 bits a weight, for llama.cpp and small disks.
@@ -69,7 +70,7 @@ impl WeightFormat {
         }
     }
 
-    /// llama.cpp's number of a file with such weights.
+    /// llama.cpp's file type of a file with such weights.
     fn file_type(self) -> u32 {
         match self {
             WeightFormat::I2S => 40,
@@ -79,18 +80,18 @@ impl WeightFormat {
     }
 }
 
-/// Forms of embeddings and heads.
+/// The formats of embeddings and heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableFormat {
     /// Half precision.
     F16,
-    /// 8.5 bits a number: perplexity of the 2B-4T model rises by 0.01, says bitnet.cpp's README.
+    /// 8.5 bits a number: raises the perplexity of the 2B-4T model by 0.01, according to bitnet.cpp's README.
     Q8_0,
-    /// 6.56 bits a number: by 0.04.
+    /// 6.56 bits a number: raises it by 0.04.
     Q6K,
 }
 
-/// What ended a conversion.
+/// Why a conversion failed.
 #[derive(Debug)]
 pub enum ConvertError {
     /// The source cannot be used.
@@ -122,14 +123,14 @@ impl From<io::Error> for ConvertError {
     }
 }
 
-/// A file to be written.
+/// The plan of a file.
 #[derive(Debug)]
 pub struct ConvertPlan {
     draft: GgufDraft,
-    /// What each of the draft's tensors is made of.
+    /// What each tensor of the draft is made of.
     contents: Vec<Content>,
     notes: Vec<String>,
-    /// Whether a word that is a token is that token only where its merges lead to it.
+    /// Whether a word that is a token becomes that token only where its merges produce it.
     merges_decide: bool,
 }
 
@@ -138,29 +139,28 @@ pub struct ConvertPlan {
 enum Content {
     /// A ternary matrix.
     Matrix(Arc<TernaryMatrix>, StoredForm),
-    /// Its scale.
+    /// The scale of a ternary matrix.
     Scale(Arc<TernaryMatrix>),
     /// Rows of numbers.
     Table(FloatTable),
-    /// Numbers of ours.
+    /// Computed numbers.
     Numbers(Vec<f32>),
-    /// Bytes as they are.
+    /// Bytes that are copied.
     Bytes(FileSlice),
 }
 
 impl ConvertPlan {
-    /// What a checkpoint folder becomes.
+    /// The plan of the file that a checkpoint folder becomes.
     pub fn checkpoint(folder: &CheckpointFolder, options: &ConvertOptions) -> Result<Self, LoadError> {
         checkpoint::plan(folder, options).and_then(Self::with_vocabulary)
     }
 
-    /// What another GGUF file becomes.
+    /// The plan of the file that another GGUF file becomes.
     pub fn file(source: &Gguf, options: &ConvertOptions) -> Result<Self, LoadError> {
         gguf_source::plan(source, options).and_then(Self::with_vocabulary)
     }
 
-    /// A plan whose vocabulary and chat template are known to be read: better now than after some
-    /// gigabytes were written.
+    /// Checks that this engine can read the plan's vocabulary and chat template, before gigabytes are written.
     fn with_vocabulary(self) -> Result<Self, LoadError> {
         let alone = Gguf::parse(FileMap::from(self.draft.metadata().header()))?;
         let tokenizer = Tokenizer::read(&alone)?;
@@ -184,22 +184,22 @@ impl ConvertPlan {
         }
     }
 
-    /// Header, and each tensor's name, type and size.
+    /// The header, and the name, type and size of each tensor.
     pub fn draft(&self) -> &GgufDraft {
         &self.draft
     }
 
-    /// What was repaired or cannot be as asked: short sentences, for who asked.
+    /// What was repaired or cannot be done as asked: short sentences for the user.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Adds to them.
+    /// Adds a note.
     pub fn note(&mut self, message: String) {
         self.notes.push(message);
     }
 
-    /// Reads all of the source once and finds what could not be written, so that nothing is begun in vain.
+    /// Reads all of the source once and finds what could not be written, so that nothing is written in vain.
     pub fn verify(&self) -> Result<(), LoadError> {
         for (content, tensor) in self.contents.iter().zip(self.draft.tensors()) {
             match content {
@@ -251,7 +251,7 @@ impl ConvertPlan {
         Ok(())
     }
 
-    /// A matrix `name.weight`, with `name.scale` beside it where it cannot hold its scale.
+    /// Adds a matrix `name.weight`, with `name.scale` beside it where the format cannot hold its scale.
     fn add_matrix(&mut self, name: &str, matrix: TernaryMatrix, wanted: TensorType) -> Result<(), LoadError> {
         let form = matrix.form(wanted)?;
         if form.kind != wanted {
@@ -282,13 +282,13 @@ impl ConvertPlan {
         self.add_tensor(name, table.kind(), &[table.cols, rows], Content::Table(table))
     }
 
-    /// A norm: always F32.
+    /// Adds a norm, which is always F32.
     fn add_vector(&mut self, name: &str, table: FloatTable) -> Result<(), LoadError> {
         self.add_tensor(name, table.kind(), &[table.cols], Content::Table(table))
     }
 }
 
-/// Numbers that are carried over as they are.
+/// Checks numbers that are copied.
 fn check_finite(tensor: &PlannedTensor, bytes: &FileSlice) -> Result<(), LoadError> {
     let (Some(kind), Some(cols)) = (RowFormat::of(tensor.kind), tensor.dims.first()) else { return Ok(()) };
     let Some(width) = kind.row_bytes(*cols).filter(|width| *width > 0) else { return Ok(()) };

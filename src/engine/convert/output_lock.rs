@@ -1,7 +1,7 @@
-//! The two files beside OUT while it is written: opened only where nothing of another's is lost.
+//! Opens and locks the two temporary files beside OUT, only where nothing of another program is lost.
 //!
-//! A file under one of these names is ours where the journal begins as ours do. An empty one may be
-//! taken by anybody: a run that was killed early leaves it. All else stays as it is.
+//! A file under one of these names belongs to bitnetd if the journal begins as its journals do. An empty file may
+//! be taken over: a run that was killed early leaves it. Every other file stays as it is.
 
 use crate::engine::error::escaped;
 use rustix::fs::OFlags;
@@ -10,22 +10,22 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// How each journal of ours begins.
+/// How each journal begins.
 pub(super) const JOURNAL_START: &str = "{\"origin\":\"";
 
-/// Opens or creates the file and its journal, for this process alone.
+/// Opens or creates the file and its journal, and locks them for this process.
 pub(super) fn lock_output(path: &Path, journal: &Path) -> io::Result<(File, File)> {
-    // Before anything is made, so that a refusal leaves nothing behind.
+    // Before anything is created, so that a refusal leaves nothing behind.
     check_ours(path, journal)?;
     let file = open(path)?;
     check_lock(file.try_lock(), path)?;
-    // Who had the lock until now may have begun to write, or have given the file its own name.
+    // The previous holder of the lock may have begun to write, or have renamed the file.
     check_same(&file, path)?;
     check_ours(path, journal)?;
     Ok((file, open(journal)?))
 }
 
-/// No link is followed, and nothing waits at a pipe's other end.
+/// No link is followed, and a pipe is not waited for.
 fn open(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
@@ -37,8 +37,8 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Some network file systems have no locks: there, that nobody else writes is the caller's to see to,
-/// and reading the file back finds out.
+/// Some network file systems have no locks. There the caller must ensure that nobody else writes, and reading the
+/// file back detects it.
 fn check_lock(lock: Result<(), TryLockError>, path: &Path) -> io::Result<()> {
     match lock {
         Err(TryLockError::WouldBlock) => {
@@ -72,7 +72,7 @@ fn check_ours(path: &Path, journal: &Path) -> io::Result<()> {
 
 const NOT_REGULAR: &str = "no regular file, and in the way; move it, or give another OUT";
 
-/// Bytes of a regular file; 0 where there is nothing.
+/// Bytes of a regular file; 0 where there is none.
 fn size(path: &Path) -> io::Result<u64> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -87,7 +87,7 @@ fn is_marked(journal: &Path) -> io::Result<bool> {
     Ok(begin == JOURNAL_START.as_bytes())
 }
 
-/// Its last name: OUT, which it lies beside, is named before.
+/// The file name only, because OUT, which lies beside it, has been named before.
 fn place(path: &Path) -> String {
     escaped(&path.file_name().unwrap_or_default().to_string_lossy())
 }

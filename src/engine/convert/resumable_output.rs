@@ -1,9 +1,8 @@
-//! The output under a temporary name: written tensor by tensor, gone on with after an interruption,
-//! read back, and only then given its own name.
+//! The output file under a temporary name: written tensor by tensor, resumed after an interruption, read back, and
+//! renamed on success.
 //!
-//! Beside `OUT.bitnetd-part` lies `OUT.bitnetd-part.json`, one JSON text a line: first what the file
-//! is made of, then, after each tensor, the SHA-256 of the file up to there. What does not agree with
-//! it is written again.
+//! Beside `OUT.bitnetd-part` lies `OUT.bitnetd-part.json`, one JSON text a line: first what the file is made of,
+//! then, after each tensor, the SHA-256 of the file up to there. What does not agree with it is written again.
 
 use super::output_lock::{JOURNAL_START, lock_output};
 use super::{ConvertError, ConvertPlan};
@@ -15,12 +14,12 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// How far a conversion is.
+/// The progress of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// What is being done.
+    /// The current stage.
     pub stage: Stage,
-    /// The tensor it is done to.
+    /// The current tensor.
     pub tensor: &'a str,
     /// Bytes of the file that are done.
     pub done: u64,
@@ -28,21 +27,21 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
-/// What a conversion is doing.
+/// The stages of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Looking at what an interrupted run left.
+    /// Verifying what an interrupted run left.
     Resuming,
     /// Writing.
     Writing,
-    /// Reading it back.
+    /// Reading the file back.
     Checking,
 }
 
-/// Whom progress is told.
+/// A callback for progress.
 pub type OnProgress<'a> = dyn FnMut(Progress<'_>) + 'a;
 
-/// An output file that has not got its name yet.
+/// A temporary file, renamed on success.
 #[derive(Debug)]
 pub struct ResumableOutput {
     out: PathBuf,
@@ -55,12 +54,12 @@ pub struct ResumableOutput {
 /// A number in hexadecimal.
 type Checksum = String;
 
-/// Bytes between two words of progress, and of a piece that is read.
+/// Bytes between two reports of progress, and of a read.
 const STEP: u64 = 4 << 20;
 
 impl ResumableOutput {
-    /// Opens or creates `OUT.bitnetd-part` and its journal, for this process alone. Refuses what lies
-    /// there and was not left by an interrupted run.
+    /// Opens or creates `OUT.bitnetd-part` and its journal, and locks them for this process. Refuses files there
+    /// that were not left by an interrupted run.
     pub fn open(out: &Path) -> io::Result<Self> {
         let (path, journal_path) = (path(out), journal_path(out));
         let (file, journal) = lock_output(&path, &journal_path)?;
@@ -72,8 +71,8 @@ impl ResumableOutput {
         &self.path
     }
 
-    /// Writes what is missing of a plan's file, reads all of it back, and gives its SHA-256.
-    /// `origin` tells one conversion from another: sources, options, version.
+    /// Writes what is missing of a plan's file, reads all of it back, and returns its SHA-256. `origin` identifies
+    /// the conversion: sources, options, version.
     pub fn write(
         &mut self,
         plan: &ConvertPlan,
@@ -81,7 +80,7 @@ impl ResumableOutput {
         on_progress: &mut OnProgress<'_>,
     ) -> Result<Checksum, ConvertError> {
         let ends = ends(plan);
-        // All that is not tensor data is part of what the file is made of.
+        // The header is part of what identifies the file.
         let origin = &format!("{origin} {}", hex(Sha256::new_with_prefix(plan.draft().header())));
         let resumed = self.find_resume_point(plan, origin, &ends, on_progress)?;
         let written = self.write_rest(plan, origin, &ends, resumed, on_progress)?;
@@ -96,8 +95,8 @@ impl ResumableOutput {
         }
     }
 
-    /// Gives the file its name; the journal goes. Without `replace`, what has come to be there
-    /// meanwhile stays; a device or a link stays in any case.
+    /// Renames the file to OUT and removes the journal. Without `replace`, a file that has appeared there meanwhile
+    /// stays; a device or a link stays in any case.
     pub fn finish(self, replace: bool) -> io::Result<()> {
         match fs::symlink_metadata(&self.out) {
             Ok(there) if !there.is_file() => {
@@ -107,18 +106,18 @@ impl ResumableOutput {
             _ => rename_no_replace(&self.path, &self.out)?,
         }
         remove(&self.journal_path)?;
-        // So that the name is on the disk too.
+        // So that the new name is on the disk too.
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
 
-    /// Takes the file and its journal away: going on with them would end the same way.
+    /// Removes the file and its journal, because resuming them would fail in the same way.
     pub fn discard(self) -> io::Result<()> {
         remove(&self.path)?;
         remove(&self.journal_path)
     }
 
-    /// What an interrupted run of the same conversion left, as far as it is sound.
+    /// How far an interrupted run of the same conversion came, as far as its data is sound.
     fn find_resume_point(
         &mut self,
         plan: &ConvertPlan,
@@ -156,7 +155,7 @@ impl ResumableOutput {
         Ok(resumed)
     }
 
-    /// Writes header and tensors from where `kept` ends; the checksum of it all.
+    /// Writes header and tensors from the resume point on; returns the checksum of the whole file.
     fn write_rest(
         &mut self,
         plan: &ConvertPlan,
@@ -214,7 +213,7 @@ impl ResumableOutput {
     }
 }
 
-/// What is kept of an interrupted run.
+/// Where an interrupted run is resumed.
 #[derive(Default)]
 struct ResumePoint {
     tensors: usize,
@@ -223,7 +222,7 @@ struct ResumePoint {
     lines: Vec<String>,
 }
 
-/// Where each tensor ends, with its padding: the next begins there.
+/// Where each tensor ends, including its padding.
 fn ends(plan: &ConvertPlan) -> Vec<u64> {
     let places = plan.draft().tensor_ranges();
     let starts = places.iter().skip(1).map(|place| place.start);
@@ -239,7 +238,7 @@ pub fn path(out: &Path) -> PathBuf {
     beside(out, ".bitnetd-part")
 }
 
-/// What lies beside it until it is complete.
+/// The journal beside it.
 pub fn journal_path(out: &Path) -> PathBuf {
     beside(out, ".bitnetd-part.json")
 }
@@ -257,13 +256,13 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames where nothing has that name yet.
+/// Renames, unless the target exists.
 fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     let taken = || io::Error::new(io::ErrorKind::AlreadyExists, "was written by another meanwhile");
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(taken()),
-        // Some file systems cannot do it in one step.
+        // Some file systems cannot do this in one step.
         Err(Errno::INVAL | Errno::NOSYS) => match fs::symlink_metadata(to) {
             Ok(_) => Err(taken()),
             Err(_) => fs::rename(from, to),
@@ -272,8 +271,8 @@ fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a journal's first lines over what it had: never empty in between, or what is written so far
-/// would be nobody's. On the disk before any data is.
+/// Overwrites the first lines of a journal. It is never empty in between, or the data written so far would be taken
+/// for another program's. Synchronised to disk before any data is written.
 fn write_journal_start(mut journal: &File, lines: &str) -> io::Result<()> {
     journal.seek(SeekFrom::Start(0))?;
     journal.write_all(lines.as_bytes())?;
@@ -281,7 +280,7 @@ fn write_journal_start(mut journal: &File, lines: &str) -> io::Result<()> {
     journal.sync_data()
 }
 
-/// Complete lines of a journal.
+/// The complete lines of a journal.
 fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
     // Some 200 bytes a tensor.
     const MOST: u64 = 16 << 20;
@@ -308,7 +307,7 @@ pub fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Takes bytes in and keeps none.
+/// A sink that only hashes.
 struct HashSink<'a>(&'a mut Sha256);
 
 impl Write for HashSink<'_> {
@@ -322,7 +321,7 @@ impl Write for HashSink<'_> {
     }
 }
 
-/// The file, with a buffer, the checksum so far, and word of progress whenever the buffer is full.
+/// The file, with a buffer, the checksum so far, and a report of progress whenever the buffer is full.
 struct HashingWriter<'a, 'b> {
     file: &'a File,
     buffer: Vec<u8>,
@@ -335,7 +334,7 @@ struct HashingWriter<'a, 'b> {
 
 impl Write for HashingWriter<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // At most one step more, however much there is: the rest comes with the next call.
+        // At most one step at a time; the rest comes with the next call.
         let bytes = &bytes[..bytes.len().min(STEP as usize)];
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() as u64 >= STEP {

@@ -1,8 +1,8 @@
-//! Safetensors files: a JSON header that names each tensor's type, shape and place, then the data.
+//! Safetensors files: a JSON header with each tensor's type, shape and offsets, then the data.
 //!
-//! Read here and not with the `safetensors` crate: that keeps the last of two tensors of one name
-//! without a word, and most of its errors do not say which tensor is meant. Source of the format:
-//! the README of the safetensors project.
+//! Parsed here and not with the `safetensors` crate, which silently keeps the last of two tensors of one name, and
+//! most of whose errors do not say which tensor is meant. Source of the format: the README of the safetensors
+//! project.
 
 use super::checkpoint_files::CheckpointFolder;
 use crate::engine::error::{LoadError, escaped};
@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of a header. Some ten thousand tensors take one million.
+/// The most bytes of a header. Some ten thousand tensors take one million.
 const MAX_HEADER: u64 = 16 << 20;
-/// Tensors of a file, and files of a checkpoint: several times what the largest have.
+/// The most tensors of a file, and files of a checkpoint: several times what the largest have.
 const MAX_TENSORS: usize = 1 << 16;
 const MAX_FILES: usize = 1 << 10;
 
@@ -46,8 +46,8 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 impl Tensors {
-    /// Reads the headers of a folder's one file, or of all files its index names; where it has both,
-    /// the one file, as transformers does.
+    /// Reads the headers of a folder's single file, or of all files that its index names. Where it has both, the
+    /// single file is used, as transformers does.
     pub fn read(folder: &CheckpointFolder) -> Result<Self, LoadError> {
         if let Some(file) = folder.read(SINGLE)? {
             return Ok(Tensors(file_tensors(SINGLE, file)?));
@@ -91,7 +91,7 @@ impl Tensors {
     }
 }
 
-/// What a folder without safetensors weights has, and the way out.
+/// Describes what a folder without safetensors weights has, and what to do.
 fn explain_missing_weights(names: &[String]) -> String {
     let with = |end: &str| names.iter().find(|name| name.ends_with(end));
     let part = names.iter().find(|name| name.ends_with(".safetensors") && name.contains("-of-"));
@@ -110,7 +110,7 @@ fn explain_missing_weights(names: &[String]) -> String {
     "give a folder with safetensors weights".into()
 }
 
-/// A name from the index must mean a file of the folder itself.
+/// A name from the index must be a file of the folder itself.
 fn check_name(name: &str) -> Result<(), String> {
     let plain = !name.contains(['/', '\\', '\0']) && name.ends_with(".safetensors");
     match plain {
@@ -158,7 +158,7 @@ fn parse(map: &Arc<FileMap>) -> Result<BTreeMap<String, StoredTensor>, LoadError
     Ok(tensors)
 }
 
-/// The format wants the data covered without holes, each byte by one tensor.
+/// The format requires that the data has no holes, and that each byte belongs to one tensor.
 fn check_coverage(mut places: Vec<(std::ops::Range<usize>, String)>, data: usize) -> Result<(), LoadError> {
     places.sort_by_key(|(range, _)| (range.start, range.end));
     let mut end = 0;
@@ -177,12 +177,12 @@ fn check_coverage(mut places: Vec<(std::ops::Range<usize>, String)>, data: usize
     Ok(())
 }
 
-/// A library's message, one line, longer than a name is shown.
+/// A library's message on one line, longer than names may be.
 fn one_line(message: &str) -> String {
     message.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// What the header says of a tensor.
+/// The header's entry of a tensor.
 #[derive(Deserialize)]
 struct Entry {
     dtype: String,
@@ -191,7 +191,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Its bytes, from the start of the data, once they have been checked against type and shape.
+    /// Its bytes, from the start of the data, after checking them against type and shape.
     fn place(&self, data: usize) -> Result<std::ops::Range<usize>, String> {
         const SIZES: &[(&str, usize)] = &[
             ("F64", 8),
@@ -212,7 +212,7 @@ impl Entry {
         ];
         let size = SIZES.iter().find(|(name, _)| *name == self.dtype).map(|(_, size)| *size);
         let size = size.ok_or_else(|| format!("its type \"{}\" is not known", escaped(&self.dtype)))?;
-        // More dimensions than any model has would only make long errors.
+        // More dimensions than any model has would only make errors long.
         let shape = self.shape.get(..self.shape.len().min(8)).unwrap_or_default();
         let bytes = self.shape.iter().try_fold(size, |n, dim| n.checked_mul(*dim));
         let [start, end] = self.data_offsets;
@@ -229,7 +229,7 @@ impl Entry {
     }
 }
 
-/// The header's tensors in file order; names that come twice are kept, to be refused by name.
+/// The header's tensors in file order. Names that occur twice are kept, so that they can be refused by name.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {

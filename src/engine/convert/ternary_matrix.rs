@@ -1,4 +1,4 @@
-//! A ternary matrix: out of any form that carries one, into any that a file can hold.
+//! Converts a ternary matrix from any format that carries one to any that a file can hold.
 
 use super::ConvertError;
 use crate::engine::error::LoadError;
@@ -19,21 +19,21 @@ pub(super) struct TernaryMatrix {
     pub source: MatrixSource,
     pub rows: usize,
     pub cols: usize,
-    /// Width of the heads whose rows are brought into llama.cpp's order.
+    /// The width of the heads whose rows are brought into llama.cpp's order.
     pub rope_head: Option<usize>,
-    /// Of master weights; found out when it is first asked for.
+    /// The factor of float weights; computed when it is first needed.
     pub factor: OnceLock<f32>,
 }
 
-/// What carries a ternary matrix.
+/// The formats that carry a ternary matrix.
 #[derive(Debug)]
 pub(super) enum MatrixSource {
-    /// Numbers of any size, `[rows, cols]`; see [`absmean`].
+    /// Floats that are not ternary yet, `[rows, cols]`; see [`absmean`].
     Master { data: FileSlice, kind: FloatFormat },
     /// Four codes a byte, `[rows.div_ceil(4), cols]`: row `r` in byte row `r % rows.div_ceil(4)`,
     /// bits `2 * (r / rows.div_ceil(4))`. Source: `unpack_weights` of transformers.
     Strided { data: FileSlice, scale: f32 },
-    /// A tensor of a GGUF file, or numbers that are ternary already; all times `factor`.
+    /// A tensor of a GGUF file, or floats that are already ternary; all multiplied by `factor`.
     Tensor { data: FileSlice, kind: TensorType, layout: Layout, factor: f32 },
 }
 
@@ -41,12 +41,12 @@ pub(super) enum MatrixSource {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct StoredForm {
     pub kind: TensorType,
-    /// Whether its scale is a tensor of its own, beside weights of magnitude 1.
+    /// Whether its scale is a separate tensor, beside weights of magnitude 1.
     pub has_scale_tensor: bool,
 }
 
 impl TernaryMatrix {
-    /// The scale of its weights. Costs a pass over numbers that are not ternary yet.
+    /// The scale of its weights. Takes a pass over floats that are not ternary yet.
     pub fn scale(&self) -> Result<f32, LoadError> {
         let found = match &self.source {
             MatrixSource::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
@@ -59,10 +59,10 @@ impl TernaryMatrix {
         found.and_then(check_finite).map_err(|message| self.fail(message))
     }
 
-    /// Reads all of it, and finds what [`Matrix::write`] would not write.
+    /// Reads all of it, and finds what [`TernaryMatrix::write`] would refuse.
     pub fn verify(&self) -> Result<(), LoadError> {
         let found = match &self.source {
-            // Its sum is no number where one of them is none.
+            // The sum is not finite where any number is not.
             MatrixSource::Master { data, kind } => self.factor(data, *kind).map(drop),
             MatrixSource::Strided { data, .. } => check_codes(data),
             MatrixSource::Tensor { .. } => self.pack().map(drop),
@@ -71,7 +71,7 @@ impl TernaryMatrix {
         found.map_err(|message| self.fail(message))
     }
 
-    /// What master weights are multiplied by before they are rounded.
+    /// What float weights are multiplied by before they are rounded.
     fn factor(&self, data: &[u8], kind: FloatFormat) -> Result<f32, String> {
         match self.factor.get() {
             Some(factor) => Ok(*factor),
@@ -79,15 +79,15 @@ impl TernaryMatrix {
         }
     }
 
-    /// How it is held where `wanted` is asked for: that type where rows divide into its blocks.
+    /// How the matrix is stored where `wanted` is asked for: in that type if rows are whole blocks of it.
     pub fn form(&self, wanted: TensorType) -> Result<StoredForm, LoadError> {
         let fits = |kind: &TensorType| kind.bytes(self.cols as u64, self.cols as u64).is_some();
-        // The plainest blocks hold -1, 0 and +1 exactly, in 4.5 bits each; half precision fits anything.
+        // Q4_0 holds -1, 0 and +1 exactly, in 4.5 bits each; half precision fits any row.
         let kinds = [wanted, TensorType::I2S, TensorType::Q4_0];
         let kind = kinds.into_iter().find(fits).unwrap_or(TensorType::F16);
         let apart = match kind {
             TensorType::I2S => false,
-            // The pass over all numbers is for later; nearly no mean is a half-precision number.
+            // The pass over all numbers comes later; the mean is hardly ever a half-precision number.
             _ if matches!(self.source, MatrixSource::Master { .. }) => true,
             TensorType::Tq1 | TensorType::Tq2 => f16::from_f32(self.scale()?).to_f32() != self.scale()?,
             _ => true,
@@ -95,7 +95,7 @@ impl TernaryMatrix {
         Ok(StoredForm { kind, has_scale_tensor: apart })
     }
 
-    /// Writes it in a form.
+    /// Writes the matrix.
     pub fn write(&self, form: StoredForm, out: &mut dyn Write) -> Result<(), ConvertError> {
         let packed = self.pack().map_err(|message| self.fail(message))?;
         let scale = if form.has_scale_tensor { 1.0 } else { packed.scale };
@@ -115,15 +115,15 @@ impl TernaryMatrix {
         Ok(())
     }
 
-    /// Where row `row` of the output is in the source. llama.cpp rotates neighbours where
-    /// transformers rotates the halves of a head, so its rows go one from each half by turns.
+    /// The source row of row `row` of the output. llama.cpp rotates neighbours where transformers rotates the
+    /// halves of a head, so its rows come alternately from both halves.
     fn source_row(&self, row: usize) -> usize {
         let Some(head) = self.rope_head else { return row };
         let (start, at) = (row / head * head, row % head);
         start + at % 2 * (head / 2) + at / 2
     }
 
-    /// Its codes in the kernels' form, rows in the source's order.
+    /// The codes in the kernels' form, with rows in the source's order.
     fn pack(&self) -> Result<PackedMatrix, String> {
         let packed = match &self.source {
             MatrixSource::Master { data, kind } => self.pack_master(data, *kind),
@@ -209,9 +209,9 @@ fn check_finite(scale: f32) -> Result<f32, String> {
     if scale.is_finite() { Ok(scale) } else { Err("its scale is not a number; the file is damaged".into()) }
 }
 
-/// The mean magnitude of a matrix's numbers as `WeightQuant` of transformers uses it: a factor, whose
-/// reciprocal is the scale. torch adds in 32 bits in an order of its own; added in 64 bits here, the
-/// mean is the one it rounds to, or its neighbour.
+/// The mean magnitude of a matrix as `WeightQuant` of transformers uses it: a factor, whose reciprocal is the
+/// scale. torch adds in 32 bits in an order of its own; added in 64 bits here, the mean is the one it rounds to, or
+/// its neighbour.
 fn absmean(data: &[u8], kind: FloatFormat, cols: usize) -> Result<f32, String> {
     let mut line = vec![0.0; cols];
     let mut sum = 0.0f64;
@@ -224,11 +224,11 @@ fn absmean(data: &[u8], kind: FloatFormat, cols: usize) -> Result<f32, String> {
         }
         count += cols;
     }
-    // The least mean that transformers divides by.
+    // The smallest mean that transformers divides by.
     Ok(1.0 / ((sum / count as f64) as f32).max(1e-5))
 }
 
-/// Code of a number that is to become ternary; ties go to the even side as in torch.
+/// The code of a float that is quantised; ties go to the even side as in torch.
 fn ternary_code(x: f32, factor: f32) -> u8 {
     ((x * factor).round_ties_even().clamp(-1.0, 1.0) + 1.0) as u8
 }
@@ -238,8 +238,8 @@ fn row_format(kind: TensorType) -> RowFormat {
     RowFormat::of(kind).expect("ternary blocks are told apart before")
 }
 
-/// The scale that a tensor holds itself: of plain numbers, the first that is not 0. `None` where
-/// only reading all of it tells.
+/// The scale that a tensor holds itself; of floats, the magnitude of the first that is not 0. `None` where the
+/// whole tensor must be read.
 fn stored_scale(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
     let half = |at: usize, size: usize| {
         let scales = data.chunks_exact(size).map(|block| [block[at], block[at + 1]]);
@@ -273,7 +273,7 @@ fn pack_row(cols: usize, out: &mut Vec<u8>, code: impl Fn(usize) -> u8) {
     }
 }
 
-/// A row of codes in the kernels' form, as a tensor type holds it.
+/// Writes a row of packed codes as a tensor type stores it.
 fn write_row(codes: &[u8], cols: usize, kind: TensorType, scale: f32, out: &mut Vec<u8>) {
     let half = f16::from_f32(scale).to_le_bytes();
     match kind {
@@ -302,7 +302,7 @@ fn q4_0_code(codes: &[u8], col: usize) -> u8 {
     code(codes, col) + 7
 }
 
-/// Codes of a TQ2_0 block: element `j` in byte `j / 128 * 32 + j % 32`, bits `2 * (j % 128 / 32)`.
+/// The codes of a TQ2_0 block: element `j` in byte `j / 128 * 32 + j % 32`, bits `2 * (j % 128 / 32)`.
 fn tq2_block(code: impl Fn(usize) -> u8, out: &mut Vec<u8>) {
     for half in [0, 128] {
         out.extend(
@@ -311,8 +311,8 @@ fn tq2_block(code: impl Fn(usize) -> u8, out: &mut Vec<u8>) {
     }
 }
 
-/// Codes of a TQ1_0 block: five trits a byte, the first the most significant, stored as a fraction
-/// of 3^5 rounded up to 256ths; see `quant::pack_tq1`, which reads it.
+/// The codes of a TQ1_0 block: five trits a byte, the first the most significant, stored as a fraction of 3^5
+/// rounded up to 256ths; see `quant::pack_tq1`, which reads it.
 fn tq1_block(code: impl Fn(usize) -> u8, out: &mut Vec<u8>) {
     let byte = |start: usize, step: usize, count: usize| {
         let trits = (0..5).map(|n| if n < count { u16::from(code(start + n * step)) } else { 0 });

@@ -5,11 +5,11 @@ use super::KnownKey;
 use super::Treatment::{Irrelevant, Only, Used};
 
 const TRAINING: &str = "only training reads it";
-/// Why what `generation_config.json` recommends is not carried over.
+/// Why the recommendations of `generation_config.json` are not carried over.
 pub const REQUEST: &str = "each request says how tokens are chosen";
 const LIBRARY: &str = "it only tells a library how to load or to return";
 
-/// `config.json`. What older files keep of [`GENERATION`] there is treated as that.
+/// `config.json`. Keys of [`GENERATION`] that older files have there are treated as those.
 #[rustfmt::skip] // a table is read by its columns
 pub const CONFIG: &[KnownKey] = &[
     ("architectures", Used), ("hidden_size", Used), ("intermediate_size", Used), ("num_hidden_layers", Used),

@@ -9,7 +9,7 @@ use crate::engine::gguf::{Gguf, MetadataValue};
 const YARN: &str = "wavelengths are stretched as YaRN does";
 const SPECIAL: &str = "no text turns into it and no answer ends with it";
 
-/// Keys of an architecture, without its name before them.
+/// The keys of an architecture, without its name before them.
 #[rustfmt::skip] // a table is read by its columns
 pub(super) const ARCHITECTURE: &[KnownKey] = &[
     ("context_length", Used), ("embedding_length", Used), ("block_count", Used), ("feed_forward_length", Used),
@@ -42,7 +42,7 @@ pub(super) const ARCHITECTURE: &[KnownKey] = &[
     ("pooling_type",                         Only(&[Number(0.0)], "it gives vectors, not text")),
 ];
 
-/// Keys of the vocabulary, without `tokenizer.` before them.
+/// The keys of the vocabulary, without `tokenizer.` before them.
 #[rustfmt::skip]
 pub(super) const TOKENIZER: &[KnownKey] = &[
     ("ggml.model", Used), ("ggml.pre", Used), ("ggml.tokens", Used), ("ggml.scores", Used), ("ggml.token_type", Used),
@@ -74,7 +74,7 @@ pub(super) const TOKENIZER: &[KnownKey] = &[
 /// Checks the keys of an architecture, and that the file is a model.
 ///
 /// # Errors
-/// At the first key that could change what the model computes and is not known, or has a value that is not supported.
+/// At the first key that could change what the model computes and is unknown, or whose value is not supported.
 pub fn check_architecture(file: &Gguf, arch: &str) -> Result<(), LoadError> {
     const KIND: &[KnownKey] = &[("general.type", Only(&[Text("model")], "it is no model by itself"))];
     for (key, value) in file.metadata() {
@@ -94,7 +94,7 @@ pub fn check_architecture(file: &Gguf, arch: &str) -> Result<(), LoadError> {
 /// As [`check_architecture`].
 pub fn check_tokenizer(file: &Gguf) -> Result<(), LoadError> {
     for (key, value) in file.metadata() {
-        // Other templates are told from the one that is used by a name behind it.
+        // Further templates have a name behind the key of the one that is used.
         if let Some(rest) = key.strip_prefix("tokenizer.").filter(|rest| !rest.starts_with("chat_template."))
         {
             check(&[TOKENIZER], rest, fact(value)).map_err(|message| LoadError::key(key, message))?;

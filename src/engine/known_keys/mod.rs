@@ -1,8 +1,10 @@
-//! What becomes of each known key of a checkpoint's JSON files and of GGUF metadata: it is used, it cannot change a
-//! result and why, or only some values are sound because the others mean what this engine does not do.
+//! How each known key of a checkpoint's JSON files and of GGUF metadata is treated: it is used; or it cannot change
+//! a result, and why; or only some of its values are supported, because the others mean what this engine does not
+//! do.
 //!
-//! A key that stands in no table is refused by name: it could change what a model computes. Deliberately reads no
-//! value for use; that is for whoever a key is used by.
+//! A key that is in no table is refused by name, because it could change what a model computes.
+//!
+//! Deliberately reads no value for use: that is left to the code that uses the key.
 
 mod checkpoint;
 mod gguf;
@@ -14,30 +16,30 @@ pub use gguf::{check_architecture, check_tokenizer};
 use super::error::escaped;
 use serde_json::Value;
 
-/// What becomes of a key.
+/// How a key is treated.
 #[derive(Debug, Clone, Copy)]
 pub enum Treatment {
-    /// It is read, and its value checked where it is.
+    /// The key is read, and its value checked where it is read.
     Used,
-    /// It changes no result, for this reason.
+    /// The key changes no result, for this reason.
     Irrelevant(&'static str),
-    /// Only these values are sound; any other would mean this.
+    /// Only these values are supported; any other would mean this.
     Only(&'static [KeyValue<'static>], &'static str),
 }
 
-/// A key and what becomes of it.
+/// A key and how it is treated.
 pub type KnownKey = (&'static str, Treatment);
 
-/// As much of a value as tells whether it is sound.
+/// As much of a value as is needed to decide whether it is supported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum KeyValue<'a> {
-    /// Nothing is said.
+    /// Null, which says nothing.
     Null,
     /// A bool.
     Bool(bool),
     /// Any number.
     Number(f64),
-    /// A text; also a list of nothing but this text.
+    /// A text, or a list of nothing but this text.
     Text(&'a str),
     /// An empty list or object.
     Empty,
@@ -46,7 +48,7 @@ pub enum KeyValue<'a> {
 }
 
 impl<'a> KeyValue<'a> {
-    /// That of a JSON value.
+    /// The summary of a JSON value.
     fn of(value: &'a Value) -> Self {
         match value {
             Value::Null => KeyValue::Null,
@@ -65,7 +67,7 @@ impl<'a> KeyValue<'a> {
         }
     }
 
-    /// It as a message repeats it.
+    /// The value as a message repeats it.
     fn shown(self) -> String {
         match self {
             KeyValue::Null => "null".into(),
@@ -78,7 +80,7 @@ impl<'a> KeyValue<'a> {
     }
 }
 
-/// Checks a key and its value; the error says what is wrong with it. A null says nothing, whatever its key.
+/// Checks a key and its value; the error says what is wrong. A null is accepted for every key.
 fn check(tables: &[&[KnownKey]], key: &str, fact: KeyValue<'_>) -> Result<(), String> {
     if fact == KeyValue::Null {
         return Ok(());
@@ -104,7 +106,7 @@ pub fn check_object(
     object: &serde_json::Map<String, Value>,
 ) -> Result<(), (String, String)> {
     for (key, value) in object {
-        // What libraries note for themselves, as `_name_or_path`.
+        // Notes that libraries write for themselves, such as `_name_or_path`.
         if !key.starts_with('_') {
             check(tables, key, KeyValue::of(value)).map_err(|message| (escaped(key), message))?;
         }
@@ -112,7 +114,7 @@ pub fn check_object(
     Ok(())
 }
 
-/// The keys of an object that are irrelevant for just this reason.
+/// The keys of an object that are irrelevant for exactly this reason.
 pub fn irrelevant_keys<'o>(
     table: &[KnownKey],
     object: &'o serde_json::Map<String, Value>,

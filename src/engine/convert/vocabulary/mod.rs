@@ -1,7 +1,7 @@
-//! A checkpoint's vocabulary as the metadata of a GGUF file: `tokenizer.json`, or `tokenizer.model`
-//! where there is none, and their companions.
+//! Converts a checkpoint's vocabulary to GGUF metadata: from `tokenizer.json`, or `tokenizer.model` where there is
+//! none, and the files beside them.
 //!
-//! Deliberately cuts no text: whether the result can be used is the tokenizer's to say.
+//! Deliberately encodes no text: whether the result can be used is checked by the tokenizer.
 
 mod sentencepiece_model;
 mod special_tokens;
@@ -41,27 +41,27 @@ struct NamedTemplate {
     template: String,
 }
 
-/// Tokens by id, and how text is cut into them.
+/// Tokens by id, and how text is split into them.
 struct Vocabulary {
-    /// GGUF's name of the kind.
+    /// GGUF's name of the kind of tokenizer.
     model: &'static str,
-    /// GGUF's name of the way text is cut into words.
+    /// GGUF's name of the pre-tokenizer.
     pre: &'static str,
     tokens: Vec<String>,
     kinds: Vec<i32>,
-    /// Of pieces.
+    /// The scores of a SentencePiece vocabulary.
     scores: Option<Vec<f32>>,
-    /// Whether a space is put before a text; of pieces.
+    /// Whether a space is put before a text, in a SentencePiece vocabulary.
     adds_space: bool,
-    /// Whether a word that is a token is that token only where its merges lead to it.
+    /// Whether a word that is a token becomes that token only where its merges produce it.
     ignores_whole_words: bool,
     merges: Vec<String>,
-    /// Ids that are put before a text, where that is said.
+    /// Ids that are put before a text, where the files say so.
     begins_with: Option<Vec<u64>>,
 }
 
 impl Vocabulary {
-    /// The id of a text, of a token with a part to play rather than of another.
+    /// The id of a text, preferring special tokens.
     fn id(&self, text: &str) -> Option<u32> {
         let with = |kinds: &[i32]| {
             let mut all = self.tokens.iter().zip(&self.kinds);
@@ -71,7 +71,7 @@ impl Vocabulary {
     }
 }
 
-/// Tokens and their kinds in a model of `rows`; those that no entry names are called something too.
+/// Tokens and their types in a model of `rows`; ids that no entry names get a placeholder.
 fn token_list<'a>(
     file: &str,
     rows: usize,
@@ -95,8 +95,8 @@ fn token_list<'a>(
     Ok(named.map(|(id, token)| token.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED))).unzip())
 }
 
-/// Adds the vocabulary of a folder to a draft; gives whether a word that is a token is that token only where its
-/// merges lead to it.
+/// Adds the vocabulary of a folder to a draft; returns whether a word that is a token becomes that token only where
+/// its merges produce it.
 pub(super) fn add(
     folder: &CheckpointFolder,
     config: &HfConfig,
@@ -136,7 +136,7 @@ fn template(folder: &CheckpointFolder, given: Option<ChatTemplates>) -> Result<O
             }
         }),
     };
-    // What this engine reads back.
+    // The limit that this engine has when it reads the file.
     const MOST: usize = 1 << 20;
     match text {
         Some(text) if text.len() > MOST => {

@@ -1,6 +1,6 @@
-//! `tokenizer.model`: a SentencePiece vocabulary, a protocol buffer.
+//! `tokenizer.model`: a SentencePiece vocabulary, which is a protocol buffer.
 //!
-//! Of the message only the pieces and one setting are read. Source: `sentencepiece_model.proto`.
+//! Only the pieces and a few settings of the message are read. Source: `sentencepiece_model.proto`.
 
 use super::{NORMAL, USER_DEFINED, Vocabulary, token_list, tokenizer_json};
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
@@ -23,10 +23,10 @@ pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Vocabulary,
     let added: BTreeMap<String, u32> = folder.json(ADDED)?.unwrap_or_default();
     let own = (0..).zip(&pieces).map(|(id, piece)| (id, &piece.text, piece.kind));
     let added = added.iter().map(|(text, id)| (*id, text, USER_DEFINED));
-    // What is both keeps its kind: the list of added ones often has all that are special.
+    // A token in both keeps its type: the list of added ones often has all special tokens.
     let added = added.filter(|(id, ..)| *id as usize >= pieces.len());
     let (tokens, kinds) = token_list(FILE, rows, own.chain(added))?;
-    // Pieces that nothing merges into; far below all scores there are.
+    // Tokens that nothing merges into have scores far below all others.
     let mut scores: Vec<f32> = pieces.iter().map(|piece| piece.score).collect();
     scores.resize(rows, -1e9);
     Ok(Vocabulary {
@@ -55,7 +55,7 @@ struct SentencePieceModel {
 struct Piece {
     text: String,
     score: f32,
-    /// The numbers are those of GGUF's token types.
+    /// The same numbers as GGUF's token types.
     kind: i32,
 }
 
@@ -63,7 +63,7 @@ impl SentencePieceModel {
     /// Reads a file. Every length is checked against what is left of it.
     fn read(bytes: &[u8]) -> Result<Self, LoadError> {
         let mut fields = MessageFields { rest: bytes, len: bytes.len() };
-        // Settings that are left out have these values.
+        // The defaults of missing settings.
         let mut read = SentencePieceModel { pieces: Vec::new(), adds_space: true };
         let (mut is_pairs, mut is_any) = (false, false);
         while let Some((field, value)) = fields.next()? {
@@ -89,7 +89,7 @@ impl SentencePieceModel {
     }
 }
 
-/// Text must come to the pieces as it is: what else a file may want done to it, no GGUF key says.
+/// Refuses normalizers: what a file may want done to text has no GGUF key.
 fn check_normalizer(fields: &MessageFields<'_>, message: &[u8]) -> Result<(), LoadError> {
     let refuse = |what: &str| {
         Err(LoadError::new(
@@ -103,7 +103,7 @@ fn check_normalizer(fields: &MessageFields<'_>, message: &[u8]) -> Result<(), Lo
             return refuse("text is rewritten");
         }
     }
-    // Left out it is on.
+    // Missing means on.
     match number(fields.inner(message), 4)? {
         Some(0) => Ok(()),
         _ => refuse("white space is removed from text"),
@@ -111,7 +111,7 @@ fn check_normalizer(fields: &MessageFields<'_>, message: &[u8]) -> Result<(), Lo
 }
 
 fn piece(mut fields: MessageFields<'_>) -> Result<Piece, LoadError> {
-    // A piece that names no kind is a normal one.
+    // A piece without a type is a normal one.
     let mut piece = Piece { kind: NORMAL, ..Piece::default() };
     while let Some((field, value)) = fields.next()? {
         match (field, value) {
@@ -148,7 +148,7 @@ enum WireValue<'a> {
     Number(u64),
     Four([u8; 4]),
     Bytes(&'a [u8]),
-    /// Nothing that is read here.
+    /// Eight bytes, which are not read here.
     Eight,
 }
 

@@ -1,4 +1,4 @@
-//! Tokens with a part to play: where texts begin, and every token that ends an answer, from each file that names one.
+//! Special tokens: the one that begins texts, and every token that ends an answer, from each file that names one.
 
 use super::{CONFIG, CONTROL, ChatTemplates, NORMAL, UNUSED, USER_DEFINED, Vocabulary};
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 const GENERATION: &str = "generation_config.json";
 const MAP: &str = "special_tokens_map.json";
 
-/// What is read of `tokenizer_config.json`.
+/// The keys of `tokenizer_config.json` that are read.
 #[derive(Deserialize, Default)]
 pub(super) struct TokenizerConfig {
     bos_token: Option<TokenRef>,
@@ -53,13 +53,13 @@ struct DecoderToken {
     special: bool,
 }
 
-/// What is read of `generation_config.json`.
+/// The keys of `generation_config.json` that are read.
 #[derive(Deserialize, Default)]
 struct GenerationConfig {
     eos_token_id: Option<TokenIds>,
 }
 
-/// What is read of `special_tokens_map.json`.
+/// The keys of `special_tokens_map.json` that are read.
 #[derive(Deserialize, Default)]
 struct SpecialTokensMap {
     eos_token: Option<TokenRef>,
@@ -70,7 +70,7 @@ fn place(what: &str, message: impl Into<String>) -> LoadError {
 }
 
 impl TokenizerConfig {
-    /// Adds the tokens that it alone has to a vocabulary, and checks that the two agree.
+    /// Adds the tokens that only this file has to a vocabulary, and checks that the two agree.
     pub fn apply(&self, vocabulary: &mut Vocabulary, has_json: bool) -> Result<(), LoadError> {
         for (id, added) in &self.added_tokens_decoder {
             self.apply_added(id, added, vocabulary, has_json)?;
@@ -81,7 +81,7 @@ impl TokenizerConfig {
             let message = format!("is {adds}, and the vocabulary says otherwise; remove the wrong one");
             return Err(place("add_prefix_space", message));
         }
-        // Where there is a tokenizer.json, it says how.
+        // Where there is a `tokenizer.json`, that file decides.
         if self.legacy == Some(false) && vocabulary.adds_space && !has_json {
             let message =
                 "is false: no space is put before a text behind a special token, which is not supported";
@@ -162,7 +162,7 @@ pub(super) fn add(
     };
     let ends = end_ids(folder, config, vocabulary, companion)?;
     let eos = ends.first().copied();
-    // A turn's end besides the text's end.
+    // The end of a turn besides the end of a text.
     let eot = id("<|eot_id|>").or_else(|| id("<|im_end|>")).or_else(|| ends.get(1).copied());
     let ids = [
         ("bos", bos),
@@ -182,7 +182,7 @@ pub(super) fn add(
         let Some(id) = id else { continue };
         draft.set(&format!("tokenizer.ggml.{name}_token_id"), NewValue::U32(inside(name, id)?));
     }
-    // GGUF has a key for each of two; the list has all of them.
+    // GGUF has a key for each of these two; the list has all of them.
     if ends.iter().any(|end| ![eos, eot].contains(&Some(*end))) {
         let all = ends.iter().map(|end| inside("eos", *end).map(u32::cast_signed));
         draft.set("tokenizer.ggml.eos_token_ids", NewValue::Integers(all.collect::<Result<_, _>>()?));
@@ -190,7 +190,7 @@ pub(super) fn add(
     add_beginning(vocabulary, companion, bos, draft)
 }
 
-/// Whether texts begin with the token of a beginning.
+/// Sets whether texts begin with the beginning-of-text token.
 fn add_beginning(
     vocabulary: &Vocabulary,
     companion: &TokenizerConfig,
@@ -207,7 +207,7 @@ fn add_beginning(
             );
             return Err(LoadError::new("tokenizer.json: post_processor.single", message));
         }
-        // Bare Llama 3 forms have no processor, and begin every text all the same.
+        // Files of Llama 3 may have no post-processor, and still every text begins with the token.
         (None, None) => bos.is_some(),
     };
     draft.set("tokenizer.ggml.add_bos_token", NewValue::Bool(begins));

@@ -1,5 +1,5 @@
-//! `tokenizer.json`: a pair encoding, of bytes or of SentencePiece's pieces. What is done to text before and after is
-//! `steps`'s to check.
+//! `tokenizer.json`: a byte-pair encoding, byte-level or SentencePiece's. The processing of text before and after
+//! it is checked by `steps`.
 
 use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, steps, token_list};
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
@@ -32,10 +32,10 @@ struct AddedToken {
 }
 
 impl AddedToken {
-    /// Whether it is a token of the byte-level vocabulary all the same, such as the line break of
-    /// Falcon3, which is written `\u{10a}`: its text means bytes, as decoding takes it.
+    /// Whether it is nevertheless a token of the byte-level vocabulary, such as the line break of Falcon3, which is
+    /// written `\u{10a}`: its text means bytes, as in decoding.
     fn is_bytes(&self, model: &BpeModel) -> bool {
-        // What stands for bytes that do not print.
+        // The characters that stand for bytes that do not print.
         let stands_for_byte = |c| ('\u{100}'..='\u{143}').contains(&c);
         !self.special
             && self.content.contains(stands_for_byte)
@@ -59,7 +59,7 @@ struct BpeModel {
     unk_token: Option<String>,
 }
 
-/// Two tokens that become one; older files have them in one text.
+/// Two tokens that are merged; older files have them in one text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -68,7 +68,7 @@ enum Merge {
 }
 
 impl Merge {
-    /// The two, where there are two.
+    /// The two tokens, where there are two.
     fn pair(&self) -> Option<(&str, &str)> {
         match self {
             Merge::Text(text) => text.split_once(' '),
@@ -125,8 +125,8 @@ fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> 
     })
 }
 
-/// The order of merges as scores of the tokens they make, the first the highest: `tokenizer.json`
-/// was made from scores by the same rule. Tokens that no merge makes are never asked for theirs.
+/// The order of merges as scores of the tokens they make, the first the highest: `tokenizer.json` was made from
+/// scores by the same rule. The scores of tokens that no merge makes are never used.
 fn scores(model: &BpeModel, tokens: &[String]) -> Result<Vec<f32>, LoadError> {
     let mut ranks: HashMap<String, usize> = HashMap::with_capacity(model.merges.len());
     for (rank, merge) in model.merges.iter().enumerate() {
@@ -150,7 +150,7 @@ fn place(what: &str, message: impl Into<String>) -> LoadError {
     LoadError::new(format!("{FILE}: {what}"), message)
 }
 
-/// Tokens that would be found otherwise than this engine finds them.
+/// Refuses added tokens that would be found differently than this engine finds them.
 fn check_added(raw: &RawTokenizer) -> Result<(), LoadError> {
     for (index, added) in raw.added_tokens.iter().enumerate() {
         let fail = |key: &str, message: String| Err(place(&format!("added_tokens[{index}].{key}"), message));
