@@ -122,7 +122,7 @@ impl Worker {
                 }
             }
             say_threads(engine.model().threads(), &mut threads);
-            self.note_screening(session.screening(), &mut screening);
+            self.note_screening(session.shortlist_stats(), &mut screening);
         }
         Ok(())
     }

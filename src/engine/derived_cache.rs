@@ -81,7 +81,7 @@ impl DerivedCache {
         is_sound: impl Fn(&[u8]) -> bool,
         mut write: impl FnMut(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<CachedImage> {
-        let why_not_kept = match &self.0 {
+        let not_cached_because = match &self.0 {
             None => None,
             Some(folder) => {
                 let path = folder.join(name);
@@ -95,9 +95,10 @@ impl DerivedCache {
                         not_cached_because: None,
                     });
                 }
-                let made = prepare_folder(folder).and_then(|()| write_image(folder, name, &seed, &mut write));
+                let written =
+                    prepare_folder(folder).and_then(|()| write_image(folder, name, &seed, &mut write));
                 // Read back and checked, as the next start will do.
-                match made.map(|()| read(&path, bytes, &seed)) {
+                match written.map(|()| read(&path, bytes, &seed)) {
                     Ok(Some(map)) => {
                         return Ok(CachedImage {
                             map: Arc::new(map),
@@ -113,7 +114,11 @@ impl DerivedCache {
         let mut image = Vec::new();
         image.try_reserve_exact(bytes)?;
         write(&mut image)?;
-        Ok(CachedImage { map: Arc::new(FileMap::from(image)), start: 0, not_cached_because: why_not_kept })
+        Ok(CachedImage {
+            map: Arc::new(FileMap::from(image)),
+            start: 0,
+            not_cached_because: not_cached_because,
+        })
     }
 }
 

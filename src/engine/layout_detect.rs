@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn another_layout_is_taken_only_when_it_foretells_and_is_clearly_ahead() {
+    fn another_layout_is_chosen_only_if_it_predicts_text_and_clearly_leads() {
         let vocab = 2048; // chance: 7.6 nats
         assert_eq!(
             choose_layout(&figures([2.0, 1.0, 8.0]), vocab),

@@ -150,31 +150,31 @@ pub fn max(x: &[f32]) -> f32 {
 
 /// The index of the largest number, the first of equal ones. NaN is ignored, and so are tokens that are
 /// `penalised`, where that is given. 0 where there is none.
-pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
+pub fn argmax(x: &[f32], penalised: Option<&[bool]>) -> usize {
     /// Numbers that are searched together; an index is looked up only among the best of these chunks.
     const TOGETHER: usize = 1024;
     let mut best = (0, f32::NEG_INFINITY);
     for start in (0..x.len()).step_by(TOGETHER) {
         let part = start..(start + TOGETHER).min(x.len());
-        let top = match lowered {
+        let top = match penalised {
             None => max(&x[part]),
-            Some(lowered) => max_unpenalised(&x[part.clone()], &lowered[part]),
+            Some(penalised) => max_unpenalised(&x[part.clone()], &penalised[part]),
         };
         if top > best.1 {
             best = (start, top);
         }
     }
     let (start, top) = best;
-    let is_top = |at: &usize| x[*at] == top && !lowered.is_some_and(|lowered| lowered[*at]);
+    let is_top = |at: &usize| x[*at] == top && !penalised.is_some_and(|penalised| penalised[*at]);
     if top > f32::NEG_INFINITY { (start..x.len()).find(is_top).unwrap_or(0) } else { 0 }
 }
 
 /// The largest number that is not penalised; NaN is ignored.
 #[inline(always)]
-fn max_unpenalised(x: &[f32], lowered: &[bool]) -> f32 {
-    assert_eq!(x.len(), lowered.len());
-    let or_none = |(x, lowered): (&f32, &bool)| if *lowered { f32::NEG_INFINITY } else { *x };
-    let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), lowered.as_chunks::<LANES>());
+fn max_unpenalised(x: &[f32], penalised: &[bool]) -> f32 {
+    assert_eq!(x.len(), penalised.len());
+    let or_none = |(x, penalised): (&f32, &bool)| if *penalised { f32::NEG_INFINITY } else { *x };
+    let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), penalised.as_chunks::<LANES>());
     let mut largest = [f32::NEG_INFINITY; LANES];
     for (chunk, flags) in chunks.iter().zip(flags) {
         for (largest, x) in largest.iter_mut().zip(chunk.iter().zip(flags).map(or_none)) {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn powers_of_e_are_right_to_the_last_places() {
+    fn exp_is_accurate_to_two_units_in_the_last_place() {
         for step in -87_000..=88_000 {
             let x = step as f32 / 1000.0;
             let wanted = f64::from(x).exp();
@@ -245,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_the_largest_is_found_and_never_one_that_is_lowered_or_no_number() {
-        let one_by_one = |x: &[f32], lowered: &[bool]| {
+    fn argmax_finds_the_first_of_the_largest_and_skips_penalised_and_nan() {
+        let one_by_one = |x: &[f32], penalised: &[bool]| {
             let better = |best: (usize, f32), at: usize| {
-                if x[at] > best.1 && !lowered[at] { (at, x[at]) } else { best }
+                if x[at] > best.1 && !penalised[at] { (at, x[at]) } else { best }
             };
             (0..x.len()).fold((0, f32::NEG_INFINITY), better).0
         };
@@ -256,11 +256,11 @@ mod tests {
             for at in [0, len / 2, len - 1] {
                 let mut x: Vec<f32> = (0..len).map(|i| (i % 13) as f32 - 20.0).collect();
                 (x[at], x[len - 1]) = (3.0, 3.0);
-                let mut lowered = vec![false; len];
-                assert_eq!([argmax(&x, None), argmax(&x, Some(&lowered))], [at; 2], "{len}");
-                lowered[at] = true;
-                let wanted = one_by_one(&x, &lowered);
-                assert_eq!(argmax(&x, Some(&lowered)), wanted, "{len}, {at}");
+                let mut penalised = vec![false; len];
+                assert_eq!([argmax(&x, None), argmax(&x, Some(&penalised))], [at; 2], "{len}");
+                penalised[at] = true;
+                let wanted = one_by_one(&x, &penalised);
+                assert_eq!(argmax(&x, Some(&penalised)), wanted, "{len}, {at}");
                 x[at] = f32::NAN;
                 assert_eq!(argmax(&x, None), wanted, "{len}, {at}");
             }
@@ -281,9 +281,9 @@ mod tests {
     #[test]
     fn quantising_keeps_the_largest_at_127_and_sums_the_codes() {
         let mut q = [9i8; 6];
-        let made = quantize(&[0.5, -1.0, 0.25, 0.0], &mut q);
+        let quantized = quantize(&[0.5, -1.0, 0.25, 0.0], &mut q);
         assert_eq!(q, [64, -127, 32, 0, 0, 0]);
-        assert_eq!((made.scale, made.sum), (127.0, -31));
+        assert_eq!((quantized.scale, quantized.sum), (127.0, -31));
     }
 
     #[test]

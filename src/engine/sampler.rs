@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_keep_what_they_name() {
+    fn top_k_top_p_and_min_p_keep_the_right_candidates() {
         let logits = [4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()];
         let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         let kept = |sampling| {

@@ -104,7 +104,7 @@ impl<'e> Session<'e> {
     }
 
     /// What the shortlist did so far; `None` where the head is read whole.
-    pub fn screening(&self) -> Option<ShortlistStats> {
+    pub fn shortlist_stats(&self) -> Option<ShortlistStats> {
         self.state.shortlist_stats()
     }
 

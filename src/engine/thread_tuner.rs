@@ -218,8 +218,8 @@ impl Measurements {
     }
 
     fn record(&mut self, took: Option<Duration>) {
-        let turn = self.next_candidate();
-        self.least[turn] = took.map_or(self.least[turn], |took| took.min(self.least[turn]));
+        let candidate = self.next_candidate();
+        self.least[candidate] = took.map_or(self.least[candidate], |took| took.min(self.least[candidate]));
         self.layers += 1;
     }
 
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_found_in_a_busy_minute_is_given_up_when_it_is_tried_anew() {
+    fn a_number_measured_under_load_is_replaced_by_the_next_measurement() {
         let mut tuner = open(2);
         // Something else holds the second processor: what waits for it takes long.
         let tries = 2 * 2 * DECODE_SAMPLES;
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_said_is_used_from_the_first_layer() {
+    fn a_fixed_number_is_used_from_the_first_layer() {
         let fixed = ThreadCounts { decode: Some(3), prefill: Some(1) };
         let tuner = ThreadTuner::new(4, LONGEST, fixed);
         assert_eq!(tuner.next(1), Trial { threads: 3, is_timed: false });
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_bounds_every_pass_and_what_was_found_comes_back_when_it_is_lifted() {
+    fn a_limit_bounds_every_pass_and_the_settled_number_returns_when_it_is_lifted() {
         let mut tuner = open(4);
         let fast = |threads: usize, _| 1.0 / threads as f64;
         assert_eq!(settle(&mut tuner, 1, 30, fast).0, 4);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_second_layer_of_a_turn_counts() {
+    fn only_the_second_layer_of_a_candidate_is_timed() {
         // As if each first layer of two threads waited for a thread to wake.
         let mut layer = 0;
         let seconds = |threads: usize, _| {

@@ -1,4 +1,4 @@
-//! Matrices of layers that are not ternary, in every format: run as they are, and never copied.
+//! Matrices of layers that are not ternary, in every format: multiplied as floats, and never copied.
 
 use crate::fixtures::{self, File, VOCAB, Weights};
 use crate::formats;

@@ -1,4 +1,4 @@
-//! Speed changes no answer: whatever the kernels, threads, batches and forms of the head.
+//! No setting for speed changes an answer: kernels, threads, batches and head formats.
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;

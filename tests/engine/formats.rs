@@ -1,5 +1,4 @@
-//! Numbers in blocks against the `gguf` package of Python; `tests/data/quant/README.md` says what its
-//! files are.
+//! Block formats against the `gguf` package of Python; `tests/data/quant/README.md` describes its files.
 
 use crate::data;
 use bitnetd::engine::quant::{
@@ -130,7 +129,7 @@ fn q6_k_stays_near_for_numbers_of_every_size() {
 }
 
 #[test]
-fn numbers_that_q6_k_can_hold_are_kept_to_the_bit() {
+fn numbers_that_q6_k_can_hold_exactly_keep_their_bits() {
     let (blocks, numbers) = (bytes("q6_k.blocks"), floats("q6_k.f32"));
     let mut seen = 0;
     for x in numbers.chunks(256).filter(|x| x.iter().all(|x| x.is_finite())) {

@@ -1,4 +1,4 @@
-//! The good beginnings of the fuzz target `gguf`, made here, so that they follow the format of [`fixtures`](crate::fixtures).
+//! The seeds of the fuzz target `gguf`, made here so that they follow the format of [`fixtures`](crate::fixtures).
 
 use crate::fixtures::{self, File, float, number, text};
 use std::path::PathBuf;
@@ -83,8 +83,8 @@ fn folder() -> PathBuf {
 #[test]
 fn the_seeds_are_those_made_here() {
     for (name, bytes) in seeds() {
-        let kept = std::fs::read(folder().join(name)).unwrap_or_default();
-        assert!(kept == bytes, "{name}: write the seeds again with the ignored test of this file");
+        let stored = std::fs::read(folder().join(name)).unwrap_or_default();
+        assert!(stored == bytes, "{name}: write the seeds again with the ignored test of this file");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The built-in model gives the reference implementation's answers, all of them, to the letter.
+//! The built-in model gives exactly the reference implementation's answer in every case.
 
 use crate::allocations;
 use bitnetd::engine::model::{HeadFormat, KvCacheFormat, ShortlistStats};
@@ -39,12 +39,12 @@ fn every_case_is_answered_as_the_reference_answers_it() {
 }
 
 #[test]
-fn every_case_is_answered_alike_through_a_screen_with_an_int8_cache() {
-    let screened = ModelFile::open(&Source::BuiltIn, None)
+fn every_case_gets_the_same_answer_through_a_shortlist_with_an_int8_cache() {
+    let with_shortlist = ModelFile::open(&Source::BuiltIn, None)
         .and_then(|file| file.with_head(Some(HeadFormat::Shortlist)))
         .and_then(|file| file.with_cache(KvCacheFormat::Int8))
         .and_then(|file| file.load(&EngineOptions { threads: 2, ..EngineOptions::default() }));
-    let engine = screened.expect("sound");
+    let engine = with_shortlist.expect("sound");
     let (rows, vocab) = (check_cases(&engine).rows, engine.model().shape().vocab as u64);
     assert!(rows > 0 && rows < vocab * 100, "{rows}");
 }
@@ -61,11 +61,11 @@ fn check_cases(engine: &Engine) -> ShortlistStats {
         assert_eq!(answer.text, case.answer, "{}", case.prompt);
         assert_eq!((answer.end == StopReason::Stop, case.finish_reason.as_str()), (true, "stop"));
     }
-    session.screening().unwrap_or_default()
+    session.shortlist_stats().unwrap_or_default()
 }
 
 #[test]
-fn streamed_text_is_the_whole_text_and_a_halt_is_heeded() {
+fn streamed_text_is_the_whole_text_and_cancelling_ends_it() {
     let engine = engine(1);
     let mut session = engine.session(128);
     let case = &cases()[0];

@@ -1,4 +1,4 @@
-//! The three layouts that share the type I2_S, told apart by what the model says.
+//! The three layouts that share the type I2_S, detected by how well the model predicts text.
 
 use crate::data;
 use bitnetd::engine::gguf::{FileMap, Gguf};

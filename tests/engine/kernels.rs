@@ -1,4 +1,4 @@
-//! Every table this processor runs, against the scalar one: equal on integers, to the last bit.
+//! Every kernel table of this CPU against the scalar one: integers are equal bit for bit.
 
 use crate::formats;
 use bitnetd::engine::kernels::Kernels;

@@ -1,4 +1,4 @@
-//! The forms of the KV cache: what they take, and what they change.
+//! The formats of the KV cache: their memory, and their effect on answers.
 
 use crate::fixtures::{self, Weights, number};
 use bitnetd::engine::gguf::FileMap;

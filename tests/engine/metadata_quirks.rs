@@ -1,5 +1,4 @@
-//! What converters of other engines write into a file beside its numbers: scaling by 1, names of
-//! activations, and `bitnet` for every BitNet.
+//! Metadata quirks of other engines' converters: scaling by 1, names of activations, and `bitnet` for every BitNet.
 
 use crate::data;
 use crate::fixtures::{self, VOCAB, text, texts};

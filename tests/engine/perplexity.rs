@@ -53,7 +53,7 @@ fn every_token_counts_once_whatever_the_window() {
 }
 
 #[test]
-fn a_window_foretells_from_half_a_window_before() {
+fn each_token_has_at_least_half_a_window_before_it() {
     let engine = tiny();
     let tokens: Vec<u32> = (0..12).map(|i| i * 101 % 2048).collect();
     let message = Perplexity::of(&mut engine.exact_session(8), None, &tokens, |_| {}).expect("fits");

@@ -1,5 +1,5 @@
-//! Rows that are read once for some vectors: to the bit as if each vector came alone, in every table this processor
-//! runs.
+//! Kernels that read rows once for several vectors: bit for bit as for single vectors, in every kernel table of
+//! this CPU.
 
 use crate::formats;
 use crate::kernels::Random;
@@ -41,7 +41,7 @@ fn check(kernels: &Kernels, numbers: &mut Random, (kind, rows): (RowFormat, &[u8
 }
 
 #[test]
-fn half_precision_rows_give_some_vectors_what_they_give_each() {
+fn batched_half_precision_rows_give_the_same_bits_as_single_vectors() {
     let mut numbers = Random(31);
     for kernels in Kernels::all() {
         for cols in [1, 8, 16, 24, 48, 64, 80, 128, 192, 257] {

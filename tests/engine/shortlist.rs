@@ -1,4 +1,5 @@
-//! A screened head chooses as the whole one does, and says when it cannot be trusted.
+//! A head that is read through a shortlist chooses the same tokens as the whole head, and falls back to it where
+//! the shortlist cannot be trusted.
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
@@ -54,7 +55,7 @@ fn image(model: &Model, form: HeadFormat) -> Vec<u8> {
     image
 }
 
-fn screened(mut model: Model) -> Model {
+fn with_shortlist(mut model: Model) -> Model {
     let image = Arc::new(FileMap::from(image(&model, HeadFormat::Shortlist)));
     model.attach_head(HeadFormat::Shortlist, &image, 0);
     model
@@ -95,38 +96,38 @@ fn the_same_tokens_are_chosen_with_every_kernel_and_any_number_of_threads() {
         let whole = model(kernels, threads);
         let wanted = greedy(&whole, &mut state(&whole), 6);
         assert_eq!(state(&whole).shortlist_stats(), None);
-        let screened = screened(whole);
-        let mut state = state(&screened);
-        assert_eq!(greedy(&screened, &mut state, 6), wanted, "{}, {threads} threads", kernels.name());
+        let with_shortlist = with_shortlist(whole);
+        let mut state = state(&with_shortlist);
+        assert_eq!(greedy(&with_shortlist, &mut state, 6), wanted, "{}, {threads} threads", kernels.name());
         let message = counts(&state);
         assert_eq!((message.tokens, message.scans), (6, 0), "{}", kernels.name());
         assert!(message.rows >= 6 && message.rows < 6 * 200, "{message:?}");
         assert!(message.fine >= message.rows && message.fine < 6 * 800, "{message:?}");
-        answers.push((kernels.name(), image(&screened, HeadFormat::Shortlist)));
+        answers.push((kernels.name(), image(&with_shortlist, HeadFormat::Shortlist)));
     }
     let all_alike = answers.windows(2).all(|two| two[0].1 == two[1].1);
     assert!(all_alike, "an image does not depend on kernels or threads");
 }
 
 #[test]
-fn a_head_of_several_parts_of_codes_is_screened_too() {
+fn a_head_of_several_parts_of_codes_works_too() {
     let open = || {
         let known = SyntheticShape::named("b158-2b4t").expect("known").truncated(1, 8_500);
         load(known.build().expect("small"), Kernels::detect(), 3)
     };
     let wanted = greedy(&open(), &mut state(&open()), 6);
-    let screened = screened(open());
-    let mut state = state(&screened);
-    assert_eq!(greedy(&screened, &mut state, 6), wanted);
+    let with_shortlist = with_shortlist(open());
+    let mut state = state(&with_shortlist);
+    assert_eq!(greedy(&with_shortlist, &mut state, 6), wanted);
     assert_eq!((counts(&state).tokens, counts(&state).scans), (6, 0));
     // The last part is not whole.
-    let image = image(&screened, HeadFormat::Shortlist);
-    assert!(screened.is_image_of_head(HeadFormat::Shortlist, &image));
+    let image = image(&with_shortlist, HeadFormat::Shortlist);
+    assert!(with_shortlist.is_image_of_head(HeadFormat::Shortlist, &image));
 }
 
 #[test]
 fn logits_within_reach_are_the_exact_ones_to_the_bit() {
-    let model = screened(model(Kernels::detect(), 2));
+    let model = with_shortlist(model(Kernels::detect(), 2));
     let mut state = state(&model);
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
     let top = exact[best(&exact) as usize];
@@ -147,7 +148,7 @@ fn logits_within_reach_are_the_exact_ones_to_the_bit() {
 
 #[test]
 fn when_any_logit_may_matter_the_whole_head_is_read() {
-    let model = screened(model(Kernels::detect(), 2));
+    let model = with_shortlist(model(Kernels::detect(), 2));
     let mut state = state(&model);
     let exact = model.logits(PROMPT.len() - 1, &mut state).to_vec();
     let near = model.sampling_logits(PROMPT.len() - 1, &mut state, 1e9, None).to_vec();
@@ -159,22 +160,22 @@ fn when_any_logit_may_matter_the_whole_head_is_read() {
 fn a_channel_that_outweighs_all_others_hides_no_token() {
     let whole = lopsided();
     let wanted = greedy(&whole, &mut state(&whole), 40);
-    let screened = screened(whole);
-    let mut state = state(&screened);
-    assert_eq!(greedy(&screened, &mut state, 40), wanted);
+    let with_shortlist = with_shortlist(whole);
+    let mut state = state(&with_shortlist);
+    assert_eq!(greedy(&with_shortlist, &mut state, 40), wanted);
     let message = counts(&state);
     assert!(message.tokens > 36, "{message:?}");
 }
 
 #[test]
-fn outlines_that_are_no_numbers_are_not_taken_and_cost_no_answer() {
+fn bounds_of_nan_are_rejected_and_change_no_answer() {
     let model = model(Kernels::detect(), 2);
     let wanted = greedy(&model, &mut state(&model), 6);
     let sound = image(&model, HeadFormat::Shortlist);
-    let outlines = VOCAB * model.shape().dim / 2;
+    let bounds = VOCAB * model.shape().dim / 2;
     for number in [f32::NAN, 0.0] {
         let mut codes = sound.clone();
-        codes[outlines..outlines + VOCAB * 32].copy_from_slice(&number.to_le_bytes().repeat(8 * VOCAB));
+        codes[bounds..bounds + VOCAB * 32].copy_from_slice(&number.to_le_bytes().repeat(8 * VOCAB));
         assert!(!model.is_image_of_head(HeadFormat::Shortlist, &codes), "{number}");
         let mut model = self::model(Kernels::detect(), 2);
         model.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
@@ -203,14 +204,14 @@ fn a_repetition_penalty_chooses_alike_and_seldom_needs_the_whole_head() {
     };
     let whole = model(Kernels::detect(), 2);
     let wanted = choose(&whole, &mut state(&whole));
-    let screened = screened(whole);
-    let mut state = state(&screened);
-    assert_eq!(choose(&screened, &mut state), wanted);
+    let with_shortlist = with_shortlist(whole);
+    let mut state = state(&with_shortlist);
+    assert_eq!(choose(&with_shortlist, &mut state), wanted);
     assert!(counts(&state).scans < 3, "{:?}", counts(&state));
 }
 
 #[test]
-fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
+fn a_shortlist_of_another_head_is_detected_and_changes_no_answer() {
     let mut wrong = model(Kernels::detect(), 2);
     let wanted = greedy(&wrong, &mut state(&wrong), 8);
     let mut codes = image(&wrong, HeadFormat::Shortlist);
@@ -225,12 +226,12 @@ fn a_screen_of_another_head_is_noticed_and_costs_no_answer() {
 }
 
 #[test]
-fn outlines_that_claim_too_small_an_error_are_noticed() {
+fn bounds_that_are_too_small_are_detected() {
     let mut model = model(Kernels::detect(), 2);
     let mut codes = image(&model, HeadFormat::Shortlist);
-    let outlines = VOCAB * model.shape().dim / 2;
-    for outline in codes[outlines..outlines + VOCAB * 32].as_chunks_mut::<16>().0 {
-        outline[4..].copy_from_slice(&1e-30f32.to_le_bytes().repeat(3));
+    let bounds = VOCAB * model.shape().dim / 2;
+    for bound in codes[bounds..bounds + VOCAB * 32].as_chunks_mut::<16>().0 {
+        bound[4..].copy_from_slice(&1e-30f32.to_le_bytes().repeat(3));
     }
     assert!(!model.is_image_of_head(HeadFormat::Shortlist, &codes), "it would not have been taken");
     model.attach_head(HeadFormat::Shortlist, &Arc::new(FileMap::from(codes)), 0);
@@ -240,8 +241,8 @@ fn outlines_that_claim_too_small_an_error_are_noticed() {
 }
 
 #[test]
-fn a_sound_screen_passes_its_checks() {
-    let model = screened(model(Kernels::detect(), 2));
+fn a_sound_shortlist_passes_verification() {
+    let model = with_shortlist(model(Kernels::detect(), 2));
     let mut state = state(&model);
     for _ in 0..1030 {
         model.sampling_logits(PROMPT.len() - 1, &mut state, 0.0, None);
@@ -250,7 +251,7 @@ fn a_sound_screen_passes_its_checks() {
 }
 
 #[test]
-fn a_screen_that_hides_the_best_row_is_found_out_and_given_up() {
+fn a_shortlist_that_misses_the_best_row_is_detected_and_abandoned() {
     let mut model = model(Kernels::detect(), 2);
     let row = PROMPT.len() - 1;
     let wanted = best(model.logits(row, &mut state(&model))) as usize;
@@ -287,7 +288,7 @@ fn a_head_in_fewer_bits_is_near_the_files_own() {
 }
 
 #[test]
-fn a_large_head_is_screened_and_a_small_one_is_not() {
+fn a_large_head_gets_a_shortlist_and_a_small_one_does_not() {
     let open = |vocab| {
         let known = SyntheticShape::named("b158-2b4t").expect("known").truncated(1, vocab);
         ModelFile::open(&Source::Random(known), None).expect("sound")

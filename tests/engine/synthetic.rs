@@ -1,4 +1,4 @@
-//! Random weights of well-known shapes are models like any other.
+//! Models with random weights in well-known shapes load and run like any other.
 
 use bitnetd::engine::synthetic;
 use bitnetd::engine::{EngineOptions, ModelFile, Source};

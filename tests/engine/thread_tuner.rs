@@ -1,4 +1,4 @@
-//! Trying out numbers of threads on real passes.
+//! Choosing the number of threads on real passes.
 
 use crate::allocations;
 use bitnetd::engine::session::{GenerateOptions as Generate, Step};
@@ -82,7 +82,7 @@ fn the_same_tokens_come_under_any_limit_and_no_pass_uses_more_threads() {
 }
 
 #[test]
-fn a_limit_keeps_to_numbers_that_are_pinned_and_lifting_it_gives_them_back() {
+fn a_limit_applies_to_fixed_numbers_and_lifting_it_restores_them() {
     let engine = engine(3).tuned(ThreadCounts { decode: Some(3), prefill: Some(2) });
     let active = |limit| {
         engine.model().limit_threads(limit);

@@ -100,7 +100,7 @@ fn the_words_of_gpt_2_are_cut_as_its_own_pattern_cuts_them() {
 }
 
 #[test]
-fn the_longest_special_token_is_found_and_what_almost_is_one_is_not() {
+fn the_longest_special_token_is_found_and_near_misses_are_not() {
     // Each search for the long one looks as far past the short one as is allowed.
     let mut file = fixtures::small();
     let mut tokens = fixtures::byte_tokens();

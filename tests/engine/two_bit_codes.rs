@@ -1,5 +1,5 @@
-//! Codes 0 to 3 times int8, as a screen has them, in every table this processor runs: equal to the definition, to the
-//! last bit.
+//! Codes 0 to 3 times int8, as the shortlist uses them, in every kernel table of this CPU: equal to the definition,
+//! bit for bit.
 
 use crate::kernels::Random;
 use bitnetd::engine::kernels::Kernels;

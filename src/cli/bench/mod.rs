@@ -184,7 +184,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         measured.arithmetic.end_round();
         measured.memory.end_round(pool);
     }
-    if let Some(counts) = session.screening() {
+    if let Some(counts) = session.shortlist_stats() {
         let ours = answer(&mut session, &options).tokens;
         let whole = answer(&mut session, &GenerateOptions { exact_head: true, ..options }).tokens;
         let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();

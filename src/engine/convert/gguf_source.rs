@@ -20,12 +20,12 @@ pub(super) fn plan(source: &Gguf, options: &ConvertOptions) -> Result<ConvertPla
     plan.draft.set("general.file_type", NewValue::U32(options.weights.file_type()));
     repair(source, &mut plan)?;
     for tensor in source.tensors() {
-        put(source, tensor, options, &mut plan)?;
+        add_tensor(source, tensor, options, &mut plan)?;
     }
     Ok(plan)
 }
 
-fn put(
+fn add_tensor(
     source: &Gguf,
     tensor: &TensorInfo,
     options: &ConvertOptions,
@@ -37,10 +37,10 @@ fn put(
         return Ok(());
     }
     if [EMBEDDING, HEAD].contains(&name) {
-        return put_table(source, tensor, options, plan);
+        return add_table(source, tensor, options, plan);
     }
     if is_matrix(source, tensor) {
-        let part = name.strip_suffix(".weight").expect("so a matrix is told");
+        let part = name.strip_suffix(".weight").expect("`is_matrix` checks the suffix");
         return plan.add_matrix(part, matrix(source, tensor, options)?, options.weights.kind());
     }
     // The scale of a matrix is converted together with it.
@@ -60,7 +60,7 @@ fn is_matrix(source: &Gguf, tensor: &TensorInfo) -> bool {
             .is_none_or(|kind| is_ternary(&source.data(tensor), kind, tensor.dims[0]))
 }
 
-fn put_table(
+fn add_table(
     source: &Gguf,
     tensor: &TensorInfo,
     options: &ConvertOptions,

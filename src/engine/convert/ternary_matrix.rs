@@ -235,7 +235,7 @@ fn ternary_code(x: f32, factor: f32) -> u8 {
 
 /// The format of a tensor that is not in ternary blocks.
 fn row_format(kind: TensorType) -> RowFormat {
-    RowFormat::of(kind).expect("ternary blocks are told apart before")
+    RowFormat::of(kind).expect("ternary block types are handled before")
 }
 
 /// The scale that a tensor holds itself; of floats, the magnitude of the first that is not 0. `None` where the

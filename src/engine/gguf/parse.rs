@@ -162,9 +162,9 @@ fn alignment(metadata: &[(String, MetadataValue)]) -> Result<u64, LoadError> {
 }
 
 fn check_no_overlap(tensors: &[TensorInfo]) -> Result<(), LoadError> {
-    let mut by_place: Vec<&TensorInfo> = tensors.iter().collect();
-    by_place.sort_by_key(|tensor| tensor.bytes.start);
-    for pair in by_place.windows(2) {
+    let mut by_start: Vec<&TensorInfo> = tensors.iter().collect();
+    by_start.sort_by_key(|tensor| tensor.bytes.start);
+    for pair in by_start.windows(2) {
         if pair[0].bytes.end > pair[1].bytes.start {
             let message =
                 format!("its data overlaps that of {}; the file is damaged", escaped(&pair[0].name));

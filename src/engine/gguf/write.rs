@@ -124,13 +124,13 @@ pub struct PlannedTensor {
 impl GgufDraft {
     /// Sets the value of `key`, at its present position or at the end.
     pub fn set(&mut self, key: &str, value: impl Into<NewValue>) {
-        self.put(key, value.into().bytes());
+        self.set_bytes(key, value.into().bytes());
     }
 
     /// Copies a value of another file, of whatever type; does nothing where there is none.
     pub fn copy(&mut self, from: &Gguf, key: &str) {
         if let Some(bytes) = from.value_bytes(key) {
-            self.put(key, bytes.to_vec());
+            self.set_bytes(key, bytes.to_vec());
         }
     }
 
@@ -139,7 +139,7 @@ impl GgufDraft {
         self.metadata.retain(|(name, _)| name != key);
     }
 
-    fn put(&mut self, key: &str, mut bytes: Vec<u8>) {
+    fn set_bytes(&mut self, key: &str, mut bytes: Vec<u8>) {
         if key == ALIGNMENT {
             // A copied file may have had another alignment.
             bytes = NewValue::U32(BOUNDARY as u32).bytes();
@@ -152,10 +152,10 @@ impl GgufDraft {
 
     /// Adds a tensor of `dims`, columns first. It is an error if the type cannot have that shape.
     pub fn tensor(&mut self, name: &str, kind: TensorType, dims: &[usize]) -> Result<(), LoadError> {
-        let wide = |dim: &usize| *dim as u64;
-        let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(wide(dim)));
+        let to_u64 = |dim: &usize| *dim as u64;
+        let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(to_u64(dim)));
         let elements = elements.filter(|n| *n > 0 && !dims.is_empty());
-        let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, wide)));
+        let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, to_u64)));
         let bytes = bytes.ok_or_else(|| {
             let message = format!("shape {dims:?} is impossible for {}", kind.name());
             LoadError::tensor(name, message)

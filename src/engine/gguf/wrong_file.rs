@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_in_a_models_place_is_named() {
+    fn files_that_are_no_models_are_identified() {
         let mut tar = vec![b'x'; 512];
         tar[257..262].copy_from_slice(b"ustar");
         for (bytes, word) in [
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_told_by_its_name() {
+    fn a_part_of_a_split_file_is_recognised_by_its_name() {
         let part = |name| name_hint(name).unwrap_or_default();
         assert!(part("model-00002-of-00003.gguf").contains("part 2 of 3"));
         assert!(part("m.gguf.crdownload").contains("unfinished"));

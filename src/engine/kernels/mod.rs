@@ -153,7 +153,7 @@ impl Kernels {
     /// The number of tokens from which on the batch kernel is faster than tiles of [`Kernels::tile_tokens`]. It
     /// wants all tokens and some hundred rows in one call, and takes about 190 KB of stack.
     pub fn batch_min_tokens(&self) -> Option<usize> {
-        self.batch.map(|many| many.min_tokens)
+        self.batch.map(|batch| batch.min_tokens)
     }
 
     /// Multiplies ternary rows by rows quantised to int8.
@@ -199,7 +199,7 @@ impl Kernels {
     /// Chooses the kernel for the next tokens; returns how many of them it takes.
     fn select_kernel(&self, tokens: usize, rows: usize) -> (usize, TernaryKernel) {
         match self.batch {
-            Some(many) if tokens >= many.min_tokens && rows >= many.min_rows => (tokens, many.kernel),
+            Some(batch) if tokens >= batch.min_tokens && rows >= batch.min_rows => (tokens, batch.kernel),
             _ => *self.tiles.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token"),
         }
     }

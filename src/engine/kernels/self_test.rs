@@ -68,8 +68,8 @@ fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
         .collect();
     // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
     let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
-    let many = table.batch.into_iter().flat_map(|many| many.min_tokens..many.min_tokens + 8);
-    let counts: Vec<usize> = tiled.chain(many).collect();
+    let batch = table.batch.into_iter().flat_map(|batch| batch.min_tokens..batch.min_tokens + 8);
+    let counts: Vec<usize> = tiled.chain(batch).collect();
     let most = counts.iter().copied().max().unwrap_or(1);
     let q = numbers.int8(most * COLS);
     let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
@@ -198,7 +198,7 @@ mod tests {
         unsafe { (scalar::TABLE.dot_f16)(rows, &x, out) }
     }
 
-    fn none_f16(_: &[u8], _: &[f32], out: &mut [f32]) {
+    fn nan_f16(_: &[u8], _: &[f32], out: &mut [f32]) {
         out.fill(f32::NAN);
     }
 
@@ -209,23 +209,23 @@ mod tests {
         }
     }
 
-    fn one_off(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    fn last_sum_off_by_one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
         // SAFETY: the same.
         unsafe { (scalar::TABLE.tiles[0].1)(weights, q, cols, out) }
         *out.last_mut().expect("a row") += 1;
     }
 
     #[test]
-    fn a_kernel_that_is_wrong_is_named_with_its_place() {
+    fn a_wrong_kernel_is_reported_with_row_and_token() {
         let table = scalar::TABLE;
-        let told = |wrong: Kernels| run(&wrong, 7).expect_err("wrong");
-        let message = told(Kernels { dot_f16: short_f16, ..table });
+        let error_of = |wrong: Kernels| run(&wrong, 7).expect_err("wrong");
+        let message = error_of(Kernels { dot_f16: short_f16, ..table });
         assert!(message.starts_with("kernel scalar, F16 times a vector, row 0: "), "{message}");
-        let message = told(Kernels { dot_f16: none_f16, ..table });
+        let message = error_of(Kernels { dot_f16: nan_f16, ..table });
         assert!(message.contains(" row 0: NaN instead of "), "{message}");
-        let message = told(Kernels { weighted_sum_blocks: first_row_only, ..table });
+        let message = error_of(Kernels { weighted_sum_blocks: first_row_only, ..table });
         assert!(message.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{message}");
-        let message = told(Kernels { tiles: &[(1, one_off)], ..table });
+        let message = error_of(Kernels { tiles: &[(1, last_sum_off_by_one)], ..table });
         assert!(message.starts_with("kernel scalar, ternary: row 132, token 0: "), "{message}");
     }
 }

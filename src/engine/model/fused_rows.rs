@@ -77,8 +77,8 @@ impl WithSimd for Rope<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { heads, head_dim: size, cos, sin, pairs } = self;
-        for head in heads.chunks_exact_mut(size) {
+        let Self { heads, head_dim, cos, sin, pairs } = self;
+        for head in heads.chunks_exact_mut(head_dim) {
             ops::rope(head, cos, sin, pairs);
         }
     }
@@ -99,9 +99,9 @@ impl WithSimd for OnlineSoftmax<'_> {
 
     #[inline(always)]
     fn run(self) -> (f32, f32) {
-        let Self { scores, scale, max_before: before, total, out } = self;
-        let largest = before.max(ops::max(scores) * scale);
-        let rescale = ops::exp(before - largest);
+        let Self { scores, scale, max_before, total, out } = self;
+        let largest = max_before.max(ops::max(scores) * scale);
+        let rescale = ops::exp(max_before - largest);
         out.iter_mut().for_each(|x| *x *= rescale);
         scores.iter_mut().for_each(|score| *score = ops::exp(*score * scale - largest));
         (largest, total * rescale + ops::sum(scores))
@@ -132,8 +132,8 @@ impl WithSimd for ApplyEpilogue<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { epilogue: put, out, dots, sum, scale } = self;
-        put.apply(out, dots.iter().map(|dot| (dot - sum) as f32 * scale));
+        let Self { epilogue, out, dots, sum, scale } = self;
+        epilogue.apply(out, dots.iter().map(|dot| (dot - sum) as f32 * scale));
     }
 }
 

@@ -230,14 +230,14 @@ impl Weights {
     }
 
     /// Attaches a head from [`Weights::into_head`] again.
-    pub fn restore_head(&mut self, (head, screen): (Option<RowTable>, Option<Shortlist>)) {
+    pub fn restore_head(&mut self, (head, shortlist): (Option<RowTable>, Option<Shortlist>)) {
         head.into_iter().for_each(|head| self.replace_head(head));
-        screen.into_iter().for_each(|screen| self.set_shortlist(screen));
+        shortlist.into_iter().for_each(|shortlist| self.set_shortlist(shortlist));
     }
 
     /// Reads logits through a shortlist.
-    pub fn set_shortlist(&mut self, screen: Shortlist) {
-        self.shortlist = Some(screen);
+    pub fn set_shortlist(&mut self, shortlist: Shortlist) {
+        self.shortlist = Some(shortlist);
         self.head.as_mut().unwrap_or(&mut self.embedding).read_by_row = true;
     }
 

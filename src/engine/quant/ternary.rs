@@ -136,12 +136,12 @@ pub fn pack_tq2(data: &[u8]) -> Result<PackedMatrix, String> {
     }
     let scale = tensor_scale(blocks.iter().map(|block| [block[64], block[65]]))?;
     // A byte holds the same four weights as a packed byte, in reverse order.
-    let turned = |byte: u8| byte << 6 | (byte & 0x0c) << 2 | (byte & 0x30) >> 2 | byte >> 6;
+    let reversed = |byte: u8| byte << 6 | (byte & 0x0c) << 2 | (byte & 0x30) >> 2 | byte >> 6;
     let mut bytes = vec![FOUR_ZEROS; blocks.len() * TQ_BLOCK / 4];
     for (block, to) in blocks.iter().zip(bytes.as_chunks_mut::<{ TQ_BLOCK / 4 }>().0) {
         // A block of zeros has no scale, and its codes mean nothing.
         if block[64..] != [0, 0] {
-            to.iter_mut().zip(block).for_each(|(to, byte)| *to = turned(*byte));
+            to.iter_mut().zip(block).for_each(|(to, byte)| *to = reversed(*byte));
         }
     }
     Ok(PackedMatrix { bytes, scale })
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_with_different_scales_are_no_bitnet_tensor() {
+    fn blocks_with_different_scales_are_refused() {
         let mut data = vec![0u8; 2 * TQ2_BYTES];
         data[64..66].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
         assert_eq!(pack_tq2(&data).expect("a block of zeros has no scale").scale, 0.5);

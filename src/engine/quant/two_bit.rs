@@ -69,11 +69,12 @@ fn choose_step(x: &[f32]) -> f32 {
     sample.iter_mut().zip(x.iter().step_by(stride)).for_each(|(to, x)| *to = *x);
     let size = (sum_of_squares(sample) / sample.len() as f32).sqrt();
     let error = |step: f32| {
-        let mut left = [0.0f32; SAMPLE];
-        left.iter_mut()
+        let mut remainder = [0.0f32; SAMPLE];
+        remainder
+            .iter_mut()
             .zip(&*sample)
-            .for_each(|(left, x)| *left = x - level(nearest_code(*x, step)) * step / 2.0);
-        sum_of_squares(&left)
+            .for_each(|(remainder, x)| *remainder = x - level(nearest_code(*x, step)) * step / 2.0);
+        sum_of_squares(&remainder)
     };
     let errors = STEPS.map(|step| (error(step * size), step * size));
     errors.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(size, |(_, step)| step)
@@ -120,48 +121,47 @@ mod tests {
     }
 
     #[test]
-    fn codes_and_what_is_left_over_make_the_row_and_the_outline_says_how_far_they_are_off() {
+    fn codes_and_remainder_add_up_to_the_row_and_the_bound_holds() {
         for cols in [1, 100, 128, 200, 2560] {
             let x = numbers(cols);
-            let mut left = x.clone();
+            let mut remainder = x.clone();
             // Two bits leave 0.345 of normal numbers, four 0.142; of few numbers a little more.
             for most in [0.37, 0.17] {
-                let before = left.clone();
+                let before = remainder.clone();
                 let mut codes = vec![0; packed_row(cols)];
-                let outline = encode_two_bit(&mut left, &mut codes);
-                let levels: Vec<f32> =
-                    (0..cols).map(|col| level(code(&codes, col)) * outline.scale).collect();
+                let bound = encode_two_bit(&mut remainder, &mut codes);
+                let levels: Vec<f32> = (0..cols).map(|col| level(code(&codes, col)) * bound.scale).collect();
                 let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * length(x.iter().copied());
                 for (col, level) in levels.iter().enumerate() {
-                    assert!(near(before[col], level + left[col]), "{cols}: {col}");
+                    assert!(near(before[col], level + remainder[col]), "{cols}: {col}");
                 }
-                assert!(near(outline.error, length(left.iter().copied())), "{cols}: {outline:?}");
-                assert!(near(outline.length, length(levels)), "{cols}: {outline:?}");
-                assert!(left.iter().all(|x| x.abs() <= outline.peak), "{cols}: {outline:?}");
-                assert!(outline.error <= most * length(x.iter().copied()), "{cols}: {outline:?}");
+                assert!(near(bound.error, length(remainder.iter().copied())), "{cols}: {bound:?}");
+                assert!(near(bound.length, length(levels)), "{cols}: {bound:?}");
+                assert!(remainder.iter().all(|x| x.abs() <= bound.peak), "{cols}: {bound:?}");
+                assert!(bound.error <= most * length(x.iter().copied()), "{cols}: {bound:?}");
             }
         }
     }
 
     #[test]
-    fn a_row_of_zeros_has_an_outline_of_zeros() {
+    fn a_row_of_zeros_has_a_bound_of_zero() {
         let mut codes = vec![0; packed_row(130)];
         assert_eq!(encode_two_bit(&mut [0.0; 130], &mut codes), RowBound::default());
     }
 
     #[test]
-    fn a_row_with_one_number_far_off_keeps_the_others() {
+    fn one_outlier_does_not_spoil_the_other_numbers_of_a_row() {
         let mut x = numbers(256);
         x[3] = 12.0;
-        let outline = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
-        assert!(outline.scale < 0.8 && outline.peak > 9.0, "{outline:?}");
+        let bound = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
+        assert!(bound.scale < 0.8 && bound.peak > 9.0, "{bound:?}");
     }
 
     #[test]
-    fn a_row_that_holds_no_number_has_no_outline() {
+    fn a_row_with_nan_has_a_bound_of_nan() {
         let mut x = numbers(256);
         x[200] = f32::NAN;
-        let outline = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
-        assert!(outline.error.is_nan(), "{outline:?}");
+        let bound = encode_two_bit(&mut x, &mut vec![0; packed_row(256)]);
+        assert!(bound.error.is_nan(), "{bound:?}");
     }
 }

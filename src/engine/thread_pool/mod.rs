@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_takes_part_whether_it_was_looking_or_parked() {
+    fn a_helper_takes_part_whether_it_was_spinning_or_parked() {
         let pool = pool(2);
         for round in 0..200 {
             assert!(is_shared(&pool));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn handing_over_is_measured_where_there_is_somebody_to_take_it() {
+    fn handoff_latency_is_measured_only_with_a_second_thread() {
         let pool = pool(2);
         assert!(pool.handoff_latency(101).is_some_and(|median| median > Duration::ZERO));
         pool.set_active(1);

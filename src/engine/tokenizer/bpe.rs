@@ -36,12 +36,13 @@ struct MergeRule {
 
 impl ByteLevelBpe {
     /// Reads the tokens of a file with the rules over them.
-    pub fn read(file: &Gguf, cut: PreTokenizer) -> Result<(TokenTable, Self), LoadError> {
+    pub fn read(file: &Gguf, pre_tokenizer: PreTokenizer) -> Result<(TokenTable, Self), LoadError> {
         let bytes_of = byte_of_char();
         let entries = TokenTable::read(file, |_, token| Ok(unmap(token, &bytes_of)))?;
         let merges = Merges::read(file, &entries, &bytes_of)?;
-        let whole = cut.takes_whole_words().then(|| SortedTokens::new(&entries.vocab, &entries.kinds));
-        Ok((entries, ByteLevelBpe { pre_tokenizer: cut, merges, whole_words: whole }))
+        let whole =
+            pre_tokenizer.takes_whole_words().then(|| SortedTokens::new(&entries.vocab, &entries.kinds));
+        Ok((entries, ByteLevelBpe { pre_tokenizer: pre_tokenizer, merges, whole_words: whole }))
     }
 
     /// A token that is taken as a whole where it is a word, and that the merges alone do not produce.

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_character_waits_for_the_other_half() {
+    fn an_incomplete_character_is_held_back() {
         let mut stream = stream(&[]);
         let bytes = "a🙂b".as_bytes();
         assert_eq!(stream.push(&bytes[..3]), StreamStep::More("a"));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_text_is_found_across_tokens_and_never_shown() {
+    fn a_stop_string_is_found_across_tokens_and_never_emitted() {
         let mut stream = stream(&["END", "\n\n"]);
         assert_eq!(stream.push(b"one E"), StreamStep::More("one "));
         assert_eq!(stream.push(b"N"), StreamStep::More(""));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_text_that_only_the_end_completes_is_not_shown() {
+    fn a_stop_string_that_only_the_end_completes_is_not_emitted() {
         let mut stream = stream(&["b\u{fffd}"]);
         assert_eq!(stream.push(b"ab\xe2\x82"), StreamStep::More("a"));
         assert_eq!(stream.finish(), "");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_is_shown_at_the_end() {
+    fn held_back_text_is_emitted_at_the_end() {
         let mut stream = stream(&["END"]);
         assert_eq!(stream.push("ü EN".as_bytes()), StreamStep::More("ü "));
         assert_eq!(stream.finish(), "EN");

@@ -112,7 +112,7 @@ impl VocabParts {
     fn byte_pairs(file: &Gguf) -> Result<Self, LoadError> {
         let mut notes = Vec::new();
         let pre = file.text(PRE)?;
-        let cut = match pre {
+        let pre_tokenizer = match pre {
             // What bitnet.cpp's converter writes for a tokenizer that it does not know.
             Some("gpt-2") if Tokenizer::has_llama3_vocabulary(file)? => {
                 notes.push(
@@ -133,10 +133,10 @@ impl VocabParts {
                 PreTokenizer::Llama3
             }
         };
-        let (entries, rules) = ByteLevelBpe::read(file, cut)?;
+        let (entries, rules) = ByteLevelBpe::read(file, pre_tokenizer)?;
         let falcon_e = matches!(pre, Some("falcon-e" | "falcon_e"));
         // Falcon's tokenizers split words as Llama 3's does, but add no beginning-of-text token.
-        let begins = cut == PreTokenizer::Llama3 && !falcon_e && pre != Some("falcon3");
+        let begins = pre_tokenizer == PreTokenizer::Llama3 && !falcon_e && pre != Some("falcon3");
         Ok(VocabParts { entries, rules: Algorithm::ByteLevelBpe(rules), falcon_e, begins, notes })
     }
 
@@ -381,7 +381,7 @@ fn read_template(
             let template = compile(source).map_err(|why| {
                 LoadError::new(
                     "chat_template",
-                    format!("{place}: {why}; mend it, or leave model.chat_template out"),
+                    format!("{place}: {why}; correct it, or leave model.chat_template out"),
                 )
             })?;
             notes.push(format!("the chat template of {place} is used, as model.chat_template says"));

@@ -1,4 +1,4 @@
-//! What only the whole command does: finding out the layout of a file's weights.
+//! What only the whole command does: detecting the layout of a file's weights.
 
 use crate::damaged::command::{Folder, bitnetd};
 use crate::i2s_layouts::saved_in;

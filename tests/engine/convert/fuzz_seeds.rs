@@ -1,4 +1,4 @@
-//! The good beginnings of the fuzz target `safetensors`, made here: checkpoints of a few kilobytes.
+//! The seeds of the fuzz target `safetensors`, made here: checkpoints of a few kilobytes.
 
 use super::{engine, options};
 use crate::fixtures::byte_tokens;
@@ -117,8 +117,8 @@ fn folder() -> PathBuf {
 #[test]
 fn the_seeds_are_those_made_here_and_sound() {
     for (name, bytes) in seeds() {
-        let kept = std::fs::read(folder().join(name)).unwrap_or_default();
-        assert!(kept == bytes, "{name}: write the seeds again with the ignored test of this file");
+        let stored = std::fs::read(folder().join(name)).unwrap_or_default();
+        assert!(stored == bytes, "{name}: write the seeds again with the ignored test of this file");
         let plan = ConvertPlan::checkpoint(&parts(&bytes), &options()).expect(name);
         engine(plan.write(Vec::new()).expect(name));
     }

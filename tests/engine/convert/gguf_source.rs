@@ -1,4 +1,4 @@
-//! GGUF files into other forms, and back.
+//! GGUF files converted to other formats, and back.
 
 use super::{engine, options};
 use crate::data;
@@ -176,7 +176,7 @@ fn plan_has(bytes: &[u8], name: &str) -> bool {
 }
 
 #[test]
-fn what_the_official_file_has_wrong_is_repaired() {
+fn known_errors_of_the_official_file_are_repaired() {
     let official = |draft: &mut GgufDraft| {
         draft.remove("tokenizer.ggml.pre");
         draft.set(

@@ -1,4 +1,4 @@
-//! What a checkpoint's files say that changes a result: carried over, or refused by the name of its key before
+//! Settings of a checkpoint's files that change a result: carried over, or refused by the name of their key before
 //! anything is written.
 
 use super::{converted, engine, files, options};
@@ -66,7 +66,7 @@ fn every_end_token_of_every_file_ends_an_answer() {
 }
 
 #[test]
-fn what_rewrites_or_cuts_text_otherwise_is_refused() {
+fn unsupported_normalizers_and_pre_tokenizers_are_refused() {
     let tokenizer = "tokenizer.json";
     for kind in ["NFC", "NFD", "NFKC", "Lowercase", "StripAccents", "Nmt", "Precompiled", "BertNormalizer"] {
         refused(BYTES, tokenizer, "normalizer", |v| v["normalizer"] = json!({"type": kind}));
@@ -233,7 +233,7 @@ fn modules_attention_and_rope_that_this_engine_has_not_are_refused() {
 }
 
 #[test]
-fn what_cannot_change_a_result_is_no_hindrance() {
+fn keys_that_cannot_change_a_result_are_accepted() {
     let mut files = files(LLAMA);
     json(&mut files, "config.json", |v| {
         let more = json!({"transformers_version": "4.40.0", "auto_map": {"AutoConfig": "x"}, "use_cache": true,
@@ -296,7 +296,7 @@ fn duplicate_keys_and_byte_order_marks_are_found_in_every_file() {
 }
 
 #[test]
-fn what_a_failed_download_left_is_named() {
+fn files_left_by_a_failed_download_are_identified() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec();
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
         for (bytes, word) in

@@ -1,4 +1,4 @@
-//! From other forms of a model to a file of this engine's own.
+//! Conversion of other model files to GGUF.
 
 mod checkpoint;
 mod command;

@@ -1,4 +1,4 @@
-//! Conversions that are interrupted, and go on.
+//! Conversions that are interrupted and resumed.
 
 use super::{folder, options};
 use crate::data;
@@ -91,16 +91,16 @@ fn a_run_that_was_killed_is_gone_on_with_after_the_last_whole_tensor() {
     let (folder, plan) = (Folder::new("killed"), plan());
     let all = plan.draft().tensors().len();
     assert_eq!(run(&folder, &plan, "a"), (0, all));
-    for kept in [all - 1, 7, 0] {
-        kill(&folder, &plan, kept);
-        assert_eq!(run(&folder, &plan, "a"), (kept, all - kept));
+    for resumed in [all - 1, 7, 0] {
+        kill(&folder, &plan, resumed);
+        assert_eq!(run(&folder, &plan, "a"), (resumed, all - resumed));
     }
     ResumableOutput::open(&folder.out()).and_then(|part| part.finish(false)).expect("a free name");
     assert!(folder.out().exists() && !folder.part().exists() && !folder.journal().exists());
 }
 
 #[test]
-fn what_was_damaged_meanwhile_is_written_again() {
+fn data_damaged_since_the_interruption_is_written_again() {
     let (folder, plan) = (Folder::new("damaged"), plan());
     let all = plan.draft().tensors().len();
     run(&folder, &plan, "a");
@@ -193,7 +193,7 @@ fn listing(folder: &Folder) -> Vec<(String, fs::FileType, Vec<u8>)> {
 }
 
 #[test]
-fn what_others_left_under_the_temporary_names_is_neither_followed_nor_touched() {
+fn files_of_others_under_the_temporary_names_are_neither_followed_nor_changed() {
     let write = |path: PathBuf| fs::write(path, "another's").expect("room");
     let fifo = |path: PathBuf| {
         let made = std::process::Command::new("mkfifo").arg(path).status().expect("coreutils");

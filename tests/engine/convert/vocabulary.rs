@@ -109,7 +109,7 @@ fn a_damaged_tokenizer_model_is_refused_or_still_sound() {
 }
 
 #[test]
-fn the_end_of_a_turn_and_the_beginning_of_a_text_are_found_wherever_they_are_said() {
+fn end_of_turn_and_beginning_of_text_are_found_in_every_file_that_names_them() {
     let mut files = files("llama-tiny-packed");
     let file = header(files.clone());
     // By its post-processor, since no setting says so.

@@ -1,4 +1,4 @@
-//! Files that are written are the files that are read.
+//! GGUF files that were written are read back unchanged.
 
 use crate::data;
 use bitnetd::engine::gguf::{FileMap, Gguf, GgufDraft, MetadataValue, NewValue};
@@ -70,7 +70,7 @@ fn every_kind_of_value_is_read_as_it_was_written() {
 }
 
 #[test]
-fn a_value_that_is_set_again_keeps_its_place() {
+fn a_value_that_is_set_again_keeps_its_position() {
     let mut draft = GgufDraft::default();
     draft.set("a", NewValue::U32(1));
     draft.set("b", NewValue::U32(2));

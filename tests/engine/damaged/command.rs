@@ -1,4 +1,4 @@
-//! The same faults as the owner of a device meets them: on the command line.
+//! The same faults on the command line, as the owner of a device sees them.
 
 use crate::fixtures;
 use rustix::fs::{FileType, Mode};
@@ -66,7 +66,7 @@ fn a_damaged_model_ends_the_program_with_3_and_one_line_that_names_the_file() {
 }
 
 #[test]
-fn what_is_no_file_ends_the_program_the_same_way() {
+fn a_path_that_is_not_a_regular_file_gives_the_same_exit_code() {
     let folder = Folder::new("no-file");
     check(&folder.0, "not a regular file");
     check(&folder.0.join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");

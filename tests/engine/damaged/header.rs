@@ -1,4 +1,4 @@
-//! What stands before the tensors: magic, version, counts, keys and values.
+//! The header of a GGUF file: magic, version, counts, keys and values.
 
 use super::{error_of, load, refused};
 use crate::data;
@@ -41,7 +41,7 @@ fn a_cut_file_is_called_truncated_wherever_the_cut_is() {
 }
 
 #[test]
-fn what_is_no_gguf_file_is_told_so() {
+fn a_file_that_is_not_gguf_is_identified() {
     refused("byte 0: no GGUF file", |file| file.magic = *b"GGML");
     assert!(error_of(b"<html>Not found</html>".to_vec()).contains("byte 0: no GGUF file"));
     assert!(error_of(Vec::new()).contains("byte 0: no GGUF file"));
@@ -147,7 +147,7 @@ fn an_alignment_that_is_no_power_of_two_in_range_is_refused() {
 }
 
 #[test]
-fn what_a_file_says_cannot_break_the_line_or_fill_the_screen() {
+fn text_from_a_file_cannot_break_the_line_of_an_error_or_flood_the_terminal() {
     let name = format!("\u{1b}[2J\r\nok\u{202e}\"{}", "x".repeat(5000));
     let twice =
         |file: &mut fixtures::File| (0..2).for_each(|_| file.metadata.push((name.clone().into(), number(1))));

@@ -1,4 +1,4 @@
-//! The numbers of a model: missing, of the wrong type, impossible, or beyond all measure.
+//! The hyperparameters of a model: missing, of the wrong type, impossible, or far too large.
 
 use super::refused;
 use crate::fixtures::{self, array, double, flag, float, number, text, value};

@@ -1,4 +1,4 @@
-//! SentencePiece vocabularies that do not hold together, and chat templates of a file.
+//! Inconsistent SentencePiece vocabularies, and chat templates of a file.
 
 use super::{load, refused};
 use crate::fixtures::{File, VOCAB, array, byte_tokens, flag, float, integers, number, text, texts};
@@ -60,7 +60,7 @@ fn the_vocabulary_that_is_damaged_here_was_sound_before() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_metadata_is_named() {
     for key in [TOKENS, TYPES, SCORES] {
         refused_pieces(&format!("metadata key {key}: missing"), |file| file.remove(key));
     }

@@ -1,4 +1,4 @@
-//! Tensors that lie wrong, are of the wrong kind, or hold what no model holds.
+//! Tensors with wrong offsets, types or contents.
 
 use super::{error_of, refused, refused_blocks};
 use crate::data;

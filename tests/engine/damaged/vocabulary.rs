@@ -1,4 +1,4 @@
-//! Vocabularies that do not fit their model, or do not hold together.
+//! Vocabularies that do not match their model, or are inconsistent.
 
 use super::{load, refused};
 use crate::fixtures::{self, VOCAB, array, byte_tokens, integers, number, text, texts, value};
@@ -21,7 +21,7 @@ fn tokenizers_that_are_not_read_are_named_with_the_way_out() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_metadata_is_named() {
     for key in ["tokenizer.ggml.model", TOKENS, MERGES] {
         refused(&format!("metadata key {key}: missing"), |file| file.remove(key));
     }

@@ -18,6 +18,7 @@ use special_tokens::TokenizerConfig;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
+const TOKENIZER_JSON: &str = "tokenizer.json";
 
 /// GGUF's token types.
 const NORMAL: i32 = 1;

@@ -2,7 +2,7 @@
 //!
 //! Only the pieces and a few settings of the message are read. Source: `sentencepiece_model.proto`.
 
-use super::{NORMAL, USER_DEFINED, Vocabulary, token_list, tokenizer_json};
+use super::{NORMAL, TOKENIZER_JSON, USER_DEFINED, Vocabulary, token_list};
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
 use crate::engine::error::LoadError;
 use std::collections::BTreeMap;
@@ -14,10 +14,7 @@ const ADDED: &str = "added_tokens.json";
 /// The vocabulary of a folder that has no `tokenizer.json`, in a model of `rows` tokens.
 pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Vocabulary, LoadError> {
     let bytes = folder.read(FILE)?.ok_or_else(|| {
-        LoadError::new(
-            tokenizer_json::FILE,
-            format!("missing, and no {FILE}; give a folder with its vocabulary"),
-        )
+        LoadError::new(TOKENIZER_JSON, format!("missing, and no {FILE}; give a folder with its vocabulary"))
     })?;
     let SentencePieceModel { pieces, adds_space } = SentencePieceModel::read(&bytes)?;
     let added: BTreeMap<String, u32> = folder.json(ADDED)?.unwrap_or_default();

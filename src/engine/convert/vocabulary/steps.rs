@@ -1,7 +1,7 @@
 //! The processing steps of `tokenizer.json` before and after its model: those that this engine does too, in exactly
 //! these forms. All others are refused by name, because no key of GGUF carries them.
 
-use super::tokenizer_json::FILE;
+use super::TOKENIZER_JSON;
 use crate::engine::error::{LoadError, escaped};
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const SPACE: &str = "\u{2581}";
 
 fn place(what: &str, message: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {what}"), message)
+    LoadError::new(format!("{TOKENIZER_JSON}: {what}"), message)
 }
 
 /// The steps of a value, with sequences flattened; none where the value is missing.

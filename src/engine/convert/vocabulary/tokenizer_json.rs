@@ -1,14 +1,12 @@
 //! `tokenizer.json`: a byte-pair encoding, byte-level or SentencePiece's. The processing of text before and after
 //! it is checked by `steps`.
 
-use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, steps, token_list};
+use super::{BYTE, CONTROL, NORMAL, TOKENIZER_JSON, UNKNOWN, USER_DEFINED, Vocabulary, steps, token_list};
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
 use crate::engine::error::{LoadError, escaped};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
-
-pub(super) const FILE: &str = "tokenizer.json";
 
 #[derive(Deserialize)]
 struct RawTokenizer {
@@ -79,7 +77,7 @@ impl Merge {
 
 /// The vocabulary of a folder, in a model of `rows` tokens; `None` where it has no such file.
 pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Option<Vocabulary>, LoadError> {
-    let raw: Option<RawTokenizer> = folder.json(FILE)?;
+    let raw: Option<RawTokenizer> = folder.json(TOKENIZER_JSON)?;
     raw.map(|raw| vocabulary(&raw, rows)).transpose()
 }
 
@@ -106,7 +104,7 @@ fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> 
         let kind = if added.special { CONTROL } else { USER_DEFINED };
         (added.id, &added.content, if unknown(&added.content) { UNKNOWN } else { kind })
     });
-    let (tokens, kinds) = token_list(FILE, rows, plain.chain(added))?;
+    let (tokens, kinds) = token_list(TOKENIZER_JSON, rows, plain.chain(added))?;
     if sentence_piece && !raw.model.fuse_unk && kinds.iter().filter(|kind| **kind == BYTE).count() < 256 {
         let message = "is false, and some bytes have no token: characters with those would be read otherwise";
         return Err(place("model.fuse_unk", message));
@@ -147,7 +145,7 @@ fn merges(model: &BpeModel) -> Result<Vec<String>, LoadError> {
 }
 
 fn place(what: &str, message: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {what}"), message)
+    LoadError::new(format!("{TOKENIZER_JSON}: {what}"), message)
 }
 
 /// Refuses added tokens that would be found differently than this engine finds them.

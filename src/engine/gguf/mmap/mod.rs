@@ -179,7 +179,7 @@ mod tests {
             Pages { path, _turn: turn }
         }
 
-        fn cut_to(&self, length: u64) {
+        fn truncate_to(&self, length: u64) {
             let file = File::options().write(true).open(&self.path).expect("it is there");
             file.set_len(length).expect("it can be cut");
         }
@@ -192,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_short_under_its_map_is_read_as_zeros_and_named() {
+    fn a_file_truncated_under_its_map_reads_as_zeros_and_is_reported() {
         let pages = Pages::new("cut");
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         assert_eq!((map.damage(), map.has_zeroed_pages()), (None, false));
-        pages.cut_to(1 << 16);
+        pages.truncate_to(1 << 16);
         assert!(
             map.damage().is_some_and(|error| error.message.contains("has 65536 now")),
             "{:?}",
@@ -214,13 +214,13 @@ mod tests {
         assert!(map.has_zeroed_pages() && error.place == pages.path.display().to_string(), "{error}");
         // Also the next one over the same place.
         drop(map);
-        pages.cut_to(LENGTH as u64);
+        pages.truncate_to(LENGTH as u64);
         let again = FileMap::open_guarded(&pages.path).expect("it is there");
         assert_eq!((again[0], again.damage(), again.has_zeroed_pages()), (1, None, false));
     }
 
     #[test]
-    fn bytes_read_by_themselves_are_those_of_the_file_and_zeros_where_it_has_none() {
+    fn random_reads_return_the_files_bytes_and_zeros_behind_its_end() {
         let pages = Pages::new("read");
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
         std::fs::write(&pages.path, &bytes).expect("it is there");
@@ -233,14 +233,14 @@ mod tests {
                 assert_eq!(map.read(place.clone(), &mut buffer), &bytes[place.clone()]);
             }
         }
-        pages.cut_to(2 << 16);
+        pages.truncate_to(2 << 16);
         let across = (2 << 16) - 4..(2 << 16) + 4;
         assert_eq!(file.read(across.clone(), &mut buffer), [&bytes[across][..4], &[0; 4]].concat());
         assert!(file.has_zeroed_pages() && file.damage().is_some());
     }
 
     #[test]
-    fn a_file_written_to_under_its_map_is_named() {
+    fn a_file_written_to_under_its_map_is_reported() {
         let pages = Pages::new("written");
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let file = File::options().write(true).open(&pages.path).expect("it is there");
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_replaced_by_another_of_its_name_is_no_harm() {
+    fn a_file_replaced_by_another_of_the_same_name_does_no_harm() {
         let pages = Pages::new("replaced");
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let other = pages.path.with_extension("other");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn more_maps_than_there_are_guards_are_maps_all_the_same() {
+    fn maps_beyond_the_number_of_guards_work_unguarded() {
         let pages = Pages::new("many");
         let maps: Vec<FileMap> =
             (0..100).map(|_| FileMap::open_guarded(&pages.path).expect("it is there")).collect();

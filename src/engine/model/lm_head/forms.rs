@@ -164,9 +164,9 @@ impl Model {
         };
         let vocab = self.shape.vocab;
         let agrees = |(row, there): (usize, &[u8])| {
-            let mut made = vec![0u8; there.len()];
-            self.encode_row(numbers, row, &mut made);
-            made == there
+            let mut encoded = vec![0u8; there.len()];
+            self.encode_row(numbers, row, &mut encoded);
+            encoded == there
         };
         image.chunks_exact(image.len() / vocab).enumerate().step_by(vocab.div_ceil(ROWS)).all(agrees)
     }

@@ -72,15 +72,16 @@ impl Model {
         row: usize,
         state: &'s mut State,
         reach: f32,
-        lowered: Option<&[bool]>,
+        penalised: Option<&[bool]>,
     ) -> &'s mut [f32] {
-        let screen = self.weights.shortlist.as_ref().filter(|_| state.shortlist_stats.misses == 0);
-        let Some(screen) = screen.filter(|_| state.full_scans_in_a_row < MAX_FULL_SCANS_IN_A_ROW) else {
+        let shortlist = self.weights.shortlist.as_ref().filter(|_| state.shortlist_stats.misses == 0);
+        let Some(shortlist) = shortlist.filter(|_| state.full_scans_in_a_row < MAX_FULL_SCANS_IN_A_ROW)
+        else {
             state.shortlist_stats.scans += u64::from(self.weights.shortlist.is_some());
             return self.logits(row, state);
         };
         self.final_norm(row, state);
-        if self.shortlist_logits(screen, state, reach, lowered) {
+        if self.shortlist_logits(shortlist, state, reach, penalised) {
             state.shortlist_stats.tokens += 1;
             state.full_scans_in_a_row = 0;
             if state.shortlist_stats.tokens.is_multiple_of(VERIFY_EVERY) && !self.verify_shortlist(state) {
@@ -100,8 +101,9 @@ impl Model {
         let ShortlistStats { tokens, rows, fine, scans, checks, .. } = counts.unwrap_or_default();
         let whole = (scans + checks) * self.shape.vocab as u64;
         let of_head = (rows + whole) as usize * self.weights.head().row_bytes();
-        let of_screen = fine as usize * self.weights.shortlist.as_ref().map_or(0, Shortlist::fine_row_bytes);
-        self.bytes_per_token() + (of_head + of_screen) / (tokens + scans).max(1) as usize
+        let of_shortlist =
+            fine as usize * self.weights.shortlist.as_ref().map_or(0, Shortlist::fine_row_bytes);
+        self.bytes_per_token() + (of_head + of_shortlist) / (tokens + scans).max(1) as usize
     }
 
     fn final_norm(&self, row: usize, state: &mut State) {
@@ -147,7 +149,7 @@ impl Model {
 
     /// Whether the best token is also the best of the whole head; a miss is counted.
     fn verify_shortlist(&self, state: &mut State) -> bool {
-        let State { final_hidden: last, logits, rescore: exact, shortlist_stats: screening, .. } = state;
+        let State { final_hidden: last, logits, rescore: exact, shortlist_stats: stats, .. } = state;
         let mut best = (0, f32::NEG_INFINITY);
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
             let part = &mut exact.logits[..SCAN_ROWS.min(self.shape.vocab - first)];
@@ -158,8 +160,8 @@ impl Model {
             }
         }
         let agrees = ops::argmax(logits, None) == best.0;
-        screening.checks += 1;
-        screening.misses += u64::from(!agrees);
+        stats.checks += 1;
+        stats.misses += u64::from(!agrees);
         agrees
     }
 }

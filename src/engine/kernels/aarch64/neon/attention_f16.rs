@@ -41,10 +41,10 @@ fn dot_row_f16(row: &[u8], x: &[f32]) -> f32 {
 #[target_feature(enable = "neon")]
 pub(in crate::engine::kernels::aarch64) fn weighted_sum_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let width = out.len() * 2;
-    let (wide, rest) = out.as_chunks_mut::<64>();
+    let (blocks, rest) = out.as_chunks_mut::<64>();
     let (fours, single) = rest.as_chunks_mut::<4>();
     let mut at = 0;
-    for out in wide {
+    for out in blocks {
         weighted_sum_columns::<16>(rows, width, at, weights, out);
         at += 128;
     }

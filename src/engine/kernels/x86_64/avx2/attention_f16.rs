@@ -20,11 +20,11 @@ pub(in crate::engine::kernels::x86_64) fn dot_f16(rows: &[u8], x: &[f32], out: &
 /// Multiplies rows side by side. How many there are changes no bit of a row's sum.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS] {
-    let (wide, x_rest) = x.as_chunks::<16>();
-    let lines = rows.map(|row| &row.as_chunks::<32>().0[..wide.len()]);
+    let (blocks, x_rest) = x.as_chunks::<16>();
+    let lines = rows.map(|row| &row.as_chunks::<32>().0[..blocks.len()]);
     // Two sums a row, because an FMA takes four cycles.
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    for (at, x) in wide.iter().enumerate() {
+    for (at, x) in blocks.iter().enumerate() {
         let x = x.as_chunks::<8>().0;
         for (line, sums) in lines.iter().zip(&mut sums) {
             for ((half, x), sum) in line[at].as_chunks::<16>().0.iter().zip(x).zip(sums) {
@@ -35,7 +35,7 @@ fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS
     let mut out = [0.0; ROWS];
     for ((row, [a, b]), out) in rows.iter().zip(sums).zip(&mut out) {
         let sum = horizontal_sum_f32(_mm256_add_ps(a, b));
-        let rest = row[wide.len() * 32..].as_chunks::<2>().0.iter().zip(x_rest);
+        let rest = row[blocks.len() * 32..].as_chunks::<2>().0.iter().zip(x_rest);
         *out = rest.fold(sum, |sum, (bytes, x)| sum + f16::from_le_bytes(*bytes).to_f32_const() * x);
     }
     out
@@ -44,10 +44,10 @@ fn dot_rows_f16<const ROWS: usize>(rows: [&[u8]; ROWS], x: &[f32]) -> [f32; ROWS
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::engine::kernels::x86_64) fn weighted_sum_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     let width = out.len() * 2;
-    let (wide, rest) = out.as_chunks_mut::<64>();
+    let (blocks, rest) = out.as_chunks_mut::<64>();
     let (eights, single) = rest.as_chunks_mut::<8>();
     let mut at = 0;
-    for out in wide {
+    for out in blocks {
         weighted_sum_columns::<8>(rows, width, at, weights, out);
         at += 128;
     }

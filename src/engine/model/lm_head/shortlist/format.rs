@@ -70,7 +70,7 @@ impl Model {
         let width = ShortlistLayout::of(&self.shape).width;
         let record = 2 * (width + BOUND_BYTES);
         let mut records = vec![0u8; PART_ROWS.min(vocab) * record];
-        let mut outlines = Vec::with_capacity(vocab * 2 * BOUND_BYTES);
+        let mut bounds = Vec::with_capacity(vocab * 2 * BOUND_BYTES);
         for first in (0..vocab).step_by(PART_ROWS) {
             let records = &mut records[..PART_ROWS.min(vocab - first) * record];
             self.pool.for_each_chunk(records, record, 16, |index, record| {
@@ -82,9 +82,9 @@ impl Model {
             for codes in [0..width, width..2 * width] {
                 records.chunks_exact(record).try_for_each(|record| out.write_all(&record[codes.clone()]))?;
             }
-            outlines.extend(records.chunks_exact(record).flat_map(|record| &record[2 * width..]));
+            bounds.extend(records.chunks_exact(record).flat_map(|record| &record[2 * width..]));
         }
-        out.write_all(&outlines)?;
+        out.write_all(&bounds)?;
         out.write_all(&columns.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<u8>>())
     }
 
@@ -92,17 +92,17 @@ impl Model {
     /// made of another file does not.
     pub(in crate::engine::model) fn is_shortlist_of_head(&self, image: &[u8]) -> bool {
         const ROWS: usize = 16;
-        let (vocab, places) = (self.shape.vocab, ShortlistLayout::of(&self.shape));
-        let columns = floats(&image[places.columns()..]);
+        let (vocab, layout) = (self.shape.vocab, ShortlistLayout::of(&self.shape));
+        let columns = floats(&image[layout.columns()..]);
         // None of them is negative, because all are lengths.
         let is_size = |x: &f32| x.is_finite() && *x >= 0.0;
-        if !floats(&image[places.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
+        if !floats(&image[layout.codes()..]).iter().all(is_size) || columns.contains(&0.0) {
             return false;
         }
-        let (mut buffer, mut record) = (self.row_buffer(), vec![0u8; 2 * (places.width + BOUND_BYTES)]);
+        let (mut buffer, mut record) = (self.row_buffer(), vec![0u8; 2 * (layout.width + BOUND_BYTES)]);
         let agrees = |row: usize| {
             self.encode_record(self.weights.head().row(row, &mut buffer), &columns, &mut record);
-            let there = [places.coarse(row..row + 1), places.fine(row), places.bounds(row)];
+            let there = [layout.coarse(row..row + 1), layout.fine(row), layout.bounds(row)];
             there.into_iter().flat_map(|place| &image[place]).eq(&record)
         };
         (0..vocab).step_by(vocab.div_ceil(ROWS)).all(agrees)
@@ -115,14 +115,14 @@ impl Model {
 
     /// Encodes a row of the head: coarse codes, fine codes, both bounds.
     fn encode_record(&self, row: &[u8], columns: &[f32], record: &mut [u8]) {
-        let mut left = vec![0.0; self.shape.dim];
-        self.weights.head().format.read(row, &mut left);
-        left.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
-        let (codes, outlines) = record.split_at_mut(record.len() - 2 * BOUND_BYTES);
-        let codes = codes.chunks_exact_mut(packed_row(left.len()));
-        for (codes, outline) in codes.zip(outlines.as_chunks_mut::<BOUND_BYTES>().0) {
-            let RowBound { scale, error, length, peak } = encode_two_bit(&mut left, codes);
-            let bytes = outline.as_chunks_mut::<4>().0.iter_mut();
+        let mut remainder = vec![0.0; self.shape.dim];
+        self.weights.head().format.read(row, &mut remainder);
+        remainder.iter_mut().zip(columns).for_each(|(x, size)| *x /= size);
+        let (codes, bounds) = record.split_at_mut(record.len() - 2 * BOUND_BYTES);
+        let codes = codes.chunks_exact_mut(packed_row(remainder.len()));
+        for (codes, bound) in codes.zip(bounds.as_chunks_mut::<BOUND_BYTES>().0) {
+            let RowBound { scale, error, length, peak } = encode_two_bit(&mut remainder, codes);
+            let bytes = bound.as_chunks_mut::<4>().0.iter_mut();
             bytes.zip([scale, error, length, peak]).for_each(|(bytes, x)| *bytes = x.to_le_bytes());
         }
     }

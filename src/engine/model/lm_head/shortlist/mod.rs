@@ -52,17 +52,17 @@ pub(in crate::engine::model) struct Shortlist {
 impl Shortlist {
     /// Takes over a stored shortlist of [`image_bytes`].
     pub fn read(image: FileSlice, shape: &Shape) -> Self {
-        let places = ShortlistLayout::of(shape);
-        let [outlines, columns] = [places.codes()..places.columns(), places.columns()..image.len()]
+        let layout = ShortlistLayout::of(shape);
+        let [bounds, columns] = [layout.codes()..layout.columns(), layout.columns()..image.len()]
             .map(|part| floats(&image[part]));
         // These parts have been copied.
-        image.part(places.codes()..image.len()).release();
-        let outline = |[scale, error, length, peak]: [f32; 4]| RowBound { scale, error, length, peak };
-        let pairs = outlines.as_chunks::<4>().0.as_chunks::<2>().0;
-        let (coarse, fine): (Vec<_>, _) = pairs.iter().map(|[a, b]| (outline(*a), outline(*b))).unzip();
+        image.part(layout.codes()..image.len()).release();
+        let bound = |[scale, error, length, peak]: [f32; 4]| RowBound { scale, error, length, peak };
+        let pairs = bounds.as_chunks::<4>().0.as_chunks::<2>().0;
+        let (coarse, fine): (Vec<_>, _) = pairs.iter().map(|[a, b]| (bound(*a), bound(*b))).unzip();
         Shortlist {
-            layout: places,
-            codes: image.part(0..places.codes()),
+            layout: layout,
+            codes: image.part(0..layout.codes()),
             scales: coarse.iter().map(|row| row.scale).collect(),
             groups: coarse.chunks(GROUP_ROWS).map(largest).collect(),
             coarse,

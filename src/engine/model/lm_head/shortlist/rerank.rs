@@ -49,7 +49,7 @@ impl<'a> Query<'a> {
     /// `x`: the hidden vector, each number multiplied by the magnitude of its column; `q`: the buffer for its
     /// codes.
     fn new(x: &[f32], q: &'a mut [i8]) -> Self {
-        let made = ops::quantize_within(TWO_BIT_MAX_Q, x, q);
+        let quantized = ops::quantize_within(TWO_BIT_MAX_Q, x, q);
         let mut strongest = [0.0f32; 2];
         let mut squares = 0.0;
         for x in x.iter().map(|x| x.abs()) {
@@ -59,12 +59,12 @@ impl<'a> Query<'a> {
         }
         let others = (squares - strongest.iter().map(|x| x * x).sum::<f32>()).max(0.0).sqrt();
         let error =
-            x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / made.scale).map(|e| e * e).sum::<f32>();
+            x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / quantized.scale).map(|e| e * e).sum::<f32>();
         // A sum of products with random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
         Query {
             q,
-            quantized: made,
+            quantized: quantized,
             top_two: strongest.iter().sum(),
             sigma: [others / root, error.sqrt() / root],
         }
@@ -154,31 +154,31 @@ impl Model {
     /// be trusted with this token. `reach`, `lowered`: see [`Model::sampling_logits`].
     pub(in crate::engine::model) fn shortlist_logits(
         &self,
-        screen: &Shortlist,
+        shortlist: &Shortlist,
         state: &mut State,
         reach: f32,
-        lowered: Option<&[bool]>,
+        penalised: Option<&[bool]>,
     ) -> bool {
         let State {
             final_hidden: x,
-            scaled_hidden: screened,
+            scaled_hidden: scaled,
             logits,
             scratch: buffer,
             quantized,
             rescore: exact,
-            shortlist_stats: screening,
+            shortlist_stats: stats,
             ..
         } = state;
-        screened.iter_mut().zip(x.iter().zip(&screen.columns)).for_each(|(to, (x, size))| *to = x * size);
-        let query = Query::new(screened, &mut quantized.q[..packed_row(x.len()) * 4]);
+        scaled.iter_mut().zip(x.iter().zip(&shortlist.columns)).for_each(|(to, (x, size))| *to = x * size);
+        let query = Query::new(scaled, &mut quantized.q[..packed_row(x.len()) * 4]);
         let search =
-            Rerank { model: self, shortlist: screen, query, x, logit_reach: reach, penalised: lowered };
+            Rerank { model: self, shortlist: shortlist, query, x, logit_reach: reach, penalised: penalised };
         search.score_coarse(logits, &mut buffer.tops);
         buffer.rows.clear();
         let refined = search.score_fine(logits, buffer, exact);
-        screening.fine += buffer.rows.len() as u64;
+        stats.fine += buffer.rows.len() as u64;
         let settled = refined.and_then(|bar| search.rescore(bar, logits, buffer, exact));
-        screening.rows += settled.map_or(0, |()| buffer.rows.len() as u64);
+        stats.rows += settled.map_or(0, |()| buffer.rows.len() as u64);
         settled.is_some()
     }
 }
@@ -186,7 +186,7 @@ impl Model {
 impl Rerank<'_> {
     /// Estimates the logit of every row from its coarse codes, and finds the largest of each group.
     fn score_coarse(&self, logits: &mut [f32], tops: &mut [f32]) {
-        let Rerank { model, shortlist: screen, query, .. } = self;
+        let Rerank { model, shortlist, query, .. } = self;
         let vocab = logits.len();
         model.pool.for_each_stripe(logits, vocab, model.grain(vocab, self.x.len()), |mut stripe| {
             let mut dots = [0i32; TILE_SUMS];
@@ -196,13 +196,13 @@ impl Rerank<'_> {
                 let rows = start..(start + TILE_SUMS).min(end).min((start / PART_ROWS + 1) * PART_ROWS);
                 let dots = &mut dots[..rows.len()];
                 model.kernels.ternary_gemm(
-                    screen.coarse_rows(rows.clone()),
+                    shortlist.coarse_rows(rows.clone()),
                     query.q,
                     &[query.quantized.sum],
                     dots,
                 );
                 let these = logits.split_off_mut(..rows.len()).expect("as many as rows");
-                for ((logit, dot), scale) in these.iter_mut().zip(dots).zip(&screen.scales[rows.clone()]) {
+                for ((logit, dot), scale) in these.iter_mut().zip(dots).zip(&shortlist.scales[rows.clone()]) {
                     *logit = query.logit(*dot, *scale);
                 }
                 start = rows.end;
@@ -231,13 +231,13 @@ impl Rerank<'_> {
         };
         let bar = self.threshold(best as u32, exact)?;
         self.collect_candidates(logits, bar, buffer)?;
-        let ShortlistScratch { rows, candidates: near, .. } = buffer;
+        let ShortlistScratch { rows, candidates, .. } = buffer;
         // The row that set the threshold reaches it, unless it is further off than allowed.
         rows.binary_search(&(best as u32)).ok()?;
-        near.clear();
-        near.resize(rows.len(), Candidate::default());
-        let is_trusted = self.read_fine_codes(logits, rows, near);
-        rows.iter().zip(near).for_each(|(row, near)| logits[*row as usize] = near.logit);
+        candidates.clear();
+        candidates.resize(rows.len(), Candidate::default());
+        let is_trusted = self.read_fine_codes(logits, rows, candidates);
+        rows.iter().zip(candidates).for_each(|(row, candidates)| logits[*row as usize] = candidates.logit);
         is_trusted.then_some(bar)
     }
 
@@ -249,13 +249,13 @@ impl Rerank<'_> {
         buffer: &mut ShortlistScratch,
         exact: &mut RescoreBuffers,
     ) -> Option<()> {
-        let ShortlistScratch { rows, candidates: near, .. } = buffer;
-        let is_free = |row: u32| !self.penalised.is_some_and(|lowered| lowered[row as usize]);
-        let of_rows = rows.iter().copied().zip(&*near).filter(|(row, _)| is_free(*row));
+        let ShortlistScratch { rows, candidates, .. } = buffer;
+        let is_free = |row: u32| !self.penalised.is_some_and(|penalised| penalised[row as usize]);
+        let of_rows = rows.iter().copied().zip(&*candidates).filter(|(row, _)| is_free(*row));
         let better = |best: (u32, f32), row: (u32, f32)| if row.1 > best.1 { row } else { best };
-        let (best, _) = of_rows.map(|(row, near)| (row, near.logit)).reduce(better)?;
+        let (best, _) = of_rows.map(|(row, candidates)| (row, candidates.logit)).reduce(better)?;
         let bar = bar.max(self.threshold(best, exact)?);
-        let mut most = near.iter().map(|near| near.upper_bound);
+        let mut most = candidates.iter().map(|candidates| candidates.upper_bound);
         rows.retain(|_| most.next().is_some_and(|most| most >= bar));
         rows.binary_search(&best).ok()?;
         if rows.len() > MAX_RESCORED_ROWS {
@@ -314,8 +314,8 @@ impl Rerank<'_> {
             slack: doubt,
             threshold: bar,
         });
-        let outlines = group_of(&self.shortlist.coarse, group);
-        set_bits(mask).for_each(|at| prefetch_first_line(&outlines[at]));
+        let bounds = group_of(&self.shortlist.coarse, group);
+        set_bits(mask).for_each(|at| prefetch_first_line(&bounds[at]));
         mask
     }
 
@@ -332,29 +332,29 @@ impl Rerank<'_> {
     }
 
     /// Estimates these rows with their fine codes too; `false` where one is further off than allowed.
-    fn read_fine_codes(&self, logits: &[f32], rows: &[u32], near: &mut [Candidate]) -> bool {
-        let Rerank { model, shortlist: screen, query, .. } = self;
+    fn read_fine_codes(&self, logits: &[f32], rows: &[u32], candidates: &mut [Candidate]) -> bool {
+        let Rerank { model, shortlist, query, .. } = self;
         let is_trusted = AtomicBool::new(true);
-        model.pool.for_each_chunk(near, 1, MIN_FINE_PER_THREAD, |index, near| {
+        model.pool.for_each_chunk(candidates, 1, MIN_FINE_PER_THREAD, |index, candidates| {
             let row = rows[index] as usize;
             if let Some(next) = rows.get(index + FINE_PREFETCH) {
-                prefetch(screen.fine_row(*next as usize));
+                prefetch(shortlist.fine_row(*next as usize));
             }
             if let Some(next) = rows.get(index + BOUNDS_PREFETCH) {
-                prefetch_first_line(&screen.fine[*next as usize]);
+                prefetch_first_line(&shortlist.fine[*next as usize]);
             }
             let mut dot = [0];
-            model.kernels.ternary_gemm(screen.fine_row(row), query.q, &[query.quantized.sum], &mut dot);
-            let left = query.logit(dot[0], screen.fine[row].scale);
-            let doubts =
-                [&screen.coarse[row], &screen.fine[row]].map(|row| query.error_bound(row, CHECK_SIGMAS));
+            model.kernels.ternary_gemm(shortlist.fine_row(row), query.q, &[query.quantized.sum], &mut dot);
+            let left = query.logit(dot[0], shortlist.fine[row].scale);
+            let bounds = [&shortlist.coarse[row], &shortlist.fine[row]]
+                .map(|row| query.error_bound(row, CHECK_SIGMAS));
             // False for NaN too.
-            let is_near = left.abs() <= doubts.iter().sum();
-            if !is_near {
+            let is_close = left.abs() <= bounds.iter().sum();
+            if !is_close {
                 is_trusted.store(false, Ordering::Relaxed);
             }
             let logit = logits[row] + left;
-            near[0] = Candidate { logit, upper_bound: logit + self.fine_error_bound(row, SIGMAS) };
+            candidates[0] = Candidate { logit, upper_bound: logit + self.fine_error_bound(row, SIGMAS) };
         });
         is_trusted.into_inner()
     }
@@ -377,7 +377,7 @@ mod tests {
     use crate::engine::kernels::Kernels;
 
     #[test]
-    fn bits_stand_for_the_logits_that_reach_in_their_order_and_for_no_nan() {
+    fn mask_bits_mark_the_logits_that_reach_the_threshold_and_no_nan() {
         let mut logits: Vec<f32> = (0..GROUP_ROWS).map(|at| (at * 37 % 64) as f32).collect();
         logits[11] = f32::NAN;
         for (kernels, len) in
