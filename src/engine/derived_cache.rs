@@ -114,11 +114,7 @@ impl DerivedCache {
         let mut image = Vec::new();
         image.try_reserve_exact(bytes)?;
         write(&mut image)?;
-        Ok(CachedImage {
-            map: Arc::new(FileMap::from(image)),
-            start: 0,
-            not_cached_because: not_cached_because,
-        })
+        Ok(CachedImage { map: Arc::new(FileMap::from(image)), start: 0, not_cached_because })
     }
 }
 

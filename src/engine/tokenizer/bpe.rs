@@ -42,7 +42,7 @@ impl ByteLevelBpe {
         let merges = Merges::read(file, &entries, &bytes_of)?;
         let whole =
             pre_tokenizer.takes_whole_words().then(|| SortedTokens::new(&entries.vocab, &entries.kinds));
-        Ok((entries, ByteLevelBpe { pre_tokenizer: pre_tokenizer, merges, whole_words: whole }))
+        Ok((entries, ByteLevelBpe { pre_tokenizer, merges, whole_words: whole }))
     }
 
     /// A token that is taken as a whole where it is a word, and that the merges alone do not produce.

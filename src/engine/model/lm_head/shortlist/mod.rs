@@ -61,7 +61,7 @@ impl Shortlist {
         let pairs = bounds.as_chunks::<4>().0.as_chunks::<2>().0;
         let (coarse, fine): (Vec<_>, _) = pairs.iter().map(|[a, b]| (bound(*a), bound(*b))).unzip();
         Shortlist {
-            layout: layout,
+            layout,
             codes: image.part(0..layout.codes()),
             scales: coarse.iter().map(|row| row.scale).collect(),
             groups: coarse.chunks(GROUP_ROWS).map(largest).collect(),

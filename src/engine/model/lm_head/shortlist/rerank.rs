@@ -62,12 +62,7 @@ impl<'a> Query<'a> {
             x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / quantized.scale).map(|e| e * e).sum::<f32>();
         // A sum of products with random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
-        Query {
-            q,
-            quantized: quantized,
-            top_two: strongest.iter().sum(),
-            sigma: [others / root, error.sqrt() / root],
-        }
+        Query { q, quantized, top_two: strongest.iter().sum(), sigma: [others / root, error.sqrt() / root] }
     }
 
     /// How far a row's logit may be off by its coarse codes, or by its fine ones, at so many standard deviations.
@@ -102,8 +97,8 @@ impl WithSimd for ReachMask<'_> {
 
     #[inline(always)]
     fn run(self) -> u64 {
-        let Self { logits, slack: doubt, threshold: bar } = self;
-        let bit = |(at, logit): (usize, &f32)| u64::from(logit + doubt >= bar) << at;
+        let Self { logits, slack, threshold } = self;
+        let bit = |(at, logit): (usize, &f32)| u64::from(logit + slack >= threshold) << at;
         logits.iter().enumerate().map(bit).fold(0, |all, bit| all | bit)
     }
 }
@@ -171,8 +166,7 @@ impl Model {
         } = state;
         scaled.iter_mut().zip(x.iter().zip(&shortlist.columns)).for_each(|(to, (x, size))| *to = x * size);
         let query = Query::new(scaled, &mut quantized.q[..packed_row(x.len()) * 4]);
-        let search =
-            Rerank { model: self, shortlist: shortlist, query, x, logit_reach: reach, penalised: penalised };
+        let search = Rerank { model: self, shortlist, query, x, logit_reach: reach, penalised };
         search.score_coarse(logits, &mut buffer.tops);
         buffer.rows.clear();
         let refined = search.score_fine(logits, buffer, exact);
