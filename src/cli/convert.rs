@@ -2,13 +2,15 @@
 
 use super::model::layout_arg;
 use super::{Failure, host, print};
-use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
-use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
+use crate::engine::convert::resumable_output::{self, Progress, ResumableOutput, Stage, hex};
+use crate::engine::convert::{
+    self, CheckpointFolder, ConvertOptions, ConvertPlan, TableFormat, WeightFormat,
+};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Map, with_name};
-use crate::engine::model::{HeadForm, Layout};
+use crate::engine::gguf::{FileMap, Gguf, with_name_hint};
+use crate::engine::model::{HeadFormat, Layout};
 use crate::engine::quant::TensorType;
-use crate::engine::{ModelFile, Options as Run, Source};
+use crate::engine::{EngineOptions as Run, ModelFile, Source};
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use std::io::{self, IsTerminal, Write};
@@ -62,19 +64,19 @@ enum HeadArg {
 }
 
 impl Convert {
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> ConvertOptions {
+        ConvertOptions {
             weights: match self.weights {
-                WeightsArg::I2S => Weights::I2S,
-                WeightsArg::Tq1 => Weights::Tq1,
-                WeightsArg::Tq2 => Weights::Tq2,
+                WeightsArg::I2S => WeightFormat::I2S,
+                WeightsArg::Tq1 => WeightFormat::Tq1,
+                WeightsArg::Tq2 => WeightFormat::Tq2,
             },
             head: self.head.map(|head| match head {
-                HeadArg::F16 => Head::F16,
-                HeadArg::Q8_0 => Head::Q8_0,
-                HeadArg::Q6K => Head::Q6K,
+                HeadArg::F16 => TableFormat::F16,
+                HeadArg::Q8_0 => TableFormat::Q8_0,
+                HeadArg::Q6K => TableFormat::Q6K,
             }),
-            from: Layout::named(&self.from_layout).unwrap_or_default(),
+            from: Layout::by_name(&self.from_layout).unwrap_or_default(),
         }
     }
 }
@@ -86,14 +88,14 @@ pub(super) fn run(args: Convert) -> Result<(), Failure> {
     // Before anything is written: a damaged source would leave half a file behind.
     plan.verify().map_err(|error| error.within(&place))?;
     check_room(&args.output, &plan)?;
-    let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
+    let mut part = ResumableOutput::open(&args.output).map_err(|error| refused(&args.output, &error))?;
     let mut screen = Screen::new();
     plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
     let origin = origin(&args, &files);
     let written = part.write(&plan, &origin, &mut |progress| screen.show(&progress));
     screen.clear();
     let written = match written {
-        Ok(checksum) => check(&part, &plan).map(|()| checksum).map_err(convert::Failure::Source),
+        Ok(checksum) => check(&part, &plan).map(|()| checksum).map_err(convert::ConvertError::Source),
         error => error,
     };
     match written {
@@ -101,12 +103,12 @@ pub(super) fn run(args: Convert) -> Result<(), Failure> {
             part.finish(args.force).map_err(|error| refused(&args.output, &error))?;
             print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
         }
-        Err(convert::Failure::Source(error)) => {
+        Err(convert::ConvertError::Source(error)) => {
             // What is wrong with the source now is wrong with it next time.
             part.discard().map_err(|error| refused(&args.output, &error))?;
             Err(error.within(&place).into())
         }
-        Err(convert::Failure::Output(error)) => {
+        Err(convert::ConvertError::Output(error)) => {
             let said = format!("{}: {error}; the same command goes on from there", shown(part.path()));
             Err(Failure::system(said))
         }
@@ -128,7 +130,10 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     let is_input = |path: &Path| {
         input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
     };
-    if [output.clone(), part::path(output), part::journal_path(output)].iter().any(|path| is_input(path)) {
+    if [output.clone(), resumable_output::path(output), resumable_output::journal_path(output)]
+        .iter()
+        .any(|path| is_input(path))
+    {
         return usage("it, or a file beside it while it is written, is IN too; give another name");
     }
     let of_checkpoint = output.extension().is_some_and(|kind| kind == "safetensors" || kind == "json");
@@ -154,23 +159,23 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
 }
 
 /// The plan, and the files it is made of.
-fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> {
+fn plan(args: &Convert, place: &str) -> Result<(ConvertPlan, Vec<PathBuf>), LoadError> {
     let within = |error: LoadError| error.within(place);
     let mut options = args.options();
     if args.input.is_dir() {
-        let folder = Folder::open(&args.input);
-        let plan = Plan::checkpoint(&folder, &options).map_err(within)?;
-        return Ok((plan, folder.asked()));
+        let folder = CheckpointFolder::open(&args.input);
+        let plan = ConvertPlan::checkpoint(&folder, &options).map_err(within)?;
+        return Ok((plan, folder.requested()));
     }
-    let map = Map::open(&args.input);
+    let map = FileMap::open(&args.input);
     let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
-    let file = Gguf::parse(map).map_err(|error| within(with_name(error, &args.input)))?;
+    let file = Gguf::parse(map).map_err(|error| within(with_name_hint(error, &args.input)))?;
     let mut said = None;
     let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
-    if has_layout && Layout::named(&args.from_layout).is_none() {
+    if has_layout && Layout::by_name(&args.from_layout).is_none() {
         (options.from, said) = found_layout(&args.input)?;
     }
-    let mut plan = Plan::file(&file, &options).map_err(within)?;
+    let mut plan = ConvertPlan::file(&file, &options).map_err(within)?;
     said.into_iter().for_each(|said| plan.note(said));
     Ok((plan, vec![args.input.clone()]))
 }
@@ -180,17 +185,17 @@ fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
     let run = Run { threads: host::host().threads(), ..Run::default() };
     let file = ModelFile::open(&Source::File(input.to_owned()), None)?;
     // Another form of the head would be made for this look alone.
-    let engine = file.with_head(Some(HeadForm::File))?.load(&run)?;
+    let engine = file.with_head(Some(HeadFormat::File))?.load(&run)?;
     let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
     Ok((engine.layout(), said))
 }
 
 /// Refuses to begin what cannot end.
-fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
+fn check_room(output: &Path, plan: &ConvertPlan) -> Result<(), Failure> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let there = std::fs::symlink_metadata(part::path(output)).map_or(0, |part| part.len());
+    let there = std::fs::symlink_metadata(resumable_output::path(output)).map_or(0, |part| part.len());
     let wanted = plan.draft().file_bytes().saturating_sub(there);
     match wanted <= free {
         true => Ok(()),
@@ -216,7 +221,7 @@ fn origin(args: &Convert, files: &[PathBuf]) -> String {
 }
 
 /// Opens the file as the daemon will, and loads it where that copies no weights.
-fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
+fn check(part: &ResumableOutput, plan: &ConvertPlan) -> Result<(), LoadError> {
     let told = |error: LoadError| LoadError::new("the written file", error.to_string());
     let source = Source::File(part.path().to_owned());
     let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(told)?;
@@ -228,7 +233,7 @@ fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
         return Err(LoadError::new("the written file", "holds other tensors than were written"));
     }
     if file.footprint().copied == 0 {
-        let file = file.with_head(Some(HeadForm::File)).map_err(told)?;
+        let file = file.with_head(Some(HeadFormat::File)).map_err(told)?;
         file.load(&Run { threads: 1, ..Run::default() }).map_err(told)?;
     }
     Ok(())

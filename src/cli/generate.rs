@@ -4,8 +4,8 @@ use super::model::ModelArgs;
 use super::{Failure, print, text};
 use crate::engine::Engine;
 use crate::engine::error::PromptError;
-use crate::engine::sampler::Sampling;
-use crate::engine::session::{Answer, End, Options, Step};
+use crate::engine::sampler::SamplingParams;
+use crate::engine::session::{Answer, GenerateOptions, Step, StopReason};
 use crate::engine::tokenizer::{Role, Turn};
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -77,9 +77,10 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
             engine.tokenizer().prompt_chat(&[turn]).map_err(refused)?
         }
     };
-    let sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
+    let sampling =
+        SamplingParams { temperature: args.temperature, seed: args.seed, ..SamplingParams::default() };
     let max_tokens = Some(args.max_tokens as usize);
-    let options = Options { sampling, max_tokens, ..Options::default() };
+    let options = GenerateOptions { sampling, max_tokens, ..GenerateOptions::default() };
     // Memory for what is asked, not for the longest context the file names.
     let wanted = prompt.len() + args.max_tokens as usize;
     // One answer is short enough for a cache that rounds nothing.
@@ -109,12 +110,12 @@ fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
     let later = answer.tokens.len().saturating_sub(1) as f64;
     let said = Said {
         text: &answer.text,
-        finish_reason: if answer.end == End::Length { "length" } else { "stop" },
+        finish_reason: if answer.end == StopReason::Length { "length" } else { "stop" },
         prompt_tokens,
         completion_tokens: answer.tokens.len(),
         tokens: &answer.tokens,
         prompt_ms: ms(answer.prefill),
-        ttft_ms: ms(answer.prefill + answer.first.unwrap_or_default()),
+        ttft_ms: ms(answer.prefill + answer.first_token.unwrap_or_default()),
         tokens_per_second: (later > 0.0).then(|| later / answer.decode.as_secs_f64()),
         kernel: engine.model().kernels().name(),
         threads: engine.model().pool().threads(),

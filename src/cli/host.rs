@@ -1,7 +1,7 @@
 //! What the defaults depend on: the only place that asks the environment.
 
 use crate::config::Host;
-use crate::engine::pool;
+use crate::engine::thread_pool;
 use crate::telemetry::sensors::{self, Processors};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub(super) fn host() -> Host {
 /// Processors this process may run on. They are sorted here and not in the engine, which does not look at
 /// the machine: its pool is told where to compute.
 pub(super) fn processors() -> Processors {
-    sensors::processors(Path::new("/"), &pool::processors())
+    sensors::processors(Path::new("/"), &thread_pool::processors())
 }
 
 /// The host name up to its first dot, as one MQTT topic level.

@@ -1,12 +1,12 @@
 //! The arguments that choose a model, shared by the commands that run one in their own process.
 
 use super::{Failure, host};
-use crate::engine::model::{CacheForm, HeadForm, Layout};
-use crate::engine::pool;
+use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::session::Session;
+use crate::engine::thread_pool;
+use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::ChatTemplate;
-use crate::engine::tuner::Threads;
-use crate::engine::{Engine, ModelFile, Options, Source};
+use crate::engine::{Engine, EngineOptions, ModelFile, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
 
@@ -17,12 +17,12 @@ pub(super) fn layout_arg() -> PossibleValuesParser {
 
 /// What `--head` takes.
 pub(super) fn head_arg() -> PossibleValuesParser {
-    std::iter::once("auto").chain(HeadForm::ALL.map(HeadForm::name)).into()
+    std::iter::once("auto").chain(HeadFormat::ALL.map(HeadFormat::name)).into()
 }
 
 /// What `--kv-cache` takes.
 pub(super) fn cache_arg() -> PossibleValuesParser {
-    CacheForm::ALL.map(CacheForm::name).into()
+    KvCacheFormat::ALL.map(KvCacheFormat::name).into()
 }
 
 /// Which model, and on what
@@ -61,7 +61,7 @@ impl ModelArgs {
     /// Maps and checks the model.
     pub fn open(&self) -> Result<ModelFile, Failure> {
         let source = self.model.clone().map_or(Source::BuiltIn, Source::File);
-        self.settings(ModelFile::open(&source, Layout::named(&self.i2s_layout))?)
+        self.settings(ModelFile::open(&source, Layout::by_name(&self.i2s_layout))?)
     }
 
     /// Applies what was asked for to a model.
@@ -79,20 +79,20 @@ impl ModelArgs {
     /// Loads a model that is mapped. Keeps the calling thread, which will compute, to the big processors.
     pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
         let options = self.options();
-        pool::keep_to(&host::host().keep_to(options.threads));
+        thread_pool::pin_to(&host::host().keep_to(options.threads));
         let engine = file.load(&options)?;
-        Ok(if self.threads.is_some() { engine } else { engine.tuned(Threads::default()) })
+        Ok(if self.threads.is_some() { engine } else { engine.tuned(ThreadCounts::default()) })
     }
 
     /// The same for measurements of the model itself: its head is the file's own, unless another was asked for.
     pub fn load_as_it_is(&self) -> Result<Engine, Failure> {
-        let head = self.head().unwrap_or(HeadForm::File);
+        let head = self.head().unwrap_or(HeadFormat::File);
         self.load_file(self.open()?.with_head(Some(head))?)
     }
 
     /// What keys and values are kept in; `None` where it was not said.
-    pub fn kv_cache(&self) -> Option<CacheForm> {
-        self.kv_cache.as_deref().and_then(CacheForm::named)
+    pub fn kv_cache(&self) -> Option<KvCacheFormat> {
+        self.kv_cache.as_deref().and_then(KvCacheFormat::named)
     }
 
     /// An empty session whose cache rounds nothing, unless another was asked for.
@@ -104,14 +104,14 @@ impl ModelArgs {
     }
 
     /// How the head is read; `None` is found out.
-    pub fn head(&self) -> Option<HeadForm> {
-        HeadForm::named(&self.head)
+    pub fn head(&self) -> Option<HeadFormat> {
+        HeadFormat::by_name(&self.head)
     }
 
     /// What it is run on.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> EngineOptions {
         let threads = self.threads.map_or_else(|| host::host().threads(), usize::from);
         let keep_in = Some(host::cache_dir());
-        Options { threads, kernel: self.kernel.clone(), keep_in, ..Options::default() }
+        EngineOptions { threads, kernel: self.kernel.clone(), cache_dir: keep_in, ..EngineOptions::default() }
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
     let text = read(&args.text)?;
     let engine = args.model.load_as_it_is()?;
     let tokens = engine.tokenizer().encode(&text);
-    let bos = engine.tokenizer().begin();
+    let bos = engine.tokenizer().bos_of_text();
     if tokens.len() + usize::from(bos.is_some()) < 2 {
         let said = format!("{}: nothing in it can be foretold; give a longer text", args.text.display())
             .replace(char::is_control, "?");

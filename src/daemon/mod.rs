@@ -26,7 +26,7 @@ pub use reload::Reread;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
-use crate::engine::model::{CacheForm, HeadForm, Layout};
+use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::ChatTemplate;
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::alerts::{Alert, Kind};
@@ -98,14 +98,14 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         I2sLayout::Rows4 => Layout::Rows4,
     });
     let head = config.model.head.map(|head| match head {
-        Head::F16 => HeadForm::File,
-        Head::Q8 => HeadForm::Q8,
-        Head::Q6K => HeadForm::Q6K,
-        Head::Screened => HeadForm::Screened,
+        Head::F16 => HeadFormat::File,
+        Head::Q8 => HeadFormat::Q8,
+        Head::Q6K => HeadFormat::Q6K,
+        Head::Screened => HeadFormat::Shortlist,
     });
     let cache = match config.model.kv_cache {
-        KvCache::F16 => CacheForm::F16,
-        KvCache::Int8 => CacheForm::Int8,
+        KvCache::F16 => KvCacheFormat::F16,
+        KvCache::Int8 => KvCacheFormat::Int8,
     };
     let file = ModelFile::open(&source, layout)
         .and_then(|file| file.with_head(head))
@@ -150,11 +150,11 @@ pub async fn run(
         context: plan.context,
         budget: config.budget.clone(),
     };
-    let options = engine::Options {
+    let options = engine::EngineOptions {
         threads: config.budget.threads,
         pin: config.budget.pin,
         kernel: None,
-        keep_in: config.model.keep_in.clone(),
+        cache_dir: config.model.keep_in.clone(),
     };
     let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
     let loads = what_loads(&config, &plan);

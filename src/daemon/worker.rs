@@ -9,12 +9,12 @@ use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
-use crate::engine::model::Screening;
-use crate::engine::pool;
-use crate::engine::sampler::Sampling;
-use crate::engine::session::{Answer, End, Options, Session, Step};
+use crate::engine::model::ShortlistStats;
+use crate::engine::sampler::SamplingParams;
+use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
+use crate::engine::thread_pool;
+use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::{Role, Turn};
-use crate::engine::tuner::Threads;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
@@ -58,7 +58,11 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the thread, which loads the model; returns when it is ready for requests.
-    pub async fn start(self, file: ModelFile, options: engine::Options) -> Result<(Thread, Facts), Failure> {
+    pub async fn start(
+        self,
+        file: ModelFile,
+        options: engine::EngineOptions,
+    ) -> Result<(Thread, Facts), Failure> {
         let (loaded, outcome) = oneshot::channel();
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -88,9 +92,9 @@ impl Worker {
 
     /// Loads the model on this thread, which keeps to the processors that are meant for computing; so do the
     /// threads it starts.
-    fn load(&self, file: ModelFile, options: &engine::Options) -> Result<Engine, LoadError> {
-        pool::keep_to(&self.budget.keep_to);
-        let said = Threads { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+    fn load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
+        thread_pool::pin_to(&self.budget.keep_to);
+        let said = ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
         Ok(file.load(options)?.tuned(said))
     }
 
@@ -98,7 +102,7 @@ impl Worker {
     fn work(&self, engine: &Engine) -> Result<(), LoadError> {
         let _off = Off(&self.queue);
         let mut session = engine.session(self.context);
-        let mut screening = Screening::default();
+        let mut screening = ShortlistStats::default();
         let mut threads = engine.model().threads();
         while let Some(job) = self.queue.next() {
             self.queue.step();
@@ -118,15 +122,15 @@ impl Worker {
                 }
             }
             say_threads(engine.model().threads(), &mut threads);
-            self.note_screening(session.screening(), &mut screening);
+            self.note_screening(session.shortlist_stats(), &mut screening);
         }
         Ok(())
     }
 
     /// Takes over the counts of a screened head, and says once that it was wrong.
-    fn note_screening(&self, now: Option<Screening>, before: &mut Screening) {
+    fn note_screening(&self, now: Option<ShortlistStats>, before: &mut ShortlistStats) {
         let Some(now) = now else { return };
-        let Screening { tokens, rows, scans, checks, misses, .. } = now;
+        let ShortlistStats { tokens, rows, scans, checks, misses, .. } = now;
         self.telemetry.screened(Screen { tokens, rows, scans, checks, misses });
         if before.misses == 0 && misses > 0 {
             warn!("the screened head chose another token than the whole head; it is read whole from now on");
@@ -183,7 +187,7 @@ impl Worker {
         };
         let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
         self.queue.note_pace(at.ended - at.begun);
-        if let Some(key) = key.filter(|_| answer.end != End::Halted) {
+        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
             self.queue.keep(key, stored(&answer));
         }
         let Inbound { id, client, reply, .. } = job.inbound;
@@ -235,9 +239,9 @@ impl Worker {
             id,
             // An answer that came to its own end at the very last step was not halted.
             finish_reason: match answer.end {
-                End::Stop => FinishReason::Stop,
-                End::Length => FinishReason::Length,
-                End::Halted => halt.unwrap_or(FinishReason::Cancelled),
+                StopReason::Stop => FinishReason::Stop,
+                StopReason::Length => FinishReason::Length,
+                StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
             },
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
             timings: at.timings(&answer),
@@ -282,8 +286,8 @@ impl Drop for Off<'_> {
 }
 
 /// Says how many threads were found to be fastest: when both numbers are known, and when one changes.
-fn say_threads(found: Threads, said: &mut Threads) {
-    if let Threads { decode: Some(decode), prefill: Some(prefill) } = found
+fn say_threads(found: ThreadCounts, said: &mut ThreadCounts) {
+    if let ThreadCounts { decode: Some(decode), prefill: Some(prefill) } = found
         && found != *said
     {
         info!("threads: decode {decode}, prefill {prefill}");
@@ -319,7 +323,7 @@ impl<'r> Run<'r> {
             Step::Token(_) => self.written += 1,
         }
         self.queue.note_reach(self.written);
-        if self.engine.is_torn() {
+        if self.engine.has_zeroed_pages() {
             // What was just computed is made of zeros; who asked is told when the pass ends.
             return ControlFlow::Break(());
         }
@@ -393,11 +397,11 @@ fn role(role: protocol::Role) -> Role {
     }
 }
 
-fn options(request: &Request) -> Options {
+fn options(request: &Request) -> GenerateOptions {
     let asked = &request.sampling;
-    let default = Sampling::default();
-    Options {
-        sampling: Sampling {
+    let default = SamplingParams::default();
+    GenerateOptions {
+        sampling: SamplingParams {
             temperature: asked.temperature.unwrap_or(default.temperature),
             top_k: asked.top_k.map_or(default.top_k, |k| k as usize),
             top_p: asked.top_p.unwrap_or(default.top_p),
@@ -408,7 +412,7 @@ fn options(request: &Request) -> Options {
         },
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
-        ..Options::default()
+        ..GenerateOptions::default()
     }
 }
 
@@ -433,6 +437,6 @@ fn stored(answer: &Answer) -> Stored {
     Stored {
         text: answer.text.clone(),
         completion_tokens: answer.tokens.len() as u32,
-        stopped: answer.end == End::Stop,
+        stopped: answer.end == StopReason::Stop,
     }
 }

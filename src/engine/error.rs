@@ -1,13 +1,13 @@
-//! What can go wrong: one error a stage, each naming the place.
+//! The errors of the engine: one type for each stage, each naming the place.
 
 use std::fmt;
 
-/// A model that cannot be used. Its text is one line: the place, what is wrong, the way out.
+/// A model that cannot be used. Its text is one line: the place, what is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadError {
     /// The file, then what in it: a byte offset, a metadata key, a tensor.
     pub place: String,
-    /// What is wrong there, and the way out where there is one.
+    /// What is wrong there, and what to do where something can be done.
     pub message: String,
 }
 
@@ -19,15 +19,15 @@ impl LoadError {
 
     /// An error at a metadata key.
     pub fn key(key: &str, message: impl Into<String>) -> Self {
-        Self::new(format!("metadata key {}", shown(key)), message)
+        Self::new(format!("metadata key {}", escaped(key)), message)
     }
 
     /// An error at a tensor.
     pub fn tensor(name: &str, message: impl Into<String>) -> Self {
-        Self::new(format!("tensor {}", shown(name)), message)
+        Self::new(format!("tensor {}", escaped(name)), message)
     }
 
-    /// The same error, seen from the file that holds the place.
+    /// The same error, with the file that holds the place before it.
     pub fn within(self, outer: impl fmt::Display) -> Self {
         LoadError { place: format!("{outer}: {}", self.place), message: self.message }
     }
@@ -41,9 +41,9 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// A file's own words as an error repeats them: whatever they are, the error stays one line, and no
-/// terminal obeys them.
-pub fn shown(words: &str) -> String {
+/// Text from a file, for use in an error: escaped and shortened, so that the error stays one line, and no control
+/// sequence reaches a terminal.
+pub fn escaped(words: &str) -> String {
     // Longer than any name in use.
     const MOST: usize = 64;
     let mut shown: String = words.chars().take(MOST).flat_map(char::escape_debug).collect();
@@ -56,9 +56,9 @@ pub fn shown(words: &str) -> String {
 /// A prompt that the model cannot take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptError {
-    /// No token at all.
+    /// The prompt has no tokens.
     Empty,
-    /// More tokens than fit, the first generated one included.
+    /// More tokens than fit into the context, including the first generated one.
     ContextExceeded {
         /// Tokens of the prompt.
         tokens: usize,
@@ -72,7 +72,7 @@ pub enum PromptError {
         /// Size of the vocabulary.
         vocab: usize,
     },
-    /// The chat template does not take the conversation; what it, or the engine, says of that.
+    /// The chat template rejects the conversation; the text is the template's, or the engine's.
     Template(String),
 }
 

@@ -1,13 +1,15 @@
-//! The steps between matrices, one row at a time: normalisation, rotation, activation,
-//! quantisation. Plain loops that the compiler turns into vector code: inlined, so into that of whatever processor
+//! The operations between matrix products, on one row at a time: normalisation, rotary embedding, activation,
+//! quantisation.
+//!
+//! They are plain loops that the compiler vectorises. All are inlined, so that they use whatever instruction set
 //! the caller is compiled for.
 
-/// Running sums kept side by side, so that the additions of a sum do not wait for each other.
+/// Sums that are kept side by side, so that the additions of a sum do not wait for each other.
 const LANES: usize = 8;
 
-/// `out = x * weight / rms(x)`, the rms taken over the row.
+/// `out = x * weight / rms(x)`, where the root mean square is taken over the row.
 #[inline(always)]
-pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+pub fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
     assert!(out.len() == x.len() && x.len() == weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
@@ -17,7 +19,7 @@ pub fn rmsnorm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
 
 /// The same in place.
 #[inline(always)]
-pub fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     assert_eq!(x.len(), weight.len());
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt();
     for (x, weight) in x.iter_mut().zip(weight) {
@@ -39,10 +41,10 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 
 /// A row quantised to int8: `x[i]` is about `q[i] / scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Quantized {
-    /// 127, or what took its place, over the largest magnitude of the row.
+pub struct QuantizedRow {
+    /// 127, or the limit that was asked for instead, divided by the largest magnitude of the row.
     pub scale: f32,
-    /// Sum of the codes.
+    /// The sum of the codes.
     pub sum: i32,
 }
 
@@ -50,20 +52,20 @@ pub struct Quantized {
 /// even. `q` may be longer than `x`; the rest is filled with zeros.
 /// Source: `AutoBitLinear` of transformers (`activation_quant`).
 #[inline(always)]
-pub fn quantize(x: &[f32], q: &mut [i8]) -> Quantized {
+pub fn quantize(x: &[f32], q: &mut [i8]) -> QuantizedRow {
     quantize_within(127.0, x, q)
 }
 
-/// The same where the largest magnitude becomes `most`, at most 127.
+/// The same where the largest magnitude becomes `most`, which is at most 127.
 #[inline(always)]
-pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> Quantized {
+pub fn quantize_within(most: f32, x: &[f32], q: &mut [i8]) -> QuantizedRow {
     let (q, padding) = q.split_at_mut(x.len());
     padding.fill(0);
     let scale = most / max_magnitude(x).max(1e-5);
     for (q, x) in q.iter_mut().zip(x) {
         *q = round_half_even(x * scale);
     }
-    Quantized { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
+    QuantizedRow { scale, sum: q.iter().map(|q| i32::from(*q)).sum() }
 }
 
 #[inline(always)]
@@ -78,16 +80,16 @@ fn max_magnitude(x: &[f32]) -> f32 {
     largest.iter().chain(rest).fold(0.0, |a, x| a.max(x.abs()))
 }
 
-/// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, by letting the
-/// addition do it: 1.5 * 2^23 has a unit in the last place of exactly 1. Every x86 and Arm vector
-/// unit can do this; the library call for the same needs SSE4.1.
+/// Rounds a number of magnitude below 2^22 to the nearest integer, ties to even, through an addition: 1.5 * 2^23
+/// has a unit in the last place of exactly 1. Every x86 and Arm vector unit can do this; the library call for the
+/// same needs SSE4.1.
 #[inline(always)]
 fn round_half_even(x: f32) -> i8 {
     const MAGIC: f32 = 12_582_912.0;
     ((x + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8
 }
 
-/// Angles of the rotary embedding at one position: `cos`, `sin` of each pair, `[head_dim / 2]`.
+/// The angles of the rotary embedding at one position: `cos` and `sin` of each pair, `[rope_dims / 2]`.
 pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &mut [f32]) {
     for ((frequency, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
         (*sin, *cos) = (position as f32 * frequency).sin_cos();
@@ -103,7 +105,7 @@ pub enum RopePairs {
     Neighbours,
 }
 
-/// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` are rotated.
+/// Rotates one head in place: `[head_dim]`, of which the first `2 * cos.len()` elements are rotated.
 #[inline(always)]
 pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
     let rotated = &mut head[..2 * cos.len()];
@@ -122,7 +124,7 @@ pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], pairs: RopePairs) {
     }
 }
 
-/// The sum, in an order that depends on nothing but the length.
+/// The sum, in an order that depends only on the length.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
@@ -133,9 +135,9 @@ pub fn sum(x: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-/// The largest; numbers only.
+/// The largest number; NaN is ignored.
 #[inline(always)]
-pub fn largest(x: &[f32]) -> f32 {
+pub fn max(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -146,33 +148,33 @@ pub fn largest(x: &[f32]) -> f32 {
     largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, x| a.max(*x))
 }
 
-/// Where the largest is, the first of equal ones: numbers only, and none that is `lowered`, where that is said of
-/// each. 0 where there is none.
-pub fn argmax(x: &[f32], lowered: Option<&[bool]>) -> usize {
-    /// Numbers that are looked through together; only among the best ones of them a place is looked for.
+/// The index of the largest number, the first of equal ones. NaN is ignored, and so are tokens that are
+/// `penalised`, where that is given. 0 where there is none.
+pub fn argmax(x: &[f32], penalised: Option<&[bool]>) -> usize {
+    /// Numbers that are searched together; an index is looked up only among the best of these chunks.
     const TOGETHER: usize = 1024;
     let mut best = (0, f32::NEG_INFINITY);
     for start in (0..x.len()).step_by(TOGETHER) {
         let part = start..(start + TOGETHER).min(x.len());
-        let top = match lowered {
-            None => largest(&x[part]),
-            Some(lowered) => largest_free(&x[part.clone()], &lowered[part]),
+        let top = match penalised {
+            None => max(&x[part]),
+            Some(penalised) => max_unpenalised(&x[part.clone()], &penalised[part]),
         };
         if top > best.1 {
             best = (start, top);
         }
     }
     let (start, top) = best;
-    let is_top = |at: &usize| x[*at] == top && !lowered.is_some_and(|lowered| lowered[*at]);
+    let is_top = |at: &usize| x[*at] == top && !penalised.is_some_and(|penalised| penalised[*at]);
     if top > f32::NEG_INFINITY { (start..x.len()).find(is_top).unwrap_or(0) } else { 0 }
 }
 
-/// The largest that is not lowered; numbers only.
+/// The largest number that is not penalised; NaN is ignored.
 #[inline(always)]
-fn largest_free(x: &[f32], lowered: &[bool]) -> f32 {
-    assert_eq!(x.len(), lowered.len());
-    let or_none = |(x, lowered): (&f32, &bool)| if *lowered { f32::NEG_INFINITY } else { *x };
-    let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), lowered.as_chunks::<LANES>());
+fn max_unpenalised(x: &[f32], penalised: &[bool]) -> f32 {
+    assert_eq!(x.len(), penalised.len());
+    let or_none = |(x, penalised): (&f32, &bool)| if *penalised { f32::NEG_INFINITY } else { *x };
+    let ((chunks, rest), (flags, rest_flags)) = (x.as_chunks::<LANES>(), penalised.as_chunks::<LANES>());
     let mut largest = [f32::NEG_INFINITY; LANES];
     for (chunk, flags) in chunks.iter().zip(flags) {
         for (largest, x) in largest.iter_mut().zip(chunk.iter().zip(flags).map(or_none)) {
@@ -182,37 +184,37 @@ fn largest_free(x: &[f32], lowered: &[bool]) -> f32 {
     largest.into_iter().chain(rest.iter().zip(rest_flags).map(or_none)).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `e^x`, to two units in the last place; above 88 it stays at `e^88`, below -87 at `e^-87`. Additions and
-/// multiplications only, so that a loop over it becomes vector code and gives the same bits on every processor.
+/// `e^x`, to two units in the last place; above 88 it stays at `e^88`, below -87 at `e^-87`. It uses only additions
+/// and multiplications, so that a loop over it is vectorised and gives the same bits on every CPU.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// Its upper bits and the rest: the first times a whole number is exact.
+    /// The upper bits of ln 2 and the rest: the upper bits times a whole number are exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    /// Added and subtracted it leaves a whole number.
+    /// Adding and subtracting it leaves a whole number.
     const MAGIC: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + MAGIC;
     let whole = shifted - MAGIC;
     let x = x - whole * LN_2[0] - whole * LN_2[1];
-    // The power series; half of ln 2 at most, so that the next term is below 1.3e-7 of the sum's last place.
+    // The power series; x is at most half of ln 2, so that the next term is below 1.3e-7 of the sum.
     let terms = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     let sum = terms.into_iter().fold(0.0, |sum, term| sum * x + term);
-    // The whole number stands in the low bits of `shifted`; there it counts as a power of two.
+    // The whole number is in the low bits of `shifted`; here it becomes a power of two.
     sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// `gate = relu(gate)^2 * up`: the 2B model's.
+/// `gate = relu(gate)^2 * up`, the activation of BitNet-b1.58-2B-4T.
 #[inline(always)]
-pub fn squared_relu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
+pub fn squared_relu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         let positive = gate.max(0.0);
         *gate = positive * positive * up;
     }
 }
 
-/// `gate = silu(gate) * up`: Llama's.
+/// `gate = silu(gate) * up`, the activation of Llama.
 #[inline(always)]
-pub fn silu_times(gate: &mut [f32], up: impl Iterator<Item = f32>) {
+pub fn silu_mul(gate: &mut [f32], up: impl Iterator<Item = f32>) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
@@ -231,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn powers_of_e_are_right_to_the_last_places() {
+    fn exp_is_accurate_to_two_units_in_the_last_place() {
         for step in -87_000..=88_000 {
             let x = step as f32 / 1000.0;
             let wanted = f64::from(x).exp();
@@ -243,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_the_largest_is_found_and_never_one_that_is_lowered_or_no_number() {
-        let one_by_one = |x: &[f32], lowered: &[bool]| {
+    fn argmax_finds_the_first_of_the_largest_and_skips_penalised_and_nan() {
+        let one_by_one = |x: &[f32], penalised: &[bool]| {
             let better = |best: (usize, f32), at: usize| {
-                if x[at] > best.1 && !lowered[at] { (at, x[at]) } else { best }
+                if x[at] > best.1 && !penalised[at] { (at, x[at]) } else { best }
             };
             (0..x.len()).fold((0, f32::NEG_INFINITY), better).0
         };
@@ -254,11 +256,11 @@ mod tests {
             for at in [0, len / 2, len - 1] {
                 let mut x: Vec<f32> = (0..len).map(|i| (i % 13) as f32 - 20.0).collect();
                 (x[at], x[len - 1]) = (3.0, 3.0);
-                let mut lowered = vec![false; len];
-                assert_eq!([argmax(&x, None), argmax(&x, Some(&lowered))], [at; 2], "{len}");
-                lowered[at] = true;
-                let wanted = one_by_one(&x, &lowered);
-                assert_eq!(argmax(&x, Some(&lowered)), wanted, "{len}, {at}");
+                let mut penalised = vec![false; len];
+                assert_eq!([argmax(&x, None), argmax(&x, Some(&penalised))], [at; 2], "{len}");
+                penalised[at] = true;
+                let wanted = one_by_one(&x, &penalised);
+                assert_eq!(argmax(&x, Some(&penalised)), wanted, "{len}, {at}");
                 x[at] = f32::NAN;
                 assert_eq!(argmax(&x, None), wanted, "{len}, {at}");
             }
@@ -279,9 +281,9 @@ mod tests {
     #[test]
     fn quantising_keeps_the_largest_at_127_and_sums_the_codes() {
         let mut q = [9i8; 6];
-        let made = quantize(&[0.5, -1.0, 0.25, 0.0], &mut q);
+        let quantized = quantize(&[0.5, -1.0, 0.25, 0.0], &mut q);
         assert_eq!(q, [64, -127, 32, 0, 0, 0]);
-        assert_eq!((made.scale, made.sum), (127.0, -31));
+        assert_eq!((quantized.scale, quantized.sum), (127.0, -31));
     }
 
     #[test]
@@ -295,10 +297,10 @@ mod tests {
     fn normalising_gives_unit_rms() {
         let x: Vec<f32> = (0..37).map(|i| i as f32 - 11.0).collect();
         let mut out = vec![0.0; 37];
-        rmsnorm(&mut out, &x, &[1.0; 37], 0.0);
+        rms_norm(&mut out, &x, &[1.0; 37], 0.0);
         assert!((sum_of_squares(&out) / 37.0 - 1.0).abs() < 1e-5);
         let mut same = x.clone();
-        rmsnorm_in_place(&mut same, &[1.0; 37], 0.0);
+        rms_norm_in_place(&mut same, &[1.0; 37], 0.0);
         assert_eq!(out, same);
     }
 

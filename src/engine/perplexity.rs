@@ -1,29 +1,29 @@
-//! How well a model foretells a text: the exponential of its mean surprise a token.
+//! Perplexity: how well a model predicts a text, as the exponential of its mean loss a token.
 //!
-//! Windows of the session's context overlap by half, and every token counts once: those of the first
-//! window, then the second half of each. So each, but for those at the text's beginning, is foretold
-//! from at least half a window before it. llama.cpp scores the second halves of windows side by side
-//! instead; on a long text the two figures agree within their error.
+//! Windows of the session's context overlap by half, and every token counts once: those of the first window, then
+//! those of the second half of each. So each token, except at the start of the text, has at least half a window
+//! before it. llama.cpp scores the second halves of windows side by side instead; on a long text the two results
+//! agree within their error.
 
 use super::error::PromptError;
 use super::session::Session;
 
-/// What is known of a text so far.
+/// The result over the part of a text that was read so far.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Perplexity {
-    /// Tokens that counted.
+    /// Tokens that were scored.
     pub tokens: usize,
     nats: f64,
     squares: f64,
 }
 
 impl Perplexity {
-    /// The perplexity: blind guessing among n tokens has n, foresight 1.
+    /// The perplexity: random guessing among n tokens has n, a perfect prediction 1.
     pub fn value(&self) -> f64 {
         (self.nats / self.tokens as f64).exp()
     }
 
-    /// Its standard error, as if the tokens were independent; infinite below two.
+    /// Its standard error, as if the tokens were independent; infinite for fewer than two.
     pub fn error(&self) -> f64 {
         let count = self.tokens as f64;
         let mean = self.nats / count;
@@ -31,8 +31,8 @@ impl Perplexity {
         if self.tokens < 2 { f64::INFINITY } else { variance.sqrt() * self.value() }
     }
 
-    /// Goes through `tokens`, each window begun by `bos` where there is one; `each` hears the figure
-    /// after every window.
+    /// Scores `tokens`, with each window begun by `bos` where there is one; `each` gets the result so far after
+    /// every window.
     ///
     /// # Panics
     /// When the session holds fewer than four tokens.
@@ -46,7 +46,7 @@ impl Perplexity {
         let size = session.context() - lead;
         let half = size / 2;
         assert!(half > 0, "a window of four tokens at least");
-        let mut said = Perplexity::default();
+        let mut result = Perplexity::default();
         let mut window: Vec<u32> = Vec::with_capacity(size + lead);
         let mut counted = 0;
         while counted < tokens.len() {
@@ -54,11 +54,11 @@ impl Perplexity {
             let end = tokens.len().min(start + size);
             window.clear();
             window.extend(bos.iter().chain(&tokens[start..end]));
-            session.surprise(&window, lead + counted - start, |nats| said.add(nats))?;
-            each(&said);
+            session.token_nll(&window, lead + counted - start, |nats| result.add(nats))?;
+            each(&result);
             counted = end;
         }
-        Ok(said)
+        Ok(result)
     }
 
     fn add(&mut self, nats: f64) {

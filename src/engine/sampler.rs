@@ -1,81 +1,88 @@
-//! From logits to a token.
+//! Sampling: chooses a token from logits, by temperature, top-k, top-p, min-p and a repetition penalty.
 
-/// How a token is chosen.
+/// The parameters of sampling.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
+pub struct SamplingParams {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Keep this many of the likeliest; 0 keeps all.
+    /// Keeps this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest up to this probability mass.
+    /// Keeps the most likely tokens up to this probability mass.
     pub top_p: f32,
-    /// Keep what has at least this share of the likeliest one's probability.
+    /// Keeps tokens with at least this share of the largest probability.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens already seen; 1 changes nothing.
+    /// Divides positive and multiplies negative logits of tokens that have already occurred; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Start of the random numbers.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
-impl Default for Sampling {
+impl Default for SamplingParams {
     /// Greedy.
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
-/// Tokens a thousand times less likely than the likeliest need no exact logit: `ln(1000)`.
+/// Tokens a thousand times less likely than the most likely one need no exact logit: `ln(1000)`.
 const UNLIKELY: f32 = 6.9;
 
-impl Sampling {
-    /// How far below the best of those that no penalty lowers a logit may be and still matter to the choice;
-    /// `None` where any may.
-    pub fn reach(&self) -> Option<f32> {
-        // Below 1 it is no penalty: it can bring any token to the top.
+impl SamplingParams {
+    /// How far below the best of the tokens without a penalty a logit may be and still matter to the choice; `None`
+    /// where any may matter.
+    pub fn logit_reach(&self) -> Option<f32> {
+        // Below 1 it is not a penalty: it can bring any token to the top.
         (self.repetition_penalty >= 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
     }
 }
 
-/// Chooses tokens; allocates once.
+/// Chooses tokens. All memory is allocated once.
 #[derive(Debug)]
 pub struct Sampler {
-    sampling: Sampling,
+    sampling: SamplingParams,
     random: SplitMix64,
-    candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the likeliest first
+    candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the most likely first
     seen: Vec<bool>,             // [vocab]
 }
 
-/// Candidates less likely than this, relative to the likeliest, are below what a draw of 32 bits
-/// can hit: `ln(2^-32)`.
+/// Candidates that are less likely than this, relative to the most likely one, are below the resolution of a draw
+/// of 32 bits: `ln(2^-32)`.
 const NEGLIGIBLE: f32 = -22.18;
 
 impl Sampler {
     /// A sampler for a vocabulary of `vocab`.
-    pub fn new(sampling: Sampling, vocab: usize) -> Self {
+    pub fn new(sampling: SamplingParams, vocab: usize) -> Self {
         let random = SplitMix64(sampling.seed);
         let greedy = sampling.temperature <= 0.0;
         let candidates = Vec::with_capacity(if greedy { 0 } else { vocab });
         Sampler { sampling, random, candidates, seen: vec![false; vocab] }
     }
 
-    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without one.
-    pub fn lowered(&self) -> Option<&[bool]> {
+    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without a penalty.
+    pub fn penalised(&self) -> Option<&[bool]> {
         (self.sampling.repetition_penalty > 1.0).then_some(&self.seen)
     }
 
-    /// Notes a token of the prompt or the answer, for the repetition penalty.
-    pub fn see(&mut self, id: u32) {
+    /// Records a token of the prompt or the answer, for the repetition penalty.
+    pub fn record(&mut self, id: u32) {
         self.seen[id as usize] = true;
     }
 
-    /// The next token. Logits that are no numbers are never chosen.
+    /// Chooses the next token. NaN logits are never chosen.
     pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
         self.penalise(logits);
         if self.sampling.temperature <= 0.0 {
             return argmax(logits);
         }
-        self.collect(logits);
-        self.cut();
+        self.collect_candidates(logits);
+        self.truncate_candidates();
         self.draw()
     }
 
@@ -89,8 +96,8 @@ impl Sampler {
         }
     }
 
-    /// Weights of all candidates that could be drawn, relative to the likeliest, sorted.
-    fn collect(&mut self, logits: &[f32]) {
+    /// The weights of all candidates that could be drawn, relative to the most likely one, sorted.
+    fn collect_candidates(&mut self, logits: &[f32]) {
         let best = logits[argmax(logits) as usize];
         self.candidates.clear();
         for (id, logit) in (0..).zip(logits) {
@@ -100,15 +107,15 @@ impl Sampler {
             }
         }
         if self.candidates.is_empty() {
-            // The best is no finite number, as a damaged model may have it.
+            // The best logit is not finite, as in a damaged model.
             self.candidates.push((1.0, argmax(logits)));
         }
-        // Equal weights in the order of their ids: the same seed gives the same text everywhere.
+        // Equal weights in the order of their ids, so that the same seed gives the same text everywhere.
         self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
 
-    fn cut(&mut self) {
-        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+    fn truncate_candidates(&mut self) {
+        let SamplingParams { top_k, top_p, min_p, .. } = self.sampling;
         if top_k > 0 {
             self.candidates.truncate(top_k);
         }
@@ -133,13 +140,13 @@ impl Sampler {
             left -= f64::from(*weight);
             left < 0.0
         });
-        // Rounding may leave a crumb behind the last candidate.
+        // Rounding may leave a little probability behind the last candidate.
         let (_, id) = drawn.or(self.candidates.last()).expect("the likeliest is always kept");
         *id
     }
 }
 
-/// The first of the largest; numbers only. 0 where there is none.
+/// The first of the largest logits; NaN is ignored. 0 where there is none.
 pub fn argmax(logits: &[f32]) -> u32 {
     /// Logits that are compared side by side, in registers.
     const LANES: usize = 16;
@@ -154,8 +161,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(is_it).unwrap_or(0) as u32
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): six lines whose stream never changes under a promise that
-/// the same seed gives the same text.
+/// SplitMix64 (Steele, Lea, Flood 2014): a generator of six lines whose sequence never changes, because the same
+/// seed must give the same text.
 #[derive(Debug)]
 struct SplitMix64(u64);
 
@@ -177,7 +184,7 @@ impl SplitMix64 {
 mod tests {
     use super::*;
 
-    fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
+    fn counts(sampling: SamplingParams, logits: &[f32]) -> Vec<usize> {
         let mut sampler = Sampler::new(sampling, logits.len());
         let mut counts = vec![0; logits.len()];
         for _ in 0..20_000 {
@@ -188,9 +195,9 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_largest_and_never_a_nan() {
-        let mut sampler = Sampler::new(Sampling::default(), 4);
+        let mut sampler = Sampler::new(SamplingParams::default(), 4);
         assert_eq!(sampler.sample(&mut [f32::NAN, 1.0, 3.0, 3.0]), 2);
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         assert_eq!(counts(warm, &[f32::NAN, 0.0])[0], 0);
     }
 
@@ -216,17 +223,18 @@ mod tests {
     fn logits_of_a_damaged_model_give_some_token() {
         for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for temperature in [0.0, 1.0] {
-                let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, 3);
+                let mut sampler =
+                    Sampler::new(SamplingParams { temperature, ..SamplingParams::default() }, 3);
                 assert!(sampler.sample(&mut [x; 3]) < 3);
             }
-            let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+            let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
             assert_eq!(Sampler::new(warm, 3).sample(&mut [0.0, f32::INFINITY, x]), 1);
         }
     }
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let warm = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() };
         let counts = counts(warm, &[4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()]);
         for (count, share) in counts.iter().zip([0.4, 0.1, 0.3, 0.2]) {
             let expected = 20_000.0 * share;
@@ -235,37 +243,37 @@ mod tests {
     }
 
     #[test]
-    fn cuts_keep_what_they_name() {
+    fn top_k_top_p_and_min_p_keep_the_right_candidates() {
         let logits = [4f32.ln(), 1f32.ln(), 3f32.ln(), 2f32.ln()];
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         let kept = |sampling| {
             counts(sampling, &logits).iter().map(|count| usize::from(*count > 0)).collect::<Vec<_>>()
         };
-        assert_eq!(kept(Sampling { top_k: 2, ..warm.clone() }), [1, 0, 1, 0]);
-        assert_eq!(kept(Sampling { top_p: 0.39, ..warm.clone() }), [1, 0, 0, 0]);
-        assert_eq!(kept(Sampling { top_p: 0.65, ..warm.clone() }), [1, 0, 1, 0]);
-        assert_eq!(kept(Sampling { min_p: 0.45, ..warm.clone() }), [1, 0, 1, 1]);
-        assert_eq!(kept(Sampling { top_p: 0.0, ..warm }), [1, 0, 0, 0]);
+        assert_eq!(kept(SamplingParams { top_k: 2, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(SamplingParams { top_p: 0.39, ..warm.clone() }), [1, 0, 0, 0]);
+        assert_eq!(kept(SamplingParams { top_p: 0.65, ..warm.clone() }), [1, 0, 1, 0]);
+        assert_eq!(kept(SamplingParams { min_p: 0.45, ..warm.clone() }), [1, 0, 1, 1]);
+        assert_eq!(kept(SamplingParams { top_p: 0.0, ..warm }), [1, 0, 0, 0]);
     }
 
     #[test]
     fn the_same_seed_gives_the_same_draws() {
-        let warm = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+        let warm = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
         let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32).collect();
-        let draws = |sampling: Sampling| {
+        let draws = |sampling: SamplingParams| {
             let mut sampler = Sampler::new(sampling, 50);
             (0..100).map(|_| sampler.sample(&mut logits.clone())).collect::<Vec<_>>()
         };
         assert_eq!(draws(warm.clone()), draws(warm.clone()));
-        assert_ne!(draws(warm.clone()), draws(Sampling { seed: 6, ..warm }));
+        assert_ne!(draws(warm.clone()), draws(SamplingParams { seed: 6, ..warm }));
     }
 
     #[test]
     fn the_penalty_pushes_seen_tokens_down_whatever_their_sign() {
-        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let sampling = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() };
         let mut sampler = Sampler::new(sampling, 3);
-        sampler.see(0);
-        sampler.see(1);
+        sampler.record(0);
+        sampler.record(1);
         let mut logits = [3.0, -1.0, 2.0];
         assert_eq!(sampler.sample(&mut logits), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0]);

@@ -1,19 +1,21 @@
-//! One conversation with a model: prefill, then step by step until something ends it.
+//! A session: prefill of a prompt, then decoding token by token until something ends the answer.
 //!
-//! Text leaves through a callback that may say stop; it is asked between batches of the prompt and
-//! after every token. Deliberately knows no client, no queue and no deadline.
+//! Text leaves through a callback that may cancel; it is called between batches of the prompt and after every
+//! token.
+//!
+//! Deliberately knows nothing of clients, queues and deadlines.
 
 use super::error::PromptError;
-use super::model::{BATCH, CacheForm, Model, Screening, State, Timings};
-use super::sampler::{Sampler, Sampling};
-use super::tokenizer::{Pushed, TextStream, Tokenizer};
+use super::model::{BATCH, KvCacheFormat, Model, ShortlistStats, State, Timings};
+use super::sampler::{Sampler, SamplingParams};
+use super::tokenizer::{StreamStep, TextStream, Tokenizer};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Bytes reserved for an answer's text for each token it may have; longer texts grow.
+/// Bytes that are reserved for an answer's text for each token it may have; longer texts grow.
 const BYTES_PER_TOKEN: usize = 8;
 
-/// A model's state with the way to fill it.
+/// A model's state, and the means to fill it.
 #[derive(Debug)]
 pub struct Session<'e> {
     model: &'e Model,
@@ -23,38 +25,38 @@ pub struct Session<'e> {
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Options {
+pub struct GenerateOptions {
     /// How a token is chosen.
-    pub sampling: Sampling,
-    /// Most tokens; `None` is as many as the context holds.
+    pub sampling: SamplingParams,
+    /// The most tokens to generate; `None` is as many as the context holds.
     pub max_tokens: Option<usize>,
-    /// Texts that end the answer.
+    /// Stop strings, which end the answer.
     pub stop: Vec<String>,
-    /// Goes on past end tokens, for measurements.
-    pub ignore_end: bool,
-    /// Reads all of a head that is screened, for comparison.
-    pub whole_head: bool,
+    /// Continues after end tokens, for measurements.
+    pub ignore_eos: bool,
+    /// Reads the whole head where a shortlist is used, for comparisons.
+    pub exact_head: bool,
 }
 
-/// What the callback hears.
+/// What the callback is told.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'t> {
-    /// Tokens of the prompt read so far.
+    /// Tokens of the prompt that were read so far.
     Prefill(usize),
-    /// One token was generated; the text it brought, perhaps none yet. Comes once more at the end for
-    /// text that was held back until then.
+    /// One token was generated, with the text it completed, which may be empty. Comes once more at the end for text
+    /// that was held back until then.
     Token(&'t str),
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// An end token or a stop text.
+pub enum StopReason {
+    /// An end token or a stop string.
     Stop,
-    /// `max_tokens`, or the context.
+    /// `max_tokens`, or the end of the context.
     Length,
-    /// The callback said so.
-    Halted,
+    /// The callback cancelled.
+    Cancelled,
 }
 
 /// An answer with its measurements.
@@ -62,52 +64,51 @@ pub enum End {
 pub struct Answer {
     /// The text.
     pub text: String,
-    /// Generated tokens, the end token not among them.
+    /// The generated tokens, without the end token.
     pub tokens: Vec<u32>,
     /// Why it ended.
-    pub end: End,
-    /// Time for the prompt.
+    pub end: StopReason,
+    /// The time for the prompt.
     pub prefill: Duration,
-    /// Time from the end of the prompt to the first token's choice; `None` when there was none.
-    pub first: Option<Duration>,
-    /// Time from the first token to the last.
+    /// The time from the end of the prompt until the first token was chosen; `None` when there was none.
+    pub first_token: Option<Duration>,
+    /// The time from the first token to the last.
     pub decode: Duration,
-    /// Where the time until the first token's choice went: the prompt, and its last token's logits.
+    /// What the time until the first token was spent on: the prompt, and the logits of its last token.
     pub prefill_parts: Timings,
-    /// Where the time from the first token to the last went.
+    /// What the time from the first token to the last was spent on.
     pub decode_parts: Timings,
 }
 
 impl<'e> Session<'e> {
-    /// An empty session for `context` tokens, its cache in form `cache`.
-    pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize, cache: CacheForm) -> Self {
+    /// An empty session for `context` tokens, with a KV cache in format `cache`.
+    pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize, cache: KvCacheFormat) -> Self {
         Session { model, tokenizer, state: model.state(context, BATCH, cache) }
     }
 
-    /// The same with a cache that rounds nothing and takes twice the memory: for measurements
-    /// against a reference. A rounded key moves an activation over the edge between two int8 codes
-    /// now and then, and a logit by up to some percent of the largest with it.
+    /// The same with a cache that rounds nothing and takes twice the memory, for comparisons with a reference. Now
+    /// and then a rounded key moves an activation across the border between two int8 codes, which changes a logit
+    /// by up to some percent of the largest.
     pub fn exact(model: &'e Model, tokenizer: &'e Tokenizer, context: usize) -> Self {
-        Self::new(model, tokenizer, context, CacheForm::F32)
+        Self::new(model, tokenizer, context, KvCacheFormat::F32)
     }
 
-    /// Tokens it can hold.
+    /// Tokens that the session can hold.
     pub fn context(&self) -> usize {
         self.state.context()
     }
 
-    /// Bytes of keys and values for each token it holds.
+    /// Bytes of keys and values for each token.
     pub fn cache_bytes_per_token(&self) -> usize {
         self.state.cache_bytes_per_token()
     }
 
-    /// What screening the head did so far; `None` where the head is read whole.
-    pub fn screening(&self) -> Option<Screening> {
-        self.state.screening()
+    /// What the shortlist did so far; `None` where the head is read whole.
+    pub fn shortlist_stats(&self) -> Option<ShortlistStats> {
+        self.state.shortlist_stats()
     }
 
-    /// Runs one pass over `tokens` from an empty state; `each` gets every position and its logits,
-    /// `[vocab]`.
+    /// Runs `tokens` through the model from an empty state; `each` gets every position and its logits, `[vocab]`.
     pub fn logits(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), PromptError> {
         self.check(tokens, 0)?;
         self.state.truncate(0);
@@ -121,9 +122,9 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// How well one pass over `tokens` from an empty state foretells them: `each` gets the surprise, in
-    /// nats, of every token from place `from` on but the first of all, which nothing foretells.
-    pub fn surprise(
+    /// Runs `tokens` through the model from an empty state; `each` gets the negative log-likelihood, in nats, of
+    /// every token from index `from` on, except the first token, which nothing precedes.
+    pub fn token_nll(
         &mut self,
         tokens: &[u32],
         from: usize,
@@ -135,9 +136,9 @@ impl<'e> Session<'e> {
         for batch in tokens.chunks(self.state.batch()) {
             self.model.forward(batch, &mut self.state);
             for row in 0..batch.len() {
-                // Logits take most of the time of a small model; those nobody asked for are not made.
+                // Logits take most of the time of a small model; only those that are needed are computed.
                 if let Some(token) = tokens.get(next).filter(|_| next >= from) {
-                    each(nats(self.model.logits(row, &mut self.state), *token));
+                    each(nll(self.model.logits(row, &mut self.state), *token));
                 }
                 next += 1;
             }
@@ -149,37 +150,37 @@ impl<'e> Session<'e> {
     pub fn generate(
         &mut self,
         prompt: &[u32],
-        options: &Options,
+        options: &GenerateOptions,
         mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, PromptError> {
-        // One place for the first token, without which there is no answer.
+        // One position for the first token, without which there is no answer.
         self.check(prompt, 1)?;
-        self.state.take_timings(); // of whatever was before
-        let room = self.state.context() - prompt.len();
-        let most = options.max_tokens.unwrap_or(room).min(room);
-        let mut run = Run {
+        self.state.take_timings(); // of earlier passes
+        let remaining = self.state.context() - prompt.len();
+        let max_tokens = options.max_tokens.unwrap_or(remaining).min(remaining);
+        let mut run = GenerationRun {
             sampler: Sampler::new(options.sampling.clone(), self.model.shape().vocab),
-            stream: TextStream::new(&options.stop, most.min(1024) * BYTES_PER_TOKEN),
-            tokens: Vec::with_capacity(most.min(1024)),
-            most,
-            reach: options.sampling.reach().filter(|_| !options.whole_head),
-            ignore_end: options.ignore_end,
+            stream: TextStream::new(&options.stop, max_tokens.min(1024) * BYTES_PER_TOKEN),
+            tokens: Vec::with_capacity(max_tokens.min(1024)),
+            max_tokens,
+            logit_reach: options.sampling.logit_reach().filter(|_| !options.exact_head),
+            ignore_end: options.ignore_eos,
             started: Instant::now(),
             prefilled: None,
             first: None,
             prefill_parts: Timings::default(),
         };
-        prompt.iter().for_each(|id| run.sampler.see(*id));
+        prompt.iter().for_each(|id| run.sampler.record(*id));
         let end = match self.prefill(prompt, &mut step) {
-            ControlFlow::Break(()) => End::Halted,
+            ControlFlow::Break(()) => StopReason::Cancelled,
             ControlFlow::Continue(()) => {
                 run.prefilled = Some(Instant::now());
                 self.decode(&mut run, &mut step)
             }
         };
         let rest = run.stream.finish();
-        if end != End::Halted && !rest.is_empty() {
-            let _ = step(Step::Token(rest)); // it ends here either way
+        if end != StopReason::Cancelled && !rest.is_empty() {
+            let _ = step(Step::Token(rest)); // the answer ends here in any case
         }
         Ok(run.answer(end, self.state.take_timings()))
     }
@@ -198,7 +199,7 @@ impl<'e> Session<'e> {
         }
     }
 
-    /// Fills the state with the prompt; the only row is then that of its last token.
+    /// Fills the state with the prompt; the only row of the last pass is then that of its last token.
     fn prefill(
         &mut self,
         prompt: &[u32],
@@ -213,51 +214,57 @@ impl<'e> Session<'e> {
         ControlFlow::Continue(())
     }
 
-    fn decode(&mut self, run: &mut Run, step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>) -> End {
-        let reach = run.reach;
-        while run.tokens.len() < run.most {
-            let logits = match reach {
-                Some(reach) => self.model.near_logits(0, &mut self.state, reach, run.sampler.lowered()),
+    fn decode(
+        &mut self,
+        run: &mut GenerationRun,
+        step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> StopReason {
+        let logit_reach = run.logit_reach;
+        while run.tokens.len() < run.max_tokens {
+            let logits = match logit_reach {
+                Some(logit_reach) => {
+                    self.model.sampling_logits(0, &mut self.state, logit_reach, run.sampler.penalised())
+                }
                 None => self.model.logits(0, &mut self.state),
             };
             let id = run.sampler.sample(logits);
             if !run.ignore_end && self.tokenizer.is_end(id) {
-                return End::Stop;
+                return StopReason::Stop;
             }
             if run.tokens.is_empty() {
                 run.prefill_parts = self.state.take_timings();
             }
             match run.take(id, self.tokenizer.bytes(id)) {
-                Pushed::Stop(text) => {
+                StreamStep::Stop(text) => {
                     let _ = step(Step::Token(text)); // it ends here either way
-                    return End::Stop;
+                    return StopReason::Stop;
                 }
-                Pushed::More(text) if step(Step::Token(text)).is_break() => return End::Halted,
-                Pushed::More(_) => {}
+                StreamStep::More(text) if step(Step::Token(text)).is_break() => return StopReason::Cancelled,
+                StreamStep::More(_) => {}
             }
-            if run.tokens.len() < run.most {
+            if run.tokens.len() < run.max_tokens {
                 self.model.forward(&[id], &mut self.state);
             }
         }
-        End::Length
+        StopReason::Length
     }
 }
 
-/// `-ln p(token)`, p being the softmax of `logits`; in f64, since a text has many of them to add up.
-fn nats(logits: &[f32], token: u32) -> f64 {
+/// `-ln p(token)`, where p is the softmax of `logits`; in f64, because many of them are added up.
+fn nll(logits: &[f32], token: u32) -> f64 {
     let largest = logits.iter().fold(f32::NEG_INFINITY, |a, x| a.max(*x));
     let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
     sum.ln() - f64::from(logits[token as usize] - largest)
 }
 
-/// An answer in the making.
-struct Run {
+/// An answer while it is generated.
+struct GenerationRun {
     sampler: Sampler,
     stream: TextStream,
     tokens: Vec<u32>,
-    most: usize,
-    /// How far below the best one a logit matters.
-    reach: Option<f32>,
+    max_tokens: usize,
+    /// How far below the best logit another still matters.
+    logit_reach: Option<f32>,
     ignore_end: bool,
     started: Instant,
     prefilled: Option<Instant>,
@@ -265,16 +272,16 @@ struct Run {
     prefill_parts: Timings,
 }
 
-impl Run {
-    fn take(&mut self, id: u32, bytes: &[u8]) -> Pushed<'_> {
+impl GenerationRun {
+    fn take(&mut self, id: u32, bytes: &[u8]) -> StreamStep<'_> {
         self.first.get_or_insert_with(Instant::now);
-        self.sampler.see(id);
+        self.sampler.record(id);
         self.tokens.push(id);
         self.stream.push(bytes)
     }
 
-    /// `parts`: what passes took since the first token, or ever when there was none.
-    fn answer(self, end: End, parts: Timings) -> Answer {
+    /// `parts`: the timings since the first token, or since the start when there was none.
+    fn answer(self, end: StopReason, parts: Timings) -> Answer {
         let now = Instant::now();
         let none = Timings::default();
         let (prefill_parts, decode_parts) =
@@ -285,7 +292,7 @@ impl Run {
             tokens: self.tokens,
             end,
             prefill: prefilled - self.started,
-            first: self.first.map(|first| first - prefilled),
+            first_token: self.first.map(|first| first - prefilled),
             decode: self.first.map_or(Duration::ZERO, |first| now - first),
             prefill_parts,
             decode_parts,

@@ -5,7 +5,7 @@
 //! activations are the cheapest there are: what is made before the first pass is executed, too.
 
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{Blocks, Numbers, packed_row};
+use bitnetd::engine::quant::{BlockFormat, RowFormat, packed_row};
 use std::hint::black_box;
 
 /// The largest shape of BitNet-b1.58-2B-4T.
@@ -23,8 +23,8 @@ fn main() -> Result<(), String> {
     }
     match weights.as_str() {
         "ternary" => ternary(&kernels, tokens, rounds, rows),
-        "q8_0" if tokens == 1 => blocks(&kernels, Blocks::Q8_0, rounds, rows),
-        "q6_k" if tokens == 1 => blocks(&kernels, Blocks::Q6K, rounds, rows),
+        "q8_0" if tokens == 1 => blocks(&kernels, BlockFormat::Q8_0, rounds, rows),
+        "q6_k" if tokens == 1 => blocks(&kernels, BlockFormat::Q6K, rounds, rows),
         _ => return Err(usage()),
     }
     Ok(())
@@ -37,14 +37,14 @@ fn ternary(kernels: &Kernels, tokens: usize, rounds: usize, rows: usize) {
     for _ in 0..rounds {
         for weights in weights.chunks(rows * packed_row(COLS)) {
             let dots = &mut dots[..weights.len() / packed_row(COLS) * tokens];
-            kernels.ternary(black_box(weights), &q, &sums, dots);
+            kernels.ternary_gemm(black_box(weights), &q, &sums, dots);
             black_box(dots);
         }
     }
 }
 
-fn blocks(kernels: &Kernels, kind: Blocks, rounds: usize, rows: usize) {
-    let row = Numbers::from(kind).row_bytes(COLS).expect("the columns are whole blocks of every kind");
+fn blocks(kernels: &Kernels, kind: BlockFormat, rounds: usize, rows: usize) {
+    let row = RowFormat::from(kind).row_bytes(COLS).expect("the columns are whole blocks of every kind");
     let (weights, x) = (vec![0x11; ROWS * row], vec![0.5; COLS]);
     let mut dots = vec![0.0; rows];
     for _ in 0..rounds {

@@ -1,9 +1,9 @@
-//! Speed changes no answer: whatever the kernels, threads, batches and forms of the head.
+//! No setting for speed changes an answer: kernels, threads, batches and head formats.
 
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::{CacheForm, HeadForm, Layout, Model};
-use bitnetd::engine::pool::Pool;
+use bitnetd::engine::model::{HeadFormat, KvCacheFormat, Layout, Model};
+use bitnetd::engine::thread_pool::ThreadPool;
 use bitnetd::engine::tokenizer::{Role, Turn};
 use bitnetd::engine::{ModelFile, Source};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ const EMULATED: bool = cfg!(target_arch = "aarch64");
 const THREADS: &[usize] = if EMULATED { &[1, 3] } else { &[1, 2, 3] };
 const BATCHES: &[usize] = if EMULATED { &[1, 13, 64] } else { &[1, 5, 8, 13, 64] };
 
-fn load(kernels: Kernels, threads: usize, form: HeadForm) -> Model {
+fn load(kernels: Kernels, threads: usize, form: HeadFormat) -> Model {
     let bytes = include_bytes!("../../models/home-intents.i2_s.gguf");
-    let file = Gguf::parse(Map::from(bytes.to_vec())).expect("sound");
-    let pool = Pool::new(threads, &[]).expect("threads");
+    let file = Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound");
+    let pool = ThreadPool::new(threads, &[]).expect("threads");
     let mut model = Model::load(&file, Layout::Blocks128, kernels, pool).expect("sound");
     let mut image = Vec::new();
-    if form != HeadForm::File {
+    if form != HeadFormat::File {
         model.write_head(form, &mut image).expect("into memory");
-        model.use_head(form, &Arc::new(Map::from(image)), 0);
+        model.attach_head(form, &Arc::new(FileMap::from(image)), 0);
     }
     model
 }
@@ -44,9 +44,9 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 fn rows_are_the_same_where_only_they_are_wanted() {
     let prompt: Vec<u32> = (5..45).collect();
     for kernels in Kernels::all() {
-        let model = load(kernels, 2, HeadForm::File);
+        let model = load(kernels, 2, HeadFormat::File);
         for wanted in [0, 1, 3, 40] {
-            let [mut all, mut some] = [0, 1].map(|_| model.state(50, 40, CacheForm::F16));
+            let [mut all, mut some] = [0, 1].map(|_| model.state(50, 40, KvCacheFormat::F16));
             model.forward(&prompt, &mut all);
             model.forward_for(&prompt, wanted, &mut some);
             for row in 0..wanted {
@@ -70,16 +70,16 @@ fn rows_are_the_same_where_only_they_are_wanted() {
 
 /// Greedy tokens behind a prompt that is read in batches, and the bits of the last logits.
 fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut state = model.state(prompt.len() + TOKENS, batch, CacheForm::F16);
+    let mut state = model.state(prompt.len() + TOKENS, batch, KvCacheFormat::F16);
     let mut row = 0;
     for part in prompt.chunks(batch) {
         model.forward(part, &mut state);
         row = part.len() - 1;
     }
-    let mut tokens = vec![best(model.near_logits(row, &mut state, 0.0, None))];
+    let mut tokens = vec![best(model.sampling_logits(row, &mut state, 0.0, None))];
     while tokens.len() < TOKENS {
         model.forward(&tokens[tokens.len() - 1..], &mut state);
-        tokens.push(best(model.near_logits(0, &mut state, 0.0, None)));
+        tokens.push(best(model.sampling_logits(0, &mut state, 0.0, None)));
     }
     (tokens, bits(model.logits(0, &mut state)))
 }
@@ -93,7 +93,7 @@ fn tokens_are_the_same_for_every_kernel_and_bits_for_any_threads_and_batches() {
         for kernels in Kernels::all() {
             let mut bits_of_table: Option<Vec<u32>> = None;
             for threads in THREADS {
-                for form in [HeadForm::File, HeadForm::Screened] {
+                for form in [HeadFormat::File, HeadFormat::Shortlist] {
                     let model = load(kernels, *threads, form);
                     for batch in BATCHES {
                         let at =

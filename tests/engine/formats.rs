@@ -1,11 +1,16 @@
-//! Numbers in blocks against the `gguf` package of Python; `tests/data/quant/README.md` says what its
-//! files are.
+//! Block formats against the `gguf` package of Python; `tests/data/quant/README.md` describes its files.
 
 use crate::data;
-use bitnetd::engine::quant::{Blocks, Dense, Numbers, code, is_ternary, pack_dense, packed_row};
+use bitnetd::engine::quant::{
+    BlockFormat, FloatFormat, RowFormat, code, is_ternary, pack_floats, packed_row,
+};
 
-pub const ALL: [(&str, Blocks); 4] =
-    [("q4_0", Blocks::Q4_0), ("q8_0", Blocks::Q8_0), ("q4_k", Blocks::Q4K), ("q6_k", Blocks::Q6K)];
+pub const ALL: [(&str, BlockFormat); 4] = [
+    ("q4_0", BlockFormat::Q4_0),
+    ("q8_0", BlockFormat::Q8_0),
+    ("q4_k", BlockFormat::Q4K),
+    ("q6_k", BlockFormat::Q6K),
+];
 
 pub fn bytes(name: &str) -> Vec<u8> {
     std::fs::read(data(&format!("quant/{name}"))).expect("test data")
@@ -15,14 +20,14 @@ fn floats(name: &str) -> Vec<f32> {
     bytes(name).as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-fn read(kind: impl Into<Numbers>, bytes: &[u8], len: usize) -> Vec<f32> {
+fn read(kind: impl Into<RowFormat>, bytes: &[u8], len: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; len];
     kind.into().read(bytes, &mut out);
     out
 }
 
-fn write(kind: Blocks, x: &[f32]) -> Vec<u8> {
-    let kind = Numbers::from(kind);
+fn write(kind: BlockFormat, x: &[f32]) -> Vec<u8> {
+    let kind = RowFormat::from(kind);
     let mut bytes = vec![0xa5; kind.row_bytes(x.len()).expect("whole blocks")];
     kind.writer().expect("a format that is written")(&mut bytes, x);
     bytes
@@ -50,7 +55,7 @@ fn every_number_of_every_block_has_the_bits_of_the_reference() {
 fn rows_read_in_parts_are_the_rows_read_whole() {
     for (name, kind) in ALL {
         let (blocks, want) = (bytes(&format!("{name}.blocks")), floats(&format!("{name}.f32")));
-        let (len, size) = kind.size();
+        let (len, size) = kind.block_size();
         for (block, want) in blocks.chunks(size).zip(want.chunks(len)) {
             let ours = read(kind, block, len);
             assert!(ours.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan()), "{name}");
@@ -62,7 +67,7 @@ fn rows_read_in_parts_are_the_rows_read_whole() {
 fn rows_written_as_q8_0_have_the_bytes_of_the_reference() {
     let (x, want) = (floats("write.f32"), bytes("write.q8_0"));
     for (row, (x, want)) in x.chunks(64).zip(want.chunks(68)).enumerate() {
-        assert_eq!(write(Blocks::Q8_0, x), want, "row {row}");
+        assert_eq!(write(BlockFormat::Q8_0, x), want, "row {row}");
     }
 }
 
@@ -99,7 +104,7 @@ fn q6_k_is_nearer_than_plain_rounding_in_every_block() {
     let x = weights(7, 256 * 200);
     let (mut ours, mut plain) = (0.0, 0.0);
     for x in x.chunks(256) {
-        let back = read(Blocks::Q6K, &write(Blocks::Q6K, x), 256);
+        let back = read(BlockFormat::Q6K, &write(BlockFormat::Q6K, x), 256);
         let error: f64 = x.iter().zip(&back).map(|(x, y)| f64::from(x - y).powi(2)).sum();
         assert!(error <= plain_q6_k_error(x), "{error} over {}", plain_q6_k_error(x));
         ours += error;
@@ -113,22 +118,22 @@ fn q6_k_is_nearer_than_plain_rounding_in_every_block() {
 fn q6_k_stays_near_for_numbers_of_every_size() {
     for exponent in -20..=15 {
         let x: Vec<f32> = weights(3, 256).iter().map(|x| x * 2f32.powi(exponent)).collect();
-        let back = read(Blocks::Q6K, &write(Blocks::Q6K, &x), 256);
+        let back = read(BlockFormat::Q6K, &write(BlockFormat::Q6K, &x), 256);
         let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
         // Half a step of the largest group, and of the smallest scale there is.
         let allowed = largest / 32.0 + 2f32.powi(-24) * 16.0;
         let worst = x.iter().zip(&back).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
         assert!(worst <= allowed, "2^{exponent}: {worst} of {largest}");
     }
-    assert_eq!(read(Blocks::Q6K, &write(Blocks::Q6K, &[0.0; 256]), 256), [0.0; 256]);
+    assert_eq!(read(BlockFormat::Q6K, &write(BlockFormat::Q6K, &[0.0; 256]), 256), [0.0; 256]);
 }
 
 #[test]
-fn numbers_that_q6_k_can_hold_are_kept_to_the_bit() {
+fn numbers_that_q6_k_can_hold_exactly_keep_their_bits() {
     let (blocks, numbers) = (bytes("q6_k.blocks"), floats("q6_k.f32"));
     let mut seen = 0;
     for x in numbers.chunks(256).filter(|x| x.iter().all(|x| x.is_finite())) {
-        assert_eq!(read(Blocks::Q6K, &write(Blocks::Q6K, x), 256), x);
+        assert_eq!(read(BlockFormat::Q6K, &write(BlockFormat::Q6K, x), 256), x);
         seen += 1;
     }
     assert!(seen >= blocks.len() / 210 - 4);
@@ -137,24 +142,24 @@ fn numbers_that_q6_k_can_hold_are_kept_to_the_bit() {
         let mut block: Vec<u8> = (0..210u32).map(|at| (at * 151 + at / 7) as u8).collect();
         block[192..208].fill(0x80);
         block[209] = d;
-        let x = read(Blocks::Q6K, &block, 256);
-        assert_eq!(read(Blocks::Q6K, &write(Blocks::Q6K, &x), 256), x);
+        let x = read(BlockFormat::Q6K, &block, 256);
+        assert_eq!(read(BlockFormat::Q6K, &write(BlockFormat::Q6K, &x), 256), x);
     }
     // Whatever was written once is written as the same numbers again.
     for x in weights(9, 256 * 20).chunks(256) {
-        let once = read(Blocks::Q6K, &write(Blocks::Q6K, x), 256);
-        assert_eq!(read(Blocks::Q6K, &write(Blocks::Q6K, &once), 256), once);
+        let once = read(BlockFormat::Q6K, &write(BlockFormat::Q6K, x), 256);
+        assert_eq!(read(BlockFormat::Q6K, &write(BlockFormat::Q6K, &once), 256), once);
     }
 }
 
 #[test]
 fn numbers_that_are_none_are_written_without_a_panic() {
     for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
-        for kind in [Blocks::Q8_0, Blocks::Q6K] {
+        for kind in [BlockFormat::Q8_0, BlockFormat::Q6K] {
             let mut row = weights(1, 256);
             row[77] = x;
-            assert_eq!(write(kind, &row).len(), 256 / kind.size().0 * kind.size().1);
-            assert_eq!(write(kind, &[x; 256]).len(), 256 / kind.size().0 * kind.size().1);
+            assert_eq!(write(kind, &row).len(), 256 / kind.block_size().0 * kind.block_size().1);
+            assert_eq!(write(kind, &[x; 256]).len(), 256 / kind.block_size().0 * kind.block_size().1);
         }
     }
 }
@@ -163,10 +168,10 @@ fn numbers_that_are_none_are_written_without_a_panic() {
 fn ternary_weights_are_recovered_exactly_from_blocks() {
     const COLS: usize = 288;
     let want: Vec<i8> = bytes("ternary.i8").into_iter().map(|byte| byte as i8).collect();
-    for (name, kind, magnitude) in [("q4_0", Blocks::Q4_0, 8.0), ("q8_0", Blocks::Q8_0, 127.0)] {
+    for (name, kind, magnitude) in [("q4_0", BlockFormat::Q4_0, 8.0), ("q8_0", BlockFormat::Q8_0, 127.0)] {
         let blocks = bytes(&format!("ternary.{name}"));
         assert!(is_ternary(&blocks, kind, COLS), "{name}");
-        let packed = pack_dense(&blocks, kind, want.len() / COLS, COLS).expect("ternary");
+        let packed = pack_floats(&blocks, kind, want.len() / COLS, COLS).expect("ternary");
         let d = half::f16::from_f32(0.0137 / magnitude).to_f32();
         assert_eq!(packed.scale, magnitude * d, "{name}");
         for (at, want) in want.iter().enumerate() {
@@ -187,14 +192,14 @@ fn q4_0_of_other_codes_or_scales_is_not_taken_for_ternary() {
     for (at, byte) in [(2 + 36, 0x81), (2 + 36, 0x87), (36, 0x55)] {
         let mut blocks = sound.clone();
         blocks[row + at] = byte;
-        assert!(!is_ternary(&blocks, Blocks::Q4_0, COLS), "{at}");
-        let error = pack_dense(&blocks, Blocks::Q4_0, 5, COLS).expect_err("no ternary numbers");
+        assert!(!is_ternary(&blocks, BlockFormat::Q4_0, COLS), "{at}");
+        let error = pack_floats(&blocks, BlockFormat::Q4_0, 5, COLS).expect_err("no ternary numbers");
         assert!(error.starts_with("row 1: is not ternary"), "{error}");
         // A later row is an error, for the tensor was meant as ternary.
         let mut blocks = sound.clone();
         blocks[4 * row + at] = byte;
-        assert!(is_ternary(&blocks, Blocks::Q4_0, COLS), "{at}");
-        let error = pack_dense(&blocks, Blocks::Q4_0, 5, COLS).expect_err("no ternary numbers");
+        assert!(is_ternary(&blocks, BlockFormat::Q4_0, COLS), "{at}");
+        let error = pack_floats(&blocks, BlockFormat::Q4_0, 5, COLS).expect_err("no ternary numbers");
         assert!(error.starts_with("row 4: is not ternary"), "{error}");
     }
 }
@@ -203,7 +208,7 @@ fn q4_0_of_other_codes_or_scales_is_not_taken_for_ternary() {
 fn ternary_is_decided_by_the_first_row_that_holds_anything() {
     let decide = |rows: &[f32]| {
         let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
-        is_ternary(&bytes, Dense::F32, 4)
+        is_ternary(&bytes, FloatFormat::F32, 4)
     };
     assert!(decide(&[0.0; 8]));
     assert!(decide(&[0.5, 0.0, -0.5, 0.5]));

@@ -1,8 +1,8 @@
-//! Every table this processor runs, against the scalar one: equal on integers, to the last bit.
+//! Every kernel table of this CPU against the scalar one: integers are equal bit for bit.
 
 use crate::formats;
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{BLOCK, Dense, Numbers, packed_row};
+use bitnetd::engine::quant::{BLOCK, FloatFormat, RowFormat, packed_row};
 use half::f16;
 
 /// Numbers that are the same on every machine.
@@ -46,7 +46,7 @@ fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
     let (rows, tokens) = (weights.len() / packed_row(cols), q.len() / cols);
     let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
     let mut out = vec![i32::MIN; rows * tokens];
-    kernels.ternary(weights, q, &sums, &mut out);
+    kernels.ternary_gemm(weights, q, &sums, &mut out);
     for token in 0..tokens {
         for row in 0..rows {
             let want = by_definition(weights, q, cols, row, token);
@@ -96,7 +96,7 @@ fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_toke
 fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
     let mut numbers = Random(10);
     for kernels in Kernels::all() {
-        for tokens in 1..=2 * kernels.tokens() {
+        for tokens in 1..=2 * kernels.tile_tokens() {
             for rows in [5, 130] {
                 let cols = 3 * BLOCK;
                 let weights = numbers.packed(rows * packed_row(cols));
@@ -180,7 +180,7 @@ fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
             let q = numbers.int8(tokens * cols);
             let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
             let mut out = vec![i32::MIN; rows * tokens];
-            kernels.ternary(&weights, &q, &sums, &mut out);
+            kernels.ternary_gemm(&weights, &q, &sums, &mut out);
             for (at, dot) in out.iter().enumerate() {
                 let (token, row) = (at / rows, at % rows);
                 let meant = ![1, 64, rows - 1].contains(&row);
@@ -216,13 +216,13 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
             let bytes: Vec<u8> =
                 std::iter::once(0).chain(rows.iter().flat_map(|h| h.to_le_bytes())).collect();
             let mut out = [0.0f32; 3];
-            kernels.dot(Dense::F16, &bytes[1..], &x, &mut out);
+            kernels.dot(FloatFormat::F16, &bytes[1..], &x, &mut out);
             for (row, out) in rows.chunks(cols).zip(out) {
                 let exact: f64 = row.iter().zip(&x).map(|(h, x)| h.to_f64() * f64::from(*x)).sum();
                 assert!((f64::from(out) - exact).abs() < 1e-5 * cols as f64, "{} {cols}", kernels.name());
             }
             let mut mixed = vec![1.0f32; cols];
-            kernels.mix(Dense::F16, &bytes[1..], &[0.5, -2.0, 3.0], &mut mixed);
+            kernels.weighted_sum(FloatFormat::F16, &bytes[1..], &[0.5, -2.0, 3.0], &mut mixed);
             for (col, mixed) in mixed.iter().enumerate() {
                 let at = |row: usize| rows[row * cols + col].to_f32();
                 let exact = 1.0 + 0.5 * at(0) - 2.0 * at(1) + 3.0 * at(2);
@@ -236,7 +236,7 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
 fn blocks(numbers: &mut Random, name: &str, count: usize) -> Vec<u8> {
     let usual = formats::bytes(&format!("{name}.blocks"));
     let (_, kind) = formats::ALL.into_iter().find(|(other, _)| *other == name).expect("a format");
-    let blocks: Vec<&[u8]> = usual.chunks_exact(kind.size().1).skip(16).collect();
+    let blocks: Vec<&[u8]> = usual.chunks_exact(kind.block_size().1).skip(16).collect();
     (0..count).flat_map(|_| blocks[numbers.next() as usize % blocks.len()].to_vec()).collect()
 }
 
@@ -246,12 +246,12 @@ fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
     for kernels in Kernels::all() {
         for (name, kind) in formats::ALL {
             for (count, offset) in [(1, 0), (2, 1), (3, 7), (7, 2), (10, 3)] {
-                let (rows, cols) = (3, count * kind.size().0);
+                let (rows, cols) = (3, count * kind.block_size().0);
                 let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
                 let x: Vec<f32> = numbers.floats(cols);
                 let (mut out, mut read) = (vec![0.0f32; rows], vec![0.0f32; rows * cols]);
                 kernels.dot(kind, &bytes[offset..], &x, &mut out);
-                Numbers::from(kind).read(&bytes[offset..], &mut read);
+                RowFormat::from(kind).read(&bytes[offset..], &mut read);
                 for (row, out) in read.chunks(cols).zip(out) {
                     let products = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
                     let (exact, size) = products.fold((0.0, 0.0), |(a, b), x| (a + x, b + x.abs()));
@@ -269,13 +269,13 @@ fn a_mix_of_rows_of_blocks_agrees_with_exact_sums_at_all_lengths_and_alignments(
     for kernels in Kernels::all() {
         for (name, kind) in formats::ALL {
             for (count, rows, offset) in [(1, 1, 0), (2, 0, 1), (4, 3, 7), (7, 64, 2), (3, 9, 3)] {
-                let cols = count * kind.size().0;
+                let cols = count * kind.block_size().0;
                 let bytes = [vec![0; offset], blocks(&mut numbers, name, rows * count)].concat();
                 let weights: Vec<f32> = numbers.floats(rows);
                 let start: Vec<f32> = numbers.floats(cols);
                 let (mut out, mut read) = (start.clone(), vec![0.0f32; rows * cols]);
-                kernels.mix(kind, &bytes[offset..], &weights, &mut out);
-                Numbers::from(kind).read(&bytes[offset..], &mut read);
+                kernels.weighted_sum(kind, &bytes[offset..], &weights, &mut out);
+                RowFormat::from(kind).read(&bytes[offset..], &mut read);
                 for (col, out) in out.iter().enumerate() {
                     let products = weights.iter().zip(read.chunks(cols));
                     let products = products.map(|(weight, row)| f64::from(*weight) * f64::from(row[col]));
@@ -296,10 +296,10 @@ fn a_row_of_blocks_has_the_same_sum_whatever_rows_stand_beside_it() {
         for (name, kind) in formats::ALL {
             let (rows, count) = (11, 5);
             let bytes = blocks(&mut numbers, name, rows * count);
-            let x: Vec<f32> = (0..count * kind.size().0).map(|_| numbers.float()).collect();
+            let x: Vec<f32> = (0..count * kind.block_size().0).map(|_| numbers.float()).collect();
             let mut all = vec![0.0; rows];
             kernels.dot(kind, &bytes, &x, &mut all);
-            for (row, want) in bytes.chunks(count * kind.size().1).zip(all) {
+            for (row, want) in bytes.chunks(count * kind.block_size().1).zip(all) {
                 let mut alone = [0.0];
                 kernels.dot(kind, row, &x, &mut alone);
                 assert_eq!(alone[0].to_bits(), want.to_bits(), "{} {name}", kernels.name());
@@ -317,7 +317,7 @@ fn rows_that_are_no_whole_blocks_are_refused() {
 #[test]
 #[should_panic(expected = "rows are whole blocks")]
 fn a_mix_of_rows_that_are_no_whole_blocks_is_refused() {
-    Kernels::detect().mix(formats::ALL[1].1, &[0; 34], &[1.0], &mut [0.0; 33]);
+    Kernels::detect().weighted_sum(formats::ALL[1].1, &[0; 34], &[1.0], &mut [0.0; 33]);
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn half_precision_extremes_are_read_right() {
     for kernels in Kernels::all() {
         for (at, value) in values.iter().enumerate() {
             let mut out = [0.0];
-            kernels.dot(Dense::F16, &bytes[at * 2..at * 2 + 2], &[2.0], &mut out);
+            kernels.dot(FloatFormat::F16, &bytes[at * 2..at * 2 + 2], &[2.0], &mut out);
             assert_eq!(out[0], value.to_f32() * 2.0, "{}", kernels.name());
         }
     }
@@ -370,5 +370,5 @@ fn the_self_test_passes_on_every_table() {
 #[test]
 #[should_panic]
 fn lengths_that_do_not_agree_are_refused() {
-    Kernels::detect().ternary(&[0; 31], &[0; 128], &[0], &mut [0]);
+    Kernels::detect().ternary_gemm(&[0; 31], &[0; 128], &[0], &mut [0]);
 }

@@ -2,30 +2,30 @@
 //! every kernel against the reference.
 
 mod allocations;
-mod caches;
 mod convert;
 mod damaged;
-mod dense;
+mod dense_layers;
+mod derived_cache;
 mod exactness;
+mod fixtures;
 mod formats;
-mod four_codes;
-mod heads;
-mod intents;
-mod kept;
+mod fuzz_seeds;
+mod home_intents;
+mod i2s_layouts;
 mod kernels;
-mod layouts;
-mod names;
+mod kv_cache;
+mod metadata_quirks;
 mod perplexity;
-mod reference;
-mod screen;
-mod seeds;
-mod shapes;
-mod shared_rows;
+mod reference_logits;
+mod shared_row_kernels;
+mod shortlist;
+mod synthetic;
 mod templates;
-mod threads;
-mod tiny;
+mod thread_tuner;
+mod tied_embedding;
 mod tokenizer;
-mod tokenizer_answers;
+mod tokenizer_conformance;
+mod two_bit_codes;
 
 use std::path::PathBuf;
 

@@ -2,11 +2,11 @@
 
 use crate::data;
 use bitnetd::engine::perplexity::Perplexity;
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 
 fn tiny() -> Engine {
     let file = ModelFile::open(&Source::File(data("reference/b158-tiny.i2_s.gguf")), None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 /// `-ln p(token)` in f64.
@@ -30,9 +30,9 @@ fn perplexity_is_that_of_the_reference_logits() {
 
     let engine = tiny();
     let mut session = engine.exact_session(64);
-    let said = Perplexity::of(&mut session, None, &tokens, |_| {}).expect("fits");
-    assert_eq!(said.tokens, tokens.len() - 1, "nothing foretells the first");
-    assert!((said.value() / want - 1.0).abs() < 1e-4, "{} instead of {want}", said.value());
+    let message = Perplexity::of(&mut session, None, &tokens, |_| {}).expect("fits");
+    assert_eq!(message.tokens, tokens.len() - 1, "nothing foretells the first");
+    assert!((message.value() / want - 1.0).abs() < 1e-4, "{} instead of {want}", message.value());
 }
 
 #[test]
@@ -44,19 +44,19 @@ fn every_token_counts_once_whatever_the_window() {
             let mut session = engine.exact_session(context);
             let mut rising = Vec::new();
             let each = |so_far: &Perplexity| rising.push(so_far.tokens);
-            let said = Perplexity::of(&mut session, bos, &tokens, each).expect("fits");
+            let message = Perplexity::of(&mut session, bos, &tokens, each).expect("fits");
             let first = usize::from(bos.is_none());
-            assert_eq!(said.tokens, tokens.len() - first, "context {context}, bos {bos:?}");
-            assert!(rising.is_sorted() && rising.last() == Some(&said.tokens));
+            assert_eq!(message.tokens, tokens.len() - first, "context {context}, bos {bos:?}");
+            assert!(rising.is_sorted() && rising.last() == Some(&message.tokens));
         }
     }
 }
 
 #[test]
-fn a_window_foretells_from_half_a_window_before() {
+fn each_token_has_at_least_half_a_window_before_it() {
     let engine = tiny();
     let tokens: Vec<u32> = (0..12).map(|i| i * 101 % 2048).collect();
-    let said = Perplexity::of(&mut engine.exact_session(8), None, &tokens, |_| {}).expect("fits");
+    let message = Perplexity::of(&mut engine.exact_session(8), None, &tokens, |_| {}).expect("fits");
     // By hand: tokens 1 to 7 from the first window, 8 to 11 from one that begins at 4.
     let mut sum = 0.0;
     for (start, end, from) in [(0, 8, 1), (4, 12, 8)] {
@@ -69,6 +69,6 @@ fn a_window_foretells_from_half_a_window_before() {
         };
         engine.exact_session(8).logits(window, count).expect("fits");
     }
-    assert!((said.value() / (sum / 11.0).exp() - 1.0).abs() < 1e-6);
-    assert!(said.error() > 0.0 && said.error().is_finite());
+    assert!((message.value() / (sum / 11.0).exp() - 1.0).abs() < 1e-6);
+    assert!(message.error() > 0.0 && message.error().is_finite());
 }

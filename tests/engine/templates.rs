@@ -4,9 +4,9 @@ mod forms;
 mod hostile;
 mod limits;
 
-use crate::tiny;
+use crate::fixtures;
 use bitnetd::engine::error::LoadError;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
 
 /// What a note says of a template that is not used.
@@ -15,9 +15,9 @@ const NOT_USED: &str = "the file's chat template ";
 /// A small vocabulary of an architecture without a chat form of ours, so that a template is used or the
 /// note says why not.
 fn read(template: &str) -> Result<Tokenizer, String> {
-    let mut file = tiny::small();
-    file.set("general.architecture", tiny::text("llama"));
-    file.set("tokenizer.chat_template", tiny::text(template));
+    let mut file = fixtures::small();
+    file.set("general.architecture", fixtures::text("llama"));
+    file.set("tokenizer.chat_template", fixtures::text(template));
     let chat = tokenizer(&file).expect("no template makes a model useless");
     match chat.notes().iter().find(|note| note.starts_with(NOT_USED)) {
         Some(note) => Err(note.clone()),
@@ -25,8 +25,8 @@ fn read(template: &str) -> Result<Tokenizer, String> {
     }
 }
 
-fn tokenizer(file: &tiny::File) -> Result<Tokenizer, LoadError> {
-    Tokenizer::read(&Gguf::parse(Map::from(file.bytes())).expect("sound"))
+fn tokenizer(file: &fixtures::File) -> Result<Tokenizer, LoadError> {
+    Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"))
 }
 
 fn turn(role: Role, text: &str) -> Turn<'_> {

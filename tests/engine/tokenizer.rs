@@ -1,9 +1,9 @@
 //! The tokenizer against Hugging Face's on the same vocabulary.
 
-use crate::{data, tiny};
-use bitnetd::engine::gguf::{Gguf, Map};
+use crate::{data, fixtures};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::Tokenizer;
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -15,7 +15,7 @@ struct Case {
 
 fn engine() -> Engine {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_long_line_of_anything_is_no_trap_for_any_vocabulary() {
     ];
     for name in ["llama-bpe", "default", "pieces"] {
         let bytes = std::fs::read(data(&format!("tokenizers/{name}.gguf"))).expect("a vocabulary");
-        let tokenizer = Tokenizer::read(&Gguf::parse(Map::from(bytes)).expect("sound")).expect("sound");
+        let tokenizer = Tokenizer::read(&Gguf::parse(FileMap::from(bytes)).expect("sound")).expect("sound");
         for (at, unit) in units.into_iter().enumerate() {
             let text = unit.repeat(if at < 4 { LONG } else { SHORT } / unit.len());
             let ids = tokenizer.encode(&text);
@@ -76,16 +76,16 @@ fn a_long_line_of_anything_is_no_trap_for_any_vocabulary() {
 #[test]
 fn the_words_of_gpt_2_are_cut_as_its_own_pattern_cuts_them() {
     let words = |pre: &str, text: &str, marks: [&str; 2]| {
-        let mut file = tiny::small();
-        let mut tokens = tiny::byte_tokens();
+        let mut file = fixtures::small();
+        let mut tokens = fixtures::byte_tokens();
         tokens.extend(["12", "34", "1234", "\u{120}."].into_iter().chain(marks).map(String::from));
         let merges = ["1 2", "3 4", "12 34", "\u{120} ."].map(String::from);
         let mut kinds = vec![1; tokens.len()];
         kinds[260..].fill(3);
-        file.set("tokenizer.ggml.pre", tiny::text(pre));
-        file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
-        file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
-        file.set("tokenizer.ggml.merges", tiny::texts(&merges));
+        file.set("tokenizer.ggml.pre", fixtures::text(pre));
+        file.set("tokenizer.ggml.tokens", fixtures::texts(&tokens));
+        file.set("tokenizer.ggml.token_type", fixtures::integers(&kinds));
+        file.set("tokenizer.ggml.merges", fixtures::texts(&merges));
         let tokenizer = tokenizer(&file);
         (tokenizer.encode(text), tokenizer.notes().iter().any(|note| note.contains("llama-bpe is used")))
     };
@@ -100,16 +100,16 @@ fn the_words_of_gpt_2_are_cut_as_its_own_pattern_cuts_them() {
 }
 
 #[test]
-fn the_longest_special_token_is_found_and_what_almost_is_one_is_not() {
+fn the_longest_special_token_is_found_and_near_misses_are_not() {
     // Each search for the long one looks as far past the short one as is allowed.
-    let mut file = tiny::small();
-    let mut tokens = tiny::byte_tokens();
+    let mut file = fixtures::small();
+    let mut tokens = fixtures::byte_tokens();
     tokens.extend(["aa".into(), format!("{}b", "a".repeat(255)), "<|x|>".into(), "<|y|>".into()]);
-    let mut kinds = [4; tiny::VOCAB];
+    let mut kinds = [4; fixtures::VOCAB];
     kinds[..256].fill(1);
-    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
-    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
-    file.set("tokenizer.ggml.merges", tiny::texts(&[]));
+    file.set("tokenizer.ggml.tokens", fixtures::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", fixtures::integers(&kinds));
+    file.set("tokenizer.ggml.merges", fixtures::texts(&[]));
     let hostile = tokenizer(&file);
     assert_eq!(hostile.encode(&"a".repeat(1 << 18)), vec![256; 1 << 17]);
     assert_eq!(hostile.encode(&format!("{}b", "a".repeat(255))), [257]);
@@ -122,14 +122,14 @@ fn a_user_cannot_write_a_special_token() {
     assert!(ids.iter().all(|id| *id < 2045), "{ids:?}");
 }
 
-fn tokenizer(file: &tiny::File) -> Tokenizer {
-    Tokenizer::read(&Gguf::parse(Map::from(file.bytes())).expect("sound")).expect("sound")
+fn tokenizer(file: &fixtures::File) -> Tokenizer {
+    Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound")).expect("sound")
 }
 
 #[test]
 fn a_word_that_is_a_token_is_that_token_though_no_merges_lead_to_it() {
-    let mut file = tiny::small();
-    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
+    let mut file = fixtures::small();
+    file.set("tokenizer.ggml.merges", fixtures::texts(&["h e".into()]));
     let (he, the) = (256, 257);
     assert_eq!(tokenizer(&file).encode("the"), [the]);
     // Only a whole word: parts of one are reached by merges alone.
@@ -138,11 +138,11 @@ fn a_word_that_is_a_token_is_that_token_though_no_merges_lead_to_it() {
 
 #[test]
 fn a_word_that_reads_like_a_control_token_is_still_text() {
-    let mut file = tiny::small();
-    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
-    let mut kinds = [1; tiny::VOCAB];
+    let mut file = fixtures::small();
+    file.set("tokenizer.ggml.merges", fixtures::texts(&["h e".into()]));
+    let mut kinds = [1; fixtures::VOCAB];
     kinds[257..].fill(3);
-    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
+    file.set("tokenizer.ggml.token_type", fixtures::integers(&kinds));
     assert_eq!(tokenizer(&file).encode("the"), [u32::from(b't'), 256]);
     assert_eq!(tokenizer(&file).encode_with_specials("the"), [257]);
 }

@@ -15,13 +15,20 @@ fn an_import_against_the_flow_is_found() {
     assert_eq!(lines(rule, "src/guard/rate.rs", text), [2, 3]);
     assert_eq!(lines(rule, "src/cli/serve.rs", text), [0; 0]);
     assert_eq!(lines(rule, "src/main.rs", text), [0; 0]);
-    assert_eq!(lines(rule, "src/engine/pool.rs", "use super::*;\n"), [1], "the facade is above the pool");
+    assert_eq!(
+        lines(rule, "src/engine/thread_pool.rs", "use super::*;\n"),
+        [1],
+        "the facade is above the pool"
+    );
 }
 
 #[test]
 fn super_cannot_go_round_the_table() {
     let rule = imports_follow_the_table;
-    assert_eq!(lines(rule, "src/engine/pool.rs", "use super::quant;\nuse super::session::Session;\n"), [2]);
+    assert_eq!(
+        lines(rule, "src/engine/thread_pool.rs", "use super::quant;\nuse super::session::Session;\n"),
+        [2]
+    );
     assert_eq!(
         lines(
             rule,
@@ -61,14 +68,17 @@ fn comments_and_strings_name_nothing() {
 fn unsafe_in_the_wrong_file_is_found() {
     let text = "fn f() {\n    // SAFETY: none\n    unsafe { g() }\n}\n";
     assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/ops.rs", text), [3]);
-    assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/kernels/neon.rs", text), [0; 0]);
-    assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/pooling.rs", text), [3]);
+    assert_eq!(
+        lines(unsafe_stands_only_where_allowed, "src/engine/kernels/aarch64/neon/gemv.rs", text),
+        [0; 0]
+    );
+    assert_eq!(lines(unsafe_stands_only_where_allowed, "src/engine/thread_pooling.rs", text), [3]);
 }
 
 #[test]
 fn unsafe_without_a_note_is_found() {
     let rule = unsafe_says_why_it_holds;
-    let path = "src/engine/pool.rs";
+    let path = "src/engine/thread_pool.rs";
     assert_eq!(lines(rule, path, "// SAFETY: x\nlet a =\n    unsafe { b() };\n"), [0; 0]);
     assert_eq!(lines(rule, path, "// SAFETY: x\nlet a = 1;\nlet b = unsafe { c() };\n"), [3]);
     assert_eq!(lines(rule, path, "// SAFETY: x\n\nunsafe { c() }\n"), [3]);
@@ -82,7 +92,7 @@ fn unsafe_without_a_note_is_found() {
 #[test]
 fn unsafe_functions_tell_their_callers() {
     let rule = unsafe_says_why_it_holds;
-    let path = "src/engine/kernels/neon.rs";
+    let path = "src/engine/kernels/aarch64/neon/gemv.rs";
     assert_eq!(
         lines(
             rule,

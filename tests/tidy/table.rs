@@ -1,5 +1,5 @@
-//! The rules as data. Places are paths under `src` without `.rs`: `engine/pool` is `engine/pool.rs`, or all of
-//! `engine/pool/` once it is a folder.
+//! The rules as data. Places are paths under `src` without `.rs`: `engine/thread_pool` is `engine/thread_pool.rs`, or all of
+//! `engine/thread_pool/` once it is a folder.
 
 /// A place, and the crate modules it may name; the longest place that fits a file counts. Its own module it may
 /// always name. `main.rs` and `lib.rs` are free.
@@ -12,22 +12,22 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/quant",     &["engine::error"]),
     ("engine/sampler",   &["engine::error", "engine::quant"]),
     ("engine/ops",       &["engine::error", "engine::quant"]),
-    ("engine/pool",      &["engine::error", "engine::quant"]),
-    ("engine/tuner",     &[]),
+    ("engine/thread_pool",      &["engine::error", "engine::quant"]),
+    ("engine/thread_tuner",     &[]),
     ("engine/gguf",      &["engine::error", "engine::quant"]),
     ("engine/known_keys", &["engine::error", "engine::gguf"]),
     // Reads models as model and tokenizer do, and never runs one.
     ("engine/convert",   &["external_text", "engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::model", "engine::tokenizer"]),
-    ("engine/kept",      &["engine::gguf"]),
-    ("engine/kernels",   &["engine::quant", "engine::pool"]),
+    ("engine/derived_cache",      &["engine::gguf"]),
+    ("engine/kernels",   &["engine::quant", "engine::thread_pool"]),
     ("engine/tokenizer", &["engine::error", "engine::gguf", "engine::known_keys"]),
-    ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::pool", "engine::tuner"]),
+    ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::thread_pool", "engine::thread_tuner"]),
     ("engine/session",   &["engine::error", "engine::model", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),
-    ("engine/check",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
+    ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.
     ("engine/mod",       &["engine"]),
-    ("engine/shapes",    &["engine::error", "engine::gguf", "engine::quant"]),
+    ("engine/synthetic",    &["engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
     ("guard",            &["config", "protocol"]),
     ("telemetry",        &["config", "protocol"]),
@@ -42,8 +42,13 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
 pub const EVERYTHING: &str = "*";
 
 /// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl, the allocator.
-pub const MAY_BE_UNSAFE: &[&str] =
-    &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors/mailbox/device", "daemon/heap"];
+pub const MAY_BE_UNSAFE: &[&str] = &[
+    "engine/gguf/mmap",
+    "engine/thread_pool",
+    "engine/kernels",
+    "telemetry/sensors/mailbox/device",
+    "daemon/heap",
+];
 
 /// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];

@@ -3,8 +3,8 @@
 
 use crate::engine::kernels::Kernels;
 use crate::engine::model::BATCH;
-use crate::engine::pool::Pool;
 use crate::engine::quant::packed_row;
+use crate::engine::thread_pool::ThreadPool;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,8 +33,8 @@ pub(super) struct Arithmetic {
 
 impl Arithmetic {
     /// For a prompt of `tokens`, or as many of them as `kernels` take in one call.
-    pub fn new(kernels: Kernels, pool: &Pool, tokens: usize) -> Self {
-        let tokens = tokens.min(kernels.many().map_or(kernels.tokens(), |_| BATCH));
+    pub fn new(kernels: Kernels, pool: &ThreadPool, tokens: usize) -> Self {
+        let tokens = tokens.min(kernels.batch_min_tokens().map_or(kernels.tile_tokens(), |_| BATCH));
         Arithmetic {
             kernels,
             weights: vec![0b10_01_00_01; ROWS * packed_row(COLS)],
@@ -49,14 +49,14 @@ impl Arithmetic {
 
     /// Multiplies for a while on `threads` of the pool. A shared machine's processors are slower by a third from one
     /// moment to the next, so this is done right before and behind what it is compared with.
-    pub fn look(&mut self, pool: &Pool, threads: usize) {
+    pub fn look(&mut self, pool: &ThreadPool, threads: usize) {
         let (active, count, tokens) = (pool.active(), AtomicUsize::new(0), self.q.len() / COLS);
         pool.set_active(threads);
         let started = Instant::now();
         pool.run(threads, &|thread| {
             let mut out = self.outs[thread].lock().unwrap_or_else(PoisonError::into_inner);
             while started.elapsed() < EACH {
-                self.kernels.ternary_codes(&self.weights, &self.q, tokens, &mut out);
+                self.kernels.ternary_gemm_codes(&self.weights, &self.q, tokens, &mut out);
                 count.fetch_add(tokens * ROWS * COLS, Ordering::Relaxed);
             }
         });
@@ -85,7 +85,7 @@ mod tests {
     fn every_kernel_is_measured_on_any_number_of_threads() {
         for kernels in Kernels::all() {
             for (threads, tokens) in [(1, 1), (2, 9), (3, 200)] {
-                let pool = Pool::new(threads, &[]).expect("threads can be started");
+                let pool = ThreadPool::new(threads, &[]).expect("threads can be started");
                 let mut arithmetic = Arithmetic::new(kernels, &pool, tokens);
                 pool.set_active(1);
                 arithmetic.look(&pool, threads);

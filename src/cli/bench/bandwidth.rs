@@ -1,7 +1,7 @@
 //! How fast the threads of a pool read memory, whatever order suits this processor best.
 
 use super::report::spread;
-use crate::engine::pool::Pool;
+use crate::engine::thread_pool::ThreadPool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ impl Memory {
 
     /// Reads the block once in each order. The speed of a shared machine's memory wanders within a second, by half and
     /// more, so this is done in the middle of what it is compared with, many times a round.
-    pub fn look(&mut self, pool: &Pool) {
+    pub fn look(&mut self, pool: &ThreadPool) {
         for (order, took) in ORDERS.iter().zip(&mut self.looks) {
             let started = Instant::now();
             read(&self.block, pool, *order);
@@ -55,7 +55,7 @@ impl Memory {
 
     /// Ends a round, in which it was read as fast as all of its looks together. Where it was too short for one, it is
     /// looked at for a while now.
-    pub fn end_round(&mut self, pool: &Pool) {
+    pub fn end_round(&mut self, pool: &ThreadPool) {
         if self.count == 0 {
             while self.looks.iter().sum::<Duration>() < EACH * ORDERS.len() as u32 {
                 self.look(pool);
@@ -75,7 +75,7 @@ impl Memory {
 }
 
 /// One pass over `block`.
-fn read(block: &[u64], pool: &Pool, order: Reader) {
+fn read(block: &[u64], pool: &ThreadPool, order: Reader) {
     let total = AtomicU64::new(0);
     // As many parts as a matrix is cut into, for the threads that the last pass used.
     let part = block.len().div_ceil(4 * pool.active()).next_multiple_of(LINE);
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn a_block_is_read_by_any_number_of_threads() {
         for threads in [1, 2, 3] {
-            let pool = Pool::new(threads, &[]).expect("threads can be started");
+            let pool = ThreadPool::new(threads, &[]).expect("threads can be started");
             let mut memory = Memory::new(1 << 20);
             memory.look(&pool);
             memory.end_round(&pool);

@@ -7,9 +7,9 @@ mod report;
 
 use super::model::ModelArgs;
 use super::{Failure, host, print};
-use crate::engine::session::{Answer, Options, Session, Step};
-use crate::engine::shapes::{self, Known};
-use crate::engine::tuner::{PREFILL_TOKENS, Threads};
+use crate::engine::session::{Answer, GenerateOptions, Session, Step};
+use crate::engine::synthetic::{self, SyntheticShape};
+use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
 use arithmetic::Arithmetic;
@@ -30,7 +30,7 @@ const WARM_UPS: usize = 16;
 
 /// What `--shape` takes.
 fn shape_arg() -> PossibleValuesParser {
-    shapes::ALL.map(|known| known.name).into()
+    synthetic::ALL.map(|known| known.name).into()
 }
 
 /// Measure prefill and decode speed with their spread
@@ -89,7 +89,7 @@ struct Measured {
 fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
     let model = engine.model();
     // Of many, since one takes but a microsecond.
-    let hand_over = model.pool().hand_over(HAND_OVERS);
+    let hand_over = model.pool().handoff_latency(HAND_OVERS);
     let bandwidth = measured.memory.bandwidth();
     let bytes_per_token = model.bytes_read_per_token(measured.screen.map(|screen| screen.counts));
     let cache_bytes_per_token = measured.cache_bytes;
@@ -98,7 +98,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
         measured.decode.iter().zip(&bandwidth).map(|(decode, bandwidth)| decode * bytes_read / bandwidth);
     let bandwidth_share = spread(shares.collect()).median;
     let (arithmetic, prompt_tokens) = (measured.arithmetic.speeds(), args.prompt_tokens as usize);
-    let products = model.shape().prompt_products(prompt_tokens) as f64 / prompt_tokens as f64;
+    let products = model.shape().prefill_macs(prompt_tokens) as f64 / prompt_tokens as f64;
     let shares = measured.prefill.iter().zip(&arithmetic).map(|(prefill, alone)| prefill * products / alone);
     let arithmetic_share = spread(shares.collect()).median;
     let prefill = spread(measured.prefill);
@@ -130,7 +130,7 @@ fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
 }
 
 fn load(args: &Bench) -> Result<Engine, Failure> {
-    let Some(known) = args.shape.as_deref().and_then(Known::named) else { return args.model.load() };
+    let Some(known) = args.shape.as_deref().and_then(SyntheticShape::named) else { return args.model.load() };
     let (needed, budget) = (known.bytes()?, host::host().memory_bytes / 4 * 3);
     if needed > budget {
         let said = format!(
@@ -149,10 +149,13 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
     let vocab = model.shape().vocab as u32;
     // Any tokens will do: speed does not depend on them.
     let prompt: Vec<u32> = (0..args.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab).collect();
-    let options =
-        Options { max_tokens: Some(args.generate_tokens as usize), ignore_end: true, ..Options::default() };
+    let options = GenerateOptions {
+        max_tokens: Some(args.generate_tokens as usize),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
     let mut session = engine.session(context);
-    let answer = |session: &mut Session<'_>, options: &Options| {
+    let answer = |session: &mut Session<'_>, options: &GenerateOptions| {
         let go_on = |_: Step<'_>| ControlFlow::Continue(());
         session.generate(&prompt, options, go_on).expect("checked above")
     };
@@ -181,9 +184,9 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         measured.arithmetic.end_round();
         measured.memory.end_round(pool);
     }
-    if let Some(counts) = session.screening() {
+    if let Some(counts) = session.shortlist_stats() {
         let ours = answer(&mut session, &options).tokens;
-        let whole = answer(&mut session, &Options { whole_head: true, ..options }).tokens;
+        let whole = answer(&mut session, &GenerateOptions { exact_head: true, ..options }).tokens;
         let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();
         measured.screen = Some(Screen::of(counts, alike));
     }
@@ -195,7 +198,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
 fn with_looks(
     session: &mut Session<'_>,
     prompt: &[u32],
-    options: &Options,
+    options: &GenerateOptions,
     mut look: impl FnMut(bool),
 ) -> Answer {
     let (mut last, mut paused) = (None::<Instant>, Duration::ZERO);
@@ -216,7 +219,7 @@ fn with_looks(
 
 /// Threads that read the prompt; a short one is read on as many as decoding has.
 fn prompt_threads(engine: &Engine, args: &Bench) -> usize {
-    let Threads { decode, prefill } = engine.model().threads();
+    let ThreadCounts { decode, prefill } = engine.model().threads();
     let found = if args.prompt_tokens as usize >= PREFILL_TOKENS { prefill } else { decode };
     found.unwrap_or(engine.model().pool().threads())
 }
@@ -224,7 +227,7 @@ fn prompt_threads(engine: &Engine, args: &Bench) -> usize {
 /// Whether numbers of threads that are measured are still being tried out; short prompts are read on as many as
 /// decoding has.
 fn is_open(engine: &Engine, args: &Bench) -> bool {
-    let Threads { decode, prefill } = engine.model().threads();
+    let ThreadCounts { decode, prefill } = engine.model().threads();
     decode.is_none() || (prefill.is_none() && args.prompt_tokens as usize >= PREFILL_TOKENS)
 }
 
@@ -258,7 +261,7 @@ impl Measured {
     fn add(&mut self, answer: &Answer, args: &Bench) {
         self.prefill.push(f64::from(args.prompt_tokens) / answer.prefill.as_secs_f64());
         self.decode.push(f64::from(args.generate_tokens - 1) / answer.decode.as_secs_f64());
-        let to_first = answer.prefill + answer.first.unwrap_or_default();
+        let to_first = answer.prefill + answer.first_token.unwrap_or_default();
         self.to_first.push(Spent { wall: to_first, parts: answer.prefill_parts });
         self.to_last.push(Spent { wall: answer.decode, parts: answer.decode_parts });
     }

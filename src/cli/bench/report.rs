@@ -1,7 +1,7 @@
 //! What the benchmark says, to a person and as JSON.
 
-use crate::engine::model::{Screening, Timings};
-use crate::engine::tuner::Threads;
+use crate::engine::model::{ShortlistStats, Timings};
+use crate::engine::thread_tuner::ThreadCounts;
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
@@ -94,7 +94,7 @@ impl Parts {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Screen {
     #[serde(skip)]
-    pub counts: Screening,
+    pub counts: ShortlistStats,
     /// Rows of the head that were read for a token: in four bits, and whole.
     pub fine_rows_per_token: f64,
     pub rows_per_token: f64,
@@ -108,8 +108,8 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub fn of(counts: Screening, tokens_alike: usize) -> Self {
-        let Screening { tokens, rows, fine, scans, checks, misses } = counts;
+    pub fn of(counts: ShortlistStats, tokens_alike: usize) -> Self {
+        let ShortlistStats { tokens, rows, fine, scans, checks, misses } = counts;
         let [fine_rows_per_token, rows_per_token] =
             [fine, rows].map(|rows| rows as f64 / tokens.max(1) as f64);
         Screen { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
@@ -126,7 +126,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    pub fn of(Threads { decode, prefill }: Threads, is_open: bool) -> Self {
+    pub fn of(ThreadCounts { decode, prefill }: ThreadCounts, is_open: bool) -> Self {
         Found { decode, prefill, is_open }
     }
 
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn numbers_that_are_still_being_found_out_are_said_to_be() {
-        let line = |decode, prefill, is_open| Found::of(Threads { decode, prefill }, is_open).line();
+        let line = |decode, prefill, is_open| Found::of(ThreadCounts { decode, prefill }, is_open).line();
         assert_eq!(line(Some(2), Some(4), false), "fastest: 2 to decode, 4 to read the prompt");
         assert_eq!(line(Some(2), None, false), "fastest: 2");
         assert!(line(Some(2), None, true).starts_with("fastest: still being found out, "));

@@ -6,12 +6,12 @@ use super::model::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
 use crate::config::Config;
 use crate::daemon::{Allowed, Clients, Plan};
-use crate::engine::check::{Figure, choose};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Map, TEXT, Value};
-use crate::engine::model::{CacheForm, EMBEDDING, HEAD, HeadForm, Layout};
+use crate::engine::gguf::{FileMap, Gguf, MetadataValue, STRING};
+use crate::engine::layout_detect::{LayoutScore, choose_layout};
+use crate::engine::model::{EMBEDDING, HEAD, HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, Tokenizer};
-use crate::engine::{ModelFile, Options, Source};
+use crate::engine::{EngineOptions, ModelFile, Source};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub(super) struct Inspect {
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
     head: String,
     /// What the memory plan keeps keys and values in
-    #[arg(long, value_name = "FORM", default_value = CacheForm::default().name(), value_parser = cache_arg())]
+    #[arg(long, value_name = "FORM", default_value = KvCacheFormat::default().name(), value_parser = cache_arg())]
     kv_cache: String,
     /// Chat template: file, the model file's own; built-in, that of its architecture; or the path of a Jinja template
     #[arg(long, value_name = "FILE")]
@@ -182,7 +182,7 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
     let mut said = match (&opened, &args.model) {
         (Ok(file), _) => describe(&args, file.file()),
         // What it holds is worth showing also where it cannot be run.
-        (Err(error), Some(path)) => match Map::open(path).ok().and_then(|map| Gguf::parse(map).ok()) {
+        (Err(error), Some(path)) => match FileMap::open(path).ok().and_then(|map| Gguf::parse(map).ok()) {
             Some(file) => describe(&args, &file),
             None => return Err(error.clone().into()),
         },
@@ -201,10 +201,10 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
 }
 
 fn open(args: &Inspect, source: &Source) -> Result<ModelFile, LoadError> {
-    let file = ModelFile::open(source, Layout::named(&args.i2s_layout))?;
+    let file = ModelFile::open(source, Layout::by_name(&args.i2s_layout))?;
     let template = args.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
-    let file = file.with_template(template.unwrap_or_default()).with_head(HeadForm::named(&args.head))?;
-    file.with_cache(CacheForm::named(&args.kv_cache).unwrap_or_default())
+    let file = file.with_template(template.unwrap_or_default()).with_head(HeadFormat::by_name(&args.head))?;
+    file.with_cache(KvCacheFormat::named(&args.kv_cache).unwrap_or_default())
 }
 
 fn describe(args: &Inspect, file: &Gguf) -> Said {
@@ -241,15 +241,15 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
 }
 
 /// A metadata value; of an array only what it is: vocabularies have megabytes.
-fn json(value: &Value) -> serde_json::Value {
+fn json(value: &MetadataValue) -> serde_json::Value {
     match value {
-        Value::Unsigned(n) => (*n).into(),
-        Value::Signed(n) => (*n).into(),
-        Value::Float(x) => shortest(*x).into(),
-        Value::Bool(flag) => (*flag).into(),
-        Value::Text(text) => text.as_str().into(),
-        Value::Array(array) => {
-            let kind = if array.kind == TEXT { "texts" } else { "numbers" };
+        MetadataValue::Unsigned(n) => (*n).into(),
+        MetadataValue::Signed(n) => (*n).into(),
+        MetadataValue::Float(x) => shortest(*x).into(),
+        MetadataValue::Bool(flag) => (*flag).into(),
+        MetadataValue::Text(text) => text.as_str().into(),
+        MetadataValue::Array(array) => {
+            let kind = if array.kind == STRING { "texts" } else { "numbers" };
             serde_json::json!({ "array_of": kind, "length": array.len })
         }
     }
@@ -281,10 +281,11 @@ fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), 
     said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
         // Layouts differ in any form of it, and another would be made for this look alone.
-        let file = file.with_head(Some(HeadForm::File))?;
-        let figures = file.check(&Options { threads: host::host().threads(), ..Options::default() })?;
+        let file = file.with_head(Some(HeadFormat::File))?;
+        let figures = file
+            .score_layouts(&EngineOptions { threads: host::host().threads(), ..EngineOptions::default() })?;
         said.check = Some(check(&file, &figures));
-        if let Some(refusal) = file.refusal(&figures) {
+        if let Some(refusal) = file.rejection(&figures) {
             return Err(refusal.into());
         }
     }
@@ -342,7 +343,7 @@ fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
     }
 }
 
-fn check(file: &ModelFile, figures: &[Figure]) -> Check {
+fn check(file: &ModelFile, figures: &[LayoutScore]) -> Check {
     let chance = file.shape().vocab;
     let layouts = figures
         .iter()
@@ -351,6 +352,6 @@ fn check(file: &ModelFile, figures: &[Figure]) -> Check {
         trained: file.is_trained(),
         chance,
         layouts: layouts.collect(),
-        layout: choose(figures, chance).map(Layout::name),
+        layout: choose_layout(figures, chance).map(Layout::name),
     }
 }

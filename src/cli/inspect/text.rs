@@ -1,7 +1,7 @@
 //! The same for a person.
 
 use super::{Board, Check, Head, Memory, Said, Token};
-use crate::engine::model::HeadForm;
+use crate::engine::model::HeadFormat;
 use crate::protocol::text::{Shown, one_line};
 use std::fmt::Write;
 
@@ -99,11 +99,11 @@ fn printable(text: &str) -> String {
 fn reading(head: &Head) -> String {
     let Head { form, kind, .. } = head;
     let [whole, image] = [head.file_bytes, head.image_bytes].map(|bytes| bytes as f64 / 1e6);
-    match HeadForm::named(form) {
-        Some(HeadForm::Screened) => format!(
+    match HeadFormat::by_name(form) {
+        Some(HeadFormat::Shortlist) => format!(
             "{form}: 4 bits of all rows, {image:.1} MB; {whole:.1} MB of the file read only where it matters"
         ),
-        Some(HeadForm::Q8 | HeadForm::Q6K) => {
+        Some(HeadFormat::Q8 | HeadFormat::Q6K) => {
             format!("{form}: written again, {image:.1} MB, for the {whole:.1} MB of the file")
         }
         _ => format!("{form}: as the file has it, {kind}, {whole:.1} MB"),

@@ -1,22 +1,23 @@
-//! Every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of them.
+//! Checks every key of a checkpoint's JSON files against the tables of `known_keys`, before anything is made of
+//! them.
 
-use super::folder::Folder;
-use crate::engine::error::{LoadError, shown};
-use crate::engine::known_keys::{self, Entry, check_object, keys_left_out};
+use super::checkpoint_files::CheckpointFolder;
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::known_keys::{self, KnownKey, check_object, irrelevant_keys};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
 type Object = Map<String, Value>;
 
-/// Checks the keys of all files that a checkpoint folder has; gives short sentences on what is left out.
-pub(super) fn check(folder: &Folder) -> Result<Vec<String>, LoadError> {
+/// Checks the keys of all files of a checkpoint folder; returns short sentences about what is left out.
+pub(super) fn check(folder: &CheckpointFolder) -> Result<Vec<String>, LoadError> {
     check_config(folder)?;
     let mut notes = Vec::new();
     let file = "generation_config.json";
     if let Some(object) = folder.json::<Object>(file)? {
         check_keys(file, "", &[known_keys::GENERATION], &object)?;
-        let keys = keys_left_out(known_keys::GENERATION, &object, known_keys::REQUEST);
+        let keys = irrelevant_keys(known_keys::GENERATION, &object, known_keys::REQUEST);
         if !keys.is_empty() {
             notes.push(format!("{file}: {} left out: {}", keys.join(", "), known_keys::REQUEST));
         }
@@ -28,7 +29,7 @@ pub(super) fn check(folder: &Folder) -> Result<Vec<String>, LoadError> {
         }
     }
     let file = "tokenizer.json";
-    if let Some(Outline(object)) = folder.json(file)? {
+    if let Some(TokenizerOutline(object)) = folder.json(file)? {
         check_keys(file, "", &[known_keys::TOKENIZER], &object)?;
         if let Some(model) = object.get("model").and_then(Value::as_object) {
             check_keys(file, "model.", &[known_keys::BPE_MODEL], model)?;
@@ -43,10 +44,10 @@ pub(super) fn check(folder: &Folder) -> Result<Vec<String>, LoadError> {
     Ok(notes)
 }
 
-fn check_config(folder: &Folder) -> Result<(), LoadError> {
+fn check_config(folder: &CheckpointFolder) -> Result<(), LoadError> {
     let file = "config.json";
     let Some(object) = folder.json::<Object>(file)? else { return Ok(()) };
-    // Older files keep what is now in `generation_config.json`.
+    // Older files have the keys of `generation_config.json` here.
     check_keys(file, "", &[known_keys::CONFIG, known_keys::GENERATION], &object)?;
     let parts = [
         ("quantization_config", known_keys::QUANTIZATION),
@@ -58,11 +59,11 @@ fn check_config(folder: &Folder) -> Result<(), LoadError> {
             check_keys(file, &format!("{key}."), &[table], part)?;
         }
     }
-    let said = |key: &str| object.get(key).filter(|value| value.is_object());
-    match (said("rope_scaling"), said("rope_parameters")) {
+    let declared = |key: &str| object.get(key).filter(|value| value.is_object());
+    match (declared("rope_scaling"), declared("rope_parameters")) {
         (Some(one), Some(other)) if one != other => {
-            let said = "differs from rope_scaling; remove the one that the model was not trained with";
-            Err(LoadError::new(format!("{file}: rope_parameters"), said))
+            let message = "differs from rope_scaling; remove the one that the model was not trained with";
+            Err(LoadError::new(format!("{file}: rope_parameters"), message))
         }
         _ => Ok(()),
     }
@@ -92,35 +93,35 @@ fn check_special_tokens(file: &str, object: &Object) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn check_keys(file: &str, place: &str, tables: &[&[Entry]], object: &Object) -> Result<(), LoadError> {
+fn check_keys(file: &str, place: &str, tables: &[&[KnownKey]], object: &Object) -> Result<(), LoadError> {
     check_object(tables, object)
-        .map_err(|(key, said)| LoadError::new(format!("{file}: {}{key}", shown(place)), said))
+        .map_err(|(key, message)| LoadError::new(format!("{file}: {}{key}", escaped(place)), message))
 }
 
-/// An object of `tokenizer.json` without its vocabulary, which has megabytes.
-struct Outline(Object);
+/// The object of `tokenizer.json` without its vocabulary, which has megabytes.
+struct TokenizerOutline(Object);
 
-impl<'de> Deserialize<'de> for Outline {
+impl<'de> Deserialize<'de> for TokenizerOutline {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         struct Keys;
         impl<'de> Visitor<'de> for Keys {
-            type Value = Outline;
+            type Value = TokenizerOutline;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TokenizerOutline, A::Error> {
                 let mut object = Object::new();
                 while let Some(key) = map.next_key::<String>()? {
                     let value = match key.as_str() {
                         "vocab" | "merges" => map.next_value::<IgnoredAny>().map(|_| Value::Bool(true))?,
-                        "model" => Value::Object(map.next_value::<Outline>()?.0),
+                        "model" => Value::Object(map.next_value::<TokenizerOutline>()?.0),
                         _ => map.next_value()?,
                     };
                     object.insert(key, value);
                 }
-                Ok(Outline(object))
+                Ok(TokenizerOutline(object))
             }
         }
         reader.deserialize_map(Keys)

@@ -1,40 +1,39 @@
-//! GGUF version 2 and 3 out of bytes: pure, and bounded by the bytes given.
+//! Parses GGUF versions 2 and 3 from bytes, without I/O.
 //!
-//! Every length is checked against what is left of the file before anything is allocated or
-//! skipped; all arithmetic on sizes is checked. Source of the layout: the GGUF specification in the
-//! ggml project.
+//! Every length is checked against what is left of the file before anything is allocated or skipped; all arithmetic
+//! on sizes is checked. Source of the layout: the GGUF specification in the ggml project.
 
-use super::foreign::instead_of_gguf;
-use crate::engine::error::{LoadError, shown};
+use super::wrong_file::identify_non_gguf;
+use crate::engine::error::{LoadError, escaped};
 use crate::engine::quant::TensorType;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-/// Alignment of tensor data where the file names none.
+/// The alignment of tensor data where the file names none.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
-/// Entries of either kind. The largest model in use has some hundreds; each takes several times its
-/// bytes in the file once it is read and is looked for one by one, so a file must not have any number.
+/// The most metadata keys, and the most tensors. The largest model in use has some hundreds; each takes several
+/// times its bytes in the file once it is read, and is looked up one by one.
 const MAX_ENTRIES: u64 = 1 << 14;
-/// Bytes of a text that is read into memory; the longest in use are chat templates of some 20 KB.
+/// The longest text that is read into memory; the longest in use are chat templates of some 20 KB.
 const MAX_TEXT: u64 = 1 << 20;
 
-/// What a file says before its tensor data.
+/// All that stands in a file before its tensor data.
 #[derive(Debug, Default)]
 pub struct Header {
     /// Key and value, in file order.
-    pub metadata: Vec<(String, Value)>,
-    /// Where each of these values lies in the file, the number of its type before it.
+    pub metadata: Vec<(String, MetadataValue)>,
+    /// Where each of these values lies in the file, with the number of its type before it.
     pub value_bytes: Vec<Range<usize>>,
     /// Tensors, in file order.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<TensorInfo>,
 }
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum MetadataValue {
     /// Any unsigned integer.
     Unsigned(u64),
     /// Any signed integer.
@@ -45,26 +44,26 @@ pub enum Value {
     Bool(bool),
     /// Text.
     Text(String),
-    /// Many of one kind, left in the file.
-    Array(Array),
+    /// Many values of one type, left in the file.
+    Array(ArrayInfo),
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for MetadataValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Value::Unsigned(n) => write!(f, "the number {n}"),
-            Value::Signed(n) => write!(f, "the number {n}"),
-            Value::Float(x) => write!(f, "the float {x:?}"),
-            Value::Bool(flag) => write!(f, "the bool {flag}"),
-            Value::Text(text) => write!(f, "the text \"{}\"", shown(text)),
-            Value::Array(array) => write!(f, "an array of type {}", array.kind),
+            MetadataValue::Unsigned(n) => write!(f, "the number {n}"),
+            MetadataValue::Signed(n) => write!(f, "the number {n}"),
+            MetadataValue::Float(x) => write!(f, "the float {x:?}"),
+            MetadataValue::Bool(flag) => write!(f, "the bool {flag}"),
+            MetadataValue::Text(text) => write!(f, "the text \"{}\"", escaped(text)),
+            MetadataValue::Array(array) => write!(f, "an array of type {}", array.kind),
         }
     }
 }
 
-/// An array's place in the file; its strings have been checked to lie in it.
+/// Where an array lies in the file; its strings have been checked to lie in it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Array {
+pub struct ArrayInfo {
     /// GGUF's number of the element type.
     pub kind: u32,
     /// How many.
@@ -73,9 +72,9 @@ pub struct Array {
     pub bytes: Range<usize>,
 }
 
-/// A tensor's place in the file.
+/// A tensor's name, type and shape, and where its data lies in the file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tensor {
+pub struct TensorInfo {
     /// Its name.
     pub name: String,
     /// Its type.
@@ -87,16 +86,16 @@ pub struct Tensor {
 }
 
 /// GGUF's number of the string type.
-pub const TEXT: u32 = 8;
+pub const STRING: u32 = 8;
 /// GGUF's number of the array type.
 pub(super) const ARRAY: u32 = 9;
-/// The key that names another alignment of tensor data.
+/// The key of the alignment of tensor data.
 pub(super) const ALIGNMENT: &str = "general.alignment";
 
-/// The key that tells of how many files a model was made.
+/// The key of the number of files into which a model was split.
 const SPLIT_COUNT: &str = "split.count";
 
-/// Reads the header of `file` and checks that every tensor lies in it, apart from the others.
+/// Reads the header of `file` and checks that every tensor lies in it and overlaps no other.
 pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     let mut reader = Reader { file, at: 0 };
     let (tensors, keys) = reader.start()?;
@@ -110,7 +109,7 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
         header.metadata.push((key, value));
         header.value_bytes.push(bytes);
     }
-    check_whole(&header.metadata)?;
+    check_not_split(&header.metadata)?;
     let alignment = alignment(&header.metadata)?;
     let mut raw = Vec::new();
     let mut names = HashSet::new();
@@ -125,16 +124,16 @@ pub fn parse(file: &[u8]) -> Result<Header, LoadError> {
     for tensor in raw {
         header.tensors.push(tensor.place(data, alignment, file.len())?);
     }
-    check_apart(&header.tensors)?;
+    check_no_overlap(&header.tensors)?;
     Ok(header)
 }
 
-/// A part of a model that was split into several files is no model.
-fn check_whole(metadata: &[(String, Value)]) -> Result<(), LoadError> {
+/// Refuses one part of a model that was split into several files.
+fn check_not_split(metadata: &[(String, MetadataValue)]) -> Result<(), LoadError> {
     let number = |name: &str| {
         metadata.iter().find(|(key, _)| key == name).and_then(|(_, value)| match value {
-            Value::Unsigned(n) => Some(*n),
-            Value::Signed(n) => u64::try_from(*n).ok(),
+            MetadataValue::Unsigned(n) => Some(*n),
+            MetadataValue::Signed(n) => u64::try_from(*n).ok(),
             _ => None,
         })
     };
@@ -144,37 +143,38 @@ fn check_whole(metadata: &[(String, Value)]) -> Result<(), LoadError> {
             // Counted from 0 in the file, and from 1 in its name.
             let part =
                 number("split.no").map_or("one".into(), |part| format!("part {}", part.saturating_add(1)));
-            let said =
+            let message =
                 format!("{part} of {count} parts of a split file; join them: llama-gguf-split --merge");
-            Err(LoadError::key(SPLIT_COUNT, said))
+            Err(LoadError::key(SPLIT_COUNT, message))
         }
     }
 }
 
-fn alignment(metadata: &[(String, Value)]) -> Result<u64, LoadError> {
+fn alignment(metadata: &[(String, MetadataValue)]) -> Result<u64, LoadError> {
     match metadata.iter().find(|(key, _)| key == ALIGNMENT) {
         None => Ok(DEFAULT_ALIGNMENT),
-        // Beyond a page of 64 KiB alignment buys nothing, and huge values only overflow.
-        Some((_, Value::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
+        // A larger alignment than a page of 64 KiB has no use, and huge values only overflow.
+        Some((_, MetadataValue::Unsigned(n))) if n.is_power_of_two() && (8..=65536).contains(n) => Ok(*n),
         Some((key, value)) => {
             Err(LoadError::key(key, format!("is {value}, not a power of two between 8 and 65536")))
         }
     }
 }
 
-fn check_apart(tensors: &[Tensor]) -> Result<(), LoadError> {
-    let mut by_place: Vec<&Tensor> = tensors.iter().collect();
-    by_place.sort_by_key(|tensor| tensor.bytes.start);
-    for pair in by_place.windows(2) {
+fn check_no_overlap(tensors: &[TensorInfo]) -> Result<(), LoadError> {
+    let mut by_start: Vec<&TensorInfo> = tensors.iter().collect();
+    by_start.sort_by_key(|tensor| tensor.bytes.start);
+    for pair in by_start.windows(2) {
         if pair[0].bytes.end > pair[1].bytes.start {
-            let said = format!("its data overlaps that of {}; the file is damaged", shown(&pair[0].name));
-            return Err(LoadError::tensor(&pair[1].name, said));
+            let message =
+                format!("its data overlaps that of {}; the file is damaged", escaped(&pair[0].name));
+            return Err(LoadError::tensor(&pair[1].name, message));
         }
     }
     Ok(())
 }
 
-/// A tensor's entry before its data is placed.
+/// A tensor's entry before its data has been located.
 struct RawTensor {
     name: String,
     kind: u32,
@@ -183,8 +183,8 @@ struct RawTensor {
 }
 
 impl RawTensor {
-    fn place(self, data: u64, alignment: u64, file: usize) -> Result<Tensor, LoadError> {
-        let fail = |said: String| LoadError::tensor(&self.name, said);
+    fn place(self, data: u64, alignment: u64, file: usize) -> Result<TensorInfo, LoadError> {
+        let fail = |message: String| LoadError::tensor(&self.name, message);
         let kind = TensorType::from_id(self.kind).map_err(fail)?;
         let elements = self.dims.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim));
         let size = elements
@@ -196,7 +196,7 @@ impl RawTensor {
         }
         let end = data.checked_add(self.offset).and_then(|start| start.checked_add(size));
         match end {
-            Some(end) if end <= file as u64 => Ok(Tensor {
+            Some(end) if end <= file as u64 => Ok(TensorInfo {
                 kind,
                 // Each dimension is at most the number of elements, whose bytes lie in the file.
                 dims: self.dims.iter().map(|dim| *dim as usize).collect(),
@@ -218,14 +218,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn fail<T>(&self, what: &str) -> Result<T, LoadError> {
-        let said = format!("{what}; the file is truncated or damaged");
-        Err(LoadError::new(format!("byte {}", self.at), said))
+        let message = format!("{what}; the file is truncated or damaged");
+        Err(LoadError::new(format!("byte {}", self.at), message))
     }
 
-    /// Magic, version, and the numbers of tensors and metadata keys.
+    /// Reads magic and version; returns the numbers of tensors and of metadata keys.
     fn start(&mut self) -> Result<(u64, u64), LoadError> {
         if self.file.get(..4) != Some(b"GGUF") {
-            return Err(LoadError::new("byte 0", format!("no GGUF file: {}", instead_of_gguf(self.file))));
+            return Err(LoadError::new("byte 0", format!("no GGUF file: {}", identify_non_gguf(self.file))));
         }
         self.at = 4;
         match self.u32()? {
@@ -234,8 +234,8 @@ impl Reader<'_> {
                 return Err(LoadError::new("byte 4", "a big-endian file; use the little-endian one"));
             }
             version => {
-                let said = format!("GGUF version {version}; this engine reads 2 and 3");
-                return Err(LoadError::new("byte 4", said));
+                let message = format!("GGUF version {version}; this engine reads 2 and 3");
+                return Err(LoadError::new("byte 4", message));
             }
         }
         Ok((self.count("tensors")?, self.count("metadata keys")?))
@@ -246,8 +246,8 @@ impl Reader<'_> {
         match self.u64()? {
             count if count <= MAX_ENTRIES => Ok(count),
             count => {
-                let said = format!("{count} {what}, where {MAX_ENTRIES} are allowed; the file is damaged");
-                Err(LoadError::new(format!("byte {at}"), said))
+                let message = format!("{count} {what}, where {MAX_ENTRIES} are allowed; the file is damaged");
+                Err(LoadError::new(format!("byte {at}"), message))
             }
         }
     }
@@ -278,7 +278,7 @@ impl Reader<'_> {
         let len = self.u64()?;
         let at = self.at;
         let bytes = self.take(len)?;
-        let fail = |said: String| Err(LoadError::new(format!("byte {at}"), said));
+        let fail = |message: String| Err(LoadError::new(format!("byte {at}"), message));
         if len > MAX_TEXT {
             return fail(format!("a text of {len} bytes, where {MAX_TEXT} are allowed"));
         }
@@ -288,34 +288,34 @@ impl Reader<'_> {
         }
     }
 
-    /// A key, its value, and where that lies.
-    fn entry(&mut self) -> Result<(String, Value, Range<usize>), LoadError> {
+    /// A key, its value, and where the value lies.
+    fn entry(&mut self) -> Result<(String, MetadataValue, Range<usize>), LoadError> {
         let key = self.text()?;
         let start = self.at;
-        let value = self.value().map_err(|error| error.within(format!("metadata key {}", shown(&key))))?;
+        let value = self.value().map_err(|error| error.within(format!("metadata key {}", escaped(&key))))?;
         Ok((key, value, start..self.at))
     }
 
-    fn value(&mut self) -> Result<Value, LoadError> {
+    fn value(&mut self) -> Result<MetadataValue, LoadError> {
         Ok(match self.u32()? {
-            0 => Value::Unsigned(u8::from_le_bytes(self.bytes()?).into()),
-            1 => Value::Signed(i8::from_le_bytes(self.bytes()?).into()),
-            2 => Value::Unsigned(u16::from_le_bytes(self.bytes()?).into()),
-            3 => Value::Signed(i16::from_le_bytes(self.bytes()?).into()),
-            4 => Value::Unsigned(self.u32()?.into()),
-            5 => Value::Signed(i32::from_le_bytes(self.bytes()?).into()),
-            6 => Value::Float(f32::from_le_bytes(self.bytes()?).into()),
-            7 => Value::Bool(self.bytes::<1>()? != [0]),
-            TEXT => Value::Text(self.text()?),
-            ARRAY => Value::Array(self.array()?),
-            10 => Value::Unsigned(self.u64()?),
-            11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
-            12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
+            0 => MetadataValue::Unsigned(u8::from_le_bytes(self.bytes()?).into()),
+            1 => MetadataValue::Signed(i8::from_le_bytes(self.bytes()?).into()),
+            2 => MetadataValue::Unsigned(u16::from_le_bytes(self.bytes()?).into()),
+            3 => MetadataValue::Signed(i16::from_le_bytes(self.bytes()?).into()),
+            4 => MetadataValue::Unsigned(self.u32()?.into()),
+            5 => MetadataValue::Signed(i32::from_le_bytes(self.bytes()?).into()),
+            6 => MetadataValue::Float(f32::from_le_bytes(self.bytes()?).into()),
+            7 => MetadataValue::Bool(self.bytes::<1>()? != [0]),
+            STRING => MetadataValue::Text(self.text()?),
+            ARRAY => MetadataValue::Array(self.array()?),
+            10 => MetadataValue::Unsigned(self.u64()?),
+            11 => MetadataValue::Signed(i64::from_le_bytes(self.bytes()?)),
+            12 => MetadataValue::Float(f64::from_le_bytes(self.bytes()?)),
             other => return self.fail(&format!("unknown value type {other}")),
         })
     }
 
-    fn array(&mut self) -> Result<Array, LoadError> {
+    fn array(&mut self) -> Result<ArrayInfo, LoadError> {
         let kind = self.u32()?;
         let len = self.u64()?;
         let start = self.at;
@@ -324,12 +324,12 @@ impl Reader<'_> {
             2 | 3 => 2,
             4..=6 => 4,
             10..=12 => 8,
-            // Each string takes at least the 8 bytes of its length, so the loop ends with the file.
-            TEXT => 0,
+            // Each string takes at least the 8 bytes of its length, so that the loop ends with the file.
+            STRING => 0,
             ARRAY => return self.fail("an array of arrays, which no model has"),
             other => return self.fail(&format!("an array of the unknown type {other}")),
         };
-        if kind == TEXT {
+        if kind == STRING {
             for _ in 0..len {
                 let bytes = self.u64()?;
                 self.take(bytes)?;
@@ -341,7 +341,7 @@ impl Reader<'_> {
             };
         }
         // Bounded by the file: each element took at least one byte of it.
-        Ok(Array { kind, len: len as usize, bytes: start..self.at })
+        Ok(ArrayInfo { kind, len: len as usize, bytes: start..self.at })
     }
 
     fn tensor(&mut self) -> Result<RawTensor, LoadError> {
@@ -355,7 +355,7 @@ impl Reader<'_> {
             Ok((dims, reader.u32()?, reader.u64()?))
         };
         let (dims, kind, offset) =
-            rest(self).map_err(|error| error.within(format!("tensor {}", shown(&name))))?;
+            rest(self).map_err(|error| error.within(format!("tensor {}", escaped(&name))))?;
         Ok(RawTensor { name, kind, dims, offset })
     }
 }

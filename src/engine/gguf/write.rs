@@ -1,12 +1,12 @@
-//! GGUF version 3 into any writer: what the file will hold is planned first, so that every size and
-//! offset is known before the first byte, and tensor data is streamed after it.
+//! Writes GGUF version 3 to any writer. The file is planned first, so that every size and offset is known before
+//! the first byte; tensor data is streamed after the header.
 //!
 //! ```text
-//! Draft ── set, copy, tensor ──> Draft ── begin ──> Writer ── write, end_tensor ──> finish
+//! GgufDraft ── set, copy, tensor ──> GgufDraft ── begin ──> TensorWriter ── write, end_tensor ──> finish
 //! ```
 
 use super::Gguf;
-use super::parse::{ALIGNMENT, ARRAY, TEXT};
+use super::parse::{ALIGNMENT, ARRAY, STRING};
 use crate::engine::error::LoadError;
 use crate::engine::quant::TensorType;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use std::ops::Range;
 
 /// A metadata value to be written; the variants are GGUF's value types.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Datum {
+pub enum NewValue {
     /// One byte.
     U8(u8),
     /// One byte.
@@ -49,37 +49,39 @@ pub enum Datum {
     Array(u32, u64, Vec<u8>),
 }
 
-impl From<&str> for Datum {
+impl From<&str> for NewValue {
     fn from(text: &str) -> Self {
-        Datum::Text(text.to_owned())
+        NewValue::Text(text.to_owned())
     }
 }
 
-impl Datum {
-    /// The value as a file holds it: its type's number, then its bytes.
+impl NewValue {
+    /// The value as a file holds it: the number of its type, then its bytes.
     fn bytes(&self) -> Vec<u8> {
         let plain = |kind: u32, bytes: &[u8]| [&kind.to_le_bytes()[..], bytes].concat();
         match self {
-            Datum::U8(n) => plain(0, &[*n]),
-            Datum::I8(n) => plain(1, &n.to_le_bytes()),
-            Datum::U16(n) => plain(2, &n.to_le_bytes()),
-            Datum::I16(n) => plain(3, &n.to_le_bytes()),
-            Datum::U32(n) => plain(4, &n.to_le_bytes()),
-            Datum::I32(n) => plain(5, &n.to_le_bytes()),
-            Datum::F32(x) => plain(6, &x.to_le_bytes()),
-            Datum::Bool(flag) => plain(7, &[u8::from(*flag)]),
-            Datum::Text(text) => plain(TEXT, &string(text)),
-            Datum::U64(n) => plain(10, &n.to_le_bytes()),
-            Datum::I64(n) => plain(11, &n.to_le_bytes()),
-            Datum::F64(x) => plain(12, &x.to_le_bytes()),
-            Datum::Texts(texts) => array(
-                TEXT,
+            NewValue::U8(n) => plain(0, &[*n]),
+            NewValue::I8(n) => plain(1, &n.to_le_bytes()),
+            NewValue::U16(n) => plain(2, &n.to_le_bytes()),
+            NewValue::I16(n) => plain(3, &n.to_le_bytes()),
+            NewValue::U32(n) => plain(4, &n.to_le_bytes()),
+            NewValue::I32(n) => plain(5, &n.to_le_bytes()),
+            NewValue::F32(x) => plain(6, &x.to_le_bytes()),
+            NewValue::Bool(flag) => plain(7, &[u8::from(*flag)]),
+            NewValue::Text(text) => plain(STRING, &string(text)),
+            NewValue::U64(n) => plain(10, &n.to_le_bytes()),
+            NewValue::I64(n) => plain(11, &n.to_le_bytes()),
+            NewValue::F64(x) => plain(12, &x.to_le_bytes()),
+            NewValue::Texts(texts) => array(
+                STRING,
                 texts.len() as u64,
                 &texts.iter().flat_map(|text| string(text)).collect::<Vec<_>>(),
             ),
-            Datum::Integers(numbers) => array(5, numbers.len() as u64, &flat(numbers, |n| n.to_le_bytes())),
-            Datum::Floats(numbers) => array(6, numbers.len() as u64, &flat(numbers, |x| x.to_le_bytes())),
-            Datum::Array(kind, len, bytes) => array(*kind, *len, bytes),
+            NewValue::Integers(numbers) => {
+                array(5, numbers.len() as u64, &flat(numbers, |n| n.to_le_bytes()))
+            }
+            NewValue::Floats(numbers) => array(6, numbers.len() as u64, &flat(numbers, |x| x.to_le_bytes())),
+            NewValue::Array(kind, len, bytes) => array(*kind, *len, bytes),
         }
     }
 }
@@ -96,17 +98,17 @@ fn flat<T: Copy>(numbers: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
     numbers.iter().flat_map(|n| bytes(*n)).collect()
 }
 
-/// What a file will hold: its metadata, and the name, type and shape of each tensor.
+/// The plan of a file: its metadata, and the name, type and shape of each tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Draft {
-    /// Key, and the value as the file holds it.
+pub struct GgufDraft {
+    /// Key, and value as the file holds it.
     metadata: Vec<(String, Vec<u8>)>,
-    tensors: Vec<Planned>,
+    tensors: Vec<PlannedTensor>,
 }
 
 /// A tensor of a draft.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
+pub struct PlannedTensor {
     /// Its name.
     pub name: String,
     /// Its type.
@@ -115,32 +117,32 @@ pub struct Planned {
     pub dims: Vec<usize>,
     /// Bytes of its data, without padding.
     pub bytes: u64,
-    /// Where they begin, from the start of the tensor data; a multiple of 32.
+    /// The offset of its data from the start of all tensor data; a multiple of 32.
     offset: u64,
 }
 
-impl Draft {
-    /// Gives `key` this value, in the place it has or at the end.
-    pub fn set(&mut self, key: &str, value: impl Into<Datum>) {
-        self.put(key, value.into().bytes());
+impl GgufDraft {
+    /// Sets the value of `key`, at its present position or at the end.
+    pub fn set(&mut self, key: &str, value: impl Into<NewValue>) {
+        self.set_bytes(key, value.into().bytes());
     }
 
-    /// Copies a value of another file as it is, of whatever kind; nothing where there is none.
+    /// Copies a value of another file, of whatever type; does nothing where there is none.
     pub fn copy(&mut self, from: &Gguf, key: &str) {
         if let Some(bytes) = from.value_bytes(key) {
-            self.put(key, bytes.to_vec());
+            self.set_bytes(key, bytes.to_vec());
         }
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub fn remove(&mut self, key: &str) {
         self.metadata.retain(|(name, _)| name != key);
     }
 
-    fn put(&mut self, key: &str, mut bytes: Vec<u8>) {
+    fn set_bytes(&mut self, key: &str, mut bytes: Vec<u8>) {
         if key == ALIGNMENT {
-            // A copied file may have had another.
-            bytes = Datum::U32(BOUNDARY as u32).bytes();
+            // A copied file may have had another alignment.
+            bytes = NewValue::U32(BOUNDARY as u32).bytes();
         }
         match self.metadata.iter_mut().find(|(name, _)| name == key) {
             Some((_, value)) => *value = bytes,
@@ -148,28 +150,28 @@ impl Draft {
         }
     }
 
-    /// Adds a tensor of `dims`, columns first. An error where the type cannot have that shape.
+    /// Adds a tensor of `dims`, columns first. It is an error if the type cannot have that shape.
     pub fn tensor(&mut self, name: &str, kind: TensorType, dims: &[usize]) -> Result<(), LoadError> {
-        let wide = |dim: &usize| *dim as u64;
-        let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(wide(dim)));
+        let to_u64 = |dim: &usize| *dim as u64;
+        let elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(to_u64(dim)));
         let elements = elements.filter(|n| *n > 0 && !dims.is_empty());
-        let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, wide)));
+        let bytes = elements.and_then(|n| kind.bytes(n, dims.first().map_or(1, to_u64)));
         let bytes = bytes.ok_or_else(|| {
-            let said = format!("shape {dims:?} is impossible for {}", kind.name());
-            LoadError::tensor(name, said)
+            let message = format!("shape {dims:?} is impossible for {}", kind.name());
+            LoadError::tensor(name, message)
         })?;
         let offset = self.data_bytes();
-        self.tensors.push(Planned { name: name.to_owned(), kind, dims: dims.to_vec(), bytes, offset });
+        self.tensors.push(PlannedTensor { name: name.to_owned(), kind, dims: dims.to_vec(), bytes, offset });
         Ok(())
     }
 
     /// The same metadata without any tensor.
-    pub fn metadata(&self) -> Draft {
-        Draft { metadata: self.metadata.clone(), tensors: Vec::new() }
+    pub fn metadata(&self) -> GgufDraft {
+        GgufDraft { metadata: self.metadata.clone(), tensors: Vec::new() }
     }
 
     /// Its tensors, in the order their data is written.
-    pub fn tensors(&self) -> &[Planned] {
+    pub fn tensors(&self) -> &[PlannedTensor] {
         &self.tensors
     }
 
@@ -199,10 +201,10 @@ impl Draft {
         self.header().len() as u64 + self.data_bytes()
     }
 
-    /// Where each tensor's data lies in the file, padding left out.
-    pub fn places(&self) -> Vec<Range<u64>> {
+    /// Where each tensor's data lies in the file, without padding.
+    pub fn tensor_ranges(&self) -> Vec<Range<u64>> {
         let data = self.header().len() as u64;
-        let place = |tensor: &Planned| data + tensor.offset..data + tensor.offset + tensor.bytes;
+        let place = |tensor: &PlannedTensor| data + tensor.offset..data + tensor.offset + tensor.bytes;
         self.tensors.iter().map(place).collect()
     }
 
@@ -212,43 +214,42 @@ impl Draft {
     }
 
     /// Writes the header; the tensors' data follows, in order.
-    pub fn begin<W: Write>(&self, mut out: W) -> io::Result<Writer<'_, W>> {
+    pub fn begin<W: Write>(&self, mut out: W) -> io::Result<TensorWriter<'_, W>> {
         out.write_all(&self.header())?;
-        Ok(self.go_on(out, 0))
+        Ok(self.resume(out, 0))
     }
 
-    /// A writer behind which the header and the first `done` tensors are already written.
-    pub fn go_on<W: Write>(&self, out: W, done: usize) -> Writer<'_, W> {
-        Writer { draft: self, out, next: done, written: 0 }
+    /// A writer for a file in which the header and the first `done` tensors are already written.
+    pub fn resume<W: Write>(&self, out: W, done: usize) -> TensorWriter<'_, W> {
+        TensorWriter { draft: self, out, next: done, written: 0 }
     }
 }
 
-/// Tensor data begins on such a boundary; GGUF's default, so that no key has to name it.
+/// The alignment of tensor data: GGUF's default, so that no key has to name it.
 const BOUNDARY: u64 = 32;
 
 fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(BOUNDARY)
 }
 
-/// ggml's number of a type: the one that reads as it.
+/// ggml's number of a type, the inverse of [`TensorType::from_id`].
 fn id(kind: TensorType) -> u32 {
     (0..).find(|id| TensorType::from_id(*id) == Ok(kind)).expect("each type is read under some number")
 }
 
-/// A file being written, past its header. What is written to it is the data of one tensor after the
-/// other.
+/// A file being written, past its header. What is written to it is the data of one tensor after the other.
 #[derive(Debug)]
-pub struct Writer<'a, W> {
-    draft: &'a Draft,
+pub struct TensorWriter<'a, W> {
+    draft: &'a GgufDraft,
     out: W,
     /// The tensor being written.
     next: usize,
-    /// Bytes of it that are.
+    /// Bytes of that tensor that are written.
     written: u64,
 }
 
-impl<W: Write> Writer<'_, W> {
-    /// Ends the tensor whose data was written, with its padding. An error where that was too short.
+impl<W: Write> TensorWriter<'_, W> {
+    /// Ends the current tensor with its padding. It is an error if its data was too short.
     pub fn end_tensor(&mut self) -> io::Result<()> {
         let missing = self.left();
         if missing > 0 || self.next == self.draft.tensors.len() {
@@ -261,12 +262,12 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    /// The writer underneath.
+    /// The underlying writer.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }
 
-    /// The writer underneath, flushed. An error where tensors are missing.
+    /// The underlying writer, flushed. It is an error if tensors are missing.
     pub fn finish(mut self) -> io::Result<W> {
         if self.next < self.draft.tensors.len() {
             return Err(wrong(format!("{} is missing", self.draft.tensors[self.next].name)));
@@ -280,13 +281,13 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-/// A caller that does not keep to its draft.
-fn wrong(said: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {said}"))
+/// The error of a caller that does not follow its plan.
+fn wrong(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("tensor data: {message}"))
 }
 
-impl<W: Write> Write for Writer<'_, W> {
-    /// Writes data of the current tensor; more than it has is an error.
+impl<W: Write> Write for TensorWriter<'_, W> {
+    /// Writes data of the current tensor. More data than it has is an error.
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if data.len() as u64 > self.left() {
             return Err(wrong(format!("{} bytes where {} are left", data.len(), self.left())));

@@ -1,89 +1,78 @@
-//! The inner loops, one table of them for each kind of processor.
+//! The inner loops of the engine: GEMV and GEMM over ternary weights, attention over half-precision rows, and block
+//! formats, with one table of functions for each instruction set.
 //!
-//! [`Kernels`] is a table of function pointers built by [`Kernels::detect`], by
-//! [`Kernels::scalar`] or, for tests and benchmarks, by [`Kernels::all`]. Its safe methods check
-//! every length and then make one call for a whole range of rows, so that the indirect call costs
-//! nothing. Integer results are equal in all tables, always; sums of floats differ by rounding.
-//! Deliberately knows no model: matrices, rows, numbers.
+//! [`Kernels`] is a table of function pointers, built by [`Kernels::detect`], by [`Kernels::scalar`] or, for tests
+//! and benchmarks, by [`Kernels::all`]. Its safe methods check all lengths and then make one call for a whole range
+//! of rows, so that the indirect call costs nothing. Integer results are always equal in all tables; sums of floats
+//! differ by rounding.
+//!
+//! Deliberately knows nothing of models and files: it sees matrices, rows and numbers.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod blocks;
 #[cfg(target_arch = "aarch64")]
-mod dotprod;
-mod fetch;
-#[cfg(target_arch = "aarch64")]
-mod neon;
+mod aarch64;
+mod block_quant;
+mod prefetch;
 mod scalar;
 mod self_test;
+mod simd_dispatch;
 #[cfg(target_arch = "x86_64")]
-mod streams;
-#[cfg(target_arch = "x86_64")]
-mod vnni256;
-mod wide;
+mod x86_64;
 
-pub use fetch::{fetch, fetch_one};
-pub use wide::Loops;
+pub use prefetch::{prefetch, prefetch_first_line};
+pub use simd_dispatch::WithSimd;
 
-use super::quant::{BLOCK, Blocks, Dense, Numbers, packed_row};
+use super::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, packed_row};
 
-/// Codes times int8, for a fixed number of tokens:
-/// `out[t * rows + r] = sum over c of code(r, c) * q[t * cols + c]`.
-type Ternary = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
+/// Ternary codes times int8, for a fixed number of tokens: `out[t * rows + r] = sum over c of code(r, c) * q[t *
+/// cols + c]`.
+type TernaryKernel = unsafe fn(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]);
 
 /// Half-precision rows times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
 type DotF16 = unsafe fn(rows: &[u8], x: &[f32], out: &mut [f32]);
 /// Weighted sum of half-precision rows: `out[c] += sum over r of weights[r] * rows[r, c]`.
-type MixF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
+type WeightedSumF16 = unsafe fn(rows: &[u8], weights: &[f32], out: &mut [f32]);
 
-/// Half-precision rows with some vectors at a time, to the bit as with one after the other.
+/// Half-precision rows with several vectors at a time. The results are bit for bit those of one vector after the
+/// other.
 #[derive(Debug, Clone, Copy)]
-struct SharedF16 {
+struct BatchF16 {
     /// `out[v * rows + r] = sum over c of rows[r, c] * xs[v * cols + c]`.
-    dots: unsafe fn(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]),
+    dot: unsafe fn(rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]),
     /// `out[v * cols + c] += sum over r of weights[v * rows + r] * rows[r, c]`.
-    mixes: unsafe fn(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]),
+    weighted_sum: unsafe fn(rows: &[u8], weights: &[f32], cols: usize, out: &mut [f32]),
 }
 
-/// Rows of blocks times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
-type DotBlocks = unsafe fn(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]);
+/// Rows in a block format times a vector: `out[r] = sum over c of rows[r, c] * x[c]`.
+type DotBlocks = unsafe fn(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]);
 
-/// Weighted sum of rows of blocks: `out[c] += sum over r of weights[r] * rows[r, c]`.
-type MixBlocks = unsafe fn(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]);
+/// Weighted sum of rows in a block format: `out[c] += sum over r of weights[r] * rows[r, c]`.
+type WeightedSumBlocks = unsafe fn(kind: BlockFormat, rows: &[u8], weights: &[f32], out: &mut [f32]);
 
-/// Another way for ternary rows, from some numbers of tokens and rows on.
+/// A ternary kernel that pays from some numbers of tokens and rows on.
 #[derive(Debug, Clone, Copy)]
-struct Many {
-    tokens: usize,
-    rows: usize,
+struct BatchKernel {
+    min_tokens: usize,
+    min_rows: usize,
     /// Takes any number of tokens.
-    kernel: Ternary,
+    kernel: TernaryKernel,
 }
 
-/// The inner loops for one kind of processor.
+/// The inner loops for one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
-    many: Option<Many>,
-    /// Numbers of tokens that share one unpacking of the weights, the most first, 1 last.
-    ternary: &'static [(usize, Ternary)],
+    batch: Option<BatchKernel>,
+    /// Kernels by the number of tokens that share one unpacking of the weights: the largest number first, 1 last.
+    tiles: &'static [(usize, TernaryKernel)],
     dot_f16: DotF16,
-    mix_f16: MixF16,
-    shared: Option<SharedF16>,
+    weighted_sum_f16: WeightedSumF16,
+    batch_f16: Option<BatchF16>,
     dot_blocks: DotBlocks,
-    mix_blocks: MixBlocks,
-    wide: wide::Wide,
+    weighted_sum_blocks: WeightedSumBlocks,
+    simd: simd_dispatch::SimdLevel,
 }
 
-/// Blocks of a row that can be added up in 16 bits before they must be widened: a lane takes two
-/// products of a code (at most 2) and an int8 (at least -128) from each of the four groups of a
-/// block, so 15 blocks reach -30,720 and 16 would touch the limit.
-#[cfg(target_arch = "x86_64")]
-const BLOCKS_IN_16_BITS: usize = 15;
-
-/// The processor's features that matter here, and whether it has them. The only place that asks.
+/// The CPU features that matter here, and whether this CPU has them. This is the only place that asks for them.
 pub fn cpu_features() -> Vec<(&'static str, bool)> {
     #[cfg(target_arch = "x86_64")]
     return vec![
@@ -108,171 +97,183 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
 }
 
 impl Kernels {
-    /// The fastest table this processor runs.
+    /// The fastest table that this CPU can run.
     pub fn detect() -> Self {
         *Self::all().last().expect("scalar runs everywhere")
     }
 
-    /// The reference, in plain Rust.
+    /// The reference table, in plain Rust.
     pub fn scalar() -> Self {
         scalar::TABLE
     }
 
-    /// Every table this processor runs, the slowest first.
+    /// Every table that this CPU can run, the slowest first.
     pub fn all() -> Vec<Self> {
         let features = cpu_features();
         let has = |wanted: &[&str]| wanted.iter().all(|name| features.contains(&(*name, true)));
         let tables: &[(&[&str], Self)] = &[
             (&[], scalar::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c"], avx2::TABLE),
+            (&["avx2", "fma", "f16c"], x86_64::avx2::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"], vnni256::avx512vl::TABLE),
+            (
+                &["avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512vnni"],
+                x86_64::avx_vnni::avx512vl::TABLE,
+            ),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avxvnni"], vnni256::avx_vnni::TABLE),
+            (&["avx2", "fma", "f16c", "avxvnni"], x86_64::avx_vnni::avx_vnni::TABLE),
             #[cfg(target_arch = "x86_64")]
-            (&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"], avx512::TABLE),
+            (
+                &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"],
+                x86_64::avx512::TABLE,
+            ),
             #[cfg(target_arch = "aarch64")]
-            (&["neon"], neon::TABLE),
+            (&["neon"], aarch64::neon::TABLE),
             #[cfg(target_arch = "aarch64")]
-            (&["neon", "dotprod"], dotprod::TABLE),
+            (&["neon", "dotprod"], aarch64::neon_dotprod::TABLE),
         ];
         tables.iter().filter(|(wanted, _)| has(wanted)).map(|(_, table)| *table).collect()
     }
 
-    /// The table of a name, where this processor runs it.
+    /// The table of that name, if this CPU can run it.
     pub fn named(name: &str) -> Option<Self> {
         Self::all().into_iter().find(|table| table.name == name)
     }
 
-    /// Its name: `scalar`; `avx2`, `avx512vl-vnni`, `avx-vnni`, `avx512-vnni`; `neon`, `neon-dotprod`.
+    /// The table's name: `scalar`; `avx2`, `avx512vl-vnni`, `avx-vnni`, `avx512-vnni`; `neon`, `neon-dotprod`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Tokens to multiply at a time: whole tiles, eight at least.
-    pub fn tokens(&self) -> usize {
-        8usize.next_multiple_of(self.ternary[0].0)
+    /// How many tokens to multiply at a time: whole tiles, and at least eight.
+    pub fn tile_tokens(&self) -> usize {
+        8usize.next_multiple_of(self.tiles[0].0)
     }
 
-    /// Tokens from which on there is a faster way than [`Kernels::tokens`] at a time: all in one call, and
-    /// some hundred rows too. It keeps about 190 KB on the stack.
-    pub fn many(&self) -> Option<usize> {
-        self.many.map(|many| many.tokens)
+    /// The number of tokens from which on the batch kernel is faster than tiles of [`Kernels::tile_tokens`]. It
+    /// wants all tokens and some hundred rows in one call, and takes about 190 KB of stack.
+    pub fn batch_min_tokens(&self) -> Option<usize> {
+        self.batch.map(|batch| batch.min_tokens)
     }
 
-    /// Ternary rows times quantised rows.
+    /// Multiplies ternary rows by rows quantised to int8.
     ///
-    /// For one token codes may be 0 to 3, standing for -1 to 2, where no int8 is beyond 85: the kernels add up in
-    /// few bits what codes of 2 and int8 of -128 give at most.
+    /// For one token, codes may be 0 to 3, which stand for -1 to 2, as long as no int8 is beyond 85: the kernels
+    /// add up in few bits what a code of 2 and an int8 of -128 give at most.
     ///
-    /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`:
-    /// `[tokens, cols]`, `cols` being whole blocks; `sums`: `[tokens]`, the sum of each row of `q`;
-    /// `out`: `[tokens, rows]`.
+    /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`: `[tokens, cols]`, where `cols`
+    /// is a multiple of the block size; `sums`: `[tokens]`, the sum of each row of `q`; `out`: `[tokens, rows]`.
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn ternary(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
-        self.ternary_codes(weights, q, sums.len(), out);
-        // Codes are 0, 1, 2 for -1, 0, 1: one subtraction a row instead of one a weight.
+    pub fn ternary_gemm(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
+        self.ternary_gemm_codes(weights, q, sums.len(), out);
+        // Codes 0, 1, 2 stand for -1, 0, 1: one subtraction a row instead of one a weight.
         for (out, sum) in out.chunks_exact_mut((out.len() / sums.len()).max(1)).zip(sums) {
             out.iter_mut().for_each(|dot| *dot -= sum);
         }
     }
 
-    /// The same before the sum of a token is taken away from each of its numbers, for who passes over them anyway:
-    /// codes as they are written, 0, 1, 2 for -1, 0, 1.
+    /// The same without subtracting the token's sum from each number, for callers that pass over the output anyway:
+    /// the codes count as they are stored, 0, 1, 2 for -1, 0, 1.
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn ternary_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
+    pub fn ternary_gemm_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
         assert!(tokens > 0 && q.len().is_multiple_of(tokens) && out.len().is_multiple_of(tokens));
         let (cols, rows) = (q.len() / tokens, out.len() / tokens);
         assert!(cols > 0 && cols.is_multiple_of(BLOCK) && weights.len() == rows * packed_row(cols));
-        // Largest magnitude of a sum: two times 128 a column.
+        // The largest magnitude of a sum is two times 128 for each column.
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let (count, kernel) = self.fitting(tokens - token, rows);
+            let (count, kernel) = self.select_kernel(tokens - token, rows);
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
-            // SAFETY: the table was made for this processor, and the lengths were checked above as
-            // the kernels expect them.
+            // SAFETY: the table was chosen for this CPU, and the lengths were checked above as the kernels expect
+            // them.
             unsafe { kernel(weights, q, cols, out) }
             token += count;
         }
     }
 
-    /// A kernel, and for how many of so many tokens it is.
-    fn fitting(&self, tokens: usize, rows: usize) -> (usize, Ternary) {
-        match self.many {
-            Some(many) if tokens >= many.tokens && rows >= many.rows => (tokens, many.kernel),
-            _ => {
-                *self.ternary.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token")
-            }
+    /// Chooses the kernel for the next tokens; returns how many of them it takes.
+    fn select_kernel(&self, tokens: usize, rows: usize) -> (usize, TernaryKernel) {
+        match self.batch {
+            Some(batch) if tokens >= batch.min_tokens && rows >= batch.min_rows => (tokens, batch.kernel),
+            _ => *self.tiles.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token"),
         }
     }
 
-    /// Rows of numbers times a vector.
+    /// Multiplies rows of numbers by a vector.
     ///
-    /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. A row's result
-    /// does not depend on the rows beside it.
+    /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. The result for a row does
+    /// not depend on the other rows of the call.
     ///
     /// # Panics
-    /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn dot(&self, kind: impl Into<Numbers>, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    /// When the lengths do not agree, or rows in a block format are not whole blocks.
+    pub fn dot(&self, kind: impl Into<RowFormat>, rows: &[u8], x: &[f32], out: &mut [f32]) {
         let kind = kind.into();
         let row = kind.row_bytes(x.len()).expect("rows are whole blocks");
         assert!(!x.is_empty() && rows.len() == out.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Numbers::Plain(Dense::F16) => unsafe { (self.dot_f16)(rows, x, out) },
-            Numbers::Plain(Dense::F32) => scalar::dot_f32(rows, x, out),
-            Numbers::Plain(Dense::Bf16) => scalar::dot_bf16(rows, x, out),
+            RowFormat::Float(FloatFormat::F16) => unsafe { (self.dot_f16)(rows, x, out) },
+            RowFormat::Float(FloatFormat::F32) => scalar::dot_f32(rows, x, out),
+            RowFormat::Float(FloatFormat::Bf16) => scalar::dot_bf16(rows, x, out),
             // SAFETY: as in `ternary`.
-            Numbers::Blocks(kind) => unsafe { (self.dot_blocks)(kind, rows, x, out) },
+            RowFormat::Block(kind) => unsafe { (self.dot_blocks)(kind, rows, x, out) },
         }
     }
 
-    /// Adds rows of numbers, each times its weight, to `out`.
+    /// Adds rows of numbers, each multiplied by its weight, to `out`.
     ///
-    /// `rows`: `[weights.len(), out.len()]` in format `kind`; `weights`: `[rows]`; `out`: `[cols]`. Rows are
-    /// added in their order.
+    /// `rows`: `[weights.len(), out.len()]` in format `kind`; `weights`: `[rows]`; `out`: `[cols]`. Rows are added
+    /// in order.
     ///
     /// # Panics
-    /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn mix(&self, kind: impl Into<Numbers>, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    /// When the lengths do not agree, or rows in a block format are not whole blocks.
+    pub fn weighted_sum(&self, kind: impl Into<RowFormat>, rows: &[u8], weights: &[f32], out: &mut [f32]) {
         let kind = kind.into();
         let row = kind.row_bytes(out.len()).expect("rows are whole blocks");
         assert!(!out.is_empty() && rows.len() == weights.len() * row);
         match kind {
             // SAFETY: as in `ternary`.
-            Numbers::Plain(Dense::F16) => unsafe { (self.mix_f16)(rows, weights, out) },
-            Numbers::Plain(Dense::F32) => scalar::mix_f32(rows, weights, out),
-            Numbers::Plain(Dense::Bf16) => scalar::mix_bf16(rows, weights, out),
+            RowFormat::Float(FloatFormat::F16) => unsafe { (self.weighted_sum_f16)(rows, weights, out) },
+            RowFormat::Float(FloatFormat::F32) => scalar::weighted_sum_f32(rows, weights, out),
+            RowFormat::Float(FloatFormat::Bf16) => scalar::weighted_sum_bf16(rows, weights, out),
             // SAFETY: as in `ternary`.
-            Numbers::Blocks(kind) => unsafe { (self.mix_blocks)(kind, rows, weights, out) },
+            RowFormat::Block(kind) => unsafe { (self.weighted_sum_blocks)(kind, rows, weights, out) },
         }
     }
 
-    /// Whether rows of a format are read once for some vectors by [`Kernels::dots`] and [`Kernels::mixes`], and not
-    /// once for each.
-    pub fn shares(&self, kind: Numbers) -> bool {
-        kind == Numbers::Plain(Dense::F16) && self.shared.is_some()
+    /// Whether [`Kernels::dot_batch`] and [`Kernels::weighted_sum_batch`] read rows of a format once for several
+    /// vectors instead of once for each.
+    pub fn has_batch_kernels(&self, kind: RowFormat) -> bool {
+        kind == RowFormat::Float(FloatFormat::F16) && self.batch_f16.is_some()
     }
 
-    /// [`Kernels::dot`] with some vectors of `cols` numbers, to the bit as with one after the other.
+    /// [`Kernels::dot`] with several vectors of `cols` numbers, bit for bit as with one after the other.
     ///
     /// `xs`: `[vectors, cols]`; `out`: `[vectors, rows]`.
     ///
     /// # Panics
-    /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn dots(&self, kind: impl Into<Numbers>, rows: &[u8], xs: &[f32], cols: usize, out: &mut [f32]) {
+    /// When the lengths do not agree, or rows in a block format are not whole blocks.
+    pub fn dot_batch(
+        &self,
+        kind: impl Into<RowFormat>,
+        rows: &[u8],
+        xs: &[f32],
+        cols: usize,
+        out: &mut [f32],
+    ) {
         let kind = kind.into();
-        let count = rows_of(kind, rows, cols);
+        let count = count_rows(kind, rows, cols);
         assert!(xs.len().is_multiple_of(cols) && out.len() == xs.len() / cols * count);
-        match (kind, self.shared) {
+        match (kind, self.batch_f16) {
             // SAFETY: as in `ternary`.
-            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.dots)(rows, xs, cols, out) },
+            (RowFormat::Float(FloatFormat::F16), Some(shared)) => unsafe {
+                (shared.dot)(rows, xs, cols, out)
+            },
             _ => {
                 let outs = out.chunks_exact_mut(count.max(1));
                 xs.chunks_exact(cols).zip(outs).for_each(|(x, out)| self.dot(kind, rows, x, out));
@@ -280,44 +281,45 @@ impl Kernels {
         }
     }
 
-    /// [`Kernels::mix`] for some sums of `cols` numbers, to the bit as for one after the other.
+    /// [`Kernels::weighted_sum`] for several outputs of `cols` numbers, bit for bit as for one after the other.
     ///
     /// `weights`: `[vectors, rows]`; `out`: `[vectors, cols]`.
     ///
     /// # Panics
-    /// When the lengths do not agree, or rows of blocks are not whole ones.
-    pub fn mixes(
+    /// When the lengths do not agree, or rows in a block format are not whole blocks.
+    pub fn weighted_sum_batch(
         &self,
-        kind: impl Into<Numbers>,
+        kind: impl Into<RowFormat>,
         rows: &[u8],
         weights: &[f32],
         cols: usize,
         out: &mut [f32],
     ) {
         let kind = kind.into();
-        let count = rows_of(kind, rows, cols);
+        let count = count_rows(kind, rows, cols);
         assert!(out.len().is_multiple_of(cols) && weights.len() == out.len() / cols * count);
-        match (kind, self.shared) {
+        match (kind, self.batch_f16) {
             // SAFETY: as in `ternary`.
-            (Numbers::Plain(Dense::F16), Some(shared)) => unsafe { (shared.mixes)(rows, weights, cols, out) },
+            (RowFormat::Float(FloatFormat::F16), Some(shared)) => unsafe {
+                (shared.weighted_sum)(rows, weights, cols, out)
+            },
             _ => {
                 let weights = weights.chunks_exact(count.max(1));
                 out.chunks_exact_mut(cols)
                     .zip(weights)
-                    .for_each(|(out, weights)| self.mix(kind, rows, weights, out));
+                    .for_each(|(out, weights)| self.weighted_sum(kind, rows, weights, out));
             }
         }
     }
 
-    /// Compares this table with the reference on numbers made from `seed`; `Err` says where they
-    /// part.
+    /// Compares this table with the reference on random numbers from `seed`. The error says where they differ.
     pub fn self_test(&self, seed: u64) -> Result<(), String> {
         self_test::run(self, seed)
     }
 }
 
-/// How many rows of `cols` numbers there are.
-fn rows_of(kind: Numbers, rows: &[u8], cols: usize) -> usize {
+/// The number of rows of `cols` numbers.
+fn count_rows(kind: RowFormat, rows: &[u8], cols: usize) -> usize {
     let row = kind.row_bytes(cols).filter(|row| *row > 0).expect("rows are whole blocks");
     assert!(rows.len().is_multiple_of(row), "{} bytes in rows of {row}", rows.len());
     rows.len() / row

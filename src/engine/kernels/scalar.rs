@@ -1,26 +1,26 @@
-//! The reference: plain Rust that every other table is held to.
+//! The reference kernels in plain Rust, against which every other table is tested.
 
-use super::wide::Wide;
-use super::{Kernels, blocks};
-use crate::engine::quant::{BLOCK, BLOCK_BYTES, Blocks, packed_row};
+use super::simd_dispatch::SimdLevel;
+use super::{Kernels, block_quant};
+use crate::engine::quant::{BLOCK, BLOCK_BYTES, BlockFormat, packed_row};
 use half::{bf16, f16};
 
 pub(super) const TABLE: Kernels = Kernels {
     name: "scalar",
-    many: None,
-    ternary: &[(4, ternary), (1, ternary)],
+    batch: None,
+    tiles: &[(4, gemm), (1, gemm)],
     dot_f16,
-    mix_f16,
-    shared: None,
+    weighted_sum_f16,
+    batch_f16: None,
     dot_blocks,
-    mix_blocks,
-    wide: Wide::Plain,
+    weighted_sum_blocks,
+    simd: SimdLevel::Baseline,
 };
 
-/// Sums kept side by side, for the compiler to put into one register.
+/// Sums that are kept side by side, so that the compiler can put them into one register.
 const LANES: usize = 8;
 
-fn ternary(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+fn gemm(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let rows = weights.len() / packed_row(cols);
     for (row, weights) in weights.chunks_exact(packed_row(cols)).enumerate() {
         for (token, q) in q.chunks_exact(cols).enumerate() {
@@ -42,18 +42,18 @@ fn dot_codes(weights: &[u8], q: &[i8]) -> i32 {
 }
 
 fn dot_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    dot(rows, x, out, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32_const());
+    dot_rows(rows, x, out, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32_const());
 }
 
 pub(super) fn dot_bf16(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    dot(rows, x, out, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32_const());
+    dot_rows(rows, x, out, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32_const());
 }
 
 pub(super) fn dot_f32(rows: &[u8], x: &[f32], out: &mut [f32]) {
-    dot(rows, x, out, f32::from_le_bytes);
+    dot_rows(rows, x, out, f32::from_le_bytes);
 }
 
-fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+fn dot_rows<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
     for (row, out) in rows.chunks_exact(x.len() * N).zip(out) {
         let mut sums = [0.0f32; LANES];
         for (bytes, x) in row.as_chunks::<N>().0.chunks(LANES).zip(x.chunks(LANES)) {
@@ -65,27 +65,32 @@ fn dot<const N: usize>(rows: &[u8], x: &[f32], out: &mut [f32], read: impl Fn([u
     }
 }
 
-fn dot_blocks(kind: Blocks, rows: &[u8], x: &[f32], out: &mut [f32]) {
-    blocks::dot::<false>(kind, rows, x, out);
+fn dot_blocks(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    block_quant::dot::<false>(kind, rows, x, out);
 }
 
-fn mix_blocks(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    blocks::mix::<false>(kind, rows, weights, out);
+fn weighted_sum_blocks(kind: BlockFormat, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    block_quant::weighted_sum::<false>(kind, rows, weights, out);
 }
 
-fn mix_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    mix(rows, weights, out, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32_const());
+fn weighted_sum_f16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    weighted_sum_rows(rows, weights, out, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32_const());
 }
 
-pub(super) fn mix_bf16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    mix(rows, weights, out, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32_const());
+pub(super) fn weighted_sum_bf16(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    weighted_sum_rows(rows, weights, out, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32_const());
 }
 
-pub(super) fn mix_f32(rows: &[u8], weights: &[f32], out: &mut [f32]) {
-    mix(rows, weights, out, f32::from_le_bytes);
+pub(super) fn weighted_sum_f32(rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    weighted_sum_rows(rows, weights, out, f32::from_le_bytes);
 }
 
-fn mix<const N: usize>(rows: &[u8], weights: &[f32], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+fn weighted_sum_rows<const N: usize>(
+    rows: &[u8],
+    weights: &[f32],
+    out: &mut [f32],
+    read: impl Fn([u8; N]) -> f32,
+) {
     for (row, weight) in rows.chunks_exact(out.len() * N).zip(weights) {
         for (out, bytes) in out.iter_mut().zip(row.as_chunks::<N>().0) {
             *out += read(*bytes) * weight;

@@ -1,31 +1,35 @@
-//! A table against the reference, on numbers made from a seed: what a device can ask of itself.
+//! Compares a table with the reference on random numbers, so that a device can test its own kernels.
 
 use super::{Kernels, scalar};
-use crate::engine::quant::{BLOCK, Blocks, Dense, Numbers, SCREEN_Q, packed_row};
+use crate::engine::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, TWO_BIT_MAX_Q, packed_row};
 use half::f16;
 
-/// Rows enough for every way that a table has.
+/// Enough rows for every code path of a table.
 const ROWS: usize = 133;
-/// Columns: whole blocks, an odd number of them.
+/// Columns: an odd number of whole blocks.
 const COLS: usize = 17 * BLOCK;
 
-/// Formats of blocks, and where in a block the halves lie that scale it.
-const BLOCKS: [(Blocks, &[usize]); 4] =
-    [(Blocks::Q4_0, &[0]), (Blocks::Q8_0, &[0]), (Blocks::Q4K, &[0, 2]), (Blocks::Q6K, &[208])];
-/// Columns of floats: whole blocks of each format.
+/// Block formats, and the offsets in a block of its half-precision scales.
+const BLOCKS: [(BlockFormat, &[usize]); 4] = [
+    (BlockFormat::Q4_0, &[0]),
+    (BlockFormat::Q8_0, &[0]),
+    (BlockFormat::Q4K, &[0, 2]),
+    (BlockFormat::Q6K, &[208]),
+];
+/// Columns of the float tests: whole blocks of each format.
 const FLOATS: usize = 5 * 256;
-/// Vectors at a time: a whole tile of them and one more.
+/// Vectors at a time: one whole tile and one more.
 const VECTORS: usize = 5;
-/// What rounding may add to a sum, as a share of the magnitudes in it: some hundred times what it does in sums of
-/// [`FLOATS`] numbers kept side by side, and far below any number that is wrong.
+/// The rounding error that is allowed, as a share of the summed magnitudes: some hundred times what occurs in sums
+/// of [`FLOATS`] numbers, and far below the error of any wrong number.
 const ROUNDING: f64 = 1e-5;
 
-/// Numbers that depend on the seed only.
+/// Random numbers that depend only on the seed.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u32 {
-        // Steps of a linear congruential generator (Knuth's constants): any numbers will do.
+        // A linear congruential generator (Knuth's constants): the quality of the numbers does not matter.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
@@ -40,58 +44,58 @@ impl Random {
     }
 }
 
-/// `Err` says where `table` and the reference part.
+/// The error says where `table` and the reference differ.
 pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
     let mut numbers = Random(seed);
-    ternary(table, &mut numbers)?;
-    four_codes(table, &mut numbers)?;
-    // Half precision of any length, with some numbers beyond the last whole register.
+    check_ternary(table, &mut numbers)?;
+    two_bit_codes(table, &mut numbers)?;
+    // Half precision allows any length: one has a rest behind the last whole register.
     for cols in [FLOATS, FLOATS + 5] {
-        let mut rows = vec![0; ROWS * cols * Dense::F16.size()];
-        Dense::F16.write(&mut rows, &numbers.floats(ROWS * cols));
-        floats(table, &mut numbers, Dense::F16.into(), &rows, cols)?;
+        let mut rows = vec![0; ROWS * cols * FloatFormat::F16.size()];
+        FloatFormat::F16.write(&mut rows, &numbers.floats(ROWS * cols));
+        check_float_kernels(table, &mut numbers, FloatFormat::F16.into(), &rows, cols)?;
     }
     for (kind, scales) in BLOCKS {
-        let rows = blocks(&mut numbers, kind, scales);
-        floats(table, &mut numbers, kind.into(), &rows, FLOATS)?;
+        let rows = random_blocks(&mut numbers, kind, scales);
+        check_float_kernels(table, &mut numbers, kind.into(), &rows, FLOATS)?;
     }
     Ok(())
 }
 
-fn ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
+fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let weights: Vec<u8> = (0..ROWS * packed_row(COLS))
         .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (numbers.next() % 3) as u8))
         .collect();
-    // Each number of tokens that a table tiles in its own way, and beyond the last one some that make no whole tile.
-    let tiled = table.ternary.iter().map(|(tokens, _)| *tokens);
-    let many = table.many.into_iter().flat_map(|many| many.tokens..many.tokens + 8);
-    let counts: Vec<usize> = tiled.chain(many).collect();
+    // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
+    let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
+    let batch = table.batch.into_iter().flat_map(|batch| batch.min_tokens..batch.min_tokens + 8);
+    let counts: Vec<usize> = tiled.chain(batch).collect();
     let most = counts.iter().copied().max().unwrap_or(1);
     let q = numbers.int8(most * COLS);
     let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
     for tokens in counts {
         let (mut ours, mut reference) = (vec![0; ROWS * tokens], vec![0; ROWS * tokens]);
-        table.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut ours);
-        scalar::TABLE.ternary(&weights, &q[..tokens * COLS], &sums[..tokens], &mut reference);
-        compare(table, "ternary", &ours, &reference)?;
+        table.ternary_gemm(&weights, &q[..tokens * COLS], &sums[..tokens], &mut ours);
+        scalar::TABLE.ternary_gemm(&weights, &q[..tokens * COLS], &sums[..tokens], &mut reference);
+        check_equal(table, "ternary", &ours, &reference)?;
     }
     Ok(())
 }
 
-/// One token and codes from 0 to 3, as a screen has them.
-fn four_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
+/// One token with codes from 0 to 3, as the shortlist of the head uses them.
+fn two_bit_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
     let rows: Vec<u8> = (0..ROWS * packed_row(COLS)).map(|_| numbers.next() as u8).collect();
-    let most = SCREEN_Q as i8;
+    let most = TWO_BIT_MAX_Q as i8;
     let q: Vec<i8> = numbers.int8(COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
     let (mut ours, mut reference) = (vec![0; ROWS], vec![0; ROWS]);
-    table.ternary(&rows, &q, &[sum(&q)], &mut ours);
-    scalar::TABLE.ternary(&rows, &q, &[sum(&q)], &mut reference);
-    compare(table, "four codes", &ours, &reference)
+    table.ternary_gemm(&rows, &q, &[sum(&q)], &mut ours);
+    scalar::TABLE.ternary_gemm(&rows, &q, &[sum(&q)], &mut reference);
+    check_equal(table, "four codes", &ours, &reference)
 }
 
-/// Rows of random codes, whose scales are from -1 to 1.
-fn blocks(numbers: &mut Random, kind: Blocks, scales: &[usize]) -> Vec<u8> {
-    let (len, bytes) = kind.size();
+/// Rows of random codes with scales from -1 to 1.
+fn random_blocks(numbers: &mut Random, kind: BlockFormat, scales: &[usize]) -> Vec<u8> {
+    let (len, bytes) = kind.block_size();
     let mut rows: Vec<u8> = (0..ROWS * FLOATS / len * bytes).map(|_| numbers.next() as u8).collect();
     for block in rows.chunks_exact_mut(bytes) {
         for (at, scale) in scales.iter().zip(numbers.floats(scales.len())) {
@@ -101,17 +105,17 @@ fn blocks(numbers: &mut Random, kind: Blocks, scales: &[usize]) -> Vec<u8> {
     rows
 }
 
-/// Rows of floats against sums in double precision; some vectors at a time, to the bit as one after the other.
-fn floats(
+/// Compares float kernels with sums in double precision, and batches of vectors bit for bit with single ones.
+fn check_float_kernels(
     table: &Kernels,
     numbers: &mut Random,
-    kind: Numbers,
+    kind: RowFormat,
     rows: &[u8],
     cols: usize,
 ) -> Result<(), String> {
     let name = match kind {
-        Numbers::Plain(kind) => format!("{kind:?}"),
-        Numbers::Blocks(kind) => format!("{kind:?}"),
+        RowFormat::Float(kind) => format!("{kind:?}"),
+        RowFormat::Block(kind) => format!("{kind:?}"),
     };
     let mut plain = vec![0.0; ROWS * cols];
     let row_bytes = rows.len() / ROWS;
@@ -124,20 +128,20 @@ fn floats(
     let mut dots = vec![0.0; VECTORS * ROWS];
     for (x, dots) in xs.chunks_exact(cols).zip(dots.chunks_exact_mut(ROWS)) {
         table.dot(kind, rows, x, dots);
-        let wanted = plain.chunks_exact(cols).map(|row| products(row.iter().copied(), x));
-        near(table, &format!("{name} times a vector, row"), dots, wanted)?;
+        let wanted = plain.chunks_exact(cols).map(|row| dot_in_f64(row.iter().copied(), x));
+        check_near(table, &format!("{name} times a vector, row"), dots, wanted)?;
     }
     let weights = numbers.floats(VECTORS * ROWS);
     let mut mixes = vec![0.0; VECTORS * cols];
     for (weights, mixes) in weights.chunks_exact(ROWS).zip(mixes.chunks_exact_mut(cols)) {
-        table.mix(kind, rows, weights, mixes);
-        let wanted = (0..cols).map(|col| products(column(col), weights));
-        near(table, &format!("sum of {name} rows, column"), mixes, wanted)?;
+        table.weighted_sum(kind, rows, weights, mixes);
+        let wanted = (0..cols).map(|col| dot_in_f64(column(col), weights));
+        check_near(table, &format!("sum of {name} rows, column"), mixes, wanted)?;
     }
 
     let (mut shared_dots, mut shared_mixes) = (vec![0.0; dots.len()], vec![0.0; mixes.len()]);
-    table.dots(kind, rows, &xs, cols, &mut shared_dots);
-    table.mixes(kind, rows, &weights, cols, &mut shared_mixes);
+    table.dot_batch(kind, rows, &xs, cols, &mut shared_dots);
+    table.weighted_sum_batch(kind, rows, &weights, cols, &mut shared_mixes);
     let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
     match same(&dots, &shared_dots) && same(&mixes, &shared_mixes) {
         true => Ok(()),
@@ -147,21 +151,21 @@ fn floats(
     }
 }
 
-/// The sum of products, and of their magnitudes.
-fn products(a: impl Iterator<Item = f32>, b: &[f32]) -> (f64, f64) {
+/// The sum of the products, and the sum of their magnitudes.
+fn dot_in_f64(a: impl Iterator<Item = f32>, b: &[f32]) -> (f64, f64) {
     let products = a.zip(b).map(|(a, b)| f64::from(a) * f64::from(*b));
     products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
 }
 
-/// Whether sums are as wanted but for rounding.
-fn near(
+/// Checks that sums are as expected except for rounding.
+fn check_near(
     table: &Kernels,
     what: &str,
     ours: &[f32],
     wanted: impl Iterator<Item = (f64, f64)>,
 ) -> Result<(), String> {
     for (at, (ours, (sum, size))) in ours.iter().zip(wanted).enumerate() {
-        // Written so that what is not a number is not near.
+        // Written so that NaN does not pass.
         let near = (f64::from(*ours) - sum).abs() <= ROUNDING * size;
         if !near {
             return Err(format!("kernel {}, {what} {at}: {ours} instead of {sum}", table.name));
@@ -174,8 +178,8 @@ fn sum(q: &[i8]) -> i32 {
     q.iter().map(|q| i32::from(*q)).sum()
 }
 
-/// Both `[tokens, ROWS]`.
-fn compare(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> Result<(), String> {
+/// Checks that two integer results, both `[tokens, ROWS]`, are equal.
+fn check_equal(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> Result<(), String> {
     let Some(at) = ours.iter().zip(reference).position(|(a, b)| a != b) else { return Ok(()) };
     let (row, token) = (at % ROWS, at / ROWS);
     let (name, ours, reference) = (table.name, ours[at], reference[at]);
@@ -186,7 +190,7 @@ fn compare(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> Resu
 mod tests {
     use super::*;
 
-    /// Leaves out the first column: of many sums the least that can be wrong.
+    /// Leaves out the first column, which is the smallest possible error of a sum.
     fn short_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
         let mut x = x.to_vec();
         x[0] = 0.0;
@@ -194,32 +198,34 @@ mod tests {
         unsafe { (scalar::TABLE.dot_f16)(rows, &x, out) }
     }
 
-    fn none_f16(_: &[u8], _: &[f32], out: &mut [f32]) {
+    fn nan_f16(_: &[u8], _: &[f32], out: &mut [f32]) {
         out.fill(f32::NAN);
     }
 
-    fn first_row_only(kind: Blocks, rows: &[u8], weights: &[f32], out: &mut [f32]) {
+    fn first_row_only(kind: BlockFormat, rows: &[u8], weights: &[f32], out: &mut [f32]) {
         // SAFETY: the same.
-        unsafe { (scalar::TABLE.mix_blocks)(kind, &rows[..rows.len() / weights.len()], &weights[..1], out) }
+        unsafe {
+            (scalar::TABLE.weighted_sum_blocks)(kind, &rows[..rows.len() / weights.len()], &weights[..1], out)
+        }
     }
 
-    fn one_off(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+    fn last_sum_off_by_one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
         // SAFETY: the same.
-        unsafe { (scalar::TABLE.ternary[0].1)(weights, q, cols, out) }
+        unsafe { (scalar::TABLE.tiles[0].1)(weights, q, cols, out) }
         *out.last_mut().expect("a row") += 1;
     }
 
     #[test]
-    fn a_kernel_that_is_wrong_is_named_with_its_place() {
+    fn a_wrong_kernel_is_reported_with_row_and_token() {
         let table = scalar::TABLE;
-        let told = |wrong: Kernels| run(&wrong, 7).expect_err("wrong");
-        let said = told(Kernels { dot_f16: short_f16, ..table });
-        assert!(said.starts_with("kernel scalar, F16 times a vector, row 0: "), "{said}");
-        let said = told(Kernels { dot_f16: none_f16, ..table });
-        assert!(said.contains(" row 0: NaN instead of "), "{said}");
-        let said = told(Kernels { mix_blocks: first_row_only, ..table });
-        assert!(said.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{said}");
-        let said = told(Kernels { ternary: &[(1, one_off)], ..table });
-        assert!(said.starts_with("kernel scalar, ternary: row 132, token 0: "), "{said}");
+        let error_of = |wrong: Kernels| run(&wrong, 7).expect_err("wrong");
+        let message = error_of(Kernels { dot_f16: short_f16, ..table });
+        assert!(message.starts_with("kernel scalar, F16 times a vector, row 0: "), "{message}");
+        let message = error_of(Kernels { dot_f16: nan_f16, ..table });
+        assert!(message.contains(" row 0: NaN instead of "), "{message}");
+        let message = error_of(Kernels { weighted_sum_blocks: first_row_only, ..table });
+        assert!(message.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{message}");
+        let message = error_of(Kernels { tiles: &[(1, last_sum_off_by_one)], ..table });
+        assert!(message.starts_with("kernel scalar, ternary: row 132, token 0: "), "{message}");
     }
 }

@@ -1,17 +1,17 @@
 //! The keys of a checkpoint folder's JSON files, as transformers and tokenizers write them.
 
-use super::Entry;
-use super::Fact::{Bool, Empty, Number, Text};
+use super::KeyValue::{Bool, Empty, Number, Text};
+use super::KnownKey;
 use super::Treatment::{Irrelevant, Only, Used};
 
 const TRAINING: &str = "only training reads it";
-/// Why what `generation_config.json` recommends is not carried over.
+/// Why the recommendations of `generation_config.json` are not carried over.
 pub const REQUEST: &str = "each request says how tokens are chosen";
 const LIBRARY: &str = "it only tells a library how to load or to return";
 
-/// `config.json`. What older files keep of [`GENERATION`] there is treated as that.
+/// `config.json`. Keys of [`GENERATION`] that older files have there are treated as those.
 #[rustfmt::skip] // a table is read by its columns
-pub const CONFIG: &[Entry] = &[
+pub const CONFIG: &[KnownKey] = &[
     ("architectures", Used), ("hidden_size", Used), ("intermediate_size", Used), ("num_hidden_layers", Used),
     ("num_attention_heads", Used), ("num_key_value_heads", Used), ("head_dim", Used), ("max_position_embeddings", Used),
     ("vocab_size", Used), ("rms_norm_eps", Used), ("rope_theta", Used), ("rope_scaling", Used), ("rope_parameters", Used),
@@ -72,7 +72,7 @@ pub const CONFIG: &[Entry] = &[
 
 /// `quantization_config` of `config.json`.
 #[rustfmt::skip]
-pub const QUANTIZATION: &[Entry] = &[
+pub const QUANTIZATION: &[KnownKey] = &[
     ("quant_method", Used), ("linear_class", Used), ("quantization_mode", Used), ("modules_to_not_convert", Used),
     ("use_rms_norm", Only(&[Bool(false)], "there are norms before each matrix")),
     ("rms_norm_eps", Irrelevant("there are no such norms without use_rms_norm")),
@@ -80,7 +80,7 @@ pub const QUANTIZATION: &[Entry] = &[
 
 /// `rope_scaling` and `rope_parameters` of `config.json`.
 #[rustfmt::skip]
-pub const ROPE: &[Entry] = &[
+pub const ROPE: &[KnownKey] = &[
     ("rope_type", Used), ("type", Used), ("rope_theta", Used), ("factor", Used), ("low_freq_factor", Used),
     ("high_freq_factor", Used), ("original_max_position_embeddings", Used),
     ("partial_rotary_factor", Only(&[Number(1.0)], "a part of each head is not rotated")),
@@ -89,7 +89,7 @@ pub const ROPE: &[Entry] = &[
 
 /// `generation_config.json`.
 #[rustfmt::skip]
-pub const GENERATION: &[Entry] = &[
+pub const GENERATION: &[KnownKey] = &[
     ("eos_token_id", Used), ("bos_token_id", Used),
     ("pad_token_id",         Irrelevant("prompts are not padded")),
     ("transformers_version", Irrelevant(LIBRARY)), ("use_cache", Irrelevant(LIBRARY)),
@@ -138,7 +138,7 @@ const BATCHING: &str = "prompts are neither padded nor cut off";
 
 /// `tokenizer_config.json`; also what `special_tokens_map.json` has.
 #[rustfmt::skip]
-pub const TOKENIZER_CONFIG: &[Entry] = &[
+pub const TOKENIZER_CONFIG: &[KnownKey] = &[
     ("bos_token", Used), ("eos_token", Used), ("unk_token", Used), ("pad_token", Used), ("add_bos_token", Used),
     ("chat_template", Used), ("added_tokens_decoder", Used), ("additional_special_tokens", Used),
     ("extra_special_tokens", Used), ("add_prefix_space", Used), ("legacy", Used),
@@ -168,7 +168,7 @@ pub const TOKENIZER_CONFIG: &[Entry] = &[
 
 /// A token of `tokenizer_config.json` that is an object.
 #[rustfmt::skip]
-pub const SPECIAL_TOKEN: &[Entry] = &[
+pub const SPECIAL_TOKEN: &[KnownKey] = &[
     ("content", Used), ("special", Used), ("__type", Irrelevant(LIBRARY)),
     ("normalized",  Irrelevant("tokenizer.json says it for each of its tokens")),
     ("lstrip",      Only(&[Bool(false)], "the token takes the white space before it")),
@@ -178,7 +178,7 @@ pub const SPECIAL_TOKEN: &[Entry] = &[
 
 /// `tokenizer.json`.
 #[rustfmt::skip]
-pub const TOKENIZER: &[Entry] = &[
+pub const TOKENIZER: &[KnownKey] = &[
     ("added_tokens", Used), ("normalizer", Used), ("pre_tokenizer", Used), ("post_processor", Used), ("decoder", Used),
     ("model", Used),
     ("version",    Irrelevant("there is only one")),
@@ -187,7 +187,7 @@ pub const TOKENIZER: &[Entry] = &[
 
 /// `model` of `tokenizer.json`.
 #[rustfmt::skip]
-pub const BPE_MODEL: &[Entry] = &[
+pub const BPE_MODEL: &[KnownKey] = &[
     ("type", Used), ("vocab", Used), ("merges", Used), ("unk_token", Used), ("fuse_unk", Used), ("byte_fallback", Used),
     ("ignore_merges", Used),
     ("dropout",                   Only(&[Number(0.0)], "text is cut at random")),
@@ -197,7 +197,7 @@ pub const BPE_MODEL: &[Entry] = &[
 
 /// One of `added_tokens` of `tokenizer.json`.
 #[rustfmt::skip]
-pub const ADDED_TOKEN: &[Entry] = &[
+pub const ADDED_TOKEN: &[KnownKey] = &[
     ("id", Used), ("content", Used), ("special", Used), ("normalized", Used),
     ("lstrip",      Only(&[Bool(false)], "the token takes the white space before it")),
     ("rstrip",      Only(&[Bool(false)], "the token takes the white space behind it")),

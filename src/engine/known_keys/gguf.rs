@@ -1,17 +1,17 @@
 //! The keys of GGUF metadata, as llama.cpp's and bitnet.cpp's converters write them.
 
-use super::Fact::{Bool, Empty, Number, Text};
+use super::KeyValue::{Bool, Empty, Number, Text};
 use super::Treatment::{Irrelevant, Only, Used};
-use super::{Entry, Fact, check};
+use super::{KeyValue, KnownKey, check};
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Value};
+use crate::engine::gguf::{Gguf, MetadataValue};
 
 const YARN: &str = "wavelengths are stretched as YaRN does";
 const SPECIAL: &str = "no text turns into it and no answer ends with it";
 
-/// Keys of an architecture, without its name before them.
+/// The keys of an architecture, without its name before them.
 #[rustfmt::skip] // a table is read by its columns
-pub(super) const ARCHITECTURE: &[Entry] = &[
+pub(super) const ARCHITECTURE: &[KnownKey] = &[
     ("context_length", Used), ("embedding_length", Used), ("block_count", Used), ("feed_forward_length", Used),
     ("attention.head_count", Used), ("attention.head_count_kv", Used), ("attention.key_length", Used),
     ("attention.value_length", Used), ("attention.layer_norm_rms_epsilon", Used), ("rope.dimension_count", Used),
@@ -42,9 +42,9 @@ pub(super) const ARCHITECTURE: &[Entry] = &[
     ("pooling_type",                         Only(&[Number(0.0)], "it gives vectors, not text")),
 ];
 
-/// Keys of the vocabulary, without `tokenizer.` before them.
+/// The keys of the vocabulary, without `tokenizer.` before them.
 #[rustfmt::skip]
-pub(super) const TOKENIZER: &[Entry] = &[
+pub(super) const TOKENIZER: &[KnownKey] = &[
     ("ggml.model", Used), ("ggml.pre", Used), ("ggml.tokens", Used), ("ggml.scores", Used), ("ggml.token_type", Used),
     ("ggml.merges", Used), ("ggml.bos_token_id", Used), ("ggml.eos_token_id", Used), ("ggml.eot_token_id", Used),
     ("ggml.eom_token_id", Used), ("ggml.eos_token_ids", Used), ("ggml.eot_token_ids", Used), ("ggml.eom_token_ids", Used),
@@ -74,16 +74,16 @@ pub(super) const TOKENIZER: &[Entry] = &[
 /// Checks the keys of an architecture, and that the file is a model.
 ///
 /// # Errors
-/// At the first key that could change what the model computes and is not known, or has a value that is not supported.
+/// At the first key that could change what the model computes and is unknown, or whose value is not supported.
 pub fn check_architecture(file: &Gguf, arch: &str) -> Result<(), LoadError> {
-    const KIND: &[Entry] = &[("general.type", Only(&[Text("model")], "it is no model by itself"))];
+    const KIND: &[KnownKey] = &[("general.type", Only(&[Text("model")], "it is no model by itself"))];
     for (key, value) in file.metadata() {
         let checked = match key.strip_prefix(arch).and_then(|rest| rest.strip_prefix('.')) {
             Some(rest) => check(&[ARCHITECTURE], rest, fact(value)),
             None if key == KIND[0].0 => check(&[KIND], key, fact(value)),
             None => Ok(()),
         };
-        checked.map_err(|said| LoadError::key(key, said))?;
+        checked.map_err(|message| LoadError::key(key, message))?;
     }
     Ok(())
 }
@@ -94,23 +94,23 @@ pub fn check_architecture(file: &Gguf, arch: &str) -> Result<(), LoadError> {
 /// As [`check_architecture`].
 pub fn check_tokenizer(file: &Gguf) -> Result<(), LoadError> {
     for (key, value) in file.metadata() {
-        // Other templates are told from the one that is used by a name behind it.
+        // Further templates have a name behind the key of the one that is used.
         if let Some(rest) = key.strip_prefix("tokenizer.").filter(|rest| !rest.starts_with("chat_template."))
         {
-            check(&[TOKENIZER], rest, fact(value)).map_err(|said| LoadError::key(key, said))?;
+            check(&[TOKENIZER], rest, fact(value)).map_err(|message| LoadError::key(key, message))?;
         }
     }
     Ok(())
 }
 
-fn fact(value: &Value) -> Fact<'_> {
+fn fact(value: &MetadataValue) -> KeyValue<'_> {
     match value {
-        Value::Unsigned(number) => Number(*number as f64),
-        Value::Signed(number) => Number(*number as f64),
-        Value::Float(number) => Number(*number),
-        Value::Bool(flag) => Bool(*flag),
-        Value::Text(text) => Text(text),
-        Value::Array(array) if array.len == 0 => Empty,
-        Value::Array(_) => Fact::Other,
+        MetadataValue::Unsigned(number) => Number(*number as f64),
+        MetadataValue::Signed(number) => Number(*number as f64),
+        MetadataValue::Float(number) => Number(*number),
+        MetadataValue::Bool(flag) => Bool(*flag),
+        MetadataValue::Text(text) => Text(text),
+        MetadataValue::Array(array) if array.len == 0 => Empty,
+        MetadataValue::Array(_) => KeyValue::Other,
     }
 }

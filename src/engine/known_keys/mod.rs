@@ -1,8 +1,10 @@
-//! What becomes of each known key of a checkpoint's JSON files and of GGUF metadata: it is used, it cannot change a
-//! result and why, or only some values are sound because the others mean what this engine does not do.
+//! How each known key of a checkpoint's JSON files and of GGUF metadata is treated: it is used; or it cannot change
+//! a result, and why; or only some of its values are supported, because the others mean what this engine does not
+//! do.
 //!
-//! A key that stands in no table is refused by name: it could change what a model computes. Deliberately reads no
-//! value for use; that is for whoever a key is used by.
+//! A key that is in no table is refused by name, because it could change what a model computes.
+//!
+//! Deliberately reads no value for use: that is left to the code that uses the key.
 
 mod checkpoint;
 mod gguf;
@@ -11,33 +13,33 @@ pub use checkpoint::{ADDED_TOKEN, CONFIG, GENERATION, QUANTIZATION, ROPE, TOKENI
 pub use checkpoint::{BPE_MODEL, REQUEST, SPECIAL_TOKEN};
 pub use gguf::{check_architecture, check_tokenizer};
 
-use super::error::shown;
+use super::error::escaped;
 use serde_json::Value;
 
-/// What becomes of a key.
+/// How a key is treated.
 #[derive(Debug, Clone, Copy)]
 pub enum Treatment {
-    /// It is read, and its value checked where it is.
+    /// The key is read, and its value checked where it is read.
     Used,
-    /// It changes no result, for this reason.
+    /// The key changes no result, for this reason.
     Irrelevant(&'static str),
-    /// Only these values are sound; any other would mean this.
-    Only(&'static [Fact<'static>], &'static str),
+    /// Only these values are supported; any other would mean this.
+    Only(&'static [KeyValue<'static>], &'static str),
 }
 
-/// A key and what becomes of it.
-pub type Entry = (&'static str, Treatment);
+/// A key and how it is treated.
+pub type KnownKey = (&'static str, Treatment);
 
-/// As much of a value as tells whether it is sound.
+/// As much of a value as is needed to decide whether it is supported.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fact<'a> {
-    /// Nothing is said.
+pub enum KeyValue<'a> {
+    /// Null, which says nothing.
     Null,
     /// A bool.
     Bool(bool),
     /// Any number.
     Number(f64),
-    /// A text; also a list of nothing but this text.
+    /// A text, or a list of nothing but this text.
     Text(&'a str),
     /// An empty list or object.
     Empty,
@@ -45,42 +47,42 @@ pub enum Fact<'a> {
     Other,
 }
 
-impl<'a> Fact<'a> {
-    /// That of a JSON value.
+impl<'a> KeyValue<'a> {
+    /// The summary of a JSON value.
     fn of(value: &'a Value) -> Self {
         match value {
-            Value::Null => Fact::Null,
-            Value::Bool(flag) => Fact::Bool(*flag),
-            Value::Number(number) => number.as_f64().map_or(Fact::Other, Fact::Number),
-            Value::String(text) => Fact::Text(text),
-            Value::Object(object) if object.is_empty() => Fact::Empty,
-            Value::Object(_) => Fact::Other,
+            Value::Null => KeyValue::Null,
+            Value::Bool(flag) => KeyValue::Bool(*flag),
+            Value::Number(number) => number.as_f64().map_or(KeyValue::Other, KeyValue::Number),
+            Value::String(text) => KeyValue::Text(text),
+            Value::Object(object) if object.is_empty() => KeyValue::Empty,
+            Value::Object(_) => KeyValue::Other,
             Value::Array(list) => match list.split_first() {
-                None => Fact::Empty,
+                None => KeyValue::Empty,
                 Some((Value::String(first), rest)) if rest.iter().all(|value| value == first) => {
-                    Fact::Text(first)
+                    KeyValue::Text(first)
                 }
-                Some(_) => Fact::Other,
+                Some(_) => KeyValue::Other,
             },
         }
     }
 
-    /// It as a message repeats it.
+    /// The value as a message repeats it.
     fn shown(self) -> String {
         match self {
-            Fact::Null => "null".into(),
-            Fact::Bool(flag) => flag.to_string(),
-            Fact::Number(number) => number.to_string(),
-            Fact::Text(text) => format!("\"{}\"", shown(text)),
-            Fact::Empty => "empty".into(),
-            Fact::Other => "a list or an object".into(),
+            KeyValue::Null => "null".into(),
+            KeyValue::Bool(flag) => flag.to_string(),
+            KeyValue::Number(number) => number.to_string(),
+            KeyValue::Text(text) => format!("\"{}\"", escaped(text)),
+            KeyValue::Empty => "empty".into(),
+            KeyValue::Other => "a list or an object".into(),
         }
     }
 }
 
-/// Checks a key and its value; the error says what is wrong with it. A null says nothing, whatever its key.
-fn check(tables: &[&[Entry]], key: &str, fact: Fact<'_>) -> Result<(), String> {
-    if fact == Fact::Null {
+/// Checks a key and its value; the error says what is wrong. A null is accepted for every key.
+fn check(tables: &[&[KnownKey]], key: &str, fact: KeyValue<'_>) -> Result<(), String> {
+    if fact == KeyValue::Null {
         return Ok(());
     }
     let entry = tables.iter().flat_map(|table| table.iter()).find(|(known, _)| *known == key);
@@ -100,21 +102,21 @@ fn check(tables: &[&[Entry]], key: &str, fact: Fact<'_>) -> Result<(), String> {
 
 /// Checks all keys of a JSON object; the error is the key and what is wrong with it.
 pub fn check_object(
-    tables: &[&[Entry]],
+    tables: &[&[KnownKey]],
     object: &serde_json::Map<String, Value>,
 ) -> Result<(), (String, String)> {
     for (key, value) in object {
-        // What libraries note for themselves, as `_name_or_path`.
+        // Notes that libraries write for themselves, such as `_name_or_path`.
         if !key.starts_with('_') {
-            check(tables, key, Fact::of(value)).map_err(|said| (shown(key), said))?;
+            check(tables, key, KeyValue::of(value)).map_err(|message| (escaped(key), message))?;
         }
     }
     Ok(())
 }
 
-/// The keys of an object that are irrelevant for just this reason.
-pub fn keys_left_out<'o>(
-    table: &[Entry],
+/// The keys of an object that are irrelevant for exactly this reason.
+pub fn irrelevant_keys<'o>(
+    table: &[KnownKey],
     object: &'o serde_json::Map<String, Value>,
     reason: &str,
 ) -> Vec<&'o str> {
@@ -122,8 +124,8 @@ pub fn keys_left_out<'o>(
         let mut entries = table.iter().filter(|(known, _)| *known == key);
         entries.any(|(_, treatment)| matches!(treatment, Treatment::Irrelevant(why) if *why == reason))
     };
-    let said = object.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
-    said.filter(|key| is_left_out(key)).collect()
+    let given = object.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
+    given.filter(|key| is_left_out(key)).collect()
 }
 
 #[cfg(test)]
@@ -171,8 +173,8 @@ mod tests {
             ("unheard_of", json!(1), "not known"),
             ("suppress_tokens", json!([5]), "never"),
         ] {
-            let (named, said) = check(json!({ key: value })).expect_err(key);
-            assert!(named == key && said.contains(word), "{named}: {said}");
+            let (named, message) = check(json!({ key: value })).expect_err(key);
+            assert!(named == key && message.contains(word), "{named}: {message}");
         }
     }
 }

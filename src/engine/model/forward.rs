@@ -1,95 +1,126 @@
-//! The forward pass, top to bottom.
+//! The forward pass, from token ids to the residual stream behind the last layer.
+//!
+//! A pass over `n` tokens computes for each layer
+//!
+//! ```text
+//! hidden   = quantize(rms_norm(residual))            q, k, v = W_q hidden, W_k hidden, W_v hidden
+//! attn_out = attention(rope(q), rope(k), v)          residual += W_o quantize(sub_norm(attn_out))
+//! hidden   = quantize(rms_norm(residual))            gate = activation(W_gate hidden) * (W_up hidden)
+//! residual += W_down quantize(sub_norm(gate))
+//! ```
 
-use super::rows::{self, Put};
-use super::state::{Cache, QuantizedRows, State};
-use super::timings::Part;
-use super::weights::{Form, Layer, Matrix, Packed, Table};
+use super::fused_rows::{self, Epilogue};
+use super::state::{KvCache, QuantizedRows, State};
+use super::timings::TimedPart;
+use super::weights::{Layer, Matrix, MatrixData, PackedRows, RowTable};
 use super::{Model, Shape};
-use crate::engine::kernels::fetch;
-use crate::engine::ops::{self, Quantized};
-use crate::engine::pool::{Stripe, none};
-use crate::engine::quant::Numbers;
+use crate::engine::kernels::prefetch;
+use crate::engine::ops::{self, QuantizedRow};
+use crate::engine::quant::RowFormat;
+use crate::engine::thread_pool::{ColumnStripe, MatrixMut};
 
-/// Integer sums of one tile: it stays in the first cache, and a call of the kernel covers enough rows to
-/// cost nothing: base NEON prepares something for each call, and wants 256 rows of eight tokens.
-const TILE: usize = 2048;
-/// Integer sums of rows and tokens that are multiplied in one call, where the kernels take many: they share
-/// the second cache with the turned weights. Kept on the stack, 448 KB.
-const MANY: usize = MANY_ROWS * MANY_TOKENS;
-const MANY_ROWS: usize = 28 * ROWS_TOGETHER;
-const MANY_TOKENS: usize = 128;
-/// Rows that are worth a call for many tokens, which turns and tabulates first.
-const MANY_GRAIN: usize = 5 * ROWS_TOGETHER;
-/// Rows of a part that there should be where there are several parts a thread: tables take 8 % of its time.
-const MANY_PART: usize = 20 * ROWS_TOGETHER;
-/// Rows side by side in a register.
-const ROWS_TOGETHER: usize = 32;
-/// Rows of a dense matrix that are multiplied by all tokens in turn: they stay in the second cache.
-const DENSE_ROWS: usize = 8;
-/// Weights times tokens below which a matrix is not worth the hand-over to other threads: about
-/// 10 microseconds of work.
-const WORTH_SHARING: usize = 1 << 19;
-/// And below which a part of it is not worth taking.
-const WORTH_TAKING: usize = WORTH_SHARING / 8;
-/// Tokens whose steps between matrices are worth the hand-over: a token's take some two microseconds.
-const TOKENS_WORTH_SHARING: usize = 4;
-/// Positions of the cache that are weighed together.
+/// Integer sums of one kernel call: they stay in the L1 cache, and the call covers enough rows that its own cost
+/// does not matter. The NEON kernels build tables in each call and want 256 rows of eight tokens.
+const TILE_SUMS: usize = 2048;
+/// Integer sums of one call of the batch kernel. They share the L2 cache with the transposed weights, and take 448 KB
+/// of stack.
+const BATCH_SUMS: usize = BATCH_ROWS * BATCH_TOKENS;
+const BATCH_ROWS: usize = 28 * BAND_ROWS;
+const BATCH_TOKENS: usize = 128;
+/// The fewest rows that are worth a call of the batch kernel, which first transposes weights and builds tables.
+const BATCH_GRAIN: usize = 5 * BAND_ROWS;
+/// The fewest rows of a part where each thread has several parts: building tables takes 8 % of the time of such a part.
+const BATCH_PART_ROWS: usize = 20 * BAND_ROWS;
+/// Rows side by side in a register of the batch kernel.
+const BAND_ROWS: usize = 32;
+/// Rows of a float matrix that are multiplied by one token after the other: they stay in the L2 cache.
+const FLOAT_ROWS: usize = 8;
+/// Weights times tokens below which a matrix is not shared between threads: about 10 microseconds of work.
+const MIN_SHARED_WORK: usize = 1 << 19;
+/// Weights times tokens below which a part of a matrix is not worth handing over.
+const MIN_PART_WORK: usize = MIN_SHARED_WORK / 8;
+/// Tokens from which on the steps between matrices are shared between threads; one token takes about two microseconds.
+const MIN_SHARED_TOKENS: usize = 4;
+/// Positions of the KV cache that attention processes at a time.
 const POSITIONS: usize = 256;
-/// Bytes of values that are asked for before the keys are read.
-const SOON: usize = 2048;
-/// Heads that are computed at a time, at most.
-const MOST_QUERIES: usize = 4;
+/// Bytes of values that are prefetched before the keys are read.
+const VALUES_PREFETCH_BYTES: usize = 2048;
+/// The most query heads that share one pass over their keys and values.
+const MAX_HEADS_AT_ONCE: usize = 4;
 
-/// The input of a matrix: quantised for ternary ones, as it is for dense ones.
+/// The input of a linear layer: int8 for ternary matrices, floats for the others.
 #[derive(Clone, Copy)]
-struct Input<'a> {
+struct LinearInput<'a> {
+    /// Tokens of the pass.
+    n: usize,
     x: &'a [f32], // [n, cols]
     quantized: &'a QuantizedRows,
+}
+
+/// Where a matrix product goes: a stripe of `[n, rows]`, and what is done with each number on the way.
+struct LinearOutput<'s, 'm> {
+    epilogue: Epilogue,
+    stripe: &'s mut ColumnStripe<'m, f32>,
+}
+
+/// Rows and tokens of one kernel call.
+#[derive(Clone, Copy)]
+struct CallSize {
+    rows: usize,
+    tokens: usize,
+}
+
+/// One key and value head of one layer.
+#[derive(Clone, Copy)]
+struct KvHead {
+    layer: usize,
+    head: usize,
 }
 
 impl Model {
     /// Runs `tokens` through the model behind those already in `state`. Row `i` of the pass is then that of token `i`.
     ///
     /// # Panics
-    /// With no token, more than `state.batch()`, more than fit, or one outside the vocabulary: the
-    /// session checks all of this.
+    /// With no token, with more than `state.batch()`, with more than fit into the context, or with an id outside the
+    /// vocabulary. The session checks all of this.
     pub fn forward(&self, tokens: &[u32], state: &mut State) {
         self.forward_for(tokens, tokens.len(), state);
     }
 
-    /// The same where only the logits of the last `wanted` tokens will be asked for, if any: row 0 of the pass is then
-    /// that of the first of these. To the others the last layer gives their keys and values and no more.
+    /// The same where only the logits of the last `wanted` tokens will be asked for. Row 0 of the pass is then that of
+    /// the first of these tokens; for the others the last layer computes only keys and values.
     ///
     /// # Panics
-    /// As [`Model::forward`], and where more are wanted than there are.
+    /// As [`Model::forward`], and where more are wanted than there are tokens.
     pub fn forward_for(&self, tokens: &[u32], wanted: usize, state: &mut State) {
         let n = tokens.len();
         assert!(n > 0 && n <= state.batch && state.len + n <= state.context && wanted <= n);
-        state.watch.start(&self.pool);
+        state.stopwatch.start(&self.pool);
         self.embed(tokens, state);
-        self.angles(n, state);
+        self.rope_angles(n, state);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            let to_the_end = if index + 1 == self.shape.layers { wanted } else { n };
-            self.on_its_threads((n, to_the_end), || {
-                self.attention(index, layer, (n, to_the_end), state);
-                if to_the_end > 0 {
-                    self.feed_forward(layer, to_the_end, state);
+            let kept = if index + 1 == self.shape.layers { wanted } else { n };
+            self.with_tuned_threads(n, kept, || {
+                self.attention(index, layer, n, kept, state);
+                if kept > 0 {
+                    self.feed_forward(layer, kept, state);
                 }
             });
         }
-        self.leave_layers();
+        self.set_threads_outside_layers();
         state.len += n;
-        state.watch.lap(Part::Between, &self.pool);
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
     }
 
     fn embed(&self, tokens: &[u32], state: &mut State) {
-        let (embedding, State { x, row, .. }) = (&self.weights.embedding, state);
-        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.shape.dim)) {
-            embedding.kind.read(embedding.row(*token as usize, row), x);
+        let embedding = &self.weights.embedding;
+        let State { residual, embedding_row, .. } = state;
+        for (token, residual) in tokens.iter().zip(residual.chunks_exact_mut(self.shape.dim)) {
+            embedding.format.read(embedding.row(*token as usize, embedding_row), residual);
         }
     }
 
-    fn angles(&self, n: usize, state: &mut State) {
+    fn rope_angles(&self, n: usize, state: &mut State) {
         let pairs = self.shape.rope_dims / 2;
         for row in 0..n {
             let part = row * pairs..(row + 1) * pairs;
@@ -98,207 +129,219 @@ impl Model {
         }
     }
 
-    /// Of `n` rows the last `wanted` go on.
-    fn attention(&self, index: usize, layer: &Layer, (n, wanted): (usize, usize), state: &mut State) {
+    /// The attention block of one layer. All `n` rows give keys and values; the last `kept` rows go on.
+    fn attention(&self, index: usize, layer: &Layer, n: usize, kept: usize, state: &mut State) {
         let shape = &self.shape;
-        self.norm(&layer.attn_norm, n, state);
-        let input = Input { x: &state.h, quantized: &state.quantized };
-        state.watch.lap(Part::Between, &self.pool);
-        let (q, k, v) = (&mut state.wide[..], &mut state.k[..], &mut state.v[..]);
-        self.project([(&layer.q, q), (&layer.k, k), (&layer.v, v)], n, input);
-        state.watch.lap(Part::Attention, &self.pool);
-        self.rotate(n, state);
+        self.pre_norm(&layer.attn_norm, n, state);
+        let input = LinearInput { n, x: &state.hidden, quantized: &state.quantized };
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        let (q, k, v) = (&mut state.attn_or_ffn[..], &mut state.k[..], &mut state.v[..]);
+        self.linear([(&layer.q, q), (&layer.k, k), (&layer.v, v)], input);
+        state.stopwatch.lap(TimedPart::Attention, &self.pool);
+        self.rope(n, state);
         let kv = n * shape.kv_heads * shape.head_dim;
-        let grain = if n < TOKENS_WORTH_SHARING { shape.kv_heads } else { 1 };
-        let made = (&state.k[..kv], &state.v[..kv]);
-        state.cache.store((index, state.len), made, (&self.pool, grain));
+        let grain = if n < MIN_SHARED_TOKENS { shape.kv_heads } else { 1 };
+        let (keys, values) = (&state.k[..kv], &state.v[..kv]);
+        state.cache.store(index, state.len, keys, values, &self.pool, grain);
         let width = shape.heads * shape.head_dim;
-        state.keep_last((n, wanted), width);
-        state.watch.lap(Part::Between, &self.pool);
-        if wanted == 0 {
+        state.keep_last_rows(n, kept, width);
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        if kept == 0 {
             return;
         }
-        self.attend(index, (state.len + n - wanted, wanted), state);
-        state.watch.lap(Part::Attention, &self.pool);
-        let n = wanted;
-        let found = &mut state.wide[n * width..2 * n * width];
-        self.sub_norm(layer.attn_sub_norm.as_deref(), (found, width), &mut state.quantized);
-        let input = Input { x: found, quantized: &state.quantized };
-        state.watch.lap(Part::Between, &self.pool);
-        self.project([(&layer.o, &mut state.h)], n, input);
-        state.watch.lap(Part::Attention, &self.pool);
-        self.add(n, state);
+        self.attend_rows(index, state.len + n - kept, kept, state);
+        state.stopwatch.lap(TimedPart::Attention, &self.pool);
+        let n = kept;
+        let attn_out = &mut state.attn_or_ffn[n * width..2 * n * width];
+        let rows = MatrixMut::new(attn_out, width);
+        self.sub_norm(layer.attn_sub_norm.as_deref(), rows, n, width, &mut state.quantized);
+        let input =
+            LinearInput { n, x: &state.attn_or_ffn[n * width..2 * n * width], quantized: &state.quantized };
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        self.linear([(&layer.o, &mut state.hidden)], input);
+        state.stopwatch.lap(TimedPart::Attention, &self.pool);
+        self.add_residual(n, state);
     }
 
     fn feed_forward(&self, layer: &Layer, n: usize, state: &mut State) {
         let shape = &self.shape;
-        self.norm(&layer.ffn_norm, n, state);
-        let input = Input { x: &state.h, quantized: &state.quantized };
-        state.watch.lap(Part::Between, &self.pool);
-        self.project_gated(layer, n, input, &mut state.wide);
-        state.watch.lap(Part::FeedForward, &self.pool);
-        let made = (&mut state.wide[..n * shape.ffn], shape.ffn);
-        self.sub_norm(layer.ffn_sub_norm.as_deref(), made, &mut state.quantized);
-        let input = Input { x: &state.wide, quantized: &state.quantized };
-        state.watch.lap(Part::Between, &self.pool);
-        self.project([(&layer.down, &mut state.h)], n, input);
-        state.watch.lap(Part::FeedForward, &self.pool);
-        self.add(n, state);
+        self.pre_norm(&layer.ffn_norm, n, state);
+        let input = LinearInput { n, x: &state.hidden, quantized: &state.quantized };
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        self.gated_linear(layer, input, &mut state.attn_or_ffn);
+        state.stopwatch.lap(TimedPart::FeedForward, &self.pool);
+        let gate = MatrixMut::new(&mut state.attn_or_ffn[..n * shape.ffn], shape.ffn);
+        self.sub_norm(layer.ffn_sub_norm.as_deref(), gate, n, shape.ffn, &mut state.quantized);
+        let input = LinearInput { n, x: &state.attn_or_ffn, quantized: &state.quantized };
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        self.linear([(&layer.down, &mut state.hidden)], input);
+        state.stopwatch.lap(TimedPart::FeedForward, &self.pool);
+        self.add_residual(n, state);
     }
 
-    /// What a block found is added to the stream.
-    fn add(&self, n: usize, state: &mut State) {
+    /// `residual += hidden`, where `hidden` holds a block's output.
+    fn add_residual(&self, n: usize, state: &mut State) {
         let dim = self.shape.dim;
-        let stream = (&mut state.x[..n * dim], dim);
-        self.pool.rows((stream, none(), none()), TOKENS_WORTH_SHARING, |row, (x, ..)| {
-            let found = &state.h[row * dim..(row + 1) * dim];
-            self.kernels.wide(rows::Add { x, y: found });
+        let hidden = &state.hidden;
+        let residual = MatrixMut::new(&mut state.residual[..n * dim], dim);
+        let (no_b, no_c) = (MatrixMut::<()>::none(), MatrixMut::<()>::none());
+        self.pool.for_each_row(residual, no_b, no_c, MIN_SHARED_TOKENS, |row, x, _, _| {
+            let y = &hidden[row * dim..(row + 1) * dim];
+            self.kernels.with_simd(fused_rows::AddResidual { x, y });
         });
     }
 
-    /// The stream normalised and quantised.
-    fn norm(&self, weight: &[f32], n: usize, state: &mut State) {
+    /// `hidden = rms_norm(residual)`, which is also quantised.
+    fn pre_norm(&self, weight: &[f32], n: usize, state: &mut State) {
         let (dim, epsilon) = (self.shape.dim, self.shape.epsilon);
-        let State { x, h, quantized, .. } = state;
-        let (q, made) = quantized.make(dim, n);
-        let h = (&mut h[..n * dim], dim);
-        self.pool.rows((h, q, made), TOKENS_WORTH_SHARING, |row, (h, q, made)| {
-            let x = &x[row * dim..(row + 1) * dim];
-            made[0] = self.kernels.wide(rows::Norm { x, weight, epsilon, out: h, q });
+        let State { residual, hidden, quantized, .. } = state;
+        let (q, scales) = quantized.split_for(dim, n);
+        let hidden = MatrixMut::new(&mut hidden[..n * dim], dim);
+        self.pool.for_each_row(hidden, q, scales, MIN_SHARED_TOKENS, |row, out, q, scale| {
+            let x = &residual[row * dim..(row + 1) * dim];
+            scale[0] = self.kernels.with_simd(fused_rows::NormQuantize { x, weight, epsilon, out, q });
         });
     }
 
-    /// Rows normalised in place, where there is a norm, and quantised.
+    /// Normalises `n` rows in place, where there is a norm, and quantises them.
     fn sub_norm(
         &self,
         weight: Option<&[f32]>,
-        (x, width): (&mut [f32], usize),
+        rows: MatrixMut<'_, f32>,
+        n: usize,
+        width: usize,
         quantized: &mut QuantizedRows,
     ) {
         let epsilon = self.shape.epsilon;
-        let (q, made) = quantized.make(width, x.len() / width);
-        self.pool.rows(((x, width), q, made), TOKENS_WORTH_SHARING, |_, (x, q, made)| {
-            made[0] = self.kernels.wide(rows::SubNorm { x, weight, epsilon, q });
+        let (q, scales) = quantized.split_for(width, n);
+        self.pool.for_each_row(rows, q, scales, MIN_SHARED_TOKENS, |_, x, q, scale| {
+            scale[0] = self.kernels.with_simd(fused_rows::SubNormQuantize { x, weight, epsilon, q });
         });
     }
 
-    /// `out = matrix * input` for matrices that take the same input: `[n, cols]` to `[n, rows]` each.
-    fn project<const N: usize>(&self, outs: [(&Matrix, &mut [f32]); N], n: usize, input: Input) {
+    /// `out = matrix * input` for matrices with the same input: `[n, cols]` to `[n, rows]` each.
+    fn linear<const N: usize>(&self, outs: [(&Matrix, &mut [f32]); N], input: LinearInput) {
         let matrices = outs.each_ref().map(|(matrix, _)| *matrix);
         let rows = matrices.iter().map(|matrix| matrix.rows).sum();
-        let outs = outs.map(|(matrix, out)| (&mut out[..n * matrix.rows], matrix.rows));
-        self.pool.all_stripes(outs, self.project_grain(rows, matrices[0].cols, n), |which, mut stripe| {
-            self.multiply(matrices[which], n, input, (Put::There, &mut stripe));
+        let grain = self.linear_grain(rows, matrices[0].cols, input.n);
+        let outs = outs.map(|(matrix, out)| MatrixMut::new(&mut out[..input.n * matrix.rows], matrix.rows));
+        self.pool.for_each_stripe_of(outs, grain, |which, mut stripe| {
+            let output = LinearOutput { epilogue: Epilogue::Store, stripe: &mut stripe };
+            self.matmul(matrices[which], input, output);
         });
     }
 
-    /// `gate = activation(gate matrix * input) * (up matrix * input)`: `[n, cols]` to `[n, ffn]`. Who computes
-    /// rows of one computes those of the other, so that the second needs no room of its own.
-    fn project_gated(&self, layer: &Layer, n: usize, input: Input, gate: &mut [f32]) {
+    /// `gate = activation(W_gate * input) * (W_up * input)`: `[n, cols]` to `[n, ffn]`. The thread that computes rows
+    /// of the gate computes the same rows of `up`, so that `up` needs no buffer of its own.
+    fn gated_linear(&self, layer: &Layer, input: LinearInput, gate: &mut [f32]) {
         let Matrix { rows, cols, .. } = layer.gate;
-        let last = Put::Gate(self.shape.activation);
-        let grain = self.project_grain(rows, 2 * cols, n);
-        self.pool.stripes(&mut gate[..n * rows], rows, grain, |mut stripe| {
-            self.multiply(&layer.gate, n, input, (Put::There, &mut stripe));
-            self.multiply(&layer.up, n, input, (last, &mut stripe));
+        let multiply_gate = Epilogue::MultiplyGate(self.shape.activation);
+        let grain = self.linear_grain(rows, 2 * cols, input.n);
+        self.pool.for_each_stripe(&mut gate[..input.n * rows], rows, grain, |mut stripe| {
+            let output = LinearOutput { epilogue: Epilogue::Store, stripe: &mut stripe };
+            self.matmul(&layer.gate, input, output);
+            let output = LinearOutput { epilogue: multiply_gate, stripe: &mut stripe };
+            self.matmul(&layer.up, input, output);
         });
     }
 
-    /// Rows of a stripe at least, of so many with so many weights each.
-    fn project_grain(&self, rows: usize, cols: usize, n: usize) -> usize {
+    /// The fewest rows of a stripe, for matrices of `rows` in all with `cols` weights a row.
+    fn linear_grain(&self, rows: usize, cols: usize, n: usize) -> usize {
         let grain = self.grain(rows, cols * n);
-        if !self.takes_many(n) {
+        if !self.uses_batch_kernel(n) {
             return grain;
         }
-        // As many parts of the same size as there may be and as are large enough, for each thread as many as for others.
+        // As many equal parts as allowed that are large enough, and the same number of parts for each thread.
         let threads = self.pool.active();
-        let each = (rows / MANY_PART / threads).clamp(1, self.pool.parts() / threads);
+        let each = (rows / BATCH_PART_ROWS / threads).clamp(1, self.pool.preferred_parts() / threads);
         let part = rows.div_ceil(each * threads);
-        grain.max(part).max(MANY_GRAIN).next_multiple_of(ROWS_TOGETHER)
+        grain.max(part).max(BATCH_GRAIN).next_multiple_of(BAND_ROWS)
     }
 
-    /// Whether a pass of `n` tokens is worth the kernel for many of them.
-    fn takes_many(&self, n: usize) -> bool {
-        self.kernels.many().is_some_and(|fewest| n >= fewest)
+    /// Whether a pass of `n` tokens is worth the batch kernel.
+    fn uses_batch_kernel(&self, n: usize) -> bool {
+        self.kernels.batch_min_tokens().is_some_and(|fewest| n >= fewest)
     }
 
-    /// Computes a stripe of `[n, rows]`.
-    fn multiply(&self, matrix: &Matrix, n: usize, input: Input, (put, stripe): (Put, &mut Stripe<f32>)) {
-        let rows = stripe.cols().len();
+    /// Computes one stripe of a product `[n, rows]`.
+    fn matmul(&self, matrix: &Matrix, input: LinearInput, output: LinearOutput) {
+        let (rows, n) = (output.stripe.cols().len(), input.n);
         match &matrix.form {
-            Form::Ternary(packed) if self.takes_many(n) => {
-                let tokens = n.div_ceil(n.div_ceil(MANY_TOKENS));
-                let rows = rows.div_ceil(rows.div_ceil(MANY_ROWS)).next_multiple_of(ROWS_TOGETHER);
-                self.multiply_ternary::<MANY>(matrix, packed, (rows, tokens), (n, input), (put, stripe));
+            MatrixData::Ternary(packed) if self.uses_batch_kernel(n) => {
+                let tokens = n.div_ceil(n.div_ceil(BATCH_TOKENS));
+                let rows = rows.div_ceil(rows.div_ceil(BATCH_ROWS)).next_multiple_of(BAND_ROWS);
+                self.matmul_ternary::<BATCH_SUMS>(matrix, packed, CallSize { rows, tokens }, input, output);
             }
-            Form::Ternary(packed) => {
-                let tokens = self.kernels.tokens();
-                let rows = TILE / n.min(tokens);
-                self.multiply_ternary::<TILE>(matrix, packed, (rows, tokens), (n, input), (put, stripe));
+            MatrixData::Ternary(packed) => {
+                let tokens = self.kernels.tile_tokens();
+                let rows = TILE_SUMS / n.min(tokens);
+                self.matmul_ternary::<TILE_SUMS>(matrix, packed, CallSize { rows, tokens }, input, output);
             }
-            Form::Dense(table) => self.multiply_dense(matrix, table, (n, input), (put, stripe)),
+            MatrixData::Float(table) => self.matmul_float(matrix, table, input, output),
         }
     }
 
-    /// So many rows and tokens to a call of the kernel; they are at most `SUMS` sums.
-    #[inline(never)] // so that only the wide one takes its stack
-    fn multiply_ternary<const SUMS: usize>(
+    /// Calls the kernel for `call.rows` rows and `call.tokens` tokens at a time, which give at most `SUMS` sums.
+    #[inline(never)] // so that only the batch form takes its stack
+    fn matmul_ternary<const SUMS: usize>(
         &self,
         matrix: &Matrix,
-        packed: &Packed,
-        (rows, tokens): (usize, usize),
-        (n, Input { quantized, .. }): (usize, Input),
-        (put, stripe): (Put, &mut Stripe<f32>),
+        packed: &PackedRows,
+        call: CallSize,
+        LinearInput { n, quantized, .. }: LinearInput,
+        LinearOutput { epilogue, stripe }: LinearOutput,
     ) {
-        let mut dots = Sums([0i32; SUMS]);
+        let mut dots = AlignedSums([0i32; SUMS]);
         let (first, end) = (stripe.cols().start, stripe.cols().end);
-        for rows in chunks(first..end, rows) {
-            for tokens in chunks(0..n, tokens) {
+        for rows in chunks(first..end, call.rows) {
+            for tokens in chunks(0..n, call.tokens) {
                 let dots = &mut dots.0[..rows.len() * tokens.len()];
                 let q = quantized.rows(tokens.clone());
-                self.kernels.ternary_codes(packed.rows(rows.clone()), q, tokens.len(), dots);
+                self.kernels.ternary_gemm_codes(packed.rows(rows.clone()), q, tokens.len(), dots);
                 for (token, dots) in tokens.zip(dots.chunks_exact(rows.len())) {
-                    let Quantized { scale, sum } = quantized.made[token];
+                    let QuantizedRow { scale, sum } = quantized.scales[token];
                     let scale = matrix.scale / scale;
                     let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                    self.kernels.wide(rows::PutSums { put, out, dots, sum, scale });
+                    self.kernels.with_simd(fused_rows::ApplyEpilogue { epilogue, out, dots, sum, scale });
                 }
             }
         }
     }
 
-    fn multiply_dense(
+    fn matmul_float(
         &self,
         matrix: &Matrix,
-        table: &Table,
-        (n, Input { x, .. }): (usize, Input),
-        (put, stripe): (Put, &mut Stripe<f32>),
+        table: &RowTable,
+        LinearInput { n, x, .. }: LinearInput,
+        LinearOutput { epilogue, stripe }: LinearOutput,
     ) {
-        let mut dots = [0.0f32; DENSE_ROWS];
+        let mut dots = [0.0f32; FLOAT_ROWS];
         let (first, end) = (stripe.cols().start, stripe.cols().end);
-        for rows in chunks(first..end, DENSE_ROWS) {
+        for rows in chunks(first..end, FLOAT_ROWS) {
             let dots = &mut dots[..rows.len()];
             for (token, x) in x.chunks_exact(matrix.cols).take(n).enumerate() {
-                self.kernels.dot(table.kind, table.rows(rows.clone()), x, dots);
+                self.kernels.dot(table.format, table.rows(rows.clone()), x, dots);
                 let out = &mut stripe.row(token)[rows.start - first..rows.end - first];
-                put.row(out, dots.iter().map(|dot| dot * matrix.scale));
+                epilogue.apply(out, dots.iter().map(|dot| dot * matrix.scale));
             }
         }
     }
 
-    fn rotate(&self, n: usize, state: &mut State) {
+    /// Rotates queries and keys by their positions.
+    fn rope(&self, n: usize, state: &mut State) {
         let shape = &self.shape;
         let pairs = shape.rope_dims / 2;
-        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let State { wide, k, cos, sin, .. } = state;
-        let (wide, k) = ((&mut wide[..n * q], q), (&mut k[..n * kv], kv));
-        self.pool.rows((wide, k, none()), TOKENS_WORTH_SHARING, |row, (q, k, ..)| {
+        let (q_width, k_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let State { attn_or_ffn, k, cos, sin, .. } = state;
+        let q = MatrixMut::new(&mut attn_or_ffn[..n * q_width], q_width);
+        let k = MatrixMut::new(&mut k[..n * k_width], k_width);
+        self.pool.for_each_row(q, k, MatrixMut::<()>::none(), MIN_SHARED_TOKENS, |row, q, k, _| {
             let part = row * pairs..(row + 1) * pairs;
             let (cos, sin) = (&cos[part.clone()], &sin[part]);
             for heads in [q, k] {
-                self.kernels.wide(rows::Rotate {
+                self.kernels.with_simd(fused_rows::Rope {
                     heads,
-                    size: shape.head_dim,
+                    head_dim: shape.head_dim,
                     cos,
                     sin,
                     pairs: shape.rope_pairs,
@@ -307,84 +350,85 @@ impl Model {
         });
     }
 
-    /// `n` rows behind `before` others.
-    fn attend(&self, layer: usize, (before, n): (usize, usize), state: &mut State) {
+    /// Attention of `n` rows at positions `before` and up.
+    fn attend_rows(&self, layer: usize, before: usize, n: usize, state: &mut State) {
         let shape = &self.shape;
-        let (heads, size) = (shape.heads, shape.head_dim);
+        let (heads, head_dim) = (shape.heads, shape.head_dim);
         let cache = &state.cache;
-        let (queries, found) = state.wide.split_at_mut(n * heads * size);
-        let together = self.queries_together(cache.kind, n);
-        let (groups, width) = (heads / together, together * size);
-        let work = heads * n * size * (before + n);
-        // In floats, two rows read for each product: an eighth of a ternary matrix's pace.
-        let grain = if work < WORTH_SHARING / 8 { groups * n } else { 1 };
-        self.pool.pieces(&mut found[..n * heads * size], width, grain, |index, out| {
+        let (queries, attn_out) = state.attn_or_ffn.split_at_mut(n * heads * head_dim);
+        let together = self.heads_at_once(cache.format, n);
+        let (groups, width) = (heads / together, together * head_dim);
+        let work = heads * n * head_dim * (before + n);
+        // Products of floats that read two rows each: an eighth of a ternary matrix's pace.
+        let grain = if work < MIN_SHARED_WORK / 8 { groups * n } else { 1 };
+        self.pool.for_each_chunk(&mut attn_out[..n * heads * head_dim], width, grain, |index, out| {
             let (row, group) = (index / groups, index % groups);
             let queries = &queries[index * width..(index + 1) * width];
-            let kv_head = group * together * shape.kv_heads / heads;
-            self.attend_heads(queries, cache, (layer, kv_head), before + row + 1, out);
+            let kv_head = KvHead { layer, head: group * together * shape.kv_heads / heads };
+            self.attend_heads(queries, cache, kv_head, before + row + 1, out);
         });
     }
 
-    /// Heads that share keys and values and are computed at a time, so that each of those is read once for all of
-    /// them; fewer where there would not be enough parts for the threads. No result depends on it.
-    fn queries_together(&self, cache: Numbers, n: usize) -> usize {
+    /// How many query heads that share keys and values are computed in one pass over these; fewer where there would
+    /// not be enough parts for the threads. No result depends on it.
+    fn heads_at_once(&self, cache: RowFormat, n: usize) -> usize {
         let Shape { heads, kv_heads, .. } = self.shape;
         let fits = |together: &usize| (heads / kv_heads).is_multiple_of(*together);
         let is_enough = |together: &usize| n * heads / together >= 2 * self.pool.active();
-        if !self.kernels.shares(cache) {
+        if !self.kernels.has_batch_kernels(cache) {
             return 1;
         }
-        (1..=MOST_QUERIES).rev().filter(fits).find(is_enough).unwrap_or(1)
+        (1..=MAX_HEADS_AT_ONCE).rev().filter(fits).find(is_enough).unwrap_or(1)
     }
 
-    /// Attention of some heads that share their keys over the first `len` positions, in one pass over the cache: the
-    /// weights are rescaled whenever a larger score turns up, so no row of scores is stored.
+    /// Attention of query heads that share their keys over the first `len` positions, in one pass over the cache: the
+    /// output is rescaled whenever a larger score turns up, so that no row of scores is stored.
     /// Source of the method: online softmax (Milakov and Gimelshein, arXiv 1805.02867).
     fn attend_heads(
         &self,
         queries: &[f32], // [heads, head_dim]
-        cache: &Cache,
-        (layer, kv_head): (usize, usize),
+        cache: &KvCache,
+        kv_head: KvHead,
         len: usize,
         out: &mut [f32], // [heads, head_dim]
     ) {
-        let size = self.shape.head_dim;
-        let scale = 1.0 / (size as f32).sqrt();
-        let mut scores = [0.0f32; MOST_QUERIES * POSITIONS];
-        let mut sums = [(f32::NEG_INFINITY, 0.0f32); MOST_QUERIES]; // the largest score, the total of weights
+        let head_dim = self.shape.head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let mut scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
+        let mut sums = [(f32::NEG_INFINITY, 0.0f32); MAX_HEADS_AT_ONCE]; // the largest score, the sum of weights
         out.fill(0.0);
         for positions in chunks(0..len, POSITIONS) {
             let count = positions.len();
-            let scores = &mut scores[..queries.len() / size * count];
-            let (keys, values) = cache.rows(layer, kv_head, positions);
-            // Read after the keys, they are there then.
-            fetch(&values[..values.len().min(SOON)]);
-            self.kernels.dots(cache.kind, keys, queries, size, scores);
-            let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(size));
-            for ((scores, out), (before, total)) in each.zip(&mut sums) {
-                let weigh = rows::Weigh { scores, scale, before: *before, total: *total, out };
-                (*before, *total) = self.kernels.wide(weigh);
+            let scores = &mut scores[..queries.len() / head_dim * count];
+            let (keys, values) = cache.rows(kv_head.layer, kv_head.head, positions);
+            // They are read after the keys, and have arrived by then.
+            prefetch(&values[..values.len().min(VALUES_PREFETCH_BYTES)]);
+            self.kernels.dot_batch(cache.format, keys, queries, head_dim, scores);
+            let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(head_dim));
+            for ((scores, out), (max_before, total)) in each.zip(&mut sums) {
+                let softmax =
+                    fused_rows::OnlineSoftmax { scores, scale, max_before: *max_before, total: *total, out };
+                (*max_before, *total) = self.kernels.with_simd(softmax);
             }
-            self.kernels.mixes(cache.kind, values, scores, size, out);
+            self.kernels.weighted_sum_batch(cache.format, values, scores, head_dim, out);
         }
-        for (out, (_, total)) in out.chunks_exact_mut(size).zip(sums) {
+        for (out, (_, total)) in out.chunks_exact_mut(head_dim).zip(sums) {
             out.iter_mut().for_each(|x| *x /= total);
         }
     }
 
-    /// Columns of a stripe: all of them when the work is too small to share.
+    /// The fewest columns of a stripe: all of them where the work is too small to share.
     pub(super) fn grain(&self, rows: usize, work_per_row: usize) -> usize {
-        if rows * work_per_row < WORTH_SHARING {
+        if rows * work_per_row < MIN_SHARED_WORK {
             return rows;
         }
-        (WORTH_TAKING / work_per_row).max(1).next_multiple_of(16)
+        (MIN_PART_WORK / work_per_row).max(1).next_multiple_of(16)
     }
 }
 
-/// Sums where a register's worth of them begins a line of the cache.
+/// Sums that begin at a cache line, so that no register's worth of them crosses one.
 #[repr(align(64))]
-struct Sums<const N: usize>([i32; N]);
+struct AlignedSums<const N: usize>([i32; N]);
 
 fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let end = range.end;

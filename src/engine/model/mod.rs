@@ -1,49 +1,49 @@
-//! A BitNet transformer: its shape, its weights, its state, and the pass that joins them.
+//! A BitNet transformer: its hyperparameters, its weights, its state, and the forward pass.
 //!
-//! Deliberately knows no text: token ids in, logits out.
+//! Deliberately knows nothing of text: token ids go in, logits come out.
 
 mod forward;
-mod head;
-mod logits;
-mod rows;
-mod screen;
+mod fused_rows;
+mod lm_head;
 mod state;
-mod threads;
+mod thread_tuning;
 mod timings;
+mod weight_bytes;
 mod weights;
 
-pub use head::HeadForm;
-pub use logits::Screening;
-pub use state::{CacheForm, State};
+pub use lm_head::{HeadFormat, ShortlistStats};
+pub use state::{KvCacheFormat, State};
 pub use timings::Timings;
+pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
 
-use super::error::{LoadError, shown};
+use super::error::{LoadError, escaped};
 use super::gguf::Gguf;
 use super::kernels::Kernels;
 use super::known_keys::check_architecture;
 use super::ops::RopePairs;
-use super::pool::Pool;
 use super::quant::packed_row;
-use super::tuner::{Threads, Tuner};
+use super::thread_pool::ThreadPool;
+use super::thread_tuner::{ThreadCounts, ThreadTuner};
+use state::RowBytes;
 use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 
-/// Tokens of a prompt that go through the model together. More would reuse each weight more often, but scratch
-/// memory grows with it, and the time until a caller may say stop. With 64 arithmetic is the limit; the kernel
-/// for many tokens, which only x86 has, turns weights once for all of them, and is some 8 % faster with 128.
+/// Tokens of a prompt that go through the model in one pass. More would reuse each weight more often, but scratch
+/// memory grows with it, and so does the time until a caller can cancel. With 64, computing is the limit; the batch
+/// kernel, which only x86-64 has, transposes weights once for all tokens, and is some 8 % faster with 128.
 pub const BATCH: usize = if cfg!(target_arch = "x86_64") { 128 } else { 64 };
 
-/// Positions that an f32 tells apart: beyond, the rotation of two neighbours would be the same.
+/// Positions that an f32 can tell apart: beyond, the rotation of two neighbours would be the same.
 const MAX_CONTEXT: usize = 1 << 24;
-/// Columns of a matrix whose sums of codes (at most 2) times int8 surely fit 32 bits.
+/// Columns of a matrix whose sums of codes (at most 2) times int8 fit 32 bits.
 const MAX_WIDTH: usize = i32::MAX as usize / 256;
 
-/// The numbers that make one model of an architecture.
+/// The hyperparameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shape {
-    /// Architecture, as the file names it.
+    /// The architecture, as the file names it.
     pub arch: String,
     /// Tokens in the vocabulary.
     pub vocab: usize,
@@ -69,15 +69,15 @@ pub struct Shape {
     pub rope_stretch: f32,
     /// Which elements are rotated together.
     pub rope_pairs: RopePairs,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before its root is taken.
     pub epsilon: f32,
-    /// Between gate and up.
+    /// The activation of the gate.
     pub activation: Activation,
     /// Whether attention and feed-forward outputs are normalised before their last matrix.
     pub sub_norms: bool,
 }
 
-/// What the gate goes through.
+/// The activation function of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `relu(x)^2`: BitNet-b1.58-2B-4T.
@@ -87,12 +87,12 @@ pub enum Activation {
 }
 
 impl Shape {
-    /// Reads and checks the numbers of a file.
+    /// Reads and checks the hyperparameters of a file.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
         let arch = file.text("general.architecture")?.ok_or_else(|| {
             LoadError::key("general.architecture", "missing; the file is no complete model")
         })?;
-        let (usual, sub_norms, rope_pairs) = family(arch)?;
+        let (usual, sub_norms, rope_pairs) = family_defaults(arch)?;
         check_architecture(file, arch)?;
         let key = |name: &str| format!("{arch}.{name}");
         let heads = file.number(&key("attention.head_count"))?;
@@ -126,11 +126,11 @@ impl Shape {
     }
 
     fn check(&self, file: &Gguf) -> Result<(), LoadError> {
-        let fail = |key: &str, said: String| Err(LoadError::key(&format!("{}.{key}", self.arch), said));
+        let fail = |key: &str, message: String| Err(LoadError::key(&format!("{}.{key}", self.arch), message));
         let stated = file.value(&format!("{}.attention.key_length", self.arch)).is_some();
         if !stated && self.heads > 0 && !self.dim.is_multiple_of(self.heads) {
-            let said = format!("{} heads do not divide a width of {}", self.heads, self.dim);
-            return fail("attention.head_count", said);
+            let message = format!("{} heads do not divide a width of {}", self.heads, self.dim);
+            return fail("attention.head_count", message);
         }
         let sizes = [
             ("context_length", self.context),
@@ -145,20 +145,20 @@ impl Shape {
             return fail(key, "is 0".into());
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            let said = format!("{} does not divide {} heads", self.kv_heads, self.heads);
-            return fail("attention.head_count_kv", said);
+            let message = format!("{} does not divide {} heads", self.kv_heads, self.heads);
+            return fail("attention.head_count_kv", message);
         }
         if !self.rope_dims.is_multiple_of(2) || self.rope_dims > self.head_dim {
-            let said = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
-            return fail("rope.dimension_count", said);
+            let message = format!("{} is odd or above the {} of a head", self.rope_dims, self.head_dim);
+            return fail("rope.dimension_count", message);
         }
         let value_length = file.number_or_none(&format!("{}.attention.value_length", self.arch))?;
         if let Some(length) = value_length.filter(|length| *length != self.head_dim) {
-            let said =
+            let message =
                 format!("{length} differs from the {} of a key; no such model is known", self.head_dim);
-            return fail("attention.value_length", said);
+            return fail("attention.value_length", message);
         }
-        // Below 1 the frequencies would rise without bound.
+        // Below 1 the frequencies would grow without bound.
         if self.rope_base < 1.0 {
             return fail("rope.freq_base", format!("{} is below 1", self.rope_base));
         }
@@ -168,8 +168,8 @@ impl Shape {
         Ok(())
     }
 
-    /// Numbers that this file has no tensors for, before anything is computed from them: a plan made
-    /// of them would be absurd, or overflow.
+    /// Refuses hyperparameters for which this file has no tensors, before anything is computed from them: a memory
+    /// plan made of them would be absurd, or overflow.
     fn check_limits(&self, file: &Gguf) -> Result<(), LoadError> {
         let widest = file.tensors().iter().flat_map(|tensor| &tensor.dims).max().map_or(0, |dim| *dim);
         let widest = widest.min(MAX_WIDTH);
@@ -185,27 +185,27 @@ impl Shape {
         match limits.iter().find(|(_, size, most)| size > most) {
             None => Ok(()),
             Some((key, size, most)) => {
-                let said = format!("is {size}, where this file can have {most} at most");
-                Err(LoadError::key(&format!("{}.{key}", self.arch), said))
+                let message = format!("is {size}, where this file can have {most} at most");
+                Err(LoadError::key(&format!("{}.{key}", self.arch), message))
             }
         }
     }
 
-    /// Whether its I2_S matrices can be in a layout at all.
-    pub fn allows(&self, layout: Layout) -> bool {
+    /// Whether the model's I2_S matrices can be in a layout at all.
+    pub fn supports_layout(&self, layout: Layout) -> bool {
         let rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.dim, self.ffn];
         layout != Layout::Rows4 || rows.iter().all(|rows| rows.is_multiple_of(4))
     }
 
-    /// Bytes of the cache for each token of context: keys and values in one form.
+    /// Bytes of the KV cache for each token of context, in one format.
     ///
     /// # Panics
-    /// When the form does not take heads of this size: [`CacheForm::takes`].
-    pub fn cache_bytes_per_token(&self, form: CacheForm) -> usize {
+    /// When the format does not support heads of this size; see [`KvCacheFormat::supports`].
+    pub fn cache_bytes_per_token(&self, form: KvCacheFormat) -> usize {
         self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
-    /// Bytes of everything else a session holds, for `batch` tokens at a time.
+    /// Bytes of everything else that a session holds, for `batch` tokens at a time.
     pub fn scratch_bytes(&self, batch: usize) -> usize {
         let keys = 2 * self.kv_heads * self.head_dim;
         let row = 4 * (3 * self.dim + keys + self.widest_buffer() + self.rope_dims)
@@ -213,9 +213,9 @@ impl Shape {
         batch * row + 4 * self.vocab
     }
 
-    /// Multiplications of a prompt of `tokens` with the matrices of the layers; only its last token needs those of the
-    /// last layer that stand behind attention.
-    pub fn prompt_products(&self, tokens: usize) -> usize {
+    /// Multiply-accumulate operations that a prompt of `tokens` takes in the matrices of the layers. In the last
+    /// layer only the last token needs the matrices behind attention.
+    pub fn prefill_macs(&self, tokens: usize) -> usize {
         let before = (self.heads + 2 * self.kv_heads) * self.head_dim;
         let behind = self.heads * self.head_dim + 3 * self.ffn;
         self.dim * (tokens * (self.layers * before + (self.layers - 1) * behind) + behind)
@@ -237,54 +237,54 @@ fn rope_stretch(file: &Gguf, arch: &str) -> Result<f32, LoadError> {
     match file.text(&kind)? {
         None | Some("none") => Ok(1.0),
         Some("linear") => match file.float_or(&factor, 1.0)? {
-            // What no factor means there.
+            // The meaning of a missing factor in llama.cpp.
             0.0 => Ok(1.0),
             stretch if stretch >= 1.0 => Ok(stretch),
             other => Err(LoadError::key(&factor, format!("{other} is below 1; the file is damaged"))),
         },
         Some(other) => {
-            let said =
-                format!("\"{}\" is not supported; use a model with linear scaling or none", shown(other));
-            Err(LoadError::key(&kind, said))
+            let message =
+                format!("\"{}\" is not supported; use a model with linear scaling or none", escaped(other));
+            Err(LoadError::key(&kind, message))
         }
     }
 }
 
-/// What the gate goes through: what the file says, else what is usual for the architecture. llama.cpp's
-/// converter calls BitNet-b1.58-2B-4T `bitnet` too, and names no activation; its vocabulary tells.
+/// The activation that the file names, else the usual one of the architecture. llama.cpp's converter calls
+/// BitNet-b1.58-2B-4T `bitnet` too and names no activation; the vocabulary identifies it.
 fn activation(file: &Gguf, arch: &str, usual: Activation) -> Result<Activation, LoadError> {
     let key = format!("{arch}.hidden_activation");
     match file.text(&key)? {
         Some("silu" | "swish") => Ok(Activation::Silu),
         Some("relu2" | "relu_sqr" | "squared_relu") => Ok(Activation::SquaredRelu),
         Some(other) => {
-            Err(LoadError::key(&key, format!("\"{}\" is not supported; silu and relu2 are", shown(other))))
+            Err(LoadError::key(&key, format!("\"{}\" is not supported; silu and relu2 are", escaped(other))))
         }
-        None if is_renamed_b158(file, arch) => Ok(Activation::SquaredRelu),
+        None if is_mislabelled_b158(file, arch) => Ok(Activation::SquaredRelu),
         None => Ok(usual),
     }
 }
 
-/// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which 1bitLLM's models do
-/// not have and the 2B model does.
-pub fn is_renamed_b158(file: &Gguf, arch: &str) -> bool {
+/// Whether a file that calls itself `bitnet` has the whole vocabulary of Llama 3, which the 2B model has and
+/// 1bitLLM's models do not.
+pub fn is_mislabelled_b158(file: &Gguf, arch: &str) -> bool {
     const LLAMA3: usize = 128_256;
     let tokens = || file.strings("tokenizer.ggml.tokens").is_ok_and(|tokens| tokens.len() == LLAMA3);
     arch == "bitnet" && file.text("tokenizer.ggml.model") == Ok(Some("gpt2")) && tokens()
 }
 
-/// What BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3) call themselves.
+/// The architectures of BitNet-embedding-0.6B (Qwen3) and -270M (Gemma 3).
 const EMBEDDING_ARCHS: &[&str] = &["qwen3", "gemma3", "gemma-embedding"];
 
-/// Activation, sub-norms and rotation of an architecture.
-fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
+/// The activation, sub-norms and rotation of an architecture.
+fn family_defaults(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
     match arch {
         "bitnet-b1.58" | "bitnet-25" => Ok((Activation::SquaredRelu, true, RopePairs::Halves)),
         "bitnet" => Ok((Activation::Silu, true, RopePairs::Halves)),
         "llama" => Ok((Activation::Silu, false, RopePairs::Neighbours)),
         other => {
-            let name = shown(other);
-            let said = if EMBEDDING_ARCHS.contains(&other) {
+            let name = escaped(other);
+            let message = if EMBEDDING_ARCHS.contains(&other) {
                 format!(
                     "\"{name}\", as the BitNet-embedding models have it, is not supported yet: they give vectors, \
                      not text; use bitnet-b1.58, bitnet or llama with ternary weights"
@@ -294,54 +294,55 @@ fn family(arch: &str) -> Result<(Activation, bool, RopePairs), LoadError> {
                     "\"{name}\" is not supported; use bitnet-b1.58, bitnet-25, bitnet or llama with ternary weights"
                 )
             };
-            Err(LoadError::key("general.architecture", said))
+            Err(LoadError::key("general.architecture", message))
         }
     }
 }
 
-/// A loaded model with the means to run it.
+/// A loaded model with the kernels and threads that run it.
 #[derive(Debug)]
 pub struct Model {
     shape: Shape,
     weights: Weights,
     kernels: Kernels,
-    pool: Pool,
-    /// Locked for a moment around each layer.
-    tuner: Mutex<Tuner>,
+    pool: ThreadPool,
+    /// Locked briefly around each layer.
+    tuner: Mutex<ThreadTuner>,
 }
 
 impl Model {
     /// Loads the weights of a file.
-    pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: Pool) -> Result<Self, LoadError> {
+    pub fn load(file: &Gguf, layout: Layout, kernels: Kernels, pool: ThreadPool) -> Result<Self, LoadError> {
         let shape = Shape::read(file)?;
         let weights = Weights::load(file, &shape, layout)?;
         let all = Some(pool.threads());
-        let tuner = Tuner::new(pool.threads(), BATCH, Threads { decode: all, prefill: all }).into();
+        let tuner =
+            ThreadTuner::new(pool.threads(), BATCH, ThreadCounts { decode: all, prefill: all }).into();
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
-    /// Reads the weights of the same file again in another layout; those it has are dropped first, so
-    /// that there is never more than one copy.
+    /// Reads the weights of the same file again in another layout. The old ones are dropped first, so that there is
+    /// never more than one copy.
     pub fn reload(self, file: &Gguf, layout: Layout) -> Result<Self, LoadError> {
         let Model { shape, weights, kernels, pool, tuner } = self;
         let head = weights.into_head();
         let mut weights = Weights::load(file, &shape, layout)?;
-        weights.take_head(head);
+        weights.restore_head(head);
         Ok(Model { shape, weights, kernels, pool, tuner })
     }
 
-    /// Its numbers.
+    /// The model's hyperparameters.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The kernels it runs on.
+    /// The kernels that the model runs on.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
-    /// The threads it runs on.
-    pub fn pool(&self) -> &Pool {
+    /// The threads that the model runs on.
+    pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
 
@@ -350,30 +351,15 @@ impl Model {
         self.weights.bytes_per_token()
     }
 
-    /// Matrices of layers that are not ternary and run as they are, in floats.
-    pub fn dense_matrices(&self) -> usize {
-        self.weights.dense_matrices()
+    /// How many matrices of layers are not ternary and are multiplied as floats.
+    pub fn float_matrices(&self) -> usize {
+        self.weights.float_matrices()
     }
 
-    /// Empty state for `context` tokens, read in batches of at most `batch`, its cache in form `cache`.
-    pub fn state(&self, context: usize, batch: usize, cache: CacheForm) -> State {
-        let screened = self.weights.screen.as_ref().map(|_| self.weights.head().row_bytes());
-        State::new(&self.shape, context, batch, cache, (self.weights.embedding.row_bytes(), screened))
-    }
-}
-
-/// Bytes of memory that the weights of a file take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WeightBytes {
-    /// Read from the file's own pages.
-    pub mapped: usize,
-    /// Repacked into memory of ours.
-    pub copied: usize,
-}
-
-impl WeightBytes {
-    /// What loading `file` would take, without loading it.
-    pub fn plan(file: &Gguf, shape: &Shape, layout: Layout, head: HeadForm) -> Self {
-        weights::plan(file, shape, layout, head)
+    /// An empty state for `context` tokens, read in batches of at most `batch`, with a KV cache in format `cache`.
+    pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
+        let head = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
+        let row_bytes = RowBytes { embedding: self.weights.embedding.row_bytes(), head };
+        State::new(&self.shape, context, batch, cache, row_bytes)
     }
 }

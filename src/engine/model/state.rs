@@ -1,17 +1,16 @@
-//! What a session holds: the KV cache, and the buffers of one pass. Allocated once.
+//! The state of a session: the KV cache, and the buffers of one pass. All of it is allocated once.
 
 use super::Shape;
-use super::logits::{Exact, Screening};
-use super::screen::Room;
-use super::timings::{Timings, Watch};
-use crate::engine::ops::Quantized;
-use crate::engine::pool::{Pool, Wide, none};
-use crate::engine::quant::{Blocks, Dense, Numbers, WriteRow, packed_row};
+use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
+use super::timings::{Stopwatch, Timings};
+use crate::engine::ops::QuantizedRow;
+use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
+use crate::engine::thread_pool::{MatrixMut, ThreadPool};
 
-/// What keys and values are kept in.
+/// The format of keys and values in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheForm {
-    /// Nothing is rounded: for measurements against a reference.
+pub enum KvCacheFormat {
+    /// No rounding, for comparisons with a reference.
     F32,
     /// Half precision.
     #[default]
@@ -20,67 +19,67 @@ pub enum CacheForm {
     Int8,
 }
 
-impl CacheForm {
-    /// All there are.
-    pub const ALL: [CacheForm; 3] = [CacheForm::F32, CacheForm::F16, CacheForm::Int8];
+impl KvCacheFormat {
+    /// All formats.
+    pub const ALL: [KvCacheFormat; 3] = [KvCacheFormat::F32, KvCacheFormat::F16, KvCacheFormat::Int8];
 
     /// Its name in settings.
     pub fn name(self) -> &'static str {
         match self {
-            CacheForm::F32 => "f32",
-            CacheForm::F16 => "f16",
-            CacheForm::Int8 => "int8",
+            KvCacheFormat::F32 => "f32",
+            KvCacheFormat::F16 => "f16",
+            KvCacheFormat::Int8 => "int8",
         }
     }
 
-    /// The form of a name.
+    /// The format with that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|form| form.name() == name)
     }
 
-    /// Whether heads of `head_dim` numbers are whole blocks of it.
-    pub fn takes(self, head_dim: usize) -> bool {
-        self.numbers().row_bytes(head_dim).is_some()
+    /// Whether a head of `head_dim` numbers is whole blocks of the format.
+    pub fn supports(self, head_dim: usize) -> bool {
+        self.row_format().row_bytes(head_dim).is_some()
     }
 
     pub(super) fn row_bytes(self, head_dim: usize) -> usize {
-        self.numbers().row_bytes(head_dim).expect("asked before: `takes`")
+        self.row_format().row_bytes(head_dim).expect("asked before: `takes`")
     }
 
-    fn numbers(self) -> Numbers {
+    fn row_format(self) -> RowFormat {
         match self {
-            CacheForm::F32 => Dense::F32.into(),
-            CacheForm::F16 => Dense::F16.into(),
-            CacheForm::Int8 => Blocks::Q8_0.into(),
+            KvCacheFormat::F32 => FloatFormat::F32.into(),
+            KvCacheFormat::F16 => FloatFormat::F16.into(),
+            KvCacheFormat::Int8 => BlockFormat::Q8_0.into(),
         }
     }
 }
 
-/// Keys and values of the tokens so far.
+/// The keys and values of the tokens so far.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(super) struct KvCache {
     keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
     values: Vec<u8>, // [layers, kv_heads, context, head_dim]
-    /// Their format.
-    pub kind: Numbers,
+    /// The format of both.
+    pub format: RowFormat,
     write: WriteRow,
     kv_heads: usize,
     context: usize,
     head_dim: usize,
-    /// Bytes of a head's row.
+    /// Bytes of one head of one position.
     width: usize,
 }
 
-impl Cache {
-    fn new(shape: &Shape, context: usize, form: CacheForm) -> Self {
+impl KvCache {
+    fn new(shape: &Shape, context: usize, form: KvCacheFormat) -> Self {
         let bytes = context * shape.cache_bytes_per_token(form) / 2;
-        let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.numbers());
+        let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.row_format());
         let (write, width) = (kind.writer().expect("all of them are written"), form.row_bytes(head_dim));
-        // Zeroed memory from the system takes no page before it is written.
-        Cache {
+        // Zeroed memory takes no page before it is written.
+        KvCache {
             keys: vec![0; bytes],
             values: vec![0; bytes],
-            kind,
+            format: kind,
             write,
             kv_heads,
             context,
@@ -89,53 +88,65 @@ impl Cache {
         }
     }
 
-    fn start(&self, layer: usize, head: usize, position: usize) -> usize {
+    fn row_start(&self, layer: usize, head: usize, position: usize) -> usize {
         ((layer * self.kv_heads + head) * self.context + position) * self.width
     }
 
-    /// Keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
+    /// The keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
     pub fn rows(&self, layer: usize, head: usize, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
-        let bytes = self.start(layer, head, range.start)..self.start(layer, head, range.end);
+        let bytes = self.row_start(layer, head, range.start)..self.row_start(layer, head, range.end);
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
-    /// Stores keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each; at least `grain` heads
-    /// go to one thread.
+    /// Stores the keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each. One thread gets
+    /// at least `grain` heads.
     pub fn store(
         &mut self,
-        (layer, position): (usize, usize),
-        (keys, values): (&[f32], &[f32]),
-        (pool, grain): (&Pool, usize),
+        layer: usize,
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+        pool: &ThreadPool,
+        grain: usize,
     ) {
         let (kv, size, width, write) = (self.kv_heads * self.head_dim, self.head_dim, self.width, self.write);
         assert!(keys.len() == values.len() && position + keys.len() / kv <= self.context);
-        let layer = self.start(layer, 0, 0)..self.start(layer + 1, 0, 0);
-        let (to, head) = ((&mut self.keys[layer.clone()], &mut self.values[layer]), self.context * width);
-        pool.rows(((to.0, head), (to.1, head), none()), grain, |head, (to_keys, to_values, ..)| {
-            let part = head * size..(head + 1) * size;
-            for (row, (keys, values)) in (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
-            {
-                let bytes = row * width..(row + 1) * width;
-                write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
-                write(&mut to_values[bytes], &values[part.clone()]);
-            }
-        });
+        let layer = self.row_start(layer, 0, 0)..self.row_start(layer + 1, 0, 0);
+        let head_bytes = self.context * width;
+        let to_keys = MatrixMut::new(&mut self.keys[layer.clone()], head_bytes);
+        let to_values = MatrixMut::new(&mut self.values[layer], head_bytes);
+        pool.for_each_row(
+            to_keys,
+            to_values,
+            MatrixMut::<()>::none(),
+            grain,
+            |head, to_keys, to_values, _| {
+                let part = head * size..(head + 1) * size;
+                for (row, (keys, values)) in
+                    (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
+                {
+                    let bytes = row * width..(row + 1) * width;
+                    write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
+                    write(&mut to_values[bytes], &values[part.clone()]);
+                }
+            },
+        );
     }
 }
 
 /// Rows quantised to int8, each padded to whole blocks.
 #[derive(Debug)]
 pub(super) struct QuantizedRows {
-    pub q: Vec<i8>,           // [batch, padded width of the input at hand]
-    pub made: Vec<Quantized>, // [batch]
-    pub width: usize,         // padded width of the input at hand
+    pub q: Vec<i8>,                // [batch, width]
+    pub scales: Vec<QuantizedRow>, // [batch], scale and sum of each row
+    pub width: usize,              // the padded width of the current input
 }
 
 impl QuantizedRows {
-    /// Room for `n` rows of `cols` numbers, and for what is said of each: matrices with their widths.
-    pub fn make(&mut self, cols: usize, n: usize) -> (Wide<'_, i8>, Wide<'_, Quantized>) {
+    /// Matrices to write `n` rows of `cols` numbers to: the codes, and the scale and sum of each row.
+    pub fn split_for(&mut self, cols: usize, n: usize) -> (MatrixMut<'_, i8>, MatrixMut<'_, QuantizedRow>) {
         self.width = packed_row(cols) * 4;
-        ((&mut self.q[..n * self.width], self.width), (&mut self.made[..n], 1))
+        (MatrixMut::new(&mut self.q[..n * self.width], self.width), MatrixMut::new(&mut self.scales[..n], 1))
     }
 
     /// Rows `range` of the quantised input: `[range.len(), width]`.
@@ -144,33 +155,43 @@ impl QuantizedRows {
     }
 }
 
+/// Bytes of single rows that a session reads from the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowBytes {
+    /// A row of the embedding.
+    pub embedding: usize,
+    /// A row of the head; `None` where the head is read whole.
+    pub head: Option<usize>,
+}
+
 /// The cache of a session and the buffers of a pass over at most `batch` tokens.
 #[derive(Debug)]
 pub struct State {
-    pub(super) cache: Cache,
+    pub(super) cache: KvCache,
     pub(super) len: usize,
     pub(super) context: usize,
     pub(super) batch: usize,
-    pub(super) row: Vec<u8>, // a row of the embedding as it is in the file
-    pub(super) x: Vec<f32>,  // [batch, dim], the residual stream
-    pub(super) h: Vec<f32>,  // [batch, dim], its normalised copy, then a block's output
-    pub(super) k: Vec<f32>,  // [batch, kv_heads * head_dim]
-    pub(super) v: Vec<f32>,  // [batch, kv_heads * head_dim]
-    /// `[batch, heads * head_dim]` twice: queries, and what they found; then `[batch, ffn]`: the gate's, times what
-    /// the up matrix makes. Never both, and together they are half of a pass's buffers.
-    pub(super) wide: Vec<f32>,
+    pub(super) embedding_row: Vec<u8>, // one row of the embedding, in the file's format
+    pub(super) residual: Vec<f32>,     // [batch, dim], the residual stream
+    pub(super) hidden: Vec<f32>,       // [batch, dim], the normalised residual, then the output of a block
+    pub(super) k: Vec<f32>,            // [batch, kv_heads * head_dim]
+    pub(super) v: Vec<f32>,            // [batch, kv_heads * head_dim]
+    /// `[batch, heads * head_dim]` twice: the queries and the attention output. In the feed-forward block `[batch,
+    /// ffn]`: the gate, then its product with `up`. The two are never needed together, and are half of all buffers
+    /// of a pass.
+    pub(super) attn_or_ffn: Vec<f32>,
     pub(super) quantized: QuantizedRows,
-    pub(super) cos: Vec<f32>,      // [batch, rope_dims / 2]
-    pub(super) sin: Vec<f32>,      // [batch, rope_dims / 2]
-    pub(super) last: Vec<f32>,     // [dim], one row on its way to the head
-    pub(super) logits: Vec<f32>,   // [vocab]
-    pub(super) screened: Vec<f32>, // [dim], the same row as a screen takes it; this and the rest only with one
-    pub(super) room: Room,
-    pub(super) exact: Exact,
-    pub(super) screening: Screening,
+    pub(super) cos: Vec<f32>,           // [batch, rope_dims / 2]
+    pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
+    pub(super) final_hidden: Vec<f32>,  // [dim], the normalised row that the head multiplies
+    pub(super) logits: Vec<f32>,        // [vocab]
+    pub(super) scaled_hidden: Vec<f32>, // [dim], the same row scaled for the shortlist; this and the following only with a shortlist
+    pub(super) scratch: ShortlistScratch,
+    pub(super) rescore: RescoreBuffers,
+    pub(super) shortlist_stats: ShortlistStats,
     /// Tokens of this answer, one after the other, for which the whole head was read.
-    pub(super) scans_in_a_row: u32,
-    pub(super) watch: Watch,
+    pub(super) full_scans_in_a_row: u32,
+    pub(super) stopwatch: Stopwatch,
 }
 
 impl State {
@@ -179,45 +200,49 @@ impl State {
         shape: &Shape,
         context: usize,
         batch: usize,
-        cache: CacheForm,
-        (embedding_row, head_row): (usize, Option<usize>),
+        cache: KvCacheFormat,
+        row_bytes: RowBytes,
     ) -> Self {
-        let is_screened = head_row.is_some();
+        let has_shortlist = row_bytes.head.is_some();
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
         State {
-            cache: Cache::new(shape, context, cache),
+            cache: KvCache::new(shape, context, cache),
             len: 0,
             context,
             batch,
-            row: vec![0; embedding_row],
-            x: floats(shape.dim),
-            h: floats(shape.dim),
+            embedding_row: vec![0; row_bytes.embedding],
+            residual: floats(shape.dim),
+            hidden: floats(shape.dim),
             k: floats(kv),
             v: floats(kv),
-            wide: floats(shape.widest_buffer()),
+            attn_or_ffn: floats(shape.widest_buffer()),
             quantized: QuantizedRows {
                 q: vec![0; batch * packed_row(shape.widest_input()) * 4],
-                made: vec![Quantized::default(); batch],
+                scales: vec![QuantizedRow::default(); batch],
                 width: 0,
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
-            last: vec![0.0; shape.dim],
+            final_hidden: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
-            screened: vec![0.0; if is_screened { shape.dim } else { 0 }],
-            room: if is_screened { Room::new(shape.vocab) } else { Room::default() },
-            exact: head_row.map(Exact::new).unwrap_or_default(),
-            screening: Screening::default(),
-            scans_in_a_row: 0,
-            watch: Watch::new(),
+            scaled_hidden: vec![0.0; if has_shortlist { shape.dim } else { 0 }],
+            scratch: if has_shortlist {
+                ShortlistScratch::new(shape.vocab)
+            } else {
+                ShortlistScratch::default()
+            },
+            rescore: row_bytes.head.map(RescoreBuffers::new).unwrap_or_default(),
+            shortlist_stats: ShortlistStats::default(),
+            full_scans_in_a_row: 0,
+            stopwatch: Stopwatch::new(),
         }
     }
 
-    /// What screening the head did with this state; `None` where the head is read whole.
-    pub fn screening(&self) -> Option<Screening> {
-        (!self.exact.logits.is_empty()).then_some(self.screening)
+    /// What the shortlist did in this state; `None` where the head is read whole.
+    pub fn shortlist_stats(&self) -> Option<ShortlistStats> {
+        (!self.rescore.logits.is_empty()).then_some(self.shortlist_stats)
     }
 
     /// Tokens in the cache.
@@ -245,23 +270,23 @@ impl State {
         self.batch
     }
 
-    /// What passes and logits took since the last call.
+    /// The time that passes and logits took since the last call.
     pub fn take_timings(&mut self) -> Timings {
-        self.watch.take()
+        self.stopwatch.take()
     }
 
-    /// Of `n` rows of the stream, and of queries of `width`, the last `wanted` become the first.
-    pub(super) fn keep_last(&mut self, (n, wanted): (usize, usize), width: usize) {
-        if wanted < n {
-            let dim = self.last.len();
-            self.x.copy_within((n - wanted) * dim..n * dim, 0);
-            self.wide.copy_within((n - wanted) * width..n * width, 0);
+    /// Moves the last `kept` of `n` rows of the residual stream, and of queries of `width`, to the front.
+    pub(super) fn keep_last_rows(&mut self, n: usize, kept: usize, width: usize) {
+        if kept < n {
+            let dim = self.final_hidden.len();
+            self.residual.copy_within((n - kept) * dim..n * dim, 0);
+            self.attn_or_ffn.copy_within((n - kept) * width..n * width, 0);
         }
     }
 
-    /// Forgets all tokens from `len` on.
+    /// Removes all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.scans_in_a_row = 0;
+        self.full_scans_in_a_row = 0;
     }
 }

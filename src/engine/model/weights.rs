@@ -1,30 +1,27 @@
-//! The weights of a model: read from the mapping where its form is the kernels', repacked where not.
+//! The weights of a model: mapped where the file's form is the kernels' own, repacked where it is not.
 
 use super::Shape;
-use super::WeightBytes;
-use super::head::HeadForm;
-use super::logits::SCAN_ROWS;
-use super::screen::Screen;
+use super::lm_head::Shortlist;
 use crate::engine::error::LoadError;
-use crate::engine::gguf::{Gguf, Slice, Tensor};
-use crate::engine::quant::{self, I2S_TAIL, Numbers, TensorType, packed_row};
+use crate::engine::gguf::{FileSlice, Gguf, TensorInfo};
+use crate::engine::quant::{self, I2S_TAIL, RowFormat, TensorType, packed_row};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-/// Which block layout I2_S tensors have; the file does not say.
+/// Which layout the codes of I2_S tensors have; the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
-    /// 128 weights in 32 bytes: the official one.
+    /// Blocks of 128 weights in 32 bytes: the official layout.
     #[default]
     Blocks128,
-    /// 64 weights in 16 bytes: bitnet.cpp on Arm since November 2025.
+    /// Blocks of 64 weights in 16 bytes: bitnet.cpp on Arm since November 2025.
     Blocks64,
-    /// Four rows of one column to a byte: bitnet.cpp on x86, built without `ACT_PARALLEL`.
+    /// Four rows of one column in each byte: bitnet.cpp on x86, built without `ACT_PARALLEL`.
     Rows4,
 }
 
 impl Layout {
-    /// All there are, the official one first.
+    /// All layouts, the official one first.
     pub const ALL: [Layout; 3] = [Layout::Blocks128, Layout::Blocks64, Layout::Rows4];
 
     /// Its name in settings and messages.
@@ -37,18 +34,18 @@ impl Layout {
     }
 
     /// The layout of a name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| layout.name() == name)
     }
 
-    /// Codes of this layout, `[rows, cols]`, as the kernels read them; `None` where they are so already.
+    /// Repacks codes of this layout, `[rows, cols]`, into the kernels' form; `None` where they are in it already.
     pub fn packed(
         self,
         codes: &[u8],
         rows: usize,
         cols: usize,
         scale: f32,
-    ) -> Result<Option<quant::Packed>, String> {
+    ) -> Result<Option<quant::PackedMatrix>, String> {
         match self {
             Layout::Blocks128 => Ok(None),
             Layout::Blocks64 => Ok(Some(quant::pack_i2s_64(codes, scale))),
@@ -62,20 +59,20 @@ impl Layout {
 
 /// Name of the embedding in a GGUF file.
 pub const EMBEDDING: &str = "token_embd.weight";
-/// Name of the head; where there is none, the embedding serves.
+/// Name of the head; where there is none, the embedding is also the head.
 pub const HEAD: &str = "output.weight";
 
 /// All weights of a model.
 #[derive(Debug)]
 pub(super) struct Weights {
-    pub embedding: Table,
+    pub embedding: RowTable,
     pub layers: Vec<Layer>,
     pub output_norm: Vec<f32>, // [dim]
-    /// `None`: the embedding is used.
-    pub head: Option<Table>,
-    /// The head in a few bits, where it is read through a screen.
-    pub screen: Option<Screen>,
-    /// Rotation frequency of each pair, `[rope_dims / 2]`.
+    /// `None` where the embedding is also the head.
+    pub head: Option<RowTable>,
+    /// The head in two-bit codes, where it is read through a shortlist.
+    pub shortlist: Option<Shortlist>,
+    /// The rotation frequency of each pair, `[rope_dims / 2]`.
     pub rope_frequencies: Vec<f32>,
 }
 
@@ -94,31 +91,31 @@ pub(super) struct Layer {
     pub down: Matrix,                    // [dim, ffn]
 }
 
-/// A matrix of a layer; each of its numbers is multiplied by `scale`.
+/// A matrix of a layer. Each of its numbers is multiplied by `scale`.
 #[derive(Debug)]
 pub(super) struct Matrix {
     pub rows: usize,
     pub cols: usize,
     pub scale: f32,
-    pub form: Form,
+    pub form: MatrixData,
 }
 
 #[derive(Debug)]
-pub(super) enum Form {
-    /// What BitNet is made of: multiplied in integers.
-    Ternary(Packed),
-    /// A leftover that is not ternary: run as it is.
-    Dense(Table),
+pub(super) enum MatrixData {
+    /// Ternary, as BitNet's matrices are: multiplied in integers.
+    Ternary(PackedRows),
+    /// Not ternary: multiplied in floats.
+    Float(RowTable),
 }
 
-/// Ternary weights in the kernels' form.
+/// Ternary weights in the kernels' packed form.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(super) struct PackedRows {
     width: usize,
-    bytes: Bytes, // [rows, width]
+    bytes: PackedBytes, // [rows, width]
 }
 
-impl Packed {
+impl PackedRows {
     /// Rows `range`: `[range.len(), packed_row(cols)]`.
     pub fn rows(&self, range: std::ops::Range<usize>) -> &[u8] {
         &self.bytes.get()[range.start * self.width..range.end * self.width]
@@ -126,38 +123,35 @@ impl Packed {
 }
 
 #[derive(Debug)]
-enum Bytes {
-    Mapped(Slice),
-    Own(Vec<u8>),
+enum PackedBytes {
+    Mapped(FileSlice),
+    Owned(Vec<u8>),
 }
 
-impl Bytes {
+impl PackedBytes {
     fn get(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(slice) => slice,
-            Bytes::Own(bytes) => bytes,
+            PackedBytes::Mapped(slice) => slice,
+            PackedBytes::Owned(bytes) => bytes,
         }
     }
 }
 
-/// Bytes that the system may bring in at each end of what is read: since Linux 6.18 the whole of a large page of the
-/// file's, before `fault_around_bytes`, 64 KiB.
-const AROUND: usize = 2 << 20;
-
-/// A table of numbers: the embedding, the head, a dense matrix. Never copied.
+/// A table of float rows: the embedding, the head, or a matrix that is not ternary. It is never copied.
 #[derive(Debug)]
-pub(super) struct Table {
-    pub kind: Numbers,
+pub(super) struct RowTable {
+    pub format: RowFormat,
     width: usize,
-    bytes: Slice, // [rows, cols] in `width` bytes a row
-    /// Whether rows are read here and there: no memory is planned for it but for a part that is being read whole.
-    sparse: bool,
+    bytes: FileSlice, // [rows, cols] in `width` bytes a row
+    /// Whether single rows are read at random. The memory plan then counts only the part that is in memory while
+    /// the table is scanned as a whole.
+    read_by_row: bool,
 }
 
-impl Table {
-    pub fn new(kind: Numbers, cols: usize, bytes: Slice) -> Self {
+impl RowTable {
+    pub fn new(kind: RowFormat, cols: usize, bytes: FileSlice) -> Self {
         let width = kind.row_bytes(cols).expect("a row is whole blocks: the parser refuses others");
-        Table { kind, width, bytes, sparse: false }
+        RowTable { format: kind, width, bytes, read_by_row: false }
     }
 
     /// Bytes of a row.
@@ -165,27 +159,27 @@ impl Table {
         self.width
     }
 
-    /// Whether it is read here and there.
-    pub fn is_sparse(&self) -> bool {
-        self.sparse
+    /// Whether single rows are read at random.
+    pub fn is_read_by_row(&self) -> bool {
+        self.read_by_row
     }
 
-    /// Gives back the memory of what was read; reading it again reads the file again.
+    /// Releases the memory of the pages that were read; reading them again reads the file again.
     pub fn release(&self) {
         self.bytes.release();
     }
 
-    /// Whether all of its numbers are any: one that is not would make every logit none.
+    /// Checks that all numbers are finite: one that is not would spoil every logit.
     fn check(&self, cols: usize) -> Result<(), String> {
-        match self.kind.find_not_finite(&self.bytes, cols) {
+        match self.format.find_non_finite(&self.bytes, cols) {
             None => Ok(()),
             Some((row, col)) => Err(format!("row {row}: column {col} is not a number; the file is damaged")),
         }
     }
 
-    /// A row that is read by itself; `room`: [`Table::row_bytes`].
-    pub fn row<'a>(&'a self, row: usize, room: &'a mut [u8]) -> &'a [u8] {
-        self.bytes.read(row * self.width..(row + 1) * self.width, room)
+    /// Reads a single row; `buffer`: [`RowTable::row_bytes`] bytes.
+    pub fn row<'a>(&'a self, row: usize, buffer: &'a mut [u8]) -> &'a [u8] {
+        self.bytes.read(row * self.width..(row + 1) * self.width, buffer)
     }
 
     /// Rows `range`: `[range.len(), cols]`.
@@ -196,7 +190,7 @@ impl Table {
 
 impl Weights {
     pub fn load(file: &Gguf, shape: &Shape, layout: Layout) -> Result<Self, LoadError> {
-        refuse_other_models(file)?;
+        check_is_bitnet(file)?;
         Self::read(&Loader { file, layout, headers_only: false, used: RefCell::default() }, shape)
     }
 
@@ -211,53 +205,54 @@ impl Weights {
                 None => None,
             }
             .filter(|_| !has_duplicate_head(file)),
-            screen: None,
+            shortlist: None,
             rope_frequencies: loader.rope_frequencies(shape)?,
         };
-        loader.nothing_left()?;
-        weights.embedding.sparse = weights.head.is_some();
+        loader.check_all_used()?;
+        weights.embedding.read_by_row = weights.head.is_some();
         Ok(weights)
     }
 
-    /// What logits are made with.
-    pub fn head(&self) -> &Table {
+    /// The table that logits are computed with.
+    pub fn head(&self) -> &RowTable {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Reads logits from another table, and of the embedding only the rows that are looked up.
-    pub fn replace_head(&mut self, head: Table) {
+    /// Uses another table as the head. Of the embedding only single rows are read from now on.
+    pub fn replace_head(&mut self, head: RowTable) {
         self.head = Some(head);
-        self.embedding.sparse = true;
+        self.embedding.read_by_row = true;
     }
 
-    /// The head alone, in the form it was put into.
-    pub fn into_head(self) -> (Option<Table>, Option<Screen>) {
-        (self.head, self.screen)
+    /// The head in the format that was attached.
+    pub fn into_head(self) -> (Option<RowTable>, Option<Shortlist>) {
+        (self.head, self.shortlist)
     }
 
-    /// Has the same head again.
-    pub fn take_head(&mut self, (head, screen): (Option<Table>, Option<Screen>)) {
+    /// Attaches a head from [`Weights::into_head`] again.
+    pub fn restore_head(&mut self, (head, shortlist): (Option<RowTable>, Option<Shortlist>)) {
         head.into_iter().for_each(|head| self.replace_head(head));
-        screen.into_iter().for_each(|screen| self.put_screen(screen));
+        shortlist.into_iter().for_each(|shortlist| self.set_shortlist(shortlist));
     }
 
-    /// Reads logits through a screen.
-    pub fn put_screen(&mut self, screen: Screen) {
-        self.screen = Some(screen);
-        self.head.as_mut().unwrap_or(&mut self.embedding).sparse = true;
+    /// Reads logits through a shortlist.
+    pub fn set_shortlist(&mut self, shortlist: Shortlist) {
+        self.shortlist = Some(shortlist);
+        self.head.as_mut().unwrap_or(&mut self.embedding).read_by_row = true;
     }
 
     pub fn bytes_per_token(&self) -> usize {
         let bytes = self.matrices().map(|matrix| match &matrix.form {
-            Form::Ternary(packed) => packed.bytes.get().len(),
-            Form::Dense(table) => table.bytes.len(),
+            MatrixData::Ternary(packed) => packed.bytes.get().len(),
+            MatrixData::Float(table) => table.bytes.len(),
         });
-        bytes.sum::<usize>() + self.screen.as_ref().map_or(self.head().bytes.len(), Screen::bytes)
+        bytes.sum::<usize>()
+            + self.shortlist.as_ref().map_or(self.head().bytes.len(), Shortlist::bytes_per_token)
     }
 
-    /// Matrices that are not ternary.
-    pub fn dense_matrices(&self) -> usize {
-        self.matrices().filter(|matrix| matches!(matrix.form, Form::Dense(_))).count()
+    /// The number of matrices that are not ternary.
+    pub fn float_matrices(&self) -> usize {
+        self.matrices().filter(|matrix| matches!(matrix.form, MatrixData::Float(_))).count()
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
@@ -270,7 +265,7 @@ impl Weights {
 struct Loader<'a> {
     file: &'a Gguf,
     layout: Layout,
-    /// Whether matrices are looked up and not read.
+    /// Whether matrices are only checked by their header and not read.
     headers_only: bool,
     used: RefCell<HashSet<String>>,
 }
@@ -298,8 +293,8 @@ impl Loader<'_> {
         })
     }
 
-    fn tensor(&self, name: &str, dims: &[usize]) -> Result<&Tensor, LoadError> {
-        let fail = |said: String| LoadError::tensor(name, said);
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<&TensorInfo, LoadError> {
+        let fail = |message: String| LoadError::tensor(name, message);
         let tensor =
             self.file.tensor(name).ok_or_else(|| fail("missing; the file is no complete model".into()))?;
         if tensor.dims != dims {
@@ -312,21 +307,21 @@ impl Loader<'_> {
         Ok(tensor)
     }
 
-    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Table, LoadError> {
+    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<RowTable, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
-        Ok(Table::new(numbers(name, tensor)?, cols, self.file.data(tensor)))
+        Ok(RowTable::new(row_format(name, tensor)?, cols, self.file.data(tensor)))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name, &[len])?;
-        let kind = numbers(name, tensor)?;
+        let kind = row_format(name, tensor)?;
         let mut out = vec![0.0; len];
         kind.read(&self.file.data(tensor), &mut out);
         match out.iter().position(|x| !x.is_finite()) {
             None => Ok(out),
             Some(at) => {
-                let said = format!("element {at} is not a number; the file is damaged");
-                Err(LoadError::tensor(name, said))
+                let message = format!("element {at} is not a number; the file is damaged");
+                Err(LoadError::tensor(name, message))
             }
         }
     }
@@ -334,22 +329,25 @@ impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[cols, rows])?;
         if self.headers_only {
-            let (form, scale) = ternary((Bytes::Own(Vec::new()), self.extra_scale(name)?), cols);
+            let (form, scale) = ternary(PackedBytes::Owned(Vec::new()), self.extra_scale(name)?, cols);
             return Ok(Matrix { rows, cols, scale, form });
         }
         let data = self.file.data(tensor);
-        let fail = |said| LoadError::tensor(name, said);
+        let fail = |message| LoadError::tensor(name, message);
         let (form, scale) = match tensor.kind {
-            TensorType::I2S => ternary(i2s(data, rows, cols, self.layout).map_err(fail)?, cols),
-            kind if dense(kind, &data, cols).is_some() => {
-                let table = Table::new(numbers(name, tensor)?, cols, data);
+            TensorType::I2S => {
+                let (bytes, scale) = i2s(data, rows, cols, self.layout).map_err(fail)?;
+                ternary(bytes, scale, cols)
+            }
+            kind if float_format(kind, &data, cols).is_some() => {
+                let table = RowTable::new(row_format(name, tensor)?, cols, data);
                 table.check(cols).map_err(fail)?;
-                (Form::Dense(table), 1.0)
+                (MatrixData::Float(table), 1.0)
             }
             kind => {
                 let packed = repack(&data, kind, rows, cols).map_err(fail)?;
                 data.release();
-                ternary((Bytes::Own(packed.bytes), packed.scale), cols)
+                ternary(PackedBytes::Owned(packed.bytes), packed.scale, cols)
             }
         };
         let scale = scale * self.extra_scale(name)?;
@@ -359,8 +357,7 @@ impl Loader<'_> {
         Ok(Matrix { rows, cols, scale, form })
     }
 
-    /// llama.cpp's converter writes the scale of a matrix as a tensor of its own beside weights of
-    /// magnitude 1.
+    /// llama.cpp's converter writes the scale of a matrix as a tensor of its own beside weights of magnitude 1.
     fn extra_scale(&self, weight: &str) -> Result<f32, LoadError> {
         let name = weight.replace(".weight", ".scale");
         match self.file.tensor(&name) {
@@ -371,7 +368,7 @@ impl Loader<'_> {
 
     fn rope_frequencies(&self, shape: &Shape) -> Result<Vec<f32>, LoadError> {
         let pairs = shape.rope_dims / 2;
-        // Frequencies as float64 first: a rounded exponent would be magnified by the position.
+        // Computed as f64 first: the position would magnify the error of a rounded exponent.
         let frequency =
             |pair: usize| f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
         let stretch = f64::from(shape.rope_stretch);
@@ -382,16 +379,16 @@ impl Loader<'_> {
         }
         let factors = self.vector(name, pairs)?;
         if let Some(at) = factors.iter().position(|factor| !factor.is_normal() || *factor < 0.0) {
-            let said =
+            let message =
                 format!("element {at} is {}, no factor to divide by; the file is damaged", factors[at]);
-            return Err(LoadError::tensor(name, said));
+            return Err(LoadError::tensor(name, message));
         }
         Ok(plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect())
     }
 
-    /// A tensor that was not used means a model that is not the one we think: its text would be
-    /// wrong without a word.
-    fn nothing_left(&self) -> Result<(), LoadError> {
+    /// Refuses a file with a tensor that was not used: the model is then another one than it claims, and its text
+    /// would be silently wrong.
+    fn check_all_used(&self) -> Result<(), LoadError> {
         let used = self.used.borrow();
         match self.file.tensors().iter().find(|tensor| !used.contains(&tensor.name)) {
             None => Ok(()),
@@ -403,20 +400,19 @@ impl Loader<'_> {
     }
 }
 
-/// Refuses a file that loading would refuse for its tensors' names, types and shapes, for its
-/// norms, or for having no ternary matrix; the matrices are not read.
+/// Refuses a file that loading would refuse for the names, types and shapes of its tensors, for its norms, or
+/// because it has no ternary matrix. The matrices are not read.
 pub fn check_tensors(file: &Gguf, shape: &Shape) -> Result<(), LoadError> {
-    refuse_other_models(file)?;
+    check_is_bitnet(file)?;
     let loader = Loader { file, layout: Layout::default(), headers_only: true, used: RefCell::default() };
     Weights::read(&loader, shape).map(drop)
 }
 
-/// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Each 61st
-/// row is compared: a head of its own differs in every row, and reading all of both would take a small
-/// board seconds.
+/// Whether the head is a copy of the embedding, as in the first release of BitNet-b1.58-2B-4T. Every 61st row is
+/// compared: a head of its own differs in every row, and reading all of both would take a small board seconds.
 pub fn has_duplicate_head(file: &Gguf) -> bool {
     const STEP: usize = 61;
-    /// Bytes that are compared at a time: a damaged header may say that a row is the whole file.
+    /// Bytes that are compared at a time: a damaged header may claim that a row is the whole file.
     const PIECE: usize = 1 << 16;
     let (Some(embedding), Some(head)) = (file.tensor(EMBEDDING), file.tensor(HEAD)) else { return false };
     if (embedding.kind, &embedding.dims) != (head.kind, &head.dims) {
@@ -434,23 +430,24 @@ pub fn has_duplicate_head(file: &Gguf) -> bool {
     })
 }
 
-fn numbers(name: &str, tensor: &Tensor) -> Result<Numbers, LoadError> {
-    Numbers::of(tensor.kind).ok_or_else(|| {
-        let said =
+fn row_format(name: &str, tensor: &TensorInfo) -> Result<RowFormat, LoadError> {
+    RowFormat::of(tensor.kind).ok_or_else(|| {
+        let message =
             format!("is {}, where F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0 is read", tensor.kind.name());
-        LoadError::tensor(name, said)
+        LoadError::tensor(name, message)
     })
 }
 
-/// The format of a matrix that is run as it is; `None` for a ternary one.
-fn dense(kind: TensorType, data: &[u8], cols: usize) -> Option<Numbers> {
-    Numbers::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
+/// The format of a matrix that is not ternary; `None` for a ternary one.
+pub(super) fn float_format(kind: TensorType, data: &[u8], cols: usize) -> Option<RowFormat> {
+    RowFormat::of(kind).filter(|kind| !quant::is_ternary(data, *kind, cols))
 }
 
-/// A model is BitNet by its ternary matrices; some may be dense, not all. Asked before any is read
-/// whole: other models are large.
-fn refuse_other_models(file: &Gguf) -> Result<(), LoadError> {
-    let is_dense = |tensor: &&Tensor| dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
+/// Refuses a model without any ternary matrix; some matrices may be floats, but not all. Checked before any matrix
+/// is read whole, because other models are large.
+fn check_is_bitnet(file: &Gguf) -> Result<(), LoadError> {
+    let is_dense =
+        |tensor: &&TensorInfo| float_format(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
     let mut matrices = file.tensors().iter().filter(|tensor| is_matrix(tensor)).peekable();
     match matrices.peek().copied() {
         Some(first) if matrices.all(|tensor| is_dense(&tensor)) => Err(LoadError::tensor(
@@ -461,27 +458,27 @@ fn refuse_other_models(file: &Gguf) -> Result<(), LoadError> {
     }
 }
 
-fn ternary((bytes, scale): (Bytes, f32), cols: usize) -> (Form, f32) {
-    (Form::Ternary(Packed { width: packed_row(cols), bytes }), scale)
+fn ternary(bytes: PackedBytes, scale: f32, cols: usize) -> (MatrixData, f32) {
+    (MatrixData::Ternary(PackedRows { width: packed_row(cols), bytes }), scale)
 }
 
-/// I2_S: codes, then the scale. The official layout is used where it lies.
-fn i2s(data: Slice, rows: usize, cols: usize, layout: Layout) -> Result<(Bytes, f32), String> {
+/// Reads I2_S: codes, then the scale. The official layout is used in place.
+fn i2s(data: FileSlice, rows: usize, cols: usize, layout: Layout) -> Result<(PackedBytes, f32), String> {
     let codes = data.part(0..data.len() - I2S_TAIL);
     let scale = quant::i2s_scale(&data);
-    quant::check_i2s(&codes, scale)?;
+    quant::check_i2s_codes(&codes, scale)?;
     Ok(match layout.packed(&codes, rows, cols, scale)? {
-        None => (Bytes::Mapped(codes), scale),
+        None => (PackedBytes::Mapped(codes), scale),
         Some(packed) => {
             codes.release();
-            (Bytes::Own(packed.bytes), scale)
+            (PackedBytes::Owned(packed.bytes), scale)
         }
     })
 }
 
-fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::Packed, String> {
-    match (kind, Numbers::of(kind)) {
-        (_, Some(numbers)) => quant::pack_dense(data, numbers, rows, cols),
+fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<quant::PackedMatrix, String> {
+    match (kind, RowFormat::of(kind)) {
+        (_, Some(numbers)) => quant::pack_floats(data, numbers, rows, cols),
         (TensorType::Tq1, _) => quant::pack_tq1(data),
         (TensorType::Tq2, _) => quant::pack_tq2(data),
         _ => unreachable!("I2_S is read by a function of its own"),
@@ -489,31 +486,6 @@ fn repack(data: &[u8], kind: TensorType, rows: usize, cols: usize) -> Result<qua
 }
 
 /// Whether a tensor is one of the matrices of a layer.
-fn is_matrix(tensor: &Tensor) -> bool {
+pub(super) fn is_matrix(tensor: &TensorInfo) -> bool {
     tensor.name.starts_with("blk.") && tensor.dims.len() == 2
-}
-
-pub(super) fn plan(file: &Gguf, shape: &Shape, layout: Layout, form: HeadForm) -> WeightBytes {
-    let mut plan = WeightBytes::default();
-    let unread = if has_duplicate_head(file) { HEAD } else { "" };
-    let head = if file.tensor(HEAD).is_some() && unread.is_empty() { HEAD } else { EMBEDDING };
-    // Of a table that is read here and there: what is read of it at a time where it is read whole.
-    let some_rows = |tensor: &Tensor| {
-        let row = tensor.bytes.len() / tensor.dims.get(1).copied().unwrap_or(1).max(1);
-        tensor.bytes.len().min(SCAN_ROWS * row + 2 * AROUND)
-    };
-    for tensor in file.tensors().iter().filter(|tensor| tensor.name != unread) {
-        let in_place = tensor.kind == TensorType::I2S && layout == Layout::Blocks128;
-        let is_dense = || dense(tensor.kind, &file.data(tensor), tensor.dims[0]).is_some();
-        if tensor.name == head && form != HeadForm::File {
-            plan.mapped += some_rows(tensor) + form.image_bytes(shape);
-        } else if tensor.name == EMBEDDING && head == HEAD {
-            plan.mapped += some_rows(tensor);
-        } else if is_matrix(tensor) && !in_place && !is_dense() {
-            plan.copied += tensor.dims[1] * packed_row(tensor.dims[0]);
-        } else {
-            plan.mapped += tensor.bytes.len();
-        }
-    }
-    plan
 }

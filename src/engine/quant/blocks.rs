@@ -1,6 +1,6 @@
-//! Numbers in blocks that share a scale: ggml's Q4_0, Q8_0, Q4_K and Q6_K.
+//! Block formats, in which numbers share a scale: ggml's Q4_0, Q8_0, Q4_K and Q6_K.
 //!
-//! Every number is computed as the `gguf` package of Python does it, in its order of f32 operations:
+//! Every number is computed as the `gguf` package of Python does it, in its order of f32 operations;
 //! `tests/engine/formats.rs` compares the bits. Source of the layouts: that package's `quants.py`.
 
 use half::f16;
@@ -20,9 +20,9 @@ pub const Q4_K_BYTES: usize = 144;
 /// Bytes of a Q6_K block: 128 of low nibbles, 64 of upper bits, 16 int8 scales, their half scale.
 pub const Q6_K_BYTES: usize = 210;
 
-/// Formats of numbers in blocks.
+/// The block formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blocks {
+pub enum BlockFormat {
     /// 32 numbers: 4 bits each, one scale.
     Q4_0,
     /// 32 numbers: 8 bits each, one scale.
@@ -33,32 +33,32 @@ pub enum Blocks {
     Q6K,
 }
 
-impl Blocks {
-    /// Numbers in a block, and its bytes.
-    pub fn size(self) -> (usize, usize) {
+impl BlockFormat {
+    /// Numbers in a block, and bytes of a block.
+    pub fn block_size(self) -> (usize, usize) {
         match self {
-            Blocks::Q4_0 => (Q4_0_BLOCK, Q4_0_BYTES),
-            Blocks::Q8_0 => (Q8_0_BLOCK, Q8_0_BYTES),
-            Blocks::Q4K => (K_BLOCK, Q4_K_BYTES),
-            Blocks::Q6K => (K_BLOCK, Q6_K_BYTES),
+            BlockFormat::Q4_0 => (Q4_0_BLOCK, Q4_0_BYTES),
+            BlockFormat::Q8_0 => (Q8_0_BLOCK, Q8_0_BYTES),
+            BlockFormat::Q4K => (K_BLOCK, Q4_K_BYTES),
+            BlockFormat::Q6K => (K_BLOCK, Q6_K_BYTES),
         }
     }
 
-    /// Reads blocks; `bytes` holds exactly `out.len()` numbers.
+    /// Decodes blocks; `bytes` holds exactly `out.len()` numbers.
     ///
     /// # Panics
     /// When the lengths do not agree.
     pub fn read(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            Blocks::Q4_0 => each(bytes, out, read_q4_0),
-            Blocks::Q8_0 => each(bytes, out, read_q8_0),
-            Blocks::Q4K => each(bytes, out, read_q4_k),
-            Blocks::Q6K => each(bytes, out, read_q6_k),
+            BlockFormat::Q4_0 => decode_blocks(bytes, out, read_q4_0),
+            BlockFormat::Q8_0 => decode_blocks(bytes, out, read_q8_0),
+            BlockFormat::Q4K => decode_blocks(bytes, out, read_q4_k),
+            BlockFormat::Q6K => decode_blocks(bytes, out, read_q6_k),
         }
     }
 }
 
-fn each<const BYTES: usize, const LEN: usize>(
+fn decode_blocks<const BYTES: usize, const LEN: usize>(
     bytes: &[u8],
     out: &mut [f32],
     read: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
@@ -68,17 +68,17 @@ fn each<const BYTES: usize, const LEN: usize>(
     blocks.iter().zip(out).for_each(|(block, out)| read(block, out));
 }
 
-// The four below are always inlined, so that each kernel table compiles them for its processor.
+// The four decoders below are always inlined, so that each kernel table compiles them for its instruction set.
 
 #[inline(always)]
-fn half(block: &[u8], at: usize) -> f32 {
+fn scale_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const()
 }
 
-/// Low nibbles are the first 16 numbers, high ones the others.
+/// The low nibbles are the first 16 numbers, the high ones the others.
 #[inline(always)]
 pub fn read_q4_0(block: &[u8; Q4_0_BYTES], out: &mut [f32; Q4_0_BLOCK]) {
-    let d = half(block, 0);
+    let d = scale_at(block, 0);
     let (low, high) = out.split_at_mut(Q4_0_BLOCK / 2);
     for ((byte, low), high) in block[2..].iter().zip(low).zip(high) {
         *low = d * f32::from((byte & 15) as i8 - 8);
@@ -88,7 +88,7 @@ pub fn read_q4_0(block: &[u8; Q4_0_BYTES], out: &mut [f32; Q4_0_BLOCK]) {
 
 #[inline(always)]
 pub fn read_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
-    let d = half(block, 0);
+    let d = scale_at(block, 0);
     for (byte, out) in block[2..].iter().zip(out) {
         *out = f32::from(*byte as i8) * d;
     }
@@ -97,7 +97,7 @@ pub fn read_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
 /// Each 32 bytes of nibbles hold two groups of 32 numbers, the low nibbles first.
 #[inline(always)]
 pub fn read_q4_k(block: &[u8; Q4_K_BYTES], out: &mut [f32; K_BLOCK]) {
-    let (d, d_min) = (half(block, 0), half(block, 2));
+    let (d, d_min) = (scale_at(block, 0), scale_at(block, 2));
     let (codes, groups) = (block[16..].as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     for (group, out) in groups.iter_mut().enumerate() {
         let (scale, min) = scale_and_min(&block[4..16], group);
@@ -109,9 +109,9 @@ pub fn read_q4_k(block: &[u8; Q4_K_BYTES], out: &mut [f32; K_BLOCK]) {
     }
 }
 
-/// Scale and minimum of a group of Q4_K, 6 bits each: those of the first four groups are the low bits
-/// of bytes 0 to 3 and 4 to 7; the others have their low nibbles in bytes 8 to 11 and their upper bits
-/// above those of the first four.
+/// The scale and minimum of a group of Q4_K, 6 bits each. Those of the first four groups are the low bits of bytes
+/// 0 to 3 and 4 to 7; the others have their low nibbles in bytes 8 to 11 and their upper bits above those of the
+/// first four.
 #[inline(always)]
 fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     let (i, low) = (group % 4, packed[8 + group % 4]);
@@ -121,11 +121,11 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     }
 }
 
-/// Each half of 128 numbers is four groups of 32: two low nibbles of 64 bytes, two high ones; the upper
-/// bits of the four share 32 bytes.
+/// Each half of 128 numbers is four groups of 32: two of low nibbles of 64 bytes, two of high ones; the upper bits
+/// of the four share 32 bytes.
 #[inline(always)]
 pub fn read_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; K_BLOCK]) {
-    let d = half(block, 208);
+    let d = scale_at(block, 208);
     let (low, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
     for (index, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (half, group) = (index / 4, index % 4);

@@ -1,27 +1,28 @@
-//! How weights are written: tensor types, formats of numbers, ternary block layouts, and the step
-//! from any of them to the one ternary form the kernels read.
+//! Number formats: tensor types, float and block formats, ternary layouts, and the conversion from any of these to
+//! the one ternary form that the kernels read.
 //!
-//! That form is I2_S with blocks of 128: codes 0, 1, 2 for -1, 0, +1; element `j` of a block is in
-//! byte `j % 32`, bits `6 - 2 * (j / 32)`; a row is padded with zeros (code 1) to whole blocks.
-//! Deliberately knows no file: slices in, slices out.
+//! That form is I2_S with blocks of 128: codes 0, 1, 2 stand for -1, 0, +1; element `j` of a block is in byte `j %
+//! 32`, bits `6 - 2 * (j / 32)`; a row is padded with zeros (code 1) to whole blocks.
+//!
+//! Deliberately knows nothing of files: slices in, slices out.
 
 pub(super) mod blocks;
-mod dense;
+mod float_formats;
 mod quantize;
-mod screen;
 mod ternary;
+mod two_bit;
 
-pub use blocks::Blocks;
-pub use dense::{Dense, Numbers, WriteRow};
-pub use screen::{Outline, SCREEN_Q, screen_row};
+pub use blocks::BlockFormat;
+pub use float_formats::{FloatFormat, RowFormat, WriteRow};
 pub use ternary::{
-    BLOCK, BLOCK_BYTES, I2S_TAIL, Packed, all_zeros, check_i2s, code, find_code_3, i2s_scale, is_ternary,
-    pack_dense, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
+    BLOCK, BLOCK_BYTES, I2S_TAIL, PackedMatrix, all_zeros, check_i2s_codes, code, find_undefined_code,
+    i2s_scale, is_ternary, pack_floats, pack_i2s_64, pack_i2s_rows4, pack_tq1, pack_tq2, packed_row,
 };
+pub use two_bit::{RowBound, TWO_BIT_MAX_Q, encode_two_bit};
 
 use ternary::{TQ_BLOCK, TQ1_BYTES, TQ2_BYTES};
 
-/// Tensor types of GGUF that this engine reads; the numbers are ggml's.
+/// The tensor types of GGUF that this engine reads; the numbers are ggml's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorType {
     /// 0
@@ -47,7 +48,7 @@ pub enum TensorType {
 }
 
 impl TensorType {
-    /// The type of a number in the file, or the name of what this engine does not read.
+    /// The type with that number in a file; the error names a type that this engine does not read.
     pub fn from_id(id: u32) -> Result<Self, String> {
         Ok(match id {
             0 => TensorType::F32,
@@ -74,7 +75,7 @@ impl TensorType {
         })
     }
 
-    /// Its name.
+    /// The type's name.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "F32",
@@ -90,16 +91,15 @@ impl TensorType {
         }
     }
 
-    /// Bytes of a tensor of `elements` in rows of `row`; `None` where the row does not divide into
-    /// blocks, or on overflow.
+    /// Bytes of a tensor of `elements` in rows of `row`; `None` where rows are not whole blocks, or on overflow.
     pub fn bytes(self, elements: u64, row: u64) -> Option<u64> {
         let (size, bytes) = match self {
             TensorType::F32 => (1, 4),
             TensorType::F16 | TensorType::Bf16 => (1, 2),
-            TensorType::Q4_0 => Blocks::Q4_0.size(),
-            TensorType::Q8_0 => Blocks::Q8_0.size(),
-            TensorType::Q4K => Blocks::Q4K.size(),
-            TensorType::Q6K => Blocks::Q6K.size(),
+            TensorType::Q4_0 => BlockFormat::Q4_0.block_size(),
+            TensorType::Q8_0 => BlockFormat::Q8_0.block_size(),
+            TensorType::Q4K => BlockFormat::Q4K.block_size(),
+            TensorType::Q6K => BlockFormat::Q6K.block_size(),
             TensorType::Tq1 => (TQ_BLOCK, TQ1_BYTES),
             TensorType::Tq2 => (TQ_BLOCK, TQ2_BYTES),
             TensorType::I2S => (BLOCK, BLOCK_BYTES),
@@ -111,7 +111,7 @@ impl TensorType {
     }
 }
 
-/// Types people will bring that are named when they are refused.
+/// Types of other files, which the error names.
 const GGML_NAMES: &[(u32, &str)] = &[
     (3, "Q4_1"),
     (6, "Q5_0"),
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn rows_of_numbers_take_the_bytes_their_tensors_take() {
         for kind in (0..40).filter_map(|id| TensorType::from_id(id).ok()) {
-            let Some(numbers) = Numbers::of(kind) else { continue };
+            let Some(numbers) = RowFormat::of(kind) else { continue };
             for cols in [1, 32, 48, 256, 288, 512] {
                 let bytes = kind.bytes(3 * cols as u64, cols as u64);
                 assert_eq!(numbers.row_bytes(cols).map(|row| 3 * row as u64), bytes, "{kind:?} {cols}");

@@ -1,19 +1,18 @@
-//! Writing Q8_0 and Q6_K, for heads and embeddings.
+//! Encoders of Q8_0 and Q6_K, for heads and embeddings.
 //!
-//! Q8_0 is written to the bit as the `gguf` package of Python writes it. Q6_K is written so that the
-//! square error is small: ggml's reference weighs errors and rounds the scales later, so its bytes
-//! are others. Rows that Q6_K can hold as they are, among them all that were read from it, keep
-//! every number.
+//! Q8_0 is written bit for bit as the `gguf` package of Python writes it. Q6_K is written so that the square error
+//! is small; ggml's reference weighs errors and rounds the scales later, so its bytes differ. Rows that Q6_K can
+//! hold exactly, among them all that were read from it, keep every number.
 
 use super::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES};
 use half::f16;
 
 /// Numbers of a Q6_K block that share an int8 scale.
 const GROUP: usize = 16;
-/// Such groups in a block.
+/// Groups in a block.
 const GROUPS: usize = K_BLOCK / GROUP;
 
-/// Writes rows as Q8_0; `bytes` holds exactly `x.len()` numbers.
+/// Encodes rows as Q8_0; `bytes` holds exactly `x.len()` numbers.
 pub(super) fn write_q8_0(bytes: &mut [u8], x: &[f32]) {
     let ((blocks, rest), (x, x_rest)) = (bytes.as_chunks_mut::<Q8_0_BYTES>(), x.as_chunks::<Q8_0_BLOCK>());
     assert!(blocks.len() == x.len() && rest.is_empty() && x_rest.is_empty());
@@ -27,35 +26,35 @@ pub(super) fn write_q8_0(bytes: &mut [u8], x: &[f32]) {
     }
 }
 
-/// Writes rows as Q6_K; `bytes` holds exactly `x.len()` numbers.
+/// Encodes rows as Q6_K; `bytes` holds exactly `x.len()` numbers.
 pub(super) fn write_q6_k(bytes: &mut [u8], x: &[f32]) {
     let ((blocks, rest), (x, x_rest)) = (bytes.as_chunks_mut::<Q6_K_BYTES>(), x.as_chunks::<K_BLOCK>());
     assert!(blocks.len() == x.len() && rest.is_empty() && x_rest.is_empty());
     for (block, x) in blocks.iter_mut().zip(x) {
-        let (d, scales) = exact_scales(x).unwrap_or_else(|| searched_scales(x));
-        put_q6_k(block, d, scales, x);
+        let (d, scales) = exact_scales(x).unwrap_or_else(|| search_scales(x));
+        encode_q6_k(block, d, scales, x);
     }
 }
 
-/// The number farthest from zero, with its sign; of several the first.
+/// The number farthest from zero, with its sign; the first of several.
 fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |largest: f32, x| if x.abs() > largest.abs() { *x } else { largest })
 }
 
 /// The code of `x` with a scale: -32 to 31.
 fn code_q6(x: f32, inverse: f32) -> f32 {
-    /// 1.5 * 2^23: beside it an f32 has no room for a fraction, so adding it rounds, ties to even. Old
-    /// x86-64 has no instruction for that, and this is tried for every scale of the search.
+    /// 1.5 * 2^23: at this magnitude an f32 has no fraction, so adding it rounds, ties to even. Old x86-64 CPUs
+    /// have no instruction for that, and this is done for every scale of the search.
     const ROUND: f32 = 12_582_912.0;
     (x * inverse).clamp(-32.0, 31.0) + ROUND - ROUND
 }
 
 fn inverse(scale: f32) -> f32 {
-    // A scale so small that its inverse is infinite holds nothing that a code could tell apart.
+    // A scale so small that its inverse is infinite holds nothing that codes could tell apart.
     Some(1.0 / scale).filter(|inverse| inverse.is_finite()).unwrap_or(0.0)
 }
 
-fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32; K_BLOCK]) {
+fn encode_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32; K_BLOCK]) {
     block.fill(0);
     for (index, x) in x.iter().enumerate() {
         let inverse = inverse(d.to_f32() * f32::from(scales[index / GROUP]));
@@ -68,28 +67,28 @@ fn put_q6_k(block: &mut [u8; Q6_K_BYTES], d: f16, scales: [i8; GROUPS], x: &[f32
     block[208..].copy_from_slice(&d.to_le_bytes());
 }
 
-/// Scales that make the square error small: the block's from its largest number, which code -32 of
-/// scale -128 reaches; each group's the best of those around its own largest number.
-fn searched_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
+/// Scales that make the square error small. The block's scale follows from its largest number, which code -32 with
+/// scale -128 reaches; each group's scale is the best of those around its own largest number.
+fn search_scales(x: &[f32; K_BLOCK]) -> (f16, [i8; GROUPS]) {
     let wanted = largest(x) / (32.0 * 128.0);
     let size = f16::from_f32(wanted.abs().min(f16::MAX.to_f32()));
-    // Rounded up: below, the largest number would be out of reach, by far where the scale is subnormal.
+    // Rounded up: otherwise the largest number would be out of reach, by far where the scale is subnormal.
     let up = size < f16::MAX && size.to_f32() < wanted.abs();
     let d = f16::from_bits(size.to_bits() + u16::from(up)).copysign(f16::from_f32(wanted));
     let groups = x.as_chunks::<GROUP>().0;
     (d, std::array::from_fn(|group| best_scale(&groups[group], d.to_f32())))
 }
 
-/// The int8 scale of a group with the smallest square error. Tried are those that take its largest
-/// number to codes from 35 to 27 of either sign: beyond, it is clipped too much, or codes go unused.
+/// The int8 scale of a group with the smallest square error. Scales are tried that bring its largest number to
+/// codes from 35 to 27 of either sign: beyond, it is clipped too much, or codes stay unused.
 fn best_scale(x: &[f32; GROUP], d: f32) -> i8 {
     let top = largest(x) * inverse(d);
     let (low, high) = ((top.abs() / 35.0).floor(), (top.abs() / 27.0).ceil());
-    let mut best = (sum_of_squares(x, 0.0), 0);
+    let mut best = (squared_error(x, 0.0), 0);
     for size in low.max(1.0) as i32..=high.min(128.0) as i32 {
         for scale in [-size, size] {
             let Ok(scale) = i8::try_from(scale) else { continue };
-            let error = sum_of_squares(x, d * f32::from(scale));
+            let error = squared_error(x, d * f32::from(scale));
             if error < best.0 {
                 best = (error, scale);
             }
@@ -98,26 +97,26 @@ fn best_scale(x: &[f32; GROUP], d: f32) -> i8 {
     best.1
 }
 
-/// Square error of a group with a scale.
-fn sum_of_squares(x: &[f32; GROUP], scale: f32) -> f32 {
+/// The square error of a group with a scale.
+fn squared_error(x: &[f32; GROUP], scale: f32) -> f32 {
     let inverse = inverse(scale);
     x.iter().map(|x| x - scale * code_q6(*x, inverse)).map(|error| error * error).sum()
 }
 
-/// Scales with which a block keeps every number, where there are any: all numbers are whole multiples
-/// of one, `unit`, and that is a whole multiple of the block's scale.
+/// Scales with which a block keeps every number, where there are any: all numbers are whole multiples of one,
+/// `unit`, which is a whole multiple of the block's scale.
 fn exact_scales(x: &[f32; K_BLOCK]) -> Option<(f16, [i8; GROUPS])> {
-    /// Largest product of a group's scale (at most 128) and a code (at most 32).
+    /// The largest product of a group's scale (at most 128) and a code (at most 32).
     const MOST: f64 = 4096.0;
     let unit = common_unit(x)?;
     let largest = f64::from(largest(x).abs()) / unit;
-    // The largest scale of the block first: it needs the fewest bits.
+    // The largest scale of the block first, because it needs the fewest bits.
     (1..=(MOST / largest) as u32).find_map(|parts| {
         let d = f16::from_f64(unit / f64::from(parts));
         if d.to_f64() * f64::from(parts) != unit {
             return None;
         }
-        // The sign counts where a group needs -128: there is no scale 128.
+        // The sign matters where a group needs -128: there is no scale 128.
         [d, -d].into_iter().find_map(|d| Some((d, scales_for(x, d)?)))
     })
 }
@@ -138,14 +137,14 @@ fn exact_scale(x: &[i32; GROUP]) -> Option<i8> {
     sizes.into_iter().find(|scale| fits(i32::from(*scale)))
 }
 
-/// The largest number of which all are whole multiples, not more than 4096 times; `None` where
-/// there is none, or nothing to divide.
+/// The largest number of which all are whole multiples, at most 4096 times; `None` where there is none, or all are
+/// zero.
 fn common_unit(x: &[f32]) -> Option<f64> {
     let largest = f64::from(largest(x).abs());
     if largest == 0.0 || x.iter().any(|x| !x.is_finite()) {
         return None;
     }
-    // Euclid's algorithm; what is left of two floats is a float, so nothing is rounded.
+    // Euclid's algorithm. The remainder of two floats is a float, so nothing is rounded.
     x.iter().filter(|x| **x != 0.0).try_fold(0.0, |unit: f64, x| {
         let (mut a, mut b) = (f64::from(x.abs()), unit);
         while b != 0.0 {

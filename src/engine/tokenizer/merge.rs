@@ -1,25 +1,25 @@
-//! Merging neighbours, the best pair first, as both kinds of vocabulary do.
+//! Merges neighbouring tokens, the best pair first, for both kinds of vocabulary.
 //!
-//! The work grows with n log n, so that a word of a megabyte is no way to stop the daemon.
+//! The work grows with n log n, so that a word of a megabyte cannot stop the daemon.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// What two neighbours come to.
+/// The result of merging two neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Joined {
-    /// The lowest joins first; of equal ones the leftmost.
+pub(super) struct Merged {
+    /// The lowest rank is merged first; of equal ranks the leftmost.
     pub rank: u32,
-    /// The token they become.
+    /// The token that they become.
     pub id: u32,
 }
 
-/// Which neighbours join.
-pub(super) trait Pairs {
-    fn find(&self, left: u32, right: u32) -> Option<Joined>;
+/// The rules that say which neighbours are merged.
+pub(super) trait MergeRules {
+    fn find(&self, left: u32, right: u32) -> Option<Merged>;
 }
 
-/// A place in the word under work; merged places leave the list.
+/// A token of the word in progress; merged tokens leave the linked list.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     id: u32,
@@ -27,21 +27,22 @@ struct Symbol {
     next: u32,
 }
 
-/// A pair that may join, unless one of the two has changed since: rank, place, left, right, and what
-/// it becomes.
-type Offer = Reverse<(u32, u32, u32, u32, u32)>;
+/// A pair that may be merged, unless one of the two has changed since: rank, position, left, right, and what it
+/// becomes.
+type MergeCandidate = Reverse<(u32, u32, u32, u32, u32)>;
 
-/// No place.
+/// No position.
 const NONE: u32 = u32::MAX;
 
-/// Appends to `out` what is left of `word` when no two neighbours join.
-pub(super) fn merge(pairs: &impl Pairs, word: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
+/// Appends to `out` what is left of `word` when no two neighbours can be merged any more.
+pub(super) fn merge(pairs: &impl MergeRules, word: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
     let symbols = symbols(word);
-    // All at once is linear, one by one is not.
-    let offers: Vec<Offer> = (0..symbols.len()).filter_map(|at| offer(pairs, &symbols, at as u32)).collect();
-    let mut list = List { symbols, offers: offers.into() };
-    while let Some(Reverse((_, at, left, right, joined))) = list.offers.pop() {
-        list.join(pairs, at, (left, right), joined);
+    // Building the heap at once is linear, pushing one by one is not.
+    let offers: Vec<MergeCandidate> =
+        (0..symbols.len()).filter_map(|at| merge_candidate(pairs, &symbols, at as u32)).collect();
+    let mut list = SymbolList { symbols, candidates: offers.into() };
+    while let Some(Reverse((_, at, left, right, joined))) = list.candidates.pop() {
+        list.try_merge(pairs, at, (left, right), joined);
     }
     let mut at = if list.symbols.is_empty() { NONE } else { 0 };
     while at != NONE {
@@ -59,27 +60,28 @@ fn symbols(word: impl Iterator<Item = u32>) -> Vec<Symbol> {
     symbols
 }
 
-/// The pair that begins at `at`, if it joins.
-fn offer(pairs: &impl Pairs, symbols: &[Symbol], at: u32) -> Option<Offer> {
+/// The pair that begins at `at`, if it can be merged.
+fn merge_candidate(pairs: &impl MergeRules, symbols: &[Symbol], at: u32) -> Option<MergeCandidate> {
     let left = symbols[at as usize];
-    let right = symbols.get(left.next as usize)?.id; // NONE is no place
+    let right = symbols.get(left.next as usize)?.id; // `NONE` is no position
     let joined = pairs.find(left.id, right)?;
     Some(Reverse((joined.rank, at, left.id, right, joined.id)))
 }
 
-struct List {
+struct SymbolList {
     symbols: Vec<Symbol>,
-    offers: BinaryHeap<Offer>,
+    candidates: BinaryHeap<MergeCandidate>,
 }
 
-impl List {
-    /// Puts the pair that begins at `at` on the heap, if it joins.
-    fn offer(&mut self, pairs: &impl Pairs, at: u32) {
-        self.offers.extend(offer(pairs, &self.symbols, at));
+impl SymbolList {
+    /// Pushes the pair that begins at `at` on the heap, if it can be merged.
+    fn push_candidate(&mut self, pairs: &impl MergeRules, at: u32) {
+        self.candidates.extend(merge_candidate(pairs, &self.symbols, at));
     }
 
-    /// Joins the pair at `at` if it is still what was offered, and offers its new neighbours.
-    fn join(&mut self, pairs: &impl Pairs, at: u32, offered: (u32, u32), joined: u32) {
+    /// Merges the pair at `at` if it is unchanged since it was pushed, and pushes the pairs with its new
+    /// neighbours.
+    fn try_merge(&mut self, pairs: &impl MergeRules, at: u32, offered: (u32, u32), joined: u32) {
         let symbol = self.symbols[at as usize];
         if symbol.id != offered.0 || symbol.next == NONE || self.symbols[symbol.next as usize].id != offered.1
         {
@@ -92,9 +94,9 @@ impl List {
         if next != NONE {
             self.symbols[next as usize].previous = at;
         }
-        self.offer(pairs, at);
+        self.push_candidate(pairs, at);
         if symbol.previous != NONE {
-            self.offer(pairs, symbol.previous);
+            self.push_candidate(pairs, symbol.previous);
         }
     }
 }

@@ -1,45 +1,45 @@
-//! Text to token ids and back, and conversations to prompts, from a model file's own metadata.
+//! The tokenizer: text to token ids and back, and conversations to prompts, from a model file's own metadata.
 //!
-//! The merging is ours. Hugging Face's `tokenizers` is exact, but it reads its own JSON, brings dozens of
-//! crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken`
-//! and `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a promise about
-//! long lines. What libraries do well is theirs: `regex` cuts words in linear time, `aho-corasick` finds
-//! special tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` holds the result
-//! against Hugging Face's.
+//! The merging is implemented here. Hugging Face's `tokenizers` is exact, but it reads its own JSON, brings dozens
+//! of crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken` and
+//! `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a guarantee about long lines.
+//! What libraries do well is left to them: `regex` splits words in linear time, `aho-corasick` finds special
+//! tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` compares the result with Hugging
+//! Face's.
 //!
-//! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
+//! Deliberately knows nothing of models. `template` knows no ids: this file turns its texts into ids.
 
 mod bpe;
-mod decode;
-mod marks;
+mod detokenizer;
 mod merge;
-mod pieces;
+mod pre_tokenizer;
+mod sentencepiece;
+mod special_tokens;
 mod template;
 mod vocab;
-mod words;
 
-pub use decode::{Pushed, TextStream};
+pub use detokenizer::{StreamStep, TextStream};
 pub use template::{ChatTemplate, Role, Turn};
 
-use crate::engine::error::{LoadError, PromptError, shown};
+use crate::engine::error::{LoadError, PromptError, escaped};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
-use bpe::BytePairs;
-use marks::{Marks, Part};
-use pieces::Pieces;
+use bpe::ByteLevelBpe;
+use pre_tokenizer::PreTokenizer;
+use sentencepiece::SentencePiece;
+use special_tokens::{SpecialTokens, TextPart};
 use template::{Family, Names, Prompt, Template};
-use vocab::{Entries, Kind, TOKENS, Vocab, token_id, token_ids};
-use words::Cut;
+use vocab::{TOKENS, TokenKind, TokenTable, Vocab, token_id, token_ids};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TEMPLATE: &str = "tokenizer.chat_template";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 
-/// Texts of marks that end a turn; with the ids a file names, they all end an answer.
+/// Texts of control tokens that end a turn; together with the ids that a file names, they all end an answer.
 const END_TEXTS: &[&str] =
     &["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "</s>"];
-/// Each names one id or a list; the plural is Ollama's and ours for those beyond the first two.
+/// Each names one id or a list; the plural forms are Ollama's and this project's, for ids beyond the first two.
 const END_KEYS: &[&str] = &[
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
@@ -50,7 +50,7 @@ const END_KEYS: &[&str] = &[
     "tokenizer.ggml.eog_token_ids",
 ];
 
-/// What templates call further tokens, and the keys of those.
+/// The names that templates use for tokens.
 const OTHER_TOKENS: &[(&str, &str)] = &[
     ("unk_token", "tokenizer.ggml.unknown_token_id"),
     ("pad_token", "tokenizer.ggml.padding_token_id"),
@@ -63,17 +63,17 @@ const OTHER_TOKENS: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
-    rules: Rules,
+    algorithm: Algorithm,
     /// Tokens that only a template or the owner may write.
-    marks: Marks,
-    /// Tokens that are one in any text.
-    wholes: Marks,
+    control_tokens: SpecialTokens,
+    /// Tokens that are found as a whole in any text.
+    user_defined_tokens: SpecialTokens,
     bos: Option<u32>,
     /// Whether any text begins with `bos`.
-    begins: bool,
-    /// Whether a prompt begins with `bos` where its template has not put it there.
-    add_bos: bool,
-    ends: Vec<u32>,
+    text_starts_with_bos: bool,
+    /// Whether a prompt begins with `bos` where its template has not written it.
+    chat_adds_bos: bool,
+    end_tokens: Vec<u32>,
     chat: Template,
     /// Where the template comes from.
     chat_source: String,
@@ -81,23 +81,23 @@ pub struct Tokenizer {
 }
 
 #[derive(Debug)]
-enum Rules {
-    BytePairs(BytePairs),
-    Pieces(Pieces),
+enum Algorithm {
+    ByteLevelBpe(ByteLevelBpe),
+    SentencePiece(SentencePiece),
 }
 
-/// A file's tokens and rules, before its special tokens and its template are looked at.
-struct Base {
-    entries: Entries,
-    rules: Rules,
-    /// Whether it is Falcon-E's, whose chat form no mark tells.
+/// A file's tokens and rules, before its special tokens and its template are read.
+struct VocabParts {
+    entries: TokenTable,
+    rules: Algorithm,
+    /// Whether it is Falcon-E's, whose chat format no control token shows.
     falcon_e: bool,
     /// Whether texts begin with the beginning-of-text token where the file does not say.
     begins: bool,
     notes: Vec<String>,
 }
 
-impl Base {
+impl VocabParts {
     fn read(file: &Gguf) -> Result<Self, LoadError> {
         match file.text(MODEL)? {
             Some("gpt2") => Self::byte_pairs(file),
@@ -112,15 +112,15 @@ impl Base {
     fn byte_pairs(file: &Gguf) -> Result<Self, LoadError> {
         let mut notes = Vec::new();
         let pre = file.text(PRE)?;
-        let cut = match pre {
+        let pre_tokenizer = match pre {
             // What bitnet.cpp's converter writes for a tokenizer that it does not know.
-            Some("gpt-2") if Tokenizer::is_llama_3s(file)? => {
+            Some("gpt-2") if Tokenizer::has_llama3_vocabulary(file)? => {
                 notes.push(
                     "the file names the gpt-2 pre-tokenizer for llama 3's tokens; llama-bpe is used".into(),
                 );
-                Cut::Llama3
+                PreTokenizer::Llama3
             }
-            Some(name) => Cut::named(name).ok_or_else(|| {
+            Some(name) => PreTokenizer::named(name).ok_or_else(|| {
                 not_read(
                     PRE,
                     name,
@@ -130,18 +130,18 @@ impl Base {
             // The official 2B-4T file names none; its tokenizer is Llama 3's.
             None => {
                 notes.push("the file names no pre-tokenizer; llama-bpe is used".into());
-                Cut::Llama3
+                PreTokenizer::Llama3
             }
         };
-        let (entries, rules) = BytePairs::read(file, cut)?;
+        let (entries, rules) = ByteLevelBpe::read(file, pre_tokenizer)?;
         let falcon_e = matches!(pre, Some("falcon-e" | "falcon_e"));
-        // Falcon's tokenizers cut words as Llama 3's do, but begin no text.
-        let begins = cut == Cut::Llama3 && !falcon_e && pre != Some("falcon3");
-        Ok(Base { entries, rules: Rules::BytePairs(rules), falcon_e, begins, notes })
+        // Falcon's tokenizers split words as Llama 3's does, but add no beginning-of-text token.
+        let begins = pre_tokenizer == PreTokenizer::Llama3 && !falcon_e && pre != Some("falcon3");
+        Ok(VocabParts { entries, rules: Algorithm::ByteLevelBpe(rules), falcon_e, begins, notes })
     }
 
     fn pieces(file: &Gguf) -> Result<Self, LoadError> {
-        let (entries, rules) = Pieces::read(file)?;
+        let (entries, rules) = SentencePiece::read(file)?;
         let mut notes = Vec::new();
         if rules.missing_bytes() > 0 {
             notes.push(format!(
@@ -149,7 +149,13 @@ impl Base {
                 rules.missing_bytes()
             ));
         }
-        Ok(Base { entries, rules: Rules::Pieces(rules), falcon_e: false, begins: true, notes })
+        Ok(VocabParts {
+            entries,
+            rules: Algorithm::SentencePiece(rules),
+            falcon_e: false,
+            begins: true,
+            notes,
+        })
     }
 }
 
@@ -157,8 +163,8 @@ impl Tokenizer {
     /// Reads the tokenizer of a model file: a byte-level one (`gpt2`) or a SentencePiece one (`llama`).
     ///
     /// # Errors
-    /// What it does not read by name, and whatever does not hold together, at its key. A chat template
-    /// that cannot be used is none: the form of the model's family takes its place, and a note says so.
+    /// An unsupported tokenizer, by its name, and inconsistent metadata, by its key. A chat template that cannot be
+    /// used is not an error: the format of the model's family replaces it, and a note says so.
     pub fn read(file: &Gguf) -> Result<Self, LoadError> {
         Self::read_with(file, &ChatTemplate::Auto)
     }
@@ -166,56 +172,73 @@ impl Tokenizer {
     /// The same with a chat template of the owner's choice.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::read`]; and a template that was named and is not there or cannot be used.
+    /// Those of [`Tokenizer::read`], and a template that was named and is missing or cannot be used.
     pub fn read_with(file: &Gguf, template: &ChatTemplate) -> Result<Self, LoadError> {
         check_tokenizer(file)?;
-        let Base { mut entries, rules, falcon_e, begins, mut notes } = Base::read(file)?;
+        let VocabParts { mut entries, rules, falcon_e, begins, mut notes } = VocabParts::read(file)?;
         let bos = token_id(file, "tokenizer.ggml.bos_token_id", entries.vocab.len())?;
         let ends = end_ids(file, &entries)?;
         notes.push(ends_note(&entries.vocab, &ends));
-        entries.mark(&ends);
-        entries.mark(bos.as_slice());
+        entries.make_control(&ends);
+        entries.make_control(bos.as_slice());
         let family = Family::detect(file, &entries, falcon_e)?;
         let names = names(file, &entries)?;
         let chosen = read_template(file, family, names, template, &mut notes)?;
-        let said = file.flag(ADD_BOS)?;
-        let begins = said.unwrap_or(begins);
-        let add_bos = said.unwrap_or(chosen.built_in && family.begins());
-        let marks = Marks::new(&entries.vocab, entries.of(Kind::Mark), Kind::Mark)?;
-        let wholes = Marks::new(&entries.vocab, entries.of(Kind::Whole), Kind::Whole)?;
-        let Chosen { template: chat, source: chat_source, .. } = chosen;
+        let declared = file.bool(ADD_BOS)?;
+        let begins = declared.unwrap_or(begins);
+        let add_bos = declared.unwrap_or(chosen.built_in && family.begins());
+        let marks =
+            SpecialTokens::new(&entries.vocab, entries.ids_of_kind(TokenKind::Control), TokenKind::Control)?;
+        let wholes = SpecialTokens::new(
+            &entries.vocab,
+            entries.ids_of_kind(TokenKind::UserDefined),
+            TokenKind::UserDefined,
+        )?;
+        let ChosenTemplate { template: chat, source: chat_source, .. } = chosen;
         let vocab = entries.vocab;
-        Ok(Tokenizer { vocab, rules, marks, wholes, bos, begins, add_bos, ends, chat, chat_source, notes })
+        Ok(Tokenizer {
+            vocab,
+            algorithm: rules,
+            control_tokens: marks,
+            user_defined_tokens: wholes,
+            bos,
+            text_starts_with_bos: begins,
+            chat_adds_bos: add_bos,
+            end_tokens: ends,
+            chat,
+            chat_source,
+            notes,
+        })
     }
 
-    /// Whether a file has Llama 3's vocabulary, which the models of several makers share; its marks tell.
+    /// Whether a file has Llama 3's vocabulary, which models of several makers share; its control tokens show it.
     ///
     /// # Errors
     /// When the file has no tokens.
-    pub fn is_llama_3s(file: &Gguf) -> Result<bool, LoadError> {
+    pub fn has_llama3_vocabulary(file: &Gguf) -> Result<bool, LoadError> {
         let tokens = file.strings(TOKENS)?;
         let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
         Ok(has("<|begin_of_text|>") && has("<|eot_id|>"))
     }
 
-    /// The chat template that a BitNet b1.58 file should hold, where it holds none or one that the model
-    /// was not trained on; `None` for any other file.
+    /// The chat template that a BitNet b1.58 file should hold, where it holds none or one that the model was not
+    /// trained on; `None` for any other file.
     ///
     /// # Errors
-    /// What [`Tokenizer::read`] says of the tokens.
+    /// What [`Tokenizer::read`] reports about the tokens.
     pub fn template_for(file: &Gguf) -> Result<Option<&'static str>, LoadError> {
-        let base = Base::read(file)?;
+        let base = VocabParts::read(file)?;
         let family = Family::detect(file, &base.entries, base.falcon_e)?;
         let sound = file.text(TEMPLATE)?.is_some_and(|template| !family.knows_better_than(template));
         Ok((family == Family::BitNet && !sound).then(|| family.form()))
     }
 
-    /// A token of a byte-level vocabulary that is taken whole where it is a word, and that merges alone do not
-    /// lead to: text is cut otherwise where a vocabulary says that merges decide.
-    pub fn whole_word_beyond_merges(&self) -> Option<u32> {
-        match &self.rules {
-            Rules::BytePairs(rules) => rules.whole_word_beyond_merges(&self.vocab),
-            Rules::Pieces(_) => None,
+    /// A token of a byte-level vocabulary that is taken as a whole where it is a word, and that merges alone do not
+    /// produce. With a vocabulary in which merges decide, text is split differently.
+    pub fn token_beyond_merges(&self) -> Option<u32> {
+        match &self.algorithm {
+            Algorithm::ByteLevelBpe(rules) => rules.token_beyond_merges(&self.vocab),
+            Algorithm::SentencePiece(_) => None,
         }
     }
 
@@ -224,7 +247,7 @@ impl Tokenizer {
         self.vocab.len()
     }
 
-    /// The bytes a token stands for; a special token's are its name.
+    /// The bytes that a token stands for; for a special token these are its name.
     ///
     /// # Panics
     /// When `id` is outside the vocabulary.
@@ -234,10 +257,10 @@ impl Tokenizer {
 
     /// Whether a token ends an answer.
     pub fn is_end(&self, id: u32) -> bool {
-        self.ends.contains(&id)
+        self.end_tokens.contains(&id)
     }
 
-    /// What the file had wrong or missing and how that was met, and which tokens end an answer: short
+    /// What was wrong or missing in the file and how it was handled, and which tokens end an answer: short
     /// sentences for a log.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -248,66 +271,66 @@ impl Tokenizer {
         &self.chat_source
     }
 
-    /// Ids of a text in which nothing is special. No beginning-of-text is added.
+    /// The ids of a text in which nothing is special. No beginning-of-text token is added.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids);
         ids
     }
 
-    /// Ids of a text in which the names of special tokens mean those tokens. For text of the
-    /// owner's only: a user's text must not be able to end its own turn.
+    /// The ids of a text in which the names of special tokens mean these tokens. Only for text of the owner: a
+    /// user's text must not be able to end its own turn.
     pub fn encode_with_specials(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        self.marks.each(text, |part| match part {
-            Part::Text(text) => self.encode_into(text, &mut ids),
-            Part::Token(id) => ids.push(id),
+        self.control_tokens.split(text, |part| match part {
+            TextPart::Text(text) => self.encode_into(text, &mut ids),
+            TextPart::Token(id) => ids.push(id),
         });
         ids
     }
 
     /// The token that every text begins with: the file's beginning-of-text token where
-    /// `tokenizer.ggml.add_bos_token` is true, or where that key is missing and the kind of tokenizer adds
-    /// one by default. SentencePiece and Llama 3 do, other byte-level ones do not. Source: `llama-vocab.cpp`
-    /// of llama.cpp.
+    /// `tokenizer.ggml.add_bos_token` is true, or where that key is missing and the kind of tokenizer adds one by
+    /// default. SentencePiece and Llama 3 do, other byte-level tokenizers do not. Source: `llama-vocab.cpp` of
+    /// llama.cpp.
     ///
-    /// A chat prompt goes by its template instead, see [`Tokenizer::prompt_chat`].
-    pub fn begin(&self) -> Option<u32> {
-        self.bos.filter(|_| self.begins)
+    /// For a chat prompt the template decides instead; see [`Tokenizer::prompt_chat`].
+    pub fn bos_of_text(&self) -> Option<u32> {
+        self.bos.filter(|_| self.text_starts_with_bos)
     }
 
-    /// The beginning-of-text token that the file names, whether texts begin with it or not; for that see
-    /// [`Tokenizer::begin`].
+    /// The beginning-of-text token that the file names, whether or not texts begin with it; for that see
+    /// [`Tokenizer::bos_of_text`].
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// Ids of a conversation in the model's own form, ready for the assistant's next turn. Nothing that
-    /// is said in it becomes a special token.
+    /// The ids of a conversation in the model's own format, ready for the assistant's next turn. No text of the
+    /// conversation becomes a special token.
     ///
     /// # Errors
-    /// When the model's chat template does not take the conversation.
+    /// When the model's chat template rejects the conversation.
     pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
         let prompt = self.chat.prompt(turns).map_err(|why| PromptError::Template(why.to_string()))?;
         let mut ids = Vec::new();
         self.encode_prompt(&prompt, &mut ids);
-        if self.add_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
+        if self.chat_adds_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
             ids.splice(..0, self.bos);
         }
         Ok(ids)
     }
 
-    /// Looks for special tokens in what the template wrote only. What stands between two of them is
-    /// encoded as one text, as it was in training, whoever said which part of it.
+    /// Looks for special tokens only in what the template wrote. Everything between two of them is encoded as one
+    /// text, as it was in training, whether the template or the conversation contributed it.
     fn encode_prompt(&self, prompt: &Prompt, ids: &mut Vec<u32>) {
-        let mut plain = 0; // from here on nothing is encoded yet
+        let mut plain = 0; // nothing is encoded from here on
         let mut at = 0;
         let end = (prompt.text.len()..prompt.text.len(), 0);
         for (said, _) in prompt.said.iter().chain([&end]) {
             let mut place = at;
-            self.marks.each(&prompt.text[at..said.start], |part| match part {
-                Part::Text(text) => place += text.len(),
-                Part::Token(id) => {
+            self.control_tokens.split(&prompt.text[at..said.start], |part| match part {
+                TextPart::Text(text) => place += text.len(),
+                TextPart::Token(id) => {
                     self.encode_into(&prompt.text[plain..place], ids);
                     ids.push(id);
                     place += self.vocab.get(id).len();
@@ -320,24 +343,24 @@ impl Tokenizer {
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        self.wholes.each(text, |part| match part {
-            Part::Token(id) => ids.push(id),
-            Part::Text(text) => match &self.rules {
-                Rules::BytePairs(rules) => rules.encode(&self.vocab, text, ids),
-                Rules::Pieces(rules) => rules.encode(&self.vocab, text, ids),
+        self.user_defined_tokens.split(text, |part| match part {
+            TextPart::Token(id) => ids.push(id),
+            TextPart::Text(text) => match &self.algorithm {
+                Algorithm::ByteLevelBpe(rules) => rules.encode(&self.vocab, text, ids),
+                Algorithm::SentencePiece(rules) => rules.encode(&self.vocab, text, ids),
             },
         });
     }
 }
 
 fn not_read(key: &str, name: &str, way_out: &str) -> LoadError {
-    LoadError::key(key, format!("\"{}\" is not read by this version; {way_out}", shown(name)))
+    LoadError::key(key, format!("\"{}\" is not read by this version; {way_out}", escaped(name)))
 }
 
 /// The template that prompts are made with, and where it comes from.
-struct Chosen {
+struct ChosenTemplate {
     template: Template,
-    /// Whether it is a form of ours.
+    /// Whether it is built in.
     built_in: bool,
     source: String,
 }
@@ -349,7 +372,7 @@ fn read_template(
     names: Names,
     choice: &ChatTemplate,
     notes: &mut Vec<String>,
-) -> Result<Chosen, LoadError> {
+) -> Result<ChosenTemplate, LoadError> {
     let own = file.text(TEMPLATE)?;
     let compile = |text: &str| Template::new(text.to_owned(), names.clone());
     let way_out = "leave model.chat_template out, set it to \"built-in\", or to the path of a template";
@@ -358,11 +381,11 @@ fn read_template(
             let template = compile(source).map_err(|why| {
                 LoadError::new(
                     "chat_template",
-                    format!("{place}: {why}; mend it, or leave model.chat_template out"),
+                    format!("{place}: {why}; correct it, or leave model.chat_template out"),
                 )
             })?;
             notes.push(format!("the chat template of {place} is used, as model.chat_template says"));
-            return Ok(Chosen { template, built_in: false, source: place.clone() });
+            return Ok(ChosenTemplate { template, built_in: false, source: place.clone() });
         }
         (ChatTemplate::File, None) => {
             return Err(LoadError::key(TEMPLATE, format!("the file has no chat template; {way_out}")));
@@ -370,7 +393,7 @@ fn read_template(
         (ChatTemplate::File, Some(text)) => {
             let template =
                 compile(text).map_err(|why| LoadError::key(TEMPLATE, format!("{why}; {way_out}")))?;
-            return Ok(Chosen { template, built_in: false, source: "the file's own".into() });
+            return Ok(ChosenTemplate { template, built_in: false, source: "the file's own".into() });
         }
         (ChatTemplate::BuiltIn, _) => "model.chat_template is \"built-in\"".into(),
         (ChatTemplate::Auto, None) => "the file has no chat template".into(),
@@ -378,7 +401,9 @@ fn read_template(
             "the file's chat template is not what the model was trained on".into()
         }
         (ChatTemplate::Auto, Some(text)) => match compile(text) {
-            Ok(template) => return Ok(Chosen { template, built_in: false, source: "the file's own".into() }),
+            Ok(template) => {
+                return Ok(ChosenTemplate { template, built_in: false, source: "the file's own".into() });
+            }
             Err(why) => format!("the file's chat template {why}"),
         },
     };
@@ -391,11 +416,11 @@ fn read_template(
         family => format!("{why}; {}'s form is used", family.name()),
     });
     let template = compile(family.form()).map_err(|why| LoadError::key(TEMPLATE, why))?;
-    Ok(Chosen { template, built_in: true, source })
+    Ok(ChosenTemplate { template, built_in: true, source })
 }
 
 /// The names that templates call tokens by.
-fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
+fn names(file: &Gguf, entries: &TokenTable) -> Result<Names, LoadError> {
     let name = |key: &str| -> Result<Option<String>, LoadError> {
         let id = token_id(file, key, entries.vocab.len())?;
         Ok(id.map(|id| String::from_utf8_lossy(entries.vocab.get(id)).into_owned()))
@@ -405,7 +430,7 @@ fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
         others.extend(name(key)?.map(|text| (*called, text)));
     }
     let mut edges: Vec<char> = Vec::new();
-    for id in entries.of(Kind::Mark) {
+    for id in entries.ids_of_kind(TokenKind::Control) {
         let text = String::from_utf8_lossy(entries.vocab.get(id));
         edges.extend(text.chars().next().into_iter().chain(text.chars().next_back()));
     }
@@ -419,11 +444,11 @@ fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
     })
 }
 
-/// Every token that ends an answer. Without types a text that reads like an end is taken for one; with
-/// them it must be a mark: Llama 3's vocabulary has `</s>` as three letters of text.
-fn end_ids(file: &Gguf, entries: &Entries) -> Result<Vec<u32>, LoadError> {
+/// Every token that ends an answer. Without token types, a token whose text is an end marker counts as one; with
+/// types it must be a control token: Llama 3's vocabulary has `</s>` as ordinary text.
+fn end_ids(file: &Gguf, entries: &TokenTable) -> Result<Vec<u32>, LoadError> {
     let ids = entries.by_text();
-    let is_mark = |id: &u32| !entries.typed || entries.kind(*id) == Kind::Mark;
+    let is_mark = |id: &u32| !entries.has_types || entries.kind(*id) == TokenKind::Control;
     let texts = END_TEXTS.iter().filter_map(|text| ids.get(text.as_bytes()).copied());
     let mut ends: Vec<u32> = texts.filter(is_mark).collect();
     for key in END_KEYS {

@@ -1,11 +1,11 @@
-//! The tokens of a file: their bytes, their types, and the texts that are never cut.
+//! The vocabulary of a file: the bytes of its tokens, and their types.
 
-use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::{Gguf, Value};
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::gguf::{Gguf, MetadataValue};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-/// GGUF's types of tokens; the others are plain text.
+/// GGUF's token types; all others are ordinary text.
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
@@ -17,18 +17,18 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 
 /// What a token is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Text, reached by merging.
-    Plain,
-    /// A mark that no text turns into: the beginning, the end of a turn.
-    Mark,
-    /// Text that is one token wherever it stands.
-    Whole,
+pub(super) enum TokenKind {
+    /// Ordinary text, produced by merging.
+    Normal,
+    /// A control token that no text becomes, such as the beginning of a text or the end of a turn.
+    Control,
+    /// User-defined text that is one token wherever it occurs.
+    UserDefined,
     /// A byte of a character that has no token.
     Byte,
 }
 
-/// The bytes of every token, in one block.
+/// The bytes of every token, in one allocation.
 #[derive(Debug, Default)]
 pub(super) struct Vocab {
     bytes: Vec<u8>,
@@ -48,7 +48,7 @@ impl Vocab {
 
     /// A token's name in a message.
     pub fn name(&self, id: u32) -> String {
-        shown(&String::from_utf8_lossy(self.get(id)))
+        escaped(&String::from_utf8_lossy(self.get(id)))
     }
 
     fn push(&mut self, token: &[u8]) {
@@ -57,17 +57,17 @@ impl Vocab {
     }
 }
 
-/// Plain tokens sorted by their bytes; of equal ones the first.
+/// Ordinary tokens sorted by their bytes; the first of equal ones.
 #[derive(Debug)]
-pub(super) struct ByBytes(Vec<u32>);
+pub(super) struct SortedTokens(Vec<u32>);
 
-impl ByBytes {
-    pub fn new(vocab: &Vocab, kinds: &[Kind]) -> Self {
-        let plain = |id: &u32| kinds[*id as usize] == Kind::Plain;
+impl SortedTokens {
+    pub fn new(vocab: &Vocab, kinds: &[TokenKind]) -> Self {
+        let plain = |id: &u32| kinds[*id as usize] == TokenKind::Normal;
         let mut ids: Vec<u32> = (0..vocab.len() as u32).filter(plain).collect();
         ids.sort_unstable_by_key(|id| (vocab.get(*id), *id));
         ids.dedup_by_key(|id| vocab.get(*id));
-        ByBytes(ids)
+        SortedTokens(ids)
     }
 
     /// All of them.
@@ -82,7 +82,7 @@ impl ByBytes {
     }
 }
 
-/// How `token` stands to `left` with `right` behind it, without joining them.
+/// Compares `token` with `left` followed by `right`, without joining these.
 fn compare(token: &[u8], left: &[u8], right: &[u8]) -> Ordering {
     let (head, tail) = token.split_at(token.len().min(left.len()));
     head.cmp(left).then_with(|| tail.cmp(right))
@@ -90,20 +90,20 @@ fn compare(token: &[u8], left: &[u8], right: &[u8]) -> Ordering {
 
 /// The tokens and their types, as the file has them.
 #[derive(Debug)]
-pub(super) struct Entries {
+pub(super) struct TokenTable {
     pub vocab: Vocab,
     /// One a token.
-    pub kinds: Vec<Kind>,
-    /// Whether the file said them.
-    pub typed: bool,
+    pub kinds: Vec<TokenKind>,
+    /// Whether the file has token types.
+    pub has_types: bool,
 }
 
-impl Entries {
-    /// Reads them. `plain_bytes` gives the bytes that the text of a plain or a byte token stands for;
-    /// its error is what is wrong with the text.
+impl TokenTable {
+    /// Reads the table. `plain_bytes` returns the bytes that the text of an ordinary or a byte token stands for;
+    /// its error says what is wrong with the text.
     pub fn read(
         file: &Gguf,
-        plain_bytes: impl Fn(Kind, &[u8]) -> Result<Vec<u8>, String>,
+        plain_bytes: impl Fn(TokenKind, &[u8]) -> Result<Vec<u8>, String>,
     ) -> Result<Self, LoadError> {
         let tokens = file.strings(TOKENS)?;
         // Ids and offsets into the vocabulary are 32 bits.
@@ -115,18 +115,19 @@ impl Entries {
         }
         let kinds = file.integers(TYPES)?;
         if let Some(kinds) = kinds.as_ref().filter(|kinds| kinds.len() != tokens.len()) {
-            let said = format!("{} types for {} tokens", kinds.len(), tokens.len());
-            return Err(LoadError::key(TYPES, said));
+            let message = format!("{} types for {} tokens", kinds.len(), tokens.len());
+            return Err(LoadError::key(TYPES, message));
         }
         let typed = kinds.is_some();
         let mut kinds = kinds.into_iter().flatten();
-        let mut entries = Entries { vocab: Vocab::default(), kinds: Vec::with_capacity(tokens.len()), typed };
+        let mut entries =
+            TokenTable { vocab: Vocab::default(), kinds: Vec::with_capacity(tokens.len()), has_types: typed };
         for (id, token) in tokens.enumerate() {
             let kind = kind_of(kinds.next(), token);
             let bytes = match kind {
-                Kind::Mark | Kind::Whole => token.to_vec(),
-                Kind::Plain | Kind::Byte => plain_bytes(kind, token)
-                    .map_err(|said| LoadError::key(TOKENS, format!("token {id} {said}")))?,
+                TokenKind::Control | TokenKind::UserDefined => token.to_vec(),
+                TokenKind::Normal | TokenKind::Byte => plain_bytes(kind, token)
+                    .map_err(|message| LoadError::key(TOKENS, format!("token {id} {message}")))?,
             };
             entries.vocab.push(&bytes);
             entries.kinds.push(kind);
@@ -134,47 +135,47 @@ impl Entries {
         Ok(entries)
     }
 
-    pub fn kind(&self, id: u32) -> Kind {
+    pub fn kind(&self, id: u32) -> TokenKind {
         self.kinds[id as usize]
     }
 
-    /// Makes marks of those of `ids` that any text may turn into, though the file gives them a meaning.
-    pub fn mark(&mut self, ids: &[u32]) {
+    /// Turns those of `ids` that are user-defined into control tokens, because the file gives them a meaning.
+    pub fn make_control(&mut self, ids: &[u32]) {
         for id in ids {
             let kind = &mut self.kinds[*id as usize];
-            if *kind == Kind::Whole {
-                *kind = Kind::Mark;
+            if *kind == TokenKind::UserDefined {
+                *kind = TokenKind::Control;
             }
         }
     }
 
-    /// Ids of one kind with a text, in order.
-    pub fn of(&self, kind: Kind) -> Vec<u32> {
+    /// The ids of one kind with a text, in order.
+    pub fn ids_of_kind(&self, kind: TokenKind) -> Vec<u32> {
         let ids = 0..self.vocab.len() as u32;
         ids.filter(|id| self.kind(*id) == kind && !self.vocab.get(*id).is_empty()).collect()
     }
 
-    /// The ids by their bytes; of equal ones the first.
+    /// The ids by their bytes; the first of equal ones.
     pub fn by_text(&self) -> HashMap<&[u8], u32> {
         (0..self.vocab.len() as u32).rev().map(|id| (self.vocab.get(id), id)).collect()
     }
 }
 
-fn kind_of(said: Option<i64>, token: &[u8]) -> Kind {
-    match said {
-        Some(UNKNOWN | CONTROL) => Kind::Mark,
-        Some(USER_DEFINED) if looks_like_a_mark(token) => Kind::Mark,
-        Some(USER_DEFINED) => Kind::Whole,
-        Some(BYTE) => Kind::Byte,
-        // A file without types: this much is told by the look of a token.
-        None if token.len() > 4 && token.starts_with(b"<|") && token.ends_with(b"|>") => Kind::Mark,
-        _ => Kind::Plain,
+fn kind_of(declared: Option<i64>, token: &[u8]) -> TokenKind {
+    match declared {
+        Some(UNKNOWN | CONTROL) => TokenKind::Control,
+        Some(USER_DEFINED) if looks_like_control(token) => TokenKind::Control,
+        Some(USER_DEFINED) => TokenKind::UserDefined,
+        Some(BYTE) => TokenKind::Byte,
+        // A file without types: control tokens are recognised by their form.
+        None if token.len() > 4 && token.starts_with(b"<|") && token.ends_with(b"|>") => TokenKind::Control,
+        _ => TokenKind::Normal,
     }
 }
 
-/// Some converters write marks as "user defined", which any text may turn into: nobody must be able to
-/// end a turn by writing its mark.
-fn looks_like_a_mark(token: &[u8]) -> bool {
+/// Some converters write control tokens as "user defined", which any text may become: nobody must be able to end a
+/// turn by writing its control token.
+fn looks_like_control(token: &[u8]) -> bool {
     let between = |open: &str, close: &str| {
         token.len() > open.len() + close.len()
             && token.starts_with(open.as_bytes())
@@ -186,17 +187,17 @@ fn looks_like_a_mark(token: &[u8]) -> bool {
         || [b"<s>".as_slice(), b"</s>", b"<unk>", b"<pad>", b"[INST]", b"[/INST]"].contains(&token)
 }
 
-/// The id that `key` names, if it names one; of several the first.
+/// The id that `key` names, if any; the first of several.
 pub(super) fn token_id(file: &Gguf, key: &str, vocab: usize) -> Result<Option<u32>, LoadError> {
     Ok(token_ids(file, key, vocab)?.first().copied())
 }
 
-/// The ids that `key` names, one or a list: -1, in 32 bits with or without a sign, is none, as llama.cpp has it.
+/// The ids that `key` names, one or a list. As in llama.cpp, -1 in 32 bits, signed or unsigned, means none.
 pub(super) fn token_ids(file: &Gguf, key: &str, vocab: usize) -> Result<Vec<u32>, LoadError> {
     const NONE: i64 = u32::MAX as i64;
     let ids: Vec<i64> = match file.value(key) {
-        Some(Value::Signed(-1)) => Vec::new(),
-        Some(Value::Array(_)) => file.integers(key)?.into_iter().flatten().collect(),
+        Some(MetadataValue::Signed(-1)) => Vec::new(),
+        Some(MetadataValue::Array(_)) => file.integers(key)?.into_iter().flatten().collect(),
         _ => file.number_or_none(key)?.into_iter().map(|id| id as i64).collect(),
     };
     let named = ids.into_iter().filter(|id| ![-1, NONE].contains(id));

@@ -4,8 +4,8 @@
 use super::{converted, engine, folder, options};
 use crate::data;
 use bitnetd::engine::Engine;
-use bitnetd::engine::convert::Options;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::convert::ConvertOptions;
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::quant::TensorType;
 use serde::Deserialize;
 
@@ -34,7 +34,7 @@ fn off(engine: &Engine, name: &str) -> f32 {
 }
 
 #[track_caller]
-fn check(name: &str, options: &Options, most: f32) {
+fn check(name: &str, options: &ConvertOptions, most: f32) {
     let engine = engine(converted(&folder(name), options));
     let off = off(&engine, name);
     println!("{name} {options:?}: {off:.1e}");
@@ -64,7 +64,7 @@ fn a_checkpoint_in_several_files_with_wide_heads_becomes_the_model_that_transfor
 #[test]
 fn matrices_that_fit_no_ternary_block_become_the_model_that_transformers_runs() {
     check("bitnet-tiny-f16", &options(), 1e-5);
-    let file = Gguf::parse(Map::from(converted(&folder("bitnet-tiny-f16"), &options()))).expect("sound");
+    let file = Gguf::parse(FileMap::from(converted(&folder("bitnet-tiny-f16"), &options()))).expect("sound");
     let kind = |name: &str| file.tensor(name).map(|tensor| tensor.kind);
     // 200 columns are whole blocks of no kind, 96 are three of 32.
     assert_eq!(kind("blk.0.attn_q.weight"), Some(TensorType::F16));

@@ -2,7 +2,7 @@
 //! the place, none is a panic.
 
 use super::{files, options};
-use bitnetd::engine::convert::{Failure, Folder, Plan};
+use bitnetd::engine::convert::{CheckpointFolder, ConvertError, ConvertPlan};
 use serde_json::{Value, json};
 
 /// A checkpoint in parts that a test changes.
@@ -60,14 +60,14 @@ impl Checkpoint {
 fn refused(name: &str, wanted: &[&str], damage: impl FnOnce(&mut Checkpoint)) {
     let mut checkpoint = Checkpoint::new(name);
     damage(&mut checkpoint);
-    let plan = Plan::checkpoint(&Folder::memory(checkpoint.0), &options());
-    let said = match plan.map_err(Failure::from).and_then(|plan| plan.write(Vec::new())) {
-        Err(Failure::Source(error)) => error.to_string(),
-        Err(Failure::Output(error)) => panic!("{error}"),
+    let plan = ConvertPlan::checkpoint(&CheckpointFolder::memory(checkpoint.0), &options());
+    let message = match plan.map_err(ConvertError::from).and_then(|plan| plan.write(Vec::new())) {
+        Err(ConvertError::Source(error)) => error.to_string(),
+        Err(ConvertError::Output(error)) => panic!("{error}"),
         Ok(_) => panic!("not refused: {wanted:?}"),
     };
-    assert!(wanted.iter().all(|wanted| said.contains(wanted)), "{wanted:?}: {said}");
-    assert!(!said.contains(char::is_control) && (20..600).contains(&said.len()), "{said}");
+    assert!(wanted.iter().all(|wanted| message.contains(wanted)), "{wanted:?}: {message}");
+    assert!(!message.contains(char::is_control) && (20..600).contains(&message.len()), "{message}");
 }
 
 const PACKED: &str = "b158-tiny-packed";
@@ -170,9 +170,9 @@ fn an_ordinary_model_is_refused_before_anything_is_written() {
     let mut ordinary = Checkpoint::new(MASTER);
     ordinary
         .json("config.json", |v| drop(v.as_object_mut().expect("an object").remove("quantization_config")));
-    let plan = Plan::checkpoint(&Folder::memory(ordinary.0), &options());
-    let said = plan.expect_err("no BitNet model").to_string();
-    assert!(said.contains("model.layers.0.") && said.contains("not ternary"), "{said}");
+    let plan = ConvertPlan::checkpoint(&CheckpointFolder::memory(ordinary.0), &options());
+    let message = plan.expect_err("no BitNet model").to_string();
+    assert!(message.contains("model.layers.0.") && message.contains("not ternary"), "{message}");
 }
 
 #[test]

@@ -1,24 +1,24 @@
-//! From other forms of a model to a file of this engine's own.
+//! Conversion of other model files to GGUF.
 
-mod carried;
 mod checkpoint;
 mod command;
-mod file;
+mod fuzz_seeds;
+mod gguf_source;
+mod hf_config;
 mod malformed;
-mod part;
-mod seeds;
+mod resumable_output;
 mod vocabulary;
 mod writer;
 
 use crate::data;
-use bitnetd::engine::convert::{Folder, Options, Plan, Weights};
-use bitnetd::engine::gguf::Map;
+use bitnetd::engine::convert::{CheckpointFolder, ConvertOptions, ConvertPlan, WeightFormat};
+use bitnetd::engine::gguf::FileMap;
 use bitnetd::engine::model::Layout;
-use bitnetd::engine::{Engine, ModelFile, Options as Run};
+use bitnetd::engine::{Engine, EngineOptions as Run, ModelFile};
 
 /// What `bitnetd convert` does when nothing is asked for.
-fn options() -> Options {
-    Options { weights: Weights::default(), head: None, from: Layout::Blocks128 }
+fn options() -> ConvertOptions {
+    ConvertOptions { weights: WeightFormat::default(), head: None, from: Layout::Blocks128 }
 }
 
 /// A checkpoint of `tests/data`, with the tokenizer they share.
@@ -34,12 +34,12 @@ fn files(name: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn folder(name: &str) -> Folder {
-    Folder::memory(files(name))
+fn folder(name: &str) -> CheckpointFolder {
+    CheckpointFolder::memory(files(name))
 }
 
-fn converted(folder: &Folder, options: &Options) -> Vec<u8> {
-    let plan = Plan::checkpoint(folder, options).expect("a sound checkpoint");
+fn converted(folder: &CheckpointFolder, options: &ConvertOptions) -> Vec<u8> {
+    let plan = ConvertPlan::checkpoint(folder, options).expect("a sound checkpoint");
     let bytes = plan.write(Vec::new()).expect("a sound checkpoint");
     assert_eq!(bytes.len() as u64, plan.draft().file_bytes());
     bytes
@@ -47,6 +47,6 @@ fn converted(folder: &Folder, options: &Options) -> Vec<u8> {
 
 fn engine(bytes: Vec<u8>) -> Engine {
     let file =
-        ModelFile::parse(Map::from(bytes), "converted", Some(Layout::Blocks128)).expect("a sound file");
+        ModelFile::parse(FileMap::from(bytes), "converted", Some(Layout::Blocks128)).expect("a sound file");
     file.load(&Run { threads: 1, ..Run::default() }).expect("a sound file")
 }

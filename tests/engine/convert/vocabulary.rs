@@ -1,14 +1,14 @@
 //! Vocabularies of checkpoints as the metadata that this engine and llama.cpp read.
 
 use super::{engine, files, options};
-use bitnetd::engine::convert::{Folder, Plan};
-use bitnetd::engine::gguf::{Gguf, Map, Value};
+use bitnetd::engine::convert::{CheckpointFolder, ConvertPlan};
+use bitnetd::engine::gguf::{FileMap, Gguf, MetadataValue};
 use serde_json::json;
 use std::collections::BTreeMap;
 
 fn header(files: Vec<(String, Vec<u8>)>) -> Gguf {
-    let plan = Plan::checkpoint(&Folder::memory(files), &options()).expect("sound");
-    Gguf::parse(Map::from(plan.write(Vec::new()).expect("sound"))).expect("sound")
+    let plan = ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options()).expect("sound");
+    Gguf::parse(FileMap::from(plan.write(Vec::new()).expect("sound"))).expect("sound")
 }
 
 fn strings(file: &Gguf, key: &str) -> Vec<String> {
@@ -20,7 +20,7 @@ fn strings(file: &Gguf, key: &str) -> Vec<String> {
 fn a_byte_level_vocabulary_is_that_of_the_reference_file() {
     let made = header(files("b158-tiny"));
     let file = std::fs::read(crate::data("reference/b158-tiny.i2_s.gguf")).expect("data");
-    let reference = Gguf::parse(Map::from(file)).expect("sound");
+    let reference = Gguf::parse(FileMap::from(file)).expect("sound");
     for key in reference.keys().filter(|key| key.starts_with("tokenizer.ggml")) {
         assert!(made.value_bytes(key) == reference.value_bytes(key), "{key}");
     }
@@ -32,8 +32,8 @@ fn a_byte_level_vocabulary_is_that_of_the_reference_file() {
 fn a_sentence_piece_vocabulary_gets_its_scores_from_the_order_of_merges() {
     let file = header(files("bitnet-tiny-f16"));
     assert_eq!(file.text("tokenizer.ggml.model").expect("a text"), Some("llama"));
-    assert_eq!(file.value("tokenizer.ggml.add_space_prefix"), Some(&Value::Bool(true)));
-    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(true)));
+    assert_eq!(file.value("tokenizer.ggml.add_space_prefix"), Some(&MetadataValue::Bool(true)));
+    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&MetadataValue::Bool(true)));
     for (key, id) in [("bos", 1), ("eos", 2), ("unknown", 0)] {
         assert_eq!(file.number(&format!("tokenizer.ggml.{key}_token_id")).expect("there"), id);
     }
@@ -46,7 +46,9 @@ fn a_sentence_piece_vocabulary_gets_its_scores_from_the_order_of_merges() {
     // Two rows of the embedding have no token.
     assert_eq!((tokens.last(), kinds.last()), (Some(&format!("[PAD{}]", tokens.len() - 1)), Some(&5)));
     let score = |token: &str| {
-        let Some(Value::Array(scores)) = file.value("tokenizer.ggml.scores") else { panic!("scores") };
+        let Some(MetadataValue::Array(scores)) = file.value("tokenizer.ggml.scores") else {
+            panic!("scores")
+        };
         assert_eq!((scores.kind, scores.len), (6, tokens.len()));
         let bytes = file.value_bytes("tokenizer.ggml.scores").expect("there");
         let at = tokens.iter().position(|other| other == token).expect("a token") * 4;
@@ -60,7 +62,7 @@ fn a_sentence_piece_vocabulary_gets_its_scores_from_the_order_of_merges() {
 }
 
 /// The checkpoint with a vocabulary of another: `tokenizer.model` as it is when `damage` is done.
-fn with_pieces(damage: impl FnOnce(&mut Vec<u8>)) -> Folder {
+fn with_pieces(damage: impl FnOnce(&mut Vec<u8>)) -> CheckpointFolder {
     let mut files = files("bitnet-tiny-f16");
     files.retain(|(name, _)| name != "tokenizer.json");
     let mut model = std::fs::read(crate::data("checkpoints/sentence-piece/tokenizer.model")).expect("data");
@@ -68,7 +70,7 @@ fn with_pieces(damage: impl FnOnce(&mut Vec<u8>)) -> Folder {
     files.push(("tokenizer.model".into(), model));
     // Two that were added later: one of them is a piece already.
     files.push(("added_tokens.json".into(), json!({"</s>": 2, "<pad>": 330}).to_string().into_bytes()));
-    Folder::memory(files)
+    CheckpointFolder::memory(files)
 }
 
 #[test]
@@ -88,16 +90,17 @@ fn a_folder_with_tokenizer_model_alone_cuts_text_as_sentencepiece_does() {
 #[test]
 fn a_damaged_tokenizer_model_is_refused_or_still_sound() {
     let len = std::fs::read(crate::data("checkpoints/sentence-piece/tokenizer.model")).expect("data").len();
-    let plan =
-        |damage: &dyn Fn(&mut Vec<u8>)| Plan::checkpoint(&with_pieces(|bytes| damage(bytes)), &options());
+    let plan = |damage: &dyn Fn(&mut Vec<u8>)| {
+        ConvertPlan::checkpoint(&with_pieces(|bytes| damage(bytes)), &options())
+    };
     let mut refused = 0;
     for at in (0..len).step_by(11) {
         for damage in [&|bytes: &mut Vec<u8>| bytes[at] = 0xff, &|bytes: &mut Vec<u8>| bytes.truncate(at)]
             as [&dyn Fn(&mut Vec<u8>); 2]
         {
             if let Err(error) = plan(damage) {
-                let said = error.to_string();
-                assert!(said.len() < 500 && !said.contains(char::is_control), "{said:?}");
+                let message = error.to_string();
+                assert!(message.len() < 500 && !message.contains(char::is_control), "{message:?}");
                 refused += 1;
             }
         }
@@ -106,11 +109,11 @@ fn a_damaged_tokenizer_model_is_refused_or_still_sound() {
 }
 
 #[test]
-fn the_end_of_a_turn_and_the_beginning_of_a_text_are_found_wherever_they_are_said() {
+fn end_of_turn_and_beginning_of_text_are_found_in_every_file_that_names_them() {
     let mut files = files("llama-tiny-packed");
     let file = header(files.clone());
     // By its post-processor, since no setting says so.
-    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(true)));
+    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&MetadataValue::Bool(true)));
     assert_eq!(file.number("tokenizer.ggml.eot_token_id").expect("there"), 298);
     let id =
         |file: &Gguf, name: &str| file.number(&format!("tokenizer.ggml.{name}_token_id")).expect("there");
@@ -127,7 +130,7 @@ fn the_end_of_a_turn_and_the_beginning_of_a_text_are_found_wherever_they_are_sai
     files.push(("tokenizer_config.json".into(), config.to_string().into_bytes()));
     let file = header(files.clone());
     assert_eq!((id(&file, "eos"), id(&file, "eot")), (297, 42));
-    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(false)));
+    assert_eq!(file.value("tokenizer.ggml.add_bos_token"), Some(&MetadataValue::Bool(false)));
     assert_eq!(file.text("tokenizer.chat_template").expect("a text"), Some(templates[0].as_str()));
     files.push(("chat_template.jinja".into(), templates[1].clone().into_bytes()));
     assert_eq!(header(files).text("tokenizer.chat_template").expect("a text"), Some(templates[1].as_str()));

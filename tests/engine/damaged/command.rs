@@ -1,6 +1,6 @@
-//! The same faults as the owner of a device meets them: on the command line.
+//! The same faults on the command line, as the owner of a device sees them.
 
-use crate::tiny;
+use crate::fixtures;
 use rustix::fs::{FileType, Mode};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -46,27 +46,27 @@ fn generate(model: &Path) -> Output {
 #[track_caller]
 fn check(model: &Path, wanted: &str) {
     let Output { status, stdout, stderr } = generate(model);
-    let said = String::from_utf8(stderr).expect("UTF-8");
-    assert_eq!(status.code(), Some(3), "{said}");
+    let message = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.code(), Some(3), "{message}");
     assert!(stdout.is_empty());
-    assert!(said.ends_with('\n') && said.lines().count() == 1, "{said:?}");
-    assert!(said.contains(wanted), "{wanted:?} is not in {said:?}");
+    assert!(message.ends_with('\n') && message.lines().count() == 1, "{message:?}");
+    assert!(message.contains(wanted), "{wanted:?} is not in {message:?}");
 }
 
 #[test]
 fn a_damaged_model_ends_the_program_with_3_and_one_line_that_names_the_file() {
     let folder = Folder::new("damaged");
-    let whole = tiny::small().bytes();
+    let whole = fixtures::small().bytes();
     check(&folder.file("cut.gguf", &whole[..whole.len() / 2]), "cut.gguf: tensor ");
     check(&folder.file("empty.gguf", &[]), "empty.gguf: byte 0: no GGUF file");
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.tensor("blk.0.attn_norm.weight").data.fill(0xff);
     check(&folder.file("nan.gguf", &file.bytes()), "nan.gguf: tensor blk.0.attn_norm.weight: ");
     check(&folder.file("two\nlines.gguf", b"x"), "lines.gguf: byte 0: ");
 }
 
 #[test]
-fn what_is_no_file_ends_the_program_the_same_way() {
+fn a_path_that_is_not_a_regular_file_gives_the_same_exit_code() {
     let folder = Folder::new("no-file");
     check(&folder.0, "not a regular file");
     check(&folder.0.join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");
@@ -79,19 +79,19 @@ fn what_is_no_file_ends_the_program_the_same_way() {
 #[test]
 fn a_sound_model_of_the_same_kind_ends_it_with_0() {
     let folder = Folder::new("sound");
-    let output = generate(&folder.file("sound.gguf", &tiny::small().bytes()));
+    let output = generate(&folder.file("sound.gguf", &fixtures::small().bytes()));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
     let folder = Folder::new("template");
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     let template = "{% if messages[-1].content == 'x' %}{{ raise_exception('no x here') }}{% endif %}\
                     {{ messages[-1].content }}<|eot_id|>";
-    file.set("tokenizer.chat_template", tiny::text(template));
+    file.set("tokenizer.chat_template", fixtures::text(template));
     let Output { status, stdout, stderr } = generate(&folder.file("m.gguf", &file.bytes()));
-    let said = String::from_utf8(stderr).expect("UTF-8");
-    assert_eq!((status.code(), stdout.is_empty(), said.lines().count()), (Some(5), true, 1), "{said}");
-    assert!(said.contains("messages: the model's chat template says: no x here"), "{said}");
+    let message = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!((status.code(), stdout.is_empty(), message.lines().count()), (Some(5), true, 1), "{message}");
+    assert!(message.contains("messages: the model's chat template says: no x here"), "{message}");
 }

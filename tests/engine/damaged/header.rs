@@ -1,12 +1,12 @@
-//! What stands before the tensors: magic, version, counts, keys and values.
+//! The header of a GGUF file: magic, version, counts, keys and values.
 
 use super::{error_of, load, refused};
 use crate::data;
-use crate::tiny::{self, array, flag, float, number, text, value};
+use crate::fixtures::{self, array, flag, float, number, text, value};
 
 #[test]
 fn every_cut_of_a_small_file_is_an_error() {
-    let whole = tiny::small().bytes();
+    let whole = fixtures::small().bytes();
     for len in 0..whole.len() {
         error_of(whole[..len].to_vec());
     }
@@ -23,7 +23,7 @@ fn cuts_all_over_a_real_file_are_errors() {
 
 #[test]
 fn a_cut_file_is_called_truncated_wherever_the_cut_is() {
-    let whole = tiny::small().bytes();
+    let whole = fixtures::small().bytes();
     let place = |text: &str| {
         whole.windows(text.len()).position(|bytes| bytes == text.as_bytes()).expect("a text of the file")
     };
@@ -35,13 +35,13 @@ fn a_cut_file_is_called_truncated_wherever_the_cut_is() {
         (place("blk.0.attn_q.weight") + 25, "tensor blk.0.attn_q.weight: byte "),
         (whole.len() - 1, "tensor blk.0.ffn_down.weight: "),
     ] {
-        let said = error_of(whole[..cut].to_vec());
-        assert!(said.contains(wanted) && said.contains("truncated"), "{said}");
+        let message = error_of(whole[..cut].to_vec());
+        assert!(message.contains(wanted) && message.contains("truncated"), "{message}");
     }
 }
 
 #[test]
-fn what_is_no_gguf_file_is_told_so() {
+fn a_file_that_is_not_gguf_is_identified() {
     refused("byte 0: no GGUF file", |file| file.magic = *b"GGML");
     assert!(error_of(b"<html>Not found</html>".to_vec()).contains("byte 0: no GGUF file"));
     assert!(error_of(Vec::new()).contains("byte 0: no GGUF file"));
@@ -59,7 +59,7 @@ fn versions_2_and_3_are_read_and_no_others() {
         let wanted = format!("byte 4: GGUF version {version}; this engine reads 2 and 3");
         refused(&wanted, |file| file.version = version);
     }
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.version = 2;
     load(file.bytes()).expect("the same bytes in both versions");
 }
@@ -76,7 +76,7 @@ fn counts_beyond_the_file_are_refused() {
 
 #[test]
 fn counts_that_are_one_off_are_refused() {
-    let (keys, tensors) = (tiny::small().metadata.len() as u64, tiny::small().tensors.len() as u64);
+    let (keys, tensors) = (fixtures::small().metadata.len() as u64, fixtures::small().tensors.len() as u64);
     refused("byte ", |file| file.said_keys = Some(keys + 1));
     refused("", |file| file.said_keys = Some(keys - 1));
     refused("", |file| file.said_tensors = Some(tensors + 1));
@@ -140,17 +140,17 @@ fn an_alignment_that_is_no_power_of_two_in_range_is_refused() {
     {
         refused(wanted, |file| file.set("general.alignment", wrong));
     }
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.alignment = 4096;
     file.set("general.alignment", number(4096));
     load(file.bytes()).expect("an alignment as good as any");
 }
 
 #[test]
-fn what_a_file_says_cannot_break_the_line_or_fill_the_screen() {
+fn text_from_a_file_cannot_break_the_line_of_an_error_or_flood_the_terminal() {
     let name = format!("\u{1b}[2J\r\nok\u{202e}\"{}", "x".repeat(5000));
     let twice =
-        |file: &mut tiny::File| (0..2).for_each(|_| file.metadata.push((name.clone().into(), number(1))));
+        |file: &mut fixtures::File| (0..2).for_each(|_| file.metadata.push((name.clone().into(), number(1))));
     refused("comes twice", twice);
     refused("metadata key \\u{1b}[2J", |file| file.set(&name, array(9, 1, &[])));
     refused("general.architecture: \"\\u{1b}", |file| file.set("general.architecture", text(&name)));

@@ -1,9 +1,9 @@
-//! Tensors that lie wrong, are of the wrong kind, or hold what no model holds.
+//! Tensors with wrong offsets, types or contents.
 
 use super::{error_of, refused, refused_blocks};
 use crate::data;
-use crate::tiny::{self, number};
-use bitnetd::engine::gguf::{Gguf, Map};
+use crate::fixtures::{self, number};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 
 const Q: &str = "blk.0.attn_q.weight";
 
@@ -99,7 +99,7 @@ fn types_of_other_engines_are_named_with_the_way_out() {
 
 #[test]
 fn each_tensor_that_is_missing_is_named() {
-    for gone in tiny::small().tensors {
+    for gone in fixtures::small().tensors {
         let wanted = format!("tensor {}: missing", String::from_utf8_lossy(&gone.name));
         refused(&wanted, |file| file.tensors.retain(|tensor| tensor.name != gone.name));
     }
@@ -107,7 +107,7 @@ fn each_tensor_that_is_missing_is_named() {
 
 #[test]
 fn each_tensor_of_another_shape_is_named() {
-    for other in tiny::small().tensors {
+    for other in fixtures::small().tensors {
         let name = String::from_utf8_lossy(&other.name).into_owned();
         // As many elements, one dimension more.
         refused(&format!("tensor {name}: has shape ["), |file| file.tensor(&name).dims.push(1));
@@ -133,7 +133,7 @@ fn tables_and_vectors_of_ternary_blocks_are_refused() {
     let wanted = "tensor token_embd.weight: is I2_S, where F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0 is read";
     refused_blocks(wanted, |file| {
         let embedding = file.tensor("token_embd.weight");
-        (embedding.kind, embedding.data) = (36, vec![0x55; 128 * tiny::VOCAB / 4 + 32]);
+        (embedding.kind, embedding.data) = (36, vec![0x55; 128 * fixtures::VOCAB / 4 + 32]);
     });
 }
 
@@ -172,8 +172,8 @@ fn a_norm_that_is_no_number_is_refused() {
 
 #[test]
 fn a_rotation_factor_that_cannot_divide_is_refused() {
-    for (factor, said) in [(0.0f32, "0"), (-1.0, "-1"), (1e-40, "0.0"), (f32::NAN, "not a number")] {
-        let wanted = format!("tensor rope_freqs.weight: element 0 is {said}");
+    for (factor, message) in [(0.0f32, "0"), (-1.0, "-1"), (1e-40, "0.0"), (f32::NAN, "not a number")] {
+        let wanted = format!("tensor rope_freqs.weight: element 0 is {message}");
         refused(&wanted, |file| {
             file.add(
                 "rope_freqs.weight",
@@ -201,12 +201,12 @@ fn blocks_of_a_ternary_matrix_that_stop_being_ternary_are_refused() {
     let q8_0 = [&[0x00, 0x38][..], &[127, 0, 129, 0].repeat(8)].concat();
     let q4_0 = [&[0x00, 0x38][..], &[0x80, 0xf8].repeat(8)].concat();
     for (kind, block) in [(8, q8_0), (2, q4_0)] {
-        let with = |file: &mut tiny::File, at: usize, byte: u8| {
+        let with = |file: &mut fixtures::File, at: usize, byte: u8| {
             let tensor = file.tensor(Q);
             (tensor.kind, tensor.data) = (kind, block.repeat(128 * 4));
             tensor.data[at] = byte;
         };
-        let mut sound = tiny::blocks();
+        let mut sound = fixtures::blocks();
         with(&mut sound, 2, block[2]);
         super::load(sound.bytes()).expect("sound");
         let last = block.len() * 128 * 4 - 1;
@@ -226,10 +226,10 @@ fn damaged_blocks_of_tq1_and_tq2_are_refused() {
         ("b158-tiny.tq1_0.gguf", 2 * 54 - 1, 0x01, "block 1: its scale "),
     ] {
         let mut bytes = std::fs::read(data(&format!("reference/{file}"))).expect("reference data");
-        let parsed = Gguf::parse(Map::from(bytes.clone())).expect("sound");
+        let parsed = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
         bytes[parsed.tensor(Q).expect("every model has it").bytes.start + at] = byte;
-        let said = error_of(bytes);
-        assert!(said.contains(&format!("tensor {Q}: {wanted}")), "{said}");
+        let message = error_of(bytes);
+        assert!(message.contains(&format!("tensor {Q}: {wanted}")), "{message}");
     }
 }
 

@@ -1,7 +1,7 @@
-//! Vocabularies that do not fit their model, or do not hold together.
+//! Vocabularies that do not match their model, or are inconsistent.
 
 use super::{load, refused};
-use crate::tiny::{self, VOCAB, array, byte_tokens, integers, number, text, texts, value};
+use crate::fixtures::{self, VOCAB, array, byte_tokens, integers, number, text, texts, value};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
@@ -21,7 +21,7 @@ fn tokenizers_that_are_not_read_are_named_with_the_way_out() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_metadata_is_named() {
     for key in ["tokenizer.ggml.model", TOKENS, MERGES] {
         refused(&format!("metadata key {key}: missing"), |file| file.remove(key));
     }
@@ -65,7 +65,7 @@ fn an_id_of_minus_one_is_none_and_other_numbers_below_zero_are_refused() {
     for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"] {
         let key = format!("tokenizer.ggml.{key}");
         for none in signed(-1).into_iter().chain([number(u32::MAX)]) {
-            let mut file = tiny::small();
+            let mut file = fixtures::small();
             file.set(&key, none);
             load(file.bytes()).expect("no token is named");
         }

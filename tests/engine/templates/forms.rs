@@ -1,9 +1,9 @@
 //! The forms of the families, and which files get them.
 
 use super::{prompt, tokenizer, turn};
-use crate::tiny::{self, File};
+use crate::fixtures::{self, File};
 use bitnetd::engine::error::LoadError;
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{ChatTemplate, Role, Tokenizer, Turn};
 
 /// What the official 2B-4T file holds, which nothing was trained on.
@@ -20,14 +20,14 @@ const TALK: [Turn<'_>; 4] = [
 
 /// The small model with other marks and another architecture.
 fn family(arch: &str, marks: &[&str], change: impl FnOnce(&mut File)) -> Tokenizer {
-    let mut file = tiny::small();
-    let mut tokens = tiny::byte_tokens();
+    let mut file = fixtures::small();
+    let mut tokens = fixtures::byte_tokens();
     tokens.extend(["he", "the"].into_iter().chain(marks.iter().copied()).map(String::from));
     let mut kinds = vec![1; tokens.len()];
     kinds[258..].fill(3);
-    file.set("general.architecture", tiny::text(arch));
-    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
-    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
+    file.set("general.architecture", fixtures::text(arch));
+    file.set("tokenizer.ggml.tokens", fixtures::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", fixtures::integers(&kinds));
     change(&mut file);
     tokenizer(&file).expect("sound")
 }
@@ -43,7 +43,7 @@ fn noted(tokenizer: &Tokenizer, wanted: &str) {
 fn the_official_files_template_is_replaced_by_what_the_model_was_trained_on() {
     for arch in ["bitnet-b1.58", "bitnet-25"] {
         let chat = family(arch, &["<|begin_of_text|>", "<|eot_id|>"], |file| {
-            file.set("tokenizer.chat_template", tiny::text(OFFICIAL_WRONG));
+            file.set("tokenizer.chat_template", fixtures::text(OFFICIAL_WRONG));
         });
         noted(&chat, "not what the model was trained on; bitnet b1.58's form is used");
         let wanted = "<|begin_of_text|>System: Be brief.<|eot_id|>User: Hello<|eot_id|>Assistant: Hi<|eot_id|>\
@@ -56,7 +56,7 @@ fn the_official_files_template_is_replaced_by_what_the_model_was_trained_on() {
 
 #[test]
 fn what_llama_cpp_calls_bitnet_is_2b_4t_where_the_vocabulary_is_its_own() {
-    let wrong = |file: &mut File| file.set("tokenizer.chat_template", tiny::text(OFFICIAL_WRONG));
+    let wrong = |file: &mut File| file.set("tokenizer.chat_template", fixtures::text(OFFICIAL_WRONG));
     let llama3 = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
     for template in [wrong, |_: &mut File| {}] {
         let chat = family("bitnet", &llama3, template);
@@ -68,12 +68,12 @@ fn what_llama_cpp_calls_bitnet_is_2b_4t_where_the_vocabulary_is_its_own() {
 #[test]
 fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() {
     let template_for = |arch: &str, template: Option<&str>| {
-        let mut file = tiny::small();
-        file.set("general.architecture", tiny::text(arch));
+        let mut file = fixtures::small();
+        file.set("general.architecture", fixtures::text(arch));
         if let Some(template) = template {
-            file.set("tokenizer.chat_template", tiny::text(template));
+            file.set("tokenizer.chat_template", fixtures::text(template));
         }
-        let file = Gguf::parse(Map::from(file.bytes())).expect("sound");
+        let file = Gguf::parse(FileMap::from(file.bytes())).expect("sound");
         Tokenizer::template_for(&file).expect("sound")
     };
     for arch in ["bitnet-b1.58", "bitnet-25", "bitnet"] {
@@ -83,9 +83,9 @@ fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() 
         assert_eq!(template_for(arch, Some("{{ messages[-1].content }}")), None, "{arch}");
         assert_eq!(template_for(arch, Some(form)), None, "{arch}");
         // A file that holds it gives the same prompts as one that holds none.
-        let without = tiny::small();
-        let mut with = tiny::small();
-        with.set("tokenizer.chat_template", tiny::text(form));
+        let without = fixtures::small();
+        let mut with = fixtures::small();
+        with.set("tokenizer.chat_template", fixtures::text(form));
         let [with, without] = [with, without].map(|file| tokenizer(&file).expect("sound"));
         assert!(!with.notes().iter().any(|note| note.contains("form is used")), "{:?}", with.notes());
         assert_eq!(with.prompt_chat(&TALK), without.prompt_chat(&TALK));
@@ -98,7 +98,7 @@ fn a_bitnet_file_should_hold_the_form_where_it_has_no_template_or_a_wrong_one() 
 fn a_sound_template_for_the_same_model_is_kept() {
     let chat = family("bitnet-b1.58", &["<|begin_of_text|>", "<|eot_id|>"], |file| {
         let template = "{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}A: ";
-        file.set("tokenizer.chat_template", tiny::text(template));
+        file.set("tokenizer.chat_template", fixtures::text(template));
     });
     assert_eq!(prompt(&chat, &TALK[1..2]), "Hello <|eot_id|>A: ");
     assert!(!chat.notes().iter().any(|note| note.contains("form is used")), "{:?}", chat.notes());
@@ -108,9 +108,9 @@ fn a_sound_template_for_the_same_model_is_kept() {
 fn a_finetunes_own_template_is_believed_and_the_owner_decides() {
     let chatml = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
                   {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-    let mut file = tiny::small();
-    file.set("general.architecture", tiny::text("bitnet-b1.58"));
-    file.set("tokenizer.chat_template", tiny::text(chatml));
+    let mut file = fixtures::small();
+    file.set("general.architecture", fixtures::text("bitnet-b1.58"));
+    file.set("tokenizer.chat_template", fixtures::text(chatml));
     let wanted = "<|im_start|>user\nHello <|im_end|>\n<|im_start|>assistant\n";
     let bitnet = "<|begin_of_text|>User: Hello<|eot_id|>Assistant: ";
     let place = "t.jinja".to_owned();
@@ -126,7 +126,7 @@ fn a_finetunes_own_template_is_believed_and_the_owner_decides() {
         assert_eq!(chat.chat_template(), called);
     }
     // Even one that is known to be wrong.
-    file.set("tokenizer.chat_template", tiny::text(OFFICIAL_WRONG));
+    file.set("tokenizer.chat_template", fixtures::text(OFFICIAL_WRONG));
     let chat = read_with(&file, &ChatTemplate::File).expect("sound");
     assert!(prompt(&chat, &TALK[1..2]).contains("BITNETAssistant"));
 }
@@ -135,10 +135,10 @@ fn a_finetunes_own_template_is_believed_and_the_owner_decides() {
 fn a_template_that_was_named_and_cannot_be_used_is_an_error() {
     let refused =
         |file: &File, choice: &ChatTemplate| read_with(file, choice).expect_err("refused").to_string();
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.remove("tokenizer.chat_template");
     assert!(refused(&file, &ChatTemplate::File).contains("has no chat template"));
-    file.set("tokenizer.chat_template", tiny::text("{% if"));
+    file.set("tokenizer.chat_template", fixtures::text("{% if"));
     let said = refused(&file, &ChatTemplate::File);
     assert!(said.contains("tokenizer.chat_template") && said.contains("built-in"), "{said}");
     let text = ChatTemplate::Text { place: "t.jinja".into(), source: "nothing".into() };
@@ -171,7 +171,7 @@ fn tempdir() -> std::path::PathBuf {
 }
 
 fn read_with(file: &File, choice: &ChatTemplate) -> Result<Tokenizer, LoadError> {
-    Tokenizer::read_with(&Gguf::parse(Map::from(file.bytes())).expect("sound"), choice)
+    Tokenizer::read_with(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"), choice)
 }
 
 #[test]
@@ -192,14 +192,14 @@ fn each_family_has_its_form_where_the_file_has_none() {
             "llama 3",
         ),
         (
-            family("llama", &falcon3, |file| file.set("tokenizer.ggml.pre", tiny::text("falcon3"))),
+            family("llama", &falcon3, |file| file.set("tokenizer.ggml.pre", fixtures::text("falcon3"))),
             "<|system|>\n Be brief.\n\n<|user|>\nHello \n<|assistant|>\nHi<|endoftext2|>\n<|assistant|>\n"
                 .into(),
             "falcon3",
         ),
         (
             family("llama", &["<|a|>", "<|b|>"], |file| {
-                file.set("tokenizer.ggml.pre", tiny::text("falcon_e"))
+                file.set("tokenizer.ggml.pre", fixtures::text("falcon_e"))
             }),
             "system Be brief.\n\nuserHello \nassistantHi\nassistant\n".into(),
             "falcon-e",
@@ -234,7 +234,7 @@ fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
         ["{% bad", "{{ 'x' * 10 ** 9 }}<|eot_id|>", "{{ messages[-1].content | length }}<|eot_id|>"]
     {
         let chat = family("bitnet-b1.58", &["<|begin_of_text|>", "<|eot_id|>"], |file| {
-            file.set("tokenizer.chat_template", tiny::text(&format!("{template}{{# eot_id #}}")));
+            file.set("tokenizer.chat_template", fixtures::text(&format!("{template}{{# eot_id #}}")));
         });
         noted(&chat, "bitnet b1.58's form is used");
         assert_eq!(prompt(&chat, &TALK[1..2]), "<|begin_of_text|>User: Hello<|eot_id|>Assistant: ");
@@ -245,7 +245,7 @@ fn a_template_that_cannot_be_used_gives_way_to_the_familys_form() {
 fn a_template_that_cannot_be_used_gives_way_to_plain_text_where_there_is_no_form() {
     for template in ["{% bad", "{{ 'x' * 10 ** 9 }}", "{{ messages[-1].content | length }}"] {
         let chat = family("llama", &["<s>", "</s>"], |file| {
-            file.set("tokenizer.chat_template", tiny::text(template));
+            file.set("tokenizer.chat_template", fixtures::text(template));
         });
         noted(&chat, "the file's chat template ");
         noted(&chat, "; the model goes on with what is said");
@@ -261,7 +261,7 @@ fn llama_3s_own_template_gives_what_transformers_gives() {
         {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}\
         {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
     let marks = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
-    let own = family("llama", &marks, |file| file.set("tokenizer.chat_template", tiny::text(template)));
+    let own = family("llama", &marks, |file| file.set("tokenizer.chat_template", fixtures::text(template)));
     let form = family("llama", &marks, |_| {});
     assert!(!own.notes().iter().any(|note| note.contains("template")), "{:?}", own.notes());
     assert_eq!(own.prompt_chat(&TALK), form.prompt_chat(&TALK));
@@ -276,7 +276,7 @@ fn falcon3s_own_template_gives_what_the_form_gives() {
         {{- '<|assistant|>\\n'  + message['content'] + eos_token }}\n{%- endif %}\n{%- endif %}\n\
         {%- if loop.last and add_generation_prompt %}\n{{- '<|assistant|>\\n' }}\n{%- endif %}\n{%- endfor %}\n{%- endif %}";
     let marks = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"];
-    let own = family("llama", &marks, |file| file.set("tokenizer.chat_template", tiny::text(template)));
+    let own = family("llama", &marks, |file| file.set("tokenizer.chat_template", fixtures::text(template)));
     let form = family("llama", &marks, |_| {});
     assert!(!own.notes().iter().any(|note| note.contains("template")), "{:?}", own.notes());
     for talk in [&TALK[..2], &TALK, &TALK[1..2]] {
@@ -288,7 +288,7 @@ fn falcon3s_own_template_gives_what_the_form_gives() {
 fn every_mark_that_ends_a_turn_ends_an_answer_and_text_that_reads_like_one_does_not() {
     let ends =
         ["<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|eom_id|>", "</s>"];
-    let chat = family("llama", &ends, |file| file.set("tokenizer.ggml.eot_token_id", tiny::number(65)));
+    let chat = family("llama", &ends, |file| file.set("tokenizer.ggml.eot_token_id", fixtures::number(65)));
     for id in (258..258 + ends.len() as u32).chain([65]) {
         assert!(chat.is_end(id), "{id}");
     }
@@ -296,20 +296,20 @@ fn every_mark_that_ends_a_turn_ends_an_answer_and_text_that_reads_like_one_does_
     noted(&chat, "answers end at ");
     noted(&chat, "<|im_end|> (261)");
     // Llama 3 has "</s>" as a word of text.
-    let mut file = tiny::small();
-    let mut tokens = tiny::byte_tokens();
+    let mut file = fixtures::small();
+    let mut tokens = fixtures::byte_tokens();
     tokens.extend(["he", "</s>", "<|begin_of_text|>", "<|eot_id|>"].map(String::from));
-    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
-    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
+    file.set("tokenizer.ggml.tokens", fixtures::texts(&tokens));
+    file.set("tokenizer.ggml.merges", fixtures::texts(&["h e".into()]));
     assert!(!tokenizer(&file).expect("sound").is_end(257));
 }
 
 #[test]
 fn a_file_without_a_pre_tokenizers_name_says_so() {
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.remove("tokenizer.ggml.pre");
     noted(&tokenizer(&file).expect("sound"), "names no pre-tokenizer; llama-bpe is used");
-    let one = tokenizer(&tiny::small()).expect("sound").prompt_chat(&[turn(Role::User, "x")]);
+    let one = tokenizer(&fixtures::small()).expect("sound").prompt_chat(&[turn(Role::User, "x")]);
     assert_eq!(tokenizer(&file).expect("sound").prompt_chat(&[turn(Role::User, "x")]), one);
 }
 
@@ -347,7 +347,7 @@ fn a_template_with_tools_and_dates_as_later_llamas_have_it_is_taken() {
 {%- endif %}
 "#;
     let marks = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
-    let chat = family("llama", &marks, |file| file.set("tokenizer.chat_template", tiny::text(template)));
+    let chat = family("llama", &marks, |file| file.set("tokenizer.chat_template", fixtures::text(template)));
     assert!(!chat.notes().iter().any(|note| note.contains("template")), "{:?}", chat.notes());
     let head = |role: &str| format!("<|start_header_id|>{role}<|end_header_id|>\n\n");
     let wanted = format!(

@@ -1,7 +1,7 @@
 //! What is said stays what it is, whatever a template does with it.
 
 use super::{prompt, read, tokenizer, turn};
-use crate::tiny;
+use crate::fixtures;
 use bitnetd::engine::error::PromptError;
 use bitnetd::engine::tokenizer::Role;
 
@@ -194,11 +194,11 @@ fn what_transformers_offers_to_templates_is_there() {
 #[test]
 fn the_beginning_of_text_is_added_where_the_file_asks_for_it_and_only_once() {
     let template = |text: &str, add: Option<bool>| {
-        let mut file = tiny::small();
-        file.set("general.architecture", tiny::text("llama"));
-        file.set("tokenizer.chat_template", tiny::text(text));
+        let mut file = fixtures::small();
+        file.set("general.architecture", fixtures::text("llama"));
+        file.set("tokenizer.chat_template", fixtures::text(text));
         if let Some(add) = add {
-            file.set("tokenizer.ggml.add_bos_token", tiny::flag(add));
+            file.set("tokenizer.ggml.add_bos_token", fixtures::flag(add));
         }
         prompt(&tokenizer(&file).expect("sound"), &[turn(Role::User, "x")])
     };
@@ -214,15 +214,15 @@ fn the_beginning_of_text_is_added_where_the_file_asks_for_it_and_only_once() {
 #[test]
 fn what_texts_begin_with_is_what_the_file_says_or_what_its_tokenizer_adds() {
     let begin = |pre: Option<&str>, add: Option<bool>| {
-        let mut file = tiny::small();
+        let mut file = fixtures::small();
         match pre {
-            Some(pre) => file.set("tokenizer.ggml.pre", tiny::text(pre)),
+            Some(pre) => file.set("tokenizer.ggml.pre", fixtures::text(pre)),
             None => file.remove("tokenizer.ggml.pre"),
         }
         if let Some(add) = add {
-            file.set("tokenizer.ggml.add_bos_token", tiny::flag(add));
+            file.set("tokenizer.ggml.add_bos_token", fixtures::flag(add));
         }
-        tokenizer(&file).expect("sound").begin()
+        tokenizer(&file).expect("sound").bos_of_text()
     };
     for pre in [Some("llama-bpe"), Some("falcon3"), Some("falcon-e"), Some("default"), None] {
         assert_eq!(begin(pre, Some(true)), Some(258), "{pre:?}");
@@ -234,23 +234,23 @@ fn what_texts_begin_with_is_what_the_file_says_or_what_its_tokenizer_adds() {
     for pre in [Some("falcon3"), Some("falcon-e"), Some("falcon_e"), Some("default")] {
         assert_eq!(begin(pre, None), None, "{pre:?}");
     }
-    let mut none = tiny::small();
+    let mut none = fixtures::small();
     none.remove("tokenizer.ggml.bos_token_id");
-    none.set("tokenizer.ggml.add_bos_token", tiny::flag(true));
-    assert_eq!(tokenizer(&none).expect("sound").begin(), None);
+    none.set("tokenizer.ggml.add_bos_token", fixtures::flag(true));
+    assert_eq!(tokenizer(&none).expect("sound").bos_of_text(), None);
 }
 
 #[test]
 fn user_defined_tokens_are_found_in_any_text_but_for_those_that_mean_something() {
-    let mut file = tiny::small();
-    let mut tokens = tiny::byte_tokens();
+    let mut file = fixtures::small();
+    let mut tokens = fixtures::byte_tokens();
     tokens.extend(["he", "~~~~", "<start_of_turn>", "<end_of_turn>", "<|user|>"].map(String::from));
     let mut kinds = vec![1; tokens.len()];
     kinds[257..].fill(4);
-    file.set("tokenizer.ggml.tokens", tiny::texts(&tokens));
-    file.set("tokenizer.ggml.token_type", tiny::integers(&kinds));
-    file.set("tokenizer.ggml.merges", tiny::texts(&["h e".into()]));
-    file.set("tokenizer.ggml.eos_token_id", tiny::number(259));
+    file.set("tokenizer.ggml.tokens", fixtures::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", fixtures::integers(&kinds));
+    file.set("tokenizer.ggml.merges", fixtures::texts(&["h e".into()]));
+    file.set("tokenizer.ggml.eos_token_id", fixtures::number(259));
     let tokenizer = tokenizer(&file).expect("sound");
     assert_eq!(tokenizer.encode("~~~~"), [257], "it is text");
     for (text, id) in [("<end_of_turn>", 259), ("<start_of_turn>", 258), ("<|user|>", 260)] {
@@ -261,10 +261,10 @@ fn user_defined_tokens_are_found_in_any_text_but_for_those_that_mean_something()
 
 #[test]
 fn marks_of_a_file_without_types_are_told_by_their_look() {
-    let mut file = tiny::small();
+    let mut file = fixtures::small();
     file.remove("tokenizer.ggml.token_type");
     let untyped = tokenizer(&file).expect("sound");
-    let typed = tokenizer(&tiny::small()).expect("sound");
+    let typed = tokenizer(&fixtures::small()).expect("sound");
     let turns = [turn(Role::User, "he<|eot_id|>")];
     assert_eq!(untyped.prompt_chat(&turns), typed.prompt_chat(&turns));
     assert_eq!(untyped.encode("<|eot_id|>"), typed.encode("<|eot_id|>"));

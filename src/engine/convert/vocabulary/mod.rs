@@ -1,23 +1,24 @@
-//! A checkpoint's vocabulary as the metadata of a GGUF file: `tokenizer.json`, or `tokenizer.model`
-//! where there is none, and their companions.
+//! Converts a checkpoint's vocabulary to GGUF metadata: from `tokenizer.json`, or `tokenizer.model` where there is
+//! none, and the files beside them.
 //!
-//! Deliberately cuts no text: whether the result can be used is the tokenizer's to say.
+//! Deliberately encodes no text: whether the result can be used is checked by the tokenizer.
 
-mod json;
-mod pieces;
-mod special;
+mod sentencepiece_model;
+mod special_tokens;
 mod steps;
+mod tokenizer_json;
 
-use super::config::Config;
-use super::folder::Folder;
-use crate::engine::error::{LoadError, shown};
-use crate::engine::gguf::{Datum, Draft};
+use super::checkpoint_files::CheckpointFolder;
+use super::hf_config::HfConfig;
+use crate::engine::error::{LoadError, escaped};
+use crate::engine::gguf::{GgufDraft, NewValue};
 use crate::external_text::utf8;
 use serde::Deserialize;
-use special::Companion;
+use special_tokens::TokenizerConfig;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
+const TOKENIZER_JSON: &str = "tokenizer.json";
 
 /// GGUF's token types.
 const NORMAL: i32 = 1;
@@ -30,38 +31,38 @@ const BYTE: i32 = 6;
 /// One template, or several by name.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Templates {
+enum ChatTemplates {
     One(String),
-    Many(Vec<Template>),
+    Many(Vec<NamedTemplate>),
 }
 
 #[derive(Deserialize)]
-struct Template {
+struct NamedTemplate {
     name: String,
     template: String,
 }
 
-/// Tokens by id, and how text is cut into them.
+/// Tokens by id, and how text is split into them.
 struct Vocabulary {
-    /// GGUF's name of the kind.
+    /// GGUF's name of the kind of tokenizer.
     model: &'static str,
-    /// GGUF's name of the way text is cut into words.
+    /// GGUF's name of the pre-tokenizer.
     pre: &'static str,
     tokens: Vec<String>,
     kinds: Vec<i32>,
-    /// Of pieces.
+    /// The scores of a SentencePiece vocabulary.
     scores: Option<Vec<f32>>,
-    /// Whether a space is put before a text; of pieces.
+    /// Whether a space is put before a text, in a SentencePiece vocabulary.
     adds_space: bool,
-    /// Whether a word that is a token is that token only where its merges lead to it.
-    merges_decide: bool,
+    /// Whether a word that is a token becomes that token only where its merges produce it.
+    ignores_whole_words: bool,
     merges: Vec<String>,
-    /// Ids that are put before a text, where that is said.
+    /// Ids that are put before a text, where the files say so.
     begins_with: Option<Vec<u64>>,
 }
 
 impl Vocabulary {
-    /// The id of a text, of a token with a part to play rather than of another.
+    /// The id of a text, preferring special tokens.
     fn id(&self, text: &str) -> Option<u32> {
         let with = |kinds: &[i32]| {
             let mut all = self.tokens.iter().zip(&self.kinds);
@@ -71,8 +72,8 @@ impl Vocabulary {
     }
 }
 
-/// Tokens and their kinds in a model of `rows`; those that no entry names are called something too.
-fn fill<'a>(
+/// Tokens and their types in a model of `rows`; ids that no entry names get a placeholder.
+fn token_list<'a>(
     file: &str,
     rows: usize,
     entries: impl Iterator<Item = (u32, &'a String, i32)>,
@@ -80,13 +81,13 @@ fn fill<'a>(
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; rows];
     for (id, text, kind) in entries {
         let token = tokens.get_mut(id as usize).ok_or_else(|| {
-            let said = format!("\"{}\" has id {id}, and config.json says {rows} tokens", shown(text));
-            LoadError::new(format!("{file}: vocab"), said)
+            let message = format!("\"{}\" has id {id}, and config.json says {rows} tokens", escaped(text));
+            LoadError::new(format!("{file}: vocab"), message)
         })?;
         match token {
             Some((other, _)) if other != text => {
-                let said = format!("\"{}\" and \"{}\" are both token {id}", shown(other), shown(text));
-                return Err(LoadError::new(format!("{file}: vocab"), said));
+                let message = format!("\"{}\" and \"{}\" are both token {id}", escaped(other), escaped(text));
+                return Err(LoadError::new(format!("{file}: vocab"), message));
             }
             token => *token = Some((text.clone(), kind)),
         }
@@ -95,47 +96,53 @@ fn fill<'a>(
     Ok(named.map(|(id, token)| token.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED))).unzip())
 }
 
-/// Adds the vocabulary of a folder to a draft; gives whether a word that is a token is that token only where its
-/// merges lead to it.
-pub(super) fn add(folder: &Folder, config: &Config, draft: &mut Draft) -> Result<bool, LoadError> {
-    let json = json::read(folder, config.vocab)?;
+/// Adds the vocabulary of a folder to a draft; returns whether a word that is a token becomes that token only where
+/// its merges produce it.
+pub(super) fn add(
+    folder: &CheckpointFolder,
+    config: &HfConfig,
+    draft: &mut GgufDraft,
+) -> Result<bool, LoadError> {
+    let json = tokenizer_json::read(folder, config.vocab)?;
     let has_json = json.is_some();
-    let mut vocabulary = json.map_or_else(|| pieces::read(folder, config.vocab), Ok)?;
-    let companion: Companion = folder.json(CONFIG)?.unwrap_or_default();
+    let mut vocabulary = json.map_or_else(|| sentencepiece_model::read(folder, config.vocab), Ok)?;
+    let companion: TokenizerConfig = folder.json(CONFIG)?.unwrap_or_default();
     companion.apply(&mut vocabulary, has_json)?;
     draft.set("tokenizer.ggml.model", vocabulary.model);
     draft.set("tokenizer.ggml.pre", vocabulary.pre);
-    draft.set("tokenizer.ggml.tokens", Datum::Texts(vocabulary.tokens.clone()));
+    draft.set("tokenizer.ggml.tokens", NewValue::Texts(vocabulary.tokens.clone()));
     if let Some(scores) = &vocabulary.scores {
-        draft.set("tokenizer.ggml.scores", Datum::Floats(scores.clone()));
-        draft.set("tokenizer.ggml.add_space_prefix", Datum::Bool(vocabulary.adds_space));
+        draft.set("tokenizer.ggml.scores", NewValue::Floats(scores.clone()));
+        draft.set("tokenizer.ggml.add_space_prefix", NewValue::Bool(vocabulary.adds_space));
     }
-    draft.set("tokenizer.ggml.token_type", Datum::Integers(vocabulary.kinds.clone()));
+    draft.set("tokenizer.ggml.token_type", NewValue::Integers(vocabulary.kinds.clone()));
     if !vocabulary.merges.is_empty() {
-        draft.set("tokenizer.ggml.merges", Datum::Texts(vocabulary.merges.clone()));
+        draft.set("tokenizer.ggml.merges", NewValue::Texts(vocabulary.merges.clone()));
     }
-    special::add(folder, config, &vocabulary, &companion, draft)?;
+    special_tokens::add(folder, config, &vocabulary, &companion, draft)?;
     if let Some(template) = template(folder, companion.chat_template)? {
         draft.set("tokenizer.chat_template", template.as_str());
     }
-    Ok(vocabulary.merges_decide)
+    Ok(vocabulary.ignores_whole_words)
 }
 
 /// The chat template: a file of its own, or one of those in `tokenizer_config.json`.
-fn template(folder: &Folder, given: Option<Templates>) -> Result<Option<String>, LoadError> {
+fn template(folder: &CheckpointFolder, given: Option<ChatTemplates>) -> Result<Option<String>, LoadError> {
     let text = match folder.read(TEMPLATE)? {
-        Some(bytes) => Some(utf8(&bytes).map_err(|said| LoadError::new(TEMPLATE, said))?.to_owned()),
+        Some(bytes) => Some(utf8(&bytes).map_err(|message| LoadError::new(TEMPLATE, message))?.to_owned()),
         None => given.and_then(|given| match given {
-            Templates::One(text) => Some(text),
-            Templates::Many(all) => all.into_iter().find(|one| one.name == "default").map(|one| one.template),
+            ChatTemplates::One(text) => Some(text),
+            ChatTemplates::Many(all) => {
+                all.into_iter().find(|one| one.name == "default").map(|one| one.template)
+            }
         }),
     };
-    // What this engine reads back.
+    // The limit that this engine has when it reads the file.
     const MOST: usize = 1 << 20;
     match text {
         Some(text) if text.len() > MOST => {
-            let said = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
-            Err(LoadError::new(TEMPLATE, said))
+            let message = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
+            Err(LoadError::new(TEMPLATE, message))
         }
         text => Ok(text),
     }

@@ -1,21 +1,21 @@
-//! What `tokenizer.json` does to text before its model cuts it, and to tokens behind it: steps that this engine takes
-//! too, in just these forms. All others are refused by name, since no key of GGUF carries them.
+//! The processing steps of `tokenizer.json` before and after its model: those that this engine does too, in exactly
+//! these forms. All others are refused by name, because no key of GGUF carries them.
 
-use super::json::FILE;
-use crate::engine::error::{LoadError, shown};
+use super::TOKENIZER_JSON;
+use crate::engine::error::{LoadError, escaped};
 use serde_json::{Value, json};
 
-/// How Llama 3's tokenizer cuts text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
+/// How Llama 3's pre-tokenizer splits text into words. Source: `tokenizer.json` of Meta-Llama-3-8B.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What SentencePiece writes for a space.
+/// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-fn place(what: &str, said: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{FILE}: {what}"), said)
+fn place(what: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{TOKENIZER_JSON}: {what}"), message)
 }
 
-/// The steps of a value, those of a sequence one by one; none where nothing is said.
+/// The steps of a value, with sequences flattened; none where the value is missing.
 fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a Value>, LoadError> {
     let Some(given) = given.filter(|given| !given.is_null()) else { return Ok(Vec::new()) };
     if given["type"] != "Sequence" {
@@ -26,7 +26,7 @@ fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a
         .ok_or_else(|| place(what, "a Sequence without its list; the file is damaged"))?;
     let mut steps = Vec::new();
     for part in all {
-        // A sequence in a sequence does the same as its steps; deeper ones are in no file.
+        // A sequence in a sequence does the same as its steps; deeper nesting occurs in no file.
         match part["type"] == "Sequence" {
             true => steps.extend(part[list].as_array().into_iter().flatten()),
             false => steps.push(part),
@@ -35,23 +35,23 @@ fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a
     Ok(steps)
 }
 
-/// A step's type, and its settings where it is one of several.
+/// The type of a step, for messages.
 fn name(step: &Value) -> String {
-    shown(step["type"].as_str().unwrap_or("a step without a type"))
+    escaped(step["type"].as_str().unwrap_or("a step without a type"))
 }
 
 fn names(steps: &[&Value]) -> String {
     steps.iter().map(|step| name(step)).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a step has just these settings; those in `free` may have any value.
+/// Whether a step has exactly these settings; those in `free` may have any value.
 fn is(step: &Value, wanted: &Value, free: &[&str]) -> bool {
     let (Some(step), Some(wanted)) = (step.as_object(), wanted.as_object()) else { return false };
     let same = wanted.iter().all(|(key, value)| step.get(key) == Some(value));
     same && step.keys().all(|key| wanted.contains_key(key) || free.contains(&key.as_str()))
 }
 
-/// Checks the normalizer and the pre-tokenizer; gives whether a space is put before a text.
+/// Checks the normalizer and the pre-tokenizer; returns whether a space is put before a text.
 pub(super) fn check(
     normalizer: Option<&Value>,
     pre_tokenizer: Option<&Value>,
@@ -77,23 +77,25 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
         ([], [only]) if is(only, &metaspace, &["str_rep"]) => Ok(false),
         ([], []) => Err(place("normalizer", "missing: spaces have no mark, which is not supported")),
         (_, []) | ([_, ..], _) => {
-            let said = format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
-            Err(place("normalizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+            let message =
+                format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
+            Err(place("normalizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
         ([], _) => {
-            let said = format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
-            Err(place("pre_tokenizer", format!("{said}; use a model that marks spaces as Llama 2 does")))
+            let message =
+                format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
+            Err(place("pre_tokenizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
     }
 }
 
-/// The one way to cut text into words that GGUF has a name for; told by its pattern, since names of models change
-/// hands.
+/// Checks for the one pre-tokenizer that GGUF has a name for, recognised by its pattern, because models' names are
+/// reused.
 fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), LoadError> {
     if !normalizers.is_empty() {
-        let said =
+        let message =
             format!("[{}] rewrites text, and no key of GGUF says so; use another model", names(normalizers));
-        return Err(place("normalizer", said));
+        return Err(place("normalizer", message));
     }
     let split =
         json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
@@ -103,18 +105,18 @@ fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), 
         steps => {
             let patterns: Vec<&str> =
                 steps.iter().filter_map(|step| step["pattern"]["Regex"].as_str()).collect();
-            // Where the pattern is Llama 3's, it is an option that differs.
+            // Where the pattern is Llama 3's, an option differs.
             let what = match patterns == [LLAMA3] {
                 true => "with these options".into(),
-                false => format!("with the patterns [{}]", shown(&patterns.join(", "))),
+                false => format!("with the patterns [{}]", escaped(&patterns.join(", "))),
             };
-            let said = format!("[{}] {what} has no name in GGUF that we know", names(steps));
-            Err(place("pre_tokenizer", format!("{said}; use a model that cuts text as Llama 3 does")))
+            let message = format!("[{}] {what} has no name in GGUF that we know", names(steps));
+            Err(place("pre_tokenizer", format!("{message}; use a model that cuts text as Llama 3 does")))
         }
     }
 }
 
-/// Checks that tokens become text as this engine has it.
+/// Checks that tokens are decoded as this engine does it.
 pub(super) fn check_decoder(decoder: Option<&Value>, sentence_piece: bool) -> Result<(), LoadError> {
     let replace = json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "});
     let is_sound = |step: &&Value| match (step["type"].as_str(), sentence_piece) {
@@ -130,35 +132,35 @@ pub(super) fn check_decoder(decoder: Option<&Value>, sentence_piece: bool) -> Re
     match steps.iter().find(|step| !is_sound(step)) {
         None => Ok(()),
         Some(step) => {
-            let said =
+            let message =
                 format!("{} in this form gives other text than this engine; use another model", name(step));
-            Err(place("decoder", said))
+            Err(place("decoder", message))
         }
     }
 }
 
-/// Ids that the post-processor puts before a text; `None` where it says nothing of it.
+/// The ids that the post-processor puts before a text; `None` where it says nothing about it.
 pub(super) fn begins_with(processor: Option<&Value>) -> Result<Option<Vec<u64>>, LoadError> {
     let what = "post_processor";
     let mut found = None;
     for step in parts(processor, "processors", what)? {
         match step["type"].as_str() {
-            // Its settings are about places in the text alone.
+            // Its settings concern only offsets in the text.
             Some("ByteLevel") => {}
             Some("TemplateProcessing") if found.is_none() => found = Some(before_text(step)?),
             _ => {
-                let said =
+                let message =
                     format!("{} adds tokens in a way that is not supported; use another model", name(step));
-                return Err(place(what, said));
+                return Err(place(what, message));
             }
         }
     }
     Ok(found)
 }
 
-/// Ids that a template puts before a text, where it puts none behind it.
+/// The ids that a template puts before a text, provided that it puts none behind it.
 fn before_text(template: &Value) -> Result<Vec<u64>, LoadError> {
-    let fail = |said: &str| Err(place("post_processor.single", said.to_owned()));
+    let fail = |message: &str| Err(place("post_processor.single", message.to_owned()));
     let single = template["single"].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some((sequence, special)) = single.split_last() else { return fail("missing; the file is damaged") };
     if sequence["Sequence"]["id"] != "A" {

@@ -1,6 +1,6 @@
 //! The forms that families of models were trained on, for files that have no template or a wrong one.
 
-use super::super::vocab::{Entries, Kind};
+use super::super::vocab::{TokenKind, TokenTable};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Gguf;
 
@@ -31,10 +31,10 @@ const WRONG: &str = "BITNETAssistant";
 
 impl Family {
     /// The family of a file. `falcon_e` is what its pre-tokenizer says.
-    pub fn detect(file: &Gguf, entries: &Entries, falcon_e: bool) -> Result<Self, LoadError> {
+    pub fn detect(file: &Gguf, entries: &TokenTable, falcon_e: bool) -> Result<Self, LoadError> {
         let ids = entries.by_text();
         let marks = |texts: &[&str]| {
-            let is_mark = |id: &u32| !entries.typed || entries.kind(*id) == Kind::Mark;
+            let is_mark = |id: &u32| !entries.has_types || entries.kind(*id) == TokenKind::Control;
             texts.iter().all(|text| ids.get(text.as_bytes()).is_some_and(is_mark))
         };
         let arch = file.text("general.architecture")?.unwrap_or_default();

@@ -1,0 +1,37 @@
+//! NEON as every Armv8 CPU has it: Raspberry Pi 3, 4 and Zero 2 W.
+//!
+//! Without dot-product instructions a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
+//! with several tokens through look-up tables.
+//!
+//! Deliberately knows nothing of batches beyond eight tokens.
+
+mod attention_f16;
+mod block_quant;
+mod gemm;
+mod gemv;
+
+pub(super) use attention_f16::{dot_f16, weighted_sum_f16};
+pub(super) use block_quant::{dot_blocks, weighted_sum_blocks};
+
+use crate::engine::kernels::Kernels;
+use crate::engine::kernels::simd_dispatch::SimdLevel;
+use std::arch::aarch64::*;
+
+pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
+    name: "neon",
+    batch: None,
+    // Five single tokens are faster than a tile of eight that is nearly half empty.
+    tiles: &[(gemm::TILE_TOKENS, gemm::gemm), (7, gemm::gemm), (6, gemm::gemm), (1, gemv::gemv)],
+    dot_f16,
+    weighted_sum_f16,
+    batch_f16: None,
+    dot_blocks,
+    weighted_sum_blocks,
+    simd: SimdLevel::Baseline,
+};
+
+#[target_feature(enable = "neon")]
+fn load_f32(x: &[f32; 4]) -> float32x4_t {
+    // SAFETY: 16 bytes; the load needs no alignment.
+    unsafe { vld1q_f32(x.as_ptr()) }
+}

@@ -1,0 +1,43 @@
+//! NEON with the dot-product instructions of Armv8.2: Raspberry Pi 5 and most boards since.
+//!
+//! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is not stable in the
+//! compilers that are supported, hence assembly.
+//!
+//! Deliberately knows nothing of floats: those kernels are plain NEON's.
+
+mod gemm;
+mod gemv;
+
+use super::neon::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
+use crate::engine::kernels::Kernels;
+use crate::engine::kernels::simd_dispatch::SimdLevel;
+use std::arch::aarch64::*;
+
+pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
+    name: "neon-dotprod",
+    batch: None,
+    // Four single tokens are faster than a tile of eight that is half empty.
+    tiles: &[
+        (gemm::TILE_TOKENS, gemm::gemm),
+        (7, gemm::gemm),
+        (6, gemm::gemm),
+        (5, gemm::gemm),
+        (1, gemv::gemv),
+    ],
+    dot_f16,
+    weighted_sum_f16,
+    batch_f16: None,
+    dot_blocks,
+    weighted_sum_blocks,
+    simd: SimdLevel::Baseline,
+};
+
+/// The sum of the lanes of each of four rows.
+#[target_feature(enable = "neon")]
+#[inline]
+fn horizontal_sums([a, b, c, d]: [int32x4_t; 4]) -> [i32; 4] {
+    let mut dots = [0; 4];
+    // SAFETY: four numbers; the store needs no alignment.
+    unsafe { vst1q_s32(dots.as_mut_ptr(), vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))) };
+    dots
+}

@@ -1,0 +1,40 @@
+//! AVX-512 with VNNI: Intel servers since 2019, AMD since Zen 4.
+//!
+//! `vpdpbusd` multiplies unsigned codes by signed int8 and adds four products to a 32-bit lane, exactly. For one
+//! token memory is the limit; from the L1 cache, 256-bit registers that hold one block of weights are as fast as
+//! 512-bit ones.
+//!
+//! Deliberately knows nothing of block formats: those kernels are AVX2's.
+
+mod attention_f16;
+mod gemm;
+mod gemm_lut;
+mod gemm_lut_asm;
+mod gemv;
+mod lut_layout;
+
+use super::avx2::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
+use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::{BatchF16, Kernels};
+
+pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
+    name: "avx512-vnni",
+    batch: Some(gemm_lut::BATCH),
+    tiles: &[
+        (6, gemm::gemm::<6>),
+        (5, gemm::gemm::<5>),
+        (4, gemm::gemm::<4>),
+        (3, gemm::gemm::<3>),
+        (2, gemm::gemm::<2>),
+        (1, gemv::gemv),
+    ],
+    dot_f16,
+    weighted_sum_f16,
+    batch_f16: Some(BatchF16 {
+        dot: attention_f16::dot_batch_f16,
+        weighted_sum: attention_f16::weighted_sum_batch_f16,
+    }),
+    dot_blocks,
+    weighted_sum_blocks,
+    simd: SimdLevel::Avx512,
+};

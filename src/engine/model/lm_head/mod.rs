@@ -1,0 +1,16 @@
+//! The output head (`lm_head`): from the last hidden vector to a logit for each token of the vocabulary.
+//!
+//! [`forms`] says in which format the head is read and writes it in that format. [`logits`] computes logits, either
+//! with the whole head or with the [`shortlist`]: two-bit codes of all rows choose the few rows that can win, and only
+//! those are read exactly.
+//!
+//! Deliberately knows nothing of how a token is chosen from the logits, nor of the layers below.
+
+mod forms;
+mod logits;
+mod shortlist;
+
+pub use forms::HeadFormat;
+pub use logits::ShortlistStats;
+pub(super) use logits::{RescoreBuffers, SCAN_ROWS};
+pub(super) use shortlist::{Shortlist, ShortlistScratch};
