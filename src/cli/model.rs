@@ -4,7 +4,7 @@ use super::{Failure, host};
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::pool;
 use crate::engine::session::Session;
-use crate::engine::tokenizer::ChatTemplate;
+use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::tuner::Threads;
 use crate::engine::{Engine, ModelFile, Options, Source};
 use clap::builder::PossibleValuesParser;
@@ -67,7 +67,9 @@ impl ModelArgs {
     /// Applies what was asked for to a model.
     pub fn settings(&self, file: ModelFile) -> Result<ModelFile, Failure> {
         let template = self.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
-        let file = file.with_template(template.unwrap_or_default());
+        let file = file
+            .with_template(template.unwrap_or_default())
+            .with_clock(LocalClock::new(jiff::ZonedDateTime::now));
         Ok(file.with_head(self.head())?.with_cache(self.kv_cache().unwrap_or_default())?)
     }
 

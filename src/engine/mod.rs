@@ -39,7 +39,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
-use tokenizer::{ChatTemplate, Tokenizer};
+use tokenizer::{ChatTemplate, LocalClock, Tokenizer};
 use tuner::Threads;
 
 /// Where a model comes from.
@@ -65,6 +65,7 @@ pub struct ModelFile {
     head: HeadForm,
     cache: CacheForm,
     template: ChatTemplate,
+    clock: LocalClock,
 }
 
 /// Memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -160,6 +161,7 @@ impl ModelFile {
             head,
             cache: CacheForm::default(),
             template: ChatTemplate::default(),
+            clock: LocalClock::default(),
         })
     }
 
@@ -183,6 +185,11 @@ impl ModelFile {
     /// The same with a chat template of the owner's choice.
     pub fn with_template(self, template: ChatTemplate) -> Self {
         ModelFile { template, ..self }
+    }
+
+    /// The same with a clock for chat templates that write the date.
+    pub fn with_clock(self, clock: LocalClock) -> Self {
+        ModelFile { clock, ..self }
     }
 
     /// How its head will be read.
@@ -358,7 +365,7 @@ impl ModelFile {
     }
 
     fn read_tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        let tokenizer = Tokenizer::read_with(&self.file, &self.template)?;
+        let tokenizer = Tokenizer::read_with(&self.file, &self.template)?.with_clock(self.clock);
         if tokenizer.vocab_size() != self.shape.vocab {
             let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
             let said = format!("{tokens} tokens, but the embedding has {rows} rows");

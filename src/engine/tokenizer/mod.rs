@@ -4,7 +4,7 @@
 //! crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken`
 //! and `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a promise about
 //! long lines. What libraries do well is theirs: `regex` cuts words in linear time, `aho-corasick` finds
-//! special tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` holds the result
+//! special tokens. `tests/support/compare-tokenizers` holds the result
 //! against Hugging Face's.
 //!
 //! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
@@ -19,7 +19,7 @@ mod vocab;
 mod words;
 
 pub use decode::{Pushed, TextStream};
-pub use template::{ChatTemplate, Role, Turn};
+pub use template::{ChatTemplate, LocalClock, Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
@@ -27,7 +27,7 @@ use crate::engine::known_keys::check_tokenizer;
 use bpe::BytePairs;
 use marks::{Marks, Part};
 use pieces::Pieces;
-use template::{Family, Names, Prompt, Template};
+use template::{Family, Names, Template, Text};
 use vocab::{Entries, Kind, TOKENS, Vocab, token_id, token_ids};
 use words::Cut;
 
@@ -183,9 +183,17 @@ impl Tokenizer {
         let add_bos = said.unwrap_or(chosen.built_in && family.begins());
         let marks = Marks::new(&entries.vocab, entries.of(Kind::Mark), Kind::Mark)?;
         let wholes = Marks::new(&entries.vocab, entries.of(Kind::Whole), Kind::Whole)?;
-        let Chosen { template: chat, source: chat_source, .. } = chosen;
+        let Chosen { template: chat, source: chat_source, built_in } = chosen;
+        if !built_in {
+            notes.extend(unknown_tokens_note(&chat, &entries));
+        }
         let vocab = entries.vocab;
         Ok(Tokenizer { vocab, rules, marks, wholes, bos, begins, add_bos, ends, chat, chat_source, notes })
+    }
+
+    /// The same with a clock for chat templates that write the date.
+    pub fn with_clock(self, clock: LocalClock) -> Self {
+        Tokenizer { chat: self.chat.with_clock(clock), ..self }
     }
 
     /// Whether a file has Llama 3's vocabulary, which the models of several makers share; its marks tell.
@@ -288,7 +296,7 @@ impl Tokenizer {
     /// # Errors
     /// When the model's chat template does not take the conversation.
     pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
-        let prompt = self.chat.prompt(turns).map_err(|why| PromptError::Template(why.to_string()))?;
+        let prompt = self.chat.prompt(turns).map_err(PromptError::Template)?;
         let mut ids = Vec::new();
         self.encode_prompt(&prompt, &mut ids);
         if self.add_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
@@ -299,24 +307,25 @@ impl Tokenizer {
 
     /// Looks for special tokens in what the template wrote only. What stands between two of them is
     /// encoded as one text, as it was in training, whoever said which part of it.
-    fn encode_prompt(&self, prompt: &Prompt, ids: &mut Vec<u32>) {
+    fn encode_prompt(&self, prompt: &Text, ids: &mut Vec<u32>) {
+        let text = prompt.as_str();
         let mut plain = 0; // from here on nothing is encoded yet
         let mut at = 0;
-        let end = (prompt.text.len()..prompt.text.len(), 0);
-        for (said, _) in prompt.said.iter().chain([&end]) {
+        let end = text.len()..text.len();
+        for content in prompt.content_ranges().iter().chain([&end]) {
             let mut place = at;
-            self.marks.each(&prompt.text[at..said.start], |part| match part {
+            self.marks.each(&text[at..content.start], |part| match part {
                 Part::Text(text) => place += text.len(),
                 Part::Token(id) => {
-                    self.encode_into(&prompt.text[plain..place], ids);
+                    self.encode_into(&text[plain..place], ids);
                     ids.push(id);
                     place += self.vocab.get(id).len();
                     plain = place;
                 }
             });
-            at = said.end;
+            at = content.end;
         }
-        self.encode_into(&prompt.text[plain..], ids);
+        self.encode_into(&text[plain..], ids);
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
@@ -351,7 +360,7 @@ fn read_template(
     notes: &mut Vec<String>,
 ) -> Result<Chosen, LoadError> {
     let own = file.text(TEMPLATE)?;
-    let compile = |text: &str| Template::new(text.to_owned(), names.clone());
+    let compile = |text: &str| Template::new(text, names.clone());
     let way_out = "leave model.chat_template out, set it to \"built-in\", or to the path of a template";
     let why = match (choice, own) {
         (ChatTemplate::Text { place, source }, _) => {
@@ -394,6 +403,24 @@ fn read_template(
     Ok(Chosen { template, built_in: true, source })
 }
 
+/// Says which texts that look like special tokens a template writes and the vocabulary lacks: the model sees them
+/// as letters.
+fn unknown_tokens_note(template: &Template, entries: &Entries) -> Option<String> {
+    /// More names than that are not written into one line.
+    const MOST: usize = 8;
+    let ids = entries.by_text();
+    let mut unknown: Vec<String> =
+        template.samples().flat_map(|text| Template::special_looking(&text)).collect();
+    unknown.retain(|name| !ids.contains_key(name.as_bytes()));
+    unknown.sort_unstable();
+    unknown.dedup();
+    unknown.truncate(MOST);
+    let names: Vec<String> = unknown.iter().map(|name| shown(name).to_string()).collect();
+    (!names.is_empty()).then(|| {
+        format!("the chat template writes {}, which the vocabulary has not as a token", names.join(", "))
+    })
+}
+
 /// The names that templates call tokens by.
 fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
     let name = |key: &str| -> Result<Option<String>, LoadError> {
@@ -404,19 +431,7 @@ fn names(file: &Gguf, entries: &Entries) -> Result<Names, LoadError> {
     for (called, key) in OTHER_TOKENS {
         others.extend(name(key)?.map(|text| (*called, text)));
     }
-    let mut edges: Vec<char> = Vec::new();
-    for id in entries.of(Kind::Mark) {
-        let text = String::from_utf8_lossy(entries.vocab.get(id));
-        edges.extend(text.chars().next().into_iter().chain(text.chars().next_back()));
-    }
-    edges.sort_unstable();
-    edges.dedup();
-    Ok(Names {
-        bos: name("tokenizer.ggml.bos_token_id")?,
-        eos: name("tokenizer.ggml.eos_token_id")?,
-        others,
-        edges: edges.into_iter().collect(),
-    })
+    Ok(Names { bos: name("tokenizer.ggml.bos_token_id")?, eos: name("tokenizer.ggml.eos_token_id")?, others })
 }
 
 /// Every token that ends an answer. Without types a text that reads like an end is taken for one; with

@@ -1,27 +1,38 @@
 //! Prompts out of turns: the chat template of the file, or the form its family was trained on.
 //!
-//! A message's content never becomes a special token. The template is rendered with the contents, which gives
-//! the prompt's text, and again with placeholders for them: where the second, filled in, gives the same text, it
-//! tells which parts of the first are content, and those are encoded as plain text. A template that asks what
-//! is in a content, or changes it, gives two texts that differ. It is rendered again with the contents, in which
-//! each character that a special token can begin or end with stands between two sentinels: what a template
-//! asks and does is the same then, and no special token is looked for across a sentinel. Where even that
-//! gives another text, as when a template counts characters, the request fails.
+//! Templates are read as Jinja2 reads them in Hugging Face's environment; `tests/support/jinja-cases` compares
+//! the two. A template is a program from a stranger: `parser` bounds its length and depth, `fuel` the work and
+//! memory that a rendering takes, `value` how much a list can hold. What is not offered is refused by its name.
 //!
-//! A template is a program from a stranger. `screen` refuses what would get round the engine's limits,
-//! `jinja` sets those. Deliberately knows no token ids.
+//! A message's content never becomes a special token: `text` marks the bytes that came from one, whatever the
+//! template does with them, and special tokens are looked for only in what lies between those.
+//!
+//! Deliberately knows no token ids, and reads no clock: the caller gives the time.
 
 mod choice;
 mod clock;
+mod evaluate;
+mod expression;
 mod family;
+mod filters;
+mod format;
+mod fuel;
+mod interpreter;
 mod jinja;
-mod place;
-mod screen;
-mod source_form;
+mod json;
+mod lexer;
+mod methods;
+mod number;
+mod parser;
+mod predicates;
+mod syntax;
+mod text;
+mod value;
 
 pub use choice::ChatTemplate;
+pub use clock::LocalClock;
 pub(super) use family::Family;
-pub(super) use place::Prompt;
+pub(in crate::engine::tokenizer) use text::Text;
 
 use jinja::Engine;
 
@@ -52,8 +63,6 @@ pub(super) struct Names {
     pub eos: Option<String>,
     /// Names of further tokens as templates call them, with their texts.
     pub others: Vec<(&'static str, String)>,
-    /// The characters that special tokens begin and end with.
-    pub edges: String,
 }
 
 /// A template that has been tried.
@@ -61,6 +70,7 @@ pub(super) struct Names {
 pub(super) struct Template {
     engine: Engine,
     names: Names,
+    clock: LocalClock,
     /// Whether it takes contents as lists of parts only, as templates of models that see pictures do.
     parts: bool,
 }
@@ -83,65 +93,75 @@ const SAMPLES: [&[Turn<'_>]; 3] = [
 
 impl Template {
     /// Compiles a template and tries it; the error says in a few words what is wrong with it.
-    pub fn new(source: String, names: Names) -> Result<Self, String> {
-        let mut template = Template { engine: Engine::new(source)?, names, parts: false };
+    pub fn new(source: &str, names: Names) -> Result<Self, String> {
+        let engine = Engine::new(source)?;
+        let mut template = Template { engine, names, clock: LocalClock::default(), parts: false };
         let Err(why) = template.try_samples() else { return Ok(template) };
         template.parts = true;
         template.try_samples().map(|()| template).map_err(|_| why)
     }
 
-    fn try_samples(&self) -> Result<(), String> {
-        // What is in a content may decide whether it is left out: one sample that is not is enough.
-        let mut heeded = false;
-        for (at, sample) in SAMPLES.iter().enumerate() {
-            match self.prompt(sample) {
-                Ok(prompt) => heeded |= self.heeds_last(&prompt, sample),
-                // To refuse a conversation of several turns is a template's right, one question is not.
-                // What cannot be followed there fails with the request that asks for it.
-                Err(_) if at > 0 => {}
-                Err(failure) => return Err(failure.to_string()),
-            }
-        }
-        heeded.then_some(()).ok_or_else(|| "leaves out what the user says".into())
+    /// The same with another clock for templates that write the date.
+    pub fn with_clock(self, clock: LocalClock) -> Self {
+        Template { clock, ..self }
     }
 
-    /// Whether the content of the last of the sample's turns is in its prompt: another gives another prompt.
-    fn heeds_last(&self, prompt: &Prompt, sample: &[Turn<'_>]) -> bool {
-        let mut contents: Vec<&str> = sample.iter().map(|turn| turn.text).collect();
-        contents.pop();
-        let other = self.render(sample, contents.into_iter().chain(["Zulu"]));
-        other.is_ok_and(|other| other != prompt.text)
+    fn try_samples(&self) -> Result<(), String> {
+        // What is in a content may decide whether it is left out: one sample that is not is enough.
+        let mut used = false;
+        for (at, sample) in SAMPLES.iter().enumerate() {
+            match self.prompt(sample) {
+                Ok(prompt) => used |= self.uses_last(&prompt, sample),
+                // To refuse a conversation of several turns is a template's right, one question is not.
+                Err(_) if at > 0 => {}
+                Err(why) => return Err(why),
+            }
+        }
+        used.then_some(()).ok_or_else(|| "leaves out what the user says".into())
+    }
+
+    /// Whether the content of the last of the sample's turns is in its prompt: with another in its place the
+    /// prompt holds another content.
+    fn uses_last(&self, prompt: &Text, sample: &[Turn<'_>]) -> bool {
+        let mut other = sample.to_vec();
+        if let Some(last) = other.last_mut() {
+            last.text = "Zulu";
+        }
+        let contents = |prompt: &Text| {
+            prompt.content_ranges().iter().map(|range| &prompt.as_str()[range.clone()]).collect::<String>()
+        };
+        self.prompt(&other).is_ok_and(|other| contents(&other) != contents(prompt))
     }
 
     /// The text of a conversation, ready for the model's next turn.
-    pub fn prompt(&self, turns: &[Turn<'_>]) -> Result<Prompt, Failure> {
-        let contents: Vec<&str> = turns.iter().map(|turn| turn.text).collect();
-        let written = self.render(turns, contents.iter().copied())?;
-        let places: Vec<String> = (0..turns.len()).map(place::placeholder).collect();
-        // A template that asks what is in a content may refuse a placeholder.
-        let placed = self.render(turns, places.iter().map(String::as_str)).ok();
-        let filled = placed.and_then(|placed| place::fill(&placed, &contents));
-        if let Some(prompt) = filled.filter(|prompt| prompt.text == written) {
-            return Ok(prompt);
+    pub fn prompt(&self, turns: &[Turn<'_>]) -> Result<Text, String> {
+        let messages = turns.iter().map(|turn| (name(turn.role), turn.text));
+        self.engine.render(messages, &self.names, self.parts, &|format| self.clock.strftime(format))
+    }
+
+    /// Text of a template that looks like a special token, which is worth a note where the vocabulary lacks it.
+    pub fn special_looking(prompt: &Text) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        let mut at = 0;
+        let end = prompt.len()..prompt.len();
+        for range in prompt.content_ranges().iter().chain([&end]) {
+            for part in prompt.as_str()[at..range.start].split("<|").skip(1) {
+                let Some((name, _)) = part.split_once("|>") else { continue };
+                let sound =
+                    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+                let name = format!("<|{name}|>");
+                if sound && !found.contains(&name) {
+                    found.push(name);
+                }
+            }
+            at = range.end;
         }
-        [true, false]
-            .into_iter()
-            .find_map(|outer| self.fenced(turns, &written, outer))
-            .ok_or(Failure::Changed)
+        found
     }
 
-    /// The prompt by way of sentinels in the contents; `None` where it is not `written`.
-    fn fenced(&self, turns: &[Turn<'_>], written: &str, outer: bool) -> Option<Prompt> {
-        let fence = |turn: &Turn<'_>| place::fenced(turn.text, &self.names.edges, outer);
-        let contents: Vec<String> = turns.iter().map(fence).collect::<Option<_>>()?;
-        let rendered = self.render(turns, contents.iter().map(String::as_str)).ok()?;
-        let prompt = place::unfenced(&rendered);
-        (prompt.text == written).then_some(prompt)
-    }
-
-    fn render<'s>(&self, turns: &[Turn<'_>], said: impl Iterator<Item = &'s str>) -> Result<String, Failure> {
-        let messages = turns.iter().zip(said).map(|(turn, text)| (name(turn.role), text));
-        self.engine.render(messages, &self.names, self.parts).map_err(Failure::Refused)
+    /// The texts that the samples give.
+    pub fn samples(&self) -> impl Iterator<Item = Text> {
+        SAMPLES.iter().filter_map(|sample| self.prompt(sample).ok())
     }
 }
 
@@ -150,25 +170,5 @@ fn name(role: Role) -> &'static str {
         Role::System => "system",
         Role::User => "user",
         Role::Assistant => "assistant",
-    }
-}
-
-/// Why a template gives no prompt.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// It failed, or said itself that it does not take the conversation.
-    Refused(String),
-    /// It changes a content so that nobody can tell what of the text is content.
-    Changed,
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Failure::Refused(why) => f.write_str(why),
-            Failure::Changed => f.write_str(
-                "changes a message in a way that cannot be followed, such as by counting its characters",
-            ),
-        }
     }
 }
