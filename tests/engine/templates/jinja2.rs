@@ -51,7 +51,10 @@ fn templates_of_all_model_families_give_the_text_that_jinja2_gives() {
 }
 
 /// What is refused though Jinja2 renders it: parts of the reason, and how many of the generated cases.
-const REFUSED: &[(&str, usize)] = &[];
+const REFUSED: &[(&str, usize)] = &[
+    // One whose text does not hang on the contents of the samples that are tried at load.
+    ("leaves out what the user says", 1),
+];
 
 #[test]
 fn generated_templates_give_the_text_that_jinja2_gives_or_are_refused() {

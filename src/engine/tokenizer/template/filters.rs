@@ -56,9 +56,6 @@ impl Interpreter<'_> {
         match name {
             "first" | "last" => {
                 args.bind(name, [])?;
-                if name == "last" && matches!(&value, Value::Seq(seq) if seq.kind == SeqKind::Generator) {
-                    return fail("a generator has no last item");
-                }
                 let mut items = value.iterate(&self.fuel)?;
                 let item = if name == "last" { items.pop() } else { items.into_iter().next() };
                 Ok(item.unwrap_or_else(|| Value::undefined("an item of an empty list")))
