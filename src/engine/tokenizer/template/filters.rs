@@ -44,7 +44,7 @@ impl Interpreter<'_> {
                     method.map_or(Ok(Text::from("common")), |method| to_text(&method, &self.fuel))?;
                 number::rounded(&value, precision, method.as_str())
             }
-            "tojson" => self.to_json(&value, args),
+            "tojson" => self.json_text(&value, args),
             "safe" | "e" | "escape" | "forceescape" => {
                 fail(format!("{name} is not offered to templates but at the end of what is written"))
             }
@@ -232,9 +232,21 @@ impl Interpreter<'_> {
         if matches!(&attribute, Some(Value::Str(path)) if path.as_str().contains(',')) {
             return fail("several attributes to sort by are not offered to templates");
         }
+        let keyed = self.keyed(name, items, attribute.as_ref(), case)?;
+        self.chosen(name, keyed, reverse)
+    }
+
+    /// Items with what they are compared by; for `unique` the first of each alone.
+    fn keyed(
+        &mut self,
+        name: &str,
+        items: Vec<Value>,
+        attribute: Option<&Value>,
+        case: bool,
+    ) -> Outcome<Vec<(Value, Value)>> {
         let mut keyed: Vec<(Value, Value)> = Vec::with_capacity(items.len());
         for item in items {
-            let key = self.sort_key(&item, attribute.as_ref(), case)?;
+            let key = self.sort_key(&item, attribute, case)?;
             let seen = name == "unique" && {
                 let mut seen = false;
                 for (other, _) in &keyed {
@@ -246,6 +258,10 @@ impl Interpreter<'_> {
                 keyed.push((key, item));
             }
         }
+        Ok(keyed)
+    }
+
+    fn chosen(&mut self, name: &str, keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Value> {
         match name {
             "unique" => {
                 Value::seq(SeqKind::Generator, keyed.into_iter().map(|(_, item)| item).collect(), &self.fuel)
@@ -391,7 +407,7 @@ impl Interpreter<'_> {
         methods::join(&Text::default(), &[cut, end], &self.fuel)
     }
 
-    fn to_json(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn json_text(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
         let [ascii, indent, separators, sorted] =
             args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
         let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());

@@ -62,14 +62,14 @@ impl Interpreter<'_> {
                     Value::Seq(_) | Value::Dict(_) | Value::Str(_) | Value::Undefined(_) | Value::Loop(_)
                 )
             }
-            "callable" => match value {
+            "callable" => matches!(
+                value,
                 Value::Macro(_)
-                | Value::Function(_)
-                | Value::Method(_)
-                | Value::Loop(_)
-                | Value::Undefined(_) => true,
-                _ => false,
-            },
+                    | Value::Function(_)
+                    | Value::Method(_)
+                    | Value::Loop(_)
+                    | Value::Undefined(_)
+            ),
             "lower" | "upper" => match value {
                 Value::Str(text) => {
                     let [lower, upper] =
