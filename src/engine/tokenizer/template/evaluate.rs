@@ -3,7 +3,7 @@
 use super::fuel::{Outcome, fail};
 use super::interpreter::{CallArgs, Interpreter};
 use super::number::arithmetic;
-use super::syntax::{Args, Comparison, Expr};
+use super::syntax::{Args, Arithmetic, Comparison, Expr};
 use super::text::Builder;
 use super::value::{SeqKind, Value, check_key, contains, equal, order, to_text};
 use std::cmp::Ordering;
@@ -101,10 +101,10 @@ impl<'t> Interpreter<'t> {
                 Value::dict(entries, &self.fuel)
             }
             Expr::Negative(inner) => {
-                arithmetic(super::syntax::Arithmetic::Mul, &self.number(inner)?, &Value::Int(-1), &self.fuel)
+                arithmetic(Arithmetic::Mul, &self.number(inner)?, &Value::Int(-1), &self.fuel)
             }
             Expr::Positive(inner) => {
-                arithmetic(super::syntax::Arithmetic::Add, &self.number(inner)?, &Value::Int(0), &self.fuel)
+                arithmetic(Arithmetic::Add, &self.number(inner)?, &Value::Int(0), &self.fuel)
             }
             Expr::Compare(first, rest) => self.compare(first, rest),
             Expr::Arithmetic(op, left, right) => {
@@ -112,16 +112,7 @@ impl<'t> Interpreter<'t> {
                 let right = self.eval(right)?;
                 arithmetic(*op, &left, &right, &self.fuel)
             }
-            Expr::Concat(parts) => {
-                let mut out = Builder::default();
-                for part in parts {
-                    let value = self.eval(part)?;
-                    let text = to_text(&value, &self.fuel)?;
-                    self.fuel.spend_bytes(text.len())?;
-                    out.push(&text);
-                }
-                Ok(Value::Str(out.finish()))
-            }
+            Expr::Concat(parts) => self.concat(parts),
             Expr::Attribute(inner, name) => {
                 let value = self.eval(inner)?;
                 self.attribute(&value, name)
@@ -149,6 +140,17 @@ impl<'t> Interpreter<'t> {
             }
             _ => fail("an expression is not offered to templates"),
         }
+    }
+
+    fn concat(&mut self, parts: &'t [Expr]) -> Outcome<Value> {
+        let mut out = Builder::default();
+        for part in parts {
+            let value = self.eval(part)?;
+            let text = to_text(&value, &self.fuel)?;
+            self.fuel.spend_bytes(text.len())?;
+            out.push(&text);
+        }
+        Ok(Value::Str(out.finish()))
     }
 
     fn number(&mut self, expr: &'t Expr) -> Outcome<Value> {

@@ -3,7 +3,7 @@
 use super::fuel::{Fuel, Outcome, fail};
 use super::number;
 use super::text::{Builder, Text};
-use super::value::{SeqKind, Value, to_text};
+use super::value::{Dict, SeqKind, Value, to_text};
 
 pub(super) struct Style {
     /// What a level is indented by.
@@ -41,40 +41,43 @@ pub(super) fn write(
             line(level, style, out, fuel)?;
             out.push_str("]");
         }
-        Value::Dict(dict) => {
-            let mut entries: Vec<_> = dict.entries.iter().collect();
-            if style.sorted {
-                if !entries.iter().all(|(key, _)| matches!(key, Value::Str(_))) {
-                    return fail("keys that are no texts cannot be sorted");
-                }
-                entries.sort_by_key(|(key, _)| match key {
-                    Value::Str(key) => key.as_str(),
-                    _ => "",
-                });
-            }
-            if entries.is_empty() {
-                out.push_str("{}");
-                return Ok(());
-            }
-            out.push_str("{");
-            for (at, (key, value)) in entries.into_iter().enumerate() {
-                next(at, level + 1, style, out, fuel)?;
-                let key = match key {
-                    Value::Str(text) => text.clone(),
-                    Value::None => Text::from("null"),
-                    Value::Bool(value) => Text::from(if *value { "true" } else { "false" }),
-                    Value::Float(value) => Text::from(float(*value)),
-                    other => to_text(other, fuel)?,
-                };
-                string(&key, style, out, fuel)?;
-                out.push(&style.colon);
-                write(value, style, level + 1, out, fuel)?;
-            }
-            line(level, style, out, fuel)?;
-            out.push_str("}");
-        }
+        Value::Dict(dict) => write_dict(dict, style, level, out, fuel)?,
         other => return fail(format!("a {} cannot be written as JSON", other.kind())),
     }
+    Ok(())
+}
+
+fn write_dict(dict: &Dict, style: &Style, level: usize, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+    let mut entries: Vec<_> = dict.entries.iter().collect();
+    if style.sorted {
+        if !entries.iter().all(|(key, _)| matches!(key, Value::Str(_))) {
+            return fail("keys that are no texts cannot be sorted");
+        }
+        entries.sort_by_key(|(key, _)| match key {
+            Value::Str(key) => key.as_str(),
+            _ => "",
+        });
+    }
+    if entries.is_empty() {
+        out.push_str("{}");
+        return Ok(());
+    }
+    out.push_str("{");
+    for (at, (key, value)) in entries.into_iter().enumerate() {
+        next(at, level + 1, style, out, fuel)?;
+        let key = match key {
+            Value::Str(text) => text.clone(),
+            Value::None => Text::from("null"),
+            Value::Bool(value) => Text::from(if *value { "true" } else { "false" }),
+            Value::Float(value) => Text::from(float(*value)),
+            other => to_text(other, fuel)?,
+        };
+        string(&key, style, out, fuel)?;
+        out.push(&style.colon);
+        write(value, style, level + 1, out, fuel)?;
+    }
+    line(level, style, out, fuel)?;
+    out.push_str("}");
     Ok(())
 }
 

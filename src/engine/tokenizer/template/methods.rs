@@ -159,6 +159,13 @@ fn text_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<
             let (old, new) = (as_text(old, name)?, as_text(new, name)?);
             replace(text, &old, &new, count, fuel)
         }
+        _ => parts_method(text, name, args, fuel),
+    }
+}
+
+fn parts_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+    let plain = text.as_str();
+    match name {
         "join" => {
             let [Some(items)] = args.bind(name, ["iterable"])? else { return no_text(name) };
             let items = items.iterate(fuel)?;
