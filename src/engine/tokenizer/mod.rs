@@ -7,27 +7,27 @@
 //! special tokens. `tests/support/compare-tokenizers` holds the result
 //! against Hugging Face's.
 //!
-//! Deliberately knows no model. `template` knows no ids: this file makes ids of its texts.
+//! Deliberately knows no model. `chat_template` knows no ids: this file makes ids of its texts.
 
 mod bpe;
+mod chat_template;
 mod decode;
 mod marks;
 mod merge;
 mod pieces;
-mod template;
 mod vocab;
 mod words;
 
+pub use chat_template::{ChatTemplate, LocalClock, Role, Turn};
 pub use decode::{Pushed, TextStream};
-pub use template::{ChatTemplate, LocalClock, Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, shown};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
 use bpe::BytePairs;
+use chat_template::{Family, Names, Template, Text};
 use marks::{Marks, Part};
 use pieces::Pieces;
-use template::{Family, Names, Template, Text};
 use vocab::{Entries, Kind, TOKENS, Vocab, token_id, token_ids};
 use words::Cut;
 
