@@ -5,7 +5,7 @@ use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::session::Session;
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
-use crate::engine::tokenizer::ChatTemplate;
+use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{Engine, EngineOptions, ModelFile, Source};
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
@@ -67,7 +67,9 @@ impl ModelArgs {
     /// Applies what was asked for to a model.
     pub fn settings(&self, file: ModelFile) -> Result<ModelFile, Failure> {
         let template = self.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
-        let file = file.with_template(template.unwrap_or_default());
+        let file = file
+            .with_template(template.unwrap_or_default())
+            .with_clock(LocalClock::new(jiff::ZonedDateTime::now));
         Ok(file.with_head(self.head())?.with_cache(self.kv_cache().unwrap_or_default())?)
     }
 

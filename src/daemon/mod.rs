@@ -27,7 +27,7 @@ pub use reload::Reread;
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
-use crate::engine::tokenizer::ChatTemplate;
+use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
@@ -111,7 +111,11 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         .and_then(|file| file.with_head(head))
         .and_then(|file| file.with_cache(cache));
     let template = config.model.chat_template.as_deref().map(ChatTemplate::of_setting).transpose();
-    let file = file.and_then(|file| Ok(file.with_template(template?.unwrap_or_default())));
+    let file = file.and_then(|file| {
+        Ok(file
+            .with_template(template?.unwrap_or_default())
+            .with_clock(LocalClock::new(jiff::ZonedDateTime::now)))
+    });
     let file = file.map_err(Failure::Model)?;
     let footprint = file.footprint();
     let (clients, allowed) = (Clients::of(config), Allowed::by(config));

@@ -40,7 +40,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use thread_pool::ThreadPool;
 use thread_tuner::ThreadCounts;
-use tokenizer::{ChatTemplate, Tokenizer};
+use tokenizer::{ChatTemplate, LocalClock, Tokenizer};
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +65,7 @@ pub struct ModelFile {
     head: HeadFormat,
     cache: KvCacheFormat,
     template: ChatTemplate,
+    clock: LocalClock,
 }
 
 /// The memory that a model takes, in bytes, so that it can be planned before anything is loaded.
@@ -161,6 +162,7 @@ impl ModelFile {
             head,
             cache: KvCacheFormat::default(),
             template: ChatTemplate::default(),
+            clock: LocalClock::default(),
         })
     }
 
@@ -184,6 +186,11 @@ impl ModelFile {
     /// The same with a chat template of the owner's choice.
     pub fn with_template(self, template: ChatTemplate) -> Self {
         ModelFile { template, ..self }
+    }
+
+    /// The same with a clock for chat templates that write the date.
+    pub fn with_clock(self, clock: LocalClock) -> Self {
+        ModelFile { clock, ..self }
     }
 
     /// The format in which the head will be read.
@@ -365,7 +372,7 @@ impl ModelFile {
     }
 
     fn read_tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        let tokenizer = Tokenizer::read_with(&self.file, &self.template)?;
+        let tokenizer = Tokenizer::read_with(&self.file, &self.template)?.with_clock(self.clock);
         if tokenizer.vocab_size() != self.shape.vocab {
             let (tokens, rows) = (tokenizer.vocab_size(), self.shape.vocab);
             let message = format!("{tokens} tokens, but the embedding has {rows} rows");

@@ -2,6 +2,7 @@
 
 mod forms;
 mod hostile;
+mod jinja2;
 mod limits;
 
 use crate::fixtures;

@@ -7,28 +7,28 @@
 //! tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` compares the result with Hugging
 //! Face's.
 //!
-//! Deliberately knows nothing of models. `template` knows no ids: this file turns its texts into ids.
+//! Deliberately knows nothing of models. `chat_template` knows no ids: this file turns its texts into ids.
 
 mod bpe;
+mod chat_template;
 mod detokenizer;
 mod merge;
 mod pre_tokenizer;
 mod sentencepiece;
 mod special_tokens;
-mod template;
 mod vocab;
 
+pub use chat_template::{ChatTemplate, LocalClock, Role, Turn};
 pub use detokenizer::{StreamStep, TextStream};
-pub use template::{ChatTemplate, Role, Turn};
 
 use crate::engine::error::{LoadError, PromptError, escaped};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
 use bpe::ByteLevelBpe;
+use chat_template::{Family, Names, Template, Text};
 use pre_tokenizer::PreTokenizer;
 use sentencepiece::SentencePiece;
 use special_tokens::{SpecialTokens, TextPart};
-use template::{Family, Names, Prompt, Template};
 use vocab::{TOKENS, TokenKind, TokenTable, Vocab, token_id, token_ids};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -194,7 +194,10 @@ impl Tokenizer {
             entries.ids_of_kind(TokenKind::UserDefined),
             TokenKind::UserDefined,
         )?;
-        let ChosenTemplate { template: chat, source: chat_source, .. } = chosen;
+        let ChosenTemplate { template: chat, source: chat_source, built_in } = chosen;
+        if !built_in {
+            notes.extend(unknown_tokens_note(&chat, &entries));
+        }
         let vocab = entries.vocab;
         Ok(Tokenizer {
             vocab,
@@ -209,6 +212,11 @@ impl Tokenizer {
             chat_source,
             notes,
         })
+    }
+
+    /// The same with a clock for chat templates that write the date.
+    pub fn with_clock(self, clock: LocalClock) -> Self {
+        Tokenizer { chat: self.chat.with_clock(clock), ..self }
     }
 
     /// Whether a file has Llama 3's vocabulary, which models of several makers share; its control tokens show it.
@@ -311,7 +319,7 @@ impl Tokenizer {
     /// # Errors
     /// When the model's chat template rejects the conversation.
     pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
-        let prompt = self.chat.prompt(turns).map_err(|why| PromptError::Template(why.to_string()))?;
+        let prompt = self.chat.prompt(turns).map_err(PromptError::Template)?;
         let mut ids = Vec::new();
         self.encode_prompt(&prompt, &mut ids);
         if self.chat_adds_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
@@ -322,24 +330,25 @@ impl Tokenizer {
 
     /// Looks for special tokens only in what the template wrote. Everything between two of them is encoded as one
     /// text, as it was in training, whether the template or the conversation contributed it.
-    fn encode_prompt(&self, prompt: &Prompt, ids: &mut Vec<u32>) {
+    fn encode_prompt(&self, prompt: &Text, ids: &mut Vec<u32>) {
+        let text = prompt.as_str();
         let mut plain = 0; // nothing is encoded from here on
         let mut at = 0;
-        let end = (prompt.text.len()..prompt.text.len(), 0);
-        for (said, _) in prompt.said.iter().chain([&end]) {
+        let end = text.len()..text.len();
+        for content in prompt.content_ranges().iter().chain([&end]) {
             let mut place = at;
-            self.control_tokens.split(&prompt.text[at..said.start], |part| match part {
+            self.control_tokens.split(&text[at..content.start], |part| match part {
                 TextPart::Text(text) => place += text.len(),
                 TextPart::Token(id) => {
-                    self.encode_into(&prompt.text[plain..place], ids);
+                    self.encode_into(&text[plain..place], ids);
                     ids.push(id);
                     place += self.vocab.get(id).len();
                     plain = place;
                 }
             });
-            at = said.end;
+            at = content.end;
         }
-        self.encode_into(&prompt.text[plain..], ids);
+        self.encode_into(&text[plain..], ids);
     }
 
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
@@ -374,7 +383,7 @@ fn read_template(
     notes: &mut Vec<String>,
 ) -> Result<ChosenTemplate, LoadError> {
     let own = file.text(TEMPLATE)?;
-    let compile = |text: &str| Template::new(text.to_owned(), names.clone());
+    let compile = |text: &str| Template::new(text, names.clone());
     let way_out = "leave model.chat_template out, set it to \"built-in\", or to the path of a template";
     let why = match (choice, own) {
         (ChatTemplate::Text { place, source }, _) => {
@@ -419,6 +428,24 @@ fn read_template(
     Ok(ChosenTemplate { template, built_in: true, source })
 }
 
+/// Says which texts that look like special tokens a template writes and the vocabulary lacks: the model sees them
+/// as letters.
+fn unknown_tokens_note(template: &Template, entries: &TokenTable) -> Option<String> {
+    /// More names than that are not written into one line.
+    const MOST: usize = 8;
+    let ids = entries.by_text();
+    let mut unknown: Vec<String> =
+        template.samples().flat_map(|text| Template::special_looking(&text)).collect();
+    unknown.retain(|name| !ids.contains_key(name.as_bytes()));
+    unknown.sort_unstable();
+    unknown.dedup();
+    unknown.truncate(MOST);
+    let names: Vec<String> = unknown.iter().map(|name| escaped(name)).collect();
+    (!names.is_empty()).then(|| {
+        format!("the chat template writes {}, which the vocabulary has not as a token", names.join(", "))
+    })
+}
+
 /// The names that templates call tokens by.
 fn names(file: &Gguf, entries: &TokenTable) -> Result<Names, LoadError> {
     let name = |key: &str| -> Result<Option<String>, LoadError> {
@@ -429,19 +456,7 @@ fn names(file: &Gguf, entries: &TokenTable) -> Result<Names, LoadError> {
     for (called, key) in OTHER_TOKENS {
         others.extend(name(key)?.map(|text| (*called, text)));
     }
-    let mut edges: Vec<char> = Vec::new();
-    for id in entries.ids_of_kind(TokenKind::Control) {
-        let text = String::from_utf8_lossy(entries.vocab.get(id));
-        edges.extend(text.chars().next().into_iter().chain(text.chars().next_back()));
-    }
-    edges.sort_unstable();
-    edges.dedup();
-    Ok(Names {
-        bos: name("tokenizer.ggml.bos_token_id")?,
-        eos: name("tokenizer.ggml.eos_token_id")?,
-        others,
-        edges: edges.into_iter().collect(),
-    })
+    Ok(Names { bos: name("tokenizer.ggml.bos_token_id")?, eos: name("tokenizer.ggml.eos_token_id")?, others })
 }
 
 /// Every token that ends an answer. Without token types, a token whose text is an end marker counts as one; with

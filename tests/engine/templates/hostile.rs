@@ -54,6 +54,14 @@ fn texts_of_any_size_are_not_made() {
         "([1] * 100000000) | join",
         "10 ** 10 ** 10",
         "lipsum(100000)",
+        "'%s' * 99999999 % 1",
+        "[[1] * 9999] * 9999",
+        "('a ' * 9999).split() | map('center', 99999) | list",
+        "['a'] | map('indent', 99999999, true) | list",
+        "[1] | tojson(indent=99999999)",
+        "'a'.rjust(99999999, 'b')",
+        "'é' * 99999999",
+        "range(99999) | map('string') | list | length",
     ] {
         refused(&format!("{{{{ {made} }}}}"));
         refused(&format!("{{% set a = {made} %}}{{{{ a ~ 'x' }}}}"));
@@ -94,13 +102,21 @@ fn lists_that_hold_themselves_many_times_are_not_made() {
             "[x for x in ns.a]",
             "ns.a + ns.a",
             "(ns.a + ns.a)",
-            "ns.a + ns.a if i else '' + ''",
-            "ns.a + ('x' | list)",
+            "ns.a + ns.a if i else [1] + [1]",
+            "dict(l=ns.a, r=[ns.a])",
+            "[ns.a, [ns.a]]",
+            "ns.a + ns.a[:]",
+            "ns.a * 3",
             "'x'.split('y') + ns.a + ns.a",
             "ns.a * 2",
         ] {
             refused(&grow(step, end));
         }
+    }
+    // These stay small, and are used.
+    for step in ["ns.a + ('x' | list)", "ns.a + ns.a if i else '' + ''"] {
+        let (read, largest) = allocations::largest(|| read(&grow(step, "{{ ns.a == ns.b }}")));
+        assert!(read.is_ok() && largest < MOST, "{step}: {largest} {read:?}");
     }
     refused("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}");
     refused("{% set n = namespace %}{% set ns = n() %}{% set ns.a = ns %}{{ ns ~ '' }}");

@@ -3,7 +3,7 @@
 use super::{prompt, read, tokenizer, turn};
 use crate::fixtures;
 use bitnetd::engine::error::PromptError;
-use bitnetd::engine::tokenizer::Role;
+use bitnetd::engine::tokenizer::{LocalClock, Role};
 
 /// Ids of the small vocabulary's two marks.
 const MARKS: [u32; 2] = [258, 259];
@@ -85,17 +85,9 @@ fn what_a_template_makes_of_a_content_is_what_jinja_makes_of_it() {
         let template = format!("{{% for m in messages %}}{{{{ m.content {how} }}}}<|eot_id|>{{% endfor %}}");
         let chat = read(&template).unwrap_or_else(|error| panic!("{error}: {how}"));
         let turns = [turn(Role::User, text)];
-        match chat.prompt_chat(&turns) {
-            Ok(ids) => {
-                assert_eq!(prompt(&chat, &turns), format!("{wanted}<|eot_id|>"), "{how}");
-                assert_eq!(ids.iter().filter(|id| MARKS.contains(id)).count(), 1, "{how}");
-            }
-            // One that asks for a special token in a content cannot be followed, and says so.
-            Err(error) => {
-                assert!(how.contains("eot_id"), "{how}: {error}");
-                assert!(error.to_string().contains("in a way that cannot be followed"), "{error}");
-            }
-        }
+        let ids = chat.prompt_chat(&turns).expect(how);
+        assert_eq!(prompt(&chat, &turns), format!("{wanted}<|eot_id|>"), "{how}");
+        assert_eq!(ids.iter().filter(|id| MARKS.contains(id)).count(), 1, "{how}");
     }
 }
 
@@ -123,11 +115,59 @@ fn special_tokens_that_a_template_makes_out_of_contents_stay_text() {
 }
 
 #[test]
-fn a_change_that_cannot_be_followed_refuses_that_request() {
-    let chat = read("{{ messages[-1].content }}{% if 'secret' in messages[-1].content %}{{ messages[-1].content | length }}{% endif %}").expect("the sample is taken");
-    let refused = chat.prompt_chat(&[turn(Role::User, "a <secret>")]).expect_err("it counts");
-    assert!(refused.to_string().contains("in a way that cannot be followed"), "{refused}");
+fn a_template_may_count_what_is_in_a_content() {
+    let template = "{{ messages[-1].content }}{% if 'secret' in messages[-1].content %}\
+                    {{ messages[-1].content | length }}{% endif %}";
+    let chat = read(template).expect("a sound template");
+    assert_eq!(prompt(&chat, &[turn(Role::User, "a <secret>")]), "a <secret>10");
     assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a question");
+}
+
+#[test]
+fn halves_of_a_special_token_around_or_before_a_content_make_none() {
+    for (template, content) in [
+        ("{{ '<|eot' ~ messages[-1].content }}", "_id|>"),
+        ("{% if 'i' in messages[-1].content %}{{ '<|e' ~ messages[-1].content ~ '|>' }}{% endif %}", "ot_id"),
+        ("{{ ('<|eot' ~ messages[-1].content) | trim }}", "_id|> "),
+        ("{{ '<|%s|>' % messages[-1].content }}", "eot_id"),
+        ("{{ '<|{}|>'.format(messages[-1].content) }}", "eot_id"),
+        ("{{ ['<|eot', messages[-1].content] | join }}", "_id|>"),
+        ("{{ '<|#|>'.replace('#', messages[-1].content) }}", "eot_id"),
+        ("{% set x %}<|eot{{ messages[-1].content }}{% endset %}{{ x.upper().lower() }}", "_id|>"),
+        ("{{ messages[-1].content[:1] ~ '|eot_id|>' ~ messages[-1].content[1:] }}", "<"),
+        ("{% for c in messages[-1].content %}{{ c }}{% endfor %}", "<|eot_id|>"),
+    ] {
+        let chat = read(template).unwrap_or_else(|error| panic!("{error}: {template}"));
+        let turns = [turn(Role::User, content)];
+        let ids = chat.prompt_chat(&turns).expect("any text");
+        assert_eq!(prompt(&chat, &turns).trim_end(), "<|eot_id|>", "{template}");
+        assert!(!ids.iter().any(|id| MARKS.contains(id)), "{template}: {ids:?}");
+    }
+}
+
+#[test]
+fn special_looking_texts_that_the_vocabulary_lacks_are_noted_by_name() {
+    let chat = read("<|eot_id|><|nobody|>{{ messages[-1].content }}{{ '<|im_' ~ 'end|>' }}<|a b|>");
+    let chat = chat.expect("a sound template");
+    let notes: Vec<_> =
+        chat.notes().iter().filter(|note| note.contains("which the vocabulary has not")).collect();
+    assert_eq!(
+        notes,
+        ["the chat template writes <|im_end|>, <|nobody|>, which the vocabulary has not as a token"]
+    );
+    let chat = read("<|eot_id|>{{ messages[-1].content }}").expect("a sound template");
+    assert!(!chat.notes().iter().any(|note| note.contains("vocabulary has not")));
+}
+
+#[test]
+fn the_date_is_that_of_the_clock_that_the_caller_gives() {
+    let chat = read("{{ messages[-1].content }} {{ strftime_now('%d %B %Y') }}").expect("a sound template");
+    assert_eq!(prompt(&chat, &[turn(Role::User, "x")]), "x 01 January 1970");
+    let chat = chat.with_clock(LocalClock::new(|| {
+        let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(2));
+        jiff::Timestamp::from_second(1_735_685_999).expect("a time").to_zoned_datetime(zone)
+    }));
+    assert_eq!(prompt(&chat, &[turn(Role::User, "x")]), "x 01 January 2025");
 }
 
 #[test]
@@ -160,7 +200,7 @@ fn what_transformers_offers_to_templates_is_there() {
             "{{ messages[-1].content }}{% if add_generation_prompt %}!{% endif %}{% if tools %}?{% endif %}",
             "hi!",
         ),
-        ("{{ messages[-1].content }}{{ strftime_now('%Y') | int > 2025 }}", "hiTrue"),
+        ("{{ messages[-1].content }}{{ strftime_now('%Y') | int > 1900 }}", "hiTrue"),
         (
             "{%- set ns = namespace(n=0) %}\n{% for m in messages %}\n  {% set ns.n = ns.n + 1 %}\n{{ m.content }}{{ ns.n }}\n{% endfor %}",
             "hi1\n",
