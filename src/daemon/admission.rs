@@ -6,7 +6,7 @@ use super::pressure::{Held, Pressure, State};
 use super::shares::{Place, Shares};
 use crate::config;
 use crate::protocol::{Code, Refusal};
-use crate::transport::turns::Turns;
+use crate::transport::fair_queue::Turns;
 use crate::transport::{Inbound, WhenFull};
 use std::time::{Duration, Instant};
 

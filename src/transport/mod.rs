@@ -3,9 +3,9 @@
 //! Deliberately knows nothing of the engine, the queue or the model: a door hands a request on with
 //! the way back inside it, and hears of it only through that way.
 
-pub mod frame;
+pub mod fair_queue;
+pub mod line_framing;
 pub mod mqtt;
-pub mod turns;
 pub mod unix;
 
 use crate::protocol::{Code, Event, Refusal, Request};

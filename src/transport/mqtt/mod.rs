@@ -11,37 +11,28 @@
 //! Deliberately knows nothing of the engine, of other doors, or of what telemetry says but for which sensors answer:
 //! reports come as bytes, and how the link fares goes out as [`LinkState`].
 
-mod alarms;
-mod answered;
-mod arrivals;
-mod backlog;
 mod client;
-mod desk;
-mod discovery;
-mod keeping;
+mod delivery;
+mod event_loop;
+mod homeassistant;
 mod link;
-mod manners;
-mod outbox;
-mod prompts;
-mod refused_publishes;
+mod protocol_limits;
 mod reply_topics;
-mod retained_prompts;
-mod self_check;
-mod sharing;
-mod store;
+mod shared_subscription;
+mod subscription_check;
 mod topics;
 
-pub use arrivals::Keys;
 pub use client::{BrokerLimits, ProbeReport, probe};
-pub use discovery::Home;
-pub use store::record;
+pub use delivery::answer_log::record;
+pub use delivery::dedup::Keys;
+pub use homeassistant::Home;
 pub use topics::{Addressed, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::Alert;
 use crate::transport::{Control, Inbound, Pulse};
-use desk::Desk;
+use event_loop::Desk;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -4,15 +4,15 @@
 //! client has sent its last line and every answer has been written. Deliberately knows nothing of
 //! other connections.
 
-use super::flight::Flight;
 use super::http::{self, Asked, Page};
+use super::in_flight::Flight;
 use super::writer::{Answer, EVENTS, FLUSH, Writer};
 use super::{Shared, line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request};
 use crate::telemetry::prometheus;
-use crate::transport::frame::{Line, Lines};
+use crate::transport::line_framing::{Line, Lines};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::io;
 use std::os::fd::AsFd;

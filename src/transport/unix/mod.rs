@@ -5,17 +5,17 @@
 //! channel, and its events come back through its connection's own.
 
 mod connection;
-mod flight;
 mod http;
-mod place;
+mod in_flight;
+mod socket_file;
 mod writer;
 
-pub use place::{BindError, Place, bind};
+pub use socket_file::{BindError, Place, bind};
 
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
-use flight::Flight;
+use in_flight::Flight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

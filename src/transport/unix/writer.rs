@@ -3,7 +3,7 @@
 //! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
 //! client that reads more slowly than that loses its requests, and nobody else's time.
 
-use super::flight::Flight;
+use super::in_flight::Flight;
 use super::line;
 use crate::protocol::{Code, Event, Refusal};
 use std::io;

@@ -1,6 +1,6 @@
 //! Alerts that are to reach the broker whatever becomes of the link.
 
-use super::bench::{Bench, config};
+use super::harness::{Bench, config};
 use crate::support::broker::{Mosquitto, Subscriber};
 use bitnetd::telemetry::alerts::{Alert, Kind, Severity, State};
 use serde_json::Value;

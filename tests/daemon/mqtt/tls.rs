@@ -1,6 +1,6 @@
 //! The MQTT door over TLS: what is trusted, what is not, and what the owner is told.
 
-use super::bench::{Bench, Client, config};
+use super::harness::{Bench, Client, config};
 use crate::support::broker::{Mosquitto, free_port};
 use crate::support::certificates::{Authority, Pair};
 use bitnetd::config::{ClientCertificate, Mqtt, MqttVersion, Tls};

@@ -1,6 +1,6 @@
 //! The MQTT door in version 3.1.1, against a real mosquitto.
 
-use super::bench::{Bench, Client, answer, config, prompt};
+use super::harness::{Bench, Client, answer, config, prompt};
 use super::{PROMPT, none};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};

@@ -2,9 +2,9 @@
 //! for the engine. What it answers depends on the prompt; see [`answer`]. Deliberately no daemon
 //! around them.
 
-mod leave;
-mod place;
-mod talk;
+mod disconnect;
+mod requests;
+mod socket_file;
 
 use bitnetd::config::Socket;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use bitnetd::transport::frame::{Line, Lines};
+use bitnetd::transport::line_framing::{Line, Lines};
 use libfuzzer_sys::fuzz_target;
 
 /// Low, so that short inputs reach it.

@@ -8,8 +8,8 @@
 //!
 //! Deliberately knows nothing of what a message says, nor when to connect again.
 
-mod file;
-mod loss;
+mod credentials;
+mod disconnect;
 mod probe;
 mod tls;
 mod v311;
@@ -18,11 +18,11 @@ mod v5;
 pub use probe::{BrokerLimits, ProbeReport, probe};
 
 use super::link::{Connect, Loss};
-use super::manners::Manners;
-use super::outbox::{Limits, Packet, WINDOW};
+use super::protocol_limits::Manners;
 use super::topics::{Filter, Topics};
 use crate::config::{Mqtt, MqttVersion};
-use loss::{Circumstances, Trouble};
+use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
+use disconnect::{Circumstances, Trouble};
 use rumqttc::{NetworkOptions, Transport};
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -353,11 +353,11 @@ fn host(config: &Mqtt) -> String {
 fn password(path: Option<&std::path::Path>, credentials: Option<&std::path::Path>) -> Result<String, Loss> {
     const KEY: &str = "mqtt.password_file";
     let Some(path) = path else { return Ok(String::new()) };
-    let bytes = file::read_secret(path, KEY, credentials)?;
-    let text = String::from_utf8(bytes).map_err(|_| file::wrong(path, KEY, "it is not UTF-8"))?;
+    let bytes = credentials::read_secret(path, KEY, credentials)?;
+    let text = String::from_utf8(bytes).map_err(|_| credentials::wrong(path, KEY, "it is not UTF-8"))?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() || line.len() > MAX_PASSWORD {
-        return Err(file::wrong(path, KEY, "its first line holds no password"));
+        return Err(credentials::wrong(path, KEY, "its first line holds no password"));
     }
     Ok(line.to_owned())
 }

@@ -1,6 +1,6 @@
 //! One short visit to the broker, for `bitnetd doctor`.
 
-use super::loss::Circumstances;
+use super::disconnect::Circumstances;
 use super::{Broker, Plan, Seen, poll, v5, v311};
 use crate::config::{Mqtt, MqttVersion};
 use std::time::{Duration, Instant};

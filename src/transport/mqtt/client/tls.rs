@@ -3,7 +3,7 @@
 //! Deliberately without a switch that turns the checks off: whoever has no certificate from a public authority
 //! names his own in `mqtt.ca_file`.
 
-use super::file;
+use super::credentials;
 use crate::config::{ClientCertificate, Tls};
 use crate::transport::mqtt::link::Loss;
 use rumqttc::TlsConfiguration;
@@ -40,7 +40,7 @@ fn named_authorities(path: &Path) -> Result<RootCertStore, Loss> {
     const KEY: &str = "mqtt.ca_file";
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, KEY)? {
-        roots.add(certificate).map_err(|error| file::wrong(path, KEY, error))?;
+        roots.add(certificate).map_err(|error| credentials::wrong(path, KEY, error))?;
     }
     Ok(roots)
 }
@@ -58,11 +58,11 @@ fn system_authorities() -> Result<RootCertStore, Loss> {
 }
 
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, Loss> {
-    let bytes = file::read(path, key)?;
+    let bytes = credentials::read(path, key)?;
     let read = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     match read {
         Ok(all) if !all.is_empty() => Ok(all),
-        _ => Err(file::wrong(path, key, "it holds no certificate in PEM form")),
+        _ => Err(credentials::wrong(path, key, "it holds no certificate in PEM form")),
     }
 }
 
@@ -71,9 +71,9 @@ fn private_key(
     credentials: Option<&Path>,
 ) -> Result<PrivateKeyDer<'static>, Loss> {
     const KEY: &str = "mqtt.key_file";
-    let bytes = file::read_secret(&client.key_file, KEY, credentials)?;
+    let bytes = credentials::read_secret(&client.key_file, KEY, credentials)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
-        file::wrong(&client.key_file, KEY, "it holds no private key in PEM form without a passphrase")
+        credentials::wrong(&client.key_file, KEY, "it holds no private key in PEM form without a passphrase")
     })
 }
 
@@ -82,7 +82,7 @@ fn unfit(client: &ClientCertificate, error: &Error) -> Loss {
         Error::InconsistentKeys(_) => "its key does not belong to the certificate in mqtt.cert_file".into(),
         error => error.to_string(),
     };
-    file::wrong(&client.key_file, "mqtt.key_file", said)
+    credentials::wrong(&client.key_file, "mqtt.key_file", said)
 }
 
 /// The error of TLS within one of I/O.

@@ -1,12 +1,12 @@
 //! MQTT 3.1.1 in rumqttc's words. It has no properties: a prompt names no Response Topic, an answer does not
 //! expire at the broker, and the broker says nothing of its limits.
 
-use super::loss::{self, Trouble};
+use super::disconnect::{self, Trouble};
 use super::{
     Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
 };
+use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
 use crate::transport::mqtt::link::Connect;
-use crate::transport::mqtt::outbox::{Limits, Packet, WINDOW};
 use crate::transport::mqtt::topics::Filter;
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{
@@ -136,7 +136,7 @@ fn trouble(error: ConnectionError) -> Trouble {
         ConnectionError::NetworkTimeout => Trouble::Timeout,
         ConnectionError::FlushTimeout => Trouble::Silence,
         ConnectionError::Io(error) => Trouble::Io(error),
-        ConnectionError::Tls(error) => loss::in_tls(error),
+        ConnectionError::Tls(error) => disconnect::in_tls(error),
         ConnectionError::ConnectionRefused(code) => Trouble::Refused(format!("{code:?}"), refused(code)),
         ConnectionError::NotConnAck(_) => Trouble::Unreadable("it is no CONNACK".into()),
         ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,

@@ -1,12 +1,12 @@
 //! MQTT 5 in rumqttc's words.
 
-use super::loss::{self, Trouble};
+use super::disconnect::{self, Trouble};
 use super::{
     Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
 };
+use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
 use crate::transport::mqtt::link::Connect;
-use crate::transport::mqtt::manners;
-use crate::transport::mqtt::outbox::{Limits, Packet, WINDOW};
+use crate::transport::mqtt::protocol_limits;
 use crate::transport::mqtt::topics::Filter;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::v5::{
@@ -64,7 +64,7 @@ pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Troubl
     let event = eventloop.poll().await.map_err(trouble)?;
     // The broker's own wish; rumqttc takes it, and would even ping without a pause.
     let wanted = eventloop.options.keep_alive();
-    if wanted != manners::keep_alive(wanted, KEEP_ALIVE) {
+    if wanted != protocol_limits::keep_alive(wanted, KEEP_ALIVE) {
         eventloop.options.set_keep_alive(KEEP_ALIVE);
     }
     Ok(seen(event))
@@ -176,7 +176,7 @@ fn trouble(error: ConnectionError) -> Trouble {
     match error {
         ConnectionError::Timeout(_) => Trouble::Timeout,
         ConnectionError::Io(error) => Trouble::Io(error),
-        ConnectionError::Tls(error) => loss::in_tls(error),
+        ConnectionError::Tls(error) => disconnect::in_tls(error),
         ConnectionError::ConnectionRefused(code) => Trouble::Refused(format!("{code:?}"), refused(code)),
         ConnectionError::NotConnAck(_) => Trouble::Unreadable("it is no CONNACK".into()),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {

@@ -1,0 +1,168 @@
+//! The file of answers: read once, appended to, replaced whole now and then.
+//!
+//! Blocks, so it is called on the thread for that. A power cut at any moment leaves either the old
+//! file or the new one, and behind what was synced at most a piece of a line.
+
+use super::folder::Folder;
+use super::record::{self, Contents};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// The open file.
+#[derive(Debug)]
+pub struct File {
+    folder: Folder,
+    name: String,
+    part: String,
+    file: fs::File,
+}
+
+impl File {
+    /// Opens `path`, or makes it, and reads what it says, at most `largest` bytes. What is damaged is set aside beside it, as
+    /// `.corrupt`; then, as after a torn line, the caller is to [`File::replace`] before it appends.
+    pub fn open(path: &Path, largest: u64) -> io::Result<(Self, Contents)> {
+        let folder = path.parent().expect("a file in a folder");
+        let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
+        let folder = Folder::open(folder, &named(&path.with_extension("lock")))?;
+        let name = named(path);
+        let mut file = folder.append_to(&name)?;
+        let mut bytes = Vec::new();
+        (&mut file).take(largest + 1).read_to_end(&mut bytes)?;
+        let mut contents = record::read(&bytes);
+        if bytes.len() as u64 > largest {
+            contents.damaged += 1;
+        }
+        if contents.damaged > 0 {
+            let corrupt = named(&path.with_extension("corrupt"));
+            // Best effort: what can be read matters more. Some file systems give no second name.
+            if folder.link(&name, &corrupt).is_err() {
+                let _ = folder.create(&corrupt).and_then(|mut copy| copy.write_all(&bytes));
+            }
+        }
+        let part = named(&path.with_extension("part"));
+        Ok((File { folder, name, part, file }, contents))
+    }
+
+    /// Whether the file is still where it was opened, and the lock still guards it.
+    pub fn check(&self) -> io::Result<()> {
+        self.folder.check()?;
+        self.folder.check_file(&self.name, &self.file)
+    }
+
+    /// Writes at the end, and with `sync` waits until a power cut can no longer take it.
+    pub fn append(&mut self, lines: &[u8], sync: bool) -> io::Result<()> {
+        self.file.write_all(lines)?;
+        if sync { self.file.sync_data() } else { Ok(()) }
+    }
+
+    /// Puts a new file in the place of the old one.
+    pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut file = self.folder.create(&self.part)?;
+        let written = file.write_all(lines).and_then(|()| file.sync_all());
+        // The name as well as the bytes must outlive a power cut.
+        if let Err(error) = written.and_then(|()| self.folder.rename(&self.part, &self.name)) {
+            // On a full disk it would take the room that is needed.
+            let _ = self.folder.remove(&self.part);
+            return Err(error);
+        }
+        self.file = file;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::mqtt::delivery::answer_log::record::Record;
+    use std::path::PathBuf;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("bitnetd-store-{name}-{}", std::process::id()));
+            fs::create_dir_all(&folder).expect("a temporary folder");
+            Folder(folder)
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.join("below/answers")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn open(folder: &Folder) -> (File, Contents) {
+        File::open(&folder.file(), 1 << 20).expect("opens")
+    }
+
+    #[test]
+    fn what_is_appended_and_replaced_is_there_after_opening_again() {
+        let folder = Folder::new("again");
+        let (mut file, contents) = open(&folder);
+        assert_eq!(contents, Contents::default());
+        file.append(&Record::Session(1).line(), true).expect("room");
+        file.replace(&Record::Session(2).line()).expect("room");
+        drop(file);
+        let (mut file, contents) = open(&folder);
+        assert_eq!(contents.session, Some(2));
+        file.append(&Record::Session(3).line(), false).expect("room");
+        drop(file);
+        assert_eq!(open(&folder).1.session, Some(3));
+    }
+
+    #[test]
+    fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
+        let folder = Folder::new("lock");
+        let first = open(&folder);
+        let said = File::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
+        assert!(said.contains("another daemon") && said.contains("device.id"), "{said}");
+        drop(first);
+        open(&folder);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_what_is_sound_in_it_is_read() {
+        let folder = Folder::new("corrupt");
+        drop(open(&folder));
+        let bytes = [b"rubbish\n".as_slice(), &Record::Session(4).line()].concat();
+        fs::write(folder.file(), &bytes).expect("a temporary folder");
+        let (_, contents) = open(&folder);
+        assert_eq!((contents.session, contents.damaged), (Some(4), 1));
+        assert_eq!(fs::read(folder.file().with_extension("corrupt")).expect("set aside"), bytes);
+    }
+
+    #[test]
+    fn nobody_else_may_read_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new("private");
+        let (mut file, _) = open(&folder);
+        file.replace(b"").expect("room");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o077;
+        assert_eq!((mode(&folder.file()), mode(&folder.0.join("below"))), (0, 0));
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_is_an_error() {
+        let folder = Folder::new("file");
+        fs::write(folder.0.join("below"), "").expect("a temporary folder");
+        File::open(&folder.file(), 1 << 20).expect_err("no folder");
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file() {
+        let folder = Folder::new("full");
+        let (mut file, _) = open(&folder);
+        file.append(&Record::Session(5).line(), true).expect("room");
+        // The device of every write error.
+        file.file = fs::OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
+        file.append(&Record::Session(6).line(), true).expect_err("full");
+        drop(file);
+        assert_eq!(open(&folder).1.session, Some(5));
+    }
+}

@@ -1,0 +1,367 @@
+//! What is written of prompts and answers, and how it is read again: one line a record, each with a checksum.
+//!
+//! Pure. Whatever a power cut or a bad card leaves of a file, every line that is whole is read, and
+//! nothing else is believed. An embedded database (redb 4.6) was tried in its place: it wrote 32 KiB
+//! for an answer of 600 bytes, refused the whole file when its end was missing, and panicked over,
+//! or did not notice, single flipped bits.
+
+use crate::transport::mqtt::delivery::dedup::Keys;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Clocks jump on devices without a battery for them: a span outside of this is not believed. The
+/// broker's session does not live longer either.
+const LONGEST_SPAN: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Digits of a checksum, and the space behind them.
+const CHECKSUM: usize = 17;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// From here on packet ids are of this session.
+    Session(u64),
+    /// A prompt that was acknowledged to the broker before it is answered.
+    Prompt(SavedPrompt),
+    /// The prompt of this number needs no answer any more.
+    Done {
+        /// As in [`SavedPrompt::number`].
+        prompt: u64,
+    },
+    /// A final answer.
+    Answer(Answer),
+    /// The broker has the answer of this number, or nobody wants it any more.
+    Given {
+        /// As in [`Answer::number`].
+        number: u64,
+        /// When it was written.
+        time_s: u64,
+    },
+}
+
+/// A prompt that waits for its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedPrompt {
+    /// Tells it from other prompts.
+    pub number: u64,
+    /// What it is known by.
+    pub keys: Keys,
+    /// Whose turn it takes.
+    pub client: String,
+    /// The id that its events carry.
+    pub id: String,
+    /// Where its events go.
+    pub topic: String,
+    /// Its Correlation Data.
+    pub correlation: Option<Vec<u8>>,
+    /// For how long its answer was still wanted when this was written; `None` is for ever.
+    pub left_ms: Option<u64>,
+    /// What is to be done.
+    pub work: Work,
+    /// Seconds since 1970 when this was written, by whatever clock there was.
+    pub time_s: u64,
+}
+
+/// What a prompt waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// This payload is to be answered.
+    Ask(String),
+    /// This event, as JSON, is all that is to be sent: the prompt is refused.
+    Refuse(String),
+}
+
+impl SavedPrompt {
+    /// For how long its answer is still wanted: `None` for ever, zero no more.
+    pub fn left(&self, now_s: u64) -> Option<Duration> {
+        let left = Duration::from_millis(self.left_ms?);
+        Some(left.saturating_sub(elapsed(self.time_s, now_s)))
+    }
+}
+
+/// A final answer to a prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Tells it from the others in the file.
+    pub number: u64,
+    /// The number of its prompt; `None` in files of earlier versions.
+    #[serde(default)]
+    pub prompt: Option<u64>,
+    /// What its prompt is known by.
+    pub keys: Keys,
+    /// The request's id.
+    pub id: String,
+    /// The event, as JSON.
+    pub payload: String,
+    /// How far it came.
+    pub state: State,
+    /// Seconds since 1970 when this was written, by whatever clock there was.
+    pub time_s: u64,
+}
+
+/// How far an answer came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// The broker is still to get it.
+    Waiting {
+        /// Where it goes.
+        topic: String,
+        /// The prompt's Correlation Data.
+        correlation: Option<Vec<u8>>,
+        /// For how long it was still wanted when this was written; `None` is for ever.
+        left_ms: Option<u64>,
+    },
+    /// The broker got it; it is kept for the case that its prompt comes again.
+    Given {
+        /// For how long it had got it when this was written.
+        age_s: u64,
+    },
+}
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The latest session.
+    pub session: Option<u64>,
+    /// Prompts without an answer, in the order in which they were written.
+    pub prompts: Vec<SavedPrompt>,
+    /// Answers in the order in which they were written.
+    pub answers: Vec<Answer>,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// The last line was not written to its end: the power went. It is no loss, since nothing had
+    /// been said of it yet.
+    pub is_torn: bool,
+    /// Other lines that cannot be read: the disk is not sound.
+    pub damaged: usize,
+}
+
+impl Record {
+    /// The line, its end included.
+    pub fn line(&self) -> Vec<u8> {
+        let body = serde_json::to_vec(self).expect("numbers and texts");
+        let mut line = format!("{:016x} ", checksum(&body)).into_bytes();
+        line.extend(body);
+        line.push(b'\n');
+        line
+    }
+}
+
+impl Answer {
+    /// For how long it is still wanted: `Some(None)` for ever, `None` no more.
+    pub fn left(&self, now_s: u64) -> Option<Option<Duration>> {
+        match &self.state {
+            State::Waiting { left_ms: Some(left), .. } => {
+                let left = Duration::from_millis(*left).checked_sub(elapsed(self.time_s, now_s))?;
+                (!left.is_zero()).then_some(Some(left))
+            }
+            _ => Some(None),
+        }
+    }
+
+    /// For how long the broker has got it.
+    pub fn age(&self, now_s: u64) -> Option<Duration> {
+        match self.state {
+            State::Waiting { .. } => None,
+            State::Given { age_s } => {
+                Some(Duration::from_secs(age_s).saturating_add(elapsed(self.time_s, now_s)))
+            }
+        }
+    }
+}
+
+/// Time between two readings of a clock that may have been set meanwhile.
+fn elapsed(then_s: u64, now_s: u64) -> Duration {
+    let span = Duration::from_secs(now_s.saturating_sub(then_s));
+    if span > LONGEST_SPAN { Duration::ZERO } else { span }
+}
+
+/// Reads a whole file.
+pub fn read(bytes: &[u8]) -> Contents {
+    let mut contents = Contents { bytes: bytes.len() as u64, ..Contents::default() };
+    // Lines that cannot be read since the last one that can.
+    let mut unread = 0;
+    let mut found_any = false;
+    let mut done = HashSet::new();
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let Some(record) = parse(line) else {
+            unread += 1;
+            continue;
+        };
+        contents.damaged += std::mem::take(&mut unread);
+        found_any = true;
+        apply(record, &mut contents, &mut done);
+    }
+    contents.prompts.retain(|prompt| !done.contains(&prompt.number));
+    // A power cut leaves any bytes behind what was synced. A file without a sound line is no file of
+    // ours, whatever happened to it.
+    if found_any {
+        contents.is_torn = unread > 0;
+    } else {
+        contents.damaged += unread;
+    }
+    contents
+}
+
+/// `done`: the prompts that need no answer any more; one that has an answer is done.
+fn apply(record: Record, contents: &mut Contents, done: &mut HashSet<u64>) {
+    match record {
+        Record::Session(session) => contents.session = Some(session),
+        Record::Prompt(prompt) => contents.prompts.push(prompt),
+        Record::Done { prompt } => {
+            done.insert(prompt);
+        }
+        Record::Answer(answer) => {
+            done.extend(answer.prompt);
+            contents.answers.push(answer);
+        }
+        Record::Given { number, time_s } => {
+            // Most often one of the latest.
+            if let Some(answer) = contents.answers.iter_mut().rev().find(|answer| answer.number == number) {
+                answer.state = State::Given { age_s: 0 };
+                answer.time_s = time_s;
+            }
+        }
+    }
+}
+
+/// One line with its end; `None` where anything is wrong with it.
+fn parse(line: &[u8]) -> Option<Record> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, body) = line.split_at_checked(CHECKSUM)?;
+    let sum = std::str::from_utf8(sum.strip_suffix(b" ")?).ok()?;
+    if sum != format!("{:016x}", checksum(body)) {
+        return None;
+    }
+    serde_json::from_slice(body).ok()
+}
+
+/// Of SHA-256, which is in the program anyway: a checksum of eight bytes.
+fn checksum(body: &[u8]) -> u64 {
+    let digest = Sha256::digest(body);
+    u64::from_be_bytes(digest[..8].try_into().expect("eight of thirty-two bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn waiting(number: u64, payload: &str, left_ms: Option<u64>) -> Answer {
+        let topic = "bitnetd/cellar/reply/a".to_owned();
+        Answer {
+            number,
+            prompt: Some(number + 100),
+            keys: Keys { name: Some(u128::MAX - u128::from(number)), delivery: Some(7) },
+            id: "a".into(),
+            payload: payload.into(),
+            state: State::Waiting { topic, correlation: Some(vec![0, 255, 10]), left_ms },
+            time_s: 1_000,
+        }
+    }
+
+    fn file(records: &[Record]) -> Vec<u8> {
+        records.iter().flat_map(Record::line).collect()
+    }
+
+    /// A session, three answers of which the first is given.
+    fn usual() -> (Vec<Record>, Vec<u8>) {
+        let answer = |n| Record::Answer(waiting(n, "{\"text\":\"ü\\n\"}", None));
+        let given = Record::Given { number: 1, time_s: 1_500 };
+        let records = vec![Record::Session(9), answer(1), answer(2), given, answer(3)];
+        let bytes = file(&records);
+        (records, bytes)
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let (_, bytes) = usual();
+        let contents = read(&bytes);
+        assert_eq!(contents.session, Some(9));
+        assert_eq!(contents.answers.iter().map(|a| a.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(contents.answers[0].state, State::Given { age_s: 0 });
+        assert_eq!(contents.answers[0].time_s, 1_500);
+        assert_eq!(contents.answers[1], waiting(2, "{\"text\":\"ü\\n\"}", None));
+        assert_eq!((contents.is_torn, contents.damaged), (false, 0));
+    }
+
+    #[test]
+    fn a_file_cut_at_any_byte_gives_every_whole_line_before_the_cut() {
+        let (records, bytes) = usual();
+        for cut in 0..bytes.len() {
+            let contents = read(&bytes[..cut]);
+            let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+            let mut wanted = read(&file(&records[..whole]));
+            let ends_inside = cut > 0 && bytes[cut - 1] != b'\n';
+            wanted.bytes = cut as u64;
+            wanted.is_torn = ends_inside && whole > 0;
+            wanted.damaged = usize::from(ends_inside && whole == 0);
+            assert_eq!(contents, wanted, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_no_line_but_its_own_and_is_never_believed() {
+        let (_, bytes) = usual();
+        let sound = read(&bytes);
+        let lines: Vec<_> =
+            bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bad = bytes.clone();
+                bad[at] ^= 1 << bit;
+                let contents = read(&bad);
+                assert!(contents.is_torn || contents.damaged > 0, "{at} {bit}");
+                // A line's end belongs to two lines.
+                let hurt = lines.iter().position(|end| at <= *end).expect("a line");
+                let spared = |number: u64| {
+                    hurt != number as usize && (hurt + 1 != number as usize || at != lines[hurt])
+                };
+                for (number, line) in [(2_u64, 2_u64), (3, 4)] {
+                    let found = contents.answers.iter().find(|answer| answer.number == number);
+                    if spared(line) {
+                        assert_eq!(found, sound.answers.iter().find(|a| a.number == number), "{at} {bit}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_and_other_lines_behind_a_cut_are_cut_off_too() {
+        let (_, bytes) = usual();
+        for tail in [vec![0; 4096], b"\n\n\n".to_vec(), b"0123456789abcdef {}\n{\"x\"".to_vec()] {
+            let contents = read(&[bytes.as_slice(), &tail].concat());
+            assert!(contents.is_torn && contents.damaged == 0 && contents.answers.len() == 3);
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_sound_line_is_damaged_and_an_empty_one_is_not() {
+        assert_eq!(read(b"hello\n").damaged, 1);
+        assert_eq!(read(b""), Contents::default());
+    }
+
+    #[test]
+    fn a_deadline_counts_on_over_a_restart() {
+        let answer = waiting(1, "{}", Some(60_000));
+        assert_eq!(answer.left(1_020), Some(Some(Duration::from_secs(40))));
+        assert_eq!(answer.left(1_060), None);
+        assert_eq!(waiting(1, "{}", None).left(u64::MAX), Some(None));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_does_not_end_a_deadline() {
+        let answer = waiting(1, "{}", Some(60_000));
+        for now_s in [0, 999, 1_000 + 8 * 24 * 3600, u64::MAX] {
+            assert_eq!(answer.left(now_s), Some(Some(Duration::from_secs(60))), "{now_s}");
+        }
+    }
+
+    #[test]
+    fn the_age_of_a_given_answer_grows() {
+        let answer = Answer { state: State::Given { age_s: 5 }, ..waiting(1, "{}", None) };
+        assert_eq!(answer.age(1_100), Some(Duration::from_secs(105)));
+        assert_eq!(answer.left(1_100), Some(None));
+    }
+}

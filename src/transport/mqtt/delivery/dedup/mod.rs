@@ -1,0 +1,424 @@
+//! Which messages came, which of them the broker delivered before, and in which order they are acknowledged.
+//!
+//! Pure. Knows nothing of what a prompt says or how it is answered: a prompt is a number here, and it is settled when
+//! the broker has its last event. The rule that tells a redelivery from a new prompt:
+//!
+//! 1. A message without the DUP flag is a new prompt, whatever it says; it gets an answer of its own.
+//! 2. A message with the DUP flag is the one that came before under the same packet identifier in the same session of
+//!    the broker, with the same topic, properties and payload. It is acknowledged with it, and not answered again.
+//! 3. After a restart of the daemon that message is looked for among the prompts and answers on disk.
+//! 4. A session that the broker forgot begins anew: its packet identifiers say nothing any more.
+//! 5. A new prompt with the same topic, client, id, payload, Response Topic and Correlation Data as one that was answered
+//!    within ten minutes gets the stored answer instead of a computed one; beside one that is at work it waits for that.
+
+#[cfg(test)]
+mod tests;
+
+use super::outbox::{Outcome, PromptId};
+use super::recent_answers::{RecentAnswers, StoredAnswer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Settled deliveries that are remembered, in case their acknowledgement did not reach the broker. More than a broker
+/// has on its way at once (mosquitto: 20, or as many as the queue of an MQTT 3.1.1 client is long).
+const SETTLED: usize = 4096;
+
+/// What tells a message from others.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery<'a> {
+    /// The packet identifier; `None` at QoS 0, where nothing is acknowledged.
+    pub packet: Option<u16>,
+    /// The DUP flag: the broker says that it delivered the message before.
+    pub redelivered: bool,
+    /// The topic it was published on.
+    pub topic: &'a [u8],
+    /// The client that it names in its topic or its properties.
+    pub client: &'a str,
+    /// The id in the request.
+    pub id: Option<&'a str>,
+    /// Where the answer is to go.
+    pub response_topic: Option<&'a str>,
+    /// The Correlation Data.
+    pub correlation: Option<&'a [u8]>,
+    /// The payload.
+    pub payload: &'a [u8],
+}
+
+/// What to do with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answer it under this number.
+    New(PromptId),
+    /// The broker delivered it before; its answer is under way, or with the broker.
+    Duplicate,
+}
+
+/// What a message is known by. Keys are half of a SHA-256: each has sixteen bytes whatever a client
+/// sends, no client can make two equal, and they mean the same after a restart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// What the client called it, what it said and where it wants the answer.
+    pub name: Option<u128>,
+    /// What the broker's session knows it by.
+    pub delivery: Option<u128>,
+}
+
+/// How far a prompt is on its way to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Saving {
+    No,
+    UnderWay,
+    Saved,
+}
+
+#[derive(Debug)]
+struct Open {
+    keys: Keys,
+    saving: Saving,
+    /// The number of the stored answer that it gets.
+    stored: Option<u64>,
+}
+
+/// A delivery whose answer is settled.
+#[derive(Debug, Clone, Copy)]
+struct Settled {
+    delivery: u128,
+    /// The number of its answer.
+    answer: u64,
+    /// The connection on which the broker acknowledged the answer. A broker that was away since then may have lost it.
+    acknowledged_on: Option<u64>,
+}
+
+/// The memory of messages.
+#[derive(Debug)]
+pub struct Deduplicator {
+    next_prompt: PromptId,
+    /// Packet identifiers mean something only within one session.
+    session: u64,
+    /// Counts the connections that the broker or the network ended: what was acknowledged on an earlier one may be lost.
+    connection: u64,
+    /// Prompts without a settled answer, in the order in which they came.
+    open: BTreeMap<PromptId, Open>,
+    recent: RecentAnswers,
+    /// The latest, oldest first.
+    settled: VecDeque<Settled>,
+    /// Messages of this connection that await their acknowledgement, in order of arrival, which
+    /// is the order of acknowledgements [MQTT-4.6.0-2].
+    unacknowledged: VecDeque<Pending>,
+    duplicates: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    packet: u16,
+    waits_for: Waits,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Nothing,
+    Answer(PromptId),
+    /// The next connection, on which the broker delivers it again.
+    Reconnect,
+}
+
+impl Deduplicator {
+    /// Packet identifiers are at first of this session; prompts are counted from `first`.
+    pub fn new(session: u64, first: PromptId) -> Self {
+        Deduplicator {
+            next_prompt: first,
+            session,
+            connection: 0,
+            open: BTreeMap::new(),
+            recent: RecentAnswers::default(),
+            settled: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
+            duplicates: 0,
+        }
+    }
+
+    /// Messages that the broker delivered again.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// The session that packet identifiers belong to.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// A prompt came.
+    pub fn receive(&mut self, delivery: &Delivery) -> Verdict {
+        let keys = self.keys_of(delivery);
+        let known = keys.delivery.filter(|_| delivery.redelivered);
+        if let Some(key) = known {
+            if let Some(prompt) = self.open_as(key) {
+                self.duplicates += 1;
+                let is_saved = self.is_saved(prompt);
+                self.await_ack(
+                    delivery.packet,
+                    if is_saved { Waits::Nothing } else { Waits::Answer(prompt) },
+                );
+                return Verdict::Duplicate;
+            }
+            if let Some(settled) = self.settled.iter().rev().find(|settled| settled.delivery == key).copied()
+            {
+                self.duplicates += 1;
+                let arrived = settled.acknowledged_on == Some(self.connection);
+                let stored = (!arrived && self.recent.has(settled.answer)).then_some(settled.answer);
+                let Some(answer) = stored else {
+                    self.await_ack(delivery.packet, Waits::Nothing);
+                    return Verdict::Duplicate;
+                };
+                return self.begin_received(delivery, keys, Some(answer));
+            }
+        }
+        self.begin_received(delivery, keys, None)
+    }
+
+    fn begin_received(&mut self, delivery: &Delivery, keys: Keys, stored: Option<u64>) -> Verdict {
+        let prompt = self.next_prompt;
+        self.next_prompt += 1;
+        self.open.insert(prompt, Open { keys, saving: Saving::No, stored });
+        self.await_ack(delivery.packet, Waits::Answer(prompt));
+        Verdict::New(prompt)
+    }
+
+    /// The answer that an open prompt gets without being computed.
+    pub fn stored_answer(&mut self, prompt: PromptId, now: Instant) -> Option<StoredAnswer> {
+        let open = self.open.get_mut(&prompt)?;
+        let found = match (open.stored, open.keys.name) {
+            (Some(number), _) => self.recent.by_number(number),
+            (None, Some(name)) => self.recent.by_name(name, now),
+            (None, None) => None,
+        };
+        open.stored = found.map(|answer| answer.number);
+        found.cloned()
+    }
+
+    /// The earliest open prompt of the same name, if that is another one: its answer will be this one's too.
+    pub fn leader(&self, prompt: PromptId) -> Option<PromptId> {
+        let name = self.open.get(&prompt)?.keys.name?;
+        let first = self.open.iter().find(|(_, open)| open.keys.name == Some(name));
+        first.map(|(first, _)| *first).filter(|first| *first != prompt)
+    }
+
+    /// A message came that is no prompt: it only takes its turn to be acknowledged.
+    pub fn acknowledge_only(&mut self, packet: Option<u16>) {
+        self.await_ack(packet, Waits::Nothing);
+    }
+
+    /// Whether messages wait for the next connection.
+    pub fn has_postponed(&self) -> bool {
+        self.unacknowledged.iter().any(|pending| pending.waits_for == Waits::Reconnect)
+    }
+
+    /// The prompt got an error instead of an answer: the same request again is computed again, so that a client may try
+    /// once more. A redelivery by the broker is still the same message.
+    pub fn refused(&mut self, prompt: PromptId) {
+        if let Some(open) = self.open.get_mut(&prompt) {
+            open.keys.name = None;
+        }
+    }
+
+    /// The prompt is not answered by this process, or not on this connection. One on disk is answered by the next
+    /// process; another is not acknowledged, nor is what came after it, so that the broker delivers it again on the next
+    /// connection. `false` at QoS 0, where nobody would.
+    pub fn postpone(&mut self, prompt: PromptId) -> bool {
+        let Some(open) = self.open.get(&prompt) else { return false };
+        let (is_saved, comes_again) = (open.saving == Saving::Saved, open.keys.delivery.is_some());
+        if is_saved || comes_again {
+            self.open.remove(&prompt);
+            self.no_longer_wait(prompt, if is_saved { Waits::Nothing } else { Waits::Reconnect });
+        }
+        is_saved || comes_again
+    }
+
+    /// The prompt is not answered at all.
+    pub fn forget(&mut self, prompt: PromptId) {
+        self.open.remove(&prompt);
+        self.no_longer_wait(prompt, Waits::Nothing);
+    }
+
+    /// What an open prompt is known by, if its answer is to outlive the process: not at QoS 0, where nobody
+    /// delivers it again, and not where the answer is one that was stored before.
+    pub fn durable(&self, prompt: PromptId) -> Option<Keys> {
+        let open = self.open.get(&prompt)?;
+        (open.keys.delivery.is_some() && open.stored.is_none()).then_some(open.keys)
+    }
+
+    /// Prompts that the broker waits to have acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.unacknowledged.iter().filter(|one| matches!(one.waits_for, Waits::Answer(_))).count()
+    }
+
+    /// Those of them that are not on their way to the disk, with what they are known by.
+    pub fn unsaved(&self) -> Vec<(PromptId, Keys)> {
+        let waiting = self.unacknowledged.iter().filter_map(|one| match one.waits_for {
+            Waits::Answer(prompt) => self.open.get(&prompt).map(|open| (prompt, open)),
+            Waits::Nothing | Waits::Reconnect => None,
+        });
+        waiting
+            .filter(|(_, open)| open.saving == Saving::No)
+            .map(|(prompt, open)| (prompt, open.keys))
+            .collect()
+    }
+
+    /// The prompt is on its way to the disk.
+    pub fn saving(&mut self, prompt: PromptId) {
+        self.set_saving(prompt, Saving::UnderWay);
+    }
+
+    /// The prompt is on disk: its acknowledgement waits for nothing any more.
+    pub fn saved(&mut self, prompt: PromptId) {
+        self.set_saving(prompt, Saving::Saved);
+        self.no_longer_wait(prompt, Waits::Nothing);
+    }
+
+    /// What was on its way to the disk did not get there.
+    pub fn saving_failed(&mut self) {
+        for open in self.open.values_mut().filter(|open| open.saving == Saving::UnderWay) {
+            open.saving = Saving::No;
+        }
+    }
+
+    fn set_saving(&mut self, prompt: PromptId, saving: Saving) {
+        if let Some(open) = self.open.get_mut(&prompt) {
+            open.saving = saving;
+        }
+    }
+
+    /// Whether the prompt is on disk.
+    pub fn is_saved(&self, prompt: PromptId) -> bool {
+        self.open.get(&prompt).is_some_and(|open| open.saving == Saving::Saved)
+    }
+
+    /// The open prompts that are on disk or on their way to it.
+    pub fn kept(&self) -> impl Iterator<Item = (PromptId, Keys)> {
+        self.open
+            .iter()
+            .filter(|(_, open)| open.saving != Saving::No)
+            .map(|(prompt, open)| (*prompt, open.keys))
+    }
+
+    /// Whether a prompt with these keys is open: it came before the disk told of it.
+    pub fn is_open(&self, keys: Keys) -> bool {
+        keys.delivery.is_some_and(|key| self.open_as(key).is_some())
+    }
+
+    /// A prompt of an earlier process whose answer is still to be delivered, or that is still to be answered; `is_saved`
+    /// where it is on disk itself.
+    pub fn resume(&mut self, prompt: PromptId, keys: Keys, is_saved: bool) {
+        let saving = if is_saved { Saving::Saved } else { Saving::No };
+        self.open.insert(prompt, Open { keys, saving, stored: None });
+        self.next_prompt = self.next_prompt.max(prompt.saturating_add(1));
+    }
+
+    /// A number for a prompt of an earlier process that has none.
+    pub fn number(&mut self) -> PromptId {
+        self.next_prompt += 1;
+        self.next_prompt - 1
+    }
+
+    /// A prompt that an earlier process answered so long ago.
+    pub fn remember(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
+        self.note_settled(answer.keys, answer.number, None);
+        self.recent.keep(answer, age, now);
+    }
+
+    /// The latest answers, and how long ago they were given.
+    pub fn answers(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
+        self.recent.all(now)
+    }
+
+    /// Nothing more will be sent for the prompt. Says whether it was on disk.
+    pub fn settled(&mut self, prompt: PromptId, outcome: Outcome, now: Instant) -> bool {
+        let Some(Open { keys, stored, saving }) = self.open.remove(&prompt) else { return false };
+        let Outcome { number, id, payload, is_delivered } = outcome;
+        self.note_settled(keys, stored.unwrap_or(number), is_delivered.then_some(self.connection));
+        if stored.is_none() && keys != Keys::default() {
+            self.recent.keep(StoredAnswer { number, keys, id, payload }, Duration::ZERO, now);
+        }
+        self.no_longer_wait(prompt, Waits::Nothing);
+        saving == Saving::Saved
+    }
+
+    fn note_settled(&mut self, keys: Keys, answer: u64, acknowledged_on: Option<u64>) {
+        if let Some(delivery) = keys.delivery {
+            self.settled.push_back(Settled { delivery, answer, acknowledged_on });
+            if self.settled.len() > SETTLED {
+                self.settled.pop_front();
+            }
+        }
+    }
+
+    /// The packet identifier to acknowledge next; [`Deduplicator::acknowledged`] once it is.
+    pub fn next_ack(&self) -> Option<u16> {
+        let pending = self.unacknowledged.front()?;
+        (pending.waits_for == Waits::Nothing).then_some(pending.packet)
+    }
+
+    /// The acknowledgement is with the MQTT library.
+    pub fn acknowledged(&mut self) {
+        self.unacknowledged.pop_front();
+    }
+
+    /// The connection is gone and with it every acknowledgement due on it: the broker delivers those messages again.
+    /// `by_us`: the daemon ended it itself, so that the broker has lost nothing meanwhile.
+    pub fn disconnected(&mut self, by_us: bool) {
+        self.unacknowledged.clear();
+        self.connection += u64::from(!by_us);
+    }
+
+    /// Packet identifiers are of this session from now on.
+    pub fn set_session(&mut self, session: u64) {
+        self.session = session;
+    }
+
+    fn no_longer_wait(&mut self, prompt: PromptId, waits_for: Waits) {
+        let waiting = self.unacknowledged.iter_mut().filter(|one| one.waits_for == Waits::Answer(prompt));
+        waiting.for_each(|one| one.waits_for = waits_for);
+    }
+
+    fn keys_of(&self, delivery: &Delivery) -> Keys {
+        let Delivery { packet, topic, client, response_topic, id, correlation, payload, .. } = *delivery;
+        let response = optional(response_topic.map(str::as_bytes));
+        let correlated = optional(correlation);
+        let content = key(&[topic, client.as_bytes(), &response, &correlated, payload]).to_le_bytes();
+        let is_named = id.is_some() || correlation.is_some();
+        let name = is_named.then(|| key(&[b"name", &optional(id.map(str::as_bytes)), &content]));
+        // A packet identifier is used again for other messages, so what they say is part of the key.
+        let session = self.session.to_le_bytes();
+        let delivery = packet.map(|packet| key(&[&session, &packet.to_le_bytes(), &content]));
+        Keys { name, delivery }
+    }
+
+    /// The latest open prompt that came as this delivery.
+    fn open_as(&self, delivery: u128) -> Option<PromptId> {
+        let is_it = |(_, open): &(&PromptId, &Open)| open.keys.delivery == Some(delivery);
+        self.open.iter().rev().find(is_it).map(|(prompt, _)| *prompt)
+    }
+
+    fn await_ack(&mut self, packet: Option<u16>, waits_for: Waits) {
+        if let Some(packet) = packet {
+            self.unacknowledged.push_back(Pending { packet, waits_for });
+        }
+    }
+}
+
+/// Bytes that tell a missing part from an empty one.
+fn optional(part: Option<&[u8]>) -> Vec<u8> {
+    part.map_or_else(Vec::new, |part| [&[1], part].concat())
+}
+
+/// Parts with their lengths before them, so that no two lists of parts look alike.
+fn key(parts: &[&[u8]]) -> u128 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    u128::from_le_bytes(hash.finalize()[..16].try_into().expect("sixteen of thirty-two bytes"))
+}

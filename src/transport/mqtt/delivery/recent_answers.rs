@@ -1,0 +1,158 @@
+//! The answers that were given lately, in case their prompts come again.
+//!
+//! Pure and bounded. Knows nothing of deliveries: an answer is found by its number, or by the name of its prompt.
+
+use super::dedup::Keys;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Answers kept: twice what a broker may hold unacknowledged.
+const ANSWERS: usize = 512;
+/// Bytes of them all: a kilobyte each.
+const BYTES: usize = 512 << 10;
+/// How long an answer is given to the same request of the same client, instead of a computed one. Not for ever: a
+/// script may use one id, such as `"id":"ha"`, every day.
+const RECENT: Duration = Duration::from_secs(600);
+
+/// An answer, and what its prompt is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAnswer {
+    /// Tells it from other answers.
+    pub number: u64,
+    /// What its prompt is known by.
+    pub keys: Keys,
+    /// The request's id.
+    pub id: String,
+    /// The event, as JSON; empty where sending nothing is better than sending it again.
+    pub payload: Vec<u8>,
+}
+
+impl StoredAnswer {
+    fn size(&self) -> usize {
+        size_of::<Entry>() + self.id.len() + self.payload.len()
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    answer: StoredAnswer,
+    /// While the same request gets it.
+    recent_until: Instant,
+}
+
+/// The answers, oldest first.
+#[derive(Debug, Default)]
+pub struct RecentAnswers {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl RecentAnswers {
+    /// Keeps an answer that was given `age` ago.
+    pub fn keep(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
+        if let Some(at) = self.entries.iter().position(|entry| entry.answer.number == answer.number) {
+            self.remove(at);
+        }
+        if answer.size() > BYTES {
+            return;
+        }
+        self.bytes += answer.size();
+        self.entries.push_back(Entry { answer, recent_until: now + RECENT.saturating_sub(age) });
+        while self.entries.len() > ANSWERS || self.bytes > BYTES {
+            self.remove(0);
+        }
+    }
+
+    /// Whether the answer of this number may be sent again.
+    pub fn has(&self, number: u64) -> bool {
+        self.by_number(number).is_some()
+    }
+
+    /// The answer of this number, if it may be sent again.
+    pub fn by_number(&self, number: u64) -> Option<&StoredAnswer> {
+        self.find(|entry| entry.answer.number == number)
+    }
+
+    /// The latest answer to a request of this name.
+    pub fn by_name(&self, name: u128, now: Instant) -> Option<&StoredAnswer> {
+        self.find(|entry| entry.answer.keys.name == Some(name) && now < entry.recent_until)
+    }
+
+    fn find(&self, is_it: impl Fn(&Entry) -> bool) -> Option<&StoredAnswer> {
+        let entry = self.entries.iter().rev().find(|entry| is_it(entry))?;
+        Some(&entry.answer).filter(|answer| !answer.payload.is_empty())
+    }
+
+    /// The answers, oldest first, and how long ago they were given.
+    pub fn all(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
+        self.entries.iter().map(move |entry| (&entry.answer, age(entry, now)))
+    }
+
+    fn remove(&mut self, at: usize) {
+        if let Some(entry) = self.entries.remove(at) {
+            self.bytes -= entry.answer.size();
+        }
+    }
+}
+
+fn age(entry: &Entry, now: Instant) -> Duration {
+    let left = entry.recent_until.saturating_duration_since(now);
+    RECENT.saturating_sub(left) + now.saturating_duration_since(entry.recent_until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(number: u64, bytes: usize) -> StoredAnswer {
+        let keys = Keys { name: Some(u128::from(number)), delivery: Some(u128::from(number) << 64) };
+        StoredAnswer { number, keys, id: "a".into(), payload: vec![b'x'; bytes] }
+    }
+
+    fn at(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_same_request_gets_the_stored_answer_for_ten_minutes() {
+        let now = Instant::now();
+        let mut recent = RecentAnswers::default();
+        recent.keep(answer(1, 10), Duration::from_secs(100), now);
+        assert_eq!(recent.by_name(1, at(now, 499)), Some(&answer(1, 10)));
+        assert_eq!(recent.by_name(1, at(now, 500)), None);
+        assert_eq!(recent.by_name(2, now), None);
+        assert_eq!(recent.by_number(1), Some(&answer(1, 10)), "a redelivery gets it at any time");
+        assert_eq!(recent.all(at(now, 30)).next(), Some((&answer(1, 10), Duration::from_secs(130))));
+    }
+
+    #[test]
+    fn an_answer_that_is_better_not_sent_again_is_not() {
+        let now = Instant::now();
+        let mut recent = RecentAnswers::default();
+        recent.keep(answer(1, 0), Duration::ZERO, now);
+        assert!(recent.by_name(1, now).is_none() && !recent.has(1));
+    }
+
+    #[test]
+    fn count_and_bytes_are_bounded_and_the_latest_stay() {
+        let now = Instant::now();
+        let mut recent = RecentAnswers::default();
+        for number in 0..100 {
+            recent.keep(answer(number, 50_000), Duration::ZERO, now);
+            assert!(recent.bytes <= BYTES);
+        }
+        assert!(recent.has(99));
+        recent.keep(answer(100, BYTES), Duration::ZERO, now);
+        assert!(!recent.has(100) && recent.has(99), "one larger than all the memory is not kept");
+        (0..1000).for_each(|number| recent.keep(answer(number, 10), Duration::ZERO, now));
+        assert_eq!((recent.entries.len(), recent.has(487), recent.has(488)), (ANSWERS, false, true));
+    }
+
+    #[test]
+    fn the_same_answer_again_takes_no_more_memory() {
+        let now = Instant::now();
+        let mut recent = RecentAnswers::default();
+        (0..3).for_each(|_| recent.keep(answer(1, 10), Duration::ZERO, now));
+        assert_eq!(recent.entries.len(), 1);
+    }
+}

@@ -1,0 +1,64 @@
+//! Which topics the broker refuses our publishes on, each to be logged once.
+//!
+//! Pure and bounded: a client chooses Response Topics, as many as it likes.
+
+use std::collections::BTreeSet;
+
+/// Most topics that are named on one connection.
+const NAMED: usize = 16;
+
+/// The topics of this connection.
+#[derive(Debug, Default)]
+pub struct RefusedPublishes {
+    topics: BTreeSet<String>,
+}
+
+impl RefusedPublishes {
+    /// A publish was refused for this reason. What to log, the first time for this topic.
+    pub fn refused(&mut self, topic: &str, reason: &str) -> Option<String> {
+        if self.topics.len() > NAMED || !self.topics.insert(topic.to_owned()) {
+            return None;
+        }
+        let more = if self.topics.len() > NAMED {
+            "; further topics are not named until the next connect"
+        } else {
+            ""
+        };
+        Some(format!(
+            "a publish was refused on {topic} ({reason}); allow it in the broker's access list{more}"
+        ))
+    }
+
+    /// The connection is gone: before the next one the access list may change.
+    pub fn disconnected(&mut self) {
+        self.topics.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_topic_is_named_once_a_connection() {
+        let mut refused = RefusedPublishes::default();
+        for _ in 0..2 {
+            let said = refused.refused("bitnetd/cellar/info", "NotAuthorized").expect("the first time");
+            assert!(
+                said.contains("bitnetd/cellar/info (NotAuthorized)") && said.contains("access list"),
+                "{said}"
+            );
+            assert_eq!(refused.refused("bitnetd/cellar/info", "NotAuthorized"), None);
+            refused.disconnected();
+        }
+    }
+
+    #[test]
+    fn a_client_cannot_fill_the_log_with_topics() {
+        let mut refused = RefusedPublishes::default();
+        let said: Vec<_> =
+            (0..1000).filter_map(|n| refused.refused(&n.to_string(), "NotAuthorized")).collect();
+        assert_eq!(said.len(), NAMED + 1);
+        assert!(said[NAMED].contains("not named"), "{}", said[NAMED]);
+    }
+}

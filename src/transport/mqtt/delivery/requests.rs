@@ -1,0 +1,418 @@
+//! Prompts between the broker and the worker: a message becomes an [`Inbound`], its events come
+//! back here and find their topic.
+//!
+//! Knows nothing of the broker link: a prompt runs on while the link is down.
+
+use super::outbox::{Packet, PromptId};
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
+use crate::transport::mqtt::client::Message;
+use crate::transport::mqtt::topics::Topics;
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Events of one prompt between worker and door: some seconds of tokens. The worker cancels a
+/// prompt whose channel is full, and only a door that hangs lets it fill up.
+const EVENTS: usize = 256;
+/// A reply expires with its prompt, but not before the client had a moment to fetch it: an answer
+/// that the deadline cut off comes just after it.
+const MOMENT: Duration = Duration::from_secs(5);
+
+/// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
+const LONGEST_CORRELATION: usize = 1024;
+
+/// Prompts of one client that are with the worker's queue at a time: one that is answered and the one after it. So
+/// clients take turns there too, whoever sent more.
+const PER_CLIENT: usize = 2;
+
+/// Where the events of a prompt go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub id: String,
+    topic: String,
+    correlation: Option<Vec<u8>>,
+    deadline: Option<Instant>,
+}
+
+impl Way {
+    /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
+    /// answer to that goes to the reply topic.
+    pub fn new(message: &Message, id: String, topics: &Topics, now: Instant) -> (Self, Result<(), Refusal>) {
+        let wanted = message.response_topic.as_deref();
+        let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic, &message.topic));
+        let topic = match (wanted, &checked) {
+            (Some(topic), Ok(())) => topic.to_owned(),
+            _ => topics.reply(&message.topic, &id),
+        };
+        let deadline = message.expiry.map(|expiry| now + expiry);
+        let length = message.correlation.as_ref().map_or(0, Vec::len);
+        let checked = checked.and_then(|()| match length {
+            0..=LONGEST_CORRELATION => Ok(()),
+            _ => Err(format!("the Correlation Data has {length} bytes; the most is {LONGEST_CORRELATION}")),
+        });
+        let correlation = message.correlation.clone().filter(|_| length <= LONGEST_CORRELATION);
+        let way = Way { id, topic, correlation, deadline };
+        (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
+    }
+
+    /// The way back of a prompt that was read from the disk.
+    pub fn restored(
+        id: String,
+        topic: String,
+        correlation: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Way { id, topic, correlation, deadline }
+    }
+
+    /// The topic of the replies.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The prompt's Correlation Data.
+    pub fn correlation(&self) -> Option<&[u8]> {
+        self.correlation.as_deref()
+    }
+
+    /// Milliseconds for which an answer is still wanted; `None` is for ever.
+    pub fn left_ms(&self, now: Instant) -> Option<u64> {
+        let left = self.deadline?.saturating_duration_since(now);
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Whether nobody wants an answer any more.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Memory that its texts take.
+    pub fn bytes(&self) -> usize {
+        self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len)
+    }
+
+    /// A reply on this way.
+    pub fn packet(&self, payload: Vec<u8>, now: Instant) -> Packet {
+        Packet {
+            correlation: self.correlation.clone(),
+            expires: self.deadline.map(|deadline| deadline.max(now + MOMENT)),
+            ..Packet::json(self.topic.clone(), payload)
+        }
+    }
+}
+
+/// Ids for requests that came without one.
+#[derive(Debug)]
+pub struct Ids {
+    /// Random, so that no id comes again after a restart, on a device without a clock either.
+    process: u64,
+    count: u64,
+}
+
+impl Ids {
+    pub fn new() -> Self {
+        Ids { process: RandomState::new().hash_one(std::process::id()), count: 0 }
+    }
+
+    pub fn make(&mut self) -> String {
+        self.count += 1;
+        format!("{:016x}-{}", self.process, self.count)
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    client: String,
+    way: Way,
+    events: mpsc::Receiver<Event>,
+    cancel: Cancel,
+}
+
+/// What the worker makes of a prompt.
+#[derive(Debug)]
+pub struct PromptEvent {
+    pub prompt: PromptId,
+    pub way: Way,
+    pub event: Event,
+    /// It ends the prompt only because the daemon stops.
+    pub cut_off: bool,
+}
+
+/// The prompts that are with the worker, or in its queue.
+#[derive(Debug)]
+pub struct Prompts {
+    requests: mpsc::Sender<Inbound>,
+    /// Prompts that may be on their way to the worker: the queue has room for so many.
+    window: usize,
+    running: BTreeMap<PromptId, Running>,
+    /// How many of them are each client's.
+    per_client: HashMap<String, usize>,
+}
+
+impl Prompts {
+    pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
+        let window = usize::from(window.max(1));
+        Prompts { requests, window, running: BTreeMap::new(), per_client: HashMap::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Whether one more may be handed on now.
+    pub fn has_room(&self) -> bool {
+        self.running.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
+    }
+
+    /// Whether one more of this client may be.
+    pub fn allows(&self, client: &str) -> bool {
+        self.per_client.get(client).is_none_or(|count| *count < PER_CLIENT)
+    }
+
+    /// Hands a request on that was `received` then.
+    pub fn start(&mut self, prompt: PromptId, request: Request, client: &str, way: Way, received: Instant) {
+        let mut request = request;
+        let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
+        request.timeout = request.timeout.into_iter().chain(wanted).min();
+        let (sender, events) = mpsc::channel(EVENTS);
+        let reply = Reply::new(&way.id, &sender).expect("a new channel has room");
+        let cancel = Cancel::default();
+        let inbound = Inbound {
+            request,
+            id: way.id.clone(),
+            client: format!("mqtt:{client}"),
+            turn: format!("mqtt:{client}"),
+            when_full: WhenFull::Wait,
+            received,
+            reply,
+            cancel: cancel.clone(),
+        };
+        *self.per_client.entry(client.to_owned()).or_default() += 1;
+        self.running.insert(prompt, Running { client: client.to_owned(), way, events, cancel });
+        match self.requests.try_send(inbound) {
+            Ok(()) => {}
+            // Not where `has_room` was asked. The reply that is dropped says so to the client.
+            Err(TrySendError::Full(_)) => log::error!("mqtt: a prompt was handed on without room for it"),
+            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
+        }
+    }
+
+    /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
+    /// whose prompt it means: all of them are stopped.
+    pub fn cancel(&self, id: &str) {
+        for running in self.running.values().filter(|running| running.way.id == id) {
+            running.cancel.raise();
+        }
+    }
+
+    fn ended(&mut self, prompt: PromptId) {
+        let Some(Running { client, .. }) = self.running.remove(&prompt) else { return };
+        if let Some(count) = self.per_client.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&client);
+            }
+        }
+    }
+
+    /// Waits for the next event. May be dropped and called again.
+    pub async fn next(&mut self) -> PromptEvent {
+        let (prompt, event) = poll_fn(|context| {
+            for (prompt, running) in &mut self.running {
+                if let Poll::Ready(event) = running.events.poll_recv(context) {
+                    return Poll::Ready((*prompt, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        let running = &self.running[&prompt];
+        let way = running.way.clone();
+        // A reply says `internal` when it is dropped; a channel closed without that is the same.
+        let event = event.unwrap_or_else(|| {
+            let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
+            Event::Error { id: Some(way.id.clone()), refusal }
+        });
+        let cut_off = is_cut_off(&event, &running.cancel);
+        if event.is_last() {
+            self.ended(prompt);
+        }
+        PromptEvent { prompt, way, event, cut_off }
+    }
+}
+
+/// Whether a prompt was ended by the daemon's stop, and neither by its own end nor by its client.
+fn is_cut_off(event: &Event, cancel: &Cancel) -> bool {
+    match event {
+        Event::Token { .. } => false,
+        Event::Done(done) => done.finish_reason == FinishReason::Cancelled && !cancel.is_raised(),
+        Event::Error { refusal, .. } => refusal.code == Code::ShuttingDown,
+    }
+}
+
+/// More comes at QoS 0 than is answered; a second later there may be room.
+pub fn too_many_at_qos_0() -> Refusal {
+    let text =
+        "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
+    Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::RateLimited, text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Done, Timings, Usage, json};
+
+    fn message() -> Message {
+        Message {
+            topic: b"bitnetd/cellar/prompt".to_vec(),
+            payload: b"hello".to_vec(),
+            packet: Some(1),
+            redelivered: false,
+            retained: false,
+            response_topic: None,
+            correlation: None,
+            client: None,
+            expiry: None,
+        }
+    }
+
+    fn way(message: &Message, now: Instant) -> (Way, Result<(), Refusal>) {
+        Way::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
+    }
+
+    fn start(prompts: &mut Prompts, number: PromptId, client: &str) {
+        let now = Instant::now();
+        prompts.start(number, request(), client, way(&message(), now).0, now);
+    }
+
+    fn request() -> Request {
+        json::request_or_text(b"hello").expect("sound")
+    }
+
+    #[test]
+    fn without_a_response_topic_the_id_names_the_way_back() {
+        let now = Instant::now();
+        let packet = way(&message(), now).0.packet(vec![], now);
+        assert_eq!((packet.topic.as_str(), packet.expires), ("bitnetd/cellar/reply/a", None));
+    }
+
+    #[test]
+    fn a_refused_response_topic_is_answered_on_the_reply_topic() {
+        let asked = Message { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
+        let (way, checked) = way(&asked, Instant::now());
+        assert_eq!(way.topic, "bitnetd/cellar/reply/a");
+        assert_eq!(checked.expect_err("a loop").code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_reply_expires_with_its_prompt_but_can_be_fetched_at_the_deadline() {
+        let now = Instant::now();
+        let asked = Message { expiry: Some(Duration::from_secs(60)), ..message() };
+        let (way, _) = way(&asked, now);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(way.packet(vec![], at(10)).expires, Some(at(60)));
+        assert_eq!(way.packet(vec![], at(60)).expires, Some(at(65)));
+    }
+
+    #[test]
+    fn the_message_expiry_is_a_deadline_of_the_request() {
+        let (sender, mut requests) = mpsc::channel(2);
+        let mut prompts = Prompts::new(sender, 9);
+        let asked = Message { expiry: Some(Duration::from_secs(2)), ..message() };
+        for timeout in [None, Some(Duration::from_secs(1))] {
+            let way = way(&asked, Instant::now()).0;
+            prompts.start(1, Request { timeout, ..request() }, "-", way, Instant::now());
+            let given = requests.try_recv().expect("handed on").request.timeout;
+            assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nobody_takes_any_more_ends_with_an_error() {
+        let (sender, requests) = mpsc::channel(1);
+        let mut prompts = Prompts::new(sender, 9);
+        start(&mut prompts, 1, "-");
+        assert!(!prompts.has_room(), "the worker has not come for the first");
+        drop(requests);
+        let lost = prompts.next().await;
+        assert!(matches!(lost.event, Event::Error { refusal, .. } if refusal.code == Code::Internal));
+        start(&mut prompts, 2, "-");
+        assert!(prompts.next().await.cut_off, "the daemon is stopping");
+    }
+
+    #[tokio::test]
+    async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_room() {
+        let (sender, mut requests) = mpsc::channel(9);
+        let mut prompts = Prompts::new(sender, 3);
+        start(&mut prompts, 1, "a");
+        assert!(prompts.allows("a"));
+        start(&mut prompts, 2, "a");
+        assert!(!prompts.allows("a") && prompts.allows("b") && prompts.has_room());
+        start(&mut prompts, 3, "b");
+        assert!(!prompts.has_room(), "three at a time");
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
+        prompts.next().await;
+        assert!(prompts.allows("a") && prompts.has_room());
+    }
+
+    #[test]
+    fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
+        let (sender, mut requests) = mpsc::channel(3);
+        let mut prompts = Prompts::new(sender, 9);
+        for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
+            let way = Way { id: id.into(), ..way(&message(), Instant::now()).0 };
+            prompts.start(number, request(), "-", way, Instant::now());
+        }
+        prompts.cancel("a");
+        let raised: Vec<_> =
+            (0..3).map(|_| requests.try_recv().expect("handed on").cancel.is_raised()).collect();
+        assert_eq!(raised, [true, false, true]);
+    }
+
+    #[tokio::test]
+    async fn only_the_daemon_s_own_stop_cuts_a_prompt_off() {
+        let (sender, mut requests) = mpsc::channel(1);
+        let mut prompts = Prompts::new(sender, 9);
+        for (finish_reason, raised, cut_off) in [
+            (FinishReason::Cancelled, false, true),
+            (FinishReason::Cancelled, true, false),
+            (FinishReason::Stop, false, false),
+        ] {
+            start(&mut prompts, 1, "-");
+            let inbound = requests.try_recv().expect("handed on");
+            if raised {
+                inbound.cancel.raise();
+            }
+            inbound.reply.finish(Event::Done(Box::new(done(finish_reason))));
+            assert_eq!(prompts.next().await.cut_off, cut_off, "{finish_reason:?}, raised: {raised}");
+        }
+        start(&mut prompts, 1, "-");
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::shutting_down());
+        assert!(prompts.next().await.cut_off);
+    }
+
+    fn done(finish_reason: FinishReason) -> Done {
+        Done {
+            id: "a".into(),
+            text: String::new(),
+            finish_reason,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            energy: None,
+            cached: false,
+        }
+    }
+
+    #[test]
+    fn made_ids_differ_within_and_across_processes() {
+        let (mut one, mut other) = (Ids::new(), Ids::new());
+        assert_ne!(one.make(), one.make());
+        assert_ne!(one.process, other.process);
+        assert!(other.make().len() <= json::MAX_ID);
+    }
+}

@@ -1,0 +1,73 @@
+//! Retained prompts that a broker sends again at every subscription.
+//!
+//! Pure. MQTT 5 lets a subscriber leave retained messages out; MQTT 3.1.1 does not, and there the retain flag stands on
+//! nothing else. Each of them is refused once, and not on every connection.
+
+use crate::config::MqttVersion;
+use crate::transport::mqtt::client::Message;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+/// Prompts that are remembered: more topics of one daemon than anybody retains a prompt on.
+const REMEMBERED: usize = 256;
+
+/// The retained prompts that were refused by this process.
+#[derive(Debug)]
+pub struct RetainedPrompts {
+    /// Whether the broker sends them again; `None` where it is told not to.
+    seen: Option<HashSet<u64>>,
+    hasher: RandomState,
+}
+
+impl RetainedPrompts {
+    /// None was refused yet.
+    pub fn new(version: MqttVersion) -> Self {
+        let seen = (version == MqttVersion::V311).then(HashSet::new);
+        RetainedPrompts { seen, hasher: RandomState::new() }
+    }
+
+    /// Whether the message is a retained prompt that was refused before; takes note of one that was not.
+    pub fn is_repeated(&mut self, message: &Message) -> bool {
+        let Some(seen) = self.seen.as_mut().filter(|_| message.retained) else { return false };
+        if seen.len() >= REMEMBERED {
+            seen.clear();
+        }
+        !seen.insert(self.hasher.hash_one((&message.topic, &message.payload)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(retained: bool, payload: &[u8]) -> Message {
+        Message {
+            topic: b"bitnetd/cellar/prompt".to_vec(),
+            payload: payload.to_vec(),
+            packet: Some(1),
+            redelivered: false,
+            retained,
+            response_topic: None,
+            correlation: None,
+            client: None,
+            expiry: None,
+        }
+    }
+
+    #[test]
+    fn with_mqtt_3_1_1_a_retained_prompt_is_refused_once() {
+        let mut retained = RetainedPrompts::new(MqttVersion::V311);
+        let seen = |retained: &mut RetainedPrompts, flag, text: &str| {
+            retained.is_repeated(&message(flag, text.as_bytes()))
+        };
+        assert!(!seen(&mut retained, true, "a") && seen(&mut retained, true, "a"));
+        assert!(!seen(&mut retained, true, "b"), "another one");
+        assert!(!seen(&mut retained, false, "a") && !seen(&mut retained, false, "a"), "prompts as usual");
+    }
+
+    #[test]
+    fn with_mqtt_5_each_retained_publish_is_a_prompt_that_somebody_sent_now() {
+        let mut retained = RetainedPrompts::new(MqttVersion::V5);
+        assert!((0..3).all(|_| !retained.is_repeated(&message(true, b"a"))));
+    }
+}

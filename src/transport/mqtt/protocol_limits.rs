@@ -1,0 +1,134 @@
+//! What a broker may not do. rumqttc reads whatever comes; what would grow without bound in it or
+//! in us, or leave the link deaf, ends the connection here.
+//!
+//! Pure, for one connection. Knows packets only by the numbers in them.
+
+use super::link::Loss;
+use crate::transport::mqtt::delivery::outbox::Limits;
+use std::time::Duration;
+
+/// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive
+/// Maximum: after a restart with a shorter queue a broker delivers again what it had sent before.
+const UNACKNOWLEDGED: u32 = u16::MAX as u32;
+/// Longest text of the broker's that is repeated in an error.
+const QUOTED: usize = 200;
+
+/// What the broker has done on this connection, as far as it bounds what it may do next.
+#[derive(Debug, Default)]
+pub struct Manners {
+    welcomed: bool,
+    unacknowledged: u32,
+}
+
+impl Manners {
+    /// The broker accepted us. Each CONNACK begins with messages of ours to send, so a second one
+    /// is not only wrong but would let the broker fill our memory.
+    pub fn connack(&mut self, limits: Limits) -> Result<(), Loss> {
+        if std::mem::replace(&mut self.welcomed, true) {
+            return Err(broken("a second CONNACK"));
+        }
+        if limits.window == 0 || limits.packet == 0 {
+            return Err(broken("a Receive Maximum or Maximum Packet Size of 0, which lets us say nothing"));
+        }
+        Ok(())
+    }
+
+    /// A message came. rumqttc would keep every alias with the packet that brought it, 65535 of up
+    /// to 1 MiB; we allow the broker none.
+    pub fn message(&mut self, awaits_acknowledgement: bool, alias: Option<u16>) -> Result<(), Loss> {
+        if alias.is_some() {
+            return Err(broken("a Topic Alias, and we allow none"));
+        }
+        self.unacknowledged += u32::from(awaits_acknowledgement);
+        if self.unacknowledged > UNACKNOWLEDGED {
+            return Err(broken("more unacknowledged messages than there are packet ids"));
+        }
+        Ok(())
+    }
+
+    /// We acknowledged a message.
+    pub fn acknowledged(&mut self) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+    }
+}
+
+/// How often to ping where the broker wants another interval than `ours`: 0 would be at once and
+/// for ever, and with a longer one a broker that vanished would not be noticed.
+pub fn keep_alive(server: Duration, ours: Duration) -> Duration {
+    if server.is_zero() { ours } else { server.min(ours) }
+}
+
+/// The beginning of a text that the broker may have made as long as it liked.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn broken(what: &str) -> Loss {
+    Loss {
+        kind: "protocol".into(),
+        text: format!("the broker broke the protocol: {what}; is it a broker?"),
+        unreadable: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(window: usize, packet: usize) -> Limits {
+        Limits { packet, window }
+    }
+
+    #[test]
+    fn a_usual_broker_may_do_what_brokers_do() {
+        let mut manners = Manners::default();
+        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
+        for _ in 0..3 * UNACKNOWLEDGED {
+            assert_eq!(manners.message(true, None), Ok(()));
+            manners.acknowledged();
+            assert_eq!(manners.message(false, None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_second_welcome_ends_the_connection() {
+        let mut manners = Manners::default();
+        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
+        let said = manners.connack(limits(20, 1000)).expect_err("a second").text;
+        assert!(said.contains("CONNACK"), "{said}");
+    }
+
+    #[test]
+    fn a_broker_that_takes_nothing_is_no_broker() {
+        assert!(Manners::default().connack(limits(0, 1000)).is_err());
+        assert!(Manners::default().connack(limits(20, 0)).is_err());
+    }
+
+    #[test]
+    fn an_alias_ends_the_connection() {
+        assert!(Manners::default().message(false, Some(1)).is_err());
+    }
+
+    #[test]
+    fn a_flood_that_heeds_no_window_ends_the_connection() {
+        let mut manners = Manners::default();
+        assert!((0..UNACKNOWLEDGED).all(|_| manners.message(true, None).is_ok()));
+        assert!(manners.message(true, None).is_err());
+    }
+
+    #[test]
+    fn pings_are_at_least_as_frequent_as_ours_and_never_without_a_pause() {
+        let ours = Duration::from_secs(30);
+        let seconds = |server| keep_alive(Duration::from_secs(server), ours).as_secs();
+        assert_eq!([seconds(0), seconds(10), seconds(30), seconds(65_535)], [30, 10, 30, 30]);
+    }
+
+    #[test]
+    fn long_words_of_the_broker_are_cut_between_characters() {
+        assert_eq!(quoted("short"), "short");
+        assert_eq!(quoted(&"ü".repeat(1000)).chars().count(), QUOTED + 1);
+    }
+}

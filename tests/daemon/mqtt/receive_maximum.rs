@@ -1,0 +1,45 @@
+//! Both ways in which brokers treat our Receive Maximum, for machines that have only one of them: Debian 12's
+//! mosquitto (2.0.11) sends beyond it after each PUBACK, Debian 13's (2.0.21) keeps to it.
+
+use super::fake_broker::Broker;
+
+/// What the door of the bench says it takes.
+const RECEIVE_MAXIMUM: u16 = 4;
+const PROMPTS: u16 = 40;
+
+/// A backlog of prompts, `after_each` more of them at each acknowledgement.
+async fn a_backlog_is_answered_once_each(after_each: u16) {
+    let broker = Broker::new().await;
+    let mut bench = broker.door();
+    let mut session = broker.session(false).await;
+    let mut sent = 0;
+    for settled in 0..PROMPTS {
+        let allowed = PROMPTS.min(RECEIVE_MAXIMUM + settled * after_each);
+        while sent < allowed {
+            sent += 1;
+            session.deliver(sent, false, &format!("prompt {sent}")).await;
+        }
+        let number = settled + 1;
+        assert_eq!(bench.echo().await, format!("prompt {number}"));
+        let reply = session.reply().await;
+        let said = String::from_utf8_lossy(&reply.payload).into_owned();
+        assert!(
+            said.contains(r#""event":"done""#) && said.contains(&format!("\"prompt {number}\"")),
+            "{said}"
+        );
+        session.acknowledge(&reply).await;
+        session.is_acknowledged(number).await;
+    }
+    session.is_quiet().await;
+    bench.is_quiet().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_keeps_to_the_receive_maximum_gets_one_answer_a_prompt() {
+    a_backlog_is_answered_once_each(1).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_beyond_the_receive_maximum_gets_one_answer_a_prompt() {
+    a_backlog_is_answered_once_each(3).await;
+}
