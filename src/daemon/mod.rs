@@ -33,8 +33,8 @@ use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, Home, LinkState};
-use crate::transport::unix::{self, Latecomers};
-use crate::transport::{Control, Inbound, Pulse};
+use crate::transport::unix::{self, BacklogPolicy};
+use crate::transport::{Command, Heartbeat, Inbound};
 use budget::window;
 use export::Exporter;
 use log::{error, info, warn};
@@ -168,12 +168,12 @@ pub async fn run(
     };
     queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
-    let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
+    let latecomers = if place.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
     telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
     let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
-    let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
+    let (draining, close, pulse) = (stop, CancellationToken::new(), Heartbeat::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     for note in &facts.notes {
         match note.contains("chat template") {
@@ -187,7 +187,7 @@ pub async fn run(
     );
     let place = place.map(|place| Arc::new(Mutex::new(place)));
     let listening = match &place {
-        Some(place) => unix::Listening::from(listener).keeping(Arc::clone(place), socket_mode),
+        Some(place) => unix::Listening::from(listener).owning(Arc::clone(place), socket_mode),
         None => listener.into(),
     };
     let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
@@ -220,7 +220,7 @@ fn local_name(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
+fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), Failure> {
     let setup = |error: &dyn fmt::Display| Failure::Socket(error.to_string());
     let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
@@ -239,11 +239,11 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
-    latecomers: Latecomers,
+    latecomers: BacklogPolicy,
     draining: CancellationToken,
     close: CancellationToken,
     /// Of the broker link's loop.
-    pulse: Pulse,
+    pulse: Heartbeat,
 }
 
 impl Daemon {
@@ -331,7 +331,7 @@ impl Daemon {
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
-        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
+        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Command>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
@@ -477,10 +477,10 @@ mod tests {
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
-            latecomers: Latecomers::Told,
+            latecomers: BacklogPolicy::Refuse,
             draining: CancellationToken::new(),
             close: CancellationToken::new(),
-            pulse: Pulse::default(),
+            pulse: Heartbeat::default(),
         }
     }
 

@@ -18,14 +18,14 @@ const PRIORITIES: usize = 3;
 
 /// Items of any number of clients, which take turns.
 #[derive(Debug)]
-pub struct Turns<T> {
-    clients: HashMap<Arc<str>, Client<T>>,
+pub struct FairQueue<T> {
+    clients: HashMap<Arc<str>, ClientQueue<T>>,
     /// Who waits, the next to be served first.
-    order: BTreeMap<Turn, Arc<str>>,
+    order: BTreeMap<Position, Arc<str>>,
     /// Items handed out so far.
     served: u64,
     /// Clients that have joined so far.
-    joined: u64,
+    clients_joined: u64,
     /// Items that wait.
     length: usize,
 }
@@ -33,19 +33,19 @@ pub struct Turns<T> {
 /// When a client's turn is, beside those of the others. A client that was served goes behind all that wait by then.
 /// One that joins goes behind them too, but before the client served last: its item may be running still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
+struct Position {
     /// Items that had been handed out by the time this client was served or joined.
-    after: u64,
+    served_before: u64,
     /// The order among those that joined between two items; the client served last comes after them.
-    place: u64,
+    join_order: u64,
 }
 
 /// What one client has waiting.
 #[derive(Debug)]
-struct Client<T> {
-    turn: Turn,
+struct ClientQueue<T> {
+    position: Position,
     /// The items of each priority, lowest first, in the order of their arrival.
-    lines: [VecDeque<Item<T>>; PRIORITIES],
+    by_priority: [VecDeque<Item<T>>; PRIORITIES],
 }
 
 #[derive(Debug)]
@@ -54,41 +54,45 @@ struct Item<T> {
     value: T,
 }
 
-impl<T> Default for Turns<T> {
+impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Turns { clients: HashMap::new(), order: BTreeMap::new(), served: 0, joined: 0, length: 0 }
+        FairQueue { clients: HashMap::new(), order: BTreeMap::new(), served: 0, clients_joined: 0, length: 0 }
     }
 }
 
-impl<T> Turns<T> {
+impl<T> FairQueue<T> {
     /// Adds an item of `client`. One that is given back, with the time it first arrived, has its old place.
     pub fn push(&mut self, client: &str, priority: Priority, arrived: Instant, value: T) {
-        let line = &mut self.join(client).lines[priority as usize];
+        let line = &mut self.join(client).by_priority[priority as usize];
         let at = line.partition_point(|waiting| waiting.arrived <= arrived);
         line.insert(at, Item { arrived, value });
         self.length += 1;
     }
 
     /// What `client` has waiting, which may be nothing so far.
-    fn join(&mut self, client: &str) -> &mut Client<T> {
+    fn join(&mut self, client: &str) -> &mut ClientQueue<T> {
         if !self.clients.contains_key(client) {
             let name: Arc<str> = client.into();
-            self.joined += 1;
-            let turn = Turn { after: self.served, place: self.joined };
+            self.clients_joined += 1;
+            let turn = Position { served_before: self.served, join_order: self.clients_joined };
             self.order.insert(turn, Arc::clone(&name));
-            self.clients.insert(name, Client { turn, lines: Default::default() });
+            self.clients.insert(name, ClientQueue { position: turn, by_priority: Default::default() });
         }
         self.clients.get_mut(client).expect("just added where it was missing")
     }
 
     /// Takes out the next item of the client whose turn it is.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
-        self.pop_for(now, |_| true).map(|(_, value)| value)
+        self.pop_allowed(now, |_| true).map(|(_, value)| value)
     }
 
     /// Takes out the next item, and says whose, passing over clients that are not `allowed` at present: these keep
     /// their turn.
-    pub fn pop_for(&mut self, now: Instant, mut allowed: impl FnMut(&str) -> bool) -> Option<(String, T)> {
+    pub fn pop_allowed(
+        &mut self,
+        now: Instant,
+        mut allowed: impl FnMut(&str) -> bool,
+    ) -> Option<(String, T)> {
         let (turn, name) = self.order.iter().find(|(_, name)| allowed(name))?;
         let (turn, name) = (*turn, Arc::clone(name));
         let client = self.clients.get_mut(&name).expect("each client in the order has items");
@@ -98,8 +102,8 @@ impl<T> Turns<T> {
         if client.is_empty() {
             self.clients.remove(&name);
         } else {
-            client.turn = Turn { after: self.served, place: u64::MAX };
-            self.order.insert(client.turn, Arc::clone(&name));
+            client.position = Position { served_before: self.served, join_order: u64::MAX };
+            self.order.insert(client.position, Arc::clone(&name));
         }
         Some((name.as_ref().to_owned(), value))
     }
@@ -107,10 +111,10 @@ impl<T> Turns<T> {
     /// Takes out the item of `client` that would be the last: the newest of its lowest priority.
     pub fn pop_last(&mut self, client: &str) -> Option<T> {
         let waiting = self.clients.get_mut(client)?;
-        let value = waiting.lines.iter_mut().find_map(VecDeque::pop_back)?.value;
+        let value = waiting.by_priority.iter_mut().find_map(VecDeque::pop_back)?.value;
         self.length -= 1;
         if waiting.is_empty() {
-            self.order.remove(&waiting.turn);
+            self.order.remove(&waiting.position);
             self.clients.remove(client);
         }
         Some(value)
@@ -119,7 +123,7 @@ impl<T> Turns<T> {
     /// Takes out all items that match, in no particular order.
     pub fn extract(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut extracted = Vec::new();
-        for line in self.clients.values_mut().flat_map(|client| &mut client.lines) {
+        for line in self.clients.values_mut().flat_map(|client| &mut client.by_priority) {
             // Most looks find nothing, and then nothing is moved.
             if line.iter().any(|item| matches(&item.value)) {
                 let (taken, kept) = line.drain(..).partition(|item| matches(&item.value));
@@ -147,7 +151,7 @@ impl<T> Turns<T> {
 
     /// Items of one client that wait.
     pub fn count(&self, client: &str) -> usize {
-        self.clients.get(client).map_or(0, Client::len)
+        self.clients.get(client).map_or(0, ClientQueue::len)
     }
 
     /// Clients that have something waiting.
@@ -157,35 +161,35 @@ impl<T> Turns<T> {
 
     /// All items, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.clients.values().flat_map(|client| &client.lines).flatten().map(|item| &item.value)
+        self.clients.values().flat_map(|client| &client.by_priority).flatten().map(|item| &item.value)
     }
 }
 
-impl<T> Client<T> {
+impl<T> ClientQueue<T> {
     /// The item of the highest priority, its age counted in, and of these the one that arrived first. Within one line
     /// that is the first, so three are compared, however many wait.
     fn pop(&mut self, now: Instant) -> Option<T> {
-        let heads = self.lines.iter().enumerate().filter_map(|(priority, line)| {
+        let heads = self.by_priority.iter().enumerate().filter_map(|(priority, line)| {
             let arrived = line.front()?.arrived;
-            Some((priority, level(priority, now.saturating_duration_since(arrived)), arrived))
+            Some((priority, effective_priority(priority, now.saturating_duration_since(arrived)), arrived))
         });
         let best =
             heads.max_by(|(_, level, arrived), (_, other, later)| level.cmp(other).then(later.cmp(arrived)));
         let (priority, ..) = best?;
-        self.lines[priority].pop_front().map(|item| item.value)
+        self.by_priority[priority].pop_front().map(|item| item.value)
     }
 
     fn len(&self) -> usize {
-        self.lines.iter().map(VecDeque::len).sum()
+        self.by_priority.iter().map(VecDeque::len).sum()
     }
 
     fn is_empty(&self) -> bool {
-        self.lines.iter().all(VecDeque::is_empty)
+        self.by_priority.iter().all(VecDeque::is_empty)
     }
 }
 
 /// The priority that an item of this age counts as: never above the highest, where the earliest arrival decides.
-fn level(priority: usize, age: Duration) -> usize {
+fn effective_priority(priority: usize, age: Duration) -> usize {
     let steps = usize::try_from(age.as_secs() / PRIORITY_STEP.as_secs()).unwrap_or(usize::MAX);
     priority.saturating_add(steps).min(PRIORITIES - 1)
 }
@@ -199,13 +203,13 @@ mod tests {
     }
 
     /// Everything that waits, in turn.
-    fn drain(turns: &mut Turns<&'static str>, now: Instant) -> Vec<&'static str> {
+    fn drain(turns: &mut FairQueue<&'static str>, now: Instant) -> Vec<&'static str> {
         std::iter::from_fn(|| turns.pop(now)).collect()
     }
 
     #[test]
     fn clients_take_turns_whatever_each_has_waiting() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for item in ["a1", "a2", "a3", "a4"] {
             turns.push("a", Priority::High, now, item);
         }
@@ -218,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_waits_for_one_item_of_each_other_client_and_goes_before_the_one_just_served() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for item in ["a1", "a2", "a3"] {
             turns.push("a", Priority::Normal, now, item);
         }
@@ -232,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_stream_of_newcomers_does_not_starve_a_client_that_waits() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         (0..100).for_each(|_| turns.push("old", Priority::Normal, now, true));
         let (mut served, mut last) = (0, 0);
         for number in 0..100 {
@@ -252,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_client_that_comes_back_after_each_answer_gets_every_other_turn() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         (0..10).for_each(|_| turns.push("flood", Priority::High, now, "flood"));
         let mut order = Vec::new();
         for _ in 0..4 {
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn inside_one_client_the_highest_priority_goes_first_and_then_the_oldest() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for (priority, item) in [
             (Priority::Low, "low"),
             (Priority::Normal, "normal"),
@@ -279,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_low_priority_rises_with_its_age_until_nothing_goes_before_it() {
-        let (mut turns, start) = (Turns::default(), Instant::now());
+        let (mut turns, start) = (FairQueue::default(), Instant::now());
         turns.push("a", Priority::Low, start, "low");
         turns.push("a", Priority::Normal, start, "normal");
         let mut order = Vec::new();
@@ -295,7 +299,7 @@ mod tests {
 
     #[test]
     fn an_item_given_back_has_its_old_place() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         turns.push("a", Priority::Normal, now, "first");
         turns.push("a", Priority::Normal, now + second(1), "second");
         let first = turns.pop(now).expect("two wait");
@@ -305,18 +309,18 @@ mod tests {
 
     #[test]
     fn a_client_that_is_not_allowed_is_passed_over_and_keeps_its_turn() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         turns.push("a", Priority::Normal, now, "a");
         turns.push("b", Priority::Normal, now, "b1");
         turns.push("b", Priority::Normal, now, "b2");
-        assert_eq!(turns.pop_for(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
-        assert_eq!(turns.pop_for(now, |client| client == "c"), None);
+        assert_eq!(turns.pop_allowed(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
+        assert_eq!(turns.pop_allowed(now, |client| client == "c"), None);
         assert_eq!(drain(&mut turns, now), ["a", "b2"]);
     }
 
     #[test]
     fn the_last_of_a_client_is_the_newest_of_its_lowest_priority() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for (priority, item) in
             [(Priority::Normal, "first"), (Priority::Normal, "second"), (Priority::High, "third")]
         {
@@ -331,7 +335,7 @@ mod tests {
 
     #[test]
     fn what_matches_is_taken_out_and_the_rest_stays_in_order() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for item in ["keep 1", "drop 1", "keep 2"] {
             turns.push("a", Priority::Normal, now, item);
         }
@@ -348,7 +352,7 @@ mod tests {
 
     #[test]
     fn ten_thousand_items_of_a_thousand_clients_are_handed_out_quickly_and_in_rounds() {
-        let (mut turns, now) = (Turns::default(), Instant::now());
+        let (mut turns, now) = (FairQueue::default(), Instant::now());
         for number in 0..10_000 {
             turns.push(&format!("client {}", number % 1000), Priority::Normal, now, number);
         }

@@ -4,13 +4,13 @@
 
 /// Capacity that an emptied buffer keeps; a longer line's memory goes back at once, since a few
 /// hundred connections would otherwise each keep the longest line they ever sent.
-const KEPT: usize = 8 * 1024;
+const RETAINED_CAPACITY: usize = 8 * 1024;
 
 /// Collects bytes and hands out the lines in them.
 ///
 /// Holds at most the cap and one pushed piece, provided that the lines are taken after each push.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LineSplitter {
     /// Longest line, in bytes, its ending not counted.
     cap: usize,
     bytes: Vec<u8>,
@@ -31,29 +31,29 @@ pub enum Line<'a> {
     TooLong(&'a [u8]),
 }
 
-impl Lines {
+impl LineSplitter {
     /// An empty splitter whose lines have at most `cap` bytes.
     pub fn new(cap: usize) -> Self {
-        Lines { cap, bytes: Vec::new(), start: 0, searched: 0, skipping: false }
+        LineSplitter { cap, bytes: Vec::new(), start: 0, searched: 0, skipping: false }
     }
 
     /// Takes the next piece of the stream; take the lines out before the next one.
     pub fn push(&mut self, piece: &[u8]) {
-        self.forget_taken();
+        self.discard_taken();
         self.bytes.extend_from_slice(piece);
     }
 
     /// The next line that has ended, or has grown too long. Empty lines are passed over.
-    pub fn take(&mut self) -> Option<Line<'_>> {
+    pub fn next_line(&mut self) -> Option<Line<'_>> {
         loop {
-            let Some(end) = self.line_end() else { return self.cut_off() };
+            let Some(end) = self.line_end() else { return self.take_too_long() };
             let line = self.start..end;
             self.start = end + 1;
             self.searched = self.start;
             if std::mem::take(&mut self.skipping) {
                 continue;
             }
-            let length = without_return(&self.bytes[line.clone()]).len();
+            let length = strip_carriage_return(&self.bytes[line.clone()]).len();
             if length > self.cap {
                 return Some(Line::TooLong(&self.bytes[line.start..line.start + self.cap]));
             }
@@ -68,7 +68,7 @@ impl Lines {
         let skipped = std::mem::take(&mut self.skipping);
         let rest = self.start..self.bytes.len();
         (self.start, self.searched) = (rest.end, rest.end);
-        let line = without_return(&self.bytes[rest]);
+        let line = strip_carriage_return(&self.bytes[rest]);
         (!skipped && !line.is_empty()).then_some(Line::Whole(line))
     }
 
@@ -80,9 +80,9 @@ impl Lines {
     }
 
     /// Drops a line without end that has outgrown the cap, and says so once.
-    fn cut_off(&mut self) -> Option<Line<'_>> {
+    fn take_too_long(&mut self) -> Option<Line<'_>> {
         let start = self.start;
-        let too_long = without_return(&self.bytes[start..]).len() > self.cap;
+        let too_long = strip_carriage_return(&self.bytes[start..]).len() > self.cap;
         let said = self.skipping;
         self.skipping |= too_long;
         if self.skipping {
@@ -91,17 +91,17 @@ impl Lines {
         (too_long && !said).then(|| Line::TooLong(&self.bytes[start..start + self.cap]))
     }
 
-    fn forget_taken(&mut self) {
+    fn discard_taken(&mut self) {
         self.bytes.drain(..self.start);
         (self.start, self.searched) = (0, self.searched - self.start);
         if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT);
+            self.bytes.shrink_to(RETAINED_CAPACITY);
         }
     }
 }
 
 /// Some clients end lines as `\r\n`.
-fn without_return(line: &[u8]) -> &[u8] {
+fn strip_carriage_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
@@ -113,11 +113,11 @@ mod tests {
 
     /// The lines of `pieces`, `None` for one that is too long.
     fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Option<Vec<u8>>> {
-        let mut lines = Lines::new(CAP);
+        let mut lines = LineSplitter::new(CAP);
         let mut taken = Vec::new();
         for piece in pieces {
             lines.push(piece);
-            while let Some(line) = lines.take() {
+            while let Some(line) = lines.next_line() {
                 taken.push(owned(line));
             }
             assert!(lines.bytes.len() - lines.start <= CAP + 1);
@@ -187,11 +187,11 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_long_line_goes_back() {
-        let mut lines = Lines::new(1 << 20);
+        let mut lines = LineSplitter::new(1 << 20);
         lines.push(&[b'x'; 1 << 20]);
         lines.push(b"\n");
-        assert!(matches!(lines.take(), Some(Line::Whole(_))));
+        assert!(matches!(lines.next_line(), Some(Line::Whole(_))));
         lines.push(b"short");
-        assert!(lines.bytes.capacity() <= KEPT);
+        assert!(lines.bytes.capacity() <= RETAINED_CAPACITY);
     }
 }

@@ -24,7 +24,7 @@ pub struct Inbound {
     /// Who asks, for the log and for what clients may not learn of each other: `unix:uid=1000`, `mqtt:kitchen`.
     pub client: String,
     /// Whose turn it takes among the requests that wait: `client`, or one of its processes where these are known.
-    pub turn: String,
+    pub queue_key: String,
     /// What becomes of it when too many wait.
     pub when_full: WhenFull,
     /// When its last byte came; deadlines count from here.
@@ -100,7 +100,7 @@ impl Drop for Reply {
 /// What a door asks of the daemon beside requests. Goes through one bounded channel; nobody hears what became
 /// of it but by the telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
+pub enum Command {
     /// Stop the request that is being answered, whoever asked it.
     CancelRunning,
     /// Compute with at most so many threads, from the next request on until the daemon ends: 1 to `budget.threads`.
@@ -125,9 +125,9 @@ impl Cancel {
 
 /// Counts the turns of a loop that may wait but never stand still, for a watchdog; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse(Arc<AtomicU64>);
+pub struct Heartbeat(Arc<AtomicU64>);
 
-impl Pulse {
+impl Heartbeat {
     /// The loop turned.
     pub fn beat(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);

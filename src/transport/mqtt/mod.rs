@@ -26,12 +26,12 @@ pub use client::{BrokerLimits, ProbeReport, probe};
 pub use delivery::answer_log::record;
 pub use delivery::dedup::Keys;
 pub use homeassistant::Home;
-pub use topics::{Addressed, Topics};
+pub use topics::{TopicKind, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::Alert;
-use crate::transport::{Control, Inbound, Pulse};
+use crate::transport::{Command, Heartbeat, Inbound};
 use event_loop::Desk;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub struct Door {
     /// Where requests go.
     pub requests: mpsc::Sender<Inbound>,
     /// Where controls go. When it is full they are lost, and the log says so.
-    pub controls: mpsc::Sender<Control>,
+    pub controls: mpsc::Sender<Command>,
     /// What Home Assistant is told, as `config` says; `None`: neither told anything nor listened to.
     pub home: Option<Home>,
     /// Threads that compute: a limit of them is from 1 to these.
@@ -85,7 +85,7 @@ pub struct Door {
     /// Longest time for sending what is left.
     pub flush: Duration,
     /// Beats at each turn of the door's loop.
-    pub pulse: Pulse,
+    pub pulse: Heartbeat,
     /// Longest time between two turns, when there is nothing to do.
     pub turn: Duration,
 }

@@ -3,45 +3,47 @@
 //!
 //! Pure, for one connection. Knows packets only by the numbers in them.
 
-use super::link::Loss;
+use super::link::Disconnect;
 use crate::transport::mqtt::delivery::outbox::Limits;
 use std::time::Duration;
 
 /// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive
 /// Maximum: after a restart with a shorter queue a broker delivers again what it had sent before.
-const UNACKNOWLEDGED: u32 = u16::MAX as u32;
+const MAX_UNACKNOWLEDGED: u32 = u16::MAX as u32;
 /// Longest text of the broker's that is repeated in an error.
-const QUOTED: usize = 200;
+const MAX_QUOTED: usize = 200;
 
 /// What the broker has done on this connection, as far as it bounds what it may do next.
 #[derive(Debug, Default)]
-pub struct Manners {
-    welcomed: bool,
+pub struct ProtocolGuard {
+    is_connack_received: bool,
     unacknowledged: u32,
 }
 
-impl Manners {
+impl ProtocolGuard {
     /// The broker accepted us. Each CONNACK begins with messages of ours to send, so a second one
     /// is not only wrong but would let the broker fill our memory.
-    pub fn connack(&mut self, limits: Limits) -> Result<(), Loss> {
-        if std::mem::replace(&mut self.welcomed, true) {
-            return Err(broken("a second CONNACK"));
+    pub fn connack(&mut self, limits: Limits) -> Result<(), Disconnect> {
+        if std::mem::replace(&mut self.is_connack_received, true) {
+            return Err(violation("a second CONNACK"));
         }
         if limits.window == 0 || limits.packet == 0 {
-            return Err(broken("a Receive Maximum or Maximum Packet Size of 0, which lets us say nothing"));
+            return Err(violation(
+                "a Receive Maximum or Maximum Packet Size of 0, which lets us say nothing",
+            ));
         }
         Ok(())
     }
 
     /// A message came. rumqttc would keep every alias with the packet that brought it, 65535 of up
     /// to 1 MiB; we allow the broker none.
-    pub fn message(&mut self, awaits_acknowledgement: bool, alias: Option<u16>) -> Result<(), Loss> {
+    pub fn message(&mut self, awaits_acknowledgement: bool, alias: Option<u16>) -> Result<(), Disconnect> {
         if alias.is_some() {
-            return Err(broken("a Topic Alias, and we allow none"));
+            return Err(violation("a Topic Alias, and we allow none"));
         }
         self.unacknowledged += u32::from(awaits_acknowledgement);
-        if self.unacknowledged > UNACKNOWLEDGED {
-            return Err(broken("more unacknowledged messages than there are packet ids"));
+        if self.unacknowledged > MAX_UNACKNOWLEDGED {
+            return Err(violation("more unacknowledged messages than there are packet ids"));
         }
         Ok(())
     }
@@ -60,14 +62,14 @@ pub fn keep_alive(server: Duration, ours: Duration) -> Duration {
 
 /// The beginning of a text that the broker may have made as long as it liked.
 pub fn quoted(text: &str) -> String {
-    match text.char_indices().nth(QUOTED) {
+    match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-fn broken(what: &str) -> Loss {
-    Loss {
+fn violation(what: &str) -> Disconnect {
+    Disconnect {
         kind: "protocol".into(),
         text: format!("the broker broke the protocol: {what}; is it a broker?"),
         unreadable: false,
@@ -84,9 +86,9 @@ mod tests {
 
     #[test]
     fn a_usual_broker_may_do_what_brokers_do() {
-        let mut manners = Manners::default();
+        let mut manners = ProtocolGuard::default();
         assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
-        for _ in 0..3 * UNACKNOWLEDGED {
+        for _ in 0..3 * MAX_UNACKNOWLEDGED {
             assert_eq!(manners.message(true, None), Ok(()));
             manners.acknowledged();
             assert_eq!(manners.message(false, None), Ok(()));
@@ -95,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_second_welcome_ends_the_connection() {
-        let mut manners = Manners::default();
+        let mut manners = ProtocolGuard::default();
         assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
         let said = manners.connack(limits(20, 1000)).expect_err("a second").text;
         assert!(said.contains("CONNACK"), "{said}");
@@ -103,19 +105,19 @@ mod tests {
 
     #[test]
     fn a_broker_that_takes_nothing_is_no_broker() {
-        assert!(Manners::default().connack(limits(0, 1000)).is_err());
-        assert!(Manners::default().connack(limits(20, 0)).is_err());
+        assert!(ProtocolGuard::default().connack(limits(0, 1000)).is_err());
+        assert!(ProtocolGuard::default().connack(limits(20, 0)).is_err());
     }
 
     #[test]
     fn an_alias_ends_the_connection() {
-        assert!(Manners::default().message(false, Some(1)).is_err());
+        assert!(ProtocolGuard::default().message(false, Some(1)).is_err());
     }
 
     #[test]
     fn a_flood_that_heeds_no_window_ends_the_connection() {
-        let mut manners = Manners::default();
-        assert!((0..UNACKNOWLEDGED).all(|_| manners.message(true, None).is_ok()));
+        let mut manners = ProtocolGuard::default();
+        assert!((0..MAX_UNACKNOWLEDGED).all(|_| manners.message(true, None).is_ok()));
         assert!(manners.message(true, None).is_err());
     }
 
@@ -129,6 +131,6 @@ mod tests {
     #[test]
     fn long_words_of_the_broker_are_cut_between_characters() {
         assert_eq!(quoted("short"), "short");
-        assert_eq!(quoted(&"ü".repeat(1000)).chars().count(), QUOTED + 1);
+        assert_eq!(quoted(&"ü".repeat(1000)).chars().count(), MAX_QUOTED + 1);
     }
 }

@@ -58,7 +58,7 @@ impl ReplyTopics {
     pub fn check(&self, topic: &str) -> Result<(), &'static str> {
         self.check_listed(topic)?;
         let is_named =
-            |reserved: &Reserved| self.matching(topic).any(|filter| writes_out(filter, reserved.at));
+            |reserved: &Reserved| self.matching(topic).any(|filter| names_level(filter, reserved.at));
         match self.reserved(topic).iter().find(|reserved| !is_named(reserved)) {
             Some(reserved) => Err(reserved.why),
             None => Ok(()),
@@ -85,11 +85,11 @@ impl ReplyTopics {
             reserve(0, "begins with $, which is the broker's");
         }
         for prefix in [HOME_ASSISTANT, &self.discovery_prefix] {
-            if is_below(topic, prefix) {
+            if is_at_or_below(topic, prefix) {
                 reserve(prefix.matches('/').count(), "is Home Assistant's (mqtt.discovery_prefix)");
             }
         }
-        if let Some(at) = self.of_a_bitnetd(topic, &levels) {
+        if let Some(at) = self.reserved_by_bitnetd(topic, &levels) {
             reserve(at, "is a topic of another bitnetd");
         }
         let commands =
@@ -102,9 +102,10 @@ impl ReplyTopics {
 
     /// The level that says so: any topic of another device below our prefix, and below any other prefix the topics
     /// that ask something. Prefix and device are at least two levels.
-    fn of_a_bitnetd(&self, topic: &str, levels: &[&str]) -> Option<usize> {
+    fn reserved_by_bitnetd(&self, topic: &str, levels: &[&str]) -> Option<usize> {
         let at = self.prefix.matches('/').count() + 2;
-        if is_below(topic, &self.prefix) && levels.get(at).is_some_and(|level| DEVICE_TOPICS.contains(level))
+        if is_at_or_below(topic, &self.prefix)
+            && levels.get(at).is_some_and(|level| DEVICE_TOPICS.contains(level))
         {
             return Some(at);
         }
@@ -116,12 +117,12 @@ impl ReplyTopics {
     }
 }
 
-fn is_below(topic: &str, prefix: &str) -> bool {
+fn is_at_or_below(topic: &str, prefix: &str) -> bool {
     topic.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether a filter has a name, and no wildcard, at this level.
-fn writes_out(filter: &str, at: usize) -> bool {
+fn names_level(filter: &str, at: usize) -> bool {
     filter.split('/').nth(at).is_some_and(|level| level != "+" && level != "#")
 }
 

@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 /// Between two checks: a subscription that is gone is noticed within half a minute.
 const INTERVAL: Duration = Duration::from_secs(20);
 /// From the granted subscription to the first check.
-const FIRST: Duration = Duration::from_secs(2);
+const FIRST_CHECK_DELAY: Duration = Duration::from_secs(2);
 /// Time for the message to come back. It is at QoS 0 and waits for no window.
-const PATIENCE: Duration = Duration::from_secs(5);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Checks that fail in a row before the subscription counts as lost: a broker may drop a message at QoS 0.
-const FAILURES: u32 = 2;
+const FAILURES_BEFORE_LOST: u32 = 2;
 /// Connections that the broker ends over the first check before it is given up.
 const ENDED: u32 = 2;
 
 /// What is to be done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum CheckAction {
     /// Publish this payload at QoS 0 to each of our prompt topics.
     Publish(String),
     /// Subscribe again: prompts do not reach us.
     Subscribe,
     /// Nothing; say once that the check is not possible.
-    Unproven,
+    ReportImpossible,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ enum State {
         at: Instant,
     },
     /// So many of the messages have not come back yet.
-    Waiting {
+    AwaitingMessage {
         until: Instant,
         left: usize,
     },
@@ -44,37 +44,37 @@ enum State {
 
 /// The check of one process.
 #[derive(Debug)]
-pub struct SelfCheck {
+pub struct SubscriptionCheck {
     /// Random, so that nobody else's message is taken for ours.
     key: u64,
     count: u64,
     state: State,
     /// A message came back once: where none does any more, something is wrong.
-    is_proven: bool,
+    was_received_once: bool,
     /// The owner was told that nothing comes back.
-    is_told: bool,
+    is_reported: bool,
     failures: u32,
     ended: u32,
     /// Prompts do not reach us, as far as is known.
-    is_deaf: bool,
+    is_subscription_lost: bool,
     /// How often subscriptions were found missing.
     lost: u64,
     /// Topics that a check goes to.
     topics: usize,
 }
 
-impl SelfCheck {
+impl SubscriptionCheck {
     /// For messages to so many topics, told from those of others by `key`.
     pub fn new(key: u64, topics: usize) -> Self {
-        SelfCheck {
+        SubscriptionCheck {
             key,
             count: 0,
             state: State::Off,
-            is_proven: false,
-            is_told: false,
+            was_received_once: false,
+            is_reported: false,
             failures: 0,
             ended: 0,
-            is_deaf: false,
+            is_subscription_lost: false,
             lost: 0,
             topics,
         }
@@ -82,7 +82,7 @@ impl SelfCheck {
 
     /// Whether prompts do not reach us.
     pub fn is_deaf(&self) -> bool {
-        self.is_deaf
+        self.is_subscription_lost
     }
 
     /// How often subscriptions were found missing and asked for again.
@@ -92,14 +92,15 @@ impl SelfCheck {
 
     /// The broker granted the subscriptions.
     pub fn subscribed(&mut self, now: Instant) {
-        if self.ended < ENDED || self.is_proven {
-            self.state = State::Scheduled { at: now + FIRST };
+        if self.ended < ENDED || self.was_received_once {
+            self.state = State::Scheduled { at: now + FIRST_CHECK_DELAY };
         }
     }
 
     /// The connection is gone; `by_broker`: perhaps over the check.
     pub fn disconnected(&mut self, by_broker: bool) {
-        let is_suspect = matches!(self.state, State::Waiting { .. }) && by_broker && !self.is_proven;
+        let is_suspect =
+            matches!(self.state, State::AwaitingMessage { .. }) && by_broker && !self.was_received_once;
         self.ended += u32::from(is_suspect);
         (self.state, self.failures) = (State::Off, 0);
     }
@@ -109,37 +110,37 @@ impl SelfCheck {
         match self.state {
             State::Off => None,
             State::Scheduled { at } => Some(at),
-            State::Waiting { until, .. } => Some(until),
+            State::AwaitingMessage { until, .. } => Some(until),
         }
     }
 
     /// Says what is to be done now.
-    pub fn wake(&mut self, now: Instant) -> Option<Action> {
+    pub fn next_action(&mut self, now: Instant) -> Option<CheckAction> {
         match self.state {
             State::Scheduled { at } if now >= at => {
                 self.count += 1;
-                self.state = State::Waiting { until: now + PATIENCE, left: self.topics };
-                Some(Action::Publish(self.payload()))
+                self.state = State::AwaitingMessage { until: now + RESPONSE_TIMEOUT, left: self.topics };
+                Some(CheckAction::Publish(self.payload()))
             }
-            State::Waiting { until, .. } if now >= until => self.failed(now),
+            State::AwaitingMessage { until, .. } if now >= until => self.failed(now),
             _ => None,
         }
     }
 
-    fn failed(&mut self, now: Instant) -> Option<Action> {
+    fn failed(&mut self, now: Instant) -> Option<CheckAction> {
         self.failures += 1;
-        let is_enough = self.failures >= FAILURES;
+        let is_enough = self.failures >= FAILURES_BEFORE_LOST;
         self.state = State::Scheduled { at: if is_enough { now + INTERVAL } else { now } };
         if !is_enough {
             return None;
         }
         self.failures = 0;
-        if self.is_proven {
-            self.is_deaf = true;
+        if self.was_received_once {
+            self.is_subscription_lost = true;
             self.lost += 1;
-            return Some(Action::Subscribe);
+            return Some(CheckAction::Subscribe);
         }
-        (!std::mem::replace(&mut self.is_told, true)).then_some(Action::Unproven)
+        (!std::mem::replace(&mut self.is_reported, true)).then_some(CheckAction::ReportImpossible)
     }
 
     /// Whether a message on one of our prompt topics is a check of ours, which is then no prompt.
@@ -148,12 +149,12 @@ impl SelfCheck {
             return false;
         }
         let is_latest = payload == self.payload().as_bytes();
-        if let State::Waiting { left, .. } = &mut self.state
+        if let State::AwaitingMessage { left, .. } = &mut self.state
             && is_latest
         {
             *left -= 1;
             if *left == 0 {
-                (self.is_proven, self.is_deaf, self.failures) = (true, false, 0);
+                (self.was_received_once, self.is_subscription_lost, self.failures) = (true, false, 0);
                 self.state = State::Scheduled { at: now + INTERVAL };
             }
         }
@@ -178,10 +179,10 @@ mod tests {
     }
 
     /// A check on a new subscription, whose messages were published.
-    fn published(check: &mut SelfCheck, now: Instant) -> String {
+    fn published(check: &mut SubscriptionCheck, now: Instant) -> String {
         check.subscribed(now);
-        match check.wake(now + FIRST) {
-            Some(Action::Publish(payload)) => payload,
+        match check.next_action(now + FIRST_CHECK_DELAY) {
+            Some(CheckAction::Publish(payload)) => payload,
             other => panic!("{other:?}"),
         }
     }
@@ -189,38 +190,38 @@ mod tests {
     #[test]
     fn it_passes_when_the_message_comes_back_on_every_topic() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 2);
+        let mut check = SubscriptionCheck::new(7, 2);
         let payload = published(&mut check, now);
         assert!(check.receive(payload.as_bytes(), at(now, 3)));
-        assert!(!check.is_proven, "one of two");
+        assert!(!check.was_received_once, "one of two");
         assert!(check.receive(payload.as_bytes(), at(now, 3)));
-        assert!(check.is_proven && check.due() == Some(at(now, 23)));
+        assert!(check.was_received_once && check.due() == Some(at(now, 23)));
         assert!(check.receive(payload.as_bytes(), at(now, 4)), "a late copy is no prompt either");
     }
 
     #[test]
     fn prompts_of_others_are_none_of_its_messages() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 1);
+        let mut check = SubscriptionCheck::new(7, 1);
         let payload = published(&mut check, now);
         assert!(!check.receive(b"turn on the light", now));
-        assert!(!SelfCheck::new(8, 1).receive(payload.as_bytes(), now), "of another daemon");
+        assert!(!SubscriptionCheck::new(8, 1).receive(payload.as_bytes(), now), "of another daemon");
     }
 
     #[test]
     fn a_subscription_that_is_lost_is_asked_for_again_and_counted() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 1);
+        let mut check = SubscriptionCheck::new(7, 1);
         let payload = published(&mut check, now);
         check.receive(payload.as_bytes(), now);
         let mut later = now;
         let mut actions = Vec::new();
         while check.lost() == 0 {
             later = check.due().expect("it goes on");
-            actions.extend(check.wake(later));
+            actions.extend(check.next_action(later));
         }
         assert!(later <= at(now, 40), "within half a minute of the last check");
-        assert_eq!(actions.last(), Some(&Action::Subscribe));
+        assert_eq!(actions.last(), Some(&CheckAction::Subscribe));
         assert!(check.is_deaf());
         let payload = published(&mut check, later);
         check.receive(payload.as_bytes(), later);
@@ -230,36 +231,36 @@ mod tests {
     #[test]
     fn one_message_that_is_dropped_says_nothing() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 1);
+        let mut check = SubscriptionCheck::new(7, 1);
         let payload = published(&mut check, now);
         check.receive(payload.as_bytes(), now);
         let next = check.due().expect("scheduled");
-        check.wake(next);
-        assert_eq!(check.wake(next + PATIENCE), None);
-        let Some(Action::Publish(payload)) = check.wake(next + PATIENCE) else {
+        check.next_action(next);
+        assert_eq!(check.next_action(next + RESPONSE_TIMEOUT), None);
+        let Some(CheckAction::Publish(payload)) = check.next_action(next + RESPONSE_TIMEOUT) else {
             panic!("tried again at once")
         };
-        assert!(check.receive(payload.as_bytes(), next + PATIENCE) && !check.is_deaf());
+        assert!(check.receive(payload.as_bytes(), next + RESPONSE_TIMEOUT) && !check.is_deaf());
     }
 
     #[test]
     fn where_nothing_ever_came_back_nothing_is_concluded_and_it_is_told_once() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 1);
+        let mut check = SubscriptionCheck::new(7, 1);
         check.subscribed(now);
         let mut actions = Vec::new();
         for _ in 0..20 {
             let due = check.due().expect("it goes on");
-            actions.extend(check.wake(due));
+            actions.extend(check.next_action(due));
         }
-        assert_eq!(actions.iter().filter(|action| **action == Action::Unproven).count(), 1);
-        assert!(!actions.contains(&Action::Subscribe) && !check.is_deaf());
+        assert_eq!(actions.iter().filter(|action| **action == CheckAction::ReportImpossible).count(), 1);
+        assert!(!actions.contains(&CheckAction::Subscribe) && !check.is_deaf());
     }
 
     #[test]
     fn a_broker_that_ends_connections_over_it_is_not_asked_for_ever() {
         let now = Instant::now();
-        let mut check = SelfCheck::new(7, 1);
+        let mut check = SubscriptionCheck::new(7, 1);
         for _ in 0..ENDED {
             published(&mut check, now);
             check.disconnected(true);

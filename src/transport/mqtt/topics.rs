@@ -15,7 +15,7 @@ const MAX_LEVELS: usize = 100;
 /// Longest `<client>` level that is repeated in a reply topic, in bytes.
 const MAX_REPLY_LEVEL: usize = 512;
 /// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
-const MAX_CLIENT: usize = 64;
+const MAX_CLIENT_NAME: usize = 64;
 /// The last levels of the topic of a thread limit; `set`, as what others may write to is often called.
 const THREADS: &str = "threads/set";
 
@@ -36,17 +36,17 @@ struct Group {
 
 /// What to subscribe to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub struct TopicFilter {
     /// May hold wildcards.
     pub topic: String,
     /// At QoS 1. Cancellations and limits are at QoS 0: behind a window full of prompts the broker would hold
     /// them back until the prompt they are to stop is answered.
-    pub assured: bool,
+    pub is_qos_1: bool,
 }
 
 /// What a message is for, by its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Addressed {
+pub enum TopicKind {
     /// A prompt of this client; `-` where the topic names none. To a group it is `client@group`.
     Prompt(String),
     /// A cancellation.
@@ -95,29 +95,34 @@ impl Topics {
     }
 
     /// What to subscribe to for the device itself.
-    pub fn filters(&self) -> Vec<Filter> {
-        let mut filters = asked_at(&self.base, "");
-        filters.push(Filter { topic: self.threads(), assured: false });
+    pub fn filters(&self) -> Vec<TopicFilter> {
+        let mut filters = request_filters(&self.base, "");
+        filters.push(TopicFilter { topic: self.threads(), is_qos_1: false });
         filters
     }
 
     /// What to subscribe to for the group: of its prompts the broker gives each to one device, and a
     /// cancellation to all, for nobody knows which of them has the prompt.
-    pub fn group_filters(&self) -> Vec<Filter> {
-        self.group.as_ref().map(|group| asked_at(&group.base, &share(&group.name))).unwrap_or_default()
+    pub fn group_filters(&self) -> Vec<TopicFilter> {
+        self.group
+            .as_ref()
+            .map(|group| request_filters(&group.base, &shared_prefix(&group.name)))
+            .unwrap_or_default()
     }
 
     /// The filters that a message on this topic may have come by, if they are not ours: what the broker
     /// keeps of an earlier prefix or group.
-    pub fn left_over(&self, topic: &[u8]) -> Vec<String> {
+    pub fn stale_filters(&self, topic: &[u8]) -> Vec<String> {
         let Some((base, _)) = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic)) else {
             return Vec::new();
         };
         if base == self.base || self.group.as_ref().is_some_and(|group| group.base == base) {
             return Vec::new();
         }
-        let shared = asked_at(base, &share(last_level(base))).into_iter().filter(|filter| filter.assured);
-        let all = shared.chain(asked_at(base, "")).map(|filter| filter.topic);
+        let shared = request_filters(base, &shared_prefix(last_level(base)))
+            .into_iter()
+            .filter(|filter| filter.is_qos_1);
+        let all = shared.chain(request_filters(base, "")).map(|filter| filter.topic);
         all.chain([format!("{base}/{THREADS}")]).collect()
     }
 
@@ -151,14 +156,14 @@ impl Topics {
     pub fn reply(&self, topic: &[u8], id: &str) -> String {
         let asked = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic));
         let mut reply = format!("{}/reply/", asked.map_or(self.base.as_str(), |(base, _)| base));
-        if let Some((_, Asked::Prompt(client))) = asked
+        if let Some((_, TopicSuffix::Prompt(client))) = asked
             && !client.is_empty()
             && client.len() <= MAX_REPLY_LEVEL
         {
-            escape(&mut reply, client, |c| !is_sound(c));
+            escape(&mut reply, client, |c| !is_allowed(c));
             reply.push('/');
         }
-        escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_sound(c));
+        escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_allowed(c));
         reply
     }
 
@@ -166,10 +171,10 @@ impl Topics {
     /// way out.
     pub fn check_response(&self, topic: &str, asked_on: &[u8]) -> Result<(), String> {
         let checked = malformed(topic).map_or(Ok(()), Err).and_then(|()| {
-            if self.is_ours(topic) {
+            if self.is_own_topic(topic) {
                 // An answer on a prompt topic would be a prompt: an endless loop.
                 Err("is one of the daemon's own")
-            } else if self.is_of_another_client(topic, asked_on) {
+            } else if self.is_reply_of_another_client(topic, asked_on) {
                 Err("is where another client's answers go")
             } else if self.replies_of(topic).is_some() {
                 self.replies.check_listed(topic)
@@ -188,48 +193,50 @@ impl Topics {
 
     /// What a message on `topic` is for; `None` where it is nothing of ours. What the broker keeps of an
     /// earlier prefix or group is ours as well: it was promised an answer.
-    pub fn parse(&self, topic: &[u8]) -> Option<Addressed> {
+    pub fn parse(&self, topic: &[u8]) -> Option<TopicKind> {
         let (base, asked) = self.split(std::str::from_utf8(topic).ok()?)?;
         Some(match asked {
-            Asked::Cancel => Addressed::Cancel,
-            Asked::Threads if base == self.base => Addressed::Threads,
-            Asked::Threads => return None,
-            Asked::Prompt(name) if base == self.base => Addressed::Prompt(client(name)),
-            Asked::Prompt(name) => Addressed::Prompt(format!("{}@{}", client(name), last_level(base))),
+            TopicSuffix::Cancel => TopicKind::Cancel,
+            TopicSuffix::Threads if base == self.base => TopicKind::Threads,
+            TopicSuffix::Threads => return None,
+            TopicSuffix::Prompt(name) if base == self.base => TopicKind::Prompt(sanitized_client(name)),
+            TopicSuffix::Prompt(name) => {
+                TopicKind::Prompt(format!("{}@{}", sanitized_client(name), last_level(base)))
+            }
         })
     }
 
     /// The same, of a message whose user property `client` is `property`.
-    pub fn parse_named(&self, topic: &[u8], property: Option<&str>) -> Option<Addressed> {
+    pub fn parse_with_client(&self, topic: &[u8], property: Option<&str>) -> Option<TopicKind> {
         Some(match self.parse(topic)? {
-            Addressed::Prompt(client) => Addressed::Prompt(client_of(client, property)),
+            TopicKind::Prompt(client) => TopicKind::Prompt(client_name(client, property)),
             other => other,
         })
     }
 
     /// The part of a topic that names device or group, and what was asked there. Our own names come
     /// first: a client may be called `cancel`.
-    fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, Asked<'a>)> {
+    fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, TopicSuffix<'a>)> {
         for base in self.bases() {
             if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
                 let asked = match rest {
-                    "cancel" => Asked::Cancel,
-                    THREADS => Asked::Threads,
-                    "prompt" => Asked::Prompt(""),
-                    other => Asked::Prompt(other.strip_prefix("prompt/")?),
+                    "cancel" => TopicSuffix::Cancel,
+                    THREADS => TopicSuffix::Threads,
+                    "prompt" => TopicSuffix::Prompt(""),
+                    other => TopicSuffix::Prompt(other.strip_prefix("prompt/")?),
                 };
                 return Some((&topic[..base.len()], asked));
             }
         }
         let (head, last) = topic.rsplit_once('/')?;
         let (base, asked) = match (head.strip_suffix("/prompt"), last) {
-            (Some(base), name) => (base, Asked::Prompt(name)),
-            (None, "prompt") => (head, Asked::Prompt("")),
-            (None, "cancel") => (head, Asked::Cancel),
+            (Some(base), name) => (base, TopicSuffix::Prompt(name)),
+            (None, "prompt") => (head, TopicSuffix::Prompt("")),
+            (None, "cancel") => (head, TopicSuffix::Cancel),
             (None, _) => return None,
         };
         // Topics are made of it, so it is looked at as a Response Topic is.
-        let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_ours(base);
+        let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_own_topic(base);
         is_sound.then_some((base, asked))
     }
 
@@ -249,7 +256,7 @@ impl Topics {
     }
 
     /// Whether the topic is in our trees; `reply/` is there for the clients.
-    fn is_ours(&self, topic: &str) -> bool {
+    fn is_own_topic(&self, topic: &str) -> bool {
         self.bases().any(|base| match topic.strip_prefix(base) {
             Some("") => true,
             Some(rest) => rest.starts_with('/') && !rest.starts_with("/reply/"),
@@ -263,12 +270,12 @@ impl Topics {
     }
 
     /// Whether the topic is `reply/<client>/…` of another client than the one that asks.
-    fn is_of_another_client(&self, topic: &str, asked_on: &[u8]) -> bool {
+    fn is_reply_of_another_client(&self, topic: &str, asked_on: &[u8]) -> bool {
         let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
             return false;
         };
         let asked = std::str::from_utf8(asked_on).ok().and_then(|topic| self.split(topic));
-        !matches!(asked, Some((_, Asked::Prompt(name))) if name == client)
+        !matches!(asked, Some((_, TopicSuffix::Prompt(name))) if name == client)
     }
 
     fn bases(&self) -> impl Iterator<Item = &str> {
@@ -278,7 +285,7 @@ impl Topics {
 
 /// Why a broker would end the connection over a publish on this topic.
 fn malformed(topic: &str) -> Option<&'static str> {
-    if topic.is_empty() || !topic.chars().all(is_sound) {
+    if topic.is_empty() || !topic.chars().all(is_allowed) {
         Some("is empty or holds control characters")
     } else if topic.contains(['+', '#']) {
         Some("holds a wildcard")
@@ -309,12 +316,12 @@ fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
 ///
 /// The topic level wins, for the broker's access list guards topics and no properties. A name that only the property
 /// gives is kept apart from all names of topics, which hold no slash: nobody can pose as the client of a topic.
-fn client_of(client: String, property: Option<&str>) -> String {
+fn client_name(client: String, property: Option<&str>) -> String {
     let group = match client.strip_prefix('-') {
         Some(group) if group.is_empty() || group.starts_with('@') => group,
         _ => return client,
     };
-    match property.map(self::client).as_deref() {
+    match property.map(self::sanitized_client).as_deref() {
         None | Some("-") => client,
         Some(name) => format!("-/{name}{group}"),
     }
@@ -322,23 +329,23 @@ fn client_of(client: String, property: Option<&str>) -> String {
 
 /// What the last levels of a topic ask.
 #[derive(Debug, Clone, Copy)]
-enum Asked<'a> {
+enum TopicSuffix<'a> {
     Prompt(&'a str),
     Cancel,
     Threads,
 }
 
 /// Everything that is asked below a base, its prompts in a way of sharing.
-fn asked_at(base: &str, share: &str) -> Vec<Filter> {
+fn request_filters(base: &str, share: &str) -> Vec<TopicFilter> {
     vec![
-        Filter { topic: format!("{share}{base}/prompt"), assured: true },
-        Filter { topic: format!("{share}{base}/prompt/+"), assured: true },
-        Filter { topic: format!("{base}/cancel"), assured: false },
+        TopicFilter { topic: format!("{share}{base}/prompt"), is_qos_1: true },
+        TopicFilter { topic: format!("{share}{base}/prompt/+"), is_qos_1: true },
+        TopicFilter { topic: format!("{base}/cancel"), is_qos_1: false },
     ]
 }
 
 /// MQTT 5, section 4.8.2: each message to one of those who subscribe in this way.
-fn share(group: &str) -> String {
+fn shared_prefix(group: &str) -> String {
     format!("$share/{group}/")
 }
 
@@ -347,9 +354,9 @@ fn last_level(topic: &str) -> &str {
 }
 
 /// A client's name as the log shows it.
-fn client(name: &str) -> String {
-    let end = name.floor_char_boundary(MAX_CLIENT);
-    match name[..end].chars().filter(|c| is_sound(*c)).collect::<String>() {
+fn sanitized_client(name: &str) -> String {
+    let end = name.floor_char_boundary(MAX_CLIENT_NAME);
+    match name[..end].chars().filter(|c| is_allowed(*c)).collect::<String>() {
         empty if empty.is_empty() => "-".into(),
         name => name,
     }
@@ -357,7 +364,7 @@ fn client(name: &str) -> String {
 
 /// Whether brokers take the character in a topic: MQTT 5, section 1.5.4, lets them refuse control
 /// characters and what Unicode calls non-characters.
-fn is_sound(c: char) -> bool {
+fn is_allowed(c: char) -> bool {
     let code = c as u32;
     !c.is_control() && !(0xFDD0..=0xFDEF).contains(&code) && code & 0xFFFE != 0xFFFE
 }
@@ -373,11 +380,11 @@ mod tests {
     #[test]
     fn prompts_are_told_apart_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
-        assert_eq!(parse("bitnetd/cellar/prompt"), Some(Addressed::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/"), Some(Addressed::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(Addressed::Prompt("hall".into())));
-        assert_eq!(parse("bitnetd/cellar/cancel"), Some(Addressed::Cancel));
-        assert_eq!(parse("bitnetd/cellar/threads/set"), Some(Addressed::Threads));
+        assert_eq!(parse("bitnetd/cellar/prompt"), Some(TopicKind::Prompt("-".into())));
+        assert_eq!(parse("bitnetd/cellar/prompt/"), Some(TopicKind::Prompt("-".into())));
+        assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(TopicKind::Prompt("hall".into())));
+        assert_eq!(parse("bitnetd/cellar/cancel"), Some(TopicKind::Cancel));
+        assert_eq!(parse("bitnetd/cellar/threads/set"), Some(TopicKind::Threads));
     }
 
     #[test]
@@ -386,7 +393,7 @@ mod tests {
             assert_eq!(of_kitchens().parse(topic.as_bytes()), None, "{topic}");
         }
         let asked = of_kitchens().filters();
-        assert!(asked.iter().any(|filter| filter.topic == "bitnetd/cellar/threads/set" && !filter.assured));
+        assert!(asked.iter().any(|filter| filter.topic == "bitnetd/cellar/threads/set" && !filter.is_qos_1));
     }
 
     #[test]
@@ -404,7 +411,7 @@ mod tests {
     #[test]
     fn a_long_client_name_is_cut_between_characters() {
         let topic = format!("bitnetd/cellar/prompt/{}", "ü".repeat(100));
-        assert_eq!(topics().parse(topic.as_bytes()), Some(Addressed::Prompt("ü".repeat(32))));
+        assert_eq!(topics().parse(topic.as_bytes()), Some(TopicKind::Prompt("ü".repeat(32))));
     }
 
     #[test]
@@ -428,7 +435,7 @@ mod tests {
 
     #[test]
     fn the_topic_names_the_client_before_the_property_does() {
-        let client = |named: &str, property| client_of(named.to_owned(), property);
+        let client = |named: &str, property| client_name(named.to_owned(), property);
         assert_eq!(client("hall", Some("cellar")), "hall");
         assert_eq!(client("-", Some("hall")), "-/hall");
         assert_eq!(client("-@kitchens", Some("hall")), "-/hall@kitchens");
@@ -436,7 +443,7 @@ mod tests {
         assert_eq!(client("-", Some("")), "-");
         assert_eq!(client("-", Some("\u{1b}\n")), "-");
         assert_eq!(client("-x", Some("hall")), "-x");
-        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT);
+        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT_NAME);
     }
 
     #[test]
@@ -521,12 +528,12 @@ mod tests {
     #[test]
     fn what_a_group_is_asked_is_answered_beside_it() {
         let topics = of_kitchens();
-        let named = |name: &str| Some(Addressed::Prompt(name.into()));
+        let named = |name: &str| Some(TopicKind::Prompt(name.into()));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall@kitchens"));
-        assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(Addressed::Cancel));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(TopicKind::Cancel));
         assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/hall/a");
-        assert!(topics.left_over(b"bitnetd/kitchens/prompt/hall").is_empty());
+        assert!(topics.stale_filters(b"bitnetd/kitchens/prompt/hall").is_empty());
         assert!(checked(&topics, "bitnetd/kitchens/prompt").is_err());
         assert_eq!(checked(&topics, "bitnetd/kitchens/reply/a"), Ok(()));
     }
@@ -535,16 +542,16 @@ mod tests {
     fn clients_may_have_the_names_of_topics() {
         for name in ["cancel", "prompt"] {
             let parsed = topics().parse(format!("bitnetd/cellar/prompt/{name}").as_bytes());
-            assert_eq!(parsed, Some(Addressed::Prompt(name.into())));
+            assert_eq!(parsed, Some(TopicKind::Prompt(name.into())));
         }
     }
 
     #[test]
     fn what_an_earlier_group_was_asked_is_answered_and_its_subscriptions_are_given_up() {
         let topic = b"old/attic/prompt/hall";
-        assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
+        assert_eq!(of_kitchens().parse(topic), Some(TopicKind::Prompt("hall@attic".into())));
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/hall/a");
-        let given_up = of_kitchens().left_over(topic);
+        let given_up = of_kitchens().stale_filters(topic);
         for filter in [
             "$share/attic/old/attic/prompt/+",
             "old/attic/prompt",
@@ -553,7 +560,7 @@ mod tests {
         ] {
             assert!(given_up.iter().any(|one| one == filter), "{filter}: {given_up:?}");
         }
-        assert!(of_kitchens().left_over(b"bitnetd/cellar/prompt").is_empty());
+        assert!(of_kitchens().stale_filters(b"bitnetd/cellar/prompt").is_empty());
     }
 
     #[test]

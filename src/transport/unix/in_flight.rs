@@ -15,12 +15,12 @@ pub(super) const MAX_IN_FLIGHT: usize = 64;
 
 /// Requests in flight by id. Dropped with the connection, it cancels them.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     state: Mutex<State>,
     /// Told at each end of a request.
     ended: Notify,
     /// Told when the connection is to end for want of use.
-    dismissed: Notify,
+    evicted: Notify,
 }
 
 #[derive(Debug)]
@@ -29,22 +29,26 @@ struct State {
     /// Something is being written.
     is_writing: bool,
     /// When the client last sent or took something.
-    used: Instant,
+    last_used: Instant,
     /// It is to end, and takes no more.
-    is_dismissed: bool,
+    is_evicted: bool,
 }
 
-impl Default for Flight {
+impl Default for InFlight {
     fn default() -> Self {
-        let state =
-            State { requests: HashMap::new(), is_writing: false, used: Instant::now(), is_dismissed: false };
-        Flight { state: Mutex::new(state), ended: Notify::new(), dismissed: Notify::new() }
+        let state = State {
+            requests: HashMap::new(),
+            is_writing: false,
+            last_used: Instant::now(),
+            is_evicted: false,
+        };
+        InFlight { state: Mutex::new(state), ended: Notify::new(), evicted: Notify::new() }
     }
 }
 
-impl Flight {
+impl InFlight {
     /// Waits until one more request may start. One task only may wait.
-    pub(super) async fn room(&self) {
+    pub(super) async fn wait_for_slot(&self) {
         while self.state().requests.len() >= MAX_IN_FLIGHT {
             self.ended.notified().await;
         }
@@ -78,44 +82,44 @@ impl Flight {
     }
 
     /// Notes that the client sent something; `false` where the connection takes nothing any more.
-    pub(super) fn note_use(&self) -> bool {
+    pub(super) fn record_activity(&self) -> bool {
         let mut state = self.state();
-        state.used = Instant::now();
-        !state.is_dismissed
+        state.last_used = Instant::now();
+        !state.is_evicted
     }
 
     /// Notes that something is being written, or no more.
     pub(super) fn set_writing(&self, is_writing: bool) {
         let mut state = self.state();
-        (state.is_writing, state.used) = (is_writing, Instant::now());
+        (state.is_writing, state.last_used) = (is_writing, Instant::now());
     }
 
     /// Since when nothing was sent, taken or waited for; `None` while something is, and once it is dismissed.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
-        let is_idle = state.requests.is_empty() && !state.is_writing && !state.is_dismissed;
-        is_idle.then_some(state.used)
+        let is_idle = state.requests.is_empty() && !state.is_writing && !state.is_evicted;
+        is_idle.then_some(state.last_used)
     }
 
     /// Whether the connection still counts.
     pub(super) fn is_open(&self) -> bool {
-        !self.state().is_dismissed
+        !self.state().is_evicted
     }
 
     /// Ends the connection, unless it came into use meanwhile.
-    pub(super) fn dismiss(&self) -> bool {
+    pub(super) fn evict(&self) -> bool {
         let mut state = self.state();
-        state.is_dismissed = state.requests.is_empty() && !state.is_writing;
-        if state.is_dismissed {
-            self.dismissed.notify_one();
+        state.is_evicted = state.requests.is_empty() && !state.is_writing;
+        if state.is_evicted {
+            self.evicted.notify_one();
         }
-        state.is_dismissed
+        state.is_evicted
     }
 
     /// Waits until the connection is to end for want of use.
     pub(super) async fn dismissed(&self) {
         while self.is_open() {
-            self.dismissed.notified().await;
+            self.evicted.notified().await;
         }
     }
 
@@ -136,7 +140,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.cancel_all();
     }
@@ -148,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_id_is_in_flight_once_and_free_again_at_its_end() {
-        let flight = Flight::default();
+        let flight = InFlight::default();
         assert!(flight.start("a").is_some());
         assert!(flight.start("a").is_none());
         flight.end("a");
@@ -157,7 +161,7 @@ mod tests {
 
     #[test]
     fn cancelling_raises_the_flag_of_that_request_alone() {
-        let flight = Flight::default();
+        let flight = InFlight::default();
         let a = flight.start("a").expect("new");
         let b = flight.start("b").expect("new");
         assert!(flight.cancel("a"));
@@ -167,21 +171,21 @@ mod tests {
 
     #[test]
     fn a_connection_in_use_is_not_idle_and_cannot_be_dismissed() {
-        let flight = Flight::default();
+        let flight = InFlight::default();
         assert!(flight.idle_since().is_some());
         flight.start("a").expect("new");
-        assert!(flight.idle_since().is_none() && !flight.dismiss() && flight.is_open());
+        assert!(flight.idle_since().is_none() && !flight.evict() && flight.is_open());
         flight.end("a");
         flight.set_writing(true);
-        assert!(flight.idle_since().is_none() && !flight.dismiss() && flight.note_use());
+        assert!(flight.idle_since().is_none() && !flight.evict() && flight.record_activity());
         flight.set_writing(false);
-        assert!(flight.dismiss() && !flight.is_open());
-        assert!(flight.idle_since().is_none() && !flight.note_use(), "it is let go once");
+        assert!(flight.evict() && !flight.is_open());
+        assert!(flight.idle_since().is_none() && !flight.record_activity(), "it is let go once");
     }
 
     #[test]
     fn a_connection_that_goes_cancels_what_it_left() {
-        let flight = Flight::default();
+        let flight = InFlight::default();
         let cancel = flight.start("a").expect("new");
         drop(flight);
         assert!(cancel.is_raised());

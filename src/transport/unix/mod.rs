@@ -10,12 +10,12 @@ mod in_flight;
 mod socket_file;
 mod writer;
 
-pub use socket_file::{BindError, Place, bind};
+pub use socket_file::{BindError, SocketFile, bind};
 
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
-use in_flight::Flight;
+use in_flight::InFlight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -71,54 +71,54 @@ pub fn allow_files(connections: usize) {
 
 /// What becomes of clients that connect while the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Latecomers {
+pub enum BacklogPolicy {
     /// They are told so: nobody listens at this socket afterwards.
-    Told,
+    Refuse,
     /// They wait in the backlog of a socket that another process holds, for the next daemon to serve them.
-    Kept,
+    LeaveQueued,
 }
 
 /// Between two looks whether the socket's file is still there.
-const LOOK: Duration = Duration::from_secs(2);
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A listening socket, and its file where that is ours to keep.
 #[derive(Debug)]
 pub struct Listening {
     listener: UnixListener,
-    kept: Option<Kept>,
-    is_lost: bool,
+    owned_file: Option<OwnedFile>,
+    is_error_reported: bool,
 }
 
 #[derive(Debug)]
-struct Kept {
-    place: Arc<Mutex<Place>>,
+struct OwnedFile {
+    socket_file: Arc<Mutex<SocketFile>>,
     mode: u32,
 }
 
 impl From<UnixListener> for Listening {
     fn from(listener: UnixListener) -> Self {
-        Listening { listener, kept: None, is_lost: false }
+        Listening { listener, owned_file: None, is_error_reported: false }
     }
 }
 
 impl Listening {
     /// Makes the file again, with this mode, where somebody removes it.
     #[must_use]
-    pub fn keeping(mut self, place: Arc<Mutex<Place>>, mode: u32) -> Self {
-        self.kept = Some(Kept { place, mode });
+    pub fn owning(mut self, place: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
+        self.owned_file = Some(OwnedFile { socket_file: place, mode });
         self
     }
 
     /// Looks whether the file is still there. What could not be mended is said once.
-    fn look(&mut self) {
-        let Some(Kept { place, mode }) = &self.kept else { return };
+    fn check_file(&mut self) {
+        let Some(OwnedFile { socket_file: place, mode }) = &self.owned_file else { return };
         let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
         match place.restore(*mode) {
-            Ok(None) => self.is_lost = false,
+            Ok(None) => self.is_error_reported = false,
             Ok(Some(made)) => match adopt(made) {
                 Ok(listener) => {
                     self.listener = listener;
-                    self.is_lost = false;
+                    self.is_error_reported = false;
                     let path = place.path().display();
                     log::warn!(
                         "{path}: the socket's file was gone, so nobody could connect; it is made again"
@@ -126,7 +126,7 @@ impl Listening {
                 }
                 Err(error) => log::error!("{}: cannot be listened on again: {error}", place.path().display()),
             },
-            Err(error) if !std::mem::replace(&mut self.is_lost, true) => {
+            Err(error) if !std::mem::replace(&mut self.is_error_reported, true) => {
                 log::error!(
                     "the socket's file is gone, so nobody can connect, and cannot be made again: {error}"
                 );
@@ -143,7 +143,7 @@ impl Listening {
 /// have been written, the connections are closed and this returns.
 pub async fn run(
     listener: impl Into<Listening>,
-    latecomers: Latecomers,
+    latecomers: BacklogPolicy,
     most: usize,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
@@ -151,15 +151,15 @@ pub async fn run(
     close: CancellationToken,
 ) {
     let last_call = match latecomers {
-        Latecomers::Told => close.clone(),
-        Latecomers::Kept => draining.clone(),
+        BacklogPolicy::Refuse => close.clone(),
+        BacklogPolicy::LeaveQueued => draining.clone(),
     };
-    let shared = Shared { most, inbound, telemetry, draining, close };
+    let shared = ConnectionContext { max_connections: most, inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
-    let mut open = Open::default();
+    let mut open = OpenConnections::default();
     let mut listening = listener.into();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(SOCKET_CHECK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -167,14 +167,14 @@ pub async fn run(
             biased;
             () = last_call.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
-            _ = look.tick(), if listening.kept.is_some() => listening.look(),
+            _ = look.tick(), if listening.owned_file.is_some() => listening.check_file(),
             accepted = listening.listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     failing = false;
                     number += 1;
                     admit(&mut tasks, &mut open, stream, number, &shared);
                 }
-                Err(error) => pause(&error, std::mem::replace(&mut failing, true)).await,
+                Err(error) => pause_after_error(&error, std::mem::replace(&mut failing, true)).await,
             },
         }
     }
@@ -186,9 +186,9 @@ pub async fn run(
 
 /// What every connection needs of the daemon.
 #[derive(Debug, Clone)]
-struct Shared {
+struct ConnectionContext {
     /// Connections at once.
-    most: usize,
+    max_connections: usize,
     /// Where requests go.
     inbound: mpsc::Sender<Inbound>,
     /// Counts what is refused here already.
@@ -201,12 +201,12 @@ struct Shared {
 
 /// The connections that count against the cap.
 #[derive(Debug, Default)]
-struct Open(Vec<Weak<Flight>>);
+struct OpenConnections(Vec<Weak<InFlight>>);
 
-impl Open {
+impl OpenConnections {
     /// Forgets those that have ended; whether there is a free place, or one is made by letting go the connection that
     /// has been idle longest.
-    fn has_place(&mut self, most: usize) -> bool {
+    fn make_slot(&mut self, most: usize) -> bool {
         self.0.retain(|flight| flight.upgrade().is_some_and(|flight| flight.is_open()));
         if self.0.len() < most {
             return true;
@@ -214,21 +214,27 @@ impl Open {
         let flights = self.0.iter().filter_map(Weak::upgrade);
         let idle = flights.filter_map(|flight| Some((flight.idle_since()?, flight)));
         let longest = idle.min_by_key(|(since, _)| *since);
-        longest.is_some_and(|(_, flight)| flight.dismiss())
+        longest.is_some_and(|(_, flight)| flight.evict())
     }
 }
 
-fn admit(tasks: &mut JoinSet<()>, open: &mut Open, stream: UnixStream, number: u64, shared: &Shared) {
-    if !open.has_place(shared.most) {
-        return turn_away(&stream, shared);
+fn admit(
+    tasks: &mut JoinSet<()>,
+    open: &mut OpenConnections,
+    stream: UnixStream,
+    number: u64,
+    shared: &ConnectionContext,
+) {
+    if !open.make_slot(shared.max_connections) {
+        return refuse_connection(&stream, shared);
     }
-    let flight = Arc::new(Flight::default());
+    let flight = Arc::new(InFlight::default());
     open.0.push(Arc::downgrade(&flight));
     tasks.spawn(connection::serve(stream, number, flight, shared.clone()));
 }
 
 /// Waits before the next accept; says so once in a row of failures.
-async fn pause(error: &io::Error, said: bool) {
+async fn pause_after_error(error: &io::Error, said: bool) {
     if !said {
         log::warn!("a client of the socket cannot be accepted, it waits: {error}");
     }
@@ -242,19 +248,19 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Tells a client beyond the cap so, without waiting for it: the buffer of a new socket has room.
-fn turn_away(stream: &UnixStream, shared: &Shared) {
+fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     shared.telemetry.refused();
-    let most = shared.most;
+    let most = shared.max_connections;
     let said = format!(
         "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
     );
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
     // A failure means that the client has left already.
-    let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));
+    let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
 }
 
 /// An event as it goes over the socket.
-fn line(event: &Event) -> Vec<u8> {
+fn event_line(event: &Event) -> Vec<u8> {
     let mut line = json::event(event);
     line.push(b'\n');
     line

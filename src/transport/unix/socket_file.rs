@@ -70,7 +70,7 @@ impl std::error::Error for BindError {
 
 /// Holds the socket's path for this process; dropped, it removes the file that it made.
 #[derive(Debug)]
-pub struct Place {
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode of the socket file, so that a successor's is never removed.
     file: (u64, u64),
@@ -78,27 +78,27 @@ pub struct Place {
     lock: Lock,
 }
 
-impl Drop for Place {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if device_and_inode(&self.path).is_ok_and(|file| file == self.file) {
             // A file that stays behind is found stale by the next daemon.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-impl Place {
+impl SocketFile {
     /// Makes the socket file again where it was removed; `None` where it is still there. The error says who has the
     /// path now, or why it cannot be made.
     pub fn restore(&mut self, mode: u32) -> Result<Option<UnixListener>, BindError> {
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if device_and_inode(&self.path).is_ok_and(|file| file == self.file) {
             return Ok(None);
         }
         if !self.lock.is_in_place() {
             // Without its file the lock keeps no other daemon out.
             self.lock = Lock::take(&self.path)?;
         }
-        make_room(&self.path)?;
+        remove_stale_socket(&self.path)?;
         let (listener, file) = listen(&self.path, mode)?;
         self.file = file;
         Ok(Some(listener))
@@ -113,18 +113,18 @@ impl Place {
 /// Takes the configured path and listens there, with the configured mode from the first moment.
 ///
 /// A socket file that nobody listens on is replaced.
-pub fn bind(settings: &Socket) -> Result<(UnixListener, Place), BindError> {
+pub fn bind(settings: &Socket) -> Result<(UnixListener, SocketFile), BindError> {
     let path = &settings.path;
     let lock = Lock::take(path)?;
-    make_room(path)?;
+    remove_stale_socket(path)?;
     let (listener, file) = listen(path, settings.mode)?;
-    Ok((listener, Place { path: path.clone(), file, lock }))
+    Ok((listener, SocketFile { path: path.clone(), file, lock }))
 }
 
 /// Listens on a free path. Says which file that made.
 fn listen(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64)), BindError> {
     let socket = create(path, mode)?;
-    let file = identity(path).map_err(io_error(path, "cannot be looked at"))?;
+    let file = device_and_inode(path).map_err(io_error(path, "cannot be looked at"))?;
     // The bits that the umask took away.
     let set = std::fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(io_error(path, "its mode cannot be set"))
@@ -154,7 +154,7 @@ fn stream_socket() -> rustix::io::Result<OwnedFd> {
 }
 
 /// Removes a stale socket file; refuses everything else that is there.
-fn make_room(path: &Path) -> Result<(), BindError> {
+fn remove_stale_socket(path: &Path) -> Result<(), BindError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error(path, "cannot be looked at")(error)),
@@ -180,7 +180,7 @@ fn is_listened_on(path: &Path) -> Result<bool, BindError> {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
@@ -212,7 +212,7 @@ impl Lock {
                 }
             }
             // Its holder may have removed it between our two calls; then it guards nothing.
-            if leads_to(&path, &file) {
+            if is_same_file(&path, &file) {
                 return Ok(Lock { path, file });
             }
         }
@@ -220,7 +220,7 @@ impl Lock {
 
     /// Whether its name still leads to it.
     fn is_in_place(&self) -> bool {
-        leads_to(&self.path, &self.file)
+        is_same_file(&self.path, &self.file)
     }
 }
 
@@ -233,9 +233,9 @@ impl Drop for Lock {
     }
 }
 
-fn leads_to(path: &Path, file: &File) -> bool {
+fn is_same_file(path: &Path, file: &File) -> bool {
     let open = file.metadata().map(|found| (found.dev(), found.ino()));
-    open.is_ok_and(|open| identity(path).is_ok_and(|found| found == open))
+    open.is_ok_and(|open| device_and_inode(path).is_ok_and(|found| found == open))
 }
 
 /// Opens the lock file; no link is followed, and no other user may hold it.

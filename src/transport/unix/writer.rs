@@ -3,8 +3,8 @@
 //! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
 //! client that reads more slowly than that loses its requests, and nobody else's time.
 
-use super::in_flight::Flight;
-use super::line;
+use super::event_line;
+use super::in_flight::InFlight;
 use crate::protocol::{Code, Event, Refusal};
 use std::io;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use tokio_util::sync::CancellationToken;
 pub(super) const EVENTS: usize = 256;
 
 /// How long a client may take nothing at all before it is dropped.
-const STALL: Duration = Duration::from_secs(20);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time from `close` to the end of the connection.
-pub(super) const FLUSH: Duration = Duration::from_secs(2);
+pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes collected for one write: each write costs the kernel about a page of its own.
 const BATCH: usize = 4 * 1024;
 
 /// An answer to what became no request.
-pub(super) struct Answer {
+pub(super) struct OutgoingBytes {
     /// As they go over the socket.
     pub(super) bytes: Vec<u8>,
     /// Told when all of them are written, where somebody waits for it.
@@ -42,9 +42,9 @@ pub(super) struct Writer<'a> {
     /// From the requests, by way of their replies.
     pub(super) events: mpsc::Receiver<Event>,
     /// From the reading side.
-    pub(super) answers: mpsc::Receiver<Answer>,
+    pub(super) answers: mpsc::Receiver<OutgoingBytes>,
     /// Hears of each request's last event.
-    pub(super) flight: &'a Flight,
+    pub(super) in_flight: &'a InFlight,
     /// Bytes collected and not yet taken by the client.
     pub(super) out: Vec<u8>,
     /// Who waits for the last answer among them to be written.
@@ -55,22 +55,22 @@ impl Writer<'_> {
     /// Writes until every request has ended and nobody can send another, or the client fails, or
     /// `close` and [`FLUSH`] are over.
     pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {
-        let flight = self.flight;
+        let flight = self.in_flight;
         let written = tokio::select! {
             written = self.write_all() => Some(written),
             () = end_of_flush(close, flight) => None,
         };
         match written {
             Some(written) => written,
-            None => self.give_up(),
+            None => self.send_remaining(),
         }
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
-        let flight = self.flight;
+        let flight = self.in_flight;
         while self.collect().await {
             while !self.out.is_empty() {
-                let taken = timeout(STALL, self.half.write(&self.out)).await??;
+                let taken = timeout(WRITE_TIMEOUT, self.half.write(&self.out)).await??;
                 if taken == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
@@ -105,25 +105,25 @@ impl Writer<'_> {
         {
             self.add(&event);
         }
-        self.flight.set_writing(true);
+        self.in_flight.set_writing(true);
         true
     }
 
     fn add(&mut self, event: &Event) {
-        self.out.extend(line(event));
+        self.out.extend(event_line(event));
         match event {
-            Event::Done(done) => self.flight.end(&done.id),
-            Event::Error { id: Some(id), .. } => self.flight.end(id),
+            Event::Done(done) => self.in_flight.end(&done.id),
+            Event::Error { id: Some(id), .. } => self.in_flight.end(id),
             Event::Error { id: None, .. } | Event::Token { .. } => {}
         }
     }
 
     /// Ends what the daemon did not end in time, unless the client has stopped reading.
-    fn give_up(&mut self) -> io::Result<()> {
+    fn send_remaining(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        for id in self.flight.ids() {
+        for id in self.in_flight.ids() {
             let refusal = Refusal::new(Code::ShuttingDown, "the daemon stopped; ask again");
             self.add(&Event::Error { id: Some(id), refusal });
         }
@@ -131,8 +131,8 @@ impl Writer<'_> {
     }
 }
 
-async fn end_of_flush(close: &CancellationToken, flight: &Flight) {
+async fn end_of_flush(close: &CancellationToken, flight: &InFlight) {
     close.cancelled().await;
     flight.cancel_all();
-    tokio::time::sleep(FLUSH).await;
+    tokio::time::sleep(FLUSH_TIMEOUT).await;
 }

@@ -6,7 +6,7 @@ use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{Door, LinkState, run};
-use bitnetd::transport::{Control, Inbound, Pulse};
+use bitnetd::transport::{Command, Heartbeat, Inbound};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Happened, MqttOptions};
@@ -25,7 +25,7 @@ pub const QUIET: Duration = Duration::from_millis(700);
 /// An open door.
 pub struct Bench {
     pub requests: mpsc::Receiver<Inbound>,
-    pub controls: mpsc::Receiver<Control>,
+    pub controls: mpsc::Receiver<Command>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub alarm: mpsc::Sender<Alert>,
     pub state: watch::Receiver<LinkState>,
@@ -70,7 +70,7 @@ impl Bench {
             draining: draining.clone(),
             close: close.clone(),
             flush: Duration::from_secs(5),
-            pulse: Pulse::default(),
+            pulse: Heartbeat::default(),
             turn: Duration::from_secs(60),
         };
         change(&mut door);

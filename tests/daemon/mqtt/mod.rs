@@ -468,7 +468,7 @@ async fn a_probe_tells_what_the_broker_allows() {
     let broker = Mosquitto::with("max_packet_size 5000\nretain_available false\n").await;
     let told = probe(&config(broker.port), "cellar", Duration::from_secs(5)).await.expect("up");
     let told = told.limits.expect("MQTT 5");
-    assert_eq!((told.max_packet_size, told.retains), (Some(5000), false));
+    assert_eq!((told.max_packet_size, told.retained_messages), (Some(5000), false));
     assert_eq!((told.max_qos, told.shared_subscriptions), (2, true));
 }
 

@@ -1,7 +1,7 @@
 //! Who leaves, who is slow, and who comes in too great a number.
 
 use super::{CONNECTIONS, Client, Door, PATIENCE, until};
-use bitnetd::transport::unix::Latecomers;
+use bitnetd::transport::unix::BacklogPolicy;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -195,7 +195,7 @@ async fn closing_leaves_no_request_without_an_end() {
 
 #[tokio::test]
 async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_one() {
-    let first = Door::with(Latecomers::Kept);
+    let first = Door::with(BacklogPolicy::LeaveQueued);
     let mut early = first.client().await;
     early.assert_serves().await;
     first.draining.cancel();

@@ -9,7 +9,7 @@ mod socket_file;
 use bitnetd::config::Socket;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::unix::{self, Latecomers, Place};
+use bitnetd::transport::unix::{self, BacklogPolicy, SocketFile};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
 use std::fs;
@@ -70,7 +70,7 @@ struct Door {
 /// What stays when a daemon ends: its listening socket, as where systemd holds it.
 struct Outside {
     listener: UnixListener,
-    _place: Place,
+    _place: SocketFile,
     folder: Folder,
 }
 
@@ -83,16 +83,16 @@ struct Seen {
 
 impl Door {
     fn open() -> Self {
-        Self::with(Latecomers::Told)
+        Self::with(BacklogPolicy::Refuse)
     }
 
-    fn with(latecomers: Latecomers) -> Self {
+    fn with(latecomers: BacklogPolicy) -> Self {
         let folder = Folder::new();
         let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
         Self::over(Outside { listener, _place: place, folder }, latecomers)
     }
 
-    fn over(outside: Outside, latecomers: Latecomers) -> Self {
+    fn over(outside: Outside, latecomers: BacklogPolicy) -> Self {
         let listener = outside.listener.try_clone().expect("a descriptor");
         let listener = unix::adopt(listener).expect("inside the runtime");
         let (inbound, requests) = mpsc::channel(16);
@@ -129,7 +129,7 @@ impl Door {
     /// Ends, and another daemon begins with the same listening socket.
     async fn replaced(mut self) -> Self {
         self.end().await;
-        Self::over(self.outside, Latecomers::Kept)
+        Self::over(self.outside, BacklogPolicy::LeaveQueued)
     }
 
     /// Closes the socket and waits for `run` and the worker to return.

@@ -2,7 +2,7 @@
 //! mark at their head is left out.
 
 use crate::external_text::without_bom;
-use crate::transport::mqtt::link::Loss;
+use crate::transport::mqtt::link::Disconnect;
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -10,11 +10,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Longest file; a bundle of all public authorities has 230 KB.
-const LONGEST: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What is wrong with a file, the key that names it, and the way out.
-pub fn wrong(path: &Path, key: &str, what: impl std::fmt::Display) -> Loss {
-    Loss {
+pub fn file_error(path: &Path, key: &str, what: impl std::fmt::Display) -> Disconnect {
+    Disconnect {
         kind: format!("{key}: {what}"),
         text: format!("{}: {what}; {key} names it", path.display()),
         unreadable: false,
@@ -22,48 +22,48 @@ pub fn wrong(path: &Path, key: &str, what: impl std::fmt::Display) -> Loss {
 }
 
 /// Reads a file.
-pub fn read(path: &Path, key: &str) -> Result<Vec<u8>, Loss> {
+pub fn read(path: &Path, key: &str) -> Result<Vec<u8>, Disconnect> {
     read_open(&open(path, key)?, path, key)
 }
 
 /// Reads a file that nobody but its owner may be able to read. Those in `credentials` are let pass:
 /// systemd grants the daemon by an access list there, which shows as a mode for the group.
-pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result<Vec<u8>, Loss> {
+pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result<Vec<u8>, Disconnect> {
     let file = open(path, key)?;
-    let mode = file.metadata().map_err(|error| wrong(path, key, error))?.permissions().mode();
+    let mode = file.metadata().map_err(|error| file_error(path, key, error))?.permissions().mode();
     let is_systemds = credentials.is_some_and(|folder| path.starts_with(folder));
     if mode & 0o077 != 0 && !is_systemds {
         let mode = mode & 0o777;
         let said = format!("others than its owner may use it (mode {mode:04o}): chmod 600");
-        return Err(wrong(path, key, said));
+        return Err(file_error(path, key, said));
     }
     read_open(&file, path, key)
 }
 
 /// Without waiting: a pipe in its place would stop the daemon.
-fn open(path: &Path, key: &str) -> Result<File, Loss> {
+fn open(path: &Path, key: &str) -> Result<File, Disconnect> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = file.map_err(|error| match error.kind() {
         // The daemon's user is not root, who owns what lies in /etc.
         ErrorKind::PermissionDenied => {
-            wrong(path, key, "permission denied; under systemd load it with LoadCredential=")
+            file_error(path, key, "permission denied; under systemd load it with LoadCredential=")
         }
-        _ => wrong(path, key, error),
+        _ => file_error(path, key, error),
     })?;
     match file.metadata() {
         Ok(about) if about.is_file() => Ok(file),
-        Ok(_) => Err(wrong(path, key, "it is no file")),
-        Err(error) => Err(wrong(path, key, error)),
+        Ok(_) => Err(file_error(path, key, "it is no file")),
+        Err(error) => Err(file_error(path, key, error)),
     }
 }
 
-fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Loss> {
+fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Disconnect> {
     let mut bytes = Vec::new();
-    match file.take(LONGEST + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() as u64 > LONGEST => Err(wrong(path, key, "it is longer than 1 MiB")),
+    match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() as u64 > MAX_FILE_BYTES => Err(file_error(path, key, "it is longer than 1 MiB")),
         Ok(_) => Ok(without_bom(&bytes).to_vec()),
-        Err(error) => Err(wrong(path, key, error)),
+        Err(error) => Err(file_error(path, key, error)),
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         assert!(read(&folder.0, "k").expect_err("a folder").text.contains("no file"));
         assert!(read(Path::new("/dev/zero"), "k").expect_err("a device").text.contains("no file"));
         let long = folder.write(0o600);
-        std::fs::write(&long, vec![b'x'; LONGEST as usize + 1]).expect("a temporary folder");
+        std::fs::write(&long, vec![b'x'; MAX_FILE_BYTES as usize + 1]).expect("a temporary folder");
         assert!(read(&long, "k").expect_err("too long").text.contains("1 MiB"));
     }
 }

@@ -1,15 +1,15 @@
 //! Sorts what ends a connection: what it is for the log, whether the session is poisoned, and the way out for
 //! the owner.
 
-use super::{CONNECT_LIMIT, MAX_PACKET, tls};
+use super::{CONNECT_TIMEOUT_S, MAX_PACKET, tls};
 use crate::config::{Mqtt, MqttVersion};
-use crate::transport::mqtt::link::Loss;
+use crate::transport::mqtt::link::Disconnect;
 use crate::transport::mqtt::protocol_limits::quoted;
 use std::io::{self, ErrorKind};
 
 /// What ended a connection, in either version.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum ConnectError {
     Timeout,
     Silence,
     Closed,
@@ -23,85 +23,97 @@ pub enum Trouble {
 
 /// What the way out depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct Circumstances {
+pub struct ErrorContext {
     version: MqttVersion,
-    encrypted: bool,
+    is_encrypted: bool,
     /// Whether we show a certificate of our own.
-    certified: bool,
+    has_client_certificate: bool,
     /// Whether the broker has accepted us.
-    pub welcomed: bool,
+    pub is_connected: bool,
 }
 
 /// What the MQTT library says of TLS: nearly always an I/O error with the real one in it.
-pub fn in_tls(error: rumqttc::TlsError) -> Trouble {
+pub fn from_tls(error: rumqttc::TlsError) -> ConnectError {
     match error {
-        rumqttc::TlsError::Io(error) => Trouble::Io(error),
-        rumqttc::TlsError::TLS(error) => Trouble::Io(io::Error::new(ErrorKind::InvalidData, error)),
-        rumqttc::TlsError::DNSName(_) => {
-            Trouble::Refused("host name".into(), "mqtt.host is no name that a certificate can have".into())
-        }
-        other => Trouble::Other(other.to_string()),
+        rumqttc::TlsError::Io(error) => ConnectError::Io(error),
+        rumqttc::TlsError::TLS(error) => ConnectError::Io(io::Error::new(ErrorKind::InvalidData, error)),
+        rumqttc::TlsError::DNSName(_) => ConnectError::Refused(
+            "host name".into(),
+            "mqtt.host is no name that a certificate can have".into(),
+        ),
+        other => ConnectError::Other(other.to_string()),
     }
 }
 
-impl Circumstances {
+impl ErrorContext {
     pub fn of(config: &Mqtt) -> Self {
         let certified = config.tls.as_ref().is_some_and(|tls| tls.client.is_some());
         let encrypted = config.tls.is_some();
-        Circumstances { version: config.version, encrypted, certified, welcomed: false }
+        ErrorContext {
+            version: config.version,
+            is_encrypted: encrypted,
+            has_client_certificate: certified,
+            is_connected: false,
+        }
     }
 
     /// The trouble as the link knows it.
-    pub fn loss(self, trouble: Trouble) -> Loss {
-        let unreadable = self.welcomed && matches!(trouble, Trouble::Unreadable(_));
+    pub fn disconnect(self, trouble: ConnectError) -> Disconnect {
+        let unreadable = self.is_connected && matches!(trouble, ConnectError::Unreadable(_));
         let (kind, text) = match trouble {
-            Trouble::Timeout => {
-                let said = format!("no answer within {CONNECT_LIMIT} s; is mqtt.host right?");
+            ConnectError::Timeout => {
+                let said = format!("no answer within {CONNECT_TIMEOUT_S} s; is mqtt.host right?");
                 ("timeout".into(), said)
             }
-            Trouble::Silence => ("silence".into(), "no answer to a ping".into()),
-            Trouble::Closed if self.welcomed => ("closed".into(), "the broker closed the connection".into()),
-            Trouble::Closed => ("closed".into(), self.misunderstood("the broker hung up without an answer")),
-            Trouble::Io(error) => self.io(&error),
-            Trouble::Refused(kind, text) => (kind, text),
-            Trouble::Unreadable(said) if self.welcomed => ("unreadable".into(), poisoned(&quoted(&said))),
-            // No packet that is kept for us: it will not come again with the session.
-            Trouble::Unreadable(said) => {
-                let said = format!("what answers is no MQTT broker ({})", quoted(&said));
-                ("no broker".into(), self.misunderstood(&said))
+            ConnectError::Silence => ("silence".into(), "no answer to a ping".into()),
+            ConnectError::Closed if self.is_connected => {
+                ("closed".into(), "the broker closed the connection".into())
             }
-            Trouble::Other(said) => ("other".into(), quoted(&said)),
+            ConnectError::Closed => {
+                ("closed".into(), self.mismatch_hint("the broker hung up without an answer"))
+            }
+            ConnectError::Io(error) => self.io_error(&error),
+            ConnectError::Refused(kind, text) => (kind, text),
+            ConnectError::Unreadable(said) if self.is_connected => {
+                ("unreadable".into(), unreadable_packet_text(&quoted(&said)))
+            }
+            // No packet that is kept for us: it will not come again with the session.
+            ConnectError::Unreadable(said) => {
+                let said = format!("what answers is no MQTT broker ({})", quoted(&said));
+                ("no broker".into(), self.mismatch_hint(&said))
+            }
+            ConnectError::Other(said) => ("other".into(), quoted(&said)),
         };
-        Loss { kind, text, unreadable }
+        Disconnect { kind, text, unreadable }
     }
 
-    fn io(self, error: &io::Error) -> (String, String) {
-        if let Some(error) = tls::inside(error) {
-            return (format!("tls: {error}"), tls::complaint(error, self.certified));
+    fn io_error(self, error: &io::Error) -> (String, String) {
+        if let Some(error) = tls::tls_error_in(error) {
+            return (format!("tls: {error}"), tls::explain(error, self.has_client_certificate));
         }
         let kind = format!("{:?}", error.kind());
         let text = match error.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset if !self.welcomed => {
-                self.misunderstood("the broker hung up without an answer")
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset if !self.is_connected => {
+                self.mismatch_hint("the broker hung up without an answer")
             }
-            _ if self.welcomed => error.to_string(),
+            _ if self.is_connected => error.to_string(),
             _ => format!("{error}; see mqtt.host and mqtt.port"),
         };
         (kind, text)
     }
 
     /// Nobody hangs up on a CONNECT that he understands.
-    fn misunderstood(self, what: &str) -> String {
+    fn mismatch_hint(self, what: &str) -> String {
         let version = match self.version {
             MqttVersion::V5 => "5 (a broker may speak \"3.1.1\" only)",
             MqttVersion::V311 => "\"3.1.1\"",
         };
-        let tls = self.encrypted;
+        let tls = self.is_encrypted;
         format!("{what}; does it fit mqtt.port that tls = {tls} and version = {version}?")
     }
 }
 
-fn poisoned(said: &str) -> String {
+fn unreadable_packet_text(said: &str) -> String {
     format!(
         "a packet cannot be read ({said}); if it comes thrice in a row the session is begun anew, \
          without the prompts that wait in it; limit message sizes at the broker to {MAX_PACKET} bytes"
@@ -112,30 +124,30 @@ fn poisoned(said: &str) -> String {
 mod tests {
     use super::*;
 
-    fn circumstances(welcomed: bool) -> Circumstances {
-        Circumstances { welcomed, ..Circumstances::of(&Mqtt::new("b", 1883)) }
+    fn circumstances(welcomed: bool) -> ErrorContext {
+        ErrorContext { is_connected: welcomed, ..ErrorContext::of(&Mqtt::new("b", 1883)) }
     }
 
     #[test]
     fn bytes_that_are_no_packet_poison_a_session_only_once_there_is_one() {
-        let trouble = || Trouble::Unreadable("bad".into());
-        assert!(circumstances(true).loss(trouble()).unreadable);
-        let before = circumstances(false).loss(trouble());
+        let trouble = || ConnectError::Unreadable("bad".into());
+        assert!(circumstances(true).disconnect(trouble()).unreadable);
+        let before = circumstances(false).disconnect(trouble());
         assert!(!before.unreadable && before.text.contains("tls = false"), "{before:?}");
     }
 
     #[test]
     fn who_hangs_up_on_the_first_word_may_speak_something_else() {
-        let said = circumstances(false).loss(Trouble::Closed).text;
+        let said = circumstances(false).disconnect(ConnectError::Closed).text;
         assert!(said.contains("mqtt.port") && said.contains("version = 5"), "{said}");
-        let later = circumstances(true).loss(Trouble::Closed).text;
+        let later = circumstances(true).disconnect(ConnectError::Closed).text;
         assert!(!later.contains("version"), "{later}");
     }
 
     #[test]
     fn a_refused_connection_names_the_keys_of_the_place() {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
-        let said = circumstances(false).loss(Trouble::Io(refused)).text;
+        let said = circumstances(false).disconnect(ConnectError::Io(refused)).text;
         assert!(said.contains("mqtt.host") && said.contains("mqtt.port"), "{said}");
     }
 }

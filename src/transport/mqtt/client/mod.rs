@@ -17,12 +17,12 @@ mod v5;
 
 pub use probe::{BrokerLimits, ProbeReport, probe};
 
-use super::link::{Connect, Loss};
-use super::protocol_limits::Manners;
-use super::topics::{Filter, Topics};
+use super::link::{Connect, Disconnect};
+use super::protocol_limits::ProtocolGuard;
+use super::topics::{TopicFilter, Topics};
 use crate::config::{Mqtt, MqttVersion};
 use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
-use disconnect::{Circumstances, Trouble};
+use disconnect::{ConnectError, ErrorContext};
 use rumqttc::{NetworkOptions, Transport};
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -36,69 +36,69 @@ const MAX_PACKET: u32 = 1 << 20;
 /// A vanished broker is noticed within two of these.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Seconds for TCP, TLS and CONNACK together: a CONNACK of 16 bytes over a line of a byte a second.
-const CONNECT_LIMIT: u64 = 20;
+const CONNECT_TIMEOUT_S: u64 = 20;
 /// For rumqttc's table of publishes on their way, which by default takes 14 MB.
 const INFLIGHT: u16 = 2 * WINDOW as u16;
 /// Requests between us and rumqttc's event loop; what does not fit is offered again.
-const REQUESTS: usize = 64;
+const REQUEST_CHANNEL_CAPACITY: usize = 64;
 /// Longest password file, in bytes.
 const MAX_PASSWORD: usize = 4096;
 
-type Polled = (EventLoop, Result<Seen, Trouble>);
+type PollResult = (LibraryEventLoop, Result<RawEvent, ConnectError>);
 
 /// One connection.
 pub(super) struct Connection {
     client: Client,
-    polling: Pin<Box<dyn Future<Output = Polled> + Send>>,
-    circumstances: Circumstances,
+    polling: Pin<Box<dyn Future<Output = PollResult> + Send>>,
+    circumstances: ErrorContext,
     /// Rows handed to rumqttc that have no packet id yet, in order.
-    handed: VecDeque<u64>,
+    awaiting_packet_id: VecDeque<u64>,
     /// Rows on their way, by packet id.
-    on_their_way: HashMap<u16, u64>,
-    manners: Manners,
+    in_flight: HashMap<u16, u64>,
+    protocol_guard: ProtocolGuard,
     /// How many filters of each kind were asked for, in this order: our own, Home Assistant's, the group's.
-    asked: [usize; 3],
+    filter_counts: [usize; 3],
 }
 
 /// What happened on a connection.
 #[derive(Debug, PartialEq)]
-pub(super) enum Happened {
+pub(super) enum ConnectionEvent {
     /// The broker accepted us.
-    Connected(Broker),
+    Connected(BrokerInfo),
     /// What it granted.
-    Subscribed(Granted),
+    SubAck(SubAcks),
     /// A message came.
-    Message(Message),
+    Message(IncomingMessage),
     /// The broker has the row, or refused it with a reason.
-    Acknowledged(u64, Result<(), String>),
+    PubAck(u64, Result<(), String>),
     /// The goodbye is written.
-    Disconnected,
+    DisconnectSent,
     /// Only a sign of life, or room for the next request.
-    Nothing,
+    Other,
 }
 
 /// Subscriptions granted, or refused with the reason.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Granted {
+pub(super) struct SubAcks {
     /// To our own topics.
     pub own: Result<(), String>,
     /// To Home Assistant's birth, where that was asked for.
-    pub home: Option<Result<(), String>>,
+    pub homeassistant: Option<Result<(), String>>,
     /// To the group's, where they were asked for.
     pub group: Option<Result<(), String>>,
 }
 
 /// What the broker said of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Broker {
+pub(super) struct BrokerInfo {
     pub session_present: bool,
     /// The session ends with this connection: what MQTT 3.1.1 makes of a clean one.
-    pub is_passing: bool,
-    pub retains: bool,
+    pub is_clean_session: bool,
+    pub has_retained_messages: bool,
     /// Highest quality of service.
     pub max_qos: u8,
     /// Whether it has shared subscriptions, as far as it says.
-    pub shares: bool,
+    pub has_shared_subscriptions: bool,
     /// Time to the first ping.
     pub first_ping: Duration,
     pub limits: Limits,
@@ -106,7 +106,7 @@ pub(super) struct Broker {
 
 /// A message on one of our topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct IncomingMessage {
     pub topic: Vec<u8>,
     pub payload: Vec<u8>,
     /// `None` at QoS 0.
@@ -128,21 +128,21 @@ pub(super) struct Identity<'a> {
     pub topics: &'a Topics,
     pub receive_maximum: u16,
     /// Whether the broker is known to keep messages.
-    pub retains: bool,
+    pub has_retained_messages: bool,
 }
 
 /// What rumqttc saw or did, the same in both versions.
-enum Seen {
-    Connected(Broker),
+enum RawEvent {
+    Connected(BrokerInfo),
     /// A reason for each filter that was refused.
-    Granted(Vec<Result<(), String>>),
+    SubAck(Vec<Result<(), String>>),
     /// With the Topic Alias it came under.
-    Message(Message, Option<u16>),
-    Acknowledged(u16, Result<(), String>),
+    Message(IncomingMessage, Option<u16>),
+    PubAck(u16, Result<(), String>),
     /// A publish went out under this packet id, 0 at QoS 0.
     Published(u16),
-    Goodbye,
-    Nothing,
+    DisconnectSent,
+    Other,
 }
 
 /// How requests reach the event loop.
@@ -152,7 +152,7 @@ enum Client {
 }
 
 /// rumqttc's own loop over one connection.
-enum EventLoop {
+enum LibraryEventLoop {
     V5(Box<rumqttc::v5::EventLoop>),
     V311(Box<rumqttc::EventLoop>),
 }
@@ -168,39 +168,39 @@ impl Client {
 
 impl Connection {
     /// Begins to connect; [`Connection::next`] tells how it went.
-    pub fn open(who: &Identity, how: Connect) -> Result<Self, Loss> {
-        let plan = Plan::new(who.config, format!("bitnetd-{}", who.device))?;
+    pub fn open(who: &Identity, how: Connect) -> Result<Self, Disconnect> {
+        let plan = ConnectOptions::new(who.config, format!("bitnetd-{}", who.device))?;
         let (client, eventloop) = match who.config.version {
-            MqttVersion::V5 => v5::session(plan, who, how),
-            MqttVersion::V311 => v311::session(plan, who, how),
+            MqttVersion::V5 => v5::session_connection(plan, who, how),
+            MqttVersion::V311 => v311::session_connection(plan, who, how),
         };
         Ok(Connection {
             client,
             polling: Box::pin(poll(eventloop)),
-            circumstances: Circumstances::of(who.config),
-            handed: VecDeque::new(),
-            on_their_way: HashMap::new(),
-            manners: Manners::default(),
-            asked: [0; 3],
+            circumstances: ErrorContext::of(who.config),
+            awaiting_packet_id: VecDeque::new(),
+            in_flight: HashMap::new(),
+            protocol_guard: ProtocolGuard::default(),
+            filter_counts: [0; 3],
         })
     }
 
     /// Waits for what happens next. May be dropped and called again; not after an error.
-    pub async fn next(&mut self) -> Result<Happened, Loss> {
+    pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
-        let seen = event.map_err(|trouble| self.circumstances.loss(trouble))?;
-        self.look_at(&seen)?;
-        Ok(self.happened(seen))
+        let seen = event.map_err(|trouble| self.circumstances.disconnect(trouble))?;
+        self.check_protocol(&seen)?;
+        Ok(self.to_connection_event(seen))
     }
 
     /// Asks for our own topics, Home Assistant's and the group's, once on a connection. `false`: no room now.
-    pub fn subscribe(&mut self, filters: [Vec<Filter>; 3]) -> bool {
-        self.asked = filters.each_ref().map(Vec::len);
+    pub fn subscribe(&mut self, filters: [Vec<TopicFilter>; 3]) -> bool {
+        self.filter_counts = filters.each_ref().map(Vec::len);
         let all = filters.into_iter().flatten();
         match &self.client {
-            Client::V5(client) => client.try_subscribe_many(all.map(v5::filter)).is_ok(),
-            Client::V311(client) => client.try_subscribe_many(all.map(v311::filter)).is_ok(),
+            Client::V5(client) => client.try_subscribe_many(all.map(v5::subscribe_filter)).is_ok(),
+            Client::V311(client) => client.try_subscribe_many(all.map(v311::subscribe_filter)).is_ok(),
         }
     }
 
@@ -219,13 +219,13 @@ impl Connection {
             Client::V311(client) => v311::publish(client, packet, true),
         };
         if taken {
-            self.handed.push_back(row);
+            self.awaiting_packet_id.push_back(row);
         }
         taken
     }
 
     /// Publishes at QoS 0, where there is room.
-    pub fn mention(&self, packet: &Packet, now: Instant) {
+    pub fn publish_at_qos_0(&self, packet: &Packet, now: Instant) {
         let _ = match &self.client {
             Client::V5(client) => v5::publish(client, packet, false, now),
             Client::V311(client) => v311::publish(client, packet, false),
@@ -239,7 +239,7 @@ impl Connection {
             Client::V311(client) => v311::acknowledge(client, packet),
         };
         if taken {
-            self.manners.acknowledged();
+            self.protocol_guard.acknowledged();
         }
         taken
     }
@@ -250,62 +250,64 @@ impl Connection {
     }
 
     /// Whether the broker may do this.
-    fn look_at(&mut self, seen: &Seen) -> Result<(), Loss> {
+    fn check_protocol(&mut self, seen: &RawEvent) -> Result<(), Disconnect> {
         match seen {
-            Seen::Connected(Broker { limits, .. }) => self.manners.connack(*limits),
-            Seen::Message(message, alias) => self.manners.message(message.packet.is_some(), *alias),
+            RawEvent::Connected(BrokerInfo { limits, .. }) => self.protocol_guard.connack(*limits),
+            RawEvent::Message(message, alias) => {
+                self.protocol_guard.message(message.packet.is_some(), *alias)
+            }
             _ => Ok(()),
         }
     }
 
-    fn happened(&mut self, seen: Seen) -> Happened {
+    fn to_connection_event(&mut self, seen: RawEvent) -> ConnectionEvent {
         match seen {
-            Seen::Connected(broker) => {
-                self.circumstances.welcomed = true;
-                Happened::Connected(broker)
+            RawEvent::Connected(broker) => {
+                self.circumstances.is_connected = true;
+                ConnectionEvent::Connected(broker)
             }
-            Seen::Granted(reasons) => Happened::Subscribed(self.granted(reasons)),
-            Seen::Message(message, _) => Happened::Message(message),
-            Seen::Acknowledged(packet, taken) => match self.on_their_way.remove(&packet) {
-                Some(row) => Happened::Acknowledged(row, taken),
-                None => Happened::Nothing,
+            RawEvent::SubAck(reasons) => ConnectionEvent::SubAck(self.granted(reasons)),
+            RawEvent::Message(message, _) => ConnectionEvent::Message(message),
+            RawEvent::PubAck(packet, taken) => match self.in_flight.remove(&packet) {
+                Some(row) => ConnectionEvent::PubAck(row, taken),
+                None => ConnectionEvent::Other,
             },
-            Seen::Published(packet) => self.published(packet),
-            Seen::Goodbye => Happened::Disconnected,
-            Seen::Nothing => Happened::Nothing,
+            RawEvent::Published(packet) => self.published(packet),
+            RawEvent::DisconnectSent => ConnectionEvent::DisconnectSent,
+            RawEvent::Other => ConnectionEvent::Other,
         }
     }
 
-    fn granted(&self, mut reasons: Vec<Result<(), String>>) -> Granted {
-        let [own, home, _] = self.asked;
+    fn granted(&self, mut reasons: Vec<Result<(), String>>) -> SubAcks {
+        let [own, home, _] = self.filter_counts;
         let group = reasons.split_off((own + home).min(reasons.len()));
         let home = reasons.split_off(own.min(reasons.len()));
         let all = |reasons: Vec<Result<(), String>>| reasons.into_iter().collect();
         let asked = |reasons: Vec<_>| (!reasons.is_empty()).then(|| all(reasons));
-        Granted { home: asked(home), group: asked(group), own: all(reasons) }
+        SubAcks { homeassistant: asked(home), group: asked(group), own: all(reasons) }
     }
 
     /// rumqttc gives packet ids in the order in which it was handed the rows; QoS 0 gets 0.
-    fn published(&mut self, packet: u16) -> Happened {
+    fn published(&mut self, packet: u16) -> ConnectionEvent {
         if packet != 0
-            && let Some(row) = self.handed.pop_front()
+            && let Some(row) = self.awaiting_packet_id.pop_front()
         {
-            self.on_their_way.insert(packet, row);
+            self.in_flight.insert(packet, row);
         }
-        Happened::Nothing
+        ConnectionEvent::Other
     }
 }
 
-async fn poll(mut eventloop: EventLoop) -> Polled {
+async fn poll(mut eventloop: LibraryEventLoop) -> PollResult {
     let event = match &mut eventloop {
-        EventLoop::V5(eventloop) => v5::poll(eventloop).await,
-        EventLoop::V311(eventloop) => v311::poll(eventloop).await,
+        LibraryEventLoop::V5(eventloop) => v5::poll(eventloop).await,
+        LibraryEventLoop::V311(eventloop) => v311::poll(eventloop).await,
     };
     (eventloop, event)
 }
 
 /// What every connection of ours has, in both versions.
-struct Plan {
+struct ConnectOptions {
     id: String,
     host: String,
     port: u16,
@@ -315,8 +317,8 @@ struct Plan {
     network: NetworkOptions,
 }
 
-impl Plan {
-    fn new(config: &Mqtt, id: String) -> Result<Self, Loss> {
+impl ConnectOptions {
+    fn new(config: &Mqtt, id: String) -> Result<Self, Disconnect> {
         let login = config.login.as_ref();
         let credentials = config.credentials.as_deref();
         let secret = |login: &crate::config::Login| {
@@ -325,8 +327,8 @@ impl Plan {
         let mut network = NetworkOptions::new();
         // A token event is one small packet; it must not wait for the next.
         network.set_tcp_nodelay(true);
-        network.set_connection_timeout(CONNECT_LIMIT);
-        Ok(Plan {
+        network.set_connection_timeout(CONNECT_TIMEOUT_S);
+        Ok(ConnectOptions {
             id,
             host: host(config),
             port: config.port,
@@ -350,14 +352,17 @@ fn host(config: &Mqtt) -> String {
 }
 
 /// The first line of the password file, read at each connect so that it can change.
-fn password(path: Option<&std::path::Path>, credentials: Option<&std::path::Path>) -> Result<String, Loss> {
+fn password(
+    path: Option<&std::path::Path>,
+    credentials: Option<&std::path::Path>,
+) -> Result<String, Disconnect> {
     const KEY: &str = "mqtt.password_file";
     let Some(path) = path else { return Ok(String::new()) };
     let bytes = credentials::read_secret(path, KEY, credentials)?;
-    let text = String::from_utf8(bytes).map_err(|_| credentials::wrong(path, KEY, "it is not UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|_| credentials::file_error(path, KEY, "it is not UTF-8"))?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() || line.len() > MAX_PASSWORD {
-        return Err(credentials::wrong(path, KEY, "its first line holds no password"));
+        return Err(credentials::file_error(path, KEY, "its first line holds no password"));
     }
     Ok(line.to_owned())
 }
@@ -375,15 +380,15 @@ mod tests {
 
     #[test]
     fn both_versions_give_up_connecting_at_the_same_time() {
-        let plan = || Plan::new(&Mqtt::new("b", 1883), "id".into()).expect("no files to read");
-        let (_, five) = v5::visit(plan());
-        let (_, older) = v311::visit(plan());
+        let plan = || ConnectOptions::new(&Mqtt::new("b", 1883), "id".into()).expect("no files to read");
+        let (_, five) = v5::clean_connection(plan());
+        let (_, older) = v311::clean_connection(plan());
         for eventloop in [five, older] {
             let limit = match eventloop {
-                EventLoop::V5(eventloop) => eventloop.options.connection_timeout(),
-                EventLoop::V311(eventloop) => eventloop.network_options().connection_timeout(),
+                LibraryEventLoop::V5(eventloop) => eventloop.options.connection_timeout(),
+                LibraryEventLoop::V311(eventloop) => eventloop.network_options().connection_timeout(),
             };
-            assert_eq!(limit, CONNECT_LIMIT);
+            assert_eq!(limit, CONNECT_TIMEOUT_S);
         }
     }
 

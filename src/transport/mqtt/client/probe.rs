@@ -1,7 +1,7 @@
 //! One short visit to the broker, for `bitnetd doctor`.
 
-use super::disconnect::Circumstances;
-use super::{Broker, Plan, Seen, poll, v5, v311};
+use super::disconnect::ErrorContext;
+use super::{BrokerInfo, ConnectOptions, RawEvent, poll, v5, v311};
 use crate::config::{Mqtt, MqttVersion};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ pub struct BrokerLimits {
     /// Highest quality of service; answers need 1.
     pub max_qos: u8,
     /// Whether it keeps messages; availability and Home Assistant discovery need it.
-    pub retains: bool,
+    pub retained_messages: bool,
     /// Whether several devices can share a topic, as `mqtt.group` has them do.
     pub shared_subscriptions: bool,
 }
@@ -32,10 +32,10 @@ pub struct BrokerLimits {
 pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<ProbeReport, String> {
     let place = format!("mqtt {}:{}", config.host, config.port);
     let id = format!("bitnetd-{device}-doctor-{}", std::process::id());
-    let plan = Plan::new(config, id).map_err(|loss| format!("{place}: {}", loss.text))?;
+    let plan = ConnectOptions::new(config, id).map_err(|loss| format!("{place}: {}", loss.text))?;
     let (client, eventloop) = match config.version {
-        MqttVersion::V5 => v5::visit(plan),
-        MqttVersion::V311 => v311::visit(plan),
+        MqttVersion::V5 => v5::clean_connection(plan),
+        MqttVersion::V311 => v311::clean_connection(plan),
     };
     let start = Instant::now();
     let answer = tokio::time::timeout(limit, poll(eventloop)).await;
@@ -43,23 +43,25 @@ pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<Probe
         answer.map_err(|_| format!("{place}: no answer within {} s", limit.as_secs_f32()))?;
     let took = start.elapsed();
     let broker = match seen {
-        Ok(Seen::Connected(broker)) => broker,
+        Ok(RawEvent::Connected(broker)) => broker,
         Ok(_) => return Err(format!("{place}: something came before the broker's answer")),
-        Err(trouble) => return Err(format!("{place}: {}", Circumstances::of(config).loss(trouble).text)),
+        Err(trouble) => {
+            return Err(format!("{place}: {}", ErrorContext::of(config).disconnect(trouble).text));
+        }
     };
     if client.disconnect() {
         // Best effort: without the goodbye the broker only logs a lost connection.
         let _ = tokio::time::timeout(limit, poll(eventloop)).await;
     }
-    let limits = (config.version == MqttVersion::V5).then(|| limits(&broker));
+    let limits = (config.version == MqttVersion::V5).then(|| broker_limits(&broker));
     Ok(ProbeReport { took, limits })
 }
 
-fn limits(broker: &Broker) -> BrokerLimits {
+fn broker_limits(broker: &BrokerInfo) -> BrokerLimits {
     BrokerLimits {
         max_packet_size: Some(broker.limits.packet).filter(|bytes| *bytes != usize::MAX),
         max_qos: broker.max_qos,
-        retains: broker.retains,
-        shared_subscriptions: broker.shares,
+        retained_messages: broker.has_retained_messages,
+        shared_subscriptions: broker.has_shared_subscriptions,
     }
 }

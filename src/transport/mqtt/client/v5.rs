@@ -1,13 +1,14 @@
 //! MQTT 5 in rumqttc's words.
 
-use super::disconnect::{self, Trouble};
+use super::disconnect::{self, ConnectError};
 use super::{
-    Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
+    BrokerInfo, Client, ConnectOptions, INFLIGHT, Identity, IncomingMessage, KEEP_ALIVE, LibraryEventLoop,
+    MAX_PACKET, REQUEST_CHANNEL_CAPACITY, RawEvent,
 };
 use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
 use crate::transport::mqtt::link::Connect;
 use crate::transport::mqtt::protocol_limits;
-use crate::transport::mqtt::topics::Filter;
+use crate::transport::mqtt::topics::TopicFilter;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::v5::{
     self, ConnAck, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, LastWill, PubAck,
@@ -21,29 +22,29 @@ use std::time::{Duration, Instant};
 const SESSION_EXPIRY: u32 = 7 * 24 * 3600;
 
 /// A connection with the session that the broker keeps for us.
-pub fn session(plan: Plan, who: &Identity, how: Connect) -> (Client, EventLoop) {
+pub fn session_connection(plan: ConnectOptions, who: &Identity, how: Connect) -> (Client, LibraryEventLoop) {
     let mut options = options(plan);
     let will = who.topics.availability();
     options
         .set_clean_start(how.clean_start)
-        .set_last_will(LastWill::new(will, "offline", QoS::AtLeastOnce, who.retains, None))
+        .set_last_will(LastWill::new(will, "offline", QoS::AtLeastOnce, who.has_retained_messages, None))
         .set_manual_acks(true)
         .set_session_expiry_interval(Some(SESSION_EXPIRY))
         .set_receive_maximum(Some(who.receive_maximum.max(1)));
-    begin(options)
+    start(options)
 }
 
 /// A connection that leaves nothing behind.
-pub fn visit(plan: Plan) -> (Client, EventLoop) {
-    begin(options(plan))
+pub fn clean_connection(plan: ConnectOptions) -> (Client, LibraryEventLoop) {
+    start(options(plan))
 }
 
-fn begin(options: MqttOptions) -> (Client, EventLoop) {
-    let (client, eventloop) = AsyncClient::new(options, REQUESTS);
-    (Client::V5(client), EventLoop::V5(Box::new(eventloop)))
+fn start(options: MqttOptions) -> (Client, LibraryEventLoop) {
+    let (client, eventloop) = AsyncClient::new(options, REQUEST_CHANNEL_CAPACITY);
+    (Client::V5(client), LibraryEventLoop::V5(Box::new(eventloop)))
 }
 
-fn options(plan: Plan) -> MqttOptions {
+fn options(plan: ConnectOptions) -> MqttOptions {
     let mut options = MqttOptions::new(plan.id, plan.host, plan.port);
     options
         .set_keep_alive(KEEP_ALIVE)
@@ -60,38 +61,38 @@ fn options(plan: Plan) -> MqttOptions {
 }
 
 /// The next event.
-pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Trouble> {
-    let event = eventloop.poll().await.map_err(trouble)?;
+pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<RawEvent, ConnectError> {
+    let event = eventloop.poll().await.map_err(connect_error)?;
     // The broker's own wish; rumqttc takes it, and would even ping without a pause.
     let wanted = eventloop.options.keep_alive();
     if wanted != protocol_limits::keep_alive(wanted, KEEP_ALIVE) {
         eventloop.options.set_keep_alive(KEEP_ALIVE);
     }
-    Ok(seen(event))
+    Ok(raw_event(event))
 }
 
-fn seen(event: Event) -> Seen {
+fn raw_event(event: Event) -> RawEvent {
     match event {
-        Event::Incoming(Incoming::ConnAck(connack)) => Seen::Connected(broker(&connack)),
-        Event::Incoming(Incoming::SubAck(suback)) => Seen::Granted(granted(&suback)),
+        Event::Incoming(Incoming::ConnAck(connack)) => RawEvent::Connected(broker_info(&connack)),
+        Event::Incoming(Incoming::SubAck(suback)) => RawEvent::SubAck(suback_results(&suback)),
         Event::Incoming(Incoming::Publish(publish)) => {
             let alias = publish.properties.as_ref().and_then(|p| p.topic_alias);
-            Seen::Message(message(publish), alias)
+            RawEvent::Message(incoming_message(publish), alias)
         }
-        Event::Incoming(Incoming::PubAck(puback)) => Seen::Acknowledged(puback.pkid, taken(&puback)),
-        Event::Outgoing(Outgoing::Publish(packet)) => Seen::Published(packet),
-        Event::Outgoing(Outgoing::Disconnect) => Seen::Goodbye,
-        _ => Seen::Nothing,
+        Event::Incoming(Incoming::PubAck(puback)) => RawEvent::PubAck(puback.pkid, puback_result(&puback)),
+        Event::Outgoing(Outgoing::Publish(packet)) => RawEvent::Published(packet),
+        Event::Outgoing(Outgoing::Disconnect) => RawEvent::DisconnectSent,
+        _ => RawEvent::Other,
     }
 }
 
 /// Retain-as-published, so that a prompt sent as retained is seen as such and refused; none of
 /// those the broker keeps, which would come again at every subscription.
-pub fn filter(wanted: Filter) -> v5::Filter {
+pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
     v5::Filter {
         preserve_retain: true,
         retain_forward_rule: RetainForwardRule::Never,
-        ..v5::Filter::new(wanted.topic, qos(wanted.assured))
+        ..v5::Filter::new(wanted.topic, qos(wanted.is_qos_1))
     }
 }
 
@@ -123,16 +124,16 @@ fn properties(packet: &Packet, now: Instant) -> PublishProperties {
     }
 }
 
-fn broker(connack: &ConnAck) -> Broker {
+fn broker_info(connack: &ConnAck) -> BrokerInfo {
     let said = connack.properties.as_ref();
     let packet = said.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
     let window = said.and_then(|p| p.receive_max).map_or(WINDOW, usize::from);
-    Broker {
+    BrokerInfo {
         session_present: connack.session_present,
-        is_passing: false,
-        retains: said.and_then(|p| p.retain_available) != Some(0),
+        is_clean_session: false,
+        has_retained_messages: said.and_then(|p| p.retain_available) != Some(0),
         max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
-        shares: said.and_then(|p| p.shared_subscription_available) != Some(0),
+        has_shared_subscriptions: said.and_then(|p| p.shared_subscription_available) != Some(0),
         // The first ping comes when the broker wishes, rumqttc's clock being set by then.
         first_ping: said
             .and_then(|p| p.server_keep_alive)
@@ -142,9 +143,9 @@ fn broker(connack: &ConnAck) -> Broker {
     }
 }
 
-fn message(publish: Publish) -> Message {
+fn incoming_message(publish: Publish) -> IncomingMessage {
     let said = publish.properties.unwrap_or_default();
-    Message {
+    IncomingMessage {
         topic: publish.topic.to_vec(),
         payload: publish.payload.to_vec(),
         packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
@@ -157,7 +158,7 @@ fn message(publish: Publish) -> Message {
     }
 }
 
-fn granted(suback: &SubAck) -> Vec<Result<(), String>> {
+fn suback_results(suback: &SubAck) -> Vec<Result<(), String>> {
     let reason = |code: &SubscribeReasonCode| match code {
         SubscribeReasonCode::Success(_) => Ok(()),
         code => Err(format!("{code:?}")),
@@ -165,36 +166,38 @@ fn granted(suback: &SubAck) -> Vec<Result<(), String>> {
     suback.return_codes.iter().map(reason).collect()
 }
 
-fn taken(puback: &PubAck) -> Result<(), String> {
+fn puback_result(puback: &PubAck) -> Result<(), String> {
     match puback.reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
         reason => Err(format!("{reason:?}")),
     }
 }
 
-fn trouble(error: ConnectionError) -> Trouble {
+fn connect_error(error: ConnectionError) -> ConnectError {
     match error {
-        ConnectionError::Timeout(_) => Trouble::Timeout,
-        ConnectionError::Io(error) => Trouble::Io(error),
-        ConnectionError::Tls(error) => disconnect::in_tls(error),
-        ConnectionError::ConnectionRefused(code) => Trouble::Refused(format!("{code:?}"), refused(code)),
-        ConnectionError::NotConnAck(_) => Trouble::Unreadable("it is no CONNACK".into()),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            Trouble::Refused(format!("{reason_code:?}"), dismissed(reason_code))
+        ConnectionError::Timeout(_) => ConnectError::Timeout,
+        ConnectionError::Io(error) => ConnectError::Io(error),
+        ConnectionError::Tls(error) => disconnect::from_tls(error),
+        ConnectionError::ConnectionRefused(code) => {
+            ConnectError::Refused(format!("{code:?}"), refusal_text(code))
         }
-        ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Trouble::Closed,
-        ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => Trouble::Io(e),
+        ConnectionError::NotConnAck(_) => ConnectError::Unreadable("it is no CONNACK".into()),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            ConnectError::Refused(format!("{reason_code:?}"), disconnect_text(reason_code))
+        }
+        ConnectionError::MqttState(StateError::AwaitPingResp) => ConnectError::Silence,
+        ConnectionError::MqttState(StateError::ConnectionAborted) => ConnectError::Closed,
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => ConnectError::Io(e),
         // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
         ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
-            Trouble::Closed
+            ConnectError::Closed
         }
-        ConnectionError::MqttState(StateError::Deserialization(e)) => Trouble::Unreadable(e.to_string()),
-        other => Trouble::Other(other.to_string()),
+        ConnectionError::MqttState(StateError::Deserialization(e)) => ConnectError::Unreadable(e.to_string()),
+        other => ConnectError::Other(other.to_string()),
     }
 }
 
-fn refused(code: ConnectReturnCode) -> String {
+fn refusal_text(code: ConnectReturnCode) -> String {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized, UnsupportedProtocolVersion};
     let hint = match code {
         BadUserNamePassword | NotAuthorized => "; see mqtt.username and mqtt.password_file",
@@ -204,7 +207,7 @@ fn refused(code: ConnectReturnCode) -> String {
     format!("refused with {code:?}{hint}")
 }
 
-fn dismissed(code: DisconnectReasonCode) -> String {
+fn disconnect_text(code: DisconnectReasonCode) -> String {
     let hint = match code {
         DisconnectReasonCode::SessionTakenOver => "; another client uses our client id",
         DisconnectReasonCode::SharedSubscriptionNotSupported => "; take mqtt.group out",
@@ -235,26 +238,29 @@ mod tests {
 
     #[test]
     fn an_oversized_packet_counts_as_unreadable_and_a_lost_connection_does_not() {
-        let state = |e| trouble(ConnectionError::MqttState(StateError::Deserialization(e)));
+        let state = |e| connect_error(ConnectionError::MqttState(StateError::Deserialization(e)));
         let oversize = state(CodecError::PayloadSizeLimitExceeded { pkt_size: 9, max: 1 });
-        assert!(matches!(oversize, Trouble::Unreadable(_)), "{oversize:?}");
+        assert!(matches!(oversize, ConnectError::Unreadable(_)), "{oversize:?}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert!(matches!(state(CodecError::Io(reset)), Trouble::Io(_)));
+        assert!(matches!(state(CodecError::Io(reset)), ConnectError::Io(_)));
     }
 
     #[test]
     fn a_disconnect_without_a_reason_is_no_poison() {
         let bare =
             v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
-        let told = trouble(ConnectionError::MqttState(StateError::Deserialization(bare)));
-        assert!(matches!(told, Trouble::Closed), "{told:?}");
+        let told = connect_error(ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert!(matches!(told, ConnectError::Closed), "{told:?}");
     }
 
     #[test]
     fn a_broker_that_names_no_limits_has_none_but_ours() {
         let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
         let limits = Limits { packet: usize::MAX, window: WINDOW };
-        let said = broker(&connack);
-        assert_eq!((said.limits, said.retains, said.shares, said.max_qos), (limits, true, true, 2));
+        let said = broker_info(&connack);
+        assert_eq!(
+            (said.limits, said.has_retained_messages, said.has_shared_subscriptions, said.max_qos),
+            (limits, true, true, 2)
+        );
     }
 }

@@ -8,7 +8,7 @@ use super::outbox::PromptId;
 use super::persistence::Clock;
 use super::requests::Way;
 use crate::protocol::Priority;
-use crate::transport::fair_queue::Turns;
+use crate::transport::fair_queue::FairQueue;
 use crate::transport::mqtt::delivery::answer_log::record::{SavedPrompt, Work};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -51,7 +51,7 @@ impl Prompt {
 #[derive(Debug)]
 pub struct Backlog {
     prompts: HashMap<PromptId, Prompt>,
-    turns: Turns<PromptId>,
+    turns: FairQueue<PromptId>,
     /// Prompts that wait for the answer of an earlier one, which is the key.
     followers: HashMap<PromptId, Vec<PromptId>>,
     /// Bytes of them all.
@@ -66,7 +66,7 @@ impl Backlog {
     pub fn new(inbox: usize) -> Self {
         Backlog {
             prompts: HashMap::new(),
-            turns: Turns::default(),
+            turns: FairQueue::default(),
             followers: HashMap::new(),
             bytes: 0,
             at_qos_0: 0,
@@ -106,7 +106,7 @@ impl Backlog {
     ///
     /// [`removed`]: Backlog::remove
     pub fn next(&mut self, now: Instant, allowed: impl FnMut(&str) -> bool) -> Option<PromptId> {
-        self.turns.pop_for(now, allowed).map(|(_, number)| number)
+        self.turns.pop_allowed(now, allowed).map(|(_, number)| number)
     }
 
     /// Has a prompt wait until the earlier `leader` is settled, whose answer is its own as well.

@@ -5,7 +5,7 @@
 
 use super::outbox::{Packet, PromptId};
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
-use crate::transport::mqtt::client::Message;
+use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::topics::Topics;
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::collections::{BTreeMap, HashMap};
@@ -42,7 +42,12 @@ pub struct Way {
 impl Way {
     /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
     /// answer to that goes to the reply topic.
-    pub fn new(message: &Message, id: String, topics: &Topics, now: Instant) -> (Self, Result<(), Refusal>) {
+    pub fn new(
+        message: &IncomingMessage,
+        id: String,
+        topics: &Topics,
+        now: Instant,
+    ) -> (Self, Result<(), Refusal>) {
         let wanted = message.response_topic.as_deref();
         let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic, &message.topic));
         let topic = match (wanted, &checked) {
@@ -186,7 +191,7 @@ impl Prompts {
             request,
             id: way.id.clone(),
             client: format!("mqtt:{client}"),
-            turn: format!("mqtt:{client}"),
+            queue_key: format!("mqtt:{client}"),
             when_full: WhenFull::Wait,
             received,
             reply,
@@ -267,8 +272,8 @@ mod tests {
     use super::*;
     use crate::protocol::{Done, Timings, Usage, json};
 
-    fn message() -> Message {
-        Message {
+    fn message() -> IncomingMessage {
+        IncomingMessage {
             topic: b"bitnetd/cellar/prompt".to_vec(),
             payload: b"hello".to_vec(),
             packet: Some(1),
@@ -281,7 +286,7 @@ mod tests {
         }
     }
 
-    fn way(message: &Message, now: Instant) -> (Way, Result<(), Refusal>) {
+    fn way(message: &IncomingMessage, now: Instant) -> (Way, Result<(), Refusal>) {
         Way::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
     }
 
@@ -303,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_refused_response_topic_is_answered_on_the_reply_topic() {
-        let asked = Message { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
+        let asked = IncomingMessage { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
         let (way, checked) = way(&asked, Instant::now());
         assert_eq!(way.topic, "bitnetd/cellar/reply/a");
         assert_eq!(checked.expect_err("a loop").code, Code::InvalidRequest);
@@ -312,7 +317,7 @@ mod tests {
     #[test]
     fn a_reply_expires_with_its_prompt_but_can_be_fetched_at_the_deadline() {
         let now = Instant::now();
-        let asked = Message { expiry: Some(Duration::from_secs(60)), ..message() };
+        let asked = IncomingMessage { expiry: Some(Duration::from_secs(60)), ..message() };
         let (way, _) = way(&asked, now);
         let at = |seconds| now + Duration::from_secs(seconds);
         assert_eq!(way.packet(vec![], at(10)).expires, Some(at(60)));
@@ -323,7 +328,7 @@ mod tests {
     fn the_message_expiry_is_a_deadline_of_the_request() {
         let (sender, mut requests) = mpsc::channel(2);
         let mut prompts = Prompts::new(sender, 9);
-        let asked = Message { expiry: Some(Duration::from_secs(2)), ..message() };
+        let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let way = way(&asked, Instant::now()).0;
             prompts.start(1, Request { timeout, ..request() }, "-", way, Instant::now());

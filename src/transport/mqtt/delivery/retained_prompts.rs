@@ -4,7 +4,7 @@
 //! nothing else. Each of them is refused once, and not on every connection.
 
 use crate::config::MqttVersion;
-use crate::transport::mqtt::client::Message;
+use crate::transport::mqtt::client::IncomingMessage;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
@@ -27,7 +27,7 @@ impl RetainedPrompts {
     }
 
     /// Whether the message is a retained prompt that was refused before; takes note of one that was not.
-    pub fn is_repeated(&mut self, message: &Message) -> bool {
+    pub fn is_repeated(&mut self, message: &IncomingMessage) -> bool {
         let Some(seen) = self.seen.as_mut().filter(|_| message.retained) else { return false };
         if seen.len() >= REMEMBERED {
             seen.clear();
@@ -40,8 +40,8 @@ impl RetainedPrompts {
 mod tests {
     use super::*;
 
-    fn message(retained: bool, payload: &[u8]) -> Message {
-        Message {
+    fn message(retained: bool, payload: &[u8]) -> IncomingMessage {
+        IncomingMessage {
             topic: b"bitnetd/cellar/prompt".to_vec(),
             payload: payload.to_vec(),
             packet: Some(1),

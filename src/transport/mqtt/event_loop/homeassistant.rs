@@ -2,12 +2,12 @@
 
 use super::{Desk, chance};
 use crate::protocol::json::{self, Cancelled};
-use crate::transport::Control;
-use crate::transport::mqtt::client::Message;
+use crate::transport::Command;
+use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::delivery::outbox::Packet;
 use crate::transport::mqtt::homeassistant::{Discovery, Outcome, Sources, Task};
-use crate::transport::mqtt::link::Loss;
-use crate::transport::mqtt::topics::Filter;
+use crate::transport::mqtt::link::Disconnect;
+use crate::transport::mqtt::topics::TopicFilter;
 use std::time::{Instant, SystemTime};
 
 impl Desk {
@@ -21,7 +21,7 @@ impl Desk {
     }
 
     /// What to subscribe to for Home Assistant.
-    pub(super) fn home_filters(&mut self) -> Vec<Filter> {
+    pub(super) fn home_filters(&mut self) -> Vec<TopicFilter> {
         let filters = self.discovery.as_mut().map_or(Ok(Vec::new()), Discovery::filters);
         filters.unwrap_or_else(|said| {
             log::warn!("{}: {said}", self.place());
@@ -50,7 +50,7 @@ impl Desk {
     }
 
     /// The connection is gone.
-    pub(super) fn home_lost(&mut self, loss: &Loss, now: Instant) {
+    pub(super) fn home_lost(&mut self, loss: &Disconnect, now: Instant) {
         let told = self.discovery.as_mut().and_then(|home| home.disconnected(loss.is_by_broker(), now));
         self.home_given_up(told);
     }
@@ -65,7 +65,7 @@ impl Desk {
     }
 
     /// Whether a message is Home Assistant's word of itself.
-    pub(super) fn is_birth(&mut self, message: &Message, now: Instant) -> bool {
+    pub(super) fn is_birth(&mut self, message: &IncomingMessage, now: Instant) -> bool {
         let discovery = self.discovery.as_mut().filter(|home| home.is_birth(&message.topic));
         discovery.map(|discovery| discovery.heard(&message.payload, now, chance())).is_some()
     }
@@ -116,13 +116,13 @@ impl Desk {
         true
     }
 
-    pub(super) fn on_cancel(&mut self, message: &Message) {
+    pub(super) fn on_cancel(&mut self, message: &IncomingMessage) {
         if is_stale(message) {
             return;
         }
         match json::cancel_topic(&message.payload) {
             Ok(Cancelled::Id(id)) => self.cancel(&id),
-            Ok(Cancelled::Running) => self.control(message, Control::CancelRunning),
+            Ok(Cancelled::Running) => self.control(message, Command::CancelRunning),
             // What came is not repeated: it may be a prompt that was sent to the wrong topic.
             Err(_) => {
                 let topic = self.topics.cancel();
@@ -133,21 +133,21 @@ impl Desk {
         }
     }
 
-    pub(super) fn on_threads(&self, message: &Message) {
+    pub(super) fn on_threads(&self, message: &IncomingMessage) {
         if is_stale(message) {
             return;
         }
         let (topic, most) = (self.topics.threads(), self.door.threads);
         match json::thread_limit(&message.payload) {
             Ok(threads) if (1..=most).contains(&threads) => {
-                self.control(message, Control::Threads(threads));
+                self.control(message, Command::Threads(threads));
             }
             Ok(threads) => log::warn!("{topic}: {threads} is outside 1 to {most}, which is budget.threads"),
             Err(refusal) => log::warn!("{topic}: {}", refusal.message),
         }
     }
 
-    fn control(&self, message: &Message, control: Control) {
+    fn control(&self, message: &IncomingMessage, control: Command) {
         if self.door.controls.try_send(control).is_err() {
             let topic = String::from_utf8_lossy(&message.topic);
             log::warn!("{topic}: ignored, too many came at once; send it again");
@@ -157,7 +157,7 @@ impl Desk {
 
 /// What the broker kept is of another day, and would come again at each start. Says so; but an empty payload is
 /// how it is taken back.
-fn is_stale(message: &Message) -> bool {
+fn is_stale(message: &IncomingMessage) -> bool {
     if message.payload.is_empty() {
         return true;
     }

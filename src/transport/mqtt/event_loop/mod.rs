@@ -6,12 +6,12 @@
 mod homeassistant;
 mod prompts;
 
-use super::client::{Broker, Connection, Granted, Happened, Identity, Message};
+use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, IncomingMessage, SubAcks};
 use super::homeassistant::Discovery;
-use super::link::{Link, Loss, POSTPONED};
+use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
 use super::shared_subscription::Sharing;
-use super::subscription_check::{Action, SelfCheck};
-use super::topics::{Addressed, Topics};
+use super::subscription_check::{CheckAction, SubscriptionCheck};
+use super::topics::{TopicKind, Topics};
 use super::{Door, LinkState};
 use crate::telemetry::alerts::Alert;
 use crate::transport::mqtt::delivery::alert_queue::Alarms;
@@ -50,7 +50,7 @@ pub(super) struct Desk {
     dedup: Deduplicator,
     backlog: Backlog,
     prompts: Prompts,
-    self_check: SelfCheck,
+    self_check: SubscriptionCheck,
     /// Whether the broker has shared subscriptions, as far as it says.
     shares: bool,
     retained: RetainedPrompts,
@@ -78,7 +78,7 @@ impl Desk {
             dedup: Deduplicator::new(random(), random() >> 1),
             backlog: Backlog::new(if door.state_in.is_some() { door.inbox_bytes } else { 0 }),
             prompts: Prompts::new(door.requests.clone(), door.window),
-            self_check: SelfCheck::new(random(), topics.self_check().len()),
+            self_check: SubscriptionCheck::new(random(), topics.self_check().len()),
             shares: true,
             retained: RetainedPrompts::new(door.config.version),
             discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
@@ -154,7 +154,7 @@ impl Desk {
         self.save();
         if self.dedup.has_postponed() && self.backlog.has_much_room() && !self.is_stopping() {
             let text = "prompts were left to the broker while too many waited; now there is room".into();
-            self.on_lost(&Loss { kind: POSTPONED.into(), text, unreadable: false });
+            self.on_lost(&Disconnect { kind: DEFERRED_PROMPTS.into(), text, unreadable: false });
         }
     }
 
@@ -192,7 +192,7 @@ impl Desk {
             _ => self.store.note(&Record::Session(self.dedup.session())),
         }
         if !contents.answers.is_empty() || !contents.prompts.is_empty() {
-            self.link.had_session();
+            self.link.expect_session();
         }
         let Desk { dedup, backlog, outbox, .. } = self;
         let restored = persistence::restore(contents, dedup, backlog, outbox, Clock::read());
@@ -210,17 +210,17 @@ impl Desk {
             self.on_saved(finished);
         }
         self.check_itself(now);
-        if self.link.is_dead(now) {
+        if self.link.is_timed_out(now) {
             let text = "nothing heard for too long".into();
-            return self.on_lost(&Loss { kind: "silence".into(), text, unreadable: false });
+            return self.on_lost(&Disconnect { kind: "silence".into(), text, unreadable: false });
         }
-        let Some(how) = self.link.wake(now) else { return };
+        let Some(how) = self.link.connect_if_due(now) else { return };
         let who = Identity {
             config: &self.door.config,
             device: &self.door.device,
             topics: &self.topics,
             receive_maximum: RECEIVE_MAXIMUM,
-            retains: self.retains,
+            has_retained_messages: self.retains,
         };
         match Connection::open(&who, how) {
             Ok(connection) => self.connection = Some(connection),
@@ -228,28 +228,28 @@ impl Desk {
         }
     }
 
-    fn on_link(&mut self, happened: Result<Happened, Loss>) {
+    fn on_link(&mut self, happened: Result<ConnectionEvent, Disconnect>) {
         let now = Instant::now();
-        self.link.heard(now);
+        self.link.received_packet(now);
         match happened {
-            Ok(Happened::Connected(broker)) => self.on_connected(broker, now),
-            Ok(Happened::Subscribed(granted)) => self.on_subscribed(granted),
-            Ok(Happened::Message(message)) => self.on_message(&message, now),
-            Ok(Happened::Acknowledged(row, taken)) => self.on_acknowledged(row, taken),
-            Ok(Happened::Disconnected | Happened::Nothing) => {}
+            Ok(ConnectionEvent::Connected(broker)) => self.on_connected(broker, now),
+            Ok(ConnectionEvent::SubAck(granted)) => self.on_subscribed(granted),
+            Ok(ConnectionEvent::Message(message)) => self.on_message(&message, now),
+            Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
+            Ok(ConnectionEvent::DisconnectSent | ConnectionEvent::Other) => {}
             Err(loss) => self.on_lost(&loss),
         }
     }
 
-    fn on_connected(&mut self, broker: Broker, now: Instant) {
-        if broker.is_passing {
-            self.link.begun_anew();
+    fn on_connected(&mut self, broker: BrokerInfo, now: Instant) {
+        if broker.is_clean_session {
+            self.link.session_discarded();
             let text = "the session was begun anew; once more, for one that is kept".into();
-            return self.on_lost(&Loss { kind: "begun anew".into(), text, unreadable: false });
+            return self.on_lost(&Disconnect { kind: "begun anew".into(), text, unreadable: false });
         }
         let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
-        self.retains &= broker.retains;
+        self.retains &= broker.has_retained_messages;
         let (place, count) = (self.place(), welcome.number);
         log::info!("{place}: connected (connection {count}, session kept: {})", broker.session_present);
         if welcome.session_lost {
@@ -260,7 +260,7 @@ impl Desk {
             self.store.note(&Record::Session(self.dedup.session()));
         }
         self.state.subscribed = false;
-        self.shares = broker.shares;
+        self.shares = broker.has_shared_subscriptions;
         // Also where the session is kept: a broker that came back from an older save has an older session.
         self.subscribe();
         self.announce("online");
@@ -297,7 +297,7 @@ impl Desk {
         self.outbox.push_status(Packet { retain: self.retains, ..packet });
     }
 
-    fn on_subscribed(&mut self, granted: Granted) {
+    fn on_subscribed(&mut self, granted: SubAcks) {
         self.state.subscribed = granted.own.is_ok();
         match granted.own {
             Ok(()) => self.self_check.subscribed(Instant::now()),
@@ -308,7 +308,7 @@ impl Desk {
                 ));
             }
         }
-        self.home_granted(granted.home);
+        self.home_granted(granted.homeassistant);
         if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
             self.complain(&said);
         }
@@ -316,7 +316,7 @@ impl Desk {
 
     /// What the broker keeps of an earlier prefix or group is answered, and no more of it asked for.
     fn give_up(&self, topic: &[u8]) {
-        let filters = self.topics.left_over(topic);
+        let filters = self.topics.stale_filters(topic);
         let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
         let topic = String::from_utf8_lossy(topic);
         log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.place());
@@ -338,7 +338,7 @@ impl Desk {
         self.outbox.acknowledged(row, is_taken);
     }
 
-    fn on_lost(&mut self, loss: &Loss) {
+    fn on_lost(&mut self, loss: &Disconnect) {
         self.connection = None;
         // Asked for both at once, Home Assistant's births are left out first.
         self.sharing.disconnected(!self.is_home_asking());
@@ -348,10 +348,10 @@ impl Desk {
             let place = self.place();
             log::error!("{place}: the alert {kind} is given up: the broker ends the connection over it");
         }
-        self.dedup.disconnected(loss.is_by_us());
+        self.dedup.disconnected(loss.is_by_daemon());
         self.self_check.disconnected(loss.is_by_broker());
         self.retains &= loss.kind != "RetainNotSupported";
-        let retry = self.link.lost(Instant::now(), loss, chance());
+        let retry = self.link.disconnected(Instant::now(), loss, chance());
         let said = format!("{}: {}{}", self.place(), loss.text, retry.advice(&self.door.device));
         if retry.log {
             log::warn!("{said}; next try in {:.1} s", retry.wait.as_secs_f32());
@@ -359,22 +359,22 @@ impl Desk {
         self.state.problem = Some(said);
     }
 
-    fn on_message(&mut self, message: &Message, now: Instant) {
+    fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
         self.give_up(&message.topic);
         if self.is_birth(message, now) {
             return self.dedup.acknowledge_only(message.packet);
         }
-        match self.topics.parse_named(&message.topic, message.client.as_deref()) {
+        match self.topics.parse_with_client(&message.topic, message.client.as_deref()) {
             // How a retained message is taken back: nothing is asked, and nobody waits for an answer.
-            Some(Addressed::Prompt(_)) if message.payload.is_empty() => {
+            Some(TopicKind::Prompt(_)) if message.payload.is_empty() => {
                 self.dedup.acknowledge_only(message.packet)
             }
-            Some(Addressed::Prompt(client)) => self.on_prompt(message, &client, now),
-            Some(Addressed::Cancel) => {
+            Some(TopicKind::Prompt(client)) => self.on_prompt(message, &client, now),
+            Some(TopicKind::Cancel) => {
                 self.on_cancel(message);
                 self.dedup.acknowledge_only(message.packet);
             }
-            Some(Addressed::Threads) => {
+            Some(TopicKind::Threads) => {
                 self.on_threads(message);
                 self.dedup.acknowledge_only(message.packet);
             }
@@ -388,22 +388,22 @@ impl Desk {
         if !self.link.is_online() {
             return;
         }
-        match self.self_check.wake(now) {
+        match self.self_check.next_action(now) {
             None => {}
-            Some(Action::Publish(payload)) => {
+            Some(CheckAction::Publish(payload)) => {
                 for topic in self.topics.self_check() {
                     let packet = Packet::json(topic, payload.clone().into_bytes());
-                    self.connection.iter().for_each(|connection| connection.mention(&packet, now));
+                    self.connection.iter().for_each(|connection| connection.publish_at_qos_0(&packet, now));
                 }
             }
-            Some(Action::Subscribe) => {
+            Some(CheckAction::Subscribe) => {
                 log::warn!(
                     "{}: prompts no longer reach us, a subscription is gone; subscribing again",
                     self.place()
                 );
                 self.subscribe();
             }
-            Some(Action::Unproven) => {
+            Some(CheckAction::ReportImpossible) => {
                 let (place, topic) = (self.place(), self.topics.prompt());
                 log::info!(
                     "{place}: a message to ourselves does not come back, so a lost subscription would not be noticed; \
@@ -432,7 +432,7 @@ impl Desk {
             let packet = Packet::json(self.topics.telemetry(), report);
             let packet = Packet { expires: Some(now + *self.door.interval.borrow()), ..packet };
             if packet.size() <= self.limits.packet {
-                connection.mention(&packet, now);
+                connection.publish_at_qos_0(&packet, now);
             }
         }
     }
@@ -502,8 +502,8 @@ impl Desk {
                 asked = !self.outbox.has_status() && connection.disconnect();
             }
             match next(&mut self.connection).await {
-                Ok(Happened::Acknowledged(row, taken)) => self.on_acknowledged(row, taken),
-                Ok(Happened::Disconnected) | Err(_) => return,
+                Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
+                Ok(ConnectionEvent::DisconnectSent) | Err(_) => return,
                 Ok(_) => {}
             }
         }
@@ -515,7 +515,7 @@ impl Desk {
 }
 
 /// What happens next on the connection; without one, nothing ever.
-async fn next(connection: &mut Option<Connection>) -> Result<Happened, Loss> {
+async fn next(connection: &mut Option<Connection>) -> Result<ConnectionEvent, Disconnect> {
     match connection {
         Some(connection) => connection.next().await,
         None => std::future::pending().await,

@@ -4,7 +4,7 @@
 use super::Desk;
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
-use crate::transport::mqtt::client::Message;
+use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::delivery::answer_log::record::{Record, Work};
 use crate::transport::mqtt::delivery::backlog::Prompt;
 use crate::transport::mqtt::delivery::dedup::{Delivery, Verdict};
@@ -50,7 +50,7 @@ impl Desk {
         }
     }
 
-    pub(super) fn on_prompt(&mut self, message: &Message, client: &str, now: Instant) {
+    pub(super) fn on_prompt(&mut self, message: &IncomingMessage, client: &str, now: Instant) {
         let is_own = self.self_check.receive(&message.payload, now);
         if is_own || self.retained.is_repeated(message) {
             return self.dedup.acknowledge_only(message.packet);
@@ -105,7 +105,7 @@ impl Desk {
         self.dedup.forget(prompt);
     }
 
-    fn receive(&mut self, message: &Message, client: &str, id: Option<&str>) -> Verdict {
+    fn receive(&mut self, message: &IncomingMessage, client: &str, id: Option<&str>) -> Verdict {
         self.dedup.receive(&Delivery {
             packet: message.packet,
             redelivered: message.redelivered,
@@ -118,7 +118,7 @@ impl Desk {
         })
     }
 
-    fn admit(&self, message: &Message, read: Result<Request, Refusal>) -> Result<Request, Refusal> {
+    fn admit(&self, message: &IncomingMessage, read: Result<Request, Refusal>) -> Result<Request, Refusal> {
         if message.retained {
             let text = "a retained prompt would be asked again at every connect; publish it without retain";
             return Err(Refusal::new(Code::InvalidRequest, text));

@@ -3,7 +3,7 @@
 //! Pure. They stand in one SUBSCRIBE with the prompts, and a broker may end the connection over a filter that it forbids:
 //! then prompts must come all the same.
 
-use crate::transport::mqtt::topics::Filter;
+use crate::transport::mqtt::topics::TopicFilter;
 
 /// Connections that the broker ended over the question before it is asked no more.
 const ENOUGH: u32 = 2;
@@ -32,12 +32,12 @@ impl Births {
     /// What to ask for on a new connection. The error is said once.
     ///
     /// At QoS 0: a birth must not wait behind a window full of prompts, nor take a place in it.
-    pub fn ask(&mut self) -> Result<Vec<Filter>, String> {
+    pub fn ask(&mut self) -> Result<Vec<TopicFilter>, String> {
         if self.ended >= ENOUGH {
             return self.tell("the broker ends the connection over it").map_or(Ok(Vec::new()), Err);
         }
         self.is_open = true;
-        Ok(self.topics.iter().map(|topic| Filter { topic: topic.clone(), assured: false }).collect())
+        Ok(self.topics.iter().map(|topic| TopicFilter { topic: topic.clone(), is_qos_1: false }).collect())
     }
 
     /// The broker's answer, as what is to be said of it.

@@ -12,7 +12,7 @@ mod tests;
 pub use entities::Sources;
 
 use super::Door;
-use super::topics::{Filter, Topics};
+use super::topics::{TopicFilter, Topics};
 use crate::transport::mqtt::delivery::outbox::Packet;
 use birth_subscription::Births;
 use entities::Subject;
@@ -118,7 +118,7 @@ impl Discovery {
     }
 
     /// What to subscribe to on this connection; nothing while the description is given up. The error is said once.
-    pub fn filters(&mut self) -> Result<Vec<Filter>, String> {
+    pub fn filters(&mut self) -> Result<Vec<TopicFilter>, String> {
         if self.is_wanted && self.again.is_none() { self.births.ask() } else { Ok(Vec::new()) }
     }
 

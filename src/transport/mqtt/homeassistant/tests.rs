@@ -1,6 +1,6 @@
 use super::*;
 use crate::telemetry::Telemetry;
-use crate::transport::Pulse;
+use crate::transport::Heartbeat;
 use crate::transport::mqtt::LinkState;
 use serde_json::Value;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn with(change: impl FnOnce(&mut Door)) -> Discovery {
         draining: CancellationToken::new(),
         close: CancellationToken::new(),
         flush: Duration::ZERO,
-        pulse: Pulse::default(),
+        pulse: Heartbeat::default(),
         turn: Duration::ZERO,
     };
     change(&mut door);
@@ -106,7 +106,7 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
     let topics = |discovery: &mut Discovery| -> Vec<String> {
         let filters = discovery.filters().expect("nothing to say");
-        assert!(filters.iter().all(|filter| !filter.assured));
+        assert!(filters.iter().all(|filter| !filter.is_qos_1));
         filters.into_iter().map(|filter| filter.topic).collect()
     };
     assert_eq!(topics(&mut discovery()), ["homeassistant/status"]);

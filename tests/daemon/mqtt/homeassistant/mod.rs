@@ -10,7 +10,7 @@ use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::{Cpu, Flag, Memory, Method, Reading, Thermal, Throttled, Throttling};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::sensors::Snapshot;
-use bitnetd::transport::Control;
+use bitnetd::transport::Command;
 use bitnetd::transport::mqtt::{Door, Home};
 use serde_json::Value;
 use std::sync::Arc;
@@ -259,7 +259,7 @@ async fn over_mqtt_3_1_1_it_is_the_same() {
     broker.publish(&["-t", STATUS, "-m", "online"]).await;
     schema_rules::check(&serde_json::from_str(&client.text().await).expect("JSON"));
     broker.publish(&["-t", "bitnetd/cellar/threads/set", "-m", "2"]).await;
-    assert_eq!(next(&mut bench).await, Control::Threads(2));
+    assert_eq!(next(&mut bench).await, Command::Threads(2));
 }
 
 #[tokio::test]
@@ -270,13 +270,13 @@ async fn the_button_and_the_number_reach_the_daemon() {
     let text = |key: &str, of: &str| components[key][of].as_str().expect("text").to_owned();
     let press = text("cancel", "payload_press");
     broker.publish(&["-t", &text("cancel", "command_topic"), "-m", &press]).await;
-    assert_eq!(next(&mut bench).await, Control::CancelRunning);
+    assert_eq!(next(&mut bench).await, Command::CancelRunning);
     broker.publish(&["-t", &text("threads", "command_topic"), "-m", "2"]).await;
-    assert_eq!(next(&mut bench).await, Control::Threads(2));
+    assert_eq!(next(&mut bench).await, Command::Threads(2));
     assert_eq!((&components["threads"]["min"], &components["threads"]["max"]), (&1.into(), &4.into()));
 }
 
-async fn next(bench: &mut Bench) -> Control {
+async fn next(bench: &mut Bench) -> Command {
     let control = timeout(Duration::from_secs(30), bench.controls.recv()).await.expect("in time");
     control.expect("an open door")
 }
@@ -298,7 +298,7 @@ async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
     broker.publish(&["-r", "-t", "bitnetd/cellar/cancel", "-m", "{\"running\":true}"]).await;
     sleep(QUIET).await;
     client.publish("bitnetd/cellar/threads/set", b"3", none()).await;
-    assert_eq!(next(&mut bench).await, Control::Threads(3), "and none before it");
+    assert_eq!(next(&mut bench).await, Command::Threads(3), "and none before it");
 }
 
 #[tokio::test]
