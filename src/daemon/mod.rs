@@ -32,7 +32,7 @@ use crate::engine::{self, ModelFile, Source};
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
-use crate::transport::mqtt::{self, Home, LinkState};
+use crate::transport::mqtt::{self, HomeAssistantInfo, LinkState};
 use crate::transport::unix::{self, BacklogPolicy};
 use crate::transport::{Command, Heartbeat, Inbound};
 use budget::window;
@@ -340,27 +340,27 @@ impl Daemon {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
         let (state, link) = watch::channel(LinkState::default());
-        doors.spawn(mqtt::run(mqtt::Door {
+        doors.spawn(mqtt::run(mqtt::MqttContext {
             config,
             device: running.device.id.clone(),
-            state_in: running.device.state_in.clone(),
+            state_dir: running.device.state_in.clone(),
             info: info_payload(running, facts, plan),
-            window: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
+            max_active: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
-            controls,
-            home: Some(Home { model: facts.model.clone() }),
+            commands: controls,
+            homeassistant: Some(HomeAssistantInfo { model: facts.model.clone() }),
             threads: running.budget.threads,
-            telemetry,
+            reports: telemetry,
             alerts,
-            interval: self.settings.interval.subscribe(),
-            state,
-            counters: Arc::clone(&self.telemetry),
+            report_interval: self.settings.interval.subscribe(),
+            status: state,
+            local_telemetry: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
-            flush: FLUSH,
-            pulse: self.pulse.clone(),
-            turn: systemd::turn(),
+            flush_timeout: FLUSH,
+            heartbeat: self.pulse.clone(),
+            max_idle: systemd::turn(),
         }));
         Some(link)
     }

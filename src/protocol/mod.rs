@@ -9,8 +9,8 @@ mod report;
 pub mod text;
 
 pub use report::{
-    Cache, Cpu, Energy, Flag, Latency, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report,
-    Requests, Screen, Spans, Thermal, Throttled, Throttling, Throughput,
+    Cache, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure,
+    Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
 };
 
 use serde::Serialize;

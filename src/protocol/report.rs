@@ -193,7 +193,7 @@ pub struct Percentiles {
 
 /// Percentiles since start, of the last minute and of the last hour.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Spans {
+pub struct LatencyWindows {
     /// Since start.
     #[serde(flatten)]
     pub all: Percentiles,
@@ -207,13 +207,13 @@ pub struct Spans {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Latency {
     /// Waiting for the worker.
-    pub queue_ms: Spans,
+    pub queue_ms: LatencyWindows,
     /// From arrival to the first token.
-    pub ttft_ms: Spans,
+    pub ttft_ms: LatencyWindows,
     /// Between tokens after the first: one mean for each request.
-    pub token_ms: Spans,
+    pub token_ms: LatencyWindows,
     /// From arrival to the last token.
-    pub total_ms: Spans,
+    pub total_ms: LatencyWindows,
 }
 
 /// Tokens and their speed.
@@ -228,12 +228,12 @@ pub struct Throughput {
     /// Tokens a second while generating.
     pub tokens_per_second: Option<f64>,
     /// How well screening the head works; null where it is read whole.
-    pub screen: Option<Screen>,
+    pub screen: Option<ShortlistCounts>,
 }
 
 /// Counts of a screened head since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Screen {
+pub struct ShortlistCounts {
     /// Tokens that were chosen through it.
     pub tokens: u64,
     /// Rows of the head that were read for them.

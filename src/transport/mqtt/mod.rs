@@ -24,15 +24,15 @@ mod topics;
 
 pub use client::{BrokerLimits, ProbeReport, probe};
 pub use delivery::answer_log::record;
-pub use delivery::dedup::Keys;
-pub use homeassistant::Home;
+pub use delivery::dedup::DedupKeys;
+pub use homeassistant::HomeAssistantInfo;
 pub use topics::{TopicKind, Topics};
 
 use crate::config::Mqtt;
 use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::Alert;
 use crate::transport::{Command, Heartbeat, Inbound};
-use event_loop::Desk;
+use event_loop::EventLoop;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,48 +46,48 @@ pub const LINK_BYTES: usize = 4 << 20;
 
 /// What the door needs.
 #[derive(Debug)]
-pub struct Door {
+pub struct MqttContext {
     /// Where the broker is.
     pub config: Mqtt,
     /// The device's level in every topic; one MQTT session belongs to it.
     pub device: String,
     /// Folder for answers that must outlive the process; `None` keeps none.
-    pub state_in: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
     /// Prompts that are handed over at a time; the others wait here.
-    pub window: u16,
+    pub max_active: u16,
     /// Bytes of prompts that may be acknowledged before they are answered, in the folder of `state_in`.
     pub inbox_bytes: usize,
     /// Where requests go.
     pub requests: mpsc::Sender<Inbound>,
     /// Where controls go. When it is full they are lost, and the log says so.
-    pub controls: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<Command>,
     /// What Home Assistant is told, as `config` says; `None`: neither told anything nor listened to.
-    pub home: Option<Home>,
+    pub homeassistant: Option<HomeAssistantInfo>,
     /// Threads that compute: a limit of them is from 1 to these.
     pub threads: usize,
     /// The latest report, as JSON.
-    pub telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
+    pub reports: watch::Receiver<Option<Arc<Vec<u8>>>>,
     /// Alerts that were raised or cleared.
     pub alerts: mpsc::Receiver<Alert>,
     /// When a report is stale: the interval between two, which may change.
-    pub interval: watch::Receiver<Duration>,
+    pub report_interval: watch::Receiver<Duration>,
     /// How the link fares.
-    pub state: watch::Sender<LinkState>,
+    pub status: watch::Sender<LinkState>,
     /// Counts what is refused here already.
-    pub counters: Arc<Telemetry>,
+    pub local_telemetry: Arc<Telemetry>,
     /// From now on new prompts are left to the broker for the next start; at QoS 0, which it does not
     /// keep, they are refused.
     pub draining: CancellationToken,
     /// Send what is left and stop.
     pub close: CancellationToken,
     /// Longest time for sending what is left.
-    pub flush: Duration,
+    pub flush_timeout: Duration,
     /// Beats at each turn of the door's loop.
-    pub pulse: Heartbeat,
+    pub heartbeat: Heartbeat,
     /// Longest time between two turns, when there is nothing to do.
-    pub turn: Duration,
+    pub max_idle: Duration,
 }
 
 /// How the broker link fares.
@@ -124,11 +124,11 @@ pub struct LinkState {
 }
 
 /// Serves until `door.close`; returns when what was left is with the broker, or its time is up.
-pub async fn run(door: Door) {
-    let mut desk = Desk::new(door);
-    desk.recall().await;
+pub async fn run(door: MqttContext) {
+    let mut desk = EventLoop::new(door);
+    desk.load().await;
     while !desk.is_finished(Instant::now()) {
         desk.step().await;
     }
-    desk.farewell().await;
+    desk.close().await;
 }

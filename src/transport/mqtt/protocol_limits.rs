@@ -4,7 +4,7 @@
 //! Pure, for one connection. Knows packets only by the numbers in them.
 
 use super::link::Disconnect;
-use crate::transport::mqtt::delivery::outbox::Limits;
+use crate::transport::mqtt::delivery::outbox::PublishLimits;
 use std::time::Duration;
 
 /// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive
@@ -23,7 +23,7 @@ pub struct ProtocolGuard {
 impl ProtocolGuard {
     /// The broker accepted us. Each CONNACK begins with messages of ours to send, so a second one
     /// is not only wrong but would let the broker fill our memory.
-    pub fn connack(&mut self, limits: Limits) -> Result<(), Disconnect> {
+    pub fn connack(&mut self, limits: PublishLimits) -> Result<(), Disconnect> {
         if std::mem::replace(&mut self.is_connack_received, true) {
             return Err(violation("a second CONNACK"));
         }
@@ -80,8 +80,8 @@ fn violation(what: &str) -> Disconnect {
 mod tests {
     use super::*;
 
-    fn limits(window: usize, packet: usize) -> Limits {
-        Limits { packet, window }
+    fn limits(window: usize, packet: usize) -> PublishLimits {
+        PublishLimits { packet, window }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Alerts that are to reach the broker whatever becomes of the link.
 
-use super::harness::{Bench, config};
+use super::harness::{Harness, config};
 use crate::support::broker::{Mosquitto, Subscriber};
 use bitnetd::telemetry::alerts::{Alert, Kind, Severity, State};
 use serde_json::Value;
@@ -30,7 +30,7 @@ async fn heard(owner: Subscriber) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     let broker = Mosquitto::start().await;
-    let bench = Bench::open(broker.port).await;
+    let bench = Harness::open(broker.port).await;
     let owner = owner(&broker, "1").await;
     bench.alarm.send(alert(Kind::Queue, State::Raised)).await.expect("the door runs");
     let expected = serde_json::json!({
@@ -44,7 +44,7 @@ async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
 async fn what_changed_while_the_broker_was_away_reaches_it_later_and_only_the_latest() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "3").await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     broker.kill();
     bench.until(|state| !state.connected).await;
     for (kind, state) in
@@ -66,7 +66,7 @@ async fn what_changed_while_the_broker_was_away_reaches_it_later_and_only_the_la
 async fn a_link_that_breaks_again_and_again_loses_no_alert() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "1").await;
-    let mut bench = Bench::with(config(broker.port), |_| {});
+    let mut bench = Harness::with(config(broker.port), |_| {});
     for _ in 0..2 {
         bench.until(|state| state.connected).await;
         broker.kill();

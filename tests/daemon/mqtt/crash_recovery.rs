@@ -2,7 +2,7 @@
 //! delivery, and the next one does what was left to do.
 
 use super::fake_broker::{Broker, Session};
-use super::harness::{Bench, answer};
+use super::harness::{Harness, answer};
 use rumqttc::v5::mqttbytes::v5::Publish;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,12 +22,12 @@ impl Device {
     }
 
     /// A daemon on this device.
-    fn boot(&self) -> Bench {
-        self.broker.door_with(|door| door.state_in = Some(self.folder.join("state")))
+    fn boot(&self) -> Harness {
+        self.broker.door_with(|door| door.state_dir = Some(self.folder.join("state")))
     }
 
     /// A daemon on this device, and its first session, with a prompt on its way.
-    async fn asked(&self) -> (Bench, Session) {
+    async fn asked(&self) -> (Harness, Session) {
         let bench = self.boot();
         let mut session = self.broker.session(false).await;
         session.deliver(7, false, "hi").await;
@@ -58,7 +58,7 @@ impl Drop for Device {
 
 /// The next daemon publishes this answer again; the prompt that comes again is acknowledged after
 /// it, and nobody computes anything.
-async fn is_delivered_once_more(mut bench: Bench, mut session: Session, text: &str) {
+async fn is_delivered_once_more(mut bench: Harness, mut session: Session, text: &str) {
     session.deliver(7, true, "hi").await;
     let again = session.reply().await;
     assert!(said(&again).contains(text), "{}", said(&again));
@@ -138,8 +138,8 @@ async fn an_answer_is_on_disk_before_the_broker_has_it() {
 async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
     let device = Device::new("stop").await;
     let mut bench = device.broker.door_with(|door| {
-        door.state_in = Some(device.folder.join("state"));
-        door.flush = Duration::from_millis(100);
+        door.state_dir = Some(device.folder.join("state"));
+        door.flush_timeout = Duration::from_millis(100);
     });
     let mut session = device.broker.session(false).await;
     session.deliver(7, false, "hi").await;

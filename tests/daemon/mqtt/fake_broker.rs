@@ -1,9 +1,9 @@
 //! The MQTT door against a broker of a few lines that misbehaves on demand: what a real broker
 //! does not show, packet by packet.
 
-use super::harness::{Bench, QUIET, answer, config};
+use super::harness::{Harness, QUIET_PERIOD, answer, config};
 use bitnetd::config::Mqtt;
-use bitnetd::transport::mqtt::{Door, Home};
+use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Connect, ConnectReturnCode, Disconnect, DisconnectReasonCode, LastWill,
@@ -26,16 +26,16 @@ impl Broker {
         Broker(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
     }
 
-    pub fn door(&self) -> Bench {
+    pub fn door(&self) -> Harness {
         self.door_with(|_| {})
     }
 
-    pub fn door_with(&self, change: impl FnOnce(&mut Door)) -> Bench {
-        Bench::with(self.link(), change)
+    pub fn door_with(&self, change: impl FnOnce(&mut MqttContext)) -> Harness {
+        Harness::with(self.link(), change)
     }
 
-    fn door_of_a_group(&self) -> Bench {
-        Bench::with(Mqtt { group: Some("kitchens".into()), ..self.link() }, |_| {})
+    fn door_of_a_group(&self) -> Harness {
+        Harness::with(Mqtt { group: Some("kitchens".into()), ..self.link() }, |_| {})
     }
 
     fn link(&self) -> Mqtt {
@@ -150,7 +150,7 @@ impl Session {
     }
 
     pub async fn is_quiet(&mut self) {
-        let more = timeout(QUIET, self.try_read()).await;
+        let more = timeout(QUIET_PERIOD, self.try_read()).await;
         assert!(more.is_err(), "{more:?}");
     }
 }
@@ -413,9 +413,10 @@ async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no
 #[tokio::test]
 async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_prompts_alone() {
     let broker = Broker::new().await;
-    let home = || Some(Home { model: "home-intents".into() });
-    let mut bench =
-        Bench::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |door| door.home = home());
+    let home = || Some(HomeAssistantInfo { model: "home-intents".into() });
+    let mut bench = Harness::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |door| {
+        door.homeassistant = home()
+    });
     // Four of our own, a birth, three of the group: what is allowed must not be given up with the birth.
     for (number, filters) in [8, 8, 7].into_iter().enumerate() {
         let mut session = broker.accept().await;

@@ -5,7 +5,7 @@ use bitnetd::config::Mqtt;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
-use bitnetd::transport::mqtt::{Door, LinkState, run};
+use bitnetd::transport::mqtt::{LinkState, MqttContext, run};
 use bitnetd::transport::{Command, Heartbeat, Inbound};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -18,12 +18,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to look for what must not happen.
-pub const QUIET: Duration = Duration::from_millis(700);
+pub const QUIET_PERIOD: Duration = Duration::from_millis(700);
 
 /// An open door.
-pub struct Bench {
+pub struct Harness {
     pub requests: mpsc::Receiver<Inbound>,
     pub controls: mpsc::Receiver<Command>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
@@ -34,7 +34,7 @@ pub struct Bench {
     task: JoinSet<()>,
 }
 
-impl Bench {
+impl Harness {
     /// The door of device `cellar` at this port, connected and subscribed.
     pub async fn open(port: u16) -> Self {
         let mut bench = Self::with(config(port), |_| {});
@@ -43,51 +43,51 @@ impl Bench {
     }
 
     /// A door that may not be connected yet.
-    pub fn with(config: Mqtt, change: impl FnOnce(&mut Door)) -> Self {
+    pub fn with(config: Mqtt, change: impl FnOnce(&mut MqttContext)) -> Self {
         let (sender, requests) = mpsc::channel(4);
         let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
         let (alarm, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(LinkState::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
-        let mut door = Door {
+        let mut door = MqttContext {
             config,
             device: "cellar".into(),
-            state_in: None,
+            state_dir: None,
             info: br#"{"version":"test"}"#.to_vec(),
-            window: 4,
+            max_active: 4,
             inbox_bytes: 1 << 20,
             requests: sender,
-            controls: asked,
+            commands: asked,
             // Home Assistant is nothing to the other tests.
-            home: None,
+            homeassistant: None,
             threads: 4,
-            telemetry: reports,
+            reports,
             alerts,
-            interval: watch::channel(Duration::from_secs(10)).1,
-            state: shown,
-            counters: Arc::new(Telemetry::new(0)),
+            report_interval: watch::channel(Duration::from_secs(10)).1,
+            status: shown,
+            local_telemetry: Arc::new(Telemetry::new(0)),
             draining: draining.clone(),
             close: close.clone(),
-            flush: Duration::from_secs(5),
-            pulse: Heartbeat::default(),
-            turn: Duration::from_secs(60),
+            flush_timeout: Duration::from_secs(5),
+            heartbeat: Heartbeat::default(),
+            max_idle: Duration::from_secs(60),
         };
         change(&mut door);
         let mut task = JoinSet::new();
         task.spawn(run(door));
-        Bench { requests, controls, telemetry, alarm, state, draining, close, task }
+        Harness { requests, controls, telemetry, alarm, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.
     pub async fn until(&mut self, wanted: impl FnMut(&LinkState) -> bool) {
-        let seen = timeout(PATIENCE, self.state.wait_for(wanted)).await.map(|seen| seen.is_ok());
+        let seen = timeout(TIMEOUT, self.state.wait_for(wanted)).await.map(|seen| seen.is_ok());
         assert_eq!(seen, Ok(true), "{:?}", self.state.borrow());
     }
 
     /// The next request.
     pub async fn request(&mut self) -> Inbound {
-        let request = timeout(PATIENCE, self.requests.recv()).await.expect("a request in time");
+        let request = timeout(TIMEOUT, self.requests.recv()).await.expect("a request in time");
         request.expect("an open door")
     }
 
@@ -101,7 +101,7 @@ impl Bench {
 
     /// Nothing more comes to the worker.
     pub async fn is_quiet(&mut self) {
-        let more = timeout(QUIET, self.requests.recv()).await;
+        let more = timeout(QUIET_PERIOD, self.requests.recv()).await;
         assert!(more.is_err(), "{more:?}");
     }
 
@@ -115,7 +115,7 @@ impl Bench {
         self.close.cancel();
         tokio::task::yield_now().await;
         last.await;
-        let ended = timeout(PATIENCE, self.task.join_next()).await.expect("the door closes");
+        let ended = timeout(TIMEOUT, self.task.join_next()).await.expect("the door closes");
         ended.expect("it ran").expect("without a panic");
     }
 
@@ -193,7 +193,7 @@ impl Client {
                 }
             }
         });
-        timeout(PATIENCE, subscribed.recv()).await.expect("subscribed").expect("connected");
+        timeout(TIMEOUT, subscribed.recv()).await.expect("subscribed").expect("connected");
         Client { client, messages, _task: task }
     }
 
@@ -206,7 +206,7 @@ impl Client {
 
     /// The next message.
     pub async fn next(&mut self) -> Publish {
-        let message = timeout(PATIENCE, self.messages.recv()).await.expect("a message in time");
+        let message = timeout(TIMEOUT, self.messages.recv()).await.expect("a message in time");
         message.expect("a connection")
     }
 
@@ -217,7 +217,7 @@ impl Client {
 
     /// No message comes.
     pub async fn is_quiet(&mut self) {
-        let more = timeout(QUIET, self.messages.recv()).await;
+        let more = timeout(QUIET_PERIOD, self.messages.recv()).await;
         assert!(more.is_err(), "{more:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What owners do by mistake, and that they are told the cause.
 
 use super::PROMPT;
-use super::harness::{Bench, Client, config};
+use super::harness::{Client, Harness, config};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
 
@@ -10,9 +10,9 @@ async fn two_devices_with_one_id_are_told_so() {
     for version in [MqttVersion::V5, MqttVersion::V311] {
         let broker = Mosquitto::start().await;
         let link = || Mqtt { version, ..config(broker.port) };
-        let mut one = Bench::with(link(), |_| {});
+        let mut one = Harness::with(link(), |_| {});
         one.until(|state| state.subscribed).await;
-        let mut other = Bench::with(link(), |_| {});
+        let mut other = Harness::with(link(), |_| {});
         for bench in [&mut one, &mut other] {
             let is_told =
                 |said: &String| said.contains("client id, bitnetd-cellar") && said.contains("[device] id");
@@ -24,7 +24,7 @@ async fn two_devices_with_one_id_are_told_so() {
 #[tokio::test]
 async fn a_broker_that_restarts_is_no_second_device() {
     let mut broker = Mosquitto::persistent().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     broker.kill();
     bench.until(|state| !state.connected).await;
     broker.restart().await;
@@ -36,7 +36,7 @@ async fn a_broker_that_restarts_is_no_second_device() {
 #[tokio::test]
 async fn an_empty_payload_takes_a_retained_message_back_and_is_answered_by_nothing() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/#").await;
     for topic in [PROMPT, "bitnetd/cellar/prompt/hall", "bitnetd/cellar/cancel", "bitnetd/cellar/threads/set"]
     {

@@ -18,7 +18,7 @@ use bitnetd::config::Login;
 use bitnetd::protocol::json::MAX_REQUEST;
 use bitnetd::protocol::{FinishReason, Refusal};
 use bitnetd::transport::mqtt::probe;
-use harness::{Bench, Client, QUIET, answer, config, end, prompt};
+use harness::{Client, Harness, QUIET_PERIOD, answer, config, end, prompt};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn answered_to(topic: &str) -> PublishProperties {
 #[tokio::test]
 async fn a_prompt_is_answered_on_the_topic_of_its_id() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let reply = broker.subscribe(&["-t", "bitnetd/cellar/reply/a", "-C", "1", "-W", "20"]).await;
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
     let inbound = bench.request().await;
@@ -50,7 +50,7 @@ async fn a_prompt_is_answered_on_the_topic_of_its_id() {
 #[tokio::test]
 async fn plain_text_goes_to_the_response_topic_with_its_correlation_data() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let format = "%t %D %C %F %p";
     let reply = broker.subscribe(&["-t", "home/answer", "-C", "1", "-W", "20", "-F", format]).await;
     broker
@@ -81,7 +81,7 @@ async fn plain_text_goes_to_the_response_topic_with_its_correlation_data() {
 #[tokio::test]
 async fn tokens_come_in_order_before_the_last_event() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi","stream":true}"#, none()).await;
     let inbound = bench.request().await;
@@ -98,7 +98,7 @@ async fn tokens_come_in_order_before_the_last_event() {
 #[tokio::test]
 async fn a_bad_request_gets_one_error_under_its_id_or_one_of_ours() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","promt":"hi"}"#, none()).await;
     client.publish(PROMPT, br#"{"prompt":"#, none()).await;
@@ -115,7 +115,7 @@ async fn a_bad_request_gets_one_error_under_its_id_or_one_of_ours() {
 #[tokio::test]
 async fn an_id_with_a_slash_is_escaped_in_the_reply_topic_only() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a/#","prompt":"hi"}"#, none()).await;
     bench.echo().await;
@@ -127,7 +127,7 @@ async fn an_id_with_a_slash_is_escaped_in_the_reply_topic_only() {
 #[tokio::test]
 async fn a_response_topic_that_would_loop_is_refused_on_the_reply_topic() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, answered_to(PROMPT)).await;
     assert!(client.text().await.contains("Response Topic"));
@@ -137,11 +137,11 @@ async fn a_response_topic_that_would_loop_is_refused_on_the_reply_topic() {
 #[tokio::test]
 async fn a_cancellation_reaches_the_running_prompt() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
     let inbound = bench.request().await;
     broker.publish(&["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"b"}"#]).await;
-    sleep(QUIET).await;
+    sleep(QUIET_PERIOD).await;
     assert!(!inbound.cancel.is_raised());
     broker.publish(&["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#]).await;
     while !inbound.cancel.is_raised() {
@@ -152,7 +152,7 @@ async fn a_cancellation_reaches_the_running_prompt() {
 #[tokio::test]
 async fn a_cancellation_is_not_held_back_behind_a_full_window() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     for id in ["a", "b", "c", "d", "e"] {
         let text = format!(r#"{{"id":"{id}","prompt":"hi"}}"#);
         broker.publish(&["-q", "1", "-t", &format!("{PROMPT}/{id}"), "-m", &text]).await;
@@ -174,7 +174,7 @@ async fn a_cancellation_is_not_held_back_behind_a_full_window() {
 #[tokio::test]
 async fn a_retained_prompt_is_refused_and_not_asked_again_later() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/a").await;
     let text = r#"{"id":"a","prompt":"hi"}"#;
     broker.publish(&["-q", "1", "-r", "-t", PROMPT, "-m", text]).await;
@@ -182,7 +182,7 @@ async fn a_retained_prompt_is_refused_and_not_asked_again_later() {
     assert!(said.contains("invalid_request") && said.contains("retain"), "{said}");
     bench.is_quiet().await;
     bench.close().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     bench.is_quiet().await;
     client.is_quiet().await;
 }
@@ -191,7 +191,7 @@ async fn a_retained_prompt_is_refused_and_not_asked_again_later() {
 async fn availability_says_online_then_offline_on_a_clean_stop() {
     let broker = Mosquitto::start().await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/availability").await;
-    let bench = Bench::open(broker.port).await;
+    let bench = Harness::open(broker.port).await;
     assert_eq!(client.text().await, "online");
     bench.close().await;
     assert_eq!(client.text().await, "offline");
@@ -204,7 +204,7 @@ async fn availability_says_online_then_offline_on_a_clean_stop() {
 #[tokio::test]
 async fn availability_says_offline_when_the_daemon_dies() {
     let broker = Mosquitto::start().await;
-    let bench = Bench::open(broker.port).await;
+    let bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/availability").await;
     assert_eq!(client.text().await, "online");
     bench.kill().await;
@@ -214,8 +214,8 @@ async fn availability_says_offline_when_the_daemon_dies() {
 #[tokio::test]
 async fn info_is_kept_for_whoever_comes_later() {
     let broker = Mosquitto::start().await;
-    let bench = Bench::open(broker.port).await;
-    sleep(QUIET).await;
+    let bench = Harness::open(broker.port).await;
+    sleep(QUIET_PERIOD).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/info").await;
     let kept = client.next().await;
     assert!(kept.retain && &kept.payload[..] == br#"{"version":"test"}"#);
@@ -225,7 +225,7 @@ async fn info_is_kept_for_whoever_comes_later() {
 #[tokio::test]
 async fn telemetry_goes_out_as_it_comes_and_expires() {
     let broker = Mosquitto::start().await;
-    let bench = Bench::open(broker.port).await;
+    let bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/telemetry").await;
     bench.telemetry.send_replace(Some(Arc::new(b"{\"n\":1}".to_vec())));
     let message = client.next().await;
@@ -237,7 +237,7 @@ async fn telemetry_goes_out_as_it_comes_and_expires() {
 #[tokio::test]
 async fn the_message_expiry_of_a_prompt_is_its_deadline_and_its_reply_s() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/a").await;
     let properties = PublishProperties { message_expiry_interval: Some(60), ..none() };
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, properties).await;
@@ -251,7 +251,7 @@ async fn the_message_expiry_of_a_prompt_is_its_deadline_and_its_reply_s() {
 #[tokio::test]
 async fn a_prompt_that_a_client_sends_again_gets_an_answer_each_time() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     let text = br#"{"id":"a","prompt":"hi"}"#;
     client.publish(PROMPT, text, none()).await;
@@ -269,7 +269,7 @@ async fn a_prompt_that_a_client_sends_again_gets_an_answer_each_time() {
 #[tokio::test]
 async fn a_prompt_that_is_sent_again_while_it_is_answered_is_computed_once_and_answered_twice() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     let text = br#"{"id":"a","prompt":"hi"}"#;
     client.publish(PROMPT, text, none()).await;
@@ -285,7 +285,7 @@ async fn a_prompt_that_is_sent_again_while_it_is_answered_is_computed_once_and_a
 #[tokio::test]
 async fn two_clients_with_one_id_and_one_text_each_get_their_answer() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut one = Client::listening(&broker, "home/one").await;
     let mut two = Client::listening(&broker, "home/number-two").await;
     let text = br#"{"id":"1","prompt":"hi"}"#;
@@ -300,7 +300,7 @@ async fn two_clients_with_one_id_and_one_text_each_get_their_answer() {
 #[tokio::test]
 async fn clients_take_turns_whoever_sends_more() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let flooder = Client::listening(&broker, "a").await;
     for number in 0..12 {
         let text = format!("flood {number}");
@@ -317,26 +317,26 @@ async fn clients_take_turns_whoever_sends_more() {
 #[tokio::test]
 async fn a_prompt_not_yet_answered_survives_the_daemon() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, none()).await;
     let lost = bench.request().await;
     bench.kill().await;
     drop(lost);
     client.publish(PROMPT, br#"{"id":"b","prompt":"ho"}"#, none()).await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let asked = [bench.echo().await, bench.echo().await];
     assert_eq!(asked, ["hi", "ho"]);
     bench.is_quiet().await;
     bench.close().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     bench.is_quiet().await;
 }
 
 #[tokio::test]
 async fn an_answer_made_while_the_broker_is_away_is_delivered_once() {
     let mut broker = Mosquitto::persistent().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let first = broker.subscribe(&["-i", "asker", "-c", "-x", "99", "-q", "1", "-t", "r", "-E"]).await;
     first.output().await;
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", "hi", "-D", "publish", "response-topic", "r"]).await;
@@ -362,7 +362,7 @@ async fn an_answer_made_while_the_broker_is_away_is_delivered_once() {
 #[tokio::test]
 async fn a_broker_that_forgot_everything_is_subscribed_anew() {
     let mut broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     broker.kill();
     bench.until(|state| !state.connected).await;
     broker.restart().await;
@@ -378,7 +378,7 @@ async fn a_broker_that_forgot_everything_is_subscribed_anew() {
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_answered_and_ends_no_connection() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "r").await;
     let long = vec![b'x'; MAX_REQUEST + 1];
     for _ in 0..6 {
@@ -394,7 +394,7 @@ async fn a_prompt_that_is_too_long_is_answered_and_ends_no_connection() {
 #[tokio::test]
 async fn an_answer_that_the_broker_does_not_take_becomes_an_error_and_ends_no_connection() {
     let broker = Mosquitto::with("max_packet_size 2000\n").await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     for id in ["a", "b", "c", "d", "e", "f"] {
         client.publish(PROMPT, format!(r#"{{"id":"{id}","prompt":"hi"}}"#).as_bytes(), none()).await;
@@ -408,7 +408,7 @@ async fn an_answer_that_the_broker_does_not_take_becomes_an_error_and_ends_no_co
 #[tokio::test]
 async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answered() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, none()).await;
     let inbound = bench.request().await;
@@ -420,7 +420,7 @@ async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answ
     assert!(refused.contains(r#""id":"c","code":"shutting_down""#), "{refused}");
     bench.close_after(async { answer(inbound, "late") }).await;
     assert!(client.text().await.contains("late"));
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     assert_eq!(bench.echo().await, "ho");
     assert!(client.text().await.contains(r#""done","id":"b""#));
     bench.is_quiet().await;
@@ -429,7 +429,7 @@ async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answ
 #[tokio::test]
 async fn what_the_stop_cuts_off_is_left_to_the_broker_without_a_word() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"runs","prompt":"hi"}"#, none()).await;
     client.publish(PROMPT, br#"{"id":"waits","prompt":"ho"}"#, none()).await;
@@ -438,7 +438,7 @@ async fn what_the_stop_cuts_off_is_left_to_the_broker_without_a_word() {
     end(runs, "hal", FinishReason::Cancelled);
     waits.reply.refuse(Refusal::shutting_down());
     bench.close().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     assert_eq!([bench.echo().await, bench.echo().await], ["hi", "ho"]);
     for id in ["runs", "waits"] {
         let said = client.text().await;
@@ -457,7 +457,7 @@ async fn a_password_is_read_again_at_each_connect() {
     let config = bitnetd::config::Mqtt { login: Some(login), ..config(broker.port) };
     let refused = probe(&config, "cellar", Duration::from_secs(5)).await.expect_err("wrong");
     assert!(refused.contains("mqtt.password_file") && !refused.contains('\n'), "{refused}");
-    let mut bench = Bench::with(config, |_| {});
+    let mut bench = Harness::with(config, |_| {});
     bench.until(|state| state.problem.is_some()).await;
     std::fs::write(&file, "right\n").expect("a temporary folder");
     bench.until(|state| state.subscribed).await;
@@ -482,7 +482,7 @@ async fn a_probe_of_nothing_names_the_place() {
 #[tokio::test]
 async fn a_broker_that_keeps_nothing_still_gets_answers() {
     let broker = Mosquitto::with("retain_available false\n").await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "r").await;
     client.publish(PROMPT, b"hi", answered_to("r")).await;
     bench.echo().await;

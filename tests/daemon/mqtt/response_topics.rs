@@ -1,6 +1,6 @@
 //! Where answers go, and where a client cannot have them sent.
 
-use super::harness::{Bench, Client, answer, config};
+use super::harness::{Client, Harness, answer, config};
 use super::{PROMPT, answered_to, none};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
@@ -17,7 +17,7 @@ fn called(name: &str) -> PublishProperties {
 async fn two_clients_that_count_from_1_get_their_own_answers() {
     for version in [MqttVersion::V5, MqttVersion::V311] {
         let broker = Mosquitto::start().await;
-        let mut bench = Bench::with(Mqtt { version, ..config(broker.port) }, |_| {});
+        let mut bench = Harness::with(Mqtt { version, ..config(broker.port) }, |_| {});
         bench.until(|state| state.subscribed).await;
         let mut alice = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;
         let mut bob = Client::listening(&broker, "bitnetd/cellar/reply/bob/+").await;
@@ -45,7 +45,7 @@ async fn two_clients_that_count_from_1_get_their_own_answers() {
 #[tokio::test]
 async fn a_user_property_names_the_client_where_the_topic_does_not() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/#").await;
     for (topic, name, expected, reply) in [
         (PROMPT, "hall", "mqtt:-/hall", "reply/1"),
@@ -65,7 +65,7 @@ async fn a_user_property_names_the_client_where_the_topic_does_not() {
 #[tokio::test]
 async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
     let broker = Mosquitto::start().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut guest = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;
     let reserved = [
         "homeassistant/device/bitnetd_cellar/config",
@@ -112,7 +112,7 @@ async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
 async fn the_owner_s_list_opens_what_it_names_and_closes_the_rest() {
     let broker = Mosquitto::start().await;
     let list = ["home/+/answer", "homeassistant/answers"].map(str::to_owned).to_vec();
-    let mut bench = Bench::with(Mqtt { reply_topics: Some(list), ..config(broker.port) }, |_| {});
+    let mut bench = Harness::with(Mqtt { reply_topics: Some(list), ..config(broker.port) }, |_| {});
     bench.until(|state| state.subscribed).await;
     let mut client = Client::listening(&broker, "#").await;
     for (topic, is_taken) in [
@@ -142,7 +142,7 @@ async fn the_owner_s_list_opens_what_it_names_and_closes_the_rest() {
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_refused_under_its_own_id_to_its_own_client() {
     let broker = Mosquitto::start().await;
-    let _bench = Bench::open(broker.port).await;
+    let _bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;
     let long =
         format!(r#"{{"id":"own","metadata":{{"id":"inner"}},"prompt":"{}"}}"#, "x".repeat(MAX_REQUEST));

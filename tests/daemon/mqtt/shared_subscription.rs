@@ -1,6 +1,6 @@
 //! Devices that take turns, by the shared subscriptions of a real mosquitto.
 
-use super::harness::{Bench, Client, answer, config, prompt};
+use super::harness::{Client, Harness, answer, config, prompt};
 use super::none;
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
@@ -10,9 +10,9 @@ use tokio::time::sleep;
 
 const PROMPT: &str = "bitnetd/kitchens/prompt";
 
-async fn member(broker: &Mosquitto, device: &str, version: MqttVersion) -> Bench {
+async fn member(broker: &Mosquitto, device: &str, version: MqttVersion) -> Harness {
     let config = Mqtt { group: Some("kitchens".into()), version, ..config(broker.port) };
-    let mut bench = Bench::with(config, |door| door.device = device.into());
+    let mut bench = Harness::with(config, |door| door.device = device.into());
     bench.until(|state| state.subscribed).await;
     bench
 }
@@ -22,7 +22,7 @@ fn request(id: impl std::fmt::Display) -> Vec<u8> {
 }
 
 /// Whichever is asked next answers with its prompt; the first of the two says so.
-async fn echo_either(one: &mut Bench, other: &mut Bench) -> bool {
+async fn echo_either(one: &mut Harness, other: &mut Harness) -> bool {
     let (inbound, first) = tokio::select! {
         inbound = one.request() => (inbound, true),
         inbound = other.request() => (inbound, false),
@@ -108,7 +108,7 @@ async fn what_a_member_left_unanswered_waits_for_its_return() {
 async fn a_group_that_was_left_is_answered_once_more_and_given_up() {
     let broker = Mosquitto::start().await;
     member(&broker, "cellar", MqttVersion::V5).await.close().await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut bench = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/kitchens/reply/+").await;
     client.publish(PROMPT, &request("a"), none()).await;
     assert_eq!(bench.echo().await, "a");

@@ -1,6 +1,6 @@
 //! The MQTT door over TLS: what is trusted, what is not, and what the owner is told.
 
-use super::harness::{Bench, Client, config};
+use super::harness::{Client, Harness, config};
 use crate::support::broker::{Mosquitto, free_port};
 use crate::support::certificates::{Authority, Pair};
 use bitnetd::config::{ClientCertificate, Mqtt, MqttVersion, Tls};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A broker that speaks TLS on its port, and plain on another for the clients of the test.
-struct House {
+struct TlsBroker {
     authority: Authority,
     ca: PathBuf,
     broker: Mosquitto,
@@ -17,7 +17,7 @@ struct House {
     plain: u16,
 }
 
-impl House {
+impl TlsBroker {
     async fn new() -> Self {
         Self::with("127.0.0.1", "").await
     }
@@ -41,7 +41,7 @@ impl House {
                 pair.key.display()
             )
         });
-        House { broker: broker.await, authority, ca, plain }
+        TlsBroker { broker: broker.await, authority, ca, plain }
     }
 
     /// The link of an owner who trusts this house.
@@ -66,9 +66,9 @@ async fn refusal(link: &Mqtt) -> String {
 
 #[tokio::test]
 async fn a_prompt_is_answered_over_tls_in_both_versions() {
-    let house = House::new().await;
+    let house = TlsBroker::new().await;
     for version in [MqttVersion::V5, MqttVersion::V311] {
-        let mut bench = Bench::with(Mqtt { version, ..house.link() }, |_| {});
+        let mut bench = Harness::with(Mqtt { version, ..house.link() }, |_| {});
         bench.until(|state| state.subscribed).await;
         let mut client = Client::at(house.plain, "bitnetd/cellar/reply/a").await;
         client.publish("bitnetd/cellar/prompt", br#"{"id":"a","prompt":"hi"}"#, Default::default()).await;
@@ -80,7 +80,7 @@ async fn a_prompt_is_answered_over_tls_in_both_versions() {
 
 #[tokio::test]
 async fn a_broker_that_nobody_we_trust_has_signed_is_refused() {
-    let house = House::new().await;
+    let house = TlsBroker::new().await;
     let elsewhere = Authority::new("Elsewhere").write(&house.broker.path("elsewhere.crt"));
     let tls = Tls { ca_file: Some(elsewhere), client: None };
     let said = refusal(&Mqtt { tls: Some(tls), ..house.link() }).await;
@@ -89,7 +89,7 @@ async fn a_broker_that_nobody_we_trust_has_signed_is_refused() {
 
 #[tokio::test]
 async fn a_broker_of_another_name_is_refused() {
-    let house = House::with("broker.example", "").await;
+    let house = TlsBroker::with("broker.example", "").await;
     let said = refusal(&house.link()).await;
     assert!(said.contains("broker.example") && said.contains("mqtt.host"), "{said}");
 }
@@ -103,7 +103,7 @@ async fn a_certificate_out_of_its_time_is_refused_with_a_look_at_the_clock() {
                 params.not_after = rcgen::date_time_ymd(to, 1, 1);
             })
         };
-        let said = refusal(&House::certified("", certify).await.link()).await;
+        let said = refusal(&TlsBroker::certified("", certify).await.link()).await;
         assert!(said.contains(word) && said.contains("clock"), "{said}");
     }
 }
@@ -115,13 +115,13 @@ async fn an_authority_that_poses_as_a_broker_is_refused_with_the_way_out() {
             params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         })
     };
-    let said = refusal(&House::certified("", certify).await.link()).await;
+    let said = refusal(&TlsBroker::certified("", certify).await.link()).await;
     assert!(said.contains("authority's") && said.contains("mqtt.ca_file"), "{said}");
 }
 
 #[tokio::test]
 async fn a_broker_that_asks_for_a_certificate_gets_the_right_one_or_the_owner_an_error() {
-    let house = House::with("127.0.0.1", "require_certificate true\n").await;
+    let house = TlsBroker::with("127.0.0.1", "require_certificate true\n").await;
     let said = refusal(&house.link()).await;
     assert!(said.contains("mqtt.cert_file") && said.contains("mqtt.key_file"), "{said}");
 
@@ -130,13 +130,13 @@ async fn a_broker_that_asks_for_a_certificate_gets_the_right_one_or_the_owner_an
     assert!(said.contains("refused our certificate") && said.contains("mqtt.cert_file"), "{said}");
 
     let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
-    let mut bench = Bench::with(house.certified_link(ours), |_| {});
+    let mut bench = Harness::with(house.certified_link(ours), |_| {});
     bench.until(|state| state.subscribed).await;
 }
 
 #[tokio::test]
 async fn a_broker_of_tls_1_2_is_understood_too() {
-    let house = House::with("127.0.0.1", "tls_version tlsv1.2\nrequire_certificate true\n").await;
+    let house = TlsBroker::with("127.0.0.1", "tls_version tlsv1.2\nrequire_certificate true\n").await;
     let said = refusal(&house.link()).await;
     assert!(said.contains("mqtt.cert_file"), "{said}");
     let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
@@ -145,7 +145,7 @@ async fn a_broker_of_tls_1_2_is_understood_too() {
 
 #[tokio::test]
 async fn a_port_that_speaks_otherwise_is_told_of_both_ways() {
-    let house = House::new().await;
+    let house = TlsBroker::new().await;
     let said = refusal(&Mqtt { tls: None, ..house.link() }).await;
     assert!(said.contains("tls = false") && said.contains("mqtt.port"), "{said}");
     let said = refusal(&Mqtt { port: house.plain, ..house.link() }).await;
@@ -154,7 +154,7 @@ async fn a_port_that_speaks_otherwise_is_told_of_both_ways() {
 
 #[tokio::test]
 async fn files_that_cannot_be_used_are_named_with_their_key() {
-    let house = House::new().await;
+    let house = TlsBroker::new().await;
     let path = |name: &str| house.broker.path(name);
     let (one, other) = (house.authority.sign("a", &path("one")), house.authority.sign("b", &path("other")));
     let tls = |ca_file| Mqtt { tls: Some(Tls { ca_file: Some(ca_file), client: None }), ..house.link() };
@@ -177,10 +177,10 @@ async fn files_that_cannot_be_used_are_named_with_their_key() {
 
 #[tokio::test]
 async fn files_are_read_again_at_each_connect() {
-    let house = House::new().await;
+    let house = TlsBroker::new().await;
     let ca = Authority::new("Elsewhere").write(&house.broker.path("trusted.crt"));
     let tls = Tls { ca_file: Some(ca.clone()), client: None };
-    let mut bench = Bench::with(Mqtt { tls: Some(tls), ..house.link() }, |_| {});
+    let mut bench = Harness::with(Mqtt { tls: Some(tls), ..house.link() }, |_| {});
     bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("mqtt.ca_file"))).await;
     house.authority.write(&ca);
     bench.until(|state| state.subscribed).await;

@@ -1,6 +1,6 @@
 //! The MQTT door in version 3.1.1, against a real mosquitto.
 
-use super::harness::{Bench, Client, answer, config, prompt};
+use super::harness::{Client, Harness, answer, config, prompt};
 use super::{PROMPT, none};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
@@ -14,8 +14,8 @@ fn link(port: u16) -> Mqtt {
     Mqtt { version: MqttVersion::V311, ..config(port) }
 }
 
-async fn open(broker: &Mosquitto) -> Bench {
-    let mut bench = Bench::with(link(broker.port), |_| {});
+async fn open(broker: &Mosquitto) -> Harness {
+    let mut bench = Harness::with(link(broker.port), |_| {});
     bench.until(|state| state.subscribed).await;
     bench
 }

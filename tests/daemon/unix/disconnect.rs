@@ -1,6 +1,6 @@
 //! Who leaves, who is slow, and who comes in too great a number.
 
-use super::{CONNECTIONS, Client, Door, PATIENCE, until};
+use super::{CONNECTIONS, Client, SocketServer, TIMEOUT, until};
 use bitnetd::transport::unix::BacklogPolicy;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn closing_the_connection_cancels_its_requests_and_no_others() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let (mut leaver, mut stayer) = (door.client().await, door.client().await);
     leaver.ask("a", "hang").await;
     leaver.ask("b", "hang").await;
@@ -25,7 +25,7 @@ async fn closing_the_connection_cancels_its_requests_and_no_others() {
 
 #[tokio::test]
 async fn a_client_that_ends_its_sending_still_gets_its_answers() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     // The last line has no end of its own.
     client.send("{\"id\":\"a\",\"prompt\":\"hang\"}\n{\"id\":\"b\",\"prompt\":\"last words\"}").await;
@@ -42,7 +42,7 @@ async fn a_client_that_ends_its_sending_still_gets_its_answers() {
 
 #[tokio::test]
 async fn a_client_that_vanishes_after_ending_its_sending_is_noticed() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("a", "hang").await;
     client.shut_write().await;
@@ -55,7 +55,7 @@ async fn a_client_that_vanishes_after_ending_its_sending_is_noticed() {
 
 #[tokio::test]
 async fn a_killed_client_is_noticed_although_nothing_is_written_to_it() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     // More than may be in flight, so that its last lines are never read and its end is not either.
     for number in 0..100 {
@@ -69,7 +69,7 @@ async fn a_killed_client_is_noticed_although_nothing_is_written_to_it() {
 
 #[tokio::test]
 async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     let (count, mut ended) = (1000, 0);
     let lines: String = (0..count).map(|n| format!("{{\"prompt\":\"number {n}\"}}\n")).collect();
@@ -81,14 +81,14 @@ async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
             ended += usize::from(line.contains("\"done\""));
         }
     };
-    timeout(PATIENCE, async { tokio::join!(send, read) }).await.expect("all answered");
+    timeout(TIMEOUT, async { tokio::join!(send, read) }).await.expect("all answered");
     client = Client { lines: answers, write };
     client.assert_serves().await;
 }
 
 #[tokio::test]
 async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut slow = door.client().await;
     slow.ask("flood", "flood").await;
     let flood = door.wait_for(0).await;
@@ -105,7 +105,7 @@ async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_reads_again_is_dropped() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut slow = door.client().await;
     slow.ask("flood", "flood").await;
     slow.ask("hang", "hang").await;
@@ -116,7 +116,7 @@ async fn a_client_that_never_reads_again_is_dropped() {
 
 #[tokio::test]
 async fn a_request_that_the_daemon_loses_says_so() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("a", "lost").await;
     client.assert_error(json!("a"), "internal").await;
@@ -124,7 +124,7 @@ async fn a_request_that_the_daemon_loses_says_so() {
 
 #[tokio::test]
 async fn a_daemon_without_a_worker_says_shutting_down() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     door.worker.abort();
     client.ask("a", "x").await;
@@ -133,7 +133,7 @@ async fn a_daemon_without_a_worker_says_shutting_down() {
 
 #[tokio::test]
 async fn draining_refuses_new_requests_and_lets_running_ones_end() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("old", "hang").await;
     let old = door.wait_for(0).await;
@@ -150,7 +150,7 @@ async fn draining_refuses_new_requests_and_lets_running_ones_end() {
 
 #[tokio::test]
 async fn closing_ends_every_request_writes_its_end_and_returns() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let (mut client, mut idle) = (door.client().await, door.client().await);
     client.ask("a", "hang").await;
     client.ask("b", "deaf").await;
@@ -169,7 +169,7 @@ async fn closing_ends_every_request_writes_its_end_and_returns() {
 #[tokio::test]
 async fn closing_leaves_no_request_without_an_end() {
     const MOST_IN_FLIGHT: usize = 64;
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     let lines: String =
         (0..MOST_IN_FLIGHT + 6).map(|n| format!("{{\"id\":\"{n}\",\"prompt\":\"hang\"}}\n")).collect();
@@ -195,7 +195,7 @@ async fn closing_leaves_no_request_without_an_end() {
 
 #[tokio::test]
 async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_one() {
-    let first = Door::with(BacklogPolicy::LeaveQueued);
+    let first = SocketServer::with(BacklogPolicy::LeaveQueued);
     let mut early = first.client().await;
     early.assert_serves().await;
     first.draining.cancel();
@@ -211,7 +211,7 @@ async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_o
 
 #[tokio::test(start_paused = true)]
 async fn closing_does_not_wait_for_a_client_that_does_not_read() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut slow = door.client().await;
     slow.ask("a", "flood").await;
     let flood = door.wait_for(0).await;
@@ -223,7 +223,7 @@ async fn closing_does_not_wait_for_a_client_that_does_not_read() {
 
 #[tokio::test]
 async fn a_thousand_connections_are_served_or_let_go_for_later_ones() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut clients = Vec::new();
     for _ in 0..1000 {
         clients.push(door.client().await);
@@ -247,7 +247,7 @@ async fn a_thousand_connections_are_served_or_let_go_for_later_ones() {
 
 #[tokio::test]
 async fn the_longest_idle_connection_goes_for_a_new_one_and_none_that_waits_for_an_answer() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut clients = Vec::new();
     for number in 0..CONNECTIONS {
         let mut client = door.client().await;
@@ -268,7 +268,7 @@ async fn the_longest_idle_connection_goes_for_a_new_one_and_none_that_waits_for_
 
 #[tokio::test]
 async fn connections_that_come_and_go_leave_nothing_behind() {
-    let door = Door::open();
+    let door = SocketServer::open();
     for number in 0..2 * CONNECTIONS {
         let mut client = door.client().await;
         client.send("{\"prompt\":\"hang\"}\n{\"pro").await;

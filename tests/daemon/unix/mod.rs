@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes, also under emulation.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Clients that these doors take at once.
 const CONNECTIONS: usize = 64;
@@ -56,32 +56,32 @@ impl Drop for Folder {
 }
 
 /// A running socket and its worker.
-struct Door {
+struct SocketServer {
     path: PathBuf,
     /// What the worker was given, oldest first.
-    seen: Arc<Mutex<Vec<Seen>>>,
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
     draining: CancellationToken,
     close: CancellationToken,
     tasks: JoinSet<()>,
     worker: tokio::task::AbortHandle,
-    outside: Outside,
+    outside: ListeningSocket,
 }
 
 /// What stays when a daemon ends: its listening socket, as where systemd holds it.
-struct Outside {
+struct ListeningSocket {
     listener: UnixListener,
-    _place: SocketFile,
+    _socket_file: SocketFile,
     folder: Folder,
 }
 
 #[derive(Clone)]
-struct Seen {
+struct ReceivedRequest {
     id: String,
     client: String,
     cancel: Cancel,
 }
 
-impl Door {
+impl SocketServer {
     fn open() -> Self {
         Self::with(BacklogPolicy::Refuse)
     }
@@ -89,10 +89,10 @@ impl Door {
     fn with(latecomers: BacklogPolicy) -> Self {
         let folder = Folder::new();
         let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
-        Self::over(Outside { listener, _place: place, folder }, latecomers)
+        Self::over(ListeningSocket { listener, _socket_file: place, folder }, latecomers)
     }
 
-    fn over(outside: Outside, latecomers: BacklogPolicy) -> Self {
+    fn over(outside: ListeningSocket, latecomers: BacklogPolicy) -> Self {
         let listener = outside.listener.try_clone().expect("a descriptor");
         let listener = unix::adopt(listener).expect("inside the runtime");
         let (inbound, requests) = mpsc::channel(16);
@@ -110,19 +110,19 @@ impl Door {
         ));
         let worker = tasks.spawn(work(requests, seen.clone()));
         let path = outside.folder.socket().path;
-        Door { path, seen, draining, close, tasks, worker, outside }
+        SocketServer { path, received: seen, draining, close, tasks, worker, outside }
     }
 
     async fn client(&self) -> Client {
         Client::new(UnixStream::connect(&self.path).await.expect("somebody listens"))
     }
 
-    fn seen(&self, index: usize) -> Option<Seen> {
-        self.seen.lock().expect("no panic").get(index).cloned()
+    fn seen(&self, index: usize) -> Option<ReceivedRequest> {
+        self.received.lock().expect("no panic").get(index).cloned()
     }
 
     /// The request that came as number `index`.
-    async fn wait_for(&self, index: usize) -> Seen {
+    async fn wait_for(&self, index: usize) -> ReceivedRequest {
         until(|| self.seen(index)).await
     }
 
@@ -140,7 +140,7 @@ impl Door {
     async fn end(&mut self) {
         self.close.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        timeout(PATIENCE, all).await.expect("run returns");
+        timeout(TIMEOUT, all).await.expect("run returns");
     }
 }
 
@@ -153,14 +153,14 @@ async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
             }
         }
     };
-    timeout(PATIENCE, found).await.expect("in time")
+    timeout(TIMEOUT, found).await.expect("in time")
 }
 
-async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Seen>>>) {
+async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<ReceivedRequest>>>) {
     let mut running = JoinSet::new();
     while let Some(inbound) = requests.recv().await {
         let Inbound { id, client, cancel, .. } = &inbound;
-        let request = Seen { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
+        let request = ReceivedRequest { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
         seen.lock().expect("no panic").push(request);
         running.spawn(answer(inbound));
     }
@@ -174,7 +174,7 @@ async fn answer(inbound: Inbound) {
     let mut reason = FinishReason::Stop;
     match prompt.as_str() {
         "lost" => return,
-        "deaf" => sleep(PATIENCE).await,
+        "deaf" => sleep(TIMEOUT).await,
         "hang" => reason = hang(&inbound.cancel).await,
         "flood" => reason = flood(&inbound).await,
         words => {
@@ -231,7 +231,7 @@ impl Client {
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let sent = timeout(PATIENCE, self.write.write_all(bytes.as_ref())).await;
+        let sent = timeout(TIMEOUT, self.write.write_all(bytes.as_ref())).await;
         sent.expect("the daemon reads").expect("the connection is open");
     }
 
@@ -241,7 +241,7 @@ impl Client {
 
     /// The next event; `None` at the end of the stream.
     async fn event(&mut self) -> Option<Value> {
-        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("the daemon answers");
+        let line = timeout(TIMEOUT, self.lines.next_line()).await.expect("the daemon answers");
         line.expect("a sound stream").map(|line| serde_json::from_str(&line).expect("JSON"))
     }
 

@@ -1,6 +1,6 @@
 //! What is said: requests, events, and lines that are neither.
 
-use super::{Door, PATIENCE};
+use super::{SocketServer, TIMEOUT};
 use bitnetd::protocol::json::MAX_REQUEST;
 use serde_json::{Value, json};
 use std::fs;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_request_line_gives_tokens_and_one_done() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("a", "hello there").await;
     let token = client.event().await.expect("a token");
@@ -26,7 +26,7 @@ async fn a_request_line_gives_tokens_and_one_done() {
 
 #[tokio::test]
 async fn several_requests_in_flight_are_told_apart_by_id() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("slow", "hang").await;
     for id in ["a", "b", "c"] {
@@ -48,7 +48,7 @@ async fn several_requests_in_flight_are_told_apart_by_id() {
 
 #[tokio::test]
 async fn ids_are_made_where_none_came_and_none_is_made_twice() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     // The first id that would be made, taken by the client beforehand.
     client.ask("u1-1", "hang").await;
@@ -61,7 +61,7 @@ async fn ids_are_made_where_none_came_and_none_is_made_twice() {
 
 #[tokio::test]
 async fn an_id_that_is_in_flight_is_refused_and_free_after_its_end() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.ask("a", "hang").await;
     client.ask("a", "again").await;
@@ -79,7 +79,7 @@ async fn an_id_that_is_in_flight_is_refused_and_free_after_its_end() {
 
 #[tokio::test]
 async fn what_is_no_request_gets_an_error_and_the_connection_stays_open() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     let bad: [&[u8]; 7] =
         [b"hello", b"{", b"[]", b"\xff\xfe{}", b"\0", b"{\"prompt\":\"a\0b\"}", b"{\"prompt\":1}"];
@@ -96,7 +96,7 @@ async fn what_is_no_request_gets_an_error_and_the_connection_stays_open() {
 
 #[tokio::test]
 async fn cancelling_what_is_not_there_is_an_error_and_ends_no_request() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     let mut other = door.client().await;
     other.ask("a", "hang").await;
@@ -108,7 +108,7 @@ async fn cancelling_what_is_not_there_is_an_error_and_ends_no_request() {
 
 #[tokio::test]
 async fn a_request_may_come_byte_by_byte() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     for byte in b"{\"id\":\"a\",\"prompt\":\"gr\xc3\xbc\xc3\x9f dich\"}\r\n" {
         client.send([*byte]).await;
@@ -119,7 +119,7 @@ async fn a_request_may_come_byte_by_byte() {
 
 #[tokio::test]
 async fn a_line_of_one_megabyte_is_too_large_and_the_next_is_served() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.send(vec![b'x'; 1 << 20]).await;
     client.assert_error(Value::Null, "too_large").await;
@@ -133,12 +133,12 @@ async fn a_line_of_one_megabyte_is_too_large_and_the_next_is_served() {
 
 #[tokio::test]
 async fn a_client_that_speaks_http_gets_an_http_answer() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
     let request = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n{}", "y".repeat(100_000));
     stream.write_all(request.as_bytes()).await.expect("read to its end");
     let mut answer = String::new();
-    let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    let read = timeout(TIMEOUT, stream.read_to_string(&mut answer)).await;
     read.expect("in time").expect("closed, not reset");
     assert!(answer.starts_with("HTTP/1.1 501 "), "{answer}");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -147,18 +147,18 @@ async fn a_client_that_speaks_http_gets_an_http_answer() {
 }
 
 /// What the socket answers to these bytes, up to the end of the connection.
-async fn answer_to(door: &Door, request: &str) -> String {
+async fn answer_to(door: &SocketServer, request: &str) -> String {
     let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
     stream.write_all(request.as_bytes()).await.expect("read");
     let mut answer = String::new();
-    let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    let read = timeout(TIMEOUT, stream.read_to_string(&mut answer)).await;
     read.expect("in time").expect("closed, not reset");
     answer
 }
 
 #[tokio::test]
 async fn metrics_and_health_are_pages_for_whoever_speaks_http() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let metrics = answer_to(&door, "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n").await;
     let (head, body) = metrics.split_once("\r\n\r\n").expect("a head and a body");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4"), "{head}");
@@ -177,7 +177,7 @@ async fn metrics_and_health_are_pages_for_whoever_speaks_http() {
 
 #[tokio::test]
 async fn metrics_come_as_one_event_between_others() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut client = door.client().await;
     client.send("{\"metrics\":true}\n{\"telemetry\":true}\n{\"metrics\":false}\n{\"metrics\":true}\n").await;
     let metrics = client.event().await.expect("an event");
@@ -191,7 +191,7 @@ async fn metrics_come_as_one_event_between_others() {
 
 #[tokio::test]
 async fn a_client_that_asks_for_metrics_and_reads_none_is_asked_no_more() {
-    let door = Door::open();
+    let door = SocketServer::open();
     let mut stream = UnixStream::connect(&door.path).await.expect("somebody listens");
     let asked = "{\"metrics\":true}\n".repeat(20_000);
     // What is not read is not answered, so the socket's buffer fills up.

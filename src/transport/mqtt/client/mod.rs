@@ -21,7 +21,7 @@ use super::link::{Connect, Disconnect};
 use super::protocol_limits::ProtocolGuard;
 use super::topics::{TopicFilter, Topics};
 use crate::config::{Mqtt, MqttVersion};
-use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
+use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use disconnect::{ConnectError, ErrorContext};
 use rumqttc::{NetworkOptions, Transport};
 use std::collections::{HashMap, VecDeque};
@@ -38,7 +38,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Seconds for TCP, TLS and CONNACK together: a CONNACK of 16 bytes over a line of a byte a second.
 const CONNECT_TIMEOUT_S: u64 = 20;
 /// For rumqttc's table of publishes on their way, which by default takes 14 MB.
-const INFLIGHT: u16 = 2 * WINDOW as u16;
+const INFLIGHT: u16 = 2 * MAX_IN_FLIGHT as u16;
 /// Requests between us and rumqttc's event loop; what does not fit is offered again.
 const REQUEST_CHANNEL_CAPACITY: usize = 64;
 /// Longest password file, in bytes.
@@ -101,7 +101,7 @@ pub(super) struct BrokerInfo {
     pub has_shared_subscriptions: bool,
     /// Time to the first ping.
     pub first_ping: Duration,
-    pub limits: Limits,
+    pub limits: PublishLimits,
 }
 
 /// A message on one of our topics.
@@ -213,7 +213,7 @@ impl Connection {
     }
 
     /// Publishes a row at QoS 1. `false`: no room now.
-    pub fn publish(&mut self, row: u64, packet: &Packet, now: Instant) -> bool {
+    pub fn publish(&mut self, row: u64, packet: &OutgoingMessage, now: Instant) -> bool {
         let taken = match &self.client {
             Client::V5(client) => v5::publish(client, packet, true, now),
             Client::V311(client) => v311::publish(client, packet, true),
@@ -225,7 +225,7 @@ impl Connection {
     }
 
     /// Publishes at QoS 0, where there is room.
-    pub fn publish_at_qos_0(&self, packet: &Packet, now: Instant) {
+    pub fn publish_at_qos_0(&self, packet: &OutgoingMessage, now: Instant) {
         let _ = match &self.client {
             Client::V5(client) => v5::publish(client, packet, false, now),
             Client::V311(client) => v311::publish(client, packet, false),

@@ -6,7 +6,7 @@ use super::{
     BrokerInfo, Client, ConnectOptions, INFLIGHT, Identity, IncomingMessage, KEEP_ALIVE, LibraryEventLoop,
     MAX_PACKET, REQUEST_CHANNEL_CAPACITY, RawEvent,
 };
-use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
+use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::link::Connect;
 use crate::transport::mqtt::topics::TopicFilter;
 use rumqttc::mqttbytes::Error as CodecError;
@@ -80,7 +80,7 @@ pub fn subscribe_filter(wanted: TopicFilter) -> SubscribeFilter {
 }
 
 /// Publishes, `assured` at QoS 1. `false`: no room now.
-pub fn publish(client: &AsyncClient, packet: &Packet, assured: bool) -> bool {
+pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool) -> bool {
     // At QoS 0 nothing of ours is to be kept.
     let retain = assured && packet.retain;
     client.try_publish(&packet.topic, qos(assured), retain, packet.payload.clone()).is_ok()
@@ -97,7 +97,7 @@ fn qos(assured: bool) -> QoS {
 }
 
 fn broker_info(connack: &ConnAck, is_passing: bool) -> BrokerInfo {
-    let limits = Limits { packet: usize::MAX, window: WINDOW };
+    let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
     let session_present = connack.session_present;
     BrokerInfo {
         session_present,

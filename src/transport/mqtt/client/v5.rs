@@ -5,7 +5,7 @@ use super::{
     BrokerInfo, Client, ConnectOptions, INFLIGHT, Identity, IncomingMessage, KEEP_ALIVE, LibraryEventLoop,
     MAX_PACKET, REQUEST_CHANNEL_CAPACITY, RawEvent,
 };
-use crate::transport::mqtt::delivery::outbox::{Limits, Packet, WINDOW};
+use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::link::Connect;
 use crate::transport::mqtt::protocol_limits;
 use crate::transport::mqtt::topics::TopicFilter;
@@ -97,7 +97,7 @@ pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
 }
 
 /// Publishes, `assured` at QoS 1. `false`: no room now.
-pub fn publish(client: &AsyncClient, packet: &Packet, assured: bool, now: Instant) -> bool {
+pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool, now: Instant) -> bool {
     let (properties, payload) = (properties(packet, now), packet.payload.clone());
     // At QoS 0 nothing of ours is to be kept.
     let retain = assured && packet.retain;
@@ -114,7 +114,7 @@ fn qos(assured: bool) -> QoS {
     if assured { QoS::AtLeastOnce } else { QoS::AtMostOnce }
 }
 
-fn properties(packet: &Packet, now: Instant) -> PublishProperties {
+fn properties(packet: &OutgoingMessage, now: Instant) -> PublishProperties {
     PublishProperties {
         payload_format_indicator: Some(1),
         content_type: packet.json.then(|| "application/json".to_owned()),
@@ -127,7 +127,7 @@ fn properties(packet: &Packet, now: Instant) -> PublishProperties {
 fn broker_info(connack: &ConnAck) -> BrokerInfo {
     let said = connack.properties.as_ref();
     let packet = said.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
-    let window = said.and_then(|p| p.receive_max).map_or(WINDOW, usize::from);
+    let window = said.and_then(|p| p.receive_max).map_or(MAX_IN_FLIGHT, usize::from);
     BrokerInfo {
         session_present: connack.session_present,
         is_clean_session: false,
@@ -139,7 +139,7 @@ fn broker_info(connack: &ConnAck) -> BrokerInfo {
             .and_then(|p| p.server_keep_alive)
             .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
             .max(KEEP_ALIVE),
-        limits: Limits { packet, window },
+        limits: PublishLimits { packet, window },
     }
 }
 
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_publish_is_larger_than_the_outbox_reckons() {
-        let packet = Packet {
+        let packet = OutgoingMessage {
             topic: "a/b".into(),
             payload: vec![0; 70_000],
             json: true,
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_broker_that_names_no_limits_has_none_but_ours() {
         let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
-        let limits = Limits { packet: usize::MAX, window: WINDOW };
+        let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
         let said = broker_info(&connack);
         assert_eq!(
             (said.limits, said.has_retained_messages, said.has_shared_subscriptions, said.max_qos),

@@ -8,54 +8,54 @@ const POISON: u32 = 5;
 
 /// One for each kind of alert at most.
 #[derive(Debug, Default)]
-pub struct Alarms(Vec<Alarm>);
+pub struct AlertQueue(Vec<QueuedAlert>);
 
 #[derive(Debug)]
-struct Alarm {
+struct QueuedAlert {
     kind: &'static str,
     /// JSON.
     payload: Vec<u8>,
     /// Its row in the outbox of the present connection.
-    row: Option<u64>,
+    entry: Option<u64>,
     /// Whether the connection has it: what only waits in the outbox ends none.
-    on_its_way: bool,
+    is_in_flight: bool,
     /// Connections that the broker ended while it was on its way; the outbox sends it alone after some.
     ended: u32,
 }
 
-impl Alarms {
+impl AlertQueue {
     /// Keeps a change, in the place of an older one of its kind.
     pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
         self.0.retain(|alarm| alarm.kind != kind);
-        self.0.push(Alarm { kind, payload, row: None, on_its_way: false, ended: 0 });
+        self.0.push(QueuedAlert { kind, payload, entry: None, is_in_flight: false, ended: 0 });
     }
 
     /// Has each that has no row yet put into the outbox, oldest first; `push` is told over how many connections it
     /// may have been that the broker ended them, and says which row it got.
     pub fn push_all(&mut self, mut push: impl FnMut(&[u8], u32) -> u64) {
-        for alarm in self.0.iter_mut().filter(|alarm| alarm.row.is_none()) {
-            alarm.row = Some(push(&alarm.payload, alarm.ended));
+        for alarm in self.0.iter_mut().filter(|alarm| alarm.entry.is_none()) {
+            alarm.entry = Some(push(&alarm.payload, alarm.ended));
         }
     }
 
     /// The row is with the connection.
-    pub fn sent(&mut self, row: u64) {
-        for alarm in self.0.iter_mut().filter(|alarm| alarm.row == Some(row)) {
-            alarm.on_its_way = true;
+    pub fn mark_sent(&mut self, row: u64) {
+        for alarm in self.0.iter_mut().filter(|alarm| alarm.entry == Some(row)) {
+            alarm.is_in_flight = true;
         }
     }
 
     /// The broker has the row, or refused it for good.
     pub fn acknowledged(&mut self, row: u64) {
-        self.0.retain(|alarm| alarm.row != Some(row));
+        self.0.retain(|alarm| alarm.entry != Some(row));
     }
 
     /// The connection is gone, and the rows with it. Says which are given up.
     pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
         for alarm in &mut self.0 {
-            alarm.row = None;
-            alarm.ended += u32::from(by_broker && alarm.on_its_way);
-            alarm.on_its_way = false;
+            alarm.entry = None;
+            alarm.ended += u32::from(by_broker && alarm.is_in_flight);
+            alarm.is_in_flight = false;
         }
         let given_up = self.0.extract_if(.., |alarm| alarm.ended >= POISON);
         given_up.map(|alarm| alarm.kind).collect()
@@ -64,12 +64,12 @@ impl Alarms {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outbox::{Limits, Outbox, Packet, WINDOW};
+    use super::super::outbox::{MAX_IN_FLIGHT, Outbox, OutgoingMessage, PublishLimits};
     use super::*;
     use std::time::Instant;
 
     /// What a connection would be given now, with rows counted from `first`.
-    fn pushed(alarms: &mut Alarms, first: u64) -> Vec<String> {
+    fn pushed(alarms: &mut AlertQueue, first: u64) -> Vec<String> {
         let mut payloads = Vec::new();
         alarms.push_all(|payload, _| {
             payloads.push(String::from_utf8_lossy(payload).into_owned());
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_changes_while_the_broker_is_away_is_told_when_it_is_back_and_only_the_latest() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         alarms.put("queue", b"queue raised".into());
         alarms.put("temperature", b"temperature raised".into());
         alarms.put("queue", b"queue cleared".into());
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn it_is_told_again_on_each_connection_until_it_is_acknowledged() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         alarms.put("queue", b"raised".into());
         for first in [1, 10] {
             assert_eq!(pushed(&mut alarms, first), ["raised"]);
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_change_that_comes_while_another_is_on_its_way_is_not_taken_for_it() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         alarms.put("queue", b"raised".into());
         pushed(&mut alarms, 1);
         alarms.put("queue", b"cleared".into());
@@ -115,12 +115,12 @@ mod tests {
 
     #[test]
     fn one_over_which_the_broker_ends_each_connection_is_given_up() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         alarms.put("queue", b"raised".into());
         let given_up: Vec<_> = (0..9)
             .map(|n| {
                 pushed(&mut alarms, n);
-                alarms.sent(n);
+                alarms.mark_sent(n);
                 alarms.disconnected(true).len()
             })
             .collect();
@@ -128,14 +128,14 @@ mod tests {
         for n in 0..99 {
             alarms.put("latency", b"raised".into());
             pushed(&mut alarms, n);
-            alarms.sent(n);
+            alarms.mark_sent(n);
             assert!(alarms.disconnected(false).is_empty(), "a cable that was pulled is not its fault");
         }
     }
 
     #[test]
     fn one_that_was_never_sent_is_not_what_the_broker_ends_its_connections_over() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         alarms.put("queue", b"raised".into());
         for n in 0..99 {
             assert_eq!(pushed(&mut alarms, n), ["raised"]);
@@ -145,20 +145,23 @@ mod tests {
 
     /// Alarms and outbox as the desk brings them together: `broker` says whether it takes a text, or ends the
     /// connection over what it was sent until then. What was given up, and what the broker took.
-    fn days(alarms: &mut Alarms, broker: fn(&str) -> bool) -> (Vec<&'static str>, Vec<String>) {
+    fn run_connections(
+        alarms: &mut AlertQueue,
+        broker: fn(&str) -> bool,
+    ) -> (Vec<&'static str>, Vec<String>) {
         let (mut outbox, mut given_up, mut taken) = (Outbox::default(), Vec::new(), Vec::new());
-        let limits = Limits { packet: usize::MAX, window: WINDOW };
+        let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
         for _ in 0..20 {
             alarms.push_all(|payload, ended| {
-                outbox.push_again(Packet::json("alert".into(), payload.to_vec()), ended)
+                outbox.push_status_retry(OutgoingMessage::json("alert".into(), payload.to_vec()), ended)
             });
             let mut sent = Vec::new();
             let mut is_ended = false;
             while !is_ended {
                 while let Some((row, packet)) = outbox.next(Instant::now(), limits) {
                     sent.push((row, String::from_utf8_lossy(&packet.payload).into_owned()));
-                    outbox.sent(row);
-                    alarms.sent(row);
+                    outbox.mark_sent(row);
+                    alarms.mark_sent(row);
                 }
                 is_ended = sent.is_empty() || sent.iter().any(|(_, text)| !broker(text));
                 for (row, text) in sent.drain(..).filter(|_| !is_ended) {
@@ -175,17 +178,17 @@ mod tests {
 
     #[test]
     fn of_several_only_the_one_is_given_up_over_which_the_broker_ends_the_connection() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         for kind in ["queue", "temperature", "memory"] {
             alarms.put(kind, kind.into());
         }
-        let (given_up, taken) = days(&mut alarms, |text| text != "temperature");
+        let (given_up, taken) = run_connections(&mut alarms, |text| text != "temperature");
         assert_eq!((given_up, taken), (vec!["temperature"], vec!["queue".into(), "memory".into()]));
     }
 
     #[test]
     fn memory_is_one_message_for_each_kind() {
-        let mut alarms = Alarms::default();
+        let mut alarms = AlertQueue::default();
         (0..999).for_each(|_| ["queue", "cpu"].into_iter().for_each(|kind| alarms.put(kind, b"x".into())));
         assert_eq!(alarms.0.len(), 2);
     }

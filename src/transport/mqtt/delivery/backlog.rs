@@ -3,10 +3,10 @@
 //!
 //! Pure. Clients take turns. Knows neither the broker link nor the disk: it says what is to be written.
 
-use super::dedup::Keys;
+use super::dedup::DedupKeys;
 use super::outbox::PromptId;
 use super::persistence::Clock;
-use super::requests::Way;
+use super::requests::ReplyRoute;
 use crate::protocol::Priority;
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::mqtt::delivery::answer_log::record::{SavedPrompt, Work};
@@ -14,20 +14,20 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 /// Memory that a prompt takes beside its texts: its places in the maps here and in the deduplicator.
-const OVERHEAD: usize = 512;
+const PROMPT_OVERHEAD_BYTES: usize = 512;
 /// Bytes of prompts above the inbox that are taken from the broker all the same, unacknowledged: a broker sends more
 /// than the Receive Maximum (mosquitto 2.0.11), or knows none (MQTT 3.1.1).
 const UNSAVED_BYTES: usize = 1 << 20;
 /// Prompts at QoS 0 that wait at a time: nothing holds their sender back, and nothing is promised to it.
-const MOST_AT_QOS_0: usize = 16;
+const MAX_AT_QOS_0: usize = 16;
 
 /// A prompt, until its last event is on its way.
 #[derive(Debug)]
-pub struct Prompt {
+pub struct BacklogPrompt {
     /// Whose turn it takes.
     pub client: String,
     /// Where its events go.
-    pub way: Way,
+    pub route: ReplyRoute,
     /// What is to be done.
     pub work: Work,
     /// Its place among those of its client.
@@ -35,30 +35,30 @@ pub struct Prompt {
     /// When it came, or was read from the disk.
     pub received: Instant,
     /// Whether it came at QoS 1.
-    pub is_assured: bool,
+    pub is_qos_1: bool,
 }
 
-impl Prompt {
+impl BacklogPrompt {
     fn bytes(&self) -> usize {
         let text = match &self.work {
             Work::Ask(text) | Work::Refuse(text) => text.len(),
         };
-        OVERHEAD + text + self.client.len() + self.way.bytes()
+        PROMPT_OVERHEAD_BYTES + text + self.client.len() + self.route.bytes()
     }
 }
 
 /// The prompts without a last event.
 #[derive(Debug)]
 pub struct Backlog {
-    prompts: HashMap<PromptId, Prompt>,
-    turns: FairQueue<PromptId>,
+    prompts: HashMap<PromptId, BacklogPrompt>,
+    queue: FairQueue<PromptId>,
     /// Prompts that wait for the answer of an earlier one, which is the key.
     followers: HashMap<PromptId, Vec<PromptId>>,
     /// Bytes of them all.
     bytes: usize,
     at_qos_0: usize,
     /// Bytes that may be acknowledged before they are answered: the size of the inbox.
-    inbox: usize,
+    inbox_bytes: usize,
 }
 
 impl Backlog {
@@ -66,11 +66,11 @@ impl Backlog {
     pub fn new(inbox: usize) -> Self {
         Backlog {
             prompts: HashMap::new(),
-            turns: FairQueue::default(),
+            queue: FairQueue::default(),
             followers: HashMap::new(),
             bytes: 0,
             at_qos_0: 0,
-            inbox,
+            inbox_bytes: inbox,
         }
     }
 
@@ -81,24 +81,24 @@ impl Backlog {
 
     /// Whether a prompt can be taken from the broker.
     pub fn has_room(&self, is_assured: bool) -> bool {
-        if is_assured { self.bytes < self.inbox + UNSAVED_BYTES } else { self.at_qos_0 < MOST_AT_QOS_0 }
+        if is_assured { self.bytes < self.inbox_bytes + UNSAVED_BYTES } else { self.at_qos_0 < MAX_AT_QOS_0 }
     }
 
     /// Whether so little waits that prompts which were left to the broker may be asked for again.
-    pub fn has_much_room(&self) -> bool {
-        self.bytes < (self.inbox + UNSAVED_BYTES) / 2
+    pub fn is_half_empty(&self) -> bool {
+        self.bytes < (self.inbox_bytes + UNSAVED_BYTES) / 2
     }
 
     /// Whether more may be written to the inbox.
-    pub fn may_save(&self) -> bool {
-        self.bytes < self.inbox
+    pub fn inbox_has_room(&self) -> bool {
+        self.bytes < self.inbox_bytes
     }
 
     /// Takes a prompt in.
-    pub fn push(&mut self, number: PromptId, prompt: Prompt) {
+    pub fn push(&mut self, number: PromptId, prompt: BacklogPrompt) {
         self.bytes += prompt.bytes();
-        self.at_qos_0 += usize::from(!prompt.is_assured);
-        self.turns.push(&prompt.client, prompt.priority, prompt.received, number);
+        self.at_qos_0 += usize::from(!prompt.is_qos_1);
+        self.queue.push(&prompt.client, prompt.priority, prompt.received, number);
         self.prompts.insert(number, prompt);
     }
 
@@ -106,7 +106,7 @@ impl Backlog {
     ///
     /// [`removed`]: Backlog::remove
     pub fn next(&mut self, now: Instant, allowed: impl FnMut(&str) -> bool) -> Option<PromptId> {
-        self.turns.pop_allowed(now, allowed).map(|(_, number)| number)
+        self.queue.pop_allowed(now, allowed).map(|(_, number)| number)
     }
 
     /// Has a prompt wait until the earlier `leader` is settled, whose answer is its own as well.
@@ -118,13 +118,13 @@ impl Backlog {
     pub fn release(&mut self, leader: PromptId) {
         for number in self.followers.remove(&leader).unwrap_or_default() {
             if let Some(prompt) = self.prompts.get(&number) {
-                self.turns.push(&prompt.client, prompt.priority, prompt.received, number);
+                self.queue.push(&prompt.client, prompt.priority, prompt.received, number);
             }
         }
     }
 
     /// A prompt that is here.
-    pub fn get(&self, number: PromptId) -> Option<&Prompt> {
+    pub fn get(&self, number: PromptId) -> Option<&BacklogPrompt> {
         self.prompts.get(&number)
     }
 
@@ -132,7 +132,7 @@ impl Backlog {
     pub fn remove(&mut self, number: PromptId) {
         if let Some(prompt) = self.prompts.remove(&number) {
             self.bytes -= prompt.bytes();
-            self.at_qos_0 -= usize::from(!prompt.is_assured);
+            self.at_qos_0 -= usize::from(!prompt.is_qos_1);
         }
     }
 
@@ -140,8 +140,8 @@ impl Backlog {
     /// prompt it means: all of them are taken.
     pub fn take_waiting(&mut self, id: &str) -> Vec<PromptId> {
         let prompts = &self.prompts;
-        let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.way.id == id);
-        let mut taken = self.turns.extract(is_it);
+        let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.route.id == id);
+        let mut taken = self.queue.extract(is_it);
         for followers in self.followers.values_mut() {
             taken.extend(followers.extract_if(.., |number| is_it(number)));
         }
@@ -150,14 +150,14 @@ impl Backlog {
 
     /// Takes everything that waits out of the turns.
     pub fn take_all_waiting(&mut self) -> Vec<PromptId> {
-        let mut taken = self.turns.extract(|_| true);
+        let mut taken = self.queue.extract(|_| true);
         taken.extend(self.followers.drain().flat_map(|(_, followers)| followers));
         taken
     }
 
     /// What is to be written of a prompt that is known by `keys`.
-    pub fn record(&self, number: PromptId, keys: Keys, clock: Clock) -> Option<SavedPrompt> {
-        let Prompt { client, way, work, .. } = self.prompts.get(&number)?;
+    pub fn record(&self, number: PromptId, keys: DedupKeys, clock: Clock) -> Option<SavedPrompt> {
+        let BacklogPrompt { client, route: way, work, .. } = self.prompts.get(&number)?;
         Some(SavedPrompt {
             number,
             keys,
@@ -165,7 +165,7 @@ impl Backlog {
             id: way.id.clone(),
             topic: way.topic().to_owned(),
             correlation: way.correlation().map(<[u8]>::to_vec),
-            left_ms: way.left_ms(clock.now),
+            left_ms: way.remaining_ms(clock.now),
             work: work.clone(),
             time_s: clock.time_s,
         })
@@ -176,14 +176,14 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn prompt(id: &str, client: &str, text: &str, is_assured: bool) -> Prompt {
-        Prompt {
+    fn prompt(id: &str, client: &str, text: &str, is_assured: bool) -> BacklogPrompt {
+        BacklogPrompt {
             client: client.into(),
-            way: Way::restored(id.into(), format!("reply/{id}"), None, None),
+            route: ReplyRoute::restored(id.into(), format!("reply/{id}"), None, None),
             work: Work::Ask(text.into()),
             priority: Priority::Normal,
             received: Instant::now(),
-            is_assured,
+            is_qos_1: is_assured,
         }
     }
 
@@ -204,19 +204,19 @@ mod tests {
     fn bytes_bound_what_is_saved_and_what_is_taken() {
         let mut backlog = Backlog::new(10_000);
         backlog.push(1, prompt("x", "a", &"x".repeat(9_000), true));
-        assert!(backlog.may_save() && backlog.has_room(true));
+        assert!(backlog.inbox_has_room() && backlog.has_room(true));
         backlog.push(2, prompt("x", "a", &"x".repeat(9_000), true));
-        assert!(!backlog.may_save() && backlog.has_room(true), "the rest is held unacknowledged");
+        assert!(!backlog.inbox_has_room() && backlog.has_room(true), "the rest is held unacknowledged");
         backlog.push(3, prompt("x", "a", &"x".repeat(UNSAVED_BYTES), true));
-        assert!(!backlog.has_room(true) && !backlog.has_much_room());
+        assert!(!backlog.has_room(true) && !backlog.is_half_empty());
         backlog.remove(3);
-        assert!(backlog.has_room(true) && backlog.has_much_room());
+        assert!(backlog.has_room(true) && backlog.is_half_empty());
     }
 
     #[test]
     fn a_flood_at_qos_0_takes_its_few_places_and_none_of_the_others() {
         let mut backlog = Backlog::new(1 << 20);
-        for number in 0..MOST_AT_QOS_0 as u64 {
+        for number in 0..MAX_AT_QOS_0 as u64 {
             assert!(backlog.has_room(false));
             backlog.push(number, prompt("x", "a", "hello", false));
         }

@@ -3,14 +3,14 @@
 //!
 //! Pure: between `arrivals`, `backlog` and `outbox` on one side and the store's records on the other.
 
-use super::backlog::{Backlog, Prompt};
+use super::backlog::{Backlog, BacklogPrompt};
 use super::dedup::Deduplicator;
-use super::outbox::{Outbox, Packet, Waiting};
+use super::outbox::{Outbox, OutgoingMessage, PendingAnswer};
 use super::recent_answers::StoredAnswer;
-use super::requests::Way;
+use super::requests::ReplyRoute;
 use crate::protocol::{Priority, json};
 use crate::transport::mqtt::delivery::answer_log::record::{
-    Answer, Contents, Record, SavedPrompt, State, Work,
+    AnswerState, LogContents, Record, SavedAnswer, SavedPrompt, Work,
 };
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,13 +37,13 @@ impl Clock {
 }
 
 /// The record of an answer that waits for the broker, if it is to be kept.
-pub fn record(waiting: Waiting, dedup: &Deduplicator, clock: Clock) -> Option<Answer> {
-    let Packet { topic, correlation, expires, payload, .. } = waiting.packet;
+pub fn answer_record(waiting: PendingAnswer, dedup: &Deduplicator, clock: Clock) -> Option<SavedAnswer> {
+    let OutgoingMessage { topic, correlation, expires, payload, .. } = waiting.packet;
     let left = expires.map(|expires| expires.saturating_duration_since(clock.now));
     let left_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-    let state = State::Waiting { topic: topic.clone(), correlation: correlation.clone(), left_ms };
-    let keys = dedup.durable(waiting.prompt)?;
-    Some(Answer {
+    let state = AnswerState::Waiting { topic: topic.clone(), correlation: correlation.clone(), left_ms };
+    let keys = dedup.durable_keys(waiting.prompt)?;
+    Some(SavedAnswer {
         number: waiting.number,
         prompt: Some(waiting.prompt),
         keys,
@@ -55,34 +55,35 @@ pub fn record(waiting: Waiting, dedup: &Deduplicator, clock: Clock) -> Option<An
 }
 
 /// The record of an answer that the broker got so long ago.
-fn given(stored: &StoredAnswer, age: Duration, clock: Clock) -> Answer {
+fn delivered_record(stored: &StoredAnswer, age: Duration, clock: Clock) -> SavedAnswer {
     let StoredAnswer { number, keys, id, payload } = stored;
-    Answer {
+    SavedAnswer {
         number: *number,
         prompt: None,
         keys: *keys,
         id: id.clone(),
         payload: String::from_utf8_lossy(payload).into_owned(),
-        state: State::Given { age_s: age.as_secs() },
+        state: AnswerState::Given { age_s: age.as_secs() },
         time_s: clock.time_s,
     }
 }
 
 /// The lines of everything that is to be kept.
-pub fn all(dedup: &Deduplicator, backlog: &Backlog, outbox: &Outbox, clock: Clock) -> Vec<u8> {
+pub fn log_lines(dedup: &Deduplicator, backlog: &Backlog, outbox: &Outbox, clock: Clock) -> Vec<u8> {
     let mut lines = Record::Session(dedup.session()).line();
-    let stored = dedup.answers(clock.now).filter(|(stored, _)| stored.keys.delivery.is_some());
-    stored.for_each(|(stored, age)| lines.extend(Record::Answer(given(stored, age, clock)).line()));
-    let prompts = dedup.kept().filter_map(|(prompt, keys)| backlog.record(prompt, keys, clock));
+    let stored = dedup.recent_answers(clock.now).filter(|(stored, _)| stored.keys.delivery.is_some());
+    stored
+        .for_each(|(stored, age)| lines.extend(Record::Answer(delivered_record(stored, age, clock)).line()));
+    let prompts = dedup.saved_prompts().filter_map(|(prompt, keys)| backlog.record(prompt, keys, clock));
     prompts.for_each(|prompt| lines.extend(Record::Prompt(prompt).line()));
-    let waiting = outbox.waiting().filter_map(|waiting| record(waiting, dedup, clock));
+    let waiting = outbox.pending_answers().filter_map(|waiting| answer_record(waiting, dedup, clock));
     waiting.for_each(|answer| lines.extend(Record::Answer(answer).line()));
     lines
 }
 
 /// What was taken over from an earlier process.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoredCounts {
     /// Answers that wait for the broker.
     pub answers: usize,
     /// Prompts that wait for their answer.
@@ -92,13 +93,13 @@ pub struct Restored {
 /// Takes over what an earlier process left: what waits is sent, what was acknowledged is answered, and what was given is
 /// remembered.
 pub fn restore(
-    contents: Contents,
+    contents: LogContents,
     dedup: &mut Deduplicator,
     backlog: &mut Backlog,
     outbox: &mut Outbox,
     clock: Clock,
-) -> Restored {
-    let mut restored = Restored::default();
+) -> RestoredCounts {
+    let mut restored = RestoredCounts::default();
     for answer in contents.answers {
         restored.answers += usize::from(restore_answer(answer, dedup, outbox, clock));
     }
@@ -108,14 +109,18 @@ pub fn restore(
     restored
 }
 
-fn restore_answer(answer: Answer, dedup: &mut Deduplicator, outbox: &mut Outbox, clock: Clock) -> bool {
+fn restore_answer(answer: SavedAnswer, dedup: &mut Deduplicator, outbox: &mut Outbox, clock: Clock) -> bool {
     let (left, age) = (answer.left(clock.time_s), answer.age(clock.time_s));
-    let Answer { number, prompt, keys, id, payload, state, .. } = answer;
+    let SavedAnswer { number, prompt, keys, id, payload, state, .. } = answer;
     let payload = payload.into_bytes();
     match (state, left) {
-        (State::Waiting { topic, correlation, .. }, Some(left)) if !dedup.is_open(keys) => {
-            let packet = Packet { correlation, expires: clock.after(left), ..Packet::json(topic, payload) };
-            let prompt = prompt.unwrap_or_else(|| dedup.number());
+        (AnswerState::Waiting { topic, correlation, .. }, Some(left)) if !dedup.is_open(keys) => {
+            let packet = OutgoingMessage {
+                correlation,
+                expires: clock.after(left),
+                ..OutgoingMessage::json(topic, payload)
+            };
+            let prompt = prompt.unwrap_or_else(|| dedup.allocate_id());
             dedup.resume(prompt, keys, false);
             outbox.restore(number, prompt, &id, packet);
             true
@@ -139,16 +144,16 @@ fn restore_prompt(
     if dedup.is_open(prompt.keys) {
         return false;
     }
-    let left = prompt.left(clock.time_s);
+    let left = prompt.remaining(clock.time_s);
     let SavedPrompt { number, keys, client, id, topic, correlation, work, .. } = prompt;
     let priority = match &work {
         Work::Ask(text) => json::request_or_text(text.as_bytes()).map(|request| request.priority),
         Work::Refuse(_) => Ok(Priority::Normal),
     };
-    let way = Way::restored(id, topic, correlation, clock.after(left));
+    let way = ReplyRoute::restored(id, topic, correlation, clock.after(left));
     let (priority, received) = (priority.unwrap_or_default(), clock.now);
     dedup.resume(number, keys, true);
-    backlog.push(number, Prompt { client, way, work, priority, received, is_assured: true });
+    backlog.push(number, BacklogPrompt { client, route: way, work, priority, received, is_qos_1: true });
     true
 }
 
@@ -157,9 +162,9 @@ mod tests {
     use super::*;
     use crate::transport::mqtt::delivery::answer_log::record;
     use crate::transport::mqtt::delivery::dedup::{Delivery, Verdict};
-    use crate::transport::mqtt::delivery::outbox::{Limits, WINDOW};
+    use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, PublishLimits};
 
-    const WIDE: Limits = Limits { packet: usize::MAX, window: WINDOW };
+    const WIDE: PublishLimits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
 
     fn delivery(id: &str) -> Delivery<'_> {
         Delivery {
@@ -203,11 +208,18 @@ mod tests {
         /// Takes a prompt that is to wait, and writes it to the disk.
         fn save(&mut self, id: &str, deadline: Option<Instant>) -> u64 {
             let number = self.receive(id);
-            let way = Way::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
+            let way = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
             let (client, work, received) = ("-".into(), Work::Ask("hello".into()), self.clock.now);
-            let prompt = Prompt { client, way, work, priority: Priority::Normal, received, is_assured: true };
+            let prompt = BacklogPrompt {
+                client,
+                route: way,
+                work,
+                priority: Priority::Normal,
+                received,
+                is_qos_1: true,
+            };
             self.backlog.push(number, prompt);
-            self.dedup.saved(number);
+            self.dedup.mark_saved(number);
             number
         }
 
@@ -215,34 +227,35 @@ mod tests {
         fn answer(&mut self, id: &str, seconds: Option<u64>) -> u64 {
             let prompt = self.receive(id);
             let expires = seconds.map(|seconds| self.clock.now + Duration::from_secs(seconds));
-            let packet = Packet { expires, ..Packet::json(format!("reply/{id}"), id.into()) };
+            let packet =
+                OutgoingMessage { expires, ..OutgoingMessage::json(format!("reply/{id}"), id.into()) };
             self.outbox.push_last(prompt, id, packet)
         }
 
         fn deliver(&mut self, row: u64) {
             self.outbox.acknowledged(row, true);
             for (prompt, outcome) in self.outbox.take_settled() {
-                self.dedup.settled(prompt, outcome, self.clock.now);
+                self.dedup.settle(prompt, outcome, self.clock.now);
             }
         }
 
         /// The next process, at this time.
         fn next(&self, time_s: u64) -> Self {
             let mut next = Process::new(time_s);
-            next.restore(record::read(&self.lines()));
+            next.restore(record::parse_log(&self.lines()));
             next
         }
 
         fn lines(&self) -> Vec<u8> {
-            all(&self.dedup, &self.backlog, &self.outbox, self.clock)
+            log_lines(&self.dedup, &self.backlog, &self.outbox, self.clock)
         }
 
-        fn restore(&mut self, contents: Contents) -> Restored {
+        fn restore(&mut self, contents: LogContents) -> RestoredCounts {
             restore(contents, &mut self.dedup, &mut self.backlog, &mut self.outbox, self.clock)
         }
 
         fn waiting(&self) -> Vec<(u64, &str, Option<Instant>)> {
-            self.outbox.waiting().map(|one| (one.number, one.id, one.packet.expires)).collect()
+            self.outbox.pending_answers().map(|one| (one.number, one.id, one.packet.expires)).collect()
         }
 
         fn comes_again(&mut self, id: &str) -> Verdict {
@@ -291,8 +304,8 @@ mod tests {
     fn a_deadline_beyond_all_clocks_is_none() {
         let mut first = Process::new(1_000);
         first.answer("a", None);
-        let mut contents = record::read(&first.lines());
-        let State::Waiting { left_ms, .. } = &mut contents.answers[0].state else { panic!("waits") };
+        let mut contents = record::parse_log(&first.lines());
+        let AnswerState::Waiting { left_ms, .. } = &mut contents.answers[0].state else { panic!("waits") };
         *left_ms = Some(u64::MAX);
         let mut second = Process::new(1_000);
         second.restore(contents);
@@ -306,7 +319,7 @@ mod tests {
         let lines = first.lines();
         let mut second = Process::new(1_001);
         assert!(matches!(second.comes_again("a"), Verdict::New(_)));
-        second.restore(record::read(&lines));
+        second.restore(record::parse_log(&lines));
         assert!(second.waiting().is_empty());
     }
 
@@ -315,11 +328,11 @@ mod tests {
         let mut first = Process::new(1_000);
         let unsure = Delivery { packet: None, ..delivery("a") };
         let Verdict::New(prompt) = first.dedup.receive(&unsure) else { panic!() };
-        let row = first.outbox.push_last(prompt, "a", Packet::json("t".into(), b"{}".to_vec()));
+        let row = first.outbox.push_last(prompt, "a", OutgoingMessage::json("t".into(), b"{}".to_vec()));
         assert!(first.next(1_001).waiting().is_empty());
         first.deliver(row);
         let second = first.next(1_001);
-        assert_eq!(second.dedup.answers(second.clock.now).count(), 0);
+        assert_eq!(second.dedup.recent_answers(second.clock.now).count(), 0);
     }
 
     #[test]
@@ -329,8 +342,8 @@ mod tests {
         let number = first.save("a", Some(deadline));
         let mut second = first.next(1_020);
         let prompt = second.backlog.get(number).expect("taken over");
-        assert_eq!((prompt.way.id.as_str(), prompt.way.topic()), ("a", "reply/a"));
-        let left = prompt.way.left_ms(second.clock.now).expect("a deadline");
+        assert_eq!((prompt.route.id.as_str(), prompt.route.topic()), ("a", "reply/a"));
+        let left = prompt.route.remaining_ms(second.clock.now).expect("a deadline");
         assert!((39_000..=40_000).contains(&left), "{left}");
         assert_eq!(prompt.work, Work::Ask("hello".into()));
         assert_eq!(second.comes_again("a"), Verdict::Duplicate, "its acknowledgement was lost");
@@ -342,13 +355,15 @@ mod tests {
         let mut first = Process::new(1_000);
         let number = first.save("a", None);
         let mut lines = first.lines();
-        let packet = Packet::json("reply/a".into(), b"{}".to_vec());
+        let packet = OutgoingMessage::json("reply/a".into(), b"{}".to_vec());
         let row = first.outbox.push_last(number, "a", packet);
-        let waiting = first.outbox.waiting().next().expect("pushed");
-        lines.extend(Record::Answer(record(waiting, &first.dedup, first.clock).expect("durable")).line());
+        let waiting = first.outbox.pending_answers().next().expect("pushed");
+        lines.extend(
+            Record::Answer(answer_record(waiting, &first.dedup, first.clock).expect("durable")).line(),
+        );
         let mut second = Process::new(1_001);
-        let restored = second.restore(record::read(&lines));
-        assert_eq!(restored, Restored { answers: 1, prompts: 0 });
+        let restored = second.restore(record::parse_log(&lines));
+        assert_eq!(restored, RestoredCounts { answers: 1, prompts: 0 });
         assert_eq!(second.waiting().first().map(|(number, ..)| *number), Some(row));
     }
 }

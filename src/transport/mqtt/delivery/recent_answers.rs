@@ -2,17 +2,17 @@
 //!
 //! Pure and bounded. Knows nothing of deliveries: an answer is found by its number, or by the name of its prompt.
 
-use super::dedup::Keys;
+use super::dedup::DedupKeys;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Answers kept: twice what a broker may hold unacknowledged.
-const ANSWERS: usize = 512;
+const MAX_ANSWERS: usize = 512;
 /// Bytes of them all: a kilobyte each.
-const BYTES: usize = 512 << 10;
+const MAX_BYTES: usize = 512 << 10;
 /// How long an answer is given to the same request of the same client, instead of a computed one. Not for ever: a
 /// script may use one id, such as `"id":"ha"`, every day.
-const RECENT: Duration = Duration::from_secs(600);
+const REUSE_PERIOD: Duration = Duration::from_secs(600);
 
 /// An answer, and what its prompt is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct StoredAnswer {
     /// Tells it from other answers.
     pub number: u64,
     /// What its prompt is known by.
-    pub keys: Keys,
+    pub keys: DedupKeys,
     /// The request's id.
     pub id: String,
     /// The event, as JSON; empty where sending nothing is better than sending it again.
@@ -37,7 +37,7 @@ impl StoredAnswer {
 struct Entry {
     answer: StoredAnswer,
     /// While the same request gets it.
-    recent_until: Instant,
+    reusable_until: Instant,
 }
 
 /// The answers, oldest first.
@@ -49,22 +49,22 @@ pub struct RecentAnswers {
 
 impl RecentAnswers {
     /// Keeps an answer that was given `age` ago.
-    pub fn keep(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
+    pub fn insert(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
         if let Some(at) = self.entries.iter().position(|entry| entry.answer.number == answer.number) {
             self.remove(at);
         }
-        if answer.size() > BYTES {
+        if answer.size() > MAX_BYTES {
             return;
         }
         self.bytes += answer.size();
-        self.entries.push_back(Entry { answer, recent_until: now + RECENT.saturating_sub(age) });
-        while self.entries.len() > ANSWERS || self.bytes > BYTES {
+        self.entries.push_back(Entry { answer, reusable_until: now + REUSE_PERIOD.saturating_sub(age) });
+        while self.entries.len() > MAX_ANSWERS || self.bytes > MAX_BYTES {
             self.remove(0);
         }
     }
 
     /// Whether the answer of this number may be sent again.
-    pub fn has(&self, number: u64) -> bool {
+    pub fn contains(&self, number: u64) -> bool {
         self.by_number(number).is_some()
     }
 
@@ -75,7 +75,7 @@ impl RecentAnswers {
 
     /// The latest answer to a request of this name.
     pub fn by_name(&self, name: u128, now: Instant) -> Option<&StoredAnswer> {
-        self.find(|entry| entry.answer.keys.name == Some(name) && now < entry.recent_until)
+        self.find(|entry| entry.answer.keys.name == Some(name) && now < entry.reusable_until)
     }
 
     fn find(&self, is_it: impl Fn(&Entry) -> bool) -> Option<&StoredAnswer> {
@@ -84,7 +84,7 @@ impl RecentAnswers {
     }
 
     /// The answers, oldest first, and how long ago they were given.
-    pub fn all(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
+    pub fn iter(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
         self.entries.iter().map(move |entry| (&entry.answer, age(entry, now)))
     }
 
@@ -96,8 +96,8 @@ impl RecentAnswers {
 }
 
 fn age(entry: &Entry, now: Instant) -> Duration {
-    let left = entry.recent_until.saturating_duration_since(now);
-    RECENT.saturating_sub(left) + now.saturating_duration_since(entry.recent_until)
+    let left = entry.reusable_until.saturating_duration_since(now);
+    REUSE_PERIOD.saturating_sub(left) + now.saturating_duration_since(entry.reusable_until)
 }
 
 #[cfg(test)]
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn answer(number: u64, bytes: usize) -> StoredAnswer {
-        let keys = Keys { name: Some(u128::from(number)), delivery: Some(u128::from(number) << 64) };
+        let keys = DedupKeys { name: Some(u128::from(number)), delivery: Some(u128::from(number) << 64) };
         StoredAnswer { number, keys, id: "a".into(), payload: vec![b'x'; bytes] }
     }
 
@@ -117,20 +117,20 @@ mod tests {
     fn the_same_request_gets_the_stored_answer_for_ten_minutes() {
         let now = Instant::now();
         let mut recent = RecentAnswers::default();
-        recent.keep(answer(1, 10), Duration::from_secs(100), now);
+        recent.insert(answer(1, 10), Duration::from_secs(100), now);
         assert_eq!(recent.by_name(1, at(now, 499)), Some(&answer(1, 10)));
         assert_eq!(recent.by_name(1, at(now, 500)), None);
         assert_eq!(recent.by_name(2, now), None);
         assert_eq!(recent.by_number(1), Some(&answer(1, 10)), "a redelivery gets it at any time");
-        assert_eq!(recent.all(at(now, 30)).next(), Some((&answer(1, 10), Duration::from_secs(130))));
+        assert_eq!(recent.iter(at(now, 30)).next(), Some((&answer(1, 10), Duration::from_secs(130))));
     }
 
     #[test]
     fn an_answer_that_is_better_not_sent_again_is_not() {
         let now = Instant::now();
         let mut recent = RecentAnswers::default();
-        recent.keep(answer(1, 0), Duration::ZERO, now);
-        assert!(recent.by_name(1, now).is_none() && !recent.has(1));
+        recent.insert(answer(1, 0), Duration::ZERO, now);
+        assert!(recent.by_name(1, now).is_none() && !recent.contains(1));
     }
 
     #[test]
@@ -138,21 +138,24 @@ mod tests {
         let now = Instant::now();
         let mut recent = RecentAnswers::default();
         for number in 0..100 {
-            recent.keep(answer(number, 50_000), Duration::ZERO, now);
-            assert!(recent.bytes <= BYTES);
+            recent.insert(answer(number, 50_000), Duration::ZERO, now);
+            assert!(recent.bytes <= MAX_BYTES);
         }
-        assert!(recent.has(99));
-        recent.keep(answer(100, BYTES), Duration::ZERO, now);
-        assert!(!recent.has(100) && recent.has(99), "one larger than all the memory is not kept");
-        (0..1000).for_each(|number| recent.keep(answer(number, 10), Duration::ZERO, now));
-        assert_eq!((recent.entries.len(), recent.has(487), recent.has(488)), (ANSWERS, false, true));
+        assert!(recent.contains(99));
+        recent.insert(answer(100, MAX_BYTES), Duration::ZERO, now);
+        assert!(!recent.contains(100) && recent.contains(99), "one larger than all the memory is not kept");
+        (0..1000).for_each(|number| recent.insert(answer(number, 10), Duration::ZERO, now));
+        assert_eq!(
+            (recent.entries.len(), recent.contains(487), recent.contains(488)),
+            (MAX_ANSWERS, false, true)
+        );
     }
 
     #[test]
     fn the_same_answer_again_takes_no_more_memory() {
         let now = Instant::now();
         let mut recent = RecentAnswers::default();
-        (0..3).for_each(|_| recent.keep(answer(1, 10), Duration::ZERO, now));
+        (0..3).for_each(|_| recent.insert(answer(1, 10), Duration::ZERO, now));
         assert_eq!(recent.entries.len(), 1);
     }
 }

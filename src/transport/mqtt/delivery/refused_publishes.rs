@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 /// Most topics that are named on one connection.
-const NAMED: usize = 16;
+const MAX_NAMED_TOPICS: usize = 16;
 
 /// The topics of this connection.
 #[derive(Debug, Default)]
@@ -16,10 +16,10 @@ pub struct RefusedPublishes {
 impl RefusedPublishes {
     /// A publish was refused for this reason. What to log, the first time for this topic.
     pub fn refused(&mut self, topic: &str, reason: &str) -> Option<String> {
-        if self.topics.len() > NAMED || !self.topics.insert(topic.to_owned()) {
+        if self.topics.len() > MAX_NAMED_TOPICS || !self.topics.insert(topic.to_owned()) {
             return None;
         }
-        let more = if self.topics.len() > NAMED {
+        let more = if self.topics.len() > MAX_NAMED_TOPICS {
             "; further topics are not named until the next connect"
         } else {
             ""
@@ -58,7 +58,7 @@ mod tests {
         let mut refused = RefusedPublishes::default();
         let said: Vec<_> =
             (0..1000).filter_map(|n| refused.refused(&n.to_string(), "NotAuthorized")).collect();
-        assert_eq!(said.len(), NAMED + 1);
-        assert!(said[NAMED].contains("not named"), "{}", said[NAMED]);
+        assert_eq!(said.len(), MAX_NAMED_TOPICS + 1);
+        assert!(said[MAX_NAMED_TOPICS].contains("not named"), "{}", said[MAX_NAMED_TOPICS]);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Knows nothing of the broker link: a prompt runs on while the link is down.
 
-use super::outbox::{Packet, PromptId};
+use super::outbox::{OutgoingMessage, PromptId};
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
 use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::topics::Topics;
@@ -18,28 +18,28 @@ use tokio::sync::mpsc::error::TrySendError;
 
 /// Events of one prompt between worker and door: some seconds of tokens. The worker cancels a
 /// prompt whose channel is full, and only a door that hangs lets it fill up.
-const EVENTS: usize = 256;
+const EVENT_CHANNEL_CAPACITY: usize = 256;
 /// A reply expires with its prompt, but not before the client had a moment to fetch it: an answer
 /// that the deadline cut off comes just after it.
-const MOMENT: Duration = Duration::from_secs(5);
+const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
 /// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
-const LONGEST_CORRELATION: usize = 1024;
+const MAX_CORRELATION_BYTES: usize = 1024;
 
 /// Prompts of one client that are with the worker's queue at a time: one that is answered and the one after it. So
 /// clients take turns there too, whoever sent more.
-const PER_CLIENT: usize = 2;
+const MAX_PER_CLIENT: usize = 2;
 
 /// Where the events of a prompt go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct ReplyRoute {
     pub id: String,
     topic: String,
     correlation: Option<Vec<u8>>,
     deadline: Option<Instant>,
 }
 
-impl Way {
+impl ReplyRoute {
     /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
     /// answer to that goes to the reply topic.
     pub fn new(
@@ -57,11 +57,11 @@ impl Way {
         let deadline = message.expiry.map(|expiry| now + expiry);
         let length = message.correlation.as_ref().map_or(0, Vec::len);
         let checked = checked.and_then(|()| match length {
-            0..=LONGEST_CORRELATION => Ok(()),
-            _ => Err(format!("the Correlation Data has {length} bytes; the most is {LONGEST_CORRELATION}")),
+            0..=MAX_CORRELATION_BYTES => Ok(()),
+            _ => Err(format!("the Correlation Data has {length} bytes; the most is {MAX_CORRELATION_BYTES}")),
         });
-        let correlation = message.correlation.clone().filter(|_| length <= LONGEST_CORRELATION);
-        let way = Way { id, topic, correlation, deadline };
+        let correlation = message.correlation.clone().filter(|_| length <= MAX_CORRELATION_BYTES);
+        let way = ReplyRoute { id, topic, correlation, deadline };
         (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
     }
 
@@ -72,7 +72,7 @@ impl Way {
         correlation: Option<Vec<u8>>,
         deadline: Option<Instant>,
     ) -> Self {
-        Way { id, topic, correlation, deadline }
+        ReplyRoute { id, topic, correlation, deadline }
     }
 
     /// The topic of the replies.
@@ -86,7 +86,7 @@ impl Way {
     }
 
     /// Milliseconds for which an answer is still wanted; `None` is for ever.
-    pub fn left_ms(&self, now: Instant) -> Option<u64> {
+    pub fn remaining_ms(&self, now: Instant) -> Option<u64> {
         let left = self.deadline?.saturating_duration_since(now);
         Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
     }
@@ -102,38 +102,38 @@ impl Way {
     }
 
     /// A reply on this way.
-    pub fn packet(&self, payload: Vec<u8>, now: Instant) -> Packet {
-        Packet {
+    pub fn packet(&self, payload: Vec<u8>, now: Instant) -> OutgoingMessage {
+        OutgoingMessage {
             correlation: self.correlation.clone(),
-            expires: self.deadline.map(|deadline| deadline.max(now + MOMENT)),
-            ..Packet::json(self.topic.clone(), payload)
+            expires: self.deadline.map(|deadline| deadline.max(now + EXPIRY_GRACE)),
+            ..OutgoingMessage::json(self.topic.clone(), payload)
         }
     }
 }
 
 /// Ids for requests that came without one.
 #[derive(Debug)]
-pub struct Ids {
+pub struct IdGenerator {
     /// Random, so that no id comes again after a restart, on a device without a clock either.
     process: u64,
     count: u64,
 }
 
-impl Ids {
+impl IdGenerator {
     pub fn new() -> Self {
-        Ids { process: RandomState::new().hash_one(std::process::id()), count: 0 }
+        IdGenerator { process: RandomState::new().hash_one(std::process::id()), count: 0 }
     }
 
-    pub fn make(&mut self) -> String {
+    pub fn next_id(&mut self) -> String {
         self.count += 1;
         format!("{:016x}-{}", self.process, self.count)
     }
 }
 
 #[derive(Debug)]
-struct Running {
+struct ActiveRequest {
     client: String,
-    way: Way,
+    route: ReplyRoute,
     events: mpsc::Receiver<Event>,
     cancel: Cancel,
 }
@@ -142,49 +142,56 @@ struct Running {
 #[derive(Debug)]
 pub struct PromptEvent {
     pub prompt: PromptId,
-    pub way: Way,
+    pub route: ReplyRoute,
     pub event: Event,
     /// It ends the prompt only because the daemon stops.
-    pub cut_off: bool,
+    pub is_ended_by_shutdown: bool,
 }
 
 /// The prompts that are with the worker, or in its queue.
 #[derive(Debug)]
-pub struct Prompts {
+pub struct ActiveRequests {
     requests: mpsc::Sender<Inbound>,
     /// Prompts that may be on their way to the worker: the queue has room for so many.
     window: usize,
-    running: BTreeMap<PromptId, Running>,
+    active: BTreeMap<PromptId, ActiveRequest>,
     /// How many of them are each client's.
     per_client: HashMap<String, usize>,
 }
 
-impl Prompts {
+impl ActiveRequests {
     pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
         let window = usize::from(window.max(1));
-        Prompts { requests, window, running: BTreeMap::new(), per_client: HashMap::new() }
+        ActiveRequests { requests, window, active: BTreeMap::new(), per_client: HashMap::new() }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.active.is_empty()
     }
 
     /// Whether one more may be handed on now.
     pub fn has_room(&self) -> bool {
-        self.running.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
+        self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
     }
 
     /// Whether one more of this client may be.
-    pub fn allows(&self, client: &str) -> bool {
-        self.per_client.get(client).is_none_or(|count| *count < PER_CLIENT)
+    pub fn client_has_room(&self, client: &str) -> bool {
+        self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
     }
 
     /// Hands a request on that was `received` then.
-    pub fn start(&mut self, prompt: PromptId, request: Request, client: &str, way: Way, received: Instant) {
+    pub fn start(
+        &mut self,
+        prompt: PromptId,
+        request: Request,
+        client: &str,
+        way: ReplyRoute,
+        received: Instant,
+    ) {
         let mut request = request;
         let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
         request.timeout = request.timeout.into_iter().chain(wanted).min();
-        let (sender, events) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
         let reply = Reply::new(&way.id, &sender).expect("a new channel has room");
         let cancel = Cancel::default();
         let inbound = Inbound {
@@ -198,7 +205,7 @@ impl Prompts {
             cancel: cancel.clone(),
         };
         *self.per_client.entry(client.to_owned()).or_default() += 1;
-        self.running.insert(prompt, Running { client: client.to_owned(), way, events, cancel });
+        self.active.insert(prompt, ActiveRequest { client: client.to_owned(), route: way, events, cancel });
         match self.requests.try_send(inbound) {
             Ok(()) => {}
             // Not where `has_room` was asked. The reply that is dropped says so to the client.
@@ -210,13 +217,13 @@ impl Prompts {
     /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
     /// whose prompt it means: all of them are stopped.
     pub fn cancel(&self, id: &str) {
-        for running in self.running.values().filter(|running| running.way.id == id) {
+        for running in self.active.values().filter(|running| running.route.id == id) {
             running.cancel.raise();
         }
     }
 
-    fn ended(&mut self, prompt: PromptId) {
-        let Some(Running { client, .. }) = self.running.remove(&prompt) else { return };
+    fn remove(&mut self, prompt: PromptId) {
+        let Some(ActiveRequest { client, .. }) = self.active.remove(&prompt) else { return };
         if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -228,7 +235,7 @@ impl Prompts {
     /// Waits for the next event. May be dropped and called again.
     pub async fn next(&mut self) -> PromptEvent {
         let (prompt, event) = poll_fn(|context| {
-            for (prompt, running) in &mut self.running {
+            for (prompt, running) in &mut self.active {
                 if let Poll::Ready(event) = running.events.poll_recv(context) {
                     return Poll::Ready((*prompt, event));
                 }
@@ -236,23 +243,23 @@ impl Prompts {
             Poll::Pending
         })
         .await;
-        let running = &self.running[&prompt];
-        let way = running.way.clone();
+        let running = &self.active[&prompt];
+        let way = running.route.clone();
         // A reply says `internal` when it is dropped; a channel closed without that is the same.
         let event = event.unwrap_or_else(|| {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
             Event::Error { id: Some(way.id.clone()), refusal }
         });
-        let cut_off = is_cut_off(&event, &running.cancel);
+        let cut_off = is_ended_by_shutdown(&event, &running.cancel);
         if event.is_last() {
-            self.ended(prompt);
+            self.remove(prompt);
         }
-        PromptEvent { prompt, way, event, cut_off }
+        PromptEvent { prompt, route: way, event, is_ended_by_shutdown: cut_off }
     }
 }
 
 /// Whether a prompt was ended by the daemon's stop, and neither by its own end nor by its client.
-fn is_cut_off(event: &Event, cancel: &Cancel) -> bool {
+fn is_ended_by_shutdown(event: &Event, cancel: &Cancel) -> bool {
     match event {
         Event::Token { .. } => false,
         Event::Done(done) => done.finish_reason == FinishReason::Cancelled && !cancel.is_raised(),
@@ -261,7 +268,7 @@ fn is_cut_off(event: &Event, cancel: &Cancel) -> bool {
 }
 
 /// More comes at QoS 0 than is answered; a second later there may be room.
-pub fn too_many_at_qos_0() -> Refusal {
+pub fn qos_0_overload() -> Refusal {
     let text =
         "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
     Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::RateLimited, text) }
@@ -286,11 +293,11 @@ mod tests {
         }
     }
 
-    fn way(message: &IncomingMessage, now: Instant) -> (Way, Result<(), Refusal>) {
-        Way::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
+    fn way(message: &IncomingMessage, now: Instant) -> (ReplyRoute, Result<(), Refusal>) {
+        ReplyRoute::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
     }
 
-    fn start(prompts: &mut Prompts, number: PromptId, client: &str) {
+    fn start(prompts: &mut ActiveRequests, number: PromptId, client: &str) {
         let now = Instant::now();
         prompts.start(number, request(), client, way(&message(), now).0, now);
     }
@@ -327,7 +334,7 @@ mod tests {
     #[test]
     fn the_message_expiry_is_a_deadline_of_the_request() {
         let (sender, mut requests) = mpsc::channel(2);
-        let mut prompts = Prompts::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9);
         let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let way = way(&asked, Instant::now()).0;
@@ -340,37 +347,37 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_nobody_takes_any_more_ends_with_an_error() {
         let (sender, requests) = mpsc::channel(1);
-        let mut prompts = Prompts::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9);
         start(&mut prompts, 1, "-");
         assert!(!prompts.has_room(), "the worker has not come for the first");
         drop(requests);
         let lost = prompts.next().await;
         assert!(matches!(lost.event, Event::Error { refusal, .. } if refusal.code == Code::Internal));
         start(&mut prompts, 2, "-");
-        assert!(prompts.next().await.cut_off, "the daemon is stopping");
+        assert!(prompts.next().await.is_ended_by_shutdown, "the daemon is stopping");
     }
 
     #[tokio::test]
     async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_room() {
         let (sender, mut requests) = mpsc::channel(9);
-        let mut prompts = Prompts::new(sender, 3);
+        let mut prompts = ActiveRequests::new(sender, 3);
         start(&mut prompts, 1, "a");
-        assert!(prompts.allows("a"));
+        assert!(prompts.client_has_room("a"));
         start(&mut prompts, 2, "a");
-        assert!(!prompts.allows("a") && prompts.allows("b") && prompts.has_room());
+        assert!(!prompts.client_has_room("a") && prompts.client_has_room("b") && prompts.has_room());
         start(&mut prompts, 3, "b");
         assert!(!prompts.has_room(), "three at a time");
         requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
         prompts.next().await;
-        assert!(prompts.allows("a") && prompts.has_room());
+        assert!(prompts.client_has_room("a") && prompts.has_room());
     }
 
     #[test]
     fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
         let (sender, mut requests) = mpsc::channel(3);
-        let mut prompts = Prompts::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9);
         for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
-            let way = Way { id: id.into(), ..way(&message(), Instant::now()).0 };
+            let way = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
             prompts.start(number, request(), "-", way, Instant::now());
         }
         prompts.cancel("a");
@@ -382,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_daemon_s_own_stop_cuts_a_prompt_off() {
         let (sender, mut requests) = mpsc::channel(1);
-        let mut prompts = Prompts::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9);
         for (finish_reason, raised, cut_off) in [
             (FinishReason::Cancelled, false, true),
             (FinishReason::Cancelled, true, false),
@@ -394,11 +401,15 @@ mod tests {
                 inbound.cancel.raise();
             }
             inbound.reply.finish(Event::Done(Box::new(done(finish_reason))));
-            assert_eq!(prompts.next().await.cut_off, cut_off, "{finish_reason:?}, raised: {raised}");
+            assert_eq!(
+                prompts.next().await.is_ended_by_shutdown,
+                cut_off,
+                "{finish_reason:?}, raised: {raised}"
+            );
         }
         start(&mut prompts, 1, "-");
         requests.try_recv().expect("handed on").reply.refuse(Refusal::shutting_down());
-        assert!(prompts.next().await.cut_off);
+        assert!(prompts.next().await.is_ended_by_shutdown);
     }
 
     fn done(finish_reason: FinishReason) -> Done {
@@ -415,9 +426,9 @@ mod tests {
 
     #[test]
     fn made_ids_differ_within_and_across_processes() {
-        let (mut one, mut other) = (Ids::new(), Ids::new());
-        assert_ne!(one.make(), one.make());
+        let (mut one, mut other) = (IdGenerator::new(), IdGenerator::new());
+        assert_ne!(one.next_id(), one.next_id());
         assert_ne!(one.process, other.process);
-        assert!(other.make().len() <= json::MAX_ID);
+        assert!(other.next_id().len() <= json::MAX_ID);
     }
 }

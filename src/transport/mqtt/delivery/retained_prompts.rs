@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
 /// Prompts that are remembered: more topics of one daemon than anybody retains a prompt on.
-const REMEMBERED: usize = 256;
+const MAX_REMEMBERED: usize = 256;
 
 /// The retained prompts that were refused by this process.
 #[derive(Debug)]
@@ -27,9 +27,9 @@ impl RetainedPrompts {
     }
 
     /// Whether the message is a retained prompt that was refused before; takes note of one that was not.
-    pub fn is_repeated(&mut self, message: &IncomingMessage) -> bool {
+    pub fn is_known_retained(&mut self, message: &IncomingMessage) -> bool {
         let Some(seen) = self.seen.as_mut().filter(|_| message.retained) else { return false };
-        if seen.len() >= REMEMBERED {
+        if seen.len() >= MAX_REMEMBERED {
             seen.clear();
         }
         !seen.insert(self.hasher.hash_one((&message.topic, &message.payload)))
@@ -58,7 +58,7 @@ mod tests {
     fn with_mqtt_3_1_1_a_retained_prompt_is_refused_once() {
         let mut retained = RetainedPrompts::new(MqttVersion::V311);
         let seen = |retained: &mut RetainedPrompts, flag, text: &str| {
-            retained.is_repeated(&message(flag, text.as_bytes()))
+            retained.is_known_retained(&message(flag, text.as_bytes()))
         };
         assert!(!seen(&mut retained, true, "a") && seen(&mut retained, true, "a"));
         assert!(!seen(&mut retained, true, "b"), "another one");
@@ -68,6 +68,6 @@ mod tests {
     #[test]
     fn with_mqtt_5_each_retained_publish_is_a_prompt_that_somebody_sent_now() {
         let mut retained = RetainedPrompts::new(MqttVersion::V5);
-        assert!((0..3).all(|_| !retained.is_repeated(&message(true, b"a"))));
+        assert!((0..3).all(|_| !retained.is_known_retained(&message(true, b"a"))));
     }
 }

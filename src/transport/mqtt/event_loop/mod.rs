@@ -7,143 +7,150 @@ mod homeassistant;
 mod prompts;
 
 use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, IncomingMessage, SubAcks};
-use super::homeassistant::Discovery;
+use super::homeassistant::HomeAssistant;
 use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
 use super::shared_subscription::Sharing;
 use super::subscription_check::{CheckAction, SubscriptionCheck};
 use super::topics::{TopicKind, Topics};
-use super::{Door, LinkState};
+use super::{LinkState, MqttContext};
 use crate::telemetry::alerts::Alert;
-use crate::transport::mqtt::delivery::alert_queue::Alarms;
+use crate::transport::mqtt::delivery::alert_queue::AlertQueue;
 use crate::transport::mqtt::delivery::answer_log::record::Record;
-use crate::transport::mqtt::delivery::answer_log::{Finished, Store};
+use crate::transport::mqtt::delivery::answer_log::{AnswerLog, DiskOutcome};
 use crate::transport::mqtt::delivery::backlog::Backlog;
 use crate::transport::mqtt::delivery::dedup::Deduplicator;
-use crate::transport::mqtt::delivery::outbox::{Limits, Outbox, Packet};
-use crate::transport::mqtt::delivery::persistence::{self, Clock, Restored};
-use crate::transport::mqtt::delivery::requests::{Ids, Prompts};
+use crate::transport::mqtt::delivery::outbox::{Outbox, OutgoingMessage, PublishLimits};
+use crate::transport::mqtt::delivery::persistence::{self, Clock, RestoredCounts};
+use crate::transport::mqtt::delivery::requests::{ActiveRequests, IdGenerator};
 use crate::transport::mqtt::delivery::retained_prompts::RetainedPrompts;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 
 /// Time for the goodbye on a clean stop, after all replies are out: a round trip or two.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the disk at start and at a stop: a slow card is waited for, one that hangs is not.
-const DISK: Duration = Duration::from_secs(5);
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prompts that the broker may deliver before one is acknowledged. Above the 20 of mosquitto, so that its own limit
 /// counts, and far below its usual queue.
 const RECEIVE_MAXIMUM: u16 = 64;
 /// Everything the door changes.
-pub(super) struct Desk {
-    door: Door,
+pub(super) struct EventLoop {
+    context: MqttContext,
     topics: Topics,
     link: Link,
-    sharing: Sharing,
+    shared_subscription: Sharing,
     connection: Option<Connection>,
     /// Of the present connection.
-    limits: Limits,
+    limits: PublishLimits,
     /// Whether the broker keeps messages.
-    retains: bool,
+    has_retained_messages: bool,
     outbox: Outbox,
-    alarms: Alarms,
+    alert_queue: AlertQueue,
     dedup: Deduplicator,
     backlog: Backlog,
-    prompts: Prompts,
-    self_check: SubscriptionCheck,
+    active_requests: ActiveRequests,
+    subscription_check: SubscriptionCheck,
     /// Whether the broker has shared subscriptions, as far as it says.
-    shares: bool,
-    retained: RetainedPrompts,
+    has_shared_subscriptions: bool,
+    retained_prompts: RetainedPrompts,
     /// `None` where Home Assistant is nothing to us.
-    discovery: Option<Discovery>,
-    store: Store,
-    ids: Ids,
-    state: LinkState,
-    closing: Option<Instant>,
+    homeassistant: Option<HomeAssistant>,
+    answer_log: AnswerLog,
+    ids: IdGenerator,
+    status: LinkState,
+    flush_deadline: Option<Instant>,
 }
 
-impl Desk {
-    pub fn new(door: Door) -> Self {
+impl EventLoop {
+    pub fn new(door: MqttContext) -> Self {
         let topics = Topics::configured(&door.config, &door.device);
-        let file = door.state_in.as_ref().map(|folder| folder.join(topics.file_name()));
-        Desk {
+        let file = door.state_dir.as_ref().map(|folder| folder.join(topics.file_name()));
+        EventLoop {
             link: Link::new(Instant::now()),
-            sharing: Sharing::new(door.config.group.as_deref()),
+            shared_subscription: Sharing::new(door.config.group.as_deref()),
             connection: None,
-            limits: Limits { packet: usize::MAX, window: 0 },
-            retains: true,
+            limits: PublishLimits { packet: usize::MAX, window: 0 },
+            has_retained_messages: true,
             // Far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
-            alarms: Alarms::default(),
+            alert_queue: AlertQueue::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
-            backlog: Backlog::new(if door.state_in.is_some() { door.inbox_bytes } else { 0 }),
-            prompts: Prompts::new(door.requests.clone(), door.window),
-            self_check: SubscriptionCheck::new(random(), topics.self_check().len()),
-            shares: true,
-            retained: RetainedPrompts::new(door.config.version),
-            discovery: door.home.as_ref().map(|home| Discovery::new(&door, home, &topics)),
-            store: Store::new(file, door.inbox_bytes, Instant::now()),
-            ids: Ids::new(),
-            state: LinkState::default(),
-            closing: None,
+            backlog: Backlog::new(if door.state_dir.is_some() { door.inbox_bytes } else { 0 }),
+            active_requests: ActiveRequests::new(door.requests.clone(), door.max_active),
+            subscription_check: SubscriptionCheck::new(random(), topics.self_check().len()),
+            has_shared_subscriptions: true,
+            retained_prompts: RetainedPrompts::new(door.config.version),
+            homeassistant: door.homeassistant.as_ref().map(|home| HomeAssistant::new(&door, home, &topics)),
+            answer_log: AnswerLog::new(file, door.inbox_bytes, Instant::now()),
+            ids: IdGenerator::new(),
+            status: LinkState::default(),
+            flush_deadline: None,
             topics,
-            door,
+            context: door,
         }
     }
 
     /// Takes over the answers of an earlier process, before the first connection: then a prompt that
     /// the broker delivers again finds its answer.
-    pub async fn recall(&mut self) {
+    pub async fn load(&mut self) {
         self.save();
-        if self.store.is_busy()
-            && let Ok(finished) = timeout(DISK, self.store.next()).await
+        if self.answer_log.is_busy()
+            && let Ok(finished) = timeout(DISK_TIMEOUT, self.answer_log.next()).await
         {
-            self.on_saved(finished);
+            self.on_disk_outcome(finished);
         }
     }
 
     /// Waits for one thing and does what follows from it. Nothing is awaited while it is done, so
     /// no part of it can wait for another.
     pub async fn step(&mut self) {
-        self.door.pulse.beat();
-        self.tell_home(Instant::now());
-        self.settle(Instant::now());
-        self.hand_over(Instant::now());
-        self.pump(Instant::now());
-        self.report();
-        let turn = Some(Instant::now() + self.door.turn);
-        let check = self.self_check.due();
-        let due = [self.link.due(), self.store.due(), self.home_due(), check, self.closing, turn]
-            .into_iter()
-            .flatten()
-            .min();
+        self.context.heartbeat.beat();
+        self.run_homeassistant_task(Instant::now());
+        self.settle_delivered(Instant::now());
+        self.start_requests(Instant::now());
+        self.exchange(Instant::now());
+        self.update_status();
+        let turn = Some(Instant::now() + self.context.max_idle);
+        let check = self.subscription_check.due();
+        let due = [
+            self.link.due(),
+            self.answer_log.due(),
+            self.homeassistant_due(),
+            check,
+            self.flush_deadline,
+            turn,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         tokio::select! {
-            happened = next(&mut self.connection) => self.on_link(happened),
-            event = self.prompts.next() => self.on_prompt_event(event),
-            Ok(()) = self.door.telemetry.changed() => self.mention_telemetry(),
-            Some(alert) = self.door.alerts.recv() => self.on_alert(&alert),
-            finished = self.store.next() => self.on_saved(finished),
-            () = at(due) => self.on_time(Instant::now()),
-            () = self.door.close.cancelled(), if self.closing.is_none() => {
-                self.closing = Some(Instant::now() + self.door.flush);
+            happened = next_event(&mut self.connection) => self.on_connection_event(happened),
+            event = self.active_requests.next() => self.on_prompt_event(event),
+            Ok(()) = self.context.reports.changed() => self.publish_telemetry(),
+            Some(alert) = self.context.alerts.recv() => self.on_alert(&alert),
+            finished = self.answer_log.next() => self.on_disk_outcome(finished),
+            () = sleep_until_due(due) => self.on_timer(Instant::now()),
+            () = self.context.close.cancelled(), if self.flush_deadline.is_none() => {
+                self.flush_deadline = Some(Instant::now() + self.context.flush_timeout);
             }
         }
     }
 
     /// Hands the connection what is due, as far as it has room; there is a next time.
-    fn pump(&mut self, now: Instant) {
-        self.queue_alarms();
+    fn exchange(&mut self, now: Instant) {
+        self.queue_alerts();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some((row, packet)) = self.outbox.next(now, self.limits)
                 && connection.publish(row, packet, now)
             {
-                self.outbox.sent(row);
-                self.alarms.sent(row);
-                self.discovery.iter_mut().for_each(|home| home.handed(row, now));
+                self.outbox.mark_sent(row);
+                self.alert_queue.mark_sent(row);
+                self.homeassistant.iter_mut().for_each(|home| home.mark_sent(row, now));
             }
         }
-        self.settle(now);
-        self.save_waiting_prompts();
+        self.settle_delivered(now);
+        self.save_unacknowledged();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
             while let Some(packet) = self.dedup.next_ack()
                 && connection.acknowledge(packet)
@@ -152,83 +159,83 @@ impl Desk {
             }
         }
         self.save();
-        if self.dedup.has_postponed() && self.backlog.has_much_room() && !self.is_stopping() {
+        if self.dedup.has_deferred() && self.backlog.is_half_empty() && !self.is_stopping() {
             let text = "prompts were left to the broker while too many waited; now there is room".into();
-            self.on_lost(&Disconnect { kind: DEFERRED_PROMPTS.into(), text, unreadable: false });
+            self.on_disconnect(&Disconnect { kind: DEFERRED_PROMPTS.into(), text, unreadable: false });
         }
     }
 
     fn on_alert(&mut self, alert: &Alert) {
-        self.alarms.put(alert.kind.name(), serde_json::to_vec(alert).expect("an alert is plain data"));
+        self.alert_queue.put(alert.kind.name(), serde_json::to_vec(alert).expect("an alert is plain data"));
     }
 
     /// Gives what the broker does not know yet a place in the outbox, which forgets it with the connection.
-    fn queue_alarms(&mut self) {
+    fn queue_alerts(&mut self) {
         if self.link.is_online() {
             let (outbox, topic) = (&mut self.outbox, self.topics.alert());
-            self.alarms.push_all(|alert, ended| {
-                outbox.push_again(Packet::json(topic.clone(), alert.to_vec()), ended)
+            self.alert_queue.push_all(|alert, ended| {
+                outbox.push_status_retry(OutgoingMessage::json(topic.clone(), alert.to_vec()), ended)
             });
         }
     }
 
     /// Hands the disk what is due.
     fn save(&mut self) {
-        let Desk { store, dedup, backlog, outbox, .. } = self;
+        let EventLoop { answer_log: store, dedup, backlog, outbox, .. } = self;
         let clock = Clock::read();
-        store.begin(clock.now, || persistence::all(dedup, backlog, outbox, clock));
+        store.start_job(clock.now, || persistence::log_lines(dedup, backlog, outbox, clock));
     }
 
-    fn on_saved(&mut self, finished: Finished) {
-        finished.rows.iter().for_each(|row| self.outbox.saved(*row));
-        finished.prompts.iter().for_each(|prompt| self.dedup.saved(*prompt));
-        if finished.prompts_failed {
-            self.dedup.saving_failed();
+    fn on_disk_outcome(&mut self, finished: DiskOutcome) {
+        finished.answers_saved.iter().for_each(|row| self.outbox.release_saved(*row));
+        finished.prompts_saved.iter().for_each(|prompt| self.dedup.mark_saved(*prompt));
+        if finished.are_prompts_lost {
+            self.dedup.mark_unsaved();
         }
         let Some(contents) = finished.contents else { return };
         match contents.session {
             Some(session) if self.link.counts().0 == 0 => self.dedup.set_session(session),
             // The disk told of it too late: by now packet ids are of another number.
-            _ => self.store.note(&Record::Session(self.dedup.session())),
+            _ => self.answer_log.append_record(&Record::Session(self.dedup.session())),
         }
         if !contents.answers.is_empty() || !contents.prompts.is_empty() {
             self.link.expect_session();
         }
-        let Desk { dedup, backlog, outbox, .. } = self;
+        let EventLoop { dedup, backlog, outbox, .. } = self;
         let restored = persistence::restore(contents, dedup, backlog, outbox, Clock::read());
-        if restored != Restored::default() {
-            let Restored { answers, prompts } = restored;
-            let place = self.place();
+        if restored != RestoredCounts::default() {
+            let RestoredCounts { answers, prompts } = restored;
+            let place = self.broker_address();
             log::info!(
                 "{place}: {answers} answers of an earlier run are to be delivered, {prompts} prompts to be answered"
             );
         }
     }
 
-    fn on_time(&mut self, now: Instant) {
-        if let Some(finished) = self.store.overdue(now) {
-            self.on_saved(finished);
+    fn on_timer(&mut self, now: Instant) {
+        if let Some(finished) = self.answer_log.check_timeout(now) {
+            self.on_disk_outcome(finished);
         }
-        self.check_itself(now);
+        self.run_subscription_check(now);
         if self.link.is_timed_out(now) {
             let text = "nothing heard for too long".into();
-            return self.on_lost(&Disconnect { kind: "silence".into(), text, unreadable: false });
+            return self.on_disconnect(&Disconnect { kind: "silence".into(), text, unreadable: false });
         }
         let Some(how) = self.link.connect_if_due(now) else { return };
         let who = Identity {
-            config: &self.door.config,
-            device: &self.door.device,
+            config: &self.context.config,
+            device: &self.context.device,
             topics: &self.topics,
             receive_maximum: RECEIVE_MAXIMUM,
-            has_retained_messages: self.retains,
+            has_retained_messages: self.has_retained_messages,
         };
         match Connection::open(&who, how) {
             Ok(connection) => self.connection = Some(connection),
-            Err(loss) => self.on_lost(&loss),
+            Err(loss) => self.on_disconnect(&loss),
         }
     }
 
-    fn on_link(&mut self, happened: Result<ConnectionEvent, Disconnect>) {
+    fn on_connection_event(&mut self, happened: Result<ConnectionEvent, Disconnect>) {
         let now = Instant::now();
         self.link.received_packet(now);
         match happened {
@@ -237,7 +244,7 @@ impl Desk {
             Ok(ConnectionEvent::Message(message)) => self.on_message(&message, now),
             Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
             Ok(ConnectionEvent::DisconnectSent | ConnectionEvent::Other) => {}
-            Err(loss) => self.on_lost(&loss),
+            Err(loss) => self.on_disconnect(&loss),
         }
     }
 
@@ -245,81 +252,81 @@ impl Desk {
         if broker.is_clean_session {
             self.link.session_discarded();
             let text = "the session was begun anew; once more, for one that is kept".into();
-            return self.on_lost(&Disconnect { kind: "begun anew".into(), text, unreadable: false });
+            return self.on_disconnect(&Disconnect { kind: "begun anew".into(), text, unreadable: false });
         }
         let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
-        self.retains &= broker.has_retained_messages;
-        let (place, count) = (self.place(), welcome.number);
+        self.has_retained_messages &= broker.has_retained_messages;
+        let (place, count) = (self.broker_address(), welcome.number);
         log::info!("{place}: connected (connection {count}, session kept: {})", broker.session_present);
         if welcome.session_lost {
             log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
         }
         if !broker.session_present {
             self.dedup.set_session(random());
-            self.store.note(&Record::Session(self.dedup.session()));
+            self.answer_log.append_record(&Record::Session(self.dedup.session()));
         }
-        self.state.subscribed = false;
-        self.shares = broker.has_shared_subscriptions;
+        self.status.subscribed = false;
+        self.has_shared_subscriptions = broker.has_shared_subscriptions;
         // Also where the session is kept: a broker that came back from an older save has an older session.
         self.subscribe();
-        self.announce("online");
-        let info = Packet::json(self.topics.info(), self.door.info.clone());
-        self.outbox.push_status(Packet { retain: self.retains, ..info });
-        self.home_connected(now);
-        self.mention_telemetry();
+        self.publish_availability("online");
+        let info = OutgoingMessage::json(self.topics.info(), self.context.info.clone());
+        self.outbox.push_status(OutgoingMessage { retain: self.has_retained_messages, ..info });
+        self.homeassistant_connected(now);
+        self.publish_telemetry();
     }
 
     /// Asks for all that is to reach us. On a new connection before `online`, which says that prompts are read.
     fn subscribe(&mut self) {
-        let shared = self.sharing.ask(self.shares).unwrap_or_else(|said| {
-            self.complain(&said);
+        let shared = self.shared_subscription.ask(self.has_shared_subscriptions).unwrap_or_else(|said| {
+            self.report_problem(&said);
             false
         });
         let group = if shared { self.topics.group_filters() } else { Vec::new() };
-        let home = self.home_filters();
+        let home = self.birth_filters();
         if let Some(connection) = &mut self.connection {
             connection.subscribe([self.topics.filters(), home, group]);
-            for topic in self.discovery.iter().flat_map(Discovery::unwanted) {
+            for topic in self.homeassistant.iter().flat_map(HomeAssistant::unwanted) {
                 connection.unsubscribe(topic);
             }
         }
     }
 
-    fn complain(&mut self, said: &str) {
-        let said = format!("{}: {said}", self.place());
+    fn report_problem(&mut self, said: &str) {
+        let said = format!("{}: {said}", self.broker_address());
         log::error!("{said}");
-        self.state.problem = Some(said);
+        self.status.problem = Some(said);
     }
 
-    fn announce(&mut self, word: &str) {
-        let packet = Packet::word(self.topics.availability(), word);
-        self.outbox.push_status(Packet { retain: self.retains, ..packet });
+    fn publish_availability(&mut self, word: &str) {
+        let packet = OutgoingMessage::word(self.topics.availability(), word);
+        self.outbox.push_status(OutgoingMessage { retain: self.has_retained_messages, ..packet });
     }
 
     fn on_subscribed(&mut self, granted: SubAcks) {
-        self.state.subscribed = granted.own.is_ok();
+        self.status.subscribed = granted.own.is_ok();
         match granted.own {
-            Ok(()) => self.self_check.subscribed(Instant::now()),
+            Ok(()) => self.subscription_check.subscribed(Instant::now()),
             Err(reason) => {
                 let topic = self.topics.prompt();
-                self.complain(&format!(
+                self.report_problem(&format!(
                     "may not subscribe to {topic} ({reason}); allow it in the broker's access list"
                 ));
             }
         }
-        self.home_granted(granted.homeassistant);
-        if let Some(said) = granted.group.and_then(|group| self.sharing.answered(&group)) {
-            self.complain(&said);
+        self.on_birth_suback(granted.homeassistant);
+        if let Some(said) = granted.group.and_then(|group| self.shared_subscription.answered(&group)) {
+            self.report_problem(&said);
         }
     }
 
     /// What the broker keeps of an earlier prefix or group is answered, and no more of it asked for.
-    fn give_up(&self, topic: &[u8]) {
+    fn drop_stale_subscriptions(&self, topic: &[u8]) {
         let filters = self.topics.stale_filters(topic);
         let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
         let topic = String::from_utf8_lossy(topic);
-        log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.place());
+        log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.broker_address());
         for filter in &filters {
             // Where there is no room the next message asks again.
             connection.unsubscribe(filter);
@@ -328,83 +335,81 @@ impl Desk {
 
     fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
         let is_taken = taken.is_ok();
-        if !self.is_home(row, &taken)
+        if !self.on_description_puback(row, &taken)
             && let Err(reason) = taken
-            && let Some(said) = self.outbox.refused(row, &reason)
+            && let Some(said) = self.outbox.refusal_to_log(row, &reason)
         {
-            log::warn!("{}: {said}", self.place());
+            log::warn!("{}: {said}", self.broker_address());
         }
-        self.alarms.acknowledged(row);
+        self.alert_queue.acknowledged(row);
         self.outbox.acknowledged(row, is_taken);
     }
 
-    fn on_lost(&mut self, loss: &Disconnect) {
+    fn on_disconnect(&mut self, loss: &Disconnect) {
         self.connection = None;
         // Asked for both at once, Home Assistant's births are left out first.
-        self.sharing.disconnected(!self.is_home_asking());
-        self.home_lost(loss, Instant::now());
+        self.shared_subscription.disconnected(!self.is_birth_subscription_pending());
+        self.homeassistant_disconnected(loss, Instant::now());
         self.outbox.disconnected(loss.is_by_broker());
-        for kind in self.alarms.disconnected(loss.is_by_broker()) {
-            let place = self.place();
+        for kind in self.alert_queue.disconnected(loss.is_by_broker()) {
+            let place = self.broker_address();
             log::error!("{place}: the alert {kind} is given up: the broker ends the connection over it");
         }
         self.dedup.disconnected(loss.is_by_daemon());
-        self.self_check.disconnected(loss.is_by_broker());
-        self.retains &= loss.kind != "RetainNotSupported";
-        let retry = self.link.disconnected(Instant::now(), loss, chance());
-        let said = format!("{}: {}{}", self.place(), loss.text, retry.advice(&self.door.device));
+        self.subscription_check.disconnected(loss.is_by_broker());
+        self.has_retained_messages &= loss.kind != "RetainNotSupported";
+        let retry = self.link.disconnected(Instant::now(), loss, random_fraction());
+        let said = format!("{}: {}{}", self.broker_address(), loss.text, retry.advice(&self.context.device));
         if retry.log {
             log::warn!("{said}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
-        self.state.problem = Some(said);
+        self.status.problem = Some(said);
     }
 
     fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
-        self.give_up(&message.topic);
-        if self.is_birth(message, now) {
-            return self.dedup.acknowledge_only(message.packet);
+        self.drop_stale_subscriptions(&message.topic);
+        if self.on_birth_message(message, now) {
+            return self.dedup.ack_only(message.packet);
         }
         match self.topics.parse_with_client(&message.topic, message.client.as_deref()) {
             // How a retained message is taken back: nothing is asked, and nobody waits for an answer.
-            Some(TopicKind::Prompt(_)) if message.payload.is_empty() => {
-                self.dedup.acknowledge_only(message.packet)
-            }
+            Some(TopicKind::Prompt(_)) if message.payload.is_empty() => self.dedup.ack_only(message.packet),
             Some(TopicKind::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(TopicKind::Cancel) => {
                 self.on_cancel(message);
-                self.dedup.acknowledge_only(message.packet);
+                self.dedup.ack_only(message.packet);
             }
             Some(TopicKind::Threads) => {
-                self.on_threads(message);
-                self.dedup.acknowledge_only(message.packet);
+                self.on_thread_limit(message);
+                self.dedup.ack_only(message.packet);
             }
             // Nothing that anybody asks.
-            None => self.dedup.acknowledge_only(message.packet),
+            None => self.dedup.ack_only(message.packet),
         }
     }
 
     /// Does what is due to know that prompts reach us.
-    fn check_itself(&mut self, now: Instant) {
+    fn run_subscription_check(&mut self, now: Instant) {
         if !self.link.is_online() {
             return;
         }
-        match self.self_check.next_action(now) {
+        match self.subscription_check.next_action(now) {
             None => {}
             Some(CheckAction::Publish(payload)) => {
                 for topic in self.topics.self_check() {
-                    let packet = Packet::json(topic, payload.clone().into_bytes());
+                    let packet = OutgoingMessage::json(topic, payload.clone().into_bytes());
                     self.connection.iter().for_each(|connection| connection.publish_at_qos_0(&packet, now));
                 }
             }
             Some(CheckAction::Subscribe) => {
                 log::warn!(
                     "{}: prompts no longer reach us, a subscription is gone; subscribing again",
-                    self.place()
+                    self.broker_address()
                 );
                 self.subscribe();
             }
             Some(CheckAction::ReportImpossible) => {
-                let (place, topic) = (self.place(), self.topics.prompt());
+                let (place, topic) = (self.broker_address(), self.topics.prompt());
                 log::info!(
                     "{place}: a message to ourselves does not come back, so a lost subscription would not be noticed; \
                      allow us to publish to {topic}"
@@ -414,48 +419,49 @@ impl Desk {
     }
 
     fn is_stopping(&self) -> bool {
-        self.door.draining.is_cancelled() || self.closing.is_some()
+        self.context.draining.is_cancelled() || self.flush_deadline.is_some()
     }
 
     /// Telemetry is at QoS 0 and bypasses the outbox: a later report says more than a kept one.
-    fn mention_telemetry(&mut self) {
-        let report = self.door.telemetry.borrow_and_update().clone();
+    fn publish_telemetry(&mut self) {
+        let report = self.context.reports.borrow_and_update().clone();
         if let Some(report) = report {
-            self.mention_report(report.to_vec());
+            self.publish_report(report.to_vec());
         }
-        self.look_at_sources(Instant::now());
+        self.update_sensors(Instant::now());
     }
 
-    fn mention_report(&self, report: Vec<u8>) {
+    fn publish_report(&self, report: Vec<u8>) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.link.is_online()) {
             let now = Instant::now();
-            let packet = Packet::json(self.topics.telemetry(), report);
-            let packet = Packet { expires: Some(now + *self.door.interval.borrow()), ..packet };
+            let packet = OutgoingMessage::json(self.topics.telemetry(), report);
+            let packet =
+                OutgoingMessage { expires: Some(now + *self.context.report_interval.borrow()), ..packet };
             if packet.size() <= self.limits.packet {
                 connection.publish_at_qos_0(&packet, now);
             }
         }
     }
 
-    fn report(&mut self) {
+    fn update_status(&mut self) {
         let (connects, sessions_lost) = self.link.counts();
         let now = LinkState {
             connected: self.link.is_online(),
-            subscribed: self.link.is_online() && self.state.subscribed,
+            subscribed: self.link.is_online() && self.status.subscribed,
             connects,
             sessions_lost,
             outbox: self.outbox.len() as u64,
             waiting: self.backlog.len() as u64,
-            deaf: self.self_check.is_deaf(),
-            subscriptions_lost: self.self_check.lost(),
+            deaf: self.subscription_check.is_deaf(),
+            subscriptions_lost: self.subscription_check.lost(),
             duplicates: self.dedup.duplicates(),
-            resent: self.state.resent,
-            durable: self.store.is_durable(),
-            storage_problem: self.store.problem().map(str::to_owned),
-            dropped: self.state.dropped + self.outbox.given_up(),
-            problem: self.state.problem.clone(),
+            resent: self.status.resent,
+            durable: self.answer_log.is_durable(),
+            storage_problem: self.answer_log.problem().map(str::to_owned),
+            dropped: self.status.dropped + self.outbox.given_up(),
+            problem: self.status.problem.clone(),
         };
-        self.door.state.send_if_modified(|shown| {
+        self.context.status.send_if_modified(|shown| {
             let changed = *shown != now;
             *shown = now;
             changed
@@ -464,44 +470,44 @@ impl Desk {
 
     /// Whether what was left is sent, or its time is up.
     pub fn is_finished(&self, now: Instant) -> bool {
-        let done = self.outbox.is_empty() && self.prompts.is_empty();
-        self.closing.is_some_and(|deadline| done || now >= deadline)
+        let done = self.outbox.is_empty() && self.active_requests.is_empty();
+        self.flush_deadline.is_some_and(|deadline| done || now >= deadline)
     }
 
     /// Says `offline` and goodbye, so that the last will is not needed.
-    pub async fn farewell(&mut self) {
+    pub async fn close(&mut self) {
         if self.link.is_online() {
-            self.announce("offline");
-            if timeout(FAREWELL, self.leave()).await.is_err() {
-                log::warn!("{}: no answer to the goodbye", self.place());
+            self.publish_availability("offline");
+            if timeout(DISCONNECT_TIMEOUT, self.send_disconnect()).await.is_err() {
+                log::warn!("{}: no answer to the goodbye", self.broker_address());
             }
         }
         self.connection = None;
         self.link = Link::new(Instant::now());
-        if timeout(DISK, self.save_the_rest()).await.is_err() {
-            log::warn!("{}: the disk does not take the last answers", self.place());
+        if timeout(DISK_TIMEOUT, self.save_remaining()).await.is_err() {
+            log::warn!("{}: the disk does not take the last answers", self.broker_address());
         }
-        self.report();
+        self.update_status();
     }
 
-    async fn save_the_rest(&mut self) {
+    async fn save_remaining(&mut self) {
         self.save();
-        while self.store.is_busy() {
-            let finished = self.store.next().await;
-            self.on_saved(finished);
+        while self.answer_log.is_busy() {
+            let finished = self.answer_log.next().await;
+            self.on_disk_outcome(finished);
             self.save();
         }
     }
 
     /// Messages that still come are not acknowledged: the broker keeps them for the next start.
-    async fn leave(&mut self) {
+    async fn send_disconnect(&mut self) {
         let mut asked = false;
         loop {
-            self.pump(Instant::now());
+            self.exchange(Instant::now());
             if let Some(connection) = self.connection.as_ref().filter(|_| !asked) {
                 asked = !self.outbox.has_status() && connection.disconnect();
             }
-            match next(&mut self.connection).await {
+            match next_event(&mut self.connection).await {
                 Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
                 Ok(ConnectionEvent::DisconnectSent) | Err(_) => return,
                 Ok(_) => {}
@@ -509,20 +515,20 @@ impl Desk {
         }
     }
 
-    fn place(&self) -> String {
-        format!("mqtt {}:{}", self.door.config.host, self.door.config.port)
+    fn broker_address(&self) -> String {
+        format!("mqtt {}:{}", self.context.config.host, self.context.config.port)
     }
 }
 
 /// What happens next on the connection; without one, nothing ever.
-async fn next(connection: &mut Option<Connection>) -> Result<ConnectionEvent, Disconnect> {
+async fn next_event(connection: &mut Option<Connection>) -> Result<ConnectionEvent, Disconnect> {
     match connection {
         Some(connection) => connection.next().await,
         None => std::future::pending().await,
     }
 }
 
-async fn at(due: Option<Instant>) {
+async fn sleep_until_due(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due.into()).await,
         None => std::future::pending().await,
@@ -530,7 +536,7 @@ async fn at(due: Option<Instant>) {
 }
 
 /// From 0 to 1.
-fn chance() -> f64 {
+fn random_fraction() -> f64 {
     random() as f64 / u64::MAX as f64
 }
 

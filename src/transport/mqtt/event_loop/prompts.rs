@@ -1,35 +1,35 @@
 //! Prompts from their message to their last event: told from redeliveries, put in the backlog, handed to the worker in
 //! turns, and settled when the broker has the answer.
 
-use super::Desk;
+use super::EventLoop;
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
 use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::delivery::answer_log::record::{Record, Work};
-use crate::transport::mqtt::delivery::backlog::Prompt;
+use crate::transport::mqtt::delivery::backlog::BacklogPrompt;
 use crate::transport::mqtt::delivery::dedup::{Delivery, Verdict};
-use crate::transport::mqtt::delivery::outbox::{Packet, PromptId};
+use crate::transport::mqtt::delivery::outbox::{OutgoingMessage, PromptId};
 use crate::transport::mqtt::delivery::persistence::{self, Clock};
-use crate::transport::mqtt::delivery::requests::{PromptEvent, Way, too_many_at_qos_0};
+use crate::transport::mqtt::delivery::requests::{PromptEvent, ReplyRoute, qos_0_overload};
 use std::time::Instant;
 
 /// Prompts that may wait without an acknowledgement: the usual few are not written to the disk. Where more wait, they are
 /// written and acknowledged, so that the broker hands over those behind them. Less than half of what mosquitto hands over
 /// at a time, which is 20.
-const UNSAVED: usize = 8;
+const UNSAVED_PROMPTS: usize = 8;
 /// Replies that wait for the broker; with more, prompts at QoS 0 are ignored instead of refused.
-const REFUSALS: usize = 32;
+const OUTBOX_LEN_FOR_REFUSALS: usize = 32;
 
-impl Desk {
+impl EventLoop {
     /// Ends what the broker has the answer of.
-    pub(super) fn settle(&mut self, now: Instant) {
+    pub(super) fn settle_delivered(&mut self, now: Instant) {
         for (prompt, outcome) in self.outbox.take_settled() {
-            if self.dedup.durable(prompt).is_some() {
+            if self.dedup.durable_keys(prompt).is_some() {
                 let time_s = Clock::read().time_s;
-                self.store.note(&Record::Given { number: outcome.number, time_s });
+                self.answer_log.append_record(&Record::Given { number: outcome.number, time_s });
             }
-            if self.dedup.settled(prompt, outcome, now) {
-                self.store.note(&Record::Done { prompt });
+            if self.dedup.settle(prompt, outcome, now) {
+                self.answer_log.append_record(&Record::Done { prompt });
             }
             self.backlog.release(prompt);
         }
@@ -37,23 +37,26 @@ impl Desk {
 
     /// Where more prompts wait than the broker hands over at a time, writes them to the disk. They are acknowledged once
     /// they are there.
-    pub(super) fn save_waiting_prompts(&mut self) {
-        if self.dedup.unacknowledged() <= UNSAVED || !self.store.is_durable() || !self.backlog.may_save() {
+    pub(super) fn save_unacknowledged(&mut self) {
+        if self.dedup.awaiting_answer() <= UNSAVED_PROMPTS
+            || !self.answer_log.is_durable()
+            || !self.backlog.inbox_has_room()
+        {
             return;
         }
         let clock = Clock::read();
         for (prompt, keys) in self.dedup.unsaved() {
             let record = self.backlog.record(prompt, keys, clock);
-            if record.is_some_and(|record| self.store.keep_prompt(record)) {
-                self.dedup.saving(prompt);
+            if record.is_some_and(|record| self.answer_log.save_prompt(record)) {
+                self.dedup.mark_writing(prompt);
             }
         }
     }
 
     pub(super) fn on_prompt(&mut self, message: &IncomingMessage, client: &str, now: Instant) {
-        let is_own = self.self_check.receive(&message.payload, now);
-        if is_own || self.retained.is_repeated(message) {
-            return self.dedup.acknowledge_only(message.packet);
+        let is_own = self.subscription_check.receive(&message.payload, now);
+        if is_own || self.retained_prompts.is_known_retained(message) {
+            return self.dedup.ack_only(message.packet);
         }
         let read = json::request_or_text(&message.payload);
         let id = match &read {
@@ -62,47 +65,50 @@ impl Desk {
         };
         let Verdict::New(prompt) = self.receive(message, client, id.as_deref()) else { return };
         let is_assured = message.packet.is_some();
-        if self.is_stopping() && self.dedup.postpone(prompt) {
+        if self.is_stopping() && self.dedup.defer(prompt) {
             return;
         }
         let stored_id = || self.dedup.stored_answer(prompt, now).map(|answer| answer.id);
-        let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.make());
-        let (way, checked) = Way::new(message, id, &self.topics, now);
+        let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.next_id());
+        let (way, checked) = ReplyRoute::new(message, id, &self.topics, now);
         let has_room = self.backlog.has_room(is_assured);
         let priority = read.as_ref().map_or(Priority::Normal, |request| request.priority);
         let work = match checked.and_then(|()| self.admit(message, read)) {
             Ok(_) if !has_room && !is_assured => return self.refuse_at_qos_0(prompt, &way),
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
-                self.door.counters.refused();
+                self.context.local_telemetry.refused();
                 let event = Event::Error { id: Some(way.id.clone()), refusal };
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
         };
         if !has_room {
-            if !self.dedup.postpone(prompt) {
-                self.ignore(prompt);
+            if !self.dedup.defer(prompt) {
+                self.drop_at_qos_0(prompt);
             }
             return;
         }
         let client = client.to_owned();
-        self.backlog.push(prompt, Prompt { client, way, work, priority, received: now, is_assured });
-        self.hand_over(now);
+        self.backlog.push(
+            prompt,
+            BacklogPrompt { client, route: way, work, priority, received: now, is_qos_1: is_assured },
+        );
+        self.start_requests(now);
     }
 
     /// More comes at QoS 0 than is answered. The sender is told so, as long as the broker takes that.
-    fn refuse_at_qos_0(&mut self, prompt: PromptId, way: &Way) {
-        if self.outbox.len() >= REFUSALS {
-            return self.ignore(prompt);
+    fn refuse_at_qos_0(&mut self, prompt: PromptId, way: &ReplyRoute) {
+        if self.outbox.len() >= OUTBOX_LEN_FOR_REFUSALS {
+            return self.drop_at_qos_0(prompt);
         }
-        self.door.counters.refused();
-        let event = Event::Error { id: Some(way.id.clone()), refusal: too_many_at_qos_0() };
-        self.on_event(prompt, way, event);
+        self.context.local_telemetry.refused();
+        let event = Event::Error { id: Some(way.id.clone()), refusal: qos_0_overload() };
+        self.send_event(prompt, way, event);
     }
 
-    fn ignore(&mut self, prompt: PromptId) {
-        self.state.dropped += 1;
-        self.dedup.forget(prompt);
+    fn drop_at_qos_0(&mut self, prompt: PromptId) {
+        self.status.dropped += 1;
+        self.dedup.drop_prompt(prompt);
     }
 
     fn receive(&mut self, message: &IncomingMessage, client: &str, id: Option<&str>) -> Verdict {
@@ -128,23 +134,25 @@ impl Desk {
     }
 
     /// Hands on the prompts whose turn it is, as far as the worker has room for them and the broker takes answers.
-    pub(super) fn hand_over(&mut self, now: Instant) {
+    pub(super) fn start_requests(&mut self, now: Instant) {
         if self.is_stopping() {
-            return self.postpone_waiting();
+            return self.defer_waiting();
         }
-        while self.prompts.has_room() && !self.outbox.is_full() {
-            let Desk { backlog, prompts, .. } = self;
-            let Some(prompt) = backlog.next(now, |client| prompts.allows(client)) else { return };
-            self.begin(prompt, now);
+        while self.active_requests.has_room() && !self.outbox.is_full() {
+            let EventLoop { backlog, active_requests: prompts, .. } = self;
+            let Some(prompt) = backlog.next(now, |client| prompts.client_has_room(client)) else { return };
+            self.start_request(prompt, now);
         }
     }
 
     /// Begins a prompt: sends what is ready, and has the rest computed.
-    fn begin(&mut self, number: PromptId, now: Instant) {
-        let Some(Prompt { client, way, work, received, .. }) = self.backlog.get(number) else { return };
+    fn start_request(&mut self, number: PromptId, now: Instant) {
+        let Some(BacklogPrompt { client, route: way, work, received, .. }) = self.backlog.get(number) else {
+            return;
+        };
         let way = way.clone();
         if let Some(answer) = self.dedup.stored_answer(number, now) {
-            self.state.resent += 1;
+            self.status.resent += 1;
             self.outbox.push_last(number, &way.id, way.packet(answer.payload, now));
             return self.backlog.remove(number);
         }
@@ -154,75 +162,76 @@ impl Desk {
         let request = match work {
             Work::Refuse(event) => {
                 let packet = way.packet(event.clone().into_bytes(), now);
-                self.dedup.refused(number);
-                return self.push_last(number, &way, packet);
+                self.dedup.mark_refused(number);
+                return self.send_last_event(number, &way, packet);
             }
             Work::Ask(text) => json::request_or_text(text.as_bytes()),
         };
         match request {
             Ok(_) if way.is_expired(now) => {
                 let refusal = Refusal::new(Code::Timeout, "the message expired while it waited for its turn");
-                self.on_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal });
+                self.send_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal });
             }
-            Ok(request) => self.prompts.start(number, request, client, way, *received),
+            Ok(request) => self.active_requests.start(number, request, client, way, *received),
             // It was read before; only another version of the daemon reads it otherwise.
-            Err(refusal) => self.on_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal }),
+            Err(refusal) => self.send_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal }),
         }
     }
 
     /// The daemon stops: what waits is left to the broker, or to the next process.
-    fn postpone_waiting(&mut self) {
+    fn defer_waiting(&mut self) {
         for prompt in self.backlog.take_all_waiting() {
-            let way = self.backlog.get(prompt).map(|prompt| prompt.way.clone());
-            if !self.dedup.postpone(prompt)
+            let way = self.backlog.get(prompt).map(|prompt| prompt.route.clone());
+            if !self.dedup.defer(prompt)
                 && let Some(way) = way
             {
                 let refusal = Refusal::shutting_down();
-                self.on_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+                self.send_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
             }
         }
     }
 
     /// Stops the prompts of this id, those that wait and those that run.
     pub(super) fn cancel(&mut self, id: &str) {
-        self.prompts.cancel(id);
+        self.active_requests.cancel(id);
         for prompt in self.backlog.take_waiting(id) {
-            let Some(way) = self.backlog.get(prompt).map(|prompt| prompt.way.clone()) else { continue };
+            let Some(way) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
             let refusal = Refusal::new(Code::Cancelled, "cancelled before it was begun");
-            self.on_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+            self.send_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
         }
     }
 
     /// What the stop cuts off is not answered with an error: the broker, or the disk, keeps it for the next start.
     pub(super) fn on_prompt_event(&mut self, event: PromptEvent) {
-        let PromptEvent { prompt, way, event, cut_off } = event;
-        if cut_off && self.dedup.postpone(prompt) {
+        let PromptEvent { prompt, route: way, event, is_ended_by_shutdown: cut_off } = event;
+        if cut_off && self.dedup.defer(prompt) {
             self.backlog.remove(prompt);
             log::info!(REQUEST_ID = way.id.as_str(); "left for the next start");
         } else {
-            self.on_event(prompt, &way, event);
+            self.send_event(prompt, &way, event);
         }
     }
 
-    fn on_event(&mut self, prompt: PromptId, way: &Way, event: Event) {
+    fn send_event(&mut self, prompt: PromptId, way: &ReplyRoute, event: Event) {
         let packet = way.packet(json::event(&event), Instant::now());
         if !event.is_last() {
             return self.outbox.push_token(prompt, packet);
         }
         if !is_answer(&event) {
-            self.dedup.refused(prompt);
+            self.dedup.mark_refused(prompt);
         }
-        self.push_last(prompt, way, packet);
+        self.send_last_event(prompt, way, packet);
     }
 
     /// Has the last event of a prompt sent, after it is on disk.
-    fn push_last(&mut self, prompt: PromptId, way: &Way, packet: Packet) {
+    fn send_last_event(&mut self, prompt: PromptId, way: &ReplyRoute, packet: OutgoingMessage) {
         self.backlog.remove(prompt);
         let row = self.outbox.push_last(prompt, &way.id, packet);
-        let waiting = self.outbox.waiting().find(|waiting| waiting.number == row);
-        let answer = waiting.and_then(|waiting| persistence::record(waiting, &self.dedup, Clock::read()));
-        if answer.is_some_and(|answer| self.store.keep(answer)) {
-            self.outbox.hold(row);
+        let waiting = self.outbox.pending_answers().find(|waiting| waiting.number == row);
+        let answer =
+            waiting.and_then(|waiting| persistence::answer_record(waiting, &self.dedup, Clock::read()));
+        if answer.is_some_and(|answer| self.answer_log.save_answer(answer)) {
+            self.outbox.hold_until_saved(row);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// What the device has a source for. What it never had gets no entity: one that is unknown for ever helps nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sources {
+pub struct SensorPresence {
     power: bool,
     temperature: bool,
     throttling: bool,
@@ -21,11 +21,11 @@ pub struct Sources {
     memory: bool,
 }
 
-impl Sources {
+impl SensorPresence {
     /// Those that answer now.
-    pub fn of(host: &Snapshot) -> Self {
+    pub fn detected(host: &Snapshot) -> Self {
         let thermal = &host.thermal;
-        Sources {
+        SensorPresence {
             power: host.power.is_some(),
             temperature: thermal.cpu.is_some(),
             throttling: thermal.throttling.is_some(),
@@ -36,8 +36,8 @@ impl Sources {
     }
 
     /// These and those. A sensor that does not answer for a while is still there.
-    pub fn or(self, other: Self) -> Self {
-        Sources {
+    pub fn union(self, other: Self) -> Self {
+        SensorPresence {
             power: self.power || other.power,
             temperature: self.temperature || other.temperature,
             throttling: self.throttling || other.throttling,
@@ -50,7 +50,7 @@ impl Sources {
 
 /// What does not change while the process lives.
 #[derive(Debug)]
-pub struct Subject {
+pub struct DeviceInfo {
     pub device: String,
     pub topics: Topics,
     /// As its file calls it.
@@ -59,9 +59,9 @@ pub struct Subject {
     pub threads: usize,
 }
 
-impl Subject {
+impl DeviceInfo {
     /// The payload, JSON. A value is stale after `expires`.
-    pub fn describe(&self, sources: Sources, expires: Duration) -> Vec<u8> {
+    pub fn describe(&self, sources: SensorPresence, expires: Duration) -> Vec<u8> {
         let mut entities = Entities { device: &self.device, expires: expires.as_secs(), all: Map::new() };
         entities.energy(sources);
         entities.host(sources);
@@ -129,7 +129,7 @@ impl Entities<'_> {
         self.add(key, "binary_sensor", name, rest);
     }
 
-    fn energy(&mut self, sources: Sources) {
+    fn energy(&mut self, sources: SensorPresence) {
         if !sources.power {
             return;
         }
@@ -159,7 +159,7 @@ impl Entities<'_> {
         );
     }
 
-    fn host(&mut self, sources: Sources) {
+    fn host(&mut self, sources: SensorPresence) {
         if sources.temperature {
             self.sensor(
                 "temperature",
@@ -228,7 +228,7 @@ impl Entities<'_> {
         self.flag("running", "Answering", "true", running, json!({ "device_class": "running" }));
     }
 
-    fn problems(&mut self, topics: &Topics, sources: Sources) {
+    fn problems(&mut self, topics: &Topics, sources: SensorPresence) {
         let problem = || json!({ "device_class": "problem", "entity_category": "diagnostic" });
         if sources.throttling {
             let now = "value_json.thermal.throttling.now";

@@ -9,38 +9,38 @@ mod entities;
 #[cfg(test)]
 mod tests;
 
-pub use entities::Sources;
+pub use entities::SensorPresence;
 
-use super::Door;
+use super::MqttContext;
 use super::topics::{TopicFilter, Topics};
-use crate::transport::mqtt::delivery::outbox::Packet;
+use crate::transport::mqtt::delivery::outbox::OutgoingMessage;
 use birth_subscription::Births;
-use entities::Subject;
+use entities::DeviceInfo;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
 /// What Home Assistant says when it has started (`components/mqtt/const.py`): unless its owner chose others.
 const BIRTH_TOPIC: &str = "homeassistant/status";
-const BIRTH: &[u8] = b"online";
+const BIRTH_PAYLOAD: &[u8] = b"online";
 /// Longest wait after a birth: every device of the house hears of it at once.
-const SPREAD: Duration = Duration::from_secs(2);
+const BIRTH_SPREAD: Duration = Duration::from_secs(2);
 /// From a description to the report that fills its entities: Home Assistant subscribes to the topics in between.
-const SETTLE: Duration = Duration::from_secs(2);
+const REPORT_DELAY: Duration = Duration::from_secs(2);
 /// Intervals without a report after which a value is no longer shown, and some time for a slow network.
-const MISSED: u32 = 3;
-const GRACE: Duration = Duration::from_secs(10);
+const MISSED_REPORTS: u32 = 3;
+const EXPIRY_GRACE: Duration = Duration::from_secs(10);
 /// Connections that the broker ended with the description on its way, before it is blamed and left out.
 const ENOUGH: u32 = 3;
 /// The broker's answer comes a round trip after the description, over a slow network: what ends later ends over
 /// something else.
-const BLAMED: Duration = Duration::from_secs(30);
+const BLAME_PERIOD: Duration = Duration::from_secs(30);
 /// From giving the description up to the next try: a quota may be free again, an access list changed. One that is
 /// forbidden costs one connection in this time.
-const AGAIN: Duration = Duration::from_secs(3600);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What is known of this daemon beside its topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Home {
+pub struct HomeAssistantInfo {
     /// The model, as its file calls it.
     pub model: String,
 }
@@ -49,49 +49,49 @@ pub struct Home {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Task {
     /// Publish this, and say under which row with [`Discovery::sent`].
-    Publish(Packet),
+    Publish(OutgoingMessage),
     /// Give a report: there are entities without a value.
     Report,
 }
 
 /// The memory of one process.
 #[derive(Debug)]
-pub(super) struct Discovery {
-    subject: Subject,
+pub(super) struct HomeAssistant {
+    device: DeviceInfo,
     topic: String,
-    births: Births,
+    birth_subscription: Births,
     /// Whether the description is to be there or gone.
     is_wanted: bool,
     /// Taken back, or that is given up: nothing more is to be said of it in this process.
-    is_over: bool,
+    is_finished: bool,
     /// Given up until then.
-    again: Option<Instant>,
+    retry_at: Option<Instant>,
     /// Why was said, and the broker has not taken it since.
-    told: bool,
-    sources: Sources,
+    is_problem_reported: bool,
+    sensors: SensorPresence,
     interval: Duration,
     /// When it is to be published.
     due: Option<Instant>,
     /// When a report is to follow.
     report_due: Option<Instant>,
     /// The row that the broker has not acknowledged, and when the connection got it.
-    row: Option<(u64, Option<Instant>)>,
+    in_flight: Option<(u64, Option<Instant>)>,
     ended: u32,
 }
 
 /// What the broker made of the description.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum DescriptionResult {
     /// It has it.
     Taken,
     /// It refuses it; what to say, the first time.
     Refused(Option<String>),
 }
 
-impl Discovery {
-    pub fn new(door: &Door, home: &Home, topics: &Topics) -> Self {
+impl HomeAssistant {
+    pub fn new(door: &MqttContext, home: &HomeAssistantInfo, topics: &Topics) -> Self {
         let (prefix, device) = (&door.config.discovery_prefix, &door.device);
-        let subject = Subject {
+        let subject = DeviceInfo {
             device: device.clone(),
             topics: topics.clone(),
             model: home.model.clone(),
@@ -100,46 +100,46 @@ impl Discovery {
         let own_birth = format!("{prefix}/status");
         let births =
             [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
-        Discovery {
-            subject,
+        HomeAssistant {
+            device: subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
-            births: Births::new(births.collect()),
+            birth_subscription: Births::new(births.collect()),
             is_wanted: door.config.discovery,
-            is_over: false,
-            again: None,
-            told: false,
-            sources: Sources::default(),
-            interval: *door.interval.borrow(),
+            is_finished: false,
+            retry_at: None,
+            is_problem_reported: false,
+            sensors: SensorPresence::default(),
+            interval: *door.report_interval.borrow(),
             due: None,
             report_due: None,
-            row: None,
+            in_flight: None,
             ended: 0,
         }
     }
 
     /// What to subscribe to on this connection; nothing while the description is given up. The error is said once.
     pub fn filters(&mut self) -> Result<Vec<TopicFilter>, String> {
-        if self.is_wanted && self.again.is_none() { self.births.ask() } else { Ok(Vec::new()) }
+        if self.is_wanted && self.retry_at.is_none() { self.birth_subscription.ask() } else { Ok(Vec::new()) }
     }
 
     /// The broker's word of that, as what is to be said of it.
     pub fn granted(&mut self, granted: &Result<(), String>) -> Option<String> {
-        self.births.answered(granted)
+        self.birth_subscription.answered(granted)
     }
 
     /// Whether the broker has not answered that yet: a connection that ends now ends over it, as far as anyone knows.
     pub fn is_asking(&self) -> bool {
-        self.births.is_open()
+        self.birth_subscription.is_open()
     }
 
     /// What an earlier process may have subscribed to, and this one does not want.
     pub fn unwanted(&self) -> &[String] {
-        if self.is_wanted { &[] } else { self.births.topics() }
+        if self.is_wanted { &[] } else { self.birth_subscription.topics() }
     }
 
     /// Whether a message on this topic is Home Assistant's word of itself.
     pub fn is_birth(&self, topic: &[u8]) -> bool {
-        self.births.topics().iter().any(|birth| birth.as_bytes() == topic)
+        self.birth_subscription.topics().iter().any(|birth| birth.as_bytes() == topic)
     }
 
     /// Where the description is.
@@ -154,24 +154,24 @@ impl Discovery {
 
     /// A new connection: the broker may have forgotten.
     pub fn connected(&mut self, now: Instant) {
-        self.row = None;
+        self.in_flight = None;
         self.due = Some(now);
     }
 
     /// Home Assistant said something of itself. `chance` from 0 to 1 spreads the devices over time.
-    pub fn heard(&mut self, word: &[u8], now: Instant, chance: f64) {
-        if self.is_wanted && word == BIRTH && self.due.is_none() {
-            self.due = Some(now + SPREAD.mul_f64(chance.clamp(0.0, 1.0)));
+    pub fn on_birth_message(&mut self, word: &[u8], now: Instant, chance: f64) {
+        if self.is_wanted && word == BIRTH_PAYLOAD && self.due.is_none() {
+            self.due = Some(now + BIRTH_SPREAD.mul_f64(chance.clamp(0.0, 1.0)));
         }
     }
 
     /// Sensors that answer now, and the time between reports; where they are not as before, the description is due.
-    pub fn look(&mut self, sources: Sources, interval: Duration, now: Instant) {
-        let sources = sources.or(self.sources);
-        if self.is_wanted && (sources, interval) != (self.sources, self.interval) {
+    pub fn update_sensors(&mut self, sources: SensorPresence, interval: Duration, now: Instant) {
+        let sources = sources.union(self.sensors);
+        if self.is_wanted && (sources, interval) != (self.sensors, self.interval) {
             self.due.get_or_insert(now);
         }
-        (self.sources, self.interval) = (sources, interval);
+        (self.sensors, self.interval) = (sources, interval);
     }
 
     /// When [`Discovery::next`] has something to do.
@@ -180,11 +180,11 @@ impl Discovery {
     }
 
     fn description_due(&self) -> Option<Instant> {
-        self.due.filter(|_| !self.is_over).map(|due| self.again.map_or(due, |again| due.max(again)))
+        self.due.filter(|_| !self.is_finished).map(|due| self.retry_at.map_or(due, |again| due.max(again)))
     }
 
     /// What to do now; call again until there is nothing.
-    pub fn next(&mut self, now: Instant) -> Option<Task> {
+    pub fn next_task(&mut self, now: Instant) -> Option<Task> {
         if self.report_due.is_some_and(|due| now >= due) {
             self.report_due = None;
             return Some(Task::Report);
@@ -194,39 +194,47 @@ impl Discovery {
         }
         self.due = None;
         if !self.is_wanted {
-            return Some(Task::Publish(Packet::word(self.topic.clone(), "")));
+            return Some(Task::Publish(OutgoingMessage::word(self.topic.clone(), "")));
         }
-        self.report_due = Some(now + SETTLE);
-        let description = self.subject.describe(self.sources, self.interval * MISSED + GRACE);
-        Some(Task::Publish(Packet { retain: true, ..Packet::json(self.topic.clone(), description) }))
+        self.report_due = Some(now + REPORT_DELAY);
+        let description = self.device.describe(self.sensors, self.interval * MISSED_REPORTS + EXPIRY_GRACE);
+        Some(Task::Publish(OutgoingMessage {
+            retain: true,
+            ..OutgoingMessage::json(self.topic.clone(), description)
+        }))
     }
 
     /// The packet is in this row.
-    pub fn sent(&mut self, row: u64) {
-        self.row = Some((row, None));
+    pub fn mark_queued(&mut self, row: u64) {
+        self.in_flight = Some((row, None));
     }
 
     /// The connection has this row now: until then nothing can have ended over it.
-    pub fn handed(&mut self, row: u64, now: Instant) {
-        if let Some((_, at)) = self.row.as_mut().filter(|(ours, _)| *ours == row) {
+    pub fn mark_sent(&mut self, row: u64, now: Instant) {
+        if let Some((_, at)) = self.in_flight.as_mut().filter(|(ours, _)| *ours == row) {
             *at = Some(now);
         }
     }
 
     /// The broker has a row, or refused it with a reason; `None` where it is none of ours.
-    pub fn acknowledged(&mut self, row: u64, taken: &Result<(), String>, now: Instant) -> Option<Outcome> {
-        self.row.take_if(|(ours, _)| *ours == row)?;
+    pub fn acknowledged(
+        &mut self,
+        row: u64,
+        taken: &Result<(), String>,
+        now: Instant,
+    ) -> Option<DescriptionResult> {
+        self.in_flight.take_if(|(ours, _)| *ours == row)?;
         self.ended = 0;
         Some(match taken {
             Ok(()) => {
-                (self.again, self.told) = (None, false);
+                (self.retry_at, self.is_problem_reported) = (None, false);
                 // What is gone stays gone.
-                self.is_over = !self.is_wanted;
-                Outcome::Taken
+                self.is_finished = !self.is_wanted;
+                DescriptionResult::Taken
             }
             Err(reason) => {
                 self.due = Some(now);
-                Outcome::Refused(self.give_up(&format!("the broker refuses it ({reason})"), now))
+                DescriptionResult::Refused(self.give_up(&format!("the broker refuses it ({reason})"), now))
             }
         })
     }
@@ -234,10 +242,10 @@ impl Discovery {
     /// The connection is gone, perhaps over the description. What to say of that.
     pub fn disconnected(&mut self, by_broker: bool, now: Instant) -> Option<String> {
         (self.due, self.report_due) = (None, None);
-        let handed = self.row.take().and_then(|(_, handed)| handed);
-        let is_soon = handed.is_some_and(|handed| now.saturating_duration_since(handed) < BLAMED);
+        let handed = self.in_flight.take().and_then(|(_, handed)| handed);
+        let is_soon = handed.is_some_and(|handed| now.saturating_duration_since(handed) < BLAME_PERIOD);
         let is_blamed = is_soon && by_broker && !self.is_asking();
-        self.births.disconnected(by_broker);
+        self.birth_subscription.disconnected(by_broker);
         self.ended += u32::from(is_blamed);
         if !is_blamed || self.ended < ENOUGH {
             return None;
@@ -255,13 +263,13 @@ impl Discovery {
 
     /// To take something back is not worth a second try.
     fn give_up(&mut self, why: &str, now: Instant) -> Option<String> {
-        self.is_over = !self.is_wanted;
-        self.again = Some(now + AGAIN);
-        let first = !std::mem::replace(&mut self.told, true);
-        first.then(|| self.given_up(why))
+        self.is_finished = !self.is_wanted;
+        self.retry_at = Some(now + RETRY_INTERVAL);
+        let first = !std::mem::replace(&mut self.is_problem_reported, true);
+        first.then(|| self.give_up_text(why))
     }
 
-    fn given_up(&self, why: &str) -> String {
+    fn give_up_text(&self, why: &str) -> String {
         let topic = &self.topic;
         if self.is_wanted {
             let way_out = "allow it at the broker, or set mqtt.discovery = false; tried again every hour";

@@ -9,46 +9,46 @@ use tokio_util::sync::CancellationToken;
 
 const TOPIC: &str = "homeassistant/device/bitnetd_cellar/config";
 
-fn with(change: impl FnOnce(&mut Door)) -> Discovery {
-    let mut door = Door {
+fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
+    let mut door = MqttContext {
         config: crate::config::Mqtt::new("b", 1883),
         device: "cellar".into(),
-        state_in: None,
+        state_dir: None,
         info: vec![],
-        window: 4,
+        max_active: 4,
         inbox_bytes: 0,
         requests: mpsc::channel(1).0,
-        controls: mpsc::channel(1).0,
-        home: None,
+        commands: mpsc::channel(1).0,
+        homeassistant: None,
         threads: 4,
-        telemetry: watch::channel(None).1,
+        reports: watch::channel(None).1,
         alerts: mpsc::channel(1).1,
-        interval: watch::channel(Duration::from_secs(30)).1,
-        state: watch::channel(LinkState::default()).0,
-        counters: Arc::new(Telemetry::new(0)),
+        report_interval: watch::channel(Duration::from_secs(30)).1,
+        status: watch::channel(LinkState::default()).0,
+        local_telemetry: Arc::new(Telemetry::new(0)),
         draining: CancellationToken::new(),
         close: CancellationToken::new(),
-        flush: Duration::ZERO,
-        pulse: Heartbeat::default(),
-        turn: Duration::ZERO,
+        flush_timeout: Duration::ZERO,
+        heartbeat: Heartbeat::default(),
+        max_idle: Duration::ZERO,
     };
     change(&mut door);
     let topics = Topics::new(&door.config.prefix, &door.device);
-    Discovery::new(&door, &Home { model: "m".into() }, &topics)
+    HomeAssistant::new(&door, &HomeAssistantInfo { model: "m".into() }, &topics)
 }
 
-fn discovery() -> Discovery {
+fn discovery() -> HomeAssistant {
     with(|_| {})
 }
 
-fn packet(task: Option<Task>) -> Packet {
+fn packet(task: Option<Task>) -> OutgoingMessage {
     match task {
         Some(Task::Publish(packet)) => packet,
         other => panic!("nothing to publish, but {other:?}"),
     }
 }
 
-fn json(packet: &Packet) -> Value {
+fn json(packet: &OutgoingMessage) -> Value {
     serde_json::from_slice(&packet.payload).expect("JSON")
 }
 
@@ -57,15 +57,15 @@ fn at(start: Instant, seconds: u64) -> Instant {
 }
 
 /// Connected, described, and the broker has it.
-fn settled(now: Instant) -> Discovery {
+fn settled(now: Instant) -> HomeAssistant {
     let mut discovery = discovery();
     discovery.connected(now);
-    packet(discovery.next(now));
-    discovery.sent(7);
-    discovery.handed(7, now);
-    assert_eq!(discovery.acknowledged(7, &Ok(()), now), Some(Outcome::Taken));
-    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
-    assert_eq!((discovery.next(at(now, 99)), discovery.due()), (None, None));
+    packet(discovery.next_task(now));
+    discovery.mark_queued(7);
+    discovery.mark_sent(7, now);
+    assert_eq!(discovery.acknowledged(7, &Ok(()), now), Some(DescriptionResult::Taken));
+    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
+    assert_eq!((discovery.next_task(at(now, 99)), discovery.due()), (None, None));
     discovery
 }
 
@@ -73,14 +73,14 @@ fn settled(now: Instant) -> Discovery {
 fn a_connection_begins_with_the_description_and_a_report_follows() {
     let now = Instant::now();
     let mut discovery = discovery();
-    assert_eq!(discovery.next(now), None, "nobody to tell");
+    assert_eq!(discovery.next_task(now), None, "nobody to tell");
     discovery.connected(now);
-    let said = packet(discovery.next(now));
+    let said = packet(discovery.next_task(now));
     assert_eq!((said.topic.as_str(), said.retain, said.json), (TOPIC, true, true));
     assert_eq!(json(&said)["device"]["identifiers"], serde_json::json!(["bitnetd_cellar"]));
-    assert_eq!(discovery.next(at(now, 1)), None);
+    assert_eq!(discovery.next_task(at(now, 1)), None);
     assert_eq!(discovery.due(), Some(at(now, 2)));
-    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
+    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
     settled(now);
 }
 
@@ -89,22 +89,22 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
     let now = Instant::now();
     for (chance, due) in [(0.0, now), (0.5, at(now, 1)), (1.0, at(now, 2)), (9.0, at(now, 2))] {
         let mut discovery = settled(now);
-        discovery.heard(b"online", now, chance);
+        discovery.on_birth_message(b"online", now, chance);
         assert_eq!(discovery.due(), Some(due));
-        discovery.heard(b"online", at(now, 1), 1.0);
+        discovery.on_birth_message(b"online", at(now, 1), 1.0);
         assert_eq!(discovery.due(), Some(due), "one answer to births in a row");
-        packet(discovery.next(due));
+        packet(discovery.next_task(due));
     }
     let mut discovery = settled(now);
     for word in [&b"offline"[..], b"", b"ONLINE", b"online "] {
-        discovery.heard(word, now, 0.0);
+        discovery.on_birth_message(word, now, 0.0);
         assert_eq!(discovery.due(), None);
     }
 }
 
 #[test]
 fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
-    let topics = |discovery: &mut Discovery| -> Vec<String> {
+    let topics = |discovery: &mut HomeAssistant| -> Vec<String> {
         let filters = discovery.filters().expect("nothing to say");
         assert!(filters.iter().all(|filter| !filter.is_qos_1));
         filters.into_iter().map(|filter| filter.topic).collect()
@@ -122,8 +122,8 @@ fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
     let now = Instant::now();
     let mut discovery = settled(now);
     let (none, power) = (
-        Sources::default(),
-        Sources::of(&crate::telemetry::sensors::Snapshot {
+        SensorPresence::default(),
+        SensorPresence::detected(&crate::telemetry::sensors::Snapshot {
             power: Some(crate::protocol::Reading {
                 value: 4.0,
                 unit: "W",
@@ -135,24 +135,24 @@ fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
         }),
     );
     let interval = Duration::from_secs(30);
-    discovery.look(none, interval, now);
+    discovery.update_sensors(none, interval, now);
     assert_eq!(discovery.due(), None);
-    discovery.look(power, interval, now);
-    let components = json(&packet(discovery.next(now)))["components"].clone();
+    discovery.update_sensors(power, interval, now);
+    let components = json(&packet(discovery.next_task(now)))["components"].clone();
     assert!(components["power"].is_object() && components["energy"].is_object(), "{components}");
-    assert_eq!(discovery.next(at(now, 2)), Some(Task::Report));
-    discovery.look(none, interval, now);
+    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
+    discovery.update_sensors(none, interval, now);
     assert_eq!(discovery.due(), None);
     discovery.connected(now);
-    assert!(json(&packet(discovery.next(now)))["components"]["power"].is_object());
+    assert!(json(&packet(discovery.next_task(now)))["components"]["power"].is_object());
 }
 
 #[test]
 fn another_interval_makes_values_last_another_time() {
     let now = Instant::now();
     let mut discovery = settled(now);
-    discovery.look(Sources::default(), Duration::from_secs(5), now);
-    let said = json(&packet(discovery.next(now)));
+    discovery.update_sensors(SensorPresence::default(), Duration::from_secs(5), now);
+    let said = json(&packet(discovery.next_task(now)));
     assert_eq!(said["components"]["queue"]["expire_after"], 25);
 }
 
@@ -165,28 +165,28 @@ fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
     // The first time the connection is gone before the broker has it.
     for row in [1, 2] {
         discovery.connected(now);
-        let said = packet(discovery.next(now));
+        let said = packet(discovery.next_task(now));
         assert_eq!((said.topic.as_str(), said.payload.len(), said.retain), (TOPIC, 0, true));
-        discovery.sent(row);
+        discovery.mark_queued(row);
         if row == 1 {
             assert_eq!(discovery.disconnected(false, now), None);
         }
     }
-    assert_eq!(discovery.acknowledged(2, &Ok(()), now), Some(Outcome::Taken));
+    assert_eq!(discovery.acknowledged(2, &Ok(()), now), Some(DescriptionResult::Taken));
     discovery.connected(now);
-    discovery.heard(b"online", now, 0.0);
-    discovery.look(Sources::default(), Duration::from_secs(1), now);
-    assert_eq!((discovery.next(now), discovery.due()), (None, None));
+    discovery.on_birth_message(b"online", now, 0.0);
+    discovery.update_sensors(SensorPresence::default(), Duration::from_secs(1), now);
+    assert_eq!((discovery.next_task(now), discovery.due()), (None, None));
 }
 
 /// What is said when the broker refuses it.
-fn refused(discovery: &mut Discovery, now: Instant) -> Option<String> {
-    packet(discovery.next(now));
-    discovery.sent(7);
-    discovery.handed(7, now);
+fn refused(discovery: &mut HomeAssistant, now: Instant) -> Option<String> {
+    packet(discovery.next_task(now));
+    discovery.mark_queued(7);
+    discovery.mark_sent(7, now);
     assert_eq!(discovery.acknowledged(8, &Ok(()), now), None, "another's");
     match discovery.acknowledged(7, &Err("NotAuthorized".into()), now) {
-        Some(Outcome::Refused(said)) => said,
+        Some(DescriptionResult::Refused(said)) => said,
         other => panic!("not refused, but {other:?}"),
     }
 }
@@ -199,15 +199,18 @@ fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
     let said = refused(&mut discovery, now).expect("the first time");
     let parts = [TOPIC, "NotAuthorized", "mqtt.discovery"];
     assert!(parts.into_iter().all(|part| said.contains(part)), "{said}");
-    discovery.heard(b"online", now, 0.0);
+    discovery.on_birth_message(b"online", now, 0.0);
     discovery.connected(at(now, 9));
-    assert_eq!((discovery.next(at(now, 1)), discovery.next(at(now, 2))), (None, Some(Task::Report)));
-    assert_eq!((discovery.next(at(now, 3599)), discovery.due()), (None, Some(at(now, 3600))));
+    assert_eq!(
+        (discovery.next_task(at(now, 1)), discovery.next_task(at(now, 2))),
+        (None, Some(Task::Report))
+    );
+    assert_eq!((discovery.next_task(at(now, 3599)), discovery.due()), (None, Some(at(now, 3600))));
     assert_eq!(refused(&mut discovery, at(now, 3600)), None, "said before");
-    assert_eq!(discovery.next(at(now, 7199)), Some(Task::Report));
-    packet(discovery.next(at(now, 7200)));
-    discovery.sent(9);
-    assert_eq!(discovery.acknowledged(9, &Ok(()), at(now, 7200)), Some(Outcome::Taken));
+    assert_eq!(discovery.next_task(at(now, 7199)), Some(Task::Report));
+    packet(discovery.next_task(at(now, 7200)));
+    discovery.mark_queued(9);
+    assert_eq!(discovery.acknowledged(9, &Ok(()), at(now, 7200)), Some(DescriptionResult::Taken));
     discovery.connected(at(now, 7201));
     assert!(refused(&mut discovery, at(now, 7201)).is_some(), "it was taken in between");
 }
@@ -221,15 +224,15 @@ fn what_cannot_be_taken_back_is_said_once_with_a_way_out_that_is_one() {
     assert!(said.contains(&format!("mosquitto_pub -r -n -t {TOPIC}")), "{said}");
     assert!(!said.contains("mqtt.discovery"), "{said}");
     discovery.connected(now);
-    assert_eq!((discovery.next(at(now, 9999)), discovery.due()), (None, None));
+    assert_eq!((discovery.next_task(at(now, 9999)), discovery.due()), (None, None));
 }
 
 /// A connection with the description handed over, that ended after so many seconds; what is said of it.
-fn ended(discovery: &mut Discovery, now: Instant, by_broker: bool, after: u64) -> Option<String> {
+fn ended(discovery: &mut HomeAssistant, now: Instant, by_broker: bool, after: u64) -> Option<String> {
     discovery.connected(now);
-    packet(discovery.next(now));
-    discovery.sent(7);
-    discovery.handed(7, now);
+    packet(discovery.next_task(now));
+    discovery.mark_queued(7);
+    discovery.mark_sent(7, now);
     discovery.disconnected(by_broker, at(now, after))
 }
 
@@ -244,10 +247,10 @@ fn a_broker_that_ends_the_connection_over_it_is_given_it_again_an_hour_later() {
     }
     assert_eq!(discovery.filters(), Ok(vec![]), "nor is it told when to");
     discovery.connected(now);
-    assert_eq!((discovery.next(now), discovery.due()), (None, Some(at(now, 3600))));
+    assert_eq!((discovery.next_task(now), discovery.due()), (None, Some(at(now, 3600))));
     assert_eq!(ended(&mut discovery, at(now, 3600), true, 1), None, "said before");
     discovery.connected(at(now, 3602));
-    assert_eq!((discovery.next(at(now, 7200)), discovery.due()), (None, Some(at(now, 7201))));
+    assert_eq!((discovery.next_task(at(now, 7200)), discovery.due()), (None, Some(at(now, 7201))));
 }
 
 #[test]
@@ -257,9 +260,9 @@ fn a_connection_that_ends_before_it_was_handed_over_or_long_after_says_nothing_o
     for _ in 0..2 * ENOUGH {
         assert_eq!(ended(&mut discovery, now, true, 30), None);
         discovery.connected(now);
-        packet(discovery.next(now));
-        discovery.sent(7);
-        discovery.handed(6, now);
+        packet(discovery.next_task(now));
+        discovery.mark_queued(7);
+        discovery.mark_sent(6, now);
         assert_eq!(discovery.disconnected(true, now), None);
     }
 }
@@ -272,9 +275,9 @@ fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
         let filters = discovery.filters();
         assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), row < 2);
         discovery.connected(now);
-        packet(discovery.next(now));
-        discovery.sent(row);
-        discovery.handed(row, now);
+        packet(discovery.next_task(now));
+        discovery.mark_queued(row);
+        discovery.mark_sent(row, now);
         if row >= 2 {
             discovery.acknowledged(row, &Ok(()), now);
         }
@@ -287,11 +290,11 @@ fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
     let now = Instant::now();
     let mut discovery = discovery();
     discovery.connected(now);
-    let size = packet(discovery.next(now)).size();
+    let size = packet(discovery.next_task(now)).size();
     let said = discovery.too_large(size, 100, now).expect("said");
     assert!(said.contains(&size.to_string()) && said.contains("100"), "{said}");
     discovery.connected(now);
-    assert_eq!((discovery.next(at(now, 9)), discovery.due()), (None, Some(at(now, 3600))));
+    assert_eq!((discovery.next_task(at(now, 9)), discovery.due()), (None, Some(at(now, 3600))));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod schema_rules;
 
-use super::harness::{Bench, Client, QUIET, config};
+use super::harness::{Client, Harness, QUIET_PERIOD, config};
 use super::none;
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
@@ -11,7 +11,7 @@ use bitnetd::protocol::{Cpu, Flag, Memory, Method, Reading, Thermal, Throttled, 
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::sensors::Snapshot;
 use bitnetd::transport::Command;
-use bitnetd::transport::mqtt::{Door, Home};
+use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -21,14 +21,14 @@ const TOPIC: &str = "homeassistant/device/bitnetd_cellar/config";
 const STATUS: &str = "homeassistant/status";
 
 /// A door that Home Assistant is told of, with these things known of the host.
-fn door_of(config: Mqtt, counters: Arc<Telemetry>) -> Bench {
-    Bench::with(config, |door: &mut Door| {
-        door.home = Some(Home { model: "home-intents".into() });
-        door.counters = counters;
+fn door_of(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
+    Harness::with(config, |door: &mut MqttContext| {
+        door.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+        door.local_telemetry = counters;
     })
 }
 
-async fn open(broker: &Mosquitto, counters: Arc<Telemetry>) -> Bench {
+async fn open(broker: &Mosquitto, counters: Arc<Telemetry>) -> Harness {
     let mut bench = door_of(config(broker.port), counters);
     bench.until(|state| state.subscribed && state.outbox == 0).await;
     bench
@@ -276,7 +276,7 @@ async fn the_button_and_the_number_reach_the_daemon() {
     assert_eq!((&components["threads"]["min"], &components["threads"]["max"]), (&1.into(), &4.into()));
 }
 
-async fn next(bench: &mut Bench) -> Command {
+async fn next(bench: &mut Harness) -> Command {
     let control = timeout(Duration::from_secs(30), bench.controls.recv()).await.expect("in time");
     control.expect("an open door")
 }
@@ -296,7 +296,7 @@ async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
     // Of another day, and live: it is marked as retained either way.
     broker.publish(&["-r", "-t", "bitnetd/cellar/threads/set", "-m", "1"]).await;
     broker.publish(&["-r", "-t", "bitnetd/cellar/cancel", "-m", "{\"running\":true}"]).await;
-    sleep(QUIET).await;
+    sleep(QUIET_PERIOD).await;
     client.publish("bitnetd/cellar/threads/set", b"3", none()).await;
     assert_eq!(next(&mut bench).await, Command::Threads(3), "and none before it");
 }
@@ -309,7 +309,7 @@ async fn a_retained_cancellation_stops_no_prompt() {
     let inbound = bench.request().await;
     let cancel = ["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#];
     broker.publish(&[&["-r"], &cancel[..]].concat()).await;
-    sleep(QUIET).await;
+    sleep(QUIET_PERIOD).await;
     assert!(!inbound.cancel.is_raised());
     broker.publish(&cancel).await;
     while !inbound.cancel.is_raised() {
@@ -321,7 +321,7 @@ async fn a_retained_cancellation_stops_no_prompt() {
 async fn a_broker_that_takes_no_such_packet_is_told_of_and_keeps_the_rest() {
     let broker = Mosquitto::with("max_packet_size 2000\n").await;
     let mut bench = open(&broker, bare()).await;
-    sleep(QUIET).await;
+    sleep(QUIET_PERIOD).await;
     assert_eq!((bench.state.borrow().connects, bench.state.borrow().dropped), (1, 0));
     broker.publish(&["-q", "1", "-t", super::PROMPT, "-m", "hi"]).await;
     assert_eq!(bench.echo().await, "hi");

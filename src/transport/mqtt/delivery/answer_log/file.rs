@@ -3,33 +3,33 @@
 //! Blocks, so it is called on the thread for that. A power cut at any moment leaves either the old
 //! file or the new one, and behind what was synced at most a piece of a line.
 
-use super::folder::Folder;
-use super::record::{self, Contents};
+use super::folder::StateFolder;
+use super::record::{self, LogContents};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// The open file.
 #[derive(Debug)]
-pub struct File {
-    folder: Folder,
+pub struct LogFile {
+    folder: StateFolder,
     name: String,
-    part: String,
+    temporary_name: String,
     file: fs::File,
 }
 
-impl File {
+impl LogFile {
     /// Opens `path`, or makes it, and reads what it says, at most `largest` bytes. What is damaged is set aside beside it, as
     /// `.corrupt`; then, as after a torn line, the caller is to [`File::replace`] before it appends.
-    pub fn open(path: &Path, largest: u64) -> io::Result<(Self, Contents)> {
+    pub fn open(path: &Path, largest: u64) -> io::Result<(Self, LogContents)> {
         let folder = path.parent().expect("a file in a folder");
         let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
-        let folder = Folder::open(folder, &named(&path.with_extension("lock")))?;
+        let folder = StateFolder::open(folder, &named(&path.with_extension("lock")))?;
         let name = named(path);
         let mut file = folder.append_to(&name)?;
         let mut bytes = Vec::new();
         (&mut file).take(largest + 1).read_to_end(&mut bytes)?;
-        let mut contents = record::read(&bytes);
+        let mut contents = record::parse_log(&bytes);
         if bytes.len() as u64 > largest {
             contents.damaged += 1;
         }
@@ -41,7 +41,7 @@ impl File {
             }
         }
         let part = named(&path.with_extension("part"));
-        Ok((File { folder, name, part, file }, contents))
+        Ok((LogFile { folder, name, temporary_name: part, file }, contents))
     }
 
     /// Whether the file is still where it was opened, and the lock still guards it.
@@ -58,12 +58,12 @@ impl File {
 
     /// Puts a new file in the place of the old one.
     pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
-        let mut file = self.folder.create(&self.part)?;
+        let mut file = self.folder.create(&self.temporary_name)?;
         let written = file.write_all(lines).and_then(|()| file.sync_all());
         // The name as well as the bytes must outlive a power cut.
-        if let Err(error) = written.and_then(|()| self.folder.rename(&self.part, &self.name)) {
+        if let Err(error) = written.and_then(|()| self.folder.rename(&self.temporary_name, &self.name)) {
             // On a full disk it would take the room that is needed.
-            let _ = self.folder.remove(&self.part);
+            let _ = self.folder.remove(&self.temporary_name);
             return Err(error);
         }
         self.file = file;
@@ -97,15 +97,15 @@ mod tests {
         }
     }
 
-    fn open(folder: &Folder) -> (File, Contents) {
-        File::open(&folder.file(), 1 << 20).expect("opens")
+    fn open(folder: &Folder) -> (LogFile, LogContents) {
+        LogFile::open(&folder.file(), 1 << 20).expect("opens")
     }
 
     #[test]
     fn what_is_appended_and_replaced_is_there_after_opening_again() {
         let folder = Folder::new("again");
         let (mut file, contents) = open(&folder);
-        assert_eq!(contents, Contents::default());
+        assert_eq!(contents, LogContents::default());
         file.append(&Record::Session(1).line(), true).expect("room");
         file.replace(&Record::Session(2).line()).expect("room");
         drop(file);
@@ -120,7 +120,7 @@ mod tests {
     fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
         let folder = Folder::new("lock");
         let first = open(&folder);
-        let said = File::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
+        let said = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
         assert!(said.contains("another daemon") && said.contains("device.id"), "{said}");
         drop(first);
         open(&folder);
@@ -151,7 +151,7 @@ mod tests {
     fn a_folder_that_is_a_file_is_an_error() {
         let folder = Folder::new("file");
         fs::write(folder.0.join("below"), "").expect("a temporary folder");
-        File::open(&folder.file(), 1 << 20).expect_err("no folder");
+        LogFile::open(&folder.file(), 1 << 20).expect_err("no folder");
     }
 
     #[test]

@@ -14,17 +14,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long a daemon that is ending may still hold the lock.
-const HANDOVER: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two tries of the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// How often a lock file that another process removes in between is made anew.
 const LOCK_TRIES: usize = 100;
 /// Files of ours are private.
-const MODE: u32 = 0o600;
+const FILE_MODE: u32 = 0o600;
 
 /// An open and locked folder.
 #[derive(Debug)]
-pub struct Folder {
+pub struct StateFolder {
     path: PathBuf,
     /// The folder itself, whatever becomes of its name.
     open: fs::File,
@@ -33,7 +33,7 @@ pub struct Folder {
     lock: fs::File,
 }
 
-impl Folder {
+impl StateFolder {
     /// Opens the folder at `path`, or makes it, private, and takes the lock of that name in it.
     pub fn open(path: &Path, lock_name: &str) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -41,13 +41,13 @@ impl Folder {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let open = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let lock = take_lock(&open, lock_name)?;
-        Ok(Folder { path: path.to_owned(), open, lock_name: lock_name.to_owned(), lock })
+        Ok(StateFolder { path: path.to_owned(), open, lock_name: lock_name.to_owned(), lock })
     }
 
     /// Whether the folder's name, and the lock's, still lead to what was opened. The error says what happened.
     pub fn check(&self) -> io::Result<()> {
-        let found = fs::metadata(&self.path).map_err(|error| gone(&self.path, &error))?;
-        if identity(&found) != identity(&self.open.metadata()?) {
+        let found = fs::metadata(&self.path).map_err(|error| missing_error(&self.path, &error))?;
+        if device_and_inode(&found) != device_and_inode(&self.open.metadata()?) {
             return Err(io::Error::other("the state folder was replaced by another while the daemon ran"));
         }
         self.check_file(&self.lock_name, &self.lock)
@@ -56,8 +56,8 @@ impl Folder {
     /// Whether this name in the folder still leads to this open file.
     pub fn check_file(&self, name: &str, file: &fs::File) -> io::Result<()> {
         let path = self.path.join(name);
-        let found = fs::symlink_metadata(&path).map_err(|error| gone(&path, &error))?;
-        if identity(&found) == identity(&file.metadata()?) {
+        let found = fs::symlink_metadata(&path).map_err(|error| missing_error(&path, &error))?;
+        if device_and_inode(&found) == device_and_inode(&file.metadata()?) {
             return Ok(());
         }
         Err(io::Error::other(format!("{name} was replaced by another file while the daemon ran")))
@@ -91,12 +91,12 @@ impl Folder {
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.open, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(named(name, error)),
+            Err(error) => Err(name_error(name, error)),
         }
     }
 }
 
-fn gone(path: &Path, error: &io::Error) -> io::Error {
+fn missing_error(path: &Path, error: &io::Error) -> io::Error {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::NotFound => io::Error::other(format!("{path} was removed while the daemon ran")),
@@ -104,11 +104,11 @@ fn gone(path: &Path, error: &io::Error) -> io::Error {
     }
 }
 
-fn identity(found: &fs::Metadata) -> (u64, u64) {
+fn device_and_inode(found: &fs::Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-fn named(name: &str, error: Errno) -> io::Error {
+fn name_error(name: &str, error: Errno) -> io::Error {
     let error = io::Error::from(error);
     io::Error::new(error.kind(), format!("{name}: {error}"))
 }
@@ -116,8 +116,8 @@ fn named(name: &str, error: Errno) -> io::Error {
 fn open_at(folder: &fs::File, name: &str, flags: OFlags) -> io::Result<fs::File> {
     // A FIFO keeps nobody waiting; a link is refused.
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(MODE));
-    opened.map(fs::File::from).map_err(|error| named(name, error))
+    let opened = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(FILE_MODE));
+    opened.map(fs::File::from).map_err(|error| name_error(name, error))
 }
 
 /// Opens a regular file or makes it; a link, a FIFO or a device of that name is none of ours and makes room.
@@ -126,10 +126,11 @@ fn open_regular(folder: &fs::File, name: &str, flags: OFlags) -> io::Result<fs::
         Ok(found) => match FileType::from_raw_mode(found.st_mode) {
             FileType::RegularFile => {}
             FileType::Directory => return Err(io::Error::other(format!("{name} is a folder; move it away"))),
-            _ => rustix::fs::unlinkat(folder, name, AtFlags::empty()).map_err(|error| named(name, error))?,
+            _ => rustix::fs::unlinkat(folder, name, AtFlags::empty())
+                .map_err(|error| name_error(name, error))?,
         },
         Err(Errno::NOENT) => {}
-        Err(error) => return Err(named(name, error)),
+        Err(error) => return Err(name_error(name, error)),
     }
     open_at(folder, name, flags | OFlags::CREATE)
 }
@@ -141,7 +142,7 @@ fn take_lock(folder: &fs::File, name: &str) -> io::Result<fs::File> {
         let file = open_regular(folder, name, OFlags::RDWR)?;
         while let Err(error) = file.try_lock() {
             match error {
-                TryLockError::WouldBlock if start.elapsed() < HANDOVER => sleep(LOCK_RETRY),
+                TryLockError::WouldBlock if start.elapsed() < LOCK_TIMEOUT => sleep(LOCK_RETRY),
                 TryLockError::WouldBlock => {
                     let text = "another daemon of this device uses it; give each a device.id of its own";
                     return Err(io::Error::other(text));
@@ -188,11 +189,11 @@ mod tests {
     #[test]
     fn a_folder_that_is_removed_or_replaced_is_noticed() {
         let temporary = Temporary::new("gone");
-        let folder = Folder::open(&temporary.state(), "a.lock").expect("opens");
+        let folder = StateFolder::open(&temporary.state(), "a.lock").expect("opens");
         folder.check().expect("it is there");
         fs::remove_dir_all(temporary.state()).expect("ours");
         assert!(folder.check().expect_err("removed").to_string().contains("was removed"));
-        let other = Folder::open(&temporary.state(), "a.lock").expect("a new folder with a new lock");
+        let other = StateFolder::open(&temporary.state(), "a.lock").expect("a new folder with a new lock");
         assert!(folder.check().expect_err("replaced").to_string().contains("replaced"));
         other.check().expect("the new one is there");
         fs::remove_file(temporary.state().join("a.lock")).expect("ours");
@@ -208,7 +209,7 @@ mod tests {
         for name in ["a.lock", "a.answers", "a.part"] {
             symlink(&secret, temporary.state().join(name)).expect("a new name");
         }
-        let folder = Folder::open(&temporary.state(), "a.lock").expect("opens");
+        let folder = StateFolder::open(&temporary.state(), "a.lock").expect("opens");
         let file = folder.append_to("a.answers").expect("made anew");
         folder.check_file("a.answers", &file).expect("there");
         fs::write(temporary.state().join("a.part"), "through the link").expect("the link is there still");
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn a_file_that_is_replaced_is_noticed_and_a_folder_in_its_place_is_an_error() {
         let temporary = Temporary::new("file");
-        let folder = Folder::open(&temporary.state(), "a.lock").expect("opens");
+        let folder = StateFolder::open(&temporary.state(), "a.lock").expect("opens");
         let file = folder.append_to("a.answers").expect("made");
         fs::remove_file(temporary.state().join("a.answers")).expect("ours");
         folder.check_file("a.answers", &file).expect_err("removed");

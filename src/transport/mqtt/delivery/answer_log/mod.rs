@@ -12,8 +12,8 @@ pub mod record;
 #[cfg(test)]
 mod tests;
 
-use file::File;
-use record::{Answer, Contents, Record, SavedPrompt};
+use file::LogFile;
+use record::{LogContents, Record, SavedAnswer, SavedPrompt};
 use std::future::pending;
 use std::io;
 use std::path::PathBuf;
@@ -21,109 +21,109 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Between two tries of a disk that fails.
-const RETRY: Duration = Duration::from_secs(60);
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks whether the file is still where it was opened.
-const CHECK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// A disk that takes longer fails: an SD card that tidies up takes one second or two.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the file beside those of prompts, which take up to four times their own in it: twice what counts, and text
 /// that JSON escapes.
-const LARGEST: u64 = 16 << 20;
+const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The file is written anew when it is larger than twice what still counts, and this: so what is
 /// written is never more than some three times what is said.
-const SLACK: u64 = 512 << 10;
+const REWRITE_SLACK: u64 = 512 << 10;
 
 /// The store of one device's answers.
 #[derive(Debug)]
-pub struct Store {
+pub struct AnswerLog {
     path: Option<PathBuf>,
     /// No file of ours has more bytes; reading it takes as much memory.
     largest: u64,
-    disk: Disk,
+    disk: DiskWork,
     /// Lines for the disk, of which these rows wait to be published.
-    lines: Vec<u8>,
-    rows: Vec<u64>,
+    pending_lines: Vec<u8>,
+    queued_answers: Vec<u64>,
     /// Prompts in these lines, which wait to be acknowledged.
-    prompts: Vec<u64>,
+    queued_prompts: Vec<u64>,
     /// Rows that the disk is writing.
-    under_way: Vec<u64>,
+    answers_being_written: Vec<u64>,
     /// Prompts that the disk is writing.
-    prompts_under_way: Vec<u64>,
+    prompts_being_written: Vec<u64>,
     /// Bytes in the file, and those that counted when it was opened or replaced.
-    length: u64,
-    live: u64,
+    file_bytes: u64,
+    live_bytes: u64,
     /// The file does not hold what it should.
-    is_stale: bool,
+    needs_rewrite: bool,
     /// What it held at first was told.
-    is_told: bool,
+    is_loaded: bool,
     /// When the place of the file was last looked at.
-    checked: Instant,
+    last_checked: Instant,
     problem: Option<String>,
 }
 
 #[derive(Debug)]
-enum Disk {
+enum DiskWork {
     /// The owner wants nothing kept.
-    Unwanted,
-    Idle(File),
+    Disabled,
+    Idle(LogFile),
     Busy {
-        job: JoinHandle<Done>,
+        job: JoinHandle<JobResult>,
         since: Instant,
         is_late: bool,
     },
     /// Failed, or not yet opened.
-    Down {
-        file: Option<File>,
+    Failed {
+        file: Option<LogFile>,
         until: Instant,
     },
 }
 
 /// The file, where there is one, and what came of the job.
-type Done = (Option<File>, io::Result<Job>);
+type JobResult = (Option<LogFile>, io::Result<DiskJob>);
 
 /// What was done on disk.
 #[derive(Debug)]
-enum Job {
+enum DiskJob {
     Check,
-    Open(Contents),
+    Open(LogContents),
     Append(u64),
     Replace(u64),
 }
 
 /// What follows from a job's end.
 #[derive(Debug, Default)]
-pub struct Finished {
+pub struct DiskOutcome {
     /// These rows may be published: they are saved, or cannot be.
-    pub rows: Vec<u64>,
+    pub answers_saved: Vec<u64>,
     /// These prompts may be acknowledged: they are saved.
-    pub prompts: Vec<u64>,
+    pub prompts_saved: Vec<u64>,
     /// Prompts that were to be saved are not.
-    pub prompts_failed: bool,
+    pub are_prompts_lost: bool,
     /// What the file said when it was opened.
-    pub contents: Option<Contents>,
+    pub contents: Option<LogContents>,
 }
 
-impl Store {
+impl AnswerLog {
     /// A store in this file, to be opened at once; `None` keeps nothing. `inbox`: bytes of prompts that will be kept.
     pub fn new(path: Option<PathBuf>, inbox: usize, now: Instant) -> Self {
         let disk = match path {
-            Some(_) => Disk::Down { file: None, until: now },
-            None => Disk::Unwanted,
+            Some(_) => DiskWork::Failed { file: None, until: now },
+            None => DiskWork::Disabled,
         };
-        Store {
+        AnswerLog {
             path,
-            largest: LARGEST + 4 * inbox as u64,
+            largest: MAX_FILE_BYTES + 4 * inbox as u64,
             disk,
-            lines: Vec::new(),
-            rows: Vec::new(),
-            prompts: Vec::new(),
-            under_way: Vec::new(),
-            prompts_under_way: Vec::new(),
-            length: 0,
-            live: 0,
-            is_stale: false,
-            is_told: false,
-            checked: now,
+            pending_lines: Vec::new(),
+            queued_answers: Vec::new(),
+            queued_prompts: Vec::new(),
+            answers_being_written: Vec::new(),
+            prompts_being_written: Vec::new(),
+            file_bytes: 0,
+            live_bytes: 0,
+            needs_rewrite: false,
+            is_loaded: false,
+            last_checked: now,
             problem: None,
         }
     }
@@ -131,9 +131,9 @@ impl Store {
     /// Whether what is kept now outlives the process.
     pub fn is_durable(&self) -> bool {
         match &self.disk {
-            Disk::Idle(_) => true,
-            Disk::Busy { is_late, .. } => !is_late && self.problem.is_none(),
-            Disk::Unwanted | Disk::Down { .. } => false,
+            DiskWork::Idle(_) => true,
+            DiskWork::Busy { is_late, .. } => !is_late && self.problem.is_none(),
+            DiskWork::Disabled | DiskWork::Failed { .. } => false,
         }
     }
 
@@ -144,94 +144,96 @@ impl Store {
 
     /// Whether something is on its way to the disk, or waits for it.
     pub fn is_busy(&self) -> bool {
-        matches!(self.disk, Disk::Busy { is_late: false, .. }) || !self.lines.is_empty()
+        matches!(self.disk, DiskWork::Busy { is_late: false, .. }) || !self.pending_lines.is_empty()
     }
 
     /// Keeps the answer of a row. `false`: it cannot be kept, and the row is to be published as it is.
-    pub fn keep(&mut self, answer: Answer) -> bool {
+    pub fn save_answer(&mut self, answer: SavedAnswer) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
-            self.rows.push(answer.number);
-            self.lines.extend(Record::Answer(answer).line());
+            self.queued_answers.push(answer.number);
+            self.pending_lines.extend(Record::Answer(answer).line());
         }
         is_durable
     }
 
     /// Keeps a prompt. `false`: it cannot be kept, and is not to be acknowledged before its answer is.
-    pub fn keep_prompt(&mut self, prompt: SavedPrompt) -> bool {
+    pub fn save_prompt(&mut self, prompt: SavedPrompt) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
-            self.prompts.push(prompt.number);
-            self.lines.extend(Record::Prompt(prompt).line());
+            self.queued_prompts.push(prompt.number);
+            self.pending_lines.extend(Record::Prompt(prompt).line());
         }
         is_durable
     }
 
     /// Keeps what nobody waits for.
-    pub fn note(&mut self, record: &Record) {
+    pub fn append_record(&mut self, record: &Record) {
         if self.is_durable() {
-            self.lines.extend(record.line());
+            self.pending_lines.extend(record.line());
         }
     }
 
     /// Begins what is to be done on disk, if anything; `all` makes the lines of everything that
     /// counts.
-    pub fn begin(&mut self, now: Instant, all: impl FnOnce() -> Vec<u8>) {
-        let is_long = self.length > 2 * self.live + SLACK;
-        let job = match std::mem::replace(&mut self.disk, Disk::Unwanted) {
-            Disk::Down { file: None, until } if now >= until => self.open(),
-            Disk::Down { file: Some(file), until } if now >= until => self.replace(file, all()),
-            Disk::Idle(file) if self.is_stale || is_long => self.replace(file, all()),
-            Disk::Idle(file) if !self.lines.is_empty() => self.append(file),
-            Disk::Idle(file) if now >= self.checked + CHECK => {
-                on_disk(move || checked(file, |_| Ok(Job::Check)))
+    pub fn start_job(&mut self, now: Instant, all: impl FnOnce() -> Vec<u8>) {
+        let is_long = self.file_bytes > 2 * self.live_bytes + REWRITE_SLACK;
+        let job = match std::mem::replace(&mut self.disk, DiskWork::Disabled) {
+            DiskWork::Failed { file: None, until } if now >= until => self.open(),
+            DiskWork::Failed { file: Some(file), until } if now >= until => self.replace(file, all()),
+            DiskWork::Idle(file) if self.needs_rewrite || is_long => self.replace(file, all()),
+            DiskWork::Idle(file) if !self.pending_lines.is_empty() => self.append(file),
+            DiskWork::Idle(file) if now >= self.last_checked + CHECK_INTERVAL => {
+                spawn_disk_job(move || run_checked(file, |_| Ok(DiskJob::Check)))
             }
             other => {
                 self.disk = other;
                 return;
             }
         };
-        self.disk = Disk::Busy { job, since: now, is_late: false };
+        self.disk = DiskWork::Busy { job, since: now, is_late: false };
     }
 
-    fn open(&self) -> JoinHandle<Done> {
+    fn open(&self) -> JoinHandle<JobResult> {
         let path = self.path.clone().expect("a store without a file is never down");
         let largest = self.largest;
-        on_disk(move || match File::open(&path, largest) {
-            Ok((file, contents)) => (Some(file), Ok(Job::Open(contents))),
+        spawn_disk_job(move || match LogFile::open(&path, largest) {
+            Ok((file, contents)) => (Some(file), Ok(DiskJob::Open(contents))),
             Err(error) => (None, Err(error)),
         })
     }
 
-    fn append(&mut self, file: File) -> JoinHandle<Done> {
-        let lines = std::mem::take(&mut self.lines);
-        self.take_under_way();
+    fn append(&mut self, file: LogFile) -> JoinHandle<JobResult> {
+        let lines = std::mem::take(&mut self.pending_lines);
+        self.begin_writing();
         // What nobody waits for reaches the disk within the kernel's half minute.
-        let sync = !self.under_way.is_empty() || !self.prompts_under_way.is_empty();
-        on_disk(move || {
-            checked(file, |file| file.append(&lines, sync).map(|()| Job::Append(lines.len() as u64)))
+        let sync = !self.answers_being_written.is_empty() || !self.prompts_being_written.is_empty();
+        spawn_disk_job(move || {
+            run_checked(file, |file| file.append(&lines, sync).map(|()| DiskJob::Append(lines.len() as u64)))
         })
     }
 
-    fn replace(&mut self, file: File, lines: Vec<u8>) -> JoinHandle<Done> {
-        self.lines.clear();
-        self.take_under_way();
-        self.is_stale = false;
-        on_disk(move || checked(file, |file| file.replace(&lines).map(|()| Job::Replace(lines.len() as u64))))
+    fn replace(&mut self, file: LogFile, lines: Vec<u8>) -> JoinHandle<JobResult> {
+        self.pending_lines.clear();
+        self.begin_writing();
+        self.needs_rewrite = false;
+        spawn_disk_job(move || {
+            run_checked(file, |file| file.replace(&lines).map(|()| DiskJob::Replace(lines.len() as u64)))
+        })
     }
 
-    fn take_under_way(&mut self) {
-        self.under_way = std::mem::take(&mut self.rows);
-        self.prompts_under_way = std::mem::take(&mut self.prompts);
+    fn begin_writing(&mut self) {
+        self.answers_being_written = std::mem::take(&mut self.queued_answers);
+        self.prompts_being_written = std::mem::take(&mut self.queued_prompts);
     }
 
     /// Waits for the disk. May be dropped and called again.
-    pub async fn next(&mut self) -> Finished {
-        let Disk::Busy { job, is_late, .. } = &mut self.disk else { return pending().await };
+    pub async fn next(&mut self) -> DiskOutcome {
+        let DiskWork::Busy { job, is_late, .. } = &mut self.disk else { return pending().await };
         let (file, done) = job.await.unwrap_or_else(|error| (None, Err(io::Error::other(error))));
-        self.is_stale |= *is_late;
+        self.needs_rewrite |= *is_late;
         let now = Instant::now();
-        self.checked = now;
+        self.last_checked = now;
         match (file, done) {
             (Some(file), Ok(job)) => self.succeeded(file, job),
             (file, done) => {
@@ -241,92 +243,94 @@ impl Store {
         }
     }
 
-    fn succeeded(&mut self, file: File, job: Job) -> Finished {
-        self.disk = Disk::Idle(file);
+    fn succeeded(&mut self, file: LogFile, job: DiskJob) -> DiskOutcome {
+        self.disk = DiskWork::Idle(file);
         let contents = match job {
-            Job::Open(contents) => {
+            DiskJob::Open(contents) => {
                 // What of it counts is known when it is written anew, which a long one is at once.
-                (self.length, self.live) = (contents.bytes, 0);
-                let (path, damaged) = (self.place(), contents.damaged);
+                (self.file_bytes, self.live_bytes) = (contents.bytes, 0);
+                let (path, damaged) = (self.display_path(), contents.damaged);
                 if damaged > 0 {
                     log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
                 }
                 // A new file gets its session; what cannot be read is not appended to.
-                self.is_stale |= damaged > 0 || contents.is_torn || contents.session.is_none();
-                (!std::mem::replace(&mut self.is_told, true)).then_some(contents)
+                self.needs_rewrite |= damaged > 0 || contents.is_torn || contents.session.is_none();
+                (!std::mem::replace(&mut self.is_loaded, true)).then_some(contents)
             }
-            Job::Check => None,
-            Job::Append(bytes) => {
-                self.length += bytes;
+            DiskJob::Check => None,
+            DiskJob::Append(bytes) => {
+                self.file_bytes += bytes;
                 None
             }
-            Job::Replace(bytes) => {
-                (self.length, self.live) = (bytes, bytes);
+            DiskJob::Replace(bytes) => {
+                (self.file_bytes, self.live_bytes) = (bytes, bytes);
                 None
             }
         };
         if self.problem.take().is_some() {
-            log::info!("{}: answers are saved again", self.place());
+            log::info!("{}: answers are saved again", self.display_path());
         }
-        let (rows, prompts) =
-            (std::mem::take(&mut self.under_way), std::mem::take(&mut self.prompts_under_way));
-        Finished { rows, prompts, prompts_failed: false, contents }
+        let (rows, prompts) = (
+            std::mem::take(&mut self.answers_being_written),
+            std::mem::take(&mut self.prompts_being_written),
+        );
+        DiskOutcome { answers_saved: rows, prompts_saved: prompts, are_prompts_lost: false, contents }
     }
 
-    fn failed(&mut self, file: Option<File>, said: &str, now: Instant) -> Finished {
-        self.disk = Disk::Down { file, until: now + RETRY };
-        self.give_way(said)
+    fn failed(&mut self, file: Option<LogFile>, said: &str, now: Instant) -> DiskOutcome {
+        self.disk = DiskWork::Failed { file, until: now + RETRY_INTERVAL };
+        self.fall_back_to_memory(said)
     }
 
     /// The rows that wait are published unsaved, and the prompts that wait are not acknowledged.
-    fn give_way(&mut self, said: &str) -> Finished {
+    fn fall_back_to_memory(&mut self, said: &str) -> DiskOutcome {
         let said = format!(
             "{}: {said}; answers are not saved, and a prompt that comes again after a crash is computed again; \
              see device.state_dir",
-            self.place()
+            self.display_path()
         );
         if self.problem.is_none() {
             log::error!("{said}");
         }
         self.problem = Some(said);
-        self.is_stale = true;
-        self.lines.clear();
-        let mut rows = std::mem::take(&mut self.under_way);
-        rows.append(&mut self.rows);
-        self.prompts_under_way.clear();
-        self.prompts.clear();
-        Finished { rows, prompts_failed: true, ..Finished::default() }
+        self.needs_rewrite = true;
+        self.pending_lines.clear();
+        let mut rows = std::mem::take(&mut self.answers_being_written);
+        rows.append(&mut self.queued_answers);
+        self.prompts_being_written.clear();
+        self.queued_prompts.clear();
+        DiskOutcome { answers_saved: rows, are_prompts_lost: true, ..DiskOutcome::default() }
     }
 
     /// When [`Store::begin`] or [`Store::overdue`] has something to do next.
     pub fn due(&self) -> Option<Instant> {
         match &self.disk {
-            Disk::Down { until, .. } => Some(*until),
-            Disk::Busy { since, is_late: false, .. } => Some(*since + PATIENCE),
-            Disk::Idle(_) => Some(self.checked + CHECK),
+            DiskWork::Failed { until, .. } => Some(*until),
+            DiskWork::Busy { since, is_late: false, .. } => Some(*since + DISK_TIMEOUT),
+            DiskWork::Idle(_) => Some(self.last_checked + CHECK_INTERVAL),
             _ => None,
         }
     }
 
     /// What follows where the disk has kept rows and prompts waiting for too long.
-    pub fn overdue(&mut self, now: Instant) -> Option<Finished> {
+    pub fn check_timeout(&mut self, now: Instant) -> Option<DiskOutcome> {
         match &mut self.disk {
-            Disk::Busy { since, is_late, .. } if !*is_late && now >= *since + PATIENCE => {
+            DiskWork::Busy { since, is_late, .. } if !*is_late && now >= *since + DISK_TIMEOUT => {
                 *is_late = true;
-                Some(self.give_way("the disk does not answer"))
+                Some(self.fall_back_to_memory("the disk does not answer"))
             }
             _ => None,
         }
     }
 
-    fn place(&self) -> String {
+    fn display_path(&self) -> String {
         self.path.as_ref().map_or_else(String::new, |path| path.display().to_string())
     }
 }
 
 /// Does a job in the file's own place, and looks afterwards that it still is that. Otherwise the file is closed, and its
 /// lock with it: it guards nothing any more, and is opened anew.
-fn checked(mut file: File, job: impl FnOnce(&mut File) -> io::Result<Job>) -> Done {
+fn run_checked(mut file: LogFile, job: impl FnOnce(&mut LogFile) -> io::Result<DiskJob>) -> JobResult {
     if let Err(error) = file.check() {
         return (None, Err(error));
     }
@@ -340,6 +344,6 @@ fn checked(mut file: File, job: impl FnOnce(&mut File) -> io::Result<Job>) -> Do
 }
 
 #[expect(clippy::disallowed_methods, reason = "one job at a time, so name look-ups only wait for it")]
-fn on_disk(job: impl FnOnce() -> Done + Send + 'static) -> JoinHandle<Done> {
+fn spawn_disk_job(job: impl FnOnce() -> JobResult + Send + 'static) -> JoinHandle<JobResult> {
     spawn_blocking(job)
 }

@@ -5,7 +5,7 @@
 //! for an answer of 600 bytes, refused the whole file when its end was missing, and panicked over,
 //! or did not notice, single flipped bits.
 
-use crate::transport::mqtt::delivery::dedup::Keys;
+use crate::transport::mqtt::delivery::dedup::DedupKeys;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -13,9 +13,9 @@ use std::time::Duration;
 
 /// Clocks jump on devices without a battery for them: a span outside of this is not believed. The
 /// broker's session does not live longer either.
-const LONGEST_SPAN: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_PLAUSIBLE_SPAN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Digits of a checksum, and the space behind them.
-const CHECKSUM: usize = 17;
+const CHECKSUM_LEN: usize = 17;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub enum Record {
         prompt: u64,
     },
     /// A final answer.
-    Answer(Answer),
+    Answer(SavedAnswer),
     /// The broker has the answer of this number, or nobody wants it any more.
     Given {
         /// As in [`Answer::number`].
@@ -46,7 +46,7 @@ pub struct SavedPrompt {
     /// Tells it from other prompts.
     pub number: u64,
     /// What it is known by.
-    pub keys: Keys,
+    pub keys: DedupKeys,
     /// Whose turn it takes.
     pub client: String,
     /// The id that its events carry.
@@ -74,7 +74,7 @@ pub enum Work {
 
 impl SavedPrompt {
     /// For how long its answer is still wanted: `None` for ever, zero no more.
-    pub fn left(&self, now_s: u64) -> Option<Duration> {
+    pub fn remaining(&self, now_s: u64) -> Option<Duration> {
         let left = Duration::from_millis(self.left_ms?);
         Some(left.saturating_sub(elapsed(self.time_s, now_s)))
     }
@@ -82,27 +82,27 @@ impl SavedPrompt {
 
 /// A final answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct SavedAnswer {
     /// Tells it from the others in the file.
     pub number: u64,
     /// The number of its prompt; `None` in files of earlier versions.
     #[serde(default)]
     pub prompt: Option<u64>,
     /// What its prompt is known by.
-    pub keys: Keys,
+    pub keys: DedupKeys,
     /// The request's id.
     pub id: String,
     /// The event, as JSON.
     pub payload: String,
     /// How far it came.
-    pub state: State,
+    pub state: AnswerState,
     /// Seconds since 1970 when this was written, by whatever clock there was.
     pub time_s: u64,
 }
 
 /// How far an answer came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
+pub enum AnswerState {
     /// The broker is still to get it.
     Waiting {
         /// Where it goes.
@@ -121,13 +121,13 @@ pub enum State {
 
 /// What a file says.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Contents {
+pub struct LogContents {
     /// The latest session.
     pub session: Option<u64>,
     /// Prompts without an answer, in the order in which they were written.
     pub prompts: Vec<SavedPrompt>,
     /// Answers in the order in which they were written.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<SavedAnswer>,
     /// Bytes of the file.
     pub bytes: u64,
     /// The last line was not written to its end: the power went. It is no loss, since nothing had
@@ -148,11 +148,11 @@ impl Record {
     }
 }
 
-impl Answer {
+impl SavedAnswer {
     /// For how long it is still wanted: `Some(None)` for ever, `None` no more.
     pub fn left(&self, now_s: u64) -> Option<Option<Duration>> {
         match &self.state {
-            State::Waiting { left_ms: Some(left), .. } => {
+            AnswerState::Waiting { left_ms: Some(left), .. } => {
                 let left = Duration::from_millis(*left).checked_sub(elapsed(self.time_s, now_s))?;
                 (!left.is_zero()).then_some(Some(left))
             }
@@ -163,8 +163,8 @@ impl Answer {
     /// For how long the broker has got it.
     pub fn age(&self, now_s: u64) -> Option<Duration> {
         match self.state {
-            State::Waiting { .. } => None,
-            State::Given { age_s } => {
+            AnswerState::Waiting { .. } => None,
+            AnswerState::Given { age_s } => {
                 Some(Duration::from_secs(age_s).saturating_add(elapsed(self.time_s, now_s)))
             }
         }
@@ -174,12 +174,12 @@ impl Answer {
 /// Time between two readings of a clock that may have been set meanwhile.
 fn elapsed(then_s: u64, now_s: u64) -> Duration {
     let span = Duration::from_secs(now_s.saturating_sub(then_s));
-    if span > LONGEST_SPAN { Duration::ZERO } else { span }
+    if span > MAX_PLAUSIBLE_SPAN { Duration::ZERO } else { span }
 }
 
 /// Reads a whole file.
-pub fn read(bytes: &[u8]) -> Contents {
-    let mut contents = Contents { bytes: bytes.len() as u64, ..Contents::default() };
+pub fn parse_log(bytes: &[u8]) -> LogContents {
+    let mut contents = LogContents { bytes: bytes.len() as u64, ..LogContents::default() };
     // Lines that cannot be read since the last one that can.
     let mut unread = 0;
     let mut found_any = false;
@@ -205,7 +205,7 @@ pub fn read(bytes: &[u8]) -> Contents {
 }
 
 /// `done`: the prompts that need no answer any more; one that has an answer is done.
-fn apply(record: Record, contents: &mut Contents, done: &mut HashSet<u64>) {
+fn apply(record: Record, contents: &mut LogContents, done: &mut HashSet<u64>) {
     match record {
         Record::Session(session) => contents.session = Some(session),
         Record::Prompt(prompt) => contents.prompts.push(prompt),
@@ -219,7 +219,7 @@ fn apply(record: Record, contents: &mut Contents, done: &mut HashSet<u64>) {
         Record::Given { number, time_s } => {
             // Most often one of the latest.
             if let Some(answer) = contents.answers.iter_mut().rev().find(|answer| answer.number == number) {
-                answer.state = State::Given { age_s: 0 };
+                answer.state = AnswerState::Given { age_s: 0 };
                 answer.time_s = time_s;
             }
         }
@@ -229,7 +229,7 @@ fn apply(record: Record, contents: &mut Contents, done: &mut HashSet<u64>) {
 /// One line with its end; `None` where anything is wrong with it.
 fn parse(line: &[u8]) -> Option<Record> {
     let line = line.strip_suffix(b"\n")?;
-    let (sum, body) = line.split_at_checked(CHECKSUM)?;
+    let (sum, body) = line.split_at_checked(CHECKSUM_LEN)?;
     let sum = std::str::from_utf8(sum.strip_suffix(b" ")?).ok()?;
     if sum != format!("{:016x}", checksum(body)) {
         return None;
@@ -247,15 +247,15 @@ fn checksum(body: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    pub(crate) fn waiting(number: u64, payload: &str, left_ms: Option<u64>) -> Answer {
+    pub(crate) fn waiting(number: u64, payload: &str, left_ms: Option<u64>) -> SavedAnswer {
         let topic = "bitnetd/cellar/reply/a".to_owned();
-        Answer {
+        SavedAnswer {
             number,
             prompt: Some(number + 100),
-            keys: Keys { name: Some(u128::MAX - u128::from(number)), delivery: Some(7) },
+            keys: DedupKeys { name: Some(u128::MAX - u128::from(number)), delivery: Some(7) },
             id: "a".into(),
             payload: payload.into(),
-            state: State::Waiting { topic, correlation: Some(vec![0, 255, 10]), left_ms },
+            state: AnswerState::Waiting { topic, correlation: Some(vec![0, 255, 10]), left_ms },
             time_s: 1_000,
         }
     }
@@ -276,10 +276,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let (_, bytes) = usual();
-        let contents = read(&bytes);
+        let contents = parse_log(&bytes);
         assert_eq!(contents.session, Some(9));
         assert_eq!(contents.answers.iter().map(|a| a.number).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(contents.answers[0].state, State::Given { age_s: 0 });
+        assert_eq!(contents.answers[0].state, AnswerState::Given { age_s: 0 });
         assert_eq!(contents.answers[0].time_s, 1_500);
         assert_eq!(contents.answers[1], waiting(2, "{\"text\":\"ü\\n\"}", None));
         assert_eq!((contents.is_torn, contents.damaged), (false, 0));
@@ -289,9 +289,9 @@ mod tests {
     fn a_file_cut_at_any_byte_gives_every_whole_line_before_the_cut() {
         let (records, bytes) = usual();
         for cut in 0..bytes.len() {
-            let contents = read(&bytes[..cut]);
+            let contents = parse_log(&bytes[..cut]);
             let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
-            let mut wanted = read(&file(&records[..whole]));
+            let mut wanted = parse_log(&file(&records[..whole]));
             let ends_inside = cut > 0 && bytes[cut - 1] != b'\n';
             wanted.bytes = cut as u64;
             wanted.is_torn = ends_inside && whole > 0;
@@ -303,14 +303,14 @@ mod tests {
     #[test]
     fn a_flipped_bit_costs_no_line_but_its_own_and_is_never_believed() {
         let (_, bytes) = usual();
-        let sound = read(&bytes);
+        let sound = parse_log(&bytes);
         let lines: Vec<_> =
             bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut bad = bytes.clone();
                 bad[at] ^= 1 << bit;
-                let contents = read(&bad);
+                let contents = parse_log(&bad);
                 assert!(contents.is_torn || contents.damaged > 0, "{at} {bit}");
                 // A line's end belongs to two lines.
                 let hurt = lines.iter().position(|end| at <= *end).expect("a line");
@@ -331,15 +331,15 @@ mod tests {
     fn zeros_and_other_lines_behind_a_cut_are_cut_off_too() {
         let (_, bytes) = usual();
         for tail in [vec![0; 4096], b"\n\n\n".to_vec(), b"0123456789abcdef {}\n{\"x\"".to_vec()] {
-            let contents = read(&[bytes.as_slice(), &tail].concat());
+            let contents = parse_log(&[bytes.as_slice(), &tail].concat());
             assert!(contents.is_torn && contents.damaged == 0 && contents.answers.len() == 3);
         }
     }
 
     #[test]
     fn a_file_without_a_sound_line_is_damaged_and_an_empty_one_is_not() {
-        assert_eq!(read(b"hello\n").damaged, 1);
-        assert_eq!(read(b""), Contents::default());
+        assert_eq!(parse_log(b"hello\n").damaged, 1);
+        assert_eq!(parse_log(b""), LogContents::default());
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_age_of_a_given_answer_grows() {
-        let answer = Answer { state: State::Given { age_s: 5 }, ..waiting(1, "{}", None) };
+        let answer = SavedAnswer { state: AnswerState::Given { age_s: 5 }, ..waiting(1, "{}", None) };
         assert_eq!(answer.age(1_100), Some(Duration::from_secs(105)));
         assert_eq!(answer.left(1_100), Some(None));
     }

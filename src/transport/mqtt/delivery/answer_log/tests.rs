@@ -1,8 +1,8 @@
 //! The store with a real file, and with a disk that is not there.
 
 use super::*;
-use crate::transport::mqtt::delivery::dedup::Keys;
-use record::State;
+use crate::transport::mqtt::delivery::dedup::DedupKeys;
+use record::AnswerState;
 use std::fs;
 use std::path::Path;
 
@@ -19,8 +19,8 @@ impl Folder {
         self.0.join("state/answers")
     }
 
-    fn store(&self, now: Instant) -> Store {
-        Store::new(Some(self.file()), 1 << 20, now)
+    fn store(&self, now: Instant) -> AnswerLog {
+        AnswerLog::new(Some(self.file()), 1 << 20, now)
     }
 }
 
@@ -30,10 +30,10 @@ impl Drop for Folder {
     }
 }
 
-fn answer(number: u64) -> Answer {
-    let keys = Keys { name: None, delivery: Some(u128::from(number)) };
-    let state = State::Waiting { topic: "t".into(), correlation: None, left_ms: None };
-    Answer { number, prompt: None, keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
+fn answer(number: u64) -> SavedAnswer {
+    let keys = DedupKeys { name: None, delivery: Some(u128::from(number)) };
+    let state = AnswerState::Waiting { topic: "t".into(), correlation: None, left_ms: None };
+    SavedAnswer { number, prompt: None, keys, id: "a".into(), payload: "{}".into(), state, time_s: 1 }
 }
 
 /// Lines of a session and these answers.
@@ -46,16 +46,16 @@ fn lines(numbers: &[u64]) -> Vec<u8> {
 /// The numbers in the file.
 fn saved(path: &Path) -> Vec<u64> {
     let bytes = fs::read(path).expect("there");
-    record::read(&bytes).answers.iter().map(|answer| answer.number).collect()
+    record::parse_log(&bytes).answers.iter().map(|answer| answer.number).collect()
 }
 
 /// Lets the disk do all it is to do, beginning at `now`, which may be to come; the rows that may be published.
-async fn work(store: &mut Store, now: Instant, all: &[u64]) -> Vec<u64> {
+async fn work(store: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
     let mut rows = Vec::new();
-    store.begin(now, || lines(all));
+    store.start_job(now, || lines(all));
     while store.is_busy() {
-        rows.extend(store.next().await.rows);
-        store.begin(Instant::now(), || lines(all));
+        rows.extend(store.next().await.answers_saved);
+        store.start_job(Instant::now(), || lines(all));
     }
     rows
 }
@@ -66,12 +66,12 @@ async fn rows_are_let_go_once_they_are_on_disk_and_all_at_once() {
     let now = Instant::now();
     let mut store = folder.store(now);
     assert!(work(&mut store, now, &[]).await.is_empty());
-    assert!(store.keep(answer(1)));
-    store.begin(now, Vec::new);
-    assert!(store.keep(answer(2)) && store.keep(answer(3)), "while the disk is busy");
-    assert_eq!(store.next().await.rows, [1]);
-    store.begin(now, Vec::new);
-    assert_eq!(store.next().await.rows, [2, 3]);
+    assert!(store.save_answer(answer(1)));
+    store.start_job(now, Vec::new);
+    assert!(store.save_answer(answer(2)) && store.save_answer(answer(3)), "while the disk is busy");
+    assert_eq!(store.next().await.answers_saved, [1]);
+    store.start_job(now, Vec::new);
+    assert_eq!(store.next().await.answers_saved, [2, 3]);
     assert_eq!(saved(&folder.file()), [1, 2, 3]);
     assert!(store.is_durable() && store.problem().is_none());
 }
@@ -84,7 +84,7 @@ async fn what_an_earlier_process_kept_is_told_once() {
     work(&mut store, now, &[7]).await;
     drop(store);
     let mut store = folder.store(now);
-    store.begin(now, Vec::new);
+    store.start_job(now, Vec::new);
     let contents = store.next().await.contents.expect("opened");
     assert_eq!((contents.session, contents.answers), (Some(1), vec![answer(7)]));
 }
@@ -98,7 +98,7 @@ async fn a_torn_file_is_written_anew_before_anything_is_added() {
     fs::write(folder.file(), &whole[..whole.len() - 3]).expect("room");
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
-    store.keep(answer(8));
+    store.save_answer(answer(8));
     assert_eq!(work(&mut store, now, &[]).await, [8]);
     assert_eq!(saved(&folder.file()), [8]);
 }
@@ -110,13 +110,13 @@ async fn without_a_disk_rows_are_let_go_and_the_disk_is_tried_again() {
     fs::write(&blocked, "a file where the folder should be").expect("room");
     let now = Instant::now();
     let mut store = folder.store(now);
-    store.begin(now, Vec::new);
-    assert!(store.keep(answer(1)), "nobody knows yet");
-    assert_eq!(store.next().await.rows, [1]);
-    assert!(!store.is_durable() && !store.keep(answer(2)) && !store.is_busy());
+    store.start_job(now, Vec::new);
+    assert!(store.save_answer(answer(1)), "nobody knows yet");
+    assert_eq!(store.next().await.answers_saved, [1]);
+    assert!(!store.is_durable() && !store.save_answer(answer(2)) && !store.is_busy());
     assert!(store.problem().is_some_and(|said| said.contains("device.state_dir")));
     fs::remove_file(&blocked).expect("ours");
-    store.begin(now, Vec::new);
+    store.start_job(now, Vec::new);
     assert!(!store.is_busy(), "not before its time");
     let later = store.due().expect("a next try");
     work(&mut store, later, &[1, 2]).await;
@@ -130,15 +130,15 @@ async fn a_disk_that_does_not_answer_keeps_nobody_waiting() {
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
-    store.keep(answer(1));
-    store.begin(now, Vec::new);
-    store.keep(answer(2));
-    assert!(store.overdue(now).is_none());
+    store.save_answer(answer(1));
+    store.start_job(now, Vec::new);
+    store.save_answer(answer(2));
+    assert!(store.check_timeout(now).is_none());
     let late = store.due().expect("a limit");
-    let late_rows = store.overdue(late).expect("it is late");
-    assert_eq!((late_rows.rows, late_rows.prompts_failed), (vec![1, 2], true));
-    assert!(!store.is_durable() && !store.keep(answer(3)));
-    assert!(store.overdue(late).is_none());
+    let late_rows = store.check_timeout(late).expect("it is late");
+    assert_eq!((late_rows.answers_saved, late_rows.are_prompts_lost), (vec![1, 2], true));
+    assert!(!store.is_durable() && !store.save_answer(answer(3)));
+    assert!(store.check_timeout(late).is_none());
     store.next().await;
     assert!(store.is_durable(), "it was only slow");
     work(&mut store, late, &[1, 2, 3]).await;
@@ -150,12 +150,12 @@ async fn the_file_is_written_anew_when_most_of_it_no_longer_counts() {
     let folder = Folder::new("long");
     let now = Instant::now();
     let mut store = folder.store(now);
-    let large = |number| Answer { payload: "x".repeat(100_000), ..answer(number) };
+    let large = |number| SavedAnswer { payload: "x".repeat(100_000), ..answer(number) };
     for number in 0..20 {
-        store.keep(large(number));
+        store.save_answer(large(number));
         work(&mut store, now, &[number]).await;
         let length = fs::metadata(folder.file()).expect("there").len();
-        assert!(length <= SLACK + 200_000, "{length}");
+        assert!(length <= REWRITE_SLACK + 200_000, "{length}");
     }
     assert!(saved(&folder.file()).ends_with(&[19]));
 }
@@ -167,25 +167,25 @@ async fn the_file_does_not_grow_over_starts() {
     for number in 0..12 {
         let mut store = folder.store(now);
         work(&mut store, now, &[]).await;
-        store.keep(Answer { payload: "x".repeat(200_000), ..answer(number) });
+        store.save_answer(SavedAnswer { payload: "x".repeat(200_000), ..answer(number) });
         work(&mut store, now, &[number]).await;
         let length = fs::metadata(folder.file()).expect("there").len();
-        assert!(length <= SLACK + 300_000, "{length} at start {number}");
+        assert!(length <= REWRITE_SLACK + 300_000, "{length} at start {number}");
     }
 }
 
 #[tokio::test]
 async fn nothing_is_kept_where_nothing_is_wanted() {
-    let mut store = Store::new(None, 0, Instant::now());
-    store.begin(Instant::now(), Vec::new);
-    assert!(!store.keep(answer(1)) && !store.is_busy() && !store.is_durable());
+    let mut store = AnswerLog::new(None, 0, Instant::now());
+    store.start_job(Instant::now(), Vec::new);
+    assert!(!store.save_answer(answer(1)) && !store.is_busy() && !store.is_durable());
     assert!(store.due().is_none() && store.problem().is_none());
 }
 
 fn prompt(number: u64) -> SavedPrompt {
     SavedPrompt {
         number,
-        keys: Keys { name: None, delivery: Some(u128::from(number)) },
+        keys: DedupKeys { name: None, delivery: Some(u128::from(number)) },
         client: "-".into(),
         id: "a".into(),
         topic: "t".into(),
@@ -202,13 +202,13 @@ async fn prompts_may_be_acknowledged_once_they_are_on_disk() {
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
-    assert!(store.keep_prompt(prompt(1)) && store.keep_prompt(prompt(2)));
-    store.begin(now, Vec::new);
-    assert_eq!(store.next().await.prompts, [1, 2]);
-    store.note(&Record::Done { prompt: 1 });
-    store.begin(now, Vec::new);
+    assert!(store.save_prompt(prompt(1)) && store.save_prompt(prompt(2)));
+    store.start_job(now, Vec::new);
+    assert_eq!(store.next().await.prompts_saved, [1, 2]);
+    store.append_record(&Record::Done { prompt: 1 });
+    store.start_job(now, Vec::new);
     store.next().await;
-    let contents = record::read(&fs::read(folder.file()).expect("there"));
+    let contents = record::parse_log(&fs::read(folder.file()).expect("there"));
     assert_eq!(contents.prompts, [prompt(2)]);
 }
 
@@ -218,11 +218,11 @@ async fn without_a_disk_prompts_are_not_acknowledged() {
     let now = Instant::now();
     fs::write(folder.0.join("state"), "").expect("a temporary folder");
     let mut store = folder.store(now);
-    store.begin(now, Vec::new);
-    assert!(store.keep_prompt(prompt(1)), "the disk is not known to fail yet");
+    store.start_job(now, Vec::new);
+    assert!(store.save_prompt(prompt(1)), "the disk is not known to fail yet");
     let finished = store.next().await;
-    assert!(finished.prompts.is_empty() && finished.prompts_failed);
-    assert!(!store.keep_prompt(prompt(2)));
+    assert!(finished.prompts_saved.is_empty() && finished.are_prompts_lost);
+    assert!(!store.save_prompt(prompt(2)));
 }
 
 #[tokio::test]
@@ -233,12 +233,12 @@ async fn a_folder_that_goes_while_nothing_is_written_is_noticed_and_made_anew() 
     work(&mut store, now, &[]).await;
     fs::remove_dir_all(folder.0.join("state")).expect("ours");
     let look = store.due().expect("a next look");
-    store.begin(look, Vec::new);
+    store.start_job(look, Vec::new);
     store.next().await;
-    assert!(!store.is_durable() && !store.keep(answer(1)));
+    assert!(!store.is_durable() && !store.save_answer(answer(1)));
     assert!(store.problem().is_some_and(|said| said.contains("was removed")), "{:?}", store.problem());
     let later = store.due().expect("a next try");
-    store.begin(later, || lines(&[1]));
+    store.start_job(later, || lines(&[1]));
     store.next().await;
     work(&mut store, Instant::now(), &[1]).await;
     assert!(store.is_durable() && store.problem().is_none());
@@ -253,9 +253,9 @@ async fn an_answer_is_not_called_saved_in_a_folder_that_was_replaced() {
     work(&mut store, now, &[]).await;
     fs::rename(folder.0.join("state"), folder.0.join("away")).expect("ours");
     fs::create_dir(folder.0.join("state")).expect("a new name");
-    assert!(store.keep(answer(1)), "nobody knows yet");
-    store.begin(now, Vec::new);
-    assert_eq!(store.next().await.rows, [1], "it is published all the same");
+    assert!(store.save_answer(answer(1)), "nobody knows yet");
+    store.start_job(now, Vec::new);
+    assert_eq!(store.next().await.answers_saved, [1], "it is published all the same");
     assert!(!store.is_durable());
     assert!(!folder.file().exists(), "nothing is written where no lock is held");
 }

@@ -14,7 +14,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::outbox::{Outcome, PromptId};
+use super::outbox::{DeliveryOutcome, PromptId};
 use super::recent_answers::{RecentAnswers, StoredAnswer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Settled deliveries that are remembered, in case their acknowledgement did not reach the broker. More than a broker
 /// has on its way at once (mosquitto: 20, or as many as the queue of an MQTT 3.1.1 client is long).
-const SETTLED: usize = 4096;
+const MAX_SETTLED: usize = 4096;
 
 /// What tells a message from others.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +58,7 @@ pub enum Verdict {
 /// What a message is known by. Keys are half of a SHA-256: each has sixteen bytes whatever a client
 /// sends, no client can make two equal, and they mean the same after a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keys {
+pub struct DedupKeys {
     /// What the client called it, what it said and where it wants the answer.
     pub name: Option<u128>,
     /// What the broker's session knows it by.
@@ -67,23 +67,23 @@ pub struct Keys {
 
 /// How far a prompt is on its way to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Saving {
-    No,
-    UnderWay,
+enum DiskState {
+    NotSaved,
+    Writing,
     Saved,
 }
 
 #[derive(Debug)]
-struct Open {
-    keys: Keys,
-    saving: Saving,
+struct OpenPrompt {
+    keys: DedupKeys,
+    disk_state: DiskState,
     /// The number of the stored answer that it gets.
-    stored: Option<u64>,
+    stored_answer: Option<u64>,
 }
 
 /// A delivery whose answer is settled.
 #[derive(Debug, Clone, Copy)]
-struct Settled {
+struct SettledDelivery {
     delivery: u128,
     /// The number of its answer.
     answer: u64,
@@ -100,28 +100,28 @@ pub struct Deduplicator {
     /// Counts the connections that the broker or the network ended: what was acknowledged on an earlier one may be lost.
     connection: u64,
     /// Prompts without a settled answer, in the order in which they came.
-    open: BTreeMap<PromptId, Open>,
-    recent: RecentAnswers,
+    open: BTreeMap<PromptId, OpenPrompt>,
+    recent_answers: RecentAnswers,
     /// The latest, oldest first.
-    settled: VecDeque<Settled>,
+    settled: VecDeque<SettledDelivery>,
     /// Messages of this connection that await their acknowledgement, in order of arrival, which
     /// is the order of acknowledgements [MQTT-4.6.0-2].
-    unacknowledged: VecDeque<Pending>,
+    unacknowledged: VecDeque<PendingAck>,
     duplicates: u64,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct PendingAck {
     packet: u16,
-    waits_for: Waits,
+    state: AckState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waits {
-    Nothing,
-    Answer(PromptId),
+enum AckState {
+    Ready,
+    AwaitsAnswer(PromptId),
     /// The next connection, on which the broker delivers it again.
-    Reconnect,
+    AwaitsReconnect,
 }
 
 impl Deduplicator {
@@ -132,7 +132,7 @@ impl Deduplicator {
             session,
             connection: 0,
             open: BTreeMap::new(),
-            recent: RecentAnswers::default(),
+            recent_answers: RecentAnswers::default(),
             settled: VecDeque::new(),
             unacknowledged: VecDeque::new(),
             duplicates: 0,
@@ -154,12 +154,12 @@ impl Deduplicator {
         let keys = self.keys_of(delivery);
         let known = keys.delivery.filter(|_| delivery.redelivered);
         if let Some(key) = known {
-            if let Some(prompt) = self.open_as(key) {
+            if let Some(prompt) = self.open_by_delivery(key) {
                 self.duplicates += 1;
                 let is_saved = self.is_saved(prompt);
                 self.await_ack(
                     delivery.packet,
-                    if is_saved { Waits::Nothing } else { Waits::Answer(prompt) },
+                    if is_saved { AckState::Ready } else { AckState::AwaitsAnswer(prompt) },
                 );
                 return Verdict::Duplicate;
             }
@@ -167,34 +167,35 @@ impl Deduplicator {
             {
                 self.duplicates += 1;
                 let arrived = settled.acknowledged_on == Some(self.connection);
-                let stored = (!arrived && self.recent.has(settled.answer)).then_some(settled.answer);
+                let stored =
+                    (!arrived && self.recent_answers.contains(settled.answer)).then_some(settled.answer);
                 let Some(answer) = stored else {
-                    self.await_ack(delivery.packet, Waits::Nothing);
+                    self.await_ack(delivery.packet, AckState::Ready);
                     return Verdict::Duplicate;
                 };
-                return self.begin_received(delivery, keys, Some(answer));
+                return self.open_prompt(delivery, keys, Some(answer));
             }
         }
-        self.begin_received(delivery, keys, None)
+        self.open_prompt(delivery, keys, None)
     }
 
-    fn begin_received(&mut self, delivery: &Delivery, keys: Keys, stored: Option<u64>) -> Verdict {
+    fn open_prompt(&mut self, delivery: &Delivery, keys: DedupKeys, stored: Option<u64>) -> Verdict {
         let prompt = self.next_prompt;
         self.next_prompt += 1;
-        self.open.insert(prompt, Open { keys, saving: Saving::No, stored });
-        self.await_ack(delivery.packet, Waits::Answer(prompt));
+        self.open.insert(prompt, OpenPrompt { keys, disk_state: DiskState::NotSaved, stored_answer: stored });
+        self.await_ack(delivery.packet, AckState::AwaitsAnswer(prompt));
         Verdict::New(prompt)
     }
 
     /// The answer that an open prompt gets without being computed.
     pub fn stored_answer(&mut self, prompt: PromptId, now: Instant) -> Option<StoredAnswer> {
         let open = self.open.get_mut(&prompt)?;
-        let found = match (open.stored, open.keys.name) {
-            (Some(number), _) => self.recent.by_number(number),
-            (None, Some(name)) => self.recent.by_name(name, now),
+        let found = match (open.stored_answer, open.keys.name) {
+            (Some(number), _) => self.recent_answers.by_number(number),
+            (None, Some(name)) => self.recent_answers.by_name(name, now),
             (None, None) => None,
         };
-        open.stored = found.map(|answer| answer.number);
+        open.stored_answer = found.map(|answer| answer.number);
         found.cloned()
     }
 
@@ -206,18 +207,18 @@ impl Deduplicator {
     }
 
     /// A message came that is no prompt: it only takes its turn to be acknowledged.
-    pub fn acknowledge_only(&mut self, packet: Option<u16>) {
-        self.await_ack(packet, Waits::Nothing);
+    pub fn ack_only(&mut self, packet: Option<u16>) {
+        self.await_ack(packet, AckState::Ready);
     }
 
     /// Whether messages wait for the next connection.
-    pub fn has_postponed(&self) -> bool {
-        self.unacknowledged.iter().any(|pending| pending.waits_for == Waits::Reconnect)
+    pub fn has_deferred(&self) -> bool {
+        self.unacknowledged.iter().any(|pending| pending.state == AckState::AwaitsReconnect)
     }
 
     /// The prompt got an error instead of an answer: the same request again is computed again, so that a client may try
     /// once more. A redelivery by the broker is still the same message.
-    pub fn refused(&mut self, prompt: PromptId) {
+    pub fn mark_refused(&mut self, prompt: PromptId) {
         if let Some(open) = self.open.get_mut(&prompt) {
             open.keys.name = None;
         }
@@ -226,98 +227,98 @@ impl Deduplicator {
     /// The prompt is not answered by this process, or not on this connection. One on disk is answered by the next
     /// process; another is not acknowledged, nor is what came after it, so that the broker delivers it again on the next
     /// connection. `false` at QoS 0, where nobody would.
-    pub fn postpone(&mut self, prompt: PromptId) -> bool {
+    pub fn defer(&mut self, prompt: PromptId) -> bool {
         let Some(open) = self.open.get(&prompt) else { return false };
-        let (is_saved, comes_again) = (open.saving == Saving::Saved, open.keys.delivery.is_some());
+        let (is_saved, comes_again) = (open.disk_state == DiskState::Saved, open.keys.delivery.is_some());
         if is_saved || comes_again {
             self.open.remove(&prompt);
-            self.no_longer_wait(prompt, if is_saved { Waits::Nothing } else { Waits::Reconnect });
+            self.set_ack_state(prompt, if is_saved { AckState::Ready } else { AckState::AwaitsReconnect });
         }
         is_saved || comes_again
     }
 
     /// The prompt is not answered at all.
-    pub fn forget(&mut self, prompt: PromptId) {
+    pub fn drop_prompt(&mut self, prompt: PromptId) {
         self.open.remove(&prompt);
-        self.no_longer_wait(prompt, Waits::Nothing);
+        self.set_ack_state(prompt, AckState::Ready);
     }
 
     /// What an open prompt is known by, if its answer is to outlive the process: not at QoS 0, where nobody
     /// delivers it again, and not where the answer is one that was stored before.
-    pub fn durable(&self, prompt: PromptId) -> Option<Keys> {
+    pub fn durable_keys(&self, prompt: PromptId) -> Option<DedupKeys> {
         let open = self.open.get(&prompt)?;
-        (open.keys.delivery.is_some() && open.stored.is_none()).then_some(open.keys)
+        (open.keys.delivery.is_some() && open.stored_answer.is_none()).then_some(open.keys)
     }
 
     /// Prompts that the broker waits to have acknowledged.
-    pub fn unacknowledged(&self) -> usize {
-        self.unacknowledged.iter().filter(|one| matches!(one.waits_for, Waits::Answer(_))).count()
+    pub fn awaiting_answer(&self) -> usize {
+        self.unacknowledged.iter().filter(|one| matches!(one.state, AckState::AwaitsAnswer(_))).count()
     }
 
     /// Those of them that are not on their way to the disk, with what they are known by.
-    pub fn unsaved(&self) -> Vec<(PromptId, Keys)> {
-        let waiting = self.unacknowledged.iter().filter_map(|one| match one.waits_for {
-            Waits::Answer(prompt) => self.open.get(&prompt).map(|open| (prompt, open)),
-            Waits::Nothing | Waits::Reconnect => None,
+    pub fn unsaved(&self) -> Vec<(PromptId, DedupKeys)> {
+        let waiting = self.unacknowledged.iter().filter_map(|one| match one.state {
+            AckState::AwaitsAnswer(prompt) => self.open.get(&prompt).map(|open| (prompt, open)),
+            AckState::Ready | AckState::AwaitsReconnect => None,
         });
         waiting
-            .filter(|(_, open)| open.saving == Saving::No)
+            .filter(|(_, open)| open.disk_state == DiskState::NotSaved)
             .map(|(prompt, open)| (prompt, open.keys))
             .collect()
     }
 
     /// The prompt is on its way to the disk.
-    pub fn saving(&mut self, prompt: PromptId) {
-        self.set_saving(prompt, Saving::UnderWay);
+    pub fn mark_writing(&mut self, prompt: PromptId) {
+        self.set_disk_state(prompt, DiskState::Writing);
     }
 
     /// The prompt is on disk: its acknowledgement waits for nothing any more.
-    pub fn saved(&mut self, prompt: PromptId) {
-        self.set_saving(prompt, Saving::Saved);
-        self.no_longer_wait(prompt, Waits::Nothing);
+    pub fn mark_saved(&mut self, prompt: PromptId) {
+        self.set_disk_state(prompt, DiskState::Saved);
+        self.set_ack_state(prompt, AckState::Ready);
     }
 
     /// What was on its way to the disk did not get there.
-    pub fn saving_failed(&mut self) {
-        for open in self.open.values_mut().filter(|open| open.saving == Saving::UnderWay) {
-            open.saving = Saving::No;
+    pub fn mark_unsaved(&mut self) {
+        for open in self.open.values_mut().filter(|open| open.disk_state == DiskState::Writing) {
+            open.disk_state = DiskState::NotSaved;
         }
     }
 
-    fn set_saving(&mut self, prompt: PromptId, saving: Saving) {
+    fn set_disk_state(&mut self, prompt: PromptId, saving: DiskState) {
         if let Some(open) = self.open.get_mut(&prompt) {
-            open.saving = saving;
+            open.disk_state = saving;
         }
     }
 
     /// Whether the prompt is on disk.
     pub fn is_saved(&self, prompt: PromptId) -> bool {
-        self.open.get(&prompt).is_some_and(|open| open.saving == Saving::Saved)
+        self.open.get(&prompt).is_some_and(|open| open.disk_state == DiskState::Saved)
     }
 
     /// The open prompts that are on disk or on their way to it.
-    pub fn kept(&self) -> impl Iterator<Item = (PromptId, Keys)> {
+    pub fn saved_prompts(&self) -> impl Iterator<Item = (PromptId, DedupKeys)> {
         self.open
             .iter()
-            .filter(|(_, open)| open.saving != Saving::No)
+            .filter(|(_, open)| open.disk_state != DiskState::NotSaved)
             .map(|(prompt, open)| (*prompt, open.keys))
     }
 
     /// Whether a prompt with these keys is open: it came before the disk told of it.
-    pub fn is_open(&self, keys: Keys) -> bool {
-        keys.delivery.is_some_and(|key| self.open_as(key).is_some())
+    pub fn is_open(&self, keys: DedupKeys) -> bool {
+        keys.delivery.is_some_and(|key| self.open_by_delivery(key).is_some())
     }
 
     /// A prompt of an earlier process whose answer is still to be delivered, or that is still to be answered; `is_saved`
     /// where it is on disk itself.
-    pub fn resume(&mut self, prompt: PromptId, keys: Keys, is_saved: bool) {
-        let saving = if is_saved { Saving::Saved } else { Saving::No };
-        self.open.insert(prompt, Open { keys, saving, stored: None });
+    pub fn resume(&mut self, prompt: PromptId, keys: DedupKeys, is_saved: bool) {
+        let saving = if is_saved { DiskState::Saved } else { DiskState::NotSaved };
+        self.open.insert(prompt, OpenPrompt { keys, disk_state: saving, stored_answer: None });
         self.next_prompt = self.next_prompt.max(prompt.saturating_add(1));
     }
 
     /// A number for a prompt of an earlier process that has none.
-    pub fn number(&mut self) -> PromptId {
+    pub fn allocate_id(&mut self) -> PromptId {
         self.next_prompt += 1;
         self.next_prompt - 1
     }
@@ -325,30 +326,33 @@ impl Deduplicator {
     /// A prompt that an earlier process answered so long ago.
     pub fn remember(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
         self.note_settled(answer.keys, answer.number, None);
-        self.recent.keep(answer, age, now);
+        self.recent_answers.insert(answer, age, now);
     }
 
     /// The latest answers, and how long ago they were given.
-    pub fn answers(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
-        self.recent.all(now)
+    pub fn recent_answers(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
+        self.recent_answers.iter(now)
     }
 
     /// Nothing more will be sent for the prompt. Says whether it was on disk.
-    pub fn settled(&mut self, prompt: PromptId, outcome: Outcome, now: Instant) -> bool {
-        let Some(Open { keys, stored, saving }) = self.open.remove(&prompt) else { return false };
-        let Outcome { number, id, payload, is_delivered } = outcome;
+    pub fn settle(&mut self, prompt: PromptId, outcome: DeliveryOutcome, now: Instant) -> bool {
+        let Some(OpenPrompt { keys, stored_answer: stored, disk_state: saving }) = self.open.remove(&prompt)
+        else {
+            return false;
+        };
+        let DeliveryOutcome { number, id, payload, is_delivered } = outcome;
         self.note_settled(keys, stored.unwrap_or(number), is_delivered.then_some(self.connection));
-        if stored.is_none() && keys != Keys::default() {
-            self.recent.keep(StoredAnswer { number, keys, id, payload }, Duration::ZERO, now);
+        if stored.is_none() && keys != DedupKeys::default() {
+            self.recent_answers.insert(StoredAnswer { number, keys, id, payload }, Duration::ZERO, now);
         }
-        self.no_longer_wait(prompt, Waits::Nothing);
-        saving == Saving::Saved
+        self.set_ack_state(prompt, AckState::Ready);
+        saving == DiskState::Saved
     }
 
-    fn note_settled(&mut self, keys: Keys, answer: u64, acknowledged_on: Option<u64>) {
+    fn note_settled(&mut self, keys: DedupKeys, answer: u64, acknowledged_on: Option<u64>) {
         if let Some(delivery) = keys.delivery {
-            self.settled.push_back(Settled { delivery, answer, acknowledged_on });
-            if self.settled.len() > SETTLED {
+            self.settled.push_back(SettledDelivery { delivery, answer, acknowledged_on });
+            if self.settled.len() > MAX_SETTLED {
                 self.settled.pop_front();
             }
         }
@@ -357,7 +361,7 @@ impl Deduplicator {
     /// The packet identifier to acknowledge next; [`Deduplicator::acknowledged`] once it is.
     pub fn next_ack(&self) -> Option<u16> {
         let pending = self.unacknowledged.front()?;
-        (pending.waits_for == Waits::Nothing).then_some(pending.packet)
+        (pending.state == AckState::Ready).then_some(pending.packet)
     }
 
     /// The acknowledgement is with the MQTT library.
@@ -377,44 +381,46 @@ impl Deduplicator {
         self.session = session;
     }
 
-    fn no_longer_wait(&mut self, prompt: PromptId, waits_for: Waits) {
-        let waiting = self.unacknowledged.iter_mut().filter(|one| one.waits_for == Waits::Answer(prompt));
-        waiting.for_each(|one| one.waits_for = waits_for);
+    fn set_ack_state(&mut self, prompt: PromptId, waits_for: AckState) {
+        let waiting =
+            self.unacknowledged.iter_mut().filter(|one| one.state == AckState::AwaitsAnswer(prompt));
+        waiting.for_each(|one| one.state = waits_for);
     }
 
-    fn keys_of(&self, delivery: &Delivery) -> Keys {
+    fn keys_of(&self, delivery: &Delivery) -> DedupKeys {
         let Delivery { packet, topic, client, response_topic, id, correlation, payload, .. } = *delivery;
-        let response = optional(response_topic.map(str::as_bytes));
-        let correlated = optional(correlation);
-        let content = key(&[topic, client.as_bytes(), &response, &correlated, payload]).to_le_bytes();
+        let response = presence_tagged(response_topic.map(str::as_bytes));
+        let correlated = presence_tagged(correlation);
+        let content = hash_parts(&[topic, client.as_bytes(), &response, &correlated, payload]).to_le_bytes();
         let is_named = id.is_some() || correlation.is_some();
-        let name = is_named.then(|| key(&[b"name", &optional(id.map(str::as_bytes)), &content]));
+        let name =
+            is_named.then(|| hash_parts(&[b"name", &presence_tagged(id.map(str::as_bytes)), &content]));
         // A packet identifier is used again for other messages, so what they say is part of the key.
         let session = self.session.to_le_bytes();
-        let delivery = packet.map(|packet| key(&[&session, &packet.to_le_bytes(), &content]));
-        Keys { name, delivery }
+        let delivery = packet.map(|packet| hash_parts(&[&session, &packet.to_le_bytes(), &content]));
+        DedupKeys { name, delivery }
     }
 
     /// The latest open prompt that came as this delivery.
-    fn open_as(&self, delivery: u128) -> Option<PromptId> {
-        let is_it = |(_, open): &(&PromptId, &Open)| open.keys.delivery == Some(delivery);
+    fn open_by_delivery(&self, delivery: u128) -> Option<PromptId> {
+        let is_it = |(_, open): &(&PromptId, &OpenPrompt)| open.keys.delivery == Some(delivery);
         self.open.iter().rev().find(is_it).map(|(prompt, _)| *prompt)
     }
 
-    fn await_ack(&mut self, packet: Option<u16>, waits_for: Waits) {
+    fn await_ack(&mut self, packet: Option<u16>, waits_for: AckState) {
         if let Some(packet) = packet {
-            self.unacknowledged.push_back(Pending { packet, waits_for });
+            self.unacknowledged.push_back(PendingAck { packet, state: waits_for });
         }
     }
 }
 
 /// Bytes that tell a missing part from an empty one.
-fn optional(part: Option<&[u8]>) -> Vec<u8> {
+fn presence_tagged(part: Option<&[u8]>) -> Vec<u8> {
     part.map_or_else(Vec::new, |part| [&[1], part].concat())
 }
 
 /// Parts with their lengths before them, so that no two lists of parts look alike.
-fn key(parts: &[&[u8]]) -> u128 {
+fn hash_parts(parts: &[&[u8]]) -> u128 {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());

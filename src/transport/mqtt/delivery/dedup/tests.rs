@@ -31,13 +31,13 @@ fn again<'a>(delivery: &Delivery<'a>) -> Delivery<'a> {
     Delivery { redelivered: true, ..*delivery }
 }
 
-fn outcome(number: u64) -> Outcome {
-    Outcome { number, id: "a".into(), payload: b"{}".to_vec(), is_delivered: true }
+fn outcome(number: u64) -> DeliveryOutcome {
+    DeliveryOutcome { number, id: "a".into(), payload: b"{}".to_vec(), is_delivered: true }
 }
 
 /// The broker has the answer, whose number is that of the prompt.
 fn settle(dedup: &mut Deduplicator, prompt: PromptId) {
-    dedup.settled(prompt, outcome(prompt), Instant::now());
+    dedup.settle(prompt, outcome(prompt), Instant::now());
 }
 
 fn stored(dedup: &mut Deduplicator, prompt: PromptId) -> Option<u64> {
@@ -68,7 +68,7 @@ fn acknowledgements_keep_the_order_of_arrival() {
     let mut dedup = dedup();
     let one = new(&mut dedup, &NAMED);
     let two = new(&mut dedup, &Delivery { packet: Some(2), id: Some("b"), ..PLAIN });
-    dedup.acknowledge_only(Some(3));
+    dedup.ack_only(Some(3));
     settle(&mut dedup, two);
     assert!(acks(&mut dedup).is_empty());
     settle(&mut dedup, one);
@@ -139,7 +139,7 @@ fn another_text_topic_or_way_back_is_another_prompt() {
     ] {
         let prompt = new(&mut dedup, &other);
         assert_eq!(stored(&mut dedup, prompt), None, "{other:?}");
-        dedup.forget(prompt);
+        dedup.drop_prompt(prompt);
         // The id is part of the payload, which a redelivery repeats.
         if other.id == NAMED.id {
             assert!(matches!(dedup.receive(&again(&other)), Verdict::New(_)), "no redelivery: {other:?}");
@@ -233,12 +233,12 @@ fn a_prompt_that_is_on_disk_is_acknowledged_before_its_answer() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
     let second = new(&mut dedup, &Delivery { packet: Some(2), id: Some("b"), ..PLAIN });
-    assert_eq!((dedup.unacknowledged(), dedup.unsaved().len()), (2, 2));
-    dedup.saving(first);
+    assert_eq!((dedup.awaiting_answer(), dedup.unsaved().len()), (2, 2));
+    dedup.mark_writing(first);
     assert_eq!(dedup.unsaved().iter().map(|(prompt, _)| *prompt).collect::<Vec<_>>(), [second]);
-    dedup.saved(first);
+    dedup.mark_saved(first);
     assert_eq!(acks(&mut dedup), [1]);
-    assert_eq!(dedup.kept().map(|(prompt, _)| prompt).collect::<Vec<_>>(), [first]);
+    assert_eq!(dedup.saved_prompts().map(|(prompt, _)| prompt).collect::<Vec<_>>(), [first]);
     dedup.disconnected(false);
     assert_eq!(dedup.receive(&again(&NAMED)), Verdict::Duplicate);
     assert_eq!(acks(&mut dedup), [1], "at once, however long its answer takes");
@@ -248,10 +248,10 @@ fn a_prompt_that_is_on_disk_is_acknowledged_before_its_answer() {
 fn what_did_not_get_to_the_disk_waits_for_its_answer() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
-    dedup.saving(first);
-    dedup.saving_failed();
+    dedup.mark_writing(first);
+    dedup.mark_unsaved();
     assert_eq!(dedup.unsaved().len(), 1);
-    assert!(acks(&mut dedup).is_empty() && dedup.kept().next().is_none());
+    assert!(acks(&mut dedup).is_empty() && dedup.saved_prompts().next().is_none());
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn a_prompt_that_is_postponed_is_never_acknowledged_nor_what_came_after_it() {
     let postponed = Delivery { packet: Some(2), id: Some("b"), ..PLAIN };
     let two = new(&mut dedup, &postponed);
     let three = new(&mut dedup, &Delivery { packet: Some(3), id: Some("c"), ..PLAIN });
-    assert!(dedup.postpone(two) && dedup.has_postponed());
+    assert!(dedup.defer(two) && dedup.has_deferred());
     settle(&mut dedup, three);
     settle(&mut dedup, one);
     assert_eq!(acks(&mut dedup), [1]);
@@ -273,8 +273,8 @@ fn a_prompt_that_is_postponed_is_never_acknowledged_nor_what_came_after_it() {
 fn a_prompt_on_disk_is_postponed_to_the_next_process_and_acknowledged() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
-    dedup.saved(first);
-    assert!(dedup.postpone(first) && !dedup.has_postponed());
+    dedup.mark_saved(first);
+    assert!(dedup.defer(first) && !dedup.has_deferred());
     assert_eq!(acks(&mut dedup), [1]);
 }
 
@@ -282,8 +282,8 @@ fn a_prompt_on_disk_is_postponed_to_the_next_process_and_acknowledged() {
 fn at_qos_0_nothing_is_postponed_saved_or_outlives_the_process() {
     let mut dedup = dedup();
     let unsure = new(&mut dedup, &Delivery { packet: None, ..NAMED });
-    assert!(!dedup.postpone(unsure) && dedup.durable(unsure).is_none() && dedup.unsaved().is_empty());
-    dedup.forget(unsure);
+    assert!(!dedup.defer(unsure) && dedup.durable_keys(unsure).is_none() && dedup.unsaved().is_empty());
+    dedup.drop_prompt(unsure);
     assert_eq!(dedup.receive(&again(&NAMED)), Verdict::New(unsure + 1));
 }
 
@@ -291,7 +291,7 @@ fn at_qos_0_nothing_is_postponed_saved_or_outlives_the_process() {
 fn a_refused_request_is_tried_again_and_its_redelivery_is_not() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
-    dedup.refused(first);
+    dedup.mark_refused(first);
     settle(&mut dedup, first);
     let second = new(&mut dedup, &Delivery { packet: Some(2), ..NAMED });
     assert_eq!(stored(&mut dedup, second), None);
@@ -301,15 +301,15 @@ fn a_refused_request_is_tried_again_and_its_redelivery_is_not() {
 #[test]
 fn prompts_of_an_earlier_process_keep_their_numbers() {
     let mut dedup = dedup();
-    let keys = Keys { name: None, delivery: Some(7) };
+    let keys = DedupKeys { name: None, delivery: Some(7) };
     dedup.resume(40, keys, true);
     assert!(dedup.is_open(keys) && dedup.is_saved(40));
     assert_eq!(new(&mut dedup, &NAMED), 41);
-    assert!(dedup.settled(40, outcome(1), Instant::now()), "it is on disk, and to be marked as done there");
+    assert!(dedup.settle(40, outcome(1), Instant::now()), "it is on disk, and to be marked as done there");
 }
 
 #[test]
 fn parts_cannot_be_moved_from_one_to_the_next() {
-    assert_ne!(key(&[b"ab", b"c"]), key(&[b"a", b"bc"]));
-    assert_ne!(optional(None), optional(Some(b"")));
+    assert_ne!(hash_parts(&[b"ab", b"c"]), hash_parts(&[b"a", b"bc"]));
+    assert_ne!(presence_tagged(None), presence_tagged(Some(b"")));
 }

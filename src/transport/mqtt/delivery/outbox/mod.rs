@@ -14,25 +14,25 @@ use std::time::Instant;
 
 /// Most QoS 1 publishes on their way at once; less where the broker's Receive Maximum is lower.
 /// Below the 20 that mosquitto allows by default.
-pub const WINDOW: usize = 16;
+pub const MAX_IN_FLIGHT: usize = 16;
 /// Most bytes, tokens included: some fifty answers that fill a context of 4096 tokens (about 20 KiB each). Answers
 /// to prompts that were taken are kept above it too.
-const BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 /// Most rows, tokens included: what a minute without a broker makes at the speed of a small board.
-const ROWS: usize = 512;
+const MAX_ENTRIES: usize = 512;
 /// Answers waiting above this, no new prompt is taken.
-const ANSWERS: usize = 64;
+const MAX_ANSWERS: usize = 64;
 /// Connections that the broker ended while a row was on its way before it travels alone; and before
 /// an error goes in its place. Alone, it and no other is what the broker ends the connection over.
 const SUSPECT: u32 = 2;
 const POISON: u32 = 5;
 /// No PUBLISH has more bytes beside topic, payload and correlation: lengths, packet id, expiry,
 /// payload format, content type.
-const PROPERTIES: usize = 64;
+const PROPERTIES_BYTES: usize = 64;
 
 /// One message for the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
+pub struct OutgoingMessage {
     /// Checked by `topics`.
     pub topic: String,
     /// JSON, or a word.
@@ -47,16 +47,16 @@ pub struct Packet {
     pub expires: Option<Instant>,
 }
 
-impl Packet {
+impl OutgoingMessage {
     /// A plain retained word.
     pub fn word(topic: String, word: &str) -> Self {
         let payload = word.as_bytes().to_vec();
-        Packet { topic, payload, json: false, retain: true, correlation: None, expires: None }
+        OutgoingMessage { topic, payload, json: false, retain: true, correlation: None, expires: None }
     }
 
     /// JSON that is not kept by the broker.
     pub fn json(topic: String, payload: Vec<u8>) -> Self {
-        Packet { topic, payload, json: true, retain: false, correlation: None, expires: None }
+        OutgoingMessage { topic, payload, json: true, retain: false, correlation: None, expires: None }
     }
 
     /// Seconds it is still wanted, rounded up, at least one.
@@ -69,7 +69,7 @@ impl Packet {
     /// No PUBLISH of it is larger: topic, payload, correlation, and all else that is in one.
     pub fn size(&self) -> usize {
         let correlation = self.correlation.as_ref().map_or(0, Vec::len);
-        self.topic.len() + self.payload.len() + correlation + PROPERTIES
+        self.topic.len() + self.payload.len() + correlation + PROPERTIES_BYTES
     }
 }
 
@@ -78,7 +78,7 @@ pub type PromptId = u64;
 
 /// What a row is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     /// A token event: the answer's text comes again in its last event.
     Token(PromptId),
     /// The last event of a request with this id.
@@ -88,15 +88,15 @@ enum Kind {
 }
 
 #[derive(Debug)]
-struct Row {
+struct OutboxEntry {
     number: u64,
-    kind: Kind,
-    packet: Packet,
+    kind: EntryKind,
+    packet: OutgoingMessage,
     /// It is being saved, and not published before that.
-    is_held: bool,
+    is_awaiting_disk: bool,
     /// An error stands in the answer's place.
     is_error: bool,
-    on_its_way: bool,
+    is_in_flight: bool,
     /// Connections that the broker ended while it was on its way.
     ended: u32,
 }
@@ -104,21 +104,21 @@ struct Row {
 /// The rows, oldest first.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    rows: VecDeque<Row>,
+    entries: VecDeque<OutboxEntry>,
     bytes: usize,
     next_number: u64,
     /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
     /// always the beginning of the answer.
-    muted: HashSet<PromptId>,
-    settled: Vec<(PromptId, Outcome)>,
+    ended_streams: HashSet<PromptId>,
+    settled: Vec<(PromptId, DeliveryOutcome)>,
     /// Answers that never reached the broker.
     given_up: u64,
-    refused: RefusedPublishes,
+    refused_publishes: RefusedPublishes,
 }
 
 /// What became of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct DeliveryOutcome {
     /// Its row.
     pub number: u64,
     /// The request's id.
@@ -131,7 +131,7 @@ pub struct Outcome {
 
 /// An answer that the broker does not have yet.
 #[derive(Debug, Clone, Copy)]
-pub struct Waiting<'a> {
+pub struct PendingAnswer<'a> {
     /// Its row.
     pub number: u64,
     /// The prompt.
@@ -139,12 +139,12 @@ pub struct Waiting<'a> {
     /// The request's id.
     pub id: &'a str,
     /// What is to be sent.
-    pub packet: &'a Packet,
+    pub packet: &'a OutgoingMessage,
 }
 
 /// What the present connection allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct PublishLimits {
     /// The broker's Maximum Packet Size.
     pub packet: usize,
     /// QoS 1 publishes on their way.
@@ -159,12 +159,12 @@ impl Outbox {
 
     /// Rows kept.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.entries.len()
     }
 
     /// Whether the broker has everything.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.entries.is_empty()
     }
 
     /// Answers that were given up.
@@ -174,201 +174,208 @@ impl Outbox {
 
     /// Whether so many answers wait that no new prompt is to be taken.
     pub fn is_full(&self) -> bool {
-        let last = self.rows.iter().filter(|row| matches!(row.kind, Kind::Last(..)));
+        let last = self.entries.iter().filter(|row| matches!(row.kind, EntryKind::Last(..)));
         let (count, bytes) = last.fold((0, 0), |(n, b), row| (n + 1, b + row.packet.size()));
-        count >= ANSWERS || bytes >= BYTES / 2
+        count >= MAX_ANSWERS || bytes >= MAX_BYTES / 2
     }
 
     /// Whether one of our own messages waits for its acknowledgement.
     pub fn has_status(&self) -> bool {
-        self.rows.iter().any(|row| row.kind == Kind::Status)
+        self.entries.iter().any(|row| row.kind == EntryKind::Status)
     }
 
     /// Keeps a token event, or drops it where there is no room.
-    pub fn push_token(&mut self, prompt: PromptId, packet: Packet) {
-        if self.muted.contains(&prompt) {
+    pub fn push_token(&mut self, prompt: PromptId, packet: OutgoingMessage) {
+        if self.ended_streams.contains(&prompt) {
             return;
         }
-        if self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES {
-            self.muted.insert(prompt);
+        if self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES {
+            self.ended_streams.insert(prompt);
             return;
         }
-        self.push(Kind::Token(prompt), packet);
+        self.push(EntryKind::Token(prompt), packet);
     }
 
     /// Keeps the last event of request `id`, in the row of this number; waiting tokens make room for it.
-    pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: Packet) -> u64 {
-        while (self.rows.len() >= ROWS || self.bytes + packet.size() > BYTES) && self.drop_token() {}
-        self.push(Kind::Last(prompt, id.to_owned()), packet)
+    pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: OutgoingMessage) -> u64 {
+        while (self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES)
+            && self.drop_newest_token()
+        {}
+        self.push(EntryKind::Last(prompt, id.to_owned()), packet)
     }
 
     /// Keeps an answer of an earlier process under the number it had.
-    pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: Packet) {
+    pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: OutgoingMessage) {
         self.push_last(prompt, id, packet);
-        self.rows.back_mut().expect("just pushed").number = number;
+        self.entries.back_mut().expect("just pushed").number = number;
     }
 
     /// Holds the row back until it is [`Outbox::saved`].
-    pub fn hold(&mut self, number: u64) {
-        self.row(number, |row| row.is_held = true);
+    pub fn hold_until_saved(&mut self, number: u64) {
+        self.update_entry(number, |row| row.is_awaiting_disk = true);
     }
 
     /// The row is on disk, or cannot be.
-    pub fn saved(&mut self, number: u64) {
-        self.row(number, |row| row.is_held = false);
+    pub fn release_saved(&mut self, number: u64) {
+        self.update_entry(number, |row| row.is_awaiting_disk = false);
     }
 
     /// The answers that the broker does not have yet, oldest first.
-    pub fn waiting(&self) -> impl Iterator<Item = Waiting<'_>> {
-        self.rows.iter().filter_map(|row| match &row.kind {
-            Kind::Last(prompt, id) => {
-                Some(Waiting { number: row.number, prompt: *prompt, id, packet: &row.packet })
+    pub fn pending_answers(&self) -> impl Iterator<Item = PendingAnswer<'_>> {
+        self.entries.iter().filter_map(|row| match &row.kind {
+            EntryKind::Last(prompt, id) => {
+                Some(PendingAnswer { number: row.number, prompt: *prompt, id, packet: &row.packet })
             }
-            Kind::Token(_) | Kind::Status => None,
+            EntryKind::Token(_) | EntryKind::Status => None,
         })
     }
 
     /// Keeps one of our own messages, before all others, in the row of this number.
-    pub fn push_status(&mut self, packet: Packet) -> u64 {
-        let at = self.rows.iter().take_while(|row| row.kind == Kind::Status).count();
-        let number = self.push(Kind::Status, packet);
-        let row = self.rows.pop_back().expect("just pushed");
-        self.rows.insert(at, row);
+    pub fn push_status(&mut self, packet: OutgoingMessage) -> u64 {
+        let at = self.entries.iter().take_while(|row| row.kind == EntryKind::Status).count();
+        let number = self.push(EntryKind::Status, packet);
+        let row = self.entries.pop_back().expect("just pushed");
+        self.entries.insert(at, row);
         number
     }
 
     /// Keeps one of our own messages again, over which the broker may have ended so many connections.
-    pub fn push_again(&mut self, packet: Packet, ended: u32) -> u64 {
+    pub fn push_status_retry(&mut self, packet: OutgoingMessage, ended: u32) -> u64 {
         let number = self.push_status(packet);
-        self.row(number, |row| row.ended = ended);
+        self.update_entry(number, |row| row.ended = ended);
         number
     }
 
     /// The next row to publish: its number for [`Outbox::sent`] and [`Outbox::acknowledged`], and
     /// what to send. What is no longer wanted or fits no packet is settled on the way.
-    pub fn next(&mut self, now: Instant, limits: Limits) -> Option<(u64, &Packet)> {
+    pub fn next(&mut self, now: Instant, limits: PublishLimits) -> Option<(u64, &OutgoingMessage)> {
         loop {
-            let at = self.candidate(limits)?;
-            let row = &self.rows[at];
+            let at = self.next_publishable(limits)?;
+            let row = &self.entries[at];
             if row.packet.expires.is_some_and(|expires| now >= expires) {
                 self.settle(at, false);
             } else if row.packet.size() > limits.packet {
-                self.shrink(at, limits.packet);
+                self.replace_oversized(at, limits.packet);
             } else {
-                return Some((self.rows[at].number, &self.rows[at].packet));
+                return Some((self.entries[at].number, &self.entries[at].packet));
             }
         }
     }
 
     /// The row is with the MQTT library.
-    pub fn sent(&mut self, number: u64) {
-        self.row(number, |row| row.on_its_way = true);
+    pub fn mark_sent(&mut self, number: u64) {
+        self.update_entry(number, |row| row.is_in_flight = true);
     }
 
     /// The broker has the row, or refused it for good.
     pub fn acknowledged(&mut self, number: u64, is_taken: bool) {
-        if let Some(at) = self.rows.iter().position(|row| row.number == number) {
+        if let Some(at) = self.entries.iter().position(|row| row.number == number) {
             self.settle(at, is_taken);
         }
     }
 
     /// The broker refuses the row for this reason: what to log of it, once for each topic.
-    pub fn refused(&mut self, number: u64, reason: &str) -> Option<String> {
-        let row = self.rows.iter().find(|row| row.number == number)?;
-        self.refused.refused(&row.packet.topic, reason)
+    pub fn refusal_to_log(&mut self, number: u64, reason: &str) -> Option<String> {
+        let row = self.entries.iter().find(|row| row.number == number)?;
+        self.refused_publishes.refused(&row.packet.topic, reason)
     }
 
     /// The connection is gone: what was on its way is to be published again. `by_broker`: it may have
     /// been over one of these rows.
     pub fn disconnected(&mut self, by_broker: bool) {
-        self.refused.disconnected();
-        for row in self.rows.iter_mut().filter(|row| row.on_its_way) {
-            row.on_its_way = false;
+        self.refused_publishes.disconnected();
+        for row in self.entries.iter_mut().filter(|row| row.is_in_flight) {
+            row.is_in_flight = false;
             row.ended += u32::from(by_broker);
         }
-        while let Some(at) = self.rows.iter().position(|row| row.kind == Kind::Status) {
+        while let Some(at) = self.entries.iter().position(|row| row.kind == EntryKind::Status) {
             self.remove(at);
         }
-        while let Some(at) = self.rows.iter().position(|row| row.ended >= POISON) {
-            self.poisoned(at);
+        while let Some(at) = self.entries.iter().position(|row| row.ended >= POISON) {
+            self.replace_undeliverable(at);
         }
     }
 
     /// Prompts whose last event is done with, since the last call.
-    pub fn take_settled(&mut self) -> Vec<(PromptId, Outcome)> {
+    pub fn take_settled(&mut self) -> Vec<(PromptId, DeliveryOutcome)> {
         std::mem::take(&mut self.settled)
     }
 
-    fn push(&mut self, kind: Kind, packet: Packet) -> u64 {
+    fn push(&mut self, kind: EntryKind, packet: OutgoingMessage) -> u64 {
         self.bytes += packet.size();
         let number = self.next_number;
         self.next_number += 1;
-        self.rows.push_back(Row {
+        self.entries.push_back(OutboxEntry {
             number,
             kind,
             packet,
-            is_held: false,
+            is_awaiting_disk: false,
             is_error: false,
-            on_its_way: false,
+            is_in_flight: false,
             ended: 0,
         });
         number
     }
 
-    fn row(&mut self, number: u64, change: impl FnOnce(&mut Row)) {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.number == number) {
+    fn update_entry(&mut self, number: u64, change: impl FnOnce(&mut OutboxEntry)) {
+        if let Some(row) = self.entries.iter_mut().find(|row| row.number == number) {
             change(row);
         }
     }
 
     /// Where the next row is that may be published.
-    fn candidate(&self, limits: Limits) -> Option<usize> {
-        let suspect = self.rows.iter().any(|row| row.ended >= SUSPECT);
-        let window = if suspect { 1 } else { limits.window.min(WINDOW) };
-        if self.rows.iter().filter(|row| row.on_its_way).count() >= window {
+    fn next_publishable(&self, limits: PublishLimits) -> Option<usize> {
+        let suspect = self.entries.iter().any(|row| row.ended >= SUSPECT);
+        let window = if suspect { 1 } else { limits.window.min(MAX_IN_FLIGHT) };
+        if self.entries.iter().filter(|row| row.is_in_flight).count() >= window {
             return None;
         }
-        self.rows.iter().position(|row| !row.on_its_way && !row.is_held)
+        self.entries.iter().position(|row| !row.is_in_flight && !row.is_awaiting_disk)
     }
 
     /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
-    fn drop_token(&mut self) -> bool {
-        let is_spare = |row: &Row| matches!(row.kind, Kind::Token(_)) && !row.on_its_way;
-        let Some(at) = self.rows.iter().rposition(is_spare) else { return false };
-        if let Some(Row { kind: Kind::Token(prompt), .. }) = self.remove(at) {
-            self.muted.insert(prompt);
+    fn drop_newest_token(&mut self) -> bool {
+        let is_spare = |row: &OutboxEntry| matches!(row.kind, EntryKind::Token(_)) && !row.is_in_flight;
+        let Some(at) = self.entries.iter().rposition(is_spare) else { return false };
+        if let Some(OutboxEntry { kind: EntryKind::Token(prompt), .. }) = self.remove(at) {
+            self.ended_streams.insert(prompt);
         }
         true
     }
 
     /// Puts an error in the place of an answer that the broker would not take.
-    fn shrink(&mut self, at: usize, limit: usize) {
+    fn replace_oversized(&mut self, at: usize, limit: usize) {
         let said = format!(
             "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
-            self.rows[at].packet.payload.len()
+            self.entries[at].packet.payload.len()
         );
-        self.put_error(at, Refusal::new(Code::TooLarge, said), limit, "it is larger than the broker takes");
+        self.replace_with_error(
+            at,
+            Refusal::new(Code::TooLarge, said),
+            limit,
+            "it is larger than the broker takes",
+        );
     }
 
     /// Puts an error in the place of an answer over which the broker ends the connection.
-    fn poisoned(&mut self, at: usize) {
+    fn replace_undeliverable(&mut self, at: usize) {
         let why = "the broker ended the connection each time it was published";
         let said = format!("the answer cannot be delivered: {why}");
-        self.rows[at].ended = 0;
-        self.put_error(at, Refusal::new(Code::Internal, said), usize::MAX, why);
+        self.entries[at].ended = 0;
+        self.replace_with_error(at, Refusal::new(Code::Internal, said), usize::MAX, why);
     }
 
     /// A token is not worth an error: what follows it is not sent either. Where the error itself stands
     /// already, or is too large, that was all that could be done.
-    fn put_error(&mut self, at: usize, refusal: Refusal, limit: usize, why: &str) {
-        let row = &mut self.rows[at];
+    fn replace_with_error(&mut self, at: usize, refusal: Refusal, limit: usize, why: &str) {
+        let row = &mut self.entries[at];
         let id = match &row.kind {
-            Kind::Last(_, id) => id,
-            Kind::Token(_) => return self.settle(at, false),
-            Kind::Status => return self.give_up(at, why),
+            EntryKind::Last(_, id) => id,
+            EntryKind::Token(_) => return self.settle(at, false),
+            EntryKind::Status => return self.give_up(at, why),
         };
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
-        let smaller = Packet { payload, ..row.packet.clone() };
+        let smaller = OutgoingMessage { payload, ..row.packet.clone() };
         if smaller.size() > limit || row.is_error {
             return self.give_up(at, why);
         }
@@ -378,10 +385,10 @@ impl Outbox {
     }
 
     fn give_up(&mut self, at: usize, why: &str) {
-        log::error!("mqtt: a reply to {} is given up: {why}", self.rows[at].packet.topic);
+        log::error!("mqtt: a reply to {} is given up: {why}", self.entries[at].packet.topic);
         self.given_up += 1;
         // Said again it would do the same again.
-        let row = &mut self.rows[at];
+        let row = &mut self.entries[at];
         self.bytes -= row.packet.payload.len();
         row.packet.payload.clear();
         self.settle(at, false);
@@ -389,20 +396,20 @@ impl Outbox {
 
     fn settle(&mut self, at: usize, is_delivered: bool) {
         match self.remove(at) {
-            Some(Row { number, kind: Kind::Last(prompt, id), packet, .. }) => {
-                self.muted.remove(&prompt);
-                let outcome = Outcome { number, id, payload: packet.payload, is_delivered };
+            Some(OutboxEntry { number, kind: EntryKind::Last(prompt, id), packet, .. }) => {
+                self.ended_streams.remove(&prompt);
+                let outcome = DeliveryOutcome { number, id, payload: packet.payload, is_delivered };
                 self.settled.push((prompt, outcome));
             }
-            Some(Row { kind: Kind::Token(prompt), .. }) if !is_delivered => {
-                self.muted.insert(prompt);
+            Some(OutboxEntry { kind: EntryKind::Token(prompt), .. }) if !is_delivered => {
+                self.ended_streams.insert(prompt);
             }
             _ => {}
         }
     }
 
-    fn remove(&mut self, at: usize) -> Option<Row> {
-        let row = self.rows.remove(at)?;
+    fn remove(&mut self, at: usize) -> Option<OutboxEntry> {
+        let row = self.entries.remove(at)?;
         self.bytes -= row.packet.size();
         Some(row)
     }

@@ -3,10 +3,10 @@
 use super::*;
 use std::time::Duration;
 
-const WIDE: Limits = Limits { packet: usize::MAX, window: WINDOW };
+const WIDE: PublishLimits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
 
-fn packet(bytes: usize) -> Packet {
-    Packet::json("t".into(), vec![b'x'; bytes])
+fn packet(bytes: usize) -> OutgoingMessage {
+    OutgoingMessage::json("t".into(), vec![b'x'; bytes])
 }
 
 /// The prompts that were settled.
@@ -15,10 +15,10 @@ fn settled(outbox: &mut Outbox) -> Vec<PromptId> {
 }
 
 /// Publishes all that may be published; the row numbers.
-fn publish(outbox: &mut Outbox, limits: Limits) -> Vec<u64> {
+fn publish(outbox: &mut Outbox, limits: PublishLimits) -> Vec<u64> {
     let mut sent = Vec::new();
     while let Some((number, _)) = outbox.next(Instant::now(), limits) {
-        outbox.sent(number);
+        outbox.mark_sent(number);
         sent.push(number);
     }
     sent
@@ -33,7 +33,7 @@ fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
     outbox.acknowledged(sent[0], true);
     assert!(outbox.take_settled().is_empty());
     outbox.acknowledged(sent[1], true);
-    let outcome = Outcome { number: 1, id: "a".into(), payload: b"x".to_vec(), is_delivered: true };
+    let outcome = DeliveryOutcome { number: 1, id: "a".into(), payload: b"x".to_vec(), is_delivered: true };
     assert_eq!(outbox.take_settled(), [(7, outcome)]);
     assert!(outbox.is_empty());
 }
@@ -43,10 +43,10 @@ fn at_most_a_window_is_on_its_way() {
     let mut outbox = Outbox::default();
     (0..40).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let sent = publish(&mut outbox, WIDE);
-    assert_eq!(sent.len(), WINDOW);
+    assert_eq!(sent.len(), MAX_IN_FLIGHT);
     outbox.acknowledged(sent[3], true);
     assert_eq!(publish(&mut outbox, WIDE), [16]);
-    let narrow = Limits { window: 2, ..WIDE };
+    let narrow = PublishLimits { window: 2, ..WIDE };
     assert!(publish(&mut outbox, narrow).is_empty());
 }
 
@@ -66,9 +66,9 @@ fn tokens_make_room_for_answers_and_leave_a_prefix() {
     (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
     outbox.push_last(2, "b", packet(300_000));
     outbox.push_token(1, packet(1));
-    let kinds: Vec<_> = outbox.rows.iter().map(|row| row.kind.clone()).collect();
-    let mut wanted = vec![Kind::Token(1); 7];
-    wanted.push(Kind::Last(2, "b".into()));
+    let kinds: Vec<_> = outbox.entries.iter().map(|row| row.kind.clone()).collect();
+    let mut wanted = vec![EntryKind::Token(1); 7];
+    wanted.push(EntryKind::Last(2, "b".into()));
     assert_eq!(kinds, wanted);
 }
 
@@ -77,15 +77,15 @@ fn tokens_without_end_stay_within_bounds() {
     let mut outbox = Outbox::default();
     (0..10_000).for_each(|_| outbox.push_token(1, packet(10)));
     (0..10_000).for_each(|n| outbox.push_token(n, packet(10_000)));
-    assert!(outbox.len() <= ROWS && outbox.bytes <= BYTES);
+    assert!(outbox.len() <= MAX_ENTRIES && outbox.bytes <= MAX_BYTES);
 }
 
 #[test]
 fn a_token_on_its_way_is_not_dropped() {
     let mut outbox = Outbox::default();
-    outbox.push_token(1, packet(BYTES / 2));
+    outbox.push_token(1, packet(MAX_BYTES / 2));
     let sent = publish(&mut outbox, WIDE);
-    outbox.push_last(1, "a", packet(BYTES / 2));
+    outbox.push_last(1, "a", packet(MAX_BYTES / 2));
     assert_eq!(outbox.len(), 2);
     outbox.acknowledged(sent[0], true);
     assert_eq!(outbox.len(), 1);
@@ -94,7 +94,7 @@ fn a_token_on_its_way_is_not_dropped() {
 #[test]
 fn many_waiting_answers_mean_no_new_prompt() {
     let mut outbox = Outbox::default();
-    (0..ANSWERS as u64 - 1).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
+    (0..MAX_ANSWERS as u64 - 1).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     assert!(!outbox.is_full());
     outbox.push_last(99, "a", packet(1));
     assert!(outbox.is_full());
@@ -103,7 +103,7 @@ fn many_waiting_answers_mean_no_new_prompt() {
 #[test]
 fn large_waiting_answers_mean_no_new_prompt() {
     let mut outbox = Outbox::default();
-    outbox.push_last(1, "a", packet(BYTES / 2));
+    outbox.push_last(1, "a", packet(MAX_BYTES / 2));
     assert!(outbox.is_full());
 }
 
@@ -111,7 +111,7 @@ fn large_waiting_answers_mean_no_new_prompt() {
 fn an_answer_larger_than_the_broker_takes_becomes_an_error() {
     let mut outbox = Outbox::default();
     outbox.push_last(1, "mine", packet(5_000));
-    let limits = Limits { packet: 1_000, ..WIDE };
+    let limits = PublishLimits { packet: 1_000, ..WIDE };
     let (_, sent) = outbox.next(Instant::now(), limits).expect("the error");
     let text = String::from_utf8_lossy(&sent.payload).into_owned();
     assert!(text.contains(r#""id":"mine","code":"too_large""#), "{text}");
@@ -122,9 +122,9 @@ fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
     let mut outbox = Outbox::default();
     outbox.push_last(1, "a", packet(5_000));
     outbox.push_token(2, packet(5_000));
-    assert!(publish(&mut outbox, Limits { packet: 90, ..WIDE }).is_empty());
+    assert!(publish(&mut outbox, PublishLimits { packet: 90, ..WIDE }).is_empty());
     assert_eq!(outbox.given_up(), 1);
-    let outcome = Outcome { number: 0, id: "a".into(), payload: vec![], is_delivered: false };
+    let outcome = DeliveryOutcome { number: 0, id: "a".into(), payload: vec![], is_delivered: false };
     assert_eq!(outbox.take_settled(), [(1, outcome)]);
     assert!(outbox.is_empty() && outbox.bytes == 0);
 }
@@ -133,7 +133,7 @@ fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
 fn what_nobody_wants_any_more_is_settled_unsent() {
     let now = Instant::now();
     let mut outbox = Outbox::default();
-    outbox.push_last(1, "a", Packet { expires: Some(now), ..packet(1) });
+    outbox.push_last(1, "a", OutgoingMessage { expires: Some(now), ..packet(1) });
     assert_eq!(outbox.next(now, WIDE), None);
     let (prompt, outcome) = outbox.take_settled().remove(0);
     assert_eq!((prompt, outcome.is_delivered), (1, false));
@@ -143,12 +143,12 @@ fn what_nobody_wants_any_more_is_settled_unsent() {
 fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
     let mut outbox = Outbox::default();
     let row = outbox.push_last(1, "a", packet(1));
-    outbox.hold(row);
+    outbox.hold_until_saved(row);
     outbox.push_last(2, "b", packet(1));
     assert_eq!(publish(&mut outbox, WIDE), [1]);
     outbox.disconnected(true);
     assert_eq!(publish(&mut outbox, WIDE), [1]);
-    outbox.saved(row);
+    outbox.release_saved(row);
     assert_eq!(publish(&mut outbox, WIDE), [0]);
 }
 
@@ -158,7 +158,7 @@ fn an_answer_of_an_earlier_process_keeps_its_number() {
     outbox.restore(7, 1, "a", packet(1));
     assert_eq!(outbox.push_last(2, "b", packet(1)), 101);
     assert_eq!(publish(&mut outbox, WIDE), [7, 101]);
-    let waiting: Vec<_> = outbox.waiting().map(|one| (one.number, one.prompt, one.id)).collect();
+    let waiting: Vec<_> = outbox.pending_answers().map(|one| (one.number, one.prompt, one.id)).collect();
     assert_eq!(waiting, [(7, 1, "a"), (101, 2, "b")]);
     outbox.acknowledged(7, true);
     assert_eq!(settled(&mut outbox), [1]);
@@ -170,14 +170,14 @@ fn a_broker_that_takes_less_than_before_gets_an_error_in_the_answer_s_place() {
     outbox.push_last(1, "a", packet(5_000));
     publish(&mut outbox, WIDE);
     outbox.disconnected(true);
-    let (_, sent) = outbox.next(Instant::now(), Limits { packet: 1_000, ..WIDE }).expect("the error");
+    let (_, sent) = outbox.next(Instant::now(), PublishLimits { packet: 1_000, ..WIDE }).expect("the error");
     assert!(sent.payload.starts_with(br#"{"event":"error","id":"a","code":"too_large""#));
 }
 
 #[test]
 fn the_seconds_left_are_rounded_up_and_never_zero() {
     let now = Instant::now();
-    let wanted = |ms| Packet { expires: Some(now + Duration::from_millis(ms)), ..packet(1) };
+    let wanted = |ms| OutgoingMessage { expires: Some(now + Duration::from_millis(ms)), ..packet(1) };
     assert_eq!(wanted(1_500).expiry(now), Some(2));
     assert_eq!(wanted(0).expiry(now), Some(1));
     assert_eq!(packet(1).expiry(now), None);
@@ -187,8 +187,8 @@ fn the_seconds_left_are_rounded_up_and_never_zero() {
 fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
     let mut outbox = Outbox::default();
     outbox.push_last(1, "a", packet(1));
-    outbox.push_status(Packet::word("availability".into(), "online"));
-    outbox.push_status(Packet::word("info".into(), "{}"));
+    outbox.push_status(OutgoingMessage::word("availability".into(), "online"));
+    outbox.push_status(OutgoingMessage::word("info".into(), "{}"));
     assert_eq!(publish(&mut outbox, WIDE), [1, 2, 0]);
     outbox.disconnected(true);
     assert!(!outbox.has_status());
@@ -201,7 +201,7 @@ fn a_row_that_ends_every_connection_travels_alone_then_as_an_error_and_is_given_
     (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let mut sent = Vec::new();
     while !outbox.is_empty() && sent.len() < 50 {
-        let error = outbox.waiting().next().is_some_and(|one| one.packet.payload.len() > 1);
+        let error = outbox.pending_answers().next().is_some_and(|one| one.packet.payload.len() > 1);
         sent.push((publish(&mut outbox, WIDE), error));
         outbox.disconnected(true);
     }
@@ -220,7 +220,7 @@ fn connections_that_end_for_other_reasons_cost_no_answer() {
         assert_eq!(publish(&mut outbox, WIDE), [0]);
         outbox.disconnected(false);
     }
-    assert_eq!(outbox.waiting().next().expect("waits").packet, &packet(1));
+    assert_eq!(outbox.pending_answers().next().expect("waits").packet, &packet(1));
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_publish_that_the_broker_refuses_is_settled_and_not_delivered() {
 fn a_token_that_is_not_sent_ends_the_stream_of_its_prompt() {
     let mut outbox = Outbox::default();
     outbox.push_token(1, packet(5_000));
-    assert!(publish(&mut outbox, Limits { packet: 1_000, ..WIDE }).is_empty());
+    assert!(publish(&mut outbox, PublishLimits { packet: 1_000, ..WIDE }).is_empty());
     outbox.push_token(1, packet(1));
     assert!(outbox.is_empty(), "there would be a hole");
 }
