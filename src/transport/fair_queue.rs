@@ -126,9 +126,9 @@ impl<T> FairQueue<T> {
         for line in self.clients.values_mut().flat_map(|client| &mut client.by_priority) {
             // Most looks find nothing, and then nothing is moved.
             if line.iter().any(|item| matches(&item.value)) {
-                let (taken, kept) = line.drain(..).partition(|item| matches(&item.value));
-                *line = kept;
-                extracted.extend(Vec::from(taken).into_iter().map(|item: Item<T>| item.value));
+                let (result, saved) = line.drain(..).partition(|item| matches(&item.value));
+                *line = saved;
+                extracted.extend(Vec::from(result).into_iter().map(|item: Item<T>| item.value));
             }
         }
         self.length -= extracted.len();
@@ -203,46 +203,46 @@ mod tests {
     }
 
     /// Everything that waits, in turn.
-    fn drain(turns: &mut FairQueue<&'static str>, now: Instant) -> Vec<&'static str> {
-        std::iter::from_fn(|| turns.pop(now)).collect()
+    fn drain(queue: &mut FairQueue<&'static str>, now: Instant) -> Vec<&'static str> {
+        std::iter::from_fn(|| queue.pop(now)).collect()
     }
 
     #[test]
     fn clients_take_turns_whatever_each_has_waiting() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for item in ["a1", "a2", "a3", "a4"] {
-            turns.push("a", Priority::High, now, item);
+            queue.push("a", Priority::High, now, item);
         }
-        turns.push("b", Priority::Low, now, "b1");
-        turns.push("c", Priority::Normal, now, "c1");
-        turns.push("c", Priority::Normal, now, "c2");
-        assert_eq!(drain(&mut turns, now), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
-        assert!(turns.is_empty() && turns.clients() == 0);
+        queue.push("b", Priority::Low, now, "b1");
+        queue.push("c", Priority::Normal, now, "c1");
+        queue.push("c", Priority::Normal, now, "c2");
+        assert_eq!(drain(&mut queue, now), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
+        assert!(queue.is_empty() && queue.clients() == 0);
     }
 
     #[test]
     fn a_newcomer_waits_for_one_item_of_each_other_client_and_goes_before_the_one_just_served() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for item in ["a1", "a2", "a3"] {
-            turns.push("a", Priority::Normal, now, item);
+            queue.push("a", Priority::Normal, now, item);
         }
         for item in ["b1", "b2"] {
-            turns.push("b", Priority::Normal, now, item);
+            queue.push("b", Priority::Normal, now, item);
         }
-        assert_eq!((turns.pop(now), turns.pop(now), turns.pop(now)), (Some("a1"), Some("b1"), Some("a2")));
-        turns.push("new", Priority::Low, now, "new");
-        assert_eq!(drain(&mut turns, now), ["b2", "new", "a3"]);
+        assert_eq!((queue.pop(now), queue.pop(now), queue.pop(now)), (Some("a1"), Some("b1"), Some("a2")));
+        queue.push("new", Priority::Low, now, "new");
+        assert_eq!(drain(&mut queue, now), ["b2", "new", "a3"]);
     }
 
     #[test]
     fn a_stream_of_newcomers_does_not_starve_a_client_that_waits() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
-        (0..100).for_each(|_| turns.push("old", Priority::Normal, now, true));
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
+        (0..100).for_each(|_| queue.push("old", Priority::Normal, now, true));
         let (mut served, mut last) = (0, 0);
         for number in 0..100 {
-            turns.push(&format!("new {number}"), Priority::High, now, false);
-            let others = turns.clients() - 1;
-            if turns.pop(now).expect("some wait") {
+            queue.push(&format!("new {number}"), Priority::High, now, false);
+            let others = queue.clients() - 1;
+            if queue.pop(now).expect("some wait") {
                 (served, last) = (served + 1, number);
             }
             assert!(
@@ -256,41 +256,41 @@ mod tests {
 
     #[test]
     fn a_client_that_comes_back_after_each_answer_gets_every_other_turn() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
-        (0..10).for_each(|_| turns.push("flood", Priority::High, now, "flood"));
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
+        (0..10).for_each(|_| queue.push("flood", Priority::High, now, "flood"));
         let mut order = Vec::new();
         for _ in 0..4 {
-            order.extend(turns.pop(now));
-            turns.push("asks", Priority::Low, now, "asks");
-            order.extend(turns.pop(now));
+            order.extend(queue.pop(now));
+            queue.push("asks", Priority::Low, now, "asks");
+            order.extend(queue.pop(now));
         }
         assert_eq!(order, ["flood", "asks"].repeat(4));
     }
 
     #[test]
     fn inside_one_client_the_highest_priority_goes_first_and_then_the_oldest() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for (priority, item) in [
             (Priority::Low, "low"),
             (Priority::Normal, "normal"),
             (Priority::High, "high"),
             (Priority::Normal, "later"),
         ] {
-            turns.push("a", priority, now, item);
+            queue.push("a", priority, now, item);
         }
-        assert_eq!(drain(&mut turns, now), ["high", "normal", "later", "low"]);
+        assert_eq!(drain(&mut queue, now), ["high", "normal", "later", "low"]);
     }
 
     #[test]
     fn a_low_priority_rises_with_its_age_until_nothing_goes_before_it() {
-        let (mut turns, start) = (FairQueue::default(), Instant::now());
-        turns.push("a", Priority::Low, start, "low");
-        turns.push("a", Priority::Normal, start, "normal");
+        let (mut queue, start) = (FairQueue::default(), Instant::now());
+        queue.push("a", Priority::Low, start, "low");
+        queue.push("a", Priority::Normal, start, "normal");
         let mut order = Vec::new();
         for tick in 0..20 {
             let now = start + second(tick);
-            turns.push("a", Priority::High, now, "high");
-            order.push(turns.pop(now).expect("some wait"));
+            queue.push("a", Priority::High, now, "high");
+            order.push(queue.pop(now).expect("some wait"));
         }
         let at = |item| order.iter().position(|other| *other == item);
         // After one step the normal one counts as high, after two the low one, and both are older than the high ones.
@@ -299,65 +299,65 @@ mod tests {
 
     #[test]
     fn an_item_given_back_has_its_old_place() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
-        turns.push("a", Priority::Normal, now, "first");
-        turns.push("a", Priority::Normal, now + second(1), "second");
-        let first = turns.pop(now).expect("two wait");
-        turns.push("a", Priority::Normal, now, first);
-        assert_eq!(drain(&mut turns, now), ["first", "second"]);
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
+        queue.push("a", Priority::Normal, now, "first");
+        queue.push("a", Priority::Normal, now + second(1), "second");
+        let first = queue.pop(now).expect("two wait");
+        queue.push("a", Priority::Normal, now, first);
+        assert_eq!(drain(&mut queue, now), ["first", "second"]);
     }
 
     #[test]
     fn a_client_that_is_not_allowed_is_passed_over_and_keeps_its_turn() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
-        turns.push("a", Priority::Normal, now, "a");
-        turns.push("b", Priority::Normal, now, "b1");
-        turns.push("b", Priority::Normal, now, "b2");
-        assert_eq!(turns.pop_allowed(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
-        assert_eq!(turns.pop_allowed(now, |client| client == "c"), None);
-        assert_eq!(drain(&mut turns, now), ["a", "b2"]);
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
+        queue.push("a", Priority::Normal, now, "a");
+        queue.push("b", Priority::Normal, now, "b1");
+        queue.push("b", Priority::Normal, now, "b2");
+        assert_eq!(queue.pop_allowed(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
+        assert_eq!(queue.pop_allowed(now, |client| client == "c"), None);
+        assert_eq!(drain(&mut queue, now), ["a", "b2"]);
     }
 
     #[test]
     fn the_last_of_a_client_is_the_newest_of_its_lowest_priority() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for (priority, item) in
             [(Priority::Normal, "first"), (Priority::Normal, "second"), (Priority::High, "third")]
         {
-            turns.push("a", priority, now, item);
+            queue.push("a", priority, now, item);
         }
-        turns.push("b", Priority::Low, now, "other");
-        let last: Vec<_> = std::iter::from_fn(|| turns.pop_last("a")).collect();
+        queue.push("b", Priority::Low, now, "other");
+        let last: Vec<_> = std::iter::from_fn(|| queue.pop_last("a")).collect();
         assert_eq!(last, ["second", "first", "third"]);
-        assert_eq!((turns.len(), turns.clients(), turns.pop_last("a")), (1, 1, None));
-        assert_eq!(drain(&mut turns, now), ["other"]);
+        assert_eq!((queue.len(), queue.clients(), queue.pop_last("a")), (1, 1, None));
+        assert_eq!(drain(&mut queue, now), ["other"]);
     }
 
     #[test]
     fn what_matches_is_taken_out_and_the_rest_stays_in_order() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for item in ["keep 1", "drop 1", "keep 2"] {
-            turns.push("a", Priority::Normal, now, item);
+            queue.push("a", Priority::Normal, now, item);
         }
-        turns.push("b", Priority::High, now, "drop 2");
-        turns.push("c", Priority::Low, now, "keep 3");
-        assert_eq!(turns.extract(|item| item.starts_with("none")), [""; 0]);
-        let mut dropped = turns.extract(|item| item.starts_with("drop"));
+        queue.push("b", Priority::High, now, "drop 2");
+        queue.push("c", Priority::Low, now, "keep 3");
+        assert_eq!(queue.extract(|item| item.starts_with("none")), [""; 0]);
+        let mut dropped = queue.extract(|item| item.starts_with("drop"));
         dropped.sort_unstable();
         assert_eq!(dropped, ["drop 1", "drop 2"]);
-        assert_eq!((turns.len(), turns.clients(), turns.count("a"), turns.count("b")), (3, 2, 2, 0));
-        assert_eq!(turns.iter().count(), 3);
-        assert_eq!(drain(&mut turns, now), ["keep 1", "keep 3", "keep 2"]);
+        assert_eq!((queue.len(), queue.clients(), queue.count("a"), queue.count("b")), (3, 2, 2, 0));
+        assert_eq!(queue.iter().count(), 3);
+        assert_eq!(drain(&mut queue, now), ["keep 1", "keep 3", "keep 2"]);
     }
 
     #[test]
     fn ten_thousand_items_of_a_thousand_clients_are_handed_out_quickly_and_in_rounds() {
-        let (mut turns, now) = (FairQueue::default(), Instant::now());
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
         for number in 0..10_000 {
-            turns.push(&format!("client {}", number % 1000), Priority::Normal, now, number);
+            queue.push(&format!("client {}", number % 1000), Priority::Normal, now, number);
         }
-        assert_eq!((turns.len(), turns.clients(), turns.count("client 7")), (10_000, 1000, 10));
-        let order: Vec<i32> = std::iter::from_fn(|| turns.pop(now)).collect();
+        assert_eq!((queue.len(), queue.clients(), queue.count("client 7")), (10_000, 1000, 10));
+        let order: Vec<i32> = std::iter::from_fn(|| queue.pop(now)).collect();
         assert_eq!(order, (0..10_000).collect::<Vec<_>>());
         assert!(now.elapsed() < second(5), "{:?}", now.elapsed());
     }

@@ -83,12 +83,12 @@ impl LineSplitter {
     fn take_too_long(&mut self) -> Option<Line<'_>> {
         let start = self.start;
         let too_long = strip_carriage_return(&self.bytes[start..]).len() > self.cap;
-        let said = self.skipping;
+        let text = self.skipping;
         self.skipping |= too_long;
         if self.skipping {
             self.start = self.bytes.len();
         }
-        (too_long && !said).then(|| Line::TooLong(&self.bytes[start..start + self.cap]))
+        (too_long && !text).then(|| Line::TooLong(&self.bytes[start..start + self.cap]))
     }
 
     fn discard_taken(&mut self) {
@@ -114,16 +114,16 @@ mod tests {
     /// The lines of `pieces`, `None` for one that is too long.
     fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Option<Vec<u8>>> {
         let mut lines = LineSplitter::new(CAP);
-        let mut taken = Vec::new();
+        let mut result = Vec::new();
         for piece in pieces {
             lines.push(piece);
             while let Some(line) = lines.next_line() {
-                taken.push(owned(line));
+                result.push(owned(line));
             }
             assert!(lines.bytes.len() - lines.start <= CAP + 1);
         }
-        taken.extend(lines.finish().map(owned));
-        taken
+        result.extend(lines.finish().map(owned));
+        result
     }
 
     fn owned(line: Line<'_>) -> Option<Vec<u8>> {

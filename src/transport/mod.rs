@@ -76,8 +76,8 @@ impl Reply {
     /// Ends the request with `event`; never waits, and never fails while the client lives.
     pub fn finish(mut self, event: Event) {
         debug_assert!(event.is_last());
-        if let Some(place) = self.last.take() {
-            place.send(event);
+        if let Some(address) = self.last.take() {
+            address.send(event);
         }
     }
 
@@ -90,9 +90,9 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(place) = self.last.take() {
+        if let Some(address) = self.last.take() {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            place.send(Event::Error { id: Some(self.id.clone()), refusal });
+            address.send(Event::Error { id: Some(self.id.clone()), refusal });
         }
     }
 }

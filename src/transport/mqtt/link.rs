@@ -232,7 +232,7 @@ impl Link {
 
     /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
     /// house over time, so that a restarted broker does not meet them all at once.
-    pub fn disconnected(&mut self, now: Instant, loss: &Disconnect, chance: f64) -> Retry {
+    pub fn disconnected(&mut self, now: Instant, disconnect: &Disconnect, random: f64) -> Retry {
         let lasted = match self.state {
             State::Online { since, .. } => Some(now.saturating_duration_since(since)),
             State::Backoff { .. } | State::Connecting => None,
@@ -242,20 +242,20 @@ impl Link {
             self.last_logged = None;
             self.short_connections = 0;
         }
-        if lasted.is_some_and(|lasted| lasted < STABLE_AFTER) && loss.is_without_reason() {
+        if lasted.is_some_and(|lasted| lasted < STABLE_AFTER) && disconnect.is_without_reason() {
             self.short_connections += 1;
         }
-        let contested = if loss.kind == "SessionTakenOver" {
+        let contested = if disconnect.kind == "SessionTakenOver" {
             Some(ClientIdConflict::Reported)
         } else {
-            (self.short_connections >= SHORT_CONNECTIONS_BEFORE_CONFLICT && loss.is_without_reason())
+            (self.short_connections >= SHORT_CONNECTIONS_BEFORE_CONFLICT && disconnect.is_without_reason())
                 .then_some(ClientIdConflict::Suspected)
         };
-        self.unreadable_packets = if loss.unreadable { self.unreadable_packets + 1 } else { 0 };
-        let wait = backoff(self.failures, chance);
+        self.unreadable_packets = if disconnect.unreadable { self.unreadable_packets + 1 } else { 0 };
+        let wait = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Backoff { until: now + wait };
-        let kind = if contested.is_some() { "contested" } else { &loss.kind };
+        let kind = if contested.is_some() { "contested" } else { &disconnect.kind };
         let log = self.last_logged.as_deref() != Some(kind);
         self.last_logged = Some(kind.to_owned());
         Retry { wait, log, client_id_conflict: contested }
@@ -263,9 +263,9 @@ impl Link {
 }
 
 /// 1, 2, 4 … 60 s, and up to a quarter more.
-fn backoff(failures: u32, chance: f64) -> Duration {
+fn backoff(failures: u32, random: f64) -> Duration {
     let plain = FIRST_BACKOFF.saturating_mul(1 << failures.min(6));
-    plain.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0).min(MAX_BACKOFF)
+    plain.mul_f64(1.0 + random.clamp(0.0, 1.0) / 4.0).min(MAX_BACKOFF)
 }
 
 #[cfg(test)]

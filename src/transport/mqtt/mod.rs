@@ -124,11 +124,11 @@ pub struct LinkState {
 }
 
 /// Serves until `door.close`; returns when what was left is with the broker, or its time is up.
-pub async fn run(door: MqttContext) {
-    let mut desk = EventLoop::new(door);
-    desk.load().await;
-    while !desk.is_finished(Instant::now()) {
-        desk.step().await;
+pub async fn run(context: MqttContext) {
+    let mut event_loop = EventLoop::new(context);
+    event_loop.load().await;
+    while !event_loop.is_finished(Instant::now()) {
+        event_loop.step().await;
     }
-    desk.close().await;
+    event_loop.close().await;
 }

@@ -86,21 +86,21 @@ mod tests {
 
     #[test]
     fn a_usual_broker_may_do_what_brokers_do() {
-        let mut manners = ProtocolGuard::default();
-        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
+        let mut guard = ProtocolGuard::default();
+        assert_eq!(guard.connack(limits(20, 1000)), Ok(()));
         for _ in 0..3 * MAX_UNACKNOWLEDGED {
-            assert_eq!(manners.message(true, None), Ok(()));
-            manners.acknowledged();
-            assert_eq!(manners.message(false, None), Ok(()));
+            assert_eq!(guard.message(true, None), Ok(()));
+            guard.acknowledged();
+            assert_eq!(guard.message(false, None), Ok(()));
         }
     }
 
     #[test]
     fn a_second_welcome_ends_the_connection() {
-        let mut manners = ProtocolGuard::default();
-        assert_eq!(manners.connack(limits(20, 1000)), Ok(()));
-        let said = manners.connack(limits(20, 1000)).expect_err("a second").text;
-        assert!(said.contains("CONNACK"), "{said}");
+        let mut guard = ProtocolGuard::default();
+        assert_eq!(guard.connack(limits(20, 1000)), Ok(()));
+        let text = guard.connack(limits(20, 1000)).expect_err("a second").text;
+        assert!(text.contains("CONNACK"), "{text}");
     }
 
     #[test]
@@ -116,9 +116,9 @@ mod tests {
 
     #[test]
     fn a_flood_that_heeds_no_window_ends_the_connection() {
-        let mut manners = ProtocolGuard::default();
-        assert!((0..MAX_UNACKNOWLEDGED).all(|_| manners.message(true, None).is_ok()));
-        assert!(manners.message(true, None).is_err());
+        let mut guard = ProtocolGuard::default();
+        assert!((0..MAX_UNACKNOWLEDGED).all(|_| guard.message(true, None).is_ok()));
+        assert!(guard.message(true, None).is_err());
     }
 
     #[test]

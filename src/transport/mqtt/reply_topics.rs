@@ -196,8 +196,8 @@ mod tests {
             "a/b/c/prompt/guest",
             "elsewhere/other/cancel",
         ] {
-            let said = ReplyTopics::new("bitnetd", None, "ha/discovery").check(topic);
-            assert!(said.is_err(), "{topic}");
+            let text = ReplyTopics::new("bitnetd", None, "ha/discovery").check(topic);
+            assert!(text.is_err(), "{topic}");
             assert!(
                 allowing(&["#", "+/+/+", "+/+/+/+"]).check(topic).is_err(),
                 "{topic}: a wildcard names nothing"

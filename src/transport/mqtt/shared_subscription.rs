@@ -13,13 +13,13 @@ pub struct Sharing {
     /// Asked on this connection, not yet answered.
     is_open: bool,
     ended: u32,
-    told: bool,
+    reported: bool,
 }
 
 impl Sharing {
     /// Nothing to ask without a group.
     pub fn new(group: Option<&str>) -> Self {
-        Sharing { group: group.map(Into::into), is_open: false, ended: 0, told: false }
+        Sharing { group: group.map(Into::into), is_open: false, ended: 0, reported: false }
     }
 
     /// Whether to ask on a new connection, to a broker that claims to have them or not. The error is
@@ -43,7 +43,7 @@ impl Sharing {
         self.is_open = false;
         match granted {
             Ok(()) => {
-                (self.ended, self.told) = (0, false);
+                (self.ended, self.reported) = (0, false);
                 None
             }
             Err(reason) => self.tell(reason),
@@ -57,7 +57,7 @@ impl Sharing {
 
     fn tell(&mut self, reason: &str) -> Option<String> {
         let group = self.group.as_deref()?;
-        let first = !std::mem::replace(&mut self.told, true);
+        let first = !std::mem::replace(&mut self.reported, true);
         first.then(|| {
             format!(
                 "no shared subscriptions for mqtt.group = \"{group}\" ({reason}); prompts to the group do not \
@@ -77,51 +77,51 @@ mod tests {
 
     #[test]
     fn without_a_group_nothing_is_asked_and_nothing_said() {
-        let mut sharing = Sharing::new(None);
-        assert_eq!((sharing.ask(true), sharing.ask(false)), (Ok(false), Ok(false)));
+        let mut subscription = Sharing::new(None);
+        assert_eq!((subscription.ask(true), subscription.ask(false)), (Ok(false), Ok(false)));
     }
 
     #[test]
     fn a_broker_that_has_none_is_told_of_once() {
-        let mut sharing = of_kitchens();
-        let said = sharing.ask(false).expect_err("said");
-        assert!(said.contains("mqtt.group"), "{said}");
-        assert_eq!(sharing.ask(false), Ok(false));
+        let mut subscription = of_kitchens();
+        let text = subscription.ask(false).expect_err("said");
+        assert!(text.contains("mqtt.group"), "{text}");
+        assert_eq!(subscription.ask(false), Ok(false));
     }
 
     #[test]
     fn a_refusal_is_said_once_and_again_after_it_was_granted() {
-        let mut sharing = of_kitchens();
+        let mut subscription = of_kitchens();
         let refused = Err("NotAuthorized".to_owned());
-        assert_eq!(sharing.ask(true), Ok(true));
-        assert!(sharing.answered(&refused).expect("said").contains("NotAuthorized"));
-        assert_eq!(sharing.ask(true), Ok(true));
-        assert_eq!(sharing.answered(&refused), None);
-        assert_eq!(sharing.answered(&Ok(())), None);
-        assert!(sharing.answered(&refused).is_some());
+        assert_eq!(subscription.ask(true), Ok(true));
+        assert!(subscription.answered(&refused).expect("said").contains("NotAuthorized"));
+        assert_eq!(subscription.ask(true), Ok(true));
+        assert_eq!(subscription.answered(&refused), None);
+        assert_eq!(subscription.answered(&Ok(())), None);
+        assert!(subscription.answered(&refused).is_some());
     }
 
     #[test]
     fn a_broker_that_hangs_up_over_the_question_is_not_asked_for_ever() {
-        let mut sharing = of_kitchens();
+        let mut subscription = of_kitchens();
         for _ in 0..ENOUGH {
-            assert_eq!(sharing.ask(true), Ok(true));
-            sharing.disconnected(true);
+            assert_eq!(subscription.ask(true), Ok(true));
+            subscription.disconnected(true);
         }
-        assert!(sharing.ask(true).is_err());
-        sharing.disconnected(true);
-        assert_eq!(sharing.ask(true), Ok(false));
+        assert!(subscription.ask(true).is_err());
+        subscription.disconnected(true);
+        assert_eq!(subscription.ask(true), Ok(false));
     }
 
     #[test]
     fn a_connection_that_ends_later_or_over_something_else_is_no_answer() {
-        let mut sharing = of_kitchens();
+        let mut subscription = of_kitchens();
         for _ in 0..9 {
-            assert_eq!(sharing.ask(true), Ok(true));
-            sharing.answered(&Ok(()));
-            sharing.disconnected(true);
-            assert_eq!(sharing.ask(true), Ok(true));
-            sharing.disconnected(false);
+            assert_eq!(subscription.ask(true), Ok(true));
+            subscription.answered(&Ok(()));
+            subscription.disconnected(true);
+            assert_eq!(subscription.ask(true), Ok(true));
+            subscription.disconnected(false);
         }
     }
 }

@@ -169,12 +169,12 @@ impl Topics {
 
     /// Checks the Response Topic of a prompt that came on `asked_on`; the error says what is wrong with it and the
     /// way out.
-    pub fn check_response(&self, topic: &str, asked_on: &[u8]) -> Result<(), String> {
+    pub fn check_response(&self, topic: &str, prompt_topic: &[u8]) -> Result<(), String> {
         let checked = malformed(topic).map_or(Ok(()), Err).and_then(|()| {
             if self.is_own_topic(topic) {
                 // An answer on a prompt topic would be a prompt: an endless loop.
                 Err("is one of the daemon's own")
-            } else if self.is_reply_of_another_client(topic, asked_on) {
+            } else if self.is_reply_of_another_client(topic, prompt_topic) {
                 Err("is where another client's answers go")
             } else if self.replies_of(topic).is_some() {
                 self.replies.check_listed(topic)
@@ -183,7 +183,7 @@ impl Topics {
             }
         });
         checked.map_err(|wrong| {
-            let reply = self.reply(asked_on, "");
+            let reply = self.reply(prompt_topic, "");
             format!(
                 "the Response Topic {wrong}; name another, or none and listen on {reply}<id> (the owner may allow it \
                  in mqtt.reply_topics)"
@@ -270,11 +270,11 @@ impl Topics {
     }
 
     /// Whether the topic is `reply/<client>/…` of another client than the one that asks.
-    fn is_reply_of_another_client(&self, topic: &str, asked_on: &[u8]) -> bool {
+    fn is_reply_of_another_client(&self, topic: &str, prompt_topic: &[u8]) -> bool {
         let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
             return false;
         };
-        let asked = std::str::from_utf8(asked_on).ok().and_then(|topic| self.split(topic));
+        let asked = std::str::from_utf8(prompt_topic).ok().and_then(|topic| self.split(topic));
         !matches!(asked, Some((_, TopicSuffix::Prompt(name))) if name == client)
     }
 
@@ -488,8 +488,8 @@ mod tests {
 
     #[test]
     fn a_client_cannot_have_answers_sent_to_another() {
-        let said = checked(&topics(), "bitnetd/cellar/reply/attic/1").expect_err("refused");
-        assert!(said.contains("another client") && said.contains("reply/hall/<id>"), "{said}");
+        let text = checked(&topics(), "bitnetd/cellar/reply/attic/1").expect_err("refused");
+        assert!(text.contains("another client") && text.contains("reply/hall/<id>"), "{text}");
         let unnamed = topics().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/cellar/prompt");
         assert!(unnamed.is_err(), "nor the one that names none");
     }
@@ -566,8 +566,8 @@ mod tests {
     #[test]
     fn an_answer_never_becomes_a_prompt_of_our_own() {
         for topic in ["prompt", "prompt/hall", "cancel", "threads/set", "availability", "telemetry"] {
-            let said = checked(&topics(), &format!("bitnetd/cellar/{topic}"));
-            assert!(said.expect_err("refused").contains("own"), "{topic}");
+            let text = checked(&topics(), &format!("bitnetd/cellar/{topic}"));
+            assert!(text.expect_err("refused").contains("own"), "{topic}");
         }
     }
 }

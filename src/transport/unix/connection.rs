@@ -31,9 +31,9 @@ const PIECE: usize = 4 * 1024;
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end.
-pub(super) async fn serve(stream: UnixStream, number: u64, flight: Arc<InFlight>, shared: ConnectionContext) {
+pub(super) async fn serve(stream: UnixStream, number: u64, in_flight: Arc<InFlight>, shared: ConnectionContext) {
     log::debug!("connection {number} opened");
-    match run_halves(stream, number, &flight, shared).await {
+    match run_halves(stream, number, &in_flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),
         Err(error) => log::debug!("connection {number} closed: {error}"),
     }
@@ -75,10 +75,10 @@ async fn run_halves(
 
 /// Why an idle connection ends.
 fn eviction_notice(most: usize) -> Refusal {
-    let said = format!(
+    let text = format!(
         "closed after idling, for {most} clients are connected and another asks; connect again, or raise socket.connections"
     );
-    Refusal::new(Code::Timeout, said)
+    Refusal::new(Code::Timeout, text)
 }
 
 /// A second handle of the same socket. Its readiness is kept apart from the first one's, so that
@@ -240,8 +240,8 @@ impl Reader<'_> {
             return ReadLoop::Continue;
         }
         // Without the id: a request that has just ended must not hear of a second end.
-        let said = format!("cancel: no request {id:?} is in flight on this connection");
-        self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await
+        let text = format!("cancel: no request {id:?} is in flight on this connection");
+        self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await
     }
 
     async fn send_report(&self) -> ReadLoop {
@@ -269,8 +269,8 @@ impl Reader<'_> {
         let Some((id, cancel)) = self.register(request.id.clone()) else {
             // Without the id: the first request of that id must not seem to end here.
             let id = request.id.unwrap_or_default();
-            let said = format!("id: {id:?} is in flight on this connection already; choose another");
-            return self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await;
+            let text = format!("id: {id:?} is in flight on this connection already; choose another");
+            return self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await;
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
         let Peer { client, queue_key: turn } = &self.peer;
@@ -343,6 +343,6 @@ fn parse_http(line: Line<'_>) -> Option<HttpRequest> {
 }
 
 fn too_long() -> Refusal {
-    let said = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
-    Refusal::new(Code::TooLarge, said)
+    let text = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
+    Refusal::new(Code::TooLarge, text)
 }

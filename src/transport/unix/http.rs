@@ -152,8 +152,8 @@ mod tests {
         let answer = HttpResponse::health(false);
         let (whole, head) = (answer.bytes(false), answer.bytes(true));
         assert!(whole.starts_with(&head) && head.ends_with(b"\r\n\r\n"));
-        let said = format!("Content-Length: {}\r\n", whole.len() - head.len());
-        assert!(String::from_utf8(head).expect("UTF-8").contains(&said));
+        let text = format!("Content-Length: {}\r\n", whole.len() - head.len());
+        assert!(String::from_utf8(head).expect("UTF-8").contains(&text));
     }
 
     #[test]

@@ -152,42 +152,42 @@ mod tests {
 
     #[test]
     fn an_id_is_in_flight_once_and_free_again_at_its_end() {
-        let flight = InFlight::default();
-        assert!(flight.start("a").is_some());
-        assert!(flight.start("a").is_none());
-        flight.end("a");
-        assert!(flight.start("a").is_some());
+        let in_flight = InFlight::default();
+        assert!(in_flight.start("a").is_some());
+        assert!(in_flight.start("a").is_none());
+        in_flight.end("a");
+        assert!(in_flight.start("a").is_some());
     }
 
     #[test]
     fn cancelling_raises_the_flag_of_that_request_alone() {
-        let flight = InFlight::default();
-        let a = flight.start("a").expect("new");
-        let b = flight.start("b").expect("new");
-        assert!(flight.cancel("a"));
-        assert!(!flight.cancel("c"));
+        let in_flight = InFlight::default();
+        let a = in_flight.start("a").expect("new");
+        let b = in_flight.start("b").expect("new");
+        assert!(in_flight.cancel("a"));
+        assert!(!in_flight.cancel("c"));
         assert_eq!((a.is_raised(), b.is_raised()), (true, false));
     }
 
     #[test]
     fn a_connection_in_use_is_not_idle_and_cannot_be_dismissed() {
-        let flight = InFlight::default();
-        assert!(flight.idle_since().is_some());
-        flight.start("a").expect("new");
-        assert!(flight.idle_since().is_none() && !flight.evict() && flight.is_open());
-        flight.end("a");
-        flight.set_writing(true);
-        assert!(flight.idle_since().is_none() && !flight.evict() && flight.record_activity());
-        flight.set_writing(false);
-        assert!(flight.evict() && !flight.is_open());
-        assert!(flight.idle_since().is_none() && !flight.record_activity(), "it is let go once");
+        let in_flight = InFlight::default();
+        assert!(in_flight.idle_since().is_some());
+        in_flight.start("a").expect("new");
+        assert!(in_flight.idle_since().is_none() && !in_flight.evict() && in_flight.is_open());
+        in_flight.end("a");
+        in_flight.set_writing(true);
+        assert!(in_flight.idle_since().is_none() && !in_flight.evict() && in_flight.record_activity());
+        in_flight.set_writing(false);
+        assert!(in_flight.evict() && !in_flight.is_open());
+        assert!(in_flight.idle_since().is_none() && !in_flight.record_activity(), "it is let go once");
     }
 
     #[test]
     fn a_connection_that_goes_cancels_what_it_left() {
-        let flight = InFlight::default();
-        let cancel = flight.start("a").expect("new");
-        drop(flight);
+        let in_flight = InFlight::default();
+        let cancel = in_flight.start("a").expect("new");
+        drop(in_flight);
         assert!(cancel.is_raised());
     }
 }

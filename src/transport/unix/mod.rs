@@ -104,27 +104,27 @@ impl From<UnixListener> for Listening {
 impl Listening {
     /// Makes the file again, with this mode, where somebody removes it.
     #[must_use]
-    pub fn owning(mut self, place: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
-        self.owned_file = Some(OwnedFile { socket_file: place, mode });
+    pub fn owning(mut self, address: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
+        self.owned_file = Some(OwnedFile { socket_file: address, mode });
         self
     }
 
     /// Looks whether the file is still there. What could not be mended is said once.
     fn check_file(&mut self) {
-        let Some(OwnedFile { socket_file: place, mode }) = &self.owned_file else { return };
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        match place.restore(*mode) {
+        let Some(OwnedFile { socket_file: address, mode }) = &self.owned_file else { return };
+        let mut address = address.lock().unwrap_or_else(PoisonError::into_inner);
+        match address.restore(*mode) {
             Ok(None) => self.is_error_reported = false,
             Ok(Some(made)) => match adopt(made) {
                 Ok(listener) => {
                     self.listener = listener;
                     self.is_error_reported = false;
-                    let path = place.path().display();
+                    let path = address.path().display();
                     log::warn!(
                         "{path}: the socket's file was gone, so nobody could connect; it is made again"
                     );
                 }
-                Err(error) => log::error!("{}: cannot be listened on again: {error}", place.path().display()),
+                Err(error) => log::error!("{}: cannot be listened on again: {error}", address.path().display()),
             },
             Err(error) if !std::mem::replace(&mut self.is_error_reported, true) => {
                 log::error!(
@@ -207,14 +207,14 @@ impl OpenConnections {
     /// Forgets those that have ended; whether there is a free place, or one is made by letting go the connection that
     /// has been idle longest.
     fn make_slot(&mut self, most: usize) -> bool {
-        self.0.retain(|flight| flight.upgrade().is_some_and(|flight| flight.is_open()));
+        self.0.retain(|in_flight| in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
         if self.0.len() < most {
             return true;
         }
         let flights = self.0.iter().filter_map(Weak::upgrade);
-        let idle = flights.filter_map(|flight| Some((flight.idle_since()?, flight)));
+        let idle = flights.filter_map(|in_flight| Some((in_flight.idle_since()?, in_flight)));
         let longest = idle.min_by_key(|(since, _)| *since);
-        longest.is_some_and(|(_, flight)| flight.evict())
+        longest.is_some_and(|(_, in_flight)| in_flight.evict())
     }
 }
 
@@ -228,14 +228,14 @@ fn admit(
     if !open.make_slot(shared.max_connections) {
         return refuse_connection(&stream, shared);
     }
-    let flight = Arc::new(InFlight::default());
-    open.0.push(Arc::downgrade(&flight));
-    tasks.spawn(connection::serve(stream, number, flight, shared.clone()));
+    let in_flight = Arc::new(InFlight::default());
+    open.0.push(Arc::downgrade(&in_flight));
+    tasks.spawn(connection::serve(stream, number, in_flight, shared.clone()));
 }
 
 /// Waits before the next accept; says so once in a row of failures.
-async fn pause_after_error(error: &io::Error, said: bool) {
-    if !said {
+async fn pause_after_error(error: &io::Error, text: bool) {
+    if !text {
         log::warn!("a client of the socket cannot be accepted, it waits: {error}");
     }
     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -251,10 +251,10 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     shared.telemetry.refused();
     let most = shared.max_connections;
-    let said = format!(
+    let text = format!(
         "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
     );
-    let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
+    let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // A failure means that the client has left already.
     let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
 }

@@ -55,10 +55,10 @@ impl Writer<'_> {
     /// Writes until every request has ended and nobody can send another, or the client fails, or
     /// `close` and [`FLUSH`] are over.
     pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {
-        let flight = self.in_flight;
+        let in_flight = self.in_flight;
         let written = tokio::select! {
             written = self.write_all() => Some(written),
-            () = end_of_flush(close, flight) => None,
+            () = end_of_flush(close, in_flight) => None,
         };
         match written {
             Some(written) => written,
@@ -67,16 +67,16 @@ impl Writer<'_> {
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
-        let flight = self.in_flight;
+        let in_flight = self.in_flight;
         while self.collect().await {
             while !self.out.is_empty() {
-                let taken = timeout(WRITE_TIMEOUT, self.half.write(&self.out)).await??;
-                if taken == 0 {
+                let written = timeout(WRITE_TIMEOUT, self.half.write(&self.out)).await??;
+                if written == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
-                self.out.drain(..taken);
+                self.out.drain(..written);
             }
-            flight.set_writing(false);
+            in_flight.set_writing(false);
             // A long answer's memory goes back at once.
             self.out.shrink_to(BATCH);
             if let Some(written) = self.written.take() {
@@ -131,8 +131,8 @@ impl Writer<'_> {
     }
 }
 
-async fn end_of_flush(close: &CancellationToken, flight: &InFlight) {
+async fn end_of_flush(close: &CancellationToken, in_flight: &InFlight) {
     close.cancelled().await;
-    flight.cancel_all();
+    in_flight.cancel_all();
     tokio::time::sleep(FLUSH_TIMEOUT).await;
 }

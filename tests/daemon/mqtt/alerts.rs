@@ -30,9 +30,9 @@ async fn heard(owner: Subscriber) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     let broker = Mosquitto::start().await;
-    let bench = Harness::open(broker.port).await;
+    let harness = Harness::open(broker.port).await;
     let owner = owner(&broker, "1").await;
-    bench.alarm.send(alert(Kind::Queue, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the door runs");
     let expected = serde_json::json!({
         "type": "queue", "severity": "warning", "message": "the way out", "value": 2.5, "threshold": 1.0,
         "state": "raised",
@@ -44,37 +44,37 @@ async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
 async fn what_changed_while_the_broker_was_away_reaches_it_later_and_only_the_latest() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "3").await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     broker.kill();
-    bench.until(|state| !state.connected).await;
+    harness.until(|state| !state.connected).await;
     for (kind, state) in
         [(Kind::Queue, State::Raised), (Kind::BrokerLink, State::Raised), (Kind::Queue, State::Cleared)]
     {
-        bench.alarm.send(alert(kind, state)).await.expect("the door runs");
+        harness.alert.send(alert(kind, state)).await.expect("the door runs");
     }
     broker.restart().await;
-    bench.until(|state| state.connected).await;
-    bench.alarm.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the door runs");
+    harness.until(|state| state.connected).await;
+    harness.alert.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the door runs");
     let heard: Vec<_> = heard(owner).await;
-    let told: Vec<_> =
+    let reported: Vec<_> =
         heard.iter().map(|(_, alert)| (alert["type"].as_str(), alert["state"].as_str())).collect();
     let expected = [("broker_link", "raised"), ("queue", "cleared"), ("broker_link", "cleared")];
-    assert_eq!(told, expected.map(|(kind, state)| (Some(kind), Some(state))));
+    assert_eq!(reported, expected.map(|(kind, state)| (Some(kind), Some(state))));
 }
 
 #[tokio::test]
 async fn a_link_that_breaks_again_and_again_loses_no_alert() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "1").await;
-    let mut bench = Harness::with(config(broker.port), |_| {});
+    let mut harness = Harness::with(config(broker.port), |_| {});
     for _ in 0..2 {
-        bench.until(|state| state.connected).await;
+        harness.until(|state| state.connected).await;
         broker.kill();
-        bench.until(|state| !state.connected).await;
+        harness.until(|state| !state.connected).await;
         broker.restart().await;
     }
     broker.kill();
-    bench.alarm.send(alert(Kind::Memory, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Memory, State::Raised)).await.expect("the door runs");
     broker.restart().await;
     assert_eq!(heard(owner).await[0].1["type"], "memory");
 }

@@ -23,15 +23,15 @@ impl Device {
 
     /// A daemon on this device.
     fn boot(&self) -> Harness {
-        self.broker.door_with(|door| door.state_dir = Some(self.folder.join("state")))
+        self.broker.door_with(|context| context.state_dir = Some(self.folder.join("state")))
     }
 
     /// A daemon on this device, and its first session, with a prompt on its way.
     async fn asked(&self) -> (Harness, Session) {
-        let bench = self.boot();
+        let harness = self.boot();
         let mut session = self.broker.session(false).await;
         session.deliver(7, false, "hi").await;
-        (bench, session)
+        (harness, session)
     }
 
     /// What is on disk.
@@ -58,7 +58,7 @@ impl Drop for Device {
 
 /// The next daemon publishes this answer again; the prompt that comes again is acknowledged after
 /// it, and nobody computes anything.
-async fn is_delivered_once_more(mut bench: Harness, mut session: Session, text: &str) {
+async fn is_delivered_once_more(mut harness: Harness, mut session: Session, text: &str) {
     session.deliver(7, true, "hi").await;
     let again = session.reply().await;
     assert!(said(&again).contains(text), "{}", said(&again));
@@ -66,7 +66,7 @@ async fn is_delivered_once_more(mut bench: Harness, mut session: Session, text: 
     session.acknowledge(&again).await;
     session.is_acknowledged(7).await;
     session.is_quiet().await;
-    bench.is_quiet().await;
+    harness.is_quiet().await;
 }
 
 fn said(publish: &Publish) -> String {
@@ -76,108 +76,108 @@ fn said(publish: &Publish) -> String {
 #[tokio::test]
 async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
     let device = Device::new("never").await;
-    let (mut bench, session) = device.asked().await;
-    let inbound = bench.request().await;
+    let (mut harness, session) = device.asked().await;
+    let inbound = harness.request().await;
     drop(session);
-    bench.until(|state| !state.connected).await;
+    harness.until(|state| !state.connected).await;
     answer(inbound, "the only answer");
     device.keeps("the only answer").await;
-    bench.kill().await;
+    harness.kill().await;
     // It may have called again meanwhile.
     device.broker.forget_callers().await;
-    let bench = device.boot();
+    let harness = device.boot();
     let session = device.broker.session_of_another().await;
-    is_delivered_once_more(bench, session, "the only answer").await;
+    is_delivered_once_more(harness, session, "the only answer").await;
 }
 
 #[tokio::test]
 async fn an_answer_that_was_not_acknowledged_is_published_again_by_the_next_daemon() {
     let device = Device::new("unsure").await;
-    let (mut bench, mut session) = device.asked().await;
-    answer(bench.request().await, "the only answer");
+    let (mut harness, mut session) = device.asked().await;
+    answer(harness.request().await, "the only answer");
     assert!(said(&session.reply().await).contains("the only answer"));
-    bench.kill().await;
-    let bench = device.boot();
+    harness.kill().await;
+    let harness = device.boot();
     let session = device.broker.session_of_another().await;
-    is_delivered_once_more(bench, session, "the only answer").await;
+    is_delivered_once_more(harness, session, "the only answer").await;
 }
 
 #[tokio::test]
 async fn an_answered_prompt_that_comes_again_to_the_next_daemon_is_not_computed_again() {
     let device = Device::new("again").await;
-    let (mut bench, mut session) = device.asked().await;
-    answer(bench.request().await, "the only answer");
+    let (mut harness, mut session) = device.asked().await;
+    answer(harness.request().await, "the only answer");
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
     session.is_acknowledged(7).await;
     device.keeps("Given").await;
-    bench.kill().await;
-    let bench = device.boot();
+    harness.kill().await;
+    let harness = device.boot();
     let mut session = device.broker.session_of_another().await;
     session.is_quiet().await;
-    is_delivered_once_more(bench, session, "the only answer").await;
+    is_delivered_once_more(harness, session, "the only answer").await;
 }
 
 #[tokio::test]
 async fn an_answer_is_on_disk_before_the_broker_has_it() {
     let device = Device::new("before").await;
-    let mut bench = device.boot();
+    let mut harness = device.boot();
     let mut session = device.broker.session(false).await;
     for (packet, text) in [(7, "one"), (8, "two")] {
         session.deliver(packet, false, text).await;
-        bench.echo().await;
+        harness.echo().await;
         let reply = session.reply().await;
         assert!(device.kept().contains(&format!("\\\"text\\\":\\\"{text}\\\"")), "{}", device.kept());
         session.acknowledge(&reply).await;
         session.is_acknowledged(packet).await;
     }
-    assert!(bench.state.borrow().durable);
+    assert!(harness.state.borrow().durable);
 }
 
 #[tokio::test]
 async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
     let device = Device::new("stop").await;
-    let mut bench = device.broker.door_with(|door| {
-        door.state_dir = Some(device.folder.join("state"));
-        door.flush_timeout = Duration::from_millis(100);
+    let mut harness = device.broker.door_with(|context| {
+        context.state_dir = Some(device.folder.join("state"));
+        context.flush_timeout = Duration::from_millis(100);
     });
     let mut session = device.broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    let inbound = bench.request().await;
-    bench.close_after(async { answer(inbound, "the only answer") }).await;
-    let bench = device.boot();
+    let inbound = harness.request().await;
+    harness.close_after(async { answer(inbound, "the only answer") }).await;
+    let harness = device.boot();
     let session = device.broker.session_of_another().await;
-    is_delivered_once_more(bench, session, "the only answer").await;
+    is_delivered_once_more(harness, session, "the only answer").await;
 }
 
 #[tokio::test]
 async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next_daemon() {
     let device = Device::new("forgot").await;
-    let (mut bench, mut session) = device.asked().await;
-    bench.echo().await;
+    let (mut harness, mut session) = device.asked().await;
+    harness.echo().await;
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
     session.is_acknowledged(7).await;
     device.keeps("Given").await;
-    bench.kill().await;
-    let mut bench = device.boot();
+    harness.kill().await;
+    let mut harness = device.boot();
     let mut session = device.broker.session(false).await;
     session.deliver(7, true, "hi").await;
-    assert_eq!(bench.echo().await, "hi", "another prompt of the same text");
+    assert_eq!(harness.echo().await, "hi", "another prompt of the same text");
 }
 
 #[tokio::test]
 async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_kept() {
     let device = Device::new("nodisk").await;
     std::fs::write(device.folder.join("state"), "no folder").expect("a temporary folder");
-    let (mut bench, mut session) = device.asked().await;
-    bench.echo().await;
+    let (mut harness, mut session) = device.asked().await;
+    harness.echo().await;
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
     session.is_acknowledged(7).await;
-    let state = bench.state.borrow().clone();
+    let state = harness.state.borrow().clone();
     assert!(!state.durable, "{state:?}");
-    assert!(state.storage_problem.is_some_and(|said| said.contains("device.state_dir")));
+    assert!(state.storage_problem.is_some_and(|text| text.contains("device.state_dir")));
 }
 
 #[tokio::test]
@@ -191,6 +191,6 @@ async fn a_second_daemon_of_the_device_answers_without_the_file() {
     session.deliver(7, false, "hi").await;
     second.echo().await;
     session.reply().await;
-    let said = second.state.borrow().storage_problem.clone().expect("seen above");
-    assert!(said.contains("another daemon"), "{said}");
+    let text = second.state.borrow().storage_problem.clone().expect("seen above");
+    assert!(text.contains("another daemon"), "{text}");
 }

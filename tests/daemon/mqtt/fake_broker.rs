@@ -68,9 +68,9 @@ impl Broker {
     }
 
     /// The next connection, welcomed, all it does on its own acknowledged.
-    pub async fn session(&self, kept: bool) -> Session {
+    pub async fn session(&self, saved: bool) -> Session {
         let mut session = self.accept().await;
-        session.welcome(kept, None).await;
+        session.welcome(saved, None).await;
         session.settle().await;
         session
     }
@@ -162,9 +162,9 @@ async fn the_door_introduces_itself_with_a_session_a_will_and_limits() {
     let session = broker.accept().await;
     let connect = session.connect.expect("read");
     assert_eq!((connect.client_id.as_str(), connect.clean_start), ("bitnetd-cellar", false));
-    let said = connect.properties.expect("some");
-    assert_eq!(said.session_expiry_interval, Some(7 * 24 * 3600));
-    assert_eq!((said.receive_maximum, said.max_packet_size), (Some(64), Some(1 << 20)));
+    let text = connect.properties.expect("some");
+    assert_eq!(text.session_expiry_interval, Some(7 * 24 * 3600));
+    assert_eq!((text.receive_maximum, text.max_packet_size), (Some(64), Some(1 << 20)));
     let will = session.will.expect("a last will");
     assert_eq!((&will.topic[..], &will.message[..]), (&b"bitnetd/cellar/availability"[..], &b"offline"[..]));
     assert_eq!((will.qos, will.retain), (QoS::AtLeastOnce, true));
@@ -173,10 +173,10 @@ async fn the_door_introduces_itself_with_a_session_a_will_and_limits() {
 #[tokio::test]
 async fn a_prompt_is_acknowledged_only_after_the_broker_has_its_answer() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     session.is_quiet().await;
     answer(inbound, "hello");
     let reply = session.reply().await;
@@ -188,11 +188,11 @@ async fn a_prompt_is_acknowledged_only_after_the_broker_has_its_answer() {
 #[tokio::test]
 async fn acknowledgements_go_out_in_the_order_of_arrival() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "one").await;
     session.deliver(8, false, "two").await;
-    let (one, two) = (bench.request().await, bench.request().await);
+    let (one, two) = (harness.request().await, harness.request().await);
     answer(two, "2");
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
@@ -207,14 +207,14 @@ async fn acknowledgements_go_out_in_the_order_of_arrival() {
 #[tokio::test]
 async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     drop(session);
     let mut session = broker.session(true).await;
     session.deliver(7, true, "hi").await;
-    bench.is_quiet().await;
+    harness.is_quiet().await;
     answer(inbound, "hello");
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
@@ -225,10 +225,10 @@ async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
 #[tokio::test]
 async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    bench.echo().await;
+    harness.echo().await;
     let reply = session.reply().await;
     session.acknowledge(&reply).await;
     session.is_acknowledged(7).await;
@@ -242,17 +242,17 @@ async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
     session.is_quiet().await;
     session.acknowledge(&Publish { pkid: again.pkid, ..Publish::default() }).await;
     session.is_acknowledged(7).await;
-    bench.is_quiet().await;
-    assert_eq!((bench.state.borrow().duplicates, bench.state.borrow().resent), (1, 1));
+    harness.is_quiet().await;
+    assert_eq!((harness.state.borrow().duplicates, harness.state.borrow().resent), (1, 1));
 }
 
 #[tokio::test]
 async fn a_reply_without_acknowledgement_is_published_again_on_the_next_connection() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    bench.echo().await;
+    harness.echo().await;
     let first = session.reply().await;
     drop(session);
     let mut session = broker.session(true).await;
@@ -268,16 +268,16 @@ async fn a_reply_without_acknowledgement_is_published_again_on_the_next_connecti
 #[tokio::test]
 async fn the_broker_s_receive_maximum_bounds_what_is_on_its_way() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.accept().await;
-    let mut said = none();
-    said.receive_max = Some(1);
-    session.welcome(false, Some(said)).await;
+    let mut text = none();
+    text.receive_max = Some(1);
+    session.welcome(false, Some(text)).await;
     session.settle().await;
     session.deliver(7, false, "one").await;
     session.deliver(8, false, "two").await;
-    bench.echo().await;
-    bench.echo().await;
+    harness.echo().await;
+    harness.echo().await;
     let first = session.reply().await;
     session.is_quiet().await;
     session.acknowledge(&first).await;
@@ -292,26 +292,26 @@ async fn the_broker_s_receive_maximum_bounds_what_is_on_its_way() {
 #[tokio::test]
 async fn a_topic_that_is_not_text_is_acknowledged_and_forgotten() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     let publish = Publish::new("x", QoS::AtLeastOnce, "hi", None);
     let topic = b"bitnetd/cellar/prompt/\xff".as_slice().into();
     session.write(Packet::Publish(Publish { pkid: 7, topic, ..publish })).await;
     session.is_acknowledged(7).await;
-    bench.is_quiet().await;
+    harness.is_quiet().await;
 }
 
 #[tokio::test]
 async fn an_unreadable_packet_ends_in_a_new_session_not_in_a_loop() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let start = Instant::now();
-    for kept in [false, true, true] {
-        let mut session = broker.session(kept).await;
+    for saved in [false, true, true] {
+        let mut session = broker.session(saved).await;
         assert!(!session.connect.as_ref().expect("read").clean_start);
         // A PUBLISH at QoS 1 that claims to have 2 MiB.
         session.stream.write_all(&[0x32, 0x80, 0x80, 0x80, 0x01]).await.expect("open");
-        bench.until(|state| !state.connected).await;
+        harness.until(|state| !state.connected).await;
     }
     let session = broker.session(false).await;
     assert!(session.connect.expect("read").clean_start);
@@ -335,50 +335,50 @@ async fn a_broker_that_hangs_up_is_tried_at_most_once_a_second() {
 #[tokio::test]
 async fn a_stop_without_a_broker_does_not_wait() {
     let broker = Broker::new().await;
-    let bench = broker.door();
+    let harness = broker.door();
     drop(broker);
-    timeout(Duration::from_secs(3), bench.close()).await.expect("nothing to wait for");
+    timeout(Duration::from_secs(3), harness.close()).await.expect("nothing to wait for");
 }
 
 #[tokio::test]
 async fn a_stop_waits_for_a_silent_broker_only_so_long() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
-    bench.echo().await;
+    harness.echo().await;
     session.reply().await;
     // Five seconds for the reply, two for the goodbye, neither acknowledged.
-    timeout(Duration::from_secs(15), bench.close()).await.expect("it gives up");
+    timeout(Duration::from_secs(15), harness.close()).await.expect("it gives up");
 }
 
 #[tokio::test]
 async fn a_broker_that_speaks_only_3_1_1_is_told_of_with_the_way_out() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     // A CONNACK of 3.1.1: unacceptable protocol version.
     let mut session = broker.accept().await;
     session.stream.write_all(&[0x20, 0x02, 0x00, 0x01]).await.expect("open");
     drop(session);
-    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("\"3.1.1\""))).await;
+    harness.until(|state| state.problem.as_ref().is_some_and(|text| text.contains("\"3.1.1\""))).await;
 }
 
 #[tokio::test]
 async fn a_server_of_something_else_is_told_of_as_such() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.accept().await;
     session.stream.write_all(&[0, 0]).await.expect("open");
-    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("no MQTT broker"))).await;
+    harness.until(|state| state.problem.as_ref().is_some_and(|text| text.contains("no MQTT broker"))).await;
 }
 
 #[tokio::test]
 async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_rest_works() {
     let broker = Broker::new().await;
-    let mut bench = broker.door_of_a_group();
+    let mut harness = broker.door_of_a_group();
     let mut session = broker.accept().await;
-    let said = ConnAckProperties { shared_subscription_available: Some(0), ..none() };
-    session.welcome(false, Some(said)).await;
+    let text = ConnAckProperties { shared_subscription_available: Some(0), ..none() };
+    session.welcome(false, Some(text)).await;
     match session.read().await {
         Packet::Subscribe(asked) => {
             assert!(asked.filters.iter().all(|filter| !filter.path.starts_with("$share")), "{asked:?}");
@@ -386,14 +386,14 @@ async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_res
         }
         other => panic!("no SUBSCRIBE but {other:?}"),
     }
-    bench.until(|state| state.subscribed).await;
-    assert!(bench.state.borrow().problem.as_ref().is_some_and(|said| said.contains("mqtt.group")));
+    harness.until(|state| state.subscribed).await;
+    assert!(harness.state.borrow().problem.as_ref().is_some_and(|text| text.contains("mqtt.group")));
 }
 
 #[tokio::test]
 async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no_more() {
     let broker = Broker::new().await;
-    let mut bench = broker.door_of_a_group();
+    let mut harness = broker.door_of_a_group();
     for filters in [7, 7, 4] {
         let mut session = broker.accept().await;
         session.welcome(false, None).await;
@@ -402,7 +402,7 @@ async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no
                 assert_eq!(asked.filters.len(), filters);
                 if filters == 4 {
                     session.grant(&asked).await;
-                    bench.until(|state| state.subscribed).await;
+                    harness.until(|state| state.subscribed).await;
                 }
             }
             other => panic!("no SUBSCRIBE but {other:?}"),
@@ -414,8 +414,8 @@ async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no
 async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_prompts_alone() {
     let broker = Broker::new().await;
     let home = || Some(HomeAssistantInfo { model: "home-intents".into() });
-    let mut bench = Harness::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |door| {
-        door.homeassistant = home()
+    let mut harness = Harness::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |context| {
+        context.homeassistant = home()
     });
     // Four of our own, a birth, three of the group: what is allowed must not be given up with the birth.
     for (number, filters) in [8, 8, 7].into_iter().enumerate() {
@@ -429,24 +429,24 @@ async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_pro
             continue;
         }
         session.grant(&asked).await;
-        bench.until(|state| state.subscribed).await;
+        harness.until(|state| state.subscribed).await;
         // `online`, `info` and the description, for which nobody is to blame.
         for _ in 0..3 {
             let own = session.reply().await;
             session.acknowledge(&own).await;
         }
         session.deliver(7, false, "hi").await;
-        assert_eq!(bench.echo().await, "hi");
+        assert_eq!(harness.echo().await, "hi");
     }
 }
 
 #[tokio::test]
 async fn a_broker_that_wants_no_pings_keeps_its_connection() {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.accept().await;
-    let said = ConnAckProperties { server_keep_alive: Some(0), ..none() };
-    session.welcome(false, Some(said)).await;
+    let text = ConnAckProperties { server_keep_alive: Some(0), ..none() };
+    session.welcome(false, Some(text)).await;
     let mut pings = 0;
     for _ in 0..4 {
         match session.read().await {
@@ -459,7 +459,7 @@ async fn a_broker_that_wants_no_pings_keeps_its_connection() {
     assert_eq!(pings, 1);
     session.is_quiet().await;
     session.deliver(7, false, "hi").await;
-    assert_eq!(bench.echo().await, "hi");
+    assert_eq!(harness.echo().await, "hi");
 }
 
 fn none() -> ConnAckProperties {

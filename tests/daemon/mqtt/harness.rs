@@ -27,7 +27,7 @@ pub struct Harness {
     pub requests: mpsc::Receiver<Inbound>,
     pub controls: mpsc::Receiver<Command>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
-    pub alarm: mpsc::Sender<Alert>,
+    pub alert: mpsc::Sender<Alert>,
     pub state: watch::Receiver<LinkState>,
     pub draining: CancellationToken,
     close: CancellationToken,
@@ -37,9 +37,9 @@ pub struct Harness {
 impl Harness {
     /// The door of device `cellar` at this port, connected and subscribed.
     pub async fn open(port: u16) -> Self {
-        let mut bench = Self::with(config(port), |_| {});
-        bench.until(|state| state.subscribed).await;
-        bench
+        let mut harness = Self::with(config(port), |_| {});
+        harness.until(|state| state.subscribed).await;
+        harness
     }
 
     /// A door that may not be connected yet.
@@ -47,10 +47,10 @@ impl Harness {
         let (sender, requests) = mpsc::channel(4);
         let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
-        let (alarm, alerts) = mpsc::channel(4);
+        let (alert, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(LinkState::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
-        let mut door = MqttContext {
+        let mut context = MqttContext {
             config,
             device: "cellar".into(),
             state_dir: None,
@@ -73,10 +73,10 @@ impl Harness {
             heartbeat: Heartbeat::default(),
             max_idle: Duration::from_secs(60),
         };
-        change(&mut door);
+        change(&mut context);
         let mut task = JoinSet::new();
-        task.spawn(run(door));
-        Harness { requests, controls, telemetry, alarm, state, draining, close, task }
+        task.spawn(run(context));
+        Harness { requests, controls, telemetry, alert, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

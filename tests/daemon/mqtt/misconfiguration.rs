@@ -13,10 +13,10 @@ async fn two_devices_with_one_id_are_told_so() {
         let mut one = Harness::with(link(), |_| {});
         one.until(|state| state.subscribed).await;
         let mut other = Harness::with(link(), |_| {});
-        for bench in [&mut one, &mut other] {
+        for harness in [&mut one, &mut other] {
             let is_told =
-                |said: &String| said.contains("client id, bitnetd-cellar") && said.contains("[device] id");
-            bench.until(|state| state.problem.as_ref().is_some_and(is_told)).await;
+                |text: &String| text.contains("client id, bitnetd-cellar") && text.contains("[device] id");
+            harness.until(|state| state.problem.as_ref().is_some_and(is_told)).await;
         }
     }
 }
@@ -24,19 +24,19 @@ async fn two_devices_with_one_id_are_told_so() {
 #[tokio::test]
 async fn a_broker_that_restarts_is_no_second_device() {
     let mut broker = Mosquitto::persistent().await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     broker.kill();
-    bench.until(|state| !state.connected).await;
+    harness.until(|state| !state.connected).await;
     broker.restart().await;
-    bench.until(|state| state.connects == 2).await;
-    let problem = bench.state.borrow().problem.clone().expect("how the link was lost");
+    harness.until(|state| state.connects == 2).await;
+    let problem = harness.state.borrow().problem.clone().expect("how the link was lost");
     assert!(!problem.contains("[device] id"), "{problem}");
 }
 
 #[tokio::test]
 async fn an_empty_payload_takes_a_retained_message_back_and_is_answered_by_nothing() {
     let broker = Mosquitto::start().await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/#").await;
     for topic in [PROMPT, "bitnetd/cellar/prompt/hall", "bitnetd/cellar/cancel", "bitnetd/cellar/threads/set"]
     {
@@ -49,7 +49,7 @@ async fn an_empty_payload_takes_a_retained_message_back_and_is_answered_by_nothi
     client.is_quiet().await;
     // Each of them was acknowledged: a window full of them blocks nothing.
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", "still there"]).await;
-    assert_eq!(bench.echo().await, "still there");
+    assert_eq!(harness.echo().await, "still there");
     assert!(client.text().await.contains("still there"));
-    bench.is_quiet().await;
+    harness.is_quiet().await;
 }

@@ -10,7 +10,7 @@ const PROMPTS: u16 = 40;
 /// A backlog of prompts, `after_each` more of them at each acknowledgement.
 async fn a_backlog_is_answered_once_each(after_each: u16) {
     let broker = Broker::new().await;
-    let mut bench = broker.door();
+    let mut harness = broker.door();
     let mut session = broker.session(false).await;
     let mut sent = 0;
     for settled in 0..PROMPTS {
@@ -20,18 +20,18 @@ async fn a_backlog_is_answered_once_each(after_each: u16) {
             session.deliver(sent, false, &format!("prompt {sent}")).await;
         }
         let number = settled + 1;
-        assert_eq!(bench.echo().await, format!("prompt {number}"));
+        assert_eq!(harness.echo().await, format!("prompt {number}"));
         let reply = session.reply().await;
-        let said = String::from_utf8_lossy(&reply.payload).into_owned();
+        let text = String::from_utf8_lossy(&reply.payload).into_owned();
         assert!(
-            said.contains(r#""event":"done""#) && said.contains(&format!("\"prompt {number}\"")),
-            "{said}"
+            text.contains(r#""event":"done""#) && text.contains(&format!("\"prompt {number}\"")),
+            "{text}"
         );
         session.acknowledge(&reply).await;
         session.is_acknowledged(number).await;
     }
     session.is_quiet().await;
-    bench.is_quiet().await;
+    harness.is_quiet().await;
 }
 
 #[tokio::test]

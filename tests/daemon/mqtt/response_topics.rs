@@ -17,16 +17,16 @@ fn called(name: &str) -> PublishProperties {
 async fn two_clients_that_count_from_1_get_their_own_answers() {
     for version in [MqttVersion::V5, MqttVersion::V311] {
         let broker = Mosquitto::start().await;
-        let mut bench = Harness::with(Mqtt { version, ..config(broker.port) }, |_| {});
-        bench.until(|state| state.subscribed).await;
+        let mut harness = Harness::with(Mqtt { version, ..config(broker.port) }, |_| {});
+        harness.until(|state| state.subscribed).await;
         let mut alice = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;
         let mut bob = Client::listening(&broker, "bitnetd/cellar/reply/bob/+").await;
         for id in ["1", "2"] {
             let ask = |name: &str| format!(r#"{{"id":"{id}","prompt":"for {name}"}}"#).into_bytes();
             alice.publish(ALICE, &ask("alice"), none()).await;
-            bench.echo().await;
+            harness.echo().await;
             bob.publish("bitnetd/cellar/prompt/bob", &ask("bob"), none()).await;
-            bench.echo().await;
+            harness.echo().await;
             for (client, name) in [(&mut alice, "alice"), (&mut bob, "bob")] {
                 let message = client.next().await;
                 assert_eq!(
@@ -34,8 +34,8 @@ async fn two_clients_that_count_from_1_get_their_own_answers() {
                     format!("bitnetd/cellar/reply/{name}/{id}").into_bytes(),
                     "{version:?}"
                 );
-                let said = String::from_utf8_lossy(&message.payload).into_owned();
-                assert!(said.contains(&format!("for {name}")), "{said}");
+                let text = String::from_utf8_lossy(&message.payload).into_owned();
+                assert!(text.contains(&format!("for {name}")), "{text}");
             }
         }
         alice.is_quiet().await;
@@ -45,7 +45,7 @@ async fn two_clients_that_count_from_1_get_their_own_answers() {
 #[tokio::test]
 async fn a_user_property_names_the_client_where_the_topic_does_not() {
     let broker = Mosquitto::start().await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/#").await;
     for (topic, name, expected, reply) in [
         (PROMPT, "hall", "mqtt:-/hall", "reply/1"),
@@ -55,7 +55,7 @@ async fn a_user_property_names_the_client_where_the_topic_does_not() {
     ] {
         let id = reply.rsplit('/').next().expect("an id");
         client.publish(topic, format!(r#"{{"id":"{id}","prompt":"hi"}}"#).as_bytes(), called(name)).await;
-        let inbound = bench.request().await;
+        let inbound = harness.request().await;
         assert_eq!(inbound.client, expected);
         answer(inbound, "x");
         assert_eq!(client.next().await.topic, format!("bitnetd/cellar/{reply}").into_bytes());
@@ -65,7 +65,7 @@ async fn a_user_property_names_the_client_where_the_topic_does_not() {
 #[tokio::test]
 async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
     let broker = Mosquitto::start().await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     let mut guest = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;
     let reserved = [
         "homeassistant/device/bitnetd_cellar/config",
@@ -97,11 +97,11 @@ async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
         .await;
     for topic in reserved {
         guest.publish(ALICE, br#"{"id":"a","prompt":"hi"}"#, answered_to(topic)).await;
-        let said = guest.text().await;
-        assert!(said.contains(r#""id":"a","code":"invalid_request""#), "{topic}: {said}");
-        assert!(said.contains("mqtt.reply_topics") && said.contains("reply/alice/<id>"), "{topic}: {said}");
+        let text = guest.text().await;
+        assert!(text.contains(r#""id":"a","code":"invalid_request""#), "{topic}: {text}");
+        assert!(text.contains("mqtt.reply_topics") && text.contains("reply/alice/<id>"), "{topic}: {text}");
     }
-    bench.is_quiet().await;
+    harness.is_quiet().await;
     // What ends the listener is the first message that it gets at all.
     broker.publish(&["-t", "bitnetd/other/end", "-m", "nothing came before"]).await;
     assert_eq!(owner.output().await, "nothing came before\n");
@@ -112,8 +112,8 @@ async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
 async fn the_owner_s_list_opens_what_it_names_and_closes_the_rest() {
     let broker = Mosquitto::start().await;
     let list = ["home/+/answer", "homeassistant/answers"].map(str::to_owned).to_vec();
-    let mut bench = Harness::with(Mqtt { reply_topics: Some(list), ..config(broker.port) }, |_| {});
-    bench.until(|state| state.subscribed).await;
+    let mut harness = Harness::with(Mqtt { reply_topics: Some(list), ..config(broker.port) }, |_| {});
+    harness.until(|state| state.subscribed).await;
     let mut client = Client::listening(&broker, "#").await;
     for (topic, is_taken) in [
         ("home/hall/answer", true),
@@ -125,7 +125,7 @@ async fn the_owner_s_list_opens_what_it_names_and_closes_the_rest() {
             .publish(PROMPT, format!(r#"{{"id":"a","prompt":"{topic}"}}"#).as_bytes(), answered_to(topic))
             .await;
         if is_taken {
-            bench.echo().await;
+            harness.echo().await;
         }
         let reply = loop {
             let message = client.next().await;
@@ -150,8 +150,8 @@ async fn a_prompt_that_is_too_long_is_refused_under_its_own_id_to_its_own_client
     client.publish(ALICE, long.as_bytes(), marked).await;
     let message = client.next().await;
     assert_eq!(&message.topic[..], b"bitnetd/cellar/reply/alice/own");
-    let said = String::from_utf8_lossy(&message.payload).into_owned();
-    assert!(said.contains(r#""id":"own","code":"too_large""#), "{said}");
+    let text = String::from_utf8_lossy(&message.payload).into_owned();
+    assert!(text.contains(r#""id":"own","code":"too_large""#), "{text}");
     let properties = message.properties.expect("properties");
     assert_eq!(properties.correlation_data.as_deref(), Some(&[7, 0, 255][..]));
     client.is_quiet().await;

@@ -12,9 +12,9 @@ const PROMPT: &str = "bitnetd/kitchens/prompt";
 
 async fn member(broker: &Mosquitto, device: &str, version: MqttVersion) -> Harness {
     let config = Mqtt { group: Some("kitchens".into()), version, ..config(broker.port) };
-    let mut bench = Harness::with(config, |door| door.device = device.into());
-    bench.until(|state| state.subscribed).await;
-    bench
+    let mut harness = Harness::with(config, |context| context.device = device.into());
+    harness.until(|state| state.subscribed).await;
+    harness
 }
 
 fn request(id: impl std::fmt::Display) -> Vec<u8> {
@@ -108,14 +108,14 @@ async fn what_a_member_left_unanswered_waits_for_its_return() {
 async fn a_group_that_was_left_is_answered_once_more_and_given_up() {
     let broker = Mosquitto::start().await;
     member(&broker, "cellar", MqttVersion::V5).await.close().await;
-    let mut bench = Harness::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/kitchens/reply/+").await;
     client.publish(PROMPT, &request("a"), none()).await;
-    assert_eq!(bench.echo().await, "a");
+    assert_eq!(harness.echo().await, "a");
     assert!(client.text().await.contains("\"done\""));
     while !broker.log().contains("Sending UNSUBACK to bitnetd-cellar") {
         sleep(Duration::from_millis(10)).await;
     }
     client.publish(PROMPT, &request("b"), none()).await;
-    bench.is_quiet().await;
+    harness.is_quiet().await;
 }

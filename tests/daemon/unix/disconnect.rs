@@ -9,15 +9,15 @@ use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn closing_the_connection_cancels_its_requests_and_no_others() {
-    let door = SocketServer::open();
-    let (mut leaver, mut stayer) = (door.client().await, door.client().await);
+    let context = SocketServer::open();
+    let (mut leaver, mut stayer) = (context.client().await, context.client().await);
     leaver.ask("a", "hang").await;
     leaver.ask("b", "hang").await;
-    door.wait_for(1).await;
+    context.wait_for(1).await;
     stayer.ask("c", "hang").await;
-    let stays = door.wait_for(2).await;
+    let stays = context.wait_for(2).await;
     drop(leaver);
-    let (a, b) = (door.wait_for(0).await, door.wait_for(1).await);
+    let (a, b) = (context.wait_for(0).await, context.wait_for(1).await);
     until(|| (a.cancel.is_raised() && b.cancel.is_raised()).then_some(())).await;
     assert_eq!((stays.id.as_str(), stays.cancel.is_raised()), ("c", false));
     stayer.assert_serves().await;
@@ -25,15 +25,15 @@ async fn closing_the_connection_cancels_its_requests_and_no_others() {
 
 #[tokio::test]
 async fn a_client_that_ends_its_sending_still_gets_its_answers() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     // The last line has no end of its own.
     client.send("{\"id\":\"a\",\"prompt\":\"hang\"}\n{\"id\":\"b\",\"prompt\":\"last words\"}").await;
     client.shut_write().await;
     assert_eq!(client.end().await["text"], "last words");
     // Nothing was cancelled by the end of the stream, nor while the daemon could have noticed it.
     sleep(Duration::from_millis(50)).await;
-    let hanging = door.wait_for(0).await;
+    let hanging = context.wait_for(0).await;
     assert!(!hanging.cancel.is_raised());
     hanging.cancel.raise();
     assert_eq!(client.end().await["id"], "a");
@@ -42,11 +42,11 @@ async fn a_client_that_ends_its_sending_still_gets_its_answers() {
 
 #[tokio::test]
 async fn a_client_that_vanishes_after_ending_its_sending_is_noticed() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     client.ask("a", "hang").await;
     client.shut_write().await;
-    let hanging = door.wait_for(0).await;
+    let hanging = context.wait_for(0).await;
     sleep(Duration::from_millis(50)).await;
     assert!(!hanging.cancel.is_raised());
     drop(client);
@@ -55,22 +55,22 @@ async fn a_client_that_vanishes_after_ending_its_sending_is_noticed() {
 
 #[tokio::test]
 async fn a_killed_client_is_noticed_although_nothing_is_written_to_it() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     // More than may be in flight, so that its last lines are never read and its end is not either.
     for number in 0..100 {
         client.ask(&number.to_string(), "hang").await;
     }
-    let last = door.wait_for(63).await;
-    assert!(door.seen(64).is_none(), "the rest waits unread");
+    let last = context.wait_for(63).await;
+    assert!(context.seen(64).is_none(), "the rest waits unread");
     drop(client);
     until(|| last.cancel.is_raised().then_some(())).await;
 }
 
 #[tokio::test]
 async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     let (count, mut ended) = (1000, 0);
     let lines: String = (0..count).map(|n| format!("{{\"prompt\":\"number {n}\"}}\n")).collect();
     let Client { lines: mut answers, mut write } = client;
@@ -88,11 +88,11 @@ async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
 
 #[tokio::test]
 async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
-    let door = SocketServer::open();
-    let mut slow = door.client().await;
+    let context = SocketServer::open();
+    let mut slow = context.client().await;
     slow.ask("flood", "flood").await;
-    let flood = door.wait_for(0).await;
-    let mut other = door.client().await;
+    let flood = context.wait_for(0).await;
+    let mut other = context.client().await;
     for _ in 0..20 {
         other.assert_serves().await;
     }
@@ -105,78 +105,78 @@ async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_reads_again_is_dropped() {
-    let door = SocketServer::open();
-    let mut slow = door.client().await;
+    let context = SocketServer::open();
+    let mut slow = context.client().await;
     slow.ask("flood", "flood").await;
     slow.ask("hang", "hang").await;
     // The clock stands still but for the daemon's own waits.
-    let hang = door.wait_for(1).await;
+    let hang = context.wait_for(1).await;
     until(|| hang.cancel.is_raised().then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_request_that_the_daemon_loses_says_so() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     client.ask("a", "lost").await;
     client.assert_error(json!("a"), "internal").await;
 }
 
 #[tokio::test]
 async fn a_daemon_without_a_worker_says_shutting_down() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
-    door.worker.abort();
+    let context = SocketServer::open();
+    let mut client = context.client().await;
+    context.worker.abort();
     client.ask("a", "x").await;
     client.assert_error(json!("a"), "shutting_down").await;
 }
 
 #[tokio::test]
 async fn draining_refuses_new_requests_and_lets_running_ones_end() {
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     client.ask("old", "hang").await;
-    let old = door.wait_for(0).await;
-    door.draining.cancel();
+    let old = context.wait_for(0).await;
+    context.draining.cancel();
     client.ask("new", "x").await;
     client.assert_error(json!("new"), "shutting_down").await;
     assert!(!old.cancel.is_raised());
     client.send("{\"cancel\":\"old\"}\n").await;
     assert_eq!(client.end().await["id"], "old");
-    let mut late = door.client().await;
+    let mut late = context.client().await;
     late.ask("late", "x").await;
     late.assert_error(json!("late"), "shutting_down").await;
 }
 
 #[tokio::test]
 async fn closing_ends_every_request_writes_its_end_and_returns() {
-    let door = SocketServer::open();
-    let (mut client, mut idle) = (door.client().await, door.client().await);
+    let context = SocketServer::open();
+    let (mut client, mut idle) = (context.client().await, context.client().await);
     client.ask("a", "hang").await;
     client.ask("b", "deaf").await;
-    door.wait_for(1).await;
+    context.wait_for(1).await;
     idle.assert_serves().await;
-    door.close.cancel();
+    context.close.cancel();
     let cancelled = client.end().await;
     assert_eq!((&cancelled["id"], &cancelled["finish_reason"]), (&json!("a"), &json!("cancelled")));
     client.assert_error(json!("b"), "shutting_down").await;
     assert_eq!(client.event().await, None);
     assert_eq!(idle.event().await, None);
-    door.worker.abort();
-    door.shut().await;
+    context.worker.abort();
+    context.shut().await;
 }
 
 #[tokio::test]
 async fn closing_leaves_no_request_without_an_end() {
     const MOST_IN_FLIGHT: usize = 64;
-    let door = SocketServer::open();
-    let mut client = door.client().await;
+    let context = SocketServer::open();
+    let mut client = context.client().await;
     let lines: String =
         (0..MOST_IN_FLIGHT + 6).map(|n| format!("{{\"id\":\"{n}\",\"prompt\":\"hang\"}}\n")).collect();
     client.send(lines).await;
-    door.wait_for(MOST_IN_FLIGHT - 1).await;
+    context.wait_for(MOST_IN_FLIGHT - 1).await;
     // The rest is still in the socket, or waits for room.
-    door.close.cancel();
+    context.close.cancel();
     let (mut cancelled, mut refused) = (0, 0);
     while let Some(event) = client.event().await {
         match event["event"].as_str() {
@@ -190,7 +190,7 @@ async fn closing_leaves_no_request_without_an_end() {
     assert_eq!((cancelled, refused), (MOST_IN_FLIGHT, 6));
     let late = client.write.write_all(b"{\"prompt\":\"late\"}\n").await;
     assert!(late.is_err(), "what is not taken cannot be written");
-    door.shut().await;
+    context.shut().await;
 }
 
 #[tokio::test]
@@ -211,22 +211,22 @@ async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_o
 
 #[tokio::test(start_paused = true)]
 async fn closing_does_not_wait_for_a_client_that_does_not_read() {
-    let door = SocketServer::open();
-    let mut slow = door.client().await;
+    let context = SocketServer::open();
+    let mut slow = context.client().await;
     slow.ask("a", "flood").await;
-    let flood = door.wait_for(0).await;
+    let flood = context.wait_for(0).await;
     until(|| flood.cancel.is_raised().then_some(())).await;
     let before = tokio::time::Instant::now();
-    door.shut().await;
+    context.shut().await;
     assert!(before.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test]
 async fn a_thousand_connections_are_served_or_let_go_for_later_ones() {
-    let door = SocketServer::open();
+    let context = SocketServer::open();
     let mut clients = Vec::new();
     for _ in 0..1000 {
-        clients.push(door.client().await);
+        clients.push(context.client().await);
     }
     let (mut served, mut refused) = (0, 0);
     for mut client in clients.drain(..).rev() {
@@ -242,40 +242,40 @@ async fn a_thousand_connections_are_served_or_let_go_for_later_ones() {
         }
     }
     assert!(served >= CONNECTIONS && served + refused == 1000, "{served} {refused}");
-    door.client().await.assert_serves().await;
+    context.client().await.assert_serves().await;
 }
 
 #[tokio::test]
 async fn the_longest_idle_connection_goes_for_a_new_one_and_none_that_waits_for_an_answer() {
-    let door = SocketServer::open();
+    let context = SocketServer::open();
     let mut clients = Vec::new();
     for number in 0..CONNECTIONS {
-        let mut client = door.client().await;
+        let mut client = context.client().await;
         if number != 1 && number != 2 {
             client.send("{\"prompt\":\"hang\"}\n").await;
         }
         clients.push(client);
     }
-    door.wait_for(CONNECTIONS - 3).await;
-    door.client().await.assert_serves().await;
+    context.wait_for(CONNECTIONS - 3).await;
+    context.client().await.assert_serves().await;
     let mut second = clients.swap_remove(2);
     second.assert_serves().await;
     let mut first = clients.swap_remove(1);
     let event = first.end().await;
     assert_eq!((&event["code"], &event["id"]), (&json!("timeout"), &Value::Null), "{event}");
-    assert!(clients.len() == CONNECTIONS - 2 && door.seen(0).is_some_and(|seen| !seen.cancel.is_raised()));
+    assert!(clients.len() == CONNECTIONS - 2 && context.seen(0).is_some_and(|seen| !seen.cancel.is_raised()));
 }
 
 #[tokio::test]
 async fn connections_that_come_and_go_leave_nothing_behind() {
-    let door = SocketServer::open();
+    let context = SocketServer::open();
     for number in 0..2 * CONNECTIONS {
-        let mut client = door.client().await;
+        let mut client = context.client().await;
         client.send("{\"prompt\":\"hang\"}\n{\"pro").await;
-        door.wait_for(number).await;
+        context.wait_for(number).await;
     }
-    door.client().await.assert_serves().await;
-    let last = door.wait_for(2 * CONNECTIONS - 1).await;
+    context.client().await.assert_serves().await;
+    let last = context.wait_for(2 * CONNECTIONS - 1).await;
     until(|| last.cancel.is_raised().then_some(())).await;
-    door.shut().await;
+    context.shut().await;
 }

@@ -88,8 +88,8 @@ impl SocketServer {
 
     fn with(latecomers: BacklogPolicy) -> Self {
         let folder = Folder::new();
-        let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
-        Self::over(ListeningSocket { listener, _socket_file: place, folder }, latecomers)
+        let (listener, address) = unix::bind(&folder.socket()).expect("a free path");
+        Self::over(ListeningSocket { listener, _socket_file: address, folder }, latecomers)
     }
 
     fn over(outside: ListeningSocket, latecomers: BacklogPolicy) -> Self {

@@ -16,9 +16,9 @@ fn the_socket_has_the_configured_mode_and_is_gone_at_the_end() {
     let folder = Folder::new();
     for bits in [0o660, 0o600, 0o666] {
         let settings = Socket { mode: bits, ..folder.socket() };
-        let (listener, place) = unix::bind(&settings).expect("a free path");
+        let (listener, address) = unix::bind(&settings).expect("a free path");
         assert_eq!(mode(&settings.path), bits);
-        drop((listener, place));
+        drop((listener, address));
         assert_eq!(fs::read_dir(&folder.0).expect("it is there").count(), 0);
     }
 }
@@ -106,13 +106,13 @@ fn a_missing_folder_is_named() {
 fn a_file_that_is_removed_is_made_again_and_another_daemons_is_left_alone() {
     let folder = Folder::new();
     let settings = folder.socket();
-    let (listener, mut place) = unix::bind(&settings).expect("a free path");
-    assert!(place.restore(settings.mode).expect("nothing to do").is_none());
+    let (listener, mut address) = unix::bind(&settings).expect("a free path");
+    assert!(address.restore(settings.mode).expect("nothing to do").is_none());
     // With its lock file, as by a program that tidies up.
     for entry in fs::read_dir(&folder.0).expect("ours") {
         fs::remove_file(entry.expect("ours").path()).expect("ours");
     }
-    let again = place.restore(settings.mode).expect("a free path").expect("it was gone");
+    let again = address.restore(settings.mode).expect("a free path").expect("it was gone");
     assert_eq!(mode(&settings.path), settings.mode);
     std::os::unix::net::UnixStream::connect(&settings.path).expect("listened on again");
     assert!(matches!(unix::bind(&settings), Err(BindError::Taken(_))), "the lock is there again");
@@ -120,8 +120,8 @@ fn a_file_that_is_removed_is_made_again_and_another_daemons_is_left_alone() {
     drop(listener);
     fs::remove_file(&settings.path).expect("ours");
     let foreign = std::os::unix::net::UnixListener::bind(&settings.path).expect("a free path");
-    assert!(matches!(place.restore(settings.mode), Err(BindError::Taken(_))));
-    drop(place);
+    assert!(matches!(address.restore(settings.mode), Err(BindError::Taken(_))));
+    drop(address);
     assert!(settings.path.exists(), "a successor's file is not removed");
     drop((foreign, again));
 }

@@ -34,8 +34,8 @@ pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result
     let is_systemds = credentials.is_some_and(|folder| path.starts_with(folder));
     if mode & 0o077 != 0 && !is_systemds {
         let mode = mode & 0o777;
-        let said = format!("others than its owner may use it (mode {mode:04o}): chmod 600");
-        return Err(file_error(path, key, said));
+        let text = format!("others than its owner may use it (mode {mode:04o}): chmod 600");
+        return Err(file_error(path, key, text));
     }
     read_open(&file, path, key)
 }
@@ -99,9 +99,9 @@ mod tests {
     fn a_secret_that_others_may_read_is_refused_with_the_way_out() {
         let folder = Folder::new("modes");
         for mode in [0o604, 0o640, 0o660, 0o622] {
-            let said = read_secret(&folder.write(mode), "mqtt.key_file", None).expect_err("open").text;
-            assert!(said.contains("chmod 600") && said.contains("mqtt.key_file"), "{said}");
-            assert!(!said.contains("s3cret"), "{said}");
+            let text = read_secret(&folder.write(mode), "mqtt.key_file", None).expect_err("open").text;
+            assert!(text.contains("chmod 600") && text.contains("mqtt.key_file"), "{text}");
+            assert!(!text.contains("s3cret"), "{text}");
         }
         for mode in [0o600, 0o400] {
             assert_eq!(read_secret(&folder.write(mode), "k", None).expect("private"), b"s3cret");

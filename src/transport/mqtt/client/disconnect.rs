@@ -58,12 +58,12 @@ impl ErrorContext {
     }
 
     /// The trouble as the link knows it.
-    pub fn disconnect(self, trouble: ConnectError) -> Disconnect {
-        let unreadable = self.is_connected && matches!(trouble, ConnectError::Unreadable(_));
-        let (kind, text) = match trouble {
+    pub fn disconnect(self, cause: ConnectError) -> Disconnect {
+        let unreadable = self.is_connected && matches!(cause, ConnectError::Unreadable(_));
+        let (kind, text) = match cause {
             ConnectError::Timeout => {
-                let said = format!("no answer within {CONNECT_TIMEOUT_S} s; is mqtt.host right?");
-                ("timeout".into(), said)
+                let message = format!("no answer within {CONNECT_TIMEOUT_S} s; is mqtt.host right?");
+                ("timeout".into(), message)
             }
             ConnectError::Silence => ("silence".into(), "no answer to a ping".into()),
             ConnectError::Closed if self.is_connected => {
@@ -74,15 +74,15 @@ impl ErrorContext {
             }
             ConnectError::Io(error) => self.io_error(&error),
             ConnectError::Refused(kind, text) => (kind, text),
-            ConnectError::Unreadable(said) if self.is_connected => {
-                ("unreadable".into(), unreadable_packet_text(&quoted(&said)))
+            ConnectError::Unreadable(message) if self.is_connected => {
+                ("unreadable".into(), unreadable_packet_text(&quoted(&message)))
             }
             // No packet that is kept for us: it will not come again with the session.
-            ConnectError::Unreadable(said) => {
-                let said = format!("what answers is no MQTT broker ({})", quoted(&said));
-                ("no broker".into(), self.mismatch_hint(&said))
+            ConnectError::Unreadable(message) => {
+                let message = format!("what answers is no MQTT broker ({})", quoted(&message));
+                ("no broker".into(), self.mismatch_hint(&message))
             }
-            ConnectError::Other(said) => ("other".into(), quoted(&said)),
+            ConnectError::Other(message) => ("other".into(), quoted(&message)),
         };
         Disconnect { kind, text, unreadable }
     }
@@ -113,9 +113,9 @@ impl ErrorContext {
     }
 }
 
-fn unreadable_packet_text(said: &str) -> String {
+fn unreadable_packet_text(text: &str) -> String {
     format!(
-        "a packet cannot be read ({said}); if it comes thrice in a row the session is begun anew, \
+        "a packet cannot be read ({text}); if it comes thrice in a row the session is begun anew, \
          without the prompts that wait in it; limit message sizes at the broker to {MAX_PACKET} bytes"
     )
 }
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn who_hangs_up_on_the_first_word_may_speak_something_else() {
-        let said = circumstances(false).disconnect(ConnectError::Closed).text;
-        assert!(said.contains("mqtt.port") && said.contains("version = 5"), "{said}");
+        let text = circumstances(false).disconnect(ConnectError::Closed).text;
+        assert!(text.contains("mqtt.port") && text.contains("version = 5"), "{text}");
         let later = circumstances(true).disconnect(ConnectError::Closed).text;
         assert!(!later.contains("version"), "{later}");
     }
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_refused_connection_names_the_keys_of_the_place() {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
-        let said = circumstances(false).disconnect(ConnectError::Io(refused)).text;
-        assert!(said.contains("mqtt.host") && said.contains("mqtt.port"), "{said}");
+        let text = circumstances(false).disconnect(ConnectError::Io(refused)).text;
+        assert!(text.contains("mqtt.host") && text.contains("mqtt.port"), "{text}");
     }
 }

@@ -189,7 +189,7 @@ impl Connection {
     pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
-        let seen = event.map_err(|trouble| self.circumstances.disconnect(trouble))?;
+        let seen = event.map_err(|error| self.circumstances.disconnect(error))?;
         self.check_protocol(&seen)?;
         Ok(self.to_connection_event(seen))
     }
@@ -213,15 +213,15 @@ impl Connection {
     }
 
     /// Publishes a row at QoS 1. `false`: no room now.
-    pub fn publish(&mut self, row: u64, packet: &OutgoingMessage, now: Instant) -> bool {
-        let taken = match &self.client {
+    pub fn publish(&mut self, entry: u64, packet: &OutgoingMessage, now: Instant) -> bool {
+        let result = match &self.client {
             Client::V5(client) => v5::publish(client, packet, true, now),
             Client::V311(client) => v311::publish(client, packet, true),
         };
-        if taken {
-            self.awaiting_packet_id.push_back(row);
+        if result {
+            self.awaiting_packet_id.push_back(entry);
         }
-        taken
+        result
     }
 
     /// Publishes at QoS 0, where there is room.
@@ -234,14 +234,14 @@ impl Connection {
 
     /// Acknowledges a message. `false`: no room now.
     pub fn acknowledge(&mut self, packet: u16) -> bool {
-        let taken = match &self.client {
+        let result = match &self.client {
             Client::V5(client) => v5::acknowledge(client, packet),
             Client::V311(client) => v311::acknowledge(client, packet),
         };
-        if taken {
+        if result {
             self.protocol_guard.acknowledged();
         }
-        taken
+        result
     }
 
     /// Says goodbye, so that the broker does not publish the last will. `false`: no room now.
@@ -268,8 +268,8 @@ impl Connection {
             }
             RawEvent::SubAck(reasons) => ConnectionEvent::SubAck(self.granted(reasons)),
             RawEvent::Message(message, _) => ConnectionEvent::Message(message),
-            RawEvent::PubAck(packet, taken) => match self.in_flight.remove(&packet) {
-                Some(row) => ConnectionEvent::PubAck(row, taken),
+            RawEvent::PubAck(packet, result) => match self.in_flight.remove(&packet) {
+                Some(entry) => ConnectionEvent::PubAck(entry, result),
                 None => ConnectionEvent::Other,
             },
             RawEvent::Published(packet) => self.published(packet),
@@ -290,9 +290,9 @@ impl Connection {
     /// rumqttc gives packet ids in the order in which it was handed the rows; QoS 0 gets 0.
     fn published(&mut self, packet: u16) -> ConnectionEvent {
         if packet != 0
-            && let Some(row) = self.awaiting_packet_id.pop_front()
+            && let Some(entry) = self.awaiting_packet_id.pop_front()
         {
-            self.in_flight.insert(packet, row);
+            self.in_flight.insert(packet, entry);
         }
         ConnectionEvent::Other
     }
@@ -373,8 +373,8 @@ mod tests {
 
     #[test]
     fn a_missing_password_file_names_itself_and_its_key() {
-        let said = password(Some("/nowhere/secret".as_ref()), None).expect_err("missing").text;
-        assert!(said.contains("/nowhere/secret") && said.contains("mqtt.password_file"), "{said}");
+        let text = password(Some("/nowhere/secret".as_ref()), None).expect_err("missing").text;
+        assert!(text.contains("/nowhere/secret") && text.contains("mqtt.password_file"), "{text}");
         assert_eq!(password(None, None), Ok(String::new()));
     }
 

@@ -30,9 +30,9 @@ pub struct BrokerLimits {
 /// Connects once, under a name of its own, and disconnects. The error is one line that names the
 /// broker and the way out.
 pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<ProbeReport, String> {
-    let place = format!("mqtt {}:{}", config.host, config.port);
+    let address = format!("mqtt {}:{}", config.host, config.port);
     let id = format!("bitnetd-{device}-doctor-{}", std::process::id());
-    let plan = ConnectOptions::new(config, id).map_err(|loss| format!("{place}: {}", loss.text))?;
+    let plan = ConnectOptions::new(config, id).map_err(|disconnect| format!("{address}: {}", disconnect.text))?;
     let (client, eventloop) = match config.version {
         MqttVersion::V5 => v5::clean_connection(plan),
         MqttVersion::V311 => v311::clean_connection(plan),
@@ -40,13 +40,13 @@ pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<Probe
     let start = Instant::now();
     let answer = tokio::time::timeout(limit, poll(eventloop)).await;
     let (eventloop, seen) =
-        answer.map_err(|_| format!("{place}: no answer within {} s", limit.as_secs_f32()))?;
+        answer.map_err(|_| format!("{address}: no answer within {} s", limit.as_secs_f32()))?;
     let took = start.elapsed();
     let broker = match seen {
         Ok(RawEvent::Connected(broker)) => broker,
-        Ok(_) => return Err(format!("{place}: something came before the broker's answer")),
-        Err(trouble) => {
-            return Err(format!("{place}: {}", ErrorContext::of(config).disconnect(trouble).text));
+        Ok(_) => return Err(format!("{address}: something came before the broker's answer")),
+        Err(error) => {
+            return Err(format!("{address}: {}", ErrorContext::of(config).disconnect(error).text));
         }
     };
     if client.disconnect() {

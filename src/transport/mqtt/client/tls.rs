@@ -52,9 +52,9 @@ fn system_roots() -> Result<RootCertStore, Disconnect> {
     if added > 0 {
         return Ok(roots);
     }
-    let said = "this system has no certificates of authorities; install its package ca-certificates, or \
+    let message = "this system has no certificates of authorities; install its package ca-certificates, or \
                 name the broker's authority in mqtt.ca_file";
-    Err(Disconnect { kind: "no authorities".into(), text: said.into(), unreadable: false })
+    Err(Disconnect { kind: "no authorities".into(), text: message.into(), unreadable: false })
 }
 
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, Disconnect> {
@@ -82,11 +82,11 @@ fn private_key(
 }
 
 fn key_error(client: &ClientCertificate, error: &Error) -> Disconnect {
-    let said = match error {
+    let text = match error {
         Error::InconsistentKeys(_) => "its key does not belong to the certificate in mqtt.cert_file".into(),
         error => error.to_string(),
     };
-    credentials::file_error(&client.key_file, "mqtt.key_file", said)
+    credentials::file_error(&client.key_file, "mqtt.key_file", text)
 }
 
 /// The error of TLS within one of I/O.

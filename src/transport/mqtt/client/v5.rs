@@ -125,17 +125,17 @@ fn properties(packet: &OutgoingMessage, now: Instant) -> PublishProperties {
 }
 
 fn broker_info(connack: &ConnAck) -> BrokerInfo {
-    let said = connack.properties.as_ref();
-    let packet = said.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
-    let window = said.and_then(|p| p.receive_max).map_or(MAX_IN_FLIGHT, usize::from);
+    let text = connack.properties.as_ref();
+    let packet = text.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
+    let window = text.and_then(|p| p.receive_max).map_or(MAX_IN_FLIGHT, usize::from);
     BrokerInfo {
         session_present: connack.session_present,
         is_clean_session: false,
-        has_retained_messages: said.and_then(|p| p.retain_available) != Some(0),
-        max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
-        has_shared_subscriptions: said.and_then(|p| p.shared_subscription_available) != Some(0),
+        has_retained_messages: text.and_then(|p| p.retain_available) != Some(0),
+        max_qos: text.and_then(|p| p.max_qos).unwrap_or(2),
+        has_shared_subscriptions: text.and_then(|p| p.shared_subscription_available) != Some(0),
         // The first ping comes when the broker wishes, rumqttc's clock being set by then.
-        first_ping: said
+        first_ping: text
             .and_then(|p| p.server_keep_alive)
             .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
             .max(KEEP_ALIVE),
@@ -144,17 +144,17 @@ fn broker_info(connack: &ConnAck) -> BrokerInfo {
 }
 
 fn incoming_message(publish: Publish) -> IncomingMessage {
-    let said = publish.properties.unwrap_or_default();
+    let text = publish.properties.unwrap_or_default();
     IncomingMessage {
         topic: publish.topic.to_vec(),
         payload: publish.payload.to_vec(),
         packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
         redelivered: publish.dup,
         retained: publish.retain,
-        response_topic: said.response_topic,
-        correlation: said.correlation_data.map(|data| data.to_vec()),
-        client: said.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
-        expiry: said.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
+        response_topic: text.response_topic,
+        correlation: text.correlation_data.map(|data| data.to_vec()),
+        client: text.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
+        expiry: text.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
     }
 }
 
@@ -249,17 +249,17 @@ mod tests {
     fn a_disconnect_without_a_reason_is_no_poison() {
         let bare =
             v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
-        let told = connect_error(ConnectionError::MqttState(StateError::Deserialization(bare)));
-        assert!(matches!(told, ConnectError::Closed), "{told:?}");
+        let reported = connect_error(ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert!(matches!(reported, ConnectError::Closed), "{reported:?}");
     }
 
     #[test]
     fn a_broker_that_names_no_limits_has_none_but_ours() {
         let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
         let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
-        let said = broker_info(&connack);
+        let text = broker_info(&connack);
         assert_eq!(
-            (said.limits, said.has_retained_messages, said.has_shared_subscriptions, said.max_qos),
+            (text.limits, text.has_retained_messages, text.has_shared_subscriptions, text.max_qos),
             (limits, true, true, 2)
         );
     }

@@ -26,39 +26,39 @@ struct QueuedAlert {
 impl AlertQueue {
     /// Keeps a change, in the place of an older one of its kind.
     pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
-        self.0.retain(|alarm| alarm.kind != kind);
+        self.0.retain(|alert| alert.kind != kind);
         self.0.push(QueuedAlert { kind, payload, entry: None, is_in_flight: false, ended: 0 });
     }
 
     /// Has each that has no row yet put into the outbox, oldest first; `push` is told over how many connections it
     /// may have been that the broker ended them, and says which row it got.
     pub fn push_all(&mut self, mut push: impl FnMut(&[u8], u32) -> u64) {
-        for alarm in self.0.iter_mut().filter(|alarm| alarm.entry.is_none()) {
-            alarm.entry = Some(push(&alarm.payload, alarm.ended));
+        for alert in self.0.iter_mut().filter(|alert| alert.entry.is_none()) {
+            alert.entry = Some(push(&alert.payload, alert.ended));
         }
     }
 
     /// The row is with the connection.
-    pub fn mark_sent(&mut self, row: u64) {
-        for alarm in self.0.iter_mut().filter(|alarm| alarm.entry == Some(row)) {
-            alarm.is_in_flight = true;
+    pub fn mark_sent(&mut self, entry: u64) {
+        for alert in self.0.iter_mut().filter(|alert| alert.entry == Some(entry)) {
+            alert.is_in_flight = true;
         }
     }
 
     /// The broker has the row, or refused it for good.
-    pub fn acknowledged(&mut self, row: u64) {
-        self.0.retain(|alarm| alarm.entry != Some(row));
+    pub fn acknowledged(&mut self, entry: u64) {
+        self.0.retain(|alert| alert.entry != Some(entry));
     }
 
     /// The connection is gone, and the rows with it. Says which are given up.
     pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
-        for alarm in &mut self.0 {
-            alarm.entry = None;
-            alarm.ended += u32::from(by_broker && alarm.is_in_flight);
-            alarm.is_in_flight = false;
+        for alert in &mut self.0 {
+            alert.entry = None;
+            alert.ended += u32::from(by_broker && alert.is_in_flight);
+            alert.is_in_flight = false;
         }
-        let given_up = self.0.extract_if(.., |alarm| alarm.ended >= POISON);
-        given_up.map(|alarm| alarm.kind).collect()
+        let given_up = self.0.extract_if(.., |alert| alert.ended >= POISON);
+        given_up.map(|alert| alert.kind).collect()
     }
 }
 
@@ -69,9 +69,9 @@ mod tests {
     use std::time::Instant;
 
     /// What a connection would be given now, with rows counted from `first`.
-    fn pushed(alarms: &mut AlertQueue, first: u64) -> Vec<String> {
+    fn pushed(queue: &mut AlertQueue, first: u64) -> Vec<String> {
         let mut payloads = Vec::new();
-        alarms.push_all(|payload, _| {
+        queue.push_all(|payload, _| {
             payloads.push(String::from_utf8_lossy(payload).into_owned());
             first + payloads.len() as u64 - 1
         });
@@ -80,116 +80,116 @@ mod tests {
 
     #[test]
     fn what_changes_while_the_broker_is_away_is_told_when_it_is_back_and_only_the_latest() {
-        let mut alarms = AlertQueue::default();
-        alarms.put("queue", b"queue raised".into());
-        alarms.put("temperature", b"temperature raised".into());
-        alarms.put("queue", b"queue cleared".into());
-        assert_eq!(pushed(&mut alarms, 1), ["temperature raised", "queue cleared"]);
-        assert!(pushed(&mut alarms, 3).is_empty(), "once for each connection");
+        let mut queue = AlertQueue::default();
+        queue.put("queue", b"queue raised".into());
+        queue.put("temperature", b"temperature raised".into());
+        queue.put("queue", b"queue cleared".into());
+        assert_eq!(pushed(&mut queue, 1), ["temperature raised", "queue cleared"]);
+        assert!(pushed(&mut queue, 3).is_empty(), "once for each connection");
     }
 
     #[test]
     fn it_is_told_again_on_each_connection_until_it_is_acknowledged() {
-        let mut alarms = AlertQueue::default();
-        alarms.put("queue", b"raised".into());
+        let mut queue = AlertQueue::default();
+        queue.put("queue", b"raised".into());
         for first in [1, 10] {
-            assert_eq!(pushed(&mut alarms, first), ["raised"]);
-            assert!(alarms.disconnected(false).is_empty());
+            assert_eq!(pushed(&mut queue, first), ["raised"]);
+            assert!(queue.disconnected(false).is_empty());
         }
-        pushed(&mut alarms, 20);
-        alarms.acknowledged(10);
-        alarms.acknowledged(20);
-        alarms.disconnected(false);
-        assert!(pushed(&mut alarms, 30).is_empty());
+        pushed(&mut queue, 20);
+        queue.acknowledged(10);
+        queue.acknowledged(20);
+        queue.disconnected(false);
+        assert!(pushed(&mut queue, 30).is_empty());
     }
 
     #[test]
     fn a_change_that_comes_while_another_is_on_its_way_is_not_taken_for_it() {
-        let mut alarms = AlertQueue::default();
-        alarms.put("queue", b"raised".into());
-        pushed(&mut alarms, 1);
-        alarms.put("queue", b"cleared".into());
-        alarms.acknowledged(1);
-        assert_eq!(pushed(&mut alarms, 2), ["cleared"]);
+        let mut queue = AlertQueue::default();
+        queue.put("queue", b"raised".into());
+        pushed(&mut queue, 1);
+        queue.put("queue", b"cleared".into());
+        queue.acknowledged(1);
+        assert_eq!(pushed(&mut queue, 2), ["cleared"]);
     }
 
     #[test]
     fn one_over_which_the_broker_ends_each_connection_is_given_up() {
-        let mut alarms = AlertQueue::default();
-        alarms.put("queue", b"raised".into());
+        let mut queue = AlertQueue::default();
+        queue.put("queue", b"raised".into());
         let given_up: Vec<_> = (0..9)
             .map(|n| {
-                pushed(&mut alarms, n);
-                alarms.mark_sent(n);
-                alarms.disconnected(true).len()
+                pushed(&mut queue, n);
+                queue.mark_sent(n);
+                queue.disconnected(true).len()
             })
             .collect();
         assert_eq!(given_up, [0, 0, 0, 0, 1, 0, 0, 0, 0]);
         for n in 0..99 {
-            alarms.put("latency", b"raised".into());
-            pushed(&mut alarms, n);
-            alarms.mark_sent(n);
-            assert!(alarms.disconnected(false).is_empty(), "a cable that was pulled is not its fault");
+            queue.put("latency", b"raised".into());
+            pushed(&mut queue, n);
+            queue.mark_sent(n);
+            assert!(queue.disconnected(false).is_empty(), "a cable that was pulled is not its fault");
         }
     }
 
     #[test]
     fn one_that_was_never_sent_is_not_what_the_broker_ends_its_connections_over() {
-        let mut alarms = AlertQueue::default();
-        alarms.put("queue", b"raised".into());
+        let mut queue = AlertQueue::default();
+        queue.put("queue", b"raised".into());
         for n in 0..99 {
-            assert_eq!(pushed(&mut alarms, n), ["raised"]);
-            assert!(alarms.disconnected(true).is_empty());
+            assert_eq!(pushed(&mut queue, n), ["raised"]);
+            assert!(queue.disconnected(true).is_empty());
         }
     }
 
     /// Alarms and outbox as the desk brings them together: `broker` says whether it takes a text, or ends the
     /// connection over what it was sent until then. What was given up, and what the broker took.
     fn run_connections(
-        alarms: &mut AlertQueue,
+        queue: &mut AlertQueue,
         broker: fn(&str) -> bool,
     ) -> (Vec<&'static str>, Vec<String>) {
-        let (mut outbox, mut given_up, mut taken) = (Outbox::default(), Vec::new(), Vec::new());
+        let (mut outbox, mut given_up, mut result) = (Outbox::default(), Vec::new(), Vec::new());
         let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
         for _ in 0..20 {
-            alarms.push_all(|payload, ended| {
+            queue.push_all(|payload, ended| {
                 outbox.push_status_retry(OutgoingMessage::json("alert".into(), payload.to_vec()), ended)
             });
             let mut sent = Vec::new();
             let mut is_ended = false;
             while !is_ended {
-                while let Some((row, packet)) = outbox.next(Instant::now(), limits) {
-                    sent.push((row, String::from_utf8_lossy(&packet.payload).into_owned()));
-                    outbox.mark_sent(row);
-                    alarms.mark_sent(row);
+                while let Some((entry, packet)) = outbox.next(Instant::now(), limits) {
+                    sent.push((entry, String::from_utf8_lossy(&packet.payload).into_owned()));
+                    outbox.mark_sent(entry);
+                    queue.mark_sent(entry);
                 }
                 is_ended = sent.is_empty() || sent.iter().any(|(_, text)| !broker(text));
-                for (row, text) in sent.drain(..).filter(|_| !is_ended) {
-                    alarms.acknowledged(row);
-                    outbox.acknowledged(row, true);
-                    taken.push(text);
+                for (entry, text) in sent.drain(..).filter(|_| !is_ended) {
+                    queue.acknowledged(entry);
+                    outbox.acknowledged(entry, true);
+                    result.push(text);
                 }
             }
             outbox.disconnected(true);
-            given_up.extend(alarms.disconnected(true));
+            given_up.extend(queue.disconnected(true));
         }
-        (given_up, taken)
+        (given_up, result)
     }
 
     #[test]
     fn of_several_only_the_one_is_given_up_over_which_the_broker_ends_the_connection() {
-        let mut alarms = AlertQueue::default();
+        let mut queue = AlertQueue::default();
         for kind in ["queue", "temperature", "memory"] {
-            alarms.put(kind, kind.into());
+            queue.put(kind, kind.into());
         }
-        let (given_up, taken) = run_connections(&mut alarms, |text| text != "temperature");
-        assert_eq!((given_up, taken), (vec!["temperature"], vec!["queue".into(), "memory".into()]));
+        let (given_up, result) = run_connections(&mut queue, |text| text != "temperature");
+        assert_eq!((given_up, result), (vec!["temperature"], vec!["queue".into(), "memory".into()]));
     }
 
     #[test]
     fn memory_is_one_message_for_each_kind() {
-        let mut alarms = AlertQueue::default();
-        (0..999).for_each(|_| ["queue", "cpu"].into_iter().for_each(|kind| alarms.put(kind, b"x".into())));
-        assert_eq!(alarms.0.len(), 2);
+        let mut queue = AlertQueue::default();
+        (0..999).for_each(|_| ["queue", "cpu"].into_iter().for_each(|kind| queue.put(kind, b"x".into())));
+        assert_eq!(queue.0.len(), 2);
     }
 }

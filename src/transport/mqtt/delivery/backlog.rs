@@ -141,18 +141,18 @@ impl Backlog {
     pub fn take_waiting(&mut self, id: &str) -> Vec<PromptId> {
         let prompts = &self.prompts;
         let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.route.id == id);
-        let mut taken = self.queue.extract(is_it);
+        let mut result = self.queue.extract(is_it);
         for followers in self.followers.values_mut() {
-            taken.extend(followers.extract_if(.., |number| is_it(number)));
+            result.extend(followers.extract_if(.., |number| is_it(number)));
         }
-        taken
+        result
     }
 
     /// Takes everything that waits out of the turns.
     pub fn take_all_waiting(&mut self) -> Vec<PromptId> {
-        let mut taken = self.queue.extract(|_| true);
-        taken.extend(self.followers.drain().flat_map(|(_, followers)| followers));
-        taken
+        let mut result = self.queue.extract(|_| true);
+        result.extend(self.followers.drain().flat_map(|(_, followers)| followers));
+        result
     }
 
     /// What is to be written of a prompt that is known by `keys`.
@@ -245,9 +245,9 @@ mod tests {
         for (number, id) in [(1, "x"), (2, "y"), (3, "x")] {
             backlog.push(number, prompt(id, "a", "hello", true));
         }
-        let mut taken = backlog.take_waiting("x");
-        taken.sort_unstable();
-        assert_eq!(taken, [1, 3]);
+        let mut result = backlog.take_waiting("x");
+        result.sort_unstable();
+        assert_eq!(result, [1, 3]);
         assert_eq!(backlog.next(Instant::now(), |_| true), Some(2));
         assert_eq!(backlog.next(Instant::now(), |_| true), None);
     }

@@ -232,8 +232,8 @@ mod tests {
             self.outbox.push_last(prompt, id, packet)
         }
 
-        fn deliver(&mut self, row: u64) {
-            self.outbox.acknowledged(row, true);
+        fn deliver(&mut self, entry: u64) {
+            self.outbox.acknowledged(entry, true);
             for (prompt, outcome) in self.outbox.take_settled() {
                 self.dedup.settle(prompt, outcome, self.clock.now);
             }
@@ -266,9 +266,9 @@ mod tests {
     #[test]
     fn what_waits_goes_on_waiting_and_finds_its_prompt() {
         let mut first = Process::new(1_000);
-        let row = first.answer("a", None);
+        let entry = first.answer("a", None);
         let mut second = first.next(2_000);
-        assert_eq!(second.waiting(), [(row, "a", None)]);
+        assert_eq!(second.waiting(), [(entry, "a", None)]);
         let (_, packet) = second.outbox.next(second.clock.now, WIDE).expect("to be sent");
         assert_eq!((packet.topic.as_str(), packet.payload.as_slice()), ("reply/a", b"a".as_slice()));
         assert_eq!(second.comes_again("a"), Verdict::Duplicate);
@@ -277,13 +277,13 @@ mod tests {
     #[test]
     fn what_was_given_is_given_again_and_not_computed_again() {
         let mut first = Process::new(1_000);
-        let row = first.answer("a", None);
-        first.deliver(row);
+        let entry = first.answer("a", None);
+        first.deliver(entry);
         let mut second = first.next(5_000).next(9_000);
         assert!(second.waiting().is_empty());
         let Verdict::New(prompt) = second.comes_again("a") else { panic!("the broker may have lost it") };
         let stored = second.dedup.stored_answer(prompt, second.clock.now).expect("remembered");
-        assert_eq!((stored.number, stored.payload.as_slice()), (row, b"a".as_slice()));
+        assert_eq!((stored.number, stored.payload.as_slice()), (entry, b"a".as_slice()));
         assert_eq!(second.comes_again("a"), Verdict::Duplicate);
     }
 
@@ -328,9 +328,9 @@ mod tests {
         let mut first = Process::new(1_000);
         let unsure = Delivery { packet: None, ..delivery("a") };
         let Verdict::New(prompt) = first.dedup.receive(&unsure) else { panic!() };
-        let row = first.outbox.push_last(prompt, "a", OutgoingMessage::json("t".into(), b"{}".to_vec()));
+        let entry = first.outbox.push_last(prompt, "a", OutgoingMessage::json("t".into(), b"{}".to_vec()));
         assert!(first.next(1_001).waiting().is_empty());
-        first.deliver(row);
+        first.deliver(entry);
         let second = first.next(1_001);
         assert_eq!(second.dedup.recent_answers(second.clock.now).count(), 0);
     }
@@ -356,7 +356,7 @@ mod tests {
         let number = first.save("a", None);
         let mut lines = first.lines();
         let packet = OutgoingMessage::json("reply/a".into(), b"{}".to_vec());
-        let row = first.outbox.push_last(number, "a", packet);
+        let entry = first.outbox.push_last(number, "a", packet);
         let waiting = first.outbox.pending_answers().next().expect("pushed");
         lines.extend(
             Record::Answer(answer_record(waiting, &first.dedup, first.clock).expect("durable")).line(),
@@ -364,6 +364,6 @@ mod tests {
         let mut second = Process::new(1_001);
         let restored = second.restore(record::parse_log(&lines));
         assert_eq!(restored, RestoredCounts { answers: 1, prompts: 0 });
-        assert_eq!(second.waiting().first().map(|(number, ..)| *number), Some(row));
+        assert_eq!(second.waiting().first().map(|(number, ..)| *number), Some(entry));
     }
 }

@@ -43,10 +43,10 @@ mod tests {
     fn each_topic_is_named_once_a_connection() {
         let mut refused = RefusedPublishes::default();
         for _ in 0..2 {
-            let said = refused.refused("bitnetd/cellar/info", "NotAuthorized").expect("the first time");
+            let text = refused.refused("bitnetd/cellar/info", "NotAuthorized").expect("the first time");
             assert!(
-                said.contains("bitnetd/cellar/info (NotAuthorized)") && said.contains("access list"),
-                "{said}"
+                text.contains("bitnetd/cellar/info (NotAuthorized)") && text.contains("access list"),
+                "{text}"
             );
             assert_eq!(refused.refused("bitnetd/cellar/info", "NotAuthorized"), None);
             refused.disconnected();
@@ -56,9 +56,9 @@ mod tests {
     #[test]
     fn a_client_cannot_fill_the_log_with_topics() {
         let mut refused = RefusedPublishes::default();
-        let said: Vec<_> =
+        let text: Vec<_> =
             (0..1000).filter_map(|n| refused.refused(&n.to_string(), "NotAuthorized")).collect();
-        assert_eq!(said.len(), MAX_NAMED_TOPICS + 1);
-        assert!(said[MAX_NAMED_TOPICS].contains("not named"), "{}", said[MAX_NAMED_TOPICS]);
+        assert_eq!(text.len(), MAX_NAMED_TOPICS + 1);
+        assert!(text[MAX_NAMED_TOPICS].contains("not named"), "{}", text[MAX_NAMED_TOPICS]);
     }
 }

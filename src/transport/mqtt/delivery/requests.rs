@@ -61,8 +61,8 @@ impl ReplyRoute {
             _ => Err(format!("the Correlation Data has {length} bytes; the most is {MAX_CORRELATION_BYTES}")),
         });
         let correlation = message.correlation.clone().filter(|_| length <= MAX_CORRELATION_BYTES);
-        let way = ReplyRoute { id, topic, correlation, deadline };
-        (way, checked.map_err(|said| Refusal::new(Code::InvalidRequest, said)))
+        let route = ReplyRoute { id, topic, correlation, deadline };
+        (route, checked.map_err(|text| Refusal::new(Code::InvalidRequest, text)))
     }
 
     /// The way back of a prompt that was read from the disk.

@@ -23,18 +23,18 @@ impl EventLoop {
     /// What to subscribe to for Home Assistant.
     pub(super) fn birth_filters(&mut self) -> Vec<TopicFilter> {
         let filters = self.homeassistant.as_mut().map_or(Ok(Vec::new()), HomeAssistant::filters);
-        filters.unwrap_or_else(|said| {
-            log::warn!("{}: {said}", self.broker_address());
+        filters.unwrap_or_else(|text| {
+            log::warn!("{}: {text}", self.broker_address());
             Vec::new()
         })
     }
 
     /// What the broker says of that.
     pub(super) fn on_birth_suback(&mut self, granted: Option<Result<(), String>>) {
-        let told =
-            self.homeassistant.as_mut().zip(granted).and_then(|(home, granted)| home.granted(&granted));
-        if let Some(said) = told {
-            log::warn!("{}: {said}", self.broker_address());
+        let reported =
+            self.homeassistant.as_mut().zip(granted).and_then(|(homeassistant, granted)| homeassistant.granted(&granted));
+        if let Some(text) = reported {
+            log::warn!("{}: {text}", self.broker_address());
         }
     }
 
@@ -45,29 +45,29 @@ impl EventLoop {
 
     /// A new connection.
     pub(super) fn homeassistant_connected(&mut self, now: Instant) {
-        if let Some(discovery) = &mut self.homeassistant {
-            discovery.connected(now);
+        if let Some(homeassistant) = &mut self.homeassistant {
+            homeassistant.connected(now);
         }
     }
 
     /// The connection is gone.
-    pub(super) fn homeassistant_disconnected(&mut self, loss: &Disconnect, now: Instant) {
-        let told = self.homeassistant.as_mut().and_then(|home| home.disconnected(loss.is_by_broker(), now));
-        self.log_description_problem(told);
+    pub(super) fn homeassistant_disconnected(&mut self, disconnect: &Disconnect, now: Instant) {
+        let reported = self.homeassistant.as_mut().and_then(|homeassistant| homeassistant.disconnected(disconnect.is_by_broker(), now));
+        self.log_description_problem(reported);
     }
 
     /// Says why the description is given up. Where it is not wanted there, it most likely never was.
-    fn log_description_problem(&self, said: Option<String>) {
+    fn log_description_problem(&self, text: Option<String>) {
         let is_wanted = self.homeassistant.as_ref().is_some_and(HomeAssistant::is_wanted);
         let level = if is_wanted { log::Level::Warn } else { log::Level::Info };
-        if let Some(said) = said {
-            log::log!(level, "{}: {said}", self.broker_address());
+        if let Some(text) = text {
+            log::log!(level, "{}: {text}", self.broker_address());
         }
     }
 
     /// Whether a message is Home Assistant's word of itself.
     pub(super) fn on_birth_message(&mut self, message: &IncomingMessage, now: Instant) -> bool {
-        let discovery = self.homeassistant.as_mut().filter(|home| home.is_birth(&message.topic));
+        let discovery = self.homeassistant.as_mut().filter(|homeassistant| homeassistant.is_birth(&message.topic));
         discovery
             .map(|discovery| discovery.on_birth_message(&message.payload, now, random_fraction()))
             .is_some()
@@ -75,9 +75,9 @@ impl EventLoop {
 
     /// Takes note of the sensors that answer, and of the interval of reports.
     pub(super) fn update_sensors(&mut self, now: Instant) {
-        if let Some(discovery) = &mut self.homeassistant {
-            let sources = SensorPresence::detected(&self.context.local_telemetry.host());
-            discovery.update_sensors(sources, *self.context.report_interval.borrow(), now);
+        if let Some(homeassistant) = &mut self.homeassistant {
+            let sensors = SensorPresence::detected(&self.context.local_telemetry.host());
+            homeassistant.update_sensors(sensors, *self.context.report_interval.borrow(), now);
         }
     }
 
@@ -86,36 +86,36 @@ impl EventLoop {
         if !self.may_publish_description() {
             return;
         }
-        let Some(discovery) = &mut self.homeassistant else { return };
-        match discovery.next_task(now) {
+        let Some(homeassistant) = &mut self.homeassistant else { return };
+        match homeassistant.next_task(now) {
             None => {}
             Some(Task::Report) => {
                 let report = self.context.local_telemetry.report(SystemTime::now());
                 self.publish_report(serde_json::to_vec(&report).expect("a report is plain data"));
             }
             Some(Task::Publish(packet)) if packet.size() > self.limits.packet => {
-                let said = discovery.too_large(packet.size(), self.limits.packet, now);
-                self.log_description_problem(said);
+                let text = homeassistant.too_large(packet.size(), self.limits.packet, now);
+                self.log_description_problem(text);
             }
             Some(Task::Publish(packet)) => {
                 let packet = OutgoingMessage { retain: self.has_retained_messages, ..packet };
-                discovery.mark_queued(self.outbox.push_status(packet));
+                homeassistant.mark_queued(self.outbox.push_status(packet));
             }
         }
     }
 
     /// Whether the broker's word of a row was of the description.
-    pub(super) fn on_description_puback(&mut self, row: u64, taken: &Result<(), String>) -> bool {
-        let place = self.broker_address();
-        let Some(discovery) = &mut self.homeassistant else { return false };
-        match discovery.acknowledged(row, taken, Instant::now()) {
+    pub(super) fn on_description_puback(&mut self, entry: u64, result: &Result<(), String>) -> bool {
+        let address = self.broker_address();
+        let Some(homeassistant) = &mut self.homeassistant else { return false };
+        match homeassistant.acknowledged(entry, result, Instant::now()) {
             None => return false,
-            Some(DescriptionResult::Refused(said)) => self.log_description_problem(said),
-            Some(DescriptionResult::Taken) if discovery.is_wanted() => {
-                log::debug!("{place}: described on {}", discovery.topic());
+            Some(DescriptionResult::Refused(text)) => self.log_description_problem(text),
+            Some(DescriptionResult::Taken) if homeassistant.is_wanted() => {
+                log::debug!("{address}: described on {}", homeassistant.topic());
             }
             Some(DescriptionResult::Taken) => {
-                log::info!("{place}: taken back what was on {}", discovery.topic())
+                log::info!("{address}: taken back what was on {}", homeassistant.topic())
             }
         }
         true

@@ -63,12 +63,12 @@ pub(super) struct EventLoop {
 }
 
 impl EventLoop {
-    pub fn new(door: MqttContext) -> Self {
-        let topics = Topics::configured(&door.config, &door.device);
-        let file = door.state_dir.as_ref().map(|folder| folder.join(topics.file_name()));
+    pub fn new(context: MqttContext) -> Self {
+        let topics = Topics::configured(&context.config, &context.device);
+        let file = context.state_dir.as_ref().map(|folder| folder.join(topics.file_name()));
         EventLoop {
             link: Link::new(Instant::now()),
-            shared_subscription: Sharing::new(door.config.group.as_deref()),
+            shared_subscription: Sharing::new(context.config.group.as_deref()),
             connection: None,
             limits: PublishLimits { packet: usize::MAX, window: 0 },
             has_retained_messages: true,
@@ -76,18 +76,18 @@ impl EventLoop {
             outbox: Outbox::numbered_from(random() >> 1),
             alert_queue: AlertQueue::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
-            backlog: Backlog::new(if door.state_dir.is_some() { door.inbox_bytes } else { 0 }),
-            active_requests: ActiveRequests::new(door.requests.clone(), door.max_active),
+            backlog: Backlog::new(if context.state_dir.is_some() { context.inbox_bytes } else { 0 }),
+            active_requests: ActiveRequests::new(context.requests.clone(), context.max_active),
             subscription_check: SubscriptionCheck::new(random(), topics.self_check().len()),
             has_shared_subscriptions: true,
-            retained_prompts: RetainedPrompts::new(door.config.version),
-            homeassistant: door.homeassistant.as_ref().map(|home| HomeAssistant::new(&door, home, &topics)),
-            answer_log: AnswerLog::new(file, door.inbox_bytes, Instant::now()),
+            retained_prompts: RetainedPrompts::new(context.config.version),
+            homeassistant: context.homeassistant.as_ref().map(|home| HomeAssistant::new(&context, home, &topics)),
+            answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
             ids: IdGenerator::new(),
             status: LinkState::default(),
             flush_deadline: None,
             topics,
-            context: door,
+            context,
         }
     }
 
@@ -125,7 +125,7 @@ impl EventLoop {
         .flatten()
         .min();
         tokio::select! {
-            happened = next_event(&mut self.connection) => self.on_connection_event(happened),
+            result = next_event(&mut self.connection) => self.on_connection_event(result),
             event = self.active_requests.next() => self.on_prompt_event(event),
             Ok(()) = self.context.reports.changed() => self.publish_telemetry(),
             Some(alert) = self.context.alerts.recv() => self.on_alert(&alert),
@@ -141,12 +141,12 @@ impl EventLoop {
     fn exchange(&mut self, now: Instant) {
         self.queue_alerts();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
-            while let Some((row, packet)) = self.outbox.next(now, self.limits)
-                && connection.publish(row, packet, now)
+            while let Some((entry, packet)) = self.outbox.next(now, self.limits)
+                && connection.publish(entry, packet, now)
             {
-                self.outbox.mark_sent(row);
-                self.alert_queue.mark_sent(row);
-                self.homeassistant.iter_mut().for_each(|home| home.mark_sent(row, now));
+                self.outbox.mark_sent(entry);
+                self.alert_queue.mark_sent(entry);
+                self.homeassistant.iter_mut().for_each(|homeassistant| homeassistant.mark_sent(entry, now));
             }
         }
         self.settle_delivered(now);
@@ -181,13 +181,13 @@ impl EventLoop {
 
     /// Hands the disk what is due.
     fn save(&mut self) {
-        let EventLoop { answer_log: store, dedup, backlog, outbox, .. } = self;
+        let EventLoop { answer_log: log, dedup, backlog, outbox, .. } = self;
         let clock = Clock::read();
-        store.start_job(clock.now, || persistence::log_lines(dedup, backlog, outbox, clock));
+        log.start_job(clock.now, || persistence::log_lines(dedup, backlog, outbox, clock));
     }
 
     fn on_disk_outcome(&mut self, finished: DiskOutcome) {
-        finished.answers_saved.iter().for_each(|row| self.outbox.release_saved(*row));
+        finished.answers_saved.iter().for_each(|entry| self.outbox.release_saved(*entry));
         finished.prompts_saved.iter().for_each(|prompt| self.dedup.mark_saved(*prompt));
         if finished.are_prompts_lost {
             self.dedup.mark_unsaved();
@@ -205,9 +205,9 @@ impl EventLoop {
         let restored = persistence::restore(contents, dedup, backlog, outbox, Clock::read());
         if restored != RestoredCounts::default() {
             let RestoredCounts { answers, prompts } = restored;
-            let place = self.broker_address();
+            let address = self.broker_address();
             log::info!(
-                "{place}: {answers} answers of an earlier run are to be delivered, {prompts} prompts to be answered"
+                "{address}: {answers} answers of an earlier run are to be delivered, {prompts} prompts to be answered"
             );
         }
     }
@@ -231,20 +231,20 @@ impl EventLoop {
         };
         match Connection::open(&who, how) {
             Ok(connection) => self.connection = Some(connection),
-            Err(loss) => self.on_disconnect(&loss),
+            Err(disconnect) => self.on_disconnect(&disconnect),
         }
     }
 
-    fn on_connection_event(&mut self, happened: Result<ConnectionEvent, Disconnect>) {
+    fn on_connection_event(&mut self, event: Result<ConnectionEvent, Disconnect>) {
         let now = Instant::now();
         self.link.received_packet(now);
-        match happened {
+        match event {
             Ok(ConnectionEvent::Connected(broker)) => self.on_connected(broker, now),
             Ok(ConnectionEvent::SubAck(granted)) => self.on_subscribed(granted),
             Ok(ConnectionEvent::Message(message)) => self.on_message(&message, now),
-            Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
+            Ok(ConnectionEvent::PubAck(entry, result)) => self.on_acknowledged(entry, result),
             Ok(ConnectionEvent::DisconnectSent | ConnectionEvent::Other) => {}
-            Err(loss) => self.on_disconnect(&loss),
+            Err(disconnect) => self.on_disconnect(&disconnect),
         }
     }
 
@@ -254,13 +254,13 @@ impl EventLoop {
             let text = "the session was begun anew; once more, for one that is kept".into();
             return self.on_disconnect(&Disconnect { kind: "begun anew".into(), text, unreadable: false });
         }
-        let welcome = self.link.connected(now, broker.session_present, broker.first_ping);
+        let connection_info = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.has_retained_messages &= broker.has_retained_messages;
-        let (place, count) = (self.broker_address(), welcome.number);
-        log::info!("{place}: connected (connection {count}, session kept: {})", broker.session_present);
-        if welcome.session_lost {
-            log::warn!("{place}: the broker forgot our session; prompts it held for us are lost");
+        let (address, count) = (self.broker_address(), connection_info.number);
+        log::info!("{address}: connected (connection {count}, session kept: {})", broker.session_present);
+        if connection_info.session_lost {
+            log::warn!("{address}: the broker forgot our session; prompts it held for us are lost");
         }
         if !broker.session_present {
             self.dedup.set_session(random());
@@ -279,24 +279,24 @@ impl EventLoop {
 
     /// Asks for all that is to reach us. On a new connection before `online`, which says that prompts are read.
     fn subscribe(&mut self) {
-        let shared = self.shared_subscription.ask(self.has_shared_subscriptions).unwrap_or_else(|said| {
-            self.report_problem(&said);
+        let shared = self.shared_subscription.ask(self.has_shared_subscriptions).unwrap_or_else(|text| {
+            self.report_problem(&text);
             false
         });
         let group = if shared { self.topics.group_filters() } else { Vec::new() };
-        let home = self.birth_filters();
+        let homeassistant = self.birth_filters();
         if let Some(connection) = &mut self.connection {
-            connection.subscribe([self.topics.filters(), home, group]);
+            connection.subscribe([self.topics.filters(), homeassistant, group]);
             for topic in self.homeassistant.iter().flat_map(HomeAssistant::unwanted) {
                 connection.unsubscribe(topic);
             }
         }
     }
 
-    fn report_problem(&mut self, said: &str) {
-        let said = format!("{}: {said}", self.broker_address());
-        log::error!("{said}");
-        self.status.problem = Some(said);
+    fn report_problem(&mut self, text: &str) {
+        let text = format!("{}: {text}", self.broker_address());
+        log::error!("{text}");
+        self.status.problem = Some(text);
     }
 
     fn publish_availability(&mut self, word: &str) {
@@ -316,8 +316,8 @@ impl EventLoop {
             }
         }
         self.on_birth_suback(granted.homeassistant);
-        if let Some(said) = granted.group.and_then(|group| self.shared_subscription.answered(&group)) {
-            self.report_problem(&said);
+        if let Some(text) = granted.group.and_then(|group| self.shared_subscription.answered(&group)) {
+            self.report_problem(&text);
         }
     }
 
@@ -333,37 +333,37 @@ impl EventLoop {
         }
     }
 
-    fn on_acknowledged(&mut self, row: u64, taken: Result<(), String>) {
-        let is_taken = taken.is_ok();
-        if !self.on_description_puback(row, &taken)
-            && let Err(reason) = taken
-            && let Some(said) = self.outbox.refusal_to_log(row, &reason)
+    fn on_acknowledged(&mut self, entry: u64, result: Result<(), String>) {
+        let is_taken = result.is_ok();
+        if !self.on_description_puback(entry, &result)
+            && let Err(reason) = result
+            && let Some(text) = self.outbox.refusal_to_log(entry, &reason)
         {
-            log::warn!("{}: {said}", self.broker_address());
+            log::warn!("{}: {text}", self.broker_address());
         }
-        self.alert_queue.acknowledged(row);
-        self.outbox.acknowledged(row, is_taken);
+        self.alert_queue.acknowledged(entry);
+        self.outbox.acknowledged(entry, is_taken);
     }
 
-    fn on_disconnect(&mut self, loss: &Disconnect) {
+    fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
         // Asked for both at once, Home Assistant's births are left out first.
         self.shared_subscription.disconnected(!self.is_birth_subscription_pending());
-        self.homeassistant_disconnected(loss, Instant::now());
-        self.outbox.disconnected(loss.is_by_broker());
-        for kind in self.alert_queue.disconnected(loss.is_by_broker()) {
-            let place = self.broker_address();
-            log::error!("{place}: the alert {kind} is given up: the broker ends the connection over it");
+        self.homeassistant_disconnected(disconnect, Instant::now());
+        self.outbox.disconnected(disconnect.is_by_broker());
+        for kind in self.alert_queue.disconnected(disconnect.is_by_broker()) {
+            let address = self.broker_address();
+            log::error!("{address}: the alert {kind} is given up: the broker ends the connection over it");
         }
-        self.dedup.disconnected(loss.is_by_daemon());
-        self.subscription_check.disconnected(loss.is_by_broker());
-        self.has_retained_messages &= loss.kind != "RetainNotSupported";
-        let retry = self.link.disconnected(Instant::now(), loss, random_fraction());
-        let said = format!("{}: {}{}", self.broker_address(), loss.text, retry.advice(&self.context.device));
+        self.dedup.disconnected(disconnect.is_by_daemon());
+        self.subscription_check.disconnected(disconnect.is_by_broker());
+        self.has_retained_messages &= disconnect.kind != "RetainNotSupported";
+        let retry = self.link.disconnected(Instant::now(), disconnect, random_fraction());
+        let text = format!("{}: {}{}", self.broker_address(), disconnect.text, retry.advice(&self.context.device));
         if retry.log {
-            log::warn!("{said}; next try in {:.1} s", retry.wait.as_secs_f32());
+            log::warn!("{text}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
-        self.status.problem = Some(said);
+        self.status.problem = Some(text);
     }
 
     fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
@@ -409,9 +409,9 @@ impl EventLoop {
                 self.subscribe();
             }
             Some(CheckAction::ReportImpossible) => {
-                let (place, topic) = (self.broker_address(), self.topics.prompt());
+                let (address, topic) = (self.broker_address(), self.topics.prompt());
                 log::info!(
-                    "{place}: a message to ourselves does not come back, so a lost subscription would not be noticed; \
+                    "{address}: a message to ourselves does not come back, so a lost subscription would not be noticed; \
                      allow us to publish to {topic}"
                 );
             }
@@ -508,7 +508,7 @@ impl EventLoop {
                 asked = !self.outbox.has_status() && connection.disconnect();
             }
             match next_event(&mut self.connection).await {
-                Ok(ConnectionEvent::PubAck(row, taken)) => self.on_acknowledged(row, taken),
+                Ok(ConnectionEvent::PubAck(entry, result)) => self.on_acknowledged(entry, result),
                 Ok(ConnectionEvent::DisconnectSent) | Err(_) => return,
                 Ok(_) => {}
             }

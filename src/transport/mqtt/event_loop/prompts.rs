@@ -97,13 +97,13 @@ impl EventLoop {
     }
 
     /// More comes at QoS 0 than is answered. The sender is told so, as long as the broker takes that.
-    fn refuse_at_qos_0(&mut self, prompt: PromptId, way: &ReplyRoute) {
+    fn refuse_at_qos_0(&mut self, prompt: PromptId, route: &ReplyRoute) {
         if self.outbox.len() >= OUTBOX_LEN_FOR_REFUSALS {
             return self.drop_at_qos_0(prompt);
         }
         self.context.local_telemetry.refused();
-        let event = Event::Error { id: Some(way.id.clone()), refusal: qos_0_overload() };
-        self.send_event(prompt, way, event);
+        let event = Event::Error { id: Some(route.id.clone()), refusal: qos_0_overload() };
+        self.send_event(prompt, route, event);
     }
 
     fn drop_at_qos_0(&mut self, prompt: PromptId) {
@@ -181,12 +181,12 @@ impl EventLoop {
     /// The daemon stops: what waits is left to the broker, or to the next process.
     fn defer_waiting(&mut self) {
         for prompt in self.backlog.take_all_waiting() {
-            let way = self.backlog.get(prompt).map(|prompt| prompt.route.clone());
+            let route = self.backlog.get(prompt).map(|prompt| prompt.route.clone());
             if !self.dedup.defer(prompt)
-                && let Some(way) = way
+                && let Some(route) = route
             {
                 let refusal = Refusal::shutting_down();
-                self.send_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+                self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
             }
         }
     }
@@ -195,9 +195,9 @@ impl EventLoop {
     pub(super) fn cancel(&mut self, id: &str) {
         self.active_requests.cancel(id);
         for prompt in self.backlog.take_waiting(id) {
-            let Some(way) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
+            let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
             let refusal = Refusal::new(Code::Cancelled, "cancelled before it was begun");
-            self.send_event(prompt, &way, Event::Error { id: Some(way.id.clone()), refusal });
+            self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
         }
     }
 
@@ -212,26 +212,26 @@ impl EventLoop {
         }
     }
 
-    fn send_event(&mut self, prompt: PromptId, way: &ReplyRoute, event: Event) {
-        let packet = way.packet(json::event(&event), Instant::now());
+    fn send_event(&mut self, prompt: PromptId, route: &ReplyRoute, event: Event) {
+        let packet = route.packet(json::event(&event), Instant::now());
         if !event.is_last() {
             return self.outbox.push_token(prompt, packet);
         }
         if !is_answer(&event) {
             self.dedup.mark_refused(prompt);
         }
-        self.send_last_event(prompt, way, packet);
+        self.send_last_event(prompt, route, packet);
     }
 
     /// Has the last event of a prompt sent, after it is on disk.
-    fn send_last_event(&mut self, prompt: PromptId, way: &ReplyRoute, packet: OutgoingMessage) {
+    fn send_last_event(&mut self, prompt: PromptId, route: &ReplyRoute, packet: OutgoingMessage) {
         self.backlog.remove(prompt);
-        let row = self.outbox.push_last(prompt, &way.id, packet);
-        let waiting = self.outbox.pending_answers().find(|waiting| waiting.number == row);
+        let entry = self.outbox.push_last(prompt, &route.id, packet);
+        let waiting = self.outbox.pending_answers().find(|waiting| waiting.number == entry);
         let answer =
             waiting.and_then(|waiting| persistence::answer_record(waiting, &self.dedup, Clock::read()));
         if answer.is_some_and(|answer| self.answer_log.save_answer(answer)) {
-            self.outbox.hold_until_saved(row);
+            self.outbox.hold_until_saved(entry);
         }
     }
 }

@@ -17,12 +17,12 @@ pub(super) struct Births {
     /// Asked on this connection, not yet answered.
     is_open: bool,
     ended: u32,
-    told: bool,
+    reported: bool,
 }
 
 impl Births {
     pub fn new(topics: Vec<String>) -> Self {
-        Births { topics, is_open: false, ended: 0, told: false }
+        Births { topics, is_open: false, ended: 0, reported: false }
     }
 
     pub fn topics(&self) -> &[String] {
@@ -46,7 +46,7 @@ impl Births {
         self.ended = 0;
         match granted {
             Ok(()) => {
-                self.told = false;
+                self.reported = false;
                 None
             }
             Err(reason) => self.tell(reason),
@@ -64,7 +64,7 @@ impl Births {
     }
 
     fn tell(&mut self, reason: &str) -> Option<String> {
-        let first = !std::mem::replace(&mut self.told, true);
+        let first = !std::mem::replace(&mut self.reported, true);
         let topics = self.topics.join(", ");
         first.then(|| {
             format!(
@@ -89,8 +89,8 @@ mod tests {
             assert_eq!(births.ask().map(|filters| filters.len()), Ok(1));
             births.disconnected(true);
         }
-        let said = births.ask().expect_err("said");
-        assert!(said.contains("homeassistant/status") && said.contains("mqtt.discovery"), "{said}");
+        let text = births.ask().expect_err("said");
+        assert!(text.contains("homeassistant/status") && text.contains("mqtt.discovery"), "{text}");
         births.disconnected(true);
         assert_eq!(births.ask(), Ok(vec![]));
     }

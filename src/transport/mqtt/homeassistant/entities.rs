@@ -61,13 +61,13 @@ pub struct DeviceInfo {
 
 impl DeviceInfo {
     /// The payload, JSON. A value is stale after `expires`.
-    pub fn describe(&self, sources: SensorPresence, expires: Duration) -> Vec<u8> {
+    pub fn describe(&self, sensors: SensorPresence, expires: Duration) -> Vec<u8> {
         let mut entities = Entities { device: &self.device, expires: expires.as_secs(), all: Map::new() };
-        entities.energy(sources);
-        entities.host(sources);
+        entities.energy(sensors);
+        entities.host(sensors);
         entities.speed();
         entities.requests();
-        entities.problems(&self.topics, sources);
+        entities.problems(&self.topics, sensors);
         entities.controls(&self.topics, self.threads);
         let version = env!("CARGO_PKG_VERSION");
         let description = json!({
@@ -129,8 +129,8 @@ impl Entities<'_> {
         self.add(key, "binary_sensor", name, rest);
     }
 
-    fn energy(&mut self, sources: SensorPresence) {
-        if !sources.power {
+    fn energy(&mut self, sensors: SensorPresence) {
+        if !sensors.power {
             return;
         }
         self.sensor(
@@ -159,8 +159,8 @@ impl Entities<'_> {
         );
     }
 
-    fn host(&mut self, sources: SensorPresence) {
-        if sources.temperature {
+    fn host(&mut self, sensors: SensorPresence) {
+        if sensors.temperature {
             self.sensor(
                 "temperature",
                 "Temperature",
@@ -170,7 +170,7 @@ impl Entities<'_> {
                 }),
             );
         }
-        if sources.fan {
+        if sensors.fan {
             self.sensor(
                 "fan",
                 "Fan",
@@ -178,7 +178,7 @@ impl Entities<'_> {
                 json!({ "unit_of_measurement": "1/min", "icon": "mdi:fan", "entity_category": "diagnostic" }),
             );
         }
-        if sources.memory {
+        if sensors.memory {
             self.sensor(
                 "memory",
                 "Memory",
@@ -228,14 +228,14 @@ impl Entities<'_> {
         self.flag("running", "Answering", "true", running, json!({ "device_class": "running" }));
     }
 
-    fn problems(&mut self, topics: &Topics, sources: SensorPresence) {
+    fn problems(&mut self, topics: &Topics, sensors: SensorPresence) {
         let problem = || json!({ "device_class": "problem", "entity_category": "diagnostic" });
-        if sources.throttling {
+        if sensors.throttling {
             let now = "value_json.thermal.throttling.now";
             let is = format!("{now}.throttled or {now}.frequency_capped or {now}.soft_temperature_limit");
             self.flag("throttled", "Throttled", "value_json.thermal.throttling", &is, problem());
         }
-        if sources.under_voltage {
+        if sensors.under_voltage {
             let (flag, throttling) = ("value_json.thermal.under_voltage", "value_json.thermal.throttling");
             let known = format!("{flag} or {throttling}");
             let is = format!("({flag}.value if {flag} else {throttling}.now.under_voltage)");

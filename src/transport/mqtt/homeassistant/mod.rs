@@ -89,27 +89,27 @@ pub(super) enum DescriptionResult {
 }
 
 impl HomeAssistant {
-    pub fn new(door: &MqttContext, home: &HomeAssistantInfo, topics: &Topics) -> Self {
-        let (prefix, device) = (&door.config.discovery_prefix, &door.device);
+    pub fn new(context: &MqttContext, homeassistant: &HomeAssistantInfo, topics: &Topics) -> Self {
+        let (prefix, device) = (&context.config.discovery_prefix, &context.device);
         let subject = DeviceInfo {
             device: device.clone(),
             topics: topics.clone(),
-            model: home.model.clone(),
-            threads: door.threads,
+            model: homeassistant.model.clone(),
+            threads: context.threads,
         };
         let own_birth = format!("{prefix}/status");
-        let births =
+        let subscription =
             [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
         HomeAssistant {
             device: subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
-            birth_subscription: Births::new(births.collect()),
-            is_wanted: door.config.discovery,
+            birth_subscription: Births::new(subscription.collect()),
+            is_wanted: context.config.discovery,
             is_finished: false,
             retry_at: None,
             is_problem_reported: false,
             sensors: SensorPresence::default(),
-            interval: *door.report_interval.borrow(),
+            interval: *context.report_interval.borrow(),
             due: None,
             report_due: None,
             in_flight: None,
@@ -159,19 +159,19 @@ impl HomeAssistant {
     }
 
     /// Home Assistant said something of itself. `chance` from 0 to 1 spreads the devices over time.
-    pub fn on_birth_message(&mut self, word: &[u8], now: Instant, chance: f64) {
+    pub fn on_birth_message(&mut self, word: &[u8], now: Instant, random: f64) {
         if self.is_wanted && word == BIRTH_PAYLOAD && self.due.is_none() {
-            self.due = Some(now + BIRTH_SPREAD.mul_f64(chance.clamp(0.0, 1.0)));
+            self.due = Some(now + BIRTH_SPREAD.mul_f64(random.clamp(0.0, 1.0)));
         }
     }
 
     /// Sensors that answer now, and the time between reports; where they are not as before, the description is due.
-    pub fn update_sensors(&mut self, sources: SensorPresence, interval: Duration, now: Instant) {
-        let sources = sources.union(self.sensors);
-        if self.is_wanted && (sources, interval) != (self.sensors, self.interval) {
+    pub fn update_sensors(&mut self, sensors: SensorPresence, interval: Duration, now: Instant) {
+        let sensors = sensors.union(self.sensors);
+        if self.is_wanted && (sensors, interval) != (self.sensors, self.interval) {
             self.due.get_or_insert(now);
         }
-        (self.sensors, self.interval) = (sources, interval);
+        (self.sensors, self.interval) = (sensors, interval);
     }
 
     /// When [`Discovery::next`] has something to do.
@@ -205,13 +205,13 @@ impl HomeAssistant {
     }
 
     /// The packet is in this row.
-    pub fn mark_queued(&mut self, row: u64) {
-        self.in_flight = Some((row, None));
+    pub fn mark_queued(&mut self, entry: u64) {
+        self.in_flight = Some((entry, None));
     }
 
     /// The connection has this row now: until then nothing can have ended over it.
-    pub fn mark_sent(&mut self, row: u64, now: Instant) {
-        if let Some((_, at)) = self.in_flight.as_mut().filter(|(ours, _)| *ours == row) {
+    pub fn mark_sent(&mut self, entry: u64, now: Instant) {
+        if let Some((_, at)) = self.in_flight.as_mut().filter(|(ours, _)| *ours == entry) {
             *at = Some(now);
         }
     }
@@ -219,13 +219,13 @@ impl HomeAssistant {
     /// The broker has a row, or refused it with a reason; `None` where it is none of ours.
     pub fn acknowledged(
         &mut self,
-        row: u64,
-        taken: &Result<(), String>,
+        entry: u64,
+        result: &Result<(), String>,
         now: Instant,
     ) -> Option<DescriptionResult> {
-        self.in_flight.take_if(|(ours, _)| *ours == row)?;
+        self.in_flight.take_if(|(ours, _)| *ours == entry)?;
         self.ended = 0;
-        Some(match taken {
+        Some(match result {
             Ok(()) => {
                 (self.retry_at, self.is_problem_reported) = (None, false);
                 // What is gone stays gone.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 const TOPIC: &str = "homeassistant/device/bitnetd_cellar/config";
 
 fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
-    let mut door = MqttContext {
+    let mut context = MqttContext {
         config: crate::config::Mqtt::new("b", 1883),
         device: "cellar".into(),
         state_dir: None,
@@ -32,9 +32,9 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         heartbeat: Heartbeat::default(),
         max_idle: Duration::ZERO,
     };
-    change(&mut door);
-    let topics = Topics::new(&door.config.prefix, &door.device);
-    HomeAssistant::new(&door, &HomeAssistantInfo { model: "m".into() }, &topics)
+    change(&mut context);
+    let topics = Topics::new(&context.config.prefix, &context.device);
+    HomeAssistant::new(&context, &HomeAssistantInfo { model: "m".into() }, &topics)
 }
 
 fn discovery() -> HomeAssistant {
@@ -75,9 +75,9 @@ fn a_connection_begins_with_the_description_and_a_report_follows() {
     let mut discovery = discovery();
     assert_eq!(discovery.next_task(now), None, "nobody to tell");
     discovery.connected(now);
-    let said = packet(discovery.next_task(now));
-    assert_eq!((said.topic.as_str(), said.retain, said.json), (TOPIC, true, true));
-    assert_eq!(json(&said)["device"]["identifiers"], serde_json::json!(["bitnetd_cellar"]));
+    let text = packet(discovery.next_task(now));
+    assert_eq!((text.topic.as_str(), text.retain, text.json), (TOPIC, true, true));
+    assert_eq!(json(&text)["device"]["identifiers"], serde_json::json!(["bitnetd_cellar"]));
     assert_eq!(discovery.next_task(at(now, 1)), None);
     assert_eq!(discovery.due(), Some(at(now, 2)));
     assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
@@ -87,18 +87,18 @@ fn a_connection_begins_with_the_description_and_a_report_follows() {
 #[test]
 fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
     let now = Instant::now();
-    for (chance, due) in [(0.0, now), (0.5, at(now, 1)), (1.0, at(now, 2)), (9.0, at(now, 2))] {
-        let mut discovery = settled(now);
-        discovery.on_birth_message(b"online", now, chance);
-        assert_eq!(discovery.due(), Some(due));
-        discovery.on_birth_message(b"online", at(now, 1), 1.0);
-        assert_eq!(discovery.due(), Some(due), "one answer to births in a row");
-        packet(discovery.next_task(due));
+    for (random, due) in [(0.0, now), (0.5, at(now, 1)), (1.0, at(now, 2)), (9.0, at(now, 2))] {
+        let mut homeassistant = settled(now);
+        homeassistant.on_birth_message(b"online", now, random);
+        assert_eq!(homeassistant.due(), Some(due));
+        homeassistant.on_birth_message(b"online", at(now, 1), 1.0);
+        assert_eq!(homeassistant.due(), Some(due), "one answer to births in a row");
+        packet(homeassistant.next_task(due));
     }
-    let mut discovery = settled(now);
+    let mut homeassistant = settled(now);
     for word in [&b"offline"[..], b"", b"ONLINE", b"online "] {
-        discovery.on_birth_message(word, now, 0.0);
-        assert_eq!(discovery.due(), None);
+        homeassistant.on_birth_message(word, now, 0.0);
+        assert_eq!(homeassistant.due(), None);
     }
 }
 
@@ -110,7 +110,7 @@ fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
         filters.into_iter().map(|filter| filter.topic).collect()
     };
     assert_eq!(topics(&mut discovery()), ["homeassistant/status"]);
-    let mut other = with(|door| door.config.discovery_prefix = "ha".into());
+    let mut other = with(|context| context.config.discovery_prefix = "ha".into());
     assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status"]);
     assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
     assert!(other.is_birth(b"ha/status") && other.is_birth(b"homeassistant/status"));
@@ -120,7 +120,7 @@ fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
 #[test]
 fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
     let now = Instant::now();
-    let mut discovery = settled(now);
+    let mut homeassistant = settled(now);
     let (none, power) = (
         SensorPresence::default(),
         SensorPresence::detected(&crate::telemetry::sensors::Snapshot {
@@ -135,58 +135,58 @@ fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
         }),
     );
     let interval = Duration::from_secs(30);
-    discovery.update_sensors(none, interval, now);
-    assert_eq!(discovery.due(), None);
-    discovery.update_sensors(power, interval, now);
-    let components = json(&packet(discovery.next_task(now)))["components"].clone();
+    homeassistant.update_sensors(none, interval, now);
+    assert_eq!(homeassistant.due(), None);
+    homeassistant.update_sensors(power, interval, now);
+    let components = json(&packet(homeassistant.next_task(now)))["components"].clone();
     assert!(components["power"].is_object() && components["energy"].is_object(), "{components}");
-    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
-    discovery.update_sensors(none, interval, now);
-    assert_eq!(discovery.due(), None);
-    discovery.connected(now);
-    assert!(json(&packet(discovery.next_task(now)))["components"]["power"].is_object());
+    assert_eq!(homeassistant.next_task(at(now, 2)), Some(Task::Report));
+    homeassistant.update_sensors(none, interval, now);
+    assert_eq!(homeassistant.due(), None);
+    homeassistant.connected(now);
+    assert!(json(&packet(homeassistant.next_task(now)))["components"]["power"].is_object());
 }
 
 #[test]
 fn another_interval_makes_values_last_another_time() {
     let now = Instant::now();
-    let mut discovery = settled(now);
-    discovery.update_sensors(SensorPresence::default(), Duration::from_secs(5), now);
-    let said = json(&packet(discovery.next_task(now)));
-    assert_eq!(said["components"]["queue"]["expire_after"], 25);
+    let mut homeassistant = settled(now);
+    homeassistant.update_sensors(SensorPresence::default(), Duration::from_secs(5), now);
+    let text = json(&packet(homeassistant.next_task(now)));
+    assert_eq!(text["components"]["queue"]["expire_after"], 25);
 }
 
 #[test]
 fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
     let now = Instant::now();
-    let mut discovery = with(|door| door.config.discovery = false);
-    assert_eq!(discovery.filters(), Ok(vec![]));
-    assert_eq!(discovery.unwanted(), ["homeassistant/status"]);
+    let mut homeassistant = with(|context| context.config.discovery = false);
+    assert_eq!(homeassistant.filters(), Ok(vec![]));
+    assert_eq!(homeassistant.unwanted(), ["homeassistant/status"]);
     // The first time the connection is gone before the broker has it.
-    for row in [1, 2] {
-        discovery.connected(now);
-        let said = packet(discovery.next_task(now));
-        assert_eq!((said.topic.as_str(), said.payload.len(), said.retain), (TOPIC, 0, true));
-        discovery.mark_queued(row);
-        if row == 1 {
-            assert_eq!(discovery.disconnected(false, now), None);
+    for entry in [1, 2] {
+        homeassistant.connected(now);
+        let text = packet(homeassistant.next_task(now));
+        assert_eq!((text.topic.as_str(), text.payload.len(), text.retain), (TOPIC, 0, true));
+        homeassistant.mark_queued(entry);
+        if entry == 1 {
+            assert_eq!(homeassistant.disconnected(false, now), None);
         }
     }
-    assert_eq!(discovery.acknowledged(2, &Ok(()), now), Some(DescriptionResult::Taken));
-    discovery.connected(now);
-    discovery.on_birth_message(b"online", now, 0.0);
-    discovery.update_sensors(SensorPresence::default(), Duration::from_secs(1), now);
-    assert_eq!((discovery.next_task(now), discovery.due()), (None, None));
+    assert_eq!(homeassistant.acknowledged(2, &Ok(()), now), Some(DescriptionResult::Taken));
+    homeassistant.connected(now);
+    homeassistant.on_birth_message(b"online", now, 0.0);
+    homeassistant.update_sensors(SensorPresence::default(), Duration::from_secs(1), now);
+    assert_eq!((homeassistant.next_task(now), homeassistant.due()), (None, None));
 }
 
 /// What is said when the broker refuses it.
-fn refused(discovery: &mut HomeAssistant, now: Instant) -> Option<String> {
-    packet(discovery.next_task(now));
-    discovery.mark_queued(7);
-    discovery.mark_sent(7, now);
-    assert_eq!(discovery.acknowledged(8, &Ok(()), now), None, "another's");
-    match discovery.acknowledged(7, &Err("NotAuthorized".into()), now) {
-        Some(DescriptionResult::Refused(said)) => said,
+fn refused(homeassistant: &mut HomeAssistant, now: Instant) -> Option<String> {
+    packet(homeassistant.next_task(now));
+    homeassistant.mark_queued(7);
+    homeassistant.mark_sent(7, now);
+    assert_eq!(homeassistant.acknowledged(8, &Ok(()), now), None, "another's");
+    match homeassistant.acknowledged(7, &Err("NotAuthorized".into()), now) {
+        Some(DescriptionResult::Refused(text)) => text,
         other => panic!("not refused, but {other:?}"),
     }
 }
@@ -196,9 +196,9 @@ fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
     let now = Instant::now();
     let mut discovery = discovery();
     discovery.connected(now);
-    let said = refused(&mut discovery, now).expect("the first time");
+    let text = refused(&mut discovery, now).expect("the first time");
     let parts = [TOPIC, "NotAuthorized", "mqtt.discovery"];
-    assert!(parts.into_iter().all(|part| said.contains(part)), "{said}");
+    assert!(parts.into_iter().all(|part| text.contains(part)), "{text}");
     discovery.on_birth_message(b"online", now, 0.0);
     discovery.connected(at(now, 9));
     assert_eq!(
@@ -218,22 +218,22 @@ fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
 #[test]
 fn what_cannot_be_taken_back_is_said_once_with_a_way_out_that_is_one() {
     let now = Instant::now();
-    let mut discovery = with(|door| door.config.discovery = false);
-    discovery.connected(now);
-    let said = refused(&mut discovery, now).expect("said");
-    assert!(said.contains(&format!("mosquitto_pub -r -n -t {TOPIC}")), "{said}");
-    assert!(!said.contains("mqtt.discovery"), "{said}");
-    discovery.connected(now);
-    assert_eq!((discovery.next_task(at(now, 9999)), discovery.due()), (None, None));
+    let mut homeassistant = with(|context| context.config.discovery = false);
+    homeassistant.connected(now);
+    let text = refused(&mut homeassistant, now).expect("said");
+    assert!(text.contains(&format!("mosquitto_pub -r -n -t {TOPIC}")), "{text}");
+    assert!(!text.contains("mqtt.discovery"), "{text}");
+    homeassistant.connected(now);
+    assert_eq!((homeassistant.next_task(at(now, 9999)), homeassistant.due()), (None, None));
 }
 
 /// A connection with the description handed over, that ended after so many seconds; what is said of it.
-fn ended(discovery: &mut HomeAssistant, now: Instant, by_broker: bool, after: u64) -> Option<String> {
-    discovery.connected(now);
-    packet(discovery.next_task(now));
-    discovery.mark_queued(7);
-    discovery.mark_sent(7, now);
-    discovery.disconnected(by_broker, at(now, after))
+fn ended(homeassistant: &mut HomeAssistant, now: Instant, by_broker: bool, after: u64) -> Option<String> {
+    homeassistant.connected(now);
+    packet(homeassistant.next_task(now));
+    homeassistant.mark_queued(7);
+    homeassistant.mark_sent(7, now);
+    homeassistant.disconnected(by_broker, at(now, after))
 }
 
 #[test]
@@ -271,15 +271,15 @@ fn a_connection_that_ends_before_it_was_handed_over_or_long_after_says_nothing_o
 fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
     let now = Instant::now();
     let mut discovery = discovery();
-    for row in 0..9 {
+    for entry in 0..9 {
         let filters = discovery.filters();
-        assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), row < 2);
+        assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), entry < 2);
         discovery.connected(now);
         packet(discovery.next_task(now));
-        discovery.mark_queued(row);
-        discovery.mark_sent(row, now);
-        if row >= 2 {
-            discovery.acknowledged(row, &Ok(()), now);
+        discovery.mark_queued(entry);
+        discovery.mark_sent(entry, now);
+        if entry >= 2 {
+            discovery.acknowledged(entry, &Ok(()), now);
         }
         assert_eq!(discovery.disconnected(true, now), None);
     }
@@ -291,8 +291,8 @@ fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
     let mut discovery = discovery();
     discovery.connected(now);
     let size = packet(discovery.next_task(now)).size();
-    let said = discovery.too_large(size, 100, now).expect("said");
-    assert!(said.contains(&size.to_string()) && said.contains("100"), "{said}");
+    let text = discovery.too_large(size, 100, now).expect("said");
+    assert!(text.contains(&size.to_string()) && text.contains("100"), "{text}");
     discovery.connected(now);
     assert_eq!((discovery.next_task(at(now, 9)), discovery.due()), (None, Some(at(now, 3600))));
 }

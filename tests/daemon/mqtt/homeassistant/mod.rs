@@ -22,16 +22,16 @@ const STATUS: &str = "homeassistant/status";
 
 /// A door that Home Assistant is told of, with these things known of the host.
 fn door_of(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
-    Harness::with(config, |door: &mut MqttContext| {
-        door.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
-        door.local_telemetry = counters;
+    Harness::with(config, |context: &mut MqttContext| {
+        context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+        context.local_telemetry = counters;
     })
 }
 
 async fn open(broker: &Mosquitto, counters: Arc<Telemetry>) -> Harness {
-    let mut bench = door_of(config(broker.port), counters);
-    bench.until(|state| state.subscribed && state.outbox == 0).await;
-    bench
+    let mut harness = door_of(config(broker.port), counters);
+    harness.until(|state| state.subscribed && state.outbox == 0).await;
+    harness
 }
 
 fn reading(value: f64, unit: &'static str) -> Option<Reading> {
@@ -217,14 +217,14 @@ async fn a_birth_brings_the_description_again_and_a_report_with_it() {
 async fn a_sensor_that_answers_later_is_added() {
     let broker = Mosquitto::start().await;
     let telemetry = bare();
-    let bench = open(&broker, telemetry.clone()).await;
+    let harness = open(&broker, telemetry.clone()).await;
     assert!(kept(&broker).await["components"]["power"].is_null());
     telemetry.observe(Instant::now(), host());
-    bench.telemetry.send_replace(Some(Arc::new(b"{}".to_vec())));
+    harness.telemetry.send_replace(Some(Arc::new(b"{}".to_vec())));
     let mut client = Client::listening(&broker, TOPIC).await;
     loop {
-        let said: Value = serde_json::from_str(&client.text().await).expect("JSON");
-        if said["components"]["power"].is_object() {
+        let text: Value = serde_json::from_str(&client.text().await).expect("JSON");
+        if text["components"]["power"].is_object() {
             return;
         }
     }
@@ -238,8 +238,8 @@ async fn switched_off_it_is_taken_back_and_said_no_more() {
     let mut client = Client::listening(&broker, TOPIC).await;
     client.next().await;
     let off = || Mqtt { discovery: false, ..config(broker.port) };
-    let mut bench = door_of(off(), bare());
-    bench.until(|state| state.subscribed && state.outbox == 0).await;
+    let mut harness = door_of(off(), bare());
+    harness.until(|state| state.subscribed && state.outbox == 0).await;
     assert_eq!(client.text().await, "");
     broker.publish(&["-t", STATUS, "-m", "online"]).await;
     client.is_quiet().await;
@@ -251,40 +251,40 @@ async fn switched_off_it_is_taken_back_and_said_no_more() {
 async fn over_mqtt_3_1_1_it_is_the_same() {
     let broker = Mosquitto::start().await;
     let older = Mqtt { version: MqttVersion::V311, ..config(broker.port) };
-    let mut bench = door_of(older, bare());
-    bench.until(|state| state.subscribed && state.outbox == 0).await;
+    let mut harness = door_of(older, bare());
+    harness.until(|state| state.subscribed && state.outbox == 0).await;
     schema_rules::check(&kept(&broker).await);
     let mut client = Client::listening(&broker, TOPIC).await;
     client.next().await;
     broker.publish(&["-t", STATUS, "-m", "online"]).await;
     schema_rules::check(&serde_json::from_str(&client.text().await).expect("JSON"));
     broker.publish(&["-t", "bitnetd/cellar/threads/set", "-m", "2"]).await;
-    assert_eq!(next(&mut bench).await, Command::Threads(2));
+    assert_eq!(next(&mut harness).await, Command::Threads(2));
 }
 
 #[tokio::test]
 async fn the_button_and_the_number_reach_the_daemon() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker, bare()).await;
+    let mut harness = open(&broker, bare()).await;
     let components = kept(&broker).await["components"].clone();
     let text = |key: &str, of: &str| components[key][of].as_str().expect("text").to_owned();
     let press = text("cancel", "payload_press");
     broker.publish(&["-t", &text("cancel", "command_topic"), "-m", &press]).await;
-    assert_eq!(next(&mut bench).await, Command::CancelRunning);
+    assert_eq!(next(&mut harness).await, Command::CancelRunning);
     broker.publish(&["-t", &text("threads", "command_topic"), "-m", "2"]).await;
-    assert_eq!(next(&mut bench).await, Command::Threads(2));
+    assert_eq!(next(&mut harness).await, Command::Threads(2));
     assert_eq!((&components["threads"]["min"], &components["threads"]["max"]), (&1.into(), &4.into()));
 }
 
-async fn next(bench: &mut Harness) -> Command {
-    let control = timeout(Duration::from_secs(30), bench.controls.recv()).await.expect("in time");
+async fn next(harness: &mut Harness) -> Command {
+    let control = timeout(Duration::from_secs(30), harness.controls.recv()).await.expect("in time");
     control.expect("an open door")
 }
 
 #[tokio::test]
 async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker, bare()).await;
+    let mut harness = open(&broker, bare()).await;
     let client = Client::listening(&broker, "nothing").await;
     for payload in ["0", "5", "-1", "two", "", "1e9", "{\"threads\":2}"] {
         client.publish("bitnetd/cellar/threads/set", payload.as_bytes(), none()).await;
@@ -298,15 +298,15 @@ async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
     broker.publish(&["-r", "-t", "bitnetd/cellar/cancel", "-m", "{\"running\":true}"]).await;
     sleep(QUIET_PERIOD).await;
     client.publish("bitnetd/cellar/threads/set", b"3", none()).await;
-    assert_eq!(next(&mut bench).await, Command::Threads(3), "and none before it");
+    assert_eq!(next(&mut harness).await, Command::Threads(3), "and none before it");
 }
 
 #[tokio::test]
 async fn a_retained_cancellation_stops_no_prompt() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker, bare()).await;
+    let mut harness = open(&broker, bare()).await;
     broker.publish(&["-q", "1", "-t", super::PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     let cancel = ["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#];
     broker.publish(&[&["-r"], &cancel[..]].concat()).await;
     sleep(QUIET_PERIOD).await;
@@ -320,9 +320,9 @@ async fn a_retained_cancellation_stops_no_prompt() {
 #[tokio::test]
 async fn a_broker_that_takes_no_such_packet_is_told_of_and_keeps_the_rest() {
     let broker = Mosquitto::with("max_packet_size 2000\n").await;
-    let mut bench = open(&broker, bare()).await;
+    let mut harness = open(&broker, bare()).await;
     sleep(QUIET_PERIOD).await;
-    assert_eq!((bench.state.borrow().connects, bench.state.borrow().dropped), (1, 0));
+    assert_eq!((harness.state.borrow().connects, harness.state.borrow().dropped), (1, 0));
     broker.publish(&["-q", "1", "-t", super::PROMPT, "-m", "hi"]).await;
-    assert_eq!(bench.echo().await, "hi");
+    assert_eq!(harness.echo().await, "hi");
 }

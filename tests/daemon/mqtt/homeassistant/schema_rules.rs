@@ -139,12 +139,12 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
-fn check_keys(place: &str, map: &Map<String, Value>, allowed: &[&[&str]], required: &[&str]) {
+fn check_keys(address: &str, map: &Map<String, Value>, allowed: &[&[&str]], required: &[&str]) {
     for key in map.keys() {
-        assert!(allowed.iter().any(|keys| keys.contains(&key.as_str())), "{place}: {key} is no key of it");
+        assert!(allowed.iter().any(|keys| keys.contains(&key.as_str())), "{address}: {key} is no key of it");
     }
     for key in required {
-        assert!(map.contains_key(*key), "{place}: {key} is missing");
+        assert!(map.contains_key(*key), "{address}: {key} is missing");
     }
 }
 
@@ -213,7 +213,7 @@ fn check_units(key: &str, own: &Map<String, Value>) {
     let known = ["measurement", "measurement_angle", "total", "total_increasing"];
     assert!(state_class.is_none_or(|class| known.contains(&class)), "{key}: {state_class:?}");
     let Some(class) = own.get("device_class").map(text) else { return };
-    let (_, units, state_classes) = CLASSES.iter().find(|row| row.0 == class).expect("a class with units");
+    let (_, units, state_classes) = CLASSES.iter().find(|entry| entry.0 == class).expect("a class with units");
     assert!(unit.is_some_and(|unit| units.contains(&unit)), "{key}: {unit:?} is no unit of {class}");
     assert!(
         state_class.is_some_and(|class| state_classes.contains(&class)),

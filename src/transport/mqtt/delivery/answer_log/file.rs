@@ -120,8 +120,8 @@ mod tests {
     fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
         let folder = Folder::new("lock");
         let first = open(&folder);
-        let said = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
-        assert!(said.contains("another daemon") && said.contains("device.id"), "{said}");
+        let text = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
+        assert!(text.contains("another daemon") && text.contains("device.id"), "{text}");
         drop(first);
         open(&folder);
     }

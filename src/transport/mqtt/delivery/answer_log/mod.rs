@@ -237,8 +237,8 @@ impl AnswerLog {
         match (file, done) {
             (Some(file), Ok(job)) => self.succeeded(file, job),
             (file, done) => {
-                let said = done.err().map_or_else(String::new, |error| error.to_string());
-                self.failed(file, &said, now)
+                let text = done.err().map_or_else(String::new, |error| error.to_string());
+                self.failed(file, &text, now)
             }
         }
     }
@@ -270,36 +270,36 @@ impl AnswerLog {
         if self.problem.take().is_some() {
             log::info!("{}: answers are saved again", self.display_path());
         }
-        let (rows, prompts) = (
+        let (entries, prompts) = (
             std::mem::take(&mut self.answers_being_written),
             std::mem::take(&mut self.prompts_being_written),
         );
-        DiskOutcome { answers_saved: rows, prompts_saved: prompts, are_prompts_lost: false, contents }
+        DiskOutcome { answers_saved: entries, prompts_saved: prompts, are_prompts_lost: false, contents }
     }
 
-    fn failed(&mut self, file: Option<LogFile>, said: &str, now: Instant) -> DiskOutcome {
+    fn failed(&mut self, file: Option<LogFile>, text: &str, now: Instant) -> DiskOutcome {
         self.disk = DiskWork::Failed { file, until: now + RETRY_INTERVAL };
-        self.fall_back_to_memory(said)
+        self.fall_back_to_memory(text)
     }
 
     /// The rows that wait are published unsaved, and the prompts that wait are not acknowledged.
-    fn fall_back_to_memory(&mut self, said: &str) -> DiskOutcome {
-        let said = format!(
-            "{}: {said}; answers are not saved, and a prompt that comes again after a crash is computed again; \
+    fn fall_back_to_memory(&mut self, text: &str) -> DiskOutcome {
+        let text = format!(
+            "{}: {text}; answers are not saved, and a prompt that comes again after a crash is computed again; \
              see device.state_dir",
             self.display_path()
         );
         if self.problem.is_none() {
-            log::error!("{said}");
+            log::error!("{text}");
         }
-        self.problem = Some(said);
+        self.problem = Some(text);
         self.needs_rewrite = true;
         self.pending_lines.clear();
-        let mut rows = std::mem::take(&mut self.answers_being_written);
-        rows.append(&mut self.queued_answers);
+        let mut entries = std::mem::take(&mut self.answers_being_written);
+        entries.append(&mut self.queued_answers);
         self.prompts_being_written.clear();
         self.queued_prompts.clear();
-        DiskOutcome { answers_saved: rows, are_prompts_lost: true, ..DiskOutcome::default() }
+        DiskOutcome { answers_saved: entries, are_prompts_lost: true, ..DiskOutcome::default() }
     }
 
     /// When [`Store::begin`] or [`Store::overdue`] has something to do next.

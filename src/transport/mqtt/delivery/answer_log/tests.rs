@@ -50,14 +50,14 @@ fn saved(path: &Path) -> Vec<u64> {
 }
 
 /// Lets the disk do all it is to do, beginning at `now`, which may be to come; the rows that may be published.
-async fn work(store: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
-    let mut rows = Vec::new();
-    store.start_job(now, || lines(all));
-    while store.is_busy() {
-        rows.extend(store.next().await.answers_saved);
-        store.start_job(Instant::now(), || lines(all));
+async fn work(log: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
+    let mut entries = Vec::new();
+    log.start_job(now, || lines(all));
+    while log.is_busy() {
+        entries.extend(log.next().await.answers_saved);
+        log.start_job(Instant::now(), || lines(all));
     }
-    rows
+    entries
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn without_a_disk_rows_are_let_go_and_the_disk_is_tried_again() {
     assert!(store.save_answer(answer(1)), "nobody knows yet");
     assert_eq!(store.next().await.answers_saved, [1]);
     assert!(!store.is_durable() && !store.save_answer(answer(2)) && !store.is_busy());
-    assert!(store.problem().is_some_and(|said| said.contains("device.state_dir")));
+    assert!(store.problem().is_some_and(|text| text.contains("device.state_dir")));
     fs::remove_file(&blocked).expect("ours");
     store.start_job(now, Vec::new);
     assert!(!store.is_busy(), "not before its time");
@@ -176,10 +176,10 @@ async fn the_file_does_not_grow_over_starts() {
 
 #[tokio::test]
 async fn nothing_is_kept_where_nothing_is_wanted() {
-    let mut store = AnswerLog::new(None, 0, Instant::now());
-    store.start_job(Instant::now(), Vec::new);
-    assert!(!store.save_answer(answer(1)) && !store.is_busy() && !store.is_durable());
-    assert!(store.due().is_none() && store.problem().is_none());
+    let mut log = AnswerLog::new(None, 0, Instant::now());
+    log.start_job(Instant::now(), Vec::new);
+    assert!(!log.save_answer(answer(1)) && !log.is_busy() && !log.is_durable());
+    assert!(log.due().is_none() && log.problem().is_none());
 }
 
 fn prompt(number: u64) -> SavedPrompt {
@@ -236,7 +236,7 @@ async fn a_folder_that_goes_while_nothing_is_written_is_noticed_and_made_anew() 
     store.start_job(look, Vec::new);
     store.next().await;
     assert!(!store.is_durable() && !store.save_answer(answer(1)));
-    assert!(store.problem().is_some_and(|said| said.contains("was removed")), "{:?}", store.problem());
+    assert!(store.problem().is_some_and(|text| text.contains("was removed")), "{:?}", store.problem());
     let later = store.due().expect("a next try");
     store.start_job(later, || lines(&[1]));
     store.next().await;

@@ -174,14 +174,14 @@ impl Outbox {
 
     /// Whether so many answers wait that no new prompt is to be taken.
     pub fn is_full(&self) -> bool {
-        let last = self.entries.iter().filter(|row| matches!(row.kind, EntryKind::Last(..)));
-        let (count, bytes) = last.fold((0, 0), |(n, b), row| (n + 1, b + row.packet.size()));
+        let last = self.entries.iter().filter(|entry| matches!(entry.kind, EntryKind::Last(..)));
+        let (count, bytes) = last.fold((0, 0), |(n, b), entry| (n + 1, b + entry.packet.size()));
         count >= MAX_ANSWERS || bytes >= MAX_BYTES / 2
     }
 
     /// Whether one of our own messages waits for its acknowledgement.
     pub fn has_status(&self) -> bool {
-        self.entries.iter().any(|row| row.kind == EntryKind::Status)
+        self.entries.iter().any(|entry| entry.kind == EntryKind::Status)
     }
 
     /// Keeps a token event, or drops it where there is no room.
@@ -212,19 +212,19 @@ impl Outbox {
 
     /// Holds the row back until it is [`Outbox::saved`].
     pub fn hold_until_saved(&mut self, number: u64) {
-        self.update_entry(number, |row| row.is_awaiting_disk = true);
+        self.update_entry(number, |entry| entry.is_awaiting_disk = true);
     }
 
     /// The row is on disk, or cannot be.
     pub fn release_saved(&mut self, number: u64) {
-        self.update_entry(number, |row| row.is_awaiting_disk = false);
+        self.update_entry(number, |entry| entry.is_awaiting_disk = false);
     }
 
     /// The answers that the broker does not have yet, oldest first.
     pub fn pending_answers(&self) -> impl Iterator<Item = PendingAnswer<'_>> {
-        self.entries.iter().filter_map(|row| match &row.kind {
+        self.entries.iter().filter_map(|entry| match &entry.kind {
             EntryKind::Last(prompt, id) => {
-                Some(PendingAnswer { number: row.number, prompt: *prompt, id, packet: &row.packet })
+                Some(PendingAnswer { number: entry.number, prompt: *prompt, id, packet: &entry.packet })
             }
             EntryKind::Token(_) | EntryKind::Status => None,
         })
@@ -232,17 +232,17 @@ impl Outbox {
 
     /// Keeps one of our own messages, before all others, in the row of this number.
     pub fn push_status(&mut self, packet: OutgoingMessage) -> u64 {
-        let at = self.entries.iter().take_while(|row| row.kind == EntryKind::Status).count();
+        let at = self.entries.iter().take_while(|entry| entry.kind == EntryKind::Status).count();
         let number = self.push(EntryKind::Status, packet);
-        let row = self.entries.pop_back().expect("just pushed");
-        self.entries.insert(at, row);
+        let entry = self.entries.pop_back().expect("just pushed");
+        self.entries.insert(at, entry);
         number
     }
 
     /// Keeps one of our own messages again, over which the broker may have ended so many connections.
     pub fn push_status_retry(&mut self, packet: OutgoingMessage, ended: u32) -> u64 {
         let number = self.push_status(packet);
-        self.update_entry(number, |row| row.ended = ended);
+        self.update_entry(number, |entry| entry.ended = ended);
         number
     }
 
@@ -251,10 +251,10 @@ impl Outbox {
     pub fn next(&mut self, now: Instant, limits: PublishLimits) -> Option<(u64, &OutgoingMessage)> {
         loop {
             let at = self.next_publishable(limits)?;
-            let row = &self.entries[at];
-            if row.packet.expires.is_some_and(|expires| now >= expires) {
+            let entry = &self.entries[at];
+            if entry.packet.expires.is_some_and(|expires| now >= expires) {
                 self.settle(at, false);
-            } else if row.packet.size() > limits.packet {
+            } else if entry.packet.size() > limits.packet {
                 self.replace_oversized(at, limits.packet);
             } else {
                 return Some((self.entries[at].number, &self.entries[at].packet));
@@ -264,34 +264,34 @@ impl Outbox {
 
     /// The row is with the MQTT library.
     pub fn mark_sent(&mut self, number: u64) {
-        self.update_entry(number, |row| row.is_in_flight = true);
+        self.update_entry(number, |entry| entry.is_in_flight = true);
     }
 
     /// The broker has the row, or refused it for good.
     pub fn acknowledged(&mut self, number: u64, is_taken: bool) {
-        if let Some(at) = self.entries.iter().position(|row| row.number == number) {
+        if let Some(at) = self.entries.iter().position(|entry| entry.number == number) {
             self.settle(at, is_taken);
         }
     }
 
     /// The broker refuses the row for this reason: what to log of it, once for each topic.
     pub fn refusal_to_log(&mut self, number: u64, reason: &str) -> Option<String> {
-        let row = self.entries.iter().find(|row| row.number == number)?;
-        self.refused_publishes.refused(&row.packet.topic, reason)
+        let entry = self.entries.iter().find(|entry| entry.number == number)?;
+        self.refused_publishes.refused(&entry.packet.topic, reason)
     }
 
     /// The connection is gone: what was on its way is to be published again. `by_broker`: it may have
     /// been over one of these rows.
     pub fn disconnected(&mut self, by_broker: bool) {
         self.refused_publishes.disconnected();
-        for row in self.entries.iter_mut().filter(|row| row.is_in_flight) {
-            row.is_in_flight = false;
-            row.ended += u32::from(by_broker);
+        for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight) {
+            entry.is_in_flight = false;
+            entry.ended += u32::from(by_broker);
         }
-        while let Some(at) = self.entries.iter().position(|row| row.kind == EntryKind::Status) {
+        while let Some(at) = self.entries.iter().position(|entry| entry.kind == EntryKind::Status) {
             self.remove(at);
         }
-        while let Some(at) = self.entries.iter().position(|row| row.ended >= POISON) {
+        while let Some(at) = self.entries.iter().position(|entry| entry.ended >= POISON) {
             self.replace_undeliverable(at);
         }
     }
@@ -318,24 +318,24 @@ impl Outbox {
     }
 
     fn update_entry(&mut self, number: u64, change: impl FnOnce(&mut OutboxEntry)) {
-        if let Some(row) = self.entries.iter_mut().find(|row| row.number == number) {
-            change(row);
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
+            change(entry);
         }
     }
 
     /// Where the next row is that may be published.
     fn next_publishable(&self, limits: PublishLimits) -> Option<usize> {
-        let suspect = self.entries.iter().any(|row| row.ended >= SUSPECT);
+        let suspect = self.entries.iter().any(|entry| entry.ended >= SUSPECT);
         let window = if suspect { 1 } else { limits.window.min(MAX_IN_FLIGHT) };
-        if self.entries.iter().filter(|row| row.is_in_flight).count() >= window {
+        if self.entries.iter().filter(|entry| entry.is_in_flight).count() >= window {
             return None;
         }
-        self.entries.iter().position(|row| !row.is_in_flight && !row.is_awaiting_disk)
+        self.entries.iter().position(|entry| !entry.is_in_flight && !entry.is_awaiting_disk)
     }
 
     /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
     fn drop_newest_token(&mut self) -> bool {
-        let is_spare = |row: &OutboxEntry| matches!(row.kind, EntryKind::Token(_)) && !row.is_in_flight;
+        let is_spare = |entry: &OutboxEntry| matches!(entry.kind, EntryKind::Token(_)) && !entry.is_in_flight;
         let Some(at) = self.entries.iter().rposition(is_spare) else { return false };
         if let Some(OutboxEntry { kind: EntryKind::Token(prompt), .. }) = self.remove(at) {
             self.ended_streams.insert(prompt);
@@ -345,13 +345,13 @@ impl Outbox {
 
     /// Puts an error in the place of an answer that the broker would not take.
     fn replace_oversized(&mut self, at: usize, limit: usize) {
-        let said = format!(
+        let text = format!(
             "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
             self.entries[at].packet.payload.len()
         );
         self.replace_with_error(
             at,
-            Refusal::new(Code::TooLarge, said),
+            Refusal::new(Code::TooLarge, text),
             limit,
             "it is larger than the broker takes",
         );
@@ -360,37 +360,37 @@ impl Outbox {
     /// Puts an error in the place of an answer over which the broker ends the connection.
     fn replace_undeliverable(&mut self, at: usize) {
         let why = "the broker ended the connection each time it was published";
-        let said = format!("the answer cannot be delivered: {why}");
+        let text = format!("the answer cannot be delivered: {why}");
         self.entries[at].ended = 0;
-        self.replace_with_error(at, Refusal::new(Code::Internal, said), usize::MAX, why);
+        self.replace_with_error(at, Refusal::new(Code::Internal, text), usize::MAX, why);
     }
 
     /// A token is not worth an error: what follows it is not sent either. Where the error itself stands
     /// already, or is too large, that was all that could be done.
     fn replace_with_error(&mut self, at: usize, refusal: Refusal, limit: usize, why: &str) {
-        let row = &mut self.entries[at];
-        let id = match &row.kind {
+        let entry = &mut self.entries[at];
+        let id = match &entry.kind {
             EntryKind::Last(_, id) => id,
             EntryKind::Token(_) => return self.settle(at, false),
             EntryKind::Status => return self.give_up(at, why),
         };
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
-        let smaller = OutgoingMessage { payload, ..row.packet.clone() };
-        if smaller.size() > limit || row.is_error {
+        let smaller = OutgoingMessage { payload, ..entry.packet.clone() };
+        if smaller.size() > limit || entry.is_error {
             return self.give_up(at, why);
         }
-        self.bytes = self.bytes - row.packet.size() + smaller.size();
-        row.packet = smaller;
-        row.is_error = true;
+        self.bytes = self.bytes - entry.packet.size() + smaller.size();
+        entry.packet = smaller;
+        entry.is_error = true;
     }
 
     fn give_up(&mut self, at: usize, why: &str) {
         log::error!("mqtt: a reply to {} is given up: {why}", self.entries[at].packet.topic);
         self.given_up += 1;
         // Said again it would do the same again.
-        let row = &mut self.entries[at];
-        self.bytes -= row.packet.payload.len();
-        row.packet.payload.clear();
+        let entry = &mut self.entries[at];
+        self.bytes -= entry.packet.payload.len();
+        entry.packet.payload.clear();
         self.settle(at, false);
     }
 
@@ -409,8 +409,8 @@ impl Outbox {
     }
 
     fn remove(&mut self, at: usize) -> Option<OutboxEntry> {
-        let row = self.entries.remove(at)?;
-        self.bytes -= row.packet.size();
-        Some(row)
+        let entry = self.entries.remove(at)?;
+        self.bytes -= entry.packet.size();
+        Some(entry)
     }
 }

@@ -66,7 +66,7 @@ fn tokens_make_room_for_answers_and_leave_a_prefix() {
     (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
     outbox.push_last(2, "b", packet(300_000));
     outbox.push_token(1, packet(1));
-    let kinds: Vec<_> = outbox.entries.iter().map(|row| row.kind.clone()).collect();
+    let kinds: Vec<_> = outbox.entries.iter().map(|entry| entry.kind.clone()).collect();
     let mut wanted = vec![EntryKind::Token(1); 7];
     wanted.push(EntryKind::Last(2, "b".into()));
     assert_eq!(kinds, wanted);
@@ -142,13 +142,13 @@ fn what_nobody_wants_any_more_is_settled_unsent() {
 #[test]
 fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
     let mut outbox = Outbox::default();
-    let row = outbox.push_last(1, "a", packet(1));
-    outbox.hold_until_saved(row);
+    let entry = outbox.push_last(1, "a", packet(1));
+    outbox.hold_until_saved(entry);
     outbox.push_last(2, "b", packet(1));
     assert_eq!(publish(&mut outbox, WIDE), [1]);
     outbox.disconnected(true);
     assert_eq!(publish(&mut outbox, WIDE), [1]);
-    outbox.release_saved(row);
+    outbox.release_saved(entry);
     assert_eq!(publish(&mut outbox, WIDE), [0]);
 }
 
