@@ -29,10 +29,11 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{CacheForm, HeadForm, Layout};
 use crate::engine::tokenizer::ChatTemplate;
 use crate::engine::{self, ModelFile, Source};
+use crate::protocol::MqttLink;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
-use crate::transport::mqtt::{self, HomeAssistantInfo, LinkState};
+use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::unix::{self, BacklogPolicy};
 use crate::transport::{Command, Heartbeat, Inbound};
 use budget::window;
@@ -297,7 +298,7 @@ impl Daemon {
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
         hurry: &Arc<Notify>,
-        link: Option<watch::Receiver<LinkState>>,
+        link: Option<watch::Receiver<MqttLink>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
     ) -> JoinSet<()> {
@@ -336,10 +337,10 @@ impl Daemon {
         alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
         plan: &Plan,
-    ) -> Option<watch::Receiver<LinkState>> {
+    ) -> Option<watch::Receiver<MqttLink>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
-        let (state, link) = watch::channel(LinkState::default());
+        let (state, link) = watch::channel(MqttLink::default());
         doors.spawn(mqtt::run(mqtt::MqttContext {
             config,
             device: running.device.id.clone(),

@@ -5,9 +5,9 @@
 use super::health::Watch;
 use super::queue::Queue;
 use super::status::Status;
+use crate::protocol::MqttLink;
 use crate::telemetry::Telemetry;
 use crate::transport::Heartbeat;
-use crate::transport::mqtt::LinkState;
 use log::{error, warn};
 use sd_notify::NotifyState;
 use std::convert::Infallible;
@@ -124,7 +124,7 @@ pub(super) struct Observer {
     pub model: String,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
-    pub link: Option<watch::Receiver<LinkState>>,
+    pub link: Option<watch::Receiver<MqttLink>>,
 }
 
 impl Observer {

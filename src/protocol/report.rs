@@ -306,6 +306,9 @@ pub struct Cache {
 pub struct MqttLink {
     /// Whether the broker is connected.
     pub connected: bool,
+    /// Whether the broker granted the subscriptions to the daemon's own topics. Not part of the report.
+    #[serde(skip)]
+    pub subscribed: bool,
     /// Connections made since start.
     pub connects: u64,
     /// Connections after the first on which the broker no longer knew our session.

@@ -4,7 +4,7 @@
 //! Pure, for one connection. Knows packets only by the numbers in them.
 
 use super::link::Disconnect;
-use crate::transport::mqtt::delivery::outbox::PublishLimits;
+use crate::transport::mqtt::message::PublishLimits;
 use std::time::Duration;
 
 /// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive

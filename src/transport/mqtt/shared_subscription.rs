@@ -1,64 +1,54 @@
-//! Whether to ask the broker for the group's shared subscriptions, and what became of it.
+//! The shared subscriptions of `mqtt.group` (MQTT 5, section 4.8.2): whether they are requested, and what is reported
+//! about them.
 //!
-//! Pure. A broker without them may say so at once, refuse the subscription, or end the connection over it
-//! [MQTT-3.8.3]; the device's own topics must work all the same.
+//! Pure: no I/O. A broker without shared subscriptions may say so in its CONNACK, refuse the subscription, or close the
+//! connection over it; the device's own topics must work all the same.
 
-/// Connections that ended over the question before it is asked no more.
-const ENOUGH: u32 = 2;
+use super::optional_subscription::OptionalSubscription;
 
-/// The memory of one process.
+/// The group's subscriptions, over all connections of this process.
 #[derive(Debug)]
-pub struct Sharing {
+pub struct SharedSubscription {
+    /// `mqtt.group`; without it nothing is requested.
     group: Option<String>,
-    /// Asked on this connection, not yet answered.
-    is_open: bool,
-    ended: u32,
-    reported: bool,
+    subscription: OptionalSubscription,
 }
 
-impl Sharing {
-    /// Nothing to ask without a group.
+impl SharedSubscription {
+    /// The subscriptions of this group, if there is one.
     pub fn new(group: Option<&str>) -> Self {
-        Sharing { group: group.map(Into::into), is_open: false, ended: 0, reported: false }
+        SharedSubscription { group: group.map(Into::into), subscription: OptionalSubscription::default() }
     }
 
-    /// Whether to ask on a new connection, to a broker that claims to have them or not. The error is
-    /// said once.
-    pub fn ask(&mut self, is_offered: bool) -> Result<bool, String> {
+    /// Whether to request the subscriptions on a new connection; `is_supported` is what the broker's CONNACK says of
+    /// them. The error is the problem to report, returned once.
+    pub fn request(&mut self, is_supported: bool) -> Result<bool, String> {
         if self.group.is_none() {
             return Ok(false);
         }
-        if !is_offered {
-            return self.tell("the broker has none").map_or(Ok(false), Err);
+        if !is_supported {
+            return self.report("the broker has none").map_or(Ok(false), Err);
         }
-        if self.ended >= ENOUGH {
-            return self.tell("the broker ends the connection over them").map_or(Ok(false), Err);
+        if !self.subscription.request() {
+            return self.report("the broker ends the connection over them").map_or(Ok(false), Err);
         }
-        self.is_open = true;
         Ok(true)
     }
 
-    /// The broker's answer, as what is to be said of it.
+    /// Notes the SUBACK. Returns the problem to report, if there is a new one.
     pub fn answered(&mut self, granted: &Result<(), String>) -> Option<String> {
-        self.is_open = false;
-        match granted {
-            Ok(()) => {
-                (self.ended, self.reported) = (0, false);
-                None
-            }
-            Err(reason) => self.tell(reason),
-        }
+        self.subscription.answered(granted.is_ok());
+        granted.as_ref().err().and_then(|reason| self.report(reason))
     }
 
-    /// The connection ended, over the question where that `may_be`.
-    pub fn disconnected(&mut self, may_be: bool) {
-        self.ended += u32::from(std::mem::take(&mut self.is_open) && may_be);
+    /// Notes the end of the connection; `may_be_the_cause` if the request may have ended it.
+    pub fn disconnected(&mut self, may_be_the_cause: bool) {
+        self.subscription.disconnected(may_be_the_cause);
     }
 
-    fn tell(&mut self, reason: &str) -> Option<String> {
+    fn report(&mut self, reason: &str) -> Option<String> {
         let group = self.group.as_deref()?;
-        let first = !std::mem::replace(&mut self.reported, true);
-        first.then(|| {
+        self.subscription.report_once().then(|| {
             format!(
                 "no shared subscriptions for mqtt.group = \"{group}\" ({reason}); prompts to the group do not \
                  come here: allow them at the broker, or take the key out"
@@ -70,57 +60,58 @@ impl Sharing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::mqtt::strikes::STOP_ASKING;
 
-    fn of_kitchens() -> Sharing {
-        Sharing::new(Some("kitchens"))
+    fn of_kitchens() -> SharedSubscription {
+        SharedSubscription::new(Some("kitchens"))
     }
 
     #[test]
-    fn without_a_group_nothing_is_asked_and_nothing_said() {
-        let mut subscription = Sharing::new(None);
-        assert_eq!((subscription.ask(true), subscription.ask(false)), (Ok(false), Ok(false)));
+    fn without_a_group_nothing_is_requested_or_reported() {
+        let mut subscription = SharedSubscription::new(None);
+        assert_eq!((subscription.request(true), subscription.request(false)), (Ok(false), Ok(false)));
     }
 
     #[test]
-    fn a_broker_that_has_none_is_told_of_once() {
+    fn a_broker_without_shared_subscriptions_is_reported_once() {
         let mut subscription = of_kitchens();
-        let text = subscription.ask(false).expect_err("said");
+        let text = subscription.request(false).expect_err("reported");
         assert!(text.contains("mqtt.group"), "{text}");
-        assert_eq!(subscription.ask(false), Ok(false));
+        assert_eq!(subscription.request(false), Ok(false));
     }
 
     #[test]
-    fn a_refusal_is_said_once_and_again_after_it_was_granted() {
+    fn a_refusal_is_reported_once_and_again_after_it_was_granted() {
         let mut subscription = of_kitchens();
         let refused = Err("NotAuthorized".to_owned());
-        assert_eq!(subscription.ask(true), Ok(true));
-        assert!(subscription.answered(&refused).expect("said").contains("NotAuthorized"));
-        assert_eq!(subscription.ask(true), Ok(true));
+        assert_eq!(subscription.request(true), Ok(true));
+        assert!(subscription.answered(&refused).expect("reported").contains("NotAuthorized"));
+        assert_eq!(subscription.request(true), Ok(true));
         assert_eq!(subscription.answered(&refused), None);
         assert_eq!(subscription.answered(&Ok(())), None);
         assert!(subscription.answered(&refused).is_some());
     }
 
     #[test]
-    fn a_broker_that_hangs_up_over_the_question_is_not_asked_for_ever() {
+    fn a_broker_that_closes_the_connection_over_the_request_is_asked_twice() {
         let mut subscription = of_kitchens();
-        for _ in 0..ENOUGH {
-            assert_eq!(subscription.ask(true), Ok(true));
+        for _ in 0..STOP_ASKING {
+            assert_eq!(subscription.request(true), Ok(true));
             subscription.disconnected(true);
         }
-        assert!(subscription.ask(true).is_err());
+        assert!(subscription.request(true).is_err());
         subscription.disconnected(true);
-        assert_eq!(subscription.ask(true), Ok(false));
+        assert_eq!(subscription.request(true), Ok(false));
     }
 
     #[test]
-    fn a_connection_that_ends_later_or_over_something_else_is_no_answer() {
+    fn a_connection_that_ends_later_or_for_another_reason_is_no_strike() {
         let mut subscription = of_kitchens();
         for _ in 0..9 {
-            assert_eq!(subscription.ask(true), Ok(true));
+            assert_eq!(subscription.request(true), Ok(true));
             subscription.answered(&Ok(()));
             subscription.disconnected(true);
-            assert_eq!(subscription.ask(true), Ok(true));
+            assert_eq!(subscription.request(true), Ok(true));
             subscription.disconnected(false);
         }
     }

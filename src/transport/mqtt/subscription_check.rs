@@ -4,6 +4,7 @@
 //! of its sessions, or where another client of our id unsubscribes. Only a message that comes back proves otherwise.
 //! A broker may forbid us to publish there: then nothing ever comes back, and nothing is concluded from it.
 
+use super::strikes::{STOP_ASKING, Strikes};
 use std::time::{Duration, Instant};
 
 /// Between two checks: a subscription that is gone is noticed within half a minute.
@@ -14,8 +15,6 @@ const FIRST_CHECK_DELAY: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Checks that fail in a row before the subscription counts as lost: a broker may drop a message at QoS 0.
 const FAILURES_BEFORE_LOST: u32 = 2;
-/// Connections that the broker ends over the first check before it is given up.
-const ENDED: u32 = 2;
 
 /// What is to be done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +53,8 @@ pub struct SubscriptionCheck {
     /// The owner was told that nothing comes back.
     is_reported: bool,
     failures: u32,
-    ended: u32,
+    /// Disconnects that the check may have caused.
+    strikes: Strikes,
     /// Prompts do not reach us, as far as is known.
     is_subscription_lost: bool,
     /// How often subscriptions were found missing.
@@ -73,7 +73,7 @@ impl SubscriptionCheck {
             was_received_once: false,
             is_reported: false,
             failures: 0,
-            ended: 0,
+            strikes: Strikes::default(),
             is_subscription_lost: false,
             lost: 0,
             topics,
@@ -92,7 +92,7 @@ impl SubscriptionCheck {
 
     /// The broker granted the subscriptions.
     pub fn subscribed(&mut self, now: Instant) {
-        if self.ended < ENDED || self.was_received_once {
+        if !self.strikes.has_reached(STOP_ASKING) || self.was_received_once {
             self.state = State::Scheduled { at: now + FIRST_CHECK_DELAY };
         }
     }
@@ -101,7 +101,7 @@ impl SubscriptionCheck {
     pub fn disconnected(&mut self, by_broker: bool) {
         let is_suspect =
             matches!(self.state, State::AwaitingMessage { .. }) && by_broker && !self.was_received_once;
-        self.ended += u32::from(is_suspect);
+        self.strikes.add_if(is_suspect);
         (self.state, self.failures) = (State::Off, 0);
     }
 
@@ -261,7 +261,7 @@ mod tests {
     fn a_broker_that_ends_connections_over_it_is_not_asked_for_ever() {
         let now = Instant::now();
         let mut check = SubscriptionCheck::new(7, 1);
-        for _ in 0..ENDED {
+        for _ in 0..STOP_ASKING {
             published(&mut check, now);
             check.disconnected(true);
         }

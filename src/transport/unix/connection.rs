@@ -4,10 +4,10 @@
 //! client has sent its last line and every answer has been written. Deliberately knows nothing of
 //! other connections.
 
+use super::context::ConnectionContext;
 use super::http::{self, HttpRequest, Page};
 use super::in_flight::InFlight;
-use super::writer::{EVENTS, FLUSH_TIMEOUT, OutgoingBytes, Writer};
-use super::{ConnectionContext, event_line};
+use super::writer::{EVENTS, FLUSH_TIMEOUT, OutgoingBytes, Writer, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -31,7 +31,12 @@ const PIECE: usize = 4 * 1024;
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end.
-pub(super) async fn serve(stream: UnixStream, number: u64, in_flight: Arc<InFlight>, shared: ConnectionContext) {
+pub(super) async fn serve(
+    stream: UnixStream,
+    number: u64,
+    in_flight: Arc<InFlight>,
+    shared: ConnectionContext,
+) {
     log::debug!("connection {number} opened");
     match run_halves(stream, number, &in_flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),

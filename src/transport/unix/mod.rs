@@ -5,6 +5,7 @@
 //! channel, and its events come back through its connection's own.
 
 mod connection;
+mod context;
 mod http;
 mod in_flight;
 mod socket_file;
@@ -15,6 +16,7 @@ pub use socket_file::{BindError, SocketFile, bind};
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
+use context::ConnectionContext;
 use in_flight::InFlight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
@@ -25,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use writer::event_line;
 
 /// Memory that one client can make a connection hold: a request that never ends its line, the piece read last, and
 /// what waits to be written. A report or Prometheus' text is no longer than a request may be, and nothing is read while
@@ -124,7 +127,9 @@ impl Listening {
                         "{path}: the socket's file was gone, so nobody could connect; it is made again"
                     );
                 }
-                Err(error) => log::error!("{}: cannot be listened on again: {error}", address.path().display()),
+                Err(error) => {
+                    log::error!("{}: cannot be listened on again: {error}", address.path().display())
+                }
             },
             Err(error) if !std::mem::replace(&mut self.is_error_reported, true) => {
                 log::error!(
@@ -182,21 +187,6 @@ pub async fn run(
     while let Some(ended) = tasks.join_next().await {
         note_panic(ended);
     }
-}
-
-/// What every connection needs of the daemon.
-#[derive(Debug, Clone)]
-struct ConnectionContext {
-    /// Connections at once.
-    max_connections: usize,
-    /// Where requests go.
-    inbound: mpsc::Sender<Inbound>,
-    /// Counts what is refused here already.
-    telemetry: Arc<Telemetry>,
-    /// New requests are refused.
-    draining: CancellationToken,
-    /// The end.
-    close: CancellationToken,
 }
 
 /// The connections that count against the cap.
@@ -257,11 +247,4 @@ fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // A failure means that the client has left already.
     let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
-}
-
-/// An event as it goes over the socket.
-fn event_line(event: &Event) -> Vec<u8> {
-    let mut line = json::event(event);
-    line.push(b'\n');
-    line
 }

@@ -3,9 +3,8 @@
 //! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
 //! client that reads more slowly than that loses its requests, and nobody else's time.
 
-use super::event_line;
 use super::in_flight::InFlight;
-use crate::protocol::{Code, Event, Refusal};
+use crate::protocol::{Code, Event, Refusal, json};
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -129,6 +128,13 @@ impl Writer<'_> {
         }
         self.half.try_write(&self.out).map(drop)
     }
+}
+
+/// An event as it goes over the socket.
+pub(super) fn event_line(event: &Event) -> Vec<u8> {
+    let mut line = json::event(event);
+    line.push(b'\n');
+    line
 }
 
 async fn end_of_flush(close: &CancellationToken, in_flight: &InFlight) {

@@ -2,10 +2,10 @@
 
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
-use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
-use bitnetd::transport::mqtt::{LinkState, MqttContext, run};
+use bitnetd::transport::mqtt::{MqttContext, run};
 use bitnetd::transport::{Command, Heartbeat, Inbound};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -28,7 +28,7 @@ pub struct Harness {
     pub controls: mpsc::Receiver<Command>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub alert: mpsc::Sender<Alert>,
-    pub state: watch::Receiver<LinkState>,
+    pub state: watch::Receiver<MqttLink>,
     pub draining: CancellationToken,
     close: CancellationToken,
     task: JoinSet<()>,
@@ -48,7 +48,7 @@ impl Harness {
         let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
         let (alert, alerts) = mpsc::channel(4);
-        let (shown, state) = watch::channel(LinkState::default());
+        let (shown, state) = watch::channel(MqttLink::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let mut context = MqttContext {
             config,
@@ -80,7 +80,7 @@ impl Harness {
     }
 
     /// Waits until the link's state is as wanted.
-    pub async fn until(&mut self, wanted: impl FnMut(&LinkState) -> bool) {
+    pub async fn until(&mut self, wanted: impl FnMut(&MqttLink) -> bool) {
         let seen = timeout(TIMEOUT, self.state.wait_for(wanted)).await.map(|seen| seen.is_ok());
         assert_eq!(seen, Ok(true), "{:?}", self.state.borrow());
     }

@@ -3,7 +3,7 @@
 use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::mqtt::{Door, Home, LinkState, run};
+use bitnetd::transport::mqtt::{Door, Home, MqttLink, run};
 use bitnetd::transport::{Inbound, Pulse};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +40,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
         let (requests, taken) = mpsc::channel(usize::from(WINDOW));
         let (controls, _asked) = mpsc::channel(2);
         let (_reports, telemetry) = watch::channel(None);
-        let (state, seen) = watch::channel(LinkState::default());
+        let (state, seen) = watch::channel(MqttLink::default());
         let (_interval, interval) = watch::channel(Duration::from_secs(10));
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Door {

@@ -1,7 +1,8 @@
 //! Sorts what ends a connection: what it is for the log, whether the session is poisoned, and the way out for
 //! the owner.
 
-use super::{CONNECT_TIMEOUT_S, MAX_PACKET, tls};
+use super::options::{CONNECT_TIMEOUT_S, MAX_PACKET};
+use super::tls;
 use crate::config::{Mqtt, MqttVersion};
 use crate::transport::mqtt::link::Disconnect;
 use crate::transport::mqtt::protocol_limits::quoted;

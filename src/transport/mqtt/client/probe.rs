@@ -1,7 +1,9 @@
 //! One short visit to the broker, for `bitnetd doctor`.
 
 use super::disconnect::ErrorContext;
-use super::{BrokerInfo, ConnectOptions, RawEvent, poll, v5, v311};
+use super::event::{BrokerInfo, RawEvent};
+use super::options::ConnectOptions;
+use super::version::{clean_connection, poll};
 use crate::config::{Mqtt, MqttVersion};
 use std::time::{Duration, Instant};
 
@@ -32,11 +34,9 @@ pub struct BrokerLimits {
 pub async fn probe(config: &Mqtt, device: &str, limit: Duration) -> Result<ProbeReport, String> {
     let address = format!("mqtt {}:{}", config.host, config.port);
     let id = format!("bitnetd-{device}-doctor-{}", std::process::id());
-    let plan = ConnectOptions::new(config, id).map_err(|disconnect| format!("{address}: {}", disconnect.text))?;
-    let (client, eventloop) = match config.version {
-        MqttVersion::V5 => v5::clean_connection(plan),
-        MqttVersion::V311 => v311::clean_connection(plan),
-    };
+    let options =
+        ConnectOptions::new(config, id).map_err(|disconnect| format!("{address}: {}", disconnect.text))?;
+    let (client, eventloop) = clean_connection(options, config.version);
     let start = Instant::now();
     let answer = tokio::time::timeout(limit, poll(eventloop)).await;
     let (eventloop, seen) =

@@ -2,12 +2,11 @@
 //! expire at the broker, and the broker says nothing of its limits.
 
 use super::disconnect::{self, ConnectError};
-use super::{
-    BrokerInfo, Client, ConnectOptions, INFLIGHT, Identity, IncomingMessage, KEEP_ALIVE, LibraryEventLoop,
-    MAX_PACKET, REQUEST_CHANNEL_CAPACITY, RawEvent,
-};
-use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
+use super::event::{BrokerInfo, RawEvent};
+use super::options::{ConnectOptions, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, REQUEST_CHANNEL_CAPACITY};
 use crate::transport::mqtt::link::Connect;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::topics::TopicFilter;
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{
@@ -20,9 +19,13 @@ use rumqttc::{
 const MAX_OUTGOING_PACKET: usize = 256 << 20;
 
 /// A connection with the session that the broker keeps for us.
-pub fn session_connection(plan: ConnectOptions, who: &Identity, how: Connect) -> (Client, LibraryEventLoop) {
-    let network = plan.network.clone();
-    let mut options = options(plan);
+pub fn session_connection(
+    connect: ConnectOptions,
+    who: &Identity,
+    how: Connect,
+) -> (AsyncClient, rumqttc::EventLoop) {
+    let network = connect.network.clone();
+    let mut options = options(connect);
     let will = who.topics.availability();
     options
         .set_clean_session(how.clean_start)
@@ -32,25 +35,25 @@ pub fn session_connection(plan: ConnectOptions, who: &Identity, how: Connect) ->
 }
 
 /// A connection that leaves nothing behind.
-pub fn clean_connection(plan: ConnectOptions) -> (Client, LibraryEventLoop) {
-    let network = plan.network.clone();
-    start(options(plan), network)
+pub fn clean_connection(connect: ConnectOptions) -> (AsyncClient, rumqttc::EventLoop) {
+    let network = connect.network.clone();
+    start(options(connect), network)
 }
 
-fn start(options: MqttOptions, network: rumqttc::NetworkOptions) -> (Client, LibraryEventLoop) {
+fn start(options: MqttOptions, network: rumqttc::NetworkOptions) -> (AsyncClient, rumqttc::EventLoop) {
     let (client, mut eventloop) = AsyncClient::new(options, REQUEST_CHANNEL_CAPACITY);
     eventloop.set_network_options(network);
-    (Client::V311(client), LibraryEventLoop::V311(Box::new(eventloop)))
+    (client, eventloop)
 }
 
-fn options(plan: ConnectOptions) -> MqttOptions {
-    let mut options = MqttOptions::new(plan.id, plan.host, plan.port);
+fn options(connect: ConnectOptions) -> MqttOptions {
+    let mut options = MqttOptions::new(connect.id, connect.host, connect.port);
     options
         .set_keep_alive(KEEP_ALIVE)
         .set_max_packet_size(MAX_PACKET as usize, MAX_OUTGOING_PACKET)
-        .set_transport(plan.transport)
+        .set_transport(connect.transport)
         .set_inflight(INFLIGHT);
-    if let Some((user, password)) = plan.login {
+    if let Some((user, password)) = connect.login {
         options.set_credentials(user, password);
     }
     options

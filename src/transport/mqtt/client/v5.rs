@@ -1,12 +1,11 @@
 //! MQTT 5 in rumqttc's words.
 
 use super::disconnect::{self, ConnectError};
-use super::{
-    BrokerInfo, Client, ConnectOptions, INFLIGHT, Identity, IncomingMessage, KEEP_ALIVE, LibraryEventLoop,
-    MAX_PACKET, REQUEST_CHANNEL_CAPACITY, RawEvent,
-};
-use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
+use super::event::{BrokerInfo, RawEvent};
+use super::options::{ConnectOptions, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, REQUEST_CHANNEL_CAPACITY};
 use crate::transport::mqtt::link::Connect;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::protocol_limits;
 use crate::transport::mqtt::topics::TopicFilter;
 use rumqttc::Outgoing;
@@ -22,8 +21,12 @@ use std::time::{Duration, Instant};
 const SESSION_EXPIRY: u32 = 7 * 24 * 3600;
 
 /// A connection with the session that the broker keeps for us.
-pub fn session_connection(plan: ConnectOptions, who: &Identity, how: Connect) -> (Client, LibraryEventLoop) {
-    let mut options = options(plan);
+pub fn session_connection(
+    connect: ConnectOptions,
+    who: &Identity,
+    how: Connect,
+) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    let mut options = options(connect);
     let will = who.topics.availability();
     options
         .set_clean_start(how.clean_start)
@@ -35,26 +38,25 @@ pub fn session_connection(plan: ConnectOptions, who: &Identity, how: Connect) ->
 }
 
 /// A connection that leaves nothing behind.
-pub fn clean_connection(plan: ConnectOptions) -> (Client, LibraryEventLoop) {
-    start(options(plan))
+pub fn clean_connection(connect: ConnectOptions) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    start(options(connect))
 }
 
-fn start(options: MqttOptions) -> (Client, LibraryEventLoop) {
-    let (client, eventloop) = AsyncClient::new(options, REQUEST_CHANNEL_CAPACITY);
-    (Client::V5(client), LibraryEventLoop::V5(Box::new(eventloop)))
+fn start(options: MqttOptions) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    AsyncClient::new(options, REQUEST_CHANNEL_CAPACITY)
 }
 
-fn options(plan: ConnectOptions) -> MqttOptions {
-    let mut options = MqttOptions::new(plan.id, plan.host, plan.port);
+fn options(connect: ConnectOptions) -> MqttOptions {
+    let mut options = MqttOptions::new(connect.id, connect.host, connect.port);
     options
         .set_keep_alive(KEEP_ALIVE)
-        .set_connection_timeout(plan.network.connection_timeout())
+        .set_connection_timeout(connect.network.connection_timeout())
         .set_connect_properties(ConnectProperties::new())
         .set_max_packet_size(Some(MAX_PACKET))
-        .set_network_options(plan.network)
-        .set_transport(plan.transport)
+        .set_network_options(connect.network)
+        .set_transport(connect.transport)
         .set_outgoing_inflight_upper_limit(INFLIGHT);
-    if let Some((user, password)) = plan.login {
+    if let Some((user, password)) = connect.login {
         options.set_credentials(user, password);
     }
     options

@@ -3,8 +3,7 @@
 //!
 //! Pure. The outbox forgets our own messages with each connection; what it forgot is here.
 
-/// Connections that the broker ended while an alert was on its way before it is given up: it may be over the alert.
-const POISON: u32 = 5;
+use crate::transport::mqtt::strikes::{GIVE_UP, Strikes};
 
 /// One for each kind of alert at most.
 #[derive(Debug, Default)]
@@ -20,21 +19,27 @@ struct QueuedAlert {
     /// Whether the connection has it: what only waits in the outbox ends none.
     is_in_flight: bool,
     /// Connections that the broker ended while it was on its way; the outbox sends it alone after some.
-    ended: u32,
+    strikes: Strikes,
 }
 
 impl AlertQueue {
     /// Keeps a change, in the place of an older one of its kind.
     pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
         self.0.retain(|alert| alert.kind != kind);
-        self.0.push(QueuedAlert { kind, payload, entry: None, is_in_flight: false, ended: 0 });
+        self.0.push(QueuedAlert {
+            kind,
+            payload,
+            entry: None,
+            is_in_flight: false,
+            strikes: Strikes::default(),
+        });
     }
 
     /// Has each that has no row yet put into the outbox, oldest first; `push` is told over how many connections it
     /// may have been that the broker ended them, and says which row it got.
-    pub fn push_all(&mut self, mut push: impl FnMut(&[u8], u32) -> u64) {
+    pub fn push_all(&mut self, mut push: impl FnMut(&[u8], Strikes) -> u64) {
         for alert in self.0.iter_mut().filter(|alert| alert.entry.is_none()) {
-            alert.entry = Some(push(&alert.payload, alert.ended));
+            alert.entry = Some(push(&alert.payload, alert.strikes));
         }
     }
 
@@ -54,18 +59,19 @@ impl AlertQueue {
     pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
         for alert in &mut self.0 {
             alert.entry = None;
-            alert.ended += u32::from(by_broker && alert.is_in_flight);
+            alert.strikes.add_if(by_broker && alert.is_in_flight);
             alert.is_in_flight = false;
         }
-        let given_up = self.0.extract_if(.., |alert| alert.ended >= POISON);
+        let given_up = self.0.extract_if(.., |alert| alert.strikes.has_reached(GIVE_UP));
         given_up.map(|alert| alert.kind).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::outbox::{MAX_IN_FLIGHT, Outbox, OutgoingMessage, PublishLimits};
+    use super::super::outbox::Outbox;
     use super::*;
+    use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
     use std::time::Instant;
 
     /// What a connection would be given now, with rows counted from `first`.
@@ -145,10 +151,7 @@ mod tests {
 
     /// Alarms and outbox as the desk brings them together: `broker` says whether it takes a text, or ends the
     /// connection over what it was sent until then. What was given up, and what the broker took.
-    fn run_connections(
-        queue: &mut AlertQueue,
-        broker: fn(&str) -> bool,
-    ) -> (Vec<&'static str>, Vec<String>) {
+    fn run_connections(queue: &mut AlertQueue, broker: fn(&str) -> bool) -> (Vec<&'static str>, Vec<String>) {
         let (mut outbox, mut given_up, mut result) = (Outbox::default(), Vec::new(), Vec::new());
         let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
         for _ in 0..20 {

@@ -3,13 +3,13 @@
 //!
 //! Pure. Clients take turns. Knows neither the broker link nor the disk: it says what is to be written.
 
-use super::dedup::DedupKeys;
 use super::outbox::PromptId;
-use super::persistence::Clock;
 use super::requests::ReplyRoute;
 use crate::protocol::Priority;
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::mqtt::delivery::answer_log::record::{SavedPrompt, Work};
+use crate::transport::mqtt::delivery::clock::Clock;
+use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use std::collections::HashMap;
 use std::time::Instant;
 

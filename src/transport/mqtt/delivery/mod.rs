@@ -5,7 +5,9 @@
 pub mod alert_queue;
 pub mod answer_log;
 pub mod backlog;
+pub mod clock;
 pub mod dedup;
+pub mod dedup_keys;
 pub mod outbox;
 pub mod persistence;
 pub mod recent_answers;

@@ -4,37 +4,17 @@
 //! Pure: between `arrivals`, `backlog` and `outbox` on one side and the store's records on the other.
 
 use super::backlog::{Backlog, BacklogPrompt};
+use super::clock::Clock;
 use super::dedup::Deduplicator;
-use super::outbox::{Outbox, OutgoingMessage, PendingAnswer};
+use super::outbox::{Outbox, PendingAnswer};
 use super::recent_answers::StoredAnswer;
 use super::requests::ReplyRoute;
 use crate::protocol::{Priority, json};
 use crate::transport::mqtt::delivery::answer_log::record::{
     AnswerState, LogContents, Record, SavedAnswer, SavedPrompt, Work,
 };
-use std::time::{Duration, Instant, SystemTime};
-
-/// The two clocks: ours, and the one that goes on while we do not.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    /// Ours.
-    pub now: Instant,
-    /// Seconds since 1970, as far as the device knows.
-    pub time_s: u64,
-}
-
-impl Clock {
-    /// Both as they are.
-    pub fn read() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Clock { now: Instant::now(), time_s: since.as_secs() }
-    }
-
-    /// A deadline; one beyond all clocks is none.
-    fn after(self, left: Option<Duration>) -> Option<Instant> {
-        left.and_then(|left| self.now.checked_add(left))
-    }
-}
+use crate::transport::mqtt::message::OutgoingMessage;
+use std::time::Duration;
 
 /// The record of an answer that waits for the broker, if it is to be kept.
 pub fn answer_record(waiting: PendingAnswer, dedup: &Deduplicator, clock: Clock) -> Option<SavedAnswer> {
@@ -162,7 +142,8 @@ mod tests {
     use super::*;
     use crate::transport::mqtt::delivery::answer_log::record;
     use crate::transport::mqtt::delivery::dedup::{Delivery, Verdict};
-    use crate::transport::mqtt::delivery::outbox::{MAX_IN_FLIGHT, PublishLimits};
+    use crate::transport::mqtt::message::{MAX_IN_FLIGHT, PublishLimits};
+    use std::time::Instant;
 
     const WIDE: PublishLimits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
 

@@ -2,7 +2,7 @@
 //!
 //! Pure and bounded. Knows nothing of deliveries: an answer is found by its number, or by the name of its prompt.
 
-use super::dedup::DedupKeys;
+use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

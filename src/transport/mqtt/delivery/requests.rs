@@ -3,9 +3,10 @@
 //!
 //! Knows nothing of the broker link: a prompt runs on while the link is down.
 
-use super::outbox::{OutgoingMessage, PromptId};
+use super::outbox::PromptId;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
-use crate::transport::mqtt::client::IncomingMessage;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::topics::Topics;
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::collections::{BTreeMap, HashMap};

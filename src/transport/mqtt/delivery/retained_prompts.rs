@@ -4,7 +4,7 @@
 //! nothing else. Each of them is refused once, and not on every connection.
 
 use crate::config::MqttVersion;
-use crate::transport::mqtt::client::IncomingMessage;
+use crate::transport::mqtt::message::IncomingMessage;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 

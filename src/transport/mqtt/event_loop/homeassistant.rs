@@ -3,10 +3,10 @@
 use super::{EventLoop, random_fraction};
 use crate::protocol::json::{self, Cancelled};
 use crate::transport::Command;
-use crate::transport::mqtt::client::IncomingMessage;
-use crate::transport::mqtt::delivery::outbox::OutgoingMessage;
 use crate::transport::mqtt::homeassistant::{DescriptionResult, HomeAssistant, SensorPresence, Task};
 use crate::transport::mqtt::link::Disconnect;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::topics::TopicFilter;
 use std::time::{Instant, SystemTime};
 
@@ -31,8 +31,11 @@ impl EventLoop {
 
     /// What the broker says of that.
     pub(super) fn on_birth_suback(&mut self, granted: Option<Result<(), String>>) {
-        let reported =
-            self.homeassistant.as_mut().zip(granted).and_then(|(homeassistant, granted)| homeassistant.granted(&granted));
+        let reported = self
+            .homeassistant
+            .as_mut()
+            .zip(granted)
+            .and_then(|(homeassistant, granted)| homeassistant.birth_answered(&granted));
         if let Some(text) = reported {
             log::warn!("{}: {text}", self.broker_address());
         }
@@ -40,7 +43,7 @@ impl EventLoop {
 
     /// Whether the broker is still to say it.
     pub(super) fn is_birth_subscription_pending(&self) -> bool {
-        self.homeassistant.as_ref().is_some_and(HomeAssistant::is_asking)
+        self.homeassistant.as_ref().is_some_and(HomeAssistant::is_birth_pending)
     }
 
     /// A new connection.
@@ -52,7 +55,10 @@ impl EventLoop {
 
     /// The connection is gone.
     pub(super) fn homeassistant_disconnected(&mut self, disconnect: &Disconnect, now: Instant) {
-        let reported = self.homeassistant.as_mut().and_then(|homeassistant| homeassistant.disconnected(disconnect.is_by_broker(), now));
+        let reported = self
+            .homeassistant
+            .as_mut()
+            .and_then(|homeassistant| homeassistant.disconnected(disconnect.is_by_broker(), now));
         self.log_description_problem(reported);
     }
 
@@ -67,7 +73,8 @@ impl EventLoop {
 
     /// Whether a message is Home Assistant's word of itself.
     pub(super) fn on_birth_message(&mut self, message: &IncomingMessage, now: Instant) -> bool {
-        let discovery = self.homeassistant.as_mut().filter(|homeassistant| homeassistant.is_birth(&message.topic));
+        let discovery =
+            self.homeassistant.as_mut().filter(|homeassistant| homeassistant.is_birth_topic(&message.topic));
         discovery
             .map(|discovery| discovery.on_birth_message(&message.payload, now, random_fraction()))
             .is_some()

@@ -6,23 +6,27 @@
 mod homeassistant;
 mod prompts;
 
-use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, IncomingMessage, SubAcks};
+use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, SubAcks};
+use super::context::MqttContext;
 use super::homeassistant::HomeAssistant;
 use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
-use super::shared_subscription::Sharing;
+use super::shared_subscription::SharedSubscription;
 use super::subscription_check::{CheckAction, SubscriptionCheck};
 use super::topics::{TopicKind, Topics};
-use super::{LinkState, MqttContext};
+use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
 use crate::transport::mqtt::delivery::alert_queue::AlertQueue;
 use crate::transport::mqtt::delivery::answer_log::record::Record;
 use crate::transport::mqtt::delivery::answer_log::{AnswerLog, DiskOutcome};
 use crate::transport::mqtt::delivery::backlog::Backlog;
+use crate::transport::mqtt::delivery::clock::Clock;
 use crate::transport::mqtt::delivery::dedup::Deduplicator;
-use crate::transport::mqtt::delivery::outbox::{Outbox, OutgoingMessage, PublishLimits};
-use crate::transport::mqtt::delivery::persistence::{self, Clock, RestoredCounts};
+use crate::transport::mqtt::delivery::outbox::Outbox;
+use crate::transport::mqtt::delivery::persistence::{self, RestoredCounts};
 use crate::transport::mqtt::delivery::requests::{ActiveRequests, IdGenerator};
 use crate::transport::mqtt::delivery::retained_prompts::RetainedPrompts;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::{OutgoingMessage, PublishLimits};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
@@ -39,7 +43,7 @@ pub(super) struct EventLoop {
     context: MqttContext,
     topics: Topics,
     link: Link,
-    shared_subscription: Sharing,
+    shared_subscription: SharedSubscription,
     connection: Option<Connection>,
     /// Of the present connection.
     limits: PublishLimits,
@@ -58,7 +62,7 @@ pub(super) struct EventLoop {
     homeassistant: Option<HomeAssistant>,
     answer_log: AnswerLog,
     ids: IdGenerator,
-    status: LinkState,
+    status: MqttLink,
     flush_deadline: Option<Instant>,
 }
 
@@ -68,7 +72,7 @@ impl EventLoop {
         let file = context.state_dir.as_ref().map(|folder| folder.join(topics.file_name()));
         EventLoop {
             link: Link::new(Instant::now()),
-            shared_subscription: Sharing::new(context.config.group.as_deref()),
+            shared_subscription: SharedSubscription::new(context.config.group.as_deref()),
             connection: None,
             limits: PublishLimits { packet: usize::MAX, window: 0 },
             has_retained_messages: true,
@@ -81,10 +85,13 @@ impl EventLoop {
             subscription_check: SubscriptionCheck::new(random(), topics.self_check().len()),
             has_shared_subscriptions: true,
             retained_prompts: RetainedPrompts::new(context.config.version),
-            homeassistant: context.homeassistant.as_ref().map(|home| HomeAssistant::new(&context, home, &topics)),
+            homeassistant: context
+                .homeassistant
+                .as_ref()
+                .map(|home| HomeAssistant::new(&context, home, &topics)),
             answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
             ids: IdGenerator::new(),
-            status: LinkState::default(),
+            status: MqttLink::default(),
             flush_deadline: None,
             topics,
             context,
@@ -279,7 +286,7 @@ impl EventLoop {
 
     /// Asks for all that is to reach us. On a new connection before `online`, which says that prompts are read.
     fn subscribe(&mut self) {
-        let shared = self.shared_subscription.ask(self.has_shared_subscriptions).unwrap_or_else(|text| {
+        let shared = self.shared_subscription.request(self.has_shared_subscriptions).unwrap_or_else(|text| {
             self.report_problem(&text);
             false
         });
@@ -359,7 +366,8 @@ impl EventLoop {
         self.subscription_check.disconnected(disconnect.is_by_broker());
         self.has_retained_messages &= disconnect.kind != "RetainNotSupported";
         let retry = self.link.disconnected(Instant::now(), disconnect, random_fraction());
-        let text = format!("{}: {}{}", self.broker_address(), disconnect.text, retry.advice(&self.context.device));
+        let text =
+            format!("{}: {}{}", self.broker_address(), disconnect.text, retry.advice(&self.context.device));
         if retry.log {
             log::warn!("{text}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
@@ -445,7 +453,7 @@ impl EventLoop {
 
     fn update_status(&mut self) {
         let (connects, sessions_lost) = self.link.counts();
-        let now = LinkState {
+        let now = MqttLink {
             connected: self.link.is_online(),
             subscribed: self.link.is_online() && self.status.subscribed,
             connects,

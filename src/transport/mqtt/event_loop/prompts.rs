@@ -4,13 +4,15 @@
 use super::EventLoop;
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
-use crate::transport::mqtt::client::IncomingMessage;
 use crate::transport::mqtt::delivery::answer_log::record::{Record, Work};
 use crate::transport::mqtt::delivery::backlog::BacklogPrompt;
+use crate::transport::mqtt::delivery::clock::Clock;
 use crate::transport::mqtt::delivery::dedup::{Delivery, Verdict};
-use crate::transport::mqtt::delivery::outbox::{OutgoingMessage, PromptId};
-use crate::transport::mqtt::delivery::persistence::{self, Clock};
+use crate::transport::mqtt::delivery::outbox::PromptId;
+use crate::transport::mqtt::delivery::persistence::{self};
 use crate::transport::mqtt::delivery::requests::{PromptEvent, ReplyRoute, qos_0_overload};
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::OutgoingMessage;
 use std::time::Instant;
 
 /// Prompts that may wait without an acknowledgement: the usual few are not written to the disk. Where more wait, they are

@@ -4,17 +4,17 @@
 //! Pure: time and chance come in, packets go out. `description` has the words. Knows nothing of Home Assistant but its
 //! discovery: whether one listens, nobody knows.
 
-mod birth_subscription;
 mod entities;
 #[cfg(test)]
 mod tests;
 
 pub use entities::SensorPresence;
 
-use super::MqttContext;
+use super::context::{HomeAssistantInfo, MqttContext};
 use super::topics::{TopicFilter, Topics};
-use crate::transport::mqtt::delivery::outbox::OutgoingMessage;
-use birth_subscription::Births;
+use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::optional_subscription::OptionalSubscription;
+use crate::transport::mqtt::strikes::Strikes;
 use entities::DeviceInfo;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
@@ -29,21 +29,15 @@ const REPORT_DELAY: Duration = Duration::from_secs(2);
 /// Intervals without a report after which a value is no longer shown, and some time for a slow network.
 const MISSED_REPORTS: u32 = 3;
 const EXPIRY_GRACE: Duration = Duration::from_secs(10);
-/// Connections that the broker ended with the description on its way, before it is blamed and left out.
-const ENOUGH: u32 = 3;
+/// Disconnects with the description in flight before it is taken for the cause and left out. More than for other
+/// requests, since the description is published on each connection, also when a broker restarts a few times.
+const GIVE_UP: u32 = 3;
 /// The broker's answer comes a round trip after the description, over a slow network: what ends later ends over
 /// something else.
 const BLAME_PERIOD: Duration = Duration::from_secs(30);
 /// From giving the description up to the next try: a quota may be free again, an access list changed. One that is
 /// forbidden costs one connection in this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
-
-/// What is known of this daemon beside its topics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HomeAssistantInfo {
-    /// The model, as its file calls it.
-    pub model: String,
-}
 
 /// What to do now.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,7 +53,8 @@ pub(super) enum Task {
 pub(super) struct HomeAssistant {
     device: DeviceInfo,
     topic: String,
-    birth_subscription: Births,
+    birth_topics: Vec<String>,
+    birth_subscription: OptionalSubscription,
     /// Whether the description is to be there or gone.
     is_wanted: bool,
     /// Taken back, or that is given up: nothing more is to be said of it in this process.
@@ -76,7 +71,8 @@ pub(super) struct HomeAssistant {
     report_due: Option<Instant>,
     /// The row that the broker has not acknowledged, and when the connection got it.
     in_flight: Option<(u64, Option<Instant>)>,
-    ended: u32,
+    /// Disconnects that the description may have caused.
+    strikes: Strikes,
 }
 
 /// What the broker made of the description.
@@ -98,12 +94,13 @@ impl HomeAssistant {
             threads: context.threads,
         };
         let own_birth = format!("{prefix}/status");
-        let subscription =
+        let birth_topics =
             [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
         HomeAssistant {
             device: subject,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
-            birth_subscription: Births::new(subscription.collect()),
+            birth_topics: birth_topics.collect(),
+            birth_subscription: OptionalSubscription::default(),
             is_wanted: context.config.discovery,
             is_finished: false,
             retry_at: None,
@@ -113,33 +110,54 @@ impl HomeAssistant {
             due: None,
             report_due: None,
             in_flight: None,
-            ended: 0,
+            strikes: Strikes::default(),
         }
     }
 
-    /// What to subscribe to on this connection; nothing while the description is given up. The error is said once.
+    /// The birth topics to subscribe to on a new connection; none while the description is given up. The error is the
+    /// problem to report, returned once.
+    ///
+    /// At QoS 0: a birth message must not wait behind a full window of prompts, nor take a place in it.
     pub fn filters(&mut self) -> Result<Vec<TopicFilter>, String> {
-        if self.is_wanted && self.retry_at.is_none() { self.birth_subscription.ask() } else { Ok(Vec::new()) }
+        if !self.is_wanted || self.retry_at.is_some() {
+            return Ok(Vec::new());
+        }
+        if !self.birth_subscription.request() {
+            return self.report_birth("the broker ends the connection over it").map_or(Ok(Vec::new()), Err);
+        }
+        let filter = |topic: &String| TopicFilter { topic: topic.clone(), is_qos_1: false };
+        Ok(self.birth_topics.iter().map(filter).collect())
     }
 
-    /// The broker's word of that, as what is to be said of it.
-    pub fn granted(&mut self, granted: &Result<(), String>) -> Option<String> {
-        self.birth_subscription.answered(granted)
+    /// Notes the SUBACK for the birth topics. Returns the problem to report, if there is a new one.
+    pub fn birth_answered(&mut self, granted: &Result<(), String>) -> Option<String> {
+        self.birth_subscription.answered(granted.is_ok());
+        granted.as_ref().err().and_then(|reason| self.report_birth(reason))
     }
 
-    /// Whether the broker has not answered that yet: a connection that ends now ends over it, as far as anyone knows.
-    pub fn is_asking(&self) -> bool {
-        self.birth_subscription.is_open()
+    fn report_birth(&mut self, reason: &str) -> Option<String> {
+        let topics = self.birth_topics.join(", ");
+        self.birth_subscription.report_once().then(|| {
+            format!(
+                "may not subscribe to Home Assistant's birth on {topics} ({reason}), so it is told of this device at \
+                 connects only; allow it at the broker, or set mqtt.discovery = false"
+            )
+        })
     }
 
-    /// What an earlier process may have subscribed to, and this one does not want.
+    /// Whether the SUBACK for the birth topics is outstanding: a connection that ends now may end over them.
+    pub fn is_birth_pending(&self) -> bool {
+        self.birth_subscription.is_pending()
+    }
+
+    /// Birth topics that an earlier process may have subscribed to and this one does not want.
     pub fn unwanted(&self) -> &[String] {
-        if self.is_wanted { &[] } else { self.birth_subscription.topics() }
+        if self.is_wanted { &[] } else { &self.birth_topics }
     }
 
-    /// Whether a message on this topic is Home Assistant's word of itself.
-    pub fn is_birth(&self, topic: &[u8]) -> bool {
-        self.birth_subscription.topics().iter().any(|birth| birth.as_bytes() == topic)
+    /// Whether this is a topic of Home Assistant's birth messages.
+    pub fn is_birth_topic(&self, topic: &[u8]) -> bool {
+        self.birth_topics.iter().any(|birth| birth.as_bytes() == topic)
     }
 
     /// Where the description is.
@@ -224,7 +242,7 @@ impl HomeAssistant {
         now: Instant,
     ) -> Option<DescriptionResult> {
         self.in_flight.take_if(|(ours, _)| *ours == entry)?;
-        self.ended = 0;
+        self.strikes.clear();
         Some(match result {
             Ok(()) => {
                 (self.retry_at, self.is_problem_reported) = (None, false);
@@ -244,14 +262,14 @@ impl HomeAssistant {
         (self.due, self.report_due) = (None, None);
         let handed = self.in_flight.take().and_then(|(_, handed)| handed);
         let is_soon = handed.is_some_and(|handed| now.saturating_duration_since(handed) < BLAME_PERIOD);
-        let is_blamed = is_soon && by_broker && !self.is_asking();
+        let is_blamed = is_soon && by_broker && !self.is_birth_pending();
         self.birth_subscription.disconnected(by_broker);
-        self.ended += u32::from(is_blamed);
-        if !is_blamed || self.ended < ENOUGH {
+        self.strikes.add_if(is_blamed);
+        if !is_blamed || !self.strikes.has_reached(GIVE_UP) {
             return None;
         }
-        // After the next try one more is enough.
-        self.ended = ENOUGH - 1;
+        // One more disconnect after the next attempt is enough to give up again.
+        self.strikes.set_to_last_chance(GIVE_UP);
         self.give_up("the broker ends the connection over it", now)
     }
 

@@ -1,7 +1,7 @@
 use super::*;
+use crate::protocol::MqttLink;
 use crate::telemetry::Telemetry;
 use crate::transport::Heartbeat;
-use crate::transport::mqtt::LinkState;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -24,7 +24,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         reports: watch::channel(None).1,
         alerts: mpsc::channel(1).1,
         report_interval: watch::channel(Duration::from_secs(30)).1,
-        status: watch::channel(LinkState::default()).0,
+        status: watch::channel(MqttLink::default()).0,
         local_telemetry: Arc::new(Telemetry::new(0)),
         draining: CancellationToken::new(),
         close: CancellationToken::new(),
@@ -113,8 +113,8 @@ fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
     let mut other = with(|context| context.config.discovery_prefix = "ha".into());
     assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status"]);
     assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
-    assert!(other.is_birth(b"ha/status") && other.is_birth(b"homeassistant/status"));
-    assert!(!other.is_birth(b"ha/device/bitnetd_cellar/config"));
+    assert!(other.is_birth_topic(b"ha/status") && other.is_birth_topic(b"homeassistant/status"));
+    assert!(!other.is_birth_topic(b"ha/device/bitnetd_cellar/config"));
 }
 
 #[test]
@@ -240,10 +240,10 @@ fn ended(homeassistant: &mut HomeAssistant, now: Instant, by_broker: bool, after
 fn a_broker_that_ends_the_connection_over_it_is_given_it_again_an_hour_later() {
     let now = Instant::now();
     let mut discovery = discovery();
-    for number in 1..=ENOUGH {
+    for number in 1..=GIVE_UP {
         // A connection that ended by itself says nothing.
         assert_eq!(ended(&mut discovery, now, false, 0), None);
-        assert_eq!(ended(&mut discovery, now, true, 0).is_some(), number == ENOUGH);
+        assert_eq!(ended(&mut discovery, now, true, 0).is_some(), number == GIVE_UP);
     }
     assert_eq!(discovery.filters(), Ok(vec![]), "nor is it told when to");
     discovery.connected(now);
@@ -257,7 +257,7 @@ fn a_broker_that_ends_the_connection_over_it_is_given_it_again_an_hour_later() {
 fn a_connection_that_ends_before_it_was_handed_over_or_long_after_says_nothing_of_it() {
     let now = Instant::now();
     let mut discovery = discovery();
-    for _ in 0..2 * ENOUGH {
+    for _ in 0..2 * GIVE_UP {
         assert_eq!(ended(&mut discovery, now, true, 30), None);
         discovery.connected(now);
         packet(discovery.next_task(now));

@@ -213,7 +213,8 @@ fn check_units(key: &str, own: &Map<String, Value>) {
     let known = ["measurement", "measurement_angle", "total", "total_increasing"];
     assert!(state_class.is_none_or(|class| known.contains(&class)), "{key}: {state_class:?}");
     let Some(class) = own.get("device_class").map(text) else { return };
-    let (_, units, state_classes) = CLASSES.iter().find(|entry| entry.0 == class).expect("a class with units");
+    let (_, units, state_classes) =
+        CLASSES.iter().find(|entry| entry.0 == class).expect("a class with units");
     assert!(unit.is_some_and(|unit| units.contains(&unit)), "{key}: {unit:?} is no unit of {class}");
     assert!(
         state_class.is_some_and(|class| state_classes.contains(&class)),

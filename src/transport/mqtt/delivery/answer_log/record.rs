@@ -5,7 +5,7 @@
 //! for an answer of 600 bytes, refused the whole file when its end was missing, and panicked over,
 //! or did not notice, single flipped bits.
 
-use crate::transport::mqtt::delivery::dedup::DedupKeys;
+use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;

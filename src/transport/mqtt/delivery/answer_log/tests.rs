@@ -1,7 +1,7 @@
 //! The store with a real file, and with a disk that is not there.
 
 use super::*;
-use crate::transport::mqtt::delivery::dedup::DedupKeys;
+use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use record::AnswerState;
 use std::fs;
 use std::path::Path;

@@ -14,10 +14,9 @@
 #[cfg(test)]
 mod tests;
 
+use super::dedup_keys::{DedupKeys, hash_parts, presence_tagged};
 use super::outbox::{DeliveryOutcome, PromptId};
 use super::recent_answers::{RecentAnswers, StoredAnswer};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -53,16 +52,6 @@ pub enum Verdict {
     New(PromptId),
     /// The broker delivered it before; its answer is under way, or with the broker.
     Duplicate,
-}
-
-/// What a message is known by. Keys are half of a SHA-256: each has sixteen bytes whatever a client
-/// sends, no client can make two equal, and they mean the same after a restart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DedupKeys {
-    /// What the client called it, what it said and where it wants the answer.
-    pub name: Option<u128>,
-    /// What the broker's session knows it by.
-    pub delivery: Option<u128>,
 }
 
 /// How far a prompt is on its way to the disk.
@@ -412,19 +401,4 @@ impl Deduplicator {
             self.unacknowledged.push_back(PendingAck { packet, state: waits_for });
         }
     }
-}
-
-/// Bytes that tell a missing part from an empty one.
-fn presence_tagged(part: Option<&[u8]>) -> Vec<u8> {
-    part.map_or_else(Vec::new, |part| [&[1], part].concat())
-}
-
-/// Parts with their lengths before them, so that no two lists of parts look alike.
-fn hash_parts(parts: &[&[u8]]) -> u128 {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    u128::from_le_bytes(hash.finalize()[..16].try_into().expect("sixteen of thirty-two bytes"))
 }

@@ -307,9 +307,3 @@ fn prompts_of_an_earlier_process_keep_their_numbers() {
     assert_eq!(new(&mut dedup, &NAMED), 41);
     assert!(dedup.settle(40, outcome(1), Instant::now()), "it is on disk, and to be marked as done there");
 }
-
-#[test]
-fn parts_cannot_be_moved_from_one_to_the_next() {
-    assert_ne!(hash_parts(&[b"ab", b"c"]), hash_parts(&[b"a", b"bc"]));
-    assert_ne!(presence_tagged(None), presence_tagged(Some(b"")));
-}

@@ -9,12 +9,11 @@ mod tests;
 
 use super::refused_publishes::RefusedPublishes;
 use crate::protocol::{Code, Event, Refusal, json};
+use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
+use crate::transport::mqtt::strikes::{GIVE_UP, ISOLATE, Strikes};
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-/// Most QoS 1 publishes on their way at once; less where the broker's Receive Maximum is lower.
-/// Below the 20 that mosquitto allows by default.
-pub const MAX_IN_FLIGHT: usize = 16;
 /// Most bytes, tokens included: some fifty answers that fill a context of 4096 tokens (about 20 KiB each). Answers
 /// to prompts that were taken are kept above it too.
 const MAX_BYTES: usize = 1 << 20;
@@ -22,56 +21,6 @@ const MAX_BYTES: usize = 1 << 20;
 const MAX_ENTRIES: usize = 512;
 /// Answers waiting above this, no new prompt is taken.
 const MAX_ANSWERS: usize = 64;
-/// Connections that the broker ended while a row was on its way before it travels alone; and before
-/// an error goes in its place. Alone, it and no other is what the broker ends the connection over.
-const SUSPECT: u32 = 2;
-const POISON: u32 = 5;
-/// No PUBLISH has more bytes beside topic, payload and correlation: lengths, packet id, expiry,
-/// payload format, content type.
-const PROPERTIES_BYTES: usize = 64;
-
-/// One message for the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutgoingMessage {
-    /// Checked by `topics`.
-    pub topic: String,
-    /// JSON, or a word.
-    pub payload: Vec<u8>,
-    /// Whether `payload` is JSON.
-    pub json: bool,
-    /// Whether the broker keeps it.
-    pub retain: bool,
-    /// The prompt's Correlation Data, unchanged.
-    pub correlation: Option<Vec<u8>>,
-    /// When nobody wants it any more.
-    pub expires: Option<Instant>,
-}
-
-impl OutgoingMessage {
-    /// A plain retained word.
-    pub fn word(topic: String, word: &str) -> Self {
-        let payload = word.as_bytes().to_vec();
-        OutgoingMessage { topic, payload, json: false, retain: true, correlation: None, expires: None }
-    }
-
-    /// JSON that is not kept by the broker.
-    pub fn json(topic: String, payload: Vec<u8>) -> Self {
-        OutgoingMessage { topic, payload, json: true, retain: false, correlation: None, expires: None }
-    }
-
-    /// Seconds it is still wanted, rounded up, at least one.
-    pub fn expiry(&self, now: Instant) -> Option<u32> {
-        let left = self.expires?.saturating_duration_since(now);
-        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
-        Some(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX))
-    }
-
-    /// No PUBLISH of it is larger: topic, payload, correlation, and all else that is in one.
-    pub fn size(&self) -> usize {
-        let correlation = self.correlation.as_ref().map_or(0, Vec::len);
-        self.topic.len() + self.payload.len() + correlation + PROPERTIES_BYTES
-    }
-}
 
 /// Names a prompt.
 pub type PromptId = u64;
@@ -98,7 +47,7 @@ struct OutboxEntry {
     is_error: bool,
     is_in_flight: bool,
     /// Connections that the broker ended while it was on its way.
-    ended: u32,
+    strikes: Strikes,
 }
 
 /// The rows, oldest first.
@@ -140,15 +89,6 @@ pub struct PendingAnswer<'a> {
     pub id: &'a str,
     /// What is to be sent.
     pub packet: &'a OutgoingMessage,
-}
-
-/// What the present connection allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PublishLimits {
-    /// The broker's Maximum Packet Size.
-    pub packet: usize,
-    /// QoS 1 publishes on their way.
-    pub window: usize,
 }
 
 impl Outbox {
@@ -240,9 +180,9 @@ impl Outbox {
     }
 
     /// Keeps one of our own messages again, over which the broker may have ended so many connections.
-    pub fn push_status_retry(&mut self, packet: OutgoingMessage, ended: u32) -> u64 {
+    pub fn push_status_retry(&mut self, packet: OutgoingMessage, strikes: Strikes) -> u64 {
         let number = self.push_status(packet);
-        self.update_entry(number, |entry| entry.ended = ended);
+        self.update_entry(number, |entry| entry.strikes = strikes);
         number
     }
 
@@ -286,12 +226,12 @@ impl Outbox {
         self.refused_publishes.disconnected();
         for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight) {
             entry.is_in_flight = false;
-            entry.ended += u32::from(by_broker);
+            entry.strikes.add_if(by_broker);
         }
         while let Some(at) = self.entries.iter().position(|entry| entry.kind == EntryKind::Status) {
             self.remove(at);
         }
-        while let Some(at) = self.entries.iter().position(|entry| entry.ended >= POISON) {
+        while let Some(at) = self.entries.iter().position(|entry| entry.strikes.has_reached(GIVE_UP)) {
             self.replace_undeliverable(at);
         }
     }
@@ -312,7 +252,7 @@ impl Outbox {
             is_awaiting_disk: false,
             is_error: false,
             is_in_flight: false,
-            ended: 0,
+            strikes: Strikes::default(),
         });
         number
     }
@@ -325,7 +265,7 @@ impl Outbox {
 
     /// Where the next row is that may be published.
     fn next_publishable(&self, limits: PublishLimits) -> Option<usize> {
-        let suspect = self.entries.iter().any(|entry| entry.ended >= SUSPECT);
+        let suspect = self.entries.iter().any(|entry| entry.strikes.has_reached(ISOLATE));
         let window = if suspect { 1 } else { limits.window.min(MAX_IN_FLIGHT) };
         if self.entries.iter().filter(|entry| entry.is_in_flight).count() >= window {
             return None;
@@ -361,7 +301,7 @@ impl Outbox {
     fn replace_undeliverable(&mut self, at: usize) {
         let why = "the broker ended the connection each time it was published";
         let text = format!("the answer cannot be delivered: {why}");
-        self.entries[at].ended = 0;
+        self.entries[at].strikes.clear();
         self.replace_with_error(at, Refusal::new(Code::Internal, text), usize::MAX, why);
     }
 
