@@ -1,28 +1,30 @@
-//! Requests that wait, handed out in turns: one of each client, then the next of each.
+//! A queue that is fair between clients: it serves one item of each client, then the next item of each.
 //!
-//! Inside one client the highest priority goes first, then the earliest arrival; a lower priority rises with its age.
-//! Deliberately knows neither requests nor limits: who may wait, and for how long, its owner decides.
+//! Within one client the highest priority goes first, then the earliest arrival; the effective priority of an item
+//! rises with its age. Deliberately knows neither requests nor limits: its owner decides who may wait, and for how
+//! long.
 
 use crate::protocol::Priority;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// After each of these a waiting item counts as one priority higher. Long beside an answer of a few words, so that a
-/// priority means something to people who wait; two of them are short beside the default timeout, so that an item of
-/// low priority is never starved by those above it.
+/// Waiting this long raises an item's effective priority by one. Long compared with an answer of a few words, so
+/// that a priority has an effect; two steps are short compared with the default timeout, so that an item of low
+/// priority is never starved.
 pub const PRIORITY_STEP: Duration = Duration::from_secs(5);
 
-/// The priorities: each client has one line for each of them.
+/// The number of priorities; each client has one list of items for each.
 const PRIORITIES: usize = 3;
 
-/// Items of any number of clients, which take turns.
+/// Items of any number of clients, which are served in turn.
 #[derive(Debug)]
 pub struct FairQueue<T> {
+    /// The number of clients with waiting items.
     clients: HashMap<Arc<str>, ClientQueue<T>>,
-    /// Who waits, the next to be served first.
+    /// The clients with waiting items, the next to be served first.
     order: BTreeMap<Position, Arc<str>>,
-    /// Items handed out so far.
+    /// Items served so far.
     served: u64,
     /// Clients that have joined so far.
     clients_joined: u64,
@@ -30,21 +32,22 @@ pub struct FairQueue<T> {
     length: usize,
 }
 
-/// When a client's turn is, beside those of the others. A client that was served goes behind all that wait by then.
-/// One that joins goes behind them too, but before the client served last: its item may be running still.
+/// A client's position in the order of service. A client that was just served moves behind all clients waiting at
+/// that time. A client that joins goes behind them too, but before the client served last, whose item may still be
+/// running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
-    /// Items that had been handed out by the time this client was served or joined.
+    /// Items that had been served when this client was last served, or joined.
     served_before: u64,
-    /// The order among those that joined between two items; the client served last comes after them.
+    /// Order among the clients that joined between two items; the client served last comes after them.
     join_order: u64,
 }
 
-/// What one client has waiting.
+/// The waiting items of one client.
 #[derive(Debug)]
 struct ClientQueue<T> {
     position: Position,
-    /// The items of each priority, lowest first, in the order of their arrival.
+    /// The items of each priority, lowest first, in order of arrival.
     by_priority: [VecDeque<Item<T>>; PRIORITIES],
 }
 
@@ -61,7 +64,8 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Adds an item of `client`. One that is given back, with the time it first arrived, has its old place.
+    /// Adds an item of `client`. An item that is put back, with the time of its first arrival, regains its former
+    /// position.
     pub fn push(&mut self, client: &str, priority: Priority, arrived: Instant, value: T) {
         let line = &mut self.join(client).by_priority[priority as usize];
         let at = line.partition_point(|waiting| waiting.arrived <= arrived);
@@ -69,7 +73,7 @@ impl<T> FairQueue<T> {
         self.length += 1;
     }
 
-    /// What `client` has waiting, which may be nothing so far.
+    /// The queue of `client`, created if there is none.
     fn join(&mut self, client: &str) -> &mut ClientQueue<T> {
         if !self.clients.contains_key(client) {
             let name: Arc<str> = client.into();
@@ -81,13 +85,14 @@ impl<T> FairQueue<T> {
         self.clients.get_mut(client).expect("just added where it was missing")
     }
 
-    /// Takes out the next item of the client whose turn it is.
+    /// Removes the item of the highest effective priority, and among these the one that arrived first. Within one
+    /// priority that is the first item, so only three items are compared, however many wait.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
         self.pop_allowed(now, |_| true).map(|(_, value)| value)
     }
 
-    /// Takes out the next item, and says whose, passing over clients that are not `allowed` at present: these keep
-    /// their turn.
+    /// Removes the next item to be served and returns it with its client. Clients for which `allowed` is false are
+    /// skipped and keep their position.
     pub fn pop_allowed(
         &mut self,
         now: Instant,
@@ -108,7 +113,7 @@ impl<T> FairQueue<T> {
         Some((name.as_ref().to_owned(), value))
     }
 
-    /// Takes out the item of `client` that would be the last: the newest of its lowest priority.
+    /// Removes the item of `client` that would be served last: the newest of its lowest priority.
     pub fn pop_last(&mut self, client: &str) -> Option<T> {
         let waiting = self.clients.get_mut(client)?;
         let value = waiting.by_priority.iter_mut().find_map(VecDeque::pop_back)?.value;
@@ -120,11 +125,11 @@ impl<T> FairQueue<T> {
         Some(value)
     }
 
-    /// Takes out all items that match, in no particular order.
+    /// Removes all items that match, in no particular order.
     pub fn extract(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut extracted = Vec::new();
         for line in self.clients.values_mut().flat_map(|client| &mut client.by_priority) {
-            // Most looks find nothing, and then nothing is moved.
+            // Most searches match nothing, and then no item is moved.
             if line.iter().any(|item| matches(&item.value)) {
                 let (result, saved) = line.drain(..).partition(|item| matches(&item.value));
                 *line = saved;
@@ -139,7 +144,7 @@ impl<T> FairQueue<T> {
         extracted
     }
 
-    /// Items that wait.
+    /// The number of waiting items.
     pub fn len(&self) -> usize {
         self.length
     }
@@ -149,7 +154,7 @@ impl<T> FairQueue<T> {
         self.length == 0
     }
 
-    /// Items of one client that wait.
+    /// The number of waiting items of one client.
     pub fn count(&self, client: &str) -> usize {
         self.clients.get(client).map_or(0, ClientQueue::len)
     }
@@ -188,7 +193,8 @@ impl<T> ClientQueue<T> {
     }
 }
 
-/// The priority that an item of this age counts as: never above the highest, where the earliest arrival decides.
+/// The priority of an item after its age is counted in: never above the highest, where the earliest arrival
+/// decides.
 fn effective_priority(priority: usize, age: Duration) -> usize {
     let steps = usize::try_from(age.as_secs() / PRIORITY_STEP.as_secs()).unwrap_or(usize::MAX);
     priority.saturating_add(steps).min(PRIORITIES - 1)

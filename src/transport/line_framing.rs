@@ -1,33 +1,34 @@
-//! Lines out of bytes, with a cap, however the bytes were split on their way.
+//! Splits a byte stream into lines with a maximum length, however the bytes were fragmented in transit.
 //!
-//! Deliberately does no I/O and knows nothing of what a line says.
+//! Deliberately does no I/O and knows nothing of what a line means.
 
-/// Capacity that an emptied buffer keeps; a longer line's memory goes back at once, since a few
-/// hundred connections would otherwise each keep the longest line they ever sent.
+/// Capacity in bytes that an emptied buffer retains. The memory of a longer line is released at once, since
+/// otherwise each of a few hundred connections would keep the longest line it ever received.
 const RETAINED_CAPACITY: usize = 8 * 1024;
 
-/// Collects bytes and hands out the lines in them.
+/// Collects bytes and returns the lines in them.
 ///
-/// Holds at most the cap and one pushed piece, provided that the lines are taken after each push.
+/// Holds at most one line of maximum length and one pushed piece, provided that the lines are taken after each
+/// push.
 #[derive(Debug)]
 pub struct LineSplitter {
-    /// Longest line, in bytes, its ending not counted.
+    /// Maximum length of a line in bytes, its ending not counted.
     cap: usize,
     bytes: Vec<u8>,
-    /// Where in `bytes` the next line begins.
+    /// Offset in `bytes` of the next line.
     start: usize,
-    /// No line ends between `start` and here, so that a line sent byte by byte is searched once.
+    /// There is no line end between `start` and this offset, so that a line received byte by byte is searched once.
     searched: usize,
-    /// Inside a line that was already reported as too long.
+    /// The rest of a line that was already reported as too long is being skipped.
     skipping: bool,
 }
 
-/// What stands between two line ends.
+/// What lies between two line ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
     /// The line without its `\n` or `\r\n`; never empty.
     Whole(&'a [u8]),
-    /// A line beyond the cap: its beginning, as far as it was kept. The rest is skipped.
+    /// A line beyond the maximum length: its beginning, cut at that length. The rest is skipped.
     TooLong(&'a [u8]),
 }
 
@@ -37,13 +38,13 @@ impl LineSplitter {
         LineSplitter { cap, bytes: Vec::new(), start: 0, searched: 0, skipping: false }
     }
 
-    /// Takes the next piece of the stream; take the lines out before the next one.
+    /// Appends the next piece of the stream. Take all lines before the next push.
     pub fn push(&mut self, piece: &[u8]) {
         self.discard_taken();
         self.bytes.extend_from_slice(piece);
     }
 
-    /// The next line that has ended, or has grown too long. Empty lines are passed over.
+    /// The next line that has ended, or has grown too long. Empty lines are skipped.
     pub fn next_line(&mut self) -> Option<Line<'_>> {
         loop {
             let Some(end) = self.line_end() else { return self.take_too_long() };
@@ -63,7 +64,7 @@ impl LineSplitter {
         }
     }
 
-    /// The rest after the last line end: the stream has ended and so has its last line.
+    /// The bytes after the last line end, once the stream has ended: its last line.
     pub fn finish(&mut self) -> Option<Line<'_>> {
         let skipped = std::mem::take(&mut self.skipping);
         let rest = self.start..self.bytes.len();
@@ -79,7 +80,7 @@ impl LineSplitter {
         end
     }
 
-    /// Drops a line without end that has outgrown the cap, and says so once.
+    /// Discards an unfinished line that has outgrown the maximum length, and reports it once.
     fn take_too_long(&mut self) -> Option<Line<'_>> {
         let start = self.start;
         let too_long = strip_carriage_return(&self.bytes[start..]).len() > self.cap;
@@ -100,7 +101,8 @@ impl LineSplitter {
     }
 }
 
-/// Some clients end lines as `\r\n`.
+/// Some clients end lines with `\r
+/// `.
 fn strip_carriage_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }

@@ -1,4 +1,6 @@
-//! What the MQTT front end is given by the daemon: settings, channels and tokens.
+//! What the daemon passes to the MQTT front end: settings, channels and cancellation tokens.
+//!
+//! Plain data; deliberately knows nothing of what is done with it.
 
 use crate::config::Mqtt;
 use crate::protocol::MqttLink;
@@ -11,55 +13,56 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// What the door needs.
+/// Everything the MQTT front end needs of the daemon.
 #[derive(Debug)]
 pub struct MqttContext {
-    /// Where the broker is.
+    /// The broker and the options of the link.
     pub config: Mqtt,
-    /// The device's level in every topic; one MQTT session belongs to it.
+    /// The device's level in every topic. One MQTT session belongs to it.
     pub device: String,
-    /// Folder for answers that must outlive the process; `None` keeps none.
+    /// Directory for answers and prompts that must survive the process; `None` keeps none on disk.
     pub state_dir: Option<PathBuf>,
     /// JSON for the `info` topic.
     pub info: Vec<u8>,
-    /// Prompts that are handed over at a time; the others wait here.
+    /// Requests that are submitted to the daemon at a time; other prompts wait in the backlog.
     pub max_active: u16,
-    /// Bytes of prompts that may be acknowledged before they are answered, in the folder of `state_in`.
+    /// Size in bytes of the durable inbox: prompts that may be acknowledged before they are answered, in
+    /// `state_dir`.
     pub inbox_bytes: usize,
-    /// Where requests go.
+    /// Where requests are sent.
     pub requests: mpsc::Sender<Inbound>,
-    /// Where controls go. When it is full they are lost, and the log says so.
+    /// Where commands are sent. When the channel is full a command is lost, which is logged.
     pub commands: mpsc::Sender<Command>,
-    /// What Home Assistant is told, as `config` says; `None`: neither told anything nor listened to.
+    /// What Home Assistant is told of this daemon; `None` disables the discovery, and its removal, altogether.
     pub homeassistant: Option<HomeAssistantInfo>,
-    /// Threads that compute: a limit of them is from 1 to these.
+    /// Threads that may compute: a thread limit is from 1 to this.
     pub threads: usize,
-    /// The latest report, as JSON.
+    /// The latest telemetry report, as JSON.
     pub reports: watch::Receiver<Option<Arc<Vec<u8>>>>,
     /// Alerts that were raised or cleared.
     pub alerts: mpsc::Receiver<Alert>,
-    /// When a report is stale: the interval between two, which may change.
+    /// Time between two reports, which may change while the daemon runs; a report expires after it.
     pub report_interval: watch::Receiver<Duration>,
-    /// How the link fares.
+    /// The state of the link, for the daemon.
     pub status: watch::Sender<MqttLink>,
-    /// Counts what is refused here already.
+    /// Counts the requests that are refused here, and makes reports on demand.
     pub local_telemetry: Arc<Telemetry>,
-    /// From now on new prompts are left to the broker for the next start; at QoS 0, which it does not
-    /// keep, they are refused.
+    /// Once cancelled, new prompts are left to the broker for the next start; at QoS 0, which the broker does not
+    /// store, they are refused.
     pub draining: CancellationToken,
-    /// Send what is left and stop.
+    /// Once cancelled, the remaining answers are sent and the link is closed.
     pub close: CancellationToken,
-    /// Longest time for sending what is left.
+    /// Longest time for sending the remaining answers.
     pub flush_timeout: Duration,
-    /// Beats at each turn of the door's loop.
+    /// Beats at each iteration of the event loop.
     pub heartbeat: Heartbeat,
-    /// Longest time between two turns, when there is nothing to do.
+    /// Longest time between two iterations when there is nothing to do.
     pub max_idle: Duration,
 }
 
-/// What is known of this daemon beside its topics.
+/// What Home Assistant is told of this daemon besides its topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HomeAssistantInfo {
-    /// The model, as its file calls it.
+    /// The model's name, from its file.
     pub model: String,
 }

@@ -1,42 +1,42 @@
-//! The broker link as a state machine: when to connect, what to do on a new connection, how long
-//! to wait after a lost one.
+//! The broker link as a state machine: when to connect, how long to back off, and what a disconnect means.
 //!
-//! No I/O and no clock: time and chance come in, what to do goes out. Knows nothing of prompts.
+//! Pure: time and random numbers are passed in, decisions are returned. Deliberately knows nothing of prompts or
+//! packets.
 
 use std::time::{Duration, Instant};
 
-/// First wait after a lost connection: with it, at most one connect a second.
+/// Backoff after a first failure: with it, at most one connect per second.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest wait: a broker that comes back is found within about a minute.
+/// Longest backoff: a broker that is back is found within about a minute.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// A connection that lasted this long was a good one: the waits begin anew.
+/// A connection that lasted this long resets the backoff.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Pings without an answer, and half a one, after which the connection counts as dead, whatever the socket
-/// says: the client notices at the second ping, but not while a write to a vanished peer blocks it.
+/// Ping intervals without a received packet after which the connection counts as dead, whatever the socket says:
+/// the client notices at the second ping, but not while a write to a vanished peer blocks it.
 const PINGS_BEFORE_TIMEOUT: f64 = 2.5;
-/// Connections in a row that the broker closed soon and without a reason before another client is suspected of our
-/// client id: one of them may be a broker that restarts.
+/// Consecutive connections that the broker closed soon and without a reason before another client is suspected of
+/// using the same client id: one of them may be a broker that restarts.
 const SHORT_CONNECTIONS_BEFORE_CONFLICT: u32 = 2;
-/// Unreadable packets in a row before the broker is asked to forget the session that holds one:
-/// it would deliver the same packet for ever.
+/// Consecutive unreadable packets before the next connect discards the session (Clean Start): the broker would
+/// otherwise deliver the same packet for ever.
 const UNREADABLE_BEFORE_CLEAN_START: u32 = 3;
 
-/// The kind of a connection that we end so that the broker delivers again what it was left.
+/// Kind of a disconnect by the daemon itself, so that the broker redelivers the prompts left to it.
 pub const DEFERRED_PROMPTS: &str = "postponed prompts";
 
-/// The link's memory.
+/// The state of the link over all its connections.
 #[derive(Debug)]
 pub struct Link {
     state: State,
     failures: u32,
     unreadable_packets: u32,
-    /// Connections in a row that ended soon after the welcome, as another client with our client id ends them.
+    /// Consecutive connections that ended soon after the CONNACK, as when another client uses the same client id.
     short_connections: u32,
-    /// The broker once made us a session, in this process or an earlier one.
+    /// The broker once had a session of this device, in this process or an earlier one.
     expects_session: bool,
     connects: u64,
     sessions_lost: u64,
-    /// What was logged last, so that it is logged once.
+    /// The kind of disconnect that was logged last, so that it is logged once.
     last_logged: Option<String>,
 }
 
@@ -50,38 +50,39 @@ enum State {
 /// How to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connect {
-    /// Have the broker forget the session: it holds a packet that cannot be read.
+    /// Discard the session, because it holds a packet that cannot be read.
     pub clean_start: bool,
 }
 
-/// What to do on a new connection, before all else.
+/// What a new connection is, beside its predecessors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewConnection {
-    /// Which connection since start this is.
+    /// Which connection since the start of the process this is.
     pub number: u64,
-    /// The broker forgot our session: prompts it held for us are lost.
+    /// The broker no longer has the session: prompts that it stored for the device are lost.
     pub session_lost: bool,
 }
 
-/// Why a connection ended or did not come about.
+/// Why a connection ended, or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disconnect {
-    /// Tells kinds apart for the log; each is logged once until the link has been good again.
+    /// Tells causes apart for the log: each is logged once until a connection has been stable again.
     pub kind: String,
-    /// For people: what happened and the way out.
+    /// For people: what happened, and what to do about it.
     pub text: String,
-    /// The broker sent a packet that cannot be read, and will again.
+    /// The broker sent a packet that cannot be read, and will send it again.
     pub unreadable: bool,
 }
 
 impl Disconnect {
-    /// Whether we ended the connection ourselves while the broker was well: it has lost nothing meanwhile.
+    /// Whether the daemon ended the connection itself while the broker was well: the broker has lost nothing
+    /// meanwhile.
     pub fn is_by_daemon(&self) -> bool {
         self.kind == DEFERRED_PROMPTS
     }
 
-    /// Whether the broker closed the connection without a reason, as brokers do when another client connects with our
-    /// client id: MQTT 3.1.1 has no reasons, and mosquitto before 2.1 gives none in MQTT 5.
+    /// Whether the broker closed the connection without a reason, as brokers do when another client connects with
+    /// the same client id: MQTT 3.1.1 has no reasons, and mosquitto before 2.1 gives none in MQTT 5.
     fn is_without_reason(&self) -> bool {
         matches!(
             self.kind.as_str(),
@@ -89,8 +90,8 @@ impl Disconnect {
         )
     }
 
-    /// Whether the broker ended the connection, perhaps over something that we sent: not we, nor the
-    /// network, nor the broker for reasons of its own.
+    /// Whether the broker ended the connection, perhaps because of something the daemon sent: neither the daemon,
+    /// nor the network, nor the broker for reasons of its own.
     pub fn is_by_broker(&self) -> bool {
         !matches!(
             self.kind.as_str(),
@@ -104,35 +105,35 @@ impl Disconnect {
     }
 }
 
-/// What to do about a lost connection.
+/// What to do after a disconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Until the next try.
+    /// Time until the next connect.
     pub wait: Duration,
-    /// Whether to log it.
+    /// Whether to log the disconnect.
     pub log: bool,
-    /// Another client uses our client id.
+    /// Another client uses the same client id.
     pub client_id_conflict: Option<ClientIdConflict>,
 }
 
 impl Retry {
-    /// What to say behind how the connection ended; empty where that says it all.
+    /// What to append to the text of the disconnect; empty where that is enough.
     pub fn advice(self, device: &str) -> String {
         self.client_id_conflict.map(|contested| contested.advice(device)).unwrap_or_default()
     }
 }
 
-/// How that is known.
+/// How a second client of the same client id is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientIdConflict {
-    /// The broker says so.
+    /// The broker says so (reason code 0x8E, Session taken over).
     Reported,
-    /// It closes each connection soon, and does not say why.
+    /// The broker closes each connection soon, without a reason.
     Suspected,
 }
 
 impl ClientIdConflict {
-    /// The cause and the way out, behind how the connection ended.
+    /// The cause, and what to do about it.
     fn advice(self, device: &str) -> String {
         let cause = match self {
             ClientIdConflict::Reported => "another client",
@@ -162,7 +163,7 @@ impl Link {
         }
     }
 
-    /// An earlier process had a session, which the broker should still know.
+    /// Notes that an earlier process had a session, which the broker should still have.
     pub fn expect_session(&mut self) {
         self.expects_session = true;
     }
@@ -172,12 +173,12 @@ impl Link {
         matches!(self.state, State::Online { .. })
     }
 
-    /// Connections made, and those on which the session was lost.
+    /// Connections made, and those of them on which the session was lost.
     pub fn counts(&self) -> (u64, u64) {
         (self.connects, self.sessions_lost)
     }
 
-    /// When [`Link::wake`] has something to say next.
+    /// When [`Link::connect_if_due`] or [`Link::is_timed_out`] has to be called next.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
             State::Backoff { until } => Some(until),
@@ -186,7 +187,7 @@ impl Link {
         }
     }
 
-    /// Says whether to connect now.
+    /// Whether to connect now, and how.
     pub fn connect_if_due(&mut self, now: Instant) -> Option<Connect> {
         match self.state {
             State::Backoff { until } if now >= until => {
@@ -197,20 +198,20 @@ impl Link {
         }
     }
 
-    /// Whether the peer has been silent for so long that the connection is to be given up.
+    /// Whether nothing was received for so long that the connection is to be given up.
     pub fn is_timed_out(&self, now: Instant) -> bool {
         matches!(self.state, State::Online { heard, patience, .. } if now >= heard + patience)
     }
 
-    /// Takes note of a sign of life.
+    /// Notes that something was received.
     pub fn received_packet(&mut self, now: Instant) {
         if let State::Online { heard, .. } = &mut self.state {
             *heard = now;
         }
     }
 
-    /// The broker accepted the connection, with or without the session it kept for us; it is first
-    /// pinged after `ping`.
+    /// The broker accepted the connection, with or without its session of the device; the first ping is sent after
+    /// `ping`.
     pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> NewConnection {
         self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(PINGS_BEFORE_TIMEOUT) };
         let session_lost = !session_present && self.expects_session;
@@ -223,15 +224,15 @@ impl Link {
         NewConnection { number: self.connects, session_lost }
     }
 
-    /// The broker forgot the session as it was asked to, and would forget the new one as well: what
-    /// MQTT 3.1.1 makes of a clean start. The next connection tells that the session is lost.
+    /// The broker discarded the session as requested, and would discard the new one as well: the meaning of Clean
+    /// Session in MQTT 3.1.1. The next connection counts as the one on which the session was lost.
     pub fn session_discarded(&mut self) {
         self.connects += 1;
         self.unreadable_packets = 0;
     }
 
-    /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
-    /// house over time, so that a restarted broker does not meet them all at once.
+    /// The connection ended, or could not be made. `chance`, from 0 to 1, spreads the reconnects of many devices
+    /// over time, so that a restarted broker does not receive them all at once.
     pub fn disconnected(&mut self, now: Instant, disconnect: &Disconnect, random: f64) -> Retry {
         let lasted = match self.state {
             State::Online { since, .. } => Some(now.saturating_duration_since(since)),

@@ -1,15 +1,21 @@
-//! The MQTT door: prompts from the broker's topics in, events to its topics out.
+//! The MQTT front end: prompts are received on the device's topics, and their events are published.
 //!
-//! `desk` waits for whatever happens next and passes it to parts that do no I/O: `link` (when to
-//! connect), `manners` (what a broker may not do), `arrivals` (the same prompt again? acknowledged
-//! when?), `answered` (what it got then), `alarms` (alerts until the broker has them), `prompts` (to the worker and
-//! back), `sharing` (the group's topics), `reply_topics` (where
-//! clients may have answers sent), `refused_publishes` (which of ours the broker refuses), `discovery` (what Home Assistant is told), `outbox` (replies until the broker
-//! has them) and `keeping` (which of these outlive the
-//! process). `store` has them on disk; `client` is the one user of the MQTT library.
+//! `event_loop` waits for whatever happens next and calls the other modules, which do no I/O:
 //!
-//! Deliberately knows nothing of the engine, of other doors, or of what telemetry says but for which sensors answer:
-//! reports come as bytes, and how the link fares goes out as [`LinkState`].
+//! - `link`: when to connect, how long to wait after a failure; `protocol_limits`: violations of the protocol that
+//!   rumqttc accepts;
+//! - `topics`, `reply_topics`: the device's topics, and where clients may have answers published;
+//! - `delivery`: each prompt is answered once, and each answer reaches the broker, also over lost connections and
+//!   restarts;
+//! - `homeassistant`: the device's entry in Home Assistant;
+//! - `optional_subscription`, `shared_subscription`, `subscription_check`: subscriptions the broker may refuse or
+//!   lose; `strikes` counts what may be the cause of disconnects.
+//!
+//! `delivery::answer_log` does the disk I/O, and `client` is the only user of the MQTT library. `context` is what
+//! the daemon passes in, `message` the messages received and published.
+//!
+//! Deliberately knows nothing of the engine, of other transports, or of the contents of a telemetry report: reports
+//! are received as bytes, and the state of the link is published as [`MqttLink`](crate::protocol::MqttLink).
 
 mod client;
 mod context;
@@ -36,12 +42,14 @@ pub use topics::{TopicKind, Topics};
 use event_loop::EventLoop;
 use std::time::Instant;
 
-/// Memory that the door is planned with: replies for the broker (1 MiB, twice that when it takes none), the answers
-/// kept for copies (512 KiB), a packet as large as we allow while it is read (1 MiB), and the library. Prompts held
-/// at the door come on top where they are long on purpose; that is for the memory guard.
+/// Memory in bytes that the memory plan reserves for the MQTT link: answers waiting for the broker (1 MiB, twice
+/// that while it accepts none), recent answers for repeated prompts (512 KiB), one received packet of maximum size
+/// (1 MiB), and the MQTT library. Waiting prompts come on top; the plan counts them as the inbox, and the memory
+/// guard watches the rest.
 pub const LINK_BYTES: usize = 4 << 20;
 
-/// Serves until `door.close`; returns when what was left is with the broker, or its time is up.
+/// Runs the MQTT front end until `context.close` is cancelled; returns when the remaining answers are with the
+/// broker, or the flush timeout is over.
 pub async fn run(context: MqttContext) {
     let mut event_loop = EventLoop::new(context);
     event_loop.load().await;

@@ -1,19 +1,19 @@
-//! What a broker may not do. rumqttc reads whatever comes; what would grow without bound in it or
-//! in us, or leave the link deaf, ends the connection here.
+//! Rejects violations of the protocol that rumqttc accepts: whatever would make its memory or ours grow without
+//! bound, or leave the link unusable, ends the connection.
 //!
-//! Pure, for one connection. Knows packets only by the numbers in them.
+//! Pure, for one connection. Deliberately knows nothing of packets but the few numbers that are passed in.
 
 use super::link::Disconnect;
 use crate::transport::mqtt::message::PublishLimits;
 use std::time::Duration;
 
-/// Most messages that may await our acknowledgement: there are no more packet ids. Not our Receive
-/// Maximum: after a restart with a shorter queue a broker delivers again what it had sent before.
+/// Maximum number of received messages without a PUBACK: there are no more packet identifiers. Not the Receive
+/// Maximum of the CONNECT: after a restart with a smaller one a broker redelivers everything it had sent before.
 const MAX_UNACKNOWLEDGED: u32 = u16::MAX as u32;
-/// Longest text of the broker's that is repeated in an error.
+/// Maximum number of characters of a broker's text that are repeated in an error.
 const MAX_QUOTED: usize = 200;
 
-/// What the broker has done on this connection, as far as it bounds what it may do next.
+/// What the broker has done on this connection, as far as it limits what it may do next.
 #[derive(Debug, Default)]
 pub struct ProtocolGuard {
     is_connack_received: bool,
@@ -21,8 +21,8 @@ pub struct ProtocolGuard {
 }
 
 impl ProtocolGuard {
-    /// The broker accepted us. Each CONNACK begins with messages of ours to send, so a second one
-    /// is not only wrong but would let the broker fill our memory.
+    /// Checks a CONNACK. Each makes rumqttc publish its pending messages, so a second one is not only a violation
+    /// (MQTT 5, section 3.2) but would let the broker fill the memory.
     pub fn connack(&mut self, limits: PublishLimits) -> Result<(), Disconnect> {
         if std::mem::replace(&mut self.is_connack_received, true) {
             return Err(violation("a second CONNACK"));
@@ -35,8 +35,8 @@ impl ProtocolGuard {
         Ok(())
     }
 
-    /// A message came. rumqttc would keep every alias with the packet that brought it, 65535 of up
-    /// to 1 MiB; we allow the broker none.
+    /// Checks a PUBLISH. rumqttc would store every Topic Alias with the packet that defined it, 65,535 of up to 1
+    /// MiB; the CONNECT allows the broker none.
     pub fn message(&mut self, awaits_acknowledgement: bool, alias: Option<u16>) -> Result<(), Disconnect> {
         if alias.is_some() {
             return Err(violation("a Topic Alias, and we allow none"));
@@ -48,19 +48,19 @@ impl ProtocolGuard {
         Ok(())
     }
 
-    /// We acknowledged a message.
+    /// Notes a PUBACK sent by the daemon.
     pub fn acknowledged(&mut self) {
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
     }
 }
 
-/// How often to ping where the broker wants another interval than `ours`: 0 would be at once and
-/// for ever, and with a longer one a broker that vanished would not be noticed.
+/// The ping interval where the broker's CONNACK has a Server Keep Alive: 0 would mean pings without a pause, and
+/// with one longer than `ours` a broker that vanished would not be noticed.
 pub fn keep_alive(server: Duration, ours: Duration) -> Duration {
     if server.is_zero() { ours } else { server.min(ours) }
 }
 
-/// The beginning of a text that the broker may have made as long as it liked.
+/// The beginning of a text whose length the broker may have chosen.
 pub fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,29 +1,31 @@
-//! Whether prompts still reach us: a message to our own prompt topics, which has to come back.
+//! Checks that prompts still reach the daemon: publishes a message to its own prompt topics, which must be
+//! received.
 //!
-//! Pure. A session can lose its subscriptions without a word, for example where a broker comes back from an older save
-//! of its sessions, or where another client of our id unsubscribes. Only a message that comes back proves otherwise.
-//! A broker may forbid us to publish there: then nothing ever comes back, and nothing is concluded from it.
+//! Pure. A session can lose its subscriptions silently, for example where a broker is restored from an older backup
+//! of its sessions, or where another client of the same client id unsubscribes. Only a received message proves the
+//! opposite. A broker may forbid the daemon to publish there: then no message is ever received, and nothing is
+//! concluded from it.
 
 use super::strikes::{STOP_ASKING, Strikes};
 use std::time::{Duration, Instant};
 
-/// Between two checks: a subscription that is gone is noticed within half a minute.
+/// Time between two checks: a lost subscription is noticed within half a minute.
 const INTERVAL: Duration = Duration::from_secs(20);
-/// From the granted subscription to the first check.
+/// Time from the SUBACK to the first check.
 const FIRST_CHECK_DELAY: Duration = Duration::from_secs(2);
-/// Time for the message to come back. It is at QoS 0 and waits for no window.
+/// Time for the message to be received. It is at QoS 0, so no full window delays it.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Checks that fail in a row before the subscription counts as lost: a broker may drop a message at QoS 0.
+/// Consecutive failed checks before the subscription counts as lost: a broker may drop a message at QoS 0.
 const FAILURES_BEFORE_LOST: u32 = 2;
 
-/// What is to be done about it.
+/// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckAction {
-    /// Publish this payload at QoS 0 to each of our prompt topics.
+    /// Publish this payload at QoS 0 to each of the device's prompt topics.
     Publish(String),
-    /// Subscribe again: prompts do not reach us.
+    /// Subscribe again: prompts do not reach the daemon.
     Subscribe,
-    /// Nothing; say once that the check is not possible.
+    /// Log, once, that the check is not possible.
     ReportImpossible,
 }
 
@@ -34,37 +36,37 @@ enum State {
     Scheduled {
         at: Instant,
     },
-    /// So many of the messages have not come back yet.
+    /// This many of the messages are not received yet.
     AwaitingMessage {
         until: Instant,
         left: usize,
     },
 }
 
-/// The check of one process.
+/// The check, over all connections of one process.
 #[derive(Debug)]
 pub struct SubscriptionCheck {
-    /// Random, so that nobody else's message is taken for ours.
+    /// Random, so that no other daemon's message is taken for this one's.
     key: u64,
     count: u64,
     state: State,
-    /// A message came back once: where none does any more, something is wrong.
+    /// A message was received once: where none is received any more, something is wrong.
     was_received_once: bool,
-    /// The owner was told that nothing comes back.
+    /// It was logged that the check is not possible.
     is_reported: bool,
     failures: u32,
     /// Disconnects that the check may have caused.
     strikes: Strikes,
-    /// Prompts do not reach us, as far as is known.
+    /// Prompts do not reach the daemon, as far as is known.
     is_subscription_lost: bool,
     /// How often subscriptions were found missing.
     lost: u64,
-    /// Topics that a check goes to.
+    /// The number of topics that a check publishes to.
     topics: usize,
 }
 
 impl SubscriptionCheck {
-    /// For messages to so many topics, told from those of others by `key`.
+    /// A check of this many topics; `key` tells its messages from those of others.
     pub fn new(key: u64, topics: usize) -> Self {
         SubscriptionCheck {
             key,
@@ -80,7 +82,7 @@ impl SubscriptionCheck {
         }
     }
 
-    /// Whether prompts do not reach us.
+    /// Whether prompts do not reach the daemon, although it is connected.
     pub fn is_deaf(&self) -> bool {
         self.is_subscription_lost
     }
@@ -97,7 +99,7 @@ impl SubscriptionCheck {
         }
     }
 
-    /// The connection is gone; `by_broker`: perhaps over the check.
+    /// The connection ended; `by_broker` where the broker closed it, perhaps because of the check.
     pub fn disconnected(&mut self, by_broker: bool) {
         let is_suspect =
             matches!(self.state, State::AwaitingMessage { .. }) && by_broker && !self.was_received_once;
@@ -105,7 +107,7 @@ impl SubscriptionCheck {
         (self.state, self.failures) = (State::Off, 0);
     }
 
-    /// When [`SelfCheck::wake`] has something to do.
+    /// When [`SubscriptionCheck::next_action`] has something to do.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
             State::Off => None,
@@ -114,7 +116,7 @@ impl SubscriptionCheck {
         }
     }
 
-    /// Says what is to be done now.
+    /// What is to be done now.
     pub fn next_action(&mut self, now: Instant) -> Option<CheckAction> {
         match self.state {
             State::Scheduled { at } if now >= at => {
@@ -143,7 +145,7 @@ impl SubscriptionCheck {
         (!std::mem::replace(&mut self.is_reported, true)).then_some(CheckAction::ReportImpossible)
     }
 
-    /// Whether a message on one of our prompt topics is a check of ours, which is then no prompt.
+    /// Whether a message on one of the device's prompt topics belongs to the check, and is therefore no prompt.
     pub fn receive(&mut self, payload: &[u8], now: Instant) -> bool {
         if !payload.starts_with(self.prefix().as_bytes()) {
             return false;

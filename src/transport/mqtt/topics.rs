@@ -1,22 +1,21 @@
-//! The topics of one device, and which of a client's texts may become one.
+//! The topics of one device, and the checks of every topic that a client's text becomes part of.
 //!
-//! Pure. Everything a client chooses (an id, a Response Topic) is looked at here before it gets
-//! near a PUBLISH: a broker ends the connection over a malformed topic, and what it ends once it
-//! ends at every retry.
+//! Pure. Whatever a client chooses (an id, a Response Topic) is checked here before it becomes part of a PUBLISH: a
+//! broker closes the connection over a malformed topic, and would do so again at every retry.
 
 use super::reply_topics::ReplyTopics;
 use crate::config::Mqtt;
 use sha2::{Digest, Sha256};
 
-/// Longest Response Topic, in bytes: replies repeat it in every packet.
+/// Maximum length of a Response Topic in bytes: every reply repeats it.
 const MAX_RESPONSE_TOPIC: usize = 512;
-/// Most levels of a Response Topic: mosquitto ends the connection over a topic of more than 200.
+/// Maximum number of levels of a Response Topic: mosquitto closes the connection over a topic of more than 200.
 const MAX_LEVELS: usize = 100;
-/// Longest `<client>` level that is repeated in a reply topic, in bytes.
+/// Maximum length in bytes of a `<client>` level that is repeated in a reply topic.
 const MAX_REPLY_LEVEL: usize = 512;
-/// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
+/// Bytes of a client's name that are used: it is part of every log line about its prompts.
 const MAX_CLIENT_NAME: usize = 64;
-/// The last levels of the topic of a thread limit; `set`, as what others may write to is often called.
+/// The last levels of the topic for a thread limit; `set` is a usual name for topics that others write to.
 const THREADS: &str = "threads/set";
 
 /// The topics below `P/D`, prefix and device id, and those that the device shares with a group.
@@ -34,24 +33,24 @@ struct Group {
     base: String,
 }
 
-/// What to subscribe to.
+/// A topic filter to subscribe to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicFilter {
-    /// May hold wildcards.
+    /// The filter; it may contain wildcards.
     pub topic: String,
-    /// At QoS 1. Cancellations and limits are at QoS 0: behind a window full of prompts the broker would hold
-    /// them back until the prompt they are to stop is answered.
+    /// At QoS 1, else at QoS 0. Cancellations and thread limits are at QoS 0: behind a full window of prompts the
+    /// broker would hold them back until the prompt they are to stop is answered.
     pub is_qos_1: bool,
 }
 
 /// What a message is for, by its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicKind {
-    /// A prompt of this client; `-` where the topic names none. To a group it is `client@group`.
+    /// A prompt of this client; `-` where the topic names none. For a group it is `client@group`.
     Prompt(String),
     /// A cancellation.
     Cancel,
-    /// A limit of threads, of this device.
+    /// A thread limit for this device.
     Threads,
 }
 
@@ -61,48 +60,48 @@ impl Topics {
         Topics { base: format!("{prefix}/{device}"), group: None, replies: ReplyTopics::any(prefix) }
     }
 
-    /// The topics of `device` as the configuration has them.
+    /// The topics of `device` by the configuration.
     pub fn configured(config: &Mqtt, device: &str) -> Self {
         let allowed = config.reply_topics.as_deref();
         let replies = ReplyTopics::new(&config.prefix, allowed, &config.discovery_prefix);
         Topics { replies, ..Self::shared(&config.prefix, device, config.group.as_deref()) }
     }
 
-    /// The same of a device that takes turns with others of `group`.
+    /// The topics of a device that shares the prompts of `group` with other devices.
     pub fn shared(prefix: &str, device: &str, group: Option<&str>) -> Self {
         let group = group.map(|name| Group { name: name.into(), base: format!("{prefix}/{name}") });
         Topics { group, ..Self::new(prefix, device) }
     }
 
-    /// Where prompts of unnamed clients arrive.
+    /// The topic for prompts of clients without a name.
     pub fn prompt(&self) -> String {
         self.below("prompt")
     }
 
-    /// A topic for each of our filters of prompts, for messages to ourselves.
+    /// One topic for each filter of prompts, for the messages of the subscription check.
     pub fn self_check(&self) -> [String; 2] {
         [self.prompt(), self.below("prompt/self-check")]
     }
 
-    /// Where cancellations arrive.
+    /// The topic for cancellations.
     pub fn cancel(&self) -> String {
         self.below("cancel")
     }
 
-    /// Where a limit of threads arrives.
+    /// The topic for a thread limit.
     pub fn threads(&self) -> String {
         self.below(THREADS)
     }
 
-    /// What to subscribe to for the device itself.
+    /// The filters of the device's own topics.
     pub fn filters(&self) -> Vec<TopicFilter> {
         let mut filters = request_filters(&self.base, "");
         filters.push(TopicFilter { topic: self.threads(), is_qos_1: false });
         filters
     }
 
-    /// What to subscribe to for the group: of its prompts the broker gives each to one device, and a
-    /// cancellation to all, for nobody knows which of them has the prompt.
+    /// The filters of the group's topics: the broker delivers each prompt to one of the devices, and a cancellation
+    /// to all of them, since nobody knows which device has the prompt.
     pub fn group_filters(&self) -> Vec<TopicFilter> {
         self.group
             .as_ref()
@@ -110,8 +109,8 @@ impl Topics {
             .unwrap_or_default()
     }
 
-    /// The filters that a message on this topic may have come by, if they are not ours: what the broker
-    /// keeps of an earlier prefix or group.
+    /// The filters by which a message on this topic may have been received, if they are not the present ones:
+    /// subscriptions of an earlier prefix or group that the broker still has in the session.
     pub fn stale_filters(&self, topic: &[u8]) -> Vec<String> {
         let Some((base, _)) = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic)) else {
             return Vec::new();
@@ -136,7 +135,7 @@ impl Topics {
         self.below("info")
     }
 
-    /// The report, every interval.
+    /// The report, at every interval.
     pub fn telemetry(&self) -> String {
         self.below("telemetry")
     }
@@ -146,13 +145,13 @@ impl Topics {
         self.below("alert")
     }
 
-    /// Where the events of request `id` go when its message, which came on `topic`, names no Response
-    /// Topic: `reply/<id>` beside the prompts, and `reply/<client>/<id>` where the prompt's topic names its
-    /// client, so that clients that count from 1 do not get each other's answers.
+    /// The topic for the events of request `id`, where its message, received on `topic`, names no Response Topic:
+    /// `reply/<id>` beside the prompts, and `reply/<client>/<id>` where the prompt's topic names its client, so
+    /// that clients that count from 1 do not receive each other's answers.
     ///
-    /// An id may be any text, and a refusal would have no topic to go to either. So what cannot
-    /// stand in a topic level is escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id
-    /// inside the events stays as it came.
+    /// An id may be any text, and a refusal of it would have no topic either. So characters that a topic level
+    /// cannot contain are escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id inside the events is not
+    /// changed.
     pub fn reply(&self, topic: &[u8], id: &str) -> String {
         let asked = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic));
         let mut reply = format!("{}/reply/", asked.map_or(self.base.as_str(), |(base, _)| base));
@@ -167,12 +166,12 @@ impl Topics {
         reply
     }
 
-    /// Checks the Response Topic of a prompt that came on `asked_on`; the error says what is wrong with it and the
-    /// way out.
+    /// Checks the Response Topic of a prompt received on `prompt_topic`. The error says what is wrong with it, and
+    /// what to do.
     pub fn check_response(&self, topic: &str, prompt_topic: &[u8]) -> Result<(), String> {
         let checked = malformed(topic).map_or(Ok(()), Err).and_then(|()| {
             if self.is_own_topic(topic) {
-                // An answer on a prompt topic would be a prompt: an endless loop.
+                // An answer published on a prompt topic would be a new prompt, without end.
                 Err("is one of the daemon's own")
             } else if self.is_reply_of_another_client(topic, prompt_topic) {
                 Err("is where another client's answers go")
@@ -191,8 +190,8 @@ impl Topics {
         })
     }
 
-    /// What a message on `topic` is for; `None` where it is nothing of ours. What the broker keeps of an
-    /// earlier prefix or group is ours as well: it was promised an answer.
+    /// What a message on `topic` is for; `None` where it is none of the device's topics. Messages that the broker
+    /// stored for an earlier prefix or group are accepted as well: they were promised an answer.
     pub fn parse(&self, topic: &[u8]) -> Option<TopicKind> {
         let (base, asked) = self.split(std::str::from_utf8(topic).ok()?)?;
         Some(match asked {
@@ -206,7 +205,7 @@ impl Topics {
         })
     }
 
-    /// The same, of a message whose user property `client` is `property`.
+    /// The same, for a message whose user property `client` is `property`.
     pub fn parse_with_client(&self, topic: &[u8], property: Option<&str>) -> Option<TopicKind> {
         Some(match self.parse(topic)? {
             TopicKind::Prompt(client) => TopicKind::Prompt(client_name(client, property)),
@@ -214,8 +213,8 @@ impl Topics {
         })
     }
 
-    /// The part of a topic that names device or group, and what was asked there. Our own names come
-    /// first: a client may be called `cancel`.
+    /// The base of a topic, which names the device or the group, and what follows it. The device's own topics are
+    /// tried first: a client may be called `cancel`.
     fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, TopicSuffix<'a>)> {
         for base in self.bases() {
             if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
@@ -235,13 +234,13 @@ impl Topics {
             (None, "cancel") => (head, TopicSuffix::Cancel),
             (None, _) => return None,
         };
-        // Topics are made of it, so it is looked at as a Response Topic is.
+        // Topics are made from it, so it is checked like a Response Topic.
         let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_own_topic(base);
         is_sound.then_some((base, asked))
     }
 
-    /// The name of the file for what is kept of this device: as much of its id as anyone reads, and
-    /// a number that tells it from all others.
+    /// The name of the device's state file: the readable part of its id, and a number that tells it from all
+    /// others.
     pub(super) fn file_name(&self) -> String {
         let device = self.base.rsplit('/').next().unwrap_or_default();
         let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -255,7 +254,8 @@ impl Topics {
         format!("{}/{level}", self.base)
     }
 
-    /// Whether the topic is in our trees; `reply/` is there for the clients.
+    /// Whether the topic is below the device's or the group's base; `reply/` is excepted, which belongs to the
+    /// clients.
     fn is_own_topic(&self, topic: &str) -> bool {
         self.bases().any(|base| match topic.strip_prefix(base) {
             Some("") => true,
@@ -264,12 +264,12 @@ impl Topics {
         })
     }
 
-    /// What stands below `reply/` in a topic of our trees.
+    /// What follows `reply/` in a topic below the device's or the group's base.
     fn replies_of<'a>(&self, topic: &'a str) -> Option<&'a str> {
         self.bases().find_map(|base| topic.strip_prefix(base)?.strip_prefix("/reply/"))
     }
 
-    /// Whether the topic is `reply/<client>/…` of another client than the one that asks.
+    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt.
     fn is_reply_of_another_client(&self, topic: &str, prompt_topic: &[u8]) -> bool {
         let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
             return false;
@@ -283,7 +283,7 @@ impl Topics {
     }
 }
 
-/// Why a broker would end the connection over a publish on this topic.
+/// Why a broker would close the connection over a publish on this topic.
 fn malformed(topic: &str) -> Option<&'static str> {
     if topic.is_empty() || !topic.chars().all(is_allowed) {
         Some("is empty or holds control characters")
@@ -298,7 +298,7 @@ fn malformed(topic: &str) -> Option<&'static str> {
     }
 }
 
-/// Appends a topic level, with the characters that it cannot hold as in a URL.
+/// Appends a topic level, with the characters that it cannot contain escaped as in a URL.
 fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
     for c in level.chars() {
         if is_escaped(c) {
@@ -314,8 +314,9 @@ fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
 
 /// The client of a prompt whose topic names `client` and whose user property `client` is `property`.
 ///
-/// The topic level wins, for the broker's access list guards topics and no properties. A name that only the property
-/// gives is kept apart from all names of topics, which hold no slash: nobody can pose as the client of a topic.
+/// The topic level takes precedence, since the broker's access list protects topics and not properties. A name that
+/// only the property gives is kept apart from all names in topics, which contain no slash: nobody can pose as the
+/// client of a topic.
 fn client_name(client: String, property: Option<&str>) -> String {
     let group = match client.strip_prefix('-') {
         Some(group) if group.is_empty() || group.starts_with('@') => group,
@@ -327,7 +328,7 @@ fn client_name(client: String, property: Option<&str>) -> String {
     }
 }
 
-/// What the last levels of a topic ask.
+/// What the last levels of a topic request.
 #[derive(Debug, Clone, Copy)]
 enum TopicSuffix<'a> {
     Prompt(&'a str),
@@ -335,7 +336,7 @@ enum TopicSuffix<'a> {
     Threads,
 }
 
-/// Everything that is asked below a base, its prompts in a way of sharing.
+/// The filters of every topic below a base that accepts requests; `share` is the prefix of the prompts' filters.
 fn request_filters(base: &str, share: &str) -> Vec<TopicFilter> {
     vec![
         TopicFilter { topic: format!("{share}{base}/prompt"), is_qos_1: true },
@@ -344,7 +345,8 @@ fn request_filters(base: &str, share: &str) -> Vec<TopicFilter> {
     ]
 }
 
-/// MQTT 5, section 4.8.2: each message to one of those who subscribe in this way.
+/// The prefix of a shared subscription (MQTT 5, section 4.8.2): each message is delivered to one of its
+/// subscribers.
 fn shared_prefix(group: &str) -> String {
     format!("$share/{group}/")
 }
@@ -353,7 +355,7 @@ fn last_level(topic: &str) -> &str {
     topic.rsplit('/').next().unwrap_or(topic)
 }
 
-/// A client's name as the log shows it.
+/// A client's name as it appears in the log.
 fn sanitized_client(name: &str) -> String {
     let end = name.floor_char_boundary(MAX_CLIENT_NAME);
     match name[..end].chars().filter(|c| is_allowed(*c)).collect::<String>() {
@@ -362,8 +364,8 @@ fn sanitized_client(name: &str) -> String {
     }
 }
 
-/// Whether brokers take the character in a topic: MQTT 5, section 1.5.4, lets them refuse control
-/// characters and what Unicode calls non-characters.
+/// Whether brokers accept the character in a topic: MQTT 5, section 1.5.4, lets them refuse control characters and
+/// Unicode non-characters.
 fn is_allowed(c: char) -> bool {
     let code = c as u32;
     !c.is_control() && !(0xFDD0..=0xFDEF).contains(&code) && code & 0xFFFE != 0xFFFE

@@ -1,8 +1,7 @@
 //! One client of the socket, from its first byte to its last.
 //!
-//! Reading and writing are two halves of one task. It ends when the client has gone, or when the
-//! client has sent its last line and every answer has been written. Deliberately knows nothing of
-//! other connections.
+//! Reading and writing are the two halves of one task. It ends when the client has disconnected, or when the client
+//! has sent its last line and every answer is written. Deliberately knows nothing of other connections.
 
 use super::context::ConnectionContext;
 use super::http::{self, HttpRequest, Page};
@@ -23,11 +22,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
-/// Bytes read at once: most requests in one piece, and little beside a few hundred connections.
+/// Bytes read at once: most requests fit in one piece, and a few hundred connections need little memory.
 const PIECE: usize = 4 * 1024;
 
-/// How long the rest of an HTTP request is read and ignored, so that its sender reads the answer
-/// and not that the connection was reset.
+/// How long the rest of an HTTP request is read and ignored, so that its sender reads the response and not a
+/// connection reset.
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end.
@@ -52,7 +51,7 @@ async fn run_halves(
 ) -> io::Result<()> {
     let (watched, peer) = (duplicate_handle(&stream)?, Peer::of(&stream));
     let (reply, events) = mpsc::channel(EVENTS);
-    // One at a time: while the client does not take an answer, its next line is not read.
+    // One at a time: until the client has accepted an answer, its next line is not read.
     let (answer, answers) = mpsc::channel(1);
     let (input, half) = stream.split();
     let (close, most) = (shared.close.clone(), shared.max_connections);
@@ -73,12 +72,12 @@ async fn run_halves(
         gone = wait_for_hangup(&watched) => return gone,
         done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => return done.map(drop),
     }
-    // Nothing is half written: it was idle. A failure means that the client has left already.
+    // Nothing is half written, since the connection was idle. An error means that the client has already disconnected.
     let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal: eviction_notice(most) }));
     Ok(())
 }
 
-/// Why an idle connection ends.
+/// Tells the client why its idle connection is closed.
 fn eviction_notice(most: usize) -> Refusal {
     let text = format!(
         "closed after idling, for {most} clients are connected and another asks; connect again, or raise socket.connections"
@@ -86,16 +85,16 @@ fn eviction_notice(most: usize) -> Refusal {
     Refusal::new(Code::Timeout, text)
 }
 
-/// A second handle of the same socket. Its readiness is kept apart from the first one's, so that
-/// [`hangup`] can clear it without taking it from a write that waits.
+/// A second handle of the same socket. Its readiness is tracked apart from the first handle's, so that
+/// [`wait_for_hangup`] can clear it without taking it from a pending write.
 fn duplicate_handle(stream: &UnixStream) -> io::Result<UnixStream> {
     UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
 }
 
 /// Waits until the client has closed both directions, as it also does when it is killed.
 ///
-/// The end of its stream alone does not say so: a client that has sent all it wants to send shuts
-/// down that direction and reads on. EPOLLHUP tells the two apart, and comes without a write.
+/// The end of the client's stream does not show this: a client that has sent everything may shut down that
+/// direction and keep reading. EPOLLHUP tells the two apart, and is signalled without a write.
 async fn wait_for_hangup(watched: &UnixStream) -> io::Result<()> {
     while !watched.ready(Interest::WRITABLE).await?.is_write_closed() {
         // Clears the readiness, so that the next wait is for a change; a hangup is never cleared.
@@ -104,18 +103,18 @@ async fn wait_for_hangup(watched: &UnixStream) -> io::Result<()> {
     Err(io::ErrorKind::ConnectionAborted.into())
 }
 
-/// From now on the client's writes fail, so that it knows what was not taken. What it had written before
-/// can still be read, up to an end of stream: no request is left without an answer.
+/// Makes the client's further writes fail, so that it knows what was not accepted. What it had written before can
+/// still be read, up to the end of the stream: no request is left without an answer.
 fn shut_down_reading(stream: &UnixStream) -> io::Result<()> {
     Ok(rustix::net::shutdown(stream, rustix::net::Shutdown::Read)?)
 }
 
-/// Who is at the other end, as the kernel noted when it connected.
+/// The process at the other end, as the kernel recorded it at connect (`SO_PEERCRED`).
 #[derive(Debug)]
 struct Peer {
-    /// The user.
+    /// The user, `unix:uid=…`.
     client: String,
-    /// The process, so that those of one user take turns with each other.
+    /// The user and process, so that the processes of one user share the queue fairly.
     queue_key: String,
 }
 
@@ -129,24 +128,24 @@ impl Peer {
     }
 }
 
-/// The reading side: lines become requests, cancellations or refusals.
+/// The reading half: lines become requests, cancellations or refusals.
 struct Reader<'a> {
     shared: ConnectionContext,
-    /// The connection's place in the order of arrival; ids made here carry it.
+    /// The connection's number in the order of arrival; ids made for its requests contain it.
     number: u64,
     peer: Peer,
     in_flight: &'a InFlight,
-    /// The way back of every request.
+    /// The reply channel of every request.
     events: mpsc::Sender<Event>,
-    /// The way back of what became no request.
+    /// The channel for everything that is no event of a request.
     outgoing: mpsc::Sender<OutgoingBytes>,
     /// Ids made so far.
     ids_made: u64,
-    /// The socket again, to close its reading side.
+    /// The second handle of the socket, to shut down its reading side.
     watched: &'a UnixStream,
 }
 
-/// Whether to go on reading.
+/// Whether to continue reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadLoop {
     Continue,
@@ -154,8 +153,8 @@ enum ReadLoop {
 }
 
 impl Reader<'_> {
-    /// Reads to the end of the client's stream, which `close` brings about. Dropping the reader closes
-    /// its ends of both channels, which lets the writer end after the last answer.
+    /// Reads to the end of the client's stream, which `close` brings about. Dropping the reader closes its ends of
+    /// both channels, which lets the writer end after the last answer.
     async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
         let (close, watched) = (self.shared.close.clone(), self.watched);
         let last_words = async {
@@ -177,7 +176,7 @@ impl Reader<'_> {
         loop {
             let length = half.read(&mut piece).await?;
             if !self.in_flight.record_activity() {
-                // It is being closed for another client.
+                // The connection is being closed to make room for another client.
                 return std::future::pending().await;
             }
             lines.push(&piece[..length]);
@@ -232,7 +231,7 @@ impl Reader<'_> {
                 Ok(Incoming::Telemetry) => self.send_report().await,
                 Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,
                 Err(refusal) => {
-                    // Without the id where a sound request has it: that one must not seem to end here.
+                    // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
                     self.refuse(id, refusal).await
                 }
@@ -244,7 +243,7 @@ impl Reader<'_> {
         if self.in_flight.cancel(&id) {
             return ReadLoop::Continue;
         }
-        // Without the id: a request that has just ended must not hear of a second end.
+        // Without the id: a request that has just ended must not receive a second last event.
         let text = format!("cancel: no request {id:?} is in flight on this connection");
         self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await
     }
@@ -257,8 +256,8 @@ impl Reader<'_> {
         prometheus::render(&self.shared.telemetry, SystemTime::now())
     }
 
-    /// Answers with a line that is nearly as long as a request may be, so that nothing is read before it is written:
-    /// the plan counts with one or the other. What it was made of is gone by now.
+    /// Sends a line that is nearly as long as a request may be, and waits until it is written: the memory of a
+    /// connection is planned for one of the two at a time. The data it was made from is already freed.
     async fn send_and_wait(&self, mut line: Vec<u8>) -> ReadLoop {
         line.push(b'\n');
         line.shrink_to_fit();
@@ -296,7 +295,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Notes the request under the client's id or one of ours.
+    /// Registers the request under the client's id, or under one made for it.
     fn register(&mut self, id: Option<String>) -> Option<(String, Cancel)> {
         if let Some(id) = id {
             return self.in_flight.start(&id).map(|cancel| (id, cancel));
@@ -311,14 +310,14 @@ impl Reader<'_> {
         }
     }
 
-    /// A way back, as soon as the client has taken enough of what waits for it. `None` when the
-    /// connection is ending.
+    /// A reply for a new request, once the client has read enough of what waits for it. `None` when the connection
+    /// is ending.
     async fn reply(&self, id: &str) -> Option<Reply> {
         loop {
             if let Some(reply) = Reply::new(id, &self.events) {
                 return Some(reply);
             }
-            // Taken by a token meanwhile, it is waited for again.
+            // If a token takes the free slot first, wait again.
             drop(self.events.reserve().await.ok()?);
         }
     }

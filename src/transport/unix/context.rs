@@ -6,17 +6,17 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// What every connection needs of the daemon.
+/// What every connection is given by the daemon.
 #[derive(Debug, Clone)]
 pub struct ConnectionContext {
-    /// Connections at once.
+    /// Maximum number of open connections.
     pub max_connections: usize,
-    /// Where requests go.
+    /// Where requests are sent.
     pub inbound: mpsc::Sender<Inbound>,
-    /// Counts what is refused here already.
+    /// Counts the requests that are refused by the transport, and renders reports.
     pub telemetry: Arc<Telemetry>,
-    /// New requests are refused.
+    /// Once cancelled, new requests are refused.
     pub draining: CancellationToken,
-    /// The end.
+    /// Once cancelled, all requests are cancelled and the connections close.
     pub close: CancellationToken,
 }

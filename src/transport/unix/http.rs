@@ -1,32 +1,33 @@
-//! What a client hears that speaks HTTP to the socket, as `curl --unix-socket` and scrapers behind a proxy do.
+//! The answers for clients that speak HTTP to the socket, such as `curl --unix-socket` and scrapers behind a proxy.
 //!
-//! Deliberately no HTTP server: it reads a request line, never a header or a body, and each answer ends its connection.
+//! Deliberately no HTTP server: only the request line is read, never a header or a body, and each response closes
+//! its connection.
 
-/// What a request line asks for.
+/// The page that a request line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Page {
     /// `/metrics`
     Metrics,
     /// `/health`
     Health,
-    /// One of those, by a method that cannot ask for it.
+    /// `/metrics` or `/health`, with a method other than GET and HEAD.
     MethodNotAllowed,
-    /// A part of the OpenAI shapes, which are yet to come.
+    /// A path of the OpenAI API, which this version does not implement.
     NotImplemented,
-    /// Anything else.
+    /// Any other path.
     Unknown,
 }
 
-/// A request, as far as it matters.
+/// A request line, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HttpRequest {
     pub page: Page,
-    /// The answer has no body (RFC 9110, 9.3.2).
+    /// A HEAD request: the response has no body (RFC 9110, section 9.3.2).
     pub head_only: bool,
 }
 
-/// Reads a connection's first line; `None` where it is no HTTP/1 request line. No line of JSON begins with a
-/// capital letter, as every method does (RFC 9110, 9.1).
+/// Parses a connection's first line; `None` where it is no HTTP/1 request line. No line of JSON begins with a
+/// capital letter, and every method does (RFC 9110, section 9.1).
 pub(super) fn parse_request_line(line: &[u8]) -> Option<HttpRequest> {
     let line = line.strip_suffix(b" HTTP/1.1").or_else(|| line.strip_suffix(b" HTTP/1.0"))?;
     if !line.first().is_some_and(u8::is_ascii_uppercase) {
@@ -50,7 +51,7 @@ pub(super) fn parse_request_line(line: &[u8]) -> Option<HttpRequest> {
     Some(HttpRequest { page, head_only: method == b"HEAD" })
 }
 
-/// An answer in the making.
+/// A response: status, content type and body.
 #[derive(Debug)]
 pub(super) struct HttpResponse<'a> {
     status: &'static str,
@@ -64,7 +65,7 @@ impl<'a> HttpResponse<'a> {
         HttpResponse { status: "200 OK", content_type, body }
     }
 
-    /// Whether requests are taken: once the daemon stops, they are not.
+    /// Whether requests are accepted: not once the daemon is stopping.
     pub fn health(is_draining: bool) -> Self {
         let content_type = "application/json";
         if is_draining {
@@ -77,7 +78,7 @@ impl<'a> HttpResponse<'a> {
         HttpResponse { status: "200 OK", content_type, body: "{\"status\":\"ok\"}\n" }
     }
 
-    /// Why there is nothing else.
+    /// The error response for all other pages.
     pub fn refusal(page: Page) -> Self {
         let (status, body) = match page {
             Page::MethodNotAllowed => ("405 Method Not Allowed", "this page is read with GET\n"),
@@ -93,7 +94,7 @@ impl<'a> HttpResponse<'a> {
         HttpResponse { status, content_type: "text/plain; charset=utf-8", body }
     }
 
-    /// Its bytes.
+    /// The response as bytes.
     pub fn bytes(&self, head_only: bool) -> Vec<u8> {
         let HttpResponse { status, content_type, body } = self;
         let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };

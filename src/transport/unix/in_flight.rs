@@ -1,7 +1,7 @@
-//! The requests of one connection that still owe it their last event.
+//! The requests in flight on one connection: those whose last event is not yet written.
 //!
-//! Deliberately knows nothing of bytes: it counts, finds ids, and stops what its owner leaves
-//! behind.
+//! Deliberately knows nothing of bytes: it counts requests, finds them by id, and cancels those that are left when
+//! the connection ends.
 
 use crate::transport::Cancel;
 use std::collections::HashMap;
@@ -9,28 +9,28 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
 
-/// Most requests in flight on one connection; its next line is read when one has ended. More than
-/// the daemon's queue holds by default, so that a client hears `queue_full` rather than silence.
+/// Maximum number of requests in flight on one connection; its next line is read once one of them has ended. More
+/// than the daemon's queue holds by default, so that a client receives `queue_full` rather than no answer.
 pub(super) const MAX_IN_FLIGHT: usize = 64;
 
-/// Requests in flight by id. Dropped with the connection, it cancels them.
+/// The requests in flight, by id. Dropping it cancels them.
 #[derive(Debug)]
 pub(super) struct InFlight {
     state: Mutex<State>,
-    /// Told at each end of a request.
+    /// Notified at each end of a request.
     ended: Notify,
-    /// Told when the connection is to end for want of use.
+    /// Notified when the connection is to be closed because it is idle and another client needs the slot.
     evicted: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     requests: HashMap<String, Cancel>,
-    /// Something is being written.
+    /// Bytes are being written.
     is_writing: bool,
-    /// When the client last sent or took something.
+    /// When the client last sent or accepted bytes.
     last_used: Instant,
-    /// It is to end, and takes no more.
+    /// The connection is to be closed, and accepts nothing more.
     is_evicted: bool,
 }
 
@@ -47,14 +47,14 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// Waits until one more request may start. One task only may wait.
+    /// Waits until one more request may start. Only one task may wait.
     pub(super) async fn wait_for_slot(&self) {
         while self.state().requests.len() >= MAX_IN_FLIGHT {
             self.ended.notified().await;
         }
     }
 
-    /// Notes a request; `None` where its id is in flight already.
+    /// Registers a request; `None` where its id is already in flight.
     pub(super) fn start(&self, id: &str) -> Option<Cancel> {
         let requests = &mut self.state().requests;
         if requests.contains_key(id) {
@@ -65,13 +65,13 @@ impl InFlight {
         Some(cancel)
     }
 
-    /// Forgets a request that has had its last event.
+    /// Removes a request whose last event was sent.
     pub(super) fn end(&self, id: &str) {
         self.state().requests.remove(id);
         self.ended.notify_one();
     }
 
-    /// Asks one request to stop; `false` where there is none of that id.
+    /// Raises the cancel flag of one request; `false` where no request has that id.
     pub(super) fn cancel(&self, id: &str) -> bool {
         self.state().requests.get(id).map(Cancel::raise).is_some()
     }
@@ -81,32 +81,33 @@ impl InFlight {
         self.state().requests.contains_key(id)
     }
 
-    /// Notes that the client sent something; `false` where the connection takes nothing any more.
+    /// Notes that the client sent something; `false` where the connection accepts nothing more.
     pub(super) fn record_activity(&self) -> bool {
         let mut state = self.state();
         state.last_used = Instant::now();
         !state.is_evicted
     }
 
-    /// Notes that something is being written, or no more.
+    /// Notes that bytes are being written, or no longer are.
     pub(super) fn set_writing(&self, is_writing: bool) {
         let mut state = self.state();
         (state.is_writing, state.last_used) = (is_writing, Instant::now());
     }
 
-    /// Since when nothing was sent, taken or waited for; `None` while something is, and once it is dismissed.
+    /// Since when the connection has been idle. `None` while a request is in flight or bytes are being written, and
+    /// once it is evicted.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
         let is_idle = state.requests.is_empty() && !state.is_writing && !state.is_evicted;
         is_idle.then_some(state.last_used)
     }
 
-    /// Whether the connection still counts.
+    /// Whether the connection still counts against the limit.
     pub(super) fn is_open(&self) -> bool {
         !self.state().is_evicted
     }
 
-    /// Ends the connection, unless it came into use meanwhile.
+    /// Closes the connection, unless it came into use in the meantime.
     pub(super) fn evict(&self) -> bool {
         let mut state = self.state();
         state.is_evicted = state.requests.is_empty() && !state.is_writing;
@@ -123,12 +124,12 @@ impl InFlight {
         }
     }
 
-    /// Asks all requests to stop.
+    /// Raises the cancel flags of all requests.
     pub(super) fn cancel_all(&self) {
         self.state().requests.values().for_each(Cancel::raise);
     }
 
-    /// The ids that still wait for their last event.
+    /// The ids of all requests in flight.
     pub(super) fn ids(&self) -> Vec<String> {
         self.state().requests.keys().cloned().collect()
     }

@@ -1,7 +1,7 @@
-//! The socket's place in the file system: taken by one daemon at a time, left clean.
+//! The socket file: owned by one daemon at a time, and removed at the end.
 //!
-//! Deliberately knows nothing of connections, and uses no umask: that belongs to the whole process,
-//! and a thread that creates a file meanwhile would feel it.
+//! Deliberately knows nothing of connections, and does not change the umask: it belongs to the whole process, and a
+//! thread that creates a file meanwhile would be affected.
 
 use crate::config::Socket;
 use rustix::io::Errno;
@@ -18,22 +18,22 @@ use std::path::{Path, PathBuf};
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;
 
-/// Why there is no socket.
+/// Why the socket could not be created.
 #[derive(Debug)]
 pub enum BindError {
-    /// The folder it should be in does not exist.
+    /// Its directory does not exist.
     NoDirectory(PathBuf),
-    /// Another process answers there, or is about to.
+    /// Another process listens there, or is about to.
     Taken(PathBuf),
-    /// What is there is no socket, and is not ours to remove.
+    /// The path is occupied by something other than a socket, which is not removed.
     NotASocket(PathBuf),
-    /// The system said no.
+    /// A system call failed.
     Io {
-        /// What it was about.
+        /// The path concerned.
         path: PathBuf,
         /// What could not be done: `cannot be …`.
         failed: &'static str,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
 }
@@ -68,11 +68,12 @@ impl std::error::Error for BindError {
     }
 }
 
-/// Holds the socket's path for this process; dropped, it removes the file that it made.
+/// Owns the socket's path for this process. Dropping it removes the file that it created.
 #[derive(Debug)]
 pub struct SocketFile {
+    /// The path of the socket.
     path: PathBuf,
-    /// Device and inode of the socket file, so that a successor's is never removed.
+    /// Device and inode of the socket file, so that a successor's file is never removed.
     file: (u64, u64),
     /// Released after the socket file is gone.
     lock: Lock,
@@ -81,21 +82,21 @@ pub struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if device_and_inode(&self.path).is_ok_and(|file| file == self.file) {
-            // A file that stays behind is found stale by the next daemon.
+            // If the removal fails, the next daemon finds the file stale.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 impl SocketFile {
-    /// Makes the socket file again where it was removed; `None` where it is still there. The error says who has the
-    /// path now, or why it cannot be made.
+    /// Creates the socket file again where it was removed; `None` where it still exists. The error says who owns
+    /// the path now, or why the file cannot be created.
     pub fn restore(&mut self, mode: u32) -> Result<Option<UnixListener>, BindError> {
         if device_and_inode(&self.path).is_ok_and(|file| file == self.file) {
             return Ok(None);
         }
         if !self.lock.is_in_place() {
-            // Without its file the lock keeps no other daemon out.
+            // Without its file the lock does not exclude other daemons.
             self.lock = Lock::take(&self.path)?;
         }
         remove_stale_socket(&self.path)?;
@@ -110,9 +111,12 @@ impl SocketFile {
     }
 }
 
-/// Takes the configured path and listens there, with the configured mode from the first moment.
+/// Takes the configured path and listens there; the file has the configured mode from the first moment.
 ///
 /// A socket file that nobody listens on is replaced.
+///
+/// # Errors
+/// See [`BindError`].
 pub fn bind(settings: &Socket) -> Result<(UnixListener, SocketFile), BindError> {
     let path = &settings.path;
     let lock = Lock::take(path)?;
@@ -121,11 +125,11 @@ pub fn bind(settings: &Socket) -> Result<(UnixListener, SocketFile), BindError> 
     Ok((listener, SocketFile { path: path.clone(), file, lock }))
 }
 
-/// Listens on a free path. Says which file that made.
+/// Listens on a free path. Returns the device and inode of the new file.
 fn listen(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64)), BindError> {
     let socket = create(path, mode)?;
     let file = device_and_inode(path).map_err(io_error(path, "cannot be looked at"))?;
-    // The bits that the umask took away.
+    // Sets the bits that the umask removed.
     let set = std::fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(io_error(path, "its mode cannot be set"))
         .and_then(|()| {
@@ -137,7 +141,7 @@ fn listen(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64)), BindErro
     set.map(|()| (UnixListener::from(socket), file))
 }
 
-/// A socket bound to `path`, never with more than `mode`: Linux gives the file the mode that the
+/// A socket bound to `path`, never with more permissions than `mode`: Linux gives the file the mode that the
 /// unbound socket has, less the umask (`unix_bind` in net/unix/af_unix.c).
 fn create(path: &Path, mode: u32) -> Result<OwnedFd, BindError> {
     let socket = stream_socket().map_err(io_error(path, "cannot be created"))?;
@@ -153,7 +157,7 @@ fn stream_socket() -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-/// Removes a stale socket file; refuses everything else that is there.
+/// Removes a socket file that nobody listens on; anything else at the path is an error.
 fn remove_stale_socket(path: &Path) -> Result<(), BindError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -173,7 +177,7 @@ fn is_listened_on(path: &Path) -> Result<bool, BindError> {
     let socket = stream_socket().map_err(io_error(path, "cannot be tried"))?;
     let address = SocketAddrUnix::new(path).map_err(io_error(path, "cannot be a socket"))?;
     match rustix::net::connect(&socket, &address) {
-        // Somebody accepts, has a full backlog, or uses a socket of another type.
+        // A process listens there, has a full backlog, or uses a socket of another type.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED) => Ok(false),
         Err(error) => Err(io_error(path, "cannot be tried")(error)),
@@ -189,8 +193,8 @@ fn io_error<E: Into<io::Error>>(path: &Path, failed: &'static str) -> impl Fn(E)
     move |error| BindError::Io { path: path.clone(), failed, error: error.into() }
 }
 
-/// A locked file beside the socket, held as long as the daemon lives: of two daemons that start at
-/// once, both may find the socket stale, but one of them finds the lock taken.
+/// A locked file beside the socket, held as long as the daemon runs. Of two daemons that start at once both may
+/// find the socket stale, but only one obtains the lock.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
@@ -211,14 +215,14 @@ impl Lock {
                     return Err(io_error(&path, "cannot be locked")(error));
                 }
             }
-            // Its holder may have removed it between our two calls; then it guards nothing.
+            // Its former holder may have removed it between the two calls; then the lock excludes nobody.
             if is_same_file(&path, &file) {
                 return Ok(Lock { path, file });
             }
         }
     }
 
-    /// Whether its name still leads to it.
+    /// Whether the lock file's name still refers to it.
     fn is_in_place(&self) -> bool {
         is_same_file(&self.path, &self.file)
     }
@@ -226,7 +230,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Still locked here, so nobody else can have taken the file for theirs, if it is this one.
+        // Still locked, so no other daemon can own this file.
         if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -238,7 +242,7 @@ fn is_same_file(path: &Path, file: &File) -> bool {
     open.is_ok_and(|open| device_and_inode(path).is_ok_and(|found| found == open))
 }
 
-/// Opens the lock file; no link is followed, and no other user may hold it.
+/// Opens the lock file without following a link, so that no other user can hold it.
 fn open(path: &Path) -> Result<File, BindError> {
     let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let mut options = OpenOptions::new();

@@ -1,7 +1,7 @@
-//! The writing side of a connection: the events of all its requests, one a line.
+//! The writing half of a connection: the events of all its requests, one per line.
 //!
-//! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
-//! client that reads more slowly than that loses its requests, and nobody else's time.
+//! Deliberately knows nothing of the requests. It holds at most one bounded channel of events; a client that reads
+//! too slowly has its requests cancelled, and delays no other client.
 
 use super::in_flight::InFlight;
 use crate::protocol::{Code, Event, Refusal, json};
@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Events that may wait for a slow client: some ten seconds of tokens on a small device, and a
-/// place for the last event of each request in flight.
+/// Capacity of the event channel: about ten seconds of tokens on a small device, and one slot for the last event of
+/// each request in flight.
 pub(super) const EVENTS: usize = 256;
 
-/// How long a client may take nothing at all before it is dropped.
+/// How long a client may accept no bytes at all before its connection is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time from `close` to the end of the connection.
@@ -26,33 +26,33 @@ pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes collected for one write: each write costs the kernel about a page of its own.
 const BATCH: usize = 4 * 1024;
 
-/// An answer to what became no request.
+/// Bytes to be written that are no event of a request: a refusal, a report, an HTTP response.
 pub(super) struct OutgoingBytes {
-    /// As they go over the socket.
+    /// As they are written to the socket.
     pub(super) bytes: Vec<u8>,
-    /// Told when all of them are written, where somebody waits for it.
+    /// Signalled once all of them are written, where somebody waits for it.
     pub(super) written: Option<oneshot::Sender<()>>,
 }
 
-/// Where a connection's answers come together.
+/// Merges everything that is written to one connection.
 pub(super) struct Writer<'a> {
-    /// The socket.
+    /// The writing half of the socket.
     pub(super) half: WriteHalf<'a>,
-    /// From the requests, by way of their replies.
+    /// The events of all requests.
     pub(super) events: mpsc::Receiver<Event>,
-    /// From the reading side.
+    /// Other bytes, from the reading half.
     pub(super) answers: mpsc::Receiver<OutgoingBytes>,
-    /// Hears of each request's last event.
+    /// Where the end of each request is noted.
     pub(super) in_flight: &'a InFlight,
-    /// Bytes collected and not yet taken by the client.
+    /// Bytes collected and not yet accepted by the socket.
     pub(super) out: Vec<u8>,
-    /// Who waits for the last answer among them to be written.
+    /// Signalled once the last bytes of `out` are written.
     pub(super) written: Option<oneshot::Sender<()>>,
 }
 
 impl Writer<'_> {
-    /// Writes until every request has ended and nobody can send another, or the client fails, or
-    /// `close` and [`FLUSH`] are over.
+    /// Writes until every request has ended and no other can be received, until the client fails, or until
+    /// [`FLUSH_TIMEOUT`] after `close`.
     pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {
         let in_flight = self.in_flight;
         let written = tokio::select! {
@@ -76,16 +76,16 @@ impl Writer<'_> {
                 self.out.drain(..written);
             }
             in_flight.set_writing(false);
-            // A long answer's memory goes back at once.
+            // The memory of a long answer is released at once.
             self.out.shrink_to(BATCH);
             if let Some(written) = self.written.take() {
-                let _ = written.send(()); // the reader may have ended
+                let _ = written.send(()); // an error means that the reader has ended
             }
         }
         Ok(())
     }
 
-    /// Waits for something to write and takes what else is there; `false` when nothing more comes.
+    /// Waits for something to write and collects what else is ready; `false` when nothing more can follow.
     async fn collect(&mut self) -> bool {
         tokio::select! {
             Some(event) = self.events.recv() => self.add(&event),
@@ -117,7 +117,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Ends what the daemon did not end in time, unless the client has stopped reading.
+    /// Ends the requests that the daemon did not end in time, unless the client has stopped reading.
     fn send_remaining(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -130,7 +130,7 @@ impl Writer<'_> {
     }
 }
 
-/// An event as it goes over the socket.
+/// An event as it is written to the socket.
 pub(super) fn event_line(event: &Event) -> Vec<u8> {
     let mut line = json::event(event);
     line.push(b'\n');

@@ -1,5 +1,7 @@
-//! Files that the owner names for the link: certificates, keys, passwords. Read whole, at each connect; a byte-order
-//! mark at their head is left out.
+//! The files that the configuration names for the link: certificates, keys, passwords. Read whole, at each connect;
+//! a byte-order mark at their beginning is skipped.
+//!
+//! Deliberately knows nothing of their contents.
 
 use crate::external_text::without_bom;
 use crate::transport::mqtt::link::Disconnect;
@@ -9,10 +11,10 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Longest file; a bundle of all public authorities has 230 KB.
+/// Maximum size of a file in bytes; a bundle of all public authorities has 230 KB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What is wrong with a file, the key that names it, and the way out.
+/// What is wrong with a file, and the configuration key that names it.
 pub fn file_error(path: &Path, key: &str, what: impl std::fmt::Display) -> Disconnect {
     Disconnect {
         kind: format!("{key}: {what}"),
@@ -26,8 +28,8 @@ pub fn read(path: &Path, key: &str) -> Result<Vec<u8>, Disconnect> {
     read_open(&open(path, key)?, path, key)
 }
 
-/// Reads a file that nobody but its owner may be able to read. Those in `credentials` are let pass:
-/// systemd grants the daemon by an access list there, which shows as a mode for the group.
+/// Reads a file that only its owner may be able to read. Files in `credentials` are excepted: systemd grants the
+/// daemon access there by an access control list, which appears as a mode for the group.
 pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result<Vec<u8>, Disconnect> {
     let file = open(path, key)?;
     let mode = file.metadata().map_err(|error| file_error(path, key, error))?.permissions().mode();
@@ -40,12 +42,12 @@ pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result
     read_open(&file, path, key)
 }
 
-/// Without waiting: a pipe in its place would stop the daemon.
+/// Opens without blocking: a pipe in the file's place would otherwise stop the daemon.
 fn open(path: &Path, key: &str) -> Result<File, Disconnect> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = file.map_err(|error| match error.kind() {
-        // The daemon's user is not root, who owns what lies in /etc.
+        // The daemon does not run as root, who owns the files in /etc.
         ErrorKind::PermissionDenied => {
             file_error(path, key, "permission denied; under systemd load it with LoadCredential=")
         }

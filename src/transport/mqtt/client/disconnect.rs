@@ -1,5 +1,5 @@
-//! Sorts what ends a connection: what it is for the log, whether the session is poisoned, and the way out for
-//! the owner.
+//! Explains why a connection ended or could not be made: its kind for the log, whether the broker would send the
+//! same unreadable packet again, and what the owner can do.
 
 use super::options::{CONNECT_TIMEOUT_S, MAX_PACKET};
 use super::tls;
@@ -8,32 +8,32 @@ use crate::transport::mqtt::link::Disconnect;
 use crate::transport::mqtt::protocol_limits::quoted;
 use std::io::{self, ErrorKind};
 
-/// What ended a connection, in either version.
+/// Why a connection ended, in both protocol versions.
 #[derive(Debug)]
 pub enum ConnectError {
     Timeout,
     Silence,
     Closed,
     Io(io::Error),
-    /// The broker said why: the kind, and what it means.
+    /// The broker gave a reason: its kind, and its meaning.
     Refused(String, String),
-    /// Bytes that are no packet, or one that is too large.
+    /// Bytes that are no packet, or a packet that is too large.
     Unreadable(String),
     Other(String),
 }
 
-/// What the way out depends on.
+/// What the advice depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct ErrorContext {
     version: MqttVersion,
     is_encrypted: bool,
-    /// Whether we show a certificate of our own.
+    /// Whether the daemon presents a certificate.
     has_client_certificate: bool,
-    /// Whether the broker has accepted us.
+    /// Whether the broker has accepted the connection.
     pub is_connected: bool,
 }
 
-/// What the MQTT library says of TLS: nearly always an I/O error with the real one in it.
+/// A TLS error of the library: nearly always an I/O error that contains the actual one.
 pub fn from_tls(error: rumqttc::TlsError) -> ConnectError {
     match error {
         rumqttc::TlsError::Io(error) => ConnectError::Io(error),
@@ -47,6 +47,7 @@ pub fn from_tls(error: rumqttc::TlsError) -> ConnectError {
 }
 
 impl ErrorContext {
+    /// The context of a connection by this configuration, before the CONNACK.
     pub fn of(config: &Mqtt) -> Self {
         let certified = config.tls.as_ref().is_some_and(|tls| tls.client.is_some());
         let encrypted = config.tls.is_some();
@@ -58,7 +59,7 @@ impl ErrorContext {
         }
     }
 
-    /// The trouble as the link knows it.
+    /// The error as the link records it.
     pub fn disconnect(self, cause: ConnectError) -> Disconnect {
         let unreadable = self.is_connected && matches!(cause, ConnectError::Unreadable(_));
         let (kind, text) = match cause {
@@ -78,7 +79,7 @@ impl ErrorContext {
             ConnectError::Unreadable(message) if self.is_connected => {
                 ("unreadable".into(), unreadable_packet_text(&quoted(&message)))
             }
-            // No packet that is kept for us: it will not come again with the session.
+            // Not a packet of the session: it will not be delivered again.
             ConnectError::Unreadable(message) => {
                 let message = format!("what answers is no MQTT broker ({})", quoted(&message));
                 ("no broker".into(), self.mismatch_hint(&message))
@@ -103,7 +104,7 @@ impl ErrorContext {
         (kind, text)
     }
 
-    /// Nobody hangs up on a CONNECT that he understands.
+    /// A broker closes the connection without an answer only where it does not understand the CONNECT.
     fn mismatch_hint(self, what: &str) -> String {
         let version = match self.version {
             MqttVersion::V5 => "5 (a broker may speak \"3.1.1\" only)",

@@ -1,4 +1,6 @@
-//! What happens on a connection, in the terms of MQTT rather than of the library, for both protocol versions.
+//! What happens on a connection, in the terms of MQTT, for both protocol versions.
+//!
+//! Plain data. Deliberately knows nothing of the MQTT library.
 
 use crate::transport::mqtt::message::{IncomingMessage, PublishLimits};
 use std::time::Duration;
@@ -6,57 +8,64 @@ use std::time::Duration;
 /// What happened on a connection.
 #[derive(Debug, PartialEq)]
 pub enum ConnectionEvent {
-    /// The broker accepted us.
+    /// The broker accepted the connection (CONNACK).
     Connected(BrokerInfo),
-    /// What it granted.
+    /// The subscriptions it granted.
     SubAck(SubAcks),
-    /// A message came.
+    /// A PUBLISH was received.
     Message(IncomingMessage),
-    /// The broker has the row, or refused it with a reason.
+    /// The broker has this outbox entry, or refused it for this reason.
     PubAck(u64, Result<(), String>),
-    /// The goodbye is written.
+    /// The DISCONNECT is written.
     DisconnectSent,
-    /// Only a sign of life, or room for the next request.
+    /// Anything else: the connection is alive, and the request channel may have room again.
     Other,
 }
 
 /// Subscriptions granted, or refused with the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SubAcks {
-    /// To our own topics.
+    /// Those to the device's own topics.
     pub own: Result<(), String>,
-    /// To Home Assistant's birth, where that was asked for.
+    /// Those to Home Assistant's birth topics, where they were requested.
     pub homeassistant: Option<Result<(), String>>,
-    /// To the group's, where they were asked for.
+    /// Those to the group's topics, where they were requested.
     pub group: Option<Result<(), String>>,
 }
 
-/// What the broker said of itself.
+/// What the broker's CONNACK says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BrokerInfo {
+    /// It resumed the session of the device.
     pub session_present: bool,
-    /// The session ends with this connection: what MQTT 3.1.1 makes of a clean one.
+    /// The session ends with this connection: the meaning of Clean Session in MQTT 3.1.1.
     pub is_clean_session: bool,
+    /// It supports retained messages, as far as it says.
     pub has_retained_messages: bool,
-    /// Highest quality of service.
+    /// Maximum QoS.
     pub max_qos: u8,
-    /// Whether it has shared subscriptions, as far as it says.
+    /// It supports shared subscriptions, as far as it says.
     pub has_shared_subscriptions: bool,
     /// Time to the first ping.
     pub first_ping: Duration,
+    /// Limits of the messages published to it.
     pub limits: PublishLimits,
 }
 
-/// What rumqttc saw or did, the same in both versions.
+/// What rumqttc received or did.
 pub enum RawEvent {
+    /// A CONNACK was received.
     Connected(BrokerInfo),
-    /// A reason for each filter that was refused.
+    /// A SUBACK: for each filter whether it was granted, or the reason why not.
     SubAck(Vec<Result<(), String>>),
-    /// With the Topic Alias it came under.
+    /// A PUBLISH, with the Topic Alias it contained.
     Message(IncomingMessage, Option<u16>),
+    /// A PUBACK for this packet identifier, or the reason why the message was refused.
     PubAck(u16, Result<(), String>),
-    /// A publish went out under this packet id, 0 at QoS 0.
+    /// A PUBLISH was sent with this packet identifier, 0 at QoS 0.
     Published(u16),
+    /// A DISCONNECT was sent.
     DisconnectSent,
+    /// Anything else.
     Other,
 }

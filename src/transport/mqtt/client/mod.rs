@@ -1,12 +1,12 @@
-//! The only user of rumqttc: one connection, from CONNECT to its end, as values of ours, in MQTT 5
-//! or 3.1.1.
+//! The only user of rumqttc: one connection, from CONNECT to its end, in MQTT 5 or 3.1.1, with events and errors of
+//! our own types.
 //!
-//! A [`Connection`] is thrown away when it ends and never reconnects by itself. rumqttc would
-//! publish again what it had on its way, and over one packet that the broker refuses it does so
-//! for ever; our outbox is the only memory. Its `poll` must not be dropped half-way (a packet
-//! could be lost), so the future is kept between calls of [`Connection::next`].
+//! A [`Connection`] is dropped when it ends and never reconnects by itself. rumqttc would publish again what it had
+//! in flight, and over one message that the broker rejects it would do so for ever; the outbox is the only memory
+//! of outgoing messages. rumqttc's `poll` must not be dropped half-way (a packet could be lost), so its future is
+//! kept between calls of [`Connection::next`].
 //!
-//! Deliberately knows nothing of what a message says, nor when to connect again.
+//! Deliberately knows nothing of what a message means, nor of when to connect again.
 
 mod credentials;
 mod disconnect;
@@ -34,22 +34,22 @@ use std::pin::Pin;
 use std::time::Instant;
 use version::{Client, PollResult, poll};
 
-/// One connection.
+/// One connection to the broker.
 pub(super) struct Connection {
     client: Client,
     polling: Pin<Box<dyn Future<Output = PollResult> + Send>>,
     circumstances: ErrorContext,
-    /// Rows handed to rumqttc that have no packet id yet, in order.
+    /// Outbox entries that rumqttc has not yet given a packet identifier, in order.
     awaiting_packet_id: VecDeque<u64>,
-    /// Rows on their way, by packet id.
+    /// Outbox entries in flight, by packet identifier.
     in_flight: HashMap<u16, u64>,
     protocol_guard: ProtocolGuard,
-    /// How many filters of each kind were asked for, in this order: our own, Home Assistant's, the group's.
+    /// How many filters of each kind the SUBSCRIBE contained: the device's own, Home Assistant's, the group's.
     filter_counts: [usize; 3],
 }
 
 impl Connection {
-    /// Begins to connect; [`Connection::next`] tells how it went.
+    /// Begins to connect; [`Connection::next`] returns the outcome.
     pub fn open(who: &Identity, how: Connect) -> Result<Self, Disconnect> {
         let options = ConnectOptions::new(who.config, format!("bitnetd-{}", who.device))?;
         let (client, eventloop) = version::session_connection(options, who, how);
@@ -64,7 +64,7 @@ impl Connection {
         })
     }
 
-    /// Waits for what happens next. May be dropped and called again; not after an error.
+    /// Waits for the next event. May be dropped and called again, but not after an error.
     pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
@@ -73,18 +73,19 @@ impl Connection {
         Ok(self.to_connection_event(seen))
     }
 
-    /// Asks for our own topics, Home Assistant's and the group's, once on a connection. `false`: no room now.
+    /// Subscribes to the device's own topics, Home Assistant's and the group's, in one SUBSCRIBE. `false` where the
+    /// request channel is full.
     pub fn subscribe(&mut self, filters: [Vec<TopicFilter>; 3]) -> bool {
         self.filter_counts = filters.each_ref().map(Vec::len);
         self.client.subscribe(filters.into_iter().flatten())
     }
 
-    /// Gives a subscription up. `false`: no room now.
+    /// Unsubscribes from one filter. `false` where the request channel is full.
     pub fn unsubscribe(&self, filter: &str) -> bool {
         self.client.unsubscribe(filter)
     }
 
-    /// Publishes a row at QoS 1. `false`: no room now.
+    /// Publishes an outbox entry at QoS 1. `false` where the request channel is full.
     pub fn publish(&mut self, entry: u64, packet: &OutgoingMessage, now: Instant) -> bool {
         let is_accepted = self.client.publish(packet, true, now);
         if is_accepted {
@@ -93,12 +94,12 @@ impl Connection {
         is_accepted
     }
 
-    /// Publishes at QoS 0, where there is room.
+    /// Publishes at QoS 0; the message is dropped where the request channel is full.
     pub fn publish_at_qos_0(&self, packet: &OutgoingMessage, now: Instant) {
         let _ = self.client.publish(packet, false, now);
     }
 
-    /// Acknowledges a message. `false`: no room now.
+    /// Sends the PUBACK of a received message. `false` where the request channel is full.
     pub fn acknowledge(&mut self, packet: u16) -> bool {
         let is_accepted = self.client.acknowledge(packet);
         if is_accepted {
@@ -107,12 +108,13 @@ impl Connection {
         is_accepted
     }
 
-    /// Says goodbye, so that the broker does not publish the last will. `false`: no room now.
+    /// Sends a DISCONNECT, so that the broker does not publish the last will. `false` where the request channel is
+    /// full.
     pub fn disconnect(&self) -> bool {
         self.client.disconnect()
     }
 
-    /// Whether the broker may do this.
+    /// Checks whether the protocol allows the broker to send this.
     fn check_protocol(&mut self, seen: &RawEvent) -> Result<(), Disconnect> {
         match seen {
             RawEvent::Connected(BrokerInfo { limits, .. }) => self.protocol_guard.connack(*limits),
@@ -150,7 +152,8 @@ impl Connection {
         SubAcks { homeassistant: asked(home), group: asked(group), own: all(reasons) }
     }
 
-    /// rumqttc gives packet ids in the order in which it was handed the rows; QoS 0 gets 0.
+    /// rumqttc assigns packet identifiers in the order in which it receives the messages; at QoS 0 the identifier
+    /// is 0.
     fn published(&mut self, packet: u16) -> ConnectionEvent {
         if packet != 0
             && let Some(entry) = self.awaiting_packet_id.pop_front()

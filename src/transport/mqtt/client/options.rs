@@ -1,4 +1,6 @@
 //! The options of a connection that both protocol versions share: limits, timeouts, login and TLS.
+//!
+//! Deliberately knows nothing of topics and sessions but what an [`Identity`] carries.
 
 use super::{credentials, tls};
 use crate::config::{Login, Mqtt};
@@ -10,38 +12,43 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
-/// Largest packet we take. Above the largest request, so that what is too long gets an answer:
-/// a broker silently drops what exceeds this, and mosquitto (2.0.11 to 2.1.2) then never uses
-/// that place of our Receive Maximum again.
+/// Maximum size of a received packet in bytes. Above the largest request, so that a request that is too long is
+/// answered: a broker silently drops what exceeds this, and mosquitto (2.0.11 to 2.1.2) then never uses that slot
+/// of the Receive Maximum again.
 pub const MAX_PACKET: u32 = 1 << 20;
-/// A vanished broker is noticed within two of these.
+/// Keep Alive: a vanished broker is noticed within two of these.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// Seconds for TCP, TLS and CONNACK together: a CONNACK of 16 bytes over a line of a byte a second.
+/// Seconds for TCP, TLS and CONNACK together: a CONNACK of 16 bytes over a line of one byte per second.
 pub const CONNECT_TIMEOUT_S: u64 = 20;
-/// For rumqttc's table of publishes on their way, which by default takes 14 MB.
+/// Size of rumqttc's table of publishes in flight, which takes 14 MB by default.
 pub const INFLIGHT: u16 = 2 * MAX_IN_FLIGHT as u16;
-/// Requests between us and rumqttc's event loop; what does not fit is offered again.
+/// Capacity of the channel to rumqttc's event loop; a request that does not fit is made again later.
 pub const REQUEST_CHANNEL_CAPACITY: usize = 64;
-/// Longest password file, in bytes.
+/// Maximum length of the password in bytes.
 pub const MAX_PASSWORD: usize = 4096;
 
-/// Who connects, and with what window of unacknowledged prompts.
+/// Who connects, and with how many unacknowledged prompts.
 #[derive(Debug)]
 pub struct Identity<'a> {
+    /// The broker.
     pub config: &'a Mqtt,
+    /// The device id, part of the client id.
     pub device: &'a str,
+    /// For the topic of the last will.
     pub topics: &'a Topics,
+    /// The Receive Maximum of the CONNECT.
     pub receive_maximum: u16,
-    /// Whether the broker is known to keep messages.
+    /// Whether the broker is known to support retained messages.
     pub has_retained_messages: bool,
 }
 
-/// What every connection of ours has, in both versions.
+/// The options of a connection, in both versions.
 pub struct ConnectOptions {
+    /// The client id.
     pub id: String,
     pub host: String,
     pub port: u16,
-    /// User and password.
+    /// User name and password.
     pub login: Option<(String, String)>,
     pub transport: Transport,
     pub network: NetworkOptions,
@@ -55,7 +62,7 @@ impl ConnectOptions {
             Ok((login.username.clone(), password(login.password_file.as_deref(), credentials)?))
         };
         let mut network = NetworkOptions::new();
-        // A token event is one small packet; it must not wait for the next.
+        // A token event is one small packet, which must not wait for the next one (Nagle's algorithm).
         network.set_tcp_nodelay(true);
         network.set_connection_timeout(CONNECT_TIMEOUT_S);
         Ok(ConnectOptions {
@@ -72,8 +79,8 @@ impl ConnectOptions {
     }
 }
 
-/// rumqttc joins host and port by a colon, and with TLS looks for the host in the certificate, where
-/// an address has no brackets.
+/// rumqttc joins host and port with a colon; with TLS it looks for the host in the certificate, where an address
+/// has no brackets.
 fn host(config: &Mqtt) -> String {
     match config.host.parse::<Ipv6Addr>() {
         Ok(address) if config.tls.is_none() => format!("[{address}]"),
@@ -81,7 +88,7 @@ fn host(config: &Mqtt) -> String {
     }
 }
 
-/// The first line of the password file, read at each connect so that it can change.
+/// The first line of the password file, read at each connect so that it can be changed.
 fn password(path: Option<&Path>, credentials: Option<&Path>) -> Result<String, Disconnect> {
     const KEY: &str = "mqtt.password_file";
     let Some(path) = path else { return Ok(String::new()) };

@@ -1,7 +1,7 @@
-//! TLS for the link: what is trusted, what we show, and what it means when the two sides do not agree.
+//! TLS for the link: which authorities are trusted, which certificate the daemon presents, and what an error means.
 //!
-//! Deliberately without a switch that turns the checks off: whoever has no certificate from a public authority
-//! names his own in `mqtt.ca_file`.
+//! Deliberately without an option to disable verification: an owner without a certificate from a public authority
+//! names his own authority in `mqtt.ca_file`.
 
 use super::credentials;
 use crate::config::{ClientCertificate, Tls};
@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What the next connection trusts and shows. Reads the files anew.
+/// The TLS configuration of the next connection. Reads the files again.
 pub fn configuration(tls: &Tls, credentials: Option<&Path>) -> Result<TlsConfiguration, Disconnect> {
     let roots = match &tls.ca_file {
         Some(path) => ca_file_roots(path)?,
@@ -45,7 +45,7 @@ fn ca_file_roots(path: &Path) -> Result<RootCertStore, Disconnect> {
     Ok(roots)
 }
 
-/// The system's store may hold what is too old for us; the rest is of use.
+/// The system's store may contain certificates too old to be parsed; the others are used.
 fn system_roots() -> Result<RootCertStore, Disconnect> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -89,12 +89,12 @@ fn key_error(client: &ClientCertificate, error: &Error) -> Disconnect {
     credentials::file_error(&client.key_file, "mqtt.key_file", text)
 }
 
-/// The error of TLS within one of I/O.
+/// The TLS error inside an I/O error.
 pub fn tls_error_in(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// What it means, and the way out. `certified`: we showed a certificate of our own.
+/// What the error means, and what to do. `certified`: the daemon presented a certificate.
 pub fn explain(error: &Error, certified: bool) -> String {
     match error {
         Error::InvalidCertificate(error) => format!("the broker's certificate {}", certificate_hint(error)),
@@ -123,7 +123,7 @@ fn certificate_hint(error: &CertificateError) -> String {
         Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
             "is not valid yet; is this machine's clock right?".into()
         }
-        // rustls has no word of its own for it, and self-signed brokers are common.
+        // rustls has no variant for it, and self-signed brokers are common.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
             "is an authority's; have the authority sign one for the broker, and keep its own for mqtt.ca_file"
                 .into()
@@ -135,7 +135,7 @@ fn certificate_hint(error: &CertificateError) -> String {
 fn alert_hint(alert: AlertDescription, certified: bool) -> String {
     use AlertDescription as Alert;
     match alert {
-        // TLS 1.2 has no better word for a certificate that is missing.
+        // TLS 1.2 has no better alert for a missing certificate.
         Alert::CertificateRequired | Alert::HandshakeFailure if !certified => {
             "the broker asks for a certificate of ours; set mqtt.cert_file and mqtt.key_file".into()
         }

@@ -1,5 +1,5 @@
-//! MQTT 3.1.1 in rumqttc's words. It has no properties: a prompt names no Response Topic, an answer does not
-//! expire at the broker, and the broker says nothing of its limits.
+//! MQTT 3.1.1 by rumqttc. It has no properties: a prompt names no Response Topic, an answer does not expire at the
+//! broker, and the broker states no limits.
 
 use super::disconnect::{self, ConnectError};
 use super::event::{BrokerInfo, RawEvent};
@@ -14,11 +14,11 @@ use rumqttc::{
     Outgoing, Publish, QoS, StateError, SubAck, SubscribeFilter, SubscribeReasonCode,
 };
 
-/// The protocol's own limit: what the broker's is, it does not tell. A publish that ends the
-/// connection is found out by the outbox.
+/// The protocol's own limit in bytes: a 3.1.1 broker does not state a lower one. If a publish ends the connection,
+/// the outbox finds out which.
 const MAX_OUTGOING_PACKET: usize = 256 << 20;
 
-/// A connection with the session that the broker keeps for us.
+/// A connection with the session that the broker keeps for the device.
 pub fn session_connection(
     connect: ConnectOptions,
     who: &Identity,
@@ -34,7 +34,7 @@ pub fn session_connection(
     start(options, network)
 }
 
-/// A connection that leaves nothing behind.
+/// A connection that leaves no session at the broker.
 pub fn clean_connection(connect: ConnectOptions) -> (AsyncClient, rumqttc::EventLoop) {
     let network = connect.network.clone();
     start(options(connect), network)
@@ -59,7 +59,7 @@ fn options(connect: ConnectOptions) -> MqttOptions {
     options
 }
 
-/// The next event.
+/// Waits for the next event.
 pub async fn poll(eventloop: &mut rumqttc::EventLoop) -> Result<RawEvent, ConnectError> {
     let is_clean = eventloop.mqtt_options.clean_session();
     eventloop.poll().await.map(|event| raw_event(event, is_clean)).map_err(connect_error)
@@ -77,19 +77,19 @@ fn raw_event(event: Event, is_clean: bool) -> RawEvent {
     }
 }
 
-/// What to subscribe to. Prompts that the broker keeps come at every subscription, marked as such.
+/// The filter in rumqttc's form. The broker delivers retained prompts at every subscription, with the RETAIN flag.
 pub fn subscribe_filter(wanted: TopicFilter) -> SubscribeFilter {
     SubscribeFilter::new(wanted.topic, qos(wanted.is_qos_1))
 }
 
-/// Publishes, `assured` at QoS 1. `false`: no room now.
+/// Publishes, at QoS 1 or 0. `false` where the request channel is full.
 pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool) -> bool {
-    // At QoS 0 nothing of ours is to be kept.
+    // Messages at QoS 0 are never retained.
     let retain = assured && packet.retain;
     client.try_publish(&packet.topic, qos(assured), retain, packet.payload.clone()).is_ok()
 }
 
-/// Acknowledges a message. `false`: no room now.
+/// Sends the PUBACK of a received message. `false` where the request channel is full.
 pub fn acknowledge(client: &AsyncClient, packet: u16) -> bool {
     let publish = Publish { pkid: packet, ..Publish::new("", QoS::AtLeastOnce, "") };
     client.try_ack(&publish).is_ok()

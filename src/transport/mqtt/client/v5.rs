@@ -1,4 +1,5 @@
-//! MQTT 5 in rumqttc's words.
+//! MQTT 5 by rumqttc: its options, packets and errors, translated to and from the types of `event`, `options` and
+//! `disconnect`.
 
 use super::disconnect::{self, ConnectError};
 use super::event::{BrokerInfo, RawEvent};
@@ -17,10 +18,10 @@ use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, Incoming, MqttOptions, StateError};
 use std::time::{Duration, Instant};
 
-/// The session outlives a long weekend without power.
+/// Session Expiry Interval in seconds: the session survives a week without power.
 const SESSION_EXPIRY: u32 = 7 * 24 * 3600;
 
-/// A connection with the session that the broker keeps for us.
+/// A connection with the session that the broker keeps for the device.
 pub fn session_connection(
     connect: ConnectOptions,
     who: &Identity,
@@ -37,7 +38,7 @@ pub fn session_connection(
     start(options)
 }
 
-/// A connection that leaves nothing behind.
+/// A connection that leaves no session at the broker.
 pub fn clean_connection(connect: ConnectOptions) -> (AsyncClient, rumqttc::v5::EventLoop) {
     start(options(connect))
 }
@@ -62,10 +63,10 @@ fn options(connect: ConnectOptions) -> MqttOptions {
     options
 }
 
-/// The next event.
+/// Waits for the next event.
 pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<RawEvent, ConnectError> {
     let event = eventloop.poll().await.map_err(connect_error)?;
-    // The broker's own wish; rumqttc takes it, and would even ping without a pause.
+    // The Server Keep Alive: rumqttc adopts it even where it is 0, and would then ping without a pause.
     let wanted = eventloop.options.keep_alive();
     if wanted != protocol_limits::keep_alive(wanted, KEEP_ALIVE) {
         eventloop.options.set_keep_alive(KEEP_ALIVE);
@@ -88,8 +89,8 @@ fn raw_event(event: Event) -> RawEvent {
     }
 }
 
-/// Retain-as-published, so that a prompt sent as retained is seen as such and refused; none of
-/// those the broker keeps, which would come again at every subscription.
+/// With Retain As Published, so that a prompt published as retained is recognised and refused; and without the
+/// retained messages that the broker would deliver at every subscription (Retain Handling 2).
 pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
     v5::Filter {
         preserve_retain: true,
@@ -98,15 +99,15 @@ pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
     }
 }
 
-/// Publishes, `assured` at QoS 1. `false`: no room now.
+/// Publishes, at QoS 1 or 0. `false` where the request channel is full.
 pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool, now: Instant) -> bool {
     let (properties, payload) = (properties(packet, now), packet.payload.clone());
-    // At QoS 0 nothing of ours is to be kept.
+    // Messages at QoS 0 are never retained.
     let retain = assured && packet.retain;
     client.try_publish_with_properties(&packet.topic, qos(assured), retain, payload, properties).is_ok()
 }
 
-/// Acknowledges a message. `false`: no room now.
+/// Sends the PUBACK of a received message. `false` where the request channel is full.
 pub fn acknowledge(client: &AsyncClient, packet: u16) -> bool {
     let publish = Publish { pkid: packet, qos: QoS::AtLeastOnce, ..Publish::default() };
     client.try_ack(&publish).is_ok()
@@ -136,7 +137,7 @@ fn broker_info(connack: &ConnAck) -> BrokerInfo {
         has_retained_messages: text.and_then(|p| p.retain_available) != Some(0),
         max_qos: text.and_then(|p| p.max_qos).unwrap_or(2),
         has_shared_subscriptions: text.and_then(|p| p.shared_subscription_available) != Some(0),
-        // The first ping comes when the broker wishes, rumqttc's clock being set by then.
+        // rumqttc has adopted the Server Keep Alive by the time it schedules the first ping.
         first_ping: text
             .and_then(|p| p.server_keep_alive)
             .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
@@ -190,7 +191,7 @@ fn connect_error(error: ConnectionError) -> ConnectError {
         ConnectionError::MqttState(StateError::AwaitPingResp) => ConnectError::Silence,
         ConnectionError::MqttState(StateError::ConnectionAborted) => ConnectError::Closed,
         ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => ConnectError::Io(e),
-        // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
+        // A DISCONNECT in its shortest form, without a reason code; no PUBLISH is so short.
         ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
             ConnectError::Closed
         }

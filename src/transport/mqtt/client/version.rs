@@ -1,4 +1,6 @@
 //! One client handle and one event loop for both protocol versions, MQTT 5 and 3.1.1.
+//!
+//! Deliberately only forwards to `v5` and `v311`.
 
 use super::disconnect::ConnectError;
 use super::event::RawEvent;

@@ -1,16 +1,18 @@
-//! The description itself: the device and its entities, in the words of Home Assistant's device discovery.
+//! The description: the device and its entities, in the form of Home Assistant's MQTT device discovery.
 //!
 //! Keys, platforms, device classes and units are those of `homeassistant/components/mqtt/{schemas,sensor,
-//! binary_sensor,button,number}.py` and `components/sensor/const.py`, 2024.12 to 2026.11; `tests/daemon/mqtt/homeassistant`
-//! holds them as rules. A template that renders `None` makes an entity "unknown" there (`PAYLOAD_NONE`); one that renders
-//! nothing would leave the value it had.
+//! binary_sensor,button,number}.py` and `components/sensor/const.py`, 2024.12 to 2026.11;
+//! `tests/daemon/mqtt/homeassistant` checks them as rules. A template that renders `None` makes an entity "unknown"
+//! (`PAYLOAD_NONE`); one that renders nothing would leave the previous value. Deliberately knows nothing of when it
+//! is published.
 
 use crate::telemetry::sensors::Snapshot;
 use crate::transport::mqtt::topics::Topics;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// What the device has a source for. What it never had gets no entity: one that is unknown for ever helps nobody.
+/// The sensors that the device has. A sensor it never had gets no entity, since one that is always unknown is
+/// useless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SensorPresence {
     power: bool,
@@ -22,7 +24,7 @@ pub struct SensorPresence {
 }
 
 impl SensorPresence {
-    /// Those that answer now.
+    /// Those with a reading now.
     pub fn detected(host: &Snapshot) -> Self {
         let thermal = &host.thermal;
         SensorPresence {
@@ -35,7 +37,7 @@ impl SensorPresence {
         }
     }
 
-    /// These and those. A sensor that does not answer for a while is still there.
+    /// Those in either set. A sensor without a reading for a while is still present.
     pub fn union(self, other: Self) -> Self {
         SensorPresence {
             power: self.power || other.power,
@@ -48,19 +50,19 @@ impl SensorPresence {
     }
 }
 
-/// What does not change while the process lives.
+/// What does not change while the process runs.
 #[derive(Debug)]
 pub struct DeviceInfo {
     pub device: String,
     pub topics: Topics,
-    /// As its file calls it.
+    /// The model's name, from its file.
     pub model: String,
-    /// That compute.
+    /// Threads that compute.
     pub threads: usize,
 }
 
 impl DeviceInfo {
-    /// The payload, JSON. A value is stale after `expires`.
+    /// The payload of the description, as JSON. A value expires after `expires`.
     pub fn describe(&self, sensors: SensorPresence, expires: Duration) -> Vec<u8> {
         let mut entities = Entities { device: &self.device, expires: expires.as_secs(), all: Map::new() };
         entities.energy(sensors);
@@ -87,15 +89,15 @@ impl DeviceInfo {
     }
 }
 
-/// Tells this device from all others that Home Assistant knows.
+/// Identifies the device among all that Home Assistant knows.
 fn identifier(device: &str) -> String {
     format!("bitnetd_{device}")
 }
 
-/// The entities in the making.
+/// Collects the entities.
 struct Entities<'a> {
     device: &'a str,
-    /// Seconds.
+    /// Seconds after which a value expires.
     expires: u64,
     all: Map<String, Value>,
 }
@@ -122,7 +124,7 @@ impl Entities<'_> {
         self.add(key, "sensor", name, rest);
     }
 
-    /// A yes or no of the report: `is` where it is `known`.
+    /// A binary sensor of the report: on where `is`, off otherwise, unknown where not `known`.
     fn flag(&mut self, key: &str, name: &str, known: &str, is: &str, mut rest: Value) {
         rest["value_template"] = format!("{{{{ ('ON' if {is} else 'OFF') if {known} else None }}}}").into();
         rest["expire_after"] = self.expires.into();
@@ -154,7 +156,7 @@ impl Entities<'_> {
             "energy_per_token",
             "Energy per token",
             "{{ value_json.energy.joules_per_token if value_json.energy else None }}",
-            // Of no device class: `energy` is for totals.
+            // Without a device class: `energy` is for totals.
             json!({ "unit_of_measurement": "J", "icon": "mdi:leaf", "suggested_display_precision": 3 }),
         );
     }
@@ -241,7 +243,7 @@ impl Entities<'_> {
             let is = format!("({flag}.value if {flag} else {throttling}.now.under_voltage)");
             self.flag("under_voltage", "Under-voltage", &known, &is, problem());
         }
-        // Which alerts these are, the entity has as an attribute.
+        // The names of the alerts are an attribute of the entity.
         let mut rest = json!({
             "device_class": "problem",
             "json_attributes_template": "{{ {'alerts': value_json.alerts} | tojson }}",
@@ -255,7 +257,7 @@ impl Entities<'_> {
             "command_topic": topics.cancel(), "payload_press": r#"{"running":true}"#, "icon": "mdi:stop-circle-outline",
         });
         self.add("cancel", "button", "Cancel the running request", cancel);
-        // Of one thread there is nothing to choose.
+        // With one thread there is nothing to limit.
         if threads > 1 {
             let limit = json!({
                 "command_topic": topics.threads(), "value_template": "{{ value_json.cpu.thread_limit }}",

@@ -1,8 +1,10 @@
-//! What Home Assistant is told of this device, and when: on each connection, when it comes to life, and when a sensor or
-//! the interval of reports was not the same before. Switched off, what it was told is taken back.
+//! The device's entry in Home Assistant (MQTT discovery): when its description is published, and when it is
+//! removed.
 //!
-//! Pure: time and chance come in, packets go out. `description` has the words. Knows nothing of Home Assistant but its
-//! discovery: whether one listens, nobody knows.
+//! Published on each connection, when Home Assistant starts (its birth message), and when the sensors or the report
+//! interval change. With `mqtt.discovery = false` a description published earlier is removed. Pure: time and random
+//! numbers are passed in, messages are returned. `entities` has the description itself. Deliberately knows nothing
+//! of Home Assistant but its discovery; whether one is listening is unknown.
 
 mod entities;
 #[cfg(test)]
@@ -19,12 +21,13 @@ use entities::DeviceInfo;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
-/// What Home Assistant says when it has started (`components/mqtt/const.py`): unless its owner chose others.
+/// Home Assistant's birth message (`components/mqtt/const.py`), unless its owner configured another.
 const BIRTH_TOPIC: &str = "homeassistant/status";
 const BIRTH_PAYLOAD: &[u8] = b"online";
-/// Longest wait after a birth: every device of the house hears of it at once.
+/// Longest delay after a birth message, which every device of the home receives at once.
 const BIRTH_SPREAD: Duration = Duration::from_secs(2);
-/// From a description to the report that fills its entities: Home Assistant subscribes to the topics in between.
+/// Time from a description to the report that fills its entities: Home Assistant subscribes to the topics in
+/// between.
 const REPORT_DELAY: Duration = Duration::from_secs(2);
 /// Intervals without a report after which a value is no longer shown, and some time for a slow network.
 const MISSED_REPORTS: u32 = 3;
@@ -32,36 +35,37 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(10);
 /// Disconnects with the description in flight before it is taken for the cause and left out. More than for other
 /// requests, since the description is published on each connection, also when a broker restarts a few times.
 const GIVE_UP: u32 = 3;
-/// The broker's answer comes a round trip after the description, over a slow network: what ends later ends over
-/// something else.
+/// A disconnect within this time after the description was sent may be caused by it: the broker's reaction takes a
+/// round trip, over a slow network.
 const BLAME_PERIOD: Duration = Duration::from_secs(30);
-/// From giving the description up to the next try: a quota may be free again, an access list changed. One that is
-/// forbidden costs one connection in this time.
+/// Time from giving the description up to the next attempt: a quota may be free again, an access list changed. A
+/// forbidden description costs one connection in this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What to do now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Publish this, and say under which row with [`Discovery::sent`].
+    /// Publish this, and pass its outbox entry to [`HomeAssistant::mark_queued`].
     Publish(OutgoingMessage),
-    /// Give a report: there are entities without a value.
+    /// Publish a report: there are entities without a value.
     Report,
 }
 
-/// The memory of one process.
+/// The state of the description, over all connections of one process.
 #[derive(Debug)]
 pub(super) struct HomeAssistant {
     device: DeviceInfo,
+    /// The topic of the description.
     topic: String,
     birth_topics: Vec<String>,
     birth_subscription: OptionalSubscription,
-    /// Whether the description is to be there or gone.
+    /// Whether the description is to be published, else removed.
     is_wanted: bool,
-    /// Taken back, or that is given up: nothing more is to be said of it in this process.
+    /// The removal is done, or given up: nothing more is published in this process.
     is_finished: bool,
     /// Given up until then.
     retry_at: Option<Instant>,
-    /// Why was said, and the broker has not taken it since.
+    /// The problem was logged, and the broker has not accepted the description since.
     is_problem_reported: bool,
     sensors: SensorPresence,
     interval: Duration,
@@ -69,18 +73,18 @@ pub(super) struct HomeAssistant {
     due: Option<Instant>,
     /// When a report is to follow.
     report_due: Option<Instant>,
-    /// The row that the broker has not acknowledged, and when the connection got it.
+    /// The outbox entry without a PUBACK, and when it was handed to the connection.
     in_flight: Option<(u64, Option<Instant>)>,
     /// Disconnects that the description may have caused.
     strikes: Strikes,
 }
 
-/// What the broker made of the description.
+/// What the broker did with the description.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DescriptionResult {
-    /// It has it.
+    /// It accepted it.
     Taken,
-    /// It refuses it; what to say, the first time.
+    /// It refused it; the text is to be logged, the first time.
     Refused(Option<String>),
 }
 
@@ -170,20 +174,21 @@ impl HomeAssistant {
         self.is_wanted
     }
 
-    /// A new connection: the broker may have forgotten.
+    /// A new connection: the broker may have lost the retained description.
     pub fn connected(&mut self, now: Instant) {
         self.in_flight = None;
         self.due = Some(now);
     }
 
-    /// Home Assistant said something of itself. `chance` from 0 to 1 spreads the devices over time.
+    /// A message of Home Assistant on a birth topic. `random`, from 0 to 1, spreads the devices over time.
     pub fn on_birth_message(&mut self, word: &[u8], now: Instant, random: f64) {
         if self.is_wanted && word == BIRTH_PAYLOAD && self.due.is_none() {
             self.due = Some(now + BIRTH_SPREAD.mul_f64(random.clamp(0.0, 1.0)));
         }
     }
 
-    /// Sensors that answer now, and the time between reports; where they are not as before, the description is due.
+    /// Notes the sensors that have a reading now, and the report interval; where they differ from before, the
+    /// description is due.
     pub fn update_sensors(&mut self, sensors: SensorPresence, interval: Duration, now: Instant) {
         let sensors = sensors.union(self.sensors);
         if self.is_wanted && (sensors, interval) != (self.sensors, self.interval) {
@@ -192,7 +197,7 @@ impl HomeAssistant {
         (self.sensors, self.interval) = (sensors, interval);
     }
 
-    /// When [`Discovery::next`] has something to do.
+    /// When [`HomeAssistant::next_task`] has something to do.
     pub fn due(&self) -> Option<Instant> {
         self.description_due().into_iter().chain(self.report_due).min()
     }
@@ -201,7 +206,7 @@ impl HomeAssistant {
         self.due.filter(|_| !self.is_finished).map(|due| self.retry_at.map_or(due, |again| due.max(again)))
     }
 
-    /// What to do now; call again until there is nothing.
+    /// What to do now; to be called again until it returns `None`.
     pub fn next_task(&mut self, now: Instant) -> Option<Task> {
         if self.report_due.is_some_and(|due| now >= due) {
             self.report_due = None;
@@ -222,19 +227,20 @@ impl HomeAssistant {
         }))
     }
 
-    /// The packet is in this row.
+    /// The description is in this outbox entry.
     pub fn mark_queued(&mut self, entry: u64) {
         self.in_flight = Some((entry, None));
     }
 
-    /// The connection has this row now: until then nothing can have ended over it.
+    /// The entry was handed to the connection: a disconnect before that cannot be caused by it.
     pub fn mark_sent(&mut self, entry: u64, now: Instant) {
         if let Some((_, at)) = self.in_flight.as_mut().filter(|(ours, _)| *ours == entry) {
             *at = Some(now);
         }
     }
 
-    /// The broker has a row, or refused it with a reason; `None` where it is none of ours.
+    /// The broker accepted this entry, or refused it for this reason; `None` where the entry is not the
+    /// description.
     pub fn acknowledged(
         &mut self,
         entry: u64,
@@ -246,7 +252,7 @@ impl HomeAssistant {
         Some(match result {
             Ok(()) => {
                 (self.retry_at, self.is_problem_reported) = (None, false);
-                // What is gone stays gone.
+                // A removed description stays removed.
                 self.is_finished = !self.is_wanted;
                 DescriptionResult::Taken
             }
@@ -257,7 +263,7 @@ impl HomeAssistant {
         })
     }
 
-    /// The connection is gone, perhaps over the description. What to say of that.
+    /// The connection ended, perhaps because of the description. Returns what to log.
     pub fn disconnected(&mut self, by_broker: bool, now: Instant) -> Option<String> {
         (self.due, self.report_due) = (None, None);
         let handed = self.in_flight.take().and_then(|(_, handed)| handed);
@@ -273,13 +279,13 @@ impl HomeAssistant {
         self.give_up("the broker ends the connection over it", now)
     }
 
-    /// The description is larger than a packet may be. What to say of that.
+    /// The description is larger than the broker's Maximum Packet Size. Returns what to log.
     pub fn too_large(&mut self, size: usize, limit: usize, now: Instant) -> Option<String> {
         (self.due, self.report_due) = (Some(now), None);
         self.give_up(&format!("it has {size} bytes and the broker takes packets of {limit}"), now)
     }
 
-    /// To take something back is not worth a second try.
+    /// A removal is not attempted a second time.
     fn give_up(&mut self, why: &str, now: Instant) -> Option<String> {
         self.is_finished = !self.is_wanted;
         self.retry_at = Some(now + RETRY_INTERVAL);
@@ -301,8 +307,8 @@ impl HomeAssistant {
     }
 }
 
-/// The level that names the device. Home Assistant passes over one with other characters
-/// (`TOPIC_MATCHER` of `components/mqtt/discovery.py`), so they become `_`, and a number tells such names apart.
+/// The topic level that names the device. Home Assistant ignores one with other characters (`TOPIC_MATCHER` of
+/// `components/mqtt/discovery.py`), so they become `_`, and a hash tells such names apart.
 fn object_id(device: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if device.chars().all(is_plain) {
