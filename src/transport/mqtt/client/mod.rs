@@ -38,7 +38,7 @@ use version::{Client, PollResult, poll};
 pub(super) struct Connection {
     client: Client,
     polling: Pin<Box<dyn Future<Output = PollResult> + Send>>,
-    circumstances: ErrorContext,
+    error_context: ErrorContext,
     /// Outbox entries that rumqttc has not yet given a packet identifier, in order.
     awaiting_packet_id: VecDeque<u64>,
     /// Outbox entries in flight, by packet identifier.
@@ -56,7 +56,7 @@ impl Connection {
         Ok(Connection {
             client,
             polling: Box::pin(poll(eventloop)),
-            circumstances: ErrorContext::of(who.config),
+            error_context: ErrorContext::of(who.config),
             awaiting_packet_id: VecDeque::new(),
             in_flight: HashMap::new(),
             protocol_guard: ProtocolGuard::default(),
@@ -68,9 +68,9 @@ impl Connection {
     pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
-        let seen = event.map_err(|error| self.circumstances.disconnect(error))?;
-        self.check_protocol(&seen)?;
-        Ok(self.to_connection_event(seen))
+        let event = event.map_err(|error| self.error_context.disconnect(error))?;
+        self.check_protocol(&event)?;
+        Ok(self.handle_raw_event(event))
     }
 
     /// Subscribes to the device's own topics, Home Assistant's and the group's, in one SUBSCRIBE. `false` where the
@@ -115,8 +115,8 @@ impl Connection {
     }
 
     /// Checks whether the protocol allows the broker to send this.
-    fn check_protocol(&mut self, seen: &RawEvent) -> Result<(), Disconnect> {
-        match seen {
+    fn check_protocol(&mut self, event: &RawEvent) -> Result<(), Disconnect> {
+        match event {
             RawEvent::Connected(BrokerInfo { limits, .. }) => self.protocol_guard.connack(*limits),
             RawEvent::Message(message, alias) => {
                 self.protocol_guard.message(message.packet.is_some(), *alias)
@@ -125,10 +125,10 @@ impl Connection {
         }
     }
 
-    fn to_connection_event(&mut self, seen: RawEvent) -> ConnectionEvent {
-        match seen {
+    fn handle_raw_event(&mut self, event: RawEvent) -> ConnectionEvent {
+        match event {
             RawEvent::Connected(broker) => {
-                self.circumstances.is_connected = true;
+                self.error_context.is_connected = true;
                 ConnectionEvent::Connected(broker)
             }
             RawEvent::SubAck(reasons) => ConnectionEvent::SubAck(self.granted(reasons)),

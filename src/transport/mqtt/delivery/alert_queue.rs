@@ -1,11 +1,12 @@
-//! Alerts until the broker has them: of each kind the latest change, so that a broker that was away for long hears how
-//! things are and not all that was.
+//! Alerts until the broker has them: of each kind the latest change, so that a broker that was down for long
+//! receives the present state and not the history.
 //!
-//! Pure. The outbox forgets our own messages with each connection; what it forgot is here.
+//! Pure. The outbox drops status messages with each connection; this queue puts them into it again. Deliberately
+//! knows nothing of what an alert means.
 
 use crate::transport::mqtt::strikes::{GIVE_UP, Strikes};
 
-/// One for each kind of alert at most.
+/// At most one alert of each kind.
 #[derive(Debug, Default)]
 pub struct AlertQueue(Vec<QueuedAlert>);
 
@@ -14,16 +15,16 @@ struct QueuedAlert {
     kind: &'static str,
     /// JSON.
     payload: Vec<u8>,
-    /// Its row in the outbox of the present connection.
+    /// Its entry in the outbox of the present connection.
     entry: Option<u64>,
-    /// Whether the connection has it: what only waits in the outbox ends none.
+    /// Whether it was handed to the connection: an entry that only waits in the outbox cannot end a connection.
     is_in_flight: bool,
-    /// Connections that the broker ended while it was on its way; the outbox sends it alone after some.
+    /// Disconnects by the broker while it was in flight; the outbox sends it alone after some.
     strikes: Strikes,
 }
 
 impl AlertQueue {
-    /// Keeps a change, in the place of an older one of its kind.
+    /// Queues a change, in place of an older one of its kind.
     pub fn put(&mut self, kind: &'static str, payload: Vec<u8>) {
         self.0.retain(|alert| alert.kind != kind);
         self.0.push(QueuedAlert {
@@ -35,27 +36,27 @@ impl AlertQueue {
         });
     }
 
-    /// Has each that has no row yet put into the outbox, oldest first; `push` is told over how many connections it
-    /// may have been that the broker ended them, and says which row it got.
+    /// Puts each alert without an entry into the outbox, oldest first. `push` is passed the strikes of the alert,
+    /// and returns its entry.
     pub fn push_all(&mut self, mut push: impl FnMut(&[u8], Strikes) -> u64) {
         for alert in self.0.iter_mut().filter(|alert| alert.entry.is_none()) {
             alert.entry = Some(push(&alert.payload, alert.strikes));
         }
     }
 
-    /// The row is with the connection.
+    /// The entry was handed to the connection.
     pub fn mark_sent(&mut self, entry: u64) {
         for alert in self.0.iter_mut().filter(|alert| alert.entry == Some(entry)) {
             alert.is_in_flight = true;
         }
     }
 
-    /// The broker has the row, or refused it for good.
+    /// The broker has the entry, or refused it for good.
     pub fn acknowledged(&mut self, entry: u64) {
         self.0.retain(|alert| alert.entry != Some(entry));
     }
 
-    /// The connection is gone, and the rows with it. Says which are given up.
+    /// The connection ended, and its entries are dropped. Returns the kinds of the alerts that are given up.
     pub fn disconnected(&mut self, by_broker: bool) -> Vec<&'static str> {
         for alert in &mut self.0 {
             alert.entry = None;
@@ -149,8 +150,8 @@ mod tests {
         }
     }
 
-    /// Alarms and outbox as the desk brings them together: `broker` says whether it takes a text, or ends the
-    /// connection over what it was sent until then. What was given up, and what the broker took.
+    /// Queue and outbox as the event loop combines them: `broker` says whether it accepts a text, or closes the
+    /// connection over what it received. Returns what was given up, and what the broker accepted.
     fn run_connections(queue: &mut AlertQueue, broker: fn(&str) -> bool) -> (Vec<&'static str>, Vec<String>) {
         let (mut outbox, mut given_up, mut result) = (Outbox::default(), Vec::new(), Vec::new());
         let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };

@@ -1,7 +1,8 @@
-//! Prompts that wait for the worker: taken over from the broker, in memory, and on disk where more wait than a broker
-//! hands over at a time.
+//! Prompts that wait for the worker: received from the broker, kept in memory, and saved to disk where more wait
+//! than a broker delivers at a time.
 //!
-//! Pure. Clients take turns. Knows neither the broker link nor the disk: it says what is to be written.
+//! Pure. The clients are served in turn. Deliberately knows neither the broker link nor the disk: it returns the
+//! records to be written.
 
 use super::outbox::PromptId;
 use super::requests::ReplyRoute;
@@ -13,28 +14,28 @@ use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Memory that a prompt takes beside its texts: its places in the maps here and in the deduplicator.
+/// Memory in bytes of a prompt besides its texts: its entries in the maps here and in the deduplicator.
 const PROMPT_OVERHEAD_BYTES: usize = 512;
-/// Bytes of prompts above the inbox that are taken from the broker all the same, unacknowledged: a broker sends more
-/// than the Receive Maximum (mosquitto 2.0.11), or knows none (MQTT 3.1.1).
+/// Bytes of prompts beyond the inbox that are accepted from the broker all the same, unacknowledged: a broker may
+/// send more than the Receive Maximum (mosquitto 2.0.11), or not know it (MQTT 3.1.1).
 const UNSAVED_BYTES: usize = 1 << 20;
-/// Prompts at QoS 0 that wait at a time: nothing holds their sender back, and nothing is promised to it.
+/// Maximum number of waiting prompts at QoS 0: there is no flow control for their sender, and no promise to it.
 const MAX_AT_QOS_0: usize = 16;
 
-/// A prompt, until its last event is on its way.
+/// A prompt, until its last event is in the outbox.
 #[derive(Debug)]
 pub struct BacklogPrompt {
-    /// Whose turn it takes.
+    /// The client, for the fair queue.
     pub client: String,
-    /// Where its events go.
+    /// Where its events are published.
     pub route: ReplyRoute,
     /// What is to be done.
     pub work: Work,
-    /// Its place among those of its client.
+    /// Its priority among those of its client.
     pub priority: Priority,
-    /// When it came, or was read from the disk.
+    /// When it was received, or read from disk.
     pub received: Instant,
-    /// Whether it came at QoS 1.
+    /// Whether it was received at QoS 1.
     pub is_qos_1: bool,
 }
 
@@ -47,22 +48,22 @@ impl BacklogPrompt {
     }
 }
 
-/// The prompts without a last event.
+/// The prompts whose last event is not yet in the outbox.
 #[derive(Debug)]
 pub struct Backlog {
     prompts: HashMap<PromptId, BacklogPrompt>,
     queue: FairQueue<PromptId>,
-    /// Prompts that wait for the answer of an earlier one, which is the key.
+    /// Prompts that wait for the answer of an earlier one, by the number of that one.
     followers: HashMap<PromptId, Vec<PromptId>>,
-    /// Bytes of them all.
+    /// Size of all prompts in bytes.
     bytes: usize,
     at_qos_0: usize,
-    /// Bytes that may be acknowledged before they are answered: the size of the inbox.
+    /// Size in bytes of the durable inbox: prompts that may be acknowledged before they are answered.
     inbox_bytes: usize,
 }
 
 impl Backlog {
-    /// Nothing waits; at most `inbox` bytes will be acknowledged before they are answered.
+    /// An empty backlog; at most `inbox` bytes of prompts will be acknowledged before they are answered.
     pub fn new(inbox: usize) -> Self {
         Backlog {
             prompts: HashMap::new(),
@@ -74,27 +75,27 @@ impl Backlog {
         }
     }
 
-    /// Prompts that are not answered, those with the worker included.
+    /// The number of prompts, those with the worker included.
     pub fn len(&self) -> usize {
         self.prompts.len()
     }
 
-    /// Whether a prompt can be taken from the broker.
+    /// Whether one more prompt can be accepted from the broker.
     pub fn has_room(&self, is_assured: bool) -> bool {
         if is_assured { self.bytes < self.inbox_bytes + UNSAVED_BYTES } else { self.at_qos_0 < MAX_AT_QOS_0 }
     }
 
-    /// Whether so little waits that prompts which were left to the broker may be asked for again.
+    /// Whether so little waits that the prompts left to the broker may be requested again.
     pub fn is_half_empty(&self) -> bool {
         self.bytes < (self.inbox_bytes + UNSAVED_BYTES) / 2
     }
 
-    /// Whether more may be written to the inbox.
+    /// Whether more prompts may be written to the inbox.
     pub fn inbox_has_room(&self) -> bool {
         self.bytes < self.inbox_bytes
     }
 
-    /// Takes a prompt in.
+    /// Adds a prompt.
     pub fn push(&mut self, number: PromptId, prompt: BacklogPrompt) {
         self.bytes += prompt.bytes();
         self.at_qos_0 += usize::from(!prompt.is_qos_1);
@@ -102,19 +103,17 @@ impl Backlog {
         self.prompts.insert(number, prompt);
     }
 
-    /// The prompt whose turn it is, of the clients that are `allowed` now. It stays here until it is [`removed`].
-    ///
-    /// [`removed`]: Backlog::remove
+    /// The prompt to be answered next, among those of `allowed` clients. It stays here until [`Backlog::remove`].
     pub fn next(&mut self, now: Instant, allowed: impl FnMut(&str) -> bool) -> Option<PromptId> {
         self.queue.pop_allowed(now, allowed).map(|(_, number)| number)
     }
 
-    /// Has a prompt wait until the earlier `leader` is settled, whose answer is its own as well.
+    /// Makes a prompt wait until the earlier `leader` is settled, whose answer is its own as well.
     pub fn follow(&mut self, leader: PromptId, number: PromptId) {
         self.followers.entry(leader).or_default().push(number);
     }
 
-    /// The prompt is settled: what waited for its answer has its turn again.
+    /// The prompt is settled: those that waited for its answer are queued again.
     pub fn release(&mut self, leader: PromptId) {
         for number in self.followers.remove(&leader).unwrap_or_default() {
             if let Some(prompt) = self.prompts.get(&number) {
@@ -123,7 +122,7 @@ impl Backlog {
         }
     }
 
-    /// A prompt that is here.
+    /// A prompt of the backlog.
     pub fn get(&self, number: PromptId) -> Option<&BacklogPrompt> {
         self.prompts.get(&number)
     }
@@ -136,8 +135,8 @@ impl Backlog {
         }
     }
 
-    /// Takes out of the turns what waits under this id. Clients may share an id, and a cancellation does not tell whose
-    /// prompt it means: all of them are taken.
+    /// Removes from the queue what waits under this id. Clients may share an id, and a cancellation does not tell
+    /// whose prompt it means: all of them are removed.
     pub fn take_waiting(&mut self, id: &str) -> Vec<PromptId> {
         let prompts = &self.prompts;
         let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.route.id == id);
@@ -148,24 +147,24 @@ impl Backlog {
         result
     }
 
-    /// Takes everything that waits out of the turns.
+    /// Removes everything from the queue.
     pub fn take_all_waiting(&mut self) -> Vec<PromptId> {
         let mut result = self.queue.extract(|_| true);
         result.extend(self.followers.drain().flat_map(|(_, followers)| followers));
         result
     }
 
-    /// What is to be written of a prompt that is known by `keys`.
+    /// The record of a prompt to be written to disk.
     pub fn record(&self, number: PromptId, keys: DedupKeys, clock: Clock) -> Option<SavedPrompt> {
-        let BacklogPrompt { client, route: way, work, .. } = self.prompts.get(&number)?;
+        let BacklogPrompt { client, route, work, .. } = self.prompts.get(&number)?;
         Some(SavedPrompt {
             number,
             keys,
             client: client.clone(),
-            id: way.id.clone(),
-            topic: way.topic().to_owned(),
-            correlation: way.correlation().map(<[u8]>::to_vec),
-            left_ms: way.remaining_ms(clock.now),
+            id: route.id.clone(),
+            topic: route.topic().to_owned(),
+            correlation: route.correlation().map(<[u8]>::to_vec),
+            left_ms: route.remaining_ms(clock.now),
             work: work.clone(),
             time_s: clock.time_s,
         })

@@ -5,22 +5,23 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// What a message is known by. Keys are half of a SHA-256: each has sixteen bytes whatever a client
-/// sends, no client can make two equal, and they mean the same after a restart.
+/// What a prompt is recognised by. Each key is half of a SHA-256 hash: it has sixteen bytes whatever a client
+/// sends, no client can produce two equal ones, and it means the same after a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DedupKeys {
-    /// What the client called it, what it said and where it wants the answer.
+    /// The request as its client sees it: id, client, topics, Correlation Data and payload. `None` without an id
+    /// and Correlation Data.
     pub name: Option<u128>,
-    /// What the broker's session knows it by.
+    /// The delivery as the broker's session sees it: session, packet identifier and content. `None` at QoS 0.
     pub delivery: Option<u128>,
 }
 
-/// Bytes that tell a missing part from an empty one.
+/// Bytes that distinguish a missing part from an empty one.
 pub fn presence_tagged(part: Option<&[u8]>) -> Vec<u8> {
     part.map_or_else(Vec::new, |part| [&[1], part].concat())
 }
 
-/// Parts with their lengths before them, so that no two lists of parts look alike.
+/// The hash of all parts, each preceded by its length, so that no two lists of parts are hashed alike.
 pub fn hash_parts(parts: &[&[u8]]) -> u128 {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,7 +1,8 @@
-//! What of the broker link outlives the process, and how it comes back: prompts that were acknowledged before they are
-//! answered, answers that the broker does not have, and those that it got lately.
+//! What survives the process, and how it is restored: prompts that were acknowledged before they are answered,
+//! answers that the broker has not acknowledged, and the latest delivered answers.
 //!
-//! Pure: between `arrivals`, `backlog` and `outbox` on one side and the store's records on the other.
+//! Pure: translates between `dedup`, `backlog` and `outbox` and the records of `answer_log`. Deliberately knows
+//! nothing of files.
 
 use super::backlog::{Backlog, BacklogPrompt};
 use super::clock::Clock;
@@ -16,7 +17,7 @@ use crate::transport::mqtt::delivery::answer_log::record::{
 use crate::transport::mqtt::message::OutgoingMessage;
 use std::time::Duration;
 
-/// The record of an answer that waits for the broker, if it is to be kept.
+/// The record of an answer that waits for the broker, if it must survive the process.
 pub fn answer_record(waiting: PendingAnswer, dedup: &Deduplicator, clock: Clock) -> Option<SavedAnswer> {
     let OutgoingMessage { topic, correlation, expires, payload, .. } = waiting.packet;
     let left = expires.map(|expires| expires.saturating_duration_since(clock.now));
@@ -34,7 +35,7 @@ pub fn answer_record(waiting: PendingAnswer, dedup: &Deduplicator, clock: Clock)
     })
 }
 
-/// The record of an answer that the broker got so long ago.
+/// The record of an answer that was delivered `age` ago.
 fn delivered_record(stored: &StoredAnswer, age: Duration, clock: Clock) -> SavedAnswer {
     let StoredAnswer { number, keys, id, payload } = stored;
     SavedAnswer {
@@ -48,7 +49,7 @@ fn delivered_record(stored: &StoredAnswer, age: Duration, clock: Clock) -> Saved
     }
 }
 
-/// The lines of everything that is to be kept.
+/// The lines of everything that must survive the process.
 pub fn log_lines(dedup: &Deduplicator, backlog: &Backlog, outbox: &Outbox, clock: Clock) -> Vec<u8> {
     let mut lines = Record::Session(dedup.session()).line();
     let stored = dedup.recent_answers(clock.now).filter(|(stored, _)| stored.keys.delivery.is_some());
@@ -61,7 +62,7 @@ pub fn log_lines(dedup: &Deduplicator, backlog: &Backlog, outbox: &Outbox, clock
     lines
 }
 
-/// What was taken over from an earlier process.
+/// What was restored from an earlier process.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RestoredCounts {
     /// Answers that wait for the broker.
@@ -70,8 +71,8 @@ pub struct RestoredCounts {
     pub prompts: usize,
 }
 
-/// Takes over what an earlier process left: what waits is sent, what was acknowledged is answered, and what was given is
-/// remembered.
+/// Restores what an earlier process left: pending answers are published, acknowledged prompts are answered, and
+/// delivered answers are remembered.
 pub fn restore(
     contents: LogContents,
     dedup: &mut Deduplicator,
@@ -105,7 +106,7 @@ fn restore_answer(answer: SavedAnswer, dedup: &mut Deduplicator, outbox: &mut Ou
             outbox.restore(number, prompt, &id, packet);
             true
         }
-        // Expired meanwhile, given, or asked again before the disk told of it.
+        // Expired meanwhile, delivered, or received again before the file was read.
         _ => {
             let stored = StoredAnswer { number, keys, id, payload };
             dedup.remember(stored, age.unwrap_or(Duration::ZERO), clock.now);
@@ -120,7 +121,7 @@ fn restore_prompt(
     backlog: &mut Backlog,
     clock: Clock,
 ) -> bool {
-    // It came again before the disk told of it, and is not acknowledged yet.
+    // Received again before the file was read, and not acknowledged yet.
     if dedup.is_open(prompt.keys) {
         return false;
     }
@@ -130,10 +131,10 @@ fn restore_prompt(
         Work::Ask(text) => json::request_or_text(text.as_bytes()).map(|request| request.priority),
         Work::Refuse(_) => Ok(Priority::Normal),
     };
-    let way = ReplyRoute::restored(id, topic, correlation, clock.after(left));
+    let route = ReplyRoute::restored(id, topic, correlation, clock.after(left));
     let (priority, received) = (priority.unwrap_or_default(), clock.now);
     dedup.resume(number, keys, true);
-    backlog.push(number, BacklogPrompt { client, route: way, work, priority, received, is_qos_1: true });
+    backlog.push(number, BacklogPrompt { client, route, work, priority, received, is_qos_1: true });
     true
 }
 
@@ -160,7 +161,7 @@ mod tests {
         }
     }
 
-    /// The link of a process that starts at `time_s`.
+    /// The delivery state of a process that starts at `time_s`.
     struct Process {
         dedup: Deduplicator,
         backlog: Backlog,
@@ -189,16 +190,10 @@ mod tests {
         /// Takes a prompt that is to wait, and writes it to the disk.
         fn save(&mut self, id: &str, deadline: Option<Instant>) -> u64 {
             let number = self.receive(id);
-            let way = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
+            let route = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
             let (client, work, received) = ("-".into(), Work::Ask("hello".into()), self.clock.now);
-            let prompt = BacklogPrompt {
-                client,
-                route: way,
-                work,
-                priority: Priority::Normal,
-                received,
-                is_qos_1: true,
-            };
+            let prompt =
+                BacklogPrompt { client, route, work, priority: Priority::Normal, received, is_qos_1: true };
             self.backlog.push(number, prompt);
             self.dedup.mark_saved(number);
             number

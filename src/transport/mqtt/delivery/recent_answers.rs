@@ -1,29 +1,30 @@
-//! The answers that were given lately, in case their prompts come again.
+//! The latest answers, for prompts that are received again.
 //!
-//! Pure and bounded. Knows nothing of deliveries: an answer is found by its number, or by the name of its prompt.
+//! Pure and bounded. Deliberately knows nothing of deliveries: an answer is found by its number, or by the name of
+//! its prompt.
 
 use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Answers kept: twice what a broker may hold unacknowledged.
+/// Maximum number of answers: twice what a broker may have unacknowledged.
 const MAX_ANSWERS: usize = 512;
-/// Bytes of them all: a kilobyte each.
+/// Maximum size of all of them in bytes: one kilobyte each.
 const MAX_BYTES: usize = 512 << 10;
-/// How long an answer is given to the same request of the same client, instead of a computed one. Not for ever: a
-/// script may use one id, such as `"id":"ha"`, every day.
+/// How long an answer is reused for the same request of the same client. Not for ever: a script may use one id,
+/// such as `"id":"ha"`, every day.
 const REUSE_PERIOD: Duration = Duration::from_secs(600);
 
-/// An answer, and what its prompt is known by.
+/// An answer, and the keys of its prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredAnswer {
-    /// Tells it from other answers.
+    /// Identifies the answer.
     pub number: u64,
-    /// What its prompt is known by.
+    /// The keys of its prompt.
     pub keys: DedupKeys,
     /// The request's id.
     pub id: String,
-    /// The event, as JSON; empty where sending nothing is better than sending it again.
+    /// The event, as JSON; empty for an answer that must not be sent again.
     pub payload: Vec<u8>,
 }
 
@@ -36,7 +37,7 @@ impl StoredAnswer {
 #[derive(Debug)]
 struct Entry {
     answer: StoredAnswer,
-    /// While the same request gets it.
+    /// Until then the same request gets it.
     reusable_until: Instant,
 }
 
@@ -48,7 +49,7 @@ pub struct RecentAnswers {
 }
 
 impl RecentAnswers {
-    /// Keeps an answer that was given `age` ago.
+    /// Adds an answer that was delivered `age` ago.
     pub fn insert(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
         if let Some(at) = self.entries.iter().position(|entry| entry.answer.number == answer.number) {
             self.remove(at);
@@ -63,17 +64,17 @@ impl RecentAnswers {
         }
     }
 
-    /// Whether the answer of this number may be sent again.
+    /// Whether the answer of this number can be sent again.
     pub fn contains(&self, number: u64) -> bool {
         self.by_number(number).is_some()
     }
 
-    /// The answer of this number, if it may be sent again.
+    /// The answer of this number, if it can be sent again.
     pub fn by_number(&self, number: u64) -> Option<&StoredAnswer> {
         self.find(|entry| entry.answer.number == number)
     }
 
-    /// The latest answer to a request of this name.
+    /// The latest answer to a request of this name, within the reuse period.
     pub fn by_name(&self, name: u128, now: Instant) -> Option<&StoredAnswer> {
         self.find(|entry| entry.answer.keys.name == Some(name) && now < entry.reusable_until)
     }
@@ -83,7 +84,7 @@ impl RecentAnswers {
         Some(&entry.answer).filter(|answer| !answer.payload.is_empty())
     }
 
-    /// The answers, oldest first, and how long ago they were given.
+    /// The answers, oldest first, and the time since each was delivered.
     pub fn iter(&self, now: Instant) -> impl Iterator<Item = (&StoredAnswer, Duration)> {
         self.entries.iter().map(move |entry| (&entry.answer, age(entry, now)))
     }

@@ -1,20 +1,20 @@
-//! Which topics the broker refuses our publishes on, each to be logged once.
+//! The topics on which the broker refuses publishes, each to be logged once.
 //!
-//! Pure and bounded: a client chooses Response Topics, as many as it likes.
+//! Pure and bounded: clients choose Response Topics, as many as they like.
 
 use std::collections::BTreeSet;
 
-/// Most topics that are named on one connection.
+/// Maximum number of topics that are named in the log on one connection.
 const MAX_NAMED_TOPICS: usize = 16;
 
-/// The topics of this connection.
+/// The refused topics of this connection.
 #[derive(Debug, Default)]
 pub struct RefusedPublishes {
     topics: BTreeSet<String>,
 }
 
 impl RefusedPublishes {
-    /// A publish was refused for this reason. What to log, the first time for this topic.
+    /// Notes a refused publish and its reason. Returns what to log, the first time for this topic.
     pub fn refused(&mut self, topic: &str, reason: &str) -> Option<String> {
         if self.topics.len() > MAX_NAMED_TOPICS || !self.topics.insert(topic.to_owned()) {
             return None;
@@ -29,7 +29,7 @@ impl RefusedPublishes {
         ))
     }
 
-    /// The connection is gone: before the next one the access list may change.
+    /// The connection ended: the access list may have changed before the next one.
     pub fn disconnected(&mut self) {
         self.topics.clear();
     }

@@ -1,7 +1,6 @@
-//! Prompts between the broker and the worker: a message becomes an [`Inbound`], its events come
-//! back here and find their topic.
+//! Prompts that are with the worker: each is submitted as an [`Inbound`], and its events are received here.
 //!
-//! Knows nothing of the broker link: a prompt runs on while the link is down.
+//! Deliberately knows nothing of the broker link: a request continues while the link is down.
 
 use super::outbox::PromptId;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
@@ -17,32 +16,34 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-/// Events of one prompt between worker and door: some seconds of tokens. The worker cancels a
-/// prompt whose channel is full, and only a door that hangs lets it fill up.
+/// Capacity of one request's event channel: some seconds of tokens. The worker cancels a request whose channel is
+/// full, which only happens when the event loop hangs.
 const EVENT_CHANNEL_CAPACITY: usize = 256;
-/// A reply expires with its prompt, but not before the client had a moment to fetch it: an answer
-/// that the deadline cut off comes just after it.
+/// A reply expires with its prompt, but not before the client had a moment to receive it: an answer that was cut
+/// off by the deadline is published just after it.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
-/// Most Correlation Data, in bytes: it is kept with the prompt and repeated in every event.
+/// Maximum length of the Correlation Data in bytes: it is kept with the prompt and repeated in every event.
 const MAX_CORRELATION_BYTES: usize = 1024;
 
-/// Prompts of one client that are with the worker's queue at a time: one that is answered and the one after it. So
-/// clients take turns there too, whoever sent more.
+/// Maximum number of requests of one client in the worker's queue: one that is answered and the next one. So that
+/// queue is fair between clients too, whoever sent more prompts.
 const MAX_PER_CLIENT: usize = 2;
 
-/// Where the events of a prompt go.
+/// Where the events of a prompt are published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyRoute {
     pub id: String,
+    /// The topic of the replies.
     topic: String,
+    /// The prompt's Correlation Data.
     correlation: Option<Vec<u8>>,
     deadline: Option<Instant>,
 }
 
 impl ReplyRoute {
-    /// The way back to the sender of `message`, and what is wrong with the one it asked for; an
-    /// answer to that goes to the reply topic.
+    /// The route to the sender of `message`, and what is wrong with the Response Topic it named; the refusal of it
+    /// is published on the reply topic.
     pub fn new(
         message: &IncomingMessage,
         id: String,
@@ -66,7 +67,7 @@ impl ReplyRoute {
         (route, checked.map_err(|text| Refusal::new(Code::InvalidRequest, text)))
     }
 
-    /// The way back of a prompt that was read from the disk.
+    /// The route of a prompt that was read from disk.
     pub fn restored(
         id: String,
         topic: String,
@@ -97,12 +98,12 @@ impl ReplyRoute {
         self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    /// Memory that its texts take.
+    /// Memory of its texts in bytes.
     pub fn bytes(&self) -> usize {
         self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len)
     }
 
-    /// A reply on this way.
+    /// A reply on this route.
     pub fn packet(&self, payload: Vec<u8>, now: Instant) -> OutgoingMessage {
         OutgoingMessage {
             correlation: self.correlation.clone(),
@@ -112,10 +113,10 @@ impl ReplyRoute {
     }
 }
 
-/// Ids for requests that came without one.
+/// Makes ids for requests without one.
 #[derive(Debug)]
 pub struct IdGenerator {
-    /// Random, so that no id comes again after a restart, on a device without a clock either.
+    /// Random, so that no id is made again after a restart, also on a device without a clock.
     process: u64,
     count: u64,
 }
@@ -139,24 +140,24 @@ struct ActiveRequest {
     cancel: Cancel,
 }
 
-/// What the worker makes of a prompt.
+/// An event of a prompt that is with the worker.
 #[derive(Debug)]
 pub struct PromptEvent {
     pub prompt: PromptId,
     pub route: ReplyRoute,
     pub event: Event,
-    /// It ends the prompt only because the daemon stops.
+    /// The prompt ended only because the daemon stops.
     pub is_ended_by_shutdown: bool,
 }
 
-/// The prompts that are with the worker, or in its queue.
+/// The requests that are with the worker, or in its queue.
 #[derive(Debug)]
 pub struct ActiveRequests {
     requests: mpsc::Sender<Inbound>,
-    /// Prompts that may be on their way to the worker: the queue has room for so many.
+    /// Maximum number of requests that may be submitted at a time: the worker's queue has room for as many.
     window: usize,
     active: BTreeMap<PromptId, ActiveRequest>,
-    /// How many of them are each client's.
+    /// The number of them of each client.
     per_client: HashMap<String, usize>,
 }
 
@@ -170,34 +171,34 @@ impl ActiveRequests {
         self.active.is_empty()
     }
 
-    /// Whether one more may be handed on now.
+    /// Whether one more request may be submitted now.
     pub fn has_room(&self) -> bool {
         self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
     }
 
-    /// Whether one more of this client may be.
+    /// Whether one more request of this client may be submitted now.
     pub fn client_has_room(&self, client: &str) -> bool {
         self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
     }
 
-    /// Hands a request on that was `received` then.
+    /// Submits a request that was `received` then.
     pub fn start(
         &mut self,
         prompt: PromptId,
         request: Request,
         client: &str,
-        way: ReplyRoute,
+        route: ReplyRoute,
         received: Instant,
     ) {
         let mut request = request;
-        let wanted = way.deadline.map(|deadline| deadline.saturating_duration_since(received));
+        let wanted = route.deadline.map(|deadline| deadline.saturating_duration_since(received));
         request.timeout = request.timeout.into_iter().chain(wanted).min();
         let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
-        let reply = Reply::new(&way.id, &sender).expect("a new channel has room");
+        let reply = Reply::new(&route.id, &sender).expect("a new channel has room");
         let cancel = Cancel::default();
         let inbound = Inbound {
             request,
-            id: way.id.clone(),
+            id: route.id.clone(),
             client: format!("mqtt:{client}"),
             queue_key: format!("mqtt:{client}"),
             when_full: WhenFull::Wait,
@@ -206,17 +207,16 @@ impl ActiveRequests {
             cancel: cancel.clone(),
         };
         *self.per_client.entry(client.to_owned()).or_default() += 1;
-        self.active.insert(prompt, ActiveRequest { client: client.to_owned(), route: way, events, cancel });
+        self.active.insert(prompt, ActiveRequest { client: client.to_owned(), route, events, cancel });
         match self.requests.try_send(inbound) {
             Ok(()) => {}
-            // Not where `has_room` was asked. The reply that is dropped says so to the client.
+            // Impossible after `has_room`. The dropped reply sends an error to the client.
             Err(TrySendError::Full(_)) => log::error!("mqtt: a prompt was handed on without room for it"),
             Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
         }
     }
 
-    /// Stops the prompts of this id. Clients may share an id, and a cancellation does not say
-    /// whose prompt it means: all of them are stopped.
+    /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:\n    /// all of them are cancelled.
     pub fn cancel(&self, id: &str) {
         for running in self.active.values().filter(|running| running.route.id == id) {
             running.cancel.raise();
@@ -245,17 +245,17 @@ impl ActiveRequests {
         })
         .await;
         let running = &self.active[&prompt];
-        let way = running.route.clone();
-        // A reply says `internal` when it is dropped; a channel closed without that is the same.
+        let route = running.route.clone();
+        // A dropped reply sends `internal`; a channel closed without it is treated the same.
         let event = event.unwrap_or_else(|| {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            Event::Error { id: Some(way.id.clone()), refusal }
+            Event::Error { id: Some(route.id.clone()), refusal }
         });
         let cut_off = is_ended_by_shutdown(&event, &running.cancel);
         if event.is_last() {
             self.remove(prompt);
         }
-        PromptEvent { prompt, route: way, event, is_ended_by_shutdown: cut_off }
+        PromptEvent { prompt, route, event, is_ended_by_shutdown: cut_off }
     }
 }
 
@@ -268,7 +268,7 @@ fn is_ended_by_shutdown(event: &Event, cancel: &Cancel) -> bool {
     }
 }
 
-/// More comes at QoS 0 than is answered; a second later there may be room.
+/// The refusal of a prompt at QoS 0 where more are received than answered; a second later there may be room.
 pub fn qos_0_overload() -> Refusal {
     let text =
         "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
@@ -317,8 +317,8 @@ mod tests {
     #[test]
     fn a_refused_response_topic_is_answered_on_the_reply_topic() {
         let asked = IncomingMessage { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
-        let (way, checked) = way(&asked, Instant::now());
-        assert_eq!(way.topic, "bitnetd/cellar/reply/a");
+        let (route, checked) = way(&asked, Instant::now());
+        assert_eq!(route.topic, "bitnetd/cellar/reply/a");
         assert_eq!(checked.expect_err("a loop").code, Code::InvalidRequest);
     }
 
@@ -326,10 +326,10 @@ mod tests {
     fn a_reply_expires_with_its_prompt_but_can_be_fetched_at_the_deadline() {
         let now = Instant::now();
         let asked = IncomingMessage { expiry: Some(Duration::from_secs(60)), ..message() };
-        let (way, _) = way(&asked, now);
+        let (route, _) = way(&asked, now);
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(way.packet(vec![], at(10)).expires, Some(at(60)));
-        assert_eq!(way.packet(vec![], at(60)).expires, Some(at(65)));
+        assert_eq!(route.packet(vec![], at(10)).expires, Some(at(60)));
+        assert_eq!(route.packet(vec![], at(60)).expires, Some(at(65)));
     }
 
     #[test]
@@ -338,8 +338,8 @@ mod tests {
         let mut prompts = ActiveRequests::new(sender, 9);
         let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
-            let way = way(&asked, Instant::now()).0;
-            prompts.start(1, Request { timeout, ..request() }, "-", way, Instant::now());
+            let route = way(&asked, Instant::now()).0;
+            prompts.start(1, Request { timeout, ..request() }, "-", route, Instant::now());
             let given = requests.try_recv().expect("handed on").request.timeout;
             assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
         }
@@ -378,8 +378,8 @@ mod tests {
         let (sender, mut requests) = mpsc::channel(3);
         let mut prompts = ActiveRequests::new(sender, 9);
         for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
-            let way = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
-            prompts.start(number, request(), "-", way, Instant::now());
+            let route = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
+            prompts.start(number, request(), "-", route, Instant::now());
         }
         prompts.cancel("a");
         let raised: Vec<_> =

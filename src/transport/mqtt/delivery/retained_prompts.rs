@@ -1,32 +1,33 @@
-//! Retained prompts that a broker sends again at every subscription.
+//! Retained prompts that a broker delivers again at every subscription.
 //!
-//! Pure. MQTT 5 lets a subscriber leave retained messages out; MQTT 3.1.1 does not, and there the retain flag stands on
-//! nothing else. Each of them is refused once, and not on every connection.
+//! Pure. An MQTT 5 subscriber can exclude retained messages (Retain Handling, section 3.8.3.1); an MQTT 3.1.1
+//! subscriber cannot, and there only these messages have the RETAIN flag. Each of them is refused once, and not on
+//! every connection.
 
 use crate::config::MqttVersion;
 use crate::transport::mqtt::message::IncomingMessage;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
-/// Prompts that are remembered: more topics of one daemon than anybody retains a prompt on.
+/// Maximum number of prompts that are remembered: more than anybody retains on the topics of one daemon.
 const MAX_REMEMBERED: usize = 256;
 
 /// The retained prompts that were refused by this process.
 #[derive(Debug)]
 pub struct RetainedPrompts {
-    /// Whether the broker sends them again; `None` where it is told not to.
+    /// Hashes of the prompts; `None` with MQTT 5, where the broker does not deliver them.
     seen: Option<HashSet<u64>>,
     hasher: RandomState,
 }
 
 impl RetainedPrompts {
-    /// None was refused yet.
+    /// Nothing was refused yet.
     pub fn new(version: MqttVersion) -> Self {
         let seen = (version == MqttVersion::V311).then(HashSet::new);
         RetainedPrompts { seen, hasher: RandomState::new() }
     }
 
-    /// Whether the message is a retained prompt that was refused before; takes note of one that was not.
+    /// Whether the message is a retained prompt that was refused before; notes one that was not.
     pub fn is_known_retained(&mut self, message: &IncomingMessage) -> bool {
         let Some(seen) = self.seen.as_mut().filter(|_| message.retained) else { return false };
         if seen.len() >= MAX_REMEMBERED {

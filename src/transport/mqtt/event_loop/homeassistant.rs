@@ -1,8 +1,7 @@
-//! What the desk does for Home Assistant: it passes on what `discovery` says, and what comes over its controls.
+//! What the event loop does for Home Assistant: publishes what `homeassistant` returns, and passes on what happened
+//! to it.
 
 use super::{EventLoop, random_fraction};
-use crate::protocol::json::{self, Cancelled};
-use crate::transport::Command;
 use crate::transport::mqtt::homeassistant::{DescriptionResult, HomeAssistant, SensorPresence, Task};
 use crate::transport::mqtt::link::Disconnect;
 use crate::transport::mqtt::message::IncomingMessage;
@@ -11,16 +10,17 @@ use crate::transport::mqtt::topics::TopicFilter;
 use std::time::{Instant, SystemTime};
 
 impl EventLoop {
+    /// Whether the description may be published now: online, and not about to close.
     fn may_publish_description(&self) -> bool {
         self.link.is_online() && self.flush_deadline.is_none()
     }
 
-    /// When [`Desk::tell_home`] has something to do.
+    /// When [`EventLoop::run_homeassistant_task`] has something to do.
     pub(super) fn homeassistant_due(&self) -> Option<Instant> {
         self.homeassistant.as_ref().and_then(HomeAssistant::due).filter(|_| self.may_publish_description())
     }
 
-    /// What to subscribe to for Home Assistant.
+    /// The birth topics to subscribe to.
     pub(super) fn birth_filters(&mut self) -> Vec<TopicFilter> {
         let filters = self.homeassistant.as_mut().map_or(Ok(Vec::new()), HomeAssistant::filters);
         filters.unwrap_or_else(|text| {
@@ -29,7 +29,7 @@ impl EventLoop {
         })
     }
 
-    /// What the broker says of that.
+    /// Handles the SUBACK for the birth topics.
     pub(super) fn on_birth_suback(&mut self, granted: Option<Result<(), String>>) {
         let reported = self
             .homeassistant
@@ -41,19 +41,19 @@ impl EventLoop {
         }
     }
 
-    /// Whether the broker is still to say it.
+    /// Whether that SUBACK is outstanding.
     pub(super) fn is_birth_subscription_pending(&self) -> bool {
         self.homeassistant.as_ref().is_some_and(HomeAssistant::is_birth_pending)
     }
 
-    /// A new connection.
+    /// Handles a new connection.
     pub(super) fn homeassistant_connected(&mut self, now: Instant) {
         if let Some(homeassistant) = &mut self.homeassistant {
             homeassistant.connected(now);
         }
     }
 
-    /// The connection is gone.
+    /// Handles the end of the connection.
     pub(super) fn homeassistant_disconnected(&mut self, disconnect: &Disconnect, now: Instant) {
         let reported = self
             .homeassistant
@@ -62,7 +62,7 @@ impl EventLoop {
         self.log_description_problem(reported);
     }
 
-    /// Says why the description is given up. Where it is not wanted there, it most likely never was.
+    /// Logs why the description is given up. Where it is not wanted, it most likely was never published.
     fn log_description_problem(&self, text: Option<String>) {
         let is_wanted = self.homeassistant.as_ref().is_some_and(HomeAssistant::is_wanted);
         let level = if is_wanted { log::Level::Warn } else { log::Level::Info };
@@ -71,16 +71,17 @@ impl EventLoop {
         }
     }
 
-    /// Whether a message is Home Assistant's word of itself.
+    /// Handles a message that may be on a birth topic; returns whether it was.
     pub(super) fn on_birth_message(&mut self, message: &IncomingMessage, now: Instant) -> bool {
-        let discovery =
-            self.homeassistant.as_mut().filter(|homeassistant| homeassistant.is_birth_topic(&message.topic));
-        discovery
-            .map(|discovery| discovery.on_birth_message(&message.payload, now, random_fraction()))
-            .is_some()
+        let homeassistant = self.homeassistant.as_mut();
+        let Some(homeassistant) = homeassistant.filter(|ours| ours.is_birth_topic(&message.topic)) else {
+            return false;
+        };
+        homeassistant.on_birth_message(&message.payload, now, random_fraction());
+        true
     }
 
-    /// Takes note of the sensors that answer, and of the interval of reports.
+    /// Notes the sensors with a reading, and the report interval.
     pub(super) fn update_sensors(&mut self, now: Instant) {
         if let Some(homeassistant) = &mut self.homeassistant {
             let sensors = SensorPresence::detected(&self.context.local_telemetry.host());
@@ -88,7 +89,7 @@ impl EventLoop {
         }
     }
 
-    /// Does what is due to Home Assistant.
+    /// Does what is due for Home Assistant.
     pub(super) fn run_homeassistant_task(&mut self, now: Instant) {
         if !self.may_publish_description() {
             return;
@@ -111,7 +112,7 @@ impl EventLoop {
         }
     }
 
-    /// Whether the broker's word of a row was of the description.
+    /// Handles a PUBACK that may be for the description; returns whether it was.
     pub(super) fn on_description_puback(&mut self, entry: u64, result: &Result<(), String>) -> bool {
         let address = self.broker_address();
         let Some(homeassistant) = &mut self.homeassistant else { return false };
@@ -127,55 +128,4 @@ impl EventLoop {
         }
         true
     }
-
-    pub(super) fn on_cancel(&mut self, message: &IncomingMessage) {
-        if is_ignored_command(message) {
-            return;
-        }
-        match json::cancel_topic(&message.payload) {
-            Ok(Cancelled::Id(id)) => self.cancel(&id),
-            Ok(Cancelled::Running) => self.send_command(message, Command::CancelRunning),
-            // What came is not repeated: it may be a prompt that was sent to the wrong topic.
-            Err(_) => {
-                let topic = self.topics.cancel();
-                log::warn!(
-                    "{topic}: not understood; send an object with the request's id, or \"running\": true"
-                );
-            }
-        }
-    }
-
-    pub(super) fn on_thread_limit(&self, message: &IncomingMessage) {
-        if is_ignored_command(message) {
-            return;
-        }
-        let (topic, most) = (self.topics.threads(), self.context.threads);
-        match json::thread_limit(&message.payload) {
-            Ok(threads) if (1..=most).contains(&threads) => {
-                self.send_command(message, Command::Threads(threads));
-            }
-            Ok(threads) => log::warn!("{topic}: {threads} is outside 1 to {most}, which is budget.threads"),
-            Err(refusal) => log::warn!("{topic}: {}", refusal.message),
-        }
-    }
-
-    fn send_command(&self, message: &IncomingMessage, control: Command) {
-        if self.context.commands.try_send(control).is_err() {
-            let topic = String::from_utf8_lossy(&message.topic);
-            log::warn!("{topic}: ignored, too many came at once; send it again");
-        }
-    }
-}
-
-/// What the broker kept is of another day, and would come again at each start. Says so; but an empty payload is
-/// how it is taken back.
-fn is_ignored_command(message: &IncomingMessage) -> bool {
-    if message.payload.is_empty() {
-        return true;
-    }
-    if message.retained {
-        let topic = String::from_utf8_lossy(&message.topic);
-        log::warn!("{topic}: ignored, it is retained; publish it without retain");
-    }
-    message.retained
 }

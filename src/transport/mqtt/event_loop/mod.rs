@@ -1,8 +1,9 @@
-//! The desk where everything meets: one thing happens at a time, and what follows is done at once.
+//! The MQTT event loop: waits for one event at a time, and does at once what follows from it.
 //!
-//! Decides nothing by itself; it carries what one part says to the others. What concerns prompts is in `delivery`, what
-//! concerns Home Assistant in `home`.
+//! Decides nothing by itself; it passes what one module returns on to the others. `prompts` handles prompts, `commands` cancellations and thread limits, `homeassistant` the device's entry there. Deliberately knows nothing
+//! of rumqttc and of files.
 
+mod commands;
 mod homeassistant;
 mod prompts;
 
@@ -31,23 +32,23 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 
-/// Time for the goodbye on a clean stop, after all replies are out: a round trip or two.
+/// Time for the DISCONNECT at a clean stop, after all replies are sent: a round trip or two.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time for the disk at start and at a stop: a slow card is waited for, one that hangs is not.
+/// Time for the disk at start and at a stop: a slow card is waited for, a hanging one is not.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Prompts that the broker may deliver before one is acknowledged. Above the 20 of mosquitto, so that its own limit
-/// counts, and far below its usual queue.
+/// The Receive Maximum: prompts that the broker may deliver before one is acknowledged. Above the 20 of mosquitto,
+/// so that its own limit applies, and far below its usual queue.
 const RECEIVE_MAXIMUM: u16 = 64;
-/// Everything the door changes.
+/// The state of the MQTT front end.
 pub(super) struct EventLoop {
     context: MqttContext,
     topics: Topics,
     link: Link,
     shared_subscription: SharedSubscription,
     connection: Option<Connection>,
-    /// Of the present connection.
+    /// Those of the present connection.
     limits: PublishLimits,
-    /// Whether the broker keeps messages.
+    /// Whether the broker supports retained messages.
     has_retained_messages: bool,
     outbox: Outbox,
     alert_queue: AlertQueue,
@@ -55,14 +56,15 @@ pub(super) struct EventLoop {
     backlog: Backlog,
     active_requests: ActiveRequests,
     subscription_check: SubscriptionCheck,
-    /// Whether the broker has shared subscriptions, as far as it says.
+    /// Whether the broker supports shared subscriptions, as far as it says.
     has_shared_subscriptions: bool,
     retained_prompts: RetainedPrompts,
-    /// `None` where Home Assistant is nothing to us.
+    /// `None` where Home Assistant is not told anything.
     homeassistant: Option<HomeAssistant>,
     answer_log: AnswerLog,
     ids: IdGenerator,
     status: MqttLink,
+    /// When the closing link stops sending what is left; `None` until it is to close.
     flush_deadline: Option<Instant>,
 }
 
@@ -76,7 +78,7 @@ impl EventLoop {
             connection: None,
             limits: PublishLimits { packet: usize::MAX, window: 0 },
             has_retained_messages: true,
-            // Far from the numbers that an earlier process left on disk.
+            // Random, so far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
             alert_queue: AlertQueue::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
@@ -88,7 +90,7 @@ impl EventLoop {
             homeassistant: context
                 .homeassistant
                 .as_ref()
-                .map(|home| HomeAssistant::new(&context, home, &topics)),
+                .map(|info| HomeAssistant::new(&context, info, &topics)),
             answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
             ids: IdGenerator::new(),
             status: MqttLink::default(),
@@ -98,8 +100,8 @@ impl EventLoop {
         }
     }
 
-    /// Takes over the answers of an earlier process, before the first connection: then a prompt that
-    /// the broker delivers again finds its answer.
+    /// Restores the answers of an earlier process before the first connection, so that a redelivered prompt finds
+    /// its answer.
     pub async fn load(&mut self) {
         self.save();
         if self.answer_log.is_busy()
@@ -109,8 +111,8 @@ impl EventLoop {
         }
     }
 
-    /// Waits for one thing and does what follows from it. Nothing is awaited while it is done, so
-    /// no part of it can wait for another.
+    /// Waits for one event and does what follows from it. Nothing is awaited meanwhile, so no module can block
+    /// another.
     pub async fn step(&mut self) {
         self.context.heartbeat.beat();
         self.run_homeassistant_task(Instant::now());
@@ -144,7 +146,7 @@ impl EventLoop {
         }
     }
 
-    /// Hands the connection what is due, as far as it has room; there is a next time.
+    /// Hands the connection what is due, as far as its request channel has room; the rest follows later.
     fn exchange(&mut self, now: Instant) {
         self.queue_alerts();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
@@ -176,7 +178,7 @@ impl EventLoop {
         self.alert_queue.put(alert.kind.name(), serde_json::to_vec(alert).expect("an alert is plain data"));
     }
 
-    /// Gives what the broker does not know yet a place in the outbox, which forgets it with the connection.
+    /// Puts alerts that the broker does not have into the outbox, which drops them with the connection.
     fn queue_alerts(&mut self) {
         if self.link.is_online() {
             let (outbox, topic) = (&mut self.outbox, self.topics.alert());
@@ -186,7 +188,7 @@ impl EventLoop {
         }
     }
 
-    /// Hands the disk what is due.
+    /// Starts the disk job that is due.
     fn save(&mut self) {
         let EventLoop { answer_log: log, dedup, backlog, outbox, .. } = self;
         let clock = Clock::read();
@@ -202,7 +204,7 @@ impl EventLoop {
         let Some(contents) = finished.contents else { return };
         match contents.session {
             Some(session) if self.link.counts().0 == 0 => self.dedup.set_session(session),
-            // The disk told of it too late: by now packet ids are of another number.
+            // The file was read too late: by now packet identifiers belong to another session.
             _ => self.answer_log.append_record(&Record::Session(self.dedup.session())),
         }
         if !contents.answers.is_empty() || !contents.prompts.is_empty() {
@@ -275,7 +277,7 @@ impl EventLoop {
         }
         self.status.subscribed = false;
         self.has_shared_subscriptions = broker.has_shared_subscriptions;
-        // Also where the session is kept: a broker that came back from an older save has an older session.
+        // Also where the session is resumed: a broker that was restored from a backup has an older session.
         self.subscribe();
         self.publish_availability("online");
         let info = OutgoingMessage::json(self.topics.info(), self.context.info.clone());
@@ -284,7 +286,8 @@ impl EventLoop {
         self.publish_telemetry();
     }
 
-    /// Asks for all that is to reach us. On a new connection before `online`, which says that prompts are read.
+    /// Subscribes to everything. On a new connection before `online` is published, which says that prompts are
+    /// received.
     fn subscribe(&mut self) {
         let shared = self.shared_subscription.request(self.has_shared_subscriptions).unwrap_or_else(|text| {
             self.report_problem(&text);
@@ -328,14 +331,14 @@ impl EventLoop {
         }
     }
 
-    /// What the broker keeps of an earlier prefix or group is answered, and no more of it asked for.
+    /// A message stored for an earlier prefix or group is answered, and its subscription is ended.
     fn drop_stale_subscriptions(&self, topic: &[u8]) {
         let filters = self.topics.stale_filters(topic);
         let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
         let topic = String::from_utf8_lossy(topic);
         log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.broker_address());
         for filter in &filters {
-            // Where there is no room the next message asks again.
+            // If the request channel is full, the next message leads here again.
             connection.unsubscribe(filter);
         }
     }
@@ -354,7 +357,7 @@ impl EventLoop {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
-        // Asked for both at once, Home Assistant's births are left out first.
+        // Where both were requested at once, Home Assistant's birth topics are left out first.
         self.shared_subscription.disconnected(!self.is_birth_subscription_pending());
         self.homeassistant_disconnected(disconnect, Instant::now());
         self.outbox.disconnected(disconnect.is_by_broker());
@@ -380,7 +383,7 @@ impl EventLoop {
             return self.dedup.ack_only(message.packet);
         }
         match self.topics.parse_with_client(&message.topic, message.client.as_deref()) {
-            // How a retained message is taken back: nothing is asked, and nobody waits for an answer.
+            // An empty message removes a retained one: it is no prompt, and nobody waits for an answer.
             Some(TopicKind::Prompt(_)) if message.payload.is_empty() => self.dedup.ack_only(message.packet),
             Some(TopicKind::Prompt(client)) => self.on_prompt(message, &client, now),
             Some(TopicKind::Cancel) => {
@@ -391,12 +394,12 @@ impl EventLoop {
                 self.on_thread_limit(message);
                 self.dedup.ack_only(message.packet);
             }
-            // Nothing that anybody asks.
+            // None of the device's topics.
             None => self.dedup.ack_only(message.packet),
         }
     }
 
-    /// Does what is due to know that prompts reach us.
+    /// Does what the subscription check requires now.
     fn run_subscription_check(&mut self, now: Instant) {
         if !self.link.is_online() {
             return;
@@ -430,7 +433,7 @@ impl EventLoop {
         self.context.draining.is_cancelled() || self.flush_deadline.is_some()
     }
 
-    /// Telemetry is at QoS 0 and bypasses the outbox: a later report says more than a kept one.
+    /// Telemetry is published at QoS 0 and bypasses the outbox: the next report is more useful than a late one.
     fn publish_telemetry(&mut self) {
         let report = self.context.reports.borrow_and_update().clone();
         if let Some(report) = report {
@@ -476,13 +479,13 @@ impl EventLoop {
         });
     }
 
-    /// Whether what was left is sent, or its time is up.
+    /// Whether everything left is sent, or the time for that is over.
     pub fn is_finished(&self, now: Instant) -> bool {
         let done = self.outbox.is_empty() && self.active_requests.is_empty();
         self.flush_deadline.is_some_and(|deadline| done || now >= deadline)
     }
 
-    /// Says `offline` and goodbye, so that the last will is not needed.
+    /// Publishes `offline` and sends a DISCONNECT, so that the last will is not needed; then saves what is left.
     pub async fn close(&mut self) {
         if self.link.is_online() {
             self.publish_availability("offline");
@@ -507,7 +510,7 @@ impl EventLoop {
         }
     }
 
-    /// Messages that still come are not acknowledged: the broker keeps them for the next start.
+    /// Messages that are still received are not acknowledged: the broker keeps them for the next start.
     async fn send_disconnect(&mut self) {
         let mut asked = false;
         loop {
@@ -528,7 +531,7 @@ impl EventLoop {
     }
 }
 
-/// What happens next on the connection; without one, nothing ever.
+/// The next event of the connection; never returns without one.
 async fn next_event(connection: &mut Option<Connection>) -> Result<ConnectionEvent, Disconnect> {
     match connection {
         Some(connection) => connection.next().await,
@@ -543,12 +546,12 @@ async fn sleep_until_due(due: Option<Instant>) {
     }
 }
 
-/// From 0 to 1.
+/// A random number from 0 to 1.
 fn random_fraction() -> f64 {
     random() as f64 / u64::MAX as f64
 }
 
-/// Every `RandomState` has keys of its own.
+/// Every `RandomState` has random keys of its own.
 fn random() -> u64 {
     RandomState::new().hash_one(())
 }

@@ -1,5 +1,5 @@
-//! Prompts from their message to their last event: told from redeliveries, put in the backlog, handed to the worker in
-//! turns, and settled when the broker has the answer.
+//! Prompts from their message to their last event: told from redeliveries, put into the backlog, submitted to the
+//! worker, and settled when the broker has the answer.
 
 use super::EventLoop;
 use crate::protocol::partial::id_of_truncated;
@@ -15,15 +15,15 @@ use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
 use std::time::Instant;
 
-/// Prompts that may wait without an acknowledgement: the usual few are not written to the disk. Where more wait, they are
-/// written and acknowledged, so that the broker hands over those behind them. Less than half of what mosquitto hands over
-/// at a time, which is 20.
+/// Prompts that may wait without an acknowledgement: the usual few are not written to disk. Where more wait, they
+/// are written and acknowledged, so that the broker delivers those after them. Less than half of what mosquitto has
+/// in flight at a time, which is 20.
 const UNSAVED_PROMPTS: usize = 8;
-/// Replies that wait for the broker; with more, prompts at QoS 0 are ignored instead of refused.
+/// With more entries in the outbox than this, prompts at QoS 0 are dropped instead of refused.
 const OUTBOX_LEN_FOR_REFUSALS: usize = 32;
 
 impl EventLoop {
-    /// Ends what the broker has the answer of.
+    /// Settles the prompts whose answer the broker has.
     pub(super) fn settle_delivered(&mut self, now: Instant) {
         for (prompt, outcome) in self.outbox.take_settled() {
             if self.dedup.durable_keys(prompt).is_some() {
@@ -37,8 +37,8 @@ impl EventLoop {
         }
     }
 
-    /// Where more prompts wait than the broker hands over at a time, writes them to the disk. They are acknowledged once
-    /// they are there.
+    /// Where more prompts wait than the broker has in flight at a time, writes them to disk. They are acknowledged
+    /// once they are saved.
     pub(super) fn save_unacknowledged(&mut self) {
         if self.dedup.awaiting_answer() <= UNSAVED_PROMPTS
             || !self.answer_log.is_durable()
@@ -72,15 +72,15 @@ impl EventLoop {
         }
         let stored_id = || self.dedup.stored_answer(prompt, now).map(|answer| answer.id);
         let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.next_id());
-        let (way, checked) = ReplyRoute::new(message, id, &self.topics, now);
+        let (route, checked) = ReplyRoute::new(message, id, &self.topics, now);
         let has_room = self.backlog.has_room(is_assured);
         let priority = read.as_ref().map_or(Priority::Normal, |request| request.priority);
         let work = match checked.and_then(|()| self.admit(message, read)) {
-            Ok(_) if !has_room && !is_assured => return self.refuse_at_qos_0(prompt, &way),
+            Ok(_) if !has_room && !is_assured => return self.refuse_at_qos_0(prompt, &route),
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 self.context.local_telemetry.refused();
-                let event = Event::Error { id: Some(way.id.clone()), refusal };
+                let event = Event::Error { id: Some(route.id.clone()), refusal };
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
         };
@@ -93,12 +93,13 @@ impl EventLoop {
         let client = client.to_owned();
         self.backlog.push(
             prompt,
-            BacklogPrompt { client, route: way, work, priority, received: now, is_qos_1: is_assured },
+            BacklogPrompt { client, route, work, priority, received: now, is_qos_1: is_assured },
         );
         self.start_requests(now);
     }
 
-    /// More comes at QoS 0 than is answered. The sender is told so, as long as the broker takes that.
+    /// More prompts are received at QoS 0 than are answered. The sender is told, as long as the broker accepts the
+    /// refusals.
     fn refuse_at_qos_0(&mut self, prompt: PromptId, route: &ReplyRoute) {
         if self.outbox.len() >= OUTBOX_LEN_FOR_REFUSALS {
             return self.drop_at_qos_0(prompt);
@@ -135,7 +136,7 @@ impl EventLoop {
         if self.is_stopping() { Err(Refusal::shutting_down()) } else { Ok(request) }
     }
 
-    /// Hands on the prompts whose turn it is, as far as the worker has room for them and the broker takes answers.
+    /// Submits the prompts that are next, as far as the worker has room for them and the broker accepts answers.
     pub(super) fn start_requests(&mut self, now: Instant) {
         if self.is_stopping() {
             return self.defer_waiting();
@@ -147,15 +148,15 @@ impl EventLoop {
         }
     }
 
-    /// Begins a prompt: sends what is ready, and has the rest computed.
+    /// Starts one prompt: publishes a stored answer or a refusal, or submits the request.
     fn start_request(&mut self, number: PromptId, now: Instant) {
-        let Some(BacklogPrompt { client, route: way, work, received, .. }) = self.backlog.get(number) else {
+        let Some(BacklogPrompt { client, route, work, received, .. }) = self.backlog.get(number) else {
             return;
         };
-        let way = way.clone();
+        let route = route.clone();
         if let Some(answer) = self.dedup.stored_answer(number, now) {
             self.status.resent += 1;
-            self.outbox.push_last(number, &way.id, way.packet(answer.payload, now));
+            self.outbox.push_last(number, &route.id, route.packet(answer.payload, now));
             return self.backlog.remove(number);
         }
         if let Some(leader) = self.dedup.leader(number) {
@@ -163,24 +164,26 @@ impl EventLoop {
         }
         let request = match work {
             Work::Refuse(event) => {
-                let packet = way.packet(event.clone().into_bytes(), now);
+                let packet = route.packet(event.clone().into_bytes(), now);
                 self.dedup.mark_refused(number);
-                return self.send_last_event(number, &way, packet);
+                return self.send_last_event(number, &route, packet);
             }
             Work::Ask(text) => json::request_or_text(text.as_bytes()),
         };
         match request {
-            Ok(_) if way.is_expired(now) => {
+            Ok(_) if route.is_expired(now) => {
                 let refusal = Refusal::new(Code::Timeout, "the message expired while it waited for its turn");
-                self.send_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal });
+                self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal });
             }
-            Ok(request) => self.active_requests.start(number, request, client, way, *received),
-            // It was read before; only another version of the daemon reads it otherwise.
-            Err(refusal) => self.send_event(number, &way, Event::Error { id: Some(way.id.clone()), refusal }),
+            Ok(request) => self.active_requests.start(number, request, client, route, *received),
+            // It was parsed before; only another version of the daemon may parse it differently.
+            Err(refusal) => {
+                self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal })
+            }
         }
     }
 
-    /// The daemon stops: what waits is left to the broker, or to the next process.
+    /// The daemon stops: waiting prompts are left to the broker, or to the next process.
     fn defer_waiting(&mut self) {
         for prompt in self.backlog.take_all_waiting() {
             let route = self.backlog.get(prompt).map(|prompt| prompt.route.clone());
@@ -193,7 +196,7 @@ impl EventLoop {
         }
     }
 
-    /// Stops the prompts of this id, those that wait and those that run.
+    /// Cancels the prompts of this id, waiting and running ones.
     pub(super) fn cancel(&mut self, id: &str) {
         self.active_requests.cancel(id);
         for prompt in self.backlog.take_waiting(id) {
@@ -203,14 +206,15 @@ impl EventLoop {
         }
     }
 
-    /// What the stop cuts off is not answered with an error: the broker, or the disk, keeps it for the next start.
+    /// A prompt that the shutdown ended is not answered with an error: the broker, or the disk, keeps it for the
+    /// next start.
     pub(super) fn on_prompt_event(&mut self, event: PromptEvent) {
-        let PromptEvent { prompt, route: way, event, is_ended_by_shutdown: cut_off } = event;
+        let PromptEvent { prompt, route, event, is_ended_by_shutdown: cut_off } = event;
         if cut_off && self.dedup.defer(prompt) {
             self.backlog.remove(prompt);
-            log::info!(REQUEST_ID = way.id.as_str(); "left for the next start");
+            log::info!(REQUEST_ID = route.id.as_str(); "left for the next start");
         } else {
-            self.send_event(prompt, &way, event);
+            self.send_event(prompt, &route, event);
         }
     }
 
@@ -225,7 +229,7 @@ impl EventLoop {
         self.send_last_event(prompt, route, packet);
     }
 
-    /// Has the last event of a prompt sent, after it is on disk.
+    /// Publishes the last event of a prompt, once it is on disk.
     fn send_last_event(&mut self, prompt: PromptId, route: &ReplyRoute, packet: OutgoingMessage) {
         self.backlog.remove(prompt);
         let entry = self.outbox.push_last(prompt, &route.id, packet);
@@ -238,8 +242,8 @@ impl EventLoop {
     }
 }
 
-/// Whether asking the same again is to get the same again: not after a refusal, nor what a time limit
-/// or a cancellation left.
+/// Whether the same request again is to get the same answer: not after a refusal, and not what was cut off by a
+/// time limit or a cancellation.
 fn is_answer(event: &Event) -> bool {
     match event {
         Event::Done(done) => !matches!(done.finish_reason, FinishReason::Cancelled | FinishReason::Timeout),

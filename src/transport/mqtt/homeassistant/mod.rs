@@ -91,7 +91,7 @@ pub(super) enum DescriptionResult {
 impl HomeAssistant {
     pub fn new(context: &MqttContext, homeassistant: &HomeAssistantInfo, topics: &Topics) -> Self {
         let (prefix, device) = (&context.config.discovery_prefix, &context.device);
-        let subject = DeviceInfo {
+        let device_info = DeviceInfo {
             device: device.clone(),
             topics: topics.clone(),
             model: homeassistant.model.clone(),
@@ -101,7 +101,7 @@ impl HomeAssistant {
         let birth_topics =
             [own_birth, BIRTH_TOPIC.to_owned()].into_iter().take(1 + usize::from(prefix != "homeassistant"));
         HomeAssistant {
-            device: subject,
+            device: device_info,
             topic: format!("{prefix}/device/{}/config", object_id(device)),
             birth_topics: birth_topics.collect(),
             birth_subscription: OptionalSubscription::default(),

@@ -58,29 +58,29 @@ fn at(start: Instant, seconds: u64) -> Instant {
 
 /// Connected, described, and the broker has it.
 fn settled(now: Instant) -> HomeAssistant {
-    let mut discovery = discovery();
-    discovery.connected(now);
-    packet(discovery.next_task(now));
-    discovery.mark_queued(7);
-    discovery.mark_sent(7, now);
-    assert_eq!(discovery.acknowledged(7, &Ok(()), now), Some(DescriptionResult::Taken));
-    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
-    assert_eq!((discovery.next_task(at(now, 99)), discovery.due()), (None, None));
-    discovery
+    let mut homeassistant = discovery();
+    homeassistant.connected(now);
+    packet(homeassistant.next_task(now));
+    homeassistant.mark_queued(7);
+    homeassistant.mark_sent(7, now);
+    assert_eq!(homeassistant.acknowledged(7, &Ok(()), now), Some(DescriptionResult::Taken));
+    assert_eq!(homeassistant.next_task(at(now, 2)), Some(Task::Report));
+    assert_eq!((homeassistant.next_task(at(now, 99)), homeassistant.due()), (None, None));
+    homeassistant
 }
 
 #[test]
 fn a_connection_begins_with_the_description_and_a_report_follows() {
     let now = Instant::now();
-    let mut discovery = discovery();
-    assert_eq!(discovery.next_task(now), None, "nobody to tell");
-    discovery.connected(now);
-    let text = packet(discovery.next_task(now));
+    let mut homeassistant = discovery();
+    assert_eq!(homeassistant.next_task(now), None, "nobody to tell");
+    homeassistant.connected(now);
+    let text = packet(homeassistant.next_task(now));
     assert_eq!((text.topic.as_str(), text.retain, text.json), (TOPIC, true, true));
     assert_eq!(json(&text)["device"]["identifiers"], serde_json::json!(["bitnetd_cellar"]));
-    assert_eq!(discovery.next_task(at(now, 1)), None);
-    assert_eq!(discovery.due(), Some(at(now, 2)));
-    assert_eq!(discovery.next_task(at(now, 2)), Some(Task::Report));
+    assert_eq!(homeassistant.next_task(at(now, 1)), None);
+    assert_eq!(homeassistant.due(), Some(at(now, 2)));
+    assert_eq!(homeassistant.next_task(at(now, 2)), Some(Task::Report));
     settled(now);
 }
 
@@ -104,8 +104,8 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 
 #[test]
 fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
-    let topics = |discovery: &mut HomeAssistant| -> Vec<String> {
-        let filters = discovery.filters().expect("nothing to say");
+    let topics = |homeassistant: &mut HomeAssistant| -> Vec<String> {
+        let filters = homeassistant.filters().expect("nothing to say");
         assert!(filters.iter().all(|filter| !filter.is_qos_1));
         filters.into_iter().map(|filter| filter.topic).collect()
     };
@@ -194,25 +194,25 @@ fn refused(homeassistant: &mut HomeAssistant, now: Instant) -> Option<String> {
 #[test]
 fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
     let now = Instant::now();
-    let mut discovery = discovery();
-    discovery.connected(now);
-    let text = refused(&mut discovery, now).expect("the first time");
+    let mut homeassistant = discovery();
+    homeassistant.connected(now);
+    let text = refused(&mut homeassistant, now).expect("the first time");
     let parts = [TOPIC, "NotAuthorized", "mqtt.discovery"];
     assert!(parts.into_iter().all(|part| text.contains(part)), "{text}");
-    discovery.on_birth_message(b"online", now, 0.0);
-    discovery.connected(at(now, 9));
+    homeassistant.on_birth_message(b"online", now, 0.0);
+    homeassistant.connected(at(now, 9));
     assert_eq!(
-        (discovery.next_task(at(now, 1)), discovery.next_task(at(now, 2))),
+        (homeassistant.next_task(at(now, 1)), homeassistant.next_task(at(now, 2))),
         (None, Some(Task::Report))
     );
-    assert_eq!((discovery.next_task(at(now, 3599)), discovery.due()), (None, Some(at(now, 3600))));
-    assert_eq!(refused(&mut discovery, at(now, 3600)), None, "said before");
-    assert_eq!(discovery.next_task(at(now, 7199)), Some(Task::Report));
-    packet(discovery.next_task(at(now, 7200)));
-    discovery.mark_queued(9);
-    assert_eq!(discovery.acknowledged(9, &Ok(()), at(now, 7200)), Some(DescriptionResult::Taken));
-    discovery.connected(at(now, 7201));
-    assert!(refused(&mut discovery, at(now, 7201)).is_some(), "it was taken in between");
+    assert_eq!((homeassistant.next_task(at(now, 3599)), homeassistant.due()), (None, Some(at(now, 3600))));
+    assert_eq!(refused(&mut homeassistant, at(now, 3600)), None, "said before");
+    assert_eq!(homeassistant.next_task(at(now, 7199)), Some(Task::Report));
+    packet(homeassistant.next_task(at(now, 7200)));
+    homeassistant.mark_queued(9);
+    assert_eq!(homeassistant.acknowledged(9, &Ok(()), at(now, 7200)), Some(DescriptionResult::Taken));
+    homeassistant.connected(at(now, 7201));
+    assert!(refused(&mut homeassistant, at(now, 7201)).is_some(), "it was taken in between");
 }
 
 #[test]
@@ -239,62 +239,62 @@ fn ended(homeassistant: &mut HomeAssistant, now: Instant, by_broker: bool, after
 #[test]
 fn a_broker_that_ends_the_connection_over_it_is_given_it_again_an_hour_later() {
     let now = Instant::now();
-    let mut discovery = discovery();
+    let mut homeassistant = discovery();
     for number in 1..=GIVE_UP {
         // A connection that ended by itself says nothing.
-        assert_eq!(ended(&mut discovery, now, false, 0), None);
-        assert_eq!(ended(&mut discovery, now, true, 0).is_some(), number == GIVE_UP);
+        assert_eq!(ended(&mut homeassistant, now, false, 0), None);
+        assert_eq!(ended(&mut homeassistant, now, true, 0).is_some(), number == GIVE_UP);
     }
-    assert_eq!(discovery.filters(), Ok(vec![]), "nor is it told when to");
-    discovery.connected(now);
-    assert_eq!((discovery.next_task(now), discovery.due()), (None, Some(at(now, 3600))));
-    assert_eq!(ended(&mut discovery, at(now, 3600), true, 1), None, "said before");
-    discovery.connected(at(now, 3602));
-    assert_eq!((discovery.next_task(at(now, 7200)), discovery.due()), (None, Some(at(now, 7201))));
+    assert_eq!(homeassistant.filters(), Ok(vec![]), "nor is it told when to");
+    homeassistant.connected(now);
+    assert_eq!((homeassistant.next_task(now), homeassistant.due()), (None, Some(at(now, 3600))));
+    assert_eq!(ended(&mut homeassistant, at(now, 3600), true, 1), None, "said before");
+    homeassistant.connected(at(now, 3602));
+    assert_eq!((homeassistant.next_task(at(now, 7200)), homeassistant.due()), (None, Some(at(now, 7201))));
 }
 
 #[test]
 fn a_connection_that_ends_before_it_was_handed_over_or_long_after_says_nothing_of_it() {
     let now = Instant::now();
-    let mut discovery = discovery();
+    let mut homeassistant = discovery();
     for _ in 0..2 * GIVE_UP {
-        assert_eq!(ended(&mut discovery, now, true, 30), None);
-        discovery.connected(now);
-        packet(discovery.next_task(now));
-        discovery.mark_queued(7);
-        discovery.mark_sent(6, now);
-        assert_eq!(discovery.disconnected(true, now), None);
+        assert_eq!(ended(&mut homeassistant, now, true, 30), None);
+        homeassistant.connected(now);
+        packet(homeassistant.next_task(now));
+        homeassistant.mark_queued(7);
+        homeassistant.mark_sent(6, now);
+        assert_eq!(homeassistant.disconnected(true, now), None);
     }
 }
 
 #[test]
 fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
     let now = Instant::now();
-    let mut discovery = discovery();
+    let mut homeassistant = discovery();
     for entry in 0..9 {
-        let filters = discovery.filters();
+        let filters = homeassistant.filters();
         assert_eq!(filters.is_ok_and(|filters| !filters.is_empty()), entry < 2);
-        discovery.connected(now);
-        packet(discovery.next_task(now));
-        discovery.mark_queued(entry);
-        discovery.mark_sent(entry, now);
+        homeassistant.connected(now);
+        packet(homeassistant.next_task(now));
+        homeassistant.mark_queued(entry);
+        homeassistant.mark_sent(entry, now);
         if entry >= 2 {
-            discovery.acknowledged(entry, &Ok(()), now);
+            homeassistant.acknowledged(entry, &Ok(()), now);
         }
-        assert_eq!(discovery.disconnected(true, now), None);
+        assert_eq!(homeassistant.disconnected(true, now), None);
     }
 }
 
 #[test]
 fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
     let now = Instant::now();
-    let mut discovery = discovery();
-    discovery.connected(now);
-    let size = packet(discovery.next_task(now)).size();
-    let text = discovery.too_large(size, 100, now).expect("said");
+    let mut homeassistant = discovery();
+    homeassistant.connected(now);
+    let size = packet(homeassistant.next_task(now)).size();
+    let text = homeassistant.too_large(size, 100, now).expect("said");
     assert!(text.contains(&size.to_string()) && text.contains("100"), "{text}");
-    discovery.connected(now);
-    assert_eq!((discovery.next_task(at(now, 9)), discovery.due()), (None, Some(at(now, 3600))));
+    homeassistant.connected(now);
+    assert_eq!((homeassistant.next_task(at(now, 9)), homeassistant.due()), (None, Some(at(now, 3600))));
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! The file of answers: read once, appended to, replaced whole now and then.
+//! The log file: read once, appended to, and rewritten as a whole now and then.
 //!
-//! Blocks, so it is called on the thread for that. A power cut at any moment leaves either the old
-//! file or the new one, and behind what was synced at most a piece of a line.
+//! All calls block. A power cut at any moment leaves either the old file or the new one, and after the synced bytes
+//! at most a part of a line. Deliberately knows nothing of when to rewrite.
 
 use super::folder::StateFolder;
 use super::record::{self, LogContents};
@@ -14,13 +14,13 @@ use std::path::Path;
 pub struct LogFile {
     folder: StateFolder,
     name: String,
+    /// The name under which a new file is written before it replaces the old one.
     temporary_name: String,
     file: fs::File,
 }
 
 impl LogFile {
-    /// Opens `path`, or makes it, and reads what it says, at most `largest` bytes. What is damaged is set aside beside it, as
-    /// `.corrupt`; then, as after a torn line, the caller is to [`File::replace`] before it appends.
+    /// Opens `path`, or creates it, and reads its records, at most `largest` bytes. A damaged file is copied to\n    /// `.corrupt` beside it; then, as after a torn line, the caller must call [`LogFile::replace`] before it appends.
     pub fn open(path: &Path, largest: u64) -> io::Result<(Self, LogContents)> {
         let folder = path.parent().expect("a file in a folder");
         let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
@@ -35,7 +35,7 @@ impl LogFile {
         }
         if contents.damaged > 0 {
             let corrupt = named(&path.with_extension("corrupt"));
-            // Best effort: what can be read matters more. Some file systems give no second name.
+            // Best effort: the readable records matter more. Some file systems have no hard links.
             if folder.link(&name, &corrupt).is_err() {
                 let _ = folder.create(&corrupt).and_then(|mut copy| copy.write_all(&bytes));
             }
@@ -44,25 +44,25 @@ impl LogFile {
         Ok((LogFile { folder, name, temporary_name: part, file }, contents))
     }
 
-    /// Whether the file is still where it was opened, and the lock still guards it.
+    /// Checks that the file is still where it was opened, and that the lock still protects it.
     pub fn check(&self) -> io::Result<()> {
         self.folder.check()?;
         self.folder.check_file(&self.name, &self.file)
     }
 
-    /// Writes at the end, and with `sync` waits until a power cut can no longer take it.
+    /// Appends lines, and with `sync` waits until a power cut can no longer lose them.
     pub fn append(&mut self, lines: &[u8], sync: bool) -> io::Result<()> {
         self.file.write_all(lines)?;
         if sync { self.file.sync_data() } else { Ok(()) }
     }
 
-    /// Puts a new file in the place of the old one.
+    /// Replaces the file with a new one.
     pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
         let mut file = self.folder.create(&self.temporary_name)?;
         let written = file.write_all(lines).and_then(|()| file.sync_all());
-        // The name as well as the bytes must outlive a power cut.
+        // The name as well as the bytes must survive a power cut.
         if let Err(error) = written.and_then(|()| self.folder.rename(&self.temporary_name, &self.name)) {
-            // On a full disk it would take the room that is needed.
+            // On a full disk it would take the space that is needed.
             let _ = self.folder.remove(&self.temporary_name);
             return Err(error);
         }

@@ -1,8 +1,7 @@
-//! The state folder: opened once, locked, and watched, so that what is saved is where its owner looks for it.
+//! The state directory: opened once, locked, and checked, so that what is saved is where its owner looks for it.
 //!
-//! Files are opened relative to the open folder and never through a link. Several stores may share a folder, each with
-//! a lock of its own name. Blocks, so it is called on the thread for that. Deliberately knows nothing of what the
-//! files hold.
+//! Files are opened relative to the open directory and never through a link. Several logs may share a directory,
+//! each with a lock of its own name. All calls block. Deliberately knows nothing of what the files contain.
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -13,38 +12,39 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a daemon that is ending may still hold the lock.
+/// How long a daemon that is stopping may still hold the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two tries of the lock.
+/// Time between two attempts to take the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// How often a lock file that another process removes in between is made anew.
+/// How often a lock file is created again that another process removes meanwhile.
 const LOCK_TRIES: usize = 100;
-/// Files of ours are private.
+/// All files are private.
 const FILE_MODE: u32 = 0o600;
 
-/// An open and locked folder.
+/// An open and locked directory.
 #[derive(Debug)]
 pub struct StateFolder {
     path: PathBuf,
-    /// The folder itself, whatever becomes of its name.
+    /// The directory itself, whatever happens to its name.
     open: fs::File,
     lock_name: String,
-    /// Held while the folder is; the data files are replaced and cannot carry a lock.
+    /// Held as long as the directory is open; the data files are replaced and cannot be locked themselves.
     lock: fs::File,
 }
 
 impl StateFolder {
-    /// Opens the folder at `path`, or makes it, private, and takes the lock of that name in it.
+    /// Opens the directory at `path`, or creates it, private, and takes the lock of that name in it.
     pub fn open(path: &Path, lock_name: &str) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        // The folder itself may be a link: systemd's StateDirectory= is one with DynamicUser=.
+        // The directory itself may be a link: systemd's StateDirectory= is one with DynamicUser=.
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let open = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let lock = take_lock(&open, lock_name)?;
         Ok(StateFolder { path: path.to_owned(), open, lock_name: lock_name.to_owned(), lock })
     }
 
-    /// Whether the folder's name, and the lock's, still lead to what was opened. The error says what happened.
+    /// Checks that the names of the directory and of the lock still refer to what was opened. The error says what
+    /// happened.
     pub fn check(&self) -> io::Result<()> {
         let found = fs::metadata(&self.path).map_err(|error| missing_error(&self.path, &error))?;
         if device_and_inode(&found) != device_and_inode(&self.open.metadata()?) {
@@ -53,7 +53,7 @@ impl StateFolder {
         self.check_file(&self.lock_name, &self.lock)
     }
 
-    /// Whether this name in the folder still leads to this open file.
+    /// Checks that this name in the directory still refers to this open file.
     pub fn check_file(&self, name: &str, file: &fs::File) -> io::Result<()> {
         let path = self.path.join(name);
         let found = fs::symlink_metadata(&path).map_err(|error| missing_error(&path, &error))?;
@@ -63,31 +63,31 @@ impl StateFolder {
         Err(io::Error::other(format!("{name} was replaced by another file while the daemon ran")))
     }
 
-    /// Opens a file for reading and appending, or makes it. What is no regular file is removed first.
+    /// Opens a file for reading and appending, or creates it. Anything but a regular file is removed first.
     pub fn append_to(&self, name: &str) -> io::Result<fs::File> {
         open_regular(&self.open, name, OFlags::RDWR | OFlags::APPEND)
     }
 
-    /// Makes an empty file in the place of whatever has the name.
+    /// Creates an empty file in place of whatever has the name.
     pub fn create(&self, name: &str) -> io::Result<fs::File> {
         self.remove(name)?;
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
         open_at(&self.open, name, flags)
     }
 
-    /// Gives a file another name, in the place of what has it, and waits until a power cut cannot undo that.
+    /// Renames a file over whatever has the name, and waits until a power cut cannot undo that.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         rustix::fs::renameat(&self.open, from, &self.open, to)?;
         self.open.sync_all()
     }
 
-    /// Gives a file a second name, in the place of what has it: needs no room on the disk.
+    /// Gives a file a second name, in place of whatever has it: this needs no space on the disk.
     pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
         self.remove(to)?;
         Ok(rustix::fs::linkat(&self.open, from, &self.open, to, AtFlags::empty())?)
     }
 
-    /// Removes a file or a link, if it is there.
+    /// Removes a file or a link, if it exists.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.open, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -114,13 +114,13 @@ fn name_error(name: &str, error: Errno) -> io::Error {
 }
 
 fn open_at(folder: &fs::File, name: &str, flags: OFlags) -> io::Result<fs::File> {
-    // A FIFO keeps nobody waiting; a link is refused.
+    // Opening a FIFO does not block; a link is refused.
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(FILE_MODE));
     opened.map(fs::File::from).map_err(|error| name_error(name, error))
 }
 
-/// Opens a regular file or makes it; a link, a FIFO or a device of that name is none of ours and makes room.
+/// Opens a regular file or creates it; a link, a FIFO or a device of that name is removed.
 fn open_regular(folder: &fs::File, name: &str, flags: OFlags) -> io::Result<fs::File> {
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) => match FileType::from_raw_mode(found.st_mode) {
@@ -150,7 +150,7 @@ fn take_lock(folder: &fs::File, name: &str) -> io::Result<fs::File> {
                 TryLockError::Error(error) => return Err(error),
             }
         }
-        // Somebody may have removed it between the two calls; then it guards nothing.
+        // Somebody may have removed it between the two calls; then the lock excludes nobody.
         let locked = file.metadata()?;
         match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if found.st_ino == locked.ino() => return Ok(file),

@@ -1,10 +1,9 @@
-//! Answers on disk, so that they outlive the process: written before they are published. And prompts of the inbox:
-//! written before they are acknowledged.
+//! The answer log: an append-only file of answers, written before they are published, and of inbox prompts, written
+//! before they are acknowledged.
 //!
-//! One thing is done on disk at a time, on the thread that may block, and what comes meanwhile goes
-//! with the next: a slow card delays answers and stops nothing. A disk that fails does not stop
-//! them either; they are published unsaved, it is said, and the disk is tried again. Knows nothing
-//! of the broker.
+//! One disk job runs at a time, on a blocking thread, and what is added meanwhile goes with the next job: a slow
+//! card delays answers and blocks nothing. A disk that fails does not block them either: they are published
+//! unsaved, the failure is logged, and the disk is retried. Deliberately knows nothing of the broker.
 
 mod file;
 pub mod folder;
@@ -20,50 +19,54 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// Between two tries of a disk that fails.
+/// Time between two attempts with a disk that fails.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
-/// Between two looks whether the file is still where it was opened.
+/// Time between two checks whether the file is still where it was opened.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// A disk that takes longer fails: an SD card that tidies up takes one second or two.
+/// A job that takes longer has failed: an SD card that erases blocks takes a second or two.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of the file beside those of prompts, which take up to four times their own in it: twice what counts, and text
-/// that JSON escapes.
+/// Maximum size of the file in bytes, apart from the prompts, which take up to four times their own size in it: a
+/// file may be twice its live records, and JSON escapes text.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// The file is written anew when it is larger than twice what still counts, and this: so what is
-/// written is never more than some three times what is said.
+/// The file is rewritten when it is larger than twice its live records and this many bytes: so at most about three
+/// times the answers' size is written.
 const REWRITE_SLACK: u64 = 512 << 10;
 
-/// The store of one device's answers.
+/// The log of one device.
 #[derive(Debug)]
 pub struct AnswerLog {
     path: Option<PathBuf>,
-    /// No file of ours has more bytes; reading it takes as much memory.
+    /// Maximum size of the file in bytes; reading it takes as much memory.
     largest: u64,
     disk: DiskWork,
-    /// Lines for the disk, of which these rows wait to be published.
+    /// Lines to be written.
     pending_lines: Vec<u8>,
+    /// Answers in these lines, which wait to be published.
     queued_answers: Vec<u64>,
     /// Prompts in these lines, which wait to be acknowledged.
     queued_prompts: Vec<u64>,
-    /// Rows that the disk is writing.
+    /// Answers that the running job writes.
     answers_being_written: Vec<u64>,
-    /// Prompts that the disk is writing.
+    /// Prompts that the running job writes.
     prompts_being_written: Vec<u64>,
-    /// Bytes in the file, and those that counted when it was opened or replaced.
+    /// Size of the file in bytes.
     file_bytes: u64,
+    /// Bytes of live records when the file was opened or rewritten.
     live_bytes: u64,
-    /// The file does not hold what it should.
+    /// The file does not contain everything it should.
     needs_rewrite: bool,
-    /// What it held at first was told.
+    /// The contents found at the first opening were returned.
     is_loaded: bool,
-    /// When the place of the file was last looked at.
+    /// When the file's place was checked last.
     last_checked: Instant,
+    /// What is wrong with the disk.
     problem: Option<String>,
 }
 
+/// What the disk is doing.
 #[derive(Debug)]
 enum DiskWork {
-    /// The owner wants nothing kept.
+    /// No state directory is configured.
     Disabled,
     Idle(LogFile),
     Busy {
@@ -78,10 +81,10 @@ enum DiskWork {
     },
 }
 
-/// The file, where there is one, and what came of the job.
+/// The file, where it is open, and the result of the job.
 type JobResult = (Option<LogFile>, io::Result<DiskJob>);
 
-/// What was done on disk.
+/// What a job did.
 #[derive(Debug)]
 enum DiskJob {
     Check,
@@ -90,21 +93,21 @@ enum DiskJob {
     Replace(u64),
 }
 
-/// What follows from a job's end.
+/// What follows from the end of a job.
 #[derive(Debug, Default)]
 pub struct DiskOutcome {
-    /// These rows may be published: they are saved, or cannot be.
+    /// These answers may be published: they are saved, or cannot be.
     pub answers_saved: Vec<u64>,
     /// These prompts may be acknowledged: they are saved.
     pub prompts_saved: Vec<u64>,
     /// Prompts that were to be saved are not.
     pub are_prompts_lost: bool,
-    /// What the file said when it was opened.
+    /// The contents of the file, when it was opened.
     pub contents: Option<LogContents>,
 }
 
 impl AnswerLog {
-    /// A store in this file, to be opened at once; `None` keeps nothing. `inbox`: bytes of prompts that will be kept.
+    /// A log in this file, to be opened at once; `None` saves nothing. `inbox`: maximum bytes of the saved prompts.
     pub fn new(path: Option<PathBuf>, inbox: usize, now: Instant) -> Self {
         let disk = match path {
             Some(_) => DiskWork::Failed { file: None, until: now },
@@ -128,7 +131,7 @@ impl AnswerLog {
         }
     }
 
-    /// Whether what is kept now outlives the process.
+    /// Whether what is saved now survives the process.
     pub fn is_durable(&self) -> bool {
         match &self.disk {
             DiskWork::Idle(_) => true,
@@ -142,12 +145,12 @@ impl AnswerLog {
         self.problem.as_deref()
     }
 
-    /// Whether something is on its way to the disk, or waits for it.
+    /// Whether something is being written, or waits for that.
     pub fn is_busy(&self) -> bool {
         matches!(self.disk, DiskWork::Busy { is_late: false, .. }) || !self.pending_lines.is_empty()
     }
 
-    /// Keeps the answer of a row. `false`: it cannot be kept, and the row is to be published as it is.
+    /// Saves an answer. `false`: it cannot be saved, and is to be published as it is.
     pub fn save_answer(&mut self, answer: SavedAnswer) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
@@ -157,7 +160,7 @@ impl AnswerLog {
         is_durable
     }
 
-    /// Keeps a prompt. `false`: it cannot be kept, and is not to be acknowledged before its answer is.
+    /// Saves a prompt. `false`: it cannot be saved, and is not to be acknowledged before its answer is.
     pub fn save_prompt(&mut self, prompt: SavedPrompt) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
@@ -167,15 +170,14 @@ impl AnswerLog {
         is_durable
     }
 
-    /// Keeps what nobody waits for.
+    /// Appends a record that nobody waits for.
     pub fn append_record(&mut self, record: &Record) {
         if self.is_durable() {
             self.pending_lines.extend(record.line());
         }
     }
 
-    /// Begins what is to be done on disk, if anything; `all` makes the lines of everything that
-    /// counts.
+    /// Starts the next disk job, if there is something to do. `all` makes the lines of all live records.
     pub fn start_job(&mut self, now: Instant, all: impl FnOnce() -> Vec<u8>) {
         let is_long = self.file_bytes > 2 * self.live_bytes + REWRITE_SLACK;
         let job = match std::mem::replace(&mut self.disk, DiskWork::Disabled) {
@@ -206,7 +208,7 @@ impl AnswerLog {
     fn append(&mut self, file: LogFile) -> JoinHandle<JobResult> {
         let lines = std::mem::take(&mut self.pending_lines);
         self.begin_writing();
-        // What nobody waits for reaches the disk within the kernel's half minute.
+        // What nobody waits for is not synced: the kernel writes it within half a minute.
         let sync = !self.answers_being_written.is_empty() || !self.prompts_being_written.is_empty();
         spawn_disk_job(move || {
             run_checked(file, |file| file.append(&lines, sync).map(|()| DiskJob::Append(lines.len() as u64)))
@@ -227,7 +229,7 @@ impl AnswerLog {
         self.prompts_being_written = std::mem::take(&mut self.queued_prompts);
     }
 
-    /// Waits for the disk. May be dropped and called again.
+    /// Waits for the end of the running job. May be dropped and called again.
     pub async fn next(&mut self) -> DiskOutcome {
         let DiskWork::Busy { job, is_late, .. } = &mut self.disk else { return pending().await };
         let (file, done) = job.await.unwrap_or_else(|error| (None, Err(io::Error::other(error))));
@@ -247,13 +249,13 @@ impl AnswerLog {
         self.disk = DiskWork::Idle(file);
         let contents = match job {
             DiskJob::Open(contents) => {
-                // What of it counts is known when it is written anew, which a long one is at once.
+                // The size of the live records is known once the file is rewritten, which happens at once if it is long.
                 (self.file_bytes, self.live_bytes) = (contents.bytes, 0);
                 let (path, damaged) = (self.display_path(), contents.damaged);
                 if damaged > 0 {
                     log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
                 }
-                // A new file gets its session; what cannot be read is not appended to.
+                // A new file needs its session record; a damaged file is not appended to.
                 self.needs_rewrite |= damaged > 0 || contents.is_torn || contents.session.is_none();
                 (!std::mem::replace(&mut self.is_loaded, true)).then_some(contents)
             }
@@ -282,7 +284,7 @@ impl AnswerLog {
         self.fall_back_to_memory(text)
     }
 
-    /// The rows that wait are published unsaved, and the prompts that wait are not acknowledged.
+    /// The answers that wait are published unsaved, and the prompts that wait are not acknowledged.
     fn fall_back_to_memory(&mut self, text: &str) -> DiskOutcome {
         let text = format!(
             "{}: {text}; answers are not saved, and a prompt that comes again after a crash is computed again; \
@@ -302,7 +304,7 @@ impl AnswerLog {
         DiskOutcome { answers_saved: entries, are_prompts_lost: true, ..DiskOutcome::default() }
     }
 
-    /// When [`Store::begin`] or [`Store::overdue`] has something to do next.
+    /// When [`AnswerLog::start_job`] or [`AnswerLog::check_timeout`] has something to do next.
     pub fn due(&self) -> Option<Instant> {
         match &self.disk {
             DiskWork::Failed { until, .. } => Some(*until),
@@ -312,7 +314,7 @@ impl AnswerLog {
         }
     }
 
-    /// What follows where the disk has kept rows and prompts waiting for too long.
+    /// What follows where the running job has kept answers and prompts waiting for too long.
     pub fn check_timeout(&mut self, now: Instant) -> Option<DiskOutcome> {
         match &mut self.disk {
             DiskWork::Busy { since, is_late, .. } if !*is_late && now >= *since + DISK_TIMEOUT => {
@@ -328,8 +330,8 @@ impl AnswerLog {
     }
 }
 
-/// Does a job in the file's own place, and looks afterwards that it still is that. Otherwise the file is closed, and its
-/// lock with it: it guards nothing any more, and is opened anew.
+/// Runs a job if the file is where it was opened, and checks that again afterwards. Otherwise the file is closed,
+/// and its lock with it, since the lock protects nothing any more; it is opened again later.
 fn run_checked(mut file: LogFile, job: impl FnOnce(&mut LogFile) -> io::Result<DiskJob>) -> JobResult {
     if let Err(error) = file.check() {
         return (None, Err(error));

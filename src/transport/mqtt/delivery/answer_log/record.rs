@@ -1,9 +1,9 @@
-//! What is written of prompts and answers, and how it is read again: one line a record, each with a checksum.
+//! The records of prompts and answers: one line each, with a checksum.
 //!
-//! Pure. Whatever a power cut or a bad card leaves of a file, every line that is whole is read, and
-//! nothing else is believed. An embedded database (redb 4.6) was tried in its place: it wrote 32 KiB
-//! for an answer of 600 bytes, refused the whole file when its end was missing, and panicked over,
-//! or did not notice, single flipped bits.
+//! Pure. Whatever a power cut or a failing card leaves of a file, every intact line is read, and nothing else is
+//! trusted. An embedded database (redb 4.6) was tried instead: it wrote 32 KiB for an answer of 600 bytes, refused
+//! the whole file when its end was missing, and panicked over single flipped bits, or did not notice them.
+//! Deliberately knows nothing of files. The names of variants and fields are the file's format.
 
 use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use serde::{Deserialize, Serialize};
@@ -11,18 +11,18 @@ use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Clocks jump on devices without a battery for them: a span outside of this is not believed. The
-/// broker's session does not live longer either.
+/// Clocks jump on devices without a battery for them: a longer span is not trusted. The broker's session does not
+/// live longer either.
 const MAX_PLAUSIBLE_SPAN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Digits of a checksum, and the space behind them.
+/// Length of a checksum in hexadecimal digits, and the space after it.
 const CHECKSUM_LEN: usize = 17;
 
-/// One line.
+/// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
-    /// From here on packet ids are of this session.
+    /// From here on packet identifiers belong to this session.
     Session(u64),
-    /// A prompt that was acknowledged to the broker before it is answered.
+    /// A prompt that was acknowledged before it is answered.
     Prompt(SavedPrompt),
     /// The prompt of this number needs no answer any more.
     Done {
@@ -43,37 +43,37 @@ pub enum Record {
 /// A prompt that waits for its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedPrompt {
-    /// Tells it from other prompts.
+    /// Identifies the prompt.
     pub number: u64,
-    /// What it is known by.
+    /// The keys it is recognised by.
     pub keys: DedupKeys,
-    /// Whose turn it takes.
+    /// The client, for the fair queue.
     pub client: String,
-    /// The id that its events carry.
+    /// The id of its events.
     pub id: String,
-    /// Where its events go.
+    /// The topic of its events.
     pub topic: String,
     /// Its Correlation Data.
     pub correlation: Option<Vec<u8>>,
-    /// For how long its answer was still wanted when this was written; `None` is for ever.
+    /// Milliseconds for which its answer was still wanted when this was written; `None` is for ever.
     pub left_ms: Option<u64>,
     /// What is to be done.
     pub work: Work,
-    /// Seconds since 1970 when this was written, by whatever clock there was.
+    /// The wall clock when this was written: seconds since 1970, possibly wrong.
     pub time_s: u64,
 }
 
-/// What a prompt waits for.
+/// What is to be done for a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// This payload is to be answered.
     Ask(String),
-    /// This event, as JSON, is all that is to be sent: the prompt is refused.
+    /// The prompt is refused: this event, as JSON, is to be published.
     Refuse(String),
 }
 
 impl SavedPrompt {
-    /// For how long its answer is still wanted: `None` for ever, zero no more.
+    /// How long its answer is still wanted: `None` for ever, zero no longer.
     pub fn remaining(&self, now_s: u64) -> Option<Duration> {
         let left = Duration::from_millis(self.left_ms?);
         Some(left.saturating_sub(elapsed(self.time_s, now_s)))
@@ -83,43 +83,43 @@ impl SavedPrompt {
 /// A final answer to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedAnswer {
-    /// Tells it from the others in the file.
+    /// Identifies the answer.
     pub number: u64,
     /// The number of its prompt; `None` in files of earlier versions.
     #[serde(default)]
     pub prompt: Option<u64>,
-    /// What its prompt is known by.
+    /// The keys of its prompt.
     pub keys: DedupKeys,
     /// The request's id.
     pub id: String,
     /// The event, as JSON.
     pub payload: String,
-    /// How far it came.
+    /// Whether the broker has it.
     pub state: AnswerState,
-    /// Seconds since 1970 when this was written, by whatever clock there was.
+    /// The wall clock when this was written: seconds since 1970, possibly wrong.
     pub time_s: u64,
 }
 
-/// How far an answer came.
+/// Whether the broker has an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AnswerState {
-    /// The broker is still to get it.
+    /// The broker does not have it yet.
     Waiting {
-        /// Where it goes.
+        /// The topic it is published on.
         topic: String,
         /// The prompt's Correlation Data.
         correlation: Option<Vec<u8>>,
-        /// For how long it was still wanted when this was written; `None` is for ever.
+        /// Milliseconds for which it was still wanted when this was written; `None` is for ever.
         left_ms: Option<u64>,
     },
-    /// The broker got it; it is kept for the case that its prompt comes again.
+    /// The broker has it; it is kept in case its prompt is received again.
     Given {
-        /// For how long it had got it when this was written.
+        /// Seconds for which the broker had it when this was written.
         age_s: u64,
     },
 }
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LogContents {
     /// The latest session.
@@ -130,15 +130,15 @@ pub struct LogContents {
     pub answers: Vec<SavedAnswer>,
     /// Bytes of the file.
     pub bytes: u64,
-    /// The last line was not written to its end: the power went. It is no loss, since nothing had
-    /// been said of it yet.
+    /// The last line is incomplete, because the power failed. Nothing is lost, since nobody had been told that it
+    /// was saved.
     pub is_torn: bool,
-    /// Other lines that cannot be read: the disk is not sound.
+    /// The number of other unreadable lines: the disk is failing.
     pub damaged: usize,
 }
 
 impl Record {
-    /// The line, its end included.
+    /// The line, including its end.
     pub fn line(&self) -> Vec<u8> {
         let body = serde_json::to_vec(self).expect("numbers and texts");
         let mut line = format!("{:016x} ", checksum(&body)).into_bytes();
@@ -149,7 +149,7 @@ impl Record {
 }
 
 impl SavedAnswer {
-    /// For how long it is still wanted: `Some(None)` for ever, `None` no more.
+    /// How long it is still wanted: `Some(None)` for ever, `None` no longer.
     pub fn left(&self, now_s: u64) -> Option<Option<Duration>> {
         match &self.state {
             AnswerState::Waiting { left_ms: Some(left), .. } => {
@@ -160,7 +160,7 @@ impl SavedAnswer {
         }
     }
 
-    /// For how long the broker has got it.
+    /// How long the broker has had it.
     pub fn age(&self, now_s: u64) -> Option<Duration> {
         match self.state {
             AnswerState::Waiting { .. } => None,
@@ -177,10 +177,10 @@ fn elapsed(then_s: u64, now_s: u64) -> Duration {
     if span > MAX_PLAUSIBLE_SPAN { Duration::ZERO } else { span }
 }
 
-/// Reads a whole file.
+/// Reads the contents of a whole file.
 pub fn parse_log(bytes: &[u8]) -> LogContents {
     let mut contents = LogContents { bytes: bytes.len() as u64, ..LogContents::default() };
-    // Lines that cannot be read since the last one that can.
+    // Unreadable lines since the last readable one.
     let mut unread = 0;
     let mut found_any = false;
     let mut done = HashSet::new();
@@ -194,8 +194,7 @@ pub fn parse_log(bytes: &[u8]) -> LogContents {
         apply(record, &mut contents, &mut done);
     }
     contents.prompts.retain(|prompt| !done.contains(&prompt.number));
-    // A power cut leaves any bytes behind what was synced. A file without a sound line is no file of
-    // ours, whatever happened to it.
+    // A power cut leaves arbitrary bytes after the synced ones. A file without a valid line is not a torn log but damaged.
     if found_any {
         contents.is_torn = unread > 0;
     } else {
@@ -204,7 +203,7 @@ pub fn parse_log(bytes: &[u8]) -> LogContents {
     contents
 }
 
-/// `done`: the prompts that need no answer any more; one that has an answer is done.
+/// Applies one record. `done`: the prompts that need no answer any more; one that has an answer is done.
 fn apply(record: Record, contents: &mut LogContents, done: &mut HashSet<u64>) {
     match record {
         Record::Session(session) => contents.session = Some(session),

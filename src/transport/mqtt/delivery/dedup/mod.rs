@@ -1,15 +1,17 @@
-//! Which messages came, which of them the broker delivered before, and in which order they are acknowledged.
+//! Recognises redelivered messages, and decides in which order messages are acknowledged.
 //!
-//! Pure. Knows nothing of what a prompt says or how it is answered: a prompt is a number here, and it is settled when
-//! the broker has its last event. The rule that tells a redelivery from a new prompt:
+//! Pure. Deliberately knows nothing of what a prompt means or how it is answered: a prompt is a number here, and it
+//! is settled when the broker has its last event. The rules that tell a redelivery from a new prompt:
 //!
-//! 1. A message without the DUP flag is a new prompt, whatever it says; it gets an answer of its own.
-//! 2. A message with the DUP flag is the one that came before under the same packet identifier in the same session of
-//!    the broker, with the same topic, properties and payload. It is acknowledged with it, and not answered again.
-//! 3. After a restart of the daemon that message is looked for among the prompts and answers on disk.
-//! 4. A session that the broker forgot begins anew: its packet identifiers say nothing any more.
-//! 5. A new prompt with the same topic, client, id, payload, Response Topic and Correlation Data as one that was answered
-//!    within ten minutes gets the stored answer instead of a computed one; beside one that is at work it waits for that.
+//! 1. A message without the DUP flag is a new prompt, whatever its content; it gets an answer of its own.
+//! 2. A message with the DUP flag is the one that was received before with the same packet identifier in the same
+//!    session of the broker, and with the same topic, properties and payload. It is acknowledged together with that
+//!    one, and not answered again.
+//! 3. After a restart of the daemon that message is looked up among the prompts and answers on disk.
+//! 4. When the broker lost the session, its packet identifiers start anew and identify nothing received before.
+//! 5. A new prompt with the same topic, client, id, payload, Response Topic and Correlation Data as one answered
+//!    within ten minutes gets the stored answer instead of a computed one; if that one is still being answered, it
+//!    waits for the answer.
 
 #[cfg(test)]
 mod tests;
@@ -20,24 +22,24 @@ use super::recent_answers::{RecentAnswers, StoredAnswer};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Settled deliveries that are remembered, in case their acknowledgement did not reach the broker. More than a broker
-/// has on its way at once (mosquitto: 20, or as many as the queue of an MQTT 3.1.1 client is long).
+/// Settled deliveries that are remembered, in case their PUBACK did not reach the broker. More than a broker has in
+/// flight at once (mosquitto: 20, or as many as the queue of an MQTT 3.1.1 client is long).
 const MAX_SETTLED: usize = 4096;
 
-/// What tells a message from others.
+/// The properties of a received message that identify it.
 #[derive(Debug, Clone, Copy)]
 pub struct Delivery<'a> {
     /// The packet identifier; `None` at QoS 0, where nothing is acknowledged.
     pub packet: Option<u16>,
-    /// The DUP flag: the broker says that it delivered the message before.
+    /// The DUP flag.
     pub redelivered: bool,
-    /// The topic it was published on.
+    /// The topic it was published to.
     pub topic: &'a [u8],
-    /// The client that it names in its topic or its properties.
+    /// The client that its topic or its properties name.
     pub client: &'a str,
     /// The id in the request.
     pub id: Option<&'a str>,
-    /// Where the answer is to go.
+    /// The Response Topic.
     pub response_topic: Option<&'a str>,
     /// The Correlation Data.
     pub correlation: Option<&'a [u8]>,
@@ -48,13 +50,13 @@ pub struct Delivery<'a> {
 /// What to do with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Answer it under this number.
+    /// Answer it; this is its number.
     New(PromptId),
-    /// The broker delivered it before; its answer is under way, or with the broker.
+    /// A redelivery: its answer is pending, or with the broker.
     Duplicate,
 }
 
-/// How far a prompt is on its way to the disk.
+/// Whether a prompt is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DiskState {
     NotSaved,
@@ -62,11 +64,12 @@ enum DiskState {
     Saved,
 }
 
+/// A prompt whose answer is not settled.
 #[derive(Debug)]
 struct OpenPrompt {
     keys: DedupKeys,
     disk_state: DiskState,
-    /// The number of the stored answer that it gets.
+    /// The number of the stored answer that it gets instead of a computed one.
     stored_answer: Option<u64>,
 }
 
@@ -76,45 +79,52 @@ struct SettledDelivery {
     delivery: u128,
     /// The number of its answer.
     answer: u64,
-    /// The connection on which the broker acknowledged the answer. A broker that was away since then may have lost it.
+    /// The connection on which the broker acknowledged the answer. A broker that was down since then may have lost
+    /// it.
     acknowledged_on: Option<u64>,
 }
 
-/// The memory of messages.
+/// The messages received lately.
 #[derive(Debug)]
 pub struct Deduplicator {
     next_prompt: PromptId,
-    /// Packet identifiers mean something only within one session.
+    /// The broker's session; packet identifiers are valid only within one.
     session: u64,
-    /// Counts the connections that the broker or the network ended: what was acknowledged on an earlier one may be lost.
+    /// Counts the connections that the broker or the network ended: what was acknowledged on an earlier one may be
+    /// lost.
     connection: u64,
-    /// Prompts without a settled answer, in the order in which they came.
+    /// Prompts whose answer is not settled, in order of arrival.
     open: BTreeMap<PromptId, OpenPrompt>,
+    /// The latest answers, and the time since each was delivered.
     recent_answers: RecentAnswers,
-    /// The latest, oldest first.
+    /// The latest settled deliveries, oldest first.
     settled: VecDeque<SettledDelivery>,
-    /// Messages of this connection that await their acknowledgement, in order of arrival, which
-    /// is the order of acknowledgements [MQTT-4.6.0-2].
+    /// Messages of this connection without a PUBACK, in order of arrival, which is the order of the PUBACKs
+    /// [MQTT-4.6.0-2].
     unacknowledged: VecDeque<PendingAck>,
     duplicates: u64,
 }
 
+/// A message without a PUBACK.
 #[derive(Debug)]
 struct PendingAck {
     packet: u16,
     state: AckState,
 }
 
+/// What a PUBACK waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AckState {
+    /// Nothing: it can be sent in its turn.
     Ready,
+    /// The answer of this prompt, or its being on disk.
     AwaitsAnswer(PromptId),
-    /// The next connection, on which the broker delivers it again.
+    /// It is not sent on this connection, so that the broker redelivers the message on the next one.
     AwaitsReconnect,
 }
 
 impl Deduplicator {
-    /// Packet identifiers are at first of this session; prompts are counted from `first`.
+    /// `session` is the first session; prompts are numbered from `first`.
     pub fn new(session: u64, first: PromptId) -> Self {
         Deduplicator {
             next_prompt: first,
@@ -128,7 +138,7 @@ impl Deduplicator {
         }
     }
 
-    /// Messages that the broker delivered again.
+    /// Redeliveries so far.
     pub fn duplicates(&self) -> u64 {
         self.duplicates
     }
@@ -138,7 +148,7 @@ impl Deduplicator {
         self.session
     }
 
-    /// A prompt came.
+    /// Decides whether a received message is a new prompt.
     pub fn receive(&mut self, delivery: &Delivery) -> Verdict {
         let keys = self.keys_of(delivery);
         let known = keys.delivery.filter(|_| delivery.redelivered);
@@ -176,7 +186,7 @@ impl Deduplicator {
         Verdict::New(prompt)
     }
 
-    /// The answer that an open prompt gets without being computed.
+    /// The stored answer that an open prompt gets instead of a computed one.
     pub fn stored_answer(&mut self, prompt: PromptId, now: Instant) -> Option<StoredAnswer> {
         let open = self.open.get_mut(&prompt)?;
         let found = match (open.stored_answer, open.keys.name) {
@@ -188,25 +198,25 @@ impl Deduplicator {
         found.cloned()
     }
 
-    /// The earliest open prompt of the same name, if that is another one: its answer will be this one's too.
+    /// The earliest open prompt of the same name, if it is another one: its answer will be this one's too.
     pub fn leader(&self, prompt: PromptId) -> Option<PromptId> {
         let name = self.open.get(&prompt)?.keys.name?;
         let first = self.open.iter().find(|(_, open)| open.keys.name == Some(name));
         first.map(|(first, _)| *first).filter(|first| *first != prompt)
     }
 
-    /// A message came that is no prompt: it only takes its turn to be acknowledged.
+    /// A message was received that is no prompt: it only waits for its turn to be acknowledged.
     pub fn ack_only(&mut self, packet: Option<u16>) {
         self.await_ack(packet, AckState::Ready);
     }
 
-    /// Whether messages wait for the next connection.
+    /// Whether messages wait for a redelivery on the next connection.
     pub fn has_deferred(&self) -> bool {
         self.unacknowledged.iter().any(|pending| pending.state == AckState::AwaitsReconnect)
     }
 
-    /// The prompt got an error instead of an answer: the same request again is computed again, so that a client may try
-    /// once more. A redelivery by the broker is still the same message.
+    /// The prompt got an error instead of an answer: the same request again is computed, so that a client may
+    /// retry. A redelivery by the broker is still the same message.
     pub fn mark_refused(&mut self, prompt: PromptId) {
         if let Some(open) = self.open.get_mut(&prompt) {
             open.keys.name = None;
@@ -214,8 +224,8 @@ impl Deduplicator {
     }
 
     /// The prompt is not answered by this process, or not on this connection. One on disk is answered by the next
-    /// process; another is not acknowledged, nor is what came after it, so that the broker delivers it again on the next
-    /// connection. `false` at QoS 0, where nobody would.
+    /// process. Another one is not acknowledged, nor is any message after it, so that the broker redelivers it on
+    /// the next connection. `false` at QoS 0, where nobody would redeliver it.
     pub fn defer(&mut self, prompt: PromptId) -> bool {
         let Some(open) = self.open.get(&prompt) else { return false };
         let (is_saved, comes_again) = (open.disk_state == DiskState::Saved, open.keys.delivery.is_some());
@@ -232,19 +242,19 @@ impl Deduplicator {
         self.set_ack_state(prompt, AckState::Ready);
     }
 
-    /// What an open prompt is known by, if its answer is to outlive the process: not at QoS 0, where nobody
-    /// delivers it again, and not where the answer is one that was stored before.
+    /// The keys of an open prompt whose answer must survive the process: not at QoS 0, where nobody redelivers it,
+    /// and not where the answer was stored before.
     pub fn durable_keys(&self, prompt: PromptId) -> Option<DedupKeys> {
         let open = self.open.get(&prompt)?;
         (open.keys.delivery.is_some() && open.stored_answer.is_none()).then_some(open.keys)
     }
 
-    /// Prompts that the broker waits to have acknowledged.
+    /// The number of prompts whose PUBACK waits for an answer.
     pub fn awaiting_answer(&self) -> usize {
         self.unacknowledged.iter().filter(|one| matches!(one.state, AckState::AwaitsAnswer(_))).count()
     }
 
-    /// Those of them that are not on their way to the disk, with what they are known by.
+    /// Those of them that are neither on disk nor being written, with their keys.
     pub fn unsaved(&self) -> Vec<(PromptId, DedupKeys)> {
         let waiting = self.unacknowledged.iter().filter_map(|one| match one.state {
             AckState::AwaitsAnswer(prompt) => self.open.get(&prompt).map(|open| (prompt, open)),
@@ -256,18 +266,18 @@ impl Deduplicator {
             .collect()
     }
 
-    /// The prompt is on its way to the disk.
+    /// The prompt is being written to disk.
     pub fn mark_writing(&mut self, prompt: PromptId) {
         self.set_disk_state(prompt, DiskState::Writing);
     }
 
-    /// The prompt is on disk: its acknowledgement waits for nothing any more.
+    /// The prompt is on disk: its PUBACK waits for nothing any more.
     pub fn mark_saved(&mut self, prompt: PromptId) {
         self.set_disk_state(prompt, DiskState::Saved);
         self.set_ack_state(prompt, AckState::Ready);
     }
 
-    /// What was on its way to the disk did not get there.
+    /// What was being written to disk could not be written.
     pub fn mark_unsaved(&mut self) {
         for open in self.open.values_mut().filter(|open| open.disk_state == DiskState::Writing) {
             open.disk_state = DiskState::NotSaved;
@@ -285,7 +295,7 @@ impl Deduplicator {
         self.open.get(&prompt).is_some_and(|open| open.disk_state == DiskState::Saved)
     }
 
-    /// The open prompts that are on disk or on their way to it.
+    /// The open prompts that are on disk or being written.
     pub fn saved_prompts(&self) -> impl Iterator<Item = (PromptId, DedupKeys)> {
         self.open
             .iter()
@@ -293,13 +303,13 @@ impl Deduplicator {
             .map(|(prompt, open)| (*prompt, open.keys))
     }
 
-    /// Whether a prompt with these keys is open: it came before the disk told of it.
+    /// Whether a prompt with these keys is open: it was received before its record was read from disk.
     pub fn is_open(&self, keys: DedupKeys) -> bool {
         keys.delivery.is_some_and(|key| self.open_by_delivery(key).is_some())
     }
 
-    /// A prompt of an earlier process whose answer is still to be delivered, or that is still to be answered; `is_saved`
-    /// where it is on disk itself.
+    /// Reopens a prompt of an earlier process whose answer is to be delivered, or that is to be answered;
+    /// `is_saved` where the prompt itself is on disk.
     pub fn resume(&mut self, prompt: PromptId, keys: DedupKeys, is_saved: bool) {
         let saving = if is_saved { DiskState::Saved } else { DiskState::NotSaved };
         self.open.insert(prompt, OpenPrompt { keys, disk_state: saving, stored_answer: None });
@@ -312,7 +322,7 @@ impl Deduplicator {
         self.next_prompt - 1
     }
 
-    /// A prompt that an earlier process answered so long ago.
+    /// Notes a prompt that an earlier process answered `age` ago.
     pub fn remember(&mut self, answer: StoredAnswer, age: Duration, now: Instant) {
         self.note_settled(answer.keys, answer.number, None);
         self.recent_answers.insert(answer, age, now);
@@ -323,7 +333,7 @@ impl Deduplicator {
         self.recent_answers.iter(now)
     }
 
-    /// Nothing more will be sent for the prompt. Says whether it was on disk.
+    /// Nothing more will be sent for the prompt. Returns whether it was on disk.
     pub fn settle(&mut self, prompt: PromptId, outcome: DeliveryOutcome, now: Instant) -> bool {
         let Some(OpenPrompt { keys, stored_answer: stored, disk_state: saving }) = self.open.remove(&prompt)
         else {
@@ -347,25 +357,25 @@ impl Deduplicator {
         }
     }
 
-    /// The packet identifier to acknowledge next; [`Deduplicator::acknowledged`] once it is.
+    /// The packet identifier to acknowledge next; to be followed by [`Deduplicator::acknowledged`].
     pub fn next_ack(&self) -> Option<u16> {
         let pending = self.unacknowledged.front()?;
         (pending.state == AckState::Ready).then_some(pending.packet)
     }
 
-    /// The acknowledgement is with the MQTT library.
+    /// The PUBACK was handed to the MQTT library.
     pub fn acknowledged(&mut self) {
         self.unacknowledged.pop_front();
     }
 
-    /// The connection is gone and with it every acknowledgement due on it: the broker delivers those messages again.
-    /// `by_us`: the daemon ended it itself, so that the broker has lost nothing meanwhile.
+    /// The connection ended, and with it every pending PUBACK: the broker redelivers those messages. `by_us`: the
+    /// daemon ended it, so that the broker has lost nothing.
     pub fn disconnected(&mut self, by_us: bool) {
         self.unacknowledged.clear();
         self.connection += u64::from(!by_us);
     }
 
-    /// Packet identifiers are of this session from now on.
+    /// Packet identifiers belong to this session from now on.
     pub fn set_session(&mut self, session: u64) {
         self.session = session;
     }
@@ -384,13 +394,13 @@ impl Deduplicator {
         let is_named = id.is_some() || correlation.is_some();
         let name =
             is_named.then(|| hash_parts(&[b"name", &presence_tagged(id.map(str::as_bytes)), &content]));
-        // A packet identifier is used again for other messages, so what they say is part of the key.
+        // Packet identifiers are reused for other messages, so the content is part of the key.
         let session = self.session.to_le_bytes();
         let delivery = packet.map(|packet| hash_parts(&[&session, &packet.to_le_bytes(), &content]));
         DedupKeys { name, delivery }
     }
 
-    /// The latest open prompt that came as this delivery.
+    /// The latest open prompt with this delivery key.
     fn open_by_delivery(&self, delivery: u128) -> Option<PromptId> {
         let is_it = |(_, open): &(&PromptId, &OpenPrompt)| open.keys.delivery == Some(delivery);
         self.open.iter().rev().find(is_it).map(|(prompt, _)| *prompt)

@@ -1,8 +1,8 @@
-//! Replies until the broker has them.
+//! The outbox: replies and status messages until the broker has acknowledged them.
 //!
-//! Pure: the only memory of what was not yet acknowledged, but for the disk's copy of it. The MQTT library's own is thrown away
-//! with every connection, so that nothing is sent again behind our back. Knows nothing of who
-//! asked; a prompt is a number here.
+//! Pure: the only memory of what is not yet acknowledged, besides its copy on disk. The MQTT library's own is
+//! dropped with every connection, so that the library publishes nothing again by itself. Deliberately knows nothing
+//! of who sent a prompt: it is a number here.
 
 #[cfg(test)]
 mod tests;
@@ -14,25 +14,26 @@ use crate::transport::mqtt::strikes::{GIVE_UP, ISOLATE, Strikes};
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-/// Most bytes, tokens included: some fifty answers that fill a context of 4096 tokens (about 20 KiB each). Answers
-/// to prompts that were taken are kept above it too.
+/// Maximum size of all entries in bytes, token events included: about fifty answers that fill a context of 4096
+/// tokens (about 20 KiB each). Answers to accepted prompts are kept beyond it too.
 const MAX_BYTES: usize = 1 << 20;
-/// Most rows, tokens included: what a minute without a broker makes at the speed of a small board.
+/// Maximum number of entries, token events included: what a minute without a broker produces at the speed of a
+/// small board.
 const MAX_ENTRIES: usize = 512;
-/// Answers waiting above this, no new prompt is taken.
+/// With more waiting answers than this, no new prompt is submitted.
 const MAX_ANSWERS: usize = 64;
 
-/// Names a prompt.
+/// The number of a prompt.
 pub type PromptId = u64;
 
-/// What a row is.
+/// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum EntryKind {
-    /// A token event: the answer's text comes again in its last event.
+    /// A token event: the last event repeats its text.
     Token(PromptId),
-    /// The last event of a request with this id.
+    /// The last event of the request with this id.
     Last(PromptId, String),
-    /// Ours to say on every connection; forgotten with it.
+    /// A status message of the daemon, published on every connection and dropped with it.
     Status,
 }
 
@@ -41,63 +42,63 @@ struct OutboxEntry {
     number: u64,
     kind: EntryKind,
     packet: OutgoingMessage,
-    /// It is being saved, and not published before that.
+    /// It is being written to disk, and not published before that is done.
     is_awaiting_disk: bool,
-    /// An error stands in the answer's place.
+    /// An error has replaced the answer.
     is_error: bool,
     is_in_flight: bool,
-    /// Connections that the broker ended while it was on its way.
+    /// Disconnects by the broker while it was in flight.
     strikes: Strikes,
 }
 
-/// The rows, oldest first.
+/// The entries, oldest first.
 #[derive(Debug, Default)]
 pub struct Outbox {
     entries: VecDeque<OutboxEntry>,
     bytes: usize,
     next_number: u64,
-    /// Prompts that lost a token: what follows it is not sent either, so that what a client saw is
-    /// always the beginning of the answer.
+    /// Prompts that lost a token event: later ones are not sent either, so that what a client received is always
+    /// the beginning of the answer.
     ended_streams: HashSet<PromptId>,
     settled: Vec<(PromptId, DeliveryOutcome)>,
-    /// Answers that never reached the broker.
+    /// Answers that could not be delivered.
     given_up: u64,
     refused_publishes: RefusedPublishes,
 }
 
-/// What became of an answer.
+/// What happened to an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveryOutcome {
-    /// Its row.
+    /// The number of its entry.
     pub number: u64,
     /// The request's id.
     pub id: String,
-    /// The event, as JSON; empty where saying nothing is better than saying it again.
+    /// The event, as JSON; empty where it must not be sent again.
     pub payload: Vec<u8>,
-    /// Whether the broker has it; else nobody wants it any more.
+    /// Whether the broker has it; otherwise nobody wants it any more.
     pub is_delivered: bool,
 }
 
-/// An answer that the broker does not have yet.
+/// An answer that the broker has not acknowledged.
 #[derive(Debug, Clone, Copy)]
 pub struct PendingAnswer<'a> {
-    /// Its row.
+    /// The number of its entry.
     pub number: u64,
     /// The prompt.
     pub prompt: PromptId,
     /// The request's id.
     pub id: &'a str,
-    /// What is to be sent.
+    /// The message.
     pub packet: &'a OutgoingMessage,
 }
 
 impl Outbox {
-    /// An empty one whose rows are counted from `first`.
+    /// An empty outbox whose entries are numbered from `first`.
     pub fn numbered_from(first: u64) -> Self {
         Outbox { next_number: first, ..Outbox::default() }
     }
 
-    /// Rows kept.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -107,24 +108,24 @@ impl Outbox {
         self.entries.is_empty()
     }
 
-    /// Answers that were given up.
+    /// Answers that could not be delivered.
     pub fn given_up(&self) -> u64 {
         self.given_up
     }
 
-    /// Whether so many answers wait that no new prompt is to be taken.
+    /// Whether so many answers wait that no new prompt is to be submitted.
     pub fn is_full(&self) -> bool {
         let last = self.entries.iter().filter(|entry| matches!(entry.kind, EntryKind::Last(..)));
         let (count, bytes) = last.fold((0, 0), |(n, b), entry| (n + 1, b + entry.packet.size()));
         count >= MAX_ANSWERS || bytes >= MAX_BYTES / 2
     }
 
-    /// Whether one of our own messages waits for its acknowledgement.
+    /// Whether a status message waits for its PUBACK.
     pub fn has_status(&self) -> bool {
         self.entries.iter().any(|entry| entry.kind == EntryKind::Status)
     }
 
-    /// Keeps a token event, or drops it where there is no room.
+    /// Adds a token event, or drops it where there is no room.
     pub fn push_token(&mut self, prompt: PromptId, packet: OutgoingMessage) {
         if self.ended_streams.contains(&prompt) {
             return;
@@ -136,7 +137,8 @@ impl Outbox {
         self.push(EntryKind::Token(prompt), packet);
     }
 
-    /// Keeps the last event of request `id`, in the row of this number; waiting tokens make room for it.
+    /// Adds the last event of request `id`, and returns the number of its entry. Waiting token events are dropped
+    /// to make room.
     pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: OutgoingMessage) -> u64 {
         while (self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES)
             && self.drop_newest_token()
@@ -144,23 +146,23 @@ impl Outbox {
         self.push(EntryKind::Last(prompt, id.to_owned()), packet)
     }
 
-    /// Keeps an answer of an earlier process under the number it had.
+    /// Adds an answer of an earlier process under its former number.
     pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: OutgoingMessage) {
         self.push_last(prompt, id, packet);
         self.entries.back_mut().expect("just pushed").number = number;
     }
 
-    /// Holds the row back until it is [`Outbox::saved`].
+    /// Keeps the entry from being published until [`Outbox::release_saved`].
     pub fn hold_until_saved(&mut self, number: u64) {
         self.update_entry(number, |entry| entry.is_awaiting_disk = true);
     }
 
-    /// The row is on disk, or cannot be.
+    /// The entry is on disk, or cannot be saved.
     pub fn release_saved(&mut self, number: u64) {
         self.update_entry(number, |entry| entry.is_awaiting_disk = false);
     }
 
-    /// The answers that the broker does not have yet, oldest first.
+    /// The answers that the broker has not acknowledged, oldest first.
     pub fn pending_answers(&self) -> impl Iterator<Item = PendingAnswer<'_>> {
         self.entries.iter().filter_map(|entry| match &entry.kind {
             EntryKind::Last(prompt, id) => {
@@ -170,7 +172,8 @@ impl Outbox {
         })
     }
 
-    /// Keeps one of our own messages, before all others, in the row of this number.
+    /// Adds a status message, before all other entries but earlier ones of its kind, and returns the number of its
+    /// entry.
     pub fn push_status(&mut self, packet: OutgoingMessage) -> u64 {
         let at = self.entries.iter().take_while(|entry| entry.kind == EntryKind::Status).count();
         let number = self.push(EntryKind::Status, packet);
@@ -179,15 +182,15 @@ impl Outbox {
         number
     }
 
-    /// Keeps one of our own messages again, over which the broker may have ended so many connections.
+    /// Adds a status message again, with the strikes it had on earlier connections.
     pub fn push_status_retry(&mut self, packet: OutgoingMessage, strikes: Strikes) -> u64 {
         let number = self.push_status(packet);
         self.update_entry(number, |entry| entry.strikes = strikes);
         number
     }
 
-    /// The next row to publish: its number for [`Outbox::sent`] and [`Outbox::acknowledged`], and
-    /// what to send. What is no longer wanted or fits no packet is settled on the way.
+    /// The next entry to publish: its number for [`Outbox::mark_sent`] and [`Outbox::acknowledged`], and the
+    /// message. An entry that has expired or fits no packet is settled first.
     pub fn next(&mut self, now: Instant, limits: PublishLimits) -> Option<(u64, &OutgoingMessage)> {
         loop {
             let at = self.next_publishable(limits)?;
@@ -202,26 +205,26 @@ impl Outbox {
         }
     }
 
-    /// The row is with the MQTT library.
+    /// The entry was handed to the MQTT library.
     pub fn mark_sent(&mut self, number: u64) {
         self.update_entry(number, |entry| entry.is_in_flight = true);
     }
 
-    /// The broker has the row, or refused it for good.
+    /// The broker has the entry, or refused it for good.
     pub fn acknowledged(&mut self, number: u64, is_taken: bool) {
         if let Some(at) = self.entries.iter().position(|entry| entry.number == number) {
             self.settle(at, is_taken);
         }
     }
 
-    /// The broker refuses the row for this reason: what to log of it, once for each topic.
+    /// The broker refuses the entry for this reason. Returns what to log, once for each topic.
     pub fn refusal_to_log(&mut self, number: u64, reason: &str) -> Option<String> {
         let entry = self.entries.iter().find(|entry| entry.number == number)?;
         self.refused_publishes.refused(&entry.packet.topic, reason)
     }
 
-    /// The connection is gone: what was on its way is to be published again. `by_broker`: it may have
-    /// been over one of these rows.
+    /// The connection ended: what was in flight is to be published again. `by_broker`: one of these entries may be
+    /// the cause.
     pub fn disconnected(&mut self, by_broker: bool) {
         self.refused_publishes.disconnected();
         for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight) {
@@ -236,7 +239,7 @@ impl Outbox {
         }
     }
 
-    /// Prompts whose last event is done with, since the last call.
+    /// Prompts whose last event was settled since the last call.
     pub fn take_settled(&mut self) -> Vec<(PromptId, DeliveryOutcome)> {
         std::mem::take(&mut self.settled)
     }
@@ -263,7 +266,7 @@ impl Outbox {
         }
     }
 
-    /// Where the next row is that may be published.
+    /// The index of the next entry that may be published.
     fn next_publishable(&self, limits: PublishLimits) -> Option<usize> {
         let suspect = self.entries.iter().any(|entry| entry.strikes.has_reached(ISOLATE));
         let window = if suspect { 1 } else { limits.window.min(MAX_IN_FLIGHT) };
@@ -273,7 +276,7 @@ impl Outbox {
         self.entries.iter().position(|entry| !entry.is_in_flight && !entry.is_awaiting_disk)
     }
 
-    /// Drops the newest token that is not on its way. Newest, so that a prefix stays.
+    /// Drops the newest token event that is not in flight. The newest, so that the beginning of the text stays.
     fn drop_newest_token(&mut self) -> bool {
         let is_spare = |entry: &OutboxEntry| matches!(entry.kind, EntryKind::Token(_)) && !entry.is_in_flight;
         let Some(at) = self.entries.iter().rposition(is_spare) else { return false };
@@ -283,7 +286,7 @@ impl Outbox {
         true
     }
 
-    /// Puts an error in the place of an answer that the broker would not take.
+    /// Replaces an answer that exceeds the broker's Maximum Packet Size with an error.
     fn replace_oversized(&mut self, at: usize, limit: usize) {
         let text = format!(
             "the answer has {} bytes and the broker takes packets of {limit}; ask for less or raise its limit",
@@ -297,7 +300,7 @@ impl Outbox {
         );
     }
 
-    /// Puts an error in the place of an answer over which the broker ends the connection.
+    /// Replaces an answer over which the broker closes the connection with an error.
     fn replace_undeliverable(&mut self, at: usize) {
         let why = "the broker ended the connection each time it was published";
         let text = format!("the answer cannot be delivered: {why}");
@@ -305,8 +308,8 @@ impl Outbox {
         self.replace_with_error(at, Refusal::new(Code::Internal, text), usize::MAX, why);
     }
 
-    /// A token is not worth an error: what follows it is not sent either. Where the error itself stands
-    /// already, or is too large, that was all that could be done.
+    /// A token event is not worth an error: later ones are not sent either. Where the entry is an error already, or
+    /// the error is too large as well, the answer is given up.
     fn replace_with_error(&mut self, at: usize, refusal: Refusal, limit: usize, why: &str) {
         let entry = &mut self.entries[at];
         let id = match &entry.kind {
@@ -327,7 +330,7 @@ impl Outbox {
     fn give_up(&mut self, at: usize, why: &str) {
         log::error!("mqtt: a reply to {} is given up: {why}", self.entries[at].packet.topic);
         self.given_up += 1;
-        // Said again it would do the same again.
+        // Sent again, it would cause the same failure.
         let entry = &mut self.entries[at];
         self.bytes -= entry.packet.payload.len();
         entry.packet.payload.clear();
