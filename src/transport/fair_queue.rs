@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_take_turns_whatever_each_has_waiting() {
+    fn clients_are_served_in_turn_whatever_each_has_waiting() {
         let (mut queue, now) = (FairQueue::default(), Instant::now());
         for item in ["a1", "a2", "a3", "a4"] {
             queue.push("a", Priority::High, now, item);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_given_back_has_its_old_place() {
+    fn an_item_put_back_regains_its_position() {
         let (mut queue, now) = (FairQueue::default(), Instant::now());
         queue.push("a", Priority::Normal, now, "first");
         queue.push("a", Priority::Normal, now + second(1), "second");
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_not_allowed_is_passed_over_and_keeps_its_turn() {
+    fn a_client_that_is_not_allowed_is_skipped_and_keeps_its_position() {
         let (mut queue, now) = (FairQueue::default(), Instant::now());
         queue.push("a", Priority::Normal, now, "a");
         queue.push("b", Priority::Normal, now, "b1");

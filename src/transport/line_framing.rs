@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_said_once_and_skipped_to_its_end() {
+    fn a_line_that_is_too_long_is_reported_once_and_skipped_to_its_end() {
         let long = [b'x'; 1000];
         let read = lines(long.chunks(3).chain([&b"x\nafter\n"[..]]));
         assert_eq!(read, [None, whole("after")]);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_long_line_goes_back() {
+    fn the_memory_of_a_long_line_is_released() {
         let mut lines = LineSplitter::new(1 << 20);
         lines.push(&[b'x'; 1 << 20]);
         lines.push(b"\n");

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_that_is_dropped_unanswered_says_internal() {
+    fn a_reply_that_is_dropped_unanswered_sends_internal() {
         let (sender, mut receiver) = mpsc::channel(1);
         drop(Reply::new("a", &sender));
         let Some(Event::Error { id, refusal }) = receiver.try_recv().ok() else { panic!() };
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_event_finds_its_place_in_a_full_channel() {
+    fn the_last_event_has_a_slot_in_a_full_channel() {
         let (sender, mut receiver) = mpsc::channel(2);
         let reply = Reply::new("a", &sender).expect("a free slot for the last event");
         assert_eq!(reply.token("x".into()), Ok(()));

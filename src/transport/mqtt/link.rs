@@ -173,9 +173,14 @@ impl Link {
         matches!(self.state, State::Online { .. })
     }
 
-    /// Connections made, and those of them on which the session was lost.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.connects, self.sessions_lost)
+    /// Connections made.
+    pub fn connects(&self) -> u64 {
+        self.connects
+    }
+
+    /// Those of them on which the broker no longer had the session.
+    pub fn sessions_lost(&self) -> u64 {
+        self.sessions_lost
     }
 
     /// When [`Link::connect_if_due`] or [`Link::is_timed_out`] has to be called next.
@@ -395,7 +400,7 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         assert_eq!(link.connected(now, false, PING), NewConnection { number: 1, session_lost: false });
-        assert_eq!(link.counts(), (1, 0));
+        assert_eq!((link.connects(), link.sessions_lost()), (1, 0));
     }
 
     #[test]
@@ -404,7 +409,7 @@ mod tests {
         let mut link = Link::new(now);
         link.expect_session();
         assert!(link.connected(now, false, PING).session_lost);
-        assert_eq!(link.counts(), (1, 1));
+        assert_eq!((link.connects(), link.sessions_lost()), (1, 1));
     }
 
     #[test]
@@ -416,7 +421,7 @@ mod tests {
         assert_eq!(link.connected(now, true, PING), NewConnection { number: 2, session_lost: false });
         link.disconnected(now, &loss("io"), 0.0);
         assert_eq!(link.connected(now, false, PING), NewConnection { number: 3, session_lost: true });
-        assert_eq!(link.counts(), (3, 1));
+        assert_eq!((link.connects(), link.sessions_lost()), (3, 1));
     }
 
     #[test]
@@ -448,7 +453,7 @@ mod tests {
         link.disconnected(at(now, 99), &loss("begun anew"), 0.0);
         assert_eq!(link.connect_if_due(at(now, 199)), Some(Connect { clean_start: false }));
         assert!(link.connected(at(now, 199), false, PING).session_lost);
-        assert_eq!(link.counts(), (5, 1));
+        assert_eq!((link.connects(), link.sessions_lost()), (5, 1));
     }
 
     #[test]

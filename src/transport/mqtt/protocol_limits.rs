@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_usual_broker_may_do_what_brokers_do() {
+    fn a_usual_broker_is_accepted() {
         let mut guard = ProtocolGuard::default();
         assert_eq!(guard.connack(limits(20, 1000)), Ok(()));
         for _ in 0..3 * MAX_UNACKNOWLEDGED {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_welcome_ends_the_connection() {
+    fn a_second_connack_ends_the_connection() {
         let mut guard = ProtocolGuard::default();
         assert_eq!(guard.connack(limits(20, 1000)), Ok(()));
         let text = guard.connack(limits(20, 1000)).expect_err("a second").text;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_takes_nothing_is_no_broker() {
+    fn a_broker_with_limits_of_zero_is_rejected() {
         assert!(ProtocolGuard::default().connack(limits(0, 1000)).is_err());
         assert!(ProtocolGuard::default().connack(limits(20, 0)).is_err());
     }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_that_heeds_no_window_ends_the_connection() {
+    fn more_unacknowledged_messages_than_packet_ids_end_the_connection() {
         let mut guard = ProtocolGuard::default();
         assert!((0..MAX_UNACKNOWLEDGED).all(|_| guard.message(true, None).is_ok()));
         assert!(guard.message(true, None).is_err());
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn long_words_of_the_broker_are_cut_between_characters() {
+    fn long_texts_of_the_broker_are_cut_between_characters() {
         assert_eq!(quoted("short"), "short");
         assert_eq!(quoted(&"ü".repeat(1000)).chars().count(), MAX_QUOTED + 1);
     }

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_commands_something_else_is_out_of_reach() {
+    fn topics_that_command_other_devices_are_refused() {
         for topic in [
             "homeassistant/device/x/config",
             "homeassistant",

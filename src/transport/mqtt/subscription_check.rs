@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_ever_came_back_nothing_is_concluded_and_it_is_told_once() {
+    fn where_no_message_was_ever_received_nothing_is_concluded_and_it_is_logged_once() {
         let now = Instant::now();
         let mut check = SubscriptionCheck::new(7, 1);
         check.subscribed(now);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_told_apart_by_their_client() {
+    fn prompts_are_distinguished_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
         assert_eq!(parse("bitnetd/cellar/prompt"), Some(TopicKind::Prompt("-".into())));
         assert_eq!(parse("bitnetd/cellar/prompt/"), Some(TopicKind::Prompt("-".into())));
@@ -399,14 +399,14 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_ask_nothing_are_nothing_of_ours() {
+    fn topics_without_a_request_are_ignored() {
         for topic in ["bitnetd/cellar/telemetry", "bitnetd/cellar/prompts", "bitnetd/cellar", "x", "prompt"] {
             assert_eq!(topics().parse(topic.as_bytes()), None, "{topic}");
         }
     }
 
     #[test]
-    fn a_topic_that_is_not_utf_8_is_nothing_of_ours() {
+    fn a_topic_that_is_not_utf_8_is_ignored() {
         assert_eq!(topics().parse(b"bitnetd/cellar/prompt/\xff"), None);
     }
 
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_asked_by_turns_and_cancelled_as_one() {
+    fn a_group_shares_prompts_and_receives_every_cancellation() {
         let asked: Vec<_> = of_kitchens().group_filters().into_iter().map(|filter| filter.topic).collect();
         let shared = "$share/kitchens/bitnetd/kitchens";
         let wanted =
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_group_is_asked_is_answered_beside_it() {
+    fn prompts_to_a_group_are_answered_below_the_group() {
         let topics = of_kitchens();
         let named = |name: &str| Some(TopicKind::Prompt(name.into()));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_group_was_asked_is_answered_and_its_subscriptions_are_given_up() {
+    fn prompts_of_an_earlier_group_are_answered_and_its_subscriptions_ended() {
         let topic = b"old/attic/prompt/hall";
         assert_eq!(of_kitchens().parse(topic), Some(TopicKind::Prompt("hall@attic".into())));
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/hall/a");

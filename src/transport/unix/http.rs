@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_line_is_told_from_json() {
+    fn a_request_line_is_distinguished_from_json() {
         assert_eq!(page("GET /health HTTP/1.1"), Some(Page::Health));
         assert_eq!(page("POST /v1/chat/completions HTTP/1.0"), Some(Page::NotImplemented));
         for line in ["{\"prompt\":\"GET / HTTP/1.1", "get / HTTP/1.1", "HTTP/1.1", "GET /", "", " / HTTP/1.1"]
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_stops_is_not_well() {
+    fn a_stopping_daemon_is_unhealthy() {
         let said =
             |is_draining| String::from_utf8(HttpResponse::health(is_draining).bytes(false)).expect("UTF-8");
         assert!(said(false).starts_with("HTTP/1.1 200 ") && said(false).ends_with("{\"status\":\"ok\"}\n"));

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_goes_cancels_what_it_left() {
+    fn a_connection_that_ends_cancels_its_requests() {
         let in_flight = InFlight::default();
         let cancel = in_flight.start("a").expect("new");
         drop(in_flight);

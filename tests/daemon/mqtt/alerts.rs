@@ -17,8 +17,8 @@ async fn owner(broker: &Mosquitto, count: &str) -> Subscriber {
     broker.subscribe(&[&session[..], &wanted].concat()).await
 }
 
-/// What the owner heard, each as quality of service, retain flag and payload.
-async fn heard(owner: Subscriber) -> Vec<(String, Value)> {
+/// The alerts the owner received, each as QoS, RETAIN flag and payload.
+async fn received_alerts(owner: Subscriber) -> Vec<(String, Value)> {
     let output = owner.output().await;
     let read = |line: &str| {
         let (flags, payload) = line.split_at(4);
@@ -32,12 +32,12 @@ async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     let broker = Mosquitto::start().await;
     let harness = Harness::open(broker.port).await;
     let owner = owner(&broker, "1").await;
-    harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the transport runs");
     let expected = serde_json::json!({
         "type": "queue", "severity": "warning", "message": "the way out", "value": 2.5, "threshold": 1.0,
         "state": "raised",
     });
-    assert_eq!(heard(owner).await, [("1 0".to_owned(), expected)]);
+    assert_eq!(received_alerts(owner).await, [("1 0".to_owned(), expected)]);
 }
 
 #[tokio::test]
@@ -50,12 +50,12 @@ async fn what_changed_while_the_broker_was_away_reaches_it_later_and_only_the_la
     for (kind, state) in
         [(Kind::Queue, State::Raised), (Kind::BrokerLink, State::Raised), (Kind::Queue, State::Cleared)]
     {
-        harness.alert.send(alert(kind, state)).await.expect("the door runs");
+        harness.alert.send(alert(kind, state)).await.expect("the transport runs");
     }
     broker.restart().await;
     harness.until(|state| state.connected).await;
-    harness.alert.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the door runs");
-    let heard: Vec<_> = heard(owner).await;
+    harness.alert.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the transport runs");
+    let heard: Vec<_> = received_alerts(owner).await;
     let reported: Vec<_> =
         heard.iter().map(|(_, alert)| (alert["type"].as_str(), alert["state"].as_str())).collect();
     let expected = [("broker_link", "raised"), ("queue", "cleared"), ("broker_link", "cleared")];
@@ -74,7 +74,7 @@ async fn a_link_that_breaks_again_and_again_loses_no_alert() {
         broker.restart().await;
     }
     broker.kill();
-    harness.alert.send(alert(Kind::Memory, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Memory, State::Raised)).await.expect("the transport runs");
     broker.restart().await;
-    assert_eq!(heard(owner).await[0].1["type"], "memory");
+    assert_eq!(received_alerts(owner).await[0].1["type"], "memory");
 }

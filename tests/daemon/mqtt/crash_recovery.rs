@@ -23,7 +23,7 @@ impl Device {
 
     /// A daemon on this device.
     fn boot(&self) -> Harness {
-        self.broker.door_with(|context| context.state_dir = Some(self.folder.join("state")))
+        self.broker.harness_with(|context| context.state_dir = Some(self.folder.join("state")))
     }
 
     /// A daemon on this device, and its first session, with a prompt on its way.
@@ -137,7 +137,7 @@ async fn an_answer_is_on_disk_before_the_broker_has_it() {
 #[tokio::test]
 async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
     let device = Device::new("stop").await;
-    let mut harness = device.broker.door_with(|context| {
+    let mut harness = device.broker.harness_with(|context| {
         context.state_dir = Some(device.folder.join("state"));
         context.flush_timeout = Duration::from_millis(100);
     });
@@ -167,7 +167,7 @@ async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next
 }
 
 #[tokio::test]
-async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_kept() {
+async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_saved() {
     let device = Device::new("nodisk").await;
     std::fs::write(device.folder.join("state"), "no folder").expect("a temporary folder");
     let (mut harness, mut session) = device.asked().await;

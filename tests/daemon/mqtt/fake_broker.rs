@@ -1,5 +1,5 @@
-//! The MQTT door against a broker of a few lines that misbehaves on demand: what a real broker
-//! does not show, packet by packet.
+//! The MQTT transport against a small fake broker that misbehaves on demand, packet by packet, as a real broker
+//! does not.
 
 use super::harness::{Harness, QUIET_PERIOD, answer, config};
 use bitnetd::config::Mqtt;
@@ -18,7 +18,7 @@ use tokio_util::bytes::BytesMut;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the door is to connect.
+/// The fake broker's listener.
 pub struct Broker(TcpListener);
 
 impl Broker {
@@ -26,15 +26,15 @@ impl Broker {
         Broker(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port"))
     }
 
-    pub fn door(&self) -> Harness {
-        self.door_with(|_| {})
+    pub fn harness(&self) -> Harness {
+        self.harness_with(|_| {})
     }
 
-    pub fn door_with(&self, change: impl FnOnce(&mut MqttContext)) -> Harness {
+    pub fn harness_with(&self, change: impl FnOnce(&mut MqttContext)) -> Harness {
         Harness::with(self.link(), change)
     }
 
-    fn door_of_a_group(&self) -> Harness {
+    fn harness_of_a_group(&self) -> Harness {
         Harness::with(Mqtt { group: Some("kitchens".into()), ..self.link() }, |_| {})
     }
 
@@ -103,7 +103,7 @@ impl Session {
                 Err(_) => {}
             }
             let read = self.stream.read_buf(&mut self.buffer).await;
-            assert_ne!(read.expect("an open connection"), 0, "the door closed the connection");
+            assert_ne!(read.expect("an open connection"), 0, "the transport closed the connection");
         }
     }
 
@@ -156,9 +156,9 @@ impl Session {
 }
 
 #[tokio::test]
-async fn the_door_introduces_itself_with_a_session_a_will_and_limits() {
+async fn the_connect_has_a_session_a_will_and_limits() {
     let broker = Broker::new().await;
-    let _bench = broker.door();
+    let _bench = broker.harness();
     let session = broker.accept().await;
     let connect = session.connect.expect("read");
     assert_eq!((connect.client_id.as_str(), connect.clean_start), ("bitnetd-cellar", false));
@@ -173,7 +173,7 @@ async fn the_door_introduces_itself_with_a_session_a_will_and_limits() {
 #[tokio::test]
 async fn a_prompt_is_acknowledged_only_after_the_broker_has_its_answer() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
     let inbound = harness.request().await;
@@ -188,7 +188,7 @@ async fn a_prompt_is_acknowledged_only_after_the_broker_has_its_answer() {
 #[tokio::test]
 async fn acknowledgements_go_out_in_the_order_of_arrival() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "one").await;
     session.deliver(8, false, "two").await;
@@ -207,7 +207,7 @@ async fn acknowledgements_go_out_in_the_order_of_arrival() {
 #[tokio::test]
 async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
     let inbound = harness.request().await;
@@ -225,7 +225,7 @@ async fn a_redelivery_of_a_running_prompt_takes_over_its_acknowledgement() {
 #[tokio::test]
 async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
     harness.echo().await;
@@ -249,7 +249,7 @@ async fn a_redelivery_of_an_answered_prompt_gets_the_same_answer_again() {
 #[tokio::test]
 async fn a_reply_without_acknowledgement_is_published_again_on_the_next_connection() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
     harness.echo().await;
@@ -268,7 +268,7 @@ async fn a_reply_without_acknowledgement_is_published_again_on_the_next_connecti
 #[tokio::test]
 async fn the_broker_s_receive_maximum_bounds_what_is_on_its_way() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.accept().await;
     let mut text = none();
     text.receive_max = Some(1);
@@ -292,7 +292,7 @@ async fn the_broker_s_receive_maximum_bounds_what_is_on_its_way() {
 #[tokio::test]
 async fn a_topic_that_is_not_text_is_acknowledged_and_forgotten() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     let publish = Publish::new("x", QoS::AtLeastOnce, "hi", None);
     let topic = b"bitnetd/cellar/prompt/\xff".as_slice().into();
@@ -304,7 +304,7 @@ async fn a_topic_that_is_not_text_is_acknowledged_and_forgotten() {
 #[tokio::test]
 async fn an_unreadable_packet_ends_in_a_new_session_not_in_a_loop() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let start = Instant::now();
     for saved in [false, true, true] {
         let mut session = broker.session(saved).await;
@@ -320,9 +320,9 @@ async fn an_unreadable_packet_ends_in_a_new_session_not_in_a_loop() {
 }
 
 #[tokio::test]
-async fn a_broker_that_hangs_up_is_tried_at_most_once_a_second() {
+async fn a_broker_that_closes_the_connection_is_tried_at_most_once_a_second() {
     let broker = Broker::new().await;
-    let _bench = broker.door();
+    let _bench = broker.harness();
     let mut before = None;
     for _ in 0..3 {
         drop(broker.accept().await);
@@ -335,7 +335,7 @@ async fn a_broker_that_hangs_up_is_tried_at_most_once_a_second() {
 #[tokio::test]
 async fn a_stop_without_a_broker_does_not_wait() {
     let broker = Broker::new().await;
-    let harness = broker.door();
+    let harness = broker.harness();
     drop(broker);
     timeout(Duration::from_secs(3), harness.close()).await.expect("nothing to wait for");
 }
@@ -343,19 +343,19 @@ async fn a_stop_without_a_broker_does_not_wait() {
 #[tokio::test]
 async fn a_stop_waits_for_a_silent_broker_only_so_long() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     session.deliver(7, false, "hi").await;
     harness.echo().await;
     session.reply().await;
-    // Five seconds for the reply, two for the goodbye, neither acknowledged.
+    // Five seconds for the reply, two for the DISCONNECT, neither acknowledged.
     timeout(Duration::from_secs(15), harness.close()).await.expect("it gives up");
 }
 
 #[tokio::test]
 async fn a_broker_that_speaks_only_3_1_1_is_told_of_with_the_way_out() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     // A CONNACK of 3.1.1: unacceptable protocol version.
     let mut session = broker.accept().await;
     session.stream.write_all(&[0x20, 0x02, 0x00, 0x01]).await.expect("open");
@@ -364,9 +364,9 @@ async fn a_broker_that_speaks_only_3_1_1_is_told_of_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_server_of_something_else_is_told_of_as_such() {
+async fn a_server_of_another_protocol_is_named_in_the_log() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.accept().await;
     session.stream.write_all(&[0, 0]).await.expect("open");
     harness.until(|state| state.problem.as_ref().is_some_and(|text| text.contains("no MQTT broker"))).await;
@@ -375,7 +375,7 @@ async fn a_server_of_something_else_is_told_of_as_such() {
 #[tokio::test]
 async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_rest_works() {
     let broker = Broker::new().await;
-    let mut harness = broker.door_of_a_group();
+    let mut harness = broker.harness_of_a_group();
     let mut session = broker.accept().await;
     let text = ConnAckProperties { shared_subscription_available: Some(0), ..none() };
     session.welcome(false, Some(text)).await;
@@ -391,9 +391,9 @@ async fn a_broker_without_shared_subscriptions_is_not_asked_for_them_and_the_res
 }
 
 #[tokio::test]
-async fn a_broker_that_hangs_up_over_a_shared_subscription_is_asked_twice_and_no_more() {
+async fn a_broker_that_closes_the_connection_over_a_shared_subscription_is_asked_twice() {
     let broker = Broker::new().await;
-    let mut harness = broker.door_of_a_group();
+    let mut harness = broker.harness_of_a_group();
     for filters in [7, 7, 4] {
         let mut session = broker.accept().await;
         session.welcome(false, None).await;
@@ -430,7 +430,7 @@ async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_pro
         }
         session.grant(&asked).await;
         harness.until(|state| state.subscribed).await;
-        // `online`, `info` and the description, for which nobody is to blame.
+        // `online`, `info` and the description, none of which is the cause.
         for _ in 0..3 {
             let own = session.reply().await;
             session.acknowledge(&own).await;
@@ -443,7 +443,7 @@ async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_pro
 #[tokio::test]
 async fn a_broker_that_wants_no_pings_keeps_its_connection() {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.accept().await;
     let text = ConnAckProperties { server_keep_alive: Some(0), ..none() };
     session.welcome(false, Some(text)).await;

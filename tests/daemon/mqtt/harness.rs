@@ -1,4 +1,4 @@
-//! The MQTT door on a bench: the test is the worker and the clients.
+//! A harness for the MQTT transport: the test is the worker and the clients.
 
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to look for what must not happen.
 pub const QUIET_PERIOD: Duration = Duration::from_millis(700);
 
-/// An open door.
+/// A running MQTT transport, and the daemon's ends of its channels.
 pub struct Harness {
     pub requests: mpsc::Receiver<Inbound>,
     pub controls: mpsc::Receiver<Command>,
@@ -35,14 +35,14 @@ pub struct Harness {
 }
 
 impl Harness {
-    /// The door of device `cellar` at this port, connected and subscribed.
+    /// The transport of device `cellar` at this port, connected and subscribed.
     pub async fn open(port: u16) -> Self {
         let mut harness = Self::with(config(port), |_| {});
         harness.until(|state| state.subscribed).await;
         harness
     }
 
-    /// A door that may not be connected yet.
+    /// A transport that may not be connected yet.
     pub fn with(config: Mqtt, change: impl FnOnce(&mut MqttContext)) -> Self {
         let (sender, requests) = mpsc::channel(4);
         let (asked, controls) = mpsc::channel(4);
@@ -88,7 +88,7 @@ impl Harness {
     /// The next request.
     pub async fn request(&mut self) -> Inbound {
         let request = timeout(TIMEOUT, self.requests.recv()).await.expect("a request in time");
-        request.expect("an open door")
+        request.expect("a running transport")
     }
 
     /// Answers the next request with its own prompt.
@@ -99,7 +99,7 @@ impl Harness {
         text
     }
 
-    /// Nothing more comes to the worker.
+    /// No further request is submitted.
     pub async fn is_quiet(&mut self) {
         let more = timeout(QUIET_PERIOD, self.requests.recv()).await;
         assert!(more.is_err(), "{more:?}");
@@ -115,7 +115,7 @@ impl Harness {
         self.close.cancel();
         tokio::task::yield_now().await;
         last.await;
-        let ended = timeout(TIMEOUT, self.task.join_next()).await.expect("the door closes");
+        let ended = timeout(TIMEOUT, self.task.join_next()).await.expect("the transport closes");
         ended.expect("it ran").expect("without a panic");
     }
 

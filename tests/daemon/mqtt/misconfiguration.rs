@@ -1,4 +1,4 @@
-//! What owners do by mistake, and that they are told the cause.
+//! Mistakes in the configuration, and that the log names their cause.
 
 use super::PROMPT;
 use super::harness::{Client, Harness, config};
@@ -6,7 +6,7 @@ use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
 
 #[tokio::test]
-async fn two_devices_with_one_id_are_told_so() {
+async fn two_devices_with_one_id_log_the_conflict() {
     for version in [MqttVersion::V5, MqttVersion::V311] {
         let broker = Mosquitto::start().await;
         let link = || Mqtt { version, ..config(broker.port) };

@@ -1,4 +1,4 @@
-//! The MQTT door against a real mosquitto, asked as users ask.
+//! The MQTT transport against a real mosquitto, used as clients use it.
 
 mod alerts;
 mod crash_recovery;
@@ -212,7 +212,7 @@ async fn availability_says_offline_when_the_daemon_dies() {
 }
 
 #[tokio::test]
-async fn info_is_kept_for_whoever_comes_later() {
+async fn info_is_retained_for_later_subscribers() {
     let broker = Mosquitto::start().await;
     let harness = Harness::open(broker.port).await;
     sleep(QUIET_PERIOD).await;
@@ -414,7 +414,7 @@ async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answ
     let inbound = harness.request().await;
     harness.draining.cancel();
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"b","prompt":"ho"}"#]).await;
-    // At QoS 0 the broker keeps nothing: its client is told. By then the daemon has seen the other one.
+    // At QoS 0 the broker stores nothing, so the client gets a refusal. By then the daemon has received the other one.
     broker.publish(&["-q", "0", "-t", PROMPT, "-m", r#"{"id":"c","prompt":"hu"}"#]).await;
     let refused = client.text().await;
     assert!(refused.contains(r#""id":"c","code":"shutting_down""#), "{refused}");
@@ -427,7 +427,7 @@ async fn while_draining_new_prompts_are_left_to_the_broker_and_running_ones_answ
 }
 
 #[tokio::test]
-async fn what_the_stop_cuts_off_is_left_to_the_broker_without_a_word() {
+async fn a_prompt_ended_by_shutdown_is_left_to_the_broker_without_an_error() {
     let broker = Mosquitto::start().await;
     let mut harness = Harness::open(broker.port).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;

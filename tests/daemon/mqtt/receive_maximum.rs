@@ -1,16 +1,16 @@
-//! Both ways in which brokers treat our Receive Maximum, for machines that have only one of them: Debian 12's
-//! mosquitto (2.0.11) sends beyond it after each PUBACK, Debian 13's (2.0.21) keeps to it.
+//! The two ways in which brokers treat the Receive Maximum, for machines that have only one of them: Debian 12's
+//! mosquitto (2.0.11) exceeds it after each PUBACK, Debian 13's (2.0.21) respects it.
 
 use super::fake_broker::Broker;
 
-/// What the door of the bench says it takes.
+/// The window of requests of the harness.
 const RECEIVE_MAXIMUM: u16 = 4;
 const PROMPTS: u16 = 40;
 
 /// A backlog of prompts, `after_each` more of them at each acknowledgement.
 async fn a_backlog_is_answered_once_each(after_each: u16) {
     let broker = Broker::new().await;
-    let mut harness = broker.door();
+    let mut harness = broker.harness();
     let mut session = broker.session(false).await;
     let mut sent = 0;
     for settled in 0..PROMPTS {

@@ -63,7 +63,7 @@ async fn a_user_property_names_the_client_where_the_topic_does_not() {
 }
 
 #[tokio::test]
-async fn nobody_reaches_through_the_daemon_what_commands_something_else() {
+async fn a_client_cannot_command_other_devices_through_the_daemon() {
     let broker = Mosquitto::start().await;
     let mut harness = Harness::open(broker.port).await;
     let mut guest = Client::listening(&broker, "bitnetd/cellar/reply/alice/+").await;

@@ -1,4 +1,4 @@
-//! The MQTT door over TLS: what is trusted, what is not, and what the owner is told.
+//! The MQTT transport over TLS: what is trusted, what is not, and what the owner is told.
 
 use super::harness::{Client, Harness, config};
 use crate::support::broker::{Mosquitto, free_port};
@@ -44,7 +44,7 @@ impl TlsBroker {
         TlsBroker { broker: broker.await, authority, ca, plain }
     }
 
-    /// The link of an owner who trusts this house.
+    /// The configuration of an owner who trusts this broker's authority.
     fn link(&self) -> Mqtt {
         let tls = Tls { ca_file: Some(self.ca.clone()), client: None };
         Mqtt { tls: Some(tls), ..config(self.broker.port) }
@@ -79,7 +79,7 @@ async fn a_prompt_is_answered_over_tls_in_both_versions() {
 }
 
 #[tokio::test]
-async fn a_broker_that_nobody_we_trust_has_signed_is_refused() {
+async fn a_broker_certificate_of_an_unknown_authority_is_refused() {
     let broker = TlsBroker::new().await;
     let elsewhere = Authority::new("Elsewhere").write(&broker.broker.path("elsewhere.crt"));
     let tls = Tls { ca_file: Some(elsewhere), client: None };
@@ -144,7 +144,7 @@ async fn a_broker_of_tls_1_2_is_understood_too() {
 }
 
 #[tokio::test]
-async fn a_port_that_speaks_otherwise_is_told_of_both_ways() {
+async fn tls_on_a_plain_port_and_plain_on_a_tls_port_are_named_in_the_log() {
     let broker = TlsBroker::new().await;
     let text = refusal(&Mqtt { tls: None, ..broker.link() }).await;
     assert!(text.contains("tls = false") && text.contains("mqtt.port"), "{text}");

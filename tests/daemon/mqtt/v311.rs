@@ -1,4 +1,4 @@
-//! The MQTT door in version 3.1.1, against a real mosquitto.
+//! The MQTT transport in version 3.1.1, against a real mosquitto.
 
 use super::harness::{Client, Harness, answer, config, prompt};
 use super::{PROMPT, none};
@@ -75,7 +75,7 @@ async fn a_prompt_that_the_broker_keeps_is_refused_at_the_next_start() {
 }
 
 #[tokio::test]
-async fn availability_is_kept_and_the_will_speaks_for_a_daemon_that_dies() {
+async fn availability_is_retained_and_the_will_is_published_for_a_daemon_that_dies() {
     let broker = Mosquitto::start().await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/availability").await;
     let harness = open(&broker).await;
@@ -104,7 +104,7 @@ async fn a_prompt_not_yet_answered_survives_the_daemon() {
     for id in ["a", "b"] {
         assert_eq!(client.next().await.topic, format!("bitnetd/cellar/reply/{id}").into_bytes());
     }
-    // Both are acknowledged: the goodbye comes after the acknowledgements.
+    // Both are acknowledged: the DISCONNECT follows the acknowledgements.
     harness.close().await;
     let mut harness = open(&broker).await;
     harness.is_quiet().await;
@@ -159,7 +159,7 @@ async fn a_prompt_past_our_packet_limit_costs_its_session_and_not_the_link() {
 }
 
 #[tokio::test]
-async fn a_user_with_a_wrong_password_is_told_which_keys_to_look_at() {
+async fn a_wrong_password_names_the_keys_to_check() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
     let text = probe(&link(broker.port), "cellar", Duration::from_secs(20)).await.expect_err("no user");
     assert!(text.contains("NotAuthorized") && text.contains("mqtt.password_file"), "{text}");

@@ -1,4 +1,4 @@
-//! Who leaves, who is slow, and who comes in too great a number.
+//! Clients that disconnect, that are slow, or that are too many.
 
 use super::{CONNECTIONS, Client, SocketServer, TIMEOUT, until};
 use bitnetd::transport::unix::BacklogPolicy;
@@ -87,7 +87,7 @@ async fn more_requests_than_may_be_in_flight_wait_and_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_loses_its_request_and_disturbs_nobody() {
+async fn a_slow_reader_loses_its_request_and_delays_no_other_client() {
     let context = SocketServer::open();
     let mut slow = context.client().await;
     slow.ask("flood", "flood").await;

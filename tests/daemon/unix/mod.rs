@@ -1,6 +1,5 @@
-//! The Unix socket as its users meet it: a real socket, real clients, and a worker that stands in
-//! for the engine. What it answers depends on the prompt; see [`answer`]. Deliberately no daemon
-//! around them.
+//! The Unix socket as its clients use it: a real socket, real clients, and a worker that stands in for the engine.
+//! Its answer depends on the prompt; see [`answer`]. Deliberately no daemon around them.
 
 mod disconnect;
 mod requests;
@@ -28,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 /// Far more than anything here takes, also under emulation.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Clients that these doors take at once.
+/// Maximum number of connections of these servers.
 const CONNECTIONS: usize = 64;
 
 /// A folder of its own, removed at the end.
@@ -55,10 +54,10 @@ impl Drop for Folder {
     }
 }
 
-/// A running socket and its worker.
+/// A running socket transport and its worker.
 struct SocketServer {
     path: PathBuf,
-    /// What the worker was given, oldest first.
+    /// The requests the worker received, oldest first.
     received: Arc<Mutex<Vec<ReceivedRequest>>>,
     draining: CancellationToken,
     close: CancellationToken,
@@ -67,7 +66,7 @@ struct SocketServer {
     outside: ListeningSocket,
 }
 
-/// What stays when a daemon ends: its listening socket, as where systemd holds it.
+/// What remains when a daemon ends: its listening socket, as where systemd holds it open.
 struct ListeningSocket {
     listener: UnixListener,
     _socket_file: SocketFile,

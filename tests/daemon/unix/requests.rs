@@ -1,4 +1,4 @@
-//! What is said: requests, events, and lines that are neither.
+//! Requests, events, and lines that are neither.
 
 use super::{SocketServer, TIMEOUT};
 use bitnetd::protocol::json::MAX_REQUEST;
@@ -25,7 +25,7 @@ async fn a_request_line_gives_tokens_and_one_done() {
 }
 
 #[tokio::test]
-async fn several_requests_in_flight_are_told_apart_by_id() {
+async fn several_requests_in_flight_are_distinguished_by_id() {
     let context = SocketServer::open();
     let mut client = context.client().await;
     client.ask("slow", "hang").await;

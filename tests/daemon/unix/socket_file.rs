@@ -1,4 +1,4 @@
-//! The file: its mode, who may take its path, and what is left of it.
+//! The socket file: its mode, which daemon owns its path, and what is left of it.
 
 use super::Folder;
 use bitnetd::config::Socket;

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_packet_poison_a_session_only_once_there_is_one() {
+    fn unreadable_bytes_count_against_the_session_only_after_the_connack() {
         let trouble = || ConnectError::Unreadable("bad".into());
         assert!(circumstances(true).disconnect(trouble()).unreadable);
         let before = circumstances(false).disconnect(trouble());
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn who_hangs_up_on_the_first_word_may_speak_something_else() {
+    fn a_broker_that_closes_before_the_connack_may_speak_another_protocol() {
         let text = circumstances(false).disconnect(ConnectError::Closed).text;
         assert!(text.contains("mqtt.port") && text.contains("version = 5"), "{text}");
         let later = circumstances(true).disconnect(ConnectError::Closed).text;
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_connection_names_the_keys_of_the_place() {
+    fn a_refused_connection_names_the_keys_of_host_and_port() {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
         let text = circumstances(false).disconnect(ConnectError::Io(refused)).text;
         assert!(text.contains("mqtt.host") && text.contains("mqtt.port"), "{text}");

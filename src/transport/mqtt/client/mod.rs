@@ -44,8 +44,26 @@ pub(super) struct Connection {
     /// Outbox entries in flight, by packet identifier.
     in_flight: HashMap<u16, u64>,
     protocol_guard: ProtocolGuard,
-    /// How many filters of each kind the SUBSCRIBE contained: the device's own, Home Assistant's, the group's.
-    filter_counts: [usize; 3],
+    /// What the SUBSCRIBE contained, to assign the reasons of the SUBACK.
+    filter_counts: FilterCounts,
+}
+
+/// The topic filters of one SUBSCRIBE.
+#[derive(Debug, Default)]
+pub struct SubscriptionFilters {
+    /// Of the device's own topics.
+    pub own: Vec<TopicFilter>,
+    /// Of Home Assistant's birth topics.
+    pub homeassistant: Vec<TopicFilter>,
+    /// Of the group's topics.
+    pub group: Vec<TopicFilter>,
+}
+
+/// How many filters of each kind a SUBSCRIBE contained; the rest are the group's.
+#[derive(Debug, Clone, Copy, Default)]
+struct FilterCounts {
+    own: usize,
+    homeassistant: usize,
 }
 
 impl Connection {
@@ -60,7 +78,7 @@ impl Connection {
             awaiting_packet_id: VecDeque::new(),
             in_flight: HashMap::new(),
             protocol_guard: ProtocolGuard::default(),
-            filter_counts: [0; 3],
+            filter_counts: FilterCounts::default(),
         })
     }
 
@@ -75,9 +93,10 @@ impl Connection {
 
     /// Subscribes to the device's own topics, Home Assistant's and the group's, in one SUBSCRIBE. `false` where the
     /// request channel is full.
-    pub fn subscribe(&mut self, filters: [Vec<TopicFilter>; 3]) -> bool {
-        self.filter_counts = filters.each_ref().map(Vec::len);
-        self.client.subscribe(filters.into_iter().flatten())
+    pub fn subscribe(&mut self, filters: SubscriptionFilters) -> bool {
+        let SubscriptionFilters { own, homeassistant, group } = filters;
+        self.filter_counts = FilterCounts { own: own.len(), homeassistant: homeassistant.len() };
+        self.client.subscribe([own, homeassistant, group].into_iter().flatten())
     }
 
     /// Unsubscribes from one filter. `false` where the request channel is full.
@@ -144,12 +163,12 @@ impl Connection {
     }
 
     fn granted(&self, mut reasons: Vec<Result<(), String>>) -> SubAcks {
-        let [own, home, _] = self.filter_counts;
-        let group = reasons.split_off((own + home).min(reasons.len()));
-        let home = reasons.split_off(own.min(reasons.len()));
+        let FilterCounts { own, homeassistant } = self.filter_counts;
+        let group = reasons.split_off((own + homeassistant).min(reasons.len()));
+        let homeassistant = reasons.split_off(own.min(reasons.len()));
         let all = |reasons: Vec<Result<(), String>>| reasons.into_iter().collect();
         let asked = |reasons: Vec<_>| (!reasons.is_empty()).then(|| all(reasons));
-        SubAcks { homeassistant: asked(home), group: asked(group), own: all(reasons) }
+        SubAcks { homeassistant: asked(homeassistant), group: asked(group), own: all(reasons) }
     }
 
     /// rumqttc assigns packet identifiers in the order in which it receives the messages; at QoS 0 the identifier

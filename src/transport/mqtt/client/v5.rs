@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_publish_is_larger_than_the_outbox_reckons() {
+    fn no_publish_is_larger_than_the_outbox_assumes() {
         let packet = OutgoingMessage {
             topic: "a/b".into(),
             payload: vec![0; 70_000],
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disconnect_without_a_reason_is_no_poison() {
+    fn a_disconnect_without_a_reason_is_not_an_unreadable_packet() {
         let bare =
             v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
         let reported = connect_error(ConnectionError::MqttState(StateError::Deserialization(bare)));

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_while_the_broker_is_away_is_told_when_it_is_back_and_only_the_latest() {
+    fn only_the_latest_change_of_each_kind_is_published_when_the_broker_is_back() {
         let mut queue = AlertQueue::default();
         queue.put("queue", b"queue raised".into());
         queue.put("temperature", b"temperature raised".into());
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_again_on_each_connection_until_it_is_acknowledged() {
+    fn it_is_published_again_on_each_connection_until_it_is_acknowledged() {
         let mut queue = AlertQueue::default();
         queue.put("queue", b"raised".into());
         for first in [1, 10] {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_comes_while_another_is_on_its_way_is_not_taken_for_it() {
+    fn a_puback_for_an_older_change_does_not_acknowledge_a_newer_one() {
         let mut queue = AlertQueue::default();
         queue.put("queue", b"raised".into());
         pushed(&mut queue, 1);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn one_over_which_the_broker_ends_each_connection_is_given_up() {
+    fn an_alert_over_which_the_broker_ends_each_connection_is_given_up() {
         let mut queue = AlertQueue::default();
         queue.put("queue", b"raised".into());
         let given_up: Vec<_> = (0..9)
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_never_sent_is_not_what_the_broker_ends_its_connections_over() {
+    fn an_alert_that_was_never_sent_gets_no_strike() {
         let mut queue = AlertQueue::default();
         queue.put("queue", b"raised".into());
         for n in 0..99 {

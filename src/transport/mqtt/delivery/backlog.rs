@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_at_qos_0_takes_its_few_places_and_none_of_the_others() {
+    fn a_flood_at_qos_0_does_not_take_the_room_of_qos_1() {
         let mut backlog = Backlog::new(1 << 20);
         for number in 0..MAX_AT_QOS_0 as u64 {
             assert!(backlog.has_room(false));

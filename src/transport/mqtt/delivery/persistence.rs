@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_goes_on_waiting_and_finds_its_prompt() {
+    fn a_pending_answer_is_restored_and_found_by_its_prompt() {
         let mut first = Process::new(1_000);
         let entry = first.answer("a", None);
         let mut second = first.next(2_000);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_is_given_again_and_not_computed_again() {
+    fn a_delivered_answer_is_sent_again_and_not_computed_again() {
         let mut first = Process::new(1_000);
         let entry = first.answer("a", None);
         first.deliver(entry);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_expires_while_nobody_runs() {
+    fn an_answer_expires_while_the_daemon_is_not_running() {
         let mut first = Process::new(1_000);
         first.answer("a", Some(60));
         first.answer("bb", Some(200));

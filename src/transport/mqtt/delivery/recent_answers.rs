@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_better_not_sent_again_is_not() {
+    fn an_empty_answer_is_not_sent_again() {
         let now = Instant::now();
         let mut recent = RecentAnswers::default();
         recent.insert(answer(1, 0), Duration::ZERO, now);

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_response_topic_the_id_names_the_way_back() {
+    fn without_a_response_topic_the_id_names_the_reply_topic() {
         let now = Instant::now();
         let packet = way(&message(), now).0.packet(vec![], now);
         assert_eq!((packet.topic.as_str(), packet.expires), ("bitnetd/cellar/reply/a", None));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_nobody_takes_any_more_ends_with_an_error() {
+    async fn a_request_whose_receiver_is_gone_ends_with_an_error() {
         let (sender, requests) = mpsc::channel(1);
         let mut prompts = ActiveRequests::new(sender, 9);
         start(&mut prompts, 1, "-");
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_daemon_s_own_stop_cuts_a_prompt_off() {
+    async fn only_a_shutdown_counts_as_ended_by_shutdown() {
         let (sender, mut requests) = mpsc::channel(1);
         let mut prompts = ActiveRequests::new(sender, 9);
         for (finish_reason, raised, cut_off) in [
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn made_ids_differ_within_and_across_processes() {
+    fn generated_ids_differ_within_and_across_processes() {
         let (mut one, mut other) = (IdGenerator::new(), IdGenerator::new());
         assert_ne!(one.next_id(), one.next_id());
         assert_ne!(one.process, other.process);

@@ -7,7 +7,7 @@ mod commands;
 mod homeassistant;
 mod prompts;
 
-use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, SubAcks};
+use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, SubAcks, SubscriptionFilters};
 use super::context::MqttContext;
 use super::homeassistant::HomeAssistant;
 use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
@@ -203,7 +203,7 @@ impl EventLoop {
         }
         let Some(contents) = finished.contents else { return };
         match contents.session {
-            Some(session) if self.link.counts().0 == 0 => self.dedup.set_session(session),
+            Some(session) if self.link.connects() == 0 => self.dedup.set_session(session),
             // The file was read too late: by now packet identifiers belong to another session.
             _ => self.answer_log.append_record(&Record::Session(self.dedup.session())),
         }
@@ -296,7 +296,7 @@ impl EventLoop {
         let group = if shared { self.topics.group_filters() } else { Vec::new() };
         let homeassistant = self.birth_filters();
         if let Some(connection) = &mut self.connection {
-            connection.subscribe([self.topics.filters(), homeassistant, group]);
+            connection.subscribe(SubscriptionFilters { own: self.topics.filters(), homeassistant, group });
             for topic in self.homeassistant.iter().flat_map(HomeAssistant::unwanted) {
                 connection.unsubscribe(topic);
             }
@@ -455,12 +455,11 @@ impl EventLoop {
     }
 
     fn update_status(&mut self) {
-        let (connects, sessions_lost) = self.link.counts();
         let now = MqttLink {
             connected: self.link.is_online(),
             subscribed: self.link.is_online() && self.status.subscribed,
-            connects,
-            sessions_lost,
+            connects: self.link.connects(),
+            sessions_lost: self.link.sessions_lost(),
             outbox: self.outbox.len() as u64,
             waiting: self.backlog.len() as u64,
             deaf: self.subscription_check.is_deaf(),
@@ -490,7 +489,7 @@ impl EventLoop {
         if self.link.is_online() {
             self.publish_availability("offline");
             if timeout(DISCONNECT_TIMEOUT, self.send_disconnect()).await.is_err() {
-                log::warn!("{}: no answer to the goodbye", self.broker_address());
+                log::warn!("{}: the broker did not confirm the DISCONNECT in time", self.broker_address());
             }
         }
         self.connection = None;

@@ -73,10 +73,19 @@ pub(super) struct HomeAssistant {
     due: Option<Instant>,
     /// When a report is to follow.
     report_due: Option<Instant>,
-    /// The outbox entry without a PUBACK, and when it was handed to the connection.
-    in_flight: Option<(u64, Option<Instant>)>,
+    /// The description that the broker has not acknowledged.
+    in_flight: Option<QueuedDescription>,
     /// Disconnects that the description may have caused.
     strikes: Strikes,
+}
+
+/// A description without a PUBACK.
+#[derive(Debug, Clone, Copy)]
+struct QueuedDescription {
+    /// Its outbox entry.
+    entry: u64,
+    /// When it was handed to the connection.
+    sent_at: Option<Instant>,
 }
 
 /// What the broker did with the description.
@@ -229,13 +238,13 @@ impl HomeAssistant {
 
     /// The description is in this outbox entry.
     pub fn mark_queued(&mut self, entry: u64) {
-        self.in_flight = Some((entry, None));
+        self.in_flight = Some(QueuedDescription { entry, sent_at: None });
     }
 
     /// The entry was handed to the connection: a disconnect before that cannot be caused by it.
     pub fn mark_sent(&mut self, entry: u64, now: Instant) {
-        if let Some((_, at)) = self.in_flight.as_mut().filter(|(ours, _)| *ours == entry) {
-            *at = Some(now);
+        if let Some(ours) = self.in_flight.as_mut().filter(|ours| ours.entry == entry) {
+            ours.sent_at = Some(now);
         }
     }
 
@@ -247,7 +256,7 @@ impl HomeAssistant {
         result: &Result<(), String>,
         now: Instant,
     ) -> Option<DescriptionResult> {
-        self.in_flight.take_if(|(ours, _)| *ours == entry)?;
+        self.in_flight.take_if(|ours| ours.entry == entry)?;
         self.strikes.clear();
         Some(match result {
             Ok(()) => {
@@ -266,8 +275,8 @@ impl HomeAssistant {
     /// The connection ended, perhaps because of the description. Returns what to log.
     pub fn disconnected(&mut self, by_broker: bool, now: Instant) -> Option<String> {
         (self.due, self.report_due) = (None, None);
-        let handed = self.in_flight.take().and_then(|(_, handed)| handed);
-        let is_soon = handed.is_some_and(|handed| now.saturating_duration_since(handed) < BLAME_PERIOD);
+        let sent_at = self.in_flight.take().and_then(|ours| ours.sent_at);
+        let is_soon = sent_at.is_some_and(|sent_at| now.saturating_duration_since(sent_at) < BLAME_PERIOD);
         let is_blamed = is_soon && by_broker && !self.is_birth_pending();
         self.birth_subscription.disconnected(by_broker);
         self.strikes.add_if(is_blamed);

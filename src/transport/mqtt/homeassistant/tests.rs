@@ -103,7 +103,7 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 }
 
 #[test]
-fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
+fn birth_messages_are_received_under_the_configured_prefix_and_the_default_one() {
     let topics = |homeassistant: &mut HomeAssistant| -> Vec<String> {
         let filters = homeassistant.filters().expect("nothing to say");
         assert!(filters.iter().all(|filter| !filter.is_qos_1));
@@ -118,7 +118,7 @@ fn its_birth_is_heard_under_its_own_prefix_and_the_usual_one() {
 }
 
 #[test]
-fn a_sensor_that_comes_later_is_told_of_and_one_that_goes_is_kept() {
+fn a_sensor_that_appears_later_is_added_and_one_that_disappears_stays() {
     let now = Instant::now();
     let mut homeassistant = settled(now);
     let (none, power) = (
@@ -157,7 +157,7 @@ fn another_interval_makes_values_last_another_time() {
 }
 
 #[test]
-fn switched_off_it_takes_back_what_was_told_once_and_listens_no_more() {
+fn switched_off_it_removes_the_description_once_and_unsubscribes() {
     let now = Instant::now();
     let mut homeassistant = with(|context| context.config.discovery = false);
     assert_eq!(homeassistant.filters(), Ok(vec![]));
@@ -192,7 +192,7 @@ fn refused(homeassistant: &mut HomeAssistant, now: Instant) -> Option<String> {
 }
 
 #[test]
-fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
+fn a_refusal_by_the_broker_is_logged_once_and_retried_after_an_hour() {
     let now = Instant::now();
     let mut homeassistant = discovery();
     homeassistant.connected(now);
@@ -216,7 +216,7 @@ fn a_broker_that_refuses_it_is_told_of_once_and_asked_again_after_an_hour() {
 }
 
 #[test]
-fn what_cannot_be_taken_back_is_said_once_with_a_way_out_that_is_one() {
+fn a_description_that_cannot_be_removed_is_logged_once_with_what_to_do() {
     let now = Instant::now();
     let mut homeassistant = with(|context| context.config.discovery = false);
     homeassistant.connected(now);
@@ -286,7 +286,7 @@ fn a_connection_that_ends_over_the_births_says_nothing_of_the_description() {
 }
 
 #[test]
-fn a_description_that_is_too_large_for_the_broker_is_told_of_once() {
+fn a_description_that_is_too_large_for_the_broker_is_logged_once() {
     let now = Instant::now();
     let mut homeassistant = discovery();
     homeassistant.connected(now);

@@ -1,5 +1,5 @@
-//! Home Assistant's side of the door: what it is told, when, and what comes over its controls. Its own rules are in
-//! `rules`.
+//! The transport as Home Assistant sees it: the description, when it is published, and the commands. Home
+//! Assistant's own rules are in `schema_rules`.
 
 mod schema_rules;
 
@@ -20,8 +20,8 @@ use tokio::time::{sleep, timeout};
 const TOPIC: &str = "homeassistant/device/bitnetd_cellar/config";
 const STATUS: &str = "homeassistant/status";
 
-/// A door that Home Assistant is told of, with these things known of the host.
-fn door_of(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
+/// A transport that describes itself to Home Assistant, with these sensor readings.
+fn harness_with_sensors(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
     Harness::with(config, |context: &mut MqttContext| {
         context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
         context.local_telemetry = counters;
@@ -29,7 +29,7 @@ fn door_of(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
 }
 
 async fn open(broker: &Mosquitto, counters: Arc<Telemetry>) -> Harness {
-    let mut harness = door_of(config(broker.port), counters);
+    let mut harness = harness_with_sensors(config(broker.port), counters);
     harness.until(|state| state.subscribed && state.outbox == 0).await;
     harness
 }
@@ -231,14 +231,14 @@ async fn a_sensor_that_answers_later_is_added() {
 }
 
 #[tokio::test]
-async fn switched_off_it_is_taken_back_and_said_no_more() {
+async fn switched_off_the_description_is_removed_once() {
     let broker = Mosquitto::start().await;
     open(&broker, bare()).await.close().await;
     kept(&broker).await;
     let mut client = Client::listening(&broker, TOPIC).await;
     client.next().await;
     let off = || Mqtt { discovery: false, ..config(broker.port) };
-    let mut harness = door_of(off(), bare());
+    let mut harness = harness_with_sensors(off(), bare());
     harness.until(|state| state.subscribed && state.outbox == 0).await;
     assert_eq!(client.text().await, "");
     broker.publish(&["-t", STATUS, "-m", "online"]).await;
@@ -251,7 +251,7 @@ async fn switched_off_it_is_taken_back_and_said_no_more() {
 async fn over_mqtt_3_1_1_it_is_the_same() {
     let broker = Mosquitto::start().await;
     let older = Mqtt { version: MqttVersion::V311, ..config(broker.port) };
-    let mut harness = door_of(older, bare());
+    let mut harness = harness_with_sensors(older, bare());
     harness.until(|state| state.subscribed && state.outbox == 0).await;
     schema_rules::check(&kept(&broker).await);
     let mut client = Client::listening(&broker, TOPIC).await;
@@ -278,11 +278,11 @@ async fn the_button_and_the_number_reach_the_daemon() {
 
 async fn next(harness: &mut Harness) -> Command {
     let control = timeout(Duration::from_secs(30), harness.controls.recv()).await.expect("in time");
-    control.expect("an open door")
+    control.expect("a running transport")
 }
 
 #[tokio::test]
-async fn what_is_no_control_does_nothing_and_the_door_goes_on() {
+async fn an_invalid_command_is_ignored() {
     let broker = Mosquitto::start().await;
     let mut harness = open(&broker, bare()).await;
     let client = Client::listening(&broker, "nothing").await;
@@ -318,7 +318,7 @@ async fn a_retained_cancellation_stops_no_prompt() {
 }
 
 #[tokio::test]
-async fn a_broker_that_takes_no_such_packet_is_told_of_and_keeps_the_rest() {
+async fn a_description_larger_than_the_broker_takes_is_logged_and_the_rest_works() {
     let broker = Mosquitto::with("max_packet_size 2000\n").await;
     let mut harness = open(&broker, bare()).await;
     sleep(QUIET_PERIOD).await;

@@ -1,8 +1,7 @@
 //! What Home Assistant accepts of a device's description, as data: taken from `homeassistant/components/mqtt/
 //! {schemas,config,sensor,binary_sensor,button,number,discovery}.py`, `components/sensor/const.py`,
 //! `components/{binary_sensor,button}/__init__.py` and `const.py` of 2025.1 and 2026.11.
-//!
-//! It passes over keys it does not know; here they are mistakes, for nobody would notice them.
+//! It ignores unknown keys; here they are errors, since they would go unnoticed.
 
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_and_replaced_is_there_after_opening_again() {
+    fn what_is_appended_and_replaced_is_read_after_reopening() {
         let folder = Folder::new("again");
         let (mut file, contents) = open(&folder);
         assert_eq!(contents, LogContents::default());
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_kept_out_until_the_first_is_gone() {
+    fn a_second_daemon_is_locked_out_until_the_first_has_ended() {
         let folder = Folder::new("lock");
         let first = open(&folder);
         let text = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_may_read_it() {
+    fn it_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt;
         let folder = Folder::new("private");
         let (mut file, _) = open(&folder);

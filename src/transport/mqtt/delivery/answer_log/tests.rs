@@ -61,7 +61,7 @@ async fn work(log: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn rows_are_let_go_once_they_are_on_disk_and_all_at_once() {
+async fn answers_are_released_once_they_are_on_disk_and_all_at_once() {
     let folder = Folder::new("rows");
     let now = Instant::now();
     let mut store = folder.store(now);
@@ -77,7 +77,7 @@ async fn rows_are_let_go_once_they_are_on_disk_and_all_at_once() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_process_kept_is_told_once() {
+async fn the_contents_of_the_file_are_returned_once() {
     let folder = Folder::new("told");
     let now = Instant::now();
     let mut store = folder.store(now);
@@ -104,7 +104,7 @@ async fn a_torn_file_is_written_anew_before_anything_is_added() {
 }
 
 #[tokio::test]
-async fn without_a_disk_rows_are_let_go_and_the_disk_is_tried_again() {
+async fn without_a_disk_answers_are_released_and_the_disk_is_retried() {
     let folder = Folder::new("gone");
     let blocked = folder.0.join("state");
     fs::write(&blocked, "a file where the folder should be").expect("room");
@@ -125,7 +125,7 @@ async fn without_a_disk_rows_are_let_go_and_the_disk_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_disk_that_does_not_answer_keeps_nobody_waiting() {
+async fn a_disk_that_hangs_does_not_block_answers() {
     let folder = Folder::new("slow");
     let now = Instant::now();
     let mut store = folder.store(now);
@@ -175,7 +175,7 @@ async fn the_file_does_not_grow_over_starts() {
 }
 
 #[tokio::test]
-async fn nothing_is_kept_where_nothing_is_wanted() {
+async fn nothing_is_saved_without_a_state_directory() {
     let mut log = AnswerLog::new(None, 0, Instant::now());
     log.start_job(Instant::now(), Vec::new);
     assert!(!log.save_answer(answer(1)) && !log.is_busy() && !log.is_durable());
@@ -226,7 +226,7 @@ async fn without_a_disk_prompts_are_not_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_folder_that_goes_while_nothing_is_written_is_noticed_and_made_anew() {
+async fn a_directory_removed_while_idle_is_noticed_and_created_again() {
     let folder = Folder::new("removed");
     let now = Instant::now();
     let mut store = folder.store(now);

@@ -99,7 +99,7 @@ fn what_a_client_sends_again_gets_the_stored_answer() {
 }
 
 #[test]
-fn a_prompt_beside_one_of_its_name_that_is_at_work_waits_for_that_answer() {
+fn a_prompt_of_the_same_name_as_an_open_one_waits_for_its_answer() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
     let second = new(&mut dedup, &Delivery { packet: Some(2), ..NAMED });
@@ -125,7 +125,7 @@ fn without_id_and_correlation_data_each_prompt_is_computed() {
 }
 
 #[test]
-fn another_text_topic_or_way_back_is_another_prompt() {
+fn another_text_topic_or_reply_route_is_another_prompt() {
     let mut dedup = dedup();
     let first = new(&mut dedup, &NAMED);
     settle(&mut dedup, first);

@@ -39,7 +39,7 @@ fn a_prompt_is_settled_when_its_last_event_is_acknowledged() {
 }
 
 #[test]
-fn at_most_a_window_is_on_its_way() {
+fn at_most_a_window_is_in_flight() {
     let mut outbox = Outbox::default();
     (0..40).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let sent = publish(&mut outbox, WIDE);
@@ -81,7 +81,7 @@ fn tokens_without_end_stay_within_bounds() {
 }
 
 #[test]
-fn a_token_on_its_way_is_not_dropped() {
+fn a_token_in_flight_is_not_dropped() {
     let mut outbox = Outbox::default();
     outbox.push_token(1, packet(MAX_BYTES / 2));
     let sent = publish(&mut outbox, WIDE);
@@ -130,7 +130,7 @@ fn an_answer_whose_error_is_too_large_as_well_is_given_up_and_settled() {
 }
 
 #[test]
-fn what_nobody_wants_any_more_is_settled_unsent() {
+fn an_expired_answer_is_settled_unsent() {
     let now = Instant::now();
     let mut outbox = Outbox::default();
     outbox.push_last(1, "a", OutgoingMessage { expires: Some(now), ..packet(1) });
@@ -140,7 +140,7 @@ fn what_nobody_wants_any_more_is_settled_unsent() {
 }
 
 #[test]
-fn a_row_is_not_published_before_it_is_saved_and_holds_up_no_other() {
+fn an_entry_is_not_published_before_it_is_saved_and_delays_no_other() {
     let mut outbox = Outbox::default();
     let entry = outbox.push_last(1, "a", packet(1));
     outbox.hold_until_saved(entry);
@@ -184,7 +184,7 @@ fn the_seconds_left_are_rounded_up_and_never_zero() {
 }
 
 #[test]
-fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
+fn status_messages_go_first_in_order_and_are_dropped_with_the_connection() {
     let mut outbox = Outbox::default();
     outbox.push_last(1, "a", packet(1));
     outbox.push_status(OutgoingMessage::word("availability".into(), "online"));
@@ -196,7 +196,7 @@ fn our_own_messages_go_first_in_order_and_die_with_the_connection() {
 }
 
 #[test]
-fn a_row_that_ends_every_connection_travels_alone_then_as_an_error_and_is_given_up() {
+fn an_entry_that_ends_every_connection_is_sent_alone_then_as_an_error_and_is_given_up() {
     let mut outbox = Outbox::default();
     (0..3).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     let mut sent = Vec::new();
@@ -243,7 +243,7 @@ fn a_token_that_is_not_sent_ends_the_stream_of_its_prompt() {
 }
 
 #[test]
-fn the_neighbour_of_such_a_row_gets_through() {
+fn the_neighbour_of_such_an_entry_is_delivered() {
     let mut outbox = Outbox::default();
     (0..2).for_each(|n| _ = outbox.push_last(n, "a", packet(1)));
     (0..2).for_each(|_| {
