@@ -33,7 +33,7 @@ pub struct MqttContext {
     pub requests: mpsc::Sender<Inbound>,
     /// Where commands are sent. When the channel is full a command is lost, which is logged.
     pub commands: mpsc::Sender<Command>,
-    /// What Home Assistant is told of this daemon; `None` disables the discovery, and its removal, altogether.
+    /// What the device's entry in Home Assistant contains; `None`: the entry is neither published nor removed.
     pub homeassistant: Option<HomeAssistantInfo>,
     /// Threads that may compute: a thread limit is from 1 to this.
     pub threads: usize,
@@ -60,7 +60,7 @@ pub struct MqttContext {
     pub max_idle: Duration,
 }
 
-/// What Home Assistant is told of this daemon besides its topics.
+/// The part of the device's entry in Home Assistant that does not follow from its topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HomeAssistantInfo {
     /// The model's name, from its file.

@@ -1,4 +1,4 @@
-//! How often in a row something went wrong that one particular message, packet or request may be the cause of.
+//! Counts consecutive failures that one particular message, packet or request may have caused.
 //!
 //! A broker that rejects a publish or a subscription may close the connection without naming the cause (MQTT 5,
 //! section 4.13, makes the reason optional). After a few such disconnects the suspect is treated differently: sent

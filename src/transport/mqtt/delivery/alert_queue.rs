@@ -75,7 +75,7 @@ mod tests {
     use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
     use std::time::Instant;
 
-    /// What a connection would be given now, with rows counted from `first`.
+    /// What would be published on a connection now, with entries numbered from `first`.
     fn pushed(queue: &mut AlertQueue, first: u64) -> Vec<String> {
         let mut payloads = Vec::new();
         queue.push_all(|payload, _| {

@@ -216,7 +216,8 @@ impl ActiveRequests {
         }
     }
 
-    /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:\n    /// all of them are cancelled.
+    /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:
+    /// all of them are cancelled.
     pub fn cancel(&self, id: &str) {
         for running in self.active.values().filter(|running| running.route.id == id) {
             running.cancel.raise();

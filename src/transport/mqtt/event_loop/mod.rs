@@ -59,7 +59,7 @@ pub(super) struct EventLoop {
     /// Whether the broker supports shared subscriptions, as far as it says.
     has_shared_subscriptions: bool,
     retained_prompts: RetainedPrompts,
-    /// `None` where Home Assistant is not told anything.
+    /// `None` where the device has no entry in Home Assistant to publish or remove.
     homeassistant: Option<HomeAssistant>,
     answer_log: AnswerLog,
     ids: IdGenerator,

@@ -179,7 +179,7 @@ fn switched_off_it_removes_the_description_once_and_unsubscribes() {
     assert_eq!((homeassistant.next_task(now), homeassistant.due()), (None, None));
 }
 
-/// What is said when the broker refuses it.
+/// The problem that is reported when the broker refuses it.
 fn refused(homeassistant: &mut HomeAssistant, now: Instant) -> Option<String> {
     packet(homeassistant.next_task(now));
     homeassistant.mark_queued(7);
@@ -227,7 +227,7 @@ fn a_description_that_cannot_be_removed_is_logged_once_with_what_to_do() {
     assert_eq!((homeassistant.next_task(at(now, 9999)), homeassistant.due()), (None, None));
 }
 
-/// A connection with the description handed over, that ended after so many seconds; what is said of it.
+/// A connection that ended so many seconds after the description was sent. Returns the problem that is reported.
 fn ended(homeassistant: &mut HomeAssistant, now: Instant, by_broker: bool, after: u64) -> Option<String> {
     homeassistant.connected(now);
     packet(homeassistant.next_task(now));

@@ -20,7 +20,8 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens `path`, or creates it, and reads its records, at most `largest` bytes. A damaged file is copied to\n    /// `.corrupt` beside it; then, as after a torn line, the caller must call [`LogFile::replace`] before it appends.
+    /// Opens `path`, or creates it, and reads its records, at most `largest` bytes. A damaged file is copied to
+    /// `.corrupt` beside it; then, as after a torn line, the caller must call [`LogFile::replace`] before it appends.
     pub fn open(path: &Path, largest: u64) -> io::Result<(Self, LogContents)> {
         let folder = path.parent().expect("a file in a folder");
         let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();

@@ -130,8 +130,7 @@ pub struct LogContents {
     pub answers: Vec<SavedAnswer>,
     /// Bytes of the file.
     pub bytes: u64,
-    /// The last line is incomplete, because the power failed. Nothing is lost, since nobody had been told that it
-    /// was saved.
+    /// The last line is incomplete, because the power failed. Nothing is lost, since it was not yet reported as saved.
     pub is_torn: bool,
     /// The number of other unreadable lines: the disk is failing.
     pub damaged: usize,

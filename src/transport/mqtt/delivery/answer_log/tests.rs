@@ -49,7 +49,8 @@ fn saved(path: &Path) -> Vec<u64> {
     record::parse_log(&bytes).answers.iter().map(|answer| answer.number).collect()
 }
 
-/// Lets the disk do all it is to do, beginning at `now`, which may be to come; the rows that may be published.
+/// Runs all disk jobs that are due, from `now` on, which may lie in the future. Returns the answers that may be
+/// published.
 async fn work(log: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
     let mut entries = Vec::new();
     log.start_job(now, || lines(all));

@@ -1,4 +1,4 @@
-//! Rows in, rows out, over brokers that take them or do not.
+//! Entries of the outbox, with brokers that accept them and brokers that do not.
 
 use super::*;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn settled(outbox: &mut Outbox) -> Vec<PromptId> {
     outbox.take_settled().into_iter().map(|(prompt, _)| prompt).collect()
 }
 
-/// Publishes all that may be published; the row numbers.
+/// Publishes all that may be published; the numbers of their entries.
 fn publish(outbox: &mut Outbox, limits: PublishLimits) -> Vec<u64> {
     let mut sent = Vec::new();
     while let Some((number, _)) = outbox.next(Instant::now(), limits) {
