@@ -1,6 +1,5 @@
-//! Prompts from their message to their last event: distinguished from redeliveries, put into the backlog, submitted to
-//! the
-//! worker, and settled when the broker has the answer.
+//! Prompts from their message to their last event: distinguished from redeliveries, put into the backlog, submitted
+//! to the worker, and settled when the broker has the answer.
 
 use super::EventLoop;
 use crate::protocol::partial::id_of_truncated;
@@ -99,8 +98,8 @@ impl EventLoop {
         self.start_requests(now);
     }
 
-    /// More prompts are received at QoS 0 than are answered. The sender gets a refusal, as long as the broker accepts the
-    /// refusals.
+    /// More prompts are received at QoS 0 than are answered. The sender gets a refusal, as long as the broker
+    /// accepts the refusals.
     fn refuse_at_qos_0(&mut self, prompt: PromptId, route: &ReplyRoute) {
         if self.outbox.len() >= OUTBOX_LEN_FOR_REFUSALS {
             return self.drop_at_qos_0(prompt);
