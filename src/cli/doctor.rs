@@ -200,7 +200,7 @@ fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
     format!(
         "{took}; QoS {}, retain {}, shared subscriptions {}, packets up to {largest}",
         limits.max_qos,
-        yes(limits.retains),
+        yes(limits.retained_messages),
         yes(limits.shared_subscriptions),
     )
 }

@@ -6,7 +6,7 @@ use super::pressure::{Held, Pressure, State};
 use super::shares::{Place, Shares};
 use crate::config;
 use crate::protocol::{Code, Refusal};
-use crate::transport::turns::Turns;
+use crate::transport::fair_queue::FairQueue;
 use crate::transport::{Inbound, WhenFull};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ pub(super) type Refused = (Job, Refusal);
 /// The requests that wait, and how long answers take of late.
 #[derive(Debug)]
 pub(super) struct Admission {
-    waiting: Turns<Job>,
+    waiting: FairQueue<Job>,
     /// Of those that are refused when too many wait.
     shares: Shares,
     memory: Pressure,
@@ -45,7 +45,7 @@ impl Admission {
     /// Nothing waits; as much will as `settings` say, as long as there is `memory` for it.
     pub fn new(settings: &config::Queue, memory: Pressure) -> Self {
         Admission {
-            waiting: Turns::default(),
+            waiting: FairQueue::default(),
             shares: Shares::new(settings.depth, settings.client_percent),
             memory,
             pace: 1.0,
@@ -73,7 +73,8 @@ impl Admission {
         // One that waits by itself is not refused for having waited, unless its client set a limit.
         let is_limited = inbound.when_full == WhenFull::Refuse || inbound.request.timeout.is_some();
         let deadline = is_limited.then(|| inbound.received + timeout);
-        let (turn, priority, received) = (inbound.turn.clone(), inbound.request.priority, inbound.received);
+        let (turn, priority, received) =
+            (inbound.queue_key.clone(), inbound.request.priority, inbound.received);
         if inbound.when_full == WhenFull::Refuse {
             self.shares.add(&turn, inbound.request.text_bytes());
         }
@@ -92,7 +93,7 @@ impl Admission {
         if inbound.when_full == WhenFull::Wait {
             return Ok(None);
         }
-        let client = inbound.turn.as_str();
+        let client = inbound.queue_key.as_str();
         let (texts_fit, own_fit) = self.shares.texts_fit(client, inbound.request.text_bytes(), WAITING_TEXTS);
         let place = self.shares.place(client, self.idle);
         if place == Place::None || !own_fit {
@@ -116,7 +117,7 @@ impl Admission {
     /// Notes that a request waits no more.
     fn forget(&mut self, job: &Job) {
         if job.inbound.when_full == WhenFull::Refuse {
-            self.shares.remove(&job.inbound.turn, job.inbound.request.text_bytes());
+            self.shares.remove(&job.inbound.queue_key, job.inbound.request.text_bytes());
         }
     }
 
@@ -227,7 +228,7 @@ mod tests {
             request,
             id: id.into(),
             client: "test".into(),
-            turn: "test".into(),
+            queue_key: "test".into(),
             when_full: WhenFull::Refuse,
             received: now,
             reply,
@@ -317,7 +318,7 @@ mod tests {
         let mut offer = |admission: &mut Admission, client: &str, length: usize| {
             let (mut inbound, receiver) = inbound("a", Priority::Normal, now);
             inbound.request.input = Input::Prompt("x".repeat(length));
-            inbound.turn = client.into();
+            inbound.queue_key = client.into();
             receivers.push(receiver);
             admission.offer(inbound, MINUTE).map(drop).map_err(|refused| refused.1)
         };
@@ -345,7 +346,7 @@ mod tests {
         let mut offer = |admission: &mut Admission, id: &str, client: &str| {
             let (inbound, receiver) = inbound(id, Priority::Normal, now);
             receivers.push(receiver);
-            let refused = admission.offer(Inbound { turn: client.into(), ..inbound }, MINUTE);
+            let refused = admission.offer(Inbound { queue_key: client.into(), ..inbound }, MINUTE);
             let replaced = refused.map_err(|refused| refused.1.code)?;
             Ok(replaced.map(|(job, refusal)| (job.inbound.id.clone(), refusal.code)))
         };
@@ -370,7 +371,9 @@ mod tests {
             let (inbound, receiver) = inbound("a", Priority::Normal, now);
             receivers.push(receiver);
             let turn = format!("{when_full:?}");
-            admission.offer(Inbound { turn, when_full, ..inbound }, MINUTE).map_err(|refused| refused.1.code)
+            admission
+                .offer(Inbound { queue_key: turn, when_full, ..inbound }, MINUTE)
+                .map_err(|refused| refused.1.code)
         };
         for _ in 0..50 {
             assert!(offer(&mut admission, WhenFull::Wait).expect("it waits").is_none());

@@ -1,18 +1,18 @@
 //! Whether what must move does: the worker while it has something to do, the broker link's loop always.
 
-use crate::transport::Pulse;
+use crate::transport::Heartbeat;
 use std::time::{Duration, Instant};
 
 /// The parts that may get stuck while the rest of the daemon goes on.
 #[derive(Debug)]
 pub(super) struct Watch {
     worker: Progress,
-    link: Option<(Pulse, Progress)>,
+    link: Option<(Heartbeat, Progress)>,
 }
 
 impl Watch {
     /// A busy worker may stay at one step for `limit`, and so may the loop of the broker link, if there is one.
-    pub fn new(limit: Duration, link: Option<Pulse>, now: Instant) -> Self {
+    pub fn new(limit: Duration, link: Option<Heartbeat>, now: Instant) -> Self {
         let link = link.map(|pulse| (pulse, Progress::new(limit, now)));
         Watch { worker: Progress::new(limit, now), link }
     }
@@ -82,7 +82,7 @@ mod tests {
     fn a_link_whose_loop_stands_still_is_stuck_though_nobody_asks_anything() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let pulse = Pulse::default();
+        let pulse = Heartbeat::default();
         let mut watch = Watch::new(LIMIT, Some(pulse.clone()), start);
         pulse.beat();
         assert_eq!(watch.stuck(0, false, after(9)), None);

@@ -29,12 +29,13 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
+use crate::protocol::MqttLink;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
-use crate::transport::mqtt::{self, Home, LinkState};
-use crate::transport::unix::{self, Latecomers};
-use crate::transport::{Control, Inbound, Pulse};
+use crate::transport::mqtt::{self, HomeAssistantInfo};
+use crate::transport::unix::{self, BacklogPolicy};
+use crate::transport::{Command, Heartbeat, Inbound};
 use budget::window;
 use export::Exporter;
 use log::{error, info, warn};
@@ -172,12 +173,12 @@ pub async fn run(
     };
     queue.watch_memory(&plan);
     // A socket of systemd's outlives this process, and so do the clients in its backlog.
-    let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
+    let latecomers = if place.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
     telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
     let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
-    let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
+    let (draining, close, pulse) = (stop, CancellationToken::new(), Heartbeat::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     for note in &facts.notes {
         match note.contains("chat template") {
@@ -191,7 +192,7 @@ pub async fn run(
     );
     let place = place.map(|place| Arc::new(Mutex::new(place)));
     let listening = match &place {
-        Some(place) => unix::Listening::from(listener).keeping(Arc::clone(place), socket_mode),
+        Some(place) => unix::Listening::from(listener).owning(Arc::clone(place), socket_mode),
         None => listener.into(),
     };
     let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
@@ -224,7 +225,7 @@ fn local_name(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
+fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), Failure> {
     let setup = |error: &dyn fmt::Display| Failure::Socket(error.to_string());
     let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
@@ -243,11 +244,11 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
-    latecomers: Latecomers,
+    latecomers: BacklogPolicy,
     draining: CancellationToken,
     close: CancellationToken,
     /// Of the broker link's loop.
-    pulse: Pulse,
+    pulse: Heartbeat,
 }
 
 impl Daemon {
@@ -301,7 +302,7 @@ impl Daemon {
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
         hurry: &Arc<Notify>,
-        link: Option<watch::Receiver<LinkState>>,
+        link: Option<watch::Receiver<MqttLink>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
     ) -> JoinSet<()> {
@@ -335,36 +336,36 @@ impl Daemon {
     fn open_mqtt(
         &self,
         doors: &mut JoinSet<()>,
-        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
+        (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Command>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
         facts: &Facts,
         plan: &Plan,
-    ) -> Option<watch::Receiver<LinkState>> {
+    ) -> Option<watch::Receiver<MqttLink>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
-        let (state, link) = watch::channel(LinkState::default());
-        doors.spawn(mqtt::run(mqtt::Door {
+        let (state, link) = watch::channel(MqttLink::default());
+        doors.spawn(mqtt::run(mqtt::MqttContext {
             config,
             device: running.device.id.clone(),
-            state_in: running.device.state_in.clone(),
+            state_dir: running.device.state_in.clone(),
             info: info_payload(running, facts, plan),
-            window: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
+            max_active: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
-            controls,
-            home: Some(Home { model: facts.model.clone() }),
+            commands: controls,
+            homeassistant: Some(HomeAssistantInfo { model: facts.model.clone() }),
             threads: running.budget.threads,
-            telemetry,
+            reports: telemetry,
             alerts,
-            interval: self.settings.interval.subscribe(),
-            state,
-            counters: Arc::clone(&self.telemetry),
+            report_interval: self.settings.interval.subscribe(),
+            status: state,
+            local_telemetry: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
-            flush: FLUSH,
-            pulse: self.pulse.clone(),
-            turn: systemd::turn(),
+            flush_timeout: FLUSH,
+            heartbeat: self.pulse.clone(),
+            max_idle: systemd::turn(),
         }));
         Some(link)
     }
@@ -481,10 +482,10 @@ mod tests {
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
-            latecomers: Latecomers::Told,
+            latecomers: BacklogPolicy::Refuse,
             draining: CancellationToken::new(),
             close: CancellationToken::new(),
-            pulse: Pulse::default(),
+            pulse: Heartbeat::default(),
         }
     }
 

@@ -13,7 +13,6 @@ use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
 use crate::telemetry::sensors::{self, Sensors};
 use crate::telemetry::{self, Telemetry};
-use crate::transport::mqtt::LinkState;
 use log::warn;
 use serde::Serialize;
 use std::path::Path;
@@ -68,7 +67,7 @@ pub(super) struct Sampler {
     pub sensors: Arc<Mutex<Sensors>>,
     pub telemetry: Arc<Telemetry>,
     pub queue: Arc<Queue>,
-    pub link: Option<watch::Receiver<LinkState>>,
+    pub link: Option<watch::Receiver<MqttLink>>,
     /// Where alerts go; nowhere without a broker.
     pub alerts: Option<mpsc::Sender<Alert>>,
     /// Asks for a report out of turn.
@@ -109,7 +108,7 @@ impl Sampler {
         let (waiting, running) = self.queue.level();
         self.telemetry.set_queue(waiting, running);
         if let Some(link) = &self.link {
-            self.telemetry.set_link(link_report(&link.borrow()));
+            self.telemetry.set_link(link.borrow().clone());
         }
         for alert in self.telemetry.look_for_alerts(now, self.depth) {
             telemetry::write_alert(&alert);
@@ -173,23 +172,5 @@ impl Reporter {
     fn export(&mut self) {
         let telemetry = &self.sampler.telemetry;
         self.exporter.export(|| telemetry::prometheus::render(telemetry, SystemTime::now()));
-    }
-}
-
-fn link_report(state: &LinkState) -> MqttLink {
-    MqttLink {
-        connected: state.connected,
-        connects: state.connects,
-        sessions_lost: state.sessions_lost,
-        outbox: state.outbox,
-        waiting: state.waiting,
-        deaf: state.deaf,
-        subscriptions_lost: state.subscriptions_lost,
-        duplicates: state.duplicates,
-        resent: state.resent,
-        durable: state.durable,
-        storage_problem: state.storage_problem.clone(),
-        dropped: state.dropped,
-        problem: state.problem.clone(),
     }
 }

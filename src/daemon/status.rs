@@ -2,7 +2,7 @@
 //!
 //! Only words; when they are said is `systemd`'s.
 
-use crate::transport::mqtt::LinkState;
+use crate::protocol::MqttLink;
 use std::fmt;
 
 /// What the line is made of.
@@ -16,7 +16,7 @@ pub(super) struct Status<'a> {
     /// Names of those now raised.
     pub alerts: Vec<String>,
     /// `None` where no broker is configured.
-    pub link: Option<&'a LinkState>,
+    pub link: Option<&'a MqttLink>,
 }
 
 impl fmt::Display for Status<'_> {
@@ -30,11 +30,11 @@ impl fmt::Display for Status<'_> {
         }
         match self.link {
             None => Ok(()),
-            Some(LinkState { connected: true, subscribed: true, .. }) => write!(f, ", broker connected"),
-            Some(LinkState { connected: true, problem: Some(problem), .. }) => {
+            Some(MqttLink { connected: true, subscribed: true, .. }) => write!(f, ", broker connected"),
+            Some(MqttLink { connected: true, problem: Some(problem), .. }) => {
                 write!(f, ", broker connected, but {problem}")
             }
-            Some(LinkState { problem: Some(problem), .. }) => write!(f, ", no broker: {problem}"),
+            Some(MqttLink { problem: Some(problem), .. }) => write!(f, ", no broker: {problem}"),
             Some(_) => write!(f, ", connecting to the broker"),
         }
     }
@@ -69,24 +69,24 @@ mod tests {
 
     #[test]
     fn a_broker_is_connected_or_it_says_why_not() {
-        let said = |link: LinkState| Status { link: Some(&link), ..IDLE }.to_string();
+        let said = |link: MqttLink| Status { link: Some(&link), ..IDLE }.to_string();
         let problem = Some("mqtt b:1883: connection refused".to_owned());
-        assert!(said(LinkState::default()).ends_with(", connecting to the broker"));
-        let online = LinkState { connected: true, subscribed: true, ..LinkState::default() };
+        assert!(said(MqttLink::default()).ends_with(", connecting to the broker"));
+        let online = MqttLink { connected: true, subscribed: true, ..MqttLink::default() };
         assert!(said(online).ends_with(", broker connected"));
-        let away = said(LinkState { problem: problem.clone(), ..LinkState::default() });
+        let away = said(MqttLink { problem: problem.clone(), ..MqttLink::default() });
         assert!(away.ends_with(", no broker: mqtt b:1883: connection refused"), "{away}");
-        let deaf = said(LinkState { connected: true, problem, ..LinkState::default() });
+        let deaf = said(MqttLink { connected: true, problem, ..MqttLink::default() });
         assert!(deaf.ends_with(", broker connected, but mqtt b:1883: connection refused"), "{deaf}");
     }
 
     #[test]
     fn an_old_problem_is_not_told_once_the_link_is_up() {
-        let link = LinkState {
+        let link = MqttLink {
             connected: true,
             subscribed: true,
             problem: Some("old".into()),
-            ..LinkState::default()
+            ..MqttLink::default()
         };
         assert!(!Status { link: Some(&link), ..IDLE }.to_string().contains("old"));
     }

@@ -5,9 +5,9 @@
 use super::health::Watch;
 use super::queue::Queue;
 use super::status::Status;
+use crate::protocol::MqttLink;
 use crate::telemetry::Telemetry;
-use crate::transport::Pulse;
-use crate::transport::mqtt::LinkState;
+use crate::transport::Heartbeat;
 use log::{error, warn};
 use sd_notify::NotifyState;
 use std::convert::Infallible;
@@ -124,7 +124,7 @@ pub(super) struct Observer {
     pub model: String,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
-    pub link: Option<watch::Receiver<LinkState>>,
+    pub link: Option<watch::Receiver<MqttLink>>,
 }
 
 impl Observer {
@@ -167,7 +167,7 @@ pub(super) fn turn() -> Duration {
 
 /// Feeds systemd's watchdog, if it set one, as long as nothing is stuck. It runs on the thread of the
 /// doors: where that one is stuck, nobody feeds.
-pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
+pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Heartbeat>) {
     let Some(limit) = watchdog() else { return std::future::pending().await };
     // Fed every quarter, a part is found stuck after two, and the last feed lasts for one more:
     // systemd acts within its own limit.

@@ -17,7 +17,8 @@ use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::{Role, Turn};
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, Screen, Timings, Usage,
+    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
+    Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, Telemetry, Work};
@@ -131,7 +132,7 @@ impl Worker {
     fn note_screening(&self, now: Option<ShortlistStats>, before: &mut ShortlistStats) {
         let Some(now) = now else { return };
         let ShortlistStats { tokens, rows, scans, checks, misses, .. } = now;
-        self.telemetry.screened(Screen { tokens, rows, scans, checks, misses });
+        self.telemetry.screened(ShortlistCounts { tokens, rows, scans, checks, misses });
         if before.misses == 0 && misses > 0 {
             warn!("the screened head chose another token than the whole head; it is read whole from now on");
         }

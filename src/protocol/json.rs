@@ -20,7 +20,7 @@ pub const MAX_STOP: (usize, usize) = (16, 256);
 pub enum Incoming {
     /// A prompt.
     Request(Request),
-    /// `{"cancel":"id"}`: stop the request of that id that came through the same door.
+    /// `{"cancel":"id"}`: cancel the request of that id on the same connection.
     Cancel(String),
     /// `{"telemetry":true}`: the report as it is now.
     Telemetry,
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancellation_is_told_from_a_request() {
+    fn a_cancellation_is_distinguished_from_a_request() {
         assert_eq!(incoming(br#"{"cancel":"a"}"#), Ok(Incoming::Cancel("a".into())));
         assert!(matches!(incoming(br#"{"prompt":"cancel"}"#), Ok(Incoming::Request(_))));
     }

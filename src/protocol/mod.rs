@@ -1,7 +1,7 @@
-//! What crosses every door: requests, events, refusals and the telemetry report, as plain data.
+//! The protocol of every transport: requests, events, refusals and the telemetry report, as plain data.
 //!
-//! Deliberately knows nothing of sockets, brokers, engines or queues: bytes become these values in
-//! [`json`], and nothing here does any I/O.
+//! Deliberately knows nothing of sockets, brokers, engines or queues: [`json`] parses bytes into these values and
+//! writes them, and nothing here does any I/O.
 
 pub mod json;
 pub mod partial;
@@ -9,38 +9,38 @@ mod report;
 pub mod text;
 
 pub use report::{
-    Cache, Cpu, Energy, Flag, Latency, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report,
-    Requests, Screen, Spans, Thermal, Throttled, Throttling, Throughput,
+    Cache, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure,
+    Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
 };
 
 use serde::Serialize;
 use std::time::Duration;
 
-/// One prompt and how it is to be answered.
+/// One prompt, and how it is to be answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// The client's name for it; every event carries it. The daemon makes one where none came.
+    /// The client's id of the request, which every event carries. The transport makes one where it is absent.
     pub id: Option<String>,
-    /// What is asked.
+    /// The prompt or the conversation.
     pub input: Input,
-    /// Most tokens to generate; the rest of the context when left out.
+    /// Maximum number of tokens to generate; the rest of the context when absent.
     pub max_tokens: Option<u32>,
-    /// How a token is chosen.
+    /// How tokens are sampled.
     pub sampling: Sampling,
-    /// Texts that end the answer; none of them is part of it.
+    /// Stop texts: each ends the answer, and none is part of it.
     pub stop: Vec<String>,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.
     pub timeout: Option<Duration>,
-    /// Which waiting request goes first.
+    /// Its priority among the waiting requests of its client.
     pub priority: Priority,
-    /// Whether an answer computed before may be given again.
+    /// Whether a cached answer may be returned.
     pub cache: bool,
 }
 
 impl Request {
-    /// Memory that its texts take, in bytes.
+    /// Memory of its texts in bytes.
     pub fn text_bytes(&self) -> usize {
         let input = match &self.input {
             Input::Prompt(text) => text.capacity(),
@@ -65,24 +65,24 @@ pub enum Input {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Who speaks.
+    /// Whose turn it is.
     pub role: Role,
-    /// What is said: text, never special tokens.
+    /// The text; special tokens in it are plain text.
     pub content: String,
 }
 
-/// Who speaks in a turn.
+/// Whose turn of a conversation it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Standing instructions.
     System,
-    /// The asker.
+    /// The person or program that asks.
     User,
     /// The model.
     Assistant,
 }
 
-/// The sampler's settings; left out means the daemon's default, which is greedy.
+/// The settings of the sampler; an absent one means the daemon's default, which is greedy sampling.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sampling {
     /// 0 is greedy.
@@ -100,7 +100,7 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
-/// Order among waiting requests; within one priority first come, first served.
+/// The priority of a waiting request; within one priority the first received is the first served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
     /// After all others.
@@ -112,7 +112,7 @@ pub enum Priority {
     High,
 }
 
-/// What a client hears of its request: any number of tokens, then exactly one `Done` or `Error`.
+/// What is sent to the client of a request: any number of tokens, then exactly one `Done` or `Error`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
@@ -155,9 +155,9 @@ pub struct Done {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// What it cost; null where the power was not known throughout, and for an answer given again.
+    /// The energy it took; null where the power was not known throughout, and for a cached answer.
     pub energy: Option<RequestEnergy>,
-    /// Whether it was computed for an earlier request.
+    /// Whether it is the cached answer of an earlier request.
     pub cached: bool,
 }
 
@@ -184,12 +184,12 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
-/// Where a request's time went, in milliseconds since it arrived.
+/// Where a request's time went, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Timings {
     /// Waiting for the worker.
     pub queue_ms: f64,
-    /// Reading the prompt.
+    /// Prefill: reading the prompt.
     pub prompt_ms: f64,
     /// From arrival to the first token, the queue included.
     pub ttft_ms: f64,
@@ -208,41 +208,41 @@ pub struct RequestEnergy {
     pub joules_above_idle: Option<f64>,
     /// Joules for each generated token; null where there is none.
     pub joules_per_token: Option<f64>,
-    /// How the power behind it was known.
+    /// How the power was determined.
     pub method: Method,
 }
 
-/// How a reading came about.
+/// How a reading was determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Read from a sensor of just this quantity.
+    /// Read from a sensor of exactly this quantity.
     Measured,
     /// Computed from measured quantities.
     Derived,
-    /// Guessed from what the owner said of the board.
+    /// Estimated from the owner's figures for the board.
     Estimated,
 }
 
-/// Why a request gets no answer, and the way out.
+/// Why a request gets no answer, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Refusal {
     /// For programs.
     pub code: Code,
-    /// For people: names the place and the way out.
+    /// For people: what is wrong and where, and what to do about it.
     pub message: String,
-    /// When asking again makes sense.
+    /// Milliseconds after which to retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
 
 impl Refusal {
-    /// A refusal that waiting does not mend.
+    /// A refusal that waiting does not remedy.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Refusal { code, message: message.into(), retry_after_ms: None }
     }
 
-    /// What a request hears that comes while the daemon stops.
+    /// The refusal of a request that is received while the daemon stops.
     pub fn shutting_down() -> Self {
         Refusal::new(Code::ShuttingDown, "the daemon is stopping; ask again when it is back")
     }
@@ -274,6 +274,6 @@ pub enum Code {
     BudgetExceeded,
     /// The daemon is stopping.
     ShuttingDown,
-    /// A fault of ours.
+    /// A fault of the daemon.
     Internal,
 }

@@ -1,8 +1,9 @@
-//! What can be read of a JSON object whose end is missing, as of a request that was cut off where it grew too long.
+//! Finds the id in the beginning of a JSON object whose end is missing, such as a request that was cut off because
+//! it is too long.
 //!
-//! Deliberately no parser: it finds one value of the outermost object and checks no more than it needs for that.
+//! Deliberately no parser: it finds one value of the outermost object, and checks no more than it needs for that.
 
-/// Deepest nesting that is passed over: as deep as whole requests may be.
+/// Maximum nesting that is skipped: as deep as whole requests may be.
 const DEEPEST: u32 = 128;
 
 /// Finds the value of the key `id` of the outermost object in `bytes`, the beginning of a request. An `id` inside a
@@ -58,7 +59,7 @@ impl<'a> Scanner<'a> {
         loop {
             match self.rest.get(at)? {
                 b'"' => return Some(self.take(at + 1)),
-                // Whatever is escaped, it is no end; the digits of a `\u` are none either.
+                // An escaped character does not end the string; neither do the digits of a `\u`.
                 b'\\' => at += 2,
                 _ => at += 1,
             }

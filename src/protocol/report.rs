@@ -36,10 +36,10 @@ pub struct Report {
     pub log: LogLines,
 }
 
-/// What became of log lines.
+/// What happened to log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LogLines {
-    /// Wanted and not written, since start: nobody took them, or they came too fast.
+    /// Lines not written since start, because the log was not read, or was written too fast.
     pub dropped: u64,
 }
 
@@ -122,7 +122,7 @@ impl Throttled {
     }
 }
 
-/// How much of the time somebody waited for a resource, in percent: the kernel's pressure stall information.
+/// How much of the time tasks waited for a resource, in percent: the kernel's pressure stall information (PSI).
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Pressure {
     /// Some task waited, mean of the last 10 s.
@@ -142,12 +142,12 @@ pub struct Cpu {
     pub process_percent: Option<f32>,
     /// Operating-system threads of this process.
     pub threads: Option<usize>,
-    /// Threads that may compute now, as the owner said last: at most `budget.threads`.
+    /// Threads that may compute now, by the owner's last command: at most `budget.threads`.
     pub thread_limit: Option<usize>,
     /// One-minute load average.
     pub load_1m: Option<f64>,
-    /// Clock of the fastest processor now, in MHz: what the kernel asks for. What the firmware makes of it when hot or
-    /// short of volts, `throttling` tells.
+    /// Clock of the fastest processor now, in MHz, as the kernel requests it. `throttling` shows where the firmware
+    /// lowers it, because of heat or low voltage.
     pub frequency: Option<Reading>,
     /// What that clock may be at most, in MHz.
     pub frequency_max_mhz: Option<f64>,
@@ -193,7 +193,7 @@ pub struct Percentiles {
 
 /// Percentiles since start, of the last minute and of the last hour.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Spans {
+pub struct LatencyWindows {
     /// Since start.
     #[serde(flatten)]
     pub all: Percentiles,
@@ -207,13 +207,13 @@ pub struct Spans {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Latency {
     /// Waiting for the worker.
-    pub queue_ms: Spans,
+    pub queue_ms: LatencyWindows,
     /// From arrival to the first token.
-    pub ttft_ms: Spans,
+    pub ttft_ms: LatencyWindows,
     /// Between tokens after the first: one mean for each request.
-    pub token_ms: Spans,
+    pub token_ms: LatencyWindows,
     /// From arrival to the last token.
-    pub total_ms: Spans,
+    pub total_ms: LatencyWindows,
 }
 
 /// Tokens and their speed.
@@ -228,28 +228,28 @@ pub struct Throughput {
     /// Tokens a second while generating.
     pub tokens_per_second: Option<f64>,
     /// How well screening the head works; null where it is read whole.
-    pub screen: Option<Screen>,
+    pub screen: Option<ShortlistCounts>,
 }
 
-/// Counts of a screened head since start.
+/// Counts of the LM head's shortlist since start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Screen {
+pub struct ShortlistCounts {
     /// Tokens that were chosen through it.
     pub tokens: u64,
-    /// Rows of the head that were read for them.
+    /// Rows of the LM head that were read for them.
     pub rows: u64,
-    /// Times that the whole head was read because the screen could not be trusted.
+    /// Times that the whole LM head was read because the shortlist could not be trusted.
     pub scans: u64,
-    /// Times that it was compared with the whole head.
+    /// Times that its result was compared with the whole LM head.
     pub checks: u64,
-    /// Comparisons that found another best token; after the first the screen is used no more.
+    /// Comparisons with another best token; after the first the shortlist is disabled.
     pub misses: u64,
 }
 
 /// Requests by what became of them.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Requests {
-    /// Read and handed on, over every door.
+    /// Received and submitted to the queue, over every transport.
     pub received: u64,
     /// Answered to the end.
     pub completed: u64,
@@ -292,7 +292,7 @@ pub struct Energy {
     pub scope: String,
 }
 
-/// Answers given again.
+/// Answers from the cache.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Cache {
     /// Requests answered from it.
@@ -301,11 +301,14 @@ pub struct Cache {
     pub misses: u64,
 }
 
-/// State of the broker link.
+/// State of the broker link. The transport publishes it, and the report contains it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MqttLink {
     /// Whether the broker is connected.
     pub connected: bool,
+    /// Whether the broker granted the subscriptions to the daemon's own topics. Not part of the report.
+    #[serde(skip)]
+    pub subscribed: bool,
     /// Connections made since start.
     pub connects: u64,
     /// Connections after the first on which the broker no longer knew our session.
@@ -314,20 +317,20 @@ pub struct MqttLink {
     pub outbox: u64,
     /// Prompts of the broker that have no answer yet.
     pub waiting: u64,
-    /// Whether prompts do not reach the daemon, though the broker is connected.
+    /// Whether prompts do not reach the daemon, although the broker is connected.
     pub deaf: bool,
     /// How often a subscription was found missing and asked for again.
     pub subscriptions_lost: u64,
     /// Prompts that the broker delivered again, which were not computed again.
     pub duplicates: u64,
-    /// Prompts that were given a stored answer.
+    /// Prompts that were answered with a stored answer.
     pub resent: u64,
-    /// Whether answers outlive a crash of the daemon.
+    /// Whether answers survive a crash of the daemon.
     pub durable: bool,
     /// Why they do not, where they should.
     pub storage_problem: Option<String>,
-    /// Replies given up, and prompts at QoS 0 ignored in a flood.
+    /// Replies given up, and prompts at QoS 0 dropped in a flood.
     pub dropped: u64,
-    /// What keeps the link down, or did last.
+    /// The present or last problem of the link.
     pub problem: Option<String>,
 }

@@ -1,12 +1,13 @@
-//! Text from outside, made fit for a log line or a terminal: on one line, with nothing a terminal obeys, and not long.
+//! Makes text from outside safe for a log line or a terminal: on one line, without characters that a terminal
+//! interprets, and of limited length.
 //!
 //! Deliberately knows nothing of where the text came from or goes to.
 
 use std::fmt;
 
-/// Most characters of a name or a value from outside, and of a word in a line.
+/// Maximum number of characters of a name or a value from outside, and of a word in a line.
 pub const MAX_VALUE: usize = 200;
-/// Most characters of a whole line.
+/// Maximum number of characters of a line.
 pub const MAX_LINE: usize = 1_000;
 
 /// A name or a value from outside, as it is shown: escaped, and cut to [`MAX_VALUE`] characters.

@@ -2,7 +2,9 @@
 
 use super::buckets::{Buckets, Distribution, Quantity};
 use super::spread::Spread;
-use crate::protocol::{Code, Done, FinishReason, Latency, RequestEnergy, Screen, Throughput, Timings, Usage};
+use crate::protocol::{
+    Code, Done, FinishReason, Latency, RequestEnergy, ShortlistCounts, Throughput, Timings, Usage,
+};
 use std::time::{Duration, Instant};
 
 /// Sums over all computed answers since start.
@@ -25,7 +27,7 @@ pub(super) struct Answers {
     gross: Cost,
     /// The same beyond the idle power, of the answers where that is known.
     above_idle: Cost,
-    screen: Option<Screen>,
+    screen: Option<ShortlistCounts>,
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +129,7 @@ impl Answers {
     }
 
     /// Takes over the counts of the screened head.
-    pub fn screened(&mut self, counts: Screen) {
+    pub fn screened(&mut self, counts: ShortlistCounts) {
         self.screen = Some(counts);
     }
 

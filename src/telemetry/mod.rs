@@ -24,7 +24,7 @@ pub use time::rfc3339;
 use crate::config;
 use crate::protocol::{
     Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy,
-    Requests, Screen, Throttled,
+    Requests, ShortlistCounts, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, Planned};
 use answers::Answers;
@@ -171,7 +171,7 @@ impl Telemetry {
     }
 
     /// What screening the head did since start.
-    pub fn screened(&self, counts: Screen) {
+    pub fn screened(&self, counts: ShortlistCounts) {
         locked(&self.answers).screened(counts);
     }
 

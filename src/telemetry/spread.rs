@@ -3,7 +3,7 @@
 use super::buckets::{Buckets, Distribution, Quantity};
 use super::histogram::{Histogram, Place};
 use super::window::Window;
-use crate::protocol::{Percentiles, Spans};
+use crate::protocol::{LatencyWindows, Percentiles};
 use std::time::{Duration, Instant};
 
 /// Pieces of the last minute, and of the last hour: what they hold is forgotten a piece at a time, so that a
@@ -45,8 +45,8 @@ impl Spread {
     }
 
     /// In milliseconds.
-    pub fn spans(&self, now: Instant) -> Spans {
-        Spans {
+    pub fn spans(&self, now: Instant) -> LatencyWindows {
+        LatencyWindows {
             all: percentiles(&self.all),
             last_minute: percentiles(&self.minute.histogram(now)),
             last_hour: percentiles(&self.hour.histogram(now)),

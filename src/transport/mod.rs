@@ -1,11 +1,12 @@
-//! The doors: they turn bytes into [`Inbound`] requests and events into bytes.
+//! The transports: the MQTT and the Unix-socket front ends. They turn bytes into [`Inbound`] requests, and the
+//! events of those requests into bytes.
 //!
-//! Deliberately knows nothing of the engine, the queue or the model: a door hands a request on with
-//! the way back inside it, and hears of it only through that way.
+//! Deliberately knows nothing of the engine, of the daemon's queue or of the model: a request carries its reply
+//! channel, and the transport learns of the request's fate only through that channel.
 
-pub mod frame;
+pub mod fair_queue;
+pub mod line_framing;
 pub mod mqtt;
-pub mod turns;
 pub mod unix;
 
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -14,40 +15,41 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// A request with the way back to its client.
+/// A request together with its reply channel and its cancel flag.
 #[derive(Debug)]
 pub struct Inbound {
-    /// What is asked.
+    /// The parsed request.
     pub request: Request,
-    /// The id its events carry: the client's, else one of ours.
+    /// The id that its events carry: the client's own, else one that the transport made.
     pub id: String,
-    /// Who asks, for the log and for what clients may not learn of each other: `unix:uid=1000`, `mqtt:kitchen`.
+    /// Who sent it, for the log and for keeping clients apart: `unix:uid=1000`, `mqtt:kitchen`.
     pub client: String,
-    /// Whose turn it takes among the requests that wait: `client`, or one of its processes where these are known.
-    pub turn: String,
-    /// What becomes of it when too many wait.
+    /// The key of the fair queue under which it waits: `client`, or one of the client's processes where they are
+    /// known.
+    pub queue_key: String,
+    /// What happens if the daemon's queue is full.
     pub when_full: WhenFull,
-    /// When its last byte came; deadlines count from here.
+    /// When its last byte was received; deadlines count from here.
     pub received: Instant,
-    /// Way back 1: the events.
+    /// Where its events are sent.
     pub reply: Reply,
-    /// Way back 2: raised when the client is gone or asks to stop.
+    /// Raised by the transport when the client is gone or asks for the request to be stopped.
     pub cancel: Cancel,
 }
 
-/// What becomes of a request that comes when too many wait.
+/// What happens to a request that is received while the daemon's queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It is refused with `queue_full`: its client hears that at once, and may ask again.
+    /// It is refused with `queue_full`, so that its client learns of it at once and may ask again.
     Refuse,
-    /// It waits all the same: its transport hands over at most `queue.depth` of these at a time and keeps the others
-    /// waiting by itself.
+    /// It is queued all the same: its transport submits at most `queue.depth` such requests at a time and keeps the
+    /// others in a queue of its own.
     Wait,
 }
 
-/// The events' way to one client. Exactly one last event goes through it, whatever happens:
-/// its place in the client's channel is reserved beforehand, and a reply dropped unanswered
-/// says `internal`.
+/// The sending half of one request's reply channel. Exactly one last event is sent through it in every case: its
+/// slot in the client's channel is reserved beforehand, and a reply that is dropped without one sends an `internal`
+/// error.
 #[derive(Debug)]
 pub struct Reply {
     id: String,
@@ -55,19 +57,19 @@ pub struct Reply {
     last: Option<mpsc::OwnedPermit<Event>>,
 }
 
-/// The client's channel is full or closed: it reads too slowly, or is gone.
+/// The client's channel is full or closed: the client reads too slowly, or is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooSlow;
 
 impl Reply {
-    /// A way back through `channel`, with a place for the last event taken now.
-    /// `None` when the channel is full or closed.
+    /// A reply through `channel`, with the slot for the last event reserved. `None` when the channel is full or
+    /// closed.
     pub fn new(id: &str, channel: &mpsc::Sender<Event>) -> Option<Self> {
         let last = channel.clone().try_reserve_owned().ok()?;
         Some(Reply { id: id.to_owned(), tokens: channel.clone(), last: Some(last) })
     }
 
-    /// Hands on the next piece of text; never waits.
+    /// Sends the next piece of text; never waits.
     pub fn token(&self, text: String) -> Result<(), TooSlow> {
         let event = Event::Token { id: self.id.clone(), text };
         self.tokens.try_send(event).map_err(|_| TooSlow)
@@ -76,8 +78,8 @@ impl Reply {
     /// Ends the request with `event`; never waits, and never fails while the client lives.
     pub fn finish(mut self, event: Event) {
         debug_assert!(event.is_last());
-        if let Some(place) = self.last.take() {
-            place.send(event);
+        if let Some(address) = self.last.take() {
+            address.send(event);
         }
     }
 
@@ -90,50 +92,51 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(place) = self.last.take() {
+        if let Some(address) = self.last.take() {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            place.send(Event::Error { id: Some(self.id.clone()), refusal });
+            address.send(Event::Error { id: Some(self.id.clone()), refusal });
         }
     }
 }
 
-/// What a door asks of the daemon beside requests. Goes through one bounded channel; nobody hears what became
-/// of it but by the telemetry.
+/// What a transport asks of the daemon besides requests. Sent through one bounded channel; the result is visible
+/// only in the telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
-    /// Stop the request that is being answered, whoever asked it.
+pub enum Command {
+    /// Cancel the request that is being answered, whichever client sent it.
     CancelRunning,
-    /// Compute with at most so many threads, from the next request on until the daemon ends: 1 to `budget.threads`.
+    /// Compute with at most this many threads, from the next request on until the daemon ends: 1 to
+    /// `budget.threads`.
     Threads(usize),
 }
 
-/// A flag that stops a request, waiting or running; clones share it.
+/// A flag that cancels a request, waiting or running; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks for the stop.
+    /// Requests the cancellation.
     pub fn raise(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the stop was asked for.
+    /// Whether the cancellation was requested.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Counts the turns of a loop that may wait but never stand still, for a watchdog; clones share it.
+/// Counts the iterations of a loop that may wait but must not hang, for a watchdog; clones share the count.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse(Arc<AtomicU64>);
+pub struct Heartbeat(Arc<AtomicU64>);
 
-impl Pulse {
-    /// The loop turned.
+impl Heartbeat {
+    /// Counts one iteration of the loop.
     pub fn beat(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it has turned so far.
+    /// The number of iterations so far.
     pub fn beats(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_that_is_dropped_unanswered_says_internal() {
+    fn a_reply_that_is_dropped_unanswered_sends_internal() {
         let (sender, mut receiver) = mpsc::channel(1);
         drop(Reply::new("a", &sender));
         let Some(Event::Error { id, refusal }) = receiver.try_recv().ok() else { panic!() };
@@ -152,13 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_event_finds_its_place_in_a_full_channel() {
+    fn the_last_event_has_a_slot_in_a_full_channel() {
         let (sender, mut receiver) = mpsc::channel(2);
-        let reply = Reply::new("a", &sender).expect("room for the last event");
+        let reply = Reply::new("a", &sender).expect("a free slot for the last event");
         assert_eq!(reply.token("x".into()), Ok(()));
         assert_eq!(reply.token("y".into()), Err(TooSlow));
         reply.refuse(Refusal::new(Code::Cancelled, "slow"));
         assert!(matches!(receiver.try_recv(), Ok(Event::Token { .. })));
-        assert!(receiver.try_recv().expect("the place was reserved").is_last());
+        assert!(receiver.try_recv().expect("the slot was reserved").is_last());
     }
 }

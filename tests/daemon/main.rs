@@ -1,5 +1,5 @@
-//! The doors, with the real broker and real sockets; a worker of the tests' own answers. The whole
-//! daemon with its engine is in `tests/system`.
+//! The transports with a real broker and real sockets; the tests' own worker answers. The whole daemon with its
+//! engine is in `tests/system`.
 
 mod mqtt;
 #[path = "../support/mod.rs"]

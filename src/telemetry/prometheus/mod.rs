@@ -10,8 +10,8 @@ mod text;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, Screen, Thermal,
-    Throttled, Throughput,
+    Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, ShortlistCounts,
+    Thermal, Throttled, Throughput,
 };
 use std::time::SystemTime;
 use text::{Label, Text};
@@ -125,7 +125,7 @@ fn throughput(text: &mut Text, throughput: &Throughput) {
         .plain(throughput.prompt_tokens_per_second);
     text.gauge("bitnetd_tokens_per_second", "While generating, since start.")
         .plain(throughput.tokens_per_second);
-    let Some(Screen { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
+    let Some(ShortlistCounts { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
     text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
     text.counter("bitnetd_screen_scans_total", "Times that the whole head was read instead.").count(scans);

@@ -187,7 +187,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.completed(&done());
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
     telemetry.cache_hit();
-    telemetry.screened(Screen { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
+    telemetry.screened(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());
     telemetry.set_link(MqttLink {

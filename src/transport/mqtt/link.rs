@@ -1,48 +1,48 @@
-//! The broker link as a state machine: when to connect, what to do on a new connection, how long
-//! to wait after a lost one.
+//! The broker link as a state machine: when to connect, how long to back off, and what a disconnect means.
 //!
-//! No I/O and no clock: time and chance come in, what to do goes out. Knows nothing of prompts.
+//! Pure: time and random numbers are passed in, decisions are returned. Deliberately knows nothing of prompts or
+//! packets.
 
 use std::time::{Duration, Instant};
 
-/// First wait after a lost connection: with it, at most one connect a second.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Longest wait: a broker that comes back is found within about a minute.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// A connection that lasted this long was a good one: the waits begin anew.
-const STABLE: Duration = Duration::from_secs(10);
-/// Pings without an answer, and half a one, after which the connection counts as dead, whatever the socket
-/// says: the client notices at the second ping, but not while a write to a vanished peer blocks it.
-const SILENCE: f64 = 2.5;
-/// Connections in a row that the broker closed soon and without a reason before another client is suspected of our
-/// client id: one of them may be a broker that restarts.
-const CONTESTED: u32 = 2;
-/// Unreadable packets in a row before the broker is asked to forget the session that holds one:
-/// it would deliver the same packet for ever.
-const POISON: u32 = 3;
+/// Backoff after a first failure: with it, at most one connect per second.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest backoff: a broker that is back is found within about a minute.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// A connection that lasted this long resets the backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Ping intervals without a received packet after which the connection counts as dead, whatever the socket says:
+/// the client notices at the second ping, but not while a write to a vanished peer blocks it.
+const PINGS_BEFORE_TIMEOUT: f64 = 2.5;
+/// Consecutive connections that the broker closed soon and without a reason before another client is suspected of
+/// using the same client id: one of them may be a broker that restarts.
+const SHORT_CONNECTIONS_BEFORE_CONFLICT: u32 = 2;
+/// Consecutive unreadable packets before the next connect discards the session (Clean Start): the broker would
+/// otherwise deliver the same packet for ever.
+const UNREADABLE_BEFORE_CLEAN_START: u32 = 3;
 
-/// The kind of a connection that we end so that the broker delivers again what it was left.
-pub const POSTPONED: &str = "postponed prompts";
+/// Kind of a disconnect by the daemon itself, so that the broker redelivers the prompts left to it.
+pub const DEFERRED_PROMPTS: &str = "postponed prompts";
 
-/// The link's memory.
+/// The state of the link over all its connections.
 #[derive(Debug)]
 pub struct Link {
     state: State,
     failures: u32,
-    unreadable: u32,
-    /// Connections in a row that ended soon after the welcome, as another client with our client id ends them.
-    cut_short: u32,
-    /// The broker once made us a session, in this process or an earlier one.
-    had_session: bool,
+    unreadable_packets: u32,
+    /// Consecutive connections that ended soon after the CONNACK, as when another client uses the same client id.
+    short_connections: u32,
+    /// The broker once had a session of this device, in this process or an earlier one.
+    expects_session: bool,
     connects: u64,
     sessions_lost: u64,
-    /// What was logged last, so that it is logged once.
-    logged: Option<String>,
+    /// The kind of disconnect that was logged last, so that it is logged once.
+    last_logged: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    Waiting { until: Instant },
+    Backoff { until: Instant },
     Connecting,
     Online { since: Instant, heard: Instant, patience: Duration },
 }
@@ -50,38 +50,39 @@ enum State {
 /// How to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connect {
-    /// Have the broker forget the session: it holds a packet that cannot be read.
+    /// Discard the session, because it holds a packet that cannot be read.
     pub clean_start: bool,
 }
 
-/// What to do on a new connection, before all else.
+/// What a new connection is, beside its predecessors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Welcome {
-    /// Which connection since start this is.
+pub struct NewConnection {
+    /// Which connection since the start of the process this is.
     pub number: u64,
-    /// The broker forgot our session: prompts it held for us are lost.
+    /// The broker no longer has the session: prompts that it stored for the device are lost.
     pub session_lost: bool,
 }
 
-/// Why a connection ended or did not come about.
+/// Why a connection ended, or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loss {
-    /// Tells kinds apart for the log; each is logged once until the link has been good again.
+pub struct Disconnect {
+    /// Tells causes apart for the log: each is logged once until a connection has been stable again.
     pub kind: String,
-    /// For people: what happened and the way out.
+    /// For people: what happened, and what to do about it.
     pub text: String,
-    /// The broker sent a packet that cannot be read, and will again.
+    /// The broker sent a packet that cannot be read, and will send it again.
     pub unreadable: bool,
 }
 
-impl Loss {
-    /// Whether we ended the connection ourselves while the broker was well: it has lost nothing meanwhile.
-    pub fn is_by_us(&self) -> bool {
-        self.kind == POSTPONED
+impl Disconnect {
+    /// Whether the daemon ended the connection itself while the broker was well: the broker has lost nothing
+    /// meanwhile.
+    pub fn is_by_daemon(&self) -> bool {
+        self.kind == DEFERRED_PROMPTS
     }
 
-    /// Whether the broker closed the connection without a reason, as brokers do when another client connects with our
-    /// client id: MQTT 3.1.1 has no reasons, and mosquitto before 2.1 gives none in MQTT 5.
+    /// Whether the broker closed the connection without a reason, as brokers do when another client connects with
+    /// the same client id: MQTT 3.1.1 has no reasons, and mosquitto before 2.1 gives none in MQTT 5.
     fn is_without_reason(&self) -> bool {
         matches!(
             self.kind.as_str(),
@@ -89,49 +90,54 @@ impl Loss {
         )
     }
 
-    /// Whether the broker ended the connection, perhaps over something that we sent: not we, nor the
-    /// network, nor the broker for reasons of its own.
+    /// Whether the broker ended the connection, perhaps because of something the daemon sent: neither the daemon,
+    /// nor the network, nor the broker for reasons of its own.
     pub fn is_by_broker(&self) -> bool {
         !matches!(
             self.kind.as_str(),
-            "silence" | POSTPONED | "begun anew" | "protocol" | "SessionTakenOver" | "ServerShuttingDown"
+            "silence"
+                | DEFERRED_PROMPTS
+                | "begun anew"
+                | "protocol"
+                | "SessionTakenOver"
+                | "ServerShuttingDown"
         )
     }
 }
 
-/// What to do about a lost connection.
+/// What to do after a disconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Until the next try.
+    /// Time until the next connect.
     pub wait: Duration,
-    /// Whether to log it.
+    /// Whether to log the disconnect.
     pub log: bool,
-    /// Another client uses our client id.
-    pub contested: Option<Contested>,
+    /// Another client uses the same client id.
+    pub client_id_conflict: Option<ClientIdConflict>,
 }
 
 impl Retry {
-    /// What to say behind how the connection ended; empty where that says it all.
+    /// What to append to the text of the disconnect; empty where that is enough.
     pub fn advice(self, device: &str) -> String {
-        self.contested.map(|contested| contested.advice(device)).unwrap_or_default()
+        self.client_id_conflict.map(|contested| contested.advice(device)).unwrap_or_default()
     }
 }
 
-/// How that is known.
+/// How a second client of the same client id is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contested {
-    /// The broker says so.
-    Told,
-    /// It closes each connection soon, and does not say why.
+pub enum ClientIdConflict {
+    /// The broker says so (reason code 0x8E, Session taken over).
+    Reported,
+    /// The broker closes each connection soon, without a reason.
     Suspected,
 }
 
-impl Contested {
-    /// The cause and the way out, behind how the connection ended.
+impl ClientIdConflict {
+    /// The cause, and what to do about it.
     fn advice(self, device: &str) -> String {
         let cause = match self {
-            Contested::Told => "another client",
-            Contested::Suspected => {
+            ClientIdConflict::Reported => "another client",
+            ClientIdConflict::Suspected => {
                 "it does so soon after each connect and gives no reason, as when another client or another daemon"
             }
         };
@@ -146,20 +152,20 @@ impl Link {
     /// A link that is to connect at once.
     pub fn new(now: Instant) -> Self {
         Link {
-            state: State::Waiting { until: now },
+            state: State::Backoff { until: now },
             failures: 0,
-            unreadable: 0,
-            cut_short: 0,
-            had_session: false,
+            unreadable_packets: 0,
+            short_connections: 0,
+            expects_session: false,
             connects: 0,
             sessions_lost: 0,
-            logged: None,
+            last_logged: None,
         }
     }
 
-    /// An earlier process had a session, which the broker should still know.
-    pub fn had_session(&mut self) {
-        self.had_session = true;
+    /// Notes that an earlier process had a session, which the broker should still have.
+    pub fn expect_session(&mut self) {
+        self.expects_session = true;
     }
 
     /// Whether the broker has accepted the connection.
@@ -167,99 +173,105 @@ impl Link {
         matches!(self.state, State::Online { .. })
     }
 
-    /// Connections made, and those on which the session was lost.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.connects, self.sessions_lost)
+    /// Connections made.
+    pub fn connects(&self) -> u64 {
+        self.connects
     }
 
-    /// When [`Link::wake`] has something to say next.
+    /// Those of them on which the broker no longer had the session.
+    pub fn sessions_lost(&self) -> u64 {
+        self.sessions_lost
+    }
+
+    /// When [`Link::connect_if_due`] or [`Link::is_timed_out`] has to be called next.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting { until } => Some(until),
+            State::Backoff { until } => Some(until),
             State::Connecting => None,
             State::Online { heard, patience, .. } => Some(heard + patience),
         }
     }
 
-    /// Says whether to connect now.
-    pub fn wake(&mut self, now: Instant) -> Option<Connect> {
+    /// Whether to connect now, and how.
+    pub fn connect_if_due(&mut self, now: Instant) -> Option<Connect> {
         match self.state {
-            State::Waiting { until } if now >= until => {
+            State::Backoff { until } if now >= until => {
                 self.state = State::Connecting;
-                Some(Connect { clean_start: self.unreadable >= POISON })
+                Some(Connect { clean_start: self.unreadable_packets >= UNREADABLE_BEFORE_CLEAN_START })
             }
             _ => None,
         }
     }
 
-    /// Whether the peer has been silent for so long that the connection is to be given up.
-    pub fn is_dead(&self, now: Instant) -> bool {
+    /// Whether nothing was received for so long that the connection is to be given up.
+    pub fn is_timed_out(&self, now: Instant) -> bool {
         matches!(self.state, State::Online { heard, patience, .. } if now >= heard + patience)
     }
 
-    /// Takes note of a sign of life.
-    pub fn heard(&mut self, now: Instant) {
+    /// Notes that something was received.
+    pub fn received_packet(&mut self, now: Instant) {
         if let State::Online { heard, .. } = &mut self.state {
             *heard = now;
         }
     }
 
-    /// The broker accepted the connection, with or without the session it kept for us; it is first
-    /// pinged after `ping`.
-    pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> Welcome {
-        self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(SILENCE) };
-        let session_lost = !session_present && self.had_session;
-        self.had_session = true;
+    /// The broker accepted the connection, with or without its session of the device; the first ping is sent after
+    /// `ping`.
+    pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> NewConnection {
+        self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(PINGS_BEFORE_TIMEOUT) };
+        let session_lost = !session_present && self.expects_session;
+        self.expects_session = true;
         self.connects += 1;
         self.sessions_lost += u64::from(session_lost);
         if !session_present {
-            self.unreadable = 0;
+            self.unreadable_packets = 0;
         }
-        Welcome { number: self.connects, session_lost }
+        NewConnection { number: self.connects, session_lost }
     }
 
-    /// The broker forgot the session as it was asked to, and would forget the new one as well: what
-    /// MQTT 3.1.1 makes of a clean start. The next connection tells that the session is lost.
-    pub fn begun_anew(&mut self) {
+    /// The broker discarded the session as requested, and would discard the new one as well: the meaning of Clean
+    /// Session in MQTT 3.1.1. The next connection counts as the one on which the session was lost.
+    pub fn session_discarded(&mut self) {
         self.connects += 1;
-        self.unreadable = 0;
+        self.unreadable_packets = 0;
     }
 
-    /// The connection ended, or did not come about. `chance` from 0 to 1 spreads the devices of a
-    /// house over time, so that a restarted broker does not meet them all at once.
-    pub fn lost(&mut self, now: Instant, loss: &Loss, chance: f64) -> Retry {
+    /// The connection ended, or could not be made. `chance`, from 0 to 1, spreads the reconnects of many devices
+    /// over time, so that a restarted broker does not receive them all at once.
+    pub fn disconnected(&mut self, now: Instant, disconnect: &Disconnect, random: f64) -> Retry {
         let lasted = match self.state {
             State::Online { since, .. } => Some(now.saturating_duration_since(since)),
-            State::Waiting { .. } | State::Connecting => None,
+            State::Backoff { .. } | State::Connecting => None,
         };
-        if lasted.is_some_and(|lasted| lasted >= STABLE) {
+        if lasted.is_some_and(|lasted| lasted >= STABLE_AFTER) {
             self.failures = 0;
-            self.logged = None;
-            self.cut_short = 0;
+            self.last_logged = None;
+            self.short_connections = 0;
         }
-        if lasted.is_some_and(|lasted| lasted < STABLE) && loss.is_without_reason() {
-            self.cut_short += 1;
+        if lasted.is_some_and(|lasted| lasted < STABLE_AFTER) && disconnect.is_without_reason() {
+            self.short_connections += 1;
         }
-        let contested = if loss.kind == "SessionTakenOver" {
-            Some(Contested::Told)
+        let contested = if disconnect.kind == "SessionTakenOver" {
+            Some(ClientIdConflict::Reported)
         } else {
-            (self.cut_short >= CONTESTED && loss.is_without_reason()).then_some(Contested::Suspected)
+            (self.short_connections >= SHORT_CONNECTIONS_BEFORE_CONFLICT && disconnect.is_without_reason())
+                .then_some(ClientIdConflict::Suspected)
         };
-        self.unreadable = if loss.unreadable { self.unreadable + 1 } else { 0 };
-        let wait = wait(self.failures, chance);
+        self.unreadable_packets = if disconnect.unreadable { self.unreadable_packets + 1 } else { 0 };
+        let wait = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
-        self.state = State::Waiting { until: now + wait };
-        let kind = if contested.is_some() { "contested" } else { &loss.kind };
-        let log = self.logged.as_deref() != Some(kind);
-        self.logged = Some(kind.to_owned());
-        Retry { wait, log, contested }
+        self.state = State::Backoff { until: now + wait };
+        let kind = if contested.is_some() { "contested" } else { &disconnect.kind };
+        let log = self.last_logged.as_deref() != Some(kind);
+        self.last_logged = Some(kind.to_owned());
+        Retry { wait, log, client_id_conflict: contested }
     }
 }
 
 /// 1, 2, 4 … 60 s, and up to a quarter more.
-fn wait(failures: u32, chance: f64) -> Duration {
-    let plain = FIRST_WAIT.saturating_mul(1 << failures.min(6));
-    plain.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0).min(LONGEST_WAIT)
+fn backoff(failures: u32, random: f64) -> Duration {
+    let plain = FIRST_BACKOFF.saturating_mul(1 << failures.min(6));
+    plain.mul_f64(1.0 + random.clamp(0.0, 1.0) / 4.0).min(MAX_BACKOFF)
 }
 
 #[cfg(test)]
@@ -272,20 +284,20 @@ mod tests {
         start + Duration::from_secs(seconds)
     }
 
-    fn loss(kind: &str) -> Loss {
-        Loss { kind: kind.into(), text: String::new(), unreadable: false }
+    fn loss(kind: &str) -> Disconnect {
+        Disconnect { kind: kind.into(), text: String::new(), unreadable: false }
     }
 
-    fn unreadable() -> Loss {
-        Loss { unreadable: true, ..loss("oversize") }
+    fn unreadable() -> Disconnect {
+        Disconnect { unreadable: true, ..loss("oversize") }
     }
 
     #[test]
     fn a_new_link_connects_at_once_and_once() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        assert_eq!(link.wake(now), Some(Connect { clean_start: false }));
-        assert_eq!(link.wake(at(now, 99)), None);
+        assert_eq!(link.connect_if_due(now), Some(Connect { clean_start: false }));
+        assert_eq!(link.connect_if_due(at(now, 99)), None);
         assert_eq!(link.due(), None);
     }
 
@@ -293,27 +305,28 @@ mod tests {
     fn waits_double_up_to_a_minute() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        let waits: Vec<u64> = (0..8).map(|_| link.lost(now, &loss("refused"), 0.0).wait.as_secs()).collect();
+        let waits: Vec<u64> =
+            (0..8).map(|_| link.disconnected(now, &loss("refused"), 0.0).wait.as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 
     #[test]
     fn chance_only_makes_a_wait_longer_and_never_passes_the_cap() {
-        assert_eq!(wait(0, 1.0), Duration::from_millis(1250));
-        assert_eq!(wait(1, 0.5), Duration::from_millis(2250));
-        assert_eq!(wait(40, 1.0), LONGEST_WAIT);
-        assert_eq!(wait(0, -9.0), FIRST_WAIT);
+        assert_eq!(backoff(0, 1.0), Duration::from_millis(1250));
+        assert_eq!(backoff(1, 0.5), Duration::from_millis(2250));
+        assert_eq!(backoff(40, 1.0), MAX_BACKOFF);
+        assert_eq!(backoff(0, -9.0), FIRST_BACKOFF);
     }
 
     #[test]
     fn it_waits_before_the_next_try() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.wake(now);
-        link.lost(now, &loss("refused"), 0.0);
+        link.connect_if_due(now);
+        link.disconnected(now, &loss("refused"), 0.0);
         assert_eq!(link.due(), Some(at(now, 1)));
-        assert_eq!(link.wake(now), None);
-        assert!(link.wake(at(now, 1)).is_some());
+        assert_eq!(link.connect_if_due(now), None);
+        assert!(link.connect_if_due(at(now, 1)).is_some());
     }
 
     #[test]
@@ -321,10 +334,10 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         for _ in 0..5 {
-            link.lost(now, &loss("refused"), 0.0);
+            link.disconnected(now, &loss("refused"), 0.0);
         }
         link.connected(now, false, PING);
-        assert_eq!(link.lost(at(now, 10), &loss("io"), 0.0).wait, FIRST_WAIT);
+        assert_eq!(link.disconnected(at(now, 10), &loss("io"), 0.0).wait, FIRST_BACKOFF);
     }
 
     #[test]
@@ -333,7 +346,7 @@ mod tests {
         let mut link = Link::new(now);
         for seconds in [1, 2, 4] {
             link.connected(now, true, PING);
-            let wait = link.lost(at(now, 1), &loss("taken over"), 0.0).wait;
+            let wait = link.disconnected(at(now, 1), &loss("taken over"), 0.0).wait;
             assert_eq!(wait, Duration::from_secs(seconds));
         }
     }
@@ -342,11 +355,11 @@ mod tests {
     fn each_kind_of_failure_is_logged_once() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        assert!(link.lost(now, &loss("refused"), 0.0).log);
-        assert!(!link.lost(now, &loss("refused"), 0.0).log);
-        assert!(link.lost(now, &loss("password"), 0.0).log);
+        assert!(link.disconnected(now, &loss("refused"), 0.0).log);
+        assert!(!link.disconnected(now, &loss("refused"), 0.0).log);
+        assert!(link.disconnected(now, &loss("password"), 0.0).log);
         link.connected(now, false, PING);
-        assert!(link.lost(at(now, 10), &loss("password"), 0.0).log);
+        assert!(link.disconnected(at(now, 10), &loss("password"), 0.0).log);
     }
 
     #[test]
@@ -355,42 +368,48 @@ mod tests {
         let mut link = Link::new(now);
         let mut lost = |connected: u64, lasted: u64, kind: &str| {
             link.connected(at(now, connected), true, PING);
-            link.lost(at(now, connected + lasted), &loss(kind), 0.0)
+            link.disconnected(at(now, connected + lasted), &loss(kind), 0.0)
         };
-        assert_eq!(lost(0, 1, "closed").contested, None, "a broker may restart");
+        assert_eq!(lost(0, 1, "closed").client_id_conflict, None, "a broker may restart");
         let second = lost(5, 2, "UnexpectedEof");
         assert!(second.log);
         let advice = second.advice("cellar");
         assert!(advice.contains("bitnetd-cellar") && advice.contains("[device] id"), "{advice}");
         let third = lost(10, 2, "closed");
-        assert!(third.contested.is_some() && !third.log, "said once");
-        assert_eq!(lost(20, 60, "closed").contested, None, "a connection that lasted is not contested");
-        assert_eq!(lost(100, 1, "unreadable").contested, None);
-        assert_eq!(lost(110, 99, "SessionTakenOver").contested, Some(Contested::Told));
+        assert!(third.client_id_conflict.is_some() && !third.log, "said once");
+        assert_eq!(
+            lost(20, 60, "closed").client_id_conflict,
+            None,
+            "a connection that lasted is not contested"
+        );
+        assert_eq!(lost(100, 1, "unreadable").client_id_conflict, None);
+        assert_eq!(lost(110, 99, "SessionTakenOver").client_id_conflict, Some(ClientIdConflict::Reported));
     }
 
     #[test]
     fn what_never_connected_is_not_contested() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        assert!((0..9).all(|n| link.lost(at(now, n), &loss("closed"), 0.0).contested.is_none()));
+        assert!(
+            (0..9).all(|n| link.disconnected(at(now, n), &loss("closed"), 0.0).client_id_conflict.is_none())
+        );
     }
 
     #[test]
     fn the_first_connection_has_lost_no_session() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        assert_eq!(link.connected(now, false, PING), Welcome { number: 1, session_lost: false });
-        assert_eq!(link.counts(), (1, 0));
+        assert_eq!(link.connected(now, false, PING), NewConnection { number: 1, session_lost: false });
+        assert_eq!((link.connects(), link.sessions_lost()), (1, 0));
     }
 
     #[test]
     fn a_session_of_an_earlier_process_can_be_lost_too() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        link.had_session();
+        link.expect_session();
         assert!(link.connected(now, false, PING).session_lost);
-        assert_eq!(link.counts(), (1, 1));
+        assert_eq!((link.connects(), link.sessions_lost()), (1, 1));
     }
 
     #[test]
@@ -398,11 +417,11 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         link.connected(now, false, PING);
-        link.lost(now, &loss("io"), 0.0);
-        assert_eq!(link.connected(now, true, PING), Welcome { number: 2, session_lost: false });
-        link.lost(now, &loss("io"), 0.0);
-        assert_eq!(link.connected(now, false, PING), Welcome { number: 3, session_lost: true });
-        assert_eq!(link.counts(), (3, 1));
+        link.disconnected(now, &loss("io"), 0.0);
+        assert_eq!(link.connected(now, true, PING), NewConnection { number: 2, session_lost: false });
+        link.disconnected(now, &loss("io"), 0.0);
+        assert_eq!(link.connected(now, false, PING), NewConnection { number: 3, session_lost: true });
+        assert_eq!((link.connects(), link.sessions_lost()), (3, 1));
     }
 
     #[test]
@@ -411,14 +430,14 @@ mod tests {
         let mut link = Link::new(now);
         for n in 0..3 {
             let later = at(now, 100 * n);
-            assert_eq!(link.wake(later), Some(Connect { clean_start: false }));
+            assert_eq!(link.connect_if_due(later), Some(Connect { clean_start: false }));
             link.connected(later, n > 0, PING);
-            link.lost(later, &unreadable(), 0.0);
+            link.disconnected(later, &unreadable(), 0.0);
         }
-        assert_eq!(link.wake(at(now, 400)), Some(Connect { clean_start: true }));
+        assert_eq!(link.connect_if_due(at(now, 400)), Some(Connect { clean_start: true }));
         link.connected(at(now, 400), false, PING);
-        link.lost(at(now, 401), &loss("io"), 0.0);
-        assert_eq!(link.wake(at(now, 500)), Some(Connect { clean_start: false }));
+        link.disconnected(at(now, 401), &loss("io"), 0.0);
+        assert_eq!(link.connect_if_due(at(now, 500)), Some(Connect { clean_start: false }));
     }
 
     #[test]
@@ -427,14 +446,14 @@ mod tests {
         let mut link = Link::new(now);
         (0..3).for_each(|n| {
             link.connected(at(now, n), n > 0, PING);
-            link.lost(at(now, n), &unreadable(), 0.0);
+            link.disconnected(at(now, n), &unreadable(), 0.0);
         });
-        assert_eq!(link.wake(at(now, 99)), Some(Connect { clean_start: true }));
-        link.begun_anew();
-        link.lost(at(now, 99), &loss("begun anew"), 0.0);
-        assert_eq!(link.wake(at(now, 199)), Some(Connect { clean_start: false }));
+        assert_eq!(link.connect_if_due(at(now, 99)), Some(Connect { clean_start: true }));
+        link.session_discarded();
+        link.disconnected(at(now, 99), &loss("begun anew"), 0.0);
+        assert_eq!(link.connect_if_due(at(now, 199)), Some(Connect { clean_start: false }));
         assert!(link.connected(at(now, 199), false, PING).session_lost);
-        assert_eq!(link.counts(), (5, 1));
+        assert_eq!((link.connects(), link.sessions_lost()), (5, 1));
     }
 
     #[test]
@@ -442,9 +461,9 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         link.connected(now, false, PING);
-        link.heard(at(now, 60));
-        assert!(!link.is_dead(at(now, 100)));
-        assert!(link.is_dead(at(now, 135)));
+        link.received_packet(at(now, 60));
+        assert!(!link.is_timed_out(at(now, 100)));
+        assert!(link.is_timed_out(at(now, 135)));
         assert_eq!(link.due(), Some(at(now, 135)));
     }
 
@@ -453,6 +472,6 @@ mod tests {
         let now = Instant::now();
         let mut link = Link::new(now);
         link.connected(now, false, 10 * PING);
-        assert!(!link.is_dead(at(now, 700)) && link.is_dead(at(now, 750)));
+        assert!(!link.is_timed_out(at(now, 700)) && link.is_timed_out(at(now, 750)));
     }
 }

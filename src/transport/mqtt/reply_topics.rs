@@ -1,15 +1,16 @@
-//! Which topics a client may name as its Response Topic.
+//! Which topics a client may name as its Response Topic (`mqtt.reply_topics`).
 //!
 //! The daemon publishes there with its own rights at the broker, which are often wider than the client's. So the
-//! owner may list what is allowed, and what commands something else is reachable only where that list names it.
+//! owner may list the allowed topics, and topics that command other devices are allowed only where that list names
+//! them.
 //!
-//! Pure. Knows nothing of the daemon's own topics, which `topics` keeps from every client.
+//! Pure. Deliberately knows nothing of the daemon's own topics, which `topics` protects.
 
-/// Levels below which, in one convention or another, devices are commanded.
+/// Topic levels below which, by one convention or another, devices are commanded.
 const COMMAND_LEVELS: [&str; 5] = ["set", "command", "cmnd", "cmd", "zigbee2mqtt"];
-/// Home Assistant's own choice, in case not all of the owner's installations use another.
+/// Home Assistant's default discovery prefix, in case some of the owner's installations use it and others do not.
 const HOME_ASSISTANT: &str = "homeassistant";
-/// What a bitnetd reads or publishes below its device level.
+/// The topics of every bitnetd below its device level.
 const DEVICE_TOPICS: [&str; 10] = [
     "prompt",
     "cancel",
@@ -23,24 +24,24 @@ const DEVICE_TOPICS: [&str; 10] = [
     "reply",
 ];
 
-/// What the owner allows.
+/// The Response Topics that the owner allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ReplyTopics {
-    /// Topic filters of `mqtt.reply_topics`; `None` where the key is left out.
+    /// The topic filters of `mqtt.reply_topics`; `None` where the key is absent.
     allowed: Option<Vec<String>>,
     discovery_prefix: String,
-    /// `mqtt.prefix`, below which other devices may be.
+    /// `mqtt.prefix`, below which other bitnetd devices may be.
     prefix: String,
 }
 
-/// Why a topic is out of reach: only a filter that writes out the level `at` opens it.
+/// Why a topic is reserved. Only a filter that names the level `at` without a wildcard allows it.
 struct Reserved {
     at: usize,
     why: &'static str,
 }
 
 impl ReplyTopics {
-    /// What is allowed by this configuration.
+    /// The topics that this configuration allows.
     pub fn new(prefix: &str, allowed: Option<&[String]>, discovery_prefix: &str) -> Self {
         ReplyTopics {
             allowed: allowed.map(<[String]>::to_vec),
@@ -49,23 +50,24 @@ impl ReplyTopics {
         }
     }
 
-    /// All that is not reserved, as without a configuration.
+    /// Every topic that is not reserved, as without a configuration.
     pub fn any(prefix: &str) -> Self {
         Self::new(prefix, None, HOME_ASSISTANT)
     }
 
-    /// Checks a well-formed topic; the error completes "the Response Topic …".
+    /// Checks a well-formed topic. The error completes "the Response Topic …".
     pub fn check(&self, topic: &str) -> Result<(), &'static str> {
         self.check_listed(topic)?;
         let is_named =
-            |reserved: &Reserved| self.matching(topic).any(|filter| writes_out(filter, reserved.at));
+            |reserved: &Reserved| self.matching(topic).any(|filter| names_level(filter, reserved.at));
         match self.reserved(topic).iter().find(|reserved| !is_named(reserved)) {
             Some(reserved) => Err(reserved.why),
             None => Ok(()),
         }
     }
 
-    /// Checks only that the owner's list, where there is one, has the topic: for replies below our own topics.
+    /// Checks only that the owner's list, if there is one, contains the topic: for replies below the device's own
+    /// topics.
     pub fn check_listed(&self, topic: &str) -> Result<(), &'static str> {
         if self.allowed.is_some() && self.matching(topic).next().is_none() {
             return Err("is not among those that mqtt.reply_topics allows");
@@ -85,11 +87,11 @@ impl ReplyTopics {
             reserve(0, "begins with $, which is the broker's");
         }
         for prefix in [HOME_ASSISTANT, &self.discovery_prefix] {
-            if is_below(topic, prefix) {
+            if is_at_or_below(topic, prefix) {
                 reserve(prefix.matches('/').count(), "is Home Assistant's (mqtt.discovery_prefix)");
             }
         }
-        if let Some(at) = self.of_a_bitnetd(topic, &levels) {
+        if let Some(at) = self.reserved_by_bitnetd(topic, &levels) {
             reserve(at, "is a topic of another bitnetd");
         }
         let commands =
@@ -100,11 +102,12 @@ impl ReplyTopics {
         reserved
     }
 
-    /// The level that says so: any topic of another device below our prefix, and below any other prefix the topics
-    /// that ask something. Prefix and device are at least two levels.
-    fn of_a_bitnetd(&self, topic: &str, levels: &[&str]) -> Option<usize> {
+    /// The level that makes it a topic of another bitnetd: every topic of another device below this prefix, and
+    /// below any other prefix the topics that accept requests. Prefix and device are at least two levels.
+    fn reserved_by_bitnetd(&self, topic: &str, levels: &[&str]) -> Option<usize> {
         let at = self.prefix.matches('/').count() + 2;
-        if is_below(topic, &self.prefix) && levels.get(at).is_some_and(|level| DEVICE_TOPICS.contains(level))
+        if is_at_or_below(topic, &self.prefix)
+            && levels.get(at).is_some_and(|level| DEVICE_TOPICS.contains(level))
         {
             return Some(at);
         }
@@ -116,16 +119,16 @@ impl ReplyTopics {
     }
 }
 
-fn is_below(topic: &str, prefix: &str) -> bool {
+fn is_at_or_below(topic: &str, prefix: &str) -> bool {
     topic.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Whether a filter has a name, and no wildcard, at this level.
-fn writes_out(filter: &str, at: usize) -> bool {
+/// Whether the filter has a name, and no wildcard, at this level.
+fn names_level(filter: &str, at: usize) -> bool {
     filter.split('/').nth(at).is_some_and(|level| level != "+" && level != "#")
 }
 
-/// MQTT 5, section 4.7: whether a subscription with this filter would get what is published on this topic.
+/// Whether a subscription with this filter receives what is published on this topic (MQTT 5, section 4.7).
 fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_commands_something_else_is_out_of_reach() {
+    fn topics_that_command_other_devices_are_refused() {
         for topic in [
             "homeassistant/device/x/config",
             "homeassistant",
@@ -195,8 +198,8 @@ mod tests {
             "a/b/c/prompt/guest",
             "elsewhere/other/cancel",
         ] {
-            let said = ReplyTopics::new("bitnetd", None, "ha/discovery").check(topic);
-            assert!(said.is_err(), "{topic}");
+            let text = ReplyTopics::new("bitnetd", None, "ha/discovery").check(topic);
+            assert!(text.is_err(), "{topic}");
             assert!(
                 allowing(&["#", "+/+/+", "+/+/+/+"]).check(topic).is_err(),
                 "{topic}: a wildcard names nothing"

@@ -1,22 +1,21 @@
-//! The topics of one device, and which of a client's texts may become one.
+//! The topics of one device, and the checks of every topic that a client's text becomes part of.
 //!
-//! Pure. Everything a client chooses (an id, a Response Topic) is looked at here before it gets
-//! near a PUBLISH: a broker ends the connection over a malformed topic, and what it ends once it
-//! ends at every retry.
+//! Pure. Whatever a client chooses (an id, a Response Topic) is checked here before it becomes part of a PUBLISH: a
+//! broker closes the connection over a malformed topic, and would do so again at every retry.
 
 use super::reply_topics::ReplyTopics;
 use crate::config::Mqtt;
 use sha2::{Digest, Sha256};
 
-/// Longest Response Topic, in bytes: replies repeat it in every packet.
+/// Maximum length of a Response Topic in bytes: every reply repeats it.
 const MAX_RESPONSE_TOPIC: usize = 512;
-/// Most levels of a Response Topic: mosquitto ends the connection over a topic of more than 200.
+/// Maximum number of levels of a Response Topic: mosquitto closes the connection over a topic of more than 200.
 const MAX_LEVELS: usize = 100;
-/// Longest `<client>` level that is repeated in a reply topic, in bytes.
+/// Maximum length in bytes of a `<client>` level that is repeated in a reply topic.
 const MAX_REPLY_LEVEL: usize = 512;
-/// Most bytes of a `<client>` that are kept: it goes into every log line about its prompts.
-const MAX_CLIENT: usize = 64;
-/// The last levels of the topic of a thread limit; `set`, as what others may write to is often called.
+/// Bytes of a client's name that are used: it is part of every log line about its prompts.
+const MAX_CLIENT_NAME: usize = 64;
+/// The last levels of the topic for a thread limit; `set` is a usual name for topics that others write to.
 const THREADS: &str = "threads/set";
 
 /// The topics below `P/D`, prefix and device id, and those that the device shares with a group.
@@ -34,24 +33,24 @@ struct Group {
     base: String,
 }
 
-/// What to subscribe to.
+/// A topic filter to subscribe to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
-    /// May hold wildcards.
+pub struct TopicFilter {
+    /// The filter; it may contain wildcards.
     pub topic: String,
-    /// At QoS 1. Cancellations and limits are at QoS 0: behind a window full of prompts the broker would hold
-    /// them back until the prompt they are to stop is answered.
-    pub assured: bool,
+    /// At QoS 1, else at QoS 0. Cancellations and thread limits are at QoS 0: behind a full window of prompts the
+    /// broker would hold them back until the prompt they are to stop is answered.
+    pub is_qos_1: bool,
 }
 
 /// What a message is for, by its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Addressed {
-    /// A prompt of this client; `-` where the topic names none. To a group it is `client@group`.
+pub enum TopicKind {
+    /// A prompt of this client; `-` where the topic names none. For a group it is `client@group`.
     Prompt(String),
     /// A cancellation.
     Cancel,
-    /// A limit of threads, of this device.
+    /// A thread limit for this device.
     Threads,
 }
 
@@ -61,63 +60,68 @@ impl Topics {
         Topics { base: format!("{prefix}/{device}"), group: None, replies: ReplyTopics::any(prefix) }
     }
 
-    /// The topics of `device` as the configuration has them.
+    /// The topics of `device` by the configuration.
     pub fn configured(config: &Mqtt, device: &str) -> Self {
         let allowed = config.reply_topics.as_deref();
         let replies = ReplyTopics::new(&config.prefix, allowed, &config.discovery_prefix);
         Topics { replies, ..Self::shared(&config.prefix, device, config.group.as_deref()) }
     }
 
-    /// The same of a device that takes turns with others of `group`.
+    /// The topics of a device that shares the prompts of `group` with other devices.
     pub fn shared(prefix: &str, device: &str, group: Option<&str>) -> Self {
         let group = group.map(|name| Group { name: name.into(), base: format!("{prefix}/{name}") });
         Topics { group, ..Self::new(prefix, device) }
     }
 
-    /// Where prompts of unnamed clients arrive.
+    /// The topic for prompts of clients without a name.
     pub fn prompt(&self) -> String {
         self.below("prompt")
     }
 
-    /// A topic for each of our filters of prompts, for messages to ourselves.
+    /// One topic for each filter of prompts, for the messages of the subscription check.
     pub fn self_check(&self) -> [String; 2] {
         [self.prompt(), self.below("prompt/self-check")]
     }
 
-    /// Where cancellations arrive.
+    /// The topic for cancellations.
     pub fn cancel(&self) -> String {
         self.below("cancel")
     }
 
-    /// Where a limit of threads arrives.
+    /// The topic for a thread limit.
     pub fn threads(&self) -> String {
         self.below(THREADS)
     }
 
-    /// What to subscribe to for the device itself.
-    pub fn filters(&self) -> Vec<Filter> {
-        let mut filters = asked_at(&self.base, "");
-        filters.push(Filter { topic: self.threads(), assured: false });
+    /// The filters of the device's own topics.
+    pub fn filters(&self) -> Vec<TopicFilter> {
+        let mut filters = request_filters(&self.base, "");
+        filters.push(TopicFilter { topic: self.threads(), is_qos_1: false });
         filters
     }
 
-    /// What to subscribe to for the group: of its prompts the broker gives each to one device, and a
-    /// cancellation to all, for nobody knows which of them has the prompt.
-    pub fn group_filters(&self) -> Vec<Filter> {
-        self.group.as_ref().map(|group| asked_at(&group.base, &share(&group.name))).unwrap_or_default()
+    /// The filters of the group's topics: the broker delivers each prompt to one of the devices, and a cancellation
+    /// to all of them, since nobody knows which device has the prompt.
+    pub fn group_filters(&self) -> Vec<TopicFilter> {
+        self.group
+            .as_ref()
+            .map(|group| request_filters(&group.base, &shared_prefix(&group.name)))
+            .unwrap_or_default()
     }
 
-    /// The filters that a message on this topic may have come by, if they are not ours: what the broker
-    /// keeps of an earlier prefix or group.
-    pub fn left_over(&self, topic: &[u8]) -> Vec<String> {
+    /// The filters by which a message on this topic may have been received, if they are not the present ones:
+    /// subscriptions of an earlier prefix or group that the broker still has in the session.
+    pub fn stale_filters(&self, topic: &[u8]) -> Vec<String> {
         let Some((base, _)) = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic)) else {
             return Vec::new();
         };
         if base == self.base || self.group.as_ref().is_some_and(|group| group.base == base) {
             return Vec::new();
         }
-        let shared = asked_at(base, &share(last_level(base))).into_iter().filter(|filter| filter.assured);
-        let all = shared.chain(asked_at(base, "")).map(|filter| filter.topic);
+        let shared = request_filters(base, &shared_prefix(last_level(base)))
+            .into_iter()
+            .filter(|filter| filter.is_qos_1);
+        let all = shared.chain(request_filters(base, "")).map(|filter| filter.topic);
         all.chain([format!("{base}/{THREADS}")]).collect()
     }
 
@@ -131,7 +135,7 @@ impl Topics {
         self.below("info")
     }
 
-    /// The report, every interval.
+    /// The report, at every interval.
     pub fn telemetry(&self) -> String {
         self.below("telemetry")
     }
@@ -141,35 +145,35 @@ impl Topics {
         self.below("alert")
     }
 
-    /// Where the events of request `id` go when its message, which came on `topic`, names no Response
-    /// Topic: `reply/<id>` beside the prompts, and `reply/<client>/<id>` where the prompt's topic names its
-    /// client, so that clients that count from 1 do not get each other's answers.
+    /// The topic for the events of request `id`, where its message, received on `topic`, names no Response Topic:
+    /// `reply/<id>` beside the prompts, and `reply/<client>/<id>` where the prompt's topic names its client, so
+    /// that clients that count from 1 do not receive each other's answers.
     ///
-    /// An id may be any text, and a refusal would have no topic to go to either. So what cannot
-    /// stand in a topic level is escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id
-    /// inside the events stays as it came.
+    /// An id may be any text, and a refusal of it would have no topic either. So characters that a topic level
+    /// cannot contain are escaped as in a URL: `a/b` is answered on `reply/a%2Fb`. The id inside the events is not
+    /// changed.
     pub fn reply(&self, topic: &[u8], id: &str) -> String {
         let asked = std::str::from_utf8(topic).ok().and_then(|topic| self.split(topic));
         let mut reply = format!("{}/reply/", asked.map_or(self.base.as_str(), |(base, _)| base));
-        if let Some((_, Asked::Prompt(client))) = asked
+        if let Some((_, TopicSuffix::Prompt(client))) = asked
             && !client.is_empty()
             && client.len() <= MAX_REPLY_LEVEL
         {
-            escape(&mut reply, client, |c| !is_sound(c));
+            escape(&mut reply, client, |c| !is_allowed(c));
             reply.push('/');
         }
-        escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_sound(c));
+        escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_allowed(c));
         reply
     }
 
-    /// Checks the Response Topic of a prompt that came on `asked_on`; the error says what is wrong with it and the
-    /// way out.
-    pub fn check_response(&self, topic: &str, asked_on: &[u8]) -> Result<(), String> {
+    /// Checks the Response Topic of a prompt received on `prompt_topic`. The error says what is wrong with it, and
+    /// what to do.
+    pub fn check_response(&self, topic: &str, prompt_topic: &[u8]) -> Result<(), String> {
         let checked = malformed(topic).map_or(Ok(()), Err).and_then(|()| {
-            if self.is_ours(topic) {
-                // An answer on a prompt topic would be a prompt: an endless loop.
+            if self.is_own_topic(topic) {
+                // An answer published on a prompt topic would be a new prompt, without end.
                 Err("is one of the daemon's own")
-            } else if self.is_of_another_client(topic, asked_on) {
+            } else if self.is_reply_of_another_client(topic, prompt_topic) {
                 Err("is where another client's answers go")
             } else if self.replies_of(topic).is_some() {
                 self.replies.check_listed(topic)
@@ -178,7 +182,7 @@ impl Topics {
             }
         });
         checked.map_err(|wrong| {
-            let reply = self.reply(asked_on, "");
+            let reply = self.reply(prompt_topic, "");
             format!(
                 "the Response Topic {wrong}; name another, or none and listen on {reply}<id> (the owner may allow it \
                  in mqtt.reply_topics)"
@@ -186,55 +190,57 @@ impl Topics {
         })
     }
 
-    /// What a message on `topic` is for; `None` where it is nothing of ours. What the broker keeps of an
-    /// earlier prefix or group is ours as well: it was promised an answer.
-    pub fn parse(&self, topic: &[u8]) -> Option<Addressed> {
+    /// What a message on `topic` is for; `None` where it is none of the device's topics. Messages that the broker
+    /// stored for an earlier prefix or group are accepted as well: they were promised an answer.
+    pub fn parse(&self, topic: &[u8]) -> Option<TopicKind> {
         let (base, asked) = self.split(std::str::from_utf8(topic).ok()?)?;
         Some(match asked {
-            Asked::Cancel => Addressed::Cancel,
-            Asked::Threads if base == self.base => Addressed::Threads,
-            Asked::Threads => return None,
-            Asked::Prompt(name) if base == self.base => Addressed::Prompt(client(name)),
-            Asked::Prompt(name) => Addressed::Prompt(format!("{}@{}", client(name), last_level(base))),
+            TopicSuffix::Cancel => TopicKind::Cancel,
+            TopicSuffix::Threads if base == self.base => TopicKind::Threads,
+            TopicSuffix::Threads => return None,
+            TopicSuffix::Prompt(name) if base == self.base => TopicKind::Prompt(sanitized_client(name)),
+            TopicSuffix::Prompt(name) => {
+                TopicKind::Prompt(format!("{}@{}", sanitized_client(name), last_level(base)))
+            }
         })
     }
 
-    /// The same, of a message whose user property `client` is `property`.
-    pub fn parse_named(&self, topic: &[u8], property: Option<&str>) -> Option<Addressed> {
+    /// The same, for a message whose user property `client` is `property`.
+    pub fn parse_with_client(&self, topic: &[u8], property: Option<&str>) -> Option<TopicKind> {
         Some(match self.parse(topic)? {
-            Addressed::Prompt(client) => Addressed::Prompt(client_of(client, property)),
+            TopicKind::Prompt(client) => TopicKind::Prompt(client_name(client, property)),
             other => other,
         })
     }
 
-    /// The part of a topic that names device or group, and what was asked there. Our own names come
-    /// first: a client may be called `cancel`.
-    fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, Asked<'a>)> {
+    /// The base of a topic, which names the device or the group, and what follows it. The device's own topics are
+    /// tried first: a client may be called `cancel`.
+    fn split<'a>(&self, topic: &'a str) -> Option<(&'a str, TopicSuffix<'a>)> {
         for base in self.bases() {
             if let Some(rest) = topic.strip_prefix(base).and_then(|rest| rest.strip_prefix('/')) {
                 let asked = match rest {
-                    "cancel" => Asked::Cancel,
-                    THREADS => Asked::Threads,
-                    "prompt" => Asked::Prompt(""),
-                    other => Asked::Prompt(other.strip_prefix("prompt/")?),
+                    "cancel" => TopicSuffix::Cancel,
+                    THREADS => TopicSuffix::Threads,
+                    "prompt" => TopicSuffix::Prompt(""),
+                    other => TopicSuffix::Prompt(other.strip_prefix("prompt/")?),
                 };
                 return Some((&topic[..base.len()], asked));
             }
         }
         let (head, last) = topic.rsplit_once('/')?;
         let (base, asked) = match (head.strip_suffix("/prompt"), last) {
-            (Some(base), name) => (base, Asked::Prompt(name)),
-            (None, "prompt") => (head, Asked::Prompt("")),
-            (None, "cancel") => (head, Asked::Cancel),
+            (Some(base), name) => (base, TopicSuffix::Prompt(name)),
+            (None, "prompt") => (head, TopicSuffix::Prompt("")),
+            (None, "cancel") => (head, TopicSuffix::Cancel),
             (None, _) => return None,
         };
-        // Topics are made of it, so it is looked at as a Response Topic is.
-        let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_ours(base);
+        // Topics are made from it, so it is checked like a Response Topic.
+        let is_sound = malformed(base).is_none() && !base.starts_with('$') && !self.is_own_topic(base);
         is_sound.then_some((base, asked))
     }
 
-    /// The name of the file for what is kept of this device: as much of its id as anyone reads, and
-    /// a number that tells it from all others.
+    /// The name of the device's state file: the readable part of its id, and a number that tells it from all
+    /// others.
     pub(super) fn file_name(&self) -> String {
         let device = self.base.rsplit('/').next().unwrap_or_default();
         let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -248,8 +254,9 @@ impl Topics {
         format!("{}/{level}", self.base)
     }
 
-    /// Whether the topic is in our trees; `reply/` is there for the clients.
-    fn is_ours(&self, topic: &str) -> bool {
+    /// Whether the topic is below the device's or the group's base; `reply/` is excepted, which belongs to the
+    /// clients.
+    fn is_own_topic(&self, topic: &str) -> bool {
         self.bases().any(|base| match topic.strip_prefix(base) {
             Some("") => true,
             Some(rest) => rest.starts_with('/') && !rest.starts_with("/reply/"),
@@ -257,18 +264,18 @@ impl Topics {
         })
     }
 
-    /// What stands below `reply/` in a topic of our trees.
+    /// What follows `reply/` in a topic below the device's or the group's base.
     fn replies_of<'a>(&self, topic: &'a str) -> Option<&'a str> {
         self.bases().find_map(|base| topic.strip_prefix(base)?.strip_prefix("/reply/"))
     }
 
-    /// Whether the topic is `reply/<client>/…` of another client than the one that asks.
-    fn is_of_another_client(&self, topic: &str, asked_on: &[u8]) -> bool {
+    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt.
+    fn is_reply_of_another_client(&self, topic: &str, prompt_topic: &[u8]) -> bool {
         let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
             return false;
         };
-        let asked = std::str::from_utf8(asked_on).ok().and_then(|topic| self.split(topic));
-        !matches!(asked, Some((_, Asked::Prompt(name))) if name == client)
+        let asked = std::str::from_utf8(prompt_topic).ok().and_then(|topic| self.split(topic));
+        !matches!(asked, Some((_, TopicSuffix::Prompt(name))) if name == client)
     }
 
     fn bases(&self) -> impl Iterator<Item = &str> {
@@ -276,9 +283,9 @@ impl Topics {
     }
 }
 
-/// Why a broker would end the connection over a publish on this topic.
+/// Why a broker would close the connection over a publish on this topic.
 fn malformed(topic: &str) -> Option<&'static str> {
-    if topic.is_empty() || !topic.chars().all(is_sound) {
+    if topic.is_empty() || !topic.chars().all(is_allowed) {
         Some("is empty or holds control characters")
     } else if topic.contains(['+', '#']) {
         Some("holds a wildcard")
@@ -291,7 +298,7 @@ fn malformed(topic: &str) -> Option<&'static str> {
     }
 }
 
-/// Appends a topic level, with the characters that it cannot hold as in a URL.
+/// Appends a topic level, with the characters that it cannot contain escaped as in a URL.
 fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
     for c in level.chars() {
         if is_escaped(c) {
@@ -307,38 +314,40 @@ fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
 
 /// The client of a prompt whose topic names `client` and whose user property `client` is `property`.
 ///
-/// The topic level wins, for the broker's access list guards topics and no properties. A name that only the property
-/// gives is kept apart from all names of topics, which hold no slash: nobody can pose as the client of a topic.
-fn client_of(client: String, property: Option<&str>) -> String {
+/// The topic level takes precedence, since the broker's access list protects topics and not properties. A name that
+/// only the property gives is kept apart from all names in topics, which contain no slash: nobody can pose as the
+/// client of a topic.
+fn client_name(client: String, property: Option<&str>) -> String {
     let group = match client.strip_prefix('-') {
         Some(group) if group.is_empty() || group.starts_with('@') => group,
         _ => return client,
     };
-    match property.map(self::client).as_deref() {
+    match property.map(self::sanitized_client).as_deref() {
         None | Some("-") => client,
         Some(name) => format!("-/{name}{group}"),
     }
 }
 
-/// What the last levels of a topic ask.
+/// What the last levels of a topic request.
 #[derive(Debug, Clone, Copy)]
-enum Asked<'a> {
+enum TopicSuffix<'a> {
     Prompt(&'a str),
     Cancel,
     Threads,
 }
 
-/// Everything that is asked below a base, its prompts in a way of sharing.
-fn asked_at(base: &str, share: &str) -> Vec<Filter> {
+/// The filters of every topic below a base that accepts requests; `share` is the prefix of the prompts' filters.
+fn request_filters(base: &str, share: &str) -> Vec<TopicFilter> {
     vec![
-        Filter { topic: format!("{share}{base}/prompt"), assured: true },
-        Filter { topic: format!("{share}{base}/prompt/+"), assured: true },
-        Filter { topic: format!("{base}/cancel"), assured: false },
+        TopicFilter { topic: format!("{share}{base}/prompt"), is_qos_1: true },
+        TopicFilter { topic: format!("{share}{base}/prompt/+"), is_qos_1: true },
+        TopicFilter { topic: format!("{base}/cancel"), is_qos_1: false },
     ]
 }
 
-/// MQTT 5, section 4.8.2: each message to one of those who subscribe in this way.
-fn share(group: &str) -> String {
+/// The prefix of a shared subscription (MQTT 5, section 4.8.2): each message is delivered to one of its
+/// subscribers.
+fn shared_prefix(group: &str) -> String {
     format!("$share/{group}/")
 }
 
@@ -346,18 +355,18 @@ fn last_level(topic: &str) -> &str {
     topic.rsplit('/').next().unwrap_or(topic)
 }
 
-/// A client's name as the log shows it.
-fn client(name: &str) -> String {
-    let end = name.floor_char_boundary(MAX_CLIENT);
-    match name[..end].chars().filter(|c| is_sound(*c)).collect::<String>() {
+/// A client's name as it appears in the log.
+fn sanitized_client(name: &str) -> String {
+    let end = name.floor_char_boundary(MAX_CLIENT_NAME);
+    match name[..end].chars().filter(|c| is_allowed(*c)).collect::<String>() {
         empty if empty.is_empty() => "-".into(),
         name => name,
     }
 }
 
-/// Whether brokers take the character in a topic: MQTT 5, section 1.5.4, lets them refuse control
-/// characters and what Unicode calls non-characters.
-fn is_sound(c: char) -> bool {
+/// Whether brokers accept the character in a topic: MQTT 5, section 1.5.4, lets them refuse control characters and
+/// Unicode non-characters.
+fn is_allowed(c: char) -> bool {
     let code = c as u32;
     !c.is_control() && !(0xFDD0..=0xFDEF).contains(&code) && code & 0xFFFE != 0xFFFE
 }
@@ -371,13 +380,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_told_apart_by_their_client() {
+    fn prompts_are_distinguished_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
-        assert_eq!(parse("bitnetd/cellar/prompt"), Some(Addressed::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/"), Some(Addressed::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(Addressed::Prompt("hall".into())));
-        assert_eq!(parse("bitnetd/cellar/cancel"), Some(Addressed::Cancel));
-        assert_eq!(parse("bitnetd/cellar/threads/set"), Some(Addressed::Threads));
+        assert_eq!(parse("bitnetd/cellar/prompt"), Some(TopicKind::Prompt("-".into())));
+        assert_eq!(parse("bitnetd/cellar/prompt/"), Some(TopicKind::Prompt("-".into())));
+        assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(TopicKind::Prompt("hall".into())));
+        assert_eq!(parse("bitnetd/cellar/cancel"), Some(TopicKind::Cancel));
+        assert_eq!(parse("bitnetd/cellar/threads/set"), Some(TopicKind::Threads));
     }
 
     #[test]
@@ -386,25 +395,25 @@ mod tests {
             assert_eq!(of_kitchens().parse(topic.as_bytes()), None, "{topic}");
         }
         let asked = of_kitchens().filters();
-        assert!(asked.iter().any(|filter| filter.topic == "bitnetd/cellar/threads/set" && !filter.assured));
+        assert!(asked.iter().any(|filter| filter.topic == "bitnetd/cellar/threads/set" && !filter.is_qos_1));
     }
 
     #[test]
-    fn topics_that_ask_nothing_are_nothing_of_ours() {
+    fn topics_without_a_request_are_ignored() {
         for topic in ["bitnetd/cellar/telemetry", "bitnetd/cellar/prompts", "bitnetd/cellar", "x", "prompt"] {
             assert_eq!(topics().parse(topic.as_bytes()), None, "{topic}");
         }
     }
 
     #[test]
-    fn a_topic_that_is_not_utf_8_is_nothing_of_ours() {
+    fn a_topic_that_is_not_utf_8_is_ignored() {
         assert_eq!(topics().parse(b"bitnetd/cellar/prompt/\xff"), None);
     }
 
     #[test]
     fn a_long_client_name_is_cut_between_characters() {
         let topic = format!("bitnetd/cellar/prompt/{}", "ü".repeat(100));
-        assert_eq!(topics().parse(topic.as_bytes()), Some(Addressed::Prompt("ü".repeat(32))));
+        assert_eq!(topics().parse(topic.as_bytes()), Some(TopicKind::Prompt("ü".repeat(32))));
     }
 
     #[test]
@@ -428,7 +437,7 @@ mod tests {
 
     #[test]
     fn the_topic_names_the_client_before_the_property_does() {
-        let client = |named: &str, property| client_of(named.to_owned(), property);
+        let client = |named: &str, property| client_name(named.to_owned(), property);
         assert_eq!(client("hall", Some("cellar")), "hall");
         assert_eq!(client("-", Some("hall")), "-/hall");
         assert_eq!(client("-@kitchens", Some("hall")), "-/hall@kitchens");
@@ -436,7 +445,7 @@ mod tests {
         assert_eq!(client("-", Some("")), "-");
         assert_eq!(client("-", Some("\u{1b}\n")), "-");
         assert_eq!(client("-x", Some("hall")), "-x");
-        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT);
+        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT_NAME);
     }
 
     #[test]
@@ -481,8 +490,8 @@ mod tests {
 
     #[test]
     fn a_client_cannot_have_answers_sent_to_another() {
-        let said = checked(&topics(), "bitnetd/cellar/reply/attic/1").expect_err("refused");
-        assert!(said.contains("another client") && said.contains("reply/hall/<id>"), "{said}");
+        let text = checked(&topics(), "bitnetd/cellar/reply/attic/1").expect_err("refused");
+        assert!(text.contains("another client") && text.contains("reply/hall/<id>"), "{text}");
         let unnamed = topics().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/cellar/prompt");
         assert!(unnamed.is_err(), "nor the one that names none");
     }
@@ -509,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_asked_by_turns_and_cancelled_as_one() {
+    fn a_group_shares_prompts_and_receives_every_cancellation() {
         let asked: Vec<_> = of_kitchens().group_filters().into_iter().map(|filter| filter.topic).collect();
         let shared = "$share/kitchens/bitnetd/kitchens";
         let wanted =
@@ -519,14 +528,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_group_is_asked_is_answered_beside_it() {
+    fn prompts_to_a_group_are_answered_below_the_group() {
         let topics = of_kitchens();
-        let named = |name: &str| Some(Addressed::Prompt(name.into()));
+        let named = |name: &str| Some(TopicKind::Prompt(name.into()));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
         assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall@kitchens"));
-        assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(Addressed::Cancel));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(TopicKind::Cancel));
         assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/hall/a");
-        assert!(topics.left_over(b"bitnetd/kitchens/prompt/hall").is_empty());
+        assert!(topics.stale_filters(b"bitnetd/kitchens/prompt/hall").is_empty());
         assert!(checked(&topics, "bitnetd/kitchens/prompt").is_err());
         assert_eq!(checked(&topics, "bitnetd/kitchens/reply/a"), Ok(()));
     }
@@ -535,16 +544,16 @@ mod tests {
     fn clients_may_have_the_names_of_topics() {
         for name in ["cancel", "prompt"] {
             let parsed = topics().parse(format!("bitnetd/cellar/prompt/{name}").as_bytes());
-            assert_eq!(parsed, Some(Addressed::Prompt(name.into())));
+            assert_eq!(parsed, Some(TopicKind::Prompt(name.into())));
         }
     }
 
     #[test]
-    fn what_an_earlier_group_was_asked_is_answered_and_its_subscriptions_are_given_up() {
+    fn prompts_of_an_earlier_group_are_answered_and_its_subscriptions_ended() {
         let topic = b"old/attic/prompt/hall";
-        assert_eq!(of_kitchens().parse(topic), Some(Addressed::Prompt("hall@attic".into())));
+        assert_eq!(of_kitchens().parse(topic), Some(TopicKind::Prompt("hall@attic".into())));
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/hall/a");
-        let given_up = of_kitchens().left_over(topic);
+        let given_up = of_kitchens().stale_filters(topic);
         for filter in [
             "$share/attic/old/attic/prompt/+",
             "old/attic/prompt",
@@ -553,14 +562,14 @@ mod tests {
         ] {
             assert!(given_up.iter().any(|one| one == filter), "{filter}: {given_up:?}");
         }
-        assert!(of_kitchens().left_over(b"bitnetd/cellar/prompt").is_empty());
+        assert!(of_kitchens().stale_filters(b"bitnetd/cellar/prompt").is_empty());
     }
 
     #[test]
     fn an_answer_never_becomes_a_prompt_of_our_own() {
         for topic in ["prompt", "prompt/hall", "cancel", "threads/set", "availability", "telemetry"] {
-            let said = checked(&topics(), &format!("bitnetd/cellar/{topic}"));
-            assert!(said.expect_err("refused").contains("own"), "{topic}");
+            let text = checked(&topics(), &format!("bitnetd/cellar/{topic}"));
+            assert!(text.expect_err("refused").contains("own"), "{topic}");
         }
     }
 }

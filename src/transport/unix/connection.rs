@@ -1,18 +1,17 @@
 //! One client of the socket, from its first byte to its last.
 //!
-//! Reading and writing are two halves of one task. It ends when the client has gone, or when the
-//! client has sent its last line and every answer has been written. Deliberately knows nothing of
-//! other connections.
+//! Reading and writing are the two halves of one task. It ends when the client has disconnected, or when the client
+//! has sent its last line and every answer is written. Deliberately knows nothing of other connections.
 
-use super::flight::Flight;
-use super::http::{self, Asked, Page};
-use super::writer::{Answer, EVENTS, FLUSH, Writer};
-use super::{Shared, line};
+use super::context::ConnectionContext;
+use super::http::{self, HttpRequest, Page};
+use super::in_flight::InFlight;
+use super::writer::{EVENTS, FLUSH_TIMEOUT, OutgoingBytes, Writer, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request};
 use crate::telemetry::prometheus;
-use crate::transport::frame::{Line, Lines};
+use crate::transport::line_framing::{Line, LineSplitter};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::io;
 use std::os::fd::AsFd;
@@ -23,62 +22,80 @@ use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
-/// Bytes read at once: most requests in one piece, and little beside a few hundred connections.
+/// Bytes read at once: most requests fit in one piece, and a few hundred connections need little memory.
 const PIECE: usize = 4 * 1024;
 
-/// How long the rest of an HTTP request is read and ignored, so that its sender reads the answer
-/// and not that the connection was reset.
+/// How long the rest of an HTTP request is read and ignored, so that its sender reads the response and not a
+/// connection reset.
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end.
-pub(super) async fn serve(stream: UnixStream, number: u64, flight: Arc<Flight>, shared: Shared) {
+pub(super) async fn serve(
+    stream: UnixStream,
+    number: u64,
+    in_flight: Arc<InFlight>,
+    shared: ConnectionContext,
+) {
     log::debug!("connection {number} opened");
-    match talk(stream, number, &flight, shared).await {
+    match run_halves(stream, number, &in_flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),
         Err(error) => log::debug!("connection {number} closed: {error}"),
     }
 }
 
-async fn talk(mut stream: UnixStream, number: u64, flight: &Flight, shared: Shared) -> io::Result<()> {
-    let (watched, peer) = (watch(&stream)?, Peer::of(&stream));
+async fn run_halves(
+    mut stream: UnixStream,
+    number: u64,
+    flight: &InFlight,
+    shared: ConnectionContext,
+) -> io::Result<()> {
+    let (watched, peer) = (duplicate_handle(&stream)?, Peer::of(&stream));
     let (reply, events) = mpsc::channel(EVENTS);
-    // One at a time: while the client does not take an answer, its next line is not read.
+    // One at a time: until the client has accepted an answer, its next line is not read.
     let (answer, answers) = mpsc::channel(1);
     let (input, half) = stream.split();
-    let (close, most) = (shared.close.clone(), shared.most);
-    let writer = Writer { half, events, answers, flight, out: Vec::new(), written: None };
-    let reader =
-        Reader { shared, number, peer, flight, events: reply, answers: answer, made: 0, watched: &watched };
+    let (close, most) = (shared.close.clone(), shared.max_connections);
+    let writer = Writer { half, events, answers, in_flight: flight, out: Vec::new(), written: None };
+    let reader = Reader {
+        shared,
+        number,
+        peer,
+        in_flight: flight,
+        events: reply,
+        outgoing: answer,
+        ids_made: 0,
+        watched: &watched,
+    };
     tokio::select! {
         biased;
         () = flight.dismissed() => {}
-        gone = hangup(&watched) => return gone,
+        gone = wait_for_hangup(&watched) => return gone,
         done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => return done.map(drop),
     }
-    // Nothing is half written: it was idle. A failure means that the client has left already.
-    let _ = stream.try_write(&line(&Event::Error { id: None, refusal: made_room(most) }));
+    // Nothing is half written, since the connection was idle. An error means that the client has already disconnected.
+    let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal: eviction_notice(most) }));
     Ok(())
 }
 
-/// Why an idle connection ends.
-fn made_room(most: usize) -> Refusal {
-    let said = format!(
+/// Tells the client why its idle connection is closed.
+fn eviction_notice(most: usize) -> Refusal {
+    let text = format!(
         "closed after idling, for {most} clients are connected and another asks; connect again, or raise socket.connections"
     );
-    Refusal::new(Code::Timeout, said)
+    Refusal::new(Code::Timeout, text)
 }
 
-/// A second handle of the same socket. Its readiness is kept apart from the first one's, so that
-/// [`hangup`] can clear it without taking it from a write that waits.
-fn watch(stream: &UnixStream) -> io::Result<UnixStream> {
+/// A second handle of the same socket. Its readiness is tracked apart from the first handle's, so that
+/// [`wait_for_hangup`] can clear it without taking it from a pending write.
+fn duplicate_handle(stream: &UnixStream) -> io::Result<UnixStream> {
     UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
 }
 
 /// Waits until the client has closed both directions, as it also does when it is killed.
 ///
-/// The end of its stream alone does not say so: a client that has sent all it wants to send shuts
-/// down that direction and reads on. EPOLLHUP tells the two apart, and comes without a write.
-async fn hangup(watched: &UnixStream) -> io::Result<()> {
+/// The end of the client's stream does not show this: a client that has sent everything may shut down that
+/// direction and keep reading. EPOLLHUP tells the two apart, and is signalled without a write.
+async fn wait_for_hangup(watched: &UnixStream) -> io::Result<()> {
     while !watched.ready(Interest::WRITABLE).await?.is_write_closed() {
         // Clears the readiness, so that the next wait is for a change; a hangup is never cleared.
         let _ = watched.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
@@ -86,19 +103,19 @@ async fn hangup(watched: &UnixStream) -> io::Result<()> {
     Err(io::ErrorKind::ConnectionAborted.into())
 }
 
-/// From now on the client's writes fail, so that it knows what was not taken. What it had written before
-/// can still be read, up to an end of stream: no request is left without an answer.
-fn hear_no_more(stream: &UnixStream) -> io::Result<()> {
+/// Makes the client's further writes fail, so that it knows what was not accepted. What it had written before can
+/// still be read, up to the end of the stream: no request is left without an answer.
+fn shut_down_reading(stream: &UnixStream) -> io::Result<()> {
     Ok(rustix::net::shutdown(stream, rustix::net::Shutdown::Read)?)
 }
 
-/// Who is at the other end, as the kernel noted when it connected.
+/// The process at the other end, as the kernel recorded it at connect (`SO_PEERCRED`).
 #[derive(Debug)]
 struct Peer {
-    /// The user.
+    /// The user, `unix:uid=…`.
     client: String,
-    /// The process, so that those of one user take turns with each other.
-    turn: String,
+    /// The user and process, so that the processes of one user share the queue fairly.
+    queue_key: String,
 }
 
 impl Peer {
@@ -107,43 +124,43 @@ impl Peer {
         let client = peer.map_or("unix:uid=unknown".into(), |peer| format!("unix:uid={}", peer.uid()));
         let process = peer.and_then(|peer| peer.pid());
         let turn = process.map_or(client.clone(), |process| format!("{client},pid={process}"));
-        Peer { client, turn }
+        Peer { client, queue_key: turn }
     }
 }
 
-/// The reading side: lines become requests, cancellations or refusals.
+/// The reading half: lines become requests, cancellations or refusals.
 struct Reader<'a> {
-    shared: Shared,
-    /// The connection's place in the order of arrival; ids made here carry it.
+    shared: ConnectionContext,
+    /// The connection's number in the order of arrival; ids made for its requests contain it.
     number: u64,
     peer: Peer,
-    flight: &'a Flight,
-    /// The way back of every request.
+    in_flight: &'a InFlight,
+    /// The reply channel of every request.
     events: mpsc::Sender<Event>,
-    /// The way back of what became no request.
-    answers: mpsc::Sender<Answer>,
+    /// The channel for everything that is no event of a request.
+    outgoing: mpsc::Sender<OutgoingBytes>,
     /// Ids made so far.
-    made: u64,
-    /// The socket again, to close its reading side.
+    ids_made: u64,
+    /// The second handle of the socket, to shut down its reading side.
     watched: &'a UnixStream,
 }
 
-/// Whether to go on reading.
+/// Whether to continue reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    GoOn,
+enum ReadLoop {
+    Continue,
     Stop,
 }
 
 impl Reader<'_> {
-    /// Reads to the end of the client's stream, which `close` brings about. Dropping the reader closes
-    /// its ends of both channels, which lets the writer end after the last answer.
+    /// Reads to the end of the client's stream, which `close` brings about. Dropping the reader closes its ends of
+    /// both channels, which lets the writer end after the last answer.
     async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
         let (close, watched) = (self.shared.close.clone(), self.watched);
         let last_words = async {
             close.cancelled().await;
-            hear_no_more(watched)?;
-            tokio::time::sleep(FLUSH).await;
+            shut_down_reading(watched)?;
+            tokio::time::sleep(FLUSH_TIMEOUT).await;
             Ok(())
         };
         tokio::select! {
@@ -153,44 +170,46 @@ impl Reader<'_> {
     }
 
     async fn read(&mut self, half: &mut ReadHalf<'_>) -> io::Result<()> {
-        let mut lines = Lines::new(json::MAX_REQUEST);
+        let mut lines = LineSplitter::new(json::MAX_REQUEST);
         let mut piece = [0; PIECE];
         let mut first = true;
         loop {
             let length = half.read(&mut piece).await?;
-            if !self.flight.note_use() {
-                // It is being closed for another client.
+            if !self.in_flight.record_activity() {
+                // The connection is being closed to make room for another client.
                 return std::future::pending().await;
             }
             lines.push(&piece[..length]);
-            while let Some(line) = lines.take() {
+            while let Some(line) = lines.next_line() {
                 if std::mem::take(&mut first)
-                    && let Some(asked) = http_asked(line)
+                    && let Some(asked) = parse_http(line)
                 {
                     return self.http(asked, half).await;
                 }
-                if self.line(line).await == Then::Stop {
+                if self.handle_line(line).await == ReadLoop::Stop {
                     return Ok(());
                 }
             }
             if length == 0 {
                 if let Some(line) = lines.finish() {
-                    self.line(line).await;
+                    self.handle_line(line).await;
                 }
                 return Ok(());
             }
         }
     }
 
-    async fn http(&self, asked: Asked, half: &mut ReadHalf<'_>) -> io::Result<()> {
+    async fn http(&self, asked: HttpRequest, half: &mut ReadHalf<'_>) -> io::Result<()> {
         let bytes = match asked.page {
             Page::Metrics => {
-                http::Answer::metrics(prometheus::CONTENT_TYPE, &self.metrics()).bytes(asked.head_only)
+                http::HttpResponse::metrics(prometheus::CONTENT_TYPE, &self.metrics()).bytes(asked.head_only)
             }
-            Page::Health => http::Answer::health(self.shared.draining.is_cancelled()).bytes(asked.head_only),
-            other => http::Answer::refusal(other).bytes(asked.head_only),
+            Page::Health => {
+                http::HttpResponse::health(self.shared.draining.is_cancelled()).bytes(asked.head_only)
+            }
+            other => http::HttpResponse::refusal(other).bytes(asked.head_only),
         };
-        self.answer(bytes).await;
+        self.send(bytes).await;
         let rest = async {
             let mut piece = [0; PIECE];
             while half.read(&mut piece).await? > 0 {}
@@ -199,134 +218,135 @@ impl Reader<'_> {
         tokio::time::timeout(HTTP_LINGER, rest).await.unwrap_or(Ok(()))
     }
 
-    async fn line(&mut self, line: Line<'_>) -> Then {
+    async fn handle_line(&mut self, line: Line<'_>) -> ReadLoop {
         let received = Instant::now();
         match line {
             Line::TooLong(beginning) => {
-                let id = id_of_truncated(beginning).filter(|id| !self.flight.is_running(id));
+                let id = id_of_truncated(beginning).filter(|id| !self.in_flight.is_running(id));
                 self.refuse(id, too_long()).await
             }
             Line::Whole(bytes) => match json::incoming(bytes) {
                 Ok(Incoming::Request(request)) => self.request(request, received).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
-                Ok(Incoming::Telemetry) => self.report().await,
-                Ok(Incoming::Metrics) => self.answer_long(json::metrics(&self.metrics())).await,
+                Ok(Incoming::Telemetry) => self.send_report().await,
+                Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,
                 Err(refusal) => {
-                    // Without the id where a sound request has it: that one must not seem to end here.
-                    let id = json::id_of(bytes).filter(|id| !self.flight.is_running(id));
+                    // Without the id where a valid request in flight has the same one: that request must not seem to end here.
+                    let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
                     self.refuse(id, refusal).await
                 }
             },
         }
     }
 
-    async fn cancel(&self, id: String) -> Then {
-        if self.flight.cancel(&id) {
-            return Then::GoOn;
+    async fn cancel(&self, id: String) -> ReadLoop {
+        if self.in_flight.cancel(&id) {
+            return ReadLoop::Continue;
         }
-        // Without the id: a request that has just ended must not hear of a second end.
-        let said = format!("cancel: no request {id:?} is in flight on this connection");
-        self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await
+        // Without the id: a request that has just ended must not receive a second last event.
+        let text = format!("cancel: no request {id:?} is in flight on this connection");
+        self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await
     }
 
-    async fn report(&self) -> Then {
-        self.answer_long(json::telemetry(&self.shared.telemetry.report(SystemTime::now()))).await
+    async fn send_report(&self) -> ReadLoop {
+        self.send_and_wait(json::telemetry(&self.shared.telemetry.report(SystemTime::now()))).await
     }
 
     fn metrics(&self) -> String {
         prometheus::render(&self.shared.telemetry, SystemTime::now())
     }
 
-    /// Answers with a line that is nearly as long as a request may be, so that nothing is read before it is written:
-    /// the plan counts with one or the other. What it was made of is gone by now.
-    async fn answer_long(&self, mut line: Vec<u8>) -> Then {
+    /// Sends a line that is nearly as long as a request may be, and waits until it is written: the memory of a
+    /// connection is planned for one of the two at a time. The data it was made from is already freed.
+    async fn send_and_wait(&self, mut line: Vec<u8>) -> ReadLoop {
         line.push(b'\n');
         line.shrink_to_fit();
         let (written, is_written) = oneshot::channel();
-        let sent = self.answers.send(Answer { bytes: line, written: Some(written) }).await;
-        if sent.is_ok() && is_written.await.is_ok() { Then::GoOn } else { Then::Stop }
+        let sent = self.outgoing.send(OutgoingBytes { bytes: line, written: Some(written) }).await;
+        if sent.is_ok() && is_written.await.is_ok() { ReadLoop::Continue } else { ReadLoop::Stop }
     }
 
-    async fn request(&mut self, request: Request, received: Instant) -> Then {
-        if self.room().await == Then::Stop {
+    async fn request(&mut self, request: Request, received: Instant) -> ReadLoop {
+        if self.wait_for_slot().await == ReadLoop::Stop {
             return self.refuse(request.id, Refusal::shutting_down()).await;
         }
-        let Some((id, cancel)) = self.start(request.id.clone()) else {
+        let Some((id, cancel)) = self.register(request.id.clone()) else {
             // Without the id: the first request of that id must not seem to end here.
             let id = request.id.unwrap_or_default();
-            let said = format!("id: {id:?} is in flight on this connection already; choose another");
-            return self.refuse(None, Refusal::new(Code::InvalidRequest, said)).await;
+            let text = format!("id: {id:?} is in flight on this connection already; choose another");
+            return self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await;
         };
-        let Some(reply) = self.reply(&id).await else { return Then::Stop };
-        let Peer { client, turn } = &self.peer;
+        let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
+        let Peer { client, queue_key: turn } = &self.peer;
         let (client, turn, when_full) = (client.clone(), turn.clone(), WhenFull::Refuse);
-        self.hand_on(Inbound { request, id, client, turn, when_full, received, reply, cancel }).await;
-        Then::GoOn
+        self.submit(Inbound { request, id, client, queue_key: turn, when_full, received, reply, cancel })
+            .await;
+        ReadLoop::Continue
     }
 
     /// Waits until one more request may start, or none may because the daemon is stopping.
-    async fn room(&self) -> Then {
-        let Shared { draining, close, .. } = &self.shared;
+    async fn wait_for_slot(&self) -> ReadLoop {
+        let ConnectionContext { draining, close, .. } = &self.shared;
         tokio::select! {
             biased;
-            () = draining.cancelled() => Then::Stop,
-            () = close.cancelled() => Then::Stop,
-            () = self.flight.room() => Then::GoOn,
+            () = draining.cancelled() => ReadLoop::Stop,
+            () = close.cancelled() => ReadLoop::Stop,
+            () = self.in_flight.wait_for_slot() => ReadLoop::Continue,
         }
     }
 
-    /// Notes the request under the client's id or one of ours.
-    fn start(&mut self, id: Option<String>) -> Option<(String, Cancel)> {
+    /// Registers the request under the client's id, or under one made for it.
+    fn register(&mut self, id: Option<String>) -> Option<(String, Cancel)> {
         if let Some(id) = id {
-            return self.flight.start(&id).map(|cancel| (id, cancel));
+            return self.in_flight.start(&id).map(|cancel| (id, cancel));
         }
         loop {
-            self.made += 1;
-            let id = format!("u{}-{}", self.number, self.made);
+            self.ids_made += 1;
+            let id = format!("u{}-{}", self.number, self.ids_made);
             // A client may have chosen the same one.
-            if let Some(cancel) = self.flight.start(&id) {
+            if let Some(cancel) = self.in_flight.start(&id) {
                 return Some((id, cancel));
             }
         }
     }
 
-    /// A way back, as soon as the client has taken enough of what waits for it. `None` when the
-    /// connection is ending.
+    /// A reply for a new request, once the client has read enough of what waits for it. `None` when the connection
+    /// is ending.
     async fn reply(&self, id: &str) -> Option<Reply> {
         loop {
             if let Some(reply) = Reply::new(id, &self.events) {
                 return Some(reply);
             }
-            // Taken by a token meanwhile, it is waited for again.
+            // If a token takes the free slot first, wait again.
             drop(self.events.reserve().await.ok()?);
         }
     }
 
-    async fn hand_on(&self, inbound: Inbound) {
+    async fn submit(&self, inbound: Inbound) {
         if let Err(mpsc::error::SendError(inbound)) = self.shared.inbound.send(inbound).await {
             inbound.reply.refuse(Refusal::shutting_down());
         }
     }
 
-    async fn refuse(&self, id: Option<String>, refusal: Refusal) -> Then {
+    async fn refuse(&self, id: Option<String>, refusal: Refusal) -> ReadLoop {
         self.shared.telemetry.refused();
-        self.answer(line(&Event::Error { id, refusal })).await
+        self.send(event_line(&Event::Error { id, refusal })).await
     }
 
-    async fn answer(&self, bytes: Vec<u8>) -> Then {
-        let answer = Answer { bytes, written: None };
-        if self.answers.send(answer).await.is_ok() { Then::GoOn } else { Then::Stop }
+    async fn send(&self, bytes: Vec<u8>) -> ReadLoop {
+        let answer = OutgoingBytes { bytes, written: None };
+        if self.outgoing.send(answer).await.is_ok() { ReadLoop::Continue } else { ReadLoop::Stop }
     }
 }
 
-fn http_asked(line: Line<'_>) -> Option<Asked> {
+fn parse_http(line: Line<'_>) -> Option<HttpRequest> {
     match line {
-        Line::Whole(bytes) => http::read(bytes),
+        Line::Whole(bytes) => http::parse_request_line(bytes),
         Line::TooLong(_) => None,
     }
 }
 
 fn too_long() -> Refusal {
-    let said = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
-    Refusal::new(Code::TooLarge, said)
+    let text = format!("the line is longer than {} bytes; send less", json::MAX_REQUEST);
+    Refusal::new(Code::TooLarge, text)
 }

@@ -1,21 +1,23 @@
-//! The Unix socket: newline-delimited JSON both ways.
+//! The Unix-socket front end: newline-delimited JSON in both directions, and two pages for HTTP clients.
 //!
-//! The caller owns the listener and the signals: a path of ours from [`bind`], systemd's socket, or
-//! a test's. Deliberately knows nothing of what becomes of a request: it goes in through one
-//! channel, and its events come back through its connection's own.
+//! The caller owns the listener and the signals: the listener is created by [`bind`], inherited from systemd
+//! (socket activation), or a test's. Deliberately knows nothing of what happens to a request: it is sent into one
+//! channel, and its events are received from the connection's own channel.
 
 mod connection;
-mod flight;
+mod context;
 mod http;
-mod place;
+mod in_flight;
+mod socket_file;
 mod writer;
 
-pub use place::{BindError, Place, bind};
+pub use socket_file::{BindError, SocketFile, bind};
 
 use super::Inbound;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
-use flight::Flight;
+use context::ConnectionContext;
+use in_flight::InFlight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -25,26 +27,28 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use writer::event_line;
 
-/// Memory that one client can make a connection hold: a request that never ends its line, the piece read last, and
-/// what waits to be written. A report or Prometheus' text is no longer than a request may be, and nothing is read while
-/// it is written. `tests/system` measures it with all connections full.
+/// Memory that one client can make a connection hold, in bytes: a request line without an end, the piece read last,
+/// and what waits to be written. A report and the Prometheus text are no longer than a request may be, and nothing
+/// is read while they are written. `tests/system` measures it with all connections in use.
 pub const CONNECTION_BYTES: usize = json::MAX_REQUEST + (16 << 10);
 
-/// File descriptors of one connection: its stream, and a second handle that hears when it is closed.
+/// File descriptors of one connection: its stream, and a duplicate on which the hangup is awaited.
 pub const CONNECTION_FILES: usize = 2;
 
-/// Files besides those of the connections: the model, the broker, the journal, sensors while they are read.
+/// File descriptors besides those of the connections: the model, the broker, the journal, sensors while they are
+/// read.
 const OTHER_FILES: usize = 64;
 
-/// When a client that found no free connection may come back.
+/// Milliseconds after which a client that was refused for want of a free connection may retry.
 const BUSY_RETRY_MS: u64 = 1_000;
 
-/// Pause after a failed accept. Its usual reason, too few file descriptors, lasts until a client
-/// leaves; the connection waits in the backlog meanwhile.
+/// Pause after a failed accept. The usual cause, too few file descriptors, lasts until a client disconnects;
+/// meanwhile the new connection waits in the listen backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens through a socket that is already open: [`bind`]'s, or the one systemd handed over.
+/// Wraps a socket that is already listening: [`bind`]'s, or the one inherited from systemd.
 ///
 /// Must be called within the async runtime.
 pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
@@ -52,8 +56,8 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
     UnixListener::from_std(listener)
 }
 
-/// Allows this process the file descriptors that so many connections need. Where it may not have them, clients beyond
-/// wait until others leave; that is said.
+/// Raises this process's limit of open files (`RLIMIT_NOFILE`) to what so many connections need. Where the hard
+/// limit does not allow it, a warning is logged, and clients beyond the limit wait until others disconnect.
 pub fn allow_files(connections: usize) {
     let wanted = (connections * CONNECTION_FILES + OTHER_FILES) as u64;
     let now = getrlimit(Resource::Nofile);
@@ -69,64 +73,69 @@ pub fn allow_files(connections: usize) {
     }
 }
 
-/// What becomes of clients that connect while the daemon is stopping.
+/// What happens to clients that connect while the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Latecomers {
-    /// They are told so: nobody listens at this socket afterwards.
-    Told,
-    /// They wait in the backlog of a socket that another process holds, for the next daemon to serve them.
-    Kept,
+pub enum BacklogPolicy {
+    /// They are accepted and refused with `shutting_down`: nobody listens on this socket afterwards.
+    Refuse,
+    /// They stay in the listen backlog of a socket that another process holds open, and the next daemon serves
+    /// them.
+    LeaveQueued,
 }
 
-/// Between two looks whether the socket's file is still there.
-const LOOK: Duration = Duration::from_secs(2);
+/// Time between two checks whether the socket file still exists.
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A listening socket, and its file where that is ours to keep.
+/// A listening socket, and its file where this process created it.
 #[derive(Debug)]
 pub struct Listening {
     listener: UnixListener,
-    kept: Option<Kept>,
-    is_lost: bool,
+    owned_file: Option<OwnedFile>,
+    /// An error of restoring the file was logged, and it has not been restored since.
+    is_error_reported: bool,
 }
 
+/// A socket file that this process created, and its mode.
 #[derive(Debug)]
-struct Kept {
-    place: Arc<Mutex<Place>>,
+struct OwnedFile {
+    socket_file: Arc<Mutex<SocketFile>>,
     mode: u32,
 }
 
 impl From<UnixListener> for Listening {
     fn from(listener: UnixListener) -> Self {
-        Listening { listener, kept: None, is_lost: false }
+        Listening { listener, owned_file: None, is_error_reported: false }
     }
 }
 
 impl Listening {
-    /// Makes the file again, with this mode, where somebody removes it.
+    /// Creates the file again, with this mode, whenever somebody removes it.
     #[must_use]
-    pub fn keeping(mut self, place: Arc<Mutex<Place>>, mode: u32) -> Self {
-        self.kept = Some(Kept { place, mode });
+    pub fn owning(mut self, address: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
+        self.owned_file = Some(OwnedFile { socket_file: address, mode });
         self
     }
 
-    /// Looks whether the file is still there. What could not be mended is said once.
-    fn look(&mut self) {
-        let Some(Kept { place, mode }) = &self.kept else { return };
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        match place.restore(*mode) {
-            Ok(None) => self.is_lost = false,
+    /// Checks whether the socket file still exists, and creates it again if not. A failure is logged once.
+    fn check_file(&mut self) {
+        let Some(OwnedFile { socket_file: address, mode }) = &self.owned_file else { return };
+        let mut address = address.lock().unwrap_or_else(PoisonError::into_inner);
+        match address.restore(*mode) {
+            Ok(None) => self.is_error_reported = false,
             Ok(Some(made)) => match adopt(made) {
                 Ok(listener) => {
                     self.listener = listener;
-                    self.is_lost = false;
-                    let path = place.path().display();
+                    self.is_error_reported = false;
+                    let path = address.path().display();
                     log::warn!(
                         "{path}: the socket's file was gone, so nobody could connect; it is made again"
                     );
                 }
-                Err(error) => log::error!("{}: cannot be listened on again: {error}", place.path().display()),
+                Err(error) => {
+                    log::error!("{}: cannot be listened on again: {error}", address.path().display())
+                }
             },
-            Err(error) if !std::mem::replace(&mut self.is_lost, true) => {
+            Err(error) if !std::mem::replace(&mut self.is_error_reported, true) => {
                 log::error!(
                     "the socket's file is gone, so nobody can connect, and cannot be made again: {error}"
                 );
@@ -138,12 +147,12 @@ impl Listening {
 
 /// Serves the clients of `listener` until `close`, at most `most` of them at once.
 ///
-/// Once `draining` is cancelled, new requests are refused as `shutting_down` and running ones go
-/// on. Once `close` is cancelled, all requests are, and within two seconds their last events
-/// have been written, the connections are closed and this returns.
+/// Once `draining` is cancelled, new requests are refused with `shutting_down` and running ones continue. Once
+/// `close` is cancelled, all requests are cancelled; within two seconds their last events are written, the
+/// connections are closed, and this returns.
 pub async fn run(
     listener: impl Into<Listening>,
-    latecomers: Latecomers,
+    latecomers: BacklogPolicy,
     most: usize,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
@@ -151,30 +160,30 @@ pub async fn run(
     close: CancellationToken,
 ) {
     let last_call = match latecomers {
-        Latecomers::Told => close.clone(),
-        Latecomers::Kept => draining.clone(),
+        BacklogPolicy::Refuse => close.clone(),
+        BacklogPolicy::LeaveQueued => draining.clone(),
     };
-    let shared = Shared { most, inbound, telemetry, draining, close };
+    let shared = ConnectionContext { max_connections: most, inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
-    let mut open = Open::default();
+    let mut open = OpenConnections::default();
     let mut listening = listener.into();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(SOCKET_CHECK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            // Ended connections leave before new ones are counted against the cap.
+            // Ended connections are removed before new ones are counted against the limit.
             biased;
             () = last_call.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
-            _ = look.tick(), if listening.kept.is_some() => listening.look(),
+            _ = look.tick(), if listening.owned_file.is_some() => listening.check_file(),
             accepted = listening.listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     failing = false;
                     number += 1;
                     admit(&mut tasks, &mut open, stream, number, &shared);
                 }
-                Err(error) => pause(&error, std::mem::replace(&mut failing, true)).await,
+                Err(error) => pause_after_error(&error, std::mem::replace(&mut failing, true)).await,
             },
         }
     }
@@ -184,52 +193,43 @@ pub async fn run(
     }
 }
 
-/// What every connection needs of the daemon.
-#[derive(Debug, Clone)]
-struct Shared {
-    /// Connections at once.
-    most: usize,
-    /// Where requests go.
-    inbound: mpsc::Sender<Inbound>,
-    /// Counts what is refused here already.
-    telemetry: Arc<Telemetry>,
-    /// New requests are refused.
-    draining: CancellationToken,
-    /// The end.
-    close: CancellationToken,
-}
-
-/// The connections that count against the cap.
+/// The connections that count against `socket.connections`.
 #[derive(Debug, Default)]
-struct Open(Vec<Weak<Flight>>);
+struct OpenConnections(Vec<Weak<InFlight>>);
 
-impl Open {
-    /// Forgets those that have ended; whether there is a free place, or one is made by letting go the connection that
-    /// has been idle longest.
-    fn has_place(&mut self, most: usize) -> bool {
-        self.0.retain(|flight| flight.upgrade().is_some_and(|flight| flight.is_open()));
+impl OpenConnections {
+    /// Removes the connections that have ended. Returns whether one more is allowed, if need be after evicting the
+    /// connection that has been idle longest.
+    fn make_slot(&mut self, most: usize) -> bool {
+        self.0.retain(|in_flight| in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
         if self.0.len() < most {
             return true;
         }
         let flights = self.0.iter().filter_map(Weak::upgrade);
-        let idle = flights.filter_map(|flight| Some((flight.idle_since()?, flight)));
+        let idle = flights.filter_map(|in_flight| Some((in_flight.idle_since()?, in_flight)));
         let longest = idle.min_by_key(|(since, _)| *since);
-        longest.is_some_and(|(_, flight)| flight.dismiss())
+        longest.is_some_and(|(_, in_flight)| in_flight.evict())
     }
 }
 
-fn admit(tasks: &mut JoinSet<()>, open: &mut Open, stream: UnixStream, number: u64, shared: &Shared) {
-    if !open.has_place(shared.most) {
-        return turn_away(&stream, shared);
+fn admit(
+    tasks: &mut JoinSet<()>,
+    open: &mut OpenConnections,
+    stream: UnixStream,
+    number: u64,
+    shared: &ConnectionContext,
+) {
+    if !open.make_slot(shared.max_connections) {
+        return refuse_connection(&stream, shared);
     }
-    let flight = Arc::new(Flight::default());
-    open.0.push(Arc::downgrade(&flight));
-    tasks.spawn(connection::serve(stream, number, flight, shared.clone()));
+    let in_flight = Arc::new(InFlight::default());
+    open.0.push(Arc::downgrade(&in_flight));
+    tasks.spawn(connection::serve(stream, number, in_flight, shared.clone()));
 }
 
-/// Waits before the next accept; says so once in a row of failures.
-async fn pause(error: &io::Error, said: bool) {
-    if !said {
+/// Waits before the next accept. Logs the error once in a series of failures.
+async fn pause_after_error(error: &io::Error, text: bool) {
+    if !text {
         log::warn!("a client of the socket cannot be accepted, it waits: {error}");
     }
     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -237,25 +237,18 @@ async fn pause(error: &io::Error, said: bool) {
 
 fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        log::error!("a connection of the socket ended in a fault of ours: {error}");
+        log::error!("a connection of the socket ended in a fault of the daemon: {error}");
     }
 }
 
-/// Tells a client beyond the cap so, without waiting for it: the buffer of a new socket has room.
-fn turn_away(stream: &UnixStream, shared: &Shared) {
+/// Refuses a client beyond the limit without waiting for it: the send buffer of a new socket has room.
+fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     shared.telemetry.refused();
-    let most = shared.most;
-    let said = format!(
+    let most = shared.max_connections;
+    let text = format!(
         "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
     );
-    let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, said) };
-    // A failure means that the client has left already.
-    let _ = stream.try_write(&line(&Event::Error { id: None, refusal }));
-}
-
-/// An event as it goes over the socket.
-fn line(event: &Event) -> Vec<u8> {
-    let mut line = json::event(event);
-    line.push(b'\n');
-    line
+    let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
+    // An error means that the client has already disconnected.
+    let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
 }

@@ -1,11 +1,10 @@
-//! The writing side of a connection: the events of all its requests, one a line.
+//! The writing half of a connection: the events of all its requests, one per line.
 //!
-//! Deliberately knows nothing of what was asked. It holds one bounded channel's worth of events; a
-//! client that reads more slowly than that loses its requests, and nobody else's time.
+//! Deliberately knows nothing of the requests. It holds at most one bounded channel of events; a client that reads
+//! too slowly has its requests cancelled, and delays no other client.
 
-use super::flight::Flight;
-use super::line;
-use crate::protocol::{Code, Event, Refusal};
+use super::in_flight::InFlight;
+use crate::protocol::{Code, Event, Refusal, json};
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -14,79 +13,79 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Events that may wait for a slow client: some ten seconds of tokens on a small device, and a
-/// place for the last event of each request in flight.
+/// Capacity of the event channel: about ten seconds of tokens on a small device, and one slot for the last event of
+/// each request in flight.
 pub(super) const EVENTS: usize = 256;
 
-/// How long a client may take nothing at all before it is dropped.
-const STALL: Duration = Duration::from_secs(20);
+/// How long a client may accept no bytes at all before its connection is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time from `close` to the end of the connection.
-pub(super) const FLUSH: Duration = Duration::from_secs(2);
+pub(super) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes collected for one write: each write costs the kernel about a page of its own.
 const BATCH: usize = 4 * 1024;
 
-/// An answer to what became no request.
-pub(super) struct Answer {
-    /// As they go over the socket.
+/// Bytes to be written that are no event of a request: a refusal, a report, an HTTP response.
+pub(super) struct OutgoingBytes {
+    /// As they are written to the socket.
     pub(super) bytes: Vec<u8>,
-    /// Told when all of them are written, where somebody waits for it.
+    /// Signalled once all of them are written, where somebody waits for it.
     pub(super) written: Option<oneshot::Sender<()>>,
 }
 
-/// Where a connection's answers come together.
+/// Merges everything that is written to one connection.
 pub(super) struct Writer<'a> {
-    /// The socket.
+    /// The writing half of the socket.
     pub(super) half: WriteHalf<'a>,
-    /// From the requests, by way of their replies.
+    /// The events of all requests.
     pub(super) events: mpsc::Receiver<Event>,
-    /// From the reading side.
-    pub(super) answers: mpsc::Receiver<Answer>,
-    /// Hears of each request's last event.
-    pub(super) flight: &'a Flight,
-    /// Bytes collected and not yet taken by the client.
+    /// Other bytes, from the reading half.
+    pub(super) answers: mpsc::Receiver<OutgoingBytes>,
+    /// Where the end of each request is noted.
+    pub(super) in_flight: &'a InFlight,
+    /// Bytes collected and not yet accepted by the socket.
     pub(super) out: Vec<u8>,
-    /// Who waits for the last answer among them to be written.
+    /// Signalled once the last bytes of `out` are written.
     pub(super) written: Option<oneshot::Sender<()>>,
 }
 
 impl Writer<'_> {
-    /// Writes until every request has ended and nobody can send another, or the client fails, or
-    /// `close` and [`FLUSH`] are over.
+    /// Writes until every request has ended and no other can be received, until the client fails, or until
+    /// [`FLUSH_TIMEOUT`] after `close`.
     pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {
-        let flight = self.flight;
+        let in_flight = self.in_flight;
         let written = tokio::select! {
             written = self.write_all() => Some(written),
-            () = end_of_flush(close, flight) => None,
+            () = end_of_flush(close, in_flight) => None,
         };
         match written {
             Some(written) => written,
-            None => self.give_up(),
+            None => self.send_remaining(),
         }
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
-        let flight = self.flight;
+        let in_flight = self.in_flight;
         while self.collect().await {
             while !self.out.is_empty() {
-                let taken = timeout(STALL, self.half.write(&self.out)).await??;
-                if taken == 0 {
+                let written = timeout(WRITE_TIMEOUT, self.half.write(&self.out)).await??;
+                if written == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
-                self.out.drain(..taken);
+                self.out.drain(..written);
             }
-            flight.set_writing(false);
-            // A long answer's memory goes back at once.
+            in_flight.set_writing(false);
+            // The memory of a long answer is released at once.
             self.out.shrink_to(BATCH);
             if let Some(written) = self.written.take() {
-                let _ = written.send(()); // the reader may have ended
+                let _ = written.send(()); // an error means that the reader has ended
             }
         }
         Ok(())
     }
 
-    /// Waits for something to write and takes what else is there; `false` when nothing more comes.
+    /// Waits for something to write and collects what else is ready; `false` when nothing more can follow.
     async fn collect(&mut self) -> bool {
         tokio::select! {
             Some(event) = self.events.recv() => self.add(&event),
@@ -105,25 +104,25 @@ impl Writer<'_> {
         {
             self.add(&event);
         }
-        self.flight.set_writing(true);
+        self.in_flight.set_writing(true);
         true
     }
 
     fn add(&mut self, event: &Event) {
-        self.out.extend(line(event));
+        self.out.extend(event_line(event));
         match event {
-            Event::Done(done) => self.flight.end(&done.id),
-            Event::Error { id: Some(id), .. } => self.flight.end(id),
+            Event::Done(done) => self.in_flight.end(&done.id),
+            Event::Error { id: Some(id), .. } => self.in_flight.end(id),
             Event::Error { id: None, .. } | Event::Token { .. } => {}
         }
     }
 
-    /// Ends what the daemon did not end in time, unless the client has stopped reading.
-    fn give_up(&mut self) -> io::Result<()> {
+    /// Ends the requests that the daemon did not end in time, unless the client has stopped reading.
+    fn send_remaining(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        for id in self.flight.ids() {
+        for id in self.in_flight.ids() {
             let refusal = Refusal::new(Code::ShuttingDown, "the daemon stopped; ask again");
             self.add(&Event::Error { id: Some(id), refusal });
         }
@@ -131,8 +130,15 @@ impl Writer<'_> {
     }
 }
 
-async fn end_of_flush(close: &CancellationToken, flight: &Flight) {
+/// An event as it is written to the socket.
+pub(super) fn event_line(event: &Event) -> Vec<u8> {
+    let mut line = json::event(event);
+    line.push(b'\n');
+    line
+}
+
+async fn end_of_flush(close: &CancellationToken, in_flight: &InFlight) {
     close.cancelled().await;
-    flight.cancel_all();
-    tokio::time::sleep(FLUSH).await;
+    in_flight.cancel_all();
+    tokio::time::sleep(FLUSH_TIMEOUT).await;
 }

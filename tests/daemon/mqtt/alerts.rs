@@ -1,6 +1,6 @@
 //! Alerts that are to reach the broker whatever becomes of the link.
 
-use super::bench::{Bench, config};
+use super::harness::{Harness, config};
 use crate::support::broker::{Mosquitto, Subscriber};
 use bitnetd::telemetry::alerts::{Alert, Kind, Severity, State};
 use serde_json::Value;
@@ -17,8 +17,8 @@ async fn owner(broker: &Mosquitto, count: &str) -> Subscriber {
     broker.subscribe(&[&session[..], &wanted].concat()).await
 }
 
-/// What the owner heard, each as quality of service, retain flag and payload.
-async fn heard(owner: Subscriber) -> Vec<(String, Value)> {
+/// The alerts the owner received, each as QoS, RETAIN flag and payload.
+async fn received_alerts(owner: Subscriber) -> Vec<(String, Value)> {
     let output = owner.output().await;
     let read = |line: &str| {
         let (flags, payload) = line.split_at(4);
@@ -30,51 +30,51 @@ async fn heard(owner: Subscriber) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     let broker = Mosquitto::start().await;
-    let bench = Bench::open(broker.port).await;
+    let harness = Harness::open(broker.port).await;
     let owner = owner(&broker, "1").await;
-    bench.alarm.send(alert(Kind::Queue, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the transport runs");
     let expected = serde_json::json!({
         "type": "queue", "severity": "warning", "message": "the way out", "value": 2.5, "threshold": 1.0,
         "state": "raised",
     });
-    assert_eq!(heard(owner).await, [("1 0".to_owned(), expected)]);
+    assert_eq!(received_alerts(owner).await, [("1 0".to_owned(), expected)]);
 }
 
 #[tokio::test]
 async fn what_changed_while_the_broker_was_away_reaches_it_later_and_only_the_latest() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "3").await;
-    let mut bench = Bench::open(broker.port).await;
+    let mut harness = Harness::open(broker.port).await;
     broker.kill();
-    bench.until(|state| !state.connected).await;
+    harness.until(|state| !state.connected).await;
     for (kind, state) in
         [(Kind::Queue, State::Raised), (Kind::BrokerLink, State::Raised), (Kind::Queue, State::Cleared)]
     {
-        bench.alarm.send(alert(kind, state)).await.expect("the door runs");
+        harness.alert.send(alert(kind, state)).await.expect("the transport runs");
     }
     broker.restart().await;
-    bench.until(|state| state.connected).await;
-    bench.alarm.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the door runs");
-    let heard: Vec<_> = heard(owner).await;
-    let told: Vec<_> =
+    harness.until(|state| state.connected).await;
+    harness.alert.send(alert(Kind::BrokerLink, State::Cleared)).await.expect("the transport runs");
+    let heard: Vec<_> = received_alerts(owner).await;
+    let reported: Vec<_> =
         heard.iter().map(|(_, alert)| (alert["type"].as_str(), alert["state"].as_str())).collect();
     let expected = [("broker_link", "raised"), ("queue", "cleared"), ("broker_link", "cleared")];
-    assert_eq!(told, expected.map(|(kind, state)| (Some(kind), Some(state))));
+    assert_eq!(reported, expected.map(|(kind, state)| (Some(kind), Some(state))));
 }
 
 #[tokio::test]
 async fn a_link_that_breaks_again_and_again_loses_no_alert() {
     let mut broker = Mosquitto::persistent().await;
     let owner = owner(&broker, "1").await;
-    let mut bench = Bench::with(config(broker.port), |_| {});
+    let mut harness = Harness::with(config(broker.port), |_| {});
     for _ in 0..2 {
-        bench.until(|state| state.connected).await;
+        harness.until(|state| state.connected).await;
         broker.kill();
-        bench.until(|state| !state.connected).await;
+        harness.until(|state| !state.connected).await;
         broker.restart().await;
     }
     broker.kill();
-    bench.alarm.send(alert(Kind::Memory, State::Raised)).await.expect("the door runs");
+    harness.alert.send(alert(Kind::Memory, State::Raised)).await.expect("the transport runs");
     broker.restart().await;
-    assert_eq!(heard(owner).await[0].1["type"], "memory");
+    assert_eq!(received_alerts(owner).await[0].1["type"], "memory");
 }

@@ -1,6 +1,6 @@
-//! The MQTT door over TLS: what is trusted, what is not, and what the owner is told.
+//! The MQTT transport over TLS: what is trusted, what is not, and what the owner is told.
 
-use super::bench::{Bench, Client, config};
+use super::harness::{Client, Harness, config};
 use crate::support::broker::{Mosquitto, free_port};
 use crate::support::certificates::{Authority, Pair};
 use bitnetd::config::{ClientCertificate, Mqtt, MqttVersion, Tls};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A broker that speaks TLS on its port, and plain on another for the clients of the test.
-struct House {
+struct TlsBroker {
     authority: Authority,
     ca: PathBuf,
     broker: Mosquitto,
@@ -17,7 +17,7 @@ struct House {
     plain: u16,
 }
 
-impl House {
+impl TlsBroker {
     async fn new() -> Self {
         Self::with("127.0.0.1", "").await
     }
@@ -41,10 +41,10 @@ impl House {
                 pair.key.display()
             )
         });
-        House { broker: broker.await, authority, ca, plain }
+        TlsBroker { broker: broker.await, authority, ca, plain }
     }
 
-    /// The link of an owner who trusts this house.
+    /// The configuration of an owner who trusts this broker's authority.
     fn link(&self) -> Mqtt {
         let tls = Tls { ca_file: Some(self.ca.clone()), client: None };
         Mqtt { tls: Some(tls), ..config(self.broker.port) }
@@ -59,39 +59,39 @@ impl House {
 
 /// Why the link does not come about.
 async fn refusal(link: &Mqtt) -> String {
-    let said = probe(link, "cellar", Duration::from_secs(20)).await.expect_err("no link");
-    assert!(said.starts_with("mqtt 127.0.0.1:") && !said.contains('\n'), "{said}");
-    said
+    let text = probe(link, "cellar", Duration::from_secs(20)).await.expect_err("no link");
+    assert!(text.starts_with("mqtt 127.0.0.1:") && !text.contains('\n'), "{text}");
+    text
 }
 
 #[tokio::test]
 async fn a_prompt_is_answered_over_tls_in_both_versions() {
-    let house = House::new().await;
+    let broker = TlsBroker::new().await;
     for version in [MqttVersion::V5, MqttVersion::V311] {
-        let mut bench = Bench::with(Mqtt { version, ..house.link() }, |_| {});
-        bench.until(|state| state.subscribed).await;
-        let mut client = Client::at(house.plain, "bitnetd/cellar/reply/a").await;
+        let mut harness = Harness::with(Mqtt { version, ..broker.link() }, |_| {});
+        harness.until(|state| state.subscribed).await;
+        let mut client = Client::at(broker.plain, "bitnetd/cellar/reply/a").await;
         client.publish("bitnetd/cellar/prompt", br#"{"id":"a","prompt":"hi"}"#, Default::default()).await;
-        assert_eq!(bench.echo().await, "hi");
+        assert_eq!(harness.echo().await, "hi");
         assert!(client.text().await.contains("\"done\""));
-        bench.close().await;
+        harness.close().await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_that_nobody_we_trust_has_signed_is_refused() {
-    let house = House::new().await;
-    let elsewhere = Authority::new("Elsewhere").write(&house.broker.path("elsewhere.crt"));
+async fn a_broker_certificate_of_an_unknown_authority_is_refused() {
+    let broker = TlsBroker::new().await;
+    let elsewhere = Authority::new("Elsewhere").write(&broker.broker.path("elsewhere.crt"));
     let tls = Tls { ca_file: Some(elsewhere), client: None };
-    let said = refusal(&Mqtt { tls: Some(tls), ..house.link() }).await;
-    assert!(said.contains("signed by nobody we trust") && said.contains("mqtt.ca_file"), "{said}");
+    let text = refusal(&Mqtt { tls: Some(tls), ..broker.link() }).await;
+    assert!(text.contains("signed by nobody we trust") && text.contains("mqtt.ca_file"), "{text}");
 }
 
 #[tokio::test]
 async fn a_broker_of_another_name_is_refused() {
-    let house = House::with("broker.example", "").await;
-    let said = refusal(&house.link()).await;
-    assert!(said.contains("broker.example") && said.contains("mqtt.host"), "{said}");
+    let broker = TlsBroker::with("broker.example", "").await;
+    let text = refusal(&broker.link()).await;
+    assert!(text.contains("broker.example") && text.contains("mqtt.host"), "{text}");
 }
 
 #[tokio::test]
@@ -103,8 +103,8 @@ async fn a_certificate_out_of_its_time_is_refused_with_a_look_at_the_clock() {
                 params.not_after = rcgen::date_time_ymd(to, 1, 1);
             })
         };
-        let said = refusal(&House::certified("", certify).await.link()).await;
-        assert!(said.contains(word) && said.contains("clock"), "{said}");
+        let text = refusal(&TlsBroker::certified("", certify).await.link()).await;
+        assert!(text.contains(word) && text.contains("clock"), "{text}");
     }
 }
 
@@ -115,49 +115,49 @@ async fn an_authority_that_poses_as_a_broker_is_refused_with_the_way_out() {
             params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         })
     };
-    let said = refusal(&House::certified("", certify).await.link()).await;
-    assert!(said.contains("authority's") && said.contains("mqtt.ca_file"), "{said}");
+    let text = refusal(&TlsBroker::certified("", certify).await.link()).await;
+    assert!(text.contains("authority's") && text.contains("mqtt.ca_file"), "{text}");
 }
 
 #[tokio::test]
 async fn a_broker_that_asks_for_a_certificate_gets_the_right_one_or_the_owner_an_error() {
-    let house = House::with("127.0.0.1", "require_certificate true\n").await;
-    let said = refusal(&house.link()).await;
-    assert!(said.contains("mqtt.cert_file") && said.contains("mqtt.key_file"), "{said}");
+    let broker = TlsBroker::with("127.0.0.1", "require_certificate true\n").await;
+    let text = refusal(&broker.link()).await;
+    assert!(text.contains("mqtt.cert_file") && text.contains("mqtt.key_file"), "{text}");
 
-    let stranger = Authority::new("Elsewhere").sign("cellar", &house.broker.path("stranger"));
-    let said = refusal(&house.certified_link(stranger)).await;
-    assert!(said.contains("refused our certificate") && said.contains("mqtt.cert_file"), "{said}");
+    let stranger = Authority::new("Elsewhere").sign("cellar", &broker.broker.path("stranger"));
+    let text = refusal(&broker.certified_link(stranger)).await;
+    assert!(text.contains("refused our certificate") && text.contains("mqtt.cert_file"), "{text}");
 
-    let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
-    let mut bench = Bench::with(house.certified_link(ours), |_| {});
-    bench.until(|state| state.subscribed).await;
+    let ours = broker.authority.sign("cellar", &broker.broker.path("cellar"));
+    let mut harness = Harness::with(broker.certified_link(ours), |_| {});
+    harness.until(|state| state.subscribed).await;
 }
 
 #[tokio::test]
 async fn a_broker_of_tls_1_2_is_understood_too() {
-    let house = House::with("127.0.0.1", "tls_version tlsv1.2\nrequire_certificate true\n").await;
-    let said = refusal(&house.link()).await;
-    assert!(said.contains("mqtt.cert_file"), "{said}");
-    let ours = house.authority.sign("cellar", &house.broker.path("cellar"));
-    probe(&house.certified_link(ours), "cellar", Duration::from_secs(20)).await.expect("a link");
+    let broker = TlsBroker::with("127.0.0.1", "tls_version tlsv1.2\nrequire_certificate true\n").await;
+    let text = refusal(&broker.link()).await;
+    assert!(text.contains("mqtt.cert_file"), "{text}");
+    let ours = broker.authority.sign("cellar", &broker.broker.path("cellar"));
+    probe(&broker.certified_link(ours), "cellar", Duration::from_secs(20)).await.expect("a link");
 }
 
 #[tokio::test]
-async fn a_port_that_speaks_otherwise_is_told_of_both_ways() {
-    let house = House::new().await;
-    let said = refusal(&Mqtt { tls: None, ..house.link() }).await;
-    assert!(said.contains("tls = false") && said.contains("mqtt.port"), "{said}");
-    let said = refusal(&Mqtt { port: house.plain, ..house.link() }).await;
-    assert!(said.contains("tls = ") && said.contains("mqtt.port"), "{said}");
+async fn tls_on_a_plain_port_and_plain_on_a_tls_port_are_named_in_the_log() {
+    let broker = TlsBroker::new().await;
+    let text = refusal(&Mqtt { tls: None, ..broker.link() }).await;
+    assert!(text.contains("tls = false") && text.contains("mqtt.port"), "{text}");
+    let text = refusal(&Mqtt { port: broker.plain, ..broker.link() }).await;
+    assert!(text.contains("tls = ") && text.contains("mqtt.port"), "{text}");
 }
 
 #[tokio::test]
 async fn files_that_cannot_be_used_are_named_with_their_key() {
-    let house = House::new().await;
-    let path = |name: &str| house.broker.path(name);
-    let (one, other) = (house.authority.sign("a", &path("one")), house.authority.sign("b", &path("other")));
-    let tls = |ca_file| Mqtt { tls: Some(Tls { ca_file: Some(ca_file), client: None }), ..house.link() };
+    let broker = TlsBroker::new().await;
+    let path = |name: &str| broker.broker.path(name);
+    let (one, other) = (broker.authority.sign("a", &path("one")), broker.authority.sign("b", &path("other")));
+    let tls = |ca_file| Mqtt { tls: Some(Tls { ca_file: Some(ca_file), client: None }), ..broker.link() };
     std::fs::write(path("empty"), "nothing\n").expect("a temporary folder");
     let open = Pair { cert: one.cert.clone(), key: one.cert.clone() };
     let mixed = Pair { cert: one.cert.clone(), key: other.key };
@@ -166,22 +166,22 @@ async fn files_that_cannot_be_used_are_named_with_their_key() {
     for (link, key, word) in [
         (tls(path("missing")), "mqtt.ca_file", "No such file"),
         (tls(path("empty")), "mqtt.ca_file", "PEM"),
-        (house.certified_link(open), "mqtt.key_file", "chmod 600"),
-        (house.certified_link(mixed), "mqtt.key_file", "does not belong"),
-        (house.certified_link(keyless), "mqtt.key_file", "private key"),
+        (broker.certified_link(open), "mqtt.key_file", "chmod 600"),
+        (broker.certified_link(mixed), "mqtt.key_file", "does not belong"),
+        (broker.certified_link(keyless), "mqtt.key_file", "private key"),
     ] {
-        let said = refusal(&link).await;
-        assert!(said.contains(key) && said.contains(word), "{word}: {said}");
+        let text = refusal(&link).await;
+        assert!(text.contains(key) && text.contains(word), "{word}: {text}");
     }
 }
 
 #[tokio::test]
 async fn files_are_read_again_at_each_connect() {
-    let house = House::new().await;
-    let ca = Authority::new("Elsewhere").write(&house.broker.path("trusted.crt"));
+    let broker = TlsBroker::new().await;
+    let ca = Authority::new("Elsewhere").write(&broker.broker.path("trusted.crt"));
     let tls = Tls { ca_file: Some(ca.clone()), client: None };
-    let mut bench = Bench::with(Mqtt { tls: Some(tls), ..house.link() }, |_| {});
-    bench.until(|state| state.problem.as_ref().is_some_and(|said| said.contains("mqtt.ca_file"))).await;
-    house.authority.write(&ca);
-    bench.until(|state| state.subscribed).await;
+    let mut harness = Harness::with(Mqtt { tls: Some(tls), ..broker.link() }, |_| {});
+    harness.until(|state| state.problem.as_ref().is_some_and(|text| text.contains("mqtt.ca_file"))).await;
+    broker.authority.write(&ca);
+    harness.until(|state| state.subscribed).await;
 }

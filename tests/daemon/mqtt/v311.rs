@@ -1,6 +1,6 @@
-//! The MQTT door in version 3.1.1, against a real mosquitto.
+//! The MQTT transport in version 3.1.1, against a real mosquitto.
 
-use super::bench::{Bench, Client, answer, config, prompt};
+use super::harness::{Client, Harness, answer, config, prompt};
 use super::{PROMPT, none};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
@@ -14,22 +14,22 @@ fn link(port: u16) -> Mqtt {
     Mqtt { version: MqttVersion::V311, ..config(port) }
 }
 
-async fn open(broker: &Mosquitto) -> Bench {
-    let mut bench = Bench::with(link(broker.port), |_| {});
-    bench.until(|state| state.subscribed).await;
-    bench
+async fn open(broker: &Mosquitto) -> Harness {
+    let mut harness = Harness::with(link(broker.port), |_| {});
+    harness.until(|state| state.subscribed).await;
+    harness
 }
 
 #[tokio::test]
 async fn a_prompt_is_answered_on_the_topic_of_its_id_whatever_it_asks_for() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     assert!(broker.log().contains("as bitnetd-cellar (p2, c0,"), "version 3.1.1, a session that is kept");
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     // The broker cannot pass a Response Topic on.
     let asked = PublishProperties { response_topic: Some("elsewhere".into()), ..none() };
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi","stream":true}"#, asked).await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     inbound.reply.token("he".into()).expect("room");
     answer(inbound, "hello");
     assert_eq!(client.text().await, r#"{"event":"token","id":"a","text":"he"}"#);
@@ -41,10 +41,10 @@ async fn a_prompt_is_answered_on_the_topic_of_its_id_whatever_it_asks_for() {
 #[tokio::test]
 async fn plain_text_is_answered_under_an_id_of_ours() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/hall/+").await;
     client.publish("bitnetd/cellar/prompt/hall", b"hi", none()).await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     assert_eq!((inbound.client.as_str(), prompt(&inbound).as_str()), ("mqtt:hall", "hi"));
     let id = inbound.id.clone();
     answer(inbound, "x");
@@ -54,9 +54,9 @@ async fn plain_text_is_answered_under_an_id_of_ours() {
 #[tokio::test]
 async fn a_cancellation_reaches_the_running_prompt() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     broker.publish(&["-t", "bitnetd/cellar/cancel", "-m", r#"{"id":"a"}"#]).await;
     while !inbound.cancel.is_raised() {
         sleep(Duration::from_millis(10)).await;
@@ -68,77 +68,77 @@ async fn a_prompt_that_the_broker_keeps_is_refused_at_the_next_start() {
     let broker = Mosquitto::start().await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/a").await;
     broker.publish(&["-q", "1", "-r", "-t", PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
-    let mut bench = open(&broker).await;
-    let said = client.text().await;
-    assert!(said.contains("invalid_request") && said.contains("retain"), "{said}");
-    bench.is_quiet().await;
+    let mut harness = open(&broker).await;
+    let text = client.text().await;
+    assert!(text.contains("invalid_request") && text.contains("retain"), "{text}");
+    harness.is_quiet().await;
 }
 
 #[tokio::test]
-async fn availability_is_kept_and_the_will_speaks_for_a_daemon_that_dies() {
+async fn availability_is_retained_and_the_will_is_published_for_a_daemon_that_dies() {
     let broker = Mosquitto::start().await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/availability").await;
-    let bench = open(&broker).await;
+    let harness = open(&broker).await;
     assert_eq!(client.text().await, "online");
-    bench.close().await;
+    harness.close().await;
     assert_eq!(client.text().await, "offline");
-    let bench = open(&broker).await;
+    let harness = open(&broker).await;
     assert_eq!(client.text().await, "online");
-    bench.kill().await;
+    harness.kill().await;
     assert_eq!(client.text().await, "offline");
-    let kept = Client::listening(&broker, "bitnetd/+/availability").await.next().await;
-    assert!(kept.retain && &kept.payload[..] == b"offline");
+    let saved = Client::listening(&broker, "bitnetd/+/availability").await.next().await;
+    assert!(saved.retain && &saved.payload[..] == b"offline");
 }
 
 #[tokio::test]
 async fn a_prompt_not_yet_answered_survives_the_daemon() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, none()).await;
-    drop(bench.request().await);
-    bench.kill().await;
+    drop(harness.request().await);
+    harness.kill().await;
     client.publish(PROMPT, br#"{"id":"b","prompt":"ho"}"#, none()).await;
-    let mut bench = open(&broker).await;
-    assert_eq!([bench.echo().await, bench.echo().await], ["hi", "ho"]);
+    let mut harness = open(&broker).await;
+    assert_eq!([harness.echo().await, harness.echo().await], ["hi", "ho"]);
     for id in ["a", "b"] {
         assert_eq!(client.next().await.topic, format!("bitnetd/cellar/reply/{id}").into_bytes());
     }
-    // Both are acknowledged: the goodbye comes after the acknowledgements.
-    bench.close().await;
-    let mut bench = open(&broker).await;
-    bench.is_quiet().await;
+    // Both are acknowledged: the DISCONNECT follows the acknowledgements.
+    harness.close().await;
+    let mut harness = open(&broker).await;
+    harness.is_quiet().await;
 }
 
 #[tokio::test]
 async fn an_answer_made_while_the_broker_is_away_is_delivered_once() {
     let mut broker = Mosquitto::persistent().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     broker.publish(&["-q", "1", "-t", PROMPT, "-m", r#"{"id":"a","prompt":"hi"}"#]).await;
-    let inbound = bench.request().await;
+    let inbound = harness.request().await;
     broker.kill();
-    bench.until(|state| !state.connected).await;
+    harness.until(|state| !state.connected).await;
     answer(inbound, "hello");
-    bench.until(|state| state.outbox == 1).await;
+    harness.until(|state| state.outbox == 1).await;
     broker.restart().await;
     // The daemon waits a second at least.
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     assert!(client.text().await.contains("hello"));
-    bench.until(|state| state.connected && state.outbox == 0).await;
+    harness.until(|state| state.connected && state.outbox == 0).await;
     client.is_quiet().await;
-    bench.is_quiet().await;
-    assert_eq!(bench.state.borrow().connects, 2);
+    harness.is_quiet().await;
+    assert_eq!(harness.state.borrow().connects, 2);
 }
 
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_answered_and_ends_no_connection() {
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     let mut client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, &vec![b'x'; MAX_REQUEST + 1], none()).await;
     assert!(client.text().await.contains("too_large"));
     client.publish(PROMPT, b"hi", none()).await;
-    assert_eq!(bench.echo().await, "hi");
+    assert_eq!(harness.echo().await, "hi");
     assert_eq!(broker.connects("bitnetd-cellar"), 1);
 }
 
@@ -148,19 +148,19 @@ async fn a_prompt_past_our_packet_limit_costs_its_session_and_not_the_link() {
         return eprintln!("left out: it is a quarter of a minute of waiting, the same on every processor");
     }
     let broker = Mosquitto::start().await;
-    let mut bench = open(&broker).await;
+    let mut harness = open(&broker).await;
     let client = Client::listening(&broker, "bitnetd/cellar/reply/+").await;
     client.publish(PROMPT, &vec![b'x'; 2 << 20], none()).await;
     // Three times it comes, then a session that is empty, then one that is kept.
-    bench.until(|state| state.connects == 5 && state.subscribed).await;
+    harness.until(|state| state.connects == 5 && state.subscribed).await;
     client.publish(PROMPT, br#"{"id":"a","prompt":"hi"}"#, none()).await;
-    assert_eq!(bench.echo().await, "hi");
+    assert_eq!(harness.echo().await, "hi");
     assert!(broker.log().contains("as bitnetd-cellar (p2, c1,"), "a clean session in between");
 }
 
 #[tokio::test]
-async fn a_user_with_a_wrong_password_is_told_which_keys_to_look_at() {
+async fn a_wrong_password_names_the_keys_to_check() {
     let broker = Mosquitto::with_user("bitnetd", "right").await;
-    let said = probe(&link(broker.port), "cellar", Duration::from_secs(20)).await.expect_err("no user");
-    assert!(said.contains("NotAuthorized") && said.contains("mqtt.password_file"), "{said}");
+    let text = probe(&link(broker.port), "cellar", Duration::from_secs(20)).await.expect_err("no user");
+    assert!(text.contains("NotAuthorized") && text.contains("mqtt.password_file"), "{text}");
 }

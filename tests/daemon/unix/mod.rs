@@ -1,15 +1,14 @@
-//! The Unix socket as its users meet it: a real socket, real clients, and a worker that stands in
-//! for the engine. What it answers depends on the prompt; see [`answer`]. Deliberately no daemon
-//! around them.
+//! The Unix socket as its clients use it: a real socket, real clients, and a worker that stands in for the engine.
+//! Its answer depends on the prompt; see [`answer`]. Deliberately no daemon around them.
 
-mod leave;
-mod place;
-mod talk;
+mod disconnect;
+mod requests;
+mod socket_file;
 
 use bitnetd::config::Socket;
 use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::unix::{self, Latecomers, Place};
+use bitnetd::transport::unix::{self, BacklogPolicy, SocketFile};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
 use std::fs;
@@ -26,9 +25,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes, also under emulation.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Clients that these doors take at once.
+/// Maximum number of connections of these servers.
 const CONNECTIONS: usize = 64;
 
 /// A folder of its own, removed at the end.
@@ -55,44 +54,44 @@ impl Drop for Folder {
     }
 }
 
-/// A running socket and its worker.
-struct Door {
+/// A running socket transport and its worker.
+struct SocketServer {
     path: PathBuf,
-    /// What the worker was given, oldest first.
-    seen: Arc<Mutex<Vec<Seen>>>,
+    /// The requests the worker received, oldest first.
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
     draining: CancellationToken,
     close: CancellationToken,
     tasks: JoinSet<()>,
     worker: tokio::task::AbortHandle,
-    outside: Outside,
+    outside: ListeningSocket,
 }
 
-/// What stays when a daemon ends: its listening socket, as where systemd holds it.
-struct Outside {
+/// What remains when a daemon ends: its listening socket, as where systemd holds it open.
+struct ListeningSocket {
     listener: UnixListener,
-    _place: Place,
+    _socket_file: SocketFile,
     folder: Folder,
 }
 
 #[derive(Clone)]
-struct Seen {
+struct ReceivedRequest {
     id: String,
     client: String,
     cancel: Cancel,
 }
 
-impl Door {
+impl SocketServer {
     fn open() -> Self {
-        Self::with(Latecomers::Told)
+        Self::with(BacklogPolicy::Refuse)
     }
 
-    fn with(latecomers: Latecomers) -> Self {
+    fn with(latecomers: BacklogPolicy) -> Self {
         let folder = Folder::new();
-        let (listener, place) = unix::bind(&folder.socket()).expect("a free path");
-        Self::over(Outside { listener, _place: place, folder }, latecomers)
+        let (listener, address) = unix::bind(&folder.socket()).expect("a free path");
+        Self::over(ListeningSocket { listener, _socket_file: address, folder }, latecomers)
     }
 
-    fn over(outside: Outside, latecomers: Latecomers) -> Self {
+    fn over(outside: ListeningSocket, latecomers: BacklogPolicy) -> Self {
         let listener = outside.listener.try_clone().expect("a descriptor");
         let listener = unix::adopt(listener).expect("inside the runtime");
         let (inbound, requests) = mpsc::channel(16);
@@ -110,26 +109,26 @@ impl Door {
         ));
         let worker = tasks.spawn(work(requests, seen.clone()));
         let path = outside.folder.socket().path;
-        Door { path, seen, draining, close, tasks, worker, outside }
+        SocketServer { path, received: seen, draining, close, tasks, worker, outside }
     }
 
     async fn client(&self) -> Client {
         Client::new(UnixStream::connect(&self.path).await.expect("somebody listens"))
     }
 
-    fn seen(&self, index: usize) -> Option<Seen> {
-        self.seen.lock().expect("no panic").get(index).cloned()
+    fn seen(&self, index: usize) -> Option<ReceivedRequest> {
+        self.received.lock().expect("no panic").get(index).cloned()
     }
 
     /// The request that came as number `index`.
-    async fn wait_for(&self, index: usize) -> Seen {
+    async fn wait_for(&self, index: usize) -> ReceivedRequest {
         until(|| self.seen(index)).await
     }
 
     /// Ends, and another daemon begins with the same listening socket.
     async fn replaced(mut self) -> Self {
         self.end().await;
-        Self::over(self.outside, Latecomers::Kept)
+        Self::over(self.outside, BacklogPolicy::LeaveQueued)
     }
 
     /// Closes the socket and waits for `run` and the worker to return.
@@ -140,7 +139,7 @@ impl Door {
     async fn end(&mut self) {
         self.close.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        timeout(PATIENCE, all).await.expect("run returns");
+        timeout(TIMEOUT, all).await.expect("run returns");
     }
 }
 
@@ -153,14 +152,14 @@ async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
             }
         }
     };
-    timeout(PATIENCE, found).await.expect("in time")
+    timeout(TIMEOUT, found).await.expect("in time")
 }
 
-async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Seen>>>) {
+async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<ReceivedRequest>>>) {
     let mut running = JoinSet::new();
     while let Some(inbound) = requests.recv().await {
         let Inbound { id, client, cancel, .. } = &inbound;
-        let request = Seen { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
+        let request = ReceivedRequest { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
         seen.lock().expect("no panic").push(request);
         running.spawn(answer(inbound));
     }
@@ -174,7 +173,7 @@ async fn answer(inbound: Inbound) {
     let mut reason = FinishReason::Stop;
     match prompt.as_str() {
         "lost" => return,
-        "deaf" => sleep(PATIENCE).await,
+        "deaf" => sleep(TIMEOUT).await,
         "hang" => reason = hang(&inbound.cancel).await,
         "flood" => reason = flood(&inbound).await,
         words => {
@@ -231,7 +230,7 @@ impl Client {
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let sent = timeout(PATIENCE, self.write.write_all(bytes.as_ref())).await;
+        let sent = timeout(TIMEOUT, self.write.write_all(bytes.as_ref())).await;
         sent.expect("the daemon reads").expect("the connection is open");
     }
 
@@ -241,7 +240,7 @@ impl Client {
 
     /// The next event; `None` at the end of the stream.
     async fn event(&mut self) -> Option<Value> {
-        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("the daemon answers");
+        let line = timeout(TIMEOUT, self.lines.next_line()).await.expect("the daemon answers");
         line.expect("a sound stream").map(|line| serde_json::from_str(&line).expect("JSON"))
     }
 

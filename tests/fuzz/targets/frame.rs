@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use bitnetd::transport::frame::{Line, Lines};
+use bitnetd::transport::line_framing::{Line, LineSplitter};
 use libfuzzer_sys::fuzz_target;
 
 /// Low, so that short inputs reach it.
@@ -21,10 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
 type Read = Vec<Option<Vec<u8>>>;
 
 fn lines<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Read {
-    let (mut lines, mut read) = (Lines::new(CAP), Read::new());
+    let (mut lines, mut read) = (LineSplitter::new(CAP), Read::new());
     for piece in pieces {
         lines.push(piece);
-        while let Some(line) = lines.take() {
+        while let Some(line) = lines.next_line() {
             read.push(owned(line));
         }
     }

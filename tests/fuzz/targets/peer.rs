@@ -1,10 +1,10 @@
-//! The whole MQTT door on one end of a connection; a target plays the broker on the other.
+//! The whole MQTT transport on one end of a connection; a target plays the broker on the other.
 
 use bitnetd::config::{Mqtt, MqttVersion};
-use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::mqtt::{Door, Home, LinkState, run};
-use bitnetd::transport::{Inbound, Pulse};
+use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
+use bitnetd::transport::{Heartbeat, Inbound};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,66 +14,66 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Prompts that may be on their way to the worker: few, so that most of a flood waits.
+/// Requests that may be active at a time: few, so that most of a flood waits.
 const WINDOW: u16 = 4;
 
-struct Place {
+struct Listening {
     runtime: Runtime,
     listener: TcpListener,
     port: u16,
 }
 
-fn place() -> &'static Place {
-    static PLACE: OnceLock<Place> = OnceLock::new();
-    PLACE.get_or_init(|| {
+fn listening() -> &'static Listening {
+    static LISTENING: OnceLock<Listening> = OnceLock::new();
+    LISTENING.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
         let port = listener.local_addr().expect("its address").port();
-        Place { runtime, listener, port }
+        Listening { runtime, listener, port }
     })
 }
 
-/// Lets the door connect once, hands `broker` its connection, and ends the door.
+/// Lets the transport connect once, passes the connection to `broker`, and ends the transport.
 pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(TcpStream) -> F) {
-    let place = place();
-    place.runtime.block_on(async {
+    let listening = listening();
+    listening.runtime.block_on(async {
         let (requests, taken) = mpsc::channel(usize::from(WINDOW));
-        let (controls, _asked) = mpsc::channel(2);
-        let (_reports, telemetry) = watch::channel(None);
-        let (state, seen) = watch::channel(LinkState::default());
-        let (_interval, interval) = watch::channel(Duration::from_secs(10));
+        let (commands, _received) = mpsc::channel(2);
+        let (_report, reports) = watch::channel(None);
+        let (status, seen) = watch::channel(MqttLink::default());
+        let (_interval, report_interval) = watch::channel(Duration::from_secs(10));
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(Door {
-            config: Mqtt { version, ..Mqtt::new("127.0.0.1", place.port) },
+        tasks.spawn(run(MqttContext {
+            config: Mqtt { version, ..Mqtt::new("127.0.0.1", listening.port) },
             device: "cellar".into(),
-            state_in: None,
+            state_dir: None,
             info: b"{}".to_vec(),
-            window: WINDOW,
+            max_active: WINDOW,
             inbox_bytes: 0,
             requests,
-            controls,
-            home: Some(Home { model: "fuzz".into() }),
+            commands,
+            homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
             threads: 2,
-            telemetry,
+            reports,
             alerts: mpsc::channel(1).1,
-            interval,
-            state,
-            counters: Arc::new(Telemetry::new(0)),
+            report_interval,
+            status,
+            local_telemetry: Arc::new(Telemetry::new(0)),
             draining: CancellationToken::new(),
             close: CancellationToken::new(),
-            flush: Duration::from_secs(1),
-            pulse: Pulse::default(),
-            turn: Duration::from_secs(60),
+            flush_timeout: Duration::from_secs(1),
+            heartbeat: Heartbeat::default(),
+            max_idle: Duration::from_secs(60),
         }));
         tasks.spawn(answer(taken));
-        let (stream, _) = place.listener.accept().await.expect("the door connects");
+        let (stream, _) = listening.listener.accept().await.expect("the transport connects");
         broker(stream).await;
-        assert!(tasks.try_join_next().is_none(), "the door ended: {:?}", seen.borrow());
+        assert!(tasks.try_join_next().is_none(), "the transport ended: {:?}", seen.borrow());
         tasks.shutdown().await;
     });
 }
 
-/// A worker that says a piece and then the whole prompt.
+/// A worker that sends one token and then the whole prompt as the answer.
 async fn answer(mut requests: mpsc::Receiver<Inbound>) {
     while let Some(inbound) = requests.recv().await {
         let text = match &inbound.request.input {

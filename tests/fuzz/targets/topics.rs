@@ -1,15 +1,15 @@
 //! Whatever a client chooses as an id, a Response Topic or its own name: an answer never becomes a
-//! prompt, and every topic we publish on is one that brokers take.
+//! prompt, and every topic the daemon publishes on is one that brokers accept.
 
 #![no_main]
 
 use bitnetd::protocol::json;
-use bitnetd::transport::mqtt::{Addressed, Topics};
+use bitnetd::transport::mqtt::{TopicKind, Topics};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let topics = Topics::shared("bitnetd", "cellar", Some("kitchens"));
-    if let Some(Addressed::Prompt(client)) = topics.parse(bytes) {
+    if let Some(TopicKind::Prompt(client)) = topics.parse(bytes) {
         assert!(
             !client.is_empty() && client.len() <= 64 + 1 + 512 && !client.contains(char::is_control),
             "{client:?}"
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let prefixed = [b"bitnetd/cellar/", bytes].concat();
     let _ = topics.parse(&prefixed);
-    let left = topics.left_over(bytes);
+    let left = topics.stale_filters(bytes);
     assert!(left.iter().all(|filter| !filter.starts_with("bitnetd/cellar/")), "{left:?}");
     if let Ok(request) = json::request_or_text(bytes)
         && let Some(id) = request.id

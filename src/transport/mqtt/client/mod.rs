@@ -1,396 +1,184 @@
-//! The only user of rumqttc: one connection, from CONNECT to its end, as values of ours, in MQTT 5
-//! or 3.1.1.
+//! The only user of rumqttc: one connection, from CONNECT to its end, in MQTT 5 or 3.1.1, with events and errors of
+//! our own types.
 //!
-//! A [`Connection`] is thrown away when it ends and never reconnects by itself. rumqttc would
-//! publish again what it had on its way, and over one packet that the broker refuses it does so
-//! for ever; our outbox is the only memory. Its `poll` must not be dropped half-way (a packet
-//! could be lost), so the future is kept between calls of [`Connection::next`].
+//! A [`Connection`] is dropped when it ends and never reconnects by itself. rumqttc would publish again what it had
+//! in flight, and over one message that the broker rejects it would do so for ever; the outbox is the only memory
+//! of outgoing messages. rumqttc's `poll` must not be dropped half-way (a packet could be lost), so its future is
+//! kept between calls of [`Connection::next`].
 //!
-//! Deliberately knows nothing of what a message says, nor when to connect again.
+//! Deliberately knows nothing of what a message means, nor of when to connect again.
 
-mod file;
-mod loss;
+mod credentials;
+mod disconnect;
+mod event;
+mod options;
 mod probe;
 mod tls;
 mod v311;
 mod v5;
+mod version;
 
+pub use event::{BrokerInfo, ConnectionEvent, SubAcks};
+pub use options::Identity;
 pub use probe::{BrokerLimits, ProbeReport, probe};
 
-use super::link::{Connect, Loss};
-use super::manners::Manners;
-use super::outbox::{Limits, Packet, WINDOW};
-use super::topics::{Filter, Topics};
-use crate::config::{Mqtt, MqttVersion};
-use loss::{Circumstances, Trouble};
-use rumqttc::{NetworkOptions, Transport};
+use super::link::{Connect, Disconnect};
+use super::protocol_limits::ProtocolGuard;
+use super::topics::TopicFilter;
+use crate::transport::mqtt::message::OutgoingMessage;
+use disconnect::ErrorContext;
+use event::RawEvent;
+use options::ConnectOptions;
 use std::collections::{HashMap, VecDeque};
-use std::net::Ipv6Addr;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use version::{Client, PollResult, poll};
 
-/// Largest packet we take. Above the largest request, so that what is too long gets an answer:
-/// a broker silently drops what exceeds this, and mosquitto (2.0.11 to 2.1.2) then never uses
-/// that place of our Receive Maximum again.
-const MAX_PACKET: u32 = 1 << 20;
-/// A vanished broker is noticed within two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// Seconds for TCP, TLS and CONNACK together: a CONNACK of 16 bytes over a line of a byte a second.
-const CONNECT_LIMIT: u64 = 20;
-/// For rumqttc's table of publishes on their way, which by default takes 14 MB.
-const INFLIGHT: u16 = 2 * WINDOW as u16;
-/// Requests between us and rumqttc's event loop; what does not fit is offered again.
-const REQUESTS: usize = 64;
-/// Longest password file, in bytes.
-const MAX_PASSWORD: usize = 4096;
-
-type Polled = (EventLoop, Result<Seen, Trouble>);
-
-/// One connection.
+/// One connection to the broker.
 pub(super) struct Connection {
     client: Client,
-    polling: Pin<Box<dyn Future<Output = Polled> + Send>>,
-    circumstances: Circumstances,
-    /// Rows handed to rumqttc that have no packet id yet, in order.
-    handed: VecDeque<u64>,
-    /// Rows on their way, by packet id.
-    on_their_way: HashMap<u16, u64>,
-    manners: Manners,
-    /// How many filters of each kind were asked for, in this order: our own, Home Assistant's, the group's.
-    asked: [usize; 3],
+    polling: Pin<Box<dyn Future<Output = PollResult> + Send>>,
+    error_context: ErrorContext,
+    /// Outbox entries that rumqttc has not yet given a packet identifier, in order.
+    awaiting_packet_id: VecDeque<u64>,
+    /// Outbox entries in flight, by packet identifier.
+    in_flight: HashMap<u16, u64>,
+    protocol_guard: ProtocolGuard,
+    /// What the SUBSCRIBE contained, to assign the reasons of the SUBACK.
+    filter_counts: FilterCounts,
 }
 
-/// What happened on a connection.
-#[derive(Debug, PartialEq)]
-pub(super) enum Happened {
-    /// The broker accepted us.
-    Connected(Broker),
-    /// What it granted.
-    Subscribed(Granted),
-    /// A message came.
-    Message(Message),
-    /// The broker has the row, or refused it with a reason.
-    Acknowledged(u64, Result<(), String>),
-    /// The goodbye is written.
-    Disconnected,
-    /// Only a sign of life, or room for the next request.
-    Nothing,
+/// The topic filters of one SUBSCRIBE.
+#[derive(Debug, Default)]
+pub struct SubscriptionFilters {
+    /// Of the device's own topics.
+    pub own: Vec<TopicFilter>,
+    /// Of Home Assistant's birth topics.
+    pub homeassistant: Vec<TopicFilter>,
+    /// Of the group's topics.
+    pub group: Vec<TopicFilter>,
 }
 
-/// Subscriptions granted, or refused with the reason.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Granted {
-    /// To our own topics.
-    pub own: Result<(), String>,
-    /// To Home Assistant's birth, where that was asked for.
-    pub home: Option<Result<(), String>>,
-    /// To the group's, where they were asked for.
-    pub group: Option<Result<(), String>>,
-}
-
-/// What the broker said of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Broker {
-    pub session_present: bool,
-    /// The session ends with this connection: what MQTT 3.1.1 makes of a clean one.
-    pub is_passing: bool,
-    pub retains: bool,
-    /// Highest quality of service.
-    pub max_qos: u8,
-    /// Whether it has shared subscriptions, as far as it says.
-    pub shares: bool,
-    /// Time to the first ping.
-    pub first_ping: Duration,
-    pub limits: Limits,
-}
-
-/// A message on one of our topics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
-    pub topic: Vec<u8>,
-    pub payload: Vec<u8>,
-    /// `None` at QoS 0.
-    pub packet: Option<u16>,
-    pub redelivered: bool,
-    pub retained: bool,
-    pub response_topic: Option<String>,
-    pub correlation: Option<Vec<u8>>,
-    /// The user property `client`, as it came.
-    pub client: Option<String>,
-    pub expiry: Option<Duration>,
-}
-
-/// Who connects, and with what window of unacknowledged prompts.
-#[derive(Debug)]
-pub(super) struct Identity<'a> {
-    pub config: &'a Mqtt,
-    pub device: &'a str,
-    pub topics: &'a Topics,
-    pub receive_maximum: u16,
-    /// Whether the broker is known to keep messages.
-    pub retains: bool,
-}
-
-/// What rumqttc saw or did, the same in both versions.
-enum Seen {
-    Connected(Broker),
-    /// A reason for each filter that was refused.
-    Granted(Vec<Result<(), String>>),
-    /// With the Topic Alias it came under.
-    Message(Message, Option<u16>),
-    Acknowledged(u16, Result<(), String>),
-    /// A publish went out under this packet id, 0 at QoS 0.
-    Published(u16),
-    Goodbye,
-    Nothing,
-}
-
-/// How requests reach the event loop.
-enum Client {
-    V5(rumqttc::v5::AsyncClient),
-    V311(rumqttc::AsyncClient),
-}
-
-/// rumqttc's own loop over one connection.
-enum EventLoop {
-    V5(Box<rumqttc::v5::EventLoop>),
-    V311(Box<rumqttc::EventLoop>),
-}
-
-impl Client {
-    fn disconnect(&self) -> bool {
-        match self {
-            Client::V5(client) => client.try_disconnect().is_ok(),
-            Client::V311(client) => client.try_disconnect().is_ok(),
-        }
-    }
+/// How many filters of each kind a SUBSCRIBE contained; the rest are the group's.
+#[derive(Debug, Clone, Copy, Default)]
+struct FilterCounts {
+    own: usize,
+    homeassistant: usize,
 }
 
 impl Connection {
-    /// Begins to connect; [`Connection::next`] tells how it went.
-    pub fn open(who: &Identity, how: Connect) -> Result<Self, Loss> {
-        let plan = Plan::new(who.config, format!("bitnetd-{}", who.device))?;
-        let (client, eventloop) = match who.config.version {
-            MqttVersion::V5 => v5::session(plan, who, how),
-            MqttVersion::V311 => v311::session(plan, who, how),
-        };
+    /// Begins to connect; [`Connection::next`] returns the outcome.
+    pub fn open(who: &Identity, how: Connect) -> Result<Self, Disconnect> {
+        let options = ConnectOptions::new(who.config, format!("bitnetd-{}", who.device))?;
+        let (client, eventloop) = version::session_connection(options, who, how);
         Ok(Connection {
             client,
             polling: Box::pin(poll(eventloop)),
-            circumstances: Circumstances::of(who.config),
-            handed: VecDeque::new(),
-            on_their_way: HashMap::new(),
-            manners: Manners::default(),
-            asked: [0; 3],
+            error_context: ErrorContext::of(who.config),
+            awaiting_packet_id: VecDeque::new(),
+            in_flight: HashMap::new(),
+            protocol_guard: ProtocolGuard::default(),
+            filter_counts: FilterCounts::default(),
         })
     }
 
-    /// Waits for what happens next. May be dropped and called again; not after an error.
-    pub async fn next(&mut self) -> Result<Happened, Loss> {
+    /// Waits for the next event. May be dropped and called again, but not after an error.
+    pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
         let (eventloop, event) = (&mut self.polling).await;
         self.polling = Box::pin(poll(eventloop));
-        let seen = event.map_err(|trouble| self.circumstances.loss(trouble))?;
-        self.look_at(&seen)?;
-        Ok(self.happened(seen))
+        let event = event.map_err(|error| self.error_context.disconnect(error))?;
+        self.check_protocol(&event)?;
+        Ok(self.handle_raw_event(event))
     }
 
-    /// Asks for our own topics, Home Assistant's and the group's, once on a connection. `false`: no room now.
-    pub fn subscribe(&mut self, filters: [Vec<Filter>; 3]) -> bool {
-        self.asked = filters.each_ref().map(Vec::len);
-        let all = filters.into_iter().flatten();
-        match &self.client {
-            Client::V5(client) => client.try_subscribe_many(all.map(v5::filter)).is_ok(),
-            Client::V311(client) => client.try_subscribe_many(all.map(v311::filter)).is_ok(),
-        }
+    /// Subscribes to the device's own topics, Home Assistant's and the group's, in one SUBSCRIBE. `false` where the
+    /// request channel is full.
+    pub fn subscribe(&mut self, filters: SubscriptionFilters) -> bool {
+        let SubscriptionFilters { own, homeassistant, group } = filters;
+        self.filter_counts = FilterCounts { own: own.len(), homeassistant: homeassistant.len() };
+        self.client.subscribe([own, homeassistant, group].into_iter().flatten())
     }
 
-    /// Gives a subscription up. `false`: no room now.
+    /// Unsubscribes from one filter. `false` where the request channel is full.
     pub fn unsubscribe(&self, filter: &str) -> bool {
-        match &self.client {
-            Client::V5(client) => client.try_unsubscribe(filter).is_ok(),
-            Client::V311(client) => client.try_unsubscribe(filter).is_ok(),
+        self.client.unsubscribe(filter)
+    }
+
+    /// Publishes an outbox entry at QoS 1. `false` where the request channel is full.
+    pub fn publish(&mut self, entry: u64, packet: &OutgoingMessage, now: Instant) -> bool {
+        let is_accepted = self.client.publish(packet, true, now);
+        if is_accepted {
+            self.awaiting_packet_id.push_back(entry);
         }
+        is_accepted
     }
 
-    /// Publishes a row at QoS 1. `false`: no room now.
-    pub fn publish(&mut self, row: u64, packet: &Packet, now: Instant) -> bool {
-        let taken = match &self.client {
-            Client::V5(client) => v5::publish(client, packet, true, now),
-            Client::V311(client) => v311::publish(client, packet, true),
-        };
-        if taken {
-            self.handed.push_back(row);
-        }
-        taken
+    /// Publishes at QoS 0; the message is dropped where the request channel is full.
+    pub fn publish_at_qos_0(&self, packet: &OutgoingMessage, now: Instant) {
+        let _ = self.client.publish(packet, false, now);
     }
 
-    /// Publishes at QoS 0, where there is room.
-    pub fn mention(&self, packet: &Packet, now: Instant) {
-        let _ = match &self.client {
-            Client::V5(client) => v5::publish(client, packet, false, now),
-            Client::V311(client) => v311::publish(client, packet, false),
-        };
-    }
-
-    /// Acknowledges a message. `false`: no room now.
+    /// Sends the PUBACK of a received message. `false` where the request channel is full.
     pub fn acknowledge(&mut self, packet: u16) -> bool {
-        let taken = match &self.client {
-            Client::V5(client) => v5::acknowledge(client, packet),
-            Client::V311(client) => v311::acknowledge(client, packet),
-        };
-        if taken {
-            self.manners.acknowledged();
+        let is_accepted = self.client.acknowledge(packet);
+        if is_accepted {
+            self.protocol_guard.acknowledged();
         }
-        taken
+        is_accepted
     }
 
-    /// Says goodbye, so that the broker does not publish the last will. `false`: no room now.
+    /// Sends a DISCONNECT, so that the broker does not publish the last will. `false` where the request channel is
+    /// full.
     pub fn disconnect(&self) -> bool {
         self.client.disconnect()
     }
 
-    /// Whether the broker may do this.
-    fn look_at(&mut self, seen: &Seen) -> Result<(), Loss> {
-        match seen {
-            Seen::Connected(Broker { limits, .. }) => self.manners.connack(*limits),
-            Seen::Message(message, alias) => self.manners.message(message.packet.is_some(), *alias),
+    /// Checks whether the protocol allows the broker to send this.
+    fn check_protocol(&mut self, event: &RawEvent) -> Result<(), Disconnect> {
+        match event {
+            RawEvent::Connected(BrokerInfo { limits, .. }) => self.protocol_guard.connack(*limits),
+            RawEvent::Message(message, alias) => {
+                self.protocol_guard.message(message.packet.is_some(), *alias)
+            }
             _ => Ok(()),
         }
     }
 
-    fn happened(&mut self, seen: Seen) -> Happened {
-        match seen {
-            Seen::Connected(broker) => {
-                self.circumstances.welcomed = true;
-                Happened::Connected(broker)
+    fn handle_raw_event(&mut self, event: RawEvent) -> ConnectionEvent {
+        match event {
+            RawEvent::Connected(broker) => {
+                self.error_context.is_connected = true;
+                ConnectionEvent::Connected(broker)
             }
-            Seen::Granted(reasons) => Happened::Subscribed(self.granted(reasons)),
-            Seen::Message(message, _) => Happened::Message(message),
-            Seen::Acknowledged(packet, taken) => match self.on_their_way.remove(&packet) {
-                Some(row) => Happened::Acknowledged(row, taken),
-                None => Happened::Nothing,
+            RawEvent::SubAck(reasons) => ConnectionEvent::SubAck(self.granted(reasons)),
+            RawEvent::Message(message, _) => ConnectionEvent::Message(message),
+            RawEvent::PubAck(packet, result) => match self.in_flight.remove(&packet) {
+                Some(entry) => ConnectionEvent::PubAck(entry, result),
+                None => ConnectionEvent::Other,
             },
-            Seen::Published(packet) => self.published(packet),
-            Seen::Goodbye => Happened::Disconnected,
-            Seen::Nothing => Happened::Nothing,
+            RawEvent::Published(packet) => self.published(packet),
+            RawEvent::DisconnectSent => ConnectionEvent::DisconnectSent,
+            RawEvent::Other => ConnectionEvent::Other,
         }
     }
 
-    fn granted(&self, mut reasons: Vec<Result<(), String>>) -> Granted {
-        let [own, home, _] = self.asked;
-        let group = reasons.split_off((own + home).min(reasons.len()));
-        let home = reasons.split_off(own.min(reasons.len()));
+    fn granted(&self, mut reasons: Vec<Result<(), String>>) -> SubAcks {
+        let FilterCounts { own, homeassistant } = self.filter_counts;
+        let group = reasons.split_off((own + homeassistant).min(reasons.len()));
+        let homeassistant = reasons.split_off(own.min(reasons.len()));
         let all = |reasons: Vec<Result<(), String>>| reasons.into_iter().collect();
         let asked = |reasons: Vec<_>| (!reasons.is_empty()).then(|| all(reasons));
-        Granted { home: asked(home), group: asked(group), own: all(reasons) }
+        SubAcks { homeassistant: asked(homeassistant), group: asked(group), own: all(reasons) }
     }
 
-    /// rumqttc gives packet ids in the order in which it was handed the rows; QoS 0 gets 0.
-    fn published(&mut self, packet: u16) -> Happened {
+    /// rumqttc assigns packet identifiers in the order in which it receives the messages; at QoS 0 the identifier
+    /// is 0.
+    fn published(&mut self, packet: u16) -> ConnectionEvent {
         if packet != 0
-            && let Some(row) = self.handed.pop_front()
+            && let Some(entry) = self.awaiting_packet_id.pop_front()
         {
-            self.on_their_way.insert(packet, row);
+            self.in_flight.insert(packet, entry);
         }
-        Happened::Nothing
-    }
-}
-
-async fn poll(mut eventloop: EventLoop) -> Polled {
-    let event = match &mut eventloop {
-        EventLoop::V5(eventloop) => v5::poll(eventloop).await,
-        EventLoop::V311(eventloop) => v311::poll(eventloop).await,
-    };
-    (eventloop, event)
-}
-
-/// What every connection of ours has, in both versions.
-struct Plan {
-    id: String,
-    host: String,
-    port: u16,
-    /// User and password.
-    login: Option<(String, String)>,
-    transport: Transport,
-    network: NetworkOptions,
-}
-
-impl Plan {
-    fn new(config: &Mqtt, id: String) -> Result<Self, Loss> {
-        let login = config.login.as_ref();
-        let credentials = config.credentials.as_deref();
-        let secret = |login: &crate::config::Login| {
-            Ok((login.username.clone(), password(login.password_file.as_deref(), credentials)?))
-        };
-        let mut network = NetworkOptions::new();
-        // A token event is one small packet; it must not wait for the next.
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(CONNECT_LIMIT);
-        Ok(Plan {
-            id,
-            host: host(config),
-            port: config.port,
-            login: login.map(secret).transpose()?,
-            transport: match &config.tls {
-                Some(tls) => Transport::Tls(tls::configuration(tls, credentials)?),
-                None => Transport::Tcp,
-            },
-            network,
-        })
-    }
-}
-
-/// rumqttc joins host and port by a colon, and with TLS looks for the host in the certificate, where
-/// an address has no brackets.
-fn host(config: &Mqtt) -> String {
-    match config.host.parse::<Ipv6Addr>() {
-        Ok(address) if config.tls.is_none() => format!("[{address}]"),
-        _ => config.host.clone(),
-    }
-}
-
-/// The first line of the password file, read at each connect so that it can change.
-fn password(path: Option<&std::path::Path>, credentials: Option<&std::path::Path>) -> Result<String, Loss> {
-    const KEY: &str = "mqtt.password_file";
-    let Some(path) = path else { return Ok(String::new()) };
-    let bytes = file::read_secret(path, KEY, credentials)?;
-    let text = String::from_utf8(bytes).map_err(|_| file::wrong(path, KEY, "it is not UTF-8"))?;
-    let line = text.lines().next().unwrap_or_default();
-    if line.is_empty() || line.len() > MAX_PASSWORD {
-        return Err(file::wrong(path, KEY, "its first line holds no password"));
-    }
-    Ok(line.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_password_file_names_itself_and_its_key() {
-        let said = password(Some("/nowhere/secret".as_ref()), None).expect_err("missing").text;
-        assert!(said.contains("/nowhere/secret") && said.contains("mqtt.password_file"), "{said}");
-        assert_eq!(password(None, None), Ok(String::new()));
-    }
-
-    #[test]
-    fn both_versions_give_up_connecting_at_the_same_time() {
-        let plan = || Plan::new(&Mqtt::new("b", 1883), "id".into()).expect("no files to read");
-        let (_, five) = v5::visit(plan());
-        let (_, older) = v311::visit(plan());
-        for eventloop in [five, older] {
-            let limit = match eventloop {
-                EventLoop::V5(eventloop) => eventloop.options.connection_timeout(),
-                EventLoop::V311(eventloop) => eventloop.network_options().connection_timeout(),
-            };
-            assert_eq!(limit, CONNECT_LIMIT);
-        }
-    }
-
-    #[test]
-    fn an_ipv6_address_is_written_so_that_it_is_found_and_certified() {
-        let plain = Mqtt::new("::1", 1883);
-        assert_eq!(host(&plain), "[::1]");
-        assert_eq!(host(&Mqtt { tls: Some(Default::default()), ..plain }), "::1");
+        ConnectionEvent::Other
     }
 }

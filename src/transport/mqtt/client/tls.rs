@@ -1,11 +1,11 @@
-//! TLS for the link: what is trusted, what we show, and what it means when the two sides do not agree.
+//! TLS for the link: which authorities are trusted, which certificate the daemon presents, and what an error means.
 //!
-//! Deliberately without a switch that turns the checks off: whoever has no certificate from a public authority
-//! names his own in `mqtt.ca_file`.
+//! Deliberately without an option to disable verification: an owner without a certificate from a public authority
+//! names his own authority in `mqtt.ca_file`.
 
-use super::file;
+use super::credentials;
 use crate::config::{ClientCertificate, Tls};
-use crate::transport::mqtt::link::Loss;
+use crate::transport::mqtt::link::Disconnect;
 use rumqttc::TlsConfiguration;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -15,11 +15,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What the next connection trusts and shows. Reads the files anew.
-pub fn configuration(tls: &Tls, credentials: Option<&Path>) -> Result<TlsConfiguration, Loss> {
+/// The TLS configuration of the next connection. Reads the files again.
+pub fn configuration(tls: &Tls, credentials: Option<&Path>) -> Result<TlsConfiguration, Disconnect> {
     let roots = match &tls.ca_file {
-        Some(path) => named_authorities(path)?,
-        None => system_authorities()?,
+        Some(path) => ca_file_roots(path)?,
+        None => system_roots()?,
     };
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -30,71 +30,75 @@ pub fn configuration(tls: &Tls, credentials: Option<&Path>) -> Result<TlsConfigu
         Some(client) => {
             let chain = certificates(&client.cert_file, "mqtt.cert_file")?;
             let key = private_key(client, credentials)?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| unfit(client, &error))?
+            builder.with_client_auth_cert(chain, key).map_err(|error| key_error(client, &error))?
         }
     };
     Ok(TlsConfiguration::Rustls(Arc::new(config)))
 }
 
-fn named_authorities(path: &Path) -> Result<RootCertStore, Loss> {
+fn ca_file_roots(path: &Path) -> Result<RootCertStore, Disconnect> {
     const KEY: &str = "mqtt.ca_file";
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, KEY)? {
-        roots.add(certificate).map_err(|error| file::wrong(path, KEY, error))?;
+        roots.add(certificate).map_err(|error| credentials::file_error(path, KEY, error))?;
     }
     Ok(roots)
 }
 
-/// The system's store may hold what is too old for us; the rest is of use.
-fn system_authorities() -> Result<RootCertStore, Loss> {
+/// The system's store may contain certificates too old to be parsed; the others are used.
+fn system_roots() -> Result<RootCertStore, Disconnect> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if added > 0 {
         return Ok(roots);
     }
-    let said = "this system has no certificates of authorities; install its package ca-certificates, or \
+    let message = "this system has no certificates of authorities; install its package ca-certificates, or \
                 name the broker's authority in mqtt.ca_file";
-    Err(Loss { kind: "no authorities".into(), text: said.into(), unreadable: false })
+    Err(Disconnect { kind: "no authorities".into(), text: message.into(), unreadable: false })
 }
 
-fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, Loss> {
-    let bytes = file::read(path, key)?;
+fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, Disconnect> {
+    let bytes = credentials::read(path, key)?;
     let read = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     match read {
         Ok(all) if !all.is_empty() => Ok(all),
-        _ => Err(file::wrong(path, key, "it holds no certificate in PEM form")),
+        _ => Err(credentials::file_error(path, key, "it holds no certificate in PEM form")),
     }
 }
 
 fn private_key(
     client: &ClientCertificate,
     credentials: Option<&Path>,
-) -> Result<PrivateKeyDer<'static>, Loss> {
+) -> Result<PrivateKeyDer<'static>, Disconnect> {
     const KEY: &str = "mqtt.key_file";
-    let bytes = file::read_secret(&client.key_file, KEY, credentials)?;
+    let bytes = credentials::read_secret(&client.key_file, KEY, credentials)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
-        file::wrong(&client.key_file, KEY, "it holds no private key in PEM form without a passphrase")
+        credentials::file_error(
+            &client.key_file,
+            KEY,
+            "it holds no private key in PEM form without a passphrase",
+        )
     })
 }
 
-fn unfit(client: &ClientCertificate, error: &Error) -> Loss {
-    let said = match error {
+fn key_error(client: &ClientCertificate, error: &Error) -> Disconnect {
+    let text = match error {
         Error::InconsistentKeys(_) => "its key does not belong to the certificate in mqtt.cert_file".into(),
         error => error.to_string(),
     };
-    file::wrong(&client.key_file, "mqtt.key_file", said)
+    credentials::file_error(&client.key_file, "mqtt.key_file", text)
 }
 
-/// The error of TLS within one of I/O.
-pub fn inside(error: &io::Error) -> Option<&Error> {
+/// The TLS error inside an I/O error.
+pub fn tls_error_in(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// What it means, and the way out. `certified`: we showed a certificate of our own.
-pub fn complaint(error: &Error, certified: bool) -> String {
+/// What the error means, and what to do. `certified`: the daemon presented a certificate.
+pub fn explain(error: &Error, certified: bool) -> String {
     match error {
-        Error::InvalidCertificate(error) => format!("the broker's certificate {}", distrust(error)),
-        Error::AlertReceived(alert) => alarm(*alert, certified),
+        Error::InvalidCertificate(error) => format!("the broker's certificate {}", certificate_hint(error)),
+        Error::AlertReceived(alert) => alert_hint(*alert, certified),
         Error::InvalidMessage(_) => {
             "the broker does not speak TLS on this port; set mqtt.port to its TLS port, or tls = false".into()
         }
@@ -102,7 +106,7 @@ pub fn complaint(error: &Error, certified: bool) -> String {
     }
 }
 
-fn distrust(error: &CertificateError) -> String {
+fn certificate_hint(error: &CertificateError) -> String {
     use CertificateError as Wrong;
     match error {
         Wrong::UnknownIssuer => {
@@ -119,7 +123,7 @@ fn distrust(error: &CertificateError) -> String {
         Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
             "is not valid yet; is this machine's clock right?".into()
         }
-        // rustls has no word of its own for it, and self-signed brokers are common.
+        // rustls has no variant for it, and self-signed brokers are common.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
             "is an authority's; have the authority sign one for the broker, and keep its own for mqtt.ca_file"
                 .into()
@@ -128,10 +132,10 @@ fn distrust(error: &CertificateError) -> String {
     }
 }
 
-fn alarm(alert: AlertDescription, certified: bool) -> String {
+fn alert_hint(alert: AlertDescription, certified: bool) -> String {
     use AlertDescription as Alert;
     match alert {
-        // TLS 1.2 has no better word for a certificate that is missing.
+        // TLS 1.2 has no better alert for a missing certificate.
         Alert::CertificateRequired | Alert::HandshakeFailure if !certified => {
             "the broker asks for a certificate of ours; set mqtt.cert_file and mqtt.key_file".into()
         }

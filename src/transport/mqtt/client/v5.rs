@@ -1,13 +1,14 @@
-//! MQTT 5 in rumqttc's words.
+//! MQTT 5 by rumqttc: its options, packets and errors, translated to and from the types of `event`, `options` and
+//! `disconnect`.
 
-use super::loss::{self, Trouble};
-use super::{
-    Broker, Client, EventLoop, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, Message, Plan, REQUESTS, Seen,
-};
+use super::disconnect::{self, ConnectError};
+use super::event::{BrokerInfo, RawEvent};
+use super::options::{ConnectOptions, INFLIGHT, Identity, KEEP_ALIVE, MAX_PACKET, REQUEST_CHANNEL_CAPACITY};
 use crate::transport::mqtt::link::Connect;
-use crate::transport::mqtt::manners;
-use crate::transport::mqtt::outbox::{Limits, Packet, WINDOW};
-use crate::transport::mqtt::topics::Filter;
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
+use crate::transport::mqtt::protocol_limits;
+use crate::transport::mqtt::topics::TopicFilter;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::v5::{
     self, ConnAck, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, LastWill, PubAck,
@@ -17,93 +18,96 @@ use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, Incoming, MqttOptions, StateError};
 use std::time::{Duration, Instant};
 
-/// The session outlives a long weekend without power.
+/// Session Expiry Interval in seconds: the session survives a week without power.
 const SESSION_EXPIRY: u32 = 7 * 24 * 3600;
 
-/// A connection with the session that the broker keeps for us.
-pub fn session(plan: Plan, who: &Identity, how: Connect) -> (Client, EventLoop) {
-    let mut options = options(plan);
+/// A connection with the session that the broker keeps for the device.
+pub fn session_connection(
+    connect: ConnectOptions,
+    who: &Identity,
+    how: Connect,
+) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    let mut options = options(connect);
     let will = who.topics.availability();
     options
         .set_clean_start(how.clean_start)
-        .set_last_will(LastWill::new(will, "offline", QoS::AtLeastOnce, who.retains, None))
+        .set_last_will(LastWill::new(will, "offline", QoS::AtLeastOnce, who.has_retained_messages, None))
         .set_manual_acks(true)
         .set_session_expiry_interval(Some(SESSION_EXPIRY))
         .set_receive_maximum(Some(who.receive_maximum.max(1)));
-    begin(options)
+    start(options)
 }
 
-/// A connection that leaves nothing behind.
-pub fn visit(plan: Plan) -> (Client, EventLoop) {
-    begin(options(plan))
+/// A connection that leaves no session at the broker.
+pub fn clean_connection(connect: ConnectOptions) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    start(options(connect))
 }
 
-fn begin(options: MqttOptions) -> (Client, EventLoop) {
-    let (client, eventloop) = AsyncClient::new(options, REQUESTS);
-    (Client::V5(client), EventLoop::V5(Box::new(eventloop)))
+fn start(options: MqttOptions) -> (AsyncClient, rumqttc::v5::EventLoop) {
+    AsyncClient::new(options, REQUEST_CHANNEL_CAPACITY)
 }
 
-fn options(plan: Plan) -> MqttOptions {
-    let mut options = MqttOptions::new(plan.id, plan.host, plan.port);
+fn options(connect: ConnectOptions) -> MqttOptions {
+    let mut options = MqttOptions::new(connect.id, connect.host, connect.port);
     options
         .set_keep_alive(KEEP_ALIVE)
-        .set_connection_timeout(plan.network.connection_timeout())
+        .set_connection_timeout(connect.network.connection_timeout())
         .set_connect_properties(ConnectProperties::new())
         .set_max_packet_size(Some(MAX_PACKET))
-        .set_network_options(plan.network)
-        .set_transport(plan.transport)
+        .set_network_options(connect.network)
+        .set_transport(connect.transport)
         .set_outgoing_inflight_upper_limit(INFLIGHT);
-    if let Some((user, password)) = plan.login {
+    if let Some((user, password)) = connect.login {
         options.set_credentials(user, password);
     }
     options
 }
 
-/// The next event.
-pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<Seen, Trouble> {
-    let event = eventloop.poll().await.map_err(trouble)?;
-    // The broker's own wish; rumqttc takes it, and would even ping without a pause.
+/// Waits for the next event.
+pub async fn poll(eventloop: &mut rumqttc::v5::EventLoop) -> Result<RawEvent, ConnectError> {
+    let event = eventloop.poll().await.map_err(connect_error)?;
+    // The Server Keep Alive: rumqttc adopts it even where it is 0, and would then ping without a pause.
     let wanted = eventloop.options.keep_alive();
-    if wanted != manners::keep_alive(wanted, KEEP_ALIVE) {
+    if wanted != protocol_limits::keep_alive(wanted, KEEP_ALIVE) {
         eventloop.options.set_keep_alive(KEEP_ALIVE);
     }
-    Ok(seen(event))
+    Ok(raw_event(event))
 }
 
-fn seen(event: Event) -> Seen {
+fn raw_event(event: Event) -> RawEvent {
     match event {
-        Event::Incoming(Incoming::ConnAck(connack)) => Seen::Connected(broker(&connack)),
-        Event::Incoming(Incoming::SubAck(suback)) => Seen::Granted(granted(&suback)),
+        Event::Incoming(Incoming::ConnAck(connack)) => RawEvent::Connected(broker_info(&connack)),
+        Event::Incoming(Incoming::SubAck(suback)) => RawEvent::SubAck(suback_results(&suback)),
         Event::Incoming(Incoming::Publish(publish)) => {
             let alias = publish.properties.as_ref().and_then(|p| p.topic_alias);
-            Seen::Message(message(publish), alias)
+            RawEvent::Message(incoming_message(publish), alias)
         }
-        Event::Incoming(Incoming::PubAck(puback)) => Seen::Acknowledged(puback.pkid, taken(&puback)),
-        Event::Outgoing(Outgoing::Publish(packet)) => Seen::Published(packet),
-        Event::Outgoing(Outgoing::Disconnect) => Seen::Goodbye,
-        _ => Seen::Nothing,
+        Event::Incoming(Incoming::PubAck(puback)) => RawEvent::PubAck(puback.pkid, puback_result(&puback)),
+        Event::Outgoing(Outgoing::Publish(packet)) => RawEvent::Published(packet),
+        Event::Outgoing(Outgoing::Disconnect) => RawEvent::DisconnectSent,
+        _ => RawEvent::Other,
     }
 }
 
-/// Retain-as-published, so that a prompt sent as retained is seen as such and refused; none of
-/// those the broker keeps, which would come again at every subscription.
-pub fn filter(wanted: Filter) -> v5::Filter {
+/// With Retain As Published, so that a prompt published as retained is recognised and refused; and without the
+/// retained messages that the broker would deliver at every subscription (Retain Handling 2).
+pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
     v5::Filter {
         preserve_retain: true,
         retain_forward_rule: RetainForwardRule::Never,
-        ..v5::Filter::new(wanted.topic, qos(wanted.assured))
+        ..v5::Filter::new(wanted.topic, qos(wanted.is_qos_1))
     }
 }
 
-/// Publishes, `assured` at QoS 1. `false`: no room now.
-pub fn publish(client: &AsyncClient, packet: &Packet, assured: bool, now: Instant) -> bool {
+/// Publishes, at QoS 1 or 0. `false` where the request channel is full.
+pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool, now: Instant) -> bool {
     let (properties, payload) = (properties(packet, now), packet.payload.clone());
-    // At QoS 0 nothing of ours is to be kept.
+    // Messages at QoS 0 are never retained.
     let retain = assured && packet.retain;
     client.try_publish_with_properties(&packet.topic, qos(assured), retain, payload, properties).is_ok()
 }
 
-/// Acknowledges a message. `false`: no room now.
+/// Sends the PUBACK of a received message. `false` where the request channel is full.
 pub fn acknowledge(client: &AsyncClient, packet: u16) -> bool {
     let publish = Publish { pkid: packet, qos: QoS::AtLeastOnce, ..Publish::default() };
     client.try_ack(&publish).is_ok()
@@ -113,7 +117,7 @@ fn qos(assured: bool) -> QoS {
     if assured { QoS::AtLeastOnce } else { QoS::AtMostOnce }
 }
 
-fn properties(packet: &Packet, now: Instant) -> PublishProperties {
+fn properties(packet: &OutgoingMessage, now: Instant) -> PublishProperties {
     PublishProperties {
         payload_format_indicator: Some(1),
         content_type: packet.json.then(|| "application/json".to_owned()),
@@ -123,41 +127,41 @@ fn properties(packet: &Packet, now: Instant) -> PublishProperties {
     }
 }
 
-fn broker(connack: &ConnAck) -> Broker {
-    let said = connack.properties.as_ref();
-    let packet = said.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
-    let window = said.and_then(|p| p.receive_max).map_or(WINDOW, usize::from);
-    Broker {
+fn broker_info(connack: &ConnAck) -> BrokerInfo {
+    let text = connack.properties.as_ref();
+    let packet = text.and_then(|p| p.max_packet_size).map_or(usize::MAX, |n| n as usize);
+    let window = text.and_then(|p| p.receive_max).map_or(MAX_IN_FLIGHT, usize::from);
+    BrokerInfo {
         session_present: connack.session_present,
-        is_passing: false,
-        retains: said.and_then(|p| p.retain_available) != Some(0),
-        max_qos: said.and_then(|p| p.max_qos).unwrap_or(2),
-        shares: said.and_then(|p| p.shared_subscription_available) != Some(0),
-        // The first ping comes when the broker wishes, rumqttc's clock being set by then.
-        first_ping: said
+        is_clean_session: false,
+        has_retained_messages: text.and_then(|p| p.retain_available) != Some(0),
+        max_qos: text.and_then(|p| p.max_qos).unwrap_or(2),
+        has_shared_subscriptions: text.and_then(|p| p.shared_subscription_available) != Some(0),
+        // rumqttc has adopted the Server Keep Alive by the time it schedules the first ping.
+        first_ping: text
             .and_then(|p| p.server_keep_alive)
             .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()))
             .max(KEEP_ALIVE),
-        limits: Limits { packet, window },
+        limits: PublishLimits { packet, window },
     }
 }
 
-fn message(publish: Publish) -> Message {
-    let said = publish.properties.unwrap_or_default();
-    Message {
+fn incoming_message(publish: Publish) -> IncomingMessage {
+    let text = publish.properties.unwrap_or_default();
+    IncomingMessage {
         topic: publish.topic.to_vec(),
         payload: publish.payload.to_vec(),
         packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
         redelivered: publish.dup,
         retained: publish.retain,
-        response_topic: said.response_topic,
-        correlation: said.correlation_data.map(|data| data.to_vec()),
-        client: said.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
-        expiry: said.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
+        response_topic: text.response_topic,
+        correlation: text.correlation_data.map(|data| data.to_vec()),
+        client: text.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
+        expiry: text.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
     }
 }
 
-fn granted(suback: &SubAck) -> Vec<Result<(), String>> {
+fn suback_results(suback: &SubAck) -> Vec<Result<(), String>> {
     let reason = |code: &SubscribeReasonCode| match code {
         SubscribeReasonCode::Success(_) => Ok(()),
         code => Err(format!("{code:?}")),
@@ -165,36 +169,38 @@ fn granted(suback: &SubAck) -> Vec<Result<(), String>> {
     suback.return_codes.iter().map(reason).collect()
 }
 
-fn taken(puback: &PubAck) -> Result<(), String> {
+fn puback_result(puback: &PubAck) -> Result<(), String> {
     match puback.reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
         reason => Err(format!("{reason:?}")),
     }
 }
 
-fn trouble(error: ConnectionError) -> Trouble {
+fn connect_error(error: ConnectionError) -> ConnectError {
     match error {
-        ConnectionError::Timeout(_) => Trouble::Timeout,
-        ConnectionError::Io(error) => Trouble::Io(error),
-        ConnectionError::Tls(error) => loss::in_tls(error),
-        ConnectionError::ConnectionRefused(code) => Trouble::Refused(format!("{code:?}"), refused(code)),
-        ConnectionError::NotConnAck(_) => Trouble::Unreadable("it is no CONNACK".into()),
+        ConnectionError::Timeout(_) => ConnectError::Timeout,
+        ConnectionError::Io(error) => ConnectError::Io(error),
+        ConnectionError::Tls(error) => disconnect::from_tls(error),
+        ConnectionError::ConnectionRefused(code) => {
+            ConnectError::Refused(format!("{code:?}"), refusal_text(code))
+        }
+        ConnectionError::NotConnAck(_) => ConnectError::Unreadable("it is no CONNACK".into()),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            Trouble::Refused(format!("{reason_code:?}"), dismissed(reason_code))
+            ConnectError::Refused(format!("{reason_code:?}"), disconnect_text(reason_code))
         }
-        ConnectionError::MqttState(StateError::AwaitPingResp) => Trouble::Silence,
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Trouble::Closed,
-        ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => Trouble::Io(e),
-        // A DISCONNECT without a reason, which is the shortest way to write it; no message is so short.
+        ConnectionError::MqttState(StateError::AwaitPingResp) => ConnectError::Silence,
+        ConnectionError::MqttState(StateError::ConnectionAborted) => ConnectError::Closed,
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => ConnectError::Io(e),
+        // A DISCONNECT in its shortest form, without a reason code; no PUBLISH is so short.
         ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadRequired)) => {
-            Trouble::Closed
+            ConnectError::Closed
         }
-        ConnectionError::MqttState(StateError::Deserialization(e)) => Trouble::Unreadable(e.to_string()),
-        other => Trouble::Other(other.to_string()),
+        ConnectionError::MqttState(StateError::Deserialization(e)) => ConnectError::Unreadable(e.to_string()),
+        other => ConnectError::Other(other.to_string()),
     }
 }
 
-fn refused(code: ConnectReturnCode) -> String {
+fn refusal_text(code: ConnectReturnCode) -> String {
     use ConnectReturnCode::{BadUserNamePassword, NotAuthorized, UnsupportedProtocolVersion};
     let hint = match code {
         BadUserNamePassword | NotAuthorized => "; see mqtt.username and mqtt.password_file",
@@ -204,7 +210,7 @@ fn refused(code: ConnectReturnCode) -> String {
     format!("refused with {code:?}{hint}")
 }
 
-fn dismissed(code: DisconnectReasonCode) -> String {
+fn disconnect_text(code: DisconnectReasonCode) -> String {
     let hint = match code {
         DisconnectReasonCode::SessionTakenOver => "; another client uses our client id",
         DisconnectReasonCode::SharedSubscriptionNotSupported => "; take mqtt.group out",
@@ -218,8 +224,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_publish_is_larger_than_the_outbox_reckons() {
-        let packet = Packet {
+    fn no_publish_is_larger_than_the_outbox_assumes() {
+        let packet = OutgoingMessage {
             topic: "a/b".into(),
             payload: vec![0; 70_000],
             json: true,
@@ -235,26 +241,29 @@ mod tests {
 
     #[test]
     fn an_oversized_packet_counts_as_unreadable_and_a_lost_connection_does_not() {
-        let state = |e| trouble(ConnectionError::MqttState(StateError::Deserialization(e)));
+        let state = |e| connect_error(ConnectionError::MqttState(StateError::Deserialization(e)));
         let oversize = state(CodecError::PayloadSizeLimitExceeded { pkt_size: 9, max: 1 });
-        assert!(matches!(oversize, Trouble::Unreadable(_)), "{oversize:?}");
+        assert!(matches!(oversize, ConnectError::Unreadable(_)), "{oversize:?}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        assert!(matches!(state(CodecError::Io(reset)), Trouble::Io(_)));
+        assert!(matches!(state(CodecError::Io(reset)), ConnectError::Io(_)));
     }
 
     #[test]
-    fn a_disconnect_without_a_reason_is_no_poison() {
+    fn a_disconnect_without_a_reason_is_not_an_unreadable_packet() {
         let bare =
             v5::Packet::read(&mut [0xe0, 0x00].as_slice().into(), None).expect_err("rumqttc wants more");
-        let told = trouble(ConnectionError::MqttState(StateError::Deserialization(bare)));
-        assert!(matches!(told, Trouble::Closed), "{told:?}");
+        let reported = connect_error(ConnectionError::MqttState(StateError::Deserialization(bare)));
+        assert!(matches!(reported, ConnectError::Closed), "{reported:?}");
     }
 
     #[test]
     fn a_broker_that_names_no_limits_has_none_but_ours() {
         let connack = ConnAck { session_present: true, code: ConnectReturnCode::Success, properties: None };
-        let limits = Limits { packet: usize::MAX, window: WINDOW };
-        let said = broker(&connack);
-        assert_eq!((said.limits, said.retains, said.shares, said.max_qos), (limits, true, true, 2));
+        let limits = PublishLimits { packet: usize::MAX, window: MAX_IN_FLIGHT };
+        let text = broker_info(&connack);
+        assert_eq!(
+            (text.limits, text.has_retained_messages, text.has_shared_subscriptions, text.max_qos),
+            (limits, true, true, 2)
+        );
     }
 }

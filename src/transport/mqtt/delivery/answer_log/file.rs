@@ -1,0 +1,169 @@
+//! The log file: read once, appended to, and rewritten as a whole now and then.
+//!
+//! All calls block. A power cut at any moment leaves either the old file or the new one, and after the synced bytes
+//! at most a part of a line. Deliberately knows nothing of when to rewrite.
+
+use super::folder::StateFolder;
+use super::record::{self, LogContents};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// The open file.
+#[derive(Debug)]
+pub struct LogFile {
+    folder: StateFolder,
+    name: String,
+    /// The name under which a new file is written before it replaces the old one.
+    temporary_name: String,
+    file: fs::File,
+}
+
+impl LogFile {
+    /// Opens `path`, or creates it, and reads its records, at most `largest` bytes. A damaged file is copied to
+    /// `.corrupt` beside it; then, as after a torn line, the caller must call [`LogFile::replace`] before it appends.
+    pub fn open(path: &Path, largest: u64) -> io::Result<(Self, LogContents)> {
+        let folder = path.parent().expect("a file in a folder");
+        let named = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
+        let folder = StateFolder::open(folder, &named(&path.with_extension("lock")))?;
+        let name = named(path);
+        let mut file = folder.append_to(&name)?;
+        let mut bytes = Vec::new();
+        (&mut file).take(largest + 1).read_to_end(&mut bytes)?;
+        let mut contents = record::parse_log(&bytes);
+        if bytes.len() as u64 > largest {
+            contents.damaged += 1;
+        }
+        if contents.damaged > 0 {
+            let corrupt = named(&path.with_extension("corrupt"));
+            // Best effort: the readable records matter more. Some file systems have no hard links.
+            if folder.link(&name, &corrupt).is_err() {
+                let _ = folder.create(&corrupt).and_then(|mut copy| copy.write_all(&bytes));
+            }
+        }
+        let part = named(&path.with_extension("part"));
+        Ok((LogFile { folder, name, temporary_name: part, file }, contents))
+    }
+
+    /// Checks that the file is still where it was opened, and that the lock still protects it.
+    pub fn check(&self) -> io::Result<()> {
+        self.folder.check()?;
+        self.folder.check_file(&self.name, &self.file)
+    }
+
+    /// Appends lines, and with `sync` waits until a power cut can no longer lose them.
+    pub fn append(&mut self, lines: &[u8], sync: bool) -> io::Result<()> {
+        self.file.write_all(lines)?;
+        if sync { self.file.sync_data() } else { Ok(()) }
+    }
+
+    /// Replaces the file with a new one.
+    pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut file = self.folder.create(&self.temporary_name)?;
+        let written = file.write_all(lines).and_then(|()| file.sync_all());
+        // The name as well as the bytes must survive a power cut.
+        if let Err(error) = written.and_then(|()| self.folder.rename(&self.temporary_name, &self.name)) {
+            // On a full disk it would take the space that is needed.
+            let _ = self.folder.remove(&self.temporary_name);
+            return Err(error);
+        }
+        self.file = file;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::mqtt::delivery::answer_log::record::Record;
+    use std::path::PathBuf;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("bitnetd-store-{name}-{}", std::process::id()));
+            fs::create_dir_all(&folder).expect("a temporary folder");
+            Folder(folder)
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.join("below/answers")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn open(folder: &Folder) -> (LogFile, LogContents) {
+        LogFile::open(&folder.file(), 1 << 20).expect("opens")
+    }
+
+    #[test]
+    fn what_is_appended_and_replaced_is_read_after_reopening() {
+        let folder = Folder::new("again");
+        let (mut file, contents) = open(&folder);
+        assert_eq!(contents, LogContents::default());
+        file.append(&Record::Session(1).line(), true).expect("room");
+        file.replace(&Record::Session(2).line()).expect("room");
+        drop(file);
+        let (mut file, contents) = open(&folder);
+        assert_eq!(contents.session, Some(2));
+        file.append(&Record::Session(3).line(), false).expect("room");
+        drop(file);
+        assert_eq!(open(&folder).1.session, Some(3));
+    }
+
+    #[test]
+    fn a_second_daemon_is_locked_out_until_the_first_has_ended() {
+        let folder = Folder::new("lock");
+        let first = open(&folder);
+        let text = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
+        assert!(text.contains("another daemon") && text.contains("device.id"), "{text}");
+        drop(first);
+        open(&folder);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_what_is_sound_in_it_is_read() {
+        let folder = Folder::new("corrupt");
+        drop(open(&folder));
+        let bytes = [b"rubbish\n".as_slice(), &Record::Session(4).line()].concat();
+        fs::write(folder.file(), &bytes).expect("a temporary folder");
+        let (_, contents) = open(&folder);
+        assert_eq!((contents.session, contents.damaged), (Some(4), 1));
+        assert_eq!(fs::read(folder.file().with_extension("corrupt")).expect("set aside"), bytes);
+    }
+
+    #[test]
+    fn it_is_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new("private");
+        let (mut file, _) = open(&folder);
+        file.replace(b"").expect("room");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o077;
+        assert_eq!((mode(&folder.file()), mode(&folder.0.join("below"))), (0, 0));
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_is_an_error() {
+        let folder = Folder::new("file");
+        fs::write(folder.0.join("below"), "").expect("a temporary folder");
+        LogFile::open(&folder.file(), 1 << 20).expect_err("no folder");
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file() {
+        let folder = Folder::new("full");
+        let (mut file, _) = open(&folder);
+        file.append(&Record::Session(5).line(), true).expect("room");
+        // The device of every write error.
+        file.file = fs::OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
+        file.append(&Record::Session(6).line(), true).expect_err("full");
+        drop(file);
+        assert_eq!(open(&folder).1.session, Some(5));
+    }
+}

@@ -1,0 +1,436 @@
+//! Prompts that are with the worker: each is submitted as an [`Inbound`], and its events are received here.
+//!
+//! Deliberately knows nothing of the broker link: a request continues while the link is down.
+
+use super::outbox::PromptId;
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
+use crate::transport::mqtt::message::IncomingMessage;
+use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::topics::Topics;
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Capacity of one request's event channel: some seconds of tokens. The worker cancels a request whose channel is
+/// full, which only happens when the event loop hangs.
+const EVENT_CHANNEL_CAPACITY: usize = 256;
+/// A reply expires with its prompt, but not before the client had a moment to receive it: an answer that was cut
+/// off by the deadline is published just after it.
+const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+
+/// Maximum length of the Correlation Data in bytes: it is kept with the prompt and repeated in every event.
+const MAX_CORRELATION_BYTES: usize = 1024;
+
+/// Maximum number of requests of one client in the worker's queue: one that is answered and the next one. So that
+/// queue is fair between clients too, whoever sent more prompts.
+const MAX_PER_CLIENT: usize = 2;
+
+/// Where the events of a prompt are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyRoute {
+    pub id: String,
+    /// The topic of the replies.
+    topic: String,
+    /// The prompt's Correlation Data.
+    correlation: Option<Vec<u8>>,
+    deadline: Option<Instant>,
+}
+
+impl ReplyRoute {
+    /// The route to the sender of `message`, and what is wrong with the Response Topic it named; the refusal of it
+    /// is published on the reply topic.
+    pub fn new(
+        message: &IncomingMessage,
+        id: String,
+        topics: &Topics,
+        now: Instant,
+    ) -> (Self, Result<(), Refusal>) {
+        let wanted = message.response_topic.as_deref();
+        let checked = wanted.map_or(Ok(()), |topic| topics.check_response(topic, &message.topic));
+        let topic = match (wanted, &checked) {
+            (Some(topic), Ok(())) => topic.to_owned(),
+            _ => topics.reply(&message.topic, &id),
+        };
+        let deadline = message.expiry.map(|expiry| now + expiry);
+        let length = message.correlation.as_ref().map_or(0, Vec::len);
+        let checked = checked.and_then(|()| match length {
+            0..=MAX_CORRELATION_BYTES => Ok(()),
+            _ => Err(format!("the Correlation Data has {length} bytes; the most is {MAX_CORRELATION_BYTES}")),
+        });
+        let correlation = message.correlation.clone().filter(|_| length <= MAX_CORRELATION_BYTES);
+        let route = ReplyRoute { id, topic, correlation, deadline };
+        (route, checked.map_err(|text| Refusal::new(Code::InvalidRequest, text)))
+    }
+
+    /// The route of a prompt that was read from disk.
+    pub fn restored(
+        id: String,
+        topic: String,
+        correlation: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        ReplyRoute { id, topic, correlation, deadline }
+    }
+
+    /// The topic of the replies.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The prompt's Correlation Data.
+    pub fn correlation(&self) -> Option<&[u8]> {
+        self.correlation.as_deref()
+    }
+
+    /// Milliseconds for which an answer is still wanted; `None` is for ever.
+    pub fn remaining_ms(&self, now: Instant) -> Option<u64> {
+        let left = self.deadline?.saturating_duration_since(now);
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Whether nobody wants an answer any more.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Memory of its texts in bytes.
+    pub fn bytes(&self) -> usize {
+        self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len)
+    }
+
+    /// A reply on this route.
+    pub fn packet(&self, payload: Vec<u8>, now: Instant) -> OutgoingMessage {
+        OutgoingMessage {
+            correlation: self.correlation.clone(),
+            expires: self.deadline.map(|deadline| deadline.max(now + EXPIRY_GRACE)),
+            ..OutgoingMessage::json(self.topic.clone(), payload)
+        }
+    }
+}
+
+/// Makes ids for requests without one.
+#[derive(Debug)]
+pub struct IdGenerator {
+    /// Random, so that no id is made again after a restart, also on a device without a clock.
+    process: u64,
+    count: u64,
+}
+
+impl IdGenerator {
+    pub fn new() -> Self {
+        IdGenerator { process: RandomState::new().hash_one(std::process::id()), count: 0 }
+    }
+
+    pub fn next_id(&mut self) -> String {
+        self.count += 1;
+        format!("{:016x}-{}", self.process, self.count)
+    }
+}
+
+#[derive(Debug)]
+struct ActiveRequest {
+    client: String,
+    route: ReplyRoute,
+    events: mpsc::Receiver<Event>,
+    cancel: Cancel,
+}
+
+/// An event of a prompt that is with the worker.
+#[derive(Debug)]
+pub struct PromptEvent {
+    pub prompt: PromptId,
+    pub route: ReplyRoute,
+    pub event: Event,
+    /// The prompt ended only because the daemon stops.
+    pub is_ended_by_shutdown: bool,
+}
+
+/// The requests that are with the worker, or in its queue.
+#[derive(Debug)]
+pub struct ActiveRequests {
+    requests: mpsc::Sender<Inbound>,
+    /// Maximum number of requests that may be submitted at a time: the worker's queue has room for as many.
+    window: usize,
+    active: BTreeMap<PromptId, ActiveRequest>,
+    /// The number of them of each client.
+    per_client: HashMap<String, usize>,
+}
+
+impl ActiveRequests {
+    pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
+        let window = usize::from(window.max(1));
+        ActiveRequests { requests, window, active: BTreeMap::new(), per_client: HashMap::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// Whether one more request may be submitted now.
+    pub fn has_room(&self) -> bool {
+        self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
+    }
+
+    /// Whether one more request of this client may be submitted now.
+    pub fn client_has_room(&self, client: &str) -> bool {
+        self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
+    }
+
+    /// Submits a request that was `received` then.
+    pub fn start(
+        &mut self,
+        prompt: PromptId,
+        request: Request,
+        client: &str,
+        route: ReplyRoute,
+        received: Instant,
+    ) {
+        let mut request = request;
+        let wanted = route.deadline.map(|deadline| deadline.saturating_duration_since(received));
+        request.timeout = request.timeout.into_iter().chain(wanted).min();
+        let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
+        let reply = Reply::new(&route.id, &sender).expect("a new channel has room");
+        let cancel = Cancel::default();
+        let inbound = Inbound {
+            request,
+            id: route.id.clone(),
+            client: format!("mqtt:{client}"),
+            queue_key: format!("mqtt:{client}"),
+            when_full: WhenFull::Wait,
+            received,
+            reply,
+            cancel: cancel.clone(),
+        };
+        *self.per_client.entry(client.to_owned()).or_default() += 1;
+        self.active.insert(prompt, ActiveRequest { client: client.to_owned(), route, events, cancel });
+        match self.requests.try_send(inbound) {
+            Ok(()) => {}
+            // Impossible after `has_room`. The dropped reply sends an error to the client.
+            Err(TrySendError::Full(_)) => log::error!("mqtt: a prompt was handed on without room for it"),
+            Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
+        }
+    }
+
+    /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:
+    /// all of them are cancelled.
+    pub fn cancel(&self, id: &str) {
+        for running in self.active.values().filter(|running| running.route.id == id) {
+            running.cancel.raise();
+        }
+    }
+
+    fn remove(&mut self, prompt: PromptId) {
+        let Some(ActiveRequest { client, .. }) = self.active.remove(&prompt) else { return };
+        if let Some(count) = self.per_client.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&client);
+            }
+        }
+    }
+
+    /// Waits for the next event. May be dropped and called again.
+    pub async fn next(&mut self) -> PromptEvent {
+        let (prompt, event) = poll_fn(|context| {
+            for (prompt, running) in &mut self.active {
+                if let Poll::Ready(event) = running.events.poll_recv(context) {
+                    return Poll::Ready((*prompt, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        let running = &self.active[&prompt];
+        let route = running.route.clone();
+        // A dropped reply sends `internal`; a channel closed without it is treated the same.
+        let event = event.unwrap_or_else(|| {
+            let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
+            Event::Error { id: Some(route.id.clone()), refusal }
+        });
+        let cut_off = is_ended_by_shutdown(&event, &running.cancel);
+        if event.is_last() {
+            self.remove(prompt);
+        }
+        PromptEvent { prompt, route, event, is_ended_by_shutdown: cut_off }
+    }
+}
+
+/// Whether a prompt was ended by the daemon's stop, and neither by its own end nor by its client.
+fn is_ended_by_shutdown(event: &Event, cancel: &Cancel) -> bool {
+    match event {
+        Event::Token { .. } => false,
+        Event::Done(done) => done.finish_reason == FinishReason::Cancelled && !cancel.is_raised(),
+        Event::Error { refusal, .. } => refusal.code == Code::ShuttingDown,
+    }
+}
+
+/// The refusal of a prompt at QoS 0 where more are received than answered; a second later there may be room.
+pub fn qos_0_overload() -> Refusal {
+    let text =
+        "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
+    Refusal { retry_after_ms: Some(1_000), ..Refusal::new(Code::RateLimited, text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Done, Timings, Usage, json};
+
+    fn message() -> IncomingMessage {
+        IncomingMessage {
+            topic: b"bitnetd/cellar/prompt".to_vec(),
+            payload: b"hello".to_vec(),
+            packet: Some(1),
+            redelivered: false,
+            retained: false,
+            response_topic: None,
+            correlation: None,
+            client: None,
+            expiry: None,
+        }
+    }
+
+    fn way(message: &IncomingMessage, now: Instant) -> (ReplyRoute, Result<(), Refusal>) {
+        ReplyRoute::new(message, "a".into(), &Topics::new("bitnetd", "cellar"), now)
+    }
+
+    fn start(prompts: &mut ActiveRequests, number: PromptId, client: &str) {
+        let now = Instant::now();
+        prompts.start(number, request(), client, way(&message(), now).0, now);
+    }
+
+    fn request() -> Request {
+        json::request_or_text(b"hello").expect("sound")
+    }
+
+    #[test]
+    fn without_a_response_topic_the_id_names_the_reply_topic() {
+        let now = Instant::now();
+        let packet = way(&message(), now).0.packet(vec![], now);
+        assert_eq!((packet.topic.as_str(), packet.expires), ("bitnetd/cellar/reply/a", None));
+    }
+
+    #[test]
+    fn a_refused_response_topic_is_answered_on_the_reply_topic() {
+        let asked = IncomingMessage { response_topic: Some("bitnetd/cellar/prompt".into()), ..message() };
+        let (route, checked) = way(&asked, Instant::now());
+        assert_eq!(route.topic, "bitnetd/cellar/reply/a");
+        assert_eq!(checked.expect_err("a loop").code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn a_reply_expires_with_its_prompt_but_can_be_fetched_at_the_deadline() {
+        let now = Instant::now();
+        let asked = IncomingMessage { expiry: Some(Duration::from_secs(60)), ..message() };
+        let (route, _) = way(&asked, now);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(route.packet(vec![], at(10)).expires, Some(at(60)));
+        assert_eq!(route.packet(vec![], at(60)).expires, Some(at(65)));
+    }
+
+    #[test]
+    fn the_message_expiry_is_a_deadline_of_the_request() {
+        let (sender, mut requests) = mpsc::channel(2);
+        let mut prompts = ActiveRequests::new(sender, 9);
+        let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
+        for timeout in [None, Some(Duration::from_secs(1))] {
+            let route = way(&asked, Instant::now()).0;
+            prompts.start(1, Request { timeout, ..request() }, "-", route, Instant::now());
+            let given = requests.try_recv().expect("handed on").request.timeout;
+            assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_receiver_is_gone_ends_with_an_error() {
+        let (sender, requests) = mpsc::channel(1);
+        let mut prompts = ActiveRequests::new(sender, 9);
+        start(&mut prompts, 1, "-");
+        assert!(!prompts.has_room(), "the worker has not come for the first");
+        drop(requests);
+        let lost = prompts.next().await;
+        assert!(matches!(lost.event, Event::Error { refusal, .. } if refusal.code == Code::Internal));
+        start(&mut prompts, 2, "-");
+        assert!(prompts.next().await.is_ended_by_shutdown, "the daemon is stopping");
+    }
+
+    #[tokio::test]
+    async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_room() {
+        let (sender, mut requests) = mpsc::channel(9);
+        let mut prompts = ActiveRequests::new(sender, 3);
+        start(&mut prompts, 1, "a");
+        assert!(prompts.client_has_room("a"));
+        start(&mut prompts, 2, "a");
+        assert!(!prompts.client_has_room("a") && prompts.client_has_room("b") && prompts.has_room());
+        start(&mut prompts, 3, "b");
+        assert!(!prompts.has_room(), "three at a time");
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
+        prompts.next().await;
+        assert!(prompts.client_has_room("a") && prompts.has_room());
+    }
+
+    #[test]
+    fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
+        let (sender, mut requests) = mpsc::channel(3);
+        let mut prompts = ActiveRequests::new(sender, 9);
+        for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
+            let route = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
+            prompts.start(number, request(), "-", route, Instant::now());
+        }
+        prompts.cancel("a");
+        let raised: Vec<_> =
+            (0..3).map(|_| requests.try_recv().expect("handed on").cancel.is_raised()).collect();
+        assert_eq!(raised, [true, false, true]);
+    }
+
+    #[tokio::test]
+    async fn only_a_shutdown_counts_as_ended_by_shutdown() {
+        let (sender, mut requests) = mpsc::channel(1);
+        let mut prompts = ActiveRequests::new(sender, 9);
+        for (finish_reason, raised, cut_off) in [
+            (FinishReason::Cancelled, false, true),
+            (FinishReason::Cancelled, true, false),
+            (FinishReason::Stop, false, false),
+        ] {
+            start(&mut prompts, 1, "-");
+            let inbound = requests.try_recv().expect("handed on");
+            if raised {
+                inbound.cancel.raise();
+            }
+            inbound.reply.finish(Event::Done(Box::new(done(finish_reason))));
+            assert_eq!(
+                prompts.next().await.is_ended_by_shutdown,
+                cut_off,
+                "{finish_reason:?}, raised: {raised}"
+            );
+        }
+        start(&mut prompts, 1, "-");
+        requests.try_recv().expect("handed on").reply.refuse(Refusal::shutting_down());
+        assert!(prompts.next().await.is_ended_by_shutdown);
+    }
+
+    fn done(finish_reason: FinishReason) -> Done {
+        Done {
+            id: "a".into(),
+            text: String::new(),
+            finish_reason,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            energy: None,
+            cached: false,
+        }
+    }
+
+    #[test]
+    fn generated_ids_differ_within_and_across_processes() {
+        let (mut one, mut other) = (IdGenerator::new(), IdGenerator::new());
+        assert_ne!(one.next_id(), one.next_id());
+        assert_ne!(one.process, other.process);
+        assert!(other.next_id().len() <= json::MAX_ID);
+    }
+}

@@ -1,0 +1,22 @@
+//! What every connection of the socket is given by the daemon.
+
+use crate::telemetry::Telemetry;
+use crate::transport::Inbound;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// What every connection is given by the daemon.
+#[derive(Debug, Clone)]
+pub struct ConnectionContext {
+    /// Maximum number of open connections.
+    pub max_connections: usize,
+    /// Where requests are sent.
+    pub inbound: mpsc::Sender<Inbound>,
+    /// Counts the requests that are refused by the transport, and renders reports.
+    pub telemetry: Arc<Telemetry>,
+    /// Once cancelled, new requests are refused.
+    pub draining: CancellationToken,
+    /// Once cancelled, all requests are cancelled and the connections close.
+    pub close: CancellationToken,
+}
