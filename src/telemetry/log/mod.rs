@@ -62,7 +62,7 @@ pub fn last_line(text: &str) {
     let writer = standard_error::Writer::standard_error();
     let began = Instant::now();
     while writer.write(format!("{text}\n").as_bytes()).is_err() && began.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Pure and bounded: clients choose Response Topics, as many as they like.
 
+use crate::protocol::text::Shown;
 use std::collections::BTreeSet;
 
 /// Maximum number of topics that are named in the log on one connection.
@@ -25,7 +26,9 @@ impl RefusedPublishes {
             ""
         };
         Some(format!(
-            "a publish was refused on {topic} ({reason}); allow it in the broker's access list{more}"
+            "a publish was refused on {} ({}); allow it in the broker's access list{more}",
+            Shown(topic),
+            Shown(reason)
         ))
     }
 

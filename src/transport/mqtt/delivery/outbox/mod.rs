@@ -8,6 +8,7 @@
 mod tests;
 
 use super::refused_publishes::RefusedPublishes;
+use crate::protocol::text::Shown;
 use crate::protocol::{Code, Event, Refusal, json};
 use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::strikes::{GIVE_UP, ISOLATE, Strikes};
@@ -328,7 +329,7 @@ impl Outbox {
     }
 
     fn give_up(&mut self, at: usize, why: &str) {
-        log::error!("mqtt: a reply to {} is given up: {why}", self.entries[at].packet.topic);
+        log::error!("mqtt: a reply to {} is given up: {why}", Shown(&self.entries[at].packet.topic));
         self.given_up += 1;
         // Sent again, it would cause the same failure.
         let entry = &mut self.entries[at];
