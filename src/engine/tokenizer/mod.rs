@@ -417,11 +417,11 @@ fn read_template(
         },
     };
     let source = match family {
-        Family::Plain => "none: the model goes on with what is said".to_owned(),
+        Family::Plain => "none: the model continues the text without a template".to_owned(),
         family => format!("built-in: {}'s form", family.name()),
     };
     notes.push(match family {
-        Family::Plain => format!("{why}; the model goes on with what is said"),
+        Family::Plain => format!("{why}; the model continues the text without a template"),
         family => format!("{why}; {}'s form is used", family.name()),
     });
     let template = compile(family.form()).map_err(|why| LoadError::key(TEMPLATE, why))?;

@@ -219,7 +219,7 @@ fn each_family_has_its_form_where_the_file_has_none() {
         (
             family("bitnet", &["<s>", "</s>"], |_| {}),
             "<s> Be brief.\n\nHello \nHi".into(),
-            "goes on with what is said",
+            "continues the text without a template",
         ),
     ];
     for (chat, wanted, name) in cases {
@@ -248,7 +248,7 @@ fn a_template_that_cannot_be_used_gives_way_to_plain_text_where_there_is_no_form
             file.set("tokenizer.chat_template", fixtures::text(template));
         });
         noted(&chat, "the file's chat template ");
-        noted(&chat, "; the model goes on with what is said");
+        noted(&chat, "; the model continues the text without a template");
         assert_eq!(prompt(&chat, &TALK[1..2]), "<s>Hello ");
     }
 }

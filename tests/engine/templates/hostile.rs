@@ -224,6 +224,6 @@ fn what_is_no_template_is_noted_with_its_line() {
     ] {
         let said = read(template).expect_err("no template");
         assert!(said.contains(wanted), "{wanted:?} is not in {said:?}");
-        assert!(said.ends_with("; the model goes on with what is said"), "{said}");
+        assert!(said.ends_with("; the model continues the text without a template"), "{said}");
     }
 }
