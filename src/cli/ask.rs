@@ -4,7 +4,7 @@
 //! connection, which cancels the request.
 
 use super::Failure;
-use super::client::{default_socket, lost, no_bitnetd, no_daemon};
+use super::daemon_socket::{default_socket, lost, no_bitnetd, no_daemon};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
 use crate::protocol::text::for_terminal;

@@ -1,6 +1,6 @@
 //! `bitnetd generate`: one answer in this process, without a daemon.
 
-use super::model::ModelArgs;
+use super::model_args::ModelArgs;
 use super::{Failure, print, text};
 use crate::engine::Engine;
 use crate::engine::error::PromptError;

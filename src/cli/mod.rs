@@ -3,21 +3,17 @@
 //! Deliberately knows no exit by itself: a command returns, and `main` says how it went.
 
 mod ask;
-mod bench;
 mod check_config;
-mod client;
-mod convert;
+mod daemon_socket;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
 mod generate;
 mod host;
 mod inspect;
-mod logits;
-mod model;
-mod perplexity;
+mod model_args;
 mod serve;
-mod tokenize;
+mod tools;
 mod top;
 
 use crate::daemon;
@@ -28,6 +24,7 @@ use clap::{Parser, Subcommand};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
+use tools::{bench, convert, logits, perplexity, tokenize};
 
 /// Why a command failed, in one line, and the exit code that says so to programs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The settings of alerts.
 
-use super::file::{Checked, Mistake};
+use super::toml_schema::{Checked, Mistake};
 use serde::Deserialize;
 use std::time::Duration;
 

@@ -5,14 +5,14 @@
 
 mod alerts;
 mod broker;
-mod changes;
-mod file;
+mod diff;
 #[cfg(test)]
 mod tests;
 mod text_position;
+mod toml_schema;
 
 pub use alerts::Alerts;
-pub use changes::Changes;
+pub use diff::Changes;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -365,7 +365,7 @@ fn read(path: &Path) -> Result<String, String> {
 impl Config {
     /// The documented defaults on this host.
     pub fn defaults(host: &Host) -> Self {
-        file::File::default().check("built-in defaults", "", host).expect("the defaults are sound")
+        toml_schema::File::default().check("built-in defaults", "", host).expect("the defaults are sound")
     }
 
     /// Reads and checks a configuration file.
@@ -378,6 +378,6 @@ impl Config {
     /// Checks a configuration given as text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        file::File::parse(text, place)?.check(place, text, host)
+        toml_schema::File::parse(text, place)?.check(place, text, host)
     }
 }

@@ -1,8 +1,8 @@
 //! Which requests wait, in which order, and which are turned away: decisions only, the time passed
 //! in. Deliberately knows no thread and no model.
 
-use super::budget::WAITING_TEXTS;
-use super::pressure::{Held, Pressure, State};
+use super::memory_guard::{Held, Pressure, State};
+use super::memory_plan::WAITING_TEXTS;
 use super::shares::{Place, Shares};
 use crate::config;
 use crate::protocol::{Code, Refusal};

@@ -4,24 +4,22 @@
 //! exit codes: `cli` brings the settings and takes the failure.
 
 mod admission;
-mod budget;
-mod cache;
-mod controls;
-mod export;
-mod health;
-mod heap;
-mod pressure;
+mod answer_cache;
+mod commands;
+mod malloc_trim;
+mod memory_guard;
+mod memory_plan;
 mod queue;
 mod reload;
-mod report;
+mod report_schedule;
+mod reporter;
 mod shares;
-mod shutdown;
-mod status;
+mod signals;
 mod systemd;
-mod timetable;
+mod textfile_exporter;
 mod worker;
 
-pub use budget::{Allowed, Clients, Plan, TooLarge};
+pub use memory_plan::{Allowed, Clients, Plan, TooLarge};
 pub use reload::Reread;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
@@ -35,17 +33,17 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
 use crate::transport::{Control, Inbound, Pulse};
-use budget::window;
-use export::Exporter;
 use log::{error, info, warn};
+use memory_plan::window;
 use queue::Queue;
 use reload::Settings;
-use report::{Reporter, Sampler, info_payload};
-use shutdown::{Asked, Signals};
+use reporter::{Reporter, Sampler, info_payload};
+use signals::{Asked, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use textfile_exporter::Exporter;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -276,7 +274,7 @@ impl Daemon {
         let alerts = link.is_some().then_some(alerts);
         let hurry = Arc::new(Notify::new());
         let mut company = self.keep_company(requests, reports, &hurry, link, alerts, &facts.model);
-        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
+        company.spawn(commands::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
         company.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
         let _ = ready.send(()); // nobody has to listen

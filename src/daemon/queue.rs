@@ -3,11 +3,11 @@
 //! What is decided is [`Admission`]'s; here is only the waiting. Deliberately knows no model.
 
 use super::admission::{Admission, Job};
-use super::budget::Plan;
-use super::cache::{Cache, Key, Stored};
-use super::heap;
+use super::answer_cache::{Cache, Key, Stored};
 use super::locked;
-use super::pressure::{Held, Pressure, State};
+use super::malloc_trim;
+use super::memory_guard::{Held, Pressure, State};
+use super::memory_plan::Plan;
 use crate::config::{CacheScope, Config};
 use crate::protocol::Refusal;
 use crate::telemetry::{Telemetry, sensors};
@@ -123,7 +123,7 @@ impl Queue {
             }
             while locked(&self.admission).is_short() {
                 tokio::time::sleep(MEMORY_INTERVAL).await;
-                heap::give_back();
+                malloc_trim::give_back();
                 if self.look() == State::Stuck {
                     let resident = self.held().resident >> 20;
                     return format!("memory stays short with nothing to do: {resident} MiB are held; ending");
@@ -140,7 +140,7 @@ impl Queue {
         let (was_short, mut state) = self.weigh();
         if !was_short && state != State::Room {
             *locked(&self.cache) = Cache::default();
-            heap::give_back();
+            malloc_trim::give_back();
             (_, state) = self.weigh();
             if state != State::Room {
                 self.short.notify_one();

@@ -4,7 +4,7 @@
 
 use super::Failure;
 use super::admission::{Job, verdict};
-use super::cache::{Key, Stored};
+use super::answer_cache::{Key, Stored};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;

@@ -109,7 +109,7 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::answers::tests::done;
+    use super::super::request_stats::tests::done;
     use super::super::{Snapshot, Telemetry};
     use super::*;
     use crate::protocol::{MqttLink, RequestEnergy, Timings};

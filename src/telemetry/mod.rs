@@ -4,22 +4,19 @@
 //! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
 
 pub mod alerts;
-mod answers;
-mod buckets;
 pub mod energy;
-pub mod histogram;
 mod journal;
+mod latency;
 pub mod log;
 pub mod prometheus;
+mod request_stats;
+mod rfc3339;
 pub mod sensors;
-mod spread;
 pub mod textfile;
-mod time;
-mod window;
 
-pub use buckets::{Distribution, Quantity};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
-pub use time::rfc3339;
+pub use latency::{Distribution, Quantity};
+pub use rfc3339::rfc3339;
 
 use crate::config;
 use crate::protocol::{
@@ -27,8 +24,8 @@ use crate::protocol::{
     Requests, Screen, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, Planned};
-use answers::Answers;
 use energy::{Mark, Meter};
+use request_stats::Answers;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -395,7 +392,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::answers::tests::done;
+    use super::request_stats::tests::done;
     use super::*;
     use crate::protocol::{Method, Throttling};
 

@@ -5,11 +5,9 @@
 mod alerts;
 mod answers;
 mod ask;
-mod busy;
 mod commands;
 mod configuration;
 mod convert;
-mod crowd;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]
@@ -19,12 +17,14 @@ mod faults;
 mod home;
 mod hostile;
 mod inbox;
+mod known_cves;
 mod limits;
 mod listener;
+mod load;
 mod models;
 mod mqtt;
-mod past;
 mod power;
+mod queueing;
 mod reload;
 mod restart;
 mod soak;

@@ -90,8 +90,10 @@ fn configuration_files_and_their_mirror_have_the_same_keys() {
         .iter()
         .filter(|file| file.path.starts_with("config/") && file.path.ends_with(".toml"))
         .collect();
-    let mirror =
-        files.iter().find(|file| file.path == "src/config/file.rs").expect("src/config/file.rs exists");
+    let mirror = files
+        .iter()
+        .find(|file| file.path == "src/config/toml_schema.rs")
+        .expect("src/config/toml_schema.rs exists");
     let example = "config/bitnetd.toml";
     assert!(shown.iter().any(|file| file.path == example), "{example} exists");
     report(config_keys_agree(example, &shown, mirror));

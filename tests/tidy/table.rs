@@ -36,14 +36,19 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     // The only three that see both sides.
     ("daemon/mod",       &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/worker",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
-    ("daemon/budget",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/memory_plan",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("cli",              &[EVERYTHING]),
 ];
 pub const EVERYTHING: &str = "*";
 
 /// Where `unsafe` may stand: the file map, the thread pool, the kernels, the sensor ioctl, the allocator.
-pub const MAY_BE_UNSAFE: &[&str] =
-    &["engine/gguf/map", "engine/pool", "engine/kernels", "telemetry/sensors/mailbox/device", "daemon/heap"];
+pub const MAY_BE_UNSAFE: &[&str] = &[
+    "engine/gguf/map",
+    "engine/pool",
+    "engine/kernels",
+    "telemetry/sensors/rpi_firmware/ioctl",
+    "daemon/malloc_trim",
+];
 
 /// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
 pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];

@@ -1,8 +1,8 @@
 //! `bitnetd inspect`: what a model file holds, whether it runs, and what memory it takes where.
 
-mod text;
+mod render;
 
-use super::model::{cache_arg, head_arg, layout_arg};
+use super::model_args::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
 use crate::config::Config;
 use crate::daemon::{Allowed, Clients, Plan};
@@ -195,7 +195,7 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
     said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
     match args.json {
         true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
-        false => print(text::page(&said, args.tensors).as_bytes())?,
+        false => print(render::page(&said, args.tensors).as_bytes())?,
     }
     outcome
 }

@@ -3,19 +3,19 @@
 //! It asks for the report over the socket as any client can, and draws it. Deliberately knows nothing of how the
 //! report comes about.
 
-mod frame;
-mod screen;
+mod render;
+mod terminal;
 
-use super::client::{default_socket, lost, no_bitnetd, no_daemon};
+use super::daemon_socket::{default_socket, lost, no_bitnetd, no_daemon};
 use super::serve::block_on;
 use super::{Failure, print};
 use crate::protocol::text::one_line;
-use frame::{Trends, frame, wrap};
-use screen::Screen;
+use render::{Trends, frame, wrap};
 use serde_json::Value;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use terminal::Screen;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -3,13 +3,13 @@
 //!
 //! Pure: readings and moments come in, changes go out. Deliberately knows no sensor, no broker and no journal.
 
-mod errors;
+mod error_rate;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 use crate::config;
-use errors::ErrorRate;
+use error_rate::ErrorRate;
 use rules::Rule;
 use serde::Serialize;
 use std::time::{Duration, Instant};

@@ -4,17 +4,17 @@
 //! with `bitnetd_` and are in base units. A sample that is not known is left out, and a family of none with it.
 //! Deliberately knows no door: who asks gets a string.
 
+mod exposition;
 #[cfg(test)]
 mod tests;
-mod text;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
     Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, Screen, Thermal,
     Throttled, Throughput,
 };
+use exposition::{Label, Text};
 use std::time::SystemTime;
-use text::{Label, Text};
 
 /// What the text is, for a door that says so.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

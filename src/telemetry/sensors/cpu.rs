@@ -1,9 +1,9 @@
 //! Load of host and process, threads of the process, and what the processors wait for.
 
-use super::files::Root;
-use super::load::{Mean, TICKS_PER_SECOND, Ticks};
-use super::pressure;
-use super::slow::{self, Slow};
+use super::cached::{self, Slow};
+use super::psi;
+use super::rolling_mean::{Mean, TICKS_PER_SECOND, Ticks};
+use super::sysfs::Root;
 use crate::protocol::{Cpu, Pressure};
 use std::time::Instant;
 
@@ -19,14 +19,19 @@ pub(super) struct Load {
 
 impl Load {
     pub fn new(now: Instant) -> Self {
-        Load { started: now, host: Mean::default(), process: Mean::default(), means: Slow::new(slow::HOLDS) }
+        Load {
+            started: now,
+            host: Mean::default(),
+            process: Mean::default(),
+            means: Slow::new(cached::HOLDS),
+        }
     }
 
     /// Everything but the clock of the processors.
     pub fn read(&mut self, root: &Root, now: Instant) -> Cpu {
         let stat = root.text("/proc/self/stat");
         let stat = stat.as_deref().and_then(Stat::parse);
-        let means = || (load_average(root), pressure::read(root, "/proc/pressure/cpu"));
+        let means = || (load_average(root), psi::read(root, "/proc/pressure/cpu"));
         let (load_1m, pressure) = self.means.get(now, means);
         Cpu {
             host_percent: self.host_percent(Ticks::read(root), now),
@@ -84,7 +89,7 @@ fn load_average(root: &Root) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::path::Path;
     use std::time::Duration;

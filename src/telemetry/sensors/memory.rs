@@ -2,10 +2,10 @@
 //!
 //! Sizes come from lines in kB, never from counts of pages: a Raspberry Pi 5 has pages of 16 KiB.
 
-use super::files::{Root, kilobytes};
-use super::group::Group;
-use super::pressure;
-use super::slow::{self, Slow};
+use super::cached::{self, Slow};
+use super::cgroup::Group;
+use super::psi;
+use super::sysfs::{Root, kilobytes};
 use crate::protocol::Memory;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ impl Memories {
     }
 
     pub fn find(root: &Root) -> Self {
-        let (enforced, around) = (Slow::new(LIMIT_HOLDS), Slow::new(slow::HOLDS));
+        let (enforced, around) = (Slow::new(LIMIT_HOLDS), Slow::new(cached::HOLDS));
         Memories { group: Group::find(root), enforced, around, host: Host::find(root) }
     }
 
@@ -75,7 +75,7 @@ impl Memories {
                 group_bytes: group.bytes(root),
                 group_peak_bytes: group.peak_bytes(root),
                 oom_kills: group.oom_kills(root),
-                pressure: pressure::read(root, "/proc/pressure/memory"),
+                pressure: psi::read(root, "/proc/pressure/memory"),
             }
         });
         Memory { process_bytes: kilobytes(&process, "VmRSS"), ..around }
@@ -179,7 +179,7 @@ fn around(path: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::path::PathBuf;
 
@@ -197,7 +197,7 @@ mod tests {
         assert!(memories.read(&board("pi4"), now).memory_limit_enforced);
         let almost = now + LIMIT_HOLDS - Duration::from_millis(1);
         assert!(memories.read(&board("pi5"), almost).memory_limit_enforced);
-        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS + slow::HOLDS).memory_limit_enforced);
+        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS + cached::HOLDS).memory_limit_enforced);
     }
 
     #[test]

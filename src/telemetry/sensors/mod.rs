@@ -4,33 +4,33 @@
 //! A file that is missing, unreadable or malformed is `None`, never a panic and never a made-up
 //! number. Deliberately knows nothing of the daemon, of thresholds, or of what the numbers are for.
 
-mod clock;
+mod cached;
+mod cgroup;
 mod cpu;
-mod files;
-mod found;
-mod group;
-mod load;
-mod mailbox;
+mod cpu_topology;
+mod cpufreq;
+mod device_backoff;
+mod inventory;
 mod memory;
 mod power;
-mod pressure;
-mod processors;
-mod rest;
-mod slow;
+mod psi;
+mod rolling_mean;
+mod rpi_firmware;
+mod sysfs;
 mod thermal;
 mod throttle;
 
-pub use found::{Found, Unbelieved};
-pub use mailbox::{rails_watts, throttle_flags};
+pub use cpu_topology::{Processors, processors};
+pub use inventory::{Found, Unbelieved};
 pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory, resident_memory};
-pub use processors::{Processors, processors};
+pub use rpi_firmware::{rails_watts, throttle_flags};
 
 use crate::config::BoardWatts;
 use crate::protocol::{Cpu, Memory, Reading, Thermal};
-use files::Root;
-use mailbox::Access;
+use rpi_firmware::Access;
 use std::path::Path;
 use std::time::Instant;
+use sysfs::Root;
 
 /// The host at one moment; what this machine cannot tell is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -56,7 +56,7 @@ pub struct Sensors {
     fans: thermal::Fans,
     supply: throttle::Supply,
     load: cpu::Load,
-    clocks: clock::Clocks,
+    clocks: cpufreq::Clocks,
     memory: memory::Memories,
 }
 
@@ -64,7 +64,7 @@ impl Sensors {
     /// Looks for sensors under `root`, which is `/` but in tests. Only the running machine has a firmware to ask.
     pub fn new(root: &Path) -> Self {
         let root = Root::new(root);
-        let mailbox = if root.is_live() { mailbox::open() } else { Access::Absent };
+        let mailbox = if root.is_live() { rpi_firmware::open() } else { Access::Absent };
         Sensors::with(root, mailbox)
     }
 
@@ -76,7 +76,7 @@ impl Sensors {
             fans: thermal::Fans::find(&root),
             supply: throttle::Supply::find(&root),
             load: cpu::Load::new(Instant::now()),
-            clocks: clock::Clocks::find(&root),
+            clocks: cpufreq::Clocks::find(&root),
             memory: memory::Memories::find(&root),
             root,
         }

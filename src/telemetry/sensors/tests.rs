@@ -1,6 +1,6 @@
 //! Each recorded board, with every figure it gives and where that comes from; see tests/data/boards/README.md.
 
-use super::mailbox::tests::{Firmware, RAILS, mailbox};
+use super::rpi_firmware::tests::{Firmware, RAILS, mailbox};
 use super::*;
 use crate::protocol::Method;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The processor's temperature, from thermal zones or hwmon chips, told apart by their names: their
 //! numbers move between boots. And the fan, told apart in the same way.
 
-use super::files::Root;
+use super::sysfs::Root;
 use super::{Found, Unbelieved};
 use crate::protocol::text::Shown;
 use crate::protocol::{Method, Reading};
@@ -166,7 +166,7 @@ impl Fans {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
 
     fn names(board_name: &str) -> Vec<String> {

@@ -3,8 +3,8 @@
 //! The flags come from the mailbox. The file `soc:firmware/get_throttled` that has them too is deprecated, and each
 //! reading of it writes a warning and a stack trace to the kernel's log.
 
-use super::files::Root;
-use super::mailbox::Mailbox;
+use super::rpi_firmware::Mailbox;
+use super::sysfs::Root;
 use crate::protocol::{Flag, Method, Throttled, Throttling};
 use std::time::Instant;
 
@@ -96,8 +96,8 @@ fn flag(value: bool, source: String) -> Flag {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
-    use super::super::mailbox::tests::{Firmware, mailbox};
+    use super::super::rpi_firmware::tests::{Firmware, mailbox};
+    use super::super::sysfs::tests::board;
     use super::*;
 
     fn said(flags: &'static str) -> Throttling {

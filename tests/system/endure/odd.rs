@@ -2,7 +2,7 @@
 //! `tests/daemon/mqtt`; here it is the daemon as a whole.
 
 use super::CLIENT;
-use super::crowd::Line;
+use super::load::Line;
 use crate::daemon::{Client, Daemon};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;

@@ -4,7 +4,7 @@
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
-use crate::telemetry::sensors::files::Root;
+use crate::telemetry::sensors::sysfs::Root;
 
 const SUPPLIES: &str = "/sys/class/power_supply";
 
@@ -65,7 +65,7 @@ fn sane_watts(microwatts: i128) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::files::tests::board;
+    use crate::telemetry::sensors::sysfs::tests::board;
 
     #[test]
     fn a_battery_that_is_being_charged_says_nothing() {

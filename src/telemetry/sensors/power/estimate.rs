@@ -8,8 +8,8 @@ use super::watts;
 use crate::config::BoardWatts;
 use crate::protocol::{Method, Reading};
 use crate::telemetry::energy::SHORTEST_ESTIMATE;
-use crate::telemetry::sensors::files::Root;
-use crate::telemetry::sensors::load::Ticks;
+use crate::telemetry::sensors::rolling_mean::Ticks;
+use crate::telemetry::sensors::sysfs::Root;
 use std::time::Instant;
 
 pub(super) const SCOPE: &str = "board";

@@ -6,18 +6,18 @@
 
 mod battery;
 mod estimate;
-mod monitor;
-mod rails;
+mod hwmon;
 mod rapl;
+mod rpi5_pmic;
 
-use super::files::Root;
-use super::mailbox::Mailbox;
+use super::rpi_firmware::Mailbox;
+use super::sysfs::Root;
 use super::{Found, Unbelieved};
 use crate::config::BoardWatts;
 use crate::protocol::{Method, Reading};
 use battery::Battery;
 use estimate::Estimate;
-use monitor::Monitors;
+use hwmon::Monitors;
 use rapl::Rapl;
 use std::time::Instant;
 
@@ -54,14 +54,14 @@ impl Power {
     pub fn read(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Option<Reading> {
         let package = self.package(root, now);
         let estimate = self.estimate.as_mut().and_then(|estimate| estimate.read(root, now));
-        let measured = self.monitors.read(root).or_else(|| rails::read(mailbox?, now)).or(package);
+        let measured = self.monitors.read(root).or_else(|| rpi5_pmic::read(mailbox?, now)).or(package);
         measured.or_else(|| self.batteries.iter().find_map(|battery| battery.read(root))).or(estimate)
     }
 
     /// The sensors that answer; a battery answers while it feeds the machine.
     pub fn found(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Vec<Found> {
         let monitors = self.monitors.found.iter().filter_map(|monitor| monitor.read(root));
-        let rails = mailbox.and_then(|mailbox| rails::read(mailbox, now));
+        let rails = mailbox.and_then(|mailbox| rpi5_pmic::read(mailbox, now));
         let mut found: Vec<_> = monitors.chain(rails).map(|reading| Found::of("power", reading)).collect();
         // What is a mean over time is not known at the first look.
         let rapl = self.rapl.iter().filter(|rapl| rapl.answers(root));
@@ -107,8 +107,8 @@ fn watts(value: f64, method: Method, source: String, scope: &str) -> Reading {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
-    use super::super::mailbox::tests::{Firmware, RAILS, mailbox};
+    use super::super::rpi_firmware::tests::{Firmware, RAILS, mailbox};
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::time::Duration;
 

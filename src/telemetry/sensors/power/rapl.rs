@@ -6,7 +6,7 @@
 //! Source: the kernel's Documentation/power/powercap/powercap.rst.
 
 use crate::telemetry::energy::SHORTEST_DERIVED;
-use crate::telemetry::sensors::files::Root;
+use crate::telemetry::sensors::sysfs::Root;
 use std::time::{Duration, Instant};
 
 const CLASS: &str = "/sys/class/powercap";
@@ -125,7 +125,7 @@ fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::files::tests::board;
+    use crate::telemetry::sensors::sysfs::tests::board;
 
     /// The counter a second and the wrap-around later is 15 J further.
     fn pair() -> (Rapl, Root, Root, Instant) {

@@ -2,11 +2,11 @@
 //!
 //! Deliberately knows no model: what it says of one is passed in.
 
-use super::budget::Plan;
-use super::export::Exporter;
 use super::locked;
+use super::memory_plan::Plan;
 use super::queue::Queue;
-use super::timetable::Timetable;
+use super::report_schedule::Timetable;
+use super::textfile_exporter::Exporter;
 use super::worker::Facts;
 use crate::config::Config;
 use crate::protocol::MqttLink;

@@ -1,6 +1,6 @@
 //! What `bitnetd doctor` says of the sensors: those that answer, and of the others why not and the way out.
 
-use super::mailbox::Access;
+use super::rpi_firmware::Access;
 use super::{Root, Sensors, memory, throttle};
 use crate::protocol::{Flag, Method, Reading, Throttling};
 use std::io::ErrorKind;

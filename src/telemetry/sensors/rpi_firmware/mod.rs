@@ -3,12 +3,12 @@
 //! A question is a command in words, and so is the answer. Deliberately knows nothing of files under a root: a
 //! recorded board has no firmware, and tests bring a device of their own.
 
-mod device;
+mod ioctl;
 mod message;
-mod words;
+mod parse;
 
-pub(super) use device::{Access, open};
-pub use words::{rails_watts, throttle_flags};
+pub(super) use ioctl::{Access, open};
+pub use parse::{rails_watts, throttle_flags};
 
 use message::Message;
 use std::fmt::Debug;

@@ -69,7 +69,7 @@ pub struct Distribution {
 
 /// Counts the durations of one quantity.
 #[derive(Debug)]
-pub(super) struct Buckets {
+pub(in crate::telemetry) struct Buckets {
     quantity: Quantity,
     /// A count for each bound, and one for what is longer than all.
     counts: Vec<u64>,

@@ -4,7 +4,7 @@
 //! of it in want of volts or when hot, the throttle flags tell.
 //! Source: the kernel's Documentation/admin-guide/pm/cpufreq.rst.
 
-use super::files::Root;
+use super::sysfs::Root;
 use crate::protocol::{Method, Reading};
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
@@ -68,7 +68,7 @@ fn khz(root: &Root, path: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
 
     #[test]

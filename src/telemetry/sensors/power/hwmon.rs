@@ -7,7 +7,7 @@
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
 use crate::telemetry::sensors::Unbelieved;
-use crate::telemetry::sensors::files::Root;
+use crate::telemetry::sensors::sysfs::Root;
 
 const HWMON: &str = "/sys/class/hwmon";
 
@@ -169,7 +169,7 @@ impl Monitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::files::tests::board;
+    use crate::telemetry::sensors::sysfs::tests::board;
 
     fn found(name: &str) -> Monitors {
         Monitors::find(&board(name))

@@ -1,6 +1,6 @@
 //! The memory plan: what a model takes under the budget, computed before anything is loaded.
 
-use super::pressure;
+use super::memory_guard;
 use crate::config::Config;
 use crate::engine::Footprint;
 use crate::protocol::json;
@@ -149,13 +149,13 @@ impl Plan {
 
     /// Below this much free memory no work is taken.
     pub(super) fn reserve(&self) -> usize {
-        pressure::margin(self.budget.bytes as u64) as usize
+        memory_guard::margin(self.budget.bytes as u64) as usize
     }
 
     /// The least budget, in MiB, that this plan fits: a larger one has a larger reserve.
     fn least_mb(&self) -> usize {
         let fits = |mb: &usize| {
-            (mb << 20).saturating_sub(pressure::margin((*mb as u64) << 20) as usize) >= self.held()
+            (mb << 20).saturating_sub(memory_guard::margin((*mb as u64) << 20) as usize) >= self.held()
         };
         let about = self.held().div_ceil(1 << 20);
         (about..).find(fits).unwrap_or(about)

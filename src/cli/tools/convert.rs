@@ -1,7 +1,7 @@
 //! `bitnetd convert`: a checkpoint folder or another GGUF file as a GGUF file this engine likes best.
 
-use super::model::layout_arg;
-use super::{Failure, host, print};
+use crate::cli::model_args::layout_arg;
+use crate::cli::{Failure, host, print};
 use crate::engine::convert::part::{self, Part, Progress, Stage, hex};
 use crate::engine::convert::{self, Folder, Head, Options, Plan, Weights};
 use crate::engine::error::LoadError;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// The output is written as OUT.bitnetd-part; an interrupted run goes on where it stopped when the same
 /// command is given again. Its SHA-256 is printed at the end.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Convert {
+pub(in crate::cli) struct Convert {
     /// Form of the ternary weights
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     weights: WeightsArg,
@@ -79,7 +79,7 @@ impl Convert {
     }
 }
 
-pub(super) fn run(args: Convert) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
     let place = shown(&args.input);
     let (plan, files) = plan(&args, &place)?;

@@ -25,11 +25,6 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration.
-    pub fn record(&mut self, duration: Duration) {
-        self.add(Place::of(duration), 1);
-    }
-
     /// Counts so many durations that belong in one place.
     pub fn add(&mut self, Place(index): Place, count: u32) {
         let slot = &mut self.buckets[usize::from(index)];
@@ -105,7 +100,7 @@ pub(super) mod tests {
         for seed in 1..20 {
             let mut values = durations(seed, 997);
             let mut histogram = Histogram::default();
-            values.iter().for_each(|&us| histogram.record(Duration::from_micros(us)));
+            values.iter().for_each(|&us| histogram.add(Place::of(Duration::from_micros(us)), 1));
             values.sort_unstable();
             for share in [0.01, 0.5, 0.95, 0.99, 1.0] {
                 let exact = values[(share * 997.0_f64).ceil() as usize - 1] as f64;
@@ -125,9 +120,9 @@ pub(super) mod tests {
     #[test]
     fn short_durations_are_exact_and_long_ones_count_as_a_day() {
         let mut histogram = Histogram::default();
-        histogram.record(Duration::from_micros(63));
+        histogram.add(Place::of(Duration::from_micros(63)), 1);
         assert_eq!(histogram.percentile(0.5), Some(Duration::from_micros(63)));
-        histogram.record(Duration::MAX);
+        histogram.add(Place::of(Duration::MAX), 1);
         let longest = histogram.percentile(1.0).expect("not empty").as_secs_f64();
         assert!((longest / 86_400.0 - 1.0).abs() < 0.02, "{longest}");
         assert_eq!(histogram.count(), 2);

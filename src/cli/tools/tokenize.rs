@@ -1,11 +1,11 @@
 //! `bitnetd tokenize`: a text as token ids.
 
-use super::model::ModelArgs;
-use super::{Failure, print, text_as_it_is};
+use crate::cli::model_args::ModelArgs;
+use crate::cli::{Failure, print, text_as_it_is};
 
 /// Print the token ids of a text
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Tokenize {
+pub(in crate::cli) struct Tokenize {
     #[command(flatten)]
     model: ModelArgs,
     /// Read the names of special tokens as those tokens
@@ -17,7 +17,7 @@ pub(super) struct Tokenize {
     text: Option<String>,
 }
 
-pub(super) fn run(args: Tokenize) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: Tokenize) -> Result<(), Failure> {
     // A byte-order mark too: who asks for ids wants those of every character.
     let text = text_as_it_is(args.text.as_deref())?;
     // Not a weight is read for it.

@@ -5,7 +5,7 @@
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
-use crate::telemetry::sensors::mailbox::Mailbox;
+use crate::telemetry::sensors::rpi_firmware::Mailbox;
 use std::time::Instant;
 
 const SCOPE: &str = "pmic_rails";
@@ -20,7 +20,7 @@ pub(super) fn read(mailbox: &mut Mailbox, now: Instant) -> Option<Reading> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::mailbox::tests::{Firmware, RAILS, RAILS_WATTS, mailbox};
+    use crate::telemetry::sensors::rpi_firmware::tests::{Firmware, RAILS, RAILS_WATTS, mailbox};
 
     #[test]
     fn the_power_of_the_rails_says_where_it_is_from_and_that_it_is_not_the_boards() {

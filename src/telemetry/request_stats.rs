@@ -1,7 +1,6 @@
 //! What requests that ended add up to: latencies, tokens, energy.
 
-use super::buckets::{Buckets, Distribution, Quantity};
-use super::spread::Spread;
+use super::latency::{Buckets, Distribution, Quantity, Spread};
 use crate::protocol::{Code, Done, FinishReason, Latency, RequestEnergy, Screen, Throughput, Timings, Usage};
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! `bitnetd perplexity`: how well a model foretells a text.
 
-use super::model::ModelArgs;
-use super::{Failure, print};
+use crate::cli::model_args::ModelArgs;
+use crate::cli::{Failure, print};
 use crate::engine::perplexity::Perplexity as Figure;
 use crate::external_text::utf8;
 use serde::Serialize;
@@ -15,7 +15,7 @@ const LONGEST: u64 = 64 << 20;
 
 /// Measure how well the model foretells a text
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Perplexity {
+pub(in crate::cli) struct Perplexity {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of a window; windows overlap by half [at most the model's own context]
@@ -44,7 +44,7 @@ struct Said {
     kernel: &'static str,
 }
 
-pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     let text = read(&args.text)?;
     let engine = args.model.load_as_it_is()?;
     let tokens = engine.tokenizer().encode(&text);

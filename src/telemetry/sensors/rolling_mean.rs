@@ -1,6 +1,6 @@
 //! Means over the last seconds, whenever they are asked for.
 
-use super::files::Root;
+use super::sysfs::Root;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! Memory of our control group, as the kernel charges it: pages of files that the group read first are in it.
 
-use super::files::Root;
+use super::sysfs::Root;
 
 /// The files of our group; each may be missing, in older kernels or where the memory controller is off.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ fn bytes(root: &Root, path: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
 
     fn told(name: &str) -> (Option<u64>, Option<u64>, Option<u64>) {

@@ -1,6 +1,6 @@
 //! Small text files under a root.
 
-use super::rest::Rests;
+use super::device_backoff::Rests;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};

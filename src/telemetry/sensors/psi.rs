@@ -4,7 +4,7 @@
 //! wait. A stock Raspberry Pi OS does not tell: `psi=1` on the kernel's command line switches it on.
 //! Source: the kernel's Documentation/accounting/psi.rst.
 
-use super::files::Root;
+use super::sysfs::Root;
 use crate::protocol::Pressure;
 
 /// The pressure that the file at `path` tells of.

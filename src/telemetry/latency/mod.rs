@@ -1,9 +1,15 @@
 //! How one latency spreads: since start, over the last minute and over the last hour.
 
-use super::buckets::{Buckets, Distribution, Quantity};
-use super::histogram::{Histogram, Place};
-use super::window::Window;
+mod fixed_buckets;
+pub mod histogram;
+mod sliding_window;
+
+pub use fixed_buckets::{Distribution, Quantity};
+
 use crate::protocol::{Percentiles, Spans};
+pub(super) use fixed_buckets::Buckets;
+use histogram::{Histogram, Place};
+use sliding_window::Window;
 use std::time::{Duration, Instant};
 
 /// Pieces of the last minute, and of the last hour: what they hold is forgotten a piece at a time, so that a
@@ -65,7 +71,7 @@ fn percentiles(histogram: &Histogram) -> Percentiles {
 
 #[cfg(test)]
 mod tests {
-    use super::super::histogram::tests::durations;
+    use super::histogram::tests::durations;
     use super::*;
 
     const STEP: Duration = Duration::from_millis(137);

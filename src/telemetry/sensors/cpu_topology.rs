@@ -1,6 +1,6 @@
 //! Which processors are big and which are little.
 
-use super::files::Root;
+use super::sysfs::Root;
 use std::path::Path;
 
 /// A big processor has at least this share of the greatest capacity, in percent. Cortex-A76 beside A55: 100 and

@@ -1,14 +1,14 @@
 //! `bitnetd logits`: one forward pass, every position's logits into a file.
 
-use super::Failure;
-use super::model::ModelArgs;
+use crate::cli::Failure;
+use crate::cli::model_args::ModelArgs;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 /// Write the logits of one forward pass: little-endian float32, [n_tokens, vocab]
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Logits {
+pub(in crate::cli) struct Logits {
     #[command(flatten)]
     model: ModelArgs,
     /// Token ids
@@ -19,7 +19,7 @@ pub(super) struct Logits {
     out: PathBuf,
 }
 
-pub(super) fn run(args: Logits) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: Logits) -> Result<(), Failure> {
     let engine = args.model.load_as_it_is()?;
     let failed = |error: std::io::Error| Failure::usage(format!("{}: {error}", args.out.display()));
     let mut out = BufWriter::new(File::create(&args.out).map_err(failed)?);

@@ -2,14 +2,16 @@
 //!
 //! Without systemd all of this does nothing.
 
-use super::health::Watch;
+mod status_line;
+mod watchdog;
+
 use super::queue::Queue;
-use super::status::Status;
 use crate::telemetry::Telemetry;
 use crate::transport::Pulse;
 use crate::transport::mqtt::LinkState;
 use log::{error, warn};
 use sd_notify::NotifyState;
+use status_line::Status;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use watchdog::Watch;
 
 /// Between two lines of status, and between two requests for more time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);

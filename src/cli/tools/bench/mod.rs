@@ -1,20 +1,20 @@
 //! `bitnetd bench`: prefill and decode speed with their spread, where the time goes, and how near to memory's
 //! own speed decoding comes.
 
-mod arithmetic;
 mod bandwidth;
+mod peak_compute;
 mod report;
 
-use super::model::ModelArgs;
-use super::{Failure, host, print};
+use crate::cli::model_args::ModelArgs;
+use crate::cli::{Failure, host, print};
 use crate::engine::session::{Answer, Options, Session, Step};
 use crate::engine::shapes::{self, Known};
 use crate::engine::tuner::{PREFILL_TOKENS, Threads};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
-use arithmetic::Arithmetic;
 use bandwidth::Memory;
 use clap::builder::PossibleValuesParser;
+use peak_compute::Arithmetic;
 use report::{Found, Parts, Said, Screen, Spent, spread, table};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn shape_arg() -> PossibleValuesParser {
 
 /// Measure prefill and decode speed with their spread
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Bench {
+pub(in crate::cli) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
     /// Instead of a model file: random weights of this shape, made in memory
@@ -55,7 +55,7 @@ pub(super) struct Bench {
     json: bool,
 }
 
-pub(super) fn run(args: Bench) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
     let engine = load(&args)?;
     let measured = measure(&engine, &args)?;
     engine.check_files()?;
