@@ -1,15 +1,16 @@
-//! What the commands share that talk to a running daemon: which socket, and what to say when nobody answers.
+//! The socket of a running daemon, and the errors when it does not answer; shared by the commands that connect to
+//! it.
 //!
-//! Deliberately knows no question and no answer.
+//! Deliberately knows no request and no event.
 
 use super::Failure;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Where the system's daemon listens.
+/// The socket of the system's daemon.
 const SYSTEM_SOCKET: &str = "/run/bitnetd/bitnetd.sock";
 
-/// The socket asked when none is named.
+/// The socket when none is named.
 pub(super) fn default_socket() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     socket_of(rustix::process::geteuid().is_root(), runtime.as_deref(), |path| path.exists())
@@ -24,7 +25,7 @@ fn socket_of(root: bool, runtime: Option<&Path>, exists: impl Fn(&Path) -> bool)
     }
 }
 
-/// Nobody can be talked to at the socket.
+/// The error when the socket cannot be connected to.
 pub(super) fn no_daemon(path: &Path, error: &io::Error) -> Failure {
     let said = match error.kind() {
         ErrorKind::NotFound => {
@@ -41,14 +42,14 @@ pub(super) fn no_daemon(path: &Path, error: &io::Error) -> Failure {
     Failure { code: 4, message: format!("{}: {said}", path.display()) }
 }
 
-/// The daemon hung up on us.
-pub(super) fn lost(path: &Path) -> Failure {
+/// The error when the daemon closed the connection.
+pub(super) fn connection_lost(path: &Path) -> Failure {
     let said = "the daemon closed the connection before its answer was whole; see its log";
     Failure { code: 4, message: format!("{}: {said}", path.display()) }
 }
 
-/// Somebody answers who is no daemon of ours.
-pub(super) fn no_bitnetd(path: &Path) -> Failure {
+/// The error when something else listens on the socket.
+pub(super) fn not_bitnetd(path: &Path) -> Failure {
     let said = "what answers there is no bitnetd of this version; name its socket with --socket";
     Failure { code: 4, message: format!("{}: {said}", path.display()) }
 }

@@ -1,4 +1,5 @@
-//! `bitnetd doctor`: what this device has, and what of it the daemon would use.
+//! `bitnetd doctor`: examines what this device has, and what of it the daemon would use. Deliberately loads no
+//! model.
 
 use super::serve::{block_on, load};
 use super::{Failure, host, print};
@@ -6,7 +7,7 @@ use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
 use crate::protocol::text::one_line;
-use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors, Unbelieved};
+use crate::telemetry::sensors::{self, FoundSensor, MemoryLimit, RejectedSensor, Sensors};
 use crate::transport::mqtt;
 use serde::Serialize;
 use std::fmt::Write;
@@ -25,27 +26,27 @@ pub(super) struct Doctor {
 }
 
 /// Longest wait for the broker.
-const BROKER: Duration = Duration::from_secs(5);
-/// Start of the self-test's numbers; any will do.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Seed of the self-test; any number will do.
 const SEED: u64 = 158;
 
 #[derive(Serialize)]
-struct Said {
+struct DoctorReport {
     version: &'static str,
     architecture: &'static str,
     processors: usize,
-    /// The fast ones among them: all, where they are alike.
+    /// The number of big ones; all, where they are alike.
     big_processors: usize,
     cpu_features: Vec<Feature>,
     kernel: &'static str,
     kernels: Vec<KernelTest>,
     sensors: Vec<Sensor>,
-    /// Sensors that are there and whose readings are left out.
-    not_believed: Vec<NotBelieved>,
-    /// Of the readings that will be null: why, and the way out.
+    /// Sensors that exist and whose readings are rejected.
+    not_believed: Vec<RejectedReading>,
+    /// For each reading that will be null, the reason and a remedy.
     missing: Vec<String>,
-    memory: Memory,
-    broker: Option<Broker>,
+    memory: MemoryLimits,
+    broker: Option<BrokerCheck>,
 }
 
 #[derive(Serialize)]
@@ -57,7 +58,7 @@ struct Feature {
 #[derive(Serialize)]
 struct KernelTest {
     name: &'static str,
-    /// `ok`, or where it parts from the reference.
+    /// `ok`, or where it differs from the scalar reference.
     self_test: String,
 }
 
@@ -71,16 +72,16 @@ struct Sensor {
 }
 
 #[derive(Serialize)]
-struct NotBelieved {
+struct RejectedReading {
     name: &'static str,
     source: String,
     reason: String,
 }
 
-impl From<Unbelieved> for NotBelieved {
-    fn from(found: Unbelieved) -> Self {
-        let Unbelieved { name, source, reason } = found;
-        NotBelieved { name, source, reason }
+impl From<RejectedSensor> for RejectedReading {
+    fn from(found: RejectedSensor) -> Self {
+        let RejectedSensor { name, source, reason } = found;
+        RejectedReading { name, source, reason }
     }
 }
 
@@ -97,25 +98,25 @@ impl Sensor {
     }
 }
 
-impl From<Found> for Sensor {
-    fn from(found: Found) -> Self {
-        let Found { name, value, source, method, scope } = found;
+impl From<FoundSensor> for Sensor {
+    fn from(found: FoundSensor) -> Self {
+        let FoundSensor { name, value, source, method, scope } = found;
         Sensor { name, value, source, method, scope }
     }
 }
 
 #[derive(Serialize)]
-struct Memory {
+struct MemoryLimits {
     usable_bytes: u64,
     limit_bytes: Option<u64>,
     memory_limit_enforced: bool,
-    /// Why none is enforced, and the way out.
+    /// Why none is enforced, and a remedy.
     limit_problem: Option<&'static str>,
     budget_bytes: u64,
 }
 
 #[derive(Serialize)]
-struct Broker {
+struct BrokerCheck {
     address: String,
     reachable: bool,
     said: String,
@@ -123,12 +124,12 @@ struct Broker {
 
 pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
-    let said = look(&config)?;
+    let said = examine(&config)?;
     match args.json {
         true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
         false => print(table(&said).as_bytes())?,
     }
-    // A kernel that computes wrongly is the one finding that must not pass for a healthy device.
+    // A kernel that computes wrongly is the only finding that makes the command fail.
     match said.kernels.iter().find(|kernel| kernel.self_test != "ok") {
         Some(kernel) => {
             Err(Failure::system(format!("{}; use another kernel and report this", kernel.self_test)))
@@ -137,7 +138,7 @@ pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     }
 }
 
-fn look(config: &Config) -> Result<Said, Failure> {
+fn examine(config: &Config) -> Result<DoctorReport, Failure> {
     let root = Path::new("/");
     let limit = sensors::memory_limit(root);
     let processors = host::processors();
@@ -146,7 +147,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
         name: kernels.name(),
         self_test: kernels.self_test(SEED).err().unwrap_or_else(|| "ok".into()),
     };
-    Ok(Said {
+    Ok(DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
         architecture: std::env::consts::ARCH,
         processors: processors.big.len() + processors.little.len(),
@@ -155,9 +156,9 @@ fn look(config: &Config) -> Result<Said, Failure> {
         kernel: Kernels::detect().name(),
         kernels: Kernels::all().iter().map(test).collect(),
         sensors: sensors.found(now).into_iter().map(Sensor::from).collect(),
-        not_believed: sensors.unbelieved(now).into_iter().map(NotBelieved::from).collect(),
+        not_believed: sensors.rejected(now).into_iter().map(RejectedReading::from).collect(),
         missing: sensors.missing(now),
-        memory: Memory {
+        memory: MemoryLimits {
             usable_bytes: sensors::host_memory(root),
             limit_bytes: limit.bytes(),
             memory_limit_enforced: limit.bytes().is_some(),
@@ -168,7 +169,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
     })
 }
 
-/// The daemon keeps to its budget by itself either way; this is for what no program can promise of itself.
+/// The daemon keeps to its budget by itself; a limit of the kernel also covers faults of the daemon.
 fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
     match limit {
         MemoryLimit::At(_) => None,
@@ -180,9 +181,9 @@ fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
     }
 }
 
-fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
-    let answer = block_on(mqtt::probe(config, device, BROKER))?;
-    Ok(Broker {
+fn probe(config: &Mqtt, device: &str) -> Result<BrokerCheck, Failure> {
+    let answer = block_on(mqtt::probe(config, device, BROKER_TIMEOUT))?;
+    Ok(BrokerCheck {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),
         said: answer.map_or_else(|error| error, |report| describe(config, &report)),
@@ -205,7 +206,7 @@ fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
     )
 }
 
-fn table(said: &Said) -> String {
+fn table(said: &DoctorReport) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
         writeln!(out, "{name:<14} {text}").expect("into a string");
@@ -229,7 +230,7 @@ fn table(said: &Said) -> String {
     for sensor in &said.sensors {
         line("sensor", &one_line(&sensor.line()));
     }
-    for NotBelieved { name, source, reason } in &said.not_believed {
+    for RejectedReading { name, source, reason } in &said.not_believed {
         line("not believed", &one_line(&format!("{name}: from {source}: {reason}")));
     }
     for missing in &said.missing {

@@ -1,4 +1,4 @@
-//! `bitnetd generate`: one answer in this process, without a daemon.
+//! `bitnetd generate`: one answer in this process. Deliberately uses no daemon and no configuration.
 
 use super::model_args::ModelArgs;
 use super::{Failure, print, text};
@@ -24,7 +24,7 @@ pub(super) struct Generate {
     /// 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
-    /// Start of the random numbers
+    /// Seed of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Most tokens of the answer
@@ -46,7 +46,7 @@ fn temperature(text: &str) -> Result<f32, String> {
 }
 
 #[derive(Serialize)]
-struct Said<'a> {
+struct GenerateOutput<'a> {
     text: &'a str,
     finish_reason: &'static str,
     prompt_tokens: usize,
@@ -80,9 +80,9 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     let sampling = Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::default() };
     let max_tokens = Some(args.max_tokens as usize);
     let options = Options { sampling, max_tokens, ..Options::default() };
-    // Memory for what is asked, not for the longest context the file names.
+    // Memory for this request, not for the model's longest context.
     let wanted = prompt.len() + args.max_tokens as usize;
-    // One answer is short enough for a cache that rounds nothing.
+    // One answer is short enough for an f32 cache.
     let mut session = args.model.exact_session(&engine, wanted.min(engine.model().shape().context));
     let mut stuck = None;
     let answer = session.generate(&prompt, &options, |step| match step {
@@ -107,7 +107,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
 fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
     let later = answer.tokens.len().saturating_sub(1) as f64;
-    let said = Said {
+    let said = GenerateOutput {
         text: &answer.text,
         finish_reason: if answer.end == End::Length { "length" } else { "stop" },
         prompt_tokens,

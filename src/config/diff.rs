@@ -1,6 +1,7 @@
-//! What differs between two configurations, named by key, and what of it can change while the daemon runs.
+//! The keys that differ between two configurations, and which of them can change while the daemon runs.
 //!
-//! Each section is taken apart field by field, so that a new setting does not compile before it is listed here.
+//! Each section is destructured, so that a new setting does not compile before it is listed here. Deliberately does
+//! not apply anything.
 
 use super::{
     Alerts, Budget, Cache, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket,
@@ -10,14 +11,14 @@ use std::path::Path;
 
 /// The keys whose values differ, in the order of the reference file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes {
-    /// Those that [`Config::adopt`] takes over.
+pub struct ConfigDiff {
+    /// Those that [`Config::adopt`] applies.
     pub live: Vec<&'static str>,
-    /// Those that a restart is needed for.
+    /// Those that need a restart.
     pub at_restart: Vec<&'static str>,
 }
 
-impl Changes {
+impl ConfigDiff {
     /// Whether both configurations are the same.
     pub fn is_empty(&self) -> bool {
         self.live.is_empty() && self.at_restart.is_empty()
@@ -33,9 +34,9 @@ impl Changes {
 }
 
 impl Config {
-    /// What would change if `wanted` took this one's place.
-    pub fn changes(&self, wanted: &Config) -> Changes {
-        let mut changes = Changes::default();
+    /// The differences between this configuration and `wanted`.
+    pub fn diff(&self, wanted: &Config) -> ConfigDiff {
+        let mut changes = ConfigDiff::default();
         let Config { device, model, budget, socket, mqtt, queue, cache, telemetry, alerts, log } = self;
         device.compare(&wanted.device, &mut changes);
         model.compare(&wanted.model, &mut changes);
@@ -53,13 +54,13 @@ impl Config {
         changes
     }
 
-    /// Takes over what can change while the daemon runs.
+    /// Adopts the settings of `wanted` that can change while the daemon runs.
     pub fn adopt(&mut self, wanted: &Config) {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
         self.queue.client_percent = wanted.queue.client_percent;
         self.cache = wanted.cache.clone();
-        // What the board draws holds from the next start.
+        // The power of the board changes at a restart only.
         self.telemetry.interval = wanted.telemetry.interval;
         self.telemetry.textfile = wanted.telemetry.textfile.clone();
         self.alerts = wanted.alerts.clone();
@@ -68,30 +69,30 @@ impl Config {
 }
 
 impl Device {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Device { id, state_in } = self;
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
+        let Device { id, state_dir: state_in } = self;
         changes.at_restart("device.id", *id != wanted.id);
-        changes.at_restart("device.state_dir", *state_in != wanted.state_in);
+        changes.at_restart("device.state_dir", *state_in != wanted.state_dir);
     }
 }
 
 impl Model {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        let Model { path, context, i2s_layout, head, kv_cache, chat_template, keep_in } = self;
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
+        let Model { path, context, i2s_layout, head, kv_cache, chat_template, cache_dir: keep_in } = self;
         changes.at_restart("model.path", *path != wanted.path);
         changes.at_restart("model.context", *context != wanted.context);
         changes.at_restart("model.i2s_layout", *i2s_layout != wanted.i2s_layout);
         changes.at_restart("model.head", *head != wanted.head);
         changes.at_restart("model.kv_cache", *kv_cache != wanted.kv_cache);
         changes.at_restart("model.chat_template", *chat_template != wanted.chat_template);
-        changes.at_restart("model.cache_dir", *keep_in != wanted.keep_in);
+        changes.at_restart("model.cache_dir", *keep_in != wanted.cache_dir);
     }
 }
 
 impl Budget {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        // Which processors they keep to follows from the number of threads.
-        let Budget { memory_bytes, threads, decode_threads, prefill_threads, keep_to: _, pin } = self;
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
+        // The processors follow from the number of threads.
+        let Budget { memory_bytes, threads, decode_threads, prefill_threads, allowed_cpus: _, pin } = self;
         changes.at_restart("budget.memory_mb", *memory_bytes != wanted.memory_bytes);
         changes.at_restart("budget.threads", *threads != wanted.threads);
         changes.at_restart("budget.decode_threads", *decode_threads != wanted.decode_threads);
@@ -101,7 +102,7 @@ impl Budget {
 }
 
 impl Socket {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Socket { path, mode, connections } = self;
         changes.at_restart("socket.path", *path != wanted.path);
         changes.at_restart("socket.mode", *mode != wanted.mode);
@@ -110,10 +111,10 @@ impl Socket {
 }
 
 impl Mqtt {
-    /// All at a restart: an answer has to go to the broker that its prompt came from, under the topics it
-    /// was asked on. What its files hold needs none: they are read at each connect.
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
-        // Where credentials are is not the owner's to change.
+    /// All need a restart: an answer must go to the broker that its prompt came from, under the same topics. The
+    /// contents of the files need none, since they are read at each connect.
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
+        // The folder of credentials is set by systemd, not by the owner.
         let Mqtt {
             host,
             port,
@@ -140,7 +141,7 @@ impl Mqtt {
     }
 }
 
-fn compare_login(ours: Option<&Login>, wanted: Option<&Login>, changes: &mut Changes) {
+fn compare_login(ours: Option<&Login>, wanted: Option<&Login>, changes: &mut ConfigDiff) {
     let username = |login: Option<&Login>| login.map(|Login { username, password_file: _ }| username.clone());
     fn password(login: Option<&Login>) -> Option<&Path> {
         login?.password_file.as_deref()
@@ -149,7 +150,7 @@ fn compare_login(ours: Option<&Login>, wanted: Option<&Login>, changes: &mut Cha
     changes.at_restart("mqtt.password_file", password(ours) != password(wanted));
 }
 
-fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut Changes) {
+fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut ConfigDiff) {
     fn files(tls: Option<&Tls>) -> [Option<&Path>; 3] {
         let Some(Tls { ca_file, client }) = tls else { return [None; 3] };
         let Some(ClientCertificate { cert_file, key_file }) = client else {
@@ -165,8 +166,8 @@ fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut Changes) 
 }
 
 impl Queue {
-    /// The memory plan counts with the depth, and so does the window that the broker was given.
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    /// The memory plan and the receive window of the broker depend on the depth.
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Queue { depth, client_percent, timeout, drain, inbox_bytes } = self;
         changes.at_restart("queue.depth", *depth != wanted.depth);
         changes.live("queue.client_percent", *client_percent != wanted.client_percent);
@@ -177,17 +178,17 @@ impl Queue {
 }
 
 impl Cache {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Cache { scope } = self;
         changes.live("cache.scope", *scope != wanted.scope);
     }
 }
 
 impl Telemetry {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Telemetry { interval, board_watts, textfile } = self;
         changes.live("telemetry.interval_s", *interval != wanted.interval);
-        // Energy that was counted by one estimate is not to go on by another.
+        // Energy that was counted with one estimate cannot be continued with another.
         let (idle, full) = (board_watts.map(|watts| watts.idle), board_watts.map(|watts| watts.full));
         changes.at_restart("telemetry.idle_watts", idle != wanted.board_watts.map(|watts| watts.idle));
         changes.at_restart("telemetry.full_watts", full != wanted.board_watts.map(|watts| watts.full));
@@ -196,7 +197,7 @@ impl Telemetry {
 }
 
 impl Alerts {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Alerts {
             hold,
             temperature_c,
@@ -229,7 +230,7 @@ impl Alerts {
 }
 
 impl Log {
-    fn compare(&self, wanted: &Self, changes: &mut Changes) {
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Log { level } = self;
         changes.live("log.level", *level != wanted.level);
     }
@@ -289,13 +290,13 @@ mod tests {
 
     #[test]
     fn the_same_settings_are_no_change() {
-        assert!(config(AFTER).changes(&config(AFTER)).is_empty());
-        assert!(config("").changes(&config("")).is_empty());
+        assert!(config(AFTER).diff(&config(AFTER)).is_empty());
+        assert!(config("").diff(&config("")).is_empty());
     }
 
     #[test]
     fn every_key_of_the_reference_file_is_named_when_it_changes() {
-        let changes = config(BEFORE).changes(&config(AFTER));
+        let changes = config(BEFORE).diff(&config(AFTER));
         let named: Vec<&str> = [&changes.live[..], &changes.at_restart].concat();
         let mut section = "";
         for line in include_str!("../../config/bitnetd.toml").lines() {
@@ -313,7 +314,7 @@ mod tests {
     #[test]
     fn what_was_adopted_differs_no_more_and_the_rest_still_does() {
         let (mut running, wanted) = (config(BEFORE), config(AFTER));
-        let before = running.changes(&wanted);
+        let before = running.diff(&wanted);
         let (alerts, others): (Vec<_>, Vec<_>) =
             before.live.iter().copied().partition(|key| key.starts_with("alerts."));
         let live = [
@@ -328,14 +329,14 @@ mod tests {
         assert_eq!(others, live);
         assert_eq!(alerts.len(), 13);
         running.adopt(&wanted);
-        let after = running.changes(&wanted);
-        assert_eq!(after, Changes { live: vec![], at_restart: before.at_restart });
+        let after = running.diff(&wanted);
+        assert_eq!(after, ConfigDiff { live: vec![], at_restart: before.at_restart });
     }
 
     #[test]
     fn a_broker_that_comes_or_goes_is_named_by_its_host() {
         for (before, after) in [("", BEFORE), (BEFORE, "")] {
-            assert_eq!(config(before).changes(&config(after)).at_restart, ["mqtt.host"]);
+            assert_eq!(config(before).diff(&config(after)).at_restart, ["mqtt.host"]);
         }
     }
 }

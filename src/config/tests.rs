@@ -38,11 +38,11 @@ fn the_reference_file_says_the_defaults() {
 fn threads_keep_to_the_big_cores_unless_there_are_more_of_them() {
     let host = Host { processors: 8, big: vec![4, 5, 6, 7], ..host() };
     let budget = |text| Config::parse(text, "bitnetd.toml", &host).expect("sound").budget;
-    assert_eq!((budget("").threads, budget("").keep_to), (4, vec![4, 5, 6, 7]));
+    assert_eq!((budget("").threads, budget("").allowed_cpus), (4, vec![4, 5, 6, 7]));
     let some = budget("[budget]\nthreads = 2\n");
-    assert_eq!((some.threads, some.keep_to), (2, vec![4, 5, 6, 7]));
+    assert_eq!((some.threads, some.allowed_cpus), (2, vec![4, 5, 6, 7]));
     let most = budget("[budget]\nthreads = 5\n");
-    assert_eq!((most.threads, most.keep_to), (5, vec![]));
+    assert_eq!((most.threads, most.allowed_cpus), (5, vec![]));
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn the_cache_folder_is_an_absolute_path_or_empty() {
     assert!(said.contains("absolute"), "{said}");
     let keep_in = |folder: &str| {
         let text = format!("[model]\ncache_dir = \"{folder}\"\n");
-        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.keep_in
+        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.cache_dir
     };
     assert_eq!(keep_in(""), None);
     assert_eq!(keep_in("/srv/models"), Some("/srv/models".into()));
@@ -95,7 +95,7 @@ fn the_cache_folder_is_an_absolute_path_or_empty() {
 fn the_state_folder_is_an_absolute_path_or_empty() {
     let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
     assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
-    let state_in = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
+    let state_in = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_dir;
     assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
     assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
     assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));

@@ -1,9 +1,9 @@
-//! The mirror of the TOML file, and the step from it to the checked settings.
+//! The schema of the TOML file, and the checks that turn it into settings.
 //!
 //! Field names are the keys; an unknown one is refused. Deliberately knows no default that
 //! `config/bitnetd.toml` does not state.
 
-use super::alerts::{Switched, switch, threshold};
+use super::alerts::{AlertValue, switch, threshold};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
@@ -123,18 +123,18 @@ pub(super) struct TelemetryKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AlertsKeys {
     hold_s: Option<u64>,
-    temperature_c: Option<Switched>,
-    throttled: Option<Switched>,
-    under_voltage: Option<Switched>,
-    memory_percent: Option<Switched>,
-    cpu_percent: Option<Switched>,
-    tokens_per_second: Option<Switched>,
-    error_percent: Option<Switched>,
-    ttft_ms: Option<Switched>,
-    queue_percent: Option<Switched>,
-    broker_link_s: Option<Switched>,
-    subscription: Option<Switched>,
-    storage: Option<Switched>,
+    temperature_c: Option<AlertValue>,
+    throttled: Option<AlertValue>,
+    under_voltage: Option<AlertValue>,
+    memory_percent: Option<AlertValue>,
+    cpu_percent: Option<AlertValue>,
+    tokens_per_second: Option<AlertValue>,
+    error_percent: Option<AlertValue>,
+    ttft_ms: Option<AlertValue>,
+    queue_percent: Option<AlertValue>,
+    broker_link_s: Option<AlertValue>,
+    subscription: Option<AlertValue>,
+    storage: Option<AlertValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -143,18 +143,18 @@ pub(super) struct LogKeys {
     level: Option<String>,
 }
 
-/// A mistake in one key: section, key, what is wrong and the way out.
-pub(super) struct Mistake(pub(super) &'static str, pub(super) &'static str, pub(super) String);
+/// An error in one key: section, key, what is wrong and a remedy.
+pub(super) struct KeyError(pub(super) &'static str, pub(super) &'static str, pub(super) String);
 
-pub(super) type Checked<T> = Result<T, Mistake>;
+pub(super) type KeyResult<T> = Result<T, KeyError>;
 
 impl File {
     pub(super) fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text, span.start));
-            // The library's message may run over several lines; ours is one.
+            // The library's message may have several lines; ours has one.
             let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-            // It names an unknown key, but not the key whose value it cannot take.
+            // The library names an unknown key, but not a key whose value is invalid.
             let message = match key_on(text, line).filter(|(_, key)| !message.contains(key)) {
                 Some((section, key)) => format!("{section}.{key}: {message}"),
                 None => message,
@@ -164,7 +164,7 @@ impl File {
     }
 
     pub(super) fn check(self, place: &str, text: &str, host: &Host) -> Result<Config, ConfigError> {
-        self.checked(host).map_err(|Mistake(section, key, message)| ConfigError {
+        self.checked(host).map_err(|KeyError(section, key, message)| ConfigError {
             place: match line_of(text, section, key) {
                 Some(line) => format!("{place}:{line}"),
                 None => place.to_owned(),
@@ -173,7 +173,7 @@ impl File {
         })
     }
 
-    fn checked(self, host: &Host) -> Checked<Config> {
+    fn checked(self, host: &Host) -> KeyResult<Config> {
         let device = self.device.checked(host)?;
         Ok(Config {
             model: self.model.checked(host)?,
@@ -191,11 +191,11 @@ impl File {
 }
 
 impl DeviceKeys {
-    fn checked(self, host: &Host) -> Checked<Device> {
+    fn checked(self, host: &Host) -> KeyResult<Device> {
         let id = self.id.unwrap_or_else(|| host.name.clone());
         topic_level(&id, "device", "id")?;
         let state_in = folder("device", "state_dir", self.state_dir, &host.state_dir)?;
-        Ok(Device { id, state_in })
+        Ok(Device { id, state_dir: state_in })
     }
 }
 
@@ -214,28 +214,28 @@ const HEADS: [(&str, Option<Head>); 5] = [
 ];
 const KV_CACHES: [(&str, KvCache); 2] = [("f16", KvCache::F16), ("int8", KvCache::Int8)];
 
-/// What a key's word stands for; the first of the choices where it is left out.
+/// The meaning of a key's word; the first of the choices where the key is left out.
 fn one_of<T: Copy>(
     section: &'static str,
     key: &'static str,
     word: Option<String>,
     choices: &[(&str, T)],
-) -> Checked<T> {
+) -> KeyResult<T> {
     let Some(word) = word else { return Ok(choices[0].1) };
     choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
         let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        Mistake(section, key, format!("\"{word}\" is not known; use one of {all}"))
+        KeyError(section, key, format!("\"{word}\" is not known; use one of {all}"))
     })
 }
 
 impl ModelKeys {
-    fn checked(self, host: &Host) -> Checked<Model> {
+    fn checked(self, host: &Host) -> KeyResult<Model> {
         if let Some(context) = self.context {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
         if self.chat_template.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             let said = "empty; use \"file\", \"built-in\" or the path of a template, or leave it out";
-            return Err(Mistake("model", "chat_template", said.into()));
+            return Err(KeyError("model", "chat_template", said.into()));
         }
         Ok(Model {
             path: self.path,
@@ -244,16 +244,16 @@ impl ModelKeys {
             head: one_of("model", "head", self.head, &HEADS)?,
             kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
             chat_template: self.chat_template,
-            keep_in: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
+            cache_dir: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
         })
     }
 }
 
 impl BudgetKeys {
-    fn checked(self, host: &Host) -> Checked<Budget> {
+    fn checked(self, host: &Host) -> KeyResult<Budget> {
         let memory_bytes = match self.memory_mb {
             Some(mb) => within("budget", "memory_mb", mb, 8..=1 << 24)? << 20,
-            // The rest belongs to the system and to what else the owner runs.
+            // The rest is left for the system and for other programs.
             None => host.memory_bytes / 4 * 3,
         };
         let threads = match self.threads {
@@ -265,38 +265,38 @@ impl BudgetKeys {
             threads,
             decode_threads: part_of(threads, "decode_threads", self.decode_threads)?,
             prefill_threads: part_of(threads, "prefill_threads", self.prefill_threads)?,
-            keep_to: host.keep_to(threads),
+            allowed_cpus: host.keep_to(threads),
             pin: self.pin.unwrap_or(false),
         })
     }
 }
 
 impl SocketKeys {
-    fn checked(self, host: &Host) -> Checked<Socket> {
+    fn checked(self, host: &Host) -> KeyResult<Socket> {
         let path = self.path.unwrap_or_else(|| host.runtime_dir.join("bitnetd.sock"));
         if path.as_os_str().is_empty() {
-            return Err(Mistake("socket", "path", "empty; leave it out for the default".into()));
+            return Err(KeyError("socket", "path", "empty; leave it out for the default".into()));
         }
         // sun_path of unix(7) holds 108 bytes with its closing zero.
         if path.as_os_str().len() > 107 {
             let said = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
-            return Err(Mistake("socket", "path", said.into()));
+            return Err(KeyError("socket", "path", said.into()));
         }
         let mode = self.mode.as_deref().unwrap_or("0660");
         let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
             let said = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
-            Mistake("socket", "mode", said)
+            KeyError("socket", "mode", said)
         })?;
         let connections = within("socket", "connections", self.connections.unwrap_or(64) as u64, 1..=4096)?;
         Ok(Socket { path, mode, connections: connections as usize })
     }
 }
 
-/// What `LoadCredential=` of the systemd unit calls the password.
-const CREDENTIAL: &str = "mqtt-password";
+/// The name of the password's credential in the systemd unit.
+const PASSWORD_CREDENTIAL: &str = "mqtt-password";
 
 impl MqttKeys {
-    fn checked(mut self, device: &Device, host: &Host) -> Checked<Option<Mqtt>> {
+    fn checked(mut self, device: &Device, host: &Host) -> KeyResult<Option<Mqtt>> {
         let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
         let tls = self.encryption()?;
         let prefix = topic_levels(self.prefix.take(), "bitnetd", "prefix")?;
@@ -309,18 +309,18 @@ impl MqttKeys {
         }
         let login = self.login(host)?;
         let reply_topics = self.reply_topics.take().map(broker::reply_topics).transpose();
-        let reply_topics = reply_topics.map_err(|said| Mistake("mqtt", "reply_topics", said))?;
+        let reply_topics = reply_topics.map_err(|said| KeyError("mqtt", "reply_topics", said))?;
         let Some(name) = self.host.filter(|host| !host.is_empty()) else {
             let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
             return match set.into_iter().find(|(_, is_set)| *is_set) {
                 Some((key, _)) => {
                     let said = format!("missing, though {key} is set; without a host there is no link");
-                    Err(Mistake("mqtt", "host", said))
+                    Err(KeyError("mqtt", "host", said))
                 }
                 None => Ok(None),
             };
         };
-        let name = broker::address(&name).map_err(|said| Mistake("mqtt", "host", said))?;
+        let name = broker::address(&name).map_err(|said| KeyError("mqtt", "host", said))?;
         let usual = if tls.is_some() { 8883 } else { 1883 };
         let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
         let credentials = host.credentials_dir.clone();
@@ -339,21 +339,21 @@ impl MqttKeys {
         }))
     }
 
-    fn encryption(&mut self) -> Checked<Option<Tls>> {
+    fn encryption(&mut self) -> KeyResult<Option<Tls>> {
         let files =
             [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
         if self.tls != Some(true) {
             return match files.iter().find(|(_, file)| file.is_some()) {
                 Some((key, _)) => {
                     let said = "set, but nothing is encrypted; add tls = true, or take this key out";
-                    Err(Mistake("mqtt", key, said.into()))
+                    Err(KeyError("mqtt", key, said.into()))
                 }
                 None => Ok(None),
             };
         }
         let missing = |key, other| {
             let said = format!("missing, though {other} is set; a client certificate needs both");
-            Err(Mistake("mqtt", key, said))
+            Err(KeyError("mqtt", key, said))
         };
         let client = match (self.cert_file.take(), self.key_file.take()) {
             (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
@@ -364,15 +364,15 @@ impl MqttKeys {
         Ok(Some(Tls { ca_file: self.ca_file.take(), client }))
     }
 
-    fn login(&mut self, host: &Host) -> Checked<Option<Login>> {
+    fn login(&mut self, host: &Host) -> KeyResult<Option<Login>> {
         let Some(username) = self.username.take() else {
             if self.password_file.is_some() {
                 let said = "missing, though password_file is set; name the user too";
-                return Err(Mistake("mqtt", "username", said.into()));
+                return Err(KeyError("mqtt", "username", said.into()));
             }
             return Ok(None);
         };
-        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(CREDENTIAL));
+        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(PASSWORD_CREDENTIAL));
         let password_file =
             self.password_file.take().or_else(|| credential.filter(|credential| credential.is_file()));
         Ok(Some(Login { username, password_file }))
@@ -380,27 +380,27 @@ impl MqttKeys {
 }
 
 impl Version {
-    fn checked(self) -> Checked<MqttVersion> {
+    fn checked(self) -> KeyResult<MqttVersion> {
         match self {
             Version::Number(5) | Version::Broken(5.0) => Ok(MqttVersion::V5),
             Version::Text(text) if text == "5" => Ok(MqttVersion::V5),
             Version::Text(text) if text == "3.1.1" => Ok(MqttVersion::V311),
-            _ => Err(Mistake("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
+            _ => Err(KeyError("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
         }
     }
 }
 
-fn check_group(group: &str, device: &Device) -> Checked<()> {
+fn check_group(group: &str, device: &Device) -> KeyResult<()> {
     topic_level(group, "mqtt", "group")?;
     if *group == device.id {
         let said = format!("\"{group}\" is device.id too, and both would share topics; choose another");
-        return Err(Mistake("mqtt", "group", said));
+        return Err(KeyError("mqtt", "group", said));
     }
     Ok(())
 }
 
 impl QueueKeys {
-    fn checked(self) -> Checked<Queue> {
+    fn checked(self) -> KeyResult<Queue> {
         let depth = within("queue", "depth", self.depth.unwrap_or(16) as u64, 1..=10_000)?;
         let day_ms = 86_400_000;
         let timeout = self.timeout_ms.unwrap_or(120_000);
@@ -417,13 +417,13 @@ impl QueueKeys {
 }
 
 impl CacheKeys {
-    fn checked(self) -> Checked<Cache> {
+    fn checked(self) -> KeyResult<Cache> {
         let scope = match self.scope.as_deref() {
             None | Some("client") => CacheScope::Client,
             Some("all") => CacheScope::All,
             Some(other) => {
                 let said = format!("\"{}\" is neither \"client\" nor \"all\"", shown(other));
-                return Err(Mistake("cache", "scope", said));
+                return Err(KeyError("cache", "scope", said));
             }
         };
         Ok(Cache { scope })
@@ -431,7 +431,7 @@ impl CacheKeys {
 }
 
 impl TelemetryKeys {
-    fn checked(self) -> Checked<Telemetry> {
+    fn checked(self) -> KeyResult<Telemetry> {
         let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
         let board_watts = self.board_watts()?;
         let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
@@ -441,13 +441,13 @@ impl TelemetryKeys {
         Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
     }
 
-    /// Both or neither: a line needs two points.
-    fn board_watts(&self) -> Checked<Option<BoardWatts>> {
+    /// Both values or neither, since a linear estimate needs two points.
+    fn board_watts(&self) -> KeyResult<Option<BoardWatts>> {
         let missing = |missing, given| {
             let said = format!(
                 "missing, though {given} is set; an estimate needs both, measured at rest and at work"
             );
-            Err(Mistake("telemetry", missing, said))
+            Err(KeyError("telemetry", missing, said))
         };
         let (idle, full) = match (self.idle_watts, self.full_watts) {
             (None, None) => return Ok(None),
@@ -459,14 +459,14 @@ impl TelemetryKeys {
             let said = format!(
                 "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
             );
-            return Err(Mistake("telemetry", "full_watts", said));
+            return Err(KeyError("telemetry", "full_watts", said));
         }
         Ok(Some(BoardWatts { idle, full }))
     }
 }
 
-/// node_exporter reads every file of this ending in its folder, and no other.
-fn check_textfile(path: &Path) -> Checked<()> {
+/// node_exporter reads only files with this extension.
+fn check_textfile(path: &Path) -> KeyResult<()> {
     let wrong = if path.is_relative() {
         "is no absolute path; begin it with /"
     } else if path.extension().is_none_or(|ending| ending != "prom") {
@@ -474,11 +474,11 @@ fn check_textfile(path: &Path) -> Checked<()> {
     } else {
         return Ok(());
     };
-    Err(Mistake("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
+    Err(KeyError("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
 }
 
 impl AlertsKeys {
-    fn checked(self) -> Checked<Alerts> {
+    fn checked(self) -> KeyResult<Alerts> {
         let hold = within("alerts", "hold_s", self.hold_s.unwrap_or(20), 0..=3600)?;
         Ok(Alerts {
             hold: Duration::from_secs(hold),
@@ -499,7 +499,7 @@ impl AlertsKeys {
 }
 
 impl LogKeys {
-    fn checked(self) -> Checked<Log> {
+    fn checked(self) -> KeyResult<Log> {
         let level = match self.level.as_deref() {
             Some("error") => Level::Error,
             Some("warn") => Level::Warn,
@@ -508,7 +508,7 @@ impl LogKeys {
             Some("trace") => Level::Trace,
             Some(other) => {
                 let said = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
-                return Err(Mistake("log", "level", said));
+                return Err(KeyError("log", "level", said));
             }
         };
         Ok(Log { level })
@@ -520,66 +520,66 @@ fn within(
     key: &'static str,
     value: u64,
     range: std::ops::RangeInclusive<u64>,
-) -> Checked<u64> {
+) -> KeyResult<u64> {
     if range.contains(&value) {
         return Ok(value);
     }
     let said = format!("{value} is outside {} to {}", range.start(), range.end());
-    Err(Mistake(section, key, said))
+    Err(KeyError(section, key, said))
 }
 
-/// The power of a board: more than nothing, and no more than the sensors believe of one.
-fn watts(key: &'static str, value: f64) -> Checked<f64> {
+/// The power of a board in watts: more than 0, and no more than is plausible for sensors.
+fn watts(key: &'static str, value: f64) -> KeyResult<f64> {
     if value > 0.0 && value <= 2000.0 {
         return Ok(value);
     }
-    Err(Mistake("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
+    Err(KeyError("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
 }
 
-/// A folder to keep things in; an empty one is nowhere.
+/// A folder to store files in; an empty path is none.
 fn folder(
     section: &'static str,
     key: &'static str,
     value: Option<PathBuf>,
     default: &Path,
-) -> Checked<Option<PathBuf>> {
+) -> KeyResult<Option<PathBuf>> {
     let folder = value.unwrap_or_else(|| default.to_owned());
     if folder.as_os_str().is_empty() {
         return Ok(None);
     }
     if folder.is_relative() {
         let said = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-        return Err(Mistake(section, key, said));
+        return Err(KeyError(section, key, said));
     }
     Ok(Some(folder))
 }
 
-/// A number of the threads there are.
-fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> Checked<Option<usize>> {
+/// A number of threads, at most `threads`.
+fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult<Option<usize>> {
     let Some(value) = value else { return Ok(None) };
     if (1..=threads).contains(&value) {
         return Ok(Some(value));
     }
-    Err(Mistake("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
+    Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
 }
 
-/// A value as an error repeats it: escaped, and its first 200 characters.
+/// A value for an error message: its first 200 characters, escaped.
 fn shown(value: &str) -> String {
     value.chars().take(200).flat_map(char::escape_debug).collect()
 }
 
-fn topic_level(text: &str, section: &'static str, key: &'static str) -> Checked<()> {
+fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
     let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
     if text.is_empty() || text.len() > 128 || text.contains(bad) {
         let said =
             format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
-        return Err(Mistake(section, key, said));
+        return Err(KeyError(section, key, said));
     }
     Ok(())
 }
 
 /// One or more levels of a topic.
-fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> Checked<String> {
+fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> KeyResult<String> {
     let levels = value.unwrap_or_else(|| default.into());
     for level in levels.split('/') {
         topic_level(level, "mqtt", key)?;

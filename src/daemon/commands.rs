@@ -1,4 +1,5 @@
-//! What is asked of the daemon beside requests: each is done at once, and the log says so.
+//! Commands to the daemon other than requests, such as those of Home Assistant's controls. Each is executed at once
+//! and logged. Deliberately knows no transport.
 
 use super::queue::Queue;
 use crate::telemetry::Telemetry;
@@ -7,9 +8,9 @@ use log::{debug, info};
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
-/// Does what is asked, until nobody can ask any more and then for ever: this task is wanted as long as the daemon.
-/// `hurry` asks for a report of what changed: whoever moved a slider shows what the reports say.
-pub(super) async fn obey(
+/// Executes commands. It never returns, since the end of a background task ends the daemon. `hurry` requests an
+/// early report, so that a control shows its new state at once.
+pub(super) async fn run_commands(
     mut asked: mpsc::Receiver<Control>,
     queue: Arc<Queue>,
     telemetry: Arc<Telemetry>,

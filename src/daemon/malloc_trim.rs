@@ -1,13 +1,13 @@
-//! The allocator's own store of freed memory.
+//! Returns freed memory from the C library's allocator to the system. Deliberately does not decide when.
 
-/// Gives freed memory back to the system: the C library keeps what lies between two living allocations, after a crowd
-/// of clients some 10 MiB. Takes about a millisecond, so it is asked for only when memory is short.
+/// Returns freed memory to the system: glibc keeps free memory between living allocations, about 10 MiB after many
+/// clients. It takes about a millisecond, so it is called only when memory is short.
 #[cfg(target_env = "gnu")]
-pub(super) fn give_back() {
-    // SAFETY: it locks the allocator as every allocation does, and touches nothing but memory that is free.
+pub(super) fn malloc_trim() {
+    // SAFETY: `malloc_trim` locks the allocator as every allocation does, and touches free memory only.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other C libraries give back by themselves.
+/// Other C libraries return free memory by themselves.
 #[cfg(not(target_env = "gnu"))]
 pub(super) fn give_back() {}

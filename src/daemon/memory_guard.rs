@@ -1,80 +1,85 @@
-//! Whether there is memory for more work: a decision only, the numbers and the time passed in.
+//! Refuses new work when the process comes near its memory budget. Decisions only, with the numbers and the time
+//! passed in. Deliberately reads no sensor.
 //!
-//! The plan says what the daemon takes at most. This is for what no plan knows: an allocator that does not give back,
-//! a fault of ours, a kernel's limit shared with others. New work is refused before the kernel has to kill.
-//! Weights that are read from the file are counted as the plan counts them, also while the kernel has taken them
-//! back: the next pass brings them again, so that giving them up would gain nothing.
+//! The memory plan is the most that the daemon should take. This guard covers what the plan cannot foresee: an
+//! allocator that does not return memory, a leak, a limit of the kernel that is shared with other processes. New
+//! work is refused before the kernel has to kill. Weights that are mapped from the file count as planned, even
+//! while the kernel has evicted their pages: the next forward pass reads them again.
 
 use std::time::{Duration, Instant};
 
-/// What a process always keeps free for requests that are in already: their answers' text, and the kernel's own count
-/// of pages, which is behind by some dozens for each processor.
-const MARGIN: u64 = 1 << 20;
-/// And this part of the budget: what is not foreseen grows with what there is.
-const PART: u64 = 64;
-/// But no more than this in all. The plan sets it aside, and leaves at least as much again to grow into.
-const MOST: u64 = 6 << 20;
-/// A daemon that is short of memory with nothing to do for so long does not get better by waiting.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The fixed part of the reserve, for the text of answers under way and for the kernel's counters of pages, which
+/// lag by some dozens of pages per processor.
+const BASE_RESERVE: u64 = 1 << 20;
+/// The proportional part of the reserve is the budget divided by this.
+const BUDGET_DIVISOR: u64 = 64;
+/// The largest reserve.
+const MAX_RESERVE: u64 = 6 << 20;
+/// A daemon that is idle and short of memory for this long is restarted.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
 
-/// What is kept free of `budget`, both in bytes.
-pub(super) fn margin(budget: u64) -> u64 {
-    (MARGIN + budget / PART).min(MOST)
+/// The reserve that stays free of `budget`, both in bytes.
+pub(super) fn reserve(budget: u64) -> u64 {
+    (BASE_RESERVE + budget / BUDGET_DIVISOR).min(MAX_RESERVE)
 }
 
 /// Memory of the process at one moment, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Held {
-    /// Resident, all of it.
+pub(super) struct MemoryUse {
+    /// All resident memory.
     pub resident: u64,
-    /// Of these, pages of files.
-    pub of_files: u64,
-    /// Of the KV cache, what was planned and never written to: it will be.
-    pub yet_to_come: u64,
+    /// The file-backed part of it.
+    pub file_backed: u64,
+    /// The part of the KV cache that was planned and not written yet.
+    pub reserved: u64,
 }
 
-/// What is to be done about it.
+/// What to do about the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Nothing.
-    Room,
-    /// Take no new work.
+pub(super) enum MemoryState {
+    /// Enough is free; nothing to do.
+    Free,
+    /// Memory is short; admit no new work.
     Short,
-    /// End: it has been short for a minute with nothing to do.
+    /// It has been short for a minute while idle; end the process.
     Stuck,
 }
 
 /// Watches the memory of the process.
 #[derive(Debug)]
-pub(super) struct Pressure {
+pub(super) struct MemoryGuard {
     budget: u64,
-    /// Weights read from the file's own pages.
+    /// Weights that are mapped from the file, in bytes.
     mapped: u64,
     is_short: bool,
-    /// Since when it is short with nothing to do.
+    /// When it became short while idle.
     idle_since: Option<Instant>,
 }
 
-impl Pressure {
-    /// Keeps to `budget`, `mapped` of which is planned for weights in the pages of a file.
+impl MemoryGuard {
+    /// A guard for `budget` bytes, `mapped` of which are planned for weights that are mapped from a file.
     pub fn new(budget: u64, mapped: u64) -> Self {
-        Pressure { budget, mapped, is_short: false, idle_since: None }
+        MemoryGuard { budget, mapped, is_short: false, idle_since: None }
     }
 
-    /// Looks at what is held now. Once short, it stays so until there is twice the margin.
-    pub fn look(&mut self, held: Held, is_busy: bool, now: Instant) -> State {
-        let margin = margin(self.budget);
-        let free = self.budget.saturating_sub(self.reckoned(held));
+    /// Evaluates the memory in use. Once short, it stays so until twice the reserve is free.
+    pub fn update(&mut self, held: MemoryUse, is_busy: bool, now: Instant) -> MemoryState {
+        let margin = reserve(self.budget);
+        let free = self.budget.saturating_sub(self.committed(held));
         self.is_short = free < if self.is_short { 2 * margin } else { margin };
         if !self.is_short || is_busy {
             self.idle_since = None;
-            return if self.is_short { State::Short } else { State::Room };
+            return if self.is_short { MemoryState::Short } else { MemoryState::Free };
         }
         let since = *self.idle_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= PATIENCE { State::Stuck } else { State::Short }
+        if now.saturating_duration_since(since) >= STUCK_AFTER {
+            MemoryState::Stuck
+        } else {
+            MemoryState::Short
+        }
     }
 
-    /// Whether it was short when it was last looked at.
+    /// Whether memory was short at the last update.
     pub fn is_short(&self) -> bool {
         self.is_short
     }
@@ -84,9 +89,9 @@ impl Pressure {
         self.budget
     }
 
-    fn reckoned(&self, held: Held) -> u64 {
-        let own = held.resident.saturating_sub(held.of_files);
-        held.resident.max(own + self.mapped) + held.yet_to_come
+    fn committed(&self, held: MemoryUse) -> u64 {
+        let own = held.resident.saturating_sub(held.file_backed);
+        held.resident.max(own + self.mapped) + held.reserved
     }
 }
 
@@ -96,51 +101,51 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn held(resident: u64, of_files: u64, yet_to_come: u64) -> Held {
-        Held { resident: resident * MIB, of_files: of_files * MIB, yet_to_come: yet_to_come * MIB }
+    fn held(resident: u64, of_files: u64, yet_to_come: u64) -> MemoryUse {
+        MemoryUse { resident: resident * MIB, file_backed: of_files * MIB, reserved: yet_to_come * MIB }
     }
 
-    /// 64 MiB with a margin of 2; what it says of each amount, one after the other.
-    fn states(resident: &[u64]) -> Vec<State> {
-        let mut pressure = Pressure::new(64 * MIB, 0);
+    /// A budget of 64 MiB with a reserve of 2; the state after each amount.
+    fn states(resident: &[u64]) -> Vec<MemoryState> {
+        let mut pressure = MemoryGuard::new(64 * MIB, 0);
         let now = Instant::now();
-        resident.iter().map(|mib| pressure.look(held(*mib, 0, 0), true, now)).collect()
+        resident.iter().map(|mib| pressure.update(held(*mib, 0, 0), true, now)).collect()
     }
 
     #[test]
     fn near_the_budget_it_is_short_until_twice_the_margin_is_free() {
-        use State::{Room, Short};
+        use MemoryState::{Free, Short};
         assert_eq!(
             states(&[0, 62, 63, 62, 61, 60, 62, 64, 99]),
-            [Room, Room, Short, Short, Short, Room, Room, Short, Short]
+            [Free, Free, Short, Short, Short, Free, Free, Short, Short]
         );
     }
 
     #[test]
     fn a_cache_yet_to_be_written_counts_and_so_do_weights_taken_back() {
         let now = Instant::now();
-        let look = |held| Pressure::new(100 * MIB, 50 * MIB).look(held, true, now);
-        assert_eq!(look(held(80, 60, 0)), State::Room);
-        assert_eq!(look(held(80, 60, 18)), State::Short);
-        assert_eq!(look(held(48, 0, 0)), State::Short, "48 of ours, and 50 that come back");
-        assert_eq!(look(held(47, 0, 0)), State::Room);
+        let look = |held| MemoryGuard::new(100 * MIB, 50 * MIB).update(held, true, now);
+        assert_eq!(look(held(80, 60, 0)), MemoryState::Free);
+        assert_eq!(look(held(80, 60, 18)), MemoryState::Short);
+        assert_eq!(look(held(48, 0, 0)), MemoryState::Short, "48 of ours, and 50 that come back");
+        assert_eq!(look(held(47, 0, 0)), MemoryState::Free);
     }
 
     #[test]
     fn short_for_a_minute_with_nothing_to_do_is_stuck() {
-        let (mut pressure, start) = (Pressure::new(64 * MIB, 0), Instant::now());
+        let (mut pressure, start) = (MemoryGuard::new(64 * MIB, 0), Instant::now());
         let mut look =
-            |seconds, is_busy| pressure.look(held(64, 0, 0), is_busy, start + Duration::from_secs(seconds));
-        assert_eq!(look(0, false), State::Short);
-        assert_eq!(look(59, true), State::Short, "it may end something, and give back");
-        assert_eq!(look(60, false), State::Short);
-        assert_eq!(look(119, false), State::Short);
-        assert_eq!(look(120, false), State::Stuck);
+            |seconds, is_busy| pressure.update(held(64, 0, 0), is_busy, start + Duration::from_secs(seconds));
+        assert_eq!(look(0, false), MemoryState::Short);
+        assert_eq!(look(59, true), MemoryState::Short, "it may end something, and give back");
+        assert_eq!(look(60, false), MemoryState::Short);
+        assert_eq!(look(119, false), MemoryState::Short);
+        assert_eq!(look(120, false), MemoryState::Stuck);
     }
 
     #[test]
     fn numbers_beyond_the_budget_do_not_wrap() {
-        let mut pressure = Pressure::new(MIB, u64::from(u32::MAX));
-        assert_eq!(pressure.look(held(2, 3, 1), true, Instant::now()), State::Short);
+        let mut pressure = MemoryGuard::new(MIB, u64::from(u32::MAX));
+        assert_eq!(pressure.update(held(2, 3, 1), true, Instant::now()), MemoryState::Short);
     }
 }

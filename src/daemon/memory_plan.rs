@@ -1,4 +1,5 @@
-//! The memory plan: what a model takes under the budget, computed before anything is loaded.
+//! The memory plan: what model and clients take of the budget, computed before anything is loaded. Deliberately
+//! knows nothing of the memory that is in use.
 
 use super::memory_guard;
 use crate::config::Config;
@@ -9,76 +10,77 @@ use crate::transport::{mqtt, unix};
 use std::fmt;
 use std::path::Path;
 
-/// The daemon without model and clients: code, runtime, allocator slack. `tests/system` holds the whole process
-/// to the plan made with it.
-const DAEMON: usize = 14 << 20;
+/// The daemon without model and clients: code, runtime, allocator slack. `tests/system` checks the whole process
+/// against the plan.
+const DAEMON_BYTES: usize = 14 << 20;
 
-/// A waiting request beside its own text: its places in the queue, at its door and in the way back.
-const WAITING: usize = 4 << 10;
+/// A waiting request without its text: its entries in the queue and in its transport, and its reply channel.
+const REQUEST_BYTES: usize = 4 << 10;
 
-/// Most that the texts of all waiting requests may hold together. A queue of any depth takes this many long ones
-/// (64 of the longest there are); ten thousand short ones fit as well.
-pub(super) const WAITING_TEXTS: usize = 64 * json::MAX_REQUEST;
+/// The most that the texts of all waiting requests may take together: 64 of the longest, or ten thousand short
+/// ones.
+pub(super) const MAX_WAITING_TEXTS: usize = 64 * json::MAX_REQUEST;
 
-/// Most prompts of the broker link that wait beside those of the socket: whatever the depth, the worker is never short of
-/// work with these, and the link keeps the others in turn.
-const HANDED_OVER: usize = 64;
+/// The most prompts of the broker link that wait besides those of the socket: enough to keep the worker busy, while
+/// the link keeps the others in turn.
+const MAX_MQTT_WINDOW: usize = 64;
 
-/// Clients that take more than this are worth a word when the plan does not fit; by default they take 10 MiB.
-const MANY_CLIENTS: usize = 16 << 20;
+/// Clients that take more than this are named when the plan does not fit; by default they take 10 MiB.
+const CLIENTS_WORTH_NAMING: usize = 16 << 20;
 
-/// Shortest context a plan shortens to: a question and its answer still fit.
-const SHORTEST: usize = 256;
+/// The shortest context that a plan is shortened to; a question and its answer still fit.
+const MIN_CONTEXT: usize = 256;
 
-/// What takes how much, in bytes.
+/// The parts of the memory plan, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// What the model takes.
     pub footprint: Footprint,
-    /// Tokens of context, shortened where need be.
+    /// Tokens of context, shortened where memory requires it.
     pub context: usize,
-    /// The model's own context, or the configured one.
-    pub wanted: usize,
-    /// The most that clients can make the daemon hold.
-    pub clients: Clients,
-    /// What is allowed.
-    pub budget: Allowed,
+    /// The configured context, or the model's own.
+    pub wanted_context: usize,
+    /// The most memory that clients can make the daemon use.
+    pub clients: ClientMemory,
+    /// The budget.
+    pub budget: MemoryBudget,
 }
 
-/// What clients can make the daemon hold, whatever they do, in bytes.
+/// The most memory that clients can make the daemon use, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Clients {
-    /// As many connections of the socket as there may be, each with an unfinished request.
+pub struct ClientMemory {
+    /// All connections of the socket, each with an unfinished request.
     pub connections: usize,
-    /// A full queue, with what the broker link hands over to it.
+    /// A full queue, with the prompts of the broker link in it.
     pub queue: usize,
-    /// The broker link, with all that waits for the broker; 0 without one.
+    /// The broker link with its buffers; 0 without one.
     pub link: usize,
 }
 
-/// The memory that may be used, in bytes.
+/// The memory that the process may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
-    /// How much.
+pub struct MemoryBudget {
+    /// The limit, in bytes.
     pub bytes: usize,
-    /// Whether the kernel's limit allows it, which is lower than the configuration's.
-    pub is_kernels: bool,
+    /// Whether it is the control group's limit, because that is lower than the configured budget.
+    pub is_cgroup_limit: bool,
 }
 
-impl Clients {
-    /// The most that the clients of a daemon with these settings can do.
+impl ClientMemory {
+    /// The memory for the clients of a daemon with these settings.
     pub fn of(config: &Config) -> Self {
         let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
-        Self::reckon(config.queue.depth, config.socket.connections, link)
+        Self::estimate(config.queue.depth, config.socket.connections, link)
     }
 
     /// `link`: bytes of the broker link; `None` without one.
-    fn reckon(depth: usize, connections: usize, link: Option<usize>) -> Self {
-        // A connection's first request may wait beside the others, its text within the bound of all.
-        let queue =
-            (depth + connections) * WAITING + WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
-        let handed_over = link.map_or(0, |_| window(depth) * (WAITING + json::MAX_REQUEST));
-        Clients {
+    fn estimate(depth: usize, connections: usize, link: Option<usize>) -> Self {
+        // The first request of each connection may wait besides the others; its text counts towards the common
+        // limit.
+        let queue = (depth + connections) * REQUEST_BYTES
+            + MAX_WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
+        let handed_over = link.map_or(0, |_| mqtt_window(depth) * (REQUEST_BYTES + json::MAX_REQUEST));
+        ClientMemory {
             connections: connections * unix::CONNECTION_BYTES,
             queue: queue + handed_over,
             link: link.unwrap_or(0),
@@ -90,18 +92,18 @@ impl Clients {
     }
 }
 
-/// Prompts that the broker link may hand over at a time, beside the `depth` of the socket.
-pub(super) fn window(depth: usize) -> usize {
-    depth.min(HANDED_OVER)
+/// How many prompts of the broker link may wait in the queue besides the `depth` of the socket.
+pub(super) fn mqtt_window(depth: usize) -> usize {
+    depth.min(MAX_MQTT_WINDOW)
 }
 
-impl Allowed {
+impl MemoryBudget {
     /// The configured budget, or the limit of the control group where that is lower.
-    pub fn by(config: &Config) -> Self {
+    pub fn of_config(config: &Config) -> Self {
         let configured = config.budget.memory_bytes;
         match sensors::memory_limit(Path::new("/")).bytes().filter(|limit| *limit < configured) {
-            Some(limit) => Allowed { bytes: limit as usize, is_kernels: true },
-            None => Allowed { bytes: configured as usize, is_kernels: false },
+            Some(limit) => MemoryBudget { bytes: limit as usize, is_cgroup_limit: true },
+            None => MemoryBudget { bytes: configured as usize, is_cgroup_limit: false },
         }
     }
 }
@@ -109,27 +111,28 @@ impl Allowed {
 /// A model that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TooLarge {
-    /// The smallest plan there is.
-    pub plan: Plan,
-    /// Whether the configuration forbids a shorter context.
-    pub fixed: bool,
+    /// The smallest plan.
+    pub plan: MemoryPlan,
+    /// Whether the context is configured, and so may not be shortened.
+    pub is_context_configured: bool,
 }
 
-impl Plan {
-    /// Plans `footprint` and `clients` within `budget`. A `configured` context is kept as it is; without one the
+impl MemoryPlan {
+    /// Plans `footprint` and `clients` within `budget`. A `configured` context is never shortened; without one the
     /// model's own is shortened until it fits.
     pub fn make(
         footprint: &Footprint,
         models_own: usize,
         configured: Option<usize>,
-        clients: Clients,
-        budget: Allowed,
+        clients: ClientMemory,
+        budget: MemoryBudget,
     ) -> Result<Self, TooLarge> {
         let wanted = configured.unwrap_or(models_own);
-        let least = if configured.is_some() { wanted } else { wanted.min(SHORTEST) };
-        let mut plan = Plan { footprint: *footprint, context: least, wanted, clients, budget };
+        let least = if configured.is_some() { wanted } else { wanted.min(MIN_CONTEXT) };
+        let mut plan =
+            MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
         if plan.total() > budget.bytes {
-            return Err(TooLarge { plan, fixed: configured.is_some() });
+            return Err(TooLarge { plan, is_context_configured: configured.is_some() });
         }
         let left = budget.bytes - plan.total();
         let more = left / footprint.cache_per_token.max(1);
@@ -137,63 +140,63 @@ impl Plan {
         Ok(plan)
     }
 
-    /// All of it, what is kept free included.
+    /// All of the plan, the reserve included.
     pub fn total(&self) -> usize {
-        self.held().saturating_add(self.reserve())
+        self.used().saturating_add(self.reserve())
     }
 
-    /// All of it but what is kept free.
-    pub(super) fn held(&self) -> usize {
-        (DAEMON + self.clients.total()).saturating_add(self.footprint.total(self.context))
+    /// All of the plan without the reserve.
+    pub(super) fn used(&self) -> usize {
+        (DAEMON_BYTES + self.clients.total()).saturating_add(self.footprint.total(self.context))
     }
 
-    /// Below this much free memory no work is taken.
+    /// The reserve: with less free memory no work is admitted.
     pub(super) fn reserve(&self) -> usize {
-        memory_guard::margin(self.budget.bytes as u64) as usize
+        memory_guard::reserve(self.budget.bytes as u64) as usize
     }
 
-    /// The least budget, in MiB, that this plan fits: a larger one has a larger reserve.
-    fn least_mb(&self) -> usize {
+    /// The smallest budget in MiB that this plan fits. It is searched, since a larger budget has a larger reserve.
+    fn min_budget_mb(&self) -> usize {
         let fits = |mb: &usize| {
-            (mb << 20).saturating_sub(memory_guard::margin((*mb as u64) << 20) as usize) >= self.held()
+            (mb << 20).saturating_sub(memory_guard::reserve((*mb as u64) << 20) as usize) >= self.used()
         };
-        let about = self.held().div_ceil(1 << 20);
+        let about = self.used().div_ceil(1 << 20);
         (about..).find(fits).unwrap_or(about)
     }
 }
 
-/// Megabytes with one decimal; MiB, as the configuration counts.
-struct Mb(usize);
+/// Bytes shown as MiB with one decimal.
+struct Mebibytes(usize);
 
-impl fmt::Display for Mb {
+impl fmt::Display for Mebibytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1}", self.0 as f64 / f64::from(1 << 20))
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Footprint { mapped, copied, cache_per_token, scratch, tokenizer } = self.footprint;
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
              connections {} + queue {} + broker link {} + daemon {} + reserve {} = {} of {} MiB",
-            Mb(mapped),
-            Mb(copied),
-            Mb(cache_per_token.saturating_mul(self.context)),
+            Mebibytes(mapped),
+            Mebibytes(copied),
+            Mebibytes(cache_per_token.saturating_mul(self.context)),
             self.context,
-            Mb(scratch),
-            Mb(tokenizer),
-            Mb(self.clients.connections),
-            Mb(self.clients.queue),
-            Mb(self.clients.link),
-            Mb(DAEMON),
-            Mb(self.reserve()),
-            Mb(self.total()),
-            Mb(self.budget.bytes)
+            Mebibytes(scratch),
+            Mebibytes(tokenizer),
+            Mebibytes(self.clients.connections),
+            Mebibytes(self.clients.queue),
+            Mebibytes(self.clients.link),
+            Mebibytes(DAEMON_BYTES),
+            Mebibytes(self.reserve()),
+            Mebibytes(self.total()),
+            Mebibytes(self.budget.bytes)
         )?;
-        if self.context < self.wanted {
-            write!(f, "; context shortened from {}", self.wanted)?;
+        if self.context < self.wanted_context {
+            write!(f, "; context shortened from {}", self.wanted_context)?;
         }
         Ok(())
     }
@@ -201,15 +204,18 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let needed = self.plan.least_mb();
-        // Where the kernel's limit is in the way, a larger number in the configuration would not help.
-        let place =
-            if self.plan.budget.is_kernels { "the control group's memory limit" } else { "budget.memory_mb" };
+        let needed = self.plan.min_budget_mb();
+        // Where the control group's limit is the lower one, a larger configured budget would not help.
+        let place = if self.plan.budget.is_cgroup_limit {
+            "the control group's memory limit"
+        } else {
+            "budget.memory_mb"
+        };
         write!(f, "{place}: the model does not fit: {}; allow {needed}", self.plan)?;
-        if self.plan.clients.total() > MANY_CLIENTS {
+        if self.plan.clients.total() > CLIENTS_WORTH_NAMING {
             write!(f, ", or a smaller queue.depth or socket.connections")?;
         }
-        if self.fixed {
+        if self.is_context_configured {
             write!(f, ", or a shorter model.context")
         } else {
             write!(f, ", or use a smaller model")
@@ -229,25 +235,25 @@ mod tests {
         tokenizer: 1 << 20,
     };
 
-    const CLIENTS: Clients = Clients { connections: 3 << 20, queue: 1 << 20, link: 2 << 20 };
+    const CLIENTS: ClientMemory = ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20 };
 
-    fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<Plan, TooLarge> {
-        Plan::make(model, 1024, configured, CLIENTS, Allowed { bytes, is_kernels: false })
+    fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, TooLarge> {
+        MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })
     }
 
     #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
-        let (few, many) = (Clients::reckon(16, 64, None), Clients::reckon(10_000, 64, None));
-        assert_eq!(few.queue, 80 * WAITING + WAITING_TEXTS);
-        assert_eq!(many.queue, 10_064 * WAITING + WAITING_TEXTS);
-        let linked = Clients::reckon(16, 64, Some(5));
-        assert_eq!(linked.queue, few.queue + 16 * (WAITING + json::MAX_REQUEST));
+        let (few, many) = (ClientMemory::estimate(16, 64, None), ClientMemory::estimate(10_000, 64, None));
+        assert_eq!(few.queue, 80 * REQUEST_BYTES + MAX_WAITING_TEXTS);
+        assert_eq!(many.queue, 10_064 * REQUEST_BYTES + MAX_WAITING_TEXTS);
+        let linked = ClientMemory::estimate(16, 64, Some(5));
+        assert_eq!(linked.queue, few.queue + 16 * (REQUEST_BYTES + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
-        let allowed = Allowed { bytes: 140 << 20, is_kernels: true };
-        let refused = Plan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
+        let allowed = MemoryBudget { bytes: 140 << 20, is_cgroup_limit: true };
+        let refused = MemoryPlan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
         assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
         assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
-        assert!(Plan::make(&MODEL, 1, None, few, allowed).is_ok());
+        assert!(MemoryPlan::make(&MODEL, 1, None, few, allowed).is_ok());
     }
 
     #[test]
@@ -255,8 +261,8 @@ mod tests {
         let whole = plan(&MODEL, None, 2 << 30).expect("fits");
         assert_eq!(whole.context, 1024);
         let short = plan(&MODEL, None, 500 << 20).expect("fits when shortened");
-        // 6 MiB for the clients, and 6 as the reserve.
-        assert_eq!(short.context, 500 - 102 - 6 - 6 - (DAEMON >> 20));
+        // 6 MiB for the clients, and 6 for the reserve.
+        assert_eq!(short.context, 500 - 102 - 6 - 6 - (DAEMON_BYTES >> 20));
         assert!(short.total() <= 500 << 20);
         assert!(short.to_string().contains("shortened from 1024"), "{short}");
     }
@@ -264,7 +270,7 @@ mod tests {
     #[test]
     fn a_configured_context_is_never_shortened() {
         let refused = plan(&MODEL, Some(512), 500 << 20).expect_err("does not fit");
-        assert!(refused.fixed);
+        assert!(refused.is_context_configured);
         assert!(refused.to_string().contains("allow 640"), "{refused}");
     }
 

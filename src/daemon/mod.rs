@@ -1,10 +1,11 @@
-//! The daemon: opens the doors, starts the worker, keeps them company, and closes in order.
+//! The daemon: opens the transports, starts the worker, runs the background tasks, and shuts down in order.
 //!
-//! The only room that sees both the doors and the engine. Deliberately knows no arguments and no
-//! exit codes: `cli` brings the settings and takes the failure.
+//! The only module that sees both the transports and the engine. Deliberately knows no arguments and no exit codes:
+//! `cli` passes in the settings and handles the error.
 
 mod admission;
 mod answer_cache;
+mod client_shares;
 mod commands;
 mod malloc_trim;
 mod memory_guard;
@@ -13,14 +14,13 @@ mod queue;
 mod reload;
 mod report_schedule;
 mod reporter;
-mod shares;
 mod signals;
 mod systemd;
 mod textfile_exporter;
 mod worker;
 
-pub use memory_plan::{Allowed, Clients, Plan, TooLarge};
-pub use reload::Reread;
+pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
+pub use reload::ReadConfig;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
@@ -34,37 +34,37 @@ use crate::transport::mqtt::{self, Home, LinkState};
 use crate::transport::unix::{self, Latecomers};
 use crate::transport::{Control, Inbound, Pulse};
 use log::{error, info, warn};
-use memory_plan::window;
+use memory_plan::mqtt_window;
 use queue::Queue;
-use reload::Settings;
-use reporter::{Reporter, Sampler, info_payload};
-use signals::{Asked, Signals};
+use reload::LiveSettings;
+use reporter::{HostSampler, Reporter, info_payload};
+use signals::{SignalRequest, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use textfile_exporter::Exporter;
+use textfile_exporter::TextfileExporter;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{Facts, Worker};
+use worker::{EngineInfo, Worker};
 
-/// Requests on their way from the socket to the queue: where there are more, their connections wait.
+/// Capacity of the channel for requests of the socket; when it is full, connections wait.
 const INTAKE: usize = 32;
-/// Controls on their way from the broker link to whom they concern, which takes each at once.
+/// Capacity of the channel for commands of the broker link, which are executed at once.
 const CONTROLS: usize = 8;
-/// Alerts on their way to the broker link, which takes each at once: two of every kind.
+/// Capacity of the channel for alerts to the broker link, which takes each at once: two of every kind.
 const ALERTS: usize = 2 * Kind::ALL.len();
 /// Time for the last replies to reach the broker on a stop.
-const FLUSH: Duration = Duration::from_secs(3);
-/// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
-const LAST_STEP: Duration = Duration::from_secs(30);
-/// Between two looks at waiting requests that were cancelled or ran out of time.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for the worker on a stop; its longest step is one batch of prefill.
+const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two searches for waiting requests that were cancelled or exceeded their deadline.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why the daemon did not start, or stopped.
 #[derive(Debug)]
-pub enum Failure {
+pub enum DaemonError {
     /// The model cannot be used.
     Model(LoadError),
     /// The model does not fit the budget.
@@ -75,20 +75,20 @@ pub enum Failure {
     Setup(String),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for DaemonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Model(error) => error.fmt(f),
-            Failure::Budget(error) => error.fmt(f),
-            Failure::Socket(said) | Failure::Setup(said) => said.fmt(f),
+            DaemonError::Model(error) => error.fmt(f),
+            DaemonError::Budget(error) => error.fmt(f),
+            DaemonError::Socket(said) | DaemonError::Setup(said) => said.fmt(f),
         }
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for DaemonError {}
 
 /// Maps the configured model and plans its memory; nothing is loaded yet.
-pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
+pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -110,33 +110,33 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
         .and_then(|file| file.with_cache(cache));
     let template = config.model.chat_template.as_deref().map(ChatTemplate::of_setting).transpose();
     let file = file.and_then(|file| Ok(file.with_template(template?.unwrap_or_default())));
-    let file = file.map_err(Failure::Model)?;
+    let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (Clients::of(config), Allowed::by(config));
-    let plan = Plan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
-    plan.map_err(Failure::Budget).map(|plan| (file, plan))
+    let (clients, allowed) = (ClientMemory::of(config), MemoryBudget::of_config(config));
+    let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
+    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
-/// Runs until `stop` is cancelled or a signal asks for it. `ready` hears when both doors are open
-/// and the model is loaded; `reread` is called when a signal asks for another configuration.
+/// Runs until `stop` is cancelled or a signal requests a stop. `ready` is sent when the transports are listening
+/// and the model is loaded; `reread` is called when a signal requests a reload.
 pub async fn run(
     config: Config,
-    reread: Reread,
+    reread: ReadConfig,
     stop: CancellationToken,
     ready: oneshot::Sender<()>,
-) -> Result<(), Failure> {
+) -> Result<(), DaemonError> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
-    if plan.budget.is_kernels {
+    if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
     unix::allow_files(config.socket.connections);
     let mut signals =
-        Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
+        Signals::listen().map_err(|error| DaemonError::Setup(format!("signals cannot be heard: {error}")))?;
     let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
     telemetry.set_alert_rules(config.alerts.clone());
-    telemetry.set_planned(plan.held(), plan.reserve());
-    telemetry.set_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
@@ -152,11 +152,11 @@ pub async fn run(
         threads: config.budget.threads,
         pin: config.budget.pin,
         kernel: None,
-        keep_in: config.model.keep_in.clone(),
+        keep_in: config.model.cache_dir.clone(),
     };
-    let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
-    let loads = what_loads(&config, &plan);
-    let (worker::Thread { handle, ended }, facts) = tokio::select! {
+    let socket_name = local_path(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
+    let loads = load_description(&config, &plan);
+    let (worker::WorkerThread { handle, ended }, facts) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
@@ -165,12 +165,12 @@ pub async fn run(
         never = systemd::loading(&loads) => match never {},
     };
     queue.watch_memory(&plan);
-    // A socket of systemd's outlives this process, and so do the clients in its backlog.
+    // A socket of systemd outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
     telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
-    let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
+    let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
     for note in &facts.notes {
@@ -190,36 +190,37 @@ pub async fn run(
     };
     let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
     drop(place);
-    outcome.and(last_step(handle).await)
+    outcome.and(join_worker(handle).await)
 }
 
-/// Waits for the worker, which ends when its queue is closed and empty, as it is now.
-async fn last_step(worker: std::thread::JoinHandle<()>) -> Result<(), Failure> {
-    let deadline = Instant::now() + LAST_STEP;
+/// Waits for the worker thread, whose queue is closed and empty now.
+async fn join_worker(worker: std::thread::JoinHandle<()>) -> Result<(), DaemonError> {
+    let deadline = Instant::now() + WORKER_STOP_TIMEOUT;
     while !worker.is_finished() {
         if Instant::now() >= deadline {
-            let said = format!("the worker did not end its step in {LAST_STEP:?}; stopped without it");
-            return Err(Failure::Setup(said));
+            let said =
+                format!("the worker did not end its step in {WORKER_STOP_TIMEOUT:?}; stopped without it");
+            return Err(DaemonError::Setup(said));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    worker.join().map_err(|_| Failure::Setup("the worker thread died; standard error says where".into()))
+    worker.join().map_err(|_| DaemonError::Setup("the worker thread died; standard error says where".into()))
 }
 
-/// What systemd is told while the worker is busy with it.
-fn what_loads(config: &Config, plan: &Plan) -> String {
+/// The description of the model for systemd's status while it loads.
+fn load_description(config: &Config, plan: &MemoryPlan) -> String {
     let model =
         config.model.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string());
     format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
 }
 
-/// Where the socket is: under systemd its own word counts, not the configuration's.
-fn local_name(listener: &tokio::net::UnixListener) -> Option<String> {
+/// The path of the socket; under systemd it is that of the .socket unit, not the configured one.
+fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), Failure> {
-    let setup = |error: &dyn fmt::Display| Failure::Socket(error.to_string());
+fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Place>), DaemonError> {
+    let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
     let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
         None => {
@@ -233,14 +234,14 @@ fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Pla
 }
 
 struct Daemon {
-    settings: Settings,
+    settings: LiveSettings,
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
     latecomers: Latecomers,
     draining: CancellationToken,
     close: CancellationToken,
-    /// Of the broker link's loop.
+    /// The heartbeat of the broker link's event loop.
     pulse: Pulse,
 }
 
@@ -250,13 +251,14 @@ impl Daemon {
         listener: unix::Listening,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        facts: &Facts,
-        plan: &Plan,
+        facts: &EngineInfo,
+        plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), DaemonError> {
         let (intake, requests) = mpsc::channel(INTAKE);
-        // One of its own for the broker link, with a place for each prompt that it may hand over: it never finds it full.
-        let (prompts, handed_over) = mpsc::channel(window(self.settings.running.queue.depth));
+        // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
+        // never full.
+        let (prompts, handed_over) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, latest) = watch::channel(None);
         let mut doors = JoinSet::new();
         doors.spawn(unix::run(
@@ -270,14 +272,19 @@ impl Daemon {
         ));
         let (controls, asked) = mpsc::channel(CONTROLS);
         let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.open_mqtt(&mut doors, (prompts, controls), latest, raised, facts, plan);
+        let link = self.spawn_mqtt(&mut doors, (prompts, controls), latest, raised, facts, plan);
         let alerts = link.is_some().then_some(alerts);
         let hurry = Arc::new(Notify::new());
-        let mut company = self.keep_company(requests, reports, &hurry, link, alerts, &facts.model);
-        company.spawn(commands::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
+        let mut company = self.spawn_background(requests, reports, &hurry, link, alerts, &facts.model);
+        company.spawn(commands::run_commands(
+            asked,
+            Arc::clone(&self.queue),
+            Arc::clone(&self.telemetry),
+            hurry,
+        ));
         company.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&facts.model);
-        let _ = ready.send(()); // nobody has to listen
+        let _ = ready.send(()); // the receiver may be gone
         let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
         self.close.cancel();
         while let Some(ended) = doors.join_next().await {
@@ -286,11 +293,11 @@ impl Daemon {
             }
         }
         info!("stopped");
-        fault.map_or(Ok(()), |said| Err(Failure::Setup(said)))
+        fault.map_or(Ok(()), |said| Err(DaemonError::Setup(said)))
     }
 
-    /// The tasks that run beside the doors.
-    fn keep_company(
+    /// Starts the background tasks.
+    fn spawn_background(
         &self,
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
@@ -303,17 +310,17 @@ impl Daemon {
         let watched = link.is_some().then(|| self.pulse.clone());
         let (model, seen) = (model.to_owned(), link.clone());
         let observer =
-            systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
-        let sampler = Arc::new(Sampler {
+            systemd::StatusReporter { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
+        let sampler = Arc::new(HostSampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
             queue: queue.clone(),
             link,
             alerts,
-            hurry: Arc::clone(hurry),
-            depth: self.settings.running.queue.depth,
+            report_now: Arc::clone(hurry),
+            queue_depth: self.settings.running.queue.depth,
         });
-        let exporter = Exporter::new(self.settings.textfile.subscribe());
+        let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();
         let reporter = Reporter { reports, sampler: Arc::clone(&sampler), interval, exporter };
         let mut company = JoinSet::new();
@@ -326,14 +333,14 @@ impl Daemon {
         company
     }
 
-    fn open_mqtt(
+    fn spawn_mqtt(
         &self,
         doors: &mut JoinSet<()>,
         (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
-        facts: &Facts,
-        plan: &Plan,
+        facts: &EngineInfo,
+        plan: &MemoryPlan,
     ) -> Option<watch::Receiver<LinkState>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
@@ -341,9 +348,9 @@ impl Daemon {
         doors.spawn(mqtt::run(mqtt::Door {
             config,
             device: running.device.id.clone(),
-            state_in: running.device.state_in.clone(),
+            state_in: running.device.state_dir.clone(),
             info: info_payload(running, facts, plan),
-            window: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
+            window: u16::try_from(mqtt_window(running.queue.depth)).expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             controls,
@@ -356,16 +363,15 @@ impl Daemon {
             counters: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
-            flush: FLUSH,
+            flush: FLUSH_TIMEOUT,
             pulse: self.pulse.clone(),
-            turn: systemd::turn(),
+            turn: systemd::max_loop_interval(),
         }));
         Some(link)
     }
 
-    /// Waits for the word to stop, then for the requests at hand, then for the drain deadline. Says
-    /// which part of the daemon failed, if that is why it stops: such a daemon answers nobody, and
-    /// its exit code must tell systemd to start another.
+    /// Waits for the request to stop, then for the requests under way or the drain deadline. Returns which part of
+    /// the daemon failed, if that is why it stops: its exit code must tell systemd to start it again.
     async fn wait_and_drain(
         &mut self,
         mut signals: Signals,
@@ -373,7 +379,7 @@ impl Daemon {
         doors: &mut JoinSet<()>,
         company: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = self.word_to_stop(&mut signals, worker, doors, company).await;
+        let fault = self.wait_for_stop(&mut signals, worker, doors, company).await;
         systemd::stopping(&self.queue);
         self.draining.cancel();
         let deadline = Instant::now() + self.settings.running.queue.drain;
@@ -382,13 +388,13 @@ impl Daemon {
             signal = signals.stop() => warn!("{signal} again: not waiting for answers"),
             never = systemd::drain(&self.queue) => match never {},
         }
-        systemd::closing();
+        systemd::closing_connections();
         self.queue.close();
-        self.queue.drained(Instant::now() + FLUSH).await;
+        self.queue.drained(Instant::now() + FLUSH_TIMEOUT).await;
         fault
     }
 
-    async fn word_to_stop(
+    async fn wait_for_stop(
         &mut self,
         signals: &mut Signals,
         mut worker: oneshot::Receiver<LoadError>,
@@ -398,11 +404,11 @@ impl Daemon {
         loop {
             tokio::select! {
                 biased;
-                // Before the doors, which end by themselves once it is said.
+                // Before the transports, which end by themselves once draining begins.
                 () = self.draining.cancelled() => return None,
                 asked = signals.next() => match asked {
-                    Asked::Reload => self.reload(),
-                    Asked::Stop(signal) => {
+                    SignalRequest::Reload => self.reload(),
+                    SignalRequest::Stop(signal) => {
                         info!("stopping on {signal}");
                         return None;
                     }
@@ -425,17 +431,17 @@ impl Daemon {
     }
 }
 
-/// Takes requests from the doors to the queue; ends with the last door.
+/// Passes requests from a transport to the queue.
 async fn admit(mut requests: mpsc::Receiver<Inbound>, queue: Arc<Queue>, telemetry: Arc<Telemetry>) {
     while let Some(inbound) = requests.recv().await {
         telemetry.received();
         queue.offer(inbound);
     }
-    // The doors end after the drain; until then this task is wanted.
+    // Transports end after the drain; until then the end of this task would count as a failure.
     std::future::pending::<()>().await;
 }
 
-/// Tells waiting requests that were cancelled or ran out of time; looks only while some wait.
+/// Refuses waiting requests that were cancelled or exceeded their deadline; it runs only while some wait.
 async fn sweep(queue: Arc<Queue>) {
     loop {
         queue.occupied().await;
@@ -471,7 +477,7 @@ mod tests {
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings::new(running, reread, queue.clone(), telemetry.clone()),
+            settings: LiveSettings::new(running, reread, queue.clone(), telemetry.clone()),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
@@ -482,7 +488,7 @@ mod tests {
         }
     }
 
-    /// What a daemon says that is stopped by none of its owners.
+    /// The failure of a daemon that nobody asked to stop.
     async fn fault(worker: oneshot::Receiver<LoadError>, mut doors: JoinSet<()>) -> String {
         let mut daemon = daemon();
         let signals = Signals::listen().expect("signals can be heard");

@@ -2,12 +2,12 @@
 //!
 //! What is decided is [`Admission`]'s; here is only the waiting. Deliberately knows no model.
 
-use super::admission::{Admission, Job};
-use super::answer_cache::{Cache, Key, Stored};
+use super::admission::{Admission, QueuedRequest};
+use super::answer_cache::{AnswerCache, CacheKey, CachedAnswer};
 use super::locked;
 use super::malloc_trim;
-use super::memory_guard::{Held, Pressure, State};
-use super::memory_plan::Plan;
+use super::memory_guard::{MemoryGuard, MemoryState, MemoryUse};
+use super::memory_plan::MemoryPlan;
 use crate::config::{CacheScope, Config};
 use crate::protocol::Refusal;
 use crate::telemetry::{Telemetry, sensors};
@@ -31,7 +31,7 @@ pub(super) struct Queue {
     admission: Mutex<Admission>,
     telemetry: Arc<Telemetry>,
     /// Answers given again; dropped first when memory is short.
-    cache: Mutex<Cache>,
+    cache: Mutex<AnswerCache>,
     /// Whether a client may be given what was computed for another.
     is_cache_shared: AtomicBool,
     /// Wakes the worker.
@@ -63,8 +63,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn new(config: &Config, plan: &Plan, telemetry: Arc<Telemetry>) -> Self {
-        let memory = Pressure::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
+    pub fn new(config: &Config, plan: &MemoryPlan, telemetry: Arc<Telemetry>) -> Self {
+        let memory = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let queue = Queue {
             admission: Mutex::new(Admission::new(&config.queue, memory)),
             telemetry,
@@ -103,7 +103,7 @@ impl Queue {
     }
 
     /// From now on no request is taken in while memory is short. To be called before the first one.
-    pub fn watch_memory(&self, plan: &Plan) {
+    pub fn watch_memory(&self, plan: &MemoryPlan) {
         let (resident, budget) = (self.held().resident >> 20, plan.budget.bytes as u64 >> 20);
         if resident > budget {
             warn!(
@@ -123,8 +123,8 @@ impl Queue {
             }
             while locked(&self.admission).is_short() {
                 tokio::time::sleep(MEMORY_INTERVAL).await;
-                malloc_trim::give_back();
-                if self.look() == State::Stuck {
+                malloc_trim::malloc_trim();
+                if self.look() == MemoryState::Stuck {
                     let resident = self.held().resident >> 20;
                     return format!("memory stays short with nothing to do: {resident} MiB are held; ending");
                 }
@@ -133,45 +133,45 @@ impl Queue {
     }
 
     /// Looks at the memory of the process, and drops what can be dropped when it becomes short.
-    fn look(&self) -> State {
+    fn look(&self) -> MemoryState {
         if !self.is_watched.load(Ordering::Relaxed) {
-            return State::Room;
+            return MemoryState::Free;
         }
         let (was_short, mut state) = self.weigh();
-        if !was_short && state != State::Room {
-            *locked(&self.cache) = Cache::default();
-            malloc_trim::give_back();
+        if !was_short && state != MemoryState::Free {
+            *locked(&self.cache) = AnswerCache::default();
+            malloc_trim::malloc_trim();
             (_, state) = self.weigh();
-            if state != State::Room {
+            if state != MemoryState::Free {
                 self.short.notify_one();
                 let resident = self.held().resident >> 20;
                 warn!("memory is short, {resident} MiB are held: requests are refused");
             }
-        } else if was_short && state == State::Room {
+        } else if was_short && state == MemoryState::Free {
             info!("memory is there again: requests are taken in");
         }
         state
     }
 
     /// Whether memory was short before, and how it is now.
-    fn weigh(&self) -> (bool, State) {
+    fn weigh(&self) -> (bool, MemoryState) {
         let (held, is_running) = (self.held(), self.running.load(Ordering::Relaxed));
         let mut admission = locked(&self.admission);
-        (admission.is_short(), admission.look(held, is_running, Instant::now()))
+        (admission.is_short(), admission.check_memory(held, is_running, Instant::now()))
     }
 
     /// What a request that was taken in before memory became short hears, if it is short now: each answer holds
     /// memory until its client has taken it.
     pub fn want_of_memory(&self) -> Option<Refusal> {
-        (self.look() != State::Room).then(|| locked(&self.admission).want_of_memory())
+        (self.look() != MemoryState::Free).then(|| locked(&self.admission).memory_refusal())
     }
 
-    fn held(&self) -> Held {
+    fn held(&self) -> MemoryUse {
         let page = rustix::param::page_size();
         // Where it is not known nothing is refused over it.
         let (resident, of_files) = sensors::resident_memory(Path::new("/"), page).unwrap_or_default();
         let never_written = self.context.saturating_sub(self.reach.load(Ordering::Relaxed)) as u64;
-        Held { resident, of_files, yet_to_come: never_written * self.token_bytes }
+        MemoryUse { resident, file_backed: of_files, reserved: never_written * self.token_bytes }
     }
 
     /// Notes that the KV cache was written to up to this place.
@@ -180,13 +180,13 @@ impl Queue {
     }
 
     /// The answer to the same question, if it is kept.
-    pub fn cached(&self, key: &Key) -> Option<Stored> {
+    pub fn cached(&self, key: &CacheKey) -> Option<CachedAnswer> {
         locked(&self.cache).get(key)
     }
 
     /// Keeps an answer, to be given again.
-    pub fn keep(&self, key: Key, stored: Stored) {
-        locked(&self.cache).put(key, stored);
+    pub fn keep(&self, key: CacheKey, stored: CachedAnswer) {
+        locked(&self.cache).insert(key, stored);
     }
 
     /// Takes a request in, or tells its client why not.
@@ -282,7 +282,7 @@ impl Queue {
 
     /// Notes how long an answer took.
     pub fn note_pace(&self, took: Duration) {
-        locked(&self.admission).note_pace(took);
+        locked(&self.admission).record_duration(took);
     }
 
     /// No request runs any more, nor will one that waits.
@@ -292,7 +292,7 @@ impl Queue {
     }
 
     /// Waits for a request; `None` when the queue is closed.
-    pub fn next(&self) -> Option<Job> {
+    pub fn next(&self) -> Option<QueuedRequest> {
         let mut admission = locked(&self.admission);
         self.running.store(false, Ordering::Relaxed);
         admission.note_idle();

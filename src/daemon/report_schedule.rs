@@ -1,46 +1,47 @@
-//! When a report is due: every interval, and shortly after something that people wait to see.
+//! When a report is due: every interval, and shortly after an event that people wait to see, such as an alert.
 //!
-//! Pure; time comes in.
+//! Pure: the time is passed in. Deliberately knows no report.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// From what happened to the report of it: what happens together is in one.
-const SOON: Duration = Duration::from_millis(200);
-/// Between an extra report and the one before it, whoever asks how often.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Delay of an extra report, so that events at the same time are in one report.
+const EXTRA_DELAY: Duration = Duration::from_millis(200);
+/// Shortest time between an extra report and the one before it.
+const MIN_EXTRA_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The reports made and asked for.
+/// The reports that were made and that were requested.
 #[derive(Debug)]
-pub(super) struct Timetable {
-    /// The last regular one.
+pub(super) struct ReportSchedule {
+    /// The last regular report.
     regular: Instant,
-    /// The last of either kind.
+    /// The last report of either kind.
     last: Option<Instant>,
-    /// When one is due out of turn.
+    /// When an extra report is due.
     extra: Option<Instant>,
 }
 
-impl Timetable {
-    /// The first interval begins now.
+impl ReportSchedule {
+    /// A schedule whose first interval begins now.
     pub fn new(now: Instant) -> Self {
-        Timetable { regular: now, last: None, extra: None }
+        ReportSchedule { regular: now, last: None, extra: None }
     }
 
-    /// Something happened that is not to wait for the interval to end.
-    pub fn hurry(&mut self, now: Instant) {
-        let soon = self.last.map_or(now + SOON, |last| (now + SOON).max(last + PAUSE));
+    /// Requests a report before the interval ends.
+    pub fn request_extra(&mut self, now: Instant) {
+        let soon =
+            self.last.map_or(now + EXTRA_DELAY, |last| (now + EXTRA_DELAY).max(last + MIN_EXTRA_INTERVAL));
         self.extra.get_or_insert(soon);
     }
 
-    /// When the next is due.
+    /// When the next report is due.
     pub fn due(&self, interval: Duration) -> Instant {
         let regular = self.regular + interval;
         self.extra.map_or(regular, |extra| extra.min(regular))
     }
 
-    /// One is made. A regular one begins the next interval; one out of turn does not.
-    pub fn made(&mut self, now: Instant, interval: Duration) {
+    /// Records that a report is made. A regular one begins the next interval, an extra one does not.
+    pub fn record(&mut self, now: Instant, interval: Duration) {
         if now >= self.regular + interval {
             self.regular = now;
         }
@@ -57,27 +58,27 @@ mod tests {
     #[test]
     fn what_happens_together_is_reported_once_and_soon_and_the_interval_goes_on() {
         let start = Instant::now();
-        let mut timetable = Timetable::new(start);
+        let mut timetable = ReportSchedule::new(start);
         assert_eq!(timetable.due(HOUR), start + HOUR);
         let now = start + Duration::from_secs(60);
-        timetable.hurry(now);
-        timetable.hurry(now + SOON / 2);
-        assert_eq!(timetable.due(HOUR), now + SOON);
-        timetable.made(now + SOON, HOUR);
+        timetable.request_extra(now);
+        timetable.request_extra(now + EXTRA_DELAY / 2);
+        assert_eq!(timetable.due(HOUR), now + EXTRA_DELAY);
+        timetable.record(now + EXTRA_DELAY, HOUR);
         assert_eq!(timetable.due(HOUR), start + HOUR);
-        timetable.made(start + HOUR, HOUR);
+        timetable.record(start + HOUR, HOUR);
         assert_eq!(timetable.due(HOUR), start + 2 * HOUR);
     }
 
     #[test]
     fn however_often_something_happens_there_is_one_a_second_at_most() {
         let start = Instant::now();
-        let mut timetable = Timetable::new(start);
+        let mut timetable = ReportSchedule::new(start);
         let (mut now, mut made) = (start, 0);
         while now < start + Duration::from_secs(60) {
-            timetable.hurry(now);
+            timetable.request_extra(now);
             if now >= timetable.due(HOUR) {
-                timetable.made(now, HOUR);
+                timetable.record(now, HOUR);
                 made += 1;
             }
             now += Duration::from_millis(10);
@@ -88,10 +89,10 @@ mod tests {
     #[test]
     fn a_regular_report_says_what_an_extra_one_was_to_say() {
         let start = Instant::now();
-        let mut timetable = Timetable::new(start);
-        timetable.hurry(start + HOUR - SOON / 2);
+        let mut timetable = ReportSchedule::new(start);
+        timetable.request_extra(start + HOUR - EXTRA_DELAY / 2);
         assert_eq!(timetable.due(HOUR), start + HOUR);
-        timetable.made(start + HOUR, HOUR);
+        timetable.record(start + HOUR, HOUR);
         assert_eq!(timetable.due(HOUR), start + 2 * HOUR);
     }
 }

@@ -1,13 +1,14 @@
-//! What the daemon says of itself: once in the `info` topic, and every interval in a report.
+//! Samples the host and publishes reports: the `info` payload once, a report every interval, alerts when they
+//! change.
 //!
-//! Deliberately knows no model: what it says of one is passed in.
+//! Deliberately knows no engine: what it reports of the model is passed in.
 
 use super::locked;
-use super::memory_plan::Plan;
+use super::memory_plan::MemoryPlan;
 use super::queue::Queue;
-use super::report_schedule::Timetable;
-use super::textfile_exporter::Exporter;
-use super::worker::Facts;
+use super::report_schedule::ReportSchedule;
+use super::textfile_exporter::TextfileExporter;
+use super::worker::EngineInfo;
 use crate::config::Config;
 use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
@@ -22,13 +23,13 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-/// Between two looks at the host.
+/// Time between two samples of the host.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two looks at momentary power while something is computed.
+/// Time between two samples of momentary power during computing.
 const POWER_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What the retained `info` topic says.
-pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u8> {
+/// The payload of the retained `info` topic.
+pub(super) fn info_payload(config: &Config, facts: &EngineInfo, plan: &MemoryPlan) -> Vec<u8> {
     #[derive(Serialize)]
     struct Info<'a> {
         version: &'a str,
@@ -63,21 +64,21 @@ pub(super) fn info_payload(config: &Config, facts: &Facts, plan: &Plan) -> Vec<u
     serde_json::to_vec(&info).expect("strings and numbers")
 }
 
-/// Looks at the host, the queue and the broker link again and again, for whoever asks for a report.
-pub(super) struct Sampler {
+/// Samples the host, the queue and the broker link periodically for the telemetry.
+pub(super) struct HostSampler {
     pub sensors: Arc<Mutex<Sensors>>,
     pub telemetry: Arc<Telemetry>,
     pub queue: Arc<Queue>,
     pub link: Option<watch::Receiver<LinkState>>,
-    /// Where alerts go; nowhere without a broker.
+    /// The channel for alerts to the broker link; `None` without a broker.
     pub alerts: Option<mpsc::Sender<Alert>>,
-    /// Asks for a report out of turn.
-    pub hurry: Arc<Notify>,
-    /// How many requests may wait.
-    pub depth: usize,
+    /// Requests an extra report.
+    pub report_now: Arc<Notify>,
+    /// The queue's depth.
+    pub queue_depth: usize,
 }
 
-impl Sampler {
+impl HostSampler {
     pub async fn run(self: Arc<Self>) {
         let mut interval = tokio::time::interval(SAMPLE_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -89,17 +90,18 @@ impl Sampler {
         }
     }
 
-    /// Waits until something has been computed for a while.
+    /// Waits until a request has been computing for [`POWER_INTERVAL`].
     async fn computing(&self) {
         self.queue.begun().await;
         tokio::time::sleep(POWER_INTERVAL).await;
     }
 
-    /// Most answers are shorter than a second, and a sensor of momentary power knows nothing of what it did not see.
+    /// Most answers are shorter than a second, so a sensor of momentary power is sampled more often during
+    /// computing.
     fn sample_power(&self, now: Instant) {
         if self.telemetry.is_power_momentary() {
             let reading = locked(&self.sensors).power(now);
-            self.telemetry.power(now, reading.as_ref());
+            self.telemetry.record_power(now, reading.as_ref());
         }
     }
 
@@ -111,15 +113,15 @@ impl Sampler {
         if let Some(link) = &self.link {
             self.telemetry.set_link(link_report(&link.borrow()));
         }
-        for alert in self.telemetry.look_for_alerts(now, self.depth) {
+        for alert in self.telemetry.evaluate_alerts(now, self.queue_depth) {
             telemetry::write_alert(&alert);
-            self.hurry.notify_one();
-            self.pass_on(alert);
+            self.report_now.notify_one();
+            self.forward_alert(alert);
         }
     }
 
-    /// The broker link's loop always turns, and keeps what the broker cannot be told yet.
-    fn pass_on(&self, alert: Alert) {
+    /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.
+    fn forward_alert(&self, alert: Alert) {
         let Some(door) = &self.alerts else { return };
         if let Err(mpsc::error::TrySendError::Full(alert)) = door.try_send(alert) {
             warn!("the broker is not told of the alert {}: its link stands still", alert.kind.name());
@@ -127,40 +129,40 @@ impl Sampler {
     }
 }
 
-/// Makes a report every interval and where one is asked for, for the broker, the journal and node_exporter.
+/// Makes a report every interval and on request, for the broker, the journal and node_exporter.
 pub(super) struct Reporter {
     pub reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-    pub sampler: Arc<Sampler>,
-    /// Between two reports; it may change.
+    pub sampler: Arc<HostSampler>,
+    /// Time between two reports; a reload may change it.
     pub interval: watch::Receiver<Duration>,
-    pub exporter: Exporter,
+    pub exporter: TextfileExporter,
 }
 
 impl Reporter {
     pub async fn run(mut self) {
-        let mut timetable = Timetable::new(tokio::time::Instant::now());
+        let mut timetable = ReportSchedule::new(tokio::time::Instant::now());
         self.export();
         loop {
             let interval = *self.interval.borrow_and_update();
             tokio::select! {
                 () = tokio::time::sleep_until(timetable.due(interval)) => {}
-                () = self.sampler.hurry.notified() => {
-                    timetable.hurry(tokio::time::Instant::now());
+                () = self.sampler.report_now.notified() => {
+                    timetable.request_extra(tokio::time::Instant::now());
                     continue;
                 }
-                // A new interval counts from the last report. Its sender lives as long as the daemon.
+                // A new interval counts from the last report. The sender lives as long as the daemon.
                 Ok(()) = self.interval.changed() => continue,
-                () = self.exporter.is_moved() => {
+                () = self.exporter.path_changed() => {
                     self.export();
                     continue;
                 }
             }
-            timetable.made(tokio::time::Instant::now(), interval);
+            timetable.record(tokio::time::Instant::now(), interval);
             self.report();
         }
     }
 
-    /// Of this moment: between two looks the broker may have come or gone.
+    /// Samples once more, since the broker link may have changed since the last sample.
     fn report(&mut self) {
         self.sampler.sample(Instant::now());
         let report = self.sampler.telemetry.report(SystemTime::now());

@@ -1,18 +1,18 @@
-//! The signals: two that ask for a stop, one that asks for the configuration to be read again.
+//! The Unix signals: SIGTERM and SIGINT request a stop, SIGHUP a reload. Deliberately does neither.
 
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// To stop; the signal's name.
+pub(super) enum SignalRequest {
+    /// A stop, with the signal's name.
     Stop(&'static str),
-    /// To read the configuration again.
+    /// A reload of the configuration.
     Reload,
 }
 
-/// SIGTERM and SIGINT; SIGHUP.
+/// Handlers of SIGTERM, SIGINT and SIGHUP.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -21,7 +21,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on the signals no longer end the process by themselves.
+    /// Installs the handlers; from now on the signals no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
@@ -30,16 +30,16 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one.
-    pub async fn next(&mut self) -> Asked {
+    /// Waits for the next signal.
+    pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.terminate.recv() => SignalRequest::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
+            _ = self.hangup.recv() => SignalRequest::Reload,
         }
     }
 
-    /// Waits for one that asks for a stop and gives its name. A SIGHUP meanwhile is kept for
+    /// Waits for a signal that requests a stop and returns its name. A SIGHUP meanwhile is pending for
     /// [`Signals::next`].
     pub async fn stop(&mut self) -> &'static str {
         tokio::select! {

@@ -1,9 +1,10 @@
-//! Keeps the text file for node_exporter up to date, on the thread that may block.
+//! Writes the text file for node_exporter with each report, on the blocking thread.
 //!
-//! One writing at a time: while the disk hangs, reports pass it by. Deliberately knows nothing of what the text says.
+//! One write at a time: while the disk hangs, reports are skipped. Deliberately knows nothing of what the text
+//! says.
 
 use super::locked;
-use crate::telemetry::textfile::{self, Condition, News};
+use crate::telemetry::textfile::{self, StatusChange, WriteStatus};
 use log::{info, warn};
 use std::io;
 use std::path::PathBuf;
@@ -13,72 +14,72 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
-/// A writing that takes longer hangs: a few KiB, on a slow card that others write to as well.
-const HANGS: Duration = Duration::from_secs(10);
+/// A write that takes longer hangs; it is a few KiB, and even a slow, busy card takes less.
+const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The file, and the writing of it.
+/// The exported file and the write under way.
 #[derive(Debug)]
-pub(super) struct Exporter {
-    /// Where it is to be; it may change.
+pub(super) struct TextfileExporter {
+    /// The configured path; a reload may change it.
     wanted: watch::Receiver<Option<PathBuf>>,
-    /// Where it was written last.
-    place: Option<Place>,
-    condition: Arc<Mutex<Condition>>,
-    /// At most one.
+    /// The file that was written last.
+    place: Option<OutputFile>,
+    condition: Arc<Mutex<WriteStatus>>,
+    /// The write under way, at most one.
     writing: JoinSet<()>,
 }
 
-/// A file of ours. Dropped, it is removed: what nobody writes any more would be read as news for ever.
+/// An exported file. It is removed when dropped, since node_exporter would go on serving a stale file for ever.
 #[derive(Debug)]
-struct Place {
+struct OutputFile {
     path: PathBuf,
     is_wanted: Arc<Mutex<bool>>,
 }
 
-impl Place {
+impl OutputFile {
     fn new(path: PathBuf) -> Self {
-        Place { path, is_wanted: Arc::new(Mutex::new(true)) }
+        OutputFile { path, is_wanted: Arc::new(Mutex::new(true)) }
     }
 }
 
-impl Drop for Place {
+impl Drop for OutputFile {
     fn drop(&mut self) {
-        // A writing under way puts nothing there from now on.
+        // From now on a write under way is not committed.
         *locked(&self.is_wanted) = false;
-        // It may never have been written.
+        // It may not exist.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Puts the text into its file, if that is wanted still: the daemon may have stopped while the disk took its time.
-fn put(part: textfile::Part, is_wanted: &Mutex<bool>) -> io::Result<()> {
+/// Renames the temporary file to its path, unless the file was dropped while it was being written.
+fn commit_if_wanted(part: textfile::TemporaryFile, is_wanted: &Mutex<bool>) -> io::Result<()> {
     let is_wanted = locked(is_wanted);
-    if *is_wanted { part.put() } else { Ok(()) }
+    if *is_wanted { part.commit() } else { Ok(()) }
 }
 
-impl Exporter {
+impl TextfileExporter {
     pub fn new(wanted: watch::Receiver<Option<PathBuf>>) -> Self {
-        Exporter { wanted, place: None, condition: Arc::default(), writing: JoinSet::new() }
+        TextfileExporter { wanted, place: None, condition: Arc::default(), writing: JoinSet::new() }
     }
 
-    /// Waits until the file is to be elsewhere, or nowhere, and the last writing has ended: before that nothing
-    /// could be done about it.
-    pub async fn is_moved(&mut self) {
-        // What went wrong is said by then.
+    /// Waits until the configured path has changed and the last write has ended; before that nothing could be done
+    /// about it.
+    pub async fn path_changed(&mut self) {
+        // Errors were logged by the task itself.
         while self.writing.join_next().await.is_some() {}
         if self.wanted.changed().await.is_err() {
             std::future::pending().await
         }
     }
 
-    /// Has the file written, if there is to be one and the last writing has ended.
+    /// Begins to write the file, if one is configured and the last write has ended.
     pub fn export(&mut self, render: impl FnOnce() -> String) {
         while self.writing.try_join_next().is_some() {}
         if !self.writing.is_empty() {
             return;
         }
-        let left = self.moved();
-        let Some(Place { path, is_wanted }) = &self.place else {
+        let left = self.adopt_path();
+        let Some(OutputFile { path, is_wanted }) = &self.place else {
             if let Some(left) = left {
                 let removing = on_the_disk(move || drop(left));
                 self.writing.spawn(async { removing.await.unwrap_or_default() });
@@ -90,46 +91,49 @@ impl Exporter {
         let (begun, begins) = oneshot::channel();
         let (place, shown) = (path.clone(), Arc::clone(&condition));
         let writing = on_the_disk(move || {
-            let _ = begun.send(()); // nobody has to watch
+            let _ = begun.send(()); // the receiver may be gone
             drop(left);
-            let written = textfile::write(&path, &text).and_then(|part| put(part, &is_wanted));
-            let news = locked(&condition).note(&written);
+            let written = textfile::write(&path, &text).and_then(|part| commit_if_wanted(part, &is_wanted));
+            let news = locked(&condition).record(&written);
             match news {
                 None => {}
-                Some(News::Works) => info!("telemetry.textfile: {} is written again", path.display()),
-                Some(News::Failed(said)) => {
+                Some(StatusChange::Recovered) => {
+                    info!("telemetry.textfile: {} is written again", path.display())
+                }
+                Some(StatusChange::Failed(said)) => {
                     let way_out = "its folder must be there and writable (under systemd: ReadWritePaths=)";
                     warn!("telemetry.textfile: {said}; {way_out}");
                 }
             }
         });
-        self.writing.spawn(watch_over(writing, begins, place, shown));
+        self.writing.spawn(warn_if_hanging(writing, begins, place, shown));
     }
 
-    /// Takes over where the file is to be. Says where it was, if it is not to be there any more.
-    fn moved(&mut self) -> Option<Place> {
+    /// Adopts the configured path. Returns the file at the old path, if that has changed.
+    fn adopt_path(&mut self) -> Option<OutputFile> {
         let wanted = self.wanted.borrow_and_update().clone();
         if self.place.as_ref().map(|place| &place.path) == wanted.as_ref() {
             return None;
         }
-        std::mem::replace(&mut self.place, wanted.map(Place::new))
+        std::mem::replace(&mut self.place, wanted.map(OutputFile::new))
     }
 }
 
-/// Waits for the end of a writing, and says so where that does not come. The thread may be busy with something else first.
-async fn watch_over(
+/// Waits for the end of a write, and logs a warning if it hangs. The time counts from when the blocking thread
+/// begins it.
+async fn warn_if_hanging(
     mut writing: JoinHandle<()>,
     begins: oneshot::Receiver<()>,
     path: PathBuf,
-    condition: Arc<Mutex<Condition>>,
+    condition: Arc<Mutex<WriteStatus>>,
 ) {
-    let _ = begins.await; // or it is over already
-    if timeout(HANGS, &mut writing).await.is_ok() {
+    let _ = begins.await; // an error means that it has ended already
+    if timeout(HANG_TIMEOUT, &mut writing).await.is_ok() {
         return;
     }
-    if locked(&condition).hangs() {
+    if locked(&condition).record_hang() {
         let said = "broker look-ups and the store of answers wait for it too; put it on a local disk";
-        warn!("telemetry.textfile: {} is not written after {HANGS:?}; {said}", path.display());
+        warn!("telemetry.textfile: {} is not written after {HANG_TIMEOUT:?}; {said}", path.display());
     }
     let _ = writing.await; // it says itself how it went
 }
@@ -169,19 +173,19 @@ mod tests {
         }
     }
 
-    fn part(path: &Path) -> textfile::Part {
+    fn part(path: &Path) -> textfile::TemporaryFile {
         textfile::write(path, "a").expect("room")
     }
 
-    async fn written(exporter: &mut Exporter) {
+    async fn written(exporter: &mut TextfileExporter) {
         exporter.writing.join_next().await.expect("there is something to do").expect("no fault");
     }
 
     /// Whether it ends at once.
-    async fn is_moved(exporter: &mut Exporter) -> bool {
+    async fn is_moved(exporter: &mut TextfileExporter) -> bool {
         tokio::select! {
             biased;
-            () = exporter.is_moved() => true,
+            () = exporter.path_changed() => true,
             () = tokio::task::yield_now() => false,
         }
     }
@@ -189,13 +193,13 @@ mod tests {
     #[test]
     fn a_writing_that_outlives_the_daemon_puts_nothing_in_place() {
         let folder = Folder::new("stop");
-        let place = Place::new(folder.0.join("bitnetd.prom"));
+        let place = OutputFile::new(folder.0.join("bitnetd.prom"));
         let is_wanted = Arc::clone(&place.is_wanted);
-        put(part(&place.path), &is_wanted).expect("room");
+        commit_if_wanted(part(&place.path), &is_wanted).expect("room");
         assert_eq!(folder.has(), ["bitnetd.prom"]);
         let late = part(&place.path);
         drop(place);
-        put(late, &is_wanted).expect("nothing is done");
+        commit_if_wanted(late, &is_wanted).expect("nothing is done");
         assert!(folder.has().is_empty(), "{:?}", folder.has());
     }
 
@@ -203,7 +207,7 @@ mod tests {
     async fn a_file_that_moves_while_it_is_written_is_written_elsewhere_as_soon_as_that_has_ended() {
         let folder = Folder::new("move");
         let (to, wanted) = tokio::sync::watch::channel(Some(folder.0.join("old.prom")));
-        let mut exporter = Exporter::new(wanted);
+        let mut exporter = TextfileExporter::new(wanted);
         exporter.export(|| "old".into());
         written(&mut exporter).await;
         assert_eq!(folder.has(), ["old.prom"]);
@@ -213,7 +217,7 @@ mod tests {
         assert!(!is_moved(&mut exporter).await, "nothing can be done yet");
         exporter.export(|| unreachable!("one writing at a time"));
         disk.send(()).expect("it is written still");
-        exporter.is_moved().await;
+        exporter.path_changed().await;
         exporter.export(|| "new".into());
         written(&mut exporter).await;
         assert_eq!(folder.has(), ["new.prom"]);

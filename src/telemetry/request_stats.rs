@@ -1,40 +1,41 @@
-//! What requests that ended add up to: latencies, tokens, energy.
+//! Statistics of the requests that ended: latencies, token counts, energy. Deliberately knows no text of a request
+//! or an answer.
 
-use super::latency::{Buckets, Distribution, Quantity, Spread};
+use super::latency::{Distribution, FixedBuckets, LatencyStats, Quantity};
 use crate::protocol::{Code, Done, FinishReason, Latency, RequestEnergy, Screen, Throughput, Timings, Usage};
 use std::time::{Duration, Instant};
 
-/// Sums over all computed answers since start.
+/// Statistics over all computed answers since start.
 #[derive(Debug)]
-pub(super) struct Answers {
-    queue: Spread,
-    ttft: Spread,
-    token: Spread,
-    total: Spread,
-    /// Durations of requests that failed, by the reason: as many as there are codes at most.
-    failed: Vec<(Code, Buckets)>,
+pub(super) struct RequestStats {
+    queue: LatencyStats,
+    ttft: LatencyStats,
+    token: LatencyStats,
+    total: LatencyStats,
+    /// Durations of requests that failed, one entry per error code.
+    failed: Vec<(Code, FixedBuckets)>,
     prompt_tokens: u64,
     completion_tokens: u64,
-    /// Time spent reading prompts.
+    /// Seconds spent on prefill.
     prompt_s: f64,
-    /// Tokens after the first of each answer, and the time they took.
+    /// Tokens after the first of each answer, and the seconds they took.
     decoded_tokens: u64,
     decode_s: f64,
-    /// Energy of the answers that have one, and their tokens.
-    gross: Cost,
-    /// The same beyond the idle power, of the answers where that is known.
-    above_idle: Cost,
+    /// Energy of the answers for which it is known, and their tokens.
+    gross: EnergySum,
+    /// The same above the idle power, of the answers for which that is known.
+    above_idle: EnergySum,
     screen: Option<Screen>,
 }
 
 #[derive(Debug, Default)]
-struct Cost {
+struct EnergySum {
     joules: f64,
     tokens: u64,
     is_any: bool,
 }
 
-impl Cost {
+impl EnergySum {
     fn add(&mut self, joules: f64, usage: &Usage) {
         self.is_any = true;
         self.joules += joules;
@@ -42,64 +43,65 @@ impl Cost {
     }
 
     fn per_token(&self) -> Option<f64> {
-        share(self.joules, self.tokens as f64)
+        ratio(self.joules, self.tokens as f64)
     }
 }
 
-impl Default for Answers {
+impl Default for RequestStats {
     fn default() -> Self {
-        Answers {
-            queue: Spread::new(Quantity::QueueTime),
-            ttft: Spread::new(Quantity::TimeToFirstToken),
-            token: Spread::new(Quantity::TimePerOutputToken),
-            total: Spread::new(Quantity::RequestDuration),
+        RequestStats {
+            queue: LatencyStats::new(Quantity::QueueTime),
+            ttft: LatencyStats::new(Quantity::TimeToFirstToken),
+            token: LatencyStats::new(Quantity::TimePerOutputToken),
+            total: LatencyStats::new(Quantity::RequestDuration),
             failed: Vec::new(),
             prompt_tokens: 0,
             completion_tokens: 0,
             prompt_s: 0.0,
             decoded_tokens: 0,
             decode_s: 0.0,
-            gross: Cost::default(),
-            above_idle: Cost::default(),
+            gross: EnergySum::default(),
+            above_idle: EnergySum::default(),
             screen: None,
         }
     }
 }
 
-impl Answers {
+impl RequestStats {
     /// Adds one computed answer that ended at `now`.
     pub fn add(&mut self, now: Instant, done: &Done) {
         let (usage, timings) = (&done.usage, &done.timings);
         self.queue.record(now, duration(timings.queue_ms));
-        self.ended(now, done.finish_reason, duration(timings.total_ms));
+        self.add_duration(now, done.finish_reason, duration(timings.total_ms));
         self.prompt_tokens += u64::from(usage.prompt_tokens);
         self.prompt_s += duration(timings.prompt_ms).as_secs_f64();
         self.completion_tokens += u64::from(usage.completion_tokens);
         if usage.completion_tokens > 0 {
             self.ttft.record(now, duration(timings.ttft_ms));
-            self.decoded(now, usage.completion_tokens - 1, timings);
+            self.add_decode(now, usage.completion_tokens - 1, timings);
         }
         if let Some(energy) = &done.energy {
-            self.used(energy, usage);
+            self.add_energy(energy, usage);
         }
     }
 
-    /// An answer that was cut short is a failure to who scrapes durations; to the percentiles it is an answer.
-    fn ended(&mut self, now: Instant, reason: FinishReason, took: Duration) {
+    /// An answer that was cut short counts as a failure in the exported histograms, and as an answer in the
+    /// percentiles.
+    fn add_duration(&mut self, now: Instant, reason: FinishReason, took: Duration) {
         match reason {
             FinishReason::Stop | FinishReason::Length => self.total.record(now, took),
             FinishReason::Timeout => {
-                self.total.record_elsewhere(now, took);
+                self.total.record_percentiles_only(now, took);
                 self.fail(Code::Timeout, took);
             }
             FinishReason::Cancelled => {
-                self.total.record_elsewhere(now, took);
+                self.total.record_percentiles_only(now, took);
                 self.fail(Code::Cancelled, took);
             }
         }
     }
 
-    fn decoded(&mut self, now: Instant, tokens: u32, timings: &Timings) {
+    fn add_decode(&mut self, now: Instant, tokens: u32, timings: &Timings) {
         if tokens == 0 {
             return;
         }
@@ -109,24 +111,24 @@ impl Answers {
         self.decode_s += time.as_secs_f64();
     }
 
-    fn used(&mut self, energy: &RequestEnergy, usage: &Usage) {
+    fn add_energy(&mut self, energy: &RequestEnergy, usage: &Usage) {
         self.gross.add(energy.joules, usage);
         if let Some(joules) = energy.joules_above_idle {
             self.above_idle.add(joules, usage);
         }
     }
 
-    /// Adds one request that got no answer, `took` after it came.
+    /// Adds one request that failed `took` after it arrived.
     pub fn fail(&mut self, code: Code, took: Duration) {
         let at = self.failed.iter().position(|(known, _)| *known == code).unwrap_or_else(|| {
-            self.failed.push((code, Buckets::new(Quantity::RequestDuration)));
+            self.failed.push((code, FixedBuckets::new(Quantity::RequestDuration)));
             self.failed.len() - 1
         });
         self.failed[at].1.record(took.as_secs_f64());
     }
 
-    /// Takes over the counts of the screened head.
-    pub fn screened(&mut self, counts: Screen) {
+    /// Sets the counters of the screened head, which count from the start.
+    pub fn set_screen_counts(&mut self, counts: Screen) {
         self.screen = Some(counts);
     }
 
@@ -139,9 +141,9 @@ impl Answers {
         }
     }
 
-    /// Counts at fixed bounds since start.
+    /// Histograms with fixed buckets since start.
     pub fn distributions(&self) -> Vec<Distribution> {
-        let sound = [&self.total, &self.ttft, &self.token, &self.queue].map(Spread::distribution);
+        let sound = [&self.total, &self.ttft, &self.token, &self.queue].map(LatencyStats::distribution);
         let failed = self.failed.iter().map(|(code, buckets)| buckets.distribution(Some(*code)));
         sound.into_iter().chain(failed).collect()
     }
@@ -150,18 +152,18 @@ impl Answers {
         Throughput {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
-            prompt_tokens_per_second: share(self.prompt_tokens as f64, self.prompt_s),
-            tokens_per_second: share(self.decoded_tokens as f64, self.decode_s),
+            prompt_tokens_per_second: ratio(self.prompt_tokens as f64, self.prompt_s),
+            tokens_per_second: ratio(self.decoded_tokens as f64, self.decode_s),
             screen: self.screen,
         }
     }
 
-    /// Energy of the answers that have one.
+    /// Energy of the answers for which it is known, in joules.
     pub fn joules(&self) -> f64 {
         self.gross.joules
     }
 
-    /// Beyond the idle power, of the answers where that is known; `None` without any.
+    /// Energy above the idle power, in joules, of the answers for which that is known; `None` without any.
     pub fn joules_above_idle(&self) -> Option<f64> {
         self.above_idle.is_any.then_some(self.above_idle.joules)
     }
@@ -175,11 +177,11 @@ impl Answers {
     }
 }
 
-fn share(amount: f64, of: f64) -> Option<f64> {
+fn ratio(amount: f64, of: f64) -> Option<f64> {
     (of > 0.0).then(|| amount / of)
 }
 
-/// Milliseconds as a duration; a clock's rounding below zero counts as none.
+/// Milliseconds as a duration; a slightly negative difference, from rounding, counts as 0.
 fn duration(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()
 }
@@ -189,7 +191,7 @@ pub(super) mod tests {
     use super::*;
     use crate::protocol::Method;
 
-    /// An answer: 1 s in the queue, 2 s of prompt, then 4 s for the tokens after the first.
+    /// An answer with 1 s in the queue, 2 s of prefill, and 4 s for the tokens after the first.
     pub(in crate::telemetry) fn done(prompt_tokens: u32, completion_tokens: u32) -> Done {
         let timings = Timings {
             queue_ms: 1000.0,
@@ -209,8 +211,8 @@ pub(super) mod tests {
         }
     }
 
-    fn of(all: &[Done]) -> (Answers, Instant) {
-        let (mut answers, now) = (Answers::default(), Instant::now());
+    fn of(all: &[Done]) -> (RequestStats, Instant) {
+        let (mut answers, now) = (RequestStats::default(), Instant::now());
         all.iter().for_each(|done| answers.add(now, done));
         (answers, now)
     }
@@ -246,7 +248,7 @@ pub(super) mod tests {
             let energy = RequestEnergy { joules, joules_above_idle, joules_per_token: None, method };
             Done { energy: Some(energy), ..done(10, 20) }
         };
-        assert_eq!(Answers::default().joules_per_token(), None);
+        assert_eq!(RequestStats::default().joules_per_token(), None);
         let (answers, _) = of(&[cost(10.0, None), done(10, 20), cost(20.0, Some(5.0))]);
         assert_eq!(answers.joules_per_token(), Some(0.75));
         assert_eq!(answers.joules_per_token_above_idle(), Some(0.25));

@@ -1,4 +1,4 @@
-//! The time of day, written as RFC 3339 in UTC.
+//! Formats a time as RFC 3339 in UTC, without a dependency on a calendar library.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

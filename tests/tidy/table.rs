@@ -84,3 +84,16 @@ pub const TOP_LEVEL: &[&str] = &[
 
 /// Paths of the machine this was written on; in halves, so as not to find themselves.
 pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
+
+/// Folders whose names and comments are in the field's terms: the rules about names hold there.
+pub const CLEAN: &[&str] = &["telemetry", "daemon", "cli", "config"];
+
+/// Names that several public types may share, since their module says which is meant.
+pub const SHARED_TYPE_NAMES: &[&str] = &["Error", "Config", "Builder", "State"];
+
+/// Words of the old idiom, which may not come back in names or in `//!` and `///` comments.
+pub const OLD_WORDS: &[&str] =
+    &["door", "doors", "desk", "manners", "farewell", "foretell", "foretells", "latecomer", "heed"];
+
+/// The same as more than one word, in comments.
+pub const OLD_PHRASES: &[&str] = &["keeps company", "keep company", "well again"];

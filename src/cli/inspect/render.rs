@@ -1,14 +1,14 @@
-//! The same for a person.
+//! The report of `inspect` as text. Deliberately reads no file.
 
-use super::{Board, Check, Head, Memory, Said, Token};
+use super::{BoardFit, HeadForms, InspectReport, LayoutCheck, MemoryNeeds, TokenText};
 use crate::engine::model::HeadForm;
 use crate::protocol::text::{Shown, one_line};
 use std::fmt::Write;
 
-/// Characters of a text that are shown: chat templates have thousands.
-const SHOWN: usize = 60;
+/// Characters of a text that are shown; chat templates have thousands.
+const MAX_SHOWN: usize = 60;
 
-pub(super) fn page(said: &Said, tensors: bool) -> String {
+pub(super) fn page(said: &InspectReport, tensors: bool) -> String {
     let mut out = String::new();
     head(&mut out, said).expect("into a string");
     if tensors {
@@ -30,7 +30,7 @@ pub(super) fn page(said: &Said, tensors: bool) -> String {
     out
 }
 
-fn head(out: &mut String, said: &Said) -> std::fmt::Result {
+fn head(out: &mut String, said: &InspectReport) -> std::fmt::Result {
     let name = said.name.as_deref().map_or(String::new(), |name| format!("{}, ", printable(name)));
     writeln!(out, "{name}{}, {:.1} MB", printable(&said.file), said.bytes as f64 / 1e6)?;
     if let Some(model) = &said.model {
@@ -49,7 +49,7 @@ fn head(out: &mut String, said: &Said) -> std::fmt::Result {
         )?;
     }
     if let Some(tokenizer) = &said.tokenizer {
-        let texts = |tokens: &[Token]| {
+        let texts = |tokens: &[TokenText]| {
             tokens.iter().map(|t| format!("{} {}", t.id, printable(&t.text))).collect::<Vec<_>>().join(", ")
         };
         let beginning = texts(tokenizer.beginning.as_slice());
@@ -85,19 +85,19 @@ fn value(value: &serde_json::Value) -> String {
     }
 }
 
-/// A file's own words on one line, without anything a terminal obeys.
+/// A text of the file on one line, without control characters and truncated.
 fn printable(text: &str) -> String {
     let mut shown = Shown(text).to_string();
-    if let Some((end, _)) = shown.char_indices().nth(SHOWN) {
+    if let Some((end, _)) = shown.char_indices().nth(MAX_SHOWN) {
         shown.truncate(end);
         shown.push('…');
     }
     shown
 }
 
-/// How the head is read.
-fn reading(head: &Head) -> String {
-    let Head { form, kind, .. } = head;
+/// The description of the head.
+fn reading(head: &HeadForms) -> String {
+    let HeadForms { form, kind, .. } = head;
     let [whole, image] = [head.file_bytes, head.image_bytes].map(|bytes| bytes as f64 / 1e6);
     match HeadForm::named(form) {
         Some(HeadForm::Screened) => format!(
@@ -110,7 +110,7 @@ fn reading(head: &Head) -> String {
     }
 }
 
-fn plan(out: &mut String, memory: &Memory) -> std::fmt::Result {
+fn plan(out: &mut String, memory: &MemoryNeeds) -> std::fmt::Result {
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     writeln!(
         out,
@@ -122,14 +122,14 @@ fn plan(out: &mut String, memory: &Memory) -> std::fmt::Result {
         memory.cache_per_token as f64 / 1024.0
     )?;
     writeln!(out, "  {:<14} {:>8} {:>10} {:>9}", "board", "budget", "context", "takes")?;
-    for Board { name, budget, fits, context, total } in &memory.boards {
+    for BoardFit { name, budget, fits, context, total } in &memory.boards {
         let context = if *fits { context.to_string() } else { "too small".into() };
         writeln!(out, "  {name:<14} {:>8.0} {context:>10} {:>9.1}", mib(*budget), mib(*total))?;
     }
     writeln!(out, "  A board's budget is three quarters of its memory, the default of budget.memory_mb.")
 }
 
-fn figures(out: &mut String, check: &Check) -> std::fmt::Result {
+fn figures(out: &mut String, check: &LayoutCheck) -> std::fmt::Result {
     writeln!(out, "\nperplexity of a short text; blind guessing has {}", check.chance)?;
     for figure in &check.layouts {
         writeln!(out, "  read as {:<4} {:>12.1}", figure.layout, figure.perplexity)?;

@@ -1,4 +1,5 @@
-//! `bitnetd convert`: a checkpoint folder or another GGUF file as a GGUF file this engine likes best.
+//! `bitnetd convert`: converts a checkpoint folder or another GGUF file to a GGUF file in the formats that are fastest
+//! here. Deliberately knows no tensor format; the engine converts.
 
 use crate::cli::model_args::layout_arg;
 use crate::cli::{Failure, host, print};
@@ -20,14 +21,14 @@ use std::path::{Path, PathBuf};
 /// command is given again. Its SHA-256 is printed at the end.
 #[derive(Debug, Clone, clap::Args)]
 pub(in crate::cli) struct Convert {
-    /// Form of the ternary weights
+    /// Format of the ternary weights
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     weights: WeightsArg,
-    /// Form of embedding and head [default: as they are, in the fewest bits that lose nothing]
+    /// Format of embedding and head [default: their own, in the fewest bits without loss]
     #[arg(long, value_name = "FORM", value_enum)]
     head: Option<HeadArg>,
-    /// Layout of I2_S weights in IN, which a file does not say: 128, the official one, 64 or 1x4; auto
-    /// finds it out with a short text
+    /// Layout of I2_S weights in IN, which a file does not say: 128, the official one, 64 or 1x4; auto detects it
+    /// with a short text
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     from_layout: String,
     /// Replace OUT
@@ -81,19 +82,19 @@ impl Convert {
 
 pub(in crate::cli) fn run(args: Convert) -> Result<(), Failure> {
     check_paths(&args)?;
-    let place = shown(&args.input);
+    let place = one_line_path(&args.input);
     let (plan, files) = plan(&args, &place)?;
-    // Before anything is written: a damaged source would leave half a file behind.
+    // Before anything is written, so that a damaged source leaves no half file behind.
     plan.verify().map_err(|error| error.within(&place))?;
-    check_room(&args.output, &plan)?;
+    check_disk_space(&args.output, &plan)?;
     let mut part = Part::open(&args.output).map_err(|error| refused(&args.output, &error))?;
-    let mut screen = Screen::new();
+    let mut screen = ProgressLine::new();
     plan.notes().iter().for_each(|note| screen.line(&format!("note: {note}")));
-    let origin = origin(&args, &files);
+    let origin = source_fingerprint(&args, &files);
     let written = part.write(&plan, &origin, &mut |progress| screen.show(&progress));
     screen.clear();
     let written = match written {
-        Ok(checksum) => check(&part, &plan).map(|()| checksum).map_err(convert::Failure::Source),
+        Ok(checksum) => verify_output(&part, &plan).map(|()| checksum).map_err(convert::Failure::Source),
         error => error,
     };
     match written {
@@ -102,29 +103,30 @@ pub(in crate::cli) fn run(args: Convert) -> Result<(), Failure> {
             print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
         }
         Err(convert::Failure::Source(error)) => {
-            // What is wrong with the source now is wrong with it next time.
+            // An error in the source will not go away, so nothing is kept to resume.
             part.discard().map_err(|error| refused(&args.output, &error))?;
             Err(error.within(&place).into())
         }
         Err(convert::Failure::Output(error)) => {
-            let said = format!("{}: {error}; the same command goes on from there", shown(part.path()));
+            let said =
+                format!("{}: {error}; the same command goes on from there", one_line_path(part.path()));
             Err(Failure::system(said))
         }
     }
 }
 
-/// A path in a message of one line.
-fn shown(path: &Path) -> String {
+/// A path for a message of one line.
+fn one_line_path(path: &Path) -> String {
     path.display().to_string().replace(char::is_control, "?")
 }
 
 fn refused(output: &Path, error: &io::Error) -> Failure {
-    Failure::system(format!("{}: cannot be written: {error}", shown(output)))
+    Failure::system(format!("{}: cannot be written: {error}", one_line_path(output)))
 }
 
 fn check_paths(args: &Convert) -> Result<(), Failure> {
     let (input, output) = (&args.input, &args.output);
-    let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", shown(output))));
+    let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", one_line_path(output))));
     let is_input = |path: &Path| {
         input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
     };
@@ -139,7 +141,7 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
         return usage("a folder; name the file to write");
     }
     match output.symlink_metadata() {
-        // Also a link: it is not said whether the link or what it leads to is to be replaced.
+        // A symbolic link too: it would not be clear whether the link or its target is to be replaced.
         Ok(there) if !there.is_file() => return usage("no regular file; give another name"),
         Ok(_) if !args.force => {
             return usage("exists already; give another name, or --force to replace it");
@@ -153,7 +155,7 @@ fn check_paths(args: &Convert) -> Result<(), Failure> {
     }
 }
 
-/// The plan, and the files it is made of.
+/// The conversion plan, and the files that it reads.
 fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> {
     let within = |error: LoadError| error.within(place);
     let mut options = args.options();
@@ -168,25 +170,25 @@ fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> 
     let mut said = None;
     let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
     if has_layout && Layout::named(&args.from_layout).is_none() {
-        (options.from, said) = found_layout(&args.input)?;
+        (options.from, said) = detect_layout(&args.input)?;
     }
     let mut plan = Plan::file(&file, &options).map_err(within)?;
     said.into_iter().for_each(|said| plan.note(said));
     Ok((plan, vec![args.input.clone()]))
 }
 
-/// The layout that a short text shows, and what there is to say of it.
-fn found_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
+/// The layout that is detected with a short text, and a note about it.
+fn detect_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
     let run = Run { threads: host::host().threads(), ..Run::default() };
     let file = ModelFile::open(&Source::File(input.to_owned()), None)?;
-    // Another form of the head would be made for this look alone.
+    // Another format of the head would be derived only for this check.
     let engine = file.with_head(Some(HeadForm::File))?.load(&run)?;
     let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
     Ok((engine.layout(), said))
 }
 
-/// Refuses to begin what cannot end.
-fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
+/// Checks for enough free disk space before the conversion begins.
+fn check_disk_space(output: &Path, plan: &Plan) -> Result<(), Failure> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let Ok(disk) = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -196,16 +198,16 @@ fn check_room(output: &Path, plan: &Plan) -> Result<(), Failure> {
         true => Ok(()),
         false => {
             let said = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
-            Err(Failure::system(format!("{}: {said}; make room", shown(output))))
+            Err(Failure::system(format!("{}: {said}; make room", one_line_path(output))))
         }
     }
 }
 
-/// What one conversion has that another has not: program, options, and size and time of each file that
-/// is read. Other files of the folder may change; OUT may be one of them.
-fn origin(args: &Convert, files: &[PathBuf]) -> String {
+/// A fingerprint of the conversion, so that only the same one is resumed: program, options, and size and time of
+/// each file that is read. Other files of the folder may change; OUT may be one of them.
+fn source_fingerprint(args: &Convert, files: &[PathBuf]) -> String {
     let mut digest = Sha256::new();
-    // The layout as it was asked for: what `auto` finds depends on the file alone.
+    // The layout argument, not the detected layout, which depends on the file alone.
     let program = env!("CARGO_PKG_VERSION");
     digest.update(format!("{program} {:?} {} {}", args.options(), args.from_layout, args.input.display()));
     for file in files {
@@ -215,8 +217,8 @@ fn origin(args: &Convert, files: &[PathBuf]) -> String {
     hex(digest)
 }
 
-/// Opens the file as the daemon will, and loads it where that copies no weights.
-fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
+/// Opens the written file as the daemon will, and loads it where that copies no weights.
+fn verify_output(part: &Part, plan: &Plan) -> Result<(), LoadError> {
     let told = |error: LoadError| LoadError::new("the written file", error.to_string());
     let source = Source::File(part.path().to_owned());
     let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(told)?;
@@ -234,25 +236,25 @@ fn check(part: &Part, plan: &Plan) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Standard error: a line that changes on a terminal, a line at every tenth elsewhere.
-struct Screen {
+/// Progress on standard error: a bar on a terminal, otherwise a line for every tenth.
+struct ProgressLine {
     terminal: bool,
-    /// Stage and tenths that were said last.
+    /// Stage and tenths of the last line.
     said: Option<(Stage, u64)>,
 }
 
-impl Screen {
+impl ProgressLine {
     fn new() -> Self {
-        Screen { terminal: io::stderr().is_terminal(), said: None }
+        ProgressLine { terminal: io::stderr().is_terminal(), said: None }
     }
 
-    /// Progress that cannot be shown is no reason to stop.
-    fn put(text: &str) {
+    /// An error is ignored, since progress is not essential.
+    fn write_stderr(text: &str) {
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
 
     fn line(&self, text: &str) {
-        Self::put(&format!("{text}\n"));
+        Self::write_stderr(&format!("{text}\n"));
     }
 
     fn show(&mut self, progress: &Progress<'_>) {
@@ -268,9 +270,9 @@ impl Screen {
             const WIDTH: u64 = 24;
             let filled = (progress.done * WIDTH / total).min(WIDTH) as usize;
             let bar = format!("{:<width$}", "=".repeat(filled), width = WIDTH as usize);
-            // Narrower than any terminal in use, so that it stays one line.
+            // Short enough to stay one line on any usual terminal.
             let tensor: String = progress.tensor.chars().take(26).collect();
-            return Self::put(&format!("\r[{bar}] {counts} {tensor}\x1b[K"));
+            return Self::write_stderr(&format!("\r[{bar}] {counts} {tensor}\x1b[K"));
         }
         let tenths = progress.done * 10 / total;
         if self.said != Some((progress.stage, tenths)) {
@@ -279,10 +281,10 @@ impl Screen {
         }
     }
 
-    /// Takes the changing line away.
+    /// Clears the progress bar.
     fn clear(&self) {
         if self.terminal {
-            Self::put("\r\x1b[K");
+            Self::write_stderr("\r\x1b[K");
         }
     }
 }

@@ -20,7 +20,7 @@ pub(in crate::cli) struct Logits {
 }
 
 pub(in crate::cli) fn run(args: Logits) -> Result<(), Failure> {
-    let engine = args.model.load_as_it_is()?;
+    let engine = args.model.load_unmodified()?;
     let failed = |error: std::io::Error| Failure::usage(format!("{}: {error}", args.out.display()));
     let mut out = BufWriter::new(File::create(&args.out).map_err(failed)?);
     let mut written = Ok(());

@@ -1,4 +1,4 @@
-//! `bitnetd perplexity`: how well a model foretells a text.
+//! `bitnetd perplexity`: the perplexity of a model on a text. Deliberately uses no daemon.
 
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print};
@@ -9,11 +9,11 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// Tokens of the shortest window.
-const SHORTEST: usize = 8;
-/// Bytes of the longest text: the usual ones have a few MB, and a small board reads some KB an hour.
-const LONGEST: u64 = 64 << 20;
+const MIN_WINDOW: usize = 8;
+/// Bytes of the longest text; usual ones have a few MB, and a small board reads some KB an hour.
+const MAX_TEXT: u64 = 64 << 20;
 
-/// Measure how well the model foretells a text
+/// Measure the perplexity of the model on a text
 #[derive(Debug, Clone, clap::Args)]
 pub(in crate::cli) struct Perplexity {
     #[command(flatten)]
@@ -30,23 +30,23 @@ pub(in crate::cli) struct Perplexity {
 }
 
 #[derive(Serialize)]
-struct Said {
+struct PerplexityOutput {
     model: String,
     perplexity: f64,
     /// Standard error.
     error: Option<f64>,
-    /// Tokens that counted.
+    /// Tokens that were predicted.
     tokens: usize,
     /// Tokens of a window.
     context: usize,
-    /// What blind guessing has: the size of the vocabulary.
+    /// The perplexity of random guessing: the size of the vocabulary.
     chance: usize,
     kernel: &'static str,
 }
 
 pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     let text = read(&args.text)?;
-    let engine = args.model.load_as_it_is()?;
+    let engine = args.model.load_unmodified()?;
     let tokens = engine.tokenizer().encode(&text);
     let bos = engine.tokenizer().begin();
     if tokens.len() + usize::from(bos.is_some()) < 2 {
@@ -55,14 +55,14 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
         return Err(Failure::usage(said));
     }
     let shape = engine.model().shape();
-    if shape.context < SHORTEST {
+    if shape.context < MIN_WINDOW {
         let key = format!("metadata key {}.context_length", shape.arch);
         let message =
-            format!("{key}: {} tokens are too few; a window has {SHORTEST} at least", shape.context);
+            format!("{key}: {} tokens are too few; a window has {MIN_WINDOW} at least", shape.context);
         return Err(Failure { code: 3, message });
     }
-    // As short as the text where that is shorter: memory for what is asked.
-    let context = (args.context as usize).min(shape.context).min(tokens.len() + SHORTEST);
+    // No longer than the text, to save memory.
+    let context = (args.context as usize).min(shape.context).min(tokens.len() + MIN_WINDOW);
     let mut session = args.model.exact_session(&engine, context);
     let watched = std::io::stderr().is_terminal();
     let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
@@ -73,9 +73,9 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     let figure = measured.map_err(|error| Failure { code: 3, message: error.to_string() })?;
     engine.check_files()?;
     if watched {
-        let _ = write!(std::io::stderr(), "\r\x1b[K"); // the progress line is no part of the output
+        let _ = write!(std::io::stderr(), "\r\x1b[K"); // clears the progress line
     }
-    let said = Said {
+    let said = PerplexityOutput {
         model: engine.name().to_owned(),
         perplexity: figure.value(),
         error: Some(figure.error()).filter(|error| error.is_finite()),
@@ -91,21 +91,21 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    // A name with a line break in it must not break the error's line.
+    // A path with a line break must not break the error's line.
     let place = path.display().to_string().replace(char::is_control, "?");
     let failed = |said: String| Failure::usage(format!("{place}: {said}"));
     let facts = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
     if !facts.is_file() {
         return Err(failed("not a regular file".into()));
     }
-    if facts.len() > LONGEST {
-        return Err(failed(format!("has more than {} MiB; give a part of it", LONGEST >> 20)));
+    if facts.len() > MAX_TEXT {
+        return Err(failed(format!("has more than {} MiB; give a part of it", MAX_TEXT >> 20)));
     }
     let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
     utf8(&bytes).map(str::to_owned).map_err(failed)
 }
 
-/// A long text takes a small board hours; the figure settles much sooner.
+/// Shows the figure so far: a long text takes a small board hours, and the figure settles much sooner.
 fn progress(so_far: &Figure, tokens: usize) {
     let _ = write!(
         std::io::stderr(),
@@ -115,7 +115,7 @@ fn progress(so_far: &Figure, tokens: usize) {
     );
 }
 
-fn line(said: &Said) -> String {
+fn line(said: &PerplexityOutput) -> String {
     let error = said.error.map_or(String::new(), |error| format!(" +/- {error:.3}"));
     format!(
         "perplexity {:.3}{error} over {} tokens in windows of {}; blind guessing has {}\n",

@@ -1,7 +1,7 @@
 //! `bitnetd tokenize`: a text as token ids.
 
 use crate::cli::model_args::ModelArgs;
-use crate::cli::{Failure, print, text_as_it_is};
+use crate::cli::{Failure, print, text_unchanged};
 
 /// Print the token ids of a text
 #[derive(Debug, Clone, clap::Args)]
@@ -19,7 +19,7 @@ pub(in crate::cli) struct Tokenize {
 
 pub(in crate::cli) fn run(args: Tokenize) -> Result<(), Failure> {
     // A byte-order mark too: who asks for ids wants those of every character.
-    let text = text_as_it_is(args.text.as_deref())?;
+    let text = text_unchanged(args.text.as_deref())?;
     // Not a weight is read for it.
     let tokenizer = args.model.open()?.tokenizer()?;
     let ids = match args.special {

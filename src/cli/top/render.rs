@@ -1,21 +1,22 @@
-//! One picture of a running daemon: its report in words, as wide as the terminal.
+//! Renders a report as text, as wide as the terminal.
 //!
-//! Pure. It reads the report as JSON, as any other client has to, and leaves out what is not known.
+//! Pure. It reads the report as JSON, as any other client has to, and leaves out unknown values. Deliberately knows
+//! no terminal.
 
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
 
-/// Readings of a quantity that its picture shows: a minute at one a second, half a minute at two characters a number.
-const TREND: usize = 30;
+/// Number of readings in the trend of a quantity.
+const TREND_LENGTH: usize = 30;
 const MIB: f64 = (1u64 << 20) as f64;
-/// From nothing to the most that was seen.
+/// Bars from the lowest to the highest reading.
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const BOLD: &str = "\x1b[1m";
 const ALARM: &str = "\x1b[1;31m";
 const PLAIN: &str = "\x1b[0m";
 
-/// What is drawn besides the latest report.
+/// The trends that are drawn besides the latest report.
 #[derive(Debug, Default)]
 pub(super) struct Trends {
     power: Trend,
@@ -24,9 +25,9 @@ pub(super) struct Trends {
 }
 
 impl Trends {
-    /// Takes over one more report.
+    /// Adds the readings of one report.
     pub fn add(&mut self, report: &Value) {
-        let view = View(report);
+        let view = ReportView(report);
         self.power.add(view.number("/power/value"));
         self.heat.add(view.number("/thermal/cpu/value"));
         self.processor.add(view.number("/cpu/host_percent"));
@@ -40,12 +41,12 @@ struct Trend(VecDeque<f64>);
 impl Trend {
     fn add(&mut self, value: Option<f64>) {
         self.0.extend(value);
-        while self.0.len() > TREND {
+        while self.0.len() > TREND_LENGTH {
             self.0.pop_front();
         }
     }
 
-    /// A bar for each reading, the least of them the lowest; nothing where there is nothing to compare.
+    /// A bar for each reading, scaled between lowest and highest; empty with fewer than two readings.
     fn draw(&self) -> String {
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -61,10 +62,10 @@ impl Trend {
     }
 }
 
-/// A report, with what is not known as `None`.
-struct View<'a>(&'a Value);
+/// Access to a report, with unknown values as `None`.
+struct ReportView<'a>(&'a Value);
 
-impl View<'_> {
+impl ReportView<'_> {
     fn number(&self, path: &str) -> Option<f64> {
         self.0.pointer(path)?.as_f64()
     }
@@ -82,11 +83,11 @@ impl View<'_> {
     }
 }
 
-/// The whole picture, `width` characters wide. With `colours` the names and the alarms stand out.
+/// The whole view, `width` characters wide. With `colours` names and alerts are highlighted.
 pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize, colours: bool) -> String {
-    let view = View(report);
+    let view = ReportView(report);
     let mut lines = vec![title(&view, socket), String::new()];
-    lines.extend(alerts(&view).map(|said| mark(&said, ALARM, colours)));
+    lines.extend(alerts(&view).map(|said| style(&said, ALARM, colours)));
     let rows = [
         ("power", power(&view, &trends.power)),
         ("energy", energy(&view)),
@@ -98,18 +99,18 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("requests", requests(&view)),
         ("broker", broker(&view)),
     ];
-    let name = |name: &str| mark(&format!("{name:<11}"), BOLD, colours);
+    let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
     lines.extend(rows.into_iter().filter_map(|(row, said)| Some(format!("{} {}", name(row), said?))));
     lines.push(String::new());
     lines.extend(latency(&view));
-    lines.iter().map(|line| cut(line, width) + "\n").collect()
+    lines.iter().map(|line| truncate_columns(line, width) + "\n").collect()
 }
 
-fn mark(text: &str, how: &str, colours: bool) -> String {
+fn style(text: &str, how: &str, colours: bool) -> String {
     if colours { format!("{how}{text}{PLAIN}") } else { text.to_owned() }
 }
 
-/// Words in lines of a width; one that is longer is cut.
+/// Wraps text to a width; a longer word is truncated.
 pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -121,11 +122,11 @@ pub(super) fn wrap(text: &str, width: usize) -> String {
             line.push_str(word);
         }
     }
-    lines.iter().map(|line| cut(line, width) + "\n").collect()
+    lines.iter().map(|line| truncate_columns(line, width) + "\n").collect()
 }
 
-/// What fits into a line of the terminal; a longer one would wrap and push the others down.
-fn cut(line: &str, width: usize) -> String {
+/// Truncates a line to the terminal's width: a longer one would wrap. Escape sequences have no width.
+fn truncate_columns(line: &str, width: usize) -> String {
     let (mut seen, mut escaped, mut kept) = (0, false, String::new());
     for c in line.chars() {
         escaped |= c == '\x1b';
@@ -140,13 +141,13 @@ fn cut(line: &str, width: usize) -> String {
     kept
 }
 
-fn title(view: &View<'_>, socket: &str) -> String {
-    // The path is last: it may be long, and what is too long is cut.
+fn title(view: &ReportView<'_>, socket: &str) -> String {
+    // The path is last, since it may be long and be truncated.
     let up = duration(view.count("/uptime_s"));
     format!("bitnetd up {up}, {}, {socket}", view.text("/time").unwrap_or_default())
 }
 
-/// Two units are enough to tell days from weeks.
+/// A duration in its two largest units.
 fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -157,23 +158,23 @@ fn duration(seconds: u64) -> String {
     }
 }
 
-fn alerts(view: &View<'_>) -> impl Iterator<Item = String> {
+fn alerts(view: &ReportView<'_>) -> impl Iterator<Item = String> {
     let raised = view.0.pointer("/alerts").and_then(Value::as_array).cloned().unwrap_or_default();
-    raised.into_iter().filter_map(|alert| Some(format!("ALERT       {}", words(alert.as_str()?))))
+    raised.into_iter().filter_map(|alert| Some(format!("ALERT       {}", spaced(alert.as_str()?))))
 }
 
 /// `under_voltage` in words.
-fn words(name: &str) -> String {
+fn spaced(name: &str) -> String {
     name.replace('_', " ")
 }
 
-fn power(view: &View<'_>, trend: &Trend) -> Option<String> {
+fn power(view: &ReportView<'_>, trend: &Trend) -> Option<String> {
     let watts = view.number("/power/value")?;
     let (method, scope) = (view.text("/power/method")?, view.text("/power/scope")?);
-    Some(format!("{watts:.2} W{} ({method}, {})", trend.draw(), words(scope)))
+    Some(format!("{watts:.2} W{} ({method}, {})", trend.draw(), spaced(scope)))
 }
 
-fn energy(view: &View<'_>) -> Option<String> {
+fn energy(view: &ReportView<'_>) -> Option<String> {
     let mut said = joules(view.number("/energy/joules")?);
     let parts = [
         ("for requests", view.number("/energy/requests_joules").map(joules)),
@@ -195,17 +196,17 @@ fn joules(joules: f64) -> String {
     }
 }
 
-fn heat(view: &View<'_>, trend: &Trend) -> Option<String> {
+fn heat(view: &ReportView<'_>, trend: &Trend) -> Option<String> {
     let fan = view.number("/thermal/fan/value").map(|turns| format!(", fan {turns:.0} a minute"));
     let degrees = view.number("/thermal/cpu/value")?;
     Some(format!("{degrees:.1} °C{}{}", trend.draw(), fan.unwrap_or_default()))
 }
 
-fn throttled(view: &View<'_>) -> Option<String> {
+fn throttled(view: &ReportView<'_>) -> Option<String> {
     let reasons = |when: &str| {
         let flags = view.0.pointer(&format!("/thermal/throttling/{when}"))?.as_object()?;
         let raised = flags.iter().filter(|(_, flag)| **flag == Value::Bool(true));
-        let said = raised.map(|(name, _)| words(name)).collect::<Vec<_>>().join(", ");
+        let said = raised.map(|(name, _)| spaced(name)).collect::<Vec<_>>().join(", ");
         Some(if said.is_empty() { "no".to_owned() } else { said })
     };
     match (reasons("now"), view.flag("/thermal/under_voltage/value")) {
@@ -214,7 +215,7 @@ fn throttled(view: &View<'_>) -> Option<String> {
     }
 }
 
-fn processor(view: &View<'_>, trend: &Trend) -> Option<String> {
+fn processor(view: &ReportView<'_>, trend: &Trend) -> Option<String> {
     let parts = [
         view.number("/cpu/host_percent").map(|percent| format!("{percent:.0} %{}", trend.draw())),
         view.number("/cpu/process_percent").map(|percent| format!("this daemon {percent:.0} %")),
@@ -225,13 +226,13 @@ fn processor(view: &View<'_>, trend: &Trend) -> Option<String> {
     joined(parts)
 }
 
-fn clock(view: &View<'_>) -> Option<String> {
+fn clock(view: &ReportView<'_>) -> Option<String> {
     let now = view.number("/cpu/frequency/value")?;
     let most = view.number("/cpu/frequency_max_mhz").map(|most| format!(" of {most:.0}"));
     Some(format!("{now:.0}{} MHz", most.unwrap_or_default()))
 }
 
-fn memory(view: &View<'_>) -> Option<String> {
+fn memory(view: &ReportView<'_>) -> Option<String> {
     let mib = |path| view.number(path).map(|bytes| bytes / MIB);
     let (ours, budget) = (mib("/memory/process_bytes")?, mib("/memory/budget_bytes")?);
     let host = mib("/memory/host_available_bytes").map(|free| format!("host has {free:.0} MiB left"));
@@ -242,7 +243,7 @@ fn memory(view: &View<'_>) -> Option<String> {
     joined([Some(format!("{ours:.0} of {budget:.0} MiB")), host, Some(limit.into())])
 }
 
-fn speed(view: &View<'_>) -> Option<String> {
+fn speed(view: &ReportView<'_>) -> Option<String> {
     let tokens = view.count("/throughput/completion_tokens");
     joined([
         view.number("/throughput/tokens_per_second").map(|speed| format!("{speed:.1} tokens/s")),
@@ -252,7 +253,7 @@ fn speed(view: &View<'_>) -> Option<String> {
     ])
 }
 
-fn requests(view: &View<'_>) -> Option<String> {
+fn requests(view: &ReportView<'_>) -> Option<String> {
     let count = |name: &str| view.count(&format!("/requests/{name}"));
     Some(format!(
         "{} running, {} waiting; {} answered ({} from the cache), {} refused, {} cancelled, {} out of time",
@@ -266,7 +267,7 @@ fn requests(view: &View<'_>) -> Option<String> {
     ))
 }
 
-fn broker(view: &View<'_>) -> Option<String> {
+fn broker(view: &ReportView<'_>) -> Option<String> {
     let connected = view.flag("/mqtt/connected")?;
     let state = match view.text("/mqtt/problem") {
         _ if connected => "connected".to_owned(),
@@ -289,12 +290,12 @@ const QUANTITIES: [(&str, &str); 4] = [
     ("each token", "token_ms"),
     ("whole answer", "total_ms"),
 ];
-/// The spans in the order of the columns; the first lie in the quantity itself.
+/// The windows in the order of the columns; the one since start is the quantity itself.
 const SPANS: [(&str, &str); 3] =
     [("last minute", "/last_minute"), ("last hour", "/last_hour"), ("since start", "")];
 
 /// A table of percentiles, in milliseconds.
-fn latency(view: &View<'_>) -> Vec<String> {
+fn latency(view: &ReportView<'_>) -> Vec<String> {
     let mut head = format!("{:<12}", "ms");
     let mut names = " ".repeat(12);
     for (span, path) in SPANS {
@@ -309,7 +310,7 @@ fn latency(view: &View<'_>) -> Vec<String> {
     [head, names].into_iter().chain(rows).map(|line| line.trim_end().to_owned()).collect()
 }
 
-fn percentiles(view: &View<'_>, path: &str) -> String {
+fn percentiles(view: &ReportView<'_>, path: &str) -> String {
     let values = ["p50", "p95", "p99"].map(|name| {
         let value = view.number(&format!("{path}/{name}"));
         value.map_or("-".into(), |ms| if ms < 100.0 { format!("{ms:.1}") } else { format!("{ms:.0}") })
@@ -434,8 +435,8 @@ mod tests {
         assert_eq!(trend.draw(), "");
         [Some(8.0), None, Some(6.0)].into_iter().for_each(|value| trend.add(value));
         assert_eq!(trend.draw(), " ▁█▅ 4 to 8");
-        (0..TREND).for_each(|_| trend.add(Some(5.0)));
-        assert_eq!(trend.draw(), format!(" {} 5 to 5", "▁".repeat(TREND)));
+        (0..TREND_LENGTH).for_each(|_| trend.add(Some(5.0)));
+        assert_eq!(trend.draw(), format!(" {} 5 to 5", "▁".repeat(TREND_LENGTH)));
     }
 
     #[test]

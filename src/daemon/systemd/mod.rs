@@ -1,6 +1,7 @@
-//! What systemd gives and hears: the socket it holds, how it goes, how long it may take, the watchdog.
+//! The interface to systemd: socket activation, readiness and status notifications, timeout extensions, the
+//! watchdog.
 //!
-//! Without systemd all of this does nothing.
+//! Without systemd all of this does nothing. Deliberately decides nothing about the daemon.
 
 mod status_line;
 mod watchdog;
@@ -11,7 +12,7 @@ use crate::transport::Pulse;
 use crate::transport::mqtt::LinkState;
 use log::{error, warn};
 use sd_notify::NotifyState;
-use status_line::Status;
+use status_line::StatusLine;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -24,38 +25,38 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use watchdog::Watch;
+use watchdog::StallDetector;
 
-/// Between two lines of status, and between two requests for more time.
+/// Time between two status lines, and between two timeout extensions.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
-/// What is asked for at once while a model loads: enough for a disk that hangs for a while.
+/// The timeout extension while a model loads: enough for a disk that stalls for a while.
 const LOAD_EXTENSION: Duration = Duration::from_secs(60);
-/// No card takes this long to give a model that fits a small board: whatever it is, it is no loading.
-const LONGEST_LOAD: Duration = Duration::from_secs(3600);
-/// What is asked for at once while it stops.
+/// No card takes this long to read a model that fits a small board, so something is wrong.
+const MAX_LOAD_TIME: Duration = Duration::from_secs(3600);
+/// The timeout extension while the daemon stops.
 const STOP_EXTENSION: Duration = Duration::from_secs(20);
-/// What a stop takes after the drain: the last step of the worker, and the doors' farewells.
+/// The longest time that a stop takes after the drain: the last step of the worker, and closing all connections.
 pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(45);
 
-/// No loop turns more often, however short systemd's watchdog is.
-const SHORTEST_TURN: Duration = Duration::from_millis(10);
+/// The shortest interval of a loop, however short systemd's watchdog timeout is.
+const MIN_LOOP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The listening socket that systemd opened for us, if it did.
+/// The listening socket that systemd passed to the process, if it did.
 pub(super) fn listener() -> io::Result<Option<UnixListener>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = listenfd::ListenFd::from_env();
-    match chosen(sockets.len(), &names).map_err(io::Error::other)? {
+    match choose_socket(sockets.len(), &names).map_err(io::Error::other)? {
         Some(at) => sockets.take_unix_listener(at),
         None => Ok(None),
     }
 }
 
-/// Which of so many sockets is the one of the requests; the names are as in `LISTEN_FDNAMES`.
-fn chosen(count: usize, names: &str) -> Result<Option<usize>, String> {
+/// The index of the socket for requests among `count` sockets; `names` is as in `LISTEN_FDNAMES`.
+fn choose_socket(count: usize, names: &str) -> Result<Option<usize>, String> {
     match count {
         0 => Ok(None),
         1 => Ok(Some(0)),
-        // Nothing would listen on the others, and their clients would wait for ever.
+        // Nothing would accept on the others, and their clients would wait for ever.
         _ => Err(format!(
             "systemd hands over {count} sockets ({}), and the daemon serves one; leave one ListenStream= in \
              bitnetd.socket, and no other .socket unit with Service=bitnetd.service",
@@ -64,84 +65,84 @@ fn chosen(count: usize, names: &str) -> Result<Option<usize>, String> {
     }
 }
 
-/// Asks for more time for as long as it is polled, within [`LONGEST_LOAD`].
+/// Extends the start timeout for as long as it is polled, within [`MAX_LOAD_TIME`].
 pub(super) async fn loading(what: &str) -> Infallible {
     let begun = Instant::now();
     let status = format!("loading {what}");
-    while begun.elapsed() < LONGEST_LOAD {
-        tell(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
+    while begun.elapsed() < MAX_LOAD_TIME {
+        notify(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
         sleep(STATUS_INTERVAL).await;
     }
-    warn!("the model is not loaded after {LONGEST_LOAD:?}; systemd is asked for no more time");
+    warn!("the model is not loaded after {MAX_LOAD_TIME:?}; systemd is asked for no more time");
     std::future::pending().await
 }
 
-/// The model is loaded and the doors are open.
+/// The model is loaded and the transports are listening.
 pub(super) fn ready(model: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
 }
 
-/// The configuration is being read again; [`reloaded`] ends it.
+/// A reload has begun; [`reloaded`] ends it.
 pub(super) fn reloading() {
-    // From systemd 253 on the time is what tells this reload from an older one.
+    // From version 253 on systemd distinguishes reloads by this time.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => warn!("no clock for systemd: {error}"),
     }
 }
 
-/// Ready again, with the new settings or with the old ones.
+/// The reload has ended, with the new settings or with the old ones.
 pub(super) fn reloaded() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-/// A stop was asked for.
+/// The daemon was asked to stop.
 pub(super) fn stopping(queue: &Queue) {
-    tell(&[NotifyState::Stopping, extension(STOP_EXTENSION), NotifyState::Status(&left(queue))]);
+    notify(&[NotifyState::Stopping, extension(STOP_EXTENSION), NotifyState::Status(&remaining(queue))]);
 }
 
-/// Says how many requests are left, and asks for more time, for as long as it is polled.
+/// Reports how many requests remain, and extends the stop timeout, for as long as it is polled.
 pub(super) async fn drain(queue: &Queue) -> Infallible {
     loop {
         sleep(STATUS_INTERVAL).await;
-        tell(&[extension(STOP_EXTENSION), NotifyState::Status(&left(queue))]);
+        notify(&[extension(STOP_EXTENSION), NotifyState::Status(&remaining(queue))]);
     }
 }
 
-fn left(queue: &Queue) -> String {
+fn remaining(queue: &Queue) -> String {
     let (waiting, running) = queue.level();
     format!("stopping: {running} running, {waiting} waiting")
 }
 
-/// What is left is told; the doors close.
-pub(super) fn closing() {
-    tell(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing the doors")]);
+/// The requests are done; connections are being closed.
+pub(super) fn closing_connections() {
+    notify(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing the doors")]);
 }
 
 fn extension(time: Duration) -> NotifyState<'static> {
     NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
 }
 
-/// What the status is made of, again and again.
-pub(super) struct Observer {
+/// Sends the status line whenever it has changed.
+pub(super) struct StatusReporter {
     pub model: String,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub link: Option<watch::Receiver<LinkState>>,
 }
 
-impl Observer {
-    /// Says what changed, and no more often than anybody could read it; nothing any more once it is
-    /// `draining`, which has lines of its own.
+impl StatusReporter {
+    /// Sends the status line every [`STATUS_INTERVAL`], if it has changed. Once the daemon is `draining` it sends
+    /// nothing, since draining has status lines of its own.
     pub async fn run(self, draining: CancellationToken) {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
-            return std::future::pending().await; // nobody to tell
+            return std::future::pending().await; // not started by systemd
         }
         let mut said = String::new();
         while !draining.is_cancelled() {
             let status = self.status();
             if status != said {
-                tell(&[NotifyState::Status(&status)]);
+                notify(&[NotifyState::Status(&status)]);
                 said = status;
             }
             sleep(STATUS_INTERVAL).await;
@@ -154,56 +155,56 @@ impl Observer {
         let link = self.link.as_ref().map(watch::Receiver::borrow);
         let tokens_per_second = self.telemetry.tokens_per_second();
         let (model, alerts) = (&self.model, self.telemetry.raised_alerts());
-        Status { model, waiting, running, tokens_per_second, alerts, link: link.as_deref() }.to_string()
+        StatusLine { model, waiting, running, tokens_per_second, alerts, link: link.as_deref() }.to_string()
     }
 }
 
-/// How long systemd waits for a sign of life, if it does. 0 is no watchdog.
+/// systemd's watchdog timeout, if it set one. 0 is no watchdog.
 pub(super) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
 }
 
-/// How often a loop has to turn so that nobody takes it for stuck.
-pub(super) fn turn() -> Duration {
-    watchdog().map_or(Duration::from_secs(3600), |limit| (limit / 8).max(SHORTEST_TURN))
+/// The longest interval of a loop that is not to be taken for stalled.
+pub(super) fn max_loop_interval() -> Duration {
+    watchdog().map_or(Duration::from_secs(3600), |limit| (limit / 8).max(MIN_LOOP_INTERVAL))
 }
 
-/// Feeds systemd's watchdog, if it set one, as long as nothing is stuck. It runs on the thread of the
-/// doors: where that one is stuck, nobody feeds.
+/// Notifies systemd's watchdog, if it set one, as long as nothing has stalled. It runs on the thread of the
+/// transports, so that a stall of that thread is noticed as well.
 pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
     let Some(limit) = watchdog() else { return std::future::pending().await };
-    // Fed every quarter, a part is found stuck after two, and the last feed lasts for one more:
-    // systemd acts within its own limit.
-    let mut watch = Watch::new(limit / 2, link, Instant::now());
-    let mut interval = interval((limit / 4).max(SHORTEST_TURN));
+    // Notified every quarter of the timeout, a part counts as stalled after two quarters, and the last notification
+    // is valid for one more, so systemd acts within its own timeout.
+    let mut watch = StallDetector::new(limit / 2, link, Instant::now());
+    let mut interval = interval((limit / 4).max(MIN_LOOP_INTERVAL));
     let mut told = None;
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        // After a pause of the whole process the loops have their turn before they are judged.
+        // After a pause of the whole process the loops run first, before they are checked.
         tokio::task::yield_now().await;
         let (waiting, running) = queue.level();
         match watch.stuck(queue.steps(), waiting + running > 0, Instant::now()) {
             None => {
                 told = None;
-                tell(&[NotifyState::Watchdog]);
+                notify(&[NotifyState::Watchdog]);
             }
             Some(part) if told != Some(part) => {
                 told = Some(part);
-                tell_stuck(part, limit / 2);
+                notify_stuck(part, limit / 2);
             }
             Some(_) => {}
         }
     }
 }
 
-fn tell_stuck(part: &str, time: Duration) {
+fn notify_stuck(part: &str, time: Duration) {
     error!("{part} has not moved for {time:?}; systemd will start the daemon anew");
-    tell(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
+    notify(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
 }
 
-/// Tells systemd, if it wants to know. That it cannot be told is said once, and stops nothing.
-fn tell(state: &[NotifyState<'_>]) {
+/// Notifies systemd, where NOTIFY_SOCKET is set. A failure is logged once and has no other effect.
+fn notify(state: &[NotifyState<'_>]) {
     static IS_SAID: AtomicBool = AtomicBool::new(false);
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, state)
@@ -214,7 +215,7 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
-/// One datagram with a state a line. Waits for nobody.
+/// Sends one datagram with a state a line, without blocking.
 fn send(socket: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
     let address = match socket.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -252,10 +253,10 @@ mod tests {
 
     #[test]
     fn of_several_sockets_none_is_left_unserved() {
-        assert_eq!(chosen(0, ""), Ok(None));
-        assert_eq!(chosen(1, ""), Ok(Some(0)));
-        assert_eq!(chosen(1, "requests"), Ok(Some(0)));
-        let said = chosen(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
+        assert_eq!(choose_socket(0, ""), Ok(None));
+        assert_eq!(choose_socket(1, ""), Ok(Some(0)));
+        assert_eq!(choose_socket(1, "requests"), Ok(Some(0)));
+        let said = choose_socket(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
         assert!(said.contains("bitnetd-http.socket") && said.contains("2 sockets"), "{said}");
     }
 }

@@ -1,25 +1,25 @@
-//! The line that `systemctl status` shows of a running daemon.
+//! The status line that `systemctl status` shows for a running daemon.
 //!
-//! Only words; when they are said is `systemd`'s.
+//! Formatting only. Deliberately knows no socket and no time.
 
 use crate::transport::mqtt::LinkState;
 use std::fmt;
 
-/// What the line is made of.
+/// The values of the status line.
 #[derive(Debug)]
-pub(super) struct Status<'a> {
+pub(super) struct StatusLine<'a> {
     pub model: &'a str,
     pub waiting: usize,
     pub running: usize,
     /// `None` before the first answer.
     pub tokens_per_second: Option<f64>,
-    /// Names of those now raised.
+    /// Names of the raised alerts.
     pub alerts: Vec<String>,
     /// `None` where no broker is configured.
     pub link: Option<&'a LinkState>,
 }
 
-impl fmt::Display for Status<'_> {
+impl fmt::Display for StatusLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "answering with {}: {} running, {} waiting", self.model, self.running, self.waiting)?;
         if let Some(speed) = self.tokens_per_second {
@@ -44,7 +44,7 @@ impl fmt::Display for Status<'_> {
 mod tests {
     use super::*;
 
-    const IDLE: Status = Status {
+    const IDLE: StatusLine = StatusLine {
         model: "home-intents",
         waiting: 0,
         running: 0,
@@ -56,20 +56,20 @@ mod tests {
     #[test]
     fn without_a_broker_it_says_what_waits_and_what_runs() {
         assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting");
-        let busy = Status { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
+        let busy = StatusLine { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
         assert_eq!(busy.to_string(), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
     }
 
     #[test]
     fn alerts_that_are_raised_are_named() {
         let alerts = vec!["temperature".to_owned(), "queue".to_owned()];
-        let said = Status { alerts, ..IDLE }.to_string();
+        let said = StatusLine { alerts, ..IDLE }.to_string();
         assert!(said.ends_with("0 waiting, alert: temperature, queue"), "{said}");
     }
 
     #[test]
     fn a_broker_is_connected_or_it_says_why_not() {
-        let said = |link: LinkState| Status { link: Some(&link), ..IDLE }.to_string();
+        let said = |link: LinkState| StatusLine { link: Some(&link), ..IDLE }.to_string();
         let problem = Some("mqtt b:1883: connection refused".to_owned());
         assert!(said(LinkState::default()).ends_with(", connecting to the broker"));
         let online = LinkState { connected: true, subscribed: true, ..LinkState::default() };
@@ -88,6 +88,6 @@ mod tests {
             problem: Some("old".into()),
             ..LinkState::default()
         };
-        assert!(!Status { link: Some(&link), ..IDLE }.to_string().contains("old"));
+        assert!(!StatusLine { link: Some(&link), ..IDLE }.to_string().contains("old"));
     }
 }

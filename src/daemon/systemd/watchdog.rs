@@ -1,27 +1,31 @@
-//! Whether what must move does: the worker while it has something to do, the broker link's loop always.
+//! Detects a stalled worker or broker link, for systemd's watchdog. The worker must make progress while it has
+//! work, the event loop of the broker link always. Deliberately knows no systemd.
 
 use crate::transport::Pulse;
 use std::time::{Duration, Instant};
 
-/// The parts that may get stuck while the rest of the daemon goes on.
+/// The parts that may stall while the rest of the daemon runs.
 #[derive(Debug)]
-pub(super) struct Watch {
-    worker: Progress,
-    link: Option<(Pulse, Progress)>,
+pub(super) struct StallDetector {
+    worker: StepWatch,
+    link: Option<(Pulse, StepWatch)>,
 }
 
-impl Watch {
-    /// A busy worker may stay at one step for `limit`, and so may the loop of the broker link, if there is one.
+impl StallDetector {
+    /// A detector that allows a busy worker and the loop of the broker link, if there is one, `limit` without
+    /// progress.
     pub fn new(limit: Duration, link: Option<Pulse>, now: Instant) -> Self {
-        let link = link.map(|pulse| (pulse, Progress::new(limit, now)));
-        Watch { worker: Progress::new(limit, now), link }
+        let link = link.map(|pulse| (pulse, StepWatch::new(limit, now)));
+        StallDetector { worker: StepWatch::new(limit, now), link }
     }
 
-    /// The part that is stuck, if one is: `steps` is the worker's count, `busy` whether it has something to do.
+    /// The part that has stalled, if one has; `steps` is the worker's counter, `busy` whether it has work.
     pub fn stuck(&mut self, steps: u64, busy: bool, now: Instant) -> Option<&'static str> {
-        let worker = self.worker.is_well(steps, busy, now);
-        let link =
-            self.link.as_mut().is_none_or(|(pulse, progress)| progress.is_well(pulse.beats(), true, now));
+        let worker = self.worker.is_progressing(steps, busy, now);
+        let link = self
+            .link
+            .as_mut()
+            .is_none_or(|(pulse, progress)| progress.is_progressing(pulse.beats(), true, now));
         match (worker, link) {
             (false, _) => Some("the worker"),
             (true, false) => Some("the broker link"),
@@ -30,25 +34,25 @@ impl Watch {
     }
 }
 
-/// Watches a count of steps.
+/// Watches the progress of a counter.
 #[derive(Debug)]
-struct Progress {
+struct StepWatch {
     steps: u64,
-    since: Instant,
+    last_progress: Instant,
     limit: Duration,
 }
 
-impl Progress {
+impl StepWatch {
     fn new(limit: Duration, now: Instant) -> Self {
-        Progress { steps: 0, since: now, limit }
+        StepWatch { steps: 0, last_progress: now, limit }
     }
 
-    fn is_well(&mut self, steps: u64, busy: bool, now: Instant) -> bool {
+    fn is_progressing(&mut self, steps: u64, busy: bool, now: Instant) -> bool {
         if steps != self.steps || !busy {
             self.steps = steps;
-            self.since = now;
+            self.last_progress = now;
         }
-        now - self.since < self.limit
+        now - self.last_progress < self.limit
     }
 }
 
@@ -62,7 +66,7 @@ mod tests {
     fn a_busy_worker_that_takes_no_step_is_stuck() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let mut watch = Watch::new(LIMIT, None, start);
+        let mut watch = StallDetector::new(LIMIT, None, start);
         assert_eq!(watch.stuck(1, true, after(1)), None);
         assert_eq!(watch.stuck(1, true, after(10)), None);
         assert_eq!(watch.stuck(1, true, after(11)), Some("the worker"));
@@ -73,7 +77,7 @@ mod tests {
     #[test]
     fn an_idle_worker_is_well_however_long() {
         let start = Instant::now();
-        let mut watch = Watch::new(LIMIT, None, start);
+        let mut watch = StallDetector::new(LIMIT, None, start);
         assert_eq!(watch.stuck(5, false, start + Duration::from_secs(1000)), None);
         assert_eq!(watch.stuck(5, true, start + Duration::from_secs(1009)), None);
     }
@@ -83,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let pulse = Pulse::default();
-        let mut watch = Watch::new(LIMIT, Some(pulse.clone()), start);
+        let mut watch = StallDetector::new(LIMIT, Some(pulse.clone()), start);
         pulse.beat();
         assert_eq!(watch.stuck(0, false, after(9)), None);
         assert_eq!(watch.stuck(0, false, after(18)), None);

@@ -1,41 +1,43 @@
-//! The share of requests that failed in the last minute, from counts that only ever rise.
+//! The share of requests that failed in the last minute, from counters that only rise. Deliberately knows neither
+//! the requests nor the alert.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-const SPAN: Duration = Duration::from_secs(60);
-/// Of fewer requests in a minute nothing is said: one that fails is not a rate.
-const LEAST: u64 = 5;
-/// Looks that are kept: one a second of the last minute, and some to spare.
-const MOST: usize = 64;
+const WINDOW: Duration = Duration::from_secs(60);
+/// With fewer requests in the window there is no rate: a single failure would be 100 %.
+const MIN_REQUESTS: u64 = 5;
+/// Samples in memory: one a second for the last minute, and a few to spare.
+const MAX_SAMPLES: usize = 64;
 
-/// The counts of the last minute, one a look.
+/// Samples of the counters over the last minute.
 #[derive(Debug, Default)]
 pub(super) struct ErrorRate {
-    looks: VecDeque<Look>,
+    samples: VecDeque<Sample>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Look {
+struct Sample {
     at: Instant,
     failed: u64,
     ended: u64,
 }
 
 impl ErrorRate {
-    /// In percent of all that ended; `None` where too few did.
+    /// The failed requests in percent of all that ended in the window; `None` where fewer than [`MIN_REQUESTS`]
+    /// did.
     pub fn percent(&mut self, now: Instant, failed: u64, ended: u64) -> Option<f64> {
-        // The oldest that stays is the last one from before the minute.
-        while self.looks.get(1).is_some_and(|next| now.saturating_duration_since(next.at) >= SPAN) {
-            self.looks.pop_front();
+        // The oldest sample that stays is the last one from before the window.
+        while self.samples.get(1).is_some_and(|next| now.saturating_duration_since(next.at) >= WINDOW) {
+            self.samples.pop_front();
         }
-        if self.looks.len() >= MOST {
-            self.looks.pop_front();
+        if self.samples.len() >= MAX_SAMPLES {
+            self.samples.pop_front();
         }
-        self.looks.push_back(Look { at: now, failed, ended });
-        let before = self.looks.front()?;
+        self.samples.push_back(Sample { at: now, failed, ended });
+        let before = self.samples.front()?;
         let (failed, ended) = (failed.saturating_sub(before.failed), ended.saturating_sub(before.ended));
-        (ended >= LEAST).then(|| 100.0 * failed as f64 / ended as f64)
+        (ended >= MIN_REQUESTS).then(|| 100.0 * failed as f64 / ended as f64)
     }
 }
 
@@ -62,6 +64,6 @@ mod tests {
         for n in 0..10_000 {
             errors.percent(start + Duration::from_millis(n), n, 2 * n);
         }
-        assert!(errors.looks.len() <= MOST);
+        assert!(errors.samples.len() <= MAX_SAMPLES);
     }
 }

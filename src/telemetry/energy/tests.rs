@@ -51,7 +51,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
     /// As a sensor tells it: a counter the mean since it was asked before, and that again to who asks too soon;
     /// others the power of just then.
     fn sample(&mut self, at: f64) {
-        let shortest = if self.method == Method::Derived { SHORTEST_DERIVED } else { SHORTEST_ESTIMATE };
+        let shortest =
+            if self.method == Method::Derived { MIN_DERIVED_INTERVAL } else { MIN_ESTIMATE_INTERVAL };
         if after(self.start, at) - after(self.start, self.whole) >= shortest {
             self.mean = area(&self.watts, self.whole, at) / (at - self.whole);
             self.whole = at;
@@ -88,8 +89,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
         }
     }
 
-    fn finish(&mut self, mark: Mark, end: f64) {
-        if self.meter.close(after(self.start, end)) {
+    fn finish(&mut self, mark: EnergyMark, end: f64) {
+        if self.meter.settle_computing(after(self.start, end)) {
             self.sampled = end;
         } else {
             self.sample(end);
@@ -184,7 +185,7 @@ fn what_is_read_after_computing_ended_is_not_what_it_cost() {
     meter.sample(start, Some(&measured(4.0)));
     let mark = meter.begin();
     meter.sample(after(start, 0.3), Some(&measured(9.0)));
-    assert!(meter.close(after(start, 0.4)));
+    assert!(meter.settle_computing(after(start, 0.4)));
     let cost = meter.cost(mark, 1.0, 3).expect("read while it was computed");
     meter.end();
     assert!((cost.joules - 3.6).abs() < 1e-9, "{cost:?}");
@@ -192,8 +193,8 @@ fn what_is_read_after_computing_ended_is_not_what_it_cost() {
     assert!((meter.joules().expect("known") - 7.6).abs() < 1e-9);
     let mut counted = Meter::default();
     counted.sample(start, Some(&reading(4.0, Method::Derived)));
-    assert!(!counted.close(after(start, 1.0)), "a counter is to be read once more");
-    assert!(!Meter::default().close(start), "nothing was ever read");
+    assert!(!counted.settle_computing(after(start, 1.0)), "a counter is to be read once more");
+    assert!(!Meter::default().settle_computing(start), "nothing was ever read");
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! Counts of durations at bounds that others have fixed, as a scraper wants them.
+//! Cumulative histograms with bucket bounds that a standard fixes, as Prometheus scrapes them.
 //!
-//! Beside [`Histogram`](super::histogram::Histogram) and not made from it: a bound must split the counts exactly.
+//! They are counted separately from [`Histogram`](super::histogram::Histogram), whose buckets do not end exactly at
+//! these bounds. Deliberately knows no text format.
 
 use crate::protocol::Code;
 
-/// What was timed.
+/// The quantity that was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantity {
     /// From arrival to the last event.
@@ -13,12 +14,12 @@ pub enum Quantity {
     TimeToFirstToken,
     /// Mean time between the tokens after the first.
     TimePerOutputToken,
-    /// Waiting for the worker.
+    /// Time in the queue, before the worker takes the request.
     QueueTime,
 }
 
 /// The bounds of OpenTelemetry's `gen_ai.server.*` metrics (semantic conventions, status Development), in seconds,
-/// and above them what a small board needs.
+/// extended upwards for small boards.
 const DURATION: &[f64] = &[
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
     655.36,
@@ -31,7 +32,7 @@ const OUTPUT_TOKEN: &[f64] =
     &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
 
 impl Quantity {
-    /// The name that OpenTelemetry has for it, or one of ours in its manner.
+    /// The name in OpenTelemetry's conventions, or one of ours in their style.
     pub fn name(self) -> &'static str {
         match self {
             Quantity::RequestDuration => "gen_ai.server.request.duration",
@@ -45,43 +46,43 @@ impl Quantity {
     pub fn bounds(self) -> &'static [f64] {
         match self {
             Quantity::RequestDuration => DURATION,
-            // Waiting is part of the time to the first token.
+            // The queue time is part of the time to the first token.
             Quantity::TimeToFirstToken | Quantity::QueueTime => FIRST_TOKEN,
             Quantity::TimePerOutputToken => OUTPUT_TOKEN,
         }
     }
 }
 
-/// The durations of one quantity since start.
+/// The histogram of one quantity since start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
-    /// What was timed.
+    /// The quantity that was measured.
     pub quantity: Quantity,
     /// Why these requests failed (`error.type`); `None` for those that did not.
     pub error: Option<Code>,
-    /// How many were no longer than each of [`Quantity::bounds`]; exact.
+    /// How many durations were no longer than each of [`Quantity::bounds`].
     pub cumulative: Vec<u64>,
-    /// All together, in seconds.
+    /// The sum of all durations, in seconds.
     pub sum_s: f64,
-    /// How many.
+    /// The number of durations.
     pub count: u64,
 }
 
 /// Counts the durations of one quantity.
 #[derive(Debug)]
-pub(in crate::telemetry) struct Buckets {
+pub(in crate::telemetry) struct FixedBuckets {
     quantity: Quantity,
-    /// A count for each bound, and one for what is longer than all.
+    /// A count for each bound, and one for longer durations.
     counts: Vec<u64>,
     sum_s: f64,
 }
 
-impl Buckets {
+impl FixedBuckets {
     pub fn new(quantity: Quantity) -> Self {
-        Buckets { quantity, counts: vec![0; quantity.bounds().len() + 1], sum_s: 0.0 }
+        FixedBuckets { quantity, counts: vec![0; quantity.bounds().len() + 1], sum_s: 0.0 }
     }
 
-    /// Counts one duration, in seconds; one as long as a bound counts below it.
+    /// Counts one duration in seconds; bounds are inclusive.
     pub fn record(&mut self, seconds: f64) {
         let at = self.quantity.bounds().partition_point(|bound| *bound < seconds);
         self.counts[at] += 1;
@@ -115,7 +116,7 @@ mod tests {
         for quantity in ALL {
             let bounds = quantity.bounds();
             assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]), "{quantity:?}");
-            let mut buckets = Buckets::new(quantity);
+            let mut buckets = FixedBuckets::new(quantity);
             // As it comes: milliseconds, which are divided.
             bounds.iter().for_each(|bound| buckets.record((bound * 1e6).round() / 1e3 / 1e3));
             let told = buckets.distribution(None);
@@ -127,7 +128,7 @@ mod tests {
     fn counts_are_those_of_counting_by_hand() {
         let seconds: Vec<f64> = (0..5000u32).map(|n| f64::from(n * n % 7919) * 0.13).collect();
         for quantity in ALL {
-            let mut buckets = Buckets::new(quantity);
+            let mut buckets = FixedBuckets::new(quantity);
             seconds.iter().for_each(|seconds| buckets.record(*seconds));
             let told = buckets.distribution(Some(Code::Timeout));
             assert_eq!((told.count, told.error), (5000, Some(Code::Timeout)));

@@ -1,17 +1,18 @@
-//! A histogram of durations in fixed memory: as many buckets for each power of two.
+//! A logarithmic histogram of durations in fixed memory, with the same number of buckets for each power of two.
+//! Deliberately knows no time window.
 
 use std::time::Duration;
 
-/// Buckets for each power of two, and its logarithm. A bucket is 1/32 of its lower end wide at
-/// most, and its middle is what is told: off by 1.6 % at most.
+/// Buckets for each power of two, and its binary logarithm. A bucket is at most 1/32 of its lower end wide and is
+/// reported by its middle, so the error is at most 1.6 %.
 const PER_OCTAVE: u64 = 32;
 const OCTAVE_BITS: u32 = 5;
 
-/// Durations are counted in microseconds up to this one, 24 h; longer ones count as this one.
-const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
-pub(super) const BUCKETS: usize = bucket(LONGEST_US) + 1;
+/// The longest duration that is told apart, 24 h in microseconds; a longer one counts as this one.
+const MAX_US: u64 = 24 * 3600 * 1_000_000;
+pub(super) const BUCKETS: usize = bucket(MAX_US) + 1;
 
-/// Counts durations from 1 µs to 24 h; 4 KiB, whatever comes.
+/// Counts durations from 1 µs to 24 h in 4 KiB.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     buckets: [u32; BUCKETS],
@@ -25,14 +26,14 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts so many durations that belong in one place.
-    pub fn add(&mut self, Place(index): Place, count: u32) {
+    /// Adds `count` durations to one bucket.
+    pub fn add(&mut self, BucketIndex(index): BucketIndex, count: u32) {
         let slot = &mut self.buckets[usize::from(index)];
         *slot = slot.saturating_add(count);
         self.count += u64::from(count);
     }
 
-    /// How many were counted, exactly.
+    /// The exact number of durations.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -51,17 +52,17 @@ impl Histogram {
 
 /// The bucket that a duration is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place(u16);
+pub struct BucketIndex(u16);
 
-impl Place {
-    /// Of this duration.
+impl BucketIndex {
+    /// The bucket of this duration.
     pub fn of(duration: Duration) -> Self {
-        let us = u64::try_from(duration.as_micros()).unwrap_or(LONGEST_US);
-        Place(u16::try_from(bucket(us.min(LONGEST_US))).expect("there are about a thousand buckets"))
+        let us = u64::try_from(duration.as_micros()).unwrap_or(MAX_US);
+        BucketIndex(u16::try_from(bucket(us.min(MAX_US))).expect("there are about a thousand buckets"))
     }
 }
 
-/// Where a number of microseconds is counted: below 64 each has its own bucket.
+/// The bucket of a number of microseconds; below 64 each number has its own.
 const fn bucket(us: u64) -> usize {
     if us < PER_OCTAVE {
         return us as usize;
@@ -100,7 +101,7 @@ pub(super) mod tests {
         for seed in 1..20 {
             let mut values = durations(seed, 997);
             let mut histogram = Histogram::default();
-            values.iter().for_each(|&us| histogram.add(Place::of(Duration::from_micros(us)), 1));
+            values.iter().for_each(|&us| histogram.add(BucketIndex::of(Duration::from_micros(us)), 1));
             values.sort_unstable();
             for share in [0.01, 0.5, 0.95, 0.99, 1.0] {
                 let exact = values[(share * 997.0_f64).ceil() as usize - 1] as f64;
@@ -120,9 +121,9 @@ pub(super) mod tests {
     #[test]
     fn short_durations_are_exact_and_long_ones_count_as_a_day() {
         let mut histogram = Histogram::default();
-        histogram.add(Place::of(Duration::from_micros(63)), 1);
+        histogram.add(BucketIndex::of(Duration::from_micros(63)), 1);
         assert_eq!(histogram.percentile(0.5), Some(Duration::from_micros(63)));
-        histogram.add(Place::of(Duration::MAX), 1);
+        histogram.add(BucketIndex::of(Duration::MAX), 1);
         let longest = histogram.percentile(1.0).expect("not empty").as_secs_f64();
         assert!((longest / 86_400.0 - 1.0).abs() < 0.02, "{longest}");
         assert_eq!(histogram.count(), 2);

@@ -1,4 +1,5 @@
-//! How one latency spreads: since start, over the last minute and over the last hour.
+//! The distribution of one latency: since start, over the last hour and over the last minute, as percentiles and as
+//! a histogram for Prometheus. Deliberately knows no request: it is given durations and the time.
 
 mod fixed_buckets;
 pub mod histogram;
@@ -7,50 +8,50 @@ mod sliding_window;
 pub use fixed_buckets::{Distribution, Quantity};
 
 use crate::protocol::{Percentiles, Spans};
-pub(super) use fixed_buckets::Buckets;
-use histogram::{Histogram, Place};
-use sliding_window::Window;
+pub(super) use fixed_buckets::FixedBuckets;
+use histogram::{BucketIndex, Histogram};
+use sliding_window::SlidingWindow;
 use std::time::{Duration, Instant};
 
-/// Pieces of the last minute, and of the last hour: what they hold is forgotten a piece at a time, so that a
-/// window covers as much more than it says, at most.
-const OF_MINUTE: Duration = Duration::from_secs(2);
-const OF_HOUR: Duration = Duration::from_secs(60);
+/// Slices of the windows of a minute and of an hour. A window drops one slice at a time, so it covers up to one
+/// slice more than its name says.
+const MINUTE_STEP: Duration = Duration::from_secs(2);
+const HOUR_STEP: Duration = Duration::from_secs(60);
 
-/// All that is kept of one latency: 5 KiB, and in the windows 4 bytes for each distinct duration of a piece;
-/// 400 KiB at the very most.
+/// The statistics of one latency. Takes 5 KiB, and in the windows 4 bytes for each distinct duration of a slice: at
+/// most 400 KiB.
 #[derive(Debug)]
-pub(super) struct Spread {
+pub(super) struct LatencyStats {
     all: Histogram,
-    buckets: Buckets,
-    minute: Window,
-    hour: Window,
+    buckets: FixedBuckets,
+    minute: SlidingWindow,
+    hour: SlidingWindow,
 }
 
-impl Spread {
+impl LatencyStats {
     pub fn new(quantity: Quantity) -> Self {
-        Spread {
+        LatencyStats {
             all: Histogram::default(),
-            buckets: Buckets::new(quantity),
-            minute: Window::new(Duration::from_secs(60), OF_MINUTE),
-            hour: Window::new(Duration::from_secs(3600), OF_HOUR),
+            buckets: FixedBuckets::new(quantity),
+            minute: SlidingWindow::new(Duration::from_secs(60), MINUTE_STEP),
+            hour: SlidingWindow::new(Duration::from_secs(3600), HOUR_STEP),
         }
     }
 
     pub fn record(&mut self, now: Instant, duration: Duration) {
-        self.record_elsewhere(now, duration);
+        self.record_percentiles_only(now, duration);
         self.buckets.record(duration.as_secs_f64());
     }
 
-    /// Counts it in the percentiles alone: at the fixed bounds it is counted elsewhere.
-    pub fn record_elsewhere(&mut self, now: Instant, duration: Duration) {
-        let place = Place::of(duration);
+    /// Counts a duration in the percentiles alone, for a caller that counts it in another histogram.
+    pub fn record_percentiles_only(&mut self, now: Instant, duration: Duration) {
+        let place = BucketIndex::of(duration);
         self.all.add(place, 1);
         self.minute.record(now, place);
         self.hour.record(now, place);
     }
 
-    /// In milliseconds.
+    /// The percentiles of each window, in milliseconds.
     pub fn spans(&self, now: Instant) -> Spans {
         Spans {
             all: percentiles(&self.all),
@@ -89,9 +90,9 @@ mod tests {
     }
 
     /// Two hours of requests, one each [`STEP`]: the spread at their end, and each with its age.
-    fn two_hours() -> (Spread, Instant, Vec<(Duration, u64)>) {
+    fn two_hours() -> (LatencyStats, Instant, Vec<(Duration, u64)>) {
         let start = Instant::now();
-        let mut spread = Spread::new(Quantity::TimeToFirstToken);
+        let mut spread = LatencyStats::new(Quantity::TimeToFirstToken);
         let all = durations(7, 52_555);
         let end = start + STEP * all.len() as u32;
         let mut ages = Vec::new();
@@ -109,8 +110,8 @@ mod tests {
         let spans = spread.spans(end);
         let cases = [
             (spans.all, Duration::from_secs(7201), Duration::ZERO),
-            (spans.last_minute, Duration::from_secs(60), OF_MINUTE),
-            (spans.last_hour, Duration::from_secs(3600), OF_HOUR),
+            (spans.last_minute, Duration::from_secs(60), MINUTE_STEP),
+            (spans.last_hour, Duration::from_secs(3600), HOUR_STEP),
         ];
         for (told, span, piece) in cases {
             let within = |most: Duration| ages.iter().filter(move |(age, _)| *age <= most);
@@ -136,7 +137,7 @@ mod tests {
     #[test]
     fn two_hours_of_a_busy_daemon_take_little_memory() {
         let (spread, ..) = two_hours();
-        let bytes = spread.minute.bytes() + spread.hour.bytes() + size_of::<Spread>();
+        let bytes = spread.minute.bytes() + spread.hour.bytes() + size_of::<LatencyStats>();
         assert!(bytes < 256 << 10, "{bytes}");
     }
 }

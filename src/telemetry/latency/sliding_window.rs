@@ -1,72 +1,74 @@
-//! A histogram of the last while, whose oldest part is forgotten piece by piece.
+//! A histogram over a sliding window of time, in slices that are dropped when they are too old. Deliberately knows
+//! no clock: the time is passed in.
 
-use super::histogram::{Histogram, Place};
+use super::histogram::{BucketIndex, Histogram};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Places that a piece gets room for at once: it seldom needs more, and twice what it has would be too much.
+/// How many entries the vector of a slice grows by: doubling it would waste memory, since most slices have few
+/// entries.
 const GROWTH: usize = 16;
 
-/// Durations of the last `span`, in pieces of one length each.
+/// Durations of the last `span`, in slices of equal length.
 ///
-/// What is counted is in it for `span` at least, and for `span` and a piece at most: a piece is forgotten whole,
-/// when the youngest that may be in it is too old. Time passes without a call: who asks says when.
+/// A duration stays for at least `span` and at most `span` and one slice, since a slice is dropped as a whole when
+/// its youngest duration is too old.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct SlidingWindow {
     span: Duration,
-    piece: Duration,
-    /// Oldest first, begun one length apart at least: no more than `span / piece + 2`.
-    pieces: VecDeque<Piece>,
+    slice: Duration,
+    /// Oldest first, at least one slice length apart: at most `span / slice + 2`.
+    slices: VecDeque<Slice>,
 }
 
-/// What came within one length of time from `begun` on.
+/// The durations that were counted within one slice length from `begun` on.
 #[derive(Debug)]
-struct Piece {
+struct Slice {
     begun: Instant,
-    /// The places that something was counted in, rising, and how much was. A second's requests have few.
-    counts: Vec<(Place, u16)>,
+    /// The buckets that are not empty, in rising order, with their counts.
+    counts: Vec<(BucketIndex, u16)>,
 }
 
-impl Window {
+impl SlidingWindow {
     pub fn new(span: Duration, piece: Duration) -> Self {
-        Window { span, piece, pieces: VecDeque::new() }
+        SlidingWindow { span, slice: piece, slices: VecDeque::new() }
     }
 
     /// Counts one duration.
-    pub fn record(&mut self, now: Instant, place: Place) {
-        while self.pieces.front().is_some_and(|oldest| self.is_past(oldest, now)) {
-            self.pieces.pop_front();
+    pub fn record(&mut self, now: Instant, place: BucketIndex) {
+        while self.slices.front().is_some_and(|oldest| self.is_past(oldest, now)) {
+            self.slices.pop_front();
         }
-        let is_full = |piece: &Piece| now.saturating_duration_since(piece.begun) >= self.piece;
-        if self.pieces.back().is_none_or(is_full) {
-            self.pieces.push_back(Piece { begun: now, counts: Vec::new() });
+        let is_full = |piece: &Slice| now.saturating_duration_since(piece.begun) >= self.slice;
+        if self.slices.back().is_none_or(is_full) {
+            self.slices.push_back(Slice { begun: now, counts: Vec::new() });
         }
-        self.pieces.back_mut().expect("there is one now").count(place);
+        self.slices.back_mut().expect("there is one now").count(place);
     }
 
-    /// All of them together.
+    /// The histogram of all durations in the window at `now`.
     pub fn histogram(&self, now: Instant) -> Histogram {
         let mut histogram = Histogram::default();
-        for piece in self.pieces.iter().filter(|piece| !self.is_past(piece, now)) {
+        for piece in self.slices.iter().filter(|piece| !self.is_past(piece, now)) {
             piece.counts.iter().for_each(|(place, count)| histogram.add(*place, u32::from(*count)));
         }
         histogram
     }
 
-    fn is_past(&self, piece: &Piece, now: Instant) -> bool {
-        now.saturating_duration_since(piece.begun) >= self.span + self.piece
+    fn is_past(&self, piece: &Slice, now: Instant) -> bool {
+        now.saturating_duration_since(piece.begun) >= self.span + self.slice
     }
 
-    /// Memory of all pieces.
+    /// Bytes of all slices.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
-        let counts: usize = self.pieces.iter().map(|piece| piece.counts.capacity()).sum();
-        counts * size_of::<(Place, u16)>() + self.pieces.capacity() * size_of::<Piece>()
+        let counts: usize = self.slices.iter().map(|piece| piece.counts.capacity()).sum();
+        counts * size_of::<(BucketIndex, u16)>() + self.slices.capacity() * size_of::<Slice>()
     }
 }
 
-impl Piece {
-    fn count(&mut self, place: Place) {
+impl Slice {
+    fn count(&mut self, place: BucketIndex) {
         match self.counts.binary_search_by_key(&place, |(known, _)| *known) {
             Ok(at) => self.counts[at].1 = self.counts[at].1.saturating_add(1),
             Err(at) => {
@@ -87,14 +89,14 @@ mod tests {
     const SPAN: Duration = Duration::from_secs(60);
     const PIECE: Duration = Duration::from_secs(2);
 
-    fn place(us: u64) -> Place {
-        Place::of(Duration::from_micros(us))
+    fn place(us: u64) -> BucketIndex {
+        BucketIndex::of(Duration::from_micros(us))
     }
 
     #[test]
     fn what_is_counted_stays_for_its_span_and_is_gone_a_piece_later() {
         for offset_ms in [0, 1, 700, 1999] {
-            let (mut window, start) = (Window::new(SPAN, PIECE), Instant::now());
+            let (mut window, start) = (SlidingWindow::new(SPAN, PIECE), Instant::now());
             window.record(start, place(1));
             let at = start + Duration::from_millis(offset_ms);
             window.record(at, place(2));
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn pieces_are_forgotten_one_after_the_other() {
-        let (mut window, start) = (Window::new(SPAN, PIECE), Instant::now());
+        let (mut window, start) = (SlidingWindow::new(SPAN, PIECE), Instant::now());
         (0..600).for_each(|n| window.record(start + Duration::from_millis(100 * n), place(n)));
         let end = start + Duration::from_secs(60);
         let counts: Vec<_> =
@@ -116,20 +118,20 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_whatever_comes() {
-        let (mut window, start) = (Window::new(SPAN, PIECE), Instant::now());
+        let (mut window, start) = (SlidingWindow::new(SPAN, PIECE), Instant::now());
         for second in 0..200 {
             for us in (0..37).flat_map(|octave| (0..32u64).map(move |n| (1 << octave) + (n << octave) / 32)) {
                 window.record(start + Duration::from_secs(second), place(us));
             }
         }
-        let most = (BUCKETS + GROWTH) * 4 * 32 + 64 * size_of::<Piece>();
+        let most = (BUCKETS + GROWTH) * 4 * 32 + 64 * size_of::<Slice>();
         assert!(window.bytes() <= most, "{} of {most}", window.bytes());
-        assert!(window.pieces.len() <= 32, "{}", window.pieces.len());
+        assert!(window.slices.len() <= 32, "{}", window.slices.len());
     }
 
     #[test]
     fn a_moment_before_the_last_one_is_no_harm() {
-        let (mut window, start) = (Window::new(SPAN, PIECE), Instant::now());
+        let (mut window, start) = (SlidingWindow::new(SPAN, PIECE), Instant::now());
         window.record(start + PIECE, place(1));
         window.record(start, place(1));
         assert_eq!(window.histogram(start).count(), 2);

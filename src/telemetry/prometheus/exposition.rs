@@ -1,6 +1,6 @@
 //! Prometheus' text format, version 0.0.4: a family is a line of help, a line with its type, and its samples.
 //!
-//! Knows nothing of what is counted.
+//! Deliberately knows nothing of what is counted.
 
 use crate::telemetry::Distribution;
 use std::fmt::{Display, Write};
@@ -8,21 +8,21 @@ use std::fmt::{Display, Write};
 /// A label's name and value.
 pub type Label<'a> = (&'a str, &'a str);
 
-/// The text in the making.
+/// The text under construction.
 #[derive(Debug, Default)]
-pub struct Text(String);
+pub struct Exposition(String);
 
-/// One family, of which nothing is written before its first sample.
+/// One metric family; its header is written with its first sample.
 #[derive(Debug)]
 pub struct Family<'t> {
-    text: &'t mut Text,
+    text: &'t mut Exposition,
     name: &'static str,
     kind: &'static str,
     help: &'static str,
     has_begun: bool,
 }
 
-impl Text {
+impl Exposition {
     /// A level that rises and falls.
     pub fn gauge(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
         self.family(name, "gauge", help)
@@ -43,7 +43,7 @@ impl Text {
         Family { text: self, name, kind, help, has_begun: false }
     }
 
-    /// All of it.
+    /// The whole text.
     pub fn finish(self) -> String {
         self.0
     }
@@ -61,28 +61,28 @@ impl Text {
 }
 
 impl Family<'_> {
-    /// One sample; one that is not known, or no number, is left out.
+    /// Writes one sample; an unknown or non-finite one is left out.
     pub fn sample(mut self, labels: &[Label<'_>], value: Option<f64>) -> Self {
         if let Some(value) = value.filter(|value| value.is_finite()) {
-            self.begin();
+            self.write_header();
             self.text.line(self.name, labels, value);
         }
         self
     }
 
     /// A sample without labels.
-    pub fn plain(self, value: Option<f64>) {
+    pub fn unlabelled(self, value: Option<f64>) {
         self.sample(&[], value);
     }
 
     /// A count without labels.
     pub fn count(self, value: u64) {
-        self.plain(Some(value as f64));
+        self.unlabelled(Some(value as f64));
     }
 
     /// All buckets of a distribution, its sum and its count.
     pub fn distribution(mut self, labels: &[Label<'_>], found: &Distribution) -> Self {
-        self.begin();
+        self.write_header();
         let bucket = format_args!("{}_bucket", self.name).to_string();
         let bounds = found.quantity.bounds().iter().map(|bound| format!("{bound:?}"));
         let all = bounds.zip(found.cumulative.iter().copied()).chain([("+Inf".to_owned(), found.count)]);
@@ -95,7 +95,7 @@ impl Family<'_> {
         self
     }
 
-    fn begin(&mut self) {
+    fn write_header(&mut self) {
         if !std::mem::replace(&mut self.has_begun, true) {
             let Family { text, name, kind, help, .. } = self;
             let _ = writeln!(text.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -103,7 +103,7 @@ impl Family<'_> {
     }
 }
 
-/// A label's value may hold anything; help texts are ours.
+/// Escapes a label's value, which may contain anything.
 fn escape(value: &str, text: &mut String) {
     for c in value.chars() {
         match c {

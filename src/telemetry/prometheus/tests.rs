@@ -187,7 +187,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.completed(&done());
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
     telemetry.cache_hit();
-    telemetry.screened(Screen { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
+    telemetry.set_screen_counts(Screen { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());
     telemetry.set_link(MqttLink {
@@ -323,7 +323,7 @@ fn what_is_not_known_is_left_out_and_never_zero() {
 
 #[test]
 fn a_number_that_is_none_is_left_out() {
-    let mut text = Text::default();
+    let mut text = Exposition::default();
     text.gauge("a", "Help.")
         .sample(&[("b", "c")], Some(f64::NAN))
         .sample(&[("b", "d")], Some(f64::INFINITY))

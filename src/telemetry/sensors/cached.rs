@@ -1,26 +1,26 @@
-//! What need not be read each time.
+//! A value that is read again only when it is too old. Deliberately knows no sensor.
 
 use std::time::{Duration, Instant};
 
-/// How long it holds what changes slowly: memory of host and control group, and the kernel's own means of ten seconds
-/// and more. Read each second they were most of what an idle daemon did.
-pub(super) const HOLDS: Duration = Duration::from_secs(5);
+/// How long slowly changing values are reused: memory of host and control group, and the kernel's own means over
+/// ten seconds and more. Reading them each second was most of the work of an idle daemon.
+pub(super) const CACHE_FOR: Duration = Duration::from_secs(5);
 
-/// A value that is read again only once it is of some age.
+/// A value with its age.
 #[derive(Debug)]
-pub(super) struct Slow<T> {
-    holds: Duration,
-    read: Option<(Instant, T)>,
+pub(super) struct Cached<T> {
+    max_age: Duration,
+    last: Option<(Instant, T)>,
 }
 
-impl<T: Clone> Slow<T> {
+impl<T: Clone> Cached<T> {
     pub fn new(holds: Duration) -> Self {
-        Slow { holds, read: None }
+        Cached { max_age: holds, last: None }
     }
 
     pub fn get(&mut self, now: Instant, read: impl FnOnce() -> T) -> T {
-        let known = self.read.take().filter(|(at, _)| now.saturating_duration_since(*at) < self.holds);
-        let (_, value) = self.read.insert(known.unwrap_or_else(|| (now, read())));
+        let known = self.last.take().filter(|(at, _)| now.saturating_duration_since(*at) < self.max_age);
+        let (_, value) = self.last.insert(known.unwrap_or_else(|| (now, read())));
         value.clone()
     }
 }
@@ -31,7 +31,7 @@ mod tests {
 
     #[test]
     fn it_is_read_again_when_it_is_too_old_and_not_before() {
-        let (start, mut slow, mut reads) = (Instant::now(), Slow::new(HOLDS), 0);
+        let (start, mut slow, mut reads) = (Instant::now(), Cached::new(CACHE_FOR), 0);
         let mut at = |ms| {
             slow.get(start + Duration::from_millis(ms), || {
                 reads += 1;

@@ -1,29 +1,30 @@
-//! Memory of our control group, as the kernel charges it: pages of files that the group read first are in it.
+//! Memory of our control group as the kernel charges it, page cache included. Deliberately knows no limit: that is
+//! in `memory`.
 
 use super::sysfs::Root;
 
-/// The files of our group; each may be missing, in older kernels or where the memory controller is off.
+/// The files of our control group; each may be missing, in older kernels or where the memory controller is off.
 #[derive(Debug, Default)]
-pub(super) struct Group {
+pub(super) struct Cgroup {
     current: Option<String>,
     peak: Option<String>,
     events: Option<String>,
 }
 
-/// What a version of control groups calls things: current, peak, and the file with a line `oom_kill N`.
-const SECOND: [&str; 3] = ["memory.current", "memory.peak", "memory.events"];
-const FIRST: [&str; 3] = ["memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"];
+/// File names of each cgroup version: current use, peak, and the file with a line `oom_kill N`.
+const V2_FILES: [&str; 3] = ["memory.current", "memory.peak", "memory.events"];
+const V1_FILES: [&str; 3] = ["memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"];
 
-impl Group {
-    /// Looks for the group of this process; it stays in it as long as it runs.
+impl Cgroup {
+    /// Finds the control group of this process, which does not change while it runs.
     pub fn find(root: &Root) -> Self {
         let groups = root.text("/proc/self/cgroup").unwrap_or_default();
         let folders = groups.lines().filter_map(folders_of);
         let mut found = folders.flat_map(|(places, names)| places.map(|place| (place, names)));
         let group = found.find(|(place, names)| root.number(&format!("{place}/{}", names[0])).is_some());
-        group.map_or_else(Group::default, |(place, names)| {
+        group.map_or_else(Cgroup::default, |(place, names)| {
             let file = |name: &str| Some(format!("{place}/{name}")).filter(|path| root.has(path));
-            Group { current: file(names[0]), peak: file(names[1]), events: file(names[2]) }
+            Cgroup { current: file(names[0]), peak: file(names[1]), events: file(names[2]) }
         })
     }
 
@@ -31,26 +32,26 @@ impl Group {
         bytes(root, self.current.as_deref()?)
     }
 
-    /// The most that the group ever had; kernels before 5.19 do not tell in version 2.
+    /// The peak since the group was created, in bytes; with version 2 it needs kernel 5.19.
     pub fn peak_bytes(&self, root: &Root) -> Option<u64> {
         bytes(root, self.peak.as_deref()?)
     }
 
-    /// Processes that were killed for want of memory.
+    /// Processes in the group that the OOM killer ended.
     pub fn oom_kills(&self, root: &Root) -> Option<u64> {
         let text = root.text(self.events.as_deref()?)?;
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
     }
 }
 
-/// Where the group of one line of `/proc/self/cgroup`, `id:controllers:path`, may be found, and how its files are
-/// called. In a container the path may be that of the host, of which only the mount itself is seen.
+/// The folders in which the group of one line of `/proc/self/cgroup`, `id:controllers:path`, may be found, and its
+/// file names. In a container the path may be that of the host, of which only the mount itself is visible.
 fn folders_of(line: &str) -> Option<([String; 2], [&'static str; 3])> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
     let (mount, names) = match controllers {
-        "" => ("/sys/fs/cgroup", SECOND),
-        _ if controllers.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", FIRST),
+        "" => ("/sys/fs/cgroup", V2_FILES),
+        _ if controllers.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", V1_FILES),
         _ => return None,
     };
     let path = if path.contains("..") { "" } else { path.trim_end_matches('/') };
@@ -68,7 +69,7 @@ mod tests {
 
     fn told(name: &str) -> (Option<u64>, Option<u64>, Option<u64>) {
         let root = board(name);
-        let group = Group::find(&root);
+        let group = Cgroup::find(&root);
         (group.bytes(&root), group.peak_bytes(&root), group.oom_kills(&root))
     }
 

@@ -1,24 +1,25 @@
-//! Which processors are big and which are little.
+//! Which processors are big and which are little (Arm big.LITTLE). Deliberately does not decide where anything
+//! runs.
 
 use super::sysfs::Root;
 use std::path::Path;
 
-/// A big processor has at least this share of the greatest capacity, in percent. Cortex-A76 beside A55: 100 and
-/// about 40. The faster and the slower cores of one kind, 80 to 90, are all big.
+/// A big processor has at least this share of the greatest capacity, in percent. Cortex-A55 beside A76 has about
+/// 40. The faster and slower cores of one kind have 80 to 90, and all count as big.
 const BIG_PERCENT: i64 = 70;
 
 /// The processors that a process may run on, by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processors {
-    /// The fast ones; all, where they are alike or nothing tells them apart.
+    /// The fast ones; all, where they are alike or the kernel does not distinguish them.
     pub big: Vec<usize>,
     /// The slow ones.
     pub little: Vec<usize>,
 }
 
-/// Sorts the `allowed` processors by what the kernel knows of them: their capacity (on Arm, from the device
-/// tree or measured at boot), else their highest frequency.
-/// Source: the kernel's Documentation/ABI/testing/sysfs-devices-system-cpu.
+/// Sorts the `allowed` processors by the kernel's figures: their capacity (on Arm, from the device tree or measured
+/// at boot), otherwise their highest frequency. Source: the kernel's
+/// Documentation/ABI/testing/sysfs-devices-system-cpu.
 pub fn processors(root: &Path, allowed: &[usize]) -> Processors {
     let root = Root::new(root);
     let figures = figures(&root, allowed, "cpu_capacity")
@@ -33,7 +34,8 @@ pub fn processors(root: &Path, allowed: &[usize]) -> Processors {
     Processors { big: some(false), little: some(true) }
 }
 
-/// One number of each processor, above 0; `None` where one of them has none, as nothing could be compared.
+/// One number for each processor, above 0; `None` where one of them has none, since the others could not be
+/// compared with it.
 fn figures(root: &Root, allowed: &[usize], name: &str) -> Option<Vec<i64>> {
     let figure = |cpu: &usize| root.number(&format!("/sys/devices/system/cpu/cpu{cpu}/{name}"));
     allowed.iter().map(|cpu| figure(cpu).filter(|figure| *figure > 0)).collect()

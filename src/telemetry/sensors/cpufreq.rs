@@ -1,38 +1,38 @@
-//! The clock of the processors, from cpufreq.
+//! The clock frequency of the processors, from cpufreq.
 //!
-//! Many drivers, the Raspberry Pi's among them, tell the clock that the kernel asked for last: what the firmware makes
-//! of it in want of volts or when hot, the throttle flags tell.
-//! Source: the kernel's Documentation/admin-guide/pm/cpufreq.rst.
+//! Many drivers, such as the Raspberry Pi's, report the frequency that the kernel requested last; what the firmware
+//! makes of it when hot or at under-voltage is in the throttle flags. Deliberately knows no load. Source: the
+//! kernel's Documentation/admin-guide/pm/cpufreq.rst.
 
 use super::sysfs::Root;
 use crate::protocol::{Method, Reading};
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
-/// A clock that a processor can have, in kHz; some virtual machines say 0.
+/// Plausible frequencies, in kHz; some virtual machines report 0.
 const SANE_KHZ: std::ops::RangeInclusive<i64> = 1..=20_000_000;
 
-/// The clocks of this machine: one for each group of processors that share one.
+/// The frequencies of this machine, one for each cpufreq policy.
 #[derive(Debug)]
-pub(super) struct Clocks {
+pub(super) struct CpuFrequencies {
     files: Vec<String>,
-    /// In MHz; it does not change while the machine runs.
-    most_mhz: Option<f64>,
+    /// The maximum in MHz, which does not change while the machine runs.
+    max_mhz: Option<f64>,
 }
 
-impl Clocks {
+impl CpuFrequencies {
     pub fn find(root: &Root) -> Self {
         let policies = folders(root);
         let most =
             policies.iter().filter_map(|folder| khz(root, &format!("{folder}/cpuinfo_max_freq"))).max();
         let current = policies.iter().map(|folder| format!("{folder}/scaling_cur_freq"));
-        Clocks {
+        CpuFrequencies {
             files: current.filter(|file| khz(root, file).is_some()).collect(),
-            most_mhz: most.map(|khz| khz as f64 / 1e3),
+            max_mhz: most.map(|khz| khz as f64 / 1e3),
         }
     }
 
-    /// The fastest clock now.
+    /// The highest frequency now.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         let clocks = self.files.iter().filter_map(|file| Some((khz(root, file)?, file)));
         let (khz, file) = clocks.max_by_key(|(khz, _)| *khz)?;
@@ -45,13 +45,13 @@ impl Clocks {
         })
     }
 
-    /// The most that the hardware can do, in MHz.
-    pub fn most_mhz(&self) -> Option<f64> {
-        self.most_mhz
+    /// The maximum of the hardware, in MHz.
+    pub fn max_mhz(&self) -> Option<f64> {
+        self.max_mhz
     }
 }
 
-/// A folder for each clock; older kernels have one for each processor only.
+/// The folder of each policy; older kernels have one for each processor only.
 fn folders(root: &Root) -> Vec<String> {
     let policies = root.list(&format!("{PROCESSORS}/cpufreq"), "policy").into_iter();
     let policies: Vec<_> = policies.map(|name| format!("{PROCESSORS}/cpufreq/{name}")).collect();
@@ -74,23 +74,23 @@ mod tests {
     #[test]
     fn the_fastest_of_several_clocks_is_told() {
         let root = board("jetson");
-        let clocks = Clocks::find(&root);
+        let clocks = CpuFrequencies::find(&root);
         assert_eq!(clocks.files.len(), 2);
         let reading = clocks.read(&root).expect("a clock");
         assert_eq!((reading.value, reading.unit), (1510.4, "MHz"));
         assert!(reading.source.ends_with("policy4/scaling_cur_freq"), "{reading:?}");
-        assert_eq!(clocks.most_mhz(), Some(1510.4));
+        assert_eq!(clocks.max_mhz(), Some(1510.4));
     }
 
     #[test]
     fn processors_are_asked_where_the_kernel_has_no_policies() {
-        assert_eq!(Clocks::find(&board("big-little-by-frequency")).most_mhz(), Some(2208.0));
-        assert_eq!(Clocks::find(&board("big-little-by-frequency")).read(&board("pi5")), None);
+        assert_eq!(CpuFrequencies::find(&board("big-little-by-frequency")).max_mhz(), Some(2208.0));
+        assert_eq!(CpuFrequencies::find(&board("big-little-by-frequency")).read(&board("pi5")), None);
     }
 
     #[test]
     fn a_clock_that_stands_still_or_runs_backwards_is_none() {
-        let clocks = Clocks::find(&board("broken"));
-        assert_eq!((clocks.files.len(), clocks.most_mhz()), (0, None));
+        let clocks = CpuFrequencies::find(&board("broken"));
+        assert_eq!((clocks.files.len(), clocks.max_mhz()), (0, None));
     }
 }

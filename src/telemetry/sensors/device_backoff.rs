@@ -1,60 +1,61 @@
-//! Devices that are left alone for a while: with the clock line of an I2C bus held low each reading of a chip behind it
-//! waits for the adapter's timeout, a second or so, and the thread that reads is the one that answers clients.
+//! Devices that failed are not read for a while: where the clock line of an I2C bus is held low, each read of a
+//! chip behind it blocks until the adapter's timeout, about a second, and the reading thread also serves clients.
+//! Deliberately knows no sensor: it sees paths, durations and errors.
 
 use rustix::io::Errno;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// For how long.
-const REST: Duration = Duration::from_secs(60);
+/// For how long a failing device is not read.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// A reading over a sound bus takes some milliseconds.
+/// Slower than any read over a working bus, which takes some milliseconds.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// Where a file is a question to a chip. The rest of `/sys` and `/proc` is the kernel's own memory.
+/// Classes whose files are read from a chip. The rest of `/sys` and `/proc` comes from the kernel's memory.
 const CLASSES: [&str; 3] = ["/sys/class/hwmon/", "/sys/class/power_supply/", "/sys/class/thermal/"];
 
-/// The devices in trouble.
+/// The devices that failed lately.
 #[derive(Debug, Default)]
-pub(super) struct Rests(Vec<Trouble>);
+pub(super) struct DeviceBackoff(Vec<FailingDevice>);
 
 #[derive(Debug)]
-struct Trouble {
+struct FailingDevice {
     /// The folder of the device.
     device: String,
-    /// `None` after one slow answer: on a busy machine that may have been the wait for a processor.
+    /// `None` after one slow read, which on a busy machine may have been a wait for the processor.
     until: Option<Instant>,
 }
 
-impl Rests {
-    /// Whether this file is not to be read now.
-    pub fn has(&self, path: &str, now: Instant) -> bool {
+impl DeviceBackoff {
+    /// Whether this file must not be read now.
+    pub fn is_blocked(&self, path: &str, now: Instant) -> bool {
         let Some(device) = device(path) else { return false };
         let trouble = self.0.iter().find(|trouble| trouble.device == device);
         trouble.and_then(|trouble| trouble.until).is_some_and(|until| now < until)
     }
 
-    /// Takes note of how a reading of this file, begun at `now`, went.
-    pub fn note(&mut self, path: &str, error: Option<&io::Error>, took: Duration, now: Instant) {
+    /// Records the outcome of a read of this file that began at `now`.
+    pub fn record(&mut self, path: &str, error: Option<&io::Error>, took: Duration, now: Instant) {
         let Some(device) = device(path) else { return };
         let known = self.0.iter().position(|trouble| trouble.device == device);
         let before = known.map(|at| self.0.swap_remove(at));
-        let is_dead = error.is_some_and(is_dead);
+        let is_dead = error.is_some_and(is_bus_error);
         if is_dead || took > SLOW {
-            let until = (is_dead || before.is_some()).then(|| now + REST);
-            self.0.push(Trouble { device: device.into(), until });
+            let until = (is_dead || before.is_some()).then(|| now + RETRY_AFTER);
+            self.0.push(FailingDevice { device: device.into(), until });
         }
     }
 }
 
-/// What drivers say of a chip that does not answer. Others tell of one that has nothing to say.
-fn is_dead(error: &io::Error) -> bool {
+/// Errors that drivers return when a chip does not answer on the bus; other errors mean that it has no value.
+fn is_bus_error(error: &io::Error) -> bool {
     [Errno::IO, Errno::TIMEDOUT, Errno::REMOTEIO]
         .iter()
         .any(|dead| error.raw_os_error() == Some(dead.raw_os_error()))
 }
 
-/// The folder of the device, if the file is one of a chip's.
+/// The folder of the device, if the file is read from a chip.
 fn device(path: &str) -> Option<&str> {
     let class = CLASSES.iter().find(|class| path.starts_with(**class))?;
     let end = path[class.len()..].find('/')?;
@@ -72,41 +73,43 @@ mod tests {
     #[test]
     fn a_device_whose_bus_fails_is_left_alone_for_a_minute_with_all_its_files() {
         for errno in [Errno::IO, Errno::TIMEDOUT, Errno::REMOTEIO] {
-            let (mut rests, now) = (Rests::default(), Instant::now());
-            rests.note(POWER, Some(&errno.into()), QUICK, now);
-            let last = now + REST - Duration::from_millis(1);
-            assert!(rests.has(POWER, now) && rests.has("/sys/class/hwmon/hwmon3/in1_input", last));
-            assert!(!rests.has("/sys/class/hwmon/hwmon33/power1_input", now), "another chip");
-            assert!(!rests.has(POWER, now + REST));
-            rests.note(POWER, None, QUICK, now + REST);
-            assert!(!rests.has(POWER, now + REST) && rests.0.is_empty());
+            let (mut rests, now) = (DeviceBackoff::default(), Instant::now());
+            rests.record(POWER, Some(&errno.into()), QUICK, now);
+            let last = now + RETRY_AFTER - Duration::from_millis(1);
+            assert!(
+                rests.is_blocked(POWER, now) && rests.is_blocked("/sys/class/hwmon/hwmon3/in1_input", last)
+            );
+            assert!(!rests.is_blocked("/sys/class/hwmon/hwmon33/power1_input", now), "another chip");
+            assert!(!rests.is_blocked(POWER, now + RETRY_AFTER));
+            rests.record(POWER, None, QUICK, now + RETRY_AFTER);
+            assert!(!rests.is_blocked(POWER, now + RETRY_AFTER) && rests.0.is_empty());
         }
     }
 
     #[test]
     fn one_slow_answer_may_be_a_busy_machine_and_two_in_a_row_are_not() {
-        let (mut rests, now) = (Rests::default(), Instant::now());
+        let (mut rests, now) = (DeviceBackoff::default(), Instant::now());
         for took in [LONG, QUICK, LONG] {
-            rests.note(POWER, None, took, now);
-            assert!(!rests.has(POWER, now));
+            rests.record(POWER, None, took, now);
+            assert!(!rests.is_blocked(POWER, now));
         }
-        rests.note(POWER, None, LONG, now);
-        assert!(rests.has(POWER, now));
+        rests.record(POWER, None, LONG, now);
+        assert!(rests.is_blocked(POWER, now));
         // Asked again it is as slow as before.
-        rests.note(POWER, None, LONG, now + REST);
-        assert!(rests.has(POWER, now + REST));
+        rests.record(POWER, None, LONG, now + RETRY_AFTER);
+        assert!(rests.is_blocked(POWER, now + RETRY_AFTER));
     }
 
     #[test]
     fn what_has_nothing_to_say_and_what_is_no_chip_is_read_each_time() {
-        let (mut rests, now) = (Rests::default(), Instant::now());
+        let (mut rests, now) = (DeviceBackoff::default(), Instant::now());
         for errno in [Errno::NODATA, Errno::NOENT, Errno::ACCESS, Errno::AGAIN] {
-            rests.note(POWER, Some(&errno.into()), QUICK, now);
+            rests.record(POWER, Some(&errno.into()), QUICK, now);
         }
         for path in ["/proc/stat", "/sys/class/powercap/intel-rapl:0/energy_uj", "/sys/class/hwmon/hwmon3"] {
-            rests.note(path, Some(&Errno::IO.into()), LONG, now);
-            assert!(!rests.has(path, now));
+            rests.record(path, Some(&Errno::IO.into()), LONG, now);
+            assert!(!rests.is_blocked(path, now));
         }
-        assert!(!rests.has(POWER, now) && rests.0.is_empty());
+        assert!(!rests.is_blocked(POWER, now) && rests.0.is_empty());
     }
 }

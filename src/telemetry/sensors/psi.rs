@@ -1,13 +1,13 @@
-//! How much of the time somebody waited for a resource: the kernel's pressure stall information (PSI).
+//! The kernel's pressure stall information (PSI): the share of time in which tasks waited for a resource.
 //!
-//! It is the host's, not that of our control group: a daemon that is to be a good neighbour has to know when others
-//! wait. A stock Raspberry Pi OS does not tell: `psi=1` on the kernel's command line switches it on.
-//! Source: the kernel's Documentation/accounting/psi.rst.
+//! It is read for the host, not for our control group, so that it shows when other programs wait. A stock Raspberry
+//! Pi OS does not have it: `psi=1` on the kernel's command line enables it. Deliberately knows no load. Source: the
+//! kernel's Documentation/accounting/psi.rst.
 
 use super::sysfs::Root;
 use crate::protocol::Pressure;
 
-/// The pressure that the file at `path` tells of.
+/// Reads the pressure from the file at `path`.
 pub(super) fn read(root: &Root, path: &str) -> Option<Pressure> {
     parse(&root.text(path)?)
 }

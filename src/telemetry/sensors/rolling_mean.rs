@@ -1,90 +1,91 @@
-//! Means over the last seconds, whenever they are asked for.
+//! A rolling mean of a ratio over the last seconds, and the CPU ticks that most are made of. Deliberately knows no
+//! clock: the time is passed in.
 
 use super::sysfs::Root;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Unit of processor time in `/proc`: `USER_HZ`, 100 a second in every Linux that programs see on
-/// Arm and x86, whatever the kernel's own clock.
+/// Ticks per second in `/proc`: `USER_HZ`, which is 100 on Arm and x86 whatever the kernel's own tick rate is.
 pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
-/// How far back a mean reaches: long enough to be calm, short enough to show that an answer begins. Where readings
-/// lie further apart, the mean is the one since the reading before.
-const REACH: Duration = Duration::from_secs(10);
+/// How far back a mean reaches: long enough to be smooth, short enough to show that an answer begins. Where
+/// readings are further apart, the mean covers the time since the last one.
+const WINDOW: Duration = Duration::from_secs(10);
 
-/// A load over less time would be made of a few ticks of 10 ms.
-const SHORTEST: Duration = Duration::from_millis(400);
+/// A load over less time would consist of a few ticks of 10 ms.
+const MIN_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Between two marks that are kept. With the reach it bounds how many there are: 22.
-const APART: Duration = Duration::from_millis(500);
+/// Time between two stored samples. With the window it bounds their number to 22.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The share of a growing count in another one, such as busy ticks in all ticks, over the last seconds.
+/// The ratio of the growth of two counters, such as busy ticks to all ticks, over the last seconds.
 #[derive(Debug, Default)]
-pub(super) struct Mean(VecDeque<Mark>);
+pub(super) struct RollingMean(VecDeque<Sample>);
 
-/// Two counts up to a moment.
+/// The two counters at one moment.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+struct Sample {
     at: Instant,
     part: f64,
     whole: f64,
 }
 
-impl Mean {
-    /// Takes the counts at `now`; the share over the last seconds, `None` while that would be of too little.
+impl RollingMean {
+    /// Adds the counters at `now` and returns the ratio over the last seconds; `None` while the interval is too
+    /// short.
     pub fn add(&mut self, now: Instant, part: f64, whole: f64) -> Option<f64> {
         let last = self.0.back().map(|mark| now.saturating_duration_since(mark.at));
-        // The oldest mark but one that is out of reach is the one to compare with.
-        while self.0.get(1).is_some_and(|mark| now.saturating_duration_since(mark.at) >= REACH) {
+        // The newest sample that is older than the window is the one to compare with.
+        while self.0.get(1).is_some_and(|mark| now.saturating_duration_since(mark.at) >= WINDOW) {
             self.0.pop_front();
         }
         let share = self.0.front().and_then(|first| first.share(now, part, whole));
-        if last.is_none_or(|last| last >= APART) {
-            self.0.push_back(Mark { at: now, part, whole });
+        if last.is_none_or(|last| last >= SAMPLE_INTERVAL) {
+            self.0.push_back(Sample { at: now, part, whole });
         }
         share
     }
 
-    /// Forgets all: what was counted cannot be compared with what follows.
+    /// Drops all samples, since they cannot be compared with what follows.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 }
 
-impl Mark {
+impl Sample {
     fn share(&self, now: Instant, part: f64, whole: f64) -> Option<f64> {
-        let enough = now.saturating_duration_since(self.at) >= SHORTEST && whole > self.whole;
-        // A count may fall a little: the kernel says so of the time spent waiting for disks.
+        let enough = now.saturating_duration_since(self.at) >= MIN_INTERVAL && whole > self.whole;
+        // The time spent waiting for disks may decrease a little, as proc(5) says.
         enough.then(|| ((part - self.part) / (whole - self.whole)).max(0.0))
     }
 }
 
-/// Ticks of all processors since the machine started.
+/// CPU ticks of all processors since boot.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Ticks {
-    /// Of these, those in which something ran.
+pub(super) struct CpuTicks {
+    /// Ticks in which something ran.
     pub busy: u64,
     pub all: u64,
 }
 
-impl Ticks {
+impl CpuTicks {
     pub fn read(root: &Root) -> Option<Self> {
-        Ticks::parse(&root.first_line("/proc/stat")?)
+        CpuTicks::parse(&root.first_line("/proc/stat")?)
     }
 
-    /// The line `cpu  user nice system idle iowait irq softirq steal …` of proc(5). What guests used stands behind
-    /// these, and in `user` already.
+    /// The line `cpu  user nice system idle iowait irq softirq steal …` of proc(5). Time of guests follows, and is
+    /// in `user` already.
     fn parse(line: &str) -> Option<Self> {
         let fields = line.strip_prefix("cpu ")?.split_whitespace().take(8);
         let ticks = fields.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
         let all = ticks.iter().try_fold(0_u64, |sum, ticks| sum.checked_add(*ticks))?;
         let idle = ticks.get(3)?.checked_add(*ticks.get(4)?)?;
-        // No machine ran for no time: qemu-user makes the file up, with zeros.
-        (all > 0).then_some(Ticks { busy: all - idle, all })
+        // qemu-user fakes the file with zeros.
+        (all > 0).then_some(CpuTicks { busy: all - idle, all })
     }
 
-    /// The share of time in which something ran since `before`, 0 to 1; `None` if no time went by.
-    pub fn load_since(self, before: Ticks) -> Option<f64> {
+    /// The load since `before`, 0 to 1; `None` if no time has passed.
+    pub fn load_since(self, before: CpuTicks) -> Option<f64> {
         let all = self.all.checked_sub(before.all).filter(|all| *all > 0)?;
         Some((self.busy.saturating_sub(before.busy) as f64 / all as f64).min(1.0))
     }
@@ -100,7 +101,7 @@ mod tests {
 
     /// The mean after `seconds` of full load that follow ten minutes of none, read every `every_ms`.
     fn after_a_change(seconds: u64, every_ms: u64) -> f64 {
-        let (mut mean, start, change) = (Mean::default(), Instant::now(), 600_000);
+        let (mut mean, start, change) = (RollingMean::default(), Instant::now(), 600_000);
         let mut said = None;
         for at in (0..=change + seconds * 1000).step_by(every_ms as usize) {
             let busy = at.saturating_sub(change) as f64;
@@ -120,7 +121,7 @@ mod tests {
 
     #[test]
     fn readings_further_apart_give_the_mean_since_the_one_before() {
-        let (mut mean, start) = (Mean::default(), Instant::now());
+        let (mut mean, start) = (RollingMean::default(), Instant::now());
         assert_eq!(mean.add(start, 0.0, 0.0), None, "one reading has no load");
         assert_eq!(mean.add(ms(start, 30_000), 15.0, 30.0), Some(0.5));
         assert_eq!(mean.add(ms(start, 60_000), 45.0, 60.0), Some(1.0));
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_mean_of_too_little_time_is_none() {
-        let (mut mean, start) = (Mean::default(), Instant::now());
+        let (mut mean, start) = (RollingMean::default(), Instant::now());
         assert_eq!(mean.add(start, 0.0, 0.0), None);
         assert_eq!(mean.add(ms(start, 399), 1.0, 1.0), None);
         assert_eq!(mean.add(ms(start, 400), 1.0, 1.0), Some(1.0));
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn counts_that_stand_still_or_fall_make_no_load_below_nothing() {
-        let (mut mean, start) = (Mean::default(), Instant::now());
+        let (mut mean, start) = (RollingMean::default(), Instant::now());
         mean.add(start, 5.0, 10.0);
         assert_eq!(mean.add(ms(start, 1000), 5.0, 10.0), None);
         assert_eq!(mean.add(ms(start, 2000), 4.0, 20.0), Some(0.0));
@@ -147,19 +148,19 @@ mod tests {
 
     #[test]
     fn ticks_are_busy_but_for_those_idle_or_waiting_for_disks() {
-        let parsed = Ticks::parse("cpu  10 1 5 80 4 2 3 1 7 7");
-        assert_eq!(parsed, Some(Ticks { busy: 22, all: 106 }));
-        let later = Ticks { busy: 72, all: 206 };
-        assert_eq!(later.load_since(Ticks { busy: 22, all: 106 }), Some(0.5));
+        let parsed = CpuTicks::parse("cpu  10 1 5 80 4 2 3 1 7 7");
+        assert_eq!(parsed, Some(CpuTicks { busy: 22, all: 106 }));
+        let later = CpuTicks { busy: 72, all: 206 };
+        assert_eq!(later.load_since(CpuTicks { busy: 22, all: 106 }), Some(0.5));
         assert_eq!(later.load_since(later), None);
-        assert_eq!(Ticks { busy: 0, all: 300 }.load_since(later), Some(0.0));
+        assert_eq!(CpuTicks { busy: 0, all: 300 }.load_since(later), Some(0.0));
     }
 
     #[test]
     fn the_ticks_of_the_running_machine_are_those_that_sysinfo_makes_a_load_of() {
         let root = Root::new(std::path::Path::new("/"));
         let mut system = sysinfo::System::new().expect("Linux is supported");
-        let Some(before) = Ticks::read(&root) else { return };
+        let Some(before) = CpuTicks::read(&root) else { return };
         system.refresh_cpu_usage();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(1500) {
@@ -167,7 +168,7 @@ mod tests {
         }
         system.refresh_cpu_usage();
         let ours =
-            Ticks::read(&root).and_then(|ticks| ticks.load_since(before)).expect("time went by") * 100.0;
+            CpuTicks::read(&root).and_then(|ticks| ticks.load_since(before)).expect("time went by") * 100.0;
         let theirs = f64::from(system.global_cpu_usage());
         assert!((ours - theirs).abs() < 20.0, "{ours} and {theirs}");
     }
@@ -186,7 +187,7 @@ mod tests {
             &most,
         ];
         for line in lines {
-            assert_eq!(Ticks::parse(line), None, "{line}");
+            assert_eq!(CpuTicks::parse(line), None, "{line}");
         }
     }
 }

@@ -1,75 +1,75 @@
-//! Small text files under a root.
+//! Small text files of `/sys` and `/proc` under a root. Deliberately knows nothing of what they say.
 
-use super::device_backoff::Rests;
+use super::device_backoff::DeviceBackoff;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// A file of `/sys` is at most a page, and those of `/proc` read here take a few kilobytes on a
-/// large machine. A longer one is not what it seems.
-const LONGEST: usize = 8 << 10;
+/// The longest file that is read: a file of `/sys` is at most a page, and those of `/proc` take a few kilobytes on
+/// a large machine.
+const MAX_FILE: usize = 8 << 10;
 
 /// Enough for the first line of `/proc/stat`: ten counters of at most 20 digits.
-const LONGEST_LINE: usize = 256;
+const MAX_LINE: usize = 256;
 
-/// Where `/sys` and `/proc` are found. Paths are given as on the live machine.
+/// The folder that holds `/sys` and `/proc`. Paths are given as on the live machine.
 #[derive(Debug)]
 pub(super) struct Root {
-    place: PathBuf,
-    /// When the present look began.
-    now: Cell<Instant>,
-    rests: RefCell<Rests>,
+    path: PathBuf,
+    /// When the present reading of all sensors began.
+    reading_began: Cell<Instant>,
+    backoff: RefCell<DeviceBackoff>,
 }
 
 impl Root {
     pub fn new(root: &Path) -> Self {
-        Root { place: root.to_owned(), now: Cell::new(Instant::now()), rests: RefCell::default() }
+        Root { path: root.to_owned(), reading_began: Cell::new(Instant::now()), backoff: RefCell::default() }
     }
 
-    /// Another look begins: devices that had to be left alone until now may be read again.
-    pub fn look(&self, now: Instant) {
-        self.now.set(now);
+    /// Begins a reading of the sensors: devices whose backoff has passed may be read again.
+    pub fn begin_reading(&self, now: Instant) {
+        self.reading_began.set(now);
     }
 
     /// Whether this is the running machine.
     pub fn is_live(&self) -> bool {
-        self.place == Path::new("/")
+        self.path == Path::new("/")
     }
 
     /// A file's text; `None` when it cannot be read, is too long or is not UTF-8.
     pub fn text(&self, path: &str) -> Option<String> {
-        let mut bytes = [0; LONGEST];
+        let mut bytes = [0; MAX_FILE];
         let length = self.fill(path, &mut bytes)?;
         let text = std::str::from_utf8(&bytes[..length]).ok()?;
-        (length < LONGEST).then(|| text.to_owned())
+        (length < MAX_FILE).then(|| text.to_owned())
     }
 
-    /// The first line of a file that may be long.
+    /// The first line of a file that may be longer than [`MAX_FILE`].
     pub fn first_line(&self, path: &str) -> Option<String> {
-        let mut bytes = [0; LONGEST_LINE];
+        let mut bytes = [0; MAX_LINE];
         let length = self.fill(path, &mut bytes)?;
         let end = bytes[..length].iter().position(|byte| *byte == b'\n')?;
         std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
     }
 
-    /// Whether there is such a file or folder, readable or not.
+    /// Whether the file or folder exists, readable or not.
     pub fn has(&self, path: &str) -> bool {
         self.place(path).symlink_metadata().is_ok()
     }
 
-    /// A file's one word, such as the name of a chip.
+    /// The trimmed text of a file, such as the name of a chip; `None` where it is empty.
     pub fn word(&self, path: &str) -> Option<String> {
         self.text(path).map(|text| text.trim().to_owned()).filter(|word| !word.is_empty())
     }
 
-    /// A file's one whole number.
+    /// The integer in a file.
     pub fn number(&self, path: &str) -> Option<i64> {
         self.text(path)?.trim().parse().ok()
     }
 
-    /// The names in a folder that begin with `prefix`: 2 before 10.
+    /// The names in a folder that begin with `prefix`, in numerical order: 2 before 10.
     pub fn list(&self, folder: &str, prefix: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.place(folder)).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -78,25 +78,25 @@ impl Root {
         names
     }
 
-    /// Reads, unless the device is to be left alone for a while.
+    /// Reads a file, unless its device is in backoff.
     fn fill(&self, path: &str, buffer: &mut [u8]) -> Option<usize> {
-        let now = self.now.get();
-        if self.rests.borrow().has(path, now) {
+        let now = self.reading_began.get();
+        if self.backoff.borrow().is_blocked(path, now) {
             return None;
         }
         let begun = Instant::now();
         let filled = fill(&self.place(path), buffer);
-        self.rests.borrow_mut().note(path, filled.as_ref().err(), begun.elapsed(), now);
+        self.backoff.borrow_mut().record(path, filled.as_ref().err(), begun.elapsed(), now);
         filled.ok()
     }
 
     fn place(&self, path: &str) -> PathBuf {
-        self.place.join(path.trim_start_matches('/'))
+        self.path.join(path.trim_start_matches('/'))
     }
 }
 
-/// Reads until the file or the buffer ends; a file of `/sys` is made anew at each reading from its start, so one
-/// large read is also the one that cannot see half of an old value.
+/// Reads until the file or the buffer ends. A file of `/sys` is generated at each read from its start, so one large
+/// read cannot see parts of two values.
 fn fill(place: &Path, buffer: &mut [u8]) -> io::Result<usize> {
     let mut file = File::open(place)?;
     let mut length = 0;
@@ -111,7 +111,7 @@ fn fill(place: &Path, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The bytes of a line like `VmRSS:   1234 kB` in a file of such lines.
+/// The size in bytes from a line like `VmRSS:   1234 kB`.
 pub(super) fn kilobytes(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     let number: u64 = value.trim().strip_suffix("kB")?.trim_end().parse().ok()?;

@@ -24,7 +24,7 @@ fn read(name: &str) -> Snapshot {
 /// A board with a firmware that answers so to `get_throttled` and `pmic_read_adc`.
 fn with_firmware(name: &str, flags: &'static str, rails: &'static str) -> Sensors {
     let (mailbox, _) = mailbox(Firmware::Says(flags, rails));
-    Sensors::with(Root::new(&board(name)), Access::Open(mailbox))
+    Sensors::with(Root::new(&board(name)), MailboxAccess::Open(mailbox))
 }
 
 /// Every reading of a snapshot in one line each: value, unit, method, scope, source.
@@ -292,12 +292,12 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     assert!(charging.missing(now)[0].contains("only the battery"), "{:?}", charging.missing(now));
     let silent = with_firmware("pi5", "", "").missing(now);
     assert!(silent[0].starts_with("firmware: /dev/vcio_gencmd get_throttled does not answer"), "{silent:?}");
-    let refused = Access::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
+    let refused = MailboxAccess::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
     let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");
     assert!(!said[0].contains("udev"), "the narrower device is the group's: {said:?}");
     let rule = "KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into /etc/udev/rules.d/99-vcio.rules";
-    let refused = Access::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
+    let refused = MailboxAccess::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
     let roots = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(roots[0].contains(rule), "{roots:?}");
     for line in [missing("pi5"), missing("none"), missing("broken"), said, roots].concat() {

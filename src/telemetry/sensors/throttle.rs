@@ -1,7 +1,7 @@
-//! What holds the processor back: the throttle flags of a Raspberry Pi's firmware, and its supply's voltage.
+//! Throttling: the flags of a Raspberry Pi's firmware, and the alarm for its supply voltage.
 //!
-//! The flags come from the mailbox. The file `soc:firmware/get_throttled` that has them too is deprecated, and each
-//! reading of it writes a warning and a stack trace to the kernel's log.
+//! The flags come from the mailbox. The file `soc:firmware/get_throttled` has them too, but it is deprecated, and
+//! each read of it writes a warning and a stack trace to the kernel's log. Deliberately knows no alert.
 
 use super::rpi_firmware::Mailbox;
 use super::sysfs::Root;
@@ -10,32 +10,32 @@ use std::time::Instant;
 
 const HWMON: &str = "/sys/class/hwmon";
 
-/// The chip that the kernel makes of the firmware's flag, and its alarm.
-/// Source: drivers/hwmon/raspberrypi-hwmon.c of Linux.
+/// The hwmon chip by which the kernel shows the firmware's under-voltage flag, and its alarm file. Source:
+/// drivers/hwmon/raspberrypi-hwmon.c of Linux.
 const VOLTAGE: &str = "rpi_volt";
 const ALARM: &str = "in0_lcrit_alarm";
 
-/// The flags since the board was switched on are those of now, this many bits higher.
+/// The flags since boot are the present ones, shifted by this many bits.
 const SINCE_BOOT: u32 = 16;
 
 const SCOPE: &str = "board";
 
-/// Where a too low voltage is told.
+/// The alarm for under-voltage.
 #[derive(Debug)]
-pub(super) struct Supply {
+pub(super) struct SupplyVoltage {
     alarm: Option<String>,
 }
 
-impl Supply {
+impl SupplyVoltage {
     pub fn find(root: &Root) -> Self {
         let chips = root.list(HWMON, "hwmon").into_iter();
         let mut folders = chips.map(|chip| format!("{HWMON}/{chip}"));
         let folder =
             folders.find(|folder| root.word(&format!("{folder}/name")).is_some_and(|name| name == VOLTAGE));
-        Supply { alarm: folder.map(|folder| format!("{folder}/{ALARM}")) }
+        SupplyVoltage { alarm: folder.map(|folder| format!("{folder}/{ALARM}")) }
     }
 
-    /// Whether the voltage is too low now: the kernel's alarm says, else the firmware's flag.
+    /// Whether the voltage is too low now, from the kernel's alarm, otherwise from the firmware's flag.
     pub fn under_voltage(&self, root: &Root, throttling: Option<&Throttling>) -> Option<Flag> {
         self.alarm(root).or_else(|| {
             let throttling = throttling?;
@@ -128,21 +128,21 @@ mod tests {
     fn the_alarm_of_the_kernel_is_preferred_to_the_flag() {
         let throttling = said("throttled=0x1");
         let (quiet, low, none) = (board("pi5"), board("zero2"), board("jetson"));
-        let flag = Supply::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
+        let flag = SupplyVoltage::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
         assert_eq!(
             (flag.value, flag.source.as_str()),
             (false, "/sys/class/hwmon/hwmon3/in0_lcrit_alarm (rpi_volt)")
         );
-        assert!(Supply::find(&low).under_voltage(&low, None).expect("an alarm").value);
-        let flag = Supply::find(&none).under_voltage(&none, Some(&throttling)).expect("a flag");
+        assert!(SupplyVoltage::find(&low).under_voltage(&low, None).expect("an alarm").value);
+        let flag = SupplyVoltage::find(&none).under_voltage(&none, Some(&throttling)).expect("a flag");
         assert_eq!((flag.value, flag.source.as_str()), (true, "/dev/vcio_gencmd get_throttled"));
-        assert_eq!(Supply::find(&none).under_voltage(&none, None), None);
+        assert_eq!(SupplyVoltage::find(&none).under_voltage(&none, None), None);
     }
 
     #[test]
     fn an_alarm_that_is_neither_on_nor_off_is_not_believed() {
         let root = board("broken");
-        let supply = Supply::find(&root);
+        let supply = SupplyVoltage::find(&root);
         assert!(supply.alarm.is_some());
         assert_eq!(supply.under_voltage(&root, None), None);
     }

@@ -1,5 +1,5 @@
-//! `bitnetd bench`: prefill and decode speed with their spread, where the time goes, and how near to memory's
-//! own speed decoding comes.
+//! `bitnetd bench`: speed of prefill and decode with their variation, where the time is spent, and the share of the
+//! memory bandwidth that decoding reaches. Deliberately compares nothing with other programs.
 
 mod bandwidth;
 mod peak_compute;
@@ -12,23 +12,24 @@ use crate::engine::shapes::{self, Known};
 use crate::engine::tuner::{PREFILL_TOKENS, Threads};
 use crate::engine::{Engine, ModelFile, Source};
 use crate::telemetry::sensors;
-use bandwidth::Memory;
+use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
-use peak_compute::Arithmetic;
-use report::{Found, Parts, Said, Screen, Spent, spread, table};
+use peak_compute::ComputeProbe;
+use report::{BenchReport, MeasuredTime, ShortlistCounts, TimeShares, TunedThreads, summary, table};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Jobs that are handed over and back to measure what one takes: some milliseconds in all.
-const HAND_OVERS: usize = 2001;
-/// How long is decoded between two looks at the speed of memory: so seldom that the caches they empty cost nothing.
-const LOOK_EACH: Duration = Duration::from_millis(100);
-/// Answers that do not count, at most, until the numbers of threads are found: two or three where the sizes are
-/// the usual ones. A prompt or an answer of a few tokens may never settle them.
-const WARM_UPS: usize = 16;
+/// Jobs that are sent to the thread pool to measure the overhead of one; some milliseconds in all.
+const HAND_OVER_JOBS: usize = 2001;
+/// Decoding time between two probes of the memory bandwidth: long enough that the caches that a probe empties do
+/// not matter.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// The most warm-up answers until the numbers of threads are tuned; with usual sizes two or three are enough, and
+/// very short prompts or answers may never settle them.
+const MAX_WARM_UPS: usize = 16;
 
-/// What `--shape` takes.
+/// The values of `--shape`.
 fn shape_arg() -> PossibleValuesParser {
     shapes::ALL.map(|known| known.name).into()
 }
@@ -47,7 +48,7 @@ pub(in crate::cli) struct Bench {
     /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     generate_tokens: u32,
-    /// Measurements, after one that does not count, or some where the number of threads is yet to be found out
+    /// Number of measurements, after one or more warm-ups until the number of threads is tuned
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
     /// Print one JSON object
@@ -66,63 +67,67 @@ pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
     }
 }
 
-/// What all rounds brought.
-struct Measured {
-    /// Tokens a second of each round.
+/// The measurements of all rounds.
+struct Rounds {
+    /// Tokens per second of each round.
     prefill: Vec<f64>,
-    /// Tokens a second of each round.
+    /// Tokens per second of each round.
     decode: Vec<f64>,
-    /// From the start to the choice of the first token.
-    to_first: Vec<Spent>,
-    /// From the first token to the last.
-    to_last: Vec<Spent>,
-    arithmetic: Arithmetic,
-    memory: Memory,
+    /// Time from the start to the first token.
+    to_first: Vec<MeasuredTime>,
+    /// Time from the first token to the last.
+    to_last: Vec<MeasuredTime>,
+    peak_compute: ComputeProbe,
+    memory: BandwidthProbe,
     peak_memory: Option<u64>,
-    screen: Option<Screen>,
-    /// Keys and values that a decoded token read, mean.
+    screen: Option<ShortlistCounts>,
+    /// Bytes of the KV cache that a decoded token read, on average.
     cache_bytes: usize,
-    /// Whether numbers of threads were still being tried out when the first round began.
-    was_open: bool,
+    /// Whether the numbers of threads were still being tuned when the first round began.
+    was_tuning: bool,
 }
 
-fn report(engine: &Engine, args: &Bench, measured: Measured) -> Said {
+fn report(engine: &Engine, args: &Bench, measured: Rounds) -> BenchReport {
     let model = engine.model();
-    // Of many, since one takes but a microsecond.
-    let hand_over = model.pool().hand_over(HAND_OVERS);
+    // Measured over many, since one takes a microsecond.
+    let hand_over = model.pool().hand_over(HAND_OVER_JOBS);
     let bandwidth = measured.memory.bandwidth();
     let bytes_per_token = model.bytes_read_per_token(measured.screen.map(|screen| screen.counts));
     let cache_bytes_per_token = measured.cache_bytes;
     let bytes_read = (bytes_per_token + cache_bytes_per_token) as f64;
     let shares =
         measured.decode.iter().zip(&bandwidth).map(|(decode, bandwidth)| decode * bytes_read / bandwidth);
-    let bandwidth_share = spread(shares.collect()).median;
-    let (arithmetic, prompt_tokens) = (measured.arithmetic.speeds(), args.prompt_tokens as usize);
+    let bandwidth_share = summary(shares.collect()).median;
+    let (arithmetic, prompt_tokens) = (measured.peak_compute.speeds(), args.prompt_tokens as usize);
     let products = model.shape().prompt_products(prompt_tokens) as f64 / prompt_tokens as f64;
     let shares = measured.prefill.iter().zip(&arithmetic).map(|(prefill, alone)| prefill * products / alone);
-    let arithmetic_share = spread(shares.collect()).median;
-    let prefill = spread(measured.prefill);
-    let decode = spread(measured.decode);
-    Said {
+    let arithmetic_share = summary(shares.collect()).median;
+    let prefill = summary(measured.prefill);
+    let decode = summary(measured.decode);
+    BenchReport {
         model: engine.name().to_owned(),
         kernel: model.kernels().name(),
         threads: model.pool().threads(),
-        threads_found: args.model.threads.is_none().then(|| Found::of(model.threads(), measured.was_open)),
+        threads_found: args
+            .model
+            .threads
+            .is_none()
+            .then(|| TunedThreads::of(model.threads(), measured.was_tuning)),
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         repeat: args.repeat,
         prefill,
-        prefill_parts: Parts::of(&measured.to_first, args.prompt_tokens),
-        decode_parts: Parts::of(&measured.to_last, args.generate_tokens - 1),
+        prefill_parts: TimeShares::of(&measured.to_first, args.prompt_tokens),
+        decode_parts: TimeShares::of(&measured.to_last, args.generate_tokens - 1),
         hand_over: hand_over.map(|time| time.as_secs_f64() * 1e6),
         bytes_per_token,
         cache_bytes_per_token,
         screen: measured.screen,
         read_speed: decode.median * bytes_read,
         bandwidth_share,
-        memory_bandwidth: spread(bandwidth),
+        memory_bandwidth: summary(bandwidth),
         multiply_speed: prefill.median * products,
-        arithmetic: spread(arithmetic),
+        arithmetic: summary(arithmetic),
         arithmetic_share,
         decode,
         peak_memory: measured.peak_memory,
@@ -141,11 +146,11 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{said}; choose a smaller one")));
     }
-    args.model.load_file(args.model.settings(ModelFile::open(&Source::Random(known), None)?)?)
+    args.model.load_file(args.model.apply_settings(ModelFile::open(&Source::Random(known), None)?)?)
 }
 
-fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
-    let (model, context) = (engine.model(), room(engine, args)?);
+fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
+    let (model, context) = (engine.model(), total_tokens(engine, args)?);
     let vocab = model.shape().vocab as u32;
     // Any tokens will do: speed does not depend on them.
     let prompt: Vec<u32> = (0..args.prompt_tokens).map(|i| i.wrapping_mul(7919) % vocab).collect();
@@ -157,42 +162,42 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Measured, Failure> {
         session.generate(&prompt, options, go_on).expect("checked above")
     };
     answer(&mut session, &options);
-    for _ in 1..WARM_UPS {
-        if is_open(engine, args) {
+    for _ in 1..MAX_WARM_UPS {
+        if is_tuning(engine, args) {
             answer(&mut session, &options);
         }
     }
-    // What comes after this is for the measurement only.
+    // Later allocations are for the measurement only.
     let peak_memory = sensors::peak_memory(Path::new("/"));
     let mut measured =
-        Measured::new(peak_memory, Arithmetic::new(*model.kernels(), model.pool(), prompt.len()));
-    // Those of the prompt, and on average of half the answer.
+        Rounds::new(peak_memory, ComputeProbe::new(*model.kernels(), model.pool(), prompt.len()));
+    // The positions of the prompt, and on average half of the answer's.
     let positions = (args.prompt_tokens + args.generate_tokens / 2) as usize;
     measured.cache_bytes = positions * session.cache_bytes_per_token();
-    measured.was_open = is_open(engine, args);
+    measured.was_tuning = is_tuning(engine, args);
     for _ in 0..args.repeat {
-        let (pool, threads) = (model.pool(), prompt_threads(engine, args));
-        measured.arithmetic.look(pool, threads);
-        let answer = with_looks(&mut session, &prompt, &options, |is_first| match is_first {
-            true => measured.arithmetic.look(pool, threads),
-            false => measured.memory.look(pool),
+        let (pool, threads) = (model.pool(), prefill_threads(engine, args));
+        measured.peak_compute.probe(pool, threads);
+        let answer = generate_with_probes(&mut session, &prompt, &options, |is_first| match is_first {
+            true => measured.peak_compute.probe(pool, threads),
+            false => measured.memory.probe(pool),
         });
         measured.add(&answer, args);
-        measured.arithmetic.end_round();
+        measured.peak_compute.end_round();
         measured.memory.end_round(pool);
     }
     if let Some(counts) = session.screening() {
         let ours = answer(&mut session, &options).tokens;
         let whole = answer(&mut session, &Options { whole_head: true, ..options }).tokens;
         let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-        measured.screen = Some(Screen::of(counts, alike));
+        measured.screen = Some(ShortlistCounts::of(counts, alike));
     }
     Ok(measured)
 }
 
-/// An answer in the middle of which the machine is looked at, first right behind the prompt; what the looks take is
-/// no part of its time.
-fn with_looks(
+/// Generates an answer and probes the machine during it, first right after the prompt; the time of the probes is
+/// subtracted.
+fn generate_with_probes(
     session: &mut Session<'_>,
     prompt: &[u32],
     options: &Options,
@@ -201,7 +206,7 @@ fn with_looks(
     let (mut last, mut paused) = (None::<Instant>, Duration::ZERO);
     let step = |step: Step<'_>| {
         let now = Instant::now();
-        if matches!(step, Step::Token(_)) && last.is_none_or(|last| now - last >= LOOK_EACH) {
+        if matches!(step, Step::Token(_)) && last.is_none_or(|last| now - last >= PROBE_INTERVAL) {
             look(last.is_none());
             let after = Instant::now();
             last = Some(after);
@@ -214,22 +219,21 @@ fn with_looks(
     answer
 }
 
-/// Threads that read the prompt; a short one is read on as many as decoding has.
-fn prompt_threads(engine: &Engine, args: &Bench) -> usize {
+/// The threads that read the prompt; a short one is read with those of decoding.
+fn prefill_threads(engine: &Engine, args: &Bench) -> usize {
     let Threads { decode, prefill } = engine.model().threads();
     let found = if args.prompt_tokens as usize >= PREFILL_TOKENS { prefill } else { decode };
     found.unwrap_or(engine.model().pool().threads())
 }
 
-/// Whether numbers of threads that are measured are still being tried out; short prompts are read on as many as
-/// decoding has.
-fn is_open(engine: &Engine, args: &Bench) -> bool {
+/// Whether the numbers of threads in use are still being tuned; short prompts are read with those of decoding.
+fn is_tuning(engine: &Engine, args: &Bench) -> bool {
     let Threads { decode, prefill } = engine.model().threads();
     decode.is_none() || (prefill.is_none() && args.prompt_tokens as usize >= PREFILL_TOKENS)
 }
 
-/// Tokens in all, when the model can take them.
-fn room(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
+/// Tokens of prompt and answer together, if the model's context is long enough.
+fn total_tokens(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
     let context = (args.prompt_tokens + args.generate_tokens) as usize;
     let longest = engine.model().shape().context;
     if context > longest {
@@ -239,19 +243,19 @@ fn room(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
     Ok(context)
 }
 
-impl Measured {
-    fn new(peak_memory: Option<u64>, arithmetic: Arithmetic) -> Self {
-        Measured {
+impl Rounds {
+    fn new(peak_memory: Option<u64>, arithmetic: ComputeProbe) -> Self {
+        Rounds {
             prefill: Vec::new(),
             decode: Vec::new(),
             to_first: Vec::new(),
             to_last: Vec::new(),
-            arithmetic,
-            memory: Memory::new(host::host().memory_bytes),
+            peak_compute: arithmetic,
+            memory: BandwidthProbe::new(host::host().memory_bytes),
             peak_memory,
             screen: None,
             cache_bytes: 0,
-            was_open: false,
+            was_tuning: false,
         }
     }
 
@@ -259,7 +263,7 @@ impl Measured {
         self.prefill.push(f64::from(args.prompt_tokens) / answer.prefill.as_secs_f64());
         self.decode.push(f64::from(args.generate_tokens - 1) / answer.decode.as_secs_f64());
         let to_first = answer.prefill + answer.first.unwrap_or_default();
-        self.to_first.push(Spent { wall: to_first, parts: answer.prefill_parts });
-        self.to_last.push(Spent { wall: answer.decode, parts: answer.decode_parts });
+        self.to_first.push(MeasuredTime { wall: to_first, parts: answer.prefill_parts });
+        self.to_last.push(MeasuredTime { wall: answer.decode, parts: answer.decode_parts });
     }
 }

@@ -18,7 +18,7 @@ const COLS: usize = 512;
 const EACH: Duration = Duration::from_millis(20);
 
 /// A matrix, some tokens, and how fast they were multiplied so far.
-pub(super) struct Arithmetic {
+pub(super) struct ComputeProbe {
     kernels: Kernels,
     weights: Vec<u8>,
     q: Vec<i8>,
@@ -31,11 +31,11 @@ pub(super) struct Arithmetic {
     speeds: Vec<f64>,
 }
 
-impl Arithmetic {
+impl ComputeProbe {
     /// For a prompt of `tokens`, or as many of them as `kernels` take in one call.
     pub fn new(kernels: Kernels, pool: &Pool, tokens: usize) -> Self {
         let tokens = tokens.min(kernels.many().map_or(kernels.tokens(), |_| BATCH));
-        Arithmetic {
+        ComputeProbe {
             kernels,
             weights: vec![0b10_01_00_01; ROWS * packed_row(COLS)],
             q: vec![1; tokens * COLS],
@@ -49,7 +49,7 @@ impl Arithmetic {
 
     /// Multiplies for a while on `threads` of the pool. A shared machine's processors are slower by a third from one
     /// moment to the next, so this is done right before and behind what it is compared with.
-    pub fn look(&mut self, pool: &Pool, threads: usize) {
+    pub fn probe(&mut self, pool: &Pool, threads: usize) {
         let (active, count, tokens) = (pool.active(), AtomicUsize::new(0), self.q.len() / COLS);
         pool.set_active(threads);
         let started = Instant::now();
@@ -86,9 +86,9 @@ mod tests {
         for kernels in Kernels::all() {
             for (threads, tokens) in [(1, 1), (2, 9), (3, 200)] {
                 let pool = Pool::new(threads, &[]).expect("threads can be started");
-                let mut arithmetic = Arithmetic::new(kernels, &pool, tokens);
+                let mut arithmetic = ComputeProbe::new(kernels, &pool, tokens);
                 pool.set_active(1);
-                arithmetic.look(&pool, threads);
+                arithmetic.probe(&pool, threads);
                 assert_eq!(pool.active(), 1, "as it was before");
                 arithmetic.end_round();
                 let row = arithmetic.outs[0].lock().expect("no thread panicked")[0];

@@ -11,25 +11,25 @@ const CACHED: usize = 256 << 20;
 
 /// Least, middle and most of the measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Spread {
+pub(super) struct Summary {
     pub min: f64,
     pub median: f64,
     pub max: f64,
 }
 
 /// The spread of some measurements, of which there is at least one.
-pub(super) fn spread(mut values: Vec<f64>) -> Spread {
+pub(super) fn summary(mut values: Vec<f64>) -> Summary {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     // The mean of the two in the middle where their number is even.
     let median = (values[middle] + values[(values.len() - 1) / 2]) / 2.0;
-    Spread { min: values[0], median, max: values[values.len() - 1] }
+    Summary { min: values[0], median, max: values[values.len() - 1] }
 }
 
 /// Where the time of one token went, in milliseconds of the thread that runs the model; medians, each
 /// for itself, so that they add up to `token` only nearly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Parts {
+pub(super) struct TimeShares {
     /// All of it.
     pub token: f64,
     /// The matrices of attention, and attention itself.
@@ -49,23 +49,23 @@ pub(super) struct Parts {
 }
 
 /// Time of one measurement and where it went.
-pub(super) struct Spent {
+pub(super) struct MeasuredTime {
     pub wall: Duration,
     pub parts: Timings,
 }
 
-impl Parts {
+impl TimeShares {
     /// Parts of a token, of measurements over `tokens` each.
-    pub fn of(measured: &[Spent], tokens: u32) -> Self {
-        let median = |of: fn(&Spent) -> Duration| {
+    pub fn of(measured: &[MeasuredTime], tokens: u32) -> Self {
+        let median = |of: fn(&MeasuredTime) -> Duration| {
             let each = measured.iter().map(|spent| of(spent).as_secs_f64() * 1e3 / f64::from(tokens));
-            spread(each.collect()).median
+            summary(each.collect()).median
         };
         let shares = measured.iter().map(|spent| {
             let Timings { attention, feed_forward, head, .. } = spent.parts;
             1.0 - (attention + feed_forward + head).as_secs_f64() / spent.wall.as_secs_f64()
         });
-        Parts {
+        TimeShares {
             token: median(|spent| spent.wall),
             attention: median(|spent| spent.parts.attention),
             feed_forward: median(|spent| spent.parts.feed_forward),
@@ -73,7 +73,7 @@ impl Parts {
             barriers: median(|spent| spent.parts.waiting),
             between: median(|spent| spent.parts.between),
             text: median(|spent| spent.wall.saturating_sub(spent.parts.total())),
-            outside_kernels: spread(shares.collect()).median,
+            outside_kernels: summary(shares.collect()).median,
         }
     }
 
@@ -92,7 +92,7 @@ impl Parts {
 
 /// What screening the head did, and whether it chose as the whole head does.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Screen {
+pub(super) struct ShortlistCounts {
     #[serde(skip)]
     pub counts: Screening,
     /// Rows of the head that were read for a token: in four bits, and whole.
@@ -107,27 +107,27 @@ pub(super) struct Screen {
     pub tokens_alike: usize,
 }
 
-impl Screen {
+impl ShortlistCounts {
     pub fn of(counts: Screening, tokens_alike: usize) -> Self {
         let Screening { tokens, rows, fine, scans, checks, misses } = counts;
         let [fine_rows_per_token, rows_per_token] =
             [fine, rows].map(|rows| rows as f64 / tokens.max(1) as f64);
-        Screen { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
+        ShortlistCounts { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
     }
 }
 
 /// The numbers of threads that were found to be fastest; nothing where that is still open.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Found {
+pub(super) struct TunedThreads {
     decode: Option<usize>,
     prefill: Option<usize>,
     /// Whether the measurements were made while other numbers were tried.
     is_open: bool,
 }
 
-impl Found {
+impl TunedThreads {
     pub fn of(Threads { decode, prefill }: Threads, is_open: bool) -> Self {
-        Found { decode, prefill, is_open }
+        TunedThreads { decode, prefill, is_open }
     }
 
     /// For a person.
@@ -145,23 +145,23 @@ impl Found {
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
-pub(super) struct Said {
+pub(super) struct BenchReport {
     pub model: String,
     pub kernel: &'static str,
     pub threads: usize,
     /// Of those, where none were asked for.
-    pub threads_found: Option<Found>,
+    pub threads_found: Option<TunedThreads>,
     pub prompt_tokens: u32,
     pub generate_tokens: u32,
     pub repeat: u32,
     /// Tokens a second.
-    pub prefill: Spread,
+    pub prefill: Summary,
     /// Tokens a second.
-    pub decode: Spread,
+    pub decode: Summary,
     /// Milliseconds of a token of the prompt, the first token's choice among them.
-    pub prefill_parts: Parts,
+    pub prefill_parts: TimeShares,
     /// Milliseconds of a decoded token.
-    pub decode_parts: Parts,
+    pub decode_parts: TimeShares,
     /// Microseconds to hand a job to another thread and get it back, median; nothing on one thread.
     pub hand_over: Option<f64>,
     /// Weights that one decoded token reads.
@@ -169,17 +169,17 @@ pub(super) struct Said {
     /// Keys and values that it reads, mean.
     pub cache_bytes_per_token: usize,
     /// Nothing where the head is read whole.
-    pub screen: Option<Screen>,
+    pub screen: Option<ShortlistCounts>,
     /// Bytes of both a second of decoding, median.
     pub read_speed: f64,
     /// Bytes a second that the same threads read from memory.
-    pub memory_bandwidth: Spread,
+    pub memory_bandwidth: Summary,
     /// The former over the latter, median of those of each answer. Above 1 where the weights fit the caches.
     pub bandwidth_share: f64,
     /// Multiplications a second of a prompt with the layers' matrices, median.
     pub multiply_speed: f64,
     /// Multiplications a second that the same threads do when nothing holds them up: the kernel out of the caches.
-    pub arithmetic: Spread,
+    pub arithmetic: Summary,
     /// The former over the latter, median of those of each prompt.
     pub arithmetic_share: f64,
     /// Most bytes resident after the first answer, weights that are mapped among them.
@@ -187,7 +187,7 @@ pub(super) struct Said {
 }
 
 /// For a person.
-pub(super) fn table(said: &Said) -> String {
+pub(super) fn table(said: &BenchReport) -> String {
     let mut out = format!(
         "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n",
         said.model, said.kernel, said.threads, said.prompt_tokens, said.generate_tokens, said.repeat
@@ -195,7 +195,7 @@ pub(super) fn table(said: &Said) -> String {
     if let Some(found) = said.threads_found {
         write(&mut out, format_args!("{}", found.line()));
     }
-    let mut line = |name: &str, spread: Spread, scale: f64, unit: &str| {
+    let mut line = |name: &str, spread: Summary, scale: f64, unit: &str| {
         let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
         write(&mut out, format_args!("{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})"));
     };
@@ -231,7 +231,7 @@ pub(super) fn table(said: &Said) -> String {
         ),
     );
     if let Some(screen) = said.screen {
-        let Screen {
+        let ShortlistCounts {
             fine_rows_per_token: fine,
             rows_per_token: rows,
             scans,
@@ -266,7 +266,7 @@ pub(super) fn table(said: &Said) -> String {
     out
 }
 
-fn parts(out: &mut String, said: &Said) {
+fn parts(out: &mut String, said: &BenchReport) {
     let (decode, prefill) = (&said.decode_parts, &said.prefill_parts);
     write(out, format_args!("\n{:<18} {:>19}  {:>19}", "milliseconds", "decoded", "of the prompt"));
     for ((name, ours), (_, theirs)) in decode.rows().into_iter().zip(prefill.rows()) {
@@ -286,7 +286,7 @@ fn write(out: &mut String, line: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
 
-    fn spent(wall: u64, waiting: u64) -> Spent {
+    fn spent(wall: u64, waiting: u64) -> MeasuredTime {
         let [one, two, four] = [1, 2, 4].map(Duration::from_millis);
         let parts = Timings {
             attention: two,
@@ -295,17 +295,17 @@ mod tests {
             waiting: Duration::from_millis(waiting),
             between: one,
         };
-        Spent { wall: Duration::from_millis(wall), parts }
+        MeasuredTime { wall: Duration::from_millis(wall), parts }
     }
 
     #[test]
     fn the_middle_of_an_even_number_is_the_mean_of_two() {
-        assert_eq!(spread(vec![4.0, 1.0, 3.0, 2.0]), Spread { min: 1.0, median: 2.5, max: 4.0 });
+        assert_eq!(summary(vec![4.0, 1.0, 3.0, 2.0]), Summary { min: 1.0, median: 2.5, max: 4.0 });
     }
 
     #[test]
     fn numbers_that_are_still_being_found_out_are_said_to_be() {
-        let line = |decode, prefill, is_open| Found::of(Threads { decode, prefill }, is_open).line();
+        let line = |decode, prefill, is_open| TunedThreads::of(Threads { decode, prefill }, is_open).line();
         assert_eq!(line(Some(2), Some(4), false), "fastest: 2 to decode, 4 to read the prompt");
         assert_eq!(line(Some(2), None, false), "fastest: 2");
         assert!(line(Some(2), None, true).starts_with("fastest: still being found out, "));
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn parts_are_of_one_token_and_what_is_left_is_text() {
-        let parts = Parts::of(&[spent(14, 2), spent(14, 2), spent(28, 9)], 2);
+        let parts = TimeShares::of(&[spent(14, 2), spent(14, 2), spent(28, 9)], 2);
         assert_eq!((parts.token, parts.attention, parts.feed_forward, parts.head), (7.0, 1.0, 2.0, 0.5));
         assert_eq!((parts.barriers, parts.between, parts.text), (1.0, 0.5, 2.0));
         assert_eq!(parts.outside_kernels, 0.5);

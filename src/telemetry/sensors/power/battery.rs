@@ -1,4 +1,4 @@
-//! Batteries that feed the machine, and those of UPS boards that have a driver in the kernel.
+//! Batteries of the machine, and those of UPS boards with a kernel driver. Deliberately knows no other sensor.
 //!
 //! Source: the kernel's Documentation/ABI/testing/sysfs-class-power.
 
@@ -14,14 +14,14 @@ pub(super) fn find(root: &Root) -> Vec<Battery> {
     supplies.filter_map(|supply| Battery::find(root, &supply)).collect()
 }
 
-/// A battery that feeds the machine.
+/// A battery that supplies the machine.
 #[derive(Debug)]
 pub(super) struct Battery {
     folder: String,
 }
 
 impl Battery {
-    /// Mice and the like have batteries too; theirs have the scope `Device`.
+    /// Finds a battery that supplies the machine; those of mice and the like have the scope `Device`.
     fn find(root: &Root, supply: &str) -> Option<Self> {
         let folder = format!("{SUPPLIES}/{supply}");
         let kind = root.word(&format!("{folder}/type"))?;
@@ -30,7 +30,7 @@ impl Battery {
         feeds.then_some(Battery { folder })
     }
 
-    /// While charging, the battery's power is not the machine's.
+    /// The power while discharging: while charging, the battery's power is not the machine's.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         let status = root.word(&format!("{}/status", self.folder))?;
         if status != "Discharging" {
@@ -54,8 +54,8 @@ impl Battery {
     }
 }
 
-/// Watts from a battery's microwatts. Some drivers count what flows out as negative; one that says
-/// 0 while discharging does not measure.
+/// Watts from a battery's microwatts. Some drivers report discharging as negative; 0 while discharging means that
+/// the driver does not measure.
 fn sane_watts(microwatts: i128) -> Option<f64> {
     let microwatts = i64::try_from(microwatts.abs()).ok()?;
     let sane = microwatts > 0 && SANE_UW.contains(&microwatts);

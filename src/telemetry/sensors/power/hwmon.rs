@@ -1,18 +1,18 @@
-//! Monitor chips that somebody put into a supply line, as hwmon shows them.
+//! Power monitor chips in a supply line, as the kernel's hwmon class shows them.
 //!
-//! Where there are several the first is read: one may lie behind another, and a sum would count twice. For the same
-//! reason the channels of one chip are never added up: on a Jetson two of them are parts of the third.
-//! Source: the kernel's Documentation/hwmon/{sysfs-interface,ina2xx,ina3221}.rst.
+//! Of several chips the first is read: one may be behind another, and a sum would count twice. For the same reason
+//! the channels of one chip are never added up: on a Jetson two of them are parts of the third. Deliberately knows
+//! no other sensor of power. Source: the kernel's Documentation/hwmon/{sysfs-interface,ina2xx,ina3221}.rst.
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
-use crate::telemetry::sensors::Unbelieved;
+use crate::telemetry::sensors::RejectedSensor;
 use crate::telemetry::sensors::sysfs::Root;
 
 const HWMON: &str = "/sys/class/hwmon";
 
-/// Chips whose only work is to measure a supply line. Others have a `power1_input` too that is something else: a
-/// graphics card's, the light of a network module, or what flows into a battery.
+/// Chips that only measure a supply line. On others `power1_input` is something else: a graphics card's power, the
+/// light of a network module, or the current into a battery.
 const MONITORS: [&str; 19] = [
     "ina209", "ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina232", "ina233", "ina237",
     "ina238", "ina260", "ina700", "ina780", "ina3221", "sy24655", "isl28022", "ltc2945", "ltc4151",
@@ -21,15 +21,15 @@ const MONITORS: [&str; 19] = [
 /// The processor's own meter, which covers its package: AMD before Zen.
 const PACKAGE: &str = "fam15h_power";
 
-/// What boards call the channel through which they draw everything. NVIDIA's Jetson modules do so; what their carrier
-/// board takes besides is not in it.
+/// Labels of the channel that supplies the whole board, on NVIDIA's Jetson modules; the carrier board's own power
+/// is not in it.
 const INPUTS: [&str; 2] = ["VDD_IN", "POM_5V_IN"];
 
 /// Channels of one chip that have both a voltage and a current. The INA3221 has three; its `in4_input` and the like
 /// are voltages over shunts, and its `curr4_input` is a sum.
 const CHANNELS: std::ops::RangeInclusive<u32> = 1..=3;
 
-/// One line that is measured.
+/// One supply line that is measured.
 #[derive(Debug)]
 pub(super) struct Monitor {
     files: Files,
@@ -40,17 +40,18 @@ pub(super) struct Monitor {
 
 #[derive(Debug)]
 enum Files {
-    /// Microwatts, and the file of the current: the power register has no sign, so that one tells the direction.
+    /// Files of the power in microwatts and of the current, whose sign tells the direction: the power register has
+    /// none.
     Power(String, String),
-    /// Millivolts and milliamperes, both measured at the same moment.
+    /// Files of millivolts and milliamperes.
     Product(String, String),
 }
 
-/// The monitors of this machine.
+/// The monitor chips of this machine.
 #[derive(Debug, Default)]
 pub(super) struct Monitors {
     pub found: Vec<Monitor>,
-    /// Chips with several channels of which none is named as the board's input.
+    /// Chips with several channels of which none is labelled as the board's input.
     pub unclear: Vec<String>,
 }
 
@@ -67,7 +68,7 @@ impl Monitors {
         monitors
     }
 
-    /// The first that answers.
+    /// The reading of the first that answers.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         self.found.iter().find_map(|monitor| monitor.read(root))
     }
@@ -94,7 +95,7 @@ impl Monitors {
     }
 }
 
-/// A voltage and a current of the same line. A channel that is switched off cannot be read.
+/// Voltage and current of the same line. A disabled channel cannot be read.
 struct Channel {
     volts: String,
     amperes: String,
@@ -125,10 +126,10 @@ impl Monitor {
         Some(watts(microwatts as f64 / 1e6, Method::Measured, self.source(), self.scope))
     }
 
-    /// Why it is not believed; `None` where it is.
-    pub fn unbelieved(&self, root: &Root) -> Option<Unbelieved> {
+    /// Why its reading is rejected; `None` where it is accepted.
+    pub fn rejected(&self, root: &Root) -> Option<RejectedSensor> {
         let reason = self.microwatts(root).err()?;
-        Some(Unbelieved::new("power", self.source(), reason))
+        Some(RejectedSensor::new("power", self.source(), reason))
     }
 
     fn source(&self) -> String {
@@ -141,7 +142,7 @@ impl Monitor {
         format!("{files} ({})", self.name)
     }
 
-    /// The power, or why there is none.
+    /// The power in microwatts, or why there is none.
     fn microwatts(&self, root: &Root) -> Result<i64, String> {
         let number =
             |path: &str| root.number(path).ok_or_else(|| format!("{path} cannot be read as a number"));
@@ -232,13 +233,13 @@ mod tests {
             }
             let monitors = Monitors::find(&root);
             assert_eq!(monitors.read(&root), None);
-            let unbelieved = monitors.found[0].unbelieved(&root).expect("a reason");
+            let unbelieved = monitors.found[0].rejected(&root).expect("a reason");
             assert!(unbelieved.reason.contains("negative (-900 mA)"), "{unbelieved:?}");
         }
         put("curr1_input", "900\n");
         let monitors = Monitors::find(&root);
         assert_eq!(monitors.read(&root).map(|reading| reading.value), Some(4.59));
-        assert_eq!(monitors.found[0].unbelieved(&root), None);
+        assert_eq!(monitors.found[0].rejected(&root), None);
         let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -1,7 +1,8 @@
-//! The rails behind the power chip of a Raspberry Pi 5.
+//! The rails behind the PMIC (power management chip) of a Raspberry Pi 5.
 //!
 //! Their sum is less than what the board draws: USB devices, HATs, an NVMe disk, the fan and the losses of the chip
-//! are not in it. A figure for the whole board would be somebody's fit to one board, so none is made of it.
+//! are not in it. It is not extrapolated to the whole board, since such a fit would hold for one board only.
+//! Deliberately knows no mailbox protocol.
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};

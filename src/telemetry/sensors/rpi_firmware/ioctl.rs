@@ -1,47 +1,50 @@
-//! The kernel's door to the mailbox: one ioctl. The only `unsafe` of the sensors.
+//! The kernel's interface to the mailbox: one ioctl, the only `unsafe` of the sensors. Deliberately knows no
+//! command.
 
 use super::message::{Message, WORDS};
-use super::{Device, Mailbox};
+use super::{Mailbox, MailboxDevice};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use std::fs::File;
 use std::io;
 
-/// The devices, the narrower one first: it takes nothing but commands in words, and newer kernels have it.
+/// The devices, the more restricted one first: it accepts text commands only, and newer kernels have it.
 const PATHS: [&str; 2] = ["/dev/vcio_gencmd", "/dev/vcio"];
 
-/// `_IOWR(100, 0, char *)`: the size in it is that of a pointer, though the message lies where the argument points.
-/// Source: drivers/char/broadcom/vcio.c of raspberrypi/linux.
+/// `_IOWR(100, 0, char *)`: its size is that of a pointer, though the argument points to the message. Source:
+/// drivers/char/broadcom/vcio.c of raspberrypi/linux.
 const PROPERTY: Opcode = opcode::read_write::<*mut u8>(100, 0);
 
-/// How the mailbox of this machine can be reached.
+/// Whether the mailbox of this machine can be used.
 #[derive(Debug)]
-pub(in crate::telemetry::sensors) enum Access {
+pub(in crate::telemetry::sensors) enum MailboxAccess {
     Open(Mailbox),
-    /// There is one, and this is what opening it says.
+    /// There is one, and opening it failed.
     Refused(&'static str, io::Error),
-    /// There is none, or none is shown to this process.
+    /// There is none, or none is visible to this process.
     Absent,
 }
 
-impl Access {
+impl MailboxAccess {
     /// The mailbox, if it is open.
     pub fn opened(&mut self) -> Option<&mut Mailbox> {
         match self {
-            Access::Open(mailbox) => Some(mailbox),
-            Access::Refused(..) | Access::Absent => None,
+            MailboxAccess::Open(mailbox) => Some(mailbox),
+            MailboxAccess::Refused(..) | MailboxAccess::Absent => None,
         }
     }
 }
 
 /// Opens the mailbox of the running machine.
-pub(in crate::telemetry::sensors) fn open() -> Access {
-    let mut refused = Access::Absent;
+pub(in crate::telemetry::sensors) fn open() -> MailboxAccess {
+    let mut refused = MailboxAccess::Absent;
     for path in PATHS {
         match File::open(path) {
-            Ok(file) => return Access::Open(Mailbox::new(Box::new(Kernel(file)), path)),
+            Ok(file) => return MailboxAccess::Open(Mailbox::new(Box::new(KernelMailbox(file)), path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // The narrower device is the one to be let at.
-            Err(error) if matches!(refused, Access::Absent) => refused = Access::Refused(path, error),
+            // The error of the more restricted device is the one to report.
+            Err(error) if matches!(refused, MailboxAccess::Absent) => {
+                refused = MailboxAccess::Refused(path, error)
+            }
             Err(_) => {}
         }
     }
@@ -49,9 +52,9 @@ pub(in crate::telemetry::sensors) fn open() -> Access {
 }
 
 #[derive(Debug)]
-struct Kernel(File);
+struct KernelMailbox(File);
 
-impl Device for Kernel {
+impl MailboxDevice for KernelMailbox {
     fn call(&mut self, message: &mut Message) -> io::Result<()> {
         let words: &mut [u32; WORDS] = message.words_mut();
         // The kernel reads and writes as many bytes as the first word says.
@@ -76,9 +79,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_mailbox_refuses_the_call_and_leaves_the_message_as_it_was() {
-        let mut device = Kernel(File::open("/dev/null").expect("every Linux has it"));
+        let mut device = KernelMailbox(File::open("/dev/null").expect("every Linux has it"));
         let mut message = Message::default();
-        message.ask("get_throttled");
+        message.set_command("get_throttled");
         assert!(device.call(&mut message).is_err());
         assert_eq!(message.answer(), None);
     }

@@ -1,4 +1,5 @@
-//! A property message that carries a command to the firmware and its answer back, as words of 32 bits.
+//! A mailbox property message that carries a text command to the firmware and its answer back, as words of 32 bits.
+//! Deliberately knows no command.
 //!
 //! | word | question | answer |
 //! | --- | --- | --- |
@@ -13,7 +14,7 @@
 //!
 //! Sources: `vcgencmd` of raspberrypi/utils and drivers/char/broadcom/vcio.c of raspberrypi/linux.
 
-/// Bytes of room for text: what today's `vcgencmd` gives, four times what the longest answer takes.
+/// Bytes of the text buffer: the same as in `vcgencmd`, and four times the longest answer.
 pub(super) const LENGTH: usize = 4096;
 
 pub(super) const TEXT_WORDS: usize = LENGTH / 4;
@@ -24,13 +25,13 @@ const HEAD: usize = 6;
 /// Words of the whole message.
 pub(super) const WORDS: usize = HEAD + TEXT_WORDS + 1;
 
-/// The tag of a command in words, `GET_GENCMD_RESULT`; the only one that /dev/vcio_gencmd lets through.
+/// The tag of a text command, `GET_GENCMD_RESULT`; the only one that /dev/vcio_gencmd lets through.
 const COMMAND: u32 = 0x0003_0080;
 
-/// What the kernel writes in the second word of a message that the firmware took.
+/// Written to the second word of a message that the firmware processed.
 const TAKEN: u32 = 0x8000_0000;
 
-/// One message, used for the question and the answer, and again for the next.
+/// One message, reused for commands and answers.
 #[derive(Debug)]
 pub(in crate::telemetry::sensors) struct Message(Box<[u32; WORDS]>);
 
@@ -41,8 +42,8 @@ impl Default for Message {
 }
 
 impl Message {
-    /// Puts a question; nothing is left of what was there before. A command is shorter than the text's room.
-    pub fn ask(&mut self, command: &str) {
+    /// Writes a command over the previous contents. A command is shorter than the text buffer.
+    pub fn set_command(&mut self, command: &str) {
         self.0.fill(0);
         self.0[0] = (WORDS * 4) as u32;
         self.0[2] = COMMAND;
@@ -54,8 +55,8 @@ impl Message {
         }
     }
 
-    /// The text of the answer; `None` where the firmware did not take the message, says of an error, or the text has
-    /// no end or is no text.
+    /// The text of the answer; `None` where the firmware did not process the message, reports an error, or the text
+    /// is not terminated or not UTF-8.
     pub fn answer(&self) -> Option<String> {
         if self.0[1] != TAKEN || self.0[5] != 0 {
             return None;
@@ -66,7 +67,7 @@ impl Message {
         String::from_utf8(bytes).ok()
     }
 
-    /// All words, for who sends them.
+    /// All words, for the ioctl.
     pub fn words_mut(&mut self) -> &mut [u32; WORDS] {
         &mut self.0
     }
@@ -84,7 +85,7 @@ mod tests {
 
     fn answered(bytes: &[u8], taken: u32, error: u32) -> Option<String> {
         let mut message = Message::default();
-        message.ask(std::str::from_utf8(bytes).unwrap_or("?"));
+        message.set_command(std::str::from_utf8(bytes).unwrap_or("?"));
         let words = message.words_mut();
         (words[1], words[5]) = (taken, error);
         for (word, bytes) in words[HEAD..].iter_mut().zip(bytes.chunks_exact(4)) {

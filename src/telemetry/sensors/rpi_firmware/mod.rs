@@ -1,13 +1,13 @@
-//! Questions to the firmware of a Raspberry Pi, over its mailbox: what `vcgencmd` asks, without `vcgencmd`.
+//! Queries to the firmware of a Raspberry Pi over its mailbox, as `vcgencmd` makes them, without `vcgencmd`.
 //!
-//! A question is a command in words, and so is the answer. Deliberately knows nothing of files under a root: a
-//! recorded board has no firmware, and tests bring a device of their own.
+//! Commands and answers are text. Deliberately knows nothing of files under a root: a recorded board has no
+//! firmware, and tests bring a mailbox device of their own.
 
 mod ioctl;
 mod message;
 mod parse;
 
-pub(super) use ioctl::{Access, open};
+pub(super) use ioctl::{MailboxAccess, open};
 pub use parse::{rails_watts, throttle_flags};
 
 use message::Message;
@@ -15,29 +15,29 @@ use std::fmt::Debug;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// After a question without an answer it is not put again for this long. Boards without the chip that is asked about
-/// never answer, and a firmware that hangs lets the kernel wait a second each time.
-const REST: Duration = Duration::from_secs(60);
+/// After a command without an answer it is not sent again for this long. Boards without the chip in question never
+/// answer, and with a firmware that hangs the kernel blocks for a second each time.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What answers a message by writing over it.
-pub(super) trait Device: Debug + Send {
+/// A device that replaces a message by its answer.
+pub(super) trait MailboxDevice: Debug + Send {
     fn call(&mut self, message: &mut Message) -> io::Result<()>;
 }
 
-/// What the firmware is asked.
+/// A command to the firmware.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
+enum FirmwareCommand {
     /// The throttle flags.
     Throttled,
-    /// Volts and amperes of each rail behind the power chip of a Raspberry Pi 5.
+    /// Volts and amperes of each rail behind the PMIC of a Raspberry Pi 5.
     Rails,
 }
 
-impl Question {
+impl FirmwareCommand {
     fn command(self) -> &'static str {
         match self {
-            Question::Throttled => "get_throttled",
-            Question::Rails => "pmic_read_adc",
+            FirmwareCommand::Throttled => "get_throttled",
+            FirmwareCommand::Rails => "pmic_read_adc",
         }
     }
 }
@@ -45,48 +45,53 @@ impl Question {
 /// An open mailbox.
 #[derive(Debug)]
 pub(super) struct Mailbox {
-    device: Box<dyn Device>,
+    device: Box<dyn MailboxDevice>,
     path: String,
     message: Message,
-    /// Until when each question rests, by its number.
-    resting: [Option<Instant>; 2],
+    /// Until when each command is not sent, by its number.
+    blocked_until: [Option<Instant>; 2],
 }
 
 impl Mailbox {
-    pub fn new(device: Box<dyn Device>, path: &str) -> Self {
-        Mailbox { device, path: path.into(), message: Message::default(), resting: [None; 2] }
+    pub fn new(device: Box<dyn MailboxDevice>, path: &str) -> Self {
+        Mailbox { device, path: path.into(), message: Message::default(), blocked_until: [None; 2] }
     }
 
-    /// The bits of `get_throttled`: 0 to 3 now, 16 to 19 since the board was switched on.
+    /// The bits of `get_throttled`: 0 to 3 are the present state, 16 to 19 what occurred since boot.
     pub fn throttled(&mut self, now: Instant) -> Option<u32> {
-        self.ask(Question::Throttled, now, throttle_flags)
+        self.query(FirmwareCommand::Throttled, now, throttle_flags)
     }
 
     /// The power of all rails that have both a voltage and a current, in watts.
     pub fn rails_watts(&mut self, now: Instant) -> Option<f64> {
-        self.ask(Question::Rails, now, rails_watts)
+        self.query(FirmwareCommand::Rails, now, rails_watts)
     }
 
     pub fn throttled_source(&self) -> String {
-        format!("{} {}", self.path, Question::Throttled.command())
+        format!("{} {}", self.path, FirmwareCommand::Throttled.command())
     }
 
     pub fn rails_source(&self) -> String {
-        format!("{} {}", self.path, Question::Rails.command())
+        format!("{} {}", self.path, FirmwareCommand::Rails.command())
     }
 
-    fn ask<T>(&mut self, question: Question, now: Instant, read: fn(&str) -> Option<T>) -> Option<T> {
+    fn query<T>(
+        &mut self,
+        question: FirmwareCommand,
+        now: Instant,
+        read: fn(&str) -> Option<T>,
+    ) -> Option<T> {
         let number = question as usize;
-        if self.resting[number].is_some_and(|until| now < until) {
+        if self.blocked_until[number].is_some_and(|until| now < until) {
             return None;
         }
         let answer = self.exchange(question.command()).as_deref().and_then(read);
-        self.resting[number] = answer.is_none().then(|| now + REST);
+        self.blocked_until[number] = answer.is_none().then(|| now + RETRY_AFTER);
         answer
     }
 
     fn exchange(&mut self, command: &str) -> Option<String> {
-        self.message.ask(command);
+        self.message.set_command(command);
         self.device.call(&mut self.message).ok()?;
         self.message.answer()
     }
@@ -150,7 +155,7 @@ pub(super) mod tests {
         pub asked: Arc<Mutex<Vec<String>>>,
     }
 
-    impl Device for Fake {
+    impl MailboxDevice for Fake {
         fn call(&mut self, message: &mut Message) -> io::Result<()> {
             let command = checked(message.words());
             self.asked.lock().expect("one thread").push(command.clone());
@@ -248,11 +253,11 @@ pub(super) mod tests {
             let now = Instant::now();
             assert_eq!((mailbox.throttled(now), mailbox.rails_watts(now)), (None, None), "{firmware:?}");
             set(&handles, Firmware::Says("throttled=0x4", RAILS));
-            let soon = now + REST - Duration::from_millis(1);
+            let soon = now + RETRY_AFTER - Duration::from_millis(1);
             assert_eq!((mailbox.throttled(soon), mailbox.rails_watts(soon)), (None, None), "{firmware:?}");
             assert_eq!(handles.1.lock().expect("one thread").len(), 2, "not asked while it rests");
-            assert_eq!(mailbox.throttled(now + REST), Some(4), "{firmware:?}");
-            assert!(mailbox.rails_watts(now + REST).is_some(), "{firmware:?}");
+            assert_eq!(mailbox.throttled(now + RETRY_AFTER), Some(4), "{firmware:?}");
+            assert!(mailbox.rails_watts(now + RETRY_AFTER).is_some(), "{firmware:?}");
         }
     }
 

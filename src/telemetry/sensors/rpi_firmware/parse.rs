@@ -1,28 +1,30 @@
-//! What the firmware's answers say. Pure, and sure of nothing: the texts come from a closed program that changes.
+//! Parses the answers of the firmware. Pure, and strict: the texts come from a closed program that changes.
+//! Deliberately knows no mailbox.
 
-/// Bits of a flag word that are set out in [`crate::protocol::Throttling`]; others may come with a later firmware.
+/// Hexadecimal digits of a flag word, whose bits are explained in [`crate::protocol::Throttling`]; others may come
+/// with a later firmware.
 const MOST_DIGITS: usize = 8;
 
-/// What a rail of the board can have: its supply is 5 V and 5 A, a processor at 0.9 V takes 10 A.
+/// Plausible volts or amperes of a rail: the supply has 5 V and 5 A, a processor at 0.9 V draws 10 A.
 const SANE: std::ops::RangeInclusive<f64> = 0.0..=100.0;
 
-/// Most digits of a volt or ampere; the firmware writes nine.
+/// Most digits of a number; the firmware writes nine.
 const MOST_FIGURES: usize = 20;
 
 /// The flags in `throttled=0x50005`, the answer to `get_throttled`.
 pub fn throttle_flags(text: &str) -> Option<u32> {
     let digits = text.trim().strip_prefix("throttled=0x")?;
-    // `from_str_radix` would let a sign pass.
+    // `from_str_radix` would accept a sign.
     let sound = digits.len() <= MOST_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     sound.then(|| u32::from_str_radix(digits, 16).ok())?
 }
 
 /// The power in the answer to `pmic_read_adc`, in watts: over all rails that have both a current and a voltage.
 ///
-/// Lines are `VDD_CORE_A current(7)=6.22421000A` and `VDD_CORE_V volt(15)=0.86173300V`; some firmware leaves out the
-/// `_A` and `_V`. The numbers in brackets belong to the converter, not to the rail, and differ between firmware: rails
-/// are told apart by their names. `EXT5V` and `BATT` have a voltage only. One line that is not understood makes the
-/// whole answer none: it may have been cut short, and a sum of half the rails is a wrong number.
+/// Lines are `VDD_CORE_A current(7)=6.22421000A` and `VDD_CORE_V volt(15)=0.86173300V`; some firmware leaves out
+/// the `_A` and `_V`. The numbers in brackets belong to the converter, not to the rail, and differ between
+/// firmware: rails are distinguished by their names. `EXT5V` and `BATT` have a voltage only. One line that cannot
+/// be parsed invalidates the whole answer: it may be truncated, and a sum of half the rails is a wrong number.
 pub fn rails_watts(text: &str) -> Option<f64> {
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let values = lines.map(value).collect::<Option<Vec<_>>>()?;
@@ -42,7 +44,7 @@ enum Unit {
     Ampere,
 }
 
-/// One line.
+/// One line of the answer.
 #[derive(Debug)]
 struct Value<'a> {
     name: &'a str,
@@ -73,7 +75,7 @@ fn value(line: &str) -> Option<Value<'_>> {
     (sound && !name.is_empty()).then_some(Value { name, unit, number })
 }
 
-/// A number of digits with one point among them; `parse` alone would take `1e9`, `inf` and `NaN` too.
+/// A decimal number; `parse` alone would accept `1e9`, `inf` and `NaN` as well.
 fn decimal(text: &str) -> Option<f64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
