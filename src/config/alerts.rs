@@ -1,6 +1,6 @@
 //! The settings of alerts. Deliberately does not know when an alert is raised.
 
-use super::toml_schema::{KeyError, KeyResult};
+use super::key_error::{KeyError, KeyResult};
 use serde::Deserialize;
 use std::time::Duration;
 

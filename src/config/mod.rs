@@ -7,6 +7,7 @@
 mod alerts;
 mod broker;
 mod diff;
+mod key_error;
 #[cfg(test)]
 mod tests;
 mod text_position;

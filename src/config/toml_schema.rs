@@ -4,6 +4,7 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::alerts::{AlertValue, switch, threshold};
+use super::key_error::{KeyError, KeyResult};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
@@ -142,11 +143,6 @@ pub(super) struct AlertsKeys {
 pub(super) struct LogKeys {
     level: Option<String>,
 }
-
-/// An error in one key: section, key, what is wrong and a remedy.
-pub(super) struct KeyError(pub(super) &'static str, pub(super) &'static str, pub(super) String);
-
-pub(super) type KeyResult<T> = Result<T, KeyError>;
 
 impl File {
     pub(super) fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {

@@ -2,7 +2,11 @@
 //! same request all day. It is bounded and evicts the least recently used answer. Deliberately knows no model and
 //! no transport.
 
+use super::locked;
+use crate::config::CacheScope;
 use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of keys and answers, enough for all commands of a home.
 const MAX_BYTES: usize = 256 << 10;
@@ -31,9 +35,44 @@ pub(super) struct CachedAnswer {
     pub stopped: bool,
 }
 
+/// The cache as the worker, the reload and the memory watch share it.
+#[derive(Debug, Default)]
+pub(super) struct SharedAnswers {
+    cache: Mutex<AnswerCache>,
+    /// Whether a client may get an answer that was computed for another.
+    is_shared: AtomicBool,
+}
+
+impl SharedAnswers {
+    /// Sets which clients share answers.
+    pub fn set_scope(&self, scope: CacheScope) {
+        self.is_shared.store(scope == CacheScope::All, Ordering::Relaxed);
+    }
+
+    /// Whether a client may get an answer that was computed for another.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// The stored answer to the same request.
+    pub fn get(&self, key: &CacheKey) -> Option<CachedAnswer> {
+        locked(&self.cache).get(key)
+    }
+
+    /// Stores an answer.
+    pub fn insert(&self, key: CacheKey, answer: CachedAnswer) {
+        locked(&self.cache).insert(key, answer);
+    }
+
+    /// Drops all answers.
+    pub fn clear(&self) {
+        *locked(&self.cache) = AnswerCache::default();
+    }
+}
+
 /// The answers.
 #[derive(Debug, Default)]
-pub(super) struct AnswerCache {
+struct AnswerCache {
     entries: HashMap<CacheKey, (CachedAnswer, u64)>,
     bytes: usize,
     /// Counts uses; each entry has the number of its last use.

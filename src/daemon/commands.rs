@@ -8,22 +8,22 @@ use log::{debug, info};
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
-/// Executes commands. It never returns, since the end of a background task ends the daemon. `hurry` requests an
+/// Executes commands. It never returns, since the end of a background task ends the daemon. `report_now` requests an
 /// early report, so that a control shows its new state at once.
 pub(super) async fn run_commands(
     mut asked: mpsc::Receiver<Control>,
     queue: Arc<Queue>,
     telemetry: Arc<Telemetry>,
-    hurry: Arc<Notify>,
+    report_now: Arc<Notify>,
 ) {
     while let Some(control) = asked.recv().await {
         match control {
             Control::CancelRunning if queue.cancel_running() => info!("the running request was cancelled"),
             Control::CancelRunning => debug!("nothing runs that could be cancelled"),
             Control::Threads(threads) => {
-                queue.limit_threads(threads);
+                queue.worker.limit_threads(threads);
                 telemetry.set_thread_limit(threads);
-                hurry.notify_one();
+                report_now.notify_one();
                 info!("at most {threads} threads compute from the next request on, until the next start");
             }
         }

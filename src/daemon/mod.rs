@@ -133,10 +133,7 @@ pub async fn run(
     unix::allow_files(config.socket.connections);
     let mut signals =
         Signals::listen().map_err(|error| DaemonError::Setup(format!("signals cannot be heard: {error}")))?;
-    let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
-    telemetry.set_alert_rules(config.alerts.clone());
-    telemetry.set_planned_memory(plan.used(), plan.reserve());
-    telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
@@ -156,7 +153,7 @@ pub async fn run(
     };
     let socket_name = local_path(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
     let loads = load_description(&config, &plan);
-    let (worker::WorkerThread { handle, ended }, facts) = tokio::select! {
+    let (worker::WorkerThread { handle, ended }, engine_info) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
@@ -164,33 +161,44 @@ pub async fn run(
         }
         never = systemd::loading(&loads) => match never {},
     };
-    queue.watch_memory(&plan);
+    queue.memory.start(&plan);
     // A socket of systemd outlives this process, and so do the clients in its backlog.
     let latecomers = if place.is_some() { Latecomers::Told } else { Latecomers::Kept };
-    telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
+    telemetry.describe(About { model: engine_info.model.clone(), kernel: engine_info.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let (draining, close, pulse) = (stop, CancellationToken::new(), Pulse::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
-    for note in &facts.notes {
-        match note.contains("chat template") {
-            true => warn!("model: {note}"),
-            false => info!("model: {note}"),
-        }
-    }
-    info!(
-        "ready: {} on {}, threads: {}, socket {}",
-        facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name
-    );
+    log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
     let place = place.map(|place| Arc::new(Mutex::new(place)));
     let listening = match &place {
         Some(place) => unix::Listening::from(listener).keeping(Arc::clone(place), socket_mode),
         None => listener.into(),
     };
-    let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
+    let outcome = daemon.serve(listening, signals, ended, &engine_info, &plan, ready).await;
     drop(place);
     outcome.and(join_worker(handle).await)
+}
+
+/// Telemetry with the settings and the memory plan of a start.
+fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
+    let telemetry = Telemetry::new(plan.budget.bytes as u64);
+    telemetry.set_alert_rules(config.alerts.clone());
+    telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    telemetry
+}
+
+/// Logs the notes about the model, and that the daemon is ready.
+fn log_ready(engine_info: &EngineInfo, threads: usize, socket: &str) {
+    for note in &engine_info.notes {
+        match note.contains("chat template") {
+            true => warn!("model: {note}"),
+            false => info!("model: {note}"),
+        }
+    }
+    info!("ready: {} on {}, threads: {threads}, socket {socket}", engine_info.model, engine_info.kernel);
 }
 
 /// Waits for the worker thread, whose queue is closed and empty now.
@@ -251,7 +259,7 @@ impl Daemon {
         listener: unix::Listening,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        facts: &EngineInfo,
+        engine_info: &EngineInfo,
         plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), DaemonError> {
@@ -260,8 +268,8 @@ impl Daemon {
         // never full.
         let (prompts, handed_over) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, latest) = watch::channel(None);
-        let mut doors = JoinSet::new();
-        doors.spawn(unix::run(
+        let mut transports = JoinSet::new();
+        transports.spawn(unix::run(
             listener,
             self.latecomers,
             self.settings.running.socket.connections,
@@ -272,24 +280,25 @@ impl Daemon {
         ));
         let (controls, asked) = mpsc::channel(CONTROLS);
         let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.spawn_mqtt(&mut doors, (prompts, controls), latest, raised, facts, plan);
+        let link = self.spawn_mqtt(&mut transports, (prompts, controls), latest, raised, engine_info, plan);
         let alerts = link.is_some().then_some(alerts);
-        let hurry = Arc::new(Notify::new());
-        let mut company = self.spawn_background(requests, reports, &hurry, link, alerts, &facts.model);
-        company.spawn(commands::run_commands(
+        let report_now = Arc::new(Notify::new());
+        let mut background =
+            self.spawn_background(requests, reports, &report_now, link, alerts, &engine_info.model);
+        background.spawn(commands::run_commands(
             asked,
             Arc::clone(&self.queue),
             Arc::clone(&self.telemetry),
-            hurry,
+            report_now,
         ));
-        company.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
-        systemd::ready(&facts.model);
+        background.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        systemd::ready(&engine_info.model);
         let _ = ready.send(()); // the receiver may be gone
-        let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
+        let fault = self.wait_and_drain(signals, worker, &mut transports, &mut background).await;
         self.close.cancel();
-        while let Some(ended) = doors.join_next().await {
+        while let Some(ended) = transports.join_next().await {
             if let Err(error) = ended {
-                error!("a door ended badly: {error}");
+                error!("a transport failed: {error}");
             }
         }
         info!("stopped");
@@ -301,7 +310,7 @@ impl Daemon {
         &self,
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-        hurry: &Arc<Notify>,
+        report_now: &Arc<Notify>,
         link: Option<watch::Receiver<LinkState>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
@@ -317,44 +326,44 @@ impl Daemon {
             queue: queue.clone(),
             link,
             alerts,
-            report_now: Arc::clone(hurry),
+            report_now: Arc::clone(report_now),
             queue_depth: self.settings.running.queue.depth,
         });
         let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();
         let reporter = Reporter { reports, sampler: Arc::clone(&sampler), interval, exporter };
-        let mut company = JoinSet::new();
-        company.spawn(admit(requests, queue.clone(), telemetry.clone()));
-        company.spawn(sweep(queue.clone()));
-        company.spawn(sampler.run());
-        company.spawn(reporter.run());
-        company.spawn(systemd::feed_watchdog(queue.clone(), watched));
-        company.spawn(observer.run(self.draining.clone()));
-        company
+        let mut background = JoinSet::new();
+        background.spawn(admit(requests, queue.clone(), telemetry.clone()));
+        background.spawn(sweep(queue.clone()));
+        background.spawn(sampler.run());
+        background.spawn(reporter.run());
+        background.spawn(systemd::feed_watchdog(queue.clone(), watched));
+        background.spawn(observer.run(self.draining.clone()));
+        background
     }
 
     fn spawn_mqtt(
         &self,
-        doors: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
         (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Control>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
-        facts: &EngineInfo,
+        engine_info: &EngineInfo,
         plan: &MemoryPlan,
     ) -> Option<watch::Receiver<LinkState>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
         let (state, link) = watch::channel(LinkState::default());
-        doors.spawn(mqtt::run(mqtt::Door {
+        transports.spawn(mqtt::run(mqtt::Door {
             config,
             device: running.device.id.clone(),
             state_in: running.device.state_dir.clone(),
-            info: info_payload(running, facts, plan),
+            info: info_payload(running, engine_info, plan),
             window: u16::try_from(mqtt_window(running.queue.depth)).expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             controls,
-            home: Some(Home { model: facts.model.clone() }),
+            home: Some(Home { model: engine_info.model.clone() }),
             threads: running.budget.threads,
             telemetry,
             alerts,
@@ -376,10 +385,10 @@ impl Daemon {
         &mut self,
         mut signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        doors: &mut JoinSet<()>,
-        company: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
+        background: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = self.wait_for_stop(&mut signals, worker, doors, company).await;
+        let fault = self.wait_for_stop(&mut signals, worker, transports, background).await;
         systemd::stopping(&self.queue);
         self.draining.cancel();
         let deadline = Instant::now() + self.settings.running.queue.drain;
@@ -398,8 +407,8 @@ impl Daemon {
         &mut self,
         signals: &mut Signals,
         mut worker: oneshot::Receiver<LoadError>,
-        doors: &mut JoinSet<()>,
-        company: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
+        background: &mut JoinSet<()>,
     ) -> Option<String> {
         loop {
             tokio::select! {
@@ -417,9 +426,9 @@ impl Daemon {
                     Ok(error) => error.to_string(),
                     Err(_) => "the worker thread died; standard error says where".into(),
                 }),
-                said = self.queue.stuck() => return Some(said),
-                Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
-                Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
+                said = self.queue.memory.stuck() => return Some(said),
+                Some(ended) = transports.join_next() => return Some(format!("a transport ended by itself: {ended:?}")),
+                Some(ended) = background.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
             }
         }
     }
@@ -489,11 +498,11 @@ mod tests {
     }
 
     /// The failure of a daemon that nobody asked to stop.
-    async fn fault(worker: oneshot::Receiver<LoadError>, mut doors: JoinSet<()>) -> String {
+    async fn fault(worker: oneshot::Receiver<LoadError>, mut transports: JoinSet<()>) -> String {
         let mut daemon = daemon();
         let signals = Signals::listen().expect("signals can be heard");
-        let fault = daemon.wait_and_drain(signals, worker, &mut doors, &mut JoinSet::new()).await;
-        assert!(daemon.draining.is_cancelled(), "the other doors are closed in order");
+        let fault = daemon.wait_and_drain(signals, worker, &mut transports, &mut JoinSet::new()).await;
+        assert!(daemon.draining.is_cancelled(), "the other transports are closed in order");
         fault.expect("nobody asked for a stop")
     }
 
@@ -505,11 +514,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_door_that_panics_is_a_fault_that_ends_the_daemon() {
+    async fn a_transport_that_panics_is_a_fault_that_ends_the_daemon() {
         let (_alive, worker) = oneshot::channel();
-        let mut doors = JoinSet::new();
-        doors.spawn(async { panic!("a fault of ours") });
-        let said = fault(worker, doors).await;
-        assert!(said.starts_with("a door ended by itself: ") && said.contains("a fault of ours"), "{said}");
+        let mut transports = JoinSet::new();
+        transports.spawn(async { panic!("a fault of ours") });
+        let said = fault(worker, transports).await;
+        assert!(
+            said.starts_with("a transport ended by itself: ") && said.contains("a fault of ours"),
+            "{said}"
+        );
     }
 }

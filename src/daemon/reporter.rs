@@ -29,7 +29,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const POWER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The payload of the retained `info` topic.
-pub(super) fn info_payload(config: &Config, facts: &EngineInfo, plan: &MemoryPlan) -> Vec<u8> {
+pub(super) fn info_payload(config: &Config, engine_info: &EngineInfo, plan: &MemoryPlan) -> Vec<u8> {
     #[derive(Serialize)]
     struct Info<'a> {
         version: &'a str,
@@ -50,9 +50,9 @@ pub(super) fn info_payload(config: &Config, facts: &EngineInfo, plan: &MemoryPla
     let info = Info {
         version: env!("CARGO_PKG_VERSION"),
         device: &config.device.id,
-        model: &facts.model,
-        architecture: &facts.architecture,
-        kernel: facts.kernel,
+        model: &engine_info.model,
+        architecture: &engine_info.architecture,
+        kernel: engine_info.kernel,
         context: plan.context,
         budget: Budget {
             memory_mb: config.budget.memory_bytes >> 20,
@@ -92,7 +92,7 @@ impl HostSampler {
 
     /// Waits until a request has been computing for [`POWER_INTERVAL`].
     async fn computing(&self) {
-        self.queue.begun().await;
+        self.queue.running.begun().await;
         tokio::time::sleep(POWER_INTERVAL).await;
     }
 
@@ -122,8 +122,8 @@ impl HostSampler {
 
     /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.
     fn forward_alert(&self, alert: Alert) {
-        let Some(door) = &self.alerts else { return };
-        if let Err(mpsc::error::TrySendError::Full(alert)) = door.try_send(alert) {
+        let Some(channel) = &self.alerts else { return };
+        if let Err(mpsc::error::TrySendError::Full(alert)) = channel.try_send(alert) {
             warn!("the broker is not told of the alert {}: its link stands still", alert.kind.name());
         }
     }

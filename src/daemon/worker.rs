@@ -71,13 +71,13 @@ impl Worker {
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
-                    let facts = EngineInfo {
+                    let engine_info = EngineInfo {
                         model: engine.name().to_owned(),
                         architecture: engine.model().shape().arch.clone(),
                         kernel: engine.model().kernels().name(),
                         notes: engine.notes().to_vec(),
                     };
-                    drop(loaded.send(Ok(facts)));
+                    drop(loaded.send(Ok(engine_info)));
                     if let Err(error) = self.work(&engine) {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }
@@ -85,7 +85,7 @@ impl Worker {
             })
             .map_err(|error| DaemonError::Setup(format!("the worker cannot be started: {error}")))?;
         match outcome.await {
-            Ok(Ok(facts)) => Ok((WorkerThread { handle: thread, ended }, facts)),
+            Ok(Ok(engine_info)) => Ok((WorkerThread { handle: thread, ended }, engine_info)),
             Ok(Err(error)) => Err(DaemonError::Model(error)),
             Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
         }
@@ -105,16 +105,16 @@ impl Worker {
         let mut session = engine.session(self.context);
         let mut screening = Screening::default();
         let mut threads = engine.model().threads();
-        while let Some(job) = self.queue.next() {
-            self.queue.step();
-            if let Some(refusal) = expiry(&job, Instant::now()) {
-                self.queue.refuse(job.inbound, refusal);
+        while let Some(queued) = self.queue.next() {
+            self.queue.worker.count_step();
+            if let Some(refusal) = expiry(&queued, Instant::now()) {
+                self.queue.refuse(queued.inbound, refusal);
                 continue;
             }
-            engine.model().limit_threads(self.queue.thread_limit());
+            engine.model().limit_threads(self.queue.worker.thread_limit());
             // A panic fails this request only: its reply sends the error `internal` when it is dropped.
-            let received = job.inbound.received;
-            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, job))) {
+            let received = queued.inbound.received;
+            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, queued))) {
                 Ok(answered) => answered?,
                 Err(_) => {
                     self.telemetry.failed(Code::Internal, received.elapsed());
@@ -143,30 +143,18 @@ impl Worker {
         &self,
         engine: &Engine,
         session: &mut Session<'_>,
-        job: QueuedRequest,
+        queued: QueuedRequest,
     ) -> Result<(), LoadError> {
         if let Err(error) = engine.check_files() {
-            return Err(self.refuse_for_lost_model(job.inbound, error));
+            return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        if let Some(refusal) = self.queue.want_of_memory() {
-            self.queue.refuse(job.inbound, refusal);
-            return Ok(());
-        }
-        let request = &job.inbound.request;
-        debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
-        let prompt = match tokenize(engine, &request.input) {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
-                self.queue.refuse(job.inbound, refusal);
-                return Ok(());
-            }
-        };
-        let client = self.queue.is_cache_shared().not().then(|| job.inbound.client.clone());
+        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
+        let request = &queued.inbound.request;
+        let client = self.queue.answers.is_shared().not().then(|| queued.inbound.client.clone());
         let key = cache_key(request, client, &prompt);
-        match key.as_ref().map(|key| self.queue.cached(key)) {
+        match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
-                self.send_cached(stored, prompt.len(), job.inbound);
+                self.send_cached(stored, prompt.len(), queued.inbound);
                 return Ok(());
             }
             Some(None) => self.telemetry.cache_miss(),
@@ -174,32 +162,50 @@ impl Worker {
         }
         let begun = Instant::now();
         let work = self.begin_metering(begun);
-        let mut run = StreamedAnswer::new(&self.queue, engine, &job, prompt.len());
+        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
         let options = options(request);
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
-            return Err(self.refuse_for_lost_model(job.inbound, error));
+            return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
                 let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
-                self.queue.refuse(job.inbound, refusal);
+                self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
         };
-        let at = RequestTimes { received: job.inbound.received, begun, first, ended: Instant::now() };
-        self.queue.note_pace(at.ended - at.begun);
+        let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
+        self.queue.record_duration(at.ended - at.begun);
         if let Some(key) = key.filter(|_| answer.end != End::Halted) {
-            self.queue.keep(key, cacheable(&answer));
+            self.queue.answers.insert(key, cacheable(&answer));
         }
-        let Inbound { id, client, reply, .. } = job.inbound;
+        let Inbound { id, client, reply, .. } = queued.inbound;
         let done = self.done(id, &prompt, answer, halt, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
+    }
+
+    /// A request with the tokens of its prompt; `None` where it was refused.
+    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Vec<u32>)> {
+        if let Some(refusal) = self.queue.memory.refusal() {
+            self.queue.refuse(queued.inbound, refusal);
+            return None;
+        }
+        let input = &queued.inbound.request.input;
+        debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
+        match tokenize(engine, input) {
+            Ok(prompt) => Some((queued, prompt)),
+            Err(error) => {
+                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
+                self.queue.refuse(queued.inbound, refusal);
+                None
+            }
+        }
     }
 
     /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.
@@ -315,9 +321,9 @@ struct StreamedAnswer<'r> {
 }
 
 impl<'r> StreamedAnswer<'r> {
-    fn new(queue: &'r Queue, engine: &'r Engine, job: &'r QueuedRequest, prompt: usize) -> Self {
-        let Inbound { request, reply, cancel, .. } = &job.inbound;
-        let (deadline, stream) = (job.deadline, request.stream);
+    fn new(queue: &'r Queue, engine: &'r Engine, queued: &'r QueuedRequest, prompt: usize) -> Self {
+        let Inbound { request, reply, cancel, .. } = &queued.inbound;
+        let (deadline, stream) = (queued.deadline, request.stream);
         StreamedAnswer {
             queue,
             engine,
@@ -332,12 +338,12 @@ impl<'r> StreamedAnswer<'r> {
     }
 
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
-        self.queue.step();
+        self.queue.worker.count_step();
         match step {
-            Step::Prefill(read) => self.queue.note_reach(read),
+            Step::Prefill(read) => self.queue.memory.record_written(read),
             Step::Token(_) => self.written += 1,
         }
-        self.queue.note_reach(self.written);
+        self.queue.memory.record_written(self.written);
         if self.engine.is_torn() {
             // The file was truncated, so the result is computed from zeros; the request is refused when the pass
             // has ended.
@@ -350,7 +356,7 @@ impl<'r> StreamedAnswer<'r> {
                 self.cancel.raise();
             }
         }
-        self.halt = if self.cancel.is_raised() || self.queue.is_cut_off() {
+        self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
             Some(FinishReason::Cancelled)
         } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(FinishReason::Timeout)

@@ -68,7 +68,7 @@ async fn systemd_hears_how_it_goes_from_loading_to_stopping() {
     assert!(stopping.contains("STATUS=stopping: 1 running, 0 waiting"), "{stopping}");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC="), "{stopping}");
     client.cancel_busy().await;
-    manager.hears("STATUS=stopping: closing the doors").await;
+    manager.hears("STATUS=stopping: closing connections").await;
     daemon.ends_well().await;
 }
 

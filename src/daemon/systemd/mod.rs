@@ -116,7 +116,7 @@ fn remaining(queue: &Queue) -> String {
 
 /// The requests are done; connections are being closed.
 pub(super) fn closing_connections() {
-    notify(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing the doors")]);
+    notify(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing connections")]);
 }
 
 fn extension(time: Duration) -> NotifyState<'static> {
@@ -184,7 +184,7 @@ pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
         // After a pause of the whole process the loops run first, before they are checked.
         tokio::task::yield_now().await;
         let (waiting, running) = queue.level();
-        match watch.stuck(queue.steps(), waiting + running > 0, Instant::now()) {
+        match watch.stuck(queue.worker.steps(), waiting + running > 0, Instant::now()) {
             None => {
                 told = None;
                 notify(&[NotifyState::Watchdog]);

@@ -16,7 +16,7 @@ use crate::protocol::{
 use exposition::{Exposition, Label};
 use std::time::SystemTime;
 
-/// What the text is, for a door that says so.
+/// The media type of the text, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The longest model name in a label, in bytes: it is repeated in most lines of the histograms.
@@ -102,7 +102,8 @@ fn word(value: &impl serde::Serialize) -> String {
 fn requests(text: &mut Exposition, requests: &Requests, cache: &Cache) {
     let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
         *requests;
-    text.counter("bitnetd_requests_received_total", "Requests read, over every door.").count(received);
+    text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
+        .count(received);
     text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
         .count(completed);
     text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")

@@ -231,30 +231,7 @@ pub(super) fn table(said: &BenchReport) -> String {
         ),
     );
     if let Some(screen) = said.screen {
-        let ShortlistCounts {
-            fine_rows_per_token: fine,
-            rows_per_token: rows,
-            scans,
-            checks,
-            misses,
-            tokens_alike,
-            ..
-        } = screen;
-        write(
-            &mut out,
-            format_args!(
-                "{:<18} {rows:>10.1} rows read whole, {fine:.0} in four bits, {scans} scans",
-                "screened head"
-            ),
-        );
-        let wanted = said.generate_tokens;
-        write(
-            &mut out,
-            format_args!(
-                "{:<18} {tokens_alike:>10} of {wanted} tokens, {misses} misses in {checks} checks",
-                "as the whole head"
-            ),
-        );
+        shortlist(&mut out, screen, said.generate_tokens);
     }
     if let Some(time) = said.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
@@ -264,6 +241,33 @@ pub(super) fn table(said: &BenchReport) -> String {
     }
     parts(&mut out, said);
     out
+}
+
+/// The lines about a screened head.
+fn shortlist(out: &mut String, screen: ShortlistCounts, wanted: u32) {
+    let ShortlistCounts {
+        fine_rows_per_token: fine,
+        rows_per_token: rows,
+        scans,
+        checks,
+        misses,
+        tokens_alike,
+        ..
+    } = screen;
+    write(
+        out,
+        format_args!(
+            "{:<18} {rows:>10.1} rows read whole, {fine:.0} in four bits, {scans} scans",
+            "screened head"
+        ),
+    );
+    write(
+        out,
+        format_args!(
+            "{:<18} {tokens_alike:>10} of {wanted} tokens, {misses} misses in {checks} checks",
+            "as the whole head"
+        ),
+    );
 }
 
 fn parts(out: &mut String, said: &BenchReport) {
