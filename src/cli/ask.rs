@@ -89,7 +89,7 @@ fn read_prompt(input: impl Read) -> Result<String, Failure> {
         let message = format!("standard input: longer than {MAX_REQUEST} bytes; ask less at once");
         return Err(Failure { code: 5, message });
     }
-    let text = utf8(&bytes).map_err(|said| usage(&format!("standard input: {said}")))?;
+    let text = utf8(&bytes).map_err(|reason| usage(&format!("standard input: {reason}")))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -113,11 +113,11 @@ fn read_events(
             Ok(length) if length > 0 => {}
             _ => return Err(printer.fail_on_new_line(connection_lost(path))),
         }
-        let Ok(said) = serde_json::from_str(&line) else {
+        let Ok(event) = serde_json::from_str(&line) else {
             return Err(printer.fail_on_new_line(not_bitnetd(path)));
         };
-        printer.event(&line, &said)?;
-        match said {
+        printer.event(&line, &event)?;
+        match event {
             ServerEvent::Token { .. } => {}
             ServerEvent::Done { .. } => return Ok(()),
             ServerEvent::Error { code, message } => {
@@ -138,8 +138,8 @@ struct Printer<W> {
 }
 
 impl<W: Write> Printer<W> {
-    fn event(&mut self, line: &str, said: &ServerEvent) -> Result<(), StreamEnd> {
-        match said {
+    fn event(&mut self, line: &str, event: &ServerEvent) -> Result<(), StreamEnd> {
+        match event {
             _ if self.json => self.print(line),
             ServerEvent::Token { text } => self.print(text),
             // Not streamed, or from the cache in one piece.

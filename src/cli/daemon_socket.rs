@@ -27,7 +27,7 @@ fn socket_of(root: bool, runtime: Option<&Path>, exists: impl Fn(&Path) -> bool)
 
 /// The error when the socket cannot be connected to.
 pub(super) fn no_daemon(path: &Path, error: &io::Error) -> Failure {
-    let said = match error.kind() {
+    let reason = match error.kind() {
         ErrorKind::NotFound => {
             "no daemon listens there; start one with `bitnetd serve`, or name its socket with --socket"
         }
@@ -39,19 +39,19 @@ pub(super) fn no_daemon(path: &Path, error: &io::Error) -> Failure {
         }
         _ => return Failure { code: 4, message: format!("{}: {error}", path.display()) },
     };
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+    Failure { code: 4, message: format!("{}: {reason}", path.display()) }
 }
 
 /// The error when the daemon closed the connection.
 pub(super) fn connection_lost(path: &Path) -> Failure {
-    let said = "the daemon closed the connection before its answer was whole; see its log";
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+    let reason = "the daemon closed the connection before its answer was whole; see its log";
+    Failure { code: 4, message: format!("{}: {reason}", path.display()) }
 }
 
 /// The error when something else listens on the socket.
 pub(super) fn not_bitnetd(path: &Path) -> Failure {
-    let said = "what answers there is no bitnetd of this version; name its socket with --socket";
-    Failure { code: 4, message: format!("{}: {said}", path.display()) }
+    let reason = "what answers there is no bitnetd of this version; name its socket with --socket";
+    Failure { code: 4, message: format!("{}: {reason}", path.display()) }
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ fn config(folder: &Path, broker: SocketAddr) -> Config {
 }
 
 async fn start_broker(tasks: &mut JoinSet<()>) -> Result<SocketAddr, Failure> {
-    let failed = |said: String| Failure::system(format!("the demo's broker cannot be started: {said}"));
+    let failed = |reason: String| Failure::system(format!("the demo's broker cannot be started: {reason}"));
     let memory = StorageConfig::new().with_backend(StorageBackend::Memory).with_persistence(false);
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config =
@@ -215,9 +215,9 @@ fn request(prompt: &str) -> Vec<u8> {
 
 /// Prints an event; `true` after the last one.
 fn print_event(event: &[u8]) -> Result<bool, Failure> {
-    let said = serde_json::from_slice(event)
+    let reason = serde_json::from_slice(event)
         .map_err(|error| Failure::system(format!("an event that is no event: {error}")))?;
-    match said {
+    match reason {
         DemoEvent::Token { text } => write_out(&text).map(|()| false),
         DemoEvent::Error { message } => Err(Failure { code: 5, message }),
         DemoEvent::Done { usage, timings } => write_out(&format!(

@@ -124,13 +124,13 @@ struct BrokerCheck {
 
 pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
-    let said = examine(&config)?;
+    let report = examine(&config)?;
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
-        false => print(table(&said).as_bytes())?,
+        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        false => print(table(&report).as_bytes())?,
     }
     // A kernel that computes wrongly is the only finding that makes the command fail.
-    match said.kernels.iter().find(|kernel| kernel.self_test != "ok") {
+    match report.kernels.iter().find(|kernel| kernel.self_test != "ok") {
         Some(kernel) => {
             Err(Failure::system(format!("{}; use another kernel and report this", kernel.self_test)))
         }
@@ -206,47 +206,47 @@ fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
     )
 }
 
-fn table(said: &DoctorReport) -> String {
+fn table(report: &DoctorReport) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
         writeln!(out, "{name:<14} {text}").expect("into a string");
     };
-    line("bitnetd", &format!("{} on {}", said.version, said.architecture));
-    let little = said.processors - said.big_processors;
+    line("bitnetd", &format!("{} on {}", report.version, report.architecture));
+    let little = report.processors - report.big_processors;
     let kinds = match little {
         0 => String::new(),
-        _ => format!(" ({} big, {little} little)", said.big_processors),
+        _ => format!(" ({} big, {little} little)", report.big_processors),
     };
-    line("processors", &format!("{}{kinds}", said.processors));
+    line("processors", &format!("{}{kinds}", report.processors));
     let features = |present: bool| {
-        let names = said.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
+        let names = report.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
         names.collect::<Vec<_>>().join(" ")
     };
     line("cpu features", &format!("{} (not: {})", features(true), features(false)));
-    for kernel in &said.kernels {
-        let chosen = if kernel.name == said.kernel { ", chosen" } else { "" };
+    for kernel in &report.kernels {
+        let chosen = if kernel.name == report.kernel { ", chosen" } else { "" };
         line("kernel", &format!("{}: self-test {}{chosen}", kernel.name, kernel.self_test));
     }
-    for sensor in &said.sensors {
+    for sensor in &report.sensors {
         line("sensor", &one_line(&sensor.line()));
     }
-    for RejectedReading { name, source, reason } in &said.not_believed {
+    for RejectedReading { name, source, reason } in &report.not_believed {
         line("not believed", &one_line(&format!("{name}: from {source}: {reason}")));
     }
-    for missing in &said.missing {
+    for missing in &report.missing {
         line("missing", &one_line(missing));
     }
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     line(
         "memory",
-        &format!("{} usable, budget {}", mib(said.memory.usable_bytes), mib(said.memory.budget_bytes)),
+        &format!("{} usable, budget {}", mib(report.memory.usable_bytes), mib(report.memory.budget_bytes)),
     );
-    let limit = match (said.memory.limit_bytes, said.memory.limit_problem) {
+    let limit = match (report.memory.limit_bytes, report.memory.limit_problem) {
         (Some(bytes), _) => format!("{} enforced by the control group", mib(bytes)),
         (None, why) => format!("NOT enforced: {}", why.unwrap_or("the kernel does not say why")),
     };
     line("memory limit", &limit);
-    match &said.broker {
+    match &report.broker {
         None => line("broker", "none configured: set mqtt.host for a link"),
         Some(broker) => {
             let reachable = if broker.reachable { "reachable" } else { "NOT reachable" };
@@ -263,9 +263,17 @@ mod tests {
     #[test]
     fn a_board_without_the_memory_controller_is_told_the_way_out() {
         let board = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name);
-        let said = |name| limit_problem(sensors::memory_limit(&board(name)));
-        assert!(said("pi5").is_some_and(|said| said.contains("cgroup_enable=memory")), "{:?}", said("pi5"));
-        assert!(said("x86-rapl").is_some_and(|said| said.contains("MemoryMax=")), "{:?}", said("x86-rapl"));
-        assert_eq!(said("pi4"), None);
+        let report = |name| limit_problem(sensors::memory_limit(&board(name)));
+        assert!(
+            report("pi5").is_some_and(|report| report.contains("cgroup_enable=memory")),
+            "{:?}",
+            report("pi5")
+        );
+        assert!(
+            report("x86-rapl").is_some_and(|report| report.contains("MemoryMax=")),
+            "{:?}",
+            report("x86-rapl")
+        );
+        assert_eq!(report("pi4"), None);
     }
 }

@@ -107,7 +107,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
 fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
     let later = answer.tokens.len().saturating_sub(1) as f64;
-    let said = GenerateOutput {
+    let output = GenerateOutput {
         text: &answer.text,
         finish_reason: if answer.end == End::Length { "length" } else { "stop" },
         prompt_tokens,
@@ -119,5 +119,5 @@ fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
         kernel: engine.model().kernels().name(),
         threads: engine.model().pool().threads(),
     };
-    format!("{}\n", serde_json::to_string(&said).expect("strings and numbers"))
+    format!("{}\n", serde_json::to_string(&output).expect("strings and numbers"))
 }

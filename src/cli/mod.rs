@@ -159,7 +159,7 @@ fn text_unchanged(argument: Option<&str>) -> Result<String, Failure> {
     if let Some(text) = argument.filter(|text| *text != "-") {
         return Ok(text.to_owned());
     }
-    let failed = |said: String| Failure::usage(format!("standard input: {said}"));
+    let failed = |reason: String| Failure::usage(format!("standard input: {reason}"));
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
     // Its message covers UTF-16 as well.

@@ -76,16 +76,16 @@ pub(super) fn threshold(
         Some(AlertValue::On(false)) => 0.0,
         Some(AlertValue::On(true)) if default > 0.0 => default,
         Some(AlertValue::On(true)) => {
-            let said = "true names no threshold, and this alert has none by default; give a number";
-            return Err(KeyError("alerts", key, said.into()));
+            let message = "true names no threshold, and this alert has none by default; give a number";
+            return Err(KeyError("alerts", key, message.into()));
         }
         Some(AlertValue::At(value)) => value,
     };
     if (0.0..=most).contains(&value) {
         return Ok((value > 0.0).then_some(value));
     }
-    let said = format!("{value} is outside 0 to {most}; 0, or false, switches the alert off");
-    Err(KeyError("alerts", key, said))
+    let message = format!("{value} is outside 0 to {most}; 0, or false, switches the alert off");
+    Err(KeyError("alerts", key, message))
 }
 
 /// Whether an alert without a threshold is switched on, which is the default.
@@ -95,9 +95,9 @@ pub(super) fn switch(key: &'static str, value: Option<AlertValue>) -> KeyResult<
         Some(AlertValue::On(is_on)) => Ok(is_on),
         Some(AlertValue::At(0.0)) => Ok(false),
         Some(AlertValue::At(value)) => {
-            let said =
+            let message =
                 format!("{value} is no threshold of this alert; use true, or false or 0 to switch it off");
-            Err(KeyError("alerts", key, said))
+            Err(KeyError("alerts", key, message))
         }
     }
 }
@@ -115,9 +115,9 @@ mod tests {
         let off = alerts("[alerts]\ntemperature_c = 0\ntokens_per_second = 0.5\nthrottled = false\n");
         assert_eq!((off.temperature_c, off.tokens_per_second, off.throttled), (None, Some(0.5), false));
         for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
-            let said = error(&format!("[alerts]\n{key} = {value}\n"));
-            assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
-            assert!(said.contains("0, or false, switches the alert off"), "{said}");
+            let message = error(&format!("[alerts]\n{key} = {value}\n"));
+            assert!(message.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{message}");
+            assert!(message.contains("0, or false, switches the alert off"), "{message}");
         }
         for value in ["nan", "inf"] {
             assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));

@@ -187,8 +187,8 @@ mod tests {
             ("b:mqtt", "port = a number"),
             ("guest@b", "username = \"guest\""),
         ] {
-            let said = address(host).expect_err(host);
-            assert!(said.contains(expected) && !said.contains('\n'), "{host}: {said}");
+            let message = address(host).expect_err(host);
+            assert!(message.contains(expected) && !message.contains('\n'), "{host}: {message}");
         }
     }
 
@@ -201,8 +201,8 @@ mod tests {
             "user:s3c@s3cret@b",
             "s3cret@",
         ] {
-            let said = address(host).expect_err(host);
-            assert!(!said.contains("s3c") || host == "s3cret@", "{said}");
+            let message = address(host).expect_err(host);
+            assert!(!message.contains("s3c") || host == "s3cret@", "{message}");
         }
     }
 
@@ -222,9 +222,12 @@ mod tests {
             "[]",
             &long,
         ] {
-            let said = address(host).expect_err(host);
-            assert!(said.contains("no name or address") && !said.contains('\u{1b}'), "{host}: {said}");
-            assert!(said.len() < 400, "{said}");
+            let message = address(host).expect_err(host);
+            assert!(
+                message.contains("no name or address") && !message.contains('\u{1b}'),
+                "{host}: {message}"
+            );
+            assert!(message.len() < 400, "{message}");
         }
     }
 

@@ -230,8 +230,8 @@ impl ModelKeys {
             within("model", "context", context as u64, 16..=1 << 20)?;
         }
         if self.chat_template.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
-            let said = "empty; use \"file\", \"built-in\" or the path of a template, or leave it out";
-            return Err(KeyError("model", "chat_template", said.into()));
+            let reason = "empty; use \"file\", \"built-in\" or the path of a template, or leave it out";
+            return Err(KeyError("model", "chat_template", reason.into()));
         }
         Ok(Model {
             path: self.path,
@@ -275,13 +275,13 @@ impl SocketKeys {
         }
         // sun_path of unix(7) holds 108 bytes with its closing zero.
         if path.as_os_str().len() > 107 {
-            let said = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
-            return Err(KeyError("socket", "path", said.into()));
+            let reason = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
+            return Err(KeyError("socket", "path", reason.into()));
         }
         let mode = self.mode.as_deref().unwrap_or("0660");
         let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
-            let said = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
-            KeyError("socket", "mode", said)
+            let reason = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
+            KeyError("socket", "mode", reason)
         })?;
         let connections = within("socket", "connections", self.connections.unwrap_or(64) as u64, 1..=4096)?;
         Ok(Socket { path, mode, connections: connections as usize })
@@ -305,18 +305,18 @@ impl MqttKeys {
         }
         let login = self.login(host)?;
         let reply_topics = self.reply_topics.take().map(broker::reply_topics).transpose();
-        let reply_topics = reply_topics.map_err(|said| KeyError("mqtt", "reply_topics", said))?;
+        let reply_topics = reply_topics.map_err(|reason| KeyError("mqtt", "reply_topics", reason))?;
         let Some(name) = self.host.filter(|host| !host.is_empty()) else {
             let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
             return match set.into_iter().find(|(_, is_set)| *is_set) {
                 Some((key, _)) => {
-                    let said = format!("missing, though {key} is set; without a host there is no link");
-                    Err(KeyError("mqtt", "host", said))
+                    let reason = format!("missing, though {key} is set; without a host there is no link");
+                    Err(KeyError("mqtt", "host", reason))
                 }
                 None => Ok(None),
             };
         };
-        let name = broker::address(&name).map_err(|said| KeyError("mqtt", "host", said))?;
+        let name = broker::address(&name).map_err(|reason| KeyError("mqtt", "host", reason))?;
         let usual = if tls.is_some() { 8883 } else { 1883 };
         let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
         let credentials = host.credentials_dir.clone();
@@ -341,15 +341,15 @@ impl MqttKeys {
         if self.tls != Some(true) {
             return match files.iter().find(|(_, file)| file.is_some()) {
                 Some((key, _)) => {
-                    let said = "set, but nothing is encrypted; add tls = true, or take this key out";
-                    Err(KeyError("mqtt", key, said.into()))
+                    let reason = "set, but nothing is encrypted; add tls = true, or take this key out";
+                    Err(KeyError("mqtt", key, reason.into()))
                 }
                 None => Ok(None),
             };
         }
         let missing = |key, other| {
-            let said = format!("missing, though {other} is set; a client certificate needs both");
-            Err(KeyError("mqtt", key, said))
+            let reason = format!("missing, though {other} is set; a client certificate needs both");
+            Err(KeyError("mqtt", key, reason))
         };
         let client = match (self.cert_file.take(), self.key_file.take()) {
             (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
@@ -363,8 +363,8 @@ impl MqttKeys {
     fn login(&mut self, host: &Host) -> KeyResult<Option<Login>> {
         let Some(username) = self.username.take() else {
             if self.password_file.is_some() {
-                let said = "missing, though password_file is set; name the user too";
-                return Err(KeyError("mqtt", "username", said.into()));
+                let reason = "missing, though password_file is set; name the user too";
+                return Err(KeyError("mqtt", "username", reason.into()));
             }
             return Ok(None);
         };
@@ -389,8 +389,8 @@ impl Version {
 fn check_group(group: &str, device: &Device) -> KeyResult<()> {
     topic_level(group, "mqtt", "group")?;
     if *group == device.id {
-        let said = format!("\"{group}\" is device.id too, and both would share topics; choose another");
-        return Err(KeyError("mqtt", "group", said));
+        let reason = format!("\"{group}\" is device.id too, and both would share topics; choose another");
+        return Err(KeyError("mqtt", "group", reason));
     }
     Ok(())
 }
@@ -418,8 +418,8 @@ impl CacheKeys {
             None | Some("client") => CacheScope::Client,
             Some("all") => CacheScope::All,
             Some(other) => {
-                let said = format!("\"{}\" is neither \"client\" nor \"all\"", shown(other));
-                return Err(KeyError("cache", "scope", said));
+                let reason = format!("\"{}\" is neither \"client\" nor \"all\"", shown(other));
+                return Err(KeyError("cache", "scope", reason));
             }
         };
         Ok(Cache { scope })
@@ -440,10 +440,10 @@ impl TelemetryKeys {
     /// Both values or neither, since a linear estimate needs two points.
     fn board_watts(&self) -> KeyResult<Option<BoardWatts>> {
         let missing = |missing, given| {
-            let said = format!(
+            let reason = format!(
                 "missing, though {given} is set; an estimate needs both, measured at rest and at work"
             );
-            Err(KeyError("telemetry", missing, said))
+            Err(KeyError("telemetry", missing, reason))
         };
         let (idle, full) = match (self.idle_watts, self.full_watts) {
             (None, None) => return Ok(None),
@@ -452,10 +452,10 @@ impl TelemetryKeys {
             (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
         };
         if full <= idle {
-            let said = format!(
+            let reason = format!(
                 "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
             );
-            return Err(KeyError("telemetry", "full_watts", said));
+            return Err(KeyError("telemetry", "full_watts", reason));
         }
         Ok(Some(BoardWatts { idle, full }))
     }
@@ -503,8 +503,8 @@ impl LogKeys {
             Some("debug") => Level::Debug,
             Some("trace") => Level::Trace,
             Some(other) => {
-                let said = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
-                return Err(KeyError("log", "level", said));
+                let reason = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
+                return Err(KeyError("log", "level", reason));
             }
         };
         Ok(Log { level })
@@ -520,8 +520,8 @@ fn within(
     if range.contains(&value) {
         return Ok(value);
     }
-    let said = format!("{value} is outside {} to {}", range.start(), range.end());
-    Err(KeyError(section, key, said))
+    let reason = format!("{value} is outside {} to {}", range.start(), range.end());
+    Err(KeyError(section, key, reason))
 }
 
 /// The power of a board in watts: more than 0, and no more than is plausible for sensors.
@@ -544,8 +544,8 @@ fn folder(
         return Ok(None);
     }
     if folder.is_relative() {
-        let said = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-        return Err(KeyError(section, key, said));
+        let reason = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
+        return Err(KeyError(section, key, reason));
     }
     Ok(Some(folder))
 }
@@ -567,9 +567,9 @@ fn shown(value: &str) -> String {
 fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
     let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
     if text.is_empty() || text.len() > 128 || text.contains(bad) {
-        let said =
+        let reason =
             format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
-        return Err(KeyError(section, key, said));
+        return Err(KeyError(section, key, reason));
     }
     Ok(())
 }

@@ -99,20 +99,20 @@ impl Admission {
         let place = self.shares.find_slot(client, self.worker_is_idle);
         if place == Slot::None || !own_fit {
             let count = self.waiting.count(client);
-            let said = format!("{count} requests of this client wait already; ask again later");
-            return Err(self.refuse_for_now(Code::QueueFull, said));
+            let message = format!("{count} requests of this client wait already; ask again later");
+            return Err(self.refuse_for_now(Code::QueueFull, message));
         }
         if !texts_fit {
             let mib = MAX_WAITING_TEXTS >> 20;
-            let said = format!("the requests that wait fill {mib} MiB; ask again later, or for less");
-            return Err(self.refuse_for_now(Code::BudgetExceeded, said));
+            let message = format!("the requests that wait fill {mib} MiB; ask again later, or for less");
+            return Err(self.refuse_for_now(Code::BudgetExceeded, message));
         }
         let Slot::TakenFrom(client) = place else { return Ok(None) };
         let from = client.to_owned();
         let job = self.waiting.pop_last(&from).expect("who holds a place has something waiting");
         self.release_slot(&job);
-        let said = "others wait, and this client has more than its share of the queue; ask again later";
-        Ok(Some((job, self.refuse_for_now(Code::QueueFull, said.into()))))
+        let message = "others wait, and this client has more than its share of the queue; ask again later";
+        Ok(Some((job, self.refuse_for_now(Code::QueueFull, message.into()))))
     }
 
     /// Frees the place of a request that no longer waits.
@@ -125,13 +125,13 @@ impl Admission {
     /// The refusal of requests while memory is short.
     pub fn memory_refusal(&self) -> Refusal {
         let mib = self.memory_guard.budget() >> 20;
-        let said = format!("the memory budget of {mib} MiB is nearly used up; ask again later");
-        self.refuse_for_now(Code::BudgetExceeded, said)
+        let message = format!("the memory budget of {mib} MiB is nearly used up; ask again later");
+        self.refuse_for_now(Code::BudgetExceeded, message)
     }
 
-    fn refuse_for_now(&self, code: Code, said: String) -> Refusal {
+    fn refuse_for_now(&self, code: Code, message: String) -> Refusal {
         let retry_after_ms = Some((self.mean_answer_s * 1000.0).ceil() as u64);
-        Refusal { retry_after_ms, ..Refusal::new(code, said) }
+        Refusal { retry_after_ms, ..Refusal::new(code, message) }
     }
 
     /// Updates the memory guard; `is_running` is whether a request runs.
@@ -199,8 +199,8 @@ pub(super) fn expiry(job: &QueuedRequest, now: Instant) -> Option<Refusal> {
     }
     if job.deadline.is_some_and(|deadline| now >= deadline) {
         let waited = now.saturating_duration_since(job.inbound.received).as_millis();
-        let said = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
-        return Some(Refusal::new(Code::Timeout, said));
+        let message = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
+        return Some(Refusal::new(Code::Timeout, message));
     }
     None
 }

@@ -80,7 +80,7 @@ impl fmt::Display for DaemonError {
         match self {
             DaemonError::Model(error) => error.fmt(f),
             DaemonError::Budget(error) => error.fmt(f),
-            DaemonError::Socket(said) | DaemonError::Setup(said) => said.fmt(f),
+            DaemonError::Socket(message) | DaemonError::Setup(message) => message.fmt(f),
         }
     }
 }
@@ -131,8 +131,8 @@ pub async fn run(
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
     unix::allow_files(config.socket.connections);
-    let mut signals =
-        Signals::listen().map_err(|error| DaemonError::Setup(format!("signals cannot be heard: {error}")))?;
+    let mut signals = Signals::listen()
+        .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
@@ -206,9 +206,9 @@ async fn join_worker(worker: std::thread::JoinHandle<()>) -> Result<(), DaemonEr
     let deadline = Instant::now() + WORKER_STOP_TIMEOUT;
     while !worker.is_finished() {
         if Instant::now() >= deadline {
-            let said =
+            let message =
                 format!("the worker did not end its step in {WORKER_STOP_TIMEOUT:?}; stopped without it");
-            return Err(DaemonError::Setup(said));
+            return Err(DaemonError::Setup(message));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -302,7 +302,7 @@ impl Daemon {
             }
         }
         info!("stopped");
-        fault.map_or(Ok(()), |said| Err(DaemonError::Setup(said)))
+        fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
     }
 
     /// Starts the background tasks.
@@ -426,7 +426,7 @@ impl Daemon {
                     Ok(error) => error.to_string(),
                     Err(_) => "the worker thread died; standard error says where".into(),
                 }),
-                said = self.queue.memory.stuck() => return Some(said),
+                message = self.queue.memory.stuck() => return Some(message),
                 Some(ended) = transports.join_next() => return Some(format!("a transport ended by itself: {ended:?}")),
                 Some(ended) = background.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
             }
@@ -518,10 +518,10 @@ mod tests {
         let (_alive, worker) = oneshot::channel();
         let mut transports = JoinSet::new();
         transports.spawn(async { panic!("a fault of ours") });
-        let said = fault(worker, transports).await;
+        let message = fault(worker, transports).await;
         assert!(
-            said.starts_with("a transport ended by itself: ") && said.contains("a fault of ours"),
-            "{said}"
+            message.starts_with("a transport ended by itself: ") && message.contains("a fault of ours"),
+            "{message}"
         );
     }
 }

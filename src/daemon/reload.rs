@@ -37,7 +37,7 @@ impl LiveSettings {
     pub fn reload(&mut self) {
         match (self.read_config)() {
             Ok(wanted) => self.apply(&wanted),
-            Err(said) => error!("not reloaded, the settings stay as they were: {said}"),
+            Err(message) => error!("not reloaded, the settings stay as they were: {message}"),
         }
     }
 

@@ -100,9 +100,9 @@ impl TextfileExporter {
                 Some(StatusChange::Recovered) => {
                     info!("telemetry.textfile: {} is written again", path.display())
                 }
-                Some(StatusChange::Failed(said)) => {
+                Some(StatusChange::Failed(message)) => {
                     let way_out = "its folder must be there and writable (under systemd: ReadWritePaths=)";
-                    warn!("telemetry.textfile: {said}; {way_out}");
+                    warn!("telemetry.textfile: {message}; {way_out}");
                 }
             }
         });
@@ -132,8 +132,8 @@ async fn warn_if_hanging(
         return;
     }
     if locked(&condition).record_hang() {
-        let said = "broker look-ups and the store of answers wait for it too; put it on a local disk";
-        warn!("telemetry.textfile: {} is not written after {HANG_TIMEOUT:?}; {said}", path.display());
+        let message = "broker look-ups and the store of answers wait for it too; put it on a local disk";
+        warn!("telemetry.textfile: {} is not written after {HANG_TIMEOUT:?}; {message}", path.display());
     }
     let _ = writing.await; // it says itself how it went
 }

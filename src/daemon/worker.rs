@@ -95,8 +95,8 @@ impl Worker {
     /// it starts.
     fn load(&self, file: ModelFile, options: &engine::Options) -> Result<Engine, LoadError> {
         pool::keep_to(&self.budget.allowed_cpus);
-        let said = Threads { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
-        Ok(file.load(options)?.tuned(said))
+        let reason = Threads { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+        Ok(file.load(options)?.tuned(reason))
     }
 
     /// Answers requests until the queue is closed, or the model's file has changed.
@@ -210,8 +210,8 @@ impl Worker {
 
     /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.
     fn refuse_for_lost_model(&self, inbound: Inbound, error: LoadError) -> LoadError {
-        let said = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
-        self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, said));
+        let reason = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
+        self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, reason));
         error
     }
 
@@ -297,12 +297,12 @@ impl Drop for WorkerEndGuard<'_> {
 }
 
 /// Logs the tuned numbers of threads when both are known, and when one changes.
-fn log_thread_counts(found: Threads, said: &mut Threads) {
+fn log_thread_counts(found: Threads, reason: &mut Threads) {
     if let Threads { decode: Some(decode), prefill: Some(prefill) } = found
-        && found != *said
+        && found != *reason
     {
         info!("threads: decode {decode}, prefill {prefill}");
-        *said = found;
+        *reason = found;
     }
 }
 

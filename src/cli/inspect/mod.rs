@@ -180,7 +180,7 @@ struct LayoutPerplexity {
 pub(super) fn run(args: Inspect) -> Result<(), Failure> {
     let source = args.model.clone().map_or(Source::BuiltIn, Source::File);
     let opened = open(&args, &source);
-    let mut said = match (&opened, &args.model) {
+    let mut report = match (&opened, &args.model) {
         (Ok(file), _) => describe(&args, file.file()),
         // The contents are shown also for a model that cannot be run.
         (Err(error), Some(path)) => match Map::open(path).ok().and_then(|map| Gguf::parse(map).ok()) {
@@ -190,13 +190,13 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         (Err(error), None) => return Err(error.clone().into()),
     };
     let outcome = match opened {
-        Ok(file) => add_model(&mut said, file, args.check),
+        Ok(file) => add_model(&mut report, file, args.check),
         Err(error) => Err(error.into()),
     };
-    said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
+    report.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
-        false => print(render::page(&said, args.tensors).as_bytes())?,
+        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        false => print(render::page(&report, args.tensors).as_bytes())?,
     }
     outcome
 }
@@ -264,9 +264,9 @@ fn shortest(x: f64) -> f64 {
 }
 
 /// Adds what needs a model that can be run.
-fn add_model(said: &mut InspectReport, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
+fn add_model(report: &mut InspectReport, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
     let shape = file.shape();
-    said.model = Some(ModelFacts {
+    report.model = Some(ModelFacts {
         architecture: shape.arch.clone(),
         layers: shape.layers,
         width: shape.dim,
@@ -277,15 +277,15 @@ fn add_model(said: &mut InspectReport, file: ModelFile, wants_check: bool) -> Re
         vocabulary: shape.vocab,
         context: shape.context,
     });
-    said.head = head(&file);
-    said.memory = Some(memory(&file));
-    said.tokenizer = Some(tokenizer(&file.tokenizer()?));
-    said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
+    report.head = head(&file);
+    report.memory = Some(memory(&file));
+    report.tokenizer = Some(tokenizer(&file.tokenizer()?));
+    report.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
         // The file's own head is enough to compare layouts; another format would be derived only for this check.
         let file = file.with_head(Some(HeadForm::File))?;
         let figures = file.check(&Options { threads: host::host().threads(), ..Options::default() })?;
-        said.check = Some(check(&file, &figures));
+        report.check = Some(check(&file, &figures));
         if let Some(refusal) = file.refusal(&figures) {
             return Err(refusal.into());
         }

@@ -8,32 +8,32 @@ use std::fmt::Write;
 /// Characters of a text that are shown; chat templates have thousands.
 const MAX_SHOWN: usize = 60;
 
-pub(super) fn page(said: &InspectReport, tensors: bool) -> String {
+pub(super) fn page(report: &InspectReport, tensors: bool) -> String {
     let mut out = String::new();
-    head(&mut out, said).expect("into a string");
+    head(&mut out, report).expect("into a string");
     if tensors {
-        for tensor in &said.tensors {
+        for tensor in &report.tensors {
             let shape = format!("{:?}", tensor.shape);
             writeln!(out, "  {:<36} {:<6} {shape}", printable(&tensor.name), tensor.kind)
                 .expect("into a string");
         }
     }
-    if let Some(head) = &said.head {
+    if let Some(head) = &report.head {
         writeln!(out, "\nhead  {}", reading(head)).expect("into a string");
     }
-    if let Some(memory) = &said.memory {
+    if let Some(memory) = &report.memory {
         plan(&mut out, memory).expect("into a string");
     }
-    if let Some(check) = &said.check {
+    if let Some(check) = &report.check {
         figures(&mut out, check).expect("into a string");
     }
     out
 }
 
-fn head(out: &mut String, said: &InspectReport) -> std::fmt::Result {
-    let name = said.name.as_deref().map_or(String::new(), |name| format!("{}, ", printable(name)));
-    writeln!(out, "{name}{}, {:.1} MB", printable(&said.file), said.bytes as f64 / 1e6)?;
-    if let Some(model) = &said.model {
+fn head(out: &mut String, report: &InspectReport) -> std::fmt::Result {
+    let name = report.name.as_deref().map_or(String::new(), |name| format!("{}, ", printable(name)));
+    writeln!(out, "{name}{}, {:.1} MB", printable(&report.file), report.bytes as f64 / 1e6)?;
+    if let Some(model) = &report.model {
         writeln!(
             out,
             "{}: {} layers, {} wide, {} heads over {} of {}, feed-forward {}, vocabulary {}, context {}",
@@ -48,7 +48,7 @@ fn head(out: &mut String, said: &InspectReport) -> std::fmt::Result {
             model.context
         )?;
     }
-    if let Some(tokenizer) = &said.tokenizer {
+    if let Some(tokenizer) = &report.tokenizer {
         let texts = |tokens: &[TokenText]| {
             tokens.iter().map(|t| format!("{} {}", t.id, printable(&t.text))).collect::<Vec<_>>().join(", ")
         };
@@ -60,15 +60,15 @@ fn head(out: &mut String, said: &InspectReport) -> std::fmt::Result {
         }
     }
     writeln!(out, "\nmetadata")?;
-    for entry in &said.metadata {
+    for entry in &report.metadata {
         writeln!(out, "  {:<44} {}", printable(&entry.key), value(&entry.value))?;
     }
     writeln!(out, "\ntensors")?;
-    if let Some(layout) = said.i2s_layout {
-        let known = if layout == "auto" { "found out when it is loaded (--check shows how)" } else { layout };
+    if let Some(layout) = report.i2s_layout {
+        let known = if layout == "auto" { "detected when it is loaded (--check shows how)" } else { layout };
         writeln!(out, "  layout of I2_S: {known}")?;
     }
-    for count in &said.types {
+    for count in &report.types {
         writeln!(out, "  {:<6} {:>5} {:>10.1} MB", count.kind, count.tensors, count.bytes as f64 / 1e6)?;
     }
     Ok(())
@@ -130,13 +130,15 @@ fn plan(out: &mut String, memory: &MemoryNeeds) -> std::fmt::Result {
 }
 
 fn figures(out: &mut String, check: &LayoutCheck) -> std::fmt::Result {
-    writeln!(out, "\nperplexity of a short text; blind guessing has {}", check.chance)?;
+    writeln!(out, "\nperplexity of a short text; random guessing has {}", check.chance)?;
     for figure in &check.layouts {
         writeln!(out, "  read as {:<4} {:>12.1}", figure.layout, figure.perplexity)?;
     }
     let verdict = match (check.trained, check.layout) {
         (false, Some(layout)) if layout != "128" => {
-            format!("{layout} foretells, but it looks untrained, and auto reads 128: name the layout")
+            format!(
+                "{layout} is better than chance, but it looks untrained, and auto reads 128: name the layout"
+            )
         }
         (_, Some(layout)) => format!("it is read as {layout}"),
         (false, None) => {

@@ -108,9 +108,9 @@ pub(in crate::cli) fn run(args: Convert) -> Result<(), Failure> {
             Err(error.within(&place).into())
         }
         Err(convert::Failure::Output(error)) => {
-            let said =
+            let message =
                 format!("{}: {error}; the same command goes on from there", one_line_path(part.path()));
-            Err(Failure::system(said))
+            Err(Failure::system(message))
         }
     }
 }
@@ -126,7 +126,7 @@ fn refused(output: &Path, error: &io::Error) -> Failure {
 
 fn check_paths(args: &Convert) -> Result<(), Failure> {
     let (input, output) = (&args.input, &args.output);
-    let usage = |said: &str| Err(Failure::usage(format!("{}: {said}", one_line_path(output))));
+    let usage = |message: &str| Err(Failure::usage(format!("{}: {message}", one_line_path(output))));
     let is_input = |path: &Path| {
         input.canonicalize().ok().zip(path.canonicalize().ok()).is_some_and(|(input, path)| input == path)
     };
@@ -167,13 +167,13 @@ fn plan(args: &Convert, place: &str) -> Result<(Plan, Vec<PathBuf>), LoadError> 
     let map = Map::open(&args.input);
     let map = map.map_err(|error| LoadError::new(place, format!("cannot be read: {error}")))?;
     let file = Gguf::parse(map).map_err(|error| within(with_name(error, &args.input)))?;
-    let mut said = None;
+    let mut message = None;
     let has_layout = file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S);
     if has_layout && Layout::named(&args.from_layout).is_none() {
-        (options.from, said) = detect_layout(&args.input)?;
+        (options.from, message) = detect_layout(&args.input)?;
     }
     let mut plan = Plan::file(&file, &options).map_err(within)?;
-    said.into_iter().for_each(|said| plan.note(said));
+    message.into_iter().for_each(|message| plan.note(message));
     Ok((plan, vec![args.input.clone()]))
 }
 
@@ -183,8 +183,8 @@ fn detect_layout(input: &Path) -> Result<(Layout, Option<String>), LoadError> {
     let file = ModelFile::open(&Source::File(input.to_owned()), None)?;
     // Another format of the head would be derived only for this check.
     let engine = file.with_head(Some(HeadForm::File))?.load(&run)?;
-    let said = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
-    Ok((engine.layout(), said))
+    let message = engine.notes().iter().find(|note| note.contains("I2_S")).cloned();
+    Ok((engine.layout(), message))
 }
 
 /// Checks for enough free disk space before the conversion begins.
@@ -197,8 +197,8 @@ fn check_disk_space(output: &Path, plan: &Plan) -> Result<(), Failure> {
     match wanted <= free {
         true => Ok(()),
         false => {
-            let said = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
-            Err(Failure::system(format!("{}: {said}; make room", one_line_path(output))))
+            let message = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
+            Err(Failure::system(format!("{}: {message}; make room", one_line_path(output))))
         }
     }
 }
@@ -240,12 +240,12 @@ fn verify_output(part: &Part, plan: &Plan) -> Result<(), LoadError> {
 struct ProgressLine {
     terminal: bool,
     /// Stage and tenths of the last line.
-    said: Option<(Stage, u64)>,
+    message: Option<(Stage, u64)>,
 }
 
 impl ProgressLine {
     fn new() -> Self {
-        ProgressLine { terminal: io::stderr().is_terminal(), said: None }
+        ProgressLine { terminal: io::stderr().is_terminal(), message: None }
     }
 
     /// An error is ignored, since progress is not essential.
@@ -275,8 +275,8 @@ impl ProgressLine {
             return Self::write_stderr(&format!("\r[{bar}] {counts} {tensor}\x1b[K"));
         }
         let tenths = progress.done * 10 / total;
-        if self.said != Some((progress.stage, tenths)) {
-            self.said = Some((progress.stage, tenths));
+        if self.message != Some((progress.stage, tenths)) {
+            self.message = Some((progress.stage, tenths));
             self.line(&format!("{} % of {} MiB {doing}", tenths * 10, mib(total)));
         }
     }

@@ -1,4 +1,5 @@
-//! `bitnetd logits`: one forward pass, every position's logits into a file.
+//! `bitnetd logits`: writes the logits of every position of one forward pass to a file. Deliberately samples
+//! nothing.
 
 use crate::cli::Failure;
 use crate::cli::model_args::ModelArgs;
@@ -24,7 +25,7 @@ pub(in crate::cli) fn run(args: Logits) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::usage(format!("{}: {error}", args.out.display()));
     let mut out = BufWriter::new(File::create(&args.out).map_err(failed)?);
     let mut written = Ok(());
-    // Nothing of one pass is read back from a rounded cache.
+    // An f32 cache, so that nothing is rounded.
     let mut session = engine.exact_session(args.tokens.len());
     let pass = session.logits(&args.tokens, |_, logits| {
         if written.is_ok() {

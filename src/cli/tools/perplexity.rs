@@ -50,9 +50,9 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     let tokens = engine.tokenizer().encode(&text);
     let bos = engine.tokenizer().begin();
     if tokens.len() + usize::from(bos.is_some()) < 2 {
-        let said = format!("{}: nothing in it can be foretold; give a longer text", args.text.display())
+        let output = format!("{}: it has no token to predict; give a longer text", args.text.display())
             .replace(char::is_control, "?");
-        return Err(Failure::usage(said));
+        return Err(Failure::usage(output));
     }
     let shape = engine.model().shape();
     if shape.context < MIN_WINDOW {
@@ -75,7 +75,7 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     if watched {
         let _ = write!(std::io::stderr(), "\r\x1b[K"); // clears the progress line
     }
-    let said = PerplexityOutput {
+    let output = PerplexityOutput {
         model: engine.name().to_owned(),
         perplexity: figure.value(),
         error: Some(figure.error()).filter(|error| error.is_finite()),
@@ -85,15 +85,15 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
         kernel: engine.model().kernels().name(),
     };
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
-        false => print(line(&said).as_bytes()),
+        true => print(format!("{}\n", serde_json::to_string(&output).expect("numbers")).as_bytes()),
+        false => print(line(&output).as_bytes()),
     }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
     // A path with a line break must not break the error's line.
     let place = path.display().to_string().replace(char::is_control, "?");
-    let failed = |said: String| Failure::usage(format!("{place}: {said}"));
+    let failed = |output: String| Failure::usage(format!("{place}: {output}"));
     let facts = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
     if !facts.is_file() {
         return Err(failed("not a regular file".into()));
@@ -115,10 +115,10 @@ fn progress(so_far: &Figure, tokens: usize) {
     );
 }
 
-fn line(said: &PerplexityOutput) -> String {
-    let error = said.error.map_or(String::new(), |error| format!(" +/- {error:.3}"));
+fn line(output: &PerplexityOutput) -> String {
+    let error = output.error.map_or(String::new(), |error| format!(" +/- {error:.3}"));
     format!(
-        "perplexity {:.3}{error} over {} tokens in windows of {}; blind guessing has {}\n",
-        said.perplexity, said.tokens, said.context, said.chance
+        "perplexity {:.3}{error} over {} tokens in windows of {}; random guessing has {}\n",
+        output.perplexity, output.tokens, output.context, output.chance
     )
 }

@@ -1,4 +1,4 @@
-//! `bitnetd tokenize`: a text as token ids.
+//! `bitnetd tokenize`: prints the token ids of a text. Deliberately reads no weights.
 
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print, text_unchanged};
@@ -12,15 +12,15 @@ pub(in crate::cli) struct Tokenize {
     #[arg(long)]
     special: bool,
     /// The text; read from standard input when left out or `-`
-    // Any text may be asked about, also one that looks like a flag.
+    // Any text is accepted, also one that looks like a flag.
     #[arg(value_name = "TEXT|-", allow_hyphen_values = true)]
     text: Option<String>,
 }
 
 pub(in crate::cli) fn run(args: Tokenize) -> Result<(), Failure> {
-    // A byte-order mark too: who asks for ids wants those of every character.
+    // A byte-order mark is kept, since the ids are those of every character.
     let text = text_unchanged(args.text.as_deref())?;
-    // Not a weight is read for it.
+    // No weights are read.
     let tokenizer = args.model.open()?.tokenizer()?;
     let ids = match args.special {
         true => tokenizer.encode_with_specials(&text),

@@ -173,9 +173,12 @@ fn sanitized(report: Value) -> Value {
 }
 
 fn refused(report: &Value) -> Failure {
-    let said =
+    let reason =
         report["message"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    Failure { code: 5, message: format!("refused ({}): {said}", report["code"].as_str().unwrap_or_default()) }
+    Failure {
+        code: 5,
+        message: format!("refused ({}): {reason}", report["code"].as_str().unwrap_or_default()),
+    }
 }
 
 /// What a signal means for the view.

@@ -87,7 +87,7 @@ impl ReportView<'_> {
 pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize, colours: bool) -> String {
     let view = ReportView(report);
     let mut lines = vec![title(&view, socket), String::new()];
-    lines.extend(alerts(&view).map(|said| style(&said, ALARM, colours)));
+    lines.extend(alerts(&view).map(|shown| style(&shown, ALARM, colours)));
     let rows = [
         ("power", power(&view, &trends.power)),
         ("energy", energy(&view)),
@@ -100,7 +100,7 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("broker", broker(&view)),
     ];
     let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
-    lines.extend(rows.into_iter().filter_map(|(row, said)| Some(format!("{} {}", name(row), said?))));
+    lines.extend(rows.into_iter().filter_map(|(row, shown)| Some(format!("{} {}", name(row), shown?))));
     lines.push(String::new());
     lines.extend(latency(&view));
     lines.iter().map(|line| truncate_columns(line, width) + "\n").collect()
@@ -175,16 +175,16 @@ fn power(view: &ReportView<'_>, trend: &Trend) -> Option<String> {
 }
 
 fn energy(view: &ReportView<'_>) -> Option<String> {
-    let mut said = joules(view.number("/energy/joules")?);
+    let mut shown = joules(view.number("/energy/joules")?);
     let parts = [
         ("for requests", view.number("/energy/requests_joules").map(joules)),
         ("a token", view.number("/energy/joules_per_token").map(joules)),
         ("of it above idle", view.number("/energy/joules_per_token_above_idle").map(joules)),
     ];
     for (of, joules) in parts.into_iter().filter_map(|(of, joules)| Some((of, joules?))) {
-        write!(said, ", {joules} {of}").expect("a string takes everything");
+        write!(shown, ", {joules} {of}").expect("a string takes everything");
     }
-    Some(said)
+    Some(shown)
 }
 
 fn joules(joules: f64) -> String {
@@ -206,8 +206,8 @@ fn throttled(view: &ReportView<'_>) -> Option<String> {
     let reasons = |when: &str| {
         let flags = view.0.pointer(&format!("/thermal/throttling/{when}"))?.as_object()?;
         let raised = flags.iter().filter(|(_, flag)| **flag == Value::Bool(true));
-        let said = raised.map(|(name, _)| spaced(name)).collect::<Vec<_>>().join(", ");
-        Some(if said.is_empty() { "no".to_owned() } else { said })
+        let shown = raised.map(|(name, _)| spaced(name)).collect::<Vec<_>>().join(", ");
+        Some(if shown.is_empty() { "no".to_owned() } else { shown })
     };
     match (reasons("now"), view.flag("/thermal/under_voltage/value")) {
         (Some(now), _) => Some(format!("{now}; since the board was switched on: {}", reasons("since_boot")?)),
@@ -280,8 +280,8 @@ fn broker(view: &ReportView<'_>) -> Option<String> {
 }
 
 fn joined(parts: impl IntoIterator<Item = Option<String>>) -> Option<String> {
-    let said = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
-    (!said.is_empty()).then_some(said)
+    let shown = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    (!shown.is_empty()).then_some(shown)
 }
 
 const QUANTITIES: [(&str, &str); 4] = [
@@ -339,21 +339,21 @@ mod tests {
 
     #[test]
     fn what_a_board_does_not_tell_has_no_row() {
-        let said = drawn(&report_of(Snapshot::default()), 200, false);
+        let shown = drawn(&report_of(Snapshot::default()), 200, false);
         for row in ["power", "energy", "heat", "throttled", "memory", "broker"] {
-            assert!(!said.lines().any(|line| line.starts_with(row)), "{row}: {said}");
+            assert!(!shown.lines().any(|line| line.starts_with(row)), "{row}: {shown}");
         }
-        assert!(said.contains("requests    0 running, 0 waiting; 0 answered"), "{said}");
-        assert!(!said.contains("null") && !said.contains('\x1b'), "{said}");
+        assert!(shown.contains("requests    0 running, 0 waiting; 0 answered"), "{shown}");
+        assert!(!shown.contains("null") && !shown.contains('\x1b'), "{shown}");
     }
 
     #[test]
     fn what_a_board_tells_is_shown_with_where_it_is_from() {
         let board = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards/ina219");
         let report = report_of(Sensors::new(&board).read(Instant::now()));
-        let said = drawn(&report, 200, false);
-        assert!(said.contains("\npower       4.86 W (measured, as wired)\n"), "{said}");
-        assert!(said.contains("\nheat        "), "{said}");
+        let shown = drawn(&report, 200, false);
+        assert!(shown.contains("\npower       4.86 W (measured, as wired)\n"), "{shown}");
+        assert!(shown.contains("\nheat        "), "{shown}");
     }
 
     #[test]
@@ -373,8 +373,8 @@ mod tests {
     fn alerts_come_first_and_stand_out() {
         let mut report = report_of(Snapshot::default());
         report["alerts"] = json!(["under_voltage", "queue"]);
-        let said = drawn(&report, 80, true);
-        let lines: Vec<&str> = said.lines().collect();
+        let shown = drawn(&report, 80, true);
+        let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines[2], "\x1b[1;31mALERT       under voltage\x1b[0m");
         assert_eq!(lines[3], "\x1b[1;31mALERT       queue\x1b[0m");
     }
@@ -387,9 +387,9 @@ mod tests {
         };
         let mut report = report_of(Snapshot::default());
         report["thermal"]["throttling"] = json!({ "now": flags(false), "since_boot": flags(true) });
-        let said = drawn(&report, 100, false);
+        let shown = drawn(&report, 100, false);
         let row = "\nthrottled   no; since the board was switched on: throttled, under voltage\n";
-        assert!(said.contains(row), "{said}");
+        assert!(shown.contains(row), "{shown}");
         report["thermal"]["throttling"] = Value::Null;
         report["thermal"]["under_voltage"] = json!({ "value": true });
         assert!(drawn(&report, 100, false).contains("\nthrottled   under voltage\n"));
@@ -412,12 +412,12 @@ mod tests {
         let mut report = report_of(Snapshot::default());
         report["latency"]["total_ms"] =
             json!({ "p50": 12_345.6, "p95": 99_999.0, "p99": 99_999.0, "count": 99_999 });
-        let said = drawn(&report, 200, false);
-        let table: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("ms")).collect();
-        assert!(table.iter().all(|line| line.chars().count() <= 80), "{said}");
+        let shown = drawn(&report, 200, false);
+        let table: Vec<&str> = shown.lines().skip_while(|line| !line.starts_with("ms")).collect();
+        assert!(table.iter().all(|line| line.chars().count() <= 80), "{shown}");
         assert!(
             table[0].ends_with("since start (99999)") && table[5].ends_with(" 12346  99999  99999"),
-            "{said}"
+            "{shown}"
         );
     }
 

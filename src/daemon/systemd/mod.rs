@@ -138,12 +138,12 @@ impl StatusReporter {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return std::future::pending().await; // not started by systemd
         }
-        let mut said = String::new();
+        let mut message = String::new();
         while !draining.is_cancelled() {
             let status = self.status();
-            if status != said {
+            if status != message {
                 notify(&[NotifyState::Status(&status)]);
-                said = status;
+                message = status;
             }
             sleep(STATUS_INTERVAL).await;
         }
@@ -211,7 +211,7 @@ fn notify(state: &[NotifyState<'_>]) {
         && !IS_SAID.swap(true, Ordering::Relaxed)
     {
         let socket = socket.to_string_lossy();
-        warn!("NOTIFY_SOCKET {socket}: systemd cannot be told: {error}; it is not said again");
+        warn!("NOTIFY_SOCKET {socket}: systemd cannot be told: {error}; it is not message again");
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(choose_socket(0, ""), Ok(None));
         assert_eq!(choose_socket(1, ""), Ok(Some(0)));
         assert_eq!(choose_socket(1, "requests"), Ok(Some(0)));
-        let said = choose_socket(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
-        assert!(said.contains("bitnetd-http.socket") && said.contains("2 sockets"), "{said}");
+        let message = choose_socket(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
+        assert!(message.contains("bitnetd-http.socket") && message.contains("2 sockets"), "{message}");
     }
 }

@@ -63,20 +63,20 @@ mod tests {
     #[test]
     fn alerts_that_are_raised_are_named() {
         let alerts = vec!["temperature".to_owned(), "queue".to_owned()];
-        let said = StatusLine { alerts, ..IDLE }.to_string();
-        assert!(said.ends_with("0 waiting, alert: temperature, queue"), "{said}");
+        let message = StatusLine { alerts, ..IDLE }.to_string();
+        assert!(message.ends_with("0 waiting, alert: temperature, queue"), "{message}");
     }
 
     #[test]
     fn a_broker_is_connected_or_it_says_why_not() {
-        let said = |link: LinkState| StatusLine { link: Some(&link), ..IDLE }.to_string();
+        let message = |link: LinkState| StatusLine { link: Some(&link), ..IDLE }.to_string();
         let problem = Some("mqtt b:1883: connection refused".to_owned());
-        assert!(said(LinkState::default()).ends_with(", connecting to the broker"));
+        assert!(message(LinkState::default()).ends_with(", connecting to the broker"));
         let online = LinkState { connected: true, subscribed: true, ..LinkState::default() };
-        assert!(said(online).ends_with(", broker connected"));
-        let away = said(LinkState { problem: problem.clone(), ..LinkState::default() });
+        assert!(message(online).ends_with(", broker connected"));
+        let away = message(LinkState { problem: problem.clone(), ..LinkState::default() });
         assert!(away.ends_with(", no broker: mqtt b:1883: connection refused"), "{away}");
-        let deaf = said(LinkState { connected: true, problem, ..LinkState::default() });
+        let deaf = message(LinkState { connected: true, problem, ..LinkState::default() });
         assert!(deaf.ends_with(", broker connected, but mqtt b:1883: connection refused"), "{deaf}");
     }
 

@@ -210,8 +210,8 @@ fn the_payload_is_that_of_the_contract() {
 fn names_are_the_same_everywhere() {
     for kind in Kind::ALL {
         assert_eq!(serde_json::to_value(kind).expect("a word"), kind.name());
-        for said in [rules::raised_message(kind, 1.0, 1.0), rules::cleared_message(kind, 1.0)] {
-            assert!(!said.is_empty() && !said.contains('\n'), "{said}");
+        for text in [rules::raised_message(kind, 1.0, 1.0), rules::cleared_message(kind, 1.0)] {
+            assert!(!text.is_empty() && !text.contains('\n'), "{text}");
         }
     }
     for state in [State::Raised, State::Cleared] {

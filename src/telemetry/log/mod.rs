@@ -215,9 +215,9 @@ mod tests {
         let fields = [("client", "mqtt:a\nERROR fire\u{1b}[2J")];
         let mut record = Record::builder();
         let record = record.level(Level::Info).key_values(&fields);
-        let said = format_line(&record.args(format_args!("hello\r\nWARN  b")).build());
-        assert_eq!(said.matches('\n').count(), 1, "{said}");
-        assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{said}");
+        let message = format_line(&record.args(format_args!("hello\r\nWARN  b")).build());
+        assert_eq!(message.matches('\n').count(), 1, "{message}");
+        assert!(!message.contains('\u{1b}') && !message.contains('\r'), "{message}");
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
             .line(Some(1));
         let record = record.args(format_args!("a test writes this line")).build();
         logger.write(&record, Instant::now());
-        assert_eq!(logger.unreported_drops.load(Relaxed), 0, "it was said");
+        assert_eq!(logger.unreported_drops.load(Relaxed), 0, "it was message");
         let (before, now) = (dropped(), Instant::now());
         let quiet = Logger::new(Sink::Journald(Journald::unconnected().expect("a socket")));
         logger.rate_limiter.lock().expect("one thread").admit(("here", 1), now);

@@ -26,8 +26,8 @@ fn read(text: &str) -> BTreeMap<String, Read> {
     let mut lines = text.strip_suffix('\n').expect("the last line ends").split('\n');
     while let Some(line) = lines.next() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            let (name, said) = help.split_once(' ').expect("a name and a help");
-            assert!(!said.is_empty() && !said.contains('\\'), "{line}");
+            let (name, message) = help.split_once(' ').expect("a name and a help");
+            assert!(!message.is_empty() && !message.contains('\\'), "{line}");
             let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} ")));
             let kind = kind.unwrap_or_else(|| panic!("no type after {line}")).to_owned();
             assert!(["gauge", "counter", "histogram"].contains(&kind.as_str()), "{name}: {kind}");

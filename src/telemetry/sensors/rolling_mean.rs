@@ -102,13 +102,13 @@ mod tests {
     /// The mean after `seconds` of full load that follow ten minutes of none, read every `every_ms`.
     fn after_a_change(seconds: u64, every_ms: u64) -> f64 {
         let (mut mean, start, change) = (RollingMean::default(), Instant::now(), 600_000);
-        let mut said = None;
+        let mut message = None;
         for at in (0..=change + seconds * 1000).step_by(every_ms as usize) {
             let busy = at.saturating_sub(change) as f64;
-            said = mean.add(ms(start, at), busy, at as f64);
+            message = mean.add(ms(start, at), busy, at as f64);
             assert!(mean.0.len() <= 22, "{} marks", mean.0.len());
         }
-        said.expect("read often enough")
+        message.expect("read often enough")
     }
 
     #[test]

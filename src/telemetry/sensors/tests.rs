@@ -126,9 +126,9 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
     ] {
         let temperature =
             format!("cpu {temperature} °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)");
-        let said = readings(&read(name));
-        assert_eq!(said[..2], [format!("power {power}"), temperature], "{name}");
-        assert!(said[2..].iter().all(|line| line.starts_with("under-voltage false")), "{said:?}");
+        let message = readings(&read(name));
+        assert_eq!(message[..2], [format!("power {power}"), temperature], "{name}");
+        assert!(message[2..].iter().all(|line| line.starts_with("under-voltage false")), "{message:?}");
     }
     let memory = read("ina219").memory;
     assert_eq!(
@@ -293,14 +293,14 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     let silent = with_firmware("pi5", "", "").missing(now);
     assert!(silent[0].starts_with("firmware: /dev/vcio_gencmd get_throttled does not answer"), "{silent:?}");
     let refused = MailboxAccess::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
-    let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
-    assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");
-    assert!(!said[0].contains("udev"), "the narrower device is the group's: {said:?}");
+    let message = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
+    assert!(message[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{message:?}");
+    assert!(!message[0].contains("udev"), "the narrower device is the group's: {message:?}");
     let rule = "KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into /etc/udev/rules.d/99-vcio.rules";
     let refused = MailboxAccess::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
     let roots = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(roots[0].contains(rule), "{roots:?}");
-    for line in [missing("pi5"), missing("none"), missing("broken"), said, roots].concat() {
+    for line in [missing("pi5"), missing("none"), missing("broken"), message, roots].concat() {
         assert!(!line.contains('\n') && !line.contains("  "), "{line}");
     }
 }

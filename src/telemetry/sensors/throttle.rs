@@ -100,7 +100,7 @@ mod tests {
     use super::super::sysfs::tests::board;
     use super::*;
 
-    fn said(flags: &'static str) -> Throttling {
+    fn message(flags: &'static str) -> Throttling {
         let (mut mailbox, _) = mailbox(Firmware::Says(flags, ""));
         throttling(&mut mailbox, Instant::now()).expect("flags")
     }
@@ -115,18 +115,18 @@ mod tests {
             ("throttled=0x8", "throttled=0x80000", |t| t.soft_temperature_limit),
         ];
         for (now, since_boot, read) in flags {
-            let (now, since_boot) = (said(now), said(since_boot));
+            let (now, since_boot) = (message(now), message(since_boot));
             assert!(read(&now.now) && !now.since_boot.any(), "{now:?}");
             assert!(read(&since_boot.since_boot) && !since_boot.now.any(), "{since_boot:?}");
             assert_eq!(names(now.now), names(since_boot.since_boot));
         }
-        assert!(!said("throttled=0xfff0fff0").now.any(), "other bits are not ours");
-        assert_eq!(names(said("throttled=0x0").now), "nothing");
+        assert!(!message("throttled=0xfff0fff0").now.any(), "other bits are not ours");
+        assert_eq!(names(message("throttled=0x0").now), "nothing");
     }
 
     #[test]
     fn the_alarm_of_the_kernel_is_preferred_to_the_flag() {
-        let throttling = said("throttled=0x1");
+        let throttling = message("throttled=0x1");
         let (quiet, low, none) = (board("pi5"), board("zero2"), board("jetson"));
         let flag = SupplyVoltage::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
         assert_eq!(

@@ -60,10 +60,10 @@ pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
     let engine = load(&args)?;
     let measured = measure(&engine, &args)?;
     engine.check_files()?;
-    let said = report(&engine, &args, measured);
+    let message = report(&engine, &args, measured);
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
-        false => print(table(&said).as_bytes()),
+        true => print(format!("{}\n", serde_json::to_string(&message).expect("numbers")).as_bytes()),
+        false => print(table(&message).as_bytes()),
     }
 }
 
@@ -138,13 +138,13 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
     let Some(known) = args.shape.as_deref().and_then(Known::named) else { return args.model.load() };
     let (needed, budget) = (known.bytes()?, host::host().memory_bytes / 4 * 3);
     if needed > budget {
-        let said = format!(
+        let message = format!(
             "--shape {}: takes {} MiB, and three quarters of this machine's memory are {}",
             known.name,
             needed >> 20,
             budget >> 20
         );
-        return Err(Failure::usage(format!("{said}; choose a smaller one")));
+        return Err(Failure::usage(format!("{message}; choose a smaller one")));
     }
     args.model.load_file(args.model.apply_settings(ModelFile::open(&Source::Random(known), None)?)?)
 }
@@ -237,8 +237,8 @@ fn total_tokens(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
     let context = (args.prompt_tokens + args.generate_tokens) as usize;
     let longest = engine.model().shape().context;
     if context > longest {
-        let said = format!("{context} tokens in all, and the model's context is {longest}; ask for fewer");
-        return Err(Failure::usage(format!("--prompt-tokens, --generate-tokens: {said}")));
+        let message = format!("{context} tokens in all, and the model's context is {longest}; ask for fewer");
+        return Err(Failure::usage(format!("--prompt-tokens, --generate-tokens: {message}")));
     }
     Ok(context)
 }

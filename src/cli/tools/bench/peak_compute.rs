@@ -1,5 +1,5 @@
-//! How fast the threads of a pool multiply when nothing holds them up: the kernel of a prompt's matrices, out of the
-//! caches.
+//! Measures the peak speed of a thread pool at multiply-accumulates: the prefill kernel with all its data in the
+//! caches. Deliberately knows no model.
 
 use crate::engine::kernels::Kernels;
 use crate::engine::model::BATCH;
@@ -9,37 +9,37 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A matrix that the second cache holds with all that is made of it, and on which the kernel is hardly slower than on
-/// larger ones (Zen 4, GMAC/s: 223 with 128 rows of 512 columns, 283 with 448 of 1024, 290 with this, 294 with 896 of
-/// 2560).
+/// The size of a matrix that fits the L2 cache together with its derived tables, and on which the kernel is hardly
+/// slower than on larger ones (Zen 4, GMAC/s: 223 with 128 rows of 512 columns, 283 with 448 of 1024, 290 with
+/// this, 294 with 896 of 2560).
 const ROWS: usize = 896;
 const COLS: usize = 512;
-/// How long it is multiplied before a prompt, and again behind it.
+/// How long a probe takes before a prompt, and again after it.
 const EACH: Duration = Duration::from_millis(20);
 
-/// A matrix, some tokens, and how fast they were multiplied so far.
+/// A matrix, the activations of some tokens, and the measurements so far.
 pub(super) struct ComputeProbe {
     kernels: Kernels,
     weights: Vec<u8>,
     q: Vec<i8>,
     /// `[tokens, ROWS]` for each thread.
     outs: Vec<Mutex<Vec<i32>>>,
-    /// Multiplications of this round, and what they took.
+    /// Multiply-accumulates of this round, and their time.
     count: usize,
     took: Duration,
-    /// Multiplications a second of every round.
+    /// Multiply-accumulates per second of every round.
     speeds: Vec<f64>,
 }
 
 impl ComputeProbe {
-    /// For a prompt of `tokens`, or as many of them as `kernels` take in one call.
+    /// A probe for a prompt of `tokens`, or as many of them as `kernels` take in one call.
     pub fn new(kernels: Kernels, pool: &Pool, tokens: usize) -> Self {
         let tokens = tokens.min(kernels.many().map_or(kernels.tokens(), |_| BATCH));
         ComputeProbe {
             kernels,
             weights: vec![0b10_01_00_01; ROWS * packed_row(COLS)],
             q: vec![1; tokens * COLS],
-            // Ones, so that the memory is there.
+            // Filled with ones, so that the pages are mapped.
             outs: (0..pool.threads()).map(|_| vec![1; tokens * ROWS].into()).collect(),
             count: 0,
             took: Duration::ZERO,
@@ -47,8 +47,8 @@ impl ComputeProbe {
         }
     }
 
-    /// Multiplies for a while on `threads` of the pool. A shared machine's processors are slower by a third from one
-    /// moment to the next, so this is done right before and behind what it is compared with.
+    /// Multiplies for a while on `threads` of the pool. The speed of a shared machine varies by a third from one
+    /// moment to the next, so it is probed right before and after what it is compared with.
     pub fn probe(&mut self, pool: &Pool, threads: usize) {
         let (active, count, tokens) = (pool.active(), AtomicUsize::new(0), self.q.len() / COLS);
         pool.set_active(threads);
@@ -65,13 +65,13 @@ impl ComputeProbe {
         pool.set_active(active);
     }
 
-    /// Ends a round, of which there was at least one look.
+    /// Ends a round with at least one probe.
     pub fn end_round(&mut self) {
         let (count, took) = (std::mem::take(&mut self.count), std::mem::take(&mut self.took));
         self.speeds.push(count as f64 / took.as_secs_f64());
     }
 
-    /// Multiplications a second of each round.
+    /// Multiply-accumulates per second of each round.
     pub fn speeds(self) -> Vec<f64> {
         self.speeds
     }

@@ -1,4 +1,4 @@
-//! What the benchmark says, to a person and as JSON.
+//! The report of the benchmark, as text and as JSON. Deliberately measures nothing.
 
 use crate::engine::model::{Screening, Timings};
 use crate::engine::tuner::Threads;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Weights of fewer bytes may stay in the caches of a large machine.
 const CACHED: usize = 256 << 20;
 
-/// Least, middle and most of the measurements.
+/// Minimum, median and maximum of the measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Summary {
     pub min: f64,
@@ -17,45 +17,45 @@ pub(super) struct Summary {
     pub max: f64,
 }
 
-/// The spread of some measurements, of which there is at least one.
+/// The summary of one or more measurements.
 pub(super) fn summary(mut values: Vec<f64>) -> Summary {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
-    // The mean of the two in the middle where their number is even.
+    // With an even number, the mean of the two middle ones.
     let median = (values[middle] + values[(values.len() - 1) / 2]) / 2.0;
     Summary { min: values[0], median, max: values[values.len() - 1] }
 }
 
-/// Where the time of one token went, in milliseconds of the thread that runs the model; medians, each
-/// for itself, so that they add up to `token` only nearly.
+/// The time of one token by operation, in milliseconds of the thread that runs the model. Each is a median of its
+/// own, so they add up to `token` only approximately.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct TimeShares {
-    /// All of it.
+    /// The whole token.
     pub token: f64,
     /// The matrices of attention, and attention itself.
     pub attention: f64,
     /// The matrices of the feed-forward layers.
     pub feed_forward: f64,
-    /// The matrix that gives the logits.
+    /// The output head (lm_head).
     pub head: f64,
-    /// Handing work to other threads, and waiting for them.
+    /// Sending jobs to the thread pool, and waiting for it.
     pub barriers: f64,
-    /// What is done between matrices: normalising, quantising, rotating, activating.
+    /// Work between matrices: normalisation, quantisation, rotary embedding, activation.
     pub between: f64,
-    /// What is done with logits: choosing a token, and its text.
+    /// Work after the logits: sampling and detokenisation.
     pub text: f64,
-    /// Share of the time that no matrix and no attention was computed: the last three.
+    /// The share of the time without matrices and attention: the last three.
     pub outside_kernels: f64,
 }
 
-/// Time of one measurement and where it went.
+/// Time of one measurement, in total and by operation.
 pub(super) struct MeasuredTime {
     pub wall: Duration,
     pub parts: Timings,
 }
 
 impl TimeShares {
-    /// Parts of a token, of measurements over `tokens` each.
+    /// The times per token of measurements over `tokens` tokens each.
     pub fn of(measured: &[MeasuredTime], tokens: u32) -> Self {
         let median = |of: fn(&MeasuredTime) -> Duration| {
             let each = measured.iter().map(|spent| of(spent).as_secs_f64() * 1e3 / f64::from(tokens));
@@ -90,20 +90,20 @@ impl TimeShares {
     }
 }
 
-/// What screening the head did, and whether it chose as the whole head does.
+/// Counters of the screened head, and whether it chose the same tokens as the whole head.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct ShortlistCounts {
     #[serde(skip)]
     pub counts: Screening,
-    /// Rows of the head that were read for a token: in four bits, and whole.
+    /// Rows of the head that were read per token: in four bits, and whole.
     pub fine_rows_per_token: f64,
     pub rows_per_token: f64,
-    /// Tokens that were chosen by the whole head because the screen could not be trusted.
+    /// Tokens that were chosen with the whole head because the shortlist was not reliable.
     pub scans: u64,
-    /// Comparisons with the whole head, and how many of them found another best token.
+    /// Comparisons with the whole head, and how many of them found a different best token.
     pub checks: u64,
     pub misses: u64,
-    /// Tokens of the last answer that the whole head chose too, from the first on.
+    /// How many tokens of the last answer, from the first on, are the same with the whole head.
     pub tokens_alike: usize,
 }
 
@@ -116,12 +116,12 @@ impl ShortlistCounts {
     }
 }
 
-/// The numbers of threads that were found to be fastest; nothing where that is still open.
+/// The tuned numbers of threads; `None` where tuning has not finished.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct TunedThreads {
     decode: Option<usize>,
     prefill: Option<usize>,
-    /// Whether the measurements were made while other numbers were tried.
+    /// Whether tuning was still under way during the measurements.
     is_open: bool,
 }
 
@@ -130,84 +130,90 @@ impl TunedThreads {
         TunedThreads { decode, prefill, is_open }
     }
 
-    /// For a person.
+    /// The report as text.
     fn line(&self) -> String {
         match (self.is_open, self.decode, self.prefill) {
             (false, Some(decode), Some(prefill)) => {
                 format!("fastest: {decode} to decode, {prefill} to read the prompt")
             }
-            // Too short a prompt for a number of its own.
+            // A prompt this short is read with the threads of decoding.
             (false, Some(decode), None) => format!("fastest: {decode}"),
-            _ => "fastest: still being found out, so that slower numbers were measured too; ask for more tokens".into(),
+            _ => "fastest: still being measured, so that slower numbers of threads are in the results too; ask for more tokens".into(),
         }
     }
 }
 
-/// What `--json` prints.
+/// The report, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct BenchReport {
     pub model: String,
     pub kernel: &'static str,
     pub threads: usize,
-    /// Of those, where none were asked for.
+    /// The tuned numbers of threads, where `--threads` was not given.
     pub threads_found: Option<TunedThreads>,
     pub prompt_tokens: u32,
     pub generate_tokens: u32,
     pub repeat: u32,
-    /// Tokens a second.
+    /// Tokens per second.
     pub prefill: Summary,
-    /// Tokens a second.
+    /// Tokens per second.
     pub decode: Summary,
-    /// Milliseconds of a token of the prompt, the first token's choice among them.
+    /// Milliseconds per token of the prompt, including the choice of the first token.
     pub prefill_parts: TimeShares,
-    /// Milliseconds of a decoded token.
+    /// Milliseconds per decoded token.
     pub decode_parts: TimeShares,
-    /// Microseconds to hand a job to another thread and get it back, median; nothing on one thread.
+    /// Median overhead of one job of the thread pool, in microseconds; `None` with one thread.
     pub hand_over: Option<f64>,
-    /// Weights that one decoded token reads.
+    /// Bytes of weights that one decoded token reads.
     pub bytes_per_token: usize,
-    /// Keys and values that it reads, mean.
+    /// Bytes of the KV cache that it reads, on average.
     pub cache_bytes_per_token: usize,
-    /// Nothing where the head is read whole.
+    /// `None` where the head is read whole.
     pub screen: Option<ShortlistCounts>,
-    /// Bytes of both a second of decoding, median.
+    /// Bytes of both per second of decoding, median.
     pub read_speed: f64,
-    /// Bytes a second that the same threads read from memory.
+    /// Memory bandwidth of the same threads, in bytes per second.
     pub memory_bandwidth: Summary,
-    /// The former over the latter, median of those of each answer. Above 1 where the weights fit the caches.
+    /// The ratio of the two, median over the answers. It is above 1 where the weights fit into the caches.
     pub bandwidth_share: f64,
-    /// Multiplications a second of a prompt with the layers' matrices, median.
+    /// Multiply-accumulates per second during prefill, median.
     pub multiply_speed: f64,
-    /// Multiplications a second that the same threads do when nothing holds them up: the kernel out of the caches.
+    /// Multiply-accumulates per second of the same threads with all data in the caches.
     pub arithmetic: Summary,
-    /// The former over the latter, median of those of each prompt.
+    /// The ratio of the two, median over the prompts.
     pub arithmetic_share: f64,
-    /// Most bytes resident after the first answer, weights that are mapped among them.
+    /// Peak of the resident memory after the warm-up in bytes, mapped weights included.
     pub peak_memory: Option<u64>,
 }
 
-/// For a person.
-pub(super) fn table(said: &BenchReport) -> String {
+/// The report as text.
+pub(super) fn table(report: &BenchReport) -> String {
     let mut out = format!(
         "{} on {}, threads: {}, {} prompt tokens, {} generated, {} rounds, medians\n",
-        said.model, said.kernel, said.threads, said.prompt_tokens, said.generate_tokens, said.repeat
+        report.model,
+        report.kernel,
+        report.threads,
+        report.prompt_tokens,
+        report.generate_tokens,
+        report.repeat
     );
-    if let Some(found) = said.threads_found {
+    if let Some(found) = report.threads_found {
         write(&mut out, format_args!("{}", found.line()));
     }
     let mut line = |name: &str, spread: Summary, scale: f64, unit: &str| {
         let [min, median, max] = [spread.min, spread.median, spread.max].map(|x| x / scale);
         write(&mut out, format_args!("{name:<18} {median:>10.1} {unit:<9} (min {min:.1}, max {max:.1})"));
     };
-    line("prefill", said.prefill, 1.0, "tokens/s");
-    line("decode", said.decode, 1.0, "tokens/s");
-    line("memory, read only", said.memory_bandwidth, 1e9, "GB/s");
-    line("kernel alone", said.arithmetic, 1e9, "GMAC/s");
-    let [weights, cache] = [said.bytes_per_token, said.cache_bytes_per_token].map(|bytes| bytes as f64 / 1e6);
-    let speed = said.read_speed / 1e9;
-    let share = said.bandwidth_share * 100.0;
+    line("prefill", report.prefill, 1.0, "tokens/s");
+    line("decode", report.decode, 1.0, "tokens/s");
+    line("memory, read only", report.memory_bandwidth, 1e9, "GB/s");
+    line("kernel alone", report.arithmetic, 1e9, "GMAC/s");
+    let [weights, cache] =
+        [report.bytes_per_token, report.cache_bytes_per_token].map(|bytes| bytes as f64 / 1e6);
+    let speed = report.read_speed / 1e9;
+    let share = report.bandwidth_share * 100.0;
     let remark = match share > 100.0 {
-        true if said.bytes_per_token < CACHED => " (the weights fit the caches)",
+        true if report.bytes_per_token < CACHED => " (the weights fit the caches)",
         true => " (something disturbed it: measure again)",
         false => "",
     };
@@ -222,7 +228,7 @@ pub(super) fn table(said: &BenchReport) -> String {
         &mut out,
         format_args!("{:<18} {speed:>10.1} GB/s, {share:.0} % of the memory's speed{remark}", "read"),
     );
-    let (speed, share) = (said.multiply_speed / 1e9, said.arithmetic_share * 100.0);
+    let (speed, share) = (report.multiply_speed / 1e9, report.arithmetic_share * 100.0);
     write(
         &mut out,
         format_args!(
@@ -230,16 +236,16 @@ pub(super) fn table(said: &BenchReport) -> String {
             "multiplied"
         ),
     );
-    if let Some(screen) = said.screen {
-        shortlist(&mut out, screen, said.generate_tokens);
+    if let Some(screen) = report.screen {
+        shortlist(&mut out, screen, report.generate_tokens);
     }
-    if let Some(time) = said.hand_over {
+    if let Some(time) = report.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
     }
-    if let Some(bytes) = said.peak_memory {
+    if let Some(bytes) = report.peak_memory {
         write(&mut out, format_args!("{:<18} {:>10.1} MB, at most", "resident memory", bytes as f64 / 1e6));
     }
-    parts(&mut out, said);
+    parts(&mut out, report);
     out
 }
 
@@ -270,8 +276,8 @@ fn shortlist(out: &mut String, screen: ShortlistCounts, wanted: u32) {
     );
 }
 
-fn parts(out: &mut String, said: &BenchReport) {
-    let (decode, prefill) = (&said.decode_parts, &said.prefill_parts);
+fn parts(out: &mut String, report: &BenchReport) {
+    let (decode, prefill) = (&report.decode_parts, &report.prefill_parts);
     write(out, format_args!("\n{:<18} {:>19}  {:>19}", "milliseconds", "decoded", "of the prompt"));
     for ((name, ours), (_, theirs)) in decode.rows().into_iter().zip(prefill.rows()) {
         let (share, other) = (ours / decode.token * 100.0, theirs / prefill.token * 100.0);
@@ -312,8 +318,8 @@ mod tests {
         let line = |decode, prefill, is_open| TunedThreads::of(Threads { decode, prefill }, is_open).line();
         assert_eq!(line(Some(2), Some(4), false), "fastest: 2 to decode, 4 to read the prompt");
         assert_eq!(line(Some(2), None, false), "fastest: 2");
-        assert!(line(Some(2), None, true).starts_with("fastest: still being found out, "));
-        assert!(line(None, None, true).starts_with("fastest: still being found out, "));
+        assert!(line(Some(2), None, true).starts_with("fastest: still being measured, "));
+        assert!(line(None, None, true).starts_with("fastest: still being measured, "));
     }
 
     #[test]

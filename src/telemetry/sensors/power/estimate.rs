@@ -74,29 +74,29 @@ mod tests {
 
     #[test]
     fn the_estimate_is_on_the_line_between_rest_and_work() {
-        let said = estimates(&[
+        let message = estimates(&[
             (0, Some((0, 400))),
             (1000, Some((0, 800))),
             (2000, Some((400, 1200))),
             (3000, Some((500, 1600))),
         ]);
-        assert_eq!(said, [None, Some(3.0), Some(8.0), Some(4.25)]);
+        assert_eq!(message, [None, Some(3.0), Some(8.0), Some(4.25)]);
     }
 
     #[test]
     fn who_asks_too_soon_hears_the_estimate_before() {
-        let said = estimates(&[
+        let message = estimates(&[
             (0, Some((0, 400))),
             (50, Some((40, 440))),
             (100, Some((40, 480))),
             (150, Some((80, 520))),
         ]);
-        assert_eq!(said, [None, None, Some(5.5), Some(5.5)]);
+        assert_eq!(message, [None, None, Some(5.5), Some(5.5)]);
     }
 
     #[test]
     fn a_load_that_was_hidden_for_a_while_is_not_compared_with_an_old_one() {
-        let said = estimates(&[(0, Some((0, 400))), (1000, None), (2000, Some((400, 1200)))]);
-        assert_eq!(said, [None, None, None]);
+        let message = estimates(&[(0, Some((0, 400))), (1000, None), (2000, Some((400, 1200)))]);
+        assert_eq!(message, [None, None, None]);
     }
 }

@@ -161,7 +161,7 @@ pub(super) mod tests {
             self.asked.lock().expect("one thread").push(command.clone());
             let words = message.words_mut();
             let firmware = self.firmware.lock().expect("one thread").clone();
-            let (said, code) = match (&firmware, command.as_str()) {
+            let (answer, code) = match (&firmware, command.as_str()) {
                 (Firmware::Fails, _) => return Err(io::ErrorKind::TimedOut.into()),
                 (Firmware::Ignores, _) => return Ok(()),
                 (Firmware::Floods(byte), _) => {
@@ -173,11 +173,11 @@ pub(super) mod tests {
                 (Firmware::Says(_, rails), "pmic_read_adc") if !rails.is_empty() => (*rails, 0),
                 _ => ("error=1 error_msg=\"Command not registered\"", u32::MAX),
             };
-            (words[1], words[4], words[5]) = (0x8000_0000, 0x8000_0000 | said.len() as u32, code);
+            (words[1], words[4], words[5]) = (0x8000_0000, 0x8000_0000 | answer.len() as u32, code);
             // As the firmware does: the bytes behind the answer's end stay what they were.
             let mut bytes: Vec<u8> = words[6..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-            bytes[..said.len()].copy_from_slice(said.as_bytes());
-            bytes[said.len()] = 0;
+            bytes[..answer.len()].copy_from_slice(answer.as_bytes());
+            bytes[answer.len()] = 0;
             for (word, bytes) in words[6..].iter_mut().zip(bytes.chunks_exact(4)) {
                 *word = u32::from_ne_bytes(bytes.try_into().expect("four bytes"));
             }
@@ -246,8 +246,8 @@ pub(super) mod tests {
     #[test]
     fn an_answer_that_cannot_be_used_is_none_and_the_firmware_is_asked_again_later() {
         let bad = [Firmware::Fails, Firmware::Ignores, Firmware::Floods(b'0'), Firmware::Floods(0xFF)];
-        let said = ["throttled=", "throttled=0x", "garbage", "throttled=0x5\u{1F525}", "error=1"];
-        let texts = said.iter().map(|said| Firmware::Says(said, "VDD_CORE_A current(7)="));
+        let answer = ["throttled=", "throttled=0x", "garbage", "throttled=0x5\u{1F525}", "error=1"];
+        let texts = answer.iter().map(|answer| Firmware::Says(answer, "VDD_CORE_A current(7)="));
         for firmware in bad.into_iter().chain(texts) {
             let (mut mailbox, handles) = mailbox(firmware.clone());
             let now = Instant::now();
