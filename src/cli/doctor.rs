@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_board_without_the_memory_controller_is_told_the_way_out() {
+    fn a_board_without_the_memory_controller_gets_a_remedy() {
         let board = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name);
         let report = |name| limit_problem(sensors::memory_limit(&board(name)));
         assert!(

@@ -121,9 +121,9 @@ fn usage(error: &clap::Error) -> Result<(), Failure> {
     let text = error.to_string();
     if text.starts_with("error:") {
         // The library writes the error, hints and usage as separate paragraphs.
-        let told = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
-        let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
-        return Err(Failure::usage(format!("{told}; see bitnetd --help")));
+        let mistake = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
+        let mistake = mistake.split_whitespace().collect::<Vec<_>>().join(" ");
+        return Err(Failure::usage(format!("{mistake}; see bitnetd --help")));
     }
     Err(Failure::usage("no command given; see bitnetd --help"))
 }

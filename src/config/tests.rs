@@ -28,7 +28,7 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
-fn the_reference_file_says_the_defaults() {
+fn the_reference_file_has_the_defaults() {
     let text = include_str!("../../config/bitnetd.toml");
     let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");
     assert_eq!(config, Config::defaults(&host()));
@@ -159,7 +159,7 @@ fn the_protocol_version_is_a_number_or_a_text() {
 }
 
 #[test]
-fn home_assistant_is_told_unless_it_is_not_to_be() {
+fn home_assistant_discovery_is_on_unless_switched_off() {
     assert_eq!((mqtt("").discovery, mqtt("").discovery_prefix.as_str()), (true, "homeassistant"));
     assert!(!mqtt("discovery = false\n").discovery);
     assert_eq!(mqtt("discovery_prefix = \"a/b\"\n").discovery_prefix, "a/b");

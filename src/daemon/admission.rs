@@ -162,12 +162,12 @@ impl Admission {
     /// Removes requests that were cancelled or exceeded their deadline, each with its refusal.
     pub fn sweep(&mut self, now: Instant) -> Vec<Refused> {
         let swept = self.waiting.extract(|job| expiry(job, now).is_some());
-        let told = swept.into_iter().map(|job| {
+        let refused = swept.into_iter().map(|job| {
             self.release_slot(&job);
             let refusal = expiry(&job, now).expect("just looked at");
             (job, refusal)
         });
-        told.collect()
+        refused.collect()
     }
 
     /// Removes all requests, and refuses new ones from now on.
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_and_says_when_to_come_back() {
+    fn a_full_queue_refuses_with_a_time_to_retry() {
         let (mut admission, now) = (admission(1), Instant::now());
         (0..50).for_each(|_| admission.record_duration(Duration::from_secs(3)));
         let (running, _a) = inbound("a", Priority::Normal, now);

@@ -500,7 +500,7 @@ mod tests {
     /// The failure of a daemon that nobody asked to stop.
     async fn fault(worker: oneshot::Receiver<LoadError>, mut transports: JoinSet<()>) -> String {
         let mut daemon = daemon();
-        let signals = Signals::listen().expect("signals can be heard");
+        let signals = Signals::listen().expect("the handlers are installed");
         let fault = daemon.wait_and_drain(signals, worker, &mut transports, &mut JoinSet::new()).await;
         assert!(daemon.draining.is_cancelled(), "the other transports are closed in order");
         fault.expect("nobody asked for a stop")

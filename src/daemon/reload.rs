@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_says_what_changed_and_what_needs_a_restart() {
+    fn one_line_names_what_changed_and_what_needs_a_restart() {
         let nothing = ConfigDiff::default();
         assert_eq!(summary(&nothing), "configuration read again; nothing has changed");
         let both = ConfigDiff { live: vec!["log.level"], at_restart: vec!["budget.memory_mb", "model.path"] };

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_report_says_what_an_extra_one_was_to_say() {
+    fn a_regular_report_replaces_a_pending_extra_one() {
         let start = Instant::now();
         let mut timetable = ReportSchedule::new(start);
         timetable.request_extra(start + HOUR - EXTRA_DELAY / 2);

@@ -124,7 +124,7 @@ impl HostSampler {
     fn forward_alert(&self, alert: Alert) {
         let Some(channel) = &self.alerts else { return };
         if let Err(mpsc::error::TrySendError::Full(alert)) = channel.try_send(alert) {
-            warn!("the broker is not told of the alert {}: its link stands still", alert.kind.name());
+            warn!("the alert {} is not published: the broker link does not respond", alert.kind.name());
         }
     }
 }

@@ -444,7 +444,7 @@ fn clock_seed() -> u64 {
 }
 
 /// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, or the client
-/// said so.
+/// disabled the cache.
 fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
     let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
     (request.cache && greedy).then(|| CacheKey {

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_the_report_in_words() {
+    fn the_line_has_the_report_as_text() {
         assert_eq!(
             journal_line(&report()),
             "56.2 °C, 4.86 W (as wired), processor 98 %, memory 512 of 768 MiB, 8.0 tokens/s, \
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_power_that_is_guessed_says_so_in_the_line_too() {
+    fn an_estimated_power_is_marked_in_the_line() {
         let mut report = report();
         let power = report.power.as_mut().expect("a power");
         (power.method, power.scope) = (Method::Estimated, "board".into());

@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn energy_says_what_the_power_behind_it_was() {
+    fn energy_names_the_power_reading_behind_it() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         (0..=20).for_each(|s| telemetry.record_power(after(s), Some(&watts(4.0))));
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_is_given_up_without_a_word_leaves_the_device_idle() {
+    fn dropped_work_leaves_the_device_idle() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
         telemetry.record_power(start, Some(&watts(4.0)));
         drop(telemetry.computing_began());
@@ -489,7 +489,7 @@ mod tests {
 
     /// Each condition has its worst reading, so an alert that is not raised is not evaluated.
     #[test]
-    fn alerts_look_at_host_link_queue_and_requests() {
+    fn alerts_are_evaluated_on_host_link_queue_and_requests() {
         let (telemetry, now) = (Telemetry::new(100), Instant::now());
         telemetry.set_alert_rules(config::Alerts {
             hold: Duration::ZERO,

@@ -269,8 +269,9 @@ pub(super) mod tests {
         answers.fail(Code::QueueFull, Duration::from_millis(3));
         answers.fail(Code::QueueFull, Duration::from_millis(30));
         let all = answers.distributions();
-        let durations = all.iter().filter(|told| told.quantity == Quantity::RequestDuration);
-        let counts: Vec<_> = durations.map(|told| (told.error, told.count, told.sum_s)).collect();
+        let durations = all.iter().filter(|reported| reported.quantity == Quantity::RequestDuration);
+        let counts: Vec<_> =
+            durations.map(|reported| (reported.error, reported.count, reported.sum_s)).collect();
         let expected = [(None, 1, 7.0), (Some(Code::Timeout), 1, 7.0), (Some(Code::QueueFull), 2, 0.033)];
         assert_eq!(counts, expected);
         // A person who waited until the time was up did wait that long.

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_in_the_way_keeps_nobody_waiting() {
+    fn a_fifo_at_the_temporary_path_does_not_block() {
         let folder = Folder::new("fifo");
         let path = folder.0.join("bitnetd.prom");
         for name in [temporary_path(&path), path.clone()] {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_is_said_once_and_that_it_works_again() {
+    fn a_hang_is_logged_once_and_so_is_its_end() {
         let mut condition = WriteStatus::default();
         assert!(condition.record_hang());
         assert!(!condition.record_hang());
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_said_once_and_its_end_once() {
+    fn a_failure_is_logged_once_and_so_is_its_end() {
         let mut condition = WriteStatus::default();
         let failure = || Err(io::Error::other("full"));
         assert_eq!(condition.record(&Ok(())), None);

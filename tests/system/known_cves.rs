@@ -1,5 +1,5 @@
-//! The classes of faults that servers of language models have had, one test each, against the real daemon.
-//! Those of model files are in `tests/engine/damaged/past.rs`.
+//! Known vulnerability classes of servers for language models, one test each, against the real daemon. Those of
+//! model files are in `tests/engine/damaged/past.rs`.
 
 use crate::Folder;
 use crate::daemon::{Daemon, is_emulated};
@@ -21,12 +21,12 @@ async fn numbers_of_a_request_that_are_negative_huge_or_none() {
         assert_eq!(said["code"], "invalid_request", "{key}: {value}: {said}");
         assert!(said["message"].as_str().is_some_and(|text| text.contains(key)), "{said}");
     }
-    // The largest number there is asks for as much as there is.
+    // The largest number asks for as many tokens as the context has.
     let most = json!({"id": "b", "prompt": "turn on the light", "max_tokens": u32::MAX});
     assert_eq!(client.ask(most).await["event"], "done");
 }
 
-/// llama.cpp issue 22234 and its like: schemas that are bombs for whoever walks them.
+/// llama.cpp issue 22234 and similar ones: deeply nested schemas that exhaust a recursive parser.
 #[tokio::test]
 async fn schemas_of_any_depth() {
     let folder = Folder::new();
@@ -42,12 +42,13 @@ async fn schemas_of_any_depth() {
     assert_eq!(client.ask(json!({"id": "b", "prompt": "turn on the light"})).await["event"], "done");
 }
 
-/// CVE-2024-28224, CVE-2026-7482: what listens on the network is found there. Nothing of ours does.
+/// CVE-2024-28224, CVE-2026-7482: services that listen on the network without protection. The daemon does not
+/// listen on it.
 #[tokio::test]
 async fn no_port_of_the_network_is_open() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
-    // An emulator's own descriptors are in the same table.
+    // The descriptors of an emulator are in the same table.
     if is_emulated() {
         return;
     }

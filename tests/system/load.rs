@@ -1,4 +1,4 @@
-//! More of everything than is usual: clients, waiting requests, answers that nobody reads.
+//! The daemon under load: many clients, many waiting requests, answers that nobody reads.
 
 use crate::daemon::{Client, Daemon, is_emulated};
 use crate::limits::{peak_kib, resident_kib};
@@ -10,13 +10,13 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-/// Lets this process have as many files open as it may: the clients are all in it.
+/// Raises this process's limit on open files, since all clients are in it.
 fn allow_files() {
     let now = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, ..now });
 }
 
-/// A client that does nothing by itself: it reads only when it is told to.
+/// A client that reads only when the test calls it.
 struct Idle(BufReader<UnixStream>);
 
 impl Idle {
@@ -43,7 +43,7 @@ impl Idle {
 }
 
 #[tokio::test]
-async fn a_thousand_clients_are_served_at_once_and_for_one_more_the_longest_idle_one_is_let_go() {
+async fn a_thousand_clients_are_served_at_once_and_one_more_closes_the_longest_idle_one() {
     allow_files();
     let count = if is_emulated() { 100 } else { 1000 };
     let folder = Folder::new();
@@ -62,7 +62,7 @@ async fn a_thousand_clients_are_served_at_once_and_for_one_more_the_longest_idle
     assert_eq!(Idle::connect(&daemon).await.ask(ask).await["event"], "done");
     let told = clients[0].event().await;
     assert_eq!((&told["code"], &told["id"]), (&json!("timeout"), &Value::Null), "{told}");
-    // The others notice nothing.
+    // The other connections are unaffected.
     assert_eq!(clients[1].ask(ask).await["event"], "done");
     let grown = resident_kib(&daemon.process).saturating_sub(before);
     println!("{count} connections: {grown} KiB more");
@@ -77,7 +77,7 @@ fn open_files(daemon: &Daemon) -> usize {
 }
 
 #[tokio::test]
-async fn ten_thousand_requests_wait_and_the_next_is_told_when_to_come_back() {
+async fn ten_thousand_requests_wait_and_the_next_is_refused_with_a_time_to_retry() {
     allow_files();
     // 50 from each client; a client may have 64 under way.
     let (clients, each) = if is_emulated() { (10, 50) } else { (200, 50) };
@@ -99,7 +99,7 @@ async fn ten_thousand_requests_wait_and_the_next_is_told_when_to_come_back() {
         waiting.push(client);
     }
     let mut late = daemon.client().await;
-    // A late request that came before the others would take the place of one of them.
+    // A late request that arrived before the others would take the place of one of them.
     while late.ask(json!({"telemetry": true})).await["requests"]["queued"] != json!(depth) {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
@@ -120,7 +120,7 @@ async fn ten_thousand_requests_wait_and_the_next_is_told_when_to_come_back() {
     assert!(done + 1 >= depth, "{done} of {depth}");
 }
 
-/// Asks until the queue is full; until then the request waits, and runs out of time.
+/// Sends requests until the queue is full; until then each waits until its deadline.
 async fn queue_is_full(client: &mut Client) -> Value {
     loop {
         client.request(&[json!({"id": "late", "prompt": "go", "timeout_ms": 50})]).await;
@@ -132,7 +132,7 @@ async fn queue_is_full(client: &mut Client) -> Value {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_loses_its_own_answer_and_holds_up_nobody() {
+async fn a_client_that_does_not_read_is_cancelled_and_delays_nobody() {
     if is_emulated() {
         return println!("skipped: filling a socket's buffer token by token takes minutes here");
     }
@@ -140,7 +140,7 @@ async fn a_client_that_does_not_read_loses_its_own_answer_and_holds_up_nobody() 
     let daemon = Daemon::start(&folder, &endless()).await;
     let mut deaf = Idle::connect(&daemon).await;
     deaf.send(r#"{"id":"deaf","prompt":"go","stream":true}"#).await;
-    // Comes behind an answer without an end, so it comes only because that one is ended.
+    // It waits behind an endless answer, so it is answered only because that one is cancelled.
     let done = daemon.client().await.ask(json!({"prompt": "go", "max_tokens": 2})).await;
     assert_eq!(done["event"], "done", "{done}");
     let last = loop {
@@ -153,7 +153,7 @@ async fn a_client_that_does_not_read_loses_its_own_answer_and_holds_up_nobody() 
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_later_given_again() {
+async fn unread_answers_are_refused_before_they_fill_the_memory_and_later_served_from_the_cache() {
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
@@ -163,14 +163,15 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
         endless().replace("65536", "4096")
     );
     let daemon = Daemon::start(&folder, &settings).await;
-    // Some kilobytes, given again from then on without computing.
+    // Some kilobytes, answered from the cache from then on.
     let ask = json!({"prompt": "go", "max_tokens": 2000});
     assert_eq!(daemon.client().await.ask(ask.clone()).await["event"], "done");
     let mut deaf = Vec::new();
     for _ in 0..60 {
         deaf.push(Idle::connect(&daemon).await);
     }
-    // After each round one that reads asks as well: it is answered behind them, so that the queue is hardly ever full.
+    // After each round a client that reads sends a request too. It is answered after the others, so that the queue
+    // is hardly ever full.
     let mut reader = daemon.client().await;
     let mut refused = Value::Null;
     for _ in 0..63 {
@@ -179,7 +180,7 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
         }
         refused = reader.ask(json!({"prompt": "go", "max_tokens": 2})).await;
         if refused["code"] == "queue_full" {
-            // On a busy machine the daemon may hear this one before the others.
+            // On a busy machine the daemon may receive this one before the others.
             sleep(Duration::from_millis(200)).await;
         } else if refused["event"] == "error" {
             break;
@@ -188,7 +189,7 @@ async fn answers_that_nobody_reads_are_refused_before_they_fill_the_memory_and_l
     assert_eq!(refused["code"], "budget_exceeded", "{refused}");
     assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{refused}");
     drop(deaf);
-    // They are gone, and what they held comes back.
+    // The clients have closed, and their memory is freed.
     daemon.says("memory is there again").await;
     let done = daemon.client().await.ask(json!({"prompt": "go", "max_tokens": 2})).await;
     assert_eq!(done["event"], "done", "{done}");

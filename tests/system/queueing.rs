@@ -1,4 +1,4 @@
-//! A worker that has more to do than it can: who waits, who goes first, and who is turned away.
+//! The queue of a busy worker: which requests wait, in which order they are answered, and which are refused.
 
 use crate::daemon::{Client, Daemon};
 use crate::listener::Listener;
@@ -6,7 +6,7 @@ use crate::support::broker::Mosquitto;
 use crate::{Folder, endless, linked};
 use serde_json::{Value, json};
 
-/// The ends of the next requests, by id.
+/// The last events of the next requests, by id.
 async fn ends(client: &mut Client, count: usize) -> Vec<Value> {
     let mut ends = Vec::new();
     while ends.len() < count {
@@ -17,7 +17,7 @@ async fn ends(client: &mut Client, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_when_to_come_back() {
+async fn a_full_queue_refuses_with_a_time_to_retry() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &format!("{}[queue]\ndepth = 1\n", endless())).await;
     let mut client = daemon.client().await;
@@ -49,7 +49,7 @@ async fn a_request_out_of_time_ends_whether_it_runs_or_waits() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &endless()).await;
     let mut client = daemon.client().await;
-    // Enough to be begun, and never enough to end.
+    // Long enough to be begun, and never long enough to end.
     let ran = client.ask(json!({"prompt": "go", "timeout_ms": 2000})).await;
     assert_eq!((&ran["event"], &ran["finish_reason"]), (&json!("done"), &json!("timeout")));
     assert!(ran["timings"]["total_ms"].as_f64().is_some_and(|ms| ms >= 2000.0), "{ran}");
@@ -60,7 +60,7 @@ async fn a_request_out_of_time_ends_whether_it_runs_or_waits() {
 }
 
 #[tokio::test]
-async fn the_configured_time_holds_for_requests_that_name_none() {
+async fn the_configured_timeout_applies_to_requests_that_name_none() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &format!("{}[queue]\ntimeout_ms = 1000\n", endless())).await;
     let ran = daemon.client().await.ask(json!({"prompt": "go"})).await;
@@ -91,7 +91,7 @@ async fn a_client_that_is_gone_cancels_what_it_asked() {
     client.keep_busy().await;
     client.request(&[json!({"prompt": "waits"})]).await;
     let queued = |report: &Value| report["requests"]["queued"] == 1;
-    // Read by the daemon: of a line that it has not read yet it need not hear.
+    // The daemon must have read the line before the client closes.
     reports.wait(|report| queued(&report.json())).await;
     drop(client);
     let count = |report: &Value, key: &str| report["requests"][key].as_u64().expect("a number");

@@ -219,9 +219,9 @@ fn source_fingerprint(args: &Convert, files: &[PathBuf]) -> String {
 
 /// Opens the written file as the daemon will, and loads it where that copies no weights.
 fn verify_output(part: &Part, plan: &Plan) -> Result<(), LoadError> {
-    let told = |error: LoadError| LoadError::new("the written file", error.to_string());
+    let in_written_file = |error: LoadError| LoadError::new("the written file", error.to_string());
     let source = Source::File(part.path().to_owned());
-    let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(told)?;
+    let file = ModelFile::open(&source, Some(Layout::Blocks128)).map_err(in_written_file)?;
     let (read, planned) = (file.file().tensors(), plan.draft().tensors());
     let same = read.iter().zip(planned).all(|(read, planned)| {
         (&read.name, read.kind, &read.dims) == (&planned.name, planned.kind, &planned.dims)
@@ -230,8 +230,8 @@ fn verify_output(part: &Part, plan: &Plan) -> Result<(), LoadError> {
         return Err(LoadError::new("the written file", "holds other tensors than were written"));
     }
     if file.footprint().copied == 0 {
-        let file = file.with_head(Some(HeadForm::File)).map_err(told)?;
-        file.load(&Run { threads: 1, ..Run::default() }).map_err(told)?;
+        let file = file.with_head(Some(HeadForm::File)).map_err(in_written_file)?;
+        file.load(&Run { threads: 1, ..Run::default() }).map_err(in_written_file)?;
     }
     Ok(())
 }

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_board_tells_is_shown_with_where_it_is_from() {
+    fn readings_are_shown_with_their_source() {
         let board = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards/ina219");
         let report = report_of(Sensors::new(&board).read(Instant::now()));
         let shown = drawn(&report, 200, false);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn throttling_is_told_for_now_and_since_the_board_was_switched_on() {
+    fn throttling_is_shown_for_now_and_since_boot() {
         let flags = |under_voltage| {
             json!({ "under_voltage": under_voltage, "frequency_capped": false, "throttled": under_voltage,
                 "soft_temperature_limit": false })
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_in_as_many_lines_as_it_takes() {
+    fn errors_are_wrapped_to_the_width_of_the_terminal() {
         assert_eq!(wrap("/run/x: no daemon listens there", 12), "/run/x: no\ndaemon\nlistens\nthere\n");
         assert_eq!(wrap("abcdef gh", 3), "abc\ngh\n");
         assert_eq!(wrap("", 3), "\n");
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_energies_are_told_in_units_that_fit() {
+    fn times_and_energies_are_shown_in_units_that_fit() {
         let times = [7, 125, 3_660, 200_000].map(duration);
         assert_eq!(times, ["7 s", "2 min 5 s", "1 h 1 min", "2 d 7 h"]);
         let energies = [0.52, 250.4, 12_345.0, 7.2e6].map(joules);

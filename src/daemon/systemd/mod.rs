@@ -177,7 +177,7 @@ pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
     // is valid for one more, so systemd acts within its own timeout.
     let mut watch = StallDetector::new(limit / 2, link, Instant::now());
     let mut interval = interval((limit / 4).max(MIN_LOOP_INTERVAL));
-    let mut told = None;
+    let mut reported = None;
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
@@ -186,11 +186,11 @@ pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Pulse>) {
         let (waiting, running) = queue.level();
         match watch.stuck(queue.worker.steps(), waiting + running > 0, Instant::now()) {
             None => {
-                told = None;
+                reported = None;
                 notify(&[NotifyState::Watchdog]);
             }
-            Some(part) if told != Some(part) => {
-                told = Some(part);
+            Some(part) if reported != Some(part) => {
+                reported = Some(part);
                 notify_stuck(part, limit / 2);
             }
             Some(_) => {}
@@ -205,13 +205,13 @@ fn notify_stuck(part: &str, time: Duration) {
 
 /// Notifies systemd, where NOTIFY_SOCKET is set. A failure is logged once and has no other effect.
 fn notify(state: &[NotifyState<'_>]) {
-    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, state)
-        && !IS_SAID.swap(true, Ordering::Relaxed)
+        && !IS_LOGGED.swap(true, Ordering::Relaxed)
     {
         let socket = socket.to_string_lossy();
-        warn!("NOTIFY_SOCKET {socket}: systemd cannot be told: {error}; it is not message again");
+        warn!("NOTIFY_SOCKET {socket}: systemd cannot be notified: {error}; this is logged once only");
     }
 }
 
@@ -233,17 +233,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_abstract_socket_is_told_like_one_with_a_path() {
+    fn an_abstract_socket_is_notified_like_one_with_a_path() {
         let name = format!("bitnetd-test-notify-{}", std::process::id());
         let path = std::env::temp_dir().join(&name);
         let address = SocketAddr::from_abstract_name(&name).expect("short");
         let by_name = UnixDatagram::bind_addr(&address).expect("free");
         let by_path = UnixDatagram::bind(&path).expect("free");
-        for (told, reader) in [(OsStr::new(&format!("@{name}")), by_name), (path.as_os_str(), by_path)] {
-            send(told, &[NotifyState::Ready, NotifyState::Status("a")]).expect("somebody listens");
-            let mut heard = [0; 64];
-            let length = reader.recv(&mut heard).expect("it was sent");
-            assert_eq!(&heard[..length], b"READY=1\nSTATUS=a\n");
+        for (reported, reader) in [(OsStr::new(&format!("@{name}")), by_name), (path.as_os_str(), by_path)] {
+            send(reported, &[NotifyState::Ready, NotifyState::Status("a")]).expect("somebody listens");
+            let mut received = [0; 64];
+            let length = reader.recv(&mut received).expect("it was sent");
+            assert_eq!(&received[..length], b"READY=1\nSTATUS=a\n");
         }
         let _ = std::fs::remove_file(&path);
         for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {

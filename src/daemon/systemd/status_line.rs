@@ -54,7 +54,7 @@ mod tests {
     };
 
     #[test]
-    fn without_a_broker_it_says_what_waits_and_what_runs() {
+    fn without_a_broker_it_shows_what_waits_and_what_runs() {
         assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting");
         let busy = StatusLine { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
         assert_eq!(busy.to_string(), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_is_connected_or_it_says_why_not() {
+    fn a_broker_is_connected_or_the_reason_is_shown() {
         let message = |link: LinkState| StatusLine { link: Some(&link), ..IDLE }.to_string();
         let problem = Some("mqtt b:1883: connection refused".to_owned());
         assert!(message(LinkState::default()).ends_with(", connecting to the broker"));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_problem_is_not_told_once_the_link_is_up() {
+    fn an_old_problem_is_not_shown_once_the_link_is_up() {
         let link = LinkState {
             connected: true,
             subscribed: true,

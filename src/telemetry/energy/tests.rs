@@ -108,8 +108,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
     }
 }
 
-fn is_near(told: f64, exact: f64) -> bool {
-    (told / exact - 1.0).abs() < 0.01
+fn is_near(reported: f64, exact: f64) -> bool {
+    (reported / exact - 1.0).abs() < 0.01
 }
 
 const ALL: [Method; 3] = [Method::Measured, Method::Derived, Method::Estimated];
@@ -223,8 +223,8 @@ fn ramps_and_waves_are_right_within_one_percent() {
         for (n, trace) in traces.into_iter().enumerate() {
             let mut device = Device::new(method, trace);
             device.run(400.0);
-            let (told, exact) = (device.total(), device.exact());
-            assert!((told / exact - 1.0).abs() < 0.002, "{method:?} {n}: {told} for {exact}");
+            let (reported, exact) = (device.total(), device.exact());
+            assert!((reported / exact - 1.0).abs() < 0.002, "{method:?} {n}: {reported} for {exact}");
         }
     }
 }
@@ -268,14 +268,14 @@ fn requests_one_after_the_other_faster_than_a_counter_steps_lose_nothing() {
 #[test]
 fn the_total_never_falls_when_a_mean_turns_out_lower_than_the_one_that_stood_for_it() {
     let (start, mut meter) = (Instant::now(), Meter::default());
-    let (mut told, mut at) = (0.0, 0.0);
+    let (mut reported, mut at) = (0.0, 0.0);
     meter.sample(start, Some(&reading(9.0, Method::Derived)));
     for watts in [9.0, 9.0, 0.5, 0.5, 9.0, 0.5, 0.5] {
         at += 0.06;
         meter.sample(after(start, at), Some(&reading(watts, Method::Derived)));
         let now = meter.joules().expect("power was read");
-        assert!(now >= told, "{now} after {told}");
-        told = now;
+        assert!(now >= reported, "{now} after {reported}");
+        reported = now;
     }
 }
 
@@ -343,7 +343,7 @@ fn the_idle_power_is_learned_only_while_nothing_is_computed() {
 }
 
 #[test]
-fn a_device_that_is_never_idle_has_no_idle_power_but_what_its_owner_says_of_an_estimate() {
+fn a_device_that_is_never_idle_has_the_configured_idle_power_of_an_estimate_only() {
     let (start, mut meter) = (Instant::now(), Meter::default());
     meter.sample(start, Some(&reading(7.0, Method::Estimated)));
     let mark = meter.begin();

@@ -119,8 +119,8 @@ mod tests {
             let mut buckets = FixedBuckets::new(quantity);
             // As it comes: milliseconds, which are divided.
             bounds.iter().for_each(|bound| buckets.record((bound * 1e6).round() / 1e3 / 1e3));
-            let told = buckets.distribution(None);
-            assert_eq!(told.cumulative, (1..=bounds.len() as u64).collect::<Vec<_>>(), "{quantity:?}");
+            let reported = buckets.distribution(None);
+            assert_eq!(reported.cumulative, (1..=bounds.len() as u64).collect::<Vec<_>>(), "{quantity:?}");
         }
     }
 
@@ -130,10 +130,10 @@ mod tests {
         for quantity in ALL {
             let mut buckets = FixedBuckets::new(quantity);
             seconds.iter().for_each(|seconds| buckets.record(*seconds));
-            let told = buckets.distribution(Some(Code::Timeout));
-            assert_eq!((told.count, told.error), (5000, Some(Code::Timeout)));
-            assert!((told.sum_s / seconds.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-            for (bound, cumulative) in quantity.bounds().iter().zip(told.cumulative) {
+            let reported = buckets.distribution(Some(Code::Timeout));
+            assert_eq!((reported.count, reported.error), (5000, Some(Code::Timeout)));
+            assert!((reported.sum_s / seconds.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            for (bound, cumulative) in quantity.bounds().iter().zip(reported.cumulative) {
                 let by_hand = seconds.iter().filter(|seconds| *seconds <= bound).count();
                 assert_eq!(cumulative, by_hand as u64, "{bound} of {quantity:?}");
             }

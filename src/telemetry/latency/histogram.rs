@@ -8,7 +8,7 @@ use std::time::Duration;
 const PER_OCTAVE: u64 = 32;
 const OCTAVE_BITS: u32 = 5;
 
-/// The longest duration that is told apart, 24 h in microseconds; a longer one counts as this one.
+/// The longest duration that is counted exactly, 24 h in microseconds; a longer one counts as this one.
 const MAX_US: u64 = 24 * 3600 * 1_000_000;
 pub(super) const BUCKETS: usize = bucket(MAX_US) + 1;
 
@@ -105,8 +105,8 @@ pub(super) mod tests {
             values.sort_unstable();
             for share in [0.01, 0.5, 0.95, 0.99, 1.0] {
                 let exact = values[(share * 997.0_f64).ceil() as usize - 1] as f64;
-                let told = histogram.percentile(share).expect("not empty").as_nanos() as f64 / 1e3;
-                assert!((told / exact - 1.0).abs() < 0.02, "{share} of {seed}: {told} for {exact}");
+                let reported = histogram.percentile(share).expect("not empty").as_nanos() as f64 / 1e3;
+                assert!((reported / exact - 1.0).abs() < 0.02, "{share} of {seed}: {reported} for {exact}");
             }
         }
     }

@@ -84,9 +84,9 @@ mod tests {
         [at(0.5), at(0.95), at(0.99)]
     }
 
-    fn is_near(told: &Percentiles, us: Vec<u64>) -> bool {
-        let told = [told.p50, told.p95, told.p99].map(|ms| ms.expect("not empty"));
-        told.iter().zip(exact(us)).all(|(told, exact)| (told / exact - 1.0).abs() < 0.02)
+    fn is_near(reported: &Percentiles, us: Vec<u64>) -> bool {
+        let reported = [reported.p50, reported.p95, reported.p99].map(|ms| ms.expect("not empty"));
+        reported.iter().zip(exact(us)).all(|(reported, exact)| (reported / exact - 1.0).abs() < 0.02)
     }
 
     /// Two hours of requests, one each [`STEP`]: the spread at their end, and each with its age.
@@ -113,13 +113,17 @@ mod tests {
             (spans.last_minute, Duration::from_secs(60), MINUTE_STEP),
             (spans.last_hour, Duration::from_secs(3600), HOUR_STEP),
         ];
-        for (told, span, piece) in cases {
+        for (reported, span, piece) in cases {
             let within = |most: Duration| ages.iter().filter(move |(age, _)| *age <= most);
             let (least, most) = (within(span).count() as u64, within(span + piece).count() as u64);
-            assert!((least..=most).contains(&told.count), "{} of {span:?}: {least} to {most}", told.count);
+            assert!(
+                (least..=most).contains(&reported.count),
+                "{} of {span:?}: {least} to {most}",
+                reported.count
+            );
             // The newest of them, as many as were counted.
-            let counted = ages.iter().rev().take(told.count as usize).map(|(_, us)| *us).collect();
-            assert!(is_near(&told, counted), "{span:?}: {told:?}");
+            let counted = ages.iter().rev().take(reported.count as usize).map(|(_, us)| *us).collect();
+            assert!(is_near(&reported, counted), "{span:?}: {reported:?}");
         }
     }
 

@@ -63,7 +63,7 @@ pub fn last_line(text: &str) {
     let writer = standard_error::Writer::standard_error();
     let began = Instant::now();
     while writer.write(format!("{text}\n").as_bytes()).is_err() && began.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_not_heard_below_warn_unless_everything_is() {
+    fn libraries_are_not_logged_below_warn_unless_everything_is() {
         assert!(is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Debug));
         assert!(!is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Info));
         assert!(!is_enabled("mqtt5::broker", Level::Debug, LevelFilter::Debug));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_logs_whole_packets_is_heard_only_with_everything() {
+    fn a_library_that_logs_whole_packets_is_logged_only_at_trace() {
         assert!(!is_enabled("rumqttc::v5::state", Level::Error, LevelFilter::Debug));
         assert!(is_enabled("rumqttc::v5::state", Level::Error, LevelFilter::Trace));
     }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_nobody_takes_are_counted_and_that_is_said_once_they_are_taken() {
+    fn dropped_lines_are_counted_and_reported_once_lines_can_be_written() {
         let logger = Logger::new(Sink::StandardError(standard_error::Writer::standard_error()));
         logger.unreported_drops.store(3, Relaxed);
         let mut record = Record::builder();
@@ -256,7 +256,7 @@ mod tests {
             .line(Some(1));
         let record = record.args(format_args!("a test writes this line")).build();
         logger.write(&record, Instant::now());
-        assert_eq!(logger.unreported_drops.load(Relaxed), 0, "it was message");
+        assert_eq!(logger.unreported_drops.load(Relaxed), 0, "it was reported");
         let (before, now) = (dropped(), Instant::now());
         let quiet = Logger::new(Sink::Journald(Journald::unconnected().expect("a socket")));
         logger.rate_limiter.lock().expect("one thread").admit(("here", 1), now);

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_keeps_nobody_waiting() {
+    fn a_pipe_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let own = Writer::of(writer.as_fd());
         assert!(matches!(own.mode, WriteMode::Own(_)), "{own:?}");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_nobody_reads_keeps_nobody_waiting() {
+    fn a_socket_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = UnixStream::pair().expect("a pair");
         let socket = Writer::of(writer.as_fd());
         assert!(matches!(socket.mode, WriteMode::Socket), "{socket:?}");

@@ -22,7 +22,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The longest model name in a label, in bytes: it is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
 
-/// Everything at once, as it is `now`. Below 64 KiB, as JSON text too, whatever failed and whatever the model's name.
+/// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
+/// model's name is.
 pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     let report = telemetry.report(now);
     let about = telemetry.about();
@@ -38,7 +39,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.finish()
 }
 
-/// A model's name without what needs escaping: its file may call it anything.
+/// A model's name without characters that need escaping, since its file may contain any name.
 fn name(model: &str) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
     model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
@@ -83,7 +84,7 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
         for found in all.iter().filter(|found| found.quantity == quantity) {
             let error = found.error.map(|code| word(&code));
             let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
-            // There is one model, and of failures there may be many kinds.
+            // The model is the same for all; failures have a series for each error code.
             labels.extend(match &error {
                 Some(error) => Some(("error_type", error.as_str())),
                 None => model.map(|model| ("gen_ai_request_model", model)),
@@ -93,7 +94,7 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     }
 }
 
-/// A unit variant as the protocol writes it.
+/// A unit variant as the protocol serialises it.
 fn word(value: &impl serde::Serialize) -> String {
     let json = serde_json::to_value(value).expect("a plain name");
     json.as_str().map(str::to_owned).unwrap_or_default()
@@ -135,7 +136,7 @@ fn throughput(text: &mut Exposition, throughput: &Throughput) {
     text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
 }
 
-/// The labels that tell how a value came about.
+/// The labels for method, source and scope of a reading.
 fn origin<'a>(source: &'a str, method: &'a str, scope: &'a str) -> [Label<'a>; 3] {
     [("source", source), ("method", method), ("scope", scope)]
 }

@@ -368,7 +368,7 @@ fn names(query: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
+fn the_dashboard_uses_only_exported_metrics_and_all_that_matter() {
     let dashboard: serde_json::Value =
         serde_json::from_str(include_str!("../../../config/grafana-dashboard.json")).expect("JSON");
     let telemetry = full();
@@ -376,7 +376,7 @@ fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
     // None of these does anything on the device that was recorded.
     text.push_str("# HELP bitnetd_alert x\n# TYPE bitnetd_alert gauge\nbitnetd_alert{name=\"x\"} 1\n");
     let families = read(&text);
-    let told: BTreeSet<&str> =
+    let reported: BTreeSet<&str> =
         families.values().flat_map(|family| &family.samples).map(|s| s.0.as_str()).collect();
     let panels = dashboard["panels"].as_array().expect("panels");
     let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("queries"));
@@ -384,14 +384,14 @@ fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
     for query in queries {
         let query = query["expr"].as_str().expect("a query");
         for name in names(query) {
-            let is_known = told.contains(name) || name == "bitnetd_idle_power_watts";
+            let is_known = reported.contains(name) || name == "bitnetd_idle_power_watts";
             assert!(is_known, "{name} in {query}");
             asked.insert(name);
         }
     }
     for variable in dashboard["templating"]["list"].as_array().expect("variables") {
         let query = variable["query"]["query"].as_str().expect("a query");
-        assert!(names(query).iter().all(|name| told.contains(name)), "{query}");
+        assert!(names(query).iter().all(|name| reported.contains(name)), "{query}");
     }
     for name in ["bitnetd_power_watts", "bitnetd_temperature_celsius", "bitnetd_throttled", "bitnetd_alert"] {
         assert!(asked.contains(name), "{name}");

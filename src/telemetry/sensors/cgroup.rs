@@ -67,7 +67,7 @@ mod tests {
     use super::super::sysfs::tests::board;
     use super::*;
 
-    fn told(name: &str) -> (Option<u64>, Option<u64>, Option<u64>) {
+    fn reported(name: &str) -> (Option<u64>, Option<u64>, Option<u64>) {
         let root = board(name);
         let group = Cgroup::find(&root);
         (group.bytes(&root), group.peak_bytes(&root), group.oom_kills(&root))
@@ -75,23 +75,23 @@ mod tests {
 
     #[test]
     fn the_group_of_a_service_is_read() {
-        assert_eq!(told("pi4"), (Some(738_197_504), Some(790_626_304), Some(0)));
+        assert_eq!(reported("pi4"), (Some(738_197_504), Some(790_626_304), Some(0)));
     }
 
     #[test]
-    fn a_kernel_that_keeps_no_peak_tells_the_rest() {
-        assert_eq!(told("ina219"), (Some(301_989_888), None, Some(2)));
+    fn without_a_peak_file_the_other_values_are_read() {
+        assert_eq!(reported("ina219"), (Some(301_989_888), None, Some(2)));
     }
 
     #[test]
     fn a_version_1_group_is_found_at_the_mount_of_a_container() {
-        assert_eq!(told("laptop-battery"), (Some(912_261_120), Some(1_073_741_824), Some(1)));
+        assert_eq!(reported("laptop-battery"), (Some(912_261_120), Some(1_073_741_824), Some(1)));
     }
 
     #[test]
     fn without_a_memory_controller_nothing_is_known() {
         for name in ["pi5", "none", "broken", "x86-rapl"] {
-            assert_eq!(told(name), (None, None, None), "{name}");
+            assert_eq!(reported(name), (None, None, None), "{name}");
         }
     }
 }

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_running_machine_has_a_load_and_this_process_a_thread_if_it_tells() {
+    fn the_running_machine_has_a_load_and_this_process_a_thread() {
         let (root, start) = (Root::new(Path::new("/")), Instant::now());
         let mut load = CpuLoad::new(start);
         assert_ne!(load.read(&root, start).threads, Some(0));

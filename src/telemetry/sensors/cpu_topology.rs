@@ -51,9 +51,9 @@ mod tests {
     }
 
     #[test]
-    fn four_big_and_four_little_cores_are_told_apart_by_their_capacity() {
-        let told = Processors { big: vec![4, 5, 6, 7], little: vec![0, 1, 2, 3] };
-        assert_eq!(board("big-little", 0..8), told);
+    fn four_big_and_four_little_cores_are_distinguished_by_their_capacity() {
+        let reported = Processors { big: vec![4, 5, 6, 7], little: vec![0, 1, 2, 3] };
+        assert_eq!(board("big-little", 0..8), reported);
     }
 
     #[test]
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn without_capacities_the_highest_frequency_tells() {
+    fn without_capacities_the_highest_frequency_decides() {
         assert_eq!(
             board("big-little-by-frequency", 0..4),
             Processors { big: vec![1, 3], little: vec![0, 2] }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn cores_are_alike_where_one_of_them_says_nothing_or_nonsense() {
+    fn cores_are_alike_where_the_figure_of_one_is_missing_or_invalid() {
         for name in ["pi5", "none", "broken"] {
             assert_eq!(board(name, 0..4), Processors { big: vec![0, 1, 2, 3], little: vec![] }, "{name}");
         }

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fastest_of_several_clocks_is_told() {
+    fn the_highest_of_several_frequencies_is_reported() {
         let root = board("jetson");
         let clocks = CpuFrequencies::find(&root);
         assert_eq!(clocks.files.len(), 2);

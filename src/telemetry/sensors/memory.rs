@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_tells_nothing_counts_as_the_smallest_board() {
+    fn a_host_of_unknown_memory_counts_as_the_smallest_board() {
         assert_eq!(host_memory(&place("none")), MIN_HOST_BYTES);
         assert_eq!(memory_limit(&place("broken")).bytes(), None);
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sysinfo_says_of_the_running_host_is_what_its_file_says() {
+    fn sysinfo_agrees_with_proc_meminfo() {
         let root = Root::new(Path::new("/"));
         let memory = read(&root);
         assert!(total(&root).is_some());

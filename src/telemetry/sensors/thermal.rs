@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sensor_says_without_an_answer_is_not_believed_and_the_reason_is_given() {
+    fn error_values_of_drivers_are_rejected_with_a_reason() {
         let folder = std::env::temp_dir().join(format!("bitnetd-zones-{}", std::process::id()));
         let zone = folder.join("sys/class/thermal/thermal_zone0");
         std::fs::create_dir_all(&zone).expect("a temporary folder");

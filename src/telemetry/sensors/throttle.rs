@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bit_is_the_flag_that_the_documentation_says_now_and_since_boot() {
+    fn each_bit_is_the_documented_flag_now_and_since_boot() {
         type Read = fn(&Throttled) -> bool;
         let flags: [(&str, &str, Read); 4] = [
             ("throttled=0x1", "throttled=0x10000", |t| t.under_voltage),

@@ -1,4 +1,4 @@
-//! A daemon that is killed without a word, again and again, while prompts come without a pause.
+//! A daemon that is killed again and again, while prompts arrive without a pause.
 
 use super::load::{Crowd, Memory, Tally};
 use super::{House, chance, rounds, settings, tell};

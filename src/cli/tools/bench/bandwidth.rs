@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_order_reads_every_word_once() {
+    fn every_access_pattern_reads_every_word_once() {
         for length in [0, 7, 8, 9, 64, 129, 1000] {
             let words: Vec<u64> = (0..length).collect();
             for order in READERS {

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_still_being_found_out_are_said_to_be() {
+    fn numbers_that_are_still_being_tuned_are_reported_as_such() {
         let line = |decode, prefill, is_open| TunedThreads::of(Threads { decode, prefill }, is_open).line();
         assert_eq!(line(Some(2), Some(4), false), "fastest: 2 to decode, 4 to read the prompt");
         assert_eq!(line(Some(2), None, false), "fastest: 2");

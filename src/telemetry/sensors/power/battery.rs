@@ -68,7 +68,7 @@ mod tests {
     use crate::telemetry::sensors::sysfs::tests::board;
 
     #[test]
-    fn a_battery_that_is_being_charged_says_nothing() {
+    fn a_battery_that_is_charging_has_no_reading() {
         let root = board("x86-rapl");
         let batteries = find(&root);
         assert_eq!((batteries.len(), batteries[0].read(&root)), (1, None));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_battery_that_says_nothing_flows_or_a_lightning_bolt_does_is_not_believed() {
+    fn an_implausible_battery_power_is_rejected() {
         assert_eq!(sane_watts(0), None);
         assert_eq!(sane_watts(i128::from(i64::MAX) * 7), None);
         assert_eq!(sane_watts(i128::MIN + 1), None);

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_soon_hears_the_estimate_before() {
+    fn asked_too_soon_it_returns_the_last_estimate() {
         let message = estimates(&[
             (0, Some((0, 400))),
             (50, Some((40, 440))),

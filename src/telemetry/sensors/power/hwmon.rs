@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chip_that_says_nonsense_is_found_and_not_believed() {
+    fn a_chip_with_an_implausible_value_is_found_and_rejected() {
         let root = board("broken");
         let monitors = Monitors::find(&root);
         assert_eq!((monitors.found.len(), monitors.read(&root)), (2, None));

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_soon_hears_the_power_before() {
+    fn asked_too_soon_it_returns_the_last_power() {
         let (mut rapl, early, late, start) = pair();
         assert_eq!(rapl.watts(&late, start + Duration::from_millis(9)), None);
         let watts = rapl.watts(&late, start + Duration::from_secs(1));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_falls_without_a_known_range_says_nothing() {
+    fn a_counter_that_falls_without_a_known_range_has_no_reading() {
         assert_eq!(difference(10, 5, None), None);
         assert_eq!(difference(10, 5, Some(8)), None);
         assert_eq!(difference(10, 5, Some(12)), Some(7));

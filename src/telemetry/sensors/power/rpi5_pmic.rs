@@ -24,7 +24,7 @@ mod tests {
     use crate::telemetry::sensors::rpi_firmware::tests::{Firmware, RAILS, RAILS_WATTS, mailbox};
 
     #[test]
-    fn the_power_of_the_rails_says_where_it_is_from_and_that_it_is_not_the_boards() {
+    fn the_power_of_the_rails_names_its_source_and_scope() {
         let (mut mailbox, _) = mailbox(Firmware::Says("throttled=0x0", RAILS));
         let reading = read(&mut mailbox, Instant::now()).expect("a Pi 5");
         assert!((reading.value - RAILS_WATTS).abs() < 1e-6, "{reading:?}");

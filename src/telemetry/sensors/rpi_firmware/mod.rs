@@ -215,7 +215,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_word_of_a_question_is_as_the_firmware_wants_it_and_the_answer_is_read() {
+    fn a_command_is_encoded_as_the_firmware_expects_and_its_answer_is_decoded() {
         let (mut mailbox, (_, asked)) = mailbox(Firmware::Says("throttled=0x50005\n", RAILS));
         let now = Instant::now();
         assert_eq!(mailbox.throttled(now), Some(0x50005));
