@@ -119,7 +119,8 @@ struct MemoryLimits {
 struct BrokerCheck {
     address: String,
     reachable: bool,
-    said: String,
+    #[serde(rename = "said")]
+    answer: String,
 }
 
 pub(super) fn run(args: Doctor) -> Result<(), Failure> {
@@ -186,7 +187,7 @@ fn probe(config: &Mqtt, device: &str) -> Result<BrokerCheck, Failure> {
     Ok(BrokerCheck {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),
-        said: answer.map_or_else(|error| error, |report| describe(config, &report)),
+        answer: answer.map_or_else(|error| error, |report| describe(config, &report)),
     })
 }
 
@@ -250,7 +251,7 @@ fn table(report: &DoctorReport) -> String {
         None => line("broker", "none configured: set mqtt.host for a link"),
         Some(broker) => {
             let reachable = if broker.reachable { "reachable" } else { "NOT reachable" };
-            line("broker", &format!("{} {reachable}: {}", broker.address, broker.said));
+            line("broker", &format!("{} {reachable}: {}", broker.address, broker.answer));
         }
     }
     out

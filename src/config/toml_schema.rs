@@ -86,7 +86,7 @@ pub(super) struct MqttKeys {
     reply_topics: Option<Vec<String>>,
 }
 
-/// `5` and `"5"` mean the same; 3.1 is a number too, whose refusal names the way out.
+/// `5` and `"5"` mean the same; 3.1 is a number too, which is refused with a hint.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "not known; use 5 or \"3.1.1\"")]
 enum Version {

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn long_requests_fill_the_queue_before_its_depth_does_and_leave_others_room() {
+    fn long_requests_fill_the_queue_before_its_depth_does_and_leave_places_to_others() {
         let (mut admission, now) = (admission(10_000), Instant::now());
         let mut receivers = Vec::new();
         let mut offer = |admission: &mut Admission, client: &str, length: usize| {

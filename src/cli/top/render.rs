@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_wider_than_the_terminal_and_colours_take_no_room() {
+    fn no_line_is_wider_than_the_terminal_and_colours_take_no_space() {
         let mut report = report_of(Snapshot::default());
         report["mqtt"] = json!({ "connected": false, "problem": "x".repeat(500) });
         for width in [1, 20, 80] {

@@ -32,7 +32,7 @@ const OUTPUT_TOKEN: &[f64] =
     &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
 
 impl Quantity {
-    /// The name in OpenTelemetry's conventions, or one of ours in their style.
+    /// The name in OpenTelemetry's conventions, or a name in their style.
     pub fn name(self) -> &'static str {
         match self {
             Quantity::RequestDuration => "gen_ai.server.request.duration",

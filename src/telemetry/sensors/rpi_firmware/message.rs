@@ -6,7 +6,7 @@
 //! | 0 | bytes of the whole message | the same |
 //! | 1 | 0, a request | `0x8000_0000`, by the kernel, when the firmware took it |
 //! | 2 | the tag `0x0003_0080` | the same |
-//! | 3 | bytes of room for text | the same |
+//! | 3 | bytes of the text buffer | the same |
 //! | 4 | 0 | the answer's length, with bit 31 |
 //! | 5 | 0 | 0, or the command's error |
 //! | 6… | the command, ending in NUL | the answer, ending in NUL |
