@@ -1,5 +1,4 @@
-//! Text that comes from outside, before anything is read in it: a byte-order mark is no part of it, and no JSON
-//! object gives a key twice.
+//! Checks of text from outside before it is parsed: byte-order marks are removed, and duplicate keys in JSON are found.
 //!
 //! Deliberately knows no file, no request and no limit: every module that reads such text uses it.
 
@@ -8,15 +7,15 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 
-/// U+FEFF in UTF-8, which Windows editors and PowerShell put before a text.
+/// U+FEFF in UTF-8, which Windows editors and PowerShell write at the beginning of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The bytes of a text without a byte-order mark at their head.
+/// The bytes of a text without a leading byte-order mark.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// A text in UTF-8 without a byte-order mark at its head; the error says in a few words what it is instead.
+/// A UTF-8 text without a leading byte-order mark; the error is a short description of what it is instead.
 pub fn utf8(bytes: &[u8]) -> Result<&str, String> {
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err("UTF-16, not UTF-8; save it as UTF-8".into());
@@ -27,20 +26,20 @@ pub fn utf8(bytes: &[u8]) -> Result<&str, String> {
         .map_err(|error| format!("byte {} is not UTF-8; give plain text", skipped + error.valid_up_to()))
 }
 
-/// Where the first key that an object gives twice is, as `messages[0].content`; `None` where there is none, and
-/// where the bytes are no JSON, which whoever reads them says better.
+/// The path of the first key that an object has twice, as `messages[0].content`; `None` where there is none, and
+/// where the bytes are no JSON, which the parser reports itself.
 pub fn duplicate_key(bytes: &[u8]) -> Option<String> {
     let found = RefCell::new(None);
     let place = RefCell::new(String::new());
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    // An error is either the duplicate, which `found` holds, or of the JSON itself.
+    // An error is either the duplicate, which is in `found`, or one of the JSON itself.
     let _ = Walk { place: &place, found: &found }.deserialize(&mut reader);
     found.into_inner()
 }
 
-/// Goes through a JSON value and keeps nothing of it.
+/// Visits a JSON value without building it.
 struct Walk<'a> {
-    /// The path to the value under work.
+    /// The path to the current value.
     place: &'a RefCell<String>,
     found: &'a RefCell<Option<String>>,
 }
@@ -131,7 +130,7 @@ mod tests {
         assert_eq!(utf8(b"a\xef\xbb\xbf"), Ok("a\u{feff}"));
         assert_eq!(utf8(b"\xef\xbb"), Err("byte 0 is not UTF-8; give plain text".into()));
         assert_eq!(utf8(b"\xef\xbb\xbfa\xff"), Err("byte 4 is not UTF-8; give plain text".into()));
-        assert!(utf8(b"\xff\xfea\0").is_err_and(|said| said.contains("UTF-16")));
+        assert!(utf8(b"\xff\xfea\0").is_err_and(|message| message.contains("UTF-16")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! The binary: passes the arguments to `cli`, and turns its result into an exit code.
 
 use bitnetd::cli;
 use bitnetd::protocol::text::one_line;

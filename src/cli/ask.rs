@@ -1,10 +1,10 @@
-//! `bitnetd ask`: one question to a running daemon, over its socket.
+//! `bitnetd ask`: sends one prompt to a running daemon over its socket.
 //!
-//! Plain blocking I/O: it waits for one thing at a time. Ctrl-C ends the process, which closes the
-//! connection, which cancels the request.
+//! Plain blocking I/O. Ctrl-C ends the process, which closes the connection and so cancels the request.
+//! Deliberately knows no engine.
 
 use super::Failure;
-use super::client::{default_socket, lost, no_bitnetd, no_daemon};
+use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
 use crate::protocol::text::for_terminal;
@@ -23,7 +23,7 @@ pub struct Ask {
     /// Print the events as they come
     #[arg(long)]
     pub json: bool,
-    /// Print the answer when it is whole
+    /// Print the answer when it is complete
     #[arg(long)]
     pub no_stream: bool,
     /// Most tokens of the answer
@@ -34,28 +34,28 @@ pub struct Ask {
     pub prompt: Option<String>,
 }
 
-/// What the daemon says of our one request.
+/// The events of the request.
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-enum Said {
+enum ServerEvent {
     Token { text: String },
     Done { text: String },
     Error { code: String, message: String },
 }
 
 /// Why the answer stopped before its end.
-enum Stop {
+enum StreamEnd {
     Failed(Failure),
-    /// Nobody reads our output any more, as with `| head`: no failure.
+    /// Standard output was closed, as with `| head`; no failure.
     Unread,
 }
 
-/// Asks, and prints the answer as it comes.
+/// Sends the prompt, and prints the answer as it is generated.
 pub fn run(args: Ask) -> Result<(), Failure> {
     let prompt = prompt(args.prompt.as_deref(), io::stdin())?;
     let path = args.socket.clone().unwrap_or_else(default_socket);
     let mut stream = UnixStream::connect(&path).map_err(|error| no_daemon(&path, &error))?;
-    // A daemon that turns us away may have closed already; what it said is still there to read.
+    // A daemon that refuses the connection may have closed it already; its error event can still be read.
     let _ = stream.write_all(&request(&args, &prompt));
     let mut printer = Printer {
         out: io::stdout().lock(),
@@ -63,9 +63,9 @@ pub fn run(args: Ask) -> Result<(), Failure> {
         is_terminal: io::stdout().is_terminal(),
         printed: None,
     };
-    match converse(BufReader::new(stream), &mut printer, &path) {
-        Ok(()) | Err(Stop::Unread) => Ok(()),
-        Err(Stop::Failed(failure)) => Err(failure),
+    match read_events(BufReader::new(stream), &mut printer, &path) {
+        Ok(()) | Err(StreamEnd::Unread) => Ok(()),
+        Err(StreamEnd::Failed(failure)) => Err(failure),
     }
 }
 
@@ -89,7 +89,7 @@ fn read_prompt(input: impl Read) -> Result<String, Failure> {
         let message = format!("standard input: longer than {MAX_REQUEST} bytes; ask less at once");
         return Err(Failure { code: 5, message });
     }
-    let text = utf8(&bytes).map_err(|said| usage(&format!("standard input: {said}")))?;
+    let text = utf8(&bytes).map_err(|reason| usage(&format!("standard input: {reason}")))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -102,71 +102,75 @@ fn request(args: &Ask, prompt: &str) -> Vec<u8> {
 }
 
 /// Reads events to the last one of our request.
-fn converse(mut events: impl BufRead, printer: &mut Printer<impl Write>, path: &Path) -> Result<(), Stop> {
+fn read_events(
+    mut events: impl BufRead,
+    printer: &mut Printer<impl Write>,
+    path: &Path,
+) -> Result<(), StreamEnd> {
     loop {
         let mut line = String::new();
         match events.read_line(&mut line) {
             Ok(length) if length > 0 => {}
-            _ => return Err(printer.break_off(lost(path))),
+            _ => return Err(printer.fail_on_new_line(connection_lost(path))),
         }
-        let Ok(said) = serde_json::from_str(&line) else {
-            return Err(printer.break_off(no_bitnetd(path)));
+        let Ok(event) = serde_json::from_str(&line) else {
+            return Err(printer.fail_on_new_line(not_bitnetd(path)));
         };
-        printer.event(&line, &said)?;
-        match said {
-            Said::Token { .. } => {}
-            Said::Done { .. } => return Ok(()),
-            Said::Error { code, message } => {
-                return Err(printer.break_off(refused(&code, &message)));
+        printer.event(&line, &event)?;
+        match event {
+            ServerEvent::Token { .. } => {}
+            ServerEvent::Done { .. } => return Ok(()),
+            ServerEvent::Error { code, message } => {
+                return Err(printer.fail_on_new_line(refused(&code, &message)));
             }
         }
     }
 }
 
-/// Puts events on standard output, as text or as they came.
+/// Writes events to standard output, as text or as JSON.
 struct Printer<W> {
     out: W,
     json: bool,
-    /// Gets nothing that it would obey.
+    /// Whether control characters must be escaped.
     is_terminal: bool,
     /// The last character printed, to end with just one line break.
     printed: Option<char>,
 }
 
 impl<W: Write> Printer<W> {
-    fn event(&mut self, line: &str, said: &Said) -> Result<(), Stop> {
-        match said {
+    fn event(&mut self, line: &str, event: &ServerEvent) -> Result<(), StreamEnd> {
+        match event {
             _ if self.json => self.print(line),
-            Said::Token { text } => self.print(text),
-            // Not streamed, or given again from the cache in one piece.
-            Said::Done { text } if self.printed.is_none() => {
+            ServerEvent::Token { text } => self.print(text),
+            // Not streamed, or from the cache in one piece.
+            ServerEvent::Done { text } if self.printed.is_none() => {
                 self.print(text)?;
                 self.end_line()
             }
-            Said::Done { .. } => self.end_line(),
-            Said::Error { .. } => Ok(()),
+            ServerEvent::Done { .. } => self.end_line(),
+            ServerEvent::Error { .. } => Ok(()),
         }
     }
 
-    fn print(&mut self, text: &str) -> Result<(), Stop> {
+    fn print(&mut self, text: &str) -> Result<(), StreamEnd> {
         self.printed = text.chars().next_back().or(self.printed);
         let text = if self.is_terminal { Cow::from(for_terminal(text)) } else { Cow::from(text) };
         let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         written.map_err(|error| match error.kind() {
-            ErrorKind::BrokenPipe => Stop::Unread,
-            _ => Stop::Failed(Failure { code: 1, message: format!("standard output: {error}") }),
+            ErrorKind::BrokenPipe => StreamEnd::Unread,
+            _ => StreamEnd::Failed(Failure { code: 1, message: format!("standard output: {error}") }),
         })
     }
 
-    fn end_line(&mut self) -> Result<(), Stop> {
+    fn end_line(&mut self) -> Result<(), StreamEnd> {
         if self.printed == Some('\n') { Ok(()) } else { self.print("\n") }
     }
 
     /// Ends the text printed so far, so that the error begins on a line of its own.
-    fn break_off(&mut self, failure: Failure) -> Stop {
+    fn fail_on_new_line(&mut self, failure: Failure) -> StreamEnd {
         match self.printed {
-            Some(_) => self.end_line().err().unwrap_or(Stop::Failed(failure)),
-            None => Stop::Failed(failure),
+            Some(_) => self.end_line().err().unwrap_or(StreamEnd::Failed(failure)),
+            None => StreamEnd::Failed(failure),
         }
     }
 }
@@ -175,7 +179,7 @@ fn usage(message: &str) -> Failure {
     Failure { code: 2, message: message.into() }
 }
 
-/// The daemon's message on one line, whatever is in it.
+/// The daemon's error on one line.
 fn refused(code: &str, message: &str) -> Failure {
     let message: Vec<&str> = message.split_whitespace().collect();
     Failure { code: 5, message: format!("refused ({code}): {}", message.join(" ")) }
@@ -192,10 +196,10 @@ mod tests {
 
     fn conversation(events: &str, json: bool) -> (String, Result<(), Failure>) {
         let mut printer = Printer { out: Vec::new(), json, is_terminal: false, printed: None };
-        let ended = match converse(events.as_bytes(), &mut printer, Path::new("/s")) {
+        let ended = match read_events(events.as_bytes(), &mut printer, Path::new("/s")) {
             Ok(()) => Ok(()),
-            Err(Stop::Failed(failure)) => Err(failure),
-            Err(Stop::Unread) => panic!("a Vec takes everything"),
+            Err(StreamEnd::Failed(failure)) => Err(failure),
+            Err(StreamEnd::Unread) => panic!("a Vec takes everything"),
         };
         (String::from_utf8(printer.out).expect("text"), ended)
     }
@@ -240,8 +244,8 @@ mod tests {
         let (reader, out) = std::io::pipe().expect("two descriptors");
         drop(reader);
         let mut printer = Printer { out, json: false, is_terminal: false, printed: None };
-        let ended = converse(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
-        assert!(matches!(ended, Err(Stop::Unread)));
+        let ended = read_events(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
+        assert!(matches!(ended, Err(StreamEnd::Unread)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `bitnetd check-config`: says what is wrong with a configuration, and where.
+//! `bitnetd check-config`: checks a configuration file. Deliberately starts nothing.
 
 use super::{Failure, host, print};
 use crate::config::Config;

@@ -1,7 +1,8 @@
-//! `bitnetd demo`: a broker, the daemon and the built-in model in one process, asked over both doors.
+//! `bitnetd demo`: a broker, the daemon and the built-in model in one process, with prompts over MQTT and the
+//! socket.
 //!
-//! Everything is the real thing: the broker speaks MQTT 5 over loopback TCP, the daemon is the one of
-//! `bitnetd serve`, the questions go through its topics and its socket.
+//! Nothing is simulated: the broker speaks MQTT 5 over loopback TCP, the daemon is the one of `bitnetd serve`, and
+//! the prompts go through its topics and its socket. Deliberately reads no configuration.
 
 use super::serve::block_on;
 use super::{Failure, host, print};
@@ -25,17 +26,17 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Demo {}
 
-const OVER_MQTT: [&str; 2] = ["turn on the kitchen lights", "set the bedroom to 21 degrees"];
-const OVER_SOCKET: [&str; 2] = ["close the garage door", "what is the meaning of life"];
-/// Longest wait for one event: a slow board answers within seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MQTT_PROMPTS: [&str; 2] = ["turn on the kitchen lights", "set the bedroom to 21 degrees"];
+const SOCKET_PROMPTS: [&str; 2] = ["close the garage door", "what is the meaning of life"];
+/// Longest wait for one event; a slow board answers within seconds.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Events that may wait to be printed.
-const EVENTS: usize = 256;
+const EVENT_BUFFER: usize = 256;
 
-/// What the demo reads of an event.
+/// The fields of an event that the demo prints.
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-enum Said {
+enum DemoEvent {
     Token { text: String },
     Done { usage: Usage, timings: Timings },
     Error { message: String },
@@ -56,34 +57,34 @@ struct Timings {
 
 pub(super) fn run(_: Demo) -> Result<(), Failure> {
     telemetry::log::init(Level::Warn, false);
-    let folder = Folder::make()?;
-    block_on(show(&folder.0))?
+    let folder = TemporaryFolder::make()?;
+    block_on(run_demo(&folder.0))?
 }
 
-/// A folder of the demo's own, gone with it.
-struct Folder(PathBuf);
+/// A temporary folder, removed when dropped.
+struct TemporaryFolder(PathBuf);
 
-impl Folder {
+impl TemporaryFolder {
     fn make() -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("bitnetd-demo-{}", std::process::id()));
         std::fs::create_dir(&path)
             .map_err(|error| Failure::system(format!("{}: cannot be created: {error}", path.display())))?;
-        Ok(Folder(path))
+        Ok(TemporaryFolder(path))
     }
 }
 
-impl Drop for Folder {
+impl Drop for TemporaryFolder {
     fn drop(&mut self) {
-        // What cannot be removed is in the folder for temporary files.
+        // A failure leaves files in the system's folder for temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-async fn show(folder: &Path) -> Result<(), Failure> {
+async fn run_demo(folder: &Path) -> Result<(), Failure> {
     let mut broker_task = JoinSet::new();
     let address = start_broker(&mut broker_task).await?;
     let config = config(folder, address);
-    say(&format!(
+    write_out(&format!(
         "bitnetd {} demo\n  broker  {address} (MQTT 5, this process only)\n  socket  {}\n  model   built in: home-intents\n\n",
         env!("CARGO_PKG_VERSION"),
         config.socket.path.display()
@@ -107,7 +108,7 @@ async fn show(folder: &Path) -> Result<(), Failure> {
 fn config(folder: &Path, broker: SocketAddr) -> Config {
     let mut config = Config::defaults(&host::host());
     config.device.id = "demo".into();
-    config.device.state_in = Some(folder.join("state"));
+    config.device.state_dir = Some(folder.join("state"));
     config.socket.path = folder.join("bitnetd.sock");
     config.telemetry.interval = Duration::from_secs(1);
     config.mqtt = Some(Mqtt::new(broker.ip().to_string(), broker.port()));
@@ -115,7 +116,7 @@ fn config(folder: &Path, broker: SocketAddr) -> Config {
 }
 
 async fn start_broker(tasks: &mut JoinSet<()>) -> Result<SocketAddr, Failure> {
-    let failed = |said: String| Failure::system(format!("the demo's broker cannot be started: {said}"));
+    let failed = |reason: String| Failure::system(format!("the demo's broker cannot be started: {reason}"));
     let memory = StorageConfig::new().with_backend(StorageBackend::Memory).with_persistence(false);
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config =
@@ -134,38 +135,38 @@ async fn ask_all(config: &Config, broker: SocketAddr) -> Result<(), Failure> {
     let failed = |error: mqtt5::MqttError| Failure::system(format!("the demo's MQTT client: {error}"));
     let client = MqttClient::new("bitnetd-demo-client");
     client.connect(&format!("mqtt://{broker}")).await.map_err(failed)?;
-    // A prompt sent before the daemon has subscribed is lost: the broker knows nobody who wants it.
+    // A prompt that is published before the daemon has subscribed is lost.
     let mut availability = subscribe(&client, "bitnetd/demo/availability").await.map_err(failed)?;
     while next(&mut availability).await? != b"online" {}
     let mut replies = subscribe(&client, "demo/reply").await.map_err(failed)?;
-    for prompt in OVER_MQTT {
-        say(&format!("MQTT    bitnetd/demo/prompt <- {prompt}\n        demo/reply          -> "))?;
+    for prompt in MQTT_PROMPTS {
+        write_out(&format!("MQTT    bitnetd/demo/prompt <- {prompt}\n        demo/reply          -> "))?;
         let mut options = PublishOptions { qos: QoS::AtLeastOnce, ..PublishOptions::default() };
         options.properties.response_topic = Some("demo/reply".into());
         options.properties.correlation_data = Some(prompt.as_bytes().to_vec());
         client.publish_with_options("bitnetd/demo/prompt", request(prompt), options).await.map_err(failed)?;
-        while !show_event(&next(&mut replies).await?)? {}
+        while !print_event(&next(&mut replies).await?)? {}
     }
     let mut socket = Socket::connect(&config.socket.path).await?;
-    for prompt in OVER_SOCKET {
-        say(&format!("socket  <- {prompt}\n        -> "))?;
+    for prompt in SOCKET_PROMPTS {
+        write_out(&format!("socket  <- {prompt}\n        -> "))?;
         socket.write(&request(prompt)).await?;
-        while !show_event(&socket.read().await?)? {}
+        while !print_event(&socket.read().await?)? {}
     }
-    // Subscribed after the questions, so that the report knows of them.
+    // Subscribed after the prompts, so that the report counts them.
     let mut reports = subscribe(&client, "bitnetd/demo/telemetry").await.map_err(failed)?;
     let report = next(&mut reports).await?;
-    say("telemetry  bitnetd/demo/telemetry\n")?;
-    say(&pretty(&report))?;
-    // The broker goes with this process; whether it hears the farewell makes no difference.
+    write_out("telemetry  bitnetd/demo/telemetry\n")?;
+    write_out(&pretty(&report))?;
+    // The broker ends with this process, so a failure to disconnect does not matter.
     let _ = client.disconnect().await;
     Ok(())
 }
 
 async fn subscribe(client: &MqttClient, topic: &str) -> mqtt5::Result<mpsc::Receiver<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel(EVENTS);
+    let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
     let hand_on = move |message: mqtt5::Message| {
-        // A dropped event would show as a wait without end, and PATIENCE ends it.
+        // A dropped event would end in the timeout.
         let _ = sender.try_send(message.payload);
     };
     client.subscribe(topic, hand_on).await?;
@@ -173,7 +174,7 @@ async fn subscribe(client: &MqttClient, topic: &str) -> mqtt5::Result<mpsc::Rece
 }
 
 async fn next(events: &mut mpsc::Receiver<Vec<u8>>) -> Result<Vec<u8>, Failure> {
-    match timeout(PATIENCE, events.recv()).await {
+    match timeout(EVENT_TIMEOUT, events.recv()).await {
         Ok(Some(event)) => Ok(event),
         _ => Err(Failure::system("no event came over MQTT; run with a release build, or report this")),
     }
@@ -196,7 +197,7 @@ impl Socket {
 
     async fn read(&mut self) -> Result<Vec<u8>, Failure> {
         let mut line = Vec::new();
-        let read = timeout(PATIENCE, self.lines.read_until(b'\n', &mut line)).await;
+        let read = timeout(EVENT_TIMEOUT, self.lines.read_until(b'\n', &mut line)).await;
         match read.map_err(|_| Failure::system("no event came over the socket"))?.map_err(socket_failed)? {
             0 => Err(Failure::system("the daemon closed the socket")),
             _ => Ok(line),
@@ -212,14 +213,14 @@ fn request(prompt: &str) -> Vec<u8> {
     serde_json::to_vec(&serde_json::json!({ "prompt": prompt, "stream": true })).expect("plain text")
 }
 
-/// Prints an event; `true` after the last.
-fn show_event(event: &[u8]) -> Result<bool, Failure> {
-    let said = serde_json::from_slice(event)
+/// Prints an event; `true` after the last one.
+fn print_event(event: &[u8]) -> Result<bool, Failure> {
+    let reason = serde_json::from_slice(event)
         .map_err(|error| Failure::system(format!("an event that is no event: {error}")))?;
-    match said {
-        Said::Token { text } => say(&text).map(|()| false),
-        Said::Error { message } => Err(Failure { code: 5, message }),
-        Said::Done { usage, timings } => say(&format!(
+    match reason {
+        DemoEvent::Token { text } => write_out(&text).map(|()| false),
+        DemoEvent::Error { message } => Err(Failure { code: 5, message }),
+        DemoEvent::Done { usage, timings } => write_out(&format!(
             "\n        {} + {} tokens, first after {:.1} ms, {:.0} tokens/s, {:.1} ms in all\n\n",
             usage.prompt_tokens,
             usage.completion_tokens,
@@ -237,6 +238,6 @@ fn pretty(json: &[u8]) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-fn say(text: &str) -> Result<(), Failure> {
+fn write_out(text: &str) -> Result<(), Failure> {
     print(text.as_bytes())
 }

@@ -1,4 +1,5 @@
-//! `bitnetd doctor`: what this device has, and what of it the daemon would use.
+//! `bitnetd doctor`: examines what this device has, and what of it the daemon would use. Deliberately loads no
+//! model.
 
 use super::serve::{block_on, load};
 use super::{Failure, host, print};
@@ -6,7 +7,7 @@ use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
 use crate::protocol::text::one_line;
-use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors, Unbelieved};
+use crate::telemetry::sensors::{self, FoundSensor, MemoryLimit, RejectedSensor, Sensors};
 use crate::transport::mqtt;
 use serde::Serialize;
 use std::fmt::Write;
@@ -25,27 +26,27 @@ pub(super) struct Doctor {
 }
 
 /// Longest wait for the broker.
-const BROKER: Duration = Duration::from_secs(5);
-/// Start of the self-test's numbers; any will do.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Seed of the self-test; any number will do.
 const SEED: u64 = 158;
 
 #[derive(Serialize)]
-struct Said {
+struct DoctorReport {
     version: &'static str,
     architecture: &'static str,
     processors: usize,
-    /// The fast ones among them: all, where they are alike.
+    /// The number of big ones; all, where they are alike.
     big_processors: usize,
     cpu_features: Vec<Feature>,
     kernel: &'static str,
     kernels: Vec<KernelTest>,
     sensors: Vec<Sensor>,
-    /// Sensors that are there and whose readings are left out.
-    not_believed: Vec<NotBelieved>,
-    /// Of the readings that will be null: why, and the way out.
+    /// Sensors that exist and whose readings are rejected.
+    not_believed: Vec<RejectedReading>,
+    /// For each reading that will be null, the reason and a remedy.
     missing: Vec<String>,
-    memory: Memory,
-    broker: Option<Broker>,
+    memory: MemoryLimits,
+    broker: Option<BrokerCheck>,
 }
 
 #[derive(Serialize)]
@@ -57,7 +58,7 @@ struct Feature {
 #[derive(Serialize)]
 struct KernelTest {
     name: &'static str,
-    /// `ok`, or where it parts from the reference.
+    /// `ok`, or where it differs from the scalar reference.
     self_test: String,
 }
 
@@ -71,16 +72,16 @@ struct Sensor {
 }
 
 #[derive(Serialize)]
-struct NotBelieved {
+struct RejectedReading {
     name: &'static str,
     source: String,
     reason: String,
 }
 
-impl From<Unbelieved> for NotBelieved {
-    fn from(found: Unbelieved) -> Self {
-        let Unbelieved { name, source, reason } = found;
-        NotBelieved { name, source, reason }
+impl From<RejectedSensor> for RejectedReading {
+    fn from(found: RejectedSensor) -> Self {
+        let RejectedSensor { name, source, reason } = found;
+        RejectedReading { name, source, reason }
     }
 }
 
@@ -97,39 +98,40 @@ impl Sensor {
     }
 }
 
-impl From<Found> for Sensor {
-    fn from(found: Found) -> Self {
-        let Found { name, value, source, method, scope } = found;
+impl From<FoundSensor> for Sensor {
+    fn from(found: FoundSensor) -> Self {
+        let FoundSensor { name, value, source, method, scope } = found;
         Sensor { name, value, source, method, scope }
     }
 }
 
 #[derive(Serialize)]
-struct Memory {
+struct MemoryLimits {
     usable_bytes: u64,
     limit_bytes: Option<u64>,
     memory_limit_enforced: bool,
-    /// Why none is enforced, and the way out.
+    /// Why none is enforced, and a remedy.
     limit_problem: Option<&'static str>,
     budget_bytes: u64,
 }
 
 #[derive(Serialize)]
-struct Broker {
+struct BrokerCheck {
     address: String,
     reachable: bool,
-    said: String,
+    #[serde(rename = "said")]
+    answer: String,
 }
 
 pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
-    let said = look(&config)?;
+    let report = examine(&config)?;
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
-        false => print(table(&said).as_bytes())?,
+        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        false => print(table(&report).as_bytes())?,
     }
-    // A kernel that computes wrongly is the one finding that must not pass for a healthy device.
-    match said.kernels.iter().find(|kernel| kernel.self_test != "ok") {
+    // A kernel that computes wrongly is the only finding that makes the command fail.
+    match report.kernels.iter().find(|kernel| kernel.self_test != "ok") {
         Some(kernel) => {
             Err(Failure::system(format!("{}; use another kernel and report this", kernel.self_test)))
         }
@@ -137,7 +139,7 @@ pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     }
 }
 
-fn look(config: &Config) -> Result<Said, Failure> {
+fn examine(config: &Config) -> Result<DoctorReport, Failure> {
     let root = Path::new("/");
     let limit = sensors::memory_limit(root);
     let processors = host::processors();
@@ -146,7 +148,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
         name: kernels.name(),
         self_test: kernels.self_test(SEED).err().unwrap_or_else(|| "ok".into()),
     };
-    Ok(Said {
+    Ok(DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
         architecture: std::env::consts::ARCH,
         processors: processors.big.len() + processors.little.len(),
@@ -155,9 +157,9 @@ fn look(config: &Config) -> Result<Said, Failure> {
         kernel: Kernels::detect().name(),
         kernels: Kernels::all().iter().map(test).collect(),
         sensors: sensors.found(now).into_iter().map(Sensor::from).collect(),
-        not_believed: sensors.unbelieved(now).into_iter().map(NotBelieved::from).collect(),
+        not_believed: sensors.rejected(now).into_iter().map(RejectedReading::from).collect(),
         missing: sensors.missing(now),
-        memory: Memory {
+        memory: MemoryLimits {
             usable_bytes: sensors::host_memory(root),
             limit_bytes: limit.bytes(),
             memory_limit_enforced: limit.bytes().is_some(),
@@ -168,7 +170,7 @@ fn look(config: &Config) -> Result<Said, Failure> {
     })
 }
 
-/// The daemon keeps to its budget by itself either way; this is for what no program can promise of itself.
+/// The daemon keeps to its budget by itself; a limit of the kernel also covers faults of the daemon.
 fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
     match limit {
         MemoryLimit::At(_) => None,
@@ -180,12 +182,12 @@ fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
     }
 }
 
-fn probe(config: &Mqtt, device: &str) -> Result<Broker, Failure> {
-    let answer = block_on(mqtt::probe(config, device, BROKER))?;
-    Ok(Broker {
+fn probe(config: &Mqtt, device: &str) -> Result<BrokerCheck, Failure> {
+    let answer = block_on(mqtt::probe(config, device, BROKER_TIMEOUT))?;
+    Ok(BrokerCheck {
         address: format!("{}:{}", config.host, config.port),
         reachable: answer.is_ok(),
-        said: answer.map_or_else(|error| error, |report| describe(config, &report)),
+        answer: answer.map_or_else(|error| error, |report| describe(config, &report)),
     })
 }
 
@@ -205,51 +207,51 @@ fn describe(config: &Mqtt, report: &mqtt::ProbeReport) -> String {
     )
 }
 
-fn table(said: &Said) -> String {
+fn table(report: &DoctorReport) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
         writeln!(out, "{name:<14} {text}").expect("into a string");
     };
-    line("bitnetd", &format!("{} on {}", said.version, said.architecture));
-    let little = said.processors - said.big_processors;
+    line("bitnetd", &format!("{} on {}", report.version, report.architecture));
+    let little = report.processors - report.big_processors;
     let kinds = match little {
         0 => String::new(),
-        _ => format!(" ({} big, {little} little)", said.big_processors),
+        _ => format!(" ({} big, {little} little)", report.big_processors),
     };
-    line("processors", &format!("{}{kinds}", said.processors));
+    line("processors", &format!("{}{kinds}", report.processors));
     let features = |present: bool| {
-        let names = said.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
+        let names = report.cpu_features.iter().filter(|f| f.present == present).map(|f| f.name);
         names.collect::<Vec<_>>().join(" ")
     };
     line("cpu features", &format!("{} (not: {})", features(true), features(false)));
-    for kernel in &said.kernels {
-        let chosen = if kernel.name == said.kernel { ", chosen" } else { "" };
+    for kernel in &report.kernels {
+        let chosen = if kernel.name == report.kernel { ", chosen" } else { "" };
         line("kernel", &format!("{}: self-test {}{chosen}", kernel.name, kernel.self_test));
     }
-    for sensor in &said.sensors {
+    for sensor in &report.sensors {
         line("sensor", &one_line(&sensor.line()));
     }
-    for NotBelieved { name, source, reason } in &said.not_believed {
+    for RejectedReading { name, source, reason } in &report.not_believed {
         line("not believed", &one_line(&format!("{name}: from {source}: {reason}")));
     }
-    for missing in &said.missing {
+    for missing in &report.missing {
         line("missing", &one_line(missing));
     }
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     line(
         "memory",
-        &format!("{} usable, budget {}", mib(said.memory.usable_bytes), mib(said.memory.budget_bytes)),
+        &format!("{} usable, budget {}", mib(report.memory.usable_bytes), mib(report.memory.budget_bytes)),
     );
-    let limit = match (said.memory.limit_bytes, said.memory.limit_problem) {
+    let limit = match (report.memory.limit_bytes, report.memory.limit_problem) {
         (Some(bytes), _) => format!("{} enforced by the control group", mib(bytes)),
         (None, why) => format!("NOT enforced: {}", why.unwrap_or("the kernel does not say why")),
     };
     line("memory limit", &limit);
-    match &said.broker {
+    match &report.broker {
         None => line("broker", "none configured: set mqtt.host for a link"),
         Some(broker) => {
             let reachable = if broker.reachable { "reachable" } else { "NOT reachable" };
-            line("broker", &format!("{} {reachable}: {}", broker.address, broker.said));
+            line("broker", &format!("{} {reachable}: {}", broker.address, broker.answer));
         }
     }
     out
@@ -260,11 +262,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_board_without_the_memory_controller_is_told_the_way_out() {
+    fn a_board_without_the_memory_controller_gets_a_remedy() {
         let board = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name);
-        let said = |name| limit_problem(sensors::memory_limit(&board(name)));
-        assert!(said("pi5").is_some_and(|said| said.contains("cgroup_enable=memory")), "{:?}", said("pi5"));
-        assert!(said("x86-rapl").is_some_and(|said| said.contains("MemoryMax=")), "{:?}", said("x86-rapl"));
-        assert_eq!(said("pi4"), None);
+        let report = |name| limit_problem(sensors::memory_limit(&board(name)));
+        assert!(
+            report("pi5").is_some_and(|report| report.contains("cgroup_enable=memory")),
+            "{:?}",
+            report("pi5")
+        );
+        assert!(
+            report("x86-rapl").is_some_and(|report| report.contains("MemoryMax=")),
+            "{:?}",
+            report("x86-rapl")
+        );
+        assert_eq!(report("pi4"), None);
     }
 }

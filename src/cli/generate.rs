@@ -1,6 +1,6 @@
-//! `bitnetd generate`: one answer in this process, without a daemon.
+//! `bitnetd generate`: one answer in this process. Deliberately uses no daemon and no configuration.
 
-use super::model::ModelArgs;
+use super::model_args::ModelArgs;
 use super::{Failure, print, text};
 use crate::engine::Engine;
 use crate::engine::error::PromptError;
@@ -24,7 +24,7 @@ pub(super) struct Generate {
     /// 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
-    /// Start of the random numbers
+    /// Seed of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Most tokens of the answer
@@ -46,7 +46,7 @@ fn temperature(text: &str) -> Result<f32, String> {
 }
 
 #[derive(Serialize)]
-struct Said<'a> {
+struct GenerateOutput<'a> {
     text: &'a str,
     finish_reason: &'static str,
     prompt_tokens: usize,
@@ -81,9 +81,9 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         SamplingParams { temperature: args.temperature, seed: args.seed, ..SamplingParams::default() };
     let max_tokens = Some(args.max_tokens as usize);
     let options = GenerateOptions { sampling, max_tokens, ..GenerateOptions::default() };
-    // Memory for what is asked, not for the longest context the file names.
+    // Memory for this request, not for the model's longest context.
     let wanted = prompt.len() + args.max_tokens as usize;
-    // One answer is short enough for a cache that rounds nothing.
+    // One answer is short enough for an f32 cache.
     let mut session = args.model.exact_session(&engine, wanted.min(engine.model().shape().context));
     let mut stuck = None;
     let answer = session.generate(&prompt, &options, |step| match step {
@@ -108,7 +108,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
 fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
     let later = answer.tokens.len().saturating_sub(1) as f64;
-    let said = Said {
+    let output = GenerateOutput {
         text: &answer.text,
         finish_reason: if answer.end == StopReason::Length { "length" } else { "stop" },
         prompt_tokens,
@@ -120,5 +120,5 @@ fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
         kernel: engine.model().kernels().name(),
         threads: engine.model().pool().threads(),
     };
-    format!("{}\n", serde_json::to_string(&said).expect("strings and numbers"))
+    format!("{}\n", serde_json::to_string(&output).expect("strings and numbers"))
 }

@@ -1,4 +1,5 @@
-//! What the defaults depend on: the only place that asks the environment.
+//! The properties of this host and user that the defaults of the configuration depend on. Deliberately knows no key
+//! of the configuration.
 
 use crate::config::Host;
 use crate::engine::thread_pool;
@@ -16,12 +17,11 @@ pub(super) fn host() -> Host {
         runtime_dir: runtime_dir(),
         cache_dir: cache_dir(),
         state_dir: state_dir(),
-        credentials_dir: named("CREDENTIALS_DIRECTORY"),
+        credentials_dir: env_path("CREDENTIALS_DIRECTORY"),
     }
 }
 
-/// Processors this process may run on. They are sorted here and not in the engine, which does not look at
-/// the machine: its pool is told where to compute.
+/// Processors that this process may run on. They are sorted here because the engine does not read sensors.
 pub(super) fn processors() -> Processors {
     sensors::processors(Path::new("/"), &thread_pool::processors())
 }
@@ -35,31 +35,31 @@ fn name() -> String {
     if level.is_empty() { "device".into() } else { level }
 }
 
-/// The folder that the environment names.
-fn named(name: &str) -> Option<PathBuf> {
+/// The path in an environment variable.
+fn env_path(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// What systemd made ours, `/var/cache/bitnetd` for root, else the user's own.
+/// The cache folder: systemd's, `/var/cache/bitnetd` for root, otherwise the user's own.
 pub(super) fn cache_dir() -> PathBuf {
     own_dir("CACHE_DIRECTORY", "/var/cache/bitnetd", "XDG_CACHE_HOME", ".cache")
 }
 
-/// The same for what must outlive the process.
+/// The state folder, in the same way.
 fn state_dir() -> PathBuf {
     own_dir("STATE_DIRECTORY", "/var/lib/bitnetd", "XDG_STATE_HOME", ".local/state")
 }
 
 fn own_dir(systemds: &str, roots: &str, users: &str, below_home: &str) -> PathBuf {
-    let own = || named(users).or_else(|| Some(named("HOME")?.join(below_home)));
-    match named(systemds) {
+    let own = || env_path(users).or_else(|| Some(env_path("HOME")?.join(below_home)));
+    match env_path(systemds) {
         Some(systemds) => systemds,
         None if rustix::process::geteuid().is_root() => PathBuf::from(roots),
         None => own().map_or_else(|| PathBuf::from(roots), |dir| dir.join("bitnetd")),
     }
 }
 
-/// `/run/bitnetd` for root and where systemd made it ours, else the user's own.
+/// The runtime folder: `/run/bitnetd` for root and where the user has none, otherwise the user's own.
 fn runtime_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return PathBuf::from("/run/bitnetd");

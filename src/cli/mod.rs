@@ -1,23 +1,19 @@
-//! The command line: one file a command.
+//! The command line: one file for each command, and `tools/` for those that a device does not need daily.
 //!
-//! Deliberately knows no exit by itself: a command returns, and `main` says how it went.
+//! Deliberately never exits the process: a command returns, and `main` sets the exit code.
 
 mod ask;
-mod bench;
 mod check_config;
-mod client;
-mod convert;
+mod daemon_socket;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
 mod generate;
 mod host;
 mod inspect;
-mod logits;
-mod model;
-mod perplexity;
+mod model_args;
 mod serve;
-mod tokenize;
+mod tools;
 mod top;
 
 use crate::daemon;
@@ -28,13 +24,14 @@ use clap::{Parser, Subcommand};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
+use tools::{bench, convert, logits, perplexity, tokenize};
 
-/// Why a command failed, in one line, and the exit code that says so to programs.
+/// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon answers, 5 refused.
     pub code: u8,
-    /// One line: the place, and the way out.
+    /// One line that names the place and a remedy.
     pub message: String,
 }
 
@@ -43,7 +40,7 @@ impl Failure {
         Failure { code: 2, message: message.into() }
     }
 
-    /// Something the system refused us that no argument mends.
+    /// An error of the system that no argument can avoid.
     fn system(message: impl Into<String>) -> Self {
         Failure { code: 1, message: message.into() }
     }
@@ -55,12 +52,12 @@ impl From<LoadError> for Failure {
     }
 }
 
-impl From<daemon::Failure> for Failure {
-    fn from(failure: daemon::Failure) -> Self {
+impl From<daemon::DaemonError> for Failure {
+    fn from(failure: daemon::DaemonError) -> Self {
         let code = match failure {
-            daemon::Failure::Model(_) | daemon::Failure::Budget(_) => 3,
-            daemon::Failure::Socket(_) => 2,
-            daemon::Failure::Setup(_) => 1,
+            daemon::DaemonError::Model(_) | daemon::DaemonError::Budget(_) => 3,
+            daemon::DaemonError::Socket(_) => 2,
+            daemon::DaemonError::Setup(_) => 1,
         };
         Failure { code, message: failure.to_string() }
     }
@@ -116,23 +113,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
     }
 }
 
-/// Help and version go to standard output; a mistake becomes one line.
+/// Prints help and version to standard output; a usage error becomes one line.
 fn usage(error: &clap::Error) -> Result<(), Failure> {
     if !error.use_stderr() {
         return print(error.to_string().as_bytes());
     }
     let text = error.to_string();
     if text.starts_with("error:") {
-        // The library tells the mistake, tips and usage in paragraphs of their own.
-        let told = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
-        let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
-        return Err(Failure::usage(format!("{told}; see bitnetd --help")));
+        // The library writes the error, hints and usage as separate paragraphs.
+        let mistake = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
+        let mistake = mistake.split_whitespace().collect::<Vec<_>>().join(" ");
+        return Err(Failure::usage(format!("{mistake}; see bitnetd --help")));
     }
     Err(Failure::usage("no command given; see bitnetd --help"))
 }
 
-/// Writes to standard output; nobody reading any more, as with `| head`, is no failure. A terminal gets nothing that it
-/// would obey; a file or a pipe gets the bytes as they are.
+/// Writes to standard output. A closed pipe, as with `| head`, is no failure. Command characters are escaped on a
+/// terminal, and written unchanged to a file or a pipe.
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let shown = match std::str::from_utf8(bytes) {
@@ -149,7 +146,7 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
 
 /// The text of an argument, or standard input, without a byte-order mark, where it is left out or `-`.
 fn text(argument: Option<String>) -> Result<String, Failure> {
-    let text = text_as_it_is(argument.as_deref())?;
+    let text = text_unchanged(argument.as_deref())?;
     let from_input = argument.is_none_or(|text| text == "-");
     Ok(match text.strip_prefix('\u{feff}').filter(|_| from_input) {
         Some(rest) => rest.to_owned(),
@@ -157,15 +154,15 @@ fn text(argument: Option<String>) -> Result<String, Failure> {
     })
 }
 
-/// The same, nothing left out: for what shows the text's own characters.
-fn text_as_it_is(argument: Option<&str>) -> Result<String, Failure> {
+/// The same without removing the byte-order mark, for commands that work on the exact text.
+fn text_unchanged(argument: Option<&str>) -> Result<String, Failure> {
     if let Some(text) = argument.filter(|text| *text != "-") {
         return Ok(text.to_owned());
     }
-    let failed = |said: String| Failure::usage(format!("standard input: {said}"));
+    let failed = |reason: String| Failure::usage(format!("standard input: {reason}"));
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
-    // Its message names UTF-16 too.
+    // Its message covers UTF-16 as well.
     utf8(&bytes).map_err(failed)?;
     Ok(String::from_utf8(bytes).expect("it was just checked"))
 }

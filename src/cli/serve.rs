@@ -1,4 +1,5 @@
-//! `bitnetd serve`: the daemon.
+//! `bitnetd serve`: runs the daemon. Deliberately knows only the configuration and the runtime; all else is in
+//! `daemon`.
 
 use super::{Failure, host};
 use crate::config::{Config, DEFAULT_FILE, Host};
@@ -23,9 +24,9 @@ pub(super) struct Serve {
 }
 
 pub(super) fn run(args: Serve) -> Result<(), Failure> {
-    // Seen once: a reload is for what the owner changed, not for what the machine did meanwhile.
+    // Examined once: a reload is for changes of the owner, not of the machine.
     let host = host::host();
-    let file = chosen(args.config.as_deref());
+    let file = config_file(args.config.as_deref());
     let config = settings(&args, file.as_deref(), &host)?;
     telemetry::log::init(config.log.level, telemetry::log::under_journald());
     make_default_dir(&config.socket.path);
@@ -34,7 +35,7 @@ pub(super) fn run(args: Serve) -> Result<(), Failure> {
     Ok(block_on(daemon::run(config, reread, CancellationToken::new(), ready))??)
 }
 
-/// The configuration, and what the command line says instead of it.
+/// The configuration, overridden by the command line.
 fn settings(args: &Serve, file: Option<&Path>, host: &Host) -> Result<Config, Failure> {
     let mut config = read(file, host)?;
     config.model.path = args.model.clone().or(config.model.path);
@@ -44,13 +45,13 @@ fn settings(args: &Serve, file: Option<&Path>, host: &Host) -> Result<Config, Fa
 
 /// The named configuration, else the system's, else the defaults.
 pub(super) fn load(named: Option<&Path>) -> Result<Config, Failure> {
-    read(chosen(named).as_deref(), &host::host())
+    read(config_file(named).as_deref(), &host::host())
 }
 
-/// The file to read, also when it is read again: one that is gone by then is a mistake, not the defaults.
-fn chosen(named: Option<&Path>) -> Option<PathBuf> {
+/// The file to read, also at a reload: a file that is missing then is an error, and the defaults are not used.
+fn config_file(named: Option<&Path>) -> Option<PathBuf> {
     let default = Path::new(DEFAULT_FILE);
-    // A file that cannot be looked for is reported when it is read.
+    // A file whose existence cannot be checked is reported when it is read.
     let is_there = || default.try_exists().unwrap_or(true);
     named.or_else(|| is_there().then_some(default)).map(Path::to_owned)
 }
@@ -60,8 +61,8 @@ fn read(file: Option<&Path>, host: &Host) -> Result<Config, Failure> {
     Config::load(path, host).map_err(|error| Failure::usage(error.to_string()))
 }
 
-/// Runs it to its end: on one thread for everything that waits, and one for name look-ups and the disk, which
-/// block. With the computing threads that makes `budget.threads + 2`.
+/// Runs a future to its end, on one thread for asynchronous work and one for name look-ups and the disk, which
+/// block. With the compute threads that makes `budget.threads + 2`.
 pub(super) fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -69,13 +70,12 @@ pub(super) fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
         .build()
         .map_err(|error| Failure::system(format!("the runtime cannot be started: {error}")))?;
     let output = runtime.block_on(work);
-    // A look-up or a disk that hangs is not waited for.
+    // Does not wait for a look-up or a disk that hangs.
     runtime.shutdown_background();
     Ok(output)
 }
 
-/// Started by hand as root nobody has made `/run/bitnetd` yet; a failure shows when the socket is
-/// opened, with its way out.
+/// Without systemd `/run/bitnetd` does not exist yet; a failure is reported when the socket is opened.
 fn make_default_dir(socket: &Path) {
     if let Some(dir) = socket.parent().filter(|dir| *dir == Path::new("/run/bitnetd")) {
         let _ = std::fs::create_dir(dir);

@@ -1,42 +1,42 @@
-//! The settings of alerts.
+//! The settings of alerts. Deliberately does not know when an alert is raised.
 
-use super::file::{Checked, Mistake};
+use super::key_error::{KeyError, KeyResult};
 use serde::Deserialize;
 use std::time::Duration;
 
-/// When the owner is told of what is wrong; `None` and `false` never.
+/// The thresholds of the alerts; `None` and `false` switch an alert off.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alerts {
-    /// How long something has to be wrong before it is told, and well again.
+    /// How long a condition must last before its alert is raised, and be over before it is cleared.
     pub hold: Duration,
-    /// Of the processor, in degrees Celsius.
+    /// Temperature of the processor, in degrees Celsius.
     pub temperature_c: Option<f64>,
-    /// Whether the firmware holds the processor back.
+    /// Whether throttling by the firmware raises an alert.
     pub throttled: bool,
-    /// Whether the supply's voltage is too low.
+    /// Whether under-voltage raises an alert.
     pub under_voltage: bool,
-    /// Resident memory, in percent of the budget; what is planned is not told, even if it is more.
+    /// Resident memory, in percent of the budget; planned memory raises no alert, even if it is more.
     pub memory_percent: Option<f64>,
-    /// Load of all processors of the host.
+    /// Load of all processors of the host, in percent.
     pub cpu_percent: Option<f64>,
-    /// While answers are generated; fewer are told.
+    /// Lowest tokens per second while answers are generated.
     pub tokens_per_second: Option<f64>,
-    /// Requests of a minute that fail.
+    /// Failed requests of the last minute, in percent.
     pub error_percent: Option<f64>,
-    /// To the first token, in milliseconds.
+    /// Time to the first token, in milliseconds.
     pub ttft_ms: Option<f64>,
     /// Waiting requests, in percent of the queue's depth.
     pub queue_percent: Option<f64>,
-    /// Seconds that the broker is away.
+    /// Seconds without a connection to the broker.
     pub broker_link_s: Option<f64>,
-    /// Whether prompts do not reach the daemon, though the broker is connected.
+    /// Whether a lost subscription for prompts raises an alert.
     pub subscription: bool,
-    /// Whether answers cannot be kept on disk.
+    /// Whether answers that cannot be written to disk raise an alert.
     pub storage: bool,
 }
 
 impl Alerts {
-    /// Of nothing.
+    /// All alerts switched off.
     pub fn off() -> Self {
         Alerts {
             hold: Duration::ZERO,
@@ -56,48 +56,48 @@ impl Alerts {
     }
 }
 
-/// A key of an alert as it is written: both forms switch it off, `false` and 0.
+/// The value of an alert's key in the file: both `false` and 0 switch it off.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged, expecting = "not known; use a number, or false to switch the alert off")]
-pub(super) enum Switched {
+pub(super) enum AlertValue {
     On(bool),
     At(f64),
 }
 
-/// What an alert compares with; `None` where it is switched off.
+/// The threshold of an alert; `None` where it is switched off.
 pub(super) fn threshold(
     key: &'static str,
-    value: Option<Switched>,
+    value: Option<AlertValue>,
     default: f64,
     most: f64,
-) -> Checked<Option<f64>> {
+) -> KeyResult<Option<f64>> {
     let value = match value {
         None => default,
-        Some(Switched::On(false)) => 0.0,
-        Some(Switched::On(true)) if default > 0.0 => default,
-        Some(Switched::On(true)) => {
-            let said = "true names no threshold, and this alert has none by default; give a number";
-            return Err(Mistake("alerts", key, said.into()));
+        Some(AlertValue::On(false)) => 0.0,
+        Some(AlertValue::On(true)) if default > 0.0 => default,
+        Some(AlertValue::On(true)) => {
+            let message = "true names no threshold, and this alert has none by default; give a number";
+            return Err(KeyError("alerts", key, message.into()));
         }
-        Some(Switched::At(value)) => value,
+        Some(AlertValue::At(value)) => value,
     };
     if (0.0..=most).contains(&value) {
         return Ok((value > 0.0).then_some(value));
     }
-    let said = format!("{value} is outside 0 to {most}; 0, or false, switches the alert off");
-    Err(Mistake("alerts", key, said))
+    let message = format!("{value} is outside 0 to {most}; 0, or false, switches the alert off");
+    Err(KeyError("alerts", key, message))
 }
 
-/// Whether an alert without a threshold is told, as by default.
-pub(super) fn switch(key: &'static str, value: Option<Switched>) -> Checked<bool> {
+/// Whether an alert without a threshold is switched on, which is the default.
+pub(super) fn switch(key: &'static str, value: Option<AlertValue>) -> KeyResult<bool> {
     match value {
         None => Ok(true),
-        Some(Switched::On(is_on)) => Ok(is_on),
-        Some(Switched::At(0.0)) => Ok(false),
-        Some(Switched::At(value)) => {
-            let said =
+        Some(AlertValue::On(is_on)) => Ok(is_on),
+        Some(AlertValue::At(0.0)) => Ok(false),
+        Some(AlertValue::At(value)) => {
+            let message =
                 format!("{value} is no threshold of this alert; use true, or false or 0 to switch it off");
-            Err(Mistake("alerts", key, said))
+            Err(KeyError("alerts", key, message))
         }
     }
 }
@@ -115,9 +115,9 @@ mod tests {
         let off = alerts("[alerts]\ntemperature_c = 0\ntokens_per_second = 0.5\nthrottled = false\n");
         assert_eq!((off.temperature_c, off.tokens_per_second, off.throttled), (None, Some(0.5), false));
         for (key, value) in [("temperature_c", "800"), ("queue_percent", "101"), ("ttft_ms", "-1")] {
-            let said = error(&format!("[alerts]\n{key} = {value}\n"));
-            assert!(said.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{said}");
-            assert!(said.contains("0, or false, switches the alert off"), "{said}");
+            let message = error(&format!("[alerts]\n{key} = {value}\n"));
+            assert!(message.starts_with(&format!("bitnetd.toml:2: alerts.{key}: {value} ")), "{message}");
+            assert!(message.contains("0, or false, switches the alert off"), "{message}");
         }
         for value in ["nan", "inf"] {
             assert!(error(&format!("[alerts]\ncpu_percent = {value}\n")).contains("alerts.cpu_percent"));

@@ -1,20 +1,20 @@
-//! What may stand in `mqtt.host` and `mqtt.reply_topics`, and what to write instead.
+//! Checks the values of `mqtt.host` and `mqtt.reply_topics`, and suggests what to write instead.
 //!
-//! Knows nothing of the other keys; an error completes `mqtt.KEY: …`.
+//! An error completes `mqtt.KEY: …`. Deliberately knows nothing of the other keys.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Longest name of a host, and longest topic filter that a Response Topic could match.
-const LONGEST_NAME: usize = 253;
-const LONGEST_FILTER: usize = 512;
-/// Most filters: each is compared with the Response Topic of every prompt.
-const MOST_FILTERS: usize = 64;
-/// How much of a wrong value an error repeats.
-const QUOTED: usize = 200;
+/// Bytes of the longest host name, and of the longest topic filter.
+const MAX_NAME: usize = 253;
+const MAX_FILTER: usize = 512;
+/// Most filters, since each is compared with the Response Topic of every prompt.
+const MAX_FILTERS: usize = 64;
+/// Characters of a wrong value that an error repeats.
+const MAX_QUOTED: usize = 200;
 
-/// A value that is taken apart as a URL would be.
+/// A value parsed like a URL.
 #[derive(Debug, PartialEq, Eq)]
-struct Parts<'a> {
+struct UrlParts<'a> {
     scheme: Option<&'a str>,
     user: Option<&'a str>,
     host: &'a str,
@@ -22,7 +22,7 @@ struct Parts<'a> {
     has_path: bool,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> UrlParts<'a> {
     fn of(text: &'a str) -> Self {
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme), rest),
@@ -36,7 +36,7 @@ impl<'a> Parts<'a> {
         };
         let user = login.map(|login| login.split_once(':').map_or(login, |(user, _)| user));
         let (host, port) = split_port(place);
-        Parts { scheme, user, host, port, has_path }
+        UrlParts { scheme, user, host, port, has_path }
     }
 
     fn is_host_alone(&self) -> bool {
@@ -83,13 +83,13 @@ fn split_port(place: &str) -> (&str, Option<&str>) {
 
 /// The broker's name or address, without the brackets that an IPv6 address may have.
 pub(super) fn address(text: &str) -> Result<String, String> {
-    let parts = Parts::of(text.trim());
+    let parts = UrlParts::of(text.trim());
     if !is_address(parts.host) {
-        // What stands before an @ may be a password.
+        // The part before an @ may be a password.
         let text = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
         return Err(format!(
             "{:?} is no name or address of a broker; write its name, such as \"broker.home\", or its address alone",
-            beginning(text)
+            truncated(text)
         ));
     }
     if !parts.is_host_alone() {
@@ -117,16 +117,16 @@ fn is_address(host: &str) -> bool {
 
 fn is_name(name: &str) -> bool {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !name.is_empty() && name.len() <= LONGEST_NAME && name.chars().all(is_plain)
+    !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(is_plain)
 }
 
-/// Topic filters that Response Topics are compared with.
+/// Checks the topic filters for Response Topics.
 pub(super) fn reply_topics(filters: Vec<String>) -> Result<Vec<String>, String> {
-    if filters.len() > MOST_FILTERS {
-        return Err(format!("{} patterns; the most is {MOST_FILTERS}", filters.len()));
+    if filters.len() > MAX_FILTERS {
+        return Err(format!("{} patterns; the most is {MAX_FILTERS}", filters.len()));
     }
     match filters.iter().find_map(|filter| wrong_filter(filter).map(|wrong| (filter, wrong))) {
-        Some((filter, wrong)) => Err(format!("{:?} {wrong}", beginning(filter))),
+        Some((filter, wrong)) => Err(format!("{:?} {wrong}", truncated(filter))),
         None => Ok(filters),
     }
 }
@@ -134,7 +134,7 @@ pub(super) fn reply_topics(filters: Vec<String>) -> Result<Vec<String>, String> 
 fn wrong_filter(filter: &str) -> Option<&'static str> {
     let levels: Vec<&str> = filter.split('/').collect();
     let is_half_a_wildcard = |level: &&str| level.contains(['+', '#']) && level.len() > 1;
-    if filter.is_empty() || filter.len() > LONGEST_FILTER || filter.chars().any(char::is_control) {
+    if filter.is_empty() || filter.len() > MAX_FILTER || filter.chars().any(char::is_control) {
         Some("is no topic filter; use 1 to 512 bytes without control characters, or take it out")
     } else if filter.starts_with("$share/") {
         Some("is a shared subscription, and nothing can be published there; write the topic alone")
@@ -147,8 +147,8 @@ fn wrong_filter(filter: &str) -> Option<&'static str> {
     }
 }
 
-fn beginning(text: &str) -> String {
-    text.chars().take(QUOTED).collect()
+fn truncated(text: &str) -> String {
+    text.chars().take(MAX_QUOTED).collect()
 }
 
 #[cfg(test)]
@@ -187,8 +187,8 @@ mod tests {
             ("b:mqtt", "port = a number"),
             ("guest@b", "username = \"guest\""),
         ] {
-            let said = address(host).expect_err(host);
-            assert!(said.contains(expected) && !said.contains('\n'), "{host}: {said}");
+            let message = address(host).expect_err(host);
+            assert!(message.contains(expected) && !message.contains('\n'), "{host}: {message}");
         }
     }
 
@@ -201,8 +201,8 @@ mod tests {
             "user:s3c@s3cret@b",
             "s3cret@",
         ] {
-            let said = address(host).expect_err(host);
-            assert!(!said.contains("s3c") || host == "s3cret@", "{said}");
+            let message = address(host).expect_err(host);
+            assert!(!message.contains("s3c") || host == "s3cret@", "{message}");
         }
     }
 
@@ -222,9 +222,12 @@ mod tests {
             "[]",
             &long,
         ] {
-            let said = address(host).expect_err(host);
-            assert!(said.contains("no name or address") && !said.contains('\u{1b}'), "{host}: {said}");
-            assert!(said.len() < 400, "{said}");
+            let message = address(host).expect_err(host);
+            assert!(
+                message.contains("no name or address") && !message.contains('\u{1b}'),
+                "{host}: {message}"
+            );
+            assert!(message.len() < 400, "{message}");
         }
     }
 

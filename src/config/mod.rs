@@ -1,18 +1,20 @@
-//! The settings the daemon runs with: checked, complete, by value.
+//! The settings of the daemon: checked, complete, by value.
 //!
-//! Two stages: [`file`] mirrors what the owner wrote, this is what the program uses. Deliberately
-//! knows nothing of where the settings go, and reads no environment: the caller passes the host in.
+//! There are two stages: [`toml_schema`] mirrors the TOML file, and the types here are what the program uses.
+//! Deliberately knows nothing of where the settings are applied, and reads no environment: the caller passes in the
+//! host.
 
 mod alerts;
 mod broker;
-mod changes;
-mod file;
+mod diff;
+mod key_error;
 #[cfg(test)]
 mod tests;
 mod text_position;
+mod toml_schema;
 
 pub use alerts::Alerts;
-pub use changes::Changes;
+pub use diff::ConfigDiff;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -21,10 +23,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the configuration is looked for when none is named.
+/// The configuration file when none is named.
 pub const DEFAULT_FILE: &str = "/etc/bitnetd/bitnetd.toml";
 
-/// Everything the daemon can be told.
+/// All settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `[device]`
@@ -49,60 +51,60 @@ pub struct Config {
     pub log: Log,
 }
 
-/// What this device is called.
+/// The identity of this device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Device {
-    /// One MQTT topic level.
+    /// The device id, one MQTT topic level.
     pub id: String,
-    /// Folder for what must outlive the process, such as answers; `None` keeps nothing.
-    pub state_in: Option<PathBuf>,
+    /// Folder for what must outlive the process, such as answers; `None` stores nothing.
+    pub state_dir: Option<PathBuf>,
 }
 
-/// Which model, and how it is read.
+/// The model, and how it is loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// A GGUF file; `None` is the built-in model.
     pub path: Option<PathBuf>,
-    /// Tokens of context; `None` is the model's own, shortened where memory asks for it.
+    /// Tokens of context; `None` is the model's own, shortened where memory requires it.
     pub context: Option<usize>,
-    /// How I2_S tensors are laid out; `None` is found out when the model is loaded.
+    /// Layout of I2_S tensors; `None` is auto-detected when the model is loaded.
     pub i2s_layout: Option<I2sLayout>,
-    /// How the head is read; `None` is the fastest way that chooses the same tokens.
+    /// Format of the output head (lm_head); `None` is the fastest one that chooses the same tokens.
     pub head: Option<Head>,
-    /// What keys and values are kept in.
+    /// Format of the KV cache.
     pub kv_cache: KvCache,
-    /// `file`, `built-in` or the path of a chat template; `None` is the file's own where it can be used.
+    /// `file`, `built-in` or the path of a chat template; `None` is the model file's own where it can be used.
     pub chat_template: Option<PathBuf>,
-    /// Folder for what is worked out of a model file once; `None` keeps nothing.
-    pub keep_in: Option<PathBuf>,
+    /// Folder for what is derived from a model file once; `None` stores nothing.
+    pub cache_dir: Option<PathBuf>,
 }
 
-/// The forms of a head.
+/// Formats of the output head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// As the file has it.
+    /// The file's own format.
     F16,
-    /// Written again in 8.5 bits a number.
+    /// Requantised to Q8_0, 8.5 bits per weight.
     Q8,
-    /// Written again in 6.6 bits a number.
+    /// Requantised to Q6_K, 6.6 bits per weight.
     Q6K,
-    /// Four bits of all rows, and the file's own numbers of those that can win.
+    /// A shortlist from 2 and 4 bits per weight, and the file's own weights of the rows that can win.
     Screened,
 }
 
-/// The formats of the KV cache.
+/// Formats of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvCache {
-    /// Two bytes a number.
+    /// Two bytes per value.
     F16,
-    /// A little more than one.
+    /// A little more than one byte per value.
     Int8,
 }
 
-/// The block layouts of I2_S, which share one type id in the file.
+/// Block layouts of I2_S, which share one type id in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum I2sLayout {
-    /// 128 weights in 32 bytes: the official one.
+    /// 128 weights in 32 bytes: the official layout.
     Blocks128,
     /// 64 weights in 16 bytes: what bitnet.cpp writes on Arm since November 2025.
     Blocks64,
@@ -110,63 +112,63 @@ pub enum I2sLayout {
     Rows4,
 }
 
-/// What the daemon may use.
+/// The resources that the daemon may use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Budget {
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
     /// Threads that compute.
     pub threads: usize,
-    /// How many of them generate; `None` is found out.
+    /// How many of them generate tokens; `None` is measured.
     pub decode_threads: Option<usize>,
-    /// How many of them read prompts; `None` is found out.
+    /// How many of them read prompts; `None` is measured.
     pub prefill_threads: Option<usize>,
-    /// Processors that they keep to; empty is all.
-    pub keep_to: Vec<usize>,
-    /// Whether each compute thread keeps to one processor.
+    /// Processors that they may run on; empty is all.
+    pub allowed_cpus: Vec<usize>,
+    /// Whether each compute thread is pinned to one processor.
     pub pin: bool,
 }
 
 /// The Unix socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Socket {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// Its permission bits.
     pub mode: u32,
-    /// Most clients at once.
+    /// Most clients connected at once.
     pub connections: usize,
 }
 
-/// The broker link.
+/// The link to the MQTT broker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mqtt {
-    /// Name or address.
+    /// Name or address of the broker.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// First level of every topic.
+    /// First level or levels of every topic.
     pub prefix: String,
     /// Protocol version.
     pub version: MqttVersion,
-    /// Devices that take turns; one topic level.
+    /// Name of the group of devices that share prompts; one topic level.
     pub group: Option<String>,
-    /// User and the file that holds the password.
+    /// User name and password file.
     pub login: Option<Login>,
     /// Encryption; `None` is none.
     pub tls: Option<Tls>,
-    /// Folder whose files only the daemon may read, whatever their mode says: systemd's credentials.
+    /// systemd's folder of credentials, whose files only the daemon can read whatever their mode is.
     pub credentials: Option<PathBuf>,
-    /// Whether Home Assistant is told of this device; if not, what it was told is taken back.
+    /// Whether the device is announced to Home Assistant; if not, an earlier announcement is removed.
     pub discovery: bool,
-    /// First level or levels of the topics on which Home Assistant hears of devices.
+    /// The discovery prefix of Home Assistant: first level or levels of its discovery topics.
     pub discovery_prefix: String,
-    /// Topic filters, one of which a Response Topic has to match; `None`: any that is not reserved.
+    /// Topic filters, one of which a Response Topic must match; `None` is any that is not reserved.
     pub reply_topics: Option<Vec<String>>,
 }
 
 impl Mqtt {
-    /// A plain link to this broker, all else by default.
+    /// An unencrypted link to this broker, with defaults for all else.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Mqtt {
             host: host.into(),
@@ -189,30 +191,30 @@ impl Mqtt {
 pub enum MqttVersion {
     /// MQTT 5.
     V5,
-    /// MQTT 3.1.1, which knows no Response Topic and no expiry.
+    /// MQTT 3.1.1, which has no Response Topic and no expiry.
     V311,
 }
 
-/// How the broker's identity is checked, and how we prove ours. Files are read at each connect, so that they
-/// can be renewed.
+/// TLS: the certificate authorities and the client certificate. Files are read at each connect, so that they can be
+/// renewed.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tls {
     /// Certificates of authorities, PEM; `None` is the system's store.
     pub ca_file: Option<PathBuf>,
-    /// Our own certificate.
+    /// The client certificate.
     pub client: Option<ClientCertificate>,
 }
 
 /// A client certificate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClientCertificate {
-    /// The certificate and those between it and its authority, PEM.
+    /// The certificate and its intermediate certificates, PEM.
     pub cert_file: PathBuf,
     /// Its private key, PEM.
     pub key_file: PathBuf,
 }
 
-/// How the broker knows us.
+/// The login at the broker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Login {
     /// User name.
@@ -221,65 +223,65 @@ pub struct Login {
     pub password_file: Option<PathBuf>,
 }
 
-/// Waiting requests.
+/// The queue of requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// How many may wait.
+    /// How many requests may wait.
     pub depth: usize,
-    /// Percent of these that one client may hold while others wait.
+    /// Percent of the places that one client may hold while others wait.
     pub client_percent: usize,
-    /// Time allowed to a request that names none.
+    /// Time allowed for a request that names no timeout.
     pub timeout: Duration,
-    /// Time that running and waiting requests get after a stop was asked for.
+    /// Time allowed for running and waiting requests after a stop was requested.
     pub drain: Duration,
     /// Bytes of prompts that the broker link may acknowledge before they are answered, on disk and in memory.
     pub inbox_bytes: usize,
 }
 
-/// Answers given again.
+/// The cache of answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cache {
-    /// To whom.
+    /// Which clients share answers.
     pub scope: CacheScope,
 }
 
-/// Whose questions an answer may have been computed for that is given again.
+/// Which clients share cached answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheScope {
-    /// The same client's: no client learns what another asked.
+    /// Only the client that asked before, so that no client learns what another asked.
     Client,
-    /// Anybody's.
+    /// All clients.
     All,
 }
 
-/// Reports.
+/// The telemetry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Telemetry {
-    /// Time between two.
+    /// Time between two reports.
     pub interval: Duration,
-    /// What the owner says that the board draws; power is estimated from it where nothing measures it.
+    /// The power of the board as the owner measured it; power is estimated from it where no sensor measures it.
     pub board_watts: Option<BoardWatts>,
-    /// A file that node_exporter reads, written with each; `None`: none.
+    /// A file for node_exporter, written with each report; `None` is none.
     pub textfile: Option<PathBuf>,
 }
 
-/// What a board draws, in watts, as its owner measured it once.
+/// The power of a board in watts, as its owner measured it once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BoardWatts {
-    /// With nothing to do.
+    /// When idle.
     pub idle: f64,
-    /// With all processors at work; more than `idle`.
+    /// With all processors busy; more than `idle`.
     pub full: f64,
 }
 
-/// The journal.
+/// The log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
-    /// Least level that is written.
+    /// The lowest level that is written.
     pub level: Level,
 }
 
-/// Levels of the journal.
+/// Levels of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Level {
@@ -290,47 +292,47 @@ pub enum Level {
     Trace,
 }
 
-/// What the defaults depend on.
+/// The properties of the host that the defaults depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Host {
-    /// Becomes the device id.
+    /// The default of the device id.
     pub name: String,
-    /// Memory this process may count on: the machine's, or its control group's limit if lower.
+    /// Memory that the process may use, in bytes: the machine's, or its control group's limit if lower.
     pub memory_bytes: u64,
-    /// Processors it may run on.
+    /// Number of processors that it may run on.
     pub processors: usize,
-    /// The numbers of the fast ones, where some are slow; else empty.
+    /// The numbers of the big processors, where some are little; otherwise empty.
     pub big: Vec<usize>,
-    /// Where the socket goes.
+    /// The folder of the socket.
     pub runtime_dir: PathBuf,
-    /// Where what can be made again is kept.
+    /// The folder for what can be derived again.
     pub cache_dir: PathBuf,
-    /// Where what must outlive the process is kept.
+    /// The folder for what must outlive the process.
     pub state_dir: PathBuf,
-    /// Where systemd puts what `LoadCredential=` names.
+    /// The folder of systemd's `LoadCredential=`.
     pub credentials_dir: Option<PathBuf>,
 }
 
 impl Host {
-    /// Threads that compute where no number is named: one for each processor, the slow ones left out. A job
-    /// is over when its slowest part is.
+    /// The default number of compute threads: one for each processor, without the little ones, since a job takes as
+    /// long as its slowest part.
     pub fn threads(&self) -> usize {
         let fast = if self.big.is_empty() { self.processors } else { self.big.len() };
         fast.clamp(1, 256)
     }
 
-    /// Processors that so many threads keep to: the fast ones, if there are enough. Empty is all.
+    /// The processors that this number of threads may run on: the big ones, if there are enough. Empty is all.
     pub fn keep_to(&self, threads: usize) -> Vec<usize> {
         if threads <= self.big.len() { self.big.clone() } else { Vec::new() }
     }
 }
 
-/// One mistake in the configuration.
+/// An error in the configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConfigError {
     /// File and line, where known.
     pub place: String,
-    /// What is wrong and the way out.
+    /// What is wrong, and a remedy.
     pub message: String,
 }
 
@@ -342,11 +344,11 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Largest configuration file: many times one that says everything.
-const LARGEST: u64 = 1 << 20;
+/// The largest configuration file in bytes, many times the size of one with every key.
+const MAX_FILE: u64 = 1 << 20;
 
-/// The text of a configuration file. Anything else that has the name, such as a device or a FIFO, is neither read nor
-/// waited for.
+/// Reads the text of a configuration file. Anything but a regular file, such as a device or a FIFO, is an error,
+/// and opening it does not block.
 fn read(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     let at_once = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -355,8 +357,8 @@ fn read(path: &Path) -> Result<String, String> {
         return Err("cannot be read: it is no regular file; give the path of a TOML file".into());
     }
     let mut text = String::new();
-    let length = file.take(LARGEST + 1).read_to_string(&mut text).map_err(cannot)?;
-    if length as u64 > LARGEST {
+    let length = file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(cannot)?;
+    if length as u64 > MAX_FILE {
         return Err("is larger than 1 MiB; a configuration is a few KiB, so this is another file".into());
     }
     Ok(text)
@@ -365,10 +367,10 @@ fn read(path: &Path) -> Result<String, String> {
 impl Config {
     /// The documented defaults on this host.
     pub fn defaults(host: &Host) -> Self {
-        file::File::default().check("built-in defaults", "", host).expect("the defaults are sound")
+        toml_schema::File::default().check("built-in defaults", "", host).expect("the defaults are sound")
     }
 
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file; the error names file and line.
     pub fn load(path: &Path, host: &Host) -> Result<Self, ConfigError> {
         let place = path.display().to_string();
         let text = read(path).map_err(|message| ConfigError { place: place.clone(), message })?;
@@ -378,6 +380,6 @@ impl Config {
     /// Checks a configuration given as text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        file::File::parse(text, place)?.check(place, text, host)
+        toml_schema::File::parse(text, place)?.check(place, text, host)
     }
 }

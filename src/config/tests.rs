@@ -28,7 +28,7 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
-fn the_reference_file_says_the_defaults() {
+fn the_reference_file_has_the_defaults() {
     let text = include_str!("../../config/bitnetd.toml");
     let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");
     assert_eq!(config, Config::defaults(&host()));
@@ -38,11 +38,11 @@ fn the_reference_file_says_the_defaults() {
 fn threads_keep_to_the_big_cores_unless_there_are_more_of_them() {
     let host = Host { processors: 8, big: vec![4, 5, 6, 7], ..host() };
     let budget = |text| Config::parse(text, "bitnetd.toml", &host).expect("sound").budget;
-    assert_eq!((budget("").threads, budget("").keep_to), (4, vec![4, 5, 6, 7]));
+    assert_eq!((budget("").threads, budget("").allowed_cpus), (4, vec![4, 5, 6, 7]));
     let some = budget("[budget]\nthreads = 2\n");
-    assert_eq!((some.threads, some.keep_to), (2, vec![4, 5, 6, 7]));
+    assert_eq!((some.threads, some.allowed_cpus), (2, vec![4, 5, 6, 7]));
     let most = budget("[budget]\nthreads = 5\n");
-    assert_eq!((most.threads, most.keep_to), (5, vec![]));
+    assert_eq!((most.threads, most.allowed_cpus), (5, vec![]));
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
     let budget = Config::parse(text, "bitnetd.toml", &host()).expect("sound").budget;
     assert_eq!((budget.decode_threads, budget.prefill_threads), (Some(2), Some(3)));
     for (key, number) in [("decode_threads", 0), ("decode_threads", 4), ("prefill_threads", 4)] {
-        let said = error(&format!("[budget]\nthreads = 3\n{key} = {number}\n"));
-        assert!(said.starts_with(&format!("bitnetd.toml:3: budget.{key}: {number} ")), "{said}");
-        assert!(said.contains("1 to 3"), "{said}");
+        let message = error(&format!("[budget]\nthreads = 3\n{key} = {number}\n"));
+        assert!(message.starts_with(&format!("bitnetd.toml:3: budget.{key}: {number} ")), "{message}");
+        assert!(message.contains("1 to 3"), "{message}");
     }
     // Without a number of all, the processors are the most.
     assert!(error("[budget]\ndecode_threads = 5\n").contains("1 to 4"));
@@ -61,31 +61,31 @@ fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_line() {
-    let said = error("[device]\nid = \"a\"\n[mqtt]\nhots = \"b\"\n");
-    assert!(said.starts_with("bitnetd.toml:4: "), "{said}");
-    assert!(said.contains("hots") && said.contains("host"), "{said}");
-    assert!(!said.contains('\n'), "{said}");
+    let message = error("[device]\nid = \"a\"\n[mqtt]\nhots = \"b\"\n");
+    assert!(message.starts_with("bitnetd.toml:4: "), "{message}");
+    assert!(message.contains("hots") && message.contains("host"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
     assert!(error("[nonsense]\nx = 1\n").contains("nonsense"));
 }
 
 #[test]
 fn a_value_of_the_wrong_kind_is_named_with_its_line() {
-    let said = error("[log]\nlevel = \"info\"\n[queue]\ndepth = \"many\"\n");
-    assert!(said.starts_with("bitnetd.toml:4: queue.depth: "), "{said}");
-    let said = error("[queue]\ndepth = 0\n");
-    assert!(said.starts_with("bitnetd.toml:2: queue.depth"), "{said}");
-    let said = error("[socket]\nmode = \"9\"\n");
-    assert!(said.starts_with("bitnetd.toml:2: socket.mode"), "{said}");
+    let message = error("[log]\nlevel = \"info\"\n[queue]\ndepth = \"many\"\n");
+    assert!(message.starts_with("bitnetd.toml:4: queue.depth: "), "{message}");
+    let message = error("[queue]\ndepth = 0\n");
+    assert!(message.starts_with("bitnetd.toml:2: queue.depth"), "{message}");
+    let message = error("[socket]\nmode = \"9\"\n");
+    assert!(message.starts_with("bitnetd.toml:2: socket.mode"), "{message}");
 }
 
 #[test]
 fn the_cache_folder_is_an_absolute_path_or_empty() {
-    let said = error("[device]\nid = \"a\"\n[model]\ncache_dir = \"cache\"\n");
-    assert!(said.starts_with("bitnetd.toml:4: model.cache_dir: \"cache\" "), "{said}");
-    assert!(said.contains("absolute"), "{said}");
+    let message = error("[device]\nid = \"a\"\n[model]\ncache_dir = \"cache\"\n");
+    assert!(message.starts_with("bitnetd.toml:4: model.cache_dir: \"cache\" "), "{message}");
+    assert!(message.contains("absolute"), "{message}");
     let keep_in = |folder: &str| {
         let text = format!("[model]\ncache_dir = \"{folder}\"\n");
-        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.keep_in
+        Config::parse(&text, "bitnetd.toml", &host()).expect("sound").model.cache_dir
     };
     assert_eq!(keep_in(""), None);
     assert_eq!(keep_in("/srv/models"), Some("/srv/models".into()));
@@ -93,9 +93,9 @@ fn the_cache_folder_is_an_absolute_path_or_empty() {
 
 #[test]
 fn the_state_folder_is_an_absolute_path_or_empty() {
-    let said = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
-    assert!(said.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{said}");
-    let state_in = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_in;
+    let message = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
+    assert!(message.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{message}");
+    let state_in = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").device.state_dir;
     assert_eq!(state_in(""), Some("/var/lib/bitnetd".into()));
     assert_eq!(state_in("[device]\nstate_dir = \"\"\n"), None);
     assert_eq!(state_in("[device]\nstate_dir = \"/srv/state\"\n"), Some("/srv/state".into()));
@@ -104,8 +104,8 @@ fn the_state_folder_is_an_absolute_path_or_empty() {
 #[test]
 fn a_device_id_is_one_topic_level() {
     for id in ["a/b", "a+", "#", ""] {
-        let said = error(&format!("[device]\nid = \"{id}\"\n"));
-        assert!(said.starts_with("bitnetd.toml:2: device.id"), "{said}");
+        let message = error(&format!("[device]\nid = \"{id}\"\n"));
+        assert!(message.starts_with("bitnetd.toml:2: device.id"), "{message}");
     }
 }
 
@@ -125,9 +125,9 @@ fn the_broker_s_port_is_the_usual_one_with_and_without_encryption() {
 #[test]
 fn files_for_an_encryption_that_is_off_are_refused_not_ignored() {
     for key in ["ca_file", "cert_file", "key_file"] {
-        let said = error(&format!("[mqtt]\nhost = \"b\"\n{key} = \"/etc/x.pem\"\n"));
-        assert!(said.starts_with(&format!("bitnetd.toml:3: mqtt.{key}: ")), "{said}");
-        assert!(said.contains("tls = true"), "{said}");
+        let message = error(&format!("[mqtt]\nhost = \"b\"\n{key} = \"/etc/x.pem\"\n"));
+        assert!(message.starts_with(&format!("bitnetd.toml:3: mqtt.{key}: ")), "{message}");
+        assert!(message.contains("tls = true"), "{message}");
     }
 }
 
@@ -136,8 +136,8 @@ fn a_client_certificate_is_a_certificate_and_a_key() {
     let client = mqtt("tls = true\ncert_file = \"/c\"\nkey_file = \"/k\"\n").tls.expect("on").client;
     assert_eq!(client, Some(ClientCertificate { cert_file: "/c".into(), key_file: "/k".into() }));
     for (here, missing) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
-        let said = error(&format!("[mqtt]\nhost = \"b\"\ntls = true\n{here} = \"/x\"\n"));
-        assert!(said.contains(&format!("mqtt.{missing}: missing")), "{said}");
+        let message = error(&format!("[mqtt]\nhost = \"b\"\ntls = true\n{here} = \"/x\"\n"));
+        assert!(message.contains(&format!("mqtt.{missing}: missing")), "{message}");
     }
 }
 
@@ -152,19 +152,19 @@ fn the_protocol_version_is_a_number_or_a_text() {
         assert_eq!(mqtt(&format!("version = {written}\n")).version, version, "{written}");
     }
     for written in ["3", "4", "3.1", "\"3.1\"", "true"] {
-        let said = error(&format!("[mqtt]\nhost = \"b\"\nversion = {written}\n"));
-        assert!(said.starts_with("bitnetd.toml:3: mqtt.version: "), "{said}");
-        assert!(said.contains("\"3.1.1\""), "{said}");
+        let message = error(&format!("[mqtt]\nhost = \"b\"\nversion = {written}\n"));
+        assert!(message.starts_with("bitnetd.toml:3: mqtt.version: "), "{message}");
+        assert!(message.contains("\"3.1.1\""), "{message}");
     }
 }
 
 #[test]
-fn home_assistant_is_told_unless_it_is_not_to_be() {
+fn home_assistant_discovery_is_on_unless_switched_off() {
     assert_eq!((mqtt("").discovery, mqtt("").discovery_prefix.as_str()), (true, "homeassistant"));
     assert!(!mqtt("discovery = false\n").discovery);
     assert_eq!(mqtt("discovery_prefix = \"a/b\"\n").discovery_prefix, "a/b");
-    let said = error("[mqtt]\nhost = \"b\"\ndiscovery_prefix = \"a/#\"\n");
-    assert!(said.starts_with("bitnetd.toml:3: mqtt.discovery_prefix: "), "{said}");
+    let message = error("[mqtt]\nhost = \"b\"\ndiscovery_prefix = \"a/#\"\n");
+    assert!(message.starts_with("bitnetd.toml:3: mqtt.discovery_prefix: "), "{message}");
 }
 
 #[test]
@@ -178,8 +178,11 @@ fn the_text_file_is_one_that_node_exporter_reads() {
     for (wrong, way_out) in
         [("bitnetd.prom", "begin it with /"), ("/x/bitnetd.txt", ".prom"), ("/x/.prom", ".prom")]
     {
-        let said = textfile(wrong).expect_err("a mistake").to_string();
-        assert!(said.starts_with("bitnetd.toml:2: telemetry.textfile: ") && said.contains(way_out), "{said}");
+        let message = textfile(wrong).expect_err("a mistake").to_string();
+        assert!(
+            message.starts_with("bitnetd.toml:2: telemetry.textfile: ") && message.contains(way_out),
+            "{message}"
+        );
     }
 }
 
@@ -187,8 +190,8 @@ fn the_text_file_is_one_that_node_exporter_reads() {
 fn a_group_is_one_topic_level_and_no_device() {
     assert_eq!(mqtt("group = \"kitchens\"\n").group.as_deref(), Some("kitchens"));
     assert!(error("[mqtt]\nhost = \"b\"\ngroup = \"a/b\"\n").contains("mqtt.group"));
-    let said = error("[mqtt]\nhost = \"b\"\ngroup = \"cellar\"\n");
-    assert!(said.contains("mqtt.group") && said.contains("device.id"), "{said}");
+    let message = error("[mqtt]\nhost = \"b\"\ngroup = \"cellar\"\n");
+    assert!(message.contains("mqtt.group") && message.contains("device.id"), "{message}");
 }
 
 #[test]
@@ -218,8 +221,11 @@ fn what_a_board_draws_is_two_figures_of_which_the_second_is_more() {
     let both = Some(BoardWatts { idle: 2.5, full: 7.0 });
     assert_eq!(watts("idle_watts = 2.5\nfull_watts = 7\n"), both, "a whole number is a number too");
     for (here, missing) in [("idle_watts", "full_watts"), ("full_watts", "idle_watts")] {
-        let said = error(&format!("[telemetry]\n{here} = 5\n"));
-        assert!(said.contains(&format!("telemetry.{missing}: missing, though {here} is set")), "{said}");
+        let message = error(&format!("[telemetry]\n{here} = 5\n"));
+        assert!(
+            message.contains(&format!("telemetry.{missing}: missing, though {here} is set")),
+            "{message}"
+        );
     }
     for (idle, full, key) in [
         ("7", "7.0", "full_watts"),
@@ -231,17 +237,17 @@ fn what_a_board_draws_is_two_figures_of_which_the_second_is_more() {
         ("3", "2000.1", "full_watts"),
         ("3", "\"6 W\"", "full_watts"),
     ] {
-        let said = error(&format!("[telemetry]\nidle_watts = {idle}\nfull_watts = {full}\n"));
-        assert!(said.contains(&format!("telemetry.{key}: ")), "{said}");
-        assert!(said.starts_with("bitnetd.toml:"), "{said}");
+        let message = error(&format!("[telemetry]\nidle_watts = {idle}\nfull_watts = {full}\n"));
+        assert!(message.contains(&format!("telemetry.{key}: ")), "{message}");
+        assert!(message.starts_with("bitnetd.toml:"), "{message}");
     }
 }
 
 #[test]
 fn what_needs_a_broker_is_refused_without_one_not_ignored() {
     for key in ["username = \"b\"", "tls = true", "group = \"kitchens\""] {
-        let said = error(&format!("[mqtt]\n{key}\n"));
-        assert!(said.starts_with("bitnetd.toml:1: mqtt.host: missing, though "), "{said}");
+        let message = error(&format!("[mqtt]\n{key}\n"));
+        assert!(message.starts_with("bitnetd.toml:1: mqtt.host: missing, though "), "{message}");
     }
     assert!(error("[mqtt]\nhost = \"b\"\npassword_file = \"/p\"\n").contains("mqtt.username"));
 }

@@ -1,10 +1,10 @@
-//! Where in the text of a configuration a key stands, for messages.
+//! Finds the line of a key in the text of a configuration, for error messages. Deliberately does not parse TOML.
 
 pub(super) fn line_at(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// Section and key of what is set on a line.
+/// Section and key that are set on a line.
 pub(super) fn key_on(text: &str, line: usize) -> Option<(&str, &str)> {
     let (key, _) = text.lines().nth(line - 1)?.split_once('=')?;
     let header = |line| str::trim(line).strip_prefix('[')?.split(']').next();
@@ -12,7 +12,7 @@ pub(super) fn key_on(text: &str, line: usize) -> Option<(&str, &str)> {
     Some((section.trim(), key.trim()))
 }
 
-/// The line where a section's key is set; the section's own where the key is not.
+/// The line where a key of a section is set; that of the section's header where the key is missing.
 pub(super) fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
     let mut within = false;
     let mut header = None;

@@ -1,9 +1,9 @@
-//! Which requests wait, in which order, and which are turned away: decisions only, the time passed
-//! in. Deliberately knows no thread and no model.
+//! Admission control: which requests wait, in which order, and which are refused. Decisions only, with the time
+//! passed in. Deliberately knows no thread and no model.
 
-use super::budget::WAITING_TEXTS;
-use super::pressure::{Held, Pressure, State};
-use super::shares::{Place, Shares};
+use super::client_shares::{ClientShares, Slot};
+use super::memory_guard::{MemoryGuard, MemoryState, MemoryUse};
+use super::memory_plan::MAX_WAITING_TEXTS;
 use crate::config;
 use crate::protocol::{Code, Refusal};
 use crate::transport::fair_queue::FairQueue;
@@ -12,65 +12,66 @@ use std::time::{Duration, Instant};
 
 /// A request that waits.
 #[derive(Debug)]
-pub(super) struct Job {
-    /// The request with its way back.
+pub(super) struct QueuedRequest {
+    /// The request with its reply channel.
     pub inbound: Inbound,
-    /// When its time is up; `None` while it waits without a limit.
+    /// Its deadline; `None` while it waits without a limit.
     pub deadline: Option<Instant>,
-    /// Time for the answer of one that waits without a limit.
+    /// Time allowed for the answer once a request without a limit begins.
     timeout: Duration,
 }
 
-/// A request that gets no answer, and what it is told.
-pub(super) type Refused = (Job, Refusal);
+/// A request that gets no answer, and the reason.
+pub(super) type Refused = (QueuedRequest, Refusal);
 
-/// The requests that wait, and how long answers take of late.
+/// The waiting requests, and how long answers take lately.
 #[derive(Debug)]
 pub(super) struct Admission {
-    waiting: FairQueue<Job>,
-    /// Of those that are refused when too many wait.
-    shares: Shares,
-    memory: Pressure,
-    /// Seconds an answer takes, smoothed; what a client that found the queue full is told to wait.
-    pace: f64,
-    /// The worker has nothing to do: it takes one more, though it has not come for it yet.
-    idle: bool,
+    waiting: FairQueue<QueuedRequest>,
+    /// The places of requests that may be refused because the queue is full.
+    shares: ClientShares,
+    memory_guard: MemoryGuard,
+    /// Seconds per answer, exponentially smoothed: the `retry_after_ms` of refused requests.
+    mean_answer_s: f64,
+    /// Whether the worker is idle, so that it takes one more request at once.
+    worker_is_idle: bool,
     closed: bool,
 }
 
-/// Share of the newest answer in the smoothed time: about the last ten count.
-const NEWEST: f64 = 0.2;
+/// Weight of the newest answer in the smoothed time: about the last ten count.
+const NEWEST_WEIGHT: f64 = 0.2;
 
 impl Admission {
-    /// Nothing waits; as much will as `settings` say, as long as there is `memory` for it.
-    pub fn new(settings: &config::Queue, memory: Pressure) -> Self {
+    /// An empty queue with these settings and this memory guard.
+    pub fn new(settings: &config::Queue, memory: MemoryGuard) -> Self {
         Admission {
             waiting: FairQueue::default(),
-            shares: Shares::new(settings.depth, settings.client_percent),
-            memory,
-            pace: 1.0,
-            idle: true,
+            shares: ClientShares::new(settings.depth, settings.client_percent),
+            memory_guard: memory,
+            mean_answer_s: 1.0,
+            worker_is_idle: true,
             closed: false,
         }
     }
 
-    /// The share of a client where others wait, from now on.
+    /// Sets the share of places that one client may hold while others wait, in percent.
     pub fn set_client_percent(&mut self, percent: usize) {
         self.shares.set_percent(percent);
     }
 
-    /// Takes a request in, or gives it back with the reason. One that waited may have to make room for it. Look at the
-    /// memory before.
+    /// Admits a request, or returns it with the reason. A waiting request of another client may be refused in its
+    /// place. Call [`check_memory`](Self::check_memory) before.
     pub fn offer(
         &mut self,
         inbound: Inbound,
         timeout: Duration,
     ) -> Result<Option<Refused>, Box<(Inbound, Refusal)>> {
-        let replaced = match self.place(&inbound) {
+        let replaced = match self.find_slot(&inbound) {
             Ok(replaced) => replaced,
             Err(refusal) => return Err(Box::new((inbound, refusal))),
         };
-        // One that waits by itself is not refused for having waited, unless its client set a limit.
+        // A request that may wait in the queue for any time has no deadline until it begins, unless its client set
+        // one.
         let is_limited = inbound.when_full == WhenFull::Refuse || inbound.request.timeout.is_some();
         let deadline = is_limited.then(|| inbound.received + timeout);
         let (turn, priority, received) =
@@ -78,108 +79,109 @@ impl Admission {
         if inbound.when_full == WhenFull::Refuse {
             self.shares.add(&turn, inbound.request.text_bytes());
         }
-        self.waiting.push(&turn, priority, received, Job { inbound, deadline, timeout });
+        self.waiting.push(&turn, priority, received, QueuedRequest { inbound, deadline, timeout });
         Ok(replaced)
     }
 
-    /// Finds a place for a request: which other has to go for it, or why there is none.
-    fn place(&mut self, inbound: &Inbound) -> Result<Option<Refused>, Refusal> {
+    /// Finds a place for a request: the request that is refused in its place, if one must be, or why there is none.
+    fn find_slot(&mut self, inbound: &Inbound) -> Result<Option<Refused>, Refusal> {
         if self.closed {
             return Err(Refusal::shutting_down());
         }
         if self.is_short() {
-            return Err(self.want_of_memory());
+            return Err(self.memory_refusal());
         }
         if inbound.when_full == WhenFull::Wait {
             return Ok(None);
         }
         let client = inbound.queue_key.as_str();
-        let (texts_fit, own_fit) = self.shares.texts_fit(client, inbound.request.text_bytes(), WAITING_TEXTS);
-        let place = self.shares.place(client, self.idle);
-        if place == Place::None || !own_fit {
+        let (texts_fit, own_fit) =
+            self.shares.texts_fit(client, inbound.request.text_bytes(), MAX_WAITING_TEXTS);
+        let place = self.shares.find_slot(client, self.worker_is_idle);
+        if place == Slot::None || !own_fit {
             let count = self.waiting.count(client);
-            let said = format!("{count} requests of this client wait already; ask again later");
-            return Err(self.for_now(Code::QueueFull, said));
+            let message = format!("{count} requests of this client wait already; ask again later");
+            return Err(self.refuse_for_now(Code::QueueFull, message));
         }
         if !texts_fit {
-            let mib = WAITING_TEXTS >> 20;
-            let said = format!("the requests that wait fill {mib} MiB; ask again later, or for less");
-            return Err(self.for_now(Code::BudgetExceeded, said));
+            let mib = MAX_WAITING_TEXTS >> 20;
+            let message = format!("the requests that wait fill {mib} MiB; ask again later, or for less");
+            return Err(self.refuse_for_now(Code::BudgetExceeded, message));
         }
-        let Place::Of(client) = place else { return Ok(None) };
+        let Slot::TakenFrom(client) = place else { return Ok(None) };
         let from = client.to_owned();
         let job = self.waiting.pop_last(&from).expect("who holds a place has something waiting");
-        self.forget(&job);
-        let said = "others wait, and this client has more than its share of the queue; ask again later";
-        Ok(Some((job, self.for_now(Code::QueueFull, said.into()))))
+        self.release_slot(&job);
+        let message = "others wait, and this client has more than its share of the queue; ask again later";
+        Ok(Some((job, self.refuse_for_now(Code::QueueFull, message.into()))))
     }
 
-    /// Notes that a request waits no more.
-    fn forget(&mut self, job: &Job) {
+    /// Frees the place of a request that no longer waits.
+    fn release_slot(&mut self, job: &QueuedRequest) {
         if job.inbound.when_full == WhenFull::Refuse {
             self.shares.remove(&job.inbound.queue_key, job.inbound.request.text_bytes());
         }
     }
 
-    /// What requests hear while memory is short.
-    pub fn want_of_memory(&self) -> Refusal {
-        let mib = self.memory.budget() >> 20;
-        let said = format!("the memory budget of {mib} MiB is nearly used up; ask again later");
-        self.for_now(Code::BudgetExceeded, said)
+    /// The refusal of requests while memory is short.
+    pub fn memory_refusal(&self) -> Refusal {
+        let mib = self.memory_guard.budget() >> 20;
+        let message = format!("the memory budget of {mib} MiB is nearly used up; ask again later");
+        self.refuse_for_now(Code::BudgetExceeded, message)
     }
 
-    fn for_now(&self, code: Code, said: String) -> Refusal {
-        let retry_after_ms = Some((self.pace * 1000.0).ceil() as u64);
-        Refusal { retry_after_ms, ..Refusal::new(code, said) }
+    fn refuse_for_now(&self, code: Code, message: String) -> Refusal {
+        let retry_after_ms = Some((self.mean_answer_s * 1000.0).ceil() as u64);
+        Refusal { retry_after_ms, ..Refusal::new(code, message) }
     }
 
-    /// Looks at the memory of the process; `is_running` is whether a request runs.
-    pub fn look(&mut self, held: Held, is_running: bool, now: Instant) -> State {
+    /// Updates the memory guard; `is_running` is whether a request runs.
+    pub fn check_memory(&mut self, held: MemoryUse, is_running: bool, now: Instant) -> MemoryState {
         let is_busy = is_running || !self.waiting.is_empty();
-        self.memory.look(held, is_busy, now)
+        self.memory_guard.update(held, is_busy, now)
     }
 
-    /// Whether memory was short when it was last looked at.
+    /// Whether memory was short at the last check.
     pub fn is_short(&self) -> bool {
-        self.memory.is_short()
+        self.memory_guard.is_short()
     }
 
-    /// The next to be answered.
-    pub fn next(&mut self, now: Instant) -> Option<Job> {
+    /// The next request to be answered.
+    pub fn next(&mut self, now: Instant) -> Option<QueuedRequest> {
         let mut job = self.waiting.pop(now)?;
         job.deadline = job.deadline.or_else(|| now.checked_add(job.timeout));
-        self.idle = false;
-        self.forget(&job);
+        self.worker_is_idle = false;
+        self.release_slot(&job);
         Some(job)
     }
 
-    /// Notes that the worker is done with what it had.
+    /// Records that the worker has finished its request.
     pub fn note_idle(&mut self) {
-        self.idle = true;
+        self.worker_is_idle = true;
     }
 
-    /// Takes out those that nobody waits for any more, each with what it is told.
+    /// Removes requests that were cancelled or exceeded their deadline, each with its refusal.
     pub fn sweep(&mut self, now: Instant) -> Vec<Refused> {
-        let swept = self.waiting.extract(|job| verdict(job, now).is_some());
-        let told = swept.into_iter().map(|job| {
-            self.forget(&job);
-            let refusal = verdict(&job, now).expect("just looked at");
+        let swept = self.waiting.extract(|job| expiry(job, now).is_some());
+        let refused = swept.into_iter().map(|job| {
+            self.release_slot(&job);
+            let refusal = expiry(&job, now).expect("just looked at");
             (job, refusal)
         });
-        told.collect()
+        refused.collect()
     }
 
-    /// Takes all out; from now on none is taken in.
+    /// Removes all requests, and refuses new ones from now on.
     pub fn close(&mut self) -> Vec<Refused> {
         self.closed = true;
         let left = self.waiting.extract(|_| true);
-        left.iter().for_each(|job| self.forget(job));
+        left.iter().for_each(|job| self.release_slot(job));
         left.into_iter().map(|job| (job, Refusal::shutting_down())).collect()
     }
 
-    /// Notes how long an answer took.
-    pub fn note_pace(&mut self, took: Duration) {
-        self.pace += NEWEST * (took.as_secs_f64() - self.pace);
+    /// Records how long an answer took.
+    pub fn record_duration(&mut self, took: Duration) {
+        self.mean_answer_s += NEWEST_WEIGHT * (took.as_secs_f64() - self.mean_answer_s);
     }
 
     pub fn waiting(&self) -> usize {
@@ -191,15 +193,15 @@ impl Admission {
     }
 }
 
-/// Why a request that has not begun is not worth beginning, if so.
-pub(super) fn verdict(job: &Job, now: Instant) -> Option<Refusal> {
+/// The refusal of a request that was cancelled or exceeded its deadline before it began.
+pub(super) fn expiry(job: &QueuedRequest, now: Instant) -> Option<Refusal> {
     if job.inbound.cancel.is_raised() {
         return Some(Refusal::new(Code::Cancelled, "cancelled before it was begun"));
     }
     if job.deadline.is_some_and(|deadline| now >= deadline) {
         let waited = now.saturating_duration_since(job.inbound.received).as_millis();
-        let said = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
-        return Some(Refusal::new(Code::Timeout, said));
+        let message = format!("not begun after {waited} ms; allow more with timeout_ms, or ask less often");
+        return Some(Refusal::new(Code::Timeout, message));
     }
     None
 }
@@ -216,7 +218,7 @@ mod tests {
     fn admission(depth: usize) -> Admission {
         let (timeout, drain) = (MINUTE, MINUTE);
         let settings = config::Queue { depth, client_percent: 50, timeout, drain, inbox_bytes: 0 };
-        Admission::new(&settings, Pressure::new(100 << 20, 0))
+        Admission::new(&settings, MemoryGuard::new(100 << 20, 0))
     }
 
     fn inbound(id: &str, priority: Priority, now: Instant) -> (Inbound, mpsc::Receiver<Event>) {
@@ -268,12 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_and_says_when_to_come_back() {
+    fn a_full_queue_refuses_with_a_time_to_retry() {
         let (mut admission, now) = (admission(1), Instant::now());
-        (0..50).for_each(|_| admission.note_pace(Duration::from_secs(3)));
+        (0..50).for_each(|_| admission.record_duration(Duration::from_secs(3)));
         let (running, _a) = inbound("a", Priority::Normal, now);
         admission.offer(running, MINUTE).expect("room");
-        // One to run and one to wait: it is the same whether the worker has come for the first.
+        // One request to run and one to wait, whether or not the worker has fetched the first yet.
         let (waiting, _b) = inbound("b", Priority::Normal, now);
         admission.offer(waiting, MINUTE).expect("room");
         admission.next(now).expect("the first");
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn long_requests_fill_the_queue_before_its_depth_does_and_leave_others_room() {
+    fn long_requests_fill_the_queue_before_its_depth_does_and_leave_places_to_others() {
         let (mut admission, now) = (admission(10_000), Instant::now());
         let mut receivers = Vec::new();
         let mut offer = |admission: &mut Admission, client: &str, length: usize| {
@@ -388,12 +390,12 @@ mod tests {
     #[test]
     fn short_of_memory_it_takes_nothing_in_and_then_again() {
         let (mut admission, now) = (admission(9), Instant::now());
-        let held = |mib: u64| Held { resident: mib << 20, ..Held::default() };
-        assert_eq!(admission.look(held(99), false, now), State::Short);
+        let held = |mib: u64| MemoryUse { resident: mib << 20, ..MemoryUse::default() };
+        assert_eq!(admission.check_memory(held(99), false, now), MemoryState::Short);
         let (first, _a) = inbound("a", Priority::High, now);
         let (_, refusal) = *admission.offer(first, MINUTE).expect_err("short");
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::BudgetExceeded, Some(1000)));
-        assert_eq!(admission.look(held(50), false, now), State::Room);
+        assert_eq!(admission.check_memory(held(50), false, now), MemoryState::Free);
         let (second, _b) = inbound("b", Priority::Normal, now);
         admission.offer(second, MINUTE).expect("room");
     }

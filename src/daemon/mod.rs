@@ -1,28 +1,26 @@
-//! The daemon: opens the doors, starts the worker, keeps them company, and closes in order.
+//! The daemon: opens the transports, starts the worker, runs the background tasks, and shuts down in order.
 //!
-//! The only room that sees both the doors and the engine. Deliberately knows no arguments and no
-//! exit codes: `cli` brings the settings and takes the failure.
+//! The only module that sees both the transports and the engine. Deliberately knows no arguments and no exit codes:
+//! `cli` passes in the settings and handles the error.
 
 mod admission;
-mod budget;
-mod cache;
-mod controls;
-mod export;
-mod health;
-mod heap;
-mod pressure;
+mod answer_cache;
+mod client_shares;
+mod commands;
+mod malloc_trim;
+mod memory_guard;
+mod memory_plan;
 mod queue;
 mod reload;
-mod report;
-mod shares;
-mod shutdown;
-mod status;
+mod report_schedule;
+mod reporter;
+mod signals;
 mod systemd;
-mod timetable;
+mod textfile_exporter;
 mod worker;
 
-pub use budget::{Allowed, Clients, Plan, TooLarge};
-pub use reload::Reread;
+pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
+pub use reload::ReadConfig;
 
 use crate::config::{Config, Head, I2sLayout, KvCache};
 use crate::engine::error::LoadError;
@@ -36,38 +34,38 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::unix::{self, BacklogPolicy};
 use crate::transport::{Command, Heartbeat, Inbound};
-use budget::window;
-use export::Exporter;
 use log::{error, info, warn};
+use memory_plan::mqtt_window;
 use queue::Queue;
-use reload::Settings;
-use report::{Reporter, Sampler, info_payload};
-use shutdown::{Asked, Signals};
+use reload::LiveSettings;
+use reporter::{HostSampler, Reporter, info_payload};
+use signals::{SignalRequest, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use textfile_exporter::TextfileExporter;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{Facts, Worker};
+use worker::{EngineInfo, Worker};
 
-/// Requests on their way from the socket to the queue: where there are more, their connections wait.
+/// Capacity of the channel for requests of the socket; when it is full, connections wait.
 const INTAKE: usize = 32;
-/// Controls on their way from the broker link to whom they concern, which takes each at once.
+/// Capacity of the channel for commands of the broker link, which are executed at once.
 const CONTROLS: usize = 8;
-/// Alerts on their way to the broker link, which takes each at once: two of every kind.
+/// Capacity of the channel for alerts to the broker link, which takes each at once: two of every kind.
 const ALERTS: usize = 2 * Kind::ALL.len();
 /// Time for the last replies to reach the broker on a stop.
-const FLUSH: Duration = Duration::from_secs(3);
-/// Longest wait for the worker on a stop: its longest step is to read a piece of a prompt.
-const LAST_STEP: Duration = Duration::from_secs(30);
-/// Between two looks at waiting requests that were cancelled or ran out of time.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for the worker on a stop; its longest step is one batch of prefill.
+const WORKER_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two searches for waiting requests that were cancelled or exceeded their deadline.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why the daemon did not start, or stopped.
 #[derive(Debug)]
-pub enum Failure {
+pub enum DaemonError {
     /// The model cannot be used.
     Model(LoadError),
     /// The model does not fit the budget.
@@ -78,20 +76,20 @@ pub enum Failure {
     Setup(String),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for DaemonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Model(error) => error.fmt(f),
-            Failure::Budget(error) => error.fmt(f),
-            Failure::Socket(said) | Failure::Setup(said) => said.fmt(f),
+            DaemonError::Model(error) => error.fmt(f),
+            DaemonError::Budget(error) => error.fmt(f),
+            DaemonError::Socket(message) | DaemonError::Setup(message) => message.fmt(f),
         }
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for DaemonError {}
 
 /// Maps the configured model and plans its memory; nothing is loaded yet.
-pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
+pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -117,33 +115,30 @@ pub fn plan(config: &Config) -> Result<(ModelFile, Plan), Failure> {
             .with_template(template?.unwrap_or_default())
             .with_clock(LocalClock::new(jiff::ZonedDateTime::now)))
     });
-    let file = file.map_err(Failure::Model)?;
+    let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (Clients::of(config), Allowed::by(config));
-    let plan = Plan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
-    plan.map_err(Failure::Budget).map(|plan| (file, plan))
+    let (clients, allowed) = (ClientMemory::of(config), MemoryBudget::of_config(config));
+    let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
+    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
-/// Runs until `stop` is cancelled or a signal asks for it. `ready` hears when both doors are open
-/// and the model is loaded; `reread` is called when a signal asks for another configuration.
+/// Runs until `stop` is cancelled or a signal requests a stop. `ready` is sent when the transports are listening
+/// and the model is loaded; `reread` is called when a signal requests a reload.
 pub async fn run(
     config: Config,
-    reread: Reread,
+    reread: ReadConfig,
     stop: CancellationToken,
     ready: oneshot::Sender<()>,
-) -> Result<(), Failure> {
+) -> Result<(), DaemonError> {
     let (file, plan) = plan(&config)?;
     info!("{plan}");
-    if plan.budget.is_kernels {
+    if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
     unix::allow_files(config.socket.connections);
-    let mut signals =
-        Signals::listen().map_err(|error| Failure::Setup(format!("signals cannot be heard: {error}")))?;
-    let telemetry = Arc::new(Telemetry::new(plan.budget.bytes as u64));
-    telemetry.set_alert_rules(config.alerts.clone());
-    telemetry.set_planned(plan.held(), plan.reserve());
-    telemetry.set_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    let mut signals = Signals::listen()
+        .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
+    let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let (listener, place) = socket(&config)?;
@@ -159,11 +154,11 @@ pub async fn run(
         threads: config.budget.threads,
         pin: config.budget.pin,
         kernel: None,
-        cache_dir: config.model.keep_in.clone(),
+        cache_dir: config.model.cache_dir.clone(),
     };
-    let socket_name = local_name(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
-    let loads = what_loads(&config, &plan);
-    let (worker::Thread { handle, ended }, facts) = tokio::select! {
+    let socket_name = local_path(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
+    let loads = load_description(&config, &plan);
+    let (worker::WorkerThread { handle, ended }, engine_info) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
@@ -171,62 +166,74 @@ pub async fn run(
         }
         never = systemd::loading(&loads) => match never {},
     };
-    queue.watch_memory(&plan);
-    // A socket of systemd's outlives this process, and so do the clients in its backlog.
-    let latecomers = if place.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
-    telemetry.describe(About { model: facts.model.clone(), kernel: facts.kernel.into() });
+    queue.memory.start(&plan);
+    // A socket of systemd outlives this process, and so do the clients in its backlog.
+    let backlog = if place.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
+    telemetry.describe(About { model: engine_info.model.clone(), kernel: engine_info.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
-    let settings = Settings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
-    let (draining, close, pulse) = (stop, CancellationToken::new(), Heartbeat::default());
-    let mut daemon = Daemon { settings, telemetry, sensors, queue, latecomers, draining, close, pulse };
-    for note in &facts.notes {
-        match note.contains("chat template") {
-            true => warn!("model: {note}"),
-            false => info!("model: {note}"),
-        }
-    }
-    info!(
-        "ready: {} on {}, threads: {}, socket {}",
-        facts.model, facts.kernel, daemon.settings.running.budget.threads, socket_name
-    );
+    let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
+    let (draining, close, heartbeat) = (stop, CancellationToken::new(), Heartbeat::default());
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, backlog, draining, close, heartbeat };
+    log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
     let place = place.map(|place| Arc::new(Mutex::new(place)));
     let listening = match &place {
         Some(place) => unix::Listening::from(listener).owning(Arc::clone(place), socket_mode),
         None => listener.into(),
     };
-    let outcome = daemon.serve(listening, signals, ended, &facts, &plan, ready).await;
+    let outcome = daemon.serve(listening, signals, ended, &engine_info, &plan, ready).await;
     drop(place);
-    outcome.and(last_step(handle).await)
+    outcome.and(join_worker(handle).await)
 }
 
-/// Waits for the worker, which ends when its queue is closed and empty, as it is now.
-async fn last_step(worker: std::thread::JoinHandle<()>) -> Result<(), Failure> {
-    let deadline = Instant::now() + LAST_STEP;
+/// Telemetry with the settings and the memory plan of a start.
+fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
+    let telemetry = Telemetry::new(plan.budget.bytes as u64);
+    telemetry.set_alert_rules(config.alerts.clone());
+    telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
+    telemetry
+}
+
+/// Logs the notes about the model, and that the daemon is ready.
+fn log_ready(engine_info: &EngineInfo, threads: usize, socket: &str) {
+    for note in &engine_info.notes {
+        match note.contains("chat template") {
+            true => warn!("model: {note}"),
+            false => info!("model: {note}"),
+        }
+    }
+    info!("ready: {} on {}, threads: {threads}, socket {socket}", engine_info.model, engine_info.kernel);
+}
+
+/// Waits for the worker thread, whose queue is closed and empty now.
+async fn join_worker(worker: std::thread::JoinHandle<()>) -> Result<(), DaemonError> {
+    let deadline = Instant::now() + WORKER_STOP_TIMEOUT;
     while !worker.is_finished() {
         if Instant::now() >= deadline {
-            let said = format!("the worker did not end its step in {LAST_STEP:?}; stopped without it");
-            return Err(Failure::Setup(said));
+            let message =
+                format!("the worker did not end its step in {WORKER_STOP_TIMEOUT:?}; stopped without it");
+            return Err(DaemonError::Setup(message));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    worker.join().map_err(|_| Failure::Setup("the worker thread died; standard error says where".into()))
+    worker.join().map_err(|_| DaemonError::Setup("the worker thread died; standard error says where".into()))
 }
 
-/// What systemd is told while the worker is busy with it.
-fn what_loads(config: &Config, plan: &Plan) -> String {
+/// The description of the model for systemd's status while it loads.
+fn load_description(config: &Config, plan: &MemoryPlan) -> String {
     let model =
         config.model.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string());
     format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
 }
 
-/// Where the socket is: under systemd its own word counts, not the configuration's.
-fn local_name(listener: &tokio::net::UnixListener) -> Option<String> {
+/// The path of the socket; under systemd it is that of the .socket unit, not the configured one.
+fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), Failure> {
-    let setup = |error: &dyn fmt::Display| Failure::Socket(error.to_string());
+fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), DaemonError> {
+    let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
     let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
         None => {
@@ -240,15 +247,15 @@ fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::Soc
 }
 
 struct Daemon {
-    settings: Settings,
+    settings: LiveSettings,
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
-    latecomers: BacklogPolicy,
+    backlog: BacklogPolicy,
     draining: CancellationToken,
     close: CancellationToken,
-    /// Of the broker link's loop.
-    pulse: Heartbeat,
+    /// The heartbeat of the broker link's event loop.
+    heartbeat: Heartbeat,
 }
 
 impl Daemon {
@@ -257,18 +264,19 @@ impl Daemon {
         listener: unix::Listening,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        facts: &Facts,
-        plan: &Plan,
+        engine_info: &EngineInfo,
+        plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), DaemonError> {
         let (intake, requests) = mpsc::channel(INTAKE);
-        // One of its own for the broker link, with a place for each prompt that it may hand over: it never finds it full.
-        let (prompts, handed_over) = mpsc::channel(window(self.settings.running.queue.depth));
+        // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
+        // never full.
+        let (prompts, handed_over) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, latest) = watch::channel(None);
-        let mut doors = JoinSet::new();
-        doors.spawn(unix::run(
+        let mut transports = JoinSet::new();
+        transports.spawn(unix::run(
             listener,
-            self.latecomers,
+            self.backlog,
             self.settings.running.socket.connections,
             intake,
             Arc::clone(&self.telemetry),
@@ -277,84 +285,91 @@ impl Daemon {
         ));
         let (controls, asked) = mpsc::channel(CONTROLS);
         let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.open_mqtt(&mut doors, (prompts, controls), latest, raised, facts, plan);
+        let link = self.spawn_mqtt(&mut transports, (prompts, controls), latest, raised, engine_info, plan);
         let alerts = link.is_some().then_some(alerts);
-        let hurry = Arc::new(Notify::new());
-        let mut company = self.keep_company(requests, reports, &hurry, link, alerts, &facts.model);
-        company.spawn(controls::obey(asked, Arc::clone(&self.queue), Arc::clone(&self.telemetry), hurry));
-        company.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
-        systemd::ready(&facts.model);
-        let _ = ready.send(()); // nobody has to listen
-        let fault = self.wait_and_drain(signals, worker, &mut doors, &mut company).await;
+        let report_now = Arc::new(Notify::new());
+        let mut background =
+            self.spawn_background(requests, reports, &report_now, link, alerts, &engine_info.model);
+        background.spawn(commands::run_commands(
+            asked,
+            Arc::clone(&self.queue),
+            Arc::clone(&self.telemetry),
+            report_now,
+        ));
+        background.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        systemd::ready(&engine_info.model);
+        let _ = ready.send(()); // the receiver may be gone
+        let fault = self.wait_and_drain(signals, worker, &mut transports, &mut background).await;
         self.close.cancel();
-        while let Some(ended) = doors.join_next().await {
+        while let Some(ended) = transports.join_next().await {
             if let Err(error) = ended {
-                error!("a door ended badly: {error}");
+                error!("a transport failed: {error}");
             }
         }
         info!("stopped");
-        fault.map_or(Ok(()), |said| Err(Failure::Setup(said)))
+        fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
     }
 
-    /// The tasks that run beside the doors.
-    fn keep_company(
+    /// Starts the background tasks.
+    fn spawn_background(
         &self,
         requests: mpsc::Receiver<Inbound>,
         reports: watch::Sender<Option<Arc<Vec<u8>>>>,
-        hurry: &Arc<Notify>,
+        report_now: &Arc<Notify>,
         link: Option<watch::Receiver<MqttLink>>,
         alerts: Option<mpsc::Sender<Alert>>,
         model: &str,
     ) -> JoinSet<()> {
         let (queue, telemetry) = (&self.queue, &self.telemetry);
-        let watched = link.is_some().then(|| self.pulse.clone());
+        let watched = link.is_some().then(|| self.heartbeat.clone());
         let (model, seen) = (model.to_owned(), link.clone());
         let observer =
-            systemd::Observer { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
-        let sampler = Arc::new(Sampler {
+            systemd::StatusReporter { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
+        let sampler = Arc::new(HostSampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
             queue: queue.clone(),
             link,
             alerts,
-            hurry: Arc::clone(hurry),
-            depth: self.settings.running.queue.depth,
+            report_now: Arc::clone(report_now),
+            queue_depth: self.settings.running.queue.depth,
         });
-        let exporter = Exporter::new(self.settings.textfile.subscribe());
+        let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();
         let reporter = Reporter { reports, sampler: Arc::clone(&sampler), interval, exporter };
-        let mut company = JoinSet::new();
-        company.spawn(admit(requests, queue.clone(), telemetry.clone()));
-        company.spawn(sweep(queue.clone()));
-        company.spawn(sampler.run());
-        company.spawn(reporter.run());
-        company.spawn(systemd::feed_watchdog(queue.clone(), watched));
-        company.spawn(observer.run(self.draining.clone()));
-        company
+        let mut background = JoinSet::new();
+        background.spawn(admit(requests, queue.clone(), telemetry.clone()));
+        background.spawn(sweep(queue.clone()));
+        background.spawn(sampler.run());
+        background.spawn(reporter.run());
+        background.spawn(systemd::feed_watchdog(queue.clone(), watched));
+        background.spawn(observer.run(self.draining.clone()));
+        background
     }
 
-    fn open_mqtt(
+    fn spawn_mqtt(
         &self,
-        doors: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
         (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Command>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
-        facts: &Facts,
-        plan: &Plan,
+        engine_info: &EngineInfo,
+        plan: &MemoryPlan,
     ) -> Option<watch::Receiver<MqttLink>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
         let (state, link) = watch::channel(MqttLink::default());
-        doors.spawn(mqtt::run(mqtt::MqttContext {
+        transports.spawn(mqtt::run(mqtt::MqttContext {
             config,
             device: running.device.id.clone(),
-            state_dir: running.device.state_in.clone(),
-            info: info_payload(running, facts, plan),
-            max_active: u16::try_from(window(running.queue.depth)).expect("no more than a small constant"),
+            state_dir: running.device.state_dir.clone(),
+            info: info_payload(running, engine_info, plan),
+            max_active: u16::try_from(mqtt_window(running.queue.depth))
+                .expect("no more than a small constant"),
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             commands: controls,
-            homeassistant: Some(HomeAssistantInfo { model: facts.model.clone() }),
+            homeassistant: Some(HomeAssistantInfo { model: engine_info.model.clone() }),
             threads: running.budget.threads,
             reports: telemetry,
             alerts,
@@ -363,24 +378,23 @@ impl Daemon {
             local_telemetry: Arc::clone(&self.telemetry),
             draining: self.draining.clone(),
             close: self.close.clone(),
-            flush_timeout: FLUSH,
-            heartbeat: self.pulse.clone(),
-            max_idle: systemd::turn(),
+            flush_timeout: FLUSH_TIMEOUT,
+            heartbeat: self.heartbeat.clone(),
+            max_idle: systemd::max_loop_interval(),
         }));
         Some(link)
     }
 
-    /// Waits for the word to stop, then for the requests at hand, then for the drain deadline. Says
-    /// which part of the daemon failed, if that is why it stops: such a daemon answers nobody, and
-    /// its exit code must tell systemd to start another.
+    /// Waits for the request to stop, then for the requests under way or the drain deadline. Returns which part of
+    /// the daemon failed, if that is why it stops: its exit code must tell systemd to start it again.
     async fn wait_and_drain(
         &mut self,
         mut signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        doors: &mut JoinSet<()>,
-        company: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
+        background: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = self.word_to_stop(&mut signals, worker, doors, company).await;
+        let fault = self.wait_for_stop(&mut signals, worker, transports, background).await;
         systemd::stopping(&self.queue);
         self.draining.cancel();
         let deadline = Instant::now() + self.settings.running.queue.drain;
@@ -389,27 +403,27 @@ impl Daemon {
             signal = signals.stop() => warn!("{signal} again: not waiting for answers"),
             never = systemd::drain(&self.queue) => match never {},
         }
-        systemd::closing();
+        systemd::closing_connections();
         self.queue.close();
-        self.queue.drained(Instant::now() + FLUSH).await;
+        self.queue.drained(Instant::now() + FLUSH_TIMEOUT).await;
         fault
     }
 
-    async fn word_to_stop(
+    async fn wait_for_stop(
         &mut self,
         signals: &mut Signals,
         mut worker: oneshot::Receiver<LoadError>,
-        doors: &mut JoinSet<()>,
-        company: &mut JoinSet<()>,
+        transports: &mut JoinSet<()>,
+        background: &mut JoinSet<()>,
     ) -> Option<String> {
         loop {
             tokio::select! {
                 biased;
-                // Before the doors, which end by themselves once it is said.
+                // Before the transports, which end by themselves once draining begins.
                 () = self.draining.cancelled() => return None,
                 asked = signals.next() => match asked {
-                    Asked::Reload => self.reload(),
-                    Asked::Stop(signal) => {
+                    SignalRequest::Reload => self.reload(),
+                    SignalRequest::Stop(signal) => {
                         info!("stopping on {signal}");
                         return None;
                     }
@@ -418,9 +432,9 @@ impl Daemon {
                     Ok(error) => error.to_string(),
                     Err(_) => "the worker thread died; standard error says where".into(),
                 }),
-                said = self.queue.stuck() => return Some(said),
-                Some(ended) = doors.join_next() => return Some(format!("a door ended by itself: {ended:?}")),
-                Some(ended) = company.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
+                message = self.queue.memory.stuck() => return Some(message),
+                Some(ended) = transports.join_next() => return Some(format!("a transport ended by itself: {ended:?}")),
+                Some(ended) = background.join_next() => return Some(format!("a task ended by itself: {ended:?}")),
             }
         }
     }
@@ -432,17 +446,17 @@ impl Daemon {
     }
 }
 
-/// Takes requests from the doors to the queue; ends with the last door.
+/// Passes requests from a transport to the queue.
 async fn admit(mut requests: mpsc::Receiver<Inbound>, queue: Arc<Queue>, telemetry: Arc<Telemetry>) {
     while let Some(inbound) = requests.recv().await {
         telemetry.received();
         queue.offer(inbound);
     }
-    // The doors end after the drain; until then this task is wanted.
+    // Transports end after the drain; until then the end of this task would count as a failure.
     std::future::pending::<()>().await;
 }
 
-/// Tells waiting requests that were cancelled or ran out of time; looks only while some wait.
+/// Refuses waiting requests that were cancelled or exceeded their deadline; it runs only while some wait.
 async fn sweep(queue: Arc<Queue>) {
     loop {
         queue.occupied().await;
@@ -478,23 +492,23 @@ mod tests {
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: Settings::new(running, reread, queue.clone(), telemetry.clone()),
+            settings: LiveSettings::new(running, reread, queue.clone(), telemetry.clone()),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
-            latecomers: BacklogPolicy::Refuse,
+            backlog: BacklogPolicy::Refuse,
             draining: CancellationToken::new(),
             close: CancellationToken::new(),
-            pulse: Heartbeat::default(),
+            heartbeat: Heartbeat::default(),
         }
     }
 
-    /// What a daemon says that is stopped by none of its owners.
-    async fn fault(worker: oneshot::Receiver<LoadError>, mut doors: JoinSet<()>) -> String {
+    /// The failure of a daemon that nobody asked to stop.
+    async fn fault(worker: oneshot::Receiver<LoadError>, mut transports: JoinSet<()>) -> String {
         let mut daemon = daemon();
-        let signals = Signals::listen().expect("signals can be heard");
-        let fault = daemon.wait_and_drain(signals, worker, &mut doors, &mut JoinSet::new()).await;
-        assert!(daemon.draining.is_cancelled(), "the other doors are closed in order");
+        let signals = Signals::listen().expect("the handlers are installed");
+        let fault = daemon.wait_and_drain(signals, worker, &mut transports, &mut JoinSet::new()).await;
+        assert!(daemon.draining.is_cancelled(), "the other transports are closed in order");
         fault.expect("nobody asked for a stop")
     }
 
@@ -506,11 +520,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_door_that_panics_is_a_fault_that_ends_the_daemon() {
+    async fn a_transport_that_panics_is_a_fault_that_ends_the_daemon() {
         let (_alive, worker) = oneshot::channel();
-        let mut doors = JoinSet::new();
-        doors.spawn(async { panic!("a fault of ours") });
-        let said = fault(worker, doors).await;
-        assert!(said.starts_with("a door ended by itself: ") && said.contains("a fault of ours"), "{said}");
+        let mut transports = JoinSet::new();
+        transports.spawn(async { panic!("a fault of ours") });
+        let message = fault(worker, transports).await;
+        assert!(
+            message.starts_with("a transport ended by itself: ") && message.contains("a fault of ours"),
+            "{message}"
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! The configuration read again: what can change while the daemon runs does, the rest is named.
+//! Reloads the configuration: settings that can change while the daemon runs are applied, the others are named in
+//! the log.
 //!
-//! Deliberately knows no file: its owner says how the configuration is read.
+//! Deliberately knows no file: its owner passes in how the configuration is read.
 
 use super::queue::Queue;
-use crate::config::{Changes, Config};
+use crate::config::{Config, ConfigDiff};
 use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
@@ -11,58 +12,58 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Reads the configuration again, as it was read at the start; the error is one line with the place.
-pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
+/// Reads the configuration again, as it was read at the start; the error is one line that names file and line.
+pub type ReadConfig = Box<dyn Fn() -> Result<Config, String> + Send>;
 
-/// The settings that the daemon runs with, and where they act.
-pub(super) struct Settings {
+/// The settings in effect, and the parts of the daemon that they are applied to.
+pub(super) struct LiveSettings {
     pub running: Config,
-    pub reread: Reread,
+    pub read_config: ReadConfig,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub interval: watch::Sender<Duration>,
     pub textfile: watch::Sender<Option<PathBuf>>,
 }
 
-impl Settings {
+impl LiveSettings {
     /// The settings of a start.
-    pub fn new(running: Config, reread: Reread, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
+    pub fn new(running: Config, reread: ReadConfig, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
-        Settings { running, reread, queue, telemetry, interval, textfile }
+        LiveSettings { running, read_config: reread, queue, telemetry, interval, textfile }
     }
 
-    /// Takes over what changed. A configuration that cannot be used changes nothing.
+    /// Applies what changed. An invalid configuration changes nothing.
     pub fn reload(&mut self) {
-        match (self.reread)() {
-            Ok(wanted) => self.take_over(&wanted),
-            Err(said) => error!("not reloaded, the settings stay as they were: {said}"),
+        match (self.read_config)() {
+            Ok(wanted) => self.apply(&wanted),
+            Err(message) => error!("not reloaded, the settings stay as they were: {message}"),
         }
     }
 
-    fn take_over(&mut self, wanted: &Config) {
-        let changes = self.running.changes(wanted);
+    fn apply(&mut self, wanted: &Config) {
+        let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
-        show(&self.interval, &wanted.telemetry.interval);
-        show(&self.textfile, &wanted.telemetry.textfile);
+        publish(&self.interval, &wanted.telemetry.interval);
+        publish(&self.textfile, &wanted.telemetry.textfile);
         self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {
-            info!("{}", said(&changes));
+            info!("{}", summary(&changes));
         } else {
-            warn!("{}", said(&changes));
+            warn!("{}", summary(&changes));
         }
     }
 }
 
-/// Shows a setting to those who watch it, if it has changed.
-fn show<T: Clone + PartialEq>(to: &watch::Sender<T>, wanted: &T) {
+/// Sends a setting to its watchers, if it has changed.
+fn publish<T: Clone + PartialEq>(to: &watch::Sender<T>, wanted: &T) {
     to.send_if_modified(|shown| std::mem::replace(shown, wanted.clone()) != *wanted);
 }
 
-/// What was done, in one line.
-fn said(changes: &Changes) -> String {
+/// A summary of the reload, in one line.
+fn summary(changes: &ConfigDiff) -> String {
     let list = |what: &str, keys: &[&str]| match keys {
         [] => String::new(),
         keys => format!("; {what}: {}", keys.join(", ")),
@@ -77,12 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_says_what_changed_and_what_needs_a_restart() {
-        let nothing = Changes::default();
-        assert_eq!(said(&nothing), "configuration read again; nothing has changed");
-        let both = Changes { live: vec!["log.level"], at_restart: vec!["budget.memory_mb", "model.path"] };
+    fn one_line_names_what_changed_and_what_needs_a_restart() {
+        let nothing = ConfigDiff::default();
+        assert_eq!(summary(&nothing), "configuration read again; nothing has changed");
+        let both = ConfigDiff { live: vec!["log.level"], at_restart: vec!["budget.memory_mb", "model.path"] };
         assert_eq!(
-            said(&both),
+            summary(&both),
             "configuration read again; changed: log.level; needs a restart: budget.memory_mb, model.path"
         );
     }

@@ -1,10 +1,11 @@
-//! The thread that computes: it takes requests from the queue and answers them, one at a time.
+//! The worker thread: it takes requests from the queue and runs the engine on them, one at a time.
 //!
-//! It never waits for a client: one whose channel is full is cancelled.
+//! It never waits for a client: a request whose reply channel is full is cancelled. Deliberately knows no transport
+//! and no configuration file.
 
-use super::Failure;
-use super::admission::{Job, verdict};
-use super::cache::{Key, Stored};
+use super::DaemonError;
+use super::admission::{QueuedRequest, expiry};
+use super::answer_cache::{CacheKey, CachedAnswer};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
@@ -21,7 +22,7 @@ use crate::protocol::{
     Usage,
 };
 use crate::telemetry::sensors::Sensors;
-use crate::telemetry::{self, Telemetry, Work};
+use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Cancel, Inbound, Reply};
 use log::{debug, error, info, warn};
 use std::ops::{ControlFlow, Not};
@@ -31,24 +32,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What the engine turned out to be.
+/// What is known of the engine once the model is loaded.
 #[derive(Debug, Clone)]
-pub(super) struct Facts {
+pub(super) struct EngineInfo {
     pub model: String,
     pub architecture: String,
     pub kernel: &'static str,
-    /// What was wrong in its file, and how it is read all the same.
+    /// Defects of the model's file, and how they were worked around.
     pub notes: Vec<String>,
 }
 
-/// The running thread.
-pub(super) struct Thread {
+/// The running worker.
+pub(super) struct WorkerThread {
     pub handle: JoinHandle<()>,
-    /// Resolves when the thread ends: with the reason, where the model can be used no more.
+    /// Resolves when the thread ends: with the reason, where the model can no longer be used.
     pub ended: oneshot::Receiver<LoadError>,
 }
 
-/// What the worker thread needs.
+/// The inputs of the worker thread.
 pub(super) struct Worker {
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
@@ -63,7 +64,7 @@ impl Worker {
         self,
         file: ModelFile,
         options: engine::EngineOptions,
-    ) -> Result<(Thread, Facts), Failure> {
+    ) -> Result<(WorkerThread, EngineInfo), DaemonError> {
         let (loaded, outcome) = oneshot::channel();
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -71,147 +72,158 @@ impl Worker {
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
-                    let facts = Facts {
+                    let engine_info = EngineInfo {
                         model: engine.name().to_owned(),
                         architecture: engine.model().shape().arch.clone(),
                         kernel: engine.model().kernels().name(),
                         notes: engine.notes().to_vec(),
                     };
-                    drop(loaded.send(Ok(facts)));
+                    drop(loaded.send(Ok(engine_info)));
                     if let Err(error) = self.work(&engine) {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }
                 }
             })
-            .map_err(|error| Failure::Setup(format!("the worker cannot be started: {error}")))?;
+            .map_err(|error| DaemonError::Setup(format!("the worker cannot be started: {error}")))?;
         match outcome.await {
-            Ok(Ok(facts)) => Ok((Thread { handle: thread, ended }, facts)),
-            Ok(Err(error)) => Err(Failure::Model(error)),
-            Err(_) => Err(Failure::Setup("the worker died while it loaded the model".into())),
+            Ok(Ok(engine_info)) => Ok((WorkerThread { handle: thread, ended }, engine_info)),
+            Ok(Err(error)) => Err(DaemonError::Model(error)),
+            Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
         }
     }
 
-    /// Loads the model on this thread, which keeps to the processors that are meant for computing; so do the
-    /// threads it starts.
+    /// Loads the model on this thread, which is bound to the processors for computing, and so are the threads that
+    /// it starts.
     fn load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
-        thread_pool::pin_to(&self.budget.keep_to);
-        let said = ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
-        Ok(file.load(options)?.tuned(said))
+        thread_pool::pin_to(&self.budget.allowed_cpus);
+        let reason =
+            ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+        Ok(file.load(options)?.tuned(reason))
     }
 
-    /// Answers until the queue is closed, or the model's file is no longer what it was.
+    /// Answers requests until the queue is closed, or the model's file has changed.
     fn work(&self, engine: &Engine) -> Result<(), LoadError> {
-        let _off = Off(&self.queue);
+        let _off = WorkerEndGuard(&self.queue);
         let mut session = engine.session(self.context);
         let mut screening = ShortlistStats::default();
         let mut threads = engine.model().threads();
-        while let Some(job) = self.queue.next() {
-            self.queue.step();
-            if let Some(refusal) = verdict(&job, Instant::now()) {
-                self.queue.refuse(job.inbound, refusal);
+        while let Some(queued) = self.queue.next() {
+            self.queue.worker.count_step();
+            if let Some(refusal) = expiry(&queued, Instant::now()) {
+                self.queue.refuse(queued.inbound, refusal);
                 continue;
             }
-            engine.model().limit_threads(self.queue.thread_limit());
-            // A fault costs this request its answer, and nobody else theirs; its reply says
-            // `internal` as it is dropped.
-            let received = job.inbound.received;
-            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, job))) {
+            engine.model().limit_threads(self.queue.worker.thread_limit());
+            // A panic fails this request only: its reply sends the error `internal` when it is dropped.
+            let received = queued.inbound.received;
+            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, queued))) {
                 Ok(answered) => answered?,
                 Err(_) => {
                     self.telemetry.failed(Code::Internal, received.elapsed());
                     error!("a request was lost to a fault; standard error says where");
                 }
             }
-            say_threads(engine.model().threads(), &mut threads);
+            log_thread_counts(engine.model().threads(), &mut threads);
             self.note_screening(session.shortlist_stats(), &mut screening);
         }
         Ok(())
     }
 
-    /// Takes over the counts of a screened head, and says once that it was wrong.
+    /// Records the counters of a screened head, and warns once at its first miss.
     fn note_screening(&self, now: Option<ShortlistStats>, before: &mut ShortlistStats) {
         let Some(now) = now else { return };
         let ShortlistStats { tokens, rows, scans, checks, misses, .. } = now;
-        self.telemetry.screened(ShortlistCounts { tokens, rows, scans, checks, misses });
+        self.telemetry.set_screen_counts(ShortlistCounts { tokens, rows, scans, checks, misses });
         if before.misses == 0 && misses > 0 {
             warn!("the screened head chose another token than the whole head; it is read whole from now on");
         }
         *before = now;
     }
 
-    /// Ends one request. An error is the model's, not the request's: no other can be answered either.
-    fn answer(&self, engine: &Engine, session: &mut Session<'_>, job: Job) -> Result<(), LoadError> {
+    /// Answers one request. An error means that the model can no longer be used, not that the request failed.
+    fn answer(
+        &self,
+        engine: &Engine,
+        session: &mut Session<'_>,
+        queued: QueuedRequest,
+    ) -> Result<(), LoadError> {
         if let Err(error) = engine.check_files() {
-            return Err(self.send_back(job.inbound, error));
+            return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        if let Some(refusal) = self.queue.want_of_memory() {
-            self.queue.refuse(job.inbound, refusal);
-            return Ok(());
-        }
-        let request = &job.inbound.request;
-        debug!(REQUEST_ID = job.inbound.id.as_str(); "prompt: {:?}", request.input);
-        let prompt = match tokenize(engine, &request.input) {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
-                self.queue.refuse(job.inbound, refusal);
-                return Ok(());
-            }
-        };
-        let client = self.queue.is_cache_shared().not().then(|| job.inbound.client.clone());
+        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
+        let request = &queued.inbound.request;
+        let client = self.queue.answers.is_shared().not().then(|| queued.inbound.client.clone());
         let key = cache_key(request, client, &prompt);
-        match key.as_ref().map(|key| self.queue.cached(key)) {
+        match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
-                self.give_again(stored, prompt.len(), job.inbound);
+                self.send_cached(stored, prompt.len(), queued.inbound);
                 return Ok(());
             }
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
         let begun = Instant::now();
-        let work = self.metered(begun);
-        let mut run = Run::new(&self.queue, engine, &job, prompt.len());
+        let work = self.begin_metering(begun);
+        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
         let options = options(request);
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
-        // Computed from a file that is another by now, it is no answer.
+        // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
-            return Err(self.send_back(job.inbound, error));
+            return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
                 let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
-                self.queue.refuse(job.inbound, refusal);
+                self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
         };
-        let at = Moments { received: job.inbound.received, begun, first, ended: Instant::now() };
-        self.queue.note_pace(at.ended - at.begun);
+        let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
+        self.queue.record_duration(at.ended - at.begun);
         if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
-            self.queue.keep(key, stored(&answer));
+            self.queue.answers.insert(key, cacheable(&answer));
         }
-        let Inbound { id, client, reply, .. } = job.inbound;
+        let Inbound { id, client, reply, .. } = queued.inbound;
         let done = self.done(id, &prompt, answer, halt, at, &work);
-        self.note(&client, &done);
+        self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
     }
 
-    /// The model can be used no more, and the daemon ends over it; asked again, the next one answers.
-    fn send_back(&self, inbound: Inbound, error: LoadError) -> LoadError {
-        let said = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
-        self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, said));
+    /// A request with the tokens of its prompt; `None` where it was refused.
+    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Vec<u32>)> {
+        if let Some(refusal) = self.queue.memory.refusal() {
+            self.queue.refuse(queued.inbound, refusal);
+            return None;
+        }
+        let input = &queued.inbound.request.input;
+        debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
+        match tokenize(engine, input) {
+            Ok(prompt) => Some((queued, prompt)),
+            Err(error) => {
+                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
+                self.queue.refuse(queued.inbound, refusal);
+                None
+            }
+        }
+    }
+
+    /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.
+    fn refuse_for_lost_model(&self, inbound: Inbound, error: LoadError) -> LoadError {
+        let reason = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
+        self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, reason));
         error
     }
 
-    /// Answers from the cache.
-    fn give_again(&self, stored: Stored, prompt: usize, inbound: Inbound) {
+    /// Sends an answer from the cache.
+    fn send_cached(&self, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
         self.telemetry.cache_hit();
         info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered again");
         if request.stream && !stored.text.is_empty() {
-            // A client that cannot take one event gets the whole text in the last one all the same.
+            // A full reply channel does no harm here: the last event has the whole text.
             let _ = reply.token(stored.text.clone());
         }
         let ms = milliseconds(received, Instant::now());
@@ -232,13 +244,13 @@ impl Worker {
         prompt: &[u32],
         answer: Answer,
         halt: Option<FinishReason>,
-        at: Moments,
-        work: &Work<'_>,
+        at: RequestTimes,
+        work: &ComputeSpan<'_>,
     ) -> Done {
         let completion_tokens = answer.tokens.len() as u32;
         Done {
             id,
-            // An answer that came to its own end at the very last step was not halted.
+            // An answer that ended by itself at the very last step was not halted.
             finish_reason: match answer.end {
                 StopReason::Stop => FinishReason::Stop,
                 StopReason::Length => FinishReason::Length,
@@ -247,95 +259,106 @@ impl Worker {
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
             timings: at.timings(&answer),
             text: answer.text,
-            energy: self.cost(work, at.ended, completion_tokens),
+            energy: self.request_energy(work, at.ended, completion_tokens),
             cached: false,
         }
     }
 
-    /// Computing begins. Power is read first: what was drawn until now is not the request's.
-    fn metered(&self, now: Instant) -> Work<'_> {
+    /// Begins to meter a request. Power is read first, so that earlier energy is not attributed to the request.
+    fn begin_metering(&self, now: Instant) -> ComputeSpan<'_> {
         if !self.telemetry.is_power_fresh(now) {
             self.read_power(now);
         }
-        self.telemetry.work()
+        self.telemetry.computing_began()
     }
 
-    /// What it cost. Counters and loads are read once more at the end.
-    fn cost(&self, work: &Work<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
-        self.telemetry.computed(ended, || locked(&self.sensors).power(ended));
+    /// The energy of the request. Energy counters and loads are read once more at its end.
+    fn request_energy(&self, work: &ComputeSpan<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
+        self.telemetry.computing_ended(ended, || locked(&self.sensors).power(ended));
         work.cost(tokens)
     }
 
     fn read_power(&self, now: Instant) {
         let reading = locked(&self.sensors).power(now);
-        self.telemetry.power(now, reading.as_ref());
+        self.telemetry.record_power(now, reading.as_ref());
     }
 
-    fn note(&self, client: &str, done: &Done) {
+    fn record_done(&self, client: &str, done: &Done) {
         self.telemetry.completed(done);
         telemetry::write_answered(client, done);
     }
 }
 
-/// The worker's thread, which no longer runs anything once it ends, however it ends.
-struct Off<'q>(&'q Queue);
+/// Tells the queue that the worker has ended, also after a panic.
+struct WorkerEndGuard<'q>(&'q Queue);
 
-impl Drop for Off<'_> {
+impl Drop for WorkerEndGuard<'_> {
     fn drop(&mut self) {
         self.0.worker_ended();
     }
 }
 
-/// Says how many threads were found to be fastest: when both numbers are known, and when one changes.
-fn say_threads(found: ThreadCounts, said: &mut ThreadCounts) {
+/// Logs the tuned numbers of threads when both are known, and when one changes.
+fn log_thread_counts(found: ThreadCounts, reason: &mut ThreadCounts) {
     if let ThreadCounts { decode: Some(decode), prefill: Some(prefill) } = found
-        && found != *said
+        && found != *reason
     {
         info!("threads: decode {decode}, prefill {prefill}");
-        *said = found;
+        *reason = found;
     }
 }
 
-/// An answer on its way to the client, and what may stop it.
-struct Run<'r> {
+/// An answer under way: its events, and what may stop it.
+struct StreamedAnswer<'r> {
     queue: &'r Queue,
     engine: &'r Engine,
     reply: &'r Reply,
     cancel: &'r Cancel,
     deadline: Option<Instant>,
     stream: bool,
-    /// Places of the KV cache: the prompt's, and one for each token.
+    /// Positions written in the KV cache: the prompt's, and one for each token.
     written: usize,
     halt: Option<FinishReason>,
     first: Option<Instant>,
 }
 
-impl<'r> Run<'r> {
-    fn new(queue: &'r Queue, engine: &'r Engine, job: &'r Job, prompt: usize) -> Self {
-        let Inbound { request, reply, cancel, .. } = &job.inbound;
-        let (deadline, stream) = (job.deadline, request.stream);
-        Run { queue, engine, reply, cancel, deadline, stream, written: prompt, halt: None, first: None }
+impl<'r> StreamedAnswer<'r> {
+    fn new(queue: &'r Queue, engine: &'r Engine, queued: &'r QueuedRequest, prompt: usize) -> Self {
+        let Inbound { request, reply, cancel, .. } = &queued.inbound;
+        let (deadline, stream) = (queued.deadline, request.stream);
+        StreamedAnswer {
+            queue,
+            engine,
+            reply,
+            cancel,
+            deadline,
+            stream,
+            written: prompt,
+            halt: None,
+            first: None,
+        }
     }
 
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
-        self.queue.step();
+        self.queue.worker.count_step();
         match step {
-            Step::Prefill(read) => self.queue.note_reach(read),
+            Step::Prefill(read) => self.queue.memory.record_written(read),
             Step::Token(_) => self.written += 1,
         }
-        self.queue.note_reach(self.written);
+        self.queue.memory.record_written(self.written);
         if self.engine.has_zeroed_pages() {
-            // What was just computed is made of zeros; who asked is told when the pass ends.
+            // The file was truncated, so the result is computed from zeros; the request is refused when the pass
+            // has ended.
             return ControlFlow::Break(());
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
             if self.stream && !text.is_empty() && self.reply.token(text.to_owned()).is_err() {
-                // It reads too slowly or is gone: either way nobody reads this.
+                // The client reads too slowly or is gone.
                 self.cancel.raise();
             }
         }
-        self.halt = if self.cancel.is_raised() || self.queue.is_cut_off() {
+        self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
             Some(FinishReason::Cancelled)
         } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(FinishReason::Timeout)
@@ -346,15 +369,15 @@ impl<'r> Run<'r> {
     }
 }
 
-/// When things happened to one request.
-struct Moments {
+/// The timestamps of one request.
+struct RequestTimes {
     received: Instant,
     begun: Instant,
     first: Option<Instant>,
     ended: Instant,
 }
 
-impl Moments {
+impl RequestTimes {
     fn timings(&self, answer: &Answer) -> Timings {
         let later_tokens = answer.tokens.len().saturating_sub(1) as f64;
         let seconds = answer.decode.as_secs_f64();
@@ -372,7 +395,7 @@ fn milliseconds(since: Instant, until: Instant) -> f64 {
     in_milliseconds(until.saturating_duration_since(since))
 }
 
-/// With three decimals: what comes after them is noise, and long to read.
+/// Milliseconds with three decimals; further ones are noise.
 fn in_milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
@@ -408,7 +431,7 @@ fn options(request: &Request) -> GenerateOptions {
             top_p: asked.top_p.unwrap_or(default.top_p),
             min_p: asked.min_p.unwrap_or(default.min_p),
             repetition_penalty: asked.repetition_penalty.unwrap_or(default.repetition_penalty),
-            // Without a seed every answer is another draw.
+            // Without a seed each answer is sampled differently.
             seed: asked.seed.unwrap_or_else(clock_seed),
         },
         max_tokens: request.max_tokens.map(|n| n as usize),
@@ -422,10 +445,11 @@ fn clock_seed() -> u64 {
     since.map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// `None` where an answer may not be given again: drawn at random, or the client said so.
-fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<Key> {
+/// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, or the client
+/// disabled the cache.
+fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
     let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
-    (request.cache && greedy).then(|| Key {
+    (request.cache && greedy).then(|| CacheKey {
         client,
         prompt: prompt.to_vec(),
         max_tokens: request.max_tokens.map(|n| n as usize),
@@ -434,8 +458,8 @@ fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Optio
     })
 }
 
-fn stored(answer: &Answer) -> Stored {
-    Stored {
+fn cacheable(answer: &Answer) -> CachedAnswer {
+    CachedAnswer {
         text: answer.text.clone(),
         completion_tokens: answer.tokens.len() as u32,
         stopped: answer.end == StopReason::Stop,

@@ -1,11 +1,12 @@
-//! The report as one line of the journal: words for people, fields for programs.
+//! The report as one line of the journal: a message for people, fields for programs. Deliberately knows no sink:
+//! the `log` crate writes the line.
 
 use super::alerts::{Alert, State};
 use crate::protocol::{Done, Method, Reading, Report};
 use log::kv::Value;
 use log::{Level, Record};
 
-/// What the line is filed under; its fields repeat its words, so only journald is given them.
+/// The log target of reports. Their fields repeat the message, so only journald gets them.
 pub(super) const TARGET: &str = "bitnetd::telemetry::report";
 
 const MIB: f64 = (1u64 << 20) as f64;
@@ -32,7 +33,7 @@ pub fn write_answered(client: &str, done: &Done) {
     log::logger().log(&record.key_values(&fields).args(format_args!("answered")).build());
 }
 
-/// Writes an alert to the journal: at `warn` that it is raised, at `info` that it is cleared.
+/// Writes a change of an alert to the journal: at `warn` when it is raised, at `info` when it is cleared.
 pub fn write_alert(alert: &Alert) {
     let Alert { kind, message, value, threshold, state, .. } = alert;
     let level = if *state == State::Raised { Level::Warn } else { Level::Info };
@@ -41,7 +42,7 @@ pub fn write_alert(alert: &Alert) {
     );
 }
 
-/// Energy only where it is known.
+/// The fields of an answer; the energy only where it is known.
 fn answer_fields<'a>(client: &'a str, done: &'a Done) -> Vec<(&'static str, Value<'a>)> {
     let Done { id, usage, timings, energy, .. } = done;
     let fields = [
@@ -56,7 +57,7 @@ fn answer_fields<'a>(client: &'a str, done: &'a Done) -> Vec<(&'static str, Valu
     fields.into_iter().chain(joules).collect()
 }
 
-/// The report in words; what is not known is left out.
+/// The report as text; unknown values are left out.
 pub fn journal_line(report: &Report) -> String {
     let memory = &report.memory;
     let parts = [
@@ -87,7 +88,7 @@ fn requests(report: &Report) -> String {
     format!("{answered} answered, {refused} refused, {waiting} waiting, {running} running")
 }
 
-/// The numbers of the line under names that journald keeps as they are.
+/// The numbers of the line as fields, with names that are valid in journald.
 fn fields(report: &Report) -> Vec<(&'static str, f64)> {
     let requests = &report.requests;
     let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
@@ -109,7 +110,7 @@ fn fields(report: &Report) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::answers::tests::done;
+    use super::super::request_stats::tests::done;
     use super::super::{Snapshot, Telemetry};
     use super::*;
     use crate::protocol::{MqttLink, RequestEnergy, Timings};
@@ -126,7 +127,7 @@ mod tests {
         host.thermal.cpu = reading(56.2, "°C", "cpu");
         host.cpu.host_percent = Some(98.4);
         host.memory.process_bytes = Some(512 << 20);
-        telemetry.power(now, host.power.as_ref());
+        telemetry.record_power(now, host.power.as_ref());
         telemetry.observe(now + std::time::Duration::from_secs(10), host);
         telemetry.set_link(MqttLink::default());
         let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_the_report_in_words() {
+    fn the_line_has_the_report_as_text() {
         assert_eq!(
             journal_line(&report()),
             "56.2 °C, 4.86 W (as wired), processor 98 %, memory 512 of 768 MiB, 8.0 tokens/s, \
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_power_that_is_guessed_says_so_in_the_line_too() {
+    fn an_estimated_power_is_marked_in_the_line() {
         let mut report = report();
         let power = report.power.as_mut().expect("a power");
         (power.method, power.scope) = (Method::Estimated, "board".into());

@@ -1,41 +1,38 @@
-//! What the host and the daemon are doing: counters, latencies, sensors, energy, the journal.
+//! Telemetry of the host and the daemon: counters, latencies, sensors, energy, alerts, the journal.
 //!
-//! The daemon tells it what happened, and it answers with a [`Report`]. Deliberately knows nothing
-//! of the engine or the doors, decides nothing, starts no task and never sees a prompt's text.
+//! The daemon records events, and gets a [`Report`]. Deliberately knows nothing of the engine or the transports,
+//! decides nothing, starts no task and never sees the text of a prompt.
 
 pub mod alerts;
-mod answers;
-mod buckets;
 pub mod energy;
-pub mod histogram;
 mod journal;
+mod latency;
 pub mod log;
 pub mod prometheus;
+mod request_stats;
+mod rfc3339;
 pub mod sensors;
-mod spread;
 pub mod textfile;
-mod time;
-mod window;
 
-pub use buckets::{Distribution, Quantity};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
-pub use time::rfc3339;
+pub use latency::{Distribution, Quantity};
+pub use rfc3339::rfc3339;
 
 use crate::config;
 use crate::protocol::{
     Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy,
     Requests, ShortlistCounts, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions, Planned};
-use answers::Answers;
-use energy::{Mark, Meter};
+use alerts::{Alert, Alerts, Conditions, PlannedMemory};
+use energy::{EnergyMark, Meter};
+use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Everything counted since the daemon started. Shared by `Arc`; no call waits for more than
-/// another one's sums.
+/// Everything counted since the daemon started. It is shared by `Arc`; no lock is held for longer than an addition
+/// takes.
 #[derive(Debug)]
 pub struct Telemetry {
     started: Instant,
@@ -46,65 +43,65 @@ pub struct Telemetry {
     budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
-    /// Refused, or out of time while answered; without what clients cancelled and what a stop cut off.
+    /// Refused, or timed out while answered; without requests that clients cancelled or that a stop cut off.
     failed: Counter,
     queued: Counter,
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
-    /// 0 until it is set.
+    /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
-    answers: Mutex<Answers>,
+    request_stats: Mutex<RequestStats>,
     meter: Mutex<Meter>,
-    seen: Mutex<Seen>,
+    last_observed: Mutex<LastObserved>,
     alerts: Mutex<Alerts>,
 }
 
-/// What runs here.
+/// The model and the kernel that run here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
-    /// The model, as its file calls it.
+    /// The name of the model, from its metadata.
     pub model: String,
-    /// The kernel that computes it.
+    /// The name of the kernel table.
     pub kernel: String,
 }
 
-/// What was seen last of the host and of the broker link.
+/// The last snapshots of the host and of the broker link.
 #[derive(Debug, Default)]
-struct Seen {
+struct LastObserved {
     host: Snapshot,
     link: Option<MqttLink>,
 }
 
-/// A count or a level; each stands for itself, so no order among them is kept.
+/// A counter or a gauge. They are independent of each other, so relaxed ordering is enough.
 #[derive(Debug, Default)]
 struct Counter(AtomicU64);
 
-/// A request that is being computed: until this is dropped, however that comes about.
+/// A request that is being computed, until this is dropped.
 #[derive(Debug)]
-pub struct Work<'t> {
+pub struct ComputeSpan<'t> {
     meter: &'t Mutex<Meter>,
-    begun: Mark,
+    begun: EnergyMark,
 }
 
-impl Work<'_> {
-    /// What it cost until the last power reading, and each of its tokens; `None` where the power was not known
+impl ComputeSpan<'_> {
+    /// The energy until the last power reading, in total and per token; `None` where the power was not known
     /// throughout.
     pub fn cost(&self, tokens: u32) -> Option<RequestEnergy> {
-        // One request is computed at a time, and has all of it.
+        // One request is computed at a time, so its share is 1.
         locked(self.meter).cost(self.begun, 1.0, tokens)
     }
 }
 
-impl Drop for Work<'_> {
+impl Drop for ComputeSpan<'_> {
     fn drop(&mut self) {
         locked(self.meter).end();
     }
 }
 
 impl Telemetry {
-    /// Nothing happened yet; `budget_bytes` is the memory the configuration allows.
+    /// Telemetry of a daemon that just started; `budget_bytes` is its memory budget.
     pub fn new(budget_bytes: u64) -> Self {
         Telemetry {
             started: Instant::now(),
@@ -122,25 +119,25 @@ impl Telemetry {
             cache_misses: Counter::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
-            answers: Mutex::default(),
+            request_stats: Mutex::default(),
             meter: Mutex::default(),
-            seen: Mutex::default(),
+            last_observed: Mutex::default(),
             alerts: Mutex::new(Alerts::new(config::Alerts::off())),
         }
     }
 
-    /// A request was read at some door.
+    /// A transport received a request.
     pub fn received(&self) {
         self.received.add();
     }
 
-    /// Something was given an `error` event at a door: it is no request, or goes no further.
+    /// A transport answered with an `error` event by itself, before the request was admitted.
     pub fn refused(&self) {
         self.refused.add();
         self.failed.add();
     }
 
-    /// A request that was taken in was given an `error` event, `took` after it came.
+    /// An admitted request got an `error` event, `took` after it arrived.
     pub fn failed(&self, code: Code, took: Duration) {
         self.refused.add();
         match code {
@@ -149,14 +146,14 @@ impl Telemetry {
             Code::BudgetExceeded => self.budget_exceeded.add(),
             _ => {}
         }
-        // Neither is a fault of anybody's.
+        // Neither is a failure of the daemon.
         if !matches!(code, Code::Cancelled | Code::ShuttingDown) {
             self.failed.add();
         }
-        locked(&self.answers).fail(code, took);
+        locked(&self.request_stats).fail(code, took);
     }
 
-    /// An answer was computed to its end, or to what cut it short.
+    /// An answer was computed, to its end or until it was cut short.
     pub fn completed(&self, done: &Done) {
         self.completed.add();
         match done.finish_reason {
@@ -167,26 +164,26 @@ impl Telemetry {
             }
             FinishReason::Stop | FinishReason::Length => {}
         }
-        locked(&self.answers).add(Instant::now(), done);
+        locked(&self.request_stats).add(Instant::now(), done);
     }
 
-    /// What screening the head did since start.
-    pub fn screened(&self, counts: ShortlistCounts) {
-        locked(&self.answers).screened(counts);
+    /// Sets the counters of the screened head, which count from the start.
+    pub fn set_screen_counts(&self, counts: ShortlistCounts) {
+        locked(&self.request_stats).set_screen_counts(counts);
     }
 
-    /// A request was answered from the cache: completed, but no measure of the engine's speed.
+    /// A request was answered from the cache: it counts as completed, but not in the latencies.
     pub fn cache_hit(&self) {
         self.cache_hits.add();
         self.completed.add();
     }
 
-    /// A request looked in the cache and found nothing.
+    /// A request was not in the cache.
     pub fn cache_miss(&self) {
         self.cache_misses.add();
     }
 
-    /// Says what runs here, once it is loaded; the first word counts.
+    /// Sets what runs here, once the model is loaded; later calls have no effect.
     pub fn describe(&self, about: About) {
         let _ = self.about.set(about);
     }
@@ -196,49 +193,50 @@ impl Telemetry {
         self.about.get()
     }
 
-    /// How many threads may compute from now on, at least 1.
+    /// Sets how many threads may compute from now on, at least 1.
     pub fn set_thread_limit(&self, threads: usize) {
         self.thread_limit.set(threads as u64);
     }
 
-    /// How many requests wait and run now.
+    /// Sets how many requests wait and run now.
     pub fn set_queue(&self, queued: usize, running: usize) {
         self.queued.set(queued as u64);
         self.running.set(running as u64);
     }
 
-    /// Takes over what the sensors say now, power included.
+    /// Records a snapshot of the sensors, power included.
     pub fn observe(&self, now: Instant, host: Snapshot) {
-        self.power(now, host.power.as_ref());
-        locked(&self.seen).host = host;
+        self.record_power(now, host.power.as_ref());
+        locked(&self.last_observed).host = host;
     }
 
-    /// The host as it was seen last.
+    /// The last snapshot of the host.
     pub fn host(&self) -> Snapshot {
-        locked(&self.seen).host.clone()
+        locked(&self.last_observed).host.clone()
     }
 
-    /// Takes over how the broker link fares.
+    /// Records the state of the broker link.
     pub fn set_link(&self, link: MqttLink) {
-        locked(&self.seen).link = Some(link);
+        locked(&self.last_observed).link = Some(link);
     }
 
-    /// Alerts go by these rules from now on; without any there are none.
+    /// Sets the rules of the alerts; before the first call all are switched off.
     pub fn set_alert_rules(&self, rules: config::Alerts) {
         locked(&self.alerts).set_rules(rules);
     }
 
-    /// What the memory plan takes without what it keeps free, and that, both in bytes.
-    pub fn set_planned(&self, held: usize, reserve: usize) {
+    /// Sets the memory plan: what it uses, and the reserve that stays free, both in bytes.
+    pub fn set_planned_memory(&self, held: usize, reserve: usize) {
         let percent = |bytes: usize| 100.0 * bytes as f64 / self.budget_bytes.max(1) as f64;
-        locked(&self.alerts).set_planned(Planned { held: percent(held), reserve: percent(reserve) });
+        locked(&self.alerts)
+            .set_planned(PlannedMemory { used_percent: percent(held), reserve_percent: percent(reserve) });
     }
 
-    /// Looks whether something is wrong, or well again, with all that was told until now; at most `depth` requests
-    /// may wait. Wanted about once a second.
-    pub fn look_for_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
+    /// Evaluates the alerts on all that was recorded until now and returns those that changed; `depth` is the
+    /// queue's depth. To be called about once a second.
+    pub fn evaluate_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
         let conditions = self.conditions(now, depth);
-        locked(&self.alerts).look(now, &conditions)
+        locked(&self.alerts).evaluate(now, &conditions)
     }
 
     /// Names of the alerts now raised.
@@ -247,8 +245,8 @@ impl Telemetry {
     }
 
     fn conditions(&self, now: Instant, depth: usize) -> Conditions {
-        let latency = locked(&self.answers).latency(now);
-        let seen = locked(&self.seen);
+        let latency = locked(&self.request_stats).latency(now);
+        let seen = locked(&self.last_observed);
         let (thermal, link) = (&seen.host.thermal, seen.link.as_ref());
         let flags = thermal.throttling.as_ref().map(|throttling| throttling.now);
         let under_voltage = thermal.under_voltage.as_ref().map(|flag| flag.value);
@@ -256,7 +254,7 @@ impl Telemetry {
         let held = seen.host.memory.process_bytes.zip(budget);
         Conditions {
             temperature_c: thermal.cpu.as_ref().map(|cpu| cpu.value),
-            // For want of power there is an alert of its own.
+            // Under-voltage has an alert of its own.
             throttled: flags.map(|flags| Throttled { under_voltage: false, ..flags }.any()),
             under_voltage: under_voltage.or(flags.map(|flags| flags.under_voltage)),
             memory_percent: held.map(|(bytes, budget)| 100.0 * bytes as f64 / budget),
@@ -272,54 +270,55 @@ impl Telemetry {
         }
     }
 
-    /// Takes a power reading into the energy. Wanted about once a second, and at both ends of each request; one
-    /// more does no harm.
-    pub fn power(&self, now: Instant, reading: Option<&Reading>) {
+    /// Integrates a power reading into the energy. To be called about once a second, and at both ends of each
+    /// request; further calls do no harm.
+    pub fn record_power(&self, now: Instant, reading: Option<&Reading>) {
         locked(&self.meter).sample(now, reading);
     }
 
-    /// Computing has just ended at `now`; `read` reads the power where that says more than what is known.
-    pub fn computed(&self, now: Instant, read: impl FnOnce() -> Option<Reading>) {
-        let is_settled = locked(&self.meter).close(now);
+    /// A request has just been computed at `now`; `read` reads the power, and is called only where a reading is
+    /// needed.
+    pub fn computing_ended(&self, now: Instant, read: impl FnOnce() -> Option<Reading>) {
+        let is_settled = locked(&self.meter).settle_computing(now);
         if !is_settled {
-            self.power(now, read().as_ref());
+            self.record_power(now, read().as_ref());
         }
     }
 
-    /// Whether readings of the power while something is computed make its energy known better.
+    /// Whether more readings of the power during computing make its energy more exact.
     pub fn is_power_momentary(&self) -> bool {
         locked(&self.meter).is_momentary()
     }
 
-    /// Whether the power was read so lately that reading it again would say nothing new.
+    /// Whether the power was read so recently that it need not be read again.
     pub fn is_power_fresh(&self, now: Instant) -> bool {
         locked(&self.meter).is_fresh(now)
     }
 
-    /// What the owner says that the board draws when idle, in watts, for a board whose power is estimated.
-    pub fn set_idle_watts(&self, watts: Option<f64>) {
+    /// Sets the idle power that the owner configured, in watts, for a board whose power is estimated.
+    pub fn set_configured_idle_watts(&self, watts: Option<f64>) {
         locked(&self.meter).set_idle(watts);
     }
 
-    /// The computing of a request begins; take a power reading just before.
-    pub fn work(&self) -> Work<'_> {
-        Work { meter: &self.meter, begun: locked(&self.meter).begin() }
+    /// A request begins to compute; take a power reading just before.
+    pub fn computing_began(&self) -> ComputeSpan<'_> {
+        ComputeSpan { meter: &self.meter, begun: locked(&self.meter).begin() }
     }
 
-    /// Latencies since start at fixed bounds: those of answers, one a quantity, then the durations of what
-    /// failed, one for each reason there was.
+    /// Histograms since start: one for each quantity of the answers, then one for each error code of the requests
+    /// that failed.
     pub fn distributions(&self) -> Vec<Distribution> {
-        locked(&self.answers).distributions()
+        locked(&self.request_stats).distributions()
     }
 
-    /// Tokens a second while answers are generated; `None` before the first.
+    /// Tokens per second while answers are generated; `None` before the first answer.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        locked(&self.answers).throughput().tokens_per_second
+        locked(&self.request_stats).throughput().tokens_per_second
     }
 
-    /// Everything at once: host and broker link as seen last, `now` as the clock says.
+    /// The report: counters and latencies, and the last snapshots of host and broker link; `now` is its timestamp.
     pub fn report(&self, now: SystemTime) -> Report {
-        let (answers, seen) = (locked(&self.answers), locked(&self.seen));
+        let (answers, seen) = (locked(&self.request_stats), locked(&self.last_observed));
         let host = &seen.host;
         Report {
             time: rfc3339(now),
@@ -356,7 +355,7 @@ impl Telemetry {
         }
     }
 
-    fn energy(&self, answers: &Answers) -> Option<Energy> {
+    fn energy(&self, answers: &RequestStats) -> Option<Energy> {
         let meter = locked(&self.meter);
         let joules = meter.joules()?;
         let Reading { method, source, scope, .. } = meter.reading()?.clone();
@@ -388,14 +387,14 @@ impl Counter {
     }
 }
 
-/// Counting goes on after a thread died while it counted: the sums are sound at every step.
+/// Locks a mutex also after a panic in another thread: the sums are consistent at every step.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::answers::tests::done;
+    use super::request_stats::tests::done;
     use super::*;
     use crate::protocol::{Method, Throttling};
 
@@ -445,12 +444,12 @@ mod tests {
     }
 
     #[test]
-    fn energy_says_what_the_power_behind_it_was() {
+    fn energy_names_the_power_reading_behind_it() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        (0..=20).for_each(|s| telemetry.power(after(s), Some(&watts(4.0))));
-        let work = telemetry.work();
-        telemetry.power(after(25), Some(&watts(6.0)));
+        (0..=20).for_each(|s| telemetry.record_power(after(s), Some(&watts(4.0))));
+        let work = telemetry.computing_began();
+        telemetry.record_power(after(25), Some(&watts(6.0)));
         let cost = work.cost(10).expect("known");
         let expected = RequestEnergy {
             joules: 30.0,
@@ -472,25 +471,25 @@ mod tests {
     }
 
     #[test]
-    fn work_that_is_given_up_without_a_word_leaves_the_device_idle() {
+    fn dropped_work_leaves_the_device_idle() {
         let (telemetry, start) = (Telemetry::new(0), Instant::now());
-        telemetry.power(start, Some(&watts(4.0)));
-        drop(telemetry.work());
-        (1..=20).for_each(|s| telemetry.power(start + Duration::from_secs(s), Some(&watts(4.0))));
+        telemetry.record_power(start, Some(&watts(4.0)));
+        drop(telemetry.computing_began());
+        (1..=20).for_each(|s| telemetry.record_power(start + Duration::from_secs(s), Some(&watts(4.0))));
         assert_eq!(report(&telemetry).energy.expect("power was read").idle_watts, Some(4.0));
     }
 
     #[test]
     fn without_a_sensor_a_request_has_no_energy() {
         let (telemetry, now) = (Telemetry::new(0), Instant::now());
-        telemetry.power(now, None);
-        assert_eq!(telemetry.work().cost(3), None);
+        telemetry.record_power(now, None);
+        assert_eq!(telemetry.computing_began().cost(3), None);
         assert_eq!(report(&telemetry).energy, None);
     }
 
-    /// Each with its worst reading: that it is raised shows that it is looked at.
+    /// Each condition has its worst reading, so an alert that is not raised is not evaluated.
     #[test]
-    fn alerts_look_at_host_link_queue_and_requests() {
+    fn alerts_are_evaluated_on_host_link_queue_and_requests() {
         let (telemetry, now) = (Telemetry::new(100), Instant::now());
         telemetry.set_alert_rules(config::Alerts {
             hold: Duration::ZERO,
@@ -507,7 +506,7 @@ mod tests {
             subscription: true,
             storage: true,
         });
-        assert_eq!(telemetry.look_for_alerts(now, 16), [], "nothing is known yet");
+        assert_eq!(telemetry.evaluate_alerts(now, 16), [], "nothing is known yet");
         let mut host = Snapshot::default();
         host.thermal.cpu = Some(watts(81.0));
         let all = Throttled { under_voltage: true, throttled: true, ..Throttled::default() };
@@ -526,16 +525,16 @@ mod tests {
             ..MqttLink::default()
         });
         let after = |ms| now + Duration::from_millis(ms);
-        let raised = [1, 600].map(|ms| telemetry.look_for_alerts(after(ms), 16).len());
+        let raised = [1, 600].map(|ms| telemetry.evaluate_alerts(after(ms), 16).len());
         assert_eq!(raised, [11, 1], "the broker is away for half a second only then");
         assert_eq!(report(&telemetry).alerts, alerts::Kind::ALL.map(alerts::Kind::name));
     }
 
-    /// 1400 MiB that the plan fills, 6 of them kept free.
+    /// The plan takes the whole budget of 1400 MiB, of which 6 are the reserve.
     #[test]
     fn what_the_plan_foresees_is_no_alert_and_what_goes_beyond_it_is() {
         let (telemetry, start, mib) = (Telemetry::new(1400 << 20), Instant::now(), 1u64 << 20);
-        telemetry.set_planned(1394 << 20, 6 << 20);
+        telemetry.set_planned_memory(1394 << 20, 6 << 20);
         let rules = config::Alerts { memory_percent: Some(95.0), ..config::Alerts::off() };
         telemetry.set_alert_rules(rules.clone());
         let mut second = 0;
@@ -545,12 +544,12 @@ mod tests {
             second += 1;
             let now = start + Duration::from_secs(second);
             telemetry.observe(now, host);
-            telemetry.look_for_alerts(now, 1);
+            telemetry.evaluate_alerts(now, 1);
             telemetry.raised_alerts().len()
         };
         assert_eq!([1330, 1372, 1394, 1395, 1394, 1389, 1387].map(&mut held), [0, 0, 0, 1, 1, 1, 0]);
-        // A plan that leaves room: the owner's threshold counts.
-        telemetry.set_planned(400 << 20, 6 << 20);
+        // With a smaller plan the owner's threshold counts.
+        telemetry.set_planned_memory(400 << 20, 6 << 20);
         assert_eq!([1329, 1330, 1261, 1260].map(&mut held), [0, 1, 1, 0]);
     }
 
@@ -559,14 +558,14 @@ mod tests {
         let (telemetry, now) = (Telemetry::new(0), Instant::now());
         let rules = config::Alerts { error_percent: Some(1.0), ..config::Alerts::off() };
         telemetry.set_alert_rules(rules);
-        telemetry.look_for_alerts(now, 1);
+        telemetry.evaluate_alerts(now, 1);
         (0..9).for_each(|_| telemetry.failed(Code::Cancelled, Duration::ZERO));
         telemetry.completed(&Done { finish_reason: FinishReason::Cancelled, ..done(1, 1) });
-        assert_eq!(telemetry.look_for_alerts(now + Duration::from_secs(1), 1), []);
+        assert_eq!(telemetry.evaluate_alerts(now + Duration::from_secs(1), 1), []);
         (0..9).for_each(|_| {
             telemetry.completed(&Done { finish_reason: FinishReason::Timeout, ..done(1, 1) });
         });
-        assert_eq!(telemetry.look_for_alerts(now + Duration::from_secs(2), 1).len(), 1);
+        assert_eq!(telemetry.evaluate_alerts(now + Duration::from_secs(2), 1).len(), 1);
     }
 
     #[test]

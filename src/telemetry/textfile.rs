@@ -1,6 +1,7 @@
-//! The file that node_exporter's textfile collector reads: written whole, so that it never reads half of one.
+//! The file for node_exporter's textfile collector, replaced atomically so that the collector never reads half a
+//! file.
 //!
-//! Blocks on the disk. Deliberately knows nothing of what the text says, nor when to write it.
+//! It blocks on the disk. Deliberately knows nothing of what the text says, nor when to write it.
 
 use rustix::fs::OFlags;
 use std::ffi::OsString;
@@ -9,89 +10,91 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// node_exporter runs as a user of its own, and the systemd unit's umask would shut it out.
+/// Readable by all: node_exporter runs as another user, which the umask of the systemd unit would shut out.
 const MODE: u32 = 0o644;
 
-/// A text beside the file whose place it is to take. Dropped before it has, it is removed: on a full disk it would take
-/// the room that is needed.
+/// A temporary file, renamed on success. Dropped before that, it is removed, since on a full disk it would take
+/// space that is needed.
 #[derive(Debug)]
-pub struct Part {
-    part: PathBuf,
+pub struct TemporaryFile {
+    path_of_temporary: PathBuf,
     path: PathBuf,
 }
 
-/// Writes `text` beside the file at `path`. The folder must be there. The error names the file.
-pub fn write(path: &Path, text: &str) -> io::Result<Part> {
-    let part = Part { part: part(path), path: path.to_owned() };
-    fill(&part.part, text).map_err(|error| part.named(&error))?;
+/// Writes `text` to a temporary file beside `path`, whose folder must exist. The error names the file.
+pub fn write(path: &Path, text: &str) -> io::Result<TemporaryFile> {
+    let part = TemporaryFile { path_of_temporary: temporary_path(path), path: path.to_owned() };
+    write_new(&part.path_of_temporary, text).map_err(|error| part.with_path(&error))?;
     Ok(part)
 }
 
-impl Part {
-    /// Puts it in the file's place. The error names the file.
-    pub fn put(self) -> io::Result<()> {
-        fs::rename(&self.part, &self.path).map_err(|error| self.named(&error))
+impl TemporaryFile {
+    /// Renames the temporary file to its final path. The error names the file.
+    pub fn commit(self) -> io::Result<()> {
+        fs::rename(&self.path_of_temporary, &self.path).map_err(|error| self.with_path(&error))
     }
 
-    fn named(&self, error: &io::Error) -> io::Error {
+    fn with_path(&self, error: &io::Error) -> io::Error {
         io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
     }
 }
 
-impl Drop for Part {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        // Once it is in its place, or was never made, there is none.
-        let _ = fs::remove_file(&self.part);
+        // After the rename, or where it was never created, there is nothing to remove.
+        let _ = fs::remove_file(&self.path_of_temporary);
     }
 }
 
-/// No crash may leave half a file behind, but a power cut may: the next report is written over it, and flushing each
-/// one would wear out an SD card.
-fn fill(part: &Path, text: &str) -> io::Result<()> {
-    // Whatever has the name is not ours to write to: others may write to the folder, and put a link or a FIFO there.
+/// It is not synced: a power cut may leave half a file, but the next report replaces it, and a sync for each report
+/// would wear out an SD card.
+fn write_new(part: &Path, text: &str) -> io::Result<()> {
+    // Other users may write to the folder and put a link or a FIFO there, so an existing file is removed, never
+    // opened.
     let _ = fs::remove_file(part);
     let with_care = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(MODE).custom_flags(with_care).open(part)?;
-    // The umask took from it.
+    // The umask may have removed permissions.
     file.set_permissions(Permissions::from_mode(MODE))?;
     file.write_all(text.as_bytes())
 }
 
-/// Beside the file, since a rename does not leave a file system; of an ending that node_exporter passes over.
-fn part(path: &Path) -> PathBuf {
+/// The path of the temporary file: in the same folder, since a rename cannot cross file systems, and with an
+/// extension that node_exporter ignores.
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".part");
     name.into()
 }
 
-/// How the writing goes, so that a failure is said once, and once that it is over.
+/// Whether writing fails, so that only changes are logged.
 #[derive(Debug, Default)]
-pub struct Condition {
+pub struct WriteStatus {
     failing: bool,
 }
 
-/// What is to be said of the last writing.
+/// A change that is to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// It failed, and did not before.
+pub enum StatusChange {
+    /// Writing fails, and did not before.
     Failed(String),
-    /// It works, and did not before.
-    Works,
+    /// Writing works, and did not before.
+    Recovered,
 }
 
-impl Condition {
-    /// Takes note that it is unfinished after a long time. Whether that is to be said.
-    pub fn hangs(&mut self) -> bool {
+impl WriteStatus {
+    /// Records that a write has hung. Returns whether that is a change to log.
+    pub fn record_hang(&mut self) -> bool {
         !std::mem::replace(&mut self.failing, true)
     }
 
-    /// Takes note of how it went.
-    pub fn note(&mut self, written: &io::Result<()>) -> Option<News> {
+    /// Records the outcome of a write. Returns the change to log, if there is one.
+    pub fn record(&mut self, written: &io::Result<()>) -> Option<StatusChange> {
         let was_failing = std::mem::replace(&mut self.failing, written.is_err());
         match written {
-            Err(error) if !was_failing => Some(News::Failed(error.to_string())),
-            Ok(()) if was_failing => Some(News::Works),
+            Err(error) if !was_failing => Some(StatusChange::Failed(error.to_string())),
+            Ok(()) if was_failing => Some(StatusChange::Recovered),
             _ => None,
         }
     }
@@ -128,7 +131,7 @@ mod tests {
     fn a_file_is_replaced_whole_and_everybody_may_read_it() {
         let folder = Folder::new("whole");
         let path = folder.0.join("bitnetd.prom");
-        let put = |text| write(&path, text).and_then(Part::put);
+        let put = |text| write(&path, text).and_then(TemporaryFile::commit);
         put("a long first text\n").expect("room");
         let reader = File::open(&path).expect("there");
         put("b\n").expect("room");
@@ -146,7 +149,7 @@ mod tests {
         // A folder of that name: the text can be written, and not renamed.
         let taken = folder.0.join("taken.prom");
         fs::create_dir(&taken).expect("a new name");
-        write(&taken, "a").expect("room").put().expect_err("a folder");
+        write(&taken, "a").expect("room").commit().expect_err("a folder");
         assert_eq!(folder.names(), ["taken.prom"]);
     }
 
@@ -156,8 +159,8 @@ mod tests {
         let (path, secret) = (folder.0.join("bitnetd.prom"), folder.0.join("secret"));
         fs::write(&secret, "a password").expect("room");
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("ours");
-        std::os::unix::fs::symlink(&secret, part(&path)).expect("a new name");
-        write(&path, "a\n").and_then(Part::put).expect("room");
+        std::os::unix::fs::symlink(&secret, temporary_path(&path)).expect("a new name");
+        write(&path, "a\n").and_then(TemporaryFile::commit).expect("room");
         assert_eq!(fs::read_to_string(&secret).expect("there"), "a password");
         assert_eq!(fs::metadata(&secret).expect("there").permissions().mode() & 0o777, 0o600);
         assert!(fs::symlink_metadata(&path).expect("there").is_file());
@@ -165,10 +168,10 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_in_the_way_keeps_nobody_waiting() {
+    fn a_fifo_at_the_temporary_path_does_not_block() {
         let folder = Folder::new("fifo");
         let path = folder.0.join("bitnetd.prom");
-        for name in [part(&path), path.clone()] {
+        for name in [temporary_path(&path), path.clone()] {
             let _ = fs::remove_file(&name);
             let made = rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -178,28 +181,28 @@ mod tests {
                 0,
             );
             made.expect("a new name");
-            write(&path, "a\n").and_then(Part::put).expect("room");
+            write(&path, "a\n").and_then(TemporaryFile::commit).expect("room");
             assert_eq!(fs::read_to_string(&path).expect("a file"), "a\n");
         }
     }
 
     #[test]
-    fn what_hangs_is_said_once_and_that_it_works_again() {
-        let mut condition = Condition::default();
-        assert!(condition.hangs());
-        assert!(!condition.hangs());
-        assert_eq!(condition.note(&Ok(())), Some(News::Works));
-        assert!(condition.hangs());
+    fn a_hang_is_logged_once_and_so_is_its_end() {
+        let mut condition = WriteStatus::default();
+        assert!(condition.record_hang());
+        assert!(!condition.record_hang());
+        assert_eq!(condition.record(&Ok(())), Some(StatusChange::Recovered));
+        assert!(condition.record_hang());
     }
 
     #[test]
-    fn a_failure_is_said_once_and_its_end_once() {
-        let mut condition = Condition::default();
+    fn a_failure_is_logged_once_and_so_is_its_end() {
+        let mut condition = WriteStatus::default();
         let failure = || Err(io::Error::other("full"));
-        assert_eq!(condition.note(&Ok(())), None);
-        assert_eq!(condition.note(&failure()), Some(News::Failed("full".into())));
-        assert_eq!(condition.note(&failure()), None);
-        assert_eq!(condition.note(&Ok(())), Some(News::Works));
-        assert_eq!(condition.note(&Ok(())), None);
+        assert_eq!(condition.record(&Ok(())), None);
+        assert_eq!(condition.record(&failure()), Some(StatusChange::Failed("full".into())));
+        assert_eq!(condition.record(&failure()), None);
+        assert_eq!(condition.record(&Ok(())), Some(StatusChange::Recovered));
+        assert_eq!(condition.record(&Ok(())), None);
     }
 }

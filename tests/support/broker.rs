@@ -24,7 +24,7 @@ impl Mosquitto {
     /// Written at once, so that a kill loses nothing that was acknowledged.
     pub const PERSISTENT: &str = "persistence true\nautosave_on_changes true\nautosave_interval 1\n";
 
-    /// A broker that keeps nothing over a restart.
+    /// A broker without persistence.
     pub async fn start() -> Self {
         Self::with("").await
     }
@@ -50,7 +50,7 @@ impl Mosquitto {
         broker
     }
 
-    /// A broker that knows one user.
+    /// A broker with one user.
     pub async fn with_user(name: &str, password: &str) -> Self {
         Self::made(|folder| {
             let users = folder.join("users");
@@ -73,7 +73,7 @@ impl Mosquitto {
         std::fs::write(self.path("mosquitto.conf"), text).expect("a temporary folder");
     }
 
-    /// From its next start on it has these lines in its configuration instead.
+    /// Replaces the additional lines of its configuration, from its next start on.
     pub fn change(&self, lines: &str) {
         self.configure(&format!("allow_anonymous true\n{lines}"));
     }
@@ -98,7 +98,7 @@ impl Mosquitto {
         timeout(PATIENCE, up).await.expect("mosquitto listens");
     }
 
-    /// Ends it without a goodbye to anyone.
+    /// Kills it, so that its connections are not closed in order.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

@@ -1,10 +1,10 @@
-//! Certificates made on the spot: an authority of a house, and what it signs.
+//! Certificates generated for tests: a private authority, and the certificates that it signs.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// An authority, its own certificate at hand.
+/// A certificate authority with its own certificate.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -56,7 +56,7 @@ impl Authority {
     }
 }
 
-/// Leaves a file to its owner alone.
+/// Makes a file readable by its owner only.
 pub fn keep_private(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("a file of ours");
 }

@@ -15,14 +15,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// The words that start the binary: the emulator's first, where the tests run under one.
+/// The command line of the binary, after that of the emulator where the tests run under one.
 pub fn words() -> Vec<String> {
     let runner = std::env::var("BITNETD_RUNNER").unwrap_or_default();
     let emulator = runner.split_whitespace().map(str::to_owned);
     emulator.chain([env!("CARGO_BIN_EXE_bitnetd").to_owned()]).collect()
 }
 
-/// Whether an emulator stands between us and the binary.
+/// Whether the binary runs under an emulator.
 pub fn is_emulated() -> bool {
     words().len() > 1
 }
@@ -35,7 +35,7 @@ pub fn bitnetd() -> Command {
     command
 }
 
-/// A process of ours, ended with the test whatever becomes of it.
+/// A child process, killed when the test ends.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -60,7 +60,7 @@ impl Process {
         until("the process ends", || self.0.try_wait().expect("our child")).await
     }
 
-    /// Ends it without a word to it.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
@@ -84,7 +84,7 @@ impl Drop for Process {
     }
 }
 
-/// What a command that ran to its end left.
+/// The outcome of a command that ran to its end.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit code; `None` after a signal.
@@ -162,7 +162,7 @@ impl Daemon {
     pub fn spawn(command: &mut Command, folder: &Folder) -> Self {
         let log = folder.path("log");
         let err = std::fs::File::create(&log).expect("a temporary folder");
-        // What outlives one daemon of a test is for the next of the same test.
+        // State of one daemon of a test is for the next one of the same test.
         command.env("STATE_DIRECTORY", folder.path("state"));
         Self::of(Process::start(command.stderr(err)), folder)
     }
@@ -192,7 +192,7 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it has said this.
+    /// Waits until its log contains this text.
     pub async fn says(&self, text: &str) {
         until(text, || self.log().contains(text).then_some(())).await;
     }
@@ -222,8 +222,8 @@ pub fn threads(process: &Process) -> usize {
     tasks.count()
 }
 
-/// One user of the socket. What comes is read as soon as the test waits for anything, so that no
-/// request is cancelled for a slow client.
+/// A client of the socket. Events are read whenever the test waits for anything, so that no request is cancelled
+/// because of a slow client.
 pub struct Client {
     write: OwnedWriteHalf,
     events: mpsc::UnboundedReceiver<Value>,
@@ -274,7 +274,7 @@ impl Client {
         self.end().await
     }
 
-    /// Asks for something that never ends, see [`Folder::endless`], and waits until it runs.
+    /// Sends a request that never ends, see [`Folder::endless`], and waits until it runs.
     pub async fn keep_busy(&mut self) {
         self.request(&[json!({"id": "busy", "prompt": "go", "stream": true})]).await;
         let event = self.event().await;

@@ -1,4 +1,4 @@
-//! What several test binaries need: a broker, and certificates for it.
+//! Shared by several test binaries: processes, a broker, and certificates for it.
 
 pub mod broker;
 pub mod certificates;
@@ -7,8 +7,8 @@ use std::io;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Starts a program. An emulated process that forks can leave a child that waits for ever for a lock of the
-/// emulator's, before it has become the program: such a one is ended, and another started.
+/// Starts a program. A child that forks under emulation may wait for ever for a lock of the emulator before it
+/// executes the program; such a child is killed and started again.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
     let mut child = command.spawn()?;
     for _ in 0..3 {
@@ -22,7 +22,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
     Ok(child)
 }
 
-/// Runs a program that reads nothing to its end; started as by [`spawn`], as everything here must be.
+/// Runs a program without input to its end, started by [`spawn`] as everything here must be.
 pub fn output(command: &mut Command) -> io::Result<Output> {
     spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
 }

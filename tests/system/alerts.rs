@@ -1,4 +1,4 @@
-//! What the owner is told of without asking, by the broker, the log and the socket.
+//! Alerts, on the broker, in the log and over the socket.
 
 use crate::daemon::{Client, Daemon};
 use crate::listener::Listener;
@@ -29,7 +29,7 @@ fn lines(daemon: &Daemon, kind: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_queue_that_stays_full_is_told_once_and_once_that_it_is_not() {
+async fn a_queue_that_stays_full_raises_one_alert_and_clears_it_once() {
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
     let settings = format!(
         "{}{}[queue]\ndepth = 1\n[alerts]\nhold_s = 1\nmemory_percent = 0\n{QUIET}",
@@ -65,7 +65,7 @@ async fn a_queue_that_stays_full_is_told_once_and_once_that_it_is_not() {
 }
 
 #[tokio::test]
-async fn a_broker_that_was_away_is_told_of_it_when_it_is_back() {
+async fn the_alert_for_a_lost_broker_is_published_when_it_is_back() {
     let (folder, mut broker) = (Folder::new(), Mosquitto::persistent().await);
     let settings = format!(
         "{}[alerts]\nhold_s = 1\nbroker_link_s = 2\nmemory_percent = 0\n{QUIET}",
@@ -91,7 +91,7 @@ async fn a_broker_that_was_away_is_told_of_it_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn rules_that_are_read_again_hold_at_once() {
+async fn reloaded_alert_rules_apply_at_once() {
     let folder = Folder::new();
     let settings = |ms: &str| {
         let budget = "[budget]\nthreads = 1\nmemory_mb = 64\n";

@@ -1,4 +1,4 @@
-//! What is asked over the socket, and what comes back.
+//! Requests over the socket, and their events.
 
 use crate::daemon::Daemon;
 use crate::{Folder, cases, endless};
@@ -100,7 +100,7 @@ async fn without_stream_there_are_no_tokens() {
 }
 
 #[tokio::test]
-async fn the_same_question_is_answered_again_unless_it_says_no() {
+async fn the_same_request_is_answered_from_the_cache_unless_it_opts_out() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let mut client = daemon.client().await;

@@ -200,7 +200,7 @@ async fn bench_measures_when_the_numbers_of_threads_are_found() {
 }
 
 #[tokio::test]
-async fn bench_says_where_the_time_of_a_token_goes() {
+async fn bench_reports_the_time_of_a_token_by_operation() {
     for threads in ["1", "2"] {
         let sizes =
             ["--prompt-tokens", "64", "--generate-tokens", "8", "--repeat", "3", "--threads", threads];
@@ -248,7 +248,7 @@ async fn doctor_tests_the_kernels_and_finds_the_broker() {
 }
 
 #[tokio::test]
-async fn doctor_says_what_is_found_and_of_the_rest_why_not_and_the_way_out() {
+async fn doctor_lists_what_is_found_and_a_remedy_for_the_rest() {
     let folder = Folder::new();
     let powers = |said: &Value| -> Vec<String> {
         let sensors = said["sensors"].as_array().expect("a list").iter();

@@ -4,7 +4,7 @@ use crate::Folder;
 use crate::daemon::{bitnetd, finish};
 
 #[tokio::test]
-async fn the_demo_answers_over_both_doors_reports_and_leaves_nothing() {
+async fn the_demo_answers_over_both_transports_reports_and_leaves_no_files() {
     let folder = Folder::new();
     let mut command = bitnetd();
     let ended = finish(command.arg("demo").env("TMPDIR", folder.path("")), "").await;

@@ -1,5 +1,5 @@
-//! What fails around the daemon: its disk, its clock, its sensors, the file under its model. The faults are real
-//! ones; where a machine cannot make one, the test says so and passes.
+//! Faults of the daemon's surroundings: its disk, its clock, its sensors, its model file. The faults are real ones;
+//! where a machine cannot make one, the test says so and passes.
 
 use crate::daemon::{Daemon, Ended, bitnetd, finish, is_emulated, run, words};
 use crate::listener::{Listener, Message};
@@ -112,7 +112,7 @@ impl Drop for Disk {
 const DISKS: [(&str, &str); 2] = [("size=4k,nr_inodes=4", "No space left"), ("ro", "Read-only")];
 
 #[tokio::test]
-async fn with_a_full_or_read_only_cache_folder_it_answers_and_says_what_it_cannot_keep() {
+async fn with_a_full_or_read_only_cache_folder_it_answers_and_logs_what_is_not_stored() {
     for (options, why) in DISKS {
         let folder = Folder::new();
         let Some(disk) = Disk::mount(&folder, options) else {
@@ -136,7 +136,7 @@ async fn with_a_full_or_read_only_cache_folder_it_answers_and_says_what_it_canno
 }
 
 #[tokio::test]
-async fn with_a_full_or_read_only_state_folder_prompts_are_answered_and_it_says_that_nothing_is_kept() {
+async fn with_a_full_or_read_only_state_folder_prompts_are_answered_and_the_log_says_so() {
     for (options, why) in DISKS {
         let (folder, broker) = (Folder::new(), Mosquitto::start().await);
         let Some(disk) = Disk::mount(&folder, options) else {

@@ -1,4 +1,5 @@
-//! Home Assistant and Prometheus around the real daemon: what it tells of itself, and what can be asked of it.
+//! Home Assistant and Prometheus with the real daemon: what it publishes about itself, and the commands that it
+//! accepts.
 
 use crate::daemon::Daemon;
 use crate::listener::{Listener, Message};

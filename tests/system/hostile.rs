@@ -1,6 +1,5 @@
-//! Brokers that are none, or mean harm: the daemon lives, answers on its socket, keeps its memory,
-//! and calls again after a second at the soonest. What no test of a few lines finds is looked for
-//! by `tests/fuzz`, targets `broker` and `prompts`.
+//! Malformed and malicious brokers: the daemon goes on, answers on its socket, keeps to its memory budget, and
+//! reconnects after a second at the earliest. `tests/fuzz` covers more, with the targets `broker` and `prompts`.
 
 use crate::daemon::{Daemon, is_emulated};
 use crate::{Folder, linked};

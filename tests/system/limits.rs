@@ -1,4 +1,4 @@
-//! The budget, held by the whole process: threads under load over both doors, and memory.
+//! The budget of the whole process: threads under load over both transports, and memory.
 
 use crate::daemon::{Daemon, Process, bitnetd, is_emulated, threads};
 use crate::listener::Listener;

@@ -1,15 +1,13 @@
-//! The real binary with the real engine, asked as its users ask: over its socket, over a real
-//! mosquitto, on the command line and by what systemd passes it. Under emulation `BITNETD_RUNNER`
-//! holds the emulator's words.
+//! The real binary with the real engine, used as its users do: over its socket, over a real mosquitto, on the
+//! command line, and with the environment that systemd passes. Under emulation `BITNETD_RUNNER` holds the command
+//! of the emulator.
 
 mod alerts;
 mod answers;
 mod ask;
-mod busy;
 mod commands;
 mod configuration;
 mod convert;
-mod crowd;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]
@@ -19,12 +17,14 @@ mod faults;
 mod home;
 mod hostile;
 mod inbox;
+mod known_cves;
 mod limits;
 mod listener;
+mod load;
 mod models;
 mod mqtt;
-mod past;
 mod power;
+mod queueing;
 mod reload;
 mod restart;
 mod soak;
@@ -43,14 +43,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// Longest wait for anything: slow machines are shared, and an emulated one is ten times slower.
+/// Longest wait for anything; the machines are shared and slow, and an emulated one is ten times slower.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A request that computes for a while: so hot that nearly every token is as likely as the end.
-/// Which tokens they are differs between processors: rounding decides some draws.
+/// A request that computes for a while: its temperature makes nearly every token as likely as the end token. The
+/// tokens differ between processors, since rounding decides some samples.
 const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0,"max_tokens":200}"#;
 
-/// Looks until there is something to see.
+/// Polls until `look` returns something.
 async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let found = async {
         loop {
@@ -63,7 +63,7 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("in time: {what}"))
 }
 
-/// A folder of a test's own, removed at its end.
+/// A temporary folder of one test, removed when dropped.
 #[derive(Debug)]
 struct Folder(PathBuf);
 
@@ -86,18 +86,18 @@ impl Folder {
         path
     }
 
-    /// A configuration with its socket and its state here.
+    /// A configuration with its socket and its state in this folder.
     fn config(&self, settings: &str) -> PathBuf {
         let budget = if settings.contains("[budget]") { "" } else { "[budget]\nthreads = 1\n" };
         let socket = self.path("s");
-        // Of its own: tests that ran as root would share the system's.
+        // A state folder of its own, since tests that run as root would share the system's.
         let state = format!("[device]\nstate_dir = \"{}\"\n", self.path("state").display());
         let (before, settings) = match settings.contains("[device]\n") {
             _ if settings.contains("state_dir") => ("", settings.to_owned()),
             true => ("", settings.replacen("[device]\n", &state, 1)),
             false => (state.as_str(), settings.to_owned()),
         };
-        // Settings may begin with more of the socket's.
+        // `settings` may begin with further keys of the section `[socket]`.
         let text = format!("{before}{budget}[socket]\npath = \"{}\"\n{settings}", socket.display());
         self.write("bitnetd.toml", &text)
     }
@@ -109,8 +109,8 @@ impl Drop for Folder {
     }
 }
 
-/// Settings for requests without an end: the tiny model never says its end token, and the context
-/// is longer than any test lasts. Asked greedily, always the same.
+/// Settings for requests that never end: with greedy decoding the tiny model never generates its end token, and the
+/// context is longer than any test lasts.
 fn endless() -> String {
     let model = data("reference/b158-tiny.i2_s.gguf");
     format!("[model]\npath = \"{}\"\ncontext = 65536\n", model.display())
@@ -128,7 +128,7 @@ fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// A question to the built-in model, with the reference implementation's answer.
+/// A prompt for the built-in model, with the reference implementation's answer.
 #[derive(Deserialize)]
 struct Case {
     prompt: String,

@@ -40,7 +40,7 @@ async fn perplexity_refuses_what_is_no_text() {
 }
 
 #[tokio::test]
-async fn inspect_shows_what_a_file_holds_and_where_it_fits() {
+async fn inspect_shows_the_contents_of_a_file_and_the_boards_that_it_fits() {
     let model = data("reference/llama-tiny.tq2_0.gguf");
     let said = run(&["inspect", "--json", text(&model)]).await.json();
     assert_eq!(said["problem"], serde_json::Value::Null, "{said}");
@@ -103,7 +103,7 @@ async fn inspect_measures_the_layouts_when_asked() {
 }
 
 #[tokio::test]
-async fn inspect_shows_a_file_that_cannot_be_run_and_says_why() {
+async fn inspect_shows_a_file_that_cannot_be_run_and_the_reason() {
     let folder = Folder::new();
     let model = std::fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
     let (old, new) = (b"bitnet-b1.58".as_slice(), b"not-an-arch!");

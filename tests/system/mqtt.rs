@@ -1,4 +1,4 @@
-//! What is asked over a real broker, and what the daemon keeps there.
+//! Requests over a real broker, and the messages that the daemon retains there.
 
 use crate::daemon::{Daemon, bitnetd, run};
 use crate::listener::{Listener, Message};
@@ -119,7 +119,7 @@ async fn a_retained_prompt_is_refused_and_one_from_before_is_not_answered() {
 }
 
 #[tokio::test]
-async fn info_says_what_runs_and_on_what_budget() {
+async fn info_names_what_runs_and_the_budget() {
     let home = Home::with("[budget]\nmemory_mb = 300\nthreads = 2\n").await;
     let message = home.listen("bitnetd/cellar/info").await.next().await;
     assert!(message.retained, "{message:?}");
@@ -186,7 +186,7 @@ async fn a_request_is_cancelled_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_clean_stop_says_offline() {
+async fn a_clean_stop_publishes_offline() {
     let Home { daemon, broker, folder: _folder } = Home::new().await;
     daemon.stop().await;
     let said = broker.subscribe(&["-t", "bitnetd/cellar/availability", "-C", "1", "-W", "20"]).await;
@@ -220,7 +220,7 @@ async fn what_a_stop_cuts_off_is_left_to_the_broker_and_answered_by_the_next_sta
 }
 
 #[tokio::test]
-async fn the_will_of_a_killed_daemon_says_offline() {
+async fn the_will_of_a_killed_daemon_is_offline() {
     let mut home = Home::new().await;
     home.daemon.process.kill();
     home.is("offline").await;

@@ -29,7 +29,7 @@ fn is_estimated(energy: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn what_the_owner_says_of_the_board_becomes_power_and_energy_that_say_they_are_an_estimate() {
+async fn configured_watts_become_power_and_energy_marked_as_estimated() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, BOARD).await;
     let first = more_than(&daemon, 0.0).await;
@@ -44,7 +44,7 @@ async fn what_the_owner_says_of_the_board_becomes_power_and_energy_that_say_they
 }
 
 #[tokio::test]
-async fn an_answer_longer_than_the_sensor_s_pace_says_what_it_cost_and_the_total_holds_it() {
+async fn an_answer_longer_than_the_sensors_interval_has_its_energy_and_the_total_includes_it() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &format!("{}{BOARD}", endless())).await;
     // The first reading has no load to tell.

@@ -58,7 +58,7 @@ async fn the_command_line_outlives_a_reload() {
 }
 
 #[tokio::test]
-async fn a_new_interval_of_telemetry_holds_at_once() {
+async fn a_new_telemetry_interval_applies_at_once() {
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
     let settings =
         |seconds: u32| linked(broker.port).replace("interval_s = 1\n", &format!("interval_s = {seconds}\n"));

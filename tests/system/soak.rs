@@ -1,4 +1,4 @@
-//! Thousands of mixed prompts over all doors at once: the budget is kept, and nothing grows.
+//! Thousands of mixed prompts over all transports at once: the budget is kept, and no memory leaks.
 //!
 //! `BITNETD_SOAK` is how many prompts there are; few in everyday tests.
 
@@ -37,7 +37,7 @@ struct Seen {
 }
 
 #[tokio::test]
-async fn mixed_prompts_over_all_doors_keep_to_the_budget_and_nothing_grows() {
+async fn mixed_prompts_over_all_transports_keep_to_the_budget_without_leaks() {
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }

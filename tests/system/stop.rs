@@ -20,7 +20,7 @@ async fn requests_at_hand_are_answered_before_it_stops() {
 }
 
 #[tokio::test]
-async fn what_is_not_answered_in_time_is_cut_off_and_told() {
+async fn what_is_not_answered_in_time_is_cut_off_with_an_event() {
     let folder = Folder::new();
     let mut daemon = Daemon::start(&folder, &format!("{}[queue]\ndrain_ms = 200\n", endless())).await;
     let mut client = daemon.client().await;

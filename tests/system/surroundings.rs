@@ -36,7 +36,7 @@ async fn answers(daemon: &Daemon, count: usize) {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_keeps_neither_answers_nor_the_stop_waiting() {
+async fn an_unread_log_delays_neither_answers_nor_the_stop() {
     let folder = Folder::new();
     let config = folder.config(CHATTY);
     let (_unread, writer) = full_pipe();
@@ -64,7 +64,7 @@ async fn a_command_that_fails_ends_though_nobody_reads_why() {
 }
 
 #[tokio::test]
-async fn a_journald_that_stands_still_keeps_nobody_waiting() {
+async fn a_stalled_journald_does_not_block() {
     let folder = Folder::new();
     let journal = folder.path("journal");
     std::fs::create_dir(&journal).expect("a temporary folder");
@@ -121,7 +121,7 @@ async fn a_state_folder_that_is_removed_is_noticed_and_prompts_are_answered() {
 }
 
 #[tokio::test]
-async fn a_socket_file_that_is_removed_is_made_again_and_that_is_said() {
+async fn a_removed_socket_file_is_created_again_and_that_is_logged() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let mut before = daemon.client().await;

@@ -1,4 +1,4 @@
-//! What systemd passes to the daemon and hears of it, without a systemd.
+//! The interface to systemd, tested without systemd: its socket, its notifications, its watchdog.
 
 use crate::daemon::{Daemon, bitnetd, is_emulated, words};
 use crate::support::broker::Mosquitto;
@@ -50,7 +50,7 @@ pub fn activated(listener: &UnixListener, folder: &Folder, arguments: &[&str]) -
 }
 
 #[tokio::test]
-async fn systemd_hears_how_it_goes_from_loading_to_stopping() {
+async fn systemd_is_notified_from_loading_to_stopping() {
     let folder = Folder::new();
     let manager = Manager::new(&folder);
     let settings = format!("{}[queue]\ndrain_ms = 600000\n", endless());
@@ -68,7 +68,7 @@ async fn systemd_hears_how_it_goes_from_loading_to_stopping() {
     assert!(stopping.contains("STATUS=stopping: 1 running, 0 waiting"), "{stopping}");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC="), "{stopping}");
     client.cancel_busy().await;
-    manager.hears("STATUS=stopping: closing the doors").await;
+    manager.hears("STATUS=stopping: closing connections").await;
     daemon.ends_well().await;
 }
 

@@ -1,4 +1,4 @@
-//! How many threads the daemon computes on: found out, said once, or pinned.
+//! The number of compute threads: measured and logged once, or pinned.
 
 use crate::Folder;
 use crate::daemon::Daemon;
@@ -20,7 +20,7 @@ async fn said(settings: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn numbers_of_threads_are_found_out_and_said_once() {
+async fn numbers_of_threads_are_tuned_and_logged_once() {
     let lines = said("[budget]\nthreads = 2\n").await;
     assert_eq!(lines.len(), 1, "{lines:?}");
     let number = |kind: &str| {

@@ -1,4 +1,4 @@
-//! Whether systemd's watchdog would find what is stuck: one thread of a running daemon is stopped for real.
+//! systemd's watchdog and a stalled daemon: one thread of a running daemon is really stopped.
 
 use crate::daemon::{Daemon, Process, is_emulated};
 use crate::systemd::Manager;
@@ -77,7 +77,7 @@ async fn a_stuck_worker_is_named_and_starves_the_watchdog() {
 }
 
 #[tokio::test]
-async fn a_stuck_loop_of_the_doors_starves_the_watchdog() {
+async fn a_stalled_transport_thread_starves_the_watchdog() {
     // The broker link and the socket share the first thread, which has the program's name.
     with_stopped("bitnetd", None).await;
 }

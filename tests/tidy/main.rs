@@ -7,6 +7,7 @@
 
 mod config_keys;
 mod imports;
+mod names;
 mod proofs;
 mod rules;
 mod source;
@@ -15,6 +16,7 @@ mod table;
 use std::fs;
 use std::path::Path;
 
+use names::{imports_have_no_circle, old_words_stay_away, public_types_have_one_name};
 use rules::*;
 use table::TOP_LEVEL;
 
@@ -70,15 +72,32 @@ hold! {
     no_file_is_called_nothing: names_say_something,
     every_folder_says_what_it_is: folders_say_what_they_are,
     the_development_machine_is_not_named: nothing_names_the_development_machine,
+    no_word_of_the_old_idiom_comes_back: old_words_stay_away,
+}
+
+fn check_all(rule: fn(&[&File]) -> Vec<Violation>) {
+    let files = repository();
+    report(rule(&files.iter().collect::<Vec<_>>()));
 }
 
 #[test]
-fn every_source_folder_has_a_door() {
+fn no_two_public_types_share_a_name() {
+    check_all(public_types_have_one_name);
+}
+
+#[test]
+fn no_imports_lead_in_a_circle() {
+    check_all(imports_have_no_circle);
+}
+
+#[test]
+fn every_source_folder_has_a_mod_file() {
     let files = repository();
     let missing = files.iter().filter_map(|file| {
         let (folder, _) = file.stem()?.rsplit_once('/')?;
-        let door = format!("src/{folder}/mod.rs");
-        (!files.iter().any(|file| file.path == door)).then(|| file.found(1, format!("no {door} beside it")))
+        let mod_file = format!("src/{folder}/mod.rs");
+        (!files.iter().any(|file| file.path == mod_file))
+            .then(|| file.found(1, format!("no {mod_file} beside it")))
     });
     report(missing.collect());
 }
@@ -90,8 +109,10 @@ fn configuration_files_and_their_mirror_have_the_same_keys() {
         .iter()
         .filter(|file| file.path.starts_with("config/") && file.path.ends_with(".toml"))
         .collect();
-    let mirror =
-        files.iter().find(|file| file.path == "src/config/file.rs").expect("src/config/file.rs exists");
+    let mirror = files
+        .iter()
+        .find(|file| file.path == "src/config/toml_schema.rs")
+        .expect("src/config/toml_schema.rs exists");
     let example = "config/bitnetd.toml";
     assert!(shown.iter().any(|file| file.path == example), "{example} exists");
     report(config_keys_agree(example, &shown, mirror));

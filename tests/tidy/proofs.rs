@@ -43,10 +43,10 @@ fn super_cannot_go_round_the_table() {
 fn the_daemon_meets_the_engine_in_three_files() {
     let rule = imports_follow_the_table;
     let text = "use crate::engine::Engine;\n";
-    for file in ["mod", "worker", "budget", "worker/step"] {
+    for file in ["mod", "worker", "memory_plan", "worker/step"] {
         assert_eq!(lines(rule, &format!("src/daemon/{file}.rs"), text), [0; 0], "{file}");
     }
-    assert_eq!(lines(rule, "src/daemon/cache.rs", text), [1]);
+    assert_eq!(lines(rule, "src/daemon/answer_cache.rs", text), [1]);
     assert_eq!(lines(rule, "src/transport/unix.rs", text), [1]);
 }
 
@@ -152,7 +152,7 @@ fn files_that_are_too_long_or_badly_named_are_found() {
 #[test]
 fn a_key_that_only_one_side_has_is_found() {
     let mirror = File::new(
-        "src/config/file.rs",
+        "src/config/toml_schema.rs",
         "struct File { log: Log }\nstruct Log {\n    level: String,\n    colour: bool,\n}\n",
     );
     let example = File::new("config/bitnetd.toml", "[log]\nlevel = \"info\"\n# format = \"short\"\n");
@@ -162,5 +162,5 @@ fn a_key_that_only_one_side_has_is_found() {
         .collect();
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].starts_with("config/bitnetd.toml:3: `log.format`"), "{found:?}");
-    assert!(found[1].starts_with("src/config/file.rs:4: `log.colour`"), "{found:?}");
+    assert!(found[1].starts_with("src/config/toml_schema.rs:4: `log.colour`"), "{found:?}");
 }

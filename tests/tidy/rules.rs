@@ -27,11 +27,16 @@ impl File {
     }
 
     fn is_in(&self, places: &[&str]) -> bool {
-        self.stem().is_some_and(|stem| places.iter().any(|place| covers(place, stem)))
+        is_in(self, places)
+    }
+
+    /// A file under `src` that is not only tests.
+    pub fn is_product(&self) -> bool {
+        self.stem().is_some() && !self.is_test()
     }
 
     /// The module path: `["engine", "gguf"]`.
-    fn module(&self) -> Vec<&str> {
+    pub fn module(&self) -> Vec<&str> {
         let stem = self.stem().unwrap_or_default();
         let stem = stem.strip_suffix("/mod").unwrap_or(stem);
         stem.split('/').filter(|name| !matches!(*name, "lib" | "main")).collect()
@@ -45,6 +50,11 @@ impl File {
     pub fn found(&self, line: usize, rule: impl Into<String>) -> Violation {
         Violation { path: self.path.clone(), line, rule: rule.into() }
     }
+}
+
+/// Whether a file lies in one of `places`, which are paths under `src` as in the table.
+pub fn is_in(file: &File, places: &[&str]) -> bool {
+    file.stem().is_some_and(|stem| places.iter().any(|place| covers(place, stem)))
 }
 
 fn covers(place: &str, stem: &str) -> bool {
@@ -232,8 +242,8 @@ pub fn names_say_something(file: &File) -> Vec<Violation> {
 }
 
 pub fn folders_say_what_they_are(file: &File) -> Vec<Violation> {
-    let is_door = file.stem().is_some_and(|stem| stem == "lib" || stem.ends_with("/mod"));
-    let bad = is_door && !file.text.starts_with("//!");
+    let is_first_file = file.stem().is_some_and(|stem| stem == "lib" || stem.ends_with("/mod"));
+    let bad = is_first_file && !file.text.starts_with("//!");
     bad.then(|| file.found(1, "begins with `//!`: what it is, and what it does not know"))
         .into_iter()
         .collect()

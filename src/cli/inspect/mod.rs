@@ -1,11 +1,12 @@
-//! `bitnetd inspect`: what a model file holds, whether it runs, and what memory it takes where.
+//! `bitnetd inspect`: what a model file contains, whether it runs, and what memory it takes on which board.
+//! Deliberately runs no model, except with `--check`.
 
-mod text;
+mod render;
 
-use super::model::{cache_arg, head_arg, layout_arg};
+use super::model_args::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
 use crate::config::Config;
-use crate::daemon::{Allowed, Clients, Plan};
+use crate::daemon::{ClientMemory, MemoryBudget, MemoryPlan};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{FileMap, Gguf, MetadataValue, STRING};
 use crate::engine::layout_detect::{LayoutScore, choose_layout};
@@ -15,26 +16,26 @@ use crate::engine::{EngineOptions, ModelFile, Source};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Show what a model file holds, whether it runs, and what memory it takes
+/// Show what a model file contains, whether it runs, and what memory it takes
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Inspect {
     /// A GGUF file [default: the built-in model]
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Load it, and measure how well it foretells a short text in each I2_S layout
+    /// Load it, and measure the perplexity of a short text in each I2_S layout
     #[arg(long)]
     check: bool,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
-    /// Layout of I2_S weights that the memory plan reckons with: 128, 64 or 1x4
+    /// Layout of I2_S weights for the memory plan: 128, 64 or 1x4
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout_arg())]
     i2s_layout: String,
-    /// How the memory plan has the head read: f16, as the file has it, q8, q6_k or screened; auto is what the daemon
-    /// takes
+    /// Format of the output head for the memory plan: f16 (the file's own), q8, q6_k or screened; auto is the
+    /// daemon's choice
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = head_arg())]
     head: String,
-    /// What the memory plan keeps keys and values in
+    /// Format of the KV cache for the memory plan
     #[arg(long, value_name = "FORM", default_value = KvCacheFormat::default().name(), value_parser = cache_arg())]
     kv_cache: String,
     /// Chat template: file, the model file's own; built-in, that of its architecture; or the path of a Jinja template
@@ -45,30 +46,30 @@ pub(super) struct Inspect {
     json: bool,
 }
 
-/// Memory of the boards that people have, in MiB.
+/// Memory of common boards, in MiB.
 const BOARDS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
 
 #[derive(Serialize)]
-struct Said {
+struct InspectReport {
     file: String,
     bytes: usize,
     name: Option<String>,
-    metadata: Vec<Entry>,
+    metadata: Vec<MetadataEntry>,
     types: Vec<TypeCount>,
     tensors: Vec<TensorLine>,
     /// Why it cannot be run; `null` when it can.
     problem: Option<String>,
     model: Option<ModelFacts>,
     tokenizer: Option<TokenizerFacts>,
-    /// The layout that I2_S weights are read in; `auto` is found out when the model is loaded.
+    /// The layout of I2_S weights; `auto` is detected when the model is loaded.
     i2s_layout: Option<&'static str>,
-    head: Option<Head>,
-    memory: Option<Memory>,
-    check: Option<Check>,
+    head: Option<HeadForms>,
+    memory: Option<MemoryNeeds>,
+    check: Option<LayoutCheck>,
 }
 
 #[derive(Serialize)]
-struct Entry {
+struct MetadataEntry {
     key: String,
     value: serde_json::Value,
 }
@@ -106,72 +107,72 @@ struct ModelFacts {
 
 #[derive(Serialize)]
 struct TokenizerFacts {
-    beginning: Option<Token>,
-    ends: Vec<Token>,
-    /// Which chat template prompts are made with.
+    beginning: Option<TokenText>,
+    ends: Vec<TokenText>,
+    /// The chat template that is used.
     chat_template: String,
-    /// What the file had wrong or missing, and how it is read all the same.
+    /// Defects of the file, and how they are worked around.
     notes: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Token {
+struct TokenText {
     id: u32,
     text: String,
 }
 
-/// How the head is read, as far as the memory plan goes.
+/// The output head in the file and in memory.
 #[derive(Serialize)]
-struct Head {
-    /// As settings name it; `f16` is as the file has it, whatever that is.
+struct HeadForms {
+    /// The format by its name in the settings; `f16` is the file's own format, whatever that is.
     form: &'static str,
-    /// What the file has it in.
+    /// The tensor type in the file.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// Bytes of it in the file.
+    /// Its bytes in the file.
     file_bytes: usize,
-    /// Bytes of its other form, which is made once; 0 where it is read as the file has it.
+    /// Bytes of the derived format; 0 where the file's own is used.
     image_bytes: usize,
 }
 
 #[derive(Serialize)]
-struct Memory {
-    /// Weights read from the file's own pages, in bytes.
+struct MemoryNeeds {
+    /// Weights that are mapped from the file, in bytes.
     mapped: usize,
-    /// Weights repacked into memory of ours.
+    /// Weights that are repacked into allocated memory, in bytes.
     repacked: usize,
     cache_per_token: usize,
     scratch: usize,
     tokenizer: usize,
-    boards: Vec<Board>,
+    boards: Vec<BoardFit>,
 }
 
 #[derive(Serialize)]
-struct Board {
+struct BoardFit {
     /// `512 MB`, or `this machine`.
     name: String,
     /// The daemon's default: three quarters of the memory.
     budget: usize,
     fits: bool,
-    /// Tokens of context within the budget; the least that could be asked for where it does not fit.
+    /// Tokens of context within the budget; the smallest context where the model does not fit.
     context: usize,
-    /// What the daemon takes with it.
+    /// Memory of the daemon with this model, in bytes.
     total: usize,
 }
 
 #[derive(Serialize)]
-struct Check {
-    /// Whether the weights were trained: drawn at random they foretell nothing.
+struct LayoutCheck {
+    /// Whether the weights look trained; random weights are at chance level in every layout.
     trained: bool,
-    /// What blind guessing has.
+    /// The perplexity of random guessing.
     chance: usize,
-    layouts: Vec<LayoutFigure>,
-    /// The layout that clearly foretells; `null` where none does.
+    layouts: Vec<LayoutPerplexity>,
+    /// The layout that is clearly better than chance; `null` where none is.
     layout: Option<&'static str>,
 }
 
 #[derive(Serialize)]
-struct LayoutFigure {
+struct LayoutPerplexity {
     layout: &'static str,
     perplexity: f64,
 }
@@ -179,9 +180,9 @@ struct LayoutFigure {
 pub(super) fn run(args: Inspect) -> Result<(), Failure> {
     let source = args.model.clone().map_or(Source::BuiltIn, Source::File);
     let opened = open(&args, &source);
-    let mut said = match (&opened, &args.model) {
+    let mut report = match (&opened, &args.model) {
         (Ok(file), _) => describe(&args, file.file()),
-        // What it holds is worth showing also where it cannot be run.
+        // The contents are shown also for a model that cannot be run.
         (Err(error), Some(path)) => match FileMap::open(path).ok().and_then(|map| Gguf::parse(map).ok()) {
             Some(file) => describe(&args, &file),
             None => return Err(error.clone().into()),
@@ -189,13 +190,13 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         (Err(error), None) => return Err(error.clone().into()),
     };
     let outcome = match opened {
-        Ok(file) => add_model(&mut said, file, args.check),
+        Ok(file) => add_model(&mut report, file, args.check),
         Err(error) => Err(error.into()),
     };
-    said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
+    report.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
-        false => print(text::page(&said, args.tensors).as_bytes())?,
+        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        false => print(render::page(&report, args.tensors).as_bytes())?,
     }
     outcome
 }
@@ -207,7 +208,7 @@ fn open(args: &Inspect, source: &Source) -> Result<ModelFile, LoadError> {
     file.with_cache(KvCacheFormat::named(&args.kv_cache).unwrap_or_default())
 }
 
-fn describe(args: &Inspect, file: &Gguf) -> Said {
+fn describe(args: &Inspect, file: &Gguf) -> InspectReport {
     let mut types: Vec<TypeCount> = Vec::new();
     for tensor in file.tensors() {
         let (kind, bytes) = (tensor.kind.name(), tensor.bytes.len());
@@ -216,14 +217,15 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
             None => types.push(TypeCount { kind, tensors: 1, bytes }),
         }
     }
-    let metadata = file.metadata().iter().map(|(key, value)| Entry { key: key.clone(), value: json(value) });
+    let metadata =
+        file.metadata().iter().map(|(key, value)| MetadataEntry { key: key.clone(), value: json(value) });
     let tensors = file.tensors().iter().map(|tensor| TensorLine {
         name: tensor.name.clone(),
         kind: tensor.kind.name(),
         shape: tensor.dims.clone(),
         bytes: tensor.bytes.len(),
     });
-    Said {
+    InspectReport {
         file: args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string()),
         bytes: file.byte_len(),
         name: file.text("general.name").ok().flatten().map(str::to_owned),
@@ -240,7 +242,7 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
     }
 }
 
-/// A metadata value; of an array only what it is: vocabularies have megabytes.
+/// A metadata value; an array is only described, since vocabularies have megabytes.
 fn json(value: &MetadataValue) -> serde_json::Value {
     match value {
         MetadataValue::Unsigned(n) => (*n).into(),
@@ -255,16 +257,16 @@ fn json(value: &MetadataValue) -> serde_json::Value {
     }
 }
 
-/// Most floats of a file are f32: 1e-5 is what it means, not 9.999999747378752e-6.
+/// Most floats of a file are f32, so 1e-5 is shown instead of 9.999999747378752e-6.
 fn shortest(x: f64) -> f64 {
     let short = x as f32;
     if f64::from(short) == x { short.to_string().parse().unwrap_or(x) } else { x }
 }
 
-/// Adds what only a model that runs has.
-fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
+/// Adds what needs a model that can be run.
+fn add_model(report: &mut InspectReport, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
     let shape = file.shape();
-    said.model = Some(ModelFacts {
+    report.model = Some(ModelFacts {
         architecture: shape.arch.clone(),
         layers: shape.layers,
         width: shape.dim,
@@ -275,16 +277,16 @@ fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), 
         vocabulary: shape.vocab,
         context: shape.context,
     });
-    said.head = head(&file);
-    said.memory = Some(memory(&file));
-    said.tokenizer = Some(tokenizer(&file.tokenizer()?));
-    said.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
+    report.head = head(&file);
+    report.memory = Some(memory(&file));
+    report.tokenizer = Some(tokenizer(&file.tokenizer()?));
+    report.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
     if wants_check {
-        // Layouts differ in any form of it, and another would be made for this look alone.
+        // The file's own head is enough to compare layouts; another format would be derived only for this check.
         let file = file.with_head(Some(HeadFormat::File))?;
         let figures = file
             .score_layouts(&EngineOptions { threads: host::host().threads(), ..EngineOptions::default() })?;
-        said.check = Some(check(&file, &figures));
+        report.check = Some(check(&file, &figures));
         if let Some(refusal) = file.rejection(&figures) {
             return Err(refusal.into());
         }
@@ -292,10 +294,10 @@ fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), 
     Ok(())
 }
 
-fn head(file: &ModelFile) -> Option<Head> {
+fn head(file: &ModelFile) -> Option<HeadForms> {
     let tensor = file.file().tensor(HEAD).or_else(|| file.file().tensor(EMBEDDING))?;
     let form = file.head();
-    Some(Head {
+    Some(HeadForms {
         form: form.name(),
         kind: tensor.kind.name(),
         file_bytes: tensor.bytes.len(),
@@ -303,22 +305,22 @@ fn head(file: &ModelFile) -> Option<Head> {
     })
 }
 
-fn memory(file: &ModelFile) -> Memory {
+fn memory(file: &ModelFile) -> MemoryNeeds {
     let footprint = file.footprint();
     let host = host::host();
-    let clients = Clients::of(&Config::defaults(&host));
+    let clients = ClientMemory::of(&Config::defaults(&host));
     let board = |name: String, memory: usize| {
-        let allowed = Allowed { bytes: memory / 4 * 3, is_kernels: false };
-        let planned = Plan::make(&footprint, file.shape().context, None, clients, allowed);
+        let allowed = MemoryBudget { bytes: memory / 4 * 3, is_cgroup_limit: false };
+        let planned = MemoryPlan::make(&footprint, file.shape().context, None, clients, allowed);
         let (fits, plan) = match planned {
             Ok(plan) => (true, plan),
             Err(refused) => (false, refused.plan),
         };
-        Board { name, budget: plan.budget.bytes, fits, context: plan.context, total: plan.total() }
+        BoardFit { name, budget: plan.budget.bytes, fits, context: plan.context, total: plan.total() }
     };
-    let mut boards: Vec<Board> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
+    let mut boards: Vec<BoardFit> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
     boards.push(board("this machine".into(), host.memory_bytes as usize));
-    Memory {
+    MemoryNeeds {
         mapped: footprint.mapped,
         repacked: footprint.copied,
         cache_per_token: footprint.cache_per_token,
@@ -333,7 +335,7 @@ fn board_name(mib: usize) -> String {
 }
 
 fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
-    let token = |id: u32| Token { id, text: String::from_utf8_lossy(tokenizer.bytes(id)).into_owned() };
+    let token = |id: u32| TokenText { id, text: String::from_utf8_lossy(tokenizer.bytes(id)).into_owned() };
     let all = 0..tokenizer.vocab_size() as u32;
     TokenizerFacts {
         beginning: tokenizer.bos().map(token),
@@ -343,12 +345,12 @@ fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
     }
 }
 
-fn check(file: &ModelFile, figures: &[LayoutScore]) -> Check {
+fn check(file: &ModelFile, figures: &[LayoutScore]) -> LayoutCheck {
     let chance = file.shape().vocab;
     let layouts = figures
         .iter()
-        .map(|figure| LayoutFigure { layout: figure.layout.name(), perplexity: figure.perplexity() });
-    Check {
+        .map(|figure| LayoutPerplexity { layout: figure.layout.name(), perplexity: figure.perplexity() });
+    LayoutCheck {
         trained: file.is_trained(),
         chance,
         layouts: layouts.collect(),

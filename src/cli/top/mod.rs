@@ -1,21 +1,21 @@
 //! `bitnetd top`: a live view of a running daemon.
 //!
-//! It asks for the report over the socket as any client can, and draws it. Deliberately knows nothing of how the
-//! report comes about.
+//! It requests the report over the socket, as any client can, and draws it. Deliberately knows nothing of how the
+//! report is made.
 
-mod frame;
-mod screen;
+mod render;
+mod terminal;
 
-use super::client::{default_socket, lost, no_bitnetd, no_daemon};
+use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
 use super::serve::block_on;
 use super::{Failure, print};
 use crate::protocol::text::one_line;
-use frame::{Trends, frame, wrap};
-use screen::Screen;
+use render::{Trends, frame, wrap};
 use serde_json::Value;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use terminal::AlternateScreen;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,44 +27,45 @@ pub(super) struct Top {
     /// The daemon's socket [default: the user's own daemon, else the system's]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Seconds between two looks
+    /// Seconds between two updates
     #[arg(long, value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
-    /// Print one picture and end, as also when the output is no terminal
+    /// Print one view and exit, as is also done when the output is no terminal
     #[arg(long)]
     once: bool,
-    /// Print the report as one JSON object and end
+    /// Print the report as one JSON object and exit
     #[arg(long)]
     json: bool,
 }
 
-/// Longest wait for a report: the daemon has it at hand.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest report that is read: many times one.
-const LONGEST: u64 = 1 << 20;
-/// How wide a picture is that goes to no terminal.
-const WIDE: usize = 120;
+/// Longest wait for a report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest report that is read in bytes, many times the usual size.
+const MAX_REPORT: u64 = 1 << 20;
+/// Width of a view that is not written to a terminal.
+const DEFAULT_WIDTH: usize = 120;
 
 pub(super) fn run(args: Top) -> Result<(), Failure> {
     block_on(async {
         let path = args.socket.clone().unwrap_or_else(default_socket);
-        let mut daemon = Daemon::connect(&path).await?;
+        let mut daemon = DaemonConnection::connect(&path).await?;
         let report = daemon.report().await?;
         if args.json {
             return print(format!("{report}\n").as_bytes());
         }
         if args.once || !io::stdout().is_terminal() {
-            let drawn = frame(&report, &Trends::default(), &path.display().to_string(), WIDE, false);
+            let drawn = frame(&report, &Trends::default(), &path.display().to_string(), DEFAULT_WIDTH, false);
             return print(drawn.as_bytes());
         }
         watch(daemon, report, Duration::from_secs(args.interval)).await
     })?
 }
 
-/// Draws until a key or a signal ends it. A daemon that goes away is waited for: it is often being restarted.
-async fn watch(daemon: Daemon, first: Value, interval: Duration) -> Result<(), Failure> {
-    let mut signals = Signals::listen().map_err(|error| Failure::system(format!("signals: {error}")))?;
-    let mut screen = Screen::enter().map_err(terminal)?;
+/// Draws until a key or a signal ends it. While the daemon does not answer it is retried, since it is often being
+/// restarted.
+async fn watch(daemon: DaemonConnection, first: Value, interval: Duration) -> Result<(), Failure> {
+    let mut signals = TopSignals::listen().map_err(|error| Failure::system(format!("signals: {error}")))?;
+    let mut screen = AlternateScreen::enter().map_err(terminal)?;
     let (path, mut daemon, mut report) = (daemon.path.clone(), Some(daemon), Ok(first));
     let (mut trends, mut last) = (Trends::default(), String::new());
     let mut turn = tokio::time::interval(interval);
@@ -77,16 +78,16 @@ async fn watch(daemon: Daemon, first: Value, interval: Duration) -> Result<(), F
         draw(&screen, &report, &trends, &path, &mut last)?;
         let next = async {
             turn.tick().await;
-            ask(&mut daemon, &path).await
+            next_report(&mut daemon, &path).await
         };
         tokio::pin!(next);
         report = loop {
             tokio::select! {
-                biased; // a daemon that hangs is watched too, and who watches it is heard at once
-                () = screen.end() => return Ok(()),
+                biased; // keys and signals also work while the daemon hangs
+                () = screen.ended_by_key() => return Ok(()),
                 sign = signals.next() => match sign {
-                    Sign::Stop => return Ok(()),
-                    Sign::Resized => draw(&screen, &report, &trends, &path, &mut last)?,
+                    TerminalSignal::Stop => return Ok(()),
+                    TerminalSignal::Resized => draw(&screen, &report, &trends, &path, &mut last)?,
                 },
                 asked = &mut next => break asked,
             }
@@ -94,26 +95,26 @@ async fn watch(daemon: Daemon, first: Value, interval: Duration) -> Result<(), F
     }
 }
 
-/// The next report, over a new connection where the last one failed.
-async fn ask(daemon: &mut Option<Daemon>, path: &Path) -> Result<Value, Failure> {
+/// The next report, over a new connection if the last one failed.
+async fn next_report(daemon: &mut Option<DaemonConnection>, path: &Path) -> Result<Value, Failure> {
     let mut asked = match daemon.take() {
         Some(daemon) => daemon,
-        None => Daemon::connect(path).await?,
+        None => DaemonConnection::connect(path).await?,
     };
     let report = asked.report().await?;
     *daemon = Some(asked);
     Ok(report)
 }
 
-/// Draws the report; without one, the last picture under a line that says why.
+/// Draws the report; without one, the error above the last view.
 fn draw(
-    screen: &Screen,
+    screen: &AlternateScreen,
     report: &Result<Value, Failure>,
     trends: &Trends,
     path: &Path,
     last: &mut String,
 ) -> Result<(), Failure> {
-    let (width, _) = Screen::size();
+    let (width, _) = AlternateScreen::size();
     let drawn = match report {
         Ok(report) => {
             *last = frame(report, trends, &path.display().to_string(), width, true);
@@ -129,70 +130,73 @@ fn terminal(error: io::Error) -> Failure {
 }
 
 /// A connection to the daemon.
-struct Daemon {
+struct DaemonConnection {
     path: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
-impl Daemon {
+impl DaemonConnection {
     async fn connect(path: &Path) -> Result<Self, Failure> {
         let stream = UnixStream::connect(path).await.map_err(|error| no_daemon(path, &error))?;
-        Ok(Daemon { path: path.to_owned(), stream: BufReader::new(stream) })
+        Ok(DaemonConnection { path: path.to_owned(), stream: BufReader::new(stream) })
     }
 
-    /// Asks for the report and waits for it.
+    /// Requests the report and waits for it.
     async fn report(&mut self) -> Result<Value, Failure> {
-        // A daemon that turns us away may have closed already; what it said is still there to read.
+        // A daemon that refuses the connection may have closed it already; its error event can still be read.
         let _ = self.stream.write_all(b"{\"telemetry\":true}\n").await;
         let mut line = String::new();
-        let mut stream = (&mut self.stream).take(LONGEST);
-        match timeout(PATIENCE, stream.read_line(&mut line)).await {
+        let mut stream = (&mut self.stream).take(MAX_REPORT);
+        match timeout(REPORT_TIMEOUT, stream.read_line(&mut line)).await {
             Ok(Ok(length)) if length > 0 => {}
-            _ => return Err(lost(&self.path)),
+            _ => return Err(connection_lost(&self.path)),
         }
-        let report: Value = serde_json::from_str(&line).map_err(|_| no_bitnetd(&self.path))?;
+        let report: Value = serde_json::from_str(&line).map_err(|_| not_bitnetd(&self.path))?;
         match report["event"].as_str() {
-            Some("telemetry") => Ok(shown(report)),
+            Some("telemetry") => Ok(sanitized(report)),
             Some("error") => Err(refused(&report)),
-            _ => Err(no_bitnetd(&self.path)),
+            _ => Err(not_bitnetd(&self.path)),
         }
     }
 }
 
-/// The report without anything that a terminal obeys: some of its texts are names that others chose.
-fn shown(report: Value) -> Value {
+/// The report without control characters: some of its texts are names that others chose.
+fn sanitized(report: Value) -> Value {
     match report {
         Value::String(text) => Value::String(one_line(&text)),
-        Value::Array(all) => all.into_iter().map(shown).collect(),
+        Value::Array(all) => all.into_iter().map(sanitized).collect(),
         Value::Object(all) => {
-            Value::Object(all.into_iter().map(|(key, value)| (key, shown(value))).collect())
+            Value::Object(all.into_iter().map(|(key, value)| (key, sanitized(value))).collect())
         }
         other => other,
     }
 }
 
 fn refused(report: &Value) -> Failure {
-    let said =
+    let reason =
         report["message"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    Failure { code: 5, message: format!("refused ({}): {said}", report["code"].as_str().unwrap_or_default()) }
+    Failure {
+        code: 5,
+        message: format!("refused ({}): {reason}", report["code"].as_str().unwrap_or_default()),
+    }
 }
 
-/// What a signal says to a view.
-enum Sign {
+/// What a signal means for the view.
+enum TerminalSignal {
     Resized,
     Stop,
 }
 
-struct Signals {
+struct TopSignals {
     resized: Signal,
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl TopSignals {
     fn listen() -> io::Result<Self> {
-        Ok(Signals {
+        Ok(TopSignals {
             resized: signal(SignalKind::window_change())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -200,12 +204,12 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Sign {
+    async fn next(&mut self) -> TerminalSignal {
         tokio::select! {
-            _ = self.resized.recv() => Sign::Resized,
-            _ = self.interrupt.recv() => Sign::Stop,
-            _ = self.terminate.recv() => Sign::Stop,
-            _ = self.hangup.recv() => Sign::Stop,
+            _ = self.resized.recv() => TerminalSignal::Resized,
+            _ = self.interrupt.recv() => TerminalSignal::Stop,
+            _ = self.terminate.recv() => TerminalSignal::Stop,
+            _ = self.hangup.recv() => TerminalSignal::Stop,
         }
     }
 }

@@ -1,21 +1,21 @@
-//! What the owner of the device is told of without asking: that something is wrong, once, and that it is well again,
-//! once.
+//! Alerts for the owner of the device: each is raised once when a condition has lasted for long enough, and cleared
+//! once when it is over.
 //!
-//! Pure: readings and moments come in, changes go out. Deliberately knows no sensor, no broker and no journal.
+//! Pure: readings and the time come in, changes go out. Deliberately knows no sensor, no broker and no journal.
 
-mod errors;
+mod error_rate;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 use crate::config;
-use errors::ErrorRate;
+use error_rate::ErrorRate;
 use rules::Rule;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// How long a reading may be missing before what was raised over it is no longer known.
-const LONGEST_GAP: Duration = Duration::from_secs(60);
+/// How long a reading may be missing before its alert is cleared as unknown.
+const MAX_READING_GAP: Duration = Duration::from_secs(60);
 
 /// The kinds of alerts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -23,32 +23,32 @@ const LONGEST_GAP: Duration = Duration::from_secs(60);
 pub enum Kind {
     /// The processor is hot.
     Temperature,
-    /// The firmware holds the processor back.
+    /// The firmware throttles the processor.
     Throttled,
     /// The supply's voltage is too low.
     UnderVoltage,
-    /// The memory budget is nearly used up.
+    /// The process uses nearly all of its memory budget.
     Memory,
     /// All processors of the host are busy.
     Cpu,
-    /// Tokens come slowly.
+    /// Tokens are generated slowly.
     SlowTokens,
-    /// Many requests get an error, or run out of time.
+    /// Many requests get an error event or exceed their deadline.
     ErrorRate,
-    /// The first token comes late.
+    /// The time to the first token is long.
     Latency,
     /// The queue is nearly full.
     Queue,
-    /// The broker is away.
+    /// There is no connection to the broker.
     BrokerLink,
     /// Prompts do not reach the daemon, though the broker is connected.
     Subscription,
-    /// Answers cannot be kept on disk.
+    /// Answers cannot be written to disk.
     Storage,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds, in the order of their keys in `[alerts]`.
     pub const ALL: [Kind; 12] = [
         Kind::Temperature,
         Kind::Throttled,
@@ -83,23 +83,23 @@ impl Kind {
     }
 }
 
-/// How bad it is.
+/// How severe an alert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// The daemon does its work, but not as well as it could.
+    /// The daemon answers, but is degraded.
     Warning,
     /// Data or answers may be lost.
     Critical,
 }
 
-/// What became of an alert.
+/// Whether an alert was raised or cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It has been bad for long enough.
+    /// The condition has lasted for the hold time.
     Raised,
-    /// It has been well for long enough, or is no longer known.
+    /// The condition has been over for the hold time, or its reading is no longer known.
     Cleared,
 }
 
@@ -113,197 +113,198 @@ impl State {
     }
 }
 
-/// One change, as it goes to `P/D/alert`.
+/// One change of an alert, as it is published on `P/D/alert`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Alert {
-    /// What is wrong, or was.
+    /// The kind of the alert.
     #[serde(rename = "type")]
     pub kind: Kind,
-    /// How bad it is.
+    /// How severe an alert is.
     pub severity: Severity,
-    /// For people; names the way out.
+    /// A sentence for people that also names a remedy.
     pub message: String,
     /// The reading, in the unit of its key in `[alerts]`; 1 and 0 where the key is a yes or no.
     pub value: f64,
-    /// What it is compared with.
+    /// The threshold that the value was compared with, in the same unit.
     pub threshold: f64,
     /// What became of it.
     pub state: State,
 }
 
-/// What is looked at, at one moment; `None` is not known.
+/// The readings that the alerts are evaluated on, at one moment; `None` is unknown.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conditions {
-    /// Of the processor, in degrees Celsius.
+    /// Temperature of the processor, in degrees Celsius.
     pub temperature_c: Option<f64>,
-    /// Whether the firmware holds the processor back.
+    /// Whether the firmware throttles the processor.
     pub throttled: Option<bool>,
     /// Whether the supply's voltage is too low.
     pub under_voltage: Option<bool>,
     /// Resident memory, in percent of the budget.
     pub memory_percent: Option<f64>,
-    /// Load of all processors of the host.
+    /// Load of all processors of the host, in percent.
     pub cpu_percent: Option<f64>,
-    /// While answers are generated, median of the last minute.
+    /// Tokens per second while answers are generated, median of the last minute.
     pub tokens_per_second: Option<f64>,
-    /// Requests since start that got an error or ran out of time, and all that ended.
+    /// Requests since start that got an error event or exceeded their deadline.
     pub failed: u64,
-    /// See `failed`.
+    /// All requests since start that ended.
     pub ended: u64,
-    /// To the first token, 95th percentile of the last minute, in milliseconds.
+    /// Time to the first token, 95th percentile of the last minute, in milliseconds.
     pub ttft_ms: Option<f64>,
-    /// Waiting requests, in percent of the most.
+    /// Waiting requests, in percent of the queue's depth.
     pub queue_percent: Option<f64>,
-    /// Whether the broker is connected; `None` where there is none.
+    /// Whether the broker is connected; `None` where none is configured.
     pub broker: Option<bool>,
-    /// Whether prompts do not reach the daemon; `None` where there is no broker.
+    /// Whether a subscription for prompts is lost; `None` where no broker is configured.
     pub subscription: Option<bool>,
-    /// Whether answers that should be kept on disk cannot be.
+    /// Whether answers cannot be written to disk though they should be.
     pub storage: Option<bool>,
 }
 
-/// What the memory plan takes, in percent of the budget: what it foresees is no alert, whatever the owner's threshold.
+/// The memory plan, in percent of the budget. Memory that was planned for raises no alert, whatever the owner's
+/// threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Planned {
-    /// All but the reserve.
-    pub held: f64,
-    /// What is kept free.
-    pub reserve: f64,
+pub struct PlannedMemory {
+    /// All of the plan but the reserve.
+    pub used_percent: f64,
+    /// The reserve, which stays free.
+    pub reserve_percent: f64,
 }
 
 /// The alerts of one daemon.
 #[derive(Debug)]
 pub struct Alerts {
     rules: config::Alerts,
-    planned: Planned,
+    planned: PlannedMemory,
     errors: ErrorRate,
-    /// Since when the broker is away.
-    away_since: Option<Instant>,
-    watches: [Watch; Kind::ALL.len()],
+    /// When the connection to the broker was lost.
+    disconnected_since: Option<Instant>,
+    watches: [AlertWatch; Kind::ALL.len()],
 }
 
-/// One alert, and what it waits for.
+/// The state of one kind of alert.
 #[derive(Debug, Clone, Copy, Default)]
-struct Watch {
+struct AlertWatch {
     is_raised: bool,
-    /// Since when it is otherwise than told.
-    otherwise_since: Option<Instant>,
-    /// The last known reading.
-    seen: Option<(Instant, f64)>,
-    /// What it was compared with when it was raised.
+    /// When the reading first contradicted the published state.
+    contradicted_since: Option<Instant>,
+    /// The last known reading, and when it was taken.
+    last_reading: Option<(Instant, f64)>,
+    /// The threshold when the alert was raised.
     threshold: f64,
 }
 
 impl Alerts {
-    /// Nothing is raised yet.
+    /// Alerts with these rules; none is raised yet.
     pub fn new(rules: config::Alerts) -> Self {
-        let (planned, errors) = (Planned::default(), ErrorRate::default());
-        Alerts { rules, planned, errors, away_since: None, watches: Default::default() }
+        let (planned, errors) = (PlannedMemory::default(), ErrorRate::default());
+        Alerts { rules, planned, errors, disconnected_since: None, watches: Default::default() }
     }
 
-    /// Says what the memory plan takes.
-    pub fn set_planned(&mut self, planned: Planned) {
+    /// Sets the memory plan, which the memory alert takes into account.
+    pub fn set_planned(&mut self, planned: PlannedMemory) {
         self.planned = planned;
     }
 
-    /// Goes by other rules from now on; what is raised stays so until they say otherwise.
+    /// Replaces the rules; an alert that is raised stays raised until the new rules clear it.
     pub fn set_rules(&mut self, rules: config::Alerts) {
         self.rules = rules;
     }
 
-    /// Looks at everything, about once a second, and says what changed.
-    pub fn look(&mut self, now: Instant, conditions: &Conditions) -> Vec<Alert> {
+    /// Evaluates all alerts and returns those that changed. To be called about once a second.
+    pub fn evaluate(&mut self, now: Instant, conditions: &Conditions) -> Vec<Alert> {
         let values = self.values(now, conditions);
         let rule = |kind| Rule::of(kind, &self.rules, self.planned);
         let changes = Kind::ALL.into_iter().zip(values).zip(&mut self.watches);
         changes.filter_map(|((kind, value), watch)| watch.look(kind, rule(kind), value, now)).collect()
     }
 
-    /// The names of those now raised.
+    /// The names of the alerts that are raised now.
     pub fn raised(&self) -> impl Iterator<Item = &'static str> {
         let all = Kind::ALL.into_iter().zip(&self.watches);
         all.filter(|(_, watch)| watch.is_raised).map(|(kind, _)| kind.name())
     }
 
-    /// A reading for each kind.
+    /// The reading of each kind, in the order of [`Kind::ALL`].
     fn values(&mut self, now: Instant, conditions: &Conditions) -> [Option<f64>; Kind::ALL.len()] {
         let Conditions { failed, ended, .. } = *conditions;
         let errors = self.errors.percent(now, failed, ended);
-        let away = self.away(now, conditions.broker);
+        let disconnected_s = self.disconnected_for(now, conditions.broker);
         Kind::ALL.map(|kind| {
             let value = match kind {
                 Kind::Temperature => conditions.temperature_c,
-                Kind::Throttled => conditions.throttled.map(number),
-                Kind::UnderVoltage => conditions.under_voltage.map(number),
+                Kind::Throttled => conditions.throttled.map(as_number),
+                Kind::UnderVoltage => conditions.under_voltage.map(as_number),
                 Kind::Memory => conditions.memory_percent,
                 Kind::Cpu => conditions.cpu_percent,
                 Kind::SlowTokens => conditions.tokens_per_second,
                 Kind::ErrorRate => errors,
                 Kind::Latency => conditions.ttft_ms,
                 Kind::Queue => conditions.queue_percent,
-                Kind::BrokerLink => away,
-                Kind::Subscription => conditions.subscription.map(number),
-                Kind::Storage => conditions.storage.map(number),
+                Kind::BrokerLink => disconnected_s,
+                Kind::Subscription => conditions.subscription.map(as_number),
+                Kind::Storage => conditions.storage.map(as_number),
             };
-            // JSON has no number for the rest.
+            // Infinity and NaN are no JSON numbers.
             value.filter(|value| value.is_finite()).map(|value| (value * 1000.0).round() / 1000.0)
         })
     }
 
-    /// Seconds since the broker was connected last.
-    fn away(&mut self, now: Instant, is_connected: Option<bool>) -> Option<f64> {
+    /// Seconds since the broker was last connected; 0 while it is.
+    fn disconnected_for(&mut self, now: Instant, is_connected: Option<bool>) -> Option<f64> {
         if is_connected? {
-            self.away_since = None;
+            self.disconnected_since = None;
             return Some(0.0);
         }
-        let since = *self.away_since.get_or_insert(now);
+        let since = *self.disconnected_since.get_or_insert(now);
         Some(now.saturating_duration_since(since).as_secs_f64())
     }
 }
 
-fn number(is_so: bool) -> f64 {
+fn as_number(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }
 
-impl Watch {
+impl AlertWatch {
     fn look(&mut self, kind: Kind, rule: Option<Rule>, value: Option<f64>, now: Instant) -> Option<Alert> {
         match (rule, value) {
-            (None, _) => self.give_up(kind, format!("the alert {} is switched off", kind.name())),
+            (None, _) => self.clear_alert(kind, format!("the alert {} is switched off", kind.name())),
             (Some(_), None) => {
-                let is_short = |(seen, _)| now.saturating_duration_since(seen) < LONGEST_GAP;
-                if self.seen.is_some_and(is_short) {
+                let is_short = |(seen, _)| now.saturating_duration_since(seen) < MAX_READING_GAP;
+                if self.last_reading.is_some_and(is_short) {
                     return None;
                 }
-                self.give_up(kind, format!("{} is no longer known", rules::subject(kind)))
+                self.clear_alert(kind, format!("{} is no longer known", rules::subject(kind)))
             }
-            (Some(rule), Some(value)) => self.judge(kind, rule, value, now),
+            (Some(rule), Some(value)) => self.apply_rule(kind, rule, value, now),
         }
     }
 
-    fn judge(&mut self, kind: Kind, rule: Rule, value: f64, now: Instant) -> Option<Alert> {
-        self.seen = Some((now, value));
-        let is_bad = if self.is_raised { !rule.is_well(value) } else { rule.is_bad(value) };
+    fn apply_rule(&mut self, kind: Kind, rule: Rule, value: f64, now: Instant) -> Option<Alert> {
+        self.last_reading = Some((now, value));
+        let is_bad = if self.is_raised { !rule.should_clear(value) } else { rule.should_raise(value) };
         if is_bad == self.is_raised {
-            self.otherwise_since = None;
+            self.contradicted_since = None;
             return None;
         }
-        let since = *self.otherwise_since.get_or_insert(now);
+        let since = *self.contradicted_since.get_or_insert(now);
         let hold = if is_bad { rule.raise_after } else { rule.clear_after };
         if now.saturating_duration_since(since) < hold {
             return None;
         }
-        (self.is_raised, self.otherwise_since, self.threshold) = (is_bad, None, rule.threshold);
+        (self.is_raised, self.contradicted_since, self.threshold) = (is_bad, None, rule.threshold);
         let (state, message) = match is_bad {
-            true => (State::Raised, rules::bad(kind, value, rule.threshold)),
-            false => (State::Cleared, rules::well(kind, value)),
+            true => (State::Raised, rules::raised_message(kind, value, rule.threshold)),
+            false => (State::Cleared, rules::cleared_message(kind, value)),
         };
         let threshold = rule.threshold;
         Some(Alert { kind, severity: rules::severity(kind), message, value, threshold, state })
     }
 
-    /// Clears what can be judged no more.
-    fn give_up(&mut self, kind: Kind, message: String) -> Option<Alert> {
-        let Watch { is_raised, seen, threshold, .. } = std::mem::take(self);
+    /// Clears an alert whose condition can no longer be evaluated.
+    fn clear_alert(&mut self, kind: Kind, message: String) -> Option<Alert> {
+        let AlertWatch { is_raised, last_reading: seen, threshold, .. } = std::mem::take(self);
         let value = seen.filter(|_| is_raised)?.1;
         let (severity, state) = (rules::severity(kind), State::Cleared);
         Some(Alert { kind, severity, message, value, threshold, state })

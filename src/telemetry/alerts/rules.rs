@@ -1,73 +1,76 @@
-//! When each alert is raised and cleared, and what it says.
+//! When each alert is raised and cleared, and its messages. Deliberately knows no time: how long a condition lasts
+//! is counted elsewhere.
 
-use super::{Kind, Planned, Severity};
+use super::{Kind, PlannedMemory, Severity};
 use crate::config;
 use std::time::Duration;
 
-/// What one reading is compared with.
+/// The thresholds of one alert.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rule {
     pub threshold: f64,
-    /// What a raised one has to come back to.
-    well: f64,
-    /// Whether less is worse.
-    is_least: bool,
-    /// How long it has to be bad without a break, and well.
+    /// The value at which a raised alert may be cleared; it differs from the threshold, so that a value near it
+    /// does not raise and clear again and again.
+    clear_at: f64,
+    /// Whether values below the threshold are the bad ones.
+    is_lower_bound: bool,
+    /// How long the condition must last without a break before the alert is raised, and be over before it is
+    /// cleared.
     pub raise_after: Duration,
     pub clear_after: Duration,
 }
 
 impl Rule {
-    /// `None` where the owner has switched it off.
-    pub fn of(kind: Kind, rules: &config::Alerts, planned: Planned) -> Option<Self> {
+    /// The rule for a kind; `None` where the owner has switched the alert off.
+    pub fn of(kind: Kind, rules: &config::Alerts, planned: PlannedMemory) -> Option<Self> {
         let flag = |is_on: bool| is_on.then_some(1.0);
-        let (threshold, well) = match kind {
-            // A cooler switches, and a case warms up, within some degrees.
-            Kind::Temperature => below(rules.temperature_c, 5.0),
-            Kind::Throttled => below(flag(rules.throttled), 0.5),
-            Kind::UnderVoltage => below(flag(rules.under_voltage), 0.5),
-            Kind::Memory => rules.memory_percent.map(|percent| beyond(planned, percent)),
-            Kind::Cpu => below(rules.cpu_percent, 10.0),
-            Kind::SlowTokens => times(rules.tokens_per_second, 1.1),
-            Kind::ErrorRate => times(rules.error_percent, 0.5),
-            Kind::Latency => times(rules.ttft_ms, 0.8),
-            Kind::Queue => times(rules.queue_percent, 0.5),
-            // Connected is well, and nothing else.
-            Kind::BrokerLink => times(rules.broker_link_s, 0.0),
-            Kind::Subscription => below(flag(rules.subscription), 0.5),
-            Kind::Storage => below(flag(rules.storage), 0.5),
+        let (threshold, clear_at) = match kind {
+            // The hysteresis of 5 degrees absorbs the switching of a fan.
+            Kind::Temperature => offset_below(rules.temperature_c, 5.0),
+            Kind::Throttled => offset_below(flag(rules.throttled), 0.5),
+            Kind::UnderVoltage => offset_below(flag(rules.under_voltage), 0.5),
+            Kind::Memory => rules.memory_percent.map(|percent| memory_threshold(planned, percent)),
+            Kind::Cpu => offset_below(rules.cpu_percent, 10.0),
+            Kind::SlowTokens => scaled(rules.tokens_per_second, 1.1),
+            Kind::ErrorRate => scaled(rules.error_percent, 0.5),
+            Kind::Latency => scaled(rules.ttft_ms, 0.8),
+            Kind::Queue => scaled(rules.queue_percent, 0.5),
+            // Only a connection clears it.
+            Kind::BrokerLink => scaled(rules.broker_link_s, 0.0),
+            Kind::Subscription => offset_below(flag(rules.subscription), 0.5),
+            Kind::Storage => offset_below(flag(rules.storage), 0.5),
         }?;
-        // The supply's voltage breaks down for moments, and each may spoil the card; the broker's threshold is a time
-        // already; a lost subscription is asked for again at once, and was found missing twice.
+        // These are raised at once: under-voltage is short and may corrupt the card, the broker's threshold is a
+        // time already, and a subscription counts as lost only after two failed checks.
         let at_once = matches!(kind, Kind::UnderVoltage | Kind::BrokerLink | Kind::Subscription);
         let raise_after = if at_once { Duration::ZERO } else { rules.hold };
-        let is_least = kind == Kind::SlowTokens;
-        Some(Rule { threshold, well, is_least, raise_after, clear_after: rules.hold })
+        let is_lower_bound = kind == Kind::SlowTokens;
+        Some(Rule { threshold, clear_at, is_lower_bound, raise_after, clear_after: rules.hold })
     }
 
-    pub fn is_bad(&self, value: f64) -> bool {
-        if self.is_least { value < self.threshold } else { value >= self.threshold }
+    pub fn should_raise(&self, value: f64) -> bool {
+        if self.is_lower_bound { value < self.threshold } else { value >= self.threshold }
     }
 
-    pub fn is_well(&self, value: f64) -> bool {
-        if self.is_least { value >= self.well } else { value <= self.well }
+    pub fn should_clear(&self, value: f64) -> bool {
+        if self.is_lower_bound { value >= self.clear_at } else { value <= self.clear_at }
     }
 }
 
-/// A threshold, and what is well: so much below it.
-fn below(threshold: Option<f64>, by: f64) -> Option<(f64, f64)> {
+/// The threshold, and the value that clears the alert: `by` below it.
+fn offset_below(threshold: Option<f64>, by: f64) -> Option<(f64, f64)> {
     threshold.map(|threshold| (threshold, threshold - by))
 }
 
-/// The owner's threshold for the memory, and what is well: 5 below. But more than what is planned, up to two decimals,
-/// and well is what leaves twice the reserve free of the plan, as where requests are taken in again.
-fn beyond(planned: Planned, percent: f64) -> (f64, f64) {
-    let planned_at = (planned.held * 100.0).ceil() / 100.0;
-    (percent.max(planned_at), (percent - 5.0).max(planned.held - planned.reserve))
+/// The owner's threshold for memory, cleared 5 below. The threshold is raised to what is planned, rounded up to two
+/// decimals, and it is cleared where twice the reserve is free, which is where requests are admitted again.
+fn memory_threshold(planned: PlannedMemory, percent: f64) -> (f64, f64) {
+    let planned_at = (planned.used_percent * 100.0).ceil() / 100.0;
+    (percent.max(planned_at), (percent - 5.0).max(planned.used_percent - planned.reserve_percent))
 }
 
-/// A threshold, and what is well: this part of it.
-fn times(threshold: Option<f64>, part: f64) -> Option<(f64, f64)> {
+/// The threshold, and the value that clears the alert: `part` times it.
+fn scaled(threshold: Option<f64>, part: f64) -> Option<(f64, f64)> {
     threshold.map(|threshold| (threshold, threshold * part))
 }
 
@@ -80,7 +83,7 @@ pub(super) fn severity(kind: Kind) -> Severity {
     }
 }
 
-/// What is watched, for a sentence about it.
+/// The subject of a sentence about this alert.
 pub(super) fn subject(kind: Kind) -> &'static str {
     match kind {
         Kind::Temperature => "the temperature of the processor",
@@ -98,8 +101,8 @@ pub(super) fn subject(kind: Kind) -> &'static str {
     }
 }
 
-/// What is wrong, and the way out.
-pub(super) fn bad(kind: Kind, value: f64, threshold: f64) -> String {
+/// The message of a raised alert: the condition, and a remedy.
+pub(super) fn raised_message(kind: Kind, value: f64, threshold: f64) -> String {
     match kind {
         Kind::Temperature => format!(
             "the processor has {value:.1} °C, the alert is at {threshold} °C; give the board more air or a cooler, or \
@@ -149,8 +152,8 @@ pub(super) fn bad(kind: Kind, value: f64, threshold: f64) -> String {
     }
 }
 
-/// That it is over.
-pub(super) fn well(kind: Kind, value: f64) -> String {
+/// The message of a cleared alert.
+pub(super) fn cleared_message(kind: Kind, value: f64) -> String {
     match kind {
         Kind::Temperature => format!("the processor has {value:.1} °C again"),
         Kind::Throttled => "the processor is no longer held back".into(),

@@ -1,228 +1,237 @@
-//! Energy from power over time, and whose it is.
+//! Integrates power over time to energy, and attributes it to requests and to idling.
 //!
-//! Pure: readings and moments come in, sums go out. Deliberately knows no sensor and no thread.
+//! Pure: readings and the time come in, sums go out. Deliberately knows no sensor and no thread.
 
 mod idle;
 #[cfg(test)]
 mod tests;
 
 use crate::protocol::{Method, Reading, RequestEnergy};
-use idle::Idle;
+use idle::IdlePower;
 use std::time::{Duration, Instant};
 
-/// A momentary reading says nothing of what was before it for longer than this: ten samples that did not come.
-const LONGEST_MOMENT: Duration = Duration::from_secs(10);
-/// A mean is right for however long it was taken over, as long as somebody was there to take it.
-const LONGEST_MEAN: Duration = Duration::from_secs(60);
-/// Counters of energy step about once a millisecond and those of load about once in ten, so who asks the sensors again
-/// within this hears the mean before. It stands until there is a newer one, over all the time since the one before.
-pub const SHORTEST_DERIVED: Duration = Duration::from_millis(10);
-/// The same of an estimate.
-pub const SHORTEST_ESTIMATE: Duration = Duration::from_millis(100);
-/// A reading so young is as good as another, which would take a millisecond on a slow bus.
-const YOUNG: Duration = Duration::from_millis(2);
+/// A measured (momentary) reading stands for no longer than this, about ten samples.
+const MAX_MEASURED_GAP: Duration = Duration::from_secs(10);
+/// A mean is valid for the whole time since the last one, unless sampling paused for longer than this.
+const MAX_MEAN_GAP: Duration = Duration::from_secs(60);
+/// Sensors return the last mean again within this time: energy counters step about once a millisecond. A mean
+/// stands until there is a newer one, which covers all the time since the one before. It stands until there is a
+/// newer one, over all the time since the one before.
+pub const MIN_DERIVED_INTERVAL: Duration = Duration::from_millis(10);
+/// The same for an estimate, since the counters of load step only once in 10 ms.
+pub const MIN_ESTIMATE_INTERVAL: Duration = Duration::from_millis(100);
+/// A reading this young is not repeated, since one takes a millisecond on a slow bus.
+const FRESH_FOR: Duration = Duration::from_millis(2);
 
-/// Adds up the energy of a device whose power is sampled now and then, in the same few bytes for ever.
+/// Integrates the power of a device that is sampled at irregular times, in constant memory.
 ///
-/// A derived or estimated reading is the mean since the one before, so that it is exact where it comes from an energy
-/// counter. Between two momentary ones (measured) the power is taken to have gone straight from one to the other; but
-/// where computing began or ended it stepped, and there a reading stands for all the time since the step. What was read
-/// last while something was computed holds until computing ends: a reading after that would be of a device at rest.
+/// A derived or estimated reading is the mean since the one before, so it is exact where it comes from an energy
+/// counter. Between two measured (momentary) readings the power is interpolated linearly. Where computing begins or
+/// ends the power steps, and the next reading stands for all the time since the step. The last reading during
+/// computing holds until computing ends, because a later one would show an idle device.
 #[derive(Debug, Default)]
 pub struct Meter {
     last: Option<Sample>,
-    sums: Sums,
-    /// The reading behind the sums: its value is the last known.
+    sums: EnergySums,
+    /// The reading behind the sums; its value is the last known power.
     reading: Option<Reading>,
-    idle: Idle,
-    /// What the owner says that the board draws when idle, in watts.
-    idle_said: Option<f64>,
-    /// Requests that are being computed.
+    idle: IdlePower,
+    /// The idle power that the owner configured, in watts.
+    configured_idle_watts: Option<f64>,
+    /// Requests being computed now.
     running: usize,
-    /// Something was computed since the last whole reading.
-    was_busy: bool,
-    /// The latest momentary reading while something was computed: the power of computing that ends before a reading.
-    busy: Option<f64>,
-    /// The most that was ever told: a mean may turn out lower than the one that stood for it.
-    told: f64,
+    /// Whether something was computed since the last complete reading.
+    computed_since_reading: bool,
+    /// The latest measured reading during computing, used for computing that ends before the next reading.
+    busy_watts: Option<f64>,
+    /// The highest total reported, which keeps the counter monotonic: a final mean may be lower than the
+    /// preliminary one.
+    highest_reported: f64,
 }
 
-/// The last moment that the sums reach to.
+/// The last sample, up to which the sums are complete.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at: Instant,
     /// `None` where the power could not be read.
     watts: Option<f64>,
-    /// The power stepped just after it.
+    /// Whether the power stepped just after this sample.
     is_step: bool,
-    /// From where on the next mean counts, and the energy until there.
-    whole_at: Instant,
-    whole_joules: f64,
+    /// Where the next mean begins, and the total energy until there.
+    mean_start: Instant,
+    mean_start_joules: f64,
 }
 
-/// Everything so far.
+/// Totals since start.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sums {
+struct EnergySums {
     joules: f64,
-    /// Seconds for which the power was known, and was not.
+    /// Seconds for which the power was known, and for which it was not.
     known_s: f64,
     unknown_s: f64,
-    /// Seconds of computing for which the power before it had to do.
-    guessed_s: f64,
+    /// Seconds of computing for which the idle power before it was assumed.
+    assumed_s: f64,
 }
 
-/// Where the sums stood when the computing of a request began.
+/// The totals when a request began to compute.
 #[derive(Debug, Clone, Copy)]
-pub struct Mark {
-    sums: Sums,
-    /// Of the last sample.
+pub struct EnergyMark {
+    sums: EnergySums,
+    /// The time of the last sample.
     at: Option<Instant>,
 }
 
 impl Meter {
-    /// What the owner says that the board draws when idle, in watts: counts where the power is `estimated` too.
+    /// Sets the idle power that the owner configured, in watts; it is used where the power is estimated, too.
     pub fn set_idle(&mut self, watts: Option<f64>) {
-        self.idle_said = watts;
+        self.configured_idle_watts = watts;
     }
 
-    /// Takes the power read at `now`; `None` where it could not be read.
+    /// Adds the power read at `now`; `None` where it could not be read.
     pub fn sample(&mut self, now: Instant, reading: Option<&Reading>) {
-        let Some(last) = self.last else { return self.begin_with(now, reading) };
+        let Some(last) = self.last else { return self.restart_from(now, reading) };
         if now <= last.at {
             return;
         }
         let since = now - last.at;
         let Some(reading) = reading.filter(|reading| self.is_usable(reading, since)) else {
             self.sums.unknown_s += since.as_secs_f64();
-            return self.begin_with(now, reading);
+            return self.restart_from(now, reading);
         };
         match reading.method {
-            Method::Measured => self.momentary(now, last, reading.value),
-            Method::Derived => self.mean(now, last, reading.value, SHORTEST_DERIVED),
-            Method::Estimated => self.mean(now, last, reading.value, SHORTEST_ESTIMATE),
+            Method::Measured => self.add_momentary(now, last, reading.value),
+            Method::Derived => self.add_mean(now, last, reading.value, MIN_DERIVED_INTERVAL),
+            Method::Estimated => self.add_mean(now, last, reading.value, MIN_ESTIMATE_INTERVAL),
         }
         self.sums.known_s += since.as_secs_f64();
-        self.told = self.told.max(self.sums.joules);
+        self.highest_reported = self.highest_reported.max(self.sums.joules);
         self.reading = Some(reading.clone());
     }
 
-    /// Whether a reading says what was drawn since the last one, `since` ago. Of another sensor it does not: that one
-    /// covers something else.
+    /// Whether a reading covers the time since the last one, `since` ago. One of another sensor does not, since its
+    /// scope differs.
     fn is_usable(&self, reading: &Reading, since: Duration) -> bool {
-        let longest = if reading.method == Method::Measured { LONGEST_MOMENT } else { LONGEST_MEAN };
-        since <= longest && !self.is_of_another(reading)
+        let longest = if reading.method == Method::Measured { MAX_MEASURED_GAP } else { MAX_MEAN_GAP };
+        since <= longest && !self.is_from_other_sensor(reading)
     }
 
-    fn is_of_another(&self, reading: &Reading) -> bool {
+    fn is_from_other_sensor(&self, reading: &Reading) -> bool {
         let differs = |before: &Reading| before.source != reading.source || before.method != reading.method;
         self.reading.as_ref().is_some_and(differs)
     }
 
-    /// The sums go on from here: what was drawn before is not known, or was none.
-    fn begin_with(&mut self, now: Instant, reading: Option<&Reading>) {
+    /// Restarts the integration at this sample; the energy before it is unknown.
+    fn restart_from(&mut self, now: Instant, reading: Option<&Reading>) {
         if let Some(reading) = reading {
-            if self.is_of_another(reading) {
-                (self.idle, self.busy) = (Idle::default(), None);
+            if self.is_from_other_sensor(reading) {
+                (self.idle, self.busy_watts) = (IdlePower::default(), None);
             }
             self.reading = Some(reading.clone());
         }
         let watts = reading.map(|reading| reading.value);
         let (whole_at, whole_joules) = (now, self.sums.joules);
-        self.last = Some(Sample { at: now, watts, is_step: false, whole_at, whole_joules });
-        self.was_busy = self.running > 0;
+        self.last = Some(Sample {
+            at: now,
+            watts,
+            is_step: false,
+            mean_start: whole_at,
+            mean_start_joules: whole_joules,
+        });
+        self.computed_since_reading = self.running > 0;
     }
 
-    fn momentary(&mut self, now: Instant, last: Sample, watts: f64) {
+    fn add_momentary(&mut self, now: Instant, last: Sample, watts: f64) {
         let since = (now - last.at).as_secs_f64();
         let before = last.watts.filter(|_| !last.is_step).unwrap_or(watts);
         let joules = (before + watts) / 2.0 * since;
         if self.running > 0 {
-            self.busy = Some(watts);
+            self.busy_watts = Some(watts);
         }
-        self.whole(now, watts, joules, since, self.sums.joules + joules);
+        self.settle(now, watts, joules, since, self.sums.joules + joules);
     }
 
-    /// Computing has just ended: settles what it took where readings are momentary, and says whether they are. Else a
-    /// reading is wanted now.
-    pub fn close(&mut self, now: Instant) -> bool {
+    /// Called when computing has just ended. Settles its energy where readings are momentary and returns whether
+    /// they are; otherwise the caller takes a reading now.
+    pub fn settle_computing(&mut self, now: Instant) -> bool {
         let (Some(last), true) = (self.last, self.is_momentary()) else { return false };
         let since = now.saturating_duration_since(last.at);
-        let Some(watts) = last.watts.filter(|_| since <= LONGEST_MOMENT) else {
+        let Some(watts) = last.watts.filter(|_| since <= MAX_MEASURED_GAP) else {
             self.sample(now, None);
             return true;
         };
-        let read = if last.is_step { self.busy } else { Some(watts) };
+        let read = if last.is_step { self.busy_watts } else { Some(watts) };
         let seconds = since.as_secs_f64();
         if read.is_none() {
-            self.sums.guessed_s += seconds;
+            self.sums.assumed_s += seconds;
         }
         let joules = read.unwrap_or(watts) * seconds;
         self.sums.known_s += seconds;
-        self.whole(now, watts, joules, seconds, self.sums.joules + joules);
-        self.told = self.told.max(self.sums.joules);
+        self.settle(now, watts, joules, seconds, self.sums.joules + joules);
+        self.highest_reported = self.highest_reported.max(self.sums.joules);
         true
     }
 
-    /// Whether the readings are of moments, so that more of them while something is computed say more.
+    /// Whether readings are momentary, so that sampling more often during computing is more exact.
     pub fn is_momentary(&self) -> bool {
         self.reading.as_ref().is_some_and(|reading| reading.method == Method::Measured)
     }
 
-    fn mean(&mut self, now: Instant, last: Sample, watts: f64, shortest: Duration) {
-        let whole = now - last.whole_at;
+    fn add_mean(&mut self, now: Instant, last: Sample, watts: f64, shortest: Duration) {
+        let whole = now - last.mean_start;
         if whole >= shortest {
             let (joules, seconds) = (watts * whole.as_secs_f64(), whole.as_secs_f64());
-            return self.whole(now, watts, joules, seconds, last.whole_joules + joules);
+            return self.settle(now, watts, joules, seconds, last.mean_start_joules + joules);
         }
         self.sums.joules += watts * (now - last.at).as_secs_f64();
         self.last = Some(Sample { at: now, watts: Some(watts), is_step: false, ..last });
     }
 
-    /// A reading settles what was drawn in the `seconds` before it; the sum is now `total`.
-    fn whole(&mut self, now: Instant, watts: f64, joules: f64, seconds: f64, total: f64) {
-        if !self.was_busy {
+    /// Completes the integration up to this reading: `joules` in the `seconds` before it, `total` since start.
+    fn settle(&mut self, now: Instant, watts: f64, joules: f64, seconds: f64, total: f64) {
+        if !self.computed_since_reading {
             self.idle.add(joules, seconds);
         }
-        self.was_busy = self.running > 0;
+        self.computed_since_reading = self.running > 0;
         self.sums.joules = total;
         let watts = Some(watts);
-        self.last = Some(Sample { at: now, watts, is_step: false, whole_at: now, whole_joules: total });
+        self.last =
+            Some(Sample { at: now, watts, is_step: false, mean_start: now, mean_start_joules: total });
     }
 
-    /// Whether the last sample is so young that another one would say nothing new.
+    /// Whether the last sample is so young that another one is not needed.
     pub fn is_fresh(&self, now: Instant) -> bool {
-        self.last.is_some_and(|last| now.saturating_duration_since(last.at) <= YOUNG)
+        self.last.is_some_and(|last| now.saturating_duration_since(last.at) <= FRESH_FOR)
     }
 
-    /// The computing of a request begins, at the last sample.
-    pub fn begin(&mut self) -> Mark {
+    /// A request begins to compute, at the last sample.
+    pub fn begin(&mut self) -> EnergyMark {
         self.running += 1;
-        self.step();
-        Mark { sums: self.sums, at: self.last.map(|last| last.at) }
+        self.mark_power_step();
+        EnergyMark { sums: self.sums, at: self.last.map(|last| last.at) }
     }
 
-    /// The computing of a request ended, at the last sample.
+    /// A request ended, at the last sample.
     pub fn end(&mut self) {
         self.running = self.running.saturating_sub(1);
-        self.step();
+        self.mark_power_step();
     }
 
-    fn step(&mut self) {
-        self.was_busy = true;
+    fn mark_power_step(&mut self) {
+        self.computed_since_reading = true;
         if let Some(last) = &mut self.last {
             last.is_step = true;
         }
     }
 
-    /// What a request cost from its mark to the last sample, if `share` (0 to 1) of all that was computed in that
-    /// time was its own; `None` where the power was not known throughout, or the request was shorter than the
-    /// sensor's own pace: then it is only known together with what was before. [`close`](Self::close) or take a
-    /// sample first.
-    pub fn cost(&self, mark: Mark, share: f64, tokens: u32) -> Option<RequestEnergy> {
-        let Mark { sums: before, at } = mark;
+    /// The energy of a request from its mark to the last sample, if `share` (0 to 1) of the computing in that time
+    /// was its own. `None` where the power was not known throughout, or the request was shorter than the sensor's
+    /// interval, so that its energy is not separable from what was before. Call
+    /// [`settle_computing`](Self::settle_computing) or take a sample first.
+    pub fn cost(&self, mark: EnergyMark, share: f64, tokens: u32) -> Option<RequestEnergy> {
+        let EnergyMark { sums: before, at } = mark;
         let (method, last) = (self.reading.as_ref()?.method, self.last?);
-        let is_guessed = self.sums.guessed_s > before.guessed_s;
-        let is_settled = at.is_some_and(|at| last.whole_at > at);
+        let is_guessed = self.sums.assumed_s > before.assumed_s;
+        let is_settled = at.is_some_and(|at| last.mean_start > at);
         if self.sums.unknown_s > before.unknown_s || last.watts.is_none() || is_guessed || !is_settled {
             return None;
         }
@@ -240,17 +249,17 @@ impl Meter {
 
     /// Energy since the first sample, in joules; never falls. `None` where no power was ever read.
     pub fn joules(&self) -> Option<f64> {
-        self.reading.as_ref().map(|_| self.told)
+        self.reading.as_ref().map(|_| self.highest_reported)
     }
 
-    /// The last reading there was.
+    /// The last reading.
     pub fn reading(&self) -> Option<&Reading> {
         self.reading.as_ref()
     }
 
-    /// The power while nothing is computed, in watts: where it is estimated as the owner says, else as it was seen.
+    /// The idle power in watts: the configured one where power is estimated, otherwise the learned one.
     pub fn idle_watts(&self) -> Option<f64> {
         let is_estimated = self.reading.as_ref().is_some_and(|reading| reading.method == Method::Estimated);
-        self.idle_said.filter(|_| is_estimated).or_else(|| self.idle.watts())
+        self.configured_idle_watts.filter(|_| is_estimated).or_else(|| self.idle.watts())
     }
 }

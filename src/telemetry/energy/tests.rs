@@ -51,7 +51,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
     /// As a sensor tells it: a counter the mean since it was asked before, and that again to who asks too soon;
     /// others the power of just then.
     fn sample(&mut self, at: f64) {
-        let shortest = if self.method == Method::Derived { SHORTEST_DERIVED } else { SHORTEST_ESTIMATE };
+        let shortest =
+            if self.method == Method::Derived { MIN_DERIVED_INTERVAL } else { MIN_ESTIMATE_INTERVAL };
         if after(self.start, at) - after(self.start, self.whole) >= shortest {
             self.mean = area(&self.watts, self.whole, at) / (at - self.whole);
             self.whole = at;
@@ -88,8 +89,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
         }
     }
 
-    fn finish(&mut self, mark: Mark, end: f64) {
-        if self.meter.close(after(self.start, end)) {
+    fn finish(&mut self, mark: EnergyMark, end: f64) {
+        if self.meter.settle_computing(after(self.start, end)) {
             self.sampled = end;
         } else {
             self.sample(end);
@@ -107,8 +108,8 @@ impl<P: Fn(f64) -> f64> Device<P> {
     }
 }
 
-fn is_near(told: f64, exact: f64) -> bool {
-    (told / exact - 1.0).abs() < 0.01
+fn is_near(reported: f64, exact: f64) -> bool {
+    (reported / exact - 1.0).abs() < 0.01
 }
 
 const ALL: [Method; 3] = [Method::Measured, Method::Derived, Method::Estimated];
@@ -184,7 +185,7 @@ fn what_is_read_after_computing_ended_is_not_what_it_cost() {
     meter.sample(start, Some(&measured(4.0)));
     let mark = meter.begin();
     meter.sample(after(start, 0.3), Some(&measured(9.0)));
-    assert!(meter.close(after(start, 0.4)));
+    assert!(meter.settle_computing(after(start, 0.4)));
     let cost = meter.cost(mark, 1.0, 3).expect("read while it was computed");
     meter.end();
     assert!((cost.joules - 3.6).abs() < 1e-9, "{cost:?}");
@@ -192,8 +193,8 @@ fn what_is_read_after_computing_ended_is_not_what_it_cost() {
     assert!((meter.joules().expect("known") - 7.6).abs() < 1e-9);
     let mut counted = Meter::default();
     counted.sample(start, Some(&reading(4.0, Method::Derived)));
-    assert!(!counted.close(after(start, 1.0)), "a counter is to be read once more");
-    assert!(!Meter::default().close(start), "nothing was ever read");
+    assert!(!counted.settle_computing(after(start, 1.0)), "a counter is to be read once more");
+    assert!(!Meter::default().settle_computing(start), "nothing was ever read");
 }
 
 #[test]
@@ -222,8 +223,8 @@ fn ramps_and_waves_are_right_within_one_percent() {
         for (n, trace) in traces.into_iter().enumerate() {
             let mut device = Device::new(method, trace);
             device.run(400.0);
-            let (told, exact) = (device.total(), device.exact());
-            assert!((told / exact - 1.0).abs() < 0.002, "{method:?} {n}: {told} for {exact}");
+            let (reported, exact) = (device.total(), device.exact());
+            assert!((reported / exact - 1.0).abs() < 0.002, "{method:?} {n}: {reported} for {exact}");
         }
     }
 }
@@ -267,14 +268,14 @@ fn requests_one_after_the_other_faster_than_a_counter_steps_lose_nothing() {
 #[test]
 fn the_total_never_falls_when_a_mean_turns_out_lower_than_the_one_that_stood_for_it() {
     let (start, mut meter) = (Instant::now(), Meter::default());
-    let (mut told, mut at) = (0.0, 0.0);
+    let (mut reported, mut at) = (0.0, 0.0);
     meter.sample(start, Some(&reading(9.0, Method::Derived)));
     for watts in [9.0, 9.0, 0.5, 0.5, 9.0, 0.5, 0.5] {
         at += 0.06;
         meter.sample(after(start, at), Some(&reading(watts, Method::Derived)));
         let now = meter.joules().expect("power was read");
-        assert!(now >= told, "{now} after {told}");
-        told = now;
+        assert!(now >= reported, "{now} after {reported}");
+        reported = now;
     }
 }
 
@@ -342,7 +343,7 @@ fn the_idle_power_is_learned_only_while_nothing_is_computed() {
 }
 
 #[test]
-fn a_device_that_is_never_idle_has_no_idle_power_but_what_its_owner_says_of_an_estimate() {
+fn a_device_that_is_never_idle_has_the_configured_idle_power_of_an_estimate_only() {
     let (start, mut meter) = (Instant::now(), Meter::default());
     meter.sample(start, Some(&reading(7.0, Method::Estimated)));
     let mark = meter.begin();

@@ -1,4 +1,4 @@
-//! Journald's native protocol: one datagram a line, with its fields. Never waits.
+//! Journald's native protocol: one datagram for each line with its fields. It never blocks.
 //!
 //! Source: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. Deliberately knows nothing of which lines are wanted.
 
@@ -11,22 +11,22 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// Longest name of a field that journald keeps.
-const LONGEST_KEY: usize = 64;
+/// The longest field name that journald accepts.
+const MAX_KEY: usize = 64;
 
-/// Whether standard error is the journal's.
+/// Whether standard error is connected to the journal (`JOURNAL_STREAM`).
 pub fn is_connected() -> bool {
     let Ok(found) = std::fs::metadata("/proc/self/fd/2") else { return false };
     let ours = format!("{}:{}", found.dev(), found.ino());
     std::env::var_os("JOURNAL_STREAM").is_some_and(|stream| stream.to_string_lossy() == ours)
 }
 
-/// A socket of our own, so that not waiting is a property of it alone.
+/// A datagram socket of our own, since only such a one may be made non-blocking.
 #[derive(Debug)]
 pub struct Journald(UnixDatagram);
 
 impl Journald {
-    /// Fails where nobody listens. A journal that is full now may have room later.
+    /// Connects to journald; an error where nothing listens. A full journal is no error: it may accept lines later.
     pub fn connect() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
@@ -36,7 +36,7 @@ impl Journald {
         }
     }
 
-    /// One that reaches nobody, since it is told no address.
+    /// A sink whose lines reach nobody, for tests.
     #[cfg(test)]
     pub fn unconnected() -> io::Result<Self> {
         let (socket, other) = UnixDatagram::pair()?;
@@ -44,13 +44,13 @@ impl Journald {
         Ok(Journald(socket))
     }
 
-    /// Sends a line, or fails at once.
+    /// Sends a line, or fails at once instead of blocking.
     pub fn send(&self, record: &Record) -> io::Result<()> {
         self.0.send_to(&payload(record), SOCKET).map(drop)
     }
 }
 
-/// The fields, each on a line: nothing of them contains a line break.
+/// The fields, one a line; values contain no line break.
 fn payload(record: &Record) -> Vec<u8> {
     let mut fields = Fields(String::with_capacity(1024));
     let priority = match record.level() {
@@ -84,19 +84,19 @@ impl Fields {
 impl<'kvs> VisitSource<'kvs> for Fields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-        let mut name: String = key.as_str().chars().map(plain).take(LONGEST_KEY).collect();
+        let mut name: String = key.as_str().chars().map(plain).take(MAX_KEY).collect();
         if !name.starts_with(|c: char| c.is_ascii_uppercase()) {
-            // Journald keeps names with an underscore in front for itself.
+            // Journald reserves names that begin with an underscore.
             name.insert_str(0, "FIELD_");
-            name.truncate(LONGEST_KEY);
+            name.truncate(MAX_KEY);
         }
         self.add(&name, &Shown(&value.to_string()).to_string());
         Ok(())
     }
 }
 
-/// Whether the record's words say its fields as well.
-pub fn repeats_its_fields(record: &Record) -> bool {
+/// Whether the message of this record already contains its fields.
+pub fn message_repeats_fields(record: &Record) -> bool {
     record.target() == journal::TARGET
 }
 

@@ -1,10 +1,11 @@
-//! Where log lines go: to journald with their fields, or as readable lines to standard error. Never waits for either.
+//! The logger: to journald with fields, or as text to standard error. It never blocks on either.
 //!
-//! A line that nobody takes is dropped and counted, and a line says so when they are taken again. What one place in the
-//! code says too often is held back and counted in the same way.
+//! A line that cannot be written is dropped and counted, and a warning says so once lines can be written again. A
+//! call site that logs too often is rate-limited and counted in the same way. Deliberately knows nothing of what a
+//! line says.
 
 mod journald;
-mod repetition;
+mod rate_limiter;
 mod standard_error;
 
 use crate::config;
@@ -12,17 +13,17 @@ use crate::protocol::text::{Shown, one_line};
 use journald::Journald;
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use repetition::Repetition;
+use rate_limiter::RateLimiter;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines that were wanted and not written, since the process began.
+/// Lines above the level that were not written, since the process began.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines were wanted and not written: nobody took them, or one place said too many.
+/// How many lines were dropped since start: because the sink was full, or because their call site was rate-limited.
 pub fn dropped() -> u64 {
     DROPPED.load(Relaxed)
 }
@@ -32,8 +33,8 @@ pub fn under_journald() -> bool {
     journald::is_connected()
 }
 
-/// Starts logging at `level`: to journald if `to_journald` (see [`under_journald`]) and it can be
-/// reached, to standard error otherwise. Called again, it only changes the level.
+/// Starts logging at `level`: to journald if `to_journald` (see [`under_journald`]) and it can be reached,
+/// otherwise to standard error. Called again, it only changes the level.
 pub fn init(level: config::Level, to_journald: bool) {
     set_level(level);
     let connection = to_journald.then(Journald::connect);
@@ -43,20 +44,20 @@ pub fn init(level: config::Level, to_journald: bool) {
         Some(Err(error)) => (standard_error(), Some(error)),
         None => (standard_error(), None),
     };
-    // An error only says that a logger is there already.
+    // The only error is that a logger is installed already.
     let first = log::set_boxed_logger(Box::new(Logger::new(sink))).is_ok();
     if let Some(error) = failure.filter(|_| first) {
         log::warn!("journald cannot be reached ({error}); logging to standard error");
     }
 }
 
-/// Least level that is written from now on.
+/// Sets the lowest level that is written from now on.
 pub fn set_level(level: config::Level) {
     log::set_max_level(filter(level));
 }
 
-/// Writes why the process ends to standard error. Waits for its reader, but no more than a second: a process that cannot
-/// say why it ends still has to end, so that it can be started again.
+/// Writes the reason why the process ends to standard error. It blocks for at most a second, so that a process
+/// whose output nobody reads still ends and can be restarted.
 pub fn last_line(text: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let writer = standard_error::Writer::standard_error();
@@ -79,9 +80,9 @@ fn filter(level: config::Level) -> LevelFilter {
 #[derive(Debug)]
 struct Logger {
     sink: Sink,
-    repetition: Mutex<Repetition>,
-    /// Lines that nobody took, and nobody was told of yet.
-    lost: AtomicU64,
+    rate_limiter: Mutex<RateLimiter>,
+    /// Lines that were dropped and not reported yet.
+    unreported_drops: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -94,7 +95,7 @@ impl Sink {
     fn send(&self, record: &Record) -> io::Result<()> {
         match self {
             Sink::Journald(journald) => journald.send(record),
-            Sink::StandardError(writer) => writer.write(line(record).as_bytes()),
+            Sink::StandardError(writer) => writer.write(format_line(record).as_bytes()),
         }
     }
 
@@ -108,7 +109,7 @@ impl Sink {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        wanted(metadata.target(), metadata.level(), log::max_level())
+        is_enabled(metadata.target(), metadata.level(), log::max_level())
     }
 
     fn log(&self, record: &Record) {
@@ -122,42 +123,41 @@ impl Log for Logger {
 
 impl Logger {
     fn new(sink: Sink) -> Self {
-        Logger { sink, repetition: Mutex::default(), lost: AtomicU64::new(0) }
+        Logger { sink, rate_limiter: Mutex::default(), unreported_drops: AtomicU64::new(0) }
     }
 
     fn write(&self, record: &Record, now: Instant) {
-        // What has no line of code is one line for one answer or report, which cost more than their line.
+        // Records without a source line are answers and reports, which are rare enough to need no limit.
         let site = record.module_path_static().zip(record.line());
         let admitted = site.map_or(Some(0), |site| {
-            self.repetition.lock().unwrap_or_else(PoisonError::into_inner).admit(site, now)
+            self.rate_limiter.lock().unwrap_or_else(PoisonError::into_inner).admit(site, now)
         });
         let Some(held_back) = admitted else {
             DROPPED.fetch_add(1, Relaxed);
             return;
         };
-        let lost = self.lost.load(Relaxed);
+        let lost = self.unreported_drops.load(Relaxed);
         if lost > 0
             && self.sink.warn(&format!("log: {lost} lines were dropped, since nobody took them")).is_ok()
         {
-            self.lost.fetch_sub(lost, Relaxed);
+            self.unreported_drops.fetch_sub(lost, Relaxed);
         }
         if held_back > 0 {
-            // The line that follows is one of them.
+            // The line that follows is of the same call site.
             let _ = self.sink.warn(&format!(
                 "log: {held_back} lines like the next were left out, since they came too fast"
             ));
         }
         if self.sink.send(record).is_err() {
-            self.lost.fetch_add(1, Relaxed);
+            self.unreported_drops.fetch_add(1, Relaxed);
             DROPPED.fetch_add(1, Relaxed);
         }
     }
 }
 
-/// Libraries are heard from `warn` on, or all of them at `trace`: below that they may log what
-/// passes through them, which is people's prompts. rumqttc does so at `error` too, with packets of
-/// up to 1 MiB, and what it knows comes to the broker link as an error.
-fn wanted(target: &str, level: Level, most: LevelFilter) -> bool {
+/// Lines of libraries are written from `warn` on, or all of them at `trace`: below `warn` they may contain prompts.
+/// rumqttc logs packets of up to 1 MiB even at `error`, and reports its errors to the broker link anyway.
+fn is_enabled(target: &str, level: Level, most: LevelFilter) -> bool {
     let least = match target.split("::").next() {
         Some(env!("CARGO_PKG_NAME")) => most,
         Some("rumqttc") => LevelFilter::Off,
@@ -167,9 +167,9 @@ fn wanted(target: &str, level: Level, most: LevelFilter) -> bool {
 }
 
 /// One line: level, message, then the fields as `key=value`.
-fn line(record: &Record) -> String {
+fn format_line(record: &Record) -> String {
     let mut line = format!("{:5} {}", record.level(), one_line(&record.args().to_string()));
-    if !journald::repeats_its_fields(record) {
+    if !journald::message_repeats_fields(record) {
         let _never_fails = record.key_values().visit(&mut Fields(&mut line));
     }
     line.push('\n');
@@ -197,7 +197,7 @@ mod tests {
         let mut record = Record::builder();
         let record = record.level(Level::Warn).target("bitnetd::daemon").key_values(&fields);
         assert_eq!(
-            line(&record.args(format_args!("slow client")).build()),
+            format_line(&record.args(format_args!("slow client")).build()),
             "WARN  slow client client=\"unix:uid=1000\" tokens=12 note=\"two words\" none=\"\"\n"
         );
     }
@@ -207,7 +207,7 @@ mod tests {
         let fields = [("TEMP_MC", 56_200)];
         let mut record = Record::builder();
         let record = record.level(Level::Info).target(super::super::journal::TARGET).key_values(&fields);
-        assert_eq!(line(&record.args(format_args!("56.2 °C")).build()), "INFO  56.2 °C\n");
+        assert_eq!(format_line(&record.args(format_args!("56.2 °C")).build()), "INFO  56.2 °C\n");
     }
 
     #[test]
@@ -215,25 +215,25 @@ mod tests {
         let fields = [("client", "mqtt:a\nERROR fire\u{1b}[2J")];
         let mut record = Record::builder();
         let record = record.level(Level::Info).key_values(&fields);
-        let said = line(&record.args(format_args!("hello\r\nWARN  b")).build());
-        assert_eq!(said.matches('\n').count(), 1, "{said}");
-        assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{said}");
+        let message = format_line(&record.args(format_args!("hello\r\nWARN  b")).build());
+        assert_eq!(message.matches('\n').count(), 1, "{message}");
+        assert!(!message.contains('\u{1b}') && !message.contains('\r'), "{message}");
     }
 
     #[test]
-    fn libraries_are_not_heard_below_warn_unless_everything_is() {
-        assert!(wanted("bitnetd::daemon", Level::Debug, LevelFilter::Debug));
-        assert!(!wanted("bitnetd::daemon", Level::Debug, LevelFilter::Info));
-        assert!(!wanted("mqtt5::broker", Level::Debug, LevelFilter::Debug));
-        assert!(!wanted("bitnetd_not_ours", Level::Info, LevelFilter::Info));
-        assert!(wanted("mqtt5::broker", Level::Warn, LevelFilter::Info));
-        assert!(wanted("mqtt5::broker", Level::Trace, LevelFilter::Trace));
+    fn libraries_are_not_logged_below_warn_unless_everything_is() {
+        assert!(is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Debug));
+        assert!(!is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Info));
+        assert!(!is_enabled("mqtt5::broker", Level::Debug, LevelFilter::Debug));
+        assert!(!is_enabled("bitnetd_not_ours", Level::Info, LevelFilter::Info));
+        assert!(is_enabled("mqtt5::broker", Level::Warn, LevelFilter::Info));
+        assert!(is_enabled("mqtt5::broker", Level::Trace, LevelFilter::Trace));
     }
 
     #[test]
-    fn a_library_that_logs_whole_packets_is_heard_only_with_everything() {
-        assert!(!wanted("rumqttc::v5::state", Level::Error, LevelFilter::Debug));
-        assert!(wanted("rumqttc::v5::state", Level::Error, LevelFilter::Trace));
+    fn a_library_that_logs_whole_packets_is_logged_only_at_trace() {
+        assert!(!is_enabled("rumqttc::v5::state", Level::Error, LevelFilter::Debug));
+        assert!(is_enabled("rumqttc::v5::state", Level::Error, LevelFilter::Trace));
     }
 
     #[test]
@@ -245,9 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_nobody_takes_are_counted_and_that_is_said_once_they_are_taken() {
+    fn dropped_lines_are_counted_and_reported_once_lines_can_be_written() {
         let logger = Logger::new(Sink::StandardError(standard_error::Writer::standard_error()));
-        logger.lost.store(3, Relaxed);
+        logger.unreported_drops.store(3, Relaxed);
         let mut record = Record::builder();
         let record = record
             .level(Level::Error)
@@ -256,12 +256,12 @@ mod tests {
             .line(Some(1));
         let record = record.args(format_args!("a test writes this line")).build();
         logger.write(&record, Instant::now());
-        assert_eq!(logger.lost.load(Relaxed), 0, "it was said");
+        assert_eq!(logger.unreported_drops.load(Relaxed), 0, "it was reported");
         let (before, now) = (dropped(), Instant::now());
         let quiet = Logger::new(Sink::Journald(Journald::unconnected().expect("a socket")));
-        logger.repetition.lock().expect("one thread").admit(("here", 1), now);
+        logger.rate_limiter.lock().expect("one thread").admit(("here", 1), now);
         quiet.write(&record, now);
-        assert_eq!(quiet.lost.load(Relaxed), 1);
+        assert_eq!(quiet.unreported_drops.load(Relaxed), 1);
         assert!(dropped() > before);
     }
 }

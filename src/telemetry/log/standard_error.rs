@@ -1,8 +1,8 @@
-//! Standard error, written to without waiting: its reader may be a program that has stopped reading.
+//! Standard error, written without blocking, since its reader may have stopped reading.
 //!
-//! Its open file description is shared with other processes, so it is never made non-blocking itself: a pipe or a
-//! terminal is opened once more, a socket is told with each message, and where neither can be, it is asked first
-//! whether there is room. Deliberately knows nothing of what a line says.
+//! Its open file description is shared with other processes, so it is never made non-blocking itself. A pipe or a
+//! terminal is opened again, a socket gets a flag with each message, and otherwise `poll` is asked first whether it
+//! is writable. Deliberately knows nothing of what a line says.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -13,31 +13,31 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
-/// A pipe that has room has room for this much (`PIPE_BUF`); lines are shorter.
-const PIECE: usize = 4096;
+/// A pipe that polls as writable takes at least this many bytes (`PIPE_BUF`); lines are shorter.
+const MAX_POLLED_WRITE: usize = 4096;
 
-/// Where lines go without waiting.
+/// Writes lines without blocking.
 #[derive(Debug)]
 pub struct Writer {
-    way: Way,
-    /// The end of a line that found room for its beginning only.
+    mode: WriteMode,
+    /// The rest of a line that was only written in part.
     rest: Mutex<Vec<u8>>,
 }
 
 #[derive(Debug)]
-enum Way {
-    /// A description of our own, which does not block.
+enum WriteMode {
+    /// An open file description of our own, which is non-blocking.
     Own(File),
-    /// A stream socket.
+    /// A stream socket, written with `MSG_DONTWAIT`.
     Socket,
-    /// A regular file.
+    /// A regular file, which never blocks for a reader.
     Plain,
-    /// Asked before each write.
+    /// Anything else: polled before each write.
     Polled,
 }
 
 impl Writer {
-    /// For the standard error of this process.
+    /// A writer for the standard error of this process.
     pub fn standard_error() -> Self {
         Self::of(io::stderr().as_fd())
     }
@@ -45,15 +45,17 @@ impl Writer {
     fn of(fd: BorrowedFd<'_>) -> Self {
         let kind = rustix::fs::fstat(fd).map(|found| FileType::from_raw_mode(found.st_mode));
         let way = match kind {
-            Ok(FileType::RegularFile) => Way::Plain,
-            Ok(FileType::Socket) => Way::Socket,
-            Ok(FileType::Fifo | FileType::CharacterDevice) => open_again(fd).map_or(Way::Polled, Way::Own),
-            _ => Way::Polled,
+            Ok(FileType::RegularFile) => WriteMode::Plain,
+            Ok(FileType::Socket) => WriteMode::Socket,
+            Ok(FileType::Fifo | FileType::CharacterDevice) => {
+                open_again(fd).map_or(WriteMode::Polled, WriteMode::Own)
+            }
+            _ => WriteMode::Polled,
         };
-        Writer { way, rest: Mutex::default() }
+        Writer { mode: way, rest: Mutex::default() }
     }
 
-    /// Writes a line, or fails at once; then nothing of it is written.
+    /// Writes a line, or fails at once without writing any of it.
     pub fn write(&self, line: &[u8]) -> io::Result<()> {
         self.write_to(io::stderr().as_fd(), line)
     }
@@ -69,26 +71,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes as much as there is room for; an error where there is none.
+    /// Writes as much as fits; an error where nothing does.
     fn piece(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-        let written = match &self.way {
-            Way::Own(file) => rustix::io::write(file, bytes)?,
-            Way::Plain => rustix::io::write(fd, bytes)?,
-            Way::Socket => rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?,
-            Way::Polled => {
+        let written = match &self.mode {
+            WriteMode::Own(file) => rustix::io::write(file, bytes)?,
+            WriteMode::Plain => rustix::io::write(fd, bytes)?,
+            WriteMode::Socket => rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?,
+            WriteMode::Polled => {
                 let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
                 poll(&mut asked, Some(&Timespec::default()))?;
                 if !asked[0].revents().contains(PollFlags::OUT) {
                     return Err(Errno::AGAIN.into());
                 }
-                rustix::io::write(fd, &bytes[..bytes.len().min(PIECE)])?
+                rustix::io::write(fd, &bytes[..bytes.len().min(MAX_POLLED_WRITE)])?
             }
         };
         if written == 0 && !bytes.is_empty() { Err(Errno::AGAIN.into()) } else { Ok(written) }
     }
 }
 
-/// The same pipe or terminal, through a description that no other process has.
+/// Opens the same pipe or terminal again, as a description that no other process shares.
 fn open_again(fd: BorrowedFd<'_>) -> Option<File> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -126,22 +128,22 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_keeps_nobody_waiting() {
+    fn a_pipe_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let own = Writer::of(writer.as_fd());
-        assert!(matches!(own.way, Way::Own(_)), "{own:?}");
+        assert!(matches!(own.mode, WriteMode::Own(_)), "{own:?}");
         fills_and_flows_again(&own, writer.as_fd(), |to| reader.read(to).expect("open"));
-        let polled = Writer { way: Way::Polled, rest: Mutex::default() };
+        let polled = Writer { mode: WriteMode::Polled, rest: Mutex::default() };
         fills_and_flows_again(&polled, writer.as_fd(), |to| reader.read(to).expect("open"));
         let flags = rustix::fs::fcntl_getfl(&writer).expect("open");
         assert!(!flags.contains(OFlags::NONBLOCK), "others who have the pipe see no difference");
     }
 
     #[test]
-    fn a_socket_that_nobody_reads_keeps_nobody_waiting() {
+    fn a_socket_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = UnixStream::pair().expect("a pair");
         let socket = Writer::of(writer.as_fd());
-        assert!(matches!(socket.way, Way::Socket), "{socket:?}");
+        assert!(matches!(socket.mode, WriteMode::Socket), "{socket:?}");
         fills_and_flows_again(&socket, writer.as_fd(), |to| reader.read(to).expect("open"));
     }
 }

@@ -1,33 +1,34 @@
-//! The report and the histograms for Prometheus, as text (version 0.0.4).
+//! Renders the report and the histograms in Prometheus' text format (version 0.0.4).
 //!
-//! Names: OpenTelemetry's `gen_ai.server.*` with underscores and the unit, its attributes as labels; all others begin
-//! with `bitnetd_` and are in base units. A sample that is not known is left out, and a family of none with it.
-//! Deliberately knows no door: who asks gets a string.
+//! Names: OpenTelemetry's `gen_ai.server.*` with underscores and the unit, its attributes as labels; all others
+//! begin with `bitnetd_` and are in base units. An unknown sample is left out, and so is a family without samples.
+//! Deliberately knows no transport: the caller gets a string.
 
+mod exposition;
 #[cfg(test)]
 mod tests;
-mod text;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
     Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, ShortlistCounts,
     Thermal, Throttled, Throughput,
 };
+use exposition::{Exposition, Label};
 use std::time::SystemTime;
-use text::{Label, Text};
 
-/// What the text is, for a door that says so.
+/// The media type of the text, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Longest name of a model that is told, in bytes: it stands in most lines of the histograms.
+/// The longest model name in a label, in bytes: it is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
 
-/// Everything at once, as it is `now`. Below 64 KiB, as JSON text too, whatever failed and whatever the model's name.
+/// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
+/// model's name is.
 pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     let report = telemetry.report(now);
     let about = telemetry.about();
     let model = about.map(|about| name(&about.model));
-    let mut text = Text::default();
+    let mut text = Exposition::default();
     if let (Some(about), Some(model)) = (about, &model) {
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("model", model), ("kernel", &about.kernel)];
         text.gauge("bitnetd_build_info", "What runs here.").sample(&labels, Some(1.0));
@@ -38,13 +39,13 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.finish()
 }
 
-/// A model's name without what needs escaping: its file may call it anything.
+/// A model's name without characters that need escaping, since its file may contain any name.
 fn name(model: &str) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
     model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
 }
 
-fn everything_else(text: &mut Text, report: &Report) {
+fn everything_else(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
@@ -60,7 +61,7 @@ fn everything_else(text: &mut Text, report: &Report) {
         .count(report.log.dropped);
 }
 
-fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {
+fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     for (quantity, name, help) in [
         (
             Quantity::RequestDuration,
@@ -83,7 +84,7 @@ fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {
         for found in all.iter().filter(|found| found.quantity == quantity) {
             let error = found.error.map(|code| word(&code));
             let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
-            // There is one model, and of failures there may be many kinds.
+            // The model is the same for all; failures have a series for each error code.
             labels.extend(match &error {
                 Some(error) => Some(("error_type", error.as_str())),
                 None => model.map(|model| ("gen_ai_request_model", model)),
@@ -93,16 +94,17 @@ fn latencies(text: &mut Text, all: &[Distribution], model: Option<&str>) {
     }
 }
 
-/// A unit variant as the protocol writes it.
+/// A unit variant as the protocol serialises it.
 fn word(value: &impl serde::Serialize) -> String {
     let json = serde_json::to_value(value).expect("a plain name");
     json.as_str().map(str::to_owned).unwrap_or_default()
 }
 
-fn requests(text: &mut Text, requests: &Requests, cache: &Cache) {
+fn requests(text: &mut Exposition, requests: &Requests, cache: &Cache) {
     let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
         *requests;
-    text.counter("bitnetd_requests_received_total", "Requests read, over every door.").count(received);
+    text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
+        .count(received);
     text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
         .count(completed);
     text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")
@@ -117,14 +119,14 @@ fn requests(text: &mut Text, requests: &Requests, cache: &Cache) {
     text.counter("bitnetd_cache_misses_total", "Looked for and not found.").count(cache.misses);
 }
 
-fn throughput(text: &mut Text, throughput: &Throughput) {
+fn throughput(text: &mut Exposition, throughput: &Throughput) {
     text.counter("bitnetd_tokens_total", "Tokens read (input) and generated (output).")
         .sample(&[("type", "input")], Some(throughput.prompt_tokens as f64))
         .sample(&[("type", "output")], Some(throughput.completion_tokens as f64));
     text.gauge("bitnetd_prompt_tokens_per_second", "While reading prompts, since start.")
-        .plain(throughput.prompt_tokens_per_second);
+        .unlabelled(throughput.prompt_tokens_per_second);
     text.gauge("bitnetd_tokens_per_second", "While generating, since start.")
-        .plain(throughput.tokens_per_second);
+        .unlabelled(throughput.tokens_per_second);
     let Some(ShortlistCounts { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
     text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
@@ -134,7 +136,7 @@ fn throughput(text: &mut Text, throughput: &Throughput) {
     text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
 }
 
-/// The labels that tell how a value came about.
+/// The labels for method, source and scope of a reading.
 fn origin<'a>(source: &'a str, method: &'a str, scope: &'a str) -> [Label<'a>; 3] {
     [("source", source), ("method", method), ("scope", scope)]
 }
@@ -148,14 +150,20 @@ fn method(method: Method) -> &'static str {
 }
 
 /// A gauge of one reading, each of its units worth `scale` base units.
-fn reading(text: &mut Text, name: &'static str, help: &'static str, reading: Option<&Reading>, scale: f64) {
+fn reading(
+    text: &mut Exposition,
+    name: &'static str,
+    help: &'static str,
+    reading: Option<&Reading>,
+    scale: f64,
+) {
     if let Some(found) = reading {
         let labels = origin(&found.source, method(found.method), &found.scope);
         text.gauge(name, help).sample(&labels, Some(found.value * scale));
     }
 }
 
-fn power(text: &mut Text, power: Option<&Reading>, energy: Option<&Energy>) {
+fn power(text: &mut Exposition, power: Option<&Reading>, energy: Option<&Energy>) {
     reading(text, "bitnetd_power_watts", "Power now.", power, 1.0);
     let Some(energy) = energy else { return };
     let labels = origin(&energy.source, method(energy.method), &energy.scope);
@@ -172,10 +180,10 @@ fn power(text: &mut Text, power: Option<&Reading>, energy: Option<&Energy>) {
         .sample(&labels, energy.joules_per_token);
     text.gauge("bitnetd_energy_above_idle_joules_per_token", "The same beyond the idle power.")
         .sample(&labels, energy.joules_per_token_above_idle);
-    text.gauge("bitnetd_idle_power_watts", "The power while nothing runs.").plain(energy.idle_watts);
+    text.gauge("bitnetd_idle_power_watts", "The power while nothing runs.").unlabelled(energy.idle_watts);
 }
 
-fn thermal(text: &mut Text, thermal: &Thermal) {
+fn thermal(text: &mut Exposition, thermal: &Thermal) {
     reading(text, "bitnetd_temperature_celsius", "Of the processor.", thermal.cpu.as_ref(), 1.0);
     reading(text, "bitnetd_fan_rpm", "Turns a minute.", thermal.fan.as_ref(), 1.0);
     if let Some(Flag { value, method: how, source, scope }) = &thermal.under_voltage {
@@ -188,7 +196,7 @@ fn thermal(text: &mut Text, thermal: &Thermal) {
     reasons(text, "bitnetd_throttled_since_boot", help, found.since_boot);
 }
 
-fn reasons(text: &mut Text, name: &'static str, help: &'static str, found: Throttled) {
+fn reasons(text: &mut Exposition, name: &'static str, help: &'static str, found: Throttled) {
     let Throttled { under_voltage, frequency_capped, throttled, soft_temperature_limit } = found;
     let mut family = text.gauge(name, help);
     for (reason, is_so) in [
@@ -201,17 +209,17 @@ fn reasons(text: &mut Text, name: &'static str, help: &'static str, found: Throt
     }
 }
 
-fn cpu(text: &mut Text, cpu: &Cpu) {
+fn cpu(text: &mut Exposition, cpu: &Cpu) {
     let ratio = |percent: Option<f32>| percent.map(|percent| f64::from(percent) / 100.0);
     text.gauge("bitnetd_host_cpu_ratio", "Load of all processors, 1 being all of them.")
-        .plain(ratio(cpu.host_percent));
+        .unlabelled(ratio(cpu.host_percent));
     text.gauge("bitnetd_process_cpu_ratio", "Load by this process, 1 being one processor.")
-        .plain(ratio(cpu.process_percent));
+        .unlabelled(ratio(cpu.process_percent));
     text.gauge("bitnetd_threads", "Operating-system threads of this process.")
-        .plain(cpu.threads.map(|threads| threads as f64));
+        .unlabelled(cpu.threads.map(|threads| threads as f64));
     text.gauge("bitnetd_thread_limit", "Threads that may compute.")
-        .plain(cpu.thread_limit.map(|threads| threads as f64));
-    text.gauge("bitnetd_load1", "One-minute load average of the host.").plain(cpu.load_1m);
+        .unlabelled(cpu.thread_limit.map(|threads| threads as f64));
+    text.gauge("bitnetd_load1", "One-minute load average of the host.").unlabelled(cpu.load_1m);
     reading(
         text,
         "bitnetd_cpu_frequency_hertz",
@@ -220,31 +228,31 @@ fn cpu(text: &mut Text, cpu: &Cpu) {
         1e6,
     );
     text.gauge("bitnetd_cpu_frequency_max_hertz", "What that may be at most.")
-        .plain(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
+        .unlabelled(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
 }
 
-fn memory(text: &mut Text, memory: &Memory) {
+fn memory(text: &mut Exposition, memory: &Memory) {
     let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
     text.gauge("bitnetd_memory_process_bytes", "Resident memory of this process.")
-        .plain(bytes(memory.process_bytes));
+        .unlabelled(bytes(memory.process_bytes));
     text.gauge("bitnetd_memory_budget_bytes", "What the budget allows it.").count(memory.budget_bytes);
-    text.gauge("bitnetd_memory_host_total_bytes", "Of the host.").plain(bytes(memory.host_total_bytes));
+    text.gauge("bitnetd_memory_host_total_bytes", "Of the host.").unlabelled(bytes(memory.host_total_bytes));
     text.gauge("bitnetd_memory_host_available_bytes", "Of the host, free for use.")
-        .plain(bytes(memory.host_available_bytes));
+        .unlabelled(bytes(memory.host_available_bytes));
     text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel holds this process to a limit.")
         .count(memory.memory_limit_enforced.into());
     text.gauge("bitnetd_memory_group_bytes", "Of the control group, pages of files included.")
-        .plain(bytes(memory.group_bytes));
+        .unlabelled(bytes(memory.group_bytes));
     text.gauge("bitnetd_memory_group_peak_bytes", "The most that the control group ever had.")
-        .plain(bytes(memory.group_peak_bytes));
+        .unlabelled(bytes(memory.group_peak_bytes));
     text.counter(
         "bitnetd_memory_oom_kills_total",
         "Processes of the control group killed for want of memory.",
     )
-    .plain(bytes(memory.oom_kills));
+    .unlabelled(bytes(memory.oom_kills));
 }
 
-fn pressure(text: &mut Text, cpu: &Cpu, memory: &Memory) {
+fn pressure(text: &mut Exposition, cpu: &Cpu, memory: &Memory) {
     let mut family =
         text.gauge("bitnetd_pressure_ratio", "Share of the time that tasks waited for a resource.");
     for (resource, found) in [("cpu", cpu.pressure), ("memory", memory.pressure)] {
@@ -257,7 +265,7 @@ fn pressure(text: &mut Text, cpu: &Cpu, memory: &Memory) {
     }
 }
 
-fn mqtt(text: &mut Text, link: &MqttLink) {
+fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_connected", "Whether the broker is connected.").count(link.connected.into());
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
     text.counter(
@@ -277,7 +285,7 @@ fn mqtt(text: &mut Text, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());
 }
 
-fn alerts(text: &mut Text, raised: &[String]) {
+fn alerts(text: &mut Exposition, raised: &[String]) {
     text.gauge("bitnetd_alerts", "Alerts raised now.").count(raised.len() as u64);
     let mut family = text.gauge("bitnetd_alert", "1 for each alert that is raised now.");
     for name in raised {

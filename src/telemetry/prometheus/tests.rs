@@ -26,8 +26,8 @@ fn read(text: &str) -> BTreeMap<String, Read> {
     let mut lines = text.strip_suffix('\n').expect("the last line ends").split('\n');
     while let Some(line) = lines.next() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            let (name, said) = help.split_once(' ').expect("a name and a help");
-            assert!(!said.is_empty() && !said.contains('\\'), "{line}");
+            let (name, message) = help.split_once(' ').expect("a name and a help");
+            assert!(!message.is_empty() && !message.contains('\\'), "{line}");
             let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} ")));
             let kind = kind.unwrap_or_else(|| panic!("no type after {line}")).to_owned();
             assert!(["gauge", "counter", "histogram"].contains(&kind.as_str()), "{name}: {kind}");
@@ -187,7 +187,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.completed(&done());
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
     telemetry.cache_hit();
-    telemetry.screened(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
+    telemetry.set_screen_counts(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());
     telemetry.set_link(MqttLink {
@@ -323,7 +323,7 @@ fn what_is_not_known_is_left_out_and_never_zero() {
 
 #[test]
 fn a_number_that_is_none_is_left_out() {
-    let mut text = Text::default();
+    let mut text = Exposition::default();
     text.gauge("a", "Help.")
         .sample(&[("b", "c")], Some(f64::NAN))
         .sample(&[("b", "d")], Some(f64::INFINITY))
@@ -368,7 +368,7 @@ fn names(query: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
+fn the_dashboard_uses_only_exported_metrics_and_all_that_matter() {
     let dashboard: serde_json::Value =
         serde_json::from_str(include_str!("../../../config/grafana-dashboard.json")).expect("JSON");
     let telemetry = full();
@@ -376,7 +376,7 @@ fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
     // None of these does anything on the device that was recorded.
     text.push_str("# HELP bitnetd_alert x\n# TYPE bitnetd_alert gauge\nbitnetd_alert{name=\"x\"} 1\n");
     let families = read(&text);
-    let told: BTreeSet<&str> =
+    let reported: BTreeSet<&str> =
         families.values().flat_map(|family| &family.samples).map(|s| s.0.as_str()).collect();
     let panels = dashboard["panels"].as_array().expect("panels");
     let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("queries"));
@@ -384,14 +384,14 @@ fn the_dashboard_asks_only_for_what_is_told_and_for_all_that_matters() {
     for query in queries {
         let query = query["expr"].as_str().expect("a query");
         for name in names(query) {
-            let is_known = told.contains(name) || name == "bitnetd_idle_power_watts";
+            let is_known = reported.contains(name) || name == "bitnetd_idle_power_watts";
             assert!(is_known, "{name} in {query}");
             asked.insert(name);
         }
     }
     for variable in dashboard["templating"]["list"].as_array().expect("variables") {
         let query = variable["query"]["query"].as_str().expect("a query");
-        assert!(names(query).iter().all(|name| told.contains(name)), "{query}");
+        assert!(names(query).iter().all(|name| reported.contains(name)), "{query}");
     }
     for name in ["bitnetd_power_watts", "bitnetd_temperature_celsius", "bitnetd_throttled", "bitnetd_alert"] {
         assert!(asked.contains(name), "{name}");

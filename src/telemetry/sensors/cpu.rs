@@ -1,35 +1,41 @@
-//! Load of host and process, threads of the process, and what the processors wait for.
+//! CPU load of host and process, threads of the process, load average and CPU pressure. Deliberately knows neither
+//! clock nor temperature.
 
-use super::files::Root;
-use super::load::{Mean, TICKS_PER_SECOND, Ticks};
-use super::pressure;
-use super::slow::{self, Slow};
+use super::cached::{self, Cached};
+use super::psi;
+use super::rolling_mean::{CpuTicks, RollingMean, TICKS_PER_SECOND};
+use super::sysfs::Root;
 use crate::protocol::{Cpu, Pressure};
 use std::time::Instant;
 
-/// Loads, each a mean over the last seconds.
+/// CPU loads, each a mean over the last ten seconds.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(super) struct CpuLoad {
     started: Instant,
-    host: Mean,
-    process: Mean,
-    /// The kernel's own means: load average and pressure.
-    means: Slow<(Option<f64>, Option<Pressure>)>,
+    host: RollingMean,
+    process: RollingMean,
+    /// The kernel's own means: load average and pressure stall information.
+    kernel_averages: Cached<(Option<f64>, Option<Pressure>)>,
 }
 
-impl Load {
+impl CpuLoad {
     pub fn new(now: Instant) -> Self {
-        Load { started: now, host: Mean::default(), process: Mean::default(), means: Slow::new(slow::HOLDS) }
+        CpuLoad {
+            started: now,
+            host: RollingMean::default(),
+            process: RollingMean::default(),
+            kernel_averages: Cached::new(cached::CACHE_FOR),
+        }
     }
 
-    /// Everything but the clock of the processors.
+    /// Reads all but the clock of the processors.
     pub fn read(&mut self, root: &Root, now: Instant) -> Cpu {
         let stat = root.text("/proc/self/stat");
-        let stat = stat.as_deref().and_then(Stat::parse);
-        let means = || (load_average(root), pressure::read(root, "/proc/pressure/cpu"));
-        let (load_1m, pressure) = self.means.get(now, means);
+        let stat = stat.as_deref().and_then(ProcStat::parse);
+        let means = || (load_average(root), psi::read(root, "/proc/pressure/cpu"));
+        let (load_1m, pressure) = self.kernel_averages.get(now, means);
         Cpu {
-            host_percent: self.host_percent(Ticks::read(root), now),
+            host_percent: self.host_percent(CpuTicks::read(root), now),
             process_percent: stat.as_ref().and_then(|stat| self.process_percent(stat.ticks, now)),
             threads: stat.map(|stat| stat.threads),
             load_1m,
@@ -38,8 +44,8 @@ impl Load {
         }
     }
 
-    /// A unit with ProcSubset=pid hides /proc/stat: then the load of the host is not known.
-    fn host_percent(&mut self, ticks: Option<Ticks>, now: Instant) -> Option<f32> {
+    /// The host's load; `None` where /proc/stat is hidden, as by ProcSubset=pid in the unit.
+    fn host_percent(&mut self, ticks: Option<CpuTicks>, now: Instant) -> Option<f32> {
         let Some(ticks) = ticks else {
             self.host.clear();
             return None;
@@ -55,25 +61,25 @@ impl Load {
     }
 }
 
-/// What this needs of `/proc/self/stat`.
+/// The fields of `/proc/self/stat` that are used.
 #[derive(Debug, PartialEq)]
-struct Stat {
-    /// User and system time of all threads.
+struct ProcStat {
+    /// User and system time of all threads, in ticks.
     ticks: u64,
     threads: usize,
 }
 
-impl Stat {
-    /// The second field is the program's name in brackets and may hold blanks and brackets itself,
-    /// so fields are counted from its end; proc(5) calls the next one the third.
+impl ProcStat {
+    /// The second field is the program's name in brackets, which may contain blanks and brackets itself, so fields
+    /// are counted from its closing bracket; proc(5) numbers the next one as the third.
     fn parse(text: &str) -> Option<Self> {
         let (_, fields) = text.rsplit_once(')')?;
         let fields: Vec<_> = fields.split_whitespace().collect();
         let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
         let ticks = number(14)?.checked_add(number(15)?)?;
-        // No process is without a thread: qemu-user makes the file up, with zeros.
+        // qemu-user fakes the file with zeros, and no process has 0 threads.
         let threads = usize::try_from(number(20)?).ok().filter(|&threads| threads > 0)?;
-        Some(Stat { ticks, threads })
+        Some(ProcStat { ticks, threads })
     }
 }
 
@@ -84,7 +90,7 @@ fn load_average(root: &Root) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::path::Path;
     use std::time::Duration;
@@ -92,7 +98,7 @@ mod tests {
     #[test]
     fn the_load_of_the_process_is_its_time_over_the_time_that_went_by() {
         let start = Instant::now();
-        let mut load = Load::new(start);
+        let mut load = CpuLoad::new(start);
         let mut percent = |ticks, ms| load.process_percent(ticks, start + Duration::from_millis(ms));
         assert_eq!(percent(1000, 0), None, "one reading has no load");
         assert_eq!(percent(1300, 1000), Some(300.0));
@@ -103,14 +109,15 @@ mod tests {
     #[test]
     fn the_load_of_the_host_is_never_more_than_all_of_it_and_unknown_when_hidden() {
         let start = Instant::now();
-        let mut load = Load::new(start);
+        let mut load = CpuLoad::new(start);
         let mut percent =
-            |busy, all, s| load.host_percent(Some(Ticks { busy, all }), start + Duration::from_secs(s));
+            |busy, all, s| load.host_percent(Some(CpuTicks { busy, all }), start + Duration::from_secs(s));
         assert_eq!(percent(100, 1000, 0), None);
         assert_eq!(percent(300, 1400, 1), Some(50.0));
         assert_eq!(percent(900, 1500, 2), Some(100.0));
         assert_eq!(load.host_percent(None, start + Duration::from_secs(3)), None);
-        let again = load.host_percent(Some(Ticks { busy: 1000, all: 1600 }), start + Duration::from_secs(4));
+        let again =
+            load.host_percent(Some(CpuTicks { busy: 1000, all: 1600 }), start + Duration::from_secs(4));
         assert_eq!(again, None, "what lay before was forgotten");
     }
 
@@ -119,21 +126,21 @@ mod tests {
         let root = board("pi5");
         let text = root.text("/proc/self/stat").expect("recorded");
         assert!(text.contains("(bitnetd (x) 1)"), "{text}");
-        assert_eq!(Stat::parse(&text), Some(Stat { ticks: 91_250 + 1_130, threads: 6 }));
+        assert_eq!(ProcStat::parse(&text), Some(ProcStat { ticks: 91_250 + 1_130, threads: 6 }));
     }
 
     #[test]
     fn a_short_empty_or_made_up_stat_is_not_parsed() {
         let zeros = format!("1 (a){}", " 0".repeat(50));
         for text in [zeros.as_str(), "", "1 (a) R", "1 (a", "1 (a) R 1 1 1 1 1 1 1 1 1 1 -5 2 0 0 0 0 3 0"] {
-            assert_eq!(Stat::parse(text), None, "{text}");
+            assert_eq!(ProcStat::parse(text), None, "{text}");
         }
     }
 
     #[test]
-    fn the_running_machine_has_a_load_and_this_process_a_thread_if_it_tells() {
+    fn the_running_machine_has_a_load_and_this_process_a_thread() {
         let (root, start) = (Root::new(Path::new("/")), Instant::now());
-        let mut load = Load::new(start);
+        let mut load = CpuLoad::new(start);
         assert_ne!(load.read(&root, start).threads, Some(0));
         let begun = Instant::now();
         // Work enough for some ticks of the clock: no time goes by for a machine that is not looked at.
@@ -142,6 +149,6 @@ mod tests {
         }
         let cpu = load.read(&root, start + Duration::from_secs(1));
         assert!(cpu.host_percent.is_none_or(|percent| (0.0..=100.0).contains(&percent)), "{cpu:?}");
-        assert_eq!(cpu.host_percent.is_some(), Ticks::read(&root).is_some(), "{cpu:?}");
+        assert_eq!(cpu.host_percent.is_some(), CpuTicks::read(&root).is_some(), "{cpu:?}");
     }
 }

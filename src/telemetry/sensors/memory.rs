@@ -1,28 +1,29 @@
-//! Memory of the process and the host, and the limit the kernel holds the process to.
+//! Memory of the process and the host, and the limit that the kernel enforces on the process.
 //!
-//! Sizes come from lines in kB, never from counts of pages: a Raspberry Pi 5 has pages of 16 KiB.
+//! Sizes are read from lines in kB where possible, since the page size differs: a Raspberry Pi 5 has pages of 16
+//! KiB. Deliberately knows no budget.
 
-use super::files::{Root, kilobytes};
-use super::group::Group;
-use super::pressure;
-use super::slow::{self, Slow};
+use super::cached::{self, Cached};
+use super::cgroup::Cgroup;
+use super::psi;
+use super::sysfs::{Root, kilobytes};
 use crate::protocol::Memory;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use sysinfo::{MemoryRefreshKind, System};
 
-/// What is assumed where the host does not tell: the smallest board the daemon is made for.
-const SMALLEST_HOST: u64 = 512 << 20;
+/// Assumed where the host's memory is unknown: the smallest board that is supported.
+const MIN_HOST_BYTES: u64 = 512 << 20;
 
-/// What the kernel does about the memory of this process.
+/// The limit that the kernel enforces on the memory of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryLimit {
     /// The lowest limit of its control group and the groups around it, in bytes.
     At(u64),
-    /// Nothing: no limit is set, or one above the host's memory.
+    /// No limit is set, or one above the host's memory.
     NotSet,
-    /// Nothing, and a limit would not help: the kernel's memory controller is switched off, as on a stock Raspberry
-    /// Pi OS, whose firmware writes `cgroup_disable=memory` on the kernel's command line.
+    /// No limit can be set: the kernel's memory controller is disabled, as on a stock Raspberry Pi OS, whose
+    /// firmware adds `cgroup_disable=memory` to the kernel's command line.
     NoController,
 }
 
@@ -36,33 +37,33 @@ impl MemoryLimit {
     }
 }
 
-/// How long the answer to whether a limit is enforced holds: a dozen files tell it, and they change when an owner says
-/// `systemctl set-property`.
-const LIMIT_HOLDS: Duration = Duration::from_secs(60);
+/// How long the result of looking for a limit is reused: it needs a dozen files, which change only when an owner
+/// runs `systemctl set-property`.
+const LIMIT_CACHE_FOR: Duration = Duration::from_secs(60);
 
-/// Memory of process, control group and host, as the kernel counts it.
+/// The sensors for memory of process, control group and host.
 #[derive(Debug)]
-pub(super) struct Memories {
-    group: Group,
-    enforced: Slow<bool>,
-    /// All but the process's.
-    around: Slow<Memory>,
-    host: Host,
+pub(super) struct MemorySensors {
+    cgroup: Cgroup,
+    enforced: Cached<bool>,
+    /// All but the memory of the process.
+    around: Cached<Memory>,
+    host: HostMemory,
 }
 
-impl Memories {
-    /// Memory of the control group, if the kernel counts it.
+impl MemorySensors {
+    /// Memory of the control group in bytes, if the kernel counts it.
     pub fn group_bytes(&self, root: &Root) -> Option<u64> {
-        self.group.bytes(root)
+        self.cgroup.bytes(root)
     }
 
     pub fn find(root: &Root) -> Self {
-        let (enforced, around) = (Slow::new(LIMIT_HOLDS), Slow::new(slow::HOLDS));
-        Memories { group: Group::find(root), enforced, around, host: Host::find(root) }
+        let (enforced, around) = (Cached::new(LIMIT_CACHE_FOR), Cached::new(cached::CACHE_FOR));
+        MemorySensors { cgroup: Cgroup::find(root), enforced, around, host: HostMemory::find(root) }
     }
 
     pub fn read(&mut self, root: &Root, now: Instant) -> Memory {
-        let Memories { group, enforced, around, host } = self;
+        let MemorySensors { cgroup: group, enforced, around, host } = self;
         let process = root.text("/proc/self/status").unwrap_or_default();
         let around = around.get(now, || {
             let (host_total_bytes, host_available_bytes) = host.read(root);
@@ -75,43 +76,43 @@ impl Memories {
                 group_bytes: group.bytes(root),
                 group_peak_bytes: group.peak_bytes(root),
                 oom_kills: group.oom_kills(root),
-                pressure: pressure::read(root, "/proc/pressure/memory"),
+                pressure: psi::read(root, "/proc/pressure/memory"),
             }
         });
         Memory { process_bytes: kilobytes(&process, "VmRSS"), ..around }
     }
 }
 
-/// sysinfo reads the running machine only; under another root its file is read.
+/// sysinfo reads the running machine only; under another root `/proc/meminfo` is read.
 #[derive(Debug)]
-struct Host(Option<System>);
+struct HostMemory(Option<System>);
 
-impl Host {
+impl HostMemory {
     fn find(root: &Root) -> Self {
-        Host(if root.is_live() { System::new().ok() } else { None })
+        HostMemory(if root.is_live() { System::new().ok() } else { None })
     }
 
-    /// In all, and free for use.
+    /// Total and available memory of the host, in bytes.
     fn read(&mut self, root: &Root) -> (Option<u64>, Option<u64>) {
-        let Host(Some(system)) = self else {
+        let HostMemory(Some(system)) = self else {
             let text = root.text("/proc/meminfo").unwrap_or_default();
             return (kilobytes(&text, "MemTotal"), kilobytes(&text, "MemAvailable"));
         };
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-        // It says 0 where the file is hidden.
+        // It returns 0 where the file is hidden.
         let total = Some(system.total_memory()).filter(|bytes| *bytes > 0);
         (total, total.map(|_| system.available_memory()))
     }
 }
 
-/// Memory this process may count on: the host's, or its control group's limit where that is lower.
+/// Memory that this process may use, in bytes: the host's, or its control group's limit where that is lower.
 pub fn host_memory(root: &Path) -> u64 {
     let root = Root::new(root);
-    limit(&root).bytes().or_else(|| total(&root)).unwrap_or(SMALLEST_HOST)
+    limit(&root).bytes().or_else(|| total(&root)).unwrap_or(MIN_HOST_BYTES)
 }
 
-/// Resident memory of this process, and how much of it are pages of files, in bytes; cheaper than a report, for a
-/// look at every request. `page` is the size of a page: 16 KiB on a Raspberry Pi 5.
+/// Resident memory of this process and the file-backed part of it, in bytes. It reads one small file, so it is
+/// cheap enough for every request. `page` is the page size in bytes: 16 KiB on a Raspberry Pi 5.
 pub fn resident_memory(root: &Path, page: usize) -> Option<(u64, u64)> {
     let text = Root::new(root).text("/proc/self/statm")?;
     let mut pages = text.split_whitespace().skip(1).map(|pages| pages.parse::<u64>().ok());
@@ -119,12 +120,12 @@ pub fn resident_memory(root: &Path, page: usize) -> Option<(u64, u64)> {
     Some((next()?, next()?))
 }
 
-/// Most memory that this process ever had resident, in bytes; mapped files are counted as far as they were read.
+/// The peak of the resident memory of this process, in bytes; mapped files count as far as they were read.
 pub fn peak_memory(root: &Path) -> Option<u64> {
     kilobytes(&Root::new(root).text("/proc/self/status")?, "VmHWM")
 }
 
-/// The memory limit that the kernel holds this process to.
+/// The memory limit that the kernel enforces on this process.
 pub fn memory_limit(root: &Path) -> MemoryLimit {
     limit(&Root::new(root))
 }
@@ -132,7 +133,7 @@ pub fn memory_limit(root: &Path) -> MemoryLimit {
 fn limit(root: &Root) -> MemoryLimit {
     let groups = root.text("/proc/self/cgroup").unwrap_or_default();
     let lowest = groups.lines().filter_map(|line| group_limit(root, line)).min();
-    // Version 1 writes "no limit" as a number near 2^63, so any that holds nothing is left out.
+    // Version 1 writes "no limit" as a number near 2^63, so limits above the host's memory are ignored.
     match lowest.filter(|lowest| *lowest < total(root).unwrap_or(1 << 60)) {
         Some(lowest) => MemoryLimit::At(lowest),
         None if has_controller(root, &groups) => MemoryLimit::NotSet,
@@ -140,7 +141,7 @@ fn limit(root: &Root) -> MemoryLimit {
     }
 }
 
-/// Whether memory is counted for control groups, of version 1 or 2. With `cgroup_disable=memory` neither names it.
+/// Whether the memory controller is enabled, in version 1 or 2. With `cgroup_disable=memory` neither lists it.
 fn has_controller(root: &Root, groups: &str) -> bool {
     let first = groups.lines().filter_map(|line| line.split(':').nth(1)).any(|names| has_memory(names, ','));
     let second =
@@ -160,26 +161,26 @@ fn total(root: &Root) -> Option<u64> {
 fn group_limit(root: &Root, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (_id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-    // Past `high` a process is slowed down until it gives memory back: it is not to get there either.
+    // Above `memory.high` a process is throttled, so it counts as a limit as well.
     let (mount, files) = match controllers {
         "" => ("/sys/fs/cgroup", &["memory.max", "memory.high"][..]),
         _ if has_memory(controllers, ',') => ("/sys/fs/cgroup/memory", &["memory.limit_in_bytes"][..]),
         _ => return None,
     };
     let limit = |group, file| root.word(&format!("{mount}{group}/{file}"))?.parse().ok();
-    around(path).flat_map(|group| files.iter().filter_map(move |file| limit(group, file))).min()
+    ancestors(path).flat_map(|group| files.iter().filter_map(move |file| limit(group, file))).min()
 }
 
-/// A group and all groups around it, down to the mount. In a container the path may be that of the
-/// host, of which only the mount itself is seen; one that leads out of the mount is not followed.
-fn around(path: &str) -> impl Iterator<Item = &str> {
+/// A group and all its ancestors, down to the mount. In a container the path may be that of the host, of which only
+/// the mount itself is visible; a path that leads out of the mount is not followed.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let path = if path.contains("..") { "" } else { path.trim_end_matches('/') };
     std::iter::successors(Some(path), |path| path.rfind('/').map(|end| &path[..end]))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::path::PathBuf;
 
@@ -188,16 +189,18 @@ mod tests {
     }
 
     fn read(root: &Root) -> Memory {
-        Memories::find(root).read(root, Instant::now())
+        MemorySensors::find(root).read(root, Instant::now())
     }
 
     #[test]
     fn whether_a_limit_is_enforced_is_looked_up_once_a_minute() {
-        let (mut memories, now) = (Memories::find(&board("pi4")), Instant::now());
+        let (mut memories, now) = (MemorySensors::find(&board("pi4")), Instant::now());
         assert!(memories.read(&board("pi4"), now).memory_limit_enforced);
-        let almost = now + LIMIT_HOLDS - Duration::from_millis(1);
+        let almost = now + LIMIT_CACHE_FOR - Duration::from_millis(1);
         assert!(memories.read(&board("pi5"), almost).memory_limit_enforced);
-        assert!(!memories.read(&board("pi5"), now + LIMIT_HOLDS + slow::HOLDS).memory_limit_enforced);
+        assert!(
+            !memories.read(&board("pi5"), now + LIMIT_CACHE_FOR + cached::CACHE_FOR).memory_limit_enforced
+        );
     }
 
     #[test]
@@ -247,20 +250,20 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_tells_nothing_counts_as_the_smallest_board() {
-        assert_eq!(host_memory(&place("none")), SMALLEST_HOST);
+    fn a_host_of_unknown_memory_counts_as_the_smallest_board() {
+        assert_eq!(host_memory(&place("none")), MIN_HOST_BYTES);
         assert_eq!(memory_limit(&place("broken")).bytes(), None);
     }
 
     #[test]
     fn all_groups_around_ours_are_asked() {
-        assert_eq!(around("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
-        assert_eq!(around("/").collect::<Vec<_>>(), [""]);
-        assert_eq!(around("/../x").collect::<Vec<_>>(), [""]);
+        assert_eq!(ancestors("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
+        assert_eq!(ancestors("/").collect::<Vec<_>>(), [""]);
+        assert_eq!(ancestors("/../x").collect::<Vec<_>>(), [""]);
     }
 
     #[test]
-    fn what_sysinfo_says_of_the_running_host_is_what_its_file_says() {
+    fn sysinfo_agrees_with_proc_meminfo() {
         let root = Root::new(Path::new("/"));
         let memory = read(&root);
         assert!(total(&root).is_some());

@@ -1,6 +1,6 @@
 //! Each recorded board, with every figure it gives and where that comes from; see tests/data/boards/README.md.
 
-use super::mailbox::tests::{Firmware, RAILS, mailbox};
+use super::rpi_firmware::tests::{Firmware, RAILS, mailbox};
 use super::*;
 use crate::protocol::Method;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ fn read(name: &str) -> Snapshot {
 /// A board with a firmware that answers so to `get_throttled` and `pmic_read_adc`.
 fn with_firmware(name: &str, flags: &'static str, rails: &'static str) -> Sensors {
     let (mailbox, _) = mailbox(Firmware::Says(flags, rails));
-    Sensors::with(Root::new(&board(name)), Access::Open(mailbox))
+    Sensors::with(Root::new(&board(name)), MailboxAccess::Open(mailbox))
 }
 
 /// Every reading of a snapshot in one line each: value, unit, method, scope, source.
@@ -51,7 +51,7 @@ fn readings(snapshot: &Snapshot) -> Vec<String> {
 const POLICY: &str = "/sys/devices/system/cpu/cpufreq/policy";
 
 #[test]
-fn a_pi_5_with_its_firmware_tells_the_power_of_its_rails() {
+fn a_pi_5_with_its_firmware_has_the_power_of_its_rails() {
     let snapshot = second(with_firmware("pi5", "throttled=0xE0008", RAILS));
     let expected = [
         "power 7.240 W Measured pmic_rails: /dev/vcio_gencmd pmic_read_adc",
@@ -81,7 +81,7 @@ fn a_pi_5_with_its_firmware_tells_the_power_of_its_rails() {
 }
 
 #[test]
-fn a_pi_5_whose_firmware_may_not_be_asked_tells_no_power_and_no_flags() {
+fn a_pi_5_without_access_to_its_firmware_has_no_power_and_no_flags() {
     let snapshot = read("pi5");
     assert_eq!((&snapshot.power, &snapshot.thermal.throttling), (&None, &None));
     assert_eq!(readings(&snapshot).len(), 4);
@@ -104,7 +104,7 @@ fn a_pi_4_has_flags_and_no_current_to_measure() {
 }
 
 #[test]
-fn a_pi_zero_2_w_on_a_weak_supply_says_so() {
+fn a_pi_zero_2_w_on_a_weak_supply_has_under_voltage() {
     let expected = [
         "cpu 47.774 °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)",
         &format!("clock 600.000 MHz Measured cpu: {POLICY}0/scaling_cur_freq"),
@@ -117,7 +117,7 @@ fn a_pi_zero_2_w_on_a_weak_supply_says_so() {
 }
 
 #[test]
-fn a_monitor_chip_tells_the_power_as_it_is_wired() {
+fn a_monitor_chip_has_the_scope_as_wired() {
     for (name, power, temperature) in [
         ("ina219", "4.860 W Measured as wired: hwmon/hwmon2/power1_input (ina219)", "48.312"),
         ("ina226", "2.100 W Measured as wired: hwmon/hwmon0/power1_input (ina226)", "44.008"),
@@ -126,9 +126,9 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
     ] {
         let temperature =
             format!("cpu {temperature} °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)");
-        let said = readings(&read(name));
-        assert_eq!(said[..2], [format!("power {power}"), temperature], "{name}");
-        assert!(said[2..].iter().all(|line| line.starts_with("under-voltage false")), "{said:?}");
+        let message = readings(&read(name));
+        assert_eq!(message[..2], [format!("power {power}"), temperature], "{name}");
+        assert!(message[2..].iter().all(|line| line.starts_with("under-voltage false")), "{message:?}");
     }
     let memory = read("ina219").memory;
     assert_eq!(
@@ -138,7 +138,7 @@ fn a_monitor_chip_tells_the_power_as_it_is_wired() {
 }
 
 #[test]
-fn a_jetson_tells_what_its_module_draws_and_adds_no_part_of_it() {
+fn a_jetson_has_the_power_of_its_module_input() {
     let expected = [
         "power 7.400 W Measured module: hwmon/hwmon0/in1_input, curr1_input (ina3221 VDD_IN)",
         "cpu 51.312 °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)",
@@ -161,7 +161,7 @@ fn lines_of_which_none_is_the_boards_input_are_no_power_and_a_reason() {
 }
 
 #[test]
-fn a_ups_board_on_its_battery_tells_what_the_battery_gives() {
+fn a_ups_board_on_battery_has_the_power_of_the_battery() {
     let expected = [
         "power 5.397 W Measured board: power_supply/bq27441-0/voltage_now, current_now",
         "cpu 55.017 °C Measured cpu: thermal/thermal_zone0/temp (cpu-thermal)",
@@ -172,7 +172,7 @@ fn a_ups_board_on_its_battery_tells_what_the_battery_gives() {
 }
 
 #[test]
-fn a_laptop_on_its_battery_tells_the_power_of_the_board() {
+fn a_laptop_on_battery_has_the_power_of_the_board() {
     let expected = [
         "power 14.250 W Measured board: power_supply/BAT0/voltage_now, current_now",
         "cpu 52.125 °C Measured cpu: hwmon/hwmon0/temp1_input (k10temp)",
@@ -183,7 +183,7 @@ fn a_laptop_on_its_battery_tells_the_power_of_the_board() {
 }
 
 #[test]
-fn an_x86_machine_tells_the_power_of_its_packages_its_load_and_its_pressure() {
+fn an_x86_machine_has_package_power_load_and_pressure() {
     let (mut sensors, start) = (Sensors::new(&board("x86-rapl")), Instant::now());
     let first = sensors.read(start);
     assert_eq!((first.power, first.cpu.host_percent), (None, None), "one reading has no mean");
@@ -213,7 +213,7 @@ fn two_processors_are_one_power_and_the_first_ones_temperature() {
 }
 
 #[test]
-fn a_board_without_sensors_tells_nothing_and_makes_nothing_up() {
+fn a_board_without_sensors_has_no_readings() {
     assert_eq!(read("none"), Snapshot::default());
     assert_eq!(read("no such board"), Snapshot::default());
     assert_eq!(Sensors::new(&board("none")).found(Instant::now()), []);
@@ -292,15 +292,15 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     assert!(charging.missing(now)[0].contains("only the battery"), "{:?}", charging.missing(now));
     let silent = with_firmware("pi5", "", "").missing(now);
     assert!(silent[0].starts_with("firmware: /dev/vcio_gencmd get_throttled does not answer"), "{silent:?}");
-    let refused = Access::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
-    let said = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
-    assert!(said[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{said:?}");
-    assert!(!said[0].contains("udev"), "the narrower device is the group's: {said:?}");
+    let refused = MailboxAccess::Refused("/dev/vcio_gencmd", std::io::ErrorKind::PermissionDenied.into());
+    let message = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
+    assert!(message[0].starts_with("firmware: /dev/vcio_gencmd: permission denied"), "{message:?}");
+    assert!(!message[0].contains("udev"), "the narrower device is the group's: {message:?}");
     let rule = "KERNEL==\"vcio\", GROUP=\"video\", MODE=\"0660\" into /etc/udev/rules.d/99-vcio.rules";
-    let refused = Access::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
+    let refused = MailboxAccess::Refused("/dev/vcio", std::io::ErrorKind::PermissionDenied.into());
     let roots = Sensors::with(Root::new(&board("pi4")), refused).missing(now);
     assert!(roots[0].contains(rule), "{roots:?}");
-    for line in [missing("pi5"), missing("none"), missing("broken"), said, roots].concat() {
+    for line in [missing("pi5"), missing("none"), missing("broken"), message, roots].concat() {
         assert!(!line.contains('\n') && !line.contains("  "), "{line}");
     }
 }

@@ -1,13 +1,13 @@
-//! The processor's temperature, from thermal zones or hwmon chips, told apart by their names: their
-//! numbers move between boots. And the fan, told apart in the same way.
+//! The processor's temperature, from thermal zones or hwmon chips, and its fan. They are identified by their names,
+//! since their numbers change between boots. Deliberately knows no threshold.
 
-use super::files::Root;
-use super::{Found, Unbelieved};
+use super::sysfs::Root;
+use super::{FoundSensor, RejectedSensor};
 use crate::protocol::text::Shown;
 use crate::protocol::{Method, Reading};
 
-/// Zones that are the processor, the best first, `_` and `-` being the same, and so large and small letters. Others are left alone:
-/// no temperature is better than that of the battery or the case.
+/// Thermal zones of the processor, the best first; case is ignored, and `_` and `-` are the same. Other zones are
+/// not used: no temperature is better than that of the battery or the case.
 const ZONES: [&str; 12] = [
     "cpu-thermal",      // Raspberry Pi from Zero to 5, Jetson of today, most Arm boards
     "CPU-therm",        // Jetson with NVIDIA's own kernel
@@ -18,84 +18,84 @@ const ZONES: [&str; 12] = [
     "package-thermal",  // Rockchip
     "soc-thermal",      // Rockchip, Amlogic
     "soc",
-    "tj-thermal", // Jetson: the hottest place of the chip
+    "tj-thermal", // Jetson: the maximum over the chip
     "tj-therm",
     "imx-thermal-zone", // NXP
 ];
 
-/// hwmon chips that are the processor, asked after the zones. Their first temperature is the whole
-/// package's.
+/// hwmon chips of the processor, used after the zones. Their first temperature is that of the whole package.
 const CHIPS: [&str; 3] = ["cpu_thermal", "k10temp", "coretemp"];
 
-/// What a working processor can have, in millidegrees: industrial parts start at -40 °C, and none
-/// lives at 150 °C. Drivers say -273 °C or 85000 °C where the sensor does not answer.
+/// Plausible temperatures of a working processor, in millidegrees: industrial parts start at -40 °C, and none works
+/// at 150 °C. Drivers report -273 °C or 85000 °C where the sensor does not answer.
 const SANE_MC: std::ops::RangeInclusive<i64> = -40_000..=150_000;
 
-/// Nearer to 0 °C than this, in millidegrees: 0 is a sensor that does not answer, and 45 one that tells whole degrees.
+/// Rejected values near 0 °C, in millidegrees: 0 is a sensor that does not answer, and 45 one that reports whole
+/// degrees.
 const NEAR_ZERO_MC: std::ops::RangeInclusive<i64> = -150..=150;
 
-/// The thermometers of the processor, the best first.
+/// The temperature sensors of the processor, the best first.
 #[derive(Debug)]
-pub(super) struct Thermometers(Vec<Place>);
+pub(super) struct Thermometers(Vec<SensorFile>);
 
-/// One file, and what its chip or zone is called.
+/// The file of a sensor, and the name of its chip or zone.
 #[derive(Debug)]
-struct Place {
+struct SensorFile {
     path: String,
     name: String,
 }
 
 impl Thermometers {
-    pub fn find(root: &Root) -> Self {
+    pub fn find_by_name(root: &Root) -> Self {
         let zones = find(root, "/sys/class/thermal", "thermal_zone", ("type", "temp"), &ZONES);
         let chips = find(root, HWMON, "hwmon", ("name", "temp1_input"), &CHIPS);
         Thermometers(zones.into_iter().chain(chips).collect())
     }
 
-    /// The first that answers.
+    /// The reading of the first that answers.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         self.0.iter().find_map(|thermometer| thermometer.read(root))
     }
 
-    /// Those that are there and not believed, each with the reason.
-    pub fn unbelieved(&self, root: &Root) -> Vec<Unbelieved> {
-        let why = |place: &Place| {
-            let reason = doubt(root, &place.path)?;
-            Some(Unbelieved::new("temperature", place.source(), reason))
+    /// Those whose readings are rejected, each with the reason.
+    pub fn rejected(&self, root: &Root) -> Vec<RejectedSensor> {
+        let why = |place: &SensorFile| {
+            let reason = rejection_reason(root, &place.path)?;
+            Some(RejectedSensor::new("temperature", place.source(), reason))
         };
         self.0.iter().filter_map(why).collect()
     }
 
-    /// All that answer.
-    pub fn found(&self, root: &Root) -> Vec<Found> {
+    /// All sensors that answer.
+    pub fn found(&self, root: &Root) -> Vec<FoundSensor> {
         let readings = self.0.iter().filter_map(|thermometer| thermometer.read(root));
-        readings.map(|reading| Found::of("temperature", reading)).collect()
+        readings.map(|reading| FoundSensor::of("temperature", reading)).collect()
     }
 }
 
-/// The folders whose name file says one of `wanted`, in the order of that list.
+/// The sensors whose name file contains one of `wanted`, in the order of that list.
 fn find(
     root: &Root,
     class: &str,
     prefix: &str,
     (name_file, value_file): (&str, &str),
     wanted: &[&str],
-) -> Vec<Place> {
+) -> Vec<SensorFile> {
     let plain = |name: &str| name.replace('_', "-").to_ascii_lowercase();
     let rank = |name: &str| wanted.iter().position(|w| plain(w) == plain(name));
     let folders = root.list(class, prefix).into_iter();
     let mut ranked: Vec<_> = folders
         .filter_map(|folder| {
             let name = root.word(&format!("{class}/{folder}/{name_file}"))?;
-            Some((rank(&name)?, Place { path: format!("{class}/{folder}/{value_file}"), name }))
+            Some((rank(&name)?, SensorFile { path: format!("{class}/{folder}/{value_file}"), name }))
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank); // stable: equal ones stay in the order of their numbers
     ranked.into_iter().map(|(_, thermometer)| thermometer).collect()
 }
 
-/// Why what a thermometer says is not believed; `None` where it is.
-fn doubt(root: &Root, path: &str) -> Option<String> {
+/// Why the reading of a sensor is rejected; `None` where it is accepted.
+fn rejection_reason(root: &Root, path: &str) -> Option<String> {
     let Some(text) = root.word(path) else { return Some("it cannot be read, or is empty".into()) };
     let Some(number) = root.number(path) else {
         return Some(format!("it says {}, which is no number", Shown(&text)));
@@ -114,7 +114,7 @@ fn doubt(root: &Root, path: &str) -> Option<String> {
     }
 }
 
-impl Place {
+impl SensorFile {
     fn source(&self) -> String {
         format!("{} ({})", self.path, self.name)
     }
@@ -134,22 +134,22 @@ impl Place {
 
 const HWMON: &str = "/sys/class/hwmon";
 
-/// hwmon chips that are the fan of the processor: the Raspberry Pi's, by its two names, and one on a spare pin.
+/// hwmon chips of the processor's fan: the Raspberry Pi's, by its two names, and one on a GPIO pin.
 const FANS: [&str; 3] = ["pwmfan", "cooling_fan", "pwm_fan"];
 
-/// Turns a minute that a fan of such a board can have.
+/// Plausible revolutions per minute.
 const SANE_RPM: std::ops::RangeInclusive<i64> = 0..=50_000;
 
-/// The fans that tell their speed.
+/// The fans that report their speed.
 #[derive(Debug)]
-pub(super) struct Fans(Vec<Place>);
+pub(super) struct Fans(Vec<SensorFile>);
 
 impl Fans {
     pub fn find(root: &Root) -> Self {
         Fans(find(root, HWMON, "hwmon", ("name", "fan1_input"), &FANS))
     }
 
-    /// The first that answers; a fan that stands still turns 0 times.
+    /// The reading of the first that answers; a stopped fan reads 0.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         self.0.iter().find_map(|fan| {
             let turns = root.number(&fan.path).filter(|turns| SANE_RPM.contains(turns))?;
@@ -166,11 +166,11 @@ impl Fans {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
+    use super::super::sysfs::tests::board;
     use super::*;
 
     fn names(board_name: &str) -> Vec<String> {
-        Thermometers::find(&board(board_name)).0.into_iter().map(|t| t.name).collect()
+        Thermometers::find_by_name(&board(board_name)).0.into_iter().map(|t| t.name).collect()
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn a_temperature_that_no_processor_has_is_passed_over() {
         let root = board("pi4");
-        let thermometers = Thermometers::find(&root);
+        let thermometers = Thermometers::find_by_name(&root);
         assert_eq!(root.number(&thermometers.0[0].path), Some(-273_200));
         let reading = thermometers.read(&root).expect("the second one answers");
         assert_eq!(reading.value, 61.341);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sensor_says_without_an_answer_is_not_believed_and_the_reason_is_given() {
+    fn error_values_of_drivers_are_rejected_with_a_reason() {
         let folder = std::env::temp_dir().join(format!("bitnetd-zones-{}", std::process::id()));
         let zone = folder.join("sys/class/thermal/thermal_zone0");
         std::fs::create_dir_all(&zone).expect("a temporary folder");
@@ -226,16 +226,16 @@ mod tests {
             ("", "cannot be read"),
         ] {
             std::fs::write(zone.join("temp"), text).expect("room");
-            let thermometers = Thermometers::find(&root);
+            let thermometers = Thermometers::find_by_name(&root);
             assert_eq!(thermometers.read(&root), None, "{text}");
-            let unbelieved = thermometers.unbelieved(&root);
+            let unbelieved = thermometers.rejected(&root);
             assert_eq!(unbelieved.len(), 1, "{text}");
             assert!(unbelieved[0].reason.contains(part), "{unbelieved:?}");
         }
         std::fs::write(zone.join("temp"), "-5000\n").expect("room");
-        let thermometers = Thermometers::find(&root);
+        let thermometers = Thermometers::find_by_name(&root);
         assert_eq!(thermometers.read(&root).map(|reading| reading.value), Some(-5.0));
-        assert!(thermometers.unbelieved(&root).is_empty());
+        assert!(thermometers.rejected(&root).is_empty());
         let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -1,41 +1,41 @@
-//! What holds the processor back: the throttle flags of a Raspberry Pi's firmware, and its supply's voltage.
+//! Throttling: the flags of a Raspberry Pi's firmware, and the alarm for its supply voltage.
 //!
-//! The flags come from the mailbox. The file `soc:firmware/get_throttled` that has them too is deprecated, and each
-//! reading of it writes a warning and a stack trace to the kernel's log.
+//! The flags come from the mailbox. The file `soc:firmware/get_throttled` has them too, but it is deprecated, and
+//! each read of it writes a warning and a stack trace to the kernel's log. Deliberately knows no alert.
 
-use super::files::Root;
-use super::mailbox::Mailbox;
+use super::rpi_firmware::Mailbox;
+use super::sysfs::Root;
 use crate::protocol::{Flag, Method, Throttled, Throttling};
 use std::time::Instant;
 
 const HWMON: &str = "/sys/class/hwmon";
 
-/// The chip that the kernel makes of the firmware's flag, and its alarm.
-/// Source: drivers/hwmon/raspberrypi-hwmon.c of Linux.
+/// The hwmon chip by which the kernel shows the firmware's under-voltage flag, and its alarm file. Source:
+/// drivers/hwmon/raspberrypi-hwmon.c of Linux.
 const VOLTAGE: &str = "rpi_volt";
 const ALARM: &str = "in0_lcrit_alarm";
 
-/// The flags since the board was switched on are those of now, this many bits higher.
+/// The flags since boot are the present ones, shifted by this many bits.
 const SINCE_BOOT: u32 = 16;
 
 const SCOPE: &str = "board";
 
-/// Where a too low voltage is told.
+/// The alarm for under-voltage.
 #[derive(Debug)]
-pub(super) struct Supply {
+pub(super) struct SupplyVoltage {
     alarm: Option<String>,
 }
 
-impl Supply {
+impl SupplyVoltage {
     pub fn find(root: &Root) -> Self {
         let chips = root.list(HWMON, "hwmon").into_iter();
         let mut folders = chips.map(|chip| format!("{HWMON}/{chip}"));
         let folder =
             folders.find(|folder| root.word(&format!("{folder}/name")).is_some_and(|name| name == VOLTAGE));
-        Supply { alarm: folder.map(|folder| format!("{folder}/{ALARM}")) }
+        SupplyVoltage { alarm: folder.map(|folder| format!("{folder}/{ALARM}")) }
     }
 
-    /// Whether the voltage is too low now: the kernel's alarm says, else the firmware's flag.
+    /// Whether the voltage is too low now, from the kernel's alarm, otherwise from the firmware's flag.
     pub fn under_voltage(&self, root: &Root, throttling: Option<&Throttling>) -> Option<Flag> {
         self.alarm(root).or_else(|| {
             let throttling = throttling?;
@@ -96,17 +96,17 @@ fn flag(value: bool, source: String) -> Flag {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
-    use super::super::mailbox::tests::{Firmware, mailbox};
+    use super::super::rpi_firmware::tests::{Firmware, mailbox};
+    use super::super::sysfs::tests::board;
     use super::*;
 
-    fn said(flags: &'static str) -> Throttling {
+    fn message(flags: &'static str) -> Throttling {
         let (mut mailbox, _) = mailbox(Firmware::Says(flags, ""));
         throttling(&mut mailbox, Instant::now()).expect("flags")
     }
 
     #[test]
-    fn each_bit_is_the_flag_that_the_documentation_says_now_and_since_boot() {
+    fn each_bit_is_the_documented_flag_now_and_since_boot() {
         type Read = fn(&Throttled) -> bool;
         let flags: [(&str, &str, Read); 4] = [
             ("throttled=0x1", "throttled=0x10000", |t| t.under_voltage),
@@ -115,34 +115,34 @@ mod tests {
             ("throttled=0x8", "throttled=0x80000", |t| t.soft_temperature_limit),
         ];
         for (now, since_boot, read) in flags {
-            let (now, since_boot) = (said(now), said(since_boot));
+            let (now, since_boot) = (message(now), message(since_boot));
             assert!(read(&now.now) && !now.since_boot.any(), "{now:?}");
             assert!(read(&since_boot.since_boot) && !since_boot.now.any(), "{since_boot:?}");
             assert_eq!(names(now.now), names(since_boot.since_boot));
         }
-        assert!(!said("throttled=0xfff0fff0").now.any(), "other bits are not ours");
-        assert_eq!(names(said("throttled=0x0").now), "nothing");
+        assert!(!message("throttled=0xfff0fff0").now.any(), "other bits are not ours");
+        assert_eq!(names(message("throttled=0x0").now), "nothing");
     }
 
     #[test]
     fn the_alarm_of_the_kernel_is_preferred_to_the_flag() {
-        let throttling = said("throttled=0x1");
+        let throttling = message("throttled=0x1");
         let (quiet, low, none) = (board("pi5"), board("zero2"), board("jetson"));
-        let flag = Supply::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
+        let flag = SupplyVoltage::find(&quiet).under_voltage(&quiet, Some(&throttling)).expect("an alarm");
         assert_eq!(
             (flag.value, flag.source.as_str()),
             (false, "/sys/class/hwmon/hwmon3/in0_lcrit_alarm (rpi_volt)")
         );
-        assert!(Supply::find(&low).under_voltage(&low, None).expect("an alarm").value);
-        let flag = Supply::find(&none).under_voltage(&none, Some(&throttling)).expect("a flag");
+        assert!(SupplyVoltage::find(&low).under_voltage(&low, None).expect("an alarm").value);
+        let flag = SupplyVoltage::find(&none).under_voltage(&none, Some(&throttling)).expect("a flag");
         assert_eq!((flag.value, flag.source.as_str()), (true, "/dev/vcio_gencmd get_throttled"));
-        assert_eq!(Supply::find(&none).under_voltage(&none, None), None);
+        assert_eq!(SupplyVoltage::find(&none).under_voltage(&none, None), None);
     }
 
     #[test]
     fn an_alarm_that_is_neither_on_nor_off_is_not_believed() {
         let root = board("broken");
-        let supply = Supply::find(&root);
+        let supply = SupplyVoltage::find(&root);
         assert!(supply.alarm.is_some());
         assert_eq!(supply.under_voltage(&root, None), None);
     }

@@ -1,5 +1,5 @@
 //! The classes of faults that model loaders have had, one test each, with the numbers that broke them.
-//! The classes that need a daemon are in `tests/system/past.rs`, chat templates in `tests/engine/templates.rs`.
+//! The classes that need a daemon are in `tests/system/known_cves.rs`, chat templates in `tests/engine/template.rs`.
 
 use super::{load, refused, refused_blocks};
 use crate::fixtures::{self, array, number, text, value};

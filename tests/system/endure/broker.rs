@@ -1,6 +1,6 @@
-//! A broker that is killed without a word, again and again, while prompts come without a pause.
+//! A broker that is killed again and again, while prompts arrive without a pause.
 
-use super::crowd::{Crowd, Memory, Tally};
+use super::load::{Crowd, Memory, Tally};
 use super::{House, chance, is_long, rounds, tell};
 use crate::support::broker::Mosquitto;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! A daemon that is killed without a word, again and again, while prompts come without a pause.
+//! A daemon that is killed again and again, while prompts arrive without a pause.
 
-use super::crowd::{Crowd, Memory, Tally};
+use super::load::{Crowd, Memory, Tally};
 use super::{House, chance, rounds, settings, tell};
 use crate::daemon::{Daemon, bitnetd};
 use crate::support::broker::Mosquitto;

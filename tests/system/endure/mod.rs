@@ -6,8 +6,8 @@
 //! `tests/endure` does that for the figures in docs/reliability.md.
 
 mod broker;
-mod crowd;
 mod daemon;
+mod load;
 mod network;
 mod odd;
 mod proxy;
@@ -15,8 +15,8 @@ mod proxy;
 use crate::daemon::{Daemon, is_emulated};
 use crate::support::broker::Mosquitto;
 use crate::{Folder, linked};
-pub use crowd::Line;
-use crowd::{Crowd, Tally};
+pub use load::Line;
+use load::{Crowd, Tally};
 use std::time::Duration;
 
 /// The daemon's name at the broker.

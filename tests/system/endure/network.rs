@@ -1,6 +1,6 @@
 //! A network that is slow, drips, or silently swallows everything.
 
-use super::crowd::{Crowd, Memory};
+use super::load::{Crowd, Memory};
 use super::proxy::{Pace, Proxy};
 use super::{House, is_long, settings, tell};
 use crate::Folder;

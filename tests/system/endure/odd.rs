@@ -2,7 +2,7 @@
 //! `tests/daemon/mqtt`; here it is the daemon as a whole.
 
 use super::CLIENT;
-use super::crowd::Line;
+use super::load::Line;
 use crate::daemon::{Client, Daemon};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
@@ -81,7 +81,7 @@ async fn prompts_larger_than_any_packet_we_take_disturb_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_said_beside_the_prompt_topics_is_not_answered() {
+async fn messages_on_other_topics_are_not_answered() {
     let mut home = Home::at(Mosquitto::start().await, "").await;
     let prompt = r#"{"id":"wrong","prompt":"go"}"#;
     for topic in ["prompt/a/b", "prompts", "prompt2", "", "reply/x/y", "info/prompt", "$share/prompt"] {

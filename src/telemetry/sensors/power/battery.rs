@@ -1,10 +1,10 @@
-//! Batteries that feed the machine, and those of UPS boards that have a driver in the kernel.
+//! Batteries of the machine, and those of UPS boards with a kernel driver. Deliberately knows no other sensor.
 //!
 //! Source: the kernel's Documentation/ABI/testing/sysfs-class-power.
 
 use super::{SANE_UW, watts};
 use crate::protocol::{Method, Reading};
-use crate::telemetry::sensors::files::Root;
+use crate::telemetry::sensors::sysfs::Root;
 
 const SUPPLIES: &str = "/sys/class/power_supply";
 
@@ -14,14 +14,14 @@ pub(super) fn find(root: &Root) -> Vec<Battery> {
     supplies.filter_map(|supply| Battery::find(root, &supply)).collect()
 }
 
-/// A battery that feeds the machine.
+/// A battery that supplies the machine.
 #[derive(Debug)]
 pub(super) struct Battery {
     folder: String,
 }
 
 impl Battery {
-    /// Mice and the like have batteries too; theirs have the scope `Device`.
+    /// Finds a battery that supplies the machine; those of mice and the like have the scope `Device`.
     fn find(root: &Root, supply: &str) -> Option<Self> {
         let folder = format!("{SUPPLIES}/{supply}");
         let kind = root.word(&format!("{folder}/type"))?;
@@ -30,7 +30,7 @@ impl Battery {
         feeds.then_some(Battery { folder })
     }
 
-    /// While charging, the battery's power is not the machine's.
+    /// The power while discharging: while charging, the battery's power is not the machine's.
     pub fn read(&self, root: &Root) -> Option<Reading> {
         let status = root.word(&format!("{}/status", self.folder))?;
         if status != "Discharging" {
@@ -54,8 +54,8 @@ impl Battery {
     }
 }
 
-/// Watts from a battery's microwatts. Some drivers count what flows out as negative; one that says
-/// 0 while discharging does not measure.
+/// Watts from a battery's microwatts. Some drivers report discharging as negative; 0 while discharging means that
+/// the driver does not measure.
 fn sane_watts(microwatts: i128) -> Option<f64> {
     let microwatts = i64::try_from(microwatts.abs()).ok()?;
     let sane = microwatts > 0 && SANE_UW.contains(&microwatts);
@@ -65,10 +65,10 @@ fn sane_watts(microwatts: i128) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::files::tests::board;
+    use crate::telemetry::sensors::sysfs::tests::board;
 
     #[test]
-    fn a_battery_that_is_being_charged_says_nothing() {
+    fn a_battery_that_is_charging_has_no_reading() {
         let root = board("x86-rapl");
         let batteries = find(&root);
         assert_eq!((batteries.len(), batteries[0].read(&root)), (1, None));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_battery_that_says_nothing_flows_or_a_lightning_bolt_does_is_not_believed() {
+    fn an_implausible_battery_power_is_rejected() {
         assert_eq!(sane_watts(0), None);
         assert_eq!(sane_watts(i128::from(i64::MAX) * 7), None);
         assert_eq!(sane_watts(i128::MIN + 1), None);

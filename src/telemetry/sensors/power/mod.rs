@@ -1,42 +1,42 @@
-//! Power, from whatever on this machine measures it.
+//! Power of the machine, from the best sensor that it has.
 //!
-//! Preferred first: a monitor chip somebody wired in, the rails behind the power chip of a Raspberry Pi 5, the
-//! processor's energy counters, the battery, and last what the owner says of the board. They cover different things,
-//! so they are never added up, and each says what it covers.
+//! In order of preference: a power monitor chip in the supply line (hwmon), the rails behind the PMIC of a
+//! Raspberry Pi 5, the processor's energy counters (RAPL), the battery, and an estimate from the load. They cover
+//! different scopes, so they are never added up, and each reading names its scope. Deliberately knows no energy.
 
 mod battery;
 mod estimate;
-mod monitor;
-mod rails;
+mod hwmon;
 mod rapl;
+mod rpi5_pmic;
 
-use super::files::Root;
-use super::mailbox::Mailbox;
-use super::{Found, Unbelieved};
+use super::rpi_firmware::Mailbox;
+use super::sysfs::Root;
+use super::{FoundSensor, RejectedSensor};
 use crate::config::BoardWatts;
 use crate::protocol::{Method, Reading};
 use battery::Battery;
-use estimate::Estimate;
-use monitor::Monitors;
+use estimate::LoadEstimate;
+use hwmon::Monitors;
 use rapl::Rapl;
 use std::time::Instant;
 
-/// What a machine this runs on can draw, in microwatts. Beyond it is a driver's error value, or a
-/// chip whose shunt is not the one the driver was told of.
+/// Plausible power, in microwatts. Anything else is a driver's error value, or a chip whose shunt resistor differs
+/// from the configured one.
 const SANE_UW: std::ops::RangeInclusive<i64> = 0..=2_000_000_000;
 
 /// The power sensors of this machine, by preference.
 #[derive(Debug)]
-pub(super) struct Power {
+pub(super) struct PowerSensors {
     monitors: Monitors,
     rapl: Option<Rapl>,
     batteries: Vec<Battery>,
-    estimate: Option<Estimate>,
+    estimate: Option<LoadEstimate>,
 }
 
-impl Power {
+impl PowerSensors {
     pub fn find(root: &Root) -> Self {
-        Power {
+        PowerSensors {
             monitors: Monitors::find(root),
             rapl: Rapl::find(root),
             batteries: battery::find(root),
@@ -44,49 +44,51 @@ impl Power {
         }
     }
 
-    /// Estimates from now on where nothing is measured; `None` for no estimate.
+    /// Sets the estimate that is used where nothing measures power; `None` for none.
     pub fn estimate(&mut self, watts: Option<BoardWatts>) {
-        self.estimate = watts.map(Estimate::new);
+        self.estimate = watts.map(LoadEstimate::new);
     }
 
-    /// The power now from the best sensor that answers. Counters are read each time, wanted or not: after a long
-    /// pause they could not be compared.
+    /// The power now, from the best sensor that answers. Energy counters are read each time, since after a long
+    /// pause their difference would be ambiguous.
     pub fn read(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Option<Reading> {
         let package = self.package(root, now);
         let estimate = self.estimate.as_mut().and_then(|estimate| estimate.read(root, now));
-        let measured = self.monitors.read(root).or_else(|| rails::read(mailbox?, now)).or(package);
+        let measured = self.monitors.read(root).or_else(|| rpi5_pmic::read(mailbox?, now)).or(package);
         measured.or_else(|| self.batteries.iter().find_map(|battery| battery.read(root))).or(estimate)
     }
 
-    /// The sensors that answer; a battery answers while it feeds the machine.
-    pub fn found(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Vec<Found> {
+    /// The sensors that answer; a battery answers while it is discharging.
+    pub fn found(&mut self, root: &Root, mailbox: Option<&mut Mailbox>, now: Instant) -> Vec<FoundSensor> {
         let monitors = self.monitors.found.iter().filter_map(|monitor| monitor.read(root));
-        let rails = mailbox.and_then(|mailbox| rails::read(mailbox, now));
-        let mut found: Vec<_> = monitors.chain(rails).map(|reading| Found::of("power", reading)).collect();
-        // What is a mean over time is not known at the first look.
+        let rails = mailbox.and_then(|mailbox| rpi5_pmic::read(mailbox, now));
+        let mut found: Vec<_> =
+            monitors.chain(rails).map(|reading| FoundSensor::of("power", reading)).collect();
+        // A mean over time is not known at the first reading.
         let rapl = self.rapl.iter().filter(|rapl| rapl.answers(root));
-        found.extend(rapl.map(|rapl| Found::later("power", rapl.source(), Method::Derived, rapl::SCOPE)));
-        let batteries = self.batteries.iter().filter_map(|battery| battery.read(root));
-        found.extend(batteries.map(|reading| Found::of("power", reading)));
-        let estimate = self.estimate.iter().filter(|_| Estimate::can_read(root));
         found.extend(
-            estimate
-                .map(|_| Found::later("power", estimate::SOURCE.into(), Method::Estimated, estimate::SCOPE)),
+            rapl.map(|rapl| FoundSensor::without_value("power", rapl.source(), Method::Derived, rapl::SCOPE)),
         );
+        let batteries = self.batteries.iter().filter_map(|battery| battery.read(root));
+        found.extend(batteries.map(|reading| FoundSensor::of("power", reading)));
+        let estimate = self.estimate.iter().filter(|_| LoadEstimate::can_read(root));
+        found.extend(estimate.map(|_| {
+            FoundSensor::without_value("power", estimate::SOURCE.into(), Method::Estimated, estimate::SCOPE)
+        }));
         found
     }
 
-    /// Whether there is a battery, though it may not feed the machine now.
+    /// Whether there is a battery, discharging or not.
     pub fn has_battery(&self) -> bool {
         !self.batteries.is_empty()
     }
 
-    /// The monitor chips that are there and not believed.
-    pub fn unbelieved(&self, root: &Root) -> Vec<Unbelieved> {
-        self.monitors.found.iter().filter_map(|monitor| monitor.unbelieved(root)).collect()
+    /// The monitor chips whose readings are rejected.
+    pub fn rejected(&self, root: &Root) -> Vec<RejectedSensor> {
+        self.monitors.found.iter().filter_map(|monitor| monitor.rejected(root)).collect()
     }
 
-    /// Why a sensor that this machine has is not used, and the way out.
+    /// Why a sensor that exists is not used, and a remedy.
     pub fn problems(&self, root: &Root) -> Vec<String> {
         let unclear = self.monitors.unclear.iter().map(|chip| {
             format!("{chip} measures several lines and names none of them VDD_IN, so none is taken for the board's")
@@ -107,8 +109,8 @@ fn watts(value: f64, method: Method, source: String, scope: &str) -> Reading {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::board;
-    use super::super::mailbox::tests::{Firmware, RAILS, mailbox};
+    use super::super::rpi_firmware::tests::{Firmware, RAILS, mailbox};
+    use super::super::sysfs::tests::board;
     use super::*;
     use std::time::Duration;
 
@@ -116,14 +118,14 @@ mod tests {
     fn a_pi_without_its_firmware_measures_no_power() {
         for name in ["pi4", "pi5", "zero2"] {
             let root = board(name);
-            assert_eq!(Power::find(&root).read(&root, None, Instant::now()), None);
+            assert_eq!(PowerSensors::find(&root).read(&root, None, Instant::now()), None);
         }
     }
 
     #[test]
     fn the_counters_are_followed_and_give_the_power_of_the_package() {
         let (early, late, start) = (board("x86-rapl"), board("x86-rapl-later"), Instant::now());
-        let mut power = Power::find(&early);
+        let mut power = PowerSensors::find(&early);
         assert_eq!(power.read(&early, None, start), None);
         let reading = power.read(&late, None, start + Duration::from_secs(3)).expect("two readings");
         assert!((reading.value - 5.0).abs() < 1e-9, "{reading:?}");
@@ -134,7 +136,7 @@ mod tests {
     fn a_monitor_chip_is_preferred_to_the_rails_and_the_firmware_is_left_alone() {
         let (root, now) = (board("ina219"), Instant::now());
         let (mut firmware, (_, asked)) = mailbox(Firmware::Says("throttled=0x0", RAILS));
-        let mut power = Power::find(&root);
+        let mut power = PowerSensors::find(&root);
         let reading = power.read(&root, Some(&mut firmware), now).expect("a chip");
         assert_eq!(reading.scope, "as wired");
         assert!(asked.lock().expect("one thread").is_empty());
@@ -147,7 +149,7 @@ mod tests {
     fn an_estimate_is_made_only_where_the_owner_asks_and_nothing_measures() {
         let (root, later, start) = (board("pi4"), board("pi4-later"), Instant::now());
         let second = start + Duration::from_secs(1);
-        let mut power = Power::find(&root);
+        let mut power = PowerSensors::find(&root);
         power.estimate(Some(BoardWatts { idle: 2.7, full: 6.7 }));
         assert_eq!(power.read(&root, None, start), None, "one reading has no load");
         let reading = power.read(&later, None, second).expect("two readings");

@@ -1,37 +1,37 @@
 //! Power of x86 processor packages, from the energy counters of RAPL.
 //!
-//! All packages are added up; their parts (`core`, `uncore`, and `dram`, which is beside the package on some servers)
-//! are not. Neither is `psys`, which covers the whole board and with it the packages: what it counts depends on how the
-//! maker of the board set it up, and where nobody did it stands still or counts something else.
-//! Source: the kernel's Documentation/power/powercap/powercap.rst.
+//! All packages are added up. Their parts (`core`, `uncore`, and `dram`, which is beside the package on some
+//! servers) are not, and neither is `psys`, which covers the whole board: what it counts depends on how its maker
+//! set it up, and without that it is constant or meaningless. Deliberately knows no other sensor. Source: the
+//! kernel's Documentation/power/powercap/powercap.rst.
 
-use crate::telemetry::energy::SHORTEST_DERIVED;
-use crate::telemetry::sensors::files::Root;
+use crate::telemetry::energy::MIN_DERIVED_INTERVAL;
+use crate::telemetry::sensors::sysfs::Root;
 use std::time::{Duration, Instant};
 
 const CLASS: &str = "/sys/class/powercap";
 
 pub(super) const SCOPE: &str = "package";
 
-/// The counters wrap around after 65 kJ or 262 kJ on most processors: 65 kJ are 200 s at 328 W. After a longer pause
-/// they may have done so more than once, and the difference means nothing.
-const LONGEST: Duration = Duration::from_secs(200);
+/// The longest interval that is used. The counters wrap around after 65 kJ or 262 kJ on most processors, and 65 kJ
+/// are 200 s at 328 W; after a longer pause they may have wrapped more than once.
+const MAX_INTERVAL: Duration = Duration::from_secs(200);
 
 /// The energy counters of all packages, and the power they give.
 #[derive(Debug)]
 pub(super) struct Rapl {
     packages: Vec<Package>,
     before: Option<(Instant, Vec<u64>)>,
-    /// Given again to who asks too soon.
+    /// Returned again when asked too soon.
     watts: Option<f64>,
 }
 
 #[derive(Debug)]
 struct Package {
-    /// Its counter, in microjoules. Only root may read it since Linux 5.10 (CVE-2020-8694), unless
-    /// the owner allows it.
+    /// The file of its counter, in microjoules. Since Linux 5.10 only root may read it (CVE-2020-8694), unless the
+    /// owner allows more.
     energy: String,
-    /// Where the counter wraps around.
+    /// The value at which the counter wraps around.
     range: Option<u64>,
 }
 
@@ -55,14 +55,14 @@ impl Rapl {
         self.counters(root).is_some()
     }
 
-    /// Mean power of all packages together since the reading before, in watts.
+    /// Mean power of all packages together since the last reading, in watts.
     pub fn watts(&mut self, root: &Root, now: Instant) -> Option<f64> {
         let Some(counters) = self.counters(root) else {
             (self.before, self.watts) = (None, None);
             return None;
         };
         let elapsed = self.before.as_ref().map(|(then, _)| now.saturating_duration_since(*then));
-        if elapsed.is_none_or(|elapsed| elapsed >= SHORTEST_DERIVED) {
+        if elapsed.is_none_or(|elapsed| elapsed >= MIN_DERIVED_INTERVAL) {
             self.watts = elapsed.and_then(|elapsed| self.mean(&counters, elapsed));
             self.before = Some((now, counters));
         }
@@ -70,9 +70,9 @@ impl Rapl {
     }
 
     fn mean(&self, after: &[u64], elapsed: Duration) -> Option<f64> {
-        let (_, before) = self.before.as_ref().filter(|_| elapsed <= LONGEST)?;
+        let (_, before) = self.before.as_ref().filter(|_| elapsed <= MAX_INTERVAL)?;
         let each = self.packages.iter().zip(before.iter().zip(after));
-        let used = each.map(|(package, (&before, &after))| used(before, after, package.range));
+        let used = each.map(|(package, (&before, &after))| difference(before, after, package.range));
         let microjoules: u64 = used.sum::<Option<u64>>()?;
         Some(microjoules as f64 / 1e6 / elapsed.as_secs_f64())
     }
@@ -96,7 +96,7 @@ fn is_package(root: &Root, zone: &str) -> bool {
     root.word(&format!("{CLASS}/{zone}/name")).is_some_and(|name| name.starts_with("package-"))
 }
 
-/// Why counters that this machine has are not used, and the way out.
+/// Why existing counters cannot be used, and a remedy.
 pub(super) fn problem(root: &Root) -> Option<String> {
     let zones = root.list(CLASS, "intel-rapl:");
     let closed = |zone: &&String| {
@@ -114,8 +114,8 @@ fn counter(root: &Root, path: &str) -> Option<u64> {
     root.number(path).and_then(|number| u64::try_from(number).ok())
 }
 
-/// Energy between two values of a counter that starts again at 0 after `range`.
-fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
+/// The energy between two values of a counter that wraps to 0 after `range`.
+fn difference(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
     match after.checked_sub(before) {
         Some(used) => Some(used),
         None => range?.checked_sub(before)?.checked_add(after),
@@ -125,7 +125,7 @@ fn used(before: u64, after: u64, range: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::sensors::files::tests::board;
+    use crate::telemetry::sensors::sysfs::tests::board;
 
     /// The counter a second and the wrap-around later is 15 J further.
     fn pair() -> (Rapl, Root, Root, Instant) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_soon_hears_the_power_before() {
+    fn asked_too_soon_it_returns_the_last_power() {
         let (mut rapl, early, late, start) = pair();
         assert_eq!(rapl.watts(&late, start + Duration::from_millis(9)), None);
         let watts = rapl.watts(&late, start + Duration::from_secs(1));
@@ -166,11 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_falls_without_a_known_range_says_nothing() {
-        assert_eq!(used(10, 5, None), None);
-        assert_eq!(used(10, 5, Some(8)), None);
-        assert_eq!(used(10, 5, Some(12)), Some(7));
-        assert_eq!(used(5, 10, None), Some(5));
+    fn a_counter_that_falls_without_a_known_range_has_no_reading() {
+        assert_eq!(difference(10, 5, None), None);
+        assert_eq!(difference(10, 5, Some(8)), None);
+        assert_eq!(difference(10, 5, Some(12)), Some(7));
+        assert_eq!(difference(5, 10, None), Some(5));
     }
 
     #[test]

@@ -1,0 +1,584 @@
+//! The schema of the TOML file, and the checks that turn it into settings.
+//!
+//! Field names are the keys; an unknown one is refused. Deliberately knows no default that
+//! `config/bitnetd.toml` does not state.
+
+use super::alerts::{AlertValue, switch, threshold};
+use super::key_error::{KeyError, KeyResult};
+use super::text_position::{key_on, line_at, line_of};
+use super::{
+    Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
+    Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    broker,
+};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    device: DeviceKeys,
+    model: ModelKeys,
+    budget: BudgetKeys,
+    socket: SocketKeys,
+    mqtt: MqttKeys,
+    queue: QueueKeys,
+    cache: CacheKeys,
+    telemetry: TelemetryKeys,
+    alerts: AlertsKeys,
+    log: LogKeys,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DeviceKeys {
+    id: Option<String>,
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModelKeys {
+    path: Option<PathBuf>,
+    context: Option<usize>,
+    i2s_layout: Option<String>,
+    head: Option<String>,
+    kv_cache: Option<String>,
+    chat_template: Option<PathBuf>,
+    cache_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetKeys {
+    memory_mb: Option<u64>,
+    threads: Option<usize>,
+    decode_threads: Option<usize>,
+    prefill_threads: Option<usize>,
+    pin: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SocketKeys {
+    path: Option<PathBuf>,
+    mode: Option<String>,
+    connections: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MqttKeys {
+    host: Option<String>,
+    port: Option<u16>,
+    prefix: Option<String>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    tls: Option<bool>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    version: Option<Version>,
+    group: Option<String>,
+    discovery: Option<bool>,
+    discovery_prefix: Option<String>,
+    reply_topics: Option<Vec<String>>,
+}
+
+/// `5` and `"5"` mean the same; 3.1 is a number too, which is refused with a hint.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "not known; use 5 or \"3.1.1\"")]
+enum Version {
+    Number(u64),
+    Broken(f64),
+    Text(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct QueueKeys {
+    depth: Option<usize>,
+    client_percent: Option<u64>,
+    timeout_ms: Option<u64>,
+    drain_ms: Option<u64>,
+    inbox_mb: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CacheKeys {
+    scope: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TelemetryKeys {
+    interval_s: Option<u64>,
+    idle_watts: Option<f64>,
+    full_watts: Option<f64>,
+    textfile: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AlertsKeys {
+    hold_s: Option<u64>,
+    temperature_c: Option<AlertValue>,
+    throttled: Option<AlertValue>,
+    under_voltage: Option<AlertValue>,
+    memory_percent: Option<AlertValue>,
+    cpu_percent: Option<AlertValue>,
+    tokens_per_second: Option<AlertValue>,
+    error_percent: Option<AlertValue>,
+    ttft_ms: Option<AlertValue>,
+    queue_percent: Option<AlertValue>,
+    broker_link_s: Option<AlertValue>,
+    subscription: Option<AlertValue>,
+    storage: Option<AlertValue>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogKeys {
+    level: Option<String>,
+}
+
+impl File {
+    pub(super) fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_at(text, span.start));
+            // The library's message may have several lines; ours has one.
+            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            // The library names an unknown key, but not a key whose value is invalid.
+            let message = match key_on(text, line).filter(|(_, key)| !message.contains(key)) {
+                Some((section, key)) => format!("{section}.{key}: {message}"),
+                None => message,
+            };
+            ConfigError { place: format!("{place}:{line}"), message }
+        })
+    }
+
+    pub(super) fn check(self, place: &str, text: &str, host: &Host) -> Result<Config, ConfigError> {
+        self.checked(host).map_err(|KeyError(section, key, message)| ConfigError {
+            place: match line_of(text, section, key) {
+                Some(line) => format!("{place}:{line}"),
+                None => place.to_owned(),
+            },
+            message: format!("{section}.{key}: {message}"),
+        })
+    }
+
+    fn checked(self, host: &Host) -> KeyResult<Config> {
+        let device = self.device.checked(host)?;
+        Ok(Config {
+            model: self.model.checked(host)?,
+            budget: self.budget.checked(host)?,
+            socket: self.socket.checked(host)?,
+            mqtt: self.mqtt.checked(&device, host)?,
+            device,
+            queue: self.queue.checked()?,
+            cache: self.cache.checked()?,
+            telemetry: self.telemetry.checked()?,
+            alerts: self.alerts.checked()?,
+            log: self.log.checked()?,
+        })
+    }
+}
+
+impl DeviceKeys {
+    fn checked(self, host: &Host) -> KeyResult<Device> {
+        let id = self.id.unwrap_or_else(|| host.name.clone());
+        topic_level(&id, "device", "id")?;
+        let state_in = folder("device", "state_dir", self.state_dir, &host.state_dir)?;
+        Ok(Device { id, state_dir: state_in })
+    }
+}
+
+const LAYOUTS: [(&str, Option<I2sLayout>); 4] = [
+    ("auto", None),
+    ("128", Some(I2sLayout::Blocks128)),
+    ("64", Some(I2sLayout::Blocks64)),
+    ("1x4", Some(I2sLayout::Rows4)),
+];
+const HEADS: [(&str, Option<Head>); 5] = [
+    ("auto", None),
+    ("f16", Some(Head::F16)),
+    ("q8", Some(Head::Q8)),
+    ("q6_k", Some(Head::Q6K)),
+    ("screened", Some(Head::Screened)),
+];
+const KV_CACHES: [(&str, KvCache); 2] = [("f16", KvCache::F16), ("int8", KvCache::Int8)];
+
+/// The meaning of a key's word; the first of the choices where the key is left out.
+fn one_of<T: Copy>(
+    section: &'static str,
+    key: &'static str,
+    word: Option<String>,
+    choices: &[(&str, T)],
+) -> KeyResult<T> {
+    let Some(word) = word else { return Ok(choices[0].1) };
+    choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        KeyError(section, key, format!("\"{word}\" is not known; use one of {all}"))
+    })
+}
+
+impl ModelKeys {
+    fn checked(self, host: &Host) -> KeyResult<Model> {
+        if let Some(context) = self.context {
+            within("model", "context", context as u64, 16..=1 << 20)?;
+        }
+        if self.chat_template.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            let reason = "empty; use \"file\", \"built-in\" or the path of a template, or leave it out";
+            return Err(KeyError("model", "chat_template", reason.into()));
+        }
+        Ok(Model {
+            path: self.path,
+            context: self.context,
+            i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
+            head: one_of("model", "head", self.head, &HEADS)?,
+            kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
+            chat_template: self.chat_template,
+            cache_dir: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
+        })
+    }
+}
+
+impl BudgetKeys {
+    fn checked(self, host: &Host) -> KeyResult<Budget> {
+        let memory_bytes = match self.memory_mb {
+            Some(mb) => within("budget", "memory_mb", mb, 8..=1 << 24)? << 20,
+            // The rest is left for the system and for other programs.
+            None => host.memory_bytes / 4 * 3,
+        };
+        let threads = match self.threads {
+            Some(threads) => within("budget", "threads", threads as u64, 1..=256)? as usize,
+            None => host.threads(),
+        };
+        Ok(Budget {
+            memory_bytes,
+            threads,
+            decode_threads: part_of(threads, "decode_threads", self.decode_threads)?,
+            prefill_threads: part_of(threads, "prefill_threads", self.prefill_threads)?,
+            allowed_cpus: host.keep_to(threads),
+            pin: self.pin.unwrap_or(false),
+        })
+    }
+}
+
+impl SocketKeys {
+    fn checked(self, host: &Host) -> KeyResult<Socket> {
+        let path = self.path.unwrap_or_else(|| host.runtime_dir.join("bitnetd.sock"));
+        if path.as_os_str().is_empty() {
+            return Err(KeyError("socket", "path", "empty; leave it out for the default".into()));
+        }
+        // sun_path of unix(7) holds 108 bytes with its closing zero.
+        if path.as_os_str().len() > 107 {
+            let reason = "longer than 107 bytes, which no Unix socket can be; choose a shorter one";
+            return Err(KeyError("socket", "path", reason.into()));
+        }
+        let mode = self.mode.as_deref().unwrap_or("0660");
+        let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
+            let reason = format!("\"{mode}\" are no permission bits; write them in octal, as \"0660\"");
+            KeyError("socket", "mode", reason)
+        })?;
+        let connections = within("socket", "connections", self.connections.unwrap_or(64) as u64, 1..=4096)?;
+        Ok(Socket { path, mode, connections: connections as usize })
+    }
+}
+
+/// The name of the password's credential in the systemd unit.
+const PASSWORD_CREDENTIAL: &str = "mqtt-password";
+
+impl MqttKeys {
+    fn checked(mut self, device: &Device, host: &Host) -> KeyResult<Option<Mqtt>> {
+        let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
+        let tls = self.encryption()?;
+        let prefix = topic_levels(self.prefix.take(), "bitnetd", "prefix")?;
+        let discovery = self.discovery.unwrap_or(true);
+        let discovery_prefix =
+            topic_levels(self.discovery_prefix.take(), "homeassistant", "discovery_prefix")?;
+        let group = self.group.take();
+        if let Some(group) = &group {
+            check_group(group, device)?;
+        }
+        let login = self.login(host)?;
+        let reply_topics = self.reply_topics.take().map(broker::reply_topics).transpose();
+        let reply_topics = reply_topics.map_err(|reason| KeyError("mqtt", "reply_topics", reason))?;
+        let Some(name) = self.host.filter(|host| !host.is_empty()) else {
+            let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
+            return match set.into_iter().find(|(_, is_set)| *is_set) {
+                Some((key, _)) => {
+                    let reason = format!("missing, though {key} is set; without a host there is no link");
+                    Err(KeyError("mqtt", "host", reason))
+                }
+                None => Ok(None),
+            };
+        };
+        let name = broker::address(&name).map_err(|reason| KeyError("mqtt", "host", reason))?;
+        let usual = if tls.is_some() { 8883 } else { 1883 };
+        let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
+        let credentials = host.credentials_dir.clone();
+        Ok(Some(Mqtt {
+            host: name,
+            port,
+            prefix,
+            version,
+            group,
+            login,
+            tls,
+            credentials,
+            discovery,
+            discovery_prefix,
+            reply_topics,
+        }))
+    }
+
+    fn encryption(&mut self) -> KeyResult<Option<Tls>> {
+        let files =
+            [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
+        if self.tls != Some(true) {
+            return match files.iter().find(|(_, file)| file.is_some()) {
+                Some((key, _)) => {
+                    let reason = "set, but nothing is encrypted; add tls = true, or take this key out";
+                    Err(KeyError("mqtt", key, reason.into()))
+                }
+                None => Ok(None),
+            };
+        }
+        let missing = |key, other| {
+            let reason = format!("missing, though {other} is set; a client certificate needs both");
+            Err(KeyError("mqtt", key, reason))
+        };
+        let client = match (self.cert_file.take(), self.key_file.take()) {
+            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => return missing("key_file", "cert_file"),
+            (None, Some(_)) => return missing("cert_file", "key_file"),
+        };
+        Ok(Some(Tls { ca_file: self.ca_file.take(), client }))
+    }
+
+    fn login(&mut self, host: &Host) -> KeyResult<Option<Login>> {
+        let Some(username) = self.username.take() else {
+            if self.password_file.is_some() {
+                let reason = "missing, though password_file is set; name the user too";
+                return Err(KeyError("mqtt", "username", reason.into()));
+            }
+            return Ok(None);
+        };
+        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(PASSWORD_CREDENTIAL));
+        let password_file =
+            self.password_file.take().or_else(|| credential.filter(|credential| credential.is_file()));
+        Ok(Some(Login { username, password_file }))
+    }
+}
+
+impl Version {
+    fn checked(self) -> KeyResult<MqttVersion> {
+        match self {
+            Version::Number(5) | Version::Broken(5.0) => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "5" => Ok(MqttVersion::V5),
+            Version::Text(text) if text == "3.1.1" => Ok(MqttVersion::V311),
+            _ => Err(KeyError("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
+        }
+    }
+}
+
+fn check_group(group: &str, device: &Device) -> KeyResult<()> {
+    topic_level(group, "mqtt", "group")?;
+    if *group == device.id {
+        let reason = format!("\"{group}\" is device.id too, and both would share topics; choose another");
+        return Err(KeyError("mqtt", "group", reason));
+    }
+    Ok(())
+}
+
+impl QueueKeys {
+    fn checked(self) -> KeyResult<Queue> {
+        let depth = within("queue", "depth", self.depth.unwrap_or(16) as u64, 1..=10_000)?;
+        let day_ms = 86_400_000;
+        let timeout = self.timeout_ms.unwrap_or(120_000);
+        let drain = self.drain_ms.unwrap_or(10_000);
+        Ok(Queue {
+            depth: depth as usize,
+            client_percent: within("queue", "client_percent", self.client_percent.unwrap_or(50), 1..=100)?
+                as usize,
+            timeout: Duration::from_millis(within("queue", "timeout_ms", timeout, 1..=day_ms)?),
+            drain: Duration::from_millis(within("queue", "drain_ms", drain, 0..=day_ms)?),
+            inbox_bytes: (within("queue", "inbox_mb", self.inbox_mb.unwrap_or(4), 0..=64)? as usize) << 20,
+        })
+    }
+}
+
+impl CacheKeys {
+    fn checked(self) -> KeyResult<Cache> {
+        let scope = match self.scope.as_deref() {
+            None | Some("client") => CacheScope::Client,
+            Some("all") => CacheScope::All,
+            Some(other) => {
+                let reason = format!("\"{}\" is neither \"client\" nor \"all\"", shown(other));
+                return Err(KeyError("cache", "scope", reason));
+            }
+        };
+        Ok(Cache { scope })
+    }
+}
+
+impl TelemetryKeys {
+    fn checked(self) -> KeyResult<Telemetry> {
+        let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
+        let board_watts = self.board_watts()?;
+        let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
+        if let Some(path) = &textfile {
+            check_textfile(path)?;
+        }
+        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
+    }
+
+    /// Both values or neither, since a linear estimate needs two points.
+    fn board_watts(&self) -> KeyResult<Option<BoardWatts>> {
+        let missing = |missing, given| {
+            let reason = format!(
+                "missing, though {given} is set; an estimate needs both, measured at rest and at work"
+            );
+            Err(KeyError("telemetry", missing, reason))
+        };
+        let (idle, full) = match (self.idle_watts, self.full_watts) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => return missing("full_watts", "idle_watts"),
+            (None, Some(_)) => return missing("idle_watts", "full_watts"),
+            (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
+        };
+        if full <= idle {
+            let reason = format!(
+                "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
+            );
+            return Err(KeyError("telemetry", "full_watts", reason));
+        }
+        Ok(Some(BoardWatts { idle, full }))
+    }
+}
+
+/// node_exporter reads only files with this extension.
+fn check_textfile(path: &Path) -> KeyResult<()> {
+    let wrong = if path.is_relative() {
+        "is no absolute path; begin it with /"
+    } else if path.extension().is_none_or(|ending| ending != "prom") {
+        "does not end in .prom, and node_exporter reads no other files; name it so"
+    } else {
+        return Ok(());
+    };
+    Err(KeyError("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
+}
+
+impl AlertsKeys {
+    fn checked(self) -> KeyResult<Alerts> {
+        let hold = within("alerts", "hold_s", self.hold_s.unwrap_or(20), 0..=3600)?;
+        Ok(Alerts {
+            hold: Duration::from_secs(hold),
+            temperature_c: threshold("temperature_c", self.temperature_c, 80.0, 120.0)?,
+            throttled: switch("throttled", self.throttled)?,
+            under_voltage: switch("under_voltage", self.under_voltage)?,
+            memory_percent: threshold("memory_percent", self.memory_percent, 95.0, 100.0)?,
+            cpu_percent: threshold("cpu_percent", self.cpu_percent, 0.0, 100.0)?,
+            tokens_per_second: threshold("tokens_per_second", self.tokens_per_second, 0.0, 1e6)?,
+            error_percent: threshold("error_percent", self.error_percent, 50.0, 100.0)?,
+            ttft_ms: threshold("ttft_ms", self.ttft_ms, 0.0, 86_400_000.0)?,
+            queue_percent: threshold("queue_percent", self.queue_percent, 90.0, 100.0)?,
+            broker_link_s: threshold("broker_link_s", self.broker_link_s, 60.0, 86_400.0)?,
+            subscription: switch("subscription", self.subscription)?,
+            storage: switch("storage", self.storage)?,
+        })
+    }
+}
+
+impl LogKeys {
+    fn checked(self) -> KeyResult<Log> {
+        let level = match self.level.as_deref() {
+            Some("error") => Level::Error,
+            Some("warn") => Level::Warn,
+            None | Some("info") => Level::Info,
+            Some("debug") => Level::Debug,
+            Some("trace") => Level::Trace,
+            Some(other) => {
+                let reason = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
+                return Err(KeyError("log", "level", reason));
+            }
+        };
+        Ok(Log { level })
+    }
+}
+
+fn within(
+    section: &'static str,
+    key: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> KeyResult<u64> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let reason = format!("{value} is outside {} to {}", range.start(), range.end());
+    Err(KeyError(section, key, reason))
+}
+
+/// The power of a board in watts: more than 0, and no more than is plausible for sensors.
+fn watts(key: &'static str, value: f64) -> KeyResult<f64> {
+    if value > 0.0 && value <= 2000.0 {
+        return Ok(value);
+    }
+    Err(KeyError("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
+}
+
+/// A folder to store files in; an empty path is none.
+fn folder(
+    section: &'static str,
+    key: &'static str,
+    value: Option<PathBuf>,
+    default: &Path,
+) -> KeyResult<Option<PathBuf>> {
+    let folder = value.unwrap_or_else(|| default.to_owned());
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    if folder.is_relative() {
+        let reason = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
+        return Err(KeyError(section, key, reason));
+    }
+    Ok(Some(folder))
+}
+
+/// A number of threads, at most `threads`.
+fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult<Option<usize>> {
+    let Some(value) = value else { return Ok(None) };
+    if (1..=threads).contains(&value) {
+        return Ok(Some(value));
+    }
+    Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
+}
+
+/// A value for an error message: its first 200 characters, escaped.
+fn shown(value: &str) -> String {
+    value.chars().take(200).flat_map(char::escape_debug).collect()
+}
+
+fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
+    let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
+    if text.is_empty() || text.len() > 128 || text.contains(bad) {
+        let reason =
+            format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
+        return Err(KeyError(section, key, reason));
+    }
+    Ok(())
+}
+
+/// One or more levels of a topic.
+fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> KeyResult<String> {
+    let levels = value.unwrap_or_else(|| default.into());
+    for level in levels.split('/') {
+        topic_level(level, "mqtt", key)?;
+    }
+    Ok(levels)
+}

@@ -1,0 +1,288 @@
+//! The memory plan: what model and clients take of the budget, computed before anything is loaded. Deliberately
+//! knows nothing of the memory that is in use.
+
+use super::memory_guard;
+use crate::config::Config;
+use crate::engine::Footprint;
+use crate::protocol::json;
+use crate::telemetry::sensors;
+use crate::transport::{mqtt, unix};
+use std::fmt;
+use std::path::Path;
+
+/// The daemon without model and clients: code, runtime, allocator slack. `tests/system` checks the whole process
+/// against the plan.
+const DAEMON_BYTES: usize = 14 << 20;
+
+/// A waiting request without its text: its entries in the queue and in its transport, and its reply channel.
+const REQUEST_BYTES: usize = 4 << 10;
+
+/// The most that the texts of all waiting requests may take together: 64 of the longest, or ten thousand short
+/// ones.
+pub(super) const MAX_WAITING_TEXTS: usize = 64 * json::MAX_REQUEST;
+
+/// The most prompts of the broker link that wait besides those of the socket: enough to keep the worker busy, while
+/// the link keeps the others in turn.
+const MAX_MQTT_WINDOW: usize = 64;
+
+/// Clients that take more than this are named when the plan does not fit; by default they take 10 MiB.
+const CLIENTS_WORTH_NAMING: usize = 16 << 20;
+
+/// The shortest context that a plan is shortened to; a question and its answer still fit.
+const MIN_CONTEXT: usize = 256;
+
+/// The parts of the memory plan, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What the model takes.
+    pub footprint: Footprint,
+    /// Tokens of context, shortened where memory requires it.
+    pub context: usize,
+    /// The configured context, or the model's own.
+    pub wanted_context: usize,
+    /// The most memory that clients can make the daemon use.
+    pub clients: ClientMemory,
+    /// The budget.
+    pub budget: MemoryBudget,
+}
+
+/// The most memory that clients can make the daemon use, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientMemory {
+    /// All connections of the socket, each with an unfinished request.
+    pub connections: usize,
+    /// A full queue, with the prompts of the broker link in it.
+    pub queue: usize,
+    /// The broker link with its buffers; 0 without one.
+    pub link: usize,
+}
+
+/// The memory that the process may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryBudget {
+    /// The limit, in bytes.
+    pub bytes: usize,
+    /// Whether it is the control group's limit, because that is lower than the configured budget.
+    pub is_cgroup_limit: bool,
+}
+
+impl ClientMemory {
+    /// The memory for the clients of a daemon with these settings.
+    pub fn of(config: &Config) -> Self {
+        let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
+        Self::estimate(config.queue.depth, config.socket.connections, link)
+    }
+
+    /// `link`: bytes of the broker link; `None` without one.
+    fn estimate(depth: usize, connections: usize, link: Option<usize>) -> Self {
+        // The first request of each connection may wait besides the others; its text counts towards the common
+        // limit.
+        let queue = (depth + connections) * REQUEST_BYTES
+            + MAX_WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
+        let handed_over = link.map_or(0, |_| mqtt_window(depth) * (REQUEST_BYTES + json::MAX_REQUEST));
+        ClientMemory {
+            connections: connections * unix::CONNECTION_BYTES,
+            queue: queue + handed_over,
+            link: link.unwrap_or(0),
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.connections + self.queue + self.link
+    }
+}
+
+/// How many prompts of the broker link may wait in the queue besides the `depth` of the socket.
+pub(super) fn mqtt_window(depth: usize) -> usize {
+    depth.min(MAX_MQTT_WINDOW)
+}
+
+impl MemoryBudget {
+    /// The configured budget, or the limit of the control group where that is lower.
+    pub fn of_config(config: &Config) -> Self {
+        let configured = config.budget.memory_bytes;
+        match sensors::memory_limit(Path::new("/")).bytes().filter(|limit| *limit < configured) {
+            Some(limit) => MemoryBudget { bytes: limit as usize, is_cgroup_limit: true },
+            None => MemoryBudget { bytes: configured as usize, is_cgroup_limit: false },
+        }
+    }
+}
+
+/// A model that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLarge {
+    /// The smallest plan.
+    pub plan: MemoryPlan,
+    /// Whether the context is configured, and so may not be shortened.
+    pub is_context_configured: bool,
+}
+
+impl MemoryPlan {
+    /// Plans `footprint` and `clients` within `budget`. A `configured` context is never shortened; without one the
+    /// model's own is shortened until it fits.
+    pub fn make(
+        footprint: &Footprint,
+        models_own: usize,
+        configured: Option<usize>,
+        clients: ClientMemory,
+        budget: MemoryBudget,
+    ) -> Result<Self, TooLarge> {
+        let wanted = configured.unwrap_or(models_own);
+        let least = if configured.is_some() { wanted } else { wanted.min(MIN_CONTEXT) };
+        let mut plan =
+            MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
+        if plan.total() > budget.bytes {
+            return Err(TooLarge { plan, is_context_configured: configured.is_some() });
+        }
+        let left = budget.bytes - plan.total();
+        let more = left / footprint.cache_per_token.max(1);
+        plan.context = wanted.min(least + more);
+        Ok(plan)
+    }
+
+    /// All of the plan, the reserve included.
+    pub fn total(&self) -> usize {
+        self.used().saturating_add(self.reserve())
+    }
+
+    /// All of the plan without the reserve.
+    pub(super) fn used(&self) -> usize {
+        (DAEMON_BYTES + self.clients.total()).saturating_add(self.footprint.total(self.context))
+    }
+
+    /// The reserve: with less free memory no work is admitted.
+    pub(super) fn reserve(&self) -> usize {
+        memory_guard::reserve(self.budget.bytes as u64) as usize
+    }
+
+    /// The smallest budget in MiB that this plan fits. It is searched, since a larger budget has a larger reserve.
+    fn min_budget_mb(&self) -> usize {
+        let fits = |mb: &usize| {
+            (mb << 20).saturating_sub(memory_guard::reserve((*mb as u64) << 20) as usize) >= self.used()
+        };
+        let about = self.used().div_ceil(1 << 20);
+        (about..).find(fits).unwrap_or(about)
+    }
+}
+
+/// Bytes shown as MiB with one decimal.
+struct Mebibytes(usize);
+
+impl fmt::Display for Mebibytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1}", self.0 as f64 / f64::from(1 << 20))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Footprint { mapped, copied, cache_per_token, scratch, tokenizer } = self.footprint;
+        write!(
+            f,
+            "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
+             connections {} + queue {} + broker link {} + daemon {} + reserve {} = {} of {} MiB",
+            Mebibytes(mapped),
+            Mebibytes(copied),
+            Mebibytes(cache_per_token.saturating_mul(self.context)),
+            self.context,
+            Mebibytes(scratch),
+            Mebibytes(tokenizer),
+            Mebibytes(self.clients.connections),
+            Mebibytes(self.clients.queue),
+            Mebibytes(self.clients.link),
+            Mebibytes(DAEMON_BYTES),
+            Mebibytes(self.reserve()),
+            Mebibytes(self.total()),
+            Mebibytes(self.budget.bytes)
+        )?;
+        if self.context < self.wanted_context {
+            write!(f, "; context shortened from {}", self.wanted_context)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let needed = self.plan.min_budget_mb();
+        // Where the control group's limit is the lower one, a larger configured budget would not help.
+        let place = if self.plan.budget.is_cgroup_limit {
+            "the control group's memory limit"
+        } else {
+            "budget.memory_mb"
+        };
+        write!(f, "{place}: the model does not fit: {}; allow {needed}", self.plan)?;
+        if self.plan.clients.total() > CLIENTS_WORTH_NAMING {
+            write!(f, ", or a smaller queue.depth or socket.connections")?;
+        }
+        if self.is_context_configured {
+            write!(f, ", or a shorter model.context")
+        } else {
+            write!(f, ", or use a smaller model")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: Footprint = Footprint {
+        mapped: 100 << 20,
+        copied: 0,
+        cache_per_token: 1 << 20,
+        scratch: 1 << 20,
+        tokenizer: 1 << 20,
+    };
+
+    const CLIENTS: ClientMemory = ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20 };
+
+    fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, TooLarge> {
+        MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })
+    }
+
+    #[test]
+    fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
+        let (few, many) = (ClientMemory::estimate(16, 64, None), ClientMemory::estimate(10_000, 64, None));
+        assert_eq!(few.queue, 80 * REQUEST_BYTES + MAX_WAITING_TEXTS);
+        assert_eq!(many.queue, 10_064 * REQUEST_BYTES + MAX_WAITING_TEXTS);
+        let linked = ClientMemory::estimate(16, 64, Some(5));
+        assert_eq!(linked.queue, few.queue + 16 * (REQUEST_BYTES + json::MAX_REQUEST));
+        assert_eq!((few.connections, few.link), (many.connections, 0));
+        let allowed = MemoryBudget { bytes: 140 << 20, is_cgroup_limit: true };
+        let refused = MemoryPlan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
+        assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
+        assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
+        assert!(MemoryPlan::make(&MODEL, 1, None, few, allowed).is_ok());
+    }
+
+    #[test]
+    fn a_context_left_out_is_shortened_until_it_fits() {
+        let whole = plan(&MODEL, None, 2 << 30).expect("fits");
+        assert_eq!(whole.context, 1024);
+        let short = plan(&MODEL, None, 500 << 20).expect("fits when shortened");
+        // 6 MiB for the clients, and 6 for the reserve.
+        assert_eq!(short.context, 500 - 102 - 6 - 6 - (DAEMON_BYTES >> 20));
+        assert!(short.total() <= 500 << 20);
+        assert!(short.to_string().contains("shortened from 1024"), "{short}");
+    }
+
+    #[test]
+    fn a_configured_context_is_never_shortened() {
+        let refused = plan(&MODEL, Some(512), 500 << 20).expect_err("does not fit");
+        assert!(refused.is_context_configured);
+        assert!(refused.to_string().contains("allow 640"), "{refused}");
+    }
+
+    #[test]
+    fn a_model_that_fits_with_no_context_is_refused_with_the_numbers() {
+        let refused = plan(&MODEL, None, 120 << 20).expect_err("does not fit");
+        assert!(refused.to_string().contains("weights 100.0"), "{refused}");
+    }
+
+    #[test]
+    fn absurd_numbers_from_a_file_are_refused_not_wrapped() {
+        let hostile = Footprint { cache_per_token: usize::MAX / 2, ..MODEL };
+        assert!(plan(&hostile, None, 1 << 30).is_err());
+    }
+}

@@ -1,0 +1,175 @@
+//! The hand-over of requests from the async transports to the worker thread: waiting and waking behind one lock.
+//!
+//! [`Admission`] decides; what else the two sides share has a file each here: the running request, the worker's
+//! controls and the watch over the memory. Deliberately knows no model.
+
+mod memory_watch;
+mod running;
+mod worker_controls;
+
+use super::admission::{Admission, QueuedRequest};
+use super::answer_cache::SharedAnswers;
+use super::locked;
+use super::memory_guard::MemoryGuard;
+use super::memory_plan::MemoryPlan;
+use crate::config::Config;
+use crate::protocol::Refusal;
+use crate::telemetry::Telemetry;
+use crate::transport::Inbound;
+use log::info;
+use memory_watch::MemoryWatch;
+use running::RunningRequest;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use worker_controls::WorkerControls;
+
+/// Time between two checks whether the queue has drained.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Requests between the transports and the worker. The lock is held only while a request is moved, never while an
+/// answer is computed or an event is sent.
+#[derive(Debug)]
+pub(super) struct Queue {
+    admission: Arc<Mutex<Admission>>,
+    telemetry: Arc<Telemetry>,
+    /// Wakes the worker.
+    offered: Condvar,
+    /// Wakes the task that removes requests whose deadline has passed.
+    occupied: Notify,
+    /// The timeout of requests that name none, in milliseconds.
+    timeout_ms: AtomicU64,
+    /// The request that the worker answers.
+    pub running: Arc<RunningRequest>,
+    /// Whether the process is short of memory.
+    pub memory: MemoryWatch,
+    /// Answers of earlier requests.
+    pub answers: Arc<SharedAnswers>,
+    /// What the worker is to do, and its progress.
+    pub worker: WorkerControls,
+}
+
+impl Queue {
+    /// An empty queue with these settings.
+    pub fn new(config: &Config, plan: &MemoryPlan, telemetry: Arc<Telemetry>) -> Self {
+        let guard = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
+        let admission = Arc::new(Mutex::new(Admission::new(&config.queue, guard)));
+        let (answers, running) = (Arc::<SharedAnswers>::default(), Arc::<RunningRequest>::default());
+        let memory =
+            MemoryWatch::new(plan, Arc::clone(&admission), Arc::clone(&answers), Arc::clone(&running));
+        let queue = Queue {
+            admission,
+            telemetry,
+            offered: Condvar::new(),
+            occupied: Notify::new(),
+            timeout_ms: AtomicU64::default(),
+            running,
+            memory,
+            answers,
+            worker: WorkerControls::default(),
+        };
+        queue.adopt(config);
+        queue
+    }
+
+    /// Adopts the settings that a reload may change.
+    pub fn adopt(&self, config: &Config) {
+        let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
+        self.timeout_ms.store(ms, Ordering::Relaxed);
+        self.answers.set_scope(config.cache.scope);
+        locked(&self.admission).set_client_percent(config.queue.client_percent);
+    }
+
+    /// Admits a request, or refuses it.
+    pub fn offer(&self, inbound: Inbound) {
+        self.memory.check();
+        let default = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
+        let timeout = inbound.request.timeout.unwrap_or(default);
+        let offered = locked(&self.admission).offer(inbound, timeout);
+        match offered {
+            Ok(replaced) => {
+                self.offered.notify_one();
+                self.occupied.notify_one();
+                replaced.into_iter().for_each(|(request, refusal)| self.refuse(request.inbound, refusal));
+            }
+            Err(refused) => self.refuse(refused.0, refused.1),
+        }
+    }
+
+    /// Refuses waiting requests that were cancelled or exceeded their deadline.
+    pub fn sweep(&self, now: Instant) {
+        let swept = locked(&self.admission).sweep(now);
+        swept.into_iter().for_each(|(request, refusal)| self.refuse(request.inbound, refusal));
+    }
+
+    /// Waits until some request waits.
+    pub async fn occupied(&self) {
+        while locked(&self.admission).waiting() == 0 {
+            self.occupied.notified().await;
+        }
+    }
+
+    /// Waits until no request waits or runs, or until `deadline`.
+    pub async fn drained(&self, deadline: Instant) {
+        while self.level() != (0, 0) && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_INTERVAL).await;
+        }
+    }
+
+    /// Cuts off the running answer, refuses what waits, and admits nothing any more; the worker ends.
+    pub fn close(&self) {
+        self.worker.cut_off();
+        let left = locked(&self.admission).close();
+        self.offered.notify_all();
+        left.into_iter().for_each(|(request, refusal)| self.refuse(request.inbound, refusal));
+    }
+
+    /// The numbers of requests that wait and that run.
+    pub fn level(&self) -> (usize, usize) {
+        let admission = locked(&self.admission);
+        (admission.waiting(), usize::from(self.running.is_running()))
+    }
+
+    /// Cancels the request that is being answered; `false` where there is none.
+    pub fn cancel_running(&self) -> bool {
+        // Under the queue's lock, so that the next request does not become the running one in between.
+        let _lock = locked(&self.admission);
+        self.running.cancel()
+    }
+
+    /// Records how long an answer took.
+    pub fn record_duration(&self, took: Duration) {
+        locked(&self.admission).record_duration(took);
+    }
+
+    /// The worker has ended: no request runs any more, nor will one that waits.
+    pub fn worker_ended(&self) {
+        self.running.end();
+        self.close();
+    }
+
+    /// Waits for a request; `None` when the queue is closed.
+    pub fn next(&self) -> Option<QueuedRequest> {
+        let mut admission = locked(&self.admission);
+        self.running.end();
+        admission.note_idle();
+        loop {
+            if let Some(request) = admission.next(Instant::now()) {
+                self.running.begin(&request.inbound.cancel);
+                return Some(request);
+            }
+            if admission.is_closed() {
+                return None;
+            }
+            admission = self.offered.wait(admission).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Sends a client the reason why its request gets no answer.
+    pub fn refuse(&self, inbound: Inbound, refusal: Refusal) {
+        self.telemetry.failed(refusal.code, inbound.received.elapsed());
+        info!(CLIENT = inbound.client.as_str(), REQUEST_ID = inbound.id.as_str(); "refused: {}", refusal.message);
+        inbound.reply.refuse(refusal);
+    }
+}

@@ -1,0 +1,55 @@
+//! What the async side tells the worker while it computes, and the worker's progress for the watchdog.
+//!
+//! Deliberately knows no request: each is one atomic value.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// The controls of the worker.
+#[derive(Debug)]
+pub(in crate::daemon) struct WorkerControls {
+    thread_limit: AtomicUsize,
+    is_cut_off: AtomicBool,
+    steps: AtomicU64,
+}
+
+impl Default for WorkerControls {
+    fn default() -> Self {
+        WorkerControls {
+            thread_limit: AtomicUsize::new(usize::MAX),
+            is_cut_off: AtomicBool::new(false),
+            steps: AtomicU64::new(0),
+        }
+    }
+}
+
+impl WorkerControls {
+    /// Limits how many threads compute, from the next request on.
+    pub fn limit_threads(&self, threads: usize) {
+        self.thread_limit.store(threads, Ordering::Relaxed);
+    }
+
+    /// How many threads may compute.
+    pub fn thread_limit(&self) -> usize {
+        self.thread_limit.load(Ordering::Relaxed)
+    }
+
+    /// Ends the running answer, since the drain deadline has passed.
+    pub fn cut_off(&self) {
+        self.is_cut_off.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the running answer is to end.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Ordering::Relaxed)
+    }
+
+    /// Counts one step of the worker.
+    pub fn count_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of steps that the worker has taken.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,262 @@
+//! The interface to systemd: socket activation, readiness and status notifications, timeout extensions, the
+//! watchdog.
+//!
+//! Without systemd all of this does nothing. Deliberately decides nothing about the daemon.
+
+mod status_line;
+mod watchdog;
+
+use super::queue::Queue;
+use crate::protocol::MqttLink;
+use crate::telemetry::Telemetry;
+use crate::transport::Heartbeat;
+use log::{error, warn};
+use sd_notify::NotifyState;
+use status_line::StatusLine;
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use watchdog::StallDetector;
+
+/// Time between two status lines, and between two timeout extensions.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// The timeout extension while a model loads: enough for a disk that stalls for a while.
+const LOAD_EXTENSION: Duration = Duration::from_secs(60);
+/// No card takes this long to read a model that fits a small board, so something is wrong.
+const MAX_LOAD_TIME: Duration = Duration::from_secs(3600);
+/// The timeout extension while the daemon stops.
+const STOP_EXTENSION: Duration = Duration::from_secs(20);
+/// The longest time that a stop takes after the drain: the last step of the worker, and closing all connections.
+pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(45);
+
+/// The shortest interval of a loop, however short systemd's watchdog timeout is.
+const MIN_LOOP_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The listening socket that systemd passed to the process, if it did.
+pub(super) fn listener() -> io::Result<Option<UnixListener>> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut sockets = listenfd::ListenFd::from_env();
+    match choose_socket(sockets.len(), &names).map_err(io::Error::other)? {
+        Some(at) => sockets.take_unix_listener(at),
+        None => Ok(None),
+    }
+}
+
+/// The index of the socket for requests among `count` sockets; `names` is as in `LISTEN_FDNAMES`.
+fn choose_socket(count: usize, names: &str) -> Result<Option<usize>, String> {
+    match count {
+        0 => Ok(None),
+        1 => Ok(Some(0)),
+        // Nothing would accept on the others, and their clients would wait for ever.
+        _ => Err(format!(
+            "systemd hands over {count} sockets ({}), and the daemon serves one; leave one ListenStream= in \
+             bitnetd.socket, and no other .socket unit with Service=bitnetd.service",
+            names.replace(':', ", ")
+        )),
+    }
+}
+
+/// Extends the start timeout for as long as it is polled, within [`MAX_LOAD_TIME`].
+pub(super) async fn loading(what: &str) -> Infallible {
+    let begun = Instant::now();
+    let status = format!("loading {what}");
+    while begun.elapsed() < MAX_LOAD_TIME {
+        notify(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
+        sleep(STATUS_INTERVAL).await;
+    }
+    warn!("the model is not loaded after {MAX_LOAD_TIME:?}; systemd is asked for no more time");
+    std::future::pending().await
+}
+
+/// The model is loaded and the transports are listening.
+pub(super) fn ready(model: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
+}
+
+/// A reload has begun; [`reloaded`] ends it.
+pub(super) fn reloading() {
+    // From version 253 on systemd distinguishes reloads by this time.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => warn!("no clock for systemd: {error}"),
+    }
+}
+
+/// The reload has ended, with the new settings or with the old ones.
+pub(super) fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// The daemon was asked to stop.
+pub(super) fn stopping(queue: &Queue) {
+    notify(&[NotifyState::Stopping, extension(STOP_EXTENSION), NotifyState::Status(&remaining(queue))]);
+}
+
+/// Reports how many requests remain, and extends the stop timeout, for as long as it is polled.
+pub(super) async fn drain(queue: &Queue) -> Infallible {
+    loop {
+        sleep(STATUS_INTERVAL).await;
+        notify(&[extension(STOP_EXTENSION), NotifyState::Status(&remaining(queue))]);
+    }
+}
+
+fn remaining(queue: &Queue) -> String {
+    let (waiting, running) = queue.level();
+    format!("stopping: {running} running, {waiting} waiting")
+}
+
+/// The requests are done; connections are being closed.
+pub(super) fn closing_connections() {
+    notify(&[extension(AFTER_DRAIN), NotifyState::Status("stopping: closing connections")]);
+}
+
+fn extension(time: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
+}
+
+/// Sends the status line whenever it has changed.
+pub(super) struct StatusReporter {
+    pub model: String,
+    pub queue: Arc<Queue>,
+    pub telemetry: Arc<Telemetry>,
+    pub link: Option<watch::Receiver<MqttLink>>,
+}
+
+impl StatusReporter {
+    /// Sends the status line every [`STATUS_INTERVAL`], if it has changed. Once the daemon is `draining` it sends
+    /// nothing, since draining has status lines of its own.
+    pub async fn run(self, draining: CancellationToken) {
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return std::future::pending().await; // not started by systemd
+        }
+        let mut message = String::new();
+        while !draining.is_cancelled() {
+            let status = self.status();
+            if status != message {
+                notify(&[NotifyState::Status(&status)]);
+                message = status;
+            }
+            sleep(STATUS_INTERVAL).await;
+        }
+        std::future::pending().await
+    }
+
+    fn status(&self) -> String {
+        let (waiting, running) = self.queue.level();
+        let link = self.link.as_ref().map(watch::Receiver::borrow);
+        let tokens_per_second = self.telemetry.tokens_per_second();
+        let (model, alerts) = (&self.model, self.telemetry.raised_alerts());
+        StatusLine { model, waiting, running, tokens_per_second, alerts, link: link.as_deref() }.to_string()
+    }
+}
+
+/// systemd's watchdog timeout, if it set one. 0 is no watchdog.
+pub(super) fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
+}
+
+/// The longest interval of a loop that is not to be taken for stalled.
+pub(super) fn max_loop_interval() -> Duration {
+    watchdog().map_or(Duration::from_secs(3600), |limit| (limit / 8).max(MIN_LOOP_INTERVAL))
+}
+
+/// Notifies systemd's watchdog, if it set one, as long as nothing has stalled. It runs on the thread of the
+/// transports, so that a stall of that thread is noticed as well.
+pub(super) async fn feed_watchdog(queue: Arc<Queue>, link: Option<Heartbeat>) {
+    let Some(limit) = watchdog() else { return std::future::pending().await };
+    // Notified every quarter of the timeout, a part counts as stalled after two quarters, and the last notification
+    // is valid for one more, so systemd acts within its own timeout.
+    let mut watch = StallDetector::new(limit / 2, link, Instant::now());
+    let mut interval = interval((limit / 4).max(MIN_LOOP_INTERVAL));
+    let mut reported = None;
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        // After a pause of the whole process the loops run first, before they are checked.
+        tokio::task::yield_now().await;
+        let (waiting, running) = queue.level();
+        match watch.stuck(queue.worker.steps(), waiting + running > 0, Instant::now()) {
+            None => {
+                reported = None;
+                notify(&[NotifyState::Watchdog]);
+            }
+            Some(part) if reported != Some(part) => {
+                reported = Some(part);
+                notify_stuck(part, limit / 2);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn notify_stuck(part: &str, time: Duration) {
+    error!("{part} has not moved for {time:?}; systemd will start the daemon anew");
+    notify(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
+}
+
+/// Notifies systemd, where NOTIFY_SOCKET is set. A failure is logged once and has no other effect.
+fn notify(state: &[NotifyState<'_>]) {
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(&socket, state)
+        && !IS_LOGGED.swap(true, Ordering::Relaxed)
+    {
+        let socket = socket.to_string_lossy();
+        warn!("NOTIFY_SOCKET {socket}: systemd cannot be notified: {error}; this is logged once only");
+    }
+}
+
+/// Sends one datagram with a state a line, without blocking.
+fn send(socket: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(socket)?,
+        _ => return Err(io::Error::other("neither a path nor an abstract name (@…)")),
+    };
+    let lines: String = state.iter().map(|state| format!("{state}\n")).collect();
+    let sender = UnixDatagram::unbound()?;
+    sender.set_nonblocking(true)?;
+    sender.send_to_addr(lines.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_abstract_socket_is_notified_like_one_with_a_path() {
+        let name = format!("bitnetd-test-notify-{}", std::process::id());
+        let path = std::env::temp_dir().join(&name);
+        let address = SocketAddr::from_abstract_name(&name).expect("short");
+        let by_name = UnixDatagram::bind_addr(&address).expect("free");
+        let by_path = UnixDatagram::bind(&path).expect("free");
+        for (reported, reader) in [(OsStr::new(&format!("@{name}")), by_name), (path.as_os_str(), by_path)] {
+            send(reported, &[NotifyState::Ready, NotifyState::Status("a")]).expect("somebody listens");
+            let mut received = [0; 64];
+            let length = reader.recv(&mut received).expect("it was sent");
+            assert_eq!(&received[..length], b"READY=1\nSTATUS=a\n");
+        }
+        let _ = std::fs::remove_file(&path);
+        for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {
+            send(OsStr::new(unusable), &[NotifyState::Ready]).expect_err("nobody can listen there");
+        }
+    }
+
+    #[test]
+    fn of_several_sockets_none_is_left_unserved() {
+        assert_eq!(choose_socket(0, ""), Ok(None));
+        assert_eq!(choose_socket(1, ""), Ok(Some(0)));
+        assert_eq!(choose_socket(1, "requests"), Ok(Some(0)));
+        let message = choose_socket(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
+        assert!(message.contains("bitnetd-http.socket") && message.contains("2 sockets"), "{message}");
+    }
+}
