@@ -158,7 +158,7 @@ impl Worker {
                 return Ok(());
             }
         };
-        let client = self.queue.is_cache_shared().not().then(|| job.inbound.client.clone());
+        let client = self.queue.is_cache_shared().not().then(|| job.inbound.cache_key.clone());
         let key = cache_key(request, client, &prompt);
         match key.as_ref().map(|key| self.queue.cached(key)) {
             Some(Some(stored)) => {

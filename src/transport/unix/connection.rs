@@ -281,9 +281,18 @@ impl Reader<'_> {
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
         let Peer { client, queue_key: turn } = &self.peer;
-        let (client, turn, when_full) = (client.clone(), turn.clone(), WhenFull::Refuse);
-        self.submit(Inbound { request, id, client, queue_key: turn, when_full, received, reply, cancel })
-            .await;
+        let inbound = Inbound {
+            request,
+            id,
+            client: client.clone(),
+            cache_key: client.clone(),
+            queue_key: turn.clone(),
+            when_full: WhenFull::Refuse,
+            received,
+            reply,
+            cancel,
+        };
+        self.submit(inbound).await;
         ReadLoop::Continue
     }
 

@@ -44,8 +44,8 @@ impl State {
     /// Whether nothing is under way on the connection.
     fn is_idle(&self, now: Instant) -> bool {
         let is_unused = self.requests.is_empty() && !self.is_writing && !self.is_evicted;
-        let is_line_expected = !self.is_line_complete
-            && now.saturating_duration_since(self.last_used) < UNFINISHED_LINE_GRACE;
+        let is_line_expected =
+            !self.is_line_complete && now.saturating_duration_since(self.last_used) < UNFINISHED_LINE_GRACE;
         is_unused && !is_line_expected
     }
 }

@@ -280,7 +280,7 @@ async fn of_more_clients_than_connections_that_all_ask_none_is_closed_as_idle() 
         let mut stream = std::os::unix::net::UnixStream::connect(&context.path).expect("it listens");
         stream.write_all(b"{\"prompt\":\"here\"}\n").expect("the buffer has room");
         stream.set_nonblocking(true).expect("a socket");
-        clients.push(Client::new(UnixStream::from_std(stream).expect("inside the runtime")));
+        clients.push(Client::new(tokio::net::UnixStream::from_std(stream).expect("inside the runtime")));
     }
     let mut served = 0;
     for client in &mut clients {
