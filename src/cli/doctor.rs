@@ -5,7 +5,7 @@ use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
-use crate::protocol::text::one_line;
+use crate::protocol::text::{json_line, one_line};
 use crate::telemetry::sensors::{self, Found, MemoryLimit, Sensors, Unbelieved};
 use crate::transport::mqtt;
 use serde::Serialize;
@@ -125,7 +125,7 @@ pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
     let said = look(&config)?;
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
+        true => print(json_line(&said).as_bytes())?,
         false => print(table(&said).as_bytes())?,
     }
     // A kernel that computes wrongly is the one finding that must not pass for a healthy device.

@@ -147,14 +147,11 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// The text of an argument, or standard input, without a byte-order mark, where it is left out or `-`.
+/// The text of an argument, or standard input where it is left out or `-`; without a byte-order mark.
 fn text(argument: Option<String>) -> Result<String, Failure> {
     let text = text_as_it_is(argument.as_deref())?;
-    let from_input = argument.is_none_or(|text| text == "-");
-    Ok(match text.strip_prefix('\u{feff}').filter(|_| from_input) {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    })
+    let text = utf8(text.as_bytes()).map_err(|wrong| Failure::usage(format!("the text: {wrong}")))?;
+    Ok(text.to_owned())
 }
 
 /// The same, nothing left out: for what shows the text's own characters.
@@ -166,6 +163,8 @@ fn text_as_it_is(argument: Option<&str>) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
     // Its message names UTF-16 too.
-    utf8(&bytes).map_err(failed)?;
+    if let Err(wrong) = utf8(&bytes) {
+        return Err(failed(wrong));
+    }
     Ok(String::from_utf8(bytes).expect("it was just checked"))
 }

@@ -4,6 +4,7 @@ use super::model::ModelArgs;
 use super::{Failure, print};
 use crate::engine::perplexity::Perplexity as Figure;
 use crate::external_text::utf8;
+use crate::protocol::text::json_line;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub(super) fn run(args: Perplexity) -> Result<(), Failure> {
         kernel: engine.model().kernels().name(),
     };
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
+        true => print(json_line(&said).as_bytes()),
         false => print(line(&said).as_bytes()),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::model::ModelArgs;
 use super::{Failure, print, text_as_it_is};
+use crate::protocol::text::json_line;
 
 /// Print the token ids of a text
 #[derive(Debug, Clone, clap::Args)]
@@ -26,5 +27,5 @@ pub(super) fn run(args: Tokenize) -> Result<(), Failure> {
         true => tokenizer.encode_with_specials(&text),
         false => tokenizer.encode(&text),
     };
-    print(format!("{}\n", serde_json::to_string(&ids).expect("a list of numbers")).as_bytes())
+    print(json_line(&ids).as_bytes())
 }

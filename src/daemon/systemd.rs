@@ -11,7 +11,7 @@ use crate::transport::Heartbeat;
 use log::{error, warn};
 use sd_notify::NotifyState;
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -42,9 +42,17 @@ pub(super) fn listener() -> io::Result<Option<UnixListener>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = listenfd::ListenFd::from_env();
     match chosen(sockets.len(), &names).map_err(io::Error::other)? {
-        Some(at) => sockets.take_unix_listener(at),
+        Some(at) => sockets.take_unix_listener(at).map_err(|error| unusable(&error)),
         None => Ok(None),
     }
+}
+
+/// The error for a socket from systemd on which no client of ours can connect.
+fn unusable(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "the socket that systemd hands over is no Unix stream socket ({error}); give bitnetd.socket ListenStream= with \
+         a path, and neither a port nor ListenDatagram="
+    ))
 }
 
 /// Which of so many sockets is the one of the requests; the names are as in `LISTEN_FDNAMES`.
@@ -131,7 +139,7 @@ impl Observer {
     /// Says what changed, and no more often than anybody could read it; nothing any more once it is
     /// `draining`, which has lines of its own.
     pub async fn run(self, draining: CancellationToken) {
-        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        if notify_socket().is_none() {
             return std::future::pending().await; // nobody to tell
         }
         let mut said = String::new();
@@ -199,16 +207,27 @@ fn tell_stuck(part: &str, time: Duration) {
     tell(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
 }
 
+/// Where systemd reads what it is told, if it wants to know. An empty variable is one that is not set.
+fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+}
+
 /// Tells systemd, if it wants to know. That it cannot be told is said once, and stops nothing.
 fn tell(state: &[NotifyState<'_>]) {
     static IS_SAID: AtomicBool = AtomicBool::new(false);
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(socket) = notify_socket() else { return };
     if let Err(error) = send(&socket, state)
+        && is_worth_a_warning(&error)
         && !IS_SAID.swap(true, Ordering::Relaxed)
     {
         let socket = socket.to_string_lossy();
         warn!("NOTIFY_SOCKET {socket}: systemd cannot be told: {error}; it is not said again");
     }
+}
+
+/// Whether nothing will be read there. A reader that is slow for a moment is none: it is told the next state.
+fn is_worth_a_warning(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::WouldBlock
 }
 
 /// One datagram with a state a line. Waits for nobody.
@@ -245,6 +264,19 @@ mod tests {
         for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {
             send(OsStr::new(unusable), &[NotifyState::Ready]).expect_err("nobody can listen there");
         }
+    }
+
+    #[test]
+    fn a_reader_that_is_slow_is_worth_no_warning() {
+        let name = format!("bitnetd-test-slow-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("short");
+        let _reader = UnixDatagram::bind_addr(&address).expect("free");
+        let name = format!("@{name}");
+        let full = (0..100_000).find_map(|_| send(OsStr::new(&name), &[NotifyState::Watchdog]).err());
+        let error = full.expect("the reader's queue is bounded");
+        assert!(!is_worth_a_warning(&error), "{error}");
+        let gone = send(OsStr::new("/nonexistent/notify"), &[NotifyState::Ready]).expect_err("nobody");
+        assert!(is_worth_a_warning(&gone), "{gone}");
     }
 
     #[test]

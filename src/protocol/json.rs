@@ -4,7 +4,7 @@
 //! the way out. Deliberately knows no transport; which bytes make one message is their business.
 
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
-use crate::external_text::{duplicate_key, utf8, without_bom};
+use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -164,8 +164,8 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // Only an object whose first key is `cancel` is tried as one, so that every other message
     // gets the request's own error. So with the others.
-    let bytes = without_bom(bytes);
-    let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
+    let body =
+        without_bom(bytes).trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
     if body.starts_with(b"\"cancel\"") {
         return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
     }
@@ -280,6 +280,9 @@ pub fn metrics(text: &str) -> Vec<u8> {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     check_size(bytes)?;
+    if let Some(wrong) = wrong_head(bytes) {
+        return Err(invalid(wrong));
+    }
     let bytes = without_bom(bytes);
     // An array would do for serde: its elements as the keys in order.
     if !bytes.trim_ascii_start().starts_with(b"{") {
@@ -511,6 +514,9 @@ mod tests {
         assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
         assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));
         assert_eq!(thread_limit("\u{feff}2".as_bytes()), Ok(2));
+        let twice = "\u{feff}\u{feff}{\"prompt\":\"b\"}".as_bytes();
+        let refusals = [incoming(twice).expect_err("refused"), request_or_text(twice).expect_err("refused")];
+        assert!(refusals.iter().all(|refusal| refusal.message.contains("second byte-order mark")));
         let read = request_or_text("\u{feff}turn it on".as_bytes()).expect("sound");
         assert_eq!(read.input, Input::Prompt("turn it on".into()));
         assert!(request_or_text(b"\xff\xfeh\0i\0").expect_err("UTF-16").message.contains("UTF-16"));

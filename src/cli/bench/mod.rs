@@ -11,6 +11,7 @@ use crate::engine::session::{Answer, GenerateOptions, Session, Step};
 use crate::engine::synthetic::{self, SyntheticShape};
 use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::{Engine, ModelFile, Source};
+use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use arithmetic::Arithmetic;
 use bandwidth::Memory;
@@ -61,7 +62,7 @@ pub(super) fn run(args: Bench) -> Result<(), Failure> {
     engine.check_files()?;
     let said = report(&engine, &args, measured);
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("numbers")).as_bytes()),
+        true => print(json_line(&said).as_bytes()),
         false => print(table(&said).as_bytes()),
     }
 }

@@ -12,6 +12,7 @@ use crate::engine::layout_detect::{LayoutScore, choose_layout};
 use crate::engine::model::{EMBEDDING, HEAD, HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, Tokenizer};
 use crate::engine::{EngineOptions, ModelFile, Source};
+use crate::protocol::text::{json_line, one_line, shortened};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -70,6 +71,7 @@ struct Said {
 #[derive(Serialize)]
 struct Entry {
     key: String,
+    /// A text is cut to 200 characters.
     value: serde_json::Value,
 }
 
@@ -192,9 +194,9 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         Ok(file) => add_model(&mut said, file, args.check),
         Err(error) => Err(error.into()),
     };
-    said.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
+    said.problem = outcome.as_ref().err().map(|failure| one_line(&failure.message));
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&said).expect("plain data")).as_bytes())?,
+        true => print(json_line(&said).as_bytes())?,
         false => print(text::page(&said, args.tensors).as_bytes())?,
     }
     outcome
@@ -216,17 +218,18 @@ fn describe(args: &Inspect, file: &Gguf) -> Said {
             None => types.push(TypeCount { kind, tensors: 1, bytes }),
         }
     }
-    let metadata = file.metadata().iter().map(|(key, value)| Entry { key: key.clone(), value: json(value) });
+    let metadata =
+        file.metadata().iter().map(|(key, value)| Entry { key: shortened(key), value: json(value) });
     let tensors = file.tensors().iter().map(|tensor| TensorLine {
-        name: tensor.name.clone(),
+        name: shortened(&tensor.name),
         kind: tensor.kind.name(),
         shape: tensor.dims.clone(),
         bytes: tensor.bytes.len(),
     });
     Said {
-        file: args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string()),
+        file: args.model.as_ref().map_or("built-in".into(), |path| shortened(&path.display().to_string())),
         bytes: file.byte_len(),
-        name: file.text("general.name").ok().flatten().map(str::to_owned),
+        name: file.text("general.name").ok().flatten().map(shortened),
         metadata: metadata.collect(),
         types,
         tensors: tensors.collect(),
@@ -247,7 +250,7 @@ fn json(value: &MetadataValue) -> serde_json::Value {
         MetadataValue::Signed(n) => (*n).into(),
         MetadataValue::Float(x) => shortest(*x).into(),
         MetadataValue::Bool(flag) => (*flag).into(),
-        MetadataValue::Text(text) => text.as_str().into(),
+        MetadataValue::Text(text) => shortened(text).into(),
         MetadataValue::Array(array) => {
             let kind = if array.kind == STRING { "texts" } else { "numbers" };
             serde_json::json!({ "array_of": kind, "length": array.len })
@@ -265,7 +268,7 @@ fn shortest(x: f64) -> f64 {
 fn add_model(said: &mut Said, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
     let shape = file.shape();
     said.model = Some(ModelFacts {
-        architecture: shape.arch.clone(),
+        architecture: shortened(&shape.arch),
         layers: shape.layers,
         width: shape.dim,
         heads: shape.heads,
@@ -333,13 +336,13 @@ fn board_name(mib: usize) -> String {
 }
 
 fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
-    let token = |id: u32| Token { id, text: String::from_utf8_lossy(tokenizer.bytes(id)).into_owned() };
+    let token = |id: u32| Token { id, text: shortened(&String::from_utf8_lossy(tokenizer.bytes(id))) };
     let all = 0..tokenizer.vocab_size() as u32;
     TokenizerFacts {
         beginning: tokenizer.bos().map(token),
         ends: all.filter(|id| tokenizer.is_end(*id)).map(token).collect(),
-        chat_template: tokenizer.chat_template().to_owned(),
-        notes: tokenizer.notes().to_vec(),
+        chat_template: shortened(tokenizer.chat_template()),
+        notes: tokenizer.notes().iter().map(|note| one_line(note)).collect(),
     }
 }
 
