@@ -3,6 +3,7 @@
 //! Every message a client can get wrong is answered with one [`Refusal`] that names the key and
 //! the way out. Deliberately knows no transport; which bytes make one message is their business.
 
+use super::text::Shown;
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
 use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -280,16 +281,14 @@ pub fn metrics(text: &str) -> Vec<u8> {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     check_size(bytes)?;
-    if let Some(wrong) = wrong_head(bytes) {
-        return Err(invalid(wrong));
-    }
+    wrong_head(bytes).map_or(Ok(()), |wrong| Err(invalid(wrong)))?;
     let bytes = without_bom(bytes);
     // An array would do for serde: its elements as the keys in order.
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(invalid("not a JSON object; send one like {\"prompt\":\"hello\"}"));
     }
     if let Some(place) = duplicate_key(bytes) {
-        return Err(invalid(format!("{}: given twice; give it once", shortened(&place))));
+        return Err(invalid(format!("{}: given twice; give it once", Shown(&place))));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -298,12 +297,6 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     })?;
     reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
     Ok(read)
-}
-
-/// A path that a client made up, as a message repeats it.
-fn shortened(place: &str) -> String {
-    const MOST: usize = 200;
-    place.chars().take(MOST).flat_map(char::escape_debug).collect()
 }
 
 fn check_size(bytes: &[u8]) -> Result<(), Refusal> {

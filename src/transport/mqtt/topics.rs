@@ -268,18 +268,18 @@ impl Topics {
         })
     }
 
-    /// What follows `reply/` in a topic below the device's or the group's base.
-    fn replies_of<'a>(&self, topic: &'a str) -> Option<&'a str> {
-        self.bases().find_map(|base| topic.strip_prefix(base)?.strip_prefix("/reply/"))
+    /// The base of a reply topic of the device or the group, and what follows `reply/` in it.
+    fn replies_of<'a>(&'a self, topic: &'a str) -> Option<(&'a str, &'a str)> {
+        self.bases().find_map(|base| Some((base, topic.strip_prefix(base)?.strip_prefix("/reply/")?)))
     }
 
-    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt.
+    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt: the device's
+    /// clients are not the group's.
     fn is_reply_of_another_client(&self, topic: &str, prompt_topic: &[u8]) -> bool {
-        let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
-            return false;
-        };
+        let Some((reply_base, rest)) = self.replies_of(topic) else { return false };
+        let Some((client, _)) = rest.split_once('/') else { return false };
         let asked = std::str::from_utf8(prompt_topic).ok().and_then(|topic| self.split(topic));
-        !matches!(asked, Some((_, TopicSuffix::Prompt(name))) if name == client)
+        !matches!(asked, Some((base, TopicSuffix::Prompt(name))) if base == reply_base && name == client)
     }
 
     fn bases(&self) -> impl Iterator<Item = &str> {
@@ -485,6 +485,9 @@ mod tests {
         assert!(text.contains("another client") && text.contains("reply/hall/<id>"), "{text}");
         let unnamed = topics().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/cellar/prompt");
         assert!(unnamed.is_err(), "nor the one that names none");
+        let namesake =
+            of_kitchens().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/kitchens/prompt/hall");
+        assert!(namesake.is_err(), "nor the group's client of the same name");
     }
 
     #[test]
