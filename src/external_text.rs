@@ -1,4 +1,5 @@
-//! Checks of text from outside before it is parsed: byte-order marks are removed, and duplicate keys in JSON are found.
+//! Checks of text from outside before it is parsed: one leading byte-order mark is removed, a second is an error, and
+//! duplicate keys in JSON are found.
 //!
 //! Deliberately knows no file, no request and no limit: every module that reads such text uses it.
 
@@ -10,15 +11,27 @@ use std::fmt;
 /// U+FEFF in UTF-8, which Windows editors and PowerShell write at the beginning of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
+/// The error for a text with more than one leading byte-order mark: programs that each put one before it wrote it, and
+/// whatever reads it would take the second for a character of the text.
+const SECOND_MARK: &str = "begins with a second byte-order mark (U+FEFF); remove it";
+
 /// The bytes of a text without a leading byte-order mark.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
+/// What is wrong with the beginning of a text, if anything is.
+pub fn wrong_head(bytes: &[u8]) -> Option<&'static str> {
+    without_bom(bytes).starts_with(BYTE_ORDER_MARK).then_some(SECOND_MARK)
 }
 
 /// A UTF-8 text without a leading byte-order mark; the error is a short description of what it is instead.
 pub fn utf8(bytes: &[u8]) -> Result<&str, String> {
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err("UTF-16, not UTF-8; save it as UTF-8".into());
+    }
+    if let Some(wrong) = wrong_head(bytes) {
+        return Err(wrong.into());
     }
     let text = without_bom(bytes);
     let skipped = bytes.len() - text.len();
@@ -126,7 +139,9 @@ mod tests {
     #[test]
     fn one_byte_order_mark_at_the_head_is_no_part_of_a_text() {
         assert_eq!(utf8(b"\xef\xbb\xbfa"), Ok("a"));
-        assert_eq!(utf8(b"\xef\xbb\xbf\xef\xbb\xbfa"), Ok("\u{feff}a"));
+        assert_eq!(utf8(b"\xef\xbb\xbf\xef\xbb\xbfa"), Err(SECOND_MARK.into()));
+        assert_eq!(wrong_head(b"\xef\xbb\xbf\xef\xbb\xbf{}"), Some(SECOND_MARK));
+        assert_eq!(wrong_head(b"\xef\xbb\xbf{}\xef\xbb\xbf"), None);
         assert_eq!(utf8(b"a\xef\xbb\xbf"), Ok("a\u{feff}"));
         assert_eq!(utf8(b"\xef\xbb"), Err("byte 0 is not UTF-8; give plain text".into()));
         assert_eq!(utf8(b"\xef\xbb\xbfa\xff"), Err("byte 4 is not UTF-8; give plain text".into()));

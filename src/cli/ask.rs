@@ -7,7 +7,7 @@ use super::Failure;
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
-use crate::protocol::text::for_terminal;
+use crate::protocol::text::{escaped_json, for_terminal};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
@@ -71,7 +71,9 @@ pub fn run(args: Ask) -> Result<(), Failure> {
 
 fn prompt(given: Option<&str>, input: impl Read) -> Result<String, Failure> {
     let text = match given {
-        Some(text) if text != "-" => text.to_owned(),
+        Some(text) if text != "-" => {
+            utf8(text.as_bytes()).map_err(|wrong| usage(&format!("PROMPT: {wrong}")))?.to_owned()
+        }
         _ => read_prompt(input)?,
     };
     if text.trim().is_empty() {
@@ -140,7 +142,7 @@ struct Printer<W> {
 impl<W: Write> Printer<W> {
     fn event(&mut self, line: &str, event: &ServerEvent) -> Result<(), StreamEnd> {
         match event {
-            _ if self.json => self.print(line),
+            _ if self.json => self.print(&escaped_json(line)),
             ServerEvent::Token { text } => self.print(text),
             // Not streamed, or from the cache in one piece.
             ServerEvent::Done { text } if self.printed.is_none() => {
@@ -223,6 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn json_from_a_stranger_holds_nothing_that_a_terminal_obeys() {
+        let event = "{\"event\":\"done\",\"id\":\"a\",\"text\":\"\u{9b}31m\u{202e}\"}\r\n";
+        let (out, ended) = conversation(event, true);
+        assert_eq!(
+            (out.as_str(), ended),
+            ("{\"event\":\"done\",\"id\":\"a\",\"text\":\"\\u009b31m\\u202e\"} \n", Ok(()))
+        );
+    }
+
+    #[test]
     fn a_refusal_is_one_line_with_its_code_and_exit_code_5() {
         let events = "{\"event\":\"error\",\"id\":null,\"code\":\"queue_full\",\"message\":\"a\\nb\"}\n";
         let (out, ended) = conversation(events, false);
@@ -277,6 +289,12 @@ mod tests {
     fn a_byte_order_mark_is_no_part_of_the_prompt() {
         let input = "\u{feff}turn it on\r\n";
         assert_eq!(prompt(Some("-"), input.as_bytes()).ok().as_deref(), Some("turn it on"));
+        assert_eq!(prompt(Some("\u{feff}turn it on"), &b""[..]).ok().as_deref(), Some("turn it on"));
+        for twice in
+            [prompt(Some("\u{feff}\u{feff}a"), &b""[..]), prompt(None, "\u{feff}\u{feff}a".as_bytes())]
+        {
+            assert!(twice.is_err_and(|failure| failure.message.contains("second byte-order mark")));
+        }
         assert!(prompt(None, &b"\xff\xfea\0"[..]).is_err_and(|failure| failure.message.contains("UTF-16")));
     }
 

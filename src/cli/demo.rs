@@ -7,6 +7,7 @@
 use super::serve::block_on;
 use super::{Failure, host, print};
 use crate::config::{Config, Level, Mqtt};
+use crate::protocol::text::escaped_json;
 use crate::{daemon, telemetry};
 use mqtt5::broker::config::{StorageBackend, StorageConfig};
 use mqtt5::broker::{BrokerConfig, MqttBroker};
@@ -235,7 +236,7 @@ fn print_event(event: &[u8]) -> Result<bool, Failure> {
 fn pretty(json: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
     let text = serde_json::to_string_pretty(&value).expect("was JSON");
-    text.lines().map(|line| format!("  {line}\n")).collect()
+    escaped_json(&text).lines().map(|line| format!("  {line}\n")).collect()
 }
 
 fn write_out(text: &str) -> Result<(), Failure> {

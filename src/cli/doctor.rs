@@ -6,7 +6,7 @@ use super::{Failure, host, print};
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
-use crate::protocol::text::one_line;
+use crate::protocol::text::{json_line, one_line};
 use crate::telemetry::sensors::{self, FoundSensor, MemoryLimit, RejectedSensor, Sensors};
 use crate::transport::mqtt;
 use serde::Serialize;
@@ -127,7 +127,7 @@ pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
     let report = examine(&config)?;
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        true => print(json_line(&report).as_bytes())?,
         false => print(table(&report).as_bytes())?,
     }
     // A kernel that computes wrongly is the only finding that makes the command fail.

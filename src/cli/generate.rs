@@ -7,6 +7,7 @@ use crate::engine::error::PromptError;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Step, StopReason};
 use crate::engine::tokenizer::{Role, Turn};
+use crate::protocol::text::json_line;
 use serde::Serialize;
 use std::ops::ControlFlow;
 
@@ -120,5 +121,5 @@ fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {
         kernel: engine.model().kernels().name(),
         threads: engine.model().pool().threads(),
     };
-    format!("{}\n", serde_json::to_string(&output).expect("strings and numbers"))
+    json_line(&output)
 }

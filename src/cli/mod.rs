@@ -144,14 +144,11 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// The text of an argument, or standard input, without a byte-order mark, where it is left out or `-`.
+/// The text of an argument, or standard input where it is left out or `-`; without a byte-order mark.
 fn text(argument: Option<String>) -> Result<String, Failure> {
     let text = text_unchanged(argument.as_deref())?;
-    let from_input = argument.is_none_or(|text| text == "-");
-    Ok(match text.strip_prefix('\u{feff}').filter(|_| from_input) {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    })
+    let text = utf8(text.as_bytes()).map_err(|wrong| Failure::usage(format!("the text: {wrong}")))?;
+    Ok(text.to_owned())
 }
 
 /// The same without removing the byte-order mark, for commands that work on the exact text.
@@ -163,6 +160,8 @@ fn text_unchanged(argument: Option<&str>) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
     // Its message covers UTF-16 as well.
-    utf8(&bytes).map_err(failed)?;
+    if let Err(wrong) = utf8(&bytes) {
+        return Err(failed(wrong));
+    }
     Ok(String::from_utf8(bytes).expect("it was just checked"))
 }

@@ -16,6 +16,7 @@ mod toml_schema;
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
 
+use crate::external_text::utf8;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -379,7 +380,10 @@ impl Config {
 
     /// Checks a configuration given as text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, host: &Host) -> Result<Self, ConfigError> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = utf8(text.as_bytes()).map_err(|message| ConfigError {
+            place: place.to_owned(),
+            message: format!("the file {message}"),
+        })?;
         toml_schema::File::parse(text, place)?.check(place, text, host)
     }
 }

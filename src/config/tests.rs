@@ -258,6 +258,8 @@ fn a_byte_order_mark_is_no_part_of_the_configuration() {
     let text = "[device]\nid = \"attic\"\n";
     assert_eq!(read(&format!("\u{feff}{text}")), read(text));
     assert!(error("\u{feff}[device]\nid = \"a\"\nid = \"b\"\n").contains("id"), "a key given twice");
+    let twice = error(&format!("\u{feff}\u{feff}{text}"));
+    assert!(twice.contains("second byte-order mark"), "{twice}");
 }
 
 #[test]

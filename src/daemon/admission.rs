@@ -230,6 +230,7 @@ mod tests {
             request,
             id: id.into(),
             client: "test".into(),
+            cache_key: "test".into(),
             queue_key: "test".into(),
             when_full: WhenFull::Refuse,
             received: now,

@@ -152,7 +152,7 @@ impl Worker {
         }
         let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
         let request = &queued.inbound.request;
-        let client = self.queue.answers.is_shared().not().then(|| queued.inbound.client.clone());
+        let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let key = cache_key(request, client, &prompt);
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {

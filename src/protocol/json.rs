@@ -3,8 +3,9 @@
 //! Every message a client can get wrong is answered with one [`Refusal`] that names the key and
 //! the way out. Deliberately knows no transport; which bytes make one message is their business.
 
+use super::text::Shown;
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
-use crate::external_text::{duplicate_key, utf8, without_bom};
+use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -164,8 +165,8 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // Only an object whose first key is `cancel` is tried as one, so that every other message
     // gets the request's own error. So with the others.
-    let bytes = without_bom(bytes);
-    let body = bytes.trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
+    let body =
+        without_bom(bytes).trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
     if body.starts_with(b"\"cancel\"") {
         return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
     }
@@ -280,13 +281,14 @@ pub fn metrics(text: &str) -> Vec<u8> {
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     check_size(bytes)?;
+    wrong_head(bytes).map_or(Ok(()), |wrong| Err(invalid(wrong)))?;
     let bytes = without_bom(bytes);
     // An array would do for serde: its elements as the keys in order.
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(invalid("not a JSON object; send one like {\"prompt\":\"hello\"}"));
     }
     if let Some(place) = duplicate_key(bytes) {
-        return Err(invalid(format!("{}: given twice; give it once", shortened(&place))));
+        return Err(invalid(format!("{}: given twice; give it once", Shown(&place))));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -295,12 +297,6 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     })?;
     reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
     Ok(read)
-}
-
-/// A path that a client made up, as a message repeats it.
-fn shortened(place: &str) -> String {
-    const MOST: usize = 200;
-    place.chars().take(MOST).flat_map(char::escape_debug).collect()
 }
 
 fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
@@ -511,6 +507,9 @@ mod tests {
         assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
         assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));
         assert_eq!(thread_limit("\u{feff}2".as_bytes()), Ok(2));
+        let twice = "\u{feff}\u{feff}{\"prompt\":\"b\"}".as_bytes();
+        let refusals = [incoming(twice).expect_err("refused"), request_or_text(twice).expect_err("refused")];
+        assert!(refusals.iter().all(|refusal| refusal.message.contains("second byte-order mark")));
         let read = request_or_text("\u{feff}turn it on".as_bytes()).expect("sound");
         assert_eq!(read.input, Input::Prompt("turn it on".into()));
         assert!(request_or_text(b"\xff\xfeh\0i\0").expect_err("UTF-16").message.contains("UTF-16"));

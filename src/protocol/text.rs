@@ -1,8 +1,10 @@
-//! Makes text from outside safe for a log line or a terminal: on one line, without characters that a terminal
-//! interprets, and of limited length.
+//! Makes text from outside safe for a log line, a terminal or a command's JSON: on one line, without characters that a
+//! terminal interprets, and of limited length.
 //!
 //! Deliberately knows nothing of where the text came from or goes to.
 
+use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt;
 
 /// Maximum number of characters of a name or a value from outside, and of a word in a line.
@@ -35,11 +37,56 @@ pub fn for_terminal(text: &str) -> String {
     shown
 }
 
+/// Data as one line of JSON for standard output. What a terminal obeys is escaped, as `\u202e`: to whoever parses it,
+/// that is the same text.
+pub fn json_line(data: &impl Serialize) -> String {
+    let json = serde_json::to_string(data).expect("what commands print is plain data");
+    format!("{}\n", escaped_json(&json))
+}
+
+/// JSON in which whatever a terminal obeys is escaped. Outside strings JSON has only spaces, tabs and line ends.
+pub fn escaped_json(json: &str) -> Cow<'_, str> {
+    let is_kept = |c: char| matches!(c, '\n' | '\t') || !is_unsafe(c);
+    if json.chars().all(is_kept) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 64);
+    for c in json.chars() {
+        match c {
+            c if is_kept(c) => escaped.push(c),
+            // Inside a string it would be no JSON.
+            '\r' => escaped.push(' '),
+            c => {
+                let mut units = [0; 2];
+                c.encode_utf16(&mut units)
+                    .iter()
+                    .for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+            }
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// A name or a value from outside for data that is escaped later: cut to [`MAX_VALUE`] characters.
+pub fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Whether a terminal, or the reader of a line, takes the character for something else than itself: control characters,
-/// line and paragraph separators, and what turns the direction of text.
+/// line and paragraph separators, and format characters (Unicode's category Cf), among them what turns the direction
+/// of text.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(
+            c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+            | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}'
+        )
 }
 
 fn push(to: &mut String, c: char) {
@@ -87,6 +134,27 @@ mod tests {
         assert!(line.ends_with("… is refused; allow it"), "{line}");
         assert_eq!(line.chars().count(), "topic:  is refused; allow it".chars().count() + MAX_VALUE + 1);
         assert_eq!(one_line(&"a ".repeat(9_000)).chars().count(), MAX_LINE + 1);
+    }
+
+    #[test]
+    fn json_holds_the_same_text_without_anything_that_a_terminal_obeys() {
+        let evil = format!("{EVIL}\u{e0041}\u{ad}\u{feff}\u{7f}ü😀");
+        let line = json_line(&serde_json::json!({ &evil: evil }));
+        assert!(!line.trim_end().contains(is_unsafe), "{line}");
+        assert!(
+            line.contains("\\u202e") && line.contains("\\u009b") && line.contains("\\udb40\\udc41"),
+            "{line}"
+        );
+        let read: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(read[&evil], evil.as_str());
+        assert_eq!(escaped_json("{\r\"a\":\t1}\r\n"), "{ \"a\":\t1} \n");
+        assert!(matches!(escaped_json("{\"a\":\"ü😀\"}\n"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_shortened_text_shows_that_it_is() {
+        assert_eq!(shortened(&"é".repeat(MAX_VALUE)), "é".repeat(MAX_VALUE));
+        assert_eq!(shortened(&"é".repeat(9_000)), format!("{}…", "é".repeat(MAX_VALUE)));
     }
 
     #[test]

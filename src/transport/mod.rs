@@ -22,9 +22,11 @@ pub struct Inbound {
     pub request: Request,
     /// The id that its events carry: the client's own, else one that the transport made.
     pub id: String,
-    /// Who sent it, for the log and for keeping clients apart: `unix:uid=1000`, `mqtt:kitchen`.
+    /// Who sent it, as the log shows it: `unix:uid=1000`, `mqtt:kitchen`. Two clients may be shown alike.
     pub client: String,
-    /// The key of the fair queue under which it waits: `client`, or one of the client's processes where they are
+    /// Identifies the client for stored answers: no two clients have the same one.
+    pub cache_key: String,
+    /// The key of the fair queue under which it waits: the client's, or that of one of its processes where they are
     /// known.
     pub queue_key: String,
     /// What happens if the daemon's queue is full.

@@ -13,6 +13,7 @@ use crate::engine::layout_detect::{LayoutScore, choose_layout};
 use crate::engine::model::{EMBEDDING, HEAD, HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, Tokenizer};
 use crate::engine::{EngineOptions, ModelFile, Source};
+use crate::protocol::text::{json_line, one_line, shortened};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -71,6 +72,7 @@ struct InspectReport {
 #[derive(Serialize)]
 struct MetadataEntry {
     key: String,
+    /// A text is cut to 200 characters.
     value: serde_json::Value,
 }
 
@@ -193,9 +195,9 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         Ok(file) => add_model(&mut report, file, args.check),
         Err(error) => Err(error.into()),
     };
-    report.problem = outcome.as_ref().err().map(|failure| failure.message.clone());
+    report.problem = outcome.as_ref().err().map(|failure| one_line(&failure.message));
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&report).expect("plain data")).as_bytes())?,
+        true => print(json_line(&report).as_bytes())?,
         false => print(render::page(&report, args.tensors).as_bytes())?,
     }
     outcome
@@ -218,17 +220,17 @@ fn describe(args: &Inspect, file: &Gguf) -> InspectReport {
         }
     }
     let metadata =
-        file.metadata().iter().map(|(key, value)| MetadataEntry { key: key.clone(), value: json(value) });
+        file.metadata().iter().map(|(key, value)| MetadataEntry { key: shortened(key), value: json(value) });
     let tensors = file.tensors().iter().map(|tensor| TensorLine {
-        name: tensor.name.clone(),
+        name: shortened(&tensor.name),
         kind: tensor.kind.name(),
         shape: tensor.dims.clone(),
         bytes: tensor.bytes.len(),
     });
     InspectReport {
-        file: args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string()),
+        file: args.model.as_ref().map_or("built-in".into(), |path| shortened(&path.display().to_string())),
         bytes: file.byte_len(),
-        name: file.text("general.name").ok().flatten().map(str::to_owned),
+        name: file.text("general.name").ok().flatten().map(shortened),
         metadata: metadata.collect(),
         types,
         tensors: tensors.collect(),
@@ -249,7 +251,7 @@ fn json(value: &MetadataValue) -> serde_json::Value {
         MetadataValue::Signed(n) => (*n).into(),
         MetadataValue::Float(x) => shortest(*x).into(),
         MetadataValue::Bool(flag) => (*flag).into(),
-        MetadataValue::Text(text) => text.as_str().into(),
+        MetadataValue::Text(text) => shortened(text).into(),
         MetadataValue::Array(array) => {
             let kind = if array.kind == STRING { "texts" } else { "numbers" };
             serde_json::json!({ "array_of": kind, "length": array.len })
@@ -267,7 +269,7 @@ fn shortest(x: f64) -> f64 {
 fn add_model(report: &mut InspectReport, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
     let shape = file.shape();
     report.model = Some(ModelFacts {
-        architecture: shape.arch.clone(),
+        architecture: shortened(&shape.arch),
         layers: shape.layers,
         width: shape.dim,
         heads: shape.heads,
@@ -335,13 +337,13 @@ fn board_name(mib: usize) -> String {
 }
 
 fn tokenizer(tokenizer: &Tokenizer) -> TokenizerFacts {
-    let token = |id: u32| TokenText { id, text: String::from_utf8_lossy(tokenizer.bytes(id)).into_owned() };
+    let token = |id: u32| TokenText { id, text: shortened(&String::from_utf8_lossy(tokenizer.bytes(id))) };
     let all = 0..tokenizer.vocab_size() as u32;
     TokenizerFacts {
         beginning: tokenizer.bos().map(token),
         ends: all.filter(|id| tokenizer.is_end(*id)).map(token).collect(),
-        chat_template: tokenizer.chat_template().to_owned(),
-        notes: tokenizer.notes().to_vec(),
+        chat_template: shortened(tokenizer.chat_template()),
+        notes: tokenizer.notes().iter().map(|note| one_line(note)).collect(),
     }
 }
 

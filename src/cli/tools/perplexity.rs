@@ -4,6 +4,7 @@ use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print};
 use crate::engine::perplexity::Perplexity as Figure;
 use crate::external_text::utf8;
+use crate::protocol::text::json_line;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
         kernel: engine.model().kernels().name(),
     };
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&output).expect("numbers")).as_bytes()),
+        true => print(json_line(&output).as_bytes()),
         false => print(line(&output).as_bytes()),
     }
 }

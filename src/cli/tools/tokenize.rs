@@ -2,6 +2,7 @@
 
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print, text_unchanged};
+use crate::protocol::text::json_line;
 
 /// Print the token ids of a text
 #[derive(Debug, Clone, clap::Args)]
@@ -26,5 +27,5 @@ pub(in crate::cli) fn run(args: Tokenize) -> Result<(), Failure> {
         true => tokenizer.encode_with_specials(&text),
         false => tokenizer.encode(&text),
     };
-    print(format!("{}\n", serde_json::to_string(&ids).expect("a list of numbers")).as_bytes())
+    print(json_line(&ids).as_bytes())
 }

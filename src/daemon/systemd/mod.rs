@@ -14,7 +14,7 @@ use log::{error, warn};
 use sd_notify::NotifyState;
 use status_line::StatusLine;
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -46,9 +46,17 @@ pub(super) fn listener() -> io::Result<Option<UnixListener>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = listenfd::ListenFd::from_env();
     match choose_socket(sockets.len(), &names).map_err(io::Error::other)? {
-        Some(at) => sockets.take_unix_listener(at),
+        Some(at) => sockets.take_unix_listener(at).map_err(|error| unusable(&error)),
         None => Ok(None),
     }
+}
+
+/// The error for a socket from systemd to which no client can connect.
+fn unusable(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "the socket that systemd hands over is no Unix stream socket ({error}); give bitnetd.socket ListenStream= with \
+         a path, and neither a port nor ListenDatagram="
+    ))
 }
 
 /// The index of the socket for requests among `count` sockets; `names` is as in `LISTEN_FDNAMES`.
@@ -135,7 +143,7 @@ impl StatusReporter {
     /// Sends the status line every [`STATUS_INTERVAL`], if it has changed. Once the daemon is `draining` it sends
     /// nothing, since draining has status lines of its own.
     pub async fn run(self, draining: CancellationToken) {
-        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        if notify_socket().is_none() {
             return std::future::pending().await; // not started by systemd
         }
         let mut message = String::new();
@@ -203,16 +211,27 @@ fn notify_stuck(part: &str, time: Duration) {
     notify(&[NotifyState::Status(&format!("stuck: {part} has not moved for {time:?}"))]);
 }
 
+/// The socket on which systemd reads notifications, if any. An empty variable counts as unset.
+fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+}
+
 /// Notifies systemd, where NOTIFY_SOCKET is set. A failure is logged once and has no other effect.
 fn notify(state: &[NotifyState<'_>]) {
     static IS_LOGGED: AtomicBool = AtomicBool::new(false);
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(socket) = notify_socket() else { return };
     if let Err(error) = send(&socket, state)
+        && is_worth_a_warning(&error)
         && !IS_LOGGED.swap(true, Ordering::Relaxed)
     {
         let socket = socket.to_string_lossy();
         warn!("NOTIFY_SOCKET {socket}: systemd cannot be notified: {error}; this is logged once only");
     }
+}
+
+/// Whether the notification socket is of no use. A reader that is slow for a moment gets the next state.
+fn is_worth_a_warning(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::WouldBlock
 }
 
 /// Sends one datagram with a state a line, without blocking.
@@ -249,6 +268,19 @@ mod tests {
         for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {
             send(OsStr::new(unusable), &[NotifyState::Ready]).expect_err("nobody can listen there");
         }
+    }
+
+    #[test]
+    fn a_reader_that_is_slow_is_worth_no_warning() {
+        let name = format!("bitnetd-test-slow-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("short");
+        let _reader = UnixDatagram::bind_addr(&address).expect("free");
+        let name = format!("@{name}");
+        let full = (0..100_000).find_map(|_| send(OsStr::new(&name), &[NotifyState::Watchdog]).err());
+        let error = full.expect("the reader's queue is bounded");
+        assert!(!is_worth_a_warning(&error), "{error}");
+        let gone = send(OsStr::new("/nonexistent/notify"), &[NotifyState::Ready]).expect_err("nobody");
+        assert!(is_worth_a_warning(&gone), "{gone}");
     }
 
     #[test]

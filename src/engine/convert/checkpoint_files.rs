@@ -2,7 +2,7 @@
 
 use crate::engine::error::{LoadError, escaped};
 use crate::engine::gguf::{FileMap, identify};
-use crate::external_text::{duplicate_key, without_bom};
+use crate::external_text::{duplicate_key, without_bom, wrong_head};
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,6 +107,9 @@ fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
     if bytes.len() > MAX_JSON {
         let message = format!("{} bytes, where {MAX_JSON} are allowed", bytes.len());
         return Err(LoadError::new(name, message));
+    }
+    if let Some(wrong) = wrong_head(bytes) {
+        return Err(LoadError::new(name, wrong));
     }
     let bytes = without_bom(bytes);
     if bytes.trim_ascii().is_empty() {

@@ -4,7 +4,8 @@
 //!
 //! - `link`: when to connect, how long to wait after a failure; `protocol_limits`: violations of the protocol that
 //!   rumqttc accepts;
-//! - `topics`, `reply_topics`: the device's topics, and where clients may have answers published;
+//! - `topics`, `reply_topics`: the device's topics, and where clients may have answers published; `prompt_client`:
+//!   who sent a prompt;
 //! - `delivery`: each prompt is answered once, and each answer reaches the broker, also over lost connections and
 //!   restarts;
 //! - `homeassistant`: the device's entry in Home Assistant;
@@ -25,6 +26,7 @@ mod homeassistant;
 mod link;
 mod message;
 mod optional_subscription;
+mod prompt_client;
 mod protocol_limits;
 mod reply_topics;
 mod shared_subscription;
@@ -37,6 +39,7 @@ pub use context::{HomeAssistantInfo, MqttContext};
 pub use delivery::answer_log::record;
 pub use delivery::dedup_keys::DedupKeys;
 
+pub use prompt_client::{ClientName, PromptClient};
 pub use topics::{TopicKind, Topics};
 
 use event_loop::EventLoop;

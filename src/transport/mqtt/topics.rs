@@ -3,17 +3,18 @@
 //! Pure. Whatever a client chooses (an id, a Response Topic) is checked here before it becomes part of a PUBLISH: a
 //! broker closes the connection over a malformed topic, and would do so again at every retry.
 
+use super::prompt_client::{ClientName, PromptClient};
 use super::reply_topics::ReplyTopics;
 use crate::config::Mqtt;
 use sha2::{Digest, Sha256};
 
 /// Maximum length of a Response Topic in bytes: every reply repeats it.
-const MAX_RESPONSE_TOPIC: usize = 512;
+pub(super) const MAX_RESPONSE_TOPIC: usize = 512;
 /// Maximum number of levels of a Response Topic: mosquitto closes the connection over a topic of more than 200.
 const MAX_LEVELS: usize = 100;
 /// Maximum length in bytes of a `<client>` level that is repeated in a reply topic.
 const MAX_REPLY_LEVEL: usize = 512;
-/// Bytes of a client's name that are used: it is part of every log line about its prompts.
+/// Bytes of a client's name that the log shows: it is part of every line about its prompts.
 const MAX_CLIENT_NAME: usize = 64;
 /// The last levels of the topic for a thread limit; `set` is a usual name for topics that others write to.
 const THREADS: &str = "threads/set";
@@ -46,8 +47,8 @@ pub struct TopicFilter {
 /// What a message is for, by its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicKind {
-    /// A prompt of this client; `-` where the topic names none. For a group it is `client@group`.
-    Prompt(String),
+    /// A prompt of this client.
+    Prompt(PromptClient),
     /// A cancellation.
     Cancel,
     /// A thread limit for this device.
@@ -198,19 +199,22 @@ impl Topics {
             TopicSuffix::Cancel => TopicKind::Cancel,
             TopicSuffix::Threads if base == self.base => TopicKind::Threads,
             TopicSuffix::Threads => return None,
-            TopicSuffix::Prompt(name) if base == self.base => TopicKind::Prompt(sanitized_client(name)),
-            TopicSuffix::Prompt(name) => {
-                TopicKind::Prompt(format!("{}@{}", sanitized_client(name), last_level(base)))
-            }
+            TopicSuffix::Prompt(name) => TopicKind::Prompt(PromptClient::of_topic(base, name)),
         })
     }
 
-    /// The same, for a message whose user property `client` is `property`.
-    pub fn parse_with_client(&self, topic: &[u8], property: Option<&str>) -> Option<TopicKind> {
-        Some(match self.parse(topic)? {
-            TopicKind::Prompt(client) => TopicKind::Prompt(client_name(client, property)),
-            other => other,
-        })
+    /// The client as the log shows it: `hall`, `-` where nothing names it, `-/hall` where a property does; for a
+    /// group it is followed by `@group`. It is cut and cleaned, and so may be that of another client too.
+    pub fn client_label(&self, client: &PromptClient) -> String {
+        let name = match client.name() {
+            ClientName::Topic(name) => sanitized_client(name),
+            ClientName::Property(name) => format!("-/{}", sanitized_client(name)),
+            ClientName::Unnamed { .. } => "-".into(),
+        };
+        match client.base() {
+            base if base == self.base => name,
+            base => format!("{name}@{}", sanitized_client(last_level(base))),
+        }
     }
 
     /// The base of a topic, which names the device or the group, and what follows it. The device's own topics are
@@ -264,18 +268,18 @@ impl Topics {
         })
     }
 
-    /// What follows `reply/` in a topic below the device's or the group's base.
-    fn replies_of<'a>(&self, topic: &'a str) -> Option<&'a str> {
-        self.bases().find_map(|base| topic.strip_prefix(base)?.strip_prefix("/reply/"))
+    /// The base of a reply topic of the device or the group, and what follows `reply/` in it.
+    fn replies_of<'a>(&'a self, topic: &'a str) -> Option<(&'a str, &'a str)> {
+        self.bases().find_map(|base| Some((base, topic.strip_prefix(base)?.strip_prefix("/reply/")?)))
     }
 
-    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt.
+    /// Whether the topic is `reply/<client>/…` of another client than the one that sent the prompt: the device's
+    /// clients are not the group's.
     fn is_reply_of_another_client(&self, topic: &str, prompt_topic: &[u8]) -> bool {
-        let Some((client, _)) = self.replies_of(topic).and_then(|rest| rest.split_once('/')) else {
-            return false;
-        };
+        let Some((reply_base, rest)) = self.replies_of(topic) else { return false };
+        let Some((client, _)) = rest.split_once('/') else { return false };
         let asked = std::str::from_utf8(prompt_topic).ok().and_then(|topic| self.split(topic));
-        !matches!(asked, Some((_, TopicSuffix::Prompt(name))) if name == client)
+        !matches!(asked, Some((base, TopicSuffix::Prompt(name))) if base == reply_base && name == client)
     }
 
     fn bases(&self) -> impl Iterator<Item = &str> {
@@ -309,22 +313,6 @@ fn escape(topic: &mut String, level: &str, is_escaped: impl Fn(char) -> bool) {
         } else {
             topic.push(c);
         }
-    }
-}
-
-/// The client of a prompt whose topic names `client` and whose user property `client` is `property`.
-///
-/// The topic level takes precedence, since the broker's access list protects topics and not properties. A name that
-/// only the property gives is kept apart from all names in topics, which contain no slash: nobody can pose as the
-/// client of a topic.
-fn client_name(client: String, property: Option<&str>) -> String {
-    let group = match client.strip_prefix('-') {
-        Some(group) if group.is_empty() || group.starts_with('@') => group,
-        _ => return client,
-    };
-    match property.map(self::sanitized_client).as_deref() {
-        None | Some("-") => client,
-        Some(name) => format!("-/{name}{group}"),
     }
 }
 
@@ -382,9 +370,11 @@ mod tests {
     #[test]
     fn prompts_are_distinguished_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
-        assert_eq!(parse("bitnetd/cellar/prompt"), Some(TopicKind::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/"), Some(TopicKind::Prompt("-".into())));
-        assert_eq!(parse("bitnetd/cellar/prompt/hall"), Some(TopicKind::Prompt("hall".into())));
+        let client = |name: &str| Some(TopicKind::Prompt(PromptClient::of_topic("bitnetd/cellar", name)));
+        assert_eq!(parse("bitnetd/cellar/prompt"), client(""));
+        assert_eq!(parse("bitnetd/cellar/prompt/"), client(""));
+        assert_eq!(parse("bitnetd/cellar/prompt/hall"), client("hall"));
+        assert_ne!(client("-"), client(""));
         assert_eq!(parse("bitnetd/cellar/cancel"), Some(TopicKind::Cancel));
         assert_eq!(parse("bitnetd/cellar/threads/set"), Some(TopicKind::Threads));
     }
@@ -410,10 +400,24 @@ mod tests {
         assert_eq!(topics().parse(b"bitnetd/cellar/prompt/\xff"), None);
     }
 
+    /// The label of a prompt's client, without and with a user property.
+    fn labels(topics: &Topics, topic: &str) -> [String; 2] {
+        let Some(TopicKind::Prompt(client)) = topics.parse(topic.as_bytes()) else { panic!("{topic}") };
+        [topics.client_label(&client), topics.client_label(&client.with_properties(Some("eve"), None))]
+    }
+
     #[test]
-    fn a_long_client_name_is_cut_between_characters() {
-        let topic = format!("bitnetd/cellar/prompt/{}", "ü".repeat(100));
-        assert_eq!(topics().parse(topic.as_bytes()), Some(TopicKind::Prompt("ü".repeat(32))));
+    fn a_long_client_name_is_cut_between_characters_for_the_log_alone() {
+        let client = |last: &str| format!("bitnetd/cellar/prompt/{}{last}", "ü".repeat(100));
+        assert_eq!(labels(&topics(), &client("a")), ["ü".repeat(32), "ü".repeat(32)]);
+        assert_ne!(topics().parse(client("a").as_bytes()), topics().parse(client("b").as_bytes()));
+    }
+
+    #[test]
+    fn the_log_shows_how_a_client_is_named() {
+        assert_eq!(labels(&topics(), "bitnetd/cellar/prompt"), ["-", "-/eve"]);
+        assert_eq!(labels(&of_kitchens(), "bitnetd/kitchens/prompt"), ["-@kitchens", "-/eve@kitchens"]);
+        assert_eq!(labels(&topics(), "bitnetd/cellar/prompt/a\u{1b}[2J"), ["a[2J", "a[2J"]);
     }
 
     #[test]
@@ -433,19 +437,6 @@ mod tests {
         assert_eq!(reply("a\u{1b}"), "bitnetd/cellar/reply/a%1B/a%2Fb");
         assert_eq!(reply(""), "bitnetd/cellar/reply/a%2Fb");
         assert_eq!(reply(&"x".repeat(MAX_REPLY_LEVEL + 1)), "bitnetd/cellar/reply/a%2Fb");
-    }
-
-    #[test]
-    fn the_topic_names_the_client_before_the_property_does() {
-        let client = |named: &str, property| client_name(named.to_owned(), property);
-        assert_eq!(client("hall", Some("cellar")), "hall");
-        assert_eq!(client("-", Some("hall")), "-/hall");
-        assert_eq!(client("-@kitchens", Some("hall")), "-/hall@kitchens");
-        assert_eq!(client("-", None), "-");
-        assert_eq!(client("-", Some("")), "-");
-        assert_eq!(client("-", Some("\u{1b}\n")), "-");
-        assert_eq!(client("-x", Some("hall")), "-x");
-        assert_eq!(client("-", Some(&"ü".repeat(100))).len(), 2 + MAX_CLIENT_NAME);
     }
 
     #[test]
@@ -494,6 +485,9 @@ mod tests {
         assert!(text.contains("another client") && text.contains("reply/hall/<id>"), "{text}");
         let unnamed = topics().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/cellar/prompt");
         assert!(unnamed.is_err(), "nor the one that names none");
+        let namesake =
+            of_kitchens().check_response("bitnetd/cellar/reply/hall/1", b"bitnetd/kitchens/prompt/hall");
+        assert!(namesake.is_err(), "nor the group's client of the same name");
     }
 
     #[test]
@@ -530,9 +524,10 @@ mod tests {
     #[test]
     fn prompts_to_a_group_are_answered_below_the_group() {
         let topics = of_kitchens();
-        let named = |name: &str| Some(TopicKind::Prompt(name.into()));
-        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named("-@kitchens"));
-        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall@kitchens"));
+        let named = |name: &str| Some(TopicKind::Prompt(PromptClient::of_topic("bitnetd/kitchens", name)));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt"), named(""));
+        assert_eq!(topics.parse(b"bitnetd/kitchens/prompt/hall"), named("hall"));
+        assert_eq!(labels(&topics, "bitnetd/kitchens/prompt/hall")[0], "hall@kitchens");
         assert_eq!(topics.parse(b"bitnetd/kitchens/cancel"), Some(TopicKind::Cancel));
         assert_eq!(topics.reply(b"bitnetd/kitchens/prompt/hall", "a"), "bitnetd/kitchens/reply/hall/a");
         assert!(topics.stale_filters(b"bitnetd/kitchens/prompt/hall").is_empty());
@@ -544,14 +539,17 @@ mod tests {
     fn clients_may_have_the_names_of_topics() {
         for name in ["cancel", "prompt"] {
             let parsed = topics().parse(format!("bitnetd/cellar/prompt/{name}").as_bytes());
-            assert_eq!(parsed, Some(TopicKind::Prompt(name.into())));
+            assert_eq!(parsed, Some(TopicKind::Prompt(PromptClient::of_topic("bitnetd/cellar", name))));
         }
     }
 
     #[test]
     fn prompts_of_an_earlier_group_are_answered_and_its_subscriptions_ended() {
         let topic = b"old/attic/prompt/hall";
-        assert_eq!(of_kitchens().parse(topic), Some(TopicKind::Prompt("hall@attic".into())));
+        assert_eq!(
+            of_kitchens().parse(topic),
+            Some(TopicKind::Prompt(PromptClient::of_topic("old/attic", "hall")))
+        );
         assert_eq!(of_kitchens().reply(topic, "a"), "old/attic/reply/hall/a");
         let given_up = of_kitchens().stale_filters(topic);
         for filter in [

@@ -29,15 +29,17 @@ const PIECE: usize = 4 * 1024;
 /// connection reset.
 const HTTP_LINGER: Duration = Duration::from_secs(1);
 
-/// Serves one client, the daemon's `number`th, to its end.
+/// Serves one client, the daemon's `number`th, to its end. `watched` is a [second handle](duplicate_handle) of its
+/// stream.
 pub(super) async fn serve(
     stream: UnixStream,
+    watched: Arc<UnixStream>,
     number: u64,
     in_flight: Arc<InFlight>,
     shared: ConnectionContext,
 ) {
     log::debug!("connection {number} opened");
-    match run_halves(stream, number, &in_flight, shared).await {
+    match run_halves(stream, &watched, number, &in_flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),
         Err(error) => log::debug!("connection {number} closed: {error}"),
     }
@@ -45,11 +47,12 @@ pub(super) async fn serve(
 
 async fn run_halves(
     mut stream: UnixStream,
+    watched: &UnixStream,
     number: u64,
     flight: &InFlight,
     shared: ConnectionContext,
 ) -> io::Result<()> {
-    let (watched, peer) = (duplicate_handle(&stream)?, Peer::of(&stream));
+    let peer = Peer::of(&stream);
     let (reply, events) = mpsc::channel(EVENTS);
     // One at a time: until the client has accepted an answer, its next line is not read.
     let (answer, answers) = mpsc::channel(1);
@@ -64,12 +67,12 @@ async fn run_halves(
         events: reply,
         outgoing: answer,
         ids_made: 0,
-        watched: &watched,
+        watched,
     };
     tokio::select! {
         biased;
         () = flight.dismissed() => {}
-        gone = wait_for_hangup(&watched) => return gone,
+        gone = wait_for_hangup(watched) => return gone,
         done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => return done.map(drop),
     }
     // Nothing is half written, since the connection was idle. An error means that the client has already disconnected.
@@ -87,7 +90,7 @@ fn eviction_notice(most: usize) -> Refusal {
 
 /// A second handle of the same socket. Its readiness is tracked apart from the first handle's, so that
 /// [`wait_for_hangup`] can clear it without taking it from a pending write.
-fn duplicate_handle(stream: &UnixStream) -> io::Result<UnixStream> {
+pub(super) fn duplicate_handle(stream: &UnixStream) -> io::Result<UnixStream> {
     UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
 }
 
@@ -175,7 +178,7 @@ impl Reader<'_> {
         let mut first = true;
         loop {
             let length = half.read(&mut piece).await?;
-            if !self.in_flight.record_activity() {
+            if !self.in_flight.record_activity(piece[..length].ends_with(b"\n")) {
                 // The connection is being closed to make room for another client.
                 return std::future::pending().await;
             }
@@ -278,9 +281,18 @@ impl Reader<'_> {
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
         let Peer { client, queue_key: turn } = &self.peer;
-        let (client, turn, when_full) = (client.clone(), turn.clone(), WhenFull::Refuse);
-        self.submit(Inbound { request, id, client, queue_key: turn, when_full, received, reply, cancel })
-            .await;
+        let inbound = Inbound {
+            request,
+            id,
+            client: client.clone(),
+            cache_key: client.clone(),
+            queue_key: turn.clone(),
+            when_full: WhenFull::Refuse,
+            received,
+            reply,
+            cancel,
+        };
+        self.submit(inbound).await;
         ReadLoop::Continue
     }
 

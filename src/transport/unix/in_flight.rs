@@ -6,12 +6,16 @@
 use crate::transport::Cancel;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Maximum number of requests in flight on one connection; its next line is read once one of them has ended. More
 /// than the daemon's queue holds by default, so that a client receives `queue_full` rather than no answer.
 pub(super) const MAX_IN_FLIGHT: usize = 64;
+
+/// How long a connection that has sent nothing yet, or only the beginning of a line, is not taken for idle: its client
+/// is about to send the rest.
+const UNFINISHED_LINE_GRACE: Duration = Duration::from_millis(200);
 
 /// The requests in flight, by id. Dropping it cancels them.
 #[derive(Debug)]
@@ -30,8 +34,20 @@ struct State {
     is_writing: bool,
     /// When the client last sent or accepted bytes.
     last_used: Instant,
+    /// What the client sent last was the end of a line; false while it has sent nothing.
+    is_line_complete: bool,
     /// The connection is to be closed, and accepts nothing more.
     is_evicted: bool,
+}
+
+impl State {
+    /// Whether nothing is under way on the connection.
+    fn is_idle(&self, now: Instant) -> bool {
+        let is_unused = self.requests.is_empty() && !self.is_writing && !self.is_evicted;
+        let is_line_expected =
+            !self.is_line_complete && now.saturating_duration_since(self.last_used) < UNFINISHED_LINE_GRACE;
+        is_unused && !is_line_expected
+    }
 }
 
 impl Default for InFlight {
@@ -40,6 +56,7 @@ impl Default for InFlight {
             requests: HashMap::new(),
             is_writing: false,
             last_used: Instant::now(),
+            is_line_complete: false,
             is_evicted: false,
         };
         InFlight { state: Mutex::new(state), ended: Notify::new(), evicted: Notify::new() }
@@ -81,10 +98,11 @@ impl InFlight {
         self.state().requests.contains_key(id)
     }
 
-    /// Notes that the client sent something; `false` where the connection accepts nothing more.
-    pub(super) fn record_activity(&self) -> bool {
+    /// Notes that the client sent something, and whether that is the end of a line; `false` where the connection
+    /// accepts nothing more.
+    pub(super) fn record_activity(&self, is_line_complete: bool) -> bool {
         let mut state = self.state();
-        state.last_used = Instant::now();
+        (state.last_used, state.is_line_complete) = (Instant::now(), is_line_complete);
         !state.is_evicted
     }
 
@@ -94,12 +112,11 @@ impl InFlight {
         (state.is_writing, state.last_used) = (is_writing, Instant::now());
     }
 
-    /// Since when the connection has been idle. `None` while a request is in flight or bytes are being written, and
-    /// once it is evicted.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    /// Since when the connection has been idle. `None` while a request is in flight, bytes are being written or the
+    /// client is sending a line, and once it is evicted.
+    pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
         let state = self.state();
-        let is_idle = state.requests.is_empty() && !state.is_writing && !state.is_evicted;
-        is_idle.then_some(state.last_used)
+        state.is_idle(now).then_some(state.last_used)
     }
 
     /// Whether the connection still counts against the limit.
@@ -108,13 +125,14 @@ impl InFlight {
     }
 
     /// Closes the connection, unless it came into use in the meantime.
-    pub(super) fn evict(&self) -> bool {
+    pub(super) fn evict(&self, now: Instant) -> bool {
         let mut state = self.state();
-        state.is_evicted = state.requests.is_empty() && !state.is_writing;
-        if state.is_evicted {
+        let is_idle = state.is_idle(now);
+        if is_idle {
+            state.is_evicted = true;
             self.evicted.notify_one();
         }
-        state.is_evicted
+        is_idle
     }
 
     /// Waits until the connection is to end for want of use.
@@ -173,15 +191,33 @@ mod tests {
     #[test]
     fn a_connection_in_use_is_not_idle_and_cannot_be_dismissed() {
         let in_flight = InFlight::default();
-        assert!(in_flight.idle_since().is_some());
+        assert!(in_flight.record_activity(true));
+        let now = Instant::now();
+        assert!(in_flight.idle_since(now).is_some());
         in_flight.start("a").expect("new");
-        assert!(in_flight.idle_since().is_none() && !in_flight.evict() && in_flight.is_open());
+        assert!(in_flight.idle_since(now).is_none() && !in_flight.evict(now) && in_flight.is_open());
         in_flight.end("a");
         in_flight.set_writing(true);
-        assert!(in_flight.idle_since().is_none() && !in_flight.evict() && in_flight.record_activity());
+        assert!(in_flight.idle_since(now).is_none() && !in_flight.evict(now));
+        assert!(in_flight.record_activity(true));
         in_flight.set_writing(false);
-        assert!(in_flight.evict() && !in_flight.is_open());
-        assert!(in_flight.idle_since().is_none() && !in_flight.record_activity(), "it is let go once");
+        assert!(in_flight.evict(now) && !in_flight.is_open());
+        assert!(in_flight.idle_since(now).is_none() && !in_flight.record_activity(true), "it is let go once");
+        assert!(!in_flight.evict(now) && !in_flight.is_open());
+    }
+
+    #[test]
+    fn a_client_has_a_moment_for_its_first_line_and_for_the_rest_of_one() {
+        let in_flight = InFlight::default();
+        let soon = Instant::now();
+        let later = || Instant::now() + UNFINISHED_LINE_GRACE;
+        assert!(in_flight.idle_since(soon).is_none() && !in_flight.evict(soon), "it has just connected");
+        assert!(in_flight.idle_since(later()).is_some());
+        in_flight.record_activity(true);
+        assert!(in_flight.idle_since(Instant::now()).is_some());
+        in_flight.record_activity(false);
+        assert!(in_flight.idle_since(Instant::now()).is_none(), "the rest of the line is on its way");
+        assert!(in_flight.evict(later()), "half a line does not keep the connection open");
     }
 
     #[test]

@@ -18,10 +18,11 @@ use crate::protocol::{Code, Event, Refusal, json};
 use crate::telemetry::Telemetry;
 use context::ConnectionContext;
 use in_flight::InFlight;
+use rustix::io::ioctl_fionread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -195,20 +196,44 @@ pub async fn run(
 
 /// The connections that count against `socket.connections`.
 #[derive(Debug, Default)]
-struct OpenConnections(Vec<Weak<InFlight>>);
+struct OpenConnections(Vec<OpenConnection>);
+
+/// A connection as long as its task runs.
+#[derive(Debug)]
+struct OpenConnection {
+    in_flight: Weak<InFlight>,
+    /// The second handle of its socket.
+    socket: Weak<UnixStream>,
+}
+
+impl OpenConnection {
+    /// Whether the client has sent something that its task has not read yet. Right after the accept that is usually
+    /// so: a client connects and asks before the task runs.
+    fn has_unread_bytes(&self) -> bool {
+        // Where the kernel cannot tell, the connection is not taken for idle.
+        self.socket.upgrade().is_some_and(|socket| ioctl_fionread(&*socket).map_or(true, |count| count > 0))
+    }
+}
 
 impl OpenConnections {
     /// Removes the connections that have ended. Returns whether one more is allowed, if need be after evicting the
     /// connection that has been idle longest.
     fn make_slot(&mut self, most: usize) -> bool {
-        self.0.retain(|in_flight| in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
+        self.0.retain(|open| open.in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
         if self.0.len() < most {
             return true;
         }
-        let flights = self.0.iter().filter_map(Weak::upgrade);
-        let idle = flights.filter_map(|in_flight| Some((in_flight.idle_since()?, in_flight)));
-        let longest = idle.min_by_key(|(since, _)| *since);
-        longest.is_some_and(|(_, in_flight)| in_flight.evict())
+        let now = Instant::now();
+        let mut idle: Vec<_> = self
+            .0
+            .iter()
+            .filter_map(|open| {
+                let in_flight = open.in_flight.upgrade()?;
+                Some((in_flight.idle_since(now)?, in_flight, open))
+            })
+            .collect();
+        idle.sort_by_key(|(since, ..)| *since);
+        idle.iter().any(|(_, in_flight, open)| !open.has_unread_bytes() && in_flight.evict(now))
     }
 }
 
@@ -222,9 +247,14 @@ fn admit(
     if !open.make_slot(shared.max_connections) {
         return refuse_connection(&stream, shared);
     }
+    let watched = match connection::duplicate_handle(&stream) {
+        Ok(watched) => Arc::new(watched),
+        Err(error) => return log::debug!("connection {number} closed: {error}"),
+    };
     let in_flight = Arc::new(InFlight::default());
-    open.0.push(Arc::downgrade(&in_flight));
-    tasks.spawn(connection::serve(stream, number, in_flight, shared.clone()));
+    let socket = Arc::downgrade(&watched);
+    open.0.push(OpenConnection { in_flight: Arc::downgrade(&in_flight), socket });
+    tasks.spawn(connection::serve(stream, watched, number, in_flight, shared.clone()));
 }
 
 /// Waits before the next accept. Logs the error once in a series of failures.

@@ -6,6 +6,7 @@ use crate::support::broker::Mosquitto;
 use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::json::MAX_REQUEST;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
+use std::collections::HashSet;
 
 const ALICE: &str = "bitnetd/cellar/prompt/alice";
 
@@ -40,6 +41,45 @@ async fn two_clients_that_count_from_1_get_their_own_answers() {
         }
         alice.is_quiet().await;
     }
+}
+
+#[tokio::test]
+async fn no_client_can_pose_as_another_by_its_name() {
+    let broker = Mosquitto::start().await;
+    let config = Mqtt { group: Some("kitchens".into()), ..config(broker.port) };
+    let mut harness = Harness::with(config, |_| {});
+    harness.until(|state| state.subscribed).await;
+    let client = Client::listening(&broker, "answers/#").await;
+    let long = "x".repeat(70);
+    let (plain, shared) = (PROMPT, "bitnetd/kitchens/prompt");
+    let below = |topic: &str, name: &str| format!("{topic}/{name}");
+    let answered_on = |topic: &str| PublishProperties { response_topic: Some(topic.into()), ..none() };
+    let clients = [
+        (below(plain, "alice@kitchens"), none()),
+        (below(shared, "alice"), none()),
+        (below(plain, &format!("{long}a")), none()),
+        (below(plain, &format!("{long}b")), none()),
+        (plain.to_owned(), called(&format!("{long}a"))),
+        (plain.to_owned(), called(&format!("{long}b"))),
+        (plain.to_owned(), called("eve@kitchens")),
+        (shared.to_owned(), called("eve")),
+        (plain.to_owned(), called("eve")),
+        (below(plain, "-"), called("eve")),
+        (plain.to_owned(), answered_on("answers/1")),
+        (plain.to_owned(), answered_on("answers/2")),
+    ];
+    let (mut stored, mut turns) = (HashSet::new(), HashSet::new());
+    let count = clients.len();
+    for (topic, properties) in clients {
+        client.publish(&topic, b"hi", properties).await;
+        let inbound = harness.request().await;
+        assert!(inbound.client.len() < 100, "the log shows {}", inbound.client);
+        assert!(stored.insert(inbound.cache_key.clone()), "{topic}: shares stored answers");
+        turns.insert(inbound.queue_key.clone());
+        answer(inbound, "x");
+    }
+    // Those without a name share their turns: a Response Topic can be made up for every prompt.
+    assert_eq!(turns.len(), count - 1);
 }
 
 #[tokio::test]

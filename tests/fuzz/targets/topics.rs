@@ -4,16 +4,18 @@
 #![no_main]
 
 use bitnetd::protocol::json;
-use bitnetd::transport::mqtt::{TopicKind, Topics};
+use bitnetd::transport::mqtt::{PromptClient, TopicKind, Topics};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let topics = Topics::shared("bitnetd", "cellar", Some("kitchens"));
     if let Some(TopicKind::Prompt(client)) = topics.parse(bytes) {
+        let label = topics.client_label(&client);
         assert!(
-            !client.is_empty() && client.len() <= 64 + 1 + 512 && !client.contains(char::is_control),
-            "{client:?}"
+            !label.is_empty() && label.len() <= 64 + 1 + 64 && !label.contains(char::is_control),
+            "{label:?}"
         );
+        assert_eq!(PromptClient::from_cache_key(&client.cache_key()), client);
     }
     let prefixed = [b"bitnetd/cellar/", bytes].concat();
     let _ = topics.parse(&prefixed);

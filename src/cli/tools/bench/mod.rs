@@ -11,6 +11,7 @@ use crate::engine::session::{Answer, GenerateOptions, Session, Step};
 use crate::engine::synthetic::{self, SyntheticShape};
 use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::{Engine, ModelFile, Source};
+use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
@@ -62,7 +63,7 @@ pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
     engine.check_files()?;
     let message = report(&engine, &args, measured);
     match args.json {
-        true => print(format!("{}\n", serde_json::to_string(&message).expect("numbers")).as_bytes()),
+        true => print(json_line(&message).as_bytes()),
         false => print(table(&message).as_bytes()),
     }
 }

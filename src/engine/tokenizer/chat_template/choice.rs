@@ -1,6 +1,7 @@
 //! Which chat template prompts are made with: what the owner says of it.
 
 use crate::engine::error::LoadError;
+use crate::external_text::{without_bom, wrong_head};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -59,9 +60,11 @@ impl ChatTemplate {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(fail(format!("has more than {MOST_BYTES} bytes")));
         }
-        let source = String::from_utf8(bytes).map_err(|_| fail("is no UTF-8 text".into()))?;
-        // A byte-order mark at its head is no part of the text.
-        let source = source.strip_prefix('\u{feff}').unwrap_or(&source).to_owned();
+        if let Some(wrong) = wrong_head(&bytes) {
+            return Err(fail(wrong.into()));
+        }
+        let source = std::str::from_utf8(without_bom(&bytes)).map_err(|_| fail("is no UTF-8 text".into()))?;
+        let source = source.to_owned();
         Ok(ChatTemplate::Text { place, source })
     }
 }

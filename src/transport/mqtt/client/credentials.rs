@@ -3,7 +3,7 @@
 //!
 //! Deliberately knows nothing of their contents.
 
-use crate::external_text::without_bom;
+use crate::external_text::{without_bom, wrong_head};
 use crate::transport::mqtt::link::Disconnect;
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
@@ -64,7 +64,10 @@ fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Disconnect>
     let mut bytes = Vec::new();
     match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
         Ok(_) if bytes.len() as u64 > MAX_FILE_BYTES => Err(file_error(path, key, "it is longer than 1 MiB")),
-        Ok(_) => Ok(without_bom(&bytes).to_vec()),
+        Ok(_) => match wrong_head(&bytes) {
+            Some(wrong) => Err(file_error(path, key, format!("it {wrong}"))),
+            None => Ok(without_bom(&bytes).to_vec()),
+        },
         Err(error) => Err(file_error(path, key, error)),
     }
 }

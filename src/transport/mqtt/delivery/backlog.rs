@@ -11,6 +11,7 @@ use crate::transport::fair_queue::FairQueue;
 use crate::transport::mqtt::delivery::answer_log::record::{SavedPrompt, Work};
 use crate::transport::mqtt::delivery::clock::Clock;
 use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
+use crate::transport::mqtt::prompt_client::PromptClient;
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -25,8 +26,8 @@ const MAX_AT_QOS_0: usize = 16;
 /// A prompt, until its last event is in the outbox.
 #[derive(Debug)]
 pub struct BacklogPrompt {
-    /// The client, for the fair queue.
-    pub client: String,
+    /// Who sent it.
+    pub client: PromptClient,
     /// Where its events are published.
     pub route: ReplyRoute,
     /// What is to be done.
@@ -44,7 +45,7 @@ impl BacklogPrompt {
         let text = match &self.work {
             Work::Ask(text) | Work::Refuse(text) => text.len(),
         };
-        PROMPT_OVERHEAD_BYTES + text + self.client.len() + self.route.bytes()
+        PROMPT_OVERHEAD_BYTES + text + self.client.bytes() + self.route.bytes()
     }
 }
 
@@ -99,11 +100,11 @@ impl Backlog {
     pub fn push(&mut self, number: PromptId, prompt: BacklogPrompt) {
         self.bytes += prompt.bytes();
         self.at_qos_0 += usize::from(!prompt.is_qos_1);
-        self.queue.push(&prompt.client, prompt.priority, prompt.received, number);
+        self.queue.push(&prompt.client.turn_key(), prompt.priority, prompt.received, number);
         self.prompts.insert(number, prompt);
     }
 
-    /// The prompt to be answered next, among those of `allowed` clients. It stays here until [`Backlog::remove`].
+    /// The prompt to be answered next, among those of clients whose turn keys are `allowed`. It stays here until [`Backlog::remove`].
     pub fn next(&mut self, now: Instant, allowed: impl FnMut(&str) -> bool) -> Option<PromptId> {
         self.queue.pop_allowed(now, allowed).map(|(_, number)| number)
     }
@@ -117,7 +118,7 @@ impl Backlog {
     pub fn release(&mut self, leader: PromptId) {
         for number in self.followers.remove(&leader).unwrap_or_default() {
             if let Some(prompt) = self.prompts.get(&number) {
-                self.queue.push(&prompt.client, prompt.priority, prompt.received, number);
+                self.queue.push(&prompt.client.turn_key(), prompt.priority, prompt.received, number);
             }
         }
     }
@@ -160,7 +161,7 @@ impl Backlog {
         Some(SavedPrompt {
             number,
             keys,
-            client: client.clone(),
+            client: client.cache_key(),
             id: route.id.clone(),
             topic: route.topic().to_owned(),
             correlation: route.correlation().map(<[u8]>::to_vec),
@@ -177,7 +178,7 @@ mod tests {
 
     fn prompt(id: &str, client: &str, text: &str, is_assured: bool) -> BacklogPrompt {
         BacklogPrompt {
-            client: client.into(),
+            client: PromptClient::of_topic("bitnetd/cellar", client),
             route: ReplyRoute::restored(id.into(), format!("reply/{id}"), None, None),
             work: Work::Ask(text.into()),
             priority: Priority::Normal,

@@ -15,6 +15,7 @@ use crate::transport::mqtt::delivery::answer_log::record::{
     AnswerState, LogContents, Record, SavedAnswer, SavedPrompt, Work,
 };
 use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::prompt_client::PromptClient;
 use std::time::Duration;
 
 /// The record of an answer that waits for the broker, if it must survive the process.
@@ -133,6 +134,7 @@ fn restore_prompt(
     };
     let route = ReplyRoute::restored(id, topic, correlation, clock.after(left));
     let (priority, received) = (priority.unwrap_or_default(), clock.now);
+    let client = PromptClient::from_cache_key(&client);
     dedup.resume(number, keys, true);
     backlog.push(number, BacklogPrompt { client, route, work, priority, received, is_qos_1: true });
     true
@@ -191,7 +193,8 @@ mod tests {
         fn save(&mut self, id: &str, deadline: Option<Instant>) -> u64 {
             let number = self.receive(id);
             let route = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
-            let (client, work, received) = ("-".into(), Work::Ask("hello".into()), self.clock.now);
+            let (client, work, received) =
+                (PromptClient::from_cache_key("-"), Work::Ask("hello".into()), self.clock.now);
             let prompt =
                 BacklogPrompt { client, route, work, priority: Priority::Normal, received, is_qos_1: true };
             self.backlog.push(number, prompt);

@@ -6,6 +6,7 @@ use super::outbox::PromptId;
 use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::prompt_client::PromptClient;
 use crate::transport::mqtt::topics::Topics;
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::collections::{BTreeMap, HashMap};
@@ -134,6 +135,7 @@ impl IdGenerator {
 
 #[derive(Debug)]
 struct ActiveRequest {
+    /// The turn key of its client.
     client: String,
     route: ReplyRoute,
     events: mpsc::Receiver<Event>,
@@ -157,7 +159,7 @@ pub struct ActiveRequests {
     /// Maximum number of requests that may be submitted at a time: the worker's queue has room for as many.
     window: usize,
     active: BTreeMap<PromptId, ActiveRequest>,
-    /// The number of them of each client.
+    /// The number of them of each client, by turn key.
     per_client: HashMap<String, usize>,
 }
 
@@ -176,17 +178,17 @@ impl ActiveRequests {
         self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
     }
 
-    /// Whether one more request of this client may be submitted now.
+    /// Whether one more request of the client with this turn key may be submitted now.
     pub fn client_has_room(&self, client: &str) -> bool {
         self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
     }
 
-    /// Submits a request that was `received` then.
+    /// Submits a request that was `received` then; the log shows its client as `label`.
     pub fn start(
         &mut self,
         prompt: PromptId,
         request: Request,
-        client: &str,
+        (client, label): (&PromptClient, &str),
         route: ReplyRoute,
         received: Instant,
     ) {
@@ -196,18 +198,20 @@ impl ActiveRequests {
         let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
         let reply = Reply::new(&route.id, &sender).expect("a new channel has room");
         let cancel = Cancel::default();
+        let turn_key = client.turn_key();
         let inbound = Inbound {
             request,
             id: route.id.clone(),
-            client: format!("mqtt:{client}"),
-            queue_key: format!("mqtt:{client}"),
+            client: format!("mqtt:{label}"),
+            cache_key: format!("mqtt:{}", client.cache_key()),
+            queue_key: format!("mqtt:{turn_key}"),
             when_full: WhenFull::Wait,
             received,
             reply,
             cancel: cancel.clone(),
         };
-        *self.per_client.entry(client.to_owned()).or_default() += 1;
-        self.active.insert(prompt, ActiveRequest { client: client.to_owned(), route, events, cancel });
+        *self.per_client.entry(turn_key.clone()).or_default() += 1;
+        self.active.insert(prompt, ActiveRequest { client: turn_key, route, events, cancel });
         match self.requests.try_send(inbound) {
             Ok(()) => {}
             // Impossible after `has_room`. The dropped reply sends an error to the client.
@@ -301,7 +305,15 @@ mod tests {
 
     fn start(prompts: &mut ActiveRequests, number: PromptId, client: &str) {
         let now = Instant::now();
-        prompts.start(number, request(), client, way(&message(), now).0, now);
+        prompts.start(number, request(), (&of_cellar(client), client), way(&message(), now).0, now);
+    }
+
+    fn of_cellar(client: &str) -> PromptClient {
+        PromptClient::of_topic("bitnetd/cellar", client)
+    }
+
+    fn has_room(prompts: &ActiveRequests, client: &str) -> bool {
+        prompts.client_has_room(&of_cellar(client).turn_key())
     }
 
     fn request() -> Request {
@@ -340,7 +352,8 @@ mod tests {
         let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let route = way(&asked, Instant::now()).0;
-            prompts.start(1, Request { timeout, ..request() }, "-", route, Instant::now());
+            let request = Request { timeout, ..request() };
+            prompts.start(1, request, (&of_cellar("-"), "-"), route, Instant::now());
             let given = requests.try_recv().expect("handed on").request.timeout;
             assert!(given.expect("a deadline") <= timeout.unwrap_or(Duration::from_secs(2)));
         }
@@ -364,14 +377,14 @@ mod tests {
         let (sender, mut requests) = mpsc::channel(9);
         let mut prompts = ActiveRequests::new(sender, 3);
         start(&mut prompts, 1, "a");
-        assert!(prompts.client_has_room("a"));
+        assert!(has_room(&prompts, "a"));
         start(&mut prompts, 2, "a");
-        assert!(!prompts.client_has_room("a") && prompts.client_has_room("b") && prompts.has_room());
+        assert!(!has_room(&prompts, "a") && has_room(&prompts, "b") && prompts.has_room());
         start(&mut prompts, 3, "b");
         assert!(!prompts.has_room(), "three at a time");
         requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
         prompts.next().await;
-        assert!(prompts.client_has_room("a") && prompts.has_room());
+        assert!(has_room(&prompts, "a") && prompts.has_room());
     }
 
     #[test]
@@ -380,7 +393,7 @@ mod tests {
         let mut prompts = ActiveRequests::new(sender, 9);
         for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
             let route = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
-            prompts.start(number, request(), "-", route, Instant::now());
+            prompts.start(number, request(), (&of_cellar("-"), "-"), route, Instant::now());
         }
         prompts.cancel("a");
         let raised: Vec<_> =

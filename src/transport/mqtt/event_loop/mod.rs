@@ -382,10 +382,13 @@ impl EventLoop {
         if self.on_birth_message(message, now) {
             return self.dedup.ack_only(message.packet);
         }
-        match self.topics.parse_with_client(&message.topic, message.client.as_deref()) {
+        match self.topics.parse(&message.topic) {
             // An empty message removes a retained one: it is no prompt, and nobody waits for an answer.
             Some(TopicKind::Prompt(_)) if message.payload.is_empty() => self.dedup.ack_only(message.packet),
-            Some(TopicKind::Prompt(client)) => self.on_prompt(message, &client, now),
+            Some(TopicKind::Prompt(client)) => {
+                let (name, response_topic) = (message.client.as_deref(), message.response_topic.as_deref());
+                self.on_prompt(message, client.with_properties(name, response_topic), now);
+            }
             Some(TopicKind::Cancel) => {
                 self.on_cancel(message);
                 self.dedup.ack_only(message.packet);

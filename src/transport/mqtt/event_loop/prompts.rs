@@ -13,6 +13,7 @@ use crate::transport::mqtt::delivery::persistence::{self};
 use crate::transport::mqtt::delivery::requests::{PromptEvent, ReplyRoute, qos_0_overload};
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::prompt_client::PromptClient;
 use std::time::Instant;
 
 /// Prompts that may wait without an acknowledgement: the usual few are not written to disk. Where more wait, they
@@ -55,7 +56,7 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn on_prompt(&mut self, message: &IncomingMessage, client: &str, now: Instant) {
+    pub(super) fn on_prompt(&mut self, message: &IncomingMessage, client: PromptClient, now: Instant) {
         let is_own = self.subscription_check.receive(&message.payload, now);
         if is_own || self.retained_prompts.is_known_retained(message) {
             return self.dedup.ack_only(message.packet);
@@ -65,7 +66,7 @@ impl EventLoop {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
         };
-        let Verdict::New(prompt) = self.receive(message, client, id.as_deref()) else { return };
+        let Verdict::New(prompt) = self.receive(message, &client.cache_key(), id.as_deref()) else { return };
         let is_assured = message.packet.is_some();
         if self.is_stopping() && self.dedup.defer(prompt) {
             return;
@@ -90,7 +91,6 @@ impl EventLoop {
             }
             return;
         }
-        let client = client.to_owned();
         self.backlog.push(
             prompt,
             BacklogPrompt { client, route, work, priority, received: now, is_qos_1: is_assured },
@@ -114,12 +114,12 @@ impl EventLoop {
         self.dedup.drop_prompt(prompt);
     }
 
-    fn receive(&mut self, message: &IncomingMessage, client: &str, id: Option<&str>) -> Verdict {
+    fn receive(&mut self, message: &IncomingMessage, client_key: &str, id: Option<&str>) -> Verdict {
         self.dedup.receive(&Delivery {
             packet: message.packet,
             redelivered: message.redelivered,
             topic: &message.topic,
-            client,
+            client: client_key,
             id,
             response_topic: message.response_topic.as_deref(),
             correlation: message.correlation.as_deref(),
@@ -175,7 +175,10 @@ impl EventLoop {
                 let refusal = Refusal::new(Code::Timeout, "the message expired while it waited for its turn");
                 self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal });
             }
-            Ok(request) => self.active_requests.start(number, request, client, route, *received),
+            Ok(request) => {
+                let label = self.topics.client_label(client);
+                self.active_requests.start(number, request, (client, &label), route, *received);
+            }
             // It was parsed before; only another version of the daemon may parse it differently.
             Err(refusal) => {
                 self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal })
