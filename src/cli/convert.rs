@@ -101,7 +101,7 @@ pub(super) fn run(args: Convert) -> Result<(), Failure> {
     match written {
         Ok(checksum) => {
             part.finish(args.force).map_err(|error| refused(&args.output, &error))?;
-            print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
+            print(format!("{checksum}  {}\n", shown(&args.output)).as_bytes())
         }
         Err(convert::ConvertError::Source(error)) => {
             // What is wrong with the source now is wrong with it next time.
