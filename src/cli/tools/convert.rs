@@ -102,7 +102,7 @@ pub(in crate::cli) fn run(args: Convert) -> Result<(), Failure> {
     match written {
         Ok(checksum) => {
             part.finish(args.force).map_err(|error| refused(&args.output, &error))?;
-            print(format!("{checksum}  {}\n", args.output.display()).as_bytes())
+            print(format!("{checksum}  {}\n", one_line_path(&args.output)).as_bytes())
         }
         Err(convert::ConvertError::Source(error)) => {
             // An error in the source will not go away, so nothing is kept to resume.

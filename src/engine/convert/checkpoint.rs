@@ -33,7 +33,7 @@ pub(super) fn plan(folder: &CheckpointFolder, options: &ConvertOptions) -> Resul
     builder.check_all_used()?;
     // Last, like the rotation factors: by now there are tensors of the sizes that the configuration claims, so that
     // it cannot make the engine allocate more.
-    builder.plan.merges_decide = vocabulary::add(folder, &config, &mut builder.plan.draft)?;
+    vocabulary::add(folder, &config, &mut builder.plan)?;
     Ok(builder.plan)
 }
 

@@ -12,6 +12,7 @@ const FILE: &str = "config.json";
 struct RawConfig {
     #[serde(default)]
     architectures: Vec<String>,
+    model_type: Option<String>,
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
@@ -170,6 +171,7 @@ impl HfConfig {
             LoadError::new(FILE, "missing; give a checkpoint folder as Hugging Face has it, or a GGUF file")
         })?;
         let family = family(&raw.architectures)?;
+        check_model_type(family, raw.model_type.as_deref())?;
         let heads = raw.num_attention_heads;
         let config = HfConfig {
             family,
@@ -183,7 +185,7 @@ impl HfConfig {
             context: raw.max_position_embeddings,
             vocab: raw.vocab_size,
             epsilon: float("rms_norm_eps", raw.rms_norm_eps)?,
-            rope_base: rope_base(&raw)?,
+            rope_base: rope_base(family, &raw)?,
             rope_stretch: rope_stretch(&raw)?,
             rope: rope(&raw)?,
             tied: raw.tie_word_embeddings,
@@ -258,6 +260,27 @@ fn family(architectures: &[String]) -> Result<ModelFamily, LoadError> {
             ),
         )),
         None => Err(key("architectures", "missing; the file is no complete model")),
+    }
+}
+
+/// Checks that the file describes the architecture that it names: other types give its keys other meanings.
+fn check_model_type(family: ModelFamily, given: Option<&str>) -> Result<(), LoadError> {
+    let sound: &[&str] = match family {
+        ModelFamily::BitNetB158 => &["bitnet"],
+        // 1bitLLM's configurations were made from Llama's.
+        ModelFamily::BitNet => &["llama", "bitnet"],
+        ModelFamily::Llama => &["llama"],
+    };
+    match given.filter(|given| !sound.contains(given)) {
+        None => Ok(()),
+        Some(given) => {
+            let message = format!(
+                "\"{}\" does not fit the architecture, which has {}",
+                escaped(given),
+                sound.join(" or ")
+            );
+            Err(key("model_type", format!("{message}; use another model")))
+        }
     }
 }
 
@@ -359,11 +382,17 @@ fn float(name: &str, x: f64) -> Result<f32, LoadError> {
     }
 }
 
-fn rope_base(raw: &RawConfig) -> Result<f32, LoadError> {
+/// The base of the rotation frequencies. Where no key gives it, it is the default of the family's configuration class
+/// in transformers (`BitNetConfig`, `LlamaConfig`) or in 1bitLLM's code.
+fn rope_base(family: ModelFamily, raw: &RawConfig) -> Result<f32, LoadError> {
+    let default = match family {
+        ModelFamily::BitNetB158 => 500_000.0,
+        ModelFamily::BitNet | ModelFamily::Llama => 10_000.0,
+    };
     let inner = |part: &Option<Scaling>| part.as_ref().and_then(|rope| rope.rope_theta);
     let declared = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
     let mut declared = declared.into_iter().flatten();
-    let given = declared.next().unwrap_or(10_000.0);
+    let given = declared.next().unwrap_or(default);
     if let Some(other) = declared.find(|other| *other != given) {
         return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
     }
@@ -375,14 +404,35 @@ fn rope_base(raw: &RawConfig) -> Result<f32, LoadError> {
 }
 
 /// The section that stretches positions, where the file has one, and its method.
-fn scaling(raw: &RawConfig) -> Option<(&Scaling, &str)> {
-    let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref())?;
-    Some((scaling, scaling.rope_type.as_deref().or(scaling.old_type.as_deref())?))
+fn scaling(raw: &RawConfig) -> Result<Option<(&Scaling, &str)>, LoadError> {
+    let sections = [("rope_scaling", &raw.rope_scaling), ("rope_parameters", &raw.rope_parameters)];
+    let given = sections.into_iter().find_map(|(name, section)| Some((name, section.as_ref()?)));
+    let Some((name, scaling)) = given else { return Ok(None) };
+    let fail = |message: String| Err(key(&format!("{name}.rope_type"), message));
+    let numbers = [
+        ("factor", scaling.factor),
+        ("low_freq_factor", scaling.low_freq_factor),
+        ("high_freq_factor", scaling.high_freq_factor),
+        ("original_max_position_embeddings", scaling.original_max_position_embeddings),
+    ];
+    match (scaling.rope_type.as_deref(), scaling.old_type.as_deref()) {
+        (Some(kind), Some(other)) if kind != other => {
+            let (kind, other) = (escaped(kind), escaped(other));
+            fail(format!("is \"{kind}\", and type is \"{other}\"; remove the wrong one"))
+        }
+        (Some(kind), _) | (None, Some(kind)) => Ok(Some((scaling, kind))),
+        (None, None) => match numbers.iter().find(|(_, number)| number.is_some()) {
+            None => Ok(None),
+            Some((number, _)) => fail(format!(
+                "missing beside {number}, so that the method is unknown; add it, or remove {name}"
+            )),
+        },
+    }
 }
 
 /// Linear scaling.
 fn rope_stretch(raw: &RawConfig) -> Result<f32, LoadError> {
-    let Some((scaling, "linear")) = scaling(raw) else { return Ok(1.0) };
+    let Some((scaling, "linear")) = scaling(raw)? else { return Ok(1.0) };
     let name = "rope_scaling.factor";
     let factor = scaling.factor.ok_or_else(|| key(name, "missing; linear scaling needs it"))?;
     match float(name, factor)? {
@@ -393,7 +443,7 @@ fn rope_stretch(raw: &RawConfig) -> Result<f32, LoadError> {
 
 fn rope(raw: &RawConfig) -> Result<Option<Llama3Rope>, LoadError> {
     let name = "rope_scaling";
-    let Some((scaling, kind)) = scaling(raw) else { return Ok(None) };
+    let Some((scaling, kind)) = scaling(raw)? else { return Ok(None) };
     match kind {
         "default" | "linear" => return Ok(None),
         "llama3" => {}

@@ -22,9 +22,12 @@ pub(super) fn check(folder: &CheckpointFolder) -> Result<Vec<String>, LoadError>
             notes.push(format!("{file}: {} left out: {}", keys.join(", "), known_keys::REQUEST));
         }
     }
-    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+    for (file, table) in [
+        ("tokenizer_config.json", known_keys::TOKENIZER_CONFIG),
+        ("special_tokens_map.json", known_keys::SPECIAL_TOKENS_MAP),
+    ] {
         if let Some(object) = folder.json::<Object>(file)? {
-            check_keys(file, "", &[known_keys::TOKENIZER_CONFIG], &object)?;
+            check_keys(file, "", &[table], &object)?;
             check_special_tokens(file, &object)?;
         }
     }
@@ -71,12 +74,13 @@ fn check_config(folder: &CheckpointFolder) -> Result<(), LoadError> {
 
 /// Tokens that are objects have keys of their own.
 fn check_special_tokens(file: &str, object: &Object) -> Result<(), LoadError> {
+    let lists = ["additional_special_tokens", "extra_special_tokens"];
     for (key, value) in object {
         let tokens: Vec<(String, &Value)> = match value {
-            Value::Object(tokens) if key == "added_tokens_decoder" => {
+            Value::Object(tokens) if key == "added_tokens_decoder" || lists.contains(&key.as_str()) => {
                 tokens.iter().map(|(id, token)| (format!("{key}.{id}."), token)).collect()
             }
-            Value::Array(tokens) if key == "additional_special_tokens" => {
+            Value::Array(tokens) if lists.contains(&key.as_str()) => {
                 tokens.iter().enumerate().map(|(at, token)| (format!("{key}[{at}]."), token)).collect()
             }
             token if ["bos_token", "eos_token", "unk_token", "pad_token"].contains(&key.as_str()) => {

@@ -16,8 +16,7 @@ pub const CONFIG: &[KnownKey] = &[
     ("num_attention_heads", Used), ("num_key_value_heads", Used), ("head_dim", Used), ("max_position_embeddings", Used),
     ("vocab_size", Used), ("rms_norm_eps", Used), ("rope_theta", Used), ("rope_scaling", Used), ("rope_parameters", Used),
     ("hidden_act", Used), ("tie_word_embeddings", Used), ("quantization_config", Used), ("weight_bits", Used),
-    ("input_bits", Used),
-    ("model_type",              Irrelevant("`architectures` says it")),
+    ("input_bits", Used), ("model_type", Used),
     ("torch_dtype",             Irrelevant("each tensor says its own")),
     ("dtype",                   Irrelevant("each tensor says its own")),
     ("auto_map",                Irrelevant("no code of a checkpoint is run")),
@@ -136,13 +135,13 @@ pub const GENERATION: &[KnownKey] = &[
 const DECODING: &str = "ids to text is the vocabulary's alone";
 const BATCHING: &str = "prompts are neither padded nor cut off";
 
-/// `tokenizer_config.json`; also what `special_tokens_map.json` has.
+/// `tokenizer_config.json`.
 #[rustfmt::skip]
 pub const TOKENIZER_CONFIG: &[KnownKey] = &[
     ("bos_token", Used), ("eos_token", Used), ("unk_token", Used), ("pad_token", Used), ("add_bos_token", Used),
     ("chat_template", Used), ("added_tokens_decoder", Used), ("additional_special_tokens", Used),
     ("extra_special_tokens", Used), ("add_prefix_space", Used), ("legacy", Used),
-    ("tokenizer_class",  Irrelevant("the vocabulary's own file says it")),
+    ("tokenizer_class", Used),
     ("processor_class",  Irrelevant("the vocabulary's own file says it")),
     ("backend",          Irrelevant("the vocabulary's own file says it")),
     ("tokenizer_file",   Irrelevant(LIBRARY)), ("vocab_file", Irrelevant(LIBRARY)), ("merges_file", Irrelevant(LIBRARY)),
@@ -166,7 +165,16 @@ pub const TOKENIZER_CONFIG: &[KnownKey] = &[
     ("sp_model_kwargs",      Only(&[Empty], "text is cut at random")),
 ];
 
-/// A token of `tokenizer_config.json` that is an object.
+/// `special_tokens_map.json`.
+#[rustfmt::skip]
+pub const SPECIAL_TOKENS_MAP: &[KnownKey] = &[
+    ("bos_token", Used), ("eos_token", Used), ("unk_token", Used), ("pad_token", Used),
+    ("additional_special_tokens", Used), ("extra_special_tokens", Used),
+    ("mask_token", Irrelevant("no token is masked")), ("sep_token", Irrelevant("texts are not paired")),
+    ("cls_token",  Irrelevant("texts are not classed")),
+];
+
+/// A token of `tokenizer_config.json` or `special_tokens_map.json` that is an object.
 #[rustfmt::skip]
 pub const SPECIAL_TOKEN: &[KnownKey] = &[
     ("content", Used), ("special", Used), ("__type", Irrelevant(LIBRARY)),

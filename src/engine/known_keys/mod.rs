@@ -10,7 +10,7 @@ mod checkpoint;
 mod gguf;
 
 pub use checkpoint::{ADDED_TOKEN, CONFIG, GENERATION, QUANTIZATION, ROPE, TOKENIZER, TOKENIZER_CONFIG};
-pub use checkpoint::{BPE_MODEL, REQUEST, SPECIAL_TOKEN};
+pub use checkpoint::{BPE_MODEL, REQUEST, SPECIAL_TOKEN, SPECIAL_TOKENS_MAP};
 pub use gguf::{check_architecture, check_tokenizer};
 
 use super::error::escaped;
@@ -145,6 +145,7 @@ mod tests {
             TOKENIZER_CONFIG,
             ADDED_TOKEN,
             SPECIAL_TOKEN,
+            SPECIAL_TOKENS_MAP,
             BPE_MODEL,
             gguf::ARCHITECTURE,
             gguf::TOKENIZER,

@@ -33,3 +33,17 @@ fn a_trained_model_in_another_layout_is_recognised_and_mended() {
         assert!(convert(&input, layout.name()).0 == want, "named");
     }
 }
+
+#[test]
+fn the_checksum_line_holds_no_control_character_of_the_outputs_name() {
+    let folder = Folder::new("escapes");
+    let input = folder.file("in", &saved_in(Layout::Blocks128));
+    let output = input.with_file_name("a\x1b[31m\nb.gguf");
+    let mut command = bitnetd();
+    let ended = command.args(["convert", "--from-layout", "128"]).arg(&input).arg(&output).output();
+    let ended = ended.expect("the program was built with its tests");
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    let line = String::from_utf8(ended.stdout).expect("UTF-8");
+    let name = line.strip_suffix('\n').expect("a line").split_once("  ").expect("a checksum and a name").1;
+    assert!(name.ends_with("a?[31m?b.gguf") && !name.contains(char::is_control), "{line:?}");
+}

@@ -6,14 +6,14 @@ use bitnetd::engine::convert::{CheckpointFolder, ConvertPlan};
 use bitnetd::engine::gguf::{FileMap, Gguf};
 use serde_json::{Value, json};
 
-type Files = Vec<(String, Vec<u8>)>;
+pub(super) type Files = Vec<(String, Vec<u8>)>;
 
-const BYTES: &str = "b158-tiny";
-const PIECES: &str = "bitnet-tiny-f16";
-const LLAMA: &str = "llama-tiny-packed";
+pub(super) const BYTES: &str = "b158-tiny";
+pub(super) const PIECES: &str = "bitnet-tiny-f16";
+pub(super) const LLAMA: &str = "llama-tiny-packed";
 
 /// Changes a JSON file, which is made where there is none.
-fn json(files: &mut Files, name: &str, change: impl FnOnce(&mut Value)) {
+pub(super) fn json(files: &mut Files, name: &str, change: impl FnOnce(&mut Value)) {
     let at = files.iter().position(|(file, _)| file == name);
     let mut value = at.map_or(json!({}), |at| serde_json::from_slice(&files[at].1).expect("JSON"));
     change(&mut value);
@@ -23,7 +23,7 @@ fn json(files: &mut Files, name: &str, change: impl FnOnce(&mut Value)) {
 
 /// What is wrong with a checkpoint whose plan is refused.
 #[track_caller]
-fn error(name: &str, change: impl FnOnce(&mut Files)) -> String {
+pub(super) fn error(name: &str, change: impl FnOnce(&mut Files)) -> String {
     let mut files = files(name);
     change(&mut files);
     let plan = ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options());
@@ -33,18 +33,18 @@ fn error(name: &str, change: impl FnOnce(&mut Files)) -> String {
 }
 
 #[track_caller]
-fn refused(name: &str, file: &str, place: &str, change: impl FnOnce(&mut Value)) {
+pub(super) fn refused(name: &str, file: &str, place: &str, change: impl FnOnce(&mut Value)) {
     let message = error(name, |files| json(files, file, change));
     assert!(message.starts_with(&format!("{file}: {place}")), "{place}: {message}");
 }
 
-fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> CheckpointFolder {
+pub(super) fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> CheckpointFolder {
     let mut files = files(name);
     json(&mut files, file, change);
     CheckpointFolder::memory(files)
 }
 
-fn parsed(folder: &CheckpointFolder) -> Gguf {
+pub(super) fn parsed(folder: &CheckpointFolder) -> Gguf {
     Gguf::parse(FileMap::from(converted(folder, &options()))).expect("sound")
 }
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod command;
+mod contradictions;
 mod fuzz_seeds;
 mod gguf_source;
 mod hf_config;

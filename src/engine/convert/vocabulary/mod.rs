@@ -3,21 +3,23 @@
 //!
 //! Deliberately encodes no text: whether the result can be used is checked by the tokenizer.
 
+mod beginning_of_text;
+mod chat_templates;
 mod sentencepiece_model;
 mod special_tokens;
 mod steps;
+mod tokenizer_config;
 mod tokenizer_json;
 
+use super::ConvertPlan;
 use super::checkpoint_files::CheckpointFolder;
 use super::hf_config::HfConfig;
 use crate::engine::error::{LoadError, escaped};
-use crate::engine::gguf::{GgufDraft, NewValue};
-use crate::external_text::utf8;
-use serde::Deserialize;
-use special_tokens::TokenizerConfig;
+use crate::engine::gguf::NewValue;
+use std::collections::BTreeMap;
+use tokenizer_config::TokenizerConfig;
 
 const CONFIG: &str = "tokenizer_config.json";
-const TEMPLATE: &str = "chat_template.jinja";
 const TOKENIZER_JSON: &str = "tokenizer.json";
 
 /// GGUF's token types.
@@ -27,20 +29,6 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
-
-/// One template, or several by name.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ChatTemplates {
-    One(String),
-    Many(Vec<NamedTemplate>),
-}
-
-#[derive(Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
 
 /// Tokens by id, and how text is split into them.
 struct Vocabulary {
@@ -96,18 +84,24 @@ fn token_list<'a>(
     Ok(named.map(|(id, token)| token.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED))).unzip())
 }
 
-/// Adds the vocabulary of a folder to a draft; returns whether a word that is a token becomes that token only where
-/// its merges produce it.
+/// An error about a key of `tokenizer_config.json`.
+fn place(key: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{CONFIG}: {key}"), message)
+}
+
+/// Adds the vocabulary of a folder to a plan.
 pub(super) fn add(
     folder: &CheckpointFolder,
     config: &HfConfig,
-    draft: &mut GgufDraft,
-) -> Result<bool, LoadError> {
+    plan: &mut ConvertPlan,
+) -> Result<(), LoadError> {
     let json = tokenizer_json::read(folder, config.vocab)?;
     let has_json = json.is_some();
     let mut vocabulary = json.map_or_else(|| sentencepiece_model::read(folder, config.vocab), Ok)?;
     let companion: TokenizerConfig = folder.json(CONFIG)?.unwrap_or_default();
     companion.apply(&mut vocabulary, has_json)?;
+    check_added(folder, &vocabulary)?;
+    let draft = &mut plan.draft;
     draft.set("tokenizer.ggml.model", vocabulary.model);
     draft.set("tokenizer.ggml.pre", vocabulary.pre);
     draft.set("tokenizer.ggml.tokens", NewValue::Texts(vocabulary.tokens.clone()));
@@ -119,31 +113,27 @@ pub(super) fn add(
     if !vocabulary.merges.is_empty() {
         draft.set("tokenizer.ggml.merges", NewValue::Texts(vocabulary.merges.clone()));
     }
-    special_tokens::add(folder, config, &vocabulary, &companion, draft)?;
-    if let Some(template) = template(folder, companion.chat_template)? {
-        draft.set("tokenizer.chat_template", template.as_str());
+    let bos = special_tokens::add(folder, config, &vocabulary, plan)?;
+    beginning_of_text::add(config, &vocabulary, &companion, bos, has_json, plan)?;
+    if let Some(template) = chat_templates::choose(folder, companion.chat_template, &mut plan.notes)? {
+        plan.draft.set("tokenizer.chat_template", template.as_str());
     }
-    Ok(vocabulary.ignores_whole_words)
+    plan.merges_decide = vocabulary.ignores_whole_words;
+    Ok(())
 }
 
-/// The chat template: a file of its own, or one of those in `tokenizer_config.json`.
-fn template(folder: &CheckpointFolder, given: Option<ChatTemplates>) -> Result<Option<String>, LoadError> {
-    let text = match folder.read(TEMPLATE)? {
-        Some(bytes) => Some(utf8(&bytes).map_err(|message| LoadError::new(TEMPLATE, message))?.to_owned()),
-        None => given.and_then(|given| match given {
-            ChatTemplates::One(text) => Some(text),
-            ChatTemplates::Many(all) => {
-                all.into_iter().find(|one| one.name == "default").map(|one| one.template)
-            }
-        }),
-    };
-    // The limit that this engine has when it reads the file.
-    const MOST: usize = 1 << 20;
-    match text {
-        Some(text) if text.len() > MOST => {
-            let message = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
-            Err(LoadError::new(TEMPLATE, message))
-        }
-        text => Ok(text),
+/// Checks that the vocabulary has every token of `added_tokens.json` at the id that stands there.
+fn check_added(folder: &CheckpointFolder, vocabulary: &Vocabulary) -> Result<(), LoadError> {
+    let added: BTreeMap<String, u32> = folder.json(sentencepiece_model::ADDED)?.unwrap_or_default();
+    for (text, id) in added {
+        let place = format!("{}: {}", sentencepiece_model::ADDED, escaped(&text));
+        let at = id as usize;
+        let message = match vocabulary.tokens.get(at) {
+            Some(there) if *there == text && vocabulary.kinds[at] != UNUSED => continue,
+            Some(there) => format!("is token {id}, where the vocabulary has \"{}\"", escaped(there)),
+            None => format!("is token {id}, outside the vocabulary of {}", vocabulary.tokens.len()),
+        };
+        return Err(LoadError::new(place, format!("{message}; correct the wrong one")));
     }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 const FILE: &str = "tokenizer.model";
 /// Tokens that were added later, by id.
-const ADDED: &str = "added_tokens.json";
+pub(super) const ADDED: &str = "added_tokens.json";
 
 /// The vocabulary of a folder that has no `tokenizer.json`, in a model of `rows` tokens.
 pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Vocabulary, LoadError> {

@@ -1,32 +1,26 @@
 //! Special tokens: the one that begins texts, and every token that ends an answer, from each file that names one.
 
-use super::{CONFIG, CONTROL, ChatTemplates, NORMAL, UNUSED, USER_DEFINED, Vocabulary};
+use super::{CONFIG, Vocabulary};
+use crate::engine::convert::ConvertPlan;
 use crate::engine::convert::checkpoint_files::CheckpointFolder;
 use crate::engine::convert::hf_config::{HfConfig, TokenIds};
 use crate::engine::error::{LoadError, escaped};
-use crate::engine::gguf::{GgufDraft, NewValue};
+use crate::engine::gguf::NewValue;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 const GENERATION: &str = "generation_config.json";
 const MAP: &str = "special_tokens_map.json";
 
-/// The keys of `tokenizer_config.json` that are read.
+/// The tokens that `tokenizer_config.json` and `special_tokens_map.json` name.
 #[derive(Deserialize, Default)]
-pub(super) struct TokenizerConfig {
+struct NamedTokens {
     bos_token: Option<TokenRef>,
     eos_token: Option<TokenRef>,
     unk_token: Option<TokenRef>,
     pad_token: Option<TokenRef>,
-    add_bos_token: Option<bool>,
-    add_prefix_space: Option<bool>,
-    legacy: Option<bool>,
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<String, DecoderToken>,
     additional_special_tokens: Option<Value>,
     extra_special_tokens: Option<Value>,
-    pub chat_template: Option<ChatTemplates>,
 }
 
 /// A token by its text, or by an object with its text.
@@ -45,131 +39,81 @@ impl TokenRef {
     }
 }
 
-/// A token that was added later.
-#[derive(Deserialize)]
-struct DecoderToken {
-    content: String,
-    #[serde(default)]
-    special: bool,
-}
-
 /// The keys of `generation_config.json` that are read.
 #[derive(Deserialize, Default)]
 struct GenerationConfig {
+    bos_token_id: Option<u32>,
     eos_token_id: Option<TokenIds>,
 }
 
-/// The keys of `special_tokens_map.json` that are read.
-#[derive(Deserialize, Default)]
-struct SpecialTokensMap {
-    eos_token: Option<TokenRef>,
+/// The ids of the tokens that a file names.
+struct NamedIds {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
 }
 
-fn place(what: &str, message: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{CONFIG}: {what}"), message)
-}
-
-impl TokenizerConfig {
-    /// Adds the tokens that only this file has to a vocabulary, and checks that the two agree.
-    pub fn apply(&self, vocabulary: &mut Vocabulary, has_json: bool) -> Result<(), LoadError> {
-        for (id, added) in &self.added_tokens_decoder {
-            self.apply_added(id, added, vocabulary, has_json)?;
-        }
-        let is_pieces = vocabulary.scores.is_some();
-        if let Some(adds) = self.add_prefix_space.filter(|adds| *adds != (is_pieces && vocabulary.adds_space))
-        {
-            let message = format!("is {adds}, and the vocabulary says otherwise; remove the wrong one");
-            return Err(place("add_prefix_space", message));
-        }
-        // Where there is a `tokenizer.json`, that file decides.
-        if self.legacy == Some(false) && vocabulary.adds_space && !has_json {
-            let message =
-                "is false: no space is put before a text behind a special token, which is not supported";
-            return Err(place("legacy", format!("{message}; use another model")));
-        }
+impl NamedIds {
+    /// Reads them, and checks that the vocabulary has every token of the file.
+    fn read(folder: &CheckpointFolder, file: &str, vocabulary: &Vocabulary) -> Result<Self, LoadError> {
+        let tokens: NamedTokens = folder.json(file)?.unwrap_or_default();
+        let id = |key: &str, token: &Option<TokenRef>| {
+            let token = token.as_ref().map(TokenRef::text);
+            token.map(|text| required_id(vocabulary, file, key, text)).transpose()
+        };
         let lists = [
-            ("additional_special_tokens", &self.additional_special_tokens),
-            ("extra_special_tokens", &self.extra_special_tokens),
+            ("additional_special_tokens", &tokens.additional_special_tokens),
+            ("extra_special_tokens", &tokens.extra_special_tokens),
         ];
         for (key, list) in lists {
-            for text in list.iter().flat_map(texts) {
-                if vocabulary.id(text).is_none() {
-                    return Err(place(key, format!("\"{}\" is no token of the vocabulary", escaped(text))));
-                }
+            for text in list.as_ref().map_or(Ok(Vec::new()), |list| texts(file, key, list))? {
+                required_id(vocabulary, file, key, text)?;
             }
         }
-        Ok(())
-    }
-
-    fn apply_added(
-        &self,
-        id: &str,
-        added: &DecoderToken,
-        vocabulary: &mut Vocabulary,
-        has_json: bool,
-    ) -> Result<(), LoadError> {
-        let fail = |message: String| Err(place(&format!("added_tokens_decoder.{}", escaped(id)), message));
-        let text = &added.content;
-        let at = id.parse::<usize>().ok().filter(|at| *at < vocabulary.tokens.len());
-        let Some(at) = at else {
-            return fail(format!(
-                "\"{}\" is outside the vocabulary of {}",
-                escaped(text),
-                vocabulary.tokens.len()
-            ));
-        };
-        match vocabulary.kinds[at] {
-            UNUSED if !has_json => {
-                vocabulary.tokens[at].clone_from(text);
-                vocabulary.kinds[at] = if added.special { CONTROL } else { USER_DEFINED };
-            }
-            _ if vocabulary.tokens[at] != *text => {
-                let there = escaped(&vocabulary.tokens[at]);
-                return fail(format!("\"{}\", where the vocabulary has \"{there}\"", escaped(text)));
-            }
-            NORMAL | USER_DEFINED if added.special => vocabulary.kinds[at] = CONTROL,
-            _ => {}
-        }
-        Ok(())
+        Ok(NamedIds {
+            bos: id("bos_token", &tokens.bos_token)?,
+            eos: id("eos_token", &tokens.eos_token)?,
+            unknown: id("unk_token", &tokens.unk_token)?,
+            padding: id("pad_token", &tokens.pad_token)?,
+        })
     }
 }
 
 /// The texts of a list or an object of tokens, each a text or an object with one.
-fn texts(tokens: &Value) -> Vec<&str> {
-    fn text(token: &Value) -> Option<&str> {
-        token.as_str().or_else(|| token["content"].as_str())
-    }
+fn texts<'a>(file: &str, key: &str, tokens: &'a Value) -> Result<Vec<&'a str>, LoadError> {
+    let fail = || LoadError::new(format!("{file}: {key}"), "holds what is no token; the file is damaged");
+    let text = |token: &'a Value| token.as_str().or_else(|| token["content"].as_str()).ok_or_else(fail);
     match tokens {
-        Value::Array(all) => all.iter().filter_map(text).collect(),
-        Value::Object(all) => all.values().filter_map(text).collect(),
-        _ => Vec::new(),
+        Value::Array(all) => all.iter().map(text).collect(),
+        Value::Object(all) => all.values().map(text).collect(),
+        _ => Err(fail()),
     }
 }
 
-/// Adds the ids of special tokens to a draft.
+/// Adds the ids of special tokens to a plan; returns that of the token that begins texts.
 pub(super) fn add(
     folder: &CheckpointFolder,
     config: &HfConfig,
     vocabulary: &Vocabulary,
-    companion: &TokenizerConfig,
-    draft: &mut GgufDraft,
-) -> Result<(), LoadError> {
-    let id = |text: &str| vocabulary.id(text);
-    let named = |token: &Option<TokenRef>| token.as_ref().and_then(|token| id(token.text()));
-    let bos = match &companion.bos_token {
-        Some(token) => Some(required_id(vocabulary, CONFIG, "bos_token", token)?),
-        None => config.bos,
-    };
-    let ends = end_ids(folder, config, vocabulary, companion)?;
+    plan: &mut ConvertPlan,
+) -> Result<Option<u32>, LoadError> {
+    let generation: GenerationConfig = folder.json(GENERATION)?.unwrap_or_default();
+    let named = NamedIds::read(folder, CONFIG, vocabulary)?;
+    let map = NamedIds::read(folder, MAP, vocabulary)?;
+    let bos = beginning(config, &generation, &named, &map, plan)?;
+    let ends = end_ids(config, &generation, &named, &map);
     let eos = ends.first().copied();
     // The end of a turn besides the end of a text.
+    let id = |text: &str| vocabulary.id(text);
     let eot = id("<|eot_id|>").or_else(|| id("<|im_end|>")).or_else(|| ends.get(1).copied());
     let ids = [
         ("bos", bos),
         ("eos", eos),
         ("eot", eot),
-        ("unknown", named(&companion.unk_token)),
-        ("padding", named(&companion.pad_token)),
+        ("unknown", agreed("unk_token", named.unknown, map.unknown)?),
+        // Prompts are not padded: which of two is written changes nothing.
+        ("padding", named.padding.or(map.padding)),
     ];
     let inside = |name: &str, id: u32| match (id as usize) < config.vocab {
         true => Ok(id),
@@ -180,70 +124,69 @@ pub(super) fn add(
     };
     for (name, id) in ids {
         let Some(id) = id else { continue };
-        draft.set(&format!("tokenizer.ggml.{name}_token_id"), NewValue::U32(inside(name, id)?));
+        plan.draft.set(&format!("tokenizer.ggml.{name}_token_id"), NewValue::U32(inside(name, id)?));
     }
     // GGUF has a key for each of these two; the list has all of them.
     if ends.iter().any(|end| ![eos, eot].contains(&Some(*end))) {
         let all = ends.iter().map(|end| inside("eos", *end).map(u32::cast_signed));
-        draft.set("tokenizer.ggml.eos_token_ids", NewValue::Integers(all.collect::<Result<_, _>>()?));
+        plan.draft.set("tokenizer.ggml.eos_token_ids", NewValue::Integers(all.collect::<Result<_, _>>()?));
     }
-    add_beginning(vocabulary, companion, bos, draft)
+    Ok(bos)
 }
 
-/// Sets whether texts begin with the beginning-of-text token.
-fn add_beginning(
-    vocabulary: &Vocabulary,
-    companion: &TokenizerConfig,
-    bos: Option<u32>,
-    draft: &mut GgufDraft,
-) -> Result<(), LoadError> {
-    let begins = match (companion.add_bos_token, vocabulary.begins_with.as_deref()) {
-        (Some(begins), _) => begins,
-        (None, Some([])) => false,
-        (None, Some([only])) if bos.map(u64::from) == Some(*only) => true,
-        (None, Some(ids)) => {
-            let message = format!(
-                "puts the tokens {ids:?} before a text, where bos_token is {bos:?}; use another model"
-            );
-            return Err(LoadError::new("tokenizer.json: post_processor.single", message));
+/// The token that begins texts: the tokenizer's own, or else the model's.
+fn beginning(
+    config: &HfConfig,
+    generation: &GenerationConfig,
+    named: &NamedIds,
+    map: &NamedIds,
+    plan: &mut ConvertPlan,
+) -> Result<Option<u32>, LoadError> {
+    let own = agreed("bos_token", named.bos, map.bos)?;
+    let others = [own, config.bos];
+    if let Some(id) = generation.bos_token_id
+        && others != [None, None]
+        && !others.contains(&Some(id))
+    {
+        let other = others.into_iter().flatten().next().unwrap_or(id);
+        let message = format!("is {id}, where the other files name token {other}; correct the wrong one");
+        return Err(LoadError::new(format!("{GENERATION}: bos_token_id"), message));
+    }
+    // It matters to transformers only where there is no prompt at all.
+    if let (Some(own), Some(other)) = (own, config.bos.filter(|other| Some(*other) != own)) {
+        plan.note(format!("config.json: bos_token_id {other} left out: the tokenizer's own is {own}"));
+    }
+    Ok(own.or(config.bos).or(generation.bos_token_id))
+}
+
+/// The id of a token that two files may name.
+fn agreed(key: &str, named: Option<u32>, map: Option<u32>) -> Result<Option<u32>, LoadError> {
+    match (named, map) {
+        (Some(named), Some(map)) if named != map => {
+            let message = format!("is token {map}, and {CONFIG} names token {named}; correct the wrong one");
+            Err(LoadError::new(format!("{MAP}: {key}"), message))
         }
-        // Files of Llama 3 may have no post-processor, and still every text begins with the token.
-        (None, None) => bos.is_some(),
-    };
-    draft.set("tokenizer.ggml.add_bos_token", NewValue::Bool(begins));
-    Ok(())
+        _ => Ok(named.or(map)),
+    }
 }
 
 /// All tokens that end an answer: the tokenizer's own first, then those of the other files, each once.
-fn end_ids(
-    folder: &CheckpointFolder,
-    config: &HfConfig,
-    vocabulary: &Vocabulary,
-    companion: &TokenizerConfig,
-) -> Result<Vec<u32>, LoadError> {
-    let generation: GenerationConfig = folder.json(GENERATION)?.unwrap_or_default();
-    let map: SpecialTokensMap = folder.json(MAP)?.unwrap_or_default();
-    let mut all = Vec::new();
-    for (file, token) in [(CONFIG, &companion.eos_token), (MAP, &map.eos_token)] {
-        if let Some(token) = token {
-            all.push(required_id(vocabulary, file, "eos_token", token)?);
-        }
-    }
-    all.extend(&config.eos);
-    all.extend(generation.eos_token_id.iter().flat_map(TokenIds::all));
+fn end_ids(config: &HfConfig, generation: &GenerationConfig, named: &NamedIds, map: &NamedIds) -> Vec<u32> {
+    let own = [named.eos, map.eos].into_iter().flatten();
+    let others = generation.eos_token_id.iter().flat_map(TokenIds::all);
     let mut ends = Vec::new();
-    for id in all {
+    for id in own.chain(config.eos.iter().copied()).chain(others.copied()) {
         if !ends.contains(&id) {
             ends.push(id);
         }
     }
-    Ok(ends)
+    ends
 }
 
 /// The id of a token that a file names.
-fn required_id(vocabulary: &Vocabulary, file: &str, key: &str, token: &TokenRef) -> Result<u32, LoadError> {
-    vocabulary.id(token.text()).ok_or_else(|| {
-        let message = format!("\"{}\" is no token of the vocabulary", escaped(token.text()));
+fn required_id(vocabulary: &Vocabulary, file: &str, key: &str, text: &str) -> Result<u32, LoadError> {
+    vocabulary.id(text).ok_or_else(|| {
+        let message = format!("\"{}\" is no token of the vocabulary", escaped(text));
         LoadError::new(format!("{file}: {key}"), message)
     })
 }

@@ -117,26 +117,42 @@ fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), 
 }
 
 /// Checks that tokens are decoded as this engine does it.
-pub(super) fn check_decoder(decoder: Option<&Value>, sentence_piece: bool) -> Result<(), LoadError> {
-    let replace = json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "});
-    let is_sound = |step: &&Value| match (step["type"].as_str(), sentence_piece) {
-        (Some("ByteLevel"), false) => true,
-        (Some("ByteFallback" | "Fuse"), true) => true,
-        (Some("Replace"), true) => is(step, &replace, &[]),
-        (Some("Metaspace"), true) => step["replacement"] == SPACE,
-        // The space that was put before the text.
-        (Some("Strip"), true) => step["content"] == " " && step["stop"] == 0,
-        _ => false,
-    };
+pub(super) fn check_decoder(
+    decoder: Option<&Value>,
+    sentence_piece: bool,
+    adds_space: bool,
+) -> Result<(), LoadError> {
     let steps = parts(decoder, "decoders", "decoder")?;
-    match steps.iter().find(|step| !is_sound(step)) {
-        None => Ok(()),
-        Some(step) => {
-            let message =
-                format!("{} in this form gives other text than this engine; use another model", name(step));
-            Err(place("decoder", message))
+    if steps.is_empty() {
+        let message = "missing: tokens would be put together as no key of GGUF says; use another model";
+        return Err(place("decoder", message));
+    }
+    let is_sound = match sentence_piece {
+        true => decodes_pieces(&steps, adds_space),
+        // Its settings concern only encoding.
+        false => matches!(steps[..], [only] if only["type"] == "ByteLevel"),
+    };
+    match is_sound {
+        true => Ok(()),
+        false => {
+            let message = format!("[{}] in this form gives other text than this engine", names(&steps));
+            Err(place("decoder", format!("{message}; use another model")))
         }
     }
+}
+
+/// Whether these are the steps that Llama 2's decoder has: marks become spaces, byte tokens become bytes, and exactly
+/// the space that was put before the text is removed.
+fn decodes_pieces(steps: &[&Value], adds_space: bool) -> bool {
+    let mut wanted = vec![
+        json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if adds_space {
+        wanted.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    steps.len() == wanted.len() && steps.iter().zip(&wanted).all(|(step, wanted)| is(step, wanted, &[]))
 }
 
 /// The ids that the post-processor puts before a text; `None` where it says nothing about it.

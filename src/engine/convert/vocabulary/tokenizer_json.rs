@@ -89,7 +89,7 @@ fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> 
     let sentence_piece = raw.model.byte_fallback;
     check_added(raw)?;
     let adds_space = steps::check(raw.normalizer.as_ref(), raw.pre_tokenizer.as_ref(), sentence_piece)?;
-    steps::check_decoder(raw.decoder.as_ref(), sentence_piece)?;
+    steps::check_decoder(raw.decoder.as_ref(), sentence_piece, adds_space)?;
     if sentence_piece && raw.model.ignore_merges {
         return Err(place("model.ignore_merges", "is true beside byte_fallback; use another model"));
     }
