@@ -2,6 +2,7 @@
 //! where a machine cannot make one, the test says so and passes.
 
 use crate::daemon::{Daemon, Ended, bitnetd, finish, is_emulated, run, words};
+use crate::endure::Line;
 use crate::listener::{Listener, Message};
 use crate::support::broker::Mosquitto;
 use crate::support::output;
@@ -162,6 +163,44 @@ async fn with_a_full_or_read_only_state_folder_prompts_are_answered_and_the_log_
         assert_eq!(report["mqtt"]["durable"], false, "{report}");
         daemon.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_backlog_on_a_disk_that_is_too_small_for_it_gets_one_answer_each_over_a_stop() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let Some(disk) = Disk::mount(&folder, "size=48k") else {
+        return println!("skipped: no file system can be mounted here");
+    };
+    let state = format!("[device]\nstate_dir = \"{}\"\n", disk.0.display());
+    let settings = linked(broker.port).replacen("[device]\n", &state, 1);
+    let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
+    let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
+    let mut line = Line::new(broker.port, "backlog");
+    let text = "turn on the lamp ".repeat(30);
+    let count = 150;
+    for number in 0..count {
+        let prompt = json!({"id": number.to_string(), "prompt": format!("{number} {text}"), "max_tokens": 8});
+        line.deliver("bitnetd/cellar/prompt", &prompt.to_string()).await.expect("the broker takes it");
+    }
+    daemon.says("No space left").await;
+    daemon.stop().await;
+    let _daemon = Daemon::start(&folder, &settings).await;
+    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    while ends.len() < count {
+        let end = replies.end().await;
+        assert_eq!(end["event"], "done", "{end}");
+        *ends.entry(end["id"].to_string()).or_default() += 1;
+    }
+    line.deliver("bitnetd/cellar/prompt", r#"{"id":"last","prompt":"hello"}"#).await.expect("as before");
+    loop {
+        let end = replies.end().await;
+        if end["id"] == "last" {
+            break;
+        }
+        *ends.entry(end["id"].to_string()).or_default() += 1;
+    }
+    assert!(ends.values().all(|times| *times == 1), "{ends:?}");
 }
 
 /// Debian's libfaketime, which gives a process another wall clock while it runs.

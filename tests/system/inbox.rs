@@ -118,6 +118,56 @@ async fn prompts_that_were_acknowledged_outlive_a_kill() {
     answered_once(replies, &mut line, "bitnetd/cellar/prompt").await;
 }
 
+/// Publishes prompts while the daemon is busy, until most of them are in the inbox.
+async fn fill_inbox(folder: &Folder, daemon: &Daemon, broker: &Mosquitto) -> Line {
+    Listener::hears_online(broker).await;
+    let mut busy = daemon.client().await;
+    busy.keep_busy().await;
+    let mut line = Line::new(broker.port, "backlog");
+    publish(&mut line, "bitnetd/cellar/prompt", MANY).await;
+    until("the prompts are in the inbox", || (records(folder, "Prompt") >= MANY - 8).then_some(())).await;
+    line
+}
+
+#[tokio::test]
+async fn prompts_that_were_acknowledged_outlive_a_state_folder_that_is_removed_before_a_stop() {
+    let broker = Mosquitto::start().await;
+    let folder = Folder::new();
+    let settings = linked(broker.port);
+    let drain = "[queue]\ndrain_ms = 100\n";
+    let daemon = Daemon::start(&folder, &format!("{}{settings}{drain}", endless())).await;
+    let mut line = fill_inbox(&folder, &daemon, &broker).await;
+    std::fs::remove_dir_all(folder.path("state")).expect("ours");
+    daemon.stop().await;
+    let replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
+    let _daemon = Daemon::start(&folder, &settings).await;
+    answered_once(replies, &mut line, "bitnetd/cellar/prompt").await;
+}
+
+#[tokio::test]
+async fn prompts_that_the_disk_lost_for_good_get_an_event_at_the_stop_and_the_log_counts_them() {
+    let broker = Mosquitto::start().await;
+    let folder = Folder::new();
+    let drain = "[queue]\ndrain_ms = 100\n";
+    let settings = format!("{}{}{drain}", endless(), linked(broker.port));
+    let mut daemon = Daemon::start(&folder, &settings).await;
+    fill_inbox(&folder, &daemon, &broker).await;
+    let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
+    std::fs::remove_dir_all(folder.path("state")).expect("ours");
+    std::fs::write(folder.path("state"), "a file where the folder was").expect("ours");
+    daemon.process.terminate();
+    daemon.ends_well().await;
+    let log = daemon.log();
+    let lost = log.lines().find(|line| line.contains("acknowledged prompts were not answered"));
+    let lost = lost.unwrap_or_else(|| panic!("{log}"));
+    let words = lost.split_whitespace();
+    let count = words.filter_map(|word| word.parse::<usize>().ok()).next_back().expect("a number");
+    assert!((MANY - 8..=MANY).contains(&count), "{lost}");
+    for _ in 0..count {
+        assert_eq!(replies.end().await["code"], "shutting_down");
+    }
+}
+
 #[tokio::test]
 async fn the_few_prompts_of_quiet_use_are_not_written() {
     let broker = Mosquitto::start().await;

@@ -173,6 +173,11 @@ impl Link {
         matches!(self.state, State::Online { .. })
     }
 
+    /// Whether the connection has lasted so long that what ended earlier ones is over.
+    pub fn is_stable(&self, now: Instant) -> bool {
+        matches!(self.state, State::Online { since, .. } if now >= since + STABLE_AFTER)
+    }
+
     /// Connections made.
     pub fn connects(&self) -> u64 {
         self.connects
@@ -316,6 +321,15 @@ mod tests {
         assert_eq!(backoff(1, 0.5), Duration::from_millis(2250));
         assert_eq!(backoff(40, 1.0), MAX_BACKOFF);
         assert_eq!(backoff(0, -9.0), FIRST_BACKOFF);
+    }
+
+    #[test]
+    fn a_connection_is_stable_after_ten_seconds() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        assert!(!link.is_stable(at(now, 99)), "not connected");
+        link.connected(now, true, PING);
+        assert!(!link.is_stable(at(now, 9)) && link.is_stable(at(now, 10)));
     }
 
     #[test]

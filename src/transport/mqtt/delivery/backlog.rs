@@ -117,9 +117,14 @@ impl Backlog {
     /// The prompt is settled: those that waited for its answer are queued again.
     pub fn release(&mut self, leader: PromptId) {
         for number in self.followers.remove(&leader).unwrap_or_default() {
-            if let Some(prompt) = self.prompts.get(&number) {
-                self.queue.push(&prompt.client.turn_key(), prompt.priority, prompt.received, number);
-            }
+            self.requeue(number);
+        }
+    }
+
+    /// Queues a prompt of the backlog again.
+    pub fn requeue(&mut self, number: PromptId) {
+        if let Some(prompt) = self.prompts.get(&number) {
+            self.queue.push(&prompt.client.turn_key(), prompt.priority, prompt.received, number);
         }
     }
 

@@ -173,6 +173,11 @@ impl ActiveRequests {
         self.active.is_empty()
     }
 
+    /// Whether the request of this prompt was submitted and has not ended.
+    pub fn contains(&self, prompt: PromptId) -> bool {
+        self.active.contains_key(&prompt)
+    }
+
     /// Whether one more request may be submitted now.
     pub fn has_room(&self) -> bool {
         self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())

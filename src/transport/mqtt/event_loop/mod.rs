@@ -28,6 +28,7 @@ use crate::transport::mqtt::delivery::requests::{ActiveRequests, IdGenerator};
 use crate::transport::mqtt::delivery::retained_prompts::RetainedPrompts;
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::{OutgoingMessage, PublishLimits};
+use prompts::StopCheck;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
@@ -66,6 +67,11 @@ pub(super) struct EventLoop {
     status: MqttLink,
     /// When the closing link stops sending what is left; `None` until it is to close.
     flush_deadline: Option<Instant>,
+    stop_check: StopCheck,
+    /// Acknowledged prompts that the stop has left without an answer.
+    lost_at_stop: u64,
+    /// The problem in the status is one of the connection, and over when a connection is stable.
+    is_link_problem: bool,
 }
 
 impl EventLoop {
@@ -95,6 +101,9 @@ impl EventLoop {
             ids: IdGenerator::new(),
             status: MqttLink::default(),
             flush_deadline: None,
+            stop_check: StopCheck::NotBegun,
+            lost_at_stop: 0,
+            is_link_problem: false,
             topics,
             context,
         }
@@ -120,6 +129,9 @@ impl EventLoop {
         self.start_requests(Instant::now());
         self.exchange(Instant::now());
         self.update_status();
+        if self.is_finished(Instant::now()) {
+            return;
+        }
         let turn = Some(Instant::now() + self.context.max_idle);
         let check = self.subscription_check.due();
         let due = [
@@ -142,6 +154,8 @@ impl EventLoop {
             () = sleep_until_due(due) => self.on_timer(Instant::now()),
             () = self.context.close.cancelled(), if self.flush_deadline.is_none() => {
                 self.flush_deadline = Some(Instant::now() + self.context.flush_timeout);
+                // The disk is checked once more, before what it keeps is left to the next process.
+                self.stop_check = StopCheck::NotBegun;
             }
         }
     }
@@ -200,6 +214,12 @@ impl EventLoop {
         finished.prompts_saved.iter().for_each(|prompt| self.dedup.mark_saved(*prompt));
         if finished.are_prompts_lost {
             self.dedup.mark_unsaved();
+        }
+        if finished.is_file_lost {
+            self.dedup.mark_lost();
+        }
+        if finished.is_rewritten {
+            self.dedup.mark_rewritten();
         }
         let Some(contents) = finished.contents else { return };
         match contents.session {
@@ -306,7 +326,7 @@ impl EventLoop {
     fn report_problem(&mut self, text: &str) {
         let text = format!("{}: {text}", self.broker_address());
         log::error!("{text}");
-        self.status.problem = Some(text);
+        (self.status.problem, self.is_link_problem) = (Some(text), false);
     }
 
     fn publish_availability(&mut self, word: &str) {
@@ -374,7 +394,7 @@ impl EventLoop {
         if retry.log {
             log::warn!("{text}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
-        self.status.problem = Some(text);
+        (self.status.problem, self.is_link_problem) = (Some(text), true);
     }
 
     fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
@@ -458,6 +478,9 @@ impl EventLoop {
     }
 
     fn update_status(&mut self) {
+        if self.is_link_problem && self.link.is_stable(Instant::now()) {
+            (self.status.problem, self.is_link_problem) = (None, false);
+        }
         let now = MqttLink {
             connected: self.link.is_online(),
             subscribed: self.link.is_online() && self.status.subscribed,
@@ -483,7 +506,8 @@ impl EventLoop {
 
     /// Whether everything left is sent, or the time for that is over.
     pub fn is_finished(&self, now: Instant) -> bool {
-        let done = self.outbox.is_empty() && self.active_requests.is_empty();
+        let is_checked = self.stop_check == StopCheck::Finished;
+        let done = is_checked && self.outbox.is_empty() && self.active_requests.is_empty();
         self.flush_deadline.is_some_and(|deadline| done || now >= deadline)
     }
 
@@ -500,6 +524,7 @@ impl EventLoop {
         if timeout(DISK_TIMEOUT, self.save_remaining()).await.is_err() {
             log::warn!("{}: the disk does not take the last answers", self.broker_address());
         }
+        self.log_lost_prompts();
         self.update_status();
     }
 

@@ -23,6 +23,14 @@ const UNSAVED_PROMPTS: usize = 8;
 /// With more entries in the outbox than this, prompts at QoS 0 are dropped instead of refused.
 const OUTBOX_LEN_FOR_REFUSALS: usize = 32;
 
+/// Whether it was checked, after a stop was asked for, that the saved prompts are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StopCheck {
+    NotBegun,
+    Running,
+    Finished,
+}
+
 impl EventLoop {
     /// Settles the prompts whose answer the broker has.
     pub(super) fn settle_delivered(&mut self, now: Instant) {
@@ -31,9 +39,8 @@ impl EventLoop {
                 let time_s = Clock::read().time_s;
                 self.answer_log.append_record(&Record::Given { number: outcome.number, time_s });
             }
-            if self.dedup.settle(prompt, outcome, now) {
-                self.answer_log.append_record(&Record::Done { prompt });
-            }
+            let is_saved = self.dedup.settle(prompt, outcome, now);
+            self.answer_log.close_prompt(prompt, is_saved);
             self.backlog.release(prompt);
         }
     }
@@ -138,8 +145,8 @@ impl EventLoop {
 
     /// Submits the prompts that are next, as far as the worker has room for them and the broker accepts answers.
     pub(super) fn start_requests(&mut self, now: Instant) {
-        if self.is_stopping() {
-            return self.defer_waiting();
+        if self.is_stopping() && !self.defer_waiting(now) {
+            return;
         }
         while self.active_requests.has_room() && !self.outbox.is_full() {
             let EventLoop { backlog, active_requests: prompts, .. } = self;
@@ -186,16 +193,64 @@ impl EventLoop {
         }
     }
 
-    /// The daemon stops: waiting prompts are left to the broker, or to the next process.
-    fn defer_waiting(&mut self) {
-        for prompt in self.backlog.take_all_waiting() {
-            let route = self.backlog.get(prompt).map(|prompt| prompt.route.clone());
-            if !self.dedup.defer(prompt)
-                && let Some(route) = route
-            {
-                let refusal = Refusal::shutting_down();
-                self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
+    /// Whether it is known, since the stop was asked for, if the saved prompts are still on disk.
+    fn is_disk_checked(&mut self, now: Instant) -> bool {
+        if self.stop_check == StopCheck::NotBegun {
+            self.answer_log.check_now(now);
+            self.stop_check = StopCheck::Running;
+        }
+        if self.stop_check == StopCheck::Running {
+            self.save();
+            if !self.answer_log.is_busy() {
+                self.stop_check = StopCheck::Finished;
             }
+        }
+        self.stop_check == StopCheck::Finished
+    }
+
+    /// The daemon stops: waiting prompts are left to the broker, or to the next process. Those that were acknowledged
+    /// and are no longer on disk stay in the queue, to be answered within the drain time. Returns whether there may be
+    /// such prompts.
+    fn defer_waiting(&mut self, now: Instant) -> bool {
+        if !self.is_disk_checked(now) {
+            return false;
+        }
+        let is_closing = self.flush_deadline.is_some();
+        for prompt in self.backlog.take_all_waiting() {
+            if self.dedup.is_lost(prompt) && !is_closing {
+                self.backlog.requeue(prompt);
+            } else if !self.dedup.defer(prompt) {
+                self.refuse_at_stop(prompt);
+            }
+        }
+        if is_closing {
+            // Those that were deferred before the file was lost.
+            self.dedup.lost_prompts().into_iter().for_each(|prompt| self.refuse_at_stop(prompt));
+        }
+        !is_closing
+    }
+
+    /// The stop ends a prompt that neither the broker nor the disk keeps.
+    fn refuse_at_stop(&mut self, prompt: PromptId) {
+        if self.active_requests.contains(prompt) {
+            return;
+        }
+        if let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) {
+            self.lost_at_stop += u64::from(self.dedup.is_lost(prompt));
+            let refusal = Refusal::shutting_down();
+            self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
+        }
+    }
+
+    /// Logs how many prompts the stop has left without an answer.
+    pub(super) fn log_lost_prompts(&self) {
+        if self.lost_at_stop > 0 {
+            log::error!(
+                "{}: {} acknowledged prompts were not answered before the stop and got shutting_down, since the state \
+                 folder does not keep them; see device.state_dir",
+                self.broker_address(),
+                self.lost_at_stop
+            );
         }
     }
 
@@ -214,9 +269,12 @@ impl EventLoop {
     pub(super) fn on_prompt_event(&mut self, event: PromptEvent) {
         let PromptEvent { prompt, route, event, is_ended_by_shutdown: cut_off } = event;
         if cut_off && self.dedup.defer(prompt) {
-            self.backlog.remove(prompt);
+            if !self.dedup.is_saved(prompt) {
+                self.backlog.remove(prompt);
+            }
             log::info!(REQUEST_ID = route.id.as_str(); "left for the next start");
         } else {
+            self.lost_at_stop += u64::from(cut_off && self.dedup.is_lost(prompt));
             self.send_event(prompt, &route, event);
         }
     }

@@ -5,6 +5,8 @@
 
 use super::folder::StateFolder;
 use super::record::{self, LogContents};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -17,6 +19,8 @@ pub struct LogFile {
     /// The name under which a new file is written before it replaces the old one.
     temporary_name: String,
     file: fs::File,
+    /// Bytes reserved behind the end of the file.
+    reserved: u64,
 }
 
 impl LogFile {
@@ -42,7 +46,11 @@ impl LogFile {
             }
         }
         let part = named(&path.with_extension("part"));
-        Ok((LogFile { folder, name, temporary_name: part, file }, contents))
+        let mut file = LogFile { folder, name, temporary_name: part, file, reserved: 0 };
+        if file.reserve(0, contents.reserved_bytes()).is_ok() {
+            file.reserved = contents.reserved_bytes();
+        }
+        Ok((file, contents))
     }
 
     /// Checks that the file is still where it was opened, and that the lock still protects it.
@@ -51,24 +59,68 @@ impl LogFile {
         self.folder.check_file(&self.name, &self.file)
     }
 
-    /// Appends lines, and with `sync` waits until a power cut can no longer lose them.
-    pub fn append(&mut self, lines: &[u8], sync: bool) -> io::Result<()> {
-        self.file.write_all(lines)?;
-        if sync { self.file.sync_data() } else { Ok(()) }
+    /// Appends lines, and with `sync` waits until a power cut can no longer lose them. Behind them, `reserved` bytes
+    /// are reserved for [`LogFile::append_reserved`]. Where there is no room for both, nothing is written.
+    pub fn append(&mut self, lines: &[u8], sync: bool, reserved: u64) -> io::Result<()> {
+        if let Err(error) = self.reserve(lines.len() as u64, reserved) {
+            // A failed attempt may have released what was reserved before.
+            let _ = self.reserve(0, self.reserved);
+            return Err(error);
+        }
+        self.reserved = reserved;
+        self.write_whole(lines, sync)
     }
 
-    /// Replaces the file with a new one.
-    pub fn replace(&mut self, lines: &[u8]) -> io::Result<()> {
+    /// Appends lines in the room that was reserved for them.
+    pub fn append_reserved(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.reserved = self.reserved.saturating_sub(lines.len() as u64);
+        self.write_whole(lines, false)
+    }
+
+    /// Writes all of the lines, or none of them: what is reported as not saved must not be found by the next process.
+    fn write_whole(&mut self, lines: &[u8], sync: bool) -> io::Result<()> {
+        let before = self.file.metadata()?.len();
+        let written = self.file.write_all(lines);
+        let written = if sync { written.and_then(|()| self.file.sync_data()) } else { written };
+        if written.is_err() && self.file.set_len(before).is_ok() {
+            // Cutting the file also released the room behind its end.
+            let _ = self.reserve(0, self.reserved);
+        }
+        written
+    }
+
+    /// Reserves room for `lines` and `reserved` bytes behind the end of the file, whose length stays as it is.
+    fn reserve(&self, lines: u64, reserved: u64) -> io::Result<()> {
+        reserve_behind(&self.file, lines, reserved)
+    }
+
+    /// Replaces the file with a new one, and reserves room behind it.
+    pub fn replace(&mut self, lines: &[u8], reserved: u64) -> io::Result<()> {
         let mut file = self.folder.create(&self.temporary_name)?;
-        let written = file.write_all(lines).and_then(|()| file.sync_all());
+        let written = reserve_behind(&file, lines.len() as u64, reserved)
+            .and_then(|()| file.write_all(lines))
+            .and_then(|()| file.sync_all());
         // The name as well as the bytes must survive a power cut.
         if let Err(error) = written.and_then(|()| self.folder.rename(&self.temporary_name, &self.name)) {
             // On a full disk it would take the space that is needed.
             let _ = self.folder.remove(&self.temporary_name);
             return Err(error);
         }
-        self.file = file;
+        (self.file, self.reserved) = (file, reserved);
         Ok(())
+    }
+}
+
+/// Reserves room behind the end of a file. A file system that cannot do that is no error: what does not fit there is
+/// noticed when it is written.
+fn reserve_behind(file: &fs::File, lines: u64, reserved: u64) -> io::Result<()> {
+    if reserved == 0 {
+        return Ok(());
+    }
+    let end = file.metadata()?.len();
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, end, lines + reserved) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -107,12 +159,12 @@ mod tests {
         let folder = Folder::new("again");
         let (mut file, contents) = open(&folder);
         assert_eq!(contents, LogContents::default());
-        file.append(&Record::Session(1).line(), true).expect("room");
-        file.replace(&Record::Session(2).line()).expect("room");
+        file.append(&Record::Session(1).line(), true, 0).expect("room");
+        file.replace(&Record::Session(2).line(), 0).expect("room");
         drop(file);
         let (mut file, contents) = open(&folder);
         assert_eq!(contents.session, Some(2));
-        file.append(&Record::Session(3).line(), false).expect("room");
+        file.append(&Record::Session(3).line(), false, 0).expect("room");
         drop(file);
         assert_eq!(open(&folder).1.session, Some(3));
     }
@@ -143,7 +195,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = Folder::new("private");
         let (mut file, _) = open(&folder);
-        file.replace(b"").expect("room");
+        file.replace(b"", 0).expect("room");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o077;
         assert_eq!((mode(&folder.file()), mode(&folder.0.join("below"))), (0, 0));
     }
@@ -159,10 +211,10 @@ mod tests {
     fn a_full_disk_leaves_the_old_file() {
         let folder = Folder::new("full");
         let (mut file, _) = open(&folder);
-        file.append(&Record::Session(5).line(), true).expect("room");
+        file.append(&Record::Session(5).line(), true, 0).expect("room");
         // The device of every write error.
         file.file = fs::OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
-        file.append(&Record::Session(6).line(), true).expect_err("full");
+        file.append(&Record::Session(6).line(), true, 0).expect_err("full");
         drop(file);
         assert_eq!(open(&folder).1.session, Some(5));
     }

@@ -7,11 +7,13 @@
 
 mod file;
 pub mod folder;
+mod open_records;
 pub mod record;
 #[cfg(test)]
 mod tests;
 
 use file::LogFile;
+use open_records::OpenRecords;
 use record::{LogContents, Record, SavedAnswer, SavedPrompt};
 use std::future::pending;
 use std::io;
@@ -57,8 +59,20 @@ pub struct AnswerLog {
     needs_rewrite: bool,
     /// The contents found at the first opening were returned.
     is_loaded: bool,
-    /// When the file's place was checked last.
-    last_checked: Instant,
+    /// The file is no longer where it was opened: until everything is written anew, nothing is on disk.
+    is_file_lost: bool,
+    /// Prompts that need a `Done` record in the file.
+    open_records: OpenRecords,
+    /// The running job writes only `Done` records, into the room that was reserved for them.
+    is_closing_records: bool,
+    /// That room is used up.
+    is_reserve_empty: bool,
+    /// When a disk that failed is tried again.
+    retry_at: Instant,
+    /// From then on a file that is lost is opened again at once.
+    reopen_at_once_from: Instant,
+    /// When the file's place is to be checked.
+    next_check: Instant,
     /// What is wrong with the disk.
     problem: Option<String>,
 }
@@ -77,7 +91,6 @@ enum DiskWork {
     /// Failed, or not yet opened.
     Failed {
         file: Option<LogFile>,
-        until: Instant,
     },
 }
 
@@ -90,6 +103,7 @@ enum DiskJob {
     Check,
     Open(LogContents),
     Append(u64),
+    Close(u64),
     Replace(u64),
 }
 
@@ -102,6 +116,10 @@ pub struct DiskOutcome {
     pub prompts_saved: Vec<u64>,
     /// Prompts that were to be saved are not.
     pub are_prompts_lost: bool,
+    /// The file is gone, and all that was saved with it.
+    pub is_file_lost: bool,
+    /// Everything that must be on disk was written anew.
+    pub is_rewritten: bool,
     /// The contents of the file, when it was opened.
     pub contents: Option<LogContents>,
 }
@@ -110,7 +128,7 @@ impl AnswerLog {
     /// A log in this file, to be opened at once; `None` saves nothing. `inbox`: maximum bytes of the saved prompts.
     pub fn new(path: Option<PathBuf>, inbox: usize, now: Instant) -> Self {
         let disk = match path {
-            Some(_) => DiskWork::Failed { file: None, until: now },
+            Some(_) => DiskWork::Failed { file: None },
             None => DiskWork::Disabled,
         };
         AnswerLog {
@@ -126,7 +144,13 @@ impl AnswerLog {
             live_bytes: 0,
             needs_rewrite: false,
             is_loaded: false,
-            last_checked: now,
+            is_file_lost: false,
+            open_records: OpenRecords::default(),
+            is_closing_records: false,
+            is_reserve_empty: false,
+            retry_at: now,
+            reopen_at_once_from: now,
+            next_check: now + CHECK_INTERVAL,
             problem: None,
         }
     }
@@ -134,7 +158,7 @@ impl AnswerLog {
     /// Whether what is saved now survives the process.
     pub fn is_durable(&self) -> bool {
         match &self.disk {
-            DiskWork::Idle(_) => true,
+            DiskWork::Idle(_) => !self.is_file_lost,
             DiskWork::Busy { is_late, .. } => !is_late && self.problem.is_none(),
             DiskWork::Disabled | DiskWork::Failed { .. } => false,
         }
@@ -150,10 +174,17 @@ impl AnswerLog {
         matches!(self.disk, DiskWork::Busy { is_late: false, .. }) || !self.pending_lines.is_empty()
     }
 
+    /// Makes [`AnswerLog::start_job`] check the file now, or try again a disk that failed.
+    pub fn check_now(&mut self, now: Instant) {
+        self.next_check = now;
+        self.retry_at = now;
+    }
+
     /// Saves an answer. `false`: it cannot be saved, and is to be published as it is.
     pub fn save_answer(&mut self, answer: SavedAnswer) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
+            answer.prompt.into_iter().for_each(|prompt| self.open_records.insert(prompt));
             self.queued_answers.push(answer.number);
             self.pending_lines.extend(Record::Answer(answer).line());
         }
@@ -164,6 +195,7 @@ impl AnswerLog {
     pub fn save_prompt(&mut self, prompt: SavedPrompt) -> bool {
         let is_durable = self.is_durable();
         if is_durable {
+            self.open_records.insert(prompt.number);
             self.queued_prompts.push(prompt.number);
             self.pending_lines.extend(Record::Prompt(prompt).line());
         }
@@ -174,6 +206,24 @@ impl AnswerLog {
     pub fn append_record(&mut self, record: &Record) {
         if self.is_durable() {
             self.pending_lines.extend(record.line());
+        } else {
+            // A rewrite that is running does not contain it.
+            self.needs_rewrite = true;
+        }
+    }
+
+    /// The prompt needs no answer any more; `is_saved`: it has a record of its own, apart from its answer's.
+    pub fn close_prompt(&mut self, prompt: u64, is_saved: bool) {
+        if !self.open_records.remove(prompt) && !is_saved {
+            return;
+        }
+        if self.is_durable() {
+            if is_saved {
+                self.pending_lines.extend(Record::Done { prompt }.line());
+            }
+            self.open_records.push_in_lines(prompt);
+        } else if !matches!(self.disk, DiskWork::Disabled | DiskWork::Failed { file: None }) {
+            self.open_records.push_unwritten(prompt);
         }
     }
 
@@ -181,11 +231,18 @@ impl AnswerLog {
     pub fn start_job(&mut self, now: Instant, all: impl FnOnce() -> Vec<u8>) {
         let is_long = self.file_bytes > 2 * self.live_bytes + REWRITE_SLACK;
         let job = match std::mem::replace(&mut self.disk, DiskWork::Disabled) {
-            DiskWork::Failed { file: None, until } if now >= until => self.open(),
-            DiskWork::Failed { file: Some(file), until } if now >= until => self.replace(file, all()),
+            DiskWork::Failed { file: None } if now >= self.retry_at => self.open(),
+            DiskWork::Failed { file: Some(file) } if now >= self.retry_at => self.replace(file, all()),
+            DiskWork::Failed { file: Some(file) }
+                if self.open_records.has_unwritten() && !self.is_reserve_empty =>
+            {
+                self.close_records(file)
+            }
             DiskWork::Idle(file) if self.needs_rewrite || is_long => self.replace(file, all()),
-            DiskWork::Idle(file) if !self.pending_lines.is_empty() => self.append(file),
-            DiskWork::Idle(file) if now >= self.last_checked + CHECK_INTERVAL => {
+            DiskWork::Idle(file) if !self.pending_lines.is_empty() || self.open_records.has_unwritten() => {
+                self.append(file)
+            }
+            DiskWork::Idle(file) if now >= self.next_check => {
                 spawn_disk_job(move || run_checked(file, |_| Ok(DiskJob::Check)))
             }
             other => {
@@ -206,12 +263,28 @@ impl AnswerLog {
     }
 
     fn append(&mut self, file: LogFile) -> JoinHandle<JobResult> {
-        let lines = std::mem::take(&mut self.pending_lines);
+        let mut lines = std::mem::take(&mut self.pending_lines);
+        lines.extend(self.open_records.unwritten_lines());
         self.begin_writing();
+        let reserved = self.open_records.reserved_bytes();
         // What nobody waits for is not synced: the kernel writes it within half a minute.
         let sync = !self.answers_being_written.is_empty() || !self.prompts_being_written.is_empty();
         spawn_disk_job(move || {
-            run_checked(file, |file| file.append(&lines, sync).map(|()| DiskJob::Append(lines.len() as u64)))
+            run_checked(file, |file| {
+                file.append(&lines, sync, reserved).map(|()| DiskJob::Append(lines.len() as u64))
+            })
+        })
+    }
+
+    /// Writes only `Done` records, into the room that was reserved for them, while nothing else fits.
+    fn close_records(&mut self, file: LogFile) -> JoinHandle<JobResult> {
+        let lines = self.open_records.unwritten_lines();
+        self.open_records.begin_writing();
+        self.is_closing_records = true;
+        spawn_disk_job(move || {
+            run_checked(file, |file| {
+                file.append_reserved(&lines).map(|()| DiskJob::Close(lines.len() as u64))
+            })
         })
     }
 
@@ -219,14 +292,18 @@ impl AnswerLog {
         self.pending_lines.clear();
         self.begin_writing();
         self.needs_rewrite = false;
+        let reserved = self.open_records.reserved_bytes();
         spawn_disk_job(move || {
-            run_checked(file, |file| file.replace(&lines).map(|()| DiskJob::Replace(lines.len() as u64)))
+            run_checked(file, |file| {
+                file.replace(&lines, reserved).map(|()| DiskJob::Replace(lines.len() as u64))
+            })
         })
     }
 
     fn begin_writing(&mut self) {
         self.answers_being_written = std::mem::take(&mut self.queued_answers);
         self.prompts_being_written = std::mem::take(&mut self.queued_prompts);
+        self.open_records.begin_writing();
     }
 
     /// Waits for the end of the running job. May be dropped and called again.
@@ -235,7 +312,7 @@ impl AnswerLog {
         let (file, done) = job.await.unwrap_or_else(|error| (None, Err(io::Error::other(error))));
         self.needs_rewrite |= *is_late;
         let now = Instant::now();
-        self.last_checked = now;
+        self.next_check = now + CHECK_INTERVAL;
         match (file, done) {
             (Some(file), Ok(job)) => self.succeeded(file, job),
             (file, done) => {
@@ -246,42 +323,73 @@ impl AnswerLog {
     }
 
     fn succeeded(&mut self, file: LogFile, job: DiskJob) -> DiskOutcome {
+        self.open_records.written();
+        if let DiskJob::Close(bytes) = job {
+            self.file_bytes += bytes;
+            self.is_closing_records = false;
+            self.disk = DiskWork::Failed { file: Some(file) };
+            return DiskOutcome::default();
+        }
         self.disk = DiskWork::Idle(file);
-        let contents = match job {
-            DiskJob::Open(contents) => {
-                // The size of the live records is known once the file is rewritten, which happens at once if it is long.
-                (self.file_bytes, self.live_bytes) = (contents.bytes, 0);
-                let (path, damaged) = (self.display_path(), contents.damaged);
-                if damaged > 0 {
-                    log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
-                }
-                // A new file needs its session record; a damaged file is not appended to.
-                self.needs_rewrite |= damaged > 0 || contents.is_torn || contents.session.is_none();
-                (!std::mem::replace(&mut self.is_loaded, true)).then_some(contents)
-            }
-            DiskJob::Check => None,
-            DiskJob::Append(bytes) => {
-                self.file_bytes += bytes;
-                None
-            }
+        let mut outcome = DiskOutcome::default();
+        match job {
+            DiskJob::Open(contents) => outcome.contents = self.opened(contents),
+            DiskJob::Check | DiskJob::Close(_) => {}
+            DiskJob::Append(bytes) => self.file_bytes += bytes,
             DiskJob::Replace(bytes) => {
                 (self.file_bytes, self.live_bytes) = (bytes, bytes);
-                None
+                self.is_file_lost = false;
+                outcome.is_rewritten = true;
             }
-        };
-        if self.problem.take().is_some() {
+        }
+        if !self.is_file_lost && self.problem.take().is_some() {
             log::info!("{}: answers are saved again", self.display_path());
         }
-        let (entries, prompts) = (
-            std::mem::take(&mut self.answers_being_written),
-            std::mem::take(&mut self.prompts_being_written),
-        );
-        DiskOutcome { answers_saved: entries, prompts_saved: prompts, are_prompts_lost: false, contents }
+        self.is_reserve_empty = false;
+        outcome.answers_saved = std::mem::take(&mut self.answers_being_written);
+        outcome.prompts_saved = std::mem::take(&mut self.prompts_being_written);
+        outcome
+    }
+
+    /// Notes what the file contains, and returns it the first time.
+    fn opened(&mut self, contents: LogContents) -> Option<LogContents> {
+        // The size of the live records is known once the file is rewritten, which happens at once if it is long.
+        (self.file_bytes, self.live_bytes) = (contents.bytes, 0);
+        let (path, damaged) = (self.display_path(), contents.damaged);
+        if damaged > 0 {
+            log::warn!("{path}: {damaged} damaged records; it is set aside with the ending .corrupt");
+        }
+        // A new file needs its session record; a damaged file is not appended to.
+        self.needs_rewrite |= damaged > 0 || contents.is_torn || contents.session.is_none();
+        if std::mem::replace(&mut self.is_loaded, true) {
+            return None;
+        }
+        contents.open_records().for_each(|prompt| self.open_records.insert(prompt));
+        Some(contents)
     }
 
     fn failed(&mut self, file: Option<LogFile>, text: &str, now: Instant) -> DiskOutcome {
-        self.disk = DiskWork::Failed { file, until: now + RETRY_INTERVAL };
-        self.fall_back_to_memory(text)
+        let is_gone = file.is_none();
+        self.disk = DiskWork::Failed { file };
+        if std::mem::take(&mut self.is_closing_records) && !is_gone {
+            self.open_records.failed();
+            self.is_reserve_empty = true;
+            return DiskOutcome::default();
+        }
+        self.retry_at = now + RETRY_INTERVAL;
+        let was_lost = self.is_file_lost;
+        // Everything that was saved is in a file that its owner has removed or replaced.
+        self.is_file_lost |= is_gone && self.is_loaded;
+        if self.is_file_lost && is_gone && now >= self.reopen_at_once_from {
+            self.reopen_at_once_from = self.retry_at;
+            self.retry_at = now;
+        }
+        let is_lost_now = self.is_file_lost && !was_lost;
+        let outcome = DiskOutcome { is_file_lost: is_lost_now, ..self.fall_back_to_memory(text) };
+        if is_gone {
+            self.open_records.forget_unwritten();
+        }
+        outcome
     }
 
     /// The answers that wait are published unsaved, and the prompts that wait are not acknowledged.
@@ -297,6 +405,7 @@ impl AnswerLog {
         self.problem = Some(text);
         self.needs_rewrite = true;
         self.pending_lines.clear();
+        self.open_records.failed();
         let mut entries = std::mem::take(&mut self.answers_being_written);
         entries.append(&mut self.queued_answers);
         self.prompts_being_written.clear();
@@ -307,9 +416,9 @@ impl AnswerLog {
     /// When [`AnswerLog::start_job`] or [`AnswerLog::check_timeout`] has something to do next.
     pub fn due(&self) -> Option<Instant> {
         match &self.disk {
-            DiskWork::Failed { until, .. } => Some(*until),
+            DiskWork::Failed { .. } => Some(self.retry_at),
             DiskWork::Busy { since, is_late: false, .. } => Some(*since + DISK_TIMEOUT),
-            DiskWork::Idle(_) => Some(self.last_checked + CHECK_INTERVAL),
+            DiskWork::Idle(_) => Some(self.next_check),
             _ => None,
         }
     }

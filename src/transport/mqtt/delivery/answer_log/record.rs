@@ -17,6 +17,9 @@ const MAX_PLAUSIBLE_SPAN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Length of a checksum in hexadecimal digits, and the space after it.
 const CHECKSUM_LEN: usize = 17;
 
+/// Maximum length of a `Done` record in bytes, and a little more.
+pub const DONE_BYTES: u64 = 64;
+
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
@@ -147,7 +150,25 @@ impl Record {
     }
 }
 
+impl LogContents {
+    /// The prompts whose records are closed by a `Done` record later.
+    pub fn open_records(&self) -> impl Iterator<Item = u64> {
+        let answers = self.answers.iter().filter(|answer| answer.is_waiting());
+        self.prompts.iter().map(|prompt| prompt.number).chain(answers.filter_map(|answer| answer.prompt))
+    }
+
+    /// Bytes to be reserved for those `Done` records.
+    pub fn reserved_bytes(&self) -> u64 {
+        DONE_BYTES * self.open_records().count() as u64
+    }
+}
+
 impl SavedAnswer {
+    /// Whether the broker does not have it yet.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, AnswerState::Waiting { .. })
+    }
+
     /// How long it is still wanted: `Some(None)` for ever, `None` no longer.
     pub fn left(&self, now_s: u64) -> Option<Option<Duration>> {
         match &self.state {
@@ -209,6 +230,11 @@ fn apply(record: Record, contents: &mut LogContents, done: &mut HashSet<u64>) {
         Record::Prompt(prompt) => contents.prompts.push(prompt),
         Record::Done { prompt } => {
             done.insert(prompt);
+            // On a full disk this is all that could be written of an answer that the broker has.
+            let answered = contents.answers.iter_mut().rev().find(|answer| answer.prompt == Some(prompt));
+            if let Some(answer) = answered.filter(|answer| answer.is_waiting()) {
+                answer.state = AnswerState::Given { age_s: 0 };
+            }
         }
         Record::Answer(answer) => {
             done.extend(answer.prompt);

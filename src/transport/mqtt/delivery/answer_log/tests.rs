@@ -260,3 +260,116 @@ async fn an_answer_is_not_called_saved_in_a_folder_that_was_replaced() {
     assert!(!store.is_durable());
     assert!(!folder.file().exists(), "nothing is written where no lock is held");
 }
+
+#[tokio::test]
+async fn a_file_that_is_lost_is_written_anew_at_once_and_only_then_durable() {
+    let folder = Folder::new("lost");
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    assert!(store.save_prompt(prompt(1)));
+    store.start_job(now, Vec::new);
+    assert_eq!(store.next().await.prompts_saved, [1]);
+    fs::rename(folder.0.join("state"), folder.0.join("away")).expect("ours");
+    fs::create_dir(folder.0.join("state")).expect("a new name");
+    store.check_now(Instant::now());
+    store.start_job(Instant::now(), Vec::new);
+    assert!(store.next().await.is_file_lost);
+    assert!(!store.is_durable() && !store.save_prompt(prompt(2)));
+    store.start_job(Instant::now(), || lines(&[]));
+    let opened = store.next().await;
+    assert!(!opened.is_rewritten && opened.contents.is_none() && !store.is_durable(), "it is empty");
+    store.start_job(Instant::now(), || [lines(&[]), Record::Prompt(prompt(1)).line()].concat());
+    // A prompt that is settled while the file is rewritten must not be answered by the next process.
+    store.close_prompt(1, true);
+    assert!(store.next().await.is_rewritten && store.is_durable() && store.problem().is_none());
+    work(&mut store, Instant::now(), &[]).await;
+    assert!(record::parse_log(&fs::read(folder.file()).expect("there")).prompts.is_empty());
+}
+
+#[tokio::test]
+async fn a_folder_that_is_lost_again_and_again_is_opened_once_a_minute() {
+    let folder = Folder::new("again-and-again");
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    let mut attempts = 0;
+    for _ in 0..5 {
+        let _ = fs::remove_dir_all(folder.0.join("state"));
+        store.next_check = Instant::now();
+        store.start_job(Instant::now(), || lines(&[]));
+        while store.is_busy() {
+            attempts += usize::from(store.next().await.is_rewritten);
+            store.start_job(Instant::now(), || lines(&[]));
+        }
+    }
+    assert_eq!(attempts, 1);
+    assert!(!store.is_durable() && store.due() > Some(Instant::now() + RETRY_INTERVAL / 2));
+}
+
+/// A file system of a few pages below the folder, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where nothing may be mounted.
+    fn mount(folder: &Folder) -> Option<Self> {
+        let place = folder.0.join("state");
+        fs::create_dir_all(&place).expect("a temporary folder");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=32k", "none"]).arg(&place);
+        mount.output().is_ok_and(|ended| ended.status.success()).then_some(SmallDisk(place))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_settled_prompts_are_still_closed_and_none_is_answered_again() {
+    let folder = Folder::new("full");
+    let Some(_disk) = SmallDisk::mount(&folder) else {
+        return println!("skipped: no file system can be mounted here");
+    };
+    let now = Instant::now();
+    let mut store = folder.store(now);
+    work(&mut store, now, &[]).await;
+    let mut saved_prompts = Vec::new();
+    for number in 0..500 {
+        if !store.save_prompt(prompt(number)) {
+            break;
+        }
+        store.start_job(now, Vec::new);
+        saved_prompts.extend(store.next().await.prompts_saved);
+    }
+    assert!(!store.is_durable() && saved_prompts.len() > 50, "{}", saved_prompts.len());
+    let contents = |path: &Path| record::parse_log(&fs::read(path).expect("there"));
+    let found: Vec<u64> = contents(&folder.file()).prompts.iter().map(|prompt| prompt.number).collect();
+    assert_eq!(found, saved_prompts, "what was not reported as saved is not found");
+    // A rewrite that does not fit leaves the file as it is.
+    store.check_now(now);
+    store.start_job(now, || vec![b'x'; 32 << 10]);
+    store.next().await;
+    assert_eq!(contents(&folder.file()).prompts.len(), saved_prompts.len());
+    let (open, settled) = saved_prompts.split_last().expect("some");
+    for number in settled {
+        store.close_prompt(*number, true);
+        store.start_job(Instant::now(), Vec::new);
+        store.next().await;
+    }
+    assert!(!store.is_durable(), "it is as full as before");
+    let left = contents(&folder.file());
+    assert_eq!(left.prompts.iter().map(|prompt| prompt.number).collect::<Vec<_>>(), [*open]);
+    assert_eq!((left.damaged, left.is_torn), (0, false));
+}
+
+#[test]
+fn a_done_record_alone_shows_that_the_broker_has_the_answer() {
+    let waiting = SavedAnswer { prompt: Some(7), ..answer(1) };
+    let bytes = [lines(&[]), Record::Answer(waiting).line(), Record::Done { prompt: 7 }.line()].concat();
+    let contents = record::parse_log(&bytes);
+    assert_eq!(contents.answers[0].state, AnswerState::Given { age_s: 0 });
+    assert_eq!(contents.open_records().count(), 0);
+}

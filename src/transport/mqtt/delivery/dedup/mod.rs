@@ -62,6 +62,8 @@ enum DiskState {
     NotSaved,
     Writing,
     Saved,
+    /// It was saved and is acknowledged, but the file is gone since: this process has to answer it.
+    Lost,
 }
 
 /// A prompt whose answer is not settled.
@@ -224,16 +226,20 @@ impl Deduplicator {
     }
 
     /// The prompt is not answered by this process, or not on this connection. One on disk is answered by the next
-    /// process. Another one is not acknowledged, nor is any message after it, so that the broker redelivers it on
-    /// the next connection. `false` at QoS 0, where nobody would redeliver it.
+    /// process, and stays open here, so that it is also in a file that is written anew. Another one is not
+    /// acknowledged, nor is any message after it, so that the broker redelivers it on the next connection. `false` at
+    /// QoS 0 and for a lost prompt, which nobody would redeliver.
     pub fn defer(&mut self, prompt: PromptId) -> bool {
         let Some(open) = self.open.get(&prompt) else { return false };
-        let (is_saved, comes_again) = (open.disk_state == DiskState::Saved, open.keys.delivery.is_some());
-        if is_saved || comes_again {
-            self.open.remove(&prompt);
-            self.set_ack_state(prompt, if is_saved { AckState::Ready } else { AckState::AwaitsReconnect });
+        match open.disk_state {
+            DiskState::Saved => self.set_ack_state(prompt, AckState::Ready),
+            DiskState::NotSaved | DiskState::Writing if open.keys.delivery.is_some() => {
+                self.open.remove(&prompt);
+                self.set_ack_state(prompt, AckState::AwaitsReconnect);
+            }
+            DiskState::NotSaved | DiskState::Writing | DiskState::Lost => return false,
         }
-        is_saved || comes_again
+        true
     }
 
     /// The prompt is not answered at all.
@@ -282,6 +288,31 @@ impl Deduplicator {
         for open in self.open.values_mut().filter(|open| open.disk_state == DiskState::Writing) {
             open.disk_state = DiskState::NotSaved;
         }
+    }
+
+    /// The file with all saved prompts is gone.
+    pub fn mark_lost(&mut self) {
+        for open in self.open.values_mut().filter(|open| open.disk_state == DiskState::Saved) {
+            open.disk_state = DiskState::Lost;
+        }
+    }
+
+    /// The lost prompts are on disk again.
+    pub fn mark_rewritten(&mut self) {
+        for prompt in self.lost_prompts() {
+            self.mark_saved(prompt);
+        }
+    }
+
+    /// The open prompts that were saved, and are no longer.
+    pub fn lost_prompts(&self) -> Vec<PromptId> {
+        let lost = self.open.iter().filter(|(_, open)| open.disk_state == DiskState::Lost);
+        lost.map(|(prompt, _)| *prompt).collect()
+    }
+
+    /// Whether the prompt was saved, and is no longer.
+    pub fn is_lost(&self, prompt: PromptId) -> bool {
+        self.open.get(&prompt).is_some_and(|open| open.disk_state == DiskState::Lost)
     }
 
     fn set_disk_state(&mut self, prompt: PromptId, saving: DiskState) {

@@ -279,6 +279,29 @@ fn a_prompt_on_disk_is_postponed_to_the_next_process_and_acknowledged() {
 }
 
 #[test]
+fn a_prompt_that_is_postponed_to_the_next_process_is_in_a_file_that_is_written_anew() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.mark_saved(first);
+    assert!(dedup.defer(first));
+    assert_eq!(dedup.saved_prompts().map(|(prompt, _)| prompt).collect::<Vec<_>>(), [first]);
+}
+
+#[test]
+fn a_prompt_whose_file_is_gone_is_not_postponed_until_it_is_on_disk_again() {
+    let mut dedup = dedup();
+    let first = new(&mut dedup, &NAMED);
+    dedup.mark_saved(first);
+    assert_eq!(acks(&mut dedup), [1]);
+    dedup.mark_lost();
+    assert!(dedup.is_lost(first) && !dedup.is_saved(first) && !dedup.defer(first));
+    assert_eq!(dedup.saved_prompts().map(|(prompt, _)| prompt).collect::<Vec<_>>(), [first]);
+    assert!(dedup.unsaved().is_empty(), "what waits unacknowledged is left to the broker");
+    dedup.mark_rewritten();
+    assert!(dedup.lost_prompts().is_empty() && dedup.defer(first));
+}
+
+#[test]
 fn at_qos_0_nothing_is_postponed_saved_or_outlives_the_process() {
     let mut dedup = dedup();
     let unsure = new(&mut dedup, &Delivery { packet: None, ..NAMED });
