@@ -6,7 +6,7 @@
 #[rustfmt::skip] // a table is read by its columns
 pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("external_text",    &[]),
-    ("config",           &[]),
+    ("config",           &["external_text"]),
     ("protocol",         &["external_text"]),
     ("engine/error",     &["engine::quant"]),
     ("engine/quant",     &["engine::error"]),
@@ -20,7 +20,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/convert",   &["external_text", "engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::model", "engine::tokenizer"]),
     ("engine/derived_cache",      &["engine::gguf"]),
     ("engine/kernels",   &["engine::quant", "engine::thread_pool"]),
-    ("engine/tokenizer", &["engine::error", "engine::gguf", "engine::known_keys"]),
+    ("engine/tokenizer", &["external_text", "engine::error", "engine::gguf", "engine::known_keys"]),
     ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::thread_pool", "engine::thread_tuner"]),
     ("engine/session",   &["engine::error", "engine::model", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),

@@ -284,6 +284,12 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_of_another_kind_is_refused_by_the_key_to_write() {
+        let said = unusable(&io::Error::other("a datagram socket")).to_string();
+        assert!(said.contains("ListenStream=") && said.contains("a datagram socket"), "{said}");
+    }
+
+    #[test]
     fn of_several_sockets_none_is_left_unserved() {
         assert_eq!(choose_socket(0, ""), Ok(None));
         assert_eq!(choose_socket(1, ""), Ok(Some(0)));

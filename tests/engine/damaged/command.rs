@@ -95,3 +95,44 @@ fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
     assert_eq!((status.code(), stdout.is_empty(), message.lines().count()), (Some(5), true, 1), "{message}");
     assert!(message.contains("messages: the model's chat template says: no x here"), "{message}");
 }
+
+#[test]
+fn json_of_inspect_holds_no_name_that_a_terminal_obeys_and_none_that_is_endless() {
+    let folder = Folder::new("names");
+    let mut file = fixtures::small();
+    let evil = format!("\u{1b}]0;x\u{7}\u{9b}31m\u{202e}{}", "é".repeat(3_000));
+    file.set("general.name", fixtures::text(&evil));
+    file.set(&format!("x.{evil}"), fixtures::text(&evil));
+    let model = folder.file("m.gguf", &file.bytes());
+    let output = bitnetd().args(["inspect", "--json"]).arg(model).output().expect("the program was built");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(!text.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{text}");
+    let read: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let name = read["name"].as_str().expect("a text");
+    assert!(name.starts_with("\u{1b}]0;x\u{7}\u{9b}31m\u{202e}é") && name.ends_with("é…"), "{name}");
+    assert_eq!(name.chars().count(), 201);
+    let entries = read["metadata"].as_array().expect("a list");
+    let entry = entries.iter().find(|entry| entry["key"].as_str().is_some_and(|key| key.starts_with("x.")));
+    let entry = entry.expect("it is listed");
+    for text in [&entry["key"], &entry["value"]] {
+        assert_eq!(text.as_str().map(|text| text.chars().count()), Some(201), "{text}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_prompt_argument() {
+    let folder = Folder::new("bom");
+    let model = folder.file("m.gguf", &fixtures::small().bytes());
+    let answer = |prompt: &str| {
+        let mut command = bitnetd();
+        command.args(["generate", "--threads", "1", "--max-tokens", "4", "--model"]).arg(&model).arg(prompt);
+        command.output().expect("the program was built")
+    };
+    let plain = answer("x");
+    assert_eq!((answer("\u{feff}x").stdout, plain.status.code()), (plain.stdout, Some(0)));
+    let twice = answer("\u{feff}\u{feff}x");
+    let message = String::from_utf8(twice.stderr).expect("UTF-8");
+    assert_eq!(twice.status.code(), Some(2), "{message}");
+    assert!(message.contains("second byte-order mark"), "{message}");
+}
