@@ -163,8 +163,10 @@ async fn prompts_that_the_disk_lost_for_good_get_an_event_at_the_stop_and_the_lo
     let words = lost.split_whitespace();
     let count = words.filter_map(|word| word.parse::<usize>().ok()).next_back().expect("a number");
     assert!((MANY - 8..=MANY).contains(&count), "{lost}");
-    for _ in 0..count {
-        assert_eq!(replies.end().await["code"], "shutting_down");
+    // One or two may still be answered within the drain.
+    let mut refused = 0;
+    while refused < count {
+        refused += usize::from(replies.end().await["code"] == "shutting_down");
     }
 }
 
