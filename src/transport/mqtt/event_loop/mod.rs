@@ -478,9 +478,11 @@ impl EventLoop {
     }
 
     fn update_status(&mut self) {
-        if self.is_link_problem && self.link.is_stable(Instant::now()) {
+        let now = Instant::now();
+        if self.is_link_problem && self.link.is_stable(now) {
             (self.status.problem, self.is_link_problem) = (None, false);
         }
+        let storage_problem = self.answer_log.problem(now).map(str::to_owned);
         let now = MqttLink {
             connected: self.link.is_online(),
             subscribed: self.link.is_online() && self.status.subscribed,
@@ -492,8 +494,8 @@ impl EventLoop {
             subscriptions_lost: self.subscription_check.lost(),
             duplicates: self.dedup.duplicates(),
             resent: self.status.resent,
-            durable: self.answer_log.is_durable(),
-            storage_problem: self.answer_log.problem().map(str::to_owned),
+            durable: self.answer_log.is_durable() && storage_problem.is_none(),
+            storage_problem,
             dropped: self.status.dropped + self.outbox.given_up(),
             problem: self.status.problem.clone(),
         };

@@ -75,6 +75,8 @@ pub struct AnswerLog {
     next_check: Instant,
     /// What is wrong with the disk.
     problem: Option<String>,
+    /// When the file was last lost, and what is reported of that.
+    last_loss: Option<(Instant, String)>,
 }
 
 /// What the disk is doing.
@@ -152,6 +154,7 @@ impl AnswerLog {
             reopen_at_once_from: now,
             next_check: now + CHECK_INTERVAL,
             problem: None,
+            last_loss: None,
         }
     }
 
@@ -164,9 +167,11 @@ impl AnswerLog {
         }
     }
 
-    /// What is wrong with the disk.
-    pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+    /// What to report as wrong with the disk. A file that was lost is reported for [`RETRY_INTERVAL`], also where it was
+    /// written anew at once: whoever removes a folder under a running daemon is to see that.
+    pub fn problem(&self, now: Instant) -> Option<&str> {
+        let loss = self.last_loss.as_ref().filter(|(at, _)| now.duration_since(*at) < RETRY_INTERVAL);
+        self.problem.as_deref().or(loss.map(|(_, text)| text.as_str()))
     }
 
     /// Whether something is being written, or waits for that.
@@ -385,6 +390,13 @@ impl AnswerLog {
             self.retry_at = now;
         }
         let is_lost_now = self.is_file_lost && !was_lost;
+        if is_lost_now {
+            let text = format!(
+                "{}: {text}; what it held is written anew; see device.state_dir",
+                self.display_path()
+            );
+            self.last_loss = Some((now, text));
+        }
         let outcome = DiskOutcome { is_file_lost: is_lost_now, ..self.fall_back_to_memory(text) };
         if is_gone {
             self.open_records.forget_unwritten();

@@ -74,7 +74,7 @@ async fn answers_are_released_once_they_are_on_disk_and_all_at_once() {
     store.start_job(now, Vec::new);
     assert_eq!(store.next().await.answers_saved, [2, 3]);
     assert_eq!(saved(&folder.file()), [1, 2, 3]);
-    assert!(store.is_durable() && store.problem().is_none());
+    assert!(store.is_durable() && store.problem(Instant::now()).is_none());
 }
 
 #[tokio::test]
@@ -115,13 +115,13 @@ async fn without_a_disk_answers_are_released_and_the_disk_is_retried() {
     assert!(store.save_answer(answer(1)), "nobody knows yet");
     assert_eq!(store.next().await.answers_saved, [1]);
     assert!(!store.is_durable() && !store.save_answer(answer(2)) && !store.is_busy());
-    assert!(store.problem().is_some_and(|text| text.contains("device.state_dir")));
+    assert!(store.problem(Instant::now()).is_some_and(|text| text.contains("device.state_dir")));
     fs::remove_file(&blocked).expect("ours");
     store.start_job(now, Vec::new);
     assert!(!store.is_busy(), "not before its time");
     let later = store.due().expect("a next try");
     work(&mut store, later, &[1, 2]).await;
-    assert!(store.is_durable() && store.problem().is_none());
+    assert!(store.is_durable() && store.problem(Instant::now()).is_none());
     assert_eq!(saved(&folder.file()), [1, 2], "what came meanwhile is saved now");
 }
 
@@ -180,7 +180,7 @@ async fn nothing_is_saved_without_a_state_directory() {
     let mut log = AnswerLog::new(None, 0, Instant::now());
     log.start_job(Instant::now(), Vec::new);
     assert!(!log.save_answer(answer(1)) && !log.is_busy() && !log.is_durable());
-    assert!(log.due().is_none() && log.problem().is_none());
+    assert!(log.due().is_none() && log.problem(Instant::now()).is_none());
 }
 
 fn prompt(number: u64) -> SavedPrompt {
@@ -237,12 +237,17 @@ async fn a_directory_removed_while_idle_is_noticed_and_created_again() {
     store.start_job(look, Vec::new);
     store.next().await;
     assert!(!store.is_durable() && !store.save_answer(answer(1)));
-    assert!(store.problem().is_some_and(|text| text.contains("was removed")), "{:?}", store.problem());
+    assert!(
+        store.problem(Instant::now()).is_some_and(|text| text.contains("was removed")),
+        "{:?}",
+        store.problem(Instant::now())
+    );
     let later = store.due().expect("a next try");
     store.start_job(later, || lines(&[1]));
     store.next().await;
     work(&mut store, Instant::now(), &[1]).await;
-    assert!(store.is_durable() && store.problem().is_none());
+    assert!(store.is_durable() && store.problem(Instant::now()).is_some(), "who removed it is to see that");
+    assert!(store.problem(Instant::now() + RETRY_INTERVAL).is_none());
     assert_eq!(saved(&folder.file()), [1]);
 }
 
@@ -282,7 +287,8 @@ async fn a_file_that_is_lost_is_written_anew_at_once_and_only_then_durable() {
     store.start_job(Instant::now(), || [lines(&[]), Record::Prompt(prompt(1)).line()].concat());
     // A prompt that is settled while the file is rewritten must not be answered by the next process.
     store.close_prompt(1, true);
-    assert!(store.next().await.is_rewritten && store.is_durable() && store.problem().is_none());
+    assert!(store.next().await.is_rewritten && store.is_durable());
+    assert!(store.problem(Instant::now() + RETRY_INTERVAL).is_none());
     work(&mut store, Instant::now(), &[]).await;
     assert!(record::parse_log(&fs::read(folder.file()).expect("there")).prompts.is_empty());
 }
