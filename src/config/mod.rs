@@ -1,6 +1,6 @@
 //! The settings of the daemon: checked, complete, by value.
 //!
-//! There are two stages: [`toml_schema`] mirrors the TOML file, and the types here are what the program uses.
+//! There are two stages: `toml_schema` mirrors the TOML file, and the types here are what the program uses.
 //! Deliberately knows nothing of where the settings are applied, and reads no environment: the caller passes in the
 //! host.
 

@@ -285,8 +285,8 @@ mod tests {
 
     #[test]
     fn a_socket_of_another_kind_is_refused_by_the_key_to_write() {
-        let said = unusable(&io::Error::other("a datagram socket")).to_string();
-        assert!(said.contains("ListenStream=") && said.contains("a datagram socket"), "{said}");
+        let message = unusable(&io::Error::other("a datagram socket")).to_string();
+        assert!(message.contains("ListenStream=") && message.contains("a datagram socket"), "{message}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl FoundSensor {
 /// A sensor that exists, and whose reading is rejected as implausible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RejectedSensor {
-    /// The quantity, as in [`Found`].
+    /// The quantity, as in [`FoundSensor`].
     pub name: &'static str,
     /// The file that it is read from, and the chip or zone.
     pub source: String,

@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let again = parse_log(&lines);
     assert_eq!((again.answers, again.damaged, again.is_torn), (contents.answers, 0, false));
     for prompt in &contents.prompts {
-        assert!(prompt.left(u64::MAX) <= prompt.left(prompt.time_s) || prompt.left_ms.is_none());
+        assert!(prompt.remaining(u64::MAX) <= prompt.remaining(prompt.time_s) || prompt.left_ms.is_none());
     }
     let lines: Vec<u8> = contents.prompts.iter().cloned().flat_map(|p| Record::Prompt(p).line()).collect();
     assert_eq!(parse_log(&lines).prompts, contents.prompts);

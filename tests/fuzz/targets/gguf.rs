@@ -4,9 +4,9 @@
 
 #![no_main]
 
-use bitnetd::engine::gguf::Map;
+use bitnetd::engine::gguf::FileMap;
 use bitnetd::engine::model::Layout;
-use bitnetd::engine::{Engine, ModelFile, Options};
+use bitnetd::engine::{Engine, ModelFile, EngineOptions};
 use libfuzzer_sys::fuzz_target;
 
 /// Longer than any file of the seeds: nothing a small file says may plan more than this for one token.
@@ -14,9 +14,9 @@ const PLAN_LIMIT: usize = 1 << 30;
 
 fuzz_target!(|bytes: &[u8]| {
     for layout in [None, Some(Layout::Blocks64), Some(Layout::Rows4)] {
-        let loaded = ModelFile::parse(Map::from(bytes.to_vec()), "fuzz.gguf", layout).and_then(|file| {
+        let loaded = ModelFile::parse(FileMap::from(bytes.to_vec()), "fuzz.gguf", layout).and_then(|file| {
             assert!(file.footprint().total(1) < PLAN_LIMIT, "{:?}", file.footprint());
-            file.load(&Options { threads: 1, ..Options::default() })
+            file.load(&EngineOptions { threads: 1, ..EngineOptions::default() })
         });
         match loaded {
             Ok(engine) => run(&engine),

@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use bitnetd::engine::tokenizer::{Pushed, TextStream};
+use bitnetd::engine::tokenizer::{StreamStep, TextStream};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -20,8 +20,8 @@ fn check(stops: &[String], tokens: &[&[u8]]) {
     let mut shown = String::new();
     for token in tokens {
         match stream.push(token) {
-            Pushed::More(text) => shown.push_str(text),
-            Pushed::Stop(text) => {
+            StreamStep::More(text) => shown.push_str(text),
+            StreamStep::Stop(text) => {
                 shown.push_str(text);
                 break;
             }

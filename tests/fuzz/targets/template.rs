@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
 use libfuzzer_sys::fuzz_target;
 
@@ -16,7 +16,7 @@ const ROLES: [Role; 3] = [Role::System, Role::User, Role::Assistant];
 
 fuzz_target!(|input: &str| {
     let (template, said) = input.split_once('\0').unwrap_or((input, "hi"));
-    let file = Gguf::parse(Map::from(with_template(template))).expect("a sound file");
+    let file = Gguf::parse(FileMap::from(with_template(template))).expect("a sound file");
     // A template that cannot be used gives way to Llama 3's form, and a note says why.
     let tokenizer = Tokenizer::read(&file).expect("a family with a form of its own");
     for note in tokenizer.notes() {

@@ -3,15 +3,15 @@
 
 #![no_main]
 
-use bitnetd::engine::gguf::{Gguf, Map};
+use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
-use bitnetd::engine::{Engine, ModelFile, Options, Source};
+use bitnetd::engine::{Engine, ModelFile, EngineOptions, Source};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let file = ModelFile::open(&Source::BuiltIn, None).expect("sound");
-    file.load(&Options { threads: 1, ..Options::default() }).expect("sound")
+    file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound")
 });
 
 static OTHERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {
@@ -20,7 +20,7 @@ static OTHERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {
         include_bytes!("../../data/tokenizers/default.gguf"),
         include_bytes!("../../data/tokenizers/pieces.gguf"),
     ]
-    .map(|bytes| Tokenizer::read(&Gguf::parse(Map::from(bytes.to_vec())).expect("sound")).expect("sound"))
+    .map(|bytes| Tokenizer::read(&Gguf::parse(FileMap::from(bytes.to_vec())).expect("sound")).expect("sound"))
 });
 
 /// The marks of the four vocabularies.

@@ -36,7 +36,7 @@ pub enum Record {
     Answer(SavedAnswer),
     /// The broker has the answer of this number, or nobody wants it any more.
     Given {
-        /// As in [`Answer::number`].
+        /// As in [`SavedAnswer::number`].
         number: u64,
         /// When it was written.
         time_s: u64,
