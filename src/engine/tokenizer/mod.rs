@@ -4,7 +4,7 @@
 //! of crates, and keeps Llama 3's 128000 tokens in hash maps of strings: 70 MB, where this takes 13. `kitoken` and
 //! `bpe` do not read GGUF either; `shimmytok` does, from a path of its own, without a guarantee about long lines.
 //! What libraries do well is left to them: `regex` splits words in linear time, `aho-corasick` finds special
-//! tokens, `minijinja` renders templates. `tests/support/compare-tokenizers` compares the result with Hugging
+//! tokens. `tests/support/compare-tokenizers` compares the result with Hugging
 //! Face's.
 //!
 //! Deliberately knows nothing of models. `chat_template` knows no ids: this file turns its texts into ids.
