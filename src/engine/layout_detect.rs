@@ -169,11 +169,15 @@ mod tests {
         assert_eq!(
             choose_layout(&figures([2.0, 1.0, 8.0]), vocab),
             Some(Layout::Blocks128),
-            "the official one foretells"
+            "the official one predicts the text"
         );
         assert_eq!(choose_layout(&figures([9.0, 2.0, 8.0]), vocab), Some(Layout::Blocks64));
         assert_eq!(choose_layout(&figures([9.0, 7.5, 8.9]), vocab), None, "best, but at chance level");
-        assert_eq!(choose_layout(&figures([6.5, 5.9, 9.0]), vocab), None, "foretells, but hardly ahead");
+        assert_eq!(
+            choose_layout(&figures([6.5, 5.9, 9.0]), vocab),
+            None,
+            "it predicts the text, but hardly better than the other"
+        );
         assert_eq!(choose_layout(&figures([9.0, f64::NAN, 1.0]), vocab), Some(Layout::Rows4));
         assert_eq!(choose_layout(&figures([f64::NAN; 3]), vocab), None);
     }

@@ -74,7 +74,7 @@ const RIGHT: &str = r#"{"intent":"HassTurnOn","slots":{"domain":"light","area":"
 #[test]
 fn a_trained_model_gives_the_right_text_whichever_layout_it_was_saved_in() {
     for layout in Layout::ALL {
-        let engine = load(saved_in(layout), None).expect("one layout foretells");
+        let engine = load(saved_in(layout), None).expect("one layout predicts the text");
         assert_eq!(answer(&engine), RIGHT, "{}", layout.name());
         let message = engine.notes().iter().any(|note| note.contains(&format!("layout {}", layout.name())));
         assert_eq!(message, layout != Layout::Blocks128, "{:?}", engine.notes());
@@ -109,7 +109,7 @@ fn a_trained_model_with_damaged_weights_is_refused_unless_its_layout_is_named() 
     for (range, ..) in matrices(&bytes) {
         bytes[range].reverse(); // still codes of 0, 1, 2, in no known order
     }
-    let message = load(bytes.clone(), None).expect_err("foretells in no layout");
+    let message = load(bytes.clone(), None).expect_err("no layout predicts the text");
     for part in [
         "m.gguf: I2_S weights: this file looks damaged or has an unknown layout",
         "1x4: ",

@@ -31,7 +31,7 @@ fn perplexity_is_that_of_the_reference_logits() {
     let engine = tiny();
     let mut session = engine.exact_session(64);
     let message = Perplexity::of(&mut session, None, &tokens, |_| {}).expect("fits");
-    assert_eq!(message.tokens, tokens.len() - 1, "nothing foretells the first");
+    assert_eq!(message.tokens, tokens.len() - 1, "nothing predicts the first");
     assert!((message.value() / want - 1.0).abs() < 1e-4, "{} instead of {want}", message.value());
 }
 

@@ -35,6 +35,19 @@ async fn answers(daemon: &Daemon, count: usize) {
     }
 }
 
+/// It answers, counts the lines that nobody takes, and stops.
+async fn answers_and_stops_though_lines_are_dropped(daemon: &mut Daemon, count: usize) {
+    until("it listens", || daemon.socket.exists().then_some(())).await;
+    answers(daemon, count).await;
+    let report = daemon.client().await.ask(json!({"telemetry": true})).await;
+    assert!(
+        report.pointer("/log/dropped").and_then(Value::as_u64).is_some_and(|lines| lines > 0),
+        "{report}"
+    );
+    daemon.process.terminate();
+    daemon.ends_well().await;
+}
+
 #[tokio::test]
 async fn an_unread_log_delays_neither_answers_nor_the_stop() {
     let folder = Folder::new();
@@ -44,15 +57,7 @@ async fn an_unread_log_delays_neither_answers_nor_the_stop() {
     command.args(["serve", "--config", text(&config)]).stderr(writer);
     command.env("STATE_DIRECTORY", folder.path("state"));
     let mut daemon = Daemon::of(Process::start(&mut command), &folder);
-    until("it listens", || daemon.socket.exists().then_some(())).await;
-    answers(&daemon, 50).await;
-    let report = daemon.client().await.ask(json!({"telemetry": true})).await;
-    assert!(
-        report.pointer("/log/dropped").and_then(Value::as_u64).is_some_and(|lines| lines > 0),
-        "{report}"
-    );
-    daemon.process.terminate();
-    daemon.ends_well().await;
+    answers_and_stops_though_lines_are_dropped(&mut daemon, 50).await;
 }
 
 #[tokio::test]
@@ -89,15 +94,7 @@ async fn a_stalled_journald_does_not_block() {
     command.args(words()).args(["serve", "--config", text(&config)]);
     command.env("JOURNAL_STREAM", format!("{}:{}", log.dev(), log.ino()));
     let mut daemon = Daemon::spawn(&mut command, &folder);
-    until("it listens", || daemon.socket.exists().then_some(())).await;
-    answers(&daemon, 100).await;
-    let report = daemon.client().await.ask(json!({"telemetry": true})).await;
-    assert!(
-        report.pointer("/log/dropped").and_then(Value::as_u64).is_some_and(|lines| lines > 0),
-        "{report}"
-    );
-    daemon.process.terminate();
-    daemon.ends_well().await;
+    answers_and_stops_though_lines_are_dropped(&mut daemon, 100).await;
 }
 
 #[tokio::test]

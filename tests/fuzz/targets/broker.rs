@@ -1,4 +1,4 @@
-//! Whatever bytes come from the broker: the door does not panic, does not end, hangs up on its own
+//! Whatever bytes come from the broker: the transport does not panic, does not end, hangs up on its own
 //! account or at the end of the stream, and what it writes is MQTT on topics that are its to use.
 
 #![no_main]
@@ -40,14 +40,14 @@ async fn speak(mut stream: TcpStream, version: MqttVersion, welcome: &[u8], byte
     let mut said = BytesMut::new();
     let (mut read, mut write) = stream.split();
     let speak = async {
-        // The door may have hung up.
+        // The transport may have closed the connection.
         let _ = write.write_all(welcome).await;
         let _ = write.write_all(bytes).await;
         let _ = write.shutdown().await;
     };
     let listen = async { while read.read_buf(&mut said).await.is_ok_and(|count| count > 0) {} };
     tokio::join!(speak, listen);
-    // The connection may have ended in the middle of a packet of the door's.
+    // The connection may have ended in the middle of a packet that the transport sends.
     match version {
         MqttVersion::V5 => {
             while let Ok(packet) = v5::Packet::read(&mut said, None) {

@@ -21,7 +21,7 @@ use tokio::net::tcp::WriteHalf;
 use tokio::time::timeout;
 use tokio_util::bytes::BytesMut;
 
-/// Silence after which the door has nothing more to say; what it says comes within microseconds.
+/// Silence after which the transport sends nothing more; what it sends comes within microseconds.
 const QUIET: Duration = Duration::from_millis(1);
 
 fuzz_target!(|bytes: &[u8]| {
@@ -90,7 +90,7 @@ struct Broker {
     buffer: BytesMut,
     /// How it acknowledges: one bit for each answer in turn.
     habit: u8,
-    /// Packet ids that the door has to acknowledge, in this order.
+    /// Packet identifiers that the transport has to acknowledge, in this order.
     awaited: VecDeque<u16>,
 }
 
@@ -129,7 +129,7 @@ impl Broker {
 
 async fn say(write: &mut WriteHalf<'_>, packet: &Packet) {
     let mut bytes = BytesMut::new();
-    // Not every topic can be written; the door may have hung up.
+    // Not every topic can be written; the transport may have closed the connection.
     if packet.write(&mut bytes, None).is_ok() {
         let _ = write.write_all(&bytes).await;
     }
