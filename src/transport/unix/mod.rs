@@ -19,6 +19,7 @@ use crate::telemetry::Telemetry;
 use context::ConnectionContext;
 use in_flight::InFlight;
 use rustix::io::ioctl_fionread;
+use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -112,38 +113,45 @@ impl From<UnixListener> for Listening {
 impl Listening {
     /// Creates the file again, with this mode, whenever somebody removes it.
     #[must_use]
-    pub fn owning(mut self, address: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
-        self.owned_file = Some(OwnedFile { socket_file: address, mode });
+    pub fn owning(mut self, socket_file: Arc<Mutex<SocketFile>>, mode: u32) -> Self {
+        self.owned_file = Some(OwnedFile { socket_file, mode });
         self
     }
 
-    /// Checks whether the socket file still exists, and creates it again if not. A failure is logged once.
-    fn check_file(&mut self) {
-        let Some(OwnedFile { socket_file: address, mode }) = &self.owned_file else { return };
-        let mut address = address.lock().unwrap_or_else(PoisonError::into_inner);
-        match address.restore(*mode) {
+    /// Checks whether the socket file still exists, and creates it again if not. Returns the connections that had been
+    /// made to the removed file and were not accepted yet. A failure is logged once.
+    fn check_file(&mut self) -> Vec<UnixStream> {
+        let Some(OwnedFile { socket_file, mode }) = &self.owned_file else { return Vec::new() };
+        let mut socket_file = socket_file.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = socket_file.path().display().to_string();
+        match socket_file.restore(*mode).map(|created| created.map(adopt)) {
             Ok(None) => self.is_error_reported = false,
-            Ok(Some(made)) => match adopt(made) {
-                Ok(listener) => {
-                    self.listener = listener;
-                    self.is_error_reported = false;
-                    let path = address.path().display();
-                    log::warn!(
-                        "{path}: the socket's file was gone, so nobody could connect; it is made again"
-                    );
-                }
-                Err(error) => {
-                    log::error!("{}: cannot be listened on again: {error}", address.path().display())
-                }
-            },
+            Ok(Some(Ok(created))) => {
+                self.is_error_reported = false;
+                log::warn!(
+                    "{path}: the socket file was removed, so nobody could connect; it has been created again"
+                );
+                return pending_connections(&std::mem::replace(&mut self.listener, created));
+            }
+            Ok(Some(Err(error))) => log::error!("{path}: cannot be listened on again: {error}"),
             Err(error) if !std::mem::replace(&mut self.is_error_reported, true) => {
                 log::error!(
-                    "the socket's file is gone, so nobody can connect, and cannot be made again: {error}"
+                    "the socket file was removed, so nobody can connect, and it cannot be created again: {error}"
                 );
             }
             Err(_) => {}
         }
+        Vec::new()
     }
+}
+
+/// The connections in the listen backlog. Closing the listener would reset them. The kernel is asked itself, since the
+/// runtime may not have noticed them yet.
+fn pending_connections(listener: &UnixListener) -> Vec<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    std::iter::from_fn(|| accept_with(listener, flags).ok())
+        .filter_map(|stream| UnixStream::from_std(stream.into()).ok())
+        .collect()
 }
 
 /// Serves the clients of `listener` until `close`, at most `most` of them at once.
@@ -169,15 +177,20 @@ pub async fn run(
     let (mut number, mut failing) = (0, false);
     let mut open = OpenConnections::default();
     let mut listening = listener.into();
-    let mut look = tokio::time::interval(SOCKET_CHECK_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check_timer = tokio::time::interval(SOCKET_CHECK_INTERVAL);
+    check_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             // Ended connections are removed before new ones are counted against the limit.
             biased;
             () = last_call.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
-            _ = look.tick(), if listening.owned_file.is_some() => listening.check_file(),
+            _ = check_timer.tick(), if listening.owned_file.is_some() => {
+                for stream in listening.check_file() {
+                    number += 1;
+                    admit(&mut tasks, &mut open, stream, number, &shared);
+                }
+            }
             accepted = listening.listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     failing = false;
@@ -281,4 +294,26 @@ fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // An error means that the client has already disconnected.
     let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Socket;
+
+    #[tokio::test]
+    async fn connections_to_a_removed_socket_file_are_kept() {
+        let path = std::env::temp_dir().join(format!("bitnetd-pending-{}", std::process::id()));
+        let settings = Socket { path, mode: 0o600, connections: 1 };
+        let (listener, socket_file) = bind(&settings).expect("a free path");
+        let socket_file = Arc::new(Mutex::new(socket_file));
+        let mut listening =
+            Listening::from(adopt(listener).expect("in the runtime")).owning(socket_file, settings.mode);
+        let connect = || std::os::unix::net::UnixStream::connect(&settings.path).expect("it is listened on");
+        let clients = [connect(), connect()];
+        assert_eq!(listening.check_file().len(), 0, "they are left to the accept loop");
+        std::fs::remove_file(&settings.path).expect("it was created");
+        assert_eq!(listening.check_file().len(), clients.len());
+        drop(connect());
+    }
 }
