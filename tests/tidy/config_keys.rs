@@ -1,6 +1,6 @@
-//! The keys of the TOML files beside the keys of the struct that reads them.
+//! The keys of the TOML files and of the page that explains them, beside the keys of the struct that reads them.
 //!
-//! It does not know TOML values or serde: one key a line, and one struct a section, is how both are written.
+//! It does not know TOML values, Markdown or serde: one key a line, and one struct a section, is how they are written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,28 @@ pub fn in_toml(text: &str) -> Keys {
         }
     }
     keys
+}
+
+/// The keys in the tables of a page: the first cell, in backticks, under a heading `## [section]`. The second value has
+/// those that stand there once more.
+pub fn in_page(text: &str) -> (Keys, Keys) {
+    let (mut keys, mut again) = (Keys::new(), Keys::new());
+    let mut section = None;
+    for (at, line) in text.lines().enumerate() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = section_of(heading);
+        } else if let (Some(section), Some(key)) = (section, first_cell(line)) {
+            let key = joined(section, key);
+            let keys = if keys.contains_key(&key) { &mut again } else { &mut keys };
+            keys.insert(key, at + 1);
+        }
+    }
+    (keys, again)
+}
+
+fn first_cell(line: &str) -> Option<&str> {
+    let key = line.strip_prefix("| `")?.split_once("` |")?.0;
+    is_name(key).then_some(key)
 }
 
 fn section_of(line: &str) -> Option<&str> {
@@ -128,6 +150,16 @@ mod tests {
     fn set_and_commented_out_keys_are_found_and_prose_is_not() {
         let text = "# The broker. Left out = no link.\n# 0 = off; [log] has more\n[mqtt]\n#host = \"a\"\n# port = 1883\nprefix = \"b\"\n\n[log]\nlevel = \"x = y\"\n";
         assert_eq!(names(in_toml(text)), ["log.level", "mqtt.host", "mqtt.port", "mqtt.prefix"]);
+    }
+
+    #[test]
+    fn the_tables_of_a_page_are_read_under_the_headings_of_sections() {
+        let text = "# Keys\n| `a` | no section |\n## [log]\n| key | default |\n| `level` | info |\n| `level` | info |\n## More\n| `b` | x |\n";
+        let (keys, again) = in_page(text);
+        assert_eq!(
+            (names(keys), again.into_values().collect::<Vec<_>>()),
+            (vec!["log.level".into()], vec![6])
+        );
     }
 
     #[test]

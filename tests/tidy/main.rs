@@ -103,19 +103,20 @@ fn every_source_folder_has_a_mod_file() {
 }
 
 #[test]
-fn configuration_files_and_their_mirror_have_the_same_keys() {
+fn configuration_files_their_page_and_their_mirror_have_the_same_keys() {
     let files = repository();
-    let shown: Vec<&File> = files
-        .iter()
-        .filter(|file| file.path.starts_with("config/") && file.path.ends_with(".toml"))
-        .collect();
+    let complete = ["config/bitnetd.toml", "docs/configuration.md"];
+    let is_toml = |path: &str| path.starts_with("config/") && path.ends_with(".toml");
+    let shown: Vec<&File> =
+        files.iter().filter(|file| is_toml(&file.path) || complete.contains(&file.path.as_str())).collect();
     let mirror = files
         .iter()
         .find(|file| file.path == "src/config/toml_schema.rs")
         .expect("src/config/toml_schema.rs exists");
-    let example = "config/bitnetd.toml";
-    assert!(shown.iter().any(|file| file.path == example), "{example} exists");
-    report(config_keys_agree(example, &shown, mirror));
+    for path in complete {
+        assert!(shown.iter().any(|file| file.path == path), "{path} exists");
+    }
+    report(config_keys_agree(&complete, &shown, mirror));
 }
 
 #[test]

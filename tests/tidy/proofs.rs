@@ -156,11 +156,23 @@ fn a_key_that_only_one_side_has_is_found() {
         "struct File { log: Log }\nstruct Log {\n    level: String,\n    colour: bool,\n}\n",
     );
     let example = File::new("config/bitnetd.toml", "[log]\nlevel = \"info\"\n# format = \"short\"\n");
-    let found: Vec<String> = config_keys_agree("config/bitnetd.toml", &[&example], &mirror)
+    let page = File::new(
+        "docs/configuration.md",
+        "## [log]\n| `colour` | x |\n| `format` | x |\n| `colour` | x |\n",
+    );
+    let found: Vec<String> = config_keys_agree(&[&example.path, &page.path], &[&example, &page], &mirror)
         .iter()
         .map(Violation::to_string)
         .collect();
-    assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].starts_with("config/bitnetd.toml:3: `log.format`"), "{found:?}");
-    assert!(found[1].starts_with("src/config/toml_schema.rs:4: `log.colour`"), "{found:?}");
+    let expected = [
+        "config/bitnetd.toml:3: `log.format`",
+        "src/config/toml_schema.rs:4: `log.colour`",
+        "docs/configuration.md:3: `log.format`",
+        "docs/configuration.md:4: `log.colour` is explained twice",
+        "src/config/toml_schema.rs:3: `log.level`",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+    }
 }

@@ -259,26 +259,33 @@ fn words<'a>(file: &'a File, word: &'a str) -> impl Iterator<Item = usize> + 'a 
     file.source.tokens.iter().filter(move |token| token.text == word).map(|token| token.line)
 }
 
-/// `example` has to show every key, and no configuration file may show one that is not read.
-pub fn config_keys_agree(example: &str, files: &[&File], mirror: &File) -> Vec<Violation> {
+/// The files in `complete` have to show every key, and no file may show one that is not read. A page is to explain each
+/// key once.
+pub fn config_keys_agree(complete: &[&str], files: &[&File], mirror: &File) -> Vec<Violation> {
     let read = config_keys::in_mirror(&mirror.source);
     let mut found = vec![];
     if read.is_empty() {
         found.push(mirror.found(1, "no `struct File` with keys in it"));
     }
     for file in files {
-        let shown = config_keys::in_toml(&file.text);
+        let (shown, again) = match file.path.ends_with(".md") {
+            true => config_keys::in_page(&file.text),
+            false => (config_keys::in_toml(&file.text), config_keys::Keys::new()),
+        };
         let unread = shown.iter().filter(|(key, _)| !read.contains_key(*key));
         found.extend(
             unread.map(|(key, line)| {
                 file.found(*line, format!("`{key}` is read by nothing in {}", mirror.path))
             }),
         );
-        if file.path == example {
+        found
+            .extend(again.iter().map(|(key, line)| file.found(*line, format!("`{key}` is explained twice"))));
+        if complete.contains(&file.path.as_str()) {
             let unshown = read.iter().filter(|(key, _)| !shown.contains_key(*key));
-            found.extend(
-                unshown.map(|(key, line)| mirror.found(*line, format!("`{key}` is not shown in {example}"))),
-            );
+            found
+                .extend(unshown.map(|(key, line)| {
+                    mirror.found(*line, format!("`{key}` is not shown in {}", file.path))
+                }));
         }
     }
     found
