@@ -303,8 +303,12 @@ fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
     if bytes.len() <= MAX_REQUEST {
         return Ok(());
     }
-    let said = format!("{} bytes; a request has at most {MAX_REQUEST}", bytes.len());
-    Err(Refusal::new(Code::TooLarge, said))
+    Err(too_large(bytes.len()))
+}
+
+/// The refusal of a request of so many bytes.
+pub fn too_large(bytes: usize) -> Refusal {
+    Refusal::new(Code::TooLarge, format!("{bytes} bytes; a request has at most {MAX_REQUEST}"))
 }
 
 pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {

@@ -24,12 +24,17 @@ const UNREADABLE_BEFORE_CLEAN_START: u32 = 3;
 /// Kind of a disconnect by the daemon itself, so that the broker redelivers the prompts left to it.
 pub const DEFERRED_PROMPTS: &str = "postponed prompts";
 
+/// Kind of a disconnect over a message that is too large, in MQTT 3.1.1. The next connect takes it out of the session.
+pub const OVERSIZED: &str = "oversized";
+
 /// The state of the link over all its connections.
 #[derive(Debug)]
 pub struct Link {
     state: State,
     failures: u32,
     unreadable_packets: u32,
+    /// The last connection ended over a message that is too large.
+    is_oversized: bool,
     /// Consecutive connections that ended soon after the CONNACK, as when another client uses the same client id.
     short_connections: u32,
     /// The broker once had a session of this device, in this process or an earlier one.
@@ -52,6 +57,8 @@ enum State {
 pub struct Connect {
     /// Discard the session, because it holds a packet that cannot be read.
     pub clean_start: bool,
+    /// First take the messages out of the session that are too large.
+    pub take_oversized: bool,
 }
 
 /// What a new connection is, beside its predecessors.
@@ -155,6 +162,7 @@ impl Link {
             state: State::Backoff { until: now },
             failures: 0,
             unreadable_packets: 0,
+            is_oversized: false,
             short_connections: 0,
             expects_session: false,
             connects: 0,
@@ -202,7 +210,8 @@ impl Link {
         match self.state {
             State::Backoff { until } if now >= until => {
                 self.state = State::Connecting;
-                Some(Connect { clean_start: self.unreadable_packets >= UNREADABLE_BEFORE_CLEAN_START })
+                let clean_start = self.unreadable_packets >= UNREADABLE_BEFORE_CLEAN_START;
+                Some(Connect { clean_start, take_oversized: self.is_oversized && !clean_start })
             }
             _ => None,
         }
@@ -234,6 +243,11 @@ impl Link {
         NewConnection { number: self.connects, session_lost }
     }
 
+    /// A message that was too large was taken out of the session, and will not be delivered again.
+    pub fn oversized_taken(&mut self) {
+        self.unreadable_packets = 0;
+    }
+
     /// The broker discarded the session as requested, and would discard the new one as well: the meaning of Clean
     /// Session in MQTT 3.1.1. The next connection counts as the one on which the session was lost.
     pub fn session_discarded(&mut self) {
@@ -262,6 +276,7 @@ impl Link {
             (self.short_connections >= SHORT_CONNECTIONS_BEFORE_CONFLICT && disconnect.is_without_reason())
                 .then_some(ClientIdConflict::Suspected)
         };
+        self.is_oversized = disconnect.kind == OVERSIZED;
         self.unreadable_packets = if disconnect.unreadable { self.unreadable_packets + 1 } else { 0 };
         let wait = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
@@ -284,6 +299,7 @@ mod tests {
     use super::*;
 
     const PING: Duration = Duration::from_secs(30);
+    const ORDINARY: Connect = Connect { clean_start: false, take_oversized: false };
 
     fn at(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)
@@ -301,7 +317,7 @@ mod tests {
     fn a_new_link_connects_at_once_and_once() {
         let now = Instant::now();
         let mut link = Link::new(now);
-        assert_eq!(link.connect_if_due(now), Some(Connect { clean_start: false }));
+        assert_eq!(link.connect_if_due(now), Some(ORDINARY));
         assert_eq!(link.connect_if_due(at(now, 99)), None);
         assert_eq!(link.due(), None);
     }
@@ -444,14 +460,14 @@ mod tests {
         let mut link = Link::new(now);
         for n in 0..3 {
             let later = at(now, 100 * n);
-            assert_eq!(link.connect_if_due(later), Some(Connect { clean_start: false }));
+            assert_eq!(link.connect_if_due(later), Some(ORDINARY));
             link.connected(later, n > 0, PING);
             link.disconnected(later, &unreadable(), 0.0);
         }
-        assert_eq!(link.connect_if_due(at(now, 400)), Some(Connect { clean_start: true }));
+        assert_eq!(link.connect_if_due(at(now, 400)), Some(Connect { clean_start: true, ..ORDINARY }));
         link.connected(at(now, 400), false, PING);
         link.disconnected(at(now, 401), &loss("io"), 0.0);
-        assert_eq!(link.connect_if_due(at(now, 500)), Some(Connect { clean_start: false }));
+        assert_eq!(link.connect_if_due(at(now, 500)), Some(ORDINARY));
     }
 
     #[test]
@@ -462,10 +478,10 @@ mod tests {
             link.connected(at(now, n), n > 0, PING);
             link.disconnected(at(now, n), &unreadable(), 0.0);
         });
-        assert_eq!(link.connect_if_due(at(now, 99)), Some(Connect { clean_start: true }));
+        assert_eq!(link.connect_if_due(at(now, 99)), Some(Connect { clean_start: true, ..ORDINARY }));
         link.session_discarded();
         link.disconnected(at(now, 99), &loss("begun anew"), 0.0);
-        assert_eq!(link.connect_if_due(at(now, 199)), Some(Connect { clean_start: false }));
+        assert_eq!(link.connect_if_due(at(now, 199)), Some(ORDINARY));
         assert!(link.connected(at(now, 199), false, PING).session_lost);
         assert_eq!((link.connects(), link.sessions_lost()), (5, 1));
     }

@@ -16,7 +16,10 @@ const PROPERTIES_BYTES: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncomingMessage {
     pub topic: Vec<u8>,
+    /// The payload, or its beginning.
     pub payload: Vec<u8>,
+    /// Bytes of the payload after `payload`, which were not kept, since no request is so long.
+    pub skipped_bytes: usize,
     /// The packet identifier; `None` at QoS 0.
     pub packet: Option<u16>,
     /// The DUP flag.
@@ -47,6 +50,24 @@ pub struct OutgoingMessage {
     pub correlation: Option<Vec<u8>>,
     /// When nobody wants it any more.
     pub expires: Option<Instant>,
+}
+
+impl IncomingMessage {
+    /// A message at QoS 0 without properties.
+    pub fn new(topic: Vec<u8>, payload: Vec<u8>) -> Self {
+        IncomingMessage {
+            topic,
+            payload,
+            skipped_bytes: 0,
+            packet: None,
+            redelivered: false,
+            retained: false,
+            response_topic: None,
+            correlation: None,
+            client: None,
+            expiry: None,
+        }
+    }
 }
 
 impl OutgoingMessage {

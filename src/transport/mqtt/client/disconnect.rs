@@ -4,7 +4,7 @@
 use super::options::{CONNECT_TIMEOUT_S, MAX_PACKET};
 use super::tls;
 use crate::config::{Mqtt, MqttVersion};
-use crate::transport::mqtt::link::Disconnect;
+use crate::transport::mqtt::link::{Disconnect, OVERSIZED};
 use crate::transport::mqtt::protocol_limits::quoted;
 use std::io::{self, ErrorKind};
 
@@ -17,8 +17,10 @@ pub enum ConnectError {
     Io(io::Error),
     /// The broker gave a reason: its kind, and its meaning.
     Refused(String, String),
-    /// Bytes that are no packet, or a packet that is too large.
+    /// Bytes that are no packet, or a packet that is too large for an MQTT 5 client that named its maximum.
     Unreadable(String),
+    /// An MQTT 3.1.1 message that is too large: its size in bytes without the fixed header.
+    Oversized(usize),
     Other(String),
 }
 
@@ -61,7 +63,8 @@ impl ErrorContext {
 
     /// The error as the link records it.
     pub fn disconnect(self, cause: ConnectError) -> Disconnect {
-        let unreadable = self.is_connected && matches!(cause, ConnectError::Unreadable(_));
+        let unreadable =
+            self.is_connected && matches!(cause, ConnectError::Unreadable(_) | ConnectError::Oversized(_));
         let (kind, text) = match cause {
             ConnectError::Timeout => {
                 let message = format!("no answer within {CONNECT_TIMEOUT_S} s; is mqtt.host right?");
@@ -78,6 +81,16 @@ impl ErrorContext {
             ConnectError::Refused(kind, text) => (kind, text),
             ConnectError::Unreadable(message) if self.is_connected => {
                 ("unreadable".into(), unreadable_packet_text(&quoted(&message)))
+            }
+            ConnectError::Oversized(bytes) if self.is_connected => (
+                OVERSIZED.into(),
+                format!(
+                    "a message of {bytes} bytes is too large; it is refused at the next connect; limit message sizes at \
+                     the broker to {MAX_PACKET} bytes"
+                ),
+            ),
+            ConnectError::Oversized(bytes) => {
+                return self.disconnect(ConnectError::Unreadable(format!("a packet of {bytes} bytes")));
             }
             // Not a packet of the session: it will not be delivered again.
             ConnectError::Unreadable(message) => {

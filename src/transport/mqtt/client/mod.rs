@@ -12,6 +12,7 @@ mod credentials;
 mod disconnect;
 mod event;
 mod options;
+mod oversized;
 mod probe;
 mod tls;
 mod v311;
@@ -25,13 +26,14 @@ pub use probe::{BrokerLimits, ProbeReport, probe};
 use super::link::{Connect, Disconnect};
 use super::protocol_limits::ProtocolGuard;
 use super::topics::TopicFilter;
-use crate::transport::mqtt::message::OutgoingMessage;
+use crate::transport::mqtt::message::{IncomingMessage, OutgoingMessage};
 use disconnect::ErrorContext;
 use event::RawEvent;
 use options::ConnectOptions;
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::time::Instant;
+use tokio::sync::mpsc;
 use version::{Client, PollResult, poll};
 
 /// One connection to the broker.
@@ -39,6 +41,8 @@ pub(super) struct Connection {
     client: Client,
     polling: Pin<Box<dyn Future<Output = PollResult> + Send>>,
     error_context: ErrorContext,
+    /// Messages that were too large and are no longer in the session.
+    taken: mpsc::UnboundedReceiver<IncomingMessage>,
     /// Outbox entries that rumqttc has not yet given a packet identifier, in order.
     awaiting_packet_id: VecDeque<u64>,
     /// Outbox entries in flight, by packet identifier.
@@ -69,11 +73,23 @@ struct FilterCounts {
 impl Connection {
     /// Begins to connect; [`Connection::next`] returns the outcome.
     pub fn open(who: &Identity, how: Connect) -> Result<Self, Disconnect> {
-        let options = ConnectOptions::new(who.config, format!("bitnetd-{}", who.device))?;
-        let (client, eventloop) = version::session_connection(options, who, how);
+        let options = || ConnectOptions::new(who.config, format!("bitnetd-{}", who.device));
+        let oversized = if how.take_oversized { Some(options()?) } else { None };
+        let (client, eventloop) = version::session_connection(options()?, who, how);
+        let (sender, taken) = mpsc::unbounded_channel();
+        let polling = async move {
+            if let Some(options) = oversized {
+                for message in oversized::take_oversized(options).await {
+                    // The receiver is dropped with this future.
+                    let _ = sender.send(message);
+                }
+            }
+            poll(eventloop).await
+        };
         Ok(Connection {
             client,
-            polling: Box::pin(poll(eventloop)),
+            polling: Box::pin(polling),
+            taken,
             error_context: ErrorContext::of(who.config),
             awaiting_packet_id: VecDeque::new(),
             in_flight: HashMap::new(),
@@ -84,7 +100,12 @@ impl Connection {
 
     /// Waits for the next event. May be dropped and called again, but not after an error.
     pub async fn next(&mut self) -> Result<ConnectionEvent, Disconnect> {
-        let (eventloop, event) = (&mut self.polling).await;
+        let (eventloop, event) = tokio::select! {
+            // First, so that none is lost where the connection fails.
+            biased;
+            Some(message) = self.taken.recv() => return Ok(ConnectionEvent::Message(message)),
+            polled = &mut self.polling => polled,
+        };
         self.polling = Box::pin(poll(eventloop));
         let event = event.map_err(|error| self.error_context.disconnect(error))?;
         self.check_protocol(&event)?;

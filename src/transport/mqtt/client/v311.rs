@@ -115,15 +115,10 @@ fn broker_info(connack: &ConnAck, is_passing: bool) -> BrokerInfo {
 
 fn incoming_message(publish: Publish) -> IncomingMessage {
     IncomingMessage {
-        topic: publish.topic.into_bytes(),
-        payload: publish.payload.to_vec(),
         packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
         redelivered: publish.dup,
         retained: publish.retain,
-        response_topic: None,
-        correlation: None,
-        client: None,
-        expiry: None,
+        ..IncomingMessage::new(publish.topic.into_bytes(), publish.payload.to_vec())
     }
 }
 
@@ -148,6 +143,9 @@ fn connect_error(error: ConnectionError) -> ConnectError {
         ConnectionError::MqttState(StateError::AwaitPingResp) => ConnectError::Silence,
         ConnectionError::MqttState(StateError::ConnectionAborted) => ConnectError::Closed,
         ConnectionError::MqttState(StateError::Deserialization(CodecError::Io(e))) => ConnectError::Io(e),
+        ConnectionError::MqttState(StateError::Deserialization(CodecError::PayloadSizeLimitExceeded(
+            bytes,
+        ))) => ConnectError::Oversized(bytes),
         ConnectionError::MqttState(StateError::Deserialization(e)) => ConnectError::Unreadable(e.to_string()),
         other => ConnectError::Other(other.to_string()),
     }
@@ -175,10 +173,10 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_packet_counts_as_unreadable_and_a_lost_connection_does_not() {
+    fn an_oversized_packet_and_a_lost_connection_are_distinguished() {
         let state = |e| connect_error(ConnectionError::MqttState(StateError::Deserialization(e)));
         let oversize = state(CodecError::PayloadSizeLimitExceeded(9));
-        assert!(matches!(oversize, ConnectError::Unreadable(_)), "{oversize:?}");
+        assert!(matches!(oversize, ConnectError::Oversized(9)), "{oversize:?}");
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert!(matches!(state(CodecError::Io(reset)), ConnectError::Io(_)));
     }

@@ -149,8 +149,6 @@ fn broker_info(connack: &ConnAck) -> BrokerInfo {
 fn incoming_message(publish: Publish) -> IncomingMessage {
     let text = publish.properties.unwrap_or_default();
     IncomingMessage {
-        topic: publish.topic.to_vec(),
-        payload: publish.payload.to_vec(),
         packet: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
         redelivered: publish.dup,
         retained: publish.retain,
@@ -158,6 +156,7 @@ fn incoming_message(publish: Publish) -> IncomingMessage {
         correlation: text.correlation_data.map(|data| data.to_vec()),
         client: text.user_properties.into_iter().find(|(name, _)| name == "client").map(|(_, value)| value),
         expiry: text.message_expiry_interval.map(|s| Duration::from_secs(s.into())),
+        ..IncomingMessage::new(publish.topic.to_vec(), publish.payload.to_vec())
     }
 }
 

@@ -292,15 +292,8 @@ mod tests {
 
     fn message() -> IncomingMessage {
         IncomingMessage {
-            topic: b"bitnetd/cellar/prompt".to_vec(),
-            payload: b"hello".to_vec(),
             packet: Some(1),
-            redelivered: false,
-            retained: false,
-            response_topic: None,
-            correlation: None,
-            client: None,
-            expiry: None,
+            ..IncomingMessage::new(b"bitnetd/cellar/prompt".to_vec(), b"hello".to_vec())
         }
     }
 

@@ -43,15 +43,9 @@ mod tests {
 
     fn message(retained: bool, payload: &[u8]) -> IncomingMessage {
         IncomingMessage {
-            topic: b"bitnetd/cellar/prompt".to_vec(),
-            payload: payload.to_vec(),
             packet: Some(1),
-            redelivered: false,
             retained,
-            response_topic: None,
-            correlation: None,
-            client: None,
-            expiry: None,
+            ..IncomingMessage::new(b"bitnetd/cellar/prompt".to_vec(), payload.to_vec())
         }
     }
 

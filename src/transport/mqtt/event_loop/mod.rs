@@ -398,6 +398,9 @@ impl EventLoop {
     }
 
     fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
+        if message.skipped_bytes > 0 {
+            self.link.oversized_taken();
+        }
         self.drop_stale_subscriptions(&message.topic);
         if self.on_birth_message(message, now) {
             return self.dedup.ack_only(message.packet);

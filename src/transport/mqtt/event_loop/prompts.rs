@@ -68,7 +68,10 @@ impl EventLoop {
         if is_own || self.retained_prompts.is_known_retained(message) {
             return self.dedup.ack_only(message.packet);
         }
-        let read = json::request_or_text(&message.payload);
+        let read = match message.skipped_bytes {
+            0 => json::request_or_text(&message.payload),
+            skipped => Err(json::too_large(message.payload.len() + skipped)),
+        };
         let id = match &read {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
