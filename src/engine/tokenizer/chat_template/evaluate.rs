@@ -1,8 +1,9 @@
 //! Computes a template's expressions.
 
+use super::arithmetic::arithmetic;
+use super::call_args::CallArgs;
 use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
-use super::number::arithmetic;
+use super::interpreter::Interpreter;
 use super::syntax::{Args, Arithmetic, Comparison, Expr};
 use super::text::Builder;
 use super::value::{SeqKind, Value, check_key, contains, equal, order, to_text};

@@ -1,7 +1,9 @@
 //! Jinja2's filters.
 
+use super::arithmetic::{arithmetic, rounded};
+use super::call_args::CallArgs;
 use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
+use super::interpreter::Interpreter;
 use super::json::{self, Style};
 use super::methods;
 use super::number;
@@ -42,7 +44,7 @@ impl Interpreter<'_> {
                 let Some(precision) = precision else { return fail("round takes a number of places") };
                 let method =
                     method.map_or(Ok(Text::from("common")), |method| to_text(&method, &self.fuel))?;
-                number::rounded(&value, precision, method.as_str())
+                rounded(&value, precision, method.as_str())
             }
             "tojson" => self.json_text(&value, args),
             "safe" | "e" | "escape" | "forceescape" => {
@@ -103,7 +105,7 @@ impl Interpreter<'_> {
                     if matches!(sum, Value::Str(_)) {
                         return fail("texts cannot be summed");
                     }
-                    sum = number::arithmetic(super::syntax::Arithmetic::Add, &sum, &item, &self.fuel)?;
+                    sum = arithmetic(super::syntax::Arithmetic::Add, &sum, &item, &self.fuel)?;
                 }
                 Ok(sum)
             }

@@ -1,7 +1,7 @@
 //! Python's two ways to format a text, in their plain forms.
 
+use super::call_args::CallArgs;
 use super::fuel::{Fuel, Outcome, fail};
-use super::interpreter::CallArgs;
 use super::text::{Builder, Text};
 use super::value::{SeqKind, Value, to_text};
 

@@ -1,5 +1,6 @@
 //! Runs a template's statements, with the scopes that Jinja2 gives them.
 
+use super::call_args::CallArgs;
 use super::fuel::{Failure, Fuel, Outcome, fail};
 use super::syntax::{Args, For, Macro, NamedCall, Stmt, StmtKind, Target};
 use super::text::{Builder, Text};
@@ -30,33 +31,6 @@ pub(super) struct Loop<'t> {
     pub index: usize,
     pub depth: usize,
     pub changed: Option<Value>,
-}
-
-/// Arguments of a call.
-#[derive(Debug, Default)]
-pub(super) struct CallArgs {
-    pub positional: Vec<Value>,
-    pub named: Vec<(String, Value)>,
-}
-
-impl CallArgs {
-    /// The arguments by the names of the parameters.
-    pub fn bind<const N: usize>(self, what: &str, names: [&str; N]) -> Outcome<[Option<Value>; N]> {
-        let mut bound = [const { None }; N];
-        if self.positional.len() > N {
-            return fail(format!("{what} takes at most {N} arguments"));
-        }
-        for (at, value) in self.positional.into_iter().enumerate() {
-            bound[at] = Some(value);
-        }
-        for (name, value) in self.named {
-            match names.iter().position(|known| *known == name) {
-                Some(at) if bound[at].is_none() => bound[at] = Some(value),
-                _ => return fail(format!("{what} has no argument {name}, or has it twice")),
-            }
-        }
-        Ok(bound)
-    }
 }
 
 /// How a statement ends.

@@ -7,7 +7,7 @@
 use super::Names;
 use super::fuel::{Failure, Fuel};
 use super::interpreter::{Clock, Interpreter};
-use super::parser;
+use super::statement;
 use super::syntax::Stmt;
 use super::text::Text;
 use super::value::Value;
@@ -27,7 +27,7 @@ pub(super) struct Engine(Vec<Stmt>);
 
 impl Engine {
     pub fn new(source: &str) -> Result<Self, String> {
-        parser::parse(source).map(Engine).map_err(|(what, line)| shown(&what, line))
+        statement::parse(source).map(Engine).map_err(|(what, line)| shown(&what, line))
     }
 
     /// Renders it over messages of a role and a content.

@@ -1,7 +1,7 @@
 //! Methods of Python's texts, lists and dicts.
 
+use super::call_args::CallArgs;
 use super::fuel::{Fuel, Outcome, fail};
-use super::interpreter::CallArgs;
 use super::text::{Builder, Text, is_space};
 use super::value::{SeqKind, Value, equal};
 

@@ -9,6 +9,8 @@
 //!
 //! Deliberately knows no token ids, and reads no clock: the caller gives the time.
 
+mod arithmetic;
+mod call_args;
 mod choice;
 mod clock;
 mod evaluate;
@@ -25,6 +27,7 @@ mod methods;
 mod number;
 mod parser;
 mod predicates;
+mod statement;
 mod syntax;
 mod text;
 mod value;

@@ -1,7 +1,8 @@
 //! Jinja2's tests, as `is defined`.
 
+use super::call_args::CallArgs;
 use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
+use super::interpreter::Interpreter;
 use super::value::{SeqKind, Value, contains, equal, order};
 use std::cmp::Ordering;
 
