@@ -22,7 +22,7 @@ mod worker;
 pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
 pub use reload::ReadConfig;
 
-use crate::config::{Config, Head, I2sLayout, KvCache};
+use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
@@ -103,8 +103,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
         Head::Screened => HeadFormat::Shortlist,
     });
     let cache = match config.model.kv_cache {
-        KvCache::F16 => KvCacheFormat::F16,
-        KvCache::Int8 => KvCacheFormat::Int8,
+        KvCachePrecision::F16 => KvCacheFormat::F16,
+        KvCachePrecision::Int8 => KvCacheFormat::Int8,
     };
     let file = ModelFile::open(&source, layout)
         .and_then(|file| file.with_head(head))

@@ -8,7 +8,7 @@ mod limits;
 use crate::fixtures;
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 
 /// What a note says of a template that is not used.
 const NOT_USED: &str = "the file's chat template ";
@@ -30,7 +30,7 @@ fn tokenizer(file: &fixtures::File) -> Result<Tokenizer, LoadError> {
     Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"))
 }
 
-fn turn(role: Role, text: &str) -> Turn<'_> {
+fn turn(role: ChatRole, text: &str) -> Turn<'_> {
     Turn { role, text }
 }
 

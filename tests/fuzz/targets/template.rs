@@ -6,13 +6,13 @@
 #![no_main]
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 use libfuzzer_sys::fuzz_target;
 
 /// A small vocabulary as it is in its file, without the number of keys before it.
 static VOCABULARY: &[u8] = include_bytes!("../../data/tokenizers/llama-bpe.gguf");
 
-const ROLES: [Role; 3] = [Role::System, Role::User, Role::Assistant];
+const ROLES: [ChatRole; 3] = [ChatRole::System, ChatRole::User, ChatRole::Assistant];
 
 fuzz_target!(|input: &str| {
     let (template, said) = input.split_once('\0').unwrap_or((input, "hi"));

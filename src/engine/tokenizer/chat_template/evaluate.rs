@@ -427,7 +427,7 @@ impl<'t> Interpreter<'t> {
                 let [Some(Value::Str(format))] = args.bind(name, ["format"])? else {
                     return fail("strftime_now takes a format");
                 };
-                match (self.clock)(format.as_str()) {
+                match (self.strftime)(format.as_str()) {
                     Ok(text) => Ok(Value::Str(super::text::Text::from(text))),
                     Err(why) => fail(why),
                 }

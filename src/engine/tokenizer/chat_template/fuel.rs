@@ -7,16 +7,16 @@ const BYTES: usize = 64;
 
 /// Why a rendering failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct RenderError {
     pub what: String,
     /// The line of the statement; 0 until it is known.
     pub line: usize,
 }
 
-pub(super) type Outcome<T> = Result<T, Failure>;
+pub(super) type Outcome<T> = Result<T, RenderError>;
 
 pub(super) fn fail<T>(what: impl Into<String>) -> Outcome<T> {
-    Err(Failure { what: what.into(), line: 0 })
+    Err(RenderError { what: what.into(), line: 0 })
 }
 
 /// Units of work and memory that are left: about one for each step, each place of a list, and 64 bytes of text.

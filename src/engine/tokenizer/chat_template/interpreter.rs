@@ -1,7 +1,7 @@
 //! Runs a template's statements, with the scopes that Jinja2 gives them.
 
 use super::call_args::CallArgs;
-use super::fuel::{Failure, Fuel, Outcome, fail};
+use super::fuel::{Fuel, Outcome, RenderError, fail};
 use super::syntax::{Args, For, Macro, NamedCall, Stmt, StmtKind, Target};
 use super::text::{Builder, Text};
 use super::value::{SeqKind, Value, to_text};
@@ -10,8 +10,8 @@ use std::rc::Rc;
 /// Statements, expressions, loops and macros inside each other: they take stack.
 const MOST_DEPTH: usize = 250;
 
-/// What a rendering needs from its caller.
-pub(super) type Clock<'c> = &'c dyn Fn(&str) -> Result<String, String>;
+/// Writes the local time in a format: what `strftime_now` calls.
+pub(super) type Strftime<'c> = &'c dyn Fn(&str) -> Result<String, String>;
 
 /// Names with their values, and the scope around.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ enum Flow {
 
 pub(super) struct Interpreter<'t> {
     pub fuel: Fuel,
-    pub clock: Clock<'t>,
+    pub strftime: Strftime<'t>,
     depth: usize,
     scopes: Vec<Scope<'t>>,
     scope: usize,
@@ -55,11 +55,11 @@ pub(super) struct Interpreter<'t> {
 }
 
 impl<'t> Interpreter<'t> {
-    pub fn new(fuel: Fuel, clock: Clock<'t>, names: Vec<(&'t str, Value)>) -> Self {
+    pub fn new(fuel: Fuel, strftime: Strftime<'t>, names: Vec<(&'t str, Value)>) -> Self {
         let root = Scope { names, captured: true, parent: None };
         Interpreter {
             fuel,
-            clock,
+            strftime,
             depth: 0,
             scopes: vec![root],
             scope: 0,
@@ -137,7 +137,7 @@ impl<'t> Interpreter<'t> {
 
     fn run(&mut self, body: &'t [Stmt]) -> Outcome<Flow> {
         for stmt in body {
-            let flow = self.statement(stmt).map_err(|failure| Failure {
+            let flow = self.statement(stmt).map_err(|failure| RenderError {
                 line: if failure.line == 0 { stmt.line } else { failure.line },
                 ..failure
             })?;

@@ -5,8 +5,8 @@
 //! where it comes from, so that a content never becomes part of a special token.
 
 use super::Names;
-use super::fuel::{Failure, Fuel};
-use super::interpreter::{Clock, Interpreter};
+use super::fuel::{Fuel, RenderError};
+use super::interpreter::{Interpreter, Strftime};
 use super::statement;
 use super::syntax::Stmt;
 use super::text::Text;
@@ -23,11 +23,11 @@ const MOST_WRITTEN: usize = 64 << 10;
 
 /// A parsed template.
 #[derive(Debug)]
-pub(super) struct Engine(Vec<Stmt>);
+pub(super) struct ParsedTemplate(Vec<Stmt>);
 
-impl Engine {
+impl ParsedTemplate {
     pub fn new(source: &str) -> Result<Self, String> {
-        statement::parse(source).map(Engine).map_err(|(what, line)| shown(&what, line))
+        statement::parse(source).map(ParsedTemplate).map_err(|(what, line)| shown(&what, line))
     }
 
     /// Renders it over messages of a role and a content.
@@ -36,15 +36,15 @@ impl Engine {
         messages: impl Iterator<Item = (&'static str, &'m str)>,
         names: &Names,
         parts: bool,
-        clock: Clock<'_>,
+        strftime: Strftime<'_>,
     ) -> Result<Text, String> {
         let messages: Vec<_> = messages.collect();
         let bytes: usize = messages.iter().map(|(_, content)| content.len()).sum();
         let turns = messages.len();
         let fuel = Fuel::new(FUEL + FUEL_PER_TURN * turns as u64 + bytes as u64 / BYTES_PER_FUEL);
         let rendered = variables(&messages, names, parts)
-            .and_then(|variables| Interpreter::new(fuel, clock, variables).render(&self.0));
-        let text = rendered.map_err(|Failure { what, line }| shown(&what, line))?;
+            .and_then(|variables| Interpreter::new(fuel, strftime, variables).render(&self.0));
+        let text = rendered.map_err(|RenderError { what, line }| shown(&what, line))?;
         // One that repeats a content once is odd, one that repeats it more often is an attack.
         if text.len() > MOST_WRITTEN * (turns + 1) + 2 * bytes {
             return Err(format!("it writes {} bytes, too many for contents of {bytes}", text.len()));
@@ -57,7 +57,7 @@ fn variables<'n>(
     messages: &[(&'static str, &str)],
     names: &'n Names,
     parts: bool,
-) -> Result<Vec<(&'n str, Value)>, Failure> {
+) -> Result<Vec<(&'n str, Value)>, RenderError> {
     // Not the template's work: it is not paid for by it.
     let free = Fuel::new(u64::MAX);
     let dict = |pairs: Vec<(&str, Value)>| {
