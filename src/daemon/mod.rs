@@ -523,10 +523,10 @@ mod tests {
     async fn a_transport_that_panics_is_a_fault_that_ends_the_daemon() {
         let (_alive, worker) = oneshot::channel();
         let mut transports = JoinSet::new();
-        transports.spawn(async { panic!("a fault of ours") });
+        transports.spawn(async { panic!("an internal fault") });
         let message = fault(worker, transports).await;
         assert!(
-            message.starts_with("a transport ended by itself: ") && message.contains("a fault of ours"),
+            message.starts_with("a transport ended by itself: ") && message.contains("an internal fault"),
             "{message}"
         );
     }

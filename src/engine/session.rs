@@ -38,7 +38,7 @@ pub struct GenerateOptions {
     pub exact_head: bool,
 }
 
-/// What the callback is told.
+/// The progress that the callback receives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'t> {
     /// Tokens of the prompt that were read so far.

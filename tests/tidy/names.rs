@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::imports;
-use crate::rules::{File, Violation, is_in};
+use crate::rules::{File, Violation};
 use crate::source::Token;
-use crate::table::{CLEAN, OLD_PHRASES, OLD_WORDS, SHARED_TYPE_NAMES};
+use crate::table::{OLD_PHRASES, OLD_WORDS, SHARED_TYPE_NAMES};
 
 /// Two public types share a name only where the table says that a reader expects it.
 pub fn public_types_have_one_name(files: &[&File]) -> Vec<Violation> {
     let mut places: BTreeMap<&str, Vec<(&File, usize)>> = BTreeMap::new();
-    for file in files.iter().filter(|file| file.is_product() && is_in(file, CLEAN)) {
+    for file in files.iter().filter(|file| file.is_product()) {
         for (name, line) in public_types(&file.source.tokens) {
             places.entry(name).or_default().push((file, line));
         }
@@ -46,7 +46,7 @@ fn is_visibility(tokens: &[Token], close: usize) -> bool {
 
 /// A word of the old idiom in a name that the file gives, or in a comment that documents an item.
 pub fn old_words_stay_away(file: &File) -> Vec<Violation> {
-    if !file.is_product() || !is_in(file, CLEAN) {
+    if !file.is_product() {
         return vec![];
     }
     let names = given_names(&file.source.tokens).flat_map(|token| {
@@ -108,7 +108,7 @@ fn old_words_in(comment: &str) -> Vec<String> {
 pub fn imports_have_no_circle(files: &[&File]) -> Vec<Violation> {
     let modules: BTreeMap<Vec<&str>, &File> = files
         .iter()
-        .filter(|file| file.is_product() && is_in(file, CLEAN))
+        .filter(|file| file.is_product())
         .map(|file| (file.module(), *file))
         .collect();
     let edges: BTreeMap<&Vec<&str>, BTreeSet<Vec<&str>>> =

@@ -208,8 +208,8 @@ impl HfConfig {
             ("max_position_embeddings", self.context, MAX_SIZE),
             ("vocab_size", self.vocab, MAX_SIZE),
         ];
-        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
-            return Err(key(name, format!("is {size}, where 1 to {most} make sense")));
+        if let Some((name, size, max)) = sizes.iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
+            return Err(key(name, format!("is {size}, where 1 to {max} make sense")));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let message = format!("{} does not divide {} heads", self.kv_heads, self.heads);

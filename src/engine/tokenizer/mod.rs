@@ -432,14 +432,14 @@ fn read_template(
 /// as letters.
 fn unknown_tokens_note(template: &Template, entries: &TokenTable) -> Option<String> {
     /// More names than that are not written into one line.
-    const MOST: usize = 8;
+    const MAX_SHOWN: usize = 8;
     let ids = entries.by_text();
     let mut unknown: Vec<String> =
         template.samples().flat_map(|text| Template::special_looking(&text)).collect();
     unknown.retain(|name| !ids.contains_key(name.as_bytes()));
     unknown.sort_unstable();
     unknown.dedup();
-    unknown.truncate(MOST);
+    unknown.truncate(MAX_SHOWN);
     let names: Vec<String> = unknown.iter().map(|name| escaped(name)).collect();
     (!names.is_empty()).then(|| {
         format!("the chat template writes {}, which the vocabulary has not as a token", names.join(", "))

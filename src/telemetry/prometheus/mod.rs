@@ -270,7 +270,7 @@ fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
     text.counter(
         "bitnetd_mqtt_sessions_lost_total",
-        "Connections on which the broker knew no session of ours.",
+        "Connections on which the broker did not have the session of this device.",
     )
     .count(link.sessions_lost);
     text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);

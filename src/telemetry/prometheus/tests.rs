@@ -361,7 +361,7 @@ fn reports_have_the_numbers_that_the_text_has() {
     assert_eq!(found.map(|sample| sample.2), Some(count as f64));
 }
 
-/// Every name that may be one of ours, in a query.
+/// Every name in a query that may be one of the exported metrics.
 fn names(query: &str) -> BTreeSet<&str> {
     let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("bitnetd_") || word.starts_with("gen_ai_")).collect()

@@ -179,7 +179,7 @@ impl Reader<'_> {
         loop {
             let length = half.read(&mut piece).await?;
             if !self.in_flight.record_activity(piece[..length].ends_with(b"\n")) {
-                // The connection is being closed to make room for another client.
+                // The connection is being closed in favour of another client.
                 return std::future::pending().await;
             }
             lines.push(&piece[..length]);

@@ -395,7 +395,7 @@ impl Interpreter<'_> {
         };
         let end = end.map_or(Ok(Text::from("...")), |end| to_text(&end, &self.fuel))?;
         if length < end.chars() as i128 || leeway < 0 {
-            return fail("truncate takes a length that its end has room in");
+            return fail("truncate takes a length that is not below that of its end");
         }
         if text.chars() as i128 <= length.saturating_add(leeway) {
             return Ok(Value::Str(text.clone()));

@@ -8,7 +8,7 @@ use super::value::{SeqKind, Value, to_text};
 use std::rc::Rc;
 
 /// Statements, expressions, loops and macros inside each other: they take stack.
-const MOST_DEPTH: usize = 250;
+const MAX_DEPTH: usize = 250;
 
 /// Writes the local time in a format: what `strftime_now` calls.
 pub(super) type Strftime<'c> = &'c dyn Fn(&str) -> Result<String, String>;
@@ -76,7 +76,7 @@ impl<'t> Interpreter<'t> {
     }
 
     pub fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
-        if self.depth == MOST_DEPTH {
+        if self.depth == MAX_DEPTH {
             return fail("it goes too deep");
         }
         self.depth += 1;

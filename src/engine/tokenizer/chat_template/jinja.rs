@@ -19,7 +19,7 @@ const FUEL_PER_TURN: u64 = 1_000;
 /// And for each byte of a content: each may be looked at some 16 times.
 const BYTES_PER_FUEL: u64 = 4;
 /// Bytes that a template may write besides the contents, for each turn and for itself.
-const MOST_WRITTEN: usize = 64 << 10;
+const MAX_WRITTEN: usize = 64 << 10;
 
 /// A parsed template.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl ParsedTemplate {
             .and_then(|variables| Interpreter::new(fuel, strftime, variables).render(&self.0));
         let text = rendered.map_err(|RenderError { what, line }| shown(&what, line))?;
         // One that repeats a content once is odd, one that repeats it more often is an attack.
-        if text.len() > MOST_WRITTEN * (turns + 1) + 2 * bytes {
+        if text.len() > MAX_WRITTEN * (turns + 1) + 2 * bytes {
             return Err(format!("it writes {} bytes, too many for contents of {bytes}", text.len()));
         }
         Ok(text)
@@ -87,7 +87,7 @@ fn variables<'n>(
 /// What is wrong, in one line.
 fn shown(what: &str, line: usize) -> String {
     /// Enough for what templates say when they refuse a conversation.
-    const MOST: usize = 160;
-    let what: String = what.chars().take(MOST).flat_map(char::escape_debug).collect();
+    const MAX_CHARS: usize = 160;
+    let what: String = what.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
     if line == 0 { what } else { format!("{what} (line {line})") }
 }

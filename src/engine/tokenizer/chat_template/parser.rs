@@ -6,9 +6,9 @@
 use super::lexer::{Token, Wrong, tokens};
 
 /// Bytes of a template; the longest in use have some 20 KB.
-const MOST_BYTES: usize = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
 /// Blocks in blocks and expressions in expressions: they take stack.
-const MOST_DEPTH: usize = 100;
+const MAX_DEPTH: usize = 100;
 /// The operators that end a tuple without brackets; the end of a tag ends it too.
 pub(super) const TUPLE_ENDS: &[&str] = &[")"];
 
@@ -28,8 +28,8 @@ pub(super) type Parsed<T> = Result<T, Wrong>;
 impl Parser {
     /// A parser at the first token of a template.
     pub fn new(source: &str) -> Parsed<Self> {
-        if source.len() > MOST_BYTES {
-            return Err((format!("has {} bytes, where {MOST_BYTES} are allowed", source.len()), 1));
+        if source.len() > MAX_BYTES {
+            return Err((format!("has {} bytes, where {MAX_BYTES} are allowed", source.len()), 1));
         }
         Ok(Parser { tokens: tokens(source)?, at: 0, depth: 0, in_loop: false, leftovers: Vec::new() })
     }
@@ -115,8 +115,8 @@ impl Parser {
 
     /// Parses with a deeper level counted.
     pub fn deeper<T>(&mut self, parse: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
-        if self.depth == MOST_DEPTH {
-            return self.wrong(format!("has more than {MOST_DEPTH} levels inside each other"));
+        if self.depth == MAX_DEPTH {
+            return self.wrong(format!("has more than {MAX_DEPTH} levels inside each other"));
         }
         self.depth += 1;
         let parsed = parse(self);

@@ -6,7 +6,7 @@ use super::syntax::{Expr, For, Macro, NamedCall, Stmt, StmtKind, Target};
 use super::text::Text;
 
 /// Branches of one `if`.
-const MOST_BRANCHES: usize = 100;
+const MAX_BRANCHES: usize = 100;
 /// Names that no template may give a value to.
 const CONSTANTS: &[&str] = &["true", "false", "none", "True", "False", "None"];
 
@@ -143,8 +143,8 @@ impl Parser {
             let body = self.statements(&["elif", "else", "endif"])?;
             self.skip(1);
             branches.push((test, body));
-            if branches.len() > MOST_BRANCHES {
-                return self.wrong(format!("has an if of more than {MOST_BRANCHES} branches"));
+            if branches.len() > MAX_BRANCHES {
+                return self.wrong(format!("has an if of more than {MAX_BRANCHES} branches"));
             }
             if self.skip_name("elif") {
                 continue;

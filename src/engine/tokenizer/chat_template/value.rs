@@ -8,9 +8,9 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 /// Values in a list or dict, those counted that its members hold: what holds the same list twice counts it twice.
-const MOST_HELD: usize = 1 << 16;
+const MAX_HELD: usize = 1 << 16;
 /// Lists in lists.
-const MOST_DEPTH: usize = 50;
+const MAX_DEPTH: usize = 50;
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
@@ -79,7 +79,7 @@ impl Size {
             size.depth = size.depth.max(inner.depth);
         }
         size.depth += 1;
-        if size.held > MOST_HELD || size.depth > MOST_DEPTH {
+        if size.held > MAX_HELD || size.depth > MAX_DEPTH {
             return fail("a list holds too many values, or lists too deep inside each other");
         }
         Ok(size)
