@@ -13,8 +13,8 @@ use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 /// What a note says of a template that is not used.
 const NOT_USED: &str = "the file's chat template ";
 
-/// A small vocabulary of an architecture without a chat form of ours, so that a template is used or the
-/// note says why not.
+/// A small vocabulary of an architecture for which the engine has no built-in chat template, so that the file's template
+/// is used or the note says why not.
 fn read(template: &str) -> Result<Tokenizer, String> {
     let mut file = fixtures::small();
     file.set("general.architecture", fixtures::text("llama"));

@@ -92,7 +92,7 @@ pub const SHARED_TYPE_NAMES: &[&str] =
     &["Error", "Config", "Builder", "State", "Alerts", "Model", "Queue", "Telemetry"];
 
 #[rustfmt::skip] // words, not a column of them
-/// Words of the old idiom, which may not come back in names or in `//!` and `///` comments.
+/// Words of the old idiom, which may not come back in names or in comments.
 pub const OLD_WORDS: &[&str] = &[
     "company", "desk", "door", "doors", "farewell", "farewells", "foretell", "foretells", "foretold", "heard", "hears", "heed",
     "manners", "met", "room", "rooms", "said", "told",

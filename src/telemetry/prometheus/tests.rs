@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// One sample: name, labels, value.
 type Sample = (String, Vec<(String, String)>, f64);
 
-/// A family as its lines said.
+/// A metric family as its HELP and TYPE lines describe it.
 #[derive(Debug)]
 struct Read {
     kind: String,
@@ -175,7 +175,7 @@ const CODES: [Code; 12] = [
     Code::Internal,
 ];
 
-/// A daemon of which everything is known, and that has met every failure.
+/// Telemetry that has a value for every metric, after failures of every kind.
 pub(in crate::telemetry) fn full() -> Telemetry {
     let (telemetry, now) = (Telemetry::new(64 << 20), Instant::now());
     telemetry.describe(About {

@@ -1,4 +1,4 @@
-//! What is said stays what it is, whatever a template does with it.
+//! The content of a message stays content, whatever a template does with it.
 
 use super::{prompt, read, tokenizer, turn};
 use crate::fixtures;
