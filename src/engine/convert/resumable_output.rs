@@ -224,8 +224,8 @@ struct ResumePoint {
 
 /// Where each tensor ends, including its padding.
 fn ends(plan: &ConvertPlan) -> Vec<u64> {
-    let places = plan.draft().tensor_ranges();
-    let starts = places.iter().skip(1).map(|place| place.start);
+    let ranges = plan.draft().tensor_ranges();
+    let starts = ranges.iter().skip(1).map(|range| range.start);
     starts.chain([plan.draft().file_bytes()]).collect()
 }
 

@@ -26,7 +26,7 @@ pub struct StderrWriter {
 
 #[derive(Debug)]
 enum WriteMode {
-    /// An open file description of our own, which is non-blocking.
+    /// A separate open file description, which is non-blocking.
     Own(File),
     /// A stream socket, written with `MSG_DONTWAIT`.
     Socket,

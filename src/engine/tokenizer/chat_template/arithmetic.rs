@@ -1,13 +1,13 @@
 //! Operators between values, and rounding, as Python computes them.
 
 use super::format::percent;
-use super::fuel::{Fuel, Outcome, fail};
+use super::fuel::{Fuel, RenderResult, fail};
 use super::syntax::Arithmetic;
 use super::text::Builder;
 use super::value::{SeqKind, Value};
 
 /// An operator between two values.
-pub(super) fn arithmetic(op: Arithmetic, left: &Value, right: &Value, fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn arithmetic(op: Arithmetic, left: &Value, right: &Value, fuel: &Fuel) -> RenderResult<Value> {
     match (op, left, right) {
         (Arithmetic::Add, Value::Str(a), Value::Str(b)) => {
             fuel.spend_bytes(a.len().saturating_add(b.len()))?;
@@ -52,7 +52,7 @@ fn name(op: Arithmetic) -> &'static str {
     }
 }
 
-fn repeat(value: &Value, count: i128, fuel: &Fuel) -> Outcome<Value> {
+fn repeat(value: &Value, count: i128, fuel: &Fuel) -> RenderResult<Value> {
     let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
     match value {
         Value::Str(text) => {
@@ -72,7 +72,7 @@ fn repeat(value: &Value, count: i128, fuel: &Fuel) -> Outcome<Value> {
     }
 }
 
-fn integers(op: Arithmetic, a: i128, b: i128) -> Outcome<Value> {
+fn integers(op: Arithmetic, a: i128, b: i128) -> RenderResult<Value> {
     let result = match op {
         Arithmetic::Add => a.checked_add(b),
         Arithmetic::Sub => a.checked_sub(b),
@@ -96,7 +96,7 @@ fn integers(op: Arithmetic, a: i128, b: i128) -> Outcome<Value> {
     }
 }
 
-fn floats(op: Arithmetic, a: f64, b: f64) -> Outcome<Value> {
+fn floats(op: Arithmetic, a: f64, b: f64) -> RenderResult<Value> {
     if b == 0.0 && matches!(op, Arithmetic::Div | Arithmetic::FloorDiv | Arithmetic::Mod) {
         return fail("division by zero");
     }
@@ -132,7 +132,7 @@ fn divided(a: f64, b: f64) -> (f64, f64) {
 }
 
 /// Python's `round`.
-pub(super) fn rounded(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
+pub(super) fn rounded(value: &Value, precision: i128, method: &str) -> RenderResult<Value> {
     let Some(number) = value.as_float() else { return fail(format!("a {} cannot be rounded", value.kind())) };
     let Some(places) = usize::try_from(precision).ok().filter(|places| *places <= 20) else {
         return fail("round to so many places is not offered to templates");

@@ -1,6 +1,6 @@
 //! The arguments of a call, and how they are bound to the names of the parameters.
 
-use super::fuel::{Outcome, fail};
+use super::fuel::{RenderResult, fail};
 use super::value::Value;
 
 /// Arguments of a call.
@@ -12,7 +12,7 @@ pub(super) struct CallArgs {
 
 impl CallArgs {
     /// The arguments by the names of the parameters.
-    pub fn bind<const N: usize>(self, what: &str, names: [&str; N]) -> Outcome<[Option<Value>; N]> {
+    pub fn bind<const N: usize>(self, what: &str, names: [&str; N]) -> RenderResult<[Option<Value>; N]> {
         let mut bound = [const { None }; N];
         if self.positional.len() > N {
             return fail(format!("{what} takes at most {N} arguments"));

@@ -4,7 +4,7 @@ use super::super::vocab::{TokenKind, TokenTable};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Gguf;
 
-/// The forms we know.
+/// The model families with a built-in chat template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum TemplateFamily {
     /// `User: …<|eot_id|>Assistant: `. Source: `LLM_CHAT_TEMPLATE_BITNET` of ik_llama.cpp and

@@ -1,8 +1,8 @@
-//! The template engine with its limits, and the variables that Hugging Face's environment gives to templates.
+//! A parsed template, the limits of a rendering, and the variables that Hugging Face's environment gives to templates.
 //!
-//! The interpreter is our own, since what is wanted is Jinja2's text to the last character: Python's numbers,
-//! texts and scopes, which the Rust libraries for Jinja have in part; and since each byte has to be known by
-//! where it comes from, so that a content never becomes part of a special token.
+//! No library for Jinja is used, for two reasons: the text has to be that of Jinja2 to the last character, which takes
+//! Python's numbers, strings and scopes; and the origin of each byte has to be known, so that the content of a message
+//! never becomes part of a special token.
 
 use super::Names;
 use super::fuel::{Fuel, RenderError};
@@ -27,7 +27,7 @@ pub(super) struct ParsedTemplate(Vec<Stmt>);
 
 impl ParsedTemplate {
     pub fn new(source: &str) -> Result<Self, String> {
-        statement::parse(source).map(ParsedTemplate).map_err(|(what, line)| shown(&what, line))
+        statement::parse(source).map(ParsedTemplate).map_err(|(message, line)| shown(&message, line))
     }
 
     /// Renders it over messages of a role and a content.
@@ -44,7 +44,7 @@ impl ParsedTemplate {
         let fuel = Fuel::new(FUEL + FUEL_PER_TURN * turns as u64 + bytes as u64 / BYTES_PER_FUEL);
         let rendered = variables(&messages, names, parts)
             .and_then(|variables| Interpreter::new(fuel, strftime, variables).render(&self.0));
-        let text = rendered.map_err(|RenderError { what, line }| shown(&what, line))?;
+        let text = rendered.map_err(|RenderError { message, line }| shown(&message, line))?;
         // One that repeats a content once is odd, one that repeats it more often is an attack.
         if text.len() > MAX_WRITTEN * (turns + 1) + 2 * bytes {
             return Err(format!("it writes {} bytes, too many for contents of {bytes}", text.len()));
@@ -84,10 +84,10 @@ fn variables<'n>(
     Ok(variables)
 }
 
-/// What is wrong, in one line.
-fn shown(what: &str, line: usize) -> String {
+/// An error message in one line.
+fn shown(message: &str, line: usize) -> String {
     /// Enough for what templates say when they refuse a conversation.
     const MAX_CHARS: usize = 160;
-    let what: String = what.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
-    if line == 0 { what } else { format!("{what} (line {line})") }
+    let message: String = message.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+    if line == 0 { message } else { format!("{message} (line {line})") }
 }

@@ -1,8 +1,9 @@
-//! Prompts out of turns: the chat template of the file, or the form its family was trained on.
+//! Turns a conversation into a prompt, with the chat template of the file or the one that its model family was trained
+//! with.
 //!
-//! Templates are read as Jinja2 reads them in Hugging Face's environment; `tests/support/jinja-cases` compares
-//! the two. A template is a program from a stranger: `parser` bounds its length and depth, `fuel` the work and
-//! memory that a rendering takes, `value` how much a list can hold. What is not offered is refused by its name.
+//! Templates are read as Jinja2 reads them in Hugging Face's environment; `tests/support/jinja-cases` compares the two. A
+//! template is an untrusted program: `parser` bounds its length and depth, `fuel` the work and memory that a rendering
+//! takes, `value` how much a list can hold. Whatever is not supported is refused by its name.
 //!
 //! A message's content never becomes a special token: `text` marks the bytes that came from one, whatever the
 //! template does with them, and special tokens are looked for only in what lies between those.
