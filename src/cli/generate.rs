@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::engine::error::PromptError;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Step, StopReason};
-use crate::engine::tokenizer::{Role, Turn};
+use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::protocol::text::json_line;
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -74,7 +74,7 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
             ids
         }
         false => {
-            let turn = Turn { role: Role::User, text: &prompt };
+            let turn = Turn { role: ChatRole::User, text: &prompt };
             engine.tokenizer().prompt_chat(&[turn]).map_err(refused)?
         }
     };

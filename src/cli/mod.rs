@@ -83,7 +83,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Logits(logits::Logits),
     Convert(convert::Convert),
-    Perplexity(perplexity::Perplexity),
+    Perplexity(perplexity::PerplexityArgs),
     Doctor(doctor::Doctor),
     Top(top::Top),
     CheckConfig(check_config::CheckConfig),

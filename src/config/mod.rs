@@ -73,7 +73,7 @@ pub struct Model {
     /// Format of the output head (lm_head); `None` is the fastest one that chooses the same tokens.
     pub head: Option<Head>,
     /// Format of the KV cache.
-    pub kv_cache: KvCache,
+    pub kv_cache: KvCachePrecision,
     /// `file`, `built-in` or the path of a chat template; `None` is the model file's own where it can be used.
     pub chat_template: Option<PathBuf>,
     /// Folder for what is derived from a model file once; `None` stores nothing.
@@ -95,7 +95,7 @@ pub enum Head {
 
 /// Formats of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvCache {
+pub enum KvCachePrecision {
     /// Two bytes per value.
     F16,
     /// A little more than one byte per value.

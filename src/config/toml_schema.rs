@@ -8,8 +8,8 @@ use super::key_error::{KeyError, KeyResult};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
-    Host, I2sLayout, KvCache, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
-    broker,
+    Host, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
+    Tls, broker,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -208,7 +208,8 @@ const HEADS: [(&str, Option<Head>); 5] = [
     ("q6_k", Some(Head::Q6K)),
     ("screened", Some(Head::Screened)),
 ];
-const KV_CACHES: [(&str, KvCache); 2] = [("f16", KvCache::F16), ("int8", KvCache::Int8)];
+const KV_CACHES: [(&str, KvCachePrecision); 2] =
+    [("f16", KvCachePrecision::F16), ("int8", KvCachePrecision::Int8)];
 
 /// The meaning of a key's word; the first of the choices where the key is left out.
 fn one_of<T: Copy>(

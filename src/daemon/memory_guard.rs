@@ -127,7 +127,7 @@ mod tests {
         let look = |held| MemoryGuard::new(100 * MIB, 50 * MIB).update(held, true, now);
         assert_eq!(look(held(80, 60, 0)), MemoryState::Free);
         assert_eq!(look(held(80, 60, 18)), MemoryState::Short);
-        assert_eq!(look(held(48, 0, 0)), MemoryState::Short, "48 of ours, and 50 that come back");
+        assert_eq!(look(held(48, 0, 0)), MemoryState::Short, "48 held here, and 50 that come back");
         assert_eq!(look(held(47, 0, 0)), MemoryState::Free);
     }
 

@@ -22,7 +22,7 @@ mod worker;
 pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
 pub use reload::ReadConfig;
 
-use crate::config::{Config, Head, I2sLayout, KvCache};
+use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
@@ -103,8 +103,8 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
         Head::Screened => HeadFormat::Shortlist,
     });
     let cache = match config.model.kv_cache {
-        KvCache::F16 => KvCacheFormat::F16,
-        KvCache::Int8 => KvCacheFormat::Int8,
+        KvCachePrecision::F16 => KvCacheFormat::F16,
+        KvCachePrecision::Int8 => KvCacheFormat::Int8,
     };
     let file = ModelFile::open(&source, layout)
         .and_then(|file| file.with_head(head))
@@ -523,10 +523,10 @@ mod tests {
     async fn a_transport_that_panics_is_a_fault_that_ends_the_daemon() {
         let (_alive, worker) = oneshot::channel();
         let mut transports = JoinSet::new();
-        transports.spawn(async { panic!("a fault of ours") });
+        transports.spawn(async { panic!("an internal fault") });
         let message = fault(worker, transports).await;
         assert!(
-            message.starts_with("a transport ended by itself: ") && message.contains("a fault of ours"),
+            message.starts_with("a transport ended by itself: ") && message.contains("an internal fault"),
             "{message}"
         );
     }

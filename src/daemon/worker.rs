@@ -15,7 +15,7 @@ use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
-use crate::engine::tokenizer::{Role, Turn};
+use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
@@ -402,7 +402,7 @@ fn in_milliseconds(duration: Duration) -> f64 {
 
 fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
     match input {
-        Input::Prompt(text) => engine.tokenizer().prompt_chat(&[Turn { role: Role::User, text }]),
+        Input::Prompt(text) => engine.tokenizer().prompt_chat(&[Turn { role: ChatRole::User, text }]),
         Input::Messages(messages) => {
             let turns: Vec<Turn<'_>> = messages
                 .iter()
@@ -413,11 +413,11 @@ fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
     }
 }
 
-fn role(role: protocol::Role) -> Role {
+fn role(role: protocol::Role) -> ChatRole {
     match role {
-        protocol::Role::System => Role::System,
-        protocol::Role::User => Role::User,
-        protocol::Role::Assistant => Role::Assistant,
+        protocol::Role::System => ChatRole::System,
+        protocol::Role::User => ChatRole::User,
+        protocol::Role::Assistant => ChatRole::Assistant,
     }
 }
 

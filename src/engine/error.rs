@@ -45,9 +45,9 @@ impl std::error::Error for LoadError {}
 /// sequence reaches a terminal.
 pub fn escaped(words: &str) -> String {
     // Longer than any name in use.
-    const MOST: usize = 64;
-    let mut shown: String = words.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if words.chars().nth(MOST).is_some() {
+    const MAX_CHARS: usize = 64;
+    let mut shown: String = words.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+    if words.chars().nth(MAX_CHARS).is_some() {
         shown.push('…');
     }
     shown

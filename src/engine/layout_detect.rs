@@ -11,7 +11,7 @@ use super::gguf::Gguf;
 use super::model::{EMBEDDING, KvCacheFormat, Layout, Model};
 use super::quant::{RowFormat, TensorType};
 use super::session::Session;
-use super::tokenizer::{Role, Tokenizer, Turn};
+use super::tokenizer::{ChatRole, Tokenizer, Turn};
 
 /// Any English prose: every model that was trained on some predicts much of it.
 const PROSE: &str =
@@ -100,7 +100,7 @@ pub(super) fn score_layout(model: &Model, tokenizer: &Tokenizer, layout: Layout)
     if predicts_text(&figure, model.shape().vocab) {
         return figure;
     }
-    let turn = Turn { role: Role::User, text: QUESTION };
+    let turn = Turn { role: ChatRole::User, text: QUESTION };
     let Ok(mut exchange) = tokenizer.prompt_chat(&[turn]) else { return figure };
     let answer = exchange.len();
     exchange.extend(tokenizer.encode(ANSWER));

@@ -6,7 +6,7 @@
 //! Deliberately knows nothing of clients, queues and deadlines.
 
 use super::error::PromptError;
-use super::model::{BATCH, KvCacheFormat, Model, ShortlistStats, State, Timings};
+use super::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
 use super::sampler::{Sampler, SamplingParams};
 use super::tokenizer::{StreamStep, TextStream, Tokenizer};
 use std::ops::ControlFlow;
@@ -38,7 +38,7 @@ pub struct GenerateOptions {
     pub exact_head: bool,
 }
 
-/// What the callback is told.
+/// The progress that the callback receives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'t> {
     /// Tokens of the prompt that were read so far.
@@ -75,9 +75,9 @@ pub struct Answer {
     /// The time from the first token to the last.
     pub decode: Duration,
     /// What the time until the first token was spent on: the prompt, and the logits of its last token.
-    pub prefill_parts: Timings,
+    pub prefill_parts: PassTimings,
     /// What the time from the first token to the last was spent on.
-    pub decode_parts: Timings,
+    pub decode_parts: PassTimings,
 }
 
 impl<'e> Session<'e> {
@@ -168,7 +168,7 @@ impl<'e> Session<'e> {
             started: Instant::now(),
             prefilled: None,
             first: None,
-            prefill_parts: Timings::default(),
+            prefill_parts: PassTimings::default(),
         };
         prompt.iter().for_each(|id| run.sampler.record(*id));
         let end = match self.prefill(prompt, &mut step) {
@@ -269,7 +269,7 @@ struct GenerationRun {
     started: Instant,
     prefilled: Option<Instant>,
     first: Option<Instant>,
-    prefill_parts: Timings,
+    prefill_parts: PassTimings,
 }
 
 impl GenerationRun {
@@ -281,9 +281,9 @@ impl GenerationRun {
     }
 
     /// `parts`: the timings since the first token, or since the start when there was none.
-    fn answer(self, end: StopReason, parts: Timings) -> Answer {
+    fn answer(self, end: StopReason, parts: PassTimings) -> Answer {
         let now = Instant::now();
-        let none = Timings::default();
+        let none = PassTimings::default();
         let (prefill_parts, decode_parts) =
             if self.first.is_some() { (self.prefill_parts, parts) } else { (parts, none) };
         let prefilled = self.prefilled.unwrap_or(now);

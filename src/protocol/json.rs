@@ -1,7 +1,7 @@
 //! Bytes to requests, events to bytes: the JSON form of the protocol, capped.
 //!
-//! Every message a client can get wrong is answered with one [`Refusal`] that names the key and
-//! the way out. Deliberately knows no transport; which bytes make one message is their business.
+//! Every message that is not valid is answered with one [`Refusal`], which names the key and the remedy. Deliberately
+//! knows no transport: each transport decides which bytes make one message.
 
 use super::text::Shown;
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
@@ -9,11 +9,12 @@ use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Longest request, in bytes: four times what a context of 4,096 tokens holds in English.
+/// Maximum length of a request in bytes: four times what a context of 4,096 tokens holds in English.
 pub const MAX_REQUEST: usize = 64 * 1024;
-/// Longest id, in bytes: it is repeated in every event and may become a topic level.
+/// Maximum length of an id in bytes: it is repeated in every event and may become a topic level.
 pub const MAX_ID: usize = 128;
-/// Most stop texts, and the longest of them in bytes: each is held back while streaming.
+/// Maximum number of stop texts, and maximum length of one in bytes: text that may be part of one is held back while
+/// streaming.
 pub const MAX_STOP: (usize, usize) = (16, 256);
 
 /// A line on the socket, or a payload on a prompt topic.
@@ -163,8 +164,8 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
 
 /// Reads what may come on the socket: a request, a cancellation, a question about the daemon.
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
-    // Only an object whose first key is `cancel` is tried as one, so that every other message
-    // gets the request's own error. So with the others.
+    // Only an object whose first key is `cancel` is parsed as a cancellation, so that every other message gets the error
+    // of a request. The same is true of the others.
     let body =
         without_bom(bytes).trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
     if body.starts_with(b"\"cancel\"") {
@@ -181,7 +182,7 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     request(bytes).map(Incoming::Request)
 }
 
-/// A question is put with `true`: `false` would mean nothing.
+/// The value of such a key is `true`: `false` would mean nothing.
 fn asked(key: &str, value: bool) -> Result<(), Refusal> {
     if value { Ok(()) } else { Err(invalid(format!("{key}: false asks for nothing; send true"))) }
 }
@@ -238,8 +239,8 @@ pub fn thread_limit(bytes: &[u8]) -> Result<usize, Refusal> {
         .map_or(text, |(whole, rest)| if rest.bytes().all(|digit| digit == b'0') { whole } else { "" });
     // `parse` would take a sign as well, and no machine has more than 999,999 threads.
     let is_number = !number.is_empty() && number.len() <= 6 && number.bytes().all(|b| b.is_ascii_digit());
-    let said = || invalid("no number of threads; send one in digits, as 2");
-    if is_number { number.parse().map_err(|_| said()) } else { Err(said()) }
+    let error = || invalid("no number of threads; send one in digits, as 2");
+    if is_number { number.parse().map_err(|_| error()) } else { Err(error()) }
 }
 
 /// Finds the id in a message that is no sound request, so that its refusal can carry it.
@@ -261,22 +262,22 @@ pub fn event(event: &Event) -> Vec<u8> {
 /// The report as one event: its own keys beside `"event":"telemetry"`.
 pub fn telemetry(report: &Report) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Said<'a> {
+    struct TelemetryEvent<'a> {
         event: &'static str,
         #[serde(flatten)]
         report: &'a Report,
     }
-    serde_json::to_vec(&Said { event: "telemetry", report }).expect("a report is plain data")
+    serde_json::to_vec(&TelemetryEvent { event: "telemetry", report }).expect("a report is plain data")
 }
 
 /// Prometheus' text as one event.
 pub fn metrics(text: &str) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Said<'a> {
+    struct MetricsEvent<'a> {
         event: &'static str,
         text: &'a str,
     }
-    serde_json::to_vec(&Said { event: "metrics", text }).expect("a string")
+    serde_json::to_vec(&MetricsEvent { event: "metrics", text }).expect("a string")
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
@@ -287,13 +288,13 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(invalid("not a JSON object; send one like {\"prompt\":\"hello\"}"));
     }
-    if let Some(place) = duplicate_key(bytes) {
-        return Err(invalid(format!("{}: given twice; give it once", Shown(&place))));
+    if let Some(path) = duplicate_key(bytes) {
+        return Err(invalid(format!("{}: given twice; give it once", Shown(&path))));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let (key, said) = (error.path().to_string(), error.inner());
-        invalid(if key == "." { said.to_string() } else { format!("{key}: {said}") })
+        let (path, error) = (error.path().to_string(), error.inner());
+        invalid(if path == "." { error.to_string() } else { format!("{path}: {error}") })
     })?;
     reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
     Ok(read)
@@ -351,12 +352,12 @@ fn message(keys: MessageKeys) -> Message {
 }
 
 fn stop(texts: Vec<String>) -> Result<Vec<String>, Refusal> {
-    let (most, longest) = MAX_STOP;
-    if texts.len() > most {
-        return Err(invalid(format!("stop: {} texts; at most {most}", texts.len())));
+    let (max_texts, max_bytes) = MAX_STOP;
+    if texts.len() > max_texts {
+        return Err(invalid(format!("stop: {} texts; at most {max_texts}", texts.len())));
     }
-    if texts.iter().any(|text| text.is_empty() || text.len() > longest) {
-        return Err(invalid(format!("stop: each text has 1 to {longest} bytes")));
+    if texts.iter().any(|text| text.is_empty() || text.len() > max_bytes) {
+        return Err(invalid(format!("stop: each text has 1 to {max_bytes} bytes")));
     }
     Ok(texts)
 }
@@ -416,9 +417,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        let said = refusal(r#"{"prompt":"a","temprature":1}"#);
-        assert_eq!(said.code, Code::InvalidRequest);
-        assert!(said.message.contains("temprature"), "{}", said.message);
+        let refusal = refusal(r#"{"prompt":"a","temprature":1}"#);
+        assert_eq!(refusal.code, Code::InvalidRequest);
+        assert!(refusal.message.contains("temprature"), "{}", refusal.message);
     }
 
     #[test]
@@ -436,8 +437,8 @@ mod tests {
             (r#"{"prompt":"a","id":""}"#, "id"),
             (r#"{"prompt":"a","response_format":{"type":"json_object"}}"#, "response_format"),
         ] {
-            let said = refusal(text).message;
-            assert!(said.contains(key), "{text}: {said}");
+            let message = refusal(text).message;
+            assert!(message.contains(key), "{text}: {message}");
         }
     }
 
@@ -463,8 +464,8 @@ mod tests {
             ("garbage", "JSON object"),
             (r#"{"prompt":"a"} x"#, "after the object"),
         ] {
-            let said = refusal(text).message;
-            assert!(said.contains(word), "{text}: {said}");
+            let message = refusal(text).message;
+            assert!(message.contains(word), "{text}: {message}");
         }
     }
 
@@ -481,8 +482,8 @@ mod tests {
         for wrong in
             ["[1,2]", "\"x\"", "12", " -1.5e3\n", "true", "null", "[]", "[{\"a\":", "[ \"a\"", "[[[["]
         {
-            let said = request_or_text(wrong.as_bytes()).expect_err(wrong).message;
-            assert!(said.contains("no object"), "{wrong}: {said}");
+            let message = request_or_text(wrong.as_bytes()).expect_err(wrong).message;
+            assert!(message.contains("no object"), "{wrong}: {message}");
         }
         for broken in ["{", "{\"prompt\":\"a\"", "{turn on}", "\u{feff} {\"prompt\":1}"] {
             assert!(request_or_text(broken.as_bytes()).is_err(), "{broken}");
@@ -521,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_key_given_twice_is_refused_by_name_at_every_level() {
-        for (text, place) in [
+        for (text, path) in [
             (r#"{"prompt":"a","prompt":"a"}"#, "prompt: "),
             (r#"{"messages":[{"role":"user","role":"system","content":"a"}]}"#, "messages[0].role: "),
             (r#"{"messages":[{"role":"user","content":"a","\u0063ontent":"b"}]}"#, "messages[0].content: "),
@@ -531,8 +532,8 @@ mod tests {
                 "response_format.json_schema.a.b: ",
             ),
         ] {
-            let said = refusal(text).message;
-            assert!(said.starts_with(place) && said.contains("twice"), "{text}: {said}");
+            let message = refusal(text).message;
+            assert!(message.starts_with(path) && message.contains("twice"), "{text}: {message}");
         }
         assert!(incoming(br#"{"cancel":"a","cancel":"b"}"#).is_err());
         assert!(cancel_topic(br#"{"id":"a","id":"b"}"#).is_err());

@@ -9,8 +9,8 @@ mod report;
 pub mod text;
 
 pub use report::{
-    Cache, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure,
-    Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
+    CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
+    Pressure, Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
 };
 
 use serde::Serialize;

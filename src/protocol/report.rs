@@ -27,7 +27,7 @@ pub struct Report {
     /// Energy since start.
     pub energy: Option<Energy>,
     /// Answers given again.
-    pub cache: Cache,
+    pub cache: CacheCounts,
     /// The broker link; null where none is configured.
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.
@@ -294,7 +294,7 @@ pub struct Energy {
 
 /// Answers from the cache.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Cache {
+pub struct CacheCounts {
     /// Requests answered from it.
     pub hits: u64,
     /// Requests that looked and found nothing.

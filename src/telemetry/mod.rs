@@ -20,8 +20,8 @@ pub use rfc3339::rfc3339;
 
 use crate::config;
 use crate::protocol::{
-    Cache, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report, RequestEnergy,
-    Requests, ShortlistCounts, Throttled,
+    CacheCounts, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report,
+    RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, PlannedMemory};
 use energy::{EnergyMark, Meter};
@@ -331,7 +331,7 @@ impl Telemetry {
             throughput: answers.throughput(),
             requests: self.requests(),
             energy: self.energy(&answers),
-            cache: Cache { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
+            cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
             log: LogLines { dropped: log::dropped() },
@@ -440,7 +440,7 @@ mod tests {
             queued: 3,
             running: 1,
         };
-        assert_eq!((requests, cache), (expected, Cache { hits: 1, misses: 1 }));
+        assert_eq!((requests, cache), (expected, CacheCounts { hits: 1, misses: 1 }));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Files that are damaged, hostile or of another kind: each is an error of one line that names the
-//! place, none is a panic, and none gets more memory than its size has a claim to.
+//! Files that are damaged, hostile or of another kind: each is an error of one line that names the key or tensor, none
+//! is a panic, and none makes the loader allocate more than is justified by its size.
 
 pub mod command;
 mod header;
@@ -25,7 +25,7 @@ pub fn load(bytes: Vec<u8>) -> Result<(), LoadError> {
     file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).map(drop)
 }
 
-/// The error of a damaged file, once it has kept to what every error owes.
+/// The error of a damaged file, after checking what holds for every error.
 #[track_caller]
 fn error_of(bytes: Vec<u8>) -> String {
     let size = bytes.len();

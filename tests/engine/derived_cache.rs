@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A folder of its own for each test, empty at the start.
+/// A separate folder for each test, empty at the start.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kept-{name}"));
     let _ = fs::remove_dir_all(&folder);
@@ -21,7 +21,7 @@ fn model(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Asks for an image of `bytes`; says whether it had to be made, and why it is not kept.
+/// Requests an image of `bytes`; returns whether it had to be computed, and why it could not be stored.
 fn ask(cache: &DerivedCache, bytes: &[u8]) -> (bool, Option<String>) {
     let made = Cell::new(false);
     let write = |out: &mut dyn Write| {

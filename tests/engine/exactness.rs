@@ -4,7 +4,7 @@ use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::model::{HeadFormat, KvCacheFormat, Layout, Model};
 use bitnetd::engine::thread_pool::ThreadPool;
-use bitnetd::engine::tokenizer::{Role, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{ModelFile, Source};
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
 fn tokens_are_the_same_for_every_kernel_and_bits_for_any_threads_and_batches() {
     let tokenizer = ModelFile::open(&Source::BuiltIn, None).and_then(|file| file.tokenizer()).expect("sound");
     for text in PROMPTS.into_iter().take(if EMULATED { 1 } else { 2 }) {
-        let prompt = tokenizer.prompt_chat(&[Turn { role: Role::User, text }]).expect("one turn");
+        let prompt = tokenizer.prompt_chat(&[Turn { role: ChatRole::User, text }]).expect("one turn");
         let mut wanted: Option<Vec<u32>> = None;
         for kernels in Kernels::all() {
             let mut bits_of_table: Option<Vec<u32>> = None;

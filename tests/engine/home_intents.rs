@@ -4,7 +4,7 @@ use crate::allocations;
 use bitnetd::engine::model::{HeadFormat, KvCacheFormat, ShortlistStats};
 use bitnetd::engine::sampler::SamplingParams;
 use bitnetd::engine::session::{GenerateOptions as Generate, Step, StopReason};
-use bitnetd::engine::tokenizer::{Role, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use serde::Deserialize;
 use std::ops::ControlFlow;
@@ -29,7 +29,7 @@ fn cases() -> Vec<Case> {
 fn chat(engine: &Engine, text: &str) -> Vec<u32> {
     engine
         .tokenizer()
-        .prompt_chat(&[Turn { role: Role::User, text }])
+        .prompt_chat(&[Turn { role: ChatRole::User, text }])
         .expect("a template that takes one turn")
 }
 

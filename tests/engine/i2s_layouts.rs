@@ -5,7 +5,7 @@ use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::{self, TensorType};
 use bitnetd::engine::session::GenerateOptions as Generate;
-use bitnetd::engine::tokenizer::{Role, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile};
 use std::ops::{ControlFlow, Range};
 
@@ -62,7 +62,7 @@ fn load(bytes: Vec<u8>, layout: Option<Layout>) -> Result<Engine, String> {
 }
 
 fn answer(engine: &Engine) -> String {
-    let turn = Turn { role: Role::User, text: "turn on the kitchen lights" };
+    let turn = Turn { role: ChatRole::User, text: "turn on the kitchen lights" };
     let prompt = engine.tokenizer().prompt_chat(&[turn]).expect("a form for it");
     let options = Generate { max_tokens: Some(40), ..Generate::default() };
     let mut session = engine.session(128);

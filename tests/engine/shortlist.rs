@@ -215,7 +215,7 @@ fn a_shortlist_of_another_head_is_detected_and_changes_no_answer() {
     let mut wrong = model(Kernels::detect(), 2);
     let wanted = greedy(&wrong, &mut state(&wrong), 8);
     let mut codes = image(&wrong, HeadFormat::Shortlist);
-    // Every row is told to be its neighbour's.
+    // The codes of every row are those of its neighbour.
     let width = wrong.shape().dim / 4;
     codes.chunks_mut(VOCAB * width).take(2).for_each(|codes| codes.rotate_left(width));
     assert!(!wrong.is_image_of_head(HeadFormat::Shortlist, &codes), "it would not have been taken");

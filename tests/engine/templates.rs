@@ -8,13 +8,13 @@ mod limits;
 use crate::fixtures;
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 
 /// What a note says of a template that is not used.
 const NOT_USED: &str = "the file's chat template ";
 
-/// A small vocabulary of an architecture without a chat form of ours, so that a template is used or the
-/// note says why not.
+/// A small vocabulary of an architecture for which the engine has no built-in chat template, so that the file's template
+/// is used or the note says why not.
 fn read(template: &str) -> Result<Tokenizer, String> {
     let mut file = fixtures::small();
     file.set("general.architecture", fixtures::text("llama"));
@@ -30,7 +30,7 @@ fn tokenizer(file: &fixtures::File) -> Result<Tokenizer, LoadError> {
     Tokenizer::read(&Gguf::parse(FileMap::from(file.bytes())).expect("sound"))
 }
 
-fn turn(role: Role, text: &str) -> Turn<'_> {
+fn turn(role: ChatRole, text: &str) -> Turn<'_> {
     Turn { role, text }
 }
 

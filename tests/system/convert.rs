@@ -101,7 +101,7 @@ async fn what_cannot_be_used_ends_with_3_and_leaves_nothing() {
     let damaged = checkpoint(&folder, "b158-tiny-packed");
     let weights = damaged.join("model.safetensors");
     let mut bytes = fs::read(&weights).expect("there");
-    // The last matrix: found out when most of the file is written.
+    // The last matrix: the damage is noticed when most of the file is written.
     let last = bytes.len() - 2000;
     bytes[last..last + 1000].fill(0xff);
     fs::write(&weights, bytes).expect("room");

@@ -89,7 +89,7 @@ fn is_open_somewhere(file: &Path) -> bool {
     maps.any(|maps| maps.contains(text(file)))
 }
 
-/// A file system of its own, unmounted at the end.
+/// A separate file system, unmounted at the end.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -177,7 +177,7 @@ async fn a_backlog_on_a_disk_that_is_too_small_for_it_gets_one_answer_each_over_
     Listener::hears_online(&broker).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
     let mut line = Line::new(broker.port, "backlog");
-    // White space takes room on the disk and no time in the model.
+    // White space takes space on the disk and no time in the model.
     let padding = " ".repeat(500);
     let count = 150;
     for number in 0..count {
@@ -229,7 +229,7 @@ async fn a_clock_that_jumps_changes_the_time_of_day_and_no_duration() {
     let mut reports = Listener::on(&broker, "bitnetd/cellar/telemetry").await;
     let now = year(&reports.next().await);
     let mut client = daemon.client().await;
-    // Five years on, five years back: as a device without a clock battery does when it hears of the time.
+    // Five years on, five years back: as on a device without a clock battery when it receives the time.
     for (offset, later) in [("+1825d\n", 5), ("-1825d\n", -5), ("+0\n", 0)] {
         client.keep_busy().await;
         client.request(&[json!({"id": "timed", "prompt": "go", "timeout_ms": 1500})]).await;

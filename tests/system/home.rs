@@ -29,7 +29,7 @@ async fn home_assistant_finds_the_device_again_when_it_starts_and_loses_it_on_re
     let first = told.next().await.json();
     assert_eq!(first["device"]["model"], "home-intents", "{first}");
     broker.publish(&["-t", STATUS, "-m", "online"]).await;
-    // What the broker kept comes marked as such, and only at the subscription.
+    // Retained messages are marked as such, and arrive only at the subscription.
     told.wait(|message| !message.retained && message.json()["components"]["queue"].is_object()).await;
     daemon.stop().await;
     let settings = with_link(broker.port, "discovery = false\n");

@@ -1,4 +1,4 @@
-//! Malformed and malicious brokers: the daemon goes on, answers on its socket, keeps to its memory budget, and
+//! Malformed and malicious brokers: the daemon keeps running, answers on its socket, stays within its memory budget, and
 //! reconnects after a second at the earliest. `tests/fuzz` covers more, with the targets `broker` and `prompts`.
 
 use crate::daemon::{Daemon, is_emulated};
@@ -77,7 +77,7 @@ fn scripts() -> Vec<Script> {
     ]
 }
 
-/// The broker's side of one connection: the script, until the daemon hangs up.
+/// The broker's side of one connection: the script, until the daemon disconnects.
 async fn play(mut stream: TcpStream, script: &Script) {
     let mut asked = [0; 4096];
     let _ = stream.read(&mut asked).await;
@@ -99,7 +99,7 @@ fn resident_kib(daemon: &Daemon) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// The daemon hangs up on the script, lives on, and calls again.
+/// The daemon closes the connection to the script, keeps running, and connects again.
 async fn survives(script: Script) {
     let what = script.what;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");

@@ -1,5 +1,5 @@
-//! Prompts that wait: none is lost, none is answered twice, none is refused for want of a place, and what was
-//! acknowledged outlives the daemon.
+//! Prompts that wait: none is lost, none is answered twice, none is refused because the queue is full, and what
+//! was acknowledged survives a restart of the daemon.
 
 use crate::daemon::Daemon;
 use crate::endure::Line;
@@ -10,7 +10,7 @@ use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// More than the broker hands over at a time, and than the queue holds.
+/// More than the broker delivers at a time, and more than the queue holds.
 const MANY: usize = 60;
 
 /// Publishes prompts with the ids 0 to `count`.

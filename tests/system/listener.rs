@@ -40,7 +40,7 @@ impl Listener {
         Self::with(broker, filter, &[]).await
     }
 
-    /// The same with a session that the broker keeps: it takes in what comes until somebody listens again.
+    /// The same with a session that the broker keeps: messages are stored until somebody subscribes again.
     pub async fn kept(broker: &Mosquitto, filter: &str) -> Self {
         Self::with(broker, filter, &["-c", "-x", "3600", "-i", "listener"]).await
     }
@@ -61,7 +61,7 @@ impl Listener {
         Listener { subscriber, messages }
     }
 
-    /// Waits until the daemon says that it reads prompts: one that is published before is nobody's.
+    /// Waits until the daemon says that it reads prompts: one that is published before is lost.
     pub async fn hears_online(broker: &Mosquitto) {
         let mut said = Listener::on(broker, "bitnetd/cellar/availability").await;
         said.wait(|message| message.payload == "online").await;
@@ -72,7 +72,7 @@ impl Listener {
         crate::until("a message", || self.messages.try_recv().ok()).await
     }
 
-    /// The first message that is as wanted; the others are passed over.
+    /// The first message that is as wanted; the others are skipped.
     pub async fn wait(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
         let waiting = async {
             loop {

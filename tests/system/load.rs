@@ -79,7 +79,7 @@ fn open_files(daemon: &Daemon) -> usize {
 #[tokio::test]
 async fn ten_thousand_requests_wait_and_the_next_is_refused_with_a_time_to_retry() {
     allow_files();
-    // 50 from each client; a client may have 64 under way.
+    // 50 from each client; a client may have 64 active.
     let (clients, each) = if is_emulated() { (10, 50) } else { (200, 50) };
     let depth = clients * each;
     let folder = Folder::new();
@@ -99,7 +99,7 @@ async fn ten_thousand_requests_wait_and_the_next_is_refused_with_a_time_to_retry
         waiting.push(client);
     }
     let mut late = daemon.client().await;
-    // A late request that arrived before the others would take the place of one of them.
+    // A late request that arrived before the others would take the slot of one of them.
     while late.ask(json!({"telemetry": true})).await["requests"]["queued"] != json!(depth) {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
@@ -108,7 +108,7 @@ async fn ten_thousand_requests_wait_and_the_next_is_refused_with_a_time_to_retry
     println!("{depth} waiting: {} KiB at most", peak_kib(&daemon.process));
     busy.cancel_busy().await;
     assert_eq!(busy.end().await["finish_reason"], "cancelled");
-    // The very last one may have found the place of `late` taken.
+    // The very last one may have been refused because `late` was in the queue.
     let mut done = 0;
     for client in &mut waiting {
         for _ in 0..each {

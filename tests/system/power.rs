@@ -1,4 +1,4 @@
-//! Power and energy of a daemon whose owner said what the board draws: no machine that runs the tests needs a sensor.
+//! Power and energy of a daemon with a configured power of the board: the machine that runs the tests needs no sensor.
 
 use crate::daemon::Daemon;
 use crate::{Folder, PATIENCE, endless};
@@ -60,7 +60,7 @@ async fn an_answer_longer_than_the_sensors_interval_has_its_energy_and_the_total
     let joules = energy["joules"].as_f64().unwrap_or_else(|| panic!("{done}"));
     let milliseconds = |key: &str| timings[key].as_f64().unwrap_or_else(|| panic!("{done}"));
     let computed_ms = milliseconds("total_ms") - milliseconds("queue_ms");
-    // Both are told in whole microseconds.
+    // Both are reported in whole microseconds.
     let least = 2.0 * (computed_ms - 0.001) / 1e3;
     let most = 10.0 * (computed_ms + 0.001) / 1e3;
     assert!(!is_estimated(energy) || (least..=most).contains(&joules), "{least} to {most} J: {done}");

@@ -37,9 +37,9 @@ struct Tally {
     refused: AtomicUsize,
     answered: AtomicUsize,
     told: AtomicUsize,
-    /// The connection did not take them.
+    /// They could not be written to the connection.
     unsent: AtomicUsize,
-    /// Taken by the connection, and never heard of again.
+    /// Written to the connection, and never answered.
     lost: AtomicUsize,
 }
 
@@ -51,7 +51,7 @@ fn counted(counter: &AtomicUsize) -> usize {
     counter.load(Ordering::Relaxed)
 }
 
-/// Connects, asks, hears every answer and leaves, until it is told to stop.
+/// Connects, sends requests, reads every answer and disconnects, until `stop` is cancelled.
 async fn come_and_go(path: PathBuf, tally: Arc<Tally>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         match UnixStream::connect(&path).await {
@@ -134,7 +134,7 @@ async fn no_prompt_is_lost_across_restarts_and_none_is_answered_with_an_error() 
             let request = json!({"id": id, "prompt": "turn on the light in the hall", "cache": false});
             broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt", "-m", &request.to_string()]).await;
             ends.insert(id, 0);
-            // In the midst of them: some are answered, some wait, some come while it stops or is away.
+            // In the middle of them: some are answered, some wait, some arrive while it stops or is down.
             if number == BETWEEN / 2 {
                 daemon.process.terminate();
             }

@@ -116,7 +116,7 @@ async fn round(daemon: &Daemon, broker: &Mosquitto, first: usize, count: usize) 
     ends
 }
 
-/// One client of the socket; it leaves and comes back now and then.
+/// One client of the socket; it disconnects and reconnects now and then.
 async fn socket(daemon: &Daemon, first: usize, count: usize) -> Ends {
     let (mut client, mut ends, cases) = (daemon.client().await, Ends::new(), cases());
     for number in first..first + count {
@@ -145,7 +145,7 @@ async fn socket(daemon: &Daemon, first: usize, count: usize) -> Ends {
     ends
 }
 
-/// The end of the one request under way. A cancellation that came after it is told without an id, and passed over.
+/// The last event of the one active request. The answer to a late cancellation, which has no id, is skipped.
 async fn last(client: &mut Client) -> Value {
     loop {
         let end = client.end().await;

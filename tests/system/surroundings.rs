@@ -1,5 +1,5 @@
-//! What others do to the daemon's surroundings while it runs: a log that nobody reads any more, a state folder and a
-//! socket file that are removed.
+//! Changes to the daemon's environment while it runs: a log that is no longer read, a state folder and a socket file
+//! that are removed.
 
 use crate::daemon::{Daemon, Process, bitnetd, is_emulated, words};
 use crate::listener::Listener;
@@ -16,7 +16,7 @@ use std::process::Command;
 /// Every line is wanted, and each answer writes some.
 const CHATTY: &str = "[log]\nlevel = \"debug\"\n";
 
-/// A pipe that is full and that nobody reads.
+/// A full pipe without a reader.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let flags = fcntl_getfl(&writer).expect("open");
@@ -35,7 +35,7 @@ async fn answers(daemon: &Daemon, count: usize) {
     }
 }
 
-/// It answers, counts the lines that nobody takes, and stops.
+/// It answers, counts the dropped lines, and stops.
 async fn answers_and_stops_though_lines_are_dropped(daemon: &mut Daemon, count: usize) {
     // The log, which names the moment, is not read here; the file is there before anybody listens on it.
     until("it listens", || UnixStream::connect(&daemon.socket).ok()).await;

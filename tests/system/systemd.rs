@@ -31,7 +31,7 @@ impl Manager {
         until(wanted, || self.next().filter(|said| said.contains(wanted))).await
     }
 
-    /// What has been said and not yet been heard, oldest first.
+    /// The oldest message that was sent and not yet read.
     pub fn next(&self) -> Option<String> {
         let mut bytes = [0; 4096];
         let length = self.0.recv(&mut bytes).ok()?;

@@ -86,16 +86,13 @@ pub const TOP_LEVEL: &[&str] = &[
 /// Paths of the machine this was written on; in halves, so as not to find themselves.
 pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
 
-/// Folders whose names and comments are in the field's terms: the rules about names hold there.
-pub const CLEAN: &[&str] = &["telemetry", "daemon", "cli", "config"];
-
 /// Names that several public types may share, since their module says which is meant. The last are sections of the
 /// configuration, which have the names of the modules that they configure.
 pub const SHARED_TYPE_NAMES: &[&str] =
-    &["Error", "Config", "Builder", "State", "Alerts", "Queue", "Telemetry"];
+    &["Error", "Config", "Builder", "State", "Alerts", "Model", "Queue", "Telemetry"];
 
 #[rustfmt::skip] // words, not a column of them
-/// Words of the old idiom, which may not come back in names or in `//!` and `///` comments.
+/// Words of the old idiom, which may not come back in names or in comments.
 pub const OLD_WORDS: &[&str] = &[
     "company", "desk", "door", "doors", "farewell", "farewells", "foretell", "foretells", "foretold", "heard", "hears", "heed",
     "manners", "met", "room", "rooms", "said", "told",

@@ -203,7 +203,7 @@ fn check_disk_space(output: &Path, plan: &ConvertPlan) -> Result<(), Failure> {
         true => Ok(()),
         false => {
             let message = format!("{} MiB are wanted and {} MiB free", wanted.div_ceil(1 << 20), free >> 20);
-            Err(Failure::system(format!("{}: {message}; make room", one_line_path(output))))
+            Err(Failure::system(format!("{}: {message}; free some space", one_line_path(output))))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print};
-use crate::engine::perplexity::Perplexity as Figure;
+use crate::engine::perplexity::Perplexity;
 use crate::external_text::utf8;
 use crate::protocol::text::json_line;
 use serde::Serialize;
@@ -16,7 +16,7 @@ const MAX_TEXT: u64 = 64 << 20;
 
 /// Measure the perplexity of the model on a text
 #[derive(Debug, Clone, clap::Args)]
-pub(in crate::cli) struct Perplexity {
+pub(in crate::cli) struct PerplexityArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of a window; windows overlap by half [at most the model's own context]
@@ -45,7 +45,7 @@ struct PerplexityOutput {
     kernel: &'static str,
 }
 
-pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
+pub(in crate::cli) fn run(args: PerplexityArgs) -> Result<(), Failure> {
     let text = read(&args.text)?;
     let engine = args.model.load_unmodified()?;
     let tokens = engine.tokenizer().encode(&text);
@@ -66,7 +66,7 @@ pub(in crate::cli) fn run(args: Perplexity) -> Result<(), Failure> {
     let context = (args.context as usize).min(shape.context).min(tokens.len() + MIN_WINDOW);
     let mut session = args.model.exact_session(&engine, context);
     let watched = std::io::stderr().is_terminal();
-    let measured = Figure::of(&mut session, bos, &tokens, |so_far| {
+    let measured = Perplexity::of(&mut session, bos, &tokens, |so_far| {
         if watched {
             progress(so_far, tokens.len());
         }
@@ -107,7 +107,7 @@ fn read(path: &Path) -> Result<String, Failure> {
 }
 
 /// Shows the figure so far: a long text takes a small board hours, and the figure settles much sooner.
-fn progress(so_far: &Figure, tokens: usize) {
+fn progress(so_far: &Perplexity, tokens: usize) {
     let _ = write!(
         std::io::stderr(),
         "\r\x1b[K{} of {tokens} tokens, perplexity so far {:.3}",

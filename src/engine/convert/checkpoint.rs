@@ -170,7 +170,7 @@ impl Builder<'_> {
         let stored = self.stored(name)?;
         let from = dense(stored)?.into();
         check_shape(stored, shape)?;
-        let cols = *shape.last().expect("a shape of ours");
+        let cols = *shape.last().expect("a matrix or a vector has a last dimension");
         Ok(FloatTable {
             name: name.to_owned(),
             data: stored.data.clone(),

@@ -115,18 +115,18 @@ fn json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, LoadError> {
     if bytes.trim_ascii().is_empty() {
         return Err(LoadError::new(name, "empty: half-downloaded; download it again"));
     }
-    if let Some(place) = duplicate_key(bytes) {
+    if let Some(path) = duplicate_key(bytes) {
         return Err(LoadError::new(
-            format!("{name}: {}", escaped(&place)),
+            format!("{name}: {}", escaped(&path)),
             "given twice; the file is damaged",
         ));
     }
     // The path to the value is more helpful than a line number in a file of one line.
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let place = format!("{name}: {}", escaped(&error.path().to_string()));
+        let key = format!("{name}: {}", escaped(&error.path().to_string()));
         let ended =
             if error.inner().is_eof() { ": half-downloaded or damaged; download it again" } else { "" };
-        LoadError::new(place, format!("{}{ended}", escaped(&error.inner().to_string())))
+        LoadError::new(key, format!("{}{ended}", escaped(&error.inner().to_string())))
     })
 }

@@ -84,9 +84,9 @@ impl FloatTable {
     }
 
     fn check(&self, row: usize, line: &[f32]) -> Result<(), LoadError> {
-        let most =
+        let max =
             if self.to == RowFormat::Float(FloatFormat::F16) { half::f16::MAX.to_f32() } else { f32::MAX };
-        match line.iter().position(|x| x.abs() > most || x.is_nan()) {
+        match line.iter().position(|x| x.abs() > max || x.is_nan()) {
             None => Ok(()),
             Some(col) => {
                 let message = format!("row {row} column {col}: {} is beyond what is written", line[col]);

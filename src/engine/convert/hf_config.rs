@@ -208,8 +208,8 @@ impl HfConfig {
             ("max_position_embeddings", self.context, MAX_SIZE),
             ("vocab_size", self.vocab, MAX_SIZE),
         ];
-        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
-            return Err(key(name, format!("is {size}, where 1 to {most} make sense")));
+        if let Some((name, size, max)) = sizes.iter().find(|(_, size, max)| !(1..=*max).contains(size)) {
+            return Err(key(name, format!("is {size}, where 1 to {max} make sense")));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let message = format!("{} does not divide {} heads", self.kv_heads, self.heads);
@@ -392,11 +392,11 @@ fn rope_base(family: ModelFamily, raw: &RawConfig) -> Result<f32, LoadError> {
     let inner = |part: &Option<Scaling>| part.as_ref().and_then(|rope| rope.rope_theta);
     let declared = [raw.rope_theta, inner(&raw.rope_parameters), inner(&raw.rope_scaling)];
     let mut declared = declared.into_iter().flatten();
-    let given = declared.next().unwrap_or(default);
-    if let Some(other) = declared.find(|other| *other != given) {
-        return Err(key("rope_theta", format!("is {given} in one place and {other} in another")));
+    let base = declared.next().unwrap_or(default);
+    if let Some(other) = declared.find(|other| *other != base) {
+        return Err(key("rope_theta", format!("is {base} in one place and {other} in another")));
     }
-    match float("rope_theta", given)? {
+    match float("rope_theta", base)? {
         // Below 1 the frequencies would grow without bound.
         base if base < 1.0 => Err(key("rope_theta", format!("{base} is below 1"))),
         base => Ok(base),

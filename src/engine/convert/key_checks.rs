@@ -88,18 +88,18 @@ fn check_special_tokens(file: &str, object: &Object) -> Result<(), LoadError> {
             }
             _ => continue,
         };
-        for (place, token) in tokens {
+        for (prefix, token) in tokens {
             if let Some(token) = token.as_object() {
-                check_keys(file, &place, &[known_keys::SPECIAL_TOKEN], token)?;
+                check_keys(file, &prefix, &[known_keys::SPECIAL_TOKEN], token)?;
             }
         }
     }
     Ok(())
 }
 
-fn check_keys(file: &str, place: &str, tables: &[&[KnownKey]], object: &Object) -> Result<(), LoadError> {
+fn check_keys(file: &str, prefix: &str, tables: &[&[KnownKey]], object: &Object) -> Result<(), LoadError> {
     check_object(tables, object)
-        .map_err(|(key, message)| LoadError::new(format!("{file}: {}{key}", escaped(place)), message))
+        .map_err(|(key, message)| LoadError::new(format!("{file}: {}{key}", escaped(prefix)), message))
 }
 
 /// The object of `tokenizer.json` without its vocabulary, which has megabytes.

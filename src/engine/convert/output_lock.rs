@@ -16,12 +16,12 @@ pub(super) const JOURNAL_START: &str = "{\"origin\":\"";
 /// Opens or creates the file and its journal, and locks them for this process.
 pub(super) fn lock_output(path: &Path, journal: &Path) -> io::Result<(File, File)> {
     // Before anything is created, so that a refusal leaves nothing behind.
-    check_ours(path, journal)?;
+    check_owner(path, journal)?;
     let file = open(path)?;
     check_lock(file.try_lock(), path)?;
     // The previous holder of the lock may have begun to write, or have renamed the file.
     check_same(&file, path)?;
-    check_ours(path, journal)?;
+    check_owner(path, journal)?;
     Ok((file, open(journal)?))
 }
 
@@ -42,7 +42,7 @@ fn open(path: &Path) -> io::Result<File> {
 fn check_lock(lock: Result<(), TryLockError>, path: &Path) -> io::Result<()> {
     match lock {
         Err(TryLockError::WouldBlock) => {
-            let message = format!("{}: another conversion writes it", place(path));
+            let message = format!("{}: another conversion writes it", file_name(path));
             Err(io::Error::new(io::ErrorKind::WouldBlock, message))
         }
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
@@ -57,14 +57,15 @@ fn check_same(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-fn check_ours(path: &Path, journal: &Path) -> io::Result<()> {
+/// Checks that neither file belongs to another program.
+fn check_owner(path: &Path, journal: &Path) -> io::Result<()> {
     const FOREIGN: &str = "not left by bitnetd, and in its way; move it, or give another OUT";
     let (written, noted) = (size(path)?, size(journal)?);
-    let ours = noted > 0 && is_marked(journal)?;
-    if noted > 0 && !ours {
+    let is_owned = noted > 0 && is_marked(journal)?;
+    if noted > 0 && !is_owned {
         return Err(refused(journal, FOREIGN));
     }
-    if written > 0 && !ours {
+    if written > 0 && !is_owned {
         return Err(refused(path, FOREIGN));
     }
     Ok(())
@@ -76,8 +77,8 @@ const NOT_REGULAR: &str = "no regular file, and in the way; move it, or give ano
 fn size(path: &Path) -> io::Result<u64> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Ok(there) if !there.is_file() => Err(refused(path, NOT_REGULAR)),
-        there => Ok(there?.len()),
+        Ok(metadata) if !metadata.is_file() => Err(refused(path, NOT_REGULAR)),
+        metadata => Ok(metadata?.len()),
     }
 }
 
@@ -88,12 +89,12 @@ fn is_marked(journal: &Path) -> io::Result<bool> {
 }
 
 /// The file name only, because OUT, which lies beside it, has been named before.
-fn place(path: &Path) -> String {
+fn file_name(path: &Path) -> String {
     escaped(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 fn refused(path: &Path, message: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::AlreadyExists, format!("{}: {message}", place(path)))
+    io::Error::new(io::ErrorKind::AlreadyExists, format!("{}: {message}", file_name(path)))
 }
 
 #[cfg(test)]
@@ -104,7 +105,7 @@ mod tests {
     fn a_file_system_without_locks_is_not_taken_for_another_conversion() {
         let path = Path::new("out");
         check_lock(Err(TryLockError::Error(io::ErrorKind::Unsupported.into())), path)
-            .expect("no lock is had");
+            .expect("no lock is needed");
         let error = check_lock(Err(TryLockError::WouldBlock), path).expect_err("another has it");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }

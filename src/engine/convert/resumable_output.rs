@@ -224,8 +224,8 @@ struct ResumePoint {
 
 /// Where each tensor ends, including its padding.
 fn ends(plan: &ConvertPlan) -> Vec<u64> {
-    let places = plan.draft().tensor_ranges();
-    let starts = places.iter().skip(1).map(|place| place.start);
+    let ranges = plan.draft().tensor_ranges();
+    let starts = ranges.iter().skip(1).map(|range| range.start);
     starts.chain([plan.draft().file_bytes()]).collect()
 }
 
@@ -283,10 +283,10 @@ fn write_journal_start(mut journal: &File, lines: &str) -> io::Result<()> {
 /// The complete lines of a journal.
 fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
     // Some 200 bytes a tensor.
-    const MOST: u64 = 16 << 20;
+    const MAX_JOURNAL_BYTES: u64 = 16 << 20;
     file.seek(SeekFrom::Start(0))?;
     let mut text = Vec::new();
-    file.take(MOST).read_to_end(&mut text)?;
+    file.take(MAX_JOURNAL_BYTES).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     Ok(whole.lines().map(str::to_owned).collect())
@@ -294,7 +294,7 @@ fn read_journal(mut file: &File) -> io::Result<Vec<String>> {
 
 fn origin_line(origin: &str) -> String {
     let line = serde_json::json!({ "origin": origin }).to_string();
-    debug_assert!(line.starts_with(JOURNAL_START), "as a journal of ours is known");
+    debug_assert!(line.starts_with(JOURNAL_START), "the mark by which a journal is recognised");
     line
 }
 

@@ -140,10 +140,10 @@ fn parse(map: &Arc<FileMap>) -> Result<BTreeMap<String, StoredTensor>, LoadError
         .map_err(|error| LoadError::new("header", one_line(&error.to_string())))?;
     let start = map.len() - data.len();
     let mut tensors = BTreeMap::new();
-    let mut places = Vec::new();
+    let mut ranges = Vec::new();
     for (name, entry) in entries {
-        let range = entry.place(data.len()).map_err(|message| LoadError::tensor(&name, message))?;
-        places.push((range.clone(), name.clone()));
+        let range = entry.byte_range(data.len()).map_err(|message| LoadError::tensor(&name, message))?;
+        ranges.push((range.clone(), name.clone()));
         let stored = StoredTensor {
             data: FileSlice::of(map, start + range.start..start + range.end),
             shape: entry.shape,
@@ -154,15 +154,15 @@ fn parse(map: &Arc<FileMap>) -> Result<BTreeMap<String, StoredTensor>, LoadError
             return Err(LoadError::tensor(&name, "comes twice; the file is damaged"));
         }
     }
-    check_coverage(places, data.len())?;
+    check_coverage(ranges, data.len())?;
     Ok(tensors)
 }
 
 /// The format requires that the data has no holes, and that each byte belongs to one tensor.
-fn check_coverage(mut places: Vec<(std::ops::Range<usize>, String)>, data: usize) -> Result<(), LoadError> {
-    places.sort_by_key(|(range, _)| (range.start, range.end));
+fn check_coverage(mut ranges: Vec<(std::ops::Range<usize>, String)>, data: usize) -> Result<(), LoadError> {
+    ranges.sort_by_key(|(range, _)| (range.start, range.end));
     let mut end = 0;
-    for (range, name) in places {
+    for (range, name) in ranges {
         if range.start != end {
             let message =
                 if range.start < end { "overlaps the one before it" } else { "leaves a hole before it" };
@@ -192,7 +192,7 @@ struct Entry {
 
 impl Entry {
     /// Its bytes, from the start of the data, after checking them against type and shape.
-    fn place(&self, data: usize) -> Result<std::ops::Range<usize>, String> {
+    fn byte_range(&self, data: usize) -> Result<std::ops::Range<usize>, String> {
         const SIZES: &[(&str, usize)] = &[
             ("F64", 8),
             ("F32", 4),
@@ -216,15 +216,15 @@ impl Entry {
         let shape = self.shape.get(..self.shape.len().min(8)).unwrap_or_default();
         let bytes = self.shape.iter().try_fold(size, |n, dim| n.checked_mul(*dim));
         let [start, end] = self.data_offsets;
-        let given = end.checked_sub(start).filter(|_| end <= data);
-        let Some(given) = given else {
+        let len = end.checked_sub(start).filter(|_| end <= data);
+        let Some(len) = len else {
             return Err(format!(
                 "its data at {start} to {end} lies outside the {data} bytes of the file; it is half-downloaded or damaged: download it again"
             ));
         };
-        match bytes == Some(given) && self.shape.len() <= 8 {
+        match bytes == Some(len) && self.shape.len() <= 8 {
             true => Ok(start..end),
-            false => Err(format!("{} of shape {shape:?} does not take {given} bytes", self.dtype)),
+            false => Err(format!("{} of shape {shape:?} does not take {len} bytes", self.dtype)),
         }
     }
 }

@@ -48,7 +48,7 @@ pub(super) struct StoredForm {
 impl TernaryMatrix {
     /// The scale of its weights. Takes a pass over floats that are not ternary yet.
     pub fn scale(&self) -> Result<f32, LoadError> {
-        let found = match &self.source {
+        let scale = match &self.source {
             MatrixSource::Master { data, kind } => self.factor(data, *kind).map(|factor| 1.0 / factor),
             MatrixSource::Strided { scale, .. } => Ok(*scale),
             MatrixSource::Tensor { data, kind, factor, .. } => match stored_scale(data, *kind, self.cols) {
@@ -56,19 +56,19 @@ impl TernaryMatrix {
                 None => self.pack().map(|packed| packed.scale),
             },
         };
-        found.and_then(check_finite).map_err(|message| self.fail(message))
+        scale.and_then(check_finite).map_err(|message| self.fail(message))
     }
 
     /// Reads all of it, and finds what [`TernaryMatrix::write`] would refuse.
     pub fn verify(&self) -> Result<(), LoadError> {
-        let found = match &self.source {
+        let checked = match &self.source {
             // The sum is not finite where any number is not.
             MatrixSource::Master { data, kind } => self.factor(data, *kind).map(drop),
             MatrixSource::Strided { data, .. } => check_codes(data),
             MatrixSource::Tensor { .. } => self.pack().map(drop),
         };
         self.data().release();
-        found.map_err(|message| self.fail(message))
+        checked.map_err(|message| self.fail(message))
     }
 
     /// What float weights are multiplied by before they are rounded.
@@ -245,7 +245,7 @@ fn stored_scale(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
         let scales = data.chunks_exact(size).map(|block| [block[at], block[at + 1]]);
         scales.map(|scale| f16::from_le_bytes(scale).to_f32()).find(|scale| *scale != 0.0)
     };
-    let found = match kind {
+    let scale = match kind {
         TensorType::I2S => Some(quant::i2s_scale(data)),
         TensorType::Tq1 => half(52, 54),
         TensorType::Tq2 => half(64, 66),
@@ -259,7 +259,7 @@ fn stored_scale(data: &[u8], kind: TensorType, cols: usize) -> Option<f32> {
             })
         }
     };
-    Some(found.unwrap_or(0.0))
+    Some(scale.unwrap_or(0.0))
 }
 
 /// Packs a row of codes, padded with zeros (code 1) to whole blocks.

@@ -13,7 +13,7 @@ mod weights;
 
 pub use lm_head::{HeadFormat, ShortlistStats};
 pub use state::{KvCacheFormat, State};
-pub use timings::Timings;
+pub use timings::PassTimings;
 pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
 

@@ -2,7 +2,7 @@
 
 use super::Shape;
 use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
-use super::timings::{Stopwatch, Timings};
+use super::timings::{PassTimings, Stopwatch};
 use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
 use crate::engine::thread_pool::{MatrixMut, ThreadPool};
@@ -271,7 +271,7 @@ impl State {
     }
 
     /// The time that passes and logits took since the last call.
-    pub fn take_timings(&mut self) -> Timings {
+    pub fn take_timings(&mut self) -> PassTimings {
         self.stopwatch.take()
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// The time of some passes, by what it was spent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timings {
+pub struct PassTimings {
     /// The matrices of attention, and attention itself.
     pub attention: Duration,
     /// The matrices of the feed-forward layers.
@@ -18,7 +18,7 @@ pub struct Timings {
     pub between: Duration,
 }
 
-impl Timings {
+impl PassTimings {
     /// The sum of all.
     pub fn total(&self) -> Duration {
         self.attention + self.feed_forward + self.head + self.waiting + self.between
@@ -37,7 +37,7 @@ pub(super) enum TimedPart {
 /// A stopwatch with one reading of the clock for each lap, and no gap between two laps.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
-    timings: Timings,
+    timings: PassTimings,
     last: Instant,
     /// The pool's waiting time at `last`.
     waited: Duration,
@@ -45,7 +45,7 @@ pub(super) struct Stopwatch {
 
 impl Stopwatch {
     pub fn new() -> Self {
-        Stopwatch { timings: Timings::default(), last: Instant::now(), waited: Duration::ZERO }
+        Stopwatch { timings: PassTimings::default(), last: Instant::now(), waited: Duration::ZERO }
     }
 
     /// Begins a lap; the time since the last lap is not counted.
@@ -70,7 +70,7 @@ impl Stopwatch {
     }
 
     /// The measurements since the last call.
-    pub fn take(&mut self) -> Timings {
+    pub fn take(&mut self) -> PassTimings {
         std::mem::take(&mut self.timings)
     }
 }

@@ -107,11 +107,11 @@ fn squared_error(x: &[f32; GROUP], scale: f32) -> f32 {
 /// `unit`, which is a whole multiple of the block's scale.
 fn exact_scales(x: &[f32; K_BLOCK]) -> Option<(f16, [i8; GROUPS])> {
     /// The largest product of a group's scale (at most 128) and a code (at most 32).
-    const MOST: f64 = 4096.0;
+    const MAX_PRODUCT: f64 = 4096.0;
     let unit = common_unit(x)?;
     let largest = f64::from(largest(x).abs()) / unit;
     // The largest scale of the block first, because it needs the fewest bits.
-    (1..=(MOST / largest) as u32).find_map(|parts| {
+    (1..=(MAX_PRODUCT / largest) as u32).find_map(|parts| {
         let d = f16::from_f64(unit / f64::from(parts));
         if d.to_f64() * f64::from(parts) != unit {
             return None;

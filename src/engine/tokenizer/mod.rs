@@ -18,14 +18,14 @@ mod sentencepiece;
 mod special_tokens;
 mod vocab;
 
-pub use chat_template::{ChatTemplate, LocalClock, Role, Turn};
+pub use chat_template::{ChatRole, ChatTemplate, LocalClock, Turn};
 pub use detokenizer::{StreamStep, TextStream};
 
 use crate::engine::error::{LoadError, PromptError, escaped};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
 use bpe::ByteLevelBpe;
-use chat_template::{Family, Names, Template, Text};
+use chat_template::{Names, Template, TemplateFamily, Text};
 use pre_tokenizer::PreTokenizer;
 use sentencepiece::SentencePiece;
 use special_tokens::{SpecialTokens, TextPart};
@@ -181,7 +181,7 @@ impl Tokenizer {
         notes.push(ends_note(&entries.vocab, &ends));
         entries.make_control(&ends);
         entries.make_control(bos.as_slice());
-        let family = Family::detect(file, &entries, falcon_e)?;
+        let family = TemplateFamily::detect(file, &entries, falcon_e)?;
         let names = names(file, &entries)?;
         let chosen = read_template(file, family, names, template, &mut notes)?;
         let declared = file.bool(ADD_BOS)?;
@@ -236,9 +236,9 @@ impl Tokenizer {
     /// What [`Tokenizer::read`] reports about the tokens.
     pub fn template_for(file: &Gguf) -> Result<Option<&'static str>, LoadError> {
         let base = VocabParts::read(file)?;
-        let family = Family::detect(file, &base.entries, base.falcon_e)?;
+        let family = TemplateFamily::detect(file, &base.entries, base.falcon_e)?;
         let sound = file.text(TEMPLATE)?.is_some_and(|template| !family.knows_better_than(template));
-        Ok((family == Family::BitNet && !sound).then(|| family.form()))
+        Ok((family == TemplateFamily::BitNet && !sound).then(|| family.form()))
     }
 
     /// A token of a byte-level vocabulary that is taken as a whole where it is a word, and that merges alone do not
@@ -377,7 +377,7 @@ struct ChosenTemplate {
 /// Chooses the template, and notes why where it is not simply the file's.
 fn read_template(
     file: &Gguf,
-    family: Family,
+    family: TemplateFamily,
     names: Names,
     choice: &ChatTemplate,
     notes: &mut Vec<String>,
@@ -417,11 +417,11 @@ fn read_template(
         },
     };
     let source = match family {
-        Family::Plain => "none: the model continues the text without a template".to_owned(),
+        TemplateFamily::Plain => "none: the model continues the text without a template".to_owned(),
         family => format!("built-in: {}'s form", family.name()),
     };
     notes.push(match family {
-        Family::Plain => format!("{why}; the model continues the text without a template"),
+        TemplateFamily::Plain => format!("{why}; the model continues the text without a template"),
         family => format!("{why}; {}'s form is used", family.name()),
     });
     let template = compile(family.form()).map_err(|why| LoadError::key(TEMPLATE, why))?;
@@ -432,14 +432,14 @@ fn read_template(
 /// as letters.
 fn unknown_tokens_note(template: &Template, entries: &TokenTable) -> Option<String> {
     /// More names than that are not written into one line.
-    const MOST: usize = 8;
+    const MAX_SHOWN: usize = 8;
     let ids = entries.by_text();
     let mut unknown: Vec<String> =
         template.samples().flat_map(|text| Template::special_looking(&text)).collect();
     unknown.retain(|name| !ids.contains_key(name.as_bytes()));
     unknown.sort_unstable();
     unknown.dedup();
-    unknown.truncate(MOST);
+    unknown.truncate(MAX_SHOWN);
     let names: Vec<String> = unknown.iter().map(|name| escaped(name)).collect();
     (!names.is_empty()).then(|| {
         format!("the chat template writes {}, which the vocabulary has not as a token", names.join(", "))

@@ -31,7 +31,7 @@ static NUMBERS: LazyLock<Regex> = LazyLock::new(|| pattern(r"\p{N}+"));
 static THREE_DIGITS: LazyLock<Regex> = LazyLock::new(|| pattern("[0-9]{3}"));
 
 fn pattern(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("a pattern of ours")
+    Regex::new(pattern).expect("the patterns of this file are valid")
 }
 
 impl PreTokenizer {
@@ -76,7 +76,7 @@ fn for_each_match(pattern: &Regex, text: &str, word: &mut impl FnMut(&str)) {
     let mut at = 0;
     while let Some(found) = pattern.find_at(text, at) {
         let mut end = found.end();
-        let last = found.as_str().chars().next_back().expect("no pattern of ours matches nothing");
+        let last = found.as_str().chars().next_back().expect("no pattern of this file matches an empty text");
         let line_break = matches!(last, '\r' | '\n') && keeps_line_breaks;
         if last.is_whitespace() && !line_break && end < text.len() && found.len() > last.len_utf8() {
             end -= last.len_utf8();

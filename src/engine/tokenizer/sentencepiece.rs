@@ -33,7 +33,7 @@ impl SentencePiece {
     pub fn read(file: &Gguf) -> Result<(TokenTable, Self), LoadError> {
         let entries = TokenTable::read(file, plain_bytes)?;
         if !entries.has_types {
-            let message = "missing; without it byte tokens cannot be told from texts";
+            let message = "missing; without it byte tokens cannot be distinguished from texts";
             return Err(LoadError::key("tokenizer.ggml.token_type", message));
         }
         let unknown = token_id(file, UNKNOWN, entries.vocab.len())?;

@@ -21,7 +21,7 @@ pub fn is_connected() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some_and(|stream| stream.to_string_lossy() == ours)
 }
 
-/// A datagram socket of our own, since only such a one may be made non-blocking.
+/// A separate datagram socket: one that is shared with other processes must not be made non-blocking.
 #[derive(Debug)]
 pub struct Journald(UnixDatagram);
 

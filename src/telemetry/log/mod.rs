@@ -38,7 +38,7 @@ pub fn under_journald() -> bool {
 pub fn init(level: config::Level, to_journald: bool) {
     set_level(level);
     let connection = to_journald.then(Journald::connect);
-    let standard_error = || Sink::StandardError(standard_error::Writer::standard_error());
+    let standard_error = || Sink::StandardError(standard_error::StderrWriter::standard_error());
     let (sink, failure) = match connection {
         Some(Ok(journald)) => (Sink::Journald(journald), None),
         Some(Err(error)) => (standard_error(), Some(error)),
@@ -60,7 +60,7 @@ pub fn set_level(level: config::Level) {
 /// whose output nobody reads still ends and can be restarted.
 pub fn last_line(text: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
-    let writer = standard_error::Writer::standard_error();
+    let writer = standard_error::StderrWriter::standard_error();
     let began = Instant::now();
     while writer.write(format!("{text}\n").as_bytes()).is_err() && began.elapsed() < PATIENCE {
         std::thread::park_timeout(Duration::from_millis(20));
@@ -88,7 +88,7 @@ struct Logger {
 #[derive(Debug)]
 enum Sink {
     Journald(Journald),
-    StandardError(standard_error::Writer),
+    StandardError(standard_error::StderrWriter),
 }
 
 impl Sink {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn dropped_lines_are_counted_and_reported_once_lines_can_be_written() {
-        let logger = Logger::new(Sink::StandardError(standard_error::Writer::standard_error()));
+        let logger = Logger::new(Sink::StandardError(standard_error::StderrWriter::standard_error()));
         logger.unreported_drops.store(3, Relaxed);
         let mut record = Record::builder();
         let record = record

@@ -18,7 +18,7 @@ const MAX_POLLED_WRITE: usize = 4096;
 
 /// Writes lines without blocking.
 #[derive(Debug)]
-pub struct Writer {
+pub struct StderrWriter {
     mode: WriteMode,
     /// The rest of a line that was only written in part.
     rest: Mutex<Vec<u8>>,
@@ -26,7 +26,7 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum WriteMode {
-    /// An open file description of our own, which is non-blocking.
+    /// A separate open file description, which is non-blocking.
     Own(File),
     /// A stream socket, written with `MSG_DONTWAIT`.
     Socket,
@@ -36,7 +36,7 @@ enum WriteMode {
     Polled,
 }
 
-impl Writer {
+impl StderrWriter {
     /// A writer for the standard error of this process.
     pub fn standard_error() -> Self {
         Self::of(io::stderr().as_fd())
@@ -52,7 +52,7 @@ impl Writer {
             }
             _ => WriteMode::Polled,
         };
-        Writer { mode: way, rest: Mutex::default() }
+        StderrWriter { mode: way, rest: Mutex::default() }
     }
 
     /// Writes a line, or fails at once without writing any of it.
@@ -106,7 +106,11 @@ mod tests {
     use std::time::{Duration, Instant};
 
     /// Fills it until a line is refused, reads it empty, and sees that it takes lines again, none of them torn.
-    fn fills_and_flows_again(writer: &Writer, fd: BorrowedFd<'_>, mut read: impl FnMut(&mut [u8]) -> usize) {
+    fn fills_and_flows_again(
+        writer: &StderrWriter,
+        fd: BorrowedFd<'_>,
+        mut read: impl FnMut(&mut [u8]) -> usize,
+    ) {
         let line = [[b'x'; 999].as_slice(), b"\n"].concat();
         let begun = Instant::now();
         let sent = (0..10_000).take_while(|_| writer.write_to(fd, &line).is_ok()).count();
@@ -130,10 +134,10 @@ mod tests {
     #[test]
     fn a_pipe_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let own = Writer::of(writer.as_fd());
+        let own = StderrWriter::of(writer.as_fd());
         assert!(matches!(own.mode, WriteMode::Own(_)), "{own:?}");
         fills_and_flows_again(&own, writer.as_fd(), |to| reader.read(to).expect("open"));
-        let polled = Writer { mode: WriteMode::Polled, rest: Mutex::default() };
+        let polled = StderrWriter { mode: WriteMode::Polled, rest: Mutex::default() };
         fills_and_flows_again(&polled, writer.as_fd(), |to| reader.read(to).expect("open"));
         let flags = rustix::fs::fcntl_getfl(&writer).expect("open");
         assert!(!flags.contains(OFlags::NONBLOCK), "others who have the pipe see no difference");
@@ -142,7 +146,7 @@ mod tests {
     #[test]
     fn a_socket_that_nobody_reads_does_not_block() {
         let (mut reader, writer) = UnixStream::pair().expect("a pair");
-        let socket = Writer::of(writer.as_fd());
+        let socket = StderrWriter::of(writer.as_fd());
         assert!(matches!(socket.mode, WriteMode::Socket), "{socket:?}");
         fills_and_flows_again(&socket, writer.as_fd(), |to| reader.read(to).expect("open"));
     }

@@ -14,7 +14,7 @@ pub struct Exposition(String);
 
 /// One metric family; its header is written with its first sample.
 #[derive(Debug)]
-pub struct Family<'t> {
+pub struct MetricFamily<'t> {
     text: &'t mut Exposition,
     name: &'static str,
     kind: &'static str,
@@ -24,23 +24,23 @@ pub struct Family<'t> {
 
 impl Exposition {
     /// A level that rises and falls.
-    pub fn gauge(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+    pub fn gauge(&mut self, name: &'static str, help: &'static str) -> MetricFamily<'_> {
         self.family(name, "gauge", help)
     }
 
     /// A count since start; by convention its name ends in `_total`.
-    pub fn counter(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+    pub fn counter(&mut self, name: &'static str, help: &'static str) -> MetricFamily<'_> {
         debug_assert!(name.ends_with("_total"), "{name}");
         self.family(name, "counter", help)
     }
 
     /// Durations, in seconds.
-    pub fn histogram(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+    pub fn histogram(&mut self, name: &'static str, help: &'static str) -> MetricFamily<'_> {
         self.family(name, "histogram", help)
     }
 
-    fn family(&mut self, name: &'static str, kind: &'static str, help: &'static str) -> Family<'_> {
-        Family { text: self, name, kind, help, has_begun: false }
+    fn family(&mut self, name: &'static str, kind: &'static str, help: &'static str) -> MetricFamily<'_> {
+        MetricFamily { text: self, name, kind, help, has_begun: false }
     }
 
     /// The whole text.
@@ -60,7 +60,7 @@ impl Exposition {
     }
 }
 
-impl Family<'_> {
+impl MetricFamily<'_> {
     /// Writes one sample; an unknown or non-finite one is left out.
     pub fn sample(mut self, labels: &[Label<'_>], value: Option<f64>) -> Self {
         if let Some(value) = value.filter(|value| value.is_finite()) {
@@ -97,7 +97,7 @@ impl Family<'_> {
 
     fn write_header(&mut self) {
         if !std::mem::replace(&mut self.has_begun, true) {
-            let Family { text, name, kind, help, .. } = self;
+            let MetricFamily { text, name, kind, help, .. } = self;
             let _ = writeln!(text.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
         }
     }

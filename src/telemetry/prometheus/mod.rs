@@ -10,8 +10,8 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    Cache, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, ShortlistCounts,
-    Thermal, Throttled, Throughput,
+    CacheCounts, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests,
+    ShortlistCounts, Thermal, Throttled, Throughput,
 };
 use exposition::{Exposition, Label};
 use std::time::SystemTime;
@@ -100,7 +100,7 @@ fn word(value: &impl serde::Serialize) -> String {
     json.as_str().map(str::to_owned).unwrap_or_default()
 }
 
-fn requests(text: &mut Exposition, requests: &Requests, cache: &Cache) {
+fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
     let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
         *requests;
     text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
@@ -270,7 +270,7 @@ fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
     text.counter(
         "bitnetd_mqtt_sessions_lost_total",
-        "Connections on which the broker knew no session of ours.",
+        "Connections on which the broker did not have the session of this device.",
     )
     .count(link.sessions_lost);
     text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// One sample: name, labels, value.
 type Sample = (String, Vec<(String, String)>, f64);
 
-/// A family as its lines said.
+/// A metric family as its HELP and TYPE lines describe it.
 #[derive(Debug)]
 struct Read {
     kind: String,
@@ -175,7 +175,7 @@ const CODES: [Code; 12] = [
     Code::Internal,
 ];
 
-/// A daemon of which everything is known, and that has met every failure.
+/// Telemetry that has a value for every metric, after failures of every kind.
 pub(in crate::telemetry) fn full() -> Telemetry {
     let (telemetry, now) = (Telemetry::new(64 << 20), Instant::now());
     telemetry.describe(About {
@@ -361,7 +361,7 @@ fn reports_have_the_numbers_that_the_text_has() {
     assert_eq!(found.map(|sample| sample.2), Some(count as f64));
 }
 
-/// Every name that may be one of ours, in a query.
+/// Every name in a query that may be one of the exported metrics.
 fn names(query: &str) -> BTreeSet<&str> {
     let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("bitnetd_") || word.starts_with("gen_ai_")).collect()

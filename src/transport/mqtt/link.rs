@@ -49,7 +49,7 @@ pub struct Link {
 enum State {
     Backoff { until: Instant },
     Connecting,
-    Online { since: Instant, heard: Instant, patience: Duration },
+    Online { since: Instant, last_received: Instant, patience: Duration },
 }
 
 /// How to connect.
@@ -201,7 +201,7 @@ impl Link {
         match self.state {
             State::Backoff { until } => Some(until),
             State::Connecting => None,
-            State::Online { heard, patience, .. } => Some(heard + patience),
+            State::Online { last_received, patience, .. } => Some(last_received + patience),
         }
     }
 
@@ -219,20 +219,21 @@ impl Link {
 
     /// Whether nothing was received for so long that the connection is to be given up.
     pub fn is_timed_out(&self, now: Instant) -> bool {
-        matches!(self.state, State::Online { heard, patience, .. } if now >= heard + patience)
+        matches!(self.state, State::Online { last_received, patience, .. } if now >= last_received + patience)
     }
 
     /// Notes that something was received.
     pub fn received_packet(&mut self, now: Instant) {
-        if let State::Online { heard, .. } = &mut self.state {
-            *heard = now;
+        if let State::Online { last_received, .. } = &mut self.state {
+            *last_received = now;
         }
     }
 
     /// The broker accepted the connection, with or without its session of the device; the first ping is sent after
     /// `ping`.
     pub fn connected(&mut self, now: Instant, session_present: bool, ping: Duration) -> NewConnection {
-        self.state = State::Online { since: now, heard: now, patience: ping.mul_f64(PINGS_BEFORE_TIMEOUT) };
+        self.state =
+            State::Online { since: now, last_received: now, patience: ping.mul_f64(PINGS_BEFORE_TIMEOUT) };
         let session_lost = !session_present && self.expects_session;
         self.expects_session = true;
         self.connects += 1;

@@ -3,7 +3,7 @@
 //! Pure. A broker's access list protects topics, and not properties. So the identity says which of the two names the
 //! client, and no property gives the identity of a client that a topic names.
 
-use super::topics::MAX_RESPONSE_TOPIC;
+use super::reply_topics::MAX_RESPONSE_TOPIC;
 use sha2::{Digest, Sha256};
 
 /// Longest name in bytes that is part of an identity as it is; of a longer one, its beginning and its digest are.

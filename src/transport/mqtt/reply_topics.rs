@@ -6,6 +6,8 @@
 //!
 //! Pure. Deliberately knows nothing of the daemon's own topics, which `topics` protects.
 
+/// Maximum length of a Response Topic in bytes: every reply repeats it.
+pub(super) const MAX_RESPONSE_TOPIC: usize = 512;
 /// Topic levels below which, by one convention or another, devices are commanded.
 const COMMAND_LEVELS: [&str; 5] = ["set", "command", "cmnd", "cmd", "zigbee2mqtt"];
 /// Home Assistant's default discovery prefix, in case some of the owner's installations use it and others do not.

@@ -4,12 +4,10 @@
 //! broker closes the connection over a malformed topic, and would do so again at every retry.
 
 use super::prompt_client::{ClientName, PromptClient};
-use super::reply_topics::ReplyTopics;
+use super::reply_topics::{MAX_RESPONSE_TOPIC, ReplyTopics};
 use crate::config::Mqtt;
 use sha2::{Digest, Sha256};
 
-/// Maximum length of a Response Topic in bytes: every reply repeats it.
-pub(super) const MAX_RESPONSE_TOPIC: usize = 512;
 /// Maximum number of levels of a Response Topic: mosquitto closes the connection over a topic of more than 200.
 const MAX_LEVELS: usize = 100;
 /// Maximum length in bytes of a `<client>` level that is repeated in a reply topic.

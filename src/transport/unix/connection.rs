@@ -6,7 +6,7 @@
 use super::context::ConnectionContext;
 use super::http::{self, HttpRequest, Page};
 use super::in_flight::InFlight;
-use super::writer::{EVENTS, FLUSH_TIMEOUT, OutgoingBytes, Writer, event_line};
+use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -58,7 +58,7 @@ async fn run_halves(
     let (answer, answers) = mpsc::channel(1);
     let (input, half) = stream.split();
     let (close, most) = (shared.close.clone(), shared.max_connections);
-    let writer = Writer { half, events, answers, in_flight: flight, out: Vec::new(), written: None };
+    let writer = EventWriter { half, events, answers, in_flight: flight, out: Vec::new(), written: None };
     let reader = Reader {
         shared,
         number,
@@ -179,7 +179,7 @@ impl Reader<'_> {
         loop {
             let length = half.read(&mut piece).await?;
             if !self.in_flight.record_activity(piece[..length].ends_with(b"\n")) {
-                // The connection is being closed to make room for another client.
+                // The connection is being closed in favour of another client.
                 return std::future::pending().await;
             }
             lines.push(&piece[..length]);

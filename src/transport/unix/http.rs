@@ -159,9 +159,12 @@ mod tests {
 
     #[test]
     fn a_stopping_daemon_is_unhealthy() {
-        let said =
+        let response =
             |is_draining| String::from_utf8(HttpResponse::health(is_draining).bytes(false)).expect("UTF-8");
-        assert!(said(false).starts_with("HTTP/1.1 200 ") && said(false).ends_with("{\"status\":\"ok\"}\n"));
-        assert!(said(true).starts_with("HTTP/1.1 503 "), "{}", said(true));
+        assert!(
+            response(false).starts_with("HTTP/1.1 200 ")
+                && response(false).ends_with("{\"status\":\"ok\"}\n")
+        );
+        assert!(response(true).starts_with("HTTP/1.1 503 "), "{}", response(true));
     }
 }

@@ -284,7 +284,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Refuses a client beyond the limit without waiting for it: the send buffer of a new socket has room.
+/// Refuses a client beyond the limit without waiting for it: the send buffer of a new socket is empty.
 fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     shared.telemetry.refused();
     let most = shared.max_connections;

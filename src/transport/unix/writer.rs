@@ -35,7 +35,7 @@ pub(super) struct OutgoingBytes {
 }
 
 /// Merges everything that is written to one connection.
-pub(super) struct Writer<'a> {
+pub(super) struct EventWriter<'a> {
     /// The writing half of the socket.
     pub(super) half: WriteHalf<'a>,
     /// The events of all requests.
@@ -50,7 +50,7 @@ pub(super) struct Writer<'a> {
     pub(super) written: Option<oneshot::Sender<()>>,
 }
 
-impl Writer<'_> {
+impl EventWriter<'_> {
     /// Writes until every request has ended and no other can be received, until the client fails, or until
     /// [`FLUSH_TIMEOUT`] after `close`.
     pub(super) async fn run(mut self, close: &CancellationToken) -> io::Result<()> {

@@ -6,11 +6,11 @@ use bitnetd::telemetry::alerts::{Alert, Kind, Severity, State};
 use serde_json::Value;
 
 fn alert(kind: Kind, state: State) -> Alert {
-    let (severity, message) = (Severity::Warning, "the way out".into());
+    let (severity, message) = (Severity::Warning, "the remedy".into());
     Alert { kind, severity, message, value: 2.5, threshold: 1.0, state }
 }
 
-/// Somebody for whom the broker keeps what comes while it is away itself.
+/// A subscriber with a session, for which the broker stores messages while it is disconnected.
 async fn owner(broker: &Mosquitto, count: &str) -> Subscriber {
     let session = ["-c", "-i", "owner", "-x", "600", "-q", "1"];
     let wanted = ["-t", "bitnetd/cellar/alert", "-C", count, "-W", "25", "-F", "%q %r %p"];
@@ -34,7 +34,7 @@ async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     let owner = owner(&broker, "1").await;
     harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the transport runs");
     let expected = serde_json::json!({
-        "type": "queue", "severity": "warning", "message": "the way out", "value": 2.5, "threshold": 1.0,
+        "type": "queue", "severity": "warning", "message": "the remedy", "value": 2.5, "threshold": 1.0,
         "state": "raised",
     });
     assert_eq!(received_alerts(owner).await, [("1 0".to_owned(), expected)]);

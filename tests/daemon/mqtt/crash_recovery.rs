@@ -1,5 +1,5 @@
-//! Answers that outlive the daemon, packet by packet: it is killed between any two steps of a
-//! delivery, and the next one does what was left to do.
+//! Answers that survive the daemon, packet by packet: it is killed between any two steps of a delivery, and the next
+//! process does the remaining ones.
 
 use super::fake_broker::{Broker, Session};
 use super::harness::{Harness, answer};
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// A device: what it keeps, and the broker it talks to.
+/// A device: its state folder, and its broker.
 struct Device {
     broker: Broker,
     folder: PathBuf,

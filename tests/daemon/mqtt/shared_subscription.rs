@@ -88,7 +88,7 @@ async fn a_cancellation_to_the_group_reaches_whoever_has_the_prompt() {
     }
 }
 
-/// What mosquitto does: a member that is away keeps what it was given, and its turn.
+/// The behaviour of mosquitto: a member that is disconnected keeps the messages that it was assigned, and its turn.
 #[tokio::test]
 async fn what_a_member_left_unanswered_waits_for_its_return() {
     let broker = Mosquitto::start().await;

@@ -1,4 +1,4 @@
-//! The MQTT transport over TLS: what is trusted, what is not, and what the owner is told.
+//! The MQTT transport over TLS: what is trusted, what is not, and what is reported to the owner.
 
 use super::harness::{Client, Harness, config};
 use crate::support::broker::{Mosquitto, free_port};

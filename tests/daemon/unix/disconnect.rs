@@ -99,7 +99,7 @@ async fn a_slow_reader_loses_its_request_and_delays_no_other_client() {
     }
     until(|| flood.cancel.is_raised().then_some(())).await;
     other.assert_serves().await;
-    // Once it reads again it hears how its request ended, and can ask on.
+    // Once it reads again it receives the last event of its request, and can send further ones.
     assert_eq!(slow.end().await["finish_reason"], "cancelled");
     slow.assert_serves().await;
 }
@@ -176,7 +176,7 @@ async fn closing_leaves_no_request_without_an_end() {
         (0..MOST_IN_FLIGHT + 6).map(|n| format!("{{\"id\":\"{n}\",\"prompt\":\"hang\"}}\n")).collect();
     client.send(lines).await;
     context.wait_for(MOST_IN_FLIGHT - 1).await;
-    // The rest is still in the socket, or waits for room.
+    // The rest is still in the socket, or waits for a free slot.
     context.close.cancel();
     let (mut cancelled, mut refused) = (0, 0);
     while let Some(event) = client.event().await {
@@ -200,7 +200,7 @@ async fn whoever_comes_to_a_socket_that_outlives_the_daemon_waits_for_the_next_o
     let mut early = first.client().await;
     early.assert_serves().await;
     first.draining.cancel();
-    // A request on an open connection is told by the time the next client comes.
+    // The request on the open connection is refused before the next client connects.
     early.ask("a", "x").await;
     early.assert_error(json!("a"), "shutting_down").await;
     let mut late = first.client().await;

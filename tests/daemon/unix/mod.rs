@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections of these servers.
 const CONNECTIONS: usize = 64;
 
-/// A folder of its own, removed at the end.
+/// A temporary folder, removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -166,8 +166,8 @@ async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Receive
     running.join_all().await;
 }
 
-/// `hang` waits to be cancelled, `deaf` does not even hear that, `lost` drops the request, `flood`
-/// streams until it is told to stop; anything else is streamed back word by word.
+/// `hang` waits to be cancelled, `deaf` ignores even that, `lost` drops the request, `flood` streams until it is
+/// cancelled; anything else is streamed back word by word.
 async fn answer(inbound: Inbound) {
     let Input::Prompt(prompt) = &inbound.request.input else { return };
     let mut reason = FinishReason::Stop;
@@ -254,7 +254,7 @@ impl Client {
         }
     }
 
-    /// Asks something and hears the answer: the connection works.
+    /// Sends a request and receives its answer: the connection works.
     async fn assert_serves(&mut self) {
         self.ask("still", "here").await;
         let event = self.end().await;

@@ -5,7 +5,7 @@ use crate::i2s_layouts::saved_in;
 use bitnetd::engine::model::Layout;
 use std::path::Path;
 
-/// Converts, and gives the file's bytes with what was said on standard error.
+/// Converts, and returns the file's bytes and the text on standard error.
 fn convert(input: &Path, layout: &str) -> (Vec<u8>, String) {
     let output = input.with_extension("out");
     let mut command = bitnetd();

@@ -234,7 +234,7 @@ fn numbers_of_the_configuration_that_make_no_model_are_refused() {
     }
     refused(PACKED, &["config.json", "missing"], |c| c.remove("config.json"));
     refused(PACKED, &["config.json"], |c| c.file("config.json").truncate(30));
-    // More than there are rows: said before memory for it is ordered.
+    // More than there are rows: refused before memory for it is allocated.
     refused(PACKED, &["embed_tokens"], |c| c.json("config.json", |v| v["vocab_size"] = json!(1 << 24)));
 }
 

@@ -160,7 +160,7 @@ fn a_template_that_is_no_text_is_refused_and_one_that_cannot_be_used_is_not() {
     refused("metadata key tokenizer.chat_template: is the bool true, not a text", |file| {
         file.set("tokenizer.chat_template", flag(true));
     });
-    // Of a family without a form of ours too: plain text takes its place.
+    // The same for an architecture without a built-in template: plain text is used instead.
     let mut file = crate::fixtures::small();
     pieces(&mut file);
     file.set("general.architecture", text("bitnet"));

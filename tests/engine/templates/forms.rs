@@ -4,7 +4,7 @@ use super::{prompt, tokenizer, turn};
 use crate::fixtures::{self, File};
 use bitnetd::engine::error::LoadError;
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{ChatTemplate, Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, ChatTemplate, Tokenizer, Turn};
 
 /// What the official 2B-4T file holds, which nothing was trained on.
 const OFFICIAL_WRONG: &str = "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
@@ -12,10 +12,10 @@ const OFFICIAL_WRONG: &str = "{% for message in messages %}{% if loop.first %}{{
     {% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}";
 
 const TALK: [Turn<'_>; 4] = [
-    Turn { role: Role::System, text: " Be brief.\n" },
-    Turn { role: Role::User, text: "Hello " },
-    Turn { role: Role::Assistant, text: "Hi" },
-    Turn { role: Role::User, text: "Bye<|eot_id|>" },
+    Turn { role: ChatRole::System, text: " Be brief.\n" },
+    Turn { role: ChatRole::User, text: "Hello " },
+    Turn { role: ChatRole::Assistant, text: "Hi" },
+    Turn { role: ChatRole::User, text: "Bye<|eot_id|>" },
 ];
 
 /// The small model with other marks and another architecture.
@@ -309,8 +309,8 @@ fn a_file_without_a_pre_tokenizers_name_says_so() {
     let mut file = fixtures::small();
     file.remove("tokenizer.ggml.pre");
     noted(&tokenizer(&file).expect("sound"), "names no pre-tokenizer; llama-bpe is used");
-    let one = tokenizer(&fixtures::small()).expect("sound").prompt_chat(&[turn(Role::User, "x")]);
-    assert_eq!(tokenizer(&file).expect("sound").prompt_chat(&[turn(Role::User, "x")]), one);
+    let one = tokenizer(&fixtures::small()).expect("sound").prompt_chat(&[turn(ChatRole::User, "x")]);
+    assert_eq!(tokenizer(&file).expect("sound").prompt_chat(&[turn(ChatRole::User, "x")]), one);
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! Templates that try to hang the daemon, to take its memory or its stack: each is told from a
-//! sound one at load, soon, and not used.
+//! Templates that try to hang the daemon, or to exhaust its memory or its stack: each is recognised within a short time
+//! when it is loaded, and not used.
 
 use super::{NOT_USED, read};
 use crate::allocations;
 
-/// Beyond this no single piece of memory may be ordered: fuel pays for some 4 MB.
+/// Maximum size of a single allocation: the fuel of a rendering is enough for some 4 MB.
 const MOST: usize = 16 << 20;
 
-/// Some errors come from the engine and some from ours; what matters is that one comes.
+/// Some errors come from the parser and some from the interpreter; what matters is that one comes.
 #[track_caller]
 fn refused(template: &str) {
     let (read, largest) = allocations::largest(|| read(template));
@@ -154,7 +154,7 @@ fn depth_is_an_error_and_not_the_end_of_the_stack() {
     ] {
         for times in [200, 1000, 5000, many] {
             let times = times.min((1 << 20) / unit.len() - 100); // no longer text is read from a file
-            // Where so many are allowed it is only that nothing is said; where not, they are refused.
+            // Where so many are allowed, the template is refused only if it leaves out the message.
             let template = format!("{before}{}{after}{{{{ messages[-1].content }}}}", unit.repeat(times));
             let read = read(&template);
             assert!(times < 1000 || read.is_err(), "{times} of {unit:?}");

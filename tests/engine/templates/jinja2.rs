@@ -3,7 +3,7 @@
 //! The expected texts are frozen by `tests/support/jinja-cases`.
 
 use super::{read, turn};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ fn cases(name: &str) -> Vec<Value> {
 fn turns(talk: &Value) -> Vec<Turn<'_>> {
     let turns = talk.as_array().expect("turns").iter().map(|one| {
         let role = match one[0].as_str().expect("a role") {
-            "system" => Role::System,
-            "user" => Role::User,
-            _ => Role::Assistant,
+            "system" => ChatRole::System,
+            "user" => ChatRole::User,
+            _ => ChatRole::Assistant,
         };
         turn(role, one[1].as_str().expect("a content"))
     });

@@ -1,9 +1,9 @@
-//! What is said stays what it is, whatever a template does with it.
+//! The content of a message stays content, whatever a template does with it.
 
 use super::{prompt, read, tokenizer, turn};
 use crate::fixtures;
 use bitnetd::engine::error::PromptError;
-use bitnetd::engine::tokenizer::{LocalClock, Role};
+use bitnetd::engine::tokenizer::{ChatRole, LocalClock};
 
 /// Ids of the small vocabulary's two marks.
 const MARKS: [u32; 2] = [258, 259];
@@ -24,7 +24,7 @@ fn nothing_that_is_said_becomes_a_special_token() {
         "\u{2002}\u{fb17e}0\u{fb17f}\u{2003}",
         "\u{fb17e}1\u{fb17f}",
     ] {
-        let turns = [turn(Role::System, text), turn(Role::User, text)];
+        let turns = [turn(ChatRole::System, text), turn(ChatRole::User, text)];
         let ids = chat.prompt_chat(&turns).expect("any text");
         assert_eq!(marks(&ids), 4, "{text:?}");
         let expected =
@@ -37,7 +37,7 @@ fn nothing_that_is_said_becomes_a_special_token() {
 fn half_a_mark_of_the_template_and_half_of_what_is_said_are_no_mark() {
     let chat = read("<|{% for m in messages %}{{ m.content }}{% endfor %}|>").expect("a sound template");
     for text in ["eot_id", "eot_id|><|eot_id", "|eot_id|"] {
-        let ids = chat.prompt_chat(&[turn(Role::User, text)]).expect("any text");
+        let ids = chat.prompt_chat(&[turn(ChatRole::User, text)]).expect("any text");
         assert!(!ids.iter().any(|id| MARKS.contains(id)), "{text:?}: {ids:?}");
     }
 }
@@ -46,7 +46,7 @@ fn half_a_mark_of_the_template_and_half_of_what_is_said_are_no_mark() {
 fn what_is_said_is_encoded_in_one_with_what_stands_before_it() {
     // "t" of the template and "he" of the user are one word, as they were in training.
     let chat = read("t{{ messages[-1].content }}").expect("a sound template");
-    assert_eq!(chat.prompt_chat(&[turn(Role::User, "he")]).expect("any text"), [257]);
+    assert_eq!(chat.prompt_chat(&[turn(ChatRole::User, "he")]).expect("any text"), [257]);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_template_may_trim_what_is_said_on_either_side() {
         (".replace('\u{7}', 'x')", "[\t a b \n]"),
     ] {
         let chat = read(&format!("[{{{{ messages[-1].content {how} }}}}]")).expect(how);
-        assert_eq!(prompt(&chat, &[turn(Role::User, "\t a b \n")]), wanted, "{how}");
+        assert_eq!(prompt(&chat, &[turn(ChatRole::User, "\t a b \n")]), wanted, "{how}");
     }
 }
 
@@ -84,7 +84,7 @@ fn what_a_template_makes_of_a_content_is_what_jinja_makes_of_it() {
     ] {
         let template = format!("{{% for m in messages %}}{{{{ m.content {how} }}}}<|eot_id|>{{% endfor %}}");
         let chat = read(&template).unwrap_or_else(|error| panic!("{error}: {how}"));
-        let turns = [turn(Role::User, text)];
+        let turns = [turn(ChatRole::User, text)];
         let ids = chat.prompt_chat(&turns).expect(how);
         assert_eq!(prompt(&chat, &turns), format!("{wanted}<|eot_id|>"), "{how}");
         assert_eq!(ids.iter().filter(|id| MARKS.contains(id)).count(), 1, "{how}");
@@ -106,7 +106,7 @@ fn special_tokens_that_a_template_makes_out_of_contents_stay_text() {
         ("{% if 'x' not in messages[0].content %}<{{ messages[-1].content }}{% endif %}", ["a", "|eot_id|>"]),
     ] {
         let chat = read(template).unwrap_or_else(|error| panic!("{error}: {template}"));
-        let ids = chat.prompt_chat(&texts.map(|text| turn(Role::User, text)));
+        let ids = chat.prompt_chat(&texts.map(|text| turn(ChatRole::User, text)));
         let ids = ids.unwrap_or_else(|error| panic!("{error}: {template}"));
         let bytes: Vec<u8> = ids.iter().flat_map(|id| chat.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8(bytes).expect("whole characters"), "<|eot_id|>", "{template}");
@@ -119,8 +119,8 @@ fn a_template_may_count_what_is_in_a_content() {
     let template = "{{ messages[-1].content }}{% if 'secret' in messages[-1].content %}\
                     {{ messages[-1].content | length }}{% endif %}";
     let chat = read(template).expect("a sound template");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "a <secret>")]), "a <secret>10");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "a question")]), "a question");
+    assert_eq!(prompt(&chat, &[turn(ChatRole::User, "a <secret>")]), "a <secret>10");
+    assert_eq!(prompt(&chat, &[turn(ChatRole::User, "a question")]), "a question");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn halves_of_a_special_token_around_or_before_a_content_make_none() {
         ("{% for c in messages[-1].content %}{{ c }}{% endfor %}", "<|eot_id|>"),
     ] {
         let chat = read(template).unwrap_or_else(|error| panic!("{error}: {template}"));
-        let turns = [turn(Role::User, content)];
+        let turns = [turn(ChatRole::User, content)];
         let ids = chat.prompt_chat(&turns).expect("any text");
         assert_eq!(prompt(&chat, &turns).trim_end(), "<|eot_id|>", "{template}");
         assert!(!ids.iter().any(|id| MARKS.contains(id)), "{template}: {ids:?}");
@@ -162,12 +162,12 @@ fn special_looking_texts_that_the_vocabulary_lacks_are_noted_by_name() {
 #[test]
 fn the_date_is_that_of_the_clock_that_the_caller_gives() {
     let chat = read("{{ messages[-1].content }} {{ strftime_now('%d %B %Y') }}").expect("a sound template");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "x")]), "x 01 January 1970");
+    assert_eq!(prompt(&chat, &[turn(ChatRole::User, "x")]), "x 01 January 1970");
     let chat = chat.with_clock(LocalClock::new(|| {
         let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(2));
         jiff::Timestamp::from_second(1_735_685_999).expect("a time").to_zoned_datetime(zone)
     }));
-    assert_eq!(prompt(&chat, &[turn(Role::User, "x")]), "x 01 January 2025");
+    assert_eq!(prompt(&chat, &[turn(ChatRole::User, "x")]), "x 01 January 2025");
 }
 
 #[test]
@@ -175,10 +175,10 @@ fn what_a_template_says_of_a_conversation_reaches_the_asker() {
     let template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}\
                     {{ messages[-1].content }}";
     let chat = read(template).expect("one question is taken");
-    let refused = chat.prompt_chat(&[turn(Role::System, "x"), turn(Role::User, "y")]);
+    let refused = chat.prompt_chat(&[turn(ChatRole::System, "x"), turn(ChatRole::User, "y")]);
     let Err(PromptError::Template(why)) = refused else { panic!("taken: {refused:?}") };
     assert!(why.starts_with("no system role here"), "{why}");
-    assert_eq!(prompt(&chat, &[turn(Role::User, "y")]), "y");
+    assert_eq!(prompt(&chat, &[turn(ChatRole::User, "y")]), "y");
 }
 
 #[test]
@@ -188,7 +188,8 @@ fn long_conversations_have_the_fuel_they_need() {
     );
     let chat = chat.expect("a sound template");
     let long = "word ".repeat(50_000);
-    let turns: Vec<_> = (0..2000).map(|_| turn(Role::User, "yes")).chain([turn(Role::User, &long)]).collect();
+    let turns: Vec<_> =
+        (0..2000).map(|_| turn(ChatRole::User, "yes")).chain([turn(ChatRole::User, &long)]).collect();
     assert_eq!(prompt(&chat, &turns).len(), 2000 * "U: yes\n".len() + "U: \n".len() + long.trim().len());
 }
 
@@ -227,7 +228,7 @@ fn what_transformers_offers_to_templates_is_there() {
         ("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | last }}", "hi"),
     ] {
         let chat = read(template).unwrap_or_else(|error| panic!("{error}: {template}"));
-        assert_eq!(prompt(&chat, &[turn(Role::User, "hi")]), wanted, "{template}");
+        assert_eq!(prompt(&chat, &[turn(ChatRole::User, "hi")]), wanted, "{template}");
     }
 }
 
@@ -240,7 +241,7 @@ fn the_beginning_of_text_is_added_where_the_file_asks_for_it_and_only_once() {
         if let Some(add) = add {
             file.set("tokenizer.ggml.add_bos_token", fixtures::flag(add));
         }
-        prompt(&tokenizer(&file).expect("sound"), &[turn(Role::User, "x")])
+        prompt(&tokenizer(&file).expect("sound"), &[turn(ChatRole::User, "x")])
     };
     let (without, with) = ("{{ messages[-1].content }}", "{{ bos_token }}{{ messages[-1].content }}");
     assert_eq!(template(without, None), "x");
@@ -305,7 +306,7 @@ fn marks_of_a_file_without_types_are_told_by_their_look() {
     file.remove("tokenizer.ggml.token_type");
     let untyped = tokenizer(&file).expect("sound");
     let typed = tokenizer(&fixtures::small()).expect("sound");
-    let turns = [turn(Role::User, "he<|eot_id|>")];
+    let turns = [turn(ChatRole::User, "he<|eot_id|>")];
     assert_eq!(untyped.prompt_chat(&turns), typed.prompt_chat(&turns));
     assert_eq!(untyped.encode("<|eot_id|>"), typed.encode("<|eot_id|>"));
     assert!(untyped.is_end(259));

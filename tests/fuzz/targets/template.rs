@@ -1,23 +1,23 @@
-//! Whatever chat template a file has and whatever is said: a note of one line, or a prompt in which
-//! nothing that was said is a special token, soon and in little memory.
+//! Any chat template of a file with any content of a message: a note of one line, or a prompt in which no part of the
+//! content is a special token, within a short time and in little memory.
 //!
 //! Run it with `-malloc_limit_mb=32 -timeout=5`. The template is what comes before the first NUL.
 
 #![no_main]
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 use libfuzzer_sys::fuzz_target;
 
 /// A small vocabulary as it is in its file, without the number of keys before it.
 static VOCABULARY: &[u8] = include_bytes!("../../data/tokenizers/llama-bpe.gguf");
 
-const ROLES: [Role; 3] = [Role::System, Role::User, Role::Assistant];
+const ROLES: [ChatRole; 3] = [ChatRole::System, ChatRole::User, ChatRole::Assistant];
 
 fuzz_target!(|input: &str| {
     let (template, said) = input.split_once('\0').unwrap_or((input, "hi"));
     let file = Gguf::parse(FileMap::from(with_template(template))).expect("a sound file");
-    // A template that cannot be used gives way to Llama 3's form, and a note says why.
+    // A template that cannot be used is replaced by Llama 3's, and a note says why.
     let tokenizer = Tokenizer::read(&file).expect("a family with a form of its own");
     for note in tokenizer.notes() {
         assert!(note.len() < 1000 && !note.contains(char::is_control), "{note}");
@@ -33,7 +33,7 @@ fuzz_target!(|input: &str| {
     else {
         return;
     };
-    // A template may ask what is said, so the two may differ in more than that.
+    // A template may inspect the content, so the two may differ in more than that.
     let asks =
         ["in ", "==", "if", "startswith", "endswith", "find", "count", "is", "<", ">", "unique", "changed"];
     if !asks.iter().any(|word| template.contains(word)) {

@@ -4,7 +4,7 @@
 #![no_main]
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
-use bitnetd::engine::tokenizer::{Role, Tokenizer, Turn};
+use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 use bitnetd::engine::{Engine, ModelFile, EngineOptions, Source};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
@@ -52,7 +52,7 @@ fuzz_target!(|input: (u8, &str)| {
     assert_eq!(marks(tokenizer, &plain), 0);
     let marked = tokenizer.encode_with_specials(text);
     assert!(MARKS.iter().any(|mark| text.contains(mark)) || marked == plain);
-    let asked = |text| tokenizer.prompt_chat(&[Turn { role: Role::User, text }]).expect("any text");
+    let asked = |text| tokenizer.prompt_chat(&[Turn { role: ChatRole::User, text }]).expect("any text");
     assert_eq!(marks(tokenizer, &asked(text)), marks(tokenizer, &asked("x")));
 });
 

@@ -21,16 +21,15 @@ const ASKERS: usize = 3;
 fn most_awaited() -> usize {
     if is_emulated() { 3 } else { 12 }
 }
-/// Before a client calls again, or looks again: shorter than the daemon takes to come back, so that
-/// nobody misses an answer for having come late.
+/// Time before a client connects or looks again: shorter than a restart of the daemon, so that no client subscribes
+/// too late for an answer.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for an acknowledgement.
 const ACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// Before an unanswered prompt is asked again. Longer than the ten seconds in which the daemon
-/// takes a copy for an echo.
+/// Time before an unanswered prompt is published again.
 const AGAIN: Duration = Duration::from_secs(11);
 
-/// What a broker that dies remembers.
+/// What a broker remembers when it is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
     /// What it has acknowledged: a prompt is asked once.
@@ -65,7 +64,7 @@ fn open(ledger: &Shared) -> MutexGuard<'_, Ledger> {
 }
 
 /// Clients that ask without a pause, and one that collects all answers in a persistent session.
-pub struct Crowd {
+pub struct LoadClients {
     ledger: Shared,
     memory: Memory,
     port: u16,
@@ -89,7 +88,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Both houses together.
+    /// The sum of two deployments.
     pub fn and(mut self, other: Tally) -> Tally {
         self.accepted += other.accepted;
         self.copies += other.copies;
@@ -115,8 +114,8 @@ impl fmt::Display for Tally {
     }
 }
 
-impl Crowd {
-    /// A crowd whose collector listens, and whose askers begin as soon as somebody reads prompts.
+impl LoadClients {
+    /// Clients that begin as soon as a daemon reads prompts, and whose answers are collected from the start.
     pub async fn at(port: u16, memory: Memory) -> Self {
         let ledger = Shared::default();
         let mut tasks = JoinSet::new();
@@ -126,7 +125,7 @@ impl Crowd {
         for number in 0..ASKERS {
             tasks.spawn(ask(number, port, memory, Arc::clone(&ledger)));
         }
-        Crowd { ledger, memory, port, _tasks: tasks }
+        LoadClients { ledger, memory, port, _tasks: tasks }
     }
 
     /// Waits for so many more answers.
@@ -272,7 +271,7 @@ impl Line {
             sleep(PAUSE).await;
         }
         for _ in 0..2 {
-            self.publish("crowd/turn", true, "over").await?;
+            self.publish("clients/turn", true, "over").await?;
         }
         Ok(())
     }

@@ -1,6 +1,5 @@
-//! What must hold whatever dies around the daemon: a prompt that the broker has accepted gets its
-//! answer, all copies of an answer are one and the same, and a broker is called at most once a
-//! second. The real binary, a real mosquitto, and the built-in model.
+//! What must hold whatever process is killed: a prompt that the broker has accepted gets its answer, all copies of an
+//! answer are the same, and the daemon connects at most once a second. The real binary, a real mosquitto, and the built-in model.
 //!
 //! Each test repeats its fault a few times; `BITNETD_ENDURE=100` repeats it so often, and
 //! `tests/endure` does that for the figures in docs/reliability.md.
@@ -16,21 +15,21 @@ use crate::daemon::{Daemon, is_emulated};
 use crate::support::broker::Mosquitto;
 use crate::{Folder, linked};
 pub use load::Line;
-use load::{Crowd, Tally};
+use load::{LoadClients, Tally};
 use std::time::Duration;
 
 /// The daemon's name at the broker.
 const CLIENT: &str = "bitnetd-cellar";
 
-/// Long runs go on in so many houses at once: most of a round is waiting.
-const HOUSES: usize = 4;
+/// Number of deployments that a long run uses at once: most of a round is waiting.
+const DEPLOYMENTS: usize = 4;
 
-/// How often a fault comes, house by house: in all as `BITNETD_ENDURE` says, else `few` times in
-/// one house, under an emulator once.
+/// How often a fault occurs in each deployment: in all as `BITNETD_ENDURE` says, else `few` times in one deployment,
+/// under an emulator once.
 fn rounds(few: usize) -> Vec<usize> {
     let asked = std::env::var("BITNETD_ENDURE").ok();
     match asked.map(|text| text.parse::<usize>().expect("BITNETD_ENDURE is a number")) {
-        Some(all) => vec![all.div_ceil(HOUSES); HOUSES],
+        Some(all) => vec![all.div_ceil(DEPLOYMENTS); DEPLOYMENTS],
         None => vec![if is_emulated() { 1 } else { few }],
     }
 }
@@ -51,26 +50,26 @@ fn settings(port: u16) -> String {
     linked(port)
 }
 
-/// A broker, a daemon, and a crowd that asks it without a pause.
-struct House {
+/// A broker, a daemon, and clients that send prompts without a pause.
+struct Deployment {
     folder: Folder,
     broker: Mosquitto,
     daemon: Daemon,
-    crowd: Crowd,
+    clients: LoadClients,
 }
 
-impl House {
-    async fn open(broker: Mosquitto, crowd: Crowd) -> Self {
+impl Deployment {
+    async fn open(broker: Mosquitto, clients: LoadClients) -> Self {
         let folder = Folder::new();
         let daemon = Daemon::start(&folder, &settings(broker.port)).await;
-        let mut house = House { folder, broker, daemon, crowd };
-        house.crowd.hears(1).await;
-        house
+        let mut deployment = Deployment { folder, broker, daemon, clients };
+        deployment.clients.hears(1).await;
+        deployment
     }
 
-    /// Lets the crowd stop, waits for the answers that are still due, and says what came of it.
+    /// Stops the clients, waits for the outstanding answers, and returns the outcome.
     async fn tally(&mut self) -> Tally {
-        let tally = self.crowd.finish().await;
+        let tally = self.clients.finish().await;
         Tally { calls_in_a_second: most_in_a_second(&self.broker), ..tally }
     }
 }

@@ -11,20 +11,20 @@ use serde_json::{Value, json};
 
 const PROMPT: &str = "bitnetd/cellar/prompt";
 
-/// A broker, a daemon on it, and who hears its replies.
-struct Home {
+/// A broker, a daemon connected to it, and a subscriber to its replies.
+struct LinkedDaemon {
     daemon: Daemon,
     replies: Listener,
     broker: Mosquitto,
     folder: Folder,
 }
 
-impl Home {
+impl LinkedDaemon {
     async fn at(broker: Mosquitto, more: &str) -> Self {
         let folder = Folder::new();
         let replies = Listener::on(&broker, "bitnetd/cellar/reply/+").await;
         let daemon = Daemon::start(&folder, &format!("{}{more}", linked(broker.port))).await;
-        let home = Home { daemon, replies, broker, folder };
+        let home = LinkedDaemon { daemon, replies, broker, folder };
         let mut said = Listener::on(&home.broker, "bitnetd/cellar/availability").await;
         said.wait(|message| message.payload == "online").await;
         home
@@ -49,7 +49,7 @@ fn code(event: &Value) -> &str {
 
 #[tokio::test]
 async fn prompts_of_any_bytes_and_size_get_one_error_each_and_end_no_connection() {
-    let mut home = Home::at(Mosquitto::start().await, "").await;
+    let mut home = LinkedDaemon::at(Mosquitto::start().await, "").await;
     let deep = r#"{"prompt":"#.repeat(5_000);
     let wrong: [(&[u8], &str); 5] = [
         (b"\xff\xfe not text", "invalid_request"),
@@ -69,12 +69,12 @@ async fn prompts_of_any_bytes_and_size_get_one_error_each_and_end_no_connection(
 }
 
 #[tokio::test]
-async fn prompts_larger_than_any_packet_we_take_disturb_nothing() {
-    let mut home = Home::at(Mosquitto::start().await, "").await;
+async fn prompts_larger_than_the_maximum_packet_size_disturb_nothing() {
+    let mut home = LinkedDaemon::at(Mosquitto::start().await, "").await;
     let file = home.folder.path("payload");
     std::fs::write(&file, vec![b'x'; 1_100_000]).expect("a temporary folder");
     for _ in 0..3 {
-        // The broker takes it, and drops it for us: we say what we take when we connect.
+        // The broker accepts it and does not deliver it: the daemon named its Maximum Packet Size at the connect.
         home.broker.publish(&["-q", "1", "-t", PROMPT, "-f", crate::text(&file)]).await;
     }
     home.answers().await;
@@ -82,7 +82,7 @@ async fn prompts_larger_than_any_packet_we_take_disturb_nothing() {
 
 #[tokio::test]
 async fn messages_on_other_topics_are_not_answered() {
-    let mut home = Home::at(Mosquitto::start().await, "").await;
+    let mut home = LinkedDaemon::at(Mosquitto::start().await, "").await;
     let prompt = r#"{"id":"wrong","prompt":"go"}"#;
     for topic in ["prompt/a/b", "prompts", "prompt2", "", "reply/x/y", "info/prompt", "$share/prompt"] {
         home.publish(&format!("bitnetd/cellar/{topic}"), prompt, &[]).await;
@@ -93,14 +93,14 @@ async fn messages_on_other_topics_are_not_answered() {
 
 #[tokio::test]
 async fn a_prompt_that_expires_while_it_waits_gets_a_timeout_and_one_that_nobody_read_nothing() {
-    let mut home = Home::at(Mosquitto::start().await, &endless()).await;
+    let mut home = LinkedDaemon::at(Mosquitto::start().await, &endless()).await;
     let mut client: Client = home.daemon.client().await;
     client.keep_busy().await;
     let expiry = ["-D", "publish", "message-expiry-interval", "1"];
     home.publish(PROMPT, r#"{"id":"late","prompt":"go"}"#, &expiry).await;
     let said = home.replies.end().await;
     assert_eq!((code(&said), &said["id"]), ("timeout", &json!("late")), "{said}");
-    // Nobody reads while the daemon is gone; the broker lets it expire.
+    // There is no reader while the daemon is down; the broker lets the prompt expire.
     drop(client);
     home.daemon.process.kill();
     home.publish(PROMPT, r#"{"id":"unread","prompt":"go"}"#, &expiry).await;
@@ -120,7 +120,7 @@ async fn a_prompt_that_expires_while_it_waits_gets_a_timeout_and_one_that_nobody
 async fn all_that_the_broker_kept_for_us_is_taken_in_one_piece() {
     let depth = 60;
     let settings = format!("[queue]\ndepth = {depth}\n");
-    let mut home = Home::at(Mosquitto::start().await, &settings).await;
+    let mut home = LinkedDaemon::at(Mosquitto::start().await, &settings).await;
     home.daemon.process.kill();
     // A window full: what waits, and one that is answered.
     let mut line = Line::new(home.broker.port, "many");
@@ -137,7 +137,7 @@ async fn all_that_the_broker_kept_for_us_is_taken_in_one_piece() {
 
 #[tokio::test]
 async fn a_broker_that_comes_back_taking_less_gets_an_error_in_place_of_a_long_answer() {
-    let mut home = Home::at(Mosquitto::persistent().await, &endless()).await;
+    let mut home = LinkedDaemon::at(Mosquitto::persistent().await, &endless()).await;
     let mut client = home.daemon.client().await;
     client.keep_busy().await;
     let mut reports = Listener::on(&home.broker, "bitnetd/cellar/telemetry").await;

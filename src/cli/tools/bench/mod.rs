@@ -16,7 +16,7 @@ use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
 use peak_compute::ComputeProbe;
-use report::{BenchReport, MeasuredTime, ShortlistCounts, TimeShares, TunedThreads, summary, table};
+use report::{BenchReport, MeasuredTime, ShortlistSummary, TimeShares, TunedThreads, summary, table};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ struct Rounds {
     peak_compute: ComputeProbe,
     memory: BandwidthProbe,
     peak_memory: Option<u64>,
-    screen: Option<ShortlistCounts>,
+    screen: Option<ShortlistSummary>,
     /// Bytes of the KV cache that a decoded token read, on average.
     cache_bytes: usize,
     /// Whether the numbers of threads were still being tuned when the first round began.
@@ -194,7 +194,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
         let ours = answer(&mut session, &options).tokens;
         let whole = answer(&mut session, &GenerateOptions { exact_head: true, ..options }).tokens;
         let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-        measured.screen = Some(ShortlistCounts::of(counts, alike));
+        measured.screen = Some(ShortlistSummary::of(counts, alike));
     }
     Ok(measured)
 }

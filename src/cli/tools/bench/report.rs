@@ -1,6 +1,6 @@
 //! The report of the benchmark, as text and as JSON. Deliberately measures nothing.
 
-use crate::engine::model::{ShortlistStats, Timings};
+use crate::engine::model::{PassTimings, ShortlistStats};
 use crate::engine::thread_tuner::ThreadCounts;
 use serde::Serialize;
 use std::fmt::Write;
@@ -51,7 +51,7 @@ pub(super) struct TimeShares {
 /// Time of one measurement, in total and by operation.
 pub(super) struct MeasuredTime {
     pub wall: Duration,
-    pub parts: Timings,
+    pub parts: PassTimings,
 }
 
 impl TimeShares {
@@ -62,7 +62,7 @@ impl TimeShares {
             summary(each.collect()).median
         };
         let shares = measured.iter().map(|spent| {
-            let Timings { attention, feed_forward, head, .. } = spent.parts;
+            let PassTimings { attention, feed_forward, head, .. } = spent.parts;
             1.0 - (attention + feed_forward + head).as_secs_f64() / spent.wall.as_secs_f64()
         });
         TimeShares {
@@ -92,7 +92,7 @@ impl TimeShares {
 
 /// Counters of the screened head, and whether it chose the same tokens as the whole head.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct ShortlistCounts {
+pub(super) struct ShortlistSummary {
     #[serde(skip)]
     pub counts: ShortlistStats,
     /// Rows of the head that were read per token: in four bits, and whole.
@@ -107,12 +107,12 @@ pub(super) struct ShortlistCounts {
     pub tokens_alike: usize,
 }
 
-impl ShortlistCounts {
+impl ShortlistSummary {
     pub fn of(counts: ShortlistStats, tokens_alike: usize) -> Self {
         let ShortlistStats { tokens, rows, fine, scans, checks, misses } = counts;
         let [fine_rows_per_token, rows_per_token] =
             [fine, rows].map(|rows| rows as f64 / tokens.max(1) as f64);
-        ShortlistCounts { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
+        ShortlistSummary { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
     }
 }
 
@@ -169,7 +169,7 @@ pub(super) struct BenchReport {
     /// Bytes of the KV cache that it reads, on average.
     pub cache_bytes_per_token: usize,
     /// `None` where the head is read whole.
-    pub screen: Option<ShortlistCounts>,
+    pub screen: Option<ShortlistSummary>,
     /// Bytes of both per second of decoding, median.
     pub read_speed: f64,
     /// Memory bandwidth of the same threads, in bytes per second.
@@ -250,8 +250,8 @@ pub(super) fn table(report: &BenchReport) -> String {
 }
 
 /// The lines about a screened head.
-fn shortlist(out: &mut String, screen: ShortlistCounts, wanted: u32) {
-    let ShortlistCounts {
+fn shortlist(out: &mut String, screen: ShortlistSummary, wanted: u32) {
+    let ShortlistSummary {
         fine_rows_per_token: fine,
         rows_per_token: rows,
         scans,
@@ -298,7 +298,7 @@ mod tests {
 
     fn spent(wall: u64, waiting: u64) -> MeasuredTime {
         let [one, two, four] = [1, 2, 4].map(Duration::from_millis);
-        let parts = Timings {
+        let parts = PassTimings {
             attention: two,
             feed_forward: four,
             head: one,

@@ -24,29 +24,29 @@ pub(super) fn add(
         Some(ids) => {
             let bos = bos.map_or("not given".to_owned(), |bos| format!("token {bos}"));
             let message = format!("puts the tokens {ids:?} before a text, where bos_token is {bos}");
-            let place = format!("{TOKENIZER_JSON}: post_processor.single");
-            return Err(LoadError::new(place, format!("{message}; use another model")));
+            let key = format!("{TOKENIZER_JSON}: post_processor.single");
+            return Err(LoadError::new(key, format!("{message}; use another model")));
         }
     };
     let begins = match (companion.add_bos_token, processed) {
-        (Some(given), Some(processed)) if given != processed => {
+        (Some(adds_bos), Some(processed)) if adds_bos != processed => {
             let other = if processed { "puts the bos_token" } else { "puts no token" };
             let message =
-                format!("is {given}, and the post_processor of {TOKENIZER_JSON} {other} before a text");
-            return Err(super::place("add_bos_token", format!("{message}; correct the wrong one")));
+                format!("is {adds_bos}, and the post_processor of {TOKENIZER_JSON} {other} before a text");
+            return Err(super::key_error("add_bos_token", format!("{message}; correct the wrong one")));
         }
         (Some(true), _) if bos.is_none() => {
-            return Err(super::place("add_bos_token", "is true, and no file names a bos_token; name it"));
+            return Err(super::key_error("add_bos_token", "is true, and no file names a bos_token; name it"));
         }
-        (Some(given), _) => given,
+        (Some(adds_bos), _) => adds_bos,
         (None, Some(processed)) => processed,
         (None, None) => {
             let begins = bos.is_some() && begins_by_default(config.family, companion, has_json);
             if has_json && bos.is_some() {
-                let what =
+                let effect =
                     if begins { "texts begin with the bos_token" } else { "no token is put before a text" };
                 let missing = "no template, and no add_bos_token is given";
-                plan.note(format!("{TOKENIZER_JSON}: post_processor: {missing}: {what}"));
+                plan.note(format!("{TOKENIZER_JSON}: post_processor: {missing}: {effect}"));
             }
             begins
         }

@@ -33,39 +33,39 @@ struct TemplateFile {
     chat_template: ChatTemplates,
 }
 
-/// The template of the first file that has one, in the order in which transformers looks; `given` is that of
+/// The template of the first file that has one, in the order in which transformers looks; `in_config` is that of
 /// `tokenizer_config.json`. The notes name what is left out.
 pub(super) fn choose(
     folder: &CheckpointFolder,
-    given: Option<ChatTemplates>,
+    in_config: Option<ChatTemplates>,
     notes: &mut Vec<String>,
 ) -> Result<Option<String>, LoadError> {
-    let mut found = Vec::new();
+    let mut candidates = Vec::new();
     if let Some(bytes) = folder.read(JINJA)? {
         let text = utf8(&bytes).map_err(|message| LoadError::new(JINJA, message))?;
-        found.push((JINJA, text.to_owned()));
+        candidates.push((JINJA, text.to_owned()));
     }
     let file: Option<TemplateFile> = folder.json(JSON)?;
-    for (file, templates) in [(JSON, file.map(|file| file.chat_template)), (CONFIG, given)] {
+    for (file, templates) in [(JSON, file.map(|file| file.chat_template)), (CONFIG, in_config)] {
         let Some(templates) = templates else { continue };
         if let Some(text) = default(file, templates, notes)? {
-            found.push((file, text));
+            candidates.push((file, text));
         }
     }
     if folder.names().iter().any(|name| name.starts_with(MORE)) {
         notes.push(format!("{MORE} left out: only the default template is used"));
     }
-    let mut found = found.into_iter();
-    let Some((file, text)) = found.next() else { return Ok(None) };
-    for (other, _) in found.filter(|(_, other)| *other != text) {
+    let mut candidates = candidates.into_iter();
+    let Some((file, text)) = candidates.next() else { return Ok(None) };
+    for (other, _) in candidates.filter(|(_, other)| *other != text) {
         notes.push(format!("{other}: chat_template left out: {file} comes first"));
     }
     // The limit that this engine has when it reads the file.
-    const MOST: usize = 1 << 20;
-    match text.len() <= MOST {
+    const MAX_BYTES: usize = 1 << 20;
+    match text.len() <= MAX_BYTES {
         true => Ok(Some(text)),
         false => {
-            let message = format!("a chat template of {} bytes, where {MOST} are allowed", text.len());
+            let message = format!("a chat template of {} bytes, where {MAX_BYTES} are allowed", text.len());
             Err(LoadError::new(file, message))
         }
     }

@@ -85,7 +85,7 @@ fn token_list<'a>(
 }
 
 /// An error about a key of `tokenizer_config.json`.
-fn place(key: &str, message: impl Into<String>) -> LoadError {
+fn key_error(key: &str, message: impl Into<String>) -> LoadError {
     LoadError::new(format!("{CONFIG}: {key}"), message)
 }
 
@@ -122,18 +122,18 @@ pub(super) fn add(
     Ok(())
 }
 
-/// Checks that the vocabulary has every token of `added_tokens.json` at the id that stands there.
+/// Checks that the vocabulary has every token of `added_tokens.json` at the id that this file gives it.
 fn check_added(folder: &CheckpointFolder, vocabulary: &Vocabulary) -> Result<(), LoadError> {
     let added: BTreeMap<String, u32> = folder.json(sentencepiece_model::ADDED)?.unwrap_or_default();
     for (text, id) in added {
-        let place = format!("{}: {}", sentencepiece_model::ADDED, escaped(&text));
+        let key = format!("{}: {}", sentencepiece_model::ADDED, escaped(&text));
         let at = id as usize;
         let message = match vocabulary.tokens.get(at) {
-            Some(there) if *there == text && vocabulary.kinds[at] != UNUSED => continue,
-            Some(there) => format!("is token {id}, where the vocabulary has \"{}\"", escaped(there)),
+            Some(token) if *token == text && vocabulary.kinds[at] != UNUSED => continue,
+            Some(token) => format!("is token {id}, where the vocabulary has \"{}\"", escaped(token)),
             None => format!("is token {id}, outside the vocabulary of {}", vocabulary.tokens.len()),
         };
-        return Err(LoadError::new(place, format!("{message}; correct the wrong one")));
+        return Err(LoadError::new(key, format!("{message}; correct the wrong one")));
     }
     Ok(())
 }

@@ -130,14 +130,14 @@ fn piece(mut fields: MessageFields<'_>) -> Result<Piece, LoadError> {
 }
 
 /// The number in a field of a message, if it is there.
-fn number(mut fields: MessageFields<'_>, wanted: u64) -> Result<Option<u64>, LoadError> {
-    let mut found = None;
+fn number(mut fields: MessageFields<'_>, number: u64) -> Result<Option<u64>, LoadError> {
+    let mut result = None;
     while let Some((field, value)) = fields.next()? {
-        if let (true, WireValue::Number(number)) = (field == wanted, value) {
-            found = Some(number);
+        if let (true, WireValue::Number(value)) = (field == number, value) {
+            result = Some(value);
         }
     }
-    Ok(found)
+    Ok(result)
 }
 
 /// A value as a message holds it.

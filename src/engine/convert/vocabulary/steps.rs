@@ -11,19 +11,20 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 /// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-fn place(what: &str, message: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{TOKENIZER_JSON}: {what}"), message)
+/// An error about a key of `tokenizer.json`.
+fn key_error(key: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{TOKENIZER_JSON}: {key}"), message)
 }
 
 /// The steps of a value, with sequences flattened; none where the value is missing.
-fn parts<'a>(given: Option<&'a Value>, list: &str, what: &str) -> Result<Vec<&'a Value>, LoadError> {
-    let Some(given) = given.filter(|given| !given.is_null()) else { return Ok(Vec::new()) };
-    if given["type"] != "Sequence" {
-        return Ok(vec![given]);
+fn steps_of<'a>(value: Option<&'a Value>, list: &str, key: &str) -> Result<Vec<&'a Value>, LoadError> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
+    if value["type"] != "Sequence" {
+        return Ok(vec![value]);
     }
-    let all = given[list]
+    let all = value[list]
         .as_array()
-        .ok_or_else(|| place(what, "a Sequence without its list; the file is damaged"))?;
+        .ok_or_else(|| key_error(key, "a Sequence without its list; the file is damaged"))?;
     let mut steps = Vec::new();
     for part in all {
         // A sequence in a sequence does the same as its steps; deeper nesting occurs in no file.
@@ -45,10 +46,10 @@ fn names(steps: &[&Value]) -> String {
 }
 
 /// Whether a step has exactly these settings; those in `free` may have any value.
-fn is(step: &Value, wanted: &Value, free: &[&str]) -> bool {
-    let (Some(step), Some(wanted)) = (step.as_object(), wanted.as_object()) else { return false };
-    let same = wanted.iter().all(|(key, value)| step.get(key) == Some(value));
-    same && step.keys().all(|key| wanted.contains_key(key) || free.contains(&key.as_str()))
+fn has_settings(step: &Value, expected: &Value, free: &[&str]) -> bool {
+    let (Some(step), Some(expected)) = (step.as_object(), expected.as_object()) else { return false };
+    let same = expected.iter().all(|(key, value)| step.get(key) == Some(value));
+    same && step.keys().all(|key| expected.contains_key(key) || free.contains(&key.as_str()))
 }
 
 /// Checks the normalizer and the pre-tokenizer; returns whether a space is put before a text.
@@ -57,8 +58,8 @@ pub(super) fn check(
     pre_tokenizer: Option<&Value>,
     sentence_piece: bool,
 ) -> Result<bool, LoadError> {
-    let normalizers = parts(normalizer, "normalizers", "normalizer")?;
-    let pre_tokenizers = parts(pre_tokenizer, "pretokenizers", "pre_tokenizer")?;
+    let normalizers = steps_of(normalizer, "normalizers", "normalizer")?;
+    let pre_tokenizers = steps_of(pre_tokenizer, "pretokenizers", "pre_tokenizer")?;
     match sentence_piece {
         true => check_pieces(&normalizers, &pre_tokenizers),
         false => check_bytes(&normalizers, &pre_tokenizers).map(|()| false),
@@ -70,21 +71,24 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let metaspace =
         json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": false});
-    let is_replaced = |step: &Value| is(step, &replace, &[]);
+    let is_replaced = |step: &Value| has_settings(step, &replace, &[]);
     match (normalizers, pre_tokenizers) {
-        ([first, second], []) if is(first, &prepend, &[]) && is_replaced(second) => Ok(true),
+        ([first, second], []) if has_settings(first, &prepend, &[]) && is_replaced(second) => Ok(true),
         ([only], []) if is_replaced(only) => Ok(false),
-        ([], [only]) if is(only, &metaspace, &["str_rep"]) => Ok(false),
-        ([], []) => Err(place("normalizer", "missing: spaces have no mark, which is not supported")),
+        ([], [only]) if has_settings(only, &metaspace, &["str_rep"]) => Ok(false),
+        ([], []) => Err(key_error("normalizer", "missing: spaces have no mark, which is not supported")),
         (_, []) | ([_, ..], _) => {
             let message =
                 format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
-            Err(place("normalizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
+            Err(key_error("normalizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
         ([], _) => {
             let message =
                 format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
-            Err(place("pre_tokenizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
+            Err(key_error(
+                "pre_tokenizer",
+                format!("{message}; use a model that marks spaces as Llama 2 does"),
+            ))
         }
     }
 }
@@ -95,23 +99,27 @@ fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), 
     if !normalizers.is_empty() {
         let message =
             format!("[{}] rewrites text, and no key of GGUF says so; use another model", names(normalizers));
-        return Err(place("normalizer", message));
+        return Err(key_error("normalizer", message));
     }
     let split =
         json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
     match pre_tokenizers {
-        [first, second] if is(first, &split, &[]) && is(second, &bytes, &["trim_offsets"]) => Ok(()),
+        [first, second]
+            if has_settings(first, &split, &[]) && has_settings(second, &bytes, &["trim_offsets"]) =>
+        {
+            Ok(())
+        }
         steps => {
             let patterns: Vec<&str> =
                 steps.iter().filter_map(|step| step["pattern"]["Regex"].as_str()).collect();
             // Where the pattern is Llama 3's, an option differs.
-            let what = match patterns == [LLAMA3] {
+            let difference = match patterns == [LLAMA3] {
                 true => "with these options".into(),
                 false => format!("with the patterns [{}]", escaped(&patterns.join(", "))),
             };
-            let message = format!("[{}] {what} has no name in GGUF that we know", names(steps));
-            Err(place("pre_tokenizer", format!("{message}; use a model that cuts text as Llama 3 does")))
+            let message = format!("[{}] {difference} has no name in GGUF that we know", names(steps));
+            Err(key_error("pre_tokenizer", format!("{message}; use a model that cuts text as Llama 3 does")))
         }
     }
 }
@@ -122,10 +130,10 @@ pub(super) fn check_decoder(
     sentence_piece: bool,
     adds_space: bool,
 ) -> Result<(), LoadError> {
-    let steps = parts(decoder, "decoders", "decoder")?;
+    let steps = steps_of(decoder, "decoders", "decoder")?;
     if steps.is_empty() {
         let message = "missing: tokens would be put together as no key of GGUF says; use another model";
-        return Err(place("decoder", message));
+        return Err(key_error("decoder", message));
     }
     let is_sound = match sentence_piece {
         true => decodes_pieces(&steps, adds_space),
@@ -136,7 +144,7 @@ pub(super) fn check_decoder(
         true => Ok(()),
         false => {
             let message = format!("[{}] in this form gives other text than this engine", names(&steps));
-            Err(place("decoder", format!("{message}; use another model")))
+            Err(key_error("decoder", format!("{message}; use another model")))
         }
     }
 }
@@ -144,39 +152,40 @@ pub(super) fn check_decoder(
 /// Whether these are the steps that Llama 2's decoder has: marks become spaces, byte tokens become bytes, and exactly
 /// the space that was put before the text is removed.
 fn decodes_pieces(steps: &[&Value], adds_space: bool) -> bool {
-    let mut wanted = vec![
+    let mut expected = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
         json!({"type": "ByteFallback"}),
         json!({"type": "Fuse"}),
     ];
     if adds_space {
-        wanted.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        expected.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    steps.len() == wanted.len() && steps.iter().zip(&wanted).all(|(step, wanted)| is(step, wanted, &[]))
+    steps.len() == expected.len()
+        && steps.iter().zip(&expected).all(|(step, expected)| has_settings(step, expected, &[]))
 }
 
 /// The ids that the post-processor puts before a text; `None` where it says nothing about it.
 pub(super) fn begins_with(processor: Option<&Value>) -> Result<Option<Vec<u64>>, LoadError> {
-    let what = "post_processor";
-    let mut found = None;
-    for step in parts(processor, "processors", what)? {
+    let key = "post_processor";
+    let mut ids = None;
+    for step in steps_of(processor, "processors", key)? {
         match step["type"].as_str() {
             // Its settings concern only offsets in the text.
             Some("ByteLevel") => {}
-            Some("TemplateProcessing") if found.is_none() => found = Some(before_text(step)?),
+            Some("TemplateProcessing") if ids.is_none() => ids = Some(before_text(step)?),
             _ => {
                 let message =
                     format!("{} adds tokens in a way that is not supported; use another model", name(step));
-                return Err(place(what, message));
+                return Err(key_error(key, message));
             }
         }
     }
-    Ok(found)
+    Ok(ids)
 }
 
 /// The ids that a template puts before a text, provided that it puts none behind it.
 fn before_text(template: &Value) -> Result<Vec<u64>, LoadError> {
-    let fail = |message: &str| Err(place("post_processor.single", message.to_owned()));
+    let fail = |message: &str| Err(key_error("post_processor.single", message.to_owned()));
     let single = template["single"].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some((sequence, special)) = single.split_last() else { return fail("missing; the file is damaged") };
     if sequence["Sequence"]["id"] != "A" {

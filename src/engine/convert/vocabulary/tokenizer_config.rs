@@ -1,7 +1,7 @@
 //! `tokenizer_config.json`: what it adds to a vocabulary, and whether the two agree.
 
 use super::chat_templates::ChatTemplates;
-use super::{CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, place};
+use super::{CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, key_error};
 use crate::engine::error::{LoadError, escaped};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -35,13 +35,13 @@ impl TokenizerConfig {
         if let Some(adds) = self.add_prefix_space.filter(|adds| *adds != (is_pieces && vocabulary.adds_space))
         {
             let message = format!("is {adds}, and the vocabulary says otherwise; remove the wrong one");
-            return Err(place("add_prefix_space", message));
+            return Err(key_error("add_prefix_space", message));
         }
         // Where there is a `tokenizer.json`, that file decides.
         if self.legacy == Some(false) && vocabulary.adds_space && !has_json {
             let message =
                 "is false: no space is put before a text behind a special token, which is not supported";
-            return Err(place("legacy", format!("{message}; use another model")));
+            return Err(key_error("legacy", format!("{message}; use another model")));
         }
         Ok(())
     }
@@ -54,7 +54,7 @@ fn apply_added(
     has_json: bool,
 ) -> Result<(), LoadError> {
     let key = format!("added_tokens_decoder.{}", escaped(id));
-    let fail = |message: String| Err(place(&key, message));
+    let fail = |message: String| Err(key_error(&key, message));
     let text = &added.content;
     let at = id.parse::<usize>().ok().filter(|at| *at < vocabulary.tokens.len());
     let Some(at) = at else {
@@ -67,13 +67,13 @@ fn apply_added(
             vocabulary.kinds[at] = if special == Some(true) { CONTROL } else { USER_DEFINED };
         }
         _ if vocabulary.tokens[at] != *text => {
-            let there = escaped(&vocabulary.tokens[at]);
-            return fail(format!("\"{}\", where the vocabulary has \"{there}\"", escaped(text)));
+            let token = escaped(&vocabulary.tokens[at]);
+            return fail(format!("\"{}\", where the vocabulary has \"{token}\"", escaped(text)));
         }
         (CONTROL, Some(false)) => {
             let message =
                 "is false, and the vocabulary has the token as a special one; correct the wrong one";
-            return Err(place(&format!("{key}.special"), message));
+            return Err(key_error(&format!("{key}.special"), message));
         }
         (NORMAL | USER_DEFINED, Some(true)) => vocabulary.kinds[at] = CONTROL,
         _ => {}

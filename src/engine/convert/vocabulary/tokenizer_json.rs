@@ -84,14 +84,14 @@ pub(super) fn read(folder: &CheckpointFolder, rows: usize) -> Result<Option<Voca
 fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> {
     if let Some(kind) = raw.model.kind.as_deref().filter(|kind| *kind != "BPE") {
         let message = format!("\"{}\" is not read by this version; BPE is", escaped(kind));
-        return Err(place("model.type", message));
+        return Err(key_error("model.type", message));
     }
     let sentence_piece = raw.model.byte_fallback;
     check_added(raw)?;
     let adds_space = steps::check(raw.normalizer.as_ref(), raw.pre_tokenizer.as_ref(), sentence_piece)?;
     steps::check_decoder(raw.decoder.as_ref(), sentence_piece, adds_space)?;
     if sentence_piece && raw.model.ignore_merges {
-        return Err(place("model.ignore_merges", "is true beside byte_fallback; use another model"));
+        return Err(key_error("model.ignore_merges", "is true beside byte_fallback; use another model"));
     }
     let unknown = |text: &String| sentence_piece && raw.model.unk_token.as_ref() == Some(text);
     let plain = raw.model.vocab.iter().map(|(text, id)| {
@@ -107,7 +107,7 @@ fn vocabulary(raw: &RawTokenizer, rows: usize) -> Result<Vocabulary, LoadError> 
     let (tokens, kinds) = token_list(TOKENIZER_JSON, rows, plain.chain(added))?;
     if sentence_piece && !raw.model.fuse_unk && kinds.iter().filter(|kind| **kind == BYTE).count() < 256 {
         let message = "is false, and some bytes have no token: characters with those would be read otherwise";
-        return Err(place("model.fuse_unk", message));
+        return Err(key_error("model.fuse_unk", message));
     }
     let scores = sentence_piece.then(|| scores(&raw.model, &tokens)).transpose()?;
     Ok(Vocabulary {
@@ -136,7 +136,7 @@ fn scores(model: &BpeModel, tokens: &[String]) -> Result<Vec<f32>, LoadError> {
 }
 
 fn pair(merge: &Merge) -> Result<(&str, &str), LoadError> {
-    merge.pair().ok_or_else(|| place("model.merges", "holds what is no pair; the file is damaged"))
+    merge.pair().ok_or_else(|| key_error("model.merges", "holds what is no pair; the file is damaged"))
 }
 
 fn merges(model: &BpeModel) -> Result<Vec<String>, LoadError> {
@@ -144,14 +144,15 @@ fn merges(model: &BpeModel) -> Result<Vec<String>, LoadError> {
     model.merges.iter().map(text).collect()
 }
 
-fn place(what: &str, message: impl Into<String>) -> LoadError {
-    LoadError::new(format!("{TOKENIZER_JSON}: {what}"), message)
+fn key_error(key: &str, message: impl Into<String>) -> LoadError {
+    LoadError::new(format!("{TOKENIZER_JSON}: {key}"), message)
 }
 
 /// Refuses added tokens that would be found differently than this engine finds them.
 fn check_added(raw: &RawTokenizer) -> Result<(), LoadError> {
     for (index, added) in raw.added_tokens.iter().enumerate() {
-        let fail = |key: &str, message: String| Err(place(&format!("added_tokens[{index}].{key}"), message));
+        let fail =
+            |key: &str, message: String| Err(key_error(&format!("added_tokens[{index}].{key}"), message));
         if let Some(id) = raw.model.vocab.get(&added.content).filter(|id| **id != added.id) {
             let message =
                 format!("{}, and \"{}\" is {id} in the vocabulary", added.id, escaped(&added.content));

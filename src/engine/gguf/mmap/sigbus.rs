@@ -104,7 +104,7 @@ fn install() -> Option<PreviousHandler> {
     action.sa_sigaction = handler as usize;
     // Runs on the alternate signal stack that Rust gives each thread for its own handler of stack overflows.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: both are whole actions or room for one, and the handler keeps to what a handler may do.
+    // SAFETY: both are whole actions or space for one, and the handler keeps to what a handler may do.
     let done = unsafe { libc::sigaction(libc::SIGBUS, &action, before.as_mut_ptr()) };
     // SAFETY: sigaction has filled it in when it answers 0.
     (done == 0).then(|| PreviousHandler { action: unsafe { before.assume_init() }, page })

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// Bytes of a template's file; the longest in use have some 20 KB.
-const MOST_BYTES: u64 = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 
 /// Which chat template is used.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,10 +55,10 @@ impl ChatTemplate {
         }
         let mut bytes = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|error| fail(format!("cannot be read: {error}")))?;
-        if bytes.len() as u64 > MOST_BYTES {
-            return Err(fail(format!("has more than {MOST_BYTES} bytes")));
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(fail(format!("has more than {MAX_BYTES} bytes")));
         }
         if let Some(wrong) = wrong_head(&bytes) {
             return Err(fail(wrong.into()));

@@ -1,8 +1,9 @@
 //! Computes a template's expressions.
 
-use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
-use super::number::arithmetic;
+use super::arithmetic::arithmetic;
+use super::call_args::CallArgs;
+use super::fuel::{RenderResult, fail};
+use super::interpreter::Interpreter;
 use super::syntax::{Args, Arithmetic, Comparison, Expr};
 use super::text::Builder;
 use super::value::{SeqKind, Value, check_key, contains, equal, order, to_text};
@@ -55,14 +56,14 @@ const PYTHON_ATTRIBUTES: &[&str] = &[
 
 impl<'t> Interpreter<'t> {
     /// An expression that is written: `safe` at its end means nothing there.
-    pub fn eval_written(&mut self, expr: &'t Expr) -> Outcome<Value> {
+    pub fn eval_written(&mut self, expr: &'t Expr) -> RenderResult<Value> {
         match expr {
             Expr::Filter(inner, call) if call.name == "safe" => self.eval(inner),
             other => self.eval(other),
         }
     }
 
-    pub fn eval(&mut self, expr: &'t Expr) -> Outcome<Value> {
+    pub fn eval(&mut self, expr: &'t Expr) -> RenderResult<Value> {
         self.fuel.spend(1)?;
         self.deeper(|this| match expr {
             Expr::None => Ok(Value::None),
@@ -89,7 +90,7 @@ impl<'t> Interpreter<'t> {
         })
     }
 
-    fn compound(&mut self, expr: &'t Expr) -> Outcome<Value> {
+    fn compound(&mut self, expr: &'t Expr) -> RenderResult<Value> {
         match expr {
             Expr::List(items) => self.items(SeqKind::List, items),
             Expr::Tuple(items) => self.items(SeqKind::Tuple, items),
@@ -142,7 +143,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    fn concat(&mut self, parts: &'t [Expr]) -> Outcome<Value> {
+    fn concat(&mut self, parts: &'t [Expr]) -> RenderResult<Value> {
         let mut out = Builder::default();
         for part in parts {
             let value = self.eval(part)?;
@@ -153,19 +154,19 @@ impl<'t> Interpreter<'t> {
         Ok(Value::Str(out.finish()))
     }
 
-    fn number(&mut self, expr: &'t Expr) -> Outcome<Value> {
+    fn number(&mut self, expr: &'t Expr) -> RenderResult<Value> {
         match self.eval(expr)? {
             value if value.as_float().is_some() => Ok(value),
             other => fail(format!("a {} has no sign", other.kind())),
         }
     }
 
-    fn items(&mut self, kind: SeqKind, items: &'t [Expr]) -> Outcome<Value> {
-        let items = items.iter().map(|item| self.eval(item)).collect::<Outcome<Vec<_>>>()?;
+    fn items(&mut self, kind: SeqKind, items: &'t [Expr]) -> RenderResult<Value> {
+        let items = items.iter().map(|item| self.eval(item)).collect::<RenderResult<Vec<_>>>()?;
         Value::seq(kind, items, &self.fuel)
     }
 
-    fn name(&self, name: &str) -> Outcome<Value> {
+    fn name(&self, name: &str) -> RenderResult<Value> {
         if let Some(value) = self.lookup(name) {
             return Ok(value);
         }
@@ -176,7 +177,7 @@ impl<'t> Interpreter<'t> {
         Ok(function.map_or_else(|| Value::undefined(name), |function| Value::Function(function)))
     }
 
-    fn compare(&mut self, first: &'t Expr, rest: &'t [(Comparison, Expr)]) -> Outcome<Value> {
+    fn compare(&mut self, first: &'t Expr, rest: &'t [(Comparison, Expr)]) -> RenderResult<Value> {
         let mut left = self.eval(first)?;
         for (op, right) in rest {
             let right = self.eval(right)?;
@@ -203,7 +204,7 @@ impl<'t> Interpreter<'t> {
         Ok(Value::Bool(true))
     }
 
-    pub fn args(&mut self, args: &'t Args) -> Outcome<CallArgs> {
+    pub fn args(&mut self, args: &'t Args) -> RenderResult<CallArgs> {
         let mut made = CallArgs::default();
         for value in &args.positional {
             made.positional.push(self.eval(value)?);
@@ -227,7 +228,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// `value.name`: an attribute, else an item.
-    pub fn attribute(&mut self, value: &Value, name: &str) -> Outcome<Value> {
+    pub fn attribute(&mut self, value: &Value, name: &str) -> RenderResult<Value> {
         if name.starts_with('_') {
             return fail(format!("the attribute {name} is not offered to templates"));
         }
@@ -243,7 +244,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    fn own_attribute(&mut self, value: &Value, name: &str) -> Outcome<Option<Value>> {
+    fn own_attribute(&mut self, value: &Value, name: &str) -> RenderResult<Option<Value>> {
         match value {
             Value::Undefined(what) => return fail(format!("{what} is undefined")),
             Value::Namespace(id) => {
@@ -272,7 +273,7 @@ impl<'t> Interpreter<'t> {
         Ok(None)
     }
 
-    fn loop_attribute(&self, id: usize, name: &str) -> Outcome<Value> {
+    fn loop_attribute(&self, id: usize, name: &str) -> RenderResult<Value> {
         let state = &self.loops[id];
         let int = |value: usize| Ok(Value::Int(value as i128));
         let (index, length) = (state.index, state.items.len());
@@ -297,7 +298,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// `value[index]`: an item, else an attribute.
-    pub fn item(&mut self, value: &Value, index: &Value) -> Outcome<Value> {
+    pub fn item(&mut self, value: &Value, index: &Value) -> RenderResult<Value> {
         match (value, index) {
             (Value::Undefined(what), _) => return fail(format!("{what} is undefined")),
             // Nothing is found by what cannot be a key.
@@ -337,7 +338,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    fn slice(&mut self, inner: &'t Expr, bounds: &'t [Option<Expr>; 3]) -> Outcome<Value> {
+    fn slice(&mut self, inner: &'t Expr, bounds: &'t [Option<Expr>; 3]) -> RenderResult<Value> {
         let value = self.eval(inner)?;
         let mut limits = [None; 3];
         for (limit, bound) in limits.iter_mut().zip(bounds) {
@@ -364,7 +365,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    pub fn call(&mut self, callee: &Value, args: CallArgs) -> Outcome<Value> {
+    pub fn call(&mut self, callee: &Value, args: CallArgs) -> RenderResult<Value> {
         match callee {
             Value::Macro(id) => self.call_macro(*id, args),
             Value::Loop(id) => self.call_loop(*id, args),
@@ -378,7 +379,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    fn loop_method(&mut self, id: usize, name: &str, args: CallArgs) -> Outcome<Value> {
+    fn loop_method(&mut self, id: usize, name: &str, args: CallArgs) -> RenderResult<Value> {
         if name == "cycle" {
             let values = args.positional;
             return match values.is_empty() {
@@ -395,7 +396,7 @@ impl<'t> Interpreter<'t> {
         Ok(Value::Bool(changed))
     }
 
-    fn function(&mut self, name: &str, args: CallArgs) -> Outcome<Value> {
+    fn function(&mut self, name: &str, args: CallArgs) -> RenderResult<Value> {
         match name {
             "range" => self.range(args),
             "dict" | "namespace" => {
@@ -426,7 +427,7 @@ impl<'t> Interpreter<'t> {
                 let [Some(Value::Str(format))] = args.bind(name, ["format"])? else {
                     return fail("strftime_now takes a format");
                 };
-                match (self.clock)(format.as_str()) {
+                match (self.strftime)(format.as_str()) {
                     Ok(text) => Ok(Value::Str(super::text::Text::from(text))),
                     Err(why) => fail(why),
                 }
@@ -440,7 +441,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    fn range(&mut self, args: CallArgs) -> Outcome<Value> {
+    fn range(&mut self, args: CallArgs) -> RenderResult<Value> {
         let numbers = args.positional.iter().map(Value::as_int).collect::<Option<Vec<_>>>();
         let (start, stop, step) = match numbers.as_deref().filter(|_| args.named.is_empty()) {
             Some([stop]) => (0, *stop, 1),
@@ -465,7 +466,7 @@ pub(super) fn position(index: i128, len: usize) -> Option<usize> {
 }
 
 /// The places that Python's slice gives, from, to and by `limits`.
-pub(super) fn indices(len: usize, limits: [Option<i128>; 3]) -> Outcome<impl Iterator<Item = usize>> {
+pub(super) fn indices(len: usize, limits: [Option<i128>; 3]) -> RenderResult<impl Iterator<Item = usize>> {
     let len = len as i128;
     let [start, stop, step] = limits;
     let step = step.unwrap_or(1);

@@ -1,12 +1,9 @@
 //! Expressions out of tokens, by the precedence that Jinja2's parser has.
 
 use super::lexer::Token;
-use super::parser::{Parsed, Parser};
+use super::parser::{Parsed, Parser, TUPLE_ENDS};
 use super::syntax::{Args, Arithmetic, Comparison, Expr, NamedCall};
 use super::text::Text;
-
-/// What a tuple without brackets ends before, besides a tag's end.
-pub(super) const TUPLE_ENDS: &[&str] = &[")"];
 
 impl Parser {
     /// An expression, or several with commas between them, which make a tuple.

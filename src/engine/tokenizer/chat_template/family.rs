@@ -4,9 +4,9 @@ use super::super::vocab::{TokenKind, TokenTable};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::Gguf;
 
-/// The forms we know.
+/// The model families with a built-in chat template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Family {
+pub(in super::super) enum TemplateFamily {
     /// `User: …<|eot_id|>Assistant: `. Source: `LLM_CHAT_TEMPLATE_BITNET` of ik_llama.cpp and
     /// `tokenizer_config.json` of microsoft/bitnet-b1.58-2B-4T; the template inside the official file is
     /// wrong.
@@ -29,7 +29,7 @@ pub(in super::super) enum Family {
 /// ik_llama.cpp; the text stands in bitnet.cpp's converter.
 const WRONG: &str = "BITNETAssistant";
 
-impl Family {
+impl TemplateFamily {
     /// The family of a file. `falcon_e` is what its pre-tokenizer says.
     pub fn detect(file: &Gguf, entries: &TokenTable, falcon_e: bool) -> Result<Self, LoadError> {
         let ids = entries.by_text();
@@ -40,54 +40,54 @@ impl Family {
         let arch = file.text("general.architecture")?.unwrap_or_default();
         Ok(match arch {
             // BitNet's vocabulary has Llama 3's marks too, but was not trained with them.
-            "bitnet-b1.58" | "bitnet-25" if marks(&["<|eot_id|>"]) => Family::BitNet,
-            "bitnet-b1.58" | "bitnet-25" => Family::BitNetLines,
+            "bitnet-b1.58" | "bitnet-25" if marks(&["<|eot_id|>"]) => TemplateFamily::BitNet,
+            "bitnet-b1.58" | "bitnet-25" => TemplateFamily::BitNetLines,
             // What llama.cpp's own converter calls 2B-4T, and 1bitLLM's models, whose vocabulary is another.
-            "bitnet" if marks(&["<|begin_of_text|>", "<|eot_id|>"]) => Family::BitNet,
-            _ if marks(&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]) => Family::Llama3,
-            _ if marks(&["<|user|>", "<|assistant|>"]) => Family::Falcon3,
-            _ if marks(&["<|im_start|>", "<|im_end|>"]) => Family::ChatMl,
-            _ if falcon_e => Family::FalconE,
-            _ => Family::Plain,
+            "bitnet" if marks(&["<|begin_of_text|>", "<|eot_id|>"]) => TemplateFamily::BitNet,
+            _ if marks(&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]) => TemplateFamily::Llama3,
+            _ if marks(&["<|user|>", "<|assistant|>"]) => TemplateFamily::Falcon3,
+            _ if marks(&["<|im_start|>", "<|im_end|>"]) => TemplateFamily::ChatMl,
+            _ if falcon_e => TemplateFamily::FalconE,
+            _ => TemplateFamily::Plain,
         })
     }
 
     /// Whether a template is known to be wrong for it. Any other is believed: a fine-tune has its own.
     pub fn knows_better_than(self, template: &str) -> bool {
-        matches!(self, Family::BitNet | Family::BitNetLines) && template.contains(WRONG)
+        matches!(self, TemplateFamily::BitNet | TemplateFamily::BitNetLines) && template.contains(WRONG)
     }
 
     /// Its form as a template.
     pub fn form(self) -> &'static str {
         match self {
-            Family::BitNet => {
+            TemplateFamily::BitNet => {
                 // Whole as a file must have it, for `convert` writes it into files.
                 "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
                  {{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}\
                  {% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
             }
-            Family::BitNetLines => {
+            TemplateFamily::BitNetLines => {
                 "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}{{ '\\n' }}\
                  {% endfor %}Assistant: "
             }
-            Family::Llama3 => {
+            TemplateFamily::Llama3 => {
                 "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ '\\n\\n' }}\
                  {{ m.content | trim }}<|eot_id|>{% endfor %}\
                  <|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}"
             }
-            Family::Falcon3 => {
+            TemplateFamily::Falcon3 => {
                 "{% for m in messages %}<|{{ m.role }}|>{{ '\\n' }}{{ m.content }}\
                  {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}\
                  <|assistant|>{{ '\\n' }}"
             }
-            Family::FalconE => {
+            TemplateFamily::FalconE => {
                 "{% for m in messages %}{{ m.role }}{{ m.content }}{{ '\\n' }}{% endfor %}assistant{{ '\\n' }}"
             }
-            Family::ChatMl => {
+            TemplateFamily::ChatMl => {
                 "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\\n' }}{{ m.content }}<|im_end|>\
                  {{ '\\n' }}{% endfor %}<|im_start|>assistant{{ '\\n' }}"
             }
-            Family::Plain => {
+            TemplateFamily::Plain => {
                 "{% for m in messages %}{{ m.content }}{{ '' if loop.last else '\\n' }}{% endfor %}"
             }
         }
@@ -96,18 +96,18 @@ impl Family {
     /// Its name in a note.
     pub fn name(self) -> &'static str {
         match self {
-            Family::BitNet | Family::BitNetLines => "bitnet b1.58",
-            Family::Llama3 => "llama 3",
-            Family::Falcon3 => "falcon3",
-            Family::FalconE => "falcon-e",
-            Family::ChatMl => "chatml",
-            Family::Plain => "plain text",
+            TemplateFamily::BitNet | TemplateFamily::BitNetLines => "bitnet b1.58",
+            TemplateFamily::Llama3 => "llama 3",
+            TemplateFamily::Falcon3 => "falcon3",
+            TemplateFamily::FalconE => "falcon-e",
+            TemplateFamily::ChatMl => "chatml",
+            TemplateFamily::Plain => "plain text",
         }
     }
 
     /// Whether its prompts begin with the beginning-of-text token where the file does not say. Falcon's
     /// templates write none, and its tokenizers add none.
     pub fn begins(self) -> bool {
-        !matches!(self, Family::Falcon3 | Family::FalconE | Family::ChatMl)
+        !matches!(self, TemplateFamily::Falcon3 | TemplateFamily::FalconE | TemplateFamily::ChatMl)
     }
 }

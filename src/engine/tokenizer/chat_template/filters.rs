@@ -1,7 +1,9 @@
 //! Jinja2's filters.
 
-use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
+use super::arithmetic::{arithmetic, rounded};
+use super::call_args::CallArgs;
+use super::fuel::{RenderResult, fail};
+use super::interpreter::Interpreter;
 use super::json::{self, Style};
 use super::methods;
 use super::number;
@@ -9,7 +11,7 @@ use super::text::{Builder, Text};
 use super::value::{SeqKind, Value, less, to_text};
 
 impl Interpreter<'_> {
-    pub fn filter(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    pub fn filter(&mut self, name: &str, value: Value, args: CallArgs) -> RenderResult<Value> {
         match name {
             "upper" | "lower" | "capitalize" | "title" | "trim" | "replace" | "string" | "center"
             | "indent" | "truncate" | "format" | "wordcount" => self.text_filter(name, &value, args),
@@ -42,7 +44,7 @@ impl Interpreter<'_> {
                 let Some(precision) = precision else { return fail("round takes a number of places") };
                 let method =
                     method.map_or(Ok(Text::from("common")), |method| to_text(&method, &self.fuel))?;
-                number::rounded(&value, precision, method.as_str())
+                rounded(&value, precision, method.as_str())
             }
             "tojson" => self.json_text(&value, args),
             "safe" | "e" | "escape" | "forceescape" => {
@@ -52,7 +54,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn list_filter(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    fn list_filter(&mut self, name: &str, value: Value, args: CallArgs) -> RenderResult<Value> {
         match name {
             "first" | "last" => {
                 args.bind(name, [])?;
@@ -103,7 +105,7 @@ impl Interpreter<'_> {
                     if matches!(sum, Value::Str(_)) {
                         return fail("texts cannot be summed");
                     }
-                    sum = number::arithmetic(super::syntax::Arithmetic::Add, &sum, &item, &self.fuel)?;
+                    sum = arithmetic(super::syntax::Arithmetic::Add, &sum, &item, &self.fuel)?;
                 }
                 Ok(sum)
             }
@@ -112,7 +114,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn batch(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn batch(&mut self, value: &Value, args: CallArgs) -> RenderResult<Value> {
         let [size, fill] = args.bind("batch", ["linecount", "fill_with"])?;
         let size = size.and_then(|size| size.as_int()).and_then(|size| usize::try_from(size).ok());
         let Some(size) = size.filter(|size| *size > 0) else { return fail("batch takes a size") };
@@ -129,7 +131,7 @@ impl Interpreter<'_> {
     }
 
     /// An item's attribute, by a path with dots or a number.
-    fn by_attribute(&mut self, item: Value, attribute: Option<&Value>) -> Outcome<Value> {
+    fn by_attribute(&mut self, item: Value, attribute: Option<&Value>) -> RenderResult<Value> {
         match attribute {
             None | Some(Value::None) => Ok(item),
             Some(Value::Str(path)) => {
@@ -147,7 +149,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn each(&mut self, name: &str, value: &Value, mut args: CallArgs) -> Outcome<Value> {
+    fn each(&mut self, name: &str, value: &Value, mut args: CallArgs) -> RenderResult<Value> {
         let items = value.iterate(&self.fuel)?;
         let mut made = Vec::with_capacity(items.len());
         if name == "map" && args.positional.is_empty() {
@@ -192,7 +194,7 @@ impl Interpreter<'_> {
     }
 
     /// What an item is compared by: texts without their case, unless that counts.
-    fn sort_key(&mut self, item: &Value, attribute: Option<&Value>, case: bool) -> Outcome<Value> {
+    fn sort_key(&mut self, item: &Value, attribute: Option<&Value>, case: bool) -> RenderResult<Value> {
         match self.by_attribute(item.clone(), attribute)? {
             Value::Str(text) if !case => {
                 self.fuel.spend_bytes(text.len())?;
@@ -202,7 +204,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn ordered(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn ordered(&mut self, name: &str, value: &Value, args: CallArgs) -> RenderResult<Value> {
         let [reverse, case, attribute] = match name {
             "sort" => args.bind(name, ["reverse", "case_sensitive", "attribute"])?,
             "dictsort" => {
@@ -243,7 +245,7 @@ impl Interpreter<'_> {
         items: Vec<Value>,
         attribute: Option<&Value>,
         case: bool,
-    ) -> Outcome<Vec<(Value, Value)>> {
+    ) -> RenderResult<Vec<(Value, Value)>> {
         let mut keyed: Vec<(Value, Value)> = Vec::with_capacity(items.len());
         for item in items {
             let key = self.sort_key(&item, attribute, case)?;
@@ -261,7 +263,7 @@ impl Interpreter<'_> {
         Ok(keyed)
     }
 
-    fn chosen(&mut self, name: &str, keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Value> {
+    fn chosen(&mut self, name: &str, keyed: Vec<(Value, Value)>, reverse: bool) -> RenderResult<Value> {
         match name {
             "unique" => {
                 Value::seq(SeqKind::Generator, keyed.into_iter().map(|(_, item)| item).collect(), &self.fuel)
@@ -285,7 +287,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn sorted(&mut self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<Value>> {
+    fn sorted(&mut self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> RenderResult<Vec<Value>> {
         if reverse {
             keyed.reverse();
         }
@@ -304,7 +306,7 @@ impl Interpreter<'_> {
         Ok(keyed.into_iter().map(|(_, item)| item).collect())
     }
 
-    fn text_filter(&mut self, name: &str, value: &Value, mut args: CallArgs) -> Outcome<Value> {
+    fn text_filter(&mut self, name: &str, value: &Value, mut args: CallArgs) -> RenderResult<Value> {
         let text = to_text(value, &self.fuel)?;
         self.fuel.spend_bytes(text.len())?;
         match name {
@@ -352,7 +354,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn indent(&mut self, text: &Text, args: CallArgs) -> Outcome<Value> {
+    fn indent(&mut self, text: &Text, args: CallArgs) -> RenderResult<Value> {
         let [width, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
         let indent = match width.unwrap_or(Value::Int(4)) {
             Value::Str(indent) => indent,
@@ -384,7 +386,7 @@ impl Interpreter<'_> {
         Ok(Value::Str(out.finish()))
     }
 
-    fn truncate(&mut self, text: &Text, args: CallArgs) -> Outcome<Value> {
+    fn truncate(&mut self, text: &Text, args: CallArgs) -> RenderResult<Value> {
         let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
         let number =
             |value: Option<Value>, default: i128| value.map_or(Some(default), |value| value.as_int());
@@ -393,7 +395,7 @@ impl Interpreter<'_> {
         };
         let end = end.map_or(Ok(Text::from("...")), |end| to_text(&end, &self.fuel))?;
         if length < end.chars() as i128 || leeway < 0 {
-            return fail("truncate takes a length that its end has room in");
+            return fail("truncate takes a length that is not below that of its end");
         }
         if text.chars() as i128 <= length.saturating_add(leeway) {
             return Ok(Value::Str(text.clone()));
@@ -407,7 +409,7 @@ impl Interpreter<'_> {
         methods::join(&Text::default(), &[cut, end], &self.fuel)
     }
 
-    fn json_text(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn json_text(&mut self, value: &Value, args: CallArgs) -> RenderResult<Value> {
         let [ascii, indent, separators, sorted] =
             args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
         let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
@@ -445,7 +447,7 @@ impl Interpreter<'_> {
 }
 
 /// Jinja2's `title`: words begin behind a space, a hyphen or an opening bracket.
-fn title(text: &Text) -> Outcome<Value> {
+fn title(text: &Text) -> RenderResult<Value> {
     methods::case(text, "title")?;
     let begins = |c: char| super::text::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     Ok(Value::Str(text.map_chars(|before, c| match before.is_none_or(begins) {
@@ -454,7 +456,7 @@ fn title(text: &Text) -> Outcome<Value> {
     })))
 }
 
-fn number_filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+fn number_filter(name: &str, value: &Value, args: CallArgs) -> RenderResult<Value> {
     let [default, base] = args.bind(name, ["default", "base"])?;
     if base.is_some() {
         return fail("a base of int is not offered to templates");

@@ -1,12 +1,12 @@
 //! Python's two ways to format a text, in their plain forms.
 
-use super::fuel::{Fuel, Outcome, fail};
-use super::interpreter::CallArgs;
+use super::call_args::CallArgs;
+use super::fuel::{Fuel, RenderResult, fail};
 use super::text::{Builder, Text};
 use super::value::{SeqKind, Value, to_text};
 
 /// `'…%s…' % args`.
-pub(super) fn percent(format: &Text, args: &Value, fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn percent(format: &Text, args: &Value, fuel: &Fuel) -> RenderResult<Value> {
     let values = match args {
         Value::Seq(seq) if seq.kind == SeqKind::Tuple => seq.items.clone(),
         Value::Dict(_) => return fail("% with a dict is not offered to templates"),
@@ -51,7 +51,7 @@ pub(super) fn percent(format: &Text, args: &Value, fuel: &Fuel) -> Outcome<Value
 }
 
 /// `'…{}…'.format(args)`.
-pub(super) fn braces(format: &Text, args: &CallArgs, fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn braces(format: &Text, args: &CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     if format.has_content() {
         return fail("format of a message's content is not offered to templates");
     }

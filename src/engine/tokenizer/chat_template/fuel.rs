@@ -1,22 +1,23 @@
-//! What a rendering may cost.
+//! The fuel of a rendering, which bounds its work and memory, and the error of a rendering.
 
 use std::cell::Cell;
 
 /// Bytes of text for one unit of fuel.
 const BYTES: usize = 64;
 
-/// Why a rendering failed.
+/// The error of a rendering.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub what: String,
+pub(super) struct RenderError {
+    /// What is wrong.
+    pub message: String,
     /// The line of the statement; 0 until it is known.
     pub line: usize,
 }
 
-pub(super) type Outcome<T> = Result<T, Failure>;
+pub(super) type RenderResult<T> = Result<T, RenderError>;
 
-pub(super) fn fail<T>(what: impl Into<String>) -> Outcome<T> {
-    Err(Failure { what: what.into(), line: 0 })
+pub(super) fn fail<T>(message: impl Into<String>) -> RenderResult<T> {
+    Err(RenderError { message: message.into(), line: 0 })
 }
 
 /// Units of work and memory that are left: about one for each step, each place of a list, and 64 bytes of text.
@@ -29,14 +30,14 @@ impl Fuel {
     }
 
     /// Pays for work, before it is done.
-    pub fn spend(&self, units: usize) -> Outcome<()> {
+    pub fn spend(&self, units: usize) -> RenderResult<()> {
         let left = self.0.get().saturating_sub(units as u64);
         self.0.set(left);
         if left == 0 { fail("it takes too much time or memory") } else { Ok(()) }
     }
 
     /// Pays for texts of so many bytes.
-    pub fn spend_bytes(&self, bytes: usize) -> Outcome<()> {
+    pub fn spend_bytes(&self, bytes: usize) -> RenderResult<()> {
         self.spend(bytes.div_ceil(BYTES))
     }
 }

@@ -1,16 +1,17 @@
 //! Runs a template's statements, with the scopes that Jinja2 gives them.
 
-use super::fuel::{Failure, Fuel, Outcome, fail};
+use super::call_args::CallArgs;
+use super::fuel::{Fuel, RenderError, RenderResult, fail};
 use super::syntax::{Args, For, Macro, NamedCall, Stmt, StmtKind, Target};
 use super::text::{Builder, Text};
 use super::value::{SeqKind, Value, to_text};
 use std::rc::Rc;
 
 /// Statements, expressions, loops and macros inside each other: they take stack.
-const MOST_DEPTH: usize = 250;
+const MAX_DEPTH: usize = 250;
 
-/// What a rendering needs from its caller.
-pub(super) type Clock<'c> = &'c dyn Fn(&str) -> Result<String, String>;
+/// Writes the local time in a format: what `strftime_now` calls.
+pub(super) type Strftime<'c> = &'c dyn Fn(&str) -> Result<String, String>;
 
 /// Names with their values, and the scope around.
 #[derive(Debug, Default)]
@@ -32,33 +33,6 @@ pub(super) struct Loop<'t> {
     pub changed: Option<Value>,
 }
 
-/// Arguments of a call.
-#[derive(Debug, Default)]
-pub(super) struct CallArgs {
-    pub positional: Vec<Value>,
-    pub named: Vec<(String, Value)>,
-}
-
-impl CallArgs {
-    /// The arguments by the names of the parameters.
-    pub fn bind<const N: usize>(self, what: &str, names: [&str; N]) -> Outcome<[Option<Value>; N]> {
-        let mut bound = [const { None }; N];
-        if self.positional.len() > N {
-            return fail(format!("{what} takes at most {N} arguments"));
-        }
-        for (at, value) in self.positional.into_iter().enumerate() {
-            bound[at] = Some(value);
-        }
-        for (name, value) in self.named {
-            match names.iter().position(|known| *known == name) {
-                Some(at) if bound[at].is_none() => bound[at] = Some(value),
-                _ => return fail(format!("{what} has no argument {name}, or has it twice")),
-            }
-        }
-        Ok(bound)
-    }
-}
-
 /// How a statement ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -69,7 +43,7 @@ enum Flow {
 
 pub(super) struct Interpreter<'t> {
     pub fuel: Fuel,
-    pub clock: Clock<'t>,
+    pub strftime: Strftime<'t>,
     depth: usize,
     scopes: Vec<Scope<'t>>,
     scope: usize,
@@ -81,11 +55,11 @@ pub(super) struct Interpreter<'t> {
 }
 
 impl<'t> Interpreter<'t> {
-    pub fn new(fuel: Fuel, clock: Clock<'t>, names: Vec<(&'t str, Value)>) -> Self {
+    pub fn new(fuel: Fuel, strftime: Strftime<'t>, names: Vec<(&'t str, Value)>) -> Self {
         let root = Scope { names, captured: true, parent: None };
         Interpreter {
             fuel,
-            clock,
+            strftime,
             depth: 0,
             scopes: vec![root],
             scope: 0,
@@ -96,13 +70,13 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    pub fn render(mut self, body: &'t [Stmt]) -> Outcome<Text> {
+    pub fn render(mut self, body: &'t [Stmt]) -> RenderResult<Text> {
         self.run(body)?;
         Ok(self.output.pop().unwrap_or_default().finish())
     }
 
-    pub fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
-        if self.depth == MOST_DEPTH {
+    pub fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> RenderResult<T>) -> RenderResult<T> {
+        if self.depth == MAX_DEPTH {
             return fail("it goes too deep");
         }
         self.depth += 1;
@@ -132,7 +106,11 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Works in a new scope inside `parent`.
-    fn scoped<T>(&mut self, parent: usize, work: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
+    fn scoped<T>(
+        &mut self,
+        parent: usize,
+        work: impl FnOnce(&mut Self) -> RenderResult<T>,
+    ) -> RenderResult<T> {
         self.fuel.spend(1)?;
         let outer = self.scope;
         self.scope = self.scopes.len();
@@ -146,14 +124,14 @@ impl<'t> Interpreter<'t> {
     }
 
     /// What `work` writes, as a text.
-    fn captured(&mut self, work: impl FnOnce(&mut Self) -> Outcome<()>) -> Outcome<Text> {
+    fn captured(&mut self, work: impl FnOnce(&mut Self) -> RenderResult<()>) -> RenderResult<Text> {
         self.output.push(Builder::default());
         let done = work(self);
         let text = self.output.pop().unwrap_or_default().finish();
         done.map(|()| text)
     }
 
-    fn write(&mut self, text: &Text) -> Outcome<()> {
+    fn write(&mut self, text: &Text) -> RenderResult<()> {
         self.fuel.spend_bytes(text.len())?;
         if let Some(output) = self.output.last_mut() {
             output.push(text);
@@ -161,9 +139,9 @@ impl<'t> Interpreter<'t> {
         Ok(())
     }
 
-    fn run(&mut self, body: &'t [Stmt]) -> Outcome<Flow> {
+    fn run(&mut self, body: &'t [Stmt]) -> RenderResult<Flow> {
         for stmt in body {
-            let flow = self.statement(stmt).map_err(|failure| Failure {
+            let flow = self.statement(stmt).map_err(|failure| RenderError {
                 line: if failure.line == 0 { stmt.line } else { failure.line },
                 ..failure
             })?;
@@ -174,7 +152,7 @@ impl<'t> Interpreter<'t> {
         Ok(Flow::Next)
     }
 
-    fn statement(&mut self, stmt: &'t Stmt) -> Outcome<Flow> {
+    fn statement(&mut self, stmt: &'t Stmt) -> RenderResult<Flow> {
         self.fuel.spend(1)?;
         self.deeper(|this| match &stmt.kind {
             StmtKind::Break => Ok(Flow::Break),
@@ -204,7 +182,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// A statement that no `break` can leave.
-    fn simple(&mut self, kind: &'t StmtKind) -> Outcome<()> {
+    fn simple(&mut self, kind: &'t StmtKind) -> RenderResult<()> {
         match kind {
             StmtKind::Data(text) => self.write(text),
             StmtKind::Emit(value) => {
@@ -239,7 +217,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// A block's text, gone through filters.
-    fn block(&mut self, filters: &'t [NamedCall], body: &'t [Stmt]) -> Outcome<Value> {
+    fn block(&mut self, filters: &'t [NamedCall], body: &'t [Stmt]) -> RenderResult<Value> {
         let scope = self.scope;
         let text = self.captured(|this| this.scoped(scope, |this| this.run(body)).map(drop))?;
         let mut value = Value::Str(text);
@@ -250,7 +228,7 @@ impl<'t> Interpreter<'t> {
         Ok(value)
     }
 
-    fn define(&mut self, node: &'t Macro) -> Outcome<Value> {
+    fn define(&mut self, node: &'t Macro) -> RenderResult<Value> {
         self.fuel.spend(1)?;
         self.scopes[self.scope].captured = true;
         self.macros.push((node, self.scope));
@@ -262,7 +240,7 @@ impl<'t> Interpreter<'t> {
         callee: &'t super::syntax::Expr,
         args: &'t Args,
         caller: &'t Macro,
-    ) -> Outcome<()> {
+    ) -> RenderResult<()> {
         let callee = self.eval(callee)?;
         let mut args = self.args(args)?;
         let caller = self.define(caller)?;
@@ -271,7 +249,7 @@ impl<'t> Interpreter<'t> {
         self.write(&to_text(&value, &self.fuel)?)
     }
 
-    pub fn assign(&mut self, target: &'t Target, value: Value) -> Outcome<()> {
+    pub fn assign(&mut self, target: &'t Target, value: Value) -> RenderResult<()> {
         match target {
             Target::Name(name) => self.set(name, value),
             Target::Attribute(name, attribute) => {
@@ -302,7 +280,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Runs a loop over `items`; `outer` is the scope in which it stands.
-    fn run_loop(&mut self, node: &'t For, items: &Value, depth: usize, outer: usize) -> Outcome<()> {
+    fn run_loop(&mut self, node: &'t For, items: &Value, depth: usize, outer: usize) -> RenderResult<()> {
         let mut items = items.iterate(&self.fuel)?;
         if let Some(filter) = &node.filter {
             let mut kept = Vec::new();
@@ -345,7 +323,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// `loop(…)` in a recursive loop.
-    pub fn call_loop(&mut self, id: usize, args: CallArgs) -> Outcome<Value> {
+    pub fn call_loop(&mut self, id: usize, args: CallArgs) -> RenderResult<Value> {
         let [Some(items)] = args.bind("loop", ["iterable"])? else {
             return fail("loop takes what it goes through");
         };
@@ -357,7 +335,7 @@ impl<'t> Interpreter<'t> {
         Ok(Value::Str(text))
     }
 
-    pub fn call_macro(&mut self, id: usize, mut args: CallArgs) -> Outcome<Value> {
+    pub fn call_macro(&mut self, id: usize, mut args: CallArgs) -> RenderResult<Value> {
         let (node, scope) = self.macros[id];
         let name = &node.name;
         let caller =

@@ -1,13 +1,13 @@
-//! The template engine with its limits, and the variables that Hugging Face's environment gives to templates.
+//! A parsed template, the limits of a rendering, and the variables that Hugging Face's environment gives to templates.
 //!
-//! The interpreter is our own, since what is wanted is Jinja2's text to the last character: Python's numbers,
-//! texts and scopes, which the Rust libraries for Jinja have in part; and since each byte has to be known by
-//! where it comes from, so that a content never becomes part of a special token.
+//! No library for Jinja is used, for two reasons: the text has to be that of Jinja2 to the last character, which takes
+//! Python's numbers, strings and scopes; and the origin of each byte has to be known, so that the content of a message
+//! never becomes part of a special token.
 
 use super::Names;
-use super::fuel::{Failure, Fuel};
-use super::interpreter::{Clock, Interpreter};
-use super::parser;
+use super::fuel::{Fuel, RenderError};
+use super::interpreter::{Interpreter, Strftime};
+use super::statement;
 use super::syntax::Stmt;
 use super::text::Text;
 use super::value::Value;
@@ -19,15 +19,15 @@ const FUEL_PER_TURN: u64 = 1_000;
 /// And for each byte of a content: each may be looked at some 16 times.
 const BYTES_PER_FUEL: u64 = 4;
 /// Bytes that a template may write besides the contents, for each turn and for itself.
-const MOST_WRITTEN: usize = 64 << 10;
+const MAX_WRITTEN: usize = 64 << 10;
 
 /// A parsed template.
 #[derive(Debug)]
-pub(super) struct Engine(Vec<Stmt>);
+pub(super) struct ParsedTemplate(Vec<Stmt>);
 
-impl Engine {
+impl ParsedTemplate {
     pub fn new(source: &str) -> Result<Self, String> {
-        parser::parse(source).map(Engine).map_err(|(what, line)| shown(&what, line))
+        statement::parse(source).map(ParsedTemplate).map_err(|(message, line)| shown(&message, line))
     }
 
     /// Renders it over messages of a role and a content.
@@ -36,17 +36,17 @@ impl Engine {
         messages: impl Iterator<Item = (&'static str, &'m str)>,
         names: &Names,
         parts: bool,
-        clock: Clock<'_>,
+        strftime: Strftime<'_>,
     ) -> Result<Text, String> {
         let messages: Vec<_> = messages.collect();
         let bytes: usize = messages.iter().map(|(_, content)| content.len()).sum();
         let turns = messages.len();
         let fuel = Fuel::new(FUEL + FUEL_PER_TURN * turns as u64 + bytes as u64 / BYTES_PER_FUEL);
         let rendered = variables(&messages, names, parts)
-            .and_then(|variables| Interpreter::new(fuel, clock, variables).render(&self.0));
-        let text = rendered.map_err(|Failure { what, line }| shown(&what, line))?;
+            .and_then(|variables| Interpreter::new(fuel, strftime, variables).render(&self.0));
+        let text = rendered.map_err(|RenderError { message, line }| shown(&message, line))?;
         // One that repeats a content once is odd, one that repeats it more often is an attack.
-        if text.len() > MOST_WRITTEN * (turns + 1) + 2 * bytes {
+        if text.len() > MAX_WRITTEN * (turns + 1) + 2 * bytes {
             return Err(format!("it writes {} bytes, too many for contents of {bytes}", text.len()));
         }
         Ok(text)
@@ -57,7 +57,7 @@ fn variables<'n>(
     messages: &[(&'static str, &str)],
     names: &'n Names,
     parts: bool,
-) -> Result<Vec<(&'n str, Value)>, Failure> {
+) -> Result<Vec<(&'n str, Value)>, RenderError> {
     // Not the template's work: it is not paid for by it.
     let free = Fuel::new(u64::MAX);
     let dict = |pairs: Vec<(&str, Value)>| {
@@ -84,10 +84,10 @@ fn variables<'n>(
     Ok(variables)
 }
 
-/// What is wrong, in one line.
-fn shown(what: &str, line: usize) -> String {
+/// An error message in one line.
+fn shown(message: &str, line: usize) -> String {
     /// Enough for what templates say when they refuse a conversation.
-    const MOST: usize = 160;
-    let what: String = what.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if line == 0 { what } else { format!("{what} (line {line})") }
+    const MAX_CHARS: usize = 160;
+    let message: String = message.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+    if line == 0 { message } else { format!("{message} (line {line})") }
 }

@@ -1,6 +1,6 @@
 //! `tojson` as Hugging Face has it: Python's `json.dumps`, in which nothing is escaped for HTML.
 
-use super::fuel::{Fuel, Outcome, fail};
+use super::fuel::{Fuel, RenderResult, fail};
 use super::number;
 use super::text::{Builder, Text};
 use super::value::{Dict, SeqKind, Value, to_text};
@@ -20,7 +20,7 @@ pub(super) fn write(
     level: usize,
     out: &mut Builder,
     fuel: &Fuel,
-) -> Outcome<()> {
+) -> RenderResult<()> {
     fuel.spend(1)?;
     match value {
         Value::None => out.push_str("null"),
@@ -47,7 +47,7 @@ pub(super) fn write(
     Ok(())
 }
 
-fn write_dict(dict: &Dict, style: &Style, level: usize, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+fn write_dict(dict: &Dict, style: &Style, level: usize, out: &mut Builder, fuel: &Fuel) -> RenderResult<()> {
     let mut entries: Vec<_> = dict.entries.iter().collect();
     if style.sorted {
         if !entries.iter().all(|(key, _)| matches!(key, Value::Str(_))) {
@@ -90,14 +90,14 @@ fn float(value: f64) -> String {
     }
 }
 
-fn next(at: usize, level: usize, style: &Style, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+fn next(at: usize, level: usize, style: &Style, out: &mut Builder, fuel: &Fuel) -> RenderResult<()> {
     if at > 0 {
         out.push(&style.comma);
     }
     line(level, style, out, fuel)
 }
 
-fn line(level: usize, style: &Style, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+fn line(level: usize, style: &Style, out: &mut Builder, fuel: &Fuel) -> RenderResult<()> {
     let Some(indent) = &style.indent else { return Ok(()) };
     fuel.spend_bytes(indent.len().saturating_mul(level))?;
     out.push_str("\n");
@@ -105,7 +105,7 @@ fn line(level: usize, style: &Style, out: &mut Builder, fuel: &Fuel) -> Outcome<
     Ok(())
 }
 
-fn string(text: &Text, style: &Style, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+fn string(text: &Text, style: &Style, out: &mut Builder, fuel: &Fuel) -> RenderResult<()> {
     fuel.spend_bytes(text.len().saturating_mul(6))?;
     out.push_str("\"");
     if text.is_empty() {

@@ -18,7 +18,7 @@ pub(super) enum Token {
 }
 
 /// Tokens in one tag: an expression is at most that deep. The longest in use have about 100.
-const MOST_IN_TAG: usize = 300;
+const MAX_IN_TAG: usize = 300;
 
 /// Longer ones before those that they begin with.
 const OPERATORS: &[&str] = &[
@@ -185,8 +185,8 @@ impl<'s> Lexer<'s> {
                 let kind = if end == Token::VariableEnd { "variable" } else { "statement" };
                 return self.wrong(format!("expected end of {kind} block"));
             }
-            if self.tokens.len() - first > MOST_IN_TAG {
-                return self.wrong(format!("has a tag of more than {MOST_IN_TAG} words, which is too many"));
+            if self.tokens.len() - first > MAX_IN_TAG {
+                return self.wrong(format!("has a tag of more than {MAX_IN_TAG} words, which is too many"));
             }
             self.token(&mut open)?;
         }

@@ -1,7 +1,7 @@
 //! Methods of Python's texts, lists and dicts.
 
-use super::fuel::{Fuel, Outcome, fail};
-use super::interpreter::CallArgs;
+use super::call_args::CallArgs;
+use super::fuel::{Fuel, RenderResult, fail};
 use super::text::{Builder, Text, is_space};
 use super::value::{SeqKind, Value, equal};
 
@@ -70,7 +70,7 @@ pub(super) fn names(value: &Value) -> &'static [&'static str] {
     }
 }
 
-pub(super) fn call(value: &Value, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn call(value: &Value, name: &str, args: CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     match value {
         Value::Str(text) => text_method(text, name, args, fuel),
         Value::Dict(dict) if name == "get" => {
@@ -111,18 +111,18 @@ pub(super) fn call(value: &Value, name: &str, args: CallArgs, fuel: &Fuel) -> Ou
     }
 }
 
-fn no_text<T>(name: &str) -> Outcome<T> {
+fn no_text<T>(name: &str) -> RenderResult<T> {
     fail(format!("{name} is called otherwise than is offered to templates"))
 }
 
-fn as_text(value: Option<Value>, name: &str) -> Outcome<Text> {
+fn as_text(value: Option<Value>, name: &str) -> RenderResult<Text> {
     match value {
         Some(Value::Str(text)) => Ok(text),
         _ => no_text(name),
     }
 }
 
-fn text_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+fn text_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     fuel.spend_bytes(text.len())?;
     let plain = text.as_str();
     match name {
@@ -163,14 +163,14 @@ fn text_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<
     }
 }
 
-fn parts_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+fn parts_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     let plain = text.as_str();
     match name {
         "join" => {
             let [Some(items)] = args.bind(name, ["iterable"])? else { return no_text(name) };
             let items = items.iterate(fuel)?;
             let items =
-                items.into_iter().map(|item| as_text(Some(item), name)).collect::<Outcome<Vec<_>>>()?;
+                items.into_iter().map(|item| as_text(Some(item), name)).collect::<RenderResult<Vec<_>>>()?;
             join(text, &items, fuel)
         }
         "format" => super::format::braces(text, &args, fuel),
@@ -216,13 +216,13 @@ fn parts_method(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome
 }
 
 /// A list of texts.
-fn texts(parts: Vec<Text>, fuel: &Fuel) -> Outcome<Value> {
+fn texts(parts: Vec<Text>, fuel: &Fuel) -> RenderResult<Value> {
     fuel.spend(parts.len())?;
     Value::list(parts.into_iter().map(Value::Str).collect(), fuel)
 }
 
 /// Python's `strip` and its like.
-pub(super) fn trim(text: &Text, left: bool, right: bool, chars: Option<Value>) -> Outcome<Value> {
+pub(super) fn trim(text: &Text, left: bool, right: bool, chars: Option<Value>) -> RenderResult<Value> {
     Ok(Value::Str(match chars {
         None | Some(Value::None) => text.trim(left, right, is_space),
         Some(Value::Str(chars)) => text.trim(left, right, |c| chars.as_str().contains(c)),
@@ -254,7 +254,7 @@ pub(super) fn lines(text: &Text) -> Vec<Text> {
     lines
 }
 
-fn split(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+fn split(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     let [separator, most] = args.bind(name, ["sep", "maxsplit"])?;
     let most = match most {
         None => usize::MAX,
@@ -291,7 +291,7 @@ fn split(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value>
     texts(parts.into_iter().map(|part| text.part(part)).collect(), fuel)
 }
 
-fn find(plain: &str, name: &str, args: CallArgs) -> Outcome<Value> {
+fn find(plain: &str, name: &str, args: CallArgs) -> RenderResult<Value> {
     let [part] = args.bind(name, ["sub"])?;
     let part = as_text(part, name)?;
     if name == "count" {
@@ -312,7 +312,7 @@ pub(super) fn replace(
     new: &Text,
     count: Option<Value>,
     fuel: &Fuel,
-) -> Outcome<Value> {
+) -> RenderResult<Value> {
     let most = match count {
         None | Some(Value::None) => usize::MAX,
         Some(count) => match count.as_int() {
@@ -327,7 +327,7 @@ pub(super) fn replace(
 }
 
 /// Texts with another between them.
-pub(super) fn join(between: &Text, items: &[Text], fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn join(between: &Text, items: &[Text], fuel: &Fuel) -> RenderResult<Value> {
     let bytes = items.iter().fold(0_usize, |sum, item| sum.saturating_add(item.len()));
     fuel.spend_bytes(bytes.saturating_add(between.len().saturating_mul(items.len())))?;
     let mut out = Builder::default();
@@ -340,7 +340,7 @@ pub(super) fn join(between: &Text, items: &[Text], fuel: &Fuel) -> Outcome<Value
     Ok(Value::Str(out.finish()))
 }
 
-fn pad(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
+fn pad(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> RenderResult<Value> {
     let [width, fill] = args.bind(name, ["width", "fillchar"])?;
     let Some(width) = width.and_then(|width| width.as_int()) else { return no_text(name) };
     let fill = match fill {
@@ -356,7 +356,7 @@ fn pad(text: &Text, name: &str, args: CallArgs, fuel: &Fuel) -> Outcome<Value> {
 }
 
 /// A text made as wide as `width`: `how` is `ljust`, `rjust`, `center` or `zfill`.
-pub(super) fn padded(text: &Text, how: &str, width: i128, fill: &Text, fuel: &Fuel) -> Outcome<Value> {
+pub(super) fn padded(text: &Text, how: &str, width: i128, fill: &Text, fuel: &Fuel) -> RenderResult<Value> {
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
     let missing = width.saturating_sub(text.chars());
     fuel.spend(missing)?;
@@ -375,7 +375,7 @@ pub(super) fn padded(text: &Text, how: &str, width: i128, fill: &Text, fuel: &Fu
 }
 
 /// Python's changes of case.
-pub(super) fn case(text: &Text, name: &str) -> Outcome<Text> {
+pub(super) fn case(text: &Text, name: &str) -> RenderResult<Text> {
     // The last letter of a Greek word, and letters whose title case is one of its own.
     if text.as_str().contains(['Σ', 'ǅ', 'ǈ', 'ǋ', 'ǲ', 'Ǆ', 'Ǉ', 'Ǌ', 'Ǳ', 'ǆ', 'ǉ', 'ǌ', 'ǳ'])
     {
@@ -400,7 +400,7 @@ pub(super) fn case(text: &Text, name: &str) -> Outcome<Text> {
 }
 
 /// Python's questions about all characters of a text.
-fn is_all(plain: &str, name: &str) -> Outcome<bool> {
+fn is_all(plain: &str, name: &str) -> RenderResult<bool> {
     match name {
         "isascii" => return Ok(plain.is_ascii()),
         "isspace" => return Ok(!plain.is_empty() && plain.chars().all(is_space)),

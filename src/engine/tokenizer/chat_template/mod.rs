@@ -1,14 +1,17 @@
-//! Prompts out of turns: the chat template of the file, or the form its family was trained on.
+//! Turns a conversation into a prompt, with the chat template of the file or the one that its model family was trained
+//! with.
 //!
-//! Templates are read as Jinja2 reads them in Hugging Face's environment; `tests/support/jinja-cases` compares
-//! the two. A template is a program from a stranger: `parser` bounds its length and depth, `fuel` the work and
-//! memory that a rendering takes, `value` how much a list can hold. What is not offered is refused by its name.
+//! Templates are read as Jinja2 reads them in Hugging Face's environment; `tests/support/jinja-cases` compares the two. A
+//! template is an untrusted program: `parser` bounds its length and depth, `fuel` the work and memory that a rendering
+//! takes, `value` how much a list can hold. Whatever is not supported is refused by its name.
 //!
 //! A message's content never becomes a special token: `text` marks the bytes that came from one, whatever the
 //! template does with them, and special tokens are looked for only in what lies between those.
 //!
 //! Deliberately knows no token ids, and reads no clock: the caller gives the time.
 
+mod arithmetic;
+mod call_args;
 mod choice;
 mod clock;
 mod evaluate;
@@ -25,23 +28,24 @@ mod methods;
 mod number;
 mod parser;
 mod predicates;
+mod statement;
 mod syntax;
 mod text;
 mod value;
 
 pub use choice::ChatTemplate;
 pub use clock::LocalClock;
-pub(super) use family::Family;
+pub(super) use family::TemplateFamily;
 pub(in crate::engine::tokenizer) use text::Text;
 
-use jinja::Engine;
+use jinja::ParsedTemplate;
 
-/// Who speaks in a turn.
+/// The author of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Standing instructions.
+pub enum ChatRole {
+    /// Instructions for the whole conversation.
     System,
-    /// The asker.
+    /// The user of the model.
     User,
     /// The model.
     Assistant,
@@ -50,9 +54,9 @@ pub enum Role {
 /// One turn of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn<'a> {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
+    /// Its author.
+    pub role: ChatRole,
+    /// Its content.
     pub text: &'a str,
 }
 
@@ -68,7 +72,7 @@ pub(super) struct Names {
 /// A template that has been tried.
 #[derive(Debug)]
 pub(super) struct Template {
-    engine: Engine,
+    parsed: ParsedTemplate,
     names: Names,
     clock: LocalClock,
     /// Whether it takes contents as lists of parts only, as templates of models that see pictures do.
@@ -77,25 +81,25 @@ pub(super) struct Template {
 
 /// A conversation of each kind, with all that is likely to be touched by a template.
 const SAMPLES: [&[Turn<'_>]; 3] = [
-    &[Turn { role: Role::User, text: "\n Is 'it' <|on|>?\r\n\tReally?  " }],
+    &[Turn { role: ChatRole::User, text: "\n Is 'it' <|on|>?\r\n\tReally?  " }],
     &[
-        Turn { role: Role::User, text: "  a\n\n\"b\"" },
-        Turn { role: Role::Assistant, text: "<think>C</think>\n\n d {{ e }} " },
-        Turn { role: Role::User, text: "Foxtrot" },
+        Turn { role: ChatRole::User, text: "  a\n\n\"b\"" },
+        Turn { role: ChatRole::Assistant, text: "<think>C</think>\n\n d {{ e }} " },
+        Turn { role: ChatRole::User, text: "Foxtrot" },
     ],
     &[
-        Turn { role: Role::System, text: "\nBe Brief.  \n" },
-        Turn { role: Role::User, text: "g \\ h" },
-        Turn { role: Role::Assistant, text: "" },
-        Turn { role: Role::User, text: " India" },
+        Turn { role: ChatRole::System, text: "\nBe Brief.  \n" },
+        Turn { role: ChatRole::User, text: "g \\ h" },
+        Turn { role: ChatRole::Assistant, text: "" },
+        Turn { role: ChatRole::User, text: " India" },
     ],
 ];
 
 impl Template {
     /// Compiles a template and tries it; the error says in a few words what is wrong with it.
     pub fn new(source: &str, names: Names) -> Result<Self, String> {
-        let engine = Engine::new(source)?;
-        let mut template = Template { engine, names, clock: LocalClock::default(), parts: false };
+        let parsed = ParsedTemplate::new(source)?;
+        let mut template = Template { parsed, names, clock: LocalClock::default(), parts: false };
         let Err(why) = template.try_samples() else { return Ok(template) };
         template.parts = true;
         template.try_samples().map(|()| template).map_err(|_| why)
@@ -136,7 +140,7 @@ impl Template {
     /// The text of a conversation, ready for the model's next turn.
     pub fn prompt(&self, turns: &[Turn<'_>]) -> Result<Text, String> {
         let messages = turns.iter().map(|turn| (name(turn.role), turn.text));
-        self.engine.render(messages, &self.names, self.parts, &|format| self.clock.strftime(format))
+        self.parsed.render(messages, &self.names, self.parts, &|format| self.clock.strftime(format))
     }
 
     /// Text of a template that looks like a special token, which is worth a note where the vocabulary lacks it.
@@ -165,10 +169,10 @@ impl Template {
     }
 }
 
-fn name(role: Role) -> &'static str {
+fn name(role: ChatRole) -> &'static str {
     match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
+        ChatRole::System => "system",
+        ChatRole::User => "user",
+        ChatRole::Assistant => "assistant",
     }
 }

@@ -1,7 +1,8 @@
 //! Jinja2's tests, as `is defined`.
 
-use super::fuel::{Outcome, fail};
-use super::interpreter::{CallArgs, Interpreter};
+use super::call_args::CallArgs;
+use super::fuel::{RenderResult, fail};
+use super::interpreter::Interpreter;
 use super::value::{SeqKind, Value, contains, equal, order};
 use std::cmp::Ordering;
 
@@ -28,7 +29,7 @@ const WITH_VALUE: &[&str] = &[
 ];
 
 impl Interpreter<'_> {
-    pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<bool> {
+    pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> RenderResult<bool> {
         if WITH_VALUE.contains(&name) {
             let [Some(other)] = args.bind(name, ["other"])? else {
                 return fail(format!("{name} takes a value"));
@@ -89,7 +90,7 @@ impl Interpreter<'_> {
         })
     }
 
-    fn compared(&mut self, name: &str, value: &Value, other: &Value) -> Outcome<bool> {
+    fn compared(&mut self, name: &str, value: &Value, other: &Value) -> RenderResult<bool> {
         match name {
             "eq" | "equalto" | "==" => equal(value, other, &self.fuel),
             "ne" | "!=" => Ok(!equal(value, other, &self.fuel)?),

@@ -1,6 +1,6 @@
 //! Values as Python has them. Lists and dicts never change, so that none can hold itself.
 
-use super::fuel::{Fuel, Outcome, fail};
+use super::fuel::{Fuel, RenderResult, fail};
 use super::number;
 use super::text::{Builder, Text};
 use std::cell::Cell;
@@ -8,9 +8,9 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 /// Values in a list or dict, those counted that its members hold: what holds the same list twice counts it twice.
-const MOST_HELD: usize = 1 << 16;
+const MAX_HELD: usize = 1 << 16;
 /// Lists in lists.
-const MOST_DEPTH: usize = 50;
+const MAX_DEPTH: usize = 50;
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
@@ -66,7 +66,7 @@ struct Size {
 }
 
 impl Size {
-    fn of<'v>(values: impl Iterator<Item = &'v Value>) -> Outcome<Size> {
+    fn of<'v>(values: impl Iterator<Item = &'v Value>) -> RenderResult<Size> {
         let mut size = Size { held: 1, depth: 0 };
         for value in values {
             let inner = match value {
@@ -79,7 +79,7 @@ impl Size {
             size.depth = size.depth.max(inner.depth);
         }
         size.depth += 1;
-        if size.held > MOST_HELD || size.depth > MOST_DEPTH {
+        if size.held > MAX_HELD || size.depth > MAX_DEPTH {
             return fail("a list holds too many values, or lists too deep inside each other");
         }
         Ok(size)
@@ -95,18 +95,18 @@ impl Value {
         Value::Str(Text::from(text))
     }
 
-    pub fn seq(kind: SeqKind, items: Vec<Value>, fuel: &Fuel) -> Outcome<Value> {
+    pub fn seq(kind: SeqKind, items: Vec<Value>, fuel: &Fuel) -> RenderResult<Value> {
         fuel.spend(items.len() + 1)?;
         let size = Size::of(items.iter())?;
         Ok(Value::Seq(Rc::new(Seq { kind, items, used: Cell::new(false), size })))
     }
 
-    pub fn list(items: Vec<Value>, fuel: &Fuel) -> Outcome<Value> {
+    pub fn list(items: Vec<Value>, fuel: &Fuel) -> RenderResult<Value> {
         Value::seq(SeqKind::List, items, fuel)
     }
 
     /// A dict; of equal keys the last gives the value, and the first the place.
-    pub fn dict(pairs: Vec<(Value, Value)>, fuel: &Fuel) -> Outcome<Value> {
+    pub fn dict(pairs: Vec<(Value, Value)>, fuel: &Fuel) -> RenderResult<Value> {
         let mut entries: Vec<(Value, Value)> = Vec::with_capacity(pairs.len());
         fuel.spend(pairs.len() + 1)?;
         for (key, value) in pairs {
@@ -176,7 +176,7 @@ impl Value {
     }
 
     /// What `len` gives.
-    pub fn len(&self) -> Outcome<usize> {
+    pub fn len(&self) -> RenderResult<usize> {
         match self {
             Value::Undefined(_) => Ok(0),
             Value::Str(text) => Ok(text.chars()),
@@ -187,7 +187,7 @@ impl Value {
     }
 
     /// What a loop over it goes through.
-    pub fn iterate(&self, fuel: &Fuel) -> Outcome<Vec<Value>> {
+    pub fn iterate(&self, fuel: &Fuel) -> RenderResult<Vec<Value>> {
         match self {
             Value::Undefined(_) => Ok(Vec::new()),
             Value::Seq(seq) => {
@@ -213,14 +213,14 @@ impl Value {
 }
 
 /// Refuses what cannot be a key.
-pub(super) fn check_key(key: &Value) -> Outcome<()> {
+pub(super) fn check_key(key: &Value) -> RenderResult<()> {
     match key {
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_) => Ok(()),
         other => fail(format!("a {} as a key is not offered to templates", other.kind())),
     }
 }
 
-fn position(entries: &[(Value, Value)], key: &Value, fuel: &Fuel) -> Outcome<Option<usize>> {
+fn position(entries: &[(Value, Value)], key: &Value, fuel: &Fuel) -> RenderResult<Option<usize>> {
     for (at, (found, _)) in entries.iter().enumerate() {
         if equal(found, key, fuel)? {
             return Ok(Some(at));
@@ -230,13 +230,13 @@ fn position(entries: &[(Value, Value)], key: &Value, fuel: &Fuel) -> Outcome<Opt
 }
 
 impl Dict {
-    pub fn get(&self, key: &Value, fuel: &Fuel) -> Outcome<Option<Value>> {
+    pub fn get(&self, key: &Value, fuel: &Fuel) -> RenderResult<Option<Value>> {
         Ok(position(&self.entries, key, fuel)?.map(|at| self.entries[at].1.clone()))
     }
 }
 
 /// Python's `==`.
-pub(super) fn equal(left: &Value, right: &Value, fuel: &Fuel) -> Outcome<bool> {
+pub(super) fn equal(left: &Value, right: &Value, fuel: &Fuel) -> RenderResult<bool> {
     fuel.spend(1)?;
     Ok(match (left, right) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
@@ -289,12 +289,12 @@ fn compare_numbers(left: &Value, right: &Value) -> Option<Ordering> {
 }
 
 /// Python's `<`.
-pub(super) fn less(left: &Value, right: &Value, fuel: &Fuel) -> Outcome<bool> {
+pub(super) fn less(left: &Value, right: &Value, fuel: &Fuel) -> RenderResult<bool> {
     Ok(order(left, right, fuel)? == Some(Ordering::Less))
 }
 
 /// The order of two values that Python can order; `None` beside a number that is none.
-pub(super) fn order(left: &Value, right: &Value, fuel: &Fuel) -> Outcome<Option<Ordering>> {
+pub(super) fn order(left: &Value, right: &Value, fuel: &Fuel) -> RenderResult<Option<Ordering>> {
     fuel.spend(1)?;
     match (left, right) {
         (Value::Str(a), Value::Str(b)) => {
@@ -317,7 +317,7 @@ pub(super) fn order(left: &Value, right: &Value, fuel: &Fuel) -> Outcome<Option<
 }
 
 /// Python's `in`.
-pub(super) fn contains(holder: &Value, value: &Value, fuel: &Fuel) -> Outcome<bool> {
+pub(super) fn contains(holder: &Value, value: &Value, fuel: &Fuel) -> RenderResult<bool> {
     match (holder, value) {
         (Value::Str(text), Value::Str(part)) => {
             fuel.spend_bytes(text.len().saturating_add(part.len()))?;
@@ -341,7 +341,7 @@ pub(super) fn contains(holder: &Value, value: &Value, fuel: &Fuel) -> Outcome<bo
 }
 
 /// Python's `str`, as `{{ }}` writes it.
-pub(super) fn to_text(value: &Value, fuel: &Fuel) -> Outcome<Text> {
+pub(super) fn to_text(value: &Value, fuel: &Fuel) -> RenderResult<Text> {
     match value {
         Value::Str(text) => Ok(text.clone()),
         Value::Undefined(_) => Ok(Text::default()),
@@ -354,7 +354,7 @@ pub(super) fn to_text(value: &Value, fuel: &Fuel) -> Outcome<Text> {
 }
 
 /// Python's `repr`. Contents are refused in it, since it writes them otherwise than they are.
-pub(super) fn repr(value: &Value, out: &mut Builder, fuel: &Fuel) -> Outcome<()> {
+pub(super) fn repr(value: &Value, out: &mut Builder, fuel: &Fuel) -> RenderResult<()> {
     fuel.spend(1)?;
     match value {
         Value::None => out.push_str("None"),
@@ -395,7 +395,7 @@ pub(super) fn repr(value: &Value, out: &mut Builder, fuel: &Fuel) -> Outcome<()>
     Ok(())
 }
 
-fn repr_of_text(text: &Text) -> Outcome<String> {
+fn repr_of_text(text: &Text) -> RenderResult<String> {
     if text.has_content() {
         return fail("a list or dict with a message's content cannot be written, but by tojson");
     }

@@ -1,7 +1,7 @@
 //! The kernel's interface to the mailbox: one ioctl, the only `unsafe` of the sensors. Deliberately knows no
 //! command.
 
-use super::message::{Message, WORDS};
+use super::message::{MailboxMessage, WORDS};
 use super::{Mailbox, MailboxDevice};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use std::fs::File;
@@ -55,12 +55,12 @@ pub(in crate::telemetry::sensors) fn open() -> MailboxAccess {
 struct KernelMailbox(File);
 
 impl MailboxDevice for KernelMailbox {
-    fn call(&mut self, message: &mut Message) -> io::Result<()> {
+    fn call(&mut self, message: &mut MailboxMessage) -> io::Result<()> {
         let words: &mut [u32; WORDS] = message.words_mut();
         // The kernel reads and writes as many bytes as the first word says.
         debug_assert_eq!(words[0] as usize, size_of_val(words));
         // SAFETY: the opcode is that of the driver behind the devices above. It reads the message's length from its
-        // first word, which `Message::ask` sets to the size of this array, and reads and writes that many bytes of it;
+        // first word, which `MailboxMessage::ask` sets to the size of this array, and reads and writes that many bytes of it;
         // any bytes are valid words, and nothing keeps the pointer after the call.
         Ok(unsafe { ioctl(&self.0, Updater::<PROPERTY, _>::new(words)) }?)
     }
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_file_that_is_no_mailbox_refuses_the_call_and_leaves_the_message_as_it_was() {
         let mut device = KernelMailbox(File::open("/dev/null").expect("every Linux has it"));
-        let mut message = Message::default();
+        let mut message = MailboxMessage::default();
         message.set_command("get_throttled");
         assert!(device.call(&mut message).is_err());
         assert_eq!(message.answer(), None);

@@ -33,15 +33,15 @@ const TAKEN: u32 = 0x8000_0000;
 
 /// One message, reused for commands and answers.
 #[derive(Debug)]
-pub(in crate::telemetry::sensors) struct Message(Box<[u32; WORDS]>);
+pub(in crate::telemetry::sensors) struct MailboxMessage(Box<[u32; WORDS]>);
 
-impl Default for Message {
+impl Default for MailboxMessage {
     fn default() -> Self {
-        Message(Box::new([0; WORDS]))
+        MailboxMessage(Box::new([0; WORDS]))
     }
 }
 
-impl Message {
+impl MailboxMessage {
     /// Writes a command over the previous contents. A command is shorter than the text buffer.
     pub fn set_command(&mut self, command: &str) {
         self.0.fill(0);
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn answered(bytes: &[u8], taken: u32, error: u32) -> Option<String> {
-        let mut message = Message::default();
+        let mut message = MailboxMessage::default();
         message.set_command(std::str::from_utf8(bytes).unwrap_or("?"));
         let words = message.words_mut();
         (words[1], words[5]) = (taken, error);

@@ -10,7 +10,7 @@ mod parse;
 pub(super) use ioctl::{MailboxAccess, open};
 pub use parse::{rails_watts, throttle_flags};
 
-use message::Message;
+use message::MailboxMessage;
 use std::fmt::Debug;
 use std::io;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// A device that replaces a message by its answer.
 pub(super) trait MailboxDevice: Debug + Send {
-    fn call(&mut self, message: &mut Message) -> io::Result<()>;
+    fn call(&mut self, message: &mut MailboxMessage) -> io::Result<()>;
 }
 
 /// A command to the firmware.
@@ -47,14 +47,14 @@ impl FirmwareCommand {
 pub(super) struct Mailbox {
     device: Box<dyn MailboxDevice>,
     path: String,
-    message: Message,
+    message: MailboxMessage,
     /// Until when each command is not sent, by its number.
     blocked_until: [Option<Instant>; 2],
 }
 
 impl Mailbox {
     pub fn new(device: Box<dyn MailboxDevice>, path: &str) -> Self {
-        Mailbox { device, path: path.into(), message: Message::default(), blocked_until: [None; 2] }
+        Mailbox { device, path: path.into(), message: MailboxMessage::default(), blocked_until: [None; 2] }
     }
 
     /// The bits of `get_throttled`: 0 to 3 are the present state, 16 to 19 what occurred since boot.
@@ -156,7 +156,7 @@ pub(super) mod tests {
     }
 
     impl MailboxDevice for Fake {
-        fn call(&mut self, message: &mut Message) -> io::Result<()> {
+        fn call(&mut self, message: &mut MailboxMessage) -> io::Result<()> {
             let command = checked(message.words());
             self.asked.lock().expect("one thread").push(command.clone());
             let words = message.words_mut();

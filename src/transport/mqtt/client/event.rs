@@ -18,7 +18,7 @@ pub enum ConnectionEvent {
     PubAck(u64, Result<(), String>),
     /// The DISCONNECT is written.
     DisconnectSent,
-    /// Anything else: the connection is alive, and the request channel may have room again.
+    /// Anything else: the connection is alive, and the request channel may have free capacity again.
     Other,
 }
 

@@ -1,5 +1,5 @@
-//! The only user of rumqttc: one connection, from CONNECT to its end, in MQTT 5 or 3.1.1, with events and errors of
-//! our own types.
+//! The only user of rumqttc: one connection, from CONNECT to its end, in MQTT 5 or 3.1.1, with events and errors
+//! of its own types.
 //!
 //! A [`Connection`] is dropped when it ends and never reconnects by itself. rumqttc would publish again what it had
 //! in flight, and over one message that the broker rejects it would do so for ever; the outbox is the only memory

@@ -137,7 +137,7 @@ fn alert_hint(alert: AlertDescription, certified: bool) -> String {
     match alert {
         // TLS 1.2 has no better alert for a missing certificate.
         Alert::CertificateRequired | Alert::HandshakeFailure if !certified => {
-            "the broker asks for a certificate of ours; set mqtt.cert_file and mqtt.key_file".into()
+            "the broker asks for a client certificate; set mqtt.cert_file and mqtt.key_file".into()
         }
         Alert::ProtocolVersion => "the broker speaks neither TLS 1.2 nor 1.3".into(),
         _ if certified => {

@@ -82,7 +82,7 @@ impl Backlog {
     }
 
     /// Whether one more prompt can be accepted from the broker.
-    pub fn has_room(&self, is_assured: bool) -> bool {
+    pub fn has_space(&self, is_assured: bool) -> bool {
         if is_assured { self.bytes < self.inbox_bytes + UNSAVED_BYTES } else { self.at_qos_0 < MAX_AT_QOS_0 }
     }
 
@@ -92,7 +92,7 @@ impl Backlog {
     }
 
     /// Whether more prompts may be written to the inbox.
-    pub fn inbox_has_room(&self) -> bool {
+    pub fn inbox_has_space(&self) -> bool {
         self.bytes < self.inbox_bytes
     }
 
@@ -209,25 +209,25 @@ mod tests {
     fn bytes_bound_what_is_saved_and_what_is_taken() {
         let mut backlog = Backlog::new(10_000);
         backlog.push(1, prompt("x", "a", &"x".repeat(9_000), true));
-        assert!(backlog.inbox_has_room() && backlog.has_room(true));
+        assert!(backlog.inbox_has_space() && backlog.has_space(true));
         backlog.push(2, prompt("x", "a", &"x".repeat(9_000), true));
-        assert!(!backlog.inbox_has_room() && backlog.has_room(true), "the rest is held unacknowledged");
+        assert!(!backlog.inbox_has_space() && backlog.has_space(true), "the rest is held unacknowledged");
         backlog.push(3, prompt("x", "a", &"x".repeat(UNSAVED_BYTES), true));
-        assert!(!backlog.has_room(true) && !backlog.is_half_empty());
+        assert!(!backlog.has_space(true) && !backlog.is_half_empty());
         backlog.remove(3);
-        assert!(backlog.has_room(true) && backlog.is_half_empty());
+        assert!(backlog.has_space(true) && backlog.is_half_empty());
     }
 
     #[test]
-    fn a_flood_at_qos_0_does_not_take_the_room_of_qos_1() {
+    fn a_flood_at_qos_0_does_not_take_the_space_of_qos_1() {
         let mut backlog = Backlog::new(1 << 20);
         for number in 0..MAX_AT_QOS_0 as u64 {
-            assert!(backlog.has_room(false));
+            assert!(backlog.has_space(false));
             backlog.push(number, prompt("x", "a", "hello", false));
         }
-        assert!(!backlog.has_room(false) && backlog.has_room(true));
+        assert!(!backlog.has_space(false) && backlog.has_space(true));
         backlog.remove(0);
-        assert!(backlog.has_room(false));
+        assert!(backlog.has_space(false));
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub struct PromptEvent {
 #[derive(Debug)]
 pub struct ActiveRequests {
     requests: mpsc::Sender<Inbound>,
-    /// Maximum number of requests that may be submitted at a time: the worker's queue has room for as many.
+    /// Maximum number of requests that may be submitted at a time: the worker's queue has as many slots.
     window: usize,
     active: BTreeMap<PromptId, ActiveRequest>,
     /// The number of them of each client, by turn key.
@@ -179,12 +179,12 @@ impl ActiveRequests {
     }
 
     /// Whether one more request may be submitted now.
-    pub fn has_room(&self) -> bool {
+    pub fn has_free_slot(&self) -> bool {
         self.active.len() < self.window && (self.requests.capacity() > 0 || self.requests.is_closed())
     }
 
     /// Whether one more request of the client with this turn key may be submitted now.
-    pub fn client_has_room(&self, client: &str) -> bool {
+    pub fn client_has_free_slot(&self, client: &str) -> bool {
         self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
     }
 
@@ -201,7 +201,7 @@ impl ActiveRequests {
         let wanted = route.deadline.map(|deadline| deadline.saturating_duration_since(received));
         request.timeout = request.timeout.into_iter().chain(wanted).min();
         let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
-        let reply = Reply::new(&route.id, &sender).expect("a new channel has room");
+        let reply = Reply::new(&route.id, &sender).expect("a new channel is empty");
         let cancel = Cancel::default();
         let turn_key = client.turn_key();
         let inbound = Inbound {
@@ -219,8 +219,10 @@ impl ActiveRequests {
         self.active.insert(prompt, ActiveRequest { client: turn_key, route, events, cancel });
         match self.requests.try_send(inbound) {
             Ok(()) => {}
-            // Impossible after `has_room`. The dropped reply sends an error to the client.
-            Err(TrySendError::Full(_)) => log::error!("mqtt: a prompt was handed on without room for it"),
+            // Impossible after `has_free_slot`. The dropped reply sends an error to the client.
+            Err(TrySendError::Full(_)) => {
+                log::error!("mqtt: a prompt was submitted although the queue is full")
+            }
             Err(TrySendError::Closed(inbound)) => inbound.reply.refuse(Refusal::shutting_down()),
         }
     }
@@ -278,7 +280,7 @@ fn is_ended_by_shutdown(event: &Event, cancel: &Cancel) -> bool {
     }
 }
 
-/// The refusal of a prompt at QoS 0 where more are received than answered; a second later there may be room.
+/// The refusal of a prompt at QoS 0 where more are received than answered; a second later there may be space.
 pub fn qos_0_overload() -> Refusal {
     let text =
         "more prompts come at QoS 0 than are answered; publish them at QoS 1, where they wait, or less often";
@@ -310,8 +312,8 @@ mod tests {
         PromptClient::of_topic("bitnetd/cellar", client)
     }
 
-    fn has_room(prompts: &ActiveRequests, client: &str) -> bool {
-        prompts.client_has_room(&of_cellar(client).turn_key())
+    fn has_free_slot(prompts: &ActiveRequests, client: &str) -> bool {
+        prompts.client_has_free_slot(&of_cellar(client).turn_key())
     }
 
     fn request() -> Request {
@@ -362,7 +364,7 @@ mod tests {
         let (sender, requests) = mpsc::channel(1);
         let mut prompts = ActiveRequests::new(sender, 9);
         start(&mut prompts, 1, "-");
-        assert!(!prompts.has_room(), "the worker has not come for the first");
+        assert!(!prompts.has_free_slot(), "the worker has not come for the first");
         drop(requests);
         let lost = prompts.next().await;
         assert!(matches!(lost.event, Event::Error { refusal, .. } if refusal.code == Code::Internal));
@@ -371,18 +373,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_room() {
+    async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_free_slots() {
         let (sender, mut requests) = mpsc::channel(9);
         let mut prompts = ActiveRequests::new(sender, 3);
         start(&mut prompts, 1, "a");
-        assert!(has_room(&prompts, "a"));
+        assert!(has_free_slot(&prompts, "a"));
         start(&mut prompts, 2, "a");
-        assert!(!has_room(&prompts, "a") && has_room(&prompts, "b") && prompts.has_room());
+        assert!(!has_free_slot(&prompts, "a") && has_free_slot(&prompts, "b") && prompts.has_free_slot());
         start(&mut prompts, 3, "b");
-        assert!(!prompts.has_room(), "three at a time");
+        assert!(!prompts.has_free_slot(), "three at a time");
         requests.try_recv().expect("handed on").reply.refuse(Refusal::new(Code::Timeout, "late"));
         prompts.next().await;
-        assert!(has_room(&prompts, "a") && prompts.has_room());
+        assert!(has_free_slot(&prompts, "a") && prompts.has_free_slot());
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl EventLoop {
         }
     }
 
-    /// Hands the connection what is due, as far as its request channel has room; the rest follows later.
+    /// Hands the connection what is due until its request channel is full; the rest follows later.
     fn exchange(&mut self, now: Instant) {
         self.queue_alerts();
         if let Some(connection) = self.connection.as_mut().filter(|_| self.link.is_online()) {
@@ -183,7 +183,8 @@ impl EventLoop {
         }
         self.save();
         if self.dedup.has_deferred() && self.backlog.is_half_empty() && !self.is_stopping() {
-            let text = "prompts were left to the broker while too many waited; now there is room".into();
+            let text =
+                "prompts were left to the broker while too many waited; now there is space for them".into();
             self.on_disconnect(&Disconnect { kind: DEFERRED_PROMPTS.into(), text, unreadable: false });
         }
     }
@@ -247,7 +248,7 @@ impl EventLoop {
         }
         self.run_subscription_check(now);
         if self.link.is_timed_out(now) {
-            let text = "nothing heard for too long".into();
+            let text = "nothing received for too long".into();
             return self.on_disconnect(&Disconnect { kind: "silence".into(), text, unreadable: false });
         }
         let Some(how) = self.link.connect_if_due(now) else { return };

@@ -50,7 +50,7 @@ impl EventLoop {
     pub(super) fn save_unacknowledged(&mut self) {
         if self.dedup.awaiting_answer() <= UNSAVED_PROMPTS
             || !self.answer_log.is_durable()
-            || !self.backlog.inbox_has_room()
+            || !self.backlog.inbox_has_space()
         {
             return;
         }
@@ -84,10 +84,10 @@ impl EventLoop {
         let stored_id = || self.dedup.stored_answer(prompt, now).map(|answer| answer.id);
         let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.next_id());
         let (route, checked) = ReplyRoute::new(message, id, &self.topics, now);
-        let has_room = self.backlog.has_room(is_assured);
+        let has_space = self.backlog.has_space(is_assured);
         let priority = read.as_ref().map_or(Priority::Normal, |request| request.priority);
         let work = match checked.and_then(|()| self.admit(message, read)) {
-            Ok(_) if !has_room && !is_assured => return self.refuse_at_qos_0(prompt, &route),
+            Ok(_) if !has_space && !is_assured => return self.refuse_at_qos_0(prompt, &route),
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 self.context.local_telemetry.refused();
@@ -95,7 +95,7 @@ impl EventLoop {
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
         };
-        if !has_room {
+        if !has_space {
             if !self.dedup.defer(prompt) {
                 self.drop_at_qos_0(prompt);
             }
@@ -146,14 +146,16 @@ impl EventLoop {
         if self.is_stopping() { Err(Refusal::shutting_down()) } else { Ok(request) }
     }
 
-    /// Submits the prompts that are next, as far as the worker has room for them and the broker accepts answers.
+    /// Submits the next prompts while the worker has a free slot and the broker accepts answers.
     pub(super) fn start_requests(&mut self, now: Instant) {
         if self.is_stopping() && !self.defer_waiting(now) {
             return;
         }
-        while self.active_requests.has_room() && !self.outbox.is_full() {
+        while self.active_requests.has_free_slot() && !self.outbox.is_full() {
             let EventLoop { backlog, active_requests: prompts, .. } = self;
-            let Some(prompt) = backlog.next(now, |client| prompts.client_has_room(client)) else { return };
+            let Some(prompt) = backlog.next(now, |client| prompts.client_has_free_slot(client)) else {
+                return;
+            };
             self.start_request(prompt, now);
         }
     }

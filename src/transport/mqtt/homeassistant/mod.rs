@@ -152,7 +152,7 @@ impl HomeAssistant {
         let topics = self.birth_topics.join(", ");
         self.birth_subscription.report_once().then(|| {
             format!(
-                "may not subscribe to Home Assistant's birth on {topics} ({reason}), so it is told of this device at \
+                "may not subscribe to Home Assistant's birth on {topics} ({reason}), so this device is announced at \
                  connects only; allow it at the broker, or set mqtt.discovery = false"
             )
         })
@@ -305,13 +305,13 @@ impl HomeAssistant {
     fn give_up_text(&self, why: &str) -> String {
         let topic = &self.topic;
         if self.is_wanted {
-            let way_out = "allow it at the broker, or set mqtt.discovery = false; tried again every hour";
-            format!("Home Assistant is not told of this device on {topic}: {why}; {way_out}")
+            let remedy = "allow it at the broker, or set mqtt.discovery = false; tried again every hour";
+            format!("this device is not announced to Home Assistant on {topic}: {why}; {remedy}")
         } else {
-            let way_out = format!(
+            let remedy = format!(
                 "where it ever was, who may write there takes it back: mosquitto_pub -r -n -t {topic}"
             );
-            format!("Home Assistant may still know this device on {topic}: {why}; {way_out}")
+            format!("Home Assistant may still know this device on {topic}: {why}; {remedy}")
         }
     }
 }

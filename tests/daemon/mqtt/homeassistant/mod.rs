@@ -79,7 +79,7 @@ fn report(telemetry: &Telemetry) -> Value {
     serde_json::to_value(telemetry.report(SystemTime::now())).expect("plain data")
 }
 
-/// What the broker keeps for Home Assistant, as it comes to who asks now.
+/// The description that the broker retains for Home Assistant, as a new subscriber receives it.
 async fn kept(broker: &Mosquitto) -> Value {
     let mut client = Client::listening(broker, "homeassistant/device/+/config").await;
     let message = client.next().await;

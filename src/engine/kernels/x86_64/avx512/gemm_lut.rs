@@ -25,7 +25,7 @@ use std::ops::Range;
 /// GMAC/s for rows of 2560 on Zen 4, where plain tiles have 193: 640 rows, 18 tokens 212, 32 tokens 236, 128 tokens
 /// 275; 128 tokens, 160 rows 237, 768 rows 289; 80 rows 165, before transposing became faster.
 pub(super) const BATCH: BatchKernel = BatchKernel { min_tokens: 24, min_rows: 112, kernel: gemm_lut };
-/// Rows that share the tables of a chunk: 28 bands fill 172 KB and leave room for the sums of all tokens in an L2
+/// Rows that share the tables of a chunk: 28 bands fill 172 KB, so that the sums of all tokens also fit into an L2
 /// cache of 1 MB. `tests/bench/RESULTS.md` has the figures of other sizes.
 const SPAN: usize = 28 * BAND;
 /// Bytes of a row that make a unit: 32 columns.

@@ -5,7 +5,7 @@
 //! the residual is read too, and for those that still may be, the head's own numbers. The error bound is no proof
 //! but seven standard deviations, so its use is verified; see [`rerank`].
 //!
-//! Deliberately knows nothing of sampling: it is told how far below the best a logit still matters.
+//! Deliberately knows nothing of sampling: the caller says how far below the best a logit still matters.
 
 mod format;
 mod rerank;

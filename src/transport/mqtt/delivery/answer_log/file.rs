@@ -60,7 +60,7 @@ impl LogFile {
     }
 
     /// Appends lines, and with `sync` waits until a power cut can no longer lose them. Behind them, `reserved` bytes
-    /// are reserved for [`LogFile::append_reserved`]. Where there is no room for both, nothing is written.
+    /// are reserved for [`LogFile::append_reserved`]. If the disk has no space for both, nothing is written.
     pub fn append(&mut self, lines: &[u8], sync: bool, reserved: u64) -> io::Result<()> {
         if let Err(error) = self.reserve(lines.len() as u64, reserved) {
             // A failed attempt may have released what was reserved before.
@@ -71,7 +71,7 @@ impl LogFile {
         self.write_whole(lines, sync)
     }
 
-    /// Appends lines in the room that was reserved for them.
+    /// Appends lines in the space that was reserved for them.
     pub fn append_reserved(&mut self, lines: &[u8]) -> io::Result<()> {
         self.reserved = self.reserved.saturating_sub(lines.len() as u64);
         self.write_whole(lines, false)
@@ -83,18 +83,18 @@ impl LogFile {
         let written = self.file.write_all(lines);
         let written = if sync { written.and_then(|()| self.file.sync_data()) } else { written };
         if written.is_err() && self.file.set_len(before).is_ok() {
-            // Cutting the file also released the room behind its end.
+            // Truncating the file also released the space behind its end.
             let _ = self.reserve(0, self.reserved);
         }
         written
     }
 
-    /// Reserves room for `lines` and `reserved` bytes behind the end of the file, whose length stays as it is.
+    /// Reserves space for `lines` and `reserved` bytes behind the end of the file, whose length stays as it is.
     fn reserve(&self, lines: u64, reserved: u64) -> io::Result<()> {
         reserve_behind(&self.file, lines, reserved)
     }
 
-    /// Replaces the file with a new one, and reserves room behind it.
+    /// Replaces the file with a new one, and reserves space behind it.
     pub fn replace(&mut self, lines: &[u8], reserved: u64) -> io::Result<()> {
         let mut file = self.folder.create(&self.temporary_name)?;
         let written = reserve_behind(&file, lines.len() as u64, reserved)
@@ -111,8 +111,8 @@ impl LogFile {
     }
 }
 
-/// Reserves room behind the end of a file. A file system that cannot do that is no error: what does not fit there is
-/// noticed when it is written.
+/// Reserves space behind the end of a file. A file system that cannot do that is no error: a full disk is then noticed
+/// at the write.
 fn reserve_behind(file: &fs::File, lines: u64, reserved: u64) -> io::Result<()> {
     if reserved == 0 {
         return Ok(());

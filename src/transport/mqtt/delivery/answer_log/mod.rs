@@ -63,9 +63,9 @@ pub struct AnswerLog {
     is_file_lost: bool,
     /// Prompts that need a `Done` record in the file.
     open_records: OpenRecords,
-    /// The running job writes only `Done` records, into the room that was reserved for them.
+    /// The running job writes only `Done` records, into the space that was reserved for them.
     is_closing_records: bool,
-    /// That room is used up.
+    /// The reserved space is used up.
     is_reserve_empty: bool,
     /// When a disk that failed is tried again.
     retry_at: Instant,
@@ -281,7 +281,7 @@ impl AnswerLog {
         })
     }
 
-    /// Writes only `Done` records, into the room that was reserved for them, while nothing else fits.
+    /// Writes only `Done` records, into the space that was reserved for them, while nothing else fits.
     fn close_records(&mut self, file: LogFile) -> JoinHandle<JobResult> {
         let lines = self.open_records.unwritten_lines();
         self.open_records.begin_writing();

@@ -1,7 +1,7 @@
 //! The prompts with a record in the file that is closed by a `Done` record later, and the `Done` records that are not
 //! in the file yet.
 //!
-//! Pure. Room in the file is reserved for all of them, so that a full disk does not make the next process answer a
+//! Pure. Space in the file is reserved for all of them, so that a full disk does not make the next process answer a
 //! prompt again. Deliberately knows nothing of files.
 
 use super::record::{DONE_BYTES, Record};
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserved_room_is_enough_for_the_longest_record() {
+    fn the_reserved_space_is_enough_for_the_longest_record() {
         assert!(Record::Done { prompt: u64::MAX }.line().len() as u64 <= DONE_BYTES);
     }
 

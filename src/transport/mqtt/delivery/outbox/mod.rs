@@ -126,7 +126,7 @@ impl Outbox {
         self.entries.iter().any(|entry| entry.kind == EntryKind::Status)
     }
 
-    /// Adds a token event, or drops it where there is no room.
+    /// Adds a token event, or drops it if the outbox is full.
     pub fn push_token(&mut self, prompt: PromptId, packet: OutgoingMessage) {
         if self.ended_streams.contains(&prompt) {
             return;
@@ -139,7 +139,7 @@ impl Outbox {
     }
 
     /// Adds the last event of request `id`, and returns the number of its entry. Waiting token events are dropped
-    /// to make room.
+    /// until there is space for it.
     pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: OutgoingMessage) -> u64 {
         while (self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES)
             && self.drop_newest_token()

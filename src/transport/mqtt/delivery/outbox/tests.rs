@@ -61,7 +61,7 @@ fn what_was_not_acknowledged_is_published_again_in_order() {
 }
 
 #[test]
-fn tokens_make_room_for_answers_and_leave_a_prefix() {
+fn tokens_are_dropped_for_answers_and_leave_a_prefix() {
     let mut outbox = Outbox::default();
     (0..10).for_each(|_| outbox.push_token(1, packet(100_000)));
     outbox.push_last(2, "b", packet(300_000));
