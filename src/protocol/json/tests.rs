@@ -1,0 +1,200 @@
+//! What is read from requests and written as events.
+
+use super::*;
+
+fn refusal(text: &str) -> Refusal {
+    request(text.as_bytes()).expect_err("not a sound request")
+}
+
+#[test]
+fn a_prompt_alone_is_a_request() {
+    let read = request(br#"{"prompt":"hello"}"#).expect("sound");
+    assert_eq!(read.input, Input::Prompt("hello".into()));
+    assert_eq!((read.stream, read.priority, read.cache), (false, Priority::Normal, true));
+}
+
+#[test]
+fn every_documented_key_is_read() {
+    let text = br#"{"id":"a","messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}],
+        "max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"repetition_penalty":1.1,"seed":7,
+        "stop":["x"],"stream":true,"timeout_ms":1000,"response_format":{"type":"text"},"priority":"high","cache":false}"#;
+    let read = request(text).expect("sound");
+    assert_eq!(read.id.as_deref(), Some("a"));
+    assert_eq!(read.sampling.seed, Some(7));
+    assert_eq!(read.timeout, Some(Duration::from_secs(1)));
+    assert_eq!((read.stream, read.priority, read.cache), (true, Priority::High, false));
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_name() {
+    let refusal = refusal(r#"{"prompt":"a","temprature":1}"#);
+    assert_eq!(refusal.code, Code::InvalidRequest);
+    assert!(refusal.message.contains("temprature"), "{}", refusal.message);
+}
+
+#[test]
+fn values_out_of_range_name_their_key() {
+    for (text, key) in [
+        (r#"{"prompt":"a","temperature":-1}"#, "temperature"),
+        (r#"{"prompt":"a","temperature":1e39}"#, "temperature"),
+        (r#"{"prompt":"a","top_p":2}"#, "top_p"),
+        (r#"{"prompt":"a","max_tokens":0}"#, "max_tokens"),
+        (r#"{"prompt":"a","timeout_ms":0}"#, "timeout_ms"),
+        (r#"{"prompt":"a","stop":[""]}"#, "stop"),
+        (r#"{"prompt":" "}"#, "prompt"),
+        (r#"{"messages":[]}"#, "messages"),
+        (r#"{"prompt":"a","messages":[]}"#, "messages"),
+        (r#"{"prompt":"a","id":""}"#, "id"),
+        (r#"{"prompt":"a","response_format":{"type":"json_object"}}"#, "response_format"),
+    ] {
+        let message = refusal(text).message;
+        assert!(message.contains(key), "{text}: {message}");
+    }
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_is_parsed() {
+    let text = format!(r#"{{"prompt":"{}"}}"#, "a".repeat(MAX_REQUEST));
+    assert_eq!(refusal(&text).code, Code::TooLarge);
+}
+
+#[test]
+fn deep_nesting_is_an_error_not_a_stack_overflow() {
+    let deep = format!(r#"{{"prompt":{}"#, "[".repeat(MAX_REQUEST / 2));
+    assert_eq!(refusal(&deep).code, Code::InvalidRequest);
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_names_its_key_and_an_array_is_no_object() {
+    for (text, word) in [
+        (r#"{"id":5,"prompt":"a"}"#, "id: "),
+        (r#"{"prompt":"a","top_k":-1}"#, "top_k: "),
+        (r#"{"messages":[["user","a"]]}"#, "messages[0]: "),
+        (r#"["a","turn on the lamp"]"#, "JSON object"),
+        ("garbage", "JSON object"),
+        (r#"{"prompt":"a"} x"#, "after the object"),
+    ] {
+        let message = refusal(text).message;
+        assert!(message.contains(word), "{text}: {message}");
+    }
+}
+
+#[test]
+fn a_payload_that_is_no_object_is_the_prompt() {
+    let read = request_or_text(b"turn on the light").expect("sound");
+    assert_eq!(read.input, Input::Prompt("turn on the light".into()));
+    assert!(request_or_text(b"\xff\xfe").is_err());
+    assert!(request_or_text(b" {\"prompt\":1}").is_err());
+}
+
+#[test]
+fn json_that_is_no_object_is_an_error_and_a_sentence_is_a_prompt() {
+    for wrong in ["[1,2]", "\"x\"", "12", " -1.5e3\n", "true", "null", "[]", "[{\"a\":", "[ \"a\"", "[[[["] {
+        let message = request_or_text(wrong.as_bytes()).expect_err(wrong).message;
+        assert!(message.contains("no object"), "{wrong}: {message}");
+    }
+    for broken in ["{", "{\"prompt\":\"a\"", "{turn on}", "\u{feff} {\"prompt\":1}"] {
+        assert!(request_or_text(broken.as_bytes()).is_err(), "{broken}");
+    }
+    for sentence in
+        ["[kitchen] turn on", "\"x\" is a letter", "12 lights on", "true or false?", "[1, 2 and", "-", "Null"]
+    {
+        let read = request_or_text(sentence.as_bytes()).expect(sentence);
+        assert_eq!(read.input, Input::Prompt(sentence.into()));
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_message() {
+    let text = "\u{feff}{\"id\":\"a\",\"prompt\":\"b\"}".as_bytes();
+    let read = request_or_text(text).expect("sound");
+    assert_eq!((read.id.as_deref(), &read.input), (Some("a"), &Input::Prompt("b".into())));
+    assert_eq!(incoming(text), Ok(Incoming::Request(read)));
+    assert_eq!(id_of("\u{feff}{\"id\":\"a\"}".as_bytes()).as_deref(), Some("a"));
+    assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
+    assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));
+    assert_eq!(thread_limit("\u{feff}2".as_bytes()), Ok(2));
+    let twice = "\u{feff}\u{feff}{\"prompt\":\"b\"}".as_bytes();
+    let refusals = [incoming(twice).expect_err("refused"), request_or_text(twice).expect_err("refused")];
+    assert!(refusals.iter().all(|refusal| refusal.message.contains("second byte-order mark")));
+    let read = request_or_text("\u{feff}turn it on".as_bytes()).expect("sound");
+    assert_eq!(read.input, Input::Prompt("turn it on".into()));
+    assert!(request_or_text(b"\xff\xfeh\0i\0").expect_err("UTF-16").message.contains("UTF-16"));
+}
+
+#[test]
+fn a_key_given_twice_is_refused_by_name_at_every_level() {
+    for (text, path) in [
+        (r#"{"prompt":"a","prompt":"a"}"#, "prompt: "),
+        (r#"{"messages":[{"role":"user","role":"system","content":"a"}]}"#, "messages[0].role: "),
+        (r#"{"messages":[{"role":"user","content":"a","\u0063ontent":"b"}]}"#, "messages[0].content: "),
+        (r#"{"prompt":"a","response_format":{"type":"text","type":"text"}}"#, "response_format.type: "),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"a":{"b":1,"b":2}}}}"#,
+            "response_format.json_schema.a.b: ",
+        ),
+    ] {
+        let message = refusal(text).message;
+        assert!(message.starts_with(path) && message.contains("twice"), "{text}: {message}");
+    }
+    assert!(incoming(br#"{"cancel":"a","cancel":"b"}"#).is_err());
+    assert!(cancel_topic(br#"{"id":"a","id":"b"}"#).is_err());
+}
+
+#[test]
+fn a_cancellation_is_distinguished_from_a_request() {
+    assert_eq!(incoming(br#"{"cancel":"a"}"#), Ok(Incoming::Cancel("a".into())));
+    assert!(matches!(incoming(br#"{"prompt":"cancel"}"#), Ok(Incoming::Request(_))));
+}
+
+#[test]
+fn the_report_is_asked_for_with_true_and_nothing_else() {
+    assert_eq!(incoming(b" { \"telemetry\" : true }"), Ok(Incoming::Telemetry));
+    for wrong in [&br#"{"telemetry":false}"#[..], br#"{"telemetry":true,"id":"a"}"#, br#"{"telemetry":1}"#] {
+        assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
+    }
+}
+
+#[test]
+fn metrics_are_asked_for_with_true_and_nothing_else() {
+    assert_eq!(incoming(br#"{"metrics":true}"#), Ok(Incoming::Metrics));
+    for wrong in [&br#"{"metrics":false}"#[..], br#"{"metrics":true,"telemetry":true}"#] {
+        assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
+    }
+    assert_eq!(metrics("a{b=\"c\"} 1\n"), br#"{"event":"metrics","text":"a{b=\"c\"} 1\n"}"#);
+}
+
+#[test]
+fn a_cancellation_names_a_request_or_the_running_one() {
+    assert_eq!(cancel_topic(br#"{"id":"a"}"#), Ok(Cancelled::Id("a".into())));
+    assert_eq!(cancel_topic(br#"{"running":true}"#), Ok(Cancelled::Running));
+    for wrong in ["{}", r#"{"running":false}"#, r#"{"id":"a","running":true}"#, r#"{"all":true}"#, "1"] {
+        assert_eq!(cancel_topic(wrong.as_bytes()).expect_err(wrong).code, Code::InvalidRequest);
+    }
+}
+
+#[test]
+fn a_thread_limit_is_a_whole_number() {
+    for (text, number) in [("2", 2), (" 3\n", 3), ("4.0", 4), ("0", 0)] {
+        assert_eq!(thread_limit(text.as_bytes()), Ok(number), "{text}");
+    }
+    for wrong in ["", "two", "2.5", "-1", "+1", "1e3", "0x2", ".", ".0", "12345678901234567890", "\u{661}"] {
+        assert!(thread_limit(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+    assert!(thread_limit(b"\xff").is_err());
+}
+
+#[test]
+fn an_unsound_request_still_gives_its_id() {
+    assert_eq!(id_of(br#"{"id":"a","promt":"x"}"#).as_deref(), Some("a"));
+    assert_eq!(id_of(br#"{"id":5}"#), None);
+    assert_eq!(id_of(b"nonsense"), None);
+}
+
+#[test]
+fn an_event_is_one_line_with_the_documented_keys() {
+    let refusal = Refusal { retry_after_ms: Some(5), ..Refusal::new(Code::QueueFull, "a\nb") };
+    let line = event(&Event::Error { id: None, refusal });
+    let text = r#"{"event":"error","id":null,"code":"queue_full","message":"a\nb","retry_after_ms":5}"#;
+    assert_eq!(String::from_utf8(line).expect("JSON is UTF-8"), text);
+}
