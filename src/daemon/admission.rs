@@ -88,11 +88,12 @@ impl Admission {
         if self.closed {
             return Err(Refusal::shutting_down());
         }
-        if self.is_short() {
-            return Err(self.memory_refusal());
-        }
+        // Also while memory is short: few of these are in the queue at a time, and the plan has their memory.
         if inbound.when_full == WhenFull::Wait {
             return Ok(None);
+        }
+        if self.is_short() {
+            return Err(self.memory_refusal());
         }
         let client = inbound.queue_key.as_str();
         let (texts_fit, own_fit) =
@@ -389,13 +390,15 @@ mod tests {
     }
 
     #[test]
-    fn short_of_memory_it_takes_nothing_in_and_then_again() {
+    fn short_of_memory_it_admits_only_what_is_to_wait_and_then_everything() {
         let (mut admission, now) = (admission(9), Instant::now());
         let held = |mib: u64| MemoryUse { resident: mib << 20, ..MemoryUse::default() };
         assert_eq!(admission.check_memory(held(99), false, now), MemoryState::Short);
         let (first, _a) = inbound("a", Priority::High, now);
         let (_, refusal) = *admission.offer(first, MINUTE).expect_err("short");
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::BudgetExceeded, Some(1000)));
+        let (to_wait, _c) = inbound("c", Priority::Normal, now);
+        assert!(admission.offer(Inbound { when_full: WhenFull::Wait, ..to_wait }, MINUTE).is_ok());
         assert_eq!(admission.check_memory(held(50), false, now), MemoryState::Free);
         let (second, _b) = inbound("b", Priority::Normal, now);
         admission.offer(second, MINUTE).expect("room");

@@ -23,7 +23,7 @@ use crate::protocol::{
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
-use crate::transport::{Cancel, Inbound, Reply};
+use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use log::{debug, error, info, warn};
 use std::ops::{ControlFlow, Not};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -194,7 +194,9 @@ impl Worker {
 
     /// A request with the tokens of its prompt; `None` where it was refused.
     fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Vec<u32>)> {
-        if let Some(refusal) = self.queue.memory.refusal() {
+        // The memory is checked in any case; what was to wait is never refused for want of it.
+        let is_refusable = queued.inbound.when_full == WhenFull::Refuse;
+        if let Some(refusal) = self.queue.memory.refusal().filter(|_| is_refusable) {
             self.queue.refuse(queued.inbound, refusal);
             return None;
         }
