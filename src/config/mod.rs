@@ -384,6 +384,31 @@ impl Config {
             place: place.to_owned(),
             message: format!("the file {message}"),
         })?;
-        toml_schema::File::parse(text, place)?.check(place, text, host)
+        toml_schema::File::parse(text, place)
+            .and_then(|file| file.check(place, text, host))
+            .map_err(|error| ConfigError { message: with_short_values(&error.message), ..error })
     }
+}
+
+/// Maximum number of characters of a value in a message.
+const MAX_VALUE: usize = 200;
+
+/// The message with whatever stands between quotation marks or backticks cut to [`MAX_VALUE`] characters.
+fn with_short_values(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let (mut mark, mut length) = (None, 0);
+    for c in message.chars() {
+        match mark {
+            Some(end) if c == end => mark = None,
+            Some(_) => length += 1,
+            None if matches!(c, '"' | '`') => (mark, length) = (Some(c), 0),
+            None => {}
+        }
+        if mark.is_none() || length <= MAX_VALUE {
+            shown.push(c);
+        } else if length == MAX_VALUE + 1 {
+            shown.push('…');
+        }
+    }
+    shown
 }

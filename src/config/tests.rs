@@ -60,6 +60,23 @@ fn numbers_of_threads_can_be_pinned_up_to_all_there_are() {
 }
 
 #[test]
+fn a_long_value_or_key_is_cut_in_the_message() {
+    let long = "word ".repeat(500);
+    let texts = [
+        format!("[log]\nlevel = \"{long}\"\n"),
+        format!("[model]\ncache_dir = \"{long}\"\n"),
+        format!("[socket]\nmode = \"{long}\"\n"),
+        format!("[telemetry]\ntextfile = \"{long}\"\n"),
+        format!("[queue]\ndepth = \"{long}\"\n"),
+        format!("[log]\n\"{long}\" = 1\n"),
+    ];
+    for text in texts {
+        let message = error(&text);
+        assert!(message.len() < 700 && message.contains('…'), "{}: {message}", message.len());
+    }
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_line() {
     let message = error("[device]\nid = \"a\"\n[mqtt]\nhots = \"b\"\n");
     assert!(message.starts_with("bitnetd.toml:4: "), "{message}");
