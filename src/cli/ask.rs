@@ -7,7 +7,7 @@ use super::Failure;
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
-use crate::protocol::text::{escaped_json, for_terminal};
+use crate::protocol::text::{Shown, escaped_json, for_terminal, one_line};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
@@ -181,10 +181,10 @@ fn usage(message: &str) -> Failure {
     Failure { code: 2, message: message.into() }
 }
 
-/// The daemon's error on one line.
+/// The daemon's error on one line, of limited length whoever answers on the socket.
 fn refused(code: &str, message: &str) -> Failure {
     let message: Vec<&str> = message.split_whitespace().collect();
-    Failure { code: 5, message: format!("refused ({code}): {}", message.join(" ")) }
+    Failure { code: 5, message: format!("refused ({}): {}", Shown(code), one_line(&message.join(" "))) }
 }
 
 #[cfg(test)]
@@ -241,6 +241,11 @@ mod tests {
         let message = "refused (queue_full): a b".into();
         assert_eq!((out.as_str(), ended), ("", Err(Failure { code: 5, message })));
         assert_eq!(conversation(events, true).0, events);
+        let long = "A".repeat(9000);
+        let events =
+            format!("{{\"event\":\"error\",\"id\":null,\"code\":\"{long}\",\"message\":\"{long}\"}}\n");
+        let message = conversation(&events, false).1.expect_err("an error").message;
+        assert!(message.len() < 450, "{}", message.len());
     }
 
     #[test]
