@@ -120,7 +120,7 @@ impl Worker {
                 Ok(answered) => answered?,
                 Err(_) => {
                     self.telemetry.failed(Code::Internal, received.elapsed());
-                    error!("a request was lost to a fault; standard error says where");
+                    error!("a request failed because of a bug (panic); standard error has its location");
                 }
             }
             log_thread_counts(engine.model().threads(), &mut threads);
@@ -214,7 +214,10 @@ impl Worker {
 
     /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.
     fn refuse_for_lost_model(&self, inbound: Inbound, error: LoadError) -> LoadError {
-        let reason = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
+        let reason = format!(
+            "the daemon stops because its model file can no longer be used; ask again after the restart: \
+             {error}"
+        );
         self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, reason));
         error
     }
@@ -223,7 +226,7 @@ impl Worker {
     fn send_cached(&self, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
         self.telemetry.cache_hit();
-        info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered again");
+        info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered from the cache");
         if request.stream && !stored.text.is_empty() {
             // A full reply channel does no harm here: the last event has the whole text.
             let _ = reply.token(stored.text.clone());
