@@ -96,9 +96,8 @@ impl Worker {
     /// it starts.
     fn load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
         thread_pool::pin_to(&self.budget.allowed_cpus);
-        let reason =
-            ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
-        Ok(file.load(options)?.tuned(reason))
+        let fixed = ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+        Ok(file.load(options)?.tuned(fixed))
     }
 
     /// Answers requests until the queue is closed, or the model's file has changed.
@@ -304,12 +303,12 @@ impl Drop for WorkerEndGuard<'_> {
 }
 
 /// Logs the tuned numbers of threads when both are known, and when one changes.
-fn log_thread_counts(found: ThreadCounts, reason: &mut ThreadCounts) {
+fn log_thread_counts(found: ThreadCounts, last_logged: &mut ThreadCounts) {
     if let ThreadCounts { decode: Some(decode), prefill: Some(prefill) } = found
-        && found != *reason
+        && found != *last_logged
     {
         info!("threads: decode {decode}, prefill {prefill}");
-        *reason = found;
+        *last_logged = found;
     }
 }
 
