@@ -1,11 +1,11 @@
 //! bitnetd: a daemon that runs a ternary language model on a small device and answers over MQTT and a Unix socket.
 //!
 //! ```text
-//!  unix  mqtt ── line, json ──> Inbound ──> admission ──> worker ══> engine session:
-//!   ^                               │ (1) reply  <── Event per token ──┐   tokenise > prefill > step*
-//!   └───────── (2) cancel flag: client gone, deadline, drain ──────────┼──> checked at every step
-//!  sensors ──(3) read-only host snapshot                               │
-//!  telemetry <── worker folds timings and energy ──────────────────────┘
+//!  unix  mqtt ── protocol ──> Inbound ──> admission ──> worker ══> engine session:
+//!    ^                           │ (1) reply sender <── Event per token ─┐    tokenize > prefill > step*
+//!    └───── (2) cancel flag: client gone, deadline, drain ───────────────┼──> checked at every step
+//!  sensors ──(3) read-only host snapshot                                 │
+//!  telemetry <── worker folds timings and energy ────────────────────────┘
 //! ```
 //!
 //! Imports run one way, from left to right. At run time exactly the three numbered things come back, and the few

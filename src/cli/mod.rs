@@ -29,7 +29,8 @@ use tools::{bench, convert, logits, perplexity, tokenize};
 /// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon answers, 5 refused.
+    /// 1 the system refused something, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
+    /// answers, 5 the request was refused.
     pub code: u8,
     /// One line that names the place and a remedy.
     pub message: String,

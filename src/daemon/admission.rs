@@ -74,12 +74,12 @@ impl Admission {
         // one.
         let is_limited = inbound.when_full == WhenFull::Refuse || inbound.request.timeout.is_some();
         let deadline = is_limited.then(|| inbound.received + timeout);
-        let (turn, priority, received) =
+        let (queue_key, priority, received) =
             (inbound.queue_key.clone(), inbound.request.priority, inbound.received);
         if inbound.when_full == WhenFull::Refuse {
-            self.shares.add(&turn, inbound.request.text_bytes());
+            self.shares.add(&queue_key, inbound.request.text_bytes());
         }
-        self.waiting.push(&turn, priority, received, QueuedRequest { inbound, deadline, timeout });
+        self.waiting.push(&queue_key, priority, received, QueuedRequest { inbound, deadline, timeout });
         Ok(replaced)
     }
 
@@ -374,9 +374,9 @@ mod tests {
         let mut offer = |admission: &mut Admission, when_full| {
             let (inbound, receiver) = inbound("a", Priority::Normal, now);
             receivers.push(receiver);
-            let turn = format!("{when_full:?}");
+            let queue_key = format!("{when_full:?}");
             admission
-                .offer(Inbound { queue_key: turn, when_full, ..inbound }, MINUTE)
+                .offer(Inbound { queue_key, when_full, ..inbound }, MINUTE)
                 .map_err(|refused| refused.1.code)
         };
         for _ in 0..50 {

@@ -13,7 +13,8 @@ pub(super) struct ClientShares {
     total: ClientUse,
 }
 
-/// The places of one client or of all, never 0 for a client, and the bytes of their texts.
+/// Places held, by one client or by all together, and bytes of their request texts. A client that holds no place has
+/// no entry.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClientUse {
     places: usize,

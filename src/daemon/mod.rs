@@ -141,7 +141,7 @@ pub async fn run(
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
-    let (listener, place) = socket(&config)?;
+    let (listener, socket_file) = socket(&config)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
         queue: Arc::clone(&queue),
@@ -168,7 +168,7 @@ pub async fn run(
     };
     queue.memory.start(&plan);
     // A socket of systemd outlives this process, and so do the clients in its backlog.
-    let backlog = if place.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
+    let backlog = if socket_file.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
     telemetry.describe(About { model: engine_info.model.clone(), kernel: engine_info.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
@@ -176,13 +176,13 @@ pub async fn run(
     let (draining, close, heartbeat) = (stop, CancellationToken::new(), Heartbeat::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, backlog, draining, close, heartbeat };
     log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
-    let place = place.map(|place| Arc::new(Mutex::new(place)));
-    let listening = match &place {
-        Some(place) => unix::Listening::from(listener).owning(Arc::clone(place), socket_mode),
+    let socket_file = socket_file.map(|socket_file| Arc::new(Mutex::new(socket_file)));
+    let listening = match &socket_file {
+        Some(socket_file) => unix::Listening::from(listener).owning(Arc::clone(socket_file), socket_mode),
         None => listener.into(),
     };
     let outcome = daemon.serve(listening, signals, ended, &engine_info, &plan, ready).await;
-    drop(place);
+    drop(socket_file);
     outcome.and(join_worker(handle).await)
 }
 
@@ -234,16 +234,16 @@ fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
 
 fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), DaemonError> {
     let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
-    let (listener, place) = match systemd::listener().map_err(|error| setup(&error))? {
+    let (listener, socket_file) = match systemd::listener().map_err(|error| setup(&error))? {
         Some(listener) => (listener, None),
         None => {
-            let (listener, place) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
-            (listener, Some(place))
+            let (listener, socket_file) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
+            (listener, Some(socket_file))
         }
     };
     let listener = unix::adopt(listener)
         .map_err(|error| setup(&format!("{}: {error}", config.socket.path.display())))?;
-    Ok((listener, place))
+    Ok((listener, socket_file))
 }
 
 struct Daemon {
@@ -271,8 +271,8 @@ impl Daemon {
         let (intake, requests) = mpsc::channel(INTAKE);
         // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
         // never full.
-        let (prompts, handed_over) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
-        let (reports, latest) = watch::channel(None);
+        let (prompts, prompt_rx) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
+        let (reports, report_rx) = watch::channel(None);
         let mut transports = JoinSet::new();
         transports.spawn(unix::run(
             listener,
@@ -283,20 +283,21 @@ impl Daemon {
             self.draining.clone(),
             self.close.clone(),
         ));
-        let (controls, asked) = mpsc::channel(CONTROLS);
-        let (alerts, raised) = mpsc::channel(ALERTS);
-        let link = self.spawn_mqtt(&mut transports, (prompts, controls), latest, raised, engine_info, plan);
+        let (controls, command_rx) = mpsc::channel(CONTROLS);
+        let (alerts, alert_rx) = mpsc::channel(ALERTS);
+        let link =
+            self.spawn_mqtt(&mut transports, (prompts, controls), report_rx, alert_rx, engine_info, plan);
         let alerts = link.is_some().then_some(alerts);
         let report_now = Arc::new(Notify::new());
         let mut background =
             self.spawn_background(requests, reports, &report_now, link, alerts, &engine_info.model);
         background.spawn(commands::run_commands(
-            asked,
+            command_rx,
             Arc::clone(&self.queue),
             Arc::clone(&self.telemetry),
             report_now,
         ));
-        background.spawn(admit(handed_over, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        background.spawn(admit(prompt_rx, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
         systemd::ready(&engine_info.model);
         let _ = ready.send(()); // the receiver may be gone
         let fault = self.wait_and_drain(signals, worker, &mut transports, &mut background).await;

@@ -96,9 +96,8 @@ impl Worker {
     /// it starts.
     fn load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
         thread_pool::pin_to(&self.budget.allowed_cpus);
-        let reason =
-            ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
-        Ok(file.load(options)?.tuned(reason))
+        let fixed = ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
+        Ok(file.load(options)?.tuned(fixed))
     }
 
     /// Answers requests until the queue is closed, or the model's file has changed.
@@ -120,7 +119,7 @@ impl Worker {
                 Ok(answered) => answered?,
                 Err(_) => {
                     self.telemetry.failed(Code::Internal, received.elapsed());
-                    error!("a request was lost to a fault; standard error says where");
+                    error!("a request failed because of a bug (panic); standard error has its location");
                 }
             }
             log_thread_counts(engine.model().threads(), &mut threads);
@@ -214,7 +213,10 @@ impl Worker {
 
     /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.
     fn refuse_for_lost_model(&self, inbound: Inbound, error: LoadError) -> LoadError {
-        let reason = format!("the daemon ends, for its model can be used no more; ask the next one: {error}");
+        let reason = format!(
+            "the daemon stops because its model file can no longer be used; ask again after the restart: \
+             {error}"
+        );
         self.queue.refuse(inbound, Refusal::new(Code::ShuttingDown, reason));
         error
     }
@@ -223,7 +225,7 @@ impl Worker {
     fn send_cached(&self, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
         self.telemetry.cache_hit();
-        info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered again");
+        info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered from the cache");
         if request.stream && !stored.text.is_empty() {
             // A full reply channel does no harm here: the last event has the whole text.
             let _ = reply.token(stored.text.clone());
@@ -301,12 +303,12 @@ impl Drop for WorkerEndGuard<'_> {
 }
 
 /// Logs the tuned numbers of threads when both are known, and when one changes.
-fn log_thread_counts(found: ThreadCounts, reason: &mut ThreadCounts) {
+fn log_thread_counts(found: ThreadCounts, last_logged: &mut ThreadCounts) {
     if let ThreadCounts { decode: Some(decode), prefill: Some(prefill) } = found
-        && found != *reason
+        && found != *last_logged
     {
         info!("threads: decode {decode}, prefill {prefill}");
-        *reason = found;
+        *last_logged = found;
     }
 }
 

@@ -77,7 +77,7 @@ pub fn choose_layout(figures: &[LayoutScore], vocab: usize) -> Option<Layout> {
 /// The scores in a few words.
 pub(super) fn summary(figures: &[LayoutScore], vocab: usize) -> String {
     let each = figures.iter().map(|f| format!("{}: {:.0}, ", f.layout.name(), f.perplexity()));
-    format!("{}blind guessing {vocab}", each.collect::<String>())
+    format!("{}chance level {vocab}", each.collect::<String>())
 }
 
 /// The error of a trained model that predicts text in no layout.

@@ -59,11 +59,11 @@ pub struct Trial {
 impl ThreadTuner {
     /// A tuner that measures what `fixed` leaves open, from 1 to `max_threads` threads, in passes of at most
     /// `longest` tokens.
-    pub fn new(most: usize, longest: usize, fixed: ThreadCounts) -> Self {
+    pub fn new(max_threads: usize, longest: usize, fixed: ThreadCounts) -> Self {
         ThreadTuner {
-            decode: PassTuner::new(most, DECODE_SAMPLES, 1..=1, fixed.decode),
-            prefill: PassTuner::new(most, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, fixed.prefill),
-            limit: most.max(1),
+            decode: PassTuner::new(max_threads, DECODE_SAMPLES, 1..=1, fixed.decode),
+            prefill: PassTuner::new(max_threads, PREFILL_SAMPLES, PREFILL_TOKENS..=longest, fixed.prefill),
+            limit: max_threads.max(1),
         }
     }
 
@@ -118,7 +118,7 @@ impl ThreadCounts {
 #[derive(Debug, Clone)]
 struct PassTuner {
     max_threads: usize,
-    /// The number that was found is used for so many more layers.
+    /// The number of threads found last, or fixed from the start.
     settled: Option<usize>,
     phase: Phase,
     /// The numbers of threads that are measured, rising.
@@ -150,23 +150,24 @@ struct Measurements {
 }
 
 impl PassTuner {
-    fn new(most: usize, samples: usize, lengths: RangeInclusive<usize>, fixed: Option<usize>) -> Self {
-        let most = most.max(1);
-        let settled = fixed.or((most == 1).then_some(1));
+    fn new(max_threads: usize, samples: usize, lengths: RangeInclusive<usize>, fixed: Option<usize>) -> Self {
+        let max_threads = max_threads.max(1);
+        let settled = fixed.or((max_threads == 1).then_some(1));
         let phase = if settled.is_some() { Phase::Fixed } else { Phase::Measuring(0) };
-        let candidates: Vec<usize> = candidates(most).collect();
-        let race = Measurements { layers: 0, least: vec![Duration::MAX; candidates.len()] };
+        let candidates: Vec<usize> = candidates(max_threads).collect();
+        let empty = Measurements { layers: 0, least: vec![Duration::MAX; candidates.len()] };
         let shortest = *lengths.start();
-        let races = lengths.map(|_| race.clone()).collect();
-        PassTuner { max_threads: most, settled, phase, candidates, samples, shortest, measurements: races }
+        let measurements = lengths.map(|_| empty.clone()).collect();
+        PassTuner { max_threads, settled, phase, candidates, samples, shortest, measurements }
     }
 
     /// Each candidate gets two layers in turn, of which the second is timed.
     fn next(&self, tokens: usize) -> Trial {
         match (self.phase, self.measurements_of(tokens)) {
-            (Phase::Measuring(_), Some(race)) => {
-                Trial { threads: self.candidates[race.next_candidate()], is_timed: race.layers % 2 == 1 }
-            }
+            (Phase::Measuring(_), Some(measurements)) => Trial {
+                threads: self.candidates[measurements.next_candidate()],
+                is_timed: measurements.layers % 2 == 1,
+            },
             _ => Trial { threads: self.settled.unwrap_or(self.max_threads), is_timed: false },
         }
     }
@@ -195,12 +196,12 @@ impl PassTuner {
     /// Records one more measured layer, the `layers`th so far.
     fn record_trial(&mut self, layers: usize, tokens: usize, took: Option<Duration>) -> Phase {
         let Some(place) = self.length_index(tokens) else { return Phase::Measuring(layers - 1) };
-        let race = &mut self.measurements[place];
-        race.record(took);
-        if race.layers < 2 * self.samples * self.candidates.len() {
+        let measurements = &mut self.measurements[place];
+        measurements.record(took);
+        if measurements.layers < 2 * self.samples * self.candidates.len() {
             return Phase::Measuring(layers);
         }
-        self.settled = Some(self.candidates[race.fastest()]);
+        self.settled = Some(self.candidates[measurements.fastest()]);
         Phase::Settled(layers * REMEASURE_AFTER)
     }
 }
@@ -235,12 +236,12 @@ impl Measurements {
     }
 }
 
-/// 1, 2, 3, 4, 6, 8, 12, 16, … up to `most`, which is always among them.
-fn candidates(most: usize) -> impl Iterator<Item = usize> {
+/// 1, 2, 3, 4, 6, 8, 12, 16, … up to `max_threads`, which is always among them.
+fn candidates(max_threads: usize) -> impl Iterator<Item = usize> {
     let steps = (0..).map(|i: usize| if i < 2 { i + 1 } else { (2 + i % 2) << (i / 2 - 1) });
     // The steps are 1, 2, then 2 and 3 times each power of two: the second 2 is passed over.
     let steps = steps.enumerate().filter(|(i, _)| *i != 2).map(|(_, threads)| threads);
-    steps.take_while(move |threads| *threads < most).chain([most])
+    steps.take_while(move |threads| *threads < max_threads).chain([max_threads])
 }
 
 #[cfg(test)]

@@ -251,7 +251,7 @@ pub struct ShortlistCounts {
 pub struct Requests {
     /// Received and submitted to the queue, over every transport.
     pub received: u64,
-    /// Answered to the end.
+    /// Ended with a `done` event, including answers that were cut off.
     pub completed: u64,
     /// Given an `error` event; what could not be read as a request counts too.
     pub refused: u64,

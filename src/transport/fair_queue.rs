@@ -20,7 +20,7 @@ const PRIORITIES: usize = 3;
 /// Items of any number of clients, which are served in turn.
 #[derive(Debug)]
 pub struct FairQueue<T> {
-    /// The number of clients with waiting items.
+    /// The queue of each client with waiting items.
     clients: HashMap<Arc<str>, ClientQueue<T>>,
     /// The clients with waiting items, the next to be served first.
     order: BTreeMap<Position, Arc<str>>,
@@ -67,9 +67,9 @@ impl<T> FairQueue<T> {
     /// Adds an item of `client`. An item that is put back, with the time of its first arrival, regains its former
     /// position.
     pub fn push(&mut self, client: &str, priority: Priority, arrived: Instant, value: T) {
-        let line = &mut self.join(client).by_priority[priority as usize];
-        let at = line.partition_point(|waiting| waiting.arrived <= arrived);
-        line.insert(at, Item { arrived, value });
+        let items = &mut self.join(client).by_priority[priority as usize];
+        let at = items.partition_point(|waiting| waiting.arrived <= arrived);
+        items.insert(at, Item { arrived, value });
         self.length += 1;
     }
 
@@ -78,15 +78,15 @@ impl<T> FairQueue<T> {
         if !self.clients.contains_key(client) {
             let name: Arc<str> = client.into();
             self.clients_joined += 1;
-            let turn = Position { served_before: self.served, join_order: self.clients_joined };
-            self.order.insert(turn, Arc::clone(&name));
-            self.clients.insert(name, ClientQueue { position: turn, by_priority: Default::default() });
+            let position = Position { served_before: self.served, join_order: self.clients_joined };
+            self.order.insert(position, Arc::clone(&name));
+            self.clients.insert(name, ClientQueue { position, by_priority: Default::default() });
         }
         self.clients.get_mut(client).expect("just added where it was missing")
     }
 
-    /// Removes the item of the highest effective priority, and among these the one that arrived first. Within one
-    /// priority that is the first item, so only three items are compared, however many wait.
+    /// Removes the next item of the client whose turn it is: the one of the highest effective priority, and among
+    /// these the one that arrived first.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
         self.pop_allowed(now, |_| true).map(|(_, value)| value)
     }
@@ -98,11 +98,11 @@ impl<T> FairQueue<T> {
         now: Instant,
         mut allowed: impl FnMut(&str) -> bool,
     ) -> Option<(String, T)> {
-        let (turn, name) = self.order.iter().find(|(_, name)| allowed(name))?;
-        let (turn, name) = (*turn, Arc::clone(name));
+        let (position, name) = self.order.iter().find(|(_, name)| allowed(name))?;
+        let (position, name) = (*position, Arc::clone(name));
         let client = self.clients.get_mut(&name).expect("each client in the order has items");
         let value = client.pop(now).expect("a client without items is removed");
-        self.order.remove(&turn);
+        self.order.remove(&position);
         (self.served, self.length) = (self.served + 1, self.length - 1);
         if client.is_empty() {
             self.clients.remove(&name);
@@ -128,11 +128,11 @@ impl<T> FairQueue<T> {
     /// Removes all items that match, in no particular order.
     pub fn extract(&mut self, mut matches: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut extracted = Vec::new();
-        for line in self.clients.values_mut().flat_map(|client| &mut client.by_priority) {
+        for items in self.clients.values_mut().flat_map(|client| &mut client.by_priority) {
             // Most searches match nothing, and then no item is moved.
-            if line.iter().any(|item| matches(&item.value)) {
-                let (result, saved) = line.drain(..).partition(|item| matches(&item.value));
-                *line = saved;
+            if items.iter().any(|item| matches(&item.value)) {
+                let (result, saved) = items.drain(..).partition(|item| matches(&item.value));
+                *items = saved;
                 extracted.extend(Vec::from(result).into_iter().map(|item: Item<T>| item.value));
             }
         }
@@ -171,11 +171,11 @@ impl<T> FairQueue<T> {
 }
 
 impl<T> ClientQueue<T> {
-    /// The item of the highest priority, its age counted in, and of these the one that arrived first. Within one line
-    /// that is the first, so three are compared, however many wait.
+    /// The item of the highest priority, its age counted in, and of these the one that arrived first. Within one
+    /// priority that is the first, so only three items are compared, however many wait.
     fn pop(&mut self, now: Instant) -> Option<T> {
-        let heads = self.by_priority.iter().enumerate().filter_map(|(priority, line)| {
-            let arrived = line.front()?.arrived;
+        let heads = self.by_priority.iter().enumerate().filter_map(|(priority, items)| {
+            let arrived = items.front()?.arrived;
             Some((priority, effective_priority(priority, now.saturating_duration_since(arrived)), arrived))
         });
         let best =

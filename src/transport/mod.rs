@@ -80,8 +80,8 @@ impl Reply {
     /// Ends the request with `event`; never waits, and never fails while the client lives.
     pub fn finish(mut self, event: Event) {
         debug_assert!(event.is_last());
-        if let Some(address) = self.last.take() {
-            address.send(event);
+        if let Some(permit) = self.last.take() {
+            permit.send(event);
         }
     }
 
@@ -94,9 +94,9 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(address) = self.last.take() {
+        if let Some(permit) = self.last.take() {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            address.send(Event::Error { id: Some(self.id.clone()), refusal });
+            permit.send(Event::Error { id: Some(self.id.clone()), refusal });
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Shared by several test binaries: processes, a broker, and certificates for it.
+//! Shared by several test binaries: processes, a broker, and certificates for it. Deliberately knows neither the
+//! library nor the daemon.
 
 pub mod broker;
 pub mod certificates;

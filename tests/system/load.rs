@@ -190,7 +190,7 @@ async fn unread_answers_are_refused_before_they_fill_the_memory_and_later_served
     assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{refused}");
     drop(deaf);
     // The clients have closed, and their memory is freed.
-    daemon.says("memory is there again").await;
+    daemon.says("enough memory is free again").await;
     let done = daemon.client().await.ask(json!({"prompt": "go", "max_tokens": 2})).await;
     assert_eq!(done["event"], "done", "{done}");
     let peak = peak_kib(&daemon.process);

@@ -65,8 +65,8 @@ impl MemoryWatch {
         let (resident, budget) = (self.measure().resident >> 20, plan.budget.bytes as u64 >> 20);
         if resident > budget {
             warn!(
-                "{resident} of {budget} MiB are held before the first request, which the plan does not explain (an \
-                 emulator's own memory?): requests are taken in whatever the memory"
+                "{resident} of {budget} MiB are in use before the first request, more than the memory plan explains \
+                 (perhaps an emulator's own memory): requests are accepted without a memory check"
             );
         }
         self.is_watching.store(resident <= budget, Ordering::Relaxed);
@@ -84,7 +84,9 @@ impl MemoryWatch {
                 malloc_trim::malloc_trim();
                 if self.check() == MemoryState::Stuck {
                     let resident = self.measure().resident >> 20;
-                    return format!("memory stays short with nothing to do: {resident} MiB are held; ending");
+                    return format!(
+                        "memory stays short with nothing to do: {resident} MiB are in use; ending"
+                    );
                 }
             }
         }
@@ -103,10 +105,10 @@ impl MemoryWatch {
             if state != MemoryState::Free {
                 self.became_short.notify_one();
                 let resident = self.measure().resident >> 20;
-                warn!("memory is short, {resident} MiB are held: requests are refused");
+                warn!("memory is short, {resident} MiB are in use: requests over the socket are refused");
             }
         } else if was_short && state == MemoryState::Free {
-            info!("memory is there again: requests are taken in");
+            info!("enough memory is free again: requests are accepted");
         }
         state
     }

@@ -59,7 +59,7 @@ pub(super) fn identify_non_gguf(bytes: &[u8]) -> &'static str {
         }
         [0x80, 2..=5, ..] => "PyTorch weights; get the model as safetensors or GGUF",
         [b'{' | b'[', ..] => "JSON; give the model itself",
-        _ => "give a model in that format; a part of a split or half-downloaded file is none",
+        _ => "give a GGUF model; a part of a split file or an incomplete download is not one",
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
             (b"tjgg\x03\0\0\0", "before GGUF"),
             (b"{\"a\":1}", "JSON"),
             (&tar, "tar"),
-            (b"noise", "half-downloaded"),
+            (b"noise", "incomplete download"),
         ] {
             assert!(identify_non_gguf(bytes).contains(word), "{word}");
         }

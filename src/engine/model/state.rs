@@ -195,7 +195,7 @@ pub struct State {
 }
 
 impl State {
-    /// `embedding_row`, `head_row`: bytes of a row; the second where the head is screened.
+    /// `row_bytes`: bytes of a row of the embedding and, where a shortlist is used, of the head.
     pub(super) fn new(
         shape: &Shape,
         context: usize,

@@ -116,16 +116,16 @@ pub(super) fn raised_message(kind: Kind, value: f64, threshold: f64) -> String {
                 .into()
         }
         Kind::Memory => format!(
-            "{value:.1} % of the memory budget are held, the alert is at {threshold} %; raise budget.memory_mb, or \
-             shorten model.context"
+            "{value:.1} % of the memory budget are in use, the alert is at {threshold} %; raise budget.memory_mb, \
+             or shorten model.context"
         ),
         Kind::Cpu => format!(
-            "the processors are busy to {value:.0} %, the alert is at {threshold} %; see what else runs, or lower \
+            "the processors are {value:.0} % busy, the alert is at {threshold} %; see what else runs, or lower \
              budget.threads"
         ),
         Kind::SlowTokens => format!(
-            "{value:.2} tokens come in a second, the alert is below {threshold}; look for heat, other load, or a swapped \
-             model"
+            "{value:.2} tokens per second are generated, the alert is below {threshold}; look for heat, other load, \
+             or a swapped model"
         ),
         Kind::ErrorRate => format!(
             "{value:.0} % of the last minute's requests failed, the alert is at {threshold} %; the journal says why each \
@@ -158,12 +158,14 @@ pub(super) fn cleared_message(kind: Kind, value: f64) -> String {
         Kind::Temperature => format!("the processor has {value:.1} °C again"),
         Kind::Throttled => "the processor is no longer held back".into(),
         Kind::UnderVoltage => "the voltage of the supply is high enough again".into(),
-        Kind::Memory => format!("{value:.1} % of the memory budget are held, no more"),
-        Kind::Cpu => format!("the processors are busy to {value:.0} %, no more"),
-        Kind::SlowTokens => format!("{value:.2} tokens come in a second again"),
-        Kind::ErrorRate => format!("{value:.0} % of the last minute's requests failed, no more"),
+        Kind::Memory => format!("{value:.1} % of the memory budget are in use, below the alert again"),
+        Kind::Cpu => format!("the processors are {value:.0} % busy, below the alert again"),
+        Kind::SlowTokens => format!("{value:.2} tokens per second are generated again"),
+        Kind::ErrorRate => {
+            format!("{value:.0} % of the last minute's requests failed, below the alert again")
+        }
         Kind::Latency => format!("the first token takes {value:.0} ms again"),
-        Kind::Queue => format!("the queue is full to {value:.0} %, no more"),
+        Kind::Queue => format!("the queue is full to {value:.0} %, below the alert again"),
         Kind::BrokerLink => "the broker is connected again".into(),
         Kind::Subscription => "prompts reach the daemon again".into(),
         Kind::Storage => "answers are kept on disk again".into(),

@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 const MAX_MEASURED_GAP: Duration = Duration::from_secs(10);
 /// A mean is valid for the whole time since the last one, unless sampling paused for longer than this.
 const MAX_MEAN_GAP: Duration = Duration::from_secs(60);
-/// Sensors return the last mean again within this time: energy counters step about once a millisecond. A mean
-/// stands until there is a newer one, which covers all the time since the one before. It stands until there is a
-/// newer one, over all the time since the one before.
+/// Sensors return the last mean again within this time: energy counters step about once a millisecond. A mean is
+/// valid until the next one, which covers the whole time since the previous mean.
 pub const MIN_DERIVED_INTERVAL: Duration = Duration::from_millis(10);
 /// The same for an estimate, since the counters of load step only once in 10 ms.
 pub const MIN_ESTIMATE_INTERVAL: Duration = Duration::from_millis(100);

@@ -35,7 +35,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     }
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
-    everything_else(&mut text, &report);
+    report_metrics(&mut text, &report);
     text.finish()
 }
 
@@ -45,7 +45,7 @@ fn name(model: &str) -> String {
     model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
 }
 
-fn everything_else(text: &mut Exposition, report: &Report) {
+fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());

@@ -31,14 +31,14 @@ impl DeviceBackoff {
     /// Whether this file must not be read now.
     pub fn is_blocked(&self, path: &str, now: Instant) -> bool {
         let Some(device) = device(path) else { return false };
-        let trouble = self.0.iter().find(|trouble| trouble.device == device);
-        trouble.and_then(|trouble| trouble.until).is_some_and(|until| now < until)
+        let failing = self.0.iter().find(|failing| failing.device == device);
+        failing.and_then(|failing| failing.until).is_some_and(|until| now < until)
     }
 
     /// Records the outcome of a read of this file that began at `now`.
     pub fn record(&mut self, path: &str, error: Option<&io::Error>, took: Duration, now: Instant) {
         let Some(device) = device(path) else { return };
-        let known = self.0.iter().position(|trouble| trouble.device == device);
+        let known = self.0.iter().position(|failing| failing.device == device);
         let before = known.map(|at| self.0.swap_remove(at));
         let is_dead = error.is_some_and(is_bus_error);
         if is_dead || took > SLOW {

@@ -126,7 +126,7 @@ pub struct Retry {
 impl Retry {
     /// What to append to the text of the disconnect; empty where that is enough.
     pub fn advice(self, device: &str) -> String {
-        self.client_id_conflict.map(|contested| contested.advice(device)).unwrap_or_default()
+        self.client_id_conflict.map(|conflict| conflict.advice(device)).unwrap_or_default()
     }
 }
 
@@ -256,7 +256,7 @@ impl Link {
         self.unreadable_packets = 0;
     }
 
-    /// The connection ended, or could not be made. `chance`, from 0 to 1, spreads the reconnects of many devices
+    /// The connection ended, or could not be made. `random`, from 0 to 1, spreads the reconnects of many devices
     /// over time, so that a restarted broker does not receive them all at once.
     pub fn disconnected(&mut self, now: Instant, disconnect: &Disconnect, random: f64) -> Retry {
         let lasted = match self.state {
@@ -271,7 +271,7 @@ impl Link {
         if lasted.is_some_and(|lasted| lasted < STABLE_AFTER) && disconnect.is_without_reason() {
             self.short_connections += 1;
         }
-        let contested = if disconnect.kind == "SessionTakenOver" {
+        let conflict = if disconnect.kind == "SessionTakenOver" {
             Some(ClientIdConflict::Reported)
         } else {
             (self.short_connections >= SHORT_CONNECTIONS_BEFORE_CONFLICT && disconnect.is_without_reason())
@@ -282,10 +282,10 @@ impl Link {
         let wait = backoff(self.failures, random);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Backoff { until: now + wait };
-        let kind = if contested.is_some() { "contested" } else { &disconnect.kind };
+        let kind = if conflict.is_some() { "conflict" } else { &disconnect.kind };
         let log = self.last_logged.as_deref() != Some(kind);
         self.last_logged = Some(kind.to_owned());
-        Retry { wait, log, client_id_conflict: contested }
+        Retry { wait, log, client_id_conflict: conflict }
     }
 }
 

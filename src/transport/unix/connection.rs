@@ -126,8 +126,8 @@ impl Peer {
         let peer = stream.peer_cred().ok();
         let client = peer.map_or("unix:uid=unknown".into(), |peer| format!("unix:uid={}", peer.uid()));
         let process = peer.and_then(|peer| peer.pid());
-        let turn = process.map_or(client.clone(), |process| format!("{client},pid={process}"));
-        Peer { client, queue_key: turn }
+        let queue_key = process.map_or(client.clone(), |process| format!("{client},pid={process}"));
+        Peer { client, queue_key }
     }
 }
 
@@ -160,7 +160,7 @@ impl Reader<'_> {
     /// both channels, which lets the writer end after the last answer.
     async fn run(mut self, mut half: ReadHalf<'_>) -> io::Result<()> {
         let (close, watched) = (self.shared.close.clone(), self.watched);
-        let last_words = async {
+        let shutdown_deadline = async {
             close.cancelled().await;
             shut_down_reading(watched)?;
             tokio::time::sleep(FLUSH_TIMEOUT).await;
@@ -168,7 +168,7 @@ impl Reader<'_> {
         };
         tokio::select! {
             read = self.read(&mut half) => read,
-            late = last_words => late,
+            ended = shutdown_deadline => ended,
         }
     }
 
@@ -280,13 +280,13 @@ impl Reader<'_> {
             return self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await;
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
-        let Peer { client, queue_key: turn } = &self.peer;
+        let Peer { client, queue_key } = &self.peer;
         let inbound = Inbound {
             request,
             id,
             client: client.clone(),
             cache_key: client.clone(),
-            queue_key: turn.clone(),
+            queue_key: queue_key.clone(),
             when_full: WhenFull::Refuse,
             received,
             reply,

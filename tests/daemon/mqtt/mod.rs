@@ -1,4 +1,5 @@
-//! The MQTT transport against a real mosquitto, used as clients use it.
+//! The MQTT transport against a real mosquitto, used as clients use it. Deliberately knows no engine: the
+//! tests answer the prompts themselves.
 
 mod alerts;
 mod crash_recovery;

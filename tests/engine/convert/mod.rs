@@ -1,4 +1,5 @@
-//! Conversion of other model files to GGUF.
+//! Conversion of other model files to GGUF. Deliberately runs no Python: what transformers computes of the checkpoints
+//! is in `tests/data`.
 
 mod checkpoint;
 mod command;

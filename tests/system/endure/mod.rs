@@ -1,5 +1,6 @@
 //! What must hold whatever process is killed: a prompt that the broker has accepted gets its answer, all copies of an
-//! answer are the same, and the daemon connects at most once a second. The real binary, a real mosquitto, and the built-in model.
+//! answer are the same, and the daemon connects at most once a second. The real binary, a real mosquitto, and the
+//! built-in model. Deliberately knows nothing of the library: it sees what clients and the broker see.
 //!
 //! Each test repeats its fault a few times; `BITNETD_ENDURE=100` repeats it so often, and
 //! `tests/endure` does that for the figures in docs/reliability.md.

@@ -78,13 +78,17 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
         ([], [only]) if has_settings(only, &metaspace, &["str_rep"]) => Ok(false),
         ([], []) => Err(key_error("normalizer", "missing: spaces have no mark, which is not supported")),
         (_, []) | ([_, ..], _) => {
-            let message =
-                format!("[{}] in this form rewrites text as no key of GGUF says", names(normalizers));
+            let message = format!(
+                "[{}] in this form rewrites text in a way that GGUF cannot express",
+                names(normalizers)
+            );
             Err(key_error("normalizer", format!("{message}; use a model that marks spaces as Llama 2 does")))
         }
         ([], _) => {
-            let message =
-                format!("[{}] in this form cuts text as no key of GGUF says", names(pre_tokenizers));
+            let message = format!(
+                "[{}] in this form splits text in a way that GGUF cannot express",
+                names(pre_tokenizers)
+            );
             Err(key_error(
                 "pre_tokenizer",
                 format!("{message}; use a model that marks spaces as Llama 2 does"),

@@ -65,7 +65,7 @@ impl Model {
     /// The same for choosing a token: logits within `reach` of the best are exact, the others are the shortlist's
     /// estimates. Without a shortlist all are exact.
     ///
-    /// `lowered`: `[vocab]`, tokens whose logit a penalty may reduce before one is chosen. By how much is not known
+    /// `penalised`: `[vocab]`, tokens whose logit a penalty may reduce before one is chosen. By how much is not known
     /// here, so that the best of the other tokens sets the bar.
     pub fn sampling_logits<'s>(
         &self,

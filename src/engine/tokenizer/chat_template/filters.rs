@@ -33,7 +33,7 @@ impl Interpreter<'_> {
                     Value::Float(float) => Ok(Value::Float(float.abs())),
                     other => match other.as_int() {
                         Some(int) => Ok(Value::Int(int.saturating_abs())),
-                        None => fail(format!("a {} has no size", other.kind())),
+                        None => fail(format!("a {} has no absolute value", other.kind())),
                     },
                 }
             }
@@ -47,9 +47,8 @@ impl Interpreter<'_> {
                 rounded(&value, precision, method.as_str())
             }
             "tojson" => self.json_text(&value, args),
-            "safe" | "e" | "escape" | "forceescape" => {
-                fail(format!("{name} is not offered to templates but at the end of what is written"))
-            }
+            "safe" => fail("the filter safe is only supported as the last filter of an output expression"),
+            "e" | "escape" | "forceescape" => fail(format!("the filter {name} is not offered to templates")),
             _ => self.list_filter(name, value, args),
         }
     }

@@ -77,7 +77,7 @@ impl<'t> Interpreter<'t> {
 
     pub fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> RenderResult<T>) -> RenderResult<T> {
         if self.depth == MAX_DEPTH {
-            return fail("it goes too deep");
+            return fail("statements, expressions and macro calls are nested too deeply");
         }
         self.depth += 1;
         let done = work(self);

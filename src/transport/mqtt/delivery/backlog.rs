@@ -82,8 +82,8 @@ impl Backlog {
     }
 
     /// Whether one more prompt can be accepted from the broker.
-    pub fn has_space(&self, is_assured: bool) -> bool {
-        if is_assured { self.bytes < self.inbox_bytes + UNSAVED_BYTES } else { self.at_qos_0 < MAX_AT_QOS_0 }
+    pub fn has_space(&self, is_qos_1: bool) -> bool {
+        if is_qos_1 { self.bytes < self.inbox_bytes + UNSAVED_BYTES } else { self.at_qos_0 < MAX_AT_QOS_0 }
     }
 
     /// Whether so little waits that the prompts left to the broker may be requested again.
@@ -181,14 +181,14 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn prompt(id: &str, client: &str, text: &str, is_assured: bool) -> BacklogPrompt {
+    fn prompt(id: &str, client: &str, text: &str, is_qos_1: bool) -> BacklogPrompt {
         BacklogPrompt {
             client: PromptClient::of_topic("bitnetd/cellar", client),
             route: ReplyRoute::restored(id.into(), format!("reply/{id}"), None, None),
             work: Work::Ask(text.into()),
             priority: Priority::Normal,
             received: Instant::now(),
-            is_qos_1: is_assured,
+            is_qos_1,
         }
     }
 

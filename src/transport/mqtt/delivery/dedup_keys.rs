@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 /// sends, no client can produce two equal ones, and it means the same after a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DedupKeys {
-    /// The request as its client sees it: id, client, topics, Correlation Data and payload. `None` without an id
-    /// and Correlation Data.
+    /// The request as its client sees it: id, client, topics, Correlation Data and payload.
+    /// `None` for a prompt that has neither an id nor Correlation Data, and for one whose answer was an error.
     pub name: Option<u128>,
     /// The delivery as the broker's session sees it: session, packet identifier and content. `None` at QoS 0.
     pub delivery: Option<u128>,

@@ -1,7 +1,8 @@
 //! The MQTT event loop: waits for one event at a time, and does at once what follows from it.
 //!
-//! Decides nothing by itself; it passes what one module returns on to the others. `prompts` handles prompts, `commands` cancellations and thread limits, `homeassistant` the device's entry there. Deliberately knows nothing
-//! of rumqttc and of files.
+//! Decides nothing by itself; it passes what one module returns on to the others. `prompts` handles prompts,
+//! `commands` cancellations and thread limits, `homeassistant` the device's entry there. Deliberately knows neither
+//! rumqttc nor the format of the files.
 
 mod commands;
 mod homeassistant;
@@ -40,6 +41,7 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The Receive Maximum: prompts that the broker may deliver before one is acknowledged. Above the 20 of mosquitto,
 /// so that its own limit applies, and far below its usual queue.
 const RECEIVE_MAXIMUM: u16 = 64;
+
 /// The state of the MQTT front end.
 pub(super) struct EventLoop {
     context: MqttContext,

@@ -77,17 +77,17 @@ impl EventLoop {
             Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
         };
         let Verdict::New(prompt) = self.receive(message, &client.cache_key(), id.as_deref()) else { return };
-        let is_assured = message.packet.is_some();
+        let is_qos_1 = message.packet.is_some();
         if self.is_stopping() && self.dedup.defer(prompt) {
             return;
         }
         let stored_id = || self.dedup.stored_answer(prompt, now).map(|answer| answer.id);
         let id = id.or_else(stored_id).unwrap_or_else(|| self.ids.next_id());
         let (route, checked) = ReplyRoute::new(message, id, &self.topics, now);
-        let has_space = self.backlog.has_space(is_assured);
+        let has_space = self.backlog.has_space(is_qos_1);
         let priority = read.as_ref().map_or(Priority::Normal, |request| request.priority);
         let work = match checked.and_then(|()| self.admit(message, read)) {
-            Ok(_) if !has_space && !is_assured => return self.refuse_at_qos_0(prompt, &route),
+            Ok(_) if !has_space && !is_qos_1 => return self.refuse_at_qos_0(prompt, &route),
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 self.context.local_telemetry.refused();
@@ -101,10 +101,7 @@ impl EventLoop {
             }
             return;
         }
-        self.backlog.push(
-            prompt,
-            BacklogPrompt { client, route, work, priority, received: now, is_qos_1: is_assured },
-        );
+        self.backlog.push(prompt, BacklogPrompt { client, route, work, priority, received: now, is_qos_1 });
         self.start_requests(now);
     }
 

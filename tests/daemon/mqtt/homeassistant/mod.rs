@@ -1,5 +1,5 @@
 //! The transport as Home Assistant sees it: the description, when it is published, and the commands. Home
-//! Assistant's own rules are in `schema_rules`.
+//! Assistant's own rules are in `schema_rules`; deliberately no Home Assistant runs here.
 
 mod schema_rules;
 

@@ -2,7 +2,7 @@
 //!
 //! `vpmaddubsw` multiplies unsigned codes by signed int8 and adds two products to a 16-bit lane.
 //!
-//! Deliberately knows nothing of many tokens at a time: its tiles have four.
+//! Deliberately has no batch kernel: a tile has at most four tokens.
 
 mod attention_f16;
 mod block_quant;

@@ -87,7 +87,7 @@ pub(in crate::engine::model) struct Candidate {
 
 /// Tests which logits of a group reach the threshold with `slack` added: one bit for each, the first the lowest.
 struct ReachMask<'a> {
-    logits: &'a [f32], // [GROUP] at most
+    logits: &'a [f32], // [GROUP_ROWS] at most
     slack: f32,
     threshold: f32,
 }
@@ -146,7 +146,7 @@ impl ShortlistScratch {
 
 impl Model {
     /// Computes the logits of the hidden vector `state.final_hidden` through the shortlist; `false` where it cannot
-    /// be trusted with this token. `reach`, `lowered`: see [`Model::sampling_logits`].
+    /// be trusted with this token. `reach`, `penalised`: see [`Model::sampling_logits`].
     pub(in crate::engine::model) fn shortlist_logits(
         &self,
         shortlist: &Shortlist,
@@ -231,11 +231,11 @@ impl Rerank<'_> {
         candidates.clear();
         candidates.resize(rows.len(), Candidate::default());
         let is_trusted = self.read_fine_codes(logits, rows, candidates);
-        rows.iter().zip(candidates).for_each(|(row, candidates)| logits[*row as usize] = candidates.logit);
+        rows.iter().zip(candidates).for_each(|(row, candidate)| logits[*row as usize] = candidate.logit);
         is_trusted.then_some(bar)
     }
 
-    /// Replaces the logits that still may matter by exact ones; `scratch.rows` keeps their rows.
+    /// Replaces the logits that still may matter by exact ones; `buffer.rows` keeps their rows.
     fn rescore(
         &self,
         bar: f32,
@@ -247,9 +247,9 @@ impl Rerank<'_> {
         let is_free = |row: u32| !self.penalised.is_some_and(|penalised| penalised[row as usize]);
         let of_rows = rows.iter().copied().zip(&*candidates).filter(|(row, _)| is_free(*row));
         let better = |best: (u32, f32), row: (u32, f32)| if row.1 > best.1 { row } else { best };
-        let (best, _) = of_rows.map(|(row, candidates)| (row, candidates.logit)).reduce(better)?;
+        let (best, _) = of_rows.map(|(row, candidate)| (row, candidate.logit)).reduce(better)?;
         let bar = bar.max(self.threshold(best, exact)?);
-        let mut most = candidates.iter().map(|candidates| candidates.upper_bound);
+        let mut most = candidates.iter().map(|candidate| candidate.upper_bound);
         rows.retain(|_| most.next().is_some_and(|most| most >= bar));
         rows.binary_search(&best).ok()?;
         if rows.len() > MAX_RESCORED_ROWS {

@@ -119,7 +119,7 @@ struct PendingAck {
 enum AckState {
     /// Nothing: it can be sent in its turn.
     Ready,
-    /// The answer of this prompt, or its being on disk.
+    /// Until this prompt is answered or saved to disk.
     AwaitsAnswer(PromptId),
     /// It is not sent on this connection, so that the broker redelivers the message on the next one.
     AwaitsReconnect,
