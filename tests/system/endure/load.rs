@@ -245,7 +245,8 @@ impl Line {
     /// A connection under this name, made with the first message.
     pub fn new(port: u16, name: &str) -> Self {
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
-        options.set_connection_timeout(5);
+        // Nothing is sent while a test waits for something else, such as a hundred answers under emulation.
+        options.set_connection_timeout(5).set_keep_alive(Duration::from_secs(3600));
         let (client, events) = AsyncClient::new(options, 4);
         Line { client, events }
     }
