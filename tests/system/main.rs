@@ -44,7 +44,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// Longest wait for anything; the machines are shared and slow, and an emulated one is ten times slower.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(target_arch = "aarch64") { 300 } else { 120 });
 
 /// A request that computes for a while: its temperature makes nearly every token as likely as the end token. The
 /// tokens differ between processors, since rounding decides some samples.
