@@ -24,7 +24,9 @@ async fn threads_of_the_emulator() -> usize {
 /// The settings with a budget, and a broker that is looked up by its name: the look-up is a thread.
 fn settings(port: u16, threads: usize) -> String {
     let link = linked(port).replace("127.0.0.1", "localhost");
-    format!("{link}[budget]\nmemory_mb = 256\nthreads = {threads}\n[queue]\ndepth = 64\ntimeout_ms = 600000\n")
+    format!(
+        "{link}[budget]\nmemory_mb = 256\nthreads = {threads}\n[queue]\ndepth = 64\ntimeout_ms = 600000\n"
+    )
 }
 
 async fn most_threads_under_load(budget: usize) -> usize {
