@@ -9,8 +9,6 @@ const MAX_NAME: usize = 253;
 const MAX_FILTER: usize = 512;
 /// Most filters, since each is compared with the Response Topic of every prompt.
 const MAX_FILTERS: usize = 64;
-/// Characters of a wrong value that an error repeats.
-const MAX_QUOTED: usize = 200;
 
 /// A value parsed like a URL.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,7 +87,7 @@ pub(super) fn address(text: &str) -> Result<String, String> {
         let text = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
         return Err(format!(
             "{:?} is no name or address of a broker; write its name, such as \"broker.home\", or its address alone",
-            truncated(text)
+            text
         ));
     }
     if !parts.is_host_alone() {
@@ -126,7 +124,7 @@ pub(super) fn reply_topics(filters: Vec<String>) -> Result<Vec<String>, String> 
         return Err(format!("{} patterns; the most is {MAX_FILTERS}", filters.len()));
     }
     match filters.iter().find_map(|filter| wrong_filter(filter).map(|wrong| (filter, wrong))) {
-        Some((filter, wrong)) => Err(format!("{:?} {wrong}", truncated(filter))),
+        Some((filter, wrong)) => Err(format!("{filter:?} {wrong}")),
         None => Ok(filters),
     }
 }
@@ -145,10 +143,6 @@ fn wrong_filter(filter: &str) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn truncated(text: &str) -> String {
-    text.chars().take(MAX_QUOTED).collect()
 }
 
 #[cfg(test)]

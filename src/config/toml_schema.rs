@@ -560,9 +560,9 @@ fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult
     Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
 }
 
-/// A value for an error message: its first 200 characters, escaped.
-fn shown(value: &str) -> String {
-    value.chars().take(200).flat_map(char::escape_debug).collect()
+/// A value for an error message, escaped. What is too long is cut with the whole message.
+fn shown(value: &str) -> impl std::fmt::Display {
+    value.escape_debug()
 }
 
 fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {

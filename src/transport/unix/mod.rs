@@ -271,8 +271,8 @@ fn admit(
 }
 
 /// Waits before the next accept. Logs the error once in a series of failures.
-async fn pause_after_error(error: &io::Error, text: bool) {
-    if !text {
+async fn pause_after_error(error: &io::Error, is_repeated: bool) {
+    if !is_repeated {
         log::warn!("a client of the socket cannot be accepted, it waits: {error}");
     }
     tokio::time::sleep(ACCEPT_PAUSE).await;
