@@ -142,6 +142,11 @@ impl Admission {
         self.memory_guard.update(held, is_busy, now)
     }
 
+    /// Whether this use of memory, which was enough at the last check, is now too much.
+    pub fn is_becoming_short(&self, held: MemoryUse) -> bool {
+        self.memory_guard.is_becoming_short(held)
+    }
+
     /// Whether memory was short at the last check.
     pub fn is_short(&self) -> bool {
         self.memory_guard.is_short()

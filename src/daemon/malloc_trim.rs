@@ -10,4 +10,4 @@ pub(super) fn malloc_trim() {
 
 /// Other C libraries return free memory by themselves.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn give_back() {}
+pub(super) fn malloc_trim() {}

@@ -65,8 +65,7 @@ impl MemoryGuard {
     /// Evaluates the memory in use. Once short, it stays so until twice the reserve is free.
     pub fn update(&mut self, held: MemoryUse, is_busy: bool, now: Instant) -> MemoryState {
         let margin = reserve(self.budget);
-        let free = self.budget.saturating_sub(self.committed(held));
-        self.is_short = free < if self.is_short { 2 * margin } else { margin };
+        self.is_short = self.free(held) < if self.is_short { 2 * margin } else { margin };
         if !self.is_short || is_busy {
             self.idle_since = None;
             return if self.is_short { MemoryState::Short } else { MemoryState::Free };
@@ -79,6 +78,11 @@ impl MemoryGuard {
         }
     }
 
+    /// Whether the next update would find that memory, which was enough, is short now.
+    pub fn is_becoming_short(&self, held: MemoryUse) -> bool {
+        !self.is_short && self.free(held) < reserve(self.budget)
+    }
+
     /// Whether memory was short at the last update.
     pub fn is_short(&self) -> bool {
         self.is_short
@@ -87,6 +91,10 @@ impl MemoryGuard {
     /// The budget, in bytes.
     pub fn budget(&self) -> u64 {
         self.budget
+    }
+
+    fn free(&self, held: MemoryUse) -> u64 {
+        self.budget.saturating_sub(self.committed(held))
     }
 
     fn committed(&self, held: MemoryUse) -> u64 {
@@ -119,6 +127,16 @@ mod tests {
             states(&[0, 62, 63, 62, 61, 60, 62, 64, 99]),
             [Free, Free, Short, Short, Short, Free, Free, Short, Short]
         );
+    }
+
+    #[test]
+    fn what_is_about_to_be_short_is_not_short_before_the_update() {
+        let mut guard = MemoryGuard::new(64 * MIB, 0);
+        let full = held(63, 0, 0);
+        assert!(guard.is_becoming_short(full) && !guard.is_short());
+        guard.update(full, true, Instant::now());
+        assert!(guard.is_short() && !guard.is_becoming_short(full), "it became so already");
+        assert!(!MemoryGuard::new(64 * MIB, 0).is_becoming_short(held(62, 0, 0)));
     }
 
     #[test]

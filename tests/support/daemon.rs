@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The command line of the binary, after that of the emulator where the tests run under one.
 pub fn words() -> Vec<String> {
@@ -194,7 +194,15 @@ impl Daemon {
 
     /// Waits until its log contains this text.
     pub async fn says(&self, text: &str) {
-        until(text, || self.log().contains(text).then_some(())).await;
+        if timeout(PATIENCE, self.has_said(text)).await.is_err() {
+            panic!("not in time: {text:?}, but:\n{}", self.log());
+        }
+    }
+
+    async fn has_said(&self, text: &str) {
+        while !self.log().contains(text) {
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Asks it to stop, and waits for a clean end.

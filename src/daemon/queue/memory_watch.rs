@@ -92,23 +92,26 @@ impl MemoryWatch {
         }
     }
 
-    /// Checks the memory of the process, and frees what can be freed when it becomes short.
+    /// Checks the memory of the process. Frees what can be freed before it counts as short: otherwise a request that
+    /// arrives meanwhile would be refused although there is memory for it.
     pub fn check(&self) -> MemoryState {
         if !self.is_watching.load(Ordering::Relaxed) {
             return MemoryState::Free;
         }
-        let (was_short, mut state) = self.update_guard();
-        if !was_short && state != MemoryState::Free {
+        let used = self.measure();
+        if locked(&self.admission).is_becoming_short(used) {
             self.answers.clear();
             malloc_trim::malloc_trim();
-            (_, state) = self.update_guard();
-            if state != MemoryState::Free {
+        }
+        let (was_short, state) = self.update_guard();
+        match (was_short, state != MemoryState::Free) {
+            (false, true) => {
                 self.became_short.notify_one();
                 let resident = self.measure().resident >> 20;
                 warn!("memory is short, {resident} MiB are in use: requests over the socket are refused");
             }
-        } else if was_short && state == MemoryState::Free {
-            info!("enough memory is free again: requests are accepted");
+            (true, false) => info!("enough memory is free again: requests are accepted"),
+            _ => {}
         }
         state
     }
