@@ -29,6 +29,11 @@ mod two_bit_codes;
 
 use std::path::PathBuf;
 
+/// Whether the tests run under an emulator, where what computes takes fifty times as long: fewer cases of it run there.
+fn is_emulated() -> bool {
+    std::env::var_os("BITNETD_RUNNER").is_some_and(|runner| !runner.is_empty())
+}
+
 /// A file of `tests/data`.
 fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
