@@ -84,6 +84,9 @@ pub const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
+/// Folders that a page names and that its commands make.
+pub const MADE_BY_COMMANDS: &[&str] = &["tests/fuzz/corpus/"];
+
 /// Paths of the machine this was written on; in halves, so as not to find themselves.
 pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
 
