@@ -13,6 +13,7 @@
 //! but past admission.
 //!
 //! - [`external_text`]: byte-order marks and duplicate keys, for every module that reads text from outside.
+//! - [`random`]: pseudo-random numbers that are the same on every machine, for synthetic models and tests.
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Both are plain data.
 //! - [`telemetry`]: sensors, counters, latencies, energy, alerts and the log.
 //! - [`transport`]: the MQTT and Unix-socket front ends. They know nothing of the engine.
@@ -30,5 +31,6 @@ pub mod daemon;
 pub mod engine;
 pub mod external_text;
 pub mod protocol;
+pub mod random;
 pub mod telemetry;
 pub mod transport;

@@ -90,7 +90,7 @@ pub enum Head {
     /// Requantised to Q6_K, 6.6 bits per weight.
     Q6K,
     /// A shortlist from 2 and 4 bits per weight, and the file's own weights of the rows that can win.
-    Screened,
+    Shortlist,
 }
 
 /// Formats of the KV cache.

@@ -206,7 +206,7 @@ const HEADS: [(&str, Option<Head>); 5] = [
     ("f16", Some(Head::F16)),
     ("q8", Some(Head::Q8)),
     ("q6_k", Some(Head::Q6K)),
-    ("screened", Some(Head::Screened)),
+    ("screened", Some(Head::Shortlist)),
 ];
 const KV_CACHES: [(&str, KvCachePrecision); 2] =
     [("f16", KvCachePrecision::F16), ("int8", KvCachePrecision::Int8)];

@@ -100,7 +100,7 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
         Head::F16 => HeadFormat::File,
         Head::Q8 => HeadFormat::Q8,
         Head::Q6K => HeadFormat::Q6K,
-        Head::Screened => HeadFormat::Shortlist,
+        Head::Shortlist => HeadFormat::Shortlist,
     });
     let cache = match config.model.kv_cache {
         KvCachePrecision::F16 => KvCacheFormat::F16,

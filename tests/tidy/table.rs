@@ -6,10 +6,11 @@
 #[rustfmt::skip] // a table is read by its columns
 pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("external_text",    &[]),
+    ("random",           &[]),
     ("config",           &["external_text"]),
     ("protocol",         &["external_text"]),
     ("engine/error",     &["engine::quant"]),
-    ("engine/quant",     &["engine::error"]),
+    ("engine/quant",     &["random", "engine::error"]),
     ("engine/sampler",   &["engine::error", "engine::quant"]),
     ("engine/ops",       &["engine::error", "engine::quant"]),
     ("engine/thread_pool",      &["engine::error", "engine::quant"]),
@@ -19,7 +20,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     // Reads models as model and tokenizer do, and never runs one.
     ("engine/convert",   &["external_text", "engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::model", "engine::tokenizer"]),
     ("engine/derived_cache",      &["engine::gguf"]),
-    ("engine/kernels",   &["engine::quant", "engine::thread_pool"]),
+    ("engine/kernels",   &["random", "engine::quant", "engine::thread_pool"]),
     ("engine/tokenizer", &["external_text", "engine::error", "engine::gguf", "engine::known_keys"]),
     ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::thread_pool", "engine::thread_tuner"]),
     ("engine/session",   &["engine::error", "engine::model", "engine::tokenizer", "engine::sampler"]),
@@ -27,10 +28,10 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.
     ("engine/mod",       &["engine"]),
-    ("engine/synthetic",    &["engine::error", "engine::gguf", "engine::quant"]),
+    ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
     ("guard",            &["config", "protocol"]),
-    ("telemetry",        &["config", "protocol"]),
+    ("telemetry",        &["random", "config", "protocol"]),
     ("transport",        &["external_text", "config", "protocol", "telemetry"]),
     ("daemon",           &["config", "protocol", "guard", "telemetry", "transport"]),
     // The only three that see both sides.
@@ -82,6 +83,9 @@ pub const TOP_LEVEL: &[&str] = &[
     "clippy.toml",
     "target",
 ];
+
+/// Folders that a page names and that its commands make.
+pub const MADE_BY_COMMANDS: &[&str] = &["tests/fuzz/corpus/"];
 
 /// Paths of the machine this was written on; in halves, so as not to find themselves.
 pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
