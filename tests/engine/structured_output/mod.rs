@@ -2,6 +2,7 @@
 //! refused quickly.
 
 mod decoding;
+mod exceptions;
 mod hostile;
 mod keywords;
 
