@@ -211,6 +211,12 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.total()),
             Mebibytes(self.budget.bytes)
         )?;
+        match self.unplanned_grammar() {
+            None => write!(f, "; structured output {} more", Mebibytes(self.footprint.grammar))?,
+            Some(_) => {
+                write!(f, "; no structured output, which takes {} more", Mebibytes(self.footprint.grammar))?
+            }
+        }
         if self.context < self.wanted_context {
             write!(f, "; context shortened from {}", self.wanted_context)?;
         }

@@ -11,6 +11,7 @@ use super::queue::Queue;
 use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
+use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
@@ -168,11 +169,9 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let why = self.unplanned_grammar.as_deref();
-        let constraint = match structured::constraint(engine, &request.response_format, why) {
+        let constraint = match self.constraint(engine, request) {
             Ok(constraint) => constraint,
             Err(refusal) => {
-                self.telemetry.structured_output.refused();
                 self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
@@ -190,9 +189,8 @@ impl Worker {
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
-                let is_grammar = matches!(error, PromptError::Grammar(_));
-                let code = if is_grammar { Code::InvalidRequest } else { Code::ContextExceeded };
-                self.queue.refuse(queued.inbound, Refusal::new(code, error.to_string()));
+                let refusal = self.prompt_refusal(&error);
+                self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
         };
@@ -209,6 +207,24 @@ impl Worker {
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
+    }
+
+    /// The constraint of the answer that the request asks for.
+    fn constraint(&self, engine: &Engine, request: &Request) -> Result<Option<Constraint>, Refusal> {
+        let unplanned = self.unplanned_grammar.as_deref();
+        let constraint = structured::constraint(engine, &request.response_format, unplanned);
+        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+    }
+
+    fn prompt_refusal(&self, error: &PromptError) -> Refusal {
+        let code = match error {
+            PromptError::Grammar(_) => {
+                self.telemetry.structured_output.refused();
+                Code::InvalidRequest
+            }
+            _ => Code::ContextExceeded,
+        };
+        Refusal::new(code, error.to_string())
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.

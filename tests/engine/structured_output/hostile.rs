@@ -13,7 +13,7 @@ fn nested(depth: usize) -> String {
     format!("{}{}", "{\"items\":".repeat(depth), "true".to_owned() + &"}".repeat(depth))
 }
 
-fn hostile() -> Vec<(&'static str, GrammarSource)> {
+pub fn hostile() -> Vec<(&'static str, GrammarSource)> {
     let numbers: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
     let chain: String = (0..5_000).map(|n| format!("r{n}: r{}\n", n + 1)).collect();
     let branches = |n: usize| {
