@@ -309,17 +309,19 @@ fn the_best_of_the_allowed_tokens_is_found_with_and_without_a_shortlist() {
     // One, few, more than are read one by one, all but the best, all.
     let densities: [fn(usize) -> bool; 6] =
         [|at| at == 3, |at| at % 100 == 7, |at| at % 2 == 1, |at| at > 1_200, |at| at % 31 != 0, |_| true];
-    for model in [model(Kernels::detect(), 2), with_shortlist(model(Kernels::detect(), 2)), with_shortlist(lopsided())] {
+    for model in
+        [model(Kernels::detect(), 2), with_shortlist(model(Kernels::detect(), 2)), with_shortlist(lopsided())]
+    {
         let row = PROMPT.len() - 1;
         let mut state = state(&model);
         let exact = model.logits(row, &mut state).to_vec();
         for is_allowed in densities {
             let mut mask = vec![0u32; VOCAB.div_ceil(32)];
             (0..VOCAB).filter(|at| is_allowed(*at)).for_each(|at| mask[at / 32] |= 1 << (at % 32));
-            let allowed = AllowedTokens { mask: &mask, count: (0..VOCAB).filter(|at| is_allowed(*at)).count() };
-            let wanted: Vec<f32> = (0..VOCAB)
-                .map(|at| if is_allowed(at) { exact[at] } else { f32::NEG_INFINITY })
-                .collect();
+            let allowed =
+                AllowedTokens { mask: &mask, count: (0..VOCAB).filter(|at| is_allowed(*at)).count() };
+            let wanted: Vec<f32> =
+                (0..VOCAB).map(|at| if is_allowed(at) { exact[at] } else { f32::NEG_INFINITY }).collect();
             let all = model.allowed_logits(row, &mut state, None, None, allowed).to_vec();
             assert_eq!(all, wanted);
             let near = model.allowed_logits(row, &mut state, Some(0.0), None, allowed);
