@@ -8,8 +8,10 @@ use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::{CacheKey, CachedAnswer};
 use super::locked;
 use super::queue::Queue;
+use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
+use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
@@ -31,6 +33,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
+const STACK_BYTES: usize = 8 << 20;
 
 /// What is known of the engine once the model is loaded.
 #[derive(Debug, Clone)]
@@ -56,6 +61,8 @@ pub(super) struct Worker {
     pub sensors: Arc<Mutex<Sensors>>,
     pub context: usize,
     pub budget: Budget,
+    /// Why structured output is refused, where the memory plan has no place for it.
+    pub unplanned_grammar: Option<String>,
 }
 
 impl Worker {
@@ -69,6 +76,7 @@ impl Worker {
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
@@ -161,10 +169,17 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
+        let constraint = match self.constraint(engine, request) {
+            Ok(constraint) => constraint,
+            Err(refusal) => {
+                self.queue.refuse(queued.inbound, refusal);
+                return Ok(());
+            }
+        };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
-        let options = options(request);
+        let options = GenerateOptions { constraint, ..options(request) };
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
         // An answer that was computed from a changed file is not sent.
@@ -174,7 +189,7 @@ impl Worker {
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
-                let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
+                let refusal = self.prompt_refusal(&error);
                 self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
@@ -185,10 +200,31 @@ impl Worker {
             self.queue.answers.insert(key, cacheable(&answer));
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
+        if options.constraint.is_some() {
+            self.telemetry.structured_output.answered(answer.forced);
+        }
         let done = self.done(id, &prompt, answer, halt, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
+    }
+
+    /// The constraint of the answer that the request asks for.
+    fn constraint(&self, engine: &Engine, request: &Request) -> Result<Option<Constraint>, Refusal> {
+        let unplanned = self.unplanned_grammar.as_deref();
+        let constraint = structured::constraint(engine, &request.response_format, unplanned);
+        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+    }
+
+    fn prompt_refusal(&self, error: &PromptError) -> Refusal {
+        let code = match error {
+            PromptError::Grammar(_) => {
+                self.telemetry.structured_output.refused();
+                Code::InvalidRequest
+            }
+            _ => Code::ContextExceeded,
+        };
+        Refusal::new(code, error.to_string())
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -458,6 +494,7 @@ fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Optio
         prompt: prompt.to_vec(),
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
+        format: request.response_format.clone(),
         penalty: request.sampling.repetition_penalty.unwrap_or(1.0).to_bits(),
     })
 }

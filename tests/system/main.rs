@@ -29,6 +29,7 @@ mod reload;
 mod restart;
 mod soak;
 mod stop;
+mod structured_output;
 #[path = "../support/mod.rs"]
 mod support;
 mod surroundings;
