@@ -22,8 +22,10 @@ pub(super) struct CacheKey {
     pub max_tokens: Option<usize>,
     /// Stop strings.
     pub stop: Vec<String>,
-    /// The repetition penalty as the bits of an `f32`, which can be hashed.
-    pub penalty: u32,
+    /// The repetition, the presence and the frequency penalty as the bits of an `f32`, which can be hashed.
+    pub penalties: [u32; 3],
+    /// The biases of single tokens, as bits too.
+    pub logit_bias: Vec<(u32, u32)>,
 }
 
 /// A complete answer.
@@ -112,7 +114,8 @@ impl AnswerCache {
 fn size(key: &CacheKey, stored: &CachedAnswer) -> usize {
     let stops: usize = key.stop.iter().map(|stop| stop.len() + size_of::<String>()).sum();
     let client = key.client.as_ref().map_or(0, String::len);
-    size_of::<(CacheKey, CachedAnswer)>() + client + key.prompt.len() * 4 + stops + stored.text.len()
+    let tokens = key.prompt.len() * 4 + key.logit_bias.len() * 8;
+    size_of::<(CacheKey, CachedAnswer)>() + client + tokens + stops + stored.text.len()
 }
 
 #[cfg(test)]
@@ -120,7 +123,14 @@ mod tests {
     use super::*;
 
     fn key(token: u32) -> CacheKey {
-        CacheKey { client: None, prompt: vec![token; 100], max_tokens: None, stop: Vec::new(), penalty: 0 }
+        CacheKey {
+            client: None,
+            prompt: vec![token; 100],
+            max_tokens: None,
+            stop: Vec::new(),
+            penalties: [0; 3],
+            logit_bias: Vec::new(),
+        }
     }
 
     fn stored(text: &str) -> CachedAnswer {
@@ -133,7 +143,12 @@ mod tests {
         cache.insert(key(1), stored("one"));
         assert_eq!(cache.get(&key(1)), Some(stored("one")));
         assert_eq!(cache.get(&key(2)), None);
-        assert_eq!(cache.get(&CacheKey { max_tokens: Some(5), ..key(1) }), None);
+        let others = [
+            CacheKey { max_tokens: Some(5), ..key(1) },
+            CacheKey { penalties: [0, 0, 1], ..key(1) },
+            CacheKey { logit_bias: vec![(1, 1)], ..key(1) },
+        ];
+        assert!(others.iter().all(|other| cache.get(other).is_none()));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod gguf;
 pub mod kernels;
 mod known_keys;
 pub mod layout_detect;
+pub mod logprobs;
 pub mod model;
 mod ops;
 pub mod perplexity;

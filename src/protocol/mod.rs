@@ -3,11 +3,13 @@
 //! Deliberately knows nothing of sockets, brokers, engines or queues: [`json`] parses bytes into these values and
 //! writes them, and nothing here does any I/O.
 
+mod answer;
 pub mod json;
 pub mod partial;
 mod report;
 pub mod text;
 
+pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
     CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
     Pressure, Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
@@ -27,6 +29,10 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// How tokens are sampled.
     pub sampling: Sampling,
+    /// How many answers to give, 1 to [`json::MAX_CHOICES`]; the prompt is read once.
+    pub choices: u32,
+    /// Gives each token's log-probability, and those of so many most likely tokens.
+    pub logprobs: Option<u32>,
     /// Stop texts: each ends the answer, and none is part of it.
     pub stop: Vec<String>,
     /// Whether each token is an event of its own.
@@ -49,7 +55,8 @@ impl Request {
                 texts + messages.capacity() * size_of::<Message>()
             }
         };
-        input + self.stop.iter().map(String::capacity).sum::<usize>()
+        let bias = self.sampling.logit_bias.capacity() * size_of::<(u32, f32)>();
+        input + bias + self.stop.iter().map(String::capacity).sum::<usize>()
     }
 }
 
@@ -95,6 +102,12 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Divides the logit of every token already seen; 1 changes nothing.
     pub repetition_penalty: Option<f32>,
+    /// Is subtracted from the logit of every token that is in the answer already.
+    pub presence_penalty: Option<f32>,
+    /// Is subtracted from a token's logit once for each time the token is in the answer already.
+    pub frequency_penalty: Option<f32>,
+    /// What is added to the logits of single tokens, by their ids, which rise; empty for none.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, same model, same request, same kind of processor: same answer. (Sums of floats are
     /// rounded differently by different processors, and now and then that decides a draw.)
     pub seed: Option<u64>,
@@ -122,6 +135,12 @@ pub enum Event {
         id: String,
         /// Whole characters, never half of one.
         text: String,
+        /// Which of several answers it belongs to; absent where only one was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        index: Option<u32>,
+        /// The log-probabilities of the tokens of this text, where they were asked for.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<TokenLogprob>,
     },
     /// The answer.
     Done(Box<Done>),
@@ -159,6 +178,9 @@ pub struct Done {
     pub energy: Option<RequestEnergy>,
     /// Whether it is the cached answer of an earlier request.
     pub cached: bool,
+    /// What only some requests ask for.
+    #[serde(flatten)]
+    pub details: AnswerDetails,
 }
 
 /// Why an answer ended.
@@ -180,7 +202,7 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt with its template.
     pub prompt_tokens: u32,
-    /// Tokens generated, the end token not counted.
+    /// Tokens generated in all answers, end tokens not counted.
     pub completion_tokens: u32,
 }
 

@@ -3,11 +3,16 @@
 //! Every message that is not valid is answered with one [`Refusal`], which names the key and the remedy. Deliberately
 //! knows no transport: each transport decides which bytes make one message.
 
+mod sampling;
+
 use super::text::Shown;
 use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
 use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use sampling::{MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_TOP_LOGPROBS};
 
 /// Maximum length of a request in bytes: four times what a context of 4,096 tokens holds in English.
 pub const MAX_REQUEST: usize = 64 * 1024;
@@ -51,6 +56,12 @@ struct RequestKeys {
     top_k: Option<u32>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    n: Option<u32>,
     seed: Option<u64>,
     stop: Option<Vec<String>>,
     stream: Option<bool>,
@@ -138,17 +149,25 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     let keys: RequestKeys = parse(bytes)?;
     check_id(keys.id.as_deref())?;
     check_format(keys.response_format.as_ref())?;
+    let choices = sampling::choices(keys.n)?;
+    let logprobs = sampling::logprobs(keys.logprobs, keys.top_logprobs)?;
+    let max_tokens = keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?;
     Ok(Request {
         input: input(keys.prompt, keys.messages)?,
-        max_tokens: keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?,
+        max_tokens: sampling::limit_logprobs(max_tokens, logprobs, choices)?,
         sampling: Sampling {
             temperature: within("temperature", keys.temperature, 0.0, 10.0)?,
             top_p: within("top_p", keys.top_p, 0.0, 1.0)?,
             top_k: keys.top_k,
             min_p: within("min_p", keys.min_p, 0.0, 1.0)?,
             repetition_penalty: within("repetition_penalty", keys.repetition_penalty, 0.1, 10.0)?,
+            presence_penalty: within("presence_penalty", keys.presence_penalty, -2.0, 2.0)?,
+            frequency_penalty: within("frequency_penalty", keys.frequency_penalty, -2.0, 2.0)?,
+            logit_bias: sampling::logit_bias(keys.logit_bias.unwrap_or_default())?,
             seed: keys.seed,
         },
+        choices,
+        logprobs,
         stop: stop(keys.stop.unwrap_or_default())?,
         stream: keys.stream.unwrap_or(false),
         timeout: keys.timeout_ms.map(timeout).transpose()?,
@@ -204,6 +223,8 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         input: input(Some(text.to_owned()), None)?,
         max_tokens: None,
         sampling: Sampling::default(),
+        choices: 1,
+        logprobs: None,
         stop: Vec::new(),
         stream: false,
         timeout: None,

@@ -3,28 +3,31 @@
 //! It never waits for a client: a request whose reply channel is full is cancelled. Deliberately knows no transport
 //! and no configuration file.
 
+mod answer_events;
+mod request_options;
+
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
-use super::answer_cache::{CacheKey, CachedAnswer};
+use super::answer_cache::CachedAnswer;
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::model::ShortlistStats;
-use crate::engine::sampler::SamplingParams;
-use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
+use crate::engine::session::{GenerateOptions, Session, Step, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
-use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
-    Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, Refusal, RequestEnergy, ShortlistCounts, Timings,
+    TokenLogprob, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use answer_events::{FinishedAnswer, details, token_logprob};
 use log::{debug, error, info, warn};
+use request_options::{cache_key, cacheable, generate_options, tokenize};
 use std::ops::{ControlFlow, Not};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -164,28 +167,26 @@ impl Worker {
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
-        let options = options(request);
-        let outcome = session.generate(&prompt, &options, |step| run.step(step));
-        let (halt, first) = (run.halt, run.first);
+        let outcome = run.generate(session, &prompt, generate_options(request), request.choices);
+        let first = run.first;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let answer = match outcome {
-            Ok(answer) => answer,
+        let answers = match outcome {
+            Ok(answers) => answers,
             Err(error) => {
-                let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
-                self.queue.refuse(queued.inbound, refusal);
+                self.queue.refuse(queued.inbound, refusal(&error));
                 return Ok(());
             }
         };
         let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
         self.queue.record_duration(at.ended - at.begun);
-        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
-            self.queue.answers.insert(key, cacheable(&answer));
+        if let Some(key) = key.filter(|_| answers[0].answer.end != StopReason::Cancelled) {
+            self.queue.answers.insert(key, cacheable(&answers[0].answer));
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
-        let done = self.done(id, &prompt, answer, halt, at, &work);
+        let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
@@ -204,8 +205,7 @@ impl Worker {
         match tokenize(engine, input) {
             Ok(prompt) => Some((queued, prompt)),
             Err(error) => {
-                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
-                self.queue.refuse(queued.inbound, refusal);
+                self.queue.refuse(queued.inbound, refusal(&error));
                 None
             }
         }
@@ -239,32 +239,33 @@ impl Worker {
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
+            details: AnswerDetails::default(),
         })));
     }
 
+    /// `answers`: one for each that was asked for.
     fn done(
         &self,
+        engine: &Engine,
         id: String,
         prompt: &[u32],
-        answer: Answer,
-        halt: Option<FinishReason>,
+        mut answers: Vec<FinishedAnswer>,
         at: RequestTimes,
         work: &ComputeSpan<'_>,
     ) -> Done {
-        let completion_tokens = answer.tokens.len() as u32;
+        let completion_tokens = answers.iter().map(|answer| answer.answer.tokens.len() as u32).sum();
+        let timings = at.timings(&answers);
+        let details = details(engine, &mut answers);
+        let first = answers.swap_remove(0);
         Done {
             id,
-            // An answer that ended by itself at the very last step was not halted.
-            finish_reason: match answer.end {
-                StopReason::Stop => FinishReason::Stop,
-                StopReason::Length => FinishReason::Length,
-                StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
-            },
+            finish_reason: first.finish_reason,
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
-            timings: at.timings(&answer),
-            text: answer.text,
+            timings,
+            text: first.answer.text,
             energy: self.request_energy(work, at.ended, completion_tokens),
             cached: false,
+            details,
         }
     }
 
@@ -320,6 +321,10 @@ struct StreamedAnswer<'r> {
     cancel: &'r Cancel,
     deadline: Option<Instant>,
     stream: bool,
+    /// Which of several answers is under way; `None` where there is one.
+    index: Option<u32>,
+    /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
+    logprobs: Vec<TokenLogprob>,
     /// Positions written in the KV cache: the prompt's, and one for each token.
     written: usize,
     halt: Option<FinishReason>,
@@ -337,17 +342,56 @@ impl<'r> StreamedAnswer<'r> {
             cancel,
             deadline,
             stream,
+            index: None,
+            logprobs: Vec::new(),
             written: prompt,
             halt: None,
             first: None,
         }
     }
 
+    /// Generates so many answers. Each but the first gets the seed of the one before plus one, and reads only the last
+    /// token of the prompt again.
+    fn generate(
+        &mut self,
+        session: &mut Session<'_>,
+        prompt: &[u32],
+        mut options: GenerateOptions,
+        choices: u32,
+    ) -> Result<Vec<FinishedAnswer>, PromptError> {
+        let mut answers = Vec::with_capacity(choices as usize);
+        for index in 0..choices {
+            if let Some(halt) = self.halt.filter(|_| index > 0) {
+                answers.push(FinishedAnswer::not_begun(halt));
+                continue;
+            }
+            self.index = (choices > 1).then_some(index);
+            self.written = prompt.len();
+            self.logprobs.clear();
+            let answer = match index {
+                0 => session.generate(prompt, &options, |step| self.step(step))?,
+                _ => session.generate_again(prompt, &options, |step| self.step(step))?,
+            };
+            if answer.end == StopReason::Cancelled {
+                self.halt.get_or_insert(FinishReason::Cancelled);
+            }
+            answers.push(FinishedAnswer::new(answer, self.halt));
+            options.sampling.seed = options.sampling.seed.wrapping_add(1);
+        }
+        Ok(answers)
+    }
+
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
+        if let Step::Logprobs(logprobs) = step {
+            if self.stream {
+                self.logprobs.push(token_logprob(self.engine, logprobs));
+            }
+            return ControlFlow::Continue(());
+        }
         self.queue.worker.count_step();
         match step {
             Step::Prefill(read) => self.queue.memory.record_written(read),
-            Step::Token(_) => self.written += 1,
+            Step::Token(_) | Step::Logprobs(_) => self.written += 1,
         }
         self.queue.memory.record_written(self.written);
         if self.engine.has_zeroed_pages() {
@@ -357,9 +401,12 @@ impl<'r> StreamedAnswer<'r> {
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
-            if self.stream && !text.is_empty() && self.reply.token(text.to_owned()).is_err() {
-                // The client reads too slowly or is gone.
-                self.cancel.raise();
+            if self.stream && !text.is_empty() {
+                let logprobs = std::mem::take(&mut self.logprobs);
+                if self.reply.token_of(self.index, text.to_owned(), logprobs).is_err() {
+                    // The client reads too slowly or is gone.
+                    self.cancel.raise();
+                }
             }
         }
         self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
@@ -382,15 +429,16 @@ struct RequestTimes {
 }
 
 impl RequestTimes {
-    fn timings(&self, answer: &Answer) -> Timings {
-        let later_tokens = answer.tokens.len().saturating_sub(1) as f64;
-        let seconds = answer.decode.as_secs_f64();
+    fn timings(&self, answers: &[FinishedAnswer]) -> Timings {
+        let later_tokens: usize =
+            answers.iter().map(|answer| answer.answer.tokens.len().saturating_sub(1)).sum();
+        let seconds: f64 = answers.iter().map(|answer| answer.answer.decode.as_secs_f64()).sum();
         Timings {
             queue_ms: milliseconds(self.received, self.begun),
-            prompt_ms: in_milliseconds(answer.prefill),
+            prompt_ms: in_milliseconds(answers[0].answer.prefill),
             ttft_ms: milliseconds(self.received, self.first.unwrap_or(self.ended)),
             total_ms: milliseconds(self.received, self.ended),
-            tokens_per_second: if seconds > 0.0 { later_tokens / seconds } else { 0.0 },
+            tokens_per_second: if seconds > 0.0 { later_tokens as f64 / seconds } else { 0.0 },
         }
     }
 }
@@ -404,68 +452,11 @@ fn in_milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
-fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
-    match input {
-        Input::Prompt(text) => engine.tokenizer().prompt_chat(&[Turn { role: ChatRole::User, text }]),
-        Input::Messages(messages) => {
-            let turns: Vec<Turn<'_>> = messages
-                .iter()
-                .map(|message| Turn { role: role(message.role), text: &message.content })
-                .collect();
-            engine.tokenizer().prompt_chat(&turns)
-        }
-    }
-}
-
-fn role(role: protocol::Role) -> ChatRole {
-    match role {
-        protocol::Role::System => ChatRole::System,
-        protocol::Role::User => ChatRole::User,
-        protocol::Role::Assistant => ChatRole::Assistant,
-    }
-}
-
-fn options(request: &Request) -> GenerateOptions {
-    let asked = &request.sampling;
-    let default = SamplingParams::default();
-    GenerateOptions {
-        sampling: SamplingParams {
-            temperature: asked.temperature.unwrap_or(default.temperature),
-            top_k: asked.top_k.map_or(default.top_k, |k| k as usize),
-            top_p: asked.top_p.unwrap_or(default.top_p),
-            min_p: asked.min_p.unwrap_or(default.min_p),
-            repetition_penalty: asked.repetition_penalty.unwrap_or(default.repetition_penalty),
-            // Without a seed each answer is sampled differently.
-            seed: asked.seed.unwrap_or_else(clock_seed),
-        },
-        max_tokens: request.max_tokens.map(|n| n as usize),
-        stop: request.stop.clone(),
-        ..GenerateOptions::default()
-    }
-}
-
-fn clock_seed() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, or the client
-/// disabled the cache.
-fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
-    let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
-    (request.cache && greedy).then(|| CacheKey {
-        client,
-        prompt: prompt.to_vec(),
-        max_tokens: request.max_tokens.map(|n| n as usize),
-        stop: request.stop.clone(),
-        penalty: request.sampling.repetition_penalty.unwrap_or(1.0).to_bits(),
-    })
-}
-
-fn cacheable(answer: &Answer) -> CachedAnswer {
-    CachedAnswer {
-        text: answer.text.clone(),
-        completion_tokens: answer.tokens.len() as u32,
-        stopped: answer.end == StopReason::Stop,
-    }
+/// The refusal of a prompt that the engine cannot take.
+fn refusal(error: &PromptError) -> Refusal {
+    let code = match error {
+        PromptError::ContextExceeded { .. } => Code::ContextExceeded,
+        _ => Code::InvalidRequest,
+    };
+    Refusal::new(code, error.to_string())
 }
