@@ -108,8 +108,7 @@ pub struct Sampling {
     pub frequency_penalty: Option<f32>,
     /// What is added to the logits of single tokens, by their ids, which rise; empty for none.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Same seed, same model, same request, same kind of processor: same answer. (Sums of floats are
-    /// rounded differently by different processors, and now and then that decides a draw.)
+    /// Same seed, same model, same request: same answer, whatever the kernel and the number of threads.
     pub seed: Option<u64>,
 }
 
