@@ -4,6 +4,7 @@
 
 use super::locked;
 use crate::config::CacheScope;
+use crate::protocol::ResponseFormat;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ pub(super) struct CacheKey {
     pub penalties: [u32; 3],
     /// The biases of single tokens, as bits too.
     pub logit_bias: Vec<(u32, u32)>,
+    /// What the answer has to fit.
+    pub format: ResponseFormat,
 }
 
 /// A complete answer.
@@ -115,7 +118,8 @@ fn size(key: &CacheKey, stored: &CachedAnswer) -> usize {
     let stops: usize = key.stop.iter().map(|stop| stop.len() + size_of::<String>()).sum();
     let client = key.client.as_ref().map_or(0, String::len);
     let tokens = key.prompt.len() * 4 + key.logit_bias.len() * 8;
-    size_of::<(CacheKey, CachedAnswer)>() + client + tokens + stops + stored.text.len()
+    let texts = stops + key.format.text_bytes() + stored.text.len();
+    size_of::<(CacheKey, CachedAnswer)>() + client + tokens + texts
 }
 
 #[cfg(test)]
@@ -130,6 +134,7 @@ mod tests {
             stop: Vec::new(),
             penalties: [0; 3],
             logit_bias: Vec::new(),
+            format: ResponseFormat::Text,
         }
     }
 
@@ -146,6 +151,7 @@ mod tests {
         let others = [
             CacheKey { max_tokens: Some(5), ..key(1) },
             CacheKey { penalties: [0, 0, 1], ..key(1) },
+            CacheKey { format: ResponseFormat::JsonObject, ..key(1) },
             CacheKey { logit_bias: vec![(1, 1)], ..key(1) },
         ];
         assert!(others.iter().all(|other| cache.get(other).is_none()));

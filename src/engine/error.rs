@@ -81,6 +81,8 @@ pub enum PromptError {
     },
     /// The chat template rejects the conversation; the text is the template's, or the engine's.
     Template(String),
+    /// The grammar of the answer cannot go on.
+    Grammar(String),
 }
 
 impl fmt::Display for PromptError {
@@ -97,6 +99,7 @@ impl fmt::Display for PromptError {
             PromptError::UnknownBiasToken { id, vocab } => {
                 write!(f, "logit_bias: token {id} is outside the vocabulary of {vocab}")
             }
+            PromptError::Grammar(why) => write!(f, "response_format: {why}"),
             PromptError::Template(why) => write!(f, "messages: the model's chat template says: {why}"),
         }
     }

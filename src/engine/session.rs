@@ -5,7 +5,10 @@
 //!
 //! Deliberately knows nothing of clients, queues and deadlines.
 
+mod constrained;
+
 use super::error::PromptError;
+use super::grammar::Constraint;
 use super::logprobs::{PositionLogprobs, nll};
 use super::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
 use super::sampler::{Sampler, SamplingParams};
@@ -26,7 +29,7 @@ pub struct Session<'e> {
 }
 
 /// What to generate.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// How a token is chosen.
     pub sampling: SamplingParams,
@@ -40,6 +43,9 @@ pub struct GenerateOptions {
     pub exact_head: bool,
     /// Gives the log-probability of every token, and of so many most likely ones. The whole head is read for it.
     pub logprobs: Option<usize>,
+    /// The grammar that the answer fits. End tokens then end it only where the grammar allows that, also with
+    /// `ignore_eos`.
+    pub constraint: Option<Constraint>,
 }
 
 /// The progress that the callback receives.
@@ -74,6 +80,8 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     /// The log-probabilities of these tokens, where they were asked for.
     pub logprobs: Option<Vec<PositionLogprobs>>,
+    /// How many of them the grammar forced, so that they were not sampled.
+    pub forced: usize,
     /// Why it ended.
     pub end: StopReason,
     /// The time for the prompt.
@@ -158,6 +166,9 @@ impl<'e> Session<'e> {
     }
 
     /// Answers `prompt` from an empty state.
+    ///
+    /// # Errors
+    /// A prompt that does not fit, and a grammar that leads nowhere or becomes too complex under way.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -166,7 +177,7 @@ impl<'e> Session<'e> {
     ) -> Result<Answer, PromptError> {
         let run = self.begin(prompt, options)?;
         let read = self.prefill(prompt, &mut step);
-        Ok(self.finish(run, read, step))
+        self.finish(run, options, read, step)
     }
 
     /// Answers the prompt of the call before once more, for which only its last token is read again; any other
@@ -186,7 +197,7 @@ impl<'e> Session<'e> {
             }
             _ => self.prefill(prompt, &mut step),
         };
-        Ok(self.finish(run, read, step))
+        self.finish(run, options, read, step)
     }
 
     fn begin(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<GenerationRun, PromptError> {
@@ -209,6 +220,7 @@ impl<'e> Session<'e> {
                 raw: vec![0.0; vocab],
                 found: Vec::new(),
             }),
+            forced: 0,
             max_tokens,
             logit_reach: options.sampling.logit_reach().filter(|_| !is_exact),
             ignore_end: options.ignore_eos,
@@ -225,21 +237,25 @@ impl<'e> Session<'e> {
     fn finish(
         &mut self,
         mut run: GenerationRun,
+        options: &GenerateOptions,
         read: ControlFlow<()>,
         mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Answer {
+    ) -> Result<Answer, PromptError> {
         let end = match read {
             ControlFlow::Break(()) => StopReason::Cancelled,
             ControlFlow::Continue(()) => {
                 run.prefilled = Some(Instant::now());
-                self.decode(&mut run, &mut step)
+                match options.constraint.clone() {
+                    None => self.decode(&mut run, &mut step),
+                    Some(mut constraint) => self.decode_constrained(&mut constraint, &mut run, &mut step)?,
+                }
             }
         };
         let rest = run.stream.finish();
         if end != StopReason::Cancelled && !rest.is_empty() {
             let _ = step(Step::Token(rest)); // the answer ends here in any case
         }
-        run.answer(end, self.state.take_timings())
+        Ok(run.answer(end, self.state.take_timings()))
     }
 
     fn check(&self, tokens: &[u32], more: usize) -> Result<(), PromptError> {
@@ -318,6 +334,7 @@ struct GenerationRun {
     stream: TextStream,
     tokens: Vec<u32>,
     logprobs: Option<LogprobRun>,
+    forced: usize,
     max_tokens: usize,
     /// How far below the best logit another still matters.
     logit_reach: Option<f32>,
@@ -338,10 +355,15 @@ struct LogprobRun {
 impl GenerationRun {
     /// Chooses a token, which changes the logits.
     fn choose(&mut self, logits: &mut [f32]) -> u32 {
+        self.keep_logits(logits);
+        self.sampler.sample(logits)
+    }
+
+    /// Keeps the logits as the model gave them, where log-probabilities are asked for.
+    fn keep_logits(&mut self, logits: &[f32]) {
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.raw.copy_from_slice(logits);
         }
-        self.sampler.sample(logits)
     }
 
     /// Notes the log-probabilities of the token that was chosen last, where they were asked for.
@@ -369,6 +391,7 @@ impl GenerationRun {
             text: self.stream.into_text(),
             tokens: self.tokens,
             logprobs: self.logprobs.map(|run| run.found),
+            forced: self.forced,
             end,
             prefill: prefilled - self.started,
             first_token: self.first.map(|first| first - prefilled),

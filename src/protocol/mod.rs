@@ -7,13 +7,17 @@ mod answer;
 pub mod json;
 pub mod partial;
 mod report;
+mod response_format;
 pub mod text;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
     CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
-    Pressure, Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
+    Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling,
+    Throughput,
 };
+
+pub use response_format::ResponseFormat;
 
 use serde::Serialize;
 use std::time::Duration;
@@ -35,6 +39,8 @@ pub struct Request {
     pub logprobs: Option<u32>,
     /// Stop texts: each ends the answer, and none is part of it.
     pub stop: Vec<String>,
+    /// What the answer has to fit.
+    pub response_format: ResponseFormat,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.
@@ -56,7 +62,8 @@ impl Request {
             }
         };
         let bias = self.sampling.logit_bias.capacity() * size_of::<(u32, f32)>();
-        input + bias + self.stop.iter().map(String::capacity).sum::<usize>()
+        let stop: usize = self.stop.iter().map(String::capacity).sum();
+        input + bias + stop + self.response_format.text_bytes()
     }
 }
 

@@ -31,6 +31,7 @@ impl FinishedAnswer {
             text: String::new(),
             tokens: Vec::new(),
             logprobs: None,
+            forced: 0,
             end: StopReason::Cancelled,
             prefill: Duration::ZERO,
             first_token: None,

@@ -11,6 +11,7 @@ use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::CachedAnswer;
 use super::locked;
 use super::queue::Queue;
+use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::model::ShortlistStats;
@@ -34,6 +35,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
+const STACK_BYTES: usize = 8 << 20;
 
 /// What is known of the engine once the model is loaded.
 #[derive(Debug, Clone)]
@@ -59,6 +63,8 @@ pub(super) struct Worker {
     pub sensors: Arc<Mutex<Sensors>>,
     pub context: usize,
     pub budget: Budget,
+    /// Why structured output is refused, where the memory plan has no place for it.
+    pub unplanned_grammar: Option<String>,
 }
 
 impl Worker {
@@ -72,6 +78,7 @@ impl Worker {
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
@@ -164,10 +171,21 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
+        let why = self.unplanned_grammar.as_deref();
+        let constraint = match structured::constraint(engine, &request.response_format, why) {
+            Ok(constraint) => constraint,
+            Err(refusal) => {
+                self.telemetry.structured_output.refused();
+                self.queue.refuse(queued.inbound, refusal);
+                return Ok(());
+            }
+        };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
-        let outcome = run.generate(session, &prompt, generate_options(request), request.choices);
+        let is_constrained = constraint.is_some();
+        let options = GenerateOptions { constraint, ..generate_options(request) };
+        let outcome = run.generate(session, &prompt, options, request.choices);
         let first = run.first;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
@@ -186,6 +204,11 @@ impl Worker {
             self.queue.answers.insert(key, cacheable(&answers[0].answer));
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
+        if is_constrained {
+            self.telemetry
+                .structured_output
+                .answered(answers.iter().map(|answer| answer.answer.forced).sum());
+        }
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));

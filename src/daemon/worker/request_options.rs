@@ -76,6 +76,7 @@ pub(super) fn cache_key(request: &Request, client: Option<String>, prompt: &[u32
         prompt: prompt.to_vec(),
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
+        format: request.response_format.clone(),
         penalties: penalties.map(f32::to_bits),
         logit_bias: request.sampling.logit_bias.iter().map(|(id, bias)| (*id, bias.to_bits())).collect(),
     })

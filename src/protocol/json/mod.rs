@@ -3,10 +3,13 @@
 //! Every message that is not valid is answered with one [`Refusal`], which names the key and the remedy. Deliberately
 //! knows no transport: each transport decides which bytes make one message.
 
+mod response_format;
 mod sampling;
 
 use super::text::Shown;
-use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
+use super::{
+    Code, Event, Input, Message, Priority, Refusal, Report, Request, ResponseFormat, Role, Sampling,
+};
 use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -66,7 +69,7 @@ struct RequestKeys {
     stop: Option<Vec<String>>,
     stream: Option<bool>,
     timeout_ms: Option<u64>,
-    response_format: Option<FormatKeys>,
+    response_format: Option<serde_json::Map<String, serde_json::Value>>,
     priority: Option<PriorityKey>,
     cache: Option<bool>,
 }
@@ -113,14 +116,6 @@ enum PriorityKey {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FormatKeys {
-    r#type: String,
-    #[serde(default)]
-    json_schema: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct CancelKeys {
     cancel: String,
 }
@@ -148,7 +143,6 @@ struct CancelTopicKeys {
 pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     let keys: RequestKeys = parse(bytes)?;
     check_id(keys.id.as_deref())?;
-    check_format(keys.response_format.as_ref())?;
     let choices = sampling::choices(keys.n)?;
     let logprobs = sampling::logprobs(keys.logprobs, keys.top_logprobs)?;
     let max_tokens = keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?;
@@ -169,6 +163,7 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
         choices,
         logprobs,
         stop: stop(keys.stop.unwrap_or_default())?,
+        response_format: response_format::read(keys.response_format)?,
         stream: keys.stream.unwrap_or(false),
         timeout: keys.timeout_ms.map(timeout).transpose()?,
         priority: match keys.priority {
@@ -226,6 +221,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         choices: 1,
         logprobs: None,
         stop: Vec::new(),
+        response_format: ResponseFormat::Text,
         stream: false,
         timeout: None,
         priority: Priority::Normal,
@@ -338,17 +334,6 @@ pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {
         Some("") => Err(invalid("id: empty; leave it out and one is made")),
         Some(id) if id.len() > MAX_ID => Err(invalid(format!("id: longer than {MAX_ID} bytes"))),
         _ => Ok(()),
-    }
-}
-
-fn check_format(format: Option<&FormatKeys>) -> Result<(), Refusal> {
-    match format {
-        None => Ok(()),
-        Some(FormatKeys { r#type, json_schema: None }) if r#type == "text" => Ok(()),
-        Some(FormatKeys { r#type, .. }) => Err(invalid(format!(
-            "response_format.type: this version writes \"text\" only, not \"{}\"",
-            r#type.escape_debug()
-        ))),
     }
 }
 

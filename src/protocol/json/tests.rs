@@ -50,7 +50,7 @@ fn values_out_of_range_name_their_key() {
         (r#"{"messages":[]}"#, "messages"),
         (r#"{"prompt":"a","messages":[]}"#, "messages"),
         (r#"{"prompt":"a","id":""}"#, "id"),
-        (r#"{"prompt":"a","response_format":{"type":"json_object"}}"#, "response_format"),
+        (r#"{"prompt":"a","response_format":{"type":"yaml"}}"#, "response_format"),
         (r#"{"prompt":"a","presence_penalty":2.1}"#, "presence_penalty: 2.1 is outside -2 to 2"),
         (r#"{"prompt":"a","frequency_penalty":-3}"#, "frequency_penalty: -3 is outside -2 to 2"),
         (r#"{"prompt":"a","logit_bias":{"5":101}}"#, "logit_bias.5: 101 is outside -100 to 100"),

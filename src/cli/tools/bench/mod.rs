@@ -2,6 +2,7 @@
 //! memory bandwidth that decoding reaches. Deliberately compares nothing with other programs.
 
 mod bandwidth;
+mod constrained;
 mod peak_compute;
 mod report;
 
@@ -15,6 +16,7 @@ use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
+use constrained::ConstrainedTimes;
 use peak_compute::ComputeProbe;
 use report::{BenchReport, MeasuredTime, ShortlistSummary, TimeShares, TunedThreads, summary, table};
 use std::ops::ControlFlow;
@@ -52,6 +54,9 @@ pub(in crate::cli) struct Bench {
     /// Number of measurements, after one or more warm-ups until the number of threads is tuned
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
+    /// Also compare a JSON answer of 100 tokens under a schema with free decoding of as many
+    #[arg(long)]
+    constrained: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -84,6 +89,8 @@ struct Rounds {
     screen: Option<ShortlistSummary>,
     /// Bytes of the KV cache that a decoded token read, on average.
     cache_bytes: usize,
+    /// `None` where it was not asked for.
+    constrained: Option<ConstrainedTimes>,
     /// Whether the numbers of threads were still being tuned when the first round began.
     was_tuning: bool,
 }
@@ -124,6 +131,7 @@ fn report(engine: &Engine, args: &Bench, measured: Rounds) -> BenchReport {
         bytes_per_token,
         cache_bytes_per_token,
         screen: measured.screen,
+        constrained: measured.constrained,
         read_speed: decode.median * bytes_read,
         bandwidth_share,
         memory_bandwidth: summary(bandwidth),
@@ -196,6 +204,10 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
         let alike = ours.iter().zip(&whole).take_while(|(a, b)| a == b).count();
         measured.screen = Some(ShortlistSummary::of(counts, alike));
     }
+    drop(session);
+    if args.constrained {
+        measured.constrained = Some(constrained::measure(engine, &prompt, args.repeat)?);
+    }
     Ok(measured)
 }
 
@@ -238,7 +250,8 @@ fn is_tuning(engine: &Engine, args: &Bench) -> bool {
 
 /// Tokens of prompt and answer together, if the model's context is long enough.
 fn total_tokens(engine: &Engine, args: &Bench) -> Result<usize, Failure> {
-    let context = (args.prompt_tokens + args.generate_tokens) as usize;
+    let generated = if args.constrained { constrained::TOKENS } else { 0 }.max(args.generate_tokens as usize);
+    let context = args.prompt_tokens as usize + generated;
     let longest = engine.model().shape().context;
     if context > longest {
         let message = format!("{context} tokens in all, and the model's context is {longest}; ask for fewer");
@@ -259,6 +272,7 @@ impl Rounds {
             peak_memory,
             screen: None,
             cache_bytes: 0,
+            constrained: None,
             was_tuning: false,
         }
     }

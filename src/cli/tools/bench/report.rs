@@ -1,5 +1,6 @@
 //! The report of the benchmark, as text and as JSON. Deliberately measures nothing.
 
+use super::constrained::ConstrainedTimes;
 use crate::engine::model::{PassTimings, ShortlistStats};
 use crate::engine::thread_tuner::ThreadCounts;
 use serde::Serialize;
@@ -170,6 +171,8 @@ pub(super) struct BenchReport {
     pub cache_bytes_per_token: usize,
     /// `None` where the head is read whole.
     pub screen: Option<ShortlistSummary>,
+    /// `None` without `--constrained`.
+    pub constrained: Option<ConstrainedTimes>,
     /// Bytes of both per second of decoding, median.
     pub read_speed: f64,
     /// Memory bandwidth of the same threads, in bytes per second.
@@ -239,6 +242,9 @@ pub(super) fn table(report: &BenchReport) -> String {
     if let Some(screen) = report.screen {
         shortlist(&mut out, screen, report.generate_tokens);
     }
+    if let Some(times) = report.constrained {
+        constrained(&mut out, times);
+    }
     if let Some(time) = report.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
     }
@@ -273,6 +279,25 @@ fn shortlist(out: &mut String, screen: ShortlistSummary, wanted: u32) {
             "{:<18} {tokens_alike:>10} of {wanted} tokens, {misses} misses in {checks} checks",
             "as the whole head"
         ),
+    );
+}
+
+/// The lines about an answer under a schema.
+fn constrained(out: &mut String, times: ConstrainedTimes) {
+    let ConstrainedTimes { tokens, forced_tokens, free_ms, constrained_ms, time_ratio, trie_ms, compile_ms } =
+        times;
+    let (free, held) = (free_ms.median, constrained_ms.median);
+    let name = "under a schema";
+    write(
+        out,
+        format_args!(
+            "{name:<18} {held:>10.1} ms for {tokens} tokens, {forced_tokens} forced; free {free:.1} ms"
+        ),
+    );
+    let name = "time by free";
+    write(
+        out,
+        format_args!("{name:<18} {time_ratio:>10.2} (trie {trie_ms:.1} ms once, schema {compile_ms:.1} ms)"),
     );
 }
 
