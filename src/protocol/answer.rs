@@ -1,6 +1,7 @@
-//! The parts of an answer that only some requests ask for: log-probabilities, and several answers to one prompt.
+//! The parts of an answer that only some requests ask for: log-probabilities, several answers to one prompt, and calls of
+//! functions.
 
-use super::FinishReason;
+use super::{FinishReason, ToolCall};
 use serde::{Serialize, Serializer};
 
 /// The log-probability of a token whose probability is too small to have one, as OpenAI gives it: JSON has no infinity.
@@ -12,6 +13,9 @@ pub struct AnswerDetails {
     /// The log-probability of each token of the answer; where there are several answers, each has its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprob>>,
+    /// The functions that the model calls instead of saying something.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// All answers, where several were asked for: as many as that, the first one too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
@@ -26,6 +30,9 @@ pub struct Choice {
     pub text: String,
     /// Why it ended there.
     pub finish_reason: FinishReason,
+    /// The functions that it calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// The log-probability of each token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprob>>,

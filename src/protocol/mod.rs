@@ -9,6 +9,7 @@ pub mod partial;
 mod report;
 mod response_format;
 pub mod text;
+mod tools;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
@@ -18,6 +19,7 @@ pub use report::{
 };
 
 pub use response_format::ResponseFormat;
+pub use tools::{Tool, ToolCall, ToolChoice};
 
 use serde::Serialize;
 use std::time::Duration;
@@ -41,6 +43,10 @@ pub struct Request {
     pub stop: Vec<String>,
     /// What the answer has to fit.
     pub response_format: ResponseFormat,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Which of them the answer has to call.
+    pub tool_choice: ToolChoice,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.
@@ -57,13 +63,18 @@ impl Request {
         let input = match &self.input {
             Input::Prompt(text) => text.capacity(),
             Input::Messages(messages) => {
-                let texts: usize = messages.iter().map(|message| message.content.capacity()).sum();
+                let texts: usize = messages.iter().map(Message::text_bytes).sum();
                 texts + messages.capacity() * size_of::<Message>()
             }
         };
         let bias = self.sampling.logit_bias.capacity() * size_of::<(u32, f32)>();
         let stop: usize = self.stop.iter().map(String::capacity).sum();
-        input + bias + stop + self.response_format.text_bytes()
+        let tools: usize = self
+            .tools
+            .iter()
+            .map(|tool| tool.name.capacity() + tool.definition.bytes() + size_of::<Tool>())
+            .sum();
+        input + bias + stop + tools + self.response_format.text_bytes()
     }
 }
 
@@ -83,6 +94,17 @@ pub struct Message {
     pub role: Role,
     /// The text; special tokens in it are plain text.
     pub content: String,
+    /// Functions that the assistant called.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result it is.
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    fn text_bytes(&self) -> usize {
+        let calls: usize = self.tool_calls.iter().map(ToolCall::text_bytes).sum();
+        self.content.capacity() + calls + self.tool_call_id.as_ref().map_or(0, String::capacity)
+    }
 }
 
 /// Whose turn of a conversation it is.
@@ -94,6 +116,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called.
+    Tool,
 }
 
 /// The settings of the sampler; an absent one means the daemon's default, which is greedy sampling.

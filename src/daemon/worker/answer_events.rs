@@ -4,13 +4,15 @@ use crate::engine::Engine;
 use crate::engine::logprobs::{PositionLogprobs, TokenLogprob as EngineLogprob};
 use crate::engine::model::PassTimings;
 use crate::engine::session::{Answer, StopReason};
-use crate::protocol::{AnswerDetails, Choice, FinishReason, LikelyToken, TokenLogprob};
+use crate::protocol::{AnswerDetails, Choice, FinishReason, LikelyToken, TokenLogprob, ToolCall};
 use std::time::Duration;
 
 /// An answer, and why it ended.
 pub(super) struct FinishedAnswer {
     pub answer: Answer,
     pub finish_reason: FinishReason,
+    /// The functions that it calls; its text is then empty.
+    pub tool_calls: Vec<ToolCall>,
 }
 
 impl FinishedAnswer {
@@ -22,7 +24,7 @@ impl FinishedAnswer {
             StopReason::Length => FinishReason::Length,
             StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
         };
-        FinishedAnswer { answer, finish_reason }
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
     }
 
     /// One of several answers that was not begun, because the request was halted before.
@@ -39,7 +41,7 @@ impl FinishedAnswer {
             prefill_parts: PassTimings::default(),
             decode_parts: PassTimings::default(),
         };
-        FinishedAnswer { answer, finish_reason }
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
     }
 }
 
@@ -48,22 +50,19 @@ pub(super) fn details(engine: &Engine, answers: &mut [FinishedAnswer]) -> Answer
     let mut choices: Vec<Choice> = Vec::new();
     let mut first = None;
     let is_one = answers.len() == 1;
-    for (index, FinishedAnswer { answer, finish_reason }) in (0..).zip(answers) {
+    let tool_calls = answers[0].tool_calls.clone();
+    for (index, FinishedAnswer { answer, finish_reason, tool_calls }) in (0..).zip(answers) {
         let logprobs = answer.logprobs.take();
         let logprobs: Option<Vec<TokenLogprob>> = logprobs
             .map(|positions| positions.iter().map(|position| token_logprob(engine, position)).collect());
         if is_one {
             first = logprobs;
-        } else {
-            choices.push(Choice {
-                index,
-                text: answer.text.clone(),
-                finish_reason: *finish_reason,
-                logprobs,
-            });
+            continue;
         }
+        let (text, tool_calls) = (answer.text.clone(), std::mem::take(tool_calls));
+        choices.push(Choice { index, text, finish_reason: *finish_reason, tool_calls, logprobs });
     }
-    AnswerDetails { logprobs: first, choices }
+    AnswerDetails { logprobs: first, tool_calls, choices }
 }
 
 /// The log-probabilities at one position, with the tokens' texts.

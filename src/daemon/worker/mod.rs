@@ -5,19 +5,20 @@
 
 mod answer_events;
 mod request_options;
+mod tool_calls;
 
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::CachedAnswer;
 use super::locked;
 use super::queue::Queue;
-use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::model::ShortlistStats;
-use crate::engine::session::{GenerateOptions, Session, Step, StopReason};
+use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
+use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, Refusal, RequestEnergy, ShortlistCounts, Timings,
@@ -28,13 +29,14 @@ use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use answer_events::{FinishedAnswer, details, token_logprob};
 use log::{debug, error, info, warn};
-use request_options::{cache_key, cacheable, generate_options, tokenize};
+use request_options::{cache_key, cacheable, generate_options};
 use std::ops::{ControlFlow, Not};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tool_calls::{HeldText, Prompt, written_calls};
 
 /// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
 const STACK_BYTES: usize = 8 << 20;
@@ -159,7 +161,9 @@ impl Worker {
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
+        let Some((queued, Prompt { tokens: prompt, calls })) = self.tokenized(engine, queued) else {
+            return Ok(());
+        };
         let request = &queued.inbound.request;
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let key = cache_key(request, client, &prompt);
@@ -172,7 +176,7 @@ impl Worker {
             None => {}
         }
         let why = self.unplanned_grammar.as_deref();
-        let constraint = match structured::constraint(engine, &request.response_format, why) {
+        let constraint = match tool_calls::constraint(engine, request, calls.as_ref(), why) {
             Ok(constraint) => constraint,
             Err(refusal) => {
                 self.telemetry.structured_output.refused();
@@ -182,7 +186,7 @@ impl Worker {
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
-        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
+        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len(), calls);
         let is_constrained = constraint.is_some();
         let options = GenerateOptions { constraint, ..generate_options(request) };
         let outcome = run.generate(session, &prompt, options, request.choices);
@@ -205,9 +209,8 @@ impl Worker {
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
         if is_constrained {
-            self.telemetry
-                .structured_output
-                .answered(answers.iter().map(|answer| answer.answer.forced).sum());
+            let forced = answers.iter().map(|answer| answer.answer.forced).sum();
+            self.telemetry.structured_output.answered(forced);
         }
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
@@ -216,7 +219,7 @@ impl Worker {
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
-    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Vec<u32>)> {
+    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Prompt)> {
         // The memory is checked in any case; what was to wait is never refused for want of it.
         let is_refusable = queued.inbound.when_full == WhenFull::Refuse;
         if let Some(refusal) = self.queue.memory.refusal().filter(|_| is_refusable) {
@@ -225,7 +228,7 @@ impl Worker {
         }
         let input = &queued.inbound.request.input;
         debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
-        match tokenize(engine, input) {
+        match tool_calls::prompt(engine, &queued.inbound.request) {
             Ok(prompt) => Some((queued, prompt)),
             Err(error) => {
                 self.queue.refuse(queued.inbound, refusal(&error));
@@ -341,11 +344,16 @@ struct StreamedAnswer<'r> {
     queue: &'r Queue,
     engine: &'r Engine,
     reply: &'r Reply,
+    id: &'r str,
     cancel: &'r Cancel,
     deadline: Option<Instant>,
     stream: bool,
     /// Which of several answers is under way; `None` where there is one.
     index: Option<u32>,
+    /// How the model may call a function.
+    calls: Option<CallSyntax>,
+    /// Text that may become a call.
+    held: Option<HeldText>,
     /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
     logprobs: Vec<TokenLogprob>,
     /// Positions written in the KV cache: the prompt's, and one for each token.
@@ -355,17 +363,26 @@ struct StreamedAnswer<'r> {
 }
 
 impl<'r> StreamedAnswer<'r> {
-    fn new(queue: &'r Queue, engine: &'r Engine, queued: &'r QueuedRequest, prompt: usize) -> Self {
-        let Inbound { request, reply, cancel, .. } = &queued.inbound;
+    fn new(
+        queue: &'r Queue,
+        engine: &'r Engine,
+        queued: &'r QueuedRequest,
+        prompt: usize,
+        calls: Option<CallSyntax>,
+    ) -> Self {
+        let Inbound { request, id, reply, cancel, .. } = &queued.inbound;
         let (deadline, stream) = (queued.deadline, request.stream);
         StreamedAnswer {
             queue,
             engine,
             reply,
+            id,
             cancel,
             deadline,
             stream,
             index: None,
+            calls,
+            held: None,
             logprobs: Vec::new(),
             written: prompt,
             halt: None,
@@ -391,6 +408,7 @@ impl<'r> StreamedAnswer<'r> {
             self.index = (choices > 1).then_some(index);
             self.written = prompt.len();
             self.logprobs.clear();
+            self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
             let answer = match index {
                 0 => session.generate(prompt, &options, |step| self.step(step))?,
                 _ => session.generate_again(prompt, &options, |step| self.step(step))?,
@@ -398,10 +416,49 @@ impl<'r> StreamedAnswer<'r> {
             if answer.end == StopReason::Cancelled {
                 self.halt.get_or_insert(FinishReason::Cancelled);
             }
-            answers.push(FinishedAnswer::new(answer, self.halt));
+            answers.push(self.finished(answer));
             options.sampling.seed = options.sampling.seed.wrapping_add(1);
         }
         Ok(answers)
+    }
+
+    /// An answer with the calls in it. What was held back and is no call is streamed.
+    fn finished(&mut self, answer: Answer) -> FinishedAnswer {
+        let mut finished = FinishedAnswer::new(answer, self.halt);
+        let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
+        if let Some(syntax) = &self.calls {
+            let prefix = format!("call_{}_{}_", self.id, self.index.unwrap_or_default());
+            finished.tool_calls = written_calls(syntax, &finished.answer.text, &prefix);
+        }
+        if finished.tool_calls.is_empty() {
+            self.send_text(held);
+        } else {
+            finished.answer.text.clear();
+        }
+        finished
+    }
+
+    /// Streams a piece of text, once it is clear that it is no part of a call.
+    fn stream_text(&mut self, text: &str) {
+        let text = match &mut self.held {
+            None => Some(text.to_owned()),
+            Some(held) => held.push(text),
+        };
+        if let Some(text) = text {
+            self.held = None;
+            self.send_text(text);
+        }
+    }
+
+    fn send_text(&mut self, text: String) {
+        if !self.stream || text.is_empty() {
+            return;
+        }
+        let logprobs = std::mem::take(&mut self.logprobs);
+        if self.reply.token_of(self.index, text, logprobs).is_err() {
+            // The client reads too slowly or is gone.
+            self.cancel.raise();
+        }
     }
 
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
@@ -424,12 +481,8 @@ impl<'r> StreamedAnswer<'r> {
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
-            if self.stream && !text.is_empty() {
-                let logprobs = std::mem::take(&mut self.logprobs);
-                if self.reply.token_of(self.index, text.to_owned(), logprobs).is_err() {
-                    // The client reads too slowly or is gone.
-                    self.cancel.raise();
-                }
+            if self.stream {
+                self.stream_text(text);
             }
         }
         self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {

@@ -22,11 +22,13 @@ pub(super) fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, Promp
     }
 }
 
-fn role(role: protocol::Role) -> ChatRole {
+/// The author of a message, as the engine names it.
+pub(super) fn role(role: protocol::Role) -> ChatRole {
     match role {
         protocol::Role::System => ChatRole::System,
         protocol::Role::User => ChatRole::User,
         protocol::Role::Assistant => ChatRole::Assistant,
+        protocol::Role::Tool => ChatRole::Tool,
     }
 }
 
@@ -65,7 +67,7 @@ pub(super) fn cache_key(request: &Request, client: Option<String>, prompt: &[u32
     let Sampling { temperature, repetition_penalty, presence_penalty, frequency_penalty, .. } =
         request.sampling;
     let greedy = temperature.unwrap_or(0.0) <= 0.0;
-    let is_text_only = request.choices == 1 && request.logprobs.is_none();
+    let is_text_only = request.choices == 1 && request.logprobs.is_none() && request.tools.is_empty();
     let penalties = [
         repetition_penalty.unwrap_or(1.0),
         presence_penalty.unwrap_or(0.0),
