@@ -91,14 +91,14 @@ fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 #[test]
-fn tokens_are_the_same_for_every_kernel_and_bits_for_any_threads_and_batches() {
+fn bits_are_the_same_for_every_kernel_and_any_threads_and_batches() {
     let tokenizer = ModelFile::open(&Source::BuiltIn, None).and_then(|file| file.tokenizer()).expect("sound");
     let (threads_tried, batches, prompts) = settings();
     for text in prompts {
         let prompt = tokenizer.prompt_chat(&[Turn { role: ChatRole::User, text }]).expect("one turn");
         let mut wanted: Option<Vec<u32>> = None;
+        let mut wanted_bits: Option<Vec<u32>> = None;
         for kernels in Kernels::all() {
-            let mut bits_of_table: Option<Vec<u32>> = None;
             for threads in threads_tried {
                 for form in [HeadFormat::File, HeadFormat::Shortlist] {
                     let model = load(kernels, *threads, form);
@@ -107,7 +107,7 @@ fn tokens_are_the_same_for_every_kernel_and_bits_for_any_threads_and_batches() {
                             format!("{}, {threads} threads, {form:?}, batches of {batch}", kernels.name());
                         let (tokens, bits) = answer(&model, &prompt, *batch);
                         assert_eq!(&tokens, wanted.get_or_insert_with(|| tokens.clone()), "{at}");
-                        let same = bits == *bits_of_table.get_or_insert_with(|| bits.clone());
+                        let same = bits == *wanted_bits.get_or_insert_with(|| bits.clone());
                         assert!(same, "{at}: other bits");
                     }
                 }

@@ -137,7 +137,13 @@ fn the_decode_loop_allocates_nothing() {
     let mut session = engine.session(128);
     let prompt = chat(&engine, "turn on the kitchen lights");
     let warm = SamplingParams { temperature: 0.5, top_p: 0.9, ..SamplingParams::default() };
-    for sampling in [SamplingParams::default(), warm] {
+    let penalised = SamplingParams {
+        presence_penalty: 0.1,
+        frequency_penalty: 0.1,
+        logit_bias: vec![(5, -1.0)],
+        ..warm.clone()
+    };
+    for sampling in [SamplingParams::default(), warm, penalised] {
         let options = Generate { sampling, stop: vec!["}}END".into()], ..Generate::default() };
         let mut steps = Vec::with_capacity(128);
         let note = |step: Step<'_>| {

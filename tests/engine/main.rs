@@ -2,6 +2,7 @@
 //! every kernel against the reference.
 
 mod allocations;
+mod choices;
 mod convert;
 mod damaged;
 mod dense_layers;

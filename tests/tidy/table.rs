@@ -23,8 +23,9 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/kernels",   &["random", "engine::quant", "engine::thread_pool"]),
     ("engine/tokenizer", &["external_text", "engine::error", "engine::gguf", "engine::known_keys"]),
     ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::thread_pool", "engine::thread_tuner"]),
-    ("engine/grammar",   &["engine::error", "engine::tokenizer"]),
-    ("engine/session",   &["engine::error", "engine::grammar", "engine::model", "engine::tokenizer", "engine::sampler"]),
+    ("engine/logprobs",  &[]),
+    ("engine/grammar",   &["external_text", "engine::error", "engine::tokenizer"]),
+    ("engine/session",   &["engine::error", "engine::grammar", "engine::logprobs", "engine::model", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),
     ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.

@@ -17,6 +17,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod block_quant;
+mod multiply_add;
 mod prefetch;
 mod scalar;
 mod self_test;
@@ -213,7 +214,9 @@ impl Kernels {
     /// Multiplies rows of numbers by a vector.
     ///
     /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. The result for a row does
-    /// not depend on the other rows of the call.
+    /// not depend on the other rows of the call, and every table gives the same bits: each adds up the same lanes, with
+    /// one rounding for a product and its sum, and then the lanes in the same order. (Only the sign of a zero may
+    /// differ.)
     ///
     /// # Panics
     /// When the lengths do not agree, or rows in a block format are not whole blocks.

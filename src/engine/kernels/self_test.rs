@@ -118,6 +118,14 @@ fn check_float_kernels(
         check_near(table, &format!("sum of {name} rows, column"), mixes, wanted)?;
     }
 
+    let reference = scalar::TABLE;
+    let (mut wanted_dots, mut wanted_mixes) = (vec![0.0; dots.len()], vec![0.0; mixes.len()]);
+    reference.dot_batch(kind, rows, &xs, cols, &mut wanted_dots);
+    reference.weighted_sum_batch(kind, rows, &weights, cols, &mut wanted_mixes);
+    if dots != wanted_dots || mixes != wanted_mixes {
+        return Err(format!("kernel {}, {name}: rounded otherwise than by the reference", table.name));
+    }
+
     let (mut shared_dots, mut shared_mixes) = (vec![0.0; dots.len()], vec![0.0; mixes.len()]);
     table.dot_batch(kind, rows, &xs, cols, &mut shared_dots);
     table.weighted_sum_batch(kind, rows, &weights, cols, &mut shared_mixes);

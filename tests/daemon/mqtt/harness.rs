@@ -2,7 +2,7 @@
 
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
-use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{MqttContext, run};
@@ -153,6 +153,7 @@ pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
         timings: Timings::default(),
         energy: None,
         cached: false,
+        details: AnswerDetails::default(),
     };
     inbound.reply.finish(Event::Done(Box::new(done)));
 }

@@ -6,7 +6,7 @@ mod requests;
 mod socket_file;
 
 use bitnetd::config::Socket;
-use bitnetd::protocol::{Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::unix::{self, BacklogPolicy, SocketFile};
 use bitnetd::transport::{Cancel, Inbound};
@@ -202,6 +202,7 @@ fn done(id: &str, text: &str, finish_reason: FinishReason) -> Event {
         timings: Timings::default(),
         energy: None,
         cached: false,
+        details: AnswerDetails::default(),
     }))
 }
 

@@ -1,7 +1,7 @@
 //! The whole MQTT transport on one end of a connection; a target plays the broker on the other.
 
 use bitnetd::config::{Mqtt, MqttVersion};
-use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
 use bitnetd::transport::{Heartbeat, Inbound};
@@ -91,6 +91,7 @@ async fn answer(mut requests: mpsc::Receiver<Inbound>) {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            details: AnswerDetails::default(),
         };
         inbound.reply.finish(Event::Done(Box::new(done)));
     }

@@ -38,3 +38,10 @@ fn load_f32(x: &[f32; 4]) -> float32x4_t {
     // SAFETY: 16 bytes; the load needs no alignment.
     unsafe { vld1q_f32(x.as_ptr()) }
 }
+
+/// The sum of the lanes, in the order of every table: lanes two apart first.
+#[target_feature(enable = "neon")]
+fn horizontal_sum_f32(x: float32x4_t) -> f32 {
+    let pairs = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+    vget_lane_f32::<0>(vpadd_f32(pairs, pairs))
+}
