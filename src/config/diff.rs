@@ -4,7 +4,7 @@
 //! not apply anything.
 
 use super::{
-    Alerts, Budget, Cache, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket,
+    Alerts, Budget, Cache, ClientCertificate, Config, Device, Home, Log, Login, Model, Mqtt, Queue, Socket,
     Telemetry, Tls,
 };
 use std::path::Path;
@@ -37,7 +37,7 @@ impl Config {
     /// The differences between this configuration and `wanted`.
     pub fn diff(&self, wanted: &Config) -> ConfigDiff {
         let mut changes = ConfigDiff::default();
-        let Config { device, model, budget, socket, mqtt, queue, cache, telemetry, alerts, log } = self;
+        let Config { device, model, budget, socket, mqtt, queue, home, cache, telemetry, alerts, log } = self;
         device.compare(&wanted.device, &mut changes);
         model.compare(&wanted.model, &mut changes);
         budget.compare(&wanted.budget, &mut changes);
@@ -47,6 +47,7 @@ impl Config {
             (ours, wanted) => changes.at_restart("mqtt.host", ours != wanted),
         }
         queue.compare(&wanted.queue, &mut changes);
+        home.compare(&wanted.home, &mut changes);
         cache.compare(&wanted.cache, &mut changes);
         telemetry.compare(&wanted.telemetry, &mut changes);
         alerts.compare(&wanted.alerts, &mut changes);
@@ -59,6 +60,8 @@ impl Config {
         self.queue.timeout = wanted.queue.timeout;
         self.queue.drain = wanted.queue.drain;
         self.queue.client_percent = wanted.queue.client_percent;
+        self.home.is_constrained = wanted.home.is_constrained;
+        self.home.file = wanted.home.file.clone();
         self.cache = wanted.cache.clone();
         // The power of the board changes at a restart only.
         self.telemetry.interval = wanted.telemetry.interval;
@@ -177,6 +180,17 @@ impl Queue {
     }
 }
 
+impl Home {
+    /// The subscriptions and the memory plan depend on whether there is a home. The file's contents are read again at
+    /// each reload.
+    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
+        let Home { is_enabled, is_constrained, file } = self;
+        changes.at_restart("home.enabled", *is_enabled != wanted.is_enabled);
+        changes.live("home.constrain", *is_constrained != wanted.is_constrained);
+        changes.live("home.file", *file != wanted.file);
+    }
+}
+
 impl Cache {
     fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
         let Cache { scope } = self;
@@ -254,6 +268,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
+        home = { enabled = true, constrain = false, file = "/h.toml" }
         cache.scope = "all"
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
@@ -321,6 +336,8 @@ mod tests {
             "queue.client_percent",
             "queue.timeout_ms",
             "queue.drain_ms",
+            "home.constrain",
+            "home.file",
             "cache.scope",
             "telemetry.interval_s",
             "telemetry.textfile",

@@ -17,6 +17,7 @@ use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::engine::{self, Engine, ModelFile};
+use crate::home::SharedHome;
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
     Usage,
@@ -51,6 +52,8 @@ pub(super) struct WorkerThread {
 
 /// The inputs of the worker thread.
 pub(super) struct Worker {
+    /// The names of the home; `None` where none are read.
+    pub home: Option<Arc<SharedHome>>,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,

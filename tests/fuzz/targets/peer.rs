@@ -53,6 +53,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             requests,
             commands,
             homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
+            home: Some(Arc::new(SharedHome::new(Names::default(), topics()))),
             threads: 2,
             reports,
             alerts: mpsc::channel(1).1,
