@@ -4,6 +4,7 @@
 
 use super::locked;
 use crate::config::CacheScope;
+use crate::protocol::ResponseFormat;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,8 @@ pub(super) struct CacheKey {
     pub max_tokens: Option<usize>,
     /// Stop strings.
     pub stop: Vec<String>,
+    /// What the answer has to fit.
+    pub format: ResponseFormat,
     /// The repetition penalty as the bits of an `f32`, which can be hashed.
     pub penalty: u32,
 }
@@ -112,7 +115,12 @@ impl AnswerCache {
 fn size(key: &CacheKey, stored: &CachedAnswer) -> usize {
     let stops: usize = key.stop.iter().map(|stop| stop.len() + size_of::<String>()).sum();
     let client = key.client.as_ref().map_or(0, String::len);
-    size_of::<(CacheKey, CachedAnswer)>() + client + key.prompt.len() * 4 + stops + stored.text.len()
+    size_of::<(CacheKey, CachedAnswer)>()
+        + client
+        + key.prompt.len() * 4
+        + stops
+        + key.format.text_bytes()
+        + stored.text.len()
 }
 
 #[cfg(test)]
@@ -120,7 +128,14 @@ mod tests {
     use super::*;
 
     fn key(token: u32) -> CacheKey {
-        CacheKey { client: None, prompt: vec![token; 100], max_tokens: None, stop: Vec::new(), penalty: 0 }
+        CacheKey {
+            client: None,
+            prompt: vec![token; 100],
+            max_tokens: None,
+            stop: Vec::new(),
+            format: ResponseFormat::Text,
+            penalty: 0,
+        }
     }
 
     fn stored(text: &str) -> CachedAnswer {
@@ -134,6 +149,7 @@ mod tests {
         assert_eq!(cache.get(&key(1)), Some(stored("one")));
         assert_eq!(cache.get(&key(2)), None);
         assert_eq!(cache.get(&CacheKey { max_tokens: Some(5), ..key(1) }), None);
+        assert_eq!(cache.get(&CacheKey { format: ResponseFormat::JsonObject, ..key(1) }), None);
     }
 
     #[test]

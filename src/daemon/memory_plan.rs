@@ -139,7 +139,9 @@ impl MemoryPlan {
         if plan.total() > budget.bytes {
             return Err(TooLarge { plan, is_context_configured: configured.is_some() });
         }
+        // Structured output comes before a longer context, but not before the model itself.
         let left = budget.bytes - plan.total();
+        let left = left.checked_sub(footprint.grammar).unwrap_or(left);
         let more = left / footprint.cache_per_token.max(1);
         plan.context = wanted.min(least + more);
         Ok(plan)
@@ -148,6 +150,20 @@ impl MemoryPlan {
     /// All of the plan, the reserve included.
     pub fn total(&self) -> usize {
         self.used().saturating_add(self.reserve())
+    }
+
+    /// Why structured output is refused: with its memory the plan exceeds the budget. `None` where it fits.
+    pub fn unplanned_grammar(&self) -> Option<String> {
+        let total = self.total().saturating_add(self.footprint.grammar);
+        (total > self.budget.bytes).then(|| {
+            format!(
+                "structured output takes {} MiB more, with which the memory plan has {} of {} MiB; allow more \
+                 in budget.memory_mb, or a shorter model.context",
+                Mebibytes(self.footprint.grammar),
+                Mebibytes(total),
+                Mebibytes(self.budget.bytes)
+            )
+        })
     }
 
     /// All of the plan without the reserve.
@@ -181,7 +197,7 @@ impl fmt::Display for Mebibytes {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Footprint { mapped, copied, cache_per_token, scratch, tokenizer } = self.footprint;
+        let Footprint { mapped, copied, cache_per_token, scratch, tokenizer, .. } = self.footprint;
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
@@ -239,6 +255,7 @@ mod tests {
         cache_per_token: 1 << 20,
         scratch: 1 << 20,
         tokenizer: 1 << 20,
+        grammar: 0,
     };
 
     const CLIENTS: ClientMemory =

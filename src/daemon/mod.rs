@@ -16,6 +16,7 @@ mod reload;
 mod report_schedule;
 mod reporter;
 mod signals;
+mod structured;
 mod systemd;
 mod textfile_exporter;
 mod worker;
@@ -152,6 +153,7 @@ pub async fn run(
         sensors: Arc::clone(&sensors),
         context: plan.context,
         budget: config.budget.clone(),
+        unplanned_grammar: plan.unplanned_grammar(),
     };
     let options = engine::EngineOptions {
         threads: config.budget.threads,

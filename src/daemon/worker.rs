@@ -8,6 +8,7 @@ use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::{CacheKey, CachedAnswer};
 use super::locked;
 use super::queue::Queue;
+use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::model::ShortlistStats;
@@ -32,6 +33,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
+const STACK_BYTES: usize = 8 << 20;
 
 /// What is known of the engine once the model is loaded.
 #[derive(Debug, Clone)]
@@ -59,6 +63,8 @@ pub(super) struct Worker {
     pub sensors: Arc<Mutex<Sensors>>,
     pub context: usize,
     pub budget: Budget,
+    /// Why structured output is refused, where the memory plan has no place for it.
+    pub unplanned_grammar: Option<String>,
 }
 
 impl Worker {
@@ -72,6 +78,7 @@ impl Worker {
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
@@ -164,10 +171,19 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
+        let why = self.unplanned_grammar.as_deref();
+        let constraint = match structured::constraint(engine, &request.response_format, why) {
+            Ok(constraint) => constraint,
+            Err(refusal) => {
+                self.telemetry.structured_output.refused();
+                self.queue.refuse(queued.inbound, refusal);
+                return Ok(());
+            }
+        };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
-        let options = options(request);
+        let options = GenerateOptions { constraint, ..options(request) };
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
         // An answer that was computed from a changed file is not sent.
@@ -177,8 +193,9 @@ impl Worker {
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
-                let refusal = Refusal::new(Code::ContextExceeded, error.to_string());
-                self.queue.refuse(queued.inbound, refusal);
+                let is_grammar = matches!(error, PromptError::Grammar(_));
+                let code = if is_grammar { Code::InvalidRequest } else { Code::ContextExceeded };
+                self.queue.refuse(queued.inbound, Refusal::new(code, error.to_string()));
                 return Ok(());
             }
         };
@@ -188,6 +205,9 @@ impl Worker {
             self.queue.answers.insert(key, cacheable(&answer));
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
+        if options.constraint.is_some() {
+            self.telemetry.structured_output.answered(answer.forced);
+        }
         let done = self.done(id, &prompt, answer, halt, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
@@ -461,6 +481,7 @@ fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Optio
         prompt: prompt.to_vec(),
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
+        format: request.response_format.clone(),
         penalty: request.sampling.repetition_penalty.unwrap_or(1.0).to_bits(),
     })
 }

@@ -74,6 +74,8 @@ pub enum PromptError {
     },
     /// The chat template rejects the conversation; the text is the template's, or the engine's.
     Template(String),
+    /// The grammar of the answer cannot go on.
+    Grammar(String),
 }
 
 impl fmt::Display for PromptError {
@@ -87,6 +89,7 @@ impl fmt::Display for PromptError {
             PromptError::UnknownToken { id, vocab } => {
                 write!(f, "token {id}: outside the vocabulary of {vocab}")
             }
+            PromptError::Grammar(why) => write!(f, "response_format: {why}"),
             PromptError::Template(why) => write!(f, "messages: the model's chat template says: {why}"),
         }
     }

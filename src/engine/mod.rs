@@ -13,6 +13,7 @@ pub mod convert;
 pub mod derived_cache;
 pub mod error;
 pub mod gguf;
+pub mod grammar;
 pub mod kernels;
 mod known_keys;
 pub mod layout_detect;
@@ -30,13 +31,14 @@ pub mod tokenizer;
 use derived_cache::DerivedCache;
 use error::LoadError;
 use gguf::{FileMap, Gguf};
+use grammar::{GrammarCompiler, GrammarError};
 use kernels::Kernels;
 use layout_detect::LayoutScore;
 use model::{BATCH, HeadFormat, KvCacheFormat, Layout, Model, Shape, WeightBytes};
 use session::Session;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use thread_pool::ThreadPool;
 use thread_tuner::ThreadCounts;
@@ -81,6 +83,8 @@ pub struct Footprint {
     pub scratch: usize,
     /// The tokenizer.
     pub tokenizer: usize,
+    /// Structured output, from its first use on: the trie of the vocabulary, and a grammar at work.
+    pub grammar: usize,
 }
 
 /// How a model is run.
@@ -108,7 +112,9 @@ const LAYOUT_ENTRY: &str = "layout";
 pub struct Engine {
     name: String,
     model: Model,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// Made when first asked for.
+    grammars: OnceLock<GrammarCompiler>,
     /// The layout in which the I2_S weights were read.
     layout: Layout,
     cache: KvCacheFormat,
@@ -233,7 +239,14 @@ impl ModelFile {
             cache_per_token: self.shape.cache_bytes_per_token(self.cache),
             scratch: self.shape.scratch_bytes(BATCH),
             tokenizer,
+            grammar: self.grammar_bytes(),
         }
+    }
+
+    fn grammar_bytes(&self) -> usize {
+        let tokens = self.file.strings("tokenizer.ggml.tokens");
+        let (count, text_bytes) = tokens.map_or((0, 0), |tokens| (tokens.len(), tokens.byte_len()));
+        GrammarCompiler::trie_bytes(count, text_bytes) + grammar::CONSTRAINT_BYTES
     }
 
     /// Loads the model. The calling thread becomes the first of the computing ones.
@@ -398,7 +411,9 @@ impl ModelFile {
         let mut notes = self.notes(&model, &tokenizer);
         let head = self.attach_head(&mut model, &self.derived_cache(options), &mut notes)?;
         let files = head.into_iter().chain([Arc::downgrade(self.file.map())]).collect();
-        Ok(Engine { name, model, tokenizer, layout, cache: self.cache, notes, files })
+        let tokenizer = Arc::new(tokenizer);
+        let grammars = OnceLock::new();
+        Ok(Engine { name, model, tokenizer, grammars, layout, cache: self.cache, notes, files })
     }
 
     /// Reads the tokenizer on a thread of its own while `load` runs: each takes a few tenths of a second for a
@@ -434,7 +449,7 @@ impl ModelFile {
 }
 
 impl Footprint {
-    /// The sum of all, with a KV cache of `context` tokens.
+    /// The sum of all but the grammars, with a KV cache of `context` tokens.
     pub fn total(&self, context: usize) -> usize {
         let fixed = self.mapped + self.copied + self.scratch + self.tokenizer;
         fixed.saturating_add(self.cache_per_token.saturating_mul(context))
@@ -484,6 +499,19 @@ impl Engine {
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The compiler of grammars for its vocabulary. The first call makes the trie of the vocabulary, which takes
+    /// [`Footprint::grammar`] and up to some tenths of a second.
+    ///
+    /// # Errors
+    /// When the vocabulary cannot be used for it.
+    pub fn grammars(&self) -> Result<&GrammarCompiler, GrammarError> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let made = GrammarCompiler::new(&self.tokenizer)?;
+        Ok(self.grammars.get_or_init(|| made))
     }
 
     /// An empty session for `context` tokens.

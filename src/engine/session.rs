@@ -5,7 +5,10 @@
 //!
 //! Deliberately knows nothing of clients, queues and deadlines.
 
+mod constrained;
+
 use super::error::PromptError;
+use super::grammar::Constraint;
 use super::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
 use super::sampler::{Sampler, SamplingParams};
 use super::tokenizer::{StreamStep, TextStream, Tokenizer};
@@ -24,7 +27,7 @@ pub struct Session<'e> {
 }
 
 /// What to generate.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// How a token is chosen.
     pub sampling: SamplingParams,
@@ -36,6 +39,9 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Reads the whole head where a shortlist is used, for comparisons.
     pub exact_head: bool,
+    /// The grammar that the answer fits. End tokens then end it only where the grammar allows that, also with
+    /// `ignore_eos`.
+    pub constraint: Option<Constraint>,
 }
 
 /// The progress that the callback receives.
@@ -66,6 +72,8 @@ pub struct Answer {
     pub text: String,
     /// The generated tokens, without the end token.
     pub tokens: Vec<u32>,
+    /// How many of them the grammar forced, so that they were not sampled.
+    pub forced: usize,
     /// Why it ended.
     pub end: StopReason,
     /// The time for the prompt.
@@ -147,6 +155,9 @@ impl<'e> Session<'e> {
     }
 
     /// Answers `prompt` from an empty state.
+    ///
+    /// # Errors
+    /// A prompt that does not fit, and a grammar that leads nowhere or becomes too complex under way.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -162,6 +173,7 @@ impl<'e> Session<'e> {
             sampler: Sampler::new(options.sampling.clone(), self.model.shape().vocab),
             stream: TextStream::new(&options.stop, max_tokens.min(1024) * BYTES_PER_TOKEN),
             tokens: Vec::with_capacity(max_tokens.min(1024)),
+            forced: 0,
             max_tokens,
             logit_reach: options.sampling.logit_reach().filter(|_| !options.exact_head),
             ignore_end: options.ignore_eos,
@@ -175,7 +187,10 @@ impl<'e> Session<'e> {
             ControlFlow::Break(()) => StopReason::Cancelled,
             ControlFlow::Continue(()) => {
                 run.prefilled = Some(Instant::now());
-                self.decode(&mut run, &mut step)
+                match options.constraint.clone() {
+                    None => self.decode(&mut run, &mut step),
+                    Some(mut constraint) => self.decode_constrained(&mut constraint, &mut run, &mut step)?,
+                }
             }
         };
         let rest = run.stream.finish();
@@ -262,6 +277,7 @@ struct GenerationRun {
     sampler: Sampler,
     stream: TextStream,
     tokens: Vec<u32>,
+    forced: usize,
     max_tokens: usize,
     /// How far below the best logit another still matters.
     logit_reach: Option<f32>,
@@ -290,6 +306,7 @@ impl GenerationRun {
         Answer {
             text: self.stream.into_text(),
             tokens: self.tokens,
+            forced: self.forced,
             end,
             prefill: prefilled - self.started,
             first_token: self.first.map(|first| first - prefilled),

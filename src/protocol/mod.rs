@@ -6,12 +6,16 @@
 pub mod json;
 pub mod partial;
 mod report;
+mod response_format;
 pub mod text;
 
 pub use report::{
     CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
-    Pressure, Reading, Report, Requests, ShortlistCounts, Thermal, Throttled, Throttling, Throughput,
+    Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling,
+    Throughput,
 };
+
+pub use response_format::ResponseFormat;
 
 use serde::Serialize;
 use std::time::Duration;
@@ -29,6 +33,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Stop texts: each ends the answer, and none is part of it.
     pub stop: Vec<String>,
+    /// What the answer has to fit.
+    pub response_format: ResponseFormat,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.
@@ -49,7 +55,7 @@ impl Request {
                 texts + messages.capacity() * size_of::<Message>()
             }
         };
-        input + self.stop.iter().map(String::capacity).sum::<usize>()
+        input + self.stop.iter().map(String::capacity).sum::<usize>() + self.response_format.text_bytes()
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Report {
     pub energy: Option<Energy>,
     /// Answers given again.
     pub cache: CacheCounts,
+    /// Answers that had to fit a `response_format`.
+    pub structured_output: StructuredOutput,
     /// The broker link; null where none is configured.
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.
@@ -299,6 +301,17 @@ pub struct CacheCounts {
     pub hits: u64,
     /// Requests that looked and found nothing.
     pub misses: u64,
+}
+
+/// Answers that had to fit a `response_format`, since start.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct StructuredOutput {
+    /// Answers that were computed under a grammar.
+    pub requests: u64,
+    /// Tokens of these answers that the grammar forced, so that they were not sampled.
+    pub forced_tokens: u64,
+    /// Requests that were refused because of their `response_format`.
+    pub refused: u64,
 }
 
 /// State of the broker link. The transport publishes it, and the report contains it.

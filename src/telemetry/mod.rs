@@ -12,11 +12,13 @@ pub mod prometheus;
 mod request_stats;
 mod rfc3339;
 pub mod sensors;
+mod structured_output;
 pub mod textfile;
 
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
 pub use rfc3339::rfc3339;
+pub use structured_output::StructuredOutputCounters;
 
 use crate::config;
 use crate::protocol::{
@@ -49,6 +51,8 @@ pub struct Telemetry {
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
+    /// Counters of answers that had to fit a `response_format`.
+    pub structured_output: StructuredOutputCounters,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
@@ -117,6 +121,7 @@ impl Telemetry {
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            structured_output: StructuredOutputCounters::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
@@ -332,6 +337,7 @@ impl Telemetry {
             requests: self.requests(),
             energy: self.energy(&answers),
             cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
+            structured_output: self.structured_output.counts(),
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
             log: LogLines { dropped: log::dropped() },

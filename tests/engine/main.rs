@@ -19,6 +19,7 @@ mod perplexity;
 mod reference_logits;
 mod shared_row_kernels;
 mod shortlist;
+mod structured_output;
 mod synthetic;
 mod templates;
 mod thread_tuner;

@@ -65,6 +65,7 @@ hold! {
     unsafe_is_only_where_it_may_be: unsafe_stands_only_where_allowed,
     every_unsafe_has_a_safety_note: unsafe_says_why_it_holds,
     rumqttc_is_named_in_one_file: rumqttc_has_one_user,
+    llguidance_is_named_in_one_folder: llguidance_has_one_user,
     the_engine_knows_no_runtime_environment_or_output: engine_keeps_to_itself,
     no_bare_unwrap: nothing_is_unwrapped_barely,
     no_dead_code: no_dead_code_is_allowed,

@@ -132,6 +132,11 @@ fn the_other_words_are_found() {
         lines(rumqttc_has_one_user, "src/transport/mqtt/client/v5.rs", "use rumqttc::Event;\n"),
         [0; 0]
     );
+    assert_eq!(lines(llguidance_has_one_user, "src/engine/session.rs", "use llguidance::Matcher;\n"), [1]);
+    assert_eq!(
+        lines(llguidance_has_one_user, "src/engine/grammar/mod.rs", "use llguidance::Matcher;\n"),
+        [0; 0]
+    );
     assert_eq!(lines(no_dead_code_is_allowed, "src/a.rs", "#[allow(unused, dead_code)]\nfn f() {}\n"), [1]);
     assert_eq!(
         lines(nothing_names_the_development_machine, "README.md", &format!("x\n{}y\n", FOREIGN_PATHS[0])),

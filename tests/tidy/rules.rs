@@ -184,6 +184,16 @@ pub fn rumqttc_has_one_user(file: &File) -> Vec<Violation> {
         .collect()
 }
 
+pub fn llguidance_has_one_user(file: &File) -> Vec<Violation> {
+    if file.stem().is_none() || file.is_in(MAY_NAME_LLGUIDANCE) {
+        return vec![];
+    }
+    let named = words(file, "llguidance");
+    named
+        .map(|line| file.found(line, format!("`llguidance` is named only under {MAY_NAME_LLGUIDANCE:?}")))
+        .collect()
+}
+
 pub fn engine_keeps_to_itself(file: &File) -> Vec<Violation> {
     if !file.is_in(&["engine"]) || file.is_test() {
         return vec![];

@@ -11,7 +11,7 @@ mod timings;
 mod weight_bytes;
 mod weights;
 
-pub use lm_head::{HeadFormat, ShortlistStats};
+pub use lm_head::{AllowedTokens, HeadFormat, ShortlistStats};
 pub use state::{KvCacheFormat, State};
 pub use timings::PassTimings;
 pub use weight_bytes::WeightBytes;
@@ -358,8 +358,11 @@ impl Model {
 
     /// An empty state for `context` tokens, read in batches of at most `batch`, with a KV cache in format `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
-        let head = self.weights.shortlist.as_ref().map(|_| self.weights.head().row_bytes());
-        let row_bytes = RowBytes { embedding: self.weights.embedding.row_bytes(), head };
+        let row_bytes = RowBytes {
+            embedding: self.weights.embedding.row_bytes(),
+            head: self.weights.head().row_bytes(),
+            has_shortlist: self.weights.shortlist.is_some(),
+        };
         State::new(&self.shape, context, batch, cache, row_bytes)
     }
 }

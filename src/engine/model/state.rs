@@ -1,7 +1,7 @@
 //! The state of a session: the KV cache, and the buffers of one pass. All of it is allocated once.
 
 use super::Shape;
-use super::lm_head::{RescoreBuffers, ShortlistScratch, ShortlistStats};
+use super::lm_head::{MAX_RESCORED_ROWS, RescoreBuffers, ShortlistScratch, ShortlistStats, SingleRows};
 use super::timings::{PassTimings, Stopwatch};
 use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
@@ -160,8 +160,10 @@ impl QuantizedRows {
 pub(super) struct RowBytes {
     /// A row of the embedding.
     pub embedding: usize,
-    /// A row of the head; `None` where the head is read whole.
-    pub head: Option<usize>,
+    /// A row of the head.
+    pub head: usize,
+    /// Whether a shortlist is used.
+    pub has_shortlist: bool,
 }
 
 /// The cache of a session and the buffers of a pass over at most `batch` tokens.
@@ -185,6 +187,7 @@ pub struct State {
     pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
     pub(super) final_hidden: Vec<f32>,  // [dim], the normalised row that the head multiplies
     pub(super) logits: Vec<f32>,        // [vocab]
+    pub(super) single_rows: SingleRows, // rows of tokens that a grammar allows
     pub(super) scaled_hidden: Vec<f32>, // [dim], the same row scaled for the shortlist; this and the following only with a shortlist
     pub(super) scratch: ShortlistScratch,
     pub(super) rescore: RescoreBuffers,
@@ -195,7 +198,7 @@ pub struct State {
 }
 
 impl State {
-    /// `row_bytes`: bytes of a row of the embedding and, where a shortlist is used, of the head.
+    /// `row_bytes`: bytes of a row of the embedding and of the head.
     pub(super) fn new(
         shape: &Shape,
         context: usize,
@@ -203,7 +206,7 @@ impl State {
         cache: KvCacheFormat,
         row_bytes: RowBytes,
     ) -> Self {
-        let has_shortlist = row_bytes.head.is_some();
+        let has_shortlist = row_bytes.has_shortlist;
         let batch = batch.clamp(1, context.max(1));
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
@@ -227,13 +230,18 @@ impl State {
             sin: floats(shape.rope_dims / 2),
             final_hidden: vec![0.0; shape.dim],
             logits: vec![0.0; shape.vocab],
+            single_rows: SingleRows::new(row_bytes.head),
             scaled_hidden: vec![0.0; if has_shortlist { shape.dim } else { 0 }],
             scratch: if has_shortlist {
                 ShortlistScratch::new(shape.vocab)
             } else {
                 ShortlistScratch::default()
             },
-            rescore: row_bytes.head.map(RescoreBuffers::new).unwrap_or_default(),
+            rescore: if has_shortlist {
+                RescoreBuffers::new(MAX_RESCORED_ROWS, row_bytes.head)
+            } else {
+                RescoreBuffers::default()
+            },
             shortlist_stats: ShortlistStats::default(),
             full_scans_in_a_row: 0,
             stopwatch: Stopwatch::new(),

@@ -74,6 +74,8 @@ pub struct Tokenizer {
     /// Whether a prompt begins with `bos` where its template has not written it.
     chat_adds_bos: bool,
     end_tokens: Vec<u32>,
+    /// Tokens that are no text, sorted.
+    control_ids: Vec<u32>,
     chat: Template,
     /// Where the template comes from.
     chat_source: String,
@@ -187,8 +189,8 @@ impl Tokenizer {
         let declared = file.bool(ADD_BOS)?;
         let begins = declared.unwrap_or(begins);
         let add_bos = declared.unwrap_or(chosen.built_in && family.begins());
-        let marks =
-            SpecialTokens::new(&entries.vocab, entries.ids_of_kind(TokenKind::Control), TokenKind::Control)?;
+        let control_ids = entries.ids_of_kind(TokenKind::Control);
+        let marks = SpecialTokens::new(&entries.vocab, control_ids.clone(), TokenKind::Control)?;
         let wholes = SpecialTokens::new(
             &entries.vocab,
             entries.ids_of_kind(TokenKind::UserDefined),
@@ -208,6 +210,7 @@ impl Tokenizer {
             text_starts_with_bos: begins,
             chat_adds_bos: add_bos,
             end_tokens: ends,
+            control_ids,
             chat,
             chat_source,
             notes,
@@ -268,6 +271,16 @@ impl Tokenizer {
         self.end_tokens.contains(&id)
     }
 
+    /// The tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
+    }
+
+    /// Whether a token is a control token, which no text becomes.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control_ids.binary_search(&id).is_ok()
+    }
+
     /// What was wrong or missing in the file and how it was handled, and which tokens end an answer: short
     /// sentences for a log.
     pub fn notes(&self) -> &[String] {
@@ -283,6 +296,19 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// The ids of a text that continues another: where a tokenizer puts a space before a text, it does not here.
+    pub fn encode_continuation(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.user_defined_tokens.split(text, |part| match part {
+            TextPart::Token(id) => ids.push(id),
+            TextPart::Text(text) => match &self.algorithm {
+                Algorithm::ByteLevelBpe(rules) => rules.encode(&self.vocab, text, &mut ids),
+                Algorithm::SentencePiece(rules) => rules.encode_continuation(&self.vocab, text, &mut ids),
+            },
+        });
         ids
     }
 

@@ -60,9 +60,18 @@ impl SentencePiece {
     /// Appends the ids of `text`.
     pub fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) {
         let space = (self.adds_space && !text.is_empty()).then_some(' ');
+        self.encode_chars(vocab, space.into_iter().chain(text.chars()), ids);
+    }
+
+    /// Appends the ids of `text` behind another text: no space is put before it.
+    pub fn encode_continuation(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) {
+        self.encode_chars(vocab, text.chars(), ids);
+    }
+
+    fn encode_chars(&self, vocab: &Vocab, chars: impl Iterator<Item = char>, ids: &mut Vec<u32>) {
         let joins = ScoreRules { tokenizer: self, vocab };
         let mut run = Vec::new(); // tokens of consecutive characters
-        for c in space.into_iter().chain(text.chars()) {
+        for c in chars {
             let c = if c == SPACE { ' ' } else { c };
             match self.by_bytes.find(vocab, c.encode_utf8(&mut [0; 4]).as_bytes(), &[]) {
                 Some(id) => run.push(id),

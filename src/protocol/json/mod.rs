@@ -3,8 +3,12 @@
 //! Every message that is not valid is answered with one [`Refusal`], which names the key and the remedy. Deliberately
 //! knows no transport: each transport decides which bytes make one message.
 
+mod response_format;
+
 use super::text::Shown;
-use super::{Code, Event, Input, Message, Priority, Refusal, Report, Request, Role, Sampling};
+use super::{
+    Code, Event, Input, Message, Priority, Refusal, Report, Request, ResponseFormat, Role, Sampling,
+};
 use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -55,7 +59,7 @@ struct RequestKeys {
     stop: Option<Vec<String>>,
     stream: Option<bool>,
     timeout_ms: Option<u64>,
-    response_format: Option<FormatKeys>,
+    response_format: Option<serde_json::Map<String, serde_json::Value>>,
     priority: Option<PriorityKey>,
     cache: Option<bool>,
 }
@@ -102,14 +106,6 @@ enum PriorityKey {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FormatKeys {
-    r#type: String,
-    #[serde(default)]
-    json_schema: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct CancelKeys {
     cancel: String,
 }
@@ -137,7 +133,6 @@ struct CancelTopicKeys {
 pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     let keys: RequestKeys = parse(bytes)?;
     check_id(keys.id.as_deref())?;
-    check_format(keys.response_format.as_ref())?;
     Ok(Request {
         input: input(keys.prompt, keys.messages)?,
         max_tokens: keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?,
@@ -150,6 +145,7 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
             seed: keys.seed,
         },
         stop: stop(keys.stop.unwrap_or_default())?,
+        response_format: response_format::read(keys.response_format)?,
         stream: keys.stream.unwrap_or(false),
         timeout: keys.timeout_ms.map(timeout).transpose()?,
         priority: match keys.priority {
@@ -205,6 +201,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         max_tokens: None,
         sampling: Sampling::default(),
         stop: Vec::new(),
+        response_format: ResponseFormat::Text,
         stream: false,
         timeout: None,
         priority: Priority::Normal,
@@ -317,17 +314,6 @@ pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {
         Some("") => Err(invalid("id: empty; leave it out and one is made")),
         Some(id) if id.len() > MAX_ID => Err(invalid(format!("id: longer than {MAX_ID} bytes"))),
         _ => Ok(()),
-    }
-}
-
-fn check_format(format: Option<&FormatKeys>) -> Result<(), Refusal> {
-    match format {
-        None => Ok(()),
-        Some(FormatKeys { r#type, json_schema: None }) if r#type == "text" => Ok(()),
-        Some(FormatKeys { r#type, .. }) => Err(invalid(format!(
-            "response_format.type: this version writes \"text\" only, not \"{}\"",
-            r#type.escape_debug()
-        ))),
     }
 }
 

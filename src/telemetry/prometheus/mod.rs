@@ -11,7 +11,7 @@ mod tests;
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
     CacheCounts, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests,
-    ShortlistCounts, Thermal, Throttled, Throughput,
+    ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
 };
 use exposition::{Exposition, Label};
 use std::time::SystemTime;
@@ -47,6 +47,7 @@ fn name(model: &str) -> String {
 
 fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
+    structured_output(text, &report.structured_output);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
@@ -117,6 +118,15 @@ fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
     text.gauge("bitnetd_requests_running", "Being answered now.").count(running);
     text.counter("bitnetd_cache_hits_total", "Answers given again.").count(cache.hits);
     text.counter("bitnetd_cache_misses_total", "Looked for and not found.").count(cache.misses);
+}
+
+fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
+    let StructuredOutput { requests, forced_tokens, refused } = *counts;
+    text.counter("bitnetd_structured_requests_total", "Answered under a grammar.").count(requests);
+    text.counter("bitnetd_structured_forced_tokens_total", "Tokens that a grammar forced.")
+        .count(forced_tokens);
+    text.counter("bitnetd_structured_refused_total", "Refused because of their response_format.")
+        .count(refused);
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {

@@ -187,6 +187,8 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.completed(&done());
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
     telemetry.cache_hit();
+    telemetry.structured_output.answered(7);
+    telemetry.structured_output.refused();
     telemetry.set_screen_counts(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());

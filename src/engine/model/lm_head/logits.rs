@@ -3,7 +3,8 @@
 //! Where the shortlist cannot be trusted with a token, the whole head is read. Every 512 tokens the whole head is
 //! read anyway, to verify the shortlist; after one miss the shortlist is not used any more.
 
-use super::shortlist::{MAX_RESCORED_ROWS, Shortlist};
+use super::allowed::AllowedTokens;
+use super::shortlist::Shortlist;
 use crate::engine::model::timings::TimedPart;
 use crate::engine::model::{Model, State};
 use crate::engine::ops;
@@ -42,14 +43,14 @@ pub struct ShortlistStats {
 /// Buffers for single rows of the head and their logits; allocated once.
 #[derive(Debug, Default)]
 pub(in crate::engine::model) struct RescoreBuffers {
-    pub logits: Vec<f32>, // [MAX_RESCORED_ROWS], of rows that may be the best
-    rows: Vec<u8>,        // [READ_TOGETHER, row_bytes]
+    pub logits: Vec<f32>, // [most], of rows that may be the best
+    rows: Vec<u8>,        // [ROWS_PER_READ, row_bytes]
 }
 
 impl RescoreBuffers {
-    /// Buffers for rows of `row_bytes`.
-    pub fn new(row_bytes: usize) -> Self {
-        RescoreBuffers { logits: vec![0.0; MAX_RESCORED_ROWS], rows: vec![0; ROWS_PER_READ * row_bytes] }
+    /// Buffers for at most `most` rows of `row_bytes`.
+    pub fn new(most: usize, row_bytes: usize) -> Self {
+        RescoreBuffers { logits: vec![0.0; most], rows: vec![0; ROWS_PER_READ * row_bytes] }
     }
 }
 
@@ -74,17 +75,33 @@ impl Model {
         reach: f32,
         penalised: Option<&[bool]>,
     ) -> &'s mut [f32] {
+        self.shortlisted_logits(row, state, reach, penalised, None);
+        &mut state.logits
+    }
+
+    /// Computes `state.logits` through the shortlist where it can be trusted. With `allowed` the others may be anything.
+    pub(super) fn shortlisted_logits(
+        &self,
+        row: usize,
+        state: &mut State,
+        reach: f32,
+        penalised: Option<&[bool]>,
+        allowed: Option<AllowedTokens<'_>>,
+    ) {
         let shortlist = self.weights.shortlist.as_ref().filter(|_| state.shortlist_stats.misses == 0);
         let Some(shortlist) = shortlist.filter(|_| state.full_scans_in_a_row < MAX_FULL_SCANS_IN_A_ROW)
         else {
             state.shortlist_stats.scans += u64::from(self.weights.shortlist.is_some());
-            return self.logits(row, state);
+            self.logits(row, state);
+            return;
         };
         self.final_norm(row, state);
-        if self.shortlist_logits(shortlist, state, reach, penalised) {
+        if self.shortlist_logits(shortlist, state, reach, penalised, allowed) {
             state.shortlist_stats.tokens += 1;
             state.full_scans_in_a_row = 0;
-            if state.shortlist_stats.tokens.is_multiple_of(VERIFY_EVERY) && !self.verify_shortlist(state) {
+            if state.shortlist_stats.tokens.is_multiple_of(VERIFY_EVERY)
+                && !self.verify_shortlist(state, allowed)
+            {
                 self.full_head(&state.final_hidden, &mut state.logits);
             }
         } else {
@@ -93,7 +110,6 @@ impl Model {
             self.full_head(&state.final_hidden, &mut state.logits);
         }
         state.stopwatch.lap(TimedPart::Head, &self.pool);
-        &mut state.logits
     }
 
     /// Bytes that each token read, including the rows of the head that `counts` reports.
@@ -106,7 +122,7 @@ impl Model {
         self.bytes_per_token() + (of_head + of_shortlist) / (tokens + scans).max(1) as usize
     }
 
-    fn final_norm(&self, row: usize, state: &mut State) {
+    pub(super) fn final_norm(&self, row: usize, state: &mut State) {
         state.stopwatch.start(&self.pool);
         let dim = self.shape.dim;
         let x = &state.residual[row * dim..(row + 1) * dim];
@@ -147,13 +163,16 @@ impl Model {
         }
     }
 
-    /// Whether the best token is also the best of the whole head; a miss is counted.
-    fn verify_shortlist(&self, state: &mut State) -> bool {
+    /// Whether the best token, of those that are allowed, is also the best of the whole head; a miss is counted.
+    fn verify_shortlist(&self, state: &mut State, allowed: Option<AllowedTokens<'_>>) -> bool {
         let State { final_hidden: last, logits, rescore: exact, shortlist_stats: stats, .. } = state;
         let mut best = (0, f32::NEG_INFINITY);
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
             let part = &mut exact.logits[..SCAN_ROWS.min(self.shape.vocab - first)];
             self.head_chunk(last, first, part);
+            if let Some(allowed) = allowed {
+                allowed.apply(first, part);
+            }
             let at = ops::argmax(part, None);
             if part[at] > best.1 {
                 best = (first + at, part[at]);

@@ -16,7 +16,7 @@ use crate::engine::quant::RowBound;
 use format::{BOUND_BYTES, ShortlistLayout, floats};
 use std::ops::Range;
 
-pub(super) use rerank::MAX_RESCORED_ROWS;
+pub(in crate::engine::model) use rerank::MAX_RESCORED_ROWS;
 pub(in crate::engine::model) use rerank::ShortlistScratch;
 
 /// Rows that are tested together, and skipped together.

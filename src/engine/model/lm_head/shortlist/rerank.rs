@@ -7,6 +7,7 @@
 use super::format::PART_ROWS;
 use super::{GROUP_ROWS, Shortlist, group_count};
 use crate::engine::kernels::{WithSimd, prefetch, prefetch_first_line};
+use crate::engine::model::lm_head::allowed::AllowedTokens;
 use crate::engine::model::lm_head::logits::RescoreBuffers;
 use crate::engine::model::{Model, State};
 use crate::engine::ops::{self, QuantizedRow};
@@ -146,13 +147,15 @@ impl ShortlistScratch {
 
 impl Model {
     /// Computes the logits of the hidden vector `state.final_hidden` through the shortlist; `false` where it cannot
-    /// be trusted with this token. `reach`, `penalised`: see [`Model::sampling_logits`].
+    /// be trusted with this token. `reach`, `penalised`: see [`Model::sampling_logits`]. Of tokens that are not among
+    /// `allowed` the logits become negative infinity.
     pub(in crate::engine::model) fn shortlist_logits(
         &self,
         shortlist: &Shortlist,
         state: &mut State,
         reach: f32,
         penalised: Option<&[bool]>,
+        allowed: Option<AllowedTokens<'_>>,
     ) -> bool {
         let State {
             final_hidden: x,
@@ -167,7 +170,7 @@ impl Model {
         scaled.iter_mut().zip(x.iter().zip(&shortlist.columns)).for_each(|(to, (x, size))| *to = x * size);
         let query = Query::new(scaled, &mut quantized.q[..packed_row(x.len()) * 4]);
         let search = Rerank { model: self, shortlist, query, x, logit_reach: reach, penalised };
-        search.score_coarse(logits, &mut buffer.tops);
+        search.score_coarse(logits, &mut buffer.tops, allowed);
         buffer.rows.clear();
         let refined = search.score_fine(logits, buffer, exact);
         stats.fine += buffer.rows.len() as u64;
@@ -179,7 +182,7 @@ impl Model {
 
 impl Rerank<'_> {
     /// Estimates the logit of every row from its coarse codes, and finds the largest of each group.
-    fn score_coarse(&self, logits: &mut [f32], tops: &mut [f32]) {
+    fn score_coarse(&self, logits: &mut [f32], tops: &mut [f32], allowed: Option<AllowedTokens<'_>>) {
         let Rerank { model, shortlist, query, .. } = self;
         let vocab = logits.len();
         model.pool.for_each_stripe(logits, vocab, model.grain(vocab, self.x.len()), |mut stripe| {
@@ -202,6 +205,9 @@ impl Rerank<'_> {
                 start = rows.end;
             }
         });
+        if let Some(allowed) = allowed {
+            allowed.apply(0, logits);
+        }
         let logits = &*logits;
         model.pool.for_each_chunk(tops, 1, MIN_GROUPS_PER_THREAD, |group, top| {
             top[0] = ops::max(group_of(logits, group));
