@@ -25,6 +25,8 @@ pub(super) struct CacheKey {
     pub stop: Vec<String>,
     /// What the answer has to fit.
     pub format: ResponseFormat,
+    /// The version of the home whose names it may have; `None` where it has none.
+    pub home_version: Option<u64>,
     /// The repetition penalty as the bits of an `f32`, which can be hashed.
     pub penalty: u32,
 }
@@ -134,6 +136,7 @@ mod tests {
             max_tokens: None,
             stop: Vec::new(),
             format: ResponseFormat::Text,
+            home_version: None,
             penalty: 0,
         }
     }

@@ -8,6 +8,7 @@ mod answer_cache;
 mod client_shares;
 mod commands;
 mod home;
+mod home_intent;
 mod malloc_trim;
 mod memory_guard;
 mod memory_plan;
@@ -147,7 +148,9 @@ pub async fn run(
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
-        home: home.clone(),
+        intents: home
+            .clone()
+            .map(|home| home_intent::HomeIntents { home, is_built_in: config.model.path.is_none() }),
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),

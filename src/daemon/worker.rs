@@ -6,11 +6,13 @@
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::{CacheKey, CachedAnswer};
+use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
 use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
+use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
@@ -18,7 +20,6 @@ use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::engine::{self, Engine, ModelFile};
-use crate::home::SharedHome;
 use crate::protocol::{
     self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
     Usage,
@@ -57,7 +58,7 @@ pub(super) struct WorkerThread {
 /// The inputs of the worker thread.
 pub(super) struct Worker {
     /// The names of the home; `None` where none are read.
-    pub home: Option<Arc<SharedHome>>,
+    pub intents: Option<HomeIntents>,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
@@ -161,8 +162,12 @@ impl Worker {
         }
         let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
         let request = &queued.inbound.request;
+        let intent = match home_intent::wanted(self.intents.as_ref(), request) {
+            Ok(intent) => intent,
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
+        };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let key = cache_key(request, client, &prompt);
+        let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 self.send_cached(stored, prompt.len(), queued.inbound);
@@ -171,18 +176,15 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let why = self.unplanned_grammar.as_deref();
-        let constraint = match structured::constraint(engine, &request.response_format, why) {
+        let constraint = match self.constraint(engine, request, intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => {
-                self.telemetry.structured_output.refused();
-                self.queue.refuse(queued.inbound, refusal);
-                return Ok(());
-            }
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
+        // What is sent of an intent is known at its end only.
+        run.stream &= intent.is_none();
         let options = GenerateOptions { constraint, ..options(request) };
         let outcome = session.generate(&prompt, &options, |step| run.step(step));
         let (halt, first) = (run.halt, run.first);
@@ -191,7 +193,14 @@ impl Worker {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
         let answer = match outcome {
-            Ok(answer) => answer,
+            Ok(mut answer) => {
+                if let Some(intent) = intent {
+                    intent.finish(engine, session, &prompt, &mut answer);
+                    // A full reply channel does no harm here: the last event has the whole text.
+                    let _ = request.stream.then(|| queued.inbound.reply.token(answer.text.clone()));
+                }
+                answer
+            }
             Err(error) => {
                 let is_grammar = matches!(error, PromptError::Grammar(_));
                 let code = if is_grammar { Code::InvalidRequest } else { Code::ContextExceeded };
@@ -212,6 +221,26 @@ impl Worker {
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
+    }
+
+    /// The constraint of an answer; `None` where any text will do.
+    fn constraint(
+        &self,
+        engine: &Engine,
+        request: &Request,
+        intent: Option<&HomeIntent>,
+    ) -> Result<Option<Constraint>, Refusal> {
+        let why = self.unplanned_grammar.as_deref();
+        match intent {
+            Some(intent) => intent.constraint(engine, why).map(Some),
+            None => structured::constraint(engine, &request.response_format, why),
+        }
+    }
+
+    /// Refuses a request because of the form of its answer.
+    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) {
+        self.telemetry.structured_output.refused();
+        self.queue.refuse(queued.inbound, refusal);
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -474,7 +503,12 @@ fn clock_seed() -> u64 {
 
 /// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, or the client
 /// disabled the cache.
-fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
+fn cache_key(
+    request: &Request,
+    client: Option<String>,
+    prompt: &[u32],
+    home_version: Option<u64>,
+) -> Option<CacheKey> {
     let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
     (request.cache && greedy).then(|| CacheKey {
         client,
@@ -482,6 +516,7 @@ fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Optio
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
         format: request.response_format.clone(),
+        home_version,
         penalty: request.sampling.repetition_penalty.unwrap_or(1.0).to_bits(),
     })
 }

@@ -73,6 +73,11 @@ impl IntentPrompt {
         IntentPrompt { home: Arc::clone(home), prompt: prompt.to_owned(), mentions, lark }
     }
 
+    /// The version of the home whose names it mentions.
+    pub fn home_version(&self) -> u64 {
+        self.home.version()
+    }
+
     /// The grammar of the answers, in llguidance's form of Lark.
     pub fn lark(&self) -> &str {
         &self.lark
@@ -269,5 +274,107 @@ impl<'de> Visitor<'de> for InOrder {
             pairs.push(pair);
         }
         Ok(Pairs(pairs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::{NamedDevice, NamedPlace, Names};
+    use super::*;
+
+    fn home() -> Arc<Home> {
+        let device = |domain, name: &str, area: Option<&str>, aliases: &[&str]| NamedDevice {
+            domain,
+            name: name.into(),
+            area: area.map(Into::into),
+            aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+        };
+        Arc::new(Home::new(
+            Names {
+                devices: vec![
+                    device("light", "Kitchen Light", Some("Kitchen"), &["Küchenlampe"]),
+                    device("light", "Office ceiling", Some("Office"), &["Ceiling"]),
+                    device("light", "Hall ceiling", Some("Hall"), &["Ceiling"]),
+                    device("todo", "Groceries", None, &[]),
+                    device("light", "A \"quoted\" lamp", None, &[]),
+                ],
+                floors: vec![NamedPlace { name: "Ground Floor".into(), aliases: vec!["Downstairs".into()] }],
+                ..Names::default()
+            },
+            1,
+        ))
+    }
+
+    /// What is sent where the model wrote these slots, and is sure of it.
+    fn sent(prompt: &str, intent: &str, slots: &str) -> String {
+        let written = format!(r#"{{"intent":"{intent}","slots":{{{slots}}}}}"#);
+        IntentPrompt::new(&home(), prompt).decide(&written, &[(written.len(), 0.0)]).text
+    }
+
+    #[test]
+    fn names_are_sent_as_the_home_writes_them() {
+        for (prompt, slots, expected) in [
+            ("turn on the kitchen lights", r#""name":"kitchen lights""#, r#""name":"Kitchen Light""#),
+            ("Küchenlampe an", r#""name":"küchenlampe""#, r#""name":"Kitchen Light""#),
+            ("lights DOWNSTAIRS on", r#""domain":"light","floor":"downstairs""#, r#""domain":"light","floor":"Ground Floor""#),
+            ("ceiling in the hall on", r#""name":"ceiling","area":"hall""#, r#""name":"Hall ceiling","area":"Hall""#),
+            ("ceiling on", r#""name":"ceiling""#, r#""name":"Office ceiling""#),
+            (r#"a "quoted" lamp on"#, r#""name":"a quoted lamp""#, r#""name":"A \"quoted\" lamp""#),
+        ] {
+            let expected = format!(r#"{{"intent":"HassTurnOn","slots":{{{expected}}}}}"#);
+            assert_eq!(sent(prompt, "HassTurnOn", slots), expected);
+        }
+    }
+
+    #[test]
+    fn open_words_are_copied_as_the_prompt_writes_them() {
+        assert_eq!(
+            sent("Add Oat Milk to my Groceries", "HassListAddItem", r#""item":"oat milk","name":"groceries""#),
+            r#"{"intent":"HassListAddItem","slots":{"item":"Oat Milk","name":"Groceries"}}"#
+        );
+        assert_eq!(
+            sent("Pizza timer for 5 minutes", "HassStartTimer", r#""name":"pizza","minutes":5"#),
+            r#"{"intent":"HassStartTimer","slots":{"name":"Pizza","minutes":5}}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_in_the_home_or_the_prompt_fits_nothing() {
+        for (intent, slots) in [
+            ("HassTurnOn", r#""name":"garage light""#),
+            ("HassTurnOn", r#""name":"kitchen light""#),
+            ("HassTurnOn", r#""name":"groceries""#),
+            ("HassTurnOn", r#""area":"kitchen","area":"kitchen""#),
+            ("HassTurnOn", r#""device_class":"blind""#),
+            ("HassTurnOn", r#""item":"milk""#),
+            ("HassTurnOn", ""),
+            ("HassListAddItem", r#""item":"milk""#),
+            ("HassShoppingListAddItem", r#""item":"butter""#),
+            ("none", ""),
+            ("HassExplode", ""),
+        ] {
+            assert_eq!(sent("add milk to the groceries", intent, slots), NOTHING_FITS, "{intent} {slots}");
+        }
+        let intent = IntentPrompt::new(&home(), "hello");
+        for text in ["", "{", "[]", r#"{"intent":7}"#] {
+            assert_eq!(intent.decide(text, &[]).text, NOTHING_FITS);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_the_model_thinks_unlikely_fits_nothing() {
+        let written = r#"{"intent":"HassTurnOn","slots":{"area":"kitchen"}}"#;
+        let intent = IntentPrompt::new(&home(), "kitchen on");
+        let place = value_place(written, "area").expect("there");
+        // How unlikely the copied words are does not count.
+        let tokens = |before, copied| [(place.start, before), (place.end, copied), (written.len(), 0.0)];
+        assert!(intent.decide(written, &tokens(THRESHOLD, -50.0)).fits);
+        assert!(!intent.decide(written, &tokens(THRESHOLD - 0.1, 0.0)).fits);
+    }
+
+    #[test]
+    fn a_long_prompt_fits_nothing() {
+        let prompt = format!("turn on the kitchen light {}", "please ".repeat(200));
+        assert_eq!(sent(&prompt, "HassTurnOn", r#""name":"kitchen light""#), NOTHING_FITS);
     }
 }
