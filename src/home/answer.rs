@@ -4,6 +4,7 @@
 //! model itself thinks unlikely, is replaced by one that says that nothing fits. Deliberately knows no model: the
 //! logarithms of its probabilities are passed in.
 
+use super::evidence::Evidence;
 use super::grammar::{self, Spoken, is_nothing};
 use super::intents::{INTENTS, Intent, Slot};
 use super::mention::{Mention, Target};
@@ -60,7 +61,11 @@ impl IntentPrompt {
     pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
         let prompt = if prompt.len() > MAX_PROMPT_BYTES { "" } else { prompt };
         let mentions = home.index().mentions(prompt);
-        let mut spoken = Spoken { texts: texts(prompt), ..Spoken::default() };
+        let is_device = |mention: &&Mention| matches!(mention.target, Target::Device(_));
+        let devices: Vec<_> =
+            mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
+        let evidence = Evidence::new(prompt, &devices);
+        let mut spoken = Spoken { texts: texts(prompt), evidence, ..Spoken::default() };
         for mention in &mentions {
             let text = spoken_text(prompt, &mention.place);
             match mention.target {
@@ -137,7 +142,9 @@ impl IntentPrompt {
             }
             (Slot::Area, Value::String(text)) => Some((as_json(self.area(text)?), true)),
             (Slot::Floor, Value::String(text)) => Some((as_json(self.floor(text)?), true)),
-            (Slot::WordOrWords(_, words), Value::String(text)) if words.contains(&text.as_str()) => {
+            (Slot::WordOrWords(_, words), Value::String(text))
+                if matches!(text.as_str(), "on" | "off") || words.contains(&text.as_str()) =>
+            {
                 Some((as_json(text), false))
             }
             (Slot::Words(_) | Slot::WordOrWords(..), Value::String(text)) => {
@@ -316,8 +323,16 @@ mod tests {
         for (prompt, slots, expected) in [
             ("turn on the kitchen lights", r#""name":"kitchen lights""#, r#""name":"Kitchen Light""#),
             ("Küchenlampe an", r#""name":"küchenlampe""#, r#""name":"Kitchen Light""#),
-            ("lights DOWNSTAIRS on", r#""domain":"light","floor":"downstairs""#, r#""domain":"light","floor":"Ground Floor""#),
-            ("ceiling in the hall on", r#""name":"ceiling","area":"hall""#, r#""name":"Hall ceiling","area":"Hall""#),
+            (
+                "lights DOWNSTAIRS on",
+                r#""domain":"light","floor":"downstairs""#,
+                r#""domain":"light","floor":"Ground Floor""#,
+            ),
+            (
+                "ceiling in the hall on",
+                r#""name":"ceiling","area":"hall""#,
+                r#""name":"Hall ceiling","area":"Hall""#,
+            ),
             ("ceiling on", r#""name":"ceiling""#, r#""name":"Office ceiling""#),
             (r#"a "quoted" lamp on"#, r#""name":"a quoted lamp""#, r#""name":"A \"quoted\" lamp""#),
         ] {
@@ -329,7 +344,11 @@ mod tests {
     #[test]
     fn open_words_are_copied_as_the_prompt_writes_them() {
         assert_eq!(
-            sent("Add Oat Milk to my Groceries", "HassListAddItem", r#""item":"oat milk","name":"groceries""#),
+            sent(
+                "Add Oat Milk to my Groceries",
+                "HassListAddItem",
+                r#""item":"oat milk","name":"groceries""#
+            ),
             r#"{"intent":"HassListAddItem","slots":{"item":"Oat Milk","name":"Groceries"}}"#
         );
         assert_eq!(

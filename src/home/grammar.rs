@@ -4,6 +4,7 @@
 //! names that occur in the prompt are in it, so its size does not depend on the size of the home. An answer is one
 //! terminal: all of it is a regular language. Deliberately knows nothing of tokens, and not what the names stand for.
 
+use super::evidence::Evidence;
 use super::intents::{INTENTS, Intent, NEVERMIND, NONE, Slot};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -17,6 +18,8 @@ pub struct Spoken {
     pub floors: Vec<String>,
     /// The prompt in lower case, cut at characters that JSON would escape.
     pub texts: Vec<String>,
+    /// What may be answered besides.
+    pub evidence: Evidence,
 }
 
 /// The grammar of the answers.
@@ -44,12 +47,20 @@ impl Grammar<'_> {
     fn intent(&mut self, intent: &Intent) -> Option<String> {
         let head = quoted(&format!("{}\",\"slots\":{{", intent.name));
         let mut pairs = Vec::new();
+        let mut keys = Vec::new();
         for slot in intent.slots {
             match self.pair(*slot) {
-                Some(pair) => pairs.push(pair),
+                Some(pair) => {
+                    pairs.push(pair);
+                    keys.push(slot.key());
+                }
                 None if intent.needs.contains(&slot.key()) => return None,
                 None => {}
             }
+        }
+        let has_name = keys.contains(&"name");
+        if !has_name && !self.spoken.evidence.allows(intent.name) {
+            return None;
         }
         if pairs.is_empty() {
             let is_complete = intent.needs_one_of.is_empty();
@@ -58,7 +69,13 @@ impl Grammar<'_> {
         let pair = self.terminal(pairs.join(" | "));
         let is_optional = intent.needs.is_empty() && intent.needs_one_of.is_empty();
         let count = if is_optional { "?" } else { "" };
-        Some(self.terminal(format!("{head} ({pair} (\",\" {pair}){{0,5}}){count}")))
+        let repeated = keys.iter().map(|key| self.terminal(format!("/.*\"{key}\":.*\"{key}\":.*/")));
+        let repeated: Vec<String> = repeated.collect();
+        let slots = format!("{pair} (\",\" {pair}){{0,5}}");
+        Some(self.terminal(match repeated.len() {
+            1 => format!("{head} ({pair}){count}"),
+            _ => format!("{head} (({slots}) & ~({})){count}", repeated.join(" | ")),
+        }))
     }
 
     /// The terminal of a slot with its value; `None` where the prompt has no value for it.
@@ -77,11 +94,17 @@ impl Grammar<'_> {
             Slot::Area => is_word(alternatives(self.spoken.areas.iter().map(String::as_str))?),
             Slot::Floor => is_word(alternatives(self.spoken.floors.iter().map(String::as_str))?),
             Slot::Words(_) => is_word(self.words()?),
+            Slot::Number(_) if !self.spoken.evidence.has_number() => return None,
             Slot::Number(_) => is_number(NUMBER),
+            Slot::Spoken(_, words) => is_word(alternatives(self.spoken_of(words))?),
             Slot::OneOf(_, words) => is_word(alternatives(words.iter().copied())?),
             Slot::WordOrWords(_, words) => {
-                let all = alternatives(words.iter().copied()).into_iter().chain(self.words());
+                let known = alternatives(self.spoken_of(words).chain(["on", "off"]));
+                let all = known.into_iter().chain(self.words());
                 is_word(all.collect::<Vec<_>>().join(" | "))
+            }
+            Slot::WordOrNumber(_, words) if !self.spoken.evidence.has_number() => {
+                is_word(alternatives(words.iter().copied())?)
             }
             Slot::WordOrNumber(_, words) => {
                 format!("{} | {}", is_word(alternatives(words.iter().copied())?), is_number(NUMBER))
@@ -90,13 +113,20 @@ impl Grammar<'_> {
         Some(self.terminal(definition))
     }
 
+    /// Those of these words for which the prompt has a word.
+    fn spoken_of(&self, words: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+        words.iter().copied().filter(|word| self.spoken.evidence.has(word))
+    }
+
     /// Words of the prompt that stand in a row.
     fn words(&mut self) -> Option<String> {
         let texts = &self.spoken.texts;
         let parts: Vec<String> =
             texts.iter().map(|text| format!("%regex {{ \"substring_words\": {} }}", quoted(text))).collect();
         let parts: Vec<String> = parts.into_iter().map(|part| self.terminal(part)).collect();
-        (!parts.is_empty()).then(|| parts.join(" | "))
+        // Not empty, and without spaces around them.
+        let words = format!("({}) & /[^ ]|[^ ].*[^ ]/", parts.join(" | "));
+        (!parts.is_empty()).then(|| self.terminal(words))
     }
 
     /// The name of the terminal with this definition, which is added where there is none.
@@ -137,12 +167,14 @@ mod tests {
     fn without_names_there_is_no_slot_for_them() {
         let empty = lark(&Spoken::default());
         assert!(!empty.contains("\\\"name\\\"") && !empty.contains("\\\"area\\\""), "{empty}");
-        assert!(empty.contains("HassCancelAllTimers") && !empty.contains("HassListAddItem"), "{empty}");
+        assert!(!empty.contains("HassCancelAllTimers") && !empty.contains("HassListAddItem"), "{empty}");
+        assert!(empty.contains("none") && empty.contains("HassMediaPause"), "{empty}");
         let spoken = Spoken {
             names: vec![("desk lamp".into(), "light")],
             areas: vec!["office".into()],
             floors: vec![],
             texts: vec!["turn on the desk lamp".into()],
+            evidence: Evidence::new("turn on the desk lamp in the office", &[12..21]),
         };
         let full = lark(&spoken);
         assert!(full.contains("\"desk lamp\"") && full.contains("\"office\""), "{full}");

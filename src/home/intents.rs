@@ -27,9 +27,11 @@ pub enum Slot {
     Words(&'static str),
     /// A number.
     Number(&'static str),
+    /// One of these words, if the prompt has a word for it.
+    Spoken(&'static str, &'static [&'static str]),
     /// One of these words.
     OneOf(&'static str, &'static [&'static str]),
-    /// One of these words, or words of the prompt.
+    /// `on`, `off`, one of these words, if the prompt has a word for it, or words of the prompt.
     WordOrWords(&'static str, &'static [&'static str]),
     /// One of these words, or a number.
     WordOrNumber(&'static str, &'static [&'static str]),
@@ -43,7 +45,10 @@ impl Slot {
             Slot::Area => "area",
             Slot::Floor => "floor",
             Slot::Words(key) | Slot::Number(key) => key,
-            Slot::OneOf(key, _) | Slot::WordOrWords(key, _) | Slot::WordOrNumber(key, _) => key,
+            Slot::Spoken(key, _)
+            | Slot::OneOf(key, _)
+            | Slot::WordOrWords(key, _)
+            | Slot::WordOrNumber(key, _) => key,
         }
     }
 }
@@ -74,14 +79,17 @@ const SWITCHED: Slot = Slot::Name(&[
     "water_heater",
 ]);
 const ANY: Slot = Slot::Name(super::names::DOMAINS);
-const DOMAIN: Slot = Slot::OneOf("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
-const DEVICE_CLASS: Slot = Slot::OneOf(
+const STATED: Slot = Slot::Spoken("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
+const DOMAIN: Slot = Slot::Spoken("domain", &["cover", "fan", "light"]);
+const IS_COVER: Slot = Slot::OneOf("domain", &["cover"]);
+const IS_LIGHT: Slot = Slot::OneOf("domain", &["light"]);
+const DEVICE_CLASS: Slot = Slot::Spoken(
     "device_class",
     &["awning", "blind", "curtain", "door", "garage", "gate", "shade", "shutter", "window"],
 );
 const STATE: Slot =
-    Slot::WordOrWords("state", &["on", "off", "open", "closed", "opening", "closing", "locked", "unlocked"]);
-const COLOR: Slot = Slot::OneOf(
+    Slot::WordOrWords("state", &["open", "closed", "opening", "closing", "locked", "unlocked"]);
+const COLOR: Slot = Slot::Spoken(
     "color",
     &["white", "black", "red", "orange", "yellow", "green", "blue", "purple", "brown", "pink", "turquoise"],
 );
@@ -130,9 +138,9 @@ impl Intent {
 pub const INTENTS: &[Intent] = &[
     intent("HassTurnOn",  &[SWITCHED, Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
     intent("HassTurnOff", &[SWITCHED, Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
-    intent("HassGetState", &[ANY, Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS, STATE]).with_one_of(TARGETS),
-    intent("HassSetPosition", &[Slot::Name(&["cover", "valve"]), Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS, Slot::Number("position")]).with(&["position"]),
-    intent("HassLightSet", &[Slot::Name(&["light"]), Slot::Area, Slot::Floor, DOMAIN, Slot::Number("brightness"), COLOR, Slot::Number("temperature")])
+    intent("HassGetState", &[ANY, Slot::Area, Slot::Floor, STATED, DEVICE_CLASS, STATE]).with_one_of(TARGETS),
+    intent("HassSetPosition", &[Slot::Name(&["cover", "valve"]), Slot::Area, Slot::Floor, IS_COVER, DEVICE_CLASS, Slot::Number("position")]).with(&["position"]),
+    intent("HassLightSet", &[Slot::Name(&["light"]), Slot::Area, Slot::Floor, IS_LIGHT, Slot::Number("brightness"), COLOR, Slot::Number("temperature")])
         .with_one_of(&["brightness", "color", "temperature"]),
     intent("HassClimateSetTemperature", &[CLIMATE, Slot::Area, Slot::Floor, Slot::Number("temperature")]).with(&["temperature"]),
     intent("HassClimateGetTemperature", &[CLIMATE, Slot::Area, Slot::Floor]),

@@ -65,8 +65,8 @@ impl MentionIndex {
         self.by_first_word.entry(first).or_default().push(Spoken { rest: stems.collect(), target });
     }
 
-    /// The names that occur in `prompt`, in the order of their places. A device's name inside a longer one of another
-    /// device is left out: "lamp" in "desk lamp".
+    /// The names that occur in `prompt`, in the order of their places. A name inside that of a device is left
+    /// out: the device "lamp" and the area "desk" in "desk lamp".
     pub fn mentions(&self, prompt: &str) -> Vec<Mention> {
         let found = words(prompt);
         let mut mentions = Vec::new();
@@ -83,7 +83,7 @@ impl MentionIndex {
         self.find_unspaced(prompt, &mut mentions);
         mentions.sort_by_key(|mention| (mention.place.start, mention.place.end, mention.target));
         mentions.dedup();
-        without_inner_devices(mentions)
+        without_inner_names(mentions)
     }
 
     fn find_unspaced(&self, prompt: &str, mentions: &mut Vec<Mention>) {
@@ -101,14 +101,14 @@ impl MentionIndex {
     }
 }
 
-fn without_inner_devices(mentions: Vec<Mention>) -> Vec<Mention> {
+fn without_inner_names(mentions: Vec<Mention>) -> Vec<Mention> {
     let is_device = |mention: &Mention| matches!(mention.target, Target::Device(_));
     let is_inside = |inner: &Range<usize>, outer: &Range<usize>| {
         inner != outer && outer.start <= inner.start && inner.end <= outer.end
     };
     let is_kept = |mention: &Mention| {
         let mut devices = mentions.iter().filter(|other| is_device(other));
-        !is_device(mention) || !devices.any(|other| is_inside(&mention.place, &other.place))
+        !devices.any(|other| is_inside(&mention.place, &other.place))
     };
     mentions.iter().filter(|mention| is_kept(mention)).cloned().collect()
 }
@@ -142,11 +142,7 @@ mod tests {
     fn names_occur_as_whole_words_whatever_their_case() {
         assert_eq!(
             mentions("Turn on the DESK lamps, in the kitchen"),
-            [
-                ("DESK".into(), Target::Area(1)),
-                ("DESK lamps".into(), Target::Device(0)),
-                ("kitchen".into(), Target::Area(0))
-            ]
+            [("DESK lamps".into(), Target::Device(0)), ("kitchen".into(), Target::Area(0))]
         );
         assert_eq!(mentions("lamplight in kitchenette"), []);
         assert_eq!(mentions("the lamp"), [("lamp".into(), Target::Device(1))]);

@@ -15,6 +15,7 @@
 mod answer;
 mod capped;
 pub mod discovery;
+mod evidence;
 pub mod file;
 mod grammar;
 mod intents;
