@@ -133,6 +133,10 @@ const KEYS: &[Key] = &[
     live!("queue.timeout_ms", queue.timeout),
     live!("queue.drain_ms", queue.drain),
     at_restart!("queue.inbox_mb", |config| config.queue.inbox_bytes),
+    // The subscriptions and the memory plan depend on whether there is a home.
+    at_restart!("home.enabled", |config| config.home.is_enabled),
+    live!("home.constrain", home.is_constrained),
+    live!("home.file", home.file),
     live!("cache.scope", cache.scope),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
@@ -177,6 +181,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
+        home = { enabled = true, constrain = false, file = "/h.toml" }
         cache.scope = "all"
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
@@ -244,6 +249,8 @@ mod tests {
             "queue.client_percent",
             "queue.timeout_ms",
             "queue.drain_ms",
+            "home.constrain",
+            "home.file",
             "cache.scope",
             "telemetry.interval_s",
             "telemetry.textfile",

@@ -12,6 +12,7 @@ mod fixtures;
 mod formats;
 mod fuzz_seeds;
 mod home_intents;
+mod home_names;
 mod i2s_layouts;
 mod kernels;
 mod kv_cache;

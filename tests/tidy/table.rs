@@ -32,15 +32,17 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/mod",       &["engine"]),
     ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
+    ("home",             &["config", "protocol"]),
     ("guard",            &["config", "protocol"]),
     ("telemetry",        &["random", "config", "protocol"]),
-    ("transport",        &["external_text", "config", "protocol", "telemetry"]),
-    ("daemon",           &["config", "protocol", "guard", "telemetry", "transport"]),
+    ("transport",        &["external_text", "config", "protocol", "home", "telemetry"]),
+    ("daemon",           &["config", "protocol", "home", "guard", "telemetry", "transport"]),
     // The only ones that see both sides.
-    ("daemon/mod",       &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
-    ("daemon/worker",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/mod",       &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/worker",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/structured", &["protocol", "engine"]),
-    ("daemon/memory_plan",    &["config", "protocol", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/home_intent", &["protocol", "home", "engine"]),
+    ("daemon/memory_plan",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("cli",              &[EVERYTHING]),
 ];
 pub const EVERYTHING: &str = "*";
@@ -99,7 +101,7 @@ pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "r
 /// Names that several public types may share, since their module says which is meant. The last are sections of the
 /// configuration, which have the names of the modules that they configure.
 pub const SHARED_TYPE_NAMES: &[&str] =
-    &["Error", "Config", "Builder", "State", "Alerts", "Model", "Queue", "Telemetry"];
+    &["Error", "Config", "Builder", "State", "Alerts", "Home", "Model", "Queue", "Telemetry"];
 
 #[rustfmt::skip] // words, not a column of them
 /// Words of the old idiom, which may not come back in names or in comments.

@@ -10,6 +10,7 @@ mod tool_calls;
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::CachedAnswer;
+use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
@@ -61,6 +62,8 @@ pub(super) struct WorkerThread {
 
 /// The inputs of the worker thread.
 pub(super) struct Worker {
+    /// The names of the home; `None` where none are read.
+    pub intents: Option<HomeIntents>,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
@@ -166,8 +169,12 @@ impl Worker {
             return Ok(());
         };
         let request = &queued.inbound.request;
+        let intent = match home_intent::wanted(self.intents.as_ref(), request) {
+            Ok(intent) => intent,
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
+        };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let key = cache_key(request, client, &prompt);
+        let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 self.send_cached(stored, prompt.len(), queued.inbound);
@@ -176,16 +183,14 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let constraint = match self.constraint(engine, request, calls.as_ref()) {
+        let constraint = match self.constraint(engine, request, calls.as_ref(), intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => {
-                self.queue.refuse(queued.inbound, refusal);
-                return Ok(());
-            }
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len(), calls);
+        run.intent = intent;
         let is_constrained = constraint.is_some();
         let options = GenerateOptions { constraint, ..generate_options(request) };
         let outcome = run.generate(session, &prompt, options, request.choices);
@@ -218,16 +223,19 @@ impl Worker {
         Ok(())
     }
 
-    /// The constraint of the answer that the request asks for.
+    /// The constraint of an answer; `None` where any text will do.
     fn constraint(
         &self,
         engine: &Engine,
         request: &Request,
         calls: Option<&CallSyntax>,
+        intent: Option<&HomeIntent>,
     ) -> Result<Option<Constraint>, Refusal> {
         let unplanned = self.unplanned_grammar.as_deref();
-        let constraint = tool_calls::constraint(engine, request, calls, unplanned);
-        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+        match intent {
+            Some(intent) => intent.constraint(engine, unplanned).map(Some),
+            None => tool_calls::constraint(engine, request, calls, unplanned),
+        }
     }
 
     /// The refusal of a request that the engine cannot take.
@@ -241,6 +249,12 @@ impl Worker {
             _ => Code::InvalidRequest,
         };
         Refusal::new(code, error.to_string())
+    }
+
+    /// Refuses a request because of the form of its answer.
+    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) {
+        self.telemetry.structured_output.refused();
+        self.queue.refuse(queued.inbound, refusal);
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -377,6 +391,8 @@ struct StreamedAnswer<'r> {
     index: Option<u32>,
     /// How the model may call a function.
     calls: Option<CallSyntax>,
+    /// What the answer may be where it is an intent of this home. It is sent when it is complete.
+    intent: Option<HomeIntent>,
     /// Text that may become a call.
     held: Option<HeldText>,
     /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
@@ -407,6 +423,7 @@ impl<'r> StreamedAnswer<'r> {
             stream,
             index: None,
             calls,
+            intent: None,
             held: None,
             logprobs: Vec::new(),
             written: prompt,
@@ -434,12 +451,16 @@ impl<'r> StreamedAnswer<'r> {
             self.written = prompt.len();
             self.logprobs.clear();
             self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
-            let answer = match index {
+            let mut answer = match index {
                 0 => session.generate(prompt, &options, |step| self.step(step))?,
                 _ => session.generate_again(prompt, &options, |step| self.step(step))?,
             };
             if answer.end == StopReason::Cancelled {
                 self.halt.get_or_insert(FinishReason::Cancelled);
+            }
+            if let Some(intent) = &self.intent {
+                intent.finish(self.engine, session, prompt, &mut answer);
+                self.send_text(answer.text.clone());
             }
             answers.push(self.finished(answer));
             options.sampling.seed = options.sampling.seed.wrapping_add(1);
@@ -465,6 +486,9 @@ impl<'r> StreamedAnswer<'r> {
 
     /// Streams a piece of text, once it is clear that it is no part of a call.
     fn stream_text(&mut self, text: &str) {
+        if self.intent.is_some() {
+            return;
+        }
         let text = match &mut self.held {
             None => Some(text.to_owned()),
             Some(held) => held.push(text),
