@@ -107,7 +107,7 @@ fn divergences(engine: &Engine, file: &str) -> Vec<Divergence> {
                     }
                 }
             }
-            // Nothing fits it: that is said when it is compiled.
+            // Nothing fits it: compiling it shows that.
             Err(error) if error.to_string().contains("nsatisfiable") => {
                 let is_valid = |test: &&Value| test["valid"] == true;
                 if let Some(test) = group["tests"].as_array().expect("tests").iter().find(is_valid) {
@@ -134,9 +134,13 @@ fn the_official_test_suite_passes_but_for_listed_exceptions() {
         .collect();
     files.sort();
     assert!(files.len() > 20);
+    // Under emulation it takes minutes.
+    let is_taken = |at: usize| !cfg!(target_arch = "aarch64") || at.is_multiple_of(6);
+    files = (0..).zip(files).filter(|(at, _)| is_taken(*at)).map(|(_, file)| file).collect();
     let mut unexpected = Vec::new();
     let mut expected: Vec<(&str, &str, &str)> = EXCEPTIONS
         .iter()
+        .filter(|exception| files.contains(&format!("{}.json", exception.file)))
         .flat_map(|exception| exception.cases.iter().map(|(group, test)| (exception.file, *group, *test)))
         .collect();
     for divergence in files.iter().flat_map(|file| divergences(&engine, file)) {

@@ -1,11 +1,10 @@
 //! `bench --constrained`: a JSON answer under a schema against free decoding of as many tokens, both in turn.
 
-use super::report::{Summary, summary};
+use super::report::{ConstrainedTimes, summary};
 use crate::cli::Failure;
 use crate::engine::Engine;
 use crate::engine::grammar::{Constraint, GrammarSource};
 use crate::engine::session::{Answer, GenerateOptions, Step};
-use serde::Serialize;
 use std::ops::ControlFlow;
 
 /// Tokens of both answers.
@@ -17,25 +16,6 @@ const SCHEMA: &str = r#"{"type":"array","minItems":40,"items":{"type":"object","
     "area":{"enum":["kitchen","bathroom","garage","living room","garden"]},
     "on":{"type":"boolean"},"level":{"type":"integer","minimum":0,"maximum":100}},
     "required":["name","area","on","level"],"additionalProperties":false}}"#;
-
-/// The times of both, in milliseconds from the end of the prompt to the last token.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct ConstrainedTimes {
-    /// Tokens of each answer.
-    pub tokens: usize,
-    /// Tokens of the constrained answer that the schema forced.
-    pub forced_tokens: usize,
-    /// Free decoding.
-    pub free_ms: Summary,
-    /// Decoding under the schema.
-    pub constrained_ms: Summary,
-    /// The second by the first, medians.
-    pub time_ratio: f64,
-    /// Milliseconds that making the trie of the vocabulary took, once.
-    pub trie_ms: f64,
-    /// Milliseconds that compiling the schema took.
-    pub compile_ms: f64,
-}
 
 /// Measures both in turn, `rounds` times.
 pub(super) fn measure(engine: &Engine, prompt: &[u32], rounds: u32) -> Result<ConstrainedTimes, Failure> {

@@ -16,9 +16,10 @@ use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
-use constrained::ConstrainedTimes;
 use peak_compute::ComputeProbe;
-use report::{BenchReport, MeasuredTime, ShortlistSummary, TimeShares, TunedThreads, summary, table};
+use report::{
+    BenchReport, ConstrainedTimes, MeasuredTime, ShortlistSummary, TimeShares, TunedThreads, summary, table,
+};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};

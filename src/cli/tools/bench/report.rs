@@ -1,6 +1,5 @@
 //! The report of the benchmark, as text and as JSON. Deliberately measures nothing.
 
-use super::constrained::ConstrainedTimes;
 use crate::engine::model::{PassTimings, ShortlistStats};
 use crate::engine::thread_tuner::ThreadCounts;
 use serde::Serialize;
@@ -115,6 +114,25 @@ impl ShortlistSummary {
             [fine, rows].map(|rows| rows as f64 / tokens.max(1) as f64);
         ShortlistSummary { counts, fine_rows_per_token, rows_per_token, scans, checks, misses, tokens_alike }
     }
+}
+
+/// The times of a constrained answer and of a free one, in milliseconds from the end of the prompt to the last token.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct ConstrainedTimes {
+    /// Tokens of each answer.
+    pub tokens: usize,
+    /// Tokens of the constrained answer that the schema forced.
+    pub forced_tokens: usize,
+    /// Free decoding.
+    pub free_ms: Summary,
+    /// Decoding under the schema.
+    pub constrained_ms: Summary,
+    /// The second by the first, medians.
+    pub time_ratio: f64,
+    /// Milliseconds that making the trie of the vocabulary took, once.
+    pub trie_ms: f64,
+    /// Milliseconds that compiling the schema took.
+    pub compile_ms: f64,
 }
 
 /// The tuned numbers of threads; `None` where tuning has not finished.

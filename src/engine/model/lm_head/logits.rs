@@ -18,6 +18,8 @@ const MAX_FULL_SCANS_IN_A_ROW: u32 = 4;
 const VERIFY_EVERY: u64 = 512;
 /// Rows that are read at a time where the whole head is read, but must not stay in memory.
 pub(in crate::engine::model) const SCAN_ROWS: usize = 1024;
+const _: () =
+    assert!(SCAN_ROWS.is_multiple_of(32), "parts of the head begin with a whole word of a set of tokens");
 /// Single rows that are read at a time.
 const ROWS_PER_READ: usize = 32;
 /// The fewest rows that one thread reads: about ten microseconds of work.

@@ -8,12 +8,12 @@
 mod constrained;
 mod scoring;
 
-use super::error::PromptError;
-use super::grammar::Constraint;
-use super::logprobs::{PositionLogprobs, nll};
-use super::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
-use super::sampler::{Sampler, SamplingParams};
-use super::tokenizer::{StreamStep, TextStream, Tokenizer};
+use crate::engine::error::PromptError;
+use crate::engine::grammar::Constraint;
+use crate::engine::logprobs::{PositionLogprobs, nll};
+use crate::engine::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
+use crate::engine::sampler::{Sampler, SamplingParams};
+use crate::engine::tokenizer::{StreamStep, TextStream, Tokenizer};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
