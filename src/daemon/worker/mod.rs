@@ -9,11 +9,12 @@ mod tool_calls;
 
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
-use super::answer_cache::CachedAnswer;
+use super::answer_cache::{CacheKey, CachedAnswer};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
+use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::thread_pool;
@@ -21,8 +22,8 @@ use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    AnswerDetails, Code, Done, Event, FinishReason, Refusal, RequestEnergy, ShortlistCounts, Timings,
-    TokenLogprob, Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, ShortlistCounts,
+    Timings, TokenLogprob, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
@@ -175,11 +176,9 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let why = self.unplanned_grammar.as_deref();
-        let constraint = match tool_calls::constraint(engine, request, calls.as_ref(), why) {
+        let constraint = match self.constraint(engine, request, calls.as_ref()) {
             Ok(constraint) => constraint,
             Err(refusal) => {
-                self.telemetry.structured_output.refused();
                 self.queue.refuse(queued.inbound, refusal);
                 return Ok(());
             }
@@ -190,7 +189,6 @@ impl Worker {
         let is_constrained = constraint.is_some();
         let options = GenerateOptions { constraint, ..generate_options(request) };
         let outcome = run.generate(session, &prompt, options, request.choices);
-        let first = run.first;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
@@ -202,20 +200,35 @@ impl Worker {
                 return Ok(());
             }
         };
-        let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
+        let at = RequestTimes::now(queued.inbound.received, begun, run.first);
         self.queue.record_duration(at.ended - at.begun);
-        if let Some(key) = key.filter(|_| answers[0].answer.end != StopReason::Cancelled) {
-            self.queue.answers.insert(key, cacheable(&answers[0].answer));
-        }
+        self.keep(key, &answers[0].answer);
         let Inbound { id, client, reply, .. } = queued.inbound;
         if is_constrained {
-            let forced = answers.iter().map(|answer| answer.answer.forced).sum();
-            self.telemetry.structured_output.answered(forced);
+            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
         }
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
+    }
+
+    /// The constraint of an answer, see [`tool_calls::constraint`]; refusals are counted.
+    fn constraint(
+        &self,
+        engine: &Engine,
+        request: &Request,
+        calls: Option<&CallSyntax>,
+    ) -> Result<Option<Constraint>, Refusal> {
+        let constraint = tool_calls::constraint(engine, request, calls, self.unplanned_grammar.as_deref());
+        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+    }
+
+    /// Stores a complete answer that may be given again.
+    fn keep(&self, key: Option<CacheKey>, answer: &Answer) {
+        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
+            self.queue.answers.insert(key, cacheable(answer));
+        }
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -505,6 +518,11 @@ struct RequestTimes {
 }
 
 impl RequestTimes {
+    /// The times of a request that ends now.
+    fn now(received: Instant, begun: Instant, first: Option<Instant>) -> Self {
+        RequestTimes { received, begun, first, ended: Instant::now() }
+    }
+
     fn timings(&self, answers: &[FinishedAnswer]) -> Timings {
         let later_tokens: usize =
             answers.iter().map(|answer| answer.answer.tokens.len().saturating_sub(1)).sum();
