@@ -297,3 +297,94 @@ async fn a_bias_changes_the_answer_and_one_of_no_token_is_refused() {
     assert!(message.starts_with("logit_bias: token 4000000 is outside the vocabulary of "), "{message}");
     daemon.stop().await;
 }
+
+/// Two functions that the built-in model was not trained on.
+fn tools() -> Value {
+    json!([
+        {"type": "function", "function": {"name": "set_light", "description": "Switches a light", "parameters": {
+            "type": "object", "properties": {"area": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}},
+            "required": ["area", "on"]}}},
+        {"type": "function", "function": {"name": "get_time"}},
+    ])
+}
+
+#[tokio::test]
+async fn a_required_call_fits_its_function_and_is_streamed_in_one_piece() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let named = json!({"type": "function", "function": {"name": "set_light"}});
+    for choice in [named, json!("required")] {
+        let question = json!({"id": "q", "prompt": "turn on the kitchen lights", "tools": tools(), "tool_choice": choice,
+            "stream": true, "max_tokens": 120});
+        let done = client.ask(question).await;
+        assert_eq!((&done["event"], &done["text"]), (&json!("done"), &json!("")), "{done}");
+        assert_eq!(done["finish_reason"], "stop", "{done}");
+        for call in done["tool_calls"].as_array().expect("calls") {
+            assert_eq!(sorted_keys(call), ["function", "id", "type"]);
+            assert!(call["id"].as_str().is_some_and(|id| id.starts_with("call_q_")), "{call}");
+            let arguments = &call["function"]["arguments"];
+            match call["function"]["name"].as_str() {
+                Some("set_light") => {
+                    assert_eq!(sorted_keys(arguments), ["area", "on"]);
+                    assert!(["kitchen", "hall"].iter().any(|area| arguments["area"] == *area), "{call}");
+                    assert!(arguments["on"].is_boolean(), "{call}");
+                }
+                Some("get_time") => assert_eq!(arguments, &json!({})),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn with_tools_on_offer_an_answer_is_a_call_or_a_text() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let ask = |seed: u64| {
+        json!({"prompt": "turn on the kitchen lights", "tools": tools(), "stream": true, "max_tokens": 60,
+            "temperature": 2.0, "seed": seed})
+    };
+    for seed in 0..10 {
+        client.request(&[ask(seed)]).await;
+        let mut streamed = String::new();
+        let done = loop {
+            let event = client.event().await;
+            match event["text"].as_str() {
+                Some(text) if event["event"] == "token" => streamed.push_str(text),
+                _ => break event,
+            }
+        };
+        assert_eq!(done["text"], streamed, "{done}");
+        assert_ne!(done["tool_calls"].is_array(), !streamed.is_empty(), "{done}");
+    }
+    // Not offered, they change nothing.
+    let plain = client.ask(json!({"prompt": "turn on the kitchen lights"})).await;
+    let none = client
+        .ask(json!({"prompt": "turn on the kitchen lights", "tools": tools(), "tool_choice": "none"}))
+        .await;
+    assert_whole(&none);
+    assert_eq!(none["text"], plain["text"]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn calls_and_results_are_part_of_a_conversation_and_a_bad_schema_names_its_function() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let call = json!({"id": "1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}});
+    let messages = json!([{"role": "user", "content": "what time is it"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "12:00"}]);
+    assert_whole(&client.ask(json!({"messages": messages, "max_tokens": 8})).await);
+    let mut wrong = tools();
+    wrong[1]["function"]["parameters"] = json!({"type": "object", "not": {}});
+    let refused = client.ask(json!({"prompt": "a", "tools": wrong})).await;
+    assert_eq!(refused["code"], "invalid_request", "{refused}");
+    let message = refused["message"].as_str().expect("text");
+    assert!(message.starts_with("tools[1].function.parameters: ") && message.contains("not"), "{message}");
+    daemon.stop().await;
+}

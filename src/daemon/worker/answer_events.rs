@@ -27,6 +27,11 @@ impl FinishedAnswer {
         FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
     }
 
+    /// How many of its tokens a grammar forced.
+    pub fn forced(&self) -> usize {
+        self.answer.forced
+    }
+
     /// One of several answers that was not begun, because the request was halted before.
     pub fn not_begun(finish_reason: FinishReason) -> Self {
         let answer = Answer {

@@ -9,7 +9,7 @@ mod tool_calls;
 
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
-use super::answer_cache::CachedAnswer;
+use super::answer_cache::{CacheKey, CachedAnswer};
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
@@ -194,7 +194,6 @@ impl Worker {
         let is_constrained = constraint.is_some();
         let options = GenerateOptions { constraint, ..generate_options(request) };
         let outcome = run.generate(session, &prompt, options, request.choices);
-        let first = run.first;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
@@ -207,15 +206,12 @@ impl Worker {
                 return Ok(());
             }
         };
-        let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
+        let at = RequestTimes::now(queued.inbound.received, begun, run.first);
         self.queue.record_duration(at.ended - at.begun);
-        if let Some(key) = key.filter(|_| answers[0].answer.end != StopReason::Cancelled) {
-            self.queue.answers.insert(key, cacheable(&answers[0].answer));
-        }
+        self.keep(key, &answers[0].answer);
         let Inbound { id, client, reply, .. } = queued.inbound;
         if is_constrained {
-            let forced = answers.iter().map(|answer| answer.answer.forced).sum();
-            self.telemetry.structured_output.answered(forced);
+            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
         }
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
@@ -223,7 +219,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The constraint of an answer; `None` where any text will do.
+    /// The constraint of an answer, see [`tool_calls::constraint`]; `None` where any text will do.
     fn constraint(
         &self,
         engine: &Engine,
@@ -255,6 +251,13 @@ impl Worker {
     fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) {
         self.telemetry.structured_output.refused();
         self.queue.refuse(queued.inbound, refusal);
+    }
+
+    /// Stores a complete answer that may be given again.
+    fn keep(&self, key: Option<CacheKey>, answer: &Answer) {
+        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
+            self.queue.answers.insert(key, cacheable(answer));
+        }
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -554,6 +557,11 @@ struct RequestTimes {
 }
 
 impl RequestTimes {
+    /// The times of a request that ends now.
+    fn now(received: Instant, begun: Instant, first: Option<Instant>) -> Self {
+        RequestTimes { received, begun, first, ended: Instant::now() }
+    }
+
     fn timings(&self, answers: &[FinishedAnswer]) -> Timings {
         let later_tokens: usize =
             answers.iter().map(|answer| answer.answer.tokens.len().saturating_sub(1)).sum();

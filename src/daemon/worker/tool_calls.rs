@@ -6,7 +6,7 @@ use crate::daemon::structured;
 use crate::engine::Engine;
 use crate::engine::error::PromptError;
 use crate::engine::grammar::{
-    Callable, Constraint, GrammarSource, OtherAnswer, arguments_schema, tool_grammar,
+    Callable, Constraint, GrammarSource, OtherAnswer, arguments_schema, check_schema, tool_grammar,
 };
 use crate::engine::tokenizer::{CallSyntax, ChatCall, ChatMessage};
 use crate::protocol::{
@@ -94,7 +94,7 @@ pub(super) fn constraint(
         // Which function it is: the place in the whole grammar tells nobody.
         let wrong = request.tools.iter().enumerate().find_map(|(index, tool)| {
             let schema = arguments_schema(tool.parameters()).to_string();
-            grammars.compile(&GrammarSource::JsonSchema(schema)).err().map(|error| (index, error))
+            check_schema(&schema).err().map(|error| (index, error))
         });
         match wrong {
             Some((index, error)) => invalid(format!("[{index}].function.parameters: {error}")),

@@ -227,6 +227,14 @@ pub fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a string is JSON")
 }
 
+/// Checks a JSON schema without compiling it.
+///
+/// # Errors
+/// What is no schema, is too large, or has a keyword that is not enforced; the error names the place.
+pub fn check_schema(text: &str) -> Result<(), GrammarError> {
+    parsed_schema(text).map(|_| ())
+}
+
 fn within(bytes: usize, most: usize) -> Result<(), GrammarError> {
     if bytes <= most {
         return Ok(());

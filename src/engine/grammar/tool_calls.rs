@@ -49,27 +49,28 @@ pub fn arguments_schema(parameters: Option<&JsonValue>) -> JsonValue {
     schema
 }
 
-/// Adds `"additionalProperties": false` wherever a schema lists properties and says nothing of others.
+/// Adds `"additionalProperties": false` wherever a schema lists properties and says nothing of others. Not in branches
+/// beside a list of properties, nor in those of `allOf`: each of these sees the properties of the others too.
 fn close_objects(schema: &mut JsonValue) {
-    /// Keywords whose values are data and no schemas.
-    const DATA: &[&str] = &["enum", "const", "default", "examples"];
-    match schema {
-        JsonValue::Object(entries) => {
-            let has = |key: &str| entries.iter().any(|(name, _)| name == key);
-            let has_properties = entries
-                .iter()
-                .any(|(name, value)| name == "properties" && matches!(value, JsonValue::Object(_)));
-            let is_open = has_properties
-                && !["additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf"]
-                    .into_iter()
-                    .any(has);
-            let inner = entries.iter_mut().filter(|(name, _)| !DATA.contains(&name.as_str()));
-            inner.for_each(|(_, value)| close_objects(value));
-            entries.extend(is_open.then(|| ("additionalProperties".to_owned(), JsonValue::Bool(false))));
+    let JsonValue::Object(entries) = schema else { return };
+    let has = |key: &str| entries.iter().any(|(name, _)| name == key);
+    let has_properties = has("properties");
+    let is_open = has_properties
+        && !["additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf"].into_iter().any(has);
+    for (key, value) in &mut *entries {
+        match (key.as_str(), value) {
+            ("properties" | "patternProperties" | "$defs" | "definitions", JsonValue::Object(inner)) => {
+                inner.iter_mut().for_each(|(_, schema)| close_objects(schema));
+            }
+            ("items" | "additionalProperties", schema) => close_objects(schema),
+            ("anyOf" | "oneOf", JsonValue::List(branches)) if !has_properties => {
+                branches.iter_mut().for_each(close_objects);
+            }
+            ("prefixItems", JsonValue::List(schemas)) => schemas.iter_mut().for_each(close_objects),
+            _ => {}
         }
-        JsonValue::List(items) => items.iter_mut().for_each(close_objects),
-        _ => {}
     }
+    entries.extend(is_open.then(|| ("additionalProperties".to_owned(), JsonValue::Bool(false))));
 }
 
 /// The grammar of an answer that calls these functions in this form, or is something else. `once`: there is one call at
@@ -88,7 +89,7 @@ pub fn tool_grammar(
         OtherAnswer::None => {}
         OtherAnswer::Text => {
             let mark = escaped(syntax.mark());
-            lark.push_str(&format!("other: OTHER\nOTHER: /(?s:.*)/ & ~/(?s:{mark}.*)/\n"));
+            lark.push_str(&format!("other: OTHER\nOTHER: /(?s:.+)/ & ~/(?s:{mark}.*)/\n"));
         }
         OtherAnswer::Json(schema) => lark.push_str(&format!("other: %json {schema}\n")),
     }
@@ -115,17 +116,9 @@ fn literals(text: &str) -> String {
     lines.collect::<Vec<_>>().join(" /\\n/ ")
 }
 
-/// A text for a regular expression, in which it means itself.
+/// A text for a regular expression between slashes, in which it means itself.
 fn escaped(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            c if c.is_ascii_punctuation() => out.extend(['\\', c]),
-            c => out.push(c),
-        }
-    }
-    out
+    regex::escape(text).replace('/', "\\/").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -143,6 +136,10 @@ mod tests {
             (
                 r#"{"type":"object","properties":{},"additionalProperties":{"enum":[{"properties":{}}]}}"#,
                 r#"{"type":"object","properties":{},"additionalProperties":{"enum":[{"properties":{}}]}}"#,
+            ),
+            (
+                r#"{"type":"object","properties":{"properties":{},"default":{"properties":{}}},"allOf":[{"properties":{}}]}"#,
+                r#"{"type":"object","properties":{"properties":{},"default":{"properties":{},"additionalProperties":false}},"allOf":[{"properties":{}}]}"#,
             ),
         ] {
             let parameters = JsonValue::parse(parameters).expect("JSON");
@@ -164,7 +161,7 @@ mod tests {
             lark,
             r#"start: calls | other
 other: OTHER
-OTHER: /(?s:.*)/ & ~/(?s:\<tool\_call\>.*)/
+OTHER: /(?s:.+)/ & ~/(?s:<tool_call>.*)/
 calls: call
 call: call_0
 call_0: "<tool_call>" /\n/ "{\"name\": \"f\", \"arguments\": " arguments_0 "}" /\n/ "</tool_call>"

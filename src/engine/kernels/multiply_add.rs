@@ -20,8 +20,8 @@ fn without_instruction(a: f32, b: f32, c: f32) -> f32 {
     let of_c = sum - product;
     let rest = (product - (sum - of_c)) + (c - of_c);
     let bits = sum.to_bits();
-    // Neither holds for NaN, which comes of infinities.
-    let is_inexact = rest > 0.0 || rest < 0.0;
+    // It is NaN where infinities are involved.
+    let is_inexact = rest != 0.0 && !rest.is_nan();
     let odd = if (rest > 0.0) == (sum > 0.0) { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
     let rounded = if is_inexact && bits & 1 == 0 { odd } else { bits };
     f64::from_bits(rounded) as f32

@@ -31,7 +31,7 @@ pub const MAX_STOP: (usize, usize) = (16, 256);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
     /// A prompt.
-    Request(Request),
+    Request(Box<Request>),
     /// `{"cancel":"id"}`: cancel the request of that id on the same connection.
     Cancel(String),
     /// `{"telemetry":true}`: the report as it is now.
@@ -183,7 +183,7 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
         let keys: MetricsKeys = parse(bytes)?;
         return asked("metrics", keys.metrics).map(|()| Incoming::Metrics);
     }
-    request(bytes).map(Incoming::Request)
+    request(bytes).map(|request| Incoming::Request(Box::new(request)))
 }
 
 /// The value of such a key is `true`: `false` would mean nothing.

@@ -172,7 +172,7 @@ fn a_byte_order_mark_is_no_part_of_a_message() {
     let text = "\u{feff}{\"id\":\"a\",\"prompt\":\"b\"}".as_bytes();
     let read = request_or_text(text).expect("sound");
     assert_eq!((read.id.as_deref(), &read.input), (Some("a"), &Input::Prompt("b".into())));
-    assert_eq!(incoming(text), Ok(Incoming::Request(read)));
+    assert_eq!(incoming(text), Ok(Incoming::Request(Box::new(read))));
     assert_eq!(id_of("\u{feff}{\"id\":\"a\"}".as_bytes()).as_deref(), Some("a"));
     assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
     assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));

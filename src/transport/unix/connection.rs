@@ -229,7 +229,7 @@ impl Reader<'_> {
                 self.refuse(id, too_long()).await
             }
             Line::Whole(bytes) => match json::incoming(bytes) {
-                Ok(Incoming::Request(request)) => self.request(request, received).await,
+                Ok(Incoming::Request(request)) => self.request(*request, received).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
                 Ok(Incoming::Telemetry) => self.send_report().await,
                 Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,

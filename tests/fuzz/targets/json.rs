@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         read.map_or_else(|refusal| check_refusal(bytes, refusal), |request| check(bytes, &request));
     }
     match json::incoming(bytes) {
-        Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(request)),
+        Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(*request)),
         Ok(Incoming::Cancel(id)) => check_token(&id),
         Ok(Incoming::Telemetry | Incoming::Metrics) => {}
         Err(refusal) => check_refusal(bytes, refusal),
