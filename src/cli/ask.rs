@@ -314,7 +314,8 @@ mod tests {
 
     #[test]
     fn no_daemon_is_exit_code_4_and_names_the_socket() {
-        let path = std::env::temp_dir().join(format!("bitnetd-ask-{}", std::process::id()));
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let path = folder.path().join("s");
         let ask = || {
             let args = Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
             run(args).expect_err("nobody answers")
@@ -322,7 +323,6 @@ mod tests {
         let missing = ask();
         drop(UnixListener::bind(&path).expect("a free path"));
         let gone = ask();
-        std::fs::remove_file(&path).expect("ours");
         assert_eq!((missing.code, gone.code), (4, 4));
         assert!(missing.message.contains("bitnetd serve"), "{}", missing.message);
         assert!(gone.message.starts_with(path.to_str().expect("UTF-8")), "{}", gone.message);

@@ -23,10 +23,14 @@ pub(super) struct CacheKey {
     pub max_tokens: Option<usize>,
     /// Stop strings.
     pub stop: Vec<String>,
+    /// The repetition, the presence and the frequency penalty as the bits of an `f32`, which can be hashed.
+    pub penalties: [u32; 3],
+    /// The biases of single tokens, as bits too.
+    pub logit_bias: Vec<(u32, u32)>,
     /// What the answer has to fit.
     pub format: ResponseFormat,
-    /// The repetition penalty as the bits of an `f32`, which can be hashed.
-    pub penalty: u32,
+    /// The version of the home whose names it may have; `None` where it has none.
+    pub home_version: Option<u64>,
 }
 
 /// A complete answer.
@@ -115,12 +119,9 @@ impl AnswerCache {
 fn size(key: &CacheKey, stored: &CachedAnswer) -> usize {
     let stops: usize = key.stop.iter().map(|stop| stop.len() + size_of::<String>()).sum();
     let client = key.client.as_ref().map_or(0, String::len);
-    size_of::<(CacheKey, CachedAnswer)>()
-        + client
-        + key.prompt.len() * 4
-        + stops
-        + key.format.text_bytes()
-        + stored.text.len()
+    let tokens = key.prompt.len() * 4 + key.logit_bias.len() * 8;
+    let texts = stops + key.format.text_bytes() + stored.text.len();
+    size_of::<(CacheKey, CachedAnswer)>() + client + tokens + texts
 }
 
 #[cfg(test)]
@@ -133,8 +134,10 @@ mod tests {
             prompt: vec![token; 100],
             max_tokens: None,
             stop: Vec::new(),
+            penalties: [0; 3],
+            logit_bias: Vec::new(),
             format: ResponseFormat::Text,
-            penalty: 0,
+            home_version: None,
         }
     }
 
@@ -148,8 +151,13 @@ mod tests {
         cache.insert(key(1), stored("one"));
         assert_eq!(cache.get(&key(1)), Some(stored("one")));
         assert_eq!(cache.get(&key(2)), None);
-        assert_eq!(cache.get(&CacheKey { max_tokens: Some(5), ..key(1) }), None);
-        assert_eq!(cache.get(&CacheKey { format: ResponseFormat::JsonObject, ..key(1) }), None);
+        let others = [
+            CacheKey { max_tokens: Some(5), ..key(1) },
+            CacheKey { penalties: [0, 0, 1], ..key(1) },
+            CacheKey { format: ResponseFormat::JsonObject, ..key(1) },
+            CacheKey { logit_bias: vec![(1, 1)], ..key(1) },
+        ];
+        assert!(others.iter().all(|other| cache.get(other).is_none()));
     }
 
     #[test]

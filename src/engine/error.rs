@@ -72,6 +72,13 @@ pub enum PromptError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// A token id outside the vocabulary that is to get a bias.
+    UnknownBiasToken {
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
     /// The chat template rejects the conversation; the text is the template's, or the engine's.
     Template(String),
     /// The grammar of the answer cannot go on.
@@ -88,6 +95,9 @@ impl fmt::Display for PromptError {
             ),
             PromptError::UnknownToken { id, vocab } => {
                 write!(f, "token {id}: outside the vocabulary of {vocab}")
+            }
+            PromptError::UnknownBiasToken { id, vocab } => {
+                write!(f, "logit_bias: token {id} is outside the vocabulary of {vocab}")
             }
             PromptError::Grammar(why) => write!(f, "response_format: {why}"),
             PromptError::Template(why) => write!(f, "messages: the model's chat template says: {why}"),

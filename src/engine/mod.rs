@@ -17,6 +17,7 @@ pub mod grammar;
 pub mod kernels;
 mod known_keys;
 pub mod layout_detect;
+pub mod logprobs;
 pub mod model;
 mod ops;
 pub mod perplexity;

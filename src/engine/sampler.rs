@@ -1,4 +1,13 @@
-//! Sampling: chooses a token from logits, by temperature, top-k, top-p, min-p and a repetition penalty.
+//! Sampling: chooses a token from logits.
+//!
+//! The steps are always the same, in this order; each is left out where its parameter is neutral:
+//!
+//! 1. the bias of single tokens is added,
+//! 2. the repetition penalty divides positive and multiplies negative logits of all tokens in the prompt or the answer,
+//! 3. the frequency and the presence penalty are subtracted from the logits of all tokens in the answer,
+//! 4. greedy: the largest logit wins, the first of equal ones; otherwise the logits are divided by the temperature,
+//! 5. top-k, 6. min-p, 7. top-p: each removes unlikely candidates among those that the step before has left,
+//! 8. one of the candidates that are left is drawn in proportion to their probabilities.
 
 /// The parameters of sampling.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +22,12 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that have already occurred; 1 changes nothing.
     pub repetition_penalty: f32,
+    /// Is subtracted from the logit of every token that is in the answer already; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Is subtracted from a token's logit as many times as the token is in the answer already; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// What is added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The seed of the random numbers.
     pub seed: u64,
 }
@@ -26,6 +41,9 @@ impl Default for SamplingParams {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -38,8 +56,25 @@ impl SamplingParams {
     /// How far below the best of the tokens without a penalty a logit may be and still matter to the choice; `None`
     /// where any may matter.
     pub fn logit_reach(&self) -> Option<f32> {
-        // Below 1 it is not a penalty: it can bring any token to the top.
-        (self.repetition_penalty >= 1.0).then(|| self.temperature.max(0.0) * UNLIKELY)
+        // A penalty with the other sign, like a positive bias, can bring any token to the top.
+        let raises_any = self.repetition_penalty < 1.0
+            || self.presence_penalty < 0.0
+            || self.frequency_penalty < 0.0
+            || self.logit_bias.iter().any(|(_, bias)| *bias > 0.0);
+        (!raises_any).then(|| self.temperature.max(0.0) * UNLIKELY)
+    }
+
+    /// Whether the penalties for tokens of the answer change anything.
+    fn counts_tokens(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    /// Whether any logit may be lowered.
+    fn lowers_any(&self) -> bool {
+        self.repetition_penalty > 1.0
+            || self.presence_penalty > 0.0
+            || self.frequency_penalty > 0.0
+            || self.logit_bias.iter().any(|(_, bias)| *bias < 0.0)
     }
 }
 
@@ -49,7 +84,9 @@ pub struct Sampler {
     sampling: SamplingParams,
     random: SplitMix64,
     candidates: Vec<(f32, u32)>, // [vocab] at most: weight and id, the most likely first
-    seen: Vec<bool>,             // [vocab]
+    seen: Vec<bool>,             // [vocab], tokens of the prompt and the answer
+    counts: Vec<u32>, // [vocab], how often each token is in the answer; empty where no penalty asks for it
+    lowered: Vec<bool>, // [vocab], tokens whose logit may be lowered; empty where none may
 }
 
 /// Candidates that are less likely than this, relative to the most likely one, are below the resolution of a draw
@@ -58,21 +95,43 @@ const NEGLIGIBLE: f32 = -22.18;
 
 impl Sampler {
     /// A sampler for a vocabulary of `vocab`.
+    ///
+    /// # Panics
+    /// Where a token with a bias is outside the vocabulary. The session checks this.
     pub fn new(sampling: SamplingParams, vocab: usize) -> Self {
         let random = SplitMix64(sampling.seed);
         let greedy = sampling.temperature <= 0.0;
         let candidates = Vec::with_capacity(if greedy { 0 } else { vocab });
-        Sampler { sampling, random, candidates, seen: vec![false; vocab] }
+        let counts = vec![0; if sampling.counts_tokens() { vocab } else { 0 }];
+        let mut lowered = vec![false; if sampling.lowers_any() { vocab } else { 0 }];
+        for (id, _) in sampling.logit_bias.iter().filter(|(_, bias)| *bias < 0.0) {
+            lowered[*id as usize] = true;
+        }
+        Sampler { sampling, random, candidates, seen: vec![false; vocab], counts, lowered }
     }
 
-    /// Tokens whose logits a penalty lowers: `[vocab]`; `None` without a penalty.
+    /// Tokens whose logits a penalty or a bias lowers: `[vocab]`; `None` where there is none of these.
     pub fn penalised(&self) -> Option<&[bool]> {
-        (self.sampling.repetition_penalty > 1.0).then_some(&self.seen)
+        (!self.lowered.is_empty()).then_some(&self.lowered)
     }
 
-    /// Records a token of the prompt or the answer, for the repetition penalty.
-    pub fn record(&mut self, id: u32) {
+    /// Records a token of the prompt, for the repetition penalty.
+    pub fn record_prompt(&mut self, id: u32) {
         self.seen[id as usize] = true;
+        if self.sampling.repetition_penalty > 1.0 {
+            self.lowered[id as usize] = true;
+        }
+    }
+
+    /// Records a token of the answer, for all penalties.
+    pub fn record(&mut self, id: u32) {
+        self.record_prompt(id);
+        if let Some(count) = self.counts.get_mut(id as usize) {
+            *count += 1;
+            if let Some(lowered) = self.lowered.get_mut(id as usize) {
+                *lowered = true;
+            }
+        }
     }
 
     /// Chooses the next token. NaN logits are never chosen.
@@ -86,13 +145,20 @@ impl Sampler {
         self.draw()
     }
 
+    /// Adds the biases and applies the penalties.
     fn penalise(&self, logits: &mut [f32]) {
-        let penalty = self.sampling.repetition_penalty;
-        if penalty == 1.0 {
-            return;
+        let SamplingParams { repetition_penalty: penalty, logit_bias, .. } = &self.sampling;
+        for (id, bias) in logit_bias {
+            logits[*id as usize] += bias;
         }
-        for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        if *penalty != 1.0 {
+            for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        let SamplingParams { presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (logit, count) in logits.iter_mut().zip(&self.counts).filter(|(_, count)| **count > 0) {
+            *logit -= *count as f32 * frequency_penalty + presence_penalty;
         }
     }
 
@@ -277,5 +343,52 @@ mod tests {
         let mut logits = [3.0, -1.0, 2.0];
         assert_eq!(sampler.sample(&mut logits), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0]);
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_each_time_and_both_only_the_answer() {
+        let sampling =
+            SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingParams::default() };
+        let mut sampler = Sampler::new(sampling, 4);
+        sampler.record_prompt(0);
+        sampler.record(1);
+        (0..3).for_each(|_| sampler.record(2));
+        let mut logits = [0.0, 1.0, 1.0, -1.0];
+        assert_eq!(sampler.sample(&mut logits), 1);
+        assert_eq!(logits, [0.0, 0.25, -0.25, -1.0]);
+        assert_eq!(sampler.penalised(), Some(&[false, true, true, false][..]));
+    }
+
+    #[test]
+    fn a_bias_is_added_before_the_penalties() {
+        let logit_bias = vec![(0, 2.0), (2, -100.0)];
+        let sampling = SamplingParams { logit_bias, repetition_penalty: 2.0, ..SamplingParams::default() };
+        let mut sampler = Sampler::new(sampling, 3);
+        sampler.record_prompt(0);
+        let mut logits = [-1.0, 0.25, 50.0];
+        assert_eq!(sampler.sample(&mut logits), 0);
+        assert_eq!(logits, [0.5, 0.25, -50.0]);
+        assert_eq!(sampler.penalised(), Some(&[true, false, true][..]));
+    }
+
+    #[test]
+    fn what_can_raise_a_logit_needs_all_of_them_exactly() {
+        let greedy = SamplingParams::default;
+        let lowering = [
+            greedy(),
+            SamplingParams { repetition_penalty: 1.5, ..greedy() },
+            SamplingParams { presence_penalty: 2.0, frequency_penalty: 2.0, ..greedy() },
+            SamplingParams { logit_bias: vec![(1, -1.0)], ..greedy() },
+        ];
+        let raising = [
+            SamplingParams { repetition_penalty: 0.9, ..greedy() },
+            SamplingParams { presence_penalty: -0.1, ..greedy() },
+            SamplingParams { presence_penalty: 1.0, frequency_penalty: -0.1, ..greedy() },
+            SamplingParams { logit_bias: vec![(0, -1.0), (1, 0.1)], ..greedy() },
+        ];
+        assert!(lowering.iter().all(|sampling| sampling.logit_reach() == Some(0.0)));
+        assert!(raising.iter().all(|sampling| sampling.logit_reach().is_none()));
+        let masks = lowering.map(|sampling| Sampler::new(sampling, 2).penalised().is_some());
+        assert_eq!(masks, [false, true, true, true]);
     }
 }

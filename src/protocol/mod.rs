@@ -3,12 +3,15 @@
 //! Deliberately knows nothing of sockets, brokers, engines or queues: [`json`] parses bytes into these values and
 //! writes them, and nothing here does any I/O.
 
+mod answer;
 pub mod json;
 pub mod partial;
 mod report;
 mod response_format;
 pub mod text;
+mod tools;
 
+pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
     CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
     Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling,
@@ -16,6 +19,7 @@ pub use report::{
 };
 
 pub use response_format::ResponseFormat;
+pub use tools::{Tool, ToolCall, ToolChoice};
 
 use serde::Serialize;
 use std::time::Duration;
@@ -31,10 +35,18 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// How tokens are sampled.
     pub sampling: Sampling,
+    /// How many answers to give, 1 to [`json::MAX_CHOICES`]; the prompt is read once.
+    pub choices: u32,
+    /// Gives each token's log-probability, and those of so many most likely tokens.
+    pub logprobs: Option<u32>,
     /// Stop texts: each ends the answer, and none is part of it.
     pub stop: Vec<String>,
     /// What the answer has to fit.
     pub response_format: ResponseFormat,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Which of them the answer has to call.
+    pub tool_choice: ToolChoice,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.
@@ -51,11 +63,18 @@ impl Request {
         let input = match &self.input {
             Input::Prompt(text) => text.capacity(),
             Input::Messages(messages) => {
-                let texts: usize = messages.iter().map(|message| message.content.capacity()).sum();
+                let texts: usize = messages.iter().map(Message::text_bytes).sum();
                 texts + messages.capacity() * size_of::<Message>()
             }
         };
-        input + self.stop.iter().map(String::capacity).sum::<usize>() + self.response_format.text_bytes()
+        let bias = self.sampling.logit_bias.capacity() * size_of::<(u32, f32)>();
+        let stop: usize = self.stop.iter().map(String::capacity).sum();
+        let tools: usize = self
+            .tools
+            .iter()
+            .map(|tool| tool.name.capacity() + tool.definition.bytes() + size_of::<Tool>())
+            .sum();
+        input + bias + stop + tools + self.response_format.text_bytes()
     }
 }
 
@@ -75,6 +94,17 @@ pub struct Message {
     pub role: Role,
     /// The text; special tokens in it are plain text.
     pub content: String,
+    /// Functions that the assistant called.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result it is.
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    fn text_bytes(&self) -> usize {
+        let calls: usize = self.tool_calls.iter().map(ToolCall::text_bytes).sum();
+        self.content.capacity() + calls + self.tool_call_id.as_ref().map_or(0, String::capacity)
+    }
 }
 
 /// Whose turn of a conversation it is.
@@ -86,6 +116,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called.
+    Tool,
 }
 
 /// The settings of the sampler; an absent one means the daemon's default, which is greedy sampling.
@@ -101,8 +133,13 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Divides the logit of every token already seen; 1 changes nothing.
     pub repetition_penalty: Option<f32>,
-    /// Same seed, same model, same request, same kind of processor: same answer. (Sums of floats are
-    /// rounded differently by different processors, and now and then that decides a draw.)
+    /// Is subtracted from the logit of every token that is in the answer already.
+    pub presence_penalty: Option<f32>,
+    /// Is subtracted from a token's logit once for each time the token is in the answer already.
+    pub frequency_penalty: Option<f32>,
+    /// What is added to the logits of single tokens, by their ids, which rise; empty for none.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Same seed, same model, same request: same answer, whatever the kernel and the number of threads.
     pub seed: Option<u64>,
 }
 
@@ -128,6 +165,12 @@ pub enum Event {
         id: String,
         /// Whole characters, never half of one.
         text: String,
+        /// Which of several answers it belongs to; absent where only one was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        index: Option<u32>,
+        /// The log-probabilities of the tokens of this text, where they were asked for.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<TokenLogprob>,
     },
     /// The answer.
     Done(Box<Done>),
@@ -165,6 +208,9 @@ pub struct Done {
     pub energy: Option<RequestEnergy>,
     /// Whether it is the cached answer of an earlier request.
     pub cached: bool,
+    /// What only some requests ask for.
+    #[serde(flatten)]
+    pub details: AnswerDetails,
 }
 
 /// Why an answer ended.
@@ -186,7 +232,7 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt with its template.
     pub prompt_tokens: u32,
-    /// Tokens generated, the end token not counted.
+    /// Tokens generated in all answers, end tokens not counted.
     pub completion_tokens: u32,
 }
 

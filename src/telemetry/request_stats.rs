@@ -191,6 +191,7 @@ fn duration(ms: f64) -> Duration {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::protocol::AnswerDetails;
     use crate::protocol::Method;
 
     /// An answer with 1 s in the queue, 2 s of prefill, and 4 s for the tokens after the first.
@@ -210,6 +211,7 @@ pub(super) mod tests {
             timings,
             energy: None,
             cached: false,
+            details: AnswerDetails::default(),
         }
     }
 

@@ -9,7 +9,7 @@ pub mod line_framing;
 pub mod mqtt;
 pub mod unix;
 
-use crate::protocol::{Code, Event, Refusal, Request};
+use crate::protocol::{Code, Event, Refusal, Request, TokenLogprob};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -73,7 +73,18 @@ impl Reply {
 
     /// Sends the next piece of text; never waits.
     pub fn token(&self, text: String) -> Result<(), TooSlow> {
-        let event = Event::Token { id: self.id.clone(), text };
+        self.token_of(None, text, Vec::new())
+    }
+
+    /// Sends the next piece of one of several answers, where `index` says which, with the log-probabilities of its
+    /// tokens; never waits.
+    pub fn token_of(
+        &self,
+        index: Option<u32>,
+        text: String,
+        logprobs: Vec<TokenLogprob>,
+    ) -> Result<(), TooSlow> {
+        let event = Event::Token { id: self.id.clone(), text, index, logprobs };
         self.tokens.try_send(event).map_err(|_| TooSlow)
     }
 

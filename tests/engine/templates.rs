@@ -4,6 +4,7 @@ mod forms;
 mod hostile;
 mod jinja2;
 mod limits;
+mod tools;
 
 use crate::fixtures;
 use bitnetd::engine::error::LoadError;

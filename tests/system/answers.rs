@@ -1,6 +1,6 @@
 //! Requests over the socket, and their events.
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, is_emulated};
 use crate::{Folder, cases, endless};
 use serde_json::{Value, json};
 
@@ -9,10 +9,15 @@ fn keys(object: &Value) -> Vec<&str> {
     object.as_object().unwrap_or_else(|| panic!("an object: {object}")).keys().map(String::as_str).collect()
 }
 
+fn sorted_keys(object: &Value) -> Vec<&str> {
+    let mut keys = keys(object);
+    keys.sort_unstable();
+    keys
+}
+
 /// Everything that is documented of a `done`, whatever was asked.
 fn assert_whole(done: &Value) {
-    let mut found = keys(done);
-    found.sort_unstable();
+    let found = sorted_keys(done);
     let expected = ["cached", "energy", "event", "finish_reason", "id", "text", "timings", "usage"];
     assert_eq!(found, expected, "{done}");
     assert_eq!(done["event"], "done", "{done}");
@@ -40,7 +45,7 @@ async fn answers_are_the_reference_answers() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let mut client = daemon.client().await;
-    for case in cases().iter().step_by(10) {
+    for case in cases().iter().step_by(if is_emulated() { 40 } else { 10 }) {
         let done = client.ask(json!({"prompt": case.prompt})).await;
         assert_whole(&done);
         assert_eq!(
@@ -195,4 +200,100 @@ async fn what_is_no_sound_request_is_refused_and_the_connection_stays_open() {
     let no_json = client.event().await;
     assert_eq!((&no_json["id"], &no_json["code"]), (&Value::Null, &json!("invalid_request")));
     assert_whole(&client.ask(json!({"prompt": "go"})).await);
+}
+
+#[tokio::test]
+async fn several_answers_to_a_prompt_are_reproducible_and_end_in_one_done() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let question = |seed: u64, choices: u32| {
+        json!({"id": "a", "prompt": "turn on the kitchen lights", "temperature": 3.0, "seed": seed, "n": choices,
+            "max_tokens": 12, "stream": true})
+    };
+    client.request(&[question(7, 3)]).await;
+    let mut streamed = vec![String::new(); 3];
+    let done = loop {
+        let event = client.event().await;
+        if event["event"] != "token" {
+            break event;
+        }
+        let index = event["index"].as_u64().expect("which answer") as usize;
+        streamed[index].push_str(event["text"].as_str().expect("text"));
+    };
+    let choices = done["choices"].as_array().expect("all answers");
+    assert_eq!(choices.len(), 3, "{done}");
+    for (index, (choice, streamed)) in choices.iter().zip(&streamed).enumerate() {
+        assert_eq!(sorted_keys(choice), ["finish_reason", "index", "text"]);
+        assert_eq!((&choice["index"], &choice["text"]), (&json!(index), &json!(streamed)));
+    }
+    assert_eq!(done["text"], choices[0]["text"]);
+    assert!(streamed[0] != streamed[1] && streamed[1] != streamed[2], "{streamed:?}");
+    assert!(done["usage"]["completion_tokens"].as_u64().expect("a count") > 12, "{done}");
+    // Each answer has the seed of the one before plus one.
+    for (index, text) in streamed.iter().enumerate() {
+        let mut alone = question(7 + index as u64, 1);
+        alone["stream"] = json!(false);
+        let done = client.ask(alone).await;
+        assert_whole(&done);
+        assert_eq!(&done["text"], text);
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn log_probabilities_come_with_the_tokens_and_with_the_answer() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let plain = client.ask(json!({"prompt": "turn on the kitchen lights"})).await;
+    let question = json!({"id": "a", "prompt": "turn on the kitchen lights", "logprobs": true, "top_logprobs": 2,
+        "stream": true});
+    for _ in 0..2 {
+        client.request(std::slice::from_ref(&question)).await;
+        let mut streamed = Vec::new();
+        let done = loop {
+            let event = client.event().await;
+            match &event["logprobs"] {
+                Value::Array(logprobs) if event["event"] == "token" => streamed.extend(logprobs.clone()),
+                _ => break event,
+            }
+        };
+        assert_eq!((&done["text"], &done["cached"]), (&plain["text"], &json!(false)));
+        let logprobs = done["logprobs"].as_array().expect("asked for");
+        assert_eq!(
+            (json!(logprobs.len()), &streamed),
+            (plain["usage"]["completion_tokens"].clone(), logprobs)
+        );
+        let texts: String = logprobs.iter().map(|token| token["token"].as_str().expect("text")).collect();
+        assert_eq!(done["text"], texts);
+        for token in logprobs {
+            assert_eq!(sorted_keys(token), ["bytes", "logprob", "token", "top_logprobs"]);
+            let top = token["top_logprobs"].as_array().expect("two");
+            // The greedy choice is the likeliest token.
+            assert_eq!((top.len(), &top[0]["token"]), (2, &token["token"]));
+            let logprob = |token: &Value| token["logprob"].as_f64().expect("a number");
+            assert!(logprob(&top[1]) <= logprob(token) && logprob(token) <= 0.0, "{token}");
+        }
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_bias_changes_the_answer_and_one_of_no_token_is_refused() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let ask = |bias: Value| json!({"prompt": "turn on the kitchen lights", "logit_bias": bias});
+    let usual = client.ask(ask(json!({}))).await;
+    let again = client.ask(ask(json!({"7": 0.5}))).await;
+    assert_eq!(again["cached"], false, "another request");
+    let longest = json!({"7": 100.0});
+    let repeated = client.ask(ask(longest)).await;
+    assert_ne!(repeated["text"], usual["text"]);
+    let refused = client.ask(ask(json!({"4000000": 1}))).await;
+    assert_eq!(refused["code"], "invalid_request", "{refused}");
+    let message = refused["message"].as_str().expect("text");
+    assert!(message.starts_with("logit_bias: token 4000000 is outside the vocabulary of "), "{message}");
+    daemon.stop().await;
 }

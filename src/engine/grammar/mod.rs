@@ -16,8 +16,10 @@ mod constraint;
 mod lark_check;
 mod schema_check;
 mod token_env;
+mod tool_calls;
 
 pub use constraint::{Constraint, NextTokens};
+pub use tool_calls::{Callable, OtherAnswer, arguments_schema, tool_grammar};
 
 use super::tokenizer::Tokenizer;
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};

@@ -3,13 +3,14 @@
 //!
 //! All tables share this code. It is always inlined, so that each table compiles it for its own instruction set.
 
+use super::multiply_add::multiply_add;
 use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{read_q4_0, read_q4_k, read_q6_k, read_q8_0};
 
 /// Sums that are kept side by side: four AVX2 registers, so that no addition waits for the one before.
 const LANES: usize = 32;
 
-/// `FMA`: whether the CPU has fused multiply-add. Without it, `mul_add` would be a slow library call.
+/// `FMA`: whether the caller is compiled for a CPU with fused multiply-add; the bits are the same without.
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(kind: BlockFormat, rows: &[u8], x: &[f32], out: &mut [f32]) {
     match kind {
@@ -34,7 +35,7 @@ fn dot_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
             read(block, &mut numbers);
             for (numbers, x) in numbers.as_chunks::<LANES>().0.iter().zip(x.as_chunks::<LANES>().0) {
                 for ((sum, number), x) in sums.iter_mut().zip(numbers).zip(x) {
-                    *sum = if FMA { number.mul_add(*x, *sum) } else { *sum + number * x };
+                    *sum = multiply_add::<FMA>(*number, *x, *sum);
                 }
             }
         }
@@ -70,7 +71,7 @@ fn weighted_sum_rows<const FMA: bool, const BYTES: usize, const LEN: usize>(
             let mut numbers = [0.0; LEN];
             read(block, &mut numbers);
             for (out, number) in out.iter_mut().zip(numbers) {
-                *out = if FMA { number.mul_add(*weight, *out) } else { *out + number * weight };
+                *out = multiply_add::<FMA>(number, *weight, *out);
             }
         }
     }

@@ -6,11 +6,18 @@
 //! of rows, so that the indirect call costs nothing. Integer results are always equal in all tables; sums of floats
 //! differ by rounding.
 //!
+//! Each architecture has a folder with a folder for each instruction set, and in it the same files: `gemv` (one token)
+//! and `gemm` (several) for ternary weights, `attention_f16` and `block_quant` where the instruction set has its own.
+//! Weights stay packed in memory, four 2-bit codes to a byte as [`super::quant::code`] reads them. They are unpacked
+//! in registers, in the inner loop of `gemv` and `gemm`; the `mod.rs` of each instruction set says by which function
+//! or macro.
+//!
 //! Deliberately knows nothing of models and files: it sees matrices, rows and numbers.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod block_quant;
+mod multiply_add;
 mod prefetch;
 mod scalar;
 mod self_test;
@@ -207,7 +214,9 @@ impl Kernels {
     /// Multiplies rows of numbers by a vector.
     ///
     /// `rows`: `[out.len(), x.len()]` in format `kind`; `x`: `[cols]`; `out`: `[rows]`. The result for a row does
-    /// not depend on the other rows of the call.
+    /// not depend on the other rows of the call, and every table gives the same bits: each adds up the same lanes, with
+    /// one rounding for a product and its sum, and then the lanes in the same order. (Only the sign of a zero may
+    /// differ.)
     ///
     /// # Panics
     /// When the lengths do not agree, or rows in a block format are not whole blocks.

@@ -70,8 +70,9 @@ fn decode_blocks<const BYTES: usize, const LEN: usize>(
 
 // The four decoders below are always inlined, so that each kernel table compiles them for its instruction set.
 
+/// The half-precision number at a byte of a block.
 #[inline(always)]
-fn scale_at(block: &[u8], at: usize) -> f32 {
+pub fn scale_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const()
 }
 
@@ -126,18 +127,30 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
 #[inline(always)]
 pub fn read_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; K_BLOCK]) {
     let d = scale_at(block, 208);
-    let (low, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
-    for (index, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (half, group) = (index / 4, index % 4);
-        let (low, low_shift) = (&low[half * 2 + group % 2], group / 2 * 4);
-        let mut codes = [0i8; 32];
-        for ((code, low), high) in codes.iter_mut().zip(low).zip(&high[half]) {
-            *code = (low >> low_shift & 15 | (high >> (group * 2) & 3) << 4) as i8 - 32;
-        }
-        let scales = &block[192 + index * 2..];
+    for (group, out) in q6_k_groups().zip(out.as_chunks_mut::<32>().0) {
+        let (codes, scales) = codes_q6_k(block, group);
         for ((out, codes), scale) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)).zip(scales) {
-            let scale = d * f32::from(*scale as i8);
+            let scale = d * f32::from(scale);
             out.iter_mut().zip(codes).for_each(|(out, code)| *out = scale * f32::from(*code));
         }
     }
+}
+
+/// The groups of 32 numbers of a Q6_K block.
+#[inline(always)]
+pub fn q6_k_groups() -> std::ops::Range<usize> {
+    0..K_BLOCK / 32
+}
+
+/// The codes of one of these groups, from -32 to 31, and the scales of its first and last 16.
+#[inline(always)]
+pub fn codes_q6_k(block: &[u8; Q6_K_BYTES], group: usize) -> ([i8; 32], [i8; 2]) {
+    let (low, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
+    let (half, part) = (group / 4, group % 4);
+    let (low, low_shift) = (&low[half * 2 + part % 2], part / 2 * 4);
+    let mut codes = [0i8; 32];
+    for ((code, low), high) in codes.iter_mut().zip(low).zip(&high[half]) {
+        *code = (low >> low_shift & 15 | (high >> (part * 2) & 3) << 4) as i8 - 32;
+    }
+    (codes, [block[192 + group * 2] as i8, block[193 + group * 2] as i8])
 }

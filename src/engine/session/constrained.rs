@@ -27,6 +27,7 @@ impl Session<'_> {
     ) -> Result<StopReason, PromptError> {
         let mut decoding = Decoding { run, step, pending: Vec::with_capacity(self.state.batch()) };
         loop {
+            self.note_raw_logits(&mut decoding);
             let is_full = decoding.run.tokens.len() >= decoding.run.max_tokens;
             let ended = match constraint.next_tokens().map_err(grammar_error)? {
                 NextTokens::End => Some(StopReason::Stop),
@@ -59,6 +60,7 @@ impl Session<'_> {
                 return Some(StopReason::Length);
             }
             decoding.run.forced += 1;
+            self.note_raw_logits(decoding);
             if let Some(ended) = self.append(*id, decoding) {
                 return Some(ended);
             }
@@ -66,12 +68,27 @@ impl Session<'_> {
         None
     }
 
-    /// Chooses one of the allowed tokens, after a pass over those that are not in the cache yet.
-    fn choose<F>(&mut self, allowed: AllowedTokens<'_>, decoding: &mut Decoding<'_, F>) -> u32 {
+    /// Passes over the tokens that are not in the cache yet.
+    fn catch_up<F>(&mut self, decoding: &mut Decoding<'_, F>) {
         for batch in decoding.pending.chunks(self.state.batch()) {
             self.model.forward_for(batch, 1, &mut self.state);
         }
         decoding.pending.clear();
+    }
+
+    /// Keeps the logits of all tokens where log-probabilities are asked for, which the grammar does not change.
+    fn note_raw_logits<F>(&mut self, decoding: &mut Decoding<'_, F>) {
+        let is_full = decoding.run.tokens.len() >= decoding.run.max_tokens;
+        if decoding.run.logprobs.is_some() && !is_full {
+            self.catch_up(decoding);
+            let logits = self.model.logits(0, &mut self.state);
+            decoding.run.keep_logits(logits);
+        }
+    }
+
+    /// Chooses one of the allowed tokens, after a pass over those that are not in the cache yet.
+    fn choose<F>(&mut self, allowed: AllowedTokens<'_>, decoding: &mut Decoding<'_, F>) -> u32 {
+        self.catch_up(decoding);
         let run = &mut *decoding.run;
         let penalised = run.sampler.penalised();
         let logits = self.model.allowed_logits(0, &mut self.state, run.logit_reach, penalised, allowed);
@@ -92,6 +109,9 @@ impl Session<'_> {
             decoding.run.prefill_parts = self.state.take_timings();
         }
         decoding.pending.push(id);
+        if let Some(logprobs) = decoding.run.note_logprobs(id) {
+            let _ = (decoding.step)(Step::Logprobs(logprobs)); // the token itself may end the answer
+        }
         match decoding.run.take(id, self.tokenizer.bytes(id)) {
             StreamStep::Stop(text) => {
                 let _ = (decoding.step)(Step::Token(text)); // it ends here either way

@@ -6,9 +6,11 @@
 //! Deliberately knows nothing of clients, queues and deadlines.
 
 mod constrained;
+mod scoring;
 
 use crate::engine::error::PromptError;
 use crate::engine::grammar::Constraint;
+use crate::engine::logprobs::{PositionLogprobs, nll};
 use crate::engine::model::{BATCH, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
 use crate::engine::sampler::{Sampler, SamplingParams};
 use crate::engine::tokenizer::{StreamStep, TextStream, Tokenizer};
@@ -24,6 +26,7 @@ pub struct Session<'e> {
     model: &'e Model,
     tokenizer: &'e Tokenizer,
     state: State,
+    prompt: Vec<u32>, // [context] at most, the tokens of the prompt at the beginning of the state
 }
 
 /// What to generate.
@@ -39,16 +42,20 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Reads the whole head where a shortlist is used, for comparisons.
     pub exact_head: bool,
+    /// Gives the log-probability of every token, and of so many most likely ones. The whole head is read for it.
+    pub logprobs: Option<usize>,
     /// The grammar that the answer fits. End tokens then end it only where the grammar allows that, also with
     /// `ignore_eos`.
     pub constraint: Option<Constraint>,
 }
 
 /// The progress that the callback receives.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Step<'t> {
     /// Tokens of the prompt that were read so far.
     Prefill(usize),
+    /// The log-probabilities of the token that comes next, where they were asked for; does not cancel.
+    Logprobs(&'t PositionLogprobs),
     /// One token was generated, with the text it completed, which may be empty. Comes once more at the end for text
     /// that was held back until then.
     Token(&'t str),
@@ -72,6 +79,8 @@ pub struct Answer {
     pub text: String,
     /// The generated tokens, without the end token.
     pub tokens: Vec<u32>,
+    /// The log-probabilities of these tokens, where they were asked for.
+    pub logprobs: Option<Vec<PositionLogprobs>>,
     /// How many of them the grammar forced, so that they were not sampled.
     pub forced: usize,
     /// Why it ended.
@@ -91,7 +100,8 @@ pub struct Answer {
 impl<'e> Session<'e> {
     /// An empty session for `context` tokens, with a KV cache in format `cache`.
     pub fn new(model: &'e Model, tokenizer: &'e Tokenizer, context: usize, cache: KvCacheFormat) -> Self {
-        Session { model, tokenizer, state: model.state(context, BATCH, cache) }
+        let state = model.state(context, BATCH, cache);
+        Session { model, tokenizer, state, prompt: Vec::with_capacity(context) }
     }
 
     /// The same with a cache that rounds nothing and takes twice the memory, for comparisons with a reference. Now
@@ -120,6 +130,7 @@ impl<'e> Session<'e> {
     pub fn logits(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), PromptError> {
         self.check(tokens, 0)?;
         self.state.truncate(0);
+        self.prompt.clear();
         for batch in tokens.chunks(self.state.batch()) {
             let before = self.state.len();
             self.model.forward(batch, &mut self.state);
@@ -140,6 +151,7 @@ impl<'e> Session<'e> {
     ) -> Result<(), PromptError> {
         self.check(tokens, 0)?;
         self.state.truncate(0);
+        self.prompt.clear();
         let mut next = 1;
         for batch in tokens.chunks(self.state.batch()) {
             self.model.forward(batch, &mut self.state);
@@ -164,26 +176,73 @@ impl<'e> Session<'e> {
         options: &GenerateOptions,
         mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, PromptError> {
+        let run = self.begin(prompt, options)?;
+        let read = self.prefill(prompt, &mut step);
+        self.finish(run, options, read, step)
+    }
+
+    /// Answers the prompt of the call before once more, for which only its last token is read again; any other
+    /// prompt as [`Session::generate`] does.
+    pub fn generate_again(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, PromptError> {
+        let run = self.begin(prompt, options)?;
+        let read = match prompt.split_last() {
+            Some((last, before)) if self.prompt == prompt => {
+                self.state.truncate(before.len());
+                self.model.forward(&[*last], &mut self.state);
+                ControlFlow::Continue(())
+            }
+            _ => self.prefill(prompt, &mut step),
+        };
+        self.finish(run, options, read, step)
+    }
+
+    fn begin(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<GenerationRun, PromptError> {
         // One position for the first token, without which there is no answer.
         self.check(prompt, 1)?;
+        let vocab = self.model.shape().vocab;
+        if let Some((id, _)) = options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            return Err(PromptError::UnknownBiasToken { id: *id, vocab });
+        }
         self.state.take_timings(); // of earlier passes
         let remaining = self.state.context() - prompt.len();
         let max_tokens = options.max_tokens.unwrap_or(remaining).min(remaining);
+        let is_exact = options.exact_head || options.logprobs.is_some();
         let mut run = GenerationRun {
-            sampler: Sampler::new(options.sampling.clone(), self.model.shape().vocab),
+            sampler: Sampler::new(options.sampling.clone(), vocab),
             stream: TextStream::new(&options.stop, max_tokens.min(1024) * BYTES_PER_TOKEN),
             tokens: Vec::with_capacity(max_tokens.min(1024)),
+            logprobs: options.logprobs.map(|top| LogprobRun {
+                top,
+                raw: vec![0.0; vocab],
+                found: Vec::new(),
+            }),
             forced: 0,
             max_tokens,
-            logit_reach: options.sampling.logit_reach().filter(|_| !options.exact_head),
+            logit_reach: options.sampling.logit_reach().filter(|_| !is_exact),
             ignore_end: options.ignore_eos,
             started: Instant::now(),
             prefilled: None,
             first: None,
             prefill_parts: PassTimings::default(),
         };
-        prompt.iter().for_each(|id| run.sampler.record(*id));
-        let end = match self.prefill(prompt, &mut step) {
+        prompt.iter().for_each(|id| run.sampler.record_prompt(*id));
+        Ok(run)
+    }
+
+    /// Decodes the answer where the prompt was `read`.
+    fn finish(
+        &mut self,
+        mut run: GenerationRun,
+        options: &GenerateOptions,
+        read: ControlFlow<()>,
+        mut step: impl FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, PromptError> {
+        let end = match read {
             ControlFlow::Break(()) => StopReason::Cancelled,
             ControlFlow::Continue(()) => {
                 run.prefilled = Some(Instant::now());
@@ -221,11 +280,13 @@ impl<'e> Session<'e> {
         step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         self.state.truncate(0);
+        self.prompt.clear();
         for batch in prompt.chunks(self.state.batch()) {
             let is_last = self.state.len() + batch.len() == prompt.len();
             self.model.forward_for(batch, usize::from(is_last), &mut self.state);
             step(Step::Prefill(self.state.len()))?;
         }
+        self.prompt.extend_from_slice(prompt);
         ControlFlow::Continue(())
     }
 
@@ -242,12 +303,15 @@ impl<'e> Session<'e> {
                 }
                 None => self.model.logits(0, &mut self.state),
             };
-            let id = run.sampler.sample(logits);
+            let id = run.choose(logits);
             if !run.ignore_end && self.tokenizer.is_end(id) {
                 return StopReason::Stop;
             }
             if run.tokens.is_empty() {
                 run.prefill_parts = self.state.take_timings();
+            }
+            if let Some(logprobs) = run.note_logprobs(id) {
+                let _ = step(Step::Logprobs(logprobs)); // the token itself may end the answer
             }
             match run.take(id, self.tokenizer.bytes(id)) {
                 StreamStep::Stop(text) => {
@@ -265,18 +329,12 @@ impl<'e> Session<'e> {
     }
 }
 
-/// `-ln p(token)`, where p is the softmax of `logits`; in f64, because many of them are added up.
-fn nll(logits: &[f32], token: u32) -> f64 {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, x| a.max(*x));
-    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - largest)
-}
-
 /// An answer while it is generated.
 struct GenerationRun {
     sampler: Sampler,
     stream: TextStream,
     tokens: Vec<u32>,
+    logprobs: Option<LogprobRun>,
     forced: usize,
     max_tokens: usize,
     /// How far below the best logit another still matters.
@@ -288,7 +346,34 @@ struct GenerationRun {
     prefill_parts: PassTimings,
 }
 
+/// The log-probabilities of an answer while it is generated.
+struct LogprobRun {
+    top: usize,
+    raw: Vec<f32>, // [vocab], the logits as the model gave them
+    found: Vec<PositionLogprobs>,
+}
+
 impl GenerationRun {
+    /// Chooses a token, which changes the logits.
+    fn choose(&mut self, logits: &mut [f32]) -> u32 {
+        self.keep_logits(logits);
+        self.sampler.sample(logits)
+    }
+
+    /// Keeps the logits as the model gave them, where log-probabilities are asked for.
+    fn keep_logits(&mut self, logits: &[f32]) {
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.raw.copy_from_slice(logits);
+        }
+    }
+
+    /// Notes the log-probabilities of the token that was chosen last, where they were asked for.
+    fn note_logprobs(&mut self, id: u32) -> Option<&PositionLogprobs> {
+        let LogprobRun { top, raw, found } = self.logprobs.as_mut()?;
+        found.push(PositionLogprobs::new(raw, id, *top));
+        found.last()
+    }
+
     fn take(&mut self, id: u32, bytes: &[u8]) -> StreamStep<'_> {
         self.first.get_or_insert_with(Instant::now);
         self.sampler.record(id);
@@ -306,6 +391,7 @@ impl GenerationRun {
         Answer {
             text: self.stream.into_text(),
             tokens: self.tokens,
+            logprobs: self.logprobs.map(|run| run.found),
             forced: self.forced,
             end,
             prefill: prefilled - self.started,

@@ -158,6 +158,32 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_is_found_whatever_the_borders_of_tokens() {
+        let (text, stops) = ("fünf 🙂🙃 ünf", ["🙃 ü", "nope"]);
+        let bytes = text.as_bytes();
+        // Every way to cut the bytes into three tokens, also inside a character.
+        for first in 0..=bytes.len() {
+            for second in first..=bytes.len() {
+                let mut stream = stream(&stops);
+                let mut emitted = String::new();
+                let mut is_stopped = false;
+                for token in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
+                    match stream.push(token) {
+                        StreamStep::More(text) => emitted.push_str(text),
+                        StreamStep::Stop(text) => {
+                            emitted.push_str(text);
+                            is_stopped = true;
+                            break;
+                        }
+                    }
+                }
+                assert!(is_stopped, "{first}, {second}");
+                assert_eq!((emitted.as_str(), stream.into_text().as_str()), ("fünf 🙂", "fünf 🙂"));
+            }
+        }
+    }
+
+    #[test]
     fn held_back_text_is_emitted_at_the_end() {
         let mut stream = stream(&["END"]);
         assert_eq!(stream.push("ü EN".as_bytes()), StreamStep::More("ü "));

@@ -18,12 +18,15 @@ mod sentencepiece;
 mod special_tokens;
 mod vocab;
 
-pub use chat_template::{ChatRole, ChatTemplate, LocalClock, Turn};
+pub use chat_template::{
+    CallSyntax, ChatCall, ChatMessage, ChatRole, ChatTemplate, LocalClock, Turn, WrittenCall,
+};
 pub use detokenizer::{StreamStep, TextStream};
 
 use crate::engine::error::{LoadError, PromptError, escaped};
 use crate::engine::gguf::Gguf;
 use crate::engine::known_keys::check_tokenizer;
+use crate::external_text::JsonValue;
 use bpe::ByteLevelBpe;
 use chat_template::{Names, Template, TemplateFamily, Text};
 use pre_tokenizer::PreTokenizer;
@@ -346,12 +349,30 @@ impl Tokenizer {
     /// When the model's chat template rejects the conversation.
     pub fn prompt_chat(&self, turns: &[Turn<'_>]) -> Result<Vec<u32>, PromptError> {
         let prompt = self.chat.prompt(turns).map_err(PromptError::Template)?;
+        Ok(self.chat_ids(&prompt))
+    }
+
+    /// The same for a conversation in which the model may call `tools`, functions in OpenAI's form; also says how it is
+    /// to write a call.
+    ///
+    /// # Errors
+    /// When the model's chat template rejects the conversation.
+    pub fn prompt_with_tools(
+        &self,
+        messages: &[ChatMessage<'_>],
+        tools: &[JsonValue],
+    ) -> Result<(Vec<u32>, CallSyntax), PromptError> {
+        let prompt = self.chat.prompt_with_tools(messages, tools).map_err(PromptError::Template);
+        prompt.map(|(prompt, syntax)| (self.chat_ids(&prompt), syntax))
+    }
+
+    fn chat_ids(&self, prompt: &Text) -> Vec<u32> {
         let mut ids = Vec::new();
-        self.encode_prompt(&prompt, &mut ids);
+        self.encode_prompt(prompt, &mut ids);
         if self.chat_adds_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
             ids.splice(..0, self.bos);
         }
-        Ok(ids)
+        ids
     }
 
     /// Looks for special tokens only in what the template wrote. Everything between two of them is encoded as one

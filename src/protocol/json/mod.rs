@@ -4,14 +4,20 @@
 //! knows no transport: each transport decides which bytes make one message.
 
 mod response_format;
+mod sampling;
+mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Input, Message, Priority, Refusal, Report, Request, ResponseFormat, Role, Sampling,
+    Code, Event, Input, Message, Priority, Refusal, Report, Request, ResponseFormat, Sampling, ToolChoice,
 };
-use crate::external_text::{duplicate_key, utf8, without_bom, wrong_head};
+use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use sampling::{MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_TOP_LOGPROBS};
+pub use tools::{MAX_TOOL_NAME, MAX_TOOLS};
 
 /// Maximum length of a request in bytes: four times what a context of 4,096 tokens holds in English.
 pub const MAX_REQUEST: usize = 64 * 1024;
@@ -55,45 +61,33 @@ struct RequestKeys {
     top_k: Option<u32>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    n: Option<u32>,
     seed: Option<u64>,
     stop: Option<Vec<String>>,
     stream: Option<bool>,
     timeout_ms: Option<u64>,
     response_format: Option<serde_json::Map<String, serde_json::Value>>,
+    tools: Option<Vec<JsonValue>>,
+    tool_choice: Option<JsonValue>,
     priority: Option<PriorityKey>,
     cache: Option<bool>,
 }
 
-/// By way of a map, so that an array is no message.
 #[derive(Deserialize)]
-#[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
-struct MessageKeys {
-    role: RoleKey,
-    content: String,
-}
+#[serde(try_from = "JsonValue")]
+struct MessageKeys(Message);
 
-impl TryFrom<serde_json::Map<String, serde_json::Value>> for MessageKeys {
-    type Error = serde_json::Error;
+impl TryFrom<JsonValue> for MessageKeys {
+    type Error = String;
 
-    fn try_from(map: serde_json::Map<String, serde_json::Value>) -> Result<Self, Self::Error> {
-        let MessageObject { role, content } = serde_json::from_value(map.into())?;
-        Ok(MessageKeys { role, content })
+    fn try_from(value: JsonValue) -> Result<Self, String> {
+        tools::message(value).map(MessageKeys)
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MessageObject {
-    role: RoleKey,
-    content: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RoleKey {
-    System,
-    User,
-    Assistant,
 }
 
 #[derive(Deserialize)]
@@ -133,19 +127,33 @@ struct CancelTopicKeys {
 pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     let keys: RequestKeys = parse(bytes)?;
     check_id(keys.id.as_deref())?;
+    let choices = sampling::choices(keys.n)?;
+    let logprobs = sampling::logprobs(keys.logprobs, keys.top_logprobs)?;
+    let max_tokens = keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?;
+    let response_format = response_format::read(keys.response_format)?;
+    let tools = tools::tools(keys.tools.unwrap_or_default())?;
+    let tool_choice = tools::tool_choice(keys.tool_choice, &tools)?;
+    tools::check_format(&tools, &tool_choice, &response_format)?;
     Ok(Request {
         input: input(keys.prompt, keys.messages)?,
-        max_tokens: keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?,
+        max_tokens: sampling::limit_logprobs(max_tokens, logprobs, choices)?,
         sampling: Sampling {
             temperature: within("temperature", keys.temperature, 0.0, 10.0)?,
             top_p: within("top_p", keys.top_p, 0.0, 1.0)?,
             top_k: keys.top_k,
             min_p: within("min_p", keys.min_p, 0.0, 1.0)?,
             repetition_penalty: within("repetition_penalty", keys.repetition_penalty, 0.1, 10.0)?,
+            presence_penalty: within("presence_penalty", keys.presence_penalty, -2.0, 2.0)?,
+            frequency_penalty: within("frequency_penalty", keys.frequency_penalty, -2.0, 2.0)?,
+            logit_bias: sampling::logit_bias(keys.logit_bias.unwrap_or_default())?,
             seed: keys.seed,
         },
+        choices,
+        logprobs,
         stop: stop(keys.stop.unwrap_or_default())?,
-        response_format: response_format::read(keys.response_format)?,
+        response_format,
+        tools,
+        tool_choice,
         stream: keys.stream.unwrap_or(false),
         timeout: keys.timeout_ms.map(timeout).transpose()?,
         priority: match keys.priority {
@@ -200,8 +208,12 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         input: input(Some(text.to_owned()), None)?,
         max_tokens: None,
         sampling: Sampling::default(),
+        choices: 1,
+        logprobs: None,
         stop: Vec::new(),
         response_format: ResponseFormat::Text,
+        tools: Vec::new(),
+        tool_choice: ToolChoice::Auto,
         stream: false,
         timeout: None,
         priority: Priority::Normal,
@@ -322,19 +334,12 @@ fn input(prompt: Option<String>, messages: Option<Vec<MessageKeys>>) -> Result<I
         (Some(prompt), None) if prompt.trim().is_empty() => Err(invalid("prompt: empty")),
         (Some(prompt), None) => Ok(Input::Prompt(prompt)),
         (None, Some(messages)) if messages.is_empty() => Err(invalid("messages: empty")),
-        (None, Some(messages)) => Ok(Input::Messages(messages.into_iter().map(message).collect())),
+        (None, Some(messages)) => {
+            Ok(Input::Messages(messages.into_iter().map(|message| message.0).collect()))
+        }
         (Some(_), Some(_)) => Err(invalid("prompt and messages: give one of them")),
         (None, None) => Err(invalid("prompt: missing; give it or messages")),
     }
-}
-
-fn message(keys: MessageKeys) -> Message {
-    let role = match keys.role {
-        RoleKey::System => Role::System,
-        RoleKey::User => Role::User,
-        RoleKey::Assistant => Role::Assistant,
-    };
-    Message { role, content: keys.content }
 }
 
 fn stop(texts: Vec<String>) -> Result<Vec<String>, Refusal> {

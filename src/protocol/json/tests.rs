@@ -1,6 +1,7 @@
 //! What is read from requests and written as events.
 
 use super::*;
+use crate::protocol::{LikelyToken, TokenLogprob};
 
 fn refusal(text: &str) -> Refusal {
     request(text.as_bytes()).expect_err("not a sound request")
@@ -17,10 +18,14 @@ fn a_prompt_alone_is_a_request() {
 fn every_documented_key_is_read() {
     let text = br#"{"id":"a","messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}],
         "max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"repetition_penalty":1.1,"seed":7,
+        "presence_penalty":-2,"frequency_penalty":1.5,"logit_bias":{"100":-100,"20":2.5},"logprobs":true,"top_logprobs":3,"n":2,
         "stop":["x"],"stream":true,"timeout_ms":1000,"response_format":{"type":"text"},"priority":"high","cache":false}"#;
     let read = request(text).expect("sound");
     assert_eq!(read.id.as_deref(), Some("a"));
     assert_eq!(read.sampling.seed, Some(7));
+    assert_eq!((read.sampling.presence_penalty, read.sampling.frequency_penalty), (Some(-2.0), Some(1.5)));
+    assert_eq!(read.sampling.logit_bias, [(20, 2.5), (100, -100.0)]);
+    assert_eq!((read.logprobs, read.choices), (Some(3), 2));
     assert_eq!(read.timeout, Some(Duration::from_secs(1)));
     assert_eq!((read.stream, read.priority, read.cache), (true, Priority::High, false));
 }
@@ -91,6 +96,19 @@ fn values_out_of_range_name_their_key() {
         ),
         (r#"{"prompt":"a","response_format":{"type":"regex","regex":""}}"#, "response_format.regex: empty"),
         (r#"{"prompt":"a","response_format":{"type":"grammar"}}"#, "response_format.grammar: missing"),
+        (r#"{"prompt":"a","presence_penalty":2.1}"#, "presence_penalty: 2.1 is outside -2 to 2"),
+        (r#"{"prompt":"a","frequency_penalty":-3}"#, "frequency_penalty: -3 is outside -2 to 2"),
+        (r#"{"prompt":"a","logit_bias":{"5":101}}"#, "logit_bias.5: 101 is outside -100 to 100"),
+        (r#"{"prompt":"a","logit_bias":{"light":1}}"#, "logit_bias: \"light\" is no token id"),
+        (r#"{"prompt":"a","logit_bias":{"05":1}}"#, "logit_bias: \"05\" is no token id"),
+        (r#"{"prompt":"a","logit_bias":{"-1":1}}"#, "logit_bias: \"-1\" is no token id"),
+        (r#"{"prompt":"a","logit_bias":{"5":1,"5":2}}"#, "logit_bias.5"),
+        (r#"{"prompt":"a","logit_bias":[1]}"#, "logit_bias"),
+        (r#"{"prompt":"a","n":0}"#, "n: 0 is outside 1 to 8"),
+        (r#"{"prompt":"a","n":9}"#, "n: 9 is outside 1 to 8"),
+        (r#"{"prompt":"a","logprobs":true,"top_logprobs":21}"#, "top_logprobs: 21 is outside 0 to 20"),
+        (r#"{"prompt":"a","top_logprobs":2}"#, "top_logprobs: needs"),
+        (r#"{"prompt":"a","logprobs":true,"top_logprobs":19,"max_tokens":401}"#, "at most 400"),
     ] {
         let message = refusal(text).message;
         assert!(message.contains(key), "{text}: {message}");
@@ -242,4 +260,36 @@ fn an_event_is_one_line_with_the_documented_keys() {
     let line = event(&Event::Error { id: None, refusal });
     let text = r#"{"event":"error","id":null,"code":"queue_full","message":"a\nb","retry_after_ms":5}"#;
     assert_eq!(String::from_utf8(line).expect("JSON is UTF-8"), text);
+}
+
+#[test]
+fn a_request_names_at_most_300_biases() {
+    let biases = |count: u32| {
+        let entries: Vec<String> = (0..count).map(|id| format!("\"{id}\":1")).collect();
+        request(format!("{{\"prompt\":\"a\",\"logit_bias\":{{{}}}}}", entries.join(",")).as_bytes())
+    };
+    assert_eq!(biases(300).expect("as many as are allowed").sampling.logit_bias.len(), 300);
+    assert!(biases(301).expect_err("one more").message.contains("301 tokens; at most 300"));
+}
+
+#[test]
+fn log_probabilities_limit_the_tokens_of_the_answers() {
+    let limit =
+        |keys: &str| request(format!(r#"{{"prompt":"a",{keys}}}"#).as_bytes()).expect("sound").max_tokens;
+    assert_eq!(limit(r#""logprobs":false"#), None);
+    assert_eq!(limit(r#""logprobs":true"#), Some(MAX_LOGPROBS));
+    assert_eq!(limit(r#""logprobs":true,"top_logprobs":19,"n":8"#), Some(50));
+    assert_eq!(limit(r#""logprobs":true,"top_logprobs":19,"n":8,"max_tokens":50"#), Some(50));
+}
+
+#[test]
+fn log_probabilities_have_the_form_of_openai_and_no_infinity() {
+    let likely = |token: &str, logprob| LikelyToken { token: token.into(), logprob, bytes: token.into() };
+    let logprobs = vec![TokenLogprob {
+        token: likely("é", -0.5),
+        top_logprobs: vec![likely("é", -0.5), likely("x", f32::NEG_INFINITY)],
+    }];
+    let token = Event::Token { id: "a".into(), text: "é".into(), index: Some(1), logprobs };
+    let text = r#"{"event":"token","id":"a","text":"é","index":1,"logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169],"top_logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169]},{"token":"x","logprob":-9999.0,"bytes":[120]}]}]}"#;
+    assert_eq!(String::from_utf8(event(&token)).expect("JSON is UTF-8"), text);
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::{
-    Code, Done, FinishReason, Percentiles, RequestEnergy, Throttling, Timings, Usage, json,
+    AnswerDetails, Code, Done, FinishReason, Percentiles, RequestEnergy, Throttling, Timings, Usage, json,
 };
 use crate::telemetry::About;
 use crate::telemetry::sensors::Snapshot;
@@ -157,6 +157,7 @@ fn done() -> Done {
             method: Method::Measured,
         }),
         cached: false,
+        details: AnswerDetails::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
-use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
 use bitnetd::transport::mqtt::{MqttContext, run};
@@ -61,6 +61,7 @@ impl Harness {
             commands: asked,
             // Home Assistant is nothing to the other tests.
             homeassistant: None,
+            home: None,
             threads: 4,
             reports,
             alerts,
@@ -153,6 +154,7 @@ pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
         timings: Timings::default(),
         energy: None,
         cached: false,
+        details: AnswerDetails::default(),
     };
     inbound.reply.finish(Event::Done(Box::new(done)));
 }

@@ -7,7 +7,7 @@ use bitnetd::engine::tokenizer::{ChatRole, Tokenizer, Turn};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-fn cases(name: &str) -> Vec<Value> {
+pub(super) fn cases(name: &str) -> Vec<Value> {
     let path = format!("{}/tests/data/templates/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()

@@ -49,7 +49,8 @@ fn check_refusal(bytes: &[u8], refusal: Refusal) {
 }
 
 fn check_token(text: &str) {
-    check_event(&Event::Token { id: text.into(), text: text.into() });
+    let (id, text) = (text.into(), text.into());
+    check_event(&Event::Token { id, text, index: None, logprobs: Vec::new() });
 }
 
 /// An event is one line, and another reader finds the same in it.

@@ -1,10 +1,11 @@
 //! The whole MQTT transport on one end of a connection; a target plays the broker on the other.
 
 use bitnetd::config::{Mqtt, MqttVersion};
-use bitnetd::protocol::{Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
 use bitnetd::transport::{Heartbeat, Inbound};
+use bitnetd::home::{NameTopics, Names, SharedHome};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -53,6 +54,10 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             requests,
             commands,
             homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
+            home: Some(Arc::new(SharedHome::new(
+                Names::default(),
+                NameTopics { discovery_prefix: "homeassistant".into() },
+            ))),
             threads: 2,
             reports,
             alerts: mpsc::channel(1).1,
@@ -91,6 +96,7 @@ async fn answer(mut requests: mpsc::Receiver<Inbound>) {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            details: AnswerDetails::default(),
         };
         inbound.reply.finish(Event::Done(Box::new(done)));
     }

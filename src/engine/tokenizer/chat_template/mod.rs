@@ -12,6 +12,7 @@
 
 mod arithmetic;
 mod call_args;
+mod call_syntax;
 mod choice;
 mod clock;
 mod evaluate;
@@ -31,13 +32,16 @@ mod predicates;
 mod statement;
 mod syntax;
 mod text;
+mod tool_prompt;
 mod value;
 
+pub use call_syntax::{CallSyntax, WrittenCall};
 pub use choice::ChatTemplate;
 pub use clock::LocalClock;
 pub(super) use family::TemplateFamily;
 pub(in crate::engine::tokenizer) use text::Text;
 
+use crate::external_text::JsonValue;
 use jinja::ParsedTemplate;
 
 /// The author of a turn.
@@ -49,6 +53,8 @@ pub enum ChatRole {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called.
+    Tool,
 }
 
 /// One turn of a conversation.
@@ -58,6 +64,37 @@ pub struct Turn<'a> {
     pub role: ChatRole,
     /// Its content.
     pub text: &'a str,
+}
+
+/// One message of a conversation in which functions are called.
+#[derive(Debug, Clone, Copy)]
+pub struct ChatMessage<'a> {
+    /// Its author.
+    pub role: ChatRole,
+    /// Its text.
+    pub text: &'a str,
+    /// The functions that the model called in it.
+    pub tool_calls: &'a [ChatCall<'a>],
+    /// The call whose result it is.
+    pub tool_call_id: Option<&'a str>,
+}
+
+impl<'a> ChatMessage<'a> {
+    /// A message of a text alone.
+    pub fn new(role: ChatRole, text: &'a str) -> Self {
+        ChatMessage { role, text, tool_calls: &[], tool_call_id: None }
+    }
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, Copy)]
+pub struct ChatCall<'a> {
+    /// Tells calls apart.
+    pub id: &'a str,
+    /// The function.
+    pub name: &'a str,
+    /// Its arguments, an object.
+    pub arguments: &'a JsonValue,
 }
 
 /// The texts of the tokens that templates may write by name.
@@ -139,8 +176,12 @@ impl Template {
 
     /// The text of a conversation, ready for the model's next turn.
     pub fn prompt(&self, turns: &[Turn<'_>]) -> Result<Text, String> {
-        let messages = turns.iter().map(|turn| (name(turn.role), turn.text));
-        self.parsed.render(messages, &self.names, self.parts, &|format| self.clock.strftime(format))
+        let messages: Vec<_> = turns.iter().map(|turn| ChatMessage::new(turn.role, turn.text)).collect();
+        self.render(&messages, &[])
+    }
+
+    fn render(&self, messages: &[ChatMessage<'_>], tools: &[JsonValue]) -> Result<Text, String> {
+        self.parsed.render(messages, tools, &self.names, self.parts, &|format| self.clock.strftime(format))
     }
 
     /// Text of a template that looks like a special token, which is worth a note where the vocabulary lacks it.
@@ -169,10 +210,14 @@ impl Template {
     }
 }
 
-fn name(role: ChatRole) -> &'static str {
-    match role {
-        ChatRole::System => "system",
-        ChatRole::User => "user",
-        ChatRole::Assistant => "assistant",
+impl ChatRole {
+    /// What templates call it.
+    fn name(self) -> &'static str {
+        match self {
+            ChatRole::System => "system",
+            ChatRole::User => "user",
+            ChatRole::Assistant => "assistant",
+            ChatRole::Tool => "tool",
+        }
     }
 }

@@ -290,6 +290,7 @@ pub fn qos_0_overload() -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::AnswerDetails;
     use crate::protocol::{Done, Timings, Usage, json};
 
     fn message() -> IncomingMessage {
@@ -436,6 +437,7 @@ mod tests {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            details: AnswerDetails::default(),
         }
     }
 

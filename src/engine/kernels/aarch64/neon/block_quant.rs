@@ -5,13 +5,13 @@
 //! 0), and the conversion to float divides by 2^24. That takes no shifts, of which these cores do one a cycle, half
 //! as many as look-ups.
 
-use super::load_f32;
+use super::{horizontal_sum_f32, load_f32};
 use crate::engine::kernels::block_quant;
 use crate::engine::quant::BlockFormat;
 use crate::engine::quant::blocks::{K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES};
 use std::arch::aarch64::*;
 
-/// Four lanes for each of two sums, so that a multiply-add does not wait for the one before.
+/// Eight lanes in two registers, so that a multiply-add does not wait for the one before.
 type Sums = [float32x4_t; 2];
 
 #[target_feature(enable = "neon")]
@@ -57,7 +57,7 @@ fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
         }
         sums = scale(sums, products, load_scale([*low, *high]));
     }
-    vaddvq_f32(vaddq_f32(sums[0], sums[1]))
+    horizontal_sum_f32(vaddq_f32(sums[0], sums[1]))
 }
 
 #[target_feature(enable = "neon")]
@@ -70,13 +70,13 @@ fn dot_q6_k(row: &[u8], x: &[f32]) -> f32 {
         for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             for (group, codes) in codes_q6_k(block, half, part).into_iter().enumerate() {
                 let index = half * 8 + group * 2 + part;
-                let of_group = multiply([vdupq_n_f32(0.0); 2], codes, &x.as_chunks::<16>().0[index]);
-                products = scale(products, of_group, scales[index]);
+                let of_group = multiply_in_four_lanes(codes, &x.as_chunks::<16>().0[index]);
+                products[part] = vfmaq_n_f32(products[part], of_group, scales[index]);
             }
         }
         sums = scale(sums, products, load_scale([block[208], block[209]]));
     }
-    vaddvq_f32(vaddq_f32(sums[0], sums[1]))
+    horizontal_sum_f32(vaddq_f32(sums[0], sums[1]))
 }
 
 /// The scales of groups of 16 numbers, without the scale of the block.
@@ -130,14 +130,25 @@ fn weighted_sum_q8_0(rows: &[u8], weights: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `sums + codes * x`.
+/// `sums + codes * x`, where numbers eight apart share a lane.
 #[target_feature(enable = "neon")]
 #[inline]
 fn multiply([a, b]: Sums, codes: int8x16_t, x: &[f32; 16]) -> Sums {
     let (codes, x) = (int8_to_f32(codes), x.as_chunks::<4>().0);
-    let a = vfmaq_f32(vfmaq_f32(a, codes[0], load_f32(&x[0])), codes[1], load_f32(&x[1]));
-    let b = vfmaq_f32(vfmaq_f32(b, codes[2], load_f32(&x[2])), codes[3], load_f32(&x[3]));
+    let a = vfmaq_f32(vfmaq_f32(a, codes[0], load_f32(&x[0])), codes[2], load_f32(&x[2]));
+    let b = vfmaq_f32(vfmaq_f32(b, codes[1], load_f32(&x[1])), codes[3], load_f32(&x[3]));
     [a, b]
+}
+
+/// The products of 16 numbers, of which those four apart share a lane.
+#[target_feature(enable = "neon")]
+#[inline]
+fn multiply_in_four_lanes(codes: int8x16_t, x: &[f32; 16]) -> float32x4_t {
+    let (codes, x) = (int8_to_f32(codes), x.as_chunks::<4>().0);
+    let products = vmulq_f32(codes[0], load_f32(&x[0]));
+    let products = vfmaq_f32(products, codes[1], load_f32(&x[1]));
+    let products = vfmaq_f32(products, codes[2], load_f32(&x[2]));
+    vfmaq_f32(products, codes[3], load_f32(&x[3]))
 }
 
 /// `sums + products * scale`.

@@ -3,6 +3,9 @@
 //! Without dot-product instructions a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
 //! with several tokens through look-up tables.
 //!
+//! The 2-bit codes are unpacked by the macros `mask!` and `upper!` in `gemv`; `gemm` never unpacks them, since a packed
+//! byte is the index into its tables.
+//!
 //! Deliberately knows nothing of batches beyond eight tokens.
 
 mod attention_f16;
@@ -34,4 +37,11 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
 fn load_f32(x: &[f32; 4]) -> float32x4_t {
     // SAFETY: 16 bytes; the load needs no alignment.
     unsafe { vld1q_f32(x.as_ptr()) }
+}
+
+/// The sum of the lanes, in the order of every table: lanes two apart first.
+#[target_feature(enable = "neon")]
+fn horizontal_sum_f32(x: float32x4_t) -> f32 {
+    let pairs = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+    vget_lane_f32::<0>(vpadd_f32(pairs, pairs))
 }

@@ -1,7 +1,11 @@
 //! Checks of text from outside before it is parsed: one leading byte-order mark is removed, a second is an error, and
-//! duplicate keys in JSON are found.
+//! duplicate keys in JSON are found. JSON that a model reads keeps the order of its keys.
 //!
 //! Deliberately knows no file, no request and no limit: every module that reads such text uses it.
+
+mod json_value;
+
+pub use json_value::JsonValue;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::cell::RefCell;

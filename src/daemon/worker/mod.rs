@@ -3,36 +3,42 @@
 //! It never waits for a client: a request whose reply channel is full is cancelled. Deliberately knows no transport
 //! and no configuration file.
 
+mod answer_events;
+mod request_options;
+mod tool_calls;
+
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
-use super::answer_cache::{CacheKey, CachedAnswer};
+use super::answer_cache::CachedAnswer;
+use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
-use super::structured;
 use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
-use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
-use crate::engine::tokenizer::{ChatRole, Turn};
+use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    self, Code, Done, Event, FinishReason, Input, Refusal, Request, RequestEnergy, ShortlistCounts, Timings,
-    Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, ShortlistCounts,
+    Timings, TokenLogprob, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use answer_events::{FinishedAnswer, details, token_logprob};
 use log::{debug, error, info, warn};
+use request_options::{cache_key, cacheable, generate_options};
 use std::ops::{ControlFlow, Not};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tool_calls::{HeldText, Prompt, written_calls};
 
 /// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
 const STACK_BYTES: usize = 8 << 20;
@@ -56,6 +62,8 @@ pub(super) struct WorkerThread {
 
 /// The inputs of the worker thread.
 pub(super) struct Worker {
+    /// The names of the home; `None` where none are read.
+    pub intents: Option<HomeIntents>,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
@@ -157,10 +165,16 @@ impl Worker {
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(()) };
+        let Some((queued, Prompt { tokens: prompt, calls })) = self.tokenized(engine, queued) else {
+            return Ok(());
+        };
         let request = &queued.inbound.request;
+        let intent = match home_intent::wanted(self.intents.as_ref(), request) {
+            Ok(intent) => intent,
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
+        };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let key = cache_key(request, client, &prompt);
+        let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 self.send_cached(stored, prompt.len(), queued.inbound);
@@ -169,25 +183,24 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let constraint = match self.constraint(engine, request) {
+        let constraint = match self.constraint(engine, request, calls.as_ref(), intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => {
-                self.queue.refuse(queued.inbound, refusal);
-                return Ok(());
-            }
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
-        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len());
-        let options = GenerateOptions { constraint, ..options(request) };
-        let outcome = session.generate(&prompt, &options, |step| run.step(step));
-        let (halt, first) = (run.halt, run.first);
+        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len(), calls);
+        run.intent = intent;
+        let is_constrained = constraint.is_some();
+        let options = GenerateOptions { constraint, ..generate_options(request) };
+        let outcome = run.generate(session, &prompt, options, request.choices);
+        let first = run.first;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let answer = match outcome {
-            Ok(answer) => answer,
+        let answers = match outcome {
+            Ok(answers) => answers,
             Err(error) => {
                 let refusal = self.prompt_refusal(&error);
                 self.queue.refuse(queued.inbound, refusal);
@@ -196,39 +209,56 @@ impl Worker {
         };
         let at = RequestTimes { received: queued.inbound.received, begun, first, ended: Instant::now() };
         self.queue.record_duration(at.ended - at.begun);
-        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
-            self.queue.answers.insert(key, cacheable(&answer));
+        if let Some(key) = key.filter(|_| answers[0].answer.end != StopReason::Cancelled) {
+            self.queue.answers.insert(key, cacheable(&answers[0].answer));
         }
         let Inbound { id, client, reply, .. } = queued.inbound;
-        if options.constraint.is_some() {
-            self.telemetry.structured_output.answered(answer.forced);
+        if is_constrained {
+            let forced = answers.iter().map(|answer| answer.answer.forced).sum();
+            self.telemetry.structured_output.answered(forced);
         }
-        let done = self.done(id, &prompt, answer, halt, at, &work);
+        let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
     }
 
-    /// The constraint of the answer that the request asks for.
-    fn constraint(&self, engine: &Engine, request: &Request) -> Result<Option<Constraint>, Refusal> {
+    /// The constraint of an answer; `None` where any text will do.
+    fn constraint(
+        &self,
+        engine: &Engine,
+        request: &Request,
+        calls: Option<&CallSyntax>,
+        intent: Option<&HomeIntent>,
+    ) -> Result<Option<Constraint>, Refusal> {
         let unplanned = self.unplanned_grammar.as_deref();
-        let constraint = structured::constraint(engine, &request.response_format, unplanned);
-        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+        match intent {
+            Some(intent) => intent.constraint(engine, unplanned).map(Some),
+            None => tool_calls::constraint(engine, request, calls, unplanned),
+        }
     }
 
+    /// The refusal of a request that the engine cannot take.
     fn prompt_refusal(&self, error: &PromptError) -> Refusal {
         let code = match error {
+            PromptError::ContextExceeded { .. } => Code::ContextExceeded,
             PromptError::Grammar(_) => {
                 self.telemetry.structured_output.refused();
                 Code::InvalidRequest
             }
-            _ => Code::ContextExceeded,
+            _ => Code::InvalidRequest,
         };
         Refusal::new(code, error.to_string())
     }
 
+    /// Refuses a request because of the form of its answer.
+    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) {
+        self.telemetry.structured_output.refused();
+        self.queue.refuse(queued.inbound, refusal);
+    }
+
     /// A request with the tokens of its prompt; `None` where it was refused.
-    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Vec<u32>)> {
+    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Prompt)> {
         // The memory is checked in any case; what was to wait is never refused for want of it.
         let is_refusable = queued.inbound.when_full == WhenFull::Refuse;
         if let Some(refusal) = self.queue.memory.refusal().filter(|_| is_refusable) {
@@ -237,11 +267,10 @@ impl Worker {
         }
         let input = &queued.inbound.request.input;
         debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
-        match tokenize(engine, input) {
+        match tool_calls::prompt(engine, &queued.inbound.request) {
             Ok(prompt) => Some((queued, prompt)),
             Err(error) => {
-                let refusal = Refusal::new(Code::InvalidRequest, error.to_string());
-                self.queue.refuse(queued.inbound, refusal);
+                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 None
             }
         }
@@ -275,32 +304,33 @@ impl Worker {
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
+            details: AnswerDetails::default(),
         })));
     }
 
+    /// `answers`: one for each that was asked for.
     fn done(
         &self,
+        engine: &Engine,
         id: String,
         prompt: &[u32],
-        answer: Answer,
-        halt: Option<FinishReason>,
+        mut answers: Vec<FinishedAnswer>,
         at: RequestTimes,
         work: &ComputeSpan<'_>,
     ) -> Done {
-        let completion_tokens = answer.tokens.len() as u32;
+        let completion_tokens = answers.iter().map(|answer| answer.answer.tokens.len() as u32).sum();
+        let timings = at.timings(&answers);
+        let details = details(engine, &mut answers);
+        let first = answers.swap_remove(0);
         Done {
             id,
-            // An answer that ended by itself at the very last step was not halted.
-            finish_reason: match answer.end {
-                StopReason::Stop => FinishReason::Stop,
-                StopReason::Length => FinishReason::Length,
-                StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
-            },
+            finish_reason: first.finish_reason,
             usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
-            timings: at.timings(&answer),
-            text: answer.text,
+            timings,
+            text: first.answer.text,
             energy: self.request_energy(work, at.ended, completion_tokens),
             cached: false,
+            details,
         }
     }
 
@@ -353,9 +383,20 @@ struct StreamedAnswer<'r> {
     queue: &'r Queue,
     engine: &'r Engine,
     reply: &'r Reply,
+    id: &'r str,
     cancel: &'r Cancel,
     deadline: Option<Instant>,
     stream: bool,
+    /// Which of several answers is under way; `None` where there is one.
+    index: Option<u32>,
+    /// How the model may call a function.
+    calls: Option<CallSyntax>,
+    /// What the answer may be where it is an intent of this home. It is sent when it is complete.
+    intent: Option<HomeIntent>,
+    /// Text that may become a call.
+    held: Option<HeldText>,
+    /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
+    logprobs: Vec<TokenLogprob>,
     /// Positions written in the KV cache: the prompt's, and one for each token.
     written: usize,
     halt: Option<FinishReason>,
@@ -363,27 +404,123 @@ struct StreamedAnswer<'r> {
 }
 
 impl<'r> StreamedAnswer<'r> {
-    fn new(queue: &'r Queue, engine: &'r Engine, queued: &'r QueuedRequest, prompt: usize) -> Self {
-        let Inbound { request, reply, cancel, .. } = &queued.inbound;
+    fn new(
+        queue: &'r Queue,
+        engine: &'r Engine,
+        queued: &'r QueuedRequest,
+        prompt: usize,
+        calls: Option<CallSyntax>,
+    ) -> Self {
+        let Inbound { request, id, reply, cancel, .. } = &queued.inbound;
         let (deadline, stream) = (queued.deadline, request.stream);
         StreamedAnswer {
             queue,
             engine,
             reply,
+            id,
             cancel,
             deadline,
             stream,
+            index: None,
+            calls,
+            intent: None,
+            held: None,
+            logprobs: Vec::new(),
             written: prompt,
             halt: None,
             first: None,
         }
     }
 
+    /// Generates so many answers. Each but the first gets the seed of the one before plus one, and reads only the last
+    /// token of the prompt again.
+    fn generate(
+        &mut self,
+        session: &mut Session<'_>,
+        prompt: &[u32],
+        mut options: GenerateOptions,
+        choices: u32,
+    ) -> Result<Vec<FinishedAnswer>, PromptError> {
+        let mut answers = Vec::with_capacity(choices as usize);
+        for index in 0..choices {
+            if let Some(halt) = self.halt.filter(|_| index > 0) {
+                answers.push(FinishedAnswer::not_begun(halt));
+                continue;
+            }
+            self.index = (choices > 1).then_some(index);
+            self.written = prompt.len();
+            self.logprobs.clear();
+            self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
+            let mut answer = match index {
+                0 => session.generate(prompt, &options, |step| self.step(step))?,
+                _ => session.generate_again(prompt, &options, |step| self.step(step))?,
+            };
+            if answer.end == StopReason::Cancelled {
+                self.halt.get_or_insert(FinishReason::Cancelled);
+            }
+            if let Some(intent) = &self.intent {
+                intent.finish(self.engine, session, prompt, &mut answer);
+                self.send_text(answer.text.clone());
+            }
+            answers.push(self.finished(answer));
+            options.sampling.seed = options.sampling.seed.wrapping_add(1);
+        }
+        Ok(answers)
+    }
+
+    /// An answer with the calls in it. What was held back and is no call is streamed.
+    fn finished(&mut self, answer: Answer) -> FinishedAnswer {
+        let mut finished = FinishedAnswer::new(answer, self.halt);
+        let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
+        if let Some(syntax) = &self.calls {
+            let prefix = format!("call_{}_{}_", self.id, self.index.unwrap_or_default());
+            finished.tool_calls = written_calls(syntax, &finished.answer.text, &prefix);
+        }
+        if finished.tool_calls.is_empty() {
+            self.send_text(held);
+        } else {
+            finished.answer.text.clear();
+        }
+        finished
+    }
+
+    /// Streams a piece of text, once it is clear that it is no part of a call.
+    fn stream_text(&mut self, text: &str) {
+        if self.intent.is_some() {
+            return;
+        }
+        let text = match &mut self.held {
+            None => Some(text.to_owned()),
+            Some(held) => held.push(text),
+        };
+        if let Some(text) = text {
+            self.held = None;
+            self.send_text(text);
+        }
+    }
+
+    fn send_text(&mut self, text: String) {
+        if !self.stream || text.is_empty() {
+            return;
+        }
+        let logprobs = std::mem::take(&mut self.logprobs);
+        if self.reply.token_of(self.index, text, logprobs).is_err() {
+            // The client reads too slowly or is gone.
+            self.cancel.raise();
+        }
+    }
+
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
+        if let Step::Logprobs(logprobs) = step {
+            if self.stream {
+                self.logprobs.push(token_logprob(self.engine, logprobs));
+            }
+            return ControlFlow::Continue(());
+        }
         self.queue.worker.count_step();
         match step {
             Step::Prefill(read) => self.queue.memory.record_written(read),
-            Step::Token(_) => self.written += 1,
+            Step::Token(_) | Step::Logprobs(_) => self.written += 1,
         }
         self.queue.memory.record_written(self.written);
         if self.engine.has_zeroed_pages() {
@@ -393,9 +530,8 @@ impl<'r> StreamedAnswer<'r> {
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
-            if self.stream && !text.is_empty() && self.reply.token(text.to_owned()).is_err() {
-                // The client reads too slowly or is gone.
-                self.cancel.raise();
+            if self.stream {
+                self.stream_text(text);
             }
         }
         self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
@@ -418,15 +554,16 @@ struct RequestTimes {
 }
 
 impl RequestTimes {
-    fn timings(&self, answer: &Answer) -> Timings {
-        let later_tokens = answer.tokens.len().saturating_sub(1) as f64;
-        let seconds = answer.decode.as_secs_f64();
+    fn timings(&self, answers: &[FinishedAnswer]) -> Timings {
+        let later_tokens: usize =
+            answers.iter().map(|answer| answer.answer.tokens.len().saturating_sub(1)).sum();
+        let seconds: f64 = answers.iter().map(|answer| answer.answer.decode.as_secs_f64()).sum();
         Timings {
             queue_ms: milliseconds(self.received, self.begun),
-            prompt_ms: in_milliseconds(answer.prefill),
+            prompt_ms: in_milliseconds(answers[0].answer.prefill),
             ttft_ms: milliseconds(self.received, self.first.unwrap_or(self.ended)),
             total_ms: milliseconds(self.received, self.ended),
-            tokens_per_second: if seconds > 0.0 { later_tokens / seconds } else { 0.0 },
+            tokens_per_second: if seconds > 0.0 { later_tokens as f64 / seconds } else { 0.0 },
         }
     }
 }
@@ -438,71 +575,4 @@ fn milliseconds(since: Instant, until: Instant) -> f64 {
 /// Milliseconds with three decimals; further ones are noise.
 fn in_milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
-}
-
-fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
-    match input {
-        Input::Prompt(text) => engine.tokenizer().prompt_chat(&[Turn { role: ChatRole::User, text }]),
-        Input::Messages(messages) => {
-            let turns: Vec<Turn<'_>> = messages
-                .iter()
-                .map(|message| Turn { role: role(message.role), text: &message.content })
-                .collect();
-            engine.tokenizer().prompt_chat(&turns)
-        }
-    }
-}
-
-fn role(role: protocol::Role) -> ChatRole {
-    match role {
-        protocol::Role::System => ChatRole::System,
-        protocol::Role::User => ChatRole::User,
-        protocol::Role::Assistant => ChatRole::Assistant,
-    }
-}
-
-fn options(request: &Request) -> GenerateOptions {
-    let asked = &request.sampling;
-    let default = SamplingParams::default();
-    GenerateOptions {
-        sampling: SamplingParams {
-            temperature: asked.temperature.unwrap_or(default.temperature),
-            top_k: asked.top_k.map_or(default.top_k, |k| k as usize),
-            top_p: asked.top_p.unwrap_or(default.top_p),
-            min_p: asked.min_p.unwrap_or(default.min_p),
-            repetition_penalty: asked.repetition_penalty.unwrap_or(default.repetition_penalty),
-            // Without a seed each answer is sampled differently.
-            seed: asked.seed.unwrap_or_else(clock_seed),
-        },
-        max_tokens: request.max_tokens.map(|n| n as usize),
-        stop: request.stop.clone(),
-        ..GenerateOptions::default()
-    }
-}
-
-fn clock_seed() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, or the client
-/// disabled the cache.
-fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
-    let greedy = request.sampling.temperature.unwrap_or(0.0) <= 0.0;
-    (request.cache && greedy).then(|| CacheKey {
-        client,
-        prompt: prompt.to_vec(),
-        max_tokens: request.max_tokens.map(|n| n as usize),
-        stop: request.stop.clone(),
-        format: request.response_format.clone(),
-        penalty: request.sampling.repetition_penalty.unwrap_or(1.0).to_bits(),
-    })
-}
-
-fn cacheable(answer: &Answer) -> CachedAnswer {
-    CachedAnswer {
-        text: answer.text.clone(),
-        completion_tokens: answer.tokens.len() as u32,
-        stopped: answer.end == StopReason::Stop,
-    }
 }

@@ -1,0 +1,79 @@
+//! From the engine's answers to the parts of the `done` event. Deliberately knows no request and no client.
+
+use crate::engine::Engine;
+use crate::engine::logprobs::{PositionLogprobs, TokenLogprob as EngineLogprob};
+use crate::engine::model::PassTimings;
+use crate::engine::session::{Answer, StopReason};
+use crate::protocol::{AnswerDetails, Choice, FinishReason, LikelyToken, TokenLogprob, ToolCall};
+use std::time::Duration;
+
+/// An answer, and why it ended.
+pub(super) struct FinishedAnswer {
+    pub answer: Answer,
+    pub finish_reason: FinishReason,
+    /// The functions that it calls; its text is then empty.
+    pub tool_calls: Vec<ToolCall>,
+}
+
+impl FinishedAnswer {
+    /// `halt`: why the worker cancelled it, where it did.
+    pub fn new(answer: Answer, halt: Option<FinishReason>) -> Self {
+        // An answer that ended by itself at the very last step was not halted.
+        let finish_reason = match answer.end {
+            StopReason::Stop => FinishReason::Stop,
+            StopReason::Length => FinishReason::Length,
+            StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
+        };
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
+    }
+
+    /// One of several answers that was not begun, because the request was halted before.
+    pub fn not_begun(finish_reason: FinishReason) -> Self {
+        let answer = Answer {
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: None,
+            forced: 0,
+            end: StopReason::Cancelled,
+            prefill: Duration::ZERO,
+            first_token: None,
+            decode: Duration::ZERO,
+            prefill_parts: PassTimings::default(),
+            decode_parts: PassTimings::default(),
+        };
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
+    }
+}
+
+/// What the event has beyond the first text; the log-probabilities are taken out of the answers.
+pub(super) fn details(engine: &Engine, answers: &mut [FinishedAnswer]) -> AnswerDetails {
+    let mut choices: Vec<Choice> = Vec::new();
+    let mut first = None;
+    let is_one = answers.len() == 1;
+    let tool_calls = answers[0].tool_calls.clone();
+    for (index, FinishedAnswer { answer, finish_reason, tool_calls }) in (0..).zip(answers) {
+        let logprobs = answer.logprobs.take();
+        let logprobs: Option<Vec<TokenLogprob>> = logprobs
+            .map(|positions| positions.iter().map(|position| token_logprob(engine, position)).collect());
+        if is_one {
+            first = logprobs;
+            continue;
+        }
+        let (text, tool_calls) = (answer.text.clone(), std::mem::take(tool_calls));
+        choices.push(Choice { index, text, finish_reason: *finish_reason, tool_calls, logprobs });
+    }
+    AnswerDetails { logprobs: first, tool_calls, choices }
+}
+
+/// The log-probabilities at one position, with the tokens' texts.
+pub(super) fn token_logprob(engine: &Engine, position: &PositionLogprobs) -> TokenLogprob {
+    TokenLogprob {
+        token: likely_token(engine, position.chosen),
+        top_logprobs: position.top.iter().map(|token| likely_token(engine, *token)).collect(),
+    }
+}
+
+fn likely_token(engine: &Engine, EngineLogprob { id, logprob }: EngineLogprob) -> LikelyToken {
+    let bytes = engine.tokenizer().bytes(id);
+    LikelyToken { token: String::from_utf8_lossy(bytes).into_owned(), logprob, bytes: bytes.to_vec() }
+}
