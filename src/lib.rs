@@ -13,7 +13,9 @@
 //! but past admission.
 //!
 //! - [`external_text`]: byte-order marks and duplicate keys, for every module that reads text from outside.
+//! - [`random`]: pseudo-random numbers that are the same on every machine, for synthetic models and tests.
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Both are plain data.
+//! - [`home`]: the names of the home, and the grammar of the answers that it allows.
 //! - [`telemetry`]: sensors, counters, latencies, energy, alerts and the log.
 //! - [`transport`]: the MQTT and Unix-socket front ends. They know nothing of the engine.
 //! - [`engine`]: inference. It knows nothing of the daemon: no tokio, no log, no environment.
@@ -29,6 +31,8 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod external_text;
+pub mod home;
 pub mod protocol;
+pub mod random;
 pub mod telemetry;
 pub mod transport;

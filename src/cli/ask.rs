@@ -5,6 +5,7 @@
 
 use super::Failure;
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
+use super::schema_file;
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
 use crate::protocol::text::{Shown, escaped_json, for_terminal, one_line};
@@ -29,6 +30,9 @@ pub struct Ask {
     /// Most tokens of the answer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
+    /// A file with a JSON schema that the answer has to fit
+    #[arg(long, value_name = "FILE")]
+    pub schema: Option<PathBuf>,
     /// What to ask; read from standard input when left out or `-`
     #[arg(value_name = "PROMPT|-")]
     pub prompt: Option<String>,
@@ -53,10 +57,11 @@ enum StreamEnd {
 /// Sends the prompt, and prints the answer as it is generated.
 pub fn run(args: Ask) -> Result<(), Failure> {
     let prompt = prompt(args.prompt.as_deref(), io::stdin())?;
+    let schema = args.schema.as_deref().map(schema_file::read).transpose()?;
     let path = args.socket.clone().unwrap_or_else(default_socket);
     let mut stream = UnixStream::connect(&path).map_err(|error| no_daemon(&path, &error))?;
     // A daemon that refuses the connection may have closed it already; its error event can still be read.
-    let _ = stream.write_all(&request(&args, &prompt));
+    let _ = stream.write_all(&request(&args, &prompt, schema));
     let mut printer = Printer {
         out: io::stdout().lock(),
         json: args.json,
@@ -95,10 +100,14 @@ fn read_prompt(input: impl Read) -> Result<String, Failure> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-fn request(args: &Ask, prompt: &str) -> Vec<u8> {
+fn request(args: &Ask, prompt: &str, schema: Option<serde_json::Value>) -> Vec<u8> {
     let mut keys = serde_json::json!({ "prompt": prompt, "stream": !args.no_stream });
     if let Some(most) = args.max_tokens {
         keys["max_tokens"] = most.into();
+    }
+    if let Some(schema) = schema {
+        keys["response_format"] =
+            serde_json::json!({ "type": "json_schema", "json_schema": { "schema": schema } });
     }
     format!("{keys}\n").into_bytes()
 }
@@ -284,7 +293,7 @@ mod tests {
     #[test]
     fn the_request_is_one_the_daemon_reads() {
         let args = Ask { max_tokens: Some(5), ..Ask::default() };
-        let line = request(&args, "say \"hi\"\n");
+        let line = request(&args, "say \"hi\"\n", Some(serde_json::json!({"type": "object"})));
         let read = crate::protocol::json::request(&line).expect("sound");
         assert_eq!((read.stream, read.max_tokens), (true, Some(5)));
         assert_eq!(read.input, crate::protocol::Input::Prompt("say \"hi\"\n".into()));
@@ -305,7 +314,8 @@ mod tests {
 
     #[test]
     fn no_daemon_is_exit_code_4_and_names_the_socket() {
-        let path = std::env::temp_dir().join(format!("bitnetd-ask-{}", std::process::id()));
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let path = folder.path().join("s");
         let ask = || {
             let args = Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
             run(args).expect_err("nobody answers")
@@ -313,7 +323,6 @@ mod tests {
         let missing = ask();
         drop(UnixListener::bind(&path).expect("a free path"));
         let gone = ask();
-        std::fs::remove_file(&path).expect("ours");
         assert_eq!((missing.code, gone.code), (4, 4));
         assert!(missing.message.contains("bitnetd serve"), "{}", missing.message);
         assert!(gone.message.starts_with(path.to_str().expect("UTF-8")), "{}", gone.message);

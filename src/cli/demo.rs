@@ -14,8 +14,9 @@ use mqtt5::broker::{BrokerConfig, MqttBroker};
 use mqtt5::{MqttClient, PublishOptions, QoS};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -58,27 +59,9 @@ struct Timings {
 
 pub(super) fn run(_: Demo) -> Result<(), Failure> {
     telemetry::log::init(Level::Warn, false);
-    let folder = TemporaryFolder::make()?;
-    block_on(run_demo(&folder.0))?
-}
-
-/// A temporary folder, removed when dropped.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn make() -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("bitnetd-demo-{}", std::process::id()));
-        std::fs::create_dir(&path)
-            .map_err(|error| Failure::system(format!("{}: cannot be created: {error}", path.display())))?;
-        Ok(TemporaryFolder(path))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        // A failure leaves files in the system's folder for temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    let folder = TempDir::with_prefix("bitnetd-demo-")
+        .map_err(|error| Failure::system(format!("a temporary folder cannot be created: {error}")))?;
+    block_on(run_demo(folder.path()))?
 }
 
 async fn run_demo(folder: &Path) -> Result<(), Failure> {

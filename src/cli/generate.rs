@@ -1,15 +1,17 @@
 //! `bitnetd generate`: one answer in this process. Deliberately uses no daemon and no configuration.
 
 use super::model_args::ModelArgs;
-use super::{Failure, print, text};
+use super::{Failure, print, schema_file, text};
 use crate::engine::Engine;
 use crate::engine::error::PromptError;
+use crate::engine::grammar::{Constraint, GrammarSource};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Step, StopReason};
 use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::protocol::text::json_line;
 use serde::Serialize;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 /// Answer one prompt in this process, without a daemon
 #[derive(Debug, Clone, clap::Args)]
@@ -31,6 +33,9 @@ pub(super) struct Generate {
     /// Most tokens of the answer
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// A file with a JSON schema that the answer has to fit
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
     /// Print one JSON object with text, counts and timings
     #[arg(long)]
     json: bool,
@@ -81,7 +86,8 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     let sampling =
         SamplingParams { temperature: args.temperature, seed: args.seed, ..SamplingParams::default() };
     let max_tokens = Some(args.max_tokens as usize);
-    let options = GenerateOptions { sampling, max_tokens, ..GenerateOptions::default() };
+    let constraint = constraint(&engine, &args)?;
+    let options = GenerateOptions { sampling, max_tokens, constraint, ..GenerateOptions::default() };
     // Memory for this request, not for the model's longest context.
     let wanted = prompt.len() + args.max_tokens as usize;
     // One answer is short enough for an f32 cache.
@@ -104,6 +110,14 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         None if args.json => print(json(&engine, prompt.len(), &answer).as_bytes()),
         None => print(b"\n"),
     }
+}
+
+/// The constraint of `--schema`.
+fn constraint(engine: &Engine, args: &Generate) -> Result<Option<Constraint>, Failure> {
+    let Some(path) = &args.schema else { return Ok(None) };
+    let source = GrammarSource::JsonSchema(schema_file::read(path)?.to_string());
+    let compiled = engine.grammars().and_then(|grammars| grammars.compile(&source));
+    compiled.map(Some).map_err(|error| Failure { code: 5, message: format!("--schema: {error}") })
 }
 
 fn json(engine: &Engine, prompt_tokens: usize, answer: &Answer) -> String {

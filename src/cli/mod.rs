@@ -12,6 +12,7 @@ mod generate;
 mod host;
 mod inspect;
 mod model_args;
+mod schema_file;
 mod serve;
 mod tools;
 mod top;

@@ -1,15 +1,11 @@
-//! The keys that differ between two configurations, and which of them can change while the daemon runs.
+//! The keys that differ between two configurations, and which of them can change while the daemon runs: one table has
+//! them all.
 //!
-//! Each section is destructured, so that a new setting does not compile before it is listed here. Deliberately does
-//! not apply anything.
+//! A test finds keys of the reference file that the table lacks. Deliberately knows nothing of who uses the settings.
 
-use super::{
-    Alerts, Budget, Cache, ClientCertificate, Config, Device, Log, Login, Model, Mqtt, Queue, Socket,
-    Telemetry, Tls,
-};
-use std::path::Path;
+use super::{ClientCertificate, Config, Mqtt};
 
-/// The keys whose values differ, in the order of the reference file.
+/// The keys whose values differ, in the order of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigDiff {
     /// Those that [`Config::adopt`] applies.
@@ -23,217 +19,148 @@ impl ConfigDiff {
     pub fn is_empty(&self) -> bool {
         self.live.is_empty() && self.at_restart.is_empty()
     }
-
-    fn live(&mut self, key: &'static str, differs: bool) {
-        self.live.extend(differs.then_some(key));
-    }
-
-    fn at_restart(&mut self, key: &'static str, differs: bool) {
-        self.at_restart.extend(differs.then_some(key));
-    }
 }
 
 impl Config {
     /// The differences between this configuration and `wanted`.
     pub fn diff(&self, wanted: &Config) -> ConfigDiff {
         let mut changes = ConfigDiff::default();
-        let Config { device, model, budget, socket, mqtt, queue, cache, telemetry, alerts, log } = self;
-        device.compare(&wanted.device, &mut changes);
-        model.compare(&wanted.model, &mut changes);
-        budget.compare(&wanted.budget, &mut changes);
-        socket.compare(&wanted.socket, &mut changes);
-        match (mqtt, &wanted.mqtt) {
-            (Some(ours), Some(wanted)) => ours.compare(wanted, &mut changes),
-            (ours, wanted) => changes.at_restart("mqtt.host", ours != wanted),
+        for key in KEYS.iter().filter(|key| (key.differs)(self, wanted)) {
+            match key.adopt {
+                Some(_) => changes.live.push(key.name),
+                None => changes.at_restart.push(key.name),
+            }
         }
-        queue.compare(&wanted.queue, &mut changes);
-        cache.compare(&wanted.cache, &mut changes);
-        telemetry.compare(&wanted.telemetry, &mut changes);
-        alerts.compare(&wanted.alerts, &mut changes);
-        log.compare(&wanted.log, &mut changes);
         changes
     }
 
     /// Adopts the settings of `wanted` that can change while the daemon runs.
     pub fn adopt(&mut self, wanted: &Config) {
-        self.queue.timeout = wanted.queue.timeout;
-        self.queue.drain = wanted.queue.drain;
-        self.queue.client_percent = wanted.queue.client_percent;
-        self.cache = wanted.cache.clone();
-        // The power of the board changes at a restart only.
-        self.telemetry.interval = wanted.telemetry.interval;
-        self.telemetry.textfile = wanted.telemetry.textfile.clone();
-        self.alerts = wanted.alerts.clone();
-        self.log = wanted.log.clone();
+        KEYS.iter().filter_map(|key| key.adopt).for_each(|adopt| adopt(self, wanted));
     }
 }
 
-impl Device {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Device { id, state_dir: state_in } = self;
-        changes.at_restart("device.id", *id != wanted.id);
-        changes.at_restart("device.state_dir", *state_in != wanted.state_dir);
-    }
+/// A key of the configuration file.
+struct Key {
+    /// Its section and its name.
+    name: &'static str,
+    differs: fn(&Config, &Config) -> bool,
+    /// Takes over its value from the second configuration; `None` needs a restart.
+    adopt: Option<fn(&mut Config, &Config)>,
 }
 
-impl Model {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Model { path, context, i2s_layout, head, kv_cache, chat_template, cache_dir: keep_in } = self;
-        changes.at_restart("model.path", *path != wanted.path);
-        changes.at_restart("model.context", *context != wanted.context);
-        changes.at_restart("model.i2s_layout", *i2s_layout != wanted.i2s_layout);
-        changes.at_restart("model.head", *head != wanted.head);
-        changes.at_restart("model.kv_cache", *kv_cache != wanted.kv_cache);
-        changes.at_restart("model.chat_template", *chat_template != wanted.chat_template);
-        changes.at_restart("model.cache_dir", *keep_in != wanted.cache_dir);
-    }
+/// A key that changes while the daemon runs, and its field.
+macro_rules! live {
+    ($name:literal, $($field:ident).+) => {
+        Key {
+            name: $name,
+            differs: |ours, wanted| ours.$($field).+ != wanted.$($field).+,
+            adopt: Some(|ours, wanted| ours.$($field).+.clone_from(&wanted.$($field).+)),
+        }
+    };
 }
 
-impl Budget {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        // The processors follow from the number of threads.
-        let Budget { memory_bytes, threads, decode_threads, prefill_threads, allowed_cpus: _, pin } = self;
-        changes.at_restart("budget.memory_mb", *memory_bytes != wanted.memory_bytes);
-        changes.at_restart("budget.threads", *threads != wanted.threads);
-        changes.at_restart("budget.decode_threads", *decode_threads != wanted.decode_threads);
-        changes.at_restart("budget.prefill_threads", *prefill_threads != wanted.prefill_threads);
-        changes.at_restart("budget.pin", *pin != wanted.pin);
-    }
+/// A key that needs a restart, and its value in a configuration.
+macro_rules! at_restart {
+    ($name:literal, |$config:ident| $value:expr) => {
+        Key {
+            name: $name,
+            differs: |$config, wanted| {
+                let ours = &$value;
+                let $config = wanted;
+                *ours != $value
+            },
+            adopt: None,
+        }
+    };
 }
 
-impl Socket {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Socket { path, mode, connections } = self;
-        changes.at_restart("socket.path", *path != wanted.path);
-        changes.at_restart("socket.mode", *mode != wanted.mode);
-        changes.at_restart("socket.connections", *connections != wanted.connections);
-    }
+/// A key of a broker, and its value. It does not differ where one configuration has no broker, which `mqtt.host` tells.
+macro_rules! mqtt {
+    ($name:literal, |$mqtt:ident| $value:expr) => {
+        Key {
+            name: $name,
+            differs: |ours, wanted| {
+                let (Some($mqtt), Some(wanted)) = (&ours.mqtt, &wanted.mqtt) else { return false };
+                let ours = &$value;
+                let $mqtt = wanted;
+                *ours != $value
+            },
+            adopt: None,
+        }
+    };
 }
 
-impl Mqtt {
-    /// All need a restart: an answer must go to the broker that its prompt came from, under the same topics. The
-    /// contents of the files need none, since they are read at each connect.
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        // The folder of credentials is set by systemd, not by the owner.
-        let Mqtt {
-            host,
-            port,
-            prefix,
-            version,
-            group,
-            login,
-            tls,
-            credentials: _,
-            discovery,
-            discovery_prefix,
-            reply_topics,
-        } = self;
-        changes.at_restart("mqtt.host", *host != wanted.host);
-        changes.at_restart("mqtt.port", *port != wanted.port);
-        changes.at_restart("mqtt.prefix", *prefix != wanted.prefix);
-        changes.at_restart("mqtt.group", *group != wanted.group);
-        changes.at_restart("mqtt.version", *version != wanted.version);
-        changes.at_restart("mqtt.discovery", *discovery != wanted.discovery);
-        changes.at_restart("mqtt.discovery_prefix", *discovery_prefix != wanted.discovery_prefix);
-        changes.at_restart("mqtt.reply_topics", *reply_topics != wanted.reply_topics);
-        compare_login(login.as_ref(), wanted.login.as_ref(), changes);
-        compare_tls(tls.as_ref(), wanted.tls.as_ref(), changes);
-    }
-}
+const KEYS: &[Key] = &[
+    at_restart!("device.id", |config| config.device.id),
+    at_restart!("device.state_dir", |config| config.device.state_dir),
+    at_restart!("model.path", |config| config.model.path),
+    at_restart!("model.context", |config| config.model.context),
+    at_restart!("model.i2s_layout", |config| config.model.i2s_layout),
+    at_restart!("model.head", |config| config.model.head),
+    at_restart!("model.kv_cache", |config| config.model.kv_cache),
+    at_restart!("model.chat_template", |config| config.model.chat_template),
+    at_restart!("model.cache_dir", |config| config.model.cache_dir),
+    at_restart!("budget.memory_mb", |config| config.budget.memory_bytes),
+    // The processors that are allowed follow from the number of threads.
+    at_restart!("budget.threads", |config| config.budget.threads),
+    at_restart!("budget.decode_threads", |config| config.budget.decode_threads),
+    at_restart!("budget.prefill_threads", |config| config.budget.prefill_threads),
+    at_restart!("budget.pin", |config| config.budget.pin),
+    at_restart!("socket.path", |config| config.socket.path),
+    at_restart!("socket.mode", |config| config.socket.mode),
+    at_restart!("socket.connections", |config| config.socket.connections),
+    // All of the broker's need a restart: an answer must go to the broker that its prompt came from, under the same
+    // topics. The contents of the files need none, since they are read at each connect. The folder of credentials is
+    // set by systemd, not by the owner.
+    at_restart!("mqtt.host", |config| config.mqtt.as_ref().map(|mqtt| &mqtt.host)),
+    mqtt!("mqtt.port", |mqtt| mqtt.port),
+    mqtt!("mqtt.prefix", |mqtt| mqtt.prefix),
+    mqtt!("mqtt.group", |mqtt| mqtt.group),
+    mqtt!("mqtt.version", |mqtt| mqtt.version),
+    mqtt!("mqtt.discovery", |mqtt| mqtt.discovery),
+    mqtt!("mqtt.discovery_prefix", |mqtt| mqtt.discovery_prefix),
+    mqtt!("mqtt.reply_topics", |mqtt| mqtt.reply_topics),
+    mqtt!("mqtt.username", |mqtt| mqtt.login.as_ref().map(|login| &login.username)),
+    mqtt!("mqtt.password_file", |mqtt| mqtt.login.as_ref().and_then(|login| login.password_file.as_ref())),
+    mqtt!("mqtt.tls", |mqtt| mqtt.tls.is_some()),
+    mqtt!("mqtt.ca_file", |mqtt| mqtt.tls.as_ref().and_then(|tls| tls.ca_file.as_ref())),
+    mqtt!("mqtt.cert_file", |mqtt| client_certificate(mqtt).map(|client| &client.cert_file)),
+    mqtt!("mqtt.key_file", |mqtt| client_certificate(mqtt).map(|client| &client.key_file)),
+    // The memory plan and the receive window of the broker depend on the depth.
+    at_restart!("queue.depth", |config| config.queue.depth),
+    live!("queue.client_percent", queue.client_percent),
+    live!("queue.timeout_ms", queue.timeout),
+    live!("queue.drain_ms", queue.drain),
+    at_restart!("queue.inbox_mb", |config| config.queue.inbox_bytes),
+    // The subscriptions and the memory plan depend on whether there is a home.
+    at_restart!("home.enabled", |config| config.home.is_enabled),
+    live!("home.constrain", home.is_constrained),
+    live!("home.file", home.file),
+    live!("cache.scope", cache.scope),
+    live!("telemetry.interval_s", telemetry.interval),
+    // Energy that was counted with one estimate cannot be continued with another.
+    at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
+    at_restart!("telemetry.full_watts", |config| config.telemetry.board_watts.map(|watts| watts.full)),
+    live!("telemetry.textfile", telemetry.textfile),
+    live!("alerts.hold_s", alerts.hold),
+    live!("alerts.temperature_c", alerts.temperature_c),
+    live!("alerts.throttled", alerts.throttled),
+    live!("alerts.under_voltage", alerts.under_voltage),
+    live!("alerts.memory_percent", alerts.memory_percent),
+    live!("alerts.cpu_percent", alerts.cpu_percent),
+    live!("alerts.tokens_per_second", alerts.tokens_per_second),
+    live!("alerts.error_percent", alerts.error_percent),
+    live!("alerts.ttft_ms", alerts.ttft_ms),
+    live!("alerts.queue_percent", alerts.queue_percent),
+    live!("alerts.broker_link_s", alerts.broker_link_s),
+    live!("alerts.subscription", alerts.subscription),
+    live!("alerts.storage", alerts.storage),
+    live!("log.level", log.level),
+];
 
-fn compare_login(ours: Option<&Login>, wanted: Option<&Login>, changes: &mut ConfigDiff) {
-    let username = |login: Option<&Login>| login.map(|Login { username, password_file: _ }| username.clone());
-    fn password(login: Option<&Login>) -> Option<&Path> {
-        login?.password_file.as_deref()
-    }
-    changes.at_restart("mqtt.username", username(ours) != username(wanted));
-    changes.at_restart("mqtt.password_file", password(ours) != password(wanted));
-}
-
-fn compare_tls(ours: Option<&Tls>, wanted: Option<&Tls>, changes: &mut ConfigDiff) {
-    fn files(tls: Option<&Tls>) -> [Option<&Path>; 3] {
-        let Some(Tls { ca_file, client }) = tls else { return [None; 3] };
-        let Some(ClientCertificate { cert_file, key_file }) = client else {
-            return [ca_file.as_deref(), None, None];
-        };
-        [ca_file.as_deref(), Some(cert_file), Some(key_file)]
-    }
-    changes.at_restart("mqtt.tls", ours.is_some() != wanted.is_some());
-    let keys = ["mqtt.ca_file", "mqtt.cert_file", "mqtt.key_file"];
-    for (key, (ours, wanted)) in keys.into_iter().zip(files(ours).into_iter().zip(files(wanted))) {
-        changes.at_restart(key, ours != wanted);
-    }
-}
-
-impl Queue {
-    /// The memory plan and the receive window of the broker depend on the depth.
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Queue { depth, client_percent, timeout, drain, inbox_bytes } = self;
-        changes.at_restart("queue.depth", *depth != wanted.depth);
-        changes.live("queue.client_percent", *client_percent != wanted.client_percent);
-        changes.live("queue.timeout_ms", *timeout != wanted.timeout);
-        changes.live("queue.drain_ms", *drain != wanted.drain);
-        changes.at_restart("queue.inbox_mb", *inbox_bytes != wanted.inbox_bytes);
-    }
-}
-
-impl Cache {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Cache { scope } = self;
-        changes.live("cache.scope", *scope != wanted.scope);
-    }
-}
-
-impl Telemetry {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Telemetry { interval, board_watts, textfile } = self;
-        changes.live("telemetry.interval_s", *interval != wanted.interval);
-        // Energy that was counted with one estimate cannot be continued with another.
-        let (idle, full) = (board_watts.map(|watts| watts.idle), board_watts.map(|watts| watts.full));
-        changes.at_restart("telemetry.idle_watts", idle != wanted.board_watts.map(|watts| watts.idle));
-        changes.at_restart("telemetry.full_watts", full != wanted.board_watts.map(|watts| watts.full));
-        changes.live("telemetry.textfile", *textfile != wanted.textfile);
-    }
-}
-
-impl Alerts {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Alerts {
-            hold,
-            temperature_c,
-            throttled,
-            under_voltage,
-            memory_percent,
-            cpu_percent,
-            tokens_per_second,
-            error_percent,
-            ttft_ms,
-            queue_percent,
-            broker_link_s,
-            subscription,
-            storage,
-        } = self;
-        changes.live("alerts.hold_s", *hold != wanted.hold);
-        changes.live("alerts.temperature_c", *temperature_c != wanted.temperature_c);
-        changes.live("alerts.throttled", *throttled != wanted.throttled);
-        changes.live("alerts.under_voltage", *under_voltage != wanted.under_voltage);
-        changes.live("alerts.memory_percent", *memory_percent != wanted.memory_percent);
-        changes.live("alerts.cpu_percent", *cpu_percent != wanted.cpu_percent);
-        changes.live("alerts.tokens_per_second", *tokens_per_second != wanted.tokens_per_second);
-        changes.live("alerts.error_percent", *error_percent != wanted.error_percent);
-        changes.live("alerts.ttft_ms", *ttft_ms != wanted.ttft_ms);
-        changes.live("alerts.queue_percent", *queue_percent != wanted.queue_percent);
-        changes.live("alerts.broker_link_s", *broker_link_s != wanted.broker_link_s);
-        changes.live("alerts.subscription", *subscription != wanted.subscription);
-        changes.live("alerts.storage", *storage != wanted.storage);
-    }
-}
-
-impl Log {
-    fn compare(&self, wanted: &Self, changes: &mut ConfigDiff) {
-        let Log { level } = self;
-        changes.live("log.level", *level != wanted.level);
-    }
+fn client_certificate(mqtt: &Mqtt) -> Option<&ClientCertificate> {
+    mqtt.tls.as_ref()?.client.as_ref()
 }
 
 #[cfg(test)]
@@ -254,6 +181,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
+        home = { enabled = true, constrain = false, file = "/h.toml" }
         cache.scope = "all"
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
@@ -321,6 +249,8 @@ mod tests {
             "queue.client_percent",
             "queue.timeout_ms",
             "queue.drain_ms",
+            "home.constrain",
+            "home.file",
             "cache.scope",
             "telemetry.interval_s",
             "telemetry.textfile",

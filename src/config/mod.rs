@@ -42,6 +42,8 @@ pub struct Config {
     pub mqtt: Option<Mqtt>,
     /// `[queue]`
     pub queue: Queue,
+    /// `[home]`
+    pub home: Home,
     /// `[cache]`
     pub cache: Cache,
     /// `[telemetry]`
@@ -90,7 +92,7 @@ pub enum Head {
     /// Requantised to Q6_K, 6.6 bits per weight.
     Q6K,
     /// A shortlist from 2 and 4 bits per weight, and the file's own weights of the rows that can win.
-    Screened,
+    Shortlist,
 }
 
 /// Formats of the KV cache.
@@ -239,6 +241,17 @@ pub struct Queue {
     pub inbox_bytes: usize,
 }
 
+/// The names of the home.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Home {
+    /// Whether names are read from the broker and the file.
+    pub is_enabled: bool,
+    /// Whether all answers of the built-in model keep to these names, also where a request does not ask for it.
+    pub is_constrained: bool,
+    /// The owner's file of names, TOML or JSON.
+    pub file: Option<PathBuf>,
+}
+
 /// The cache of answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cache {
@@ -348,9 +361,9 @@ impl std::error::Error for ConfigError {}
 /// The largest configuration file in bytes, many times the size of one with every key.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Reads the text of a configuration file. Anything but a regular file, such as a device or a FIFO, is an error,
-/// and opening it does not block.
-fn read(path: &Path) -> Result<String, String> {
+/// Reads the text of a configuration file, or of one that it names. Anything but a regular file, such as a device or a
+/// FIFO, is an error, and opening it does not block.
+pub fn read_text(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     let at_once = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(at_once).open(path).map_err(cannot)?;
@@ -374,7 +387,7 @@ impl Config {
     /// Reads and checks a configuration file; the error names file and line.
     pub fn load(path: &Path, host: &Host) -> Result<Self, ConfigError> {
         let place = path.display().to_string();
-        let text = read(path).map_err(|message| ConfigError { place: place.clone(), message })?;
+        let text = read_text(path).map_err(|message| ConfigError { place: place.clone(), message })?;
         Self::parse(&text, &place, host)
     }
 

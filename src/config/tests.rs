@@ -213,21 +213,19 @@ fn a_group_is_one_topic_level_and_no_device() {
 
 #[test]
 fn systemd_s_credential_is_the_password_of_a_user_without_a_file() {
-    let folder = std::env::temp_dir().join(format!("bitnetd-credentials-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let host = Host { credentials_dir: Some(folder.clone()), ..host() };
+    let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+    let host = Host { credentials_dir: Some(folder.path().into()), ..host() };
     let password = |keys: &str| {
         let text = format!("[mqtt]\nhost = \"b\"\nusername = \"u\"\n{keys}");
         let mqtt = Config::parse(&text, "bitnetd.toml", &host).expect("sound").mqtt.expect("a link");
-        assert_eq!(mqtt.credentials, Some(folder.clone()));
+        assert_eq!(mqtt.credentials, Some(folder.path().into()));
         mqtt.login.expect("a user").password_file
     };
     assert_eq!(password(""), None, "a user without a password");
-    let credential = folder.join("mqtt-password");
+    let credential = folder.path().join("mqtt-password");
     std::fs::write(&credential, "secret").expect("a temporary folder");
     assert_eq!(password(""), Some(credential));
     assert_eq!(password("password_file = \"/own\"\n"), Some("/own".into()));
-    std::fs::remove_dir_all(&folder).expect("ours");
 }
 
 #[test]
@@ -281,13 +279,12 @@ fn a_byte_order_mark_is_no_part_of_the_configuration() {
 
 #[test]
 fn a_configuration_is_a_regular_file_of_at_most_1_mib() {
-    let folder = std::env::temp_dir().join(format!("bitnetd-config-file-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
     let load = |path: &Path| Config::load(path, &host()).map(drop).map_err(|error| error.to_string());
-    let (fifo, large) = (folder.join("fifo"), folder.join("large.toml"));
+    let (fifo, large) = (folder.path().join("fifo"), folder.path().join("large.toml"));
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a new name");
-    for path in [fifo.as_path(), Path::new("/dev/zero"), Path::new("/dev/null"), folder.as_path()] {
+    for path in [fifo.as_path(), Path::new("/dev/zero"), Path::new("/dev/null"), folder.path()] {
         let error = load(path).expect_err("no regular file");
         assert!(error.contains("no regular file"), "{error}");
     }
@@ -296,5 +293,4 @@ fn a_configuration_is_a_regular_file_of_at_most_1_mib() {
     std::fs::write(&large, "#".repeat((1 << 20) + 1)).expect("room");
     let error = load(&large).expect_err("too large");
     assert!(error.contains("1 MiB") && error.contains("large.toml"), "{error}");
-    let _ = std::fs::remove_dir_all(&folder);
 }

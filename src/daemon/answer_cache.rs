@@ -29,6 +29,8 @@ pub(super) struct CacheKey {
     pub logit_bias: Vec<(u32, u32)>,
     /// What the answer has to fit.
     pub format: ResponseFormat,
+    /// The version of the home whose names it may have; `None` where it has none.
+    pub home_version: Option<u64>,
 }
 
 /// A complete answer.
@@ -135,6 +137,7 @@ mod tests {
             penalties: [0; 3],
             logit_bias: Vec::new(),
             format: ResponseFormat::Text,
+            home_version: None,
         }
     }
 

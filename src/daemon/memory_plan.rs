@@ -4,6 +4,7 @@
 use super::memory_guard;
 use crate::config::Config;
 use crate::engine::Footprint;
+use crate::home;
 use crate::protocol::json;
 use crate::telemetry::sensors;
 use crate::transport::{mqtt, unix};
@@ -55,6 +56,8 @@ pub struct ClientMemory {
     pub queue: usize,
     /// The broker link with its buffers; 0 without one.
     pub link: usize,
+    /// The names of the home; 0 without them.
+    pub home: usize,
 }
 
 /// The memory that the process may use.
@@ -70,7 +73,8 @@ impl ClientMemory {
     /// The memory for the clients of a daemon with these settings.
     pub fn of(config: &Config) -> Self {
         let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
-        Self::estimate(config.queue.depth, config.socket.connections, link)
+        let clients = Self::estimate(config.queue.depth, config.socket.connections, link);
+        ClientMemory { home: if config.home.is_enabled { home::HOME_BYTES } else { 0 }, ..clients }
     }
 
     /// `link`: bytes of the broker link; `None` without one.
@@ -84,11 +88,12 @@ impl ClientMemory {
             connections: connections * unix::CONNECTION_BYTES,
             queue: queue + handed_over,
             link: link.unwrap_or(0),
+            home: 0,
         }
     }
 
     fn total(&self) -> usize {
-        self.connections + self.queue + self.link
+        self.connections + self.queue + self.link + self.home
     }
 }
 
@@ -196,7 +201,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
-             connections {} + queue {} + broker link {} + daemon {} + reserve {} = {} of {} MiB",
+             connections {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(cache_per_token.saturating_mul(self.context)),
@@ -206,11 +211,18 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.clients.connections),
             Mebibytes(self.clients.queue),
             Mebibytes(self.clients.link),
+            Mebibytes(self.clients.home),
             Mebibytes(DAEMON_BYTES),
             Mebibytes(self.reserve()),
             Mebibytes(self.total()),
             Mebibytes(self.budget.bytes)
         )?;
+        match self.unplanned_grammar() {
+            None => write!(f, "; structured output {} more", Mebibytes(self.footprint.grammar))?,
+            Some(_) => {
+                write!(f, "; no structured output, which takes {} more", Mebibytes(self.footprint.grammar))?
+            }
+        }
         if self.context < self.wanted_context {
             write!(f, "; context shortened from {}", self.wanted_context)?;
         }
@@ -252,7 +264,8 @@ mod tests {
         grammar: 0,
     };
 
-    const CLIENTS: ClientMemory = ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20 };
+    const CLIENTS: ClientMemory =
+        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, home: 0 };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, TooLarge> {
         MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })

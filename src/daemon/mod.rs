@@ -7,6 +7,8 @@ mod admission;
 mod answer_cache;
 mod client_shares;
 mod commands;
+mod home;
+mod home_intent;
 mod malloc_trim;
 mod memory_guard;
 mod memory_plan;
@@ -101,7 +103,7 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
         Head::F16 => HeadFormat::File,
         Head::Q8 => HeadFormat::Q8,
         Head::Q6K => HeadFormat::Q6K,
-        Head::Screened => HeadFormat::Shortlist,
+        Head::Shortlist => HeadFormat::Shortlist,
     });
     let cache = match config.model.kv_cache {
         KvCachePrecision::F16 => KvCacheFormat::F16,
@@ -143,8 +145,12 @@ pub async fn run(
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let (listener, socket_file) = socket(&config)?;
+    let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
+        intents: home
+            .clone()
+            .map(|home| home_intent::HomeIntents { home, is_built_in: config.model.path.is_none() }),
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
@@ -175,6 +181,7 @@ pub async fn run(
     telemetry.set_thread_limit(config.budget.threads);
     let socket_mode = config.socket.mode;
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
+    let settings = LiveSettings { home, ..settings };
     let (draining, close, heartbeat) = (stop, CancellationToken::new(), Heartbeat::default());
     let mut daemon = Daemon { settings, telemetry, sensors, queue, backlog, draining, close, heartbeat };
     log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
@@ -373,6 +380,7 @@ impl Daemon {
             requests,
             commands: controls,
             homeassistant: Some(HomeAssistantInfo { model: engine_info.model.clone() }),
+            home: self.settings.home.clone(),
             threads: running.budget.threads,
             reports: telemetry,
             alerts,

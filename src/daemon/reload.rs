@@ -3,8 +3,10 @@
 //!
 //! Deliberately knows no file: its owner passes in how the configuration is read.
 
+use super::home;
 use super::queue::Queue;
 use crate::config::{Config, ConfigDiff};
+use crate::home::SharedHome;
 use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
@@ -23,6 +25,8 @@ pub(super) struct LiveSettings {
     pub telemetry: Arc<Telemetry>,
     pub interval: watch::Sender<Duration>,
     pub textfile: watch::Sender<Option<PathBuf>>,
+    /// `None` where no names of the home are read.
+    pub home: Option<Arc<SharedHome>>,
 }
 
 impl LiveSettings {
@@ -30,7 +34,7 @@ impl LiveSettings {
     pub fn new(running: Config, reread: ReadConfig, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
-        LiveSettings { running, read_config: reread, queue, telemetry, interval, textfile }
+        LiveSettings { running, read_config: reread, queue, telemetry, interval, textfile, home: None }
     }
 
     /// Applies what changed. An invalid configuration changes nothing.
@@ -47,6 +51,9 @@ impl LiveSettings {
         self.queue.adopt(wanted);
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);
+        if let Some(names) = &self.home {
+            home::reload(names, &wanted.home);
+        }
         self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {

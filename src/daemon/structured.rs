@@ -12,7 +12,8 @@ pub(super) fn constraint(
     unplanned: Option<&str>,
 ) -> Result<Option<Constraint>, Refusal> {
     let source = match format {
-        ResponseFormat::Text => return Ok(None),
+        // What fits a home is compiled in `home_intent`.
+        ResponseFormat::Text | ResponseFormat::HomeIntent => return Ok(None),
         ResponseFormat::JsonObject => GrammarSource::JsonObject,
         ResponseFormat::JsonSchema(schema) => GrammarSource::JsonSchema(schema.clone()),
         ResponseFormat::Regex(regex) => GrammarSource::Regex(regex.clone()),

@@ -150,26 +150,19 @@ fn on_the_disk(job: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 mod tests {
     use super::*;
     use std::path::Path;
+    use tempfile::TempDir;
     use tokio::sync::oneshot;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("bitnetd-export-{name}-{}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("a temporary folder");
-            Folder(folder)
+        fn new() -> Self {
+            Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
         }
 
         fn has(&self) -> Vec<String> {
-            let entries = std::fs::read_dir(&self.0).expect("ours");
+            let entries = std::fs::read_dir(self.0.path()).expect("ours");
             entries.map(|entry| entry.expect("ours").file_name().into_string().expect("UTF-8")).collect()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
         }
     }
 
@@ -192,8 +185,8 @@ mod tests {
 
     #[test]
     fn a_writing_that_outlives_the_daemon_puts_nothing_in_place() {
-        let folder = Folder::new("stop");
-        let place = OutputFile::new(folder.0.join("bitnetd.prom"));
+        let folder = Folder::new();
+        let place = OutputFile::new(folder.0.path().join("bitnetd.prom"));
         let is_wanted = Arc::clone(&place.is_wanted);
         commit_if_wanted(part(&place.path), &is_wanted).expect("room");
         assert_eq!(folder.has(), ["bitnetd.prom"]);
@@ -205,15 +198,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_moves_while_it_is_written_is_written_elsewhere_as_soon_as_that_has_ended() {
-        let folder = Folder::new("move");
-        let (to, wanted) = tokio::sync::watch::channel(Some(folder.0.join("old.prom")));
+        let folder = Folder::new();
+        let (to, wanted) = tokio::sync::watch::channel(Some(folder.0.path().join("old.prom")));
         let mut exporter = TextfileExporter::new(wanted);
         exporter.export(|| "old".into());
         written(&mut exporter).await;
         assert_eq!(folder.has(), ["old.prom"]);
         let (disk, hangs) = oneshot::channel();
         exporter.writing.spawn(async { hangs.await.expect("it ends") });
-        to.send_replace(Some(folder.0.join("new.prom")));
+        to.send_replace(Some(folder.0.path().join("new.prom")));
         assert!(!is_moved(&mut exporter).await, "nothing can be done yet");
         exporter.export(|| unreachable!("one writing at a time"));
         disk.send(()).expect("it is written still");

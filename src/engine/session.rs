@@ -6,6 +6,7 @@
 //! Deliberately knows nothing of clients, queues and deadlines.
 
 mod constrained;
+mod scoring;
 
 use super::error::PromptError;
 use super::grammar::Constraint;

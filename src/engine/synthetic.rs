@@ -4,9 +4,9 @@
 //! Each is a GGUF image that is read like a file. Their output is noise.
 
 use super::error::LoadError;
-
 use super::gguf::{FileMap, GgufDraft, NewValue};
 use super::quant::{BLOCK, TensorType};
+use crate::random::Lcg;
 use half::f16;
 use std::io::Write;
 
@@ -147,7 +147,7 @@ impl SyntheticShape {
     }
 
     fn fill(&self, draft: &GgufDraft, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-        let mut noise = Noise::new();
+        let mut noise = Noise(Lcg::new(158));
         let codes = noise.codes();
         let numbers = noise.numbers();
         let mut writer = draft.begin(bytes)?;
@@ -188,19 +188,10 @@ fn repeat(out: &mut impl Write, pattern: &[u8], len: usize) -> std::io::Result<(
     Ok(())
 }
 
-/// Random numbers without a pattern that matters here: a linear congruential generator with Knuth's constants.
-struct Noise(u64);
+/// Random weights.
+struct Noise(Lcg);
 
 impl Noise {
-    fn new() -> Self {
-        Noise(158)
-    }
-
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 32) as u32
-    }
-
     /// A ternary weight, with -1, 0 and +1 as frequent as in BitNet-b1.58-2B-4T: 28.9, 42.2 and 28.9 %.
     fn code(byte: u8) -> u8 {
         match byte {
@@ -212,13 +203,13 @@ impl Noise {
 
     fn codes(&mut self) -> Vec<u8> {
         let byte = |word: u32| word.to_le_bytes().iter().fold(0, |packed, b| packed << 2 | Self::code(*b));
-        (0..NOISE).map(|_| byte(self.next())).collect()
+        (0..NOISE).map(|_| byte(self.0.next_u32())).collect()
     }
 
     /// Half-precision numbers of either sign, up to 1/16.
     fn numbers(&mut self) -> Vec<u8> {
         let number = |word: u32| f16::from_f32((word as f32 / u32::MAX as f32 - 0.5) / 8.0);
-        (0..NOISE).flat_map(|_| number(self.next()).to_le_bytes()).collect()
+        (0..NOISE).flat_map(|_| number(self.0.next_u32()).to_le_bytes()).collect()
     }
 
     /// Q4_0 blocks of ternary weights: code 0 is -8 steps, 8 is zero, 15 the nearest to 8 steps up.
@@ -229,9 +220,9 @@ impl Noise {
         while blocks.len() < NOISE {
             blocks.extend(step);
             // The weight that set the block's scale always has code 0.
-            blocks.push(nibble(self.next() as u8) << 4);
+            blocks.push(nibble(self.0.next_u32() as u8) << 4);
             blocks.extend((1..16).map(|_| {
-                let [low, high, ..] = self.next().to_le_bytes();
+                let [low, high, ..] = self.0.next_u32().to_le_bytes();
                 nibble(high) << 4 | nibble(low)
             }));
         }

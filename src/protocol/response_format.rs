@@ -14,13 +14,15 @@ pub enum ResponseFormat {
     Regex(String),
     /// Text that a grammar derives, in llguidance's form of Lark.
     Grammar(String),
+    /// An intent of Home Assistant with names of this home.
+    HomeIntent,
 }
 
 impl ResponseFormat {
     /// Bytes of its source.
     pub fn text_bytes(&self) -> usize {
         match self {
-            ResponseFormat::Text | ResponseFormat::JsonObject => 0,
+            ResponseFormat::Text | ResponseFormat::JsonObject | ResponseFormat::HomeIntent => 0,
             ResponseFormat::JsonSchema(text)
             | ResponseFormat::Regex(text)
             | ResponseFormat::Grammar(text) => text.capacity(),
@@ -30,7 +32,9 @@ impl ResponseFormat {
     /// The key of a request that holds its source.
     pub fn key(&self) -> &'static str {
         match self {
-            ResponseFormat::Text | ResponseFormat::JsonObject => "response_format",
+            ResponseFormat::Text | ResponseFormat::JsonObject | ResponseFormat::HomeIntent => {
+                "response_format"
+            }
             ResponseFormat::JsonSchema(_) => "response_format.json_schema.schema",
             ResponseFormat::Regex(_) => "response_format.regex",
             ResponseFormat::Grammar(_) => "response_format.grammar",

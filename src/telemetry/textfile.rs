@@ -104,33 +104,26 @@ impl WriteStatus {
 mod tests {
     use super::*;
     use std::fs::File;
+    use tempfile::TempDir;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("bitnetd-textfile-{name}-{}", std::process::id()));
-            fs::create_dir_all(&folder).expect("a temporary folder");
-            Folder(folder)
+        fn new() -> Self {
+            Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
         }
 
         fn names(&self) -> Vec<String> {
-            let entries = fs::read_dir(&self.0).expect("ours");
+            let entries = fs::read_dir(self.0.path()).expect("ours");
             let name = |entry: io::Result<fs::DirEntry>| entry.expect("ours").file_name().into_string();
             entries.map(|entry| name(entry).expect("UTF-8")).collect()
         }
     }
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn a_file_is_replaced_whole_and_everybody_may_read_it() {
-        let folder = Folder::new("whole");
-        let path = folder.0.join("bitnetd.prom");
+        let folder = Folder::new();
+        let path = folder.0.path().join("bitnetd.prom");
         let put = |text| write(&path, text).and_then(TemporaryFile::commit);
         put("a long first text\n").expect("room");
         let reader = File::open(&path).expect("there");
@@ -143,11 +136,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_names_the_file_and_leaves_nothing() {
-        let folder = Folder::new("cannot");
-        let missing = folder.0.join("missing/bitnetd.prom");
+        let folder = Folder::new();
+        let missing = folder.0.path().join("missing/bitnetd.prom");
         assert!(write(&missing, "a").expect_err("no folder").to_string().contains("missing/bitnetd.prom"));
         // A folder of that name: the text can be written, and not renamed.
-        let taken = folder.0.join("taken.prom");
+        let taken = folder.0.path().join("taken.prom");
         fs::create_dir(&taken).expect("a new name");
         write(&taken, "a").expect("room").commit().expect_err("a folder");
         assert_eq!(folder.names(), ["taken.prom"]);
@@ -155,8 +148,8 @@ mod tests {
 
     #[test]
     fn a_link_in_the_way_is_removed_and_its_target_left_alone() {
-        let folder = Folder::new("link");
-        let (path, secret) = (folder.0.join("bitnetd.prom"), folder.0.join("secret"));
+        let folder = Folder::new();
+        let (path, secret) = (folder.0.path().join("bitnetd.prom"), folder.0.path().join("secret"));
         fs::write(&secret, "a password").expect("room");
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("ours");
         std::os::unix::fs::symlink(&secret, temporary_path(&path)).expect("a new name");
@@ -169,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_fifo_at_the_temporary_path_does_not_block() {
-        let folder = Folder::new("fifo");
-        let path = folder.0.join("bitnetd.prom");
+        let folder = Folder::new();
+        let path = folder.0.path().join("bitnetd.prom");
         for name in [temporary_path(&path), path.clone()] {
             let _ = fs::remove_file(&name);
             let made = rustix::fs::mknodat(

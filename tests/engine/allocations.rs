@@ -10,6 +10,18 @@ static RECORDER: Recorder = Recorder;
 thread_local! {
     // Without a destructor, so that it can be used for as long as the thread lives.
     static LARGEST: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that this thread allocated less those that it freed, and the most of it.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static MOST_HELD: Cell<isize> = const { Cell::new(0) };
+}
+
+/// The bytes that `work` holds on this thread when it ends, and the most that it held in between.
+pub fn held<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    let before = HELD.get();
+    MOST_HELD.set(before);
+    let result = work();
+    let [now, most] = [HELD.get(), MOST_HELD.get()].map(|bytes| (bytes - before).max(0) as usize);
+    (result, now, most)
 }
 
 /// The largest single allocation that `work` makes on this thread, in bytes.
@@ -34,6 +46,12 @@ struct Recorder;
 impl Recorder {
     fn note(size: usize) {
         LARGEST.set(LARGEST.get().max(size));
+        HELD.set(HELD.get() + size as isize);
+        MOST_HELD.set(MOST_HELD.get().max(HELD.get()));
+    }
+
+    fn note_freed(size: usize) {
+        HELD.set(HELD.get() - size as isize);
     }
 }
 
@@ -53,11 +71,13 @@ unsafe impl GlobalAlloc for Recorder {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         Self::note(size);
+        Self::note_freed(layout.size());
         // SAFETY: the caller's promise is the same.
         unsafe { System.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        Self::note_freed(layout.size());
         // SAFETY: the caller's promise is the same.
         unsafe { System.dealloc(block, layout) }
     }

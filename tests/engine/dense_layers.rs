@@ -9,6 +9,7 @@ use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::quant::{RowFormat, TensorType};
 use bitnetd::engine::session::{GenerateOptions as Generate, Step};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile};
+use bitnetd::random::Lcg;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -31,12 +32,8 @@ const MATRICES: [(&str, usize); 6] = [
 
 /// Numbers that are the same on every machine, between -1 and 1.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+    let mut numbers = Lcg::new(seed);
+    (0..len).map(|_| numbers.fraction() * 2.0 - 1.0).collect()
 }
 
 /// Rows of some numbers in the format of a tensor type.

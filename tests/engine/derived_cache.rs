@@ -6,13 +6,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use tempfile::TempDir;
 
-/// A separate folder for each test, empty at the start.
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kept-{name}"));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a writable target folder");
-    folder
+/// A temporary folder.
+fn folder() -> TempDir {
+    TempDir::with_prefix("bitnetd-").expect("a temporary folder")
 }
 
 fn model(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
@@ -41,8 +39,8 @@ fn only_file(root: &Path) -> PathBuf {
 
 #[test]
 fn an_image_is_made_once() {
-    let folder = folder("once");
-    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let (root, model) = (folder.path().join("cache"), model(folder.path(), "m.gguf", b"a model"));
     let cache = DerivedCache::for_model(&root, &model);
     assert_eq!(ask(&cache, b"image"), (true, None));
     assert_eq!(ask(&cache, b"image"), (false, None));
@@ -51,8 +49,8 @@ fn an_image_is_made_once() {
 
 #[test]
 fn an_image_that_is_damaged_or_of_another_size_is_made_again() {
-    let folder = folder("damaged");
-    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let (root, model) = (folder.path().join("cache"), model(folder.path(), "m.gguf", b"a model"));
     let cache = DerivedCache::for_model(&root, &model);
     ask(&cache, b"image");
     let path = only_file(&root);
@@ -88,8 +86,8 @@ fn is_made(cache: &DerivedCache, name: &str, bytes: &[u8]) -> bool {
 
 #[test]
 fn the_checksum_finds_damage_anywhere_without_another_look_at_the_model() {
-    let folder = folder("checksum");
-    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let (root, model) = (folder.path().join("cache"), model(folder.path(), "m.gguf", b"a model"));
     let cache = DerivedCache::for_model(&root, &model);
     let bytes: Vec<u8> = (0..300_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     assert!(is_made(&cache, "head", &bytes) && !is_made(&cache, "head", &bytes));
@@ -107,14 +105,14 @@ fn the_checksum_finds_damage_anywhere_without_another_look_at_the_model() {
 
 #[test]
 fn an_image_of_another_form_or_model_is_not_taken_for_this_one() {
-    let folder = folder("swapped");
-    let root = folder.join("cache");
-    let cache = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let root = folder.path().join("cache");
+    let cache = DerivedCache::for_model(&root, &model(folder.path(), "m.gguf", b"a model"));
     assert!(is_made(&cache, "head", b"image") && is_made(&cache, "other", b"IMAGE"));
     let path = only_file(&root);
     fs::copy(path.with_file_name("other"), &path).expect("writable");
     assert!(is_made(&cache, "head", b"image"), "another form");
-    let second = DerivedCache::for_model(&root, &model(&folder, "n.gguf", b"another"));
+    let second = DerivedCache::for_model(&root, &model(folder.path(), "n.gguf", b"another"));
     assert!(is_made(&second, "head", b"image"));
     for model in fs::read_dir(&root).expect("there").flatten() {
         let here = model.path().join("head");
@@ -127,14 +125,14 @@ fn an_image_of_another_form_or_model_is_not_taken_for_this_one() {
 
 #[test]
 fn links_are_not_followed() {
-    let folder = folder("links");
-    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let (root, model) = (folder.path().join("cache"), model(folder.path(), "m.gguf", b"a model"));
     let cache = DerivedCache::for_model(&root, &model);
     assert!(is_made(&cache, "head", b"image"));
     cache.store_text("layout", "64");
     let path = only_file(&root);
     for name in ["head", "layout"] {
-        let elsewhere = folder.join(name);
+        let elsewhere = folder.path().join(name);
         fs::rename(path.with_file_name(name), &elsewhere).expect("writable");
         std::os::unix::fs::symlink(&elsewhere, path.with_file_name(name)).expect("writable");
     }
@@ -142,34 +140,34 @@ fn links_are_not_followed() {
     assert!(is_made(&cache, "head", b"image"), "a link to a sound image");
     assert!(fs::symlink_metadata(&path).expect("there").is_file(), "made anew in its place");
     let own = path.parent().expect("a folder").to_owned();
-    fs::rename(&own, folder.join("moved")).expect("writable");
-    std::os::unix::fs::symlink(folder.join("moved"), &own).expect("writable");
-    fs::remove_file(folder.join("moved/head")).expect("there");
+    fs::rename(&own, folder.path().join("moved")).expect("writable");
+    std::os::unix::fs::symlink(folder.path().join("moved"), &own).expect("writable");
+    fs::remove_file(folder.path().join("moved/head")).expect("there");
     let image =
         cache.load_or_create("head", 5, |_| true, |out| out.write_all(b"image")).expect("memory for it");
     assert!(image.not_cached_because.is_some_and(|why| why.contains("link")));
-    assert!(!folder.join("moved/head").exists());
+    assert!(!folder.path().join("moved/head").exists());
 }
 
 #[test]
 fn another_model_file_has_a_folder_of_its_own() {
-    let folder = folder("another");
-    let root = folder.join("cache");
-    let first = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let root = folder.path().join("cache");
+    let first = DerivedCache::for_model(&root, &model(folder.path(), "m.gguf", b"a model"));
     first.store_text("layout", "64");
     assert_eq!(first.text("layout").as_deref(), Some("64"));
-    let changed = DerivedCache::for_model(&root, &model(&folder, "m.gguf", b"another"));
+    let changed = DerivedCache::for_model(&root, &model(folder.path(), "m.gguf", b"another"));
     assert_eq!(changed.text("layout"), None);
     assert_ne!(changed, first);
 }
 
 #[test]
 fn models_used_longest_ago_make_room() {
-    let folder = folder("room");
-    let root = folder.join("cache");
+    let folder = folder();
+    let root = folder.path().join("cache");
     fs::create_dir_all(root.join("of somebody else")).expect("writable");
     let cache: Vec<DerivedCache> = (0..7u8)
-        .map(|at| DerivedCache::for_model(&root, &model(&folder, &format!("{at}.gguf"), &[at; 9])))
+        .map(|at| DerivedCache::for_model(&root, &model(folder.path(), &format!("{at}.gguf"), &[at; 9])))
         .collect();
     cache.iter().for_each(|cache| cache.store_text("layout", "128"));
     let there = cache.iter().filter(|cache| cache.text("layout").is_some()).count();
@@ -180,8 +178,8 @@ fn models_used_longest_ago_make_room() {
 
 #[test]
 fn leftovers_of_an_interrupted_start_are_removed() {
-    let folder = folder("interrupted");
-    let (root, model) = (folder.join("cache"), model(&folder, "m.gguf", b"a model"));
+    let folder = folder();
+    let (root, model) = (folder.path().join("cache"), model(folder.path(), "m.gguf", b"a model"));
     let cache = DerivedCache::for_model(&root, &model);
     ask(&cache, b"image");
     let (left, fresh) =
@@ -196,13 +194,19 @@ fn leftovers_of_an_interrupted_start_are_removed() {
 
 #[test]
 fn where_nothing_can_be_stored_everything_is_made_each_time() {
-    let folder = folder("nowhere");
+    let folder = folder();
     assert_eq!(ask(&DerivedCache::disabled(), b"image"), (true, None));
     // A file where the folder should be.
-    let cache = DerivedCache::for_model(&model(&folder, "file", b""), &model(&folder, "m.gguf", b"a model"));
+    let cache = DerivedCache::for_model(
+        &model(folder.path(), "file", b""),
+        &model(folder.path(), "m.gguf", b"a model"),
+    );
     let (made, why) = ask(&cache, b"image");
     assert!(made && why.is_some());
     cache.store_text("layout", "128");
     assert_eq!(cache.text("layout"), None);
-    assert_eq!(DerivedCache::for_model(&folder, &folder.join("no such file")), DerivedCache::disabled());
+    assert_eq!(
+        DerivedCache::for_model(folder.path(), &folder.path().join("no such file")),
+        DerivedCache::disabled()
+    );
 }

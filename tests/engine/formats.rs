@@ -4,6 +4,7 @@ use crate::data;
 use bitnetd::engine::quant::{
     BlockFormat, FloatFormat, RowFormat, code, is_ternary, pack_floats, packed_row,
 };
+use bitnetd::random::Lcg;
 
 pub const ALL: [(&str, BlockFormat); 4] = [
     ("q4_0", BlockFormat::Q4_0),
@@ -91,11 +92,8 @@ fn plain_q6_k_error(x: &[f32]) -> f64 {
 
 /// Numbers like those of a trained matrix: most near zero, some groups larger than others.
 fn weights(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
+    let mut numbers = Lcg::new(seed);
+    let mut uniform = || numbers.fraction() - 0.5;
     (0..len).map(|at| (0..4).map(|_| uniform()).sum::<f32>() * (1.0 + (at / 16 % 5) as f32) * 0.01).collect()
 }
 

@@ -3,37 +3,8 @@
 use crate::formats;
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::quant::{BLOCK, FloatFormat, RowFormat, packed_row};
+use bitnetd::random::Lcg;
 use half::f16;
-
-/// Numbers that are the same on every machine.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn int8(&mut self, count: usize) -> Vec<i8> {
-        (0..count).map(|_| self.next() as i8).collect()
-    }
-
-    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
-
-    pub fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
-    }
-
-    fn packed(&mut self, bytes: usize) -> Vec<u8> {
-        (0..bytes).map(|_| (0..4).fold(0, |byte, _| byte << 2 | (self.next() % 3) as u8)).collect()
-    }
-
-    pub fn floats(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.float()).collect()
-    }
-
-    fn float(&mut self) -> f32 {
-        self.next() as f32 / (1u64 << 31) as f32 * 2.0 - 1.0
-    }
-}
 
 /// The sum of products, written as the definition says.
 fn by_definition(weights: &[u8], q: &[i8], cols: usize, row: usize, token: usize) -> i32 {
@@ -58,13 +29,13 @@ fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
 
 #[test]
 fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
-    let mut numbers = Random(1);
+    let mut numbers = Lcg::new(1);
     for kernels in Kernels::all() {
         // Around 128 blocks a kernel may begin another span of a row.
         for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54, 127, 129, 258] {
             for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9), (19, 1), (11, 6), (17, 15)] {
                 let cols = blocks * BLOCK;
-                let weights = numbers.packed(rows * packed_row(cols));
+                let weights = numbers.ternary_codes(rows * packed_row(cols));
                 let q = numbers.int8(tokens * cols);
                 check_ternary(&kernels, &weights, &q, cols);
             }
@@ -79,12 +50,12 @@ const SHAPES: [(usize, usize); 8] =
 
 #[test]
 fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_tokens() {
-    let mut numbers = Random(5);
+    let mut numbers = Lcg::new(5);
     for kernels in Kernels::all() {
         for (rows, tokens) in SHAPES {
             for blocks in [1, 5] {
                 let cols = blocks * BLOCK;
-                let weights = numbers.packed(rows * packed_row(cols));
+                let weights = numbers.ternary_codes(rows * packed_row(cols));
                 let q = numbers.int8(tokens * cols);
                 check_ternary(&kernels, &weights, &q, cols);
             }
@@ -94,12 +65,12 @@ fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_toke
 
 #[test]
 fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
-    let mut numbers = Random(10);
+    let mut numbers = Lcg::new(10);
     for kernels in Kernels::all() {
         for tokens in 1..=2 * kernels.tile_tokens() {
             for rows in [5, 130] {
                 let cols = 3 * BLOCK;
-                let weights = numbers.packed(rows * packed_row(cols));
+                let weights = numbers.ternary_codes(rows * packed_row(cols));
                 check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
             }
         }
@@ -108,13 +79,13 @@ fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
 
 #[test]
 fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() {
-    let mut numbers = Random(11);
+    let mut numbers = Lcg::new(11);
     for kernels in Kernels::all() {
         for tokens in (24..=37).chain([64]) {
             // Chunks of 256 columns, the last one short; the last 32 rows are whole, one or nearly all.
             for (rows, blocks) in [(112, 3), (113, 1), (159, 5)] {
                 let cols = blocks * BLOCK;
-                let weights = numbers.packed(rows * packed_row(cols));
+                let weights = numbers.ternary_codes(rows * packed_row(cols));
                 check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
             }
         }
@@ -123,12 +94,12 @@ fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() 
 
 #[test]
 fn many_tokens_are_multiplied_as_the_definition_says_for_any_number_of_rows() {
-    let mut numbers = Random(12);
+    let mut numbers = Lcg::new(12);
     for kernels in Kernels::all() {
         // Around the fewest rows for another way, and around a span of 896.
         for rows in [1, 31, 111, 128, 511, 512, 513, 545, 896, 897, 1025] {
             let cols = 3 * BLOCK;
-            let weights = numbers.packed(rows * packed_row(cols));
+            let weights = numbers.ternary_codes(rows * packed_row(cols));
             check_ternary(&kernels, &weights, &numbers.int8(25 * cols), cols);
         }
     }
@@ -153,12 +124,12 @@ fn extreme_values_overflow_nothing() {
 
 #[test]
 fn extreme_values_of_both_signs_overflow_nothing() {
-    let mut numbers = Random(6);
+    let mut numbers = Lcg::new(6);
     let cols = 17 * BLOCK;
     for kernels in Kernels::all() {
         for (rows, tokens) in [(5, 1), (5, 8), (128, 8), (128, 24)] {
             let mut one_of = |two: [u8; 2], count: usize| -> Vec<u8> {
-                (0..count).map(|_| two[numbers.next() as usize % 2]).collect()
+                (0..count).map(|_| two[numbers.next_u31() as usize % 2]).collect()
             };
             let weights = one_of([0b00_10_00_10, 0b10_10_10_00], rows * packed_row(cols));
             let q = one_of([0x80, 0x7f], tokens * cols).into_iter().map(|q| q as i8).collect::<Vec<i8>>();
@@ -169,11 +140,11 @@ fn extreme_values_of_both_signs_overflow_nothing() {
 
 #[test]
 fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
-    let mut numbers = Random(7);
+    let mut numbers = Lcg::new(7);
     for tokens in [9, 24] {
         for kernels in Kernels::all() {
             let (rows, cols) = (130, 3 * BLOCK);
-            let mut weights = numbers.packed(rows * packed_row(cols));
+            let mut weights = numbers.ternary_codes(rows * packed_row(cols));
             for row in [1, 64, rows - 1] {
                 weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
             }
@@ -193,13 +164,13 @@ fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
 
 #[test]
 fn rows_need_no_alignment() {
-    let mut numbers = Random(2);
+    let mut numbers = Lcg::new(2);
     let cols = 3 * BLOCK;
     for kernels in Kernels::all() {
         for (offset, rows, tokens) in
             (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8), (3, 130, 24)])
         {
-            let weights = numbers.packed(offset + rows * packed_row(cols));
+            let weights = numbers.ternary_codes(offset + rows * packed_row(cols));
             let q = numbers.int8(offset + tokens * cols);
             check_ternary(&kernels, &weights[offset..], &q[offset..], cols);
         }
@@ -208,7 +179,7 @@ fn rows_need_no_alignment() {
 
 #[test]
 fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
-    let mut numbers = Random(3);
+    let mut numbers = Lcg::new(3);
     for kernels in Kernels::all() {
         for cols in (1..40).chain([64, 100, 128, 257]) {
             let x: Vec<f32> = numbers.floats(cols);
@@ -233,16 +204,16 @@ fn float_rows_agree_with_exact_sums_at_all_lengths_and_alignments() {
 }
 
 /// Blocks of random codes with scales of usual size.
-fn blocks(numbers: &mut Random, name: &str, count: usize) -> Vec<u8> {
+fn blocks(numbers: &mut Lcg, name: &str, count: usize) -> Vec<u8> {
     let usual = formats::bytes(&format!("{name}.blocks"));
     let (_, kind) = formats::ALL.into_iter().find(|(other, _)| *other == name).expect("a format");
     let blocks: Vec<&[u8]> = usual.chunks_exact(kind.block_size().1).skip(16).collect();
-    (0..count).flat_map(|_| blocks[numbers.next() as usize % blocks.len()].to_vec()).collect()
+    (0..count).flat_map(|_| blocks[numbers.next_u31() as usize % blocks.len()].to_vec()).collect()
 }
 
 #[test]
 fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
-    let mut numbers = Random(4);
+    let mut numbers = Lcg::new(4);
     for kernels in Kernels::all() {
         for (name, kind) in formats::ALL {
             for (count, offset) in [(1, 0), (2, 1), (3, 7), (7, 2), (10, 3)] {
@@ -265,7 +236,7 @@ fn rows_of_blocks_agree_with_exact_sums_at_all_lengths_and_alignments() {
 
 #[test]
 fn a_mix_of_rows_of_blocks_agrees_with_exact_sums_at_all_lengths_and_alignments() {
-    let mut numbers = Random(8);
+    let mut numbers = Lcg::new(8);
     for kernels in Kernels::all() {
         for (name, kind) in formats::ALL {
             for (count, rows, offset) in [(1, 1, 0), (2, 0, 1), (4, 3, 7), (7, 64, 2), (3, 9, 3)] {
@@ -291,7 +262,7 @@ fn a_mix_of_rows_of_blocks_agrees_with_exact_sums_at_all_lengths_and_alignments(
 
 #[test]
 fn a_row_of_blocks_has_the_same_sum_whatever_rows_stand_beside_it() {
-    let mut numbers = Random(9);
+    let mut numbers = Lcg::new(9);
     for kernels in Kernels::all() {
         for (name, kind) in formats::ALL {
             let (rows, count) = (11, 5);

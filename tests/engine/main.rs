@@ -12,6 +12,7 @@ mod fixtures;
 mod formats;
 mod fuzz_seeds;
 mod home_intents;
+mod home_names;
 mod i2s_layouts;
 mod kernels;
 mod kv_cache;
@@ -30,6 +31,11 @@ mod tokenizer_conformance;
 mod two_bit_codes;
 
 use std::path::PathBuf;
+
+/// Whether the tests run under an emulator, where what computes takes fifty times as long: fewer cases of it run there.
+fn is_emulated() -> bool {
+    std::env::var_os("BITNETD_RUNNER").is_some_and(|runner| !runner.is_empty())
+}
 
 /// A file of `tests/data`.
 fn data(name: &str) -> PathBuf {

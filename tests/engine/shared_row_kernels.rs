@@ -2,16 +2,16 @@
 //! this CPU.
 
 use crate::formats;
-use crate::kernels::Random;
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::quant::{FloatFormat, RowFormat};
+use bitnetd::random::Lcg;
 use half::f16;
 
 const VECTORS: [usize; 7] = [0, 1, 2, 3, 4, 5, 9];
 const ROWS: [usize; 7] = [0, 1, 3, 4, 5, 16, 66];
 
 /// Rows of plain numbers at any address.
-fn halves(numbers: &mut Random, count: usize) -> Vec<u8> {
+fn halves(numbers: &mut Lcg, count: usize) -> Vec<u8> {
     let rows = numbers.floats(count).into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes());
     std::iter::once(0).chain(rows).collect()
 }
@@ -20,7 +20,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-fn check(kernels: &Kernels, numbers: &mut Random, (kind, rows): (RowFormat, &[u8]), cols: usize) {
+fn check(kernels: &Kernels, numbers: &mut Lcg, (kind, rows): (RowFormat, &[u8]), cols: usize) {
     let count = rows.len() / kind.row_bytes(cols).expect("whole blocks");
     for vectors in VECTORS {
         let (xs, weights) = (numbers.floats(vectors * cols), numbers.floats(vectors * count));
@@ -42,7 +42,7 @@ fn check(kernels: &Kernels, numbers: &mut Random, (kind, rows): (RowFormat, &[u8
 
 #[test]
 fn batched_half_precision_rows_give_the_same_bits_as_single_vectors() {
-    let mut numbers = Random(31);
+    let mut numbers = Lcg::new(31);
     for kernels in Kernels::all() {
         for cols in [1, 8, 16, 24, 48, 64, 80, 128, 192, 257] {
             for count in ROWS {
@@ -55,7 +55,7 @@ fn batched_half_precision_rows_give_the_same_bits_as_single_vectors() {
 
 #[test]
 fn rows_of_other_formats_do_too() {
-    let mut numbers = Random(32);
+    let mut numbers = Lcg::new(32);
     for kernels in Kernels::all() {
         for count in ROWS {
             let floats: Vec<u8> =

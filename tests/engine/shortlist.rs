@@ -3,7 +3,9 @@
 
 use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::model::{HeadFormat, KvCacheFormat, Layout, Model, ShortlistStats, State};
+use bitnetd::engine::model::{
+    AllowedTokens, HeadFormat, KvCacheFormat, Layout, Model, ShortlistStats, State,
+};
 use bitnetd::engine::sampler::{Sampler, SamplingParams};
 use bitnetd::engine::synthetic::SyntheticShape;
 use bitnetd::engine::thread_pool::ThreadPool;
@@ -300,4 +302,31 @@ fn a_large_head_gets_a_shortlist_and_a_small_one_does_not() {
     let engine = open(8_000).load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound");
     let ternary = whole.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).expect("sound");
     assert!(engine.model().bytes_per_token() < ternary.model().bytes_per_token());
+}
+
+#[test]
+fn the_best_of_the_allowed_tokens_is_found_with_and_without_a_shortlist() {
+    // One, few, more than are read one by one, all but the best, all.
+    let densities: [fn(usize) -> bool; 6] =
+        [|at| at == 3, |at| at % 100 == 7, |at| at % 2 == 1, |at| at > 1_200, |at| at % 31 != 0, |_| true];
+    for model in
+        [model(Kernels::detect(), 2), with_shortlist(model(Kernels::detect(), 2)), with_shortlist(lopsided())]
+    {
+        let row = PROMPT.len() - 1;
+        let mut state = state(&model);
+        let exact = model.logits(row, &mut state).to_vec();
+        for is_allowed in densities {
+            let mut mask = vec![0u32; VOCAB.div_ceil(32)];
+            (0..VOCAB).filter(|at| is_allowed(*at)).for_each(|at| mask[at / 32] |= 1 << (at % 32));
+            let allowed =
+                AllowedTokens { mask: &mask, count: (0..VOCAB).filter(|at| is_allowed(*at)).count() };
+            let wanted: Vec<f32> =
+                (0..VOCAB).map(|at| if is_allowed(at) { exact[at] } else { f32::NEG_INFINITY }).collect();
+            let all = model.allowed_logits(row, &mut state, None, None, allowed).to_vec();
+            assert_eq!(all, wanted);
+            let near = model.allowed_logits(row, &mut state, Some(0.0), None, allowed);
+            assert_eq!(best(near), best(&wanted));
+            assert!((0..VOCAB).all(|at| is_allowed(at) || near[at] == f32::NEG_INFINITY));
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Codes 0 to 3 times int8, as the shortlist uses them, in every kernel table of this CPU: equal to the definition,
 //! bit for bit.
 
-use crate::kernels::Random;
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::quant::{BLOCK, TWO_BIT_MAX_Q, code, packed_row};
+use bitnetd::random::Lcg;
 
 const MOST: i8 = TWO_BIT_MAX_Q as i8;
 
@@ -24,7 +24,7 @@ fn check(kernels: &Kernels, rows: &[u8], q: &[i8]) {
 
 #[test]
 fn every_table_multiplies_four_codes_as_the_definition_says_at_all_lengths() {
-    let mut numbers = Random(21);
+    let mut numbers = Lcg::new(21);
     for kernels in Kernels::all() {
         for blocks in [1, 2, 3, 7, 16, 20, 33] {
             for rows in [0, 1, 2, 3, 4, 5, 7, 8, 9, 31] {
@@ -50,8 +50,8 @@ fn the_largest_codes_and_numbers_overflow_nothing() {
 
 #[test]
 fn the_largest_codes_against_both_signs_overflow_nothing() {
-    let mut numbers = Random(22);
-    let mut is_even = || numbers.next().is_multiple_of(2);
+    let mut numbers = Lcg::new(22);
+    let mut is_even = || numbers.next_u31().is_multiple_of(2);
     for kernels in Kernels::all() {
         for _ in 0..20 {
             let q: Vec<i8> = (0..17 * BLOCK).map(|_| if is_even() { MOST } else { -MOST }).collect();

@@ -4,8 +4,8 @@ use super::{output, spawn};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Mosquitto {
     /// Where it listens, on the loopback address.
     pub port: u16,
-    folder: PathBuf,
+    folder: TempDir,
     child: Option<Child>,
 }
 
@@ -45,7 +45,7 @@ impl Mosquitto {
     /// A broker whose configuration needs files in its folder.
     pub async fn made(lines: impl FnOnce(&Path) -> String) -> Self {
         let mut broker = Mosquitto { port: free_port(), folder: folder(), child: None };
-        broker.configure(&lines(&broker.folder));
+        broker.configure(&lines(broker.folder.path()));
         broker.restart().await;
         broker
     }
@@ -63,7 +63,7 @@ impl Mosquitto {
     }
 
     fn configure(&self, lines: &str) {
-        let (port, place) = (self.port, self.folder.display());
+        let (port, place) = (self.port, self.folder.path().display());
         // `user` matters only to root, from which mosquitto would drop to a user of its own that
         // may not write here.
         let text = format!(
@@ -80,13 +80,13 @@ impl Mosquitto {
 
     /// A file beside its configuration.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     /// Starts it again on its port, after [`Mosquitto::kill`].
     pub async fn restart(&mut self) {
         let mut mosquitto = broker_program();
-        mosquitto.arg("-c").arg(self.folder.join("mosquitto.conf"));
+        mosquitto.arg("-c").arg(self.folder.path().join("mosquitto.conf"));
         let child = spawn(mosquitto.stdout(Stdio::null()).stderr(Stdio::null()));
         self.child =
             Some(child.expect("mosquitto is installed (Debian: mosquitto), or named by BITNETD_MOSQUITTO"));
@@ -167,7 +167,6 @@ impl Mosquitto {
 impl Drop for Mosquitto {
     fn drop(&mut self) {
         self.kill();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -216,11 +215,6 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-fn folder() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("bitnetd-broker-{}-{count}", std::process::id());
-    let folder = std::env::temp_dir().join(name);
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    folder
+fn folder() -> TempDir {
+    TempDir::with_prefix("bitnetd-").expect("a temporary folder")
 }

@@ -29,6 +29,7 @@ mod reload;
 mod restart;
 mod soak;
 mod stop;
+mod structured_output;
 #[path = "../support/mod.rs"]
 mod support;
 mod surroundings;
@@ -39,8 +40,8 @@ mod watchdog;
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 /// Longest wait for anything; the machines are shared and slow, and an emulated one is ten times slower.
@@ -65,19 +66,15 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// A temporary folder of one test, removed when dropped.
 #[derive(Debug)]
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("bitnetd-system-{}-{number}", std::process::id()));
-        std::fs::create_dir(&path).expect("a new name");
-        Folder(path)
+        Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.path().join(name)
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -100,12 +97,6 @@ impl Folder {
         // `settings` may begin with further keys of the section `[socket]`.
         let text = format!("{before}{budget}[socket]\npath = \"{}\"\n{settings}", socket.display());
         self.write("bitnetd.toml", &text)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

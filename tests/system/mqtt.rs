@@ -264,7 +264,7 @@ async fn the_password_that_systemd_loads_is_found_by_itself() {
     std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o440)).expect("ours");
     let config = folder.config(&format!("{}username = \"cellar\"\n", link(port)));
     let mut command = bitnetd();
-    command.args(["serve", "--config", text(&config)]).env("CREDENTIALS_DIRECTORY", &folder.0);
+    command.args(["serve", "--config", text(&config)]).env("CREDENTIALS_DIRECTORY", folder.0.path());
     let mut daemon = Daemon::spawn(&mut command, &folder);
     daemon.ready().await;
     crate::until("a login", || (broker.connects("bitnetd-cellar") > 0).then_some(())).await;

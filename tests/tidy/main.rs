@@ -121,6 +121,15 @@ fn configuration_files_their_page_and_their_mirror_have_the_same_keys() {
 }
 
 #[test]
+fn files_that_the_documentation_names_exist() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = repository();
+    let is_page = |path: &str| path == "README.md" || path.starts_with("docs/") && path.ends_with(".md");
+    let pages = files.iter().filter(|file| is_page(&file.path));
+    report(pages.flat_map(|page| named_paths_exist(page, |path| top.join(path).exists())).collect());
+}
+
+#[test]
 fn the_top_level_holds_only_what_a_newcomer_expects() {
     let unexpected: Vec<String> = fs::read_dir(env!("CARGO_MANIFEST_DIR"))
         .expect("the repository can be listed")

@@ -155,6 +155,18 @@ fn files_that_are_too_long_or_badly_named_are_found() {
 }
 
 #[test]
+fn a_path_that_does_not_exist_is_found_in_a_page() {
+    let text = "In `src/a.rs` and [b](../src/b.rs).\nSee `tests/x/{a,c}.rs`, `tests/run STEP`.\n`tests/fuzz/corpus/json`\n";
+    let exists = |path: &str| matches!(path, "src/a.rs" | "tests/x/a.rs" | "tests/run");
+    let found = named_paths_exist(&File::new("docs/a.md", text), exists);
+    let found: Vec<String> = found.iter().map(Violation::to_string).collect();
+    assert_eq!(
+        found,
+        ["docs/a.md:1: `src/b.rs` does not exist", "docs/a.md:2: `tests/x/c.rs` does not exist"]
+    );
+}
+
+#[test]
 fn a_key_that_only_one_side_has_is_found() {
     let mirror = File::new(
         "src/config/toml_schema.rs",

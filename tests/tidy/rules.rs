@@ -269,6 +269,32 @@ fn words<'a>(file: &'a File, word: &'a str) -> impl Iterator<Item = usize> + 'a 
     file.source.tokens.iter().filter(move |token| token.text == word).map(|token| token.line)
 }
 
+/// Every path below `src` and `tests` that a page names has to exist, as `exists` answers; `{a,b}` names several.
+pub fn named_paths_exist(page: &File, exists: impl Fn(&str) -> bool) -> Vec<Violation> {
+    let is_separator = |c: char| !(c.is_ascii_alphanumeric() || "_-./{},".contains(c));
+    let mut found = vec![];
+    for (at, line) in page.text.lines().enumerate() {
+        let words = line.split(is_separator).map(|word| word.trim_end_matches(['.', ',']));
+        let paths = words.map(|word| word.trim_start_matches("../")).flat_map(alternatives);
+        let paths = paths.filter(|path| path.starts_with("src/") || path.starts_with("tests/"));
+        let paths = paths.filter(|path| !MADE_BY_COMMANDS.iter().any(|made| path.starts_with(made)));
+        let missing = paths.filter(|path| !exists(path));
+        found.extend(missing.map(|path| page.found(at + 1, format!("`{path}` does not exist"))));
+    }
+    found
+}
+
+/// `a/b.rs` and `a/c.rs` for `a/{b,c}.rs`.
+fn alternatives(path: &str) -> Vec<String> {
+    let parts = path.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
+    match parts {
+        Some((before, (names, behind))) => {
+            names.split(',').map(|name| format!("{before}{name}{behind}")).collect()
+        }
+        None => vec![path.to_owned()],
+    }
+}
+
 /// The files in `complete` have to show every key, and no file may show one that is not read. A page is to explain each
 /// key once.
 pub fn config_keys_agree(complete: &[&str], files: &[&File], mirror: &File) -> Vec<Violation> {

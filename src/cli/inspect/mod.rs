@@ -146,6 +146,8 @@ struct MemoryNeeds {
     cache_per_token: usize,
     scratch: usize,
     tokenizer: usize,
+    /// Structured output, from its first use on.
+    grammar: usize,
     boards: Vec<BoardFit>,
 }
 
@@ -328,6 +330,7 @@ fn memory(file: &ModelFile) -> MemoryNeeds {
         cache_per_token: footprint.cache_per_token,
         scratch: footprint.scratch,
         tokenizer: footprint.tokenizer,
+        grammar: footprint.grammar,
         boards,
     }
 }

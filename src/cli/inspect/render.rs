@@ -114,12 +114,14 @@ fn plan(out: &mut String, memory: &MemoryNeeds) -> std::fmt::Result {
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     writeln!(
         out,
-        "\nmemory, in MiB: weights {:.1} mapped + {:.1} repacked, tokenizer {:.1}, scratch {:.1}, KV cache {:.1} KiB a token",
+        "\nmemory, in MiB: weights {:.1} mapped + {:.1} repacked, tokenizer {:.1}, scratch {:.1}, KV cache {:.1} KiB a token; \
+         structured output {:.1} from its first use",
         mib(memory.mapped),
         mib(memory.repacked),
         mib(memory.tokenizer),
         mib(memory.scratch),
-        memory.cache_per_token as f64 / 1024.0
+        memory.cache_per_token as f64 / 1024.0,
+        mib(memory.grammar)
     )?;
     writeln!(out, "  {:<14} {:>8} {:>10} {:>9}", "board", "budget", "context", "takes")?;
     for BoardFit { name, budget, fits, context, total } in &memory.boards {

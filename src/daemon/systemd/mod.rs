@@ -254,7 +254,8 @@ mod tests {
     #[test]
     fn an_abstract_socket_is_notified_like_one_with_a_path() {
         let name = format!("bitnetd-test-notify-{}", std::process::id());
-        let path = std::env::temp_dir().join(&name);
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let path = folder.path().join("notify");
         let address = SocketAddr::from_abstract_name(&name).expect("short");
         let by_name = UnixDatagram::bind_addr(&address).expect("free");
         let by_path = UnixDatagram::bind(&path).expect("free");
@@ -264,7 +265,6 @@ mod tests {
             let length = reader.recv(&mut received).expect("it was sent");
             assert_eq!(&received[..length], b"READY=1\nSTATUS=a\n");
         }
-        let _ = std::fs::remove_file(&path);
         for unusable in ["vsock:2:1234", "", "/nonexistent/notify"] {
             send(OsStr::new(unusable), &[NotifyState::Ready]).expect_err("nobody can listen there");
         }

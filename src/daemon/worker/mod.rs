@@ -10,6 +10,7 @@ mod tool_calls;
 use super::DaemonError;
 use super::admission::{QueuedRequest, expiry};
 use super::answer_cache::{CacheKey, CachedAnswer};
+use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
@@ -61,6 +62,8 @@ pub(super) struct WorkerThread {
 
 /// The inputs of the worker thread.
 pub(super) struct Worker {
+    /// The names of the home; `None` where none are read.
+    pub intents: Option<HomeIntents>,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
@@ -166,8 +169,12 @@ impl Worker {
             return Ok(());
         };
         let request = &queued.inbound.request;
+        let intent = match home_intent::wanted(self.intents.as_ref(), request) {
+            Ok(intent) => intent,
+            Err(refusal) => return self.refuse_format(queued, refusal),
+        };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let key = cache_key(request, client, &prompt);
+        let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 self.send_cached(stored, prompt.len(), queued.inbound);
@@ -176,16 +183,14 @@ impl Worker {
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let constraint = match self.constraint(engine, request, calls.as_ref()) {
+        let constraint = match self.constraint(engine, request, calls.as_ref(), intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => {
-                self.queue.refuse(queued.inbound, refusal);
-                return Ok(());
-            }
+            Err(refusal) => return self.refuse_format(queued, refusal),
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len(), calls);
+        run.intent = intent;
         let is_constrained = constraint.is_some();
         let options = GenerateOptions { constraint, ..generate_options(request) };
         let outcome = run.generate(session, &prompt, options, request.choices);
@@ -196,7 +201,7 @@ impl Worker {
         let answers = match outcome {
             Ok(answers) => answers,
             Err(error) => {
-                self.queue.refuse(queued.inbound, refusal(&error));
+                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 return Ok(());
             }
         };
@@ -204,24 +209,17 @@ impl Worker {
         self.queue.record_duration(at.ended - at.begun);
         self.keep(key, &answers[0].answer);
         let Inbound { id, client, reply, .. } = queued.inbound;
-        if is_constrained {
-            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
-        }
+        self.count_forced(is_constrained, &answers);
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
     }
 
-    /// The constraint of an answer, see [`tool_calls::constraint`]; refusals are counted.
-    fn constraint(
-        &self,
-        engine: &Engine,
-        request: &Request,
-        calls: Option<&CallSyntax>,
-    ) -> Result<Option<Constraint>, Refusal> {
-        let constraint = tool_calls::constraint(engine, request, calls, self.unplanned_grammar.as_deref());
-        constraint.inspect_err(|_| self.telemetry.structured_output.refused())
+    fn count_forced(&self, is_constrained: bool, answers: &[FinishedAnswer]) {
+        if is_constrained {
+            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
+        }
     }
 
     /// Stores a complete answer that may be given again.
@@ -229,6 +227,41 @@ impl Worker {
         if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
             self.queue.answers.insert(key, cacheable(answer));
         }
+    }
+
+    /// The constraint of an answer; `None` where any text will do.
+    fn constraint(
+        &self,
+        engine: &Engine,
+        request: &Request,
+        calls: Option<&CallSyntax>,
+        intent: Option<&HomeIntent>,
+    ) -> Result<Option<Constraint>, Refusal> {
+        let unplanned = self.unplanned_grammar.as_deref();
+        match intent {
+            Some(intent) => intent.constraint(engine, unplanned).map(Some),
+            None => tool_calls::constraint(engine, request, calls, unplanned),
+        }
+    }
+
+    /// The refusal of a request that the engine cannot take.
+    fn prompt_refusal(&self, error: &PromptError) -> Refusal {
+        let code = match error {
+            PromptError::ContextExceeded { .. } => Code::ContextExceeded,
+            PromptError::Grammar(_) => {
+                self.telemetry.structured_output.refused();
+                Code::InvalidRequest
+            }
+            _ => Code::InvalidRequest,
+        };
+        Refusal::new(code, error.to_string())
+    }
+
+    /// Refuses a request because of the form of its answer.
+    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) -> Result<(), LoadError> {
+        self.telemetry.structured_output.refused();
+        self.queue.refuse(queued.inbound, refusal);
+        Ok(())
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -244,7 +277,7 @@ impl Worker {
         match tool_calls::prompt(engine, &queued.inbound.request) {
             Ok(prompt) => Some((queued, prompt)),
             Err(error) => {
-                self.queue.refuse(queued.inbound, refusal(&error));
+                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 None
             }
         }
@@ -365,6 +398,8 @@ struct StreamedAnswer<'r> {
     index: Option<u32>,
     /// How the model may call a function.
     calls: Option<CallSyntax>,
+    /// What the answer may be where it is an intent of this home. It is sent when it is complete.
+    intent: Option<HomeIntent>,
     /// Text that may become a call.
     held: Option<HeldText>,
     /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
@@ -395,6 +430,7 @@ impl<'r> StreamedAnswer<'r> {
             stream,
             index: None,
             calls,
+            intent: None,
             held: None,
             logprobs: Vec::new(),
             written: prompt,
@@ -422,12 +458,16 @@ impl<'r> StreamedAnswer<'r> {
             self.written = prompt.len();
             self.logprobs.clear();
             self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
-            let answer = match index {
+            let mut answer = match index {
                 0 => session.generate(prompt, &options, |step| self.step(step))?,
                 _ => session.generate_again(prompt, &options, |step| self.step(step))?,
             };
             if answer.end == StopReason::Cancelled {
                 self.halt.get_or_insert(FinishReason::Cancelled);
+            }
+            if let Some(intent) = &self.intent {
+                intent.finish(self.engine, session, prompt, &mut answer);
+                self.send_text(answer.text.clone());
             }
             answers.push(self.finished(answer));
             options.sampling.seed = options.sampling.seed.wrapping_add(1);
@@ -453,6 +493,9 @@ impl<'r> StreamedAnswer<'r> {
 
     /// Streams a piece of text, once it is clear that it is no part of a call.
     fn stream_text(&mut self, text: &str) {
+        if self.intent.is_some() {
+            return;
+        }
         let text = match &mut self.held {
             None => Some(text.to_owned()),
             Some(held) => held.push(text),
@@ -544,13 +587,4 @@ fn milliseconds(since: Instant, until: Instant) -> f64 {
 /// Milliseconds with three decimals; further ones are noise.
 fn in_milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
-}
-
-/// The refusal of a prompt that the engine cannot take.
-fn refusal(error: &PromptError) -> Refusal {
-    let code = match error {
-        PromptError::ContextExceeded { .. } => Code::ContextExceeded,
-        _ => Code::InvalidRequest,
-    };
-    Refusal::new(code, error.to_string())
 }

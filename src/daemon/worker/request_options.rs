@@ -63,7 +63,14 @@ fn clock_seed() -> u64 {
 
 /// The key of the answer in the cache; `None` where it may not be cached: it is sampled at random, the client disabled
 /// the cache, or it has more than a text.
-pub(super) fn cache_key(request: &Request, client: Option<String>, prompt: &[u32]) -> Option<CacheKey> {
+///
+/// `home_version`: the version of the home whose names the answer may have.
+pub(super) fn cache_key(
+    request: &Request,
+    client: Option<String>,
+    prompt: &[u32],
+    home_version: Option<u64>,
+) -> Option<CacheKey> {
     let Sampling { temperature, repetition_penalty, presence_penalty, frequency_penalty, .. } =
         request.sampling;
     let greedy = temperature.unwrap_or(0.0) <= 0.0;
@@ -79,6 +86,7 @@ pub(super) fn cache_key(request: &Request, client: Option<String>, prompt: &[u32
         max_tokens: request.max_tokens.map(|n| n as usize),
         stop: request.stop.clone(),
         format: request.response_format.clone(),
+        home_version,
         penalties: penalties.map(f32::to_bits),
         logit_bias: request.sampling.logit_bias.iter().map(|(id, bias)| (*id, bias.to_bits())).collect(),
     })

@@ -168,7 +168,8 @@ impl ConvertPlan {
             None => Ok(self),
             Some(id) => {
                 let message = format!(
-                    "is false, and no merges lead to token {id}: no key of GGUF says so; use another model"
+                    "is false, and no merges produce token {id}: GGUF has no metadata key for that, \
+                     and without one the token would be used; use another model"
                 );
                 Err(LoadError::new("tokenizer.json: model.ignore_merges", message))
             }

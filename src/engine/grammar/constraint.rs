@@ -7,7 +7,7 @@ use llguidance::{Matcher, TokenParser};
 use std::fmt;
 use std::sync::Arc;
 
-const DEAD_END: &str = "no answer can fit: nothing of this vocabulary can follow";
+pub(super) const DEAD_END: &str = "no answer can fit: nothing of this vocabulary can follow";
 
 /// The state of a grammar after the tokens so far. A clone goes on from the same place.
 #[derive(Clone)]
@@ -91,11 +91,6 @@ impl Constraint {
     /// When the token may not come here.
     pub fn consume(&mut self, id: u32) -> Result<(), GrammarError> {
         self.matcher.consume_token(id).map_err(|error| self.failure(&error.to_string()))
-    }
-
-    /// Whether the answer may end here.
-    pub fn may_end(&mut self) -> bool {
-        self.matcher.is_accepting().unwrap_or(false) || self.matcher.stop_reason() == StopReason::NoExtension
     }
 
     fn force(&mut self, ids: Vec<u32>) -> Result<NextTokens<'_>, GrammarError> {

@@ -66,11 +66,38 @@ impl GrammarError {
     fn of_library(message: &str) -> Self {
         /// The longest message; longer ones repeat the source.
         const MAX_CHARS: usize = 200;
-        let line = message.lines().next().unwrap_or_default().trim();
-        let cut = line.find("<backtrace>").unwrap_or(line.len());
-        let shown: String = line[..cut].chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect();
-        GrammarError::new("", if shown.is_empty() { "cannot be compiled".to_owned() } else { shown })
+        const TOO_COMPLEX: [&str; 4] = ["oo many ", "too large", "too complex", "TooComplex"];
+        let (place, rest) = split_place(message);
+        if TOO_COMPLEX.iter().any(|words| rest.contains(words)) {
+            return GrammarError::new(place, "too complex; make it smaller");
+        }
+        if rest.contains("NoExtension") {
+            return GrammarError::new(place, constraint::DEAD_END);
+        }
+        if rest.contains("oneOf constraints") {
+            return GrammarError::new(place, "oneOf: its alternatives may overlap; use anyOf");
+        }
+        // An expression is shown with a mark below the place, and the reason in the last line.
+        let reason = rest.lines().find_map(|line| line.strip_prefix("error: "));
+        let line = match reason {
+            Some(reason) => format!("no regular expression: {reason}"),
+            None => rest.lines().next().unwrap_or_default().trim().to_owned(),
+        };
+        let line = line.replace("Unsatisfiable schema", "unsatisfiable");
+        let shown: String = line.chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect();
+        GrammarError::new(place, if shown.is_empty() { "cannot be compiled".to_owned() } else { shown })
     }
+}
+
+/// Splits off the place before a message of the library: `at 3(14): …` and `3(14): …`.
+fn split_place(message: &str) -> (String, &str) {
+    let place = || {
+        let (place, rest) = message.strip_prefix("at ").unwrap_or(message).split_once("): ")?;
+        let (line, column) = place.split_once('(')?;
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (is_number(line) && is_number(column)).then(|| (format!("line {line}, column {column}"), rest))
+    };
+    place().unwrap_or((String::new(), message))
 }
 
 impl fmt::Display for GrammarError {
@@ -90,8 +117,8 @@ const CLIENT_LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2_000,
     initial_lexer_fuel: 400_000,
     step_lexer_fuel: 100_000,
-    step_max_items: 50_000,
-    max_lexer_states: 4_000,
+    step_max_items: 20_000,
+    max_lexer_states: 2_500,
     max_grammar_size: 50_000,
     precompute_large_lexemes: false,
     verbose_errors: false,
@@ -101,13 +128,14 @@ const CLIENT_LIMITS: ParserLimits = ParserLimits {
 const OWN_LIMITS: ParserLimits = ParserLimits {
     initial_lexer_fuel: 4_000_000,
     step_lexer_fuel: 400_000,
+    step_max_items: 50_000,
     max_lexer_states: 20_000,
     max_grammar_size: 500_000,
     ..CLIENT_LIMITS
 };
 
 /// The memory that one constraint takes at most while it runs, in bytes, as measured with hostile grammars.
-pub const CONSTRAINT_BYTES: usize = 8 << 20;
+pub const CONSTRAINT_BYTES: usize = 4 << 20;
 
 /// Compiles grammars for one vocabulary. Holds the trie of its tokens, and is made once for a model.
 pub struct GrammarCompiler {
@@ -161,7 +189,12 @@ impl GrammarCompiler {
                 GrammarWithLexer::from_lark(text.clone())
             }
         };
-        self.constraint(grammar, CLIENT_LIMITS)
+        let compiled = self.constraint(grammar, CLIENT_LIMITS);
+        match source {
+            // Its place would be that in a grammar made of it.
+            GrammarSource::Regex(_) => compiled.map_err(|error| GrammarError::new("", error.message)),
+            _ => compiled,
+        }
     }
 
     /// Compiles a grammar that this program made of many names, in the same form of Lark, under wider limits. See
@@ -211,9 +244,10 @@ fn within(bytes: usize, most: usize) -> Result<(), GrammarError> {
 
 fn parsed_schema(text: &str) -> Result<Value, GrammarError> {
     within(text.len(), MAX_SOURCE_BYTES)?;
-    let schema: Value =
+    let mut schema: Value =
         serde_json::from_str(text).map_err(|error| GrammarError::new("", format!("not JSON: {error}")))?;
     schema_check::check(&schema)?;
+    schema_check::write_integers(&mut schema);
     Ok(schema)
 }
 

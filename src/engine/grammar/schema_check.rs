@@ -21,6 +21,11 @@ const MAX_COUNT: u64 = 10_000;
 /// The largest number of items, each of which the grammar writes out.
 const MAX_ITEMS: u64 = 1_000;
 
+/// Combinations of alternatives of subschemas that all have to fit: the library writes out each.
+const MAX_COMBINATIONS: usize = 500;
+/// References that are followed one behind the other to count these.
+const MAX_FOLLOWED: usize = 16;
+
 /// What the value of a keyword is.
 enum Keyword {
     /// One subschema.
@@ -39,6 +44,8 @@ enum Keyword {
     Pattern,
     /// A reference.
     Reference,
+    /// The name of a format.
+    Format,
     /// Something else that the library checks.
     Other,
     /// Only for readers; anything goes.
@@ -57,13 +64,18 @@ fn keyword(name: &str) -> Option<Keyword> {
         "minItems" | "maxItems" => Keyword::Count(MAX_ITEMS),
         "pattern" => Keyword::Pattern,
         "$ref" => Keyword::Reference,
-        "type" | "required" | "format" | "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum"
+        "format" => Keyword::Format,
+        "type" | "required" | "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum"
         | "multipleOf" => Keyword::Other,
         "title" | "description" | "default" | "examples" | "$comment" | "deprecated" | "readOnly"
         | "writeOnly" => Keyword::Annotation,
         _ => return None,
     })
 }
+
+/// The formats that are enforced.
+const FORMATS: [&str; 11] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown"];
 
 /// The drafts in which the supported keywords mean what they mean here.
 const DRAFTS: [&str; 3] = [
@@ -141,7 +153,37 @@ impl<'s> Walk<'s> {
             }
         }
         check_order(keys, place)?;
-        self.check_reference(schema, place)
+        self.check_reference(schema, place)?;
+        if keys.contains_key("allOf") && self.combinations(schema, 0) > MAX_COMBINATIONS {
+            return Place::Key(place, "allOf")
+                .error(format!("more than {MAX_COMBINATIONS} combinations of alternatives"));
+        }
+        Ok(())
+    }
+
+    /// How many alternatives a schema has once all that must fit together is written out, or more than are allowed.
+    fn combinations(&self, schema: &Value, followed: usize) -> usize {
+        let each = |name: &str| schema.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let mut product = each("enum").len().max(1);
+        for branches in ["anyOf", "oneOf"].map(each).into_iter().filter(|branches| !branches.is_empty()) {
+            let mut sum = 0usize;
+            for branch in branches {
+                sum = sum.saturating_add(self.combinations(branch, followed));
+                if sum > MAX_COMBINATIONS {
+                    return sum;
+                }
+            }
+            product = product.saturating_mul(sum.max(1));
+        }
+        let target = schema.get("$ref").and_then(Value::as_str).and_then(|target| self.resolve(target));
+        let target = target.filter(|_| followed < MAX_FOLLOWED);
+        for part in each("allOf").iter().chain(target) {
+            if product > MAX_COMBINATIONS {
+                break;
+            }
+            product = product.saturating_mul(self.combinations(part, followed + 1));
+        }
+        product
     }
 
     fn value(
@@ -173,7 +215,7 @@ impl<'s> Walk<'s> {
                     .try_for_each(|(key, schema)| self.schema(schema, &Place::Key(place, key), depth + 1))
             }
             Keyword::Values => self.count_values(value, place),
-            Keyword::Count(most) => match value.as_u64() {
+            Keyword::Count(most) => match count(value) {
                 Some(count) if count <= most => Ok(()),
                 Some(_) => place.error(format!("at most {most}")),
                 None => place.error("no whole number of at least 0"),
@@ -183,7 +225,15 @@ impl<'s> Walk<'s> {
                 Some(_) => place.error(format!("at most {MAX_PATTERN_BYTES} bytes")),
                 None => place.error("no string"),
             },
+            Keyword::Format => match value.as_str() {
+                Some(name) if FORMATS.contains(&name) => Ok(()),
+                _ => place.error("this format is not supported; leave it out"),
+            },
             Keyword::Reference => match value.as_str() {
+                // The library reads no escapes.
+                Some(target) if target.contains(['~', '%']) => {
+                    place.error("escapes in a reference are not supported; give the definition a plain name")
+                }
                 Some(target) if target == "#" || target.starts_with("#/") => Ok(()),
                 _ => place.error("only references into this schema are supported, as #/$defs/name"),
             },
@@ -231,10 +281,14 @@ impl<'s> Walk<'s> {
     }
 
     fn resolve(&self, reference: &str) -> Option<&'s Value> {
-        let pointer = reference.strip_prefix('#')?;
-        // The library reads no escapes.
-        (!pointer.contains(['~', '%'])).then(|| self.root.pointer(pointer)).flatten()
+        self.root.pointer(reference.strip_prefix('#')?)
     }
+}
+
+/// A count; 2.0 is one.
+fn count(value: &Value) -> Option<u64> {
+    let float = value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..1e15).contains(number));
+    value.as_u64().or(float.map(|number| number as u64))
 }
 
 fn check_root_key(name: &str, value: &Value, place: &Place<'_>) -> Result<(), GrammarError> {
@@ -250,7 +304,7 @@ fn check_root_key(name: &str, value: &Value, place: &Place<'_>) -> Result<(), Gr
 /// Refuses a least that is above its most: the library would panic over some.
 fn check_order(keys: &Map<String, Value>, place: &Place<'_>) -> Result<(), GrammarError> {
     let pairs = [("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties")];
-    let number = |name: &str| keys.get(name).and_then(Value::as_u64);
+    let number = |name: &str| keys.get(name).and_then(count);
     for (least, most) in pairs {
         if let (Some(low), Some(high)) = (number(least), number(most))
             && low > high
@@ -259,4 +313,21 @@ fn check_order(keys: &Map<String, Value>, place: &Place<'_>) -> Result<(), Gramm
         }
     }
     Ok(())
+}
+
+/// Writes every whole number without a fraction, as the library wants counts: 2.0 means 2.
+pub(super) fn write_integers(value: &mut Value) {
+    /// Up to here every whole number is a float of its own.
+    const LARGEST: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(write_integers),
+        Value::Object(values) => values.values_mut().for_each(write_integers),
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= LARGEST);
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
+        }
+        _ => {}
+    }
 }

@@ -6,6 +6,12 @@
 //! of rows, so that the indirect call costs nothing. Integer results are always equal in all tables; sums of floats
 //! differ by rounding.
 //!
+//! Each architecture has a folder with a folder for each instruction set, and in it the same files: `gemv` (one token)
+//! and `gemm` (several) for ternary weights, `attention_f16` and `block_quant` where the instruction set has its own.
+//! Weights stay packed in memory, four 2-bit codes to a byte as [`super::quant::code`] reads them. They are unpacked
+//! in registers, in the inner loop of `gemv` and `gemm`; the `mod.rs` of each instruction set says by which function
+//! or macro.
+//!
 //! Deliberately knows nothing of models and files: it sees matrices, rows and numbers.
 
 #[cfg(target_arch = "aarch64")]

@@ -2,6 +2,7 @@
 
 use super::{Kernels, scalar};
 use crate::engine::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, TWO_BIT_MAX_Q, packed_row};
+use crate::random::Lcg;
 use half::f16;
 
 /// Enough rows for every code path of a table.
@@ -24,29 +25,9 @@ const VECTORS: usize = 5;
 /// of [`FLOATS`] numbers, and far below the error of any wrong number.
 const ROUNDING: f64 = 1e-5;
 
-/// Random numbers that depend only on the seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        // A linear congruential generator (Knuth's constants): the quality of the numbers does not matter.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
-    }
-
-    fn int8(&mut self, count: usize) -> Vec<i8> {
-        (0..count).map(|_| self.next() as i8).collect()
-    }
-
-    /// From -1 to 1.
-    fn floats(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.next() as f32 / (1u32 << 30) as f32 - 1.0).collect()
-    }
-}
-
 /// The error says where `table` and the reference differ.
 pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
-    let mut numbers = Random(seed);
+    let mut numbers = Lcg::new(seed);
     check_ternary(table, &mut numbers)?;
     two_bit_codes(table, &mut numbers)?;
     // Half precision allows any length: one has a rest behind the last whole register.
@@ -62,10 +43,8 @@ pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
-    let weights: Vec<u8> = (0..ROWS * packed_row(COLS))
-        .map(|_| (0..4).fold(0, |byte, _| byte << 2 | (numbers.next() % 3) as u8))
-        .collect();
+fn check_ternary(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
+    let weights = numbers.ternary_codes(ROWS * packed_row(COLS));
     // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
     let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
     let batch = table.batch.into_iter().flat_map(|batch| batch.min_tokens..batch.min_tokens + 8);
@@ -83,8 +62,8 @@ fn check_ternary(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
 }
 
 /// One token with codes from 0 to 3, as the shortlist of the head uses them.
-fn two_bit_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
-    let rows: Vec<u8> = (0..ROWS * packed_row(COLS)).map(|_| numbers.next() as u8).collect();
+fn two_bit_codes(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
+    let rows = numbers.bytes(ROWS * packed_row(COLS));
     let most = TWO_BIT_MAX_Q as i8;
     let q: Vec<i8> = numbers.int8(COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
     let (mut ours, mut reference) = (vec![0; ROWS], vec![0; ROWS]);
@@ -94,9 +73,9 @@ fn two_bit_codes(table: &Kernels, numbers: &mut Random) -> Result<(), String> {
 }
 
 /// Rows of random codes with scales from -1 to 1.
-fn random_blocks(numbers: &mut Random, kind: BlockFormat, scales: &[usize]) -> Vec<u8> {
+fn random_blocks(numbers: &mut Lcg, kind: BlockFormat, scales: &[usize]) -> Vec<u8> {
     let (len, bytes) = kind.block_size();
-    let mut rows: Vec<u8> = (0..ROWS * FLOATS / len * bytes).map(|_| numbers.next() as u8).collect();
+    let mut rows = numbers.bytes(ROWS * FLOATS / len * bytes);
     for block in rows.chunks_exact_mut(bytes) {
         for (at, scale) in scales.iter().zip(numbers.floats(scales.len())) {
             block[*at..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
@@ -108,7 +87,7 @@ fn random_blocks(numbers: &mut Random, kind: BlockFormat, scales: &[usize]) -> V
 /// Compares float kernels with sums in double precision, and batches of vectors bit for bit with single ones.
 fn check_float_kernels(
     table: &Kernels,
-    numbers: &mut Random,
+    numbers: &mut Lcg,
     kind: RowFormat,
     rows: &[u8],
     cols: usize,

@@ -105,15 +105,12 @@ fn level(code: u8) -> f32 {
 mod tests {
     use super::*;
     use crate::engine::quant::code;
+    use crate::random::Lcg;
 
     fn numbers(count: usize) -> Vec<f32> {
         // The sum of a few uniform numbers is nearly normal.
-        let mut state = 7u64;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        (0..count).map(|_| (0..12).map(|_| uniform()).sum()).collect()
+        let mut numbers = Lcg::new(7);
+        (0..count).map(|_| (0..12).map(|_| numbers.fraction() - 0.5).sum()).collect()
     }
 
     fn length(x: impl IntoIterator<Item = f32>) -> f32 {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// Longest name of a schema, which says nothing here.
 const MAX_NAME: usize = 64;
-const TYPES: &str = "text, json_object, json_schema, regex or grammar";
+const TYPES: &str = "text, json_object, json_schema, regex, grammar or home_intent";
 
 /// The format that a request asks for.
 pub(super) fn read(keys: Option<Map<String, Value>>) -> Result<ResponseFormat, Refusal> {
@@ -23,6 +23,7 @@ pub(super) fn read(keys: Option<Map<String, Value>>) -> Result<ResponseFormat, R
         "json_schema" => ResponseFormat::JsonSchema(schema(keys.remove("json_schema"))?),
         "regex" => ResponseFormat::Regex(text("regex", keys.remove("regex"))?),
         "grammar" => ResponseFormat::Grammar(text("grammar", keys.remove("grammar"))?),
+        "home_intent" => ResponseFormat::HomeIntent,
         other => {
             let message = format!("response_format.type: \"{}\" is not known; give {TYPES}", Shown(other));
             return Err(invalid(message));

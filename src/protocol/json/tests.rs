@@ -31,6 +31,27 @@ fn every_documented_key_is_read() {
 }
 
 #[test]
+fn every_response_format_is_read() {
+    let format = |text: &str| {
+        let read = request(format!(r#"{{"prompt":"a","response_format":{text}}}"#).as_bytes());
+        let read = read.expect("sound");
+        assert_eq!(read.text_bytes(), 1 + read.response_format.text_bytes());
+        read.response_format
+    };
+    assert_eq!(format("null"), ResponseFormat::Text);
+    assert_eq!(format(r#"{"type":"json_object"}"#), ResponseFormat::JsonObject);
+    // Keys keep their order: it is that of the answer.
+    let schema = r#"{"properties":{"b":{"const":1.0},"a":true}}"#;
+    let named = format!(
+        r#"{{"json_schema":{{"name":"n","strict":true,"description":"d","schema":{schema}}},"type":"json_schema"}}"#
+    );
+    assert_eq!(format(&named), ResponseFormat::JsonSchema(schema.into()));
+    assert_eq!(format(r#"{"type":"regex","regex":"a|b"}"#), ResponseFormat::Regex("a|b".into()));
+    let lark = ResponseFormat::Grammar("start: \"a\"".into());
+    assert_eq!(format(r#"{"type":"grammar","grammar":"start: \"a\""}"#), lark);
+}
+
+#[test]
 fn an_unknown_key_is_refused_by_name() {
     let refusal = refusal(r#"{"prompt":"a","temprature":1}"#);
     assert_eq!(refusal.code, Code::InvalidRequest);
@@ -50,7 +71,31 @@ fn values_out_of_range_name_their_key() {
         (r#"{"messages":[]}"#, "messages"),
         (r#"{"prompt":"a","messages":[]}"#, "messages"),
         (r#"{"prompt":"a","id":""}"#, "id"),
-        (r#"{"prompt":"a","response_format":{"type":"yaml"}}"#, "response_format"),
+        (r#"{"prompt":"a","response_format":{"type":"yaml"}}"#, "response_format.type: \"yaml\""),
+        (r#"{"prompt":"a","response_format":{"schema":{}}}"#, "response_format.type: missing"),
+        (r#"{"prompt":"a","response_format":["text"]}"#, "response_format: "),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_object","regex":"a"}}"#,
+            "response_format.regex: no key",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema"}}"#,
+            "response_format.json_schema: missing",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"x"}}}"#,
+            "response_format.json_schema.schema: missing",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"schema":{},"strict":1}}}"#,
+            "response_format.json_schema.strict: ",
+        ),
+        (
+            r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"schema":{},"x":1}}}"#,
+            "response_format.json_schema.x: no key of a schema",
+        ),
+        (r#"{"prompt":"a","response_format":{"type":"regex","regex":""}}"#, "response_format.regex: empty"),
+        (r#"{"prompt":"a","response_format":{"type":"grammar"}}"#, "response_format.grammar: missing"),
         (r#"{"prompt":"a","presence_penalty":2.1}"#, "presence_penalty: 2.1 is outside -2 to 2"),
         (r#"{"prompt":"a","frequency_penalty":-3}"#, "frequency_penalty: -3 is outside -2 to 2"),
         (r#"{"prompt":"a","logit_bias":{"5":101}}"#, "logit_bias.5: 101 is outside -100 to 100"),

@@ -82,18 +82,16 @@ fn middle_ns(index: usize) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-
-    /// Numbers that look random and are the same in each run (a 64-bit linear generator).
-    pub(in crate::telemetry) fn random(seed: u64) -> impl Iterator<Item = u64> {
-        let step =
-            |x: &u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
-        std::iter::successors(Some(seed), step).skip(1).map(|x| x >> 33)
-    }
+    use crate::random::Lcg;
 
     /// From microseconds to hours, each power of two as likely as the next.
     pub(in crate::telemetry) fn durations(seed: u64, count: usize) -> Vec<u64> {
-        let exponents = random(seed).map(|x| x % 36);
-        random(seed + 1).zip(exponents).map(|(x, e)| (1 << e) + x % (1 << e)).take(count).collect()
+        let (mut exponents, mut numbers) = (Lcg::new(seed), Lcg::new(seed + 1));
+        let mut duration = || {
+            let least = 1 << (exponents.next_u31() % 36);
+            least + u64::from(numbers.next_u31()) % least
+        };
+        (0..count).map(|_| duration()).collect()
     }
 
     #[test]

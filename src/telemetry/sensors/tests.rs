@@ -305,21 +305,13 @@ fn each_missing_reading_has_a_reason_and_a_way_out_on_one_line() {
     }
 }
 
-/// A folder that is removed in the end.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The memory of a process has nothing at address 0, and reading it there is the kernel's EIO: what the driver of a chip
 /// says whose bus hangs.
 #[test]
 fn a_chip_whose_bus_fails_is_asked_again_after_a_minute_and_others_are_read_meanwhile() {
-    let root = Folder(std::env::temp_dir().join(format!("bitnetd-wedged-{}", std::process::id())));
-    let (power, fan) = (root.0.join("sys/class/hwmon/hwmon0"), root.0.join("sys/class/hwmon/hwmon1"));
+    let root = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+    let (power, fan) =
+        (root.path().join("sys/class/hwmon/hwmon0"), root.path().join("sys/class/hwmon/hwmon1"));
     let write = |path: PathBuf, text: &str| std::fs::write(path, text).expect("a temporary file");
     for (folder, name, file, value) in
         [(&power, "ina219", "power1_input", "5000000"), (&fan, "pwmfan", "fan1_input", "900")]
@@ -328,7 +320,7 @@ fn a_chip_whose_bus_fails_is_asked_again_after_a_minute_and_others_are_read_mean
         write(folder.join("name"), name);
         write(folder.join(file), value);
     }
-    let (mut sensors, now) = (Sensors::new(&root.0), Instant::now());
+    let (mut sensors, now) = (Sensors::new(root.path()), Instant::now());
     let mut watts = |second| {
         let snapshot = sensors.read(now + Duration::from_secs(second));
         assert_eq!(snapshot.thermal.fan.map(|fan| fan.value), Some(900.0));

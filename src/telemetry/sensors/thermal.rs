@@ -212,11 +212,11 @@ mod tests {
 
     #[test]
     fn error_values_of_drivers_are_rejected_with_a_reason() {
-        let folder = std::env::temp_dir().join(format!("bitnetd-zones-{}", std::process::id()));
-        let zone = folder.join("sys/class/thermal/thermal_zone0");
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let zone = folder.path().join("sys/class/thermal/thermal_zone0");
         std::fs::create_dir_all(&zone).expect("a temporary folder");
         std::fs::write(zone.join("type"), "cpu-thermal\n").expect("room");
-        let root = Root::new(&folder);
+        let root = Root::new(folder.path());
         for (text, part) in [
             ("45", "whole degrees"),
             ("0", "without an answer"),
@@ -236,6 +236,5 @@ mod tests {
         let thermometers = Thermometers::find_by_name(&root);
         assert_eq!(thermometers.read(&root).map(|reading| reading.value), Some(-5.0));
         assert!(thermometers.rejected(&root).is_empty());
-        let _ = std::fs::remove_dir_all(&folder);
     }
 }

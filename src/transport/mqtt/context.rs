@@ -3,6 +3,7 @@
 //! Plain data; deliberately knows nothing of what is done with it.
 
 use crate::config::Mqtt;
+use crate::home::SharedHome;
 use crate::protocol::MqttLink;
 use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::Alert;
@@ -35,6 +36,8 @@ pub struct MqttContext {
     pub commands: mpsc::Sender<Command>,
     /// What the device's entry in Home Assistant contains; `None`: the entry is neither published nor removed.
     pub homeassistant: Option<HomeAssistantInfo>,
+    /// The names of the home, which retained descriptions change; `None`: none are read.
+    pub home: Option<Arc<SharedHome>>,
     /// Threads that may compute: a thread limit is from 1 to this.
     pub threads: usize,
     /// The latest telemetry report, as JSON.

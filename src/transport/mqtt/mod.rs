@@ -8,7 +8,8 @@
 //!   who sent a prompt;
 //! - `delivery`: each prompt is answered once, and each answer reaches the broker, also over lost connections and
 //!   restarts;
-//! - `homeassistant`: the device's entry in Home Assistant;
+//! - `homeassistant`: the device's entry in Home Assistant; `home_subscription`: the retained descriptions of the home's
+//!   devices, whose names it passes on;
 //! - `optional_subscription`, `shared_subscription`, `subscription_check`: subscriptions the broker may refuse or
 //!   lose; `strikes` counts what may be the cause of disconnects.
 //!
@@ -22,6 +23,7 @@ mod client;
 mod context;
 mod delivery;
 mod event_loop;
+mod home_subscription;
 mod homeassistant;
 mod link;
 mod message;

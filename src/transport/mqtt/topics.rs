@@ -40,6 +40,8 @@ pub struct TopicFilter {
     /// At QoS 1, else at QoS 0. Cancellations and thread limits are at QoS 0: behind a full window of prompts the
     /// broker would hold them back until the prompt they are to stop is answered.
     pub is_qos_1: bool,
+    /// Whether the broker delivers what is retained at each subscription, in MQTT 5; in 3.1.1 it always does.
+    pub wants_retained: bool,
 }
 
 /// What a message is for, by its topic.
@@ -95,7 +97,7 @@ impl Topics {
     /// The filters of the device's own topics.
     pub fn filters(&self) -> Vec<TopicFilter> {
         let mut filters = request_filters(&self.base, "");
-        filters.push(TopicFilter { topic: self.threads(), is_qos_1: false });
+        filters.push(TopicFilter { topic: self.threads(), is_qos_1: false, wants_retained: false });
         filters
     }
 
@@ -325,9 +327,9 @@ enum TopicSuffix<'a> {
 /// The filters of every topic below a base that accepts requests; `share` is the prefix of the prompts' filters.
 fn request_filters(base: &str, share: &str) -> Vec<TopicFilter> {
     vec![
-        TopicFilter { topic: format!("{share}{base}/prompt"), is_qos_1: true },
-        TopicFilter { topic: format!("{share}{base}/prompt/+"), is_qos_1: true },
-        TopicFilter { topic: format!("{base}/cancel"), is_qos_1: false },
+        TopicFilter { topic: format!("{share}{base}/prompt"), is_qos_1: true, wants_retained: false },
+        TopicFilter { topic: format!("{share}{base}/prompt/+"), is_qos_1: true, wants_retained: false },
+        TopicFilter { topic: format!("{base}/cancel"), is_qos_1: false, wants_retained: false },
     ]
 }
 

@@ -303,8 +303,8 @@ mod tests {
 
     #[tokio::test]
     async fn connections_to_a_removed_socket_file_are_kept() {
-        let path = std::env::temp_dir().join(format!("bitnetd-pending-{}", std::process::id()));
-        let settings = Socket { path, mode: 0o600, connections: 1 };
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let settings = Socket { path: folder.path().join("s"), mode: 0o600, connections: 1 };
         let (listener, socket_file) = bind(&settings).expect("a free path");
         let socket_file = Arc::new(Mutex::new(socket_file));
         let mut listening =

@@ -4,26 +4,25 @@
 use super::fake_broker::{Broker, Session};
 use super::harness::{Harness, answer};
 use rumqttc::v5::mqttbytes::v5::Publish;
-use std::path::PathBuf;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 /// A device: its state folder, and its broker.
 struct Device {
     broker: Broker,
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Device {
-    async fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("bitnetd-durable-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a temporary folder");
+    async fn new() -> Self {
+        let folder = TempDir::with_prefix("bitnetd-").expect("a temporary folder");
         Device { broker: Broker::new().await, folder }
     }
 
     /// A daemon on this device.
     fn boot(&self) -> Harness {
-        self.broker.harness_with(|context| context.state_dir = Some(self.folder.join("state")))
+        self.broker.harness_with(|context| context.state_dir = Some(self.folder.path().join("state")))
     }
 
     /// A daemon on this device, and its first session, with a prompt on its way.
@@ -36,7 +35,7 @@ impl Device {
 
     /// What is on disk.
     fn kept(&self) -> String {
-        let files = std::fs::read_dir(self.folder.join("state")).expect("made by the daemon");
+        let files = std::fs::read_dir(self.folder.path().join("state")).expect("made by the daemon");
         let answers = files.map(|file| file.expect("readable").path());
         let answers = answers.filter(|path| path.extension().is_some_and(|end| end == "answers"));
         answers.map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect()
@@ -47,12 +46,6 @@ impl Device {
         while !self.kept().contains(text) {
             sleep(Duration::from_millis(10)).await;
         }
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -75,7 +68,7 @@ fn said(publish: &Publish) -> String {
 
 #[tokio::test]
 async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
-    let device = Device::new("never").await;
+    let device = Device::new().await;
     let (mut harness, session) = device.asked().await;
     let inbound = harness.request().await;
     drop(session);
@@ -92,7 +85,7 @@ async fn an_answer_that_was_never_published_is_published_by_the_next_daemon() {
 
 #[tokio::test]
 async fn an_answer_that_was_not_acknowledged_is_published_again_by_the_next_daemon() {
-    let device = Device::new("unsure").await;
+    let device = Device::new().await;
     let (mut harness, mut session) = device.asked().await;
     answer(harness.request().await, "the only answer");
     assert!(said(&session.reply().await).contains("the only answer"));
@@ -104,7 +97,7 @@ async fn an_answer_that_was_not_acknowledged_is_published_again_by_the_next_daem
 
 #[tokio::test]
 async fn an_answered_prompt_that_comes_again_to_the_next_daemon_is_not_computed_again() {
-    let device = Device::new("again").await;
+    let device = Device::new().await;
     let (mut harness, mut session) = device.asked().await;
     answer(harness.request().await, "the only answer");
     let reply = session.reply().await;
@@ -120,7 +113,7 @@ async fn an_answered_prompt_that_comes_again_to_the_next_daemon_is_not_computed_
 
 #[tokio::test]
 async fn an_answer_is_on_disk_before_the_broker_has_it() {
-    let device = Device::new("before").await;
+    let device = Device::new().await;
     let mut harness = device.boot();
     let mut session = device.broker.session(false).await;
     for (packet, text) in [(7, "one"), (8, "two")] {
@@ -136,9 +129,9 @@ async fn an_answer_is_on_disk_before_the_broker_has_it() {
 
 #[tokio::test]
 async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
-    let device = Device::new("stop").await;
+    let device = Device::new().await;
     let mut harness = device.broker.harness_with(|context| {
-        context.state_dir = Some(device.folder.join("state"));
+        context.state_dir = Some(device.folder.path().join("state"));
         context.flush_timeout = Duration::from_millis(100);
     });
     let mut session = device.broker.session(false).await;
@@ -152,7 +145,7 @@ async fn a_clean_stop_keeps_what_the_broker_did_not_take() {
 
 #[tokio::test]
 async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next_daemon() {
-    let device = Device::new("forgot").await;
+    let device = Device::new().await;
     let (mut harness, mut session) = device.asked().await;
     harness.echo().await;
     let reply = session.reply().await;
@@ -168,8 +161,8 @@ async fn packet_ids_of_a_session_that_the_broker_forgot_mean_nothing_to_the_next
 
 #[tokio::test]
 async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_saved() {
-    let device = Device::new("nodisk").await;
-    std::fs::write(device.folder.join("state"), "no folder").expect("a temporary folder");
+    let device = Device::new().await;
+    std::fs::write(device.folder.path().join("state"), "no folder").expect("a temporary folder");
     let (mut harness, mut session) = device.asked().await;
     harness.echo().await;
     let reply = session.reply().await;
@@ -182,7 +175,7 @@ async fn without_a_disk_prompts_are_answered_and_the_report_says_why_nothing_is_
 
 #[tokio::test]
 async fn a_second_daemon_of_the_device_answers_without_the_file() {
-    let device = Device::new("second").await;
+    let device = Device::new().await;
     let _first = device.boot();
     let _session = device.broker.session(false).await;
     let mut second = device.boot();

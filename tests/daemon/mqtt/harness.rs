@@ -61,6 +61,7 @@ impl Harness {
             commands: asked,
             // Home Assistant is nothing to the other tests.
             homeassistant: None,
+            home: None,
             threads: 4,
             reports,
             alerts,

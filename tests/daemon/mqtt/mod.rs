@@ -5,6 +5,7 @@ mod alerts;
 mod crash_recovery;
 mod fake_broker;
 mod harness;
+mod home_names;
 mod homeassistant;
 mod misconfiguration;
 mod receive_maximum;

@@ -11,12 +11,11 @@ use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::unix::{self, BacklogPolicy, SocketFile};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
-use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines, ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -30,27 +29,16 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections of these servers.
 const CONNECTIONS: usize = 64;
 
-/// A temporary folder, removed at the end.
-struct Folder(PathBuf);
+/// A temporary folder, removed when dropped.
+struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bitnetd-unix-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).expect("a new name");
-        Folder(path)
+        Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
     }
 
     fn socket(&self) -> Socket {
-        Socket { path: self.0.join("s"), mode: 0o660, connections: CONNECTIONS }
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        Socket { path: self.0.path().join("s"), mode: 0o660, connections: CONNECTIONS }
     }
 }
 

@@ -19,7 +19,7 @@ fn the_socket_has_the_configured_mode_and_is_gone_at_the_end() {
         let (listener, address) = unix::bind(&settings).expect("a free path");
         assert_eq!(mode(&settings.path), bits);
         drop((listener, address));
-        assert_eq!(fs::read_dir(&folder.0).expect("it is there").count(), 0);
+        assert_eq!(fs::read_dir(folder.0.path()).expect("it is there").count(), 0);
     }
 }
 
@@ -29,7 +29,7 @@ fn a_stale_socket_file_is_replaced() {
     let settings = folder.socket();
     drop(std::os::unix::net::UnixListener::bind(&settings.path).expect("a free path"));
     // Left behind by a daemon that was killed, as its lock file is.
-    fs::write(folder.0.join("s.lock"), "").expect("a free path");
+    fs::write(folder.0.path().join("s.lock"), "").expect("a free path");
     let bound = unix::bind(&settings).expect("stale");
     std::os::unix::net::UnixStream::connect(&settings.path).expect("ours now");
     drop(bound);
@@ -109,7 +109,7 @@ fn a_file_that_is_removed_is_made_again_and_another_daemons_is_left_alone() {
     let (listener, mut address) = unix::bind(&settings).expect("a free path");
     assert!(address.restore(settings.mode).expect("nothing to do").is_none());
     // With its lock file, as by a program that tidies up.
-    for entry in fs::read_dir(&folder.0).expect("ours") {
+    for entry in fs::read_dir(folder.0.path()).expect("ours") {
         fs::remove_file(entry.expect("ours").path()).expect("ours");
     }
     let again = address.restore(settings.mode).expect("a free path").expect("it was gone");

@@ -19,7 +19,7 @@ fn convert(input: &Path, layout: &str) -> (Vec<u8>, String) {
 
 #[test]
 fn a_trained_model_in_another_layout_is_recognised_and_mended() {
-    let folder = Folder::new("layouts");
+    let folder = Folder::new();
     let (want, _) = convert(&folder.file("128", &saved_in(Layout::Blocks128)), "128");
     for layout in Layout::ALL {
         let input = folder.file(layout.name(), &saved_in(layout));
@@ -36,7 +36,7 @@ fn a_trained_model_in_another_layout_is_recognised_and_mended() {
 
 #[test]
 fn the_checksum_line_holds_no_control_character_of_the_outputs_name() {
-    let folder = Folder::new("escapes");
+    let folder = Folder::new();
     let input = folder.file("in", &saved_in(Layout::Blocks128));
     let output = input.with_file_name("a\x1b[31m\nb.gguf");
     let mut command = bitnetd();

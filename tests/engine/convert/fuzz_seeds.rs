@@ -2,6 +2,7 @@
 
 use super::{engine, options};
 use crate::fixtures::byte_tokens;
+use crate::is_emulated;
 use bitnetd::engine::convert::{CheckpointFolder, ConvertError, ConvertPlan};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -144,12 +145,13 @@ fn a_checkpoint_with_a_damaged_byte_is_refused_or_still_sound() {
     for (name, seed) in seeds() {
         let mut refused = 0;
         // Steps that reach every kind of place in turn.
-        for at in (0..seed.len()).step_by(13) {
+        let step = if is_emulated() { 13 * 16 } else { 13 };
+        for at in (0..seed.len()).step_by(step) {
             let mut bytes = seed.clone();
-            bytes[at] = [0xff, b'"', b'9', b'-', 1][at / 13 % 5];
+            bytes[at] = [0xff, b'"', b'9', b'-', 1][at / step % 5];
             refused += usize::from(damaged(&bytes));
         }
-        assert!(refused > seed.len() / 13 / 4, "{name}: {refused}");
+        assert!(refused > seed.len() / step / 4, "{name}: {refused}");
     }
 }
 

@@ -9,33 +9,26 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use tempfile::TempDir;
 
-/// A folder that goes with its test.
-struct Folder(PathBuf);
+/// A temporary folder, removed when dropped.
+struct Folder(TempDir);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("bitnetd-part-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a folder for temporary files");
-        Folder(path)
+    fn new() -> Self {
+        Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
     }
 
     fn out(&self) -> PathBuf {
-        self.0.join("out.gguf")
+        self.0.path().join("out.gguf")
     }
 
     fn part(&self) -> PathBuf {
-        self.0.join("out.gguf.bitnetd-part")
+        self.0.path().join("out.gguf.bitnetd-part")
     }
 
     fn journal(&self) -> PathBuf {
-        self.0.join("out.gguf.bitnetd-part.json")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0); // what is left is the system's to clean
+        self.0.path().join("out.gguf.bitnetd-part.json")
     }
 }
 
@@ -88,7 +81,7 @@ fn kill(folder: &Folder, plan: &ConvertPlan, tensors: usize) {
 
 #[test]
 fn a_run_that_was_killed_is_gone_on_with_after_the_last_whole_tensor() {
-    let (folder, plan) = (Folder::new("killed"), plan());
+    let (folder, plan) = (Folder::new(), plan());
     let all = plan.draft().tensors().len();
     assert_eq!(run(&folder, &plan, "a"), (0, all));
     for resumed in [all - 1, 7, 0] {
@@ -101,7 +94,7 @@ fn a_run_that_was_killed_is_gone_on_with_after_the_last_whole_tensor() {
 
 #[test]
 fn data_damaged_since_the_interruption_is_written_again() {
-    let (folder, plan) = (Folder::new("damaged"), plan());
+    let (folder, plan) = (Folder::new(), plan());
     let all = plan.draft().tensors().len();
     run(&folder, &plan, "a");
     let mut bytes = fs::read(folder.part()).expect("there");
@@ -122,7 +115,7 @@ fn data_damaged_since_the_interruption_is_written_again() {
 
 #[test]
 fn another_conversion_begins_anew() {
-    let (folder, one) = (Folder::new("another"), plan());
+    let (folder, one) = (Folder::new(), plan());
     let all = one.draft().tensors().len();
     run(&folder, &one, "a");
     assert_eq!(run(&folder, &one, "the source changed"), (0, all));
@@ -133,7 +126,7 @@ fn another_conversion_begins_anew() {
 
 #[test]
 fn two_runs_at_once_are_one_too_many() {
-    let folder = Folder::new("two");
+    let folder = Folder::new();
     let one = ResumableOutput::open(&folder.out()).expect("a new file");
     let other = ResumableOutput::open(&folder.out()).expect_err("the first has it");
     assert!(other.to_string().contains("another conversion"), "{other}");
@@ -144,7 +137,7 @@ fn two_runs_at_once_are_one_too_many() {
 
 #[test]
 fn a_name_that_was_taken_meanwhile_is_not_replaced_unasked() {
-    let folder = Folder::new("taken");
+    let folder = Folder::new();
     let part = ResumableOutput::open(&folder.out()).expect("a new file");
     fs::write(folder.out(), "another's").expect("room");
     part.finish(false).expect_err("it is another's");
@@ -155,7 +148,7 @@ fn a_name_that_was_taken_meanwhile_is_not_replaced_unasked() {
 
 #[test]
 fn a_link_that_leads_nowhere_is_a_name_that_is_taken() {
-    let folder = Folder::new("dangling");
+    let folder = Folder::new();
     for replace in [false, true] {
         let part = ResumableOutput::open(&folder.out()).expect("a new file");
         let _ = fs::remove_file(folder.out()); // the link of the first turn
@@ -167,20 +160,20 @@ fn a_link_that_leads_nowhere_is_a_name_that_is_taken() {
 
 /// Puts something of another's under one of the two names, and sees that it stays as it is.
 #[track_caller]
-fn left_alone(name: &str, put: impl Fn(&Folder), wanted: &str) {
-    let folder = Folder::new(name);
+fn left_alone(put: impl Fn(&Folder), wanted: &str) {
+    let folder = Folder::new();
     put(&folder);
     let before = listing(&folder);
     for _ in 0..2 {
         let error = ResumableOutput::open(&folder.out()).expect_err("not ours").to_string();
-        assert!(error.contains(wanted) && error.contains("move it"), "{name}: {error}");
-        assert_eq!(listing(&folder), before, "{name}");
+        assert!(error.contains(wanted) && error.contains("move it"), "{wanted}: {error}");
+        assert_eq!(listing(&folder), before, "{wanted}");
     }
 }
 
 /// Name, kind and content of all that a folder has.
 fn listing(folder: &Folder) -> Vec<(String, fs::FileType, Vec<u8>)> {
-    let entries = fs::read_dir(&folder.0).expect("there").map(|entry| entry.expect("there"));
+    let entries = fs::read_dir(folder.0.path()).expect("there").map(|entry| entry.expect("there"));
     let mut all: Vec<_> = entries
         .map(|entry| {
             let kind = entry.file_type().expect("there");
@@ -199,24 +192,24 @@ fn files_of_others_under_the_temporary_names_are_neither_followed_nor_changed() 
         let made = std::process::Command::new("mkfifo").arg(path).status().expect("coreutils");
         assert!(made.success());
     };
-    left_alone("a-file", |folder| write(folder.part()), "out.gguf.bitnetd-part: not left by bitnetd");
-    left_alone("a-journal", |folder| write(folder.journal()), "part.json: not left by bitnetd");
-    left_alone("a-folder", |folder| fs::create_dir(folder.journal()).expect("room"), "part.json: no regular");
-    left_alone("a-pipe", |folder| fifo(folder.part()), "bitnetd-part: no regular file");
-    left_alone("a-pipe-too", |folder| fifo(folder.journal()), "part.json: no regular file");
+    left_alone(|folder| write(folder.part()), "out.gguf.bitnetd-part: not left by bitnetd");
+    left_alone(|folder| write(folder.journal()), "part.json: not left by bitnetd");
+    left_alone(|folder| fs::create_dir(folder.journal()).expect("room"), "part.json: no regular");
+    left_alone(|folder| fifo(folder.part()), "bitnetd-part: no regular file");
+    left_alone(|folder| fifo(folder.journal()), "part.json: no regular file");
     let linked = |link: fn(&Folder) -> PathBuf| {
         move |folder: &Folder| {
-            write(folder.0.join("precious"));
+            write(folder.0.path().join("precious"));
             symlink("precious", link(folder)).expect("room");
         }
     };
-    left_alone("a-link", linked(Folder::part), "bitnetd-part: no regular file");
-    left_alone("a-link-too", linked(Folder::journal), "part.json: no regular file");
+    left_alone(linked(Folder::part), "bitnetd-part: no regular file");
+    left_alone(linked(Folder::journal), "part.json: no regular file");
 }
 
 #[test]
 fn a_source_that_cannot_be_used_leaves_a_file_that_can_be_discarded() {
-    let folder = Folder::new("unusable");
+    let folder = Folder::new();
     let mut bytes = fs::read(data("reference/b158-tiny.i2_s.gguf")).expect("data");
     let file = Gguf::parse(FileMap::from(bytes.clone())).expect("sound");
     let last = file.tensor("blk.1.ffn_down.weight").expect("there").bytes.start;
@@ -227,5 +220,5 @@ fn a_source_that_cannot_be_used_leaves_a_file_that_can_be_discarded() {
     let failure = part.write(&plan, "a", &mut |_| {}).expect_err("a code 3");
     assert!(matches!(failure, ConvertError::Source(_)), "{failure}");
     part.discard().expect("its own");
-    assert_eq!(fs::read_dir(&folder.0).expect("there").count(), 0);
+    assert_eq!(fs::read_dir(folder.0.path()).expect("there").count(), 0);
 }

@@ -4,6 +4,7 @@ use crate::fixtures;
 use rustix::fs::{FileType, Mode};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use tempfile::TempDir;
 
 /// `bitnetd`, under the emulator of a foreign build where one is named.
 pub fn bitnetd() -> Command {
@@ -14,26 +15,18 @@ pub fn bitnetd() -> Command {
     command
 }
 
-/// A folder that goes with its test.
-pub struct Folder(PathBuf);
+/// A temporary folder, removed when dropped.
+pub struct Folder(TempDir);
 
 impl Folder {
-    pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("bitnetd-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder for temporary files");
-        Folder(path)
+    pub fn new() -> Self {
+        Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
     }
 
     pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.0.join(name);
+        let path = self.0.path().join(name);
         std::fs::write(&path, bytes).expect("room for a small file");
         path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // what is left is the system's to clean
     }
 }
 
@@ -55,7 +48,7 @@ fn check(model: &Path, wanted: &str) {
 
 #[test]
 fn a_damaged_model_ends_the_program_with_3_and_one_line_that_names_the_file() {
-    let folder = Folder::new("damaged");
+    let folder = Folder::new();
     let whole = fixtures::small().bytes();
     check(&folder.file("cut.gguf", &whole[..whole.len() / 2]), "cut.gguf: tensor ");
     check(&folder.file("empty.gguf", &[]), "empty.gguf: byte 0: no GGUF file");
@@ -67,25 +60,25 @@ fn a_damaged_model_ends_the_program_with_3_and_one_line_that_names_the_file() {
 
 #[test]
 fn a_path_that_is_not_a_regular_file_gives_the_same_exit_code() {
-    let folder = Folder::new("no-file");
-    check(&folder.0, "not a regular file");
-    check(&folder.0.join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");
+    let folder = Folder::new();
+    check(folder.0.path(), "not a regular file");
+    check(&folder.0.path().join("nowhere.gguf"), "nowhere.gguf: cannot be read: ");
     check(Path::new("/dev/null"), "/dev/null: cannot be read: not a regular file");
-    let pipe = folder.0.join("pipe.gguf");
+    let pipe = folder.0.path().join("pipe.gguf");
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
     check(&pipe, "pipe.gguf: cannot be read: not a regular file");
 }
 
 #[test]
 fn a_sound_model_of_the_same_kind_ends_it_with_0() {
-    let folder = Folder::new("sound");
+    let folder = Folder::new();
     let output = generate(&folder.file("sound.gguf", &fixtures::small().bytes()));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
-    let folder = Folder::new("template");
+    let folder = Folder::new();
     let mut file = fixtures::small();
     let template = "{% if messages[-1].content == 'x' %}{{ raise_exception('no x here') }}{% endif %}\
                     {{ messages[-1].content }}<|eot_id|>";
@@ -98,7 +91,7 @@ fn a_prompt_that_the_models_template_does_not_take_ends_it_with_5() {
 
 #[test]
 fn json_of_inspect_holds_no_name_that_a_terminal_obeys_and_none_that_is_endless() {
-    let folder = Folder::new("names");
+    let folder = Folder::new();
     let mut file = fixtures::small();
     let evil = format!("\u{1b}]0;x\u{7}\u{9b}31m\u{202e}{}", "é".repeat(3_000));
     file.set("general.name", fixtures::text(&evil));
@@ -122,7 +115,7 @@ fn json_of_inspect_holds_no_name_that_a_terminal_obeys_and_none_that_is_endless(
 
 #[test]
 fn a_byte_order_mark_is_no_part_of_a_prompt_argument() {
-    let folder = Folder::new("bom");
+    let folder = Folder::new();
     let model = folder.file("m.gguf", &fixtures::small().bytes());
     let answer = |prompt: &str| {
         let mut command = bitnetd();

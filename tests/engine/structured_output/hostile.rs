@@ -13,7 +13,7 @@ fn nested(depth: usize) -> String {
     format!("{}{}", "{\"items\":".repeat(depth), "true".to_owned() + &"}".repeat(depth))
 }
 
-fn hostile() -> Vec<(&'static str, GrammarSource)> {
+pub fn hostile() -> Vec<(&'static str, GrammarSource)> {
     let numbers: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
     let chain: String = (0..5_000).map(|n| format!("r{n}: r{}\n", n + 1)).collect();
     let branches = |n: usize| {
@@ -22,6 +22,7 @@ fn hostile() -> Vec<(&'static str, GrammarSource)> {
         format!(r#"{{"anyOf":[{}]}}"#, options.join(","))
     };
     let product = vec![branches(20); 9].join(",");
+    let lists = vec![format!(r#"{{"enum":[{}]}}"#, numbers[..900].join(",")); 2].join(",");
     let regex = |text: &str| GrammarSource::Regex(text.into());
     let lark = |text: &str| GrammarSource::Lark(text.into());
     vec![
@@ -38,6 +39,7 @@ fn hostile() -> Vec<(&'static str, GrammarSource)> {
         ("nowhere", schema(r##"{"$ref":"#/$defs/a"}"##)),
         ("endless", schema(r##"{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}"##)),
         ("a product", schema(&format!(r#"{{"allOf":[{product}]}}"#))),
+        ("a product of values", schema(&format!(r#"{{"allOf":[{lists}]}}"#))),
         ("never", schema("false")),
         ("order", schema(r#"{"type":"array","minItems":3,"maxItems":2}"#)),
         ("many items", schema(r#"{"type":"array","minItems":100000}"#)),
@@ -84,7 +86,7 @@ fn each_is_refused_or_runs_within_a_short_time() {
                         let is_allowed = |id: u32| mask[id as usize / 32] >> (id % 32) & 1 == 1;
                         let ids = (0..tokenizer.vocab_size() as u32)
                             .filter(|id| is_allowed(*id) && !tokenizer.is_end(*id));
-                        let Some(id) = ids.last() else { break };
+                        let Some(id) = ids.max() else { break };
                         constraint.consume(id).expect("it was allowed");
                     }
                     Ok(NextTokens::Forced(_)) => {}

@@ -25,7 +25,9 @@ fn spellings(value: &Value) -> Vec<String> {
         Value::Object(keys) => {
             let names: Vec<&String> = keys.keys().collect();
             let mut texts = Vec::new();
-            for order in permutations(names.len()) {
+            // First as they come: of many keys not every order is tried.
+            let orders = std::iter::once((0..names.len()).collect()).chain(permutations(names.len()));
+            for order in orders {
                 let mut objects = vec![String::new()];
                 for at in order {
                     let key = serde_json::to_string(names[at]).expect("a string");
@@ -39,7 +41,7 @@ fn spellings(value: &Value) -> Vec<String> {
             texts
         }
         Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 1e15 => {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 1e18 => {
                 vec![format!("{}", float as i64)]
             }
             _ => vec![number.to_string()],
@@ -57,6 +59,7 @@ fn join(before: &[String], next: &[String]) -> Vec<String> {
     joined.take(MAX_SPELLINGS).collect()
 }
 
+/// Orders of `n` things; all of them where they are few.
 fn permutations(n: usize) -> Vec<Vec<usize>> {
     if n == 0 {
         return vec![Vec::new()];
@@ -132,15 +135,15 @@ fn the_official_test_suite_passes_but_for_listed_exceptions() {
     files.sort();
     assert!(files.len() > 20);
     let mut unexpected = Vec::new();
-    let mut used = vec![false; EXCEPTIONS.len()];
+    let mut expected: Vec<(&str, &str, &str)> = EXCEPTIONS
+        .iter()
+        .flat_map(|exception| exception.cases.iter().map(|(group, test)| (exception.file, *group, *test)))
+        .collect();
     for divergence in files.iter().flat_map(|file| divergences(&engine, file)) {
-        let stem = divergence.file.trim_end_matches(".json");
-        let listed = EXCEPTIONS.iter().position(|exception| {
-            (exception.file, exception.group) == (stem, divergence.group.as_str())
-                && (exception.test == divergence.test)
-        });
-        match listed {
-            Some(at) => used[at] = true,
+        let Divergence { file, group, test, .. } = &divergence;
+        let stem = file.trim_end_matches(".json");
+        match expected.iter().position(|case| *case == (stem, group.as_str(), test.as_str())) {
+            Some(at) => drop(expected.remove(at)),
             None => unexpected.push(divergence),
         }
     }
@@ -148,9 +151,8 @@ fn the_official_test_suite_passes_but_for_listed_exceptions() {
         println!("{file} | {group} | {test} | {what}");
     }
     assert!(unexpected.is_empty(), "{} cases diverge", unexpected.len());
-    let stale: Vec<&str> =
-        EXCEPTIONS.iter().zip(used).filter(|(_, used)| !used).map(|(exception, _)| exception.group).collect();
-    assert!(stale.is_empty(), "no longer needed: {stale:?}");
+    assert!(expected.is_empty(), "no longer needed: {expected:?}");
+    assert!(EXCEPTIONS.iter().all(|exception| !exception.reason.is_empty()));
 }
 
 #[test]
@@ -199,7 +201,7 @@ fn every_other_keyword_is_refused_by_name_and_place() {
         compile(&engine, &schema(&source)).expect(name);
     }
     let error = compile(&engine, &schema(r#"{"format":"semver"}"#)).expect_err("unknown").to_string();
-    assert!(error.contains("semver"), "{error}");
+    assert_eq!(error, "#/format: this format is not supported; leave it out");
     let error = compile(&engine, &schema(r#"{"type":"colour"}"#)).expect_err("unknown").to_string();
     assert!(error.contains("colour"), "{error}");
     let error = compile(&engine, &schema(r#"{"$schema":"http://json-schema.org/draft-04/schema#"}"#));

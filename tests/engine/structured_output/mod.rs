@@ -5,6 +5,7 @@ mod decoding;
 mod exceptions;
 mod hostile;
 mod keywords;
+mod trie;
 
 use bitnetd::engine::grammar::{Constraint, GrammarError, GrammarSource, NextTokens};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};

@@ -147,27 +147,19 @@ fn a_template_that_was_named_and_cannot_be_used_is_an_error() {
 
 #[test]
 fn a_templates_file_is_a_regular_one_of_bounded_size() {
-    let folder = tempdir();
-    let of = |name: &str| ChatTemplate::of_setting(&folder.join(name));
+    let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+    let of = |name: &str| ChatTemplate::of_setting(&folder.path().join(name));
     let refused = |name: &str| of(name).expect_err("refused").to_string();
-    std::fs::write(folder.join("sound"), "\u{feff}{{ 1 }}").expect("written");
+    std::fs::write(folder.path().join("sound"), "\u{feff}{{ 1 }}").expect("written");
     let Ok(ChatTemplate::Text { source, .. }) = of("sound") else { panic!("not read") };
     assert_eq!(source, "{{ 1 }}");
     assert!(refused("missing").contains("cannot be read"));
     assert!(refused(".").contains("is no regular file"));
     assert!(ChatTemplate::of_setting("/dev/zero".as_ref()).is_err());
-    std::fs::write(folder.join("long"), "x".repeat(70_000)).expect("written");
+    std::fs::write(folder.path().join("long"), "x".repeat(70_000)).expect("written");
     assert!(refused("long").contains("more than 65536 bytes"));
-    std::fs::write(folder.join("bytes"), [0xff]).expect("written");
+    std::fs::write(folder.path().join("bytes"), [0xff]).expect("written");
     assert!(refused("bytes").contains("UTF-8"));
-    std::fs::remove_dir_all(&folder).expect("removed");
-}
-
-/// A folder of this test's own.
-fn tempdir() -> std::path::PathBuf {
-    let folder = std::env::temp_dir().join(format!("bitnetd-templates-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("made");
-    folder
 }
 
 fn read_with(file: &File, choice: &ChatTemplate) -> Result<Tokenizer, LoadError> {

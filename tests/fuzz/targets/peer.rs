@@ -5,6 +5,7 @@ use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLin
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
 use bitnetd::transport::{Heartbeat, Inbound};
+use bitnetd::home::{NameTopics, Names, SharedHome};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -53,6 +54,10 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             requests,
             commands,
             homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
+            home: Some(Arc::new(SharedHome::new(
+                Names::default(),
+                NameTopics { discovery_prefix: "homeassistant".into() },
+            ))),
             threads: 2,
             reports,
             alerts: mpsc::channel(1).1,

@@ -1,5 +1,5 @@
 //! The processing steps of `tokenizer.json` before and after its model: those that this engine does too, in exactly
-//! these forms. All others are refused by name, because no key of GGUF carries them.
+//! these forms. All others are refused by name, because GGUF has no metadata key for them.
 
 use super::TOKENIZER_JSON;
 use crate::engine::error::{LoadError, escaped};
@@ -101,9 +101,11 @@ fn check_pieces(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<boo
 /// reused.
 fn check_bytes(normalizers: &[&Value], pre_tokenizers: &[&Value]) -> Result<(), LoadError> {
     if !normalizers.is_empty() {
-        let message =
-            format!("[{}] rewrites text, and no key of GGUF says so; use another model", names(normalizers));
-        return Err(key_error("normalizer", message));
+        let message = format!(
+            "[{}] rewrites text before it is split, and GGUF has no metadata key for that",
+            names(normalizers)
+        );
+        return Err(key_error("normalizer", format!("{message}; use another model")));
     }
     let split =
         json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
@@ -136,7 +138,8 @@ pub(super) fn check_decoder(
 ) -> Result<(), LoadError> {
     let steps = steps_of(decoder, "decoders", "decoder")?;
     if steps.is_empty() {
-        let message = "missing: tokens would be put together as no key of GGUF says; use another model";
+        let message = "missing: tokens are then joined in another way, \
+                       and GGUF has no metadata key for that; use another model";
         return Err(key_error("decoder", message));
     }
     let is_sound = match sentence_piece {

@@ -160,10 +160,12 @@ impl Deref for FileMap {
 mod tests {
     use super::*;
     use std::sync::{Mutex, MutexGuard, PoisonError};
+    use tempfile::TempDir;
 
     /// Some pages of ones in a file of its own. One test at a time: there are so many guards in a process.
     struct Pages {
         path: PathBuf,
+        _folder: TempDir,
         _turn: MutexGuard<'static, ()>,
     }
 
@@ -172,11 +174,12 @@ mod tests {
     const LENGTH: usize = 5 << 16;
 
     impl Pages {
-        fn new(name: &str) -> Self {
+        fn new() -> Self {
             let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-            let path = std::env::temp_dir().join(format!("bitnetd-map-{name}-{}", std::process::id()));
+            let folder = TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+            let path = folder.path().join("pages");
             std::fs::write(&path, vec![1; LENGTH]).expect("a temporary folder");
-            Pages { path, _turn: turn }
+            Pages { path, _folder: folder, _turn: turn }
         }
 
         fn truncate_to(&self, length: u64) {
@@ -185,15 +188,9 @@ mod tests {
         }
     }
 
-    impl Drop for Pages {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-
     #[test]
     fn a_file_truncated_under_its_map_reads_as_zeros_and_is_reported() {
-        let pages = Pages::new("cut");
+        let pages = Pages::new();
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         assert_eq!((map.damage(), map.has_zeroed_pages()), (None, false));
         pages.truncate_to(1 << 16);
@@ -221,7 +218,7 @@ mod tests {
 
     #[test]
     fn random_reads_return_the_files_bytes_and_zeros_behind_its_end() {
-        let pages = Pages::new("read");
+        let pages = Pages::new();
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
         std::fs::write(&pages.path, &bytes).expect("it is there");
         let places = [0..1, 9..9, 4090..4100, LENGTH - 7..LENGTH];
@@ -241,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_file_written_to_under_its_map_is_reported() {
-        let pages = Pages::new("written");
+        let pages = Pages::new();
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let file = File::options().write(true).open(&pages.path).expect("it is there");
         file.set_modified(SystemTime::UNIX_EPOCH).expect("its owner may");
@@ -250,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_file_replaced_by_another_of_the_same_name_does_no_harm() {
-        let pages = Pages::new("replaced");
+        let pages = Pages::new();
         let map = FileMap::open_guarded(&pages.path).expect("it is there");
         let other = pages.path.with_extension("other");
         std::fs::write(&other, [2; 9]).expect("a temporary folder");
@@ -260,7 +257,7 @@ mod tests {
 
     #[test]
     fn maps_beyond_the_number_of_guards_work_unguarded() {
-        let pages = Pages::new("many");
+        let pages = Pages::new();
         let maps: Vec<FileMap> =
             (0..100).map(|_| FileMap::open_guarded(&pages.path).expect("it is there")).collect();
         assert!(maps.iter().all(|map| map[LENGTH - 1] == 1 && map.damage().is_none()));

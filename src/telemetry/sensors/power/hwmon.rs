@@ -216,14 +216,14 @@ mod tests {
 
     #[test]
     fn a_negative_current_is_not_what_the_device_draws() {
-        let folder = std::env::temp_dir().join(format!("bitnetd-monitor-{}", std::process::id()));
-        let chip = folder.join("sys/class/hwmon/hwmon0");
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let chip = folder.path().join("sys/class/hwmon/hwmon0");
         std::fs::create_dir_all(&chip).expect("a temporary folder");
         let put = |name: &str, text: &str| std::fs::write(chip.join(name), text).expect("room");
         put("name", "ina219\n");
         put("in1_input", "5100\n");
         put("curr1_input", "-900\n");
-        let root = Root::new(&folder);
+        let root = Root::new(folder.path());
         for has_power in [true, false] {
             let power = chip.join("power1_input");
             if has_power {
@@ -240,6 +240,5 @@ mod tests {
         let monitors = Monitors::find(&root);
         assert_eq!(monitors.read(&root).map(|reading| reading.value), Some(4.59));
         assert_eq!(monitors.found[0].rejected(&root), None);
-        let _ = std::fs::remove_dir_all(&folder);
     }
 }

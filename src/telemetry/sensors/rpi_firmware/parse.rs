@@ -87,6 +87,7 @@ fn decimal(text: &str) -> Option<f64> {
 mod tests {
     use super::super::tests::{RAILS, RAILS_WATTS};
     use super::*;
+    use crate::random::Lcg;
 
     #[test]
     fn the_power_of_a_pi_5_is_the_sum_over_its_twelve_rails() {
@@ -154,26 +155,19 @@ mod tests {
         }
     }
 
-    /// A small generator of numbers that look random, so that a failure can be had again.
-    fn next(state: &mut u64) -> usize {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        *state as usize
-    }
-
     #[test]
     fn a_damaged_answer_never_panics_and_never_becomes_more_than_a_board_can_draw() {
-        let mut state = 158;
+        let mut numbers = Lcg::new(158);
+        let mut next = || numbers.next_u31() as usize;
         let mut refused = 0;
         for _ in 0..20_000 {
             let mut bytes = RAILS.as_bytes().to_vec();
-            for _ in 0..1 + next(&mut state) % 4 {
-                let at = next(&mut state) % bytes.len();
-                match next(&mut state) % 3 {
-                    0 => bytes[at] = next(&mut state) as u8,
+            for _ in 0..1 + next() % 4 {
+                let at = next() % bytes.len();
+                match next() % 3 {
+                    0 => bytes[at] = next() as u8,
                     1 => drop(bytes.remove(at)),
-                    _ => bytes.insert(at, bytes[next(&mut state) % bytes.len()]),
+                    _ => bytes.insert(at, bytes[next() % bytes.len()]),
                 }
             }
             let text = String::from_utf8_lossy(&bytes);

@@ -76,33 +76,26 @@ fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Disconnect>
 mod tests {
     use super::*;
     use std::path::PathBuf;
+    use tempfile::TempDir;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("bitnetd-secret-{name}-{}", std::process::id()));
-            std::fs::create_dir_all(&path).expect("a temporary folder");
-            Folder(path)
+        fn new() -> Self {
+            Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
         }
 
         fn write(&self, mode: u32) -> PathBuf {
-            let path = self.0.join("secret");
+            let path = self.0.path().join("secret");
             std::fs::write(&path, "s3cret").expect("a temporary folder");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
             path
         }
     }
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn a_secret_that_others_may_read_is_refused_with_the_way_out() {
-        let folder = Folder::new("modes");
+        let folder = Folder::new();
         for mode in [0o604, 0o640, 0o660, 0o622] {
             let text = read_secret(&folder.write(mode), "mqtt.key_file", None).expect_err("open").text;
             assert!(text.contains("chmod 600") && text.contains("mqtt.key_file"), "{text}");
@@ -115,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_is_no_part_of_a_file() {
-        let folder = Folder::new("mark");
+        let folder = Folder::new();
         let path = folder.write(0o600);
         std::fs::write(&path, "\u{feff}s3cret").expect("a temporary folder");
         assert_eq!(read_secret(&path, "k", None).expect("private"), b"s3cret");
@@ -123,16 +116,16 @@ mod tests {
 
     #[test]
     fn systemd_s_credentials_pass_with_the_mode_that_its_access_list_shows() {
-        let folder = Folder::new("credentials");
+        let folder = Folder::new();
         let path = folder.write(0o440);
-        assert_eq!(read_secret(&path, "k", Some(&folder.0)).expect("systemd's"), b"s3cret");
+        assert_eq!(read_secret(&path, "k", Some(folder.0.path())).expect("systemd's"), b"s3cret");
         assert!(read_secret(&path, "k", Some("/elsewhere".as_ref())).is_err());
     }
 
     #[test]
     fn what_is_no_file_or_too_long_is_refused() {
-        let folder = Folder::new("kinds");
-        assert!(read(&folder.0, "k").expect_err("a folder").text.contains("no file"));
+        let folder = Folder::new();
+        assert!(read(folder.0.path(), "k").expect_err("a folder").text.contains("no file"));
         assert!(read(Path::new("/dev/zero"), "k").expect_err("a device").text.contains("no file"));
         let long = folder.write(0o600);
         std::fs::write(&long, vec![b'x'; MAX_FILE_BYTES as usize + 1]).expect("a temporary folder");

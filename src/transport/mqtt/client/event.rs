@@ -29,6 +29,8 @@ pub struct SubAcks {
     pub own: Result<(), String>,
     /// Those to Home Assistant's birth topics, where they were requested.
     pub homeassistant: Option<Result<(), String>>,
+    /// Those to the descriptions of the home's devices, where they were requested.
+    pub home: Option<Result<(), String>>,
     /// Those to the group's topics, where they were requested.
     pub group: Option<Result<(), String>>,
 }

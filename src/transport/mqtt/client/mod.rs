@@ -59,6 +59,8 @@ pub struct SubscriptionFilters {
     pub own: Vec<TopicFilter>,
     /// Of Home Assistant's birth topics.
     pub homeassistant: Vec<TopicFilter>,
+    /// Of the descriptions of the home's devices.
+    pub home: Vec<TopicFilter>,
     /// Of the group's topics.
     pub group: Vec<TopicFilter>,
 }
@@ -68,6 +70,7 @@ pub struct SubscriptionFilters {
 struct FilterCounts {
     own: usize,
     homeassistant: usize,
+    home: usize,
 }
 
 impl Connection {
@@ -112,12 +115,13 @@ impl Connection {
         Ok(self.handle_raw_event(event))
     }
 
-    /// Subscribes to the device's own topics, Home Assistant's and the group's, in one SUBSCRIBE. `false` where the
+    /// Subscribes to the device's own topics, Home Assistant's, the home's and the group's, in one SUBSCRIBE. `false` where the
     /// request channel is full.
     pub fn subscribe(&mut self, filters: SubscriptionFilters) -> bool {
-        let SubscriptionFilters { own, homeassistant, group } = filters;
-        self.filter_counts = FilterCounts { own: own.len(), homeassistant: homeassistant.len() };
-        self.client.subscribe([own, homeassistant, group].into_iter().flatten())
+        let SubscriptionFilters { own, homeassistant, home, group } = filters;
+        self.filter_counts =
+            FilterCounts { own: own.len(), homeassistant: homeassistant.len(), home: home.len() };
+        self.client.subscribe([own, homeassistant, home, group].into_iter().flatten())
     }
 
     /// Unsubscribes from one filter. `false` where the request channel is full.
@@ -184,12 +188,18 @@ impl Connection {
     }
 
     fn granted(&self, mut reasons: Vec<Result<(), String>>) -> SubAcks {
-        let FilterCounts { own, homeassistant } = self.filter_counts;
-        let group = reasons.split_off((own + homeassistant).min(reasons.len()));
+        let FilterCounts { own, homeassistant, home } = self.filter_counts;
+        let group = reasons.split_off((own + homeassistant + home).min(reasons.len()));
+        let home = reasons.split_off((own + homeassistant).min(reasons.len()));
         let homeassistant = reasons.split_off(own.min(reasons.len()));
         let all = |reasons: Vec<Result<(), String>>| reasons.into_iter().collect();
         let asked = |reasons: Vec<_>| (!reasons.is_empty()).then(|| all(reasons));
-        SubAcks { homeassistant: asked(homeassistant), group: asked(group), own: all(reasons) }
+        SubAcks {
+            homeassistant: asked(homeassistant),
+            home: asked(home),
+            group: asked(group),
+            own: all(reasons),
+        }
     }
 
     /// rumqttc assigns packet identifiers in the order in which it receives the messages; at QoS 0 the identifier

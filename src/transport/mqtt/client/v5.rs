@@ -89,12 +89,15 @@ fn raw_event(event: Event) -> RawEvent {
     }
 }
 
-/// With Retain As Published, so that a prompt published as retained is recognised and refused; and without the
-/// retained messages that the broker would deliver at every subscription (Retain Handling 2).
+/// With Retain As Published, so that a prompt published as retained is recognised and refused; and, where they are not
+/// wanted, without the retained messages that the broker would deliver at every subscription (Retain Handling 2).
 pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
     v5::Filter {
         preserve_retain: true,
-        retain_forward_rule: RetainForwardRule::Never,
+        retain_forward_rule: match wanted.wants_retained {
+            true => RetainForwardRule::OnEverySubscribe,
+            false => RetainForwardRule::Never,
+        },
         ..v5::Filter::new(wanted.topic, qos(wanted.is_qos_1))
     }
 }

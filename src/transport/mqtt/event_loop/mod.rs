@@ -5,16 +5,19 @@
 //! rumqttc nor the format of the files.
 
 mod commands;
+mod home;
 mod homeassistant;
+mod messages;
 mod prompts;
 
 use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, SubAcks, SubscriptionFilters};
 use super::context::MqttContext;
+use super::home_subscription::HomeSubscription;
 use super::homeassistant::HomeAssistant;
 use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
 use super::shared_subscription::SharedSubscription;
 use super::subscription_check::{CheckAction, SubscriptionCheck};
-use super::topics::{TopicKind, Topics};
+use super::topics::Topics;
 use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
 use crate::transport::mqtt::delivery::alert_queue::AlertQueue;
@@ -27,7 +30,6 @@ use crate::transport::mqtt::delivery::outbox::Outbox;
 use crate::transport::mqtt::delivery::persistence::{self, RestoredCounts};
 use crate::transport::mqtt::delivery::requests::{ActiveRequests, IdGenerator};
 use crate::transport::mqtt::delivery::retained_prompts::RetainedPrompts;
-use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::{OutgoingMessage, PublishLimits};
 use prompts::StopCheck;
 use std::hash::{BuildHasher, RandomState};
@@ -64,6 +66,8 @@ pub(super) struct EventLoop {
     retained_prompts: RetainedPrompts,
     /// `None` where the device has no entry in Home Assistant to publish or remove.
     homeassistant: Option<HomeAssistant>,
+    /// `None` where no names of the home are read.
+    home: Option<HomeSubscription>,
     answer_log: AnswerLog,
     ids: IdGenerator,
     status: MqttLink,
@@ -99,6 +103,7 @@ impl EventLoop {
                 .homeassistant
                 .as_ref()
                 .map(|info| HomeAssistant::new(&context, info, &topics)),
+            home: context.home.clone().map(HomeSubscription::new),
             answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
             ids: IdGenerator::new(),
             status: MqttLink::default(),
@@ -127,6 +132,7 @@ impl EventLoop {
     pub async fn step(&mut self) {
         self.context.heartbeat.beat();
         self.run_homeassistant_task(Instant::now());
+        self.run_home(Instant::now());
         self.settle_delivered(Instant::now());
         self.start_requests(Instant::now());
         self.exchange(Instant::now());
@@ -140,6 +146,7 @@ impl EventLoop {
             self.link.due(),
             self.answer_log.due(),
             self.homeassistant_due(),
+            self.home_due(),
             check,
             self.flush_deadline,
             turn,
@@ -317,9 +324,14 @@ impl EventLoop {
             false
         });
         let group = if shared { self.topics.group_filters() } else { Vec::new() };
-        let homeassistant = self.birth_filters();
+        let (homeassistant, home) = (self.birth_filters(), self.home_filters());
         if let Some(connection) = &mut self.connection {
-            connection.subscribe(SubscriptionFilters { own: self.topics.filters(), homeassistant, group });
+            connection.subscribe(SubscriptionFilters {
+                own: self.topics.filters(),
+                homeassistant,
+                home,
+                group,
+            });
             for topic in self.homeassistant.iter().flat_map(HomeAssistant::unwanted) {
                 connection.unsubscribe(topic);
             }
@@ -349,20 +361,9 @@ impl EventLoop {
             }
         }
         self.on_birth_suback(granted.homeassistant);
+        self.on_home_suback(granted.home);
         if let Some(text) = granted.group.and_then(|group| self.shared_subscription.answered(&group)) {
             self.report_problem(&text);
-        }
-    }
-
-    /// A message stored for an earlier prefix or group is answered, and its subscription is ended.
-    fn drop_stale_subscriptions(&self, topic: &[u8]) {
-        let filters = self.topics.stale_filters(topic);
-        let Some(connection) = self.connection.as_ref().filter(|_| !filters.is_empty()) else { return };
-        let topic = String::from_utf8_lossy(topic);
-        log::warn!("{}: {topic} is of an earlier prefix or group; unsubscribed", self.broker_address());
-        for filter in &filters {
-            // If the request channel is full, the next message leads here again.
-            connection.unsubscribe(filter);
         }
     }
 
@@ -380,8 +381,11 @@ impl EventLoop {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
-        // Where both were requested at once, Home Assistant's birth topics are left out first.
-        self.shared_subscription.disconnected(!self.is_birth_subscription_pending());
+        // Where several were requested at once, the descriptions of the home are left out first, then Home Assistant's
+        // birth topics.
+        let is_home_suspected = self.home_disconnected(disconnect);
+        let is_birth_suspected = self.is_birth_subscription_pending();
+        self.shared_subscription.disconnected(!is_home_suspected && !is_birth_suspected);
         self.homeassistant_disconnected(disconnect, Instant::now());
         self.outbox.disconnected(disconnect.is_by_broker());
         for kind in self.alert_queue.disconnected(disconnect.is_by_broker()) {
@@ -398,34 +402,6 @@ impl EventLoop {
             log::warn!("{text}; next try in {:.1} s", retry.wait.as_secs_f32());
         }
         (self.status.problem, self.is_link_problem) = (Some(text), true);
-    }
-
-    fn on_message(&mut self, message: &IncomingMessage, now: Instant) {
-        if message.skipped_bytes > 0 {
-            self.link.oversized_taken();
-        }
-        self.drop_stale_subscriptions(&message.topic);
-        if self.on_birth_message(message, now) {
-            return self.dedup.ack_only(message.packet);
-        }
-        match self.topics.parse(&message.topic) {
-            // An empty message removes a retained one: it is no prompt, and nobody waits for an answer.
-            Some(TopicKind::Prompt(_)) if message.payload.is_empty() => self.dedup.ack_only(message.packet),
-            Some(TopicKind::Prompt(client)) => {
-                let (name, response_topic) = (message.client.as_deref(), message.response_topic.as_deref());
-                self.on_prompt(message, client.with_properties(name, response_topic), now);
-            }
-            Some(TopicKind::Cancel) => {
-                self.on_cancel(message);
-                self.dedup.ack_only(message.packet);
-            }
-            Some(TopicKind::Threads) => {
-                self.on_thread_limit(message);
-                self.dedup.ack_only(message.packet);
-            }
-            // None of the device's topics.
-            None => self.dedup.ack_only(message.packet),
-        }
     }
 
     /// Does what the subscription check requires now.

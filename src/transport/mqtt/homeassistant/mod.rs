@@ -138,7 +138,8 @@ impl HomeAssistant {
         if !self.birth_subscription.request() {
             return self.report_birth("the broker ends the connection over it").map_or(Ok(Vec::new()), Err);
         }
-        let filter = |topic: &String| TopicFilter { topic: topic.clone(), is_qos_1: false };
+        let filter =
+            |topic: &String| TopicFilter { topic: topic.clone(), is_qos_1: false, wants_retained: false };
         Ok(self.birth_topics.iter().map(filter).collect())
     }
 

@@ -20,6 +20,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         requests: mpsc::channel(1).0,
         commands: mpsc::channel(1).0,
         homeassistant: None,
+        home: None,
         threads: 4,
         reports: watch::channel(None).1,
         alerts: mpsc::channel(1).1,

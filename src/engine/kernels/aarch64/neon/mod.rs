@@ -3,6 +3,9 @@
 //! Without dot-product instructions a code times an int8 goes through `smlal`, one product to a 16-bit lane, or
 //! with several tokens through look-up tables.
 //!
+//! The 2-bit codes are unpacked by the macros `mask!` and `upper!` in `gemv`; `gemm` never unpacks them, since a packed
+//! byte is the index into its tables.
+//!
 //! Deliberately knows nothing of batches beyond eight tokens.
 
 mod attention_f16;

@@ -3,6 +3,8 @@
 //! `sdot` adds four products of int8 to a 32-bit lane, so nothing can overflow. Its intrinsic is not stable in the
 //! compilers that are supported, hence assembly.
 //!
+//! The 2-bit codes are unpacked by the macro `block!` in `gemv` and by `blocks!` in `gemm`.
+//!
 //! Deliberately knows nothing of floats: those kernels are plain NEON's.
 
 mod gemm;

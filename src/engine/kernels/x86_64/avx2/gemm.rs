@@ -1,6 +1,6 @@
 //! Tiles of two to four tokens: GEMM of ternary rows.
 
-use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack};
+use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack_codes};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
@@ -25,7 +25,7 @@ fn dot_tile<const T: usize>(weights: &[u8], q: &[i8], cols: usize) -> [i32; T] {
         let first = index * BLOCKS_IN_16_BITS * BLOCK;
         let mut partial = [_mm256_setzero_si256(); T];
         for (block, bytes) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
-            let codes = unpack(bytes);
+            let codes = unpack_codes(bytes);
             for (token, partial) in partial.iter_mut().enumerate() {
                 let at = token * cols + first + block * BLOCK;
                 *partial = _mm256_add_epi16(*partial, dot_block(codes, &q[at..at + BLOCK]));

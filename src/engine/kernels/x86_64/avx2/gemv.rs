@@ -1,6 +1,6 @@
 //! One token: GEMV of ternary rows.
 
-use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack};
+use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack_codes};
 use crate::engine::kernels::x86_64::row_streams::{for_each_row, prefetch_ahead};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
@@ -23,7 +23,7 @@ fn dot_rows<const ROWS: usize>(rows: [&[u8]; ROWS], q: &[i8]) -> [i32; ROWS] {
             let at = first + block * BLOCK_BYTES;
             for (row, partial) in rows.iter().zip(&mut partial) {
                 prefetch_ahead(&row[at..]);
-                let codes = unpack(&row[at..at + BLOCK_BYTES]);
+                let codes = unpack_codes(&row[at..at + BLOCK_BYTES]);
                 *partial = _mm256_add_epi16(*partial, dot_block(codes, q));
             }
         }

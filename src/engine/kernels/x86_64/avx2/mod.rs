@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: every x86-64 CPU since about 2013.
 //!
-//! `vpmaddubsw` multiplies unsigned codes by signed int8 and adds two products to a 16-bit lane.
+//! `vpmaddubsw` multiplies unsigned codes by signed int8 and adds two products to a 16-bit lane. `unpack_codes` below
+//! makes bytes of the 2-bit codes, for `gemv` and `gemm` alike.
 //!
 //! Deliberately has no batch kernel: a tile has at most four tokens.
 
@@ -34,9 +35,9 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
 /// would overflow.
 const BLOCKS_IN_16_BITS: usize = 15;
 
-/// Unpacks the codes of a block, one register for each group of 32.
+/// Unpacks the 2-bit codes of a block into bytes, one register for each group of 32.
 #[target_feature(enable = "avx2")]
-fn unpack(bytes: &[u8]) -> [__m256i; 4] {
+fn unpack_codes(bytes: &[u8]) -> [__m256i; 4] {
     assert_eq!(bytes.len(), BLOCK_BYTES);
     // SAFETY: 32 bytes, as just checked; the load needs no alignment.
     let packed = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };

@@ -4,6 +4,9 @@
 //! token memory is the limit; from the L1 cache, 256-bit registers that hold one block of weights are as fast as
 //! 512-bit ones.
 //!
+//! The 2-bit codes are unpacked by `add_blocks` in `gemv`, by `dot_pairs` in `gemm`, and once for many tokens by
+//! `split_codes` in `gemm_lut`.
+//!
 //! Deliberately knows nothing of block formats: those kernels are AVX2's.
 
 mod attention_f16;

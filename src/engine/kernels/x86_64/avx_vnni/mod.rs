@@ -5,6 +5,8 @@
 //! AVX-512 VL; where that exists the 512-bit table is faster. The table exists all the same, so that machines with
 //! AVX-512 test what machines with AVX-VNNI run.
 //!
+//! The 2-bit codes are unpacked by `dot_rows` in `gemv` and by `dot_tile` in `gemm`.
+//!
 //! Deliberately knows nothing of floats: those kernels are AVX2's.
 
 #[macro_use]

@@ -129,24 +129,17 @@ mod tests {
     use super::*;
     use crate::transport::mqtt::delivery::answer_log::record::Record;
     use std::path::PathBuf;
+    use tempfile::TempDir;
 
-    struct Folder(PathBuf);
+    struct Folder(TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("bitnetd-store-{name}-{}", std::process::id()));
-            fs::create_dir_all(&folder).expect("a temporary folder");
-            Folder(folder)
+        fn new() -> Self {
+            Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
         }
 
         fn file(&self) -> PathBuf {
-            self.0.join("below/answers")
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
+            self.0.path().join("below/answers")
         }
     }
 
@@ -156,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_is_appended_and_replaced_is_read_after_reopening() {
-        let folder = Folder::new("again");
+        let folder = Folder::new();
         let (mut file, contents) = open(&folder);
         assert_eq!(contents, LogContents::default());
         file.append(&Record::Session(1).line(), true, 0).expect("room");
@@ -171,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_second_daemon_is_locked_out_until_the_first_has_ended() {
-        let folder = Folder::new("lock");
+        let folder = Folder::new();
         let first = open(&folder);
         let text = LogFile::open(&folder.file(), 1 << 20).expect_err("locked").to_string();
         assert!(text.contains("another daemon") && text.contains("device.id"), "{text}");
@@ -181,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_set_aside_and_what_is_sound_in_it_is_read() {
-        let folder = Folder::new("corrupt");
+        let folder = Folder::new();
         drop(open(&folder));
         let bytes = [b"rubbish\n".as_slice(), &Record::Session(4).line()].concat();
         fs::write(folder.file(), &bytes).expect("a temporary folder");
@@ -193,23 +186,23 @@ mod tests {
     #[test]
     fn it_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = Folder::new("private");
+        let folder = Folder::new();
         let (mut file, _) = open(&folder);
         file.replace(b"", 0).expect("room");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o077;
-        assert_eq!((mode(&folder.file()), mode(&folder.0.join("below"))), (0, 0));
+        assert_eq!((mode(&folder.file()), mode(&folder.0.path().join("below"))), (0, 0));
     }
 
     #[test]
     fn a_folder_that_is_a_file_is_an_error() {
-        let folder = Folder::new("file");
-        fs::write(folder.0.join("below"), "").expect("a temporary folder");
+        let folder = Folder::new();
+        fs::write(folder.0.path().join("below"), "").expect("a temporary folder");
         LogFile::open(&folder.file(), 1 << 20).expect_err("no folder");
     }
 
     #[test]
     fn a_full_disk_leaves_the_old_file() {
-        let folder = Folder::new("full");
+        let folder = Folder::new();
         let (mut file, _) = open(&folder);
         file.append(&Record::Session(5).line(), true, 0).expect("room");
         // The device of every write error.

@@ -164,31 +164,23 @@ fn take_lock(folder: &fs::File, name: &str) -> io::Result<fs::File> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
 
-    struct Temporary(PathBuf);
+    struct Temporary(TempDir);
 
     impl Temporary {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("bitnetd-folder-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).expect("a temporary folder");
-            Temporary(path)
+        fn new() -> Self {
+            Temporary(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
         }
 
         fn state(&self) -> PathBuf {
-            self.0.join("state")
-        }
-    }
-
-    impl Drop for Temporary {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
+            self.0.path().join("state")
         }
     }
 
     #[test]
     fn a_folder_that_is_removed_or_replaced_is_noticed() {
-        let temporary = Temporary::new("gone");
+        let temporary = Temporary::new();
         let folder = StateFolder::open(&temporary.state(), "a.lock").expect("opens");
         folder.check().expect("it is there");
         fs::remove_dir_all(temporary.state()).expect("ours");
@@ -202,8 +194,8 @@ mod tests {
 
     #[test]
     fn no_link_is_followed_and_none_is_in_the_way() {
-        let temporary = Temporary::new("links");
-        let secret = temporary.0.join("secret");
+        let temporary = Temporary::new();
+        let secret = temporary.0.path().join("secret");
         fs::write(&secret, "keep me").expect("room");
         fs::create_dir(temporary.state()).expect("a new name");
         for name in ["a.lock", "a.answers", "a.part"] {
@@ -225,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_replaced_is_noticed_and_a_folder_in_its_place_is_an_error() {
-        let temporary = Temporary::new("file");
+        let temporary = Temporary::new();
         let folder = StateFolder::open(&temporary.state(), "a.lock").expect("opens");
         let file = folder.append_to("a.answers").expect("made");
         fs::remove_file(temporary.state().join("a.answers")).expect("ours");

@@ -5,28 +5,21 @@ use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use record::AnswerState;
 use std::fs;
 use std::path::Path;
+use tempfile::TempDir;
 
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("bitnetd-keep-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("a temporary folder");
-        Folder(folder)
+    fn new() -> Self {
+        Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("state/answers")
+        self.0.path().join("state/answers")
     }
 
     fn store(&self, now: Instant) -> AnswerLog {
         AnswerLog::new(Some(self.file()), 1 << 20, now)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -63,7 +56,7 @@ async fn work(log: &mut AnswerLog, now: Instant, all: &[u64]) -> Vec<u64> {
 
 #[tokio::test]
 async fn answers_are_released_once_they_are_on_disk_and_all_at_once() {
-    let folder = Folder::new("rows");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     assert!(work(&mut store, now, &[]).await.is_empty());
@@ -79,7 +72,7 @@ async fn answers_are_released_once_they_are_on_disk_and_all_at_once() {
 
 #[tokio::test]
 async fn the_contents_of_the_file_are_returned_once() {
-    let folder = Folder::new("told");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[7]).await;
@@ -92,7 +85,7 @@ async fn the_contents_of_the_file_are_returned_once() {
 
 #[tokio::test]
 async fn a_torn_file_is_written_anew_before_anything_is_added() {
-    let folder = Folder::new("torn");
+    let folder = Folder::new();
     let now = Instant::now();
     work(&mut folder.store(now), now, &[7]).await;
     let whole = fs::read(folder.file()).expect("there");
@@ -106,8 +99,8 @@ async fn a_torn_file_is_written_anew_before_anything_is_added() {
 
 #[tokio::test]
 async fn without_a_disk_answers_are_released_and_the_disk_is_retried() {
-    let folder = Folder::new("gone");
-    let blocked = folder.0.join("state");
+    let folder = Folder::new();
+    let blocked = folder.0.path().join("state");
     fs::write(&blocked, "a file where the folder should be").expect("room");
     let now = Instant::now();
     let mut store = folder.store(now);
@@ -127,7 +120,7 @@ async fn without_a_disk_answers_are_released_and_the_disk_is_retried() {
 
 #[tokio::test]
 async fn a_disk_that_hangs_does_not_block_answers() {
-    let folder = Folder::new("slow");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
@@ -148,7 +141,7 @@ async fn a_disk_that_hangs_does_not_block_answers() {
 
 #[tokio::test]
 async fn the_file_is_written_anew_when_most_of_it_no_longer_counts() {
-    let folder = Folder::new("long");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     let large = |number| SavedAnswer { payload: "x".repeat(100_000), ..answer(number) };
@@ -163,7 +156,7 @@ async fn the_file_is_written_anew_when_most_of_it_no_longer_counts() {
 
 #[tokio::test]
 async fn the_file_does_not_grow_over_starts() {
-    let folder = Folder::new("starts");
+    let folder = Folder::new();
     let now = Instant::now();
     for number in 0..12 {
         let mut store = folder.store(now);
@@ -199,7 +192,7 @@ fn prompt(number: u64) -> SavedPrompt {
 
 #[tokio::test]
 async fn prompts_may_be_acknowledged_once_they_are_on_disk() {
-    let folder = Folder::new("prompts");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
@@ -215,9 +208,9 @@ async fn prompts_may_be_acknowledged_once_they_are_on_disk() {
 
 #[tokio::test]
 async fn without_a_disk_prompts_are_not_acknowledged() {
-    let folder = Folder::new("no-prompts");
+    let folder = Folder::new();
     let now = Instant::now();
-    fs::write(folder.0.join("state"), "").expect("a temporary folder");
+    fs::write(folder.0.path().join("state"), "").expect("a temporary folder");
     let mut store = folder.store(now);
     store.start_job(now, Vec::new);
     assert!(store.save_prompt(prompt(1)), "the disk is not known to fail yet");
@@ -228,11 +221,11 @@ async fn without_a_disk_prompts_are_not_acknowledged() {
 
 #[tokio::test]
 async fn a_directory_removed_while_idle_is_noticed_and_created_again() {
-    let folder = Folder::new("removed");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
-    fs::remove_dir_all(folder.0.join("state")).expect("ours");
+    fs::remove_dir_all(folder.0.path().join("state")).expect("ours");
     let look = store.due().expect("a next look");
     store.start_job(look, Vec::new);
     store.next().await;
@@ -253,12 +246,12 @@ async fn a_directory_removed_while_idle_is_noticed_and_created_again() {
 
 #[tokio::test]
 async fn an_answer_is_not_called_saved_in_a_folder_that_was_replaced() {
-    let folder = Folder::new("replaced");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
-    fs::rename(folder.0.join("state"), folder.0.join("away")).expect("ours");
-    fs::create_dir(folder.0.join("state")).expect("a new name");
+    fs::rename(folder.0.path().join("state"), folder.0.path().join("away")).expect("ours");
+    fs::create_dir(folder.0.path().join("state")).expect("a new name");
     assert!(store.save_answer(answer(1)), "nobody knows yet");
     store.start_job(now, Vec::new);
     assert_eq!(store.next().await.answers_saved, [1], "it is published all the same");
@@ -268,15 +261,15 @@ async fn an_answer_is_not_called_saved_in_a_folder_that_was_replaced() {
 
 #[tokio::test]
 async fn a_file_that_is_lost_is_written_anew_at_once_and_only_then_durable() {
-    let folder = Folder::new("lost");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
     assert!(store.save_prompt(prompt(1)));
     store.start_job(now, Vec::new);
     assert_eq!(store.next().await.prompts_saved, [1]);
-    fs::rename(folder.0.join("state"), folder.0.join("away")).expect("ours");
-    fs::create_dir(folder.0.join("state")).expect("a new name");
+    fs::rename(folder.0.path().join("state"), folder.0.path().join("away")).expect("ours");
+    fs::create_dir(folder.0.path().join("state")).expect("a new name");
     store.check_now(Instant::now());
     store.start_job(Instant::now(), Vec::new);
     assert!(store.next().await.is_file_lost);
@@ -295,13 +288,13 @@ async fn a_file_that_is_lost_is_written_anew_at_once_and_only_then_durable() {
 
 #[tokio::test]
 async fn a_folder_that_is_lost_again_and_again_is_opened_once_a_minute() {
-    let folder = Folder::new("again-and-again");
+    let folder = Folder::new();
     let now = Instant::now();
     let mut store = folder.store(now);
     work(&mut store, now, &[]).await;
     let mut attempts = 0;
     for _ in 0..5 {
-        let _ = fs::remove_dir_all(folder.0.join("state"));
+        let _ = fs::remove_dir_all(folder.0.path().join("state"));
         store.next_check = Instant::now();
         store.start_job(Instant::now(), || lines(&[]));
         while store.is_busy() {
@@ -319,7 +312,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     /// `None` where nothing may be mounted.
     fn mount(folder: &Folder) -> Option<Self> {
-        let place = folder.0.join("state");
+        let place = folder.0.path().join("state");
         fs::create_dir_all(&place).expect("a temporary folder");
         let mut mount = std::process::Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=32k", "none"]).arg(&place);
@@ -335,7 +328,7 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn on_a_full_disk_settled_prompts_are_still_closed_and_none_is_answered_again() {
-    let folder = Folder::new("full");
+    let folder = Folder::new();
     let Some(_disk) = SmallDisk::mount(&folder) else {
         return println!("skipped: no file system can be mounted here");
     };

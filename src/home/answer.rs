@@ -1,0 +1,399 @@
+//! The answer to one prompt: what it may say, and what is sent of what was decoded.
+//!
+//! The model writes names as the prompt does; here they become the home's own. An answer that lacks a slot, or that the
+//! model itself thinks unlikely, is replaced by one that says that nothing fits. Deliberately knows no model: the
+//! logarithms of its probabilities are passed in.
+
+use super::evidence::Evidence;
+use super::grammar::{self, Spoken, is_nothing};
+use super::intents::{INTENTS, Intent, Slot};
+use super::mention::{Mention, Target};
+use super::names::Home;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The answer where nothing fits.
+pub const NOTHING_FITS: &str = r#"{"intent":"HassNevermind"}"#;
+
+/// The least sum of the logarithms of the probabilities that the model gives to an answer's tokens, those of copied
+/// words not counted. Measured: `models/README.md`.
+pub const THRESHOLD: f64 = -4.0;
+
+/// Bytes of a prompt that may be a command; nothing fits a longer one.
+const MAX_PROMPT_BYTES: usize = 1024;
+
+/// A prompt with what of the home it mentions.
+#[derive(Debug)]
+pub struct IntentPrompt {
+    home: Arc<Home>,
+    prompt: String,
+    mentions: Vec<Mention>,
+    lark: String,
+}
+
+/// What is sent of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// The text to send.
+    pub text: String,
+    /// Whether something fits.
+    pub fits: bool,
+    /// The sum that was compared with [`THRESHOLD`].
+    pub log_probability: f64,
+}
+
+/// An answer as the model writes it.
+#[derive(Debug, serde::Deserialize)]
+struct Decoded {
+    intent: String,
+    slots: Pairs,
+}
+
+/// The keys and values of an object, in their order.
+#[derive(Debug)]
+struct Pairs(Vec<(String, Value)>);
+
+impl IntentPrompt {
+    /// What may be answered to `prompt` in this home.
+    pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
+        let prompt = if prompt.len() > MAX_PROMPT_BYTES { "" } else { prompt };
+        let mentions = home.index().mentions(prompt);
+        let is_device = |mention: &&Mention| matches!(mention.target, Target::Device(_));
+        let devices: Vec<_> =
+            mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
+        let evidence = Evidence::new(prompt, &devices);
+        let mut spoken = Spoken { texts: texts(prompt), evidence, ..Spoken::default() };
+        for mention in &mentions {
+            let text = spoken_text(prompt, &mention.place);
+            match mention.target {
+                Target::Device(number) => spoken.names.push((text, home.names().devices[number].domain)),
+                Target::Area(_) => spoken.areas.push(text),
+                Target::Floor(_) => spoken.floors.push(text),
+            }
+        }
+        let lark = grammar::lark(&spoken);
+        IntentPrompt { home: Arc::clone(home), prompt: prompt.to_owned(), mentions, lark }
+    }
+
+    /// The version of the home whose names it mentions.
+    pub fn home_version(&self) -> u64 {
+        self.home.version()
+    }
+
+    /// The grammar of the answers, in llguidance's form of Lark.
+    pub fn lark(&self) -> &str {
+        &self.lark
+    }
+
+    /// What is sent where the model wrote `text`. `tokens` are its tokens: where each ends, in bytes of the text, and
+    /// the logarithm of the probability that the model gives it without a grammar.
+    pub fn decide(&self, text: &str, tokens: &[(usize, f64)]) -> Decision {
+        let checked = serde_json::from_str(text).ok().and_then(|decoded| self.checked(text, decoded));
+        let Some((answer, copied)) = checked else {
+            return nothing(f64::NEG_INFINITY);
+        };
+        let log_probability = sum_outside(tokens, &copied);
+        if log_probability < THRESHOLD {
+            return nothing(log_probability);
+        }
+        Decision { text: answer, fits: true, log_probability }
+    }
+
+    /// The answer in the home's own names, and the places of the words that were copied; `None` where nothing fits.
+    fn checked(&self, text: &str, decoded: Decoded) -> Option<(String, Vec<Range<usize>>)> {
+        let intent = INTENTS.iter().find(|intent| intent.name == decoded.intent)?;
+        let pairs = decoded.slots.0;
+        let has = |key: &&str| pairs.iter().any(|(name, _)| name == key);
+        let is_repeated = (1..pairs.len()).any(|at| pairs[..at].iter().any(|(key, _)| *key == pairs[at].0));
+        let is_lacking = !intent.needs_one_of.is_empty() && !intent.needs_one_of.iter().any(has);
+        if is_nothing(intent.name) || is_repeated || is_lacking || !intent.needs.iter().all(has) {
+            return None;
+        }
+        let mut copied = Vec::new();
+        let mut slots = Vec::new();
+        for (key, value) in &pairs {
+            let (value, is_copied) = self.slot(intent, key, value, &pairs)?;
+            if is_copied {
+                copied.push(value_place(text, key)?);
+            }
+            slots.push(format!("{}:{value}", Value::from(key.as_str())));
+        }
+        let answer = format!("{{\"intent\":\"{}\",\"slots\":{{{}}}}}", intent.name, slots.join(","));
+        Some((answer, copied))
+    }
+
+    /// The value of a slot as it is sent, as JSON, and whether it was copied from the prompt.
+    fn slot(
+        &self,
+        intent: &Intent,
+        key: &str,
+        value: &Value,
+        all: &[(String, Value)],
+    ) -> Option<(String, bool)> {
+        let slot = intent.slots.iter().find(|slot| slot.key() == key)?;
+        let as_json = |text: &str| Value::from(text).to_string();
+        match (slot, value) {
+            (Slot::Name(domains), Value::String(text)) => {
+                let area = all.iter().find(|(key, _)| key == "area").and_then(|(_, value)| value.as_str());
+                Some((as_json(self.device(text, domains, area)?), true))
+            }
+            (Slot::Area, Value::String(text)) => Some((as_json(self.area(text)?), true)),
+            (Slot::Floor, Value::String(text)) => Some((as_json(self.floor(text)?), true)),
+            (Slot::WordOrWords(_, words), Value::String(text))
+                if matches!(text.as_str(), "on" | "off") || words.contains(&text.as_str()) =>
+            {
+                Some((as_json(text), false))
+            }
+            (Slot::Words(_) | Slot::WordOrWords(..), Value::String(text)) => {
+                Some((as_json(self.copied(text.trim())?), true))
+            }
+            _ => Some((value.to_string(), false)),
+        }
+    }
+
+    /// The device that the prompt calls `text`: one of these domains; in this area, if there is one.
+    fn device(&self, text: &str, domains: &[&str], area: Option<&str>) -> Option<&str> {
+        let devices = &self.home.names().devices;
+        let called = self.called(text).filter_map(|target| match target {
+            Target::Device(number) => devices.get(number),
+            _ => None,
+        });
+        let area = area.and_then(|area| self.area(area));
+        let fitting = called.filter(|device| domains.contains(&device.domain));
+        let best = fitting.max_by_key(|device| {
+            let is_there = device
+                .area
+                .as_deref()
+                .is_some_and(|own| Some(own.to_lowercase()) == area.map(str::to_lowercase));
+            // The first of equals: `max_by_key` takes the last.
+            (is_there, device.name.to_lowercase() == text, std::cmp::Reverse(devices.len()))
+        });
+        best.map(|device| device.name.as_str())
+    }
+
+    fn area(&self, text: &str) -> Option<&str> {
+        let areas = &self.home.names().areas;
+        let mut called = self.called(text).filter_map(|target| match target {
+            Target::Area(number) => areas.get(number),
+            _ => None,
+        });
+        called.next().map(|area| area.name.as_str())
+    }
+
+    fn floor(&self, text: &str) -> Option<&str> {
+        let floors = &self.home.names().floors;
+        let mut called = self.called(text).filter_map(|target| match target {
+            Target::Floor(number) => floors.get(number),
+            _ => None,
+        });
+        called.next().map(|floor| floor.name.as_str())
+    }
+
+    /// What the prompt calls `text`.
+    fn called(&self, text: &str) -> impl Iterator<Item = Target> {
+        let mentions = self.mentions.iter();
+        mentions
+            .filter(move |mention| spoken_text(&self.prompt, &mention.place) == text)
+            .map(|mention| mention.target)
+    }
+
+    /// The words of the prompt that are `text` in lower case, as the prompt writes them.
+    fn copied(&self, text: &str) -> Option<&str> {
+        if text.is_empty() {
+            return None;
+        }
+        self.prompt.char_indices().find_map(|(at, _)| {
+            let rest = &self.prompt[at..];
+            let mut wanted = text.chars();
+            for (end, c) in rest.char_indices() {
+                if wanted.as_str().is_empty() {
+                    return Some(&rest[..end]);
+                }
+                if !c.to_lowercase().all(|lower| wanted.next() == Some(lower)) {
+                    return None;
+                }
+            }
+            wanted.as_str().is_empty().then_some(rest)
+        })
+    }
+}
+
+fn nothing(log_probability: f64) -> Decision {
+    Decision { text: NOTHING_FITS.into(), fits: false, log_probability }
+}
+
+/// The sum over the tokens that are not wholly inside one of these places.
+fn sum_outside(tokens: &[(usize, f64)], places: &[Range<usize>]) -> f64 {
+    let mut begin = 0;
+    let mut sum = 0.0;
+    for (end, log_probability) in tokens {
+        let is_inside = places.iter().any(|place| place.start < *end && begin < place.end);
+        if !is_inside {
+            sum += log_probability;
+        }
+        begin = *end;
+    }
+    sum
+}
+
+/// Where the text of a slot's value stands. No value contains quotation marks.
+fn value_place(text: &str, key: &str) -> Option<Range<usize>> {
+    let head = format!("\"{key}\":\"");
+    let start = text.find(&head)? + head.len();
+    Some(start..start + text[start..].find('"')?)
+}
+
+/// A name as the prompt writes it, in lower case, with single spaces between its words.
+fn spoken_text(prompt: &str, place: &Range<usize>) -> String {
+    let separated = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\\');
+    let words: Vec<&str> = prompt[place.clone()].split(separated).filter(|word| !word.is_empty()).collect();
+    words.join(" ").to_lowercase()
+}
+
+/// The prompt in lower case, cut where JSON would escape a character.
+fn texts(prompt: &str) -> Vec<String> {
+    let escaped = |c: char| c.is_control() || matches!(c, '"' | '\\');
+    let parts = prompt.split(escaped).map(|part| part.trim().to_lowercase());
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+struct InOrder;
+
+impl<'de> Visitor<'de> for InOrder {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::{NamedDevice, NamedPlace, Names};
+    use super::*;
+
+    fn home() -> Arc<Home> {
+        let device = |domain, name: &str, area: Option<&str>, aliases: &[&str]| NamedDevice {
+            domain,
+            name: name.into(),
+            area: area.map(Into::into),
+            aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+        };
+        Arc::new(Home::new(
+            Names {
+                devices: vec![
+                    device("light", "Kitchen Light", Some("Kitchen"), &["Küchenlampe"]),
+                    device("light", "Office ceiling", Some("Office"), &["Ceiling"]),
+                    device("light", "Hall ceiling", Some("Hall"), &["Ceiling"]),
+                    device("todo", "Groceries", None, &[]),
+                    device("light", "A \"quoted\" lamp", None, &[]),
+                ],
+                floors: vec![NamedPlace { name: "Ground Floor".into(), aliases: vec!["Downstairs".into()] }],
+                ..Names::default()
+            },
+            1,
+        ))
+    }
+
+    /// What is sent where the model wrote these slots, and is sure of it.
+    fn sent(prompt: &str, intent: &str, slots: &str) -> String {
+        let written = format!(r#"{{"intent":"{intent}","slots":{{{slots}}}}}"#);
+        IntentPrompt::new(&home(), prompt).decide(&written, &[(written.len(), 0.0)]).text
+    }
+
+    #[test]
+    fn names_are_sent_as_the_home_writes_them() {
+        for (prompt, slots, expected) in [
+            ("turn on the kitchen lights", r#""name":"kitchen lights""#, r#""name":"Kitchen Light""#),
+            ("Küchenlampe an", r#""name":"küchenlampe""#, r#""name":"Kitchen Light""#),
+            (
+                "lights DOWNSTAIRS on",
+                r#""domain":"light","floor":"downstairs""#,
+                r#""domain":"light","floor":"Ground Floor""#,
+            ),
+            (
+                "ceiling in the hall on",
+                r#""name":"ceiling","area":"hall""#,
+                r#""name":"Hall ceiling","area":"Hall""#,
+            ),
+            ("ceiling on", r#""name":"ceiling""#, r#""name":"Office ceiling""#),
+            (r#"a "quoted" lamp on"#, r#""name":"a quoted lamp""#, r#""name":"A \"quoted\" lamp""#),
+        ] {
+            let expected = format!(r#"{{"intent":"HassTurnOn","slots":{{{expected}}}}}"#);
+            assert_eq!(sent(prompt, "HassTurnOn", slots), expected);
+        }
+    }
+
+    #[test]
+    fn open_words_are_copied_as_the_prompt_writes_them() {
+        assert_eq!(
+            sent(
+                "Add Oat Milk to my Groceries",
+                "HassListAddItem",
+                r#""item":"oat milk","name":"groceries""#
+            ),
+            r#"{"intent":"HassListAddItem","slots":{"item":"Oat Milk","name":"Groceries"}}"#
+        );
+        assert_eq!(
+            sent("Pizza timer for 5 minutes", "HassStartTimer", r#""name":"pizza","minutes":5"#),
+            r#"{"intent":"HassStartTimer","slots":{"name":"Pizza","minutes":5}}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_in_the_home_or_the_prompt_fits_nothing() {
+        for (intent, slots) in [
+            ("HassTurnOn", r#""name":"garage light""#),
+            ("HassTurnOn", r#""name":"kitchen light""#),
+            ("HassTurnOn", r#""name":"groceries""#),
+            ("HassTurnOn", r#""area":"kitchen","area":"kitchen""#),
+            ("HassTurnOn", r#""device_class":"blind""#),
+            ("HassTurnOn", r#""item":"milk""#),
+            ("HassTurnOn", ""),
+            ("HassListAddItem", r#""item":"milk""#),
+            ("HassShoppingListAddItem", r#""item":"butter""#),
+            ("none", ""),
+            ("HassExplode", ""),
+        ] {
+            assert_eq!(sent("add milk to the groceries", intent, slots), NOTHING_FITS, "{intent} {slots}");
+        }
+        let intent = IntentPrompt::new(&home(), "hello");
+        for text in ["", "{", "[]", r#"{"intent":7}"#] {
+            assert_eq!(intent.decide(text, &[]).text, NOTHING_FITS);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_the_model_thinks_unlikely_fits_nothing() {
+        let written = r#"{"intent":"HassTurnOn","slots":{"area":"kitchen"}}"#;
+        let intent = IntentPrompt::new(&home(), "kitchen on");
+        let place = value_place(written, "area").expect("there");
+        // How unlikely the copied words are does not count.
+        let tokens = |before, copied| [(place.start, before), (place.end, copied), (written.len(), 0.0)];
+        assert!(intent.decide(written, &tokens(THRESHOLD, -50.0)).fits);
+        assert!(!intent.decide(written, &tokens(THRESHOLD - 0.1, 0.0)).fits);
+    }
+
+    #[test]
+    fn a_long_prompt_fits_nothing() {
+        let prompt = format!("turn on the kitchen light {}", "please ".repeat(200));
+        assert_eq!(sent(&prompt, "HassTurnOn", r#""name":"kitchen light""#), NOTHING_FITS);
+    }
+}

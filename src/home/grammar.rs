@@ -1,0 +1,183 @@
+//! The grammar of the answers that a prompt can have in this home, in llguidance's form of Lark.
+//!
+//! Names are written as the prompt writes them, in lower case, since that is what the model was trained to copy; only
+//! names that occur in the prompt are in it, so its size does not depend on the size of the home. An answer is one
+//! terminal: all of it is a regular language. Deliberately knows nothing of tokens, and not what the names stand for.
+
+use super::evidence::Evidence;
+use super::intents::{INTENTS, Intent, NEVERMIND, NONE, Slot};
+use std::collections::HashMap;
+use std::fmt::Write;
+
+/// What the prompt contains that an answer may repeat.
+#[derive(Debug, Default)]
+pub struct Spoken {
+    /// Devices: the text in lower case, and the domain.
+    pub names: Vec<(String, &'static str)>,
+    pub areas: Vec<String>,
+    pub floors: Vec<String>,
+    /// The prompt in lower case, cut at characters that JSON would escape.
+    pub texts: Vec<String>,
+    /// What may be answered besides.
+    pub evidence: Evidence,
+}
+
+/// The grammar of the answers.
+pub fn lark(spoken: &Spoken) -> String {
+    let mut grammar = Grammar { spoken, terminals: HashMap::new(), text: String::new() };
+    let intents: Vec<String> = INTENTS.iter().filter_map(|intent| grammar.intent(intent)).collect();
+    format!(
+        "start: ANSWER\nANSWER: {} ({}) {}\n{}",
+        quoted("{\"intent\":\""),
+        intents.join(" | "),
+        quoted("}}"),
+        grammar.text
+    )
+}
+
+struct Grammar<'s> {
+    spoken: &'s Spoken,
+    /// Names of terminals by their definition.
+    terminals: HashMap<String, String>,
+    text: String,
+}
+
+impl Grammar<'_> {
+    /// The terminal of an intent with its slots; `None` where the prompt has not what it requires.
+    fn intent(&mut self, intent: &Intent) -> Option<String> {
+        let head = quoted(&format!("{}\",\"slots\":{{", intent.name));
+        let mut pairs = Vec::new();
+        let mut keys = Vec::new();
+        for slot in intent.slots {
+            match self.pair(*slot) {
+                Some(pair) => {
+                    pairs.push(pair);
+                    keys.push(slot.key());
+                }
+                None if intent.needs.contains(&slot.key()) => return None,
+                None => {}
+            }
+        }
+        let has_name = keys.contains(&"name");
+        if !has_name && !self.spoken.evidence.allows(intent.name) {
+            return None;
+        }
+        if pairs.is_empty() {
+            let is_complete = intent.needs_one_of.is_empty();
+            return is_complete.then(|| self.terminal(head));
+        }
+        let pair = self.terminal(pairs.join(" | "));
+        let is_optional = intent.needs.is_empty() && intent.needs_one_of.is_empty();
+        let count = if is_optional { "?" } else { "" };
+        let repeated = keys.iter().map(|key| self.terminal(format!("/.*\"{key}\":.*\"{key}\":.*/")));
+        let repeated: Vec<String> = repeated.collect();
+        let slots = format!("{pair} (\",\" {pair}){{0,5}}");
+        Some(self.terminal(match repeated.len() {
+            1 => format!("{head} ({pair}){count}"),
+            _ => format!("{head} (({slots}) & ~({})){count}", repeated.join(" | ")),
+        }))
+    }
+
+    /// The terminal of a slot with its value; `None` where the prompt has no value for it.
+    fn pair(&mut self, slot: Slot) -> Option<String> {
+        let key = slot.key();
+        let is_word =
+            |value: String| format!("{} ({value}) {}", quoted(&format!("\"{key}\":\"")), quoted("\""));
+        let is_number = |value: &str| format!("{} {value}", quoted(&format!("\"{key}\":")));
+        /// Up to five digits, one decimal.
+        const NUMBER: &str = r"/-?[0-9]{1,5}(\.[0-9])?/";
+        let definition = match slot {
+            Slot::Name(domains) => {
+                let fitting = self.spoken.names.iter().filter(|(_, domain)| domains.contains(domain));
+                is_word(alternatives(fitting.map(|(name, _)| name.as_str()))?)
+            }
+            Slot::Area => is_word(alternatives(self.spoken.areas.iter().map(String::as_str))?),
+            Slot::Floor => is_word(alternatives(self.spoken.floors.iter().map(String::as_str))?),
+            Slot::Words(_) => is_word(self.words()?),
+            Slot::Number(_) if !self.spoken.evidence.has_number() => return None,
+            Slot::Number(_) => is_number(NUMBER),
+            Slot::Spoken(_, words) => is_word(alternatives(self.spoken_of(words))?),
+            Slot::OneOf(_, words) => is_word(alternatives(words.iter().copied())?),
+            Slot::WordOrWords(_, words) => {
+                let known = alternatives(self.spoken_of(words).chain(["on", "off"]));
+                let all = known.into_iter().chain(self.words());
+                is_word(all.collect::<Vec<_>>().join(" | "))
+            }
+            Slot::WordOrNumber(_, words) if !self.spoken.evidence.has_number() => {
+                is_word(alternatives(words.iter().copied())?)
+            }
+            Slot::WordOrNumber(_, words) => {
+                format!("{} | {}", is_word(alternatives(words.iter().copied())?), is_number(NUMBER))
+            }
+        };
+        Some(self.terminal(definition))
+    }
+
+    /// Those of these words for which the prompt has a word.
+    fn spoken_of(&self, words: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+        words.iter().copied().filter(|word| self.spoken.evidence.has(word))
+    }
+
+    /// Words of the prompt that stand in a row.
+    fn words(&mut self) -> Option<String> {
+        let texts = &self.spoken.texts;
+        let parts: Vec<String> =
+            texts.iter().map(|text| format!("%regex {{ \"substring_words\": {} }}", quoted(text))).collect();
+        let parts: Vec<String> = parts.into_iter().map(|part| self.terminal(part)).collect();
+        // Not empty, and without spaces around them.
+        let words = format!("({}) & /[^ ]|[^ ].*[^ ]/", parts.join(" | "));
+        (!parts.is_empty()).then(|| self.terminal(words))
+    }
+
+    /// The name of the terminal with this definition, which is added where there is none.
+    fn terminal(&mut self, definition: String) -> String {
+        if let Some(name) = self.terminals.get(&definition) {
+            return name.clone();
+        }
+        let name = format!("T{}", self.terminals.len());
+        writeln!(self.text, "{name}: {definition}").expect("a string takes all");
+        self.terminals.insert(definition, name.clone());
+        name
+    }
+}
+
+/// One of these texts; `None` where there is none.
+fn alternatives<'t>(texts: impl Iterator<Item = &'t str>) -> Option<String> {
+    let mut texts: Vec<String> = texts.map(quoted).collect();
+    texts.sort();
+    texts.dedup();
+    (!texts.is_empty()).then(|| texts.join(" | "))
+}
+
+/// A text as a literal of the grammar.
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).expect("a text is JSON")
+}
+
+/// Whether the intent is none that does anything.
+pub fn is_nothing(intent: &str) -> bool {
+    intent == NONE || intent == NEVERMIND
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_names_there_is_no_slot_for_them() {
+        let empty = lark(&Spoken::default());
+        assert!(!empty.contains("\\\"name\\\"") && !empty.contains("\\\"area\\\""), "{empty}");
+        assert!(!empty.contains("HassCancelAllTimers") && !empty.contains("HassListAddItem"), "{empty}");
+        assert!(empty.contains("none") && empty.contains("HassMediaPause"), "{empty}");
+        let spoken = Spoken {
+            names: vec![("desk lamp".into(), "light")],
+            areas: vec!["office".into()],
+            floors: vec![],
+            texts: vec!["turn on the desk lamp".into()],
+            evidence: Evidence::new("turn on the desk lamp in the office", &[12..21]),
+        };
+        let full = lark(&spoken);
+        assert!(full.contains("\"desk lamp\"") && full.contains("\"office\""), "{full}");
+        assert!(full.lines().all(|line| line.len() < 2000), "{full}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Which names of the home occur in a prompt.
+//!
+//! A name occurs where all its words stand in a row, whatever their case and a final `s`; a name in a script without
+//! spaces occurs wherever its characters do. Deliberately knows no intent: what a name may be used for is decided
+//! elsewhere.
+
+use super::names::{NamedPlace, Names};
+use super::words::{is_unspaced, words};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// What a name stands for: its number in the list of devices, areas or floors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    Device(usize),
+    Area(usize),
+    Floor(usize),
+}
+
+/// A name that occurs in a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mention {
+    /// Bytes of the prompt.
+    pub place: Range<usize>,
+    pub target: Target,
+}
+
+/// The words of all names of a home, by the first of them.
+#[derive(Debug, Default)]
+pub struct MentionIndex {
+    by_first_word: HashMap<String, Vec<Spoken>>,
+    unspaced: Vec<(String, Target)>,
+}
+
+#[derive(Debug)]
+struct Spoken {
+    /// The words after the first.
+    rest: Box<[String]>,
+    target: Target,
+}
+
+impl MentionIndex {
+    pub fn new(names: &Names) -> Self {
+        let mut index = MentionIndex::default();
+        for (number, device) in names.devices.iter().enumerate() {
+            let all = device.aliases.iter().chain([&device.name]);
+            all.for_each(|name| index.add(name, Target::Device(number)));
+        }
+        let mut add_places = |places: &[NamedPlace], target: fn(usize) -> Target| {
+            for (number, place) in places.iter().enumerate() {
+                place.aliases.iter().chain([&place.name]).for_each(|name| index.add(name, target(number)));
+            }
+        };
+        add_places(&names.areas, Target::Area);
+        add_places(&names.floors, Target::Floor);
+        index
+    }
+
+    fn add(&mut self, name: &str, target: Target) {
+        if is_unspaced(name) {
+            return self.unspaced.push((name.to_lowercase(), target));
+        }
+        let mut stems = words(name).into_iter().map(|word| word.stem);
+        let Some(first) = stems.next() else { return };
+        self.by_first_word.entry(first).or_default().push(Spoken { rest: stems.collect(), target });
+    }
+
+    /// The names that occur in `prompt`, in the order of their places. A name inside that of a device is left
+    /// out: the device "lamp" and the area "desk" in "desk lamp".
+    pub fn mentions(&self, prompt: &str) -> Vec<Mention> {
+        let found = words(prompt);
+        let mut mentions = Vec::new();
+        for (at, word) in found.iter().enumerate() {
+            for spoken in self.by_first_word.get(&word.stem).into_iter().flatten() {
+                let end = at + 1 + spoken.rest.len();
+                let Some(rest) = found.get(at + 1..end) else { continue };
+                if rest.iter().zip(&spoken.rest).all(|(word, wanted)| word.stem == *wanted) {
+                    let place = word.place.start..found[end - 1].place.end;
+                    mentions.push(Mention { place, target: spoken.target });
+                }
+            }
+        }
+        self.find_unspaced(prompt, &mut mentions);
+        mentions.sort_by_key(|mention| (mention.place.start, mention.place.end, mention.target));
+        mentions.dedup();
+        without_inner_names(mentions)
+    }
+
+    fn find_unspaced(&self, prompt: &str, mentions: &mut Vec<Mention>) {
+        // Only where lower case changes no length do places in one text hold for the other.
+        let lower = prompt.to_lowercase();
+        if lower.len() != prompt.len() || !is_unspaced(prompt) {
+            return;
+        }
+        for (name, target) in &self.unspaced {
+            let found = lower.match_indices(name.as_str());
+            let places = found.map(|(at, name)| at..at + name.len());
+            let sound = places.filter(|place| prompt.get(place.clone()).is_some());
+            mentions.extend(sound.map(|place| Mention { place, target: *target }));
+        }
+    }
+}
+
+fn without_inner_names(mentions: Vec<Mention>) -> Vec<Mention> {
+    let is_device = |mention: &Mention| matches!(mention.target, Target::Device(_));
+    let is_inside = |inner: &Range<usize>, outer: &Range<usize>| {
+        inner != outer && outer.start <= inner.start && inner.end <= outer.end
+    };
+    let is_kept = |mention: &Mention| {
+        let mut devices = mentions.iter().filter(|other| is_device(other));
+        !devices.any(|other| is_inside(&mention.place, &other.place))
+    };
+    mentions.iter().filter(|mention| is_kept(mention)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::NamedDevice;
+    use super::*;
+
+    fn home() -> MentionIndex {
+        let device = |name: &str, aliases: &[&str]| NamedDevice {
+            domain: "light",
+            name: name.into(),
+            area: None,
+            aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+        };
+        let area = |name: &str| NamedPlace { name: name.into(), aliases: vec![] };
+        MentionIndex::new(&Names {
+            devices: vec![device("Desk lamp", &["Schreibtischlampe", "台灯"]), device("Lamp", &[])],
+            areas: vec![area("Kitchen"), area("Desk")],
+            floors: vec![area("Ground floor")],
+        })
+    }
+
+    fn mentions(prompt: &str) -> Vec<(String, Target)> {
+        let found = home().mentions(prompt);
+        found.into_iter().map(|mention| (prompt[mention.place].to_owned(), mention.target)).collect()
+    }
+
+    #[test]
+    fn names_occur_as_whole_words_whatever_their_case() {
+        assert_eq!(
+            mentions("Turn on the DESK lamps, in the kitchen"),
+            [("DESK lamps".into(), Target::Device(0)), ("kitchen".into(), Target::Area(0))]
+        );
+        assert_eq!(mentions("lamplight in kitchenette"), []);
+        assert_eq!(mentions("the lamp"), [("lamp".into(), Target::Device(1))]);
+        assert_eq!(mentions("ground"), []);
+        assert_eq!(mentions("Schreibtischlampe an"), [("Schreibtischlampe".into(), Target::Device(0))]);
+    }
+
+    #[test]
+    fn names_without_spaces_occur_anywhere() {
+        assert_eq!(mentions("打开台灯吧"), [("台灯".into(), Target::Device(0))]);
+    }
+}

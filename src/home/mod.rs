@@ -1,0 +1,32 @@
+//! The names of the home: which devices, areas and floors there are, and what a sentence may call them.
+//!
+//! ```text
+//! discovery, zigbee2mqtt ──> HomeNames ── snapshot ──> Home ── mentions ──> intent grammar ──> intent answer
+//! file ────────────────────────^
+//! ```
+//!
+//! `discovery` and `zigbee2mqtt` read what a broker retains, `file` what the owner wrote; `store` merges them within
+//! fixed limits. A [`Home`] is what they say at one moment: it never changes, and is shared by reference. `mention`
+//! finds its names in a prompt, `intents` is the list of Home Assistant's intents, `grammar` makes of both the grammar
+//! of an answer, and `answer` turns what was decoded into the answer that is sent.
+//!
+//! Pure: payloads come in, texts go out. Deliberately knows no broker, no model and no engine.
+
+mod answer;
+mod capped;
+pub mod discovery;
+mod evidence;
+pub mod file;
+mod grammar;
+mod intents;
+mod mention;
+mod names;
+mod shared;
+mod store;
+mod words;
+pub mod zigbee2mqtt;
+
+pub use answer::{Decision, IntentPrompt, NOTHING_FITS, THRESHOLD};
+pub use names::{Home, MAX_NAME_BYTES, NamedDevice, NamedPlace, Names};
+pub use shared::SharedHome;
+pub use store::{HOME_BYTES, HomeNames, MAX_NAMES, NameTopics};
