@@ -4,7 +4,7 @@
 
 /// A token with its log-probability, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenLogprob {
+pub struct IdLogprob {
     /// The token.
     pub id: u32,
     /// `ln p`; not finite only where the logits of a damaged model are not.
@@ -15,16 +15,16 @@ pub struct TokenLogprob {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PositionLogprobs {
     /// The token that was chosen.
-    pub chosen: TokenLogprob,
+    pub chosen: IdLogprob,
     /// The most likely tokens, whether one of them was chosen or not, the likeliest first.
-    pub top: Vec<TokenLogprob>,
+    pub top: Vec<IdLogprob>,
 }
 
 impl PositionLogprobs {
     /// The chosen token and the `top` most likely ones; `logits`: `[vocab]`.
     pub fn new(logits: &[f32], chosen: u32, top: usize) -> Self {
         let log_total = log_sum_exp(logits);
-        let of = |id: u32| TokenLogprob { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32 };
+        let of = |id: u32| IdLogprob { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32 };
         PositionLogprobs { chosen: of(chosen), top: largest(logits, top).into_iter().map(of).collect() }
     }
 }

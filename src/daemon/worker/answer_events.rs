@@ -1,7 +1,7 @@
 //! From the engine's answers to the parts of the `done` event. Deliberately knows no request and no client.
 
 use crate::engine::Engine;
-use crate::engine::logprobs::{PositionLogprobs, TokenLogprob as EngineLogprob};
+use crate::engine::logprobs::{IdLogprob, PositionLogprobs};
 use crate::engine::model::PassTimings;
 use crate::engine::session::{Answer, StopReason};
 use crate::protocol::{AnswerDetails, Choice, FinishReason, LikelyToken, TokenLogprob, ToolCall};
@@ -78,7 +78,7 @@ pub(super) fn token_logprob(engine: &Engine, position: &PositionLogprobs) -> Tok
     }
 }
 
-fn likely_token(engine: &Engine, EngineLogprob { id, logprob }: EngineLogprob) -> LikelyToken {
+fn likely_token(engine: &Engine, IdLogprob { id, logprob }: IdLogprob) -> LikelyToken {
     let bytes = engine.tokenizer().bytes(id);
     LikelyToken { token: String::from_utf8_lossy(bytes).into_owned(), logprob, bytes: bytes.to_vec() }
 }

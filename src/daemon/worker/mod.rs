@@ -171,7 +171,7 @@ impl Worker {
         let request = &queued.inbound.request;
         let intent = match home_intent::wanted(self.intents.as_ref(), request) {
             Ok(intent) => intent,
-            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
+            Err(refusal) => return self.refuse_format(queued, refusal),
         };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
@@ -185,7 +185,7 @@ impl Worker {
         }
         let constraint = match self.constraint(engine, request, calls.as_ref(), intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
+            Err(refusal) => return self.refuse_format(queued, refusal),
         };
         let begun = Instant::now();
         let work = self.begin_metering(begun);
@@ -201,8 +201,7 @@ impl Worker {
         let answers = match outcome {
             Ok(answers) => answers,
             Err(error) => {
-                let refusal = self.prompt_refusal(&error);
-                self.queue.refuse(queued.inbound, refusal);
+                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 return Ok(());
             }
         };
@@ -210,16 +209,27 @@ impl Worker {
         self.queue.record_duration(at.ended - at.begun);
         self.keep(key, &answers[0].answer);
         let Inbound { id, client, reply, .. } = queued.inbound;
-        if is_constrained {
-            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
-        }
+        self.count_forced(is_constrained, &answers);
         let done = self.done(engine, id, &prompt, answers, at, &work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
         Ok(())
     }
 
-    /// The constraint of an answer, see [`tool_calls::constraint`]; `None` where any text will do.
+    fn count_forced(&self, is_constrained: bool, answers: &[FinishedAnswer]) {
+        if is_constrained {
+            self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
+        }
+    }
+
+    /// Stores a complete answer that may be given again.
+    fn keep(&self, key: Option<CacheKey>, answer: &Answer) {
+        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
+            self.queue.answers.insert(key, cacheable(answer));
+        }
+    }
+
+    /// The constraint of an answer; `None` where any text will do.
     fn constraint(
         &self,
         engine: &Engine,
@@ -248,16 +258,10 @@ impl Worker {
     }
 
     /// Refuses a request because of the form of its answer.
-    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) {
+    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) -> Result<(), LoadError> {
         self.telemetry.structured_output.refused();
         self.queue.refuse(queued.inbound, refusal);
-    }
-
-    /// Stores a complete answer that may be given again.
-    fn keep(&self, key: Option<CacheKey>, answer: &Answer) {
-        if let Some(key) = key.filter(|_| answer.end != StopReason::Cancelled) {
-            self.queue.answers.insert(key, cacheable(answer));
-        }
+        Ok(())
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.

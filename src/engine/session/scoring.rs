@@ -10,9 +10,9 @@ impl Session<'_> {
             return Vec::new();
         };
         self.state.truncate(last);
-        let room = self.state.context() - last;
+        let free = self.state.context() - last;
         let inputs: Vec<u32> =
-            prompt[last..].iter().chain(answer).copied().take(answer.len().min(room)).collect();
+            prompt[last..].iter().chain(answer).copied().take(answer.len().min(free)).collect();
         let mut log_probabilities = Vec::with_capacity(inputs.len());
         for batch in inputs.chunks(self.state.batch()) {
             self.model.forward(batch, &mut self.state);

@@ -199,7 +199,7 @@ pub(super) fn tool_choice(choice: Option<JsonValue>, tools: &[Tool]) -> Result<T
     Ok(choice)
 }
 
-/// An answer is either calls or what the format says, and only JSON can be told from calls.
+/// An answer is either calls or what the format says, and only JSON can be distinguished from calls.
 pub(super) fn check_format(
     tools: &[Tool],
     choice: &ToolChoice,

@@ -68,7 +68,7 @@ impl CallSyntax {
         if mark.is_empty() { self.open.trim_end_matches(|c| c != '{') } else { mark }
     }
 
-    /// Whether an answer may have several calls: only those that each begin with a mark can be told apart.
+    /// Whether an answer may have several calls: only those that each begin with a mark can be separated.
     pub fn allows_several(&self) -> bool {
         !self.mark().starts_with('{')
     }

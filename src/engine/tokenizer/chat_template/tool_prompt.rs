@@ -38,7 +38,7 @@ impl Template {
         let arguments = JsonValue::Object(vec![(PROBE_KEY.into(), JsonValue::Text(PROBE_VALUE.into()))]);
         let calls = [ChatCall { id: "call00001", name: PROBE_NAME, arguments: &arguments }];
         let user = ChatMessage::new(ChatRole::User, "Tango");
-        let said = ChatMessage::new(ChatRole::Assistant, "Hello.");
+        let answered = ChatMessage::new(ChatRole::Assistant, "Hello.");
         let called = ChatMessage { tool_calls: &calls, ..ChatMessage::new(ChatRole::Assistant, "") };
         let result =
             ChatMessage { tool_call_id: Some("call00001"), ..ChatMessage::new(ChatRole::Tool, PROBE_VALUE) };
@@ -48,7 +48,7 @@ impl Template {
         if !shows(&[user], &tools, PROBE_NAME) || !shows(&[user, called, result], &[], PROBE_VALUE) {
             return None;
         }
-        let [with_text, with_call] = [said, called].map(|turn| self.render(&[user, turn], &[]));
+        let [with_text, with_call] = [answered, called].map(|turn| self.render(&[user, turn], &[]));
         CallSyntax::learn(with_text.ok()?.as_str(), with_call.ok()?.as_str())
     }
 
