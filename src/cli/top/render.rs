@@ -388,7 +388,7 @@ mod tests {
         let mut report = report_of(Snapshot::default());
         report["thermal"]["throttling"] = json!({ "now": flags(false), "since_boot": flags(true) });
         let shown = drawn(&report, 100, false);
-        let row = "\nthrottled   no; since the board was switched on: throttled, under voltage\n";
+        let row = "\nthrottled   no; since the board was switched on: under voltage, throttled\n";
         assert!(shown.contains(row), "{shown}");
         report["thermal"]["throttling"] = Value::Null;
         report["thermal"]["under_voltage"] = json!({ "value": true });
