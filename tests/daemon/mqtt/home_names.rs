@@ -17,7 +17,8 @@ async fn devices(home: &SharedHome, expected: &[&str]) {
     let begin = Instant::now();
     loop {
         let current = home.current();
-        let mut names: Vec<&str> = current.names().devices.iter().map(|device| device.name.as_str()).collect();
+        let mut names: Vec<&str> =
+            current.names().devices.iter().map(|device| device.name.as_str()).collect();
         names.sort_unstable();
         if names == expected {
             return;
@@ -29,7 +30,8 @@ async fn devices(home: &SharedHome, expected: &[&str]) {
 
 const LAMP: &str = "homeassistant/light/lamp/config";
 const PLUG: &str = "homeassistant/switch/node/plug/config";
-const LIST: &str = r#"[{"ieee_address":"0x2","friendly_name":"hall","definition":{"exposes":[{"type":"light"}]}}]"#;
+const LIST: &str =
+    r#"[{"ieee_address":"0x2","friendly_name":"hall","definition":{"exposes":[{"type":"light"}]}}]"#;
 
 #[tokio::test]
 async fn retained_descriptions_are_read_and_prompts_are_answered_beside_them() {
