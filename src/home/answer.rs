@@ -164,13 +164,11 @@ impl IntentPrompt {
         });
         let area = area.and_then(|area| self.area(area));
         let fitting = called.filter(|device| domains.contains(&device.domain));
-        let best = fitting.max_by_key(|device| {
-            let is_there = device
-                .area
-                .as_deref()
-                .is_some_and(|own| Some(own.to_lowercase()) == area.map(str::to_lowercase));
-            // The first of equals: `max_by_key` takes the last.
-            (is_there, device.name.to_lowercase() == text, std::cmp::Reverse(devices.len()))
+        let fitting: Vec<_> = fitting.collect();
+        // The first of equals: `max_by_key` takes the last.
+        let best = fitting.into_iter().rev().max_by_key(|device| {
+            let own = device.area.as_deref().map(str::to_lowercase);
+            (own.is_some() && own == area.map(str::to_lowercase), device.name.to_lowercase() == text)
         });
         best.map(|device| device.name.as_str())
     }
