@@ -8,7 +8,7 @@ use super::evidence::Evidence;
 use super::grammar::{self, Spoken, is_nothing};
 use super::intents::{INTENTS, Intent, Slot};
 use super::mention::{Mention, Target};
-use super::names::Home;
+use super::snapshot::Home;
 use super::words::words;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
