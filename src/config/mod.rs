@@ -7,6 +7,7 @@
 mod alerts;
 mod broker;
 mod diff;
+mod home;
 mod key_error;
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,8 @@ use super::key_error::{KeyError, KeyResult};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
-    Home, Host, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket,
-    Telemetry, Tls, broker,
+    Host, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
+    Tls, broker,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,7 @@ impl File {
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,
-            home: self.home.checked()?,
+            home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             cache: self.cache.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
@@ -419,32 +419,6 @@ impl QueueKeys {
             timeout: Duration::from_millis(within("queue", "timeout_ms", timeout, 1..=day_ms)?),
             drain: Duration::from_millis(within("queue", "drain_ms", drain, 0..=day_ms)?),
             inbox_bytes: (within("queue", "inbox_mb", self.inbox_mb.unwrap_or(4), 0..=64)? as usize) << 20,
-        })
-    }
-}
-
-impl HomeKeys {
-    fn checked(self) -> KeyResult<Home> {
-        let file = self.file.filter(|path| !path.as_os_str().is_empty());
-        if let Some(path) = &file {
-            let is_known = path.extension().is_some_and(|ending| ending == "json" || ending == "toml");
-            let wrong = if path.is_relative() {
-                "is no absolute path; begin it with /"
-            } else if !is_known {
-                "ends in neither .toml nor .json; name it by what it is"
-            } else if self.enabled != Some(true) {
-                "is set, but no names are read; add enabled = true"
-            } else {
-                ""
-            };
-            if !wrong.is_empty() {
-                return Err(KeyError("home", "file", format!("{path:?} {wrong}, or take this key out")));
-            }
-        }
-        Ok(Home {
-            is_enabled: self.enabled.unwrap_or(false),
-            is_constrained: self.constrain.unwrap_or(true),
-            file,
         })
     }
 }

@@ -8,7 +8,8 @@ use super::evidence::Evidence;
 use super::grammar::{self, Spoken, is_nothing};
 use super::intents::{INTENTS, Intent, Slot};
 use super::mention::{Mention, Target};
-use super::names::Home;
+use super::snapshot::Home;
+use super::words::words;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;
@@ -61,11 +62,11 @@ impl IntentPrompt {
     pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
         let prompt = if prompt.len() > MAX_PROMPT_BYTES { "" } else { prompt };
         let mentions = home.index().mentions(prompt);
-        let is_device = |mention: &&Mention| matches!(mention.target, Target::Device(_));
+        let is_device = |mention: &&Mention| mention.is_exact && matches!(mention.target, Target::Device(_));
         let devices: Vec<_> =
             mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
         let evidence = Evidence::new(prompt, &devices);
-        let mut spoken = Spoken { texts: texts(prompt), evidence, ..Spoken::default() };
+        let mut spoken = Spoken { words: spoken_words(prompt), evidence, ..Spoken::default() };
         for mention in &mentions {
             let text = spoken_text(prompt, &mention.place);
             match mention.target {
@@ -163,13 +164,11 @@ impl IntentPrompt {
         });
         let area = area.and_then(|area| self.area(area));
         let fitting = called.filter(|device| domains.contains(&device.domain));
-        let best = fitting.max_by_key(|device| {
-            let is_there = device
-                .area
-                .as_deref()
-                .is_some_and(|own| Some(own.to_lowercase()) == area.map(str::to_lowercase));
-            // The first of equals: `max_by_key` takes the last.
-            (is_there, device.name.to_lowercase() == text, std::cmp::Reverse(devices.len()))
+        let fitting: Vec<_> = fitting.collect();
+        // The first of equals: `max_by_key` takes the last.
+        let best = fitting.into_iter().rev().max_by_key(|device| {
+            let own = device.area.as_deref().map(str::to_lowercase);
+            (own.is_some() && own == area.map(str::to_lowercase), device.name.to_lowercase() == text)
         });
         best.map(|device| device.name.as_str())
     }
@@ -253,11 +252,16 @@ fn spoken_text(prompt: &str, place: &Range<usize>) -> String {
     words.join(" ").to_lowercase()
 }
 
-/// The prompt in lower case, cut where JSON would escape a character.
-fn texts(prompt: &str) -> Vec<String> {
-    let escaped = |c: char| c.is_control() || matches!(c, '"' | '\\');
-    let parts = prompt.split(escaped).map(|part| part.trim().to_lowercase());
-    parts.filter(|part| !part.is_empty()).collect()
+/// The words of the prompt in lower case, with what is between each and the next; `None` where JSON would escape it.
+fn spoken_words(prompt: &str) -> Vec<(String, Option<String>)> {
+    let words = words(prompt);
+    let is_escaped = |c: char| c.is_control() || matches!(c, '"' | '\\');
+    let separator = |at: usize| {
+        let between = &prompt[words[at].place.end..words.get(at + 1)?.place.start];
+        (!between.is_empty() && !between.contains(is_escaped)).then(|| between.to_lowercase())
+    };
+    let lower = |at: usize| prompt[words[at].place.clone()].to_lowercase();
+    (0..words.len()).map(|at| (lower(at), separator(at))).collect()
 }
 
 impl<'de> Deserialize<'de> for Pairs {

@@ -26,6 +26,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("lock",   &["lock", "locked", "unlock", "unlocked", "door"]),
     ("switch", &["switch", "switche", "plug", "outlet", "socket"]),
     ("person", &["who", "who'", "where", "anyone", "anybody", "everyone", "everybody", "someone", "somebody", "people", "person"]),
+    ("closing", &["closing", "shutting"]),
     ("closed", &["closed", "close", "shut"]),
     ("open",   &["open", "opened"]),
     ("locked", &["locked", "lock"]),
@@ -48,7 +49,8 @@ const INTENTS: &[(&str, &[&str])] = &[
     ("HassGetCurrentTime", &["time", "clock"]),
     ("HassGetCurrentDate", &["date", "day", "today"]),
     ("HassGetWeather", &["weather", "forecast"]),
-    ("HassClimateGetTemperature", &["temperature", "warm", "hot", "cold", "degree", "cool", "thermostat"]),
+    ("HassMediaPrevious", &["previous", "back", "last", "replay", "rewind", "before"]),
+    ("HassClimateGetTemperature", &["temperature", "temp", "warm", "hot", "cold", "degree", "cool", "thermostat"]),
 ];
 
 /// The words of a prompt, apart from the names of devices in it.

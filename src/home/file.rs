@@ -2,8 +2,7 @@
 //!
 //! Deliberately knows nothing of what the broker says of the home.
 
-use super::names::{DOMAINS, NamedDevice, NamedPlace, Names, cleaned, domain};
-use super::store::{MAX_NAMES, MAX_TOTAL_BYTES};
+use super::names::{DOMAINS, MAX_NAMES, MAX_TOTAL_BYTES, NamedDevice, NamedPlace, Names, cleaned, domain};
 use crate::config;
 use serde::Deserialize;
 use std::path::Path;

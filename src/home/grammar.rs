@@ -9,6 +9,11 @@ use super::intents::{INTENTS, Intent, NEVERMIND, NONE, Slot};
 use std::collections::HashMap;
 use std::fmt::Write;
 
+/// Slots of an intent up to which their orders are written out.
+const MAX_ORDERED: usize = 4;
+/// Words of a prompt that can be copied: more are no command.
+const MAX_WORDS: usize = 64;
+
 /// What the prompt contains that an answer may repeat.
 #[derive(Debug, Default)]
 pub struct Spoken {
@@ -16,8 +21,8 @@ pub struct Spoken {
     pub names: Vec<(String, &'static str)>,
     pub areas: Vec<String>,
     pub floors: Vec<String>,
-    /// The prompt in lower case, cut at characters that JSON would escape.
-    pub texts: Vec<String>,
+    /// The words of the prompt in lower case, with what is between each and the next; `None` where JSON would escape it.
+    pub words: Vec<(String, Option<String>)>,
     /// What may be answered besides.
     pub evidence: Evidence,
 }
@@ -47,18 +52,17 @@ impl Grammar<'_> {
     fn intent(&mut self, intent: &Intent) -> Option<String> {
         let head = quoted(&format!("{}\",\"slots\":{{", intent.name));
         let mut pairs = Vec::new();
-        let mut keys = Vec::new();
+        let mut has_name = false;
         for slot in intent.slots {
             match self.pair(*slot) {
                 Some(pair) => {
                     pairs.push(pair);
-                    keys.push(slot.key());
+                    has_name |= slot.key() == "name";
                 }
                 None if intent.needs.contains(&slot.key()) => return None,
                 None => {}
             }
         }
-        let has_name = keys.contains(&"name");
         if !has_name && !self.spoken.evidence.allows(intent.name) {
             return None;
         }
@@ -66,16 +70,28 @@ impl Grammar<'_> {
             let is_complete = intent.needs_one_of.is_empty();
             return is_complete.then(|| self.terminal(head));
         }
-        let pair = self.terminal(pairs.join(" | "));
         let is_optional = intent.needs.is_empty() && intent.needs_one_of.is_empty();
         let count = if is_optional { "?" } else { "" };
-        let repeated = keys.iter().map(|key| self.terminal(format!("/.*\"{key}\":.*\"{key}\":.*/")));
-        let repeated: Vec<String> = repeated.collect();
-        let slots = format!("{pair} (\",\" {pair}){{0,5}}");
-        Some(self.terminal(match repeated.len() {
-            1 => format!("{head} ({pair}){count}"),
-            _ => format!("{head} (({slots}) & ~({})){count}", repeated.join(" | ")),
-        }))
+        let slots = self.slots(&pairs);
+        Some(self.terminal(format!("{head} ({slots}){count}")))
+    }
+
+    /// Slots in any order, each once at most. With more than [`MAX_ORDERED`] they may be repeated, which is found when
+    /// the answer is read.
+    fn slots(&mut self, pairs: &[String]) -> String {
+        if pairs.len() > MAX_ORDERED {
+            let pair = self.terminal(pairs.join(" | "));
+            return self.terminal(format!("{pair} (\",\" {pair}){{0,5}}"));
+        }
+        let mut orders = Vec::new();
+        for (at, pair) in pairs.iter().enumerate() {
+            let others = [&pairs[..at], &pairs[at + 1..]].concat();
+            orders.push(match others.as_slice() {
+                [] => pair.clone(),
+                others => format!("{pair} (\",\" {})?", self.slots(others)),
+            });
+        }
+        self.terminal(orders.join(" | "))
     }
 
     /// The terminal of a slot with its value; `None` where the prompt has no value for it.
@@ -120,13 +136,21 @@ impl Grammar<'_> {
 
     /// Words of the prompt that stand in a row.
     fn words(&mut self) -> Option<String> {
-        let texts = &self.spoken.texts;
-        let parts: Vec<String> =
-            texts.iter().map(|text| format!("%regex {{ \"substring_words\": {} }}", quoted(text))).collect();
-        let parts: Vec<String> = parts.into_iter().map(|part| self.terminal(part)).collect();
-        // Not empty, and without spaces around them.
-        let words = format!("({}) & /[^ ]|[^ ].*[^ ]/", parts.join(" | "));
-        (!parts.is_empty()).then(|| self.terminal(words))
+        // From the last word on, so that each refers to those after it.
+        let (mut starts, mut next) = (Vec::new(), None);
+        for (word, separator) in self.spoken.words.iter().take(MAX_WORDS).rev() {
+            let rest: Option<(&String, String)> = separator.as_ref().zip(next);
+            let definition = match rest {
+                Some((separator, next)) => format!("{} ({} {next})?", quoted(word), quoted(separator)),
+                None => quoted(word),
+            };
+            let terminal = self.terminal(definition);
+            next = Some(terminal.clone());
+            starts.push(terminal);
+        }
+        starts.sort();
+        starts.dedup();
+        (!starts.is_empty()).then(|| self.terminal(starts.join(" | ")))
     }
 
     /// The name of the terminal with this definition, which is added where there is none.
@@ -173,7 +197,7 @@ mod tests {
             names: vec![("desk lamp".into(), "light")],
             areas: vec!["office".into()],
             floors: vec![],
-            texts: vec!["turn on the desk lamp".into()],
+            words: vec![("turn".into(), Some(" ".into())), ("on".into(), None)],
             evidence: Evidence::new("turn on the desk lamp in the office", &[12..21]),
         };
         let full = lark(&spoken);

@@ -23,6 +23,8 @@ pub struct Mention {
     /// Bytes of the prompt.
     pub place: Range<usize>,
     pub target: Target,
+    /// Whether it is written exactly so, but for case: not "lamps" for "lamp".
+    pub is_exact: bool,
 }
 
 /// The words of all names of a home, by the first of them.
@@ -36,6 +38,8 @@ pub struct MentionIndex {
 struct Spoken {
     /// The words after the first.
     rest: Box<[String]>,
+    /// The whole name in lower case.
+    name: Box<str>,
     target: Target,
 }
 
@@ -62,11 +66,15 @@ impl MentionIndex {
         }
         let mut stems = words(name).into_iter().map(|word| word.stem);
         let Some(first) = stems.next() else { return };
-        self.by_first_word.entry(first).or_default().push(Spoken { rest: stems.collect(), target });
+        self.by_first_word.entry(first).or_default().push(Spoken {
+            rest: stems.collect(),
+            name: name.to_lowercase().into(),
+            target,
+        });
     }
 
     /// The names that occur in `prompt`, in the order of their places. A name inside that of a device is left
-    /// out: the device "lamp" and the area "desk" in "desk lamp".
+    /// out, if that is written exactly: the device "lamp" and the area "desk" in "desk lamp".
     pub fn mentions(&self, prompt: &str) -> Vec<Mention> {
         let found = words(prompt);
         let mut mentions = Vec::new();
@@ -76,13 +84,16 @@ impl MentionIndex {
                 let Some(rest) = found.get(at + 1..end) else { continue };
                 if rest.iter().zip(&spoken.rest).all(|(word, wanted)| word.stem == *wanted) {
                     let place = word.place.start..found[end - 1].place.end;
-                    mentions.push(Mention { place, target: spoken.target });
+                    let is_exact = prompt[place.clone()].to_lowercase() == *spoken.name;
+                    mentions.push(Mention { place, target: spoken.target, is_exact });
                 }
             }
         }
         self.find_unspaced(prompt, &mut mentions);
-        mentions.sort_by_key(|mention| (mention.place.start, mention.place.end, mention.target));
-        mentions.dedup();
+        mentions.sort_by_key(|mention| {
+            (mention.place.start, mention.place.end, mention.target, !mention.is_exact)
+        });
+        mentions.dedup_by(|other, kept| other.place == kept.place && other.target == kept.target);
         without_inner_names(mentions)
     }
 
@@ -96,7 +107,7 @@ impl MentionIndex {
             let found = lower.match_indices(name.as_str());
             let places = found.map(|(at, name)| at..at + name.len());
             let sound = places.filter(|place| prompt.get(place.clone()).is_some());
-            mentions.extend(sound.map(|place| Mention { place, target: *target }));
+            mentions.extend(sound.map(|place| Mention { place, target: *target, is_exact: true }));
         }
     }
 }
@@ -108,7 +119,9 @@ fn without_inner_names(mentions: Vec<Mention>) -> Vec<Mention> {
     };
     let is_kept = |mention: &Mention| {
         let mut devices = mentions.iter().filter(|other| is_device(other));
-        !devices.any(|other| is_inside(&mention.place, &other.place))
+        // "lamps" may be all lamps, but "desk lamp" is the one of that name.
+        !devices
+            .any(|other| is_inside(&mention.place, &other.place) && (other.is_exact || is_device(mention)))
     };
     mentions.iter().filter(|mention| is_kept(mention)).cloned().collect()
 }
@@ -142,8 +155,13 @@ mod tests {
     fn names_occur_as_whole_words_whatever_their_case() {
         assert_eq!(
             mentions("Turn on the DESK lamps, in the kitchen"),
-            [("DESK lamps".into(), Target::Device(0)), ("kitchen".into(), Target::Area(0))]
+            [
+                ("DESK".into(), Target::Area(1)),
+                ("DESK lamps".into(), Target::Device(0)),
+                ("kitchen".into(), Target::Area(0))
+            ]
         );
+        assert_eq!(mentions("turn on the desk lamp"), [("desk lamp".into(), Target::Device(0))]);
         assert_eq!(mentions("lamplight in kitchenette"), []);
         assert_eq!(mentions("the lamp"), [("lamp".into(), Target::Device(1))]);
         assert_eq!(mentions("ground"), []);

@@ -22,11 +22,13 @@ mod intents;
 mod mention;
 mod names;
 mod shared;
+mod snapshot;
 mod store;
 mod words;
 pub mod zigbee2mqtt;
 
 pub use answer::{Decision, IntentPrompt, NOTHING_FITS, THRESHOLD};
-pub use names::{Home, MAX_NAME_BYTES, NamedDevice, NamedPlace, Names};
+pub use names::{MAX_NAME_BYTES, MAX_NAMES, NamedDevice, NamedPlace, Names};
 pub use shared::SharedHome;
-pub use store::{HOME_BYTES, HomeNames, MAX_NAMES, NameTopics};
+pub use snapshot::Home;
+pub use store::{HOME_BYTES, HomeNames, NameTopics};

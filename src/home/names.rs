@@ -1,12 +1,15 @@
-//! Devices, areas and floors as plain data, and the home that consists of them.
+//! Devices, areas and floors as plain data.
 //!
 //! Deliberately knows nothing of where a name was read.
 
-use super::mention::MentionIndex;
 use std::collections::HashSet;
 
 /// Maximum length of a name in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
+/// Maximum number of names from the broker, and of those in the file, aliases included.
+pub const MAX_NAMES: usize = 4096;
+/// Maximum number of bytes of those names together.
+pub(super) const MAX_TOTAL_BYTES: usize = 256 << 10;
 
 /// The domains of Home Assistant whose entities a sentence can name.
 pub(super) const DOMAINS: &[&str] = &[
@@ -95,7 +98,7 @@ impl Names {
     }
 
     /// Leaves one of each device of the same name and domain, and one of each place; areas of devices become areas.
-    fn deduplicated(mut self) -> Self {
+    pub(super) fn deduplicated(mut self) -> Self {
         let mut seen = HashSet::new();
         self.devices.retain(|device| seen.insert((device.domain, device.name.to_lowercase())));
         let of_devices = self.devices.iter().filter_map(|device| device.area.clone());
@@ -117,36 +120,6 @@ pub(super) fn cleaned(name: &str) -> Option<String> {
     is_sound.then(|| name.to_owned())
 }
 
-/// All names of the home at one moment, with an index to find them in a prompt.
-#[derive(Debug, Default)]
-pub struct Home {
-    names: Names,
-    index: MentionIndex,
-    version: u64,
-}
-
-impl Home {
-    /// The home with these names. `version` tells it from the homes before it.
-    pub fn new(names: Names, version: u64) -> Self {
-        let names = names.deduplicated();
-        Home { index: MentionIndex::new(&names), names, version }
-    }
-
-    /// Its names.
-    pub fn names(&self) -> &Names {
-        &self.names
-    }
-
-    /// The number that changes with the names.
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
-    pub(super) fn index(&self) -> &MentionIndex {
-        &self.index
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,9 +135,9 @@ mod tests {
             device("light", "desk lamp", None),
             device("switch", "Desk lamp", Some("office")),
         ];
-        let home = Home::new(Names { devices, ..Names::default() }, 1);
-        assert_eq!(home.names().devices.len(), 2);
-        assert_eq!(home.names().areas, [NamedPlace { name: "Office".into(), aliases: vec![] }]);
+        let names = Names { devices, ..Names::default() }.deduplicated();
+        assert_eq!(names.devices.len(), 2);
+        assert_eq!(names.areas, [NamedPlace { name: "Office".into(), aliases: vec![] }]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! One way only: who changes the names learns nothing of who reads them. Deliberately knows no channel of any runtime.
 
-use super::names::{Home, Names};
+use super::names::Names;
+use super::snapshot::Home;
 use super::store::{HomeNames, NameTopics};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -5,15 +5,12 @@
 //! delivery of retained messages is over.
 
 use super::discovery;
-use super::names::{Home, Names};
+use super::names::{MAX_NAMES, MAX_TOTAL_BYTES, Names};
+use super::snapshot::Home;
 use super::zigbee2mqtt::{self as zigbee, ZigbeeDevice, ZigbeeGroup};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-/// Maximum number of names from the broker, and of those in the file, aliases included.
-pub const MAX_NAMES: usize = 4096;
-/// Maximum number of bytes of those names together.
-pub(super) const MAX_TOTAL_BYTES: usize = 256 << 10;
 /// Memory in bytes that the memory plan reserves for the names: both sources in the store and in the home with its
 /// index, the home before while an answer is made, and the parsed form of one message.
 pub const HOME_BYTES: usize = 8 << 20;

@@ -4,8 +4,7 @@
 //! a device can do.
 
 use super::capped::Capped;
-use super::names::{NamedDevice, cleaned};
-use super::store::MAX_NAMES;
+use super::names::{MAX_NAMES, NamedDevice, cleaned};
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use std::collections::HashMap;
