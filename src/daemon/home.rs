@@ -3,7 +3,7 @@
 //! Deliberately knows no broker: the transport reads what is retained there.
 
 use crate::config::{self, Config};
-use crate::home::{NameTopics, Names, SharedHome, file};
+use crate::home::{NameList, NameTopics, SharedHome, file};
 use log::error;
 use std::sync::Arc;
 
@@ -28,6 +28,6 @@ pub(super) fn reload(home: &SharedHome, wanted: &config::Home) {
     }
 }
 
-fn names(config: &config::Home) -> Result<Names, String> {
-    config.file.as_deref().map_or(Ok(Names::default()), file::load)
+fn names(config: &config::Home) -> Result<NameList, String> {
+    config.file.as_deref().map_or(Ok(NameList::default()), file::load)
 }

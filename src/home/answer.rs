@@ -6,8 +6,8 @@
 
 use super::evidence::Evidence;
 use super::grammar::{self, Spoken, is_nothing};
-use super::intents::{INTENTS, Intent, Slot};
-use super::mention::{Mention, Target};
+use super::intents::{INTENTS, Intent, IntentSlot};
+use super::mention::{Mention, MentionTarget};
 use super::snapshot::Home;
 use super::words::words;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -62,7 +62,8 @@ impl IntentPrompt {
     pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
         let prompt = if prompt.len() > MAX_PROMPT_BYTES { "" } else { prompt };
         let mentions = home.index().mentions(prompt);
-        let is_device = |mention: &&Mention| mention.is_exact && matches!(mention.target, Target::Device(_));
+        let is_device =
+            |mention: &&Mention| mention.is_exact && matches!(mention.target, MentionTarget::Device(_));
         let devices: Vec<_> =
             mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
         let evidence = Evidence::new(prompt, &devices);
@@ -70,9 +71,11 @@ impl IntentPrompt {
         for mention in &mentions {
             let text = spoken_text(prompt, &mention.place);
             match mention.target {
-                Target::Device(number) => spoken.names.push((text, home.names().devices[number].domain)),
-                Target::Area(_) => spoken.areas.push(text),
-                Target::Floor(_) => spoken.floors.push(text),
+                MentionTarget::Device(number) => {
+                    spoken.names.push((text, home.names().devices[number].domain))
+                }
+                MentionTarget::Area(_) => spoken.areas.push(text),
+                MentionTarget::Floor(_) => spoken.floors.push(text),
             }
         }
         let lark = grammar::lark(&spoken);
@@ -137,18 +140,18 @@ impl IntentPrompt {
         let slot = intent.slots.iter().find(|slot| slot.key() == key)?;
         let as_json = |text: &str| Value::from(text).to_string();
         match (slot, value) {
-            (Slot::Name(domains), Value::String(text)) => {
+            (IntentSlot::Name(domains), Value::String(text)) => {
                 let area = all.iter().find(|(key, _)| key == "area").and_then(|(_, value)| value.as_str());
                 Some((as_json(self.device(text, domains, area)?), true))
             }
-            (Slot::Area, Value::String(text)) => Some((as_json(self.area(text)?), true)),
-            (Slot::Floor, Value::String(text)) => Some((as_json(self.floor(text)?), true)),
-            (Slot::WordOrWords(_, words), Value::String(text))
+            (IntentSlot::Area, Value::String(text)) => Some((as_json(self.area(text)?), true)),
+            (IntentSlot::Floor, Value::String(text)) => Some((as_json(self.floor(text)?), true)),
+            (IntentSlot::WordOrWords(_, words), Value::String(text))
                 if matches!(text.as_str(), "on" | "off") || words.contains(&text.as_str()) =>
             {
                 Some((as_json(text), false))
             }
-            (Slot::Words(_) | Slot::WordOrWords(..), Value::String(text)) => {
+            (IntentSlot::Words(_) | IntentSlot::WordOrWords(..), Value::String(text)) => {
                 Some((as_json(self.copied(text.trim())?), true))
             }
             _ => Some((value.to_string(), false)),
@@ -159,7 +162,7 @@ impl IntentPrompt {
     fn device(&self, text: &str, domains: &[&str], area: Option<&str>) -> Option<&str> {
         let devices = &self.home.names().devices;
         let called = self.called(text).filter_map(|target| match target {
-            Target::Device(number) => devices.get(number),
+            MentionTarget::Device(number) => devices.get(number),
             _ => None,
         });
         let area = area.and_then(|area| self.area(area));
@@ -176,7 +179,7 @@ impl IntentPrompt {
     fn area(&self, text: &str) -> Option<&str> {
         let areas = &self.home.names().areas;
         let mut called = self.called(text).filter_map(|target| match target {
-            Target::Area(number) => areas.get(number),
+            MentionTarget::Area(number) => areas.get(number),
             _ => None,
         });
         called.next().map(|area| area.name.as_str())
@@ -185,14 +188,14 @@ impl IntentPrompt {
     fn floor(&self, text: &str) -> Option<&str> {
         let floors = &self.home.names().floors;
         let mut called = self.called(text).filter_map(|target| match target {
-            Target::Floor(number) => floors.get(number),
+            MentionTarget::Floor(number) => floors.get(number),
             _ => None,
         });
         called.next().map(|floor| floor.name.as_str())
     }
 
     /// What the prompt calls `text`.
-    fn called(&self, text: &str) -> impl Iterator<Item = Target> {
+    fn called(&self, text: &str) -> impl Iterator<Item = MentionTarget> {
         let mentions = self.mentions.iter();
         mentions
             .filter(move |mention| spoken_text(&self.prompt, &mention.place) == text)
@@ -290,7 +293,7 @@ impl<'de> Visitor<'de> for InOrder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names::{NamedDevice, NamedPlace, Names};
+    use super::super::names::{NameList, NamedDevice, NamedPlace};
     use super::*;
 
     fn home() -> Arc<Home> {
@@ -301,7 +304,7 @@ mod tests {
             aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
         };
         Arc::new(Home::new(
-            Names {
+            NameList {
                 devices: vec![
                     device("light", "Kitchen Light", Some("Kitchen"), &["Küchenlampe"]),
                     device("light", "Office ceiling", Some("Office"), &["Ceiling"]),
@@ -310,7 +313,7 @@ mod tests {
                     device("light", "A \"quoted\" lamp", None, &[]),
                 ],
                 floors: vec![NamedPlace { name: "Ground Floor".into(), aliases: vec!["Downstairs".into()] }],
-                ..Names::default()
+                ..NameList::default()
             },
             1,
         ))

@@ -5,7 +5,7 @@
 //! Assistant). Deliberately knows nothing of what else is in a description.
 
 use super::capped::Capped;
-use super::names::{NamedDevice, Names, cleaned, domain};
+use super::names::{NameList, NamedDevice, cleaned, domain};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -92,13 +92,13 @@ pub fn is_named(component: &str) -> bool {
 }
 
 /// The names in a description of this component. The error is a short description of what is wrong.
-pub fn names(component: &str, payload: &[u8]) -> Result<Names, String> {
+pub fn names(component: &str, payload: &[u8]) -> Result<NameList, String> {
     if payload.trim_ascii_start().first() != Some(&b'{') {
         return Err("it is no JSON object".into());
     }
     let description: Description = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
     if description.origin.and_then(|origin| origin.name).as_deref() == Some(OWN_ORIGIN) {
-        return Ok(Names::default());
+        return Ok(NameList::default());
     }
     let device = description.device.as_ref();
     let components = match component {
@@ -112,7 +112,7 @@ pub fn names(component: &str, payload: &[u8]) -> Result<Names, String> {
         }],
     };
     let devices = components.iter().filter_map(|component| named(component, device)).collect();
-    Ok(Names { devices, ..Names::default() })
+    Ok(NameList { devices, ..NameList::default() })
 }
 
 /// The entity of a component, if a sentence may name it: settings and diagnoses are not, nor what is disabled.

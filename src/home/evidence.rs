@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn the_name_of_a_device_says_nothing_else() {
         let prompt = "bedroom lamp 2 on";
-        let evidence = Evidence::new(prompt, &[0..14]);
+        let evidence = Evidence::new(prompt, std::slice::from_ref(&(0..14)));
         assert!(!evidence.has("light") && !evidence.has_number());
         assert!(Evidence::new(prompt, &[]).has("light"));
     }

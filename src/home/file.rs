@@ -2,7 +2,7 @@
 //!
 //! Deliberately knows nothing of what the broker says of the home.
 
-use super::names::{DOMAINS, MAX_NAMES, MAX_TOTAL_BYTES, NamedDevice, NamedPlace, Names, cleaned, domain};
+use super::names::{DOMAINS, MAX_NAMES, MAX_TOTAL_BYTES, NameList, NamedDevice, NamedPlace, cleaned, domain};
 use crate::config;
 use serde::Deserialize;
 use std::path::Path;
@@ -45,7 +45,7 @@ struct DeviceKeys {
 }
 
 /// Reads the file; the error names it, the place in it, and a remedy.
-pub fn load(path: &Path) -> Result<Names, String> {
+pub fn load(path: &Path) -> Result<NameList, String> {
     let text =
         config::read_text(path).map_err(|message| format!("home.file: {}: {message}", path.display()))?;
     parse(&text, path.extension().is_some_and(|ending| ending == "json"))
@@ -53,7 +53,7 @@ pub fn load(path: &Path) -> Result<Names, String> {
 }
 
 /// The names in a text; the error names the place in it.
-pub fn parse(text: &str, is_json: bool) -> Result<Names, String> {
+pub fn parse(text: &str, is_json: bool) -> Result<NameList, String> {
     let file: FileKeys = if is_json {
         serde_json::from_str(text).map_err(|error| error.to_string())?
     } else {
@@ -63,7 +63,7 @@ pub fn parse(text: &str, is_json: bool) -> Result<Names, String> {
             format!("line {line}: {message}")
         })?
     };
-    let names = Names {
+    let names = NameList {
         areas: places("areas", file.areas)?,
         floors: places("floors", file.floors)?,
         devices: file.devices.into_iter().enumerate().map(device).collect::<Result<_, _>>()?,

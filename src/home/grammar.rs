@@ -5,7 +5,7 @@
 //! terminal: all of it is a regular language. Deliberately knows nothing of tokens, and not what the names stand for.
 
 use super::evidence::Evidence;
-use super::intents::{INTENTS, Intent, NEVERMIND, NONE, Slot};
+use super::intents::{INTENTS, Intent, IntentSlot, NEVERMIND, NONE};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -95,7 +95,7 @@ impl Grammar<'_> {
     }
 
     /// The terminal of a slot with its value; `None` where the prompt has no value for it.
-    fn pair(&mut self, slot: Slot) -> Option<String> {
+    fn pair(&mut self, slot: IntentSlot) -> Option<String> {
         let key = slot.key();
         let is_word =
             |value: String| format!("{} ({value}) {}", quoted(&format!("\"{key}\":\"")), quoted("\""));
@@ -103,26 +103,26 @@ impl Grammar<'_> {
         /// Up to five digits, one decimal.
         const NUMBER: &str = r"/-?[0-9]{1,5}(\.[0-9])?/";
         let definition = match slot {
-            Slot::Name(domains) => {
+            IntentSlot::Name(domains) => {
                 let fitting = self.spoken.names.iter().filter(|(_, domain)| domains.contains(domain));
                 is_word(alternatives(fitting.map(|(name, _)| name.as_str()))?)
             }
-            Slot::Area => is_word(alternatives(self.spoken.areas.iter().map(String::as_str))?),
-            Slot::Floor => is_word(alternatives(self.spoken.floors.iter().map(String::as_str))?),
-            Slot::Words(_) => is_word(self.words()?),
-            Slot::Number(_) if !self.spoken.evidence.has_number() => return None,
-            Slot::Number(_) => is_number(NUMBER),
-            Slot::Spoken(_, words) => is_word(alternatives(self.spoken_of(words))?),
-            Slot::OneOf(_, words) => is_word(alternatives(words.iter().copied())?),
-            Slot::WordOrWords(_, words) => {
+            IntentSlot::Area => is_word(alternatives(self.spoken.areas.iter().map(String::as_str))?),
+            IntentSlot::Floor => is_word(alternatives(self.spoken.floors.iter().map(String::as_str))?),
+            IntentSlot::Words(_) => is_word(self.words()?),
+            IntentSlot::Number(_) if !self.spoken.evidence.has_number() => return None,
+            IntentSlot::Number(_) => is_number(NUMBER),
+            IntentSlot::Spoken(_, words) => is_word(alternatives(self.spoken_of(words))?),
+            IntentSlot::OneOf(_, words) => is_word(alternatives(words.iter().copied())?),
+            IntentSlot::WordOrWords(_, words) => {
                 let known = alternatives(self.spoken_of(words).chain(["on", "off"]));
                 let all = known.into_iter().chain(self.words());
                 is_word(all.collect::<Vec<_>>().join(" | "))
             }
-            Slot::WordOrNumber(_, words) if !self.spoken.evidence.has_number() => {
+            IntentSlot::WordOrNumber(_, words) if !self.spoken.evidence.has_number() => {
                 is_word(alternatives(words.iter().copied())?)
             }
-            Slot::WordOrNumber(_, words) => {
+            IntentSlot::WordOrNumber(_, words) => {
                 format!("{} | {}", is_word(alternatives(words.iter().copied())?), is_number(NUMBER))
             }
         };
@@ -198,7 +198,7 @@ mod tests {
             areas: vec!["office".into()],
             floors: vec![],
             words: vec![("turn".into(), Some(" ".into())), ("on".into(), None)],
-            evidence: Evidence::new("turn on the desk lamp in the office", &[12..21]),
+            evidence: Evidence::new("turn on the desk lamp in the office", std::slice::from_ref(&(12..21))),
         };
         let full = lark(&spoken);
         assert!(full.contains("\"desk lamp\"") && full.contains("\"office\""), "{full}");

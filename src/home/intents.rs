@@ -7,7 +7,7 @@
 #[derive(Debug)]
 pub struct Intent {
     pub name: &'static str,
-    pub slots: &'static [Slot],
+    pub slots: &'static [IntentSlot],
     /// Slots of which at least one must be there; none is required where it is empty.
     pub needs_one_of: &'static [&'static str],
     /// Slots that must be there.
@@ -16,7 +16,7 @@ pub struct Intent {
 
 /// A slot: its key, and what values it takes.
 #[derive(Debug, Clone, Copy)]
-pub enum Slot {
+pub enum IntentSlot {
     /// `name`: a device of one of these domains.
     Name(&'static [&'static str]),
     /// `area`: an area of the home.
@@ -37,18 +37,18 @@ pub enum Slot {
     WordOrNumber(&'static str, &'static [&'static str]),
 }
 
-impl Slot {
+impl IntentSlot {
     /// Its key in the answer.
     pub fn key(self) -> &'static str {
         match self {
-            Slot::Name(_) => "name",
-            Slot::Area => "area",
-            Slot::Floor => "floor",
-            Slot::Words(key) | Slot::Number(key) => key,
-            Slot::Spoken(key, _)
-            | Slot::OneOf(key, _)
-            | Slot::WordOrWords(key, _)
-            | Slot::WordOrNumber(key, _) => key,
+            IntentSlot::Name(_) => "name",
+            IntentSlot::Area => "area",
+            IntentSlot::Floor => "floor",
+            IntentSlot::Words(key) | IntentSlot::Number(key) => key,
+            IntentSlot::Spoken(key, _)
+            | IntentSlot::OneOf(key, _)
+            | IntentSlot::WordOrWords(key, _)
+            | IntentSlot::WordOrNumber(key, _) => key,
         }
     }
 }
@@ -58,7 +58,7 @@ pub const NONE: &str = "none";
 /// The intent of "never mind", and of sentences to which nothing fits.
 pub const NEVERMIND: &str = "HassNevermind";
 
-const SWITCHED: Slot = Slot::Name(&[
+const SWITCHED: IntentSlot = IntentSlot::Name(&[
     "button",
     "climate",
     "cover",
@@ -78,48 +78,51 @@ const SWITCHED: Slot = Slot::Name(&[
     "valve",
     "water_heater",
 ]);
-const ANY: Slot = Slot::Name(super::names::DOMAINS);
-const STATED: Slot = Slot::Spoken("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
-const DOMAIN: Slot = Slot::Spoken("domain", &["cover", "fan", "light"]);
-const IS_COVER: Slot = Slot::OneOf("domain", &["cover"]);
-const IS_LIGHT: Slot = Slot::OneOf("domain", &["light"]);
-const DEVICE_CLASS: Slot = Slot::Spoken(
+const ANY: IntentSlot = IntentSlot::Name(super::names::DOMAINS);
+const STATED: IntentSlot =
+    IntentSlot::Spoken("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
+const DOMAIN: IntentSlot = IntentSlot::Spoken("domain", &["cover", "fan", "light"]);
+const IS_COVER: IntentSlot = IntentSlot::OneOf("domain", &["cover"]);
+const IS_LIGHT: IntentSlot = IntentSlot::OneOf("domain", &["light"]);
+const DEVICE_CLASS: IntentSlot = IntentSlot::Spoken(
     "device_class",
     &["awning", "blind", "curtain", "door", "garage", "gate", "shade", "shutter", "window"],
 );
-const STATE: Slot =
-    Slot::WordOrWords("state", &["open", "closed", "opening", "closing", "locked", "unlocked"]);
-const COLOR: Slot = Slot::Spoken(
+const STATE: IntentSlot =
+    IntentSlot::WordOrWords("state", &["open", "closed", "opening", "closing", "locked", "unlocked"]);
+const COLOR: IntentSlot = IntentSlot::Spoken(
     "color",
     &["white", "black", "red", "orange", "yellow", "green", "blue", "purple", "brown", "pink", "turquoise"],
 );
-const FAN_MODE: Slot = Slot::OneOf(
+const FAN_MODE: IntentSlot = IntentSlot::OneOf(
     "fan_mode",
     &["auto", "on", "off", "low", "medium", "high", "top", "middle", "focus", "diffuse"],
 );
-const MEDIA_CLASS: Slot =
-    Slot::OneOf("media_class", &["artist", "album", "track", "playlist", "podcast", "movie", "tv_show"]);
-const MEDIA: Slot = Slot::Name(&["media_player"]);
-const CLIMATE: Slot = Slot::Name(&["climate", "water_heater"]);
-const TODO: Slot = Slot::Name(&["todo"]);
-const VACUUM: Slot = Slot::Name(&["vacuum"]);
-const MOWER: Slot = Slot::Name(&["lawn_mower"]);
-const HOURS: Slot = Slot::Number("hours");
-const MINUTES: Slot = Slot::Number("minutes");
-const SECONDS: Slot = Slot::Number("seconds");
-const START_HOURS: Slot = Slot::Number("start_hours");
-const START_MINUTES: Slot = Slot::Number("start_minutes");
-const START_SECONDS: Slot = Slot::Number("start_seconds");
-const TIMER_NAME: Slot = Slot::Words("name");
-const ITEM: Slot = Slot::Words("item");
+const MEDIA_CLASS: IntentSlot = IntentSlot::OneOf(
+    "media_class",
+    &["artist", "album", "track", "playlist", "podcast", "movie", "tv_show"],
+);
+const MEDIA: IntentSlot = IntentSlot::Name(&["media_player"]);
+const CLIMATE: IntentSlot = IntentSlot::Name(&["climate", "water_heater"]);
+const TODO: IntentSlot = IntentSlot::Name(&["todo"]);
+const VACUUM: IntentSlot = IntentSlot::Name(&["vacuum"]);
+const MOWER: IntentSlot = IntentSlot::Name(&["lawn_mower"]);
+const HOURS: IntentSlot = IntentSlot::Number("hours");
+const MINUTES: IntentSlot = IntentSlot::Number("minutes");
+const SECONDS: IntentSlot = IntentSlot::Number("seconds");
+const START_HOURS: IntentSlot = IntentSlot::Number("start_hours");
+const START_MINUTES: IntentSlot = IntentSlot::Number("start_minutes");
+const START_SECONDS: IntentSlot = IntentSlot::Number("start_seconds");
+const TIMER_NAME: IntentSlot = IntentSlot::Words("name");
+const ITEM: IntentSlot = IntentSlot::Words("item");
 
 const TARGETS: &[&str] = &["name", "area", "floor", "domain"];
 const PERIOD: &[&str] = &["hours", "minutes", "seconds"];
-const ONE_TIMER: &[Slot] = &[START_HOURS, START_MINUTES, START_SECONDS, TIMER_NAME, Slot::Area];
-const CHANGED_TIMER: &[Slot] =
-    &[HOURS, MINUTES, SECONDS, START_HOURS, START_MINUTES, START_SECONDS, TIMER_NAME, Slot::Area];
+const ONE_TIMER: &[IntentSlot] = &[START_HOURS, START_MINUTES, START_SECONDS, TIMER_NAME, IntentSlot::Area];
+const CHANGED_TIMER: &[IntentSlot] =
+    &[HOURS, MINUTES, SECONDS, START_HOURS, START_MINUTES, START_SECONDS, TIMER_NAME, IntentSlot::Area];
 
-const fn intent(name: &'static str, slots: &'static [Slot]) -> Intent {
+const fn intent(name: &'static str, slots: &'static [IntentSlot]) -> Intent {
     Intent { name, slots, needs_one_of: &[], needs: &[] }
 }
 
@@ -136,17 +139,17 @@ impl Intent {
 #[rustfmt::skip] // a table is read by its columns
 /// All of them.
 pub const INTENTS: &[Intent] = &[
-    intent("HassTurnOn",  &[SWITCHED, Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
-    intent("HassTurnOff", &[SWITCHED, Slot::Area, Slot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
-    intent("HassGetState", &[ANY, Slot::Area, Slot::Floor, STATED, DEVICE_CLASS, STATE]).with_one_of(TARGETS),
-    intent("HassSetPosition", &[Slot::Name(&["cover", "valve"]), Slot::Area, Slot::Floor, IS_COVER, DEVICE_CLASS, Slot::Number("position")]).with(&["position"]),
-    intent("HassLightSet", &[Slot::Name(&["light"]), Slot::Area, Slot::Floor, IS_LIGHT, Slot::Number("brightness"), COLOR, Slot::Number("temperature")])
+    intent("HassTurnOn",  &[SWITCHED, IntentSlot::Area, IntentSlot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
+    intent("HassTurnOff", &[SWITCHED, IntentSlot::Area, IntentSlot::Floor, DOMAIN, DEVICE_CLASS]).with_one_of(TARGETS),
+    intent("HassGetState", &[ANY, IntentSlot::Area, IntentSlot::Floor, STATED, DEVICE_CLASS, STATE]).with_one_of(TARGETS),
+    intent("HassSetPosition", &[IntentSlot::Name(&["cover", "valve"]), IntentSlot::Area, IntentSlot::Floor, IS_COVER, DEVICE_CLASS, IntentSlot::Number("position")]).with(&["position"]),
+    intent("HassLightSet", &[IntentSlot::Name(&["light"]), IntentSlot::Area, IntentSlot::Floor, IS_LIGHT, IntentSlot::Number("brightness"), COLOR, IntentSlot::Number("temperature")])
         .with_one_of(&["brightness", "color", "temperature"]),
-    intent("HassClimateSetTemperature", &[CLIMATE, Slot::Area, Slot::Floor, Slot::Number("temperature")]).with(&["temperature"]),
-    intent("HassClimateGetTemperature", &[CLIMATE, Slot::Area, Slot::Floor]),
-    intent("HassClimateSetFanMode", &[CLIMATE, Slot::Area, Slot::Floor, FAN_MODE]).with(&["fan_mode"]),
-    intent("HassFanSetSpeed", &[Slot::Name(&["fan"]), Slot::Area, Slot::Floor, Slot::Number("percentage")]).with(&["percentage"]),
-    intent("HassGetWeather", &[Slot::Name(&["weather"])]),
+    intent("HassClimateSetTemperature", &[CLIMATE, IntentSlot::Area, IntentSlot::Floor, IntentSlot::Number("temperature")]).with(&["temperature"]),
+    intent("HassClimateGetTemperature", &[CLIMATE, IntentSlot::Area, IntentSlot::Floor]),
+    intent("HassClimateSetFanMode", &[CLIMATE, IntentSlot::Area, IntentSlot::Floor, FAN_MODE]).with(&["fan_mode"]),
+    intent("HassFanSetSpeed", &[IntentSlot::Name(&["fan"]), IntentSlot::Area, IntentSlot::Floor, IntentSlot::Number("percentage")]).with(&["percentage"]),
+    intent("HassGetWeather", &[IntentSlot::Name(&["weather"])]),
     intent("HassGetCurrentDate", &[]),
     intent("HassGetCurrentTime", &[]),
     intent("HassListAddItem", &[ITEM, TODO]).with(&["item", "name"]),
@@ -154,29 +157,29 @@ pub const INTENTS: &[Intent] = &[
     intent("HassListRemoveItem", &[ITEM, TODO]).with(&["item", "name"]),
     intent("HassShoppingListAddItem", &[ITEM]).with(&["item"]),
     intent("HassShoppingListCompleteItem", &[ITEM]).with(&["item"]),
-    intent("HassBroadcast", &[Slot::Words("message")]).with(&["message"]),
-    intent("HassVacuumStart", &[VACUUM, Slot::Area, Slot::Floor]),
-    intent("HassVacuumReturnToBase", &[VACUUM, Slot::Area]),
-    intent("HassVacuumCleanArea", &[VACUUM, Slot::Area]),
+    intent("HassBroadcast", &[IntentSlot::Words("message")]).with(&["message"]),
+    intent("HassVacuumStart", &[VACUUM, IntentSlot::Area, IntentSlot::Floor]),
+    intent("HassVacuumReturnToBase", &[VACUUM, IntentSlot::Area]),
+    intent("HassVacuumCleanArea", &[VACUUM, IntentSlot::Area]),
     intent("HassLawnMowerStartMowing", &[MOWER]),
     intent("HassLawnMowerDock", &[MOWER]),
-    intent("HassMediaPause", &[MEDIA, Slot::Area]),
-    intent("HassMediaUnpause", &[MEDIA, Slot::Area]),
-    intent("HassMediaNext", &[MEDIA, Slot::Area]),
-    intent("HassMediaPrevious", &[MEDIA, Slot::Area]),
-    intent("HassMediaPlayerMute", &[MEDIA, Slot::Area]),
-    intent("HassMediaPlayerUnmute", &[MEDIA, Slot::Area]),
-    intent("HassSetVolume", &[MEDIA, Slot::Area, Slot::Number("volume_level")]).with(&["volume_level"]),
-    intent("HassSetVolumeRelative", &[MEDIA, Slot::Area, Slot::Floor, Slot::WordOrNumber("volume_step", &["up", "down"])]).with(&["volume_step"]),
-    intent("HassMediaSearchAndPlay", &[MEDIA, Slot::Area, Slot::Words("search_query"), MEDIA_CLASS]).with(&["search_query"]),
-    intent("HassStartTimer", &[HOURS, MINUTES, SECONDS, TIMER_NAME, Slot::Words("conversation_command")]).with_one_of(PERIOD),
+    intent("HassMediaPause", &[MEDIA, IntentSlot::Area]),
+    intent("HassMediaUnpause", &[MEDIA, IntentSlot::Area]),
+    intent("HassMediaNext", &[MEDIA, IntentSlot::Area]),
+    intent("HassMediaPrevious", &[MEDIA, IntentSlot::Area]),
+    intent("HassMediaPlayerMute", &[MEDIA, IntentSlot::Area]),
+    intent("HassMediaPlayerUnmute", &[MEDIA, IntentSlot::Area]),
+    intent("HassSetVolume", &[MEDIA, IntentSlot::Area, IntentSlot::Number("volume_level")]).with(&["volume_level"]),
+    intent("HassSetVolumeRelative", &[MEDIA, IntentSlot::Area, IntentSlot::Floor, IntentSlot::WordOrNumber("volume_step", &["up", "down"])]).with(&["volume_step"]),
+    intent("HassMediaSearchAndPlay", &[MEDIA, IntentSlot::Area, IntentSlot::Words("search_query"), MEDIA_CLASS]).with(&["search_query"]),
+    intent("HassStartTimer", &[HOURS, MINUTES, SECONDS, TIMER_NAME, IntentSlot::Words("conversation_command")]).with_one_of(PERIOD),
     intent("HassCancelTimer", ONE_TIMER),
     intent("HassPauseTimer", ONE_TIMER),
     intent("HassUnpauseTimer", ONE_TIMER),
     intent("HassTimerStatus", ONE_TIMER),
     intent("HassIncreaseTimer", CHANGED_TIMER).with_one_of(PERIOD),
     intent("HassDecreaseTimer", CHANGED_TIMER).with_one_of(PERIOD),
-    intent("HassCancelAllTimers", &[Slot::Area]),
+    intent("HassCancelAllTimers", &[IntentSlot::Area]),
     intent(NEVERMIND, &[]),
     intent(NONE, &[]),
 ];

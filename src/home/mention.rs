@@ -4,14 +4,14 @@
 //! spaces occurs wherever its characters do. Deliberately knows no intent: what a name may be used for is decided
 //! elsewhere.
 
-use super::names::{NamedPlace, Names};
+use super::names::{NameList, NamedPlace};
 use super::words::{is_unspaced, words};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// What a name stands for: its number in the list of devices, areas or floors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
+pub enum MentionTarget {
     Device(usize),
     Area(usize),
     Floor(usize),
@@ -22,7 +22,7 @@ pub enum Target {
 pub struct Mention {
     /// Bytes of the prompt.
     pub place: Range<usize>,
-    pub target: Target,
+    pub target: MentionTarget,
     /// Whether it is written exactly so, but for case: not "lamps" for "lamp".
     pub is_exact: bool,
 }
@@ -31,7 +31,7 @@ pub struct Mention {
 #[derive(Debug, Default)]
 pub struct MentionIndex {
     by_first_word: HashMap<String, Vec<Spoken>>,
-    unspaced: Vec<(String, Target)>,
+    unspaced: Vec<(String, MentionTarget)>,
 }
 
 #[derive(Debug)]
@@ -40,27 +40,27 @@ struct Spoken {
     rest: Box<[String]>,
     /// The whole name in lower case.
     name: Box<str>,
-    target: Target,
+    target: MentionTarget,
 }
 
 impl MentionIndex {
-    pub fn new(names: &Names) -> Self {
+    pub fn new(names: &NameList) -> Self {
         let mut index = MentionIndex::default();
         for (number, device) in names.devices.iter().enumerate() {
             let all = device.aliases.iter().chain([&device.name]);
-            all.for_each(|name| index.add(name, Target::Device(number)));
+            all.for_each(|name| index.add(name, MentionTarget::Device(number)));
         }
-        let mut add_places = |places: &[NamedPlace], target: fn(usize) -> Target| {
+        let mut add_places = |places: &[NamedPlace], target: fn(usize) -> MentionTarget| {
             for (number, place) in places.iter().enumerate() {
                 place.aliases.iter().chain([&place.name]).for_each(|name| index.add(name, target(number)));
             }
         };
-        add_places(&names.areas, Target::Area);
-        add_places(&names.floors, Target::Floor);
+        add_places(&names.areas, MentionTarget::Area);
+        add_places(&names.floors, MentionTarget::Floor);
         index
     }
 
-    fn add(&mut self, name: &str, target: Target) {
+    fn add(&mut self, name: &str, target: MentionTarget) {
         if is_unspaced(name) {
             return self.unspaced.push((name.to_lowercase(), target));
         }
@@ -74,7 +74,7 @@ impl MentionIndex {
     }
 
     /// The names that occur in `prompt`, in the order of their places. A name inside that of a device is left
-    /// out, if that is written exactly: the device "lamp" and the area "desk" in "desk lamp".
+    /// out, if that is written exactly: the device "lamp" and the area "office" in "office lamp".
     pub fn mentions(&self, prompt: &str) -> Vec<Mention> {
         let found = words(prompt);
         let mut mentions = Vec::new();
@@ -113,13 +113,13 @@ impl MentionIndex {
 }
 
 fn without_inner_names(mentions: Vec<Mention>) -> Vec<Mention> {
-    let is_device = |mention: &Mention| matches!(mention.target, Target::Device(_));
+    let is_device = |mention: &Mention| matches!(mention.target, MentionTarget::Device(_));
     let is_inside = |inner: &Range<usize>, outer: &Range<usize>| {
         inner != outer && outer.start <= inner.start && inner.end <= outer.end
     };
     let is_kept = |mention: &Mention| {
         let mut devices = mentions.iter().filter(|other| is_device(other));
-        // "lamps" may be all lamps, but "desk lamp" is the one of that name.
+        // "lamps" may be all lamps, but "office lamp" is the one of that name.
         !devices
             .any(|other| is_inside(&mention.place, &other.place) && (other.is_exact || is_device(mention)))
     };
@@ -139,14 +139,14 @@ mod tests {
             aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
         };
         let area = |name: &str| NamedPlace { name: name.into(), aliases: vec![] };
-        MentionIndex::new(&Names {
+        MentionIndex::new(&NameList {
             devices: vec![device("Desk lamp", &["Schreibtischlampe", "台灯"]), device("Lamp", &[])],
             areas: vec![area("Kitchen"), area("Desk")],
             floors: vec![area("Ground floor")],
         })
     }
 
-    fn mentions(prompt: &str) -> Vec<(String, Target)> {
+    fn mentions(prompt: &str) -> Vec<(String, MentionTarget)> {
         let found = home().mentions(prompt);
         found.into_iter().map(|mention| (prompt[mention.place].to_owned(), mention.target)).collect()
     }
@@ -156,20 +156,23 @@ mod tests {
         assert_eq!(
             mentions("Turn on the DESK lamps, in the kitchen"),
             [
-                ("DESK".into(), Target::Area(1)),
-                ("DESK lamps".into(), Target::Device(0)),
-                ("kitchen".into(), Target::Area(0))
+                ("DESK".into(), MentionTarget::Area(1)),
+                ("DESK lamps".into(), MentionTarget::Device(0)),
+                ("kitchen".into(), MentionTarget::Area(0))
             ]
         );
-        assert_eq!(mentions("turn on the desk lamp"), [("desk lamp".into(), Target::Device(0))]);
+        assert_eq!(mentions("turn on the desk lamp"), [("desk lamp".into(), MentionTarget::Device(0))]);
         assert_eq!(mentions("lamplight in kitchenette"), []);
-        assert_eq!(mentions("the lamp"), [("lamp".into(), Target::Device(1))]);
+        assert_eq!(mentions("the lamp"), [("lamp".into(), MentionTarget::Device(1))]);
         assert_eq!(mentions("ground"), []);
-        assert_eq!(mentions("Schreibtischlampe an"), [("Schreibtischlampe".into(), Target::Device(0))]);
+        assert_eq!(
+            mentions("Schreibtischlampe an"),
+            [("Schreibtischlampe".into(), MentionTarget::Device(0))]
+        );
     }
 
     #[test]
     fn names_without_spaces_occur_anywhere() {
-        assert_eq!(mentions("打开台灯吧"), [("台灯".into(), Target::Device(0))]);
+        assert_eq!(mentions("打开台灯吧"), [("台灯".into(), MentionTarget::Device(0))]);
     }
 }

@@ -28,7 +28,7 @@ mod words;
 pub mod zigbee2mqtt;
 
 pub use answer::{Decision, IntentPrompt, NOTHING_FITS, THRESHOLD};
-pub use names::{MAX_NAME_BYTES, MAX_NAMES, NamedDevice, NamedPlace, Names};
+pub use names::{MAX_NAME_BYTES, MAX_NAMES, NameList, NamedDevice, NamedPlace};
 pub use shared::SharedHome;
 pub use snapshot::Home;
 pub use store::{HOME_BYTES, HomeNames, NameTopics};

@@ -69,7 +69,7 @@ pub struct NamedPlace {
 
 /// The names that one source gives.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Names {
+pub struct NameList {
     /// Devices.
     pub devices: Vec<NamedDevice>,
     /// Areas.
@@ -78,7 +78,7 @@ pub struct Names {
     pub floors: Vec<NamedPlace>,
 }
 
-impl Names {
+impl NameList {
     /// How many names there are, aliases included, and their bytes.
     pub fn size(&self) -> (usize, usize) {
         let devices = self.devices.iter().map(|device| (&device.name, &device.aliases, device.area.as_ref()));
@@ -91,7 +91,7 @@ impl Names {
     }
 
     /// Adds those of another source; where both name the same thing, these come first.
-    pub(super) fn extend(&mut self, other: &Names) {
+    pub(super) fn extend(&mut self, other: &NameList) {
         self.devices.extend(other.devices.iter().cloned());
         self.areas.extend(other.areas.iter().cloned());
         self.floors.extend(other.floors.iter().cloned());
@@ -135,7 +135,7 @@ mod tests {
             device("light", "desk lamp", None),
             device("switch", "Desk lamp", Some("office")),
         ];
-        let names = Names { devices, ..Names::default() }.deduplicated();
+        let names = NameList { devices, ..NameList::default() }.deduplicated();
         assert_eq!(names.devices.len(), 2);
         assert_eq!(names.areas, [NamedPlace { name: "Office".into(), aliases: vec![] }]);
     }

@@ -2,7 +2,7 @@
 //!
 //! One way only: who changes the names learns nothing of who reads them. Deliberately knows no channel of any runtime.
 
-use super::names::Names;
+use super::names::NameList;
 use super::snapshot::Home;
 use super::store::{HomeNames, NameTopics};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ pub struct SharedHome {
 
 impl SharedHome {
     /// The names of the owner's file, to which those on `topics` are added.
-    pub fn new(file: Names, topics: NameTopics) -> Self {
+    pub fn new(file: NameList, topics: NameTopics) -> Self {
         let mut names = HomeNames::new(file, topics.clone());
         let current = Mutex::new(Arc::new(names.snapshot()));
         let is_constrained = AtomicBool::new(true);
@@ -48,7 +48,7 @@ impl SharedHome {
     }
 
     /// Replaces the names of the owner's file, and publishes the home.
-    pub fn set_file(&self, file: Names) {
+    pub fn set_file(&self, file: NameList) {
         locked(&self.names).set_file(file);
         self.publish();
     }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn readers_see_changes_once_they_are_published() {
-        let home = SharedHome::new(Names::default(), NameTopics { discovery_prefix: "ha".into() });
+        let home = SharedHome::new(NameList::default(), NameTopics { discovery_prefix: "ha".into() });
         let before = home.current();
         let changed = home.on_message("ha/light/a/config", br#"{"name":"Lamp","uniq_id":"a"}"#, 0);
         assert_eq!(changed, Ok(true));

@@ -3,25 +3,25 @@
 //! Deliberately knows nothing of how the names change.
 
 use super::mention::MentionIndex;
-use super::names::Names;
+use super::names::NameList;
 
 /// All names of the home at one moment, with an index to find them in a prompt.
 #[derive(Debug, Default)]
 pub struct Home {
-    names: Names,
+    names: NameList,
     index: MentionIndex,
     version: u64,
 }
 
 impl Home {
     /// The home with these names. `version` tells it from the homes before it.
-    pub fn new(names: Names, version: u64) -> Self {
+    pub fn new(names: NameList, version: u64) -> Self {
         let names = names.deduplicated();
         Home { index: MentionIndex::new(&names), names, version }
     }
 
     /// Its names.
-    pub fn names(&self) -> &Names {
+    pub fn names(&self) -> &NameList {
         &self.names
     }
 

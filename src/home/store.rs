@@ -5,7 +5,7 @@
 //! delivery of retained messages is over.
 
 use super::discovery;
-use super::names::{MAX_NAMES, MAX_TOTAL_BYTES, Names};
+use super::names::{MAX_NAMES, MAX_TOTAL_BYTES, NameList};
 use super::snapshot::Home;
 use super::zigbee2mqtt::{self as zigbee, ZigbeeDevice, ZigbeeGroup};
 use std::collections::{HashMap, HashSet};
@@ -47,7 +47,7 @@ impl NameTopics {
 #[derive(Debug)]
 pub struct HomeNames {
     topics: NameTopics,
-    file: Names,
+    file: NameList,
     /// Discovery topics by a hash of them with random keys, so that the length of a topic does not count.
     discovered: HashMap<u64, Source>,
     zigbee_devices: Vec<ZigbeeDevice>,
@@ -67,14 +67,14 @@ pub struct HomeNames {
 
 #[derive(Debug)]
 struct Source {
-    names: Names,
+    names: NameList,
     size: (usize, usize),
     delivery: u32,
 }
 
 impl HomeNames {
     /// The names of the owner's file, to which those on `topics` are added.
-    pub fn new(file: Names, topics: NameTopics) -> Self {
+    pub fn new(file: NameList, topics: NameTopics) -> Self {
         HomeNames {
             topics,
             file,
@@ -98,7 +98,7 @@ impl HomeNames {
     }
 
     /// Replaces the names of the owner's file.
-    pub fn set_file(&mut self, file: Names) {
+    pub fn set_file(&mut self, file: NameList) {
         self.is_changed |= self.file != file;
         self.file = file;
     }
@@ -184,15 +184,15 @@ impl HomeNames {
                     return Ok(());
                 };
                 let names = if payload.is_empty() {
-                    Ok(Names::default())
+                    Ok(NameList::default())
                 } else {
                     discovery::names(component, payload)
                 };
                 let before = self.remove(key);
-                let names = names.and_then(|names| self.fitting(names, Names::size));
+                let names = names.and_then(|names| self.fitting(names, NameList::size));
                 let names = names.inspect_err(|_| self.is_changed |= before.is_some())?;
                 self.is_changed |= before.unwrap_or_default() != names;
-                if names != Names::default() {
+                if names != NameList::default() {
                     self.insert(key, names);
                 }
             }
@@ -200,14 +200,14 @@ impl HomeNames {
         Ok(())
     }
 
-    fn remove(&mut self, key: u64) -> Option<Names> {
+    fn remove(&mut self, key: u64) -> Option<NameList> {
         let removed = self.discovered.remove(&key)?;
         self.discovered_size.0 -= removed.size.0;
         self.discovered_size.1 -= removed.size.1;
         Some(removed.names)
     }
 
-    fn insert(&mut self, key: u64, names: Names) {
+    fn insert(&mut self, key: u64, names: NameList) {
         let size = names.size();
         self.discovered_size = add(self.discovered_size, size);
         self.discovered.insert(key, Source { names, size, delivery: self.delivery });
@@ -252,7 +252,7 @@ fn add(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
     (a.0 + b.0, a.1 + b.1)
 }
 
-fn sort_key(names: &Names) -> Option<(&str, &str)> {
+fn sort_key(names: &NameList) -> Option<(&str, &str)> {
     names.devices.first().map(|device| (device.name.as_str(), device.domain))
 }
 
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     fn store() -> HomeNames {
-        HomeNames::new(Names::default(), NameTopics { discovery_prefix: "homeassistant".into() })
+        HomeNames::new(NameList::default(), NameTopics { discovery_prefix: "homeassistant".into() })
     }
 
     fn lamp(name: &str) -> Vec<u8> {

@@ -87,7 +87,8 @@ pub fn devices(payload: &[u8]) -> Result<Vec<ZigbeeDevice>, String> {
 pub fn groups(payload: &[u8]) -> Result<Vec<ZigbeeGroup>, String> {
     let list: Capped<GroupKeys, MAX_NAMES> = read(payload)?;
     let group = |keys: GroupKeys| {
-        let members = keys.members.0.into_iter().map(|member| member.ieee_address).filter(is_address);
+        let members =
+            keys.members.0.into_iter().map(|member| member.ieee_address).filter(|text| is_address(text));
         Some(ZigbeeGroup { name: cleaned(&keys.friendly_name?)?, members: members.collect() })
     };
     Ok(list.0.into_iter().filter_map(group).collect())
@@ -127,12 +128,12 @@ fn device(keys: DeviceKeys) -> Option<ZigbeeDevice> {
         return None;
     }
     let domain = keys.definition?.exposes.0?;
-    let address = Some(keys.ieee_address).filter(is_address).unwrap_or_default();
+    let address = Some(keys.ieee_address).filter(|text| is_address(text)).unwrap_or_default();
     Some(ZigbeeDevice { address, name: cleaned(&keys.friendly_name?)?, domain })
 }
 
 /// Addresses are written as 0x and 16 digits.
-fn is_address(text: &String) -> bool {
+fn is_address(text: &str) -> bool {
     (1..=32).contains(&text.len())
 }
 

@@ -155,13 +155,13 @@ impl HomeSubscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::{NameTopics, Names};
+    use crate::home::{NameList, NameTopics};
 
     const TOPIC: &[u8] = b"homeassistant/light/a/config";
 
     fn subscription() -> (Arc<SharedHome>, HomeSubscription) {
         let topics = NameTopics { discovery_prefix: "homeassistant".into() };
-        let home = Arc::new(SharedHome::new(Names::default(), topics));
+        let home = Arc::new(SharedHome::new(NameList::default(), topics));
         (Arc::clone(&home), HomeSubscription::new(home))
     }
 

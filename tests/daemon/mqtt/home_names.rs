@@ -3,13 +3,13 @@
 use super::PROMPT;
 use super::harness::{Harness, answer, config};
 use crate::support::broker::Mosquitto;
-use bitnetd::home::{NameTopics, Names, SharedHome};
+use bitnetd::home::{NameList, NameTopics, SharedHome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 fn home() -> Arc<SharedHome> {
-    Arc::new(SharedHome::new(Names::default(), NameTopics { discovery_prefix: "homeassistant".into() }))
+    Arc::new(SharedHome::new(NameList::default(), NameTopics { discovery_prefix: "homeassistant".into() }))
 }
 
 /// Waits until the home has these devices.

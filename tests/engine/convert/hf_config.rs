@@ -253,11 +253,7 @@ fn keys_that_cannot_change_a_result_are_accepted() {
     });
     let plan =
         ConvertPlan::checkpoint(&CheckpointFolder::memory(files), &options()).expect("nothing that matters");
-    assert!(
-        plan.notes().iter().any(|note| note.contains("temperature, top_p")),
-        "{:?}",
-        plan.notes()
-    );
+    assert!(plan.notes().iter().any(|note| note.contains("temperature, top_p")), "{:?}", plan.notes());
 }
 
 #[test]

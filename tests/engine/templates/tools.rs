@@ -16,7 +16,7 @@ fn ordered(line: &str) -> JsonValue {
     JsonValue::parse(line).expect("JSON")
 }
 
-fn list<'v>(value: &'v JsonValue) -> &'v [JsonValue] {
+fn list(value: &JsonValue) -> &[JsonValue] {
     match value {
         JsonValue::List(items) => items,
         _ => &[],

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use bitnetd::home::{Home, HomeNames, IntentPrompt, MAX_NAMES, NOTHING_FITS, NameTopics, Names, file};
+use bitnetd::home::{Home, HomeNames, IntentPrompt, MAX_NAMES, NOTHING_FITS, NameTopics, NameList, file};
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const TOPICS: [&str; 5] = [
 
 // Messages are separated by a zero byte; the first byte of each names its topic, or the file or the sentence.
 fuzz_target!(|bytes: &[u8]| {
-    let mut names = HomeNames::new(Names::default(), NameTopics { discovery_prefix: "homeassistant".into() });
+    let mut names = HomeNames::new(NameList::default(), NameTopics { discovery_prefix: "homeassistant".into() });
     for message in bytes.split(|byte| *byte == 0) {
         let Some((kind, payload)) = message.split_first() else { continue };
         let text = String::from_utf8_lossy(payload);

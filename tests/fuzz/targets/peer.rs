@@ -5,7 +5,7 @@ use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLin
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
 use bitnetd::transport::{Heartbeat, Inbound};
-use bitnetd::home::{NameTopics, Names, SharedHome};
+use bitnetd::home::{NameTopics, NameList, SharedHome};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             commands,
             homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
             home: Some(Arc::new(SharedHome::new(
-                Names::default(),
+                NameList::default(),
                 NameTopics { discovery_prefix: "homeassistant".into() },
             ))),
             threads: 2,
