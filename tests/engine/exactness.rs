@@ -16,11 +16,7 @@ const PROMPTS: [&str; 2] =
 
 /// The numbers of threads, the batches and the prompts that are tried.
 fn settings() -> (&'static [usize], &'static [usize], &'static [&'static str]) {
-    if is_emulated() {
-        (&[1, 3], &[1, 13], &PROMPTS[..1])
-    } else {
-        (&[1, 2, 3], &[1, 5, 8, 13, 64], &PROMPTS)
-    }
+    if is_emulated() { (&[3], &[1, 13], &PROMPTS[..1]) } else { (&[1, 2, 3], &[1, 5, 8, 13, 64], &PROMPTS) }
 }
 
 fn load(kernels: Kernels, threads: usize, form: HeadFormat) -> Model {

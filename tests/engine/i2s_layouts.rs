@@ -1,6 +1,6 @@
 //! The three layouts that share the type I2_S, detected by how well the model predicts text.
 
-use crate::{data, is_emulated};
+use crate::{data, few};
 use bitnetd::engine::gguf::{FileMap, Gguf};
 use bitnetd::engine::model::Layout;
 use bitnetd::engine::quant::{self, TensorType};
@@ -73,7 +73,7 @@ const RIGHT: &str = r#"{"intent":"HassTurnOn","slots":{"domain":"light","area":"
 
 #[test]
 fn a_trained_model_gives_the_right_text_whichever_layout_it_was_saved_in() {
-    for layout in Layout::ALL.into_iter().skip(if is_emulated() { 2 } else { 0 }) {
+    for layout in Layout::ALL.into_iter().rev().take(few(1)) {
         let engine = load(saved_in(layout), None).expect("one layout predicts the text");
         assert_eq!(answer(&engine), RIGHT, "{}", layout.name());
         let message = engine.notes().iter().any(|note| note.contains(&format!("layout {}", layout.name())));
@@ -91,7 +91,7 @@ fn a_named_layout_is_taken_at_its_word() {
 
 #[test]
 fn the_figures_of_all_layouts_leave_no_doubt() {
-    for saved in Layout::ALL {
+    for saved in Layout::ALL.into_iter().take(few(1)) {
         let file = ModelFile::parse(FileMap::from(saved_in(saved)), "m.gguf", None).expect("sound");
         let figures = file.score_layouts(&options()).expect("sound");
         assert_eq!(figures.len(), 3);

@@ -37,6 +37,11 @@ fn is_emulated() -> bool {
     std::env::var_os("BITNETD_RUNNER").is_some_and(|runner| !runner.is_empty())
 }
 
+/// How many cases of a test run: so many under an emulator, all of them elsewhere.
+fn few(cases: usize) -> usize {
+    if is_emulated() { cases } else { usize::MAX }
+}
+
 /// A file of `tests/data`.
 fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

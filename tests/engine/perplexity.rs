@@ -1,6 +1,6 @@
 //! Perplexity against the reference's logits, and the windows it goes through.
 
-use crate::data;
+use crate::{data, few};
 use bitnetd::engine::perplexity::Perplexity;
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 
@@ -39,7 +39,7 @@ fn perplexity_is_that_of_the_reference_logits() {
 fn every_token_counts_once_whatever_the_window() {
     let engine = tiny();
     let tokens: Vec<u32> = (0..50).map(|i| i * 37 % 2048).collect();
-    for context in [4, 5, 8, 17, 49, 50, 51, 64] {
+    for context in [4, 51, 5, 8, 17, 49, 50, 64].into_iter().take(few(2)) {
         for bos in [None, Some(1)] {
             let mut session = engine.exact_session(context);
             let mut rising = Vec::new();

@@ -1,6 +1,7 @@
 //! What only the whole command does: detecting the layout of a file's weights.
 
 use crate::damaged::command::{Folder, bitnetd};
+use crate::few;
 use crate::i2s_layouts::saved_in;
 use bitnetd::engine::model::Layout;
 use std::path::Path;
@@ -21,7 +22,7 @@ fn convert(input: &Path, layout: &str) -> (Vec<u8>, String) {
 fn a_trained_model_in_another_layout_is_recognised_and_mended() {
     let folder = Folder::new();
     let (want, _) = convert(&folder.file("128", &saved_in(Layout::Blocks128)), "128");
-    for layout in Layout::ALL {
+    for layout in Layout::ALL.into_iter().rev().take(few(1)) {
         let input = folder.file(layout.name(), &saved_in(layout));
         let (found, message) = convert(&input, "auto");
         assert!(found == want, "{message}");

@@ -1,7 +1,7 @@
 //! GGUF files converted to other formats, and back.
 
 use super::{engine, options};
-use crate::{data, is_emulated};
+use crate::{data, few};
 use bitnetd::engine::Engine;
 use bitnetd::engine::convert::{ConvertError, ConvertOptions, ConvertPlan, TableFormat, WeightFormat};
 use bitnetd::engine::gguf::{FileMap, Gguf, GgufDraft, NewValue};
@@ -107,7 +107,7 @@ fn a_scale_in_half_precision_stays_in_its_blocks_and_another_goes_beside_them() 
 #[test]
 fn every_form_of_ternary_weights_becomes_i2_s_with_the_same_logits() {
     let forms = ["b158-tiny.tq1_0", "b158-tiny.tq2_0", "b158-tiny.f16", "llama-tiny.tq2_0"];
-    for name in forms.into_iter().take(if is_emulated() { 1 } else { 4 }) {
+    for name in forms.into_iter().take(few(1)) {
         let bytes = reference(name);
         let i2s = converted(&bytes, &options());
         let file = Gguf::parse(FileMap::from(i2s.clone())).expect("sound");
