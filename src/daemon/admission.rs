@@ -136,10 +136,17 @@ impl Admission {
         Refusal { retry_after_ms, ..Refusal::new(code, message) }
     }
 
-    /// Updates the memory guard; `is_running` is whether a request runs.
-    pub fn check_memory(&mut self, held: MemoryUse, is_running: bool, now: Instant) -> MemoryState {
+    /// Updates the memory guard; `is_running` is whether a request runs, `was_freed` whether what could be freed was freed
+    /// just before.
+    pub fn check_memory(
+        &mut self,
+        held: MemoryUse,
+        is_running: bool,
+        was_freed: bool,
+        now: Instant,
+    ) -> MemoryState {
         let is_busy = is_running || !self.waiting.is_empty();
-        self.memory_guard.update(held, is_busy, now)
+        self.memory_guard.update(held, is_busy, was_freed, now)
     }
 
     /// Whether this use of memory, which was enough at the last check, is now too much.
@@ -398,13 +405,13 @@ mod tests {
     fn short_of_memory_it_admits_only_what_is_to_wait_and_then_everything() {
         let (mut admission, now) = (admission(9), Instant::now());
         let held = |mib: u64| MemoryUse { resident: mib << 20, ..MemoryUse::default() };
-        assert_eq!(admission.check_memory(held(99), false, now), MemoryState::Short);
+        assert_eq!(admission.check_memory(held(99), false, false, now), MemoryState::Short);
         let (first, _a) = inbound("a", Priority::High, now);
         let (_, refusal) = *admission.offer(first, MINUTE).expect_err("short");
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::BudgetExceeded, Some(1000)));
         let (to_wait, _c) = inbound("c", Priority::Normal, now);
         assert!(admission.offer(Inbound { when_full: WhenFull::Wait, ..to_wait }, MINUTE).is_ok());
-        assert_eq!(admission.check_memory(held(50), false, now), MemoryState::Free);
+        assert_eq!(admission.check_memory(held(50), false, false, now), MemoryState::Free);
         let (second, _b) = inbound("b", Priority::Normal, now);
         admission.offer(second, MINUTE).expect("room");
     }

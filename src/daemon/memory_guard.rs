@@ -62,11 +62,19 @@ impl MemoryGuard {
         MemoryGuard { budget, mapped, is_short: false, idle_since: None }
     }
 
-    /// Evaluates the memory in use. Once short, it stays so until a quarter more than the reserve is free. It is not more,
-    /// because an idle daemon that keeps what the plan allows must find that enough: nothing would free the rest.
-    pub fn update(&mut self, held: MemoryUse, is_busy: bool, now: Instant) -> MemoryState {
+    /// Evaluates the memory in use. `was_freed`: what could be freed was freed just before, because it was becoming short.
+    ///
+    /// Then twice the reserve has to be free, or what is freed would have to be freed again at once. Once short, it stays so
+    /// until a quarter more than the reserve is free. It is not more, because an idle daemon that keeps what the plan
+    /// allows must find that enough: nothing would free the rest.
+    pub fn update(&mut self, held: MemoryUse, is_busy: bool, was_freed: bool, now: Instant) -> MemoryState {
         let margin = reserve(self.budget);
-        self.is_short = self.free(held) < if self.is_short { margin + margin / 4 } else { margin };
+        let needed = match (self.is_short, was_freed) {
+            (true, _) => margin + margin / 4,
+            (false, true) => 2 * margin,
+            (false, false) => margin,
+        };
+        self.is_short = self.free(held) < needed;
         if !self.is_short || is_busy {
             self.idle_since = None;
             return if self.is_short { MemoryState::Short } else { MemoryState::Free };
@@ -118,7 +126,7 @@ mod tests {
     fn states(resident: &[u64]) -> Vec<MemoryState> {
         let mut pressure = MemoryGuard::new(64 * MIB, 0);
         let now = Instant::now();
-        resident.iter().map(|mib| pressure.update(held(*mib, 0, 0), true, now)).collect()
+        resident.iter().map(|mib| pressure.update(held(*mib, 0, 0), true, false, now)).collect()
     }
 
     #[test]
@@ -135,15 +143,22 @@ mod tests {
         let mut guard = MemoryGuard::new(64 * MIB, 0);
         let full = held(63, 0, 0);
         assert!(guard.is_becoming_short(full) && !guard.is_short());
-        guard.update(full, true, Instant::now());
+        guard.update(full, true, false, Instant::now());
         assert!(guard.is_short() && !guard.is_becoming_short(full), "it became so already");
         assert!(!MemoryGuard::new(64 * MIB, 0).is_becoming_short(held(62, 0, 0)));
     }
 
     #[test]
+    fn where_freeing_frees_little_memory_is_short() {
+        let state =
+            |resident| MemoryGuard::new(64 * MIB, 0).update(held(resident, 0, 0), true, true, Instant::now());
+        assert_eq!((state(61), state(60)), (MemoryState::Short, MemoryState::Free));
+    }
+
+    #[test]
     fn a_cache_yet_to_be_written_counts_and_so_do_weights_taken_back() {
         let now = Instant::now();
-        let look = |held| MemoryGuard::new(100 * MIB, 50 * MIB).update(held, true, now);
+        let look = |held| MemoryGuard::new(100 * MIB, 50 * MIB).update(held, true, false, now);
         assert_eq!(look(held(80, 60, 0)), MemoryState::Free);
         assert_eq!(look(held(80, 60, 18)), MemoryState::Short);
         assert_eq!(look(held(48, 0, 0)), MemoryState::Short, "48 held here, and 50 that come back");
@@ -153,8 +168,9 @@ mod tests {
     #[test]
     fn short_for_a_minute_with_nothing_to_do_is_stuck() {
         let (mut pressure, start) = (MemoryGuard::new(64 * MIB, 0), Instant::now());
-        let mut look =
-            |seconds, is_busy| pressure.update(held(64, 0, 0), is_busy, start + Duration::from_secs(seconds));
+        let mut look = |seconds, is_busy| {
+            pressure.update(held(64, 0, 0), is_busy, false, start + Duration::from_secs(seconds))
+        };
         assert_eq!(look(0, false), MemoryState::Short);
         assert_eq!(look(59, true), MemoryState::Short, "it may end something, and give back");
         assert_eq!(look(60, false), MemoryState::Short);
@@ -165,6 +181,6 @@ mod tests {
     #[test]
     fn numbers_beyond_the_budget_do_not_wrap() {
         let mut pressure = MemoryGuard::new(MIB, u64::from(u32::MAX));
-        assert_eq!(pressure.update(held(2, 3, 1), true, Instant::now()), MemoryState::Short);
+        assert_eq!(pressure.update(held(2, 3, 1), true, false, Instant::now()), MemoryState::Short);
     }
 }

@@ -99,11 +99,12 @@ impl MemoryWatch {
             return MemoryState::Free;
         }
         let used = self.measure();
-        if locked(&self.admission).is_becoming_short(used) {
+        let is_becoming_short = locked(&self.admission).is_becoming_short(used);
+        if is_becoming_short {
             self.answers.clear();
             malloc_trim::malloc_trim();
         }
-        let (was_short, state) = self.update_guard();
+        let (was_short, state) = self.update_guard(is_becoming_short);
         match (was_short, state != MemoryState::Free) {
             (false, true) => {
                 self.became_short.notify_one();
@@ -117,10 +118,10 @@ impl MemoryWatch {
     }
 
     /// Whether memory was short before, and its state now.
-    fn update_guard(&self) -> (bool, MemoryState) {
+    fn update_guard(&self, was_freed: bool) -> (bool, MemoryState) {
         let (used, is_running) = (self.measure(), self.running.is_running());
         let mut admission = locked(&self.admission);
-        (admission.is_short(), admission.check_memory(used, is_running, Instant::now()))
+        (admission.is_short(), admission.check_memory(used, is_running, was_freed, Instant::now()))
     }
 
     /// The refusal of a request that was admitted before memory became short, if it is short now: each answer takes
