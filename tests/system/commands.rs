@@ -1,6 +1,6 @@
 //! The commands that need no daemon.
 
-use crate::daemon::{run, run_with_input};
+use crate::daemon::{is_emulated, run, run_with_input};
 use crate::support::broker::{Mosquitto, free_port};
 use crate::{Folder, cases, data, linked, text};
 use serde::Deserialize;
@@ -192,9 +192,11 @@ async fn bench_measures_when_the_numbers_of_threads_are_found() {
         run(&[&["bench", "--json"][..], &sizes].concat()).await.json()["threads_found"].clone()
     };
     // Some numbers take more answers than one of such a size.
-    let found = bench("48", "24").await;
-    assert_eq!(found["is_open"], false, "{found}");
-    assert!(found["decode"].as_u64() >= Some(1) && found["prefill"].as_u64() >= Some(1), "{found}");
+    if !is_emulated() {
+        let found = bench("48", "24").await;
+        assert_eq!(found["is_open"], false, "{found}");
+        assert!(found["decode"].as_u64() >= Some(1) && found["prefill"].as_u64() >= Some(1), "{found}");
+    }
     let short = bench("4", "24").await;
     assert_eq!(short["is_open"], false, "four tokens are read as decoding goes: {short}");
 }
@@ -202,8 +204,9 @@ async fn bench_measures_when_the_numbers_of_threads_are_found() {
 #[tokio::test]
 async fn bench_reports_the_time_of_a_token_by_operation() {
     for threads in ["1", "2"] {
+        let [prompt, repeat] = if is_emulated() { ["16", "1"] } else { ["64", "3"] };
         let sizes =
-            ["--prompt-tokens", "64", "--generate-tokens", "8", "--repeat", "3", "--threads", threads];
+            ["--prompt-tokens", prompt, "--generate-tokens", "8", "--repeat", repeat, "--threads", threads];
         let ended = run(&[&["bench", "--json"][..], &sizes].concat()).await;
         let said = ended.json();
         for passes in ["prefill_parts", "decode_parts"] {
