@@ -15,6 +15,7 @@ mod demo;
 mod endure;
 mod faults;
 mod home;
+mod home_names;
 mod hostile;
 mod inbox;
 mod known_cves;
