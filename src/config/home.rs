@@ -4,7 +4,7 @@
 
 use super::Home;
 use super::key_error::{KeyError, KeyResult};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The settings of the home.
 pub(super) fn checked(
@@ -13,20 +13,25 @@ pub(super) fn checked(
     file: Option<PathBuf>,
 ) -> KeyResult<Home> {
     let file = file.filter(|path| !path.as_os_str().is_empty());
-    if let Some(path) = &file {
-        let is_known = path.extension().is_some_and(|ending| ending == "json" || ending == "toml");
-        let wrong = if path.is_relative() {
-            "is no absolute path; begin it with /"
-        } else if !is_known {
-            "ends in neither .toml nor .json; name it by what it is"
-        } else if enabled != Some(true) {
-            "is set, but no names are read; add enabled = true"
-        } else {
-            ""
-        };
-        if !wrong.is_empty() {
-            return Err(KeyError("home", "file", format!("{path:?} {wrong}, or take this key out")));
-        }
+    let is_enabled = enabled.unwrap_or(false);
+    if let Some(path) = &file
+        && let Some(wrong) = wrong_file(path, is_enabled)
+    {
+        return Err(KeyError("home", "file", format!("{path:?} {wrong}, or take this key out")));
     }
-    Ok(Home { is_enabled: enabled.unwrap_or(false), is_constrained: constrain.unwrap_or(true), file })
+    Ok(Home { is_enabled, is_constrained: constrain.unwrap_or(true), file })
+}
+
+/// What is wrong with the path of the file, and a remedy; `None` where nothing is.
+fn wrong_file(path: &Path, is_enabled: bool) -> Option<&'static str> {
+    let is_known = path.extension().is_some_and(|ending| ending == "json" || ending == "toml");
+    if path.is_relative() {
+        Some("is no absolute path; begin it with /")
+    } else if !is_known {
+        Some("ends in neither .toml nor .json; name it by what it is")
+    } else if !is_enabled {
+        Some("is set, but no names are read; add enabled = true")
+    } else {
+        None
+    }
 }

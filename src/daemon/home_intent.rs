@@ -27,17 +27,14 @@ pub(super) fn wanted(
     request: &Request,
 ) -> Result<Option<HomeIntent>, Refusal> {
     let is_asked = request.response_format == ResponseFormat::HomeIntent;
-    if !request.tools.is_empty() {
-        let message =
-            "response_format: home_intent cannot be given together with tools; leave one of them out";
-        return if is_asked { Err(Refusal::new(Code::InvalidRequest, message)) } else { Ok(None) };
-    }
     let Some(HomeIntents { home, is_built_in }) = intents else {
         let message = "response_format: home_intent needs [home] enabled = true in the configuration";
         return if is_asked { Err(Refusal::new(Code::InvalidRequest, message)) } else { Ok(None) };
     };
-    let is_constrained =
-        *is_built_in && home.is_constrained() && request.response_format == ResponseFormat::Text;
+    let is_constrained = *is_built_in
+        && home.is_constrained()
+        && request.response_format == ResponseFormat::Text
+        && !request.offers_tools();
     let is_wanted = is_asked || is_constrained;
     Ok(is_wanted.then(|| HomeIntent(IntentPrompt::new(&home.current(), sentence(&request.input)))))
 }

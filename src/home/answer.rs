@@ -5,14 +5,12 @@
 //! logarithms of its probabilities are passed in.
 
 use super::evidence::Evidence;
-use super::grammar::{self, Spoken, is_nothing};
+use super::grammar::{self, PromptParts, is_nothing};
 use super::intents::{INTENTS, Intent, IntentSlot};
 use super::mention::{Mention, MentionTarget};
 use super::snapshot::Home;
 use super::words::words;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
-use std::fmt;
+use crate::external_text::JsonValue;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,12 +48,9 @@ pub struct Decision {
 #[derive(Debug, serde::Deserialize)]
 struct Decoded {
     intent: String,
-    slots: Pairs,
+    /// An object.
+    slots: JsonValue,
 }
-
-/// The keys and values of an object, in their order.
-#[derive(Debug)]
-struct Pairs(Vec<(String, Value)>);
 
 impl IntentPrompt {
     /// What may be answered to `prompt` in this home.
@@ -67,18 +62,18 @@ impl IntentPrompt {
         let devices: Vec<_> =
             mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
         let evidence = Evidence::new(prompt, &devices);
-        let mut spoken = Spoken { words: spoken_words(prompt), evidence, ..Spoken::default() };
+        let mut parts = PromptParts { words: lower_words(prompt), evidence, ..PromptParts::default() };
         for mention in &mentions {
-            let text = spoken_text(prompt, &mention.place);
+            let text = lower_text(prompt, &mention.place);
             match mention.target {
                 MentionTarget::Device(number) => {
-                    spoken.names.push((text, home.names().devices[number].domain))
+                    parts.names.push((text, home.names().devices[number].domain))
                 }
-                MentionTarget::Area(_) => spoken.areas.push(text),
-                MentionTarget::Floor(_) => spoken.floors.push(text),
+                MentionTarget::Area(_) => parts.areas.push(text),
+                MentionTarget::Floor(_) => parts.floors.push(text),
             }
         }
-        let lark = grammar::lark(&spoken);
+        let lark = grammar::lark(&parts);
         IntentPrompt { home: Arc::clone(home), prompt: prompt.to_owned(), mentions, lark }
     }
 
@@ -109,7 +104,7 @@ impl IntentPrompt {
     /// The answer in the home's own names, and the places of the words that were copied; `None` where nothing fits.
     fn checked(&self, text: &str, decoded: Decoded) -> Option<(String, Vec<Range<usize>>)> {
         let intent = INTENTS.iter().find(|intent| intent.name == decoded.intent)?;
-        let pairs = decoded.slots.0;
+        let JsonValue::Object(pairs) = decoded.slots else { return None };
         let has = |key: &&str| pairs.iter().any(|(name, _)| name == key);
         let is_repeated = (1..pairs.len()).any(|at| pairs[..at].iter().any(|(key, _)| *key == pairs[at].0));
         let is_lacking = !intent.needs_one_of.is_empty() && !intent.needs_one_of.iter().any(has);
@@ -123,7 +118,7 @@ impl IntentPrompt {
             if is_copied {
                 copied.push(value_place(text, key)?);
             }
-            slots.push(format!("{}:{value}", Value::from(key.as_str())));
+            slots.push(format!("{}:{value}", JsonValue::Text(key.clone())));
         }
         let answer = format!("{{\"intent\":\"{}\",\"slots\":{{{}}}}}", intent.name, slots.join(","));
         Some((answer, copied))
@@ -134,24 +129,24 @@ impl IntentPrompt {
         &self,
         intent: &Intent,
         key: &str,
-        value: &Value,
-        all: &[(String, Value)],
+        value: &JsonValue,
+        all: &[(String, JsonValue)],
     ) -> Option<(String, bool)> {
         let slot = intent.slots.iter().find(|slot| slot.key() == key)?;
-        let as_json = |text: &str| Value::from(text).to_string();
+        let as_json = |text: &str| JsonValue::Text(text.to_owned()).to_string();
         match (slot, value) {
-            (IntentSlot::Name(domains), Value::String(text)) => {
-                let area = all.iter().find(|(key, _)| key == "area").and_then(|(_, value)| value.as_str());
+            (IntentSlot::Name(domains), JsonValue::Text(text)) => {
+                let area = all.iter().find(|(key, _)| key == "area").and_then(|(_, value)| value.as_text());
                 Some((as_json(self.device(text, domains, area)?), true))
             }
-            (IntentSlot::Area, Value::String(text)) => Some((as_json(self.area(text)?), true)),
-            (IntentSlot::Floor, Value::String(text)) => Some((as_json(self.floor(text)?), true)),
-            (IntentSlot::WordOrWords(_, words), Value::String(text))
+            (IntentSlot::Area, JsonValue::Text(text)) => Some((as_json(self.area(text)?), true)),
+            (IntentSlot::Floor, JsonValue::Text(text)) => Some((as_json(self.floor(text)?), true)),
+            (IntentSlot::WordOrWords(_, words), JsonValue::Text(text))
                 if matches!(text.as_str(), "on" | "off") || words.contains(&text.as_str()) =>
             {
                 Some((as_json(text), false))
             }
-            (IntentSlot::Words(_) | IntentSlot::WordOrWords(..), Value::String(text)) => {
+            (IntentSlot::Words(_) | IntentSlot::WordOrWords(..), JsonValue::Text(text)) => {
                 Some((as_json(self.copied(text.trim())?), true))
             }
             _ => Some((value.to_string(), false)),
@@ -177,28 +172,24 @@ impl IntentPrompt {
     }
 
     fn area(&self, text: &str) -> Option<&str> {
-        let areas = &self.home.names().areas;
-        let mut called = self.called(text).filter_map(|target| match target {
-            MentionTarget::Area(number) => areas.get(number),
+        self.called(text).find_map(|target| match target {
+            MentionTarget::Area(number) => Some(self.home.names().areas.get(number)?.name.as_str()),
             _ => None,
-        });
-        called.next().map(|area| area.name.as_str())
+        })
     }
 
     fn floor(&self, text: &str) -> Option<&str> {
-        let floors = &self.home.names().floors;
-        let mut called = self.called(text).filter_map(|target| match target {
-            MentionTarget::Floor(number) => floors.get(number),
+        self.called(text).find_map(|target| match target {
+            MentionTarget::Floor(number) => Some(self.home.names().floors.get(number)?.name.as_str()),
             _ => None,
-        });
-        called.next().map(|floor| floor.name.as_str())
+        })
     }
 
     /// What the prompt calls `text`.
     fn called(&self, text: &str) -> impl Iterator<Item = MentionTarget> {
         let mentions = self.mentions.iter();
         mentions
-            .filter(move |mention| spoken_text(&self.prompt, &mention.place) == text)
+            .filter(move |mention| lower_text(&self.prompt, &mention.place) == text)
             .map(|mention| mention.target)
     }
 
@@ -249,14 +240,14 @@ fn value_place(text: &str, key: &str) -> Option<Range<usize>> {
 }
 
 /// A name as the prompt writes it, in lower case, with single spaces between its words.
-fn spoken_text(prompt: &str, place: &Range<usize>) -> String {
+fn lower_text(prompt: &str, place: &Range<usize>) -> String {
     let separated = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\\');
     let words: Vec<&str> = prompt[place.clone()].split(separated).filter(|word| !word.is_empty()).collect();
     words.join(" ").to_lowercase()
 }
 
 /// The words of the prompt in lower case, with what is between each and the next; `None` where JSON would escape it.
-fn spoken_words(prompt: &str) -> Vec<(String, Option<String>)> {
+fn lower_words(prompt: &str) -> Vec<(String, Option<String>)> {
     let words = words(prompt);
     let is_escaped = |c: char| c.is_control() || matches!(c, '"' | '\\');
     let separator = |at: usize| {
@@ -265,30 +256,6 @@ fn spoken_words(prompt: &str) -> Vec<(String, Option<String>)> {
     };
     let lower = |at: usize| prompt[words[at].place.clone()].to_lowercase();
     (0..words.len()).map(|at| (lower(at), separator(at))).collect()
-}
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-struct InOrder;
-
-impl<'de> Visitor<'de> for InOrder {
-    type Value = Pairs;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
-        }
-        Ok(Pairs(pairs))
-    }
 }
 
 #[cfg(test)]

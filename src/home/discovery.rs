@@ -177,11 +177,11 @@ mod tests {
     fn a_single_component_has_the_name_that_home_assistant_shows() {
         let lamp = found(
             "light",
-            r#"{"~":"z/lamp","name":null,"uniq_id":"1","cmd_t":"~/set","dev":{"ids":["1"],"name":"Desk lamp","sa":"Office"}}"#,
+            r#"{"~":"z/lamp","name":null,"uniq_id":"1","cmd_t":"~/set","dev":{"ids":["1"],"name":"Wall lamp","sa":"Office"}}"#,
         );
         let expected = NamedDevice {
             domain: "light",
-            name: "Desk lamp".into(),
+            name: "Wall lamp".into(),
             area: Some("Office".into()),
             aliases: vec![],
         };

@@ -127,13 +127,13 @@ mod tests {
         name = "Kitchen"
         aliases = ["Küche"]
         [[devices]]
-        name = "Desk lamp"
+        name = "Wall lamp"
         domain = "light"
         area = "Office"
-        aliases = ["Schreibtischlampe", "台灯"]
+        aliases = ["Wandlampe", "壁灯"]
     "#;
     const JSON: &str = r#"{"floors":["Upstairs"],"areas":[{"name":"Kitchen","aliases":["Küche"]}],"devices":[
-        {"name":"Desk lamp","domain":"light","area":"Office","aliases":["Schreibtischlampe","台灯"]}]}"#;
+        {"name":"Wall lamp","domain":"light","area":"Office","aliases":["Wandlampe","壁灯"]}]}"#;
 
     #[test]
     fn both_forms_say_the_same() {

@@ -16,7 +16,7 @@ const MAX_WORDS: usize = 64;
 
 /// What the prompt contains that an answer may repeat.
 #[derive(Debug, Default)]
-pub struct Spoken {
+pub struct PromptParts {
     /// Devices: the text in lower case, and the domain.
     pub names: Vec<(String, &'static str)>,
     pub areas: Vec<String>,
@@ -28,8 +28,8 @@ pub struct Spoken {
 }
 
 /// The grammar of the answers.
-pub fn lark(spoken: &Spoken) -> String {
-    let mut grammar = Grammar { spoken, terminals: HashMap::new(), text: String::new() };
+pub fn lark(parts: &PromptParts) -> String {
+    let mut grammar = Grammar { parts, terminals: HashMap::new(), text: String::new() };
     let intents: Vec<String> = INTENTS.iter().filter_map(|intent| grammar.intent(intent)).collect();
     format!(
         "start: ANSWER\nANSWER: {} ({}) {}\n{}",
@@ -41,7 +41,7 @@ pub fn lark(spoken: &Spoken) -> String {
 }
 
 struct Grammar<'s> {
-    spoken: &'s Spoken,
+    parts: &'s PromptParts,
     /// Names of terminals by their definition.
     terminals: HashMap<String, String>,
     text: String,
@@ -63,7 +63,7 @@ impl Grammar<'_> {
                 None => {}
             }
         }
-        if !has_name && !self.spoken.evidence.allows(intent.name) {
+        if !has_name && !self.parts.evidence.allows(intent.name) {
             return None;
         }
         if pairs.is_empty() {
@@ -104,22 +104,22 @@ impl Grammar<'_> {
         const NUMBER: &str = r"/-?[0-9]{1,5}(\.[0-9])?/";
         let definition = match slot {
             IntentSlot::Name(domains) => {
-                let fitting = self.spoken.names.iter().filter(|(_, domain)| domains.contains(domain));
+                let fitting = self.parts.names.iter().filter(|(_, domain)| domains.contains(domain));
                 is_word(alternatives(fitting.map(|(name, _)| name.as_str()))?)
             }
-            IntentSlot::Area => is_word(alternatives(self.spoken.areas.iter().map(String::as_str))?),
-            IntentSlot::Floor => is_word(alternatives(self.spoken.floors.iter().map(String::as_str))?),
+            IntentSlot::Area => is_word(alternatives(self.parts.areas.iter().map(String::as_str))?),
+            IntentSlot::Floor => is_word(alternatives(self.parts.floors.iter().map(String::as_str))?),
             IntentSlot::Words(_) => is_word(self.words()?),
-            IntentSlot::Number(_) if !self.spoken.evidence.has_number() => return None,
+            IntentSlot::Number(_) if !self.parts.evidence.has_number() => return None,
             IntentSlot::Number(_) => is_number(NUMBER),
-            IntentSlot::Spoken(_, words) => is_word(alternatives(self.spoken_of(words))?),
+            IntentSlot::Evident(_, words) => is_word(alternatives(self.evident(words))?),
             IntentSlot::OneOf(_, words) => is_word(alternatives(words.iter().copied())?),
             IntentSlot::WordOrWords(_, words) => {
-                let known = alternatives(self.spoken_of(words).chain(["on", "off"]));
+                let known = alternatives(self.evident(words).chain(["on", "off"]));
                 let all = known.into_iter().chain(self.words());
                 is_word(all.collect::<Vec<_>>().join(" | "))
             }
-            IntentSlot::WordOrNumber(_, words) if !self.spoken.evidence.has_number() => {
+            IntentSlot::WordOrNumber(_, words) if !self.parts.evidence.has_number() => {
                 is_word(alternatives(words.iter().copied())?)
             }
             IntentSlot::WordOrNumber(_, words) => {
@@ -130,15 +130,15 @@ impl Grammar<'_> {
     }
 
     /// Those of these words for which the prompt has a word.
-    fn spoken_of(&self, words: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
-        words.iter().copied().filter(|word| self.spoken.evidence.has(word))
+    fn evident(&self, words: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+        words.iter().copied().filter(|word| self.parts.evidence.has(word))
     }
 
     /// Words of the prompt that stand in a row.
     fn words(&mut self) -> Option<String> {
         // From the last word on, so that each refers to those after it.
         let (mut starts, mut next) = (Vec::new(), None);
-        for (word, separator) in self.spoken.words.iter().take(MAX_WORDS).rev() {
+        for (word, separator) in self.parts.words.iter().take(MAX_WORDS).rev() {
             let rest: Option<(&String, String)> = separator.as_ref().zip(next);
             let definition = match rest {
                 Some((separator, next)) => format!("{} ({} {next})?", quoted(word), quoted(separator)),
@@ -189,19 +189,19 @@ mod tests {
 
     #[test]
     fn without_names_there_is_no_slot_for_them() {
-        let empty = lark(&Spoken::default());
+        let empty = lark(&PromptParts::default());
         assert!(!empty.contains("\\\"name\\\"") && !empty.contains("\\\"area\\\""), "{empty}");
         assert!(!empty.contains("HassCancelAllTimers") && !empty.contains("HassListAddItem"), "{empty}");
         assert!(empty.contains("none") && empty.contains("HassMediaPause"), "{empty}");
-        let spoken = Spoken {
-            names: vec![("desk lamp".into(), "light")],
+        let parts = PromptParts {
+            names: vec![("wall lamp".into(), "light")],
             areas: vec!["office".into()],
             floors: vec![],
             words: vec![("turn".into(), Some(" ".into())), ("on".into(), None)],
-            evidence: Evidence::new("turn on the desk lamp in the office", std::slice::from_ref(&(12..21))),
+            evidence: Evidence::new("turn on the wall lamp in the office", std::slice::from_ref(&(12..21))),
         };
-        let full = lark(&spoken);
-        assert!(full.contains("\"desk lamp\"") && full.contains("\"office\""), "{full}");
+        let full = lark(&parts);
+        assert!(full.contains("\"wall lamp\"") && full.contains("\"office\""), "{full}");
         assert!(full.lines().all(|line| line.len() < 2000), "{full}");
     }
 }

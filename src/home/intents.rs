@@ -28,7 +28,7 @@ pub enum IntentSlot {
     /// A number.
     Number(&'static str),
     /// One of these words, if the prompt has a word for it.
-    Spoken(&'static str, &'static [&'static str]),
+    Evident(&'static str, &'static [&'static str]),
     /// One of these words.
     OneOf(&'static str, &'static [&'static str]),
     /// `on`, `off`, one of these words, if the prompt has a word for it, or words of the prompt.
@@ -45,7 +45,7 @@ impl IntentSlot {
             IntentSlot::Area => "area",
             IntentSlot::Floor => "floor",
             IntentSlot::Words(key) | IntentSlot::Number(key) => key,
-            IntentSlot::Spoken(key, _)
+            IntentSlot::Evident(key, _)
             | IntentSlot::OneOf(key, _)
             | IntentSlot::WordOrWords(key, _)
             | IntentSlot::WordOrNumber(key, _) => key,
@@ -80,17 +80,17 @@ const SWITCHED: IntentSlot = IntentSlot::Name(&[
 ]);
 const ANY: IntentSlot = IntentSlot::Name(super::names::DOMAINS);
 const STATED: IntentSlot =
-    IntentSlot::Spoken("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
-const DOMAIN: IntentSlot = IntentSlot::Spoken("domain", &["cover", "fan", "light"]);
+    IntentSlot::Evident("domain", &["cover", "fan", "light", "lock", "person", "switch"]);
+const DOMAIN: IntentSlot = IntentSlot::Evident("domain", &["cover", "fan", "light"]);
 const IS_COVER: IntentSlot = IntentSlot::OneOf("domain", &["cover"]);
 const IS_LIGHT: IntentSlot = IntentSlot::OneOf("domain", &["light"]);
-const DEVICE_CLASS: IntentSlot = IntentSlot::Spoken(
+const DEVICE_CLASS: IntentSlot = IntentSlot::Evident(
     "device_class",
     &["awning", "blind", "curtain", "door", "garage", "gate", "shade", "shutter", "window"],
 );
 const STATE: IntentSlot =
     IntentSlot::WordOrWords("state", &["open", "closed", "opening", "closing", "locked", "unlocked"]);
-const COLOR: IntentSlot = IntentSlot::Spoken(
+const COLOR: IntentSlot = IntentSlot::Evident(
     "color",
     &["white", "black", "red", "orange", "yellow", "green", "blue", "purple", "brown", "pink", "turquoise"],
 );

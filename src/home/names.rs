@@ -131,9 +131,9 @@ mod tests {
     #[test]
     fn the_same_device_of_two_sources_is_one_and_its_area_is_an_area() {
         let devices = vec![
-            device("light", "Desk lamp", Some("Office")),
-            device("light", "desk lamp", None),
-            device("switch", "Desk lamp", Some("office")),
+            device("light", "Wall lamp", Some("Office")),
+            device("light", "wall lamp", None),
+            device("switch", "Wall lamp", Some("office")),
         ];
         let names = NameList { devices, ..NameList::default() }.deduplicated();
         assert_eq!(names.devices.len(), 2);

@@ -58,6 +58,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether the model may call one of the functions.
+    pub fn offers_tools(&self) -> bool {
+        !self.tools.is_empty() && self.tool_choice != ToolChoice::None
+    }
+
     /// Memory of its texts in bytes.
     pub fn text_bytes(&self) -> usize {
         let input = match &self.input {

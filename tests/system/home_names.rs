@@ -40,6 +40,15 @@ async fn answers_have_the_names_that_the_broker_retains_and_nothing_else() {
     }
     let unknown = intent(&mut client, "turn on the packing hall lights").await;
     assert!(!unknown.to_string().contains("packing"), "{unknown}");
+    // Functions that are not offered change nothing.
+    let tools = json!([{"type": "function", "function": {"name": "get_time"}}]);
+    let done = client.ask(json!({"prompt": "hello", "tools": tools, "tool_choice": "none"})).await;
+    assert_eq!(done["text"], r#"{"intent":"HassNevermind"}"#, "{done}");
+    // Each of several answers has the home's own spelling.
+    let done = client.ask(json!({"prompt": "turn on the READING lamp", "n": 2})).await;
+    for choice in done["choices"].as_array().expect("two") {
+        assert!(choice["text"].as_str().is_some_and(|text| text.contains("Reading Lamp")), "{done}");
+    }
     // A description that is removed is gone.
     broker.publish(&["-r", "-t", LAMP, "-n"]).await;
     until_named(&mut client, "turn on the reading lamp", "Reading Lamp", false).await;

@@ -32,7 +32,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/mod",       &["engine"]),
     ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
-    ("home",             &["config", "protocol"]),
+    ("home",             &["external_text", "config", "protocol"]),
     ("guard",            &["config", "protocol"]),
     ("telemetry",        &["random", "config", "protocol"]),
     ("transport",        &["external_text", "config", "protocol", "home", "telemetry"]),

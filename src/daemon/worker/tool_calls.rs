@@ -22,7 +22,7 @@ pub(super) struct Prompt {
 
 /// The prompt of a request, chat template and functions included.
 pub(super) fn prompt(engine: &Engine, request: &Request) -> Result<Prompt, PromptError> {
-    let is_offered = !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
+    let is_offered = request.offers_tools();
     let user;
     let messages = match &request.input {
         Input::Messages(messages) => messages.as_slice(),
@@ -91,7 +91,7 @@ pub(super) fn constraint(
     let lark = tool_grammar(syntax, &functions, &other, once);
     let compiled = grammars.compile(&GrammarSource::Lark(lark));
     compiled.map(Some).map_err(|error| {
-        // Which function it is: the place in the whole grammar tells nobody.
+        // The place in the whole grammar means nothing to the client: the function and the place in its schema do.
         let wrong = request.tools.iter().enumerate().find_map(|(index, tool)| {
             let schema = arguments_schema(tool.parameters()).to_string();
             check_schema(&schema).err().map(|error| (index, error))

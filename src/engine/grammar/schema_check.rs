@@ -74,8 +74,8 @@ fn keyword(name: &str) -> Option<Keyword> {
 }
 
 /// The formats that are enforced.
-const FORMATS: [&str; 11] =
-    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown"];
+const FORMATS: [&str; 10] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
 /// The drafts in which the supported keywords mean what they mean here.
 const DRAFTS: [&str; 3] = [

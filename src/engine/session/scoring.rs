@@ -3,8 +3,8 @@
 use super::Session;
 
 impl Session<'_> {
-    /// The natural logarithms of the probabilities of `answer`'s tokens, each given those before it, after the prompt of
-    /// `prompt_tokens` tokens that was answered last. One pass over the answer, as for a prompt.
+    /// The natural logarithms of the probabilities of `answer`'s tokens, each given those before it, after
+    /// `prompt`, which must be the one that was answered last. One pass over the answer, as for a prompt.
     pub fn log_probabilities(&mut self, prompt: &[u32], answer: &[u32]) -> Vec<f64> {
         let Some(last) = prompt.len().checked_sub(1).filter(|last| *last <= self.state.len()) else {
             return Vec::new();

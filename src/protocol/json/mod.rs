@@ -133,8 +133,7 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
     let response_format = response_format::read(keys.response_format)?;
     let tools = tools::tools(keys.tools.unwrap_or_default())?;
     let tool_choice = tools::tool_choice(keys.tool_choice, &tools)?;
-    tools::check_format(&tools, &tool_choice, &response_format)?;
-    Ok(Request {
+    let request = Request {
         input: input(keys.prompt, keys.messages)?,
         max_tokens: sampling::limit_logprobs(max_tokens, logprobs, choices)?,
         sampling: Sampling {
@@ -163,7 +162,9 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
         },
         cache: keys.cache.unwrap_or(true),
         id: keys.id,
-    })
+    };
+    tools::check_format(&request)?;
+    Ok(request)
 }
 
 /// Reads what may come on the socket: a request, a cancellation, a question about the daemon.

@@ -2,7 +2,7 @@
 
 use super::{MAX_ID, Shown, invalid};
 use crate::external_text::JsonValue;
-use crate::protocol::{Message, Refusal, ResponseFormat, Role, Tool, ToolCall, ToolChoice};
+use crate::protocol::{Message, Refusal, Request, ResponseFormat, Role, Tool, ToolCall, ToolChoice};
 
 /// Maximum number of functions in a request, and of calls in a message.
 pub const MAX_TOOLS: usize = 128;
@@ -200,21 +200,17 @@ pub(super) fn tool_choice(choice: Option<JsonValue>, tools: &[Tool]) -> Result<T
 }
 
 /// An answer is either calls or what the format says, and only JSON can be distinguished from calls.
-pub(super) fn check_format(
-    tools: &[Tool],
-    choice: &ToolChoice,
-    format: &ResponseFormat,
-) -> Result<(), Refusal> {
-    match format {
-        ResponseFormat::Regex(_) | ResponseFormat::Grammar(_)
-            if !tools.is_empty() && *choice != ToolChoice::None =>
-        {
-            Err(invalid(
-                "response_format: regex and grammar cannot be used with tools; leave one of them out",
-            ))
-        }
-        _ => Ok(()),
+pub(super) fn check_format(request: &Request) -> Result<(), Refusal> {
+    let is_distinct = matches!(
+        request.response_format,
+        ResponseFormat::Text | ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_)
+    );
+    if is_distinct || !request.offers_tools() {
+        return Ok(());
     }
+    Err(invalid(
+        "response_format: regex, grammar and home_intent cannot be used with tools; leave one of them out",
+    ))
 }
 
 #[cfg(test)]
@@ -267,6 +263,10 @@ mod tests {
             ),
             (with(&format!(r#""tools":[{TOOL},{TOOL}]"#)), "tools[1].function.name: set_light is there twice"),
             (with(r#""tool_choice":"required""#), "tool_choice: needs tools"),
+            (
+                with(&format!(r#""tools":[{TOOL}],"response_format":{{"type":"home_intent"}}"#)),
+                "response_format: regex, grammar and home_intent cannot be used with tools",
+            ),
             (with(&format!(r#""tools":[{TOOL}],"tool_choice":"any""#)), "tool_choice: \"any\""),
             (
                 with(&format!(

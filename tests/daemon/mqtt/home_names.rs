@@ -36,11 +36,11 @@ const LIST: &str =
 #[tokio::test]
 async fn retained_descriptions_are_read_and_prompts_are_answered_beside_them() {
     let broker = Mosquitto::start().await;
-    broker.publish(&["-r", "-t", LAMP, "-m", r#"{"name":"Desk lamp","uniq_id":"a"}"#]).await;
+    broker.publish(&["-r", "-t", LAMP, "-m", r#"{"name":"Wall lamp","uniq_id":"a"}"#]).await;
     broker.publish(&["-r", "-t", "zigbee2mqtt/bridge/devices", "-m", LIST]).await;
     let names = home();
     let mut harness = Harness::with(config(broker.port), |context| context.home = Some(Arc::clone(&names)));
-    devices(&names, &["Desk lamp", "hall"]).await;
+    devices(&names, &["Wall lamp", "hall"]).await;
     // Later ones too, and what is removed is gone.
     broker.publish(&["-r", "-t", PLUG, "-m", r#"{"name":"Plug","uniq_id":"b"}"#]).await;
     broker.publish(&["-r", "-n", "-t", LAMP]).await;
@@ -59,8 +59,8 @@ async fn thousands_of_descriptions_do_not_keep_a_prompt_waiting() {
     let broker = Mosquitto::start().await;
     let names = home();
     let mut harness = Harness::with(config(broker.port), |context| context.home = Some(Arc::clone(&names)));
-    broker.publish(&["-r", "-t", LAMP, "-m", r#"{"name":"Desk lamp","uniq_id":"a"}"#]).await;
-    devices(&names, &["Desk lamp"]).await;
+    broker.publish(&["-r", "-t", LAMP, "-m", r#"{"name":"Wall lamp","uniq_id":"a"}"#]).await;
+    devices(&names, &["Wall lamp"]).await;
     let list: Vec<String> = (0..2000)
         .map(|n| {
             format!(

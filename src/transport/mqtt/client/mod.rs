@@ -115,8 +115,8 @@ impl Connection {
         Ok(self.handle_raw_event(event))
     }
 
-    /// Subscribes to the device's own topics, Home Assistant's, the home's and the group's, in one SUBSCRIBE. `false` where the
-    /// request channel is full.
+    /// Subscribes to the device's own topics, Home Assistant's, the home's and the group's, in one SUBSCRIBE. `false`
+    /// where the request channel is full.
     pub fn subscribe(&mut self, filters: SubscriptionFilters) -> bool {
         let SubscriptionFilters { own, homeassistant, home, group } = filters;
         self.filter_counts =
