@@ -369,12 +369,12 @@ pub fn read_text(path: &Path) -> Result<String, String> {
     let at_once = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(at_once).open(path).map_err(cannot)?;
     if !file.metadata().map_err(cannot)?.is_file() {
-        return Err("cannot be read: it is no regular file; give the path of a TOML file".into());
+        return Err("cannot be read: it is no regular file; give the path of a text file".into());
     }
     let mut text = String::new();
     let length = file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(cannot)?;
     if length as u64 > MAX_FILE {
-        return Err("is larger than 1 MiB; a configuration is a few KiB, so this is another file".into());
+        return Err("is larger than 1 MiB, so it is another file than the one meant".into());
     }
     Ok(text)
 }
@@ -408,7 +408,7 @@ impl Config {
 const MAX_VALUE: usize = 200;
 
 /// The message with whatever stands between quotation marks or backticks cut to [`MAX_VALUE`] characters.
-fn with_short_values(message: &str) -> String {
+pub fn with_short_values(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     let (mut mark, mut length) = (None, 0);
     for c in message.chars() {

@@ -3,7 +3,7 @@
 //! Deliberately knows nothing of what the broker says of the home.
 
 use super::names::{DOMAINS, MAX_NAMES, MAX_TOTAL_BYTES, NameList, NamedDevice, NamedPlace, cleaned, domain};
-use crate::config;
+use crate::{config, external_text};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -46,14 +46,15 @@ struct DeviceKeys {
 
 /// Reads the file; the error names it, the place in it, and a remedy.
 pub fn load(path: &Path) -> Result<NameList, String> {
-    let text =
-        config::read_text(path).map_err(|message| format!("home.file: {}: {message}", path.display()))?;
-    parse(&text, path.extension().is_some_and(|ending| ending == "json"))
-        .map_err(|message| format!("home.file: {}: {message}", path.display()))
+    let is_json = path.extension().is_some_and(|ending| ending == "json");
+    config::read_text(path)
+        .and_then(|text| parse(&text, is_json))
+        .map_err(|message| format!("home.file: {}: {}", path.display(), config::with_short_values(&message)))
 }
 
 /// The names in a text; the error names the place in it.
 pub fn parse(text: &str, is_json: bool) -> Result<NameList, String> {
+    let text = external_text::utf8(text.as_bytes()).map_err(|message| format!("the file {message}"))?;
     let file: FileKeys = if is_json {
         serde_json::from_str(text).map_err(|error| error.to_string())?
     } else {
@@ -134,6 +135,20 @@ mod tests {
     "#;
     const JSON: &str = r#"{"floors":["Upstairs"],"areas":[{"name":"Kitchen","aliases":["Küche"]}],"devices":[
         {"name":"Wall lamp","domain":"light","area":"Office","aliases":["Wandlampe","壁灯"]}]}"#;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_file_and_long_values_are_cut() {
+        assert_eq!(parse("\u{feff}areas = [\"Kitchen\"]", false).expect("sound").areas.len(), 1);
+        assert_eq!(parse("\u{feff}{\"areas\":[\"Kitchen\"]}", true).expect("sound").areas.len(), 1);
+        let error = parse("\u{feff}\u{feff}areas = []", false).expect_err("a second mark");
+        assert!(error.contains("second byte-order mark"), "{error}");
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let path = folder.path().join("home.toml");
+        let domain = "x".repeat(5000);
+        std::fs::write(&path, format!("[[devices]]\nname = \"a\"\ndomain = \"{domain}\"\n")).expect("a file");
+        let error = load(&path).expect_err("no such domain");
+        assert!(error.len() < 1000 && error.contains("devices[0].domain"), "{error}");
+    }
 
     #[test]
     fn both_forms_say_the_same() {

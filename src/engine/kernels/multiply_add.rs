@@ -30,14 +30,12 @@ fn without_instruction(a: f32, b: f32, c: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Lcg;
 
     #[test]
     fn the_bits_are_those_of_the_instruction() {
-        let mut state = 1u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 32) as u32
-        };
+        let mut random = Lcg::new(1);
+        let mut next = || random.next_u32();
         for round in 0..2_000_000u32 {
             // Any bits at all, and numbers of similar size, whose sums cancel or end between two floats.
             let [a, b, c] = match round % 2 {

@@ -312,7 +312,7 @@ fn constrained(out: &mut String, times: ConstrainedTimes) {
             "{name:<18} {held:>10.1} ms for {tokens} tokens, {forced_tokens} forced; free {free:.1} ms"
         ),
     );
-    let name = "time by free";
+    let name = "of the free time";
     write(
         out,
         format_args!("{name:<18} {time_ratio:>10.2} (trie {trie_ms:.1} ms once, schema {compile_ms:.1} ms)"),
