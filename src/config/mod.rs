@@ -407,7 +407,7 @@ impl Config {
 /// Maximum number of characters of a value in a message.
 const MAX_VALUE: usize = 200;
 
-/// The message with whatever stands between quotation marks or backticks cut to [`MAX_VALUE`] characters.
+/// The message with whatever stands between quotation marks or backticks cut to 200 characters.
 pub fn with_short_values(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     let (mut mark, mut length) = (None, 0);
