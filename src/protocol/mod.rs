@@ -4,6 +4,7 @@
 //! writes them, and nothing here does any I/O.
 
 mod answer;
+pub mod api;
 pub mod json;
 pub mod partial;
 mod report;

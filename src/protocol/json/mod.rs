@@ -125,7 +125,21 @@ struct CancelTopicKeys {
 
 /// Reads a request, `bytes` being one whole JSON object.
 pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
-    let keys: RequestKeys = parse(bytes)?;
+    parse(bytes).and_then(checked)
+}
+
+/// Reads the body of a call of another API: one JSON object of at most `limit` bytes.
+pub fn body(bytes: &[u8], limit: usize) -> Result<serde_json::Map<String, serde_json::Value>, Refusal> {
+    check_size(bytes, limit)?;
+    parse_object(bytes)
+}
+
+/// Reads a request whose keys were translated from another API's and whose length was checked before.
+pub fn translated(keys: serde_json::Map<String, serde_json::Value>) -> Result<Request, Refusal> {
+    deserialized(serde_json::Value::Object(keys)).and_then(checked)
+}
+
+fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
     check_id(keys.id.as_deref())?;
     let choices = sampling::choices(keys.n)?;
     let logprobs = sampling::logprobs(keys.logprobs, keys.top_logprobs)?;
@@ -195,7 +209,7 @@ fn asked(key: &str, value: bool) -> Result<(), Refusal> {
 /// Reads a payload of a prompt topic: a request where it begins like a JSON object; an error where it is JSON of
 /// another kind, which is a mistake and no sentence; else the prompt itself as plain text.
 pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
-    check_size(bytes)?;
+    check_size(bytes, MAX_REQUEST)?;
     let body = without_bom(bytes).trim_ascii();
     if body.starts_with(b"{") {
         return request(bytes);
@@ -259,7 +273,7 @@ pub fn id_of(bytes: &[u8]) -> Option<String> {
     struct OnlyId {
         id: String,
     }
-    check_size(bytes).ok()?;
+    check_size(bytes, MAX_REQUEST).ok()?;
     let id = serde_json::from_slice::<OnlyId>(without_bom(bytes)).ok()?.id;
     check_id(Some(&id)).is_ok().then_some(id)
 }
@@ -291,7 +305,11 @@ pub fn metrics(text: &str) -> Vec<u8> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
-    check_size(bytes)?;
+    check_size(bytes, MAX_REQUEST)?;
+    parse_object(bytes)
+}
+
+fn parse_object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     wrong_head(bytes).map_or(Ok(()), |wrong| Err(invalid(wrong)))?;
     let bytes = without_bom(bytes);
     // An array would do for serde: its elements as the keys in order.
@@ -302,24 +320,31 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
         return Err(invalid(format!("{}: given twice; give it once", Shown(&path))));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let (path, error) = (error.path().to_string(), error.inner());
-        invalid(if path == "." { error.to_string() } else { format!("{path}: {error}") })
-    })?;
+    let read = deserialized(&mut reader)?;
     reader.end().map_err(|error| invalid(format!("after the object: {error}")))?;
     Ok(read)
 }
 
-fn check_size(bytes: &[u8]) -> Result<(), Refusal> {
-    if bytes.len() <= MAX_REQUEST {
-        return Ok(());
-    }
-    Err(too_large(bytes.len()))
+/// An error begins with the path of the key that it is about.
+fn deserialized<'a, T: Deserialize<'a>>(
+    reader: impl serde::Deserializer<'a, Error = serde_json::Error>,
+) -> Result<T, Refusal> {
+    serde_path_to_error::deserialize(reader).map_err(|error| {
+        let (path, error) = (error.path().to_string(), error.inner());
+        invalid(if path == "." { error.to_string() } else { format!("{path}: {error}") })
+    })
 }
 
-/// The refusal of a request of so many bytes.
-pub fn too_large(bytes: usize) -> Refusal {
-    Refusal::new(Code::TooLarge, format!("{bytes} bytes; a request has at most {MAX_REQUEST}"))
+fn check_size(bytes: &[u8], limit: usize) -> Result<(), Refusal> {
+    if bytes.len() <= limit {
+        return Ok(());
+    }
+    Err(too_large(bytes.len(), limit))
+}
+
+/// The refusal of a request of so many bytes, where `limit` are allowed.
+pub fn too_large(bytes: usize, limit: usize) -> Refusal {
+    Refusal::new(Code::TooLarge, format!("{bytes} bytes; a request has at most {limit}"))
 }
 
 pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {

@@ -70,7 +70,7 @@ impl EventLoop {
         }
         let read = match message.skipped_bytes {
             0 => json::request_or_text(&message.payload),
-            skipped => Err(json::too_large(message.payload.len() + skipped)),
+            skipped => Err(json::too_large(message.payload.len() + skipped, json::MAX_REQUEST)),
         };
         let id = match &read {
             Ok(request) => request.id.clone(),
