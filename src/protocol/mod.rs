@@ -6,6 +6,7 @@
 mod answer;
 pub mod api;
 pub mod json;
+pub mod ollama;
 pub mod openai;
 pub mod partial;
 mod report;
