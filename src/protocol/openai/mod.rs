@@ -1,31 +1,28 @@
-//! stub
-use super::Refusal;
-use super::api::{Call, CallContext, ModelCard, Refused};
-#[allow(missing_docs)]
-pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    todo!("{body:?}{context:?}")
-}
-#[allow(missing_docs)]
-pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    todo!("{body:?}{context:?}")
-}
-#[allow(missing_docs)]
-pub fn responses(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    todo!("{body:?}{context:?}")
-}
-#[allow(missing_docs)]
-pub fn models(model: &ModelCard) -> Vec<u8> {
-    todo!("{model:?}")
-}
-#[allow(missing_docs)]
-pub fn model(model: &ModelCard, name: &str) -> Result<Vec<u8>, Refused> {
-    todo!("{model:?}{name}")
-}
-#[allow(missing_docs)]
-pub fn refused(refusal: &Refusal) -> Refused {
-    todo!("{refusal:?}")
-}
-#[allow(missing_docs)]
-pub fn error_body(status: u16, kind: &str, message: &str) -> Vec<u8> {
-    todo!("{status}{kind}{message}")
-}
+//! OpenAI's HTTP API: chat completions, completions, responses and models, translated to [`Request`](super::Request)s, and
+//! our [`Event`](super::Event)s to the objects that OpenAI's clients read.
+//!
+//! A call's keys are renamed to our own and then checked by [`json::translated`](super::json::translated), so that there is
+//! one set of checks; its messages are changed to name the caller's own keys. What would change the answer and is not
+//! supported is refused by name. Everything else that is not known is ignored and counted.
+//!
+//! Deliberately does no I/O, and knows neither paths nor headers: `transport::http` does.
+
+mod answer;
+mod call_keys;
+mod chat;
+mod chat_answer;
+mod completion_logprobs;
+mod completions;
+mod content;
+mod errors;
+mod models;
+mod responses;
+
+pub use chat::chat_completions;
+pub use completions::completions;
+pub use errors::{error_body, refused};
+pub use models::{model, models};
+pub use responses::responses;
+
+#[cfg(test)]
+mod tests;
