@@ -9,7 +9,7 @@ mod tests;
 
 use super::refused_publishes::RefusedPublishes;
 use crate::protocol::text::Shown;
-use crate::protocol::{Code, Event, Refusal, json};
+use crate::protocol::{Code, Event, Refusal, RequestId, json};
 use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::strikes::{GIVE_UP, ISOLATE, Strikes};
 use std::collections::{HashSet, VecDeque};
@@ -33,7 +33,7 @@ enum EntryKind {
     /// A token event: the last event repeats its text.
     Token(PromptId),
     /// The last event of the request with this id.
-    Last(PromptId, String),
+    Last(PromptId, RequestId),
     /// A status message of the daemon, published on every connection and dropped with it.
     Status,
 }
@@ -73,7 +73,7 @@ pub struct DeliveryOutcome {
     /// The number of its entry.
     pub number: u64,
     /// The request's id.
-    pub id: String,
+    pub id: RequestId,
     /// The event, as JSON; empty where it must not be sent again.
     pub payload: Vec<u8>,
     /// Whether the broker has it; otherwise nobody wants it any more.
@@ -88,7 +88,7 @@ pub struct PendingAnswer<'a> {
     /// The prompt.
     pub prompt: PromptId,
     /// The request's id.
-    pub id: &'a str,
+    pub id: &'a RequestId,
     /// The message.
     pub packet: &'a OutgoingMessage,
 }
@@ -140,15 +140,21 @@ impl Outbox {
 
     /// Adds the last event of request `id`, and returns the number of its entry. Waiting token events are dropped
     /// until there is space for it.
-    pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: OutgoingMessage) -> u64 {
+    pub fn push_last(&mut self, prompt: PromptId, id: impl Into<RequestId>, packet: OutgoingMessage) -> u64 {
         while (self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES)
             && self.drop_newest_token()
         {}
-        self.push(EntryKind::Last(prompt, id.to_owned()), packet)
+        self.push(EntryKind::Last(prompt, id.into()), packet)
     }
 
     /// Adds an answer of an earlier process under its former number.
-    pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: OutgoingMessage) {
+    pub fn restore(
+        &mut self,
+        number: u64,
+        prompt: PromptId,
+        id: impl Into<RequestId>,
+        packet: OutgoingMessage,
+    ) {
         self.push_last(prompt, id, packet);
         self.entries.back_mut().expect("just pushed").number = number;
     }
