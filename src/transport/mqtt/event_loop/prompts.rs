@@ -165,7 +165,10 @@ impl EventLoop {
         let route = route.clone();
         if let Some(answer) = self.dedup.stored_answer(number, now) {
             self.status.resent += 1;
-            self.outbox.push_last(number, route.id.clone(), route.packet(answer.payload, now));
+            let packet = route.packet(answer.payload, now);
+            let copy = self.retained_copy(&packet, now);
+            let entry = self.outbox.push_last(number, route.id.clone(), packet);
+            copy.into_iter().for_each(|copy| self.outbox.push_copy(entry, copy));
             return self.backlog.remove(number);
         }
         if let Some(leader) = self.dedup.leader(number) {
@@ -295,6 +298,7 @@ impl EventLoop {
     /// Publishes the last event of a prompt, once it is on disk.
     fn send_last_event(&mut self, prompt: PromptId, route: &ReplyRoute, packet: OutgoingMessage) {
         self.backlog.remove(prompt);
+        let copy = self.retained_copy(&packet, Instant::now());
         let entry = self.outbox.push_last(prompt, route.id.clone(), packet);
         let waiting = self.outbox.pending_answers().find(|waiting| waiting.number == entry);
         let answer =
@@ -302,6 +306,7 @@ impl EventLoop {
         if answer.is_some_and(|answer| self.answer_log.save_answer(answer)) {
             self.outbox.hold_until_saved(entry);
         }
+        copy.into_iter().for_each(|copy| self.outbox.push_copy(entry, copy));
     }
 }
 

@@ -145,7 +145,6 @@ async fn every_value_is_found_in_a_report() {
         ("memory", "10.0"),
         ("queue", "0"),
         ("tokens", "0"),
-        ("running", "OFF"),
         ("throttled", "ON"),
         ("under_voltage", "ON"),
         ("problem", "OFF"),
@@ -155,11 +154,9 @@ async fn every_value_is_found_in_a_report() {
     }
     let mut alerted = report;
     alerted["alerts"] = serde_json::json!(["temperature"]);
-    alerted["requests"]["running"] = 1.into();
     alerted["latency"]["ttft_ms"]["last_hour"]["p95"] = 12.5.into();
     alerted["thermal"]["under_voltage"] = Value::Null;
-    for (key, value) in [("problem", "ON"), ("running", "ON"), ("ttft_p95", "12.5"), ("under_voltage", "OFF")]
-    {
+    for (key, value) in [("problem", "ON"), ("ttft_p95", "12.5"), ("under_voltage", "OFF")] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
 }

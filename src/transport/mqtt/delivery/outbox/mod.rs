@@ -34,6 +34,8 @@ enum EntryKind {
     Token(PromptId),
     /// The last event of the request with this id.
     Last(PromptId, RequestId),
+    /// A copy of the last event in the entry of this number, retained for clients that listen later.
+    Copy(u64),
     /// A status message of the daemon, published on every connection and dropped with it.
     Status,
 }
@@ -147,6 +149,35 @@ impl Outbox {
         self.push(EntryKind::Last(prompt, id.into()), packet)
     }
 
+    /// Adds a retained copy of the last event in the entry of this number, which is published before that and awaits the
+    /// disk with it. The broker's answer to it changes nothing for the prompt. It is left out where there is no space, and
+    /// replaces an earlier one on its topic.
+    pub fn push_copy(&mut self, of: u64, packet: OutgoingMessage) {
+        let is_older = |entry: &OutboxEntry| {
+            matches!(entry.kind, EntryKind::Copy(_))
+                && !entry.is_in_flight
+                && entry.packet.topic == packet.topic
+        };
+        if let Some(at) = self.entries.iter().position(is_older) {
+            self.remove(at);
+        }
+        let Some(at) = self.entries.iter().position(|entry| entry.number == of) else { return };
+        if self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES {
+            return;
+        }
+        self.push(EntryKind::Copy(of), packet);
+        let mut entry = self.entries.pop_back().expect("just pushed");
+        entry.is_awaiting_disk = self.entries[at].is_awaiting_disk;
+        self.entries.insert(at, entry);
+    }
+
+    /// Drops the retained copies: the broker supports none.
+    pub fn drop_copies(&mut self) {
+        while let Some(at) = self.entries.iter().position(|entry| matches!(entry.kind, EntryKind::Copy(_))) {
+            self.remove(at);
+        }
+    }
+
     /// Adds an answer of an earlier process under its former number.
     pub fn restore(
         &mut self,
@@ -166,7 +197,9 @@ impl Outbox {
 
     /// The entry is on disk, or cannot be saved.
     pub fn release_saved(&mut self, number: u64) {
-        self.update_entry(number, |entry| entry.is_awaiting_disk = false);
+        let is_it =
+            |entry: &&mut OutboxEntry| entry.number == number || entry.kind == EntryKind::Copy(number);
+        self.entries.iter_mut().filter(is_it).for_each(|entry| entry.is_awaiting_disk = false);
     }
 
     /// The answers that the broker has not acknowledged, oldest first.
@@ -175,7 +208,7 @@ impl Outbox {
             EntryKind::Last(prompt, id) => {
                 Some(PendingAnswer { number: entry.number, prompt: *prompt, id, packet: &entry.packet })
             }
-            EntryKind::Token(_) | EntryKind::Status => None,
+            EntryKind::Token(_) | EntryKind::Copy(_) | EntryKind::Status => None,
         })
     }
 
@@ -321,7 +354,7 @@ impl Outbox {
         let entry = &mut self.entries[at];
         let id = match &entry.kind {
             EntryKind::Last(_, id) => id,
-            EntryKind::Token(_) => return self.settle(at, false),
+            EntryKind::Token(_) | EntryKind::Copy(_) => return self.settle(at, false),
             EntryKind::Status => return self.give_up(at, why),
         };
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
