@@ -382,6 +382,16 @@ mod tests {
     }
 
     #[test]
+    fn the_last_answer_is_retained_beside_the_replies_of_a_client_and_nowhere_else() {
+        let last = |reply: &str| of_kitchens().last(reply);
+        assert_eq!(last("bitnetd/cellar/reply/hall/1").as_deref(), Some("bitnetd/cellar/last/hall"));
+        assert_eq!(last("bitnetd/kitchens/reply/hall/a%2Fb").as_deref(), Some("bitnetd/kitchens/last/hall"));
+        for other in ["bitnetd/cellar/reply/1", "bitnetd/cellar/reply/hall/a/b", "bitnetd/other/reply/hall/1", "home/hall/1"] {
+            assert_eq!(last(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn prompts_are_distinguished_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
         let client = |name: &str| Some(TopicKind::Prompt(PromptClient::of_topic("bitnetd/cellar", name)));
