@@ -126,6 +126,7 @@ const KEYS: &[Key] = &[
     mqtt!("mqtt.discovery", |mqtt| mqtt.discovery),
     mqtt!("mqtt.discovery_prefix", |mqtt| mqtt.discovery_prefix),
     mqtt!("mqtt.reply_topics", |mqtt| mqtt.reply_topics),
+    mqtt!("mqtt.keep_last", |mqtt| mqtt.keep_last),
     mqtt!("mqtt.username", |mqtt| mqtt.login.as_ref().map(|login| &login.username)),
     mqtt!("mqtt.password_file", |mqtt| mqtt.login.as_ref().and_then(|login| login.password_file.as_ref())),
     mqtt!("mqtt.tls", |mqtt| mqtt.tls.is_some()),
@@ -220,6 +221,7 @@ mod tests {
         discovery = false
         discovery_prefix = "ha"
         reply_topics = ["home/#"]
+        keep_last = true
     "#;
 
     #[test]

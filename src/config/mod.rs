@@ -174,6 +174,8 @@ pub struct Mqtt {
     pub discovery_prefix: String,
     /// Topic filters, one of which a Response Topic must match; `None` is any that is not reserved.
     pub reply_topics: Option<Vec<String>>,
+    /// Whether the last answer of each client that its prompts' topic names is also retained at the broker.
+    pub keep_last: bool,
 }
 
 impl Mqtt {
@@ -191,6 +193,7 @@ impl Mqtt {
             discovery: true,
             discovery_prefix: "homeassistant".into(),
             reply_topics: None,
+            keep_last: false,
         }
     }
 }

@@ -95,6 +95,7 @@ pub(super) struct MqttKeys {
     discovery: Option<bool>,
     discovery_prefix: Option<String>,
     reply_topics: Option<Vec<String>>,
+    keep_last: Option<bool>,
 }
 
 /// `5` and `"5"` mean the same; 3.1 is a number too, which is refused with a hint.
@@ -354,6 +355,7 @@ impl MqttKeys {
             discovery,
             discovery_prefix,
             reply_topics,
+            keep_last: self.keep_last.unwrap_or(false),
         }))
     }
 

@@ -238,7 +238,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel(4);
         let mut request = json::request(br#"{"prompt":"a"}"#).expect("sound");
         request.priority = priority;
-        let reply = Reply::new(id, &sender).expect("room");
+        let reply = Reply::new(&id.into(), &sender).expect("room");
         let inbound = Inbound {
             request,
             id: id.into(),
@@ -279,7 +279,7 @@ mod tests {
             admission.offer(inbound, MINUTE).expect("room");
         }
         let order: Vec<String> =
-            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.clone()).collect();
+            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.to_string()).collect();
         assert_eq!(order, ["c", "b", "d", "a"]);
     }
 
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(offer(&mut admission, "b2", "b"), Ok(Some(("a3".into(), Code::QueueFull))));
         assert_eq!(offer(&mut admission, "b3", "b"), Err(Code::QueueFull));
         let order: Vec<String> =
-            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.clone()).collect();
+            std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.to_string()).collect();
         assert_eq!(order, ["b1", "a1", "b2", "a2"], "clients take turns");
     }
 

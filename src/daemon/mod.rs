@@ -371,6 +371,7 @@ impl Daemon {
             home: self.settings.home.clone(),
             threads: running.budget.threads,
             reports: telemetry,
+            answering: self.queue.running.subscribe(),
             alerts,
             report_interval: self.settings.interval.subscribe(),
             status: state,

@@ -10,6 +10,7 @@ pub mod ollama;
 pub mod openai;
 pub mod partial;
 mod report;
+mod request_id;
 mod response_format;
 pub mod text;
 mod tools;
@@ -21,6 +22,7 @@ pub use report::{
     Throttling, Throughput,
 };
 
+pub use request_id::RequestId;
 pub use response_format::ResponseFormat;
 pub use tools::{Tool, ToolCall, ToolChoice};
 
@@ -31,7 +33,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// The client's id of the request, which every event carries. The transport makes one where it is absent.
-    pub id: Option<String>,
+    pub id: Option<RequestId>,
     /// The prompt or the conversation.
     pub input: Input,
     /// Maximum number of tokens to generate; the rest of the context when absent.
@@ -170,7 +172,7 @@ pub enum Event {
     /// The next piece of text, only when streaming.
     Token {
         /// The request's id.
-        id: String,
+        id: RequestId,
         /// Whole characters, never half of one.
         text: String,
         /// Which of several answers it belongs to; absent where only one was asked for.
@@ -185,7 +187,7 @@ pub enum Event {
     /// The refusal or failure; `id` is null where the request could not be read that far.
     Error {
         /// The request's id.
-        id: Option<String>,
+        id: Option<RequestId>,
         /// What went wrong.
         #[serde(flatten)]
         refusal: Refusal,
@@ -203,7 +205,7 @@ impl Event {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Done {
     /// The request's id.
-    pub id: String,
+    pub id: RequestId,
     /// The whole answer.
     pub text: String,
     /// Why it ended there.

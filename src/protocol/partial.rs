@@ -3,12 +3,14 @@
 //!
 //! Deliberately no parser: it finds one value of the outermost object, and checks no more than it needs for that.
 
+use super::RequestId;
+
 /// Maximum nesting that is skipped: as deep as whole requests may be.
 const DEEPEST: u32 = 128;
 
 /// Finds the value of the key `id` of the outermost object in `bytes`, the beginning of a request. An `id` inside a
 /// text or an inner object is none. `None` where it is not there in full, or no id that a request may have.
-pub fn id_of_truncated(bytes: &[u8]) -> Option<String> {
+pub fn id_of_truncated(bytes: &[u8]) -> Option<RequestId> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut scanner = Scanner { rest: bytes };
     scanner.expect(b'{')?;
@@ -16,7 +18,7 @@ pub fn id_of_truncated(bytes: &[u8]) -> Option<String> {
         let key = scanner.text()?;
         scanner.expect(b':')?;
         if key == "id" {
-            let id = scanner.text()?;
+            let id = scanner.id()?;
             return super::json::check_id(Some(&id)).is_ok().then_some(id);
         }
         scanner.skip_value()?;
@@ -70,6 +72,14 @@ impl<'a> Scanner<'a> {
         serde_json::from_slice(self.quoted()?).ok()
     }
 
+    /// A string or a number.
+    fn id(&mut self) -> Option<RequestId> {
+        if self.peek()? == b'"' {
+            return self.text().map(RequestId::from);
+        }
+        RequestId::from_json(std::str::from_utf8(self.word()?).ok()?)
+    }
+
     /// A number or a word, which ends only before what cannot be a part of it.
     fn word(&mut self) -> Option<&'a [u8]> {
         self.peek()?;
@@ -115,7 +125,7 @@ mod tests {
     use super::*;
 
     fn id(text: &str) -> Option<String> {
-        id_of_truncated(text.as_bytes())
+        id_of_truncated(text.as_bytes()).map(|id| serde_json::to_string(&id).expect("an id"))
     }
 
     #[test]
@@ -129,7 +139,19 @@ mod tests {
             r#"{"messages":[{"role":"user","content":"}]"},[],{}],"id":"a","#,
             r#"{"\u0069d":"a"}"#,
         ] {
-            assert_eq!(id(text).as_deref(), Some("a"), "{text}");
+            assert_eq!(id(text).as_deref(), Some("\"a\""), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_found_once_its_end_is_there() {
+        for number in ["5", "-1.5e3", "1732.0", "12345678901234567890123"] {
+            assert_eq!(id(&format!("{{\"id\":{number},\"prompt\":\"x")).as_deref(), Some(number));
+            assert_eq!(id(&format!("{{\"prompt\":\"x\",\"id\": {number} }}")).as_deref(), Some(number));
+            assert_eq!(id(&format!("{{\"id\":{number}")), None, "more digits may follow");
+        }
+        for wrong in ["05", "1x", "+1", "true", "-"] {
+            assert_eq!(id(&format!("{{\"id\":{wrong},")), None);
         }
     }
 
@@ -178,7 +200,7 @@ mod tests {
     #[test]
     fn nesting_is_passed_over_as_deep_as_a_request_may_be_and_no_deeper() {
         let nested = |depth| format!(r#"{{"x":{}{},"id":"a""#, "[".repeat(depth), "]".repeat(depth));
-        assert_eq!(id(&nested(128)).as_deref(), Some("a"));
+        assert_eq!(id(&nested(128)).as_deref(), Some("\"a\""));
         assert_eq!(id(&nested(129)), None);
         assert_eq!(id(&format!("{{\"x\":{}", "[".repeat(65_536))), None);
     }
@@ -188,8 +210,11 @@ mod tests {
         let text = br#"{"prompt":"a \u00e9 \"id\":\"b\"","messages":[{"id":"c"}],"id":"own","stop":["id"]}"#;
         for end in 0..=text.len() {
             let found = id_of_truncated(&text[..end]);
-            assert!(found.is_none() || found.as_deref() == Some("own"), "cut at {end}: {found:?}");
+            assert!(
+                found.is_none() || found.as_ref().is_some_and(|id| *id == "own"),
+                "cut at {end}: {found:?}"
+            );
         }
-        assert_eq!(id_of_truncated(text).as_deref(), Some("own"));
+        assert_eq!(id_of_truncated(text), Some("own".into()));
     }
 }

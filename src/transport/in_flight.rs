@@ -3,7 +3,8 @@
 //! Deliberately knows nothing of bytes: it counts requests, finds them by id, and cancels those that are left when
 //! the connection ends.
 
-use super::Cancel;
+use crate::protocol::RequestId;
+use crate::transport::Cancel;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ pub struct InFlight {
 
 #[derive(Debug)]
 struct State {
-    requests: HashMap<String, Cancel>,
+    requests: HashMap<RequestId, Cancel>,
     /// Bytes are being written.
     is_writing: bool,
     /// When the client last sent or accepted bytes.
@@ -72,29 +73,29 @@ impl InFlight {
     }
 
     /// Registers a request; `None` where its id is already in flight.
-    pub fn start(&self, id: &str) -> Option<Cancel> {
+    pub fn start(&self, id: &RequestId) -> Option<Cancel> {
         let requests = &mut self.state().requests;
         if requests.contains_key(id) {
             return None;
         }
         let cancel = Cancel::default();
-        requests.insert(id.to_owned(), cancel.clone());
+        requests.insert(id.clone(), cancel.clone());
         Some(cancel)
     }
 
     /// Removes a request whose last event was sent.
-    pub fn end(&self, id: &str) {
+    pub fn end(&self, id: &RequestId) {
         self.state().requests.remove(id);
         self.ended.notify_one();
     }
 
     /// Raises the cancel flag of one request; `false` where no request has that id.
-    pub fn cancel(&self, id: &str) -> bool {
+    pub fn cancel(&self, id: &RequestId) -> bool {
         self.state().requests.get(id).map(Cancel::raise).is_some()
     }
 
     /// Whether a request of this id is in flight.
-    pub fn is_running(&self, id: &str) -> bool {
+    pub fn is_running(&self, id: &RequestId) -> bool {
         self.state().requests.contains_key(id)
     }
 
@@ -148,7 +149,7 @@ impl InFlight {
     }
 
     /// The ids of all requests in flight.
-    pub fn ids(&self) -> Vec<String> {
+    pub fn ids(&self) -> Vec<RequestId> {
         self.state().requests.keys().cloned().collect()
     }
 
@@ -172,19 +173,19 @@ mod tests {
     #[test]
     fn an_id_is_in_flight_once_and_free_again_at_its_end() {
         let in_flight = InFlight::default();
-        assert!(in_flight.start("a").is_some());
-        assert!(in_flight.start("a").is_none());
-        in_flight.end("a");
-        assert!(in_flight.start("a").is_some());
+        assert!(in_flight.start(&"a".into()).is_some());
+        assert!(in_flight.start(&"a".into()).is_none());
+        in_flight.end(&"a".into());
+        assert!(in_flight.start(&"a".into()).is_some());
     }
 
     #[test]
     fn cancelling_raises_the_flag_of_that_request_alone() {
         let in_flight = InFlight::default();
-        let a = in_flight.start("a").expect("new");
-        let b = in_flight.start("b").expect("new");
-        assert!(in_flight.cancel("a"));
-        assert!(!in_flight.cancel("c"));
+        let a = in_flight.start(&"a".into()).expect("new");
+        let b = in_flight.start(&"b".into()).expect("new");
+        assert!(in_flight.cancel(&"a".into()));
+        assert!(!in_flight.cancel(&"c".into()));
         assert_eq!((a.is_raised(), b.is_raised()), (true, false));
     }
 
@@ -194,9 +195,9 @@ mod tests {
         assert!(in_flight.record_activity(true));
         let now = Instant::now();
         assert!(in_flight.idle_since(now).is_some());
-        in_flight.start("a").expect("new");
+        in_flight.start(&"a".into()).expect("new");
         assert!(in_flight.idle_since(now).is_none() && !in_flight.evict(now) && in_flight.is_open());
-        in_flight.end("a");
+        in_flight.end(&"a".into());
         in_flight.set_writing(true);
         assert!(in_flight.idle_since(now).is_none() && !in_flight.evict(now));
         assert!(in_flight.record_activity(true));
@@ -223,7 +224,7 @@ mod tests {
     #[test]
     fn a_connection_that_ends_cancels_its_requests() {
         let in_flight = InFlight::default();
-        let cancel = in_flight.start("a").expect("new");
+        let cancel = in_flight.start(&"a".into()).expect("new");
         drop(in_flight);
         assert!(cancel.is_raised());
     }

@@ -13,7 +13,7 @@ pub mod named_file;
 pub mod open_connections;
 pub mod unix;
 
-use crate::protocol::{Code, Event, Refusal, Request, TokenLogprob};
+use crate::protocol::{Code, Event, Refusal, Request, RequestId, TokenLogprob};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -25,7 +25,7 @@ pub struct Inbound {
     /// The parsed request.
     pub request: Request,
     /// The id that its events carry: the client's own, else one that the transport made.
-    pub id: String,
+    pub id: RequestId,
     /// Who sent it, as the log shows it: `unix:uid=1000`, `mqtt:kitchen`. Two clients may be shown alike.
     pub client: String,
     /// Identifies the client for stored answers: no two clients have the same one.
@@ -58,7 +58,7 @@ pub enum WhenFull {
 /// error.
 #[derive(Debug)]
 pub struct Reply {
-    id: String,
+    id: RequestId,
     tokens: mpsc::Sender<Event>,
     last: Option<mpsc::OwnedPermit<Event>>,
 }
@@ -70,9 +70,9 @@ pub struct TooSlow;
 impl Reply {
     /// A reply through `channel`, with the slot for the last event reserved. `None` when the channel is full or
     /// closed.
-    pub fn new(id: &str, channel: &mpsc::Sender<Event>) -> Option<Self> {
+    pub fn new(id: &RequestId, channel: &mpsc::Sender<Event>) -> Option<Self> {
         let last = channel.clone().try_reserve_owned().ok()?;
-        Some(Reply { id: id.to_owned(), tokens: channel.clone(), last: Some(last) })
+        Some(Reply { id: id.clone(), tokens: channel.clone(), last: Some(last) })
     }
 
     /// Sends the next piece of text; never waits.
@@ -166,15 +166,15 @@ mod tests {
     #[test]
     fn a_reply_that_is_dropped_unanswered_sends_internal() {
         let (sender, mut receiver) = mpsc::channel(1);
-        drop(Reply::new("a", &sender));
+        drop(Reply::new(&"a".into(), &sender));
         let Some(Event::Error { id, refusal }) = receiver.try_recv().ok() else { panic!() };
-        assert_eq!((id.as_deref(), refusal.code), (Some("a"), Code::Internal));
+        assert_eq!((id, refusal.code), (Some("a".into()), Code::Internal));
     }
 
     #[test]
     fn the_last_event_has_a_slot_in_a_full_channel() {
         let (sender, mut receiver) = mpsc::channel(2);
-        let reply = Reply::new("a", &sender).expect("a free slot for the last event");
+        let reply = Reply::new(&"a".into(), &sender).expect("a free slot for the last event");
         assert_eq!(reply.token("x".into()), Ok(()));
         assert_eq!(reply.token("y".into()), Err(TooSlow));
         reply.refuse(Refusal::new(Code::Cancelled, "slow"));

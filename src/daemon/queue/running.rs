@@ -5,15 +5,13 @@
 use crate::daemon::locked;
 use crate::transport::Cancel;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// The running request.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct RunningRequest {
-    is_running: AtomicBool,
-    /// Wakes the sampler, which samples more often while something is computed.
-    begun: Notify,
+    /// Whether there is one.
+    is_running: watch::Sender<bool>,
     /// The cancel flag of the request that runs, or ran last.
     cancel: Mutex<Option<Cancel>>,
 }
@@ -21,26 +19,29 @@ pub(in crate::daemon) struct RunningRequest {
 impl RunningRequest {
     /// A request begins.
     pub fn begin(&self, cancel: &Cancel) {
-        self.is_running.store(true, Ordering::Relaxed);
         *locked(&self.cancel) = Some(cancel.clone());
-        self.begun.notify_one();
+        self.is_running.send_replace(true);
     }
 
     /// The request has ended, if one ran.
     pub fn end(&self) {
-        self.is_running.store(false, Ordering::Relaxed);
+        self.is_running.send_if_modified(|is_running| std::mem::take(is_running));
     }
 
     /// Whether a request runs.
     pub fn is_running(&self) -> bool {
-        self.is_running.load(Ordering::Relaxed)
+        *self.is_running.borrow()
+    }
+
+    /// Follows whether a request runs.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.is_running.subscribe()
     }
 
     /// Waits until some request runs.
     pub async fn begun(&self) {
-        while !self.is_running() {
-            self.begun.notified().await;
-        }
+        // An error would mean that the sender is gone, and it lives as long as `self`.
+        let _ = self.is_running.subscribe().wait_for(|is_running| *is_running).await;
     }
 
     /// Cancels the running request; `false` where there is none.

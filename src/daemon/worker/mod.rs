@@ -23,8 +23,8 @@ use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
-    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, ShortlistCounts,
-    Timings, TokenLogprob, Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, RequestId,
+    ShortlistCounts, Timings, TokenLogprob, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
@@ -319,7 +319,7 @@ impl Worker {
     fn done(
         &self,
         engine: &Engine,
-        id: String,
+        id: RequestId,
         prompt: &[u32],
         mut answers: Vec<FinishedAnswer>,
         at: RequestTimes,
@@ -390,7 +390,7 @@ struct StreamedAnswer<'r> {
     queue: &'r Queue,
     engine: &'r Engine,
     reply: &'r Reply,
-    id: &'r str,
+    id: &'r RequestId,
     cancel: &'r Cancel,
     deadline: Option<Instant>,
     stream: bool,
@@ -480,7 +480,7 @@ impl<'r> StreamedAnswer<'r> {
         let mut finished = FinishedAnswer::new(answer, self.halt);
         let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
         if let Some(syntax) = &self.calls {
-            let prefix = format!("call_{}_{}_", self.id, self.index.unwrap_or_default());
+            let prefix = format!("call_{}_{}_", &*self.id, self.index.unwrap_or_default());
             finished.tool_calls = written_calls(syntax, &finished.answer.text, &prefix);
         }
         if finished.tool_calls.is_empty() {

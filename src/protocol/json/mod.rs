@@ -9,7 +9,8 @@ mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Input, Message, Priority, Refusal, Report, Request, ResponseFormat, Sampling, ToolChoice,
+    Code, Event, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat, Sampling,
+    ToolChoice,
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,8 @@ const BYTES_PER_VALUE: usize = 64;
 pub enum Incoming {
     /// A prompt.
     Request(Box<Request>),
-    /// `{"cancel":"id"}`: cancel the request of that id on the same connection.
-    Cancel(String),
+    /// `{"cancel":"id"}`, or a number: cancel the request of that id on the same connection.
+    Cancel(RequestId),
     /// `{"telemetry":true}`: the report as it is now.
     Telemetry,
     /// `{"metrics":true}`: the same for Prometheus.
@@ -48,7 +49,7 @@ pub enum Incoming {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cancelled {
     /// `{"id":"…"}`: the requests of this id.
-    Id(String),
+    Id(RequestId),
     /// `{"running":true}`: the one that is being answered, whoever asked it.
     Running,
 }
@@ -56,7 +57,7 @@ pub enum Cancelled {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestKeys {
-    id: Option<String>,
+    id: Option<RequestId>,
     prompt: Option<String>,
     messages: Option<Vec<MessageKeys>>,
     max_tokens: Option<u32>,
@@ -105,7 +106,7 @@ enum PriorityKey {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CancelKeys {
-    cancel: String,
+    cancel: RequestId,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +124,7 @@ struct MetricsKeys {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CancelTopicKeys {
-    id: Option<String>,
+    id: Option<RequestId>,
     running: Option<bool>,
 }
 
@@ -164,7 +165,7 @@ pub fn translated(keys: serde_json::Map<String, serde_json::Value>) -> Result<Re
 }
 
 fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
-    check_id(keys.id.as_deref())?;
+    check_id(keys.id.as_ref())?;
     let choices = sampling::choices(keys.n)?;
     let logprobs = sampling::logprobs(keys.logprobs, keys.top_logprobs)?;
     let max_tokens = keys.max_tokens.map(|n| at_least_one("max_tokens", n)).transpose()?;
@@ -292,10 +293,10 @@ pub fn thread_limit(bytes: &[u8]) -> Result<usize, Refusal> {
 }
 
 /// Finds the id in a message that is no sound request, so that its refusal can carry it.
-pub fn id_of(bytes: &[u8]) -> Option<String> {
+pub fn id_of(bytes: &[u8]) -> Option<RequestId> {
     #[derive(Deserialize)]
     struct OnlyId {
-        id: String,
+        id: RequestId,
     }
     check_size(bytes, MAX_REQUEST).ok()?;
     let id = serde_json::from_slice::<OnlyId>(without_bom(bytes)).ok()?.id;
@@ -371,8 +372,8 @@ pub fn too_large(bytes: usize, limit: usize) -> Refusal {
     Refusal::new(Code::TooLarge, format!("{bytes} bytes; a request has at most {limit}"))
 }
 
-pub(super) fn check_id(id: Option<&str>) -> Result<(), Refusal> {
-    match id {
+pub(super) fn check_id(id: Option<&RequestId>) -> Result<(), Refusal> {
+    match id.map(|id| &**id) {
         Some("") => Err(invalid("id: empty; leave it out and one is made")),
         Some(id) if id.len() > MAX_ID => Err(invalid(format!("id: longer than {MAX_ID} bytes"))),
         _ => Ok(()),

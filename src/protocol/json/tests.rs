@@ -130,7 +130,8 @@ fn deep_nesting_is_an_error_not_a_stack_overflow() {
 #[test]
 fn a_value_of_the_wrong_kind_names_its_key_and_an_array_is_no_object() {
     for (text, word) in [
-        (r#"{"id":5,"prompt":"a"}"#, "id: "),
+        (r#"{"id":true,"prompt":"a"}"#, "id: neither a string nor a number"),
+        (r#"{"prompt":"a","id":["a"]}"#, "id: "),
         (r#"{"prompt":"a","top_k":-1}"#, "top_k: "),
         (r#"{"messages":[["user","a"]]}"#, "messages[0]: "),
         (r#"["a","turn on the lamp"]"#, "JSON object"),
@@ -248,9 +249,35 @@ fn a_thread_limit_is_a_whole_number() {
 }
 
 #[test]
+fn an_id_may_be_a_number_and_is_given_back_as_it_came() {
+    for number in ["1", "1.5", "1732.0", "-1e3", "12345678901234567890123"] {
+        let id = request(format!(r#"{{"id":{number},"prompt":"a"}}"#).as_bytes()).expect(number).id;
+        let refusal = Refusal::new(Code::Timeout, "m");
+        let error = event(&Event::Error { id: id.clone(), refusal });
+        let text = format!(r#"{{"event":"error","id":{number},"code":"timeout","message":"m"}}"#);
+        assert_eq!(String::from_utf8_lossy(&error), text);
+        let token =
+            Event::Token { id: id.clone().expect(number), text: "x".into(), index: None, logprobs: vec![] };
+        let text = format!(r#"{{"event":"token","id":{number},"text":"x"}}"#);
+        assert_eq!(String::from_utf8_lossy(&event(&token)), text);
+        assert_eq!(
+            incoming(format!(r#"{{"cancel":{number}}}"#).as_bytes()),
+            Ok(Incoming::Cancel(id.clone().expect(number)))
+        );
+        assert_eq!(
+            cancel_topic(format!(r#"{{"id":{number}}}"#).as_bytes()),
+            Ok(Cancelled::Id(id.expect(number)))
+        );
+    }
+    let long = format!(r#"{{"prompt":"a","id":1{}}}"#, "0".repeat(MAX_ID));
+    assert!(refusal(&long).message.starts_with("id: longer than"));
+}
+
+#[test]
 fn an_unsound_request_still_gives_its_id() {
     assert_eq!(id_of(br#"{"id":"a","promt":"x"}"#).as_deref(), Some("a"));
-    assert_eq!(id_of(br#"{"id":5}"#), None);
+    assert_eq!(id_of(br#"{"id":5.0}"#).as_deref(), Some("5.0"));
+    assert_eq!(id_of(br#"{"id":true}"#), None);
     assert_eq!(id_of(b"nonsense"), None);
 }
 

@@ -42,6 +42,8 @@ pub struct MqttContext {
     pub threads: usize,
     /// The latest telemetry report, as JSON.
     pub reports: watch::Receiver<Option<Arc<Vec<u8>>>>,
+    /// Whether a request is being answered.
+    pub answering: watch::Receiver<bool>,
     /// Alerts that were raised or cleared.
     pub alerts: mpsc::Receiver<Alert>,
     /// Time between two reports, which may change while the daemon runs; a report expires after it.

@@ -6,6 +6,7 @@
 //!   rumqttc accepts;
 //! - `topics`, `reply_topics`: the device's topics, and where clients may have answers published; `prompt_client`:
 //!   who sent a prompt;
+//! - `answering`: how often the state of that name is published;
 //! - `delivery`: each prompt is answered once, and each answer reaches the broker, also over lost connections and
 //!   restarts;
 //! - `homeassistant`: the device's entry in Home Assistant; `home_subscription`: the retained descriptions of the home's
@@ -19,6 +20,7 @@
 //! Deliberately knows nothing of the engine, of other transports, or of the contents of a telemetry report: reports
 //! are received as bytes, and the state of the link is published as [`MqttLink`](crate::protocol::MqttLink).
 
+mod answering;
 mod client;
 mod context;
 mod delivery;

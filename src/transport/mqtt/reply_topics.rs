@@ -13,7 +13,7 @@ const COMMAND_LEVELS: [&str; 5] = ["set", "command", "cmnd", "cmd", "zigbee2mqtt
 /// Home Assistant's default discovery prefix, in case some of the owner's installations use it and others do not.
 const HOME_ASSISTANT: &str = "homeassistant";
 /// The topics of every bitnetd below its device level.
-const DEVICE_TOPICS: [&str; 10] = [
+const DEVICE_TOPICS: [&str; 12] = [
     "prompt",
     "cancel",
     "threads",
@@ -24,6 +24,8 @@ const DEVICE_TOPICS: [&str; 10] = [
     "alerts",
     "health",
     "reply",
+    "answering",
+    "last",
 ];
 
 /// The Response Topics that the owner allows.

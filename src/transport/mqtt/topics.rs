@@ -136,6 +136,11 @@ impl Topics {
         self.below("info")
     }
 
+    /// `ON` while a request is answered, else `OFF`, retained.
+    pub fn answering(&self) -> String {
+        self.below("answering")
+    }
+
     /// The report, at every interval.
     pub fn telemetry(&self) -> String {
         self.below("telemetry")
@@ -165,6 +170,15 @@ impl Topics {
         }
         escape(&mut reply, id, |c| matches!(c, '/' | '+' | '#' | '%') || !is_allowed(c));
         reply
+    }
+
+    /// The topic on which the last event that was published on `reply` is retained: `last/<client>` for
+    /// `reply/<client>/<id>`, and so only where the prompt's topic named the client. `None` for every other topic.
+    pub fn last(&self, reply: &str) -> Option<String> {
+        let (base, rest) = self.replies_of(reply)?;
+        let (client, id) = rest.split_once('/')?;
+        let is_reply = !client.is_empty() && !id.is_empty() && !id.contains('/');
+        is_reply.then(|| format!("{base}/last/{client}"))
     }
 
     /// Checks the Response Topic of a prompt received on `prompt_topic`. The error says what is wrong with it, and
@@ -243,15 +257,15 @@ impl Topics {
         is_sound.then_some((base, asked))
     }
 
-    /// The name of the device's state file: the readable part of its id, and a number that tells it from all
+    /// The name of the device's state file with this extension: the readable part of its id, and a number that tells it from all
     /// others.
-    pub(super) fn file_name(&self) -> String {
+    pub(super) fn file_name(&self, extension: &str) -> String {
         let device = self.base.rsplit('/').next().unwrap_or_default();
         let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         let name: String = device.chars().filter(plain).take(32).collect();
         let digest = Sha256::digest(&self.base);
         let number = u64::from_be_bytes(digest[..8].try_into().expect("eight of thirty-two bytes"));
-        format!("{name}-{number:016x}.answers")
+        format!("{name}-{number:016x}.{extension}")
     }
 
     fn below(&self, level: &str) -> String {
@@ -368,6 +382,21 @@ mod tests {
     }
 
     #[test]
+    fn the_last_answer_is_retained_beside_the_replies_of_a_client_and_nowhere_else() {
+        let last = |reply: &str| of_kitchens().last(reply);
+        assert_eq!(last("bitnetd/cellar/reply/hall/1").as_deref(), Some("bitnetd/cellar/last/hall"));
+        assert_eq!(last("bitnetd/kitchens/reply/hall/a%2Fb").as_deref(), Some("bitnetd/kitchens/last/hall"));
+        for other in [
+            "bitnetd/cellar/reply/1",
+            "bitnetd/cellar/reply/hall/a/b",
+            "bitnetd/other/reply/hall/1",
+            "home/hall/1",
+        ] {
+            assert_eq!(last(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn prompts_are_distinguished_by_their_client() {
         let parse = |topic: &str| topics().parse(topic.as_bytes());
         let client = |name: &str| Some(TopicKind::Prompt(PromptClient::of_topic("bitnetd/cellar", name)));
@@ -447,7 +476,7 @@ mod tests {
 
     #[test]
     fn each_device_has_a_file_of_its_own() {
-        let name = |prefix, device| Topics::new(prefix, device).file_name();
+        let name = |prefix, device| Topics::new(prefix, device).file_name("answers");
         assert!(name("bitnetd", "cellar").starts_with("cellar-"));
         assert_ne!(name("bitnetd", "cellar"), name("other", "cellar"));
         assert!(name("a", &"ü./ \0".repeat(50)).len() < 64);

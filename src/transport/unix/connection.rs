@@ -7,7 +7,7 @@ use super::context::ConnectionContext;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{Code, Event, Refusal, Request};
+use crate::protocol::{Code, Event, Refusal, Request, RequestId};
 use crate::telemetry::prometheus;
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
@@ -252,7 +252,7 @@ impl Reader<'_> {
         }
     }
 
-    async fn cancel(&self, id: String) -> ReadLoop {
+    async fn cancel(&self, id: RequestId) -> ReadLoop {
         if self.in_flight.cancel(&id) {
             return ReadLoop::Continue;
         }
@@ -285,7 +285,7 @@ impl Reader<'_> {
         }
         let Some((id, cancel)) = self.register(request.id.clone()) else {
             // Without the id: the first request of that id must not seem to end here.
-            let id = request.id.unwrap_or_default();
+            let id = request.id.unwrap_or_else(|| "".into());
             let text = format!("id: {id:?} is in flight on this connection already; choose another");
             return self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await;
         };
@@ -318,13 +318,13 @@ impl Reader<'_> {
     }
 
     /// Registers the request under the client's id, or under one made for it.
-    fn register(&mut self, id: Option<String>) -> Option<(String, Cancel)> {
+    fn register(&mut self, id: Option<RequestId>) -> Option<(RequestId, Cancel)> {
         if let Some(id) = id {
             return self.in_flight.start(&id).map(|cancel| (id, cancel));
         }
         loop {
             self.ids_made += 1;
-            let id = format!("u{}-{}", self.number, self.ids_made);
+            let id = RequestId::from(format!("u{}-{}", self.number, self.ids_made));
             // A client may have chosen the same one.
             if let Some(cancel) = self.in_flight.start(&id) {
                 return Some((id, cancel));
@@ -334,7 +334,7 @@ impl Reader<'_> {
 
     /// A reply for a new request, once the client has read enough of what waits for it. `None` when the connection
     /// is ending.
-    async fn reply(&self, id: &str) -> Option<Reply> {
+    async fn reply(&self, id: &RequestId) -> Option<Reply> {
         loop {
             if let Some(reply) = Reply::new(id, &self.events) {
                 return Some(reply);
@@ -350,7 +350,7 @@ impl Reader<'_> {
         }
     }
 
-    async fn refuse(&self, id: Option<String>, refusal: Refusal) -> ReadLoop {
+    async fn refuse(&self, id: Option<RequestId>, refusal: Refusal) -> ReadLoop {
         self.shared.telemetry.refused();
         self.send(event_line(&Event::Error { id, refusal })).await
     }

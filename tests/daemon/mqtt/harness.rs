@@ -27,6 +27,7 @@ pub struct Harness {
     pub requests: mpsc::Receiver<Inbound>,
     pub controls: mpsc::Receiver<Command>,
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
+    pub answering: watch::Sender<bool>,
     pub alert: mpsc::Sender<Alert>,
     pub state: watch::Receiver<MqttLink>,
     pub draining: CancellationToken,
@@ -47,6 +48,7 @@ impl Harness {
         let (sender, requests) = mpsc::channel(4);
         let (asked, controls) = mpsc::channel(4);
         let (telemetry, reports) = watch::channel(None);
+        let (answering, is_answering) = watch::channel(false);
         let (alert, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(MqttLink::default());
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
@@ -64,6 +66,7 @@ impl Harness {
             home: None,
             threads: 4,
             reports,
+            answering: is_answering,
             alerts,
             report_interval: watch::channel(Duration::from_secs(10)).1,
             status: shown,
@@ -77,7 +80,7 @@ impl Harness {
         change(&mut context);
         let mut task = JoinSet::new();
         task.spawn(run(context));
-        Harness { requests, controls, telemetry, alert, state, draining, close, task }
+        Harness { requests, controls, telemetry, answering, alert, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

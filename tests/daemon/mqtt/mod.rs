@@ -7,6 +7,7 @@ mod fake_broker;
 mod harness;
 mod home_names;
 mod homeassistant;
+mod last_answers;
 mod misconfiguration;
 mod receive_maximum;
 mod response_topics;
@@ -16,7 +17,7 @@ mod v311;
 
 use crate::support::broker::Mosquitto;
 use crate::support::certificates::keep_private;
-use bitnetd::config::Login;
+use bitnetd::config::{Login, Mqtt, MqttVersion};
 use bitnetd::protocol::json::MAX_REQUEST;
 use bitnetd::protocol::{FinishReason, Refusal};
 use bitnetd::transport::mqtt::probe;
@@ -47,6 +48,37 @@ async fn a_prompt_is_answered_on_the_topic_of_its_id() {
     answer(inbound, "hello");
     let text = reply.output().await;
     assert!(text.starts_with(r#"{"event":"done","id":"a","text":"hello""#), "{text}");
+}
+
+#[tokio::test]
+async fn an_id_that_is_a_number_comes_back_as_it_came() {
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        let broker = Mosquitto::start().await;
+        let mut harness = Harness::with(Mqtt { version, ..config(broker.port) }, |_| {});
+        harness.until(|state| state.subscribed).await;
+        let mut client = Client::listening(&broker, "bitnetd/cellar/reply/#").await;
+        for (number, level) in [("1", "1"), ("1732.0", "1732.0"), ("1e+3", "1e%2B3")] {
+            client.publish(PROMPT, format!(r#"{{"id":{number},"prompt":"hi"}}"#).as_bytes(), none()).await;
+            harness.echo().await;
+            let reply = client.next().await;
+            assert_eq!(String::from_utf8_lossy(&reply.topic), format!("bitnetd/cellar/reply/{level}"));
+            let text = String::from_utf8_lossy(&reply.payload).into_owned();
+            assert!(text.starts_with(&format!(r#"{{"event":"done","id":{number},"text":"hi""#)), "{text}");
+        }
+        // The same number again is the same request; as a text it is another one, with an answer of its own.
+        client.publish(PROMPT, br#"{"id":1,"prompt":"hi"}"#, none()).await;
+        assert!(client.text().await.contains(r#""id":1,"#));
+        harness.is_quiet().await;
+        client.publish(PROMPT, br#"{"id":"1","prompt":"hi"}"#, none()).await;
+        harness.echo().await;
+        assert!(client.text().await.contains(r#""id":"1","#));
+        client.publish(PROMPT, br#"{"id":5,"prompt":"hi"}"#, none()).await;
+        let inbound = harness.request().await;
+        client.publish("bitnetd/cellar/cancel", br#"{"id":5}"#, none()).await;
+        while !inbound.cancel.is_raised() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -147,7 +147,7 @@ async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Receive
     let mut running = JoinSet::new();
     while let Some(inbound) = requests.recv().await {
         let Inbound { id, client, cancel, .. } = &inbound;
-        let request = ReceivedRequest { id: id.clone(), client: client.clone(), cancel: cancel.clone() };
+        let request = ReceivedRequest { id: id.to_string(), client: client.clone(), cancel: cancel.clone() };
         seen.lock().expect("no panic").push(request);
         running.spawn(answer(inbound));
     }
@@ -195,7 +195,7 @@ async fn flood(inbound: &Inbound) -> FinishReason {
 
 fn done(id: &str, text: &str, finish_reason: FinishReason) -> Event {
     Event::Done(Box::new(Done {
-        id: id.to_owned(),
+        id: id.into(),
         text: text.to_owned(),
         finish_reason,
         usage: Usage::default(),

@@ -47,6 +47,28 @@ async fn several_requests_in_flight_are_distinguished_by_id() {
 }
 
 #[tokio::test]
+async fn an_id_that_is_a_number_comes_back_as_it_came() {
+    let context = SocketServer::open();
+    let mut client = context.client().await;
+    client.send("{\"id\":1732.0,\"prompt\":\"one two\",\"stream\":true}\n").await;
+    assert_eq!(client.end().await["id"], json!(1732.0));
+    client.send("{\"id\":5,\"prompt\":\"hang\"}\n{\"id\":\"5\",\"prompt\":\"x\"}\n").await;
+    let refused = client.end().await;
+    assert!(
+        refused["message"].as_str().is_some_and(|text| text.starts_with("id: \"5\" is in flight")),
+        "{refused}"
+    );
+    client.send("{\"id\":5,\"promt\":\"x\"}\n").await;
+    assert_eq!(client.end().await["id"], Value::Null, "one of that id is in flight");
+    client.send("{\"cancel\":5}\n").await;
+    let end = client.end().await;
+    assert_eq!((&end["id"], &end["finish_reason"]), (&json!(5), &json!("cancelled")));
+    client.send("{\"id\":6,\"promt\":\"x\"}\n").await;
+    assert_eq!(client.end().await["id"], 6);
+    context.shut().await;
+}
+
+#[tokio::test]
 async fn ids_are_made_where_none_came_and_none_is_made_twice() {
     let context = SocketServer::open();
     let mut client = context.client().await;

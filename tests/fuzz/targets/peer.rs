@@ -60,6 +60,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             ))),
             threads: 2,
             reports,
+            answering: watch::channel(false).1,
             alerts: mpsc::channel(1).1,
             report_interval,
             status,

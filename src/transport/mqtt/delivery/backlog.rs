@@ -6,7 +6,7 @@
 
 use super::outbox::PromptId;
 use super::requests::ReplyRoute;
-use crate::protocol::Priority;
+use crate::protocol::{Priority, RequestId};
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::mqtt::delivery::answer_log::record::{SavedPrompt, Work};
 use crate::transport::mqtt::delivery::clock::Clock;
@@ -143,9 +143,9 @@ impl Backlog {
 
     /// Removes from the queue what waits under this id. Clients may share an id, and a cancellation does not tell
     /// whose prompt it means: all of them are removed.
-    pub fn take_waiting(&mut self, id: &str) -> Vec<PromptId> {
+    pub fn take_waiting(&mut self, id: &RequestId) -> Vec<PromptId> {
         let prompts = &self.prompts;
-        let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.route.id == id);
+        let is_it = |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.route.id == *id);
         let mut result = self.queue.extract(is_it);
         for followers in self.followers.values_mut() {
             result.extend(followers.extract_if(.., |number| is_it(number)));
@@ -241,7 +241,7 @@ mod tests {
         backlog.release(1);
         assert_eq!(next(&mut backlog), Some(2));
         backlog.follow(1, 2);
-        assert_eq!(backlog.take_waiting("x"), [2], "a cancellation reaches it too");
+        assert_eq!(backlog.take_waiting(&"x".into()), [2], "a cancellation reaches it too");
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         for (number, id) in [(1, "x"), (2, "y"), (3, "x")] {
             backlog.push(number, prompt(id, "a", "hello", true));
         }
-        let mut result = backlog.take_waiting("x");
+        let mut result = backlog.take_waiting(&"x".into());
         result.sort_unstable();
         assert_eq!(result, [1, 3]);
         assert_eq!(backlog.next(Instant::now(), |_| true), Some(2));

@@ -29,7 +29,7 @@ pub fn answer_record(waiting: PendingAnswer, dedup: &Deduplicator, clock: Clock)
         number: waiting.number,
         prompt: Some(waiting.prompt),
         keys,
-        id: waiting.id.to_owned(),
+        id: waiting.id.clone(),
         payload: String::from_utf8_lossy(payload).into_owned(),
         state,
         time_s: clock.time_s,
@@ -104,7 +104,7 @@ fn restore_answer(answer: SavedAnswer, dedup: &mut Deduplicator, outbox: &mut Ou
             };
             let prompt = prompt.unwrap_or_else(|| dedup.allocate_id());
             dedup.resume(prompt, keys, false);
-            outbox.restore(number, prompt, &id, packet);
+            outbox.restore(number, prompt, id, packet);
             true
         }
         // Expired meanwhile, delivered, or received again before the file was read.
@@ -234,7 +234,10 @@ mod tests {
         }
 
         fn waiting(&self) -> Vec<(u64, &str, Option<Instant>)> {
-            self.outbox.pending_answers().map(|one| (one.number, one.id, one.packet.expires)).collect()
+            self.outbox
+                .pending_answers()
+                .map(|one| (one.number, one.id.as_str(), one.packet.expires))
+                .collect()
         }
 
         fn comes_again(&mut self, id: &str) -> Verdict {

@@ -3,6 +3,7 @@
 //! Pure and bounded. Deliberately knows nothing of deliveries: an answer is found by its number, or by the name of
 //! its prompt.
 
+use crate::protocol::RequestId;
 use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ pub struct StoredAnswer {
     /// The keys of its prompt.
     pub keys: DedupKeys,
     /// The request's id.
-    pub id: String,
+    pub id: RequestId,
     /// The event, as JSON; empty for an answer that must not be sent again.
     pub payload: Vec<u8>,
 }

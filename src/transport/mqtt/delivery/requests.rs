@@ -3,7 +3,7 @@
 //! Deliberately knows nothing of the broker link: a request continues while the link is down.
 
 use super::outbox::PromptId;
-use crate::protocol::{Code, Event, FinishReason, Refusal, Request};
+use crate::protocol::{Code, Event, FinishReason, Refusal, Request, RequestId};
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::prompt_client::PromptClient;
@@ -34,7 +34,7 @@ const MAX_PER_CLIENT: usize = 2;
 /// Where the events of a prompt are published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyRoute {
-    pub id: String,
+    pub id: RequestId,
     /// The topic of the replies.
     topic: String,
     /// The prompt's Correlation Data.
@@ -47,7 +47,7 @@ impl ReplyRoute {
     /// is published on the reply topic.
     pub fn new(
         message: &IncomingMessage,
-        id: String,
+        id: RequestId,
         topics: &Topics,
         now: Instant,
     ) -> (Self, Result<(), Refusal>) {
@@ -70,7 +70,7 @@ impl ReplyRoute {
 
     /// The route of a prompt that was read from disk.
     pub fn restored(
-        id: String,
+        id: RequestId,
         topic: String,
         correlation: Option<Vec<u8>>,
         deadline: Option<Instant>,
@@ -127,9 +127,9 @@ impl IdGenerator {
         IdGenerator { process: RandomState::new().hash_one(std::process::id()), count: 0 }
     }
 
-    pub fn next_id(&mut self) -> String {
+    pub fn next_id(&mut self) -> RequestId {
         self.count += 1;
-        format!("{:016x}-{}", self.process, self.count)
+        format!("{:016x}-{}", self.process, self.count).into()
     }
 }
 
@@ -229,8 +229,8 @@ impl ActiveRequests {
 
     /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:
     /// all of them are cancelled.
-    pub fn cancel(&self, id: &str) {
-        for running in self.active.values().filter(|running| running.route.id == id) {
+    pub fn cancel(&self, id: &RequestId) {
+        for running in self.active.values().filter(|running| running.route.id == *id) {
             running.cancel.raise();
         }
     }
@@ -396,7 +396,7 @@ mod tests {
             let route = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
             prompts.start(number, request(), (&of_cellar("-"), "-"), route, Instant::now());
         }
-        prompts.cancel("a");
+        prompts.cancel(&"a".into());
         let raised: Vec<_> =
             (0..3).map(|_| requests.try_recv().expect("handed on").cancel.is_raised()).collect();
         assert_eq!(raised, [true, false, true]);

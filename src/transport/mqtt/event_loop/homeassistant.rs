@@ -81,6 +81,24 @@ impl EventLoop {
         true
     }
 
+    /// Handles a message on the description's own topic. Returns whether nothing else is to be done with it: the names of
+    /// the home are read from descriptions too.
+    pub(super) fn on_own_description(&mut self, message: &IncomingMessage) -> bool {
+        let homeassistant = self.homeassistant.as_mut();
+        let Some(homeassistant) = homeassistant.filter(|ours| ours.is_own_topic(&message.topic)) else {
+            return false;
+        };
+        if homeassistant.on_own_message(&message.payload) {
+            let remembered = self.deletion.create();
+            log::info!(
+                "{}: this device was deleted in Home Assistant and is not announced again; to announce it, start once \
+                 with mqtt.discovery = false{remembered}",
+                self.broker_address()
+            );
+        }
+        self.home.is_none()
+    }
+
     /// Notes the sensors with a reading, and the report interval.
     pub(super) fn update_sensors(&mut self, now: Instant) {
         if let Some(homeassistant) = &mut self.homeassistant {
@@ -100,6 +118,7 @@ impl EventLoop {
             Some(Task::Report) => {
                 let report = self.context.local_telemetry.report(SystemTime::now());
                 self.publish_report(serde_json::to_vec(&report).expect("a report is plain data"));
+                self.publish_answering(now);
             }
             Some(Task::Publish(packet)) if packet.size() > self.limits.packet => {
                 let text = homeassistant.too_large(packet.size(), self.limits.packet, now);

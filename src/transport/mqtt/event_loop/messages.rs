@@ -11,7 +11,10 @@ impl EventLoop {
             self.link.oversized_taken();
         }
         self.drop_stale_subscriptions(&message.topic);
-        if self.on_description(message, now) || self.on_birth_message(message, now) {
+        if self.on_own_description(message)
+            || self.on_description(message, now)
+            || self.on_birth_message(message, now)
+        {
             return self.dedup.ack_only(message.packet);
         }
         match self.topics.parse(&message.topic) {

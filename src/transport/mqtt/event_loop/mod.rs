@@ -4,16 +4,20 @@
 //! `commands` cancellations and thread limits, `homeassistant` the device's entry there. Deliberately knows neither
 //! rumqttc nor the format of the files.
 
+mod answering;
 mod commands;
 mod home;
 mod homeassistant;
+mod last_answers;
 mod messages;
 mod prompts;
 
+use super::answering::AnsweringState;
 use super::client::{BrokerInfo, Connection, ConnectionEvent, Identity, SubAcks, SubscriptionFilters};
 use super::context::MqttContext;
 use super::home_subscription::HomeSubscription;
 use super::homeassistant::HomeAssistant;
+use super::homeassistant::deletion_file::DeletionFile;
 use super::link::{DEFERRED_PROMPTS, Disconnect, Link};
 use super::shared_subscription::SharedSubscription;
 use super::subscription_check::{CheckAction, SubscriptionCheck};
@@ -57,6 +61,7 @@ pub(super) struct EventLoop {
     has_retained_messages: bool,
     outbox: Outbox,
     alert_queue: AlertQueue,
+    answering: AnsweringState,
     dedup: Deduplicator,
     backlog: Backlog,
     active_requests: ActiveRequests,
@@ -66,6 +71,8 @@ pub(super) struct EventLoop {
     retained_prompts: RetainedPrompts,
     /// `None` where the device has no entry in Home Assistant to publish or remove.
     homeassistant: Option<HomeAssistant>,
+    /// Remembers that the owner deleted that entry.
+    deletion: DeletionFile,
     /// `None` where no names of the home are read.
     home: Option<HomeSubscription>,
     answer_log: AnswerLog,
@@ -83,7 +90,12 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub fn new(context: MqttContext) -> Self {
         let topics = Topics::configured(&context.config, &context.device);
-        let file = context.state_dir.as_ref().map(|folder| folder.join(topics.file_name()));
+        let in_state_dir = |name| context.state_dir.as_ref().map(|folder| folder.join(name));
+        let file = in_state_dir(topics.file_name("answers"));
+        let deletion = DeletionFile::new(in_state_dir(topics.file_name("deleted")));
+        if !context.config.discovery {
+            deletion.remove();
+        }
         EventLoop {
             link: Link::new(Instant::now()),
             shared_subscription: SharedSubscription::new(context.config.group.as_deref()),
@@ -93,6 +105,7 @@ impl EventLoop {
             // Random, so far from the numbers that an earlier process left on disk.
             outbox: Outbox::numbered_from(random() >> 1),
             alert_queue: AlertQueue::default(),
+            answering: AnsweringState::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
             backlog: Backlog::new(if context.state_dir.is_some() { context.inbox_bytes } else { 0 }),
             active_requests: ActiveRequests::new(context.requests.clone(), context.max_active),
@@ -102,7 +115,8 @@ impl EventLoop {
             homeassistant: context
                 .homeassistant
                 .as_ref()
-                .map(|info| HomeAssistant::new(&context, info, &topics)),
+                .map(|info| HomeAssistant::new(&context, info, &topics, deletion.exists())),
+            deletion,
             home: context.home.clone().map(HomeSubscription::new),
             answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
             ids: IdGenerator::new(),
@@ -133,6 +147,7 @@ impl EventLoop {
         self.context.heartbeat.beat();
         self.run_homeassistant_task(Instant::now());
         self.run_home(Instant::now());
+        self.publish_answering_change(Instant::now());
         self.settle_delivered(Instant::now());
         self.start_requests(Instant::now());
         self.exchange(Instant::now());
@@ -147,6 +162,7 @@ impl EventLoop {
             self.answer_log.due(),
             self.homeassistant_due(),
             self.home_due(),
+            self.answering.due(self.is_answering()),
             check,
             self.flush_deadline,
             turn,
@@ -158,6 +174,8 @@ impl EventLoop {
             result = next_event(&mut self.connection) => self.on_connection_event(result),
             event = self.active_requests.next() => self.on_prompt_event(event),
             Ok(()) = self.context.reports.changed() => self.publish_telemetry(),
+            // Published at the beginning of the next step.
+            Ok(()) = self.context.answering.changed() => {}
             Some(alert) = self.context.alerts.recv() => self.on_alert(&alert),
             finished = self.answer_log.next() => self.on_disk_outcome(finished),
             () = sleep_until_due(due) => self.on_timer(Instant::now()),
@@ -242,6 +260,7 @@ impl EventLoop {
         }
         let EventLoop { dedup, backlog, outbox, .. } = self;
         let restored = persistence::restore(contents, dedup, backlog, outbox, Clock::read());
+        self.keep_restored_answers(Instant::now());
         if restored != RestoredCounts::default() {
             let RestoredCounts { answers, prompts } = restored;
             let address = self.broker_address();
@@ -296,6 +315,9 @@ impl EventLoop {
         let connection_info = self.link.connected(now, broker.session_present, broker.first_ping);
         self.limits = broker.limits;
         self.has_retained_messages &= broker.has_retained_messages;
+        if !self.has_retained_messages {
+            self.outbox.drop_copies();
+        }
         let (address, count) = (self.broker_address(), connection_info.number);
         log::info!("{address}: connected (connection {count}, session kept: {})", broker.session_present);
         if connection_info.session_lost {
@@ -313,6 +335,7 @@ impl EventLoop {
         let info = OutgoingMessage::json(self.topics.info(), self.context.info.clone());
         self.outbox.push_status(OutgoingMessage { retain: self.has_retained_messages, ..info });
         self.homeassistant_connected(now);
+        self.publish_answering(now);
         self.publish_telemetry();
     }
 
@@ -381,6 +404,7 @@ impl EventLoop {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
+        self.answering.disconnected();
         // Where several were requested at once, the descriptions of the home are left out first, then Home Assistant's
         // birth topics.
         let is_home_suspected = self.home_disconnected(disconnect);

@@ -3,7 +3,7 @@
 
 use super::EventLoop;
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, json};
+use crate::protocol::{Code, Event, FinishReason, Priority, Refusal, Request, RequestId, json};
 use crate::transport::mqtt::delivery::answer_log::record::{Record, Work};
 use crate::transport::mqtt::delivery::backlog::BacklogPrompt;
 use crate::transport::mqtt::delivery::clock::Clock;
@@ -76,7 +76,7 @@ impl EventLoop {
             Ok(request) => request.id.clone(),
             Err(_) => json::id_of(&message.payload).or_else(|| id_of_truncated(&message.payload)),
         };
-        let Verdict::New(prompt) = self.receive(message, &client.cache_key(), id.as_deref()) else { return };
+        let Verdict::New(prompt) = self.receive(message, &client.cache_key(), id.as_ref()) else { return };
         let is_qos_1 = message.packet.is_some();
         if self.is_stopping() && self.dedup.defer(prompt) {
             return;
@@ -121,13 +121,13 @@ impl EventLoop {
         self.dedup.drop_prompt(prompt);
     }
 
-    fn receive(&mut self, message: &IncomingMessage, client_key: &str, id: Option<&str>) -> Verdict {
+    fn receive(&mut self, message: &IncomingMessage, client_key: &str, id: Option<&RequestId>) -> Verdict {
         self.dedup.receive(&Delivery {
             packet: message.packet,
             redelivered: message.redelivered,
             topic: &message.topic,
             client: client_key,
-            id,
+            id: id.map(|id| &**id),
             response_topic: message.response_topic.as_deref(),
             correlation: message.correlation.as_deref(),
             payload: &message.payload,
@@ -165,7 +165,10 @@ impl EventLoop {
         let route = route.clone();
         if let Some(answer) = self.dedup.stored_answer(number, now) {
             self.status.resent += 1;
-            self.outbox.push_last(number, &route.id, route.packet(answer.payload, now));
+            let packet = route.packet(answer.payload, now);
+            let copy = self.retained_copy(&packet, now);
+            let entry = self.outbox.push_last(number, route.id.clone(), packet);
+            copy.into_iter().for_each(|copy| self.outbox.push_copy(entry, copy));
             return self.backlog.remove(number);
         }
         if let Some(leader) = self.dedup.leader(number) {
@@ -257,7 +260,7 @@ impl EventLoop {
     }
 
     /// Cancels the prompts of this id, waiting and running ones.
-    pub(super) fn cancel(&mut self, id: &str) {
+    pub(super) fn cancel(&mut self, id: &RequestId) {
         self.active_requests.cancel(id);
         for prompt in self.backlog.take_waiting(id) {
             let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
@@ -295,13 +298,15 @@ impl EventLoop {
     /// Publishes the last event of a prompt, once it is on disk.
     fn send_last_event(&mut self, prompt: PromptId, route: &ReplyRoute, packet: OutgoingMessage) {
         self.backlog.remove(prompt);
-        let entry = self.outbox.push_last(prompt, &route.id, packet);
+        let copy = self.retained_copy(&packet, Instant::now());
+        let entry = self.outbox.push_last(prompt, route.id.clone(), packet);
         let waiting = self.outbox.pending_answers().find(|waiting| waiting.number == entry);
         let answer =
             waiting.and_then(|waiting| persistence::answer_record(waiting, &self.dedup, Clock::read()));
         if answer.is_some_and(|answer| self.answer_log.save_answer(answer)) {
             self.outbox.hold_until_saved(entry);
         }
+        copy.into_iter().for_each(|copy| self.outbox.push_copy(entry, copy));
     }
 }
 

@@ -68,7 +68,7 @@ impl DeviceInfo {
         entities.energy(sensors);
         entities.host(sensors);
         entities.speed();
-        entities.requests();
+        entities.requests(&self.topics);
         entities.problems(&self.topics, sensors);
         entities.controls(&self.topics, self.threads);
         let version = env!("CARGO_PKG_VERSION");
@@ -219,15 +219,16 @@ impl Entities<'_> {
         );
     }
 
-    fn requests(&mut self) {
+    fn requests(&mut self, topics: &Topics) {
         self.sensor(
             "queue",
             "Waiting requests",
             "{{ value_json.requests.queued }}",
             json!({ "unit_of_measurement": "requests", "icon": "mdi:tray-full" }),
         );
-        let running = "value_json.requests.running";
-        self.flag("running", "Answering", "true", running, json!({ "device_class": "running" }));
+        // On a topic of its own, since most answers are over long before the next report.
+        let running = json!({ "state_topic": topics.answering(), "device_class": "running" });
+        self.add("running", "binary_sensor", "Answering", running);
     }
 
     fn problems(&mut self, topics: &Topics, sensors: SensorPresence) {

@@ -2,10 +2,12 @@
 //! removed.
 //!
 //! Published on each connection, when Home Assistant starts (its birth message), and when the sensors or the report
-//! interval change. With `mqtt.discovery = false` a description published earlier is removed. Pure: time and random
+//! interval change. With `mqtt.discovery = false` a description published earlier is removed. Where the owner deletes the
+//! device in Home Assistant, which empties the description's topic, it is not published again. Pure: time and random
 //! numbers are passed in, messages are returned. `entities` has the description itself. Deliberately knows nothing
 //! of Home Assistant but its discovery; whether one is listening is unknown.
 
+pub(super) mod deletion_file;
 mod entities;
 #[cfg(test)]
 mod tests;
@@ -58,10 +60,11 @@ pub(super) struct HomeAssistant {
     /// The topic of the description.
     topic: String,
     birth_topics: Vec<String>,
+    /// Of the birth topics and of the description's own.
     birth_subscription: OptionalSubscription,
     /// Whether the description is to be published, else removed.
     is_wanted: bool,
-    /// The removal is done, or given up: nothing more is published in this process.
+    /// The removal is done, or given up, or the owner deleted the device: nothing more is published in this process.
     is_finished: bool,
     /// Given up until then.
     retry_at: Option<Instant>,
@@ -98,7 +101,13 @@ pub(super) enum DescriptionResult {
 }
 
 impl HomeAssistant {
-    pub fn new(context: &MqttContext, homeassistant: &HomeAssistantInfo, topics: &Topics) -> Self {
+    /// `is_deleted`: the owner deleted the device while an earlier process ran.
+    pub fn new(
+        context: &MqttContext,
+        homeassistant: &HomeAssistantInfo,
+        topics: &Topics,
+        is_deleted: bool,
+    ) -> Self {
         let (prefix, device) = (&context.config.discovery_prefix, &context.device);
         let device_info = DeviceInfo {
             device: device.clone(),
@@ -115,7 +124,7 @@ impl HomeAssistant {
             birth_topics: birth_topics.collect(),
             birth_subscription: OptionalSubscription::default(),
             is_wanted: context.config.discovery,
-            is_finished: false,
+            is_finished: is_deleted && context.config.discovery,
             retry_at: None,
             is_problem_reported: false,
             sensors: SensorPresence::default(),
@@ -127,12 +136,12 @@ impl HomeAssistant {
         }
     }
 
-    /// The birth topics to subscribe to on a new connection; none while the description is given up. The error is the
-    /// problem to report, returned once.
+    /// The birth topics, and the description's own, to subscribe to on a new connection; none while the description is
+    /// given up, or after the owner deleted the device. The error is the problem to report, returned once.
     ///
     /// At QoS 0: a birth message must not wait behind a full window of prompts, nor take a place in it.
     pub fn filters(&mut self) -> Result<Vec<TopicFilter>, String> {
-        if !self.is_wanted || self.retry_at.is_some() {
+        if !self.is_wanted || self.is_finished || self.retry_at.is_some() {
             return Ok(Vec::new());
         }
         if !self.birth_subscription.request() {
@@ -140,7 +149,7 @@ impl HomeAssistant {
         }
         let filter =
             |topic: &String| TopicFilter { topic: topic.clone(), is_qos_1: false, wants_retained: false };
-        Ok(self.birth_topics.iter().map(filter).collect())
+        Ok(self.birth_topics.iter().chain([&self.topic]).map(filter).collect())
     }
 
     /// Notes the SUBACK for the birth topics. Returns the problem to report, if there is a new one.
@@ -153,8 +162,10 @@ impl HomeAssistant {
         let topics = self.birth_topics.join(", ");
         self.birth_subscription.report_once().then(|| {
             format!(
-                "may not subscribe to Home Assistant's birth on {topics} ({reason}), so this device is announced at \
-                 connects only; allow it at the broker, or set mqtt.discovery = false"
+                "may not subscribe to Home Assistant's birth on {topics} and to {} ({reason}), so this device may be \
+                 announced at connects only, and also after it was deleted in Home Assistant; allow it at the broker, or \
+                 set mqtt.discovery = false",
+                self.topic
             )
         })
     }
@@ -164,14 +175,31 @@ impl HomeAssistant {
         self.birth_subscription.is_pending()
     }
 
-    /// Birth topics that an earlier process may have subscribed to and this one does not want.
-    pub fn unwanted(&self) -> &[String] {
-        if self.is_wanted { &[] } else { &self.birth_topics }
+    /// Topics that an earlier process may have subscribed to and this one does not want.
+    pub fn unwanted(&self) -> impl Iterator<Item = &String> {
+        let is_unwanted = !self.is_wanted || self.is_finished;
+        self.birth_topics.iter().chain([&self.topic]).filter(move |_| is_unwanted)
     }
 
     /// Whether this is a topic of Home Assistant's birth messages.
     pub fn is_birth_topic(&self, topic: &[u8]) -> bool {
         self.birth_topics.iter().any(|birth| birth.as_bytes() == topic)
+    }
+
+    /// Whether this is the description's own topic.
+    pub fn is_own_topic(&self, topic: &[u8]) -> bool {
+        self.topic.as_bytes() == topic
+    }
+
+    /// A message on the description's own topic. Returns whether it says that the owner deleted the device: Home
+    /// Assistant then empties the topic (`async_remove_discovery_payload` of `components/mqtt/entity.py`), once for each
+    /// entity. The description itself comes back too, and says nothing.
+    pub fn on_own_message(&mut self, payload: &[u8]) -> bool {
+        if !payload.is_empty() || !self.is_wanted || self.is_finished {
+            return false;
+        }
+        (self.is_finished, self.due, self.report_due) = (true, None, None);
+        true
     }
 
     /// Where the description is.
@@ -192,7 +220,7 @@ impl HomeAssistant {
 
     /// A message of Home Assistant on a birth topic. `random`, from 0 to 1, spreads the devices over time.
     pub fn on_birth_message(&mut self, word: &[u8], now: Instant, random: f64) {
-        if self.is_wanted && word == BIRTH_PAYLOAD && self.due.is_none() {
+        if self.is_wanted && !self.is_finished && word == BIRTH_PAYLOAD && self.due.is_none() {
             self.due = Some(now + BIRTH_SPREAD.mul_f64(random.clamp(0.0, 1.0)));
         }
     }
@@ -201,7 +229,7 @@ impl HomeAssistant {
     /// description is due.
     pub fn update_sensors(&mut self, sensors: SensorPresence, interval: Duration, now: Instant) {
         let sensors = sensors.union(self.sensors);
-        if self.is_wanted && (sensors, interval) != (self.sensors, self.interval) {
+        if self.is_wanted && !self.is_finished && (sensors, interval) != (self.sensors, self.interval) {
             self.due.get_or_insert(now);
         }
         (self.sensors, self.interval) = (sensors, interval);
@@ -263,7 +291,7 @@ impl HomeAssistant {
             Ok(()) => {
                 (self.retry_at, self.is_problem_reported) = (None, false);
                 // A removed description stays removed.
-                self.is_finished = !self.is_wanted;
+                self.is_finished |= !self.is_wanted;
                 DescriptionResult::Taken
             }
             Err(reason) => {
@@ -297,7 +325,7 @@ impl HomeAssistant {
 
     /// A removal is not attempted a second time.
     fn give_up(&mut self, why: &str, now: Instant) -> Option<String> {
-        self.is_finished = !self.is_wanted;
+        self.is_finished |= !self.is_wanted;
         self.retry_at = Some(now + RETRY_INTERVAL);
         let first = !std::mem::replace(&mut self.is_problem_reported, true);
         first.then(|| self.give_up_text(why))

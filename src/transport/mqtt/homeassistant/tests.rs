@@ -23,6 +23,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         home: None,
         threads: 4,
         reports: watch::channel(None).1,
+        answering: watch::channel(false).1,
         alerts: mpsc::channel(1).1,
         report_interval: watch::channel(Duration::from_secs(30)).1,
         status: watch::channel(MqttLink::default()).0,
@@ -35,7 +36,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
     };
     change(&mut context);
     let topics = Topics::new(&context.config.prefix, &context.device);
-    HomeAssistant::new(&context, &HomeAssistantInfo { model: "m".into() }, &topics)
+    HomeAssistant::new(&context, &HomeAssistantInfo { model: "m".into() }, &topics, false)
 }
 
 fn discovery() -> HomeAssistant {
@@ -104,15 +105,33 @@ fn a_birth_is_answered_after_a_moment_that_differs_between_devices() {
 }
 
 #[test]
+fn a_device_that_the_owner_deleted_is_not_announced_again() {
+    let now = Instant::now();
+    let mut homeassistant = settled(now);
+    assert!(!homeassistant.on_own_message(b"{}"), "the description itself");
+    assert!(homeassistant.on_own_message(b""));
+    assert!(!homeassistant.on_own_message(b""), "once for each entity");
+    homeassistant.on_birth_message(b"online", now, 0.0);
+    homeassistant.update_sensors(SensorPresence::default(), Duration::from_secs(7), now);
+    assert_eq!((homeassistant.due(), homeassistant.next_task(at(now, 99))), (None, None));
+    homeassistant.disconnected(true, now);
+    homeassistant.connected(now);
+    assert_eq!((homeassistant.due(), homeassistant.next_task(at(now, 99))), (None, None));
+    assert_eq!(homeassistant.filters(), Ok(vec![]));
+    assert_eq!(homeassistant.unwanted().count(), 2);
+}
+
+#[test]
 fn birth_messages_are_received_under_the_configured_prefix_and_the_default_one() {
     let topics = |homeassistant: &mut HomeAssistant| -> Vec<String> {
         let filters = homeassistant.filters().expect("nothing to say");
         assert!(filters.iter().all(|filter| !filter.is_qos_1));
         filters.into_iter().map(|filter| filter.topic).collect()
     };
-    assert_eq!(topics(&mut discovery()), ["homeassistant/status"]);
+    assert_eq!(topics(&mut discovery()), ["homeassistant/status", TOPIC]);
     let mut other = with(|context| context.config.discovery_prefix = "ha".into());
-    assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status"]);
+    let own = "ha/device/bitnetd_cellar/config";
+    assert_eq!(topics(&mut other), ["ha/status", "homeassistant/status", own]);
     assert_eq!(other.topic(), "ha/device/bitnetd_cellar/config");
     assert!(other.is_birth_topic(b"ha/status") && other.is_birth_topic(b"homeassistant/status"));
     assert!(!other.is_birth_topic(b"ha/device/bitnetd_cellar/config"));
@@ -162,7 +181,7 @@ fn switched_off_it_removes_the_description_once_and_unsubscribes() {
     let now = Instant::now();
     let mut homeassistant = with(|context| context.config.discovery = false);
     assert_eq!(homeassistant.filters(), Ok(vec![]));
-    assert_eq!(homeassistant.unwanted(), ["homeassistant/status"]);
+    assert_eq!(homeassistant.unwanted().collect::<Vec<_>>(), ["homeassistant/status", TOPIC]);
     // The first time the connection is gone before the broker has it.
     for entry in [1, 2] {
         homeassistant.connected(now);

@@ -145,7 +145,6 @@ async fn every_value_is_found_in_a_report() {
         ("memory", "10.0"),
         ("queue", "0"),
         ("tokens", "0"),
-        ("running", "OFF"),
         ("throttled", "ON"),
         ("under_voltage", "ON"),
         ("problem", "OFF"),
@@ -155,11 +154,9 @@ async fn every_value_is_found_in_a_report() {
     }
     let mut alerted = report;
     alerted["alerts"] = serde_json::json!(["temperature"]);
-    alerted["requests"]["running"] = 1.into();
     alerted["latency"]["ttft_ms"]["last_hour"]["p95"] = 12.5.into();
     alerted["thermal"]["under_voltage"] = Value::Null;
-    for (key, value) in [("problem", "ON"), ("running", "ON"), ("ttft_p95", "12.5"), ("under_voltage", "OFF")]
-    {
+    for (key, value) in [("problem", "ON"), ("ttft_p95", "12.5"), ("under_voltage", "OFF")] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
 }
@@ -201,9 +198,9 @@ async fn the_energy_is_one_that_the_energy_dashboard_takes() {
 async fn a_birth_brings_the_description_again_and_a_report_with_it() {
     let broker = Mosquitto::start().await;
     let _bench = open(&broker, bare()).await;
-    // As a broker that keeps nothing: then only a birth can bring it back.
-    broker.publish(&["-q", "1", "-r", "-t", TOPIC, "-n"]).await;
     let mut descriptions = Client::listening(&broker, "homeassistant/device/+/config").await;
+    // What the broker retains; only a birth brings it once more.
+    descriptions.next().await;
     let mut reports = Client::listening(&broker, "bitnetd/cellar/telemetry").await;
     broker.publish(&["-t", STATUS, "-m", "offline"]).await;
     descriptions.is_quiet().await;
@@ -211,6 +208,72 @@ async fn a_birth_brings_the_description_again_and_a_report_with_it() {
     let description: Value = serde_json::from_str(&descriptions.text().await).expect("JSON");
     schema_rules::check(&description);
     assert!(reports.text().await.contains("\"uptime_s\""));
+}
+
+/// What the next process finds is what a file in its state folder says.
+#[tokio::test]
+async fn a_device_that_the_owner_deleted_stays_deleted_until_discovery_is_switched_off_and_on() {
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        let (broker, folder) =
+            (Mosquitto::start().await, tempfile::TempDir::with_prefix("bitnetd-").expect("a folder"));
+        let start = |discovery| {
+            Harness::with(Mqtt { discovery, version, ..config(broker.port) }, |context| {
+                context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+                context.state_dir = Some(folder.path().to_owned());
+            })
+        };
+        let mut harness = start(true);
+        harness.until(|state| state.subscribed && state.outbox == 0).await;
+        let mut descriptions = Client::listening(&broker, "homeassistant/device/+/config").await;
+        descriptions.next().await;
+        // As Home Assistant does, once for each entity.
+        for _ in 0..3 {
+            broker.publish(&["-r", "-t", TOPIC, "-n"]).await;
+            assert_eq!(descriptions.text().await, "");
+        }
+        broker.publish(&["-t", STATUS, "-m", "online"]).await;
+        sleep(Duration::from_secs(2)).await;
+        harness.close().await;
+        harness = start(true);
+        harness.until(|state| state.subscribed && state.outbox == 0).await;
+        broker.publish(&["-t", STATUS, "-m", "online"]).await;
+        sleep(Duration::from_secs(2)).await;
+        descriptions.is_quiet().await;
+        harness.close().await;
+        harness = start(false);
+        harness.until(|state| state.subscribed && state.outbox == 0).await;
+        assert_eq!(descriptions.text().await, "", "switched off, it is removed as always");
+        harness.close().await;
+        harness = start(true);
+        harness.until(|state| state.subscribed && state.outbox == 0).await;
+        schema_rules::check(&serde_json::from_str(&descriptions.text().await).expect("JSON"));
+        harness.close().await;
+    }
+}
+
+#[tokio::test]
+async fn answering_changes_at_once_and_twice_a_second_at_most() {
+    let broker = Mosquitto::start().await;
+    let harness = open(&broker, bare()).await;
+    assert_eq!(kept(&broker).await["components"]["running"]["state_topic"], "bitnetd/cellar/answering");
+    let mut states = Client::listening(&broker, "bitnetd/cellar/answering").await;
+    assert_eq!(states.text().await, "OFF", "the broker retains it");
+    let began = Instant::now();
+    harness.answering.send_replace(true);
+    assert_eq!(states.text().await, "ON");
+    for round in 0..100 {
+        harness.answering.send_replace(round % 2 == 0);
+        sleep(Duration::from_millis(10)).await;
+    }
+    harness.answering.send_replace(false);
+    let mut last = "ON".to_owned();
+    let mut count = 0;
+    while let Ok(state) = timeout(Duration::from_millis(1_500), states.next()).await {
+        last = String::from_utf8_lossy(&state.payload).into_owned();
+        count += 1;
+    }
+    assert_eq!(last, "OFF");
+    assert!(count <= 2 * began.elapsed().as_secs() + 1, "{count} messages in {:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! the whole file when its end was missing, and panicked over single flipped bits, or did not notice them.
 //! Deliberately knows nothing of files. The names of variants and fields are the file's format.
 
+use crate::protocol::RequestId;
 use crate::transport::mqtt::delivery::dedup_keys::DedupKeys;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -53,7 +54,7 @@ pub struct SavedPrompt {
     /// The client, for the fair queue.
     pub client: String,
     /// The id of its events.
-    pub id: String,
+    pub id: RequestId,
     /// The topic of its events.
     pub topic: String,
     /// Its Correlation Data.
@@ -94,7 +95,7 @@ pub struct SavedAnswer {
     /// The keys of its prompt.
     pub keys: DedupKeys,
     /// The request's id.
-    pub id: String,
+    pub id: RequestId,
     /// The event, as JSON.
     pub payload: String,
     /// Whether the broker has it.
@@ -307,6 +308,15 @@ mod tests {
         assert_eq!(contents.answers[0].time_s, 1_500);
         assert_eq!(contents.answers[1], waiting(2, "{\"text\":\"ü\\n\"}", None));
         assert_eq!((contents.is_torn, contents.damaged), (false, 0));
+    }
+
+    #[test]
+    fn an_id_that_is_a_number_is_written_as_one_and_read_again() {
+        let id = RequestId::from_json("1732.0").expect("a number");
+        let line = Record::Answer(SavedAnswer { id, ..waiting(1, "{}", None) }).line();
+        assert!(String::from_utf8_lossy(&line).contains(r#""id":1732.0,"#));
+        let contents = parse_log(&line);
+        assert_eq!(serde_json::to_string(&contents.answers[0].id).expect("an id"), "1732.0");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod tests;
 
 use super::refused_publishes::RefusedPublishes;
 use crate::protocol::text::Shown;
-use crate::protocol::{Code, Event, Refusal, json};
+use crate::protocol::{Code, Event, Refusal, RequestId, json};
 use crate::transport::mqtt::message::{MAX_IN_FLIGHT, OutgoingMessage, PublishLimits};
 use crate::transport::mqtt::strikes::{GIVE_UP, ISOLATE, Strikes};
 use std::collections::{HashSet, VecDeque};
@@ -33,7 +33,9 @@ enum EntryKind {
     /// A token event: the last event repeats its text.
     Token(PromptId),
     /// The last event of the request with this id.
-    Last(PromptId, String),
+    Last(PromptId, RequestId),
+    /// A copy of the last event in the entry of this number, retained for clients that listen later.
+    Copy(u64),
     /// A status message of the daemon, published on every connection and dropped with it.
     Status,
 }
@@ -73,7 +75,7 @@ pub struct DeliveryOutcome {
     /// The number of its entry.
     pub number: u64,
     /// The request's id.
-    pub id: String,
+    pub id: RequestId,
     /// The event, as JSON; empty where it must not be sent again.
     pub payload: Vec<u8>,
     /// Whether the broker has it; otherwise nobody wants it any more.
@@ -88,7 +90,7 @@ pub struct PendingAnswer<'a> {
     /// The prompt.
     pub prompt: PromptId,
     /// The request's id.
-    pub id: &'a str,
+    pub id: &'a RequestId,
     /// The message.
     pub packet: &'a OutgoingMessage,
 }
@@ -140,15 +142,50 @@ impl Outbox {
 
     /// Adds the last event of request `id`, and returns the number of its entry. Waiting token events are dropped
     /// until there is space for it.
-    pub fn push_last(&mut self, prompt: PromptId, id: &str, packet: OutgoingMessage) -> u64 {
+    pub fn push_last(&mut self, prompt: PromptId, id: impl Into<RequestId>, packet: OutgoingMessage) -> u64 {
         while (self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES)
             && self.drop_newest_token()
         {}
-        self.push(EntryKind::Last(prompt, id.to_owned()), packet)
+        self.push(EntryKind::Last(prompt, id.into()), packet)
+    }
+
+    /// Adds a retained copy of the last event in the entry of this number, which is published before that and awaits the
+    /// disk with it. The broker's answer to it changes nothing for the prompt. It is left out where there is no space, and
+    /// replaces an earlier one on its topic.
+    pub fn push_copy(&mut self, of: u64, packet: OutgoingMessage) {
+        let is_older = |entry: &OutboxEntry| {
+            matches!(entry.kind, EntryKind::Copy(_))
+                && !entry.is_in_flight
+                && entry.packet.topic == packet.topic
+        };
+        if let Some(at) = self.entries.iter().position(is_older) {
+            self.remove(at);
+        }
+        let Some(at) = self.entries.iter().position(|entry| entry.number == of) else { return };
+        if self.entries.len() >= MAX_ENTRIES || self.bytes + packet.size() > MAX_BYTES {
+            return;
+        }
+        self.push(EntryKind::Copy(of), packet);
+        let mut entry = self.entries.pop_back().expect("just pushed");
+        entry.is_awaiting_disk = self.entries[at].is_awaiting_disk;
+        self.entries.insert(at, entry);
+    }
+
+    /// Drops the retained copies: the broker supports none.
+    pub fn drop_copies(&mut self) {
+        while let Some(at) = self.entries.iter().position(|entry| matches!(entry.kind, EntryKind::Copy(_))) {
+            self.remove(at);
+        }
     }
 
     /// Adds an answer of an earlier process under its former number.
-    pub fn restore(&mut self, number: u64, prompt: PromptId, id: &str, packet: OutgoingMessage) {
+    pub fn restore(
+        &mut self,
+        number: u64,
+        prompt: PromptId,
+        id: impl Into<RequestId>,
+        packet: OutgoingMessage,
+    ) {
         self.push_last(prompt, id, packet);
         self.entries.back_mut().expect("just pushed").number = number;
     }
@@ -160,7 +197,9 @@ impl Outbox {
 
     /// The entry is on disk, or cannot be saved.
     pub fn release_saved(&mut self, number: u64) {
-        self.update_entry(number, |entry| entry.is_awaiting_disk = false);
+        let is_it =
+            |entry: &&mut OutboxEntry| entry.number == number || entry.kind == EntryKind::Copy(number);
+        self.entries.iter_mut().filter(is_it).for_each(|entry| entry.is_awaiting_disk = false);
     }
 
     /// The answers that the broker has not acknowledged, oldest first.
@@ -169,7 +208,7 @@ impl Outbox {
             EntryKind::Last(prompt, id) => {
                 Some(PendingAnswer { number: entry.number, prompt: *prompt, id, packet: &entry.packet })
             }
-            EntryKind::Token(_) | EntryKind::Status => None,
+            EntryKind::Token(_) | EntryKind::Copy(_) | EntryKind::Status => None,
         })
     }
 
@@ -315,7 +354,7 @@ impl Outbox {
         let entry = &mut self.entries[at];
         let id = match &entry.kind {
             EntryKind::Last(_, id) => id,
-            EntryKind::Token(_) => return self.settle(at, false),
+            EntryKind::Token(_) | EntryKind::Copy(_) => return self.settle(at, false),
             EntryKind::Status => return self.give_up(at, why),
         };
         let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });

@@ -158,7 +158,8 @@ fn an_answer_of_an_earlier_process_keeps_its_number() {
     outbox.restore(7, 1, "a", packet(1));
     assert_eq!(outbox.push_last(2, "b", packet(1)), 101);
     assert_eq!(publish(&mut outbox, WIDE), [7, 101]);
-    let waiting: Vec<_> = outbox.pending_answers().map(|one| (one.number, one.prompt, one.id)).collect();
+    let waiting: Vec<_> =
+        outbox.pending_answers().map(|one| (one.number, one.prompt, one.id.as_str())).collect();
     assert_eq!(waiting, [(7, 1, "a"), (101, 2, "b")]);
     outbox.acknowledged(7, true);
     assert_eq!(settled(&mut outbox), [1]);
