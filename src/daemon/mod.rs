@@ -243,7 +243,11 @@ fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
 
 fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), DaemonError> {
     let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
-    let (listener, socket_file) = match systemd::listener().map_err(|error| setup(&error))? {
+    let passed = systemd::passed_sockets().map_err(|error| setup(&error))?;
+    if !passed.http.is_empty() || !passed.wyoming.is_empty() {
+        return Err(setup(&"no socket but that of bitnetd.socket is served yet; disable the others"));
+    }
+    let (listener, socket_file) = match passed.unix {
         Some(listener) => (listener, None),
         None => {
             let (listener, socket_file) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
