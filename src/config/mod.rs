@@ -9,6 +9,8 @@ mod broker;
 mod diff;
 mod home;
 mod key_error;
+mod listen;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text_position;
@@ -21,6 +23,7 @@ use crate::external_text::utf8;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +42,8 @@ pub struct Config {
     pub budget: Budget,
     /// `[socket]`
     pub socket: Socket,
+    /// `[wyoming]`
+    pub wyoming: Wyoming,
     /// `[mqtt]`; `None` without a host.
     pub mqtt: Option<Mqtt>,
     /// `[queue]`
@@ -142,6 +147,13 @@ pub struct Socket {
     pub mode: u32,
     /// Most clients connected at once.
     pub connections: usize,
+}
+
+/// The Wyoming protocol.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Wyoming {
+    /// Where to listen; `None` is nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The link to the MQTT broker.

@@ -7,9 +7,9 @@ use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
-    Host, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, broker,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
+    KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls, Wyoming,
+    broker, listen, telemetry,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ pub(super) struct File {
     model: ModelKeys,
     budget: BudgetKeys,
     socket: SocketKeys,
+    wyoming: WyomingKeys,
     mqtt: MqttKeys,
     queue: QueueKeys,
     home: HomeKeys,
@@ -66,6 +67,12 @@ pub(super) struct SocketKeys {
     path: Option<PathBuf>,
     mode: Option<String>,
     connections: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WyomingKeys {
+    listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -184,6 +191,7 @@ impl File {
             model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
+            wyoming: Wyoming { listen: listen::address("wyoming", self.wyoming.listen.as_deref(), 10400)? },
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,
@@ -440,48 +448,13 @@ impl CacheKeys {
 impl TelemetryKeys {
     fn checked(self) -> KeyResult<Telemetry> {
         let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
-        let board_watts = self.board_watts()?;
+        let board_watts = telemetry::board_watts(self.idle_watts, self.full_watts)?;
         let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
         if let Some(path) = &textfile {
-            check_textfile(path)?;
+            telemetry::check_textfile(path)?;
         }
         Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
     }
-
-    /// Both values or neither, since a linear estimate needs two points.
-    fn board_watts(&self) -> KeyResult<Option<BoardWatts>> {
-        let missing = |missing, given| {
-            let reason = format!(
-                "missing, though {given} is set; an estimate needs both, measured at rest and at work"
-            );
-            Err(KeyError("telemetry", missing, reason))
-        };
-        let (idle, full) = match (self.idle_watts, self.full_watts) {
-            (None, None) => return Ok(None),
-            (Some(_), None) => return missing("full_watts", "idle_watts"),
-            (None, Some(_)) => return missing("idle_watts", "full_watts"),
-            (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
-        };
-        if full <= idle {
-            let reason = format!(
-                "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
-            );
-            return Err(KeyError("telemetry", "full_watts", reason));
-        }
-        Ok(Some(BoardWatts { idle, full }))
-    }
-}
-
-/// node_exporter reads only files with this extension.
-fn check_textfile(path: &Path) -> KeyResult<()> {
-    let wrong = if path.is_relative() {
-        "is no absolute path; begin it with /"
-    } else if path.extension().is_none_or(|ending| ending != "prom") {
-        "does not end in .prom, and node_exporter reads no other files; name it so"
-    } else {
-        return Ok(());
-    };
-    Err(KeyError("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
 }
 
 impl AlertsKeys {
@@ -533,14 +506,6 @@ fn within(
     }
     let reason = format!("{value} is outside {} to {}", range.start(), range.end());
     Err(KeyError(section, key, reason))
-}
-
-/// The power of a board in watts: more than 0, and no more than is plausible for sensors.
-fn watts(key: &'static str, value: f64) -> KeyResult<f64> {
-    if value > 0.0 && value <= 2000.0 {
-        return Ok(value);
-    }
-    Err(KeyError("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
 }
 
 /// A folder to store files in; an empty path is none.

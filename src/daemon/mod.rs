@@ -9,6 +9,7 @@ mod client_shares;
 mod commands;
 mod home;
 mod home_intent;
+mod listeners;
 mod malloc_trim;
 mod memory_guard;
 mod memory_plan;
@@ -30,13 +31,16 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
-use crate::protocol::MqttLink;
+use crate::protocol::wyoming::{AnswerKind, ProgramInfo};
+use crate::protocol::{MqttLink, Refusal};
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::unix::{self, BacklogPolicy};
+use crate::transport::wyoming::{self, WyomingContext};
 use crate::transport::{Command, Heartbeat, Inbound};
+use listeners::{Listeners, TcpListeners};
 use log::{error, info, warn};
 use memory_plan::mqtt_window;
 use queue::Queue;
@@ -91,8 +95,9 @@ impl fmt::Display for DaemonError {
 
 impl std::error::Error for DaemonError {}
 
-/// Maps the configured model and plans its memory; nothing is loaded yet.
-pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+/// Maps the configured model and plans its memory; nothing is loaded yet. `serves_wyoming`: whether there will be
+/// Wyoming clients.
+pub fn plan(config: &Config, serves_wyoming: bool) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -120,7 +125,7 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     });
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (ClientMemory::of(config), MemoryBudget::of_config(config));
+    let (clients, allowed) = (ClientMemory::of(config, serves_wyoming), MemoryBudget::of_config(config));
     let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
     plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
@@ -133,7 +138,11 @@ pub async fn run(
     stop: CancellationToken,
     ready: oneshot::Sender<()>,
 ) -> Result<(), DaemonError> {
-    let (file, plan) = plan(&config)?;
+    let passed = systemd::passed_sockets().map_err(|error| DaemonError::Socket(error.to_string()))?;
+    if !passed.http.is_empty() {
+        return Err(DaemonError::Socket("bitnetd-http.socket: HTTP over TCP is not served yet".into()));
+    }
+    let (file, plan) = plan(&config, !passed.wyoming.is_empty() || config.wyoming.listen.is_some())?;
     info!("{plan}");
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
@@ -144,7 +153,7 @@ pub async fn run(
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
-    let (listener, socket_file) = socket(&config)?;
+    let Listeners { unix: listener, socket_file, wyoming } = Listeners::open(passed, &config)?;
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
@@ -166,10 +175,18 @@ pub async fn run(
     };
     let socket_name = local_path(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
     let loads = load_description(&config, &plan);
+    let (draining, close) = (stop, CancellationToken::new());
+    let (intake, requests) = mpsc::channel(INTAKE);
+    let mut transports = JoinSet::new();
+    // Home Assistant asks what the server is within a second, and the model may take longer to load.
+    spawn_wyoming(&mut transports, wyoming, &config, &intake, &telemetry, (&draining, &close));
     let (worker::WorkerThread { handle, ended }, engine_info) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
+            refuse_all(requests);
+            close.cancel();
+            transports.join_all().await;
             return Ok(());
         }
         never = systemd::loading(&loads) => match never {},
@@ -182,7 +199,7 @@ pub async fn run(
     let socket_mode = config.socket.mode;
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let settings = LiveSettings { home, ..settings };
-    let (draining, close, heartbeat) = (stop, CancellationToken::new(), Heartbeat::default());
+    let heartbeat = Heartbeat::default();
     let mut daemon = Daemon { settings, telemetry, sensors, queue, backlog, draining, close, heartbeat };
     log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
     let socket_file = socket_file.map(|socket_file| Arc::new(Mutex::new(socket_file)));
@@ -190,7 +207,8 @@ pub async fn run(
         Some(socket_file) => unix::Listening::from(listener).owning(Arc::clone(socket_file), socket_mode),
         None => listener.into(),
     };
-    let outcome = daemon.serve(listening, signals, ended, &engine_info, &plan, ready).await;
+    let started = StartedTransports { transports, intake, requests };
+    let outcome = daemon.serve(listening, started, signals, ended, &engine_info, &plan, ready).await;
     drop(socket_file);
     outcome.and(join_worker(handle).await)
 }
@@ -241,22 +259,51 @@ fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), DaemonError> {
-    let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
-    let passed = systemd::passed_sockets().map_err(|error| setup(&error))?;
-    if !passed.http.is_empty() || !passed.wyoming.is_empty() {
-        return Err(setup(&"no socket but that of bitnetd.socket is served yet; disable the others"));
+/// The transports that run while the model loads, and the channel of their requests.
+struct StartedTransports {
+    transports: JoinSet<()>,
+    intake: mpsc::Sender<Inbound>,
+    requests: mpsc::Receiver<Inbound>,
+}
+
+/// Starts the Wyoming front end, where it has a listener.
+fn spawn_wyoming(
+    transports: &mut JoinSet<()>,
+    TcpListeners { listeners, backlog }: TcpListeners,
+    config: &Config,
+    inbound: &mpsc::Sender<Inbound>,
+    telemetry: &Arc<Telemetry>,
+    (draining, close): (&CancellationToken, &CancellationToken),
+) {
+    if listeners.is_empty() {
+        return;
     }
-    let (listener, socket_file) = match passed.unix {
-        Some(listener) => (listener, None),
-        None => {
-            let (listener, socket_file) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
-            (listener, Some(socket_file))
-        }
+    let context = WyomingContext {
+        program: Arc::new(wyoming_program(config)),
+        inbound: inbound.clone(),
+        telemetry: Arc::clone(telemetry),
+        draining: draining.clone(),
+        close: close.clone(),
     };
-    let listener = unix::adopt(listener)
-        .map_err(|error| setup(&format!("{}: {error}", config.socket.path.display())))?;
-    Ok((listener, socket_file))
+    transports.spawn(wyoming::run(listeners, backlog, context));
+}
+
+/// What the daemon says of itself to Wyoming clients, before the model is loaded.
+fn wyoming_program(config: &Config) -> ProgramInfo {
+    let (model, answers) = match &config.model.path {
+        Some(path) => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), AnswerKind::Text),
+        None if config.home.is_enabled => ("home-intents".into(), AnswerKind::HomeIntents),
+        None => ("home-intents".into(), AnswerKind::Intents),
+    };
+    ProgramInfo { model, answers }
+}
+
+/// Refuses the requests that were sent before the model was loaded, and all that follow.
+fn refuse_all(mut requests: mpsc::Receiver<Inbound>) {
+    requests.close();
+    while let Ok(inbound) = requests.try_recv() {
+        inbound.reply.refuse(Refusal::shutting_down());
+    }
 }
 
 struct Daemon {
@@ -275,18 +322,17 @@ impl Daemon {
     async fn serve(
         &mut self,
         listener: unix::Listening,
+        StartedTransports { mut transports, intake, requests }: StartedTransports,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         engine_info: &EngineInfo,
         plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), DaemonError> {
-        let (intake, requests) = mpsc::channel(INTAKE);
         // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
         // never full.
         let (prompts, prompt_rx) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, report_rx) = watch::channel(None);
-        let mut transports = JoinSet::new();
         transports.spawn(unix::run(
             listener,
             self.backlog,
@@ -503,7 +549,7 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let (_, plan) = plan(&running).expect("the built-in model fits");
+        let (_, plan) = plan(&running, false).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {

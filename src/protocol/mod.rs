@@ -11,6 +11,7 @@ mod report;
 mod response_format;
 pub mod text;
 mod tools;
+pub mod wyoming;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{

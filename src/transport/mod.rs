@@ -1,4 +1,4 @@
-//! The transports: the MQTT and the Unix-socket front ends. They turn bytes into [`Inbound`] requests, and the
+//! The transports: the MQTT, the Unix-socket and the Wyoming front ends. They turn bytes into [`Inbound`] requests, and the
 //! events of those requests into bytes.
 //!
 //! Deliberately knows nothing of the engine, of the daemon's queue or of the model: a request carries its reply
@@ -8,6 +8,7 @@ pub mod fair_queue;
 pub mod line_framing;
 pub mod mqtt;
 pub mod unix;
+pub mod wyoming;
 
 use crate::protocol::{Code, Event, Refusal, Request, TokenLogprob};
 use std::sync::Arc;

@@ -312,7 +312,7 @@ fn head(file: &ModelFile) -> Option<HeadForms> {
 fn memory(file: &ModelFile) -> MemoryNeeds {
     let footprint = file.footprint();
     let host = host::host();
-    let clients = ClientMemory::of(&Config::defaults(&host));
+    let clients = ClientMemory::of(&Config::defaults(&host), false);
     let board = |name: String, memory: usize| {
         let allowed = MemoryBudget { bytes: memory / 4 * 3, is_cgroup_limit: false };
         let planned = MemoryPlan::make(&footprint, file.shape().context, None, clients, allowed);

@@ -7,7 +7,7 @@ mod sockets;
 mod status_line;
 mod watchdog;
 
-pub(super) use sockets::passed_sockets;
+pub(super) use sockets::{PassedSockets, passed_sockets};
 
 use super::queue::Queue;
 use crate::protocol::MqttLink;
