@@ -58,7 +58,9 @@ impl TcpListeners {
         let mut listeners = passed;
         if let Some(address) = address.filter(|_| listeners.is_empty()) {
             listeners.push(std::net::TcpListener::bind(address).map_err(|error| {
-                refused(&format!("{key}: {address} cannot be listened on: {error}; choose another"))
+                let message = format!("{key}: {address} cannot be listened on: {error}; choose another");
+                // Not wrong in itself: the address may come with the network, so that another start is worth it.
+                DaemonError::Setup(message)
             })?);
         }
         let adopt = |listener: std::net::TcpListener| {

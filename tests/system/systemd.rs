@@ -146,7 +146,7 @@ async fn a_socket_of_the_wrong_kind_ends_the_start_with_the_key_to_write() {
             "unix" => activated_by_name(&tcp, name, &folder, &arguments),
             _ => activated_by_name(&path, name, &folder, &arguments),
         };
-        assert_eq!(daemon.process.ended().await.code(), Some(1), "{}", daemon.log());
+        assert_eq!(daemon.process.ended().await.code(), Some(2), "{}", daemon.log());
         let wanted = format!("give {unit}.socket ListenStream=");
         assert!(daemon.log().contains(&wanted), "{name}: {}", daemon.log());
     }

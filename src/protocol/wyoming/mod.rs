@@ -32,9 +32,9 @@ pub enum AnswerKind {
     Text,
 }
 
-/// Said where a sentence is no command that the model knows.
+/// The sentence for what is no command that the model knows.
 pub const NOT_UNDERSTOOD: &str = "Sorry, I did not understand that.";
-/// Said where it is not clear what a command is for.
+/// The sentence where it is not clear what a command is for.
 pub const NO_TARGET: &str = "Please say which device or which area you mean.";
-/// Said where a timer cannot be started: Home Assistant starts timers on voice devices only.
+/// The sentence where a timer cannot be started: Home Assistant starts timers on voice devices only.
 pub const NO_TIMER_DEVICE: &str = "Timers can only be started from a voice device.";

@@ -18,7 +18,7 @@ const WEATHER: &str =
 const TIMERS: &str = "{% for timer in slots.timers[:5] %}{{ timer.hours_left }} hours, {{ timer.minutes_left }} minutes \
                       and {{ timer.seconds_left }} seconds left. {% else %}There is no timer.{% endfor %}";
 
-/// The text for an intent at this time of day; `None` where nothing useful can be said.
+/// The text for an intent at this time of day; `None` where there is nothing useful to say.
 ///
 /// `renders_templates`: whether the client renders templates; otherwise it would read them aloud.
 pub fn spoken(intent: &RecognizedIntent, renders_templates: bool, now: &ZonedDateTime) -> Option<String> {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_confirmed_and_time_and_date_are_said() {
+    fn commands_are_confirmed_and_time_and_date_are_spoken() {
         for renders_templates in [false, true] {
             assert_eq!(text("HassTurnOn", "", renders_templates).as_deref(), Some("Done"));
             assert_eq!(text("HassGetCurrentTime", "", renders_templates).as_deref(), Some("It is 09:05."));

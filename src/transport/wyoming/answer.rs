@@ -12,7 +12,7 @@ use jiff::ZonedDateTime;
 
 /// The answer to a sentence.
 #[derive(Debug, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum SentenceAnswer {
     /// The bytes to send; the connection goes on.
     Reply(Vec<u8>),
     /// There is none.
@@ -25,16 +25,18 @@ pub(super) fn of(
     kind: AnswerKind,
     context: &TranscriptContext,
     now: &ZonedDateTime,
-) -> Answer {
+) -> SentenceAnswer {
     match event {
-        Event::Error { refusal, .. } => Answer::Failed(refusal.clone()),
-        Event::Token { .. } => Answer::Failed(Refusal::new(Code::Internal, "a piece instead of an answer")),
+        Event::Error { refusal, .. } => SentenceAnswer::Failed(refusal.clone()),
+        Event::Token { .. } => {
+            SentenceAnswer::Failed(Refusal::new(Code::Internal, "a piece instead of an answer"))
+        }
         Event::Done(done) => match unfinished(done, kind) {
-            Some(refusal) => Answer::Failed(refusal),
+            Some(refusal) => SentenceAnswer::Failed(refusal),
             None if kind == AnswerKind::Text => {
-                Answer::Reply(wyoming::handled(done.text.trim(), context.returned.as_ref()))
+                SentenceAnswer::Reply(wyoming::handled(done.text.trim(), context.returned.as_ref()))
             }
-            None => Answer::Reply(intent(&done.text, context, now)),
+            None => SentenceAnswer::Reply(intent(&done.text, context, now)),
         },
     }
 }
@@ -65,7 +67,7 @@ fn intent(text: &str, context: &TranscriptContext, now: &ZonedDateTime) -> Vec<u
     }
 }
 
-/// What is said instead of an intent that Home Assistant would refuse.
+/// The sentence instead of an intent that Home Assistant would refuse.
 fn objection(intent: &RecognizedIntent, context: &TranscriptContext) -> Option<&'static str> {
     match check_intent(&intent.name, |key| intent.has(key)) {
         IntentCheck::NoCommand => return Some(NOT_UNDERSTOOD),
@@ -100,13 +102,13 @@ mod tests {
         }))
     }
 
-    fn answer(event: &Event, kind: AnswerKind, context: &TranscriptContext) -> Answer {
+    fn answer(event: &Event, kind: AnswerKind, context: &TranscriptContext) -> SentenceAnswer {
         of(event, kind, context, &"2026-11-28T09:05:00[UTC]".parse().expect("a time"))
     }
 
     /// The type and the text of the reply.
     fn reply(event: &Event, kind: AnswerKind, context: &TranscriptContext) -> (String, Option<String>) {
-        let Answer::Reply(bytes) = answer(event, kind, context) else { panic!("no reply") };
+        let SentenceAnswer::Reply(bytes) = answer(event, kind, context) else { panic!("no reply") };
         let mut reader = EventReader::default();
         reader.push(&bytes);
         let event = reader.next_event().expect("sound").expect("whole");
@@ -162,8 +164,8 @@ mod tests {
     fn a_chat_model_s_text_is_spoken_as_far_as_it_goes() {
         let typed = TranscriptContext::default();
         for reason in [FinishReason::Stop, FinishReason::Length, FinishReason::Timeout] {
-            let said = reply(&done(" Hello. ", reason), AnswerKind::Text, &typed);
-            assert_eq!(said, ("handled".into(), Some("Hello.".into())));
+            let spoken = reply(&done(" Hello. ", reason), AnswerKind::Text, &typed);
+            assert_eq!(spoken, ("handled".into(), Some("Hello.".into())));
         }
     }
 
@@ -172,13 +174,13 @@ mod tests {
         let typed = TranscriptContext::default();
         let refusal = Refusal::new(Code::QueueFull, "ask again");
         let event = Event::Error { id: None, refusal: refusal.clone() };
-        assert_eq!(answer(&event, AnswerKind::Text, &typed), Answer::Failed(refusal));
+        assert_eq!(answer(&event, AnswerKind::Text, &typed), SentenceAnswer::Failed(refusal));
         for (event, kind, code) in [
             (done("Hello", FinishReason::Cancelled), AnswerKind::Text, Code::Cancelled),
             (done(" ", FinishReason::Timeout), AnswerKind::Text, Code::Timeout),
             (done("{\"intent\":", FinishReason::Timeout), AnswerKind::Intents, Code::Timeout),
         ] {
-            let Answer::Failed(refusal) = answer(&event, kind, &typed) else { panic!("{event:?}") };
+            let SentenceAnswer::Failed(refusal) = answer(&event, kind, &typed) else { panic!("{event:?}") };
             assert_eq!(refusal.code, code);
         }
     }

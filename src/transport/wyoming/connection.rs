@@ -3,7 +3,7 @@
 //! Deliberately knows nothing of other connections.
 
 use super::WyomingContext;
-use super::answer::{self, Answer};
+use super::answer::{self, SentenceAnswer};
 use super::open_connections::Activity;
 use crate::protocol::wyoming::{self, EventReader, Transcript, WyomingCall, WyomingEvent};
 use crate::protocol::{Code, Event, Refusal, Request};
@@ -156,8 +156,8 @@ impl Connection {
             return self.refuse(&Refusal::shutting_down()).await;
         };
         match answer::of(&event, self.context.program.answers, &context, &ZonedDateTime::now()) {
-            Answer::Reply(bytes) => self.write(&bytes).await,
-            Answer::Failed(refusal) => {
+            SentenceAnswer::Reply(bytes) => self.write(&bytes).await,
+            SentenceAnswer::Failed(refusal) => {
                 self.write(&wyoming::failed(&refusal)).await?;
                 Ok(Next::Close)
             }
