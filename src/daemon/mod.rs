@@ -207,8 +207,8 @@ pub async fn run(
         Some(socket_file) => unix::Listening::from(listener).owning(Arc::clone(socket_file), socket_mode),
         None => listener.into(),
     };
-    let started = StartedTransports { transports, intake, requests };
-    let outcome = daemon.serve(listening, started, signals, ended, &engine_info, &plan, ready).await;
+    let started = StartedTransports { transports, listening, intake, requests };
+    let outcome = daemon.serve(started, signals, ended, &engine_info, &plan, ready).await;
     drop(socket_file);
     outcome.and(join_worker(handle).await)
 }
@@ -259,9 +259,11 @@ fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
     Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
 }
 
-/// The transports that run while the model loads, and the channel of their requests.
+/// The transports that run while the model loads, the socket that is served after that, and the channel of their
+/// requests.
 struct StartedTransports {
     transports: JoinSet<()>,
+    listening: unix::Listening,
     intake: mpsc::Sender<Inbound>,
     requests: mpsc::Receiver<Inbound>,
 }
@@ -321,8 +323,7 @@ struct Daemon {
 impl Daemon {
     async fn serve(
         &mut self,
-        listener: unix::Listening,
-        StartedTransports { mut transports, intake, requests }: StartedTransports,
+        StartedTransports { mut transports, listening, intake, requests }: StartedTransports,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         engine_info: &EngineInfo,
@@ -334,7 +335,7 @@ impl Daemon {
         let (prompts, prompt_rx) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, report_rx) = watch::channel(None);
         transports.spawn(unix::run(
-            listener,
+            listening,
             self.backlog,
             self.settings.running.socket.connections,
             intake,
