@@ -6,3 +6,17 @@
 pub(super) struct KeyError(pub(super) &'static str, pub(super) &'static str, pub(super) String);
 
 pub(super) type KeyResult<T> = Result<T, KeyError>;
+
+/// The value, where it is within the range.
+pub(super) fn within(
+    section: &'static str,
+    key: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> KeyResult<u64> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let reason = format!("{value} is outside {} to {}", range.start(), range.end());
+    Err(KeyError(section, key, reason))
+}

@@ -8,7 +8,9 @@ mod alerts;
 mod broker;
 mod diff;
 mod home;
+mod http;
 mod key_error;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text_position;
@@ -16,6 +18,7 @@ mod toml_schema;
 
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
+pub use http::{Http, is_loopback};
 
 use crate::external_text::utf8;
 use std::fmt;
@@ -39,6 +42,8 @@ pub struct Config {
     pub budget: Budget,
     /// `[socket]`
     pub socket: Socket,
+    /// `[http]`
+    pub http: Http,
     /// `[mqtt]`; `None` without a host.
     pub mqtt: Option<Mqtt>,
     /// `[queue]`

@@ -4,12 +4,11 @@
 //! `config/bitnetd.toml` does not state.
 
 use super::alerts::{AlertValue, switch, threshold};
-use super::key_error::{KeyError, KeyResult};
+use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, BoardWatts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head,
-    Host, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, broker,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
+    KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Tls, broker,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ pub(super) struct File {
     model: ModelKeys,
     budget: BudgetKeys,
     socket: SocketKeys,
+    http: HttpKeys,
     mqtt: MqttKeys,
     queue: QueueKeys,
     home: HomeKeys,
@@ -66,6 +66,16 @@ pub(super) struct SocketKeys {
     path: Option<PathBuf>,
     mode: Option<String>,
     connections: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HttpKeys {
+    pub(super) listen: Option<String>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) hosts: Option<Vec<String>>,
+    pub(super) origins: Option<Vec<String>>,
+    pub(super) body_kb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,10 +134,10 @@ pub(super) struct CacheKeys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
-    interval_s: Option<u64>,
-    idle_watts: Option<f64>,
-    full_watts: Option<f64>,
-    textfile: Option<PathBuf>,
+    pub(super) interval_s: Option<u64>,
+    pub(super) idle_watts: Option<f64>,
+    pub(super) full_watts: Option<f64>,
+    pub(super) textfile: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -185,12 +195,13 @@ impl File {
             model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
+            http: super::http::checked(self.http, host)?,
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             cache: self.cache.checked()?,
-            telemetry: self.telemetry.checked()?,
+            telemetry: super::telemetry::checked(self.telemetry)?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
         })
@@ -439,53 +450,6 @@ impl CacheKeys {
     }
 }
 
-impl TelemetryKeys {
-    fn checked(self) -> KeyResult<Telemetry> {
-        let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
-        let board_watts = self.board_watts()?;
-        let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
-        if let Some(path) = &textfile {
-            check_textfile(path)?;
-        }
-        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
-    }
-
-    /// Both values or neither, since a linear estimate needs two points.
-    fn board_watts(&self) -> KeyResult<Option<BoardWatts>> {
-        let missing = |missing, given| {
-            let reason = format!(
-                "missing, though {given} is set; an estimate needs both, measured at rest and at work"
-            );
-            Err(KeyError("telemetry", missing, reason))
-        };
-        let (idle, full) = match (self.idle_watts, self.full_watts) {
-            (None, None) => return Ok(None),
-            (Some(_), None) => return missing("full_watts", "idle_watts"),
-            (None, Some(_)) => return missing("idle_watts", "full_watts"),
-            (Some(idle), Some(full)) => (watts("idle_watts", idle)?, watts("full_watts", full)?),
-        };
-        if full <= idle {
-            let reason = format!(
-                "{full} is not more than idle_watts, {idle}; give the power with all processors at work"
-            );
-            return Err(KeyError("telemetry", "full_watts", reason));
-        }
-        Ok(Some(BoardWatts { idle, full }))
-    }
-}
-
-/// node_exporter reads only files with this extension.
-fn check_textfile(path: &Path) -> KeyResult<()> {
-    let wrong = if path.is_relative() {
-        "is no absolute path; begin it with /"
-    } else if path.extension().is_none_or(|ending| ending != "prom") {
-        "does not end in .prom, and node_exporter reads no other files; name it so"
-    } else {
-        return Ok(());
-    };
-    Err(KeyError("telemetry", "textfile", format!("{path:?} {wrong}, or use \"\" for none")))
-}
-
 impl AlertsKeys {
     fn checked(self) -> KeyResult<Alerts> {
         let hold = within("alerts", "hold_s", self.hold_s.unwrap_or(20), 0..=3600)?;
@@ -522,27 +486,6 @@ impl LogKeys {
         };
         Ok(Log { level })
     }
-}
-
-fn within(
-    section: &'static str,
-    key: &'static str,
-    value: u64,
-    range: std::ops::RangeInclusive<u64>,
-) -> KeyResult<u64> {
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    let reason = format!("{value} is outside {} to {}", range.start(), range.end());
-    Err(KeyError(section, key, reason))
-}
-
-/// The power of a board in watts: more than 0, and no more than is plausible for sensors.
-fn watts(key: &'static str, value: f64) -> KeyResult<f64> {
-    if value > 0.0 && value <= 2000.0 {
-        return Ok(value);
-    }
-    Err(KeyError("telemetry", key, format!("{value} is outside 0 to 2000 watts; give what the board draws")))
 }
 
 /// A folder to store files in; an empty path is none.

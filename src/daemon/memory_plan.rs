@@ -7,7 +7,7 @@ use crate::engine::Footprint;
 use crate::home;
 use crate::protocol::json;
 use crate::telemetry::sensors;
-use crate::transport::{mqtt, unix};
+use crate::transport::{http, mqtt, unix};
 use std::fmt;
 use std::path::Path;
 
@@ -52,6 +52,8 @@ pub struct MemoryPlan {
 pub struct ClientMemory {
     /// All connections of the socket, each with an unfinished request.
     pub connections: usize,
+    /// Calls over HTTP: their bodies, and the connections on TCP where an address is configured.
+    pub http: usize,
     /// A full queue, with the prompts of the broker link in it.
     pub queue: usize,
     /// The broker link with its buffers; 0 without one.
@@ -74,7 +76,13 @@ impl ClientMemory {
     pub fn of(config: &Config) -> Self {
         let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
         let clients = Self::estimate(config.queue.depth, config.socket.connections, link);
-        ClientMemory { home: if config.home.is_enabled { home::HOME_BYTES } else { 0 }, ..clients }
+        // Where bitnetd-http.socket opens the port, its connections come out of the reserve.
+        let connections = config.http.listen.map_or(0, |_| http::MAX_CONNECTIONS * http::CONNECTION_BYTES);
+        ClientMemory {
+            home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
+            http: http::BODY_FACTOR * config.http.body_bytes + connections,
+            ..clients
+        }
     }
 
     /// `link`: bytes of the broker link; `None` without one.
@@ -88,12 +96,13 @@ impl ClientMemory {
             connections: connections * unix::CONNECTION_BYTES,
             queue: queue + handed_over,
             link: link.unwrap_or(0),
+            http: 0,
             home: 0,
         }
     }
 
     fn total(&self) -> usize {
-        self.connections + self.queue + self.link + self.home
+        self.connections + self.http + self.queue + self.link + self.home
     }
 }
 
@@ -201,7 +210,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
-             connections {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
+             connections {} + HTTP {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(cache_per_token.saturating_mul(self.context)),
@@ -209,6 +218,7 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(scratch),
             Mebibytes(tokenizer),
             Mebibytes(self.clients.connections),
+            Mebibytes(self.clients.http),
             Mebibytes(self.clients.queue),
             Mebibytes(self.clients.link),
             Mebibytes(self.clients.home),

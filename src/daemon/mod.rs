@@ -9,6 +9,7 @@ mod client_shares;
 mod commands;
 mod home;
 mod home_intent;
+mod local_interfaces;
 mod malloc_trim;
 mod memory_guard;
 mod memory_plan;
@@ -26,17 +27,21 @@ pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
 pub use reload::ReadConfig;
 
 use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
+use crate::engine::description::ModelDescription;
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
 use crate::protocol::MqttLink;
+use crate::protocol::api::ModelCard;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
+use crate::transport::http;
 use crate::transport::mqtt::{self, HomeAssistantInfo};
-use crate::transport::unix::{self, BacklogPolicy};
+use crate::transport::unix;
 use crate::transport::{Command, Heartbeat, Inbound};
+use local_interfaces::{LocalInterfaces, StopTokens};
 use log::{error, info, warn};
 use memory_plan::mqtt_window;
 use queue::Queue;
@@ -46,7 +51,7 @@ use signals::{SignalRequest, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use textfile_exporter::TextfileExporter;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -138,13 +143,15 @@ pub async fn run(
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
-    unix::allow_files(config.socket.connections);
+    unix::allow_files(config.socket.connections + http::MAX_CONNECTIONS);
     let mut signals = Signals::listen()
         .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
+    let stop = StopTokens { draining: stop, close: CancellationToken::new() };
+    let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
+    let interfaces = LocalInterfaces::start(&config, card, &telemetry, &stop)?;
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
-    let (listener, socket_file) = socket(&config)?;
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
@@ -164,35 +171,44 @@ pub async fn run(
         kernel: None,
         cache_dir: config.model.cache_dir.clone(),
     };
-    let socket_name = local_path(&listener).unwrap_or_else(|| config.socket.path.display().to_string());
     let loads = load_description(&config, &plan);
     let (worker::WorkerThread { handle, ended }, engine_info) = tokio::select! {
         started = worker.start(file, options) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
+            interfaces.close(&stop).await;
             return Ok(());
         }
         never = systemd::loading(&loads) => match never {},
     };
     queue.memory.start(&plan);
-    // A socket of systemd outlives this process, and so do the clients in its backlog.
-    let backlog = if socket_file.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
     telemetry.describe(About { model: engine_info.model.clone(), kernel: engine_info.kernel.into() });
     telemetry.set_thread_limit(config.budget.threads);
-    let socket_mode = config.socket.mode;
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let settings = LiveSettings { home, ..settings };
-    let (draining, close, heartbeat) = (stop, CancellationToken::new(), Heartbeat::default());
-    let mut daemon = Daemon { settings, telemetry, sensors, queue, backlog, draining, close, heartbeat };
-    log_ready(&engine_info, daemon.settings.running.budget.threads, &socket_name);
-    let socket_file = socket_file.map(|socket_file| Arc::new(Mutex::new(socket_file)));
-    let listening = match &socket_file {
-        Some(socket_file) => unix::Listening::from(listener).owning(Arc::clone(socket_file), socket_mode),
-        None => listener.into(),
-    };
-    let outcome = daemon.serve(listening, signals, ended, &engine_info, &plan, ready).await;
-    drop(socket_file);
+    let heartbeat = Heartbeat::default();
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, stop, heartbeat };
+    log_ready(&engine_info, daemon.settings.running.budget.threads, &interfaces.addresses);
+    let outcome = daemon.serve(interfaces, signals, ended, &engine_info, &plan, ready).await;
     outcome.and(join_worker(handle).await)
+}
+
+/// What clients are told of the model.
+fn model_card(file: &ModelFile, context: usize) -> Result<ModelCard, LoadError> {
+    let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
+        file.description()?;
+    let changed = file.path().and_then(|path| path.metadata().ok()?.modified().ok());
+    Ok(ModelCard {
+        name,
+        architecture,
+        parameters,
+        quantization: weight_type.to_owned(),
+        bytes,
+        digest,
+        modified: changed.unwrap_or_else(SystemTime::now),
+        context: context as u32,
+        template,
+    })
 }
 
 /// Telemetry with the settings and the memory plan of a start.
@@ -205,14 +221,14 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
 }
 
 /// Logs the notes about the model, and that the daemon is ready.
-fn log_ready(engine_info: &EngineInfo, threads: usize, socket: &str) {
+fn log_ready(engine_info: &EngineInfo, threads: usize, addresses: &str) {
     for note in &engine_info.notes {
         match note.contains("chat template") {
             true => warn!("model: {note}"),
             false => info!("model: {note}"),
         }
     }
-    info!("ready: {} on {}, threads: {threads}, socket {socket}", engine_info.model, engine_info.kernel);
+    info!("ready: {} on {}, threads: {threads}, {addresses}", engine_info.model, engine_info.kernel);
 }
 
 /// Waits for the worker thread, whose queue is closed and empty now.
@@ -236,33 +252,12 @@ fn load_description(config: &Config, plan: &MemoryPlan) -> String {
     format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
 }
 
-/// The path of the socket; under systemd it is that of the .socket unit, not the configured one.
-fn local_path(listener: &tokio::net::UnixListener) -> Option<String> {
-    Some(listener.local_addr().ok()?.as_pathname()?.display().to_string())
-}
-
-fn socket(config: &Config) -> Result<(tokio::net::UnixListener, Option<unix::SocketFile>), DaemonError> {
-    let setup = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
-    let (listener, socket_file) = match systemd::listener().map_err(|error| setup(&error))? {
-        Some(listener) => (listener, None),
-        None => {
-            let (listener, socket_file) = unix::bind(&config.socket).map_err(|error| setup(&error))?;
-            (listener, Some(socket_file))
-        }
-    };
-    let listener = unix::adopt(listener)
-        .map_err(|error| setup(&format!("{}: {error}", config.socket.path.display())))?;
-    Ok((listener, socket_file))
-}
-
 struct Daemon {
     settings: LiveSettings,
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
-    backlog: BacklogPolicy,
-    draining: CancellationToken,
-    close: CancellationToken,
+    stop: StopTokens,
     /// The heartbeat of the broker link's event loop.
     heartbeat: Heartbeat,
 }
@@ -270,28 +265,20 @@ struct Daemon {
 impl Daemon {
     async fn serve(
         &mut self,
-        listener: unix::Listening,
+        interfaces: LocalInterfaces,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
         engine_info: &EngineInfo,
         plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), DaemonError> {
-        let (intake, requests) = mpsc::channel(INTAKE);
         // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
         // never full.
         let (prompts, prompt_rx) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, report_rx) = watch::channel(None);
-        let mut transports = JoinSet::new();
-        transports.spawn(unix::run(
-            listener,
-            self.backlog,
-            self.settings.running.socket.connections,
-            intake,
-            Arc::clone(&self.telemetry),
-            self.draining.clone(),
-            self.close.clone(),
-        ));
+        // The file of the socket is removed at the end of this function, after the last client.
+        let LocalInterfaces { tasks: mut transports, requests, loaded, socket_file: _socket_file, .. } =
+            interfaces;
         let (controls, command_rx) = mpsc::channel(CONTROLS);
         let (alerts, alert_rx) = mpsc::channel(ALERTS);
         let link =
@@ -307,10 +294,11 @@ impl Daemon {
             report_now,
         ));
         background.spawn(admit(prompt_rx, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        loaded.cancel();
         systemd::ready(&engine_info.model);
         let _ = ready.send(()); // the receiver may be gone
         let fault = self.wait_and_drain(signals, worker, &mut transports, &mut background).await;
-        self.close.cancel();
+        self.stop.close.cancel();
         while let Some(ended) = transports.join_next().await {
             if let Err(error) = ended {
                 error!("a transport failed: {error}");
@@ -353,7 +341,7 @@ impl Daemon {
         background.spawn(sampler.run());
         background.spawn(reporter.run());
         background.spawn(systemd::feed_watchdog(queue.clone(), watched));
-        background.spawn(observer.run(self.draining.clone()));
+        background.spawn(observer.run(self.stop.draining.clone()));
         background
     }
 
@@ -388,8 +376,8 @@ impl Daemon {
             report_interval: self.settings.interval.subscribe(),
             status: state,
             local_telemetry: Arc::clone(&self.telemetry),
-            draining: self.draining.clone(),
-            close: self.close.clone(),
+            draining: self.stop.draining.clone(),
+            close: self.stop.close.clone(),
             flush_timeout: FLUSH_TIMEOUT,
             heartbeat: self.heartbeat.clone(),
             max_idle: systemd::max_loop_interval(),
@@ -408,7 +396,7 @@ impl Daemon {
     ) -> Option<String> {
         let fault = self.wait_for_stop(&mut signals, worker, transports, background).await;
         systemd::stopping(&self.queue);
-        self.draining.cancel();
+        self.stop.draining.cancel();
         let deadline = Instant::now() + self.settings.running.queue.drain;
         tokio::select! {
             () = self.queue.drained(deadline) => {}
@@ -432,7 +420,7 @@ impl Daemon {
             tokio::select! {
                 biased;
                 // Before the transports, which end by themselves once draining begins.
-                () = self.draining.cancelled() => return None,
+                () = self.stop.draining.cancelled() => return None,
                 asked = signals.next() => match asked {
                     SignalRequest::Reload => self.reload(),
                     SignalRequest::Stop(signal) => {
@@ -508,9 +496,7 @@ mod tests {
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
-            backlog: BacklogPolicy::Refuse,
-            draining: CancellationToken::new(),
-            close: CancellationToken::new(),
+            stop: StopTokens { draining: CancellationToken::new(), close: CancellationToken::new() },
             heartbeat: Heartbeat::default(),
         }
     }
@@ -520,7 +506,7 @@ mod tests {
         let mut daemon = daemon();
         let signals = Signals::listen().expect("the handlers are installed");
         let fault = daemon.wait_and_drain(signals, worker, &mut transports, &mut JoinSet::new()).await;
-        assert!(daemon.draining.is_cancelled(), "the other transports are closed in order");
+        assert!(daemon.stop.draining.is_cancelled(), "the other transports are closed in order");
         fault.expect("nobody asked for a stop")
     }
 

@@ -11,6 +11,7 @@
 mod builtin;
 pub mod convert;
 pub mod derived_cache;
+pub mod description;
 pub mod error;
 pub mod gguf;
 pub mod grammar;
@@ -38,7 +39,7 @@ use layout_detect::LayoutScore;
 use model::{BATCH, HeadFormat, KvCacheFormat, Layout, Model, Shape, WeightBytes};
 use session::Session;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use thread_pool::ThreadPool;
@@ -213,6 +214,11 @@ impl ModelFile {
     /// The layout that was named for the I2_S weights.
     pub fn layout(&self) -> Option<Layout> {
         self.layout
+    }
+
+    /// Its path; `None` where it is no file.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The parsed file.

@@ -6,6 +6,8 @@
 mod answer;
 pub mod api;
 pub mod json;
+pub mod ollama;
+pub mod openai;
 pub mod partial;
 mod report;
 mod request_id;
@@ -15,9 +17,9 @@ mod tools;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
-    CacheCounts, Cpu, Energy, Flag, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles,
-    Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling,
-    Throughput,
+    CacheCounts, Cpu, Energy, Flag, HttpCalls, Latency, LatencyWindows, LogLines, Memory, MqttLink,
+    Percentiles, Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled,
+    Throttling, Throughput,
 };
 
 pub use request_id::RequestId;

@@ -30,6 +30,8 @@ pub struct Report {
     pub cache: CacheCounts,
     /// Answers that had to fit a `response_format`.
     pub structured_output: StructuredOutput,
+    /// Calls over HTTP.
+    pub http: HttpCalls,
     /// The broker link; null where none is configured.
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.
@@ -312,6 +314,21 @@ pub struct StructuredOutput {
     pub forced_tokens: u64,
     /// Requests that were refused because of their `response_format`.
     pub refused: u64,
+}
+
+/// Calls over HTTP since start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct HttpCalls {
+    /// Calls of OpenAI's API.
+    pub openai: u64,
+    /// Calls of Ollama's API.
+    pub ollama: u64,
+    /// Calls of the daemon's own pages.
+    pub own: u64,
+    /// Of all, those that were not allowed: their host, their origin or their token.
+    pub denied: u64,
+    /// Keys of calls that are not known here and were ignored.
+    pub ignored_keys: u64,
 }
 
 /// State of the broker link. The transport publishes it, and the report contains it.

@@ -5,8 +5,12 @@
 //! channel, and the transport learns of the request's fate only through that channel.
 
 pub mod fair_queue;
+pub mod http;
+pub mod in_flight;
 pub mod line_framing;
 pub mod mqtt;
+pub mod named_file;
+pub mod open_connections;
 pub mod unix;
 
 use crate::protocol::{Code, Event, Refusal, Request, RequestId, TokenLogprob};

@@ -4,7 +4,8 @@ use crate::daemon::{Daemon, bitnetd, is_emulated, words};
 use crate::support::broker::Mosquitto;
 use crate::{Folder, endless, linked, text, until};
 use serde_json::json;
-use std::os::fd::OwnedFd;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
 
@@ -40,12 +41,17 @@ impl Manager {
 }
 
 /// A daemon that is given a listening socket, as systemd gives it.
-pub fn activated(listener: &UnixListener, folder: &Folder, arguments: &[&str]) -> Daemon {
+pub fn activated(listener: &impl AsFd, folder: &Folder, arguments: &[&str]) -> Daemon {
+    activated_by_name(listener, "unix", folder, arguments)
+}
+
+/// The same with a name, as `FileDescriptorName=` gives it.
+pub fn activated_by_name(listener: &impl AsFd, name: &str, folder: &Folder, arguments: &[&str]) -> Daemon {
     // The first passed socket is descriptor 3, and LISTEN_PID the number the program itself has.
     let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#;
-    let passed = OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    let passed: OwnedFd = listener.as_fd().try_clone_to_owned().expect("a descriptor");
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script, "sh"]).args(words()).args(arguments);
+    command.args(["-c", script, "sh"]).args(words()).args(arguments).env("LISTEN_FDNAMES", name);
     Daemon::spawn(command.stdin(passed), folder)
 }
 
@@ -126,4 +132,23 @@ async fn the_socket_that_systemd_opened_is_used_and_left_alone() {
     daemon.process.terminate();
     assert_eq!(daemon.process.ended().await.code(), Some(0), "{}", daemon.log());
     assert!(daemon.socket.exists(), "it is systemd's to remove");
+}
+
+#[tokio::test]
+async fn a_socket_of_the_wrong_kind_ends_the_start_with_the_key_to_write() {
+    let folder = Folder::new();
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let path = UnixListener::bind(folder.path("s")).expect("a free path");
+    let config = folder.config("");
+    let arguments = ["serve", "--config", text(&config)];
+    let refused = [
+        activated_by_name(&tcp, "unix", &folder, &arguments),
+        activated_by_name(&path, "http", &folder, &arguments),
+        activated_by_name(&path, "wyoming", &folder, &arguments),
+    ];
+    for (mut daemon, unit) in refused.into_iter().zip(["bitnetd", "bitnetd-http", "bitnetd-wyoming"]) {
+        assert_eq!(daemon.process.ended().await.code(), Some(1), "{}", daemon.log());
+        let wanted = format!("give {unit}.socket ListenStream=");
+        assert!(daemon.log().contains(&wanted), "{unit}: {}", daemon.log());
+    }
 }

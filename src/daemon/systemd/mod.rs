@@ -3,8 +3,11 @@
 //!
 //! Without systemd all of this does nothing. Deliberately decides nothing about the daemon.
 
+mod sockets;
 mod status_line;
 mod watchdog;
+
+pub(super) use sockets::{PassedSockets, passed_sockets};
 
 use super::queue::Queue;
 use crate::protocol::MqttLink;
@@ -18,7 +21,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,38 +43,6 @@ pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(45);
 
 /// The shortest interval of a loop, however short systemd's watchdog timeout is.
 const MIN_LOOP_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The listening socket that systemd passed to the process, if it did.
-pub(super) fn listener() -> io::Result<Option<UnixListener>> {
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let mut sockets = listenfd::ListenFd::from_env();
-    match choose_socket(sockets.len(), &names).map_err(io::Error::other)? {
-        Some(at) => sockets.take_unix_listener(at).map_err(|error| unusable(&error)),
-        None => Ok(None),
-    }
-}
-
-/// The error for a socket from systemd to which no client can connect.
-fn unusable(error: &io::Error) -> io::Error {
-    io::Error::other(format!(
-        "the socket that systemd hands over is no Unix stream socket ({error}); give bitnetd.socket ListenStream= with \
-         a path, and neither a port nor ListenDatagram="
-    ))
-}
-
-/// The index of the socket for requests among `count` sockets; `names` is as in `LISTEN_FDNAMES`.
-fn choose_socket(count: usize, names: &str) -> Result<Option<usize>, String> {
-    match count {
-        0 => Ok(None),
-        1 => Ok(Some(0)),
-        // Nothing would accept on the others, and their clients would wait for ever.
-        _ => Err(format!(
-            "systemd hands over {count} sockets ({}), and the daemon serves one; leave one ListenStream= in \
-             bitnetd.socket, and no other .socket unit with Service=bitnetd.service",
-            names.replace(':', ", ")
-        )),
-    }
-}
 
 /// Extends the start timeout for as long as it is polled, within [`MAX_LOAD_TIME`].
 pub(super) async fn loading(what: &str) -> Infallible {
@@ -281,20 +252,5 @@ mod tests {
         assert!(!is_worth_a_warning(&error), "{error}");
         let gone = send(OsStr::new("/nonexistent/notify"), &[NotifyState::Ready]).expect_err("nobody");
         assert!(is_worth_a_warning(&gone), "{gone}");
-    }
-
-    #[test]
-    fn a_socket_of_another_kind_is_refused_by_the_key_to_write() {
-        let message = unusable(&io::Error::other("a datagram socket")).to_string();
-        assert!(message.contains("ListenStream=") && message.contains("a datagram socket"), "{message}");
-    }
-
-    #[test]
-    fn of_several_sockets_none_is_left_unserved() {
-        assert_eq!(choose_socket(0, ""), Ok(None));
-        assert_eq!(choose_socket(1, ""), Ok(Some(0)));
-        assert_eq!(choose_socket(1, "requests"), Ok(Some(0)));
-        let message = choose_socket(2, "bitnetd.socket:bitnetd-http.socket").expect_err("one is not served");
-        assert!(message.contains("bitnetd-http.socket") && message.contains("2 sockets"), "{message}");
     }
 }

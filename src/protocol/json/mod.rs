@@ -28,6 +28,10 @@ pub const MAX_ID: usize = 128;
 /// streaming.
 pub const MAX_STOP: (usize, usize) = (16, 256);
 
+/// The body of a call has at most one value for so many of the bytes that a body may have. A value takes about a hundred bytes
+/// of memory, and lists of functions have one for each 20 bytes or more.
+const BYTES_PER_VALUE: usize = 64;
+
 /// A line on the socket, or a payload on a prompt topic.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
@@ -132,7 +136,27 @@ pub fn request(bytes: &[u8]) -> Result<Request, Refusal> {
 /// Reads the body of a call of another API: one JSON object of at most `limit` bytes.
 pub fn body(bytes: &[u8], limit: usize) -> Result<serde_json::Map<String, serde_json::Value>, Refusal> {
     check_size(bytes, limit)?;
+    let (values, most) = (most_values(bytes), limit / BYTES_PER_VALUE);
+    if values > most {
+        let message = format!("{values} values in one body; a body has at most {most}");
+        return Err(Refusal::new(Code::TooLarge, message));
+    }
     parse_object(bytes)
+}
+
+/// No fewer than the values of a JSON text: all elements and entries but the first of a list or an object follow a comma.
+fn most_values(bytes: &[u8]) -> usize {
+    let (mut values, mut in_string, mut is_escaped) = (1, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// Reads a request whose keys were translated from another API's and whose length was checked before.

@@ -320,3 +320,13 @@ fn log_probabilities_have_the_form_of_openai_and_no_infinity() {
     let text = r#"{"event":"token","id":"a","text":"é","index":1,"logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169],"top_logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169]},{"token":"x","logprob":-9999.0,"bytes":[120]}]}]}"#;
     assert_eq!(String::from_utf8(event(&token)).expect("JSON is UTF-8"), text);
 }
+
+#[test]
+fn a_body_has_a_limited_number_of_values() {
+    let list = |count: usize| format!("{{\"a\":[{}]}}", vec!["1"; count].join(","));
+    assert!(body(list(16_000).as_bytes(), 1 << 20).is_ok());
+    let refusal = body(list(16_400).as_bytes(), 1 << 20).expect_err("too many");
+    assert_eq!(refusal.code, Code::TooLarge);
+    let text = format!("{{\"a\":\"{}\\\"{}\"}}", ",".repeat(20_000), "[".repeat(20_000));
+    assert!(body(text.as_bytes(), 1 << 20).is_ok(), "text is one value, whatever is in it");
+}

@@ -10,7 +10,7 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, Cpu, Energy, Flag, Memory, Method, MqttLink, Pressure, Reading, Report, Requests,
+    CacheCounts, Cpu, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report, Requests,
     ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
 };
 use exposition::{Exposition, Label};
@@ -48,6 +48,7 @@ fn name(model: &str) -> String {
 fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     structured_output(text, &report.structured_output);
+    http(text, &report.http);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
@@ -127,6 +128,17 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
         .count(forced_tokens);
     text.counter("bitnetd_structured_refused_total", "Refused because of their response_format.")
         .count(refused);
+}
+
+fn http(text: &mut Exposition, calls: &HttpCalls) {
+    let HttpCalls { openai, ollama, own, denied, ignored_keys } = *calls;
+    text.counter("bitnetd_http_calls_total", "Calls over HTTP, by the API of their path.")
+        .sample(&[("api", "openai")], Some(openai as f64))
+        .sample(&[("api", "ollama")], Some(ollama as f64))
+        .sample(&[("api", "own")], Some(own as f64));
+    text.counter("bitnetd_http_denied_total", "Of these, not allowed: host, origin or token.").count(denied);
+    text.counter("bitnetd_http_ignored_keys_total", "Keys of calls that are not known here.")
+        .count(ignored_keys);
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {

@@ -190,6 +190,9 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.cache_hit();
     telemetry.structured_output.answered(7);
     telemetry.structured_output.refused();
+    telemetry.http.called(super::super::HttpApi::OpenAi);
+    telemetry.http.denied();
+    telemetry.http.ignored_keys(3);
     telemetry.set_screen_counts(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());

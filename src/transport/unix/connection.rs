@@ -4,19 +4,19 @@
 //! has sent its last line and every answer is written. Deliberately knows nothing of other connections.
 
 use super::context::ConnectionContext;
-use super::http::{self, HttpRequest, Page};
-use super::in_flight::InFlight;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request, RequestId};
 use crate::telemetry::prometheus;
+use crate::transport::http::{self, HttpPeer, is_http};
+use crate::transport::in_flight::InFlight;
 use crate::transport::line_framing::{Line, LineSplitter};
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
@@ -24,10 +24,6 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Bytes read at once: most requests fit in one piece, and a few hundred connections need little memory.
 const PIECE: usize = 4 * 1024;
-
-/// How long the rest of an HTTP request is read and ignored, so that its sender reads the response and not a
-/// connection reset.
-const HTTP_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one client, the daemon's `number`th, to its end. `watched` is a [second handle](duplicate_handle) of its
 /// stream.
@@ -39,20 +35,55 @@ pub(super) async fn serve(
     shared: ConnectionContext,
 ) {
     log::debug!("connection {number} opened");
-    match run_halves(stream, &watched, number, &in_flight, shared).await {
+    match run(stream, &watched, number, &in_flight, shared).await {
         Ok(()) => log::debug!("connection {number} closed"),
         Err(error) => log::debug!("connection {number} closed: {error}"),
     }
 }
 
+/// Finds out what the client speaks, JSON lines or HTTP, and serves it.
+async fn run(
+    stream: UnixStream,
+    watched: &UnixStream,
+    number: u64,
+    flight: &Arc<InFlight>,
+    shared: ConnectionContext,
+) -> io::Result<()> {
+    let peer = Peer::of(&stream);
+    let is_http = tokio::select! {
+        biased;
+        () = flight.dismissed() => return evict(&stream, shared.max_connections),
+        gone = wait_for_hangup(watched) => return gone,
+        () = shared.close.cancelled() => false,
+        is_http = is_http(&stream) => is_http?,
+    };
+    if is_http {
+        let peer = HttpPeer { client: peer.client, queue_key: peer.queue_key, is_tcp: false };
+        tokio::select! {
+            biased;
+            gone = wait_for_hangup(watched) => return gone,
+            () = http::serve(stream, peer, Arc::clone(flight), shared.http) => return Ok(()),
+        }
+    }
+    // Until the model is loaded, lines wait unread, as in the listen backlog.
+    tokio::select! {
+        biased;
+        gone = wait_for_hangup(watched) => return gone,
+        () = shared.close.cancelled() => {}
+        () = shared.draining.cancelled() => {}
+        () = shared.loaded.cancelled() => {}
+    }
+    run_halves(stream, peer, watched, number, flight, shared).await
+}
+
 async fn run_halves(
     mut stream: UnixStream,
+    peer: Peer,
     watched: &UnixStream,
     number: u64,
     flight: &InFlight,
     shared: ConnectionContext,
 ) -> io::Result<()> {
-    let peer = Peer::of(&stream);
     let (reply, events) = mpsc::channel(EVENTS);
     // One at a time: until the client has accepted an answer, its next line is not read.
     let (answer, answers) = mpsc::channel(1);
@@ -75,12 +106,16 @@ async fn run_halves(
         gone = wait_for_hangup(watched) => return gone,
         done = async { tokio::try_join!(reader.run(input), writer.run(&close)) } => return done.map(drop),
     }
-    // Nothing is half written, since the connection was idle. An error means that the client has already disconnected.
+    evict(&stream, most)
+}
+
+/// Tells the client why its idle connection is closed. Nothing is half written, since the connection is idle.
+fn evict(stream: &UnixStream, most: usize) -> io::Result<()> {
+    // An error means that the client has already disconnected.
     let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal: eviction_notice(most) }));
     Ok(())
 }
 
-/// Tells the client why its idle connection is closed.
 fn eviction_notice(most: usize) -> Refusal {
     let text = format!(
         "closed after idling, for {most} clients are connected and another asks; connect again, or raise socket.connections"
@@ -175,7 +210,6 @@ impl Reader<'_> {
     async fn read(&mut self, half: &mut ReadHalf<'_>) -> io::Result<()> {
         let mut lines = LineSplitter::new(json::MAX_REQUEST);
         let mut piece = [0; PIECE];
-        let mut first = true;
         loop {
             let length = half.read(&mut piece).await?;
             if !self.in_flight.record_activity(piece[..length].ends_with(b"\n")) {
@@ -184,11 +218,6 @@ impl Reader<'_> {
             }
             lines.push(&piece[..length]);
             while let Some(line) = lines.next_line() {
-                if std::mem::take(&mut first)
-                    && let Some(asked) = parse_http(line)
-                {
-                    return self.http(asked, half).await;
-                }
                 if self.handle_line(line).await == ReadLoop::Stop {
                     return Ok(());
                 }
@@ -200,25 +229,6 @@ impl Reader<'_> {
                 return Ok(());
             }
         }
-    }
-
-    async fn http(&self, asked: HttpRequest, half: &mut ReadHalf<'_>) -> io::Result<()> {
-        let bytes = match asked.page {
-            Page::Metrics => {
-                http::HttpResponse::metrics(prometheus::CONTENT_TYPE, &self.metrics()).bytes(asked.head_only)
-            }
-            Page::Health => {
-                http::HttpResponse::health(self.shared.draining.is_cancelled()).bytes(asked.head_only)
-            }
-            other => http::HttpResponse::refusal(other).bytes(asked.head_only),
-        };
-        self.send(bytes).await;
-        let rest = async {
-            let mut piece = [0; PIECE];
-            while half.read(&mut piece).await? > 0 {}
-            Ok(())
-        };
-        tokio::time::timeout(HTTP_LINGER, rest).await.unwrap_or(Ok(()))
     }
 
     async fn handle_line(&mut self, line: Line<'_>) -> ReadLoop {
@@ -348,13 +358,6 @@ impl Reader<'_> {
     async fn send(&self, bytes: Vec<u8>) -> ReadLoop {
         let answer = OutgoingBytes { bytes, written: None };
         if self.outgoing.send(answer).await.is_ok() { ReadLoop::Continue } else { ReadLoop::Stop }
-    }
-}
-
-fn parse_http(line: Line<'_>) -> Option<HttpRequest> {
-    match line {
-        Line::Whole(bytes) => http::parse_request_line(bytes),
-        Line::TooLong(_) => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
+use crate::transport::http::HttpContext;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,10 @@ pub struct ConnectionContext {
     pub inbound: mpsc::Sender<Inbound>,
     /// Counts the requests that are refused by the transport, and renders reports.
     pub telemetry: Arc<Telemetry>,
+    /// Answers the clients that speak HTTP.
+    pub http: HttpContext,
+    /// Cancelled once the model is loaded; requests are not read before.
+    pub loaded: CancellationToken,
     /// Once cancelled, new requests are refused.
     pub draining: CancellationToken,
     /// Once cancelled, all requests are cancelled and the connections close.

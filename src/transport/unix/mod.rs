@@ -1,4 +1,5 @@
-//! The Unix-socket front end: newline-delimited JSON in both directions, and two pages for HTTP clients.
+//! The Unix-socket front end: newline-delimited JSON in both directions, and HTTP for clients whose first word is a
+//! method of it.
 //!
 //! The caller owns the listener and the signals: the listener is created by [`bind`], inherited from systemd
 //! (socket activation), or a test's. Deliberately knows nothing of what happens to a request: it is sent into one
@@ -6,29 +7,23 @@
 
 mod connection;
 mod context;
-mod http;
-mod in_flight;
 mod socket_file;
 mod writer;
 
 pub use socket_file::{BindError, SocketFile, bind};
 
-use super::Inbound;
+use super::in_flight::InFlight;
+use super::open_connections::OpenConnections;
 use crate::protocol::{Code, Event, Refusal, json};
-use crate::telemetry::Telemetry;
-use context::ConnectionContext;
-use in_flight::InFlight;
-use rustix::io::ioctl_fionread;
+pub use context::ConnectionContext;
 use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 use writer::event_line;
 
 /// Memory that one client can make a connection hold, in bytes: a request line without an end, the piece read last,
@@ -154,25 +149,16 @@ fn pending_connections(listener: &UnixListener) -> Vec<UnixStream> {
         .collect()
 }
 
-/// Serves the clients of `listener` until `close`, at most `most` of them at once.
+/// Serves the clients of `listener` until `close`.
 ///
 /// Once `draining` is cancelled, new requests are refused with `shutting_down` and running ones continue. Once
 /// `close` is cancelled, all requests are cancelled; within two seconds their last events are written, the
 /// connections are closed, and this returns.
-pub async fn run(
-    listener: impl Into<Listening>,
-    latecomers: BacklogPolicy,
-    most: usize,
-    inbound: mpsc::Sender<Inbound>,
-    telemetry: Arc<Telemetry>,
-    draining: CancellationToken,
-    close: CancellationToken,
-) {
+pub async fn run(listener: impl Into<Listening>, latecomers: BacklogPolicy, shared: ConnectionContext) {
     let last_call = match latecomers {
-        BacklogPolicy::Refuse => close.clone(),
-        BacklogPolicy::LeaveQueued => draining.clone(),
+        BacklogPolicy::Refuse => shared.close.clone(),
+        BacklogPolicy::LeaveQueued => shared.draining.clone(),
     };
-    let shared = ConnectionContext { max_connections: most, inbound, telemetry, draining, close };
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     let mut open = OpenConnections::default();
@@ -207,52 +193,9 @@ pub async fn run(
     }
 }
 
-/// The connections that count against `socket.connections`.
-#[derive(Debug, Default)]
-struct OpenConnections(Vec<OpenConnection>);
-
-/// A connection as long as its task runs.
-#[derive(Debug)]
-struct OpenConnection {
-    in_flight: Weak<InFlight>,
-    /// The second handle of its socket.
-    socket: Weak<UnixStream>,
-}
-
-impl OpenConnection {
-    /// Whether the client has sent something that its task has not read yet. Right after the accept that is usually
-    /// so: a client connects and asks before the task runs.
-    fn has_unread_bytes(&self) -> bool {
-        // Where the kernel cannot tell, the connection is not taken for idle.
-        self.socket.upgrade().is_some_and(|socket| ioctl_fionread(&*socket).map_or(true, |count| count > 0))
-    }
-}
-
-impl OpenConnections {
-    /// Removes the connections that have ended. Returns whether one more is allowed, if need be after evicting the
-    /// connection that has been idle longest.
-    fn make_slot(&mut self, most: usize) -> bool {
-        self.0.retain(|open| open.in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
-        if self.0.len() < most {
-            return true;
-        }
-        let now = Instant::now();
-        let mut idle: Vec<_> = self
-            .0
-            .iter()
-            .filter_map(|open| {
-                let in_flight = open.in_flight.upgrade()?;
-                Some((in_flight.idle_since(now)?, in_flight, open))
-            })
-            .collect();
-        idle.sort_by_key(|(since, ..)| *since);
-        idle.iter().any(|(_, in_flight, open)| !open.has_unread_bytes() && in_flight.evict(now))
-    }
-}
-
 fn admit(
     tasks: &mut JoinSet<()>,
-    open: &mut OpenConnections,
+    open: &mut OpenConnections<UnixStream>,
     stream: UnixStream,
     number: u64,
     shared: &ConnectionContext,
@@ -265,8 +208,7 @@ fn admit(
         Err(error) => return log::debug!("connection {number} closed: {error}"),
     };
     let in_flight = Arc::new(InFlight::default());
-    let socket = Arc::downgrade(&watched);
-    open.0.push(OpenConnection { in_flight: Arc::downgrade(&in_flight), socket });
+    open.add(Arc::downgrade(&in_flight), Arc::downgrade(&watched));
     tasks.spawn(connection::serve(stream, watched, number, in_flight, shared.clone()));
 }
 

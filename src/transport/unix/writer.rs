@@ -3,8 +3,8 @@
 //! Deliberately knows nothing of the requests. It holds at most one bounded channel of events; a client that reads
 //! too slowly has its requests cancelled, and delays no other client.
 
-use super::in_flight::InFlight;
 use crate::protocol::{Code, Event, Refusal, json};
+use crate::transport::in_flight::InFlight;
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;

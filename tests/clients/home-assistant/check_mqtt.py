@@ -173,7 +173,7 @@ async def main(running):
     async with ha.HomeAssistant() as home:
         await home.wait()
         added = await home.add_mqtt()
-        ha.check("the integration is added", added.get("type") == "create_entry", added)
+        ha.check("the integration is added", added.get("type") == "create_entry", added.get("errors"))
         _, of_device = await entities(home, running)
         await controls(home)
         await states(home, running)

@@ -33,10 +33,14 @@ async fn who_listens_after_the_answer_gets_it_all_the_same() {
         let mut late = Client::listening(&broker, LAST).await;
         let kept = late.next().await;
         assert_eq!((&kept.topic[..], kept.retain), (&b"bitnetd/cellar/last/hall"[..], true));
-        assert!(String::from_utf8_lossy(&kept.payload).starts_with(r#"{"event":"done","id":2,"text":"for 2""#));
+        assert!(
+            String::from_utf8_lossy(&kept.payload).starts_with(r#"{"event":"done","id":2,"text":"for 2""#)
+        );
         let expiry = kept.properties.and_then(|properties| properties.message_expiry_interval);
         match version {
-            MqttVersion::V5 => assert!(expiry.is_some_and(|expiry| (50..=60).contains(&expiry)), "{expiry:?}"),
+            MqttVersion::V5 => {
+                assert!(expiry.is_some_and(|expiry| (50..=60).contains(&expiry)), "{expiry:?}")
+            }
             MqttVersion::V311 => assert_eq!(expiry, None),
         }
         late.is_quiet().await;

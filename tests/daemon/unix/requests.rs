@@ -54,7 +54,10 @@ async fn an_id_that_is_a_number_comes_back_as_it_came() {
     assert_eq!(client.end().await["id"], json!(1732.0));
     client.send("{\"id\":5,\"prompt\":\"hang\"}\n{\"id\":\"5\",\"prompt\":\"x\"}\n").await;
     let refused = client.end().await;
-    assert!(refused["message"].as_str().is_some_and(|text| text.starts_with("id: \"5\" is in flight")), "{refused}");
+    assert!(
+        refused["message"].as_str().is_some_and(|text| text.starts_with("id: \"5\" is in flight")),
+        "{refused}"
+    );
     client.send("{\"id\":5,\"promt\":\"x\"}\n").await;
     assert_eq!(client.end().await["id"], Value::Null, "one of that id is in flight");
     client.send("{\"cancel\":5}\n").await;

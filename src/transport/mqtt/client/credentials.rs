@@ -1,18 +1,10 @@
-//! The files that the configuration names for the link: certificates, keys, passwords. Read whole, at each connect;
-//! a byte-order mark at their beginning is skipped.
+//! The files that the configuration names for the link: certificates, keys, passwords. Read at each connect.
 //!
 //! Deliberately knows nothing of their contents.
 
-use crate::external_text::{without_bom, wrong_head};
 use crate::transport::mqtt::link::Disconnect;
-use rustix::fs::OFlags;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use crate::transport::named_file;
 use std::path::Path;
-
-/// Maximum size of a file in bytes; a bundle of all public authorities has 230 KB.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What is wrong with a file, and the configuration key that names it.
 pub fn file_error(path: &Path, key: &str, what: impl std::fmt::Display) -> Disconnect {
@@ -25,110 +17,21 @@ pub fn file_error(path: &Path, key: &str, what: impl std::fmt::Display) -> Disco
 
 /// Reads a file.
 pub fn read(path: &Path, key: &str) -> Result<Vec<u8>, Disconnect> {
-    read_open(&open(path, key)?, path, key)
+    named_file::read(path).map_err(|what| file_error(path, key, what))
 }
 
-/// Reads a file that only its owner may be able to read. Files in `credentials` are excepted: systemd grants the
-/// daemon access there by an access control list, which appears as a mode for the group.
+/// Reads a file that only its owner may be able to read, or that is one of systemd's `credentials`.
 pub fn read_secret(path: &Path, key: &str, credentials: Option<&Path>) -> Result<Vec<u8>, Disconnect> {
-    let file = open(path, key)?;
-    let mode = file.metadata().map_err(|error| file_error(path, key, error))?.permissions().mode();
-    let is_systemds = credentials.is_some_and(|folder| path.starts_with(folder));
-    if mode & 0o077 != 0 && !is_systemds {
-        let mode = mode & 0o777;
-        let text = format!("others than its owner may use it (mode {mode:04o}): chmod 600");
-        return Err(file_error(path, key, text));
-    }
-    read_open(&file, path, key)
-}
-
-/// Opens without blocking: a pipe in the file's place would otherwise stop the daemon.
-fn open(path: &Path, key: &str) -> Result<File, Disconnect> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| match error.kind() {
-        // The daemon does not run as root, who owns the files in /etc.
-        ErrorKind::PermissionDenied => {
-            file_error(path, key, "permission denied; under systemd load it with LoadCredential=")
-        }
-        _ => file_error(path, key, error),
-    })?;
-    match file.metadata() {
-        Ok(about) if about.is_file() => Ok(file),
-        Ok(_) => Err(file_error(path, key, "it is no file")),
-        Err(error) => Err(file_error(path, key, error)),
-    }
-}
-
-fn read_open(file: &File, path: &Path, key: &str) -> Result<Vec<u8>, Disconnect> {
-    let mut bytes = Vec::new();
-    match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() as u64 > MAX_FILE_BYTES => Err(file_error(path, key, "it is longer than 1 MiB")),
-        Ok(_) => match wrong_head(&bytes) {
-            Some(wrong) => Err(file_error(path, key, format!("it {wrong}"))),
-            None => Ok(without_bom(&bytes).to_vec()),
-        },
-        Err(error) => Err(file_error(path, key, error)),
-    }
+    named_file::read_secret(path, credentials).map_err(|what| file_error(path, key, what))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
-    use tempfile::TempDir;
-
-    struct Folder(TempDir);
-
-    impl Folder {
-        fn new() -> Self {
-            Folder(TempDir::with_prefix("bitnetd-").expect("a temporary folder"))
-        }
-
-        fn write(&self, mode: u32) -> PathBuf {
-            let path = self.0.path().join("secret");
-            std::fs::write(&path, "s3cret").expect("a temporary folder");
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
-            path
-        }
-    }
 
     #[test]
-    fn a_secret_that_others_may_read_is_refused_with_the_way_out() {
-        let folder = Folder::new();
-        for mode in [0o604, 0o640, 0o660, 0o622] {
-            let text = read_secret(&folder.write(mode), "mqtt.key_file", None).expect_err("open").text;
-            assert!(text.contains("chmod 600") && text.contains("mqtt.key_file"), "{text}");
-            assert!(!text.contains("s3cret"), "{text}");
-        }
-        for mode in [0o600, 0o400] {
-            assert_eq!(read_secret(&folder.write(mode), "k", None).expect("private"), b"s3cret");
-        }
-    }
-
-    #[test]
-    fn a_byte_order_mark_is_no_part_of_a_file() {
-        let folder = Folder::new();
-        let path = folder.write(0o600);
-        std::fs::write(&path, "\u{feff}s3cret").expect("a temporary folder");
-        assert_eq!(read_secret(&path, "k", None).expect("private"), b"s3cret");
-    }
-
-    #[test]
-    fn systemd_s_credentials_pass_with_the_mode_that_its_access_list_shows() {
-        let folder = Folder::new();
-        let path = folder.write(0o440);
-        assert_eq!(read_secret(&path, "k", Some(folder.0.path())).expect("systemd's"), b"s3cret");
-        assert!(read_secret(&path, "k", Some("/elsewhere".as_ref())).is_err());
-    }
-
-    #[test]
-    fn what_is_no_file_or_too_long_is_refused() {
-        let folder = Folder::new();
-        assert!(read(folder.0.path(), "k").expect_err("a folder").text.contains("no file"));
-        assert!(read(Path::new("/dev/zero"), "k").expect_err("a device").text.contains("no file"));
-        let long = folder.write(0o600);
-        std::fs::write(&long, vec![b'x'; MAX_FILE_BYTES as usize + 1]).expect("a temporary folder");
-        assert!(read(&long, "k").expect_err("too long").text.contains("1 MiB"));
+    fn an_error_names_the_file_and_its_key() {
+        let error = read(Path::new("/dev/zero"), "mqtt.key_file").expect_err("a device");
+        assert_eq!(error.text, "/dev/zero: it is no file; mqtt.key_file names it");
     }
 }

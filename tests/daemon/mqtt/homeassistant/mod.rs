@@ -214,7 +214,8 @@ async fn a_birth_brings_the_description_again_and_a_report_with_it() {
 #[tokio::test]
 async fn a_device_that_the_owner_deleted_stays_deleted_until_discovery_is_switched_off_and_on() {
     for version in [MqttVersion::V5, MqttVersion::V311] {
-        let (broker, folder) = (Mosquitto::start().await, tempfile::TempDir::with_prefix("bitnetd-").expect("a folder"));
+        let (broker, folder) =
+            (Mosquitto::start().await, tempfile::TempDir::with_prefix("bitnetd-").expect("a folder"));
         let start = |discovery| {
             Harness::with(Mqtt { discovery, version, ..config(broker.port) }, |context| {
                 context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });

@@ -3,8 +3,8 @@
 //! Deliberately knows nothing of bytes: it counts requests, finds them by id, and cancels those that are left when
 //! the connection ends.
 
+use super::Cancel;
 use crate::protocol::RequestId;
-use crate::transport::Cancel;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 /// Maximum number of requests in flight on one connection; its next line is read once one of them has ended. More
 /// than the daemon's queue holds by default, so that a client receives `queue_full` rather than no answer.
-pub(super) const MAX_IN_FLIGHT: usize = 64;
+pub const MAX_IN_FLIGHT: usize = 64;
 
 /// How long a connection that has sent nothing yet, or only the beginning of a line, is not taken for idle: its client
 /// is about to send the rest.
@@ -20,7 +20,7 @@ const UNFINISHED_LINE_GRACE: Duration = Duration::from_millis(200);
 
 /// The requests in flight, by id. Dropping it cancels them.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub struct InFlight {
     state: Mutex<State>,
     /// Notified at each end of a request.
     ended: Notify,
@@ -66,14 +66,14 @@ impl Default for InFlight {
 
 impl InFlight {
     /// Waits until one more request may start. Only one task may wait.
-    pub(super) async fn wait_for_slot(&self) {
+    pub async fn wait_for_slot(&self) {
         while self.state().requests.len() >= MAX_IN_FLIGHT {
             self.ended.notified().await;
         }
     }
 
     /// Registers a request; `None` where its id is already in flight.
-    pub(super) fn start(&self, id: &RequestId) -> Option<Cancel> {
+    pub fn start(&self, id: &RequestId) -> Option<Cancel> {
         let requests = &mut self.state().requests;
         if requests.contains_key(id) {
             return None;
@@ -84,49 +84,49 @@ impl InFlight {
     }
 
     /// Removes a request whose last event was sent.
-    pub(super) fn end(&self, id: &RequestId) {
+    pub fn end(&self, id: &RequestId) {
         self.state().requests.remove(id);
         self.ended.notify_one();
     }
 
     /// Raises the cancel flag of one request; `false` where no request has that id.
-    pub(super) fn cancel(&self, id: &RequestId) -> bool {
+    pub fn cancel(&self, id: &RequestId) -> bool {
         self.state().requests.get(id).map(Cancel::raise).is_some()
     }
 
     /// Whether a request of this id is in flight.
-    pub(super) fn is_running(&self, id: &RequestId) -> bool {
+    pub fn is_running(&self, id: &RequestId) -> bool {
         self.state().requests.contains_key(id)
     }
 
     /// Notes that the client sent something, and whether that is the end of a line; `false` where the connection
     /// accepts nothing more.
-    pub(super) fn record_activity(&self, is_line_complete: bool) -> bool {
+    pub fn record_activity(&self, is_line_complete: bool) -> bool {
         let mut state = self.state();
         (state.last_used, state.is_line_complete) = (Instant::now(), is_line_complete);
         !state.is_evicted
     }
 
     /// Notes that bytes are being written, or no longer are.
-    pub(super) fn set_writing(&self, is_writing: bool) {
+    pub fn set_writing(&self, is_writing: bool) {
         let mut state = self.state();
         (state.is_writing, state.last_used) = (is_writing, Instant::now());
     }
 
     /// Since when the connection has been idle. `None` while a request is in flight, bytes are being written or the
     /// client is sending a line, and once it is evicted.
-    pub(super) fn idle_since(&self, now: Instant) -> Option<Instant> {
+    pub fn idle_since(&self, now: Instant) -> Option<Instant> {
         let state = self.state();
         state.is_idle(now).then_some(state.last_used)
     }
 
     /// Whether the connection still counts against the limit.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.state().is_evicted
     }
 
     /// Closes the connection, unless it came into use in the meantime.
-    pub(super) fn evict(&self, now: Instant) -> bool {
+    pub fn evict(&self, now: Instant) -> bool {
         let mut state = self.state();
         let is_idle = state.is_idle(now);
         if is_idle {
@@ -137,19 +137,19 @@ impl InFlight {
     }
 
     /// Waits until the connection is to end for want of use.
-    pub(super) async fn dismissed(&self) {
+    pub async fn dismissed(&self) {
         while self.is_open() {
             self.evicted.notified().await;
         }
     }
 
     /// Raises the cancel flags of all requests.
-    pub(super) fn cancel_all(&self) {
+    pub fn cancel_all(&self) {
         self.state().requests.values().for_each(Cancel::raise);
     }
 
     /// The ids of all requests in flight.
-    pub(super) fn ids(&self) -> Vec<RequestId> {
+    pub fn ids(&self) -> Vec<RequestId> {
         self.state().requests.keys().cloned().collect()
     }
 

@@ -1,0 +1,123 @@
+//! The interfaces that clients connect to: the Unix socket and HTTP on TCP. They are open before the model is loaded, so that
+//! a client learns that it loads; requests wait until it is.
+//!
+//! Deliberately knows nothing of the broker link, which connects once there is something to answer with.
+
+use super::systemd::{self, PassedSockets};
+use super::{DaemonError, INTAKE};
+use crate::config::Config;
+use crate::protocol::api::ModelCard;
+use crate::telemetry::Telemetry;
+use crate::transport::Inbound;
+use crate::transport::http::{self, HttpContext, HttpParts};
+use crate::transport::unix::{self, BacklogPolicy, ConnectionContext, SocketFile};
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The running interfaces.
+pub(super) struct LocalInterfaces {
+    /// Their tasks, which end after `close`.
+    pub tasks: JoinSet<()>,
+    /// Their requests; none comes before `loaded`.
+    pub requests: mpsc::Receiver<Inbound>,
+    /// To be cancelled once the model is loaded.
+    pub loaded: CancellationToken,
+    /// Where clients connect, for the log.
+    pub addresses: String,
+    /// The socket file, where this process created it: it is removed when this is dropped.
+    pub socket_file: Option<Arc<Mutex<SocketFile>>>,
+}
+
+/// The tokens by which the daemon stops.
+#[derive(Clone)]
+pub(super) struct StopTokens {
+    /// No new requests.
+    pub draining: CancellationToken,
+    /// No requests at all.
+    pub close: CancellationToken,
+}
+
+impl LocalInterfaces {
+    /// Opens the sockets and starts to serve them.
+    pub fn start(
+        config: &Config,
+        model: ModelCard,
+        telemetry: &Arc<Telemetry>,
+        stop: &StopTokens,
+    ) -> Result<Self, DaemonError> {
+        let refused = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
+        let PassedSockets { unix: passed, http: tcp, wyoming } =
+            systemd::passed_sockets().map_err(|error| refused(&error))?;
+        if !wyoming.is_empty() {
+            return Err(refused(&"bitnetd-wyoming.socket is not served by this version; disable it"));
+        }
+        let (listener, socket_file) = match passed {
+            Some(listener) => (listener, None),
+            None => {
+                let (listener, file) = unix::bind(&config.socket).map_err(|error| refused(&error))?;
+                (listener, Some(file))
+            }
+        };
+        let listener = unix::adopt(listener)
+            .map_err(|error| refused(&format!("{}: {error}", config.socket.path.display())))?;
+        let tcp = http::listen(config.http.listen, tcp, config.http.token_file.is_some())
+            .map_err(|error| refused(&error))?;
+        let mut addresses = format!("socket {}", local_path(&listener, config));
+        for address in tcp.iter().filter_map(|listener| listener.local_addr().ok()) {
+            addresses.push_str(&format!(", http://{address}"));
+        }
+        let (inbound, requests) = mpsc::channel(INTAKE);
+        let loaded = CancellationToken::new();
+        let http = HttpContext::new(HttpParts {
+            settings: config.http.clone(),
+            device: config.device.id.clone(),
+            model,
+            slots: config.queue.depth,
+            inbound: inbound.clone(),
+            telemetry: Arc::clone(telemetry),
+            loaded: loaded.clone(),
+            draining: stop.draining.clone(),
+            close: stop.close.clone(),
+        });
+        // A socket of systemd outlives this process, and so do the clients in its backlog.
+        let backlog = if socket_file.is_some() { BacklogPolicy::Refuse } else { BacklogPolicy::LeaveQueued };
+        let socket_file = socket_file.map(|file| Arc::new(Mutex::new(file)));
+        let listening = match &socket_file {
+            Some(file) => unix::Listening::from(listener).owning(Arc::clone(file), config.socket.mode),
+            None => listener.into(),
+        };
+        let context = ConnectionContext {
+            max_connections: config.socket.connections,
+            inbound,
+            telemetry: Arc::clone(telemetry),
+            http: http.clone(),
+            loaded: loaded.clone(),
+            draining: stop.draining.clone(),
+            close: stop.close.clone(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(unix::run(listening, backlog, context));
+        if !tcp.is_empty() {
+            tasks.spawn(http::run(tcp, http));
+        }
+        Ok(LocalInterfaces { tasks, requests, loaded, addresses, socket_file })
+    }
+
+    /// Ends them before the model was loaded: clients that wait are refused with `shutting_down`.
+    pub async fn close(mut self, stop: &StopTokens) {
+        stop.draining.cancel();
+        stop.close.cancel();
+        self.requests.close();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The path of the socket; under systemd it is that of the .socket unit, not the configured one.
+fn local_path(listener: &tokio::net::UnixListener, config: &Config) -> String {
+    let address = listener.local_addr().ok();
+    let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(&config.socket.path);
+    path.display().to_string()
+}

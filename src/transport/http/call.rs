@@ -1,0 +1,242 @@
+//! One call: checked, translated, sent on its way, answered.
+//!
+//! Deliberately writes no byte: hyper does.
+
+use super::HttpContext;
+use super::access::{AccessDenied, AccessRules};
+use super::answer_body::{AnswerBody, EventBody, RequestGuard};
+use super::connection::HttpPeer;
+use super::response::{self, HttpResponse, JSON, TEXT};
+use super::routes::{self, Route};
+use super::slots::Slot;
+use crate::protocol::api::{Ask, Call, CallContext, Refused};
+use crate::protocol::{Code, Event, Refusal, RequestId, ollama, openai};
+use crate::telemetry::{HttpApi, prometheus};
+use crate::transport::in_flight::InFlight;
+use crate::transport::{Inbound, Reply, WhenFull};
+use hyper::Method;
+use hyper::body::Incoming;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use tokio::sync::mpsc;
+
+/// Capacity of the event channel of one request: about ten seconds of tokens on a small device. A client that reads more
+/// slowly has its request cancelled.
+const EVENTS: usize = 256;
+
+/// The client of a connection, and what its calls need.
+pub(super) struct Caller {
+    pub peer: HttpPeer,
+    /// Who may call; an error where the file of tokens cannot be used, and then nobody may.
+    pub rules: Result<AccessRules, String>,
+    pub in_flight: Arc<InFlight>,
+    pub context: HttpContext,
+}
+
+impl Caller {
+    /// Answers a call.
+    pub async fn answer(&self, request: hyper::Request<Incoming>) -> Result<HttpResponse, Infallible> {
+        let received = Instant::now();
+        self.in_flight.record_activity(true);
+        let id = self.context.new_id();
+        let (head, body) = request.into_parts();
+        let api = routes::api(head.uri.path());
+        self.context.0.telemetry.http.called(api);
+        let route = routes::route(&head.method, head.uri.path());
+        let is_public = route.as_ref().is_ok_and(Route::is_public);
+        let checked = match &self.rules {
+            Ok(rules) => rules.check(&head.method, &head.uri, &head.headers, is_public),
+            Err(reason) => {
+                log::error!("http.token_file: {reason}; nobody can call over TCP");
+                let message = "the daemon cannot read its tokens; its log says why".into();
+                Err(AccessDenied { status: 503, message })
+            }
+        };
+        let origin = match checked {
+            Ok(origin) => origin,
+            Err(denied) => {
+                self.context.0.telemetry.refused();
+                self.context.0.telemetry.http.denied();
+                return Ok(response::finish(response::denied(api, &denied), &id, None));
+            }
+        };
+        if head.method == Method::OPTIONS && origin.is_some() {
+            return Ok(response::finish(response::preflight(), &id, origin));
+        }
+        let response = match route {
+            Ok(route) => self.dispatch(api, route, body, &id, received).await,
+            Err(reason) => response::no_route(api, reason),
+        };
+        Ok(response::finish(response, &id, origin))
+    }
+
+    async fn dispatch(
+        &self,
+        api: HttpApi,
+        route: Route,
+        body: Incoming,
+        id: &str,
+        received: Instant,
+    ) -> HttpResponse {
+        let shared = &self.context.0;
+        let model = &shared.model;
+        match route {
+            Route::Health => self.health(),
+            Route::Metrics => {
+                let text = prometheus::render(&shared.telemetry, SystemTime::now());
+                response::response(200, prometheus::CONTENT_TYPE, text.into_bytes())
+            }
+            Route::Root => response::response(200, TEXT, b"bitnetd is running\n".to_vec()),
+            Route::Models => response::response(200, JSON, openai::models(model)),
+            Route::Model(name) => known(openai::model(model, &name)),
+            Route::OllamaTags => response::response(200, JSON, ollama::tags(model)),
+            Route::OllamaPs => response::response(200, JSON, ollama::ps(model, SystemTime::now())),
+            Route::OllamaVersion => response::response(200, JSON, ollama::version()),
+            route if route.is_asking() => match self.ask(api, &route, body, id, received).await {
+                Ok(response) => response,
+                Err(refused) => {
+                    shared.telemetry.refused();
+                    response::refused(refused)
+                }
+            },
+            route => match shared.bodies.read(body).await {
+                Ok(body) if route == Route::OllamaShow => known(ollama::show(&body.bytes, model)),
+                Ok(body) => match ollama::pull(&body.bytes, model) {
+                    Ok(Call::Answer { content_type, body }) => response::response(200, content_type, body),
+                    Ok(Call::Ask(_)) => response::error(api, 500, "internal", "a fault of the daemon"),
+                    Err(refused) => response::refused(refused),
+                },
+                Err(refusal) => response::refusal(api, &refusal),
+            },
+        }
+    }
+
+    /// The state of the daemon: 503 while it takes no requests, so that a proxy or a supervisor sees it without reading.
+    fn health(&self) -> HttpResponse {
+        let shared = &self.context.0;
+        let reasons = shared.telemetry.raised_alerts();
+        let (status, word, state) = if shared.draining.is_cancelled() {
+            (503, "shutting_down", "draining")
+        } else if !shared.loaded.is_cancelled() {
+            (503, "loading", "loading")
+        } else if reasons.is_empty() {
+            (200, "ok", "ready")
+        } else {
+            (200, "ok", "degraded")
+        };
+        let body = serde_json::json!({ "status": word, "state": state, "reasons": reasons });
+        response::response(status, JSON, format!("{body}\n").into_bytes())
+    }
+
+    /// Sends a request on its way, and waits for its first event, which decides the status.
+    async fn ask(
+        &self,
+        api: HttpApi,
+        route: &Route,
+        body: Incoming,
+        id: &str,
+        received: Instant,
+    ) -> Result<HttpResponse, Refused> {
+        let refuse = |refusal: Refusal| match api {
+            HttpApi::OpenAi => openai::refused(&refusal),
+            HttpApi::Ollama | HttpApi::Own => ollama::refused(&refusal),
+        };
+        let slot = self.wait_for_slot().await.map_err(refuse)?;
+        let body = self.context.0.bodies.read(body).await.map_err(refuse)?;
+        let context = CallContext {
+            model: Arc::clone(&self.context.0.model),
+            id: id.to_owned(),
+            now: SystemTime::now(),
+        };
+        let bytes = &body.bytes;
+        let call = match route {
+            Route::ChatCompletions => openai::chat_completions(bytes, &context).map_err(refuse)?,
+            Route::Completions => openai::completions(bytes, &context).map_err(refuse)?,
+            Route::Responses => openai::responses(bytes, &context).map_err(refuse)?,
+            Route::OllamaGenerate => ollama::generate(bytes, &context)?,
+            _ => ollama::chat(bytes, &context)?,
+        };
+        drop(body);
+        let ask = match call {
+            Call::Ask(ask) => *ask,
+            Call::Answer { content_type, body } => return Ok(response::response(200, content_type, body)),
+        };
+        self.context.0.telemetry.http.ignored_keys(ask.ignored_keys);
+        self.send(ask, id, received, slot, refuse).await
+    }
+
+    /// Waits until the model is loaded and a slot is free.
+    async fn wait_for_slot(&self) -> Result<Slot, Refusal> {
+        let shared = &self.context.0;
+        tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => Err(Refusal::shutting_down()),
+            slot = async { shared.loaded.cancelled().await; shared.slots.take(&self.peer.queue_key).await } => Ok(slot),
+        }
+    }
+
+    async fn send(
+        &self,
+        ask: Ask,
+        id: &str,
+        received: Instant,
+        slot: Slot,
+        refuse: impl Fn(Refusal) -> Refused,
+    ) -> Result<HttpResponse, Refused> {
+        let Ask { request, mut encoder, .. } = ask;
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        let id = RequestId::from(id);
+        let reply = Reply::new(&id, &sender).expect("the channel is new");
+        drop(sender);
+        let cancel = self.in_flight.start(&id).expect("no other call has this id");
+        let guard = RequestGuard {
+            id: id.clone(),
+            cancel: cancel.clone(),
+            in_flight: Arc::clone(&self.in_flight),
+            _slot: slot,
+        };
+        let inbound = Inbound {
+            request,
+            id,
+            client: self.peer.client.clone(),
+            cache_key: self.peer.client.clone(),
+            queue_key: self.peer.queue_key.clone(),
+            when_full: WhenFull::Refuse,
+            received,
+            reply,
+            cancel,
+        };
+        if let Err(mpsc::error::SendError(inbound)) = self.context.0.inbound.send(inbound).await {
+            inbound.reply.refuse(Refusal::shutting_down());
+        }
+        let lost = || Refusal::new(Code::Internal, "the daemon lost this request; ask again");
+        let Some(content_type) = encoder.stream_type() else {
+            return loop {
+                match events.recv().await {
+                    Some(Event::Done(done)) => break Ok(response::response(200, JSON, encoder.whole(&done))),
+                    Some(Event::Error { refusal, .. }) => break Err(refuse(refusal)),
+                    Some(Event::Token { .. }) => {}
+                    None => break Err(refuse(lost())),
+                }
+            };
+        };
+        let first = match events.recv().await {
+            Some(Event::Error { refusal, .. }) => return Err(refuse(refusal)),
+            Some(event) => event,
+            None => return Err(refuse(lost())),
+        };
+        let mut head = encoder.begin();
+        head.extend(encoder.event(&first));
+        let body = EventBody { head, events, encoder, is_ended: first.is_last(), _request: guard };
+        Ok(response::streamed(content_type, AnswerBody::Events(Box::new(body))))
+    }
+}
+
+/// A page about the model.
+fn known(page: Result<Vec<u8>, Refused>) -> HttpResponse {
+    match page {
+        Ok(body) => response::response(200, JSON, body),
+        Err(refused) => response::refused(refused),
+    }
+}

@@ -1,0 +1,117 @@
+//! HTTP/1.1 for software that speaks the forms of OpenAI or Ollama, and for `curl`, scrapers and health checks: on the Unix
+//! socket, and on TCP where the owner asks for it.
+//!
+//! hyper does the protocol; `protocol::openai` and `protocol::ollama` translate. Here are the limits: who may call, how long a
+//! body may be, how many calls are on their way, how long a client may take. Deliberately knows nothing of the engine and of
+//! the queue: a call becomes an [`Inbound`](super::Inbound), and its events become the response.
+
+mod access;
+mod answer_body;
+mod call;
+mod connection;
+mod listener;
+mod request_body;
+mod response;
+mod routes;
+mod slots;
+mod write_deadline;
+
+pub use connection::{HttpPeer, is_http, serve};
+pub use listener::{ListenError, MAX_CONNECTIONS, listen, run};
+
+use super::Inbound;
+use crate::config;
+use crate::protocol::api::ModelCard;
+use crate::telemetry::Telemetry;
+use request_body::BodyMemory;
+use slots::Slots;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Memory that one connection can hold, in bytes: the head of a request, and what waits to be written.
+pub const CONNECTION_BYTES: usize = 48 << 10;
+
+/// Memory that the bodies of calls can take together while they are read and translated, for each byte that one body may
+/// have: the body itself, and its values twice, once as they were parsed and once as our own.
+pub const BODY_FACTOR: usize = 5;
+
+/// What the daemon gives the interface.
+pub struct HttpParts {
+    /// The settings.
+    pub settings: config::Http,
+    /// The host name, by which clients may address the device.
+    pub device: String,
+    /// The model that is loaded, or will be.
+    pub model: ModelCard,
+    /// Most calls that are on their way to the model at once.
+    pub slots: usize,
+    /// Where requests are sent.
+    pub inbound: mpsc::Sender<Inbound>,
+    /// Counts the requests that are refused here, and renders the metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// Cancelled once the model is loaded.
+    pub loaded: CancellationToken,
+    /// Once cancelled, new requests are refused.
+    pub draining: CancellationToken,
+    /// Once cancelled, all requests are cancelled and the connections close.
+    pub close: CancellationToken,
+}
+
+/// What every connection shares; clones share it.
+#[derive(Clone)]
+pub struct HttpContext(Arc<Shared>);
+
+struct Shared {
+    settings: config::Http,
+    /// Names by which clients may address this device.
+    hosts: Vec<String>,
+    model: Arc<ModelCard>,
+    slots: Slots,
+    bodies: BodyMemory,
+    inbound: mpsc::Sender<Inbound>,
+    telemetry: Arc<Telemetry>,
+    loaded: CancellationToken,
+    draining: CancellationToken,
+    close: CancellationToken,
+    /// Begins every id, so that no two daemons' ids are the same.
+    id_prefix: String,
+    calls: AtomicU64,
+}
+
+impl HttpContext {
+    /// The interface with these parts.
+    pub fn new(parts: HttpParts) -> Self {
+        let HttpParts { settings, device, model, slots, inbound, telemetry, loaded, draining, close } = parts;
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        HttpContext(Arc::new(Shared {
+            hosts: access::own_hosts(&device, &settings),
+            model: Arc::new(model),
+            slots: Slots::new(slots),
+            bodies: BodyMemory::new(settings.body_bytes),
+            inbound,
+            telemetry,
+            loaded,
+            draining,
+            close,
+            id_prefix: format!("h{started:x}"),
+            calls: AtomicU64::new(0),
+            settings,
+        }))
+    }
+
+    /// An id for a call.
+    fn new_id(&self) -> String {
+        let number = self.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{}-{number}", self.0.id_prefix)
+    }
+}
+
+impl fmt::Debug for HttpContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpContext").finish_non_exhaustive()
+    }
+}
