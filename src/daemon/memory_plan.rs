@@ -275,7 +275,7 @@ mod tests {
     };
 
     const CLIENTS: ClientMemory =
-        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, home: 0 };
+        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, home: 0 };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, TooLarge> {
         MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })

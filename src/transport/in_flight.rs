@@ -3,8 +3,8 @@
 //! Deliberately knows nothing of bytes: it counts requests, finds them by id, and cancels those that are left when
 //! the connection ends.
 
-use super::Cancel;
 use crate::protocol::RequestId;
+use crate::transport::Cancel;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 //!
 //! Deliberately knows no API: the encoder writes the events.
 
+use super::slots::Slot;
 use crate::protocol::api::AnswerEncoder;
 use crate::protocol::{Event, RequestId};
 use crate::transport::Cancel;
@@ -12,8 +13,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
-
-use super::slots::Slot;
 
 /// Bytes collected for one write.
 const BATCH: usize = 4 * 1024;
@@ -36,19 +35,30 @@ pub(super) struct EventBody {
     pub encoder: Box<dyn AnswerEncoder>,
     pub is_ended: bool,
     /// Cancels the request when the client is gone, which hyper shows by dropping the body.
-    pub _request: RequestGuard,
+    pub _call: CallGuard,
 }
 
-/// A request on its way. Dropping it cancels the request, which changes nothing once its last event is there.
+/// A call under way: while it lives, the connection is in use. Dropping it cancels the call's request, which changes nothing
+/// once its last event is there.
 #[derive(Debug)]
-pub(super) struct RequestGuard {
+pub(super) struct CallGuard {
     pub id: RequestId,
     pub cancel: Cancel,
     pub in_flight: Arc<InFlight>,
-    pub _slot: Slot,
+    /// The slot of a request that is on its way to the model.
+    pub slot: Option<Slot>,
 }
 
-impl Drop for RequestGuard {
+impl CallGuard {
+    /// A call that begins, whose id no other of the connection has.
+    pub fn begin(id: String, in_flight: &Arc<InFlight>) -> Self {
+        let id = RequestId::from(id);
+        let cancel = in_flight.start(&id).unwrap_or_default();
+        CallGuard { id, cancel, in_flight: Arc::clone(in_flight), slot: None }
+    }
+}
+
+impl Drop for CallGuard {
     fn drop(&mut self) {
         self.cancel.raise();
         self.in_flight.end(&self.id);

@@ -4,13 +4,13 @@
 
 use super::HttpContext;
 use super::access::{AccessDenied, AccessRules};
-use super::answer_body::{AnswerBody, EventBody, RequestGuard};
+use super::answer_body::{AnswerBody, CallGuard, EventBody};
 use super::connection::HttpPeer;
 use super::response::{self, HttpResponse, JSON, TEXT};
 use super::routes::{self, Route};
 use super::slots::Slot;
 use crate::protocol::api::{Ask, Call, CallContext, Refused};
-use crate::protocol::{Code, Event, Refusal, RequestId, ollama, openai};
+use crate::protocol::{Code, Event, Refusal, ollama, openai};
 use crate::telemetry::{HttpApi, prometheus};
 use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
@@ -39,7 +39,8 @@ impl Caller {
     pub async fn answer(&self, request: hyper::Request<Incoming>) -> Result<HttpResponse, Infallible> {
         let received = Instant::now();
         self.in_flight.record_activity(true);
-        let id = self.context.new_id();
+        let call = CallGuard::begin(self.context.new_id(), &self.in_flight);
+        let id = call.id.as_str().to_owned();
         let (head, body) = request.into_parts();
         let api = routes::api(head.uri.path());
         self.context.0.telemetry.http.called(api);
@@ -58,17 +59,17 @@ impl Caller {
             Err(denied) => {
                 self.context.0.telemetry.refused();
                 self.context.0.telemetry.http.denied();
-                return Ok(response::finish(response::denied(api, &denied), &id, None));
+                return Ok(response::finish(response::denied(api, &denied), api, &id, None));
             }
         };
         if head.method == Method::OPTIONS && origin.is_some() {
-            return Ok(response::finish(response::preflight(), &id, origin));
+            return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
-            Ok(route) => self.dispatch(api, route, body, &id, received).await,
+            Ok(route) => self.dispatch(api, route, body, call, received).await,
             Err(reason) => response::no_route(api, reason),
         };
-        Ok(response::finish(response, &id, origin))
+        Ok(response::finish(response, api, &id, origin))
     }
 
     async fn dispatch(
@@ -76,7 +77,7 @@ impl Caller {
         api: HttpApi,
         route: Route,
         body: Incoming,
-        id: &str,
+        call: CallGuard,
         received: Instant,
     ) -> HttpResponse {
         let shared = &self.context.0;
@@ -93,13 +94,9 @@ impl Caller {
             Route::OllamaTags => response::response(200, JSON, ollama::tags(model)),
             Route::OllamaPs => response::response(200, JSON, ollama::ps(model, SystemTime::now())),
             Route::OllamaVersion => response::response(200, JSON, ollama::version()),
-            route if route.is_asking() => match self.ask(api, &route, body, id, received).await {
-                Ok(response) => response,
-                Err(refused) => {
-                    shared.telemetry.refused();
-                    response::refused(refused)
-                }
-            },
+            route if route.is_asking() => {
+                self.ask(api, &route, body, call, received).await.unwrap_or_else(response::refused)
+            }
             route => match shared.bodies.read(body).await {
                 Ok(body) if route == Route::OllamaShow => known(ollama::show(&body.bytes, model)),
                 Ok(body) => match ollama::pull(&body.bytes, model) {
@@ -129,41 +126,53 @@ impl Caller {
         response::response(status, JSON, format!("{body}\n").into_bytes())
     }
 
-    /// Sends a request on its way, and waits for its first event, which decides the status.
+    /// Answers a call that the model answers.
     async fn ask(
         &self,
         api: HttpApi,
         route: &Route,
         body: Incoming,
-        id: &str,
+        mut guard: CallGuard,
         received: Instant,
     ) -> Result<HttpResponse, Refused> {
         let refuse = |refusal: Refusal| match api {
             HttpApi::OpenAi => openai::refused(&refusal),
             HttpApi::Ollama | HttpApi::Own => ollama::refused(&refusal),
         };
-        let slot = self.wait_for_slot().await.map_err(refuse)?;
-        let body = self.context.0.bodies.read(body).await.map_err(refuse)?;
+        let read = self.read_call(route, body, &mut guard, refuse).await;
+        // What is refused from here on is counted by the queue.
+        match read.inspect_err(|_| self.context.0.telemetry.refused())? {
+            Call::Ask(ask) => {
+                self.context.0.telemetry.http.ignored_keys(ask.ignored_keys);
+                self.send(*ask, guard, received, refuse).await
+            }
+            Call::Answer { content_type, body } => Ok(response::response(200, content_type, body)),
+        }
+    }
+
+    /// Waits for a slot, then reads the body and translates it.
+    async fn read_call(
+        &self,
+        route: &Route,
+        body: Incoming,
+        guard: &mut CallGuard,
+        refuse: impl Fn(Refusal) -> Refused,
+    ) -> Result<Call, Refused> {
+        guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
+        let body = self.context.0.bodies.read(body).await.map_err(&refuse)?;
         let context = CallContext {
             model: Arc::clone(&self.context.0.model),
-            id: id.to_owned(),
+            id: guard.id.as_str().to_owned(),
             now: SystemTime::now(),
         };
         let bytes = &body.bytes;
-        let call = match route {
-            Route::ChatCompletions => openai::chat_completions(bytes, &context).map_err(refuse)?,
-            Route::Completions => openai::completions(bytes, &context).map_err(refuse)?,
-            Route::Responses => openai::responses(bytes, &context).map_err(refuse)?,
-            Route::OllamaGenerate => ollama::generate(bytes, &context)?,
-            _ => ollama::chat(bytes, &context)?,
-        };
-        drop(body);
-        let ask = match call {
-            Call::Ask(ask) => *ask,
-            Call::Answer { content_type, body } => return Ok(response::response(200, content_type, body)),
-        };
-        self.context.0.telemetry.http.ignored_keys(ask.ignored_keys);
-        self.send(ask, id, received, slot, refuse).await
+        match route {
+            Route::ChatCompletions => openai::chat_completions(bytes, &context).map_err(refuse),
+            Route::Completions => openai::completions(bytes, &context).map_err(refuse),
+            Route::Responses => openai::responses(bytes, &context).map_err(refuse),
+            Route::OllamaGenerate => ollama::generate(bytes, &context),
+            _ => ollama::chat(bytes, &context),
+        }
     }
 
     /// Waits until the model is loaded and a slot is free.
@@ -179,23 +188,15 @@ impl Caller {
     async fn send(
         &self,
         ask: Ask,
-        id: &str,
+        guard: CallGuard,
         received: Instant,
-        slot: Slot,
         refuse: impl Fn(Refusal) -> Refused,
     ) -> Result<HttpResponse, Refused> {
         let Ask { request, mut encoder, .. } = ask;
         let (sender, mut events) = mpsc::channel(EVENTS);
-        let id = RequestId::from(id);
+        let (id, cancel) = (guard.id.clone(), guard.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
         drop(sender);
-        let cancel = self.in_flight.start(&id).expect("no other call has this id");
-        let guard = RequestGuard {
-            id: id.clone(),
-            cancel: cancel.clone(),
-            in_flight: Arc::clone(&self.in_flight),
-            _slot: slot,
-        };
         let inbound = Inbound {
             request,
             id,
@@ -228,7 +229,7 @@ impl Caller {
         };
         let mut head = encoder.begin();
         head.extend(encoder.event(&first));
-        let body = EventBody { head, events, encoder, is_ended: first.is_last(), _request: guard };
+        let body = EventBody { head, events, encoder, is_ended: first.is_last(), _call: guard };
         Ok(response::streamed(content_type, AnswerBody::Events(Box::new(body))))
     }
 }

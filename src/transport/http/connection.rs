@@ -92,6 +92,8 @@ where
     // function sees the difference.
     let connection = http1::Builder::new()
         .half_close(may_half_close)
+        // What shell scripts search for is written as it was before.
+        .title_case_headers(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)

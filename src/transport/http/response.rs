@@ -10,7 +10,7 @@ use crate::protocol::{Refusal, ollama, openai};
 use crate::telemetry::HttpApi;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 
@@ -106,8 +106,17 @@ pub(super) fn preflight() -> HttpResponse {
 }
 
 /// Adds the header fields that every response to a call has.
-pub(super) fn finish(mut response: HttpResponse, id: &str, origin: Option<HeaderValue>) -> HttpResponse {
+pub(super) fn finish(
+    mut response: HttpResponse,
+    api: HttpApi,
+    id: &str,
+    origin: Option<HeaderValue>,
+) -> HttpResponse {
     let headers = response.headers_mut();
+    // Scripts that ask for a page with netcat read to the end of the connection.
+    if api == HttpApi::Own {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }
