@@ -5,6 +5,7 @@ import re
 import time
 
 import home_assistant as ha
+import recorder
 
 
 def automations():
@@ -20,13 +21,14 @@ async def light(home, sentence, wanted):
     ha.check(sentence, state == wanted and ha.speech(response) == "Done.", state, ha.speech(response), f"{seconds} s")
 
 
-async def main(_):
+async def main(running):
+    running["listener"] = recorder.listen()
     async with ha.HomeAssistant() as home:
         await home.wait()
         await home.add_mqtt()
         await home.furnish()
         await asyncio.sleep(8)
-        for round_number in range(4):
+        for _ in range(4):
             await light(home, "computer turn on the kitchen lights", "on")
             await light(home, "computer turn off the kitchen lights", "off")
         response = await home.say("computer who wrote hamlet")
@@ -36,6 +38,8 @@ async def main(_):
             ha.check(sentence, '"intent"' in (ha.speech(response) or ""), ha.speech(response))
         found = ha.warnings_of_home_assistant("automation|script|template.*rror")
         ha.check("Home Assistant has no complaint", not found, *found)
+        ha.stop(running["listener"])
+        ha.record("automations.jsonl", recorder.from_home_assistant())
 
 
 ha.fresh(automations())

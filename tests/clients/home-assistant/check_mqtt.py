@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import home_assistant as ha
+import recorder
 
 PREFIX = "bitnetd_cellar_"
 DESCRIPTION = "homeassistant/device/bitnetd_cellar/config"
@@ -17,29 +18,6 @@ EXPECTED = "outside valid range|connection was lost|No device components to clea
 
 def described():
     return ha.log_of("bitnetd").count(f"described on {DESCRIPTION}")
-
-
-def listen():
-    """Everything that goes over the broker, as lines of JSON."""
-    form = '{"topic":"%t","qos":%q,"retain":%r,"payload":"%X"}'
-    with open(f"{ha.CHECK}/mqtt-all.jsonl", "w", encoding="utf-8") as file:
-        return subprocess.Popen(["mosquitto_sub", "-V", "5", "--retain-as-published", "-t", "homeassistant/#", "-t", "bitnetd/#", "-F", form], stdout=file)
-
-
-def from_home_assistant():
-    """Of these, what only Home Assistant publishes."""
-    kept = []
-    with open(f"{ha.CHECK}/mqtt-all.jsonl", encoding="utf-8") as file:
-        for line in file:
-            message = json.loads(line)
-            message["payload"] = bytes.fromhex(message["payload"]).decode()
-            message["retain"] = bool(message["retain"])
-            commands = ("bitnetd/cellar/cancel", "bitnetd/cellar/threads/set", "bitnetd/cellar/prompt", "homeassistant/status")
-            is_deletion = message["topic"] == DESCRIPTION and message["payload"] == ""
-            is_own = message["payload"].startswith('{"self_check"')
-            if (message["topic"] in commands or is_deletion) and not is_own:
-                kept.append(json.dumps(message))
-    return kept
 
 
 def alarm(value):
@@ -76,6 +54,14 @@ async def controls(home):
     await home.becomes("tokens are counted", f"sensor.{PREFIX}generated_tokens", lambda state: state not in ("0", "unknown", None))
 
 
+def keep_busy(number):
+    """Publishes a prompt with a long answer."""
+    form = {"type": "grammar", "grammar": "start: /[a-z ]{1800,2000}/"}
+    request = {"id": f"{recorder.NOT_FROM_HOME_ASSISTANT}{number}", "prompt": f"tell {number} stories", "n": 8}
+    payload = json.dumps({**request, "max_tokens": 400, "temperature": 2, "response_format": form})
+    return subprocess.Popen(["mosquitto_pub", "-q", "1", "-t", "bitnetd/cellar/prompt", "-m", payload])
+
+
 async def states(home, running):
     """With a report a minute: what changes sooner does not wait for it."""
     ha.stop(running["bitnetd"])
@@ -83,7 +69,7 @@ async def states(home, running):
     await home.becomes("the device is back", f"binary_sensor.{PREFIX}answering", "off")
     await asyncio.sleep(4)
     # The built-in model is quick, so it gets work for a few seconds.
-    work = [subprocess.Popen(["mosquitto_pub", "-q", "1", "-t", "bitnetd/cellar/prompt", "-m", json.dumps({"id": f"w{n}", "prompt": f"tell {n} stories", "n": 8, "max_tokens": 400, "temperature": 2, "response_format": {"type": "grammar", "grammar": 'start: /[a-z ]{1800,2000}/'}})]) for n in range(3)]
+    work = [keep_busy(number) for number in range(3)]
     seconds = await home.becomes("answering is on", f"binary_sensor.{PREFIX}answering", "on", 10)
     ha.check("at once", seconds is not None and seconds < 1, seconds)
     began = time.time()
@@ -111,11 +97,12 @@ async def availability(home, running, of_device):
     await home.becomes("stopped, it is unavailable", f"sensor.{PREFIX}power", "unavailable")
     running["bitnetd"] = ha.start_bitnetd()
     await home.becomes("started, it is back", f"sensor.{PREFIX}power", "4.5")
+    ha.stop(running["listener"])
     ha.stop(running["mosquitto"])
     await home.becomes("without a broker it is unavailable", f"sensor.{PREFIX}power", "unavailable")
     running["mosquitto"] = ha.start_broker()
     await home.becomes("with a broker that kept nothing it is back", f"sensor.{PREFIX}power", "4.5", 90)
-    running["listener"] = listen()
+    running["listener"] = recorder.listen()
 
 
 async def restart(home, running):
@@ -169,7 +156,7 @@ async def deletion(home, running, entry):
 
 
 async def main(running):
-    running["listener"] = listen()
+    running["listener"] = recorder.listen()
     async with ha.HomeAssistant() as home:
         await home.wait()
         added = await home.add_mqtt()
@@ -182,7 +169,8 @@ async def main(running):
         await deletion(home, running, added["result"]["entry_id"])
         found = ha.warnings_of_home_assistant("mqtt|bitnetd", EXPECTED)
         ha.check("Home Assistant has no complaint", not found, *found)
-        ha.record("mqtt.jsonl", from_home_assistant())
+        ha.stop(running["listener"])
+        ha.record("mqtt.jsonl", recorder.from_home_assistant())
 
 
 ha.fresh()

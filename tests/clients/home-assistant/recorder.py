@@ -1,7 +1,43 @@
-"""A TCP proxy that notes what a client sends and what it is answered."""
+"""What Home Assistant sends: over MQTT, and over TCP through a proxy."""
 
 import asyncio
 import json
+import os
+import subprocess
+import time
+
+import home_assistant as ha
+
+MESSAGES = f"{ha.CHECK}/mqtt-all.jsonl"
+DESCRIPTION = "homeassistant/device/bitnetd_cellar/config"
+# The ids of prompts that the checks publish past Home Assistant begin with it.
+NOT_FROM_HOME_ASSISTANT = "check-"
+
+
+def listen():
+    """Notes everything that goes over the broker."""
+    form = '{"topic":"%t","qos":%q,"retain":%r,"payload":"%X"}'
+    topics = ["-t", "homeassistant/#", "-t", "bitnetd/#"]
+    time.sleep(0.5)
+    with open(MESSAGES, "a", encoding="utf-8") as file:
+        command = ["mosquitto_sub", "-V", "5", "-q", "2", "--retain-as-published", *topics, "-F", form]
+        return subprocess.Popen(command, stdout=file)
+
+
+def from_home_assistant():
+    """Of what was noted, what Home Assistant published."""
+    own = ("bitnetd/cellar/cancel", "bitnetd/cellar/threads/set", "homeassistant/status")
+    kept = []
+    with open(MESSAGES, encoding="utf-8") as file:
+        for line in file:
+            message = json.loads(line)
+            topic, payload = message["topic"], bytes.fromhex(message["payload"]).decode()
+            is_prompt = topic.startswith("bitnetd/cellar/prompt") and '{"self_check"' not in payload
+            is_deletion = topic == DESCRIPTION and payload == "" and message["retain"]
+            if (topic in own or is_prompt or is_deletion) and NOT_FROM_HOME_ASSISTANT not in payload:
+                kept.append(json.dumps({**message, "retain": bool(message["retain"]), "payload": payload}))
+    os.remove(MESSAGES)
+    return kept
 
 
 class Recorder:
