@@ -26,7 +26,7 @@ async def main(running):
     async with ha.HomeAssistant() as home:
         await home.wait()
         await home.add_mqtt()
-        await home.furnish()
+        await home.assign_areas()
         await asyncio.sleep(8)
         for _ in range(4):
             await light(home, "computer turn on the kitchen lights", "on")
@@ -37,7 +37,7 @@ async def main(running):
             response = await home.say(sentence)
             ha.check(sentence, '"intent"' in (ha.speech(response) or ""), ha.speech(response))
         found = ha.warnings_of_home_assistant("automation|script|template.*rror")
-        ha.check("Home Assistant has no complaint", not found, *found)
+        ha.check("Home Assistant logs no warning", not found, *found)
         ha.stop(running["listener"])
         ha.record("automations.jsonl", recorder.from_home_assistant())
 

@@ -168,7 +168,7 @@ async def main(running):
         await restart(home, running)
         await deletion(home, running, added["result"]["entry_id"])
         found = ha.warnings_of_home_assistant("mqtt|bitnetd", EXPECTED)
-        ha.check("Home Assistant has no complaint", not found, *found)
+        ha.check("Home Assistant logs no warning", not found, *found)
         ha.stop(running["listener"])
         ha.record("mqtt.jsonl", recorder.from_home_assistant())
 

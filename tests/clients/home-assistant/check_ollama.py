@@ -14,7 +14,7 @@ async def main(running):
     await recorder.start()
     async with ha.HomeAssistant() as home:
         await home.wait()
-        await home.furnish()
+        await home.assign_areas()
         added = await home.add("ollama", {"url": f"http://127.0.0.1:{PROXY}"})
         ha.check("the integration is added", added.get("type") == "create_entry", added.get("errors"), added.get("reason"))
         entry = added["result"]["entry_id"]
@@ -22,13 +22,13 @@ async def main(running):
         model = next(field for field in form["data_schema"] if field["name"] == "model")
         options = (model.get("selector") or {}).get("select", {}).get("options", [])
         names = [one["value"] if isinstance(one, dict) else one for one in options]
-        print("      models:", names)
+        print("      models:", names[:1], "and those that Home Assistant knows")
         name = next((one for one in names if "home-intents" in one), "home-intents:latest")
         settings = {"model": name, "prompt": "", "max_history": 20, "num_ctx": 8192, "keep_alive": -1, "think": False}
         for label, extra in (("with tools", {"llm_hass_api": ["assist"]}), ("without", {})):
             form = await home.post(SUBENTRY, {"handler": [entry, "conversation"]})
             made = await home.post(f"{SUBENTRY}/{form['flow_id']}", {"name": label, **settings, **extra})
-            ha.check(f"an agent {label} is made", made.get("type") == "create_entry", made)
+            ha.check(f"an agent {label} is made", made.get("type") == "create_entry", made.get("errors"))
             await asyncio.sleep(2)
         _, entities = await home.of_integration("ollama")
         agents = [one["entity_id"] for one in entities if one["entity_id"].startswith("conversation.")]
@@ -44,13 +44,17 @@ async def main(running):
             else:
                 ha.check(f"{agent} switches the light", state == "on", *details)
         found = ha.warnings_of_home_assistant("ollama")
-        ha.check("Home Assistant has no complaint", not found, *found)
+        ha.check("Home Assistant logs no warning", not found, *found)
     ha.record("ollama.jsonl", recorder.lines)
+
+
+def start_bitnetd():
+    return ha.start_bitnetd(more=f'[http]\nlisten = "127.0.0.1:{PORT}"', mqtt="port = 1", model="context = 4096")
 
 
 ha.fresh()
 ha.run(
     main,
-    ("bitnetd", lambda: ha.start_bitnetd(more=f'[http]\nlisten = "127.0.0.1:{PORT}"', mqtt="port = 1")),
+    ("bitnetd", start_bitnetd),
     ("home-assistant", ha.start_home_assistant),
 )

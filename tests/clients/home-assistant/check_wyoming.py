@@ -13,7 +13,7 @@ async def main(running):
     await recorder.start()
     async with ha.HomeAssistant() as home:
         await home.wait()
-        await home.furnish()
+        await home.assign_areas()
         added = await home.add("wyoming", {"host": "127.0.0.1", "port": PROXY})
         ha.check("the integration is added", added.get("type") == "create_entry", added.get("errors"), added.get("reason"))
         await asyncio.sleep(1)
@@ -57,7 +57,7 @@ async def main(running):
         response = await home.say("turn on the kitchen lights", agent)
         ha.check("without the daemon it is an error", response["response_type"] == "error", ha.speech(response))
         found = ha.warnings_of_home_assistant("wyoming", "onnect")
-        ha.check("Home Assistant has no complaint", not found, *found)
+        ha.check("Home Assistant logs no warning", not found, *found)
     ha.record("wyoming.jsonl", recorder.lines)
 
 

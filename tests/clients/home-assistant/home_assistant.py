@@ -45,11 +45,11 @@ def start_broker():
     return start("mosquitto", "mosquitto", "-c", f"{CHECK}/mosquitto.conf")
 
 
-def start_bitnetd(mqtt="", more="", interval=5):
-    """The daemon, with these lines in [mqtt] and behind all the others."""
+def start_bitnetd(mqtt="", more="", model="", interval=5):
+    """The daemon, with these lines in [mqtt], behind all the others, and in [model]."""
     with open(f"{CHECK}/bitnetd.toml", "w", encoding="utf-8") as file:
         file.write(
-            f'[device]\nid = "cellar"\nstate_dir = "{CHECK}/state"\n[model]\ncache_dir = ""\n[budget]\nthreads = 2\n'
+            f'[device]\nid = "cellar"\nstate_dir = "{CHECK}/state"\n[model]\ncache_dir = ""\n{model}\n[budget]\nthreads = 2\n'
             f'[socket]\npath = "{CHECK}/bitnetd.sock"\n[mqtt]\nhost = "127.0.0.1"\n{mqtt}\n'
             f'[telemetry]\ninterval_s = {interval}\n[log]\nlevel = "debug"\n{more}\n'
         )
@@ -157,8 +157,8 @@ class HomeAssistant:
     async def add_mqtt(self):
         return await self.add("mqtt", {"broker": "127.0.0.1", "port": 1883})
 
-    async def furnish(self):
-        """Puts the lights into their rooms, where Assist may use them."""
+    async def assign_areas(self):
+        """Assigns each light its area, by which sentences name it."""
         areas = {area["name"]: area["area_id"] for area in await self.ask("config/area_registry/list")}
         for entity, area in (("light.kitchen_light", "Kitchen"), ("light.bedroom_lamp", "Bedroom")):
             await self.ask("config/entity_registry/update", entity_id=entity, area_id=areas[area])
