@@ -70,7 +70,10 @@ def chat(client):
     assert same.choices[0].message.content == choice.message.content
     short = client.chat.completions.create(model="any", messages=ASKED, max_tokens=2)
     assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 2
-    several = strict(ChatCompletion, client.chat.completions.create(model="any", messages=ASKED, n=3, temperature=1, seed=1))
+    several = client.chat.completions.create(
+        model="any", messages=ASKED, n=3, temperature=1, seed=1, max_tokens=9
+    )
+    strict(ChatCompletion, several)
     assert [choice.index for choice in several.choices] == [0, 1, 2]
     tokens = client.chat.completions.create(model="any", messages=ASKED, logprobs=True, top_logprobs=2)
     content = strict(ChatCompletion, tokens).choices[0].logprobs.content
@@ -104,7 +107,7 @@ def tools(client):
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
     result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
     again = [*ASKED, choice.message.model_dump(), result]
-    client.chat.completions.create(model="any", messages=again, tools=[TOOL], tool_choice="none")
+    client.chat.completions.create(model="any", messages=again, tools=[TOOL], tool_choice="none", max_tokens=9)
     named = {"type": "function", "function": {"name": "set_light"}}
     with client.chat.completions.stream(
         model="any", messages=ASKED, tools=[TOOL], tool_choice=named, parallel_tool_calls=False
@@ -145,7 +148,7 @@ def responses(client):
     for event in client.responses.create(model="any", input=ASKED, stream=True):
         strict(ResponseStreamEvent, event)
     assert event.type == "response.completed" and event.response.usage.output_tokens > 0
-    with client.responses.stream(model="any", input=ASKED) as stream:
+    with client.responses.stream(model="any", input=ASKED, extra_body={"cache": False}) as stream:
         kinds = [event.type for event in stream]
         text = stream.get_final_response().output_text
     assert kinds.count("response.output_text.delta") > 2 and text == event.response.output_text
@@ -153,7 +156,8 @@ def responses(client):
     call = strict(Response, called).output[0]
     assert call.type == "function_call" and set(json.loads(call.arguments)) == {"area", "on"}
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
-    client.responses.create(model="any", input=[*ASKED, *called.output, output], tools=[FLAT_TOOL], tool_choice="none")
+    again = [*ASKED, *called.output, output]
+    client.responses.create(model="any", input=again, tools=[FLAT_TOOL], tool_choice="none", max_output_tokens=9)
     with client.responses.stream(model="any", input=ASKED, tools=[FLAT_TOOL], tool_choice="required") as stream:
         kinds = [event.type for event in stream]
         assert stream.get_final_response().output[0].type == "function_call"
@@ -222,13 +226,12 @@ def abort(client):
 
 
 async def many_at_once(client):
+    short = {"model": "any", "messages": ASKED, "max_tokens": 4, "extra_body": {"cache": False}}
+
     async def one(index):
         if index % 2:
-            answer = await client.chat.completions.create(model="any", messages=ASKED, extra_body={"cache": False})
-            return answer.choices[0].message.content
-        stream = await client.chat.completions.create(
-            model="any", messages=ASKED, stream=True, extra_body={"cache": False}
-        )
+            return (await client.chat.completions.create(**short)).choices[0].message.content
+        stream = await client.chat.completions.create(**short, stream=True)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     answers = await asyncio.gather(*(one(index) for index in range(32)))

@@ -31,6 +31,7 @@ fn duration_is_zero(text: &str) -> Option<bool> {
     if is_number(rest) {
         return Some(is_zero_number(rest));
     }
+    let has_part = !rest.is_empty();
     let mut all_zero = true;
     while !rest.is_empty() {
         let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
@@ -41,7 +42,7 @@ fn duration_is_zero(text: &str) -> Option<bool> {
         all_zero &= is_zero_number(number);
         rest = UNITS.iter().find_map(|unit| unit_and_rest.strip_prefix(unit))?;
     }
-    (!text.is_empty()).then_some(all_zero)
+    has_part.then_some(all_zero)
 }
 
 fn is_number(text: &str) -> bool {

@@ -22,7 +22,7 @@ const SAME_WHOLE: &[&str] = &["top_k", "timeout_ms"];
 
 /// The keys of one call. A key whose value is `null` counts as left out.
 #[derive(Debug)]
-pub(super) struct CallKeys {
+pub(super) struct OpenAiKeys {
     given: Map<String, Value>,
     ours: Map<String, Value>,
     /// Our name of a key, and the caller's.
@@ -31,12 +31,12 @@ pub(super) struct CallKeys {
     pub ignored: u32,
 }
 
-impl CallKeys {
+impl OpenAiKeys {
     /// Reads the body, and translates what is the same in all calls.
     pub fn read(body: &[u8]) -> Result<Self, Refusal> {
         let given = json::body(body, MAX_BODY)?;
         let given = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        let mut keys = CallKeys { given, ours: Map::new(), renamed: Vec::new(), ignored: 0 };
+        let mut keys = OpenAiKeys { given, ours: Map::new(), renamed: Vec::new(), ignored: 0 };
         // One model is loaded, and it answers whatever name is given, as llama.cpp's server does.
         if keys.take("model").is_some_and(|model| !model.is_string()) {
             return Err(invalid("model: not a string; give any name"));

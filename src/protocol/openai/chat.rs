@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: the call.
 
-use super::call_keys::{CallKeys, invalid, whole};
+use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat_answer::ChatEncoder;
 use super::content;
 use crate::protocol::Refusal;
@@ -21,7 +21,7 @@ const REFUSED: &[(&str, &str)] = &[
 /// # Errors
 /// A call that is not of the documented form, or that asks for what is not supported.
 pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    let mut keys = CallKeys::read(body)?;
+    let mut keys = OpenAiKeys::read(body)?;
     keys.refuse(REFUSED)?;
     only_text(&keys)?;
     function_call(&keys)?;
@@ -50,7 +50,7 @@ pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refu
 }
 
 /// `modalities` may be `["text"]`.
-fn only_text(keys: &CallKeys) -> Result<(), Refusal> {
+fn only_text(keys: &OpenAiKeys) -> Result<(), Refusal> {
     match keys.get("modalities") {
         None => Ok(()),
         Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "text") => Ok(()),
@@ -59,14 +59,14 @@ fn only_text(keys: &CallKeys) -> Result<(), Refusal> {
 }
 
 /// The older form of `tool_choice` matters only where it names a function.
-fn function_call(keys: &CallKeys) -> Result<(), Refusal> {
+fn function_call(keys: &OpenAiKeys) -> Result<(), Refusal> {
     match keys.get("function_call").map(Value::as_str) {
         None | Some(Some("none" | "auto")) => Ok(()),
         Some(_) => Err(invalid("function_call: not supported; give the functions as tools, and tool_choice")),
     }
 }
 
-fn max_tokens(keys: &mut CallKeys) -> Result<(), Refusal> {
+fn max_tokens(keys: &mut OpenAiKeys) -> Result<(), Refusal> {
     let older = keys.take("max_tokens").map(whole);
     let newer = keys.take("max_completion_tokens").map(whole);
     match (older, newer) {

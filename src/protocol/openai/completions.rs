@@ -6,7 +6,7 @@
 use super::answer::{
     AnswerHead, ChoiceView, END_OF_STREAM, SentText, bytes, choices, extras, push_data, usage,
 };
-use super::call_keys::{CallKeys, invalid, whole};
+use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat::without_nulls;
 use super::completion_logprobs::CompletionLogprobs;
 use super::errors::error;
@@ -29,7 +29,7 @@ const REFUSED: &[(&str, &str)] = &[
 /// # Errors
 /// A call that is not of the documented form, or that asks for what is not supported.
 pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    let mut keys = CallKeys::read(body)?;
+    let mut keys = OpenAiKeys::read(body)?;
     keys.refuse(REFUSED)?;
     let prompt = prompt(keys.take("prompt"))?;
     keys.set("prompt", "prompt", prompt);
@@ -61,7 +61,7 @@ fn prompt(prompt: Option<Value>) -> Result<Value, Refusal> {
 }
 
 /// The best of as many answers as are wanted is each of them.
-fn best_of(keys: &mut CallKeys) -> Result<(), Refusal> {
+fn best_of(keys: &mut OpenAiKeys) -> Result<(), Refusal> {
     let Some(best_of) = keys.take("best_of").map(whole) else { return Ok(()) };
     let n = keys.get("n").cloned().map_or(Value::from(1), whole);
     if best_of != n {

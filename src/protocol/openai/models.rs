@@ -11,12 +11,12 @@ pub fn models(model: &ModelCard) -> Vec<u8> {
     bytes(&json!({ "object": "list", "data": [card(model)] }))
 }
 
-/// The answer to `GET /v1/models/{name}`. The name is also found where it is percent-encoded.
+/// The answer to `GET /v1/models/{name}`.
 ///
 /// # Errors
 /// A name that is not that of the model.
 pub fn model(model: &ModelCard, name: &str) -> Result<Vec<u8>, Refused> {
-    if name == model.name || percent_decoded(name) == model.name.as_bytes() {
+    if name == model.name {
         return Ok(bytes(&card(model)));
     }
     let message = format!("model: no {} here; {} is the one that is loaded", Shown(name), model.name);
@@ -38,24 +38,4 @@ fn card(model: &ModelCard) -> Value {
             "context": model.context,
         },
     })
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        match (bytes[at], digit(bytes.get(at + 1)), digit(bytes.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (byte, _, _) => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    decoded
 }

@@ -3,7 +3,7 @@
 use super::super::answer::{
     AnswerHead, ChoiceView, SentText, bytes, cached_tokens, choices, extras, total_tokens, unix_seconds,
 };
-use super::super::call_keys::CallKeys;
+use super::super::call_keys::OpenAiKeys;
 use crate::protocol::api::{AnswerEncoder, CallContext};
 use crate::protocol::{Code, Done, Event, FinishReason, Refusal, Request, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ pub(super) struct Echo {
 }
 
 impl Echo {
-    pub fn new(keys: &CallKeys) -> Self {
+    pub fn new(keys: &OpenAiKeys) -> Self {
         let given = |key: &str| keys.get(key).cloned().map(|value| (key.to_owned(), value));
         let mut keys: Map<String, Value> = ECHOED.into_iter().filter_map(given).collect();
         if let Some(Value::Array(tools)) = keys.get_mut("tools") {

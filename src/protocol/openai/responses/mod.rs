@@ -3,7 +3,7 @@
 mod answer;
 mod items;
 
-use super::call_keys::{CallKeys, invalid, whole};
+use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat::{check_tool_choice, without_nulls};
 use super::content::only;
 use crate::protocol::Refusal;
@@ -29,7 +29,7 @@ const REFUSED: &[(&str, &str)] = &[
 /// # Errors
 /// A call that is not of the documented form, or that asks for what is not supported.
 pub fn responses(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    let mut keys = CallKeys::read(body)?;
+    let mut keys = OpenAiKeys::read(body)?;
     keys.refuse(REFUSED)?;
     let mut echo = Echo::new(&keys);
     let mut ignored = 0;
@@ -48,7 +48,7 @@ pub fn responses(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
 }
 
 /// `text.format`, whose keys lie one level higher than in `response_format`.
-fn text_format(keys: &mut CallKeys, ignored: &mut u32) -> Result<(), Refusal> {
+fn text_format(keys: &mut OpenAiKeys, ignored: &mut u32) -> Result<(), Refusal> {
     let format = match keys.take("text") {
         None => return Ok(()),
         Some(Value::Object(mut text)) => {
@@ -72,7 +72,7 @@ fn text_format(keys: &mut CallKeys, ignored: &mut u32) -> Result<(), Refusal> {
 }
 
 /// Functions, whose keys lie one level higher than in chat completions.
-fn tools(keys: &mut CallKeys, ignored: &mut u32) -> Result<(), Refusal> {
+fn tools(keys: &mut OpenAiKeys, ignored: &mut u32) -> Result<(), Refusal> {
     if let Some(Value::Array(tools)) = keys.get("tools") {
         let kind = |tool: &Value| tool.get("type").and_then(Value::as_str).map(str::to_owned);
         let mut kinds = tools.iter().map(kind).enumerate();
@@ -109,7 +109,7 @@ fn nested(flat: Value, ignored: &mut u32) -> Value {
 }
 
 /// Log-probabilities are asked for by `include`; whatever else it names is of tools that are not here.
-fn logprobs(keys: &mut CallKeys, ignored: &mut u32) {
+fn logprobs(keys: &mut OpenAiKeys, ignored: &mut u32) {
     const LOGPROBS: &str = "message.output_text.logprobs";
     let include = keys.take("include");
     let named = include.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

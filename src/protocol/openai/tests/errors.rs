@@ -68,11 +68,9 @@ fn the_one_model_is_found_by_its_name() {
         },
     });
     assert_eq!(list["data"][0], expected);
-    for name in ["home/intents", "home%2Fintents", "home%2fintents"] {
-        let found = model(&card(), name).expect("the model's name");
-        assert_eq!(serde_json::from_slice::<Value>(&found).expect("JSON"), expected);
-    }
-    for name in ["gpt-5", "home%2", "%", "home%2Fintent%ff"] {
+    let found = model(&card(), "home/intents").expect("the model's name");
+    assert_eq!(serde_json::from_slice::<Value>(&found).expect("JSON"), expected);
+    for name in ["gpt-5", "", "home%2Fintents"] {
         let error = model(&card(), name).expect_err("another name");
         assert_eq!(error.status, 404);
         let body: Value = serde_json::from_slice(&error.body).expect("JSON");
