@@ -1,11 +1,13 @@
 """bitnetd as a conversation agent with tools through Home Assistant's Ollama integration."""
 
 import asyncio
+import os
 
 import home_assistant as ha
 from recorder import Recorder
 
 PORT, PROXY = 11435, 11434
+MODEL = f"{ha.CHECK}/model.gguf"
 SUBENTRY = "/api/config/config_entries/subentries/flow"
 
 
@@ -36,7 +38,11 @@ async def main(running):
         for agent in agents:
             await home.call("input_boolean.turn_off", {}, "input_boolean.kitchen")
             await asyncio.sleep(0.2)
-            response = await home.say("turn on the kitchen lights", agent)
+            try:
+                response = await home.say("turn on the kitchen lights", agent)
+            except RuntimeError as error:
+                ha.check(f"{agent} answers", False, error)
+                continue
             state = (await home.until("light.kitchen_light", "on", 3))[1]
             details = (state, response["response_type"], ha.speech(response))
             if "without" in agent:
@@ -45,11 +51,12 @@ async def main(running):
                 ha.check(f"{agent} switches the light", state == "on", *details)
         found = ha.warnings_of_home_assistant("ollama")
         ha.check("Home Assistant logs no warning", not found, *found)
-    ha.record("ollama.jsonl", recorder.lines)
+    ha.record("ollama.jsonl", recorder.calls())
 
 
 def start_bitnetd():
-    return ha.start_bitnetd(more=f'[http]\nlisten = "127.0.0.1:{PORT}"', mqtt="port = 1", model="context = 4096")
+    model = f'path = "{MODEL}"\ncontext = 4096' if os.path.exists(MODEL) else ""
+    return ha.start_bitnetd(more=f'[http]\nlisten = "127.0.0.1:{PORT}"', mqtt="port = 1", model=model)
 
 
 ha.fresh()

@@ -45,32 +45,51 @@ class Recorder:
 
     def __init__(self, port, to):
         self.port, self.to = port, to
-        self.lines = []
-        self.connections = 0
+        # What the client of each connection sent.
+        self.sent = []
 
     async def start(self):
         self.server = await asyncio.start_server(self.connected, "127.0.0.1", self.port)
 
     async def connected(self, reader, writer):
-        self.connections += 1
-        number = self.connections
+        number = len(self.sent)
+        self.sent.append(b"")
         try:
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.close()
             return
         await asyncio.gather(
-            self.passes(number, "client", reader, to_writer), self.passes(number, "server", to_reader, writer)
+            self.passes(number, reader, to_writer), self.passes(None, to_reader, writer)
         )
 
-    async def passes(self, number, sender, reader, writer):
+    async def passes(self, number, reader, writer):
         try:
             while data := await reader.read(65536):
-                text = data.decode("utf-8", "surrogateescape")
-                self.lines.append(json.dumps({"connection": number, "from": sender, "text": text}))
+                if number is not None:
+                    self.sent[number] += data
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
             pass
         finally:
             writer.close()
+
+    def connections(self):
+        """A line of JSON for what was sent on each connection."""
+        return [json.dumps({"sent": sent.decode()}) for sent in self.sent if sent]
+
+    def calls(self):
+        """The same as calls of HTTP, each once."""
+        calls = []
+        for sent in self.sent:
+            while sent:
+                head, _, rest = sent.partition(b"\r\n\r\n")
+                method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
+                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                length = int(lengths[0].split(b":")[1]) if lengths else 0
+                body, sent = rest[:length].decode(), rest[length:]
+                call = json.dumps({"method": method, "path": path, "body": body})
+                if call not in calls:
+                    calls.append(call)
+        return calls
