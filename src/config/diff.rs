@@ -115,6 +115,7 @@ const KEYS: &[Key] = &[
     at_restart!("http.hosts", |config| config.http.hosts),
     at_restart!("http.origins", |config| config.http.origins),
     at_restart!("http.body_kb", |config| config.http.body_bytes),
+    at_restart!("wyoming.listen", |config| config.wyoming.listen),
     // All of the broker's need a restart: an answer must go to the broker that its prompt came from, under the same
     // topics. The contents of the files need none, since they are read at each connect. The folder of credentials is
     // set by systemd, not by the owner.
@@ -187,6 +188,7 @@ mod tests {
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         http = { listen = "127.0.0.1:1", token_file = "/t", hosts = ["a"], origins = ["*"], body_kb = 64 }
+        wyoming.listen = "127.0.0.1:10400"
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         home = { enabled = true, constrain = false, file = "/h.toml" }
         cache.scope = "all"

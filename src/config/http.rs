@@ -4,6 +4,7 @@
 
 use super::Host;
 use super::key_error::{KeyError, KeyResult, within};
+use super::listen::address;
 use super::toml_schema::HttpKeys;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -30,8 +31,7 @@ pub struct Http {
 
 /// The settings of the HTTP interface.
 pub(super) fn checked(keys: HttpKeys, host: &Host) -> KeyResult<Http> {
-    let listen = keys.listen.filter(|text| !text.is_empty());
-    let listen = listen.map(|text| address("http", "listen", &text, 8080)).transpose()?;
+    let listen = address("http", keys.listen.as_deref(), 8080)?;
     let token_file = keys.token_file.filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = token_file.as_ref().filter(|path| path.is_relative()) {
         let reason = format!("{path:?} is no absolute path; begin it with /");
@@ -65,21 +65,6 @@ pub(super) fn checked(keys: HttpKeys, host: &Host) -> KeyResult<Http> {
         hosts: hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         origins,
         body_bytes: (body_kb as usize) << 10,
-    })
-}
-
-/// An IP address with a port; `usual` is the port that the error suggests.
-pub(super) fn address(
-    section: &'static str,
-    key: &'static str,
-    text: &str,
-    usual: u16,
-) -> KeyResult<SocketAddr> {
-    text.parse().map_err(|_| {
-        let reason = format!(
-            "{text:?} is no address with a port; use \"127.0.0.1:{usual}\" for this device alone, or \"0.0.0.0:{usual}\""
-        );
-        KeyError(section, key, reason)
     })
 }
 
@@ -127,7 +112,7 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_with_the_way_out() {
         for (keys, expected) in [
-            ("listen = \"8080\"", "http.listen: \"8080\" is no address with a port; use \"127.0.0.1:8080\""),
+            ("listen = \"8080\"", "http.listen: \"8080\" is no IP address with a port; write 127.0.0.1:8080"),
             ("listen = \"localhost:8080\"", "http.listen: "),
             ("token_file = \"t\"", "http.token_file: \"t\" is no absolute path"),
             ("hosts = [\"http://a\"]", "http.hosts: \"http://a\" is no host name"),

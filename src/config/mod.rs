@@ -10,6 +10,7 @@ mod diff;
 mod home;
 mod http;
 mod key_error;
+mod listen;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::external_text::utf8;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +46,8 @@ pub struct Config {
     pub socket: Socket,
     /// `[http]`
     pub http: Http,
+    /// `[wyoming]`
+    pub wyoming: Wyoming,
     /// `[mqtt]`; `None` without a host.
     pub mqtt: Option<Mqtt>,
     /// `[queue]`
@@ -147,6 +151,13 @@ pub struct Socket {
     pub mode: u32,
     /// Most clients connected at once.
     pub connections: usize,
+}
+
+/// The Wyoming protocol.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Wyoming {
+    /// Where to listen; `None` is nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The link to the MQTT broker.

@@ -8,7 +8,8 @@ use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
-    KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Tls, broker,
+    KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Tls, Wyoming, broker,
+    listen,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub(super) struct File {
     budget: BudgetKeys,
     socket: SocketKeys,
     http: HttpKeys,
+    wyoming: WyomingKeys,
     mqtt: MqttKeys,
     queue: QueueKeys,
     home: HomeKeys,
@@ -76,6 +78,12 @@ pub(super) struct HttpKeys {
     pub(super) hosts: Option<Vec<String>>,
     pub(super) origins: Option<Vec<String>>,
     pub(super) body_kb: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WyomingKeys {
+    listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -196,6 +204,7 @@ impl File {
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
             http: super::http::checked(self.http, host)?,
+            wyoming: Wyoming { listen: listen::address("wyoming", self.wyoming.listen.as_deref(), 10400)? },
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,

@@ -1,17 +1,20 @@
-//! The interfaces that clients connect to: the Unix socket and HTTP on TCP. They are open before the model is loaded, so that
+//! The interfaces that clients connect to: the Unix socket, and HTTP and the Wyoming protocol on TCP. They are open before the model is loaded, so that
 //! a client learns that it loads; requests wait until it is.
 //!
 //! Deliberately knows nothing of the broker link, which connects once there is something to answer with.
 
-use super::systemd::{self, PassedSockets};
-use super::{DaemonError, INTAKE};
+use super::INTAKE;
+use super::listeners::Listeners;
 use crate::config::Config;
+use crate::protocol::Refusal;
 use crate::protocol::api::ModelCard;
+use crate::protocol::wyoming::{AnswerKind, ProgramInfo};
 use crate::telemetry::Telemetry;
+use crate::transport::BacklogPolicy;
 use crate::transport::Inbound;
 use crate::transport::http::{self, HttpContext, HttpParts};
-use crate::transport::unix::{self, BacklogPolicy, ConnectionContext, SocketFile};
-use std::fmt;
+use crate::transport::unix::{self, ConnectionContext, SocketFile};
+use crate::transport::wyoming::{self, WyomingContext};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct LocalInterfaces {
     /// Their tasks, which end after `close`.
     pub tasks: JoinSet<()>,
-    /// Their requests; none comes before `loaded`.
+    /// Their requests; those of Wyoming may come before `loaded`.
     pub requests: mpsc::Receiver<Inbound>,
     /// To be cancelled once the model is loaded.
     pub loaded: CancellationToken,
@@ -41,32 +44,17 @@ pub(super) struct StopTokens {
 }
 
 impl LocalInterfaces {
-    /// Opens the sockets and starts to serve them.
+    /// Starts to serve the listeners.
     pub fn start(
+        listeners: Listeners,
         config: &Config,
         model: ModelCard,
         telemetry: &Arc<Telemetry>,
         stop: &StopTokens,
-    ) -> Result<Self, DaemonError> {
-        let refused = |error: &dyn fmt::Display| DaemonError::Socket(error.to_string());
-        let PassedSockets { unix: passed, http: tcp, wyoming } =
-            systemd::passed_sockets().map_err(|error| refused(&error))?;
-        if !wyoming.is_empty() {
-            return Err(refused(&"bitnetd-wyoming.socket is not served by this version; disable it"));
-        }
-        let (listener, socket_file) = match passed {
-            Some(listener) => (listener, None),
-            None => {
-                let (listener, file) = unix::bind(&config.socket).map_err(|error| refused(&error))?;
-                (listener, Some(file))
-            }
-        };
-        let listener = unix::adopt(listener)
-            .map_err(|error| refused(&format!("{}: {error}", config.socket.path.display())))?;
-        let tcp = http::listen(config.http.listen, tcp, config.http.token_file.is_some())
-            .map_err(|error| refused(&error))?;
+    ) -> Self {
+        let Listeners { unix: listener, socket_file, http: tcp, wyoming } = listeners;
         let mut addresses = format!("socket {}", local_path(&listener, config));
-        for address in tcp.iter().filter_map(|listener| listener.local_addr().ok()) {
+        for address in tcp.listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
             addresses.push_str(&format!(", http://{address}"));
         }
         let (inbound, requests) = mpsc::channel(INTAKE);
@@ -98,21 +86,44 @@ impl LocalInterfaces {
             draining: stop.draining.clone(),
             close: stop.close.clone(),
         };
+        let wyoming_context = WyomingContext {
+            program: Arc::new(wyoming_program(config)),
+            inbound: context.inbound.clone(),
+            telemetry: Arc::clone(telemetry),
+            draining: stop.draining.clone(),
+            close: stop.close.clone(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(unix::run(listening, backlog, context));
-        if !tcp.is_empty() {
-            tasks.spawn(http::run(tcp, http));
+        if !tcp.listeners.is_empty() {
+            tasks.spawn(http::run(tcp.listeners, tcp.backlog, http));
         }
-        Ok(LocalInterfaces { tasks, requests, loaded, addresses, socket_file })
+        if !wyoming.listeners.is_empty() {
+            tasks.spawn(wyoming::run(wyoming.listeners, wyoming.backlog, wyoming_context));
+        }
+        LocalInterfaces { tasks, requests, loaded, addresses, socket_file }
     }
 
     /// Ends them before the model was loaded: clients that wait are refused with `shutting_down`.
     pub async fn close(mut self, stop: &StopTokens) {
         stop.draining.cancel();
-        stop.close.cancel();
         self.requests.close();
+        while let Ok(inbound) = self.requests.try_recv() {
+            inbound.reply.refuse(Refusal::shutting_down());
+        }
+        stop.close.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// What the daemon says of itself to Wyoming clients, before the model is loaded.
+fn wyoming_program(config: &Config) -> ProgramInfo {
+    let (model, answers) = match &config.model.path {
+        Some(path) => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), AnswerKind::Text),
+        None if config.home.is_enabled => ("home-intents".into(), AnswerKind::HomeIntents),
+        None => ("home-intents".into(), AnswerKind::Intents),
+    };
+    ProgramInfo { model, answers }
 }
 
 /// The path of the socket; under systemd it is that of the .socket unit, not the configured one.

@@ -7,7 +7,7 @@ use crate::engine::Footprint;
 use crate::home;
 use crate::protocol::json;
 use crate::telemetry::sensors;
-use crate::transport::{http, mqtt, unix};
+use crate::transport::{http, mqtt, unix, wyoming};
 use std::fmt;
 use std::path::Path;
 
@@ -50,9 +50,9 @@ pub struct MemoryPlan {
 /// The most memory that clients can make the daemon use, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClientMemory {
-    /// All connections of the socket, each with an unfinished request.
+    /// All connections of the socket, of HTTP and of Wyoming, each with an unfinished request.
     pub connections: usize,
-    /// Calls over HTTP: their bodies, and the connections on TCP where an address is configured.
+    /// The bodies of calls over HTTP.
     pub http: usize,
     /// A full queue, with the prompts of the broker link in it.
     pub queue: usize,
@@ -60,6 +60,22 @@ pub struct ClientMemory {
     pub link: usize,
     /// The names of the home; 0 without them.
     pub home: usize,
+}
+
+/// The interfaces that are served over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServedOverTcp {
+    /// HTTP.
+    pub http: bool,
+    /// The Wyoming protocol.
+    pub wyoming: bool,
+}
+
+impl ServedOverTcp {
+    /// What the configuration names.
+    pub fn of(config: &Config) -> Self {
+        ServedOverTcp { http: config.http.listen.is_some(), wyoming: config.wyoming.listen.is_some() }
+    }
 }
 
 /// The memory that the process may use.
@@ -73,27 +89,32 @@ pub struct MemoryBudget {
 
 impl ClientMemory {
     /// The memory for the clients of a daemon with these settings.
-    pub fn of(config: &Config) -> Self {
+    pub fn of(config: &Config, serves: ServedOverTcp) -> Self {
         let link = config.mqtt.as_ref().map(|_| mqtt::LINK_BYTES + config.queue.inbox_bytes);
-        let clients = Self::estimate(config.queue.depth, config.socket.connections, link);
-        // Where bitnetd-http.socket opens the port, its connections come out of the reserve.
-        let connections = config.http.listen.map_or(0, |_| http::MAX_CONNECTIONS * http::CONNECTION_BYTES);
+        let connections = [
+            (config.socket.connections, unix::CONNECTION_BYTES),
+            (if serves.wyoming { wyoming::MAX_CONNECTIONS } else { 0 }, wyoming::CONNECTION_BYTES),
+            (if serves.http { http::MAX_CONNECTIONS } else { 0 }, http::CONNECTION_BYTES),
+        ];
+        let clients = Self::estimate(config.queue.depth, &connections, link);
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
-            http: http::BODY_FACTOR * config.http.body_bytes + connections,
+            http: http::BODY_FACTOR * config.http.body_bytes,
             ..clients
         }
     }
 
-    /// `link`: bytes of the broker link; `None` without one.
-    fn estimate(depth: usize, connections: usize, link: Option<usize>) -> Self {
+    /// `connections`: how many there may be of each kind, and the bytes of one. `link`: bytes of the broker link; `None`
+    /// without one.
+    fn estimate(depth: usize, connections: &[(usize, usize)], link: Option<usize>) -> Self {
+        let count: usize = connections.iter().map(|(count, _)| count).sum();
         // The first request of each connection may wait besides the others; its text counts towards the common
         // limit.
-        let queue = (depth + connections) * REQUEST_BYTES
-            + MAX_WAITING_TEXTS.min((depth + connections) * json::MAX_REQUEST);
+        let queue =
+            (depth + count) * REQUEST_BYTES + MAX_WAITING_TEXTS.min((depth + count) * json::MAX_REQUEST);
         let handed_over = link.map_or(0, |_| mqtt_window(depth) * (REQUEST_BYTES + json::MAX_REQUEST));
         ClientMemory {
-            connections: connections * unix::CONNECTION_BYTES,
+            connections: connections.iter().map(|(count, bytes)| count * bytes).sum(),
             queue: queue + handed_over,
             link: link.unwrap_or(0),
             http: 0,
@@ -283,10 +304,12 @@ mod tests {
 
     #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
-        let (few, many) = (ClientMemory::estimate(16, 64, None), ClientMemory::estimate(10_000, 64, None));
+        let sockets = [(64, unix::CONNECTION_BYTES)];
+        let few = ClientMemory::estimate(16, &sockets, None);
+        let many = ClientMemory::estimate(10_000, &sockets, None);
         assert_eq!(few.queue, 80 * REQUEST_BYTES + MAX_WAITING_TEXTS);
         assert_eq!(many.queue, 10_064 * REQUEST_BYTES + MAX_WAITING_TEXTS);
-        let linked = ClientMemory::estimate(16, 64, Some(5));
+        let linked = ClientMemory::estimate(16, &sockets, Some(5));
         assert_eq!(linked.queue, few.queue + 16 * (REQUEST_BYTES + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
         let allowed = MemoryBudget { bytes: 140 << 20, is_cgroup_limit: true };
@@ -294,6 +317,16 @@ mod tests {
         assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
         assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
         assert!(MemoryPlan::make(&MODEL, 1, None, few, allowed).is_ok());
+    }
+
+    #[test]
+    fn clients_over_tcp_are_planned_where_they_are_served() {
+        let unix = (64, unix::CONNECTION_BYTES);
+        let without = ClientMemory::estimate(16, &[unix, (0, wyoming::CONNECTION_BYTES)], None);
+        let with = ClientMemory::estimate(16, &[unix, (16, wyoming::CONNECTION_BYTES)], None);
+        assert_eq!(without, ClientMemory::estimate(16, &[unix], None));
+        assert_eq!(with.connections - without.connections, 16 * wyoming::CONNECTION_BYTES);
+        assert_eq!(with.queue - without.queue, 16 * REQUEST_BYTES, "the texts have one limit");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod client_shares;
 mod commands;
 mod home;
 mod home_intent;
+mod listeners;
 mod local_interfaces;
 mod malloc_trim;
 mod memory_guard;
@@ -23,7 +24,7 @@ mod systemd;
 mod textfile_exporter;
 mod worker;
 
-pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, TooLarge};
+pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp, TooLarge};
 pub use reload::ReadConfig;
 
 use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
@@ -41,6 +42,7 @@ use crate::transport::http;
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::unix;
 use crate::transport::{Command, Heartbeat, Inbound};
+use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
 use log::{error, info, warn};
 use memory_plan::mqtt_window;
@@ -96,8 +98,9 @@ impl fmt::Display for DaemonError {
 
 impl std::error::Error for DaemonError {}
 
-/// Maps the configured model and plans its memory; nothing is loaded yet.
-pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+/// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
+/// will be besides those of the socket.
+pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -125,7 +128,7 @@ pub fn plan(config: &Config) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     });
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (ClientMemory::of(config), MemoryBudget::of_config(config));
+    let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
     let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
     plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
@@ -138,7 +141,13 @@ pub async fn run(
     stop: CancellationToken,
     ready: oneshot::Sender<()>,
 ) -> Result<(), DaemonError> {
-    let (file, plan) = plan(&config)?;
+    let passed = systemd::passed_sockets().map_err(|error| DaemonError::Socket(error.to_string()))?;
+    let configured = ServedOverTcp::of(&config);
+    let serves = ServedOverTcp {
+        http: configured.http || !passed.http.is_empty(),
+        wyoming: configured.wyoming || !passed.wyoming.is_empty(),
+    };
+    let (file, plan) = plan(&config, serves)?;
     info!("{plan}");
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
@@ -149,7 +158,8 @@ pub async fn run(
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
     let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
-    let interfaces = LocalInterfaces::start(&config, card, &telemetry, &stop)?;
+    let listeners = Listeners::open(passed, &config)?;
+    let interfaces = LocalInterfaces::start(listeners, &config, card, &telemetry, &stop);
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
@@ -488,7 +498,7 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let (_, plan) = plan(&running).expect("the built-in model fits");
+        let (_, plan) = plan(&running, ServedOverTcp::default()).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {

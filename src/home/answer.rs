@@ -105,10 +105,9 @@ impl IntentPrompt {
     fn checked(&self, text: &str, decoded: Decoded) -> Option<(String, Vec<Range<usize>>)> {
         let intent = INTENTS.iter().find(|intent| intent.name == decoded.intent)?;
         let JsonValue::Object(pairs) = decoded.slots else { return None };
-        let has = |key: &&str| pairs.iter().any(|(name, _)| name == key);
+        let has = |key: &str| pairs.iter().any(|(name, _)| name == key);
         let is_repeated = (1..pairs.len()).any(|at| pairs[..at].iter().any(|(key, _)| *key == pairs[at].0));
-        let is_lacking = !intent.needs_one_of.is_empty() && !intent.needs_one_of.iter().any(has);
-        if is_nothing(intent.name) || is_repeated || is_lacking || !intent.needs.iter().all(has) {
+        if is_nothing(intent.name) || is_repeated || !intent.is_complete(has) {
             return None;
         }
         let mut copied = Vec::new();

@@ -53,6 +53,27 @@ impl IntentSlot {
     }
 }
 
+/// Whether an answer is an intent that Home Assistant can execute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntentCheck {
+    /// No command: none of the list, or one that says that nothing fits.
+    NoCommand,
+    /// A slot that it needs is missing.
+    Incomplete,
+    /// It has all slots that it needs.
+    Complete,
+}
+
+/// Checks an intent; `has` says whether it has a slot.
+pub fn check_intent(name: &str, has: impl Fn(&str) -> bool) -> IntentCheck {
+    match INTENTS.iter().find(|intent| intent.name == name) {
+        None => IntentCheck::NoCommand,
+        Some(intent) if intent.name == NONE || intent.name == NEVERMIND => IntentCheck::NoCommand,
+        Some(intent) if intent.is_complete(has) => IntentCheck::Complete,
+        Some(_) => IntentCheck::Incomplete,
+    }
+}
+
 /// The intent of a sentence that is no command, as the built-in model gives it.
 pub const NONE: &str = "none";
 /// The intent of "never mind", and of sentences to which nothing fits.
@@ -134,6 +155,12 @@ impl Intent {
     const fn with(self, needs: &'static [&'static str]) -> Self {
         Intent { needs, ..self }
     }
+
+    /// Whether it has the slots that it needs.
+    pub fn is_complete(&self, has: impl Fn(&str) -> bool) -> bool {
+        (self.needs_one_of.is_empty() || self.needs_one_of.iter().any(|key| has(key)))
+            && self.needs.iter().all(|key| has(key))
+    }
 }
 
 #[rustfmt::skip] // a table is read by its columns
@@ -183,3 +210,21 @@ pub const INTENTS: &[Intent] = &[
     intent(NEVERMIND, &[]),
     intent(NONE, &[]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_needs_its_slots() {
+        let check = |name, slots: &[&str]| check_intent(name, |key| slots.contains(&key));
+        assert_eq!(check("HassTurnOn", &["area", "domain"]), IntentCheck::Complete);
+        assert_eq!(check("HassTurnOn", &[]), IntentCheck::Incomplete);
+        assert_eq!(check("HassTurnOn", &["device_class"]), IntentCheck::Incomplete);
+        assert_eq!(check("HassListAddItem", &["item"]), IntentCheck::Incomplete);
+        assert_eq!(check("HassMediaPause", &[]), IntentCheck::Complete);
+        for name in ["none", "HassNevermind", "HassExplode", ""] {
+            assert_eq!(check(name, &["area"]), IntentCheck::NoCommand, "{name}");
+        }
+    }
+}

@@ -28,6 +28,7 @@ mod words;
 pub mod zigbee2mqtt;
 
 pub use answer::{Decision, IntentPrompt, NOTHING_FITS, THRESHOLD};
+pub use intents::{IntentCheck, check_intent};
 pub use names::{MAX_NAME_BYTES, MAX_NAMES, NameList, NamedDevice, NamedPlace};
 pub use shared::SharedHome;
 pub use snapshot::Home;

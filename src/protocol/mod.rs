@@ -14,6 +14,7 @@ mod request_id;
 mod response_format;
 pub mod text;
 mod tools;
+pub mod wyoming;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{

@@ -1,4 +1,4 @@
-//! The transports: the MQTT and the Unix-socket front ends. They turn bytes into [`Inbound`] requests, and the
+//! The transports: the MQTT, the Unix-socket and the Wyoming front ends. They turn bytes into [`Inbound`] requests, and the
 //! events of those requests into bytes.
 //!
 //! Deliberately knows nothing of the engine, of the daemon's queue or of the model: a request carries its reply
@@ -12,6 +12,7 @@ pub mod mqtt;
 pub mod named_file;
 pub mod open_connections;
 pub mod unix;
+pub mod wyoming;
 
 use crate::protocol::{Code, Event, Refusal, Request, RequestId, TokenLogprob};
 use std::sync::Arc;
@@ -125,6 +126,16 @@ pub enum Command {
     /// Compute with at most this many threads, from the next request on until the daemon ends: 1 to
     /// `budget.threads`.
     Threads(usize),
+}
+
+/// What happens to clients that connect while the daemon is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BacklogPolicy {
+    /// They are accepted and refused with `shutting_down`: nobody listens on this socket afterwards.
+    Refuse,
+    /// They stay in the listen backlog of a socket that another process holds open, and the next daemon serves
+    /// them.
+    LeaveQueued,
 }
 
 /// A flag that cancels a request, waiting or running; clones share it.

@@ -38,6 +38,7 @@ mod systemd;
 mod threads;
 mod top;
 mod watchdog;
+mod wyoming;
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

@@ -141,14 +141,13 @@ async fn a_socket_of_the_wrong_kind_ends_the_start_with_the_key_to_write() {
     let path = UnixListener::bind(folder.path("s")).expect("a free path");
     let config = folder.config("");
     let arguments = ["serve", "--config", text(&config)];
-    let refused = [
-        activated_by_name(&tcp, "unix", &folder, &arguments),
-        activated_by_name(&path, "http", &folder, &arguments),
-        activated_by_name(&path, "wyoming", &folder, &arguments),
-    ];
-    for (mut daemon, unit) in refused.into_iter().zip(["bitnetd", "bitnetd-http", "bitnetd-wyoming"]) {
-        assert_eq!(daemon.process.ended().await.code(), Some(1), "{}", daemon.log());
+    for (name, unit) in [("unix", "bitnetd"), ("http", "bitnetd-http"), ("wyoming", "bitnetd-wyoming")] {
+        let mut daemon = match name {
+            "unix" => activated_by_name(&tcp, name, &folder, &arguments),
+            _ => activated_by_name(&path, name, &folder, &arguments),
+        };
+        assert_eq!(daemon.process.ended().await.code(), Some(2), "{}", daemon.log());
         let wanted = format!("give {unit}.socket ListenStream=");
-        assert!(daemon.log().contains(&wanted), "{unit}: {}", daemon.log());
+        assert!(daemon.log().contains(&wanted), "{name}: {}", daemon.log());
     }
 }

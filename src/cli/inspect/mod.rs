@@ -6,7 +6,7 @@ mod render;
 use super::model_args::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
 use crate::config::Config;
-use crate::daemon::{ClientMemory, MemoryBudget, MemoryPlan};
+use crate::daemon::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{FileMap, Gguf, MetadataValue, STRING};
 use crate::engine::layout_detect::{LayoutScore, choose_layout};
@@ -312,7 +312,7 @@ fn head(file: &ModelFile) -> Option<HeadForms> {
 fn memory(file: &ModelFile) -> MemoryNeeds {
     let footprint = file.footprint();
     let host = host::host();
-    let clients = ClientMemory::of(&Config::defaults(&host));
+    let clients = ClientMemory::of(&Config::defaults(&host), ServedOverTcp::default());
     let board = |name: String, memory: usize| {
         let allowed = MemoryBudget { bytes: memory / 4 * 3, is_cgroup_limit: false };
         let planned = MemoryPlan::make(&footprint, file.shape().context, None, clients, allowed);

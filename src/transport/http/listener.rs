@@ -4,10 +4,9 @@
 
 use super::HttpContext;
 use super::connection::{HttpPeer, serve};
-use crate::config::is_loopback;
+use crate::transport::BacklogPolicy;
 use crate::transport::in_flight::InFlight;
 use crate::transport::open_connections::OpenConnections;
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,70 +28,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 73\r\n\
 Retry-After: 1\r\nConnection: close\r\n\r\n{\"error\":{\"message\":\"too many clients are connected; call again later\"}}\n";
 
-/// Why there is no listener.
-#[derive(Debug)]
-pub struct ListenError {
-    address: SocketAddr,
-    reason: String,
-}
-
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http: cannot listen on {}: {}", self.address, self.reason)
-    }
-}
-
-impl std::error::Error for ListenError {}
-
-/// Listens on the configured address, besides the listeners that systemd hands over.
-///
-/// Must be called within the async runtime.
-///
-/// # Errors
-/// An address that is in use or not this device's; one that others can reach, where no token is asked for.
-pub fn listen(
-    address: Option<SocketAddr>,
-    handed_over: Vec<std::net::TcpListener>,
-    asks_for_token: bool,
-) -> Result<Vec<TcpListener>, ListenError> {
-    let mut listeners = Vec::new();
-    for listener in handed_over {
-        let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-        let failed = |reason: String| ListenError { address, reason };
-        if !is_loopback(address.ip()) && !asks_for_token {
-            let reason = "others can reach it, so clients have to send a token: set http.token_file, or give \
-                          bitnetd-http.socket an address of this device alone";
-            return Err(failed(reason.into()));
-        }
-        listener.set_nonblocking(true).map_err(|error| failed(error.to_string()))?;
-        listeners.push(TcpListener::from_std(listener).map_err(|error| failed(error.to_string()))?);
-    }
-    if let Some(address) = address {
-        let bound = std::net::TcpListener::bind(address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        });
-        let failed = |error: io::Error| ListenError {
-            address,
-            reason: format!("{error}; choose another address in http.listen"),
-        };
-        listeners.push(bound.map_err(failed)?);
-    }
-    Ok(listeners)
-}
-
 /// Serves the clients of the listeners until the daemon closes.
-pub async fn run(listeners: Vec<TcpListener>, context: HttpContext) {
-    let (draining, close) = (context.0.draining.clone(), context.0.close.clone());
+pub async fn run(listeners: Vec<TcpListener>, latecomers: BacklogPolicy, context: HttpContext) {
+    let last_call = match latecomers {
+        BacklogPolicy::Refuse => context.0.close.clone(),
+        BacklogPolicy::LeaveQueued => context.0.draining.clone(),
+    };
     let mut connections = JoinSet::new();
     let mut clients = Clients::default();
     let mut is_failing = false;
     loop {
         tokio::select! {
             biased;
-            () = close.cancelled() => break,
-            // Nothing new comes once the daemon stops; what systemd holds open is served by the next daemon.
-            () = draining.cancelled() => break,
+            () = last_call.cancelled() => break,
             Some(ended) = connections.join_next() => note_panic(ended),
             accepted = accept(&listeners) => match accepted {
                 Ok((stream, address)) => {

@@ -17,7 +17,7 @@ mod slots;
 mod write_deadline;
 
 pub use connection::{HttpPeer, is_http, serve};
-pub use listener::{ListenError, MAX_CONNECTIONS, listen, run};
+pub use listener::{MAX_CONNECTIONS, run};
 
 use super::Inbound;
 use crate::config;

@@ -12,6 +12,7 @@ mod writer;
 
 pub use socket_file::{BindError, SocketFile, bind};
 
+use super::BacklogPolicy;
 use super::in_flight::InFlight;
 use super::open_connections::OpenConnections;
 use crate::protocol::{Code, Event, Refusal, json};
@@ -68,16 +69,6 @@ pub fn allow_files(connections: usize) {
             "socket.connections: {connections} take {wanted} files, more than allowed; set LimitNOFILE={wanted}"
         );
     }
-}
-
-/// What happens to clients that connect while the daemon is stopping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BacklogPolicy {
-    /// They are accepted and refused with `shutting_down`: nobody listens on this socket afterwards.
-    Refuse,
-    /// They stay in the listen backlog of a socket that another process holds open, and the next daemon serves
-    /// them.
-    LeaveQueued,
 }
 
 /// Time between two checks whether the socket file still exists.

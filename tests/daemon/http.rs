@@ -1,0 +1,363 @@
+//! HTTP as its clients use it: real connections over TCP, and the worker of the tests of the socket. Its answer depends on
+//! the prompt: `hang` waits to be cancelled, `flood` streams until it is, anything else is given back word by word.
+
+use crate::unix::{ReceivedRequest, work};
+use bitnetd::config::{Config, Host, Http};
+use bitnetd::protocol::api::ModelCard;
+use bitnetd::telemetry::Telemetry;
+use bitnetd::transport::Inbound;
+use bitnetd::transport::http::{self, HttpContext, HttpParts, MAX_CONNECTIONS};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Far more than anything here takes, also under emulation.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The interface in front of this channel, with the tokens `loaded`, `draining` and `close`.
+pub(crate) fn context(
+    inbound: &mpsc::Sender<Inbound>,
+    telemetry: &Arc<Telemetry>,
+    [loaded, draining, close]: [&CancellationToken; 3],
+    change: impl FnOnce(&mut Http),
+) -> HttpContext {
+    let host = Host {
+        name: "pi".into(),
+        memory_bytes: 1 << 30,
+        processors: 1,
+        big: vec![],
+        runtime_dir: PathBuf::new(),
+        cache_dir: PathBuf::new(),
+        state_dir: PathBuf::new(),
+        credentials_dir: None,
+    };
+    let mut settings = Config::defaults(&host).http;
+    change(&mut settings);
+    HttpContext::new(HttpParts {
+        settings,
+        device: "pi".into(),
+        model: ModelCard {
+            name: "words".into(),
+            architecture: "test".into(),
+            parameters: 1,
+            quantization: "I2_S".into(),
+            bytes: 1,
+            digest: "0".repeat(64),
+            modified: SystemTime::UNIX_EPOCH,
+            context: 512,
+            template: String::new(),
+        },
+        slots: 4,
+        inbound: inbound.clone(),
+        telemetry: Arc::clone(telemetry),
+        loaded: loaded.clone(),
+        draining: draining.clone(),
+        close: close.clone(),
+    })
+}
+
+struct HttpServer {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
+    telemetry: Arc<Telemetry>,
+    loaded: CancellationToken,
+    draining: CancellationToken,
+    close: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl HttpServer {
+    fn open(change: impl FnOnce(&mut Http)) -> Self {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listeners = http::listen(Some(any_port), Vec::new(), false).expect("a free port");
+        let address = listeners[0].local_addr().expect("it listens");
+        let (inbound, requests) = mpsc::channel(16);
+        let [loaded, draining, close] = [(); 3].map(|()| CancellationToken::new());
+        loaded.cancel();
+        let telemetry = Arc::new(Telemetry::new(0));
+        let context = context(&inbound, &telemetry, [&loaded, &draining, &close], change);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(http::run(listeners, context));
+        tasks.spawn(work(requests, received.clone()));
+        HttpServer { address, received, telemetry, loaded, draining, close, tasks }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("somebody listens")
+    }
+
+    /// Sends a request, and reads to the end of the connection: the status and the body.
+    async fn call(&self, request: &str, headers: &str, body: &str) -> (u16, String) {
+        let mut stream = self.connect().await;
+        send(&mut stream, request, headers, body).await;
+        let answer = read_to_end(&mut stream).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {answer}")), body.to_owned())
+    }
+
+    async fn ask(&self, prompt: &str, keys: &str) -> (u16, String) {
+        self.call("POST /v1/chat/completions", "Host: localhost\r\n", &chat(prompt, keys)).await
+    }
+
+    /// The cancel flag of the request that came as number `index`.
+    async fn wait_for(&self, index: usize) -> ReceivedRequest {
+        let look = || self.received.lock().expect("no panic").get(index).cloned();
+        until(look).await
+    }
+
+    async fn shut(mut self) {
+        self.close.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        timeout(TIMEOUT, all).await.expect("all tasks return");
+    }
+}
+
+async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            match look() {
+                Some(found) => return found,
+                None => sleep(Duration::from_millis(2)).await,
+            }
+        }
+    };
+    timeout(TIMEOUT, found).await.expect("in time")
+}
+
+fn chat(prompt: &str, keys: &str) -> String {
+    format!("{{\"model\":\"words\",\"messages\":[{{\"role\":\"user\",\"content\":\"{prompt}\"}}]{keys}}}")
+}
+
+async fn send(stream: &mut TcpStream, request: &str, headers: &str, body: &str) {
+    let length = body.len();
+    let bytes =
+        format!("{request} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+    // A server that has refused the head need not read the rest.
+    let _ = stream.write_all(bytes.as_bytes()).await;
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let read = timeout(TIMEOUT, stream.read_to_end(&mut answer)).await;
+    read.expect("in time").expect("closed, not reset");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_completion_and_a_stream_are_answered() {
+    let server = HttpServer::open(|_| {});
+    let (status, body) = server.ask("two words", "").await;
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((status, &answer["choices"][0]["message"]["content"]), (200, &json!("two words")), "{body}");
+    let (status, body) = server.ask("two words", ",\"stream\":true").await;
+    assert_eq!(status, 200);
+    let chunks: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    let text: String = chunks
+        .iter()
+        .filter_map(|chunk| serde_json::from_str::<Value>(chunk).ok())
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!((text.as_str(), chunks.last()), ("two words", Some(&"[DONE]")), "{body}");
+    let (status, body) = server
+        .call(
+            "POST /api/chat",
+            "Host: 127.0.0.1\r\n",
+            r#"{"model":"words","messages":[{"role":"user","content":"a b"}]}"#,
+        )
+        .await;
+    assert!(status == 200 && body.contains("\"done\":true"), "{body}");
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_its_request() {
+    let server = HttpServer::open(|_| {});
+    for (index, (prompt, keys)) in
+        [("hang", ""), ("hang", ",\"stream\":true"), ("flood", ",\"stream\":true")].into_iter().enumerate()
+    {
+        let mut stream = server.connect().await;
+        send(&mut stream, "POST /v1/chat/completions", "Host: localhost\r\n", &chat(prompt, keys)).await;
+        let request = server.wait_for(index).await;
+        assert!(!request.cancel.is_raised());
+        drop(stream);
+        until(|| request.cancel.is_raised().then_some(())).await;
+    }
+    assert_eq!(server.ask("still here", "").await.0, 200, "its slots are free again");
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cancelled_and_others_are_served() {
+    let server = HttpServer::open(|_| {});
+    let mut stream = server.connect().await;
+    send(&mut stream, "POST /v1/chat/completions", "Host: localhost\r\n", &chat("flood", ",\"stream\":true"))
+        .await;
+    let request = server.wait_for(0).await;
+    until(|| request.cancel.is_raised().then_some(())).await;
+    assert_eq!(server.ask("others", "").await.0, 200);
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn more_calls_than_slots_wait_and_all_are_answered() {
+    let server = Arc::new(HttpServer::open(|_| {}));
+    let mut calls = JoinSet::new();
+    for number in 0..32 {
+        let server = Arc::clone(&server);
+        calls.spawn(async move { server.ask(&format!("number {number}"), "").await });
+    }
+    let statuses: Vec<u16> = calls.join_all().await.into_iter().map(|(status, _)| status).collect();
+    assert_eq!(statuses, vec![200; 32]);
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused_and_its_sender_reads_why() {
+    let server = HttpServer::open(|settings| settings.body_bytes = 64 << 10);
+    let (status, body) = server.ask(&"x".repeat(65 << 10), "").await;
+    assert!(status == 413 && body.contains("65536"), "{status} {body}");
+    let mut stream = server.connect().await;
+    let head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("read");
+    let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
+    for _ in 0..20 {
+        let _ = stream.write_all(chunk.as_bytes()).await; // it may be refused meanwhile
+    }
+    let _ = stream.write_all(b"0\r\n\r\n").await;
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    let many = format!(",\"x\":[{}]", vec!["1"; 2000].join(","));
+    let (status, body) = server.ask("a", &many).await;
+    assert!(status == 413 && body.contains("values"), "{status} {body}");
+    assert_eq!(server.ask("still here", "").await.0, 200);
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused_without_harm() {
+    let server = HttpServer::open(|_| {});
+    for bytes in [
+        "{\"prompt\":\"a\"}\n",
+        "GET\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+    ] {
+        let mut stream = server.connect().await;
+        stream.write_all(bytes.as_bytes()).await.expect("read");
+        stream.shutdown().await.expect("open");
+        let answer = read_to_end(&mut stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{bytes:?}: {answer}");
+    }
+    let long = format!("X: {}\r\nHost: localhost\r\n", "y".repeat(20_000));
+    let (status, _) = server.call("GET /health", &long, "").await;
+    assert_eq!(status, 431);
+    assert_eq!(server.call("GET /health", "Host: localhost\r\n", "").await.0, 200);
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn names_and_pages_of_others_are_refused() {
+    let server = HttpServer::open(|settings| settings.origins = vec!["https://ui.example".into()]);
+    for (headers, expected) in [
+        ("Host: localhost\r\n", 200),
+        ("Host: pi.local:8080\r\n", 200),
+        ("Host: evil.example\r\n", 403),
+        ("", 403),
+        ("Host: pi\r\nOrigin: https://evil.example\r\n", 403),
+        ("Host: pi\r\nOrigin: https://ui.example\r\n", 200),
+        ("Host: pi\r\nSec-Fetch-Site: cross-site\r\n", 403),
+    ] {
+        let (status, body) = server.call("GET /v1/models", headers, "").await;
+        assert_eq!(status, expected, "{headers}: {body}");
+    }
+    let preflight = "Host: pi\r\nOrigin: https://ui.example\r\nAccess-Control-Request-Method: POST\r\n";
+    assert_eq!(server.call("OPTIONS /v1/chat/completions", preflight, "").await.0, 204);
+    assert_eq!(server.telemetry.http.counts().denied, 4);
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_and_may_change() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+    let path = folder.path().join("tokens");
+    let write = |text: &str, mode: u32| {
+        std::fs::write(&path, text).expect("a temporary folder");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    write("# tablet\nfirst\n", 0o600);
+    let server = HttpServer::open(|settings| settings.token_file = Some(path.clone()));
+    let with = async |token: &str| {
+        let headers = format!("Host: any.example\r\nAuthorization: Bearer {token}\r\n");
+        server.call("GET /v1/models", &headers, "").await.0
+    };
+    assert_eq!((with("first").await, with("second").await), (200, 401));
+    assert_eq!(server.call("GET /v1/models", "Host: pi\r\n", "").await.0, 401);
+    assert_eq!(server.call("GET /health", "Host: pi\r\n", "").await.0, 200);
+    write("second\n", 0o600);
+    assert_eq!((with("first").await, with("second").await), (401, 200));
+    write("second\n", 0o644);
+    assert_eq!(with("second").await, 503, "others can read it");
+    write("\n", 0o600);
+    assert_eq!(with("").await, 503, "no token is no permission");
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn the_state_is_told_before_the_model_is_loaded_and_while_the_daemon_stops() {
+    let mut server = HttpServer::open(|_| {});
+    let health = async |server: &HttpServer| server.call("GET /health", "Host: pi\r\n", "").await;
+    assert_eq!(health(&server).await.0, 200);
+    // A connection that exists when the daemon begins to stop is answered.
+    let mut stream = server.connect().await;
+    sleep(Duration::from_millis(50)).await;
+    server.draining.cancel();
+    send(
+        &mut stream,
+        "POST /api/chat",
+        "Host: pi\r\n",
+        r#"{"model":"words","messages":[{"role":"user","content":"a"}]}"#,
+    )
+    .await;
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("stopping"), "{answer}");
+    server.loaded = CancellationToken::new();
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_and_one_address_leaves_some() {
+    let server = HttpServer::open(|_| {});
+    let mut open = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        open.push(server.connect().await);
+    }
+    // One address may have three quarters of them.
+    let last = open.last_mut().expect("there are some");
+    let answer = read_to_end(last).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let body = answer.split_once("\r\n\r\n").expect("a body").1;
+    assert!(answer.contains(&format!("Content-Length: {}\r\n", body.len())), "{answer}");
+    drop(open);
+    until_ok(&server).await;
+    server.shut().await;
+}
+
+/// Calls until a connection is free.
+async fn until_ok(server: &HttpServer) {
+    let called = async {
+        while server.call("GET /health", "Host: pi\r\n", "").await.0 != 200 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(TIMEOUT, called).await.expect("the others are gone");
+}
