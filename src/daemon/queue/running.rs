@@ -25,7 +25,7 @@ impl RunningRequest {
 
     /// The request has ended, if one ran.
     pub fn end(&self) {
-        self.is_running.send_if_modified(|is_running| std::mem::take(is_running));
+        self.is_running.send_if_modified(std::mem::take);
     }
 
     /// Whether a request runs.

@@ -480,7 +480,7 @@ impl<'r> StreamedAnswer<'r> {
         let mut finished = FinishedAnswer::new(answer, self.halt);
         let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
         if let Some(syntax) = &self.calls {
-            let prefix = format!("call_{}_{}_", &*self.id, self.index.unwrap_or_default());
+            let prefix = format!("call_{}_{}_", self.id, self.index.unwrap_or_default());
             finished.tool_calls = written_calls(syntax, &finished.answer.text, &prefix);
         }
         if finished.tool_calls.is_empty() {

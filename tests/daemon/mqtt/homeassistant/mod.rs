@@ -1,6 +1,7 @@
 //! The transport as Home Assistant sees it: the description, when it is published, and the commands. Home
 //! Assistant's own rules are in `schema_rules`; deliberately no Home Assistant runs here.
 
+mod replay;
 mod schema_rules;
 
 use super::harness::{Client, Harness, QUIET_PERIOD, config};

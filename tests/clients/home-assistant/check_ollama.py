@@ -1,0 +1,67 @@
+"""bitnetd as a conversation agent with tools through Home Assistant's Ollama integration."""
+
+import asyncio
+import os
+
+import home_assistant as ha
+from recorder import Recorder
+
+PORT, PROXY = 11435, 11434
+MODEL = f"{ha.CHECK}/model.gguf"
+SUBENTRY = "/api/config/config_entries/subentries/flow"
+
+
+async def main(running):
+    recorder = Recorder(PROXY, PORT)
+    await recorder.start()
+    async with ha.HomeAssistant() as home:
+        await home.wait()
+        await home.assign_areas()
+        added = await home.add("ollama", {"url": f"http://127.0.0.1:{PROXY}"})
+        ha.check("the integration is added", added.get("type") == "create_entry", added.get("errors"), added.get("reason"))
+        entry = added["result"]["entry_id"]
+        form = await home.post(SUBENTRY, {"handler": [entry, "conversation"]})
+        model = next(field for field in form["data_schema"] if field["name"] == "model")
+        options = (model.get("selector") or {}).get("select", {}).get("options", [])
+        names = [one["value"] if isinstance(one, dict) else one for one in options]
+        print("      models:", names[:1], "and those that Home Assistant knows")
+        name = next((one for one in names if "home-intents" in one), "home-intents:latest")
+        settings = {"model": name, "prompt": "", "max_history": 20, "num_ctx": 8192, "keep_alive": -1, "think": False}
+        for label, extra in (("with tools", {"llm_hass_api": ["assist"]}), ("without", {})):
+            form = await home.post(SUBENTRY, {"handler": [entry, "conversation"]})
+            made = await home.post(f"{SUBENTRY}/{form['flow_id']}", {"name": label, **settings, **extra})
+            ha.check(f"an agent {label} is made", made.get("type") == "create_entry", made.get("errors"))
+            await asyncio.sleep(2)
+        _, entities = await home.of_integration("ollama")
+        agents = [one["entity_id"] for one in entities if one["entity_id"].startswith("conversation.")]
+        ha.check("there are two agents", len(agents) == 2, agents)
+        for agent in agents:
+            await home.call("input_boolean.turn_off", {}, "input_boolean.kitchen")
+            await asyncio.sleep(0.2)
+            try:
+                response = await home.say("turn on the kitchen lights", agent)
+            except RuntimeError as error:
+                ha.check(f"{agent} answers", False, error)
+                continue
+            state = (await home.until("light.kitchen_light", "on", 3))[1]
+            details = (state, response["response_type"], ha.speech(response))
+            if "without" in agent:
+                ha.check(f"{agent} answers", response["response_type"] == "action_done", *details)
+            else:
+                ha.check(f"{agent} switches the light", state == "on", *details)
+        found = ha.warnings_of_home_assistant("ollama")
+        ha.check("Home Assistant logs no warning", not found, *found)
+    ha.record("ollama.jsonl", recorder.calls())
+
+
+def start_bitnetd():
+    model = f'path = "{MODEL}"\ncontext = 4096' if os.path.exists(MODEL) else ""
+    return ha.start_bitnetd(more=f'[http]\nlisten = "127.0.0.1:{PORT}"', mqtt="port = 1", model=model)
+
+
+ha.fresh()
+ha.run(
+    main,
+    ("bitnetd", start_bitnetd),
+    ("home-assistant", ha.start_home_assistant),
+)
