@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 /// Which call it answers: the text has another name in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route {
+pub(super) enum CallKind {
     /// `message`.
     Chat,
     /// `response`.
@@ -20,7 +20,7 @@ pub(super) enum Route {
 /// Writes the answer to one call.
 #[derive(Debug)]
 pub(super) struct OllamaEncoder {
-    route: Route,
+    kind: CallKind,
     /// As the caller named it.
     model: String,
     /// When the call arrived.
@@ -101,8 +101,8 @@ struct OwnDetails<'a> {
 }
 
 impl OllamaEncoder {
-    pub fn new(route: Route, model: String, arrived: SystemTime, is_streamed: bool) -> Self {
-        OllamaEncoder { route, model, arrived, is_streamed, written: 0 }
+    pub fn new(kind: CallKind, model: String, arrived: SystemTime, is_streamed: bool) -> Self {
+        OllamaEncoder { kind, model, arrived, is_streamed, written: 0 }
     }
 
     /// The answer to a call without a prompt.
@@ -151,9 +151,9 @@ impl OllamaEncoder {
     }
 
     fn content<'a>(&self, text: &'a str, calls: &'a [ToolCall]) -> Content<'a> {
-        match self.route {
-            Route::Generate => Content::Response(text),
-            Route::Chat => Content::Message(ChatReply {
+        match self.kind {
+            CallKind::Generate => Content::Response(text),
+            CallKind::Chat => Content::Message(ChatReply {
                 role: "assistant",
                 content: text,
                 tool_calls: calls.iter().enumerate().map(ReplyCall::new).collect(),

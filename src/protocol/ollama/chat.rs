@@ -1,6 +1,6 @@
 //! `POST /api/chat`: a conversation.
 
-use super::answer::Route;
+use super::answer::CallKind;
 use super::settings::{CallKeys, Settings, insert_list};
 use super::{conversation, refused};
 use crate::protocol::Refusal;
@@ -20,10 +20,10 @@ fn conversation_of(
 ) -> Result<Call, Refusal> {
     let messages = call.list("messages")?;
     if messages.is_empty() {
-        return Ok(settings.loaded(Route::Chat, context));
+        return Ok(settings.loaded(CallKind::Chat, context));
     }
     insert_list("messages", conversation::messages(messages)?, &mut call, &mut settings);
     let tools = conversation::tools(call.list("tools")?);
     insert_list("tools", tools, &mut call, &mut settings);
-    settings.ask(Route::Chat, call, context)
+    settings.ask(CallKind::Chat, call, context)
 }

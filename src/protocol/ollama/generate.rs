@@ -1,6 +1,6 @@
 //! `POST /api/generate`: one prompt.
 
-use super::answer::Route;
+use super::answer::CallKind;
 use super::conversation::check_no_images;
 use super::settings::{CallKeys, Settings};
 use super::{invalid, refused};
@@ -20,7 +20,7 @@ fn prompt_of(mut call: CallKeys, mut settings: Settings, context: &CallContext) 
     let prompt = call.text("prompt")?;
     let system = call.text("system")?;
     if prompt.is_empty() {
-        return Ok(settings.loaded(Route::Generate, context));
+        return Ok(settings.loaded(CallKind::Generate, context));
     }
     if system.is_empty() {
         settings.keys.insert("prompt".into(), prompt.into());
@@ -28,7 +28,7 @@ fn prompt_of(mut call: CallKeys, mut settings: Settings, context: &CallContext) 
         let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": prompt}]);
         settings.keys.insert("messages".into(), messages);
     }
-    settings.ask(Route::Generate, call, context)
+    settings.ask(CallKind::Generate, call, context)
 }
 
 /// What would change the answer and does not exist here.

@@ -1,7 +1,7 @@
 //! What `chat` and `generate` have in common: the model's name, `options`, `format`, `think`, `keep_alive`, `stream` and
 //! log-probabilities.
 
-use super::answer::{OllamaEncoder, Route};
+use super::answer::{CallKind, OllamaEncoder};
 use super::{JSON, conversation, invalid, keep_alive, line, model_name, options, refused, schema};
 use crate::protocol::api::{Call, CallContext, HttpRefusal, MAX_BODY, TranslatedRequest};
 use crate::protocol::text::Shown;
@@ -110,16 +110,16 @@ impl Settings {
 
     /// The answer to a call without a prompt, which loads the model in Ollama. Here the model is loaded already and
     /// stays so: what asks to unload it gets the answer that it expects, and nothing happens.
-    pub fn loaded(self, route: Route, context: &CallContext) -> Call {
+    pub fn loaded(self, kind: CallKind, context: &CallContext) -> Call {
         let reason = if self.unload { "unload" } else { "load" };
-        let encoder = OllamaEncoder::new(route, self.model, context.now, false);
+        let encoder = OllamaEncoder::new(kind, self.model, context.now, false);
         Call::Answer { content_type: JSON, body: line(&encoder.empty(reason)) }
     }
 
     /// The request of the translated keys.
-    pub fn ask(self, route: Route, call: CallKeys, context: &CallContext) -> Result<Call, Refusal> {
+    pub fn ask(self, kind: CallKind, call: CallKeys, context: &CallContext) -> Result<Call, Refusal> {
         let request = json::translated(self.keys)?;
-        let encoder = Box::new(OllamaEncoder::new(route, self.model, context.now, self.stream));
+        let encoder = Box::new(OllamaEncoder::new(kind, self.model, context.now, self.stream));
         let ignored_keys = call.ignored + call.keys.len() as u32;
         Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder, ignored_keys })))
     }
