@@ -17,7 +17,7 @@
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Both are plain data.
 //! - [`home`]: the names of the home, and the grammar of the answers that it allows.
 //! - [`telemetry`]: sensors, counters, latencies, energy, alerts and the log.
-//! - [`transport`]: the MQTT and Unix-socket front ends. They know nothing of the engine.
+//! - [`transport`]: the MQTT, Unix-socket and Wyoming front ends. They know nothing of the engine.
 //! - [`engine`]: inference. It knows nothing of the daemon: no tokio, no log, no environment.
 //! - [`daemon`]: the only module that sees both sides.
 //! - [`cli`]: the command line, one file for each command.

@@ -143,7 +143,7 @@ def schemas(client, model):
 def tools(client, model):
     # The API cannot ask for a call, and the built-in model need not write one.
     for stream in (False, True):
-        answer = client.chat(model, ASKED, tools=[set_light], stream=stream)
+        answer = client.chat(model, ASKED, tools=[set_light], stream=stream, options={"num_predict": 40})
         parts = list(answer) if stream else [answer]
         is_complete(parts[-1])
         calls = [call for part in parts for call in part.message.tool_calls or []]
@@ -155,8 +155,8 @@ def tools(client, model):
         ollama.Message(role="assistant", tool_calls=[call]),
         ollama.Message(role="tool", content='{"data": {"success": true}}', tool_name="set_light"),
     ]
-    is_complete(client.chat(model, again, tools=[set_light]))
-    is_complete(client.chat(model, again))
+    is_complete(client.chat(model, again, tools=[set_light], options={"num_predict": 20}))
+    is_complete(client.chat(model, again, options={"num_predict": 20}))
 
 
 def drained(answer):
@@ -219,12 +219,14 @@ def abort(client, model):
 
 def at_once(client, model):
     async def one(shared, index):
+        options = {"num_predict": 5}
         prompt = f"turn on the kitchen lights {index}"
         for _ in range(100):
             try:
                 if index % 2:
-                    return (await shared.generate(model, prompt)).response
-                return "".join([part.response async for part in await shared.generate(model, prompt, stream=True)])
+                    return (await shared.generate(model, prompt, options=options)).response
+                stream = await shared.generate(model, prompt, options=options, stream=True)
+                return "".join([part.response async for part in stream])
             except ollama.ResponseError as error:
                 # Too many wait; the client does not ask again by itself.
                 assert error.status_code == 429, error

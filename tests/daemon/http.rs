@@ -5,15 +5,15 @@ use crate::unix::{ReceivedRequest, work};
 use bitnetd::config::{Config, Host, Http};
 use bitnetd::protocol::api::ModelCard;
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::Inbound;
 use bitnetd::transport::http::{self, HttpContext, HttpParts, MAX_CONNECTIONS};
+use bitnetd::transport::{BacklogPolicy, Inbound};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -76,9 +76,10 @@ struct HttpServer {
 
 impl HttpServer {
     fn open(change: impl FnOnce(&mut Http)) -> Self {
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listeners = http::listen(Some(any_port), Vec::new(), false).expect("a free port");
-        let address = listeners[0].local_addr().expect("it listens");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("ours");
+        let listener = TcpListener::from_std(listener).expect("within the runtime");
+        let address = listener.local_addr().expect("it listens");
         let (inbound, requests) = mpsc::channel(16);
         let [loaded, draining, close] = [(); 3].map(|()| CancellationToken::new());
         loaded.cancel();
@@ -86,7 +87,7 @@ impl HttpServer {
         let context = context(&inbound, &telemetry, [&loaded, &draining, &close], change);
         let received = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(http::run(listeners, context));
+        tasks.spawn(http::run(vec![listener], BacklogPolicy::Refuse, context));
         tasks.spawn(work(requests, received.clone()));
         HttpServer { address, received, telemetry, loaded, draining, close, tasks }
     }

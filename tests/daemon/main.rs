@@ -2,6 +2,7 @@
 //! engine is in `tests/system`.
 
 mod home_assistant;
+mod http;
 mod mqtt;
 #[path = "../support/mod.rs"]
 mod support;

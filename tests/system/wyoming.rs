@@ -2,7 +2,7 @@
 
 use crate::daemon::{Daemon, bitnetd, is_emulated};
 use crate::systemd::activated_by_name;
-use crate::{Folder, PATIENCE, endless, text, until};
+use crate::{Folder, PATIENCE, data, endless, text, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener};
@@ -151,6 +151,35 @@ async fn several_sentences_on_one_connection_become_intents_or_a_sentence() {
     assert_eq!(client.next().await.expect("an answer").1["name"], "HassTurnOff");
     assert!(served.daemon.log().contains("wyoming:127.0.0.1"), "{}", served.daemon.log());
     drop(client);
+    served.daemon.stop().await;
+}
+
+/// What Home Assistant sent, file by file, and what it has to read; see `tests/data/wyoming`.
+#[tokio::test]
+async fn what_home_assistant_sends_is_answered_as_it_expects() {
+    let folder = Folder::new();
+    let served = WyomingDaemon::start(&folder, "").await;
+    let mut replayed = 0;
+    for version in ["home-assistant-2026.2", "home-assistant-2026.6"] {
+        for entry in std::fs::read_dir(data("wyoming").join(version)).expect("a folder") {
+            let path = entry.expect("readable").path();
+            if path.extension().is_none_or(|ending| ending != "request") {
+                continue;
+            }
+            let mut client = served.client().await;
+            client.send(&std::fs::read(&path).expect("readable")).await;
+            let (kind, answer) = client.next().await.expect("an answer");
+            let expected = std::fs::read(path.with_extension("answer")).expect("an answer for each request");
+            let expected: Value = serde_json::from_slice(&expected).expect("JSON");
+            assert_eq!(expected["type"], kind, "{}: {answer}", path.display());
+            for (key, value) in expected["data"].as_object().expect("an object") {
+                // A key that is missing is null, too.
+                assert_eq!(&answer[key], value, "{}: {key}", path.display());
+            }
+            replayed += 1;
+        }
+    }
+    assert_eq!(replayed, 12);
     served.daemon.stop().await;
 }
 

@@ -138,7 +138,7 @@ fn lower_case(role: Value) -> Value {
 
 fn translated_tool(tool: Value, ignored: &mut u32) -> Value {
     let Value::Object(mut tool) = tool else { return tool };
-    if !tool.get("type").is_some_and(|kind| !kind.is_null()) {
+    if tool.get("type").is_none_or(Value::is_null) {
         tool.insert("type".into(), "function".into());
     }
     if let Some(Value::Object(function)) = tool.remove("function") {

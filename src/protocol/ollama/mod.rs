@@ -12,6 +12,7 @@ mod keep_alive;
 mod model_name;
 mod models;
 mod options;
+mod schema;
 mod settings;
 mod timestamp;
 

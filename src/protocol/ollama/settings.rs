@@ -2,7 +2,7 @@
 //! log-probabilities.
 
 use super::answer::{OllamaEncoder, Route};
-use super::{JSON, conversation, invalid, keep_alive, line, model_name, options, refused};
+use super::{JSON, conversation, invalid, keep_alive, line, model_name, options, refused, schema};
 use crate::protocol::api::{Ask, Call, CallContext, MAX_BODY, Refused};
 use crate::protocol::text::Shown;
 use crate::protocol::{Refusal, json};
@@ -146,7 +146,7 @@ fn insert_format(format: Value, keys: &mut Map<String, Value>) -> Result<(), Ref
         Value::String(name) if name.is_empty() => return Ok(()),
         Value::String(name) if name == "json" => serde_json::json!({"type": "json_object"}),
         Value::Object(schema) => {
-            serde_json::json!({"type": "json_schema", "json_schema": {"schema": schema}})
+            serde_json::json!({"type": "json_schema", "json_schema": {"schema": schema::closed(schema)}})
         }
         other => {
             let shown = other.to_string();

@@ -178,7 +178,9 @@ fn options_and_format_become_our_keys() {
     let schema = r#"{"type":"object","properties":{"z":{"type":"string"},"a":{"type":"integer"}}}"#;
     let format: Value = serde_json::from_str(schema).expect("JSON");
     let request = asked(chat_call(with(json!({"format": format, "top_logprobs": 3})))).request;
-    assert_eq!(request.response_format, ResponseFormat::JsonSchema(schema.into()));
+    let closed =
+        format!(r#"{},"additionalProperties":false}}"#, schema.strip_suffix('}').expect("an object"));
+    assert_eq!(request.response_format, ResponseFormat::JsonSchema(closed));
     assert_eq!((request.stream, request.logprobs), (true, None));
 }
 

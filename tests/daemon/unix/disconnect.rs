@@ -1,7 +1,7 @@
 //! Clients that disconnect, that are slow, or that are too many.
 
 use super::{CONNECTIONS, Client, SocketServer, TIMEOUT, until};
-use bitnetd::transport::unix::BacklogPolicy;
+use bitnetd::transport::BacklogPolicy;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::time::Duration;

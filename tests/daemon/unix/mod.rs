@@ -5,10 +5,12 @@ mod disconnect;
 mod requests;
 mod socket_file;
 
+use crate::http;
 use bitnetd::config::Socket;
 use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::unix::{self, BacklogPolicy, SocketFile};
+use bitnetd::transport::BacklogPolicy;
+use bitnetd::transport::unix::{self, ConnectionContext, SocketFile};
 use bitnetd::transport::{Cancel, Inbound};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
@@ -62,10 +64,10 @@ struct ListeningSocket {
 }
 
 #[derive(Clone)]
-struct ReceivedRequest {
+pub(crate) struct ReceivedRequest {
     id: String,
     client: String,
-    cancel: Cancel,
+    pub(crate) cancel: Cancel,
 }
 
 impl SocketServer {
@@ -86,15 +88,20 @@ impl SocketServer {
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(unix::run(
-            listener,
-            latecomers,
-            CONNECTIONS,
+        let (telemetry, loaded) = (Arc::new(Telemetry::new(0)), CancellationToken::new());
+        loaded.cancel();
+        let http = http::context(&inbound, &telemetry, [&loaded, &draining, &close], |_| {});
+        let (draining_too, close_too) = (draining.clone(), close.clone());
+        let context = ConnectionContext {
+            max_connections: CONNECTIONS,
             inbound,
-            Arc::new(Telemetry::new(0)),
-            draining.clone(),
-            close.clone(),
-        ));
+            telemetry,
+            http,
+            loaded,
+            draining: draining_too,
+            close: close_too,
+        };
+        tasks.spawn(unix::run(listener, latecomers, context));
         let worker = tasks.spawn(work(requests, seen.clone()));
         let path = outside.folder.socket().path;
         SocketServer { path, received: seen, draining, close, tasks, worker, outside }
@@ -143,7 +150,7 @@ async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     timeout(TIMEOUT, found).await.expect("in time")
 }
 
-async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<ReceivedRequest>>>) {
+pub(crate) async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<ReceivedRequest>>>) {
     let mut running = JoinSet::new();
     while let Some(inbound) = requests.recv().await {
         let Inbound { id, client, cancel, .. } = &inbound;
@@ -157,7 +164,10 @@ async fn work(mut requests: mpsc::Receiver<Inbound>, seen: Arc<Mutex<Vec<Receive
 /// `hang` waits to be cancelled, `deaf` ignores even that, `lost` drops the request, `flood` streams until it is
 /// cancelled; anything else is streamed back word by word.
 async fn answer(inbound: Inbound) {
-    let Input::Prompt(prompt) = &inbound.request.input else { return };
+    let prompt = match &inbound.request.input {
+        Input::Prompt(prompt) => prompt,
+        Input::Messages(messages) => &messages.last().expect("there is one").content,
+    };
     let mut reason = FinishReason::Stop;
     match prompt.as_str() {
         "lost" => return,

@@ -157,15 +157,19 @@ async fn a_line_of_one_megabyte_is_too_large_and_the_next_is_served() {
 async fn a_client_that_speaks_http_gets_an_http_answer() {
     let context = SocketServer::open();
     let mut stream = UnixStream::connect(&context.path).await.expect("somebody listens");
-    let request = format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n{}", "y".repeat(100_000));
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n{}",
+        "y".repeat(100_000)
+    );
     stream.write_all(request.as_bytes()).await.expect("read to its end");
     let mut answer = String::new();
     let read = timeout(TIMEOUT, stream.read_to_string(&mut answer)).await;
     read.expect("in time").expect("closed, not reset");
-    assert!(answer.starts_with("HTTP/1.1 501 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{answer}");
-    assert_eq!(body.matches('\n').count(), 1, "{answer}");
+    let error: Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(error["error"]["type"], "invalid_request_error", "{body}");
 }
 
 /// What the socket answers to these bytes, up to the end of the connection.
@@ -186,15 +190,16 @@ async fn metrics_and_health_are_pages_for_whoever_speaks_http() {
     assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
     assert!(body.contains("\nbitnetd_requests_received_total 0\n"), "{body}");
-    let head_only = answer_to(&context, "HEAD /metrics HTTP/1.1\r\n\r\n").await;
+    let head_only = answer_to(&context, "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(head_only.ends_with("\r\n\r\n") && head_only.starts_with("HTTP/1.1 200 "), "{head_only}");
     let well = answer_to(&context, "GET /health HTTP/1.0\r\n\r\n").await;
-    assert!(well.starts_with("HTTP/1.1 200 ") && well.ends_with("{\"status\":\"ok\"}\n"), "{well}");
+    let ready = "{\"status\":\"ok\",\"state\":\"ready\",\"reasons\":[]}\n";
+    assert!(well.starts_with("HTTP/1.0 200 ") && well.ends_with(ready), "{well}");
     assert!(answer_to(&context, "GET /nowhere HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
     assert!(answer_to(&context, "DELETE /health HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405 "));
     context.draining.cancel();
     let ill = answer_to(&context, "GET /health HTTP/1.1\r\n\r\n").await;
-    assert!(ill.starts_with("HTTP/1.1 503 "), "{ill}");
+    assert!(ill.starts_with("HTTP/1.1 503 ") && ill.contains("\"state\":\"draining\""), "{ill}");
 }
 
 #[tokio::test]

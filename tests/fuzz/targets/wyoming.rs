@@ -3,16 +3,17 @@
 
 #![no_main]
 
+use bitnetd::protocol::Input;
 use bitnetd::protocol::json;
 use bitnetd::protocol::wyoming::{
-    AnswerKind, EventReader, MAX_DATA, RecognizedIntent, WyomingCall, WyomingEvent, failed, handled, not_recognized, pong,
-    recognized,
+    AnswerKind, EventReader, MAX_DATA, RecognizedIntent, WyomingCall, WyomingEvent, failed, handled,
+    not_recognized, pong, recognized,
 };
-use bitnetd::protocol::Input;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let (cut, bytes) = bytes.split_first().map_or((1, bytes), |(first, rest)| (usize::from(*first) + 1, rest));
+    let (cut, bytes) =
+        bytes.split_first().map_or((1, bytes), |(first, rest)| (usize::from(*first) + 1, rest));
     let whole = read(std::iter::once(bytes));
     assert_eq!(read(bytes.chunks(cut)), whole);
     for event in &whole.0 {
