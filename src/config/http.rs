@@ -5,7 +5,6 @@
 use super::Host;
 use super::key_error::{KeyError, KeyResult, within};
 use super::listen::address;
-use super::toml_schema::HttpKeys;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -30,9 +29,16 @@ pub struct Http {
 }
 
 /// The settings of the HTTP interface.
-pub(super) fn checked(keys: HttpKeys, host: &Host) -> KeyResult<Http> {
-    let listen = address("http", keys.listen.as_deref(), 8080)?;
-    let token_file = keys.token_file.filter(|path| !path.as_os_str().is_empty());
+pub(super) fn checked(
+    listen: Option<&str>,
+    token_file: Option<PathBuf>,
+    hosts: Vec<String>,
+    origins: Vec<String>,
+    body_kb: Option<u64>,
+    host: &Host,
+) -> KeyResult<Http> {
+    let listen = address("http", listen, 8080)?;
+    let token_file = token_file.filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = token_file.as_ref().filter(|path| path.is_relative()) {
         let reason = format!("{path:?} is no absolute path; begin it with /");
         return Err(KeyError("http", "token_file", reason));
@@ -45,19 +51,17 @@ pub(super) fn checked(keys: HttpKeys, host: &Host) -> KeyResult<Http> {
         );
         return Err(KeyError("http", "listen", reason));
     }
-    let hosts = keys.hosts.unwrap_or_default();
     if let Some(bad) = hosts.iter().find(|name| name.is_empty() || name.contains([':', '/', ' ', '*'])) {
         let reason = format!("{bad:?} is no host name; give the name alone, as \"pi.example.org\"");
         return Err(KeyError("http", "hosts", reason));
     }
-    let origins = keys.origins.unwrap_or_default();
     if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
         let reason = format!(
             "{bad:?} is no origin; give scheme and host without a path, as \"https://pi.example.org\""
         );
         return Err(KeyError("http", "origins", reason));
     }
-    let body_kb = within("http", "body_kb", keys.body_kb.unwrap_or(1024), 64..=16_384)?;
+    let body_kb = within("http", "body_kb", body_kb.unwrap_or(1024), 64..=16_384)?;
     Ok(Http {
         listen,
         token_file,

@@ -2,25 +2,12 @@
 //!
 //! Deliberately reads no sensor and no file.
 
-use super::key_error::{KeyError, KeyResult, within};
-use super::toml_schema::TelemetryKeys;
-use super::{BoardWatts, Telemetry};
+use super::BoardWatts;
+use super::key_error::{KeyError, KeyResult};
 use std::path::Path;
-use std::time::Duration;
-
-/// The settings of the telemetry.
-pub(super) fn checked(keys: TelemetryKeys) -> KeyResult<Telemetry> {
-    let seconds = within("telemetry", "interval_s", keys.interval_s.unwrap_or(30), 1..=86_400)?;
-    let board_watts = board_watts(keys.idle_watts, keys.full_watts)?;
-    let textfile = keys.textfile.filter(|path| !path.as_os_str().is_empty());
-    if let Some(path) = &textfile {
-        check_textfile(path)?;
-    }
-    Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
-}
 
 /// Both values or neither, since a linear estimate needs two points.
-fn board_watts(idle: Option<f64>, full: Option<f64>) -> KeyResult<Option<BoardWatts>> {
+pub(super) fn board_watts(idle: Option<f64>, full: Option<f64>) -> KeyResult<Option<BoardWatts>> {
     let missing = |missing, given| {
         let reason =
             format!("missing, though {given} is set; an estimate needs both, measured at rest and at work");
@@ -49,7 +36,7 @@ fn watts(key: &'static str, value: f64) -> KeyResult<f64> {
 }
 
 /// node_exporter reads only files with this extension.
-fn check_textfile(path: &Path) -> KeyResult<()> {
+pub(super) fn check_textfile(path: &Path) -> KeyResult<()> {
     let wrong = if path.is_relative() {
         "is no absolute path; begin it with /"
     } else if path.extension().is_none_or(|ending| ending != "prom") {

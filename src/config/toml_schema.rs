@@ -7,9 +7,9 @@ use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, I2sLayout,
-    KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Tls, Wyoming, broker,
-    listen,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, Http,
+    I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
+    Wyoming, broker, http, listen, telemetry,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -73,11 +73,11 @@ pub(super) struct SocketKeys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct HttpKeys {
-    pub(super) listen: Option<String>,
-    pub(super) token_file: Option<PathBuf>,
-    pub(super) hosts: Option<Vec<String>>,
-    pub(super) origins: Option<Vec<String>>,
-    pub(super) body_kb: Option<u64>,
+    listen: Option<String>,
+    token_file: Option<PathBuf>,
+    hosts: Option<Vec<String>>,
+    origins: Option<Vec<String>>,
+    body_kb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,10 +142,10 @@ pub(super) struct CacheKeys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
-    pub(super) interval_s: Option<u64>,
-    pub(super) idle_watts: Option<f64>,
-    pub(super) full_watts: Option<f64>,
-    pub(super) textfile: Option<PathBuf>,
+    interval_s: Option<u64>,
+    idle_watts: Option<f64>,
+    full_watts: Option<f64>,
+    textfile: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -203,14 +203,14 @@ impl File {
             model: self.model.checked(host)?,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
-            http: super::http::checked(self.http, host)?,
+            http: self.http.checked(host)?,
             wyoming: Wyoming { listen: listen::address("wyoming", self.wyoming.listen.as_deref(), 10400)? },
             mqtt: self.mqtt.checked(&device, host)?,
             device,
             queue: self.queue.checked()?,
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             cache: self.cache.checked()?,
-            telemetry: super::telemetry::checked(self.telemetry)?,
+            telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
         })
@@ -456,6 +456,25 @@ impl CacheKeys {
             }
         };
         Ok(Cache { scope })
+    }
+}
+
+impl HttpKeys {
+    fn checked(self, host: &Host) -> KeyResult<Http> {
+        let (hosts, origins) = (self.hosts.unwrap_or_default(), self.origins.unwrap_or_default());
+        http::checked(self.listen.as_deref(), self.token_file, hosts, origins, self.body_kb, host)
+    }
+}
+
+impl TelemetryKeys {
+    fn checked(self) -> KeyResult<Telemetry> {
+        let seconds = within("telemetry", "interval_s", self.interval_s.unwrap_or(30), 1..=86_400)?;
+        let board_watts = telemetry::board_watts(self.idle_watts, self.full_watts)?;
+        let textfile = self.textfile.filter(|path| !path.as_os_str().is_empty());
+        if let Some(path) = &textfile {
+            telemetry::check_textfile(path)?;
+        }
+        Ok(Telemetry { interval: Duration::from_secs(seconds), board_watts, textfile })
     }
 }
 

@@ -79,7 +79,7 @@ pub enum DaemonError {
     /// The model cannot be used.
     Model(LoadError),
     /// The model does not fit the budget.
-    Budget(TooLarge),
+    Budget(Box<TooLarge>),
     /// The socket cannot be opened.
     Socket(String),
     /// The system refused something else.
@@ -130,7 +130,7 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
     let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
-    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
+    plan.map_err(|error| DaemonError::Budget(Box::new(error))).map(|plan| (file, plan))
 }
 
 /// Runs until `stop` is cancelled or a signal requests a stop. `ready` is sent when the transports are listening
@@ -203,7 +203,7 @@ pub async fn run(
     outcome.and(join_worker(handle).await)
 }
 
-/// What clients are told of the model.
+/// What clients see of the model.
 fn model_card(file: &ModelFile, context: usize) -> Result<ModelCard, LoadError> {
     let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
         file.description()?;

@@ -16,7 +16,7 @@ pub const MAX_BODY: usize = 1 << 20;
 #[derive(Debug)]
 pub enum Call {
     /// A request to the model.
-    Ask(Box<Ask>),
+    Ask(Box<TranslatedRequest>),
     /// The answer is known already: status 200 with this body of this media type.
     Answer {
         /// The media type.
@@ -28,7 +28,7 @@ pub enum Call {
 
 /// A request in another API's form.
 #[derive(Debug)]
-pub struct Ask {
+pub struct TranslatedRequest {
     /// The request.
     pub request: Request,
     /// Writes its events.
@@ -40,7 +40,7 @@ pub struct Ask {
 /// Writes the events of one request in the form of an API. Either [`whole`](Self::whole) is called once, or, for a streamed
 /// answer, [`begin`](Self::begin) and then [`event`](Self::event) for each event.
 ///
-/// A request that fails before its first token is answered with [`Refused`] instead.
+/// A request that fails before its first token is answered with [`HttpRefusal`] instead.
 pub trait AnswerEncoder: fmt::Debug + Send {
     /// The media type of a streamed answer; `None` where the answer is sent as a whole.
     fn stream_type(&self) -> Option<&'static str>;
@@ -59,7 +59,7 @@ pub trait AnswerEncoder: fmt::Debug + Send {
 
 /// A call that was refused, in the form of its API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct HttpRefusal {
     /// The HTTP status.
     pub status: u16,
     /// The body, which is JSON.
@@ -108,7 +108,7 @@ pub fn status(code: Code) -> u16 {
         Code::InvalidRequest | Code::ContextExceeded | Code::ContentFiltered => 400,
         Code::TooLarge => 413,
         Code::RateLimited => 429,
-        // 429 is what clients retry by themselves after the time that they are told.
+        // 429 is what clients retry by themselves after the time that the header names.
         Code::QueueFull => 429,
         Code::Timeout => 408,
         // The client has closed the connection; nginx made this number common.

@@ -1,4 +1,4 @@
-//! The connections of one listener, and which of them makes room for another client.
+//! The connections of one listener, and which of them is closed for another client.
 //!
 //! Deliberately knows nothing of what the connections carry.
 

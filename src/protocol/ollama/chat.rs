@@ -4,10 +4,10 @@ use super::answer::Route;
 use super::settings::{CallKeys, Settings, insert_list};
 use super::{conversation, refused};
 use crate::protocol::Refusal;
-use crate::protocol::api::{Call, CallContext, Refused};
+use crate::protocol::api::{Call, CallContext, HttpRefusal};
 
 /// What a call of `/api/chat` asks for.
-pub fn chat(body: &[u8], context: &CallContext) -> Result<Call, Refused> {
+pub fn chat(body: &[u8], context: &CallContext) -> Result<Call, HttpRefusal> {
     let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
     let settings = Settings::read(&mut call, context)?;
     conversation_of(call, settings, context).map_err(|refusal| refused(&refusal))

@@ -5,11 +5,11 @@ use super::conversation::check_no_images;
 use super::settings::{CallKeys, Settings};
 use super::{invalid, refused};
 use crate::protocol::Refusal;
-use crate::protocol::api::{Call, CallContext, Refused};
+use crate::protocol::api::{Call, CallContext, HttpRefusal};
 use serde_json::{Value, json};
 
 /// What a call of `/api/generate` asks for.
-pub fn generate(body: &[u8], context: &CallContext) -> Result<Call, Refused> {
+pub fn generate(body: &[u8], context: &CallContext) -> Result<Call, HttpRefusal> {
     let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
     let settings = Settings::read(&mut call, context)?;
     prompt_of(call, settings, context).map_err(|refusal| refused(&refusal))

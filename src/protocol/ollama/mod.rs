@@ -20,7 +20,7 @@ pub use chat::chat;
 pub use generate::generate;
 pub use models::{ps, pull, show, tags};
 
-use super::api::{self, Refused};
+use super::api::{self, HttpRefusal};
 use super::text::Shown;
 use super::{Code, Refusal};
 use serde::Serialize;
@@ -62,8 +62,8 @@ pub fn version() -> Vec<u8> {
 }
 
 /// A refusal in Ollama's form.
-pub fn refused(refusal: &Refusal) -> Refused {
-    Refused {
+pub fn refused(refusal: &Refusal) -> HttpRefusal {
+    HttpRefusal {
         status: api::status(refusal.code),
         body: error_body(&with_caller_keys(&refusal.message)),
         retry_after_s: api::retry_after_s(refusal),

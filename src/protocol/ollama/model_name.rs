@@ -1,7 +1,7 @@
 //! Names of models in Ollama's form: lower case, no spaces, and a tag behind a colon.
 
 use super::error_body;
-use crate::protocol::api::{ModelCard, Refused};
+use crate::protocol::api::{HttpRefusal, ModelCard};
 use crate::protocol::text::Shown;
 
 /// The tag of a name that has none.
@@ -18,7 +18,7 @@ pub(super) fn listed(model: &ModelCard) -> String {
 
 /// Checks that a call names the model that is loaded: in any case, with or without the tag `latest`, or as the daemon's
 /// other interfaces show it.
-pub(super) fn check(asked: &str, model: &ModelCard) -> Result<(), Refused> {
+pub(super) fn check(asked: &str, model: &ModelCard) -> Result<(), HttpRefusal> {
     let name = listed(model);
     let with_tag = match split_tag(asked) {
         (base, None | Some("")) => format!("{base}:{DEFAULT_TAG}"),
@@ -32,7 +32,7 @@ pub(super) fn check(asked: &str, model: &ModelCard) -> Result<(), Refused> {
          daemon's configuration",
         Shown(asked)
     );
-    Err(Refused { status: 404, body: error_body(&message), retry_after_s: None })
+    Err(HttpRefusal { status: 404, body: error_body(&message), retry_after_s: None })
 }
 
 /// A name, and its tag where it has one. A colon before a slash belongs to a registry's address.

@@ -3,7 +3,7 @@
 use super::settings::CallKeys;
 use super::timestamp::rfc3339;
 use super::{JSON, NDJSON, line, model_name, refused, written};
-use crate::protocol::api::{Call, ModelCard, Refused};
+use crate::protocol::api::{Call, HttpRefusal, ModelCard};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::{Duration, SystemTime};
@@ -107,7 +107,7 @@ pub fn ps(model: &ModelCard, now: SystemTime) -> Vec<u8> {
 }
 
 /// `POST /api/show`: one model in detail.
-pub fn show(body: &[u8], model: &ModelCard) -> Result<Vec<u8>, Refused> {
+pub fn show(body: &[u8], model: &ModelCard) -> Result<Vec<u8>, HttpRefusal> {
     called_model(body, model)?;
     let name = model_name::listed(model);
     let architecture = model.architecture.as_str();
@@ -130,7 +130,7 @@ pub fn show(body: &[u8], model: &ModelCard) -> Result<Vec<u8>, Refused> {
 }
 
 /// `POST /api/pull`: the model that is loaded is there already, and no other is downloaded.
-pub fn pull(body: &[u8], model: &ModelCard) -> Result<Call, Refused> {
+pub fn pull(body: &[u8], model: &ModelCard) -> Result<Call, HttpRefusal> {
     let mut call = called_model(body, model)?;
     let is_streamed = call.flag("stream", true).map_err(|refusal| refused(&refusal))?;
     let success = PullStatus::new("success");
@@ -149,7 +149,7 @@ pub fn pull(body: &[u8], model: &ModelCard) -> Result<Call, Refused> {
 }
 
 /// The keys of a call, once it is clear that it is about the model that is loaded.
-fn called_model(body: &[u8], model: &ModelCard) -> Result<CallKeys, Refused> {
+fn called_model(body: &[u8], model: &ModelCard) -> Result<CallKeys, HttpRefusal> {
     let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
     let asked = call.model().map_err(|refusal| refused(&refusal))?;
     model_name::check(&asked, model)?;

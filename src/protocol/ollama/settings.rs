@@ -3,7 +3,7 @@
 
 use super::answer::{OllamaEncoder, Route};
 use super::{JSON, conversation, invalid, keep_alive, line, model_name, options, refused, schema};
-use crate::protocol::api::{Ask, Call, CallContext, MAX_BODY, Refused};
+use crate::protocol::api::{Call, CallContext, HttpRefusal, MAX_BODY, TranslatedRequest};
 use crate::protocol::text::Shown;
 use crate::protocol::{Refusal, json};
 use serde_json::{Map, Value};
@@ -81,7 +81,7 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Translates the keys that both calls have.
-    pub fn read(call: &mut CallKeys, context: &CallContext) -> Result<Self, Refused> {
+    pub fn read(call: &mut CallKeys, context: &CallContext) -> Result<Self, HttpRefusal> {
         let model = call.model().map_err(|refusal| refused(&refusal))?;
         model_name::check(&model, &context.model)?;
         Self::of_model(model, call, context).map_err(|refusal| refused(&refusal))
@@ -121,7 +121,7 @@ impl Settings {
         let request = json::translated(self.keys)?;
         let encoder = Box::new(OllamaEncoder::new(route, self.model, context.now, self.stream));
         let ignored_keys = call.ignored + call.keys.len() as u32;
-        Ok(Call::Ask(Box::new(Ask { request, encoder, ignored_keys })))
+        Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder, ignored_keys })))
     }
 }
 

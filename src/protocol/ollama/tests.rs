@@ -1,6 +1,6 @@
 use super::*;
 use crate::external_text::JsonValue;
-use crate::protocol::api::{Ask, Call, CallContext, ModelCard};
+use crate::protocol::api::{Call, CallContext, ModelCard, TranslatedRequest};
 use crate::protocol::{
     AnswerDetails, Done, Event, FinishReason, Input, LikelyToken, Method, Request, RequestEnergy,
     ResponseFormat, Role, Timings, TokenLogprob, ToolCall, Usage,
@@ -43,15 +43,15 @@ fn context() -> CallContext {
     CallContext { model: Arc::new(card()), id: "call-1".into(), now: now() }
 }
 
-fn chat_call(body: Value) -> Result<Call, Refused> {
+fn chat_call(body: Value) -> Result<Call, HttpRefusal> {
     chat(body.to_string().as_bytes(), &context())
 }
 
-fn generate_call(body: Value) -> Result<Call, Refused> {
+fn generate_call(body: Value) -> Result<Call, HttpRefusal> {
     generate(body.to_string().as_bytes(), &context())
 }
 
-fn asked(call: Result<Call, Refused>) -> Ask {
+fn asked(call: Result<Call, HttpRefusal>) -> TranslatedRequest {
     match call {
         Ok(Call::Ask(ask)) => *ask,
         Ok(Call::Answer { body, .. }) => panic!("answered: {}", String::from_utf8_lossy(&body)),
@@ -59,7 +59,7 @@ fn asked(call: Result<Call, Refused>) -> Ask {
     }
 }
 
-fn message_of(refused: &Refused) -> String {
+fn message_of(refused: &HttpRefusal) -> String {
     json(&refused.body)["error"].as_str().expect("a message").to_owned()
 }
 

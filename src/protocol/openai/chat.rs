@@ -4,7 +4,7 @@ use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat_answer::ChatEncoder;
 use super::content;
 use crate::protocol::Refusal;
-use crate::protocol::api::{Ask, Call, CallContext};
+use crate::protocol::api::{Call, CallContext, TranslatedRequest};
 use crate::protocol::text::Shown;
 use serde_json::Value;
 
@@ -46,7 +46,7 @@ pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refu
     keys.ignored += ignored;
     let (request, ignored_keys) = keys.request(context)?;
     let encoder = ChatEncoder::new(context, &request, one_call, include_usage);
-    Ok(Call::Ask(Box::new(Ask { request, encoder: Box::new(encoder), ignored_keys })))
+    Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 
 /// `modalities` may be `["text"]`.

@@ -10,7 +10,7 @@ use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat::without_nulls;
 use super::completion_logprobs::CompletionLogprobs;
 use super::errors::error;
-use crate::protocol::api::{AnswerEncoder, Ask, Call, CallContext};
+use crate::protocol::api::{AnswerEncoder, Call, CallContext, TranslatedRequest};
 use crate::protocol::{Done, Event, Refusal, Request, TokenLogprob};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> 
     let include_usage = keys.include_usage()?;
     let (request, ignored_keys) = keys.request(context)?;
     let encoder = CompletionEncoder::new(context, &request, include_usage);
-    Ok(Call::Ask(Box::new(Ask { request, encoder: Box::new(encoder), ignored_keys })))
+    Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 
 /// One text, which may be the only one of a list.

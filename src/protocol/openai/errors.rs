@@ -1,7 +1,7 @@
 //! Refusals in OpenAI's form: `{"error":{"message","type","param","code"}}`.
 
 use super::answer::bytes;
-use crate::protocol::api::{Refused, retry_after_s, status};
+use crate::protocol::api::{HttpRefusal, retry_after_s, status};
 use crate::protocol::{Code, Refusal};
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ const RATE_LIMIT: &str = "rate_limit_error";
 const SERVER: &str = "server_error";
 
 /// The answer to a call that is refused.
-pub fn refused(refusal: &Refusal) -> Refused {
-    Refused {
+pub fn refused(refusal: &Refusal) -> HttpRefusal {
+    HttpRefusal {
         status: status(refusal.code),
         body: bytes(&error(refusal)),
         retry_after_s: retry_after_s(refusal),

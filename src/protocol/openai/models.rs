@@ -2,7 +2,7 @@
 
 use super::answer::{bytes, unix_seconds};
 use super::errors::object;
-use crate::protocol::api::{ModelCard, Refused};
+use crate::protocol::api::{HttpRefusal, ModelCard};
 use crate::protocol::text::Shown;
 use serde_json::{Value, json};
 
@@ -15,13 +15,13 @@ pub fn models(model: &ModelCard) -> Vec<u8> {
 ///
 /// # Errors
 /// A name that is not that of the model.
-pub fn model(model: &ModelCard, name: &str) -> Result<Vec<u8>, Refused> {
+pub fn model(model: &ModelCard, name: &str) -> Result<Vec<u8>, HttpRefusal> {
     if name == model.name {
         return Ok(bytes(&card(model)));
     }
     let message = format!("model: no {} here; {} is the one that is loaded", Shown(name), model.name);
     let error = object("invalid_request_error", Some("model_not_found"), Some("model"), &message);
-    Err(Refused { status: 404, body: bytes(&error), retry_after_s: None })
+    Err(HttpRefusal { status: 404, body: bytes(&error), retry_after_s: None })
 }
 
 fn card(model: &ModelCard) -> Value {

@@ -2,7 +2,7 @@
 //!
 //! Deliberately knows no API: the encoder writes the events.
 
-use super::slots::Slot;
+use super::slots::HttpSlot;
 use crate::protocol::api::AnswerEncoder;
 use crate::protocol::{Event, RequestId};
 use crate::transport::Cancel;
@@ -46,7 +46,7 @@ pub(super) struct CallGuard {
     pub cancel: Cancel,
     pub in_flight: Arc<InFlight>,
     /// The slot of a request that is on its way to the model.
-    pub slot: Option<Slot>,
+    pub slot: Option<HttpSlot>,
 }
 
 impl CallGuard {

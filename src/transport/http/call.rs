@@ -5,11 +5,10 @@
 use super::HttpContext;
 use super::access::{AccessDenied, AccessRules};
 use super::answer_body::{AnswerBody, CallGuard, EventBody};
-use super::connection::HttpPeer;
 use super::response::{self, HttpResponse, JSON, TEXT};
-use super::routes::{self, Route};
-use super::slots::Slot;
-use crate::protocol::api::{Ask, Call, CallContext, Refused};
+use super::routes::{self, HttpRoute};
+use super::slots::HttpSlot;
+use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::{Code, Event, Refusal, ollama, openai};
 use crate::telemetry::{HttpApi, prometheus};
 use crate::transport::in_flight::InFlight;
@@ -24,6 +23,17 @@ use tokio::sync::mpsc;
 /// Capacity of the event channel of one request: about ten seconds of tokens on a small device. A client that reads more
 /// slowly has its request cancelled.
 const EVENTS: usize = 256;
+
+/// The client of a connection.
+#[derive(Debug, Clone)]
+pub struct HttpPeer {
+    /// Who it is, as the log shows it.
+    pub client: String,
+    /// The key under which its requests wait for their turn.
+    pub queue_key: String,
+    /// Whether it came over TCP, where host names and tokens are checked.
+    pub is_tcp: bool,
+}
 
 /// The client of a connection, and what its calls need.
 pub(super) struct Caller {
@@ -45,7 +55,7 @@ impl Caller {
         let api = routes::api(head.uri.path());
         self.context.0.telemetry.http.called(api);
         let route = routes::route(&head.method, head.uri.path());
-        let is_public = route.as_ref().is_ok_and(Route::is_public);
+        let is_public = route.as_ref().is_ok_and(HttpRoute::is_public);
         let checked = match &self.rules {
             Ok(rules) => rules.check(&head.method, &head.uri, &head.headers, is_public),
             Err(reason) => {
@@ -75,7 +85,7 @@ impl Caller {
     async fn dispatch(
         &self,
         api: HttpApi,
-        route: Route,
+        route: HttpRoute,
         body: Incoming,
         call: CallGuard,
         received: Instant,
@@ -83,22 +93,22 @@ impl Caller {
         let shared = &self.context.0;
         let model = &shared.model;
         match route {
-            Route::Health => self.health(),
-            Route::Metrics => {
+            HttpRoute::Health => self.health(),
+            HttpRoute::Metrics => {
                 let text = prometheus::render(&shared.telemetry, SystemTime::now());
                 response::response(200, prometheus::CONTENT_TYPE, text.into_bytes())
             }
-            Route::Root => response::response(200, TEXT, b"bitnetd is running\n".to_vec()),
-            Route::Models => response::response(200, JSON, openai::models(model)),
-            Route::Model(name) => known(openai::model(model, &name)),
-            Route::OllamaTags => response::response(200, JSON, ollama::tags(model)),
-            Route::OllamaPs => response::response(200, JSON, ollama::ps(model, SystemTime::now())),
-            Route::OllamaVersion => response::response(200, JSON, ollama::version()),
+            HttpRoute::Root => response::response(200, TEXT, b"bitnetd is running\n".to_vec()),
+            HttpRoute::Models => response::response(200, JSON, openai::models(model)),
+            HttpRoute::Model(name) => known(openai::model(model, &name)),
+            HttpRoute::OllamaTags => response::response(200, JSON, ollama::tags(model)),
+            HttpRoute::OllamaPs => response::response(200, JSON, ollama::ps(model, SystemTime::now())),
+            HttpRoute::OllamaVersion => response::response(200, JSON, ollama::version()),
             route if route.is_asking() => {
                 self.ask(api, &route, body, call, received).await.unwrap_or_else(response::refused)
             }
             route => match shared.bodies.read(body).await {
-                Ok(body) if route == Route::OllamaShow => known(ollama::show(&body.bytes, model)),
+                Ok(body) if route == HttpRoute::OllamaShow => known(ollama::show(&body.bytes, model)),
                 Ok(body) => match ollama::pull(&body.bytes, model) {
                     Ok(Call::Answer { content_type, body }) => response::response(200, content_type, body),
                     Ok(Call::Ask(_)) => response::error(api, 500, "internal", "a fault of the daemon"),
@@ -130,11 +140,11 @@ impl Caller {
     async fn ask(
         &self,
         api: HttpApi,
-        route: &Route,
+        route: &HttpRoute,
         body: Incoming,
         mut guard: CallGuard,
         received: Instant,
-    ) -> Result<HttpResponse, Refused> {
+    ) -> Result<HttpResponse, HttpRefusal> {
         let refuse = |refusal: Refusal| match api {
             HttpApi::OpenAi => openai::refused(&refusal),
             HttpApi::Ollama | HttpApi::Own => ollama::refused(&refusal),
@@ -153,11 +163,11 @@ impl Caller {
     /// Waits for a slot, then reads the body and translates it.
     async fn read_call(
         &self,
-        route: &Route,
+        route: &HttpRoute,
         body: Incoming,
         guard: &mut CallGuard,
-        refuse: impl Fn(Refusal) -> Refused,
-    ) -> Result<Call, Refused> {
+        refuse: impl Fn(Refusal) -> HttpRefusal,
+    ) -> Result<Call, HttpRefusal> {
         guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
         let body = self.context.0.bodies.read(body).await.map_err(&refuse)?;
         let context = CallContext {
@@ -167,16 +177,16 @@ impl Caller {
         };
         let bytes = &body.bytes;
         match route {
-            Route::ChatCompletions => openai::chat_completions(bytes, &context).map_err(refuse),
-            Route::Completions => openai::completions(bytes, &context).map_err(refuse),
-            Route::Responses => openai::responses(bytes, &context).map_err(refuse),
-            Route::OllamaGenerate => ollama::generate(bytes, &context),
+            HttpRoute::ChatCompletions => openai::chat_completions(bytes, &context).map_err(refuse),
+            HttpRoute::Completions => openai::completions(bytes, &context).map_err(refuse),
+            HttpRoute::Responses => openai::responses(bytes, &context).map_err(refuse),
+            HttpRoute::OllamaGenerate => ollama::generate(bytes, &context),
             _ => ollama::chat(bytes, &context),
         }
     }
 
     /// Waits until the model is loaded and a slot is free.
-    async fn wait_for_slot(&self) -> Result<Slot, Refusal> {
+    async fn wait_for_slot(&self) -> Result<HttpSlot, Refusal> {
         let shared = &self.context.0;
         tokio::select! {
             biased;
@@ -187,12 +197,12 @@ impl Caller {
 
     async fn send(
         &self,
-        ask: Ask,
+        ask: TranslatedRequest,
         guard: CallGuard,
         received: Instant,
-        refuse: impl Fn(Refusal) -> Refused,
-    ) -> Result<HttpResponse, Refused> {
-        let Ask { request, mut encoder, .. } = ask;
+        refuse: impl Fn(Refusal) -> HttpRefusal,
+    ) -> Result<HttpResponse, HttpRefusal> {
+        let TranslatedRequest { request, mut encoder, .. } = ask;
         let (sender, mut events) = mpsc::channel(EVENTS);
         let (id, cancel) = (guard.id.clone(), guard.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
@@ -235,7 +245,7 @@ impl Caller {
 }
 
 /// A page about the model.
-fn known(page: Result<Vec<u8>, Refused>) -> HttpResponse {
+fn known(page: Result<Vec<u8>, HttpRefusal>) -> HttpResponse {
     match page {
         Ok(body) => response::response(200, JSON, body),
         Err(refused) => response::refused(refused),

@@ -4,7 +4,7 @@
 
 use super::HttpContext;
 use super::access::{AccessRules, tokens};
-use super::call::Caller;
+use super::call::{Caller, HttpPeer};
 use super::write_deadline::WriteDeadline;
 use crate::transport::in_flight::InFlight;
 use crate::transport::named_file;
@@ -33,17 +33,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The methods of HTTP (RFC 9110, section 9, and RFC 5789), with the space that follows.
 const METHODS: [&[u8]; 9] =
     [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
-
-/// The client of a connection.
-#[derive(Debug, Clone)]
-pub struct HttpPeer {
-    /// Who it is, as the log shows it.
-    pub client: String,
-    /// The key under which its requests wait for their turn.
-    pub queue_key: String,
-    /// Whether it came over TCP, where host names and tokens are checked.
-    pub is_tcp: bool,
-}
 
 /// Whether the client of a new connection speaks HTTP: its first word is a method. The bytes stay unread. No line of JSON
 /// begins with a capital letter.

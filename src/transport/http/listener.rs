@@ -3,7 +3,8 @@
 //! Deliberately knows nothing of what the clients send.
 
 use super::HttpContext;
-use super::connection::{HttpPeer, serve};
+use super::call::HttpPeer;
+use super::connection::serve;
 use crate::transport::BacklogPolicy;
 use crate::transport::in_flight::InFlight;
 use crate::transport::open_connections::OpenConnections;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Most clients connected at once. The connection that has been idle longest makes room for another.
+/// Most clients connected at once. The connection that has been idle longest is closed for another.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Most of them from one address, so that one device cannot keep all others out.
 const MAX_OF_ADDRESS: usize = 48;

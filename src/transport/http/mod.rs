@@ -16,7 +16,8 @@ mod routes;
 mod slots;
 mod write_deadline;
 
-pub use connection::{HttpPeer, is_http, serve};
+pub use call::HttpPeer;
+pub use connection::{is_http, serve};
 pub use listener::{MAX_CONNECTIONS, run};
 
 use super::Inbound;

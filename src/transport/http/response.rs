@@ -5,7 +5,7 @@
 use super::access::AccessDenied;
 use super::answer_body::AnswerBody;
 use super::routes::NoRoute;
-use crate::protocol::api::Refused;
+use crate::protocol::api::HttpRefusal;
 use crate::protocol::{Refusal, ollama, openai};
 use crate::telemetry::HttpApi;
 use hyper::header::{
@@ -50,7 +50,7 @@ pub(super) fn refusal(api: HttpApi, refusal: &Refusal) -> HttpResponse {
 }
 
 /// A refusal that has the form of its API already.
-pub(super) fn refused(refused: Refused) -> HttpResponse {
+pub(super) fn refused(refused: HttpRefusal) -> HttpResponse {
     let mut response = response(refused.status, JSON, refused.body);
     if let Some(seconds) = refused.retry_after_s {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());

@@ -7,7 +7,7 @@ use hyper::Method;
 
 /// What a call asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Route {
+pub(super) enum HttpRoute {
     /// `GET /health`
     Health,
     /// `GET /metrics`
@@ -49,21 +49,21 @@ pub(super) enum NoRoute {
     Method(&'static str),
 }
 
-impl Route {
+impl HttpRoute {
     /// Whether it needs no token: it tells nothing but whether the daemon is well.
     pub fn is_public(&self) -> bool {
-        *self == Route::Health
+        *self == HttpRoute::Health
     }
 
     /// Whether the model answers it, or may.
     pub fn is_asking(&self) -> bool {
         matches!(
             self,
-            Route::ChatCompletions
-                | Route::Completions
-                | Route::Responses
-                | Route::OllamaChat
-                | Route::OllamaGenerate
+            HttpRoute::ChatCompletions
+                | HttpRoute::Completions
+                | HttpRoute::Responses
+                | HttpRoute::OllamaChat
+                | HttpRoute::OllamaGenerate
         )
     }
 }
@@ -78,24 +78,24 @@ pub(super) fn api(path: &str) -> HttpApi {
 }
 
 /// The route of a call.
-pub(super) fn route(method: &Method, path: &str) -> Result<Route, NoRoute> {
+pub(super) fn route(method: &Method, path: &str) -> Result<HttpRoute, NoRoute> {
     let (route, is_post) = match path {
-        "/health" => (Route::Health, false),
-        "/metrics" => (Route::Metrics, false),
-        "/" => (Route::Root, false),
-        "/v1/chat/completions" => (Route::ChatCompletions, true),
-        "/v1/completions" => (Route::Completions, true),
-        "/v1/responses" => (Route::Responses, true),
-        "/v1/models" => (Route::Models, false),
-        "/api/chat" => (Route::OllamaChat, true),
-        "/api/generate" => (Route::OllamaGenerate, true),
-        "/api/tags" => (Route::OllamaTags, false),
-        "/api/show" => (Route::OllamaShow, true),
-        "/api/ps" => (Route::OllamaPs, false),
-        "/api/version" => (Route::OllamaVersion, false),
-        "/api/pull" => (Route::OllamaPull, true),
+        "/health" => (HttpRoute::Health, false),
+        "/metrics" => (HttpRoute::Metrics, false),
+        "/" => (HttpRoute::Root, false),
+        "/v1/chat/completions" => (HttpRoute::ChatCompletions, true),
+        "/v1/completions" => (HttpRoute::Completions, true),
+        "/v1/responses" => (HttpRoute::Responses, true),
+        "/v1/models" => (HttpRoute::Models, false),
+        "/api/chat" => (HttpRoute::OllamaChat, true),
+        "/api/generate" => (HttpRoute::OllamaGenerate, true),
+        "/api/tags" => (HttpRoute::OllamaTags, false),
+        "/api/show" => (HttpRoute::OllamaShow, true),
+        "/api/ps" => (HttpRoute::OllamaPs, false),
+        "/api/version" => (HttpRoute::OllamaVersion, false),
+        "/api/pull" => (HttpRoute::OllamaPull, true),
         path => match path.strip_prefix("/v1/models/") {
-            Some(name) if !name.is_empty() => (Route::Model(percent_decoded(name)), false),
+            Some(name) if !name.is_empty() => (HttpRoute::Model(percent_decoded(name)), false),
             _ => return Err(NoRoute::NotFound),
         },
     };
@@ -124,11 +124,11 @@ mod tests {
 
     #[test]
     fn a_path_has_its_methods() {
-        assert_eq!(route(&Method::GET, "/health"), Ok(Route::Health));
-        assert_eq!(route(&Method::HEAD, "/metrics"), Ok(Route::Metrics));
+        assert_eq!(route(&Method::GET, "/health"), Ok(HttpRoute::Health));
+        assert_eq!(route(&Method::HEAD, "/metrics"), Ok(HttpRoute::Metrics));
         assert_eq!(route(&Method::POST, "/metrics"), Err(NoRoute::Method("GET, HEAD")));
         assert_eq!(route(&Method::GET, "/v1/chat/completions"), Err(NoRoute::Method("POST")));
-        assert_eq!(route(&Method::POST, "/api/chat"), Ok(Route::OllamaChat));
+        assert_eq!(route(&Method::POST, "/api/chat"), Ok(HttpRoute::OllamaChat));
         for path in ["/metrics/", "/Metrics", "", "*", "/health/../metrics", "/v1", "/v1/models/", "/v1/x"] {
             assert_eq!(route(&Method::GET, path), Err(NoRoute::NotFound), "{path}");
         }
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn a_model_is_named_in_the_path() {
         let model = |path| route(&Method::GET, path);
-        assert_eq!(model("/v1/models/a%20b%2Fc"), Ok(Route::Model("a b/c".into())));
-        assert_eq!(model("/v1/models/a/b%"), Ok(Route::Model("a/b%".into())));
-        assert_eq!(model("/v1/models/%f0%"), Ok(Route::Model("\u{fffd}%".into())));
+        assert_eq!(model("/v1/models/a%20b%2Fc"), Ok(HttpRoute::Model("a b/c".into())));
+        assert_eq!(model("/v1/models/a/b%"), Ok(HttpRoute::Model("a/b%".into())));
+        assert_eq!(model("/v1/models/%f0%"), Ok(HttpRoute::Model("\u{fffd}%".into())));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(super) struct Slots {
 
 /// A slot, free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct HttpSlot {
     _of_all: OwnedSemaphorePermit,
     // Dropped last: the client's semaphore lives as long as one of its requests.
     _of_client: OwnedSemaphorePermit,
@@ -31,11 +31,11 @@ impl Slots {
     }
 
     /// Waits for a slot.
-    pub async fn take(&self, client: &str) -> Slot {
+    pub async fn take(&self, client: &str) -> HttpSlot {
         let own = self.of(client);
         let of_client = own.acquire_owned().await.expect("it is never closed");
         let of_all = Arc::clone(&self.all).acquire_owned().await.expect("it is never closed");
-        Slot { _of_all: of_all, _of_client: of_client }
+        HttpSlot { _of_all: of_all, _of_client: of_client }
     }
 
     fn of(&self, client: &str) -> Arc<Semaphore> {

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use bitnetd::protocol::api::{Ask, Call, CallContext, MAX_BODY, ModelCard, Refused};
+use bitnetd::protocol::api::{TranslatedRequest, Call, CallContext, MAX_BODY, ModelCard, HttpRefusal};
 use bitnetd::protocol::ollama;
 use bitnetd::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, Input, Refusal, Timings, Usage,
@@ -48,7 +48,7 @@ fn card(bytes: &[u8]) -> ModelCard {
     }
 }
 
-fn check_call(bytes: &[u8], call: Result<Call, Refused>) {
+fn check_call(bytes: &[u8], call: Result<Call, HttpRefusal>) {
     match call {
         Ok(Call::Answer { body, .. }) => check_lines(&body),
         Ok(Call::Ask(ask)) => check_ask(bytes, *ask),
@@ -86,7 +86,7 @@ fn done(text: String) -> Done {
     }
 }
 
-fn check_refused(bytes: &[u8], refused: &Refused) {
+fn check_refused(bytes: &[u8], refused: &HttpRefusal) {
     assert!((400..500).contains(&refused.status), "{}", refused.status);
     let message = object(&refused.body)["error"].as_str().expect("a message").to_owned();
     assert!(message.len() < 2 * bytes.len() + 1000, "longer than what it is about");

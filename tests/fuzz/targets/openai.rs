@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use bitnetd::protocol::api::{Ask, Call, CallContext, MAX_BODY, ModelCard};
+use bitnetd::protocol::api::{TranslatedRequest, Call, CallContext, MAX_BODY, ModelCard};
 use bitnetd::protocol::{
     AnswerDetails, Choice, Code, Done, Event, FinishReason, LikelyToken, Refusal, Timings, TokenLogprob, ToolCall, Usage,
     json, openai,

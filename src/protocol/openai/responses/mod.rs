@@ -7,7 +7,7 @@ use super::call_keys::{OpenAiKeys, invalid, whole};
 use super::chat::{check_tool_choice, without_nulls};
 use super::content::only;
 use crate::protocol::Refusal;
-use crate::protocol::api::{Ask, Call, CallContext};
+use crate::protocol::api::{Call, CallContext, TranslatedRequest};
 use crate::protocol::text::Shown;
 use answer::{Echo, ResponseEncoder};
 use items::Conversation;
@@ -44,7 +44,7 @@ pub fn responses(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
     let (request, ignored_keys) =
         keys.request(context).map_err(|refusal| in_words_of_responses(refusal, &conversation.places))?;
     let encoder = ResponseEncoder::new(context, &request, echo);
-    Ok(Call::Ask(Box::new(Ask { request, encoder: Box::new(encoder), ignored_keys })))
+    Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 
 /// `text.format`, whose keys lie one level higher than in `response_format`.

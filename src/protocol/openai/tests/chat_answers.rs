@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn chat(keys: Value) -> Ask {
+fn chat(keys: Value) -> TranslatedRequest {
     ask(chat_completions, &with(json!({ "messages": [{ "role": "user", "content": "hi" }] }), keys))
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::protocol::Input;
 
-fn complete(keys: Value) -> Ask {
+fn complete(keys: Value) -> TranslatedRequest {
     ask(completions, &with(json!({ "model": "any", "prompt": "hi" }), keys))
 }
 

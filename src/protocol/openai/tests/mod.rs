@@ -8,7 +8,7 @@ mod responses;
 
 use super::*;
 use crate::external_text::JsonValue;
-use crate::protocol::api::{Ask, Call, CallContext, ModelCard};
+use crate::protocol::api::{Call, CallContext, ModelCard, TranslatedRequest};
 use crate::protocol::{
     AnswerDetails, Choice, Done, Event, FinishReason, LikelyToken, Refusal, Timings, TokenLogprob, ToolCall,
     Usage,
@@ -38,7 +38,7 @@ fn context() -> CallContext {
     CallContext { model: Arc::new(card()), id: "7".into(), now }
 }
 
-fn ask(route: Route, body: &Value) -> Ask {
+fn ask(route: Route, body: &Value) -> TranslatedRequest {
     match route(body.to_string().as_bytes(), &context()) {
         Ok(Call::Ask(ask)) => *ask,
         other => panic!("{body}: {other:?}"),
@@ -93,13 +93,13 @@ fn token_with_logprob(text: &str, logprob: f32) -> Event {
     Event::Token { id: "7".into(), text: text.into(), index: None, logprobs }
 }
 
-fn whole(ask: &mut Ask, done: &Done) -> Value {
+fn whole(ask: &mut TranslatedRequest, done: &Done) -> Value {
     assert_eq!(ask.encoder.stream_type(), None);
     serde_json::from_slice(&ask.encoder.whole(done)).expect("JSON")
 }
 
 /// The events of a stream, each with its name where it has one.
-fn streamed(ask: &mut Ask, events: &[Event]) -> Vec<(Option<String>, Value)> {
+fn streamed(ask: &mut TranslatedRequest, events: &[Event]) -> Vec<(Option<String>, Value)> {
     assert_eq!(ask.encoder.stream_type(), Some("text/event-stream"));
     let mut stream = ask.encoder.begin();
     events.iter().for_each(|event| stream.extend(ask.encoder.event(event)));
@@ -120,7 +120,7 @@ fn streamed(ask: &mut Ask, events: &[Event]) -> Vec<(Option<String>, Value)> {
 }
 
 /// The data of a stream whose events have no names, and whose last is the end.
-fn chunks(ask: &mut Ask, events: &[Event]) -> Vec<Value> {
+fn chunks(ask: &mut TranslatedRequest, events: &[Event]) -> Vec<Value> {
     let mut chunks: Vec<Value> = streamed(ask, events)
         .into_iter()
         .map(|(name, data)| {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::protocol::{Code, Input, Message, ResponseFormat, Role, ToolChoice};
 
-fn respond(keys: Value) -> Ask {
+fn respond(keys: Value) -> TranslatedRequest {
     ask(responses, &with(json!({ "model": "any", "input": "hi" }), keys))
 }
 
