@@ -30,7 +30,7 @@ fn model() -> ModelCard {
         bytes: 1,
         digest: "0".repeat(64),
         modified: SystemTime::UNIX_EPOCH,
-        context: 512,
+        context: 8192,
         template: String::new(),
     }
 }

@@ -7,7 +7,7 @@ mod socket_file;
 
 use crate::http;
 use bitnetd::config::Socket;
-use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, Timings, Usage};
+use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, RequestId, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::transport::BacklogPolicy;
 use bitnetd::transport::unix::{self, ConnectionContext, SocketFile};
@@ -203,9 +203,9 @@ async fn flood(inbound: &Inbound) -> FinishReason {
     FinishReason::Cancelled
 }
 
-fn done(id: &str, text: &str, finish_reason: FinishReason) -> Event {
+fn done(id: &RequestId, text: &str, finish_reason: FinishReason) -> Event {
     Event::Done(Box::new(Done {
-        id: id.into(),
+        id: id.clone(),
         text: text.to_owned(),
         finish_reason,
         usage: Usage::default(),
