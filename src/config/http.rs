@@ -61,7 +61,7 @@ pub(super) fn checked(
         );
         return Err(KeyError("http", "origins", reason));
     }
-    let body_kb = within("http", "body_kb", body_kb.unwrap_or(1024), 64..=16_384)?;
+    let body_kb = within("http", "body_kb", body_kb.unwrap_or(1024), 64..=1024)?;
     Ok(Http {
         listen,
         token_file,
@@ -122,7 +122,7 @@ mod tests {
             ("hosts = [\"http://a\"]", "http.hosts: \"http://a\" is no host name"),
             ("origins = [\"https://a/b\"]", "http.origins: \"https://a/b\" is no origin"),
             ("origins = [\"a\"]", "http.origins: "),
-            ("body_kb = 1", "http.body_kb: 1 is outside 64 to 16384"),
+            ("body_kb = 1", "http.body_kb: 1 is outside 64 to 1024"),
         ] {
             let message = error(&format!("[http]\n{keys}"));
             assert!(message.contains(expected), "{keys}: {message}");

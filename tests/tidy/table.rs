@@ -29,6 +29,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/perplexity", &["engine::error", "engine::session"]),
     ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.
+    ("engine/description",  &["engine"]),
     ("engine/mod",       &["engine"]),
     ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
