@@ -161,13 +161,13 @@ impl MemoryPlan {
         configured: Option<usize>,
         clients: ClientMemory,
         budget: MemoryBudget,
-    ) -> Result<Self, TooLarge> {
+    ) -> Result<Self, Box<TooLarge>> {
         let wanted = configured.unwrap_or(models_own);
         let least = if configured.is_some() { wanted } else { wanted.min(MIN_CONTEXT) };
         let mut plan =
             MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
         if plan.total() > budget.bytes {
-            return Err(TooLarge { plan, is_context_configured: configured.is_some() });
+            return Err(Box::new(TooLarge { plan, is_context_configured: configured.is_some() }));
         }
         // Structured output comes before a longer context, but not before the model itself.
         let left = budget.bytes - plan.total();
@@ -298,7 +298,7 @@ mod tests {
     const CLIENTS: ClientMemory =
         ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, home: 0 };
 
-    fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, TooLarge> {
+    fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
         MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })
     }
 

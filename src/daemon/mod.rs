@@ -130,7 +130,7 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
     let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
-    plan.map_err(|error| DaemonError::Budget(Box::new(error))).map(|plan| (file, plan))
+    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
 /// Runs until `stop` is cancelled or a signal requests a stop. `ready` is sent when the transports are listening
