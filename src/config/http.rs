@@ -11,6 +11,9 @@ use std::path::PathBuf;
 /// The name of the token's credential in the systemd unit.
 const TOKEN_CREDENTIAL: &str = "http-token";
 
+/// The smallest limit of a body: as long as a request over the other interfaces may be.
+const LEAST_BODY_KB: u64 = 64;
+
 /// The HTTP interface. On the Unix socket it is always on; on TCP where `listen` or a `.socket` unit says so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Http {
@@ -26,6 +29,8 @@ pub struct Http {
     pub origins: Vec<String>,
     /// Maximum length of a request's body in bytes.
     pub body_bytes: usize,
+    /// The shortest limit that memory may enforce instead: the same where the owner set it.
+    pub least_body_bytes: usize,
 }
 
 /// The settings of the HTTP interface.
@@ -61,14 +66,16 @@ pub(super) fn checked(
         );
         return Err(KeyError("http", "origins", reason));
     }
-    let body_kb = within("http", "body_kb", body_kb.unwrap_or(1024), 64..=1024)?;
+    let body_bytes = |kb: u64| Ok((within("http", "body_kb", kb, LEAST_BODY_KB..=1024)? as usize) << 10);
+    let least_body_bytes = body_bytes(body_kb.unwrap_or(LEAST_BODY_KB))?;
     Ok(Http {
         listen,
         token_file,
         credentials: host.credentials_dir.clone(),
         hosts: hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         origins,
-        body_bytes: (body_kb as usize) << 10,
+        body_bytes: body_bytes(body_kb.unwrap_or(1024))?,
+        least_body_bytes,
     })
 }
 

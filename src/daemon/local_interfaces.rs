@@ -5,7 +5,7 @@
 
 use super::INTAKE;
 use super::listeners::Listeners;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::protocol::Refusal;
 use crate::protocol::api::ModelCard;
 use crate::protocol::wyoming::{AnswerKind, ProgramInfo};
@@ -44,10 +44,11 @@ pub(super) struct StopTokens {
 }
 
 impl LocalInterfaces {
-    /// Starts to serve the listeners.
+    /// Starts to serve the listeners. `body_bytes`: the longest body of a call that the memory plan allows.
     pub fn start(
         listeners: Listeners,
         config: &Config,
+        body_bytes: usize,
         model: ModelCard,
         telemetry: &Arc<Telemetry>,
         stop: &StopTokens,
@@ -60,7 +61,7 @@ impl LocalInterfaces {
         let (inbound, requests) = mpsc::channel(INTAKE);
         let loaded = CancellationToken::new();
         let http = HttpContext::new(HttpParts {
-            settings: config.http.clone(),
+            settings: config::Http { body_bytes, ..config.http.clone() },
             device: config.device.id.clone(),
             model,
             slots: config.queue.depth,

@@ -52,8 +52,10 @@ pub struct MemoryPlan {
 pub struct ClientMemory {
     /// All connections of the socket, of HTTP and of Wyoming, each with an unfinished request.
     pub connections: usize,
-    /// The bodies of calls over HTTP.
+    /// The bodies of calls over HTTP, as long as one may be.
     pub http: usize,
+    /// The same with the shortest limit of a body that memory may enforce.
+    pub http_least: usize,
     /// A full queue, with the prompts of the broker link in it.
     pub queue: usize,
     /// The broker link with its buffers; 0 without one.
@@ -100,6 +102,7 @@ impl ClientMemory {
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
             http: http::BODY_FACTOR * config.http.body_bytes,
+            http_least: http::BODY_FACTOR * config.http.least_body_bytes,
             ..clients
         }
     }
@@ -118,6 +121,7 @@ impl ClientMemory {
             queue: queue + handed_over,
             link: link.unwrap_or(0),
             http: 0,
+            http_least: 0,
             home: 0,
         }
     }
@@ -164,17 +168,26 @@ impl MemoryPlan {
     ) -> Result<Self, Box<TooLarge>> {
         let wanted = configured.unwrap_or(models_own);
         let least = if configured.is_some() { wanted } else { wanted.min(MIN_CONTEXT) };
+        let most_http = clients.http;
+        let clients = ClientMemory { http: clients.http_least, ..clients };
         let mut plan =
             MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
         if plan.total() > budget.bytes {
             return Err(Box::new(TooLarge { plan, is_context_configured: configured.is_some() }));
         }
-        // Structured output comes before a longer context, but not before the model itself.
+        // Structured output and long bodies of calls come before a longer context, but not before the model itself.
         let left = budget.bytes - plan.total();
         let left = left.checked_sub(footprint.grammar).unwrap_or(left);
+        plan.clients.http += left.min(most_http - plan.clients.http);
+        let left = left - (plan.clients.http - clients.http_least);
         let more = left / footprint.cache_per_token.max(1);
         plan.context = wanted.min(least + more);
         Ok(plan)
+    }
+
+    /// Maximum length of a call's body over HTTP: the configured one, shortened where memory requires it.
+    pub fn body_bytes(&self) -> usize {
+        self.clients.http / http::BODY_FACTOR
     }
 
     /// All of the plan, the reserve included.
@@ -296,7 +309,7 @@ mod tests {
     };
 
     const CLIENTS: ClientMemory =
-        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, home: 0 };
+        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, http_least: 0, home: 0 };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
         MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })

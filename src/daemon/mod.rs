@@ -159,7 +159,7 @@ pub async fn run(
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
     let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
     let listeners = Listeners::open(passed, &config)?;
-    let interfaces = LocalInterfaces::start(listeners, &config, card, &telemetry, &stop);
+    let interfaces = LocalInterfaces::start(listeners, &config, plan.body_bytes(), card, &telemetry, &stop);
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let home = home::configured(&config).map_err(DaemonError::Setup)?;

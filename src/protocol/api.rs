@@ -77,6 +77,8 @@ pub struct CallContext {
     pub id: String,
     /// When the call arrived.
     pub now: SystemTime,
+    /// Maximum length of its body in bytes, at most [`MAX_BODY`].
+    pub max_body: usize,
 }
 
 /// What the APIs tell of the model that is loaded.

@@ -1,6 +1,6 @@
 //! Translates the calls that a real Home Assistant made through its Ollama integration (`tests/data/home-assistant`).
 
-use bitnetd::protocol::api::{TranslatedRequest, Call, CallContext, ModelCard};
+use bitnetd::protocol::api::{Call, CallContext, MAX_BODY, ModelCard, TranslatedRequest};
 use bitnetd::protocol::{Input, Role, ollama};
 use serde::Deserialize;
 use serde_json::Value;
@@ -36,7 +36,12 @@ fn model() -> ModelCard {
 }
 
 fn asked(body: &str) -> TranslatedRequest {
-    let context = CallContext { model: Arc::new(model()), id: "1".into(), now: SystemTime::UNIX_EPOCH };
+    let context = CallContext {
+        model: Arc::new(model()),
+        id: "1".into(),
+        now: SystemTime::UNIX_EPOCH,
+        max_body: MAX_BODY,
+    };
     match ollama::chat(body.as_bytes(), &context) {
         Ok(Call::Ask(ask)) => *ask,
         Ok(Call::Answer { body, .. }) => panic!("answered: {}", String::from_utf8_lossy(&body)),

@@ -8,7 +8,7 @@ use crate::protocol::api::{Call, CallContext, HttpRefusal};
 
 /// What a call of `/api/chat` asks for.
 pub fn chat(body: &[u8], context: &CallContext) -> Result<Call, HttpRefusal> {
-    let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
+    let mut call = CallKeys::read(body, context.max_body).map_err(|refusal| refused(&refusal))?;
     let settings = Settings::read(&mut call, context)?;
     conversation_of(call, settings, context).map_err(|refusal| refused(&refusal))
 }

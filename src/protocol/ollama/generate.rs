@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 /// What a call of `/api/generate` asks for.
 pub fn generate(body: &[u8], context: &CallContext) -> Result<Call, HttpRefusal> {
-    let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
+    let mut call = CallKeys::read(body, context.max_body).map_err(|refusal| refused(&refusal))?;
     let settings = Settings::read(&mut call, context)?;
     prompt_of(call, settings, context).map_err(|refusal| refused(&refusal))
 }

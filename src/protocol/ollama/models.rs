@@ -4,6 +4,7 @@ use super::settings::CallKeys;
 use super::timestamp::rfc3339;
 use super::{JSON, NDJSON, line, model_name, refused, written};
 use crate::protocol::api::{Call, HttpRefusal, ModelCard};
+use crate::protocol::json::MAX_REQUEST;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::{Duration, SystemTime};
@@ -150,7 +151,7 @@ pub fn pull(body: &[u8], model: &ModelCard) -> Result<Call, HttpRefusal> {
 
 /// The keys of a call, once it is clear that it is about the model that is loaded.
 fn called_model(body: &[u8], model: &ModelCard) -> Result<CallKeys, HttpRefusal> {
-    let mut call = CallKeys::read(body).map_err(|refusal| refused(&refusal))?;
+    let mut call = CallKeys::read(body, MAX_REQUEST).map_err(|refusal| refused(&refusal))?;
     let asked = call.model().map_err(|refusal| refused(&refusal))?;
     model_name::check(&asked, model)?;
     Ok(call)

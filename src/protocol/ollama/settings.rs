@@ -3,7 +3,7 @@
 
 use super::answer::{CallKind, OllamaEncoder};
 use super::{JSON, conversation, invalid, keep_alive, line, model_name, options, refused, schema};
-use crate::protocol::api::{Call, CallContext, HttpRefusal, MAX_BODY, TranslatedRequest};
+use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::text::Shown;
 use crate::protocol::{Refusal, json};
 use serde_json::{Map, Value};
@@ -17,9 +17,9 @@ pub(super) struct CallKeys {
 }
 
 impl CallKeys {
-    /// Reads a call's body.
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
-        Ok(CallKeys { keys: json::body(body, MAX_BODY)?, ignored: 0 })
+    /// Reads a call's body of at most `limit` bytes.
+    pub fn read(body: &[u8], limit: usize) -> Result<Self, Refusal> {
+        Ok(CallKeys { keys: json::body(body, limit)?, ignored: 0 })
     }
 
     /// A value; `null` is the same as none.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::external_text::JsonValue;
-use crate::protocol::api::{Call, CallContext, ModelCard, TranslatedRequest};
+use crate::protocol::api::{Call, CallContext, MAX_BODY, ModelCard, TranslatedRequest};
 use crate::protocol::{
     AnswerDetails, Done, Event, FinishReason, Input, LikelyToken, Method, Request, RequestEnergy,
     ResponseFormat, Role, Timings, TokenLogprob, ToolCall, Usage,
@@ -40,7 +40,7 @@ pub(super) fn body_of(call: Call) -> (&'static str, Vec<u8>) {
 }
 
 fn context() -> CallContext {
-    CallContext { model: Arc::new(card()), id: "call-1".into(), now: now() }
+    CallContext { model: Arc::new(card()), id: "call-1".into(), now: now(), max_body: MAX_BODY }
 }
 
 fn chat_call(body: Value) -> Result<Call, HttpRefusal> {

@@ -1,6 +1,6 @@
 //! The keys of a call: each is taken out and translated to our own, and what is left over is ignored and counted.
 
-use crate::protocol::api::{CallContext, MAX_BODY};
+use crate::protocol::api::CallContext;
 use crate::protocol::{Code, Refusal, Request, json};
 use serde_json::{Map, Value};
 
@@ -33,8 +33,8 @@ pub(super) struct OpenAiKeys {
 
 impl OpenAiKeys {
     /// Reads the body, and translates what is the same in all calls.
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
-        let given = json::body(body, MAX_BODY)?;
+    pub fn read(body: &[u8], context: &CallContext) -> Result<Self, Refusal> {
+        let given = json::body(body, context.max_body)?;
         let given = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let mut keys = OpenAiKeys { given, ours: Map::new(), renamed: Vec::new(), ignored: 0 };
         // One model is loaded, and it answers whatever name is given, as llama.cpp's server does.

@@ -29,7 +29,7 @@ const REFUSED: &[(&str, &str)] = &[
 /// # Errors
 /// A call that is not of the documented form, or that asks for what is not supported.
 pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
-    let mut keys = OpenAiKeys::read(body)?;
+    let mut keys = OpenAiKeys::read(body, context)?;
     keys.refuse(REFUSED)?;
     let prompt = prompt(keys.take("prompt"))?;
     keys.set("prompt", "prompt", prompt);

@@ -174,6 +174,7 @@ impl Caller {
             model: Arc::clone(&self.context.0.model),
             id: guard.id.as_str().to_owned(),
             now: SystemTime::now(),
+            max_body: self.context.0.settings.body_bytes,
         };
         let bytes = &body.bytes;
         match route {

@@ -16,7 +16,7 @@ use std::time::UNIX_EPOCH;
 fuzz_target!(|bytes: &[u8]| {
     let card = card(bytes);
     for model in [ModelCard { name: "home-intents".into(), ..card.clone() }, card] {
-        let context = CallContext { model: Arc::new(model.clone()), id: "f".into(), now: UNIX_EPOCH };
+        let context = CallContext { model: Arc::new(model.clone()), id: "f".into(), now: UNIX_EPOCH, max_body: MAX_BODY };
         check_call(bytes, ollama::chat(bytes, &context));
         check_call(bytes, ollama::generate(bytes, &context));
         check_call(bytes, ollama::pull(bytes, &model));

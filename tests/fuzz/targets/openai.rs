@@ -15,7 +15,7 @@ use std::time::UNIX_EPOCH;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((route, body)) = bytes.split_first() else { return };
-    let context = CallContext { model: Arc::new(card()), id: "7".into(), now: UNIX_EPOCH };
+    let context = CallContext { model: Arc::new(card()), id: "7".into(), now: UNIX_EPOCH, max_body: MAX_BODY };
     let call = match route {
         b'c' => openai::chat_completions(body, &context),
         b'p' => openai::completions(body, &context),

@@ -8,7 +8,7 @@ mod responses;
 
 use super::*;
 use crate::external_text::JsonValue;
-use crate::protocol::api::{Call, CallContext, ModelCard, TranslatedRequest};
+use crate::protocol::api::{Call, CallContext, MAX_BODY, ModelCard, TranslatedRequest};
 use crate::protocol::{
     AnswerDetails, Choice, Done, Event, FinishReason, LikelyToken, Refusal, Timings, TokenLogprob, ToolCall,
     Usage,
@@ -35,7 +35,7 @@ fn card() -> ModelCard {
 
 fn context() -> CallContext {
     let now = UNIX_EPOCH + Duration::from_millis(1_800_000_000_500);
-    CallContext { model: Arc::new(card()), id: "7".into(), now }
+    CallContext { model: Arc::new(card()), id: "7".into(), now, max_body: MAX_BODY }
 }
 
 fn ask(route: Route, body: &Value) -> TranslatedRequest {
