@@ -126,17 +126,19 @@ fn a_bare_unwrap_is_found_outside_tests() {
 
 #[test]
 fn the_other_words_are_found() {
-    assert_eq!(lines(rumqttc_has_one_user, "src/transport/mqtt/link.rs", "use rumqttc::Event;\n"), [1]);
-    assert_eq!(lines(rumqttc_has_one_user, "src/transport/mqtt/link.rs", "use rustls::Error;\n"), [1]);
+    assert_eq!(lines(libraries_have_one_user, "src/transport/mqtt/link.rs", "use rumqttc::Event;\n"), [1]);
+    assert_eq!(lines(libraries_have_one_user, "src/transport/mqtt/link.rs", "use rustls::Error;\n"), [1]);
     assert_eq!(
-        lines(rumqttc_has_one_user, "src/transport/mqtt/client/v5.rs", "use rumqttc::Event;\n"),
+        lines(libraries_have_one_user, "src/transport/mqtt/client/v5.rs", "use rumqttc::Event;\n"),
         [0; 0]
     );
-    assert_eq!(lines(llguidance_has_one_user, "src/engine/session.rs", "use llguidance::Matcher;\n"), [1]);
+    assert_eq!(lines(libraries_have_one_user, "src/engine/session.rs", "use llguidance::Matcher;\n"), [1]);
     assert_eq!(
-        lines(llguidance_has_one_user, "src/engine/grammar/mod.rs", "use llguidance::Matcher;\n"),
+        lines(libraries_have_one_user, "src/engine/grammar/mod.rs", "use llguidance::Matcher;\n"),
         [0; 0]
     );
+    assert_eq!(lines(libraries_have_one_user, "src/transport/unix/mod.rs", "use hyper::Method;\n"), [1]);
+    assert_eq!(lines(libraries_have_one_user, "src/transport/http/call.rs", "use hyper::Method;\n"), [0; 0]);
     assert_eq!(lines(no_dead_code_is_allowed, "src/a.rs", "#[allow(unused, dead_code)]\nfn f() {}\n"), [1]);
     assert_eq!(
         lines(nothing_names_the_development_machine, "README.md", &format!("x\n{}y\n", FOREIGN_PATHS[0])),

@@ -173,25 +173,21 @@ fn noted(source: &Source, line: usize, marks: &[&str]) -> bool {
     false
 }
 
-pub fn rumqttc_has_one_user(file: &File) -> Vec<Violation> {
-    if file.stem().is_none() || file.is_in(MAY_NAME_RUMQTTC) {
+/// A library that only one part of the program may name.
+pub fn libraries_have_one_user(file: &File) -> Vec<Violation> {
+    if file.stem().is_none() {
         return vec![];
     }
-    ["rumqttc", "rustls", "rustls_native_certs"]
-        .iter()
-        .flat_map(|name| words(file, name).map(move |line| (name, line)))
-        .map(|(name, line)| file.found(line, format!("`{name}` is named only under {MAY_NAME_RUMQTTC:?}")))
-        .collect()
-}
-
-pub fn llguidance_has_one_user(file: &File) -> Vec<Violation> {
-    if file.stem().is_none() || file.is_in(MAY_NAME_LLGUIDANCE) {
-        return vec![];
+    let mut found = vec![];
+    for (libraries, users) in LIBRARY_USERS.iter().filter(|(_, users)| !file.is_in(users)) {
+        for name in *libraries {
+            let named = words(file, name);
+            found.extend(
+                named.map(|line| file.found(line, format!("`{name}` is named only under {users:?}"))),
+            );
+        }
     }
-    let named = words(file, "llguidance");
-    named
-        .map(|line| file.found(line, format!("`llguidance` is named only under {MAY_NAME_LLGUIDANCE:?}")))
-        .collect()
+    found
 }
 
 pub fn engine_keeps_to_itself(file: &File) -> Vec<Violation> {

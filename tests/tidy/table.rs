@@ -57,11 +57,12 @@ pub const MAY_BE_UNSAFE: &[&str] = &[
     "daemon/malloc_trim",
 ];
 
-/// The one user of the MQTT client crate and of the TLS below it, so that they can be replaced.
-pub const MAY_NAME_RUMQTTC: &[&str] = &["transport/mqtt/client"];
-
-/// The one user of the crate that parses grammars, so that it can be replaced.
-pub const MAY_NAME_LLGUIDANCE: &[&str] = &["engine/grammar"];
+/// Libraries that one part of the program uses alone, so that they can be replaced, and that part.
+pub const LIBRARY_USERS: &[(&[&str], &[&str])] = &[
+    (&["rumqttc", "rustls", "rustls_native_certs"], &["transport/mqtt/client"]),
+    (&["hyper", "hyper_util"], &["transport/http"]),
+    (&["llguidance"], &["engine/grammar"]),
+];
 
 /// What the engine never does: it could be published as a crate of its own tomorrow. Tests within it may.
 pub const ENGINE_NEVER_NAMES: &[&[&str]] = &[&["tokio"], &["log"], &["std", "env"]];
