@@ -50,7 +50,7 @@ impl Caller {
         let received = Instant::now();
         self.in_flight.record_activity(true);
         let call = CallGuard::begin(self.context.new_id(), &self.in_flight);
-        let id = call.id.as_str().to_owned();
+        let id = call.request.id.as_str().to_owned();
         let (head, body) = request.into_parts();
         let api = routes::api(head.uri.path());
         self.context.0.telemetry.http.called(api);
@@ -172,7 +172,7 @@ impl Caller {
         let body = self.context.0.bodies.read(body).await.map_err(&refuse)?;
         let context = CallContext {
             model: Arc::clone(&self.context.0.model),
-            id: guard.id.as_str().to_owned(),
+            id: guard.request.id.as_str().to_owned(),
             now: SystemTime::now(),
         };
         let bytes = &body.bytes;
@@ -204,7 +204,7 @@ impl Caller {
     ) -> Result<HttpResponse, HttpRefusal> {
         let TranslatedRequest { request, mut encoder, .. } = ask;
         let (sender, mut events) = mpsc::channel(EVENTS);
-        let (id, cancel) = (guard.id.clone(), guard.cancel.clone());
+        let (id, cancel) = (guard.request.id.clone(), guard.request.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
         drop(sender);
         let inbound = Inbound {

@@ -76,7 +76,7 @@ where
         let caller = Arc::clone(&caller);
         async move { caller.answer(request).await }
     });
-    let stream = TokioIo::new(WriteDeadline::new(stream, WRITE_TIMEOUT));
+    let stream = TokioIo::new(WriteDeadline::new(stream, WRITE_TIMEOUT, Arc::clone(&in_flight)));
     // A client on TCP that ends its direction has left, as far as anybody can tell; on a Unix socket the caller of this
     // function sees the difference.
     let connection = http1::Builder::new()
