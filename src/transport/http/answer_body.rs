@@ -2,7 +2,7 @@
 //!
 //! Deliberately knows no API: the encoder writes the events.
 
-use super::slots::HttpSlot;
+use super::slots::TakenSlots;
 use crate::protocol::Event;
 use crate::protocol::api::AnswerEncoder;
 use crate::transport::in_flight::{InFlight, InFlightRequest};
@@ -42,7 +42,7 @@ pub(super) struct EventBody {
 pub(super) struct CallGuard {
     pub request: InFlightRequest,
     /// The slot of a request that is on its way to the model.
-    pub slot: Option<HttpSlot>,
+    pub slot: Option<TakenSlots>,
 }
 
 impl CallGuard {
