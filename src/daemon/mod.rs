@@ -38,10 +38,9 @@ use crate::protocol::api::ModelCard;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{About, Telemetry};
-use crate::transport::http;
 use crate::transport::mqtt::{self, HomeAssistantInfo};
-use crate::transport::unix;
 use crate::transport::{Command, Heartbeat, Inbound};
+use crate::transport::{http, unix, wyoming};
 use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
 use log::{error, info, warn};
@@ -152,7 +151,7 @@ pub async fn run(
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
     }
-    unix::allow_files(config.socket.connections + http::MAX_CONNECTIONS);
+    unix::allow_files(config.socket.connections + http::MAX_CONNECTIONS + wyoming::MAX_CONNECTIONS);
     let mut signals = Signals::listen()
         .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));

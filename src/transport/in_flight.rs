@@ -6,7 +6,7 @@
 use crate::protocol::RequestId;
 use crate::transport::Cancel;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -163,6 +163,31 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.cancel_all();
+    }
+}
+
+/// A request in flight until it is dropped, which cancels it; that changes nothing once its last event is there.
+#[derive(Debug)]
+pub struct InFlightRequest {
+    /// Its id.
+    pub id: RequestId,
+    /// Its cancel flag.
+    pub cancel: Cancel,
+    in_flight: Arc<InFlight>,
+}
+
+impl InFlightRequest {
+    /// A request that begins, whose id no other of the connection has.
+    pub fn begin(id: RequestId, in_flight: &Arc<InFlight>) -> Self {
+        let cancel = in_flight.start(&id).unwrap_or_default();
+        InFlightRequest { id, cancel, in_flight: Arc::clone(in_flight) }
+    }
+}
+
+impl Drop for InFlightRequest {
+    fn drop(&mut self) {
+        self.cancel.raise();
+        self.in_flight.end(&self.id);
     }
 }
 

@@ -11,6 +11,7 @@ pub mod line_framing;
 pub mod mqtt;
 pub mod named_file;
 pub mod open_connections;
+pub mod tcp_accept;
 pub mod unix;
 pub mod wyoming;
 

@@ -41,11 +41,16 @@ impl<S: AsFd> OpenConnections<S> {
         self.0.push(OpenConnection { in_flight, socket });
     }
 
-    /// Removes the connections that have ended. Returns whether one more is allowed, if need be after evicting the
+    /// How many there are. Those that have ended are removed.
+    pub fn count(&mut self) -> usize {
+        self.0.retain(|open| open.in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
+        self.0.len()
+    }
+
+    /// Returns whether one more is allowed, if need be after evicting the
     /// connection that has been idle longest.
     pub fn make_slot(&mut self, most: usize) -> bool {
-        self.0.retain(|open| open.in_flight.upgrade().is_some_and(|in_flight| in_flight.is_open()));
-        if self.0.len() < most {
+        if self.count() < most {
             return true;
         }
         let now = Instant::now();

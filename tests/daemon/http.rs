@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -198,6 +198,58 @@ async fn a_client_that_leaves_cancels_its_request() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_is_noticed_while_more_of_it_waits_unread_or_it_waits_for_its_turn() {
+    let server = HttpServer::open(|_| {});
+    let body = chat("hang", "");
+    let call = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut running = Vec::new();
+    // One address may have two calls on their way to the model; the others wait.
+    for _ in 0..2 {
+        let mut stream = server.connect().await;
+        stream.write_all(call.repeat(2).as_bytes()).await.expect("read");
+        running.push(stream);
+    }
+    let requests = [server.wait_for(0).await, server.wait_for(1).await];
+    let mut waiting = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut stream = server.connect().await;
+        let _ = stream.write_all(call.as_bytes()).await; // it may be refused already
+        waiting.push(stream);
+    }
+    drop(waiting);
+    until_ok(&server).await;
+    drop(running);
+    for request in requests {
+        until(|| request.cancel.is_raised().then_some(())).await;
+    }
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn slow_bodies_of_one_client_do_not_keep_another_out() {
+    let server = HttpServer::open(|_| {});
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.connect().await;
+        let head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048576\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.expect("read");
+        slow.push(stream);
+    }
+    sleep(Duration::from_millis(100)).await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("of this device");
+    let mut other = socket.connect(server.address).await.expect("somebody listens");
+    send(&mut other, "POST /v1/chat/completions", "Host: localhost\r\n", &chat("a", "")).await;
+    let answer =
+        timeout(Duration::from_secs(8), read_to_end(&mut other)).await.expect("not after the others");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    server.shut().await;
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cancelled_and_others_are_served() {
     let server = HttpServer::open(|_| {});
     let mut stream = server.connect().await;
@@ -304,12 +356,22 @@ async fn a_token_is_asked_for_and_may_change() {
     assert_eq!((with("first").await, with("second").await), (200, 401));
     assert_eq!(server.call("GET /v1/models", "Host: pi\r\n", "").await.0, 401);
     assert_eq!(server.call("GET /health", "Host: pi\r\n", "").await.0, 200);
+    let mut open = server.connect().await;
+    let call = "GET /v1/models HTTP/1.1\r\nHost: pi\r\nAuthorization: Bearer first\r\n";
+    open.write_all(format!("{call}\r\n").as_bytes()).await.expect("read");
+    let mut status = [0; 12];
+    open.read_exact(&mut status).await.expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 200");
     write("second\n", 0o600);
+    open.write_all(format!("{call}Connection: close\r\n\r\n").as_bytes()).await.expect("read");
+    let rest = read_to_end(&mut open).await;
+    assert!(rest.contains("HTTP/1.1 401 "), "a removed token is worth nothing on an open connection: {rest}");
     assert_eq!((with("first").await, with("second").await), (401, 200));
     write("second\n", 0o644);
     assert_eq!(with("second").await, 503, "others can read it");
     write("\n", 0o600);
     assert_eq!(with("").await, 503, "no token is no permission");
+    assert_eq!(server.call("GET /health", "Host: pi\r\n", "").await.0, 200);
     server.shut().await;
 }
 
@@ -339,6 +401,16 @@ async fn the_state_is_told_before_the_model_is_loaded_and_while_the_daemon_stops
 async fn idle_connections_make_room_and_one_address_leaves_some() {
     let server = HttpServer::open(|_| {});
     let mut open = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        open.push(server.connect().await);
+        let call = "GET /v1/models HTTP/1.1\r\nHost: pi\r\n\r\n";
+        let last = open.last_mut().expect("there is one");
+        last.write_all(call.as_bytes()).await.expect("read");
+        let mut status = [0; 12];
+        last.read_exact(&mut status).await.expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 200", "an idle connection makes room");
+    }
+    open.clear();
     for _ in 0..MAX_CONNECTIONS {
         open.push(server.connect().await);
     }

@@ -5,8 +5,8 @@
 //! Deliberately opens no file and no socket.
 
 use crate::config;
+use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, ORIGIN};
-use hyper::{Method, Uri};
 use std::net::IpAddr;
 
 /// The header by which browsers tell how a request came about (Fetch Metadata).
@@ -20,8 +20,6 @@ pub(super) struct AccessRules {
     pub hosts: Option<Vec<String>>,
     /// Origins of web pages that are allowed; `*` is any.
     pub origins: Vec<String>,
-    /// Tokens, one of which the client has to send; `None` asks for none.
-    pub tokens: Option<Vec<String>>,
 }
 
 /// A call that may not be made.
@@ -50,27 +48,20 @@ impl AccessRules {
     /// Checks a call. Returns the origin of the web page that makes it, if one does, which the browser wants to see
     /// confirmed.
     ///
-    /// `is_public`: the page needs no token.
+    /// `tokens`: the call has to have one of these; `None` asks for none.
     pub fn check(
         &self,
-        method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
-        is_public: bool,
+        tokens: Option<&[String]>,
     ) -> Result<Option<HeaderValue>, AccessDenied> {
         let host = host(uri, headers)?;
         let origin = self.allowed_origin(&host, headers)?;
-        // A browser asks before it sends a token along.
-        let is_preflight = *method == Method::OPTIONS;
-        let has_token = match &self.tokens {
-            Some(tokens) if !is_public && !is_preflight => {
-                check_token(tokens, headers)?;
-                true
-            }
-            _ => false,
-        };
+        if let Some(tokens) = tokens {
+            check_token(tokens, headers)?;
+        }
         match &self.hosts {
-            Some(hosts) if !has_token && !is_own_host(&host, hosts) => Err(AccessDenied::new(
+            Some(hosts) if tokens.is_none() && !is_own_host(&host, hosts) => Err(AccessDenied::new(
                 403,
                 format!(
                     "{:?} is no name of this device; address it by its IP address, or add the name to http.hosts",
@@ -173,17 +164,24 @@ mod tests {
         AccessRules {
             hosts: Some(vec!["localhost".into(), "pi".into(), "pi.local".into()]),
             origins: vec!["https://ui.example.org".into()],
-            tokens: None,
         }
     }
 
     fn check(rules: &AccessRules, headers: &[(&'static str, &str)]) -> Result<Option<String>, u16> {
+        check_with(rules, None, headers)
+    }
+
+    fn check_with(
+        rules: &AccessRules,
+        tokens: Option<&[String]>,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Option<String>, u16> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_str(value).expect("visible characters"));
         }
         rules
-            .check(&Method::POST, &Uri::from_static("/v1/models"), &map, false)
+            .check(&Uri::from_static("/v1/models"), &map, tokens)
             .map(|origin| origin.map(|origin| origin.to_str().expect("text").to_owned()))
             .map_err(|denied| denied.status)
     }
@@ -210,7 +208,7 @@ mod tests {
         let mut map = HeaderMap::new();
         map.append("host", HeaderValue::from_static("localhost"));
         let uri = Uri::from_static("http://evil.example/v1/models");
-        let denied = rules().check(&Method::GET, &uri, &map, false).expect_err("another host");
+        let denied = rules().check(&uri, &map, None).expect_err("another host");
         assert!(denied.message.contains("evil.example") && denied.message.contains("http.hosts"));
     }
 
@@ -232,17 +230,18 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for_where_there_are_some() {
-        let rules = AccessRules { tokens: Some(vec!["s3cret".into(), "other".into()]), ..rules() };
-        let with = |value| check(&rules, &[("host", "pi"), ("authorization", value)]);
+        let tokens = ["s3cret".to_owned(), "other".to_owned()];
+        let check = |headers: &[_]| check_with(&rules(), Some(&tokens), headers);
+        let with = |value| check(&[("host", "pi"), ("authorization", value)]);
         assert_eq!((with("Bearer s3cret"), with("bearer  other ")), (Ok(None), Ok(None)));
         for value in ["Bearer s3cre", "Bearer s3cret2", "Bearer ", "s3cret", "Basic s3cret", ""] {
             assert_eq!(with(value), Err(401), "{value}");
         }
-        assert_eq!(check(&rules, &[("host", "pi")]), Err(401));
+        assert_eq!(check(&[("host", "pi")]), Err(401));
         let elsewhere = [("host", "proxy.example"), ("authorization", "Bearer s3cret")];
-        assert_eq!(check(&rules, &elsewhere), Ok(None), "a token is worth more than a name");
-        let none = AccessRules { tokens: Some(Vec::new()), ..rules.clone() };
-        assert_eq!(check(&none, &[("host", "pi"), ("authorization", "Bearer ")]), Err(401));
+        assert_eq!(check(&elsewhere), Ok(None), "a token is worth more than a name");
+        let empty = [("host", "pi"), ("authorization", "Bearer ")];
+        assert_eq!(check_with(&rules(), Some(&[]), &empty), Err(401));
     }
 
     #[test]

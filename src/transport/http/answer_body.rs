@@ -2,11 +2,10 @@
 //!
 //! Deliberately knows no API: the encoder writes the events.
 
-use super::slots::HttpSlot;
+use super::slots::TakenSlots;
+use crate::protocol::Event;
 use crate::protocol::api::AnswerEncoder;
-use crate::protocol::{Event, RequestId};
-use crate::transport::Cancel;
-use crate::transport::in_flight::InFlight;
+use crate::transport::in_flight::{InFlight, InFlightRequest};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -38,30 +37,18 @@ pub(super) struct EventBody {
     pub _call: CallGuard,
 }
 
-/// A call under way: while it lives, the connection is in use. Dropping it cancels the call's request, which changes nothing
-/// once its last event is there.
+/// A call under way: while it lives, the connection is in use.
 #[derive(Debug)]
 pub(super) struct CallGuard {
-    pub id: RequestId,
-    pub cancel: Cancel,
-    pub in_flight: Arc<InFlight>,
+    pub request: InFlightRequest,
     /// The slot of a request that is on its way to the model.
-    pub slot: Option<HttpSlot>,
+    pub slot: Option<TakenSlots>,
 }
 
 impl CallGuard {
     /// A call that begins, whose id no other of the connection has.
     pub fn begin(id: String, in_flight: &Arc<InFlight>) -> Self {
-        let id = RequestId::from(id);
-        let cancel = in_flight.start(&id).unwrap_or_default();
-        CallGuard { id, cancel, in_flight: Arc::clone(in_flight), slot: None }
-    }
-}
-
-impl Drop for CallGuard {
-    fn drop(&mut self) {
-        self.cancel.raise();
-        self.in_flight.end(&self.id);
+        CallGuard { request: InFlightRequest::begin(id.into(), in_flight), slot: None }
     }
 }
 

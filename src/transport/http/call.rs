@@ -7,7 +7,7 @@ use super::access::{AccessDenied, AccessRules};
 use super::answer_body::{AnswerBody, CallGuard, EventBody};
 use super::response::{self, HttpResponse, JSON, TEXT};
 use super::routes::{self, HttpRoute};
-use super::slots::HttpSlot;
+use super::slots::TakenSlots;
 use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::{Code, Event, Refusal, ollama, openai};
 use crate::telemetry::{HttpApi, prometheus};
@@ -15,6 +15,8 @@ use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
 use hyper::Method;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::http::request::Parts;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -38,8 +40,7 @@ pub struct HttpPeer {
 /// The client of a connection, and what its calls need.
 pub(super) struct Caller {
     pub peer: HttpPeer,
-    /// Who may call; an error where the file of tokens cannot be used, and then nobody may.
-    pub rules: Result<AccessRules, String>,
+    pub rules: AccessRules,
     pub in_flight: Arc<InFlight>,
     pub context: HttpContext,
 }
@@ -50,21 +51,13 @@ impl Caller {
         let received = Instant::now();
         self.in_flight.record_activity(true);
         let call = CallGuard::begin(self.context.new_id(), &self.in_flight);
-        let id = call.id.as_str().to_owned();
+        let id = call.request.id.as_str().to_owned();
         let (head, body) = request.into_parts();
         let api = routes::api(head.uri.path());
         self.context.0.telemetry.http.called(api);
         let route = routes::route(&head.method, head.uri.path());
         let is_public = route.as_ref().is_ok_and(HttpRoute::is_public);
-        let checked = match &self.rules {
-            Ok(rules) => rules.check(&head.method, &head.uri, &head.headers, is_public),
-            Err(reason) => {
-                log::error!("http.token_file: {reason}; nobody can call over TCP");
-                let message = "the daemon cannot read its tokens; its log says why".into();
-                Err(AccessDenied { status: 503, message })
-            }
-        };
-        let origin = match checked {
+        let origin = match self.check(&head, is_public) {
             Ok(origin) => origin,
             Err(denied) => {
                 self.context.0.telemetry.refused();
@@ -80,6 +73,14 @@ impl Caller {
             Err(reason) => response::no_route(api, reason),
         };
         Ok(response::finish(response, api, &id, origin))
+    }
+
+    /// Checks whether the call may be made, see [`AccessRules::check`].
+    fn check(&self, head: &Parts, is_public: bool) -> Result<Option<HeaderValue>, AccessDenied> {
+        // A browser asks before it sends a token along.
+        let needs_token = self.peer.is_tcp && !is_public && head.method != Method::OPTIONS;
+        let tokens = if needs_token { self.context.tokens()? } else { None };
+        self.rules.check(&head.uri, &head.headers, tokens.as_deref())
     }
 
     async fn dispatch(
@@ -107,7 +108,7 @@ impl Caller {
             route if route.is_asking() => {
                 self.ask(api, &route, body, call, received).await.unwrap_or_else(response::refused)
             }
-            route => match shared.bodies.read(body).await {
+            route => match shared.bodies.read(&self.peer.queue_key, body).await {
                 Ok(body) if route == HttpRoute::OllamaShow => known(ollama::show(&body.bytes, model)),
                 Ok(body) => match ollama::pull(&body.bytes, model) {
                     Ok(Call::Answer { content_type, body }) => response::response(200, content_type, body),
@@ -169,10 +170,10 @@ impl Caller {
         refuse: impl Fn(Refusal) -> HttpRefusal,
     ) -> Result<Call, HttpRefusal> {
         guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
-        let body = self.context.0.bodies.read(body).await.map_err(&refuse)?;
+        let body = self.context.0.bodies.read(&self.peer.queue_key, body).await.map_err(&refuse)?;
         let context = CallContext {
             model: Arc::clone(&self.context.0.model),
-            id: guard.id.as_str().to_owned(),
+            id: guard.request.id.as_str().to_owned(),
             now: SystemTime::now(),
             max_body: self.context.0.settings.body_bytes,
         };
@@ -187,12 +188,12 @@ impl Caller {
     }
 
     /// Waits until the model is loaded and a slot is free.
-    async fn wait_for_slot(&self) -> Result<HttpSlot, Refusal> {
+    async fn wait_for_slot(&self) -> Result<TakenSlots, Refusal> {
         let shared = &self.context.0;
         tokio::select! {
             biased;
             () = shared.draining.cancelled() => Err(Refusal::shutting_down()),
-            slot = async { shared.loaded.cancelled().await; shared.slots.take(&self.peer.queue_key).await } => Ok(slot),
+            slot = async { shared.loaded.cancelled().await; shared.slots.take(&self.peer.queue_key, 1).await } => Ok(slot),
         }
     }
 
@@ -205,7 +206,7 @@ impl Caller {
     ) -> Result<HttpResponse, HttpRefusal> {
         let TranslatedRequest { request, mut encoder, .. } = ask;
         let (sender, mut events) = mpsc::channel(EVENTS);
-        let (id, cancel) = (guard.id.clone(), guard.cancel.clone());
+        let (id, cancel) = (guard.request.id.clone(), guard.request.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
         drop(sender);
         let inbound = Inbound {

@@ -3,11 +3,10 @@
 //! Deliberately does not know whether it is a Unix or a TCP connection, except for who the client is.
 
 use super::HttpContext;
-use super::access::{AccessRules, tokens};
+use super::access::AccessRules;
 use super::call::{Caller, HttpPeer};
 use super::write_deadline::WriteDeadline;
 use crate::transport::in_flight::InFlight;
-use crate::transport::named_file;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -70,13 +69,14 @@ where
 {
     let close = context.0.close.clone();
     let may_half_close = !peer.is_tcp;
-    let rules = access_rules(&peer, &context);
+    let hosts = peer.is_tcp.then(|| context.0.hosts.clone());
+    let rules = AccessRules { hosts, origins: context.0.settings.origins.clone() };
     let caller = Arc::new(Caller { peer, rules, in_flight: Arc::clone(&in_flight), context });
     let service = service_fn(move |request| {
         let caller = Arc::clone(&caller);
         async move { caller.answer(request).await }
     });
-    let stream = TokioIo::new(WriteDeadline::new(stream, WRITE_TIMEOUT));
+    let stream = TokioIo::new(WriteDeadline::new(stream, WRITE_TIMEOUT, Arc::clone(&in_flight)));
     // A client on TCP that ends its direction has left, as far as anybody can tell; on a Unix socket the caller of this
     // function sees the difference.
     let connection = http1::Builder::new()
@@ -103,23 +103,4 @@ where
     if let Some(Err(error)) = ended {
         log::debug!("a connection over HTTP ended: {error}");
     }
-}
-
-/// The rules for the client of a connection. The file of tokens is read anew, so that it can change.
-fn access_rules(peer: &HttpPeer, context: &HttpContext) -> Result<AccessRules, String> {
-    let settings = &context.0.settings;
-    let origins = settings.origins.clone();
-    if !peer.is_tcp {
-        return Ok(AccessRules { hosts: None, origins, tokens: None });
-    }
-    let tokens = settings.token_file.as_ref().map(|path| {
-        let bytes = named_file::read_secret(path, settings.credentials.as_deref());
-        let text = bytes.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8".into()));
-        match text.map(|text| tokens(&text)) {
-            Ok(tokens) if tokens.is_empty() => Err(format!("{}: there is no token in it", path.display())),
-            Ok(tokens) => Ok(tokens),
-            Err(what) => Err(format!("{}: {what}", path.display())),
-        }
-    });
-    Ok(AccessRules { hosts: Some(context.0.hosts.clone()), origins, tokens: tokens.transpose()? })
 }

@@ -21,14 +21,16 @@ pub use connection::{is_http, serve};
 pub use listener::{MAX_CONNECTIONS, run};
 
 use super::Inbound;
+use super::named_file;
 use crate::config;
 use crate::protocol::api::ModelCard;
 use crate::telemetry::Telemetry;
+use access::AccessDenied;
 use request_body::BodyMemory;
 use slots::Slots;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -37,8 +39,8 @@ use tokio_util::sync::CancellationToken;
 pub const CONNECTION_BYTES: usize = 48 << 10;
 
 /// Memory that the bodies of calls can take together while they are read and translated, for each byte that one body may
-/// have: the body itself, and its values twice, once as they were parsed and once as our own.
-pub const BODY_FACTOR: usize = 5;
+/// have: two bodies, and the values of the one that is translated twice, once as they were parsed and once as our own.
+pub const BODY_FACTOR: usize = 6;
 
 /// What the daemon gives the interface.
 pub struct HttpParts {
@@ -81,6 +83,8 @@ struct Shared {
     /// Begins every id, so that no two daemons' ids are the same.
     id_prefix: String,
     calls: AtomicU64,
+    /// An error of the file of tokens was logged, and it has not been read since.
+    is_token_error_logged: AtomicBool,
 }
 
 impl HttpContext {
@@ -100,8 +104,32 @@ impl HttpContext {
             close,
             id_prefix: format!("h{started:x}"),
             calls: AtomicU64::new(0),
+            is_token_error_logged: AtomicBool::new(false),
             settings,
         }))
+    }
+
+    /// The tokens, one of which a call over TCP has to have; `None` where it needs none. Their file is read anew for each
+    /// call, so that a token that is removed is worth nothing from then on. Where it cannot be read, nobody may call.
+    fn tokens(&self) -> Result<Option<Vec<String>>, AccessDenied> {
+        let settings = &self.0.settings;
+        let Some(path) = &settings.token_file else { return Ok(None) };
+        let bytes = named_file::read_secret(path, settings.credentials.as_deref());
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8".into()));
+        let tokens = text.and_then(|text| match access::tokens(&text) {
+            tokens if tokens.is_empty() => Err("there is no token in it".into()),
+            tokens => Ok(tokens),
+        });
+        let was_logged = self.0.is_token_error_logged.swap(tokens.is_err(), Ordering::Relaxed);
+        tokens.map(Some).map_err(|reason: String| {
+            if !was_logged {
+                log::error!("http.token_file: {}: {reason}; nobody can call over TCP", path.display());
+            }
+            AccessDenied {
+                status: 503,
+                message: "the daemon cannot read its tokens; its log says why".into(),
+            }
+        })
     }
 
     /// An id for a call.

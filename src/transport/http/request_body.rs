@@ -2,14 +2,13 @@
 //!
 //! Deliberately knows no JSON.
 
+use super::slots::{Slots, TakenSlots};
 use crate::protocol::json::too_large;
 use crate::protocol::{Code, Refusal};
 use hyper::body::{Body, Incoming};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// How long the client may take to send its body.
@@ -22,36 +21,35 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// reset.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The memory for all bodies that are read at once: as much as one of the longest takes.
-#[derive(Debug, Clone)]
+/// The memory for all bodies that are read at once: as much as two of the longest take, of which one client has one.
+#[derive(Debug)]
 pub(super) struct BodyMemory {
-    /// One permit for each KiB.
-    free: Arc<Semaphore>,
+    /// One slot for each KiB.
+    free: Slots,
     limit: usize,
 }
 
 /// A body, and its share of the memory.
 pub(super) struct ReadBody {
     pub bytes: Vec<u8>,
-    _memory: OwnedSemaphorePermit,
+    _memory: TakenSlots,
 }
 
 impl BodyMemory {
     /// Memory for bodies of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        BodyMemory { free: Arc::new(Semaphore::new(limit.div_ceil(1024))), limit }
+        BodyMemory { free: Slots::new(2 * limit.div_ceil(1024)), limit }
     }
 
-    /// Reads a body to its end.
-    pub async fn read(&self, mut body: Incoming) -> Result<ReadBody, Refusal> {
+    /// Reads the body of a client's call to its end.
+    pub async fn read(&self, client: &str, mut body: Incoming) -> Result<ReadBody, Refusal> {
         // What has no Content-Length may be as long as is allowed.
         let length = body.size_hint().exact().map_or(self.limit, |length| length as usize);
         if length > self.limit {
             discard(body).await;
             return Err(too_large(length, self.limit));
         }
-        let kib = length.div_ceil(1024) as u32;
-        let memory = timeout(MEMORY_TIMEOUT, Arc::clone(&self.free).acquire_many_owned(kib)).await;
+        let memory = timeout(MEMORY_TIMEOUT, self.free.take(client, length.div_ceil(1024))).await;
         let memory = memory.map_err(|_| Refusal {
             retry_after_ms: Some(1000),
             ..Refusal::new(
@@ -59,8 +57,8 @@ impl BodyMemory {
                 "the bodies of other calls fill the memory for them; ask again later",
             )
         })?;
-        let memory = memory.expect("it is never closed");
-        let mut bytes = Vec::new();
+        // A vector that grows would have twice the size in between.
+        let mut bytes = Vec::with_capacity(length);
         let read = timeout(READ_TIMEOUT, self.read_within(&mut body, &mut bytes)).await;
         match read {
             Ok(Ok(())) => Ok(ReadBody { bytes, _memory: memory }),

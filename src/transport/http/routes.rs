@@ -110,7 +110,8 @@ fn percent_decoded(text: &str) -> String {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
-        let digits = bytes.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = bytes.get(at + 1..at + 3).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
         let value = digits.filter(|_| *byte == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
         decoded.push(value.unwrap_or(*byte));
         at += if value.is_some() { 3 } else { 1 };
@@ -139,6 +140,7 @@ mod tests {
         let model = |path| route(&Method::GET, path);
         assert_eq!(model("/v1/models/a%20b%2Fc"), Ok(HttpRoute::Model("a b/c".into())));
         assert_eq!(model("/v1/models/a/b%"), Ok(HttpRoute::Model("a/b%".into())));
+        assert_eq!(model("/v1/models/%+f"), Ok(HttpRoute::Model("%+f".into())));
         assert_eq!(model("/v1/models/%f0%"), Ok(HttpRoute::Model("\u{fffd}%".into())));
     }
 

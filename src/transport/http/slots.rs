@@ -1,13 +1,13 @@
-//! How many requests are on their way to the model at once. The others wait with their bodies unread, which takes no
-//! memory.
+//! A number of slots that the calls share. Each client has at most half of them, so that one client's many or slow calls
+//! do not keep another's out.
 //!
-//! Deliberately knows no queue: that these are as many as the queue takes is its owner's business.
+//! Deliberately does not know what a slot stands for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The slots; a client has at most half of them, so that one client's many requests do not keep another's out.
+/// The slots.
 #[derive(Debug)]
 pub(super) struct Slots {
     all: Arc<Semaphore>,
@@ -15,11 +15,11 @@ pub(super) struct Slots {
     clients: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
-/// A slot, free again when it is dropped.
+/// Slots that are taken; they are free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct HttpSlot {
+pub(super) struct TakenSlots {
     _of_all: OwnedSemaphorePermit,
-    // Dropped last: the client's semaphore lives as long as one of its requests.
+    // Dropped last: the client's semaphore lives as long as one of its calls.
     _of_client: OwnedSemaphorePermit,
 }
 
@@ -30,12 +30,13 @@ impl Slots {
         Slots { all: Arc::new(Semaphore::new(count)), of_client: count.div_ceil(2), clients }
     }
 
-    /// Waits for a slot.
-    pub async fn take(&self, client: &str) -> HttpSlot {
+    /// Waits for so many slots, at most half of all.
+    pub async fn take(&self, client: &str, count: usize) -> TakenSlots {
+        let count = count.min(self.of_client) as u32;
         let own = self.of(client);
-        let of_client = own.acquire_owned().await.expect("it is never closed");
-        let of_all = Arc::clone(&self.all).acquire_owned().await.expect("it is never closed");
-        HttpSlot { _of_all: of_all, _of_client: of_client }
+        let of_client = own.acquire_many_owned(count).await.expect("it is never closed");
+        let of_all = Arc::clone(&self.all).acquire_many_owned(count).await.expect("it is never closed");
+        TakenSlots { _of_all: of_all, _of_client: of_client }
     }
 
     fn of(&self, client: &str) -> Arc<Semaphore> {
@@ -59,7 +60,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_client_leaves_half_of_the_slots_to_others() {
         let slots = Slots::new(4);
-        let soon = |client: &'static str| timeout(Duration::from_secs(1), slots.take(client));
+        let soon = |client: &'static str| timeout(Duration::from_secs(1), slots.take(client, 1));
         let (first, second) = (soon("a").await.expect("free"), soon("a").await.expect("free"));
         assert!(soon("a").await.is_err());
         let others = (soon("b").await.expect("free"), soon("c").await.expect("free"));
@@ -69,6 +70,6 @@ mod tests {
         drop((second, others, again));
         assert_eq!(slots.all.available_permits(), 4);
         slots.of("e");
-        assert_eq!(slots.clients.lock().expect("sound").len(), 1, "clients without a request are forgotten");
+        assert_eq!(slots.clients.lock().expect("sound").len(), 1, "clients without a call are forgotten");
     }
 }

@@ -54,7 +54,7 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
     UnixListener::from_std(listener)
 }
 
-/// Raises this process's limit of open files (`RLIMIT_NOFILE`) to what so many connections need. Where the hard
+/// Raises this process's limit of open files (`RLIMIT_NOFILE`) to what so many connections need, those over TCP among them. Where the hard
 /// limit does not allow it, a warning is logged, and clients beyond the limit wait until others disconnect.
 pub fn allow_files(connections: usize) {
     let wanted = (connections * CONNECTION_FILES + OTHER_FILES) as u64;

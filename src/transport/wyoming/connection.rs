@@ -4,14 +4,14 @@
 
 use super::WyomingContext;
 use super::answer::{self, SentenceAnswer};
-use super::open_connections::Activity;
 use crate::protocol::wyoming::{self, EventReader, Transcript, WyomingCall, WyomingEvent};
 use crate::protocol::{Code, Event, Refusal, Request, RequestId};
-use crate::transport::{Cancel, Inbound, Reply, WhenFull};
+use crate::transport::in_flight::{InFlight, InFlightRequest};
+use crate::transport::tcp_accept::TcpClient;
+use crate::transport::{Inbound, Reply, WhenFull};
 use jiff::ZonedDateTime;
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,18 +43,13 @@ enum Next {
 }
 
 /// Serves one client, the daemon's `number`th, to its end.
-pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    number: u64,
-    activity: Arc<Activity>,
-    context: WyomingContext,
-) {
+pub(super) async fn serve(client: TcpClient, number: u64, context: WyomingContext) {
+    let TcpClient { stream, address: peer, in_flight } = client;
     log::debug!("wyoming connection {number} opened by {peer}");
     let close = context.close.clone();
     let client = format!("wyoming:{}", peer.ip().to_canonical());
     let reader = EventReader::default();
-    let mut connection = Connection { stream, reader, client, number, asked: 0, activity, context };
+    let mut connection = Connection { stream, reader, client, number, asked: 0, in_flight, context };
     let flushed = async {
         close.cancelled().await;
         tokio::time::sleep(FLUSH_TIMEOUT).await;
@@ -77,29 +72,24 @@ struct Connection {
     number: u64,
     /// Sentences so far; ids contain it.
     asked: u64,
-    activity: Arc<Activity>,
+    in_flight: Arc<InFlight>,
     context: WyomingContext,
 }
 
 impl Connection {
     async fn run(&mut self) -> io::Result<()> {
-        // An error means that the client has already disconnected, which the next read shows.
-        let _ = self.stream.set_nodelay(true);
         let mut begun = None;
         loop {
             match self.reader.next_event() {
                 Ok(Some(event)) => {
                     begun = None;
-                    self.activity.busy();
                     if self.handle(&event).await? == Next::Close {
                         return self.linger().await;
                     }
-                    self.activity.idle();
                 }
                 Ok(None) => {
                     if self.reader.is_inside_event() {
                         begun.get_or_insert_with(Instant::now);
-                        self.activity.busy();
                     }
                     if self.read(begun).await? == Next::Close {
                         return Ok(());
@@ -125,7 +115,7 @@ impl Connection {
         let length = tokio::select! {
             biased;
             () = self.context.close.cancelled() => return Ok(Next::Close),
-            () = self.activity.evicted() => return Ok(Next::Close),
+            () = self.in_flight.dismissed() => return Ok(Next::Close),
             length = self.stream.read(&mut piece) => length?,
             () = is_late => {
                 let message = format!("the end of the event did not arrive within {READ_TIMEOUT:?}; send it as a whole");
@@ -135,7 +125,10 @@ impl Connection {
             }
         };
         self.reader.push(&piece[..length]);
-        Ok(if length == 0 { Next::Close } else { Next::Continue })
+        // A connection that is being closed in favour of another client accepts nothing more. The bytes may be the beginning
+        // of an event.
+        let is_open = self.in_flight.record_activity(false);
+        Ok(if length == 0 || !is_open { Next::Close } else { Next::Continue })
     }
 
     async fn handle(&mut self, event: &WyomingEvent) -> io::Result<Next> {
@@ -173,7 +166,7 @@ impl Connection {
         let (events, mut event) = mpsc::channel(1);
         let Some(reply) = Reply::new(&id, &events) else { return Ok(None) };
         drop(events);
-        let request_cancel = CancelOnDrop(Cancel::default());
+        let running = InFlightRequest::begin(id.clone(), &self.in_flight);
         let inbound = Inbound {
             request,
             id,
@@ -183,7 +176,7 @@ impl Connection {
             when_full: WhenFull::Refuse,
             received: Instant::now(),
             reply,
-            cancel: request_cancel.0.clone(),
+            cancel: running.cancel.clone(),
         };
         let queue = self.context.inbound.clone();
         let answered = async {
@@ -200,7 +193,7 @@ impl Connection {
                 event = &mut answered => return Ok(event),
                 () = self.context.close.cancelled(), if !is_closing => {
                     is_closing = true;
-                    request_cancel.0.raise();
+                    running.cancel.raise();
                 }
                 length = self.stream.read(&mut piece), if self.reader.has_space() => match length? {
                     0 => return Err(io::ErrorKind::ConnectionAborted.into()),
@@ -219,7 +212,9 @@ impl Connection {
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<Next> {
+        self.in_flight.set_writing(true);
         timeout(WRITE_TIMEOUT, self.stream.write_all(bytes)).await??;
+        self.in_flight.set_writing(false);
         Ok(Next::Continue)
     }
 
@@ -231,14 +226,5 @@ impl Connection {
             Ok(())
         };
         timeout(LINGER, rest).await.unwrap_or(Ok(()))
-    }
-}
-
-/// Cancels a request when its client leaves.
-struct CancelOnDrop(Cancel);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.raise();
     }
 }

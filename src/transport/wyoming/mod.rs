@@ -5,24 +5,20 @@
 
 mod answer;
 mod connection;
-mod open_connections;
 
 use super::BacklogPolicy;
 use super::Inbound;
+use super::tcp_accept::{self, ConnectionLimits, StopSignals, TcpClient, TcpService};
 use crate::protocol::json::MAX_REQUEST;
 use crate::protocol::wyoming::{self, MAX_DATA, ProgramInfo};
 use crate::protocol::{Code, Refusal};
 use crate::telemetry::Telemetry;
-use open_connections::OpenConnections;
-use std::future::poll_fn;
-use std::io;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of open connections. Home Assistant opens one for each sentence.
@@ -31,10 +27,6 @@ pub const MAX_CONNECTIONS: usize = 16;
 /// Memory that one client can make a connection hold, in bytes: the data of an event, the text taken from them, and what
 /// is read or written at the moment.
 pub const CONNECTION_BYTES: usize = MAX_DATA + MAX_REQUEST + (16 << 10);
-
-/// Pause after a failed accept. The usual cause, too few file descriptors, lasts until a client disconnects;
-/// meanwhile the new connection waits in the listen backlog.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the connections are given by the daemon.
 #[derive(Debug, Clone)]
@@ -56,57 +48,34 @@ pub struct WyomingContext {
 /// Once `draining` is cancelled, new requests are refused and running ones continue. Once `close` is cancelled, all
 /// requests are cancelled; within two seconds their answers are written, the connections are closed, and this returns.
 pub async fn run(listeners: Vec<TcpListener>, latecomers: BacklogPolicy, context: WyomingContext) {
-    let last_call = match latecomers {
-        BacklogPolicy::Refuse => context.close.clone(),
-        BacklogPolicy::LeaveQueued => context.draining.clone(),
-    };
     listeners.iter().filter_map(|listener| listener.local_addr().ok()).for_each(note_address);
-    let mut tasks = JoinSet::new();
-    let mut open = OpenConnections::default();
-    let (mut number, mut is_failing) = (0, false);
-    loop {
-        tokio::select! {
-            // Ended connections are removed before new ones are counted against the limit.
-            biased;
-            () = last_call.cancelled() => break,
-            Some(ended) = tasks.join_next() => note_panic(ended),
-            accepted = accept_any(&listeners) => match accepted {
-                Ok((stream, peer)) => {
-                    is_failing = false;
-                    number += 1;
-                    match open.open(Instant::now()) {
-                        Some(activity) => {
-                            tasks.spawn(connection::serve(stream, peer, number, activity, context.clone()));
-                        }
-                        None => refuse_connection(&stream, &context),
-                    }
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut is_failing, true) {
-                        log::warn!("a Wyoming client cannot be accepted, it waits: {error}");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    }
-    drop(listeners);
-    while let Some(ended) = tasks.join_next().await {
-        note_panic(ended);
-    }
+    let service = WyomingService { context: context.clone(), connections: AtomicU64::new(0) };
+    let stop = StopSignals { draining: &context.draining, close: &context.close };
+    tcp_accept::run(listeners, latecomers, stop, &service).await;
 }
 
-/// Accepts the next connection of any of the listeners.
-async fn accept_any(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
-    poll_fn(|context| {
-        for listener in listeners {
-            if let Poll::Ready(accepted) = listener.poll_accept(context) {
-                return Poll::Ready(accepted);
-            }
-        }
-        Poll::Pending
-    })
-    .await
+struct WyomingService {
+    context: WyomingContext,
+    /// How many there were.
+    connections: AtomicU64,
+}
+
+impl TcpService for WyomingService {
+    const PROTOCOL: &'static str = "Wyoming";
+    const LIMITS: ConnectionLimits = ConnectionLimits { all: MAX_CONNECTIONS, of_address: MAX_CONNECTIONS };
+
+    fn serve(&self, client: TcpClient) -> impl Future<Output = ()> + Send + 'static {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        connection::serve(client, number, self.context.clone())
+    }
+
+    fn refuse(&self, stream: &TcpStream) {
+        self.context.telemetry.refused();
+        let message =
+            format!("{MAX_CONNECTIONS} clients are connected and each waits for an answer; ask again later");
+        // An error means that the client has already disconnected.
+        let _ = stream.try_write(&wyoming::failed(&Refusal::new(Code::QueueFull, message)));
+    }
 }
 
 fn note_address(address: SocketAddr) {
@@ -117,19 +86,4 @@ fn note_address(address: SocketAddr) {
              Home Assistant alone, with a firewall or IPAddressAllow= in bitnetd-wyoming.socket"
         );
     }
-}
-
-fn note_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        log::error!("a Wyoming connection ended in a fault of the daemon: {error}");
-    }
-}
-
-/// Refuses a client beyond the limit without waiting for it: the send buffer of a new socket is empty.
-fn refuse_connection(stream: &TcpStream, context: &WyomingContext) {
-    context.telemetry.refused();
-    let message =
-        format!("{MAX_CONNECTIONS} clients are connected and each waits for an answer; ask again later");
-    // An error means that the client has already disconnected.
-    let _ = stream.try_write(&wyoming::failed(&Refusal::new(Code::QueueFull, message)));
 }
