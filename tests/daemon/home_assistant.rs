@@ -1,6 +1,6 @@
 //! Translates the calls that a real Home Assistant made through its Ollama integration (`tests/data/home-assistant`).
 
-use bitnetd::protocol::api::{Ask, Call, CallContext, ModelCard};
+use bitnetd::protocol::api::{Call, CallContext, ModelCard, TranslatedRequest};
 use bitnetd::protocol::{Input, Role, ollama};
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,7 +35,7 @@ fn model() -> ModelCard {
     }
 }
 
-fn asked(body: &str) -> Ask {
+fn asked(body: &str) -> TranslatedRequest {
     let context = CallContext { model: Arc::new(model()), id: "1".into(), now: SystemTime::UNIX_EPOCH };
     match ollama::chat(body.as_bytes(), &context) {
         Ok(Call::Ask(ask)) => *ask,
@@ -59,7 +59,7 @@ fn its_questions_keep_their_sentence_and_their_tools() {
     let calls = recorded("/api/chat");
     let mut with_tools = 0;
     for body in &calls {
-        let Ask { request, encoder, ignored_keys } = asked(body);
+        let TranslatedRequest { request, encoder, ignored_keys } = asked(body);
         assert_eq!((ignored_keys, request.stream), (0, true));
         assert!(encoder.stream_type().is_some());
         let Input::Messages(messages) = &request.input else { panic!("a conversation was sent") };
