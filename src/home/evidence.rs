@@ -26,6 +26,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("lock",   &["lock", "locked", "unlock", "unlocked", "door"]),
     ("switch", &["switch", "switche", "plug", "outlet", "socket"]),
     ("person", &["who", "who'", "where", "anyone", "anybody", "everyone", "everybody", "someone", "somebody", "people", "person"]),
+    ("all",    &["all", "every", "everything", "everywhere", "each"]),
     ("closing", &["closing", "shutting"]),
     ("closed", &["closed", "close", "shut"]),
     ("open",   &["open", "opened"]),
