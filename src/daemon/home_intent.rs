@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::engine::grammar::Constraint;
 use crate::engine::session::{Answer, Session, StopReason};
 use crate::home::tool_call::{FunctionAnswer, OfferedFunction, function_answer, is_intent, sentence_after};
-use crate::home::{IntentPrompt, IntentScope, SharedHome};
+use crate::home::{Home, IntentPrompt, IntentScope, SharedHome, overview};
 use crate::protocol::{Code, Input, Message, Refusal, Request, ResponseFormat, Role, Tool, ToolChoice};
 use std::sync::Arc;
 
@@ -83,15 +83,27 @@ impl HomeIntents {
 
     fn function_call(&self, request: &Request) -> Result<HomeIntent, Refusal> {
         let home = self.home.as_ref().filter(|home| home.is_constrained()).map(|home| home.current());
+        let (home, is_any_floor) = match home {
+            Some(home) => (Some(home), false),
+            None => (listed_home(&request.input), true),
+        };
         let offered: Vec<OfferedFunction> = chosen(request)
             .map(|tool| OfferedFunction { name: tool.name.clone(), parameters: tool.parameters().cloned() })
             .collect();
         let is_required = request.tool_choice != ToolChoice::Auto;
         let names: Vec<&str> = offered.iter().map(|function| function.name.as_str()).collect();
-        let scope = IntentScope { home: home.as_ref(), only: is_required.then_some(&names) };
+        let scope = IntentScope { home: home.as_ref(), is_any_floor, only: is_required.then_some(&names) };
         let prompt = IntentPrompt::scoped(sentence(&request.input), &scope).ok_or_else(no_call)?;
         Ok(HomeIntent { prompt, functions: Some(Functions { offered, is_required }) })
     }
+}
+
+/// The home as the instructions list it.
+fn listed_home(input: &Input) -> Option<Arc<Home>> {
+    let Input::Messages(messages) = input else { return None };
+    let mut instructions = messages.iter().filter(|message| message.role == Role::System);
+    let names = instructions.find_map(|message| overview::names(&message.content))?;
+    Some(Arc::new(Home::new(names, 0)))
 }
 
 /// The functions that the answer may call.

@@ -33,6 +33,8 @@ pub struct IntentPrompt {
     lark: String,
     /// Whether names are words of the prompt, since those of the home are unknown.
     is_any_name: bool,
+    /// The same for floors.
+    is_any_floor: bool,
     /// The least sum that counts as an answer.
     threshold: f64,
 }
@@ -42,6 +44,8 @@ pub struct IntentPrompt {
 pub struct IntentScope<'s> {
     /// The home whose names an answer may have; where there is none, any words of the prompt may be a name.
     pub home: Option<&'s Arc<Home>>,
+    /// Whether any words may be a floor, although there is a home.
+    pub is_any_floor: bool,
     /// The intents of which an answer has to be one; any, or none that fits, where it is `None`.
     pub only: Option<&'s [&'s str]>,
 }
@@ -68,7 +72,7 @@ struct Decoded {
 impl IntentPrompt {
     /// What may be answered to `prompt` in this home.
     pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
-        let scope = IntentScope { home: Some(home), only: None };
+        let scope = IntentScope { home: Some(home), ..IntentScope::default() };
         IntentPrompt::scoped(prompt, &scope).expect("that nothing fits is always possible")
     }
 
@@ -78,10 +82,12 @@ impl IntentPrompt {
         let home = scope.home.map_or_else(Arc::default, Arc::clone);
         let mentions = home.index().mentions(prompt);
         let is_any_name = scope.home.is_none();
-        let parts = PromptParts { is_any_name, ..parts(&home, prompt, &mentions) };
+        let is_any_floor = is_any_name || scope.is_any_floor;
+        let parts = PromptParts { is_any_name, is_any_floor, ..parts(&home, prompt, &mentions) };
         let lark = grammar::lark(&parts, scope.only)?;
         let threshold = if scope.only.is_some() { f64::NEG_INFINITY } else { THRESHOLD };
-        Some(IntentPrompt { home, prompt: prompt.to_owned(), mentions, lark, is_any_name, threshold })
+        let prompt = prompt.to_owned();
+        Some(IntentPrompt { home, prompt, mentions, lark, is_any_name, is_any_floor, threshold })
     }
 
     /// The version of the home whose names it mentions.
@@ -146,9 +152,10 @@ impl IntentPrompt {
             }
             // It is no area and no floor.
             (IntentSlot::Area | IntentSlot::Floor, JsonValue::Text(text)) if text == ALL => None,
-            (IntentSlot::Name(_) | IntentSlot::Area | IntentSlot::Floor, JsonValue::Text(text))
-                if self.is_any_name =>
-            {
+            (IntentSlot::Name(_) | IntentSlot::Area, JsonValue::Text(text)) if self.is_any_name => {
+                Some((as_json(self.copied(text.trim())?), true))
+            }
+            (IntentSlot::Floor, JsonValue::Text(text)) if self.is_any_floor => {
                 Some((as_json(self.copied(text.trim())?), true))
             }
             (IntentSlot::Name(domains), JsonValue::Text(text)) => {
@@ -422,11 +429,11 @@ mod tests {
 
     #[test]
     fn an_intent_that_has_to_be_answered_may_be_unlikely() {
-        let scope = IntentScope { home: None, only: Some(&["HassTurnOn"]) };
+        let scope = IntentScope { only: Some(&["HassTurnOn"]), ..IntentScope::default() };
         let intent = IntentPrompt::scoped("hello", &scope).expect("a name");
         let written = r#"{"intent":"HassTurnOn","slots":{"name":"hello"}}"#;
         assert_eq!(intent.decide(written, &[(written.len(), -90.0)]).text, written);
-        let scope = IntentScope { home: None, only: Some(&["HassSetPosition"]) };
+        let scope = IntentScope { only: Some(&["HassSetPosition"]), ..IntentScope::default() };
         assert!(IntentPrompt::scoped("hello", &scope).is_none(), "there is no number");
     }
 }

@@ -27,6 +27,8 @@ pub struct PromptParts {
     pub evidence: Evidence,
     /// Whether the names of the home are unknown, so that any words of the prompt may be one.
     pub is_any_name: bool,
+    /// The same for floors.
+    pub is_any_floor: bool,
 }
 
 /// The grammar of the answers that have one of the `only` intents, or any; `None` where none of them is possible.
@@ -111,7 +113,8 @@ impl Grammar<'_> {
                 let all = self.parts.evidence.has(ALL).then(|| quoted(ALL));
                 is_word(all.into_iter().chain(self.words()).reduce(|one, other| format!("{one} | {other}"))?)
             }
-            IntentSlot::Area | IntentSlot::Floor if self.parts.is_any_name => is_word(self.words()?),
+            IntentSlot::Area if self.parts.is_any_name => is_word(self.words()?),
+            IntentSlot::Floor if self.parts.is_any_floor => is_word(self.words()?),
             IntentSlot::Name(domains) => {
                 let fitting = self.parts.names.iter().filter(|(_, domain)| domains.contains(domain));
                 is_word(alternatives(fitting.map(|(name, _)| name.as_str()))?)

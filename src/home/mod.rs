@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! discovery, zigbee2mqtt ──> HomeNames ── snapshot ──> Home ── mentions ──> intent grammar ──> intent answer
-//! file ────────────────────────^
+//! file, overview ──────────────^
 //! ```
 //!
-//! `discovery` and `zigbee2mqtt` read what a broker retains, `file` what the owner wrote; `store` merges them within
+//! `discovery` and `zigbee2mqtt` read what a broker retains, `file` what the owner wrote, `overview` what
+//! Home Assistant writes into a request; `store` merges the first three within
 //! fixed limits. A [`Home`] is what they say at one moment: it never changes, and is shared by reference. `mention`
 //! finds its names in a prompt, `intents` is the list of Home Assistant's intents, `grammar` makes of both the grammar
 //! of an answer, `answer` turns what was decoded into the answer that is sent, and `tool_call` makes a call of it where
@@ -22,6 +23,7 @@ mod grammar;
 mod intents;
 mod mention;
 mod names;
+pub mod overview;
 mod shared;
 mod snapshot;
 mod store;

@@ -13,6 +13,8 @@ use crate::protocol::wyoming::NOT_UNDERSTOOD;
 pub const NOT_POSSIBLE: &str = "I cannot do that.";
 /// The answer after a call that succeeded.
 const DONE: &str = "Done.";
+/// Why a call failed for which Home Assistant found nothing.
+const NO_MATCH: &str = "there is no such device or area";
 /// The answer after a call that failed for an unknown reason.
 const FAILED: &str = "That did not work.";
 
@@ -207,12 +209,15 @@ fn outcome(result: &str) -> Result<String, String> {
         at.as_text().filter(|text| !text.trim().is_empty())
     };
     let spoken = text(&["speech", "plain", "speech"]);
-    let reason = text(&["error_text"])
-        .or(text(&["error", "message"]))
-        .or(text(&["error"]))
-        .or(spoken)
-        .or(text(&["message"]))
-        .or(text(&["data", "code"]));
+    // Home Assistant gives the Python value of a failed match, and the names of exceptions, which are no sentences.
+    let is_sentence = |text: &&str| text.contains(' ') && !text.contains('<');
+    let reason = match text(&["error"]) {
+        Some("MatchFailedError" | "NoStatesMatchedError") => Some(NO_MATCH),
+        error => [text(&["error_text"]), text(&["error", "message"]), error, spoken, text(&["message"])]
+            .into_iter()
+            .flatten()
+            .find(is_sentence),
+    };
     let is_error = !matches!(value.get("error"), None | Some(JsonValue::Null | JsonValue::Bool(false)))
         || value.get("success") == Some(&JsonValue::Bool(false))
         || text(&["response_type"]) == Some("error");
@@ -378,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_result_becomes_a_sentence() {
-        let deep = format!(r#"{{"error":"{}"}}"#, "ä".repeat(1000));
+        let deep = format!(r#"{{"error":"ö {}"}}"#, "ä".repeat(1000));
         for (result, expected) in [
             (
                 r#"{"speech":{},"response_type":"action_done","data":{"targets":[],"success":[{"id":"a"}],"failed":[]}}"#,

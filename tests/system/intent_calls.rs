@@ -63,7 +63,11 @@ async fn ask(client: &mut Client, prompt: &str, keys: Value) -> Value {
 /// The function that was called, and its arguments.
 fn call(done: &Value) -> (&str, &Value) {
     let calls = done["tool_calls"].as_array().unwrap_or_else(|| panic!("no call: {done}"));
-    assert_eq!((calls.len(), &done["text"], &done["finish_reason"]), (1, &json!(""), &json!("stop")), "{done}");
+    assert_eq!(
+        (calls.len(), &done["text"], &done["finish_reason"]),
+        (1, &json!(""), &json!("stop")),
+        "{done}"
+    );
     (calls[0]["function"]["name"].as_str().expect("a name"), &calls[0]["function"]["arguments"])
 }
 
@@ -86,8 +90,8 @@ async fn home_assistant_s_sentence_is_answered_by_a_call_and_the_result_by_a_sen
     for (result, sentence) in [
         (json!({"speech": {}, "response_type": "action_done", "data": {"failed": []}}), "Done."),
         (
-            json!({"error": "MatchFailedError", "error_text": "no light there"}),
-            "That did not work: no light there.",
+            json!({"error": "MatchFailedError", "error_text": "<MatchFailedError result=(1)>"}),
+            "That did not work: there is no such device or area.",
         ),
     ] {
         let messages = body["messages"].as_array_mut().expect("a list");
@@ -110,7 +114,8 @@ async fn openai_s_api_gets_the_same_call() {
     let daemon = Daemon::start(&folder, "").await;
     let messages = json!([{"role": "system", "content": "x ".repeat(2000)}, {"role": "user", "content": "turn on the kitchen lights"}]);
     let body = json!({"model": "any", "messages": messages, "tools": recorded()["tools"]});
-    let answer: Value = serde_json::from_str(&post(&daemon, "/v1/chat/completions", &body).await).expect("JSON");
+    let answer: Value =
+        serde_json::from_str(&post(&daemon, "/v1/chat/completions", &body).await).expect("JSON");
     let choice = &answer["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
     let function = &choice["message"]["tool_calls"][0]["function"];
@@ -159,7 +164,11 @@ async fn a_required_call_is_one_of_the_functions_or_refused() {
     assert_eq!(call(&done).0, "HassTurnOff");
     // Without a list in the sentence there is nothing that the required slots could be.
     let refused = ask(&mut client, "", named("HassListAddItem")).await;
-    assert_eq!((&refused["code"], &refused["event"]), (&json!("invalid_request"), &json!("error")), "{refused}");
+    assert_eq!(
+        (&refused["code"], &refused["event"]),
+        (&json!("invalid_request"), &json!("error")),
+        "{refused}"
+    );
     let messages = json!([
         {"role": "user", "content": "turn on the kitchen lights"},
         {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "HassTurnOn", "arguments": "{}"}}]},
@@ -178,8 +187,11 @@ async fn a_required_call_is_one_of_the_functions_or_refused() {
 async fn calls_have_the_names_of_the_home_where_there_are_some() {
     let folder = Folder::new();
     let names = folder.path("home.toml");
-    std::fs::write(&names, "[[devices]]\nname = \"Wall Lamp\"\ndomain = \"light\"\naliases = [\"reading light\"]\n")
-        .expect("a temporary folder");
+    std::fs::write(
+        &names,
+        "[[devices]]\nname = \"Wall Lamp\"\ndomain = \"light\"\naliases = [\"reading light\"]\n",
+    )
+    .expect("a temporary folder");
     let settings = format!("[home]\nenabled = true\nfile = {:?}\n", names.display().to_string());
     let daemon = Daemon::start(&folder, &settings).await;
     let mut client = daemon.client().await;
