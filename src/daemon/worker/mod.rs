@@ -207,21 +207,30 @@ impl Worker {
         }
         let answers = match outcome {
             Ok(answers) => answers,
-            Err(AnswerError::Prompt(error)) => {
-                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
-                return Ok(());
-            }
-            Err(AnswerError::Refused(refusal)) => return self.refuse_format(queued, refusal),
+            Err(error) => return self.refuse_answer(queued, error),
         };
         let at = RequestTimes::now(queued.inbound.received, begun, run.first);
         self.queue.record_duration(at.ended - at.begun);
         self.keep(key, &answers[0].answer);
-        let Inbound { id, client, reply, .. } = queued.inbound;
         self.count_forced(is_constrained, &answers);
-        let done = self.done(engine, id, &prompt, answers, at, &work);
+        self.send_done(engine, queued.inbound, &prompt, answers, at, &work);
+        Ok(())
+    }
+
+    /// Sends the last event of a request that was answered.
+    fn send_done(
+        &self,
+        engine: &Engine,
+        inbound: Inbound,
+        prompt: &[u32],
+        answers: Vec<FinishedAnswer>,
+        at: RequestTimes,
+        work: &ComputeSpan<'_>,
+    ) {
+        let Inbound { id, client, reply, .. } = inbound;
+        let done = self.done(engine, id, prompt, answers, at, work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
-        Ok(())
     }
 
     fn count_forced(&self, is_constrained: bool, answers: &[FinishedAnswer]) {
@@ -263,6 +272,15 @@ impl Worker {
             _ => Code::InvalidRequest,
         };
         Refusal::new(code, error.to_string())
+    }
+
+    /// Refuses a request that has no answer.
+    fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) -> Result<(), LoadError> {
+        match error {
+            AnswerError::Prompt(error) => self.queue.refuse(queued.inbound, self.prompt_refusal(&error)),
+            AnswerError::Refused(refusal) => return self.refuse_format(queued, refusal),
+        }
+        Ok(())
     }
 
     /// Refuses a request because of the form of its answer.
@@ -336,10 +354,7 @@ impl Worker {
         let mut run = StreamedAnswer::new(&self.queue, engine, &queued, 0, None);
         let answers = run.repeat_sentence(sentence, queued.inbound.request.choices);
         let at = RequestTimes::now(queued.inbound.received, begun, None);
-        let Inbound { id, client, reply, .. } = queued.inbound;
-        let done = self.done(engine, id, &[], answers, at, &work);
-        self.record_done(&client, &done);
-        reply.finish(Event::Done(Box::new(done)));
+        self.send_done(engine, queued.inbound, &[], answers, at, &work);
         Ok(())
     }
 
