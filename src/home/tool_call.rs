@@ -191,8 +191,8 @@ fn listed(schema: &JsonValue, value: JsonValue) -> Option<JsonValue> {
 pub fn sentence_after<'r>(results: impl Iterator<Item = &'r str>) -> String {
     let outcomes: Vec<Result<String, String>> = results.map(outcome).collect();
     let failed = outcomes.iter().find_map(|outcome| outcome.as_ref().err());
-    let spoken = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok());
-    failed.or(spoken.last()).cloned().unwrap_or_else(|| DONE.into())
+    let mut spoken = outcomes.iter().rev().filter_map(|outcome| outcome.as_ref().ok());
+    failed.or(spoken.next()).cloned().unwrap_or_else(|| DONE.into())
 }
 
 /// The sentence after one call.
