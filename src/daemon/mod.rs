@@ -41,6 +41,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::{Command, Heartbeat, Inbound};
 use crate::transport::{http, unix, wyoming};
+use home_intent::HomeIntents;
 use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
 use log::{error, info, warn};
@@ -164,9 +165,7 @@ pub async fn run(
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let worker = Worker {
-        intents: home
-            .clone()
-            .map(|home| home_intent::HomeIntents { home, is_built_in: config.model.path.is_none() }),
+        intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),

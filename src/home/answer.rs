@@ -6,7 +6,7 @@
 
 use super::evidence::Evidence;
 use super::grammar::{self, PromptParts, is_nothing};
-use super::intents::{INTENTS, Intent, IntentSlot};
+use super::intents::{ALL, INTENTS, Intent, IntentSlot};
 use super::mention::{Mention, MentionTarget};
 use super::snapshot::Home;
 use super::words::words;
@@ -31,6 +31,23 @@ pub struct IntentPrompt {
     prompt: String,
     mentions: Vec<Mention>,
     lark: String,
+    /// Whether names are words of the prompt, since those of the home are unknown.
+    is_any_name: bool,
+    /// The same for floors.
+    is_any_floor: bool,
+    /// The least sum that counts as an answer.
+    threshold: f64,
+}
+
+/// What may be answered to a prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IntentScope<'s> {
+    /// The home whose names an answer may have; where there is none, any words of the prompt may be a name.
+    pub home: Option<&'s Arc<Home>>,
+    /// Whether any words may be a floor, although there is a home.
+    pub is_any_floor: bool,
+    /// The intents of which an answer has to be one; any, or none that fits, where it is `None`.
+    pub only: Option<&'s [&'s str]>,
 }
 
 /// What is sent of an answer.
@@ -55,26 +72,22 @@ struct Decoded {
 impl IntentPrompt {
     /// What may be answered to `prompt` in this home.
     pub fn new(home: &Arc<Home>, prompt: &str) -> Self {
+        let scope = IntentScope { home: Some(home), ..IntentScope::default() };
+        IntentPrompt::scoped(prompt, &scope).expect("that nothing fits is always possible")
+    }
+
+    /// What may be answered to `prompt` in this scope; `None` where no intent of it is possible.
+    pub fn scoped(prompt: &str, scope: &IntentScope<'_>) -> Option<Self> {
         let prompt = if prompt.len() > MAX_PROMPT_BYTES { "" } else { prompt };
+        let home = scope.home.map_or_else(Arc::default, Arc::clone);
         let mentions = home.index().mentions(prompt);
-        let is_device =
-            |mention: &&Mention| mention.is_exact && matches!(mention.target, MentionTarget::Device(_));
-        let devices: Vec<_> =
-            mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
-        let evidence = Evidence::new(prompt, &devices);
-        let mut parts = PromptParts { words: lower_words(prompt), evidence, ..PromptParts::default() };
-        for mention in &mentions {
-            let text = lower_text(prompt, &mention.place);
-            match mention.target {
-                MentionTarget::Device(number) => {
-                    parts.names.push((text, home.names().devices[number].domain))
-                }
-                MentionTarget::Area(_) => parts.areas.push(text),
-                MentionTarget::Floor(_) => parts.floors.push(text),
-            }
-        }
-        let lark = grammar::lark(&parts);
-        IntentPrompt { home: Arc::clone(home), prompt: prompt.to_owned(), mentions, lark }
+        let is_any_name = scope.home.is_none();
+        let is_any_floor = is_any_name || scope.is_any_floor;
+        let parts = PromptParts { is_any_name, is_any_floor, ..parts(&home, prompt, &mentions) };
+        let lark = grammar::lark(&parts, scope.only)?;
+        let threshold = if scope.only.is_some() { f64::NEG_INFINITY } else { THRESHOLD };
+        let prompt = prompt.to_owned();
+        Some(IntentPrompt { home, prompt, mentions, lark, is_any_name, is_any_floor, threshold })
     }
 
     /// The version of the home whose names it mentions.
@@ -95,7 +108,7 @@ impl IntentPrompt {
             return nothing(f64::NEG_INFINITY);
         };
         let log_probability = sum_outside(tokens, &copied);
-        if log_probability < THRESHOLD {
+        if log_probability < self.threshold {
             return nothing(log_probability);
         }
         Decision { text: answer, fits: true, log_probability }
@@ -134,6 +147,17 @@ impl IntentPrompt {
         let slot = intent.slots.iter().find(|slot| slot.key() == key)?;
         let as_json = |text: &str| JsonValue::Text(text.to_owned()).to_string();
         match (slot, value) {
+            (IntentSlot::Name(_), JsonValue::Text(text)) if self.is_any_name && text == ALL => {
+                Some((as_json(text), false))
+            }
+            // It is no area and no floor.
+            (IntentSlot::Area | IntentSlot::Floor, JsonValue::Text(text)) if text == ALL => None,
+            (IntentSlot::Name(_) | IntentSlot::Area, JsonValue::Text(text)) if self.is_any_name => {
+                Some((as_json(self.copied(text.trim())?), true))
+            }
+            (IntentSlot::Floor, JsonValue::Text(text)) if self.is_any_floor => {
+                Some((as_json(self.copied(text.trim())?), true))
+            }
             (IntentSlot::Name(domains), JsonValue::Text(text)) => {
                 let area = all.iter().find(|(key, _)| key == "area").and_then(|(_, value)| value.as_text());
                 Some((as_json(self.device(text, domains, area)?), true))
@@ -211,6 +235,24 @@ impl IntentPrompt {
             wanted.as_str().is_empty().then_some(rest)
         })
     }
+}
+
+/// What of the home these mentions are, and what else `prompt` has.
+fn parts(home: &Home, prompt: &str, mentions: &[Mention]) -> PromptParts {
+    let is_device =
+        |mention: &&Mention| mention.is_exact && matches!(mention.target, MentionTarget::Device(_));
+    let devices: Vec<_> = mentions.iter().filter(is_device).map(|mention| mention.place.clone()).collect();
+    let evidence = Evidence::new(prompt, &devices);
+    let mut parts = PromptParts { words: lower_words(prompt), evidence, ..PromptParts::default() };
+    for mention in mentions {
+        let text = lower_text(prompt, &mention.place);
+        match mention.target {
+            MentionTarget::Device(number) => parts.names.push((text, home.names().devices[number].domain)),
+            MentionTarget::Area(_) => parts.areas.push(text),
+            MentionTarget::Floor(_) => parts.floors.push(text),
+        }
+    }
+    parts
 }
 
 fn nothing(log_probability: f64) -> Decision {
@@ -368,5 +410,30 @@ mod tests {
     fn a_long_prompt_fits_nothing() {
         let prompt = format!("turn on the kitchen light {}", "please ".repeat(200));
         assert_eq!(sent(&prompt, "HassTurnOn", r#""name":"kitchen light""#), NOTHING_FITS);
+    }
+
+    #[test]
+    fn where_no_names_are_known_they_are_words_of_the_prompt() {
+        let sent = |prompt, slots: &str| {
+            let written = format!(r#"{{"intent":"HassTurnOn","slots":{{{slots}}}}}"#);
+            let intent = IntentPrompt::scoped(prompt, &IntentScope::default()).expect("any intent");
+            intent.decide(&written, &[(written.len(), 0.0)]).text
+        };
+        let expected = r#"{"intent":"HassTurnOn","slots":{"area":"Attic","domain":"light"}}"#;
+        assert_eq!(sent("Lights in the Attic on", r#""area":"attic","domain":"light""#), expected);
+        assert_eq!(sent("lights on", r#""area":"attic","domain":"light""#), NOTHING_FITS);
+        assert_eq!(sent("all lights on", r#""area":"all","domain":"light""#), NOTHING_FITS);
+        let expected = r#"{"intent":"HassTurnOn","slots":{"name":"all","domain":"light"}}"#;
+        assert_eq!(sent("every light on", r#""name":"all","domain":"light""#), expected);
+    }
+
+    #[test]
+    fn an_intent_that_has_to_be_answered_may_be_unlikely() {
+        let scope = IntentScope { only: Some(&["HassTurnOn"]), ..IntentScope::default() };
+        let intent = IntentPrompt::scoped("hello", &scope).expect("a name");
+        let written = r#"{"intent":"HassTurnOn","slots":{"name":"hello"}}"#;
+        assert_eq!(intent.decide(written, &[(written.len(), -90.0)]).text, written);
+        let scope = IntentScope { only: Some(&["HassSetPosition"]), ..IntentScope::default() };
+        assert!(IntentPrompt::scoped("hello", &scope).is_none(), "there is no number");
     }
 }

@@ -17,6 +17,9 @@ const NUMBERS: &[&str] = &[
     "brightest", "min", "minimum", "lowest", "dimmest", "warm", "cold", "cool", "daylight", "candle", "candlelight",
 ];
 
+/// Stands for "who is", with any words between: "who wrote it" asks for nobody in the home. No word has a space.
+const WHO_IS: &str = "who is";
+
 /// Domains and classes of devices, with the words for them.
 #[rustfmt::skip] // a table is read by its columns
 const KINDS: &[(&str, &[&str])] = &[
@@ -25,7 +28,8 @@ const KINDS: &[(&str, &[&str])] = &[
     ("cover",  &["cover", "window", "blind", "curtain", "shade", "shutter", "awning", "gate", "garage", "door", "drape"]),
     ("lock",   &["lock", "locked", "unlock", "unlocked", "door"]),
     ("switch", &["switch", "switche", "plug", "outlet", "socket"]),
-    ("person", &["who", "who'", "where", "anyone", "anybody", "everyone", "everybody", "someone", "somebody", "people", "person"]),
+    ("person", &[WHO_IS, "where", "anyone", "anybody", "everyone", "everybody", "someone", "somebody", "people", "person"]),
+    ("all",    &["all", "every", "everything", "everywhere", "each"]),
     ("closing", &["closing", "shutting"]),
     ("closed", &["closed", "close", "shut"]),
     ("open",   &["open", "opened"]),
@@ -67,8 +71,11 @@ impl Evidence {
             devices.iter().any(|name| name.start <= place.start && place.end <= name.end)
         };
         let words = words(prompt).into_iter();
-        let stems: HashSet<String> =
+        let mut stems: HashSet<String> =
             words.filter(|word| !is_name(&word.place)).map(|word| word.stem).collect();
+        if asks_who_is(prompt) {
+            stems.insert(WHO_IS.into());
+        }
         let has_digit = stems.iter().any(|stem| stem.contains(|c: char| c.is_numeric()));
         let has_number = has_digit || NUMBERS.iter().any(|number| stems.contains(*number));
         Evidence { stems, has_number }
@@ -92,6 +99,13 @@ impl Evidence {
     }
 }
 
+fn asks_who_is(prompt: &str) -> bool {
+    let prompt = prompt.to_lowercase().replace('’', "'");
+    let words: Vec<&str> = prompt.split(|c: char| !c.is_alphanumeric() && c != '\'').collect();
+    let has_one_of = |wanted: &[&str]| words.iter().any(|word| wanted.contains(word));
+    has_one_of(&["who's", "whos"]) || (has_one_of(&["who"]) && has_one_of(&["is", "are", "was", "were"]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +119,17 @@ mod tests {
         assert!(!evidence.has("fan") && !evidence.has("red") && !evidence.has("open"));
         assert!(evidence.has_number() && !Evidence::new("hello", &[]).has_number());
         assert!(Evidence::new("to 5%", &[]).has_number());
+    }
+
+    #[test]
+    fn a_person_is_asked_for_by_who_is() {
+        for prompt in ["who is at home", "Who’s at work?", "please tell who are in the gym", "where is Anna"]
+        {
+            assert!(Evidence::new(prompt, &[]).has("person"), "{prompt}");
+        }
+        for prompt in ["who wrote hamlet", "turn on the light"] {
+            assert!(!Evidence::new(prompt, &[]).has("person"), "{prompt}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! terminal: all of it is a regular language. Deliberately knows nothing of tokens, and not what the names stand for.
 
 use super::evidence::Evidence;
-use super::intents::{INTENTS, Intent, IntentSlot, NEVERMIND, NONE};
+use super::intents::{ALL, INTENTS, Intent, IntentSlot, NEVERMIND, NONE};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -25,19 +25,25 @@ pub struct PromptParts {
     pub words: Vec<(String, Option<String>)>,
     /// What may be answered besides.
     pub evidence: Evidence,
+    /// Whether the names of the home are unknown, so that any words of the prompt may be one.
+    pub is_any_name: bool,
+    /// The same for floors.
+    pub is_any_floor: bool,
 }
 
-/// The grammar of the answers.
-pub fn lark(parts: &PromptParts) -> String {
+/// The grammar of the answers that have one of the `only` intents, or any; `None` where none of them is possible.
+pub fn lark(parts: &PromptParts, only: Option<&[&str]>) -> Option<String> {
     let mut grammar = Grammar { parts, terminals: HashMap::new(), text: String::new() };
-    let intents: Vec<String> = INTENTS.iter().filter_map(|intent| grammar.intent(intent)).collect();
-    format!(
+    let allowed = INTENTS.iter().filter(|intent| only.is_none_or(|only| only.contains(&intent.name)));
+    let intents: Vec<String> = allowed.filter_map(|intent| grammar.intent(intent)).collect();
+    let text = format!(
         "start: ANSWER\nANSWER: {} ({}) {}\n{}",
         quoted("{\"intent\":\""),
         intents.join(" | "),
         quoted("}}"),
         grammar.text
-    )
+    );
+    (!intents.is_empty()).then_some(text)
 }
 
 struct Grammar<'s> {
@@ -103,6 +109,12 @@ impl Grammar<'_> {
         /// Up to five digits, one decimal.
         const NUMBER: &str = r"/-?[0-9]{1,5}(\.[0-9])?/";
         let definition = match slot {
+            IntentSlot::Name(_) if self.parts.is_any_name => {
+                let all = self.parts.evidence.has(ALL).then(|| quoted(ALL));
+                is_word(all.into_iter().chain(self.words()).reduce(|one, other| format!("{one} | {other}"))?)
+            }
+            IntentSlot::Area if self.parts.is_any_name => is_word(self.words()?),
+            IntentSlot::Floor if self.parts.is_any_floor => is_word(self.words()?),
             IntentSlot::Name(domains) => {
                 let fitting = self.parts.names.iter().filter(|(_, domain)| domains.contains(domain));
                 is_word(alternatives(fitting.map(|(name, _)| name.as_str()))?)
@@ -189,7 +201,7 @@ mod tests {
 
     #[test]
     fn without_names_there_is_no_slot_for_them() {
-        let empty = lark(&PromptParts::default());
+        let empty = lark(&PromptParts::default(), None).expect("that nothing fits");
         assert!(!empty.contains("\\\"name\\\"") && !empty.contains("\\\"area\\\""), "{empty}");
         assert!(!empty.contains("HassCancelAllTimers") && !empty.contains("HassListAddItem"), "{empty}");
         assert!(empty.contains("none") && empty.contains("HassMediaPause"), "{empty}");
@@ -199,9 +211,26 @@ mod tests {
             floors: vec![],
             words: vec![("turn".into(), Some(" ".into())), ("on".into(), None)],
             evidence: Evidence::new("turn on the wall lamp in the office", std::slice::from_ref(&(12..21))),
+            ..PromptParts::default()
         };
-        let full = lark(&parts);
+        let full = lark(&parts, None).expect("an intent");
         assert!(full.contains("\"wall lamp\"") && full.contains("\"office\""), "{full}");
         assert!(full.lines().all(|line| line.len() < 2000), "{full}");
+    }
+
+    #[test]
+    fn where_no_names_are_known_any_words_may_be_one() {
+        let parts = PromptParts {
+            words: vec![("wall".into(), Some(" ".into())), ("lamp".into(), None)],
+            evidence: Evidence::new("wall lamp", &[]),
+            is_any_name: true,
+            ..PromptParts::default()
+        };
+        let any = lark(&parts, None).expect("an intent");
+        assert!(any.contains("\\\"name\\\"") && any.contains("\\\"area\\\""), "{any}");
+        assert!(!any.contains("\"all\""), "{any}");
+        let only = lark(&parts, Some(&["HassTurnOn"])).expect("one intent");
+        assert!(only.contains("HassTurnOn") && !only.contains("HassTurnOff"), "{only}");
+        assert_eq!(lark(&parts, Some(&["HassSetPosition"])), None, "it needs a number");
     }
 }

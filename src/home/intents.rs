@@ -79,6 +79,9 @@ pub const NONE: &str = "none";
 /// The intent of "never mind", and of sentences to which nothing fits.
 pub const NEVERMIND: &str = "HassNevermind";
 
+/// The name that stands for all devices of a domain, as Home Assistant knows it.
+pub const ALL: &str = "all";
+
 const SWITCHED: IntentSlot = IntentSlot::Name(&[
     "button",
     "climate",

@@ -18,6 +18,7 @@ mod home;
 mod home_names;
 mod hostile;
 mod inbox;
+mod intent_calls;
 mod known_cves;
 mod limits;
 mod listener;

@@ -34,19 +34,28 @@ impl FinishedAnswer {
 
     /// One of several answers that was not begun, because the request was halted before.
     pub fn not_begun(finish_reason: FinishReason) -> Self {
-        let answer = Answer {
-            text: String::new(),
-            tokens: Vec::new(),
-            logprobs: None,
-            forced: 0,
-            end: StopReason::Cancelled,
-            prefill: Duration::ZERO,
-            first_token: None,
-            decode: Duration::ZERO,
-            prefill_parts: PassTimings::default(),
-            decode_parts: PassTimings::default(),
-        };
+        let answer = without_tokens(String::new(), StopReason::Cancelled);
         FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
+    }
+
+    /// A sentence that no model has to write.
+    pub fn sentence(text: &str) -> Self {
+        FinishedAnswer::new(without_tokens(text.to_owned(), StopReason::Stop), None)
+    }
+}
+
+fn without_tokens(text: String, end: StopReason) -> Answer {
+    Answer {
+        text,
+        tokens: Vec::new(),
+        logprobs: None,
+        forced: 0,
+        end,
+        prefill: Duration::ZERO,
+        first_token: None,
+        decode: Duration::ZERO,
+        prefill_parts: PassTimings::default(),
+        decode_parts: PassTimings::default(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod answer_events;
 mod request_options;
+mod streamed_answer;
 mod tool_calls;
 
 use super::DaemonError;
@@ -17,28 +18,29 @@ use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
-use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
+use crate::engine::session::{Answer, GenerateOptions, Session, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, RequestId,
-    ShortlistCounts, Timings, TokenLogprob, Usage,
+    ShortlistCounts, Timings, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
-use crate::transport::{Cancel, Inbound, Reply, WhenFull};
-use answer_events::{FinishedAnswer, details, token_logprob};
+use crate::transport::{Inbound, WhenFull};
+use answer_events::{FinishedAnswer, details};
 use log::{debug, error, info, warn};
 use request_options::{cache_key, cacheable, generate_options};
-use std::ops::{ControlFlow, Not};
+use std::ops::Not;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use streamed_answer::{AnswerError, StreamedAnswer};
 use tokio::sync::oneshot;
-use tool_calls::{HeldText, Prompt, written_calls};
+use tool_calls::Prompt;
 
 /// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
 const STACK_BYTES: usize = 8 << 20;
@@ -62,8 +64,8 @@ pub(super) struct WorkerThread {
 
 /// The inputs of the worker thread.
 pub(super) struct Worker {
-    /// The names of the home; `None` where none are read.
-    pub intents: Option<HomeIntents>,
+    /// Which answers are intents.
+    pub intents: HomeIntents,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
@@ -169,7 +171,12 @@ impl Worker {
             return Ok(());
         };
         let request = &queued.inbound.request;
-        let intent = match home_intent::wanted(self.intents.as_ref(), request) {
+        match self.intents.sentence_after_call(request) {
+            Ok(Some(sentence)) => return self.send_sentence(engine, queued, &sentence),
+            Ok(None) => {}
+            Err(refusal) => return self.refuse_format(queued, refusal),
+        }
+        let intent = match self.intents.wanted(request) {
             Ok(intent) => intent,
             Err(refusal) => return self.refuse_format(queued, refusal),
         };
@@ -200,20 +207,30 @@ impl Worker {
         }
         let answers = match outcome {
             Ok(answers) => answers,
-            Err(error) => {
-                self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
-                return Ok(());
-            }
+            Err(error) => return self.refuse_answer(queued, error),
         };
         let at = RequestTimes::now(queued.inbound.received, begun, run.first);
         self.queue.record_duration(at.ended - at.begun);
         self.keep(key, &answers[0].answer);
-        let Inbound { id, client, reply, .. } = queued.inbound;
         self.count_forced(is_constrained, &answers);
-        let done = self.done(engine, id, &prompt, answers, at, &work);
+        self.send_done(engine, queued.inbound, &prompt, answers, at, &work);
+        Ok(())
+    }
+
+    /// Sends the last event of a request that was answered.
+    fn send_done(
+        &self,
+        engine: &Engine,
+        inbound: Inbound,
+        prompt: &[u32],
+        answers: Vec<FinishedAnswer>,
+        at: RequestTimes,
+        work: &ComputeSpan<'_>,
+    ) {
+        let Inbound { id, client, reply, .. } = inbound;
+        let done = self.done(engine, id, prompt, answers, at, work);
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
-        Ok(())
     }
 
     fn count_forced(&self, is_constrained: bool, answers: &[FinishedAnswer]) {
@@ -257,6 +274,15 @@ impl Worker {
         Refusal::new(code, error.to_string())
     }
 
+    /// Refuses a request that has no answer.
+    fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) -> Result<(), LoadError> {
+        match error {
+            AnswerError::Prompt(error) => self.queue.refuse(queued.inbound, self.prompt_refusal(&error)),
+            AnswerError::Refused(refusal) => return self.refuse_format(queued, refusal),
+        }
+        Ok(())
+    }
+
     /// Refuses a request because of the form of its answer.
     fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) -> Result<(), LoadError> {
         self.telemetry.structured_output.refused();
@@ -274,7 +300,13 @@ impl Worker {
         }
         let input = &queued.inbound.request.input;
         debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
-        match tool_calls::prompt(engine, &queued.inbound.request) {
+        let request = &queued.inbound.request;
+        let prompt = if self.intents.calls_intents(request) {
+            tool_calls::sentence_prompt(engine, home_intent::sentence(input))
+        } else {
+            tool_calls::prompt(engine, request)
+        };
+        match prompt {
             Ok(prompt) => Some((queued, prompt)),
             Err(error) => {
                 self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
@@ -313,6 +345,17 @@ impl Worker {
             cached: true,
             details: AnswerDetails::default(),
         })));
+    }
+
+    /// Answers with a sentence that no model has to write.
+    fn send_sentence(&self, engine: &Engine, queued: QueuedRequest, sentence: &str) -> Result<(), LoadError> {
+        let begun = Instant::now();
+        let work = self.begin_metering(begun);
+        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, 0, None);
+        let answers = run.repeat_sentence(sentence, queued.inbound.request.choices);
+        let at = RequestTimes::now(queued.inbound.received, begun, None);
+        self.send_done(engine, queued.inbound, &[], answers, at, &work);
+        Ok(())
     }
 
     /// `answers`: one for each that was asked for.
@@ -382,173 +425,6 @@ fn log_thread_counts(found: ThreadCounts, last_logged: &mut ThreadCounts) {
     {
         info!("threads: decode {decode}, prefill {prefill}");
         *last_logged = found;
-    }
-}
-
-/// An answer under way: its events, and what may stop it.
-struct StreamedAnswer<'r> {
-    queue: &'r Queue,
-    engine: &'r Engine,
-    reply: &'r Reply,
-    id: &'r RequestId,
-    cancel: &'r Cancel,
-    deadline: Option<Instant>,
-    stream: bool,
-    /// Which of several answers is under way; `None` where there is one.
-    index: Option<u32>,
-    /// How the model may call a function.
-    calls: Option<CallSyntax>,
-    /// What the answer may be where it is an intent of this home. It is sent when it is complete.
-    intent: Option<HomeIntent>,
-    /// Text that may become a call.
-    held: Option<HeldText>,
-    /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
-    logprobs: Vec<TokenLogprob>,
-    /// Positions written in the KV cache: the prompt's, and one for each token.
-    written: usize,
-    halt: Option<FinishReason>,
-    first: Option<Instant>,
-}
-
-impl<'r> StreamedAnswer<'r> {
-    fn new(
-        queue: &'r Queue,
-        engine: &'r Engine,
-        queued: &'r QueuedRequest,
-        prompt: usize,
-        calls: Option<CallSyntax>,
-    ) -> Self {
-        let Inbound { request, id, reply, cancel, .. } = &queued.inbound;
-        let (deadline, stream) = (queued.deadline, request.stream);
-        StreamedAnswer {
-            queue,
-            engine,
-            reply,
-            id,
-            cancel,
-            deadline,
-            stream,
-            index: None,
-            calls,
-            intent: None,
-            held: None,
-            logprobs: Vec::new(),
-            written: prompt,
-            halt: None,
-            first: None,
-        }
-    }
-
-    /// Generates so many answers. Each but the first gets the seed of the one before plus one, and reads only the last
-    /// token of the prompt again.
-    fn generate(
-        &mut self,
-        session: &mut Session<'_>,
-        prompt: &[u32],
-        mut options: GenerateOptions,
-        choices: u32,
-    ) -> Result<Vec<FinishedAnswer>, PromptError> {
-        let mut answers = Vec::with_capacity(choices as usize);
-        for index in 0..choices {
-            if let Some(halt) = self.halt.filter(|_| index > 0) {
-                answers.push(FinishedAnswer::not_begun(halt));
-                continue;
-            }
-            self.index = (choices > 1).then_some(index);
-            self.written = prompt.len();
-            self.logprobs.clear();
-            self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
-            let mut answer = match index {
-                0 => session.generate(prompt, &options, |step| self.step(step))?,
-                _ => session.generate_again(prompt, &options, |step| self.step(step))?,
-            };
-            if answer.end == StopReason::Cancelled {
-                self.halt.get_or_insert(FinishReason::Cancelled);
-            }
-            if let Some(intent) = &self.intent {
-                intent.finish(self.engine, session, prompt, &mut answer);
-                self.send_text(answer.text.clone());
-            }
-            answers.push(self.finished(answer));
-            options.sampling.seed = options.sampling.seed.wrapping_add(1);
-        }
-        Ok(answers)
-    }
-
-    /// An answer with the calls in it. What was held back and is no call is streamed.
-    fn finished(&mut self, answer: Answer) -> FinishedAnswer {
-        let mut finished = FinishedAnswer::new(answer, self.halt);
-        let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
-        if let Some(syntax) = &self.calls {
-            let prefix = format!("call_{}_{}_", self.id, self.index.unwrap_or_default());
-            finished.tool_calls = written_calls(syntax, &finished.answer.text, &prefix);
-        }
-        if finished.tool_calls.is_empty() {
-            self.send_text(held);
-        } else {
-            finished.answer.text.clear();
-        }
-        finished
-    }
-
-    /// Streams a piece of text, once it is clear that it is no part of a call.
-    fn stream_text(&mut self, text: &str) {
-        if self.intent.is_some() {
-            return;
-        }
-        let text = match &mut self.held {
-            None => Some(text.to_owned()),
-            Some(held) => held.push(text),
-        };
-        if let Some(text) = text {
-            self.held = None;
-            self.send_text(text);
-        }
-    }
-
-    fn send_text(&mut self, text: String) {
-        if !self.stream || text.is_empty() {
-            return;
-        }
-        let logprobs = std::mem::take(&mut self.logprobs);
-        if self.reply.token_of(self.index, text, logprobs).is_err() {
-            // The client reads too slowly or is gone.
-            self.cancel.raise();
-        }
-    }
-
-    fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
-        if let Step::Logprobs(logprobs) = step {
-            if self.stream {
-                self.logprobs.push(token_logprob(self.engine, logprobs));
-            }
-            return ControlFlow::Continue(());
-        }
-        self.queue.worker.count_step();
-        match step {
-            Step::Prefill(read) => self.queue.memory.record_written(read),
-            Step::Token(_) | Step::Logprobs(_) => self.written += 1,
-        }
-        self.queue.memory.record_written(self.written);
-        if self.engine.has_zeroed_pages() {
-            // The file was truncated, so the result is computed from zeros; the request is refused when the pass
-            // has ended.
-            return ControlFlow::Break(());
-        }
-        if let Step::Token(text) = step {
-            self.first.get_or_insert_with(Instant::now);
-            if self.stream {
-                self.stream_text(text);
-            }
-        }
-        self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
-            Some(FinishReason::Cancelled)
-        } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            Some(FinishReason::Timeout)
-        } else {
-            return ControlFlow::Continue(());
-        };
-        ControlFlow::Break(())
     }
 }
 

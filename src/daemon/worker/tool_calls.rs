@@ -8,7 +8,7 @@ use crate::engine::error::PromptError;
 use crate::engine::grammar::{
     Callable, Constraint, GrammarSource, OtherAnswer, arguments_schema, check_schema, tool_grammar,
 };
-use crate::engine::tokenizer::{CallSyntax, ChatCall, ChatMessage};
+use crate::engine::tokenizer::{CallSyntax, ChatCall, ChatMessage, ChatRole, Turn};
 use crate::protocol::{
     Code, Input, Message, Refusal, Request, ResponseFormat, Role, Tool, ToolCall, ToolChoice,
 };
@@ -53,6 +53,12 @@ pub(super) fn prompt(engine: &Engine, request: &Request) -> Result<Prompt, Promp
         request.tools.iter().filter(|_| is_offered).map(|tool| tool.definition.clone()).collect();
     let (tokens, syntax) = engine.tokenizer().prompt_with_tools(&messages, &tools)?;
     Ok(Prompt { tokens, calls: is_offered.then_some(syntax) })
+}
+
+/// The prompt of a single sentence, for answers that are intents.
+pub(super) fn sentence_prompt(engine: &Engine, sentence: &str) -> Result<Prompt, PromptError> {
+    let tokens = engine.tokenizer().prompt_chat(&[Turn { role: ChatRole::User, text: sentence }])?;
+    Ok(Prompt { tokens, calls: None })
 }
 
 fn chat_calls(message: &Message) -> Vec<ChatCall<'_>> {

@@ -3,7 +3,10 @@
 
 #![no_main]
 
-use bitnetd::home::{Home, HomeNames, IntentPrompt, MAX_NAMES, NOTHING_FITS, NameTopics, NameList, file};
+use bitnetd::home::tool_call::{function_answer, sentence_after};
+use bitnetd::home::{
+    Home, HomeNames, IntentPrompt, IntentScope, MAX_NAMES, NOTHING_FITS, NameList, NameTopics, file, overview,
+};
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 
@@ -49,5 +52,14 @@ fn check_sentence(home: &Arc<Home>, text: &str) {
     }
     if let Some(floor) = answer["slots"]["floor"].as_str() {
         assert!(home.names().floors.iter().any(|known| known.name == floor), "{floor}");
+    }
+    // Without a home, and as what is made of a client's functions and their results.
+    let any = IntentPrompt::scoped(sentence, &IntentScope::default()).expect("that nothing fits");
+    let decision = any.decide(written, &[(written.len(), 0.0)]);
+    assert!(decision.fits || decision.text == NOTHING_FITS);
+    function_answer(&decision.text, &[]);
+    assert!(!sentence_after([written].into_iter()).is_empty());
+    if let Some(listed) = overview::names(text) {
+        assert!(listed.devices.len() <= MAX_NAMES);
     }
 }
