@@ -99,7 +99,7 @@ impl ClientMemory {
         let clients = Self::estimate(config.queue.depth, &connections, link);
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
-            http: http::BODY_FACTOR * config.http.body_bytes,
+            http: http::body_memory(config.http.body_bytes),
             ..clients
         }
     }

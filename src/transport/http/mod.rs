@@ -23,7 +23,7 @@ pub use listener::{MAX_CONNECTIONS, run};
 use super::Inbound;
 use super::named_file;
 use crate::config;
-use crate::protocol::api::ModelCard;
+use crate::protocol::api::{MAX_BODY, ModelCard};
 use crate::telemetry::Telemetry;
 use access::AccessDenied;
 use request_body::BodyMemory;
@@ -38,9 +38,12 @@ use tokio_util::sync::CancellationToken;
 /// Memory that one connection can hold, in bytes: the head of a request, and what waits to be written.
 pub const CONNECTION_BYTES: usize = 48 << 10;
 
-/// Memory that the bodies of calls can take together while they are read and translated, for each byte that one body may
-/// have: two bodies, and the values of the one that is translated twice, once as they were parsed and once as our own.
-pub const BODY_FACTOR: usize = 6;
+/// Memory that the bodies of calls can take together while they are read and translated, where one may have so many bytes:
+/// two bodies, and the values of the one that is translated twice, once as they were parsed and once as our own. How many
+/// values a body may have does not depend on its limit.
+pub const fn body_memory(body_bytes: usize) -> usize {
+    2 * body_bytes + 4 * MAX_BODY
+}
 
 /// What the daemon gives the interface.
 pub struct HttpParts {
