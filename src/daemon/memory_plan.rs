@@ -147,7 +147,7 @@ impl MemoryBudget {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TooLarge {
     /// The smallest plan.
-    pub plan: MemoryPlan,
+    pub plan: Box<MemoryPlan>,
     /// Whether the context is configured, and so may not be shortened.
     pub is_context_configured: bool,
 }
@@ -167,7 +167,7 @@ impl MemoryPlan {
         let mut plan =
             MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
         if plan.total() > budget.bytes {
-            return Err(TooLarge { plan, is_context_configured: configured.is_some() });
+            return Err(TooLarge { plan: Box::new(plan), is_context_configured: configured.is_some() });
         }
         // Structured output comes before a longer context, but not before the model itself.
         let left = budget.bytes - plan.total();

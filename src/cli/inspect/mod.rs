@@ -318,7 +318,7 @@ fn memory(file: &ModelFile) -> MemoryNeeds {
         let planned = MemoryPlan::make(&footprint, file.shape().context, None, clients, allowed);
         let (fits, plan) = match planned {
             Ok(plan) => (true, plan),
-            Err(refused) => (false, refused.plan),
+            Err(refused) => (false, *refused.plan),
         };
         BoardFit { name, budget: plan.budget.bytes, fits, context: plan.context, total: plan.total() }
     };
