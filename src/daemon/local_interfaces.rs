@@ -1,5 +1,5 @@
-//! The interfaces that clients connect to: the Unix socket, and HTTP and the Wyoming protocol on TCP. They are open before the model is loaded, so that
-//! a client learns that it loads; requests wait until it is.
+//! The interfaces that clients connect to: the Unix socket, and HTTP and the Wyoming protocol on TCP. They are open before the
+//! model is loaded, so that a client learns that it loads; requests wait until it is.
 //!
 //! Deliberately knows nothing of the broker link, which connects once there is something to answer with.
 

@@ -288,7 +288,7 @@ async fn a_body_beyond_the_limit_is_refused_and_its_sender_reads_why() {
     let _ = stream.write_all(b"0\r\n\r\n").await;
     let answer = read_to_end(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    let many = format!(",\"x\":[{}]", vec!["1"; 2000].join(","));
+    let many = format!(",\"x\":[{}]", vec!["1"; 20_000].join(","));
     let (status, body) = server.ask("a", &many).await;
     assert!(status == 413 && body.contains("values"), "{status} {body}");
     assert_eq!(server.ask("still here", "").await.0, 200);

@@ -69,7 +69,12 @@ pub(super) fn error(api: HttpApi, status: u16, kind: &str, message: &str) -> Htt
 
 /// The response to a call that may not be made.
 pub(super) fn denied(api: HttpApi, denied: &AccessDenied) -> HttpResponse {
-    let kind = if denied.status == 401 { "invalid_api_key" } else { "forbidden" };
+    let kind = match denied.status {
+        400 => "invalid_request",
+        401 => "invalid_api_key",
+        403 => "forbidden",
+        _ => "unavailable",
+    };
     let mut response = error(api, denied.status, kind, &denied.message);
     if denied.status == 401 {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
