@@ -14,7 +14,11 @@ const NOT_POSSIBLE: &str = "I cannot do that.";
 
 /// The call of Home Assistant's Ollama integration that offers tools, as it was recorded.
 fn recorded() -> Value {
-    let text = std::fs::read_to_string(data("home-assistant/ollama.jsonl")).expect("recorded");
+    with_tools("home-assistant/ollama.jsonl")
+}
+
+fn with_tools(file: &str) -> Value {
+    let text = std::fs::read_to_string(data(file)).expect("recorded");
     let calls = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let bodies = calls.filter_map(|call| serde_json::from_str::<Value>(call["body"].as_str()?).ok());
     let mut with_tools =
@@ -85,7 +89,9 @@ async fn home_assistant_s_sentence_is_answered_by_a_call_and_the_result_by_a_sen
         (&calls[0]["function"]["name"], &calls[0]["function"]["arguments"]),
         (&json!("HassTurnOn"), &expected)
     );
-    // What Home Assistant then sends, if all went well and if not.
+    // What Home Assistant then sent, and what it sends if all went well and if not.
+    let result = with_tools("home-assistant/ollama-result.jsonl");
+    assert_eq!(chat(&daemon, &result).await, ("Done.".to_owned(), vec![]));
     let messages = body["messages"].as_array_mut().expect("a list");
     messages.push(json!({"role": "assistant", "content": "", "tool_calls": calls}));
     messages.push(Value::Null);
