@@ -316,6 +316,22 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_of_a_body_is_shortened_before_a_model_is_refused() {
+        let clients = ClientMemory {
+            http: http::BODY_FACTOR << 20,
+            http_least: http::BODY_FACTOR << 16,
+            ..ClientMemory::default()
+        };
+        let body = |mb: usize| {
+            let budget = MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
+            MemoryPlan::make(&MODEL, 2048, Some(256), clients, budget).map(|plan| plan.body_bytes())
+        };
+        let least = (1..4096).find(|mb| body(*mb).is_ok()).expect("some budget is enough");
+        assert!((64 << 10..256 << 10).contains(&body(least).expect("fits")));
+        assert_eq!(body(least + 64), Ok(1 << 20));
+    }
+
+    #[test]
     fn a_long_queue_is_planned_and_named_where_it_does_not_fit() {
         let sockets = [(64, unix::CONNECTION_BYTES)];
         let few = ClientMemory::estimate(16, &sockets, None);

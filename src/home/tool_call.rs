@@ -396,11 +396,15 @@ mod tests {
             (r#"{"success":true,"result":"Live Context"}"#, DONE),
             (r#"{"data":{"success":[],"failed":[{"id":"a"}]}}"#, FAILED),
             (
-                r#"{"error":"MatchFailedError","error_text":"No light in the attic."}"#,
+                r#"{"error":"HomeAssistantError","error_text":"No light in the attic."}"#,
                 "That did not work: No light in the attic.",
             ),
-            (r#"{"error":"Timeout"}"#, "That did not work: Timeout."),
-            (r#"{"error":{"message":"off"}}"#, "That did not work: off."),
+            (
+                r#"{"error":"MatchFailedError","error_text":"<MatchFailedError result=…>"}"#,
+                "That did not work: there is no such device or area.",
+            ),
+            (r#"{"error":"Timeout"}"#, FAILED),
+            (r#"{"error":{"message":"it is off"}}"#, "That did not work: it is off."),
             (r#"{"success":false}"#, FAILED),
             (r#"{"error":null,"data":{}}"#, DONE),
             ("Error: no such light", "That did not work: Error: no such light."),

@@ -13,14 +13,21 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Pause after a failed accept. The usual cause, too few file descriptors, lasts until a client disconnects;
 /// meanwhile the new connection waits in the listen backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a refused client's bytes are read and ignored.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Most refused clients whose bytes are read; further ones are closed at once.
+const MAX_LINGERING: usize = 16;
 
 /// How many clients may be connected at once. The connection that has been idle longest is closed for another.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +85,11 @@ pub async fn run<S: TcpService>(
         BacklogPolicy::LeaveQueued => stop.draining,
     };
     let mut tasks = JoinSet::new();
-    let mut clients = Clients::default();
+    let mut clients = Clients {
+        refused: Arc::new(Semaphore::new(MAX_LINGERING)),
+        all: OpenConnections::default(),
+        of_address: HashMap::new(),
+    };
     let mut is_failing = false;
     loop {
         tokio::select! {
@@ -118,9 +129,21 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)
     .await
 }
 
+/// Reads and ignores what a refused client sends, so that it reads the refusal and not a connection reset.
+async fn linger(mut stream: TcpStream) {
+    let rest = async {
+        // An error means that the client has left.
+        let _ = stream.shutdown().await;
+        let mut piece = [0; 1024];
+        while stream.read(&mut piece).await.is_ok_and(|length| length > 0) {}
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await; // whoever sends for longer meets a closed connection
+}
+
 /// The clients that are connected.
-#[derive(Default)]
 struct Clients {
+    /// How many more refused clients may be waited for.
+    refused: Arc<Semaphore>,
     all: OpenConnections<TcpStream>,
     of_address: HashMap<IpAddr, OpenConnections<TcpStream>>,
 }
@@ -137,7 +160,14 @@ impl Clients {
         self.of_address.retain(|_, open| open.count() > 0);
         let of_address = self.of_address.entry(address.ip().to_canonical()).or_default();
         if !of_address.make_slot(S::LIMITS.of_address) || !self.all.make_slot(S::LIMITS.all) {
-            return service.refuse(&stream);
+            service.refuse(&stream);
+            if let Ok(place) = Arc::clone(&self.refused).try_acquire_owned() {
+                tasks.spawn(async move {
+                    linger(stream).await;
+                    drop(place);
+                });
+            }
+            return;
         }
         // Answers are short, and each is sent at once. An error means that the client has already disconnected.
         let _ = stream.set_nodelay(true);
