@@ -3,7 +3,7 @@
 //!
 //! hyper does the protocol; `protocol::openai` and `protocol::ollama` translate. Here are the limits: who may call, how long a
 //! body may be, how many calls are on their way, how long a client may take. Deliberately knows nothing of the engine and of
-//! the queue: a call becomes an [`Inbound`](super::Inbound), and its events become the response.
+//! the queue: a call becomes an [`Inbound`], and its events become the response.
 
 mod access;
 mod answer_body;
