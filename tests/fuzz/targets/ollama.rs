@@ -3,11 +3,9 @@
 
 #![no_main]
 
-use bitnetd::protocol::api::{TranslatedRequest, Call, CallContext, MAX_BODY, ModelCard, HttpRefusal};
+use bitnetd::protocol::api::{Call, CallContext, HttpRefusal, MAX_BODY, ModelCard, TranslatedRequest};
 use bitnetd::protocol::ollama;
-use bitnetd::protocol::{
-    AnswerDetails, Code, Done, Event, FinishReason, Input, Refusal, Timings, Usage,
-};
+use bitnetd::protocol::{AnswerDetails, Code, Done, Event, FinishReason, Input, Refusal, Timings, Usage};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use std::sync::Arc;
@@ -16,7 +14,12 @@ use std::time::UNIX_EPOCH;
 fuzz_target!(|bytes: &[u8]| {
     let card = card(bytes);
     for model in [ModelCard { name: "home-intents".into(), ..card.clone() }, card] {
-        let context = CallContext { model: Arc::new(model.clone()), id: "f".into(), now: UNIX_EPOCH, max_body: MAX_BODY };
+        let context = CallContext {
+            model: Arc::new(model.clone()),
+            id: "f".into(),
+            now: UNIX_EPOCH,
+            max_body: MAX_BODY,
+        };
         check_call(bytes, ollama::chat(bytes, &context));
         check_call(bytes, ollama::generate(bytes, &context));
         check_call(bytes, ollama::pull(bytes, &model));
@@ -56,7 +59,7 @@ fn check_call(bytes: &[u8], call: Result<Call, HttpRefusal>) {
     }
 }
 
-fn check_ask(bytes: &[u8], mut ask: Ask) {
+fn check_ask(bytes: &[u8], mut ask: TranslatedRequest) {
     assert!(bytes.len() <= MAX_BODY);
     assert!(ask.request.id.as_deref() == Some("f") && ask.request.choices == 1);
     assert!(matches!(&ask.request.input, Input::Prompt(_) | Input::Messages(_)));

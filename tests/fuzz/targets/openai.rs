@@ -3,10 +3,10 @@
 
 #![no_main]
 
-use bitnetd::protocol::api::{TranslatedRequest, Call, CallContext, MAX_BODY, ModelCard};
+use bitnetd::protocol::api::{Call, CallContext, MAX_BODY, ModelCard, TranslatedRequest};
 use bitnetd::protocol::{
-    AnswerDetails, Choice, Code, Done, Event, FinishReason, LikelyToken, Refusal, Timings, TokenLogprob, ToolCall, Usage,
-    json, openai,
+    AnswerDetails, Choice, Code, Done, Event, FinishReason, LikelyToken, Refusal, Timings, TokenLogprob,
+    ToolCall, Usage, json, openai,
 };
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -15,7 +15,8 @@ use std::time::UNIX_EPOCH;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((route, body)) = bytes.split_first() else { return };
-    let context = CallContext { model: Arc::new(card()), id: "7".into(), now: UNIX_EPOCH, max_body: MAX_BODY };
+    let context =
+        CallContext { model: Arc::new(card()), id: "7".into(), now: UNIX_EPOCH, max_body: MAX_BODY };
     let call = match route {
         b'c' => openai::chat_completions(body, &context),
         b'p' => openai::completions(body, &context),
@@ -45,7 +46,7 @@ fn check_model(card: &ModelCard, name: &[u8]) {
     serde_json::from_slice::<Value>(&body).expect("JSON");
 }
 
-fn check_ask(body: &[u8], mut ask: Ask) {
+fn check_ask(body: &[u8], mut ask: TranslatedRequest) {
     assert!(body.len() <= MAX_BODY && ask.ignored_keys as usize <= body.len());
     let request = &ask.request;
     assert_eq!(request.id.as_deref(), Some("7"));
@@ -84,7 +85,8 @@ fn check_stream(stream: &[u8]) {
 
 fn done(choices: u32, has_logprobs: bool, has_calls: bool) -> Done {
     let token = LikelyToken { token: "é".into(), logprob: f32::NEG_INFINITY, bytes: vec![195, 169] };
-    let logprobs = has_logprobs.then(|| vec![TokenLogprob { token: token.clone(), top_logprobs: vec![token] }]);
+    let logprobs =
+        has_logprobs.then(|| vec![TokenLogprob { token: token.clone(), top_logprobs: vec![token] }]);
     let arguments = bitnetd::external_text::JsonValue::parse("{\"a\":\"\\n\"}").expect("JSON");
     let call = ToolCall { id: "call_7_0_0".into(), name: "f".into(), arguments };
     let tool_calls = if has_calls { vec![call.clone(), call] } else { Vec::new() };
