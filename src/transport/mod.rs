@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// A request together with its reply channel and its cancel flag.
 #[derive(Debug)]
@@ -137,6 +138,21 @@ pub enum BacklogPolicy {
     /// They stay in the listen backlog of a socket that another process holds open, and the next daemon serves
     /// them.
     LeaveQueued,
+}
+
+impl BacklogPolicy {
+    /// The token after which no client is accepted any more; `draining` is cancelled when the daemon begins to stop, and
+    /// `close` at the end.
+    fn end_of_accepting<'t>(
+        self,
+        draining: &'t CancellationToken,
+        close: &'t CancellationToken,
+    ) -> &'t CancellationToken {
+        match self {
+            BacklogPolicy::Refuse => close,
+            BacklogPolicy::LeaveQueued => draining,
+        }
+    }
 }
 
 /// A flag that cancels a request, waiting or running; clones share it.

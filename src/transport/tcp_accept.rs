@@ -76,14 +76,11 @@ pub trait TcpService {
 /// Serves the clients of the listeners until the daemon closes, and returns when all of them are served.
 pub async fn run<S: TcpService>(
     listeners: Vec<TcpListener>,
-    latecomers: BacklogPolicy,
+    backlog: BacklogPolicy,
     stop: StopSignals<'_>,
     service: &S,
 ) {
-    let last_call = match latecomers {
-        BacklogPolicy::Refuse => stop.close,
-        BacklogPolicy::LeaveQueued => stop.draining,
-    };
+    let end_of_accepting = backlog.end_of_accepting(stop.draining, stop.close);
     let mut tasks = JoinSet::new();
     let mut clients = Clients {
         refused: Arc::new(Semaphore::new(MAX_LINGERING)),
@@ -95,7 +92,7 @@ pub async fn run<S: TcpService>(
         tokio::select! {
             // Ended connections are removed before new ones are counted against the limit.
             biased;
-            () = last_call.cancelled() => break,
+            () = end_of_accepting.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic::<S>(ended),
             accepted = accept(&listeners) => match accepted {
                 Ok((stream, address)) => {

@@ -1,7 +1,7 @@
 //! HTTP as its clients use it: real connections over TCP, and the worker of the tests of the socket. Its answer depends on
 //! the prompt: `hang` waits to be cancelled, `flood` streams until it is, anything else is given back word by word.
 
-use crate::unix::{ReceivedRequest, work};
+use crate::unix::{ReceivedRequest, until, work};
 use bitnetd::config::{Config, Host, Http};
 use bitnetd::protocol::api::ModelCard;
 use bitnetd::telemetry::Telemetry;
@@ -75,14 +75,21 @@ struct HttpServer {
 }
 
 impl HttpServer {
+    /// With the model loaded.
     fn open(change: impl FnOnce(&mut Http)) -> Self {
+        let server = Self::loading(change);
+        server.loaded.cancel();
+        server
+    }
+
+    /// As long as the model loads.
+    fn loading(change: impl FnOnce(&mut Http)) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("ours");
         let listener = TcpListener::from_std(listener).expect("within the runtime");
         let address = listener.local_addr().expect("it listens");
         let (inbound, requests) = mpsc::channel(16);
         let [loaded, draining, close] = [(); 3].map(|()| CancellationToken::new());
-        loaded.cancel();
         let telemetry = Arc::new(Telemetry::new(0));
         let context = context(&inbound, &telemetry, [&loaded, &draining, &close], change);
         let received = Arc::new(Mutex::new(Vec::new()));
@@ -121,18 +128,6 @@ impl HttpServer {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         timeout(TIMEOUT, all).await.expect("all tasks return");
     }
-}
-
-async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let found = async {
-        loop {
-            match look() {
-                Some(found) => return found,
-                None => sleep(Duration::from_millis(2)).await,
-            }
-        }
-    };
-    timeout(TIMEOUT, found).await.expect("in time")
 }
 
 fn chat(prompt: &str, keys: &str) -> String {
@@ -376,24 +371,35 @@ async fn a_token_is_asked_for_and_may_change() {
 }
 
 #[tokio::test]
-async fn the_state_is_told_before_the_model_is_loaded_and_while_the_daemon_stops() {
-    let mut server = HttpServer::open(|_| {});
-    let health = async |server: &HttpServer| server.call("GET /health", "Host: pi\r\n", "").await;
-    assert_eq!(health(&server).await.0, 200);
-    // A connection that exists when the daemon begins to stop is answered.
+async fn while_the_model_loads_the_state_is_shown_and_calls_wait() {
+    let server = Arc::new(HttpServer::loading(|_| {}));
+    let health = async || server.call("GET /health", "Host: pi\r\n", "").await;
+    let (status, body) = health().await;
+    assert!(status == 503 && body.contains("\"state\":\"loading\""), "{status} {body}");
+    assert_eq!(server.call("GET /v1/models", "Host: pi\r\n", "").await.0, 200);
+    let early = Arc::clone(&server);
+    let waiting = tokio::spawn(async move { early.ask("patience", "").await });
+    sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished() && server.received.lock().expect("no panic").is_empty());
+    server.loaded.cancel();
+    let (status, body) = timeout(TIMEOUT, waiting).await.expect("in time").expect("no panic");
+    assert!(status == 200 && body.contains("patience"), "{status} {body}");
+    let (status, body) = health().await;
+    assert!(status == 200 && body.contains("\"state\":\"ready\""), "{status} {body}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_stops_answers_connections_that_exist_with_the_reason() {
+    let server = HttpServer::open(|_| {});
     let mut stream = server.connect().await;
-    sleep(Duration::from_millis(50)).await;
+    assert_eq!(server.call("GET /health", "Host: pi\r\n", "").await.0, 200, "both are accepted now");
     server.draining.cancel();
-    send(
-        &mut stream,
-        "POST /api/chat",
-        "Host: pi\r\n",
-        r#"{"model":"words","messages":[{"role":"user","content":"a"}]}"#,
-    )
-    .await;
+    let chat = r#"{"model":"words","messages":[{"role":"user","content":"a"}]}"#;
+    send(&mut stream, "POST /api/chat", "Host: pi\r\n", chat).await;
     let answer = read_to_end(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("stopping"), "{answer}");
-    server.loaded = CancellationToken::new();
+    let (status, body) = server.call("GET /health", "Host: pi\r\n", "").await;
+    assert!(status == 503 && body.contains("\"state\":\"draining\""), "{status} {body}");
     server.shut().await;
 }
 

@@ -137,15 +137,15 @@ pub(super) fn tools(value: Value, ignored: &mut u32) -> Value {
 /// The object with only these keys, in its order; those that are `null` count as left out, and the others are counted.
 pub(super) fn only(value: Value, keys: &[&str], ignored: &mut u32) -> Value {
     let Value::Object(object) = value else { return value };
-    let mut kept = Map::new();
+    let mut known = Map::new();
     for (key, value) in object {
         match (keys.contains(&key.as_str()), value) {
             (_, Value::Null) => {}
             (true, value) => {
-                kept.insert(key, value);
+                known.insert(key, value);
             }
             (false, _) => *ignored += 1,
         }
     }
-    Value::Object(kept)
+    Value::Object(known)
 }

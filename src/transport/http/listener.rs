@@ -21,9 +21,9 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: applicat
 Retry-After: 1\r\nConnection: close\r\n\r\n{\"error\":{\"message\":\"too many clients are connected; call again later\"}}\n";
 
 /// Serves the clients of the listeners until the daemon closes.
-pub async fn run(listeners: Vec<TcpListener>, latecomers: BacklogPolicy, context: HttpContext) {
+pub async fn run(listeners: Vec<TcpListener>, backlog: BacklogPolicy, context: HttpContext) {
     let stop = StopSignals { draining: &context.0.draining, close: &context.0.close };
-    tcp_accept::run(listeners, latecomers, stop, &context).await;
+    tcp_accept::run(listeners, backlog, stop, &context).await;
 }
 
 impl TcpService for HttpContext {

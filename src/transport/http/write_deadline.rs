@@ -104,7 +104,7 @@ mod tests {
         let mut bytes = [0; 4];
         far.read_exact(&mut bytes).await.expect("they were written");
         tokio::time::sleep(Duration::from_secs(60)).await;
-        stream.write_all(b"6789").await.expect("there is room again");
+        stream.write_all(b"6789").await.expect("what was written before has been read");
         assert!(in_flight.idle_since(later()).is_some());
     }
 }

@@ -145,11 +145,8 @@ fn pending_connections(listener: &UnixListener) -> Vec<UnixStream> {
 /// Once `draining` is cancelled, new requests are refused with `shutting_down` and running ones continue. Once
 /// `close` is cancelled, all requests are cancelled; within two seconds their last events are written, the
 /// connections are closed, and this returns.
-pub async fn run(listener: impl Into<Listening>, latecomers: BacklogPolicy, shared: ConnectionContext) {
-    let last_call = match latecomers {
-        BacklogPolicy::Refuse => shared.close.clone(),
-        BacklogPolicy::LeaveQueued => shared.draining.clone(),
-    };
+pub async fn run(listener: impl Into<Listening>, backlog: BacklogPolicy, shared: ConnectionContext) {
+    let end_of_accepting = backlog.end_of_accepting(&shared.draining, &shared.close).clone();
     let mut tasks = JoinSet::new();
     let (mut number, mut failing) = (0, false);
     let mut open = OpenConnections::default();
@@ -160,7 +157,7 @@ pub async fn run(listener: impl Into<Listening>, latecomers: BacklogPolicy, shar
         tokio::select! {
             // Ended connections are removed before new ones are counted against the limit.
             biased;
-            () = last_call.cancelled() => break,
+            () = end_of_accepting.cancelled() => break,
             Some(ended) = tasks.join_next() => note_panic(ended),
             _ = check_timer.tick(), if listening.owned_file.is_some() => {
                 for stream in listening.check_file() {

@@ -47,11 +47,11 @@ pub struct WyomingContext {
 ///
 /// Once `draining` is cancelled, new requests are refused and running ones continue. Once `close` is cancelled, all
 /// requests are cancelled; within two seconds their answers are written, the connections are closed, and this returns.
-pub async fn run(listeners: Vec<TcpListener>, latecomers: BacklogPolicy, context: WyomingContext) {
+pub async fn run(listeners: Vec<TcpListener>, backlog: BacklogPolicy, context: WyomingContext) {
     listeners.iter().filter_map(|listener| listener.local_addr().ok()).for_each(note_address);
     let service = WyomingService { context: context.clone(), connections: AtomicU64::new(0) };
     let stop = StopSignals { draining: &context.draining, close: &context.close };
-    tcp_accept::run(listeners, latecomers, stop, &service).await;
+    tcp_accept::run(listeners, backlog, stop, &service).await;
 }
 
 struct WyomingService {

@@ -138,7 +138,7 @@ impl SocketServer {
     }
 }
 
-async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let found = async {
         loop {
             match look() {
