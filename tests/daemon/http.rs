@@ -378,11 +378,12 @@ async fn while_the_model_loads_the_state_is_shown_and_calls_wait() {
     assert!(status == 503 && body.contains("\"state\":\"loading\""), "{status} {body}");
     assert_eq!(server.call("GET /v1/models", "Host: pi\r\n", "").await.0, 200);
     let early = Arc::clone(&server);
-    let waiting = tokio::spawn(async move { early.ask("patience", "").await });
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { early.ask("patience", "").await });
     sleep(Duration::from_millis(100)).await;
-    assert!(!waiting.is_finished() && server.received.lock().expect("no panic").is_empty());
+    assert!(waiting.try_join_next().is_none() && server.received.lock().expect("no panic").is_empty());
     server.loaded.cancel();
-    let (status, body) = timeout(TIMEOUT, waiting).await.expect("in time").expect("no panic");
+    let (status, body) = timeout(TIMEOUT, waiting.join_all()).await.expect("in time").remove(0);
     assert!(status == 200 && body.contains("patience"), "{status} {body}");
     let (status, body) = health().await;
     assert!(status == 200 && body.contains("\"state\":\"ready\""), "{status} {body}");
