@@ -94,7 +94,7 @@ async fn the_alert_for_a_lost_broker_is_published_when_it_is_back() {
 async fn reloaded_alert_rules_apply_at_once() {
     let folder = Folder::new();
     let settings = |ms: &str| {
-        let budget = "[budget]\nthreads = 1\nmemory_mb = 64\n";
+        let budget = "[budget]\nthreads = 1\nmemory_mb = 256\n";
         format!("{budget}[alerts]\nhold_s = 0\nmemory_percent = 0\nttft_ms = {ms}\n{QUIET}")
     };
     let daemon = Daemon::start(&folder, &settings("0.001")).await;
