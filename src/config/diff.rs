@@ -106,6 +106,7 @@ const KEYS: &[Key] = &[
     at_restart!("budget.threads", |config| config.budget.threads),
     at_restart!("budget.decode_threads", |config| config.budget.decode_threads),
     at_restart!("budget.prefill_threads", |config| config.budget.prefill_threads),
+    at_restart!("budget.parallel", |config| config.budget.parallel),
     at_restart!("budget.pin", |config| config.budget.pin),
     at_restart!("socket.path", |config| config.socket.path),
     at_restart!("socket.mode", |config| config.socket.mode),
@@ -185,7 +186,7 @@ mod tests {
     const AFTER: &str = r#"
         device = { id = "attic", state_dir = "" }
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "" }
-        budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, pin = true }
+        budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, parallel = 3, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         http = { listen = "127.0.0.1:1", token_file = "/t", hosts = ["a"], origins = ["*"], body_kb = 64 }
         wyoming.listen = "127.0.0.1:10400"

@@ -136,6 +136,8 @@ pub struct Budget {
     pub decode_threads: Option<usize>,
     /// How many of them read prompts; `None` is measured.
     pub prefill_threads: Option<usize>,
+    /// How many requests are answered at the same time; `None` is chosen by the memory plan.
+    pub parallel: Option<usize>,
     /// Processors that they may run on; empty is all.
     pub allowed_cpus: Vec<usize>,
     /// Whether each compute thread is pinned to one processor.

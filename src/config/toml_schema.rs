@@ -59,6 +59,7 @@ pub(super) struct BudgetKeys {
     threads: Option<usize>,
     decode_threads: Option<usize>,
     prefill_threads: Option<usize>,
+    parallel: Option<usize>,
     pin: Option<bool>,
 }
 
@@ -226,6 +227,9 @@ impl DeviceKeys {
     }
 }
 
+/// The most requests that are answered at the same time: the engine's `MAX_SEQUENCES`.
+const MAX_PARALLEL: u64 = 16;
+
 const LAYOUTS: [(&str, Option<I2sLayout>); 4] = [
     ("auto", None),
     ("128", Some(I2sLayout::Blocks128)),
@@ -293,6 +297,10 @@ impl BudgetKeys {
             threads,
             decode_threads: part_of(threads, "decode_threads", self.decode_threads)?,
             prefill_threads: part_of(threads, "prefill_threads", self.prefill_threads)?,
+            parallel: match self.parallel {
+                Some(count) => Some(within("budget", "parallel", count as u64, 1..=MAX_PARALLEL)? as usize),
+                None => None,
+            },
             allowed_cpus: host.keep_to(threads),
             pin: self.pin.unwrap_or(false),
         })

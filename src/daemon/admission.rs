@@ -4,6 +4,7 @@
 use super::client_shares::{ClientShares, Slot};
 use super::memory_guard::{MemoryGuard, MemoryState, MemoryUse};
 use super::memory_plan::MAX_WAITING_TEXTS;
+use super::queue::Running;
 use crate::config;
 use crate::protocol::{Code, Refusal};
 use crate::transport::fair_queue::FairQueue;
@@ -19,6 +20,8 @@ pub(super) struct QueuedRequest {
     pub deadline: Option<Instant>,
     /// Time allowed for the answer once a request without a limit begins.
     timeout: Duration,
+    /// Says that it runs, once it does.
+    pub running: Option<Running>,
 }
 
 /// A request that gets no answer, and the reason.
@@ -33,7 +36,7 @@ pub(super) struct Admission {
     memory_guard: MemoryGuard,
     /// Seconds per answer, exponentially smoothed: the `retry_after_ms` of refused requests.
     mean_answer_s: f64,
-    /// Whether the worker is idle, so that it takes one more request at once.
+    /// Whether the worker has a free slot, so that it takes one more request at once.
     worker_is_idle: bool,
     closed: bool,
 }
@@ -79,7 +82,12 @@ impl Admission {
         if inbound.when_full == WhenFull::Refuse {
             self.shares.add(&queue_key, inbound.request.text_bytes());
         }
-        self.waiting.push(&queue_key, priority, received, QueuedRequest { inbound, deadline, timeout });
+        self.waiting.push(
+            &queue_key,
+            priority,
+            received,
+            QueuedRequest { inbound, deadline, timeout, running: None },
+        );
         Ok(replaced)
     }
 
@@ -168,7 +176,7 @@ impl Admission {
         Some(job)
     }
 
-    /// Records that the worker has finished its request.
+    /// Records that the worker has a free slot.
     pub fn note_idle(&mut self) {
         self.worker_is_idle = true;
     }

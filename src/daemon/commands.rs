@@ -18,8 +18,11 @@ pub(super) async fn run_commands(
 ) {
     while let Some(control) = asked.recv().await {
         match control {
-            Command::CancelRunning if queue.cancel_running() => info!("the running request was cancelled"),
-            Command::CancelRunning => debug!("nothing runs that could be cancelled"),
+            Command::CancelRunning => match queue.cancel_running() {
+                0 => debug!("nothing runs that could be cancelled"),
+                1 => info!("the running request was cancelled"),
+                count => info!("the {count} running requests were cancelled"),
+            },
             Command::Threads(threads) => {
                 queue.worker.limit_threads(threads);
                 telemetry.set_thread_limit(threads);

@@ -146,11 +146,12 @@ impl HomeIntent {
     }
 
     /// Replaces the text of a complete answer by what is sent: in the home's own names, or that nothing fits.
-    pub fn finish(&self, engine: &Engine, session: &mut Session<'_>, prompt: &[u32], answer: &mut Answer) {
+    /// `slot`: where it was decoded.
+    pub fn finish(&self, engine: &Engine, session: &mut Session<'_>, slot: usize, answer: &mut Answer) {
         if answer.end != StopReason::Stop {
             return;
         }
-        let log_probabilities = session.log_probabilities(prompt, &answer.tokens);
+        let log_probabilities = session.log_probabilities_of(slot, &answer.tokens);
         let mut end = 0;
         let tokens: Vec<(usize, f64)> = answer
             .tokens

@@ -4,6 +4,7 @@
 use super::memory_guard;
 use crate::config::Config;
 use crate::engine::Footprint;
+use crate::engine::model::KV_BLOCK;
 use crate::home;
 use crate::protocol::json;
 use crate::telemetry::sensors;
@@ -32,6 +33,10 @@ const CLIENTS_WORTH_NAMING: usize = 16 << 20;
 /// The shortest context that a plan is shortened to; a question and its answer still fit.
 const MIN_CONTEXT: usize = 256;
 
+/// The most requests that are answered at the same time where the owner names no number. More give little more in all, and
+/// each of them becomes slower.
+const DEFAULT_PARALLEL: usize = 4;
+
 /// The parts of the memory plan, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
@@ -41,6 +46,8 @@ pub struct MemoryPlan {
     pub context: usize,
     /// The configured context, or the model's own.
     pub wanted_context: usize,
+    /// How many requests are answered at the same time.
+    pub parallel: usize,
     /// The most memory that clients can make the daemon use.
     pub clients: ClientMemory,
     /// The budget.
@@ -158,11 +165,13 @@ pub struct TooLarge {
 
 impl MemoryPlan {
     /// Plans `footprint` and `clients` within `budget`. A `configured` context is never shortened; without one the
-    /// model's own is shortened until it fits.
+    /// model's own is shortened until it fits. Without a number of requests at the same time, `parallel`, there are as many
+    /// as fit then, up to four.
     pub fn make(
         footprint: &Footprint,
         models_own: usize,
         configured: Option<usize>,
+        parallel: Option<usize>,
         clients: ClientMemory,
         budget: MemoryBudget,
     ) -> Result<Self, Box<TooLarge>> {
@@ -170,8 +179,14 @@ impl MemoryPlan {
         let least = if configured.is_some() { wanted } else { wanted.min(MIN_CONTEXT) };
         let most_http = clients.http;
         let clients = ClientMemory { http: clients.http_least, ..clients };
-        let mut plan =
-            MemoryPlan { footprint: *footprint, context: least, wanted_context: wanted, clients, budget };
+        let mut plan = MemoryPlan {
+            footprint: *footprint,
+            context: least,
+            wanted_context: wanted,
+            parallel: parallel.unwrap_or(1),
+            clients,
+            budget,
+        };
         if plan.total() > budget.bytes {
             return Err(Box::new(TooLarge { plan, is_context_configured: configured.is_some() }));
         }
@@ -180,9 +195,29 @@ impl MemoryPlan {
         let left = left.checked_sub(footprint.grammar).unwrap_or(left);
         plan.clients.http += left.min(most_http - plan.clients.http);
         let left = left - (plan.clients.http - clients.http_least);
-        let more = left / footprint.cache_per_token.max(1);
-        plan.context = wanted.min(least + more);
+        let more = left / footprint.cache_per_token.saturating_mul(plan.parallel).max(1);
+        plan.context = wanted.min((least + more) / KV_BLOCK * KV_BLOCK).max(least);
+        if parallel.is_none() {
+            plan.add_sequences();
+        }
         Ok(plan)
+    }
+
+    /// Plans as many requests at the same time as fit.
+    fn add_sequences(&mut self) {
+        let with_grammar = |plan: &Self| plan.total().saturating_add(plan.footprint.grammar);
+        while self.parallel < DEFAULT_PARALLEL {
+            let more = MemoryPlan { parallel: self.parallel + 1, ..self.clone() };
+            if with_grammar(&more) > self.budget.bytes {
+                return;
+            }
+            *self = more;
+        }
+    }
+
+    /// Tokens of the KV cache, for all requests that are answered at the same time.
+    pub(super) fn cache_tokens(&self) -> usize {
+        self.context.next_multiple_of(KV_BLOCK) * self.parallel
     }
 
     /// Maximum length of a call's body over HTTP: the configured one, shortened where memory requires it.
@@ -211,7 +246,8 @@ impl MemoryPlan {
 
     /// All of the plan without the reserve.
     pub(super) fn used(&self) -> usize {
-        (DAEMON_BYTES + self.clients.total()).saturating_add(self.footprint.total(self.context))
+        (DAEMON_BYTES + self.clients.total())
+            .saturating_add(self.footprint.total(self.context, self.parallel))
     }
 
     /// The reserve: with less free memory no work is admitted.
@@ -240,16 +276,17 @@ impl fmt::Display for Mebibytes {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Footprint { mapped, copied, cache_per_token, scratch, tokenizer, .. } = self.footprint;
+        let Footprint { mapped, copied, scratch, tokenizer, per_sequence, .. } = self.footprint;
+        let together = if self.parallel == 1 { String::new() } else { format!("{} times ", self.parallel) };
         write!(
             f,
-            "memory plan: weights {} + repacked {} + KV cache {} ({} tokens) + scratch {} + tokenizer {} + \
+            "memory plan: weights {} + repacked {} + KV cache {} ({together}{} tokens) + scratch {} + tokenizer {} + \
              connections {} + HTTP {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
-            Mebibytes(cache_per_token.saturating_mul(self.context)),
+            Mebibytes(self.footprint.cache_bytes(self.context).saturating_mul(self.parallel)),
             self.context,
-            Mebibytes(scratch),
+            Mebibytes(scratch.saturating_add(per_sequence.saturating_mul(self.parallel))),
             Mebibytes(tokenizer),
             Mebibytes(self.clients.connections),
             Mebibytes(self.clients.http),
@@ -304,6 +341,7 @@ mod tests {
         copied: 0,
         cache_per_token: 1 << 20,
         scratch: 1 << 20,
+        per_sequence: 0,
         tokenizer: 1 << 20,
         grammar: 0,
     };
@@ -312,7 +350,14 @@ mod tests {
         ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, http_least: 0, home: 0 };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
-        MemoryPlan::make(model, 1024, configured, CLIENTS, MemoryBudget { bytes, is_cgroup_limit: false })
+        MemoryPlan::make(
+            model,
+            1024,
+            configured,
+            Some(1),
+            CLIENTS,
+            MemoryBudget { bytes, is_cgroup_limit: false },
+        )
     }
 
     #[test]
@@ -324,7 +369,7 @@ mod tests {
         };
         let body = |mb: usize| {
             let budget = MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
-            MemoryPlan::make(&MODEL, 2048, Some(256), clients, budget).map(|plan| plan.body_bytes())
+            MemoryPlan::make(&MODEL, 2048, Some(256), None, clients, budget).map(|plan| plan.body_bytes())
         };
         let least = (1..4096).find(|mb| body(*mb).is_ok()).expect("some budget is enough");
         assert!((64 << 10..256 << 10).contains(&body(least).expect("fits")));
@@ -342,10 +387,11 @@ mod tests {
         assert_eq!(linked.queue, few.queue + 16 * (REQUEST_BYTES + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
         let allowed = MemoryBudget { bytes: 140 << 20, is_cgroup_limit: true };
-        let refused = MemoryPlan::make(&MODEL, 1, None, many, allowed).expect_err("does not fit").to_string();
+        let refused =
+            MemoryPlan::make(&MODEL, 1, None, None, many, allowed).expect_err("does not fit").to_string();
         assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");
         assert!(refused.starts_with("the control group's memory limit: "), "{refused}");
-        assert!(MemoryPlan::make(&MODEL, 1, None, few, allowed).is_ok());
+        assert!(MemoryPlan::make(&MODEL, 1, None, None, few, allowed).is_ok());
     }
 
     #[test]
@@ -364,9 +410,23 @@ mod tests {
         assert_eq!(whole.context, 1024);
         let short = plan(&MODEL, None, 500 << 20).expect("fits when shortened");
         // 6 MiB for the clients, and 6 for the reserve.
-        assert_eq!(short.context, 500 - 102 - 6 - 6 - (DAEMON_BYTES >> 20));
+        // In whole blocks.
+        assert_eq!(short.context, (500 - 102 - 6 - 6 - (DAEMON_BYTES >> 20)) / KV_BLOCK * KV_BLOCK);
         assert!(short.total() <= 500 << 20);
         assert!(short.to_string().contains("shortened from 1024"), "{short}");
+    }
+
+    #[test]
+    fn as_many_requests_at_the_same_time_are_planned_as_fit_up_to_four() {
+        let budget = |mb: usize| MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
+        let planned = |parallel, mb| MemoryPlan::make(&MODEL, 64, None, parallel, CLIENTS, budget(mb));
+        let count = |mb| planned(None, mb).expect("fits").parallel;
+        assert_eq!([220, 300, 360, 420, 4000].map(count), [1, 2, 3, 4, 4]);
+        // A number of the owner's is planned, or refused.
+        assert_eq!(planned(Some(16), 2000).expect("fits").parallel, 16);
+        assert!(planned(Some(16), 1000).is_err());
+        let text = planned(Some(3), 2000).expect("fits").to_string();
+        assert!(text.contains("KV cache 192.0 (3 times 64 tokens)"), "{text}");
     }
 
     #[test]

@@ -51,6 +51,7 @@ use reload::LiveSettings;
 use reporter::{HostSampler, Reporter, info_payload};
 use signals::{SignalRequest, Signals};
 use std::fmt;
+use std::hash::RandomState;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -129,7 +130,14 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
-    let plan = MemoryPlan::make(&footprint, file.shape().context, config.model.context, clients, allowed);
+    let plan = MemoryPlan::make(
+        &footprint,
+        file.shape().context,
+        config.model.context,
+        config.budget.parallel,
+        clients,
+        allowed,
+    );
     plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
@@ -170,7 +178,9 @@ pub async fn run(
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
         context: plan.context,
+        parallel: plan.parallel,
         budget: config.budget.clone(),
+        scopes: RandomState::new(),
         unplanned_grammar: plan.unplanned_grammar(),
     };
     let options = engine::EngineOptions {

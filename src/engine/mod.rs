@@ -22,6 +22,7 @@ pub mod logprobs;
 pub mod model;
 mod ops;
 pub mod perplexity;
+mod prefix_cache;
 pub mod quant;
 pub mod sampler;
 pub mod session;
@@ -36,7 +37,7 @@ use gguf::{FileMap, Gguf};
 use grammar::{GrammarCompiler, GrammarError};
 use kernels::Kernels;
 use layout_detect::LayoutScore;
-use model::{BATCH, HeadFormat, KvCacheFormat, Layout, Model, Shape, WeightBytes};
+use model::{BATCH, HeadFormat, KV_BLOCK, KvCacheFormat, Layout, Model, Shape, WeightBytes};
 use session::Session;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,8 @@ pub struct Footprint {
     pub cache_per_token: usize,
     /// Buffers of a pass.
     pub scratch: usize,
+    /// What each answer at the same time takes besides its KV cache.
+    pub per_sequence: usize,
     /// The tokenizer.
     pub tokenizer: usize,
     /// Structured output, from its first use on: the trie of the vocabulary, and a grammar at work.
@@ -245,6 +248,7 @@ impl ModelFile {
             copied: weights.copied,
             cache_per_token: self.shape.cache_bytes_per_token(self.cache),
             scratch: self.shape.scratch_bytes(BATCH),
+            per_sequence: self.shape.sequence_bytes(),
             tokenizer,
             grammar: self.grammar_bytes(),
         }
@@ -456,10 +460,16 @@ impl ModelFile {
 }
 
 impl Footprint {
-    /// The sum of all but the grammars, with a KV cache of `context` tokens.
-    pub fn total(&self, context: usize) -> usize {
+    /// The sum of all but the grammars, for so many answers at the same time with `context` tokens each.
+    pub fn total(&self, context: usize, sequences: usize) -> usize {
         let fixed = self.mapped + self.copied + self.scratch + self.tokenizer;
-        fixed.saturating_add(self.cache_per_token.saturating_mul(context))
+        let each = self.cache_bytes(context).saturating_add(self.per_sequence);
+        fixed.saturating_add(each.saturating_mul(sequences))
+    }
+
+    /// Bytes of the KV cache of one answer with `context` tokens, which is made of whole blocks.
+    pub fn cache_bytes(&self, context: usize) -> usize {
+        self.cache_per_token.saturating_mul(context.next_multiple_of(KV_BLOCK))
     }
 }
 
@@ -524,6 +534,12 @@ impl Engine {
     /// An empty session for `context` tokens.
     pub fn session(&self, context: usize) -> Session<'_> {
         Session::new(&self.model, &self.tokenizer, context, self.cache)
+    }
+
+    /// An empty session that answers up to `slots` prompts of `context` tokens at the same time, and computes what their
+    /// beginnings have in common once.
+    pub fn shared_session(&self, context: usize, slots: usize) -> Session<'_> {
+        Session::shared(&self.model, &self.tokenizer, context, self.cache, slots)
     }
 
     /// An empty session whose cache rounds nothing; see [`Session::exact`].

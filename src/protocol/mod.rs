@@ -18,7 +18,7 @@ pub mod wyoming;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
-    CacheCounts, Cpu, Energy, Flag, HttpCalls, Latency, LatencyWindows, LogLines, Memory, MqttLink,
+    CacheCounts, Cpu, Decoding, Energy, Flag, HttpCalls, Latency, LatencyWindows, LogLines, Memory, MqttLink,
     Percentiles, Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled,
     Throttling, Throughput,
 };
@@ -245,6 +245,9 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens generated in all answers, end tokens not counted.
     pub completion_tokens: u32,
+    /// Tokens of the prompt that were not computed, because an earlier prompt began with them, or because the whole answer
+    /// is one that was given before.
+    pub cached_tokens: u32,
 }
 
 /// Where a request's time went, in milliseconds.

@@ -30,6 +30,8 @@ pub struct Report {
     pub cache: CacheCounts,
     /// Answers that had to fit a `response_format`.
     pub structured_output: StructuredOutput,
+    /// Requests that are answered together.
+    pub decoding: Decoding,
     /// Calls over HTTP.
     pub http: HttpCalls,
     /// The broker link; null where none is configured.
@@ -314,6 +316,19 @@ pub struct StructuredOutput {
     pub forced_tokens: u64,
     /// Requests that were refused because of their `response_format`.
     pub refused: u64,
+}
+
+/// Requests that are answered together, since start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Decoding {
+    /// Passes over the weights.
+    pub steps: u64,
+    /// The sum over all passes of the requests that took part: divided by `steps` it is the mean batch size.
+    pub step_requests: u64,
+    /// Answers whose prompt began like an earlier one, so that its beginning was not computed again.
+    pub prefix_hits: u64,
+    /// The tokens of these beginnings.
+    pub prefix_tokens: u64,
 }
 
 /// Calls over HTTP since start.

@@ -4,6 +4,7 @@
 //! decides nothing, starts no task and never sees the text of a prompt.
 
 pub mod alerts;
+mod decoding;
 pub mod energy;
 mod http_calls;
 mod journal;
@@ -18,6 +19,7 @@ mod structured_output;
 mod tests;
 pub mod textfile;
 
+pub use decoding::DecodingCounters;
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
@@ -57,6 +59,8 @@ pub struct Telemetry {
     cache_misses: Counter,
     /// Counters of answers that had to fit a `response_format`.
     pub structured_output: StructuredOutputCounters,
+    /// Counters of requests that are answered together.
+    pub decoding: DecodingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
     /// At most so many threads compute; 0 until it is set.
@@ -98,9 +102,10 @@ pub struct ComputeSpan<'t> {
 impl ComputeSpan<'_> {
     /// The energy until the last power reading, in total and per token; `None` where the power was not known
     /// throughout.
-    pub fn cost(&self, tokens: u32) -> Option<RequestEnergy> {
-        // One request is computed at a time, so its share is 1.
-        locked(self.meter).cost(self.begun, 1.0, tokens)
+    ///
+    /// `share`: the part of the computing, 0 to 1, that was for this request.
+    pub fn cost(&self, share: f64, tokens: u32) -> Option<RequestEnergy> {
+        locked(self.meter).cost(self.begun, share, tokens)
     }
 }
 
@@ -128,6 +133,7 @@ impl Telemetry {
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             structured_output: StructuredOutputCounters::default(),
+            decoding: DecodingCounters::default(),
             http: HttpCounters::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
@@ -345,6 +351,7 @@ impl Telemetry {
             energy: self.energy(&answers),
             cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             structured_output: self.structured_output.counts(),
+            decoding: self.decoding.counts(),
             http: self.http.counts(),
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),

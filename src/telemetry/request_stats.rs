@@ -207,7 +207,7 @@ pub(super) mod tests {
             id: "a".into(),
             text: String::new(),
             finish_reason: FinishReason::Stop,
-            usage: Usage { prompt_tokens, completion_tokens },
+            usage: Usage { prompt_tokens, completion_tokens, cached_tokens: 0 },
             timings,
             energy: None,
             cached: false,

@@ -54,7 +54,7 @@ fn energy_names_the_power_reading_behind_it() {
     (0..=20).for_each(|s| telemetry.record_power(after(s), Some(&watts(4.0))));
     let work = telemetry.computing_began();
     telemetry.record_power(after(25), Some(&watts(6.0)));
-    let cost = work.cost(10).expect("known");
+    let cost = work.cost(1.0, 10).expect("known");
     let expected = RequestEnergy {
         joules: 30.0,
         joules_above_idle: Some(10.0),
@@ -84,7 +84,7 @@ fn dropped_work_leaves_the_device_idle() {
 fn without_a_sensor_a_request_has_no_energy() {
     let (telemetry, now) = (Telemetry::new(0), Instant::now());
     telemetry.record_power(now, None);
-    assert_eq!(telemetry.computing_began().cost(3), None);
+    assert_eq!(telemetry.computing_began().cost(1.0, 3), None);
     assert_eq!(report(&telemetry).energy, None);
 }
 

@@ -21,7 +21,7 @@ const FIXED: usize = 16 << 10;
 pub fn load(bytes: Vec<u8>) -> Result<(), LoadError> {
     let file = ModelFile::parse(FileMap::from(bytes), "m.gguf", None)?;
     // The plan is made before anything is loaded, so it must stand any numbers too.
-    let _ = file.footprint().total(file.shape().context);
+    let _ = file.footprint().total(file.shape().context, 1);
     file.load(&EngineOptions { threads: 1, ..EngineOptions::default() }).map(drop)
 }
 

@@ -47,7 +47,7 @@ fn answers(engine: &Engine, home: &Arc<Home>, prompt: &str) -> (String, String, 
     let options = GenerateOptions { constraint: Some(constraint), ..GenerateOptions::default() };
     let held = session.generate(&tokens, &options, all).expect("short");
     let mut end = 0;
-    let scores = session.log_probabilities(&tokens, &held.tokens);
+    let scores = session.log_probabilities(&held.tokens);
     let ends = held.tokens.iter().map(|token| {
         end += engine.tokenizer().bytes(*token).len();
         end
@@ -102,7 +102,7 @@ fn a_large_home_takes_as_long_as_a_small_one() {
             let constraint = grammars.compile_own(intent.lark()).expect("sound");
             let options = GenerateOptions { constraint: Some(constraint), ..GenerateOptions::default() };
             let held = session.generate(&tokens, &options, |_| ControlFlow::Continue(())).expect("short");
-            session.log_probabilities(&tokens, &held.tokens);
+            session.log_probabilities(&held.tokens);
             times.push(begin.elapsed());
         }
     }

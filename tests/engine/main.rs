@@ -19,6 +19,7 @@ mod kv_cache;
 mod metadata_quirks;
 mod perplexity;
 mod reference_logits;
+mod shared_decoding;
 mod shared_row_kernels;
 mod shortlist;
 mod structured_output;

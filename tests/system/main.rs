@@ -88,7 +88,10 @@ impl Folder {
 
     /// A configuration with its socket and its state in this folder.
     fn config(&self, settings: &str) -> PathBuf {
-        let budget = if settings.contains("[budget]") { "" } else { "[budget]\nthreads = 1\n" };
+        // Most tests want to know which request runs and which waits.
+        let parallel = if settings.contains("parallel = ") { "" } else { "parallel = 1\n" };
+        let settings = &settings.replacen("[budget]\n", &format!("[budget]\n{parallel}"), 1);
+        let budget = if settings.contains("[budget]") { "" } else { "[budget]\nthreads = 1\nparallel = 1\n" };
         let socket = self.path("s");
         // A state folder of its own, since tests that run as root would share the system's.
         let state = format!("[device]\nstate_dir = \"{}\"\n", self.path("state").display());

@@ -25,7 +25,8 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/model",     &["engine::error", "engine::gguf", "engine::known_keys", "engine::quant", "engine::kernels", "engine::ops", "engine::thread_pool", "engine::thread_tuner"]),
     ("engine/logprobs",  &[]),
     ("engine/grammar",   &["external_text", "engine::error", "engine::tokenizer"]),
-    ("engine/session",   &["engine::error", "engine::grammar", "engine::logprobs", "engine::model", "engine::tokenizer", "engine::sampler"]),
+    ("engine/prefix_cache", &[]),
+    ("engine/session",   &["engine::error", "engine::grammar", "engine::logprobs", "engine::model", "engine::prefix_cache", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),
     ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.

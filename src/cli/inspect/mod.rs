@@ -39,6 +39,9 @@ pub(super) struct Inspect {
     /// Format of the KV cache for the memory plan
     #[arg(long, value_name = "FORM", default_value = KvCacheFormat::default().name(), value_parser = cache_arg())]
     kv_cache: String,
+    /// Requests that are answered at the same time, for the memory plan [default: as many as fit, up to 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: Option<u8>,
     /// Chat template: file, the model file's own; built-in, that of its architecture; or the path of a Jinja template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -160,6 +163,8 @@ struct BoardFit {
     fits: bool,
     /// Tokens of context within the budget; the smallest context where the model does not fit.
     context: usize,
+    /// Requests that are answered at the same time.
+    parallel: usize,
     /// Memory of the daemon with this model, in bytes.
     total: usize,
 }
@@ -194,7 +199,7 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
         (Err(error), None) => return Err(error.clone().into()),
     };
     let outcome = match opened {
-        Ok(file) => add_model(&mut report, file, args.check),
+        Ok(file) => add_model(&mut report, file, &args),
         Err(error) => Err(error.into()),
     };
     report.problem = outcome.as_ref().err().map(|failure| one_line(&failure.message));
@@ -268,7 +273,7 @@ fn shortest(x: f64) -> f64 {
 }
 
 /// Adds what needs a model that can be run.
-fn add_model(report: &mut InspectReport, file: ModelFile, wants_check: bool) -> Result<(), Failure> {
+fn add_model(report: &mut InspectReport, file: ModelFile, args: &Inspect) -> Result<(), Failure> {
     let shape = file.shape();
     report.model = Some(ModelFacts {
         architecture: shortened(&shape.arch),
@@ -282,10 +287,10 @@ fn add_model(report: &mut InspectReport, file: ModelFile, wants_check: bool) -> 
         context: shape.context,
     });
     report.head = head(&file);
-    report.memory = Some(memory(&file));
+    report.memory = Some(memory(&file, args.parallel.map(usize::from)));
     report.tokenizer = Some(tokenizer(&file.tokenizer()?));
     report.i2s_layout = file.has_layout().then(|| file.layout().map_or("auto", Layout::name));
-    if wants_check {
+    if args.check {
         // The file's own head is enough to compare layouts; another format would be derived only for this check.
         let file = file.with_head(Some(HeadFormat::File))?;
         let figures = file
@@ -309,18 +314,19 @@ fn head(file: &ModelFile) -> Option<HeadForms> {
     })
 }
 
-fn memory(file: &ModelFile) -> MemoryNeeds {
+fn memory(file: &ModelFile, parallel: Option<usize>) -> MemoryNeeds {
     let footprint = file.footprint();
     let host = host::host();
     let clients = ClientMemory::of(&Config::defaults(&host), ServedOverTcp::default());
     let board = |name: String, memory: usize| {
         let allowed = MemoryBudget { bytes: memory / 4 * 3, is_cgroup_limit: false };
-        let planned = MemoryPlan::make(&footprint, file.shape().context, None, clients, allowed);
+        let planned = MemoryPlan::make(&footprint, file.shape().context, None, parallel, clients, allowed);
         let (fits, plan) = match planned {
             Ok(plan) => (true, plan),
             Err(refused) => (false, refused.plan),
         };
-        BoardFit { name, budget: plan.budget.bytes, fits, context: plan.context, total: plan.total() }
+        let MemoryPlan { context, parallel, .. } = plan;
+        BoardFit { name, budget: plan.budget.bytes, fits, context, parallel, total: plan.total() }
     };
     let mut boards: Vec<BoardFit> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
     boards.push(board("this machine".into(), host.memory_bytes as usize));

@@ -124,8 +124,8 @@ fn plan(out: &mut String, memory: &MemoryNeeds) -> std::fmt::Result {
         mib(memory.grammar)
     )?;
     writeln!(out, "  {:<14} {:>8} {:>10} {:>9}", "board", "budget", "context", "takes")?;
-    for BoardFit { name, budget, fits, context, total } in &memory.boards {
-        let context = if *fits { context.to_string() } else { "too small".into() };
+    for BoardFit { name, budget, fits, context, parallel, total } in &memory.boards {
+        let context = if *fits { format!("{parallel} x {context}") } else { "too small".into() };
         writeln!(out, "  {name:<14} {:>8.0} {context:>10} {:>9.1}", mib(*budget), mib(*total))?;
     }
     writeln!(out, "  A board's budget is three quarters of its memory, the default of budget.memory_mb.")

@@ -3,7 +3,7 @@
 //!
 //! Deliberately decides nothing: the thresholds are those of [`MemoryGuard`](crate::daemon::memory_guard::MemoryGuard).
 
-use super::running::RunningRequest;
+use super::running::RunningRequests;
 use crate::daemon::admission::Admission;
 use crate::daemon::answer_cache::SharedAnswers;
 use crate::daemon::memory_guard::{MemoryState, MemoryUse};
@@ -27,12 +27,12 @@ pub(in crate::daemon) struct MemoryWatch {
     admission: Arc<Mutex<Admission>>,
     /// The cache of answers, which is dropped first.
     answers: Arc<SharedAnswers>,
-    running: Arc<RunningRequest>,
-    /// Tokens of context.
-    context: usize,
+    running: Arc<RunningRequests>,
+    /// Tokens of the KV cache.
+    cache_tokens: usize,
     /// Bytes of the KV cache for each token.
     token_bytes: u64,
-    /// The highest position of the context that was ever written.
+    /// Tokens of the KV cache that were ever written.
     written: AtomicUsize,
     /// Whether requests are refused when memory is short.
     is_watching: AtomicBool,
@@ -46,13 +46,13 @@ impl MemoryWatch {
         plan: &MemoryPlan,
         admission: Arc<Mutex<Admission>>,
         answers: Arc<SharedAnswers>,
-        running: Arc<RunningRequest>,
+        running: Arc<RunningRequests>,
     ) -> Self {
         MemoryWatch {
             admission,
             answers,
             running,
-            context: plan.context,
+            cache_tokens: plan.cache_tokens(),
             token_bytes: plan.footprint.cache_per_token as u64,
             written: AtomicUsize::new(0),
             is_watching: AtomicBool::new(false),
@@ -134,12 +134,12 @@ impl MemoryWatch {
         let page = rustix::param::page_size();
         // Where it is unknown no request is refused because of it.
         let (resident, file_backed) = sensors::resident_memory(Path::new("/"), page).unwrap_or_default();
-        let never_written = self.context.saturating_sub(self.written.load(Ordering::Relaxed)) as u64;
+        let never_written = self.cache_tokens.saturating_sub(self.written.load(Ordering::Relaxed)) as u64;
         MemoryUse { resident, file_backed, reserved: never_written * self.token_bytes }
     }
 
-    /// Records that the KV cache was written up to this position.
-    pub fn record_written(&self, position: usize) {
-        self.written.fetch_max(position, Ordering::Relaxed);
+    /// Records that the KV cache was written for so many tokens.
+    pub fn record_written(&self, tokens: usize) {
+        self.written.fetch_max(tokens, Ordering::Relaxed);
     }
 }

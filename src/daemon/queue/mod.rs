@@ -1,6 +1,6 @@
 //! The hand-over of requests from the async transports to the worker thread: waiting and waking behind one lock.
 //!
-//! [`Admission`] decides; what else the two sides share has a file each here: the running request, the worker's
+//! [`Admission`] decides; what else the two sides share has a file each here: the running requests, the worker's
 //! controls and the watch over the memory. Deliberately knows no model.
 
 mod memory_watch;
@@ -18,7 +18,8 @@ use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
 use log::info;
 use memory_watch::MemoryWatch;
-use running::RunningRequest;
+pub(super) use running::Running;
+use running::RunningRequests;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,8 +41,8 @@ pub(super) struct Queue {
     occupied: Notify,
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
-    /// The request that the worker answers.
-    pub running: Arc<RunningRequest>,
+    /// The requests that the worker answers.
+    pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
     pub memory: MemoryWatch,
     /// Answers of earlier requests.
@@ -55,7 +56,7 @@ impl Queue {
     pub fn new(config: &Config, plan: &MemoryPlan, telemetry: Arc<Telemetry>) -> Self {
         let guard = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let admission = Arc::new(Mutex::new(Admission::new(&config.queue, guard)));
-        let (answers, running) = (Arc::<SharedAnswers>::default(), Arc::<RunningRequest>::default());
+        let (answers, running) = (Arc::<SharedAnswers>::default(), Arc::<RunningRequests>::default());
         let memory =
             MemoryWatch::new(plan, Arc::clone(&admission), Arc::clone(&answers), Arc::clone(&running));
         let queue = Queue {
@@ -128,12 +129,12 @@ impl Queue {
     /// The numbers of requests that wait and that run.
     pub fn level(&self) -> (usize, usize) {
         let admission = locked(&self.admission);
-        (admission.waiting(), usize::from(self.running.is_running()))
+        (admission.waiting(), self.running.count())
     }
 
-    /// Cancels the request that is being answered; `false` where there is none.
-    pub fn cancel_running(&self) -> bool {
-        // Under the queue's lock, so that the next request does not become the running one in between.
+    /// Cancels the requests that are being answered; how many there were.
+    pub fn cancel_running(&self) -> usize {
+        // Under the queue's lock, so that the next request does not become a running one in between.
         let _lock = locked(&self.admission);
         self.running.cancel()
     }
@@ -143,20 +144,16 @@ impl Queue {
         locked(&self.admission).record_duration(took);
     }
 
-    /// The worker has ended: no request runs any more, nor will one that waits.
+    /// The worker has ended: no request that waits will run.
     pub fn worker_ended(&self) {
-        self.running.end();
         self.close();
     }
 
     /// Waits for a request; `None` when the queue is closed.
     pub fn next(&self) -> Option<QueuedRequest> {
         let mut admission = locked(&self.admission);
-        self.running.end();
-        admission.note_idle();
         loop {
-            if let Some(request) = admission.next(Instant::now()) {
-                self.running.begin(&request.inbound.cancel);
+            if let Some(request) = self.pop(&mut admission) {
                 return Some(request);
             }
             if admission.is_closed() {
@@ -164,6 +161,18 @@ impl Queue {
             }
             admission = self.offered.wait(admission).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The next request, if one waits.
+    pub fn try_next(&self) -> Option<QueuedRequest> {
+        self.pop(&mut locked(&self.admission))
+    }
+
+    fn pop(&self, admission: &mut Admission) -> Option<QueuedRequest> {
+        admission.note_idle();
+        let mut request = admission.next(Instant::now())?;
+        request.running = Some(self.running.begin(&request.inbound.cancel));
+        Some(request)
     }
 
     /// Sends a client the reason why its request gets no answer.

@@ -1,31 +1,54 @@
-//! The request that the worker answers now: whether there is one, and how to cancel it.
+//! The requests that the worker answers now: whether there are any, and how to cancel them.
 //!
-//! Deliberately knows neither the request's text nor its answer.
+//! Deliberately knows neither the requests' texts nor their answers.
 
 use crate::daemon::locked;
 use crate::transport::Cancel;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
-/// The running request.
+/// The running requests.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct RunningRequest {
-    /// Whether there is one.
+pub(in crate::daemon) struct RunningRequests {
+    /// Whether there are any.
     is_running: watch::Sender<bool>,
-    /// The cancel flag of the request that runs, or ran last.
-    cancel: Mutex<Option<Cancel>>,
+    /// Their cancel flags, each with its number.
+    cancels: Mutex<Vec<(u64, Cancel)>>,
 }
 
-impl RunningRequest {
+/// A request runs until this is dropped.
+#[derive(Debug)]
+pub(in crate::daemon) struct Running {
+    requests: Arc<RunningRequests>,
+    number: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut cancels = locked(&self.requests.cancels);
+        cancels.retain(|(number, _)| *number != self.number);
+        self.requests.publish(cancels.len());
+    }
+}
+
+impl RunningRequests {
     /// A request begins.
-    pub fn begin(&self, cancel: &Cancel) {
-        *locked(&self.cancel) = Some(cancel.clone());
-        self.is_running.send_replace(true);
+    pub fn begin(self: &Arc<Self>, cancel: &Cancel) -> Running {
+        let mut cancels = locked(&self.cancels);
+        let number = cancels.last().map_or(0, |(number, _)| number + 1);
+        cancels.push((number, cancel.clone()));
+        self.publish(cancels.len());
+        Running { requests: Arc::clone(self), number }
     }
 
-    /// The request has ended, if one ran.
-    pub fn end(&self) {
-        self.is_running.send_if_modified(std::mem::take);
+    fn publish(&self, count: usize) {
+        self.is_running
+            .send_if_modified(|is_running| std::mem::replace(is_running, count > 0) != (count > 0));
+    }
+
+    /// How many requests run.
+    pub fn count(&self) -> usize {
+        locked(&self.cancels).len()
     }
 
     /// Whether a request runs.
@@ -44,9 +67,10 @@ impl RunningRequest {
         let _ = self.is_running.subscribe().wait_for(|is_running| *is_running).await;
     }
 
-    /// Cancels the running request; `false` where there is none.
-    pub fn cancel(&self) -> bool {
-        let cancel = locked(&self.cancel);
-        cancel.as_ref().filter(|_| self.is_running()).map(Cancel::raise).is_some()
+    /// Cancels all running requests, and returns how many there were.
+    pub fn cancel(&self) -> usize {
+        let cancels = locked(&self.cancels);
+        cancels.iter().for_each(|(_, cancel)| cancel.raise());
+        cancels.len()
     }
 }

@@ -50,6 +50,7 @@ fn without_tokens(text: String, end: StopReason) -> Answer {
         tokens: Vec::new(),
         logprobs: None,
         forced: 0,
+        cached: 0,
         end,
         prefill: Duration::ZERO,
         first_token: None,

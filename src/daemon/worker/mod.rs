@@ -1,15 +1,16 @@
-//! The worker thread: it takes requests from the queue and runs the engine on them, one at a time.
+//! The worker thread: it takes requests from the queue and runs the engine on them, several at a time; see [`scheduler`].
 //!
 //! It never waits for a client: a request whose reply channel is full is cancelled. Deliberately knows no transport
 //! and no configuration file.
 
 mod answer_events;
 mod request_options;
+mod scheduler;
 mod streamed_answer;
 mod tool_calls;
 
 use super::DaemonError;
-use super::admission::{QueuedRequest, expiry};
+use super::admission::QueuedRequest;
 use super::answer_cache::{CacheKey, CachedAnswer};
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
@@ -18,7 +19,7 @@ use crate::config::Budget;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
-use crate::engine::session::{Answer, GenerateOptions, Session, StopReason};
+use crate::engine::session::{Answer, GenerateOptions, StopReason};
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::CallSyntax;
@@ -31,10 +32,11 @@ use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Inbound, WhenFull};
 use answer_events::{FinishedAnswer, details};
-use log::{debug, error, info, warn};
+use log::{debug, info, warn};
 use request_options::{cache_key, cacheable, generate_options};
+use scheduler::Scheduler;
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Not;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -70,7 +72,11 @@ pub(super) struct Worker {
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
     pub context: usize,
+    /// How many requests are answered at the same time.
+    pub parallel: usize,
     pub budget: Budget,
+    /// Turns the keys of clients into numbers that nobody can guess.
+    pub scopes: RandomState,
     /// Why structured output is refused, where the memory plan has no place for it.
     pub unplanned_grammar: Option<String>,
 }
@@ -97,7 +103,7 @@ impl Worker {
                         notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(engine_info)));
-                    if let Err(error) = self.work(&engine) {
+                    if let Err(error) = Scheduler::new(&self, &engine).run() {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }
                 }
@@ -118,34 +124,6 @@ impl Worker {
         Ok(file.load(options)?.tuned(fixed))
     }
 
-    /// Answers requests until the queue is closed, or the model's file has changed.
-    fn work(&self, engine: &Engine) -> Result<(), LoadError> {
-        let _off = WorkerEndGuard(&self.queue);
-        let mut session = engine.session(self.context);
-        let mut screening = ShortlistStats::default();
-        let mut threads = engine.model().threads();
-        while let Some(queued) = self.queue.next() {
-            self.queue.worker.count_step();
-            if let Some(refusal) = expiry(&queued, Instant::now()) {
-                self.queue.refuse(queued.inbound, refusal);
-                continue;
-            }
-            engine.model().limit_threads(self.queue.worker.thread_limit());
-            // A panic fails this request only: its reply sends the error `internal` when it is dropped.
-            let received = queued.inbound.received;
-            match catch_unwind(AssertUnwindSafe(|| self.answer(engine, &mut session, queued))) {
-                Ok(answered) => answered?,
-                Err(_) => {
-                    self.telemetry.failed(Code::Internal, received.elapsed());
-                    error!("a request failed because of a bug (panic); standard error has its location");
-                }
-            }
-            log_thread_counts(engine.model().threads(), &mut threads);
-            self.note_screening(session.shortlist_stats(), &mut screening);
-        }
-        Ok(())
-    }
-
     /// Records the counters of a screened head, and warns once at its first miss.
     fn note_screening(&self, now: Option<ShortlistStats>, before: &mut ShortlistStats) {
         let Some(now) = now else { return };
@@ -157,64 +135,48 @@ impl Worker {
         *before = now;
     }
 
-    /// Answers one request. An error means that the model can no longer be used, not that the request failed.
-    fn answer(
-        &self,
-        engine: &Engine,
-        session: &mut Session<'_>,
+    /// Prepares a request for the engine; `None` where it was refused, or answered without the engine. An error means that
+    /// the model can no longer be used, not that the request failed.
+    fn prepare<'w>(
+        &'w self,
+        engine: &'w Engine,
         queued: QueuedRequest,
-    ) -> Result<(), LoadError> {
+    ) -> Result<Option<PreparedRequest<'w>>, LoadError> {
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let Some((queued, Prompt { tokens: prompt, calls })) = self.tokenized(engine, queued) else {
-            return Ok(());
-        };
+        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(None) };
         let request = &queued.inbound.request;
         match self.intents.sentence_after_call(request) {
-            Ok(Some(sentence)) => return self.send_sentence(engine, queued, &sentence),
+            Ok(Some(sentence)) => {
+                self.send_sentence(engine, queued, &sentence);
+                return Ok(None);
+            }
             Ok(None) => {}
-            Err(refusal) => return self.refuse_format(queued, refusal),
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         }
         let intent = match self.intents.wanted(request) {
             Ok(intent) => intent,
-            Err(refusal) => return self.refuse_format(queued, refusal),
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let key = cache_key(request, client, &prompt, intent.as_ref().map(HomeIntent::home_version));
+        let prefix_scope = client.as_ref().map_or(0, |client| self.scopes.hash_one(client));
+        let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
-                self.send_cached(stored, prompt.len(), queued.inbound);
-                return Ok(());
+                self.send_cached(stored, prompt.tokens.len(), queued.inbound);
+                return Ok(None);
             }
             Some(None) => self.telemetry.cache_miss(),
             None => {}
         }
-        let constraint = match self.constraint(engine, request, calls.as_ref(), intent.as_ref()) {
+        let constraint = match self.constraint(engine, request, prompt.calls.as_ref(), intent.as_ref()) {
             Ok(constraint) => constraint,
-            Err(refusal) => return self.refuse_format(queued, refusal),
+            Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
-        let begun = Instant::now();
-        let work = self.begin_metering(begun);
-        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, prompt.len(), calls);
-        run.intent = intent;
-        let is_constrained = constraint.is_some();
-        let options = GenerateOptions { constraint, ..generate_options(request) };
-        let outcome = run.generate(session, &prompt, options, request.choices);
-        // An answer that was computed from a changed file is not sent.
-        if let Err(error) = engine.check_files() {
-            return Err(self.refuse_for_lost_model(queued.inbound, error));
-        }
-        let answers = match outcome {
-            Ok(answers) => answers,
-            Err(error) => return self.refuse_answer(queued, error),
-        };
-        let at = RequestTimes::now(queued.inbound.received, begun, run.first);
-        self.queue.record_duration(at.ended - at.begun);
-        self.keep(key, &answers[0].answer);
-        self.count_forced(is_constrained, &answers);
-        self.send_done(engine, queued.inbound, &prompt, answers, at, &work);
-        Ok(())
+        let options = GenerateOptions { constraint, prefix_scope, ..generate_options(request) };
+        let answer = StreamedAnswer::new(&self.queue, engine, queued, prompt);
+        Ok(Some(PreparedRequest { answer, options, intent, key }))
     }
 
     /// Sends the last event of a request that was answered.
@@ -225,7 +187,7 @@ impl Worker {
         prompt: &[u32],
         answers: Vec<FinishedAnswer>,
         at: RequestTimes,
-        work: &ComputeSpan<'_>,
+        work: WorkShare<'_>,
     ) {
         let Inbound { id, client, reply, .. } = inbound;
         let done = self.done(engine, id, prompt, answers, at, work);
@@ -275,19 +237,20 @@ impl Worker {
     }
 
     /// Refuses a request that has no answer.
-    fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) -> Result<(), LoadError> {
+    fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) {
         match error {
             AnswerError::Prompt(error) => self.queue.refuse(queued.inbound, self.prompt_refusal(&error)),
-            AnswerError::Refused(refusal) => return self.refuse_format(queued, refusal),
+            AnswerError::Refused(refusal) => {
+                self.refuse_format::<()>(queued, refusal);
+            }
         }
-        Ok(())
     }
 
-    /// Refuses a request because of the form of its answer.
-    fn refuse_format(&self, queued: QueuedRequest, refusal: Refusal) -> Result<(), LoadError> {
+    /// Refuses a request because of the form of its answer; there is none then.
+    fn refuse_format<T>(&self, queued: QueuedRequest, refusal: Refusal) -> Option<T> {
         self.telemetry.structured_output.refused();
         self.queue.refuse(queued.inbound, refusal);
-        Ok(())
+        None
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
@@ -339,7 +302,11 @@ impl Worker {
             id,
             text: stored.text,
             finish_reason: if stored.stopped { FinishReason::Stop } else { FinishReason::Length },
-            usage: Usage { prompt_tokens: prompt as u32, completion_tokens: stored.completion_tokens },
+            usage: Usage {
+                prompt_tokens: prompt as u32,
+                completion_tokens: stored.completion_tokens,
+                cached_tokens: prompt as u32,
+            },
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
@@ -348,14 +315,15 @@ impl Worker {
     }
 
     /// Answers with a sentence that no model has to write.
-    fn send_sentence(&self, engine: &Engine, queued: QueuedRequest, sentence: &str) -> Result<(), LoadError> {
+    fn send_sentence(&self, engine: &Engine, queued: QueuedRequest, sentence: &str) {
         let begun = Instant::now();
         let work = self.begin_metering(begun);
-        let mut run = StreamedAnswer::new(&self.queue, engine, &queued, 0, None);
-        let answers = run.repeat_sentence(sentence, queued.inbound.request.choices);
-        let at = RequestTimes::now(queued.inbound.received, begun, None);
-        self.send_done(engine, queued.inbound, &[], answers, at, &work);
-        Ok(())
+        let prompt = Prompt { tokens: Vec::new(), calls: None };
+        let mut answer = StreamedAnswer::new(&self.queue, engine, queued, prompt);
+        let answers = answer.repeat_sentence(sentence);
+        let inbound = answer.queued.inbound;
+        let at = RequestTimes::now(inbound.received, begun, None);
+        self.send_done(engine, inbound, &[], answers, at, WorkShare { span: &work, share: 1.0 });
     }
 
     /// `answers`: one for each that was asked for.
@@ -366,16 +334,17 @@ impl Worker {
         prompt: &[u32],
         mut answers: Vec<FinishedAnswer>,
         at: RequestTimes,
-        work: &ComputeSpan<'_>,
+        work: WorkShare<'_>,
     ) -> Done {
         let completion_tokens = answers.iter().map(|answer| answer.answer.tokens.len() as u32).sum();
+        let cached_tokens = answers[0].answer.cached as u32;
         let timings = at.timings(&answers);
         let details = details(engine, &mut answers);
         let first = answers.swap_remove(0);
         Done {
             id,
             finish_reason: first.finish_reason,
-            usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens },
+            usage: Usage { prompt_tokens: prompt.len() as u32, completion_tokens, cached_tokens },
             timings,
             text: first.answer.text,
             energy: self.request_energy(work, at.ended, completion_tokens),
@@ -393,9 +362,9 @@ impl Worker {
     }
 
     /// The energy of the request. Energy counters and loads are read once more at its end.
-    fn request_energy(&self, work: &ComputeSpan<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
+    fn request_energy(&self, work: WorkShare<'_>, ended: Instant, tokens: u32) -> Option<RequestEnergy> {
         self.telemetry.computing_ended(ended, || locked(&self.sensors).power(ended));
-        work.cost(tokens)
+        work.span.cost(work.share, tokens)
     }
 
     fn read_power(&self, now: Instant) {
@@ -407,6 +376,21 @@ impl Worker {
         self.telemetry.completed(done);
         telemetry::write_answered(client, done);
     }
+}
+
+/// The computing during a request, and the share of it (0 to 1) that was for this request.
+#[derive(Clone, Copy)]
+struct WorkShare<'s> {
+    span: &'s ComputeSpan<'s>,
+    share: f64,
+}
+
+/// A request that the engine is to answer.
+struct PreparedRequest<'w> {
+    answer: StreamedAnswer<'w>,
+    options: GenerateOptions,
+    intent: Option<HomeIntent>,
+    key: Option<CacheKey>,
 }
 
 /// Tells the queue that the worker has ended, also after a panic.

@@ -1,9 +1,9 @@
-//! One answer while it is decoded: its events are streamed, and cancellation and the deadline are checked at every step.
+//! One request while it is answered: its events are streamed, and cancellation and the deadline are checked at every step.
 //!
 //! Deliberately knows no telemetry and nothing of the requests that wait.
 
 use super::answer_events::{FinishedAnswer, token_logprob};
-use super::tool_calls::{HeldText, written_calls};
+use super::tool_calls::{HeldText, Prompt, written_calls};
 use crate::daemon::admission::QueuedRequest;
 use crate::daemon::home_intent::HomeIntent;
 use crate::daemon::queue::Queue;
@@ -12,8 +12,8 @@ use crate::engine::error::PromptError;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::tokenizer::CallSyntax;
 use crate::home::tool_call::FunctionAnswer;
-use crate::protocol::{FinishReason, Refusal, RequestId, TokenLogprob, ToolCall};
-use crate::transport::{Cancel, Inbound, Reply};
+use crate::protocol::{FinishReason, Refusal, TokenLogprob, ToolCall};
+use crate::transport::Inbound;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -38,110 +38,117 @@ impl From<Refusal> for AnswerError {
     }
 }
 
-/// An answer under way: its events, and what may stop it.
-pub(super) struct StreamedAnswer<'r> {
-    queue: &'r Queue,
-    engine: &'r Engine,
-    reply: &'r Reply,
-    id: &'r RequestId,
-    cancel: &'r Cancel,
-    deadline: Option<Instant>,
-    stream: bool,
-    /// Which of several answers is under way; `None` where there is one.
-    index: Option<u32>,
+/// A request while it is answered: its events, and what may stop it.
+pub(super) struct StreamedAnswer<'w> {
+    queue: &'w Queue,
+    engine: &'w Engine,
+    pub queued: QueuedRequest,
+    /// The tokens of the prompt.
+    pub prompt: Vec<u32>,
     /// How the model may call a function.
     calls: Option<CallSyntax>,
     /// What the answer may be where it is an intent of this home. It is sent when it is complete.
-    pub intent: Option<HomeIntent>,
+    intent: Option<HomeIntent>,
+    options: GenerateOptions,
+    /// The answers so far, of as many as were asked for.
+    answers: Vec<FinishedAnswer>,
     /// Text that may become a call.
     held: Option<HeldText>,
     /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
     logprobs: Vec<TokenLogprob>,
-    /// Positions written in the KV cache: the prompt's, and one for each token.
-    written: usize,
     halt: Option<FinishReason>,
     /// When the first token was chosen.
     pub first: Option<Instant>,
 }
 
-impl<'r> StreamedAnswer<'r> {
-    pub fn new(
-        queue: &'r Queue,
-        engine: &'r Engine,
-        queued: &'r QueuedRequest,
-        prompt: usize,
-        calls: Option<CallSyntax>,
-    ) -> Self {
-        let Inbound { request, id, reply, cancel, .. } = &queued.inbound;
-        let (deadline, stream) = (queued.deadline, request.stream);
+impl<'w> StreamedAnswer<'w> {
+    pub fn new(queue: &'w Queue, engine: &'w Engine, queued: QueuedRequest, prompt: Prompt) -> Self {
         StreamedAnswer {
             queue,
             engine,
-            reply,
-            id,
-            cancel,
-            deadline,
-            stream,
-            index: None,
-            calls,
+            queued,
+            prompt: prompt.tokens,
+            calls: prompt.calls,
             intent: None,
+            options: GenerateOptions::default(),
+            answers: Vec::new(),
             held: None,
             logprobs: Vec::new(),
-            written: prompt,
             halt: None,
             first: None,
         }
     }
 
-    /// Generates so many answers. Each but the first gets the seed of the one before plus one, and reads only the last
-    /// token of the prompt again.
-    pub fn generate(
+    /// Begins to generate in a slot.
+    pub fn begin(
         &mut self,
         session: &mut Session<'_>,
-        prompt: &[u32],
-        mut options: GenerateOptions,
-        choices: u32,
-    ) -> Result<Vec<FinishedAnswer>, AnswerError> {
-        let mut answers = Vec::with_capacity(choices as usize);
-        for index in 0..choices {
-            if let Some(halt) = self.halt.filter(|_| index > 0) {
-                answers.push(FinishedAnswer::not_begun(halt));
-                continue;
-            }
-            self.index = (choices > 1).then_some(index);
-            self.written = prompt.len();
-            self.logprobs.clear();
-            self.held = self.calls.as_ref().filter(|_| self.stream).map(HeldText::new);
-            let mut answer = match index {
-                0 => session.generate(prompt, &options, |step| self.step(step))?,
-                _ => session.generate_again(prompt, &options, |step| self.step(step))?,
-            };
-            if answer.end == StopReason::Cancelled {
-                self.halt.get_or_insert(FinishReason::Cancelled);
-            }
-            let finished = match self.intent.take() {
-                None => self.finished(answer),
-                Some(intent) => {
-                    intent.finish(self.engine, session, prompt, &mut answer);
-                    let finished = self.finished_intent(answer, &intent);
-                    self.intent = Some(intent);
-                    finished?
-                }
-            };
-            answers.push(finished);
-            options.sampling.seed = options.sampling.seed.wrapping_add(1);
+        slot: usize,
+        options: GenerateOptions,
+        intent: Option<HomeIntent>,
+    ) -> Result<(), PromptError> {
+        (self.options, self.intent) = (options, intent);
+        self.prepare();
+        session.begin(slot, &self.prompt, &self.options)
+    }
+
+    fn prepare(&mut self) {
+        self.logprobs.clear();
+        self.held = self.calls.as_ref().filter(|_| self.queued.inbound.request.stream).map(HeldText::new);
+    }
+
+    /// How many answers were asked for.
+    fn choices(&self) -> u32 {
+        self.queued.inbound.request.choices
+    }
+
+    /// Which of several answers is under way; `None` where there is one.
+    fn index(&self) -> Option<u32> {
+        (self.choices() > 1).then_some(self.answers.len() as u32)
+    }
+
+    /// Takes over the answer of the slot. Where more were asked for, the next begins in the same slot, with the seed plus
+    /// one and reading only the last token of the prompt again; otherwise all of them are returned.
+    pub fn take(
+        &mut self,
+        session: &mut Session<'_>,
+        slot: usize,
+        answer: Result<Answer, PromptError>,
+    ) -> Result<Option<Vec<FinishedAnswer>>, AnswerError> {
+        let mut answer = answer?;
+        if answer.end == StopReason::Cancelled {
+            self.halt.get_or_insert(FinishReason::Cancelled);
         }
-        Ok(answers)
+        let finished = match self.intent.take() {
+            None => self.finished(answer),
+            Some(intent) => {
+                intent.finish(self.engine, session, slot, &mut answer);
+                let finished = self.finished_intent(answer, &intent);
+                self.intent = Some(intent);
+                finished?
+            }
+        };
+        self.answers.push(finished);
+        let choices = self.choices() as usize;
+        if let Some(halt) = self.halt {
+            self.answers.resize_with(choices, || FinishedAnswer::not_begun(halt));
+        }
+        if self.answers.len() == choices {
+            return Ok(Some(std::mem::take(&mut self.answers)));
+        }
+        self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
+        self.prepare();
+        session.begin_again(slot, &self.options)?;
+        Ok(None)
     }
 
     /// The same sentence as so many answers, which no model has to write.
-    pub fn repeat_sentence(&mut self, sentence: &str, choices: u32) -> Vec<FinishedAnswer> {
-        let mut answer = |index| {
-            self.index = (choices > 1).then_some(index);
+    pub fn repeat_sentence(&mut self, sentence: &str) -> Vec<FinishedAnswer> {
+        for _ in 0..self.choices() {
             self.send_text(sentence.to_owned());
-            FinishedAnswer::sentence(sentence)
-        };
-        (0..choices).map(&mut answer).collect()
+            self.answers.push(FinishedAnswer::sentence(sentence));
+        }
+        std::mem::take(&mut self.answers)
     }
 
     /// An answer that is an intent: as it is, as the call of a function, or a sentence where there is none to call.
@@ -165,7 +172,7 @@ impl<'r> StreamedAnswer<'r> {
 
     /// What the ids of an answer's calls begin with.
     fn call_prefix(&self) -> String {
-        format!("call_{}_{}_", self.id, self.index.unwrap_or_default())
+        format!("call_{}_{}_", self.queued.inbound.id, self.answers.len())
     }
 
     /// An answer with the calls in it. What was held back and is no call is streamed.
@@ -199,29 +206,27 @@ impl<'r> StreamedAnswer<'r> {
     }
 
     fn send_text(&mut self, text: String) {
-        if !self.stream || text.is_empty() {
+        let Inbound { request, reply, cancel, .. } = &self.queued.inbound;
+        if !request.stream || text.is_empty() {
             return;
         }
         let logprobs = std::mem::take(&mut self.logprobs);
-        if self.reply.token_of(self.index, text, logprobs).is_err() {
+        if reply.token_of(self.index(), text, logprobs).is_err() {
             // The client reads too slowly or is gone.
-            self.cancel.raise();
+            cancel.raise();
         }
     }
 
-    fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
+    /// Notes the progress of the answer, and says whether it goes on.
+    pub fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
+        let is_streamed = self.queued.inbound.request.stream;
         if let Step::Logprobs(logprobs) = step {
-            if self.stream {
+            if is_streamed {
                 self.logprobs.push(token_logprob(self.engine, logprobs));
             }
             return ControlFlow::Continue(());
         }
         self.queue.worker.count_step();
-        match step {
-            Step::Prefill(read) => self.queue.memory.record_written(read),
-            Step::Token(_) | Step::Logprobs(_) => self.written += 1,
-        }
-        self.queue.memory.record_written(self.written);
         if self.engine.has_zeroed_pages() {
             // The file was truncated, so the result is computed from zeros; the request is refused when the pass
             // has ended.
@@ -229,13 +234,13 @@ impl<'r> StreamedAnswer<'r> {
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
-            if self.stream {
+            if is_streamed {
                 self.stream_text(text);
             }
         }
-        self.halt = if self.cancel.is_raised() || self.queue.worker.is_cut_off() {
+        self.halt = if self.queued.inbound.cancel.is_raised() || self.queue.worker.is_cut_off() {
             Some(FinishReason::Cancelled)
-        } else if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        } else if self.queued.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Some(FinishReason::Timeout)
         } else {
             return ControlFlow::Continue(());

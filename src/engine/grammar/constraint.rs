@@ -85,6 +85,11 @@ impl Constraint {
         }
     }
 
+    /// The set of tokens of the last choice, as [`NextTokens::Choice`] has it.
+    pub fn mask(&self) -> &[u32] {
+        self.mask.as_slice()
+    }
+
     /// Goes on with a token of the last choice that is no end token.
     ///
     /// # Errors

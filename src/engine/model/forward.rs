@@ -10,7 +10,7 @@
 //! ```
 
 use super::fused_rows::{self, Epilogue};
-use super::state::{KvCache, QuantizedRows, State};
+use super::state::{KV_BLOCK, KvCache, QuantizedRows, State, TokenRow};
 use super::timings::TimedPart;
 use super::weights::{Layer, Matrix, MatrixData, PackedRows, RowTable};
 use super::{Model, Shape};
@@ -18,6 +18,7 @@ use crate::engine::kernels::prefetch;
 use crate::engine::ops::{self, QuantizedRow};
 use crate::engine::quant::RowFormat;
 use crate::engine::thread_pool::{ColumnStripe, MatrixMut};
+use std::ops::Range;
 
 /// Integer sums of one kernel call: they stay in the L1 cache, and the call covers enough rows that its own cost
 /// does not matter. The NEON kernels build tables in each call and want 256 rows of eight tokens.
@@ -41,8 +42,9 @@ const MIN_SHARED_WORK: usize = 1 << 19;
 const MIN_PART_WORK: usize = MIN_SHARED_WORK / 8;
 /// Tokens from which on the steps between matrices are shared between threads; one token takes about two microseconds.
 const MIN_SHARED_TOKENS: usize = 4;
-/// Positions of the KV cache that attention processes at a time.
+/// Positions of a sequence that attention processes at a time.
 const POSITIONS: usize = 256;
+const _: () = assert!(POSITIONS.is_multiple_of(KV_BLOCK));
 /// Bytes of values that are prefetched before the keys are read.
 const VALUES_PREFETCH_BYTES: usize = 2048;
 /// The most query heads that share one pass over their keys and values.
@@ -77,12 +79,23 @@ struct KvHead {
     head: usize,
 }
 
+/// The part of a pass that belongs to one sequence.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Segment<'t> {
+    /// The index of the sequence.
+    pub sequence: usize,
+    /// The tokens that come behind those that it has.
+    pub tokens: &'t [u32],
+    /// Of how many of the last tokens logits will be asked for.
+    pub wanted: usize,
+}
+
 impl Model {
-    /// Runs `tokens` through the model behind those already in `state`. Row `i` of the pass is then that of token `i`.
+    /// Runs `tokens` through the model behind those already in `state`, which has one sequence. Row `i` of the pass is
+    /// then that of token `i`.
     ///
     /// # Panics
-    /// With no token, with more than `state.batch()`, with more than fit into the context, or with an id outside the
-    /// vocabulary. The session checks all of this.
+    /// As [`Model::forward_segments`].
     pub fn forward(&self, tokens: &[u32], state: &mut State) {
         self.forward_for(tokens, tokens.len(), state);
     }
@@ -91,13 +104,24 @@ impl Model {
     /// the first of these tokens; for the others the last layer computes only keys and values.
     ///
     /// # Panics
-    /// As [`Model::forward`], and where more are wanted than there are tokens.
+    /// As [`Model::forward_segments`].
     pub fn forward_for(&self, tokens: &[u32], wanted: usize, state: &mut State) {
-        let n = tokens.len();
-        assert!(n > 0 && n <= state.batch && state.len + n <= state.context && wanted <= n);
+        self.forward_segments(&[Segment { sequence: 0, tokens, wanted }], state);
+    }
+
+    /// Runs tokens of several sequences through the model in one pass over the weights. The rows of the pass are then
+    /// those of the wanted tokens, one segment after the other. What is computed for a token does not depend, to the bit,
+    /// on the other tokens of the pass.
+    ///
+    /// # Panics
+    /// With no token or an empty segment, with more tokens than `state.batch()`, with more than fit into the context or
+    /// the blocks of a sequence, with more wanted than there are, or with an id outside the vocabulary. The session checks
+    /// all of this.
+    pub fn forward_segments(&self, segments: &[Segment<'_>], state: &mut State) {
+        let (n, wanted) = state.begin_pass(segments);
         state.stopwatch.start(&self.pool);
-        self.embed(tokens, state);
-        self.rope_angles(n, state);
+        self.embed(segments, state);
+        self.rope_angles(state);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let kept = if index + 1 == self.shape.layers { wanted } else { n };
             self.with_tuned_threads(n, kept, || {
@@ -108,28 +132,30 @@ impl Model {
             });
         }
         self.set_threads_outside_layers();
-        state.len += n;
+        segments.iter().for_each(|segment| state.sequences[segment.sequence].len += segment.tokens.len());
         state.stopwatch.lap(TimedPart::Between, &self.pool);
     }
 
-    fn embed(&self, tokens: &[u32], state: &mut State) {
+    fn embed(&self, segments: &[Segment<'_>], state: &mut State) {
         let embedding = &self.weights.embedding;
         let State { residual, embedding_row, .. } = state;
-        for (token, residual) in tokens.iter().zip(residual.chunks_exact_mut(self.shape.dim)) {
+        let tokens = segments.iter().flat_map(|segment| segment.tokens);
+        for (token, residual) in tokens.zip(residual.chunks_exact_mut(self.shape.dim)) {
             embedding.format.read(embedding.row(*token as usize, embedding_row), residual);
         }
     }
 
-    fn rope_angles(&self, n: usize, state: &mut State) {
+    fn rope_angles(&self, state: &mut State) {
         let pairs = self.shape.rope_dims / 2;
-        for row in 0..n {
-            let part = row * pairs..(row + 1) * pairs;
-            let (cos, sin) = (&mut state.cos[part.clone()], &mut state.sin[part]);
-            ops::rope_angles(state.len + row, &self.weights.rope_frequencies, cos, sin);
+        let State { rows, cos, sin, .. } = state;
+        let angles = cos.chunks_exact_mut(pairs.max(1)).zip(sin.chunks_exact_mut(pairs.max(1)));
+        for (row, (cos, sin)) in rows.iter().zip(angles) {
+            ops::rope_angles(row.position, &self.weights.rope_frequencies, cos, sin);
         }
     }
 
-    /// The attention block of one layer. All `n` rows give keys and values; the last `kept` rows go on.
+    /// The attention block of one layer. All `n` rows give keys and values; `kept` rows go on: all of them, or those that
+    /// are wanted.
     fn attention(&self, index: usize, layer: &Layer, n: usize, kept: usize, state: &mut State) {
         let shape = &self.shape;
         self.pre_norm(&layer.attn_norm, n, state);
@@ -142,14 +168,16 @@ impl Model {
         let kv = n * shape.kv_heads * shape.head_dim;
         let grain = if n < MIN_SHARED_TOKENS { shape.kv_heads } else { 1 };
         let (keys, values) = (&state.k[..kv], &state.v[..kv]);
-        state.cache.store(index, state.len, keys, values, &self.pool, grain);
+        state.cache.store(index, &state.rows, keys, values, &self.pool, grain);
         let width = shape.heads * shape.head_dim;
-        state.keep_last_rows(n, kept, width);
+        if kept < n {
+            state.gather_wanted(width, shape.dim);
+        }
         state.stopwatch.lap(TimedPart::Between, &self.pool);
         if kept == 0 {
             return;
         }
-        self.attend_rows(index, state.len + n - kept, kept, state);
+        self.attend_rows(index, kept, state);
         state.stopwatch.lap(TimedPart::Attention, &self.pool);
         let n = kept;
         let attn_out = &mut state.attn_or_ffn[n * width..2 * n * width];
@@ -350,22 +378,27 @@ impl Model {
         });
     }
 
-    /// Attention of `n` rows at positions `before` and up.
-    fn attend_rows(&self, layer: usize, before: usize, n: usize, state: &mut State) {
+    /// Attention of the first `n` rows, each over its own sequence up to its position.
+    fn attend_rows(&self, layer: usize, n: usize, state: &mut State) {
         let shape = &self.shape;
         let (heads, head_dim) = (shape.heads, shape.head_dim);
-        let cache = &state.cache;
-        let (queries, attn_out) = state.attn_or_ffn.split_at_mut(n * heads * head_dim);
+        let State { cache, sequences, rows, attn_or_ffn, .. } = state;
+        let (cache, sequences, rows) = (&*cache, &*sequences, &rows[..n]);
+        let (queries, attn_out) = attn_or_ffn.split_at_mut(n * heads * head_dim);
         let together = self.heads_at_once(cache.format, n);
         let (groups, width) = (heads / together, together * head_dim);
-        let work = heads * n * head_dim * (before + n);
+        let positions: usize = rows.iter().map(|row| row.position + 1).sum();
+        let work = heads * head_dim * positions;
         // Products of floats that read two rows each: an eighth of a ternary matrix's pace.
         let grain = if work < MIN_SHARED_WORK / 8 { groups * n } else { 1 };
         self.pool.for_each_chunk(&mut attn_out[..n * heads * head_dim], width, grain, |index, out| {
             let (row, group) = (index / groups, index % groups);
             let queries = &queries[index * width..(index + 1) * width];
             let kv_head = KvHead { layer, head: group * together * shape.kv_heads / heads };
-            self.attend_heads(queries, cache, kv_head, before + row + 1, out);
+            let TokenRow { sequence, position, .. } = rows[row];
+            let keys =
+                SequenceKeys { cache, kv_head, blocks: &sequences[sequence].blocks, len: position + 1 };
+            self.attend_heads(queries, keys, out);
         });
     }
 
@@ -387,9 +420,7 @@ impl Model {
     fn attend_heads(
         &self,
         queries: &[f32], // [heads, head_dim]
-        cache: &KvCache,
-        kv_head: KvHead,
-        len: usize,
+        keys: SequenceKeys<'_>,
         out: &mut [f32], // [heads, head_dim]
     ) {
         let head_dim = self.shape.head_dim;
@@ -397,23 +428,70 @@ impl Model {
         let mut scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
         let mut sums = [(f32::NEG_INFINITY, 0.0f32); MAX_HEADS_AT_ONCE]; // the largest score, the sum of weights
         out.fill(0.0);
-        for positions in chunks(0..len, POSITIONS) {
+        for positions in chunks(0..keys.len, POSITIONS) {
             let count = positions.len();
             let scores = &mut scores[..queries.len() / head_dim * count];
-            let (keys, values) = cache.rows(kv_head.layer, kv_head.head, positions);
-            // They are read after the keys, and have arrived by then.
-            prefetch(&values[..values.len().min(VALUES_PREFETCH_BYTES)]);
-            self.kernels.dot_batch(cache.format, keys, queries, head_dim, scores);
+            self.attention_scores(queries, &keys, positions.clone(), scores);
             let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(head_dim));
             for ((scores, out), (max_before, total)) in each.zip(&mut sums) {
                 let softmax =
                     fused_rows::OnlineSoftmax { scores, scale, max_before: *max_before, total: *total, out };
                 (*max_before, *total) = self.kernels.with_simd(softmax);
             }
-            self.kernels.weighted_sum_batch(cache.format, values, scores, head_dim, out);
+            self.add_weighted_values(scores, &keys, positions, out);
         }
         for (out, (_, total)) in out.chunks_exact_mut(head_dim).zip(sums) {
             out.iter_mut().for_each(|x| *x /= total);
+        }
+    }
+
+    /// The products of queries, `[heads, head_dim]`, and the keys at `positions`: `[heads, positions.len()]`.
+    fn attention_scores(
+        &self,
+        queries: &[f32],
+        keys: &SequenceKeys<'_>,
+        positions: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let (format, head_dim) = (keys.cache.format, self.shape.head_dim);
+        if let Some((keys, values)) = keys.one_piece(&positions) {
+            // They are read after the keys, and have arrived by then.
+            prefetch(&values[..values.len().min(VALUES_PREFETCH_BYTES)]);
+            self.kernels.dot_batch(format, keys, queries, head_dim, scores);
+            return;
+        }
+        let mut piece_scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
+        for piece in keys.pieces(positions.clone()) {
+            let (first, len) = (piece.positions.start - positions.start, piece.positions.len());
+            let of_piece = &mut piece_scores[..scores.len() / positions.len() * len];
+            self.kernels.dot_batch(format, piece.keys, queries, head_dim, of_piece);
+            for (from, to) in of_piece.chunks_exact(len).zip(scores.chunks_exact_mut(positions.len())) {
+                to[first..first + len].copy_from_slice(from);
+            }
+        }
+    }
+
+    /// Adds the values at `positions`, each multiplied by its weight, `[heads, positions.len()]`, to `out`.
+    fn add_weighted_values(
+        &self,
+        weights: &[f32],
+        keys: &SequenceKeys<'_>,
+        positions: Range<usize>,
+        out: &mut [f32], // [heads, head_dim]
+    ) {
+        let (format, head_dim) = (keys.cache.format, self.shape.head_dim);
+        if let Some((_, values)) = keys.one_piece(&positions) {
+            self.kernels.weighted_sum_batch(format, values, weights, head_dim, out);
+            return;
+        }
+        let mut piece_weights = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
+        for piece in keys.pieces(positions.clone()) {
+            let (first, len) = (piece.positions.start - positions.start, piece.positions.len());
+            let of_piece = &mut piece_weights[..weights.len() / positions.len() * len];
+            for (to, from) in of_piece.chunks_exact_mut(len).zip(weights.chunks_exact(positions.len())) {
+                to.copy_from_slice(&from[first..first + len]);
+            }
+            self.kernels.weighted_sum_batch(format, piece.values, of_piece, head_dim, out);
         }
     }
 
@@ -426,11 +504,50 @@ impl Model {
     }
 }
 
+/// The keys and values of one head of a sequence, up to a position.
+struct SequenceKeys<'a> {
+    cache: &'a KvCache,
+    kv_head: KvHead,
+    blocks: &'a [u32],
+    /// Tokens that are attended to.
+    len: usize,
+}
+
+/// Positions of a sequence that follow each other in the cache too.
+struct Piece<'a> {
+    positions: Range<usize>,
+    keys: &'a [u8],   // [positions.len(), head_dim]
+    values: &'a [u8], // the same
+}
+
+impl<'a> SequenceKeys<'a> {
+    /// The pieces of `positions`, of which the first begins a block.
+    fn pieces(&self, positions: Range<usize>) -> impl Iterator<Item = Piece<'a>> {
+        let &SequenceKeys { cache, kv_head: KvHead { layer, head }, blocks, .. } = self;
+        let mut next = positions.start;
+        std::iter::from_fn(move || {
+            let first = blocks[(next < positions.end).then_some(next / KV_BLOCK)?];
+            let blocks = &blocks[next / KV_BLOCK..positions.end.div_ceil(KV_BLOCK)];
+            let adjacent = (first..).zip(blocks).take_while(|(wanted, block)| wanted == *block).count();
+            let end = positions.end.min(next + adjacent * KV_BLOCK);
+            let row = first as usize * KV_BLOCK;
+            let (keys, values) = cache.rows(layer, head, row..row + end - next);
+            Some(Piece { positions: std::mem::replace(&mut next, end)..end, keys, values })
+        })
+    }
+
+    /// The keys and values at `positions`, if they are one piece.
+    fn one_piece(&self, positions: &Range<usize>) -> Option<(&'a [u8], &'a [u8])> {
+        let Piece { positions: found, keys, values } = self.pieces(positions.clone()).next()?;
+        (found.end == positions.end).then_some((keys, values))
+    }
+}
+
 /// Sums that begin at a cache line, so that no register's worth of them crosses one.
 #[repr(align(64))]
 struct AlignedSums<const N: usize>([i32; N]);
 
-fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(size).map(move |start| start..(start + size).min(end))
 }

@@ -11,8 +11,9 @@ mod timings;
 mod weight_bytes;
 mod weights;
 
-pub use lm_head::{AllowedTokens, HeadFormat, ShortlistStats};
-pub use state::{KvCacheFormat, State};
+pub use forward::Segment;
+pub use lm_head::{AllowedTokens, HeadFormat, LogitsRequest, ShortlistStats};
+pub use state::{KV_BLOCK, KvCacheFormat, MAX_SEQUENCES, State};
 pub use timings::PassTimings;
 pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
@@ -25,7 +26,7 @@ use super::ops::RopePairs;
 use super::quant::packed_row;
 use super::thread_pool::ThreadPool;
 use super::thread_tuner::{ThreadCounts, ThreadTuner};
-use state::RowBytes;
+use state::{RowBytes, StateSize};
 use std::sync::Mutex;
 use weights::Weights;
 pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
@@ -205,12 +206,17 @@ impl Shape {
         self.layers * 2 * self.kv_heads * form.row_bytes(self.head_dim)
     }
 
-    /// Bytes of everything else that a session holds, for `batch` tokens at a time.
+    /// Bytes of everything else that a session holds, for `batch` tokens at a time, without what each sequence takes.
     pub fn scratch_bytes(&self, batch: usize) -> usize {
         let keys = 2 * self.kv_heads * self.head_dim;
         let row = 4 * (3 * self.dim + keys + self.widest_buffer() + self.rope_dims)
             + 4 * packed_row(self.widest_input());
-        batch * row + 4 * self.vocab
+        batch * row
+    }
+
+    /// Bytes that each sequence takes besides its keys and values: its logits, and the vector that they are computed of.
+    pub fn sequence_bytes(&self) -> usize {
+        4 * (self.vocab + self.dim)
     }
 
     /// Multiply-accumulate operations that a prompt of `tokens` takes in the matrices of the layers. In the last
@@ -356,13 +362,30 @@ impl Model {
         self.weights.float_matrices()
     }
 
-    /// An empty state for `context` tokens, read in batches of at most `batch`, with a KV cache in format `cache`.
+    /// An empty state for one sequence of `context` tokens, read in batches of at most `batch`, with a KV cache in format
+    /// `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
+        let mut state = self.shared_state(context, batch, cache, 1);
+        (0..state.blocks()).for_each(|block| state.push_block(0, block as u32));
+        state
+    }
+
+    /// An empty state for several sequences of `context` tokens, which have no blocks of the cache yet.
+    ///
+    /// # Panics
+    /// With no sequences, or more than [`MAX_SEQUENCES`].
+    pub fn shared_state(
+        &self,
+        context: usize,
+        batch: usize,
+        cache: KvCacheFormat,
+        sequences: usize,
+    ) -> State {
         let row_bytes = RowBytes {
             embedding: self.weights.embedding.row_bytes(),
             head: self.weights.head().row_bytes(),
             has_shortlist: self.weights.shortlist.is_some(),
         };
-        State::new(&self.shape, context, batch, cache, row_bytes)
+        State::new(&self.shape, StateSize { context, batch, sequences }, cache, row_bytes)
     }
 }

@@ -1,11 +1,22 @@
-//! The state of a session: the KV cache, and the buffers of one pass. All of it is allocated once.
+//! The state of a session: the KV cache with the sequences in it, and the buffers of one pass. All of it is allocated
+//! once.
+//!
+//! The cache is made of blocks of [`KV_BLOCK`] tokens. A sequence is a list of blocks, so that sequences can share those
+//! at their beginning (paged attention: Kwon et al., arXiv 2309.06180). Who owns a block is not decided here.
 
 use super::Shape;
+use super::forward::Segment;
 use super::lm_head::{MAX_RESCORED_ROWS, RescoreBuffers, ShortlistScratch, ShortlistStats, SingleRows};
 use super::timings::{PassTimings, Stopwatch};
 use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
 use crate::engine::thread_pool::{MatrixMut, ThreadPool};
+
+/// Tokens of a block of the KV cache.
+pub const KV_BLOCK: usize = 64;
+
+/// The most sequences that one pass can take.
+pub const MAX_SEQUENCES: usize = 16;
 
 /// The format of keys and values in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,24 +66,25 @@ impl KvCacheFormat {
     }
 }
 
-/// The keys and values of the tokens so far.
+/// The keys and values of all sequences, one row a token. A block is [`KV_BLOCK`] rows.
 #[derive(Debug)]
 pub(super) struct KvCache {
-    keys: Vec<u8>,   // [layers, kv_heads, context, head_dim]
-    values: Vec<u8>, // [layers, kv_heads, context, head_dim]
+    keys: Vec<u8>,   // [layers, kv_heads, rows, head_dim]
+    values: Vec<u8>, // [layers, kv_heads, rows, head_dim]
     /// The format of both.
     pub format: RowFormat,
     write: WriteRow,
     kv_heads: usize,
-    context: usize,
+    /// Rows of one head of one layer.
+    rows: usize,
     head_dim: usize,
-    /// Bytes of one head of one position.
+    /// Bytes of one head of one row.
     width: usize,
 }
 
 impl KvCache {
-    fn new(shape: &Shape, context: usize, form: KvCacheFormat) -> Self {
-        let bytes = context * shape.cache_bytes_per_token(form) / 2;
+    fn new(shape: &Shape, rows: usize, form: KvCacheFormat) -> Self {
+        let bytes = rows * shape.cache_bytes_per_token(form) / 2;
         let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, form.row_format());
         let (write, width) = (kind.writer().expect("all of them are written"), form.row_bytes(head_dim));
         // Zeroed memory takes no page before it is written.
@@ -82,37 +94,37 @@ impl KvCache {
             format: kind,
             write,
             kv_heads,
-            context,
+            rows,
             head_dim,
             width,
         }
     }
 
-    fn row_start(&self, layer: usize, head: usize, position: usize) -> usize {
-        ((layer * self.kv_heads + head) * self.context + position) * self.width
+    fn row_start(&self, layer: usize, head: usize, row: usize) -> usize {
+        ((layer * self.kv_heads + head) * self.rows + row) * self.width
     }
 
-    /// The keys and values of one head for positions `range`: `[range.len(), head_dim]` each.
+    /// The keys and values of one head in rows `range`: `[range.len(), head_dim]` each.
     pub fn rows(&self, layer: usize, head: usize, range: std::ops::Range<usize>) -> (&[u8], &[u8]) {
         let bytes = self.row_start(layer, head, range.start)..self.row_start(layer, head, range.end);
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
-    /// Stores the keys and values of the tokens from `position` on, `[n, kv_heads, head_dim]` each. One thread gets
-    /// at least `grain` heads.
+    /// Stores the keys and values of tokens, `[rows.len(), kv_heads, head_dim]` each, in these rows. One thread gets at
+    /// least `grain` heads.
     pub fn store(
         &mut self,
         layer: usize,
-        position: usize,
+        rows: &[TokenRow],
         keys: &[f32],
         values: &[f32],
         pool: &ThreadPool,
         grain: usize,
     ) {
         let (kv, size, width, write) = (self.kv_heads * self.head_dim, self.head_dim, self.width, self.write);
-        assert!(keys.len() == values.len() && position + keys.len() / kv <= self.context);
+        assert!(keys.len() == rows.len() * kv && values.len() == keys.len());
         let layer = self.row_start(layer, 0, 0)..self.row_start(layer + 1, 0, 0);
-        let head_bytes = self.context * width;
+        let head_bytes = self.rows * width;
         let to_keys = MatrixMut::new(&mut self.keys[layer.clone()], head_bytes);
         let to_values = MatrixMut::new(&mut self.values[layer], head_bytes);
         pool.for_each_row(
@@ -123,15 +135,35 @@ impl KvCache {
             |head, to_keys, to_values, _| {
                 let part = head * size..(head + 1) * size;
                 for (row, (keys, values)) in
-                    (position..).zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
+                    rows.iter().zip(keys.chunks_exact(kv).zip(values.chunks_exact(kv)))
                 {
-                    let bytes = row * width..(row + 1) * width;
+                    let bytes = row.cache_row * width..(row.cache_row + 1) * width;
                     write(&mut to_keys[bytes.clone()], &keys[part.clone()]);
                     write(&mut to_values[bytes], &values[part.clone()]);
                 }
             },
         );
     }
+}
+
+/// One token of a pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct TokenRow {
+    pub sequence: usize,
+    /// Its position in the sequence.
+    pub position: usize,
+    /// Its row of the KV cache.
+    pub cache_row: usize,
+}
+
+/// One text in the KV cache.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub blocks: Vec<u32>, // [context / KV_BLOCK] at most, in order
+    /// Tokens in the cache.
+    pub len: usize,
+    /// Tokens of this answer, one after the other, for which the whole head was read.
+    pub full_scans_in_a_row: u32,
 }
 
 /// Rows quantised to int8, each padded to whole blocks.
@@ -166,11 +198,24 @@ pub(super) struct RowBytes {
     pub has_shortlist: bool,
 }
 
+/// How large a state is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StateSize {
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Tokens of a pass.
+    pub batch: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
 /// The cache of a session and the buffers of a pass over at most `batch` tokens.
 #[derive(Debug)]
 pub struct State {
     pub(super) cache: KvCache,
-    pub(super) len: usize,
+    pub(super) sequences: Vec<Sequence>, // [sequences]
+    pub(super) rows: Vec<TokenRow>, // [batch] at most, the tokens of the pass; after the last layer those that were wanted
+    pub(super) wanted: Vec<u32>,    // [batch] at most, the rows of the pass whose logits may be asked for
     pub(super) context: usize,
     pub(super) batch: usize,
     pub(super) embedding_row: Vec<u8>, // one row of the embedding, in the file's format
@@ -185,34 +230,32 @@ pub struct State {
     pub(super) quantized: QuantizedRows,
     pub(super) cos: Vec<f32>,           // [batch, rope_dims / 2]
     pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
-    pub(super) final_hidden: Vec<f32>,  // [dim], the normalised row that the head multiplies
-    pub(super) logits: Vec<f32>,        // [vocab]
+    pub(super) final_hidden: Vec<f32>,  // [sequences, dim], the normalised rows that the head multiplies
+    pub(super) logits: Vec<f32>,        // [sequences, vocab]
     pub(super) single_rows: SingleRows, // rows of tokens that a grammar allows
-    pub(super) scaled_hidden: Vec<f32>, // [dim], the same row scaled for the shortlist; this and the following only with a shortlist
+    pub(super) scaled_hidden: Vec<f32>, // [dim], such a row scaled for the shortlist; this and the following only with a shortlist
     pub(super) scratch: ShortlistScratch,
     pub(super) rescore: RescoreBuffers,
     pub(super) shortlist_stats: ShortlistStats,
-    /// Tokens of this answer, one after the other, for which the whole head was read.
-    pub(super) full_scans_in_a_row: u32,
     pub(super) stopwatch: Stopwatch,
 }
 
 impl State {
-    /// `row_bytes`: bytes of a row of the embedding and of the head.
-    pub(super) fn new(
-        shape: &Shape,
-        context: usize,
-        batch: usize,
-        cache: KvCacheFormat,
-        row_bytes: RowBytes,
-    ) -> Self {
+    /// Its sequences have no blocks yet. `row_bytes`: bytes of a row of the embedding and of the head.
+    pub(super) fn new(shape: &Shape, size: StateSize, cache: KvCacheFormat, row_bytes: RowBytes) -> Self {
+        let StateSize { context, batch, sequences } = size;
+        assert!((1..=MAX_SEQUENCES).contains(&sequences));
         let has_shortlist = row_bytes.has_shortlist;
-        let batch = batch.clamp(1, context.max(1));
+        let batch = batch.min(context).max(sequences);
+        let blocks = context.div_ceil(KV_BLOCK);
+        let sequence = || Sequence { blocks: Vec::with_capacity(blocks), len: 0, full_scans_in_a_row: 0 };
         let floats = |row: usize| vec![0.0f32; batch * row];
         let kv = shape.kv_heads * shape.head_dim;
         State {
-            cache: KvCache::new(shape, context, cache),
-            len: 0,
+            cache: KvCache::new(shape, sequences * blocks * KV_BLOCK, cache),
+            sequences: (0..sequences).map(|_| sequence()).collect(),
+            rows: Vec::with_capacity(batch),
+            wanted: Vec::with_capacity(batch),
             context,
             batch,
             embedding_row: vec![0; row_bytes.embedding],
@@ -228,8 +271,8 @@ impl State {
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
-            final_hidden: vec![0.0; shape.dim],
-            logits: vec![0.0; shape.vocab],
+            final_hidden: vec![0.0; sequences * shape.dim],
+            logits: vec![0.0; sequences * shape.vocab],
             single_rows: SingleRows::new(row_bytes.head),
             scaled_hidden: vec![0.0; if has_shortlist { shape.dim } else { 0 }],
             scratch: if has_shortlist {
@@ -243,7 +286,6 @@ impl State {
                 RescoreBuffers::default()
             },
             shortlist_stats: ShortlistStats::default(),
-            full_scans_in_a_row: 0,
             stopwatch: Stopwatch::new(),
         }
     }
@@ -253,24 +295,61 @@ impl State {
         (!self.rescore.logits.is_empty()).then_some(self.shortlist_stats)
     }
 
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.len
+    /// Tokens of a sequence that are in the cache.
+    pub fn len_of(&self, sequence: usize) -> usize {
+        self.sequences[sequence].len
     }
 
-    /// Whether the cache holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Tokens the cache can hold.
+    /// Tokens that a sequence can have.
     pub fn context(&self) -> usize {
         self.context
     }
 
+    /// How many sequences there are.
+    pub fn sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// How many blocks the cache has: enough for all sequences.
+    pub fn blocks(&self) -> usize {
+        self.cache.rows / KV_BLOCK
+    }
+
+    /// The blocks of a sequence, in order.
+    pub fn blocks_of(&self, sequence: usize) -> &[u32] {
+        &self.sequences[sequence].blocks
+    }
+
+    /// Appends a block to a sequence.
+    pub fn push_block(&mut self, sequence: usize, block: u32) {
+        assert!((block as usize) < self.blocks(), "block {block} of {}", self.blocks());
+        self.sequences[sequence].blocks.push(block);
+    }
+
+    /// Appends a block that has the keys and values of the sequence's next [`KV_BLOCK`] tokens already.
+    pub fn push_full_block(&mut self, sequence: usize, block: u32) {
+        self.push_block(sequence, block);
+        let Sequence { blocks, len, .. } = &mut self.sequences[sequence];
+        *len += KV_BLOCK;
+        assert_eq!(*len, blocks.len() * KV_BLOCK, "at the border of a block");
+    }
+
+    /// Empties a sequence, which then has no blocks.
+    pub fn clear(&mut self, sequence: usize) {
+        self.truncate_to(sequence, 0);
+        self.sequences[sequence].blocks.clear();
+    }
+
+    /// Removes all tokens of a sequence from `len` on. Its blocks stay.
+    pub fn truncate_to(&mut self, sequence: usize, len: usize) {
+        let sequence = &mut self.sequences[sequence];
+        sequence.len = sequence.len.min(len);
+        sequence.full_scans_in_a_row = 0;
+    }
+
     /// Bytes of keys and values for each token.
     pub fn cache_bytes_per_token(&self) -> usize {
-        (self.cache.keys.len() + self.cache.values.len()) / self.context.max(1)
+        (self.cache.keys.len() + self.cache.values.len()) / self.cache.rows.max(1)
     }
 
     /// Tokens that one pass can take.
@@ -283,18 +362,59 @@ impl State {
         self.stopwatch.take()
     }
 
-    /// Moves the last `kept` of `n` rows of the residual stream, and of queries of `width`, to the front.
-    pub(super) fn keep_last_rows(&mut self, n: usize, kept: usize, width: usize) {
-        if kept < n {
-            let dim = self.final_hidden.len();
-            self.residual.copy_within((n - kept) * dim..n * dim, 0);
-            self.attn_or_ffn.copy_within((n - kept) * width..n * width, 0);
+    /// The logits that were computed for request `index` of the last call: `[vocab]`.
+    pub fn logits_of(&mut self, index: usize) -> &mut [f32] {
+        let vocab = self.logits.len() / self.sequences.len();
+        &mut self.logits[index * vocab..(index + 1) * vocab]
+    }
+
+    /// Notes the rows of a pass, and returns how many there are and of how many logits are wanted.
+    pub(super) fn begin_pass(&mut self, segments: &[Segment<'_>]) -> (usize, usize) {
+        self.rows.clear();
+        self.wanted.clear();
+        for Segment { sequence, tokens, wanted } in segments {
+            let Sequence { blocks, len, .. } = &self.sequences[*sequence];
+            assert!(!tokens.is_empty() && *wanted <= tokens.len() && len + tokens.len() <= self.context);
+            assert!(blocks.len() * KV_BLOCK >= len + tokens.len(), "the sequence has blocks for them");
+            let first = self.rows.len();
+            self.rows.extend((*len..len + tokens.len()).map(|position| TokenRow {
+                sequence: *sequence,
+                position,
+                cache_row: blocks[position / KV_BLOCK] as usize * KV_BLOCK + position % KV_BLOCK,
+            }));
+            self.wanted.extend((first + tokens.len() - wanted..first + tokens.len()).map(|row| row as u32));
         }
+        assert!((1..=self.batch).contains(&self.rows.len()));
+        (self.rows.len(), self.wanted.len())
+    }
+
+    /// Moves the wanted rows of the residual stream, and of queries of `width`, to the front.
+    pub(super) fn gather_wanted(&mut self, width: usize, dim: usize) {
+        for (to, from) in self.wanted.iter().enumerate().map(|(to, from)| (to, *from as usize)) {
+            if to != from {
+                self.residual.copy_within(from * dim..(from + 1) * dim, to * dim);
+                self.attn_or_ffn.copy_within(from * width..(from + 1) * width, to * width);
+                self.rows[to] = self.rows[from];
+            }
+        }
+        self.rows.truncate(self.wanted.len());
+    }
+}
+
+/// A state with one sequence.
+impl State {
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.len_of(0)
+    }
+
+    /// Whether the cache holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Removes all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.full_scans_in_a_row = 0;
+        self.truncate_to(0, len);
     }
 }

@@ -1,6 +1,7 @@
 //! Where the time of passes went, measured on the thread that runs them.
 
 use crate::engine::thread_pool::ThreadPool;
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 /// The time of some passes, by what it was spent on.
@@ -22,6 +23,16 @@ impl PassTimings {
     /// The sum of all.
     pub fn total(&self) -> Duration {
         self.attention + self.feed_forward + self.head + self.waiting + self.between
+    }
+}
+
+impl AddAssign for PassTimings {
+    fn add_assign(&mut self, other: Self) {
+        self.attention += other.attention;
+        self.feed_forward += other.feed_forward;
+        self.head += other.head;
+        self.waiting += other.waiting;
+        self.between += other.between;
     }
 }
 

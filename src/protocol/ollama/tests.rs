@@ -76,7 +76,7 @@ fn done(text: &str) -> Done {
         id: "call-1".into(),
         text: text.into(),
         finish_reason: FinishReason::Stop,
-        usage: Usage { prompt_tokens: 11, completion_tokens: 4 },
+        usage: Usage { prompt_tokens: 11, completion_tokens: 4, cached_tokens: 0 },
         timings: Timings {
             queue_ms: 1.5,
             prompt_ms: 20.25,

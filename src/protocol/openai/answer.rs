@@ -142,7 +142,7 @@ pub(super) fn total_tokens(done: &Done) -> u64 {
 /// Tokens of the prompt that did not have to be read, as far as that is known: all of them where the answer itself was
 /// cached.
 pub(super) fn cached_tokens(done: &Done) -> u32 {
-    if done.cached { done.usage.prompt_tokens } else { 0 }
+    if done.cached { done.usage.prompt_tokens } else { done.usage.cached_tokens }
 }
 
 /// What OpenAI's objects have no key for.

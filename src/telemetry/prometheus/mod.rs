@@ -10,8 +10,8 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, Cpu, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report, Requests,
-    ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
+    CacheCounts, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report,
+    Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
 };
 use exposition::{Exposition, Label};
 use std::time::SystemTime;
@@ -48,6 +48,7 @@ fn name(model: &str) -> String {
 fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     structured_output(text, &report.structured_output);
+    decoding(text, &report.decoding);
     http(text, &report.http);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
@@ -128,6 +129,16 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
         .count(forced_tokens);
     text.counter("bitnetd_structured_refused_total", "Refused because of their response_format.")
         .count(refused);
+}
+
+fn decoding(text: &mut Exposition, counts: &Decoding) {
+    let Decoding { steps, step_requests, prefix_hits, prefix_tokens } = *counts;
+    text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
+    text.counter("bitnetd_decoding_step_requests_total", "Requests that took part, over all passes.")
+        .count(step_requests);
+    text.counter("bitnetd_prefix_hits_total", "Prompts that began like an earlier one.").count(prefix_hits);
+    text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts that were not computed again.")
+        .count(prefix_tokens);
 }
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {

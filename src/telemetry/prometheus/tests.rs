@@ -142,7 +142,7 @@ fn done() -> Done {
         id: "a".into(),
         text: "x".into(),
         finish_reason: FinishReason::Stop,
-        usage: Usage { prompt_tokens: 10, completion_tokens: 21 },
+        usage: Usage { prompt_tokens: 10, completion_tokens: 21, cached_tokens: 0 },
         timings: Timings {
             queue_ms: 1000.0,
             prompt_ms: 1500.0,
@@ -189,6 +189,8 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
     telemetry.cache_hit();
     telemetry.structured_output.answered(7);
+    telemetry.decoding.record_step(3);
+    telemetry.decoding.found_prefix(128);
     telemetry.structured_output.refused();
     telemetry.http.called(super::super::HttpApi::OpenAi);
     telemetry.http.denied();

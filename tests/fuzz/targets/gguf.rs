@@ -15,7 +15,7 @@ const PLAN_LIMIT: usize = 1 << 30;
 fuzz_target!(|bytes: &[u8]| {
     for layout in [None, Some(Layout::Blocks64), Some(Layout::Rows4)] {
         let loaded = ModelFile::parse(FileMap::from(bytes.to_vec()), "fuzz.gguf", layout).and_then(|file| {
-            assert!(file.footprint().total(1) < PLAN_LIMIT, "{:?}", file.footprint());
+            assert!(file.footprint().total(1, 1) < PLAN_LIMIT, "{:?}", file.footprint());
             file.load(&EngineOptions { threads: 1, ..EngineOptions::default() })
         });
         match loaded {

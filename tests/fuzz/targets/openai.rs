@@ -103,7 +103,7 @@ fn done(choices: u32, has_logprobs: bool, has_calls: bool) -> Done {
         id: "7".into(),
         text: text.clone(),
         finish_reason: FinishReason::Stop,
-        usage: Usage { prompt_tokens: u32::MAX, completion_tokens: u32::MAX },
+        usage: Usage { prompt_tokens: u32::MAX, completion_tokens: u32::MAX, cached_tokens: 0 },
         timings: Timings::default(),
         energy: None,
         cached: true,

@@ -29,7 +29,7 @@ impl AllowedTokens<'_> {
     }
 
     /// Strikes out the logits of all other tokens; `logits` begins with that of token `first`, a multiple of 32.
-    pub(super) fn apply(&self, first: usize, logits: &mut [f32]) {
+    pub fn apply(&self, first: usize, logits: &mut [f32]) {
         let words =
             self.mask.get(first / 32..).unwrap_or_default().iter().copied().chain(std::iter::repeat(0));
         for (logits, word) in logits.chunks_mut(32).zip(words) {

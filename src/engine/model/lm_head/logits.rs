@@ -6,7 +6,7 @@
 use super::allowed::AllowedTokens;
 use super::shortlist::Shortlist;
 use crate::engine::model::timings::TimedPart;
-use crate::engine::model::{Model, State};
+use crate::engine::model::{MAX_SEQUENCES, Model, State};
 use crate::engine::ops;
 use crate::engine::thread_pool::MatrixMut;
 use std::ops::Range;
@@ -20,6 +20,8 @@ const VERIFY_EVERY: u64 = 512;
 pub(in crate::engine::model) const SCAN_ROWS: usize = 1024;
 const _: () =
     assert!(SCAN_ROWS.is_multiple_of(32), "parts of the head begin with a whole word of a set of tokens");
+/// Rows that are multiplied by one vector after the other, where several are wanted: they stay in the L2 cache.
+const SHARED_ROWS: usize = 32;
 /// Single rows that are read at a time.
 const ROWS_PER_READ: usize = 32;
 /// The fewest rows that one thread reads: about ten microseconds of work.
@@ -56,20 +58,43 @@ impl RescoreBuffers {
     }
 }
 
+/// What logits are wanted of one row of the last pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogitsRequest<'r> {
+    /// The row of the pass.
+    pub row: usize,
+    /// The sequence that the row belongs to.
+    pub sequence: usize,
+    /// Logits within this distance of the best are exact, the others may be the shortlist's estimates; `None` where all
+    /// are to be exact, as they are without a shortlist.
+    pub reach: Option<f32>,
+    /// `[vocab]`, tokens whose logit a penalty may reduce before one is chosen. By how much is not known here, so that the
+    /// best of the other tokens sets the bar.
+    pub penalised: Option<&'r [bool]>,
+    /// The tokens that may be chosen; the logits of all others become negative infinity.
+    pub allowed: Option<AllowedTokens<'r>>,
+}
+
+/// How the logits of a request are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::engine::model) enum HeadRead {
+    /// Every row of the head is read.
+    #[default]
+    Whole,
+    /// The rows of the allowed tokens are read.
+    SingleRows,
+    /// The shortlist chooses the rows that are read.
+    Shortlist,
+}
+
 impl Model {
-    /// The logits of row `row` of the last pass: `[vocab]`, all exact.
+    /// The logits of row `row` of the last pass, which was over one sequence: `[vocab]`, all exact.
     pub fn logits<'s>(&self, row: usize, state: &'s mut State) -> &'s mut [f32] {
-        self.final_norm(row, state);
-        self.full_head(&state.final_hidden, &mut state.logits);
-        state.stopwatch.lap(TimedPart::Head, &self.pool);
-        &mut state.logits
+        self.compute_logits(&[LogitsRequest { row, ..LogitsRequest::default() }], state);
+        state.logits_of(0)
     }
 
-    /// The same for choosing a token: logits within `reach` of the best are exact, the others are the shortlist's
-    /// estimates. Without a shortlist all are exact.
-    ///
-    /// `penalised`: `[vocab]`, tokens whose logit a penalty may reduce before one is chosen. By how much is not known
-    /// here, so that the best of the other tokens sets the bar.
+    /// The same for choosing a token: see [`LogitsRequest::reach`] and [`LogitsRequest::penalised`].
     pub fn sampling_logits<'s>(
         &self,
         row: usize,
@@ -77,41 +102,79 @@ impl Model {
         reach: f32,
         penalised: Option<&[bool]>,
     ) -> &'s mut [f32] {
-        self.shortlisted_logits(row, state, reach, penalised, None);
-        &mut state.logits
+        let request = LogitsRequest { row, reach: Some(reach), penalised, ..LogitsRequest::default() };
+        self.compute_logits(&[request], state);
+        state.logits_of(0)
     }
 
-    /// Computes `state.logits` through the shortlist where it can be trusted. With `allowed` the others may be anything.
-    pub(super) fn shortlisted_logits(
-        &self,
-        row: usize,
-        state: &mut State,
-        reach: f32,
-        penalised: Option<&[bool]>,
-        allowed: Option<AllowedTokens<'_>>,
-    ) {
-        let shortlist = self.weights.shortlist.as_ref().filter(|_| state.shortlist_stats.misses == 0);
-        let Some(shortlist) = shortlist.filter(|_| state.full_scans_in_a_row < MAX_FULL_SCANS_IN_A_ROW)
-        else {
-            state.shortlist_stats.scans += u64::from(self.weights.shortlist.is_some());
-            self.logits(row, state);
-            return;
-        };
-        self.final_norm(row, state);
-        if self.shortlist_logits(shortlist, state, reach, penalised, allowed) {
-            state.shortlist_stats.tokens += 1;
-            state.full_scans_in_a_row = 0;
-            if state.shortlist_stats.tokens.is_multiple_of(VERIFY_EVERY)
-                && !self.verify_shortlist(state, allowed)
-            {
-                self.full_head(&state.final_hidden, &mut state.logits);
+    /// Computes the logits that are wanted, each row of the head and of the shortlist being read once for all requests.
+    /// Those of request `i` are then [`State::logits_of`] `i`. They do not depend on the other requests.
+    ///
+    /// # Panics
+    /// With more requests than the state has sequences.
+    pub fn compute_logits(&self, requests: &[LogitsRequest<'_>], state: &mut State) {
+        assert!(requests.len() <= state.sequences());
+        state.stopwatch.start(&self.pool);
+        let mut reads = [HeadRead::default(); MAX_SEQUENCES];
+        for (index, request) in requests.iter().enumerate() {
+            self.final_norm(index, request.row, state);
+            reads[index] = self.head_read(request, state);
+        }
+        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        let reads = &mut reads[..requests.len()];
+        if reads.contains(&HeadRead::Shortlist) {
+            self.read_shortlist(requests, reads, state);
+        }
+        self.read_whole_head(reads, state);
+        for (index, request) in requests.iter().enumerate() {
+            match request.allowed {
+                Some(allowed) if reads[index] == HeadRead::SingleRows => {
+                    self.single_rows(index, allowed, state)
+                }
+                // The shortlist has struck the others out already.
+                Some(allowed) if reads[index] == HeadRead::Whole => allowed.apply(0, state.logits_of(index)),
+                _ => {}
             }
-        } else {
-            state.shortlist_stats.scans += 1;
-            state.full_scans_in_a_row += 1;
-            self.full_head(&state.final_hidden, &mut state.logits);
         }
         state.stopwatch.lap(TimedPart::Head, &self.pool);
+    }
+
+    /// How to compute the logits of a request.
+    fn head_read(&self, request: &LogitsRequest<'_>, state: &mut State) -> HeadRead {
+        if request.allowed.is_some_and(|allowed| self.is_read_by_single_rows(allowed)) {
+            return HeadRead::SingleRows;
+        }
+        if request.reach.is_none() || self.weights.shortlist.is_none() {
+            return HeadRead::Whole;
+        }
+        let scans = state.sequences[request.sequence].full_scans_in_a_row;
+        let is_tried = state.shortlist_stats.misses == 0 && scans < MAX_FULL_SCANS_IN_A_ROW;
+        state.shortlist_stats.scans += u64::from(!is_tried);
+        if is_tried { HeadRead::Shortlist } else { HeadRead::Whole }
+    }
+
+    /// Computes the logits of all requests for the shortlist; where it cannot be trusted, the whole head is to be read.
+    fn read_shortlist(&self, requests: &[LogitsRequest<'_>], reads: &mut [HeadRead], state: &mut State) {
+        let Some(shortlist) = &self.weights.shortlist else { return };
+        let queries = self.score_coarse(shortlist, reads, state);
+        for (index, request) in requests.iter().enumerate() {
+            let Some(query) = &queries[index] else { continue };
+            let is_settled = self.shortlist_logits(shortlist, index, query, request, state);
+            let full_scans = &mut state.sequences[request.sequence].full_scans_in_a_row;
+            if is_settled {
+                state.shortlist_stats.tokens += 1;
+                *full_scans = 0;
+                if state.shortlist_stats.tokens.is_multiple_of(VERIFY_EVERY)
+                    && !self.verify_shortlist(index, state, request.allowed)
+                {
+                    reads[index] = HeadRead::Whole;
+                }
+            } else {
+                state.shortlist_stats.scans += 1;
+                *full_scans += 1;
+                reads[index] = HeadRead::Whole;
+            }
+        }
     }
 
     /// Bytes that each token read, including the rows of the head that `counts` reports.
@@ -124,20 +187,44 @@ impl Model {
         self.bytes_per_token() + (of_head + of_shortlist) / (tokens + scans).max(1) as usize
     }
 
-    pub(super) fn final_norm(&self, row: usize, state: &mut State) {
-        state.stopwatch.start(&self.pool);
+    /// Normalises a row of the last pass for request `index`.
+    fn final_norm(&self, index: usize, row: usize, state: &mut State) {
         let dim = self.shape.dim;
-        let x = &state.residual[row * dim..(row + 1) * dim];
-        ops::rms_norm(&mut state.final_hidden, x, &self.weights.output_norm, self.shape.epsilon);
-        state.stopwatch.lap(TimedPart::Between, &self.pool);
+        let State { residual, final_hidden, .. } = state;
+        let x = &residual[row * dim..(row + 1) * dim];
+        let out = &mut final_hidden[index * dim..(index + 1) * dim];
+        ops::rms_norm(out, x, &self.weights.output_norm, self.shape.epsilon);
     }
 
-    /// Multiplies every row of the head by `x`.
-    fn full_head(&self, x: &[f32], logits: &mut [f32]) {
-        let part = if self.weights.head().is_read_by_row() { SCAN_ROWS } else { logits.len() };
-        for (index, logits) in logits.chunks_mut(part).enumerate() {
-            self.head_chunk(x, index * part, logits);
+    /// Computes all logits of the requests for which the whole head is read.
+    fn read_whole_head(&self, reads: &[HeadRead], state: &mut State) {
+        let (dim, vocab, head) = (self.shape.dim, self.shape.vocab, self.weights.head());
+        let State { final_hidden, logits, .. } = state;
+        let is_whole = |index: &usize| reads[*index] == HeadRead::Whole;
+        let count = (0..reads.len()).filter(is_whole).count();
+        if head.is_read_by_row() || count <= 1 {
+            // What must not stay in memory is read for one request after the other.
+            let part = if head.is_read_by_row() { SCAN_ROWS } else { vocab };
+            for index in (0..reads.len()).filter(is_whole) {
+                let logits = &mut logits[index * vocab..(index + 1) * vocab];
+                for (at, logits) in logits.chunks_mut(part).enumerate() {
+                    self.head_chunk(&final_hidden[index * dim..(index + 1) * dim], at * part, logits);
+                }
+            }
+            return;
         }
+        let grain = self.grain(vocab, count * dim);
+        self.pool.for_each_stripe(&mut logits[..reads.len() * vocab], vocab, grain, |mut stripe| {
+            let Range { start: first, end } = stripe.cols();
+            for start in (first..end).step_by(SHARED_ROWS) {
+                let rows = start..(start + SHARED_ROWS).min(end);
+                for index in (0..reads.len()).filter(is_whole) {
+                    let out = &mut stripe.row(index)[rows.start - first..rows.end - first];
+                    let x = &final_hidden[index * dim..(index + 1) * dim];
+                    self.kernels.dot(head.format, head.rows(rows.clone()), x, out);
+                }
+            }
+        });
     }
 
     /// Multiplies the rows of the head from `first` on by `x`.
@@ -166,8 +253,11 @@ impl Model {
     }
 
     /// Whether the best token, of those that are allowed, is also the best of the whole head; a miss is counted.
-    fn verify_shortlist(&self, state: &mut State, allowed: Option<AllowedTokens<'_>>) -> bool {
-        let State { final_hidden: last, logits, rescore: exact, shortlist_stats: stats, .. } = state;
+    fn verify_shortlist(&self, index: usize, state: &mut State, allowed: Option<AllowedTokens<'_>>) -> bool {
+        let State { final_hidden, logits, rescore: exact, shortlist_stats: stats, .. } = state;
+        let (dim, vocab) = (self.shape.dim, self.shape.vocab);
+        let last = &final_hidden[index * dim..(index + 1) * dim];
+        let logits = &logits[index * vocab..(index + 1) * vocab];
         let mut best = (0, f32::NEG_INFINITY);
         for first in (0..self.shape.vocab).step_by(SCAN_ROWS) {
             let part = &mut exact.logits[..SCAN_ROWS.min(self.shape.vocab - first)];

@@ -15,7 +15,7 @@ mod single_rows;
 
 pub use allowed::AllowedTokens;
 pub use forms::HeadFormat;
-pub use logits::ShortlistStats;
+pub use logits::{LogitsRequest, ShortlistStats};
 pub(super) use logits::{RescoreBuffers, SCAN_ROWS};
 pub(super) use shortlist::{MAX_RESCORED_ROWS, Shortlist, ShortlistScratch};
 pub(super) use single_rows::SingleRows;

@@ -3,7 +3,6 @@
 
 use super::allowed::AllowedTokens;
 use super::logits::RescoreBuffers;
-use crate::engine::model::timings::TimedPart;
 use crate::engine::model::{Model, State};
 
 /// The most tokens whose rows of the head are read one by one.
@@ -27,40 +26,23 @@ impl SingleRows {
 }
 
 impl Model {
-    /// The logits of row `row` of the last pass for choosing one of `allowed`: `[vocab]`, those of all other tokens
-    /// negative infinity. `reach`, `penalised`: see [`Model::sampling_logits`]; without a `reach` all are exact.
-    pub fn allowed_logits<'s>(
-        &self,
-        row: usize,
-        state: &'s mut State,
-        reach: Option<f32>,
-        penalised: Option<&[bool]>,
-        allowed: AllowedTokens<'_>,
-    ) -> &'s mut [f32] {
-        let vocab = self.shape.vocab;
-        if allowed.count <= MAX_SINGLE_ROWS.min(vocab / 2) {
-            self.single_rows(row, state, allowed);
-        } else if let Some(reach) = reach {
-            self.shortlisted_logits(row, state, reach, penalised, Some(allowed));
-        } else {
-            self.logits(row, state);
-        }
-        // Where all logits were computed the others are struck out here; elsewhere they are already.
-        allowed.apply(0, &mut state.logits);
-        &mut state.logits
+    /// Whether only the rows of these tokens are read.
+    pub(super) fn is_read_by_single_rows(&self, allowed: AllowedTokens<'_>) -> bool {
+        allowed.count <= MAX_SINGLE_ROWS.min(self.shape.vocab / 2)
     }
 
-    fn single_rows(&self, row: usize, state: &mut State, allowed: AllowedTokens<'_>) {
-        self.final_norm(row, state);
+    /// Computes the logits of the allowed tokens for request `index`; those of the others are negative infinity.
+    pub(super) fn single_rows(&self, index: usize, allowed: AllowedTokens<'_>, state: &mut State) {
+        let (dim, vocab) = (self.shape.dim, self.shape.vocab);
         let State { final_hidden, logits, single_rows, .. } = state;
+        let logits = &mut logits[index * vocab..(index + 1) * vocab];
         let SingleRows { ids, buffers } = single_rows;
         ids.clear();
-        ids.extend(allowed.ids(self.shape.vocab).take(MAX_SINGLE_ROWS));
-        self.rescore_rows(ids, final_hidden, buffers);
+        ids.extend(allowed.ids(vocab).take(MAX_SINGLE_ROWS));
+        self.rescore_rows(ids, &final_hidden[index * dim..(index + 1) * dim], buffers);
         logits.fill(f32::NEG_INFINITY);
         for (id, logit) in ids.iter().zip(&buffers.logits) {
             logits[*id as usize] = *logit;
         }
-        state.stopwatch.lap(TimedPart::Head, &self.pool);
     }
 }

@@ -61,7 +61,7 @@ fn done(text: &str, finish_reason: FinishReason) -> Done {
         id: "7".into(),
         text: text.into(),
         finish_reason,
-        usage: Usage { prompt_tokens: 11, completion_tokens: 3 },
+        usage: Usage { prompt_tokens: 11, completion_tokens: 3, cached_tokens: 0 },
         timings: Timings { total_ms: 2_000.0, ..Timings::default() },
         energy: None,
         cached: false,

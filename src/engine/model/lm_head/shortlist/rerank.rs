@@ -7,9 +7,8 @@
 use super::format::PART_ROWS;
 use super::{GROUP_ROWS, Shortlist, group_count};
 use crate::engine::kernels::{WithSimd, prefetch, prefetch_first_line};
-use crate::engine::model::lm_head::allowed::AllowedTokens;
-use crate::engine::model::lm_head::logits::RescoreBuffers;
-use crate::engine::model::{Model, State};
+use crate::engine::model::lm_head::logits::{HeadRead, LogitsRequest, RescoreBuffers};
+use crate::engine::model::{MAX_SEQUENCES, Model, State};
 use crate::engine::ops::{self, QuantizedRow};
 use crate::engine::quant::{RowBound, TWO_BIT_MAX_Q, packed_row};
 use std::ops::Range;
@@ -26,6 +25,8 @@ pub(in crate::engine::model) const MAX_FINE_ROWS: usize = 32_768;
 pub(in crate::engine::model) const MAX_RESCORED_ROWS: usize = 2048;
 /// Integer sums of one kernel call.
 const TILE_SUMS: usize = 2048;
+/// Rows that are multiplied by one query after the other, where there are several: they stay in the L2 cache.
+const SHARED_ROWS: usize = 256;
 /// The fewest groups that one thread tests, and rows of fine codes that it reads: about ten microseconds of work.
 const MIN_GROUPS_PER_THREAD: usize = 256;
 const MIN_FINE_PER_THREAD: usize = 64;
@@ -35,9 +36,11 @@ const GROUPS_IN_FLIGHT: usize = 16;
 const FINE_PREFETCH: usize = 8;
 const BOUNDS_PREFETCH: usize = 16;
 
-/// The hidden vector, quantised for the shortlist.
-struct Query<'a> {
-    q: &'a [i8], // [dim], padded to whole blocks
+/// The hidden vector, quantised for the shortlist, without its codes.
+#[derive(Clone, Copy)]
+pub(in crate::engine::model) struct Query {
+    /// Its place among the codes of all queries.
+    place: usize,
     quantized: QuantizedRow,
     /// What the two largest columns may add for each unit of a row's peak error. They are counted at their worst,
     /// because a hidden vector may consist of little else.
@@ -46,10 +49,10 @@ struct Query<'a> {
     sigma: [f32; 2],
 }
 
-impl<'a> Query<'a> {
+impl Query {
     /// `x`: the hidden vector, each number multiplied by the magnitude of its column; `q`: the buffer for its
-    /// codes.
-    fn new(x: &[f32], q: &'a mut [i8]) -> Self {
+    /// codes, the `place`th.
+    fn new(x: &[f32], q: &mut [i8], place: usize) -> Self {
         let quantized = ops::quantize_within(TWO_BIT_MAX_Q, x, q);
         let mut strongest = [0.0f32; 2];
         let mut squares = 0.0;
@@ -63,7 +66,8 @@ impl<'a> Query<'a> {
             x.iter().zip(&*q).map(|(x, q)| x - f32::from(*q) / quantized.scale).map(|e| e * e).sum::<f32>();
         // A sum of products with random signs is as large as one of them times the root of their number.
         let root = (x.len() as f32).sqrt();
-        Query { q, quantized, top_two: strongest.iter().sum(), sigma: [others / root, error.sqrt() / root] }
+        let sigma = [others / root, error.sqrt() / root];
+        Query { place, quantized, top_two: strongest.iter().sum(), sigma }
     }
 
     /// How far a row's logit may be off by its coarse codes, or by its fine ones, at so many standard deviations.
@@ -117,7 +121,9 @@ fn set_bits(mut word: u64) -> impl Iterator<Item = usize> {
 struct Rerank<'a> {
     model: &'a Model,
     shortlist: &'a Shortlist,
-    query: Query<'a>,
+    query: &'a Query,
+    /// The codes of the query: `[dim]`, padded to whole blocks.
+    q: &'a [i8],
     /// The hidden vector.
     x: &'a [f32],
     logit_reach: f32,
@@ -146,20 +152,66 @@ impl ShortlistScratch {
 }
 
 impl Model {
-    /// Computes the logits of the hidden vector `state.final_hidden` through the shortlist; `false` where it cannot
-    /// be trusted with this token. `reach`, `penalised`: see [`Model::sampling_logits`]. Of tokens that are not among
-    /// `allowed` the logits become negative infinity.
+    /// Estimates all logits of the requests for the shortlist from the coarse codes, which are read once for all of them.
+    /// The query of each such request.
+    pub(in crate::engine::model) fn score_coarse(
+        &self,
+        shortlist: &Shortlist,
+        reads: &[HeadRead],
+        state: &mut State,
+    ) -> [Option<Query>; MAX_SEQUENCES] {
+        let (dim, vocab, width) = (self.shape.dim, self.shape.vocab, packed_row(self.shape.dim) * 4);
+        let State { final_hidden, scaled_hidden, logits, quantized, .. } = state;
+        let mut queries = [None; MAX_SEQUENCES];
+        let listed = (0..reads.len()).filter(|index| reads[*index] == HeadRead::Shortlist);
+        for (place, index) in listed.enumerate() {
+            let x = &final_hidden[index * dim..(index + 1) * dim];
+            let scaled = scaled_hidden.iter_mut().zip(x.iter().zip(&shortlist.columns));
+            scaled.for_each(|(to, (x, size))| *to = x * size);
+            let q = &mut quantized.q[place * width..(place + 1) * width];
+            queries[index] = Some(Query::new(scaled_hidden, q, place));
+        }
+        let (codes, queries_of) = (&quantized.q[..], &queries[..reads.len()]);
+        let count = queries_of.iter().flatten().count();
+        let tile = if count == 1 { TILE_SUMS } else { SHARED_ROWS };
+        let logits = &mut logits[..reads.len() * vocab];
+        self.pool.for_each_stripe(logits, vocab, self.grain(vocab, count * dim), |mut stripe| {
+            let mut dots = [0i32; TILE_SUMS];
+            let Range { start: first, end } = stripe.cols();
+            let mut start = first;
+            while start < end {
+                let rows = start..(start + tile).min(end).min((start / PART_ROWS + 1) * PART_ROWS);
+                let packed = shortlist.coarse_rows(rows.clone());
+                let dots = &mut dots[..rows.len()];
+                for (index, query) in queries_of.iter().enumerate() {
+                    let Some(query) = query else { continue };
+                    let q = &codes[query.place * width..(query.place + 1) * width];
+                    self.kernels.ternary_gemm(packed, q, &[query.quantized.sum], dots);
+                    let these = &mut stripe.row(index)[rows.start - first..rows.end - first];
+                    let scales = &shortlist.scales[rows.clone()];
+                    for ((logit, dot), scale) in these.iter_mut().zip(&*dots).zip(scales) {
+                        *logit = query.logit(*dot, *scale);
+                    }
+                }
+                start = rows.end;
+            }
+        });
+        queries
+    }
+
+    /// Turns the estimates of request `index` into its logits; `false` where the shortlist cannot be trusted with this
+    /// token. Of tokens that are not allowed the logits become negative infinity.
     pub(in crate::engine::model) fn shortlist_logits(
         &self,
         shortlist: &Shortlist,
+        index: usize,
+        query: &Query,
+        request: &LogitsRequest<'_>,
         state: &mut State,
-        reach: f32,
-        penalised: Option<&[bool]>,
-        allowed: Option<AllowedTokens<'_>>,
     ) -> bool {
+        let (dim, vocab, width) = (self.shape.dim, self.shape.vocab, packed_row(self.shape.dim) * 4);
         let State {
-            final_hidden: x,
-            scaled_hidden: scaled,
+            final_hidden,
             logits,
             scratch: buffer,
             quantized,
@@ -167,10 +219,20 @@ impl Model {
             shortlist_stats: stats,
             ..
         } = state;
-        scaled.iter_mut().zip(x.iter().zip(&shortlist.columns)).for_each(|(to, (x, size))| *to = x * size);
-        let query = Query::new(scaled, &mut quantized.q[..packed_row(x.len()) * 4]);
-        let search = Rerank { model: self, shortlist, query, x, logit_reach: reach, penalised };
-        search.score_coarse(logits, &mut buffer.tops, allowed);
+        let logits = &mut logits[index * vocab..(index + 1) * vocab];
+        if let Some(allowed) = request.allowed {
+            allowed.apply(0, logits);
+        }
+        let search = Rerank {
+            model: self,
+            shortlist,
+            query,
+            q: &quantized.q[query.place * width..(query.place + 1) * width],
+            x: &final_hidden[index * dim..(index + 1) * dim],
+            logit_reach: request.reach.unwrap_or_default(),
+            penalised: request.penalised,
+        };
+        search.find_tops(logits, &mut buffer.tops);
         buffer.rows.clear();
         let refined = search.score_fine(logits, buffer, exact);
         stats.fine += buffer.rows.len() as u64;
@@ -181,35 +243,9 @@ impl Model {
 }
 
 impl Rerank<'_> {
-    /// Estimates the logit of every row from its coarse codes, and finds the largest of each group.
-    fn score_coarse(&self, logits: &mut [f32], tops: &mut [f32], allowed: Option<AllowedTokens<'_>>) {
-        let Rerank { model, shortlist, query, .. } = self;
-        let vocab = logits.len();
-        model.pool.for_each_stripe(logits, vocab, model.grain(vocab, self.x.len()), |mut stripe| {
-            let mut dots = [0i32; TILE_SUMS];
-            let Range { mut start, end } = stripe.cols();
-            let mut logits = stripe.row(0);
-            while start < end {
-                let rows = start..(start + TILE_SUMS).min(end).min((start / PART_ROWS + 1) * PART_ROWS);
-                let dots = &mut dots[..rows.len()];
-                model.kernels.ternary_gemm(
-                    shortlist.coarse_rows(rows.clone()),
-                    query.q,
-                    &[query.quantized.sum],
-                    dots,
-                );
-                let these = logits.split_off_mut(..rows.len()).expect("as many as rows");
-                for ((logit, dot), scale) in these.iter_mut().zip(dots).zip(&shortlist.scales[rows.clone()]) {
-                    *logit = query.logit(*dot, *scale);
-                }
-                start = rows.end;
-            }
-        });
-        if let Some(allowed) = allowed {
-            allowed.apply(0, logits);
-        }
-        let logits = &*logits;
-        model.pool.for_each_chunk(tops, 1, MIN_GROUPS_PER_THREAD, |group, top| {
+    /// Finds the largest logit of each group.
+    fn find_tops(&self, logits: &[f32], tops: &mut [f32]) {
+        self.model.pool.for_each_chunk(tops, 1, MIN_GROUPS_PER_THREAD, |group, top| {
             top[0] = ops::max(group_of(logits, group));
         });
     }
@@ -333,7 +369,7 @@ impl Rerank<'_> {
 
     /// Estimates these rows with their fine codes too; `false` where one is further off than allowed.
     fn read_fine_codes(&self, logits: &[f32], rows: &[u32], candidates: &mut [Candidate]) -> bool {
-        let Rerank { model, shortlist, query, .. } = self;
+        let Rerank { model, shortlist, query, q, .. } = self;
         let is_trusted = AtomicBool::new(true);
         model.pool.for_each_chunk(candidates, 1, MIN_FINE_PER_THREAD, |index, candidates| {
             let row = rows[index] as usize;
@@ -344,7 +380,7 @@ impl Rerank<'_> {
                 prefetch_first_line(&shortlist.fine[*next as usize]);
             }
             let mut dot = [0];
-            model.kernels.ternary_gemm(shortlist.fine_row(row), query.q, &[query.quantized.sum], &mut dot);
+            model.kernels.ternary_gemm(shortlist.fine_row(row), q, &[query.quantized.sum], &mut dot);
             let left = query.logit(dot[0], shortlist.fine[row].scale);
             let bounds = [&shortlist.coarse[row], &shortlist.fine[row]]
                 .map(|row| query.error_bound(row, CHECK_SIGMAS));

@@ -1,0 +1,317 @@
+//! The slots of a session: answers that are generated together, one pass over the weights a step.
+
+use super::run::{Ended, GenerationRun};
+use super::{Answer, GenerateOptions, Session, Step, StopReason};
+use crate::engine::error::PromptError;
+use crate::engine::model::{KV_BLOCK, LogitsRequest, MAX_SEQUENCES, Segment};
+use crate::engine::prefix_cache::Parent;
+use std::ops::ControlFlow;
+
+/// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
+/// read the prompt slowly.
+const PROMPT_TOKENS_IN_COMPANY: usize = 16;
+
+/// A place for one answer.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The prompt and the tokens generated so far; those that are in the KV cache come first.
+    tokens: Vec<u32>, // [context] at most
+    prompt_len: usize,
+    run: Option<GenerationRun>,
+    ended: Option<Result<Answer, PromptError>>,
+    /// The row of the last pass from which the next token is chosen.
+    row: Option<usize>,
+    /// How many of its blocks others can find, and what the next of them comes behind.
+    findable: usize,
+    parent: Parent,
+}
+
+impl Slot {
+    pub fn new(context: usize) -> Self {
+        Slot {
+            tokens: Vec::with_capacity(context),
+            prompt_len: 0,
+            run: None,
+            ended: None,
+            row: None,
+            findable: 0,
+            parent: Parent::Scope(0),
+        }
+    }
+
+    /// The prompt that was read last.
+    pub fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_len]
+    }
+
+    fn end(&mut self, ended: Ended, mut step: impl FnMut(Step<'_>) -> ControlFlow<()>) {
+        if let Some(outcome) = ended
+            && let Some(run) = self.run.take()
+        {
+            self.row = None;
+            self.ended = Some(outcome.map(|end| run.finish(end, &mut step)));
+        }
+    }
+}
+
+impl Session<'_> {
+    /// How many answers can be generated at the same time.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Begins to answer `prompt` in a slot, whose earlier answer is given up.
+    ///
+    /// # Errors
+    /// A prompt that does not fit, or options that do not fit the vocabulary.
+    pub fn begin(
+        &mut self,
+        slot: usize,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<(), PromptError> {
+        self.check_options(prompt, options)?;
+        self.release(slot);
+        let Slot { tokens, prompt_len, parent, .. } = &mut self.slots[slot];
+        tokens.extend_from_slice(prompt);
+        (*prompt_len, *parent) = (prompt.len(), Parent::Scope(options.prefix_scope));
+        self.begin_run(slot, options);
+        Ok(())
+    }
+
+    /// Begins to answer the prompt of a slot once more, for which only its last token is read again.
+    ///
+    /// # Errors
+    /// As [`Session::begin`].
+    pub fn begin_again(&mut self, slot: usize, options: &GenerateOptions) -> Result<(), PromptError> {
+        self.check_options(self.slots[slot].prompt(), options)?;
+        self.rewind(slot);
+        self.begin_run(slot, options);
+        Ok(())
+    }
+
+    /// Removes the answer of a slot and the last token of its prompt from the KV cache.
+    pub(super) fn rewind(&mut self, slot: usize) {
+        let Slot { tokens, prompt_len, .. } = &mut self.slots[slot];
+        tokens.truncate(*prompt_len);
+        self.state.truncate_to(slot, prompt_len.saturating_sub(1));
+    }
+
+    fn check_options(&self, prompt: &[u32], options: &GenerateOptions) -> Result<(), PromptError> {
+        // One position for the first token, without which there is no answer.
+        self.check(prompt, 1)?;
+        let vocab = self.model.shape().vocab;
+        match options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            Some((id, _)) => Err(PromptError::UnknownBiasToken { id: *id, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_run(&mut self, slot: usize, options: &GenerateOptions) {
+        let Session { model, state, slots, begun, .. } = self;
+        state.take_timings(); // of what was not an answer
+        *begun += 1;
+        let Slot { tokens, prompt_len, run, ended, row, .. } = &mut slots[slot];
+        let free = state.context() - *prompt_len;
+        *run = Some(GenerationRun::new(*begun, tokens, options, model.shape().vocab, free));
+        (*ended, *row) = (None, None);
+    }
+
+    /// The answer of a slot, once it has ended. The slot keeps its tokens for [`Session::begin_again`] and
+    /// [`Session::log_probabilities_of`] until it is released or begins another answer.
+    pub fn take_answer(&mut self, slot: usize) -> Option<Result<Answer, PromptError>> {
+        self.slots[slot].ended.take()
+    }
+
+    /// Empties a slot. Others can find the beginning of its text from now on.
+    pub fn release(&mut self, slot: usize) {
+        let known = self.state.len_of(slot).min(self.slots[slot].tokens.len());
+        self.make_findable(slot, known / KV_BLOCK);
+        self.blocks.release(self.state.blocks_of(slot));
+        self.state.clear(slot);
+        let Slot { tokens, prompt_len, run, ended, row, findable, .. } = &mut self.slots[slot];
+        tokens.clear();
+        (*prompt_len, *findable, *run, *ended, *row) = (0, 0, None, None, None);
+    }
+
+    /// Empties all slots and forgets all texts: whatever happened before no longer matters.
+    pub fn reset(&mut self) {
+        self.blocks.clear();
+        for index in 0..self.slots.len() {
+            self.state.clear(index);
+            self.slots[index] = Slot::new(self.state.context());
+        }
+    }
+
+    /// Takes all answers one step further: one pass over the weights, in which each of them gets its next token, and
+    /// prompts are read a part at a time. `each` gets the progress with the index of the slot, and may cancel that slot's
+    /// answer.
+    pub fn step(&mut self, mut each: impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
+        for index in 0..self.slots.len() {
+            self.advance(index, true, &mut each);
+        }
+        if self.pass(&mut each) {
+            self.choose_tokens(&mut each);
+        }
+    }
+
+    /// Finds out what may come next in an answer whose prompt was read.
+    fn advance(
+        &mut self,
+        index: usize,
+        is_prefilled: bool,
+        each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>,
+    ) {
+        let Session { slots, tokenizer, .. } = self;
+        let slot = &mut slots[index];
+        let Some(run) = slot.run.as_mut().filter(|run| run.is_prefilled() == is_prefilled) else { return };
+        run.note_prefilled();
+        let ended = run.advance(&mut slot.tokens, tokenizer, &mut |step| each(index, step));
+        slot.end(ended, |step| each(index, step));
+    }
+
+    /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
+    fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
+        let shares = self.rows_of_slots();
+        for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
+            self.allocate_blocks(index, *share);
+        }
+        let Session { model, state, slots, .. } = self;
+        let (mut segments, mut count, mut wanted_rows) = ([Segment::default(); MAX_SEQUENCES], 0, 0);
+        slots.iter_mut().for_each(|slot| slot.row = None);
+        for (sequence, slot) in slots.iter_mut().enumerate().filter(|(index, _)| shares[*index] > 0) {
+            let (len, share) = (state.len_of(sequence), shares[sequence]);
+            let is_whole = len + share == slot.tokens.len();
+            slot.row = is_whole.then_some(wanted_rows);
+            wanted_rows += usize::from(is_whole);
+            let tokens = &slot.tokens[len..len + share];
+            segments[count] = Segment { sequence, tokens, wanted: usize::from(is_whole) };
+            count += 1;
+        }
+        if count == 0 {
+            return false;
+        }
+        model.forward_segments(&segments[..count], state);
+        for index in (0..self.slots.len()).filter(|index| shares[*index] > 0) {
+            self.note_progress(index, each);
+        }
+        true
+    }
+
+    /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts, the oldest
+    /// first, as many as fit.
+    fn rows_of_slots(&mut self) -> [usize; MAX_SEQUENCES] {
+        let mut shares = [0; MAX_SEQUENCES];
+        let mut left = self.state.batch();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.run.as_ref().is_some_and(GenerationRun::is_prefilled) {
+                shares[index] = (slot.tokens.len() - self.state.len_of(index)).min(left);
+                left -= shares[index];
+            }
+        }
+        let is_in_company = left < self.state.batch();
+        let mut left = if is_in_company { left.min(PROMPT_TOKENS_IN_COMPANY) } else { left };
+        while left > 0
+            && let Some(index) = self.oldest_prompt(&shares)
+        {
+            self.find_prefix(index);
+            shares[index] = (self.slots[index].tokens.len() - self.state.len_of(index)).min(left);
+            left -= shares[index];
+        }
+        shares
+    }
+
+    /// The slot whose prompt is read next, of those that have no share yet.
+    fn oldest_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
+        let runs =
+            self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
+        let prompts = runs.filter(|(index, run)| !run.is_prefilled() && shares[*index] == 0);
+        prompts.min_by_key(|(_, run)| run.number).map(|(index, _)| index)
+    }
+
+    /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
+    /// behind it are needed.
+    fn find_prefix(&mut self, index: usize) {
+        let Session { state, blocks, slots, finds_prefixes, .. } = self;
+        let slot = &mut slots[index];
+        while *finds_prefixes
+            && state.len_of(index) == slot.findable * KV_BLOCK
+            && state.blocks_of(index).len() == slot.findable
+            && (slot.findable + 1) * KV_BLOCK < slot.prompt_len
+        {
+            let next = slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK;
+            let Some((block, parent)) = blocks.find(slot.parent, &slot.tokens[next]) else { return };
+            state.push_full_block(index, block);
+            slot.findable += 1;
+            slot.parent = parent;
+            slot.run.iter_mut().for_each(|run| run.cached += KV_BLOCK);
+        }
+    }
+
+    /// Gives a slot blocks for so many tokens more.
+    pub(super) fn allocate_blocks(&mut self, index: usize, tokens: usize) {
+        let Session { state, blocks, .. } = self;
+        while state.blocks_of(index).len() * KV_BLOCK < state.len_of(index) + tokens {
+            let block = blocks.allocate(state.blocks_of(index).last().copied());
+            state.push_block(index, block);
+        }
+    }
+
+    /// Lets others find the first `count` blocks of a slot, which are full.
+    fn make_findable(&mut self, index: usize, count: usize) {
+        let Session { state, blocks, slots, finds_prefixes, .. } = self;
+        let slot = &mut slots[index];
+        while *finds_prefixes && slot.findable < count {
+            let tokens = &slot.tokens[slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK];
+            let block = state.blocks_of(index)[slot.findable];
+            slot.parent = blocks.register(block, slot.parent, slot.findable, tokens);
+            slot.findable += 1;
+        }
+    }
+
+    /// Reports how far a prompt was read.
+    fn note_progress(&mut self, index: usize, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
+        let read = self.state.len_of(index);
+        let slot = &self.slots[index];
+        if slot.run.as_ref().is_none_or(GenerationRun::is_prefilled) {
+            return;
+        }
+        // The last token of the prompt may be read again, so that its block stays the slot's own.
+        self.make_findable(index, read.min(slot.prompt_len - 1) / KV_BLOCK);
+        if each(index, Step::Prefill(read)).is_break() {
+            self.slots[index].end(Some(Ok(StopReason::Cancelled)), |step| each(index, step));
+        }
+    }
+
+    /// Chooses the next token of each answer whose tokens are all in the KV cache.
+    fn choose_tokens(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].row.is_some() {
+                self.advance(index, false, each);
+            }
+        }
+        let Session { model, tokenizer, state, slots, .. } = self;
+        let (mut requests, mut owners, mut count) =
+            ([LogitsRequest::default(); MAX_SEQUENCES], [0; MAX_SEQUENCES], 0);
+        for (index, slot) in slots.iter().enumerate() {
+            let (Some(run), Some(row)) = (&slot.run, slot.row) else { continue };
+            // Where the grammar forced tokens, these come first.
+            if state.len_of(index) == slot.tokens.len() {
+                (requests[count], owners[count]) = (run.logits_request(row, index), index);
+                count += 1;
+            }
+        }
+        if count > 0 {
+            model.compute_logits(&requests[..count], state);
+        }
+        let parts = state.take_timings();
+        slots.iter_mut().filter_map(|slot| slot.run.as_mut()).for_each(|run| run.add_timings(parts));
+        for (request, index) in owners[..count].iter().enumerate() {
+            let slot = &mut slots[*index];
+            let Some(run) = &mut slot.run else { continue };
+            let logits = state.logits_of(request);
+            let ended = run.choose(logits, &mut slot.tokens, tokenizer, &mut |step| each(*index, step));
+            slot.end(ended, |step| each(*index, step));
+        }
+    }
+}

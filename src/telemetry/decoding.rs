@@ -1,0 +1,39 @@
+//! Counters of requests that are answered together.
+
+use super::Counter;
+use crate::protocol::Decoding;
+
+/// The counters since start.
+#[derive(Debug, Default)]
+pub struct DecodingCounters {
+    steps: Counter,
+    step_requests: Counter,
+    prefix_hits: Counter,
+    prefix_tokens: Counter,
+}
+
+impl DecodingCounters {
+    /// One pass over the weights was made for so many requests.
+    pub fn record_step(&self, requests: usize) {
+        self.steps.add();
+        self.step_requests.set(self.step_requests.get() + requests as u64);
+    }
+
+    /// So many tokens of a prompt were computed for an earlier one already.
+    pub fn found_prefix(&self, tokens: usize) {
+        if tokens > 0 {
+            self.prefix_hits.add();
+            self.prefix_tokens.set(self.prefix_tokens.get() + tokens as u64);
+        }
+    }
+
+    /// The counts now.
+    pub fn counts(&self) -> Decoding {
+        Decoding {
+            steps: self.steps.get(),
+            step_requests: self.step_requests.get(),
+            prefix_hits: self.prefix_hits.get(),
+            prefix_tokens: self.prefix_tokens.get(),
+        }
+    }
+}
