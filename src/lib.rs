@@ -1,8 +1,8 @@
 //! bitnetd: a daemon that runs a ternary language model on a small device and answers over MQTT and a Unix socket.
 //!
 //! ```text
-//!  unix  mqtt ── protocol ──> Inbound ──> admission ──> worker ══> engine session:
-//!    ^                           │ (1) reply sender <── Event per token ─┐    tokenize > prefill > step*
+//!  unix  http  mqtt  wyoming ── protocol ──> Inbound ──> admission ──> scheduler ══> engine session:
+//!    ^                           │ (1) reply sender <── Event per token ─┐    prefill > step* (one pass a step for all)
 //!    └───── (2) cancel flag: client gone, deadline, drain ───────────────┼──> checked at every step
 //!  sensors ──(3) read-only host snapshot                                 │
 //!  telemetry <── worker folds timings and energy ────────────────────────┘

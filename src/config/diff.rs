@@ -101,6 +101,7 @@ const KEYS: &[Key] = &[
     at_restart!("model.kv_cache", |config| config.model.kv_cache),
     at_restart!("model.chat_template", |config| config.model.chat_template),
     at_restart!("model.cache_dir", |config| config.model.cache_dir),
+    at_restart!("model.warm_up", |config| config.model.warm_up),
     at_restart!("budget.memory_mb", |config| config.budget.memory_bytes),
     // The processors that are allowed follow from the number of threads.
     at_restart!("budget.threads", |config| config.budget.threads),
@@ -185,7 +186,7 @@ mod tests {
     /// Every key there is with a value that is neither its default nor `BEFORE`'s.
     const AFTER: &str = r#"
         device = { id = "attic", state_dir = "" }
-        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "" }
+        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "", warm_up = false }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, parallel = 3, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         http = { listen = "127.0.0.1:1", token_file = "/t", hosts = ["a"], origins = ["*"], body_kb = 64 }

@@ -90,6 +90,8 @@ pub struct Model {
     pub chat_template: Option<PathBuf>,
     /// Folder for what is derived from a model file once; `None` stores nothing.
     pub cache_dir: Option<PathBuf>,
+    /// Whether a few tokens are computed before the daemon is ready.
+    pub warm_up: bool,
 }
 
 /// Formats of the output head.

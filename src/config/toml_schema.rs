@@ -50,6 +50,7 @@ pub(super) struct ModelKeys {
     kv_cache: Option<String>,
     chat_template: Option<PathBuf>,
     cache_dir: Option<PathBuf>,
+    warm_up: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -277,6 +278,7 @@ impl ModelKeys {
             kv_cache: one_of("model", "kv_cache", self.kv_cache, &KV_CACHES)?,
             chat_template: self.chat_template,
             cache_dir: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
+            warm_up: self.warm_up.unwrap_or(true),
         })
     }
 }

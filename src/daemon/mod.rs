@@ -179,6 +179,7 @@ pub async fn run(
         sensors: Arc::clone(&sensors),
         context: plan.context,
         parallel: plan.parallel,
+        warms_up: config.model.warm_up,
         budget: config.budget.clone(),
         scopes: RandomState::new(),
         unplanned_grammar: plan.unplanned_grammar(),

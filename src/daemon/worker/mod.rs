@@ -21,7 +21,7 @@ use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::session::{Answer, GenerateOptions, StopReason};
 use crate::engine::thread_pool;
-use crate::engine::thread_tuner::ThreadCounts;
+use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::protocol::{
@@ -36,7 +36,7 @@ use log::{debug, info, warn};
 use request_options::{cache_key, cacheable, generate_options};
 use scheduler::Scheduler;
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Not;
+use std::ops::{ControlFlow, Not};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -46,6 +46,11 @@ use tool_calls::Prompt;
 
 /// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
 const STACK_BYTES: usize = 8 << 20;
+
+/// How long computing before the first request may take: long enough to find the numbers of threads on a small board.
+const WARM_UP_LIMIT: Duration = Duration::from_secs(2);
+/// Tokens of an answer before the first request.
+const WARM_UP_TOKENS: usize = 8;
 
 /// What is known of the engine once the model is loaded.
 #[derive(Debug, Clone)]
@@ -74,6 +79,8 @@ pub(super) struct Worker {
     pub context: usize,
     /// How many requests are answered at the same time.
     pub parallel: usize,
+    /// Whether some tokens are computed before the first request.
+    pub warms_up: bool,
     pub budget: Budget,
     /// Turns the keys of clients into numbers that nobody can guess.
     pub scopes: RandomState,
@@ -96,6 +103,9 @@ impl Worker {
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
+                    if self.warms_up {
+                        warm_up(&engine, self.context);
+                    }
                     let engine_info = EngineInfo {
                         model: engine.name().to_owned(),
                         architecture: engine.model().shape().arch.clone(),
@@ -399,6 +409,26 @@ struct WorkerEndGuard<'q>(&'q Queue);
 impl Drop for WorkerEndGuard<'_> {
     fn drop(&mut self) {
         self.0.worker_ended();
+    }
+}
+
+/// Computes some tokens, so that the weights and the code are in memory and the numbers of threads are known before the first
+/// request: at least one answer, and at most [`WARM_UP_LIMIT`].
+fn warm_up(engine: &Engine, context: usize) {
+    let prompt_len = PREFILL_TOKENS.min(context / 2).max(1);
+    let mut session = engine.session(context.min(prompt_len + WARM_UP_TOKENS));
+    let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
+    let deadline = Instant::now() + WARM_UP_LIMIT;
+    loop {
+        // The first token of every vocabulary is as good as any.
+        let answer = session.generate(&vec![0; prompt_len], &options, |_| match Instant::now() < deadline {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        });
+        let is_cut = answer.is_err() || Instant::now() >= deadline;
+        if is_cut || engine.model().threads().is_settled() {
+            return;
+        }
     }
 }
 

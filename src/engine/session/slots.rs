@@ -87,6 +87,8 @@ impl Session<'_> {
         self.check_options(self.slots[slot].prompt(), options)?;
         self.rewind(slot);
         self.begin_run(slot, options);
+        let known = self.state.len_of(slot);
+        self.slots[slot].run.iter_mut().for_each(|run| run.cached = known);
         Ok(())
     }
 
@@ -273,12 +275,12 @@ impl Session<'_> {
     fn note_progress(&mut self, index: usize, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
         let read = self.state.len_of(index);
         let slot = &self.slots[index];
-        if slot.run.as_ref().is_none_or(GenerationRun::is_prefilled) {
-            return;
-        }
+        let Some(run) = slot.run.as_ref().filter(|run| !run.is_prefilled()) else { return };
+        // The last token alone is no progress worth a report: the first token of the answer follows at once.
+        let is_reported = read > run.cached + 1;
         // The last token of the prompt may be read again, so that its block stays the slot's own.
         self.make_findable(index, read.min(slot.prompt_len - 1) / KV_BLOCK);
-        if each(index, Step::Prefill(read)).is_break() {
+        if is_reported && each(index, Step::Prefill(read)).is_break() {
             self.slots[index].end(Some(Ok(StopReason::Cancelled)), |step| each(index, step));
         }
     }

@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod constrained;
+mod parallel;
 mod peak_compute;
 mod report;
 
@@ -18,7 +19,8 @@ use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
 use peak_compute::ComputeProbe;
 use report::{
-    BenchReport, ConstrainedTimes, MeasuredTime, ShortlistSummary, TimeShares, TunedThreads, summary, table,
+    BenchReport, ConstrainedTimes, MeasuredTime, ParallelTimes, ShortlistSummary, TimeShares, TunedThreads,
+    summary, table,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -58,6 +60,10 @@ pub(in crate::cli) struct Bench {
     /// Also compare a JSON answer of 100 tokens under a schema with free decoding of as many
     #[arg(long)]
     constrained: bool,
+    /// Also compare N requests that are answered together with one alone, and measure how a prompt of --prompt-tokens that
+    /// joins running answers delays them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: Option<u8>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -92,6 +98,8 @@ struct Rounds {
     cache_bytes: usize,
     /// `None` where it was not asked for.
     constrained: Option<ConstrainedTimes>,
+    /// `None` where it was not asked for.
+    parallel: Option<ParallelTimes>,
     /// Whether the numbers of threads were still being tuned when the first round began.
     was_tuning: bool,
 }
@@ -133,6 +141,7 @@ fn report(engine: &Engine, args: &Bench, measured: Rounds) -> BenchReport {
         cache_bytes_per_token,
         screen: measured.screen,
         constrained: measured.constrained,
+        parallel: measured.parallel,
         read_speed: decode.median * bytes_read,
         bandwidth_share,
         memory_bandwidth: summary(bandwidth),
@@ -209,6 +218,15 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
     if args.constrained {
         measured.constrained = Some(constrained::measure(engine, &prompt, args.repeat)?);
     }
+    measured.parallel = args.parallel.map(|parallel| {
+        let settings = parallel::Settings {
+            parallel: usize::from(parallel),
+            tokens: args.generate_tokens as usize,
+            prompt_tokens: args.prompt_tokens as usize,
+            rounds: args.repeat,
+        };
+        parallel::measure(engine, settings)
+    });
     Ok(measured)
 }
 
@@ -274,6 +292,7 @@ impl Rounds {
             screen: None,
             cache_bytes: 0,
             constrained: None,
+            parallel: None,
             was_tuning: false,
         }
     }

@@ -135,6 +135,39 @@ pub(super) struct ConstrainedTimes {
     pub compile_ms: f64,
 }
 
+/// Several requests that are answered together, and one alone.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct ParallelTimes {
+    /// Requests at the same time.
+    pub requests: usize,
+    /// Tokens of each answer.
+    pub tokens: usize,
+    /// Tokens per second of one request.
+    pub alone: Summary,
+    /// Tokens per second of all requests together.
+    pub together: Summary,
+    /// The second by the first, of each round.
+    pub speedup: Summary,
+    pub join: JoinTimes,
+}
+
+/// A prompt that is read while other answers are decoded.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct JoinTimes {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Answers that are decoded meanwhile.
+    pub running: usize,
+    /// Milliseconds between two tokens of an answer before.
+    pub usual_gap_ms: Summary,
+    /// The longest time between two tokens while the prompt is read.
+    pub longest_gap_ms: Summary,
+    /// The second by the first.
+    pub gap_ratio: Summary,
+    /// The speed of reading the prompt, by that alone.
+    pub prompt_speed_ratio: Summary,
+}
+
 /// The tuned numbers of threads; `None` where tuning has not finished.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct TunedThreads {
@@ -191,6 +224,8 @@ pub(super) struct BenchReport {
     pub screen: Option<ShortlistSummary>,
     /// `None` without `--constrained`.
     pub constrained: Option<ConstrainedTimes>,
+    /// `None` without `--parallel`.
+    pub parallel: Option<ParallelTimes>,
     /// Bytes of both per second of decoding, median.
     pub read_speed: f64,
     /// Memory bandwidth of the same threads, in bytes per second.
@@ -263,6 +298,9 @@ pub(super) fn table(report: &BenchReport) -> String {
     if let Some(times) = report.constrained {
         constrained(&mut out, times);
     }
+    if let Some(times) = report.parallel {
+        parallel(&mut out, times);
+    }
     if let Some(time) = report.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
     }
@@ -317,6 +355,28 @@ fn constrained(out: &mut String, times: ConstrainedTimes) {
         out,
         format_args!("{name:<18} {time_ratio:>10.2} (trie {trie_ms:.1} ms once, schema {compile_ms:.1} ms)"),
     );
+}
+
+fn parallel(out: &mut String, times: ParallelTimes) {
+    let ParallelTimes { requests, alone, together, speedup, join, .. } = times;
+    let (speedup, alone, name) = (speedup.median, alone.median, format!("{requests} together"));
+    write(
+        out,
+        format_args!(
+            "{name:<18} {:>10.2} tokens/s, {speedup:.2} times one alone ({alone:.2})",
+            together.median
+        ),
+    );
+    let (gap, usual) = (join.longest_gap_ms.median, join.usual_gap_ms.median);
+    let (name, ratio, tokens) = ("longest gap", join.gap_ratio.median, join.prompt_tokens);
+    write(
+        out,
+        format_args!(
+            "{name:<18} {gap:>10.2} ms while a prompt of {tokens} joins, {ratio:.2} times the usual one ({usual:.2} ms)"
+        ),
+    );
+    let (name, ratio) = ("prompt in company", join.prompt_speed_ratio.median);
+    write(out, format_args!("{name:<18} {ratio:>10.2} of its speed alone, beside {} answers", join.running));
 }
 
 fn parts(out: &mut String, report: &BenchReport) {
