@@ -89,17 +89,19 @@ fn together(session: &mut Session<'_>, jobs: &[Job]) -> Vec<Answer> {
 #[test]
 fn answers_in_company_are_those_of_one_alone() {
     let (threads, slots): (&[usize], &[usize]) =
-        if is_emulated() { (&[2], &[3]) } else { (&[1, 2, 3], &[2, 3, 5, 16]) };
+        if is_emulated() { (&[2], &[3]) } else { (&[2], &[3, 16]) };
     for kernels in Kernels::all() {
         for threads in threads {
             let engine = engine(kernels.name(), *threads);
-            let jobs = jobs(&engine);
+            // The reference is slow, and the same for every number of threads.
+            let count = if kernels.name() == "scalar" || is_emulated() { 6 } else { 14 };
+            let jobs = &jobs(&engine)[..count];
             let alone: Vec<Answer> = jobs
                 .iter()
                 .map(|job| engine.session(CONTEXT).generate(&job.prompt, &job.options, go_on).expect("sound"))
                 .collect();
             for slots in slots {
-                let company = together(&mut engine.shared_session(CONTEXT, *slots), &jobs);
+                let company = together(&mut engine.shared_session(CONTEXT, *slots), jobs);
                 for (at, (company, alone)) in company.iter().zip(&alone).enumerate() {
                     let place = format!("{}, {threads} threads, {slots} slots, job {at}", kernels.name());
                     assert_eq!(company.tokens, alone.tokens, "{place}");
@@ -188,7 +190,7 @@ fn texts_come_and_go_for_a_long_time_and_every_answer_is_right() {
     let mut found = 0;
     for round in 0..if is_emulated() { 12 } else { 120u32 } {
         // Few beginnings and many ends, so that blocks are found, evicted and made anew.
-        let (begin, end) = (round * 7 % 5, round * 13 % 11);
+        let (begin, end) = (round / 2 % 3, round * 13 % 11);
         let prompt: Vec<u32> =
             (0..70).map(|i| i + begin).chain((0..70).map(|i| i * 2 + end)).chain([round]).collect();
         let answer = session.generate(&prompt, &options, go_on).expect("sound");

@@ -116,9 +116,15 @@ async fn the_same_request_is_answered_from_the_cache_unless_it_opts_out() {
     for (done, cached) in [(&first, false), (&again, true), (&anew, false)] {
         assert_whole(done);
         assert_eq!(done["cached"], cached, "{done}");
-        for key in ["text", "usage", "finish_reason"] {
+        for key in ["text", "finish_reason"] {
             assert_eq!(done[key], first[key]);
         }
+        for key in ["prompt_tokens", "completion_tokens"] {
+            assert_eq!(done["usage"][key], first["usage"][key]);
+        }
+        // Of a stored answer no token was computed.
+        let computed_before = if cached { &done["usage"]["prompt_tokens"] } else { &json!(0) };
+        assert_eq!(&done["usage"]["cached_tokens"], computed_before, "{done}");
     }
     let warm = json!({"prompt": "turn on the kitchen lights", "temperature": 0.1, "seed": 1});
     assert_eq!(client.ask(warm).await["cached"], false, "drawn at random");

@@ -38,7 +38,7 @@ async fn a_broken_file_is_refused_with_its_place_and_the_old_settings_go_on() {
     let file = folder.config("[queue]\ntimeout_ms = \"soon\"\n");
     daemon.process.signal(Signal::HUP);
     daemon.says("not reloaded, the settings stay as they were: ").await;
-    daemon.says(&format!("{}:8: queue.timeout_ms: ", file.display())).await;
+    daemon.says(&format!("{}:9: queue.timeout_ms: ", file.display())).await;
     std::fs::remove_file(&file).expect("our own");
     daemon.process.signal(Signal::HUP);
     daemon.says(&format!("{}: cannot be read", file.display())).await;
