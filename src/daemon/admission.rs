@@ -4,7 +4,7 @@
 use super::client_shares::{ClientShares, Slot};
 use super::memory_guard::{MemoryGuard, MemoryState, MemoryUse};
 use super::memory_plan::MAX_WAITING_TEXTS;
-use super::queue::Running;
+use super::running::Running;
 use crate::config;
 use crate::protocol::{Code, Refusal};
 use crate::transport::fair_queue::FairQueue;

@@ -386,7 +386,7 @@ mod tests {
         let linked = ClientMemory::estimate(16, &sockets, Some(5));
         assert_eq!(linked.queue, few.queue + 16 * (REQUEST_BYTES + json::MAX_REQUEST));
         assert_eq!((few.connections, few.link), (many.connections, 0));
-        let allowed = MemoryBudget { bytes: 140 << 20, is_cgroup_limit: true };
+        let allowed = MemoryBudget { bytes: 203 << 20, is_cgroup_limit: true };
         let refused =
             MemoryPlan::make(&MODEL, 1, None, None, many, allowed).expect_err("does not fit").to_string();
         assert!(refused.contains("queue 43.3") && refused.contains("queue.depth"), "{refused}");

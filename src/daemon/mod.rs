@@ -18,6 +18,7 @@ mod queue;
 mod reload;
 mod report_schedule;
 mod reporter;
+mod running;
 mod signals;
 mod structured;
 mod systemd;

@@ -88,8 +88,7 @@ fn together(session: &mut Session<'_>, jobs: &[Job]) -> Vec<Answer> {
 
 #[test]
 fn answers_in_company_are_those_of_one_alone() {
-    let (threads, slots): (&[usize], &[usize]) =
-        if is_emulated() { (&[2], &[3]) } else { (&[2], &[3, 16]) };
+    let (threads, slots): (&[usize], &[usize]) = if is_emulated() { (&[2], &[3]) } else { (&[2], &[3, 16]) };
     for kernels in Kernels::all() {
         for threads in threads {
             let engine = engine(kernels.name(), *threads);

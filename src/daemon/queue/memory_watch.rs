@@ -3,11 +3,11 @@
 //!
 //! Deliberately decides nothing: the thresholds are those of [`MemoryGuard`](crate::daemon::memory_guard::MemoryGuard).
 
-use super::running::RunningRequests;
 use crate::daemon::admission::Admission;
 use crate::daemon::answer_cache::SharedAnswers;
 use crate::daemon::memory_guard::{MemoryState, MemoryUse};
 use crate::daemon::memory_plan::MemoryPlan;
+use crate::daemon::running::RunningRequests;
 use crate::daemon::{locked, malloc_trim};
 use crate::protocol::Refusal;
 use crate::telemetry::sensors;

@@ -1,10 +1,9 @@
 //! The hand-over of requests from the async transports to the worker thread: waiting and waking behind one lock.
 //!
-//! [`Admission`] decides; what else the two sides share has a file each here: the running requests, the worker's
+//! [`Admission`] decides; what else the two sides share has a file each here: the worker's
 //! controls and the watch over the memory. Deliberately knows no model.
 
 mod memory_watch;
-mod running;
 mod worker_controls;
 
 use super::admission::{Admission, QueuedRequest};
@@ -12,14 +11,13 @@ use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
+use super::running::RunningRequests;
 use crate::config::Config;
 use crate::protocol::Refusal;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
 use log::info;
 use memory_watch::MemoryWatch;
-pub(super) use running::Running;
-use running::RunningRequests;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};

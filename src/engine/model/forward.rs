@@ -10,7 +10,7 @@
 //! ```
 
 use super::fused_rows::{self, Epilogue};
-use super::state::{KV_BLOCK, KvCache, QuantizedRows, State, TokenRow};
+use super::state::{KV_BLOCK, KvCache, QuantizedRows, Segment, State, TokenRow};
 use super::timings::TimedPart;
 use super::weights::{Layer, Matrix, MatrixData, PackedRows, RowTable};
 use super::{Model, Shape};
@@ -77,17 +77,6 @@ struct CallSize {
 struct KvHead {
     layer: usize,
     head: usize,
-}
-
-/// The part of a pass that belongs to one sequence.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Segment<'t> {
-    /// The index of the sequence.
-    pub sequence: usize,
-    /// The tokens that come behind those that it has.
-    pub tokens: &'t [u32],
-    /// Of how many of the last tokens logits will be asked for.
-    pub wanted: usize,
 }
 
 impl Model {

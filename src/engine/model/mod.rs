@@ -11,9 +11,8 @@ mod timings;
 mod weight_bytes;
 mod weights;
 
-pub use forward::Segment;
 pub use lm_head::{AllowedTokens, HeadFormat, LogitsRequest, ShortlistStats};
-pub use state::{KV_BLOCK, KvCacheFormat, MAX_SEQUENCES, State};
+pub use state::{KV_BLOCK, KvCacheFormat, MAX_SEQUENCES, Segment, State};
 pub use timings::PassTimings;
 pub use weight_bytes::WeightBytes;
 pub use weights::Layout;

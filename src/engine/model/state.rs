@@ -5,7 +5,6 @@
 //! at their beginning (paged attention: Kwon et al., arXiv 2309.06180). Who owns a block is not decided here.
 
 use super::Shape;
-use super::forward::Segment;
 use super::lm_head::{MAX_RESCORED_ROWS, RescoreBuffers, ShortlistScratch, ShortlistStats, SingleRows};
 use super::timings::{PassTimings, Stopwatch};
 use crate::engine::ops::QuantizedRow;
@@ -196,6 +195,17 @@ pub(super) struct RowBytes {
     pub head: usize,
     /// Whether a shortlist is used.
     pub has_shortlist: bool,
+}
+
+/// The part of a pass that belongs to one sequence.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Segment<'t> {
+    /// The index of the sequence.
+    pub sequence: usize,
+    /// The tokens that come behind those that it has.
+    pub tokens: &'t [u32],
+    /// Of how many of the last tokens logits will be asked for.
+    pub wanted: usize,
 }
 
 /// How large a state is.

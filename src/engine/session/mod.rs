@@ -17,7 +17,7 @@ use crate::engine::model::{BATCH, KV_BLOCK, KvCacheFormat, Model, PassTimings, S
 use crate::engine::prefix_cache::PrefixCache;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
-use slots::Slot;
+use slots::AnswerSlot;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub struct Session<'e> {
     blocks: PrefixCache,
     /// Whether blocks are looked for that hold the beginning of a prompt already.
     finds_prefixes: bool,
-    slots: Vec<Slot>, // [state.sequences()]
+    slots: Vec<AnswerSlot>, // [state.sequences()]
     /// Answers that were begun so far.
     begun: u64,
 }
@@ -132,7 +132,7 @@ impl<'e> Session<'e> {
             tokenizer,
             blocks: PrefixCache::new(state.blocks()),
             finds_prefixes: true,
-            slots: (0..slots).map(|_| Slot::new(context)).collect(),
+            slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
             state,
         }

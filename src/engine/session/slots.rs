@@ -9,11 +9,11 @@ use std::ops::ControlFlow;
 
 /// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
 /// read the prompt slowly.
-const PROMPT_TOKENS_IN_COMPANY: usize = 16;
+const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 16;
 
 /// A place for one answer.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct AnswerSlot {
     /// The prompt and the tokens generated so far; those that are in the KV cache come first.
     tokens: Vec<u32>, // [context] at most
     prompt_len: usize,
@@ -26,9 +26,9 @@ pub(super) struct Slot {
     parent: Parent,
 }
 
-impl Slot {
+impl AnswerSlot {
     pub fn new(context: usize) -> Self {
-        Slot {
+        AnswerSlot {
             tokens: Vec::with_capacity(context),
             prompt_len: 0,
             run: None,
@@ -72,7 +72,7 @@ impl Session<'_> {
     ) -> Result<(), PromptError> {
         self.check_options(prompt, options)?;
         self.release(slot);
-        let Slot { tokens, prompt_len, parent, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, parent, .. } = &mut self.slots[slot];
         tokens.extend_from_slice(prompt);
         (*prompt_len, *parent) = (prompt.len(), Parent::Scope(options.prefix_scope));
         self.begin_run(slot, options);
@@ -94,7 +94,7 @@ impl Session<'_> {
 
     /// Removes the answer of a slot and the last token of its prompt from the KV cache.
     pub(super) fn rewind(&mut self, slot: usize) {
-        let Slot { tokens, prompt_len, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, .. } = &mut self.slots[slot];
         tokens.truncate(*prompt_len);
         self.state.truncate_to(slot, prompt_len.saturating_sub(1));
     }
@@ -113,7 +113,7 @@ impl Session<'_> {
         let Session { model, state, slots, begun, .. } = self;
         state.take_timings(); // of what was not an answer
         *begun += 1;
-        let Slot { tokens, prompt_len, run, ended, row, .. } = &mut slots[slot];
+        let AnswerSlot { tokens, prompt_len, run, ended, row, .. } = &mut slots[slot];
         let free = state.context() - *prompt_len;
         *run = Some(GenerationRun::new(*begun, tokens, options, model.shape().vocab, free));
         (*ended, *row) = (None, None);
@@ -131,7 +131,7 @@ impl Session<'_> {
         self.make_findable(slot, known / KV_BLOCK);
         self.blocks.release(self.state.blocks_of(slot));
         self.state.clear(slot);
-        let Slot { tokens, prompt_len, run, ended, row, findable, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, run, ended, row, findable, .. } = &mut self.slots[slot];
         tokens.clear();
         (*prompt_len, *findable, *run, *ended, *row) = (0, 0, None, None, None);
     }
@@ -141,7 +141,7 @@ impl Session<'_> {
         self.blocks.clear();
         for index in 0..self.slots.len() {
             self.state.clear(index);
-            self.slots[index] = Slot::new(self.state.context());
+            self.slots[index] = AnswerSlot::new(self.state.context());
         }
     }
 
@@ -211,8 +211,8 @@ impl Session<'_> {
                 left -= shares[index];
             }
         }
-        let is_in_company = left < self.state.batch();
-        let mut left = if is_in_company { left.min(PROMPT_TOKENS_IN_COMPANY) } else { left };
+        let is_beside_answers = left < self.state.batch();
+        let mut left = if is_beside_answers { left.min(PROMPT_TOKENS_BESIDE_ANSWERS) } else { left };
         while left > 0
             && let Some(index) = self.oldest_prompt(&shares)
         {

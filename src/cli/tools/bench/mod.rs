@@ -219,7 +219,7 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
         measured.constrained = Some(constrained::measure(engine, &prompt, args.repeat)?);
     }
     measured.parallel = args.parallel.map(|parallel| {
-        let settings = parallel::Settings {
+        let settings = parallel::ParallelBench {
             parallel: usize::from(parallel),
             tokens: args.generate_tokens as usize,
             prompt_tokens: args.prompt_tokens as usize,

@@ -13,7 +13,7 @@ const RUNNING: usize = 3;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Settings {
+pub(super) struct ParallelBench {
     /// Requests at the same time.
     pub parallel: usize,
     /// Tokens of each answer.
@@ -24,9 +24,9 @@ pub(super) struct Settings {
     pub rounds: u32,
 }
 
-/// Measures one request alone and several together in turn, then a prompt alone and in company.
-pub(super) fn measure(engine: &Engine, settings: Settings) -> ParallelTimes {
-    let Settings { parallel, tokens, prompt_tokens, rounds } = settings;
+/// Measures one request alone and several together in turn, then a prompt alone and beside the answers.
+pub(super) fn measure(engine: &Engine, settings: ParallelBench) -> ParallelTimes {
+    let ParallelBench { parallel, tokens, prompt_tokens, rounds } = settings;
     let context = (SHORT_PROMPT + tokens + 1).max(prompt_tokens + 2).next_multiple_of(64) * 2;
     let context = context.min(engine.model().shape().context);
     let mut session = engine.shared_session(context, parallel.max(RUNNING + 1));
@@ -53,7 +53,7 @@ pub(super) fn measure(engine: &Engine, settings: Settings) -> ParallelTimes {
             usual_gap_ms: median(|join| join.usual_gap * 1e3),
             longest_gap_ms: median(|join| join.longest_gap * 1e3),
             gap_ratio: median(|join| join.longest_gap / join.usual_gap),
-            prompt_speed_ratio: median(|join| join.alone / join.in_company),
+            prompt_speed_ratio: median(|join| join.alone / join.beside_answers),
         },
     }
 }
@@ -99,18 +99,18 @@ struct Join {
     /// Seconds between two tokens of an answer: the median before, and the longest while the prompt is read.
     usual_gap: f64,
     longest_gap: f64,
-    /// Seconds for the prompt, alone and in company.
+    /// Seconds for the prompt, alone and beside the answers.
     alone: f64,
-    in_company: f64,
+    beside_answers: f64,
 }
 
 fn join(session: &mut Session<'_>, engine: &Engine, prompt_tokens: usize, round: usize) -> Join {
     let long = prompt(engine, prompt_tokens, round);
     let alone = read(session, RUNNING, &long, 2 * round + 1).iter().sum::<Duration>().as_secs_f64();
     for slot in 0..RUNNING {
-        let room = session.context() - SHORT_PROMPT;
+        let free = session.context() - SHORT_PROMPT;
         let prompt = prompt(engine, SHORT_PROMPT, slot);
-        session.begin(slot, &prompt, &options(room, slot)).expect("the context holds it");
+        session.begin(slot, &prompt, &options(free, slot)).expect("the context holds it");
     }
     let one = |session: &mut Session<'_>| {
         let began = Instant::now();
@@ -128,7 +128,7 @@ fn join(session: &mut Session<'_>, engine: &Engine, prompt_tokens: usize, round:
         usual_gap: summary(usual).median,
         longest_gap: steps.iter().max().copied().unwrap_or_default().as_secs_f64(),
         alone,
-        in_company: steps.iter().sum::<Duration>().as_secs_f64(),
+        beside_answers: steps.iter().sum::<Duration>().as_secs_f64(),
     }
 }
 

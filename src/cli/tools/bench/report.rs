@@ -375,7 +375,7 @@ fn parallel(out: &mut String, times: ParallelTimes) {
             "{name:<18} {gap:>10.2} ms while a prompt of {tokens} joins, {ratio:.2} times the usual one ({usual:.2} ms)"
         ),
     );
-    let (name, ratio) = ("prompt in company", join.prompt_speed_ratio.median);
+    let (name, ratio) = ("prompt beside them", join.prompt_speed_ratio.median);
     write(out, format_args!("{name:<18} {ratio:>10.2} of its speed alone, beside {} answers", join.running));
 }
 

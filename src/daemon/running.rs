@@ -2,14 +2,14 @@
 //!
 //! Deliberately knows neither the requests' texts nor their answers.
 
-use crate::daemon::locked;
+use super::locked;
 use crate::transport::Cancel;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 /// The running requests.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct RunningRequests {
+pub(super) struct RunningRequests {
     /// Whether there are any.
     is_running: watch::Sender<bool>,
     /// Their cancel flags, each with its number.
@@ -18,7 +18,7 @@ pub(in crate::daemon) struct RunningRequests {
 
 /// A request runs until this is dropped.
 #[derive(Debug)]
-pub(in crate::daemon) struct Running {
+pub(super) struct Running {
     requests: Arc<RunningRequests>,
     number: u64,
 }
