@@ -17,6 +17,16 @@ pub(super) fn prefetch_ahead(row: &[u8]) {
     prefetch_line(row.as_ptr().wrapping_add(PREFETCH_DISTANCE));
 }
 
+/// Prefetches `len` bytes from `at` on behind the end of `rows`, which is what the same kernel reads next. Where a
+/// kernel reads some rows side by side that follow each other in memory, each is too short a stream for the hardware
+/// prefetcher.
+#[inline(always)]
+pub(super) fn prefetch_behind(rows: &[u8], at: usize, len: usize) {
+    for line in (0..len).step_by(CACHE_LINE) {
+        prefetch_line(rows.as_ptr().wrapping_add(rows.len() + at + line));
+    }
+}
+
 /// Computes `out`, one number for each row of `width` bytes: [`STREAMS`] rows at a time with `side_by_side`, and
 /// the last few with `alone`. Always inlined, so that it is compiled for the caller's instruction set.
 #[inline(always)]
