@@ -61,16 +61,19 @@ const TOKENS: [usize; 19] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 
 /// Bytes that a pass reads of the weights in memory.
 const PART: usize = 32 << 20;
 /// Rows that a pass reads from the L2 cache, and how often.
-const CACHED: (usize, usize) = (256, 64);
+const CACHED: (usize, usize) = (896, 16);
 /// Integer sums of a call, as the engine has them.
 const SUMS: usize = 2048;
+/// Rows of a call of the batch kernel.
+const BATCH_ROWS: usize = 896;
 
 /// Seconds for each weight byte of a pass over `weights`, in the calls that the engine makes.
 fn time_pass(kernels: &Kernels, weights: &[u8], q: &[i8], passes: usize) -> f64 {
     let (n, width) = (q.len() / COLS, packed_row(COLS));
-    let tokens = kernels.tile_tokens();
-    let rows = SUMS / n.min(tokens);
-    let mut dots = [0; SUMS];
+    let is_batch = kernels.batch_min_tokens().is_some_and(|fewest| n >= fewest);
+    let tokens = if is_batch { n } else { kernels.tile_tokens() };
+    let rows = if is_batch { BATCH_ROWS } else { SUMS / n.min(tokens) };
+    let mut dots = [0; BATCH_ROWS * TOKENS[TOKENS.len() - 1]];
     let started = Instant::now();
     for _ in 0..passes {
         for weights in weights.chunks(rows * width) {
@@ -88,7 +91,9 @@ fn time_pass(kernels: &Kernels, weights: &[u8], q: &[i8], passes: usize) -> f64 
 fn times(kernels: &Kernels, threads: usize, megabytes: usize, rounds: usize) {
     let width = packed_row(COLS);
     let part = PART / width / threads * width;
-    let weights = vec![0b01_10_00_01; (megabytes << 20).max(2 * threads * part)];
+    let weights = vec![0b01_10_00_01; (megabytes << 20).max(2 * threads * part) + 64];
+    // Whole cache lines, as a model's rows are.
+    let weights = &weights[weights.as_ptr().align_offset(64)..];
     let q: Vec<i8> = vec![3; TOKENS[TOKENS.len() - 1] * COLS];
     let mut times = [const { [const { Vec::new() }; TOKENS.len()] }; 2];
     let mut at = 0;
@@ -106,7 +111,7 @@ fn times(kernels: &Kernels, threads: usize, megabytes: usize, rounds: usize) {
                 seconds.into_iter().fold(0.0, f64::max)
             };
             times[0][index].push(each(&weights[at..], part, part, 1));
-            times[1][index].push(each(&weights, CACHED.0 * width, CACHED.0 * width, CACHED.1));
+            times[1][index].push(each(weights, CACHED.0 * width, CACHED.0 * width, CACHED.1));
             at += threads * part;
             if at + threads * part > weights.len() {
                 at = 0;

@@ -22,11 +22,14 @@ mod prefetch;
 mod scalar;
 mod self_test;
 mod simd_dispatch;
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use prefetch::{prefetch, prefetch_first_line};
 pub use simd_dispatch::WithSimd;
+
+use tiles::Tiles;
 
 use super::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, packed_row};
 
@@ -69,8 +72,9 @@ struct BatchKernel {
 pub struct Kernels {
     name: &'static str,
     batch: Option<BatchKernel>,
-    /// Kernels by the number of tokens that share one unpacking of the weights: the largest number first, 1 last.
-    tiles: &'static [(usize, TernaryKernel)],
+    tiles: Tiles,
+    /// How many tokens to multiply at a time.
+    call_tokens: usize,
     dot_f16: DotF16,
     weighted_sum_f16: WeightedSumF16,
     batch_f16: Option<BatchF16>,
@@ -152,9 +156,9 @@ impl Kernels {
         self.name
     }
 
-    /// How many tokens to multiply at a time: whole tiles, and at least eight.
+    /// How many tokens to multiply at a time, so that they are split into tiles at the least cost.
     pub fn tile_tokens(&self) -> usize {
-        8usize.next_multiple_of(self.tiles[0].0)
+        self.call_tokens
     }
 
     /// The number of tokens from which on the batch kernel is faster than tiles of [`Kernels::tile_tokens`]. It
@@ -207,7 +211,10 @@ impl Kernels {
     fn select_kernel(&self, tokens: usize, rows: usize) -> (usize, TernaryKernel) {
         match self.batch {
             Some(batch) if tokens >= batch.min_tokens && rows >= batch.min_rows => (tokens, batch.kernel),
-            _ => *self.tiles.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token"),
+            _ => {
+                let tile = self.tiles.next(tokens);
+                (tile.tokens, tile.kernel)
+            }
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
 fn check_ternary(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     let weights = numbers.ternary_codes(ROWS * packed_row(COLS));
     // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
-    let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
+    let tiled = table.tiles.all().iter().map(|tile| tile.tokens);
     let batch = table.batch.into_iter().flat_map(|batch| batch.min_tokens..batch.min_tokens + 8);
     let counts: Vec<usize> = tiled.chain(batch).collect();
     let most = counts.iter().copied().max().unwrap_or(1);
@@ -176,6 +176,7 @@ fn check_equal(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::kernels::tiles::{Tile, Tiles};
 
     /// Leaves out the first column, which is the smallest possible error of a sum.
     fn short_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
@@ -198,9 +199,11 @@ mod tests {
 
     fn last_sum_off_by_one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
         // SAFETY: the same.
-        unsafe { (scalar::TABLE.tiles[0].1)(weights, q, cols, out) }
+        unsafe { (scalar::TABLE.tiles.next(1).kernel)(weights, q, cols, out) }
         *out.last_mut().expect("a row") += 1;
     }
+
+    const WRONG: &[Tile] = &[Tile::new(1, 1, last_sum_off_by_one)];
 
     #[test]
     fn a_wrong_kernel_is_reported_with_row_and_token() {
@@ -212,7 +215,7 @@ mod tests {
         assert!(message.contains(" row 0: NaN instead of "), "{message}");
         let message = error_of(Kernels { weighted_sum_blocks: first_row_only, ..table });
         assert!(message.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{message}");
-        let message = error_of(Kernels { tiles: &[(1, last_sum_off_by_one)], ..table });
+        let message = error_of(Kernels { tiles: Tiles::new(WRONG), ..table });
         assert!(message.starts_with("kernel scalar, ternary: row 132, token 0: "), "{message}");
     }
 }

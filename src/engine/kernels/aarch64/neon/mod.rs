@@ -18,6 +18,7 @@ pub(super) use block_quant::{dot_blocks, weighted_sum_blocks};
 
 use crate::engine::kernels::Kernels;
 use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::tiles::{Tile, Tiles};
 use std::arch::aarch64::*;
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {

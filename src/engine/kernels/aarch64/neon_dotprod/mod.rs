@@ -13,6 +13,7 @@ mod gemv;
 use super::neon::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
 use crate::engine::kernels::Kernels;
 use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::tiles::{Tile, Tiles};
 use std::arch::aarch64::*;
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {

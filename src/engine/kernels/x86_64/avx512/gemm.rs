@@ -11,29 +11,39 @@ const PAIRS: usize = 4;
 /// The rows of these pairs.
 const ROWS: usize = 2 * PAIRS;
 
-/// Multiplies all rows by `T` tokens. A register holds the same block of two rows, one in each half, and is
-/// multiplied by the same 32 int8 in both halves, so that nothing needs rearranging.
+/// Multiplies all rows by `T` tokens, `P` pairs of rows at a time. A register holds the same block of two rows, one in
+/// each half, and is multiplied by the same 32 int8 in both halves, so that nothing needs rearranging.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn gemm<const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
+pub(super) fn gemm<const P: usize, const T: usize>(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
     let (width, count) = (packed_row(cols), out.len() / T);
-    let whole = count / ROWS * ROWS;
-    for row in (0..whole).step_by(ROWS) {
-        let rows = &weights[row * width..(row + ROWS) * width];
-        let sums = dot_pairs::<PAIRS, T>(rows, width, width, q, cols);
-        for (token, sums) in sums.into_iter().enumerate() {
-            out[token * count + row..][..ROWS].copy_from_slice(&sum_pairs(sums));
-        }
+    let whole = count / (2 * P) * (2 * P);
+    for row in (0..whole).step_by(2 * P) {
+        let rows = &weights[row * width..(row + 2 * P) * width];
+        let sums = dot_pairs::<P, T>(rows, width, width, q, cols);
+        store_sums(&sums, 2 * P, &mut out[row..], count);
     }
     for row in (whole..count).step_by(2) {
+        // A row beyond the last is a copy of its neighbour and is not stored.
         let few = (count - row).min(2);
         let rows = &weights[row * width..(row + few) * width];
         let sums = dot_pairs::<1, T>(rows, width, (few - 1) * width, q, cols);
-        for (token, [sums]) in sums.into_iter().enumerate() {
-            // A row beyond the last is a copy of its neighbour and is not stored.
-            let zero = _mm512_setzero_si512();
-            let dots = sum_pairs([sums, zero, zero, zero]);
-            out[token * count + row..][..few].copy_from_slice(&dots[..few]);
-        }
+        store_sums(&sums, few, &mut out[row..], count);
+    }
+}
+
+/// Stores the sums of each token and row: `out[t * count + r]`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store_sums<const P: usize, const T: usize>(
+    sums: &[[__m512i; P]; T],
+    rows: usize,
+    out: &mut [i32],
+    count: usize,
+) {
+    for (token, sums) in sums.iter().enumerate() {
+        let mut four = [_mm512_setzero_si512(); PAIRS];
+        four[..P].copy_from_slice(sums);
+        out[token * count..][..rows].copy_from_slice(&sum_pairs(four)[..rows]);
     }
 }
 
