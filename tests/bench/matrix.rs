@@ -4,7 +4,7 @@
 //! pass (1 for all but ternary); passes; rows of a call. The time of the kernels does not depend on the numbers, so weights and
 //! activations are the cheapest there are: what is made before the first pass is executed, too.
 //!
-//! `matrix times TABLE THREADS MEGABYTES ROUNDS`: passes of 1 to 32 tokens in turn, over the same rows in the L2 cache
+//! `matrix times TABLE THREADS MEGABYTES ROUNDS`: passes of 1 to 128 tokens in turn, over the same rows in the L2 cache
 //! and over the next 32 MB of so many in memory. Prints medians, and what a pass takes as a multiple of one token's.
 
 use bitnetd::engine::kernels::Kernels;
@@ -57,7 +57,7 @@ fn ternary(kernels: &Kernels, tokens: usize, rounds: usize, rows: usize) {
 }
 
 /// Tokens of a pass whose time is measured.
-const TOKENS: [usize; 19] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 32];
+const TOKENS: [usize; 22] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 32, 48, 64, 128];
 /// Bytes that a pass reads of the weights in memory.
 const PART: usize = 32 << 20;
 /// Rows that a pass reads from the L2 cache, and how often.

@@ -13,10 +13,13 @@ use crate::engine::quant::blocks::{
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, BlockFormat, packed_row};
 use half::{bf16, f16};
 
+const TILES: Tiles = Tiles::new(&[Tile::new(4, 40, gemm), Tile::new(1, 10, gemm)]);
+
 pub(super) const TABLE: Kernels = Kernels {
     name: "scalar",
     batch: None,
-    tiles: Tiles::new(&[Tile::new(4, 40, gemm), Tile::new(1, 10, gemm)]),
+    tiles: TILES,
+    two_bit_tiles: TILES,
     call_tokens: 16,
     dot_f16,
     weighted_sum_f16,

@@ -61,15 +61,19 @@ fn check_ternary(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     Ok(())
 }
 
-/// One token with codes from 0 to 3, as the shortlist of the head uses them.
+/// Codes from 0 to 3, as the shortlist of the head uses them, for each tile size.
 fn two_bit_codes(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     let rows = numbers.bytes(ROWS * packed_row(COLS));
     let most = TWO_BIT_MAX_Q as i8;
-    let q: Vec<i8> = numbers.int8(COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
-    let (mut ours, mut reference) = (vec![0; ROWS], vec![0; ROWS]);
-    table.ternary_gemm(&rows, &q, &[sum(&q)], &mut ours);
-    scalar::TABLE.ternary_gemm(&rows, &q, &[sum(&q)], &mut reference);
-    check_equal(table, "four codes", &ours, &reference)
+    for tokens in table.two_bit_tiles.all().iter().map(|tile| tile.tokens) {
+        let q: Vec<i8> = numbers.int8(tokens * COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
+        let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
+        let (mut ours, mut reference) = (vec![0; ROWS * tokens], vec![0; ROWS * tokens]);
+        table.two_bit_gemm(&rows, &q, &sums, &mut ours);
+        scalar::TABLE.two_bit_gemm(&rows, &q, &sums, &mut reference);
+        check_equal(table, "four codes", &ours, &reference)?;
+    }
+    Ok(())
 }
 
 /// Rows of random codes with scales from -1 to 1.
@@ -217,5 +221,7 @@ mod tests {
         assert!(message.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{message}");
         let message = error_of(Kernels { tiles: Tiles::new(WRONG), ..table });
         assert!(message.starts_with("kernel scalar, ternary: row 132, token 0: "), "{message}");
+        let message = error_of(Kernels { two_bit_tiles: Tiles::new(WRONG), ..table });
+        assert!(message.starts_with("kernel scalar, four codes: row 132, token 0: "), "{message}");
     }
 }

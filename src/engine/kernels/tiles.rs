@@ -15,6 +15,11 @@ impl Tile {
     pub const fn new(tokens: usize, cost: u32, kernel: TernaryKernel) -> Self {
         Tile { tokens, cost, kernel }
     }
+
+    /// How many tokens it takes, and the kernel.
+    pub fn call(self) -> (usize, TernaryKernel) {
+        (self.tokens, self.kernel)
+    }
 }
 
 /// The tiles of a table, and which of them to use for each number of tokens.

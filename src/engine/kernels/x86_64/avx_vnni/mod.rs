@@ -34,17 +34,20 @@ macro_rules! table {
             use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
             use std::arch::x86_64::*;
 
+            const TILES: Tiles = Tiles::new(&[
+                Tile::new(6, 163, gemm::<2, 6>),
+                Tile::new(5, 142, gemm::<2, 5>),
+                Tile::new(4, 107, gemm::<3, 4>),
+                Tile::new(3, 88, gemm::<4, 3>),
+                Tile::new(2, 74, gemm::<4, 2>),
+                Tile::new(1, 42, gemv),
+            ]);
+
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
                 name: $name,
                 batch: None,
-                tiles: Tiles::new(&[
-                    Tile::new(6, 163, gemm::<2, 6>),
-                    Tile::new(5, 142, gemm::<2, 5>),
-                    Tile::new(4, 107, gemm::<3, 4>),
-                    Tile::new(3, 88, gemm::<4, 3>),
-                    Tile::new(2, 74, gemm::<4, 2>),
-                    Tile::new(1, 42, gemv),
-                ]),
+                tiles: TILES,
+                two_bit_tiles: TILES,
                 call_tokens: 16,
                 dot_f16,
                 weighted_sum_f16,
