@@ -1,6 +1,6 @@
 //! Every kernel table of this CPU against the scalar one: integers are equal bit for bit.
 
-use crate::formats;
+use crate::{few, formats};
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::quant::{BLOCK, FloatFormat, RowFormat, packed_row};
 use bitnetd::random::Lcg;
@@ -72,6 +72,71 @@ fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
                 let cols = 3 * BLOCK;
                 let weights = numbers.ternary_codes(rows * packed_row(cols));
                 check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
+            }
+        }
+    }
+}
+
+/// Tokens that requests decode together.
+const TOGETHER: std::ops::RangeInclusive<usize> = 1..=16;
+
+#[test]
+fn every_number_of_tokens_is_multiplied_as_the_definition_says_for_any_rows_and_columns() {
+    let mut numbers = Lcg::new(13);
+    for kernels in Kernels::all() {
+        for tokens in TOGETHER {
+            // Rows around the twos, threes, fours and eights that kernels read side by side; columns around the
+            // 15 blocks of 16-bit sums and the pairs of blocks of a wide register. The short ones first.
+            for rows in [1, 9, 2, 3, 4, 7, 8, 13, 16, 17].into_iter().take(few(2)) {
+                for blocks in [1, 16, 2, 3, 15, 17, 20, 31].into_iter().take(few(2)) {
+                    let cols = blocks * BLOCK;
+                    let weights = numbers.ternary_codes(rows * packed_row(cols));
+                    check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_values_overflow_nothing_with_any_number_of_tokens() {
+    let mut numbers = Lcg::new(14);
+    for kernels in Kernels::all() {
+        for tokens in TOGETHER {
+            for (rows, blocks) in [(3, 17), (9, 15), (8, 16), (2, 54)].into_iter().take(few(1)) {
+                let cols = blocks * BLOCK;
+                for byte in [0b00_00_00_00u8, 0b10_10_10_10] {
+                    for q in [-128i8, 127] {
+                        let weights = vec![byte; rows * packed_row(cols)];
+                        check_ternary(&kernels, &weights, &vec![q; tokens * cols], cols);
+                    }
+                }
+                let weights = numbers.ternary_codes(rows * packed_row(cols));
+                let either = |number: u8| if number.is_multiple_of(2) { -128i8 } else { 127 };
+                let q: Vec<i8> = numbers.bytes(tokens * cols).into_iter().map(either).collect();
+                check_ternary(&kernels, &weights, &q, cols);
+            }
+        }
+    }
+}
+
+#[test]
+fn each_token_has_the_sums_that_it_has_alone_whatever_tokens_stand_beside_it() {
+    let mut numbers = Lcg::new(15);
+    let (rows, cols) = (37, 5 * BLOCK);
+    for kernels in Kernels::all() {
+        let weights = numbers.ternary_codes(rows * packed_row(cols));
+        let q = numbers.int8(16 * cols);
+        let mut alone = vec![0; 16 * rows];
+        for (q, out) in q.chunks(cols).zip(alone.chunks_mut(rows)) {
+            kernels.ternary_gemm_codes(&weights, q, 1, out);
+        }
+        for tokens in TOGETHER {
+            for first in 0..=16 - tokens {
+                let mut out = vec![i32::MIN; tokens * rows];
+                let q = &q[first * cols..(first + tokens) * cols];
+                kernels.ternary_gemm_codes(&weights, q, tokens, &mut out);
+                assert_eq!(out, alone[first * rows..(first + tokens) * rows], "{} {tokens}", kernels.name());
             }
         }
     }

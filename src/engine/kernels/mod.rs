@@ -22,11 +22,14 @@ mod prefetch;
 mod scalar;
 mod self_test;
 mod simd_dispatch;
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use prefetch::{prefetch, prefetch_first_line};
 pub use simd_dispatch::WithSimd;
+
+use tiles::Tiles;
 
 use super::quant::{BLOCK, BlockFormat, FloatFormat, RowFormat, packed_row};
 
@@ -69,8 +72,11 @@ struct BatchKernel {
 pub struct Kernels {
     name: &'static str,
     batch: Option<BatchKernel>,
-    /// Kernels by the number of tokens that share one unpacking of the weights: the largest number first, 1 last.
-    tiles: &'static [(usize, TernaryKernel)],
+    tiles: Tiles,
+    /// Those of the tiles that are exact for the codes 0 to 3 too.
+    two_bit_tiles: Tiles,
+    /// How many tokens to multiply at a time.
+    call_tokens: usize,
     dot_f16: DotF16,
     weighted_sum_f16: WeightedSumF16,
     batch_f16: Option<BatchF16>,
@@ -90,6 +96,7 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
         ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
     #[cfg(target_arch = "aarch64")]
@@ -106,7 +113,18 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
 impl Kernels {
     /// The fastest table that this CPU can run.
     pub fn detect() -> Self {
-        *Self::all().last().expect("scalar runs everywhere")
+        Self::all().last().expect("scalar runs everywhere").for_this_cpu()
+    }
+
+    /// The table without its batch kernel where its tiles are faster.
+    ///
+    /// The batch kernel looks sums up because AMD's Zen 4 begins one 512-bit multiplication a cycle. Intel's servers
+    /// begin two, and there tiles take less time for any number of tokens (Sapphire Rapids, one thread, ns for 256
+    /// weights from memory: 24 tokens 33 instead of 53, 64 tokens 87 instead of 125, 128 tokens 184 instead of 222).
+    /// They are told by half-precision arithmetic, which they have had since then.
+    fn for_this_cpu(self) -> Self {
+        let has_two_multipliers = cpu_features().contains(&("avx512fp16", true));
+        Kernels { batch: self.batch.filter(|_| !has_two_multipliers), ..self }
     }
 
     /// The reference table, in plain Rust.
@@ -114,7 +132,7 @@ impl Kernels {
         scalar::TABLE
     }
 
-    /// Every table that this CPU can run, the slowest first.
+    /// Every table that this CPU can run, the slowest first, each with all its kernels, so that tests reach them.
     pub fn all() -> Vec<Self> {
         let features = cpu_features();
         let has = |wanted: &[&str]| wanted.iter().all(|name| features.contains(&(*name, true)));
@@ -144,7 +162,7 @@ impl Kernels {
 
     /// The table of that name, if this CPU can run it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::all().into_iter().find(|table| table.name == name)
+        Self::all().into_iter().find(|table| table.name == name).map(Self::for_this_cpu)
     }
 
     /// The table's name: `scalar`; `avx2`, `avx512vl-vnni`, `avx-vnni`, `avx512-vnni`; `neon`, `neon-dotprod`.
@@ -152,9 +170,9 @@ impl Kernels {
         self.name
     }
 
-    /// How many tokens to multiply at a time: whole tiles, and at least eight.
+    /// How many tokens to multiply at a time, so that they are split into tiles at the least cost.
     pub fn tile_tokens(&self) -> usize {
-        8usize.next_multiple_of(self.tiles[0].0)
+        self.call_tokens
     }
 
     /// The number of tokens from which on the batch kernel is faster than tiles of [`Kernels::tile_tokens`]. It
@@ -165,9 +183,6 @@ impl Kernels {
 
     /// Multiplies ternary rows by rows quantised to int8.
     ///
-    /// For one token, codes may be 0 to 3, which stand for -1 to 2, as long as no int8 is beyond 85: the kernels
-    /// add up in few bits what a code of 2 and an int8 of -128 give at most.
-    ///
     /// `weights`: `[rows, packed_row(cols)]`, packed as [`super::quant`] says; `q`: `[tokens, cols]`, where `cols`
     /// is a multiple of the block size; `sums`: `[tokens]`, the sum of each row of `q`; `out`: `[tokens, rows]`.
     ///
@@ -175,10 +190,22 @@ impl Kernels {
     /// When the lengths do not agree.
     pub fn ternary_gemm(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
         self.ternary_gemm_codes(weights, q, sums.len(), out);
-        // Codes 0, 1, 2 stand for -1, 0, 1: one subtraction a row instead of one a weight.
-        for (out, sum) in out.chunks_exact_mut((out.len() / sums.len()).max(1)).zip(sums) {
-            out.iter_mut().for_each(|dot| *dot -= sum);
-        }
+        subtract_sums(sums, out);
+    }
+
+    /// Multiplies rows of 2-bit codes 0 to 3, which stand for -1 to 2, by rows quantised to int8, none of which is
+    /// beyond 85: then three times an int8 is at most twice 128, which is what the sums of ternary weights in few bits
+    /// have room for. (Products of `vpdpbusd` and `sdot` are added in 32 bits and would need no such limit.)
+    ///
+    /// The shapes are those of [`Kernels::ternary_gemm`]. Where a table looks up sums of ternary codes, among which
+    /// there is no 3, it multiplies one token after the other here.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    pub fn two_bit_gemm(&self, weights: &[u8], q: &[i8], sums: &[i32], out: &mut [i32]) {
+        debug_assert!(q.iter().all(|q| q.unsigned_abs() <= 85));
+        self.multiply_codes(weights, q, sums.len(), out, |tokens, _| self.two_bit_tiles.next(tokens).call());
+        subtract_sums(sums, out);
     }
 
     /// The same without subtracting the token's sum from each number, for callers that pass over the output anyway:
@@ -187,6 +214,19 @@ impl Kernels {
     /// # Panics
     /// When the lengths do not agree.
     pub fn ternary_gemm_codes(&self, weights: &[u8], q: &[i8], tokens: usize, out: &mut [i32]) {
+        self.multiply_codes(weights, q, tokens, out, |tokens, rows| self.select_kernel(tokens, rows));
+    }
+
+    /// `select` chooses the kernel for the next of so many tokens and for so many rows; it returns how many of them the
+    /// kernel takes.
+    fn multiply_codes(
+        &self,
+        weights: &[u8],
+        q: &[i8],
+        tokens: usize,
+        out: &mut [i32],
+        select: impl Fn(usize, usize) -> (usize, TernaryKernel),
+    ) {
         assert!(tokens > 0 && q.len().is_multiple_of(tokens) && out.len().is_multiple_of(tokens));
         let (cols, rows) = (q.len() / tokens, out.len() / tokens);
         assert!(cols > 0 && cols.is_multiple_of(BLOCK) && weights.len() == rows * packed_row(cols));
@@ -194,7 +234,7 @@ impl Kernels {
         assert!(cols <= i32::MAX as usize / 256);
         let mut token = 0;
         while token < tokens {
-            let (count, kernel) = self.select_kernel(tokens - token, rows);
+            let (count, kernel) = select(tokens - token, rows);
             let (q, out) = (&q[token * cols..][..count * cols], &mut out[token * rows..][..count * rows]);
             // SAFETY: the table was chosen for this CPU, and the lengths were checked above as the kernels expect
             // them.
@@ -207,7 +247,7 @@ impl Kernels {
     fn select_kernel(&self, tokens: usize, rows: usize) -> (usize, TernaryKernel) {
         match self.batch {
             Some(batch) if tokens >= batch.min_tokens && rows >= batch.min_rows => (tokens, batch.kernel),
-            _ => *self.tiles.iter().find(|(count, _)| *count <= tokens).expect("a table ends with one token"),
+            _ => self.tiles.next(tokens).call(),
         }
     }
 
@@ -324,6 +364,13 @@ impl Kernels {
     /// Compares this table with the reference on random numbers from `seed`. The error says where they differ.
     pub fn self_test(&self, seed: u64) -> Result<(), String> {
         self_test::run(self, seed)
+    }
+}
+
+/// Codes 0, 1, 2, 3 stand for -1, 0, 1, 2: one subtraction a row instead of one a weight. `out`: `[tokens, rows]`.
+fn subtract_sums(sums: &[i32], out: &mut [i32]) {
+    for (out, sum) in out.chunks_exact_mut((out.len() / sums.len()).max(1)).zip(sums) {
+        out.iter_mut().for_each(|dot| *dot -= sum);
     }
 }
 

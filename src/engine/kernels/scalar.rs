@@ -5,6 +5,7 @@
 
 use super::multiply_add::multiply_add;
 use super::simd_dispatch::SimdLevel;
+use super::tiles::{Tile, Tiles};
 use super::{Kernels, block_quant};
 use crate::engine::quant::blocks::{
     K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, codes_q6_k, q6_k_groups, scale_at,
@@ -12,10 +13,14 @@ use crate::engine::quant::blocks::{
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, BlockFormat, packed_row};
 use half::{bf16, f16};
 
+const TILES: Tiles = Tiles::new(&[Tile::new(4, 40, gemm), Tile::new(1, 10, gemm)]);
+
 pub(super) const TABLE: Kernels = Kernels {
     name: "scalar",
     batch: None,
-    tiles: &[(4, gemm), (1, gemm)],
+    tiles: TILES,
+    two_bit_tiles: TILES,
+    call_tokens: 16,
     dot_f16,
     weighted_sum_f16,
     batch_f16: None,

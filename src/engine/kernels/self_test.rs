@@ -46,7 +46,7 @@ pub(super) fn run(table: &Kernels, seed: u64) -> Result<(), String> {
 fn check_ternary(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     let weights = numbers.ternary_codes(ROWS * packed_row(COLS));
     // Each tile size of the table, and behind the batch size some numbers of tokens that leave a partial tile.
-    let tiled = table.tiles.iter().map(|(tokens, _)| *tokens);
+    let tiled = table.tiles.all().iter().map(|tile| tile.tokens);
     let batch = table.batch.into_iter().flat_map(|batch| batch.min_tokens..batch.min_tokens + 8);
     let counts: Vec<usize> = tiled.chain(batch).collect();
     let most = counts.iter().copied().max().unwrap_or(1);
@@ -61,15 +61,19 @@ fn check_ternary(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     Ok(())
 }
 
-/// One token with codes from 0 to 3, as the shortlist of the head uses them.
+/// Codes from 0 to 3, as the shortlist of the head uses them, for each tile size.
 fn two_bit_codes(table: &Kernels, numbers: &mut Lcg) -> Result<(), String> {
     let rows = numbers.bytes(ROWS * packed_row(COLS));
     let most = TWO_BIT_MAX_Q as i8;
-    let q: Vec<i8> = numbers.int8(COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
-    let (mut ours, mut reference) = (vec![0; ROWS], vec![0; ROWS]);
-    table.ternary_gemm(&rows, &q, &[sum(&q)], &mut ours);
-    scalar::TABLE.ternary_gemm(&rows, &q, &[sum(&q)], &mut reference);
-    check_equal(table, "four codes", &ours, &reference)
+    for tokens in table.two_bit_tiles.all().iter().map(|tile| tile.tokens) {
+        let q: Vec<i8> = numbers.int8(tokens * COLS).into_iter().map(|q| q.clamp(-most, most)).collect();
+        let sums: Vec<i32> = q.chunks(COLS).map(sum).collect();
+        let (mut ours, mut reference) = (vec![0; ROWS * tokens], vec![0; ROWS * tokens]);
+        table.two_bit_gemm(&rows, &q, &sums, &mut ours);
+        scalar::TABLE.two_bit_gemm(&rows, &q, &sums, &mut reference);
+        check_equal(table, "four codes", &ours, &reference)?;
+    }
+    Ok(())
 }
 
 /// Rows of random codes with scales from -1 to 1.
@@ -176,6 +180,7 @@ fn check_equal(table: &Kernels, what: &str, ours: &[i32], reference: &[i32]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::kernels::tiles::{Tile, Tiles};
 
     /// Leaves out the first column, which is the smallest possible error of a sum.
     fn short_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
@@ -198,9 +203,11 @@ mod tests {
 
     fn last_sum_off_by_one(weights: &[u8], q: &[i8], cols: usize, out: &mut [i32]) {
         // SAFETY: the same.
-        unsafe { (scalar::TABLE.tiles[0].1)(weights, q, cols, out) }
+        unsafe { (scalar::TABLE.tiles.next(1).kernel)(weights, q, cols, out) }
         *out.last_mut().expect("a row") += 1;
     }
+
+    const WRONG: &[Tile] = &[Tile::new(1, 1, last_sum_off_by_one)];
 
     #[test]
     fn a_wrong_kernel_is_reported_with_row_and_token() {
@@ -212,7 +219,9 @@ mod tests {
         assert!(message.contains(" row 0: NaN instead of "), "{message}");
         let message = error_of(Kernels { weighted_sum_blocks: first_row_only, ..table });
         assert!(message.starts_with("kernel scalar, sum of Q4_0 rows, column 0: "), "{message}");
-        let message = error_of(Kernels { tiles: &[(1, last_sum_off_by_one)], ..table });
+        let message = error_of(Kernels { tiles: Tiles::new(WRONG), ..table });
         assert!(message.starts_with("kernel scalar, ternary: row 132, token 0: "), "{message}");
+        let message = error_of(Kernels { two_bit_tiles: Tiles::new(WRONG), ..table });
+        assert!(message.starts_with("kernel scalar, four codes: row 132, token 0: "), "{message}");
     }
 }

@@ -11,10 +11,30 @@ pub(super) const STREAMS: usize = 4;
 /// 1024, where reading and adding alone take 18.3).
 const PREFETCH_DISTANCE: usize = 512;
 
+/// How many bytes ahead a single row is prefetched. One stream must run further ahead than each of four (Sapphire
+/// Rapids, AVX2, 256 weights from memory and two tokens: 16.7 ns with 512, 13.7 with 2560, 20.7 without).
+const ROW_PREFETCH_DISTANCE: usize = 2560;
+
 /// Prefetches what lies [`PREFETCH_DISTANCE`] behind the start of `row`, be it of this row or of the next.
 #[inline(always)]
 pub(super) fn prefetch_ahead(row: &[u8]) {
     prefetch_line(row.as_ptr().wrapping_add(PREFETCH_DISTANCE));
+}
+
+/// Prefetches `len` bytes from `at` on behind the end of `rows`, which is what the same kernel reads next. Where a
+/// kernel reads some rows side by side that follow each other in memory, each is too short a stream for the hardware
+/// prefetcher.
+#[inline(always)]
+pub(super) fn prefetch_behind(rows: &[u8], at: usize, len: usize) {
+    for line in (0..len).step_by(CACHE_LINE) {
+        prefetch_line(rows.as_ptr().wrapping_add(rows.len() + at + line));
+    }
+}
+
+/// Prefetches what lies [`ROW_PREFETCH_DISTANCE`] behind the start of `row`, for kernels that read one row at a time.
+#[inline(always)]
+pub(super) fn prefetch_far_ahead(row: &[u8]) {
+    prefetch_line(row.as_ptr().wrapping_add(ROW_PREFETCH_DISTANCE));
 }
 
 /// Computes `out`, one number for each row of `width` bytes: [`STREAMS`] rows at a time with `side_by_side`, and

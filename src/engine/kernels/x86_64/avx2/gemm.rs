@@ -1,6 +1,7 @@
 //! Tiles of two to four tokens: GEMM of ternary rows.
 
 use super::{BLOCKS_IN_16_BITS, dot_block, horizontal_sum, unpack_codes};
+use crate::engine::kernels::x86_64::row_streams::prefetch_far_ahead;
 use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
 use std::arch::x86_64::*;
 
@@ -25,6 +26,9 @@ fn dot_tile<const T: usize>(weights: &[u8], q: &[i8], cols: usize) -> [i32; T] {
         let first = index * BLOCKS_IN_16_BITS * BLOCK;
         let mut partial = [_mm256_setzero_si256(); T];
         for (block, bytes) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
+            if block % 2 == 0 {
+                prefetch_far_ahead(bytes); // two blocks are one cache line
+            }
             let codes = unpack_codes(bytes);
             for (token, partial) in partial.iter_mut().enumerate() {
                 let at = token * cols + first + block * BLOCK;

@@ -15,13 +15,23 @@ pub(super) use block_quant::{dot_blocks, weighted_sum_blocks};
 
 use crate::engine::kernels::Kernels;
 use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::tiles::{Tile, Tiles};
 use crate::engine::quant::{BLOCK, BLOCK_BYTES};
 use std::arch::x86_64::*;
+
+const TILES: Tiles = Tiles::new(&[
+    Tile::new(4, 244, gemm::gemm::<4>),
+    Tile::new(3, 183, gemm::gemm::<3>),
+    Tile::new(2, 116, gemm::gemm::<2>),
+    Tile::new(1, 63, gemv::gemv),
+]);
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "avx2",
     batch: None,
-    tiles: &[(4, gemm::gemm::<4>), (3, gemm::gemm::<3>), (2, gemm::gemm::<2>), (1, gemv::gemv)],
+    tiles: TILES,
+    two_bit_tiles: TILES,
+    call_tokens: 16,
     dot_f16,
     weighted_sum_f16,
     batch_f16: None,

@@ -18,19 +18,26 @@ mod lut_layout;
 
 use super::avx2::{dot_blocks, dot_f16, weighted_sum_blocks, weighted_sum_f16};
 use crate::engine::kernels::simd_dispatch::SimdLevel;
+use crate::engine::kernels::tiles::{Tile, Tiles};
 use crate::engine::kernels::{BatchF16, Kernels};
+
+const TILES: Tiles = Tiles::new(&[
+    Tile::new(8, 106, gemm::gemm::<2, 8>),
+    Tile::new(7, 96, gemm::gemm::<2, 7>),
+    Tile::new(6, 78, gemm::gemm::<4, 6>),
+    Tile::new(5, 65, gemm::gemm::<4, 5>),
+    Tile::new(4, 57, gemm::gemm::<4, 4>),
+    Tile::new(3, 47, gemm::gemm::<4, 3>),
+    Tile::new(2, 39, gemm::gemm::<4, 2>),
+    Tile::new(1, 25, gemv::gemv),
+]);
 
 pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     name: "avx512-vnni",
     batch: Some(gemm_lut::BATCH),
-    tiles: &[
-        (6, gemm::gemm::<6>),
-        (5, gemm::gemm::<5>),
-        (4, gemm::gemm::<4>),
-        (3, gemm::gemm::<3>),
-        (2, gemm::gemm::<2>),
-        (1, gemv::gemv),
-    ],
+    tiles: TILES,
+    two_bit_tiles: TILES,
+    call_tokens: 16,
     dot_f16,
     weighted_sum_f16,
     batch_f16: Some(BatchF16 {

@@ -20,28 +20,35 @@ use std::arch::x86_64::*;
 macro_rules! table {
     ($module:ident, $name:literal, $features:literal, $dpbusd:ident) => {
         pub(in crate::engine::kernels) mod $module {
-            use super::gemm::PAIR;
+            use super::gemm::store_dots;
             use super::{load, load_q};
             use crate::engine::kernels::Kernels;
             use crate::engine::kernels::simd_dispatch::SimdLevel;
+            use crate::engine::kernels::tiles::{Tile, Tiles};
             use crate::engine::kernels::x86_64::avx2::{
                 dot_blocks, dot_f16, horizontal_sum, weighted_sum_blocks, weighted_sum_f16,
             };
-            use crate::engine::kernels::x86_64::row_streams::{for_each_row, prefetch_ahead};
+            use crate::engine::kernels::x86_64::row_streams::{
+                for_each_row, prefetch_ahead, prefetch_behind,
+            };
             use crate::engine::quant::{BLOCK, BLOCK_BYTES, packed_row};
             use std::arch::x86_64::*;
+
+            const TILES: Tiles = Tiles::new(&[
+                Tile::new(6, 163, gemm::<2, 6>),
+                Tile::new(5, 142, gemm::<2, 5>),
+                Tile::new(4, 107, gemm::<3, 4>),
+                Tile::new(3, 88, gemm::<4, 3>),
+                Tile::new(2, 74, gemm::<4, 2>),
+                Tile::new(1, 42, gemv),
+            ]);
 
             pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
                 name: $name,
                 batch: None,
-                tiles: &[
-                    (6, gemm::<6>),
-                    (5, gemm::<5>),
-                    (4, gemm::<4>),
-                    (3, gemm::<3>),
-                    (2, gemm::<2>),
-                    (1, gemv),
-                ],
+                tiles: TILES,
+                two_bit_tiles: TILES,
+                call_tokens: 16,
                 dot_f16,
                 weighted_sum_f16,
                 batch_f16: None,
