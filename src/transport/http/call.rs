@@ -242,14 +242,16 @@ impl Caller {
             return loop {
                 match events.recv().await {
                     Some(Event::Done(done)) => break Ok(response::response(200, JSON, encoder.whole(&done))),
-                    Some(Event::Error { refusal, .. }) => break Err(refuse(refusal)),
+                    Some(Event::Error { refusal, .. }) => {
+                        break Err(refuse(encoder.in_callers_words(refusal)));
+                    }
                     Some(Event::Token { .. }) => {}
                     None => break Err(refuse(lost())),
                 }
             };
         };
         let first = match events.recv().await {
-            Some(Event::Error { refusal, .. }) => return Err(refuse(refusal)),
+            Some(Event::Error { refusal, .. }) => return Err(refuse(encoder.in_callers_words(refusal))),
             Some(event) => event,
             None => return Err(refuse(lost())),
         };
