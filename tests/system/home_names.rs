@@ -40,6 +40,8 @@ async fn answers_have_the_names_that_the_broker_retains_and_nothing_else() {
     }
     let unknown = intent(&mut client, "turn on the packing hall lights").await;
     assert!(!unknown.to_string().contains("packing"), "{unknown}");
+    let report = client.ask(json!({"telemetry": true})).await;
+    assert_eq!(report["structured_output"]["nothing_fits"], 2, "{report}");
     // Functions that are not offered change nothing.
     let tools = json!([{"type": "function", "function": {"name": "get_time"}}]);
     let done = client.ask(json!({"prompt": "hello", "tools": tools, "tool_choice": "none"})).await;

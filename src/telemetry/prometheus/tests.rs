@@ -190,6 +190,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.cache_hit();
     telemetry.structured_output.answered(7);
     telemetry.structured_output.refused();
+    telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
     telemetry.http.denied();
     telemetry.http.ignored_keys(3);
