@@ -292,7 +292,7 @@ fn mqtt(text: &mut Exposition, link: &MqttLink) {
         .count(link.subscriptions_lost);
     text.counter("bitnetd_mqtt_duplicates_total", "Prompts that the broker delivered again.")
         .count(link.duplicates);
-    text.counter("bitnetd_mqtt_resent_total", "Prompts that were given a stored answer.").count(link.resent);
+    text.counter("bitnetd_mqtt_resent_total", "Prompts given a stored answer.").count(link.resent);
     text.counter("bitnetd_mqtt_dropped_total", "Replies given up, and prompts ignored in a flood.")
         .count(link.dropped);
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());
